@@ -1,0 +1,60 @@
+"""The only types that cross from the data pipelines to the device side.
+
+All are NamedTuples of arrays, hence pytrees. Images are channels last. `B` is the global batch once the arrays are placed
+on a mesh, the host's own rows before that.
+
+The five latents of the Geometry model (reference order of the layout tokens) and their shapes after `(B,)`:
+
+    shape              (L, C)   structure latent, L = resolution**3 tokens in x-major, z-fastest order
+    rotation           (1, 6)   normalised 6-D rotation
+    translation        (1, 3)   (t - shift) / scale of the point map
+    scale              (1, 3)   log(s / scale of the point map)
+    translation_scale  (1, 1)   log of the translation's own scale (0 unless the unit-translation convention is used)
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+LAYOUT_LATENTS = ("rotation", "translation", "scale", "translation_scale")  # token order of the layout stream
+LATENTS = ("shape", *LAYOUT_LATENTS)
+
+
+class Conditioning(NamedTuple):
+  """What the model looks at. A stream that is None is not used and costs nothing.
+
+  Images are uint8 in 0..255 or float in 0..1, masks uint8 or float in 0..1, point maps float with NaN where unknown.
+  """
+
+  image: np.ndarray | None = None  # (B, I, I, 3) crop around the object
+  mask: np.ndarray | None = None  # (B, I, I, 1) mask of the crop
+  rgb_image: np.ndarray | None = None  # (B, I, I, 3) whole photo, padded to a square
+  rgb_image_mask: np.ndarray | None = None  # (B, I, I, 1) mask of the whole photo
+  pointmap: np.ndarray | None = None  # (B, P, P, 3) normalised point map of the crop
+  rgb_pointmap: np.ndarray | None = None  # (B, P, P, 3) normalised point map of the whole photo
+
+
+class GeometryBatch(NamedTuple):
+  """One training batch of the Geometry model."""
+
+  key: np.ndarray  # (B, 2) uint32, content key of each example; all randomness of an example is derived from it
+  cond: Conditioning
+  latents: dict[str, np.ndarray]  # latent name -> (B, tokens, channels) float32; the data end (time 1) of the path
+  present: dict[str, np.ndarray]  # latent name -> (B,) bool; a latent that is not present is never trained on
+
+
+class StructureBatch(NamedTuple):
+  """One training batch of the structure VAE."""
+
+  key: np.ndarray  # (B, 2) uint32
+  occupancy: np.ndarray  # (B, X, Y, Z) uint8, 1 on surface voxels
+
+
+class PreferenceBatch(NamedTuple):
+  """One batch of preference pairs: two candidates for the same input, the first preferred."""
+
+  key: np.ndarray  # (B, 2) uint32
+  cond: Conditioning
+  win: dict[str, np.ndarray]  # latent name -> (B, tokens, channels)
+  lose: dict[str, np.ndarray]
+  present: dict[str, np.ndarray]  # latent name -> (B,) bool, true where both candidates have the latent

@@ -1,0 +1,177 @@
+"""Numeric parity with fixtures made by running the published PyTorch code.
+
+    python -m tests.parity DIR [--only PATTERN]
+
+runs every fixture of DIR (a `manifest.json` beside `<case>_<name>.npz` files), prints one row a file with its worst error and the
+manifest's tolerance, and exits 1 if any fails or if none ran. A fixture's case is the function registered for the longest
+matching name prefix; it computes, from `in/...` and `param/...` and the manifest's kwargs, every `out/...` and `grad/...` array.
+An array that a case does not return is a failure: nothing is skipped silently.
+
+The rule of comparison: max|a - ref| <= tol * max(1, max|ref|) per array; positions where both are NaN agree.
+"""
+
+import argparse
+from collections.abc import Callable, Iterable
+import dataclasses
+import fnmatch
+import importlib
+import json
+import pathlib
+import pkgutil
+import sys
+import traceback
+
+import numpy as np
+
+CASES: dict[str, Callable[["Fixture"], dict[str, np.ndarray]]] = {}
+UNSUPPORTED_PREFIXES = ("f",)  # the texture stage's fixtures: reported as not covered by this release
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixture:
+  """One fixture file: `kwargs` from the manifest, arrays by kind without their prefix."""
+
+  name: str
+  kwargs: dict
+  tol: float
+  arrays: dict[str, np.ndarray]
+
+  def group(self, prefix: str) -> dict[str, np.ndarray]:
+    """Arrays below `prefix/`, the prefix taken off: group("param"), group("in/x1")."""
+    return {k[len(prefix) + 1:]: v for k, v in self.arrays.items() if k.startswith(prefix + "/")}
+
+  @property
+  def inputs(self) -> dict[str, np.ndarray]:
+    return self.group("in")
+
+  @property
+  def params(self) -> dict[str, np.ndarray]:
+    return self.group("param")
+
+  @property
+  def expected(self) -> dict[str, np.ndarray]:
+    return {k: v for k, v in self.arrays.items() if k.startswith(("out/", "grad/"))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  name: str
+  error: float  # worst over arrays of max|a - ref| / max(1, max|ref|)
+  tol: float
+  worst: str  # the array it occurred in
+  problem: str = ""  # why the row fails, empty if it passes
+
+
+def case(*prefixes: str):
+  """Registers a function as the case of all fixtures whose name starts with one of the prefixes."""
+
+  def register(fn):
+    for prefix in prefixes:
+      if prefix in CASES:
+        raise ValueError(f"two parity cases for {prefix!r}")
+      CASES[prefix] = fn
+    return fn
+
+  return register
+
+
+def load_cases() -> None:
+  """Imports every module of tests.parity_cases, which register themselves."""
+  import tests.parity_cases as package
+  for module in pkgutil.iter_modules(package.__path__):
+    importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def fixtures(folder: pathlib.Path, only: str = "*") -> Iterable[Fixture]:
+  """The fixtures listed in the folder's manifest, in name order."""
+  manifest = json.loads((folder / "manifest.json").read_text())
+  for name in sorted(manifest):
+    if fnmatch.fnmatch(name, only):
+      with np.load(folder / name) as arrays:
+        yield Fixture(name.removesuffix(".npz"), manifest[name]["kwargs"], manifest[name]["tol"], dict(arrays))
+
+
+def relative_error(got: np.ndarray, ref: np.ndarray) -> float:
+  """max|got - ref| / max(1, max|ref|); infinite where shapes or the positions of NaN and infinity differ."""
+  got, ref = np.asarray(got), np.asarray(ref)
+  if got.shape != ref.shape:
+    return np.inf
+  if ref.size == 0:
+    return 0.0
+  got, ref = got.astype(np.float64), ref.astype(np.float64)
+  finite = np.isfinite(ref)
+  if not np.array_equal(finite, np.isfinite(got)) or not np.array_equal(got[~finite], ref[~finite], equal_nan=True):
+    return np.inf
+  if not finite.any():
+    return 0.0
+  return float(np.abs(got[finite] - ref[finite]).max() / max(1.0, np.abs(ref[finite]).max()))
+
+
+def compare(fixture: Fixture, got: dict[str, np.ndarray]) -> Row:
+  """Compares what a case returned with what the fixture expects."""
+  missing = sorted(set(fixture.expected) - set(got))
+  unknown = sorted(set(got) - set(fixture.expected))
+  errors = {k: relative_error(got[k], ref) for k, ref in fixture.expected.items() if k in got}
+  worst = max(errors, key=errors.get, default="")
+  error = errors.get(worst, 0.0)
+  problem = ""
+  if missing:
+    problem = f"{len(missing)} arrays not computed: {', '.join(missing[:4])}"
+  elif unknown:
+    problem = f"computed arrays that the fixture lacks: {', '.join(unknown[:4])}"
+  elif not errors:
+    problem = "the fixture has no expected arrays"
+  elif not error <= fixture.tol:
+    got_shape, ref_shape = np.shape(got[worst]), np.shape(fixture.expected[worst])
+    problem = f"{worst} is off" if got_shape == ref_shape else f"{worst} has shape {got_shape}, expected {ref_shape}"
+  return Row(fixture.name, error, fixture.tol, worst, problem)
+
+
+def find_case(name: str):
+  """The case registered for the longest prefix of `name`, or None."""
+  prefixes = [p for p in CASES if name.startswith(p)]
+  return CASES[max(prefixes, key=len)] if prefixes else None
+
+
+def run_fixture(fixture: Fixture) -> Row:
+  """Runs one fixture; an exception in its case is a failed row."""
+  fn = find_case(fixture.name)
+  if fn is None:
+    return Row(fixture.name, np.nan, fixture.tol, "", "no parity case is registered for this name")
+  try:
+    return compare(fixture, {k: np.asarray(v) for k, v in fn(fixture).items()})
+  except Exception:
+    return Row(fixture.name, np.nan, fixture.tol, "", traceback.format_exc(limit=-3).strip().replace("\n", " | "))
+
+
+def main(argv: list[str]) -> int:
+  parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__.split("\n")[0])
+  parser.add_argument("dir", type=pathlib.Path)
+  parser.add_argument("--only", default="*", help="run fixtures whose file name matches this pattern")
+  args = parser.parse_args(argv)
+  if not (args.dir / "manifest.json").is_file():
+    print(f"{args.dir} holds no manifest.json: give the folder with the fixture files", file=sys.stderr)
+    return 1
+  import jax
+  jax.config.update("jax_default_matmul_precision", "highest")
+  load_cases()
+  rows, left_out = [], []
+  for fixture in fixtures(args.dir, args.only):
+    if find_case(fixture.name) is None and fixture.name.startswith(UNSUPPORTED_PREFIXES):
+      left_out.append(fixture.name)
+      continue
+    row = run_fixture(fixture)
+    rows.append(row)
+    verdict = "FAIL" if row.problem else "ok"
+    print(f"{verdict:4}  {row.name:34} error {row.error:9.2e}  tol {row.tol:7.0e}  {row.problem or row.worst}", flush=True)
+  failed = sum(bool(r.problem) for r in rows)
+  if left_out:
+    print(f"not covered (texture stage): {', '.join(left_out)}")
+  print(f"{len(rows) - failed} passed, {failed} failed")
+  return 1 if failed or not rows else 0
+
+
+if __name__ == "__main__":
+  from tests import parity  # the registry must be the one that the cases import
+
+  sys.exit(parity.main(sys.argv[1:]))
