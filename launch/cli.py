@@ -1,0 +1,137 @@
+"""What every command has in common: configuration files with overrides, readable errors, exit codes.
+
+Exit codes: 0 done; 2 bad configuration or input (never worth a retry); 75 stopped on request after saving (start again); 1 anything
+else. A wrong configuration is reported before any device is touched.
+"""
+
+import argparse
+from collections.abc import Callable
+import difflib
+import os
+import pathlib
+import sys
+
+from absl import flags as absl_flags
+from ml_collections import ConfigDict, config_flags
+
+from sam3d_jax.errors import ConfigError, InputError, Preempted
+
+EXIT_BAD_INPUT = 2
+EXIT_RETRY = 75  # EX_TEMPFAIL: the launchers of docs/operations.md restart on it
+
+
+def main(run: Callable[[argparse.Namespace], int | None], *, description: str, flags: Callable[[argparse.ArgumentParser], None] | None = None,
+         config: str = "required", argv: list[str] | None = None) -> None:
+  """Parses the command line, runs `run(args)` and exits with the code that the outcome calls for.
+
+  config: "required" or "optional" adds `--config FILE[:variant]` and `--config.key=value`, found parsed in `args.config`
+  (None when optional and not given); "none" adds neither.
+  """
+  sys.exit(run_command(run, description=description, flags=flags, config=config, argv=argv))
+
+
+def run_command(run, *, description: str, flags=None, config: str = "required", argv: list[str] | None = None) -> int:
+  """`main` without leaving the process: returns the exit code."""
+  argv = sys.argv[1:] if argv is None else argv
+  parser = argparse.ArgumentParser(description=description.split("\n\n")[0], epilog="\n".join(description.split("\n\n")[1:2]),
+                                   allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+  if config != "none":
+    parser.add_argument("--config", required=config == "required", metavar="FILE[:VARIANT]",
+                        help="configuration file; any key of it is set with --config.KEY=VALUE")
+  if flags is not None:
+    flags(parser)
+  try:
+    overrides = [a for a in argv if a.startswith("--config.")] if config != "none" else []
+    args = parser.parse_args([a for a in argv if a not in overrides])
+    if config != "none":
+      if overrides and args.config is None:
+        raise ConfigError(f"{overrides[0]} needs --config FILE")
+      args.config = load_config(args.config, overrides) if args.config is not None else None
+    return run(args) or 0
+  except InputError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return EXIT_BAD_INPUT
+  except (Preempted, KeyboardInterrupt) as stop:
+    reason = "interrupted" if isinstance(stop, KeyboardInterrupt) else stop
+    print(f"stopped: {reason}. Run the same command again to continue.", file=sys.stderr)
+    return EXIT_RETRY
+
+
+def load_config(spec: str, overrides: list[str] = ()) -> ConfigDict:
+  """The locked configuration of `file.py[:variant]` with `--config.key=value` overrides applied.
+
+  Raises ConfigError naming the file, the key, the value and the nearest key.
+  """
+  path = spec.partition(":")[0]
+  if not path.endswith(".py") or not os.path.isfile(path):
+    raise ConfigError(f"--config {spec}: {nearest_file(path)}")
+  config = _parse(spec, [])
+  for override in overrides:
+    key, equals, value = override.removeprefix("--config.").partition("=")
+    if not equals:
+      raise ConfigError(f"--config.{key}: write it as --config.{key}=VALUE")
+    if not _has(config, key):
+      raise ConfigError(f"{path} has no key '{key}' (given value {value!r}){nearest_key(key, config)}")
+  try:
+    return _parse(spec, list(overrides))
+  except (absl_flags.Error, TypeError, ValueError) as error:
+    raise ConfigError(f"{path}: {_blame(spec, overrides, config) or error}") from error
+
+
+def _parse(spec: str, overrides: list[str]) -> ConfigDict:
+  argv = ["command", f"--config={spec}", *overrides]
+  values = absl_flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True, sys_argv=argv)
+  values(argv)
+  return values.config
+
+
+def _blame(spec: str, overrides: list[str], config: ConfigDict) -> str | None:
+  """The message for the first override whose value does not fit its key's type."""
+  for override in overrides:
+    try:
+      _parse(spec, [override])
+    except (absl_flags.Error, TypeError, ValueError):
+      key, _, value = override.removeprefix("--config.").partition("=")
+      return f"{key} = {value!r} is not of type {type(config[key] if '.' not in key else _get(config, key)).__name__}"
+  return None
+
+
+def _get(config, key: str):
+  for part in key.split("."):
+    config = config[part]
+  return config
+
+
+def _has(config, key: str) -> bool:
+  try:
+    _get(config, key)
+  except (KeyError, TypeError, IndexError):
+    return False
+  return True
+
+
+def all_keys(config: ConfigDict, prefix: str = "") -> list[str]:
+  """Every key of a configuration, dotted, sections included."""
+  keys = []
+  for name, value in config.items():
+    keys.append(prefix + name)
+    if isinstance(value, ConfigDict):
+      keys += all_keys(value, f"{prefix}{name}.")
+  return keys
+
+
+def nearest_key(key: str, config: ConfigDict) -> str:
+  """'; the nearest key is ...', or '' if none is near."""
+  keys = all_keys(config)
+  near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+  if not near:  # the right name in the wrong section
+    near = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]
+  return f"; the nearest key is '{near[0]}'" if near else ""
+
+
+def nearest_file(path: str) -> str:
+  """Says that a configuration file does not exist and which existing one is nearest."""
+  known = [str(p) for p in sorted(pathlib.Path("configs").rglob("*.py")) if p.name != "__init__.py"]
+  near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
+  return f"no such configuration file ({path})" + (f"; the nearest is {near[0]}" if near else "")

@@ -1,0 +1,13 @@
+"""Errors that carry a meaning for whoever started the job; `launch.cli` turns each into its exit code."""
+
+
+class InputError(ValueError):
+  """The configuration or an input is wrong: retrying cannot help (exit code 2). The message names the file or key, the value and the fix."""
+
+
+class ConfigError(InputError):
+  """A configuration key or value is wrong."""
+
+
+class Preempted(Exception):
+  """The job was told to stop, has saved, and should be started again (exit code 75)."""

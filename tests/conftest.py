@@ -1,0 +1,27 @@
+"""Test configuration: CPU, exact matrix products, and the folder with fixtures and real inputs."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_default_matmul_precision", "highest")
+
+SHARED = pathlib.Path(os.environ.get("SAM3D_SHARED", pathlib.Path(__file__).parents[1] / ".." / "shared")).resolve()
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> pathlib.Path:
+  """Folder with `golden/` and `data/`; tests that need it are skipped where it is absent (set SAM3D_SHARED to point elsewhere)."""
+  if not SHARED.is_dir():
+    pytest.skip(f"{SHARED} does not exist: set SAM3D_SHARED to the folder with golden/ and data/")
+  return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden_dir(shared_dir) -> pathlib.Path:
+  """Folder with the numeric fixtures."""
+  return shared_dir / "golden" / "dev"
