@@ -6,6 +6,7 @@ import math
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 REMAT_POLICIES = ("none", "full", "dots", "attention")
 
@@ -59,6 +60,93 @@ def layer_norm(x, eps: float):
   mean = x.mean(-1, keepdims=True)
   var = jnp.square(x - mean).mean(-1, keepdims=True)
   return (x - mean) * jax.lax.rsqrt(var + eps)
+
+
+class HeadRMSNorm(nnx.Module):
+  """RMS norm over the head dimension with a gain per head, computed in fp32 and returned in the input's dtype.
+
+  y = x / max(|x|, 1e-12) * sqrt(K) * scale, the floor written on the squared norm so that the gradient at x = 0 is finite.
+  """
+
+  def __init__(self, heads: int, head_dim: int):
+    self.scale = nnx.Param(jnp.ones((heads, head_dim), jnp.float32))
+
+  def __call__(self, x_BLHK):
+    x = x_BLHK.astype(jnp.float32)
+    squared_norm = jnp.square(x).sum(-1, keepdims=True)
+    unit = x * jax.lax.rsqrt(jnp.maximum(squared_norm, 1e-24))
+    return (unit * self.scale[...] * math.sqrt(x.shape[-1])).astype(x_BLHK.dtype)
+
+
+class MLP(nnx.Module):
+  """Linear, GELU, linear. `exact_gelu` chooses erf over the tanh approximation; the activation is computed in `dtype`."""
+
+  def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs, dtype=jnp.float32, exact_gelu: bool = False):
+    self.up = Dense(width, hidden, rngs=rngs, dtype=dtype)
+    self.down = Dense(hidden, width, rngs=rngs, dtype=dtype)
+    self.exact_gelu = exact_gelu
+
+  def __call__(self, x_BLD):
+    return self.down(jax.nn.gelu(self.up(x_BLD), approximate=not self.exact_gelu))
+
+
+class SwiGLU(nnx.Module):
+  """Gated feed-forward without biases: down(silu(gate(x)) * up(x)) (Shazeer 2020, "GLU variants improve transformer")."""
+
+  def __init__(self, d_in: int, hidden: int, d_out: int, *, rngs: nnx.Rngs, dtype=jnp.float32):
+    self.gate = Dense(d_in, hidden, rngs=rngs, dtype=dtype, bias=False)
+    self.up = Dense(d_in, hidden, rngs=rngs, dtype=dtype, bias=False)
+    self.down = Dense(hidden, d_out, rngs=rngs, dtype=dtype, bias=False)
+
+  def __call__(self, x):
+    return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+def swiglu_hidden(width: int, multiplier: float, multiple_of: int = 256) -> int:
+  """Hidden width of a SwiGLU with about the parameters of a plain MLP of `multiplier * width`: two thirds of it, rounded up."""
+  return -(-int(2 * int(multiplier * width) / 3) // multiple_of) * multiple_of
+
+
+class TimestepEmbedder(nnx.Module):
+  """Scalars (N,), in the sinusoid's own units (here time * 1000), to embeddings (N, width). All in fp32.
+
+  `zero` starts the last layer at zero, so that an embedder added to a trained model changes nothing at first.
+  """
+
+  def __init__(self, width: int, *, rngs: nnx.Rngs, frequencies: int = 256, zero: bool = False):
+    self.frequencies = frequencies
+    self.hidden = Dense(frequencies, width, rngs=rngs)
+    self.out = Dense(width, width, rngs=rngs, zero=zero)
+
+  def __call__(self, t_N):
+    return self.out(jax.nn.silu(self.hidden(sinusoid(t_N, self.frequencies))))
+
+
+def sinusoid(t_N, dim: int, max_period: float = 10_000.0):
+  """Sinusoidal embedding (N,) -> (N, dim): cosines first, then sines; an odd `dim` ends in a zero (Vaswani et al. 2017, 3.5)."""
+  half = dim // 2
+  frequencies = np.exp(-math.log(max_period) * np.arange(half) / half).astype(np.float32)
+  angles = t_N.astype(jnp.float32)[:, None] * frequencies
+  return jnp.pad(jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1), ((0, 0), (0, dim % 2)))
+
+
+def position_sincos(coords_LA, dim: int):
+  """Absolute position embedding of coordinates (L, axes) -> (L, dim) fp32.
+
+  Each axis in turn contributes [sin(x f), cos(x f)] with f = 10000^(-i / n), n = dim // axes // 2; the rest is zero.
+  """
+  axes = coords_LA.shape[-1]
+  n = dim // axes // 2
+  frequencies = (10_000.0 ** (-np.arange(n) / n)).astype(np.float32)
+  angles = coords_LA.astype(jnp.float32)[..., None] * frequencies
+  table = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(len(coords_LA), axes * 2 * n)
+  return jnp.pad(table, ((0, 0), (0, dim - axes * 2 * n)))
+
+
+def grid_positions(resolution: int):
+  """Integer coordinates (resolution^3, 3) of a cubic grid in token order: x slowest, z fastest."""
+  axis = np.arange(resolution, dtype=np.int32)
+  return np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
 class Stack(nnx.Module):
