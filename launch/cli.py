@@ -65,7 +65,10 @@ def load_config(spec: str, overrides: list[str] = ()) -> ConfigDict:
   path = spec.partition(":")[0]
   if not path.endswith(".py") or not os.path.isfile(path):
     raise ConfigError(f"--config {spec}: {nearest_file(path)}")
-  config = _parse(spec, [])
+  try:
+    config = _parse(spec, [])
+  except (absl_flags.Error, TypeError, ValueError) as error:
+    raise ConfigError(f"--config {spec}: {str(error).strip().splitlines()[-1]}") from error
   for override in overrides:
     key, equals, value = override.removeprefix("--config.").partition("=")
     if not equals:
@@ -93,7 +96,7 @@ def _blame(spec: str, overrides: list[str], config: ConfigDict) -> str | None:
       _parse(spec, [override])
     except (absl_flags.Error, TypeError, ValueError):
       key, _, value = override.removeprefix("--config.").partition("=")
-      return f"{key} = {value!r} is not of type {type(config[key] if '.' not in key else _get(config, key)).__name__}"
+      return f"{key} = {value!r} is not of type {type(_get(config, key)).__name__}"
   return None
 
 

@@ -1,0 +1,32 @@
+"""The Geometry model: what the photo says (condition encoder) and how the latents flow (Mixture-of-Transformers)."""
+
+import dataclasses
+
+from flax import nnx
+
+from sam3d_jax.batch import Conditioning
+from sam3d_jax.models.conditioning import ConditionConfig, ConditionEncoder
+from sam3d_jax.models.geometry_flow import GeometryFlow, GeometryFlowConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class GeometryConfig:
+  flow: GeometryFlowConfig
+  condition: ConditionConfig
+
+
+class GeometryModel(nnx.Module):
+  """p(shape, rotation, translation, scale | image, mask, point map) as a velocity field (arXiv 2511.16624 §2)."""
+
+  def __init__(self, cfg: GeometryConfig, *, rngs: nnx.Rngs):
+    self.cfg = cfg
+    self.condition = ConditionEncoder(cfg.condition, rngs=rngs)
+    self.flow = GeometryFlow(cfg.flow, rngs=rngs)
+
+  def encode(self, cond: Conditioning, drop_pointmap_B=None):
+    """Condition tokens (B, S, D). `drop_pointmap_B` (B,) bool zeroes the tokens of both point-map streams."""
+    return self.condition(cond, drop_pointmap_B)
+
+  def velocity(self, x, t_B, tokens_BSD, d_B=None):
+    """Velocity of every latent at time t (0 noise, 1 data); d is the step size of shortcut models, None to leave it out."""
+    return self.flow(x, t_B, tokens_BSD, d_B)

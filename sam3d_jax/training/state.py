@@ -1,0 +1,62 @@
+"""The training state and how it meets a model's code.
+
+Parameters are flat dictionaries, path -> array; the module's structure (its graph) is static. One representation serves regular
+expressions (freezing, sharding), checkpoints and the PyTorch names.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import optax
+
+from sam3d_jax.training import optim
+
+
+class TrainState(NamedTuple):
+  """Everything that a step changes, and what it reads beside the batch."""
+
+  step: jax.Array  # () int32, updates applied or skipped so far
+  params: dict[str, jax.Array]  # trainable parameters, fp32
+  frozen: dict[str, jax.Array]  # the rest of the model: no gradient, no optimiser state, no average
+  reference: dict[str, jax.Array]  # trainable part of the frozen reference model of DPO; empty otherwise
+  ema: dict[str, dict[str, jax.Array]]  # decay -> averages of `params`, fp32
+  opt: optax.OptState
+  skipped: jax.Array  # () int32, steps skipped because the gradient was not finite or spiked
+  skipped_in_a_row: jax.Array  # () int32
+  grad_norm_mean: jax.Array  # () float32, running mean of the accepted gradient norms, for spike detection
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelGraph:
+  """A module without its parameters. Hashable, so it may be closed over by a jitted function."""
+
+  graphdef: nnx.GraphDef
+  paths: tuple[tuple, ...]  # key path of every parameter in the module
+
+  @classmethod
+  def of(cls, module: nnx.Module) -> "ModelGraph":
+    """Raises ValueError if the module holds state other than parameters."""
+    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+    if nnx.to_flat_state(rest):
+      raise ValueError(f"the module holds state that is not a parameter: {[p for p, _ in nnx.to_flat_state(rest)]}")
+    return cls(graphdef, tuple(path for path, _ in nnx.to_flat_state(params)))
+
+  def merge(self, params: Mapping[str, jax.Array]) -> nnx.Module:
+    """The module with these parameters (path -> array)."""
+    flat = [(path, nnx.Param(params["/".join(map(str, path))])) for path in self.paths]
+    return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
+
+
+def init_state(cfg: optim.OptimConfig, params: Mapping[str, jax.Array], *, keep_reference: bool = False) -> TrainState:
+  """A fresh state around the given model parameters. `keep_reference` keeps a copy of the trainable ones as they are now."""
+  trainable, frozen = optim.split_trainable(cfg, params)
+  copy = lambda tree: jax.tree.map(jnp.copy, tree)  # donated buffers must not be shared
+  return TrainState(
+      step=jnp.zeros((), jnp.int32), params=dict(trainable), frozen=dict(frozen),
+      reference=copy(dict(trainable)) if keep_reference else {},
+      ema={f"{d:g}": copy(dict(trainable)) for d in cfg.ema}, opt=optim.make_optimizer(cfg).init(dict(trainable)),
+      skipped=jnp.zeros((), jnp.int32), skipped_in_a_row=jnp.zeros((), jnp.int32), grad_norm_mean=jnp.zeros((), jnp.float32))

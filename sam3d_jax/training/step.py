@@ -1,0 +1,84 @@
+"""One training step for every stage."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sam3d_jax.training import optim
+from sam3d_jax.training.state import ModelGraph, TrainState
+
+NORM_MEMORY = 0.99  # of the running mean that a spike is measured against
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardConfig:
+  """When an update is refused. A refused update changes nothing but the counters."""
+
+  spike_factor: float = 0.0  # refuse gradients whose norm exceeds this multiple of the running mean; 0 switches it off
+  spike_warmup: int = 100  # steps before spikes are looked for
+  max_in_a_row: int = 20  # refused updates in a row that stop the job
+
+
+def make_train_step(graph: ModelGraph, objective: Callable, cfg: optim.OptimConfig, guard: GuardConfig, *, seed: int,
+                    accumulate: int = 1) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+  """Returns `train_step(state, batch, lr) -> (state, metrics)`.
+
+  objective: (model, frozen, batch, key) -> (loss, metrics); `frozen` is the reference model or None. All randomness comes from
+  (seed, step, example key). With `accumulate` = k the batch is taken in k parts, one after the other, and the gradients are averaged
+  in fp32, which equals the gradient of the whole batch.
+  """
+  tx = optim.make_optimizer(cfg)
+
+  def loss_and_grad(state: TrainState, batch, key):
+    def loss_fn(params):
+      model = graph.merge({**params, **state.frozen})
+      reference = graph.merge({**state.reference, **state.frozen}) if state.reference else None
+      return objective(model, reference, batch, key)
+    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    return {**metrics, "loss": loss}, grads
+
+  def train_step(state: TrainState, batch, lr):
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    metrics, grads = accumulated(loss_and_grad, state, batch, key, accumulate)
+    norm = optax.global_norm(grads)
+    ok = accept(norm, metrics["loss"], state, guard)
+    updates, opt = tx.update(grads, state.opt, state.params)
+    params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
+    ema = {d: optax.incremental_update(params, average, 1 - float(d)) for d, average in state.ema.items()}
+    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
+    mean = jnp.where(state.step == 0, norm, NORM_MEMORY * state.grad_norm_mean + (1 - NORM_MEMORY) * norm)
+    new = state._replace(
+        step=state.step + 1, params=keep(params, state.params), ema=keep(ema, state.ema), opt=keep(opt, state.opt),
+        skipped=state.skipped + ~ok, skipped_in_a_row=jnp.where(ok, 0, state.skipped_in_a_row + 1),
+        grad_norm_mean=keep(mean, state.grad_norm_mean))
+    return new, {**metrics, "norm/grad": norm, "norm/params": optax.global_norm(new.params), "lr": lr,
+                 "skipped": new.skipped, "skipped_in_a_row": new.skipped_in_a_row}
+
+  return train_step
+
+
+def accept(norm, loss, state: TrainState, guard: GuardConfig):
+  """() bool: the gradient is finite and no spike."""
+  ok = jnp.isfinite(norm) & jnp.isfinite(loss)
+  if guard.spike_factor:
+    ok &= (state.step < guard.spike_warmup) | (norm <= guard.spike_factor * state.grad_norm_mean)
+  return ok
+
+
+def accumulated(loss_and_grad: Callable, state: TrainState, batch, key, parts: int):
+  """Metrics and gradients of a batch taken in `parts` equal parts, averaged."""
+  if parts == 1:
+    return loss_and_grad(state, batch, key)
+  # Part i takes rows i, i + parts, ...: with the batch dimension sharded, every device then works on every part.
+  batch = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0), batch)
+  first = jax.tree.map(lambda x: x[0], batch)
+  zero = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), jax.eval_shape(loss_and_grad, state, first, key))
+
+  def body(total, part):
+    return jax.tree.map(lambda t, x: t + x.astype(jnp.float32) / parts, total, loss_and_grad(state, part, key)), None
+
+  return jax.lax.scan(body, zero, batch)[0]
