@@ -1,21 +1,136 @@
-"""The one attention entry point of all models."""
+"""The one attention entry point of all models: full (non-causal) attention through XLA, cuDNN or TPU splash attention."""
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 BACKENDS = ("auto", "xla", "cudnn", "splash")
+SAVED_NAME = "attention_out"  # what the remat policy "attention" keeps
+KERNEL_MIN_LENGTH = 128  # below it a tiled kernel works on padding
+SPLASH_BLOCK = 512
+SPLASH_LANES = 128
+
+BATCH_AXES = ("data", "fsdp")
+HEAD_AXES = ("tensor",)
+QUERY_AXES = ("context",)
 
 
 def attend(q_BLHK, k_BMHK, v_BMHK, *, backend: str = "auto"):
-  """Full (non-causal) scaled dot-product attention with scale 1/sqrt(K) and an fp32 softmax.
+  """Full scaled dot-product attention with scale 1/sqrt(K) and an fp32 softmax.
 
   q_BLHK, k_BMHK, v_BMHK: queries, keys and values; returns (B, L, H, K) in the queries' dtype.
+  backend: "xla" runs anywhere, "cudnn" on NVIDIA GPUs in half precision, "splash" on TPUs; "auto" is `choose_backend`'s choice.
+
+  A program that is compiled for other hardware than the default backend's has to name its backend. Under a mesh
+  (`jax.set_mesh`) the kernels run shard by shard: batch over `data` and `fsdp`, heads over `tensor`, queries over `context`.
   """
   if backend not in BACKENDS:
     raise ValueError(f"attention backend {backend!r} is not one of {BACKENDS}")
-  scale = q_BLHK.shape[-1] ** -0.5
-  logits_BHLM = jnp.einsum("blhk,bmhk->bhlm", q_BLHK, k_BMHK, preferred_element_type=jnp.float32) * scale
-  weights_BHLM = jax.nn.softmax(logits_BHLM, axis=-1).astype(v_BMHK.dtype)
-  out = jnp.einsum("bhlm,bmhk->blhk", weights_BHLM, v_BMHK)
-  return checkpoint_name(out, "attention_out")
+  if backend == "auto":
+    backend = choose_backend(jax.default_backend(), q_BLHK, k_BMHK)
+  if backend == "xla":
+    return attend_parts(q_BLHK, (k_BMHK,), (v_BMHK,))
+  kernel = {"cudnn": _cudnn, "splash": _splash}[backend]
+  return _per_shard(kernel, q_BLHK, k_BMHK)(q_BLHK, k_BMHK, v_BMHK)
+
+
+def choose_backend(platform: str, q_BLHK, k_BMHK) -> str:
+  """The fastest backend for a platform ("cpu", "gpu", "tpu"): its kernel where lengths and dtype suit it, else "xla"."""
+  if min(q_BLHK.shape[1], k_BMHK.shape[1]) < KERNEL_MIN_LENGTH:
+    return "xla"
+  if platform == "tpu":
+    return "splash"
+  if platform == "gpu" and q_BLHK.dtype in (jnp.bfloat16, jnp.float16):
+    return "cudnn"
+  return "xla"
+
+
+def attend_parts(q_BLHK, ks, vs, *, scale: float | None = None):
+  """Attention over keys and values that come in parts, as if the parts were concatenated; always plain XLA.
+
+  ks, vs: arrays (B, M, H, K), or (B, M, K) for keys and values that all heads share. For few queries: only the logits are
+  joined, so long keys are neither copied nor stored twice. `scale` defaults to 1/sqrt(K).
+  """
+  scale = q_BLHK.shape[-1] ** -0.5 if scale is None else scale
+  logits = [jnp.einsum(f"blhk,{_dims(k)}->bhlm", q_BLHK, k, preferred_element_type=jnp.float32) for k in ks]
+  weights_BHLM = jax.nn.softmax(jnp.concatenate(logits, axis=-1) * scale, axis=-1)
+  out_BLHK, start = 0.0, 0
+  for v in vs:
+    part_BHLM = jax.lax.slice_in_dim(weights_BHLM, start, start + v.shape[1], axis=-1).astype(v.dtype)
+    out_BLHK = out_BLHK + jnp.einsum(f"bhlm,{_dims(v)}->blhk", part_BHLM, v, preferred_element_type=jnp.float32)
+    start += v.shape[1]
+  return checkpoint_name(out_BLHK.astype(q_BLHK.dtype), SAVED_NAME)
+
+
+def _dims(k):
+  return "bmhk" if k.ndim == 4 else "bmk"
+
+
+def _cudnn(q_BLHK, k_BMHK, v_BMHK):
+  return checkpoint_name(jax.nn.dot_product_attention(q_BLHK, k_BMHK, v_BMHK, implementation="cudnn"), SAVED_NAME)
+
+
+def _splash(q_BLHK, k_BMHK, v_BMHK):
+  """Splash attention: lengths padded to whole blocks, padded keys kept out by segment ids, padded queries dropped."""
+  (length, heads), keys = q_BLHK.shape[1:3], k_BMHK.shape[1]
+  q_block, padded_length = _splash_block(length)
+  k_block, padded_keys = _splash_block(keys)
+  kernel = _splash_kernel(heads, padded_length, padded_keys, q_block, k_block)
+  q, k, v = (_pad_length(x.swapaxes(1, 2), n)  # (B, H, padded, K)
+             for x, n in ((q_BLHK * q_BLHK.shape[-1] ** -0.5, padded_length), (k_BMHK, padded_keys), (v_BMHK, padded_keys)))
+  segments = None
+  if padded_keys != keys:
+    is_padding = (jnp.arange(padded_keys) >= keys).astype(jnp.int32)
+    segments = splash.SegmentIds(q=jnp.zeros(padded_length, jnp.int32), kv=is_padding)
+  out = jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=segments))(q, k, v)
+  return out[:, :, :length].swapaxes(1, 2).astype(q_BLHK.dtype)
+
+
+def _splash_block(length: int) -> tuple[int, int]:
+  """Block size and padded length: whole blocks of SPLASH_BLOCK, or one block of whole lanes for a short sequence."""
+  block = min(SPLASH_BLOCK, _round_up(length, SPLASH_LANES))
+  return block, _round_up(length, block)
+
+
+def _round_up(n: int, multiple: int) -> int:
+  return -(-n // multiple) * multiple
+
+
+def _pad_length(x_BHLK, length: int):
+  return jnp.pad(x_BHLK, ((0, 0), (0, 0), (0, length - x_BHLK.shape[2]), (0, 0)))
+
+
+def _splash_kernel(heads: int, length: int, keys: int, q_block: int, k_block: int):
+  blocks = splash.BlockSizes(block_q=q_block, block_kv=k_block, block_q_dkv=q_block, block_kv_dkv=k_block,
+                             block_q_dq=q_block, block_kv_dq=k_block)
+  mask = splash_mask.MultiHeadMask([splash_mask.FullMask((length, keys))] * heads)
+  # The name sits inside the kernel's own derivative rule: a tag on the output alone would not spare it a second forward pass.
+  return splash.make_splash_mha(mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, residual_checkpoint_name=SAVED_NAME)
+
+
+def _per_shard(kernel, q_BLHK, k_BMHK):
+  """`kernel` mapped over the shards of the ambient mesh, which the compiler cannot cut by itself; unchanged without a mesh.
+
+  Every shard holds the keys and values of its batch rows and heads whole. An axis that does not divide its dimension is left out.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return kernel
+  batch = _dividing_axes(mesh, BATCH_AXES, q_BLHK.shape[0])
+  heads = _dividing_axes(mesh, HEAD_AXES, q_BLHK.shape[2])
+  queries = P(batch, _dividing_axes(mesh, QUERY_AXES, q_BLHK.shape[1]), heads)
+  keys = P(batch, None, heads)
+  return jax.shard_map(kernel, in_specs=(queries, keys, keys), out_specs=queries, check_vma=False)
+
+
+def _dividing_axes(mesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:
+  """The leading ones of `axes` that the mesh has and whose product divides `size`."""
+  chosen, ways = [], 1
+  for axis in axes:
+    if axis in mesh.shape and size % (ways * mesh.shape[axis]) == 0:
+      chosen.append(axis)
+      ways *= mesh.shape[axis]
+  return tuple(chosen)

@@ -1,0 +1,259 @@
+"""The Geometry flow model: a Mixture of Transformers over shape tokens and layout tokens (arXiv 2511.16624, appendix C).
+
+Two parameter sets ("streams"): `shape` for the structure latent, `layout` shared by rotation, translation, scale and
+translation scale. Every block is adaLN self-attention, cross-attention to the condition tokens, adaLN MLP; the modulation is
+shared by both streams. Shape tokens attend to themselves only. Layout tokens attend to layout and shape tokens without sending
+a gradient into the latter, so each stream can be trained or frozen apart from the other.
+
+Precision: parameters, time embedding, modulation, norms, softmax and the residual stream are fp32; matrix products run in
+`cfg.dtype`. The residual stream is fp32 because 3 additions in each of 24 blocks would otherwise each round the whole state to
+8 bits; it costs bandwidth in fused element-wise operations only. The condition tokens enter every block uncast, so that their
+gradient is summed over blocks in fp32.
+"""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from sam3d_jax.batch import LATENTS, LAYOUT_LATENTS
+from sam3d_jax.models.attention import BACKENDS, attend, attend_parts
+from sam3d_jax.models.layers import (
+    MLP,
+    REMAT_POLICIES,
+    Dense,
+    HeadRMSNorm,
+    LayerNorm,
+    Stack,
+    TimestepEmbedder,
+    grid_positions,
+    layer_norm,
+    position_sincos,
+)
+
+STREAMS = ("shape", "layout")
+LAYOUT_CHANNELS = {"rotation": 6, "translation": 3, "scale": 3, "translation_scale": 1}
+BLOCK_EPS = 1e-6  # layer norms inside the blocks
+OUTPUT_EPS = 1e-5  # layer norm before each latent's output projection
+
+
+@dataclasses.dataclass(frozen=True)
+class GeometryFlowConfig:
+  """The defaults are the published model.
+
+  width, depth, heads, mlp_ratio: the transformer; the head dimension is width / heads.
+  cond_width: width of the condition tokens.
+  shape_resolution: the structure latent has shape_resolution^3 tokens.
+  latent_channels: channels of the structure latent.
+  qk_rms_norm: RMS norm of queries and keys in self-attention.
+  shortcut: has an embedder for the step size d.
+  time_scale: t and d are multiplied by it before their sinusoids.
+  absorb_layout_kv: fold the layout stream's cross-attention key and value projections into its few queries and outputs.
+  remat: rematerialisation policy of a block, one of layers.REMAT_POLICIES.
+  attention: attention backend, one of attention.BACKENDS.
+  dtype: compute dtype of the blocks.
+  """
+
+  width: int = 1024
+  depth: int = 24
+  heads: int = 16
+  mlp_ratio: float = 4.0
+  cond_width: int = 1024
+  shape_resolution: int = 16
+  latent_channels: int = 8
+  qk_rms_norm: bool = True
+  shortcut: bool = True
+  time_scale: float = 1000.0
+  absorb_layout_kv: bool = True
+  remat: str = "none"
+  attention: str = "auto"
+  dtype: str = "bfloat16"
+
+  def __post_init__(self):
+    if self.width % self.heads:
+      raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
+    if self.remat not in REMAT_POLICIES:
+      raise ValueError(f"remat={self.remat!r} is not one of {REMAT_POLICIES}")
+    if self.attention not in BACKENDS:
+      raise ValueError(f"attention={self.attention!r} is not one of {BACKENDS}")
+
+  def latent_shapes(self) -> dict[str, tuple[int, int]]:
+    """Latent name -> (tokens, channels)."""
+    return {"shape": (self.shape_resolution**3, self.latent_channels)} | {k: (1, c) for k, c in LAYOUT_CHANNELS.items()}
+
+
+class GeometryFlow(nnx.Module):
+  """Velocity of all five latents at a time t, given condition tokens."""
+
+  def __init__(self, cfg: GeometryFlowConfig, *, rngs: nnx.Rngs):
+    self.cfg = cfg
+    self.time = TimestepEmbedder(cfg.width, rngs=rngs)
+    self.step = TimestepEmbedder(cfg.width, rngs=rngs, zero=True) if cfg.shortcut else None
+    self.latents = nnx.Dict({
+        name: LatentProjection(channels, cfg.width, learned_position=name != "shape", rngs=rngs)
+        for name, (_, channels) in cfg.latent_shapes().items()
+    })
+    self.blocks = Stack(lambda rngs: MoTBlock(cfg, rngs=rngs), cfg.depth, rngs=rngs, remat=cfg.remat)
+
+  def __call__(self, x, t_B, tokens_BSD, d_B=None):
+    """Velocities, latent name -> (B, n, c) fp32.
+
+    x: latent name -> (B, n, c), all five. t_B: time in [0, 1], 0 noise, 1 data, shape (B,) or (1,). tokens_BSD: condition
+    tokens. d_B: step size in [0, 1] of a shortcut model, shape (B,) or (1,); None leaves its embedding out, which is not the
+    same as d = 0. Raises ValueError for missing or misshapen latents and for a d that the model has no embedder for.
+    """
+    self._check(x)
+    if d_B is not None and self.step is None:
+      raise ValueError("a step size d was given, but the model has no embedder for it: set shortcut=True")
+    mod_BD = self.time(t_B * self.cfg.time_scale)
+    if d_B is not None:
+      mod_BD = mod_BD + self.step(d_B * self.cfg.time_scale)
+    streams = self.blocks(self.embed(x), mod_BD, tokens_BSD)
+    return self.readout(streams)
+
+  def embed(self, x):
+    """Latents to streams: stream name -> (B, L, D) fp32."""
+    table_LD = position_sincos(grid_positions(self.cfg.shape_resolution), self.cfg.width)
+    layout = [self.latents[k].embed(x[k]) for k in LAYOUT_LATENTS]
+    return {"shape": self.latents["shape"].embed(x["shape"], table_LD), "layout": jnp.concatenate(layout, axis=1)}
+
+  def readout(self, streams):
+    """Streams to velocities: latent name -> (B, n, c) fp32."""
+    rows = dict(zip(LAYOUT_LATENTS, jnp.split(streams["layout"], len(LAYOUT_LATENTS), axis=1), strict=True))
+    return {k: self.latents[k].readout((rows | {"shape": streams["shape"]})[k]) for k in LATENTS}
+
+  def _check(self, x):
+    expected = self.cfg.latent_shapes()
+    if set(x) != set(expected):
+      raise ValueError(f"latents {sorted(x)} were given, the model needs {sorted(expected)}")
+    for name, shape in expected.items():
+      if x[name].shape[1:] != shape:
+        raise ValueError(f"latent {name!r} has shape {x[name].shape}, the model needs (B, {shape[0]}, {shape[1]})")
+
+
+class LatentProjection(nnx.Module):
+  """One latent into and out of the model width. `position` (1, D) is learned, or else a table is given to `embed`."""
+
+  def __init__(self, channels: int, width: int, *, learned_position: bool, rngs: nnx.Rngs):
+    self.proj_in = Dense(channels, width, rngs=rngs)
+    self.proj_out = Dense(width, channels, rngs=rngs)
+    position = jax.random.normal(rngs.params(), (1, width)) if learned_position else None
+    self.position = nnx.Param(position) if learned_position else None
+
+  def embed(self, x_BLC, table_LD=None):
+    return self.proj_in(x_BLC) + (table_LD if self.position is None else self.position[...])
+
+  def readout(self, h_BLD):
+    return self.proj_out(layer_norm(h_BLD, OUTPUT_EPS))
+
+
+class MoTBlock(nnx.Module):
+  """One block: a shared modulation and two streams."""
+
+  def __init__(self, cfg: GeometryFlowConfig, *, rngs: nnx.Rngs):
+    self.adaln = Dense(cfg.width, (6, cfg.width), rngs=rngs, zero=True)
+    self.shape = StreamBlock(cfg, absorb_kv=False, rngs=rngs)
+    self.layout = StreamBlock(cfg, absorb_kv=cfg.absorb_layout_kv, rngs=rngs)
+    self.attention = cfg.attention
+
+  def __call__(self, x, mod_BD, tokens_BSD):
+    """x: stream name -> (B, L, D) fp32; mod_BD: time embedding, (B, D) or (1, D); returns the streams."""
+    modulation = modulations(self.adaln, mod_BD)
+    q, k, v = {}, {}, {}
+    for s in STREAMS:
+      q[s], k[s], v[s] = getattr(self, s).project(x[s], modulation)
+    attended = mot_attend(q, k, v, backend=self.attention)
+    return {s: getattr(self, s).finish(x[s], attended[s], tokens_BSD, modulation) for s in STREAMS}
+
+
+def mot_attend(q, k, v, *, backend: str):
+  """Self-attention of both streams, stream name -> (B, L, H, K): shape sees shape; layout sees layout and shape.
+
+  The layout's view of shape keys and values sends no gradient back into the shape stream.
+  """
+  seen_k, seen_v = jax.lax.stop_gradient((k["shape"], v["shape"]))
+  return {
+      "shape": attend(q["shape"], k["shape"], v["shape"], backend=backend),
+      "layout": attend_parts(q["layout"], (k["layout"], seen_k), (v["layout"], seen_v)),
+  }
+
+
+def modulations(adaln: Dense, mod_BD):
+  """Shift, scale and gate of self-attention, then of the MLP: six arrays (B, 1, D) fp32."""
+  return tuple(m_BD[:, None] for m_BD in jnp.unstack(adaln(jax.nn.silu(mod_BD)), axis=1))
+
+
+class StreamBlock(nnx.Module):
+  """The parameters of one stream in one block: everything but the modulation and the attention between streams."""
+
+  def __init__(self, cfg: GeometryFlowConfig, *, absorb_kv: bool, rngs: nnx.Rngs):
+    dtype = jnp.dtype(cfg.dtype)
+    self.self_attn = SelfAttention(cfg.width, cfg.heads, qk_rms_norm=cfg.qk_rms_norm, dtype=dtype, rngs=rngs)
+    self.cross_norm = LayerNorm(cfg.width, eps=BLOCK_EPS)
+    self.cross_attn = CrossAttention(cfg.width, cfg.cond_width, cfg.heads, absorb_kv=absorb_kv, dtype=dtype,
+                                     attention=cfg.attention, rngs=rngs)
+    self.mlp = MLP(cfg.width, int(cfg.width * cfg.mlp_ratio), dtype=dtype, rngs=rngs)
+
+  def project(self, x_BLD, modulation):
+    """Queries, keys and values of the self-attention, each (B, L, H, K)."""
+    shift, scale, *_ = modulation
+    return self.self_attn.project(modulate(x_BLD, shift, scale))
+
+  def finish(self, x_BLD, attended_BLHK, tokens_BSD, modulation):
+    """The rest of the block, given the attended values of its self-attention."""
+    _, _, attn_gate, mlp_shift, mlp_scale, mlp_gate = modulation
+    x_BLD = x_BLD + attn_gate * self.self_attn.out(attended_BLHK)
+    x_BLD = x_BLD + self.cross_attn(self.cross_norm(x_BLD), tokens_BSD)
+    return x_BLD + mlp_gate * self.mlp(modulate(x_BLD, mlp_shift, mlp_scale))
+
+
+def modulate(x_BLD, shift_B1D, scale_B1D):
+  """Parameter-free layer norm, then the modulation's scale and shift, in fp32."""
+  return layer_norm(x_BLD, BLOCK_EPS) * (1 + scale_B1D) + shift_B1D
+
+
+class SelfAttention(nnx.Module):
+  """Projections of a self-attention; `qkv/kernel` is (D, 3, H, K) and `out/kernel` (H, K, D), so that heads can be sharded."""
+
+  def __init__(self, width: int, heads: int, *, qk_rms_norm: bool, dtype, rngs: nnx.Rngs):
+    head_dim = width // heads
+    self.qkv = Dense(width, (3, heads, head_dim), dtype=dtype, rngs=rngs)
+    self.out = Dense((heads, head_dim), width, dtype=dtype, rngs=rngs)
+    self.q_norm = HeadRMSNorm(heads, head_dim) if qk_rms_norm else None
+    self.k_norm = HeadRMSNorm(heads, head_dim) if qk_rms_norm else None
+
+  def project(self, x_BLD):
+    """Queries, keys and values, each (B, L, H, K)."""
+    q, k, v = jnp.unstack(self.qkv(x_BLD), axis=2)
+    return (q, k, v) if self.q_norm is None else (self.q_norm(q), self.k_norm(k), v)
+
+
+class CrossAttention(nnx.Module):
+  """Attention of x to condition tokens. `absorb_kv` chooses between two forms of the same function.
+
+  With weights w = softmax_S(q . k), k = W_k c + b_k and v = W_v c + b_v, the absorbed form uses q . k = (W_k^T q) . c + q . b_k,
+  whose last term is the same for all tokens and drops out of the softmax, and sum_S w v = W_v (sum_S w c) + b_v. It never
+  projects the tokens: cheaper while there are fewer queries than D / H.
+  """
+
+  def __init__(self, width: int, cond_width: int, heads: int, *, absorb_kv: bool, dtype, attention: str, rngs: nnx.Rngs):
+    head_dim = width // heads
+    self.q = Dense(width, (heads, head_dim), dtype=dtype, rngs=rngs)
+    self.kv = Dense(cond_width, (2, heads, head_dim), dtype=dtype, rngs=rngs)
+    self.out = Dense((heads, head_dim), width, dtype=dtype, rngs=rngs)
+    self.absorb_kv, self.dtype, self.attention = absorb_kv, dtype, attention
+
+  def __call__(self, x_BLD, tokens_BSD):
+    q_BLHK = self.q(x_BLD)
+    if self.absorb_kv:
+      return self.out(self._attend_absorbed(q_BLHK, tokens_BSD.astype(self.dtype)))
+    k, v = jnp.unstack(self.kv(tokens_BSD), axis=2)
+    return self.out(attend(q_BLHK, k, v, backend=self.attention))
+
+  def _attend_absorbed(self, q_BLHK, tokens_BSD):
+    k_kernel_DHK, v_kernel_DHK = jnp.unstack(self.kv.kernel[...].astype(self.dtype), axis=1)
+    _, v_bias_HK = jnp.unstack(self.kv.bias[...].astype(self.dtype), axis=0)
+    queries_BLHD = jnp.einsum("blhk,dhk->blhd", q_BLHK, k_kernel_DHK)
+    mixed_BLHD = attend_parts(queries_BLHD, (tokens_BSD,), (tokens_BSD,), scale=q_BLHK.shape[-1] ** -0.5)
+    return jnp.einsum("blhd,dhk->blhk", mixed_BLHD, v_kernel_DHK) + v_bias_HK
