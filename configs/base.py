@@ -1,0 +1,168 @@
+"""Every configuration key, with one comment each. Experiments start from here and change what they are about.
+
+A configuration is data: plain values, no classes, locked once loaded. Sections become frozen dataclasses or keyword arguments of the
+part they name, so a key that nothing takes cannot exist. Any key is set from the command line with `--config.section.key=value`.
+
+Variants of every experiment: `:tiny` runs on two CPU cores in minutes on real shards, `:fake` trains on random batches for seconds.
+"""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+
+def training(stage: str) -> ConfigDict:
+  """Keys that every training run has."""
+  c = ConfigDict()
+  c.stage = stage  # what the run is, for the record: train_vae, pretrain, midtrain, sft, dpo, distill
+  c.seed = 0  # of initialisation, data order, augmentation and noise; the same on any number of devices and hosts
+  c.steps = 100_000  # optimiser steps
+  c.batch_size = 256  # global, over all hosts
+  c.accumulate = 1  # parts in which a batch is taken, one after the other, to save memory
+  c.init_from = ""  # work folder of a checkpoint (trained or imported) to take parameters from; empty: random
+  c.init_which = "ema"  # which parameters of it: raw, ema (slowest decay) or ema:<decay>
+  c.compile_cache = ""  # folder of compiled programs; empty: <workdir>/compile_cache
+
+  c.optim = ConfigDict()
+  c.optim.lr = 1e-4  # peak learning rate
+  c.optim.schedule = "constant"  # after the warm-up: constant or cosine
+  c.optim.warmup_steps = 1000  # linear warm-up
+  c.optim.final_lr_fraction = 0.0  # where cosine ends, as a fraction of lr
+  c.optim.b1 = 0.9  # Adam, first moment decay
+  c.optim.b2 = 0.999  # Adam, second moment decay
+  c.optim.eps = 1e-8  # Adam, epsilon
+  c.optim.weight_decay = 0.0  # decoupled
+  c.optim.clip_norm = 1.0  # global gradient norm; 0: no clipping
+  c.optim.trainable = ".*"  # regular expression over parameter paths (full match)
+  c.optim.frozen = ""  # of the trainable ones, those to freeze all the same
+  c.optim.ema = (0.9999,)  # decays of the parameter averages kept beside the parameters
+
+  c.guard = ConfigDict()
+  c.guard.spike_factor = 0.0  # skip steps whose gradient norm exceeds this multiple of its running mean; 0: only non-finite ones
+  c.guard.spike_warmup = 100  # steps before spikes are looked for
+  c.guard.max_in_a_row = 20  # skipped steps in a row that stop the run
+
+  c.mesh = ConfigDict()
+  c.mesh.data = -1  # copies of the model (-1: all devices that are left)
+  c.mesh.fsdp = 1  # parameters, optimiser state and averages split this many ways
+  c.mesh.tensor = 1  # heads and feed-forward width split this many ways
+  c.mesh.context = 1  # shape tokens of a sample split this many ways
+  c.mesh.dcn_data = 1  # how many of the data copies lie across the network between slices
+
+  c.checkpoint = ConfigDict()
+  c.checkpoint.every = 1000  # steps
+  c.checkpoint.keep = 3  # newest checkpoints kept
+
+  c.eval = ConfigDict()
+  c.eval.every = 1000  # steps; 0: never
+  c.eval.split = "test"  # split of the same datasets
+  c.eval.batches = 4  # batches of it, the same ones every time
+
+  c.log = ConfigDict()
+  c.log.every = 50  # steps over which metrics are averaged
+
+  c.data = data()
+  return c
+
+
+def data() -> ConfigDict:
+  """What is read, and in which form."""
+  d = ConfigDict()
+  d.kind = "shards"  # shards, or fake: random batches of the right shapes
+  d.mixture = ConfigDict()  # name -> {path: dataset folder, weight: relative share of samples}
+  d.split = "train"  # split of every dataset in the mixture
+  d.image_size = 518  # pixels of every image and mask the model sees
+  d.pointmap_size = 256  # pixels of every point map
+  d.resolution = 64  # voxels a side of the occupancy grid
+  d.threads = 8  # reading threads a host
+  d.prefetch = 4  # batches held ready
+  d.cache_mb = 0  # host memory for decoded samples, for small datasets without augmentation; 0: none
+  d.quarantine_budget = 100  # unreadable records replaced before the run fails
+  return d
+
+
+def dataset(path: str, weight: float = 1.0) -> ConfigDict:
+  """One entry of a mixture."""
+  return ConfigDict({"path": path, "weight": weight})
+
+
+def geometry_model() -> ConfigDict:
+  """The published Geometry model (arXiv 2511.16624, Geometry model; 960 M flow parameters, 634 M condition parameters)."""
+  m = ConfigDict()
+  m.name = "geometry"
+  m.flow = ConfigDict()
+  m.flow.width = 1024  # of the residual stream
+  m.flow.depth = 24  # blocks
+  m.flow.heads = 16  # of 64
+  m.flow.mlp_ratio = 4.0  # feed-forward width over width
+  m.flow.cond_width = 1024  # of the condition tokens
+  m.flow.shape_resolution = 16  # side of the latent grid, its cube is the number of shape tokens
+  m.flow.latent_channels = 8  # of a shape token
+  m.flow.qk_rms_norm = True  # RMS-norm queries and keys of self-attention
+  m.flow.shortcut = True  # has an embedder for the step size, which distillation needs
+  m.flow.time_scale = 1000.0  # times enter the sinusoid multiplied by it
+  m.flow.absorb_layout_kv = True  # fold the layout stream's key/value projections into its four queries (same result, less work)
+  m.flow.remat = "none"  # recompute in the backward pass: none, full, dots, attention
+  m.flow.attention = "auto"  # attention backend: auto, xla, cudnn, splash
+  m.flow.dtype = "bfloat16"  # of matrix products
+  m.condition = ConfigDict()
+  m.condition.width = 1024  # of the condition tokens
+  m.condition.hidden_multiplier = 4.0  # of the projections' feed-forward
+  m.condition.streams = ("image", "mask", "rgb_image", "rgb_image_mask", "pointmap", "rgb_pointmap")  # what is looked at
+  m.condition.dino = ConfigDict()
+  m.condition.dino.width = 1024  # DINOv2 ViT-L
+  m.condition.dino.depth = 24  # blocks
+  m.condition.dino.heads = 16  # of 64
+  m.condition.dino.patch = 14  # pixels
+  m.condition.dino.image_size = 518  # input size the position embedding was trained for
+  m.condition.dino.input_size = 518  # input size used
+  m.condition.dino.registers = 4  # register tokens
+  m.condition.dino.prenorm = False  # tokens before the final norm, registers kept (Texture & Refinement)
+  m.condition.dino.remat = "none"  # as model.flow.remat
+  m.condition.dino.attention = "auto"  # as model.flow.attention
+  m.condition.dino.dtype = "bfloat16"  # of matrix products
+  m.condition.pointmap = ConfigDict()
+  m.condition.pointmap.width = 512  # of a window's tokens
+  m.condition.pointmap.input_size = 256  # pixels
+  m.condition.pointmap.patch = 8  # pixels a side of a window
+  m.condition.pointmap.heads = 16  # of its one block
+  m.condition.pointmap.mlp_ratio = 2.0  # of its one block
+  m.condition.pointmap.remap = "linear"  # of the coordinates: linear, sinh, exp, sinh_exp, exp_disparity
+  m.condition.pointmap.cls_only = True  # compute only the row of the block that is read (same result, less work)
+  return m
+
+
+def structure_vae_model() -> ConfigDict:
+  """The published sparse-structure VAE: 64^3 occupancy <-> 16^3 x 8 latents."""
+  m = ConfigDict()
+  m.name = "structure_vae"
+  m.resolution = 64  # voxels a side
+  m.latent_channels = 8  # of a latent cell
+  m.channels = (32, 128, 512)  # per level; each level after the first halves the grid
+  m.res_blocks = 2  # residual blocks a level
+  m.middle_blocks = 2  # residual blocks at the coarsest level
+  m.dtype = "float32"  # of the convolutions
+  return m
+
+
+def sampler() -> ConfigDict:
+  """How latents are drawn (stage-1 defaults of the published pipeline)."""
+  s = ConfigDict()
+  s.steps = 25  # of the solver
+  s.method = "euler"  # euler, midpoint, rk4
+  s.rescale_t = 3.0  # warp of the time grid; 1: uniform
+  s.guidance = 7.0  # weight w of (1 + w) v_cond - w v_uncond
+  s.interval = (0.0, 0.5)  # times at which guidance is on
+  s.shortcut = False  # few-step sampling of a distilled model: step size fed, no guidance
+  return s
+
+
+def finish(c: ConfigDict, variant: str, **variants: Callable[[ConfigDict], None]) -> ConfigDict:
+  """Applies a variant by name and locks the configuration; an unknown variant is an error that names those that exist."""
+  if variant and variant not in variants:
+    raise ValueError(f"variant {variant!r} is not one of {', '.join(variants)}")
+  if variant:
+    with c.ignore_type():
+      variants[variant](c)
+  c.lock()
+  return c

@@ -1,0 +1,60 @@
+"""The plan that a training command prints before it starts; `--dry_run` stops there."""
+
+from collections import defaultdict
+import math
+
+from sam3d_jax.sharding import rules
+
+
+def text(setup) -> str:
+  """The plan of a prepared run (`launch.train.Setup`): what is trained, on what, from which data, and what it costs in memory."""
+  config = setup.config
+  shapes = {p: math.prod(x.shape) for p, x in setup.param_shapes.items()}
+  trainable = sum(shapes[p] for p in setup.abstract_state.params)
+  mesh = " x ".join(f"{axis} {n}" for axis, n in setup.mesh.shape.items() if n > 1) or "one device"
+  lines = [
+      f"{config.stage}: {config.model.name}, {count(sum(shapes.values()))} parameters, {count(trainable)} trained "
+      f"({', '.join(f'{k} {count(n)}' for k, n in by_part(shapes).items())})",
+      f"objective {config.objective.name}; {config.steps} steps of {config.batch_size} samples, lr {config.optim.lr:g}, "
+      f"averages {', '.join(f'{d:g}' for d in config.optim.ema) or 'none'}",
+      f"devices {setup.mesh.size} {setup.mesh.devices.flat[0].device_kind}, mesh {mesh}; per device "
+      + ", ".join(f"{k} {size(n)}" for k, n in bytes_per_device(setup.abstract_state).items()),
+      f"data {setup.train_loader.describe()}",
+  ]
+  whole = rules.replicated(setup.mesh, setup.param_shapes)
+  if whole:
+    lines.append(f"WARNING: replicated on every device although large: {', '.join(whole)}")
+  return "\n".join(lines)
+
+
+def by_part(shapes: dict[str, int]) -> dict[str, int]:
+  """Parameter count by the first part of the path."""
+  parts: dict[str, int] = defaultdict(int)
+  for path, n in shapes.items():
+    parts[path.split("/")[0]] += n
+  return dict(parts)
+
+
+def bytes_per_device(abstract_state) -> dict[str, int]:
+  """Bytes one device holds of each kind of state."""
+  import jax
+  kinds = {"params": abstract_state.params, "frozen": abstract_state.frozen, "reference": abstract_state.reference,
+           "averages": abstract_state.ema, "optimiser": abstract_state.opt}
+  sizes = {k: sum(rules.shard_bytes(x) for x in jax.tree.leaves(tree)) for k, tree in kinds.items()}
+  return {k: n for k, n in sizes.items() if n}
+
+
+def count(n: float) -> str:
+  """1234567 -> '1.23 M'."""
+  for unit, scale in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+    if n >= scale:
+      return f"{n / scale:.3g} {unit}"
+  return str(int(n))
+
+
+def size(n: float) -> str:
+  """Bytes as '1.5 GiB'."""
+  for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+    if n >= scale:
+      return f"{n / scale:.3g} {unit}"
+  return f"{int(n)} B"

@@ -1,0 +1,297 @@
+"""What every training command does: check, plan, restore or initialise, compile, train.
+
+`launch.pretrain`, `launch.sft`, `launch.train_vae` and the others are this with the stages they accept.
+"""
+
+import argparse
+import functools
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+
+from ml_collections import ConfigDict
+
+from launch import cli, plan
+from launch.progress import Progress, duration
+from sam3d_jax.errors import ConfigError, InputError
+
+
+def command(stages: tuple[str, ...], description: str) -> None:
+  """Entry point of a training command that accepts configurations of the given stages."""
+  cli.main(functools.partial(run, stages=stages), description=description, flags=flags)
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--workdir", required=True, help="folder for checkpoints and metrics; an existing one is resumed")
+  parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+
+
+def run(args: argparse.Namespace, *, stages: tuple[str, ...]) -> int:
+  """Trains as configured. Everything that can be wrong with the configuration is found before a device is touched."""
+  from sam3d_jax.training.ledger import Ledger  # imports of JAX wait until the command line is known to be good
+  from sam3d_jax.training.preemption import StopFlag
+  config = args.config
+  workdir = prepare_workdir(args.workdir)
+  check(config, stages)
+  ledger = Ledger(workdir / "goodput.jsonl")
+  with StopFlag() as stop, ledger.phase("init"):
+    setup = Setup(config, workdir)
+    print(plan.text(setup), flush=True)
+    if args.dry_run:
+      return 0
+    train(setup, ledger, stop)
+  return 0
+
+
+def prepare_workdir(path: str) -> pathlib.Path:
+  """The work folder, made if need be. Raises InputError if it cannot be written."""
+  workdir = pathlib.Path(path).absolute()
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    probe = workdir / ".write_test"
+    probe.write_text("x")
+    probe.unlink()
+  except OSError as error:
+    raise InputError(f"--workdir {path}: {error.strerror}; give a folder on a disk with space that you may write to") from error
+  return workdir
+
+
+def check(config: ConfigDict, stages: tuple[str, ...]) -> None:
+  """Cross-field checks; raises ConfigError naming the key, its value and the fix."""
+  if config.stage not in stages:
+    raise ConfigError(f"stage = {config.stage!r}: this command runs {', '.join(stages)}")
+  for key in ("steps", "batch_size", "accumulate"):
+    if config[key] < 1:
+      raise ConfigError(f"{key} = {config[key]} is not a positive number")
+  for section, key in (("log", "every"), ("checkpoint", "every"), ("checkpoint", "keep")):
+    if config[section][key] < 1:
+      raise ConfigError(f"{section}.{key} = {config[section][key]} is not a positive number")
+  if config.batch_size % config.accumulate:
+    raise ConfigError(f"batch_size = {config.batch_size} does not divide into accumulate = {config.accumulate} parts")
+  check_data(config)
+
+
+def check_data(config: ConfigDict) -> None:
+  """The mixture names datasets that exist."""
+  if config.data.kind not in ("shards", "fake"):
+    raise ConfigError(f"data.kind = {config.data.kind!r} is not one of shards, fake")
+  if config.data.kind == "fake":
+    return
+  if not config.data.mixture:
+    raise ConfigError("data.mixture names no dataset")
+  for name, entry in config.data.mixture.items():
+    if not entry.path:
+      raise ConfigError(f"data.mixture.{name}.path is empty: give the dataset folder with --config.data.mixture.{name}.path=DIR")
+    if not pathlib.Path(entry.path).is_dir():
+      raise ConfigError(f"data.mixture.{name}.path = {entry.path!r} is not a folder (build it with launch.build_data)")
+
+
+class Setup:
+  """The parts of a run that exist before any parameter does: model structure, mesh, shardings, data."""
+
+  def __init__(self, config: ConfigDict, workdir: pathlib.Path):
+    from sam3d_jax.models import registry
+    from sam3d_jax.training import optim
+    from sam3d_jax.training.step import GuardConfig
+    self.config, self.workdir = config, workdir
+    self.optim = optim.OptimConfig(**{**config.optim.to_dict(), "ema": tuple(config.optim.ema)})
+    optim.check(self.optim)
+    self.guard = GuardConfig(**config.guard.to_dict())
+    self.model_config = registry.typed_config(config.model)
+    self.abstract_model = registry.abstract_model(config.model)
+    self.objective = make_objective(config)
+    self._connect()
+
+  def _connect(self) -> None:
+    """Touches the devices."""
+    import jax
+
+    from sam3d_jax.sharding import mesh as mesh_lib, rules
+    from sam3d_jax.torch_bridge.keys import flat_params
+    from sam3d_jax.training import optim
+    from sam3d_jax.training.state import ModelGraph, init_state
+    config = self.config
+    cache = config.compile_cache or str(self.workdir / "compile_cache")
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    self.mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(**config.mesh.to_dict()))
+    mesh_lib.check_batch_size(config.batch_size // config.accumulate, self.mesh)
+    self.graph = ModelGraph.of(self.abstract_model)
+    self.param_shapes = flat_params(self.abstract_model)
+    optim.split_trainable(self.optim, self.param_shapes)
+    self.abstract_state = jax.eval_shape(lambda p: init_state(self.optim, p, keep_reference=config.stage == "dpo"), self.param_shapes)
+    self.shardings = rules.state_shardings(self.mesh, self.abstract_state, self.param_shapes)
+    self.abstract_state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.abstract_state, self.shardings)
+    self.train_loader = make_loader(config, self.model_config, config.data.split)
+    self.eval_loader = make_loader(config, self.model_config, config.eval.split) if config.eval.every else None
+
+
+def make_objective(config: ConfigDict):
+  """The objective of the configuration with its settings bound. Raises ConfigError for a setting it does not take."""
+  from sam3d_jax.objectives import autoencoder, flow_matching
+  objectives = {"structure_autoencoder": autoencoder.structure_autoencoder, "flow_matching": flow_matching.flow_matching}
+  settings = config.objective.to_dict()
+  name = settings.pop("name")
+  if name not in objectives:
+    raise ConfigError(f"objective.name = {name!r} is not one of {', '.join(objectives)}")
+  import inspect
+  takes = set(inspect.signature(objectives[name]).parameters) - {"model", "frozen", "batch", "key"}
+  unknown = sorted(set(settings) - takes)
+  if unknown:
+    raise ConfigError(f"objective.{unknown[0]} is not taken by {name}; it takes {', '.join(sorted(takes))}")
+  return functools.partial(objectives[name], **settings)
+
+
+def train(setup: Setup, ledger, stop) -> None:
+  """Restores or initialises, compiles and runs the loop."""
+  import jax
+
+  from sam3d_jax.training import checkpoint, loop
+  from sam3d_jax.training.step import make_train_step
+  config = setup.config
+  checkpointer = checkpoint.Checkpointer(setup.workdir, keep=config.checkpoint.keep)
+  with ledger.phase("restore"):
+    state, lineage = starting_state(setup, checkpointer)
+  first = int(state.step)
+  if first >= config.steps:
+    print(f"already trained: step {first} of {config.steps} is saved in {setup.workdir}")
+    checkpointer.close()
+    return
+  with ledger.phase("compile"):
+    start = time.monotonic()
+    step = make_train_step(setup.graph, setup.objective, setup.optim, setup.guard, seed=config.seed, accumulate=config.accumulate)
+    batch = global_spec(setup.train_loader.spec, config.batch_size, setup.mesh)
+    lr = jax.ShapeDtypeStruct((), "float32")
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=(setup.shardings, None)).lower(setup.abstract_state, batch, lr).compile()
+    evaluate = make_evaluation(setup) if setup.eval_loader is not None else None
+    print(f"compiled in {duration(time.monotonic() - start)}", file=sys.stderr)
+  job = loop.Job(
+      cfg=loop.LoopConfig(config.steps, config.batch_size, config.log.every, config.checkpoint.every, config.eval.every),
+      optim=setup.optim, guard=setup.guard, workdir=setup.workdir, mesh=setup.mesh, step_fn=compiled,
+      batches=setup.train_loader.iterate, evaluate=evaluate, progress=Progress,
+      meta={"config": config.to_dict(), "lineage": lineage, "params": {p: list(x.shape) for p, x in setup.param_shapes.items()}})
+  ledger.record("start", step=first)
+  try:
+    loop.train(job, state, checkpointer, ledger, stop)
+  finally:
+    checkpointer.close()
+    ledger.record("end")
+  print(f"trained to step {config.steps}; checkpoints and metrics are in {setup.workdir}")
+
+
+def starting_state(setup: Setup, checkpointer):
+  """Resume (same folder) before initialise (`init_from`) before scratch; says which. Returns the state and the lineage."""
+  import jax
+
+  from flax import nnx
+  from sam3d_jax.models import registry
+  from sam3d_jax.torch_bridge.keys import flat_params
+  from sam3d_jax.training import checkpoint
+  from sam3d_jax.training.state import init_state
+  config, reference = setup.config, setup.config.stage == "dpo"
+  restored = checkpointer.restore(setup.abstract_state)
+  if restored is not None:
+    checkpointer.discard_bad_steps()
+    state, meta = restored
+    check_same_run(meta["config"], config, setup.workdir)
+    print(f"resuming {setup.workdir} at step {meta['step']}")
+    return state, meta["lineage"]
+  start = lambda params: init_state(setup.optim, params, keep_reference=reference)
+  if config.init_from:
+    params, parent = checkpoint.initial_params(config.init_from, setup.param_shapes, setup.mesh, which=config.init_which)
+    print(f"starting from the {config.init_which} parameters of {config.init_from} (step {parent['step']})")
+    return jax.jit(start, out_shardings=setup.shardings)(params), make_lineage(config, [parent])
+  print("starting from random parameters")
+  fresh = lambda: start(flat_params(registry.build_model(config.model, rngs=nnx.Rngs(config.seed))))
+  return jax.jit(fresh, out_shardings=setup.shardings)(), make_lineage(config, [])
+
+
+RESUMABLE_CHANGES = ("steps", "checkpoint", "eval", "log", "mesh", "compile_cache", "accumulate", "guard")
+
+
+def check_same_run(before: dict, config: ConfigDict, workdir: pathlib.Path) -> None:
+  """A work folder belongs to one experiment: resuming it with other science is an error that names the first difference."""
+  now = config.to_dict()
+  performance = {("data", "threads"), ("data", "prefetch"), ("data", "cache_mb")}
+  for key, old, new in differences(before, now):
+    if key[0] in RESUMABLE_CHANGES or key[:2] in performance or key[-1] in ("remat", "attention", "path"):
+      continue
+    raise ConfigError(f"{workdir} was started with {'.'.join(key)} = {old!r}, now it is {new!r}: use another --workdir, or "
+                      "--config.init_from to start a new stage from its parameters")
+
+
+def differences(a, b, prefix: tuple[str, ...] = ()):
+  """(key path, value in a, value in b) of every leaf that differs between two nested dictionaries."""
+  for key in sorted(set(a) | set(b)):
+    x, y = a.get(key), b.get(key)
+    if isinstance(x, dict) and isinstance(y, dict):
+      yield from differences(x, y, (*prefix, key))
+    elif (list(x) if isinstance(x, tuple) else x) != (list(y) if isinstance(y, tuple) else y):
+      yield (*prefix, key), x, y
+
+
+def make_lineage(config: ConfigDict, parents: list[dict]) -> dict:
+  """Where a checkpoint comes from: stage, parents, datasets, versions."""
+  from data_pipelines import records
+  datasets = {}
+  if config.data.kind == "shards":
+    datasets = {name: records.dataset_identity(entry.path) for name, entry in config.data.mixture.items()}
+  versions = {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")}
+  return {"stage": config.stage, "parents": parents, "datasets": datasets, "versions": versions | {"python": platform.python_version()},
+          "commit": git_commit(), "seed": config.seed}
+
+
+def git_commit() -> str:
+  """Commit of the code, '' outside a checkout."""
+  folder = pathlib.Path(__file__).parents[1]
+  if not (folder / ".git").exists():
+    return ""
+  done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+  return done.stdout.strip()
+
+
+def make_loader(config: ConfigDict, model_config, split: str):
+  """The reader of one split for this configuration's model and objective."""
+  import jax
+
+  from data_pipelines import loader
+  return loader.from_config(config, model_config, split=split, host_index=jax.process_index(), host_count=jax.process_count())
+
+
+def global_spec(local_spec, batch_size: int, mesh):
+  """Shape structs of the global batch on the mesh, from the host's own rows."""
+  import jax
+
+  from sam3d_jax.sharding import mesh as mesh_lib
+  whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), local_spec)
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), whole, mesh_lib.batch_shardings(mesh, whole))
+
+
+def make_evaluation(setup: Setup):
+  """`evaluate(state) -> metrics` of the objective on fixed held-out batches, with the slowest parameter average."""
+  import jax
+  import numpy as np
+
+  from sam3d_jax.sharding import mesh as mesh_lib
+  config = setup.config
+  decay = f"{max(setup.optim.ema):g}" if setup.optim.ema else None
+
+  @jax.jit
+  def evaluate_batch(params, frozen, reference, batch):
+    model = setup.graph.merge({**params, **frozen})
+    teacher = setup.graph.merge({**reference, **frozen}) if reference else None
+    loss, metrics = setup.objective(model, teacher, batch, jax.random.key(config.seed))
+    return {**metrics, "loss": loss}
+
+  def evaluate(state):
+    params = state.ema[decay] if decay else state.params
+    rows = [evaluate_batch(params, state.frozen, state.reference, mesh_lib.place_batch(setup.mesh, setup.eval_loader.batch(i)))
+            for i in range(config.eval.batches)]
+    rows = jax.device_get(rows)
+    return {f"eval/{k}": float(np.nanmean([r[k] for r in rows])) for k in rows[0]}
+
+  return evaluate

@@ -1,0 +1,151 @@
+"""The one training loop. Stages differ in what they hand to it, not in it."""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from sam3d_jax.errors import Preempted
+from sam3d_jax.sharding import mesh as mesh_lib
+from sam3d_jax.training import checkpoint, optim
+from sam3d_jax.training.ledger import Ledger
+from sam3d_jax.training.preemption import StopFlag
+from sam3d_jax.training.state import TrainState
+from sam3d_jax.training.step import GuardConfig
+from sam3d_jax.training.writers import Writers
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+  steps: int
+  batch_size: int  # global
+  log_every: int
+  checkpoint_every: int
+  eval_every: int  # 0: never
+
+
+@dataclasses.dataclass
+class Job:
+  """What a stage hands to the loop."""
+
+  cfg: LoopConfig
+  optim: optim.OptimConfig
+  guard: GuardConfig
+  workdir: pathlib.Path
+  mesh: jax.sharding.Mesh
+  step_fn: Callable  # compiled (state, batch, lr) -> (state, metrics)
+  batches: Callable[[int], Iterator[Any]]  # first step -> this host's rows of every batch from there on
+  evaluate: Callable[[TrainState], dict[str, float]] | None
+  meta: dict[str, Any]  # config and lineage, stored with every checkpoint
+  progress: Callable[..., Any]  # progress display: (total, label, unit, done=) -> context manager with update(n, **fields)
+
+
+class StoppedOnBadGradients(RuntimeError):
+  """Too many steps in a row had to be skipped."""
+
+
+def train(job: Job, state: TrainState, checkpointer: checkpoint.Checkpointer, ledger: Ledger, stop: StopFlag) -> TrainState:
+  """Trains from `state.step` to `cfg.steps`, saving, evaluating and reporting on the way; returns the final state.
+
+  Metrics of a step are read while the next one runs, so nothing waits for the host. Raises Preempted after saving when asked to
+  stop, StoppedOnBadGradients when the guard gives up (nothing of the bad state is saved).
+  """
+  first = int(state.step)
+  writers = Writers(job.workdir, resume_step=first)
+  batches = job.batches(first)
+  meter = Meter(job, writers, ledger)
+  try:
+    with job.progress(job.cfg.steps, "training", "steps", done=first) as progress:
+      for step in range(first, job.cfg.steps):
+        if stop.reason or (jax.process_count() > 1 and step % job.cfg.log_every == 0 and stop.agreed()):
+          save(job, state, step, checkpointer, ledger)
+          checkpointer.wait()
+          raise Preempted(f"{stop.reason or 'another host was told to stop'}, saved at step {step} of {job.cfg.steps}")
+        with ledger.phase("input_wait"):
+          rows = next(batches)
+        with ledger.phase("step"):
+          lr = np.float32(optim.learning_rate(job.optim, step, job.cfg.steps))
+          state, metrics = job.step_fn(state, mesh_lib.place_batch(job.mesh, rows), lr)
+          meter.push(step + 1, metrics, rows.key)
+        progress.update(1, **meter.shown)
+        after_step(job, state, step + 1, checkpointer, ledger, writers)
+      meter.flush()
+    if first < job.cfg.steps:
+      save(job, state, job.cfg.steps, checkpointer, ledger)
+    with ledger.phase("checkpoint"):
+      checkpointer.wait()
+    return state
+  finally:
+    batches.close()
+    writers.close()
+
+
+def after_step(job: Job, state: TrainState, step: int, checkpointer, ledger: Ledger, writers: Writers) -> None:
+  """Evaluation and checkpoint where they are due."""
+  if job.evaluate is not None and job.cfg.eval_every and (step % job.cfg.eval_every == 0 or step == job.cfg.steps):
+    with ledger.phase("eval"):
+      writers.scalars(step, job.evaluate(state))
+  if step % job.cfg.checkpoint_every == 0 and step < job.cfg.steps:
+    save(job, state, step, checkpointer, ledger)
+
+
+def save(job: Job, state: TrainState, step: int, checkpointer, ledger: Ledger) -> None:
+  with ledger.phase("checkpoint"):
+    checkpointer.save(step, state, job.meta)
+  ledger.record("checkpoint", step=step)
+
+
+class Meter:
+  """Reads metrics one step late, averages them over `log_every` steps, writes them, and stops a run whose gradients stay bad."""
+
+  def __init__(self, job: Job, writers: Writers, ledger: Ledger):
+    self.job, self.writers, self.ledger = job, writers, ledger
+    self.pending: tuple[int, Any, np.ndarray] | None = None
+    self.rows: list[dict[str, float]] = []
+    self.window_start = time.monotonic()
+    self.shown: dict[str, float] = {}
+    self.skipped: int | None = None
+
+  def push(self, step: int, metrics, keys: np.ndarray) -> None:
+    """Registers the metrics of a step that was just dispatched and reads those of the step before it."""
+    self.flush()
+    self.pending = (step, metrics, keys)
+
+  def flush(self) -> None:
+    if self.pending is None:
+      return
+    (step, metrics, keys), self.pending = self.pending, None
+    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    self._watch_skips(step, values, keys)
+    self.rows.append(values)
+    if step % self.job.cfg.log_every == 0 or step == self.job.cfg.steps:
+      self._write(step)
+
+  def _watch_skips(self, step: int, values: dict[str, float], keys: np.ndarray) -> None:
+    skipped = int(values["skipped"])
+    if self.skipped is not None and skipped > self.skipped:
+      row = {"step": step, "grad_norm": str(values["norm/grad"]), "loss": str(values["loss"]),
+             "keys": [f"{a:08x}{b:08x}" for a, b in np.asarray(keys).tolist()]}
+      with (self.job.workdir / f"skipped_{jax.process_index()}.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    self.skipped = skipped
+    if values["skipped_in_a_row"] >= self.job.guard.max_in_a_row:
+      raise StoppedOnBadGradients(
+          f"{int(values['skipped_in_a_row'])} steps in a row up to step {step} had a gradient that was not finite or spiked; the "
+          f"examples are in {self.job.workdir}/skipped_*.jsonl, the last good checkpoint is untouched (lower optim.lr?)")
+
+  def _write(self, step: int) -> None:
+    now = time.monotonic()
+    mean = {k: float(np.nanmean([r[k] for r in self.rows])) if any(np.isfinite(r[k]) for r in self.rows) else float("nan")
+            for k in self.rows[0]}
+    seconds = (now - self.window_start) / len(self.rows)
+    speed = {"time/step_seconds": seconds, "time/samples_per_second": self.job.cfg.batch_size / seconds,
+             "time/input_wait_share": self.ledger.share("input_wait")}
+    self.writers.scalars(step, {**mean, **speed})
+    self.shown = {"loss": mean["loss"]}
+    self.rows, self.window_start = [], now

@@ -1,0 +1,45 @@
+"""Metrics out: JSONL and TensorBoard, the same names in both; written by the first process only."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+
+
+class Writers:
+  """Appends scalars to `<workdir>/metrics.jsonl` and `<workdir>/tensorboard/`.
+
+  resume_step: rows beyond it, written by a run that was killed before it saved, are dropped, so that the file reads as one run.
+  """
+
+  def __init__(self, workdir: str | pathlib.Path, *, resume_step: int = 0):
+    self.enabled = jax.process_index() == 0
+    self.board = None
+    if not self.enabled:
+      return
+    from tensorboardX import SummaryWriter  # only the process that writes pays for the import
+    workdir = pathlib.Path(workdir)
+    self.path = workdir / "metrics.jsonl"
+    self._drop_rows_after(resume_step)
+    self.file = self.path.open("a")
+    self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
+
+  def _drop_rows_after(self, step: int) -> None:
+    if self.path.exists():
+      rows = [line for line in self.path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+      self.path.write_text("".join(row + "\n" for row in rows))
+
+  def scalars(self, step: int, values: dict[str, float]) -> None:
+    if not self.enabled:
+      return
+    values = {k: float(v) for k, v in values.items()}
+    self.file.write(json.dumps({"step": step, **{k: v if np.isfinite(v) else None for k, v in values.items()}}) + "\n")
+    self.file.flush()
+    for name, value in values.items():
+      self.board.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    if self.enabled:
+      self.file.close()
+      self.board.close()
