@@ -19,12 +19,13 @@ from array_record.python import array_record_module
 import tensorflow_datasets as tfds
 
 from data_pipelines import schema
+from sam3d_jax.errors import InputError
 
 INFO_FILE = "dataset_info.json"
 _SHARD = re.compile(r"(?P<name>\w+)-(?P<split>\w+)\.array_record-(?P<index>\d{5})-of-(?P<count>\d{5})")
 
 
-class DatasetError(ValueError):
+class DatasetError(InputError):
   """A dataset folder is missing, half built, or of another schema; the message says what to do."""
 
 

@@ -21,6 +21,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
 
+from sam3d_jax.errors import InputError
+
 VERSION = "1.0.0"  # of the fields below; readers refuse datasets of another major version
 KINDS = ("example", "preference")
 VOXEL_RESOLUTION = 64
@@ -29,7 +31,7 @@ SLAT_CHANNELS = 8
 Example = dict[str, Any]
 
 
-class SchemaError(ValueError):
+class SchemaError(InputError):
   """An example does not have the form that `features` prescribes; the message names the field, the expected and the got."""
 
 

@@ -1,0 +1,145 @@
+"""Which record stands at which position: a pure function of (seed, position), in constant memory, for any number of hosts.
+
+Position p counts all samples of the run: row r of global batch s is p = s * batch_size + r. Positions come in cycles of at
+most a thousand; in each cycle every source holds a fixed number of places, as its weight says, in an order drawn anew. Within a
+source the n-th sample is record perm_e(n mod N) of epoch e = n div N, with a permutation drawn for every epoch: each record comes
+exactly once an epoch, whatever the weights.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import hashlib
+import math
+
+CYCLE = 1_000  # weights are rounded to this many parts
+ROUNDS = 8  # Feistel rounds; domains are small, so more than the usual four
+_WORD = 2**64 - 1
+
+
+def _hash(x: int) -> int:
+  """Mixes a 64-bit word (splitmix64's finaliser)."""
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _WORD
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _WORD
+  return x ^ (x >> 31)
+
+
+@functools.lru_cache(maxsize=4096)
+def _round_keys(*seed: int | str) -> tuple[int, ...]:
+  digest = hashlib.sha512("/".join(map(str, seed)).encode()).digest()
+  return tuple(int.from_bytes(digest[8 * i:8 * i + 8], "little") for i in range(ROUNDS))
+
+
+def permute(index: int, size: int, *seed: int | str) -> int:
+  """Image of `index` under the permutation of range(size) that `seed` names.
+
+  A Feistel network on the smallest power of two that holds `size`; a value that leaves the range walks on until it is back in
+  it (under two steps on average), which keeps it a bijection.
+  """
+  if not 0 <= index < size:
+    raise ValueError(f"index {index} is outside range({size})")
+  bits = max(2, (size - 1).bit_length())
+  keys = _round_keys(*seed)
+  image = _feistel(index, bits, keys)
+  while image >= size:
+    image = _feistel(image, bits, keys)
+  return image
+
+
+def _feistel(x: int, bits: int, keys: tuple[int, ...]) -> int:
+  """A bijection of range(2**bits). The halves swap places each round, so they may differ in width (the rounds are even)."""
+  width_left, width_right = bits // 2, bits - bits // 2
+  left, right = x >> width_right, x & (1 << width_right) - 1
+  for key in keys:
+    left, right = right, left ^ (_hash(right ^ key) & (1 << width_left) - 1)
+    width_left, width_right = width_right, width_left
+  return left << width_right | right
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+  """What stands at one position."""
+
+  source: str
+  record: int  # index within the source
+  epoch: int  # of the source
+  place: int  # of the record in the epoch's order
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+  """Named sources with their sizes and weights, and the seed of every order.
+
+  names: in the order that the places of a cycle are dealt.  sizes: records of each.  places: of each, in a cycle.
+  """
+
+  names: tuple[str, ...]
+  sizes: tuple[int, ...]
+  places: tuple[int, ...]
+  seed: int
+
+  @property
+  def cycle(self) -> int:
+    return sum(self.places)
+
+  def draw(self, position: int) -> Draw:
+    """The record at `position` >= 0."""
+    cycle, slot = divmod(position, self.cycle)
+    place = permute(slot, self.cycle, self.seed, "cycle", cycle)
+    for source, width in enumerate(self.places):
+      if place < width:
+        return self._record(source, cycle * width + place)
+      place -= width
+    raise AssertionError("a permutation leaves its range")
+
+  def _record(self, source: int, count: int) -> Draw:
+    epoch, place = divmod(count, self.sizes[source])
+    return self._at(source, epoch, place)
+
+  def _at(self, source: int, epoch: int, place: int) -> Draw:
+    record = permute(place, self.sizes[source], self.seed, "source", self.names[source], epoch)
+    return Draw(self.names[source], record, epoch, place)
+
+  def after(self, draw: Draw) -> Draw:
+    """The record that stands in for an unreadable one: the next in the same source and epoch, cyclically."""
+    source = self.names.index(draw.source)
+    return self._at(source, draw.epoch, (draw.place + 1) % self.sizes[source])
+
+  def counts(self, position: int) -> dict[str, int]:
+    """How many samples of each source stand before `position`."""
+    cycles, rest = divmod(position, self.cycle)
+    counts = {name: cycles * places for name, places in zip(self.names, self.places, strict=True)}
+    for p in range(cycles * self.cycle, cycles * self.cycle + rest):
+      counts[self.draw(p).source] += 1
+    return counts
+
+  def epochs(self, position: int) -> dict[str, float]:
+    """Epochs of each source that have passed before `position`."""
+    return {name: count / self.sizes[i] for i, (name, count) in enumerate(self.counts(position).items())}
+
+
+def make_mixture(sizes: Mapping[str, int], weights: Mapping[str, float], seed: int) -> Mixture:
+  """The mixture of sources of `sizes` records drawn in proportion to `weights` (any positive numbers).
+
+  Sources are taken in name order, so that the order in which a config lists them does not matter. Raises ValueError for an empty
+  source, or a weight that is not positive or under 1 / 1 000 of the total.
+  """
+  names = tuple(sorted(sizes))
+  if not names:
+    raise ValueError("a mixture needs at least one source")
+  for name in names:
+    if sizes[name] < 1:
+      raise ValueError(f"source {name!r} is empty")
+    if not weights[name] > 0 or not math.isfinite(weights[name]):
+      raise ValueError(f"source {name!r} has weight {weights[name]!r}; a weight is a positive number")
+  total = sum(weights[name] for name in names)
+  exact = [weights[name] / total * CYCLE for name in names]
+  places = [int(x) for x in exact]
+  by_remainder = sorted(range(len(names)), key=lambda i: (places[i] - exact[i], names[i]))
+  for i in by_remainder[:CYCLE - sum(places)]:
+    places[i] += 1
+  if 0 in places:
+    name = names[places.index(0)]
+    raise ValueError(f"source {name!r} has weight {weights[name]!r}, less than 1/{CYCLE} of the total: leave it out or raise it")
+  divisor = math.gcd(*places)
+  return Mixture(names, tuple(sizes[name] for name in names), tuple(p // divisor for p in places), seed)
