@@ -1,0 +1,149 @@
+"""Condition encoder: images, masks and point maps -> one sequence of tokens for the flow models' cross-attention.
+
+Images (crop and whole photo) share one DINOv2 encoder, masks a second one, point maps a third encoder. The tokens of each encoder go
+through LayerNorm and a SwiGLU feed-forward to the common width, get the embedding of their group (crop or whole photo) and are
+concatenated encoder by encoder: image, rgb_image, mask, rgb_image_mask, pointmap, rgb_pointmap.
+"""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from sam3d_jax.batch import Conditioning
+from sam3d_jax.models import layers
+from sam3d_jax.models.dinov2 import Dino, DinoConfig
+from sam3d_jax.models.pointmap import PointmapConfig, PointmapEncoder
+
+IMAGE_STREAMS = ("image", "rgb_image")
+MASK_STREAMS = ("mask", "rgb_image_mask")
+POINTMAP_STREAMS = ("pointmap", "rgb_pointmap")
+STREAMS = IMAGE_STREAMS + MASK_STREAMS + POINTMAP_STREAMS  # order of the tokens
+GROUPS = 2  # crop, whole photo; the embedding table has one more row, published but unused
+NORM_EPS = 1e-5
+HIDDEN_MULTIPLE = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class ConditionConfig:
+  """What the condition encoder reads and how large it is; the defaults are the published ones."""
+
+  dino: DinoConfig = DinoConfig()  # of the image and of the mask encoder
+  pointmap: PointmapConfig | None = PointmapConfig()  # None: no point-map encoder, and no parameters for one
+  width: int = 1024
+  hidden_multiplier: float = 4.0
+  streams: tuple[str, ...] = STREAMS  # those that are read; the order of the tokens is always that of STREAMS
+  dtype: str = "bfloat16"
+
+  def __post_init__(self):
+    unknown = [s for s in self.streams if s not in STREAMS]
+    if unknown or not self.streams:
+      raise ValueError(f"ConditionConfig.streams={self.streams}: give some of {STREAMS}")
+    if self.pointmap is None and set(self.streams) & set(POINTMAP_STREAMS):
+      raise ValueError(f"ConditionConfig.streams={self.streams} has point maps, but ConditionConfig.pointmap is None")
+
+  @property
+  def hidden(self) -> int:
+    """Hidden width of the SwiGLU projections: two thirds of multiplier x width, rounded up to a multiple of 256."""
+    return -(-int(2 * int(self.hidden_multiplier * self.width) / 3) // HIDDEN_MULTIPLE) * HIDDEN_MULTIPLE
+
+  @property
+  def tokens(self) -> int:
+    """Length of the condition sequence."""
+    return sum(self.pointmap.tokens if s in POINTMAP_STREAMS else self.dino.tokens for s in self.streams)
+
+
+class SwiGLU(nnx.Module):
+  """w2(silu(w1 x) * w3 x) without biases (Shazeer 2020)."""
+
+  def __init__(self, width: int, hidden: int, width_out: int, *, rngs: nnx.Rngs, dtype):
+    self.w1 = layers.Dense(width, hidden, rngs=rngs, dtype=dtype, bias=False)
+    self.w2 = layers.Dense(hidden, width_out, rngs=rngs, dtype=dtype, bias=False)
+    self.w3 = layers.Dense(width, hidden, rngs=rngs, dtype=dtype, bias=False)
+
+  def __call__(self, x):
+    return self.w2(jax.nn.silu(self.w1(x)) * self.w3(x))
+
+
+class Projection(nnx.Module):
+  """LayerNorm, then SwiGLU to the common width."""
+
+  def __init__(self, width: int, cfg: ConditionConfig, *, rngs: nnx.Rngs):
+    self.norm = layers.LayerNorm(width, eps=NORM_EPS)
+    self.mlp = SwiGLU(width, cfg.hidden, cfg.width, rngs=rngs, dtype=jnp.dtype(cfg.dtype))
+
+  def __call__(self, x):
+    return self.mlp(self.norm(x))
+
+
+class ConditionEncoder(nnx.Module):
+  """Conditioning -> (B, S, D) tokens in the compute dtype."""
+
+  def __init__(self, cfg: ConditionConfig, *, rngs: nnx.Rngs):
+    self.cfg = cfg
+    self.image_encoder = Dino(cfg.dino, rngs=rngs)
+    self.mask_encoder = Dino(cfg.dino, rngs=rngs)
+    self.image_projection = Projection(cfg.dino.width, cfg, rngs=rngs)
+    self.mask_projection = Projection(cfg.dino.width, cfg, rngs=rngs)
+    self.pointmap_encoder = None if cfg.pointmap is None else PointmapEncoder(cfg.pointmap, rngs=rngs)
+    self.pointmap_projection = None if cfg.pointmap is None else Projection(cfg.pointmap.width, cfg, rngs=rngs)
+    self.group_embed = nnx.Param(0.02 * jax.random.normal(rngs.params(), (GROUPS + 1, cfg.width), jnp.float32))
+
+  def __call__(self, cond: Conditioning, drop_pointmap_B=None):
+    """Encodes the configured streams.
+
+    Args:
+      cond: its streams are (B, H, W, channels) of any size; a stream that the config does not name is ignored.
+      drop_pointmap_B: (B,) bool; the tokens of both point maps become zero where it is true.
+
+    Raises:
+      ValueError: a configured stream is missing.
+    """
+    missing = [s for s in self.cfg.streams if getattr(cond, s) is None]
+    if missing:
+      raise ValueError(f"the conditioning lacks {missing}, which ConditionConfig.streams asks for")
+    tokens = [self.encode(cond, IMAGE_STREAMS, as_float, self.image_encoder, self.image_projection),
+              self.encode(cond, MASK_STREAMS, as_mask, self.mask_encoder, self.mask_projection)]
+    if self.pointmap_encoder is not None:
+      points_BSD = self.encode(cond, POINTMAP_STREAMS, lambda x: x, self.pointmap_encoder, self.pointmap_projection)
+      if points_BSD is not None and drop_pointmap_B is not None:
+        points_BSD = jnp.where(drop_pointmap_B[:, None, None], 0, points_BSD)
+      tokens.append(points_BSD)
+    return jnp.concatenate([x for x in tokens if x is not None], axis=1)
+
+  def encode(self, cond: Conditioning, streams, prepare, encoder, projection):
+    """Tokens (B, S, D) of those of the two `streams` that the config names; None if it names neither."""
+    groups = [g for g, stream in enumerate(streams) if stream in self.cfg.streams]
+    if not groups:
+      return None
+    inputs = [prepare(getattr(cond, streams[g])) for g in groups]
+    if len({x.shape for x in inputs}) == 1:
+      x_BGSD = apart(projection(encoder(together(inputs))), len(inputs))
+    else:  # the crop and the photo differ in size: one pass each
+      x_BGSD = jnp.stack([projection(encoder(x)) for x in inputs], axis=1)
+    x_BGSD = x_BGSD + self.group_embed[...][jnp.asarray(groups), None].astype(x_BGSD.dtype)
+    return x_BGSD.reshape(x_BGSD.shape[0], -1, self.cfg.width)
+
+
+def together(streams):
+  """Streams of equal shape (B, ...) -> one batch (B * streams, ...), example by example.
+
+  Interleaved rather than end to end, so that on a mesh which shards B no example leaves its device.
+  """
+  return jnp.stack(streams, axis=1).reshape(-1, *streams[0].shape[1:])
+
+
+def apart(x, streams: int):
+  """Inverse of `together`, the streams on axis 1."""
+  return x.reshape(-1, streams, *x.shape[1:])
+
+
+def as_float(image):
+  """uint8 images become float in 0..1; float images pass."""
+  return image.astype(jnp.float32) / 255 if image.dtype == jnp.uint8 else image
+
+
+def as_mask(mask):
+  """Integer or bool masks become 1 where they are not zero (0/1 and 0/255 mean the same); float masks pass."""
+  return mask if jnp.issubdtype(mask.dtype, jnp.floating) else (mask != 0).astype(jnp.float32)

@@ -1,0 +1,156 @@
+"""DINOv2 vision transformer with registers (Oquab et al. 2023; Darcet et al. 2023), any image size.
+
+Blocks are pre-norm with layer scale: x + ls1 * attn(norm1(x)), then x + ls2 * mlp(norm2(x)); exact GELU, LayerNorm eps 1e-6.
+Tokens are ordered [CLS, registers, patches], patches row by row.
+"""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from sam3d_jax.models import attention as attention_lib
+from sam3d_jax.models import layers
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+NORM_EPS = 1e-6
+PRENORM_EPS = 1e-5  # of the parameter-free norm that follows the pre-norm tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class DinoConfig:
+  """Size and behaviour of one encoder; the defaults are ViT-L/14 with 4 registers at 518 pixels."""
+
+  width: int = 1024
+  depth: int = 24
+  heads: int = 16
+  mlp_ratio: float = 4.0
+  patch: int = 14
+  image_size: int = 518  # image side that the position embedding's grid belongs to
+  input_size: int = 518  # images are resized to this side
+  registers: int = 4
+  prenorm: bool = False  # True: pre-norm tokens with registers and a parameter-free norm; False: final-norm tokens without registers
+  dtype: str = "bfloat16"
+  remat: str = "none"
+  attention: str = "auto"
+
+  def __post_init__(self):
+    for name in ("image_size", "input_size"):
+      if getattr(self, name) % self.patch:
+        raise ValueError(f"DinoConfig.{name}={getattr(self, name)} is not a multiple of patch={self.patch}")
+    if self.width % self.heads:
+      raise ValueError(f"DinoConfig.width={self.width} is not a multiple of heads={self.heads}")
+
+  @property
+  def tokens(self) -> int:
+    """Tokens that one image becomes."""
+    return 1 + (self.registers if self.prenorm else 0) + (self.input_size // self.patch) ** 2
+
+
+class SelfAttention(nnx.Module):
+  """Multi-head self-attention with one fused q, k, v projection: kernel (D, 3, H, K)."""
+
+  def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs, dtype, backend: str = "auto"):
+    self.qkv = layers.Dense(width, (3, heads, width // heads), rngs=rngs, dtype=dtype)
+    self.out = layers.Dense((heads, width // heads), width, rngs=rngs, dtype=dtype)
+    self.backend = backend
+
+  def __call__(self, x_BLD):
+    q, k, v = jnp.moveaxis(self.qkv(x_BLD), -3, 0)
+    return self.out(attention_lib.attend(q, k, v, backend=self.backend))
+
+
+class Mlp(nnx.Module):
+  """Two affine maps around an exact (erf) GELU."""
+
+  def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs, dtype):
+    self.fc1 = layers.Dense(width, hidden, rngs=rngs, dtype=dtype)
+    self.fc2 = layers.Dense(hidden, width, rngs=rngs, dtype=dtype)
+
+  def __call__(self, x_BLD):
+    return self.fc2(jax.nn.gelu(self.fc1(x_BLD), approximate=False))
+
+
+class DinoBlock(nnx.Module):
+  """One transformer block; keeps the dtype of its input."""
+
+  def __init__(self, cfg: DinoConfig, *, rngs: nnx.Rngs):
+    dtype = jnp.dtype(cfg.dtype)
+    self.norm1 = layers.LayerNorm(cfg.width, eps=NORM_EPS)
+    self.attn = SelfAttention(cfg.width, cfg.heads, rngs=rngs, dtype=dtype, backend=cfg.attention)
+    self.ls1 = nnx.Param(jnp.ones(cfg.width, jnp.float32))
+    self.norm2 = layers.LayerNorm(cfg.width, eps=NORM_EPS)
+    self.mlp = Mlp(cfg.width, int(cfg.width * cfg.mlp_ratio), rngs=rngs, dtype=dtype)
+    self.ls2 = nnx.Param(jnp.ones(cfg.width, jnp.float32))
+
+  def __call__(self, x_BLD):
+    dtype = x_BLD.dtype
+    x_BLD = x_BLD + (self.attn(self.norm1(x_BLD)) * self.ls1[...]).astype(dtype)
+    return x_BLD + (self.mlp(self.norm2(x_BLD)) * self.ls2[...]).astype(dtype)
+
+
+class Dino(nnx.Module):
+  """Image -> tokens. `mask_token` belongs to the published parameters; nothing here reads it."""
+
+  def __init__(self, cfg: DinoConfig, *, rngs: nnx.Rngs):
+    self.cfg = cfg
+    grid = cfg.image_size // cfg.patch
+    normal = lambda *shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32))
+    self.cls_token = normal(cfg.width)
+    self.register_tokens = normal(cfg.registers, cfg.width) if cfg.registers else None
+    self.mask_token = nnx.Param(jnp.zeros(cfg.width, jnp.float32))
+    self.pos_embed = normal(1 + grid * grid, cfg.width)
+    self.patch_embed = layers.Dense((cfg.patch, cfg.patch, 3), cfg.width, rngs=rngs, dtype=jnp.dtype(cfg.dtype))
+    self.blocks = layers.Stack(lambda rngs: DinoBlock(cfg, rngs=rngs), cfg.depth, rngs=rngs, remat=cfg.remat)
+    self.norm = layers.LayerNorm(cfg.width, eps=NORM_EPS)
+
+  def __call__(self, image_BHWC):
+    """image_BHWC: (B, H, W, 1 or 3) float in 0..1, any size -> (B, cfg.tokens, D) in the compute dtype."""
+    x_BLD = self.prenorm(preprocess(image_BHWC, self.cfg.input_size))
+    if self.cfg.prenorm:
+      return layers.layer_norm(x_BLD, PRENORM_EPS).astype(x_BLD.dtype)
+    return self.drop_registers(self.norm(x_BLD))
+
+  def prenorm(self, image_BHWC):
+    """Tokens before the final norm, registers included; image_BHWC is already resized and normalised."""
+    cfg = self.cfg
+    batch, height, width, _ = image_BHWC.shape
+    rows, columns = height // cfg.patch, width // cfg.patch
+    patches = image_BHWC.reshape(batch, rows, cfg.patch, columns, cfg.patch, 3).swapaxes(2, 3)
+    x_BLD = self.patch_embed(patches).reshape(batch, rows * columns, cfg.width)
+    pos_LD = position_embedding(self.pos_embed[...], rows, columns).astype(x_BLD.dtype)
+    prefix_LD = self.cls_token[...].astype(x_BLD.dtype)[None] + pos_LD[:1]
+    if self.register_tokens is not None:
+      prefix_LD = jnp.concatenate([prefix_LD, self.register_tokens[...].astype(x_BLD.dtype)])
+    prefix_BLD = jnp.broadcast_to(prefix_LD, (batch, *prefix_LD.shape))
+    return self.blocks(jnp.concatenate([prefix_BLD, x_BLD + pos_LD[1:]], axis=1))
+
+  def drop_registers(self, x_BLD):
+    """[CLS, registers, patches] -> [CLS, patches]."""
+    return jnp.concatenate([x_BLD[:, :1], x_BLD[:, 1 + self.cfg.registers:]], axis=1)
+
+
+def preprocess(image_BHWC, size: int):
+  """Resizes (bilinear, no antialiasing), repeats a single channel to three, applies ImageNet normalisation; masks included."""
+  batch, height, width, channels = image_BHWC.shape
+  image_BHWC = image_BHWC.astype(jnp.float32)
+  if (height, width) != (size, size):
+    image_BHWC = jax.image.resize(image_BHWC, (batch, size, size, channels), "linear", antialias=False)
+  if channels == 1:
+    image_BHWC = jnp.repeat(image_BHWC, 3, axis=-1)
+  return (image_BHWC - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)
+
+
+def position_embedding(pos_LD, rows: int, columns: int):
+  """Position embedding (1 + grid², D) for a rows x columns patch grid; the CLS row is kept, the grid is resized in fp32.
+
+  The resize is bicubic with a = -0.5 and antialiasing (Keys' kernel, widened when shrinking), unlike plain bicubic (a = -0.75).
+  """
+  grid = int((pos_LD.shape[0] - 1) ** 0.5)
+  if (rows, columns) == (grid, grid):
+    return pos_LD
+  grid_HWD = pos_LD[1:].reshape(grid, grid, -1)
+  grid_HWD = jax.image.resize(grid_HWD, (rows, columns, grid_HWD.shape[-1]), "cubic", antialias=True)
+  return jnp.concatenate([pos_LD[:1], grid_HWD.reshape(rows * columns, -1)])

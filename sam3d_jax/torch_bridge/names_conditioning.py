@@ -1,0 +1,78 @@
+"""Published names of the condition encoder (EmbedderFuser) and of original DINOv2 checkpoints."""
+
+from sam3d_jax.models.conditioning import ConditionConfig
+from sam3d_jax.models.dinov2 import DinoConfig
+from sam3d_jax.models.pointmap import PointmapConfig
+from sam3d_jax.torch_bridge.keys import prefixed, Rule
+
+DINO_MODULES = ("image_encoder", "mask_encoder")  # module_list.0 and module_list.1
+PROJECTIONS = ("image_projection", "mask_projection", "pointmap_projection")  # projection_nets.0, 1, 2
+
+
+def condition_encoder_rules(cfg: ConditionConfig) -> list[Rule]:
+  """Names of `ss_condition_embedder`, without the checkpoint's prefix."""
+  rules = [Rule("idx_emb", "group_embed")]
+  for i, name in enumerate(DINO_MODULES):
+    rules += prefixed(dinov2_rules(cfg.dino), f"module_list.{i}.backbone.", f"{name}/")
+  if cfg.pointmap is not None:
+    rules += prefixed(pointmap_rules(cfg.pointmap), "module_list.2.", "pointmap_encoder/")
+  for i, name in enumerate(PROJECTIONS if cfg.pointmap is not None else PROJECTIONS[:2]):
+    rules += prefixed(projection_rules(), f"projection_nets.{i}.", f"{name}/")
+  return rules
+
+
+def dinov2_rules(cfg: DinoConfig, prefix: str = "") -> list[Rule]:
+  """Names of an original DINOv2 checkpoint (with `prefix` before each) and the paths inside a `Dino` module."""
+  width = cfg.width
+  rules = [
+      Rule("cls_token", "cls_token", torch_shape=(1, 1, width)),
+      Rule("pos_embed", "pos_embed", torch_shape=(1, 1 + (cfg.image_size // cfg.patch) ** 2, width)),
+      *([Rule("register_tokens", "register_tokens", torch_shape=(1, cfg.registers, width))] if cfg.registers else []),
+      Rule("mask_token", "mask_token", torch_shape=(1, width)),
+      Rule("patch_embed.proj.weight", "patch_embed/kernel", layout="conv"),
+      Rule("patch_embed.proj.bias", "patch_embed/bias"),
+      *_layer_norm("norm", "norm"),
+  ]
+  block = [
+      *_block_rules(width, stacked=True),
+      Rule("{n}.ls1.gamma", "ls1", stacked=True),
+      Rule("{n}.ls2.gamma", "ls2", stacked=True),
+  ]
+  return prefixed(rules + prefixed(block, "blocks.", "blocks/layer/"), prefix)
+
+
+def pointmap_rules(cfg: PointmapConfig) -> list[Rule]:
+  """Names inside PointPatchEmbed."""
+  width, side = cfg.width, cfg.input_size // cfg.patch
+  return [
+      Rule("invalid_xyz_token", "invalid_token"),
+      *([Rule("dropped_xyz_token", "dropped_token")] if cfg.drop_token else []),
+      Rule("pos_embed", "pos_embed", torch_shape=(1, width, side, side)),
+      Rule("pos_embed_window", "pos_embed_window", torch_shape=(1, 1 + cfg.patch**2, width)),
+      Rule("cls_token", "cls_token", torch_shape=(1, 1, width)),
+      Rule("point_proj.weight", "point_proj/kernel", layout="linear"),
+      Rule("point_proj.bias", "point_proj/bias"),
+      *prefixed(_block_rules(width, stacked=False), "blocks.0.", "block/"),
+  ]
+
+
+def projection_rules() -> list[Rule]:
+  """Names inside one projection net: LayerNorm, then SwiGLU."""
+  return [*_layer_norm("0", "norm"), *(Rule(f"1.{w}.weight", f"mlp/{w}/kernel", layout="linear") for w in ("w1", "w2", "w3"))]
+
+
+def _block_rules(width: int, *, stacked: bool) -> list[Rule]:
+  n = "{n}." if stacked else ""
+  rules = []
+  for name in ("norm1", "norm2"):
+    rules += _layer_norm(n + name, name, stacked=stacked)
+  for torch, ours, dims_in in (("attn.qkv", "attn/qkv", 1), ("attn.proj", "attn/out", 2),
+                               ("mlp.fc1", "mlp/fc1", 1), ("mlp.fc2", "mlp/fc2", 1)):
+    rules.append(Rule(f"{n}{torch}.weight", f"{ours}/kernel", layout="linear", dims_in=dims_in, stacked=stacked))
+    flat = (3 * width,) if torch == "attn.qkv" else None  # ours is (3, H, K)
+    rules.append(Rule(f"{n}{torch}.bias", f"{ours}/bias", torch_shape=flat, stacked=stacked))
+  return rules
+
+
+def _layer_norm(torch: str, ours: str, *, stacked: bool = False) -> list[Rule]:
+  return [Rule(f"{torch}.weight", f"{ours}/scale", stacked=stacked), Rule(f"{torch}.bias", f"{ours}/bias", stacked=stacked)]
