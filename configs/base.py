@@ -108,11 +108,13 @@ def geometry_model() -> ConfigDict:
   m.condition = ConfigDict()
   m.condition.width = 1024  # of the condition tokens
   m.condition.hidden_multiplier = 4.0  # of the projections' feed-forward
+  m.condition.dtype = "bfloat16"  # of the projections' matrix products
   m.condition.streams = ("image", "mask", "rgb_image", "rgb_image_mask", "pointmap", "rgb_pointmap")  # what is looked at
   m.condition.dino = ConfigDict()
   m.condition.dino.width = 1024  # DINOv2 ViT-L
   m.condition.dino.depth = 24  # blocks
   m.condition.dino.heads = 16  # of 64
+  m.condition.dino.mlp_ratio = 4.0  # feed-forward width over width
   m.condition.dino.patch = 14  # pixels
   m.condition.dino.image_size = 518  # input size the position embedding was trained for
   m.condition.dino.input_size = 518  # input size used

@@ -8,6 +8,7 @@ pass over memory and a restore on another mesh can check it. A step that fails t
 """
 
 from collections.abc import Iterable, Mapping
+import hashlib
 import json
 import pathlib
 import sys
@@ -16,11 +17,13 @@ from typing import Any
 from etils import epath
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 import numpy as np
 import orbax.checkpoint as ocp
 
 from sam3d_jax.errors import InputError
+from sam3d_jax.sharding import rules
 from sam3d_jax.sharding.mesh import path_of
 
 FORMAT = 1  # of meta; raised when a reader of the older format could misread
@@ -266,6 +269,28 @@ def load_params(workdir, *, which: str = "ema", step: int | None = None) -> dict
   sources = param_sources(stored, which)
   arrays = read_arrays(workdir, step, {p: stored[p] for p in sources.values()}, partial=True)
   return {path: np.asarray(arrays[source]) for path, source in sources.items()}
+
+
+def initial_params(workdir, param_shapes: Mapping[str, jax.ShapeDtypeStruct], mesh, *, which: str):
+  """Parameters to start a stage from, laid out on `mesh`, and a record of the parent for the lineage.
+
+  Raises InputError listing every parameter that is missing, unexpected or of another shape.
+  """
+  step = resolve_step(workdir)
+  stored = stored_shapes(workdir, step)
+  sources = param_sources(stored, which)
+  audit(param_shapes, {p: stored[source] for p, source in sources.items()}, where=f"init_from {workdir} step {step}")
+  wanted = {sources[p]: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, rules.param_spec(p, tuple(x.shape), mesh)))
+            for p, x in param_shapes.items()}
+  arrays = read_arrays(workdir, step, wanted, partial=True)
+  meta = read_meta(workdir, step)
+  parent = {"path": str(workdir), "step": step, "which": which, "digest": digest(meta), "lineage": meta["lineage"]}
+  return {p: arrays[source] for p, source in sources.items()}, parent
+
+
+def digest(meta: Mapping[str, Any]) -> str:
+  """A short name for the content of a checkpoint, from the checksums of its arrays."""
+  return hashlib.sha256(json.dumps(meta["checksums"], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def restore_model(workdir, *, which: str = "ema", step: int | None = None):
