@@ -5,6 +5,7 @@ of our paths; `{n}` in the torch name runs over the layers of a scanned stack, w
 Every torch entry and every parameter of ours must be hit exactly once, both ways; anything else is reported, all at once.
 """
 
+import collections
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import math
@@ -13,10 +14,12 @@ from flax import nnx
 import jax
 import numpy as np
 
+from sam3d_jax.errors import InputError
+
 LAYOUTS = ("plain", "linear", "conv")
 
 
-class KeyMismatch(ValueError):
+class KeyMismatch(InputError):
   """The state dict and the model do not fit; the message lists every missing, unexpected and misshapen entry."""
 
 
@@ -100,7 +103,8 @@ def torch_names(rules: Iterable[Rule], our_shapes: Mapping[str, tuple[int, ...]]
   return {name: shape for name, _, _, shape in expand(rules, our_shapes)}
 
 
-def to_ours(rules: list[Rule], state: Mapping[str, np.ndarray], our_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def to_ours(rules: list[Rule], state: Mapping[str, np.ndarray],
+            our_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
   """Converts a published state dict to our flat parameters (path -> array).
 
   Raises KeyMismatch naming every missing, unexpected and misshapen entry, before anything is converted.
@@ -121,7 +125,7 @@ def to_ours(rules: list[Rule], state: Mapping[str, np.ndarray], our_shapes: Mapp
 def to_torch(rules: list[Rule], params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Converts our flat parameters to the published state dict, buffers included. Raises KeyMismatch for paths no rule names."""
   shapes = {k: tuple(v.shape) for k, v in params.items()}
-  _check_paths(rules, shapes)
+  check_paths(rules, shapes)
   out = {}
   for name, rule, n, _ in expand(rules, shapes):
     if rule.ours is None:
@@ -134,7 +138,7 @@ def to_torch(rules: list[Rule], params: Mapping[str, np.ndarray]) -> dict[str, n
 
 def check(rules: list[Rule], torch_shapes: Mapping[str, tuple[int, ...]], our_shapes: Mapping[str, tuple[int, ...]]) -> None:
   """Raises KeyMismatch unless the two sides fit exactly."""
-  _check_paths(rules, our_shapes)
+  check_paths(rules, our_shapes)
   expected = torch_names(rules, our_shapes)
   problems = [f"missing     {k} {expected[k]}" for k in expected if k not in torch_shapes]
   problems += [f"unexpected  {k} {torch_shapes[k]}" for k in torch_shapes if k not in expected]
@@ -144,11 +148,12 @@ def check(rules: list[Rule], torch_shapes: Mapping[str, tuple[int, ...]], our_sh
     raise KeyMismatch(f"{len(problems)} entries do not fit the model:\n  " + "\n  ".join(problems))
 
 
-def _check_paths(rules: list[Rule], our_shapes: Mapping[str, tuple[int, ...]]) -> None:
-  named = [r.ours for r in rules if r.ours is not None]
+def check_paths(rules: list[Rule], our_shapes: Mapping[str, tuple[int, ...]]) -> None:
+  """Raises KeyMismatch unless every parameter of ours is named by exactly one rule and every rule names one."""
+  named = collections.Counter(r.ours for r in rules if r.ours is not None)
   problems = [f"no parameter   {p}" for p in named if p not in our_shapes]
-  problems += [f"no rule for    {p}" for p in our_shapes if p not in set(named)]
-  problems += [f"named twice    {p}" for p in set(named) if named.count(p) > 1]
+  problems += [f"no rule for    {p}" for p in our_shapes if p not in named]
+  problems += [f"named twice    {p}" for p, n in named.items() if n > 1]
   if problems:
     raise KeyMismatch("the rules and the model's parameters do not fit:\n  " + "\n  ".join(problems))
 

@@ -1,0 +1,122 @@
+"""Writing published state dicts: .ckpt / .pt with PyTorch, .safetensors without. Files appear whole or not at all.
+
+Storage types. The published code keeps what its `use_fp16` modules hold: weights and biases of the transformer blocks and inner
+convolutions in half precision, norms, embeddings, input and output layers in fp32.
+
+    fp32   every entry float32
+    fp16   the entries that the published fp16 modules hold in half (`Rule.half`) float16, the rest float32
+    bf16   entries with two or more dimensions bfloat16, vectors and fixed tables float32
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+import contextlib
+import json
+import os
+import pathlib
+import tempfile
+
+import ml_dtypes
+import numpy as np
+
+from sam3d_jax.errors import InputError
+from sam3d_jax.torch_bridge import keys, load
+
+STORAGE = ("fp32", "fp16", "bf16")
+_SAFETENSORS_NAMES = {np.dtype(v): k for k, v in load.SAFETENSORS_DTYPES.items()}
+
+
+def storage_dtype(rule: keys.Rule, shape: tuple[int, ...], storage: str) -> np.dtype:
+  """Dtype of a published entry under a storage type."""
+  if storage not in STORAGE:
+    raise InputError(f"storage {storage!r} is not one of {', '.join(STORAGE)}")
+  if storage == "fp16" and rule.half:
+    return np.dtype(np.float16)
+  if storage == "bf16" and rule.ours is not None and len(shape) >= 2:
+    return np.dtype(ml_dtypes.bfloat16)
+  return np.dtype(np.float32)
+
+
+def published_dtypes(rules: Iterable[keys.Rule], our_shapes: Mapping[str, tuple[int, ...]], storage: str) -> dict[str, np.dtype]:
+  """Published name -> stored dtype, in file order. Takes no memory."""
+  return {name: storage_dtype(rule, shape, storage) for name, rule, _, shape in keys.expand(rules, our_shapes)}
+
+
+def published_entries(rules: list[keys.Rule], params: Mapping[str, np.ndarray], storage: str) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields (published name, array in its stored dtype), one at a time.
+
+  Raises InputError if a value does not fit fp16's range, KeyMismatch (before the first entry) if rules and parameters do not fit.
+  """
+  shapes = {path: tuple(leaf.shape) for path, leaf in params.items()}
+  keys.check_paths(rules, shapes)
+  for name, rule, n, shape in keys.expand(rules, shapes):
+    if rule.ours is None:
+      array = rule.buffer()
+    else:
+      leaf = np.asarray(params[rule.ours])
+      array = rule.to_torch(leaf if n is None else leaf[n])
+    yield name, _cast(name, array, storage_dtype(rule, shape, storage))
+
+
+def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+  if dtype == np.float16 and not (np.abs(array) <= np.finfo(np.float16).max).all():
+    raise InputError(f"{name} has values up to {np.abs(array).max():.3g}, beyond the range of fp16; store it as bf16 or fp32")
+  return np.ascontiguousarray(array.astype(dtype, copy=False))
+
+
+@contextlib.contextmanager
+def atomic(path: str | pathlib.Path):
+  """Gives a temporary path in the same folder that takes the name `path` if the block succeeds and vanishes if it does not."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  os.close(handle)
+  try:
+    yield pathlib.Path(temporary)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+  finally:
+    pathlib.Path(temporary).unlink(missing_ok=True)
+
+
+def write_state(path: str | pathlib.Path, rules: list[keys.Rule], params: Mapping[str, np.ndarray], *, storage: str = "fp32",
+                root: str | None = None) -> None:
+  """Writes parameters as a published state dict; the suffix decides the kind of file.
+
+  rules: of everything that goes into the file. root: key of the outer dict that a .ckpt's state dict lies under, None for a bare
+  one (.safetensors files are always bare). Raises InputError if the suffix is unknown or PyTorch is needed and missing.
+  """
+  path = pathlib.Path(path)
+  if path.suffix == ".safetensors":
+    shapes = {p: tuple(leaf.shape) for p, leaf in params.items()}
+    keys.check_paths(rules, shapes)
+    _write_safetensors(path, keys.torch_names(rules, shapes), published_dtypes(rules, shapes, storage),
+                       published_entries(rules, params, storage))
+  elif path.suffix in load.TORCH_SUFFIXES:
+    torch = load.require_torch(f"writing {path}")
+    state = {name: _tensor(torch, array) for name, array in published_entries(rules, params, storage)}
+    with atomic(path) as temporary:
+      torch.save(state if root is None else {root: state}, temporary)
+  else:
+    raise InputError(f"{path}: a state dict is written to a file ending in {', '.join(load.SUFFIXES)}")
+
+
+def _tensor(torch, array: np.ndarray):
+  if array.dtype == ml_dtypes.bfloat16:
+    return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+  return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _write_safetensors(path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype],
+                       entries: Iterable[tuple[str, np.ndarray]]) -> None:
+  """Header first, then entry by entry: one of them in memory at a time."""
+  header, offset = {"__metadata__": {"format": "pt"}}, 0
+  for name, shape in shapes.items():
+    size = int(np.prod(shape)) * dtypes[name].itemsize
+    header[name] = {"dtype": _SAFETENSORS_NAMES[dtypes[name]], "shape": list(shape), "data_offsets": [offset, offset + size]}
+    offset += size
+  text = json.dumps(header).encode()
+  text += b" " * (-len(text) % 8)  # the format asks for data aligned to 8 bytes
+  with atomic(path) as temporary, open(temporary, "wb") as file:
+    file.write(len(text).to_bytes(8, "little") + text)
+    for _, array in entries:
+      file.write(array.tobytes() if array.dtype == ml_dtypes.bfloat16 else array.data)

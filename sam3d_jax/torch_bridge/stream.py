@@ -1,0 +1,70 @@
+"""Writing a parameters-only checkpoint one array at a time, so that a model larger than memory can be imported."""
+
+from collections.abc import Callable, Mapping
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import type_handlers
+
+from sam3d_jax.errors import InputError
+from sam3d_jax.training import checkpoint
+
+
+class Deferred:
+  """A leaf of known shape and dtype whose array is made when it is written."""
+
+  def __init__(self, shape: tuple[int, ...], dtype, make: Callable[[], np.ndarray]):
+    self.shape, self.dtype, self.make = tuple(shape), np.dtype(dtype), make
+
+  @property
+  def size(self) -> int:
+    return int(np.prod(self.shape))
+
+  @property
+  def itemsize(self) -> int:
+    return self.dtype.itemsize
+
+  @property
+  def nbytes(self) -> int:
+    return self.size * self.itemsize
+
+
+class DeferredHandler(type_handlers.NumpyHandler):
+  """Writes deferred leaves strictly one after the other; on disk they are ordinary arrays."""
+
+  async def serialize(self, values, infos, args=None):
+    for value, info, arg in zip(values, infos, args or [type_handlers.SaveArgs()] * len(values), strict=True):
+      for write in await super().serialize([value.make()], [info], [arg]):
+        write.result()
+    return []
+
+
+def write_params(workdir: str | pathlib.Path, params: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+  """Writes parameters as a checkpoint of step 0, from which any stage can start, holding one of them in memory at a time.
+
+  params: path -> array; a lazy mapping is asked for each array twice, once for its checksum and once to write it.
+  Raises InputError if the folder has checkpoints or an array is not finite; then nothing is written.
+  """
+  if checkpoint.steps(workdir):
+    raise InputError(f"{workdir} already holds checkpoints of steps {checkpoint.steps(workdir)}; give an empty folder")
+  leaves, checksums = {}, {}
+  for path in params:
+    array = params[path]
+    name = f"params/{path}"
+    on_device = {name: jnp.asarray(array)}
+    if checkpoint.non_finite(on_device):
+      raise InputError(f"{path} holds a NaN or an infinity; nothing was written")
+    checksums |= checkpoint.checksums(on_device)
+    leaves[name] = Deferred(array.shape, array.dtype, lambda path=path: np.asarray(params[path]))
+  registry = type_handlers.create_type_handler_registry(
+      (Deferred, DeferredHandler(deepcopy_host_arrays=False)), (jax.Array, type_handlers.ArrayHandler()))
+  handlers = {"state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry), "meta": ocp.JsonCheckpointHandler()}
+  options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
+  folder = pathlib.Path(workdir).absolute() / "checkpoints"
+  with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
+    meta = {**meta, "format": checkpoint.FORMAT, "step": 0, "checksums": checksums}
+    manager.save(0, args=ocp.args.Composite(state=ocp.args.PyTreeSave(checkpoint.nest(leaves)), meta=ocp.args.JsonSave(meta)))
