@@ -23,6 +23,11 @@ class GeometryModel(nnx.Module):
     self.condition = ConditionEncoder(cfg.condition, rngs=rngs)
     self.flow = GeometryFlow(cfg.flow, rngs=rngs)
 
+  @property
+  def step_conditioned(self) -> bool:
+    """Whether the flow has an embedder for the step size d; objectives and samplers then feed d = 0 where none is meant."""
+    return self.cfg.flow.shortcut
+
   def encode(self, cond: Conditioning, drop_pointmap_B=None):
     """Condition tokens (B, S, D). `drop_pointmap_B` (B,) bool zeroes the tokens of both point-map streams."""
     return self.condition(cond, drop_pointmap_B)

@@ -1,0 +1,129 @@
+"""Conditional flow matching over a dictionary of latents (arXiv 2511.16624 §3.1; Lipman et al. 2023).
+
+loss = sum over latents m of weight_m * mean over the samples that have m of mean over elements of |v_m - v_theta_m(x_t, c, t)|^2,
+with one t a sample. Each latent is averaged over the samples in which it is PRESENT in the global batch, not over B: a latent's
+weight then means the same whatever share of the data mixture is labelled with it. A latent that no sample has contributes zero.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sam3d_jax.batch import GeometryBatch
+from sam3d_jax.objectives import draws, paths
+from sam3d_jax.objectives.paths import Latents, VelocityModel
+
+
+class FlowDraw(NamedTuple):
+  """Everything random about one flow-matching loss."""
+
+  noise: dict[str, jax.Array]  # latent name -> (B, tokens, channels)
+  t_B: jax.Array
+
+
+def masked_inputs(noise: Latents, data: Latents, present: Latents, t_B: jax.Array,
+                  sigma_min: float) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+  """(x_t, target velocity) in which a latent that a sample lacks is plain noise at every t, whatever `data` holds there.
+
+  The layout latents attend to each other, so an absent one has to enter the model as something: noise carries no information
+  and is never NaN.
+  """
+  clean = {k: jnp.where(per_element(present[k], x1), x1.astype(jnp.float32), 0.0) for k, x1 in data.items()}
+  x_t = paths.interpolate(noise, clean, t_B, sigma_min=sigma_min)
+  x_t = {k: jnp.where(per_element(present[k], x), x, noise[k]) for k, x in x_t.items()}
+  return x_t, paths.target_velocity(noise, clean, sigma_min=sigma_min)
+
+
+def per_element(mask_B: jax.Array, like: jax.Array) -> jax.Array:
+  """A (B,) mask with trailing axes added."""
+  return jnp.asarray(mask_B, bool).reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
+  """Mean over everything but the batch of |prediction - target|^2, (B,), in fp32."""
+  error = prediction.astype(jnp.float32) - target.astype(jnp.float32)
+  return jnp.square(error).reshape(error.shape[0], -1).mean(-1)
+
+
+def masked_mean(values_B: jax.Array, present_B: jax.Array) -> jax.Array:
+  """Mean over the samples that are present; 0, with zero gradient, if none is."""
+  return jnp.where(present_B, values_B, 0.0).sum() / jnp.maximum(present_B.sum(), 1)
+
+
+def weighted_errors(prediction: Latents, target: Latents, present: Latents,
+                    weights: Mapping[str, float]) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
+  """The loss, its parts and its samples.
+
+  Returns:
+    loss: scalar, the weighted sum of the parts.
+    parts: latent name -> unweighted mean over the samples that have it.
+    loss_B: (B,) weighted sum over the latents that a sample has, for statistics by time.
+  Raises:
+    ValueError: a weight names a latent that the batch does not hold.
+  """
+  missing = sorted(set(weights) - set(target))
+  if missing:
+    raise ValueError(f"loss weights name {', '.join(missing)}, the batch holds {', '.join(sorted(target))}: "
+                     "deliver the latent or drop its weight")
+  errors = {k: squared_error(prediction[k], target[k]) for k in weights}
+  parts = {k: masked_mean(errors[k], jnp.asarray(present[k], bool)) for k in weights}
+  loss_B = sum(weights[k] * jnp.where(present[k], errors[k], 0.0) for k in weights)
+  return sum(weights[k] * parts[k] for k in weights), parts, loss_B
+
+
+def drop_tokens(tokens_BSD: jax.Array, uniform_B: jax.Array, p: float) -> jax.Array:
+  """Multiplies the condition tokens of the samples whose draw lies below `p` by zero: the unconditional branch of guidance."""
+  keep_B = (uniform_B >= p).astype(tokens_BSD.dtype)
+  return tokens_BSD * keep_B[:, None, None]
+
+
+def encode(model: VelocityModel, batch, keys_B: jax.Array, *, drop_pointmap: float) -> jax.Array:
+  """Condition tokens with both point-map streams dropped, together and per example, with probability `drop_pointmap`."""
+  if drop_pointmap == 0.0:
+    return model.encode(batch.cond)
+  return model.encode(batch.cond, draws.uniform(keys_B, "drop_pointmap") < drop_pointmap)
+
+
+def draw(keys_B: jax.Array, latents: Latents, *, time_mean: float, time_std: float) -> FlowDraw:
+  """Noise and time of each example."""
+  return FlowDraw(noise=draws.noise(keys_B, {k: x.shape[1:] for k, x in latents.items()}),
+                  t_B=paths.lognormal_time(draws.normal(keys_B, "time"), mean=time_mean, std=time_std))
+
+
+def flow_matching(model: VelocityModel, frozen, batch: GeometryBatch, key: jax.Array, *, weights: Mapping[str, float],
+                  time_mean: float = -1.0, time_std: float = 1.0, drop_condition: float = 0.1, drop_pointmap: float = 0.0,
+                  sigma_min: float = 0.0) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Conditional flow matching.
+
+  Args:
+    model: the velocity model; one with a step embedder is fed d = 0, as the sampler does.
+    frozen: not used; there is no teacher.
+    batch: latents at the data end of the path; those not present are never trained on.
+    key: depends on the seed and the step; combined with each example's content key.
+    weights: latent name -> weight in the loss; a latent without a weight is fed to the model but not trained.
+    time_mean, time_std: t = sigmoid(N(mean, std)).
+    drop_condition: probability that an example's condition tokens are multiplied by zero.
+    drop_pointmap: probability that both point-map streams of an example are dropped.
+    sigma_min: noise left at t = 1.
+
+  Returns:
+    The loss and scalar metrics: `flow/<latent>` (unweighted), `present/<latent>`, and `flow_time_*` (paths.bucketed).
+  """
+  del frozen
+  keys_B = draws.example_keys(key, batch.key)
+  noise, t_B = draw(keys_B, batch.latents, time_mean=time_mean, time_std=time_std)
+  x_t, target = masked_inputs(noise, batch.latents, batch.present, t_B, sigma_min)
+  tokens_BSD = encode(model, batch, keys_B, drop_pointmap=drop_pointmap)
+  tokens_BSD = drop_tokens(tokens_BSD, draws.uniform(keys_B, "drop_condition"), drop_condition)
+  prediction = model.velocity(x_t, t_B, tokens_BSD, step_zero(model))
+  loss, parts, loss_B = weighted_errors(prediction, target, batch.present, weights)
+  metrics = {f"flow/{k}": v for k, v in parts.items()}
+  metrics |= {f"present/{k}": jnp.asarray(batch.present[k], jnp.float32).mean() for k in weights}
+  return loss, metrics | paths.bucketed("flow_time", loss_B, t_B)
+
+
+def step_zero(model: VelocityModel) -> jax.Array | None:
+  """d = 0 for models with a step embedder (see paths.step_size)."""
+  return paths.step_size(model, (0.0,))

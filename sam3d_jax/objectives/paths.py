@@ -1,0 +1,122 @@
+"""The time convention, stated once: t = 0 is noise, t = 1 is data, t lies in [0, 1]; the velocity points from noise to data.
+
+Nothing outside this module writes `1 - t`. Latents are dictionaries of arrays (B, tokens, channels); a time `t_B` holds one
+value a sample, shared by all its latents. Everything here computes in fp32.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sam3d_jax.batch import Conditioning
+
+Latents = Mapping[str, jax.Array]
+
+
+class VelocityModel(Protocol):
+  """What objectives and samplers need of a model."""
+
+  step_conditioned: bool  # whether the model has an embedder for the step size d
+
+  def encode(self, cond: Conditioning, drop_pointmap_B: jax.Array | None = None) -> jax.Array:
+    """Condition tokens (B, S, D)."""
+
+  def velocity(self, x: Latents, t_B: jax.Array, tokens_BSD: jax.Array, d_B: jax.Array | None = None) -> dict[str, jax.Array]:
+    """Velocity of every latent; t and d are (B,) or (1,)."""
+
+
+def step_size(model: VelocityModel, d) -> jax.Array | None:
+  """The step size to feed `model.velocity`: `d` if the model has a step embedder, else None (nothing to feed).
+
+  A model with a step embedder sees d = 0 wherever no step size is meant, in pre-training as in plain sampling: the published
+  sampler adds the embedding of d = 0 even without shortcuts, so leaving it out in training would make the two disagree.
+  """
+  return jnp.asarray(d, jnp.float32) if model.step_conditioned else None
+
+
+def per_sample(values_B: jax.Array, like: jax.Array) -> jax.Array:
+  """(B,) or (1,) values with trailing axes added so that they broadcast against `like` (B, ...)."""
+  return jnp.asarray(values_B, jnp.float32).reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def interpolate(noise: Latents, data: Latents, t_B: jax.Array, *, sigma_min: float = 0.0) -> dict[str, jax.Array]:
+  """x_t = (1 - (1 - sigma_min) t) noise + t data (Lipman et al. 2023, eq. 22; rectified flow for sigma_min = 0)."""
+  def one(x0, x1):
+    t = per_sample(t_B, x1)
+    return (1.0 - (1.0 - sigma_min) * t) * x0 + t * x1
+  return {k: one(noise[k], data[k]) for k in data}
+
+
+def target_velocity(noise: Latents, data: Latents, *, sigma_min: float = 0.0) -> dict[str, jax.Array]:
+  """The path's derivative in t, v = data - (1 - sigma_min) noise (Lipman et al. 2023, eq. 23)."""
+  return {k: data[k] - (1.0 - sigma_min) * noise[k] for k in data}
+
+
+def advance(x: Latents, velocity: Latents, d_B: jax.Array) -> dict[str, jax.Array]:
+  """One straight step of length d: x + d v."""
+  return {k: x[k] + per_sample(d_B, x[k]) * velocity[k] for k in x}
+
+
+def lognormal_time(normal_B: jax.Array, *, mean: float, std: float) -> jax.Array:
+  """t = sigmoid(mean + std n) for standard normal n: the logit-normal law of Esser et al. 2024 (§3.1).
+
+  A negative mean favours noisy times.
+  """
+  return jax.nn.sigmoid(mean + std * normal_B)
+
+
+def latest_start(d_B: jax.Array) -> jax.Array:
+  """The last time from which a step of length d still ends on the path."""
+  return jnp.maximum(1.0 - d_B, 0.0)
+
+
+def time_grid(steps: int, rescale_t: float = 1.0, *, reverse: bool = False) -> np.ndarray:
+  """Times (steps + 1,) that a sampler visits, from 0 to 1, float64 and static.
+
+  t = u / (1 + (r - 1)(1 - u)) for u = k / steps: r > 1 puts more steps near the noise (Esser et al. 2024, eq. 23). r = 0, like
+  r = 1, leaves the grid uniform. `reverse` gives 1 - t, for models trained with the opposite time convention, whose noise lies
+  at 1.
+  """
+  if steps < 1:
+    raise ValueError(f"steps = {steps}: a sampler needs at least one step")
+  u = np.arange(steps + 1) / steps
+  t = u / (1.0 + (rescale_t - 1.0) * (1.0 - u)) if rescale_t else u
+  return 1.0 - t if reverse else t
+
+
+TIME_WEIGHTS = {
+    "uniform": lambda t_B: jnp.ones_like(t_B),
+    "noisy": lambda t_B: 2.0 * (1.0 - t_B),  # favours the early times that decide the global structure; mean 1 for uniform t
+    "clean": lambda t_B: 2.0 * t_B,  # favours the late times that decide detail; mean 1 for uniform t
+}
+
+
+def time_weight(name: str, t_B: jax.Array) -> jax.Array:
+  """w(t) by name, (B,). Raises ValueError for an unknown name."""
+  if name not in TIME_WEIGHTS:
+    raise ValueError(f"time weight {name!r} is not one of {', '.join(TIME_WEIGHTS)}")
+  return TIME_WEIGHTS[name](t_B)
+
+
+def bucketed(name: str, values_B: jax.Array, t_B: jax.Array, *, buckets: int = 5) -> dict[str, jax.Array]:
+  """Splits the batch mean of `values_B` over equal buckets of time, on the device, as scalars that survive averaging over steps.
+
+  `<name>_sum/<k>` is the sum of the values in bucket k over B (the sums add up to the mean), `<name>_share/<k>` the share of
+  samples there. `bucket_means` turns their averages into the mean of each bucket; a mean on the device would be undefined for
+  an empty one.
+  """
+  index_B = jnp.clip((t_B * buckets).astype(jnp.int32), 0, buckets - 1)
+  inside_BK = jax.nn.one_hot(index_B, buckets, dtype=jnp.float32)
+  sums_K, shares_K = (values_B[:, None] * inside_BK).mean(0), inside_BK.mean(0)
+  return ({f"{name}_sum/{k}": sums_K[k] for k in range(buckets)} | {f"{name}_share/{k}": shares_K[k] for k in range(buckets)})
+
+
+def bucket_means(metrics: Mapping[str, Any], name: str) -> dict[str, float]:
+  """Mean of each time bucket, `<name>/<k>`, from (averaged) metrics of `bucketed`; buckets without a sample are left out."""
+  prefix = f"{name}_sum/"
+  keys = [k.removeprefix(prefix) for k in metrics if k.startswith(prefix)]
+  return {f"{name}/{k}": float(metrics[prefix + k]) / float(metrics[f"{name}_share/{k}"])
+          for k in keys if float(metrics[f"{name}_share/{k}"]) > 0}

@@ -1,0 +1,101 @@
+"""Explicit Runge-Kutta solvers for dx/dt = v(x, t) over a static grid of times.
+
+Every method here has stages of one form, k_i = v(x + c_i h k_(i-1), t + c_i h), so a method is its two rows c (where the stages
+lie) and b (how they are averaged). The grid is static: what a step needs to know about its times is decided while tracing.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sam3d_jax.objectives.paths import Latents
+
+Velocity = Callable[[Latents, jax.Array], dict[str, jax.Array]]  # (x, t of shape ()) -> velocities
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """Rows of the Butcher tableau; each stage starts from the previous one's slope."""
+
+  c: tuple[float, ...]
+  b: tuple[float, ...]
+
+
+METHODS = {
+    "euler": Method(c=(0.0,), b=(1.0,)),
+    "midpoint": Method(c=(0.0, 0.5), b=(0.0, 1.0)),
+    "rk4": Method(c=(0.0, 0.5, 0.5, 1.0), b=(1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+}
+
+
+def method(name: str) -> Method:
+  """A method by name. Raises ValueError for an unknown name."""
+  if name not in METHODS:
+    raise ValueError(f"solver {name!r} is not one of {', '.join(METHODS)}")
+  return METHODS[name]
+
+
+def step(rule: Method, velocities: Sequence[Velocity], x: Latents, t: jax.Array, h: jax.Array) -> dict[str, jax.Array]:
+  """One step from t to t + h; `velocities` holds one velocity function a stage."""
+  slope, total = None, None
+  for c, b, velocity in zip(rule.c, rule.b, velocities, strict=True):
+    at = x if slope is None else {k: x[k] + c * h * slope[k] for k in x}
+    slope = velocity(at, t + c * h)
+    if b:
+      total = {k: b * v if total is None else total[k] + b * v for k, v in slope.items()}
+  return {k: x[k] + h * total[k] for k in x}
+
+
+def integrate(velocity_at: Callable[[Hashable], Velocity], x: Latents, grid: np.ndarray, *, solver: str = "euler",
+              kind: Callable[[float], Hashable] = lambda t: None, fixed: Latents | None = None, trajectory: bool = False):
+  """Solves along `grid` with one `lax.scan` for each run of steps of the same kind.
+
+  Args:
+    velocity_at: kind -> velocity function; called while tracing.
+    x: initial latents at grid[0].
+    grid: static times (steps + 1,), in either direction.
+    solver: a name in METHODS.
+    kind: static label of a time, e.g. the guidance strengths there. Steps whose stages have equal labels share a scan, so that
+      steps that need less work cost less.
+    fixed: latents that are put back to these values at the start and after every step.
+    trajectory: also return the states after each step, stacked: latent name -> (steps, B, n, c).
+
+  Returns:
+    The final latents, or (final latents, trajectory).
+  """
+  rule = method(solver)
+  fixed = {} if fixed is None else dict(fixed)
+  x = {**x, **fixed}
+  starts, sizes = grid[:-1], np.diff(grid)
+  kinds = [tuple(kind(float(t + c * h)) for c in rule.c) for t, h in zip(starts, sizes, strict=True)]
+  states = []
+  for labels, run in itertools.groupby(range(len(sizes)), key=kinds.__getitem__):
+    run = list(run)
+    velocities = [velocity_at(label) for label in labels]
+
+    def body(x, th, velocities=velocities):
+      x = {**step(rule, velocities, x, *th), **fixed}
+      return x, x if trajectory else None
+
+    x, history = jax.lax.scan(body, x, (jnp.asarray(starts[run], jnp.float32), jnp.asarray(sizes[run], jnp.float32)))
+    states.append(history)
+  if not trajectory:
+    return x
+  return x, {k: jnp.concatenate([s[k] for s in states]) for k in x}
+
+
+def constant(velocity: Velocity) -> Callable[[Hashable], Velocity]:
+  """`velocity_at` for a field that is the same function at all times."""
+  return lambda _: velocity
+
+
+def forward_passes(grid: np.ndarray, solver: str, cost: Callable[[float], int]) -> int:
+  """How many model evaluations a solve takes when one at time t takes cost(t): for plans and tests."""
+  rule = method(solver)
+  return sum(cost(float(t + c * h)) for t, h in zip(grid[:-1], np.diff(grid), strict=True) for c in rule.c)
+
+

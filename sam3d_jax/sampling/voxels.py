@@ -1,0 +1,53 @@
+"""Between the stages: from occupancy logits to the active voxels of the texture stage. On the host, as sizes depend on the
+data.
+"""
+
+import itertools
+
+import numpy as np
+
+MAX_VOXELS = 42_000
+
+
+def occupied(logits_XYZ: np.ndarray) -> np.ndarray:
+  """Coordinates (V, 3) int32 of the voxels with logit > 0, in x-major order."""
+  return np.argwhere(np.asarray(logits_XYZ) > 0).astype(np.int32)
+
+
+def surface(coords_V3: np.ndarray, distance: int = 1) -> np.ndarray:
+  """Drops interior voxels: those whose (2 distance + 1)^3 neighbourhood is fully occupied. Keeps the order.
+
+  What lies outside the grid is empty, so voxels at its border stay.
+  """
+  coords_V3 = np.asarray(coords_V3)
+  if len(coords_V3) == 0:
+    return coords_V3
+  low = coords_V3.min(0) - distance
+  local = coords_V3 - low
+  grid = np.zeros(local.max(0) + distance + 1, bool)
+  grid[tuple(local.T)] = True
+  full = np.ones(len(local), bool)
+  for offset in itertools.product(range(-distance, distance + 1), repeat=3):
+    full &= grid[tuple((local + offset).T)]
+  return coords_V3[~full]
+
+
+def halve(coords_V3: np.ndarray) -> np.ndarray:
+  """Shrinks the occupied box by 1/2 about its centre, rounding half to even, and merges voxels that meet; sorted rows."""
+  x = np.asarray(coords_V3, np.float32)
+  centre = (x.min(0) + x.max(0)) / 2
+  return np.unique(np.round((x - centre) / 2 + centre).astype(np.int32), axis=0)
+
+
+def active_voxels(logits_XYZ: np.ndarray, *, max_voxels: int = MAX_VOXELS) -> tuple[np.ndarray, int]:
+  """Active voxels of a decoded occupancy: thresholded, without interior, halved if more than `max_voxels` remain.
+
+  Returns:
+    coords (V, 3) int32 and the factor (1 or 2) by which they were shrunk: a size found later has to be multiplied by it.
+  """
+  return limit(surface(occupied(logits_XYZ)), max_voxels=max_voxels)
+
+
+def limit(coords_V3: np.ndarray, *, max_voxels: int = MAX_VOXELS) -> tuple[np.ndarray, int]:
+  """(coords, 1) if there are at most `max_voxels`, else (halved coords, 2)."""
+  return (coords_V3, 1) if len(coords_V3) <= max_voxels else (halve(coords_V3), 2)
