@@ -1,8 +1,8 @@
 """Condition encoder: images, masks and point maps -> one sequence of tokens for the flow models' cross-attention.
 
-Images (crop and whole photo) share one DINOv2 encoder, masks a second one, point maps a third encoder. The tokens of each encoder go
-through LayerNorm and a SwiGLU feed-forward to the common width, get the embedding of their group (crop or whole photo) and are
-concatenated encoder by encoder: image, rgb_image, mask, rgb_image_mask, pointmap, rgb_pointmap.
+Images (crop and whole photo) share one DINOv2 encoder, masks a second one, point maps a third encoder. The tokens of each encoder
+go through LayerNorm and a SwiGLU feed-forward to the common width, get the embedding of their group (crop or whole photo) and
+are concatenated encoder by encoder: image, rgb_image, mask, rgb_image_mask, pointmap, rgb_pointmap.
 """
 
 import dataclasses

@@ -31,7 +31,7 @@ class DinoConfig:
   image_size: int = 518  # image side that the position embedding's grid belongs to
   input_size: int = 518  # images are resized to this side
   registers: int = 4
-  prenorm: bool = False  # True: pre-norm tokens with registers and a parameter-free norm; False: final-norm tokens without registers
+  prenorm: bool = False  # False: final-norm tokens without registers. True: pre-norm tokens, parameter-free norm, with registers
   dtype: str = "bfloat16"
   remat: str = "none"
   attention: str = "auto"

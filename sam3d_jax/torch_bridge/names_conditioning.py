@@ -3,7 +3,7 @@
 from sam3d_jax.models.conditioning import ConditionConfig
 from sam3d_jax.models.dinov2 import DinoConfig
 from sam3d_jax.models.pointmap import PointmapConfig
-from sam3d_jax.torch_bridge.keys import prefixed, Rule
+from sam3d_jax.torch_bridge.keys import Rule, prefixed
 
 DINO_MODULES = ("image_encoder", "mask_encoder")  # module_list.0 and module_list.1
 PROJECTIONS = ("image_projection", "mask_projection", "pointmap_projection")  # projection_nets.0, 1, 2
