@@ -9,6 +9,7 @@ Variants of every experiment: `:tiny` runs on two CPU cores in minutes on real s
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def training(stage: str) -> ConfigDict:
@@ -156,6 +157,7 @@ def sampler() -> ConfigDict:
   s.guidance = 7.0  # weight w of (1 + w) v_cond - w v_uncond
   s.interval = (0.0, 0.5)  # times at which guidance is on
   s.shortcut = False  # few-step sampling of a distilled model: step size fed, no guidance
+  s.pointmap_guidance = placeholder(float)  # weight of the point map apart from the rest; unset: one guidance for all
   return s
 
 

@@ -14,7 +14,7 @@ import sys
 from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
-from sam3d_jax.errors import ConfigError, InputError, Preempted
+from sam3d_jax.errors import ConfigError, InputError, JobFailed, Preempted
 
 EXIT_BAD_INPUT = 2
 EXIT_RETRY = 75  # EX_TEMPFAIL: the launchers of docs/operations.md restart on it
@@ -51,6 +51,9 @@ def run_command(run, *, description: str, flags=None, config: str = "required", 
   except InputError as error:
     print(f"error: {error}", file=sys.stderr)
     return EXIT_BAD_INPUT
+  except JobFailed as error:
+    print(f"failed: {error}", file=sys.stderr)
+    return 1
   except (Preempted, KeyboardInterrupt) as stop:
     reason = "interrupted" if isinstance(stop, KeyboardInterrupt) else stop
     print(f"stopped: {reason}. Run the same command again to continue.", file=sys.stderr)

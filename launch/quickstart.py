@@ -21,7 +21,7 @@ import time
 from launch import cli
 from launch.progress import duration
 from launch.train import prepare_workdir
-from sam3d_jax.errors import InputError, Preempted
+from sam3d_jax.errors import InputError, JobFailed, Preempted
 
 FREE_BYTES_NEEDED = 1 << 30
 SHOWN_LOG_LINES = 15
@@ -118,11 +118,7 @@ def execute(step: Step, log: pathlib.Path, record: pathlib.Path) -> None:
     raise Preempted(f"during {step.name}, what it had is saved")
   if code != 0:
     print("\n".join(log.read_text().splitlines()[-SHOWN_LOG_LINES:]), file=sys.stderr)
-    raise StepFailed(f"{step.name} ended with code {code}; its output is in {log}. The command was:\n  python -m {shlex.join(step.command)}")
-
-
-class StepFailed(RuntimeError):
-  """A command of the chain failed for another reason than being stopped."""
+    raise JobFailed(f"{step.name} ended with code {code}; its output is in {log}. The command was:\n  python -m {shlex.join(step.command)}")
 
 
 def wait(child: subprocess.Popen) -> int:

@@ -11,3 +11,7 @@ class ConfigError(InputError):
 
 class Preempted(Exception):
   """The job was told to stop, has saved, and should be started again (exit code 75)."""
+
+
+class JobFailed(RuntimeError):
+  """The job could not finish for a reason that its message explains in full; no traceback is needed (exit code 1)."""

@@ -8,6 +8,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+jax.config.update("jax_num_cpu_devices", 8)  # meshes of up to 8; everything else runs on the first
 jax.config.update("jax_default_matmul_precision", "highest")
 
 SHARED = pathlib.Path(os.environ.get("SAM3D_SHARED", pathlib.Path(__file__).parents[1] / ".." / "shared")).resolve()

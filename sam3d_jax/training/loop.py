@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sam3d_jax.errors import Preempted
+from sam3d_jax.errors import JobFailed, Preempted
 from sam3d_jax.sharding import mesh as mesh_lib
 from sam3d_jax.training import checkpoint, optim
 from sam3d_jax.training.ledger import Ledger
@@ -45,7 +45,7 @@ class Job:
   progress: Callable[..., Any]  # progress display: (total, label, unit, done=) -> context manager with update(n, **fields)
 
 
-class StoppedOnBadGradients(RuntimeError):
+class StoppedOnBadGradients(JobFailed):
   """Too many steps in a row had to be skipped."""
 
 

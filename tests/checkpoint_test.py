@@ -1,0 +1,157 @@
+"""Checkpoints: whole or absent, checked, readable on another mesh."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import numpy as np
+import optax
+import pytest
+
+from sam3d_jax.errors import InputError
+from sam3d_jax.training import checkpoint
+
+
+def make_state(scale=1.0):
+  params = {"a/kernel": jnp.arange(32.0).reshape(8, 4) * scale, "b/bias": jnp.ones(5) * scale}
+  return {"step": jnp.int32(3), "params": params, "frozen": {"c/x": jnp.full((2, 3), scale, jnp.bfloat16)},
+          "opt": optax.adamw(1e-3).init(params), "ema": {"0.9": params, "0.999": jax.tree.map(lambda x: 2 * x, params)}}
+
+
+def abstract(state, sharding=None):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding or x.sharding), state)
+
+
+def equal(a, b):
+  return jax.tree.all(jax.tree.map(lambda x, y: x.dtype == y.dtype and bool((x == y).all()), a, b))
+
+
+def saved(tmp_path, *steps):
+  checkpointer = checkpoint.Checkpointer(tmp_path, keep=5)
+  for step in steps:
+    checkpointer.save(step, make_state(step), {"config": {"model": {}}, "lineage": {}})
+    checkpointer.wait()
+  return checkpointer
+
+
+def test_what_is_restored_is_what_was_saved(tmp_path):
+  checkpointer = saved(tmp_path, 1, 2)
+  state, meta = checkpointer.restore(abstract(make_state()))
+  assert equal(state, make_state(2)) and meta["step"] == 2 and meta["config"] == {"model": {}}
+
+
+def damage_flip(file):
+  data = bytearray(file.read_bytes())
+  data[len(data) // 2] ^= 0x10
+  file.write_bytes(bytes(data))
+
+
+def damage_truncate(file):
+  file.write_bytes(file.read_bytes()[:-20])
+
+
+def damage_delete(file):
+  file.unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_flip, damage_truncate, damage_delete])
+def test_a_damaged_step_is_named_and_the_one_before_is_used(tmp_path, capfd, damage):
+  saved(tmp_path, 1, 2).close()
+  state_files = [f for f in (tmp_path / "checkpoints" / "2" / "state").rglob("*") if f.is_file() and f.parent.name == "d"]
+  for file in state_files:
+    damage(file)
+  checkpointer = checkpoint.Checkpointer(tmp_path)
+  state, meta = checkpointer.restore(abstract(make_state()))
+  assert meta["step"] == 1 and equal(state, make_state(1)) and checkpointer.bad_steps == [2]
+  assert "step 2 is damaged" in capfd.readouterr().err
+  checkpointer.discard_bad_steps()
+  assert checkpointer.save(2, make_state(7), {"config": {}, "lineage": {}})
+  checkpointer.wait()
+  assert (tmp_path / "checkpoints" / "2.damaged").exists()
+  assert equal(checkpointer.restore(abstract(make_state()))[0], make_state(7))
+
+
+def test_bits_changed_under_the_storage_layer_are_found_by_the_checksums(tmp_path):
+  saved(tmp_path, 1).close()
+  other = tmp_path / "other"
+  changed = make_state(1)
+  changed["params"]["a/kernel"] = changed["params"]["a/kernel"].at[3, 2].add(1e-6)
+  checkpointer = checkpoint.Checkpointer(other)
+  checkpointer.save(1, changed, {"config": {}, "lineage": {}})
+  checkpointer.close()
+  state = other / "checkpoints" / "1" / "state"
+  state.rename(tmp_path / "swap")
+  (tmp_path / "checkpoints" / "1" / "state").rename(tmp_path / "old")
+  (tmp_path / "swap").rename(tmp_path / "checkpoints" / "1" / "state")
+  with pytest.raises(checkpoint.CorruptCheckpoint, match="a/kernel"):
+    checkpoint.read_state(tmp_path, 1, abstract(make_state()))
+
+
+def test_a_non_finite_state_is_never_written(tmp_path):
+  checkpointer = saved(tmp_path, 1)
+  state = make_state(2)
+  state["ema"]["0.9"]["b/bias"] = state["ema"]["0.9"]["b/bias"].at[0].set(jnp.inf)
+  with pytest.raises(FloatingPointError, match="ema/0.9/b/bias"):
+    checkpointer.save(2, state, {"config": {}, "lineage": {}})
+  assert checkpoint.steps(tmp_path) == [1]
+
+
+def test_every_leaf_is_accounted_for(tmp_path):
+  checkpointer = saved(tmp_path, 1)
+  wanted = abstract(make_state())
+  wanted["params"]["new/kernel"] = jax.ShapeDtypeStruct((1,), jnp.float32)
+  del wanted["ema"]["0.9"]
+  wanted["params"]["b/bias"] = jax.ShapeDtypeStruct((6,), jnp.float32)
+  with pytest.raises(InputError) as error:
+    checkpointer.restore(wanted)
+  for line in ("missing on disk  params/new/kernel", "not in the model  ema/0.9/a/kernel", "shape differs  params/b/bias: (5,) on disk, (6,)"):
+    assert line in str(error.value)
+
+
+def test_a_checkpoint_moves_to_another_mesh_and_precision(tmp_path):
+  meshes = [jax.make_mesh(shape, ("x", "y"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:n])
+            for shape, n in (((4, 2), 8), ((2, 2), 4), ((1, 1), 1))]
+  place = lambda mesh: (lambda x: NamedSharding(mesh, P("x", "y") if x.ndim == 2 and x.shape[0] == 8 else P()))
+  state = jax.tree.map(lambda x: jax.device_put(x, place(meshes[0])(x)), make_state(3))
+  checkpointer = checkpoint.Checkpointer(tmp_path)
+  checkpointer.save(1, state, {"config": {}, "lineage": {}})
+  checkpointer.wait()
+  for mesh in meshes[1:]:
+    wanted = jax.tree.map(lambda x, mesh=mesh: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(mesh)(x)), state)
+    restored, _ = checkpointer.restore(wanted)
+    assert equal(restored, make_state(3))
+    assert restored["params"]["a/kernel"].sharding.mesh.shape == mesh.shape
+  half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16 if x.dtype == jnp.float32 else x.dtype), state)
+  restored, _ = checkpointer.restore(half)
+  assert restored["params"]["a/kernel"].dtype == jnp.bfloat16
+
+
+def test_the_checksum_does_not_depend_on_the_layout_and_sees_every_bit():
+  x = jax.random.normal(jax.random.key(0), (8, 16))
+  mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+  here = checkpoint.checksums({"x": x})["x"]
+  assert checkpoint.checksums({"x": jax.device_put(x, NamedSharding(mesh, P("x", "y")))})["x"] == here
+  bits = np.asarray(x).view(np.uint32)
+  for position in ((0, 0), (7, 15), (3, 8)):
+    for bit in (0, 13, 31):
+      flipped = bits.copy()
+      flipped[position] ^= np.uint32(1 << bit)
+      assert checkpoint.checksums({"x": jnp.asarray(flipped.view(np.float32))})["x"] != here
+  assert checkpoint.checksums({"x": x[::-1]})["x"] != here
+
+
+def test_model_parameters_are_found_by_kind(tmp_path):
+  saved(tmp_path, 1).close()
+  state = make_state(1)
+  for which, source in (("raw", state["params"]), ("ema", state["ema"]["0.999"]), ("ema:0.9", state["ema"]["0.9"])):
+    params = checkpoint.load_params(tmp_path, which=which)
+    assert equal(params, {**source, **state["frozen"]})
+  with pytest.raises(InputError, match="no average of decay 0.5; it has 0.9, 0.999"):
+    checkpoint.load_params(tmp_path, which="ema:0.5")
+
+
+def test_a_folder_without_checkpoints_says_where_it_looked(tmp_path):
+  with pytest.raises(InputError, match="holds no checkpoint"):
+    checkpoint.load_params(tmp_path)
+  saved(tmp_path, 4).close()
+  with pytest.raises(InputError, match="no checkpoint of step 3; it has 4"):
+    checkpoint.read_meta(tmp_path, 3)
