@@ -76,6 +76,9 @@ def data() -> ConfigDict:
   d.pointmap_size = 256  # pixels of every point map
   d.resolution = 64  # voxels a side of the occupancy grid
   d.threads = 8  # reading threads a host
+  d.workers = 0  # reading processes a host; 0: threads only
+  d.autoencoder = ""  # digest that structure latents must carry; empty: that of the first records
+  d.augment = placeholder(dict)  # read-time augmentations; unset: none
   d.prefetch = 4  # batches held ready
   d.cache_mb = 0  # host memory for decoded samples, for small datasets without augmentation; 0: none
   d.quarantine_budget = 100  # unreadable records replaced before the run fails
@@ -131,6 +134,8 @@ def geometry_model() -> ConfigDict:
   m.condition.pointmap.heads = 16  # of its one block
   m.condition.pointmap.mlp_ratio = 2.0  # of its one block
   m.condition.pointmap.remap = "linear"  # of the coordinates: linear, sinh, exp, sinh_exp, exp_disparity
+  m.condition.pointmap.drop_token = False  # has a learned token for dropped point maps
+  m.condition.pointmap.dtype = "bfloat16"  # of matrix products
   m.condition.pointmap.cls_only = True  # compute only the row of the block that is read (same result, less work)
   return m
 

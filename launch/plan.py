@@ -19,12 +19,22 @@ def text(setup) -> str:
       f"averages {', '.join(f'{d:g}' for d in config.optim.ema) or 'none'}",
       f"devices {setup.mesh.size} {setup.mesh.devices.flat[0].device_kind}, mesh {mesh}; per device "
       + ", ".join(f"{k} {size(n)}" for k, n in bytes_per_device(setup.abstract_state).items()),
-      f"data {setup.train_loader.describe()}",
+      f"data {data(setup)}",
   ]
   whole = rules.replicated(setup.mesh, setup.param_shapes)
   if whole:
     lines.append(f"WARNING: replicated on every device although large: {', '.join(whole)}")
   return "\n".join(lines)
+
+
+def data(setup) -> str:
+  """What is read."""
+  settings = setup.config.data
+  if settings.kind == "fake":
+    return "random batches"
+  sources = ", ".join(f"{name} ({entry.path}, weight {entry.weight:g})" for name, entry in settings.mixture.items())
+  epochs = setup.config.steps * setup.config.batch_size / len(setup.train_loader)
+  return f"{sources}: {len(setup.train_loader)} records of split {settings.split}, {epochs:.3g} epochs"
 
 
 def by_part(shapes: dict[str, int]) -> dict[str, int]:

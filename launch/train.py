@@ -216,7 +216,7 @@ RESUMABLE_CHANGES = ("steps", "checkpoint", "eval", "log", "mesh", "compile_cach
 def check_same_run(before: dict, config: ConfigDict, workdir: pathlib.Path) -> None:
   """A work folder belongs to one experiment: resuming it with other science is an error that names the first difference."""
   now = config.to_dict()
-  performance = {("data", "threads"), ("data", "prefetch"), ("data", "cache_mb")}
+  performance = {("data", "threads"), ("data", "prefetch"), ("data", "cache_mb"), ("data", "workers")}
   for key, old, new in differences(before, now):
     if key[0] in RESUMABLE_CHANGES or key[:2] in performance or key[-1] in ("remat", "attention", "path"):
       continue

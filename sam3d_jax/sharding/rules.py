@@ -32,8 +32,8 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(encoder|decoder)/.*/kernel", ("fsdp",)),
     # small: replicated
     (r".*/(adaln|hidden|out|fc2|down|patch_embed|proj_in|proj_out|point_proj)/bias", ()),
-    (r"(encoder|decoder)/.*/bias", ()),
-    (r".*norm\d?/(scale|bias)", ()),
+    (r"(encoder|decoder)/.*(conv\d?|conv_in|conv_out|skip|upsample|downsample)/bias", ()),
+    (r".*(?<!attn/q_)(?<!attn/k_)norm(\d|_out)?/(scale|bias)", ()),
     (r".*/(ls1|ls2|cls_token|mask_token|register_tokens|invalid_token|dropped_token|pos_embed|pos_embed_window|position)", ()),
     (r".*/group_embed", ()),
     (r".*/(patch_embed|proj_in|proj_out|point_proj)/kernel", ()),
