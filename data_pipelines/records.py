@@ -9,6 +9,7 @@ opens it anywhere. A builder commits each shard atomically with `write_shard` an
 """
 
 from collections.abc import Callable, Iterable
+import hashlib
 import json
 import os
 import pathlib
@@ -21,7 +22,9 @@ import tensorflow_datasets as tfds
 from data_pipelines import schema
 from sam3d_jax.errors import InputError
 
-INFO_FILE = "dataset_info.json"
+INFO_FILE = "dataset_info.json"  # written last
+BUILD_FILE = "build.json"  # the builder's configuration, lineage and counts
+QUARANTINE_FILE = "quarantine.jsonl"  # one line for each input that was rejected: path, reason, detail
 _SHARD = re.compile(r"(?P<name>\w+)-(?P<split>\w+)\.array_record-(?P<index>\d{5})-of-(?P<count>\d{5})")
 
 
@@ -208,6 +211,15 @@ def open_dataset(directory: str | os.PathLike) -> tfds.core.DatasetBuilder:
     raise DatasetError(f"{directory} is not a dataset of schema {ours}: it lacks {sorted(needed - theirs)} and has "
                        f"{sorted(theirs - needed)} beyond it, or a field has another type")
   return builder
+
+
+def dataset_identity(directory: str | os.PathLike) -> dict:
+  """What a checkpoint should remember of a dataset: name, schema version, records per split, and a digest of how it was built."""
+  builder = open_dataset(directory)
+  build = pathlib.Path(directory) / BUILD_FILE
+  described = (pathlib.Path(directory) / INFO_FILE).read_bytes() + (build.read_bytes() if build.is_file() else b"")
+  return {"name": builder.name, "version": str(builder.version), "digest": hashlib.sha256(described).hexdigest(),
+          "records": {name: info.num_examples for name, info in builder.info.splits.items()}}
 
 
 def dataset_kind(builder: tfds.core.DatasetBuilder) -> str:

@@ -9,7 +9,8 @@ points to the camera by
 
     p_camera = R @ (scale * p_object) + translation        (column vectors; metres where known)
 
-so `rotation` is R with its columns the object's axes seen from the camera.
+so `rotation` is R with its columns the object's axes seen from the camera. `example_pose` gives it in the row-vector form that
+`sam3d_jax.geometry` works with.
 """
 
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
 
 from sam3d_jax.errors import InputError
+from sam3d_jax.geometry.pose import Pose
 
 VERSION = "1.0.0"  # of the fields below; readers refuse datasets of another major version
 KINDS = ("example", "preference")
@@ -177,6 +179,12 @@ def example_key(*parts: str | bytes | int | np.ndarray) -> str:
 def key_words(key: str) -> np.ndarray:
   """The example's key as (2,) uint32, the seed of all of its randomness (`GeometryBatch.key`)."""
   return np.frombuffer(hashlib.sha256(key.encode()).digest()[:8], dtype="<u4").astype(np.uint32)
+
+
+def example_pose(example: Mapping[str, Any]) -> Pose:
+  """The pose of an example (or loser) that has one, in the row-vector form of sam3d_jax.geometry.pose."""
+  rotation = np.asarray(example["rotation"], np.float32)
+  return Pose(rotation.T, np.asarray(example["translation"], np.float32), np.asarray(example["scale"], np.float32))
 
 
 def check_example(example: Mapping[str, Any], kind: str = "example") -> None:
