@@ -1,0 +1,67 @@
+"""Geometry filters: which meshes are worth training on. Every rejection has a reason; thresholds are configuration."""
+
+import dataclasses
+
+import numpy as np
+from scipy import spatial
+
+from data_pipelines.synth.assets import Asset, Refused
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterConfig:
+  """Thresholds on a mesh normalised to the unit cube."""
+
+  min_hull_volume: float = 1e-4  # of the convex hull: open and self-intersecting meshes have one too
+  max_normal_share: float = 0.985  # largest eigenvalue of the area-weighted mean of n n^T; 1 for a flat sheet, 1/3 for a sphere
+  min_core_extent: float = 0.35  # extent of the central 99 % of the surface over the whole extent
+
+
+def face_areas_normals(vertices_V3: np.ndarray, faces_F3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Areas (F,) and unit normals (F, 3); the normal of a degenerate face is zero."""
+  corner = vertices_V3[faces_F3]
+  cross = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+  length = np.linalg.norm(cross, axis=1)
+  return length / 2, cross / np.maximum(length, 1e-300)[:, None]
+
+
+def hull_volume(vertices_V3: np.ndarray) -> float:
+  """Volume of the convex hull; 0 where the points lie in a plane."""
+  # The support points along a fixed fan of directions decide flatness exactly enough and keep Qhull away from degenerate input.
+  spread = np.linalg.svd(vertices_V3 - vertices_V3.mean(0), full_matrices=False)[2]
+  if np.ptp((vertices_V3 - vertices_V3.mean(0)) @ spread.T, axis=0).min() < 1e-9:
+    return 0.0
+  return float(spatial.ConvexHull(vertices_V3).volume)
+
+
+def normal_share(vertices_V3: np.ndarray, faces_F3: np.ndarray) -> float:
+  """How far one direction dominates the face normals, either side counted alike: 1/3 (isotropic) to 1 (one plane)."""
+  area, normal = face_areas_normals(vertices_V3, faces_F3)
+  moment = np.einsum("f,fi,fj->ij", area / area.sum(), normal, normal)
+  return float(np.linalg.eigvalsh(moment)[-1])
+
+
+def core_extent(vertices_V3: np.ndarray, faces_F3: np.ndarray, share: float = 0.99) -> float:
+  """Longest side of the box of the central `share` of the surface (per axis), over the longest side of the whole box."""
+  area, _ = face_areas_normals(vertices_V3, faces_F3)
+  points, weight = vertices_V3[faces_F3].reshape(-1, 3), np.repeat(area / 3, 3)
+  sides = []
+  for axis in range(3):
+    order = np.argsort(points[:, axis], kind="stable")
+    level = np.cumsum(weight[order]) / weight.sum()
+    low, high = np.searchsorted(level, [(1 - share) / 2, (1 + share) / 2])
+    sides.append(points[order[min(high, len(order) - 1)], axis] - points[order[low], axis])
+  return float(max(sides) / np.ptp(points, axis=0).max())
+
+
+def check(asset: Asset, config: FilterConfig) -> None:
+  """Raises Refused with reason near_zero_volume, flat_normals or spatial_outliers."""
+  volume = hull_volume(asset.vertices_V3)
+  if volume < config.min_hull_volume:
+    raise Refused("near_zero_volume", f"{asset.source}: hull volume {volume:.2g} of the unit cube is below {config.min_hull_volume:g}")
+  share = normal_share(asset.vertices_V3, asset.faces_F3)
+  if share > config.max_normal_share:
+    raise Refused("flat_normals", f"{asset.source}: {share:.4f} of the surface faces one axis, above {config.max_normal_share:g}")
+  core = core_extent(asset.vertices_V3, asset.faces_F3)
+  if core < config.min_core_extent:
+    raise Refused("spatial_outliers", f"{asset.source}: 99 % of the surface spans {core:.3f} of the extent, below {config.min_core_extent:g}")

@@ -1,0 +1,83 @@
+"""Procedural objects: the data set that needs no download.
+
+An object is a pure function of (seed, index): the family goes round-robin over the requested families, so every family has the same
+share in any prefix of the data set; proportions and colours come from a generator seeded by both numbers.
+
+    python -m data_pipelines.synth.procedural --out DIR --count 40      writes the first objects as GLB files
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+import pathlib
+
+import numpy as np
+import trimesh
+
+from data_pipelines.synth import families_furniture as furniture
+from data_pipelines.synth import families_things as things
+from data_pipelines.synth.palette import Palette, Part, draw_palette
+
+FAMILIES: dict[str, Callable[[np.random.Generator, Palette], list[Part]]] = {
+  "table": furniture.table, "chair": furniture.chair, "mug": furniture.mug, "lamp": furniture.lamp, "bottle": furniture.bottle,
+  "arrow": things.arrow, "letter": things.letter, "crate": things.crate, "car": things.car, "hammer": things.hammer,
+  "shelf": furniture.shelf, "bowl": furniture.bowl, "dumbbell": things.dumbbell, "stairs": furniture.stairs, "tree": things.tree,
+  "stool": furniture.stool, "house": things.house, "bed": furniture.bed, "aeroplane": things.aeroplane,
+}
+
+# Object frame (z up) to glTF (y up): x stays, z becomes y, y becomes -z. assets.py undoes it on the way in.
+Z_UP_TO_Y_UP = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+
+
+def family_of(index: int, families: Sequence[str] = ()) -> str:
+  """The family of object `index`. An empty `families` means all of them. Raises ValueError on an unknown name."""
+  names = tuple(families) or tuple(FAMILIES)
+  unknown = [name for name in names if name not in FAMILIES]
+  if unknown:
+    raise ValueError(f"families: unknown {unknown}; known are {', '.join(FAMILIES)}")
+  return names[index % len(names)]
+
+
+def make_parts(seed: int, index: int, families: Sequence[str] = ()) -> list[Part]:
+  """The coloured solids of object `index`, z up, in free units."""
+  rng = np.random.default_rng([seed, index])
+  return FAMILIES[family_of(index, families)](rng, draw_palette(rng))
+
+
+def make_scene(seed: int, index: int, families: Sequence[str] = ()) -> trimesh.Scene:
+  """Object `index` as a trimesh scene (z up), one geometry with a PBR base colour per part."""
+  scene = trimesh.Scene()
+  for i, part in enumerate(make_parts(seed, index, families)):
+    material = trimesh.visual.material.PBRMaterial(baseColorFactor=_linear_factor(part.colour), metallicFactor=0.0, roughnessFactor=0.7)
+    mesh = part.mesh.copy()
+    mesh.visual = trimesh.visual.TextureVisuals(uv=np.zeros((len(mesh.vertices), 2)), material=material)
+    scene.add_geometry(mesh, geom_name=f"part{i}", node_name=f"part{i}")
+  return scene
+
+
+def _linear_factor(colour) -> list[float]:
+  """glTF base colour factors are linear; palettes are sRGB."""
+  c = np.asarray(colour) / 255.0
+  return [*np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4), 1.0]
+
+
+def write_glbs(out: pathlib.Path, *, seed: int, count: int, families: Sequence[str] = ()) -> None:
+  """Writes objects 0..count-1 as y-up GLB files named <index>_<family>.glb."""
+  out.mkdir(parents=True, exist_ok=True)
+  for index in range(count):
+    scene = make_scene(seed, index, families)
+    scene.apply_transform(Z_UP_TO_Y_UP)
+    scene.export(out / f"{index:05d}_{family_of(index, families)}.glb")
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description="Write procedural objects as GLB files.")
+  parser.add_argument("--out", type=pathlib.Path, required=True)
+  parser.add_argument("--count", type=int, default=len(FAMILIES))
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--families", nargs="*", default=())
+  args = parser.parse_args()
+  write_glbs(args.out, seed=args.seed, count=args.count, families=args.families)
+
+
+if __name__ == "__main__":
+  main()
