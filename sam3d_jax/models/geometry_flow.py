@@ -12,6 +12,7 @@ gradient is summed over blocks in fp32.
 """
 
 import dataclasses
+import math
 
 from flax import nnx
 import jax
@@ -91,8 +92,8 @@ class GeometryFlow(nnx.Module):
     self.time = TimestepEmbedder(cfg.width, rngs=rngs)
     self.step = TimestepEmbedder(cfg.width, rngs=rngs, zero=True) if cfg.shortcut else None
     self.latents = nnx.Dict({
-        name: LatentProjection(channels, cfg.width, learned_position=name != "shape", rngs=rngs)
-        for name, (_, channels) in cfg.latent_shapes().items()
+        name: LatentProjection(channels, cfg.width, learned_positions=0 if name == "shape" else tokens, rngs=rngs)
+        for name, (tokens, channels) in cfg.latent_shapes().items()
     })
     self.blocks = Stack(lambda rngs: MoTBlock(cfg, rngs=rngs), cfg.depth, rngs=rngs, remat=cfg.remat)
 
@@ -133,13 +134,16 @@ class GeometryFlow(nnx.Module):
 
 
 class LatentProjection(nnx.Module):
-  """One latent into and out of the model width. `position` (1, D) is learned, or else a table is given to `embed`."""
+  """One latent into and out of the model width.
 
-  def __init__(self, channels: int, width: int, *, learned_position: bool, rngs: nnx.Rngs):
+  `position` (L, D) is learned for `learned_positions` tokens, on the scale of a sin/cos table; with none, a table is given.
+  """
+
+  def __init__(self, channels: int, width: int, *, learned_positions: int, rngs: nnx.Rngs):
     self.proj_in = Dense(channels, width, rngs=rngs)
     self.proj_out = Dense(width, channels, rngs=rngs)
-    position = jax.random.normal(rngs.params(), (1, width)) if learned_position else None
-    self.position = nnx.Param(position) if learned_position else None
+    position = jax.random.normal(rngs.params(), (learned_positions, width)) * math.sqrt(0.5)
+    self.position = nnx.Param(position) if learned_positions else None
 
   def embed(self, x_BLC, table_LD=None):
     return self.proj_in(x_BLC) + (table_LD if self.position is None else self.position[...])
@@ -230,18 +234,23 @@ class SelfAttention(nnx.Module):
 
 
 class CrossAttention(nnx.Module):
-  """Attention of x to condition tokens. `absorb_kv` chooses between two forms of the same function.
+  """Attention of x (B, L, D) to condition tokens (B, S, D). `absorb_kv` chooses between two forms of the same function.
 
   With weights w = softmax_S(q . k), k = W_k c + b_k and v = W_v c + b_v, the absorbed form uses q . k = (W_k^T q) . c + q . b_k,
   whose last term is the same for all tokens and drops out of the softmax, and sum_S w v = W_v (sum_S w c) + b_v. It never
   projects the tokens: cheaper while there are fewer queries than D / H.
   """
 
-  def __init__(self, width: int, cond_width: int, heads: int, *, absorb_kv: bool, dtype, attention: str, rngs: nnx.Rngs):
+  def __init__(self, width: int, cond_width: int, heads: int, *, absorb_kv: bool, dtype, attention: str, rngs: nnx.Rngs,
+               qk_rms_norm: bool = False):
+    if absorb_kv and qk_rms_norm:
+      raise ValueError("absorb_kv needs keys that are linear in the tokens: qk_rms_norm rules it out")
     head_dim = width // heads
     self.q = Dense(width, (heads, head_dim), dtype=dtype, rngs=rngs)
     self.kv = Dense(cond_width, (2, heads, head_dim), dtype=dtype, rngs=rngs)
     self.out = Dense((heads, head_dim), width, dtype=dtype, rngs=rngs)
+    self.q_norm = HeadRMSNorm(heads, head_dim) if qk_rms_norm else None
+    self.k_norm = HeadRMSNorm(heads, head_dim) if qk_rms_norm else None
     self.absorb_kv, self.dtype, self.attention = absorb_kv, dtype, attention
 
   def __call__(self, x_BLD, tokens_BSD):
@@ -249,6 +258,8 @@ class CrossAttention(nnx.Module):
     if self.absorb_kv:
       return self.out(self._attend_absorbed(q_BLHK, tokens_BSD.astype(self.dtype)))
     k, v = jnp.unstack(self.kv(tokens_BSD), axis=2)
+    if self.q_norm is not None:
+      q_BLHK, k = self.q_norm(q_BLHK), self.k_norm(k)
     return self.out(attend(q_BLHK, k, v, backend=self.attention))
 
   def _attend_absorbed(self, q_BLHK, tokens_BSD):

@@ -98,18 +98,18 @@ def cross_attention_rules(width: int, torch: str = "", ours: str = "", *, qk_rms
 
 def structure_encoder_rules(cfg: StructureVAEConfig) -> list[Rule]:
   """Names of `ss_encoder`: levels of residual blocks with a strided convolution between them, the middle, the output."""
-  rules = _conv("input_layer", "conv_in")
+  rules = conv_rules("input_layer", "conv_in")
   rules += _level_rules(cfg, "downsample")
   rules += _middle_rules(cfg)
-  return rules + _layer_norm("out_layer.0", "norm_out") + _conv("out_layer.2", "conv_out")
+  return rules + _layer_norm("out_layer.0", "norm_out") + conv_rules("out_layer.2", "conv_out")
 
 
 def structure_decoder_rules(cfg: StructureVAEConfig) -> list[Rule]:
   """Names of `ss_decoder`: the middle, then levels of residual blocks with an upsampling convolution between them."""
-  rules = _conv("input_layer", "conv_in")
+  rules = conv_rules("input_layer", "conv_in")
   rules += _middle_rules(cfg)
   rules += _level_rules(cfg, "upsample")
-  return rules + _layer_norm("out_layer.0", "norm_out") + _conv("out_layer.2", "conv_out")
+  return rules + _layer_norm("out_layer.0", "norm_out") + conv_rules("out_layer.2", "conv_out")
 
 
 def resblock_rules(torch: str, ours: str, *, skip: bool = False) -> list[Rule]:
@@ -117,9 +117,9 @@ def resblock_rules(torch: str, ours: str, *, skip: bool = False) -> list[Rule]:
   return [
       *_layer_norm(f"{torch}norm1", f"{ours}norm1"),
       *_layer_norm(f"{torch}norm2", f"{ours}norm2"),
-      *_conv(f"{torch}conv1", f"{ours}conv1", half=True),
-      *_conv(f"{torch}conv2", f"{ours}conv2", half=True),
-      *(_conv(f"{torch}skip_connection", f"{ours}skip", half=True) if skip else []),
+      *conv_rules(f"{torch}conv1", f"{ours}conv1", half=True),
+      *conv_rules(f"{torch}conv2", f"{ours}conv2", half=True),
+      *(conv_rules(f"{torch}skip_connection", f"{ours}skip", half=True) if skip else []),
   ]
 
 
@@ -131,7 +131,7 @@ def _level_rules(cfg: StructureVAEConfig, resample: str) -> list[Rule]:
       rules += resblock_rules(f"blocks.{index}.", f"levels/{level}/blocks/{i}/")
       index += 1
     if level < last:
-      rules += _conv(f"blocks.{index}.conv", f"levels/{level}/{resample}", half=True)
+      rules += conv_rules(f"blocks.{index}.conv", f"levels/{level}/{resample}", half=True)
       index += 1
   return rules
 
@@ -149,7 +149,8 @@ def _affine(torch: str, ours: str, *, out: int | None = None, dims_in: int = 1, 
   ]
 
 
-def _conv(torch: str, ours: str, *, half: bool = False) -> list[Rule]:
+def conv_rules(torch: str, ours: str, *, half: bool = False) -> list[Rule]:
+  """A 3-D convolution."""
   return [Rule(f"{torch}.weight", f"{ours}/kernel", layout="conv", half=half), Rule(f"{torch}.bias", f"{ours}/bias", half=half)]
 
 
