@@ -9,9 +9,9 @@ import dataclasses
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sam3d_jax.geometry import remap as remap_lib
+from sam3d_jax.geometry.grids import nearest_index
 from sam3d_jax.models import dinov2, layers
 
 NORM_EPS = 1e-6
@@ -144,9 +144,3 @@ def resize_nearest(points_BHW3, size: int):
   if (height, width) == (size, size):
     return points_BHW3
   return points_BHW3[:, nearest_index(height, size)][:, :, nearest_index(width, size)]
-
-
-def nearest_index(size_in: int, size_out: int) -> np.ndarray:
-  """Source index of every output position. The ratio is rounded to fp32 first, as in the published code."""
-  index = np.floor(np.arange(size_out, dtype=np.float32) * (np.float32(size_in) / np.float32(size_out)))
-  return np.minimum(index.astype(np.int64), size_in - 1)
