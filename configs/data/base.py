@@ -1,0 +1,60 @@
+"""Every key of a dataset build, with one comment each. Builders' files in this folder start from here.
+
+A configuration is data: it is locked once loaded, and any key is set from the command line with `--config.section.key=value`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def dataset(name: str) -> ConfigDict:
+  """Keys that every builder has."""
+  c = ConfigDict()
+  c.builder = name  # which builder makes the shards
+  c.name = name  # of the dataset; shard files and records carry it
+  c.source = ""  # folder of meshes (GLB, glTF, OBJ, PLY, STL, OFF; searched recursively), or "procedural"
+  c.out = ""  # folder of the dataset
+  c.seed = 0  # of procedural objects, viewpoints, light and background
+  c.workers = 0  # processes; 0: one a core. The data do not depend on it
+  c.quarantine_budget = 0.1  # fraction of the inputs that may be refused before the build fails
+  c.test_fraction = 0.02  # of the objects held out in the split "test"
+  c.objects_per_shard = 100  # at most; a shard is the unit of work and of resuming
+  c.license = ""  # of meshes that have no licence beside them
+
+  c.procedural = ConfigDict()  # read if source is "procedural"
+  c.procedural.count = 520  # objects
+  c.procedural.families = ()  # names of families; empty: all
+
+  c.mesh = ConfigDict()
+  c.mesh.max_coordinate = 1e6  # meshes with larger coordinates are refused
+  c.filters = ConfigDict()  # geometry filters, on the mesh in the unit cube
+  c.filters.min_hull_volume = 1e-4  # of the convex hull: below it the mesh is a sheet or a line
+  c.filters.max_normal_share = 0.985  # share of the surface that faces one axis; 1 is a flat sheet
+  c.filters.min_core_extent = 0.35  # extent of 99 % of the surface over the whole: below it stray parts dwarf the object
+  return c
+
+
+def rendering(c: ConfigDict) -> ConfigDict:
+  """Adds the keys of builders that render objects."""
+  c.views = 24  # per object
+  c.image_size = 518  # pixels a side
+  c.samples = 2  # colour rays a pixel along each axis
+  c.image_format = "jpeg"  # png or jpeg; masks are always PNG
+  c.background = (225, 255)  # grey levels between which the plain background is drawn
+  c.pointmap = True  # store the camera-frame point of every pixel
+
+  c.camera = ConfigDict()  # ranges, drawn uniformly unless stated
+  c.camera.fov_deg = (30.0, 60.0)  # field of view
+  c.camera.elevation_deg = (-20.0, 60.0)  # above the object's horizon, uniform on that band of the sphere
+  c.camera.azimuth_deg = (0.0, 360.0)  # around the object
+  c.camera.roll_deg = (-5.0, 5.0)  # about the viewing direction
+  c.camera.fill = (0.65, 0.9)  # bounding sphere over the image
+  c.camera.scale = (0.2, 2.0)  # metres along the unit cube's edge, log-uniform, one draw an object
+
+  c.light = ConfigDict()  # ranges, drawn uniformly
+  c.light.count = (1, 3)  # directional lights
+  c.light.ambient = (0.2, 0.5)  # radiance of the ambient light
+  c.light.key = (0.5, 1.0)  # radiance of the first directional light
+  c.light.fill = (0.1, 0.35)  # of each further one
+  c.light.elevation_deg = (10.0, 75.0)  # above the ground
+  c.light.tint = 0.08  # largest deviation of a channel from white
+  return c

@@ -1,0 +1,292 @@
+"""Runs a dataset build: a list of shard jobs, each a pure function of its specification, executed by local processes.
+
+A job writes one shard and nothing else, so any executor gives the same bytes. The folder of a build holds, beside its shards:
+
+    build.json        the configuration and its digest, lineage, counts; written before the first shard
+    reports/*.json    one a shard: number of records, refused inputs; on disk before its shard, so a shard that exists is finished
+    quarantine.jsonl  every refused input: path, reason, detail
+
+A build that was killed continues when it is started again; finished shards are never touched.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+import concurrent.futures
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import itertools
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import pathlib
+import signal
+import threading
+from typing import Any
+
+from data_pipelines import records, schema
+from sam3d_jax.errors import InputError, JobFailed
+
+BUILD_FILE = "build.json"
+QUARANTINE_FILE = "quarantine.jsonl"
+REPORTS = "reports"
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclasses.dataclass(frozen=True)
+class Quarantined:
+  """An input that was refused."""
+
+  path: str
+  reason: str  # machine-readable, counted
+  detail: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardJob:
+  """One shard: its place in the dataset and what it is made of (`spec` must pickle)."""
+
+  split: str
+  index: int
+  count: int  # shards of the split
+  inputs: int  # how many inputs the shard consumes, for progress and budget
+  spec: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A dataset to build. `make(spec, refuse)` yields the examples of a shard and calls `refuse(Quarantined)` for bad inputs.
+
+  `identity` is everything that the bytes of the shards depend on, as JSON: configuration, inputs, versions.
+  """
+
+  name: str
+  jobs: tuple[ShardJob, ...]
+  make: Callable[[Any, Callable[[Quarantined], None]], Iterator[schema.Example]]
+  identity: dict[str, Any]
+  lineage: dict[str, Any]
+  kind: str = "example"
+  description: str = ""
+
+  @property
+  def digest(self) -> str:
+    return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:32]
+
+  @property
+  def inputs(self) -> int:
+    return sum(job.inputs for job in self.jobs)
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildResult:
+  """What a finished build holds."""
+
+  records: dict[str, int]  # split -> number of examples
+  inputs: int
+  refused: dict[str, int]  # reason -> number of inputs
+
+
+def build(plan: Plan, out: str | os.PathLike, *, workers: int, quarantine_budget: float,
+          progress: Callable[[int, dict[str, int]], None] | None = None) -> BuildResult:
+  """Builds or continues the dataset in `out` with `workers` processes (1: in this process, 0: one a core).
+
+  `progress(inputs finished since the last call, refused so far by reason)` is called once for what an earlier run left and then after
+  every shard. Raises InputError if `out` cannot be written or belongs to another build, or if more than `quarantine_budget` (a
+  fraction) of the inputs are refused; JobFailed if a worker dies. Interrupted, it leaves whole shards only.
+  """
+  out = pathlib.Path(out)
+  with _explained(out):
+    _claim(plan, out)
+    _remove_partial(out)
+    reports = {job: _finished_report(plan, out, job) for job in plan.jobs}
+    refused = _count(reports.values())
+    report_progress = progress or (lambda n, refused: None)
+    report_progress(sum(job.inputs for job, report in reports.items() if report), dict(refused))
+    try:
+      for job, report in _execute(plan, out, [job for job in plan.jobs if reports[job] is None], workers):
+        reports[job] = report
+        refused = _count(reports.values())
+        report_progress(job.inputs, dict(refused))
+        if refused.total() > quarantine_budget * plan.inputs:
+          break
+    finally:
+      _write_quarantine(out, reports)
+      _remove_partial(out)
+    _check_budget(plan, out, refused, quarantine_budget)
+    lengths = records.write_metadata(out, name=plan.name, kind=plan.kind, description=plan.description)
+    _write_build_file(plan, out, {"records": lengths, "inputs": plan.inputs, "refused": dict(sorted(refused.items()))})
+  return BuildResult(lengths, plan.inputs, dict(refused))
+
+
+def run_job(job: ShardJob, *, make, out: pathlib.Path, name: str, kind: str) -> dict[str, Any]:
+  """Makes one shard and returns its report. The only function an executor has to call; equal jobs write equal bytes."""
+  report: dict[str, Any] = {"refused": []}
+
+  def examples() -> Iterator[schema.Example]:
+    count = 0
+    for example in make(job.spec, lambda bad: report["refused"].append(dataclasses.asdict(bad))):
+      count += 1
+      yield example
+    report["records"] = count
+    # The shard is committed when this generator ends: whoever sees a shard also finds its report.
+    records.write_json(_report_path(out, job), report)
+
+  records.write_shard(_shard_path(name, out, job), examples(), kind=kind)
+  return report
+
+
+def _shard_path(name: str, out: pathlib.Path, job: ShardJob) -> pathlib.Path:
+  return records.shard_path(out, name, job.split, job.index, job.count)
+
+
+def _report_path(out: pathlib.Path, job: ShardJob) -> pathlib.Path:
+  return out / REPORTS / f"{job.split}-{job.index:05d}-of-{job.count:05d}.json"
+
+
+def _finished_report(plan: Plan, out: pathlib.Path, job: ShardJob) -> dict[str, Any] | None:
+  if not _shard_path(plan.name, out, job).exists():
+    return None
+  path = _report_path(out, job)
+  if not path.exists():
+    raise InputError(f"{path} is missing beside its finished shard; delete {out} and build again")
+  return json.loads(path.read_text())
+
+
+def _claim(plan: Plan, out: pathlib.Path) -> None:
+  """Marks `out` as this build's. Raises InputError if it is another one's."""
+  out.mkdir(parents=True, exist_ok=True)
+  path = out / BUILD_FILE
+  if path.exists():
+    found = json.loads(path.read_text())
+    if found["digest"] == plan.digest:
+      return
+    raise InputError(f"{out} holds a build of another configuration ({_difference(found['identity'], plan.identity)}). Give another "
+                     f"folder with --config.out=DIR, go back to that configuration, or delete {out} to build anew")
+  if any(out.glob("*.array_record-*")):
+    raise InputError(f"{out} holds shards but no {BUILD_FILE}: it was not made by this command. Give another folder with --config.out=DIR")
+  _write_build_file(plan, out, None)
+
+
+def _write_build_file(plan: Plan, out: pathlib.Path, counts: dict[str, Any] | None) -> None:
+  records.write_json(out / BUILD_FILE, {"name": plan.name, "digest": plan.digest, "identity": plan.identity, "lineage": plan.lineage,
+                                        "counts": counts})
+
+
+def _difference(old: dict, new: dict) -> str:
+  """The first few values that differ, as dotted keys."""
+  old, new = dict(_flatten(old)), dict(_flatten(new))
+  keys = [k for k in sorted(old | new) if old.get(k) != new.get(k)]
+  shown = [f"{k}: {old.get(k, 'absent')} there, {new.get(k, 'absent')} here" for k in keys[:4]]
+  return "; ".join(shown) + (f"; and {len(keys) - 4} more" if len(keys) > 4 else "")
+
+
+def _flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from _flatten(value, f"{prefix}{key}.")
+    else:
+      yield prefix + key, value
+
+
+def _execute(plan: Plan, out: pathlib.Path, jobs: list[ShardJob], workers: int) -> Iterator[tuple[ShardJob, dict[str, Any]]]:
+  """Runs the jobs, yielding each with its report as it ends."""
+  call = dict(make=plan.make, out=out, name=plan.name, kind=plan.kind)
+  workers = min(workers or os.cpu_count() or 1, len(jobs))
+  if workers <= 1:
+    for job in jobs:
+      yield job, run_job(job, **call)
+    return
+  with _single_threaded_children():
+    pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    running: dict[concurrent.futures.Future, ShardJob] = {}
+    queue = iter(jobs)
+    try:
+      for job in itertools.islice(queue, 2 * workers):  # a short queue: over budget or interrupted, little is left to cancel
+        running[pool.submit(run_job, job, **call)] = job
+      while running:
+        done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+        for future in done:
+          job = running.pop(future)
+          yield job, future.result()
+          if (following := next(queue, None)) is not None:
+            running[pool.submit(run_job, following, **call)] = following
+    except concurrent.futures.process.BrokenProcessPool as error:
+      raise JobFailed(f"a worker process died while building {out} (usually out of memory). Finished shards are kept: run the same "
+                      "command again, with fewer --config.workers if memory was short") from error
+    finally:
+      _stop(pool)
+
+
+def _stop(pool: concurrent.futures.ProcessPoolExecutor) -> None:
+  """Ends the workers at once; unfinished shards are temporary files that the caller removes."""
+  processes = list((pool._processes or {}).values())
+  pool.shutdown(wait=False, cancel_futures=True)
+  for process in processes:
+    process.terminate()
+  for process in processes:
+    process.join()
+
+
+@contextlib.contextmanager
+def _single_threaded_children():
+  """Processes started inside use one thread each for linear algebra: the cores are taken by the processes."""
+  saved = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+  os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+  try:
+    yield
+  finally:
+    for name, value in saved.items():
+      os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _start_worker() -> None:
+  """Ctrl-C is the parent's to handle; a worker whose parent has died ends too."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  parent = multiprocessing.parent_process()
+
+  def watch() -> None:
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
+
+
+def _remove_partial(out: pathlib.Path) -> None:
+  for folder in (out, out / REPORTS):
+    for path in folder.glob(".*.part"):
+      path.unlink(missing_ok=True)
+
+
+def _count(reports) -> Counter:
+  return Counter(bad["reason"] for report in reports if report for bad in report["refused"])
+
+
+def _write_quarantine(out: pathlib.Path, reports: dict[ShardJob, dict[str, Any] | None]) -> None:
+  lines = [json.dumps(bad, sort_keys=True) + "\n" for report in reports.values() if report for bad in report["refused"]]
+  text = "".join(sorted(lines))
+  records.replace_file(out / QUARANTINE_FILE, lambda temporary: pathlib.Path(temporary).write_text(text))
+
+
+def _check_budget(plan: Plan, out: pathlib.Path, refused: Counter, budget: float) -> None:
+  if refused.total() > budget * plan.inputs:
+    reasons = ", ".join(f"{reason} {n}" for reason, n in refused.most_common())
+    raise InputError(f"{refused.total()} of {plan.inputs} inputs were refused ({reasons}), more than quarantine_budget = {budget:g} allows. "
+                     f"They are listed in {out / QUARANTINE_FILE}; mend or remove them, or raise --config.quarantine_budget")
+  if refused.total() == plan.inputs:
+    raise InputError(f"all {plan.inputs} inputs were refused; see {out / QUARANTINE_FILE}")
+
+
+@contextlib.contextmanager
+def _explained(out: pathlib.Path):
+  """Turns what the file system refuses into a message that says what to do."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+      raise InputError(f"{out}: the disk is full. Free space or give another folder with --config.out=DIR; finished shards are kept and "
+                       "the same command continues") from error
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+      raise InputError(f"{out} cannot be written ({error.strerror}). Give another folder with --config.out=DIR") from error
+    raise

@@ -1,0 +1,123 @@
+"""Iso-3DO: one object alone on a plain background, seen from random viewpoints under random light.
+
+`make_shard` is a pure function of its specification; every random number is drawn from (seed, mesh key, view). One example per object
+and view; the objects of the train and test splits are disjoint.
+"""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+from importlib import metadata
+import json
+
+import numpy as np
+
+from data_pipelines import schema
+from data_pipelines.build import Plan, Quarantined, ShardJob
+from data_pipelines.synth import filters, render, sources, voxelize
+from data_pipelines.synth.assets import Asset, Refused
+from data_pipelines.synth.camera import Camera, ViewConfig, random_view
+from data_pipelines.synth.lighting import LightConfig, random_lights
+
+RENDERER_VERSION = "1"  # raise it when the same seed gives other pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class IsoConfig:
+  """Everything the examples depend on, apart from the meshes."""
+
+  name: str
+  seed: int
+  views: int  # per object
+  image_size: int  # pixels a side
+  samples: int  # colour rays a pixel along each axis
+  image_format: str  # png or jpeg
+  background: tuple[int, int]  # grey levels of the plain background, drawn uniformly
+  pointmap: bool  # whether to store the point map
+  source: sources.SourceConfig
+  camera: ViewConfig
+  light: LightConfig
+  filters: filters.FilterConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardSpec:
+  """What one shard is made of."""
+
+  config: IsoConfig
+  inputs: tuple[sources.Input, ...]
+
+
+def plan(config: IsoConfig, *, test_fraction: float, objects_per_shard: int) -> Plan:
+  """Lists the source, splits it and cuts it into shards. Raises ConfigError on a wrong source or fraction."""
+  inputs = sources.list_inputs(config.source)
+  jobs = []
+  for split, items in sources.split_inputs(inputs, test_fraction).items():
+    shards = sources.deal(items, objects_per_shard)
+    jobs += [ShardJob(split, i, len(shards), len(part), ShardSpec(config, part)) for i, part in enumerate(shards)]
+  identity = {"builder": "iso_3do", "schema": schema.VERSION, "renderer": RENDERER_VERSION,
+              "config": json.loads(json.dumps(dataclasses.asdict(config))),
+              "test_fraction": test_fraction, "objects_per_shard": objects_per_shard,
+              "inputs": schema.example_key(*(part for item in inputs for part in (item.name, item.identity)))}
+  return Plan(name=config.name, jobs=tuple(jobs), make=make_shard, identity=identity, lineage=_versions(),
+              description="Iso-3DO: rendered single objects with surface voxels and pose")
+
+
+def _versions() -> dict[str, str]:
+  packages = ("embreex", "numpy", "pillow", "trimesh")
+  return {"renderer": f"embreex-numpy {RENDERER_VERSION}"} | {name: metadata.version(name) for name in packages}
+
+
+def make_shard(spec: ShardSpec, refuse: Callable[[Quarantined], None]) -> Iterator[schema.Example]:
+  """Yields the examples of a shard in order; refused meshes are reported and skipped."""
+  for item in spec.inputs:
+    try:
+      asset = sources.load(spec.config.source, item)
+      filters.check(asset, spec.config.filters)
+    except Refused as error:
+      refuse(Quarantined(path=item.name, reason=error.reason, detail=error.detail))
+      continue
+    yield from make_examples(asset, spec.config)
+
+
+def make_examples(asset: Asset, config: IsoConfig) -> Iterator[schema.Example]:
+  """One example per view of a mesh."""
+  scene = render.Scene(asset)
+  voxels = voxelize.voxelize(asset.vertices_V3, asset.faces_F3)
+  radius = float(np.linalg.norm(asset.vertices_V3, axis=1).max())
+  low, high = np.log(config.camera.scale)
+  scale = float(np.exp(generator(config.seed, asset.key).uniform(low, high)))
+  for view in range(config.views):
+    rng = generator(config.seed, asset.key, view)
+    camera, azimuth = random_view(rng, config.camera, image_size=config.image_size, radius=radius, scale=scale)
+    lights = random_lights(rng, config.light, azimuth)
+    grey = int(rng.integers(config.background[0], config.background[1] + 1))
+    shown = render.render(scene, camera, lights, samples=config.samples)
+    yield _example(asset, config, view, camera, shown, grey, voxels)
+
+
+def generator(seed: int, key: str, *indices: int) -> np.random.Generator:
+  """The random numbers of (seed, content key, indices), the same on every machine."""
+  words = [int(key[i : i + 8], 16) for i in range(0, 32, 8)]
+  return np.random.default_rng([seed, len(indices), *indices, *words])
+
+
+def _example(asset: Asset, config: IsoConfig, view: int, camera: Camera, shown: render.View, grey: int, voxels) -> schema.Example:
+  image = render.over(shown.lit_HW3, shown.alpha_HW, (grey, grey, grey))
+  mask = render.encode(shown.mask_HW)
+  example = schema.empty_example()
+  example.update(
+      key=schema.example_key(config.name, config.seed, asset.source, asset.key, view), source=config.name, view=np.int32(view),
+      image=render.encode(image, config.image_format), mask=mask, mask_full=mask, camera=camera_fields(camera),
+      voxels=voxels, rotation=camera.rotation.astype(np.float32), translation=camera.translation.astype(np.float32),
+      scale=np.full(3, camera.scale, np.float32), mesh_key=asset.key, license=asset.license,
+      lineage=json.dumps({"builder": "iso_3do", "mesh": asset.source, "seed": config.seed, "view": view, "background": grey,
+                          **_versions()}, sort_keys=True))
+  if config.pointmap:
+    example["pointmap"] = shown.pointmap_HW3.astype(np.float16)
+  return example
+
+
+def camera_fields(camera: Camera) -> dict[str, np.generic]:
+  """The record's `camera` dict."""
+  lengths = {name: np.float32(getattr(camera, name)) for name in ("fx", "fy", "cx", "cy")}
+  return lengths | {name: np.int32(getattr(camera, name)) for name in ("width", "height")}

@@ -1,0 +1,101 @@
+"""Where meshes come from: a folder of mesh files, or the procedural families. Also how they are split and dealt to shards."""
+
+from collections.abc import Sequence
+import dataclasses
+import hashlib
+import math
+import pathlib
+
+from data_pipelines.synth import assets, procedural
+from sam3d_jax.errors import ConfigError
+
+PROCEDURAL = "procedural"
+IDENTITY_BYTES = 1 << 20  # of a file's head and tail that decide its split
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+  """`source` is a folder, searched recursively for meshes, or "procedural" with `count` objects of the named families (all if empty)."""
+
+  source: str
+  seed: int = 0
+  count: int = 520
+  families: tuple[str, ...] = ()
+  license: str = ""  # of files that have no side-car
+  max_coordinate: float = 1e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+  """One mesh to be: a path relative to the source folder, or an object number. `identity` decides its split."""
+
+  name: str
+  identity: str
+
+
+def list_inputs(config: SourceConfig) -> list[Input]:
+  """Every input in the order of its identity, which is random with respect to names. Raises ConfigError if there are none."""
+  if config.source == PROCEDURAL:
+    if config.count <= 0:
+      raise ConfigError(f"procedural.count = {config.count}: it must be positive")
+    try:
+      names = [f"{procedural.family_of(i, config.families)}-{i}" for i in range(config.count)]
+    except ValueError as error:
+      raise ConfigError(f"procedural.{error}") from error
+    return sorted((Input(name, _digest(f"{config.seed} {name}".encode())) for name in names), key=lambda i: i.identity)
+  root = pathlib.Path(config.source)
+  if not config.source or not root.is_dir():
+    raise ConfigError(f"source = {config.source!r} is not a folder; give --config.source=DIR with meshes, or {PROCEDURAL!r}")
+  files = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in assets.SUFFIXES and path.is_file()]
+  if not files:
+    raise ConfigError(f"source = {config.source!r} holds no mesh files ({', '.join(assets.SUFFIXES)})")
+  inputs = [Input(path.relative_to(root).as_posix(), _file_digest(path)) for path in files]
+  return sorted(inputs, key=lambda i: (i.identity, i.name))
+
+
+def load(config: SourceConfig, item: Input) -> assets.Asset:
+  """The mesh of an input. Raises assets.Refused."""
+  if config.source == PROCEDURAL:
+    index = int(item.name.rpartition("-")[2])
+    scene = procedural.make_scene(config.seed, index, config.families)
+    return assets.from_scene(scene, source=f"procedural/{config.seed}/{item.name}", up="z", license="CC0-1.0")
+  root = pathlib.Path(config.source)
+  return assets.load(root / item.name, root=root, license=config.license, max_coordinate=config.max_coordinate)
+
+
+def split_inputs(inputs: Sequence[Input], test_fraction: float) -> dict[str, list[Input]]:
+  """Deals inputs to "train" and "test" by identity; equal files never fall into both.
+
+  The test split has the nearest whole number of distinct identities, at least one if the fraction is positive and two exist. Raises
+  ConfigError for a fraction outside [0, 1).
+  """
+  if not 0 <= test_fraction < 1:
+    raise ConfigError(f"test_fraction = {test_fraction}: it must lie in [0, 1)")
+  identities = sorted({item.identity for item in inputs})
+  held_out = round(test_fraction * len(identities))
+  if test_fraction > 0 and len(identities) > 1:
+    held_out = min(max(held_out, 1), len(identities) - 1)
+  test = set(identities[:held_out])
+  splits = {"train": [i for i in inputs if i.identity not in test], "test": [i for i in inputs if i.identity in test]}
+  return {split: items for split, items in splits.items() if items}
+
+
+def deal(items: Sequence[Input], per_shard: int) -> list[tuple[Input, ...]]:
+  """Cuts a split into shards of nearly equal size, at most `per_shard` inputs each."""
+  if per_shard <= 0:
+    raise ConfigError(f"objects_per_shard = {per_shard}: it must be positive")
+  count = math.ceil(len(items) / per_shard)
+  return [tuple(items[len(items) * i // count : len(items) * (i + 1) // count]) for i in range(count)]
+
+
+def _digest(data: bytes) -> str:
+  return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _file_digest(path: pathlib.Path) -> str:
+  """Of the size, head and tail: enough to tell meshes apart without reading terabytes twice."""
+  size = path.stat().st_size
+  with path.open("rb") as file:
+    head = file.read(IDENTITY_BYTES)
+    file.seek(max(0, size - IDENTITY_BYTES))
+    return _digest(str(size).encode() + head + file.read(IDENTITY_BYTES))

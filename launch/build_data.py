@@ -1,0 +1,91 @@
+"""Builds a dataset: meshes in, ArrayRecord shards out.
+
+    python -m launch.build_data --config configs/data/iso_3do.py --config.source=MESHES --config.out=DATA
+
+Stopped or killed, the same command continues; finished shards are not made again. Refused inputs are listed in
+DATA/quarantine.jsonl with reasons; more than `quarantine_budget` of them fail the build.
+"""
+
+import argparse
+from collections.abc import Callable
+import signal
+
+from ml_collections import ConfigDict
+
+from data_pipelines import build
+from data_pipelines.synth import filters, iso_3do, sources
+from data_pipelines.synth.camera import ViewConfig
+from data_pipelines.synth.lighting import LightConfig
+from launch import cli
+from launch.progress import Progress
+from sam3d_jax.errors import ConfigError, Preempted
+
+
+def source_config(c: ConfigDict) -> sources.SourceConfig:
+  """Where the meshes come from."""
+  return sources.SourceConfig(source=c.source, seed=c.seed, count=c.procedural.count, families=tuple(c.procedural.families),
+                              license=c.license, max_coordinate=c.mesh.max_coordinate)
+
+
+def plan_iso_3do(c: ConfigDict) -> build.Plan:
+  """The plan of an Iso-3DO build."""
+  config = iso_3do.IsoConfig(
+      name=c.name, seed=c.seed, views=c.views, image_size=c.image_size, samples=c.samples, image_format=c.image_format,
+      background=c.background, pointmap=c.pointmap, source=source_config(c), camera=ViewConfig(**c.camera), light=LightConfig(**c.light),
+      filters=filters.FilterConfig(**c.filters))
+  return iso_3do.plan(config, test_fraction=c.test_fraction, objects_per_shard=c.objects_per_shard)
+
+
+PLANNERS: dict[str, Callable[[ConfigDict], build.Plan]] = {"iso_3do": plan_iso_3do}
+
+
+def check(c: ConfigDict) -> None:
+  """Raises ConfigError on values that no builder can work with."""
+  if c.builder not in PLANNERS:
+    raise ConfigError(f"builder = {c.builder!r} is unknown; there are {', '.join(PLANNERS)}")
+  if not c.out:
+    raise ConfigError("out is empty: give the folder of the dataset with --config.out=DIR")
+  for key in ("views", "image_size", "samples"):
+    if key in c and c[key] < 1:
+      raise ConfigError(f"{key} = {c[key]}: it must be at least 1")
+  if "image_format" in c and c.image_format not in ("png", "jpeg"):
+    raise ConfigError(f"image_format = {c.image_format!r}: it must be png or jpeg")
+  if not 0 <= c.quarantine_budget <= 1:
+    raise ConfigError(f"quarantine_budget = {c.quarantine_budget}: it is a fraction in [0, 1]")
+  if c.workers < 0:
+    raise ConfigError(f"workers = {c.workers}: it must be 0 (one a core) or more")
+  for section in ("camera", "light"):
+    for key, value in c.get(section, {}).items():
+      if isinstance(value, tuple) and (len(value) != 2 or value[0] > value[1]):
+        raise ConfigError(f"{section}.{key} = {value}: it must be a range (low, high)")
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+
+
+def run(args: argparse.Namespace) -> int:
+  """Plans and builds the dataset of `args.config`."""
+  c = args.config
+  check(c)
+  plan = PLANNERS[c.builder](c)
+  splits = {split: sum(job.inputs for job in plan.jobs if job.split == split) for split in dict.fromkeys(j.split for j in plan.jobs)}
+  print(f"{plan.name}: {plan.inputs} inputs ({', '.join(f'{n} {split}' for split, n in splits.items())}) in {len(plan.jobs)} shards "
+        f"-> {c.out}", flush=True)
+  if args.dry_run:
+    return 0
+  signal.signal(signal.SIGTERM, _stop)
+  with Progress(plan.inputs, f"building {plan.name}", "objects") as progress:
+    result = build.build(plan, c.out, workers=c.workers, quarantine_budget=c.quarantine_budget,
+                         progress=lambda n, refused: progress.update(n, refused=sum(refused.values())))
+  refused = ", ".join(f"{reason} {n}" for reason, n in sorted(result.refused.items())) or "none"
+  print(f"{c.out}: {', '.join(f'{n} {split}' for split, n in result.records.items())} examples; refused inputs: {refused}")
+  return 0
+
+
+def _stop(*_) -> None:
+  raise Preempted("finished shards are kept")
+
+
+if __name__ == "__main__":
+  cli.main(run, description=__doc__, flags=flags)
