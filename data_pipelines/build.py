@@ -92,9 +92,9 @@ def build(plan: Plan, out: str | os.PathLike, *, workers: int, quarantine_budget
           progress: Callable[[int, dict[str, int]], None] | None = None) -> BuildResult:
   """Builds or continues the dataset in `out` with `workers` processes (1: in this process, 0: one a core).
 
-  `progress(inputs finished since the last call, refused so far by reason)` is called once for what an earlier run left and then after
-  every shard. Raises InputError if `out` cannot be written or belongs to another build, or if more than `quarantine_budget` (a
-  fraction) of the inputs are refused; JobFailed if a worker dies. Interrupted, it leaves whole shards only.
+  `progress(inputs finished since the last call, refused so far by reason)` is called once for what an earlier run left and then
+  after every shard. Raises InputError if `out` cannot be written or belongs to another build, or if more than `quarantine_budget`
+  (a fraction) of the inputs are refused; JobFailed if a worker dies. Interrupted, it leaves whole shards only.
   """
   out = pathlib.Path(out)
   with _explained(out):
@@ -162,16 +162,17 @@ def _claim(plan: Plan, out: pathlib.Path) -> None:
     found = json.loads(path.read_text())
     if found["digest"] == plan.digest:
       return
-    raise InputError(f"{out} holds a build of another configuration ({_difference(found['identity'], plan.identity)}). Give another "
-                     f"folder with --config.out=DIR, go back to that configuration, or delete {out} to build anew")
+    raise InputError(f"{out} holds a build of another configuration ({_difference(found['identity'], plan.identity)}). Give "
+                     f"another folder with --config.out=DIR, go back to that configuration, or delete {out} to build anew")
   if any(out.glob("*.array_record-*")):
-    raise InputError(f"{out} holds shards but no {BUILD_FILE}: it was not made by this command. Give another folder with --config.out=DIR")
+    raise InputError(f"{out} holds shards but no {BUILD_FILE}: it was not made by this command. Give another folder with "
+                     "--config.out=DIR")
   _write_build_file(plan, out, None)
 
 
 def _write_build_file(plan: Plan, out: pathlib.Path, counts: dict[str, Any] | None) -> None:
-  records.write_json(out / BUILD_FILE, {"name": plan.name, "digest": plan.digest, "identity": plan.identity, "lineage": plan.lineage,
-                                        "counts": counts})
+  records.write_json(out / BUILD_FILE, {"name": plan.name, "digest": plan.digest, "identity": plan.identity,
+                                        "lineage": plan.lineage, "counts": counts})
 
 
 def _difference(old: dict, new: dict) -> str:
@@ -213,8 +214,8 @@ def _execute(plan: Plan, out: pathlib.Path, jobs: list[ShardJob], workers: int) 
           if (following := next(queue, None)) is not None:
             running[pool.submit(run_job, following, **call)] = following
     except concurrent.futures.process.BrokenProcessPool as error:
-      raise JobFailed(f"a worker process died while building {out} (usually out of memory). Finished shards are kept: run the same "
-                      "command again, with fewer --config.workers if memory was short") from error
+      raise JobFailed(f"a worker process died while building {out} (usually out of memory). Finished shards are kept: run the "
+                      "same command again, with fewer --config.workers if memory was short") from error
     finally:
       _stop(pool)
 
@@ -272,8 +273,9 @@ def _write_quarantine(out: pathlib.Path, reports: dict[ShardJob, dict[str, Any] 
 def _check_budget(plan: Plan, out: pathlib.Path, refused: Counter, budget: float) -> None:
   if refused.total() > budget * plan.inputs:
     reasons = ", ".join(f"{reason} {n}" for reason, n in refused.most_common())
-    raise InputError(f"{refused.total()} of {plan.inputs} inputs were refused ({reasons}), more than quarantine_budget = {budget:g} allows. "
-                     f"They are listed in {out / QUARANTINE_FILE}; mend or remove them, or raise --config.quarantine_budget")
+    raise InputError(f"{refused.total()} of {plan.inputs} inputs were refused ({reasons}), more than quarantine_budget = "
+                     f"{budget:g} allows. They are listed in {out / QUARANTINE_FILE}; mend or remove them, or raise "
+                     "--config.quarantine_budget")
   if refused.total() == plan.inputs:
     raise InputError(f"all {plan.inputs} inputs were refused; see {out / QUARANTINE_FILE}")
 
@@ -285,8 +287,8 @@ def _explained(out: pathlib.Path):
     yield
   except OSError as error:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-      raise InputError(f"{out}: the disk is full. Free space or give another folder with --config.out=DIR; finished shards are kept and "
-                       "the same command continues") from error
+      raise InputError(f"{out}: the disk is full. Free space or give another folder with --config.out=DIR; finished shards are "
+                       "kept and the same command continues") from error
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
       raise InputError(f"{out} cannot be written ({error.strerror}). Give another folder with --config.out=DIR") from error
     raise

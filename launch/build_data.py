@@ -7,6 +7,7 @@ DATA/quarantine.jsonl with reasons; more than `quarantine_budget` of them fail t
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Callable
 import signal
 
@@ -31,8 +32,8 @@ def plan_iso_3do(c: ConfigDict) -> build.Plan:
   """The plan of an Iso-3DO build."""
   config = iso_3do.IsoConfig(
       name=c.name, seed=c.seed, views=c.views, image_size=c.image_size, samples=c.samples, image_format=c.image_format,
-      background=c.background, pointmap=c.pointmap, source=source_config(c), camera=ViewConfig(**c.camera), light=LightConfig(**c.light),
-      filters=filters.FilterConfig(**c.filters))
+      background=c.background, pointmap=c.pointmap, source=source_config(c), camera=ViewConfig(**c.camera),
+      light=LightConfig(**c.light), filters=filters.FilterConfig(**c.filters))
   return iso_3do.plan(config, test_fraction=c.test_fraction, objects_per_shard=c.objects_per_shard)
 
 
@@ -69,9 +70,11 @@ def run(args: argparse.Namespace) -> int:
   c = args.config
   check(c)
   plan = PLANNERS[c.builder](c)
-  splits = {split: sum(job.inputs for job in plan.jobs if job.split == split) for split in dict.fromkeys(j.split for j in plan.jobs)}
-  print(f"{plan.name}: {plan.inputs} inputs ({', '.join(f'{n} {split}' for split, n in splits.items())}) in {len(plan.jobs)} shards "
-        f"-> {c.out}", flush=True)
+  splits = Counter()
+  for job in plan.jobs:
+    splits[job.split] += job.inputs
+  print(f"{plan.name}: {plan.inputs} inputs ({', '.join(f'{n} {split}' for split, n in splits.items())}) in {len(plan.jobs)} "
+        f"shards -> {c.out}", flush=True)
   if args.dry_run:
     return 0
   signal.signal(signal.SIGTERM, _stop)

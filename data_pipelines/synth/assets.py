@@ -1,8 +1,8 @@
 """Meshes as the builders see them: one triangle soup in the unit cube, with colours, a content key and a licence.
 
-Object frame: z up, inside [-0.5, 0.5]^3, the box's centre at the origin and its longest side 1. glTF is y-up by its specification and is
-turned by (x, y, z) -> (x, -z, y). The other formats state no axis: y up is assumed for OBJ, PLY and OFF and z up for STL, and a
-side-car file says otherwise where that is wrong.
+Object frame: z up, inside [-0.5, 0.5]^3, the box's centre at the origin and its longest side 1. glTF is y-up by its specification
+and is turned by (x, y, z) -> (x, -z, y). The other formats state no axis: y up is assumed for OBJ, PLY and OFF and z up for STL,
+and a side-car file says otherwise where that is wrong.
 
 Side-cars (all optional): `<file>.license` holds the licence as text; `sources.json` in the mesh's folder maps file names to
 {"license": ..., "up": "y" | "z"}. A licence travels into every record made from the mesh.
@@ -67,8 +67,8 @@ def srgb_to_linear(c):
 def load(path: pathlib.Path, *, root: pathlib.Path | None = None, license: str = "", max_coordinate: float = 1e6) -> Asset:
   """Reads one mesh file of `SUFFIXES` into an Asset. `license` applies where no side-car states one.
 
-  Raises Refused with reason: unreadable (not parseable, truncated, missing parts), empty (no triangles), non_finite (NaN or infinity
-  in a vertex), huge_coordinates (beyond `max_coordinate`), zero_area (no triangle has an area).
+  Raises Refused with reason: unreadable (not parseable, truncated, missing parts), empty (no triangles), non_finite (NaN or
+  infinity in a vertex), huge_coordinates (beyond `max_coordinate`), zero_area (no triangle has an area).
   """
   path = pathlib.Path(path)
   suffix = path.suffix.lower()
@@ -202,15 +202,14 @@ def _finish(vertices, faces, uv, colour, material, materials, source: str, licen
   vertices, faces = vertices[used], faces.reshape(-1, 3).astype(np.int32)
   low, high = vertices.min(0), vertices.max(0)
   vertices = np.clip((vertices - (low + high) / 2) / (high - low).max(), -0.5, 0.5)
-  return Asset(vertices_V3=vertices, faces_F3=faces, uv_V2=uv[used], colour_V3=colour[used], material_F=material, materials=materials,
-               key=geometry_key(vertices, faces), source=source, license=license)
+  return Asset(vertices_V3=vertices, faces_F3=faces, uv_V2=uv[used], colour_V3=colour[used], material_F=material,
+               materials=materials, key=geometry_key(vertices, faces), source=source, license=license)
 
 
 def geometry_key(vertices_V3: np.ndarray, faces_F3: np.ndarray) -> str:
   """32 hex digits that depend on the surface alone: not on the order of vertices or faces, nor on duplicated vertices."""
-  corners = np.rint(vertices_V3[faces_F3] / KEY_STEP).astype("<i4")  # (F, 3, 3)
-  base = 1 << 21  # |corner| <= 0.5 / KEY_STEP = 50000 < 2^20
-  packed = ((corners[..., 0].astype(np.int64) + base) << 42) | ((corners[..., 1] + np.int64(base)) << 21) | (corners[..., 2] + np.int64(base))
+  corners = np.rint(vertices_V3[faces_F3] / KEY_STEP).astype(np.int64) + (1 << 20)  # (F, 3, 3), each below 2^21
+  packed = (corners[..., 0] << 42) | (corners[..., 1] << 21) | corners[..., 2]
   first = packed.argmin(1)[:, None]
   rolled = np.take_along_axis(packed, (first + np.arange(3)) % 3, axis=1)
   rolled = rolled[np.lexsort(rolled.T[::-1])]

@@ -63,7 +63,8 @@ def look_at(azimuth: float, elevation: float, roll: float = 0.0) -> np.ndarray:
   return np.stack([c * left + s * up, c * up - s * left, forward])
 
 
-def random_view(rng: np.random.Generator, config: ViewConfig, *, image_size: int, radius: float, scale: float) -> tuple[Camera, float]:
+def random_view(rng: np.random.Generator, config: ViewConfig, *, image_size: int, radius: float,
+                scale: float) -> tuple[Camera, float]:
   """A camera that sees the whole bounding sphere of `radius` (object units) at `scale` metres, and its azimuth (radians).
 
   The object's origin is off the optical axis by what `fill` leaves free.

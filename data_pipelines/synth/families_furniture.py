@@ -97,7 +97,8 @@ def stairs(rng: np.random.Generator, paint: Palette) -> list[Part]:
     height = top if solid_steps else min(rise, 0.12)
     parts.append(Part(solid.box((w, run, height), (0, i * run, top - height / 2)), paint.main if i % 2 else paint.second))
   if not solid_steps:
-    parts += [Part(solid.rod((sx * w / 2, 0, 0), (sx * w / 2, (steps - 1) * run, steps * rise), 0.05), paint.accent) for sx in (-1, 1)]
+    top = ((steps - 1) * run, steps * rise)
+    parts += [Part(solid.rod((sx * w / 2, 0, 0), (sx * w / 2, *top), 0.05), paint.accent) for sx in (-1, 1)]
   if rng.random() < 0.7:  # a railing on one side
     up, x, last = rng.uniform(0.4, 0.8), w / 2 - 0.04, (steps - 1) * run
     parts.append(Part(solid.rod((x, 0, rise + up), (x, last, steps * rise + up), 0.035), paint.accent))
@@ -137,8 +138,8 @@ def mug(rng: np.random.Generator, paint: Palette) -> list[Part]:
   band = h * rng.uniform(0.15, 0.4)
   radius_at = lambda z: r + (top - r) * z / h
   lo, hi = 0.35 * h, 0.35 * h + band
-  stripe = [(0, lo), (radius_at(lo) + 0.012, lo), (radius_at(hi) + 0.012, hi), (radius_at(hi) - t, hi), (radius_at(lo) - t, lo + 1e-4),
-            (0, lo + 1e-4)]
+  stripe = [(0, lo), (radius_at(lo) + 0.012, lo), (radius_at(hi) + 0.012, hi), (radius_at(hi) - t, hi),
+            (radius_at(lo) - t, lo + 1e-4), (0, lo + 1e-4)]
   return [Part(solid.lathe(profile, segments=32), paint.main), Part(solid.tube(loop, rng.uniform(0.035, 0.07)), paint.second),
           Part(solid.lathe(stripe, segments=32), paint.accent)]
 
@@ -169,7 +170,8 @@ def bowl(rng: np.random.Generator, paint: Palette) -> list[Part]:
   if rng.random() < 0.7:  # a ladle leans on the rim
     a = rng.uniform(0, 2 * np.pi)
     tip = np.array([np.cos(a), np.sin(a), 0.0])
-    parts.append(Part(solid.rod(-0.2 * r * tip + [0, 0, t + 0.06], r * 1.5 * tip + [0, 0, depth * 1.5 + 0.15], 0.035), paint.accent))
+    start, end = -0.2 * r * tip + [0, 0, t + 0.06], r * 1.5 * tip + [0, 0, depth * 1.5 + 0.15]
+    parts.append(Part(solid.rod(start, end, 0.035), paint.accent))
   for a in (0, np.pi) if rng.random() < 0.5 else ():  # ears
     parts.append(Part(solid.box((0.25 * r, 0.35 * r, 0.06), (r * 1.05 * np.cos(a), 0, depth - 0.05)), paint.second))
   return parts

@@ -46,7 +46,8 @@ _LETTERS = {
 def letter(rng: np.random.Generator, paint: Palette) -> list[Part]:
   strokes = _LETTERS[sorted(_LETTERS)[int(rng.integers(len(_LETTERS)))]]
   sx, sz, depth = rng.uniform(0.12, 0.28), rng.uniform(0.12, 0.25), rng.uniform(0.15, 0.6)
-  parts = [Part(solid.box((w * sx, depth, h * sz), ((x + w / 2 - 2) * sx, 0, (z + h / 2) * sz)), paint.main) for x, z, w, h in strokes]
+  parts = [Part(solid.box((w * sx, depth, h * sz), ((x + w / 2 - 2) * sx, 0, (z + h / 2) * sz)), paint.main)
+           for x, z, w, h in strokes]
   if rng.random() < 0.6:  # a plinth
     parts.append(Part(solid.box((5 * sx, depth * rng.uniform(1.2, 2.0), 0.1), (0, 0, -0.05)), paint.second))
   parts.append(Part(solid.ellipsoid((0.09, 0.09, 0.09), (-1.5 * sx if strokes[0][0] == 0 else 1.5 * sx, -depth / 2, 5.5 * sz),
@@ -88,12 +89,13 @@ def car(rng: np.random.Generator, paint: Palette) -> list[Part]:
   back = length / 2 - cab * rng.uniform(0.5, 0.75) - 0.05  # the cabin's middle lies behind the car's
   half, roof = cab / 2, cab / 2 * rng.uniform(0.6, 0.95)
   base = z + body / 2
-  parts.append(Part(solid.prism([(back - half, base), (back + half, base), (back + roof, base + cab_h), (back - roof, base + cab_h)],
-                                w * 0.9, plane="yz"), paint.second))
+  outline = [(back - half, base), (back + half, base), (back + roof, base + cab_h), (back - roof, base + cab_h)]
+  parts.append(Part(solid.prism(outline, w * 0.9, plane="yz"), paint.second))
   for sx in (-1, 1):
     for y in (-0.32 * length, 0.32 * length):
       parts.append(Part(solid.rod((sx * w * 0.4, y, wheel), (sx * w * 0.56, y, wheel), wheel, segments=20), (40, 40, 44)))
-      parts.append(Part(solid.rod((sx * w * 0.5, y, wheel), (sx * w * 0.58, y, wheel), wheel * 0.5, segments=12), (190, 190, 195)))
+      hub = solid.rod((sx * w * 0.5, y, wheel), (sx * w * 0.58, y, wheel), wheel * 0.5, segments=12)
+      parts.append(Part(hub, (190, 190, 195)))
     parts.append(Part(solid.box((0.2 * w, 0.04, 0.4 * body), (sx * 0.35 * w, -length / 2, z + 0.1 * body)), (250, 240, 180)))
   if rng.random() < 0.35:
     parts.append(Part(solid.box((w * 0.3, 0.15, 0.12), (0, back, base + cab_h + 0.06)), paint.accent))
@@ -147,6 +149,8 @@ def aeroplane(rng: np.random.Generator, paint: Palette) -> list[Part]:
     fin = [(0, 0), (0, 0.2), (side * span * 0.18, 0.28), (side * span * 0.18, 0.18)]
     parts.append(Part(solid.prism(fin, 0.04, plane="xy", center=(0, tail - 0.18, 0)), paint.second))
   up = rng.uniform(0.25, 0.5)
-  parts.append(Part(solid.prism([(tail - 0.25, 0), (tail, 0), (tail + 0.12, up), (tail - 0.02, up)], 0.05, plane="yz"), paint.accent))
-  parts.append(Part(solid.ellipsoid((r * 0.6, length * 0.12, r * 0.5), (0, -length * 0.25, r * 0.8), segments=14), (120, 170, 210)))
+  rudder = [(tail - 0.25, 0), (tail, 0), (tail + 0.12, up), (tail - 0.02, up)]
+  parts.append(Part(solid.prism(rudder, 0.05, plane="yz"), paint.accent))
+  cockpit = solid.ellipsoid((r * 0.6, length * 0.12, r * 0.5), (0, -length * 0.25, r * 0.8), segments=14)
+  parts.append(Part(cockpit, (120, 170, 210)))
   return parts

@@ -58,10 +58,11 @@ def check(asset: Asset, config: FilterConfig) -> None:
   """Raises Refused with reason near_zero_volume, flat_normals or spatial_outliers."""
   volume = hull_volume(asset.vertices_V3)
   if volume < config.min_hull_volume:
-    raise Refused("near_zero_volume", f"{asset.source}: hull volume {volume:.2g} of the unit cube is below {config.min_hull_volume:g}")
+    raise Refused("near_zero_volume", f"{asset.source}: hull volume {volume:.2g} < {config.min_hull_volume:g} of the unit cube")
   share = normal_share(asset.vertices_V3, asset.faces_F3)
   if share > config.max_normal_share:
     raise Refused("flat_normals", f"{asset.source}: {share:.4f} of the surface faces one axis, above {config.max_normal_share:g}")
   core = core_extent(asset.vertices_V3, asset.faces_F3)
   if core < config.min_core_extent:
-    raise Refused("spatial_outliers", f"{asset.source}: 99 % of the surface spans {core:.3f} of the extent, below {config.min_core_extent:g}")
+    raise Refused("spatial_outliers",
+                  f"{asset.source}: 99 % of the surface spans {core:.3f} of the extent, below {config.min_core_extent:g}")

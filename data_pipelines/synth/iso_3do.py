@@ -1,11 +1,12 @@
 """Iso-3DO: one object alone on a plain background, seen from random viewpoints under random light.
 
-`make_shard` is a pure function of its specification; every random number is drawn from (seed, mesh key, view). One example per object
-and view; the objects of the train and test splits are disjoint.
+`make_shard` is a pure function of its specification; every random number is drawn from (seed, mesh key, view). One example per
+object and view; the objects of the train and test splits are disjoint.
 """
 
 from collections.abc import Callable, Iterator
 import dataclasses
+import functools
 from importlib import metadata
 import json
 
@@ -62,6 +63,7 @@ def plan(config: IsoConfig, *, test_fraction: float, objects_per_shard: int) -> 
               description="Iso-3DO: rendered single objects with surface voxels and pose")
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
   packages = ("embreex", "numpy", "pillow", "trimesh")
   return {"renderer": f"embreex-numpy {RENDERER_VERSION}"} | {name: metadata.version(name) for name in packages}

@@ -1,7 +1,7 @@
 """Procedural objects: the data set that needs no download.
 
-An object is a pure function of (seed, index): the family goes round-robin over the requested families, so every family has the same
-share in any prefix of the data set; proportions and colours come from a generator seeded by both numbers.
+An object is a pure function of (seed, index): the family goes round-robin over the requested families, so every family has the
+same share in any prefix of the data set; proportions and colours come from a generator seeded by both numbers.
 
     python -m data_pipelines.synth.procedural --out DIR --count 40      writes the first objects as GLB files
 """
@@ -47,7 +47,8 @@ def make_scene(seed: int, index: int, families: Sequence[str] = ()) -> trimesh.S
   """Object `index` as a trimesh scene (z up), one geometry with a PBR base colour per part."""
   scene = trimesh.Scene()
   for i, part in enumerate(make_parts(seed, index, families)):
-    material = trimesh.visual.material.PBRMaterial(baseColorFactor=_linear_factor(part.colour), metallicFactor=0.0, roughnessFactor=0.7)
+    material = trimesh.visual.material.PBRMaterial(baseColorFactor=_linear_factor(part.colour), metallicFactor=0.0,
+                                                   roughnessFactor=0.7)
     mesh = part.mesh.copy()
     mesh.visual = trimesh.visual.TextureVisuals(uv=np.zeros((len(mesh.vertices), 2)), material=material)
     scene.add_geometry(mesh, geom_name=f"part{i}", node_name=f"part{i}")

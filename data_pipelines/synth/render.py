@@ -1,8 +1,8 @@
 """Ray-cast renderer: Embree finds the hits, numpy shades them. Headless, deterministic, safe to use in spawned processes.
 
-Lambertian surfaces under directional lights with shadows and an ambient term; both sides of a face are drawn; everything is opaque.
-Textures are sampled bilinearly from a pyramid level chosen by footprint. Depth, mask and point map come from one ray through each
-pixel's centre; colours are averaged over samples within the pixel, in linear light. Set OMP_NUM_THREADS=1 where many run at once.
+Lambertian surfaces under directional lights with shadows and an ambient term; both sides of a face are drawn; everything is
+opaque. Textures are sampled bilinearly from a pyramid level chosen by footprint. Depth, mask and point map come from one ray
+through each pixel's centre; colours are averaged over samples within the pixel, in linear light.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ class Scene:
 
 
 def corner_normals(vertices_V3, faces_F3, area_F, normal_F3, crease_deg: float = CREASE_DEG) -> np.ndarray:
-  """Normals (F, 3, 3) of every face corner, smoothed over the edges flatter than `crease_deg` and by position, not by vertex index."""
+  """Normals (F, 3, 3) of every face corner, smoothed over edges flatter than `crease_deg`; equal positions are one vertex."""
   _, point = np.unique(np.rint(vertices_V3 / 1e-6).astype(np.int64), axis=0, return_inverse=True)
   faces = point.reshape(-1)[faces_F3]
   count = len(faces)
@@ -177,7 +177,7 @@ def _irradiance(scene: Scene, lights: Lights, point_N3, flat_N3, smooth_N3) -> n
 
 
 def _albedo(scene: Scene, face, weights, *, texel_footprint) -> np.ndarray:
-  """Linear base colour (N, 3): material colour x vertex colour x texture. `texel_footprint` is a sample's width on the surface."""
+  """Linear base colour (N, 3): material x vertex colour x texture. `texel_footprint` is a sample's width on the surface."""
   asset = scene.asset
   corner = asset.faces_F3[face]
   colour = np.einsum("nk,nkd->nd", weights, asset.colour_V3[corner])
@@ -221,7 +221,7 @@ def over(colour_HW3: np.ndarray, alpha_HW: np.ndarray, background) -> np.ndarray
   """sRGB uint8 image of a linear colour over an sRGB background, a colour (3,) or an image (H, W, 3), values 0..255."""
   behind = srgb_to_linear(np.asarray(background, np.float32) / 255.0)
   linear = np.clip(colour_HW3 + (1 - alpha_HW[..., None]) * behind, 0.0, 1.0)
-  encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.power(linear, 1 / 2.4, where=linear > 0, out=np.zeros_like(linear)) - 0.055)
+  encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.power(linear, 1 / 2.4) - 0.055)
   return np.rint(encoded * 255).astype(np.uint8)
 
 

@@ -15,7 +15,7 @@ IDENTITY_BYTES = 1 << 20  # of a file's head and tail that decide its split
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-  """`source` is a folder, searched recursively for meshes, or "procedural" with `count` objects of the named families (all if empty)."""
+  """`source` is a folder of meshes (searched recursively) or "procedural": `count` objects of the named families (empty: all)."""
 
   source: str
   seed: int = 0
@@ -66,8 +66,8 @@ def load(config: SourceConfig, item: Input) -> assets.Asset:
 def split_inputs(inputs: Sequence[Input], test_fraction: float) -> dict[str, list[Input]]:
   """Deals inputs to "train" and "test" by identity; equal files never fall into both.
 
-  The test split has the nearest whole number of distinct identities, at least one if the fraction is positive and two exist. Raises
-  ConfigError for a fraction outside [0, 1).
+  The test split has the nearest whole number of distinct identities, at least one if the fraction is positive and two exist.
+  Raises ConfigError for a fraction outside [0, 1).
   """
   if not 0 <= test_fraction < 1:
     raise ConfigError(f"test_fraction = {test_fraction}: it must lie in [0, 1)")

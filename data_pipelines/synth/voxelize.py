@@ -1,8 +1,9 @@
 """Exact surface voxelisation: a voxel is set where its closed cube meets a triangle.
 
-The test is the separating-axis theorem for a triangle and a box (Akenine-Moller 2001): three box axes, the triangle's normal and nine
-cross products of their edges. It looks at one triangle at a time, so holes, flipped faces and self-intersections do not matter, and
-the result does not change when triangles are subdivided. Large triangles descend an octree, so the cost follows the surface.
+The test is the separating-axis theorem for a triangle and a box (Akenine-Moller 2001): three box axes, the triangle's normal and
+nine cross products of their edges. It looks at one triangle at a time, so holes, flipped faces and self-intersections do not
+matter, and the result does not change when triangles are subdivided. Large triangles descend an octree, so the cost follows the
+surface.
 """
 
 import numpy as np
