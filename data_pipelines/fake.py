@@ -1,6 +1,5 @@
-"""Random batches in the form of real ones, for `:fake` configurations, compile checks and benchmarks: no files, same interface."""
+"""Random batches in the form of real ones, for `:fake` configurations, compile checks and benchmarks: no files needed."""
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +18,7 @@ class FakeLoader:
       raise ConfigError(f"batch_size = {batch_size} does not divide among {host_count} hosts")
     self.config, self.kind, self.seed = config, kind, seed
     self.batch_size, self.rows, self.host_index = batch_size, batch_size // host_count, host_index
-    self.corrupt: Counter[str] = Counter()
+    self.corrupt: dict[str, str] = {}
 
   @property
   def spec(self) -> Any:

@@ -21,8 +21,8 @@ import grain
 from ml_collections import ConfigDict
 
 from data_pipelines import fake, mixture, records, samples, schema
+from data_pipelines.augment import AugmentConfig
 from data_pipelines.records import CorruptRecord
-from data_pipelines.transforms import AugmentConfig
 from sam3d_jax.batch import LATENTS, GeometryBatch, PreferenceBatch, StructureBatch
 from sam3d_jax.errors import ConfigError, InputError
 
@@ -66,7 +66,7 @@ class Sample(NamedTuple):
 
   row: Batch
   source: str
-  corrupt: tuple[str, ...]  # why the records before it at this position were passed over
+  corrupt: tuple[tuple[str, str], ...]  # (record, reason) of those passed over at this position
 
 
 class RowCache:
@@ -107,9 +107,10 @@ class Reader:
       try:
         return Sample(self._row(draw, step=position // self.batch_size), draw.source, tuple(corrupt))
       except CorruptRecord as error:
-        corrupt.append(self._blame(draw, error))
+        path, record = self.splits[draw.source].locate(draw.record)
+        corrupt.append((f"{path} record {record}", str(error)))
       draw = self.mixture.after(draw)
-    raise QuarantineExceeded(f"source {draw.source!r} has no readable record; the first: {corrupt[0]}")
+    raise QuarantineExceeded(f"source {draw.source!r} has no readable record; {': '.join(corrupt[0])}")
 
   def _row(self, draw: mixture.Draw, step: int) -> Batch:
     key = (draw.source, draw.record)
@@ -127,19 +128,18 @@ class Reader:
       self.cache.put(key, row)
     return row
 
-  def _blame(self, draw: mixture.Draw, error: CorruptRecord) -> str:
-    path, record = self.splits[draw.source].locate(draw.record)
-    where = f"{path} record {record}"
-    return str(error) if str(error).startswith(where) else f"{where}: {error}"
-
 
 class Loader:
-  """This host's rows of the global batches. `corrupt` maps each unreadable record met so far to how often it was replaced."""
+  """This host's rows of the global batches.
+
+  corrupt: unreadable record -> reason, of those met so far.  replaced: unreadable record -> how often another stood in for it.
+  """
 
   def __init__(self, reader: Reader, host_index: int, host_count: int):
     self._reader = reader
     self._host_index, self.rows = host_index, reader.batch_size // host_count
-    self.corrupt: Counter[str] = Counter()
+    self.corrupt: dict[str, str] = {}
+    self.replaced: Counter[str] = Counter()
 
   @property
   def config(self) -> DataConfig:
@@ -196,10 +196,11 @@ class Loader:
   def _collect(self, read: list[Sample]) -> Batch:
     for sample in read:
       self.corrupt.update(sample.corrupt)
-    if len(self.corrupt) > self._reader.config.quarantine_budget:
-      listed = "\n  ".join(list(self.corrupt)[:10])
-      raise QuarantineExceeded(f"{len(self.corrupt)} unreadable records, data.quarantine_budget = "
-                               f"{self._reader.config.quarantine_budget}:\n  {listed}")
+      self.replaced.update(record for record, _ in sample.corrupt)
+    budget = self._reader.config.quarantine_budget
+    if len(self.corrupt) > budget:
+      listed = "\n  ".join(f"{record}: {reason}" for record, reason in list(self.corrupt.items())[:10])
+      raise QuarantineExceeded(f"{len(self.corrupt)} unreadable records, data.quarantine_budget = {budget}:\n  {listed}")
     return samples.stack([sample.row for sample in read])
 
 

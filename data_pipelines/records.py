@@ -33,7 +33,7 @@ class DatasetError(InputError):
 
 
 class CorruptRecord(ValueError):
-  """One record cannot be read; the message names file, record and reason."""
+  """One record cannot be used; the message is the reason."""
 
 
 def shard_path(directory: str | os.PathLike, name: str, split: str, index: int, count: int) -> pathlib.Path:
@@ -173,14 +173,13 @@ class Split:
     return len(self._source)
 
   def __getitem__(self, index: int) -> schema.Example:
-    """Example `index`. Raises CorruptRecord, which names the file, if it cannot be read."""
+    """Example `index`. Raises CorruptRecord with the reason if it cannot be read; `locate` says where it lies."""
     try:
       return schema.deserialise(self._source[index], self.kind)
     except (schema.SchemaError, RuntimeError, ValueError, OSError) as error:
       if not 0 <= index < len(self):
         raise IndexError(f"record {index} of {len(self)} in {self.directory} {self.split}") from error
-      path, record = self.locate(index)
-      raise CorruptRecord(f"{path} record {record}: {error}") from error
+      raise CorruptRecord(str(error)) from error
 
   def locate(self, index: int) -> tuple[str, int]:
     """(shard file, record within it) of example `index`."""

@@ -9,9 +9,10 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data_pipelines import schema, transforms
+from data_pipelines.augment import AugmentConfig, augment
 from data_pipelines.records import CorruptRecord
 from sam3d_jax.batch import LATENTS, Conditioning, GeometryBatch, PreferenceBatch, StructureBatch
 from sam3d_jax.errors import ConfigError, InputError
@@ -43,7 +44,7 @@ class SampleConfig:
   shape_resolution: int = 16
   latent_channels: int = 8
   autoencoder: str = ""
-  augment: transforms.AugmentConfig | None = None
+  augment: AugmentConfig | None = None
 
   def __post_init__(self):
     if schema.VOXEL_RESOLUTION % self.resolution:
@@ -63,6 +64,8 @@ def decode_image(data: bytes, field: str, *, mode: str) -> np.ndarray:
   try:
     with Image.open(io.BytesIO(data)) as image:
       return np.asarray(image if image.mode == mode else image.convert(mode))
+  except UnidentifiedImageError as error:
+    raise CorruptRecord(f"{field} ({len(data)} bytes) is no image in a known format") from error
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow reports broken files in these ways
     raise CorruptRecord(f"{field} cannot be decoded: {error}") from error
 
@@ -108,12 +111,15 @@ def condition(example: schema.Example, config: SampleConfig, rng: np.random.Gene
   if mask.shape != image.shape[:2]:
     raise CorruptRecord(f"mask is {mask.shape[1]} x {mask.shape[0]} but image is {image.shape[1]} x {image.shape[0]}")
   pointmap = example["pointmap"].astype(np.float32) if schema.is_present(example, "pointmap") else None
+  crop = {}
   if rng is not None:
-    image, mask, pointmap = transforms.augment(image, mask, pointmap, config=config.augment, rng=rng)
+    augmented = augment(image, mask, rng, config.augment)
+    image, mask = augmented.image, augmented.mask
+    crop = {"box_factor": augmented.box_factor, "shift": augmented.shift}
   streams = tuple(s for s in config.streams if pointmap is not None or s not in POINTMAP_STREAMS)
   try:
     out = transforms.preprocess(image, mask, pointmap, image_size=config.image_size, pointmap_size=config.pointmap_size,
-                                streams=streams)
+                                streams=streams, **crop)
   except transforms.MaskError as error:
     raise CorruptRecord(str(error)) from error
   fields = {}

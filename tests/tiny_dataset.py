@@ -1,5 +1,6 @@
 """Small, physically consistent datasets for tests: voxel ellipsoids seen by a pinhole camera, no renderer involved."""
 
+import functools
 import io
 import pathlib
 
@@ -49,6 +50,11 @@ def draw_points(points_P3: np.ndarray, camera: cameras.Camera) -> tuple[np.ndarr
 
 def make_example(index: int, *, latent: bool = True, pointmap: bool = True, kind: str = "example") -> schema.Example:
   """Example `index`: an ellipsoid with everything that a complete record has but slat."""
+  return dict(_make_example(index, latent, pointmap, kind))
+
+
+@functools.cache
+def _make_example(index: int, latent: bool, pointmap: bool, kind: str) -> schema.Example:
   rng = np.random.default_rng([index, 17])
   example = schema.empty_example(kind)
   voxels = ellipsoid_voxels(rng)
