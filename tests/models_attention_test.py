@@ -1,0 +1,129 @@
+"""All attention backends compute the same function."""
+
+import functools
+import importlib.util
+
+import jax
+from jax.experimental import topologies
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sam3d_jax.models import attention
+from sam3d_jax.models.attention import attend, attend_parts
+from sam3d_jax.sharding.mesh import MeshConfig, make_mesh
+
+
+def _qkv(lengths=(5, 7), batch=2, heads=2, head_dim=8, dtype=jnp.float32):
+  rng = np.random.default_rng(0)
+  draw = lambda n: jnp.asarray(rng.normal(size=(batch, n, heads, head_dim)), dtype)
+  return draw(lengths[0]), draw(lengths[1]), draw(lengths[1])
+
+
+@functools.partial(jax.jit, static_argnames="backend")
+def _value_and_grads(q, k, v, backend):
+  weight = jnp.cos(jnp.arange(q.size, dtype=jnp.float32)).reshape(q.shape)
+  loss = lambda q, k, v: (attend(q, k, v, backend=backend) * weight).sum()
+  return attend(q, k, v, backend=backend), jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+
+
+def _assert_close(a, b, tol):
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_allclose(np.asarray(x, np.float32), np.asarray(y, np.float32), atol=tol, rtol=tol)
+
+
+@pytest.fixture
+def splash_on_cpu(monkeypatch):
+  """Runs the TPU kernels in Pallas' interpreter."""
+  make = attention.splash.make_splash_mha
+  monkeypatch.setattr(attention.splash, "make_splash_mha", functools.partial(make, interpret=True))
+  yield
+  _value_and_grads.clear_cache()
+
+
+def test_attention_is_the_softmax_of_scaled_products():
+  q, k, v = _qkv()
+  logits = np.einsum("blhk,bmhk->bhlm", q, k) / np.sqrt(8)
+  weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  _assert_close(jax.jit(attend)(q, k, v), np.einsum("bhlm,bmhk->blhk", weights, v), 1e-5)
+
+
+def test_keys_in_parts_attend_like_keys_in_one_piece():
+  q, k, v = _qkv((3, 9))
+  parts = jax.jit(lambda q, k, v: attend_parts(q, (k[:, :4], k[:, 4:]), (v[:, :4], v[:, 4:])))(q, k, v)
+  _assert_close(parts, jax.jit(attend)(q, k, v), 1e-6)
+
+
+def test_keys_that_all_heads_share_need_not_be_repeated():
+  q, k, v = _qkv((3, 9))
+  shared = jax.jit(lambda q, k, v: attend_parts(q, (k[:, :, 0],), (v[:, :, 0],)))(q, k, v)
+  repeat = lambda x: jnp.repeat(x[:, :, :1], 2, axis=2)
+  _assert_close(shared, jax.jit(attend)(q, repeat(k), repeat(v)), 1e-6)
+
+
+def test_softmax_of_half_precision_queries_is_taken_in_fp32():
+  """Summing 4096 equal weights in bf16 stops at 256 of them."""
+  q, k, v = (jnp.ones((1, n, 1, 8), jnp.bfloat16) for n in (2, 4096, 4096))
+  np.testing.assert_array_equal(np.asarray(jax.jit(attend)(q, k, v), np.float32), 1.0)
+
+
+def test_splash_equals_xla_forward_and_backward_at_lengths_that_need_padding(splash_on_cpu):
+  q, k, v = _qkv((130, 600), head_dim=64)
+  _assert_close(_value_and_grads(q, k, v, "splash"), _value_and_grads(q, k, v, "xla"), 2e-5)
+
+
+def test_kernels_cut_over_a_mesh_compute_the_same(splash_on_cpu):
+  q, k, v = _qkv((256, 128), head_dim=64)
+  whole = _value_and_grads(q, k, v, "xla")
+  with jax.set_mesh(make_mesh(MeshConfig(data=2, tensor=2, context=2), jax.devices()[:8])):
+    cut = _value_and_grads(q, k, v, "splash")
+    lowered = jax.jit(lambda *qkv: attend(*qkv, backend="splash")).lower(q, k, v).as_text()
+  _assert_close(cut, whole, 2e-5)
+  assert "tensor<1x128x1x64xf32>" in lowered  # a shard: 1 sample, 128 queries, 1 head
+
+
+def test_mesh_axes_that_do_not_divide_a_dimension_are_left_out(splash_on_cpu):
+  q, k, v = _qkv((129, 130), batch=1, heads=3, head_dim=64)
+  whole = _value_and_grads(q, k, v, "xla")
+  with jax.set_mesh(make_mesh(MeshConfig(data=2, tensor=2, context=2), jax.devices()[:8])):
+    _assert_close(_value_and_grads(q, k, v, "splash"), whole, 2e-5)
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_splash_compiles_for_a_tpu_without_one(monkeypatch, tensor):
+  if importlib.util.find_spec("libtpu") is None:
+    pytest.skip("libtpu is not installed: `pip install -r requirements-tpu.txt` lets this test compile for a TPU")
+  for name, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5p-8", "TPU_WORKER_HOSTNAMES": "localhost"}.items():
+    monkeypatch.setenv(name, value)
+  devices = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices[:tensor]
+  mesh = make_mesh(MeshConfig(tensor=tensor), devices)
+  heads = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, None, "tensor"))
+  with jax.set_mesh(mesh), jax.default_matmul_precision("default"):  # the TPU compiler refuses fp32 products of bf16
+    shape = lambda n: jax.ShapeDtypeStruct((1, n, 2, 64), jnp.bfloat16, sharding=heads)
+    loss = lambda q, k, v: attend(q, k, v, backend="splash").astype(jnp.float32).sum()
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(shape(512), shape(600), shape(600)).compile()
+  assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3  # forward, dq, dk and dv
+
+
+def test_cudnn_equals_xla_forward_and_backward():
+  if jax.default_backend() != "gpu":
+    pytest.skip("the cudnn backend needs an NVIDIA GPU")
+  q, k, v = _qkv((256, 300), head_dim=64, dtype=jnp.bfloat16)
+  _assert_close(_value_and_grads(q, k, v, "cudnn"), _value_and_grads(q, k, v, "xla"), 2e-2)
+
+
+@pytest.mark.parametrize("platform, dtype, lengths, expected", [
+    ("tpu", jnp.bfloat16, (4096, 7528), "splash"),
+    ("tpu", jnp.bfloat16, (4, 7528), "xla"),
+    ("gpu", jnp.bfloat16, (4096, 7528), "cudnn"),
+    ("gpu", jnp.float32, (4096, 7528), "xla"),
+    ("cpu", jnp.bfloat16, (4096, 7528), "xla"),
+])
+def test_backend_is_chosen_by_platform_dtype_and_length(platform, dtype, lengths, expected):
+  q, k = (jax.ShapeDtypeStruct((1, n, 16, 64), dtype) for n in lengths)
+  assert attention.choose_backend(platform, q, k) == expected
+
+
+def test_unknown_backend_is_refused():
+  with pytest.raises(ValueError, match="'flash' is not one of"):
+    attend(*_qkv(), backend="flash")
