@@ -228,7 +228,8 @@ def make_loader(config: DataConfig, *, kind: str, batch_size: int, seed: int, ho
     raise ConfigError(f"batch_size = {batch_size} does not divide among {host_count} hosts")
   if not 0 <= host_index < host_count:
     raise ConfigError(f"host {host_index} is not one of {host_count}")
-  splits = {name: records.open_split(path, config.split) for name, (path, _) in config.mixture.items()}
+  skip = samples.unused_fields(kind, config)
+  splits = {name: records.open_split(path, config.split, skip=skip) for name, (path, _) in config.mixture.items()}
   for name, split in splits.items():
     if kind == "preference" and split.kind != "preference":
       raise InputError(f"source {name!r} ({split.directory}) holds no preference examples")

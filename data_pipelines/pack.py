@@ -8,8 +8,8 @@ import numpy as np
 def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
   """Groups range(len(lengths)) into rows whose lengths sum to at most `budget`; a pure function, each index exactly once.
 
-  Best-fit decreasing: the longest first, each into the fullest row that still takes it; at most 11/9 of the optimal number of rows,
-  plus one. Rows are ordered by their smallest index, indices ascend within a row.
+  Best-fit decreasing: the longest first, each into the fullest row that still takes it; at most 11/9 of the optimal number of
+  rows, plus one. Rows are ordered by their smallest index, indices ascend within a row.
 
   Raises ValueError naming the first index whose length is not in 1..budget.
   """

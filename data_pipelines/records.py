@@ -161,11 +161,13 @@ def _write_tfds_files(scratch: pathlib.Path, name: str, kind: str, description: 
 class Split:
   """Random access to the examples of one split; safe to share between threads and to pickle to other processes.
 
-  Memory is bounded by the shards' indices (8 bytes a record for the shards touched), not by their contents.
+  Memory is bounded by the shards' indices (8 bytes a record for the shards touched), not by their contents. Fields in `skip` are
+  not decoded and read as absent.
   """
 
-  def __init__(self, directory: pathlib.Path, split: str, kind: str, source, files: list[tuple[str, int, int]]):
-    self.directory, self.split, self.kind = directory, split, kind
+  def __init__(self, directory: pathlib.Path, split: str, kind: str, source, files: list[tuple[str, int, int]],
+               skip: frozenset[str]):
+    self.directory, self.split, self.kind, self.skip = directory, split, kind, skip
     self._source = source  # TFDS data source of raw bytes
     self._files = files  # (path, records skipped, records taken), in order
 
@@ -175,7 +177,7 @@ class Split:
   def __getitem__(self, index: int) -> schema.Example:
     """Example `index`. Raises CorruptRecord with the reason if it cannot be read; `locate` says where it lies."""
     try:
-      return schema.deserialise(self._source[index], self.kind)
+      return schema.deserialise(self._source[index], self.kind, skip=self.skip)
     except (schema.SchemaError, RuntimeError, ValueError, OSError) as error:
       if not 0 <= index < len(self):
         raise IndexError(f"record {index} of {len(self)} in {self.directory} {self.split}") from error
@@ -226,8 +228,8 @@ def dataset_kind(builder: tfds.core.DatasetBuilder) -> str:
   return "preference" if "losers" in builder.info.features else "example"
 
 
-def open_split(directory: str | os.PathLike, split: str = "train") -> Split:
-  """Opens a split (TFDS slices such as "train[:10%]" work too).
+def open_split(directory: str | os.PathLike, split: str = "train", *, skip: Iterable[str] = ()) -> Split:
+  """Opens a split (TFDS slices such as "train[:10%]" work too); fields in `skip` are not decoded.
 
   Raises DatasetError for a missing or half-built folder, an unknown or empty split, or shards that have gone missing.
   """
@@ -244,4 +246,4 @@ def open_split(directory: str | os.PathLike, split: str = "train") -> Split:
     raise DatasetError(f"{directory}: {len(missing)} of {len(files)} shards of split {split!r} are missing, "
                        f"first {missing[0]}; copy them or build the dataset again")
   source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-  return Split(directory, split, dataset_kind(builder), source, files)
+  return Split(directory, split, dataset_kind(builder), source, files, frozenset(skip))

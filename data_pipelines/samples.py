@@ -59,6 +59,17 @@ class SampleConfig:
     return (self.shape_resolution**3, self.latent_channels) if name == "shape" else (1, LAYOUT_CHANNELS[name])
 
 
+def unused_fields(kind: str, config: SampleConfig) -> frozenset[str]:
+  """Large fields that rows of this kind do not need."""
+  large = {"image", "mask", "mask_full", "pointmap", "voxels", "structure_latent", "slat"}
+  if kind == "structure":
+    return frozenset(large - {"voxels"})
+  needed = {"image", "mask"} | ({"structure_latent"} if "shape" in config.latents else set())
+  if set(config.streams) & set(POINTMAP_STREAMS) or set(config.latents) - {"shape", "rotation"}:
+    needed.add("pointmap")  # translation and scale are relative to it
+  return frozenset(large - needed)
+
+
 def decode_image(data: bytes, field: str, *, mode: str) -> np.ndarray:
   """Encoded bytes -> uint8 array, (H, W, 3) for mode "RGB", (H, W) for "L". Raises CorruptRecord."""
   try:

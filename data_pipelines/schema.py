@@ -269,20 +269,24 @@ def serialise(example: Example, kind: str = "example") -> bytes:
   return proto.SerializeToString(deterministic=True)  # a proto map has no order of its own
 
 
-def deserialise(record: bytes, kind: str = "example") -> Example:
-  """Inverse of `serialise`. Raises SchemaError if the bytes are no record of this schema."""
+@functools.cache
+def _partial_features(kind: str, skip: frozenset[str]) -> tfds.features.FeaturesDict:
+  return tfds.features.FeaturesDict({name: feature for name, feature in features(kind).items() if name not in skip})
+
+
+def deserialise(record: bytes, kind: str = "example", *, skip: frozenset[str] = frozenset()) -> Example:
+  """Inverse of `serialise`. Fields in `skip` are not decoded, which saves their time, and come back absent.
+
+  Raises SchemaError if the bytes are no record of this schema.
+  """
   try:
-    return normalise(features(kind).deserialize_example_np(record), kind)
+    wanted = _partial_features(kind, skip)
+    example = _decode_text(wanted, wanted.deserialize_example_np(record))
+    if "losers" in wanted:
+      example["losers"] = _split_losers(example["losers"])
+    return empty_example(kind) | example if skip else example
   except Exception as error:  # protobuf and TFDS raise many kinds; to a reader they all mean a broken record
     raise SchemaError(f"not a record of schema {VERSION} ({kind}): {type(error).__name__}: {error}") from error
-
-
-def normalise(example: Example, kind: str = "example") -> Example:
-  """An example as TFDS returns it, brought to the form that builders write: text as str, losers as a list."""
-  example = _decode_text(features(kind), example)
-  if kind == "preference":
-    example["losers"] = _split_losers(example["losers"])
-  return example
 
 
 def _decode_text(feature: tfds.features.FeaturesDict, example: Mapping[str, Any]) -> Example:

@@ -84,6 +84,14 @@ def test_bytes_that_are_no_record_are_a_schema_error():
     schema.deserialise(b"\xff\xfe garbage")
 
 
+def test_skipped_fields_come_back_absent_and_the_others_unchanged():
+  example = tiny_dataset.make_example(1, kind="preference")
+  skip = frozenset({"pointmap", "image", "losers"})
+  read = schema.deserialise(schema.serialise(example, "preference"), "preference", skip=skip)
+  assert not any(schema.is_present(read, field) for field in skip)
+  assert all(equal(read[field], example[field]) for field in example if field not in skip)
+
+
 def test_equal_examples_give_equal_bytes_in_another_process():
   code = ("import hashlib; from data_pipelines import schema; from tests import tiny_dataset; import sys;"
           "print(hashlib.sha256(schema.serialise(tiny_dataset.make_example(3, kind='preference'), 'preference')).hexdigest());"
