@@ -29,8 +29,6 @@ from typing import Any
 from data_pipelines import records, schema
 from sam3d_jax.errors import InputError, JobFailed
 
-BUILD_FILE = "build.json"
-QUARANTINE_FILE = "quarantine.jsonl"
 REPORTS = "reports"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -52,7 +50,7 @@ class ShardJob:
   index: int
   count: int  # shards of the split
   inputs: int  # how many inputs the shard consumes, for progress and budget
-  spec: Any
+  spec: Any = dataclasses.field(compare=False)  # a job is known by its place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +113,13 @@ def build(plan: Plan, out: str | os.PathLike, *, workers: int, quarantine_budget
       _write_quarantine(out, reports)
       _remove_partial(out)
     _check_budget(plan, out, refused, quarantine_budget)
-    lengths = records.write_metadata(out, name=plan.name, kind=plan.kind, description=plan.description)
+    lengths = Counter()
+    for job, report in reports.items():
+      lengths[job.split] += report["records"]
     _write_build_file(plan, out, {"records": lengths, "inputs": plan.inputs, "refused": dict(sorted(refused.items()))})
-  return BuildResult(lengths, plan.inputs, dict(refused))
+    # Last: its presence declares the dataset whole.
+    records.write_metadata(out, name=plan.name, kind=plan.kind, description=plan.description)
+  return BuildResult(dict(lengths), plan.inputs, dict(refused))
 
 
 def run_job(job: ShardJob, *, make, out: pathlib.Path, name: str, kind: str) -> dict[str, Any]:
@@ -157,7 +159,7 @@ def _finished_report(plan: Plan, out: pathlib.Path, job: ShardJob) -> dict[str, 
 def _claim(plan: Plan, out: pathlib.Path) -> None:
   """Marks `out` as this build's. Raises InputError if it is another one's."""
   out.mkdir(parents=True, exist_ok=True)
-  path = out / BUILD_FILE
+  path = out / records.BUILD_FILE
   if path.exists():
     found = json.loads(path.read_text())
     if found["digest"] == plan.digest:
@@ -165,13 +167,13 @@ def _claim(plan: Plan, out: pathlib.Path) -> None:
     raise InputError(f"{out} holds a build of another configuration ({_difference(found['identity'], plan.identity)}). Give "
                      f"another folder with --config.out=DIR, go back to that configuration, or delete {out} to build anew")
   if any(out.glob("*.array_record-*")):
-    raise InputError(f"{out} holds shards but no {BUILD_FILE}: it was not made by this command. Give another folder with "
+    raise InputError(f"{out} holds shards but no {records.BUILD_FILE}: it was not made by this command. Give another folder with "
                      "--config.out=DIR")
   _write_build_file(plan, out, None)
 
 
 def _write_build_file(plan: Plan, out: pathlib.Path, counts: dict[str, Any] | None) -> None:
-  records.write_json(out / BUILD_FILE, {"name": plan.name, "digest": plan.digest, "identity": plan.identity,
+  records.write_json(out / records.BUILD_FILE, {"name": plan.name, "digest": plan.digest, "identity": plan.identity,
                                         "lineage": plan.lineage, "counts": counts})
 
 
@@ -267,17 +269,17 @@ def _count(reports) -> Counter:
 def _write_quarantine(out: pathlib.Path, reports: dict[ShardJob, dict[str, Any] | None]) -> None:
   lines = [json.dumps(bad, sort_keys=True) + "\n" for report in reports.values() if report for bad in report["refused"]]
   text = "".join(sorted(lines))
-  records.replace_file(out / QUARANTINE_FILE, lambda temporary: pathlib.Path(temporary).write_text(text))
+  records.replace_file(out / records.QUARANTINE_FILE, lambda temporary: pathlib.Path(temporary).write_text(text))
 
 
 def _check_budget(plan: Plan, out: pathlib.Path, refused: Counter, budget: float) -> None:
   if refused.total() > budget * plan.inputs:
     reasons = ", ".join(f"{reason} {n}" for reason, n in refused.most_common())
     raise InputError(f"{refused.total()} of {plan.inputs} inputs were refused ({reasons}), more than quarantine_budget = "
-                     f"{budget:g} allows. They are listed in {out / QUARANTINE_FILE}; mend or remove them, or raise "
-                     "--config.quarantine_budget")
+                     f"{budget:g} allows. They are listed in {out / records.QUARANTINE_FILE}. Raise --config.quarantine_budget to "
+                     f"continue without them, or mend them and delete {out} before building again")
   if refused.total() == plan.inputs:
-    raise InputError(f"all {plan.inputs} inputs were refused; see {out / QUARANTINE_FILE}")
+    raise InputError(f"all {plan.inputs} inputs were refused; see {out / records.QUARANTINE_FILE}")
 
 
 @contextlib.contextmanager

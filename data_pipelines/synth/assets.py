@@ -21,6 +21,8 @@ SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 UP_AXIS = {".glb": "y", ".gltf": "y", ".obj": "y", ".ply": "y", ".off": "y", ".stl": "z"}
 Y_UP_TO_Z_UP = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # column form: p_z = M @ p_y
 KEY_STEP = 1e-5  # vertices that differ by less are the same in the content key
+GREY = (0.6, 0.6, 0.6)  # linear, of surfaces that state no colour at all
+MAX_UV = 1e4  # repeats of a texture; beyond it float32 no longer resolves a texel
 MAX_TEXTURE = 4096  # pixels a side; larger textures are reduced on the way in
 
 
@@ -78,7 +80,7 @@ def load(path: pathlib.Path, *, root: pathlib.Path | None = None, license: str =
   try:
     # process=False keeps NaN vertices and their faces, which processing would silently drop.
     scene = trimesh.load_scene(path, process=False)
-  except KeyboardInterrupt:
+  except MemoryError:
     raise
   except Exception as error:  # parsers raise whatever a broken byte leads them to; all of it means the same here
     raise Refused("unreadable", f"{path.name}: {type(error).__name__}: {error}") from error
@@ -119,7 +121,7 @@ def from_scene(scene: trimesh.Scene, *, source: str, up: str, license: str = "",
 
 def _pieces(scene: trimesh.Scene, linear_vertex_colours: bool):
   """Every drawn triangle mesh with its node's transform applied, as plain arrays."""
-  materials: dict[int, Material] = {}
+  materials: dict[int | str | None, Material] = {}
   for node in scene.graph.nodes_geometry:
     transform, name = scene.graph[node]
     mesh = scene.geometry[name]
@@ -132,10 +134,10 @@ def _pieces(scene: trimesh.Scene, linear_vertex_colours: bool):
     if faces.min() < 0 or faces.max() >= len(vertices):
       raise Refused("unreadable", f"geometry {name!r}: a face names vertex {faces.max()} of {len(vertices)}")
     vertices, faces, uv, colour = _appearance(mesh, vertices, faces, linear_vertex_colours)
-    source_material = getattr(mesh.visual, "material", None)
-    if id(source_material) not in materials:
-      materials[id(source_material)] = _material(source_material)
-    yield {"vertices": vertices, "faces": faces, "uv": uv, "colour": colour, "material": materials[id(source_material)]}
+    slot = id(mesh.visual.material) if mesh.visual.kind == "texture" else mesh.visual.kind
+    if slot not in materials:
+      materials[slot] = _material(mesh.visual)
+    yield {"vertices": vertices, "faces": faces, "uv": uv, "colour": colour, "material": materials[slot]}
 
 
 def _appearance(mesh: trimesh.Trimesh, vertices, faces, linear: bool):
@@ -145,7 +147,7 @@ def _appearance(mesh: trimesh.Trimesh, vertices, faces, linear: bool):
   kind = mesh.visual.kind
   decode = (lambda c: np.asarray(c[:, :3], np.float32) / 255.0) if linear else (lambda c: srgb_to_linear(c[:, :3] / 255.0))
   if kind == "texture" and mesh.visual.uv is not None and len(mesh.visual.uv) == len(vertices):
-    uv = np.nan_to_num(np.asarray(mesh.visual.uv, np.float32))
+    uv = np.clip(np.nan_to_num(np.asarray(mesh.visual.uv, np.float32)), -MAX_UV, MAX_UV)
     if "color" in mesh.visual.vertex_attributes:
       colour = decode(np.asarray(mesh.visual.vertex_attributes["color"]))
   elif kind == "vertex":
@@ -157,8 +159,9 @@ def _appearance(mesh: trimesh.Trimesh, vertices, faces, linear: bool):
   return vertices, faces, uv, colour
 
 
-def _material(material) -> Material:
-  """Base colour and texture of a trimesh material; grey where there is none."""
+def _material(visual) -> Material:
+  """Base colour and texture of a trimesh visual; grey where it states neither a material nor vertex or face colours."""
+  material = visual.material if visual.kind == "texture" else None
   if isinstance(material, trimesh.visual.material.PBRMaterial):
     factor = material.baseColorFactor
     colour = (1.0, 1.0, 1.0) if factor is None else tuple(np.asarray(factor[:3], float) / 255.0)
@@ -167,13 +170,16 @@ def _material(material) -> Material:
     texture = _texture(material.image)
     diffuse = srgb_to_linear(np.asarray(material.diffuse[:3]) / 255.0)
     return Material(colour=(1.0, 1.0, 1.0) if texture is not None else tuple(map(float, diffuse)), texture=texture)
-  return Material(colour=(0.6, 0.6, 0.6) if material is None else (1.0, 1.0, 1.0))
+  return Material(colour=GREY if visual.kind is None else (1.0, 1.0, 1.0))
 
 
 def _texture(image) -> np.ndarray | None:
   if image is None:
     return None
-  image = image.convert("RGB")
+  try:
+    image = image.convert("RGB")
+  except (OSError, ValueError, SyntaxError) as error:  # Pillow decodes late and raises any of these on broken bytes
+    raise Refused("unreadable", f"a texture cannot be decoded: {error}") from error
   if max(image.size) > MAX_TEXTURE:
     ratio = MAX_TEXTURE / max(image.size)
     image = image.resize([max(1, round(s * ratio)) for s in image.size])

@@ -55,10 +55,12 @@ def plan(config: IsoConfig, *, test_fraction: float, objects_per_shard: int) -> 
   for split, items in sources.split_inputs(inputs, test_fraction).items():
     shards = sources.deal(items, objects_per_shard)
     jobs += [ShardJob(split, i, len(shards), len(part), ShardSpec(config, part)) for i, part in enumerate(shards)]
-  identity = {"builder": "iso_3do", "schema": schema.VERSION, "renderer": RENDERER_VERSION,
-              "config": json.loads(json.dumps(dataclasses.asdict(config))),
+  settings = json.loads(json.dumps(dataclasses.asdict(config)))
+  if config.source.source != sources.PROCEDURAL:
+    settings["source"]["source"] = "folder"  # where it lies changes no byte
+  identity = {"builder": "iso_3do", "schema": schema.VERSION, "renderer": RENDERER_VERSION, "config": settings,
               "test_fraction": test_fraction, "objects_per_shard": objects_per_shard,
-              "inputs": schema.example_key(*(part for item in inputs for part in (item.name, item.identity)))}
+              "inputs": {"count": len(inputs), "digest": sources.digest(inputs)}}
   return Plan(name=config.name, jobs=tuple(jobs), make=make_shard, identity=identity, lineage=_versions(),
               description="Iso-3DO: rendered single objects with surface voxels and pose")
 

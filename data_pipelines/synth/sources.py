@@ -88,6 +88,11 @@ def deal(items: Sequence[Input], per_shard: int) -> list[tuple[Input, ...]]:
   return [tuple(items[len(items) * i // count : len(items) * (i + 1) // count]) for i in range(count)]
 
 
+def digest(inputs: Sequence[Input]) -> str:
+  """Changes when an input is added, removed, renamed or altered."""
+  return _digest("".join(f"{item.name}\n{item.identity}\n" for item in inputs).encode())
+
+
 def _digest(data: bytes) -> str:
   return hashlib.sha256(data).hexdigest()[:16]
 
