@@ -170,14 +170,19 @@ def flat_shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
   return {path: tuple(leaf.shape) for path, leaf in flat_params(module).items()}
 
 
-def load_params(module: nnx.Module, params: Mapping[str, np.ndarray]) -> None:
-  """Writes flat parameters into a module in place; raises KeyMismatch unless paths and shapes agree exactly."""
-  shapes = flat_shapes(module)
-  problems = [f"missing     {p} {s}" for p, s in shapes.items() if p not in params]
-  problems += [f"unexpected  {p} {tuple(a.shape)}" for p, a in params.items() if p not in shapes]
-  problems += [f"misshapen   {p}: {tuple(params[p].shape)}, model needs {s}"
-               for p, s in shapes.items() if p in params and tuple(params[p].shape) != s]
+def check_shapes(given: Mapping[str, tuple[int, ...]], needed: Mapping[str, tuple[int, ...]]) -> None:
+  """Raises KeyMismatch, listing every difference, unless the parameters' paths and shapes are those of the model."""
+  problems = [f"missing     {p} {s}" for p, s in needed.items() if p not in given]
+  problems += [f"unexpected  {p} {tuple(s)}" for p, s in given.items() if p not in needed]
+  problems += [f"misshapen   {p}: {tuple(given[p])}, model needs {tuple(s)}"
+               for p, s in needed.items() if p in given and tuple(given[p]) != tuple(s)]
   if problems:
     raise KeyMismatch("parameters do not fit the model:\n  " + "\n  ".join(problems))
+
+
+def load_params(module: nnx.Module, params: Mapping[str, np.ndarray]) -> None:
+  """Writes flat parameters into a module in place; raises KeyMismatch unless paths and shapes agree exactly."""
+  given = params.shapes if hasattr(params, "shapes") else {p: tuple(a.shape) for p, a in params.items()}
+  check_shapes(given, flat_shapes(module))
   for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param)):
     leaf.set_value(jax.numpy.asarray(params["/".join(map(str, path))], leaf.get_value().dtype))

@@ -1,7 +1,7 @@
 """Reading published state dicts one entry at a time: PyTorch files (.ckpt, .pt, .pth) and .safetensors.
 
 A 6 GB file never becomes 12 GB of memory: PyTorch files are mapped, each entry is copied out when it is asked for and its pages
-are given back; a safetensors file is read by offset and needs no PyTorch. `ConvertedParams` goes on from there to our parameters,
+are given back; a safetensors file is read by offset and needs no PyTorch. `convert` goes on from there to our parameters,
 a stack of layers at a time, and `stream.write_params` writes each before the next is made.
 """
 
@@ -82,38 +82,54 @@ def file_digest(path: str | pathlib.Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class ConvertedParams(Mapping):
-  """Our parameters (path -> fp32 array) of an opened state dict; each is made when it is asked for and nothing is kept.
+class LazyParams(Mapping):
+  """Flat parameters (path -> fp32 array) of known shapes, each made when it is asked for; only the last one is kept."""
 
-  Raises KeyMismatch on construction, listing every missing, unexpected and misshapen entry, and InputError for an entry that is
-  not of a floating type or a fixed table that differs from the one this model computes.
-  """
-
-  def __init__(self, rules: Iterable[keys.Rule], file: StateFile, our_shapes: Mapping[str, tuple[int, ...]]):
-    self.file, self.shapes, self.rules = file, dict(our_shapes), {r.ours: r for r in rules if r.ours is not None}
-    rules = list(rules)
-    keys.check(rules, file.shapes, our_shapes)
-    wrong = [f"{name} is {dtype}" for name, dtype in file.dtypes.items() if not _is_float(dtype)]
-    if wrong:
-      raise InputError(f"{file.path}: parameters must be floating point: {', '.join(wrong)}")
-    for rule in rules:
-      if rule.ours is None:
-        _check_buffer(rule, file)
+  def __init__(self, shapes: Mapping[str, tuple[int, ...]], make: Callable[[str], np.ndarray]):
+    self.shapes = dict(shapes)
+    self._make, self._last = make, (None, None)
 
   def __getitem__(self, path: str) -> np.ndarray:
-    rule, shape = self.rules[path], self.shapes[path]
-    if not rule.stacked:
-      return np.ascontiguousarray(rule.to_ours(self.file.read(rule.torch), shape), np.float32)
-    leaf = np.empty(shape, np.float32)
-    for n in range(shape[0]):
-      leaf[n] = rule.to_ours(self.file.read(rule.torch.format(n=n)), shape[1:])
-    return leaf
+    if path not in self.shapes:
+      raise KeyError(path)
+    if self._last[0] != path:
+      self._last = (None, None)  # let go of the last one before the next is made
+      self._last = (path, self._make(path))
+    return self._last[1]
 
   def __iter__(self) -> Iterator[str]:
     return iter(self.shapes)
 
   def __len__(self) -> int:
     return len(self.shapes)
+
+
+def convert(rules: Iterable[keys.Rule], file: StateFile, our_shapes: Mapping[str, tuple[int, ...]]) -> LazyParams:
+  """Our parameters of an opened state dict, read and converted one at a time.
+
+  Raises at once KeyMismatch, listing every missing, unexpected and misshapen entry, and InputError for an entry that is not of a
+  floating type or a fixed table that differs from the one this model computes.
+  """
+  rules = list(rules)
+  keys.check(rules, file.shapes, our_shapes)
+  wrong = [f"{name} is {dtype}" for name, dtype in file.dtypes.items() if not _is_float(dtype)]
+  if wrong:
+    raise InputError(f"{file.path}: parameters must be floating point: {', '.join(wrong)}")
+  for rule in rules:
+    if rule.ours is None:
+      _check_buffer(rule, file)
+  by_path = {rule.ours: rule for rule in rules}
+
+  def make(path: str) -> np.ndarray:
+    rule, shape = by_path[path], our_shapes[path]
+    if not rule.stacked:
+      return np.ascontiguousarray(rule.to_ours(file.read(rule.torch), shape), np.float32)
+    leaf = np.empty(shape, np.float32)
+    for n in range(shape[0]):
+      leaf[n] = rule.to_ours(file.read(rule.torch.format(n=n)), shape[1:])
+    return leaf
+
+  return LazyParams(our_shapes, make)
 
 
 def _is_float(dtype) -> bool:

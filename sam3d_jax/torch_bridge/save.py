@@ -41,13 +41,9 @@ def published_dtypes(rules: Iterable[keys.Rule], our_shapes: Mapping[str, tuple[
   return {name: storage_dtype(rule, shape, storage) for name, rule, _, shape in keys.expand(rules, our_shapes)}
 
 
-def published_entries(rules: list[keys.Rule], params: Mapping[str, np.ndarray], storage: str) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields (published name, array in its stored dtype), one at a time.
-
-  Raises InputError if a value does not fit fp16's range, KeyMismatch (before the first entry) if rules and parameters do not fit.
-  """
-  shapes = {path: tuple(leaf.shape) for path, leaf in params.items()}
-  keys.check_paths(rules, shapes)
+def published_entries(rules: list[keys.Rule], params: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]],
+                      storage: str) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields (published name, array in its stored dtype), one at a time. Raises InputError if a value exceeds the range of fp16."""
   for name, rule, n, shape in keys.expand(rules, shapes):
     if rule.ours is None:
       array = rule.buffer()
@@ -78,22 +74,22 @@ def atomic(path: str | pathlib.Path):
     pathlib.Path(temporary).unlink(missing_ok=True)
 
 
-def write_state(path: str | pathlib.Path, rules: list[keys.Rule], params: Mapping[str, np.ndarray], *, storage: str = "fp32",
-                root: str | None = None) -> None:
+def write_state(path: str | pathlib.Path, rules: list[keys.Rule], params: Mapping[str, np.ndarray],
+                shapes: Mapping[str, tuple[int, ...]], *, storage: str = "fp32", root: str | None = None) -> None:
   """Writes parameters as a published state dict; the suffix decides the kind of file.
 
-  rules: of everything that goes into the file. root: key of the outer dict that a .ckpt's state dict lies under, None for a bare
-  one (.safetensors files are always bare). Raises InputError if the suffix is unknown or PyTorch is needed and missing.
+  rules: of everything that goes into the file. params: asked for one path at a time, all layers of a stack in a row. shapes: of
+  all of them. root: key of the outer dict that a .ckpt's state dict lies under, None for a bare one; .safetensors files are bare.
+  Raises InputError if the suffix is unknown or PyTorch is needed and missing, KeyMismatch if rules and parameters do not fit.
   """
   path = pathlib.Path(path)
+  keys.check_paths(rules, shapes)
+  entries = published_entries(rules, params, shapes, storage)
   if path.suffix == ".safetensors":
-    shapes = {p: tuple(leaf.shape) for p, leaf in params.items()}
-    keys.check_paths(rules, shapes)
-    _write_safetensors(path, keys.torch_names(rules, shapes), published_dtypes(rules, shapes, storage),
-                       published_entries(rules, params, storage))
+    _write_safetensors(path, keys.torch_names(rules, shapes), published_dtypes(rules, shapes, storage), entries)
   elif path.suffix in load.TORCH_SUFFIXES:
     torch = load.require_torch(f"writing {path}")
-    state = {name: _tensor(torch, array) for name, array in published_entries(rules, params, storage)}
+    state = {name: _tensor(torch, array) for name, array in entries}
     with atomic(path) as temporary:
       torch.save(state if root is None else {root: state}, temporary)
   else:

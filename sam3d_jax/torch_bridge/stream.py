@@ -1,4 +1,4 @@
-"""Writing a parameters-only checkpoint one array at a time, so that a model larger than memory can be imported."""
+"""Reading and writing checkpoints a few arrays at a time, so that a model larger than memory can be imported and exported."""
 
 from collections.abc import Callable, Mapping
 import pathlib
@@ -11,7 +11,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
 from sam3d_jax.errors import InputError
+from sam3d_jax.torch_bridge.load import LazyParams
 from sam3d_jax.training import checkpoint
+
+READ_AHEAD = 256 * 2**20  # bytes of small arrays read in one go; an array beyond that is read alone
 
 
 class Deferred:
@@ -55,10 +58,10 @@ def write_params(workdir: str | pathlib.Path, params: Mapping[str, np.ndarray], 
   for path in params:
     array = params[path]
     name = f"params/{path}"
-    on_device = {name: jnp.asarray(array)}
+    on_device = {"array": jnp.asarray(array)}  # always the same key: what is compiled for a shape serves all arrays of that shape
     if checkpoint.non_finite(on_device):
       raise InputError(f"{path} holds a NaN or an infinity; nothing was written")
-    checksums |= checkpoint.checksums(on_device)
+    checksums[name] = checkpoint.checksums(on_device)["array"]
     leaves[name] = Deferred(array.shape, array.dtype, lambda path=path: np.asarray(params[path]))
   registry = type_handlers.create_type_handler_registry(
       (Deferred, DeferredHandler(deepcopy_host_arrays=False)), (jax.Array, type_handlers.ArrayHandler()))
@@ -68,3 +71,30 @@ def write_params(workdir: str | pathlib.Path, params: Mapping[str, np.ndarray], 
   with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
     meta = {**meta, "format": checkpoint.FORMAT, "step": 0, "checksums": checksums}
     manager.save(0, args=ocp.args.Composite(state=ocp.args.PyTreeSave(checkpoint.nest(leaves)), meta=ocp.args.JsonSave(meta)))
+
+
+def read_params(workdir: str | pathlib.Path, step: int, sources: Mapping[str, str]) -> LazyParams:
+  """Arrays of a checkpoint, checksums verified, read a few at a time as they are asked for.
+
+  sources: path -> path in the checkpoint, in the order in which they will be asked for; another order costs time, not memory.
+  """
+  stored = checkpoint.stored_shapes(workdir, step)
+  order = {path: i for i, path in enumerate(sources)}
+  paths, held = list(sources), {}
+
+  def read_from(path: str) -> np.ndarray:
+    if path not in held:
+      held.clear()
+      batch, size = [], 0
+      for following in paths[order[path]:]:
+        leaf = stored[sources[following]]
+        size += leaf.size * leaf.dtype.itemsize
+        if batch and size > READ_AHEAD:
+          break
+        batch.append(following)
+      wanted = {sources[p]: stored[sources[p]] for p in batch}
+      arrays = checkpoint.read_arrays(workdir, step, wanted, partial=True)
+      held.update({p: arrays[sources[p]] for p in batch})
+    return np.asarray(held.pop(path))
+
+  return LazyParams({path: tuple(stored[source].shape) for path, source in sources.items()}, read_from)
