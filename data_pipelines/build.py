@@ -276,8 +276,8 @@ def _check_budget(plan: Plan, out: pathlib.Path, refused: Counter, budget: float
   if refused.total() > budget * plan.inputs:
     reasons = ", ".join(f"{reason} {n}" for reason, n in refused.most_common())
     raise InputError(f"{refused.total()} of {plan.inputs} inputs were refused ({reasons}), more than quarantine_budget = "
-                     f"{budget:g} allows. They are listed in {out / records.QUARANTINE_FILE}. Raise --config.quarantine_budget to "
-                     f"continue without them, or mend them and delete {out} before building again")
+                     f"{budget:g} allows. They are listed in {out / records.QUARANTINE_FILE}. Raise --config.quarantine_budget "
+                     f"to continue without them, or mend them and delete {out} before building again")
   if refused.total() == plan.inputs:
     raise InputError(f"all {plan.inputs} inputs were refused; see {out / records.QUARANTINE_FILE}")
 

@@ -134,6 +134,32 @@ def test_the_key_depends_on_the_surface_not_on_how_it_is_stored(tmp_path):
   assert keys[0] == keys[1] != keys[2]
 
 
+def test_a_broken_embedded_texture_refuses_the_mesh(tmp_path, shared_dir):
+  data = (shared_dir / "data" / "meshes" / "spot.glb").read_bytes()
+  at = max(data.find(b"\xff\xd8\xff"), data.find(b"\x89PNG"))
+  assert at > 0
+  (tmp_path / "spot.glb").write_bytes(data[:at] + bytes(64) + data[at + 64 :])
+  assert _refusal(tmp_path / "spot.glb") == "unreadable"
+
+
+def test_what_a_mesh_names_must_be_there(tmp_path, shared_dir):
+  source = shared_dir / "data" / "meshes"
+  shutil.copy(source / "fuze.obj", tmp_path)
+  assert len(assets.load(tmp_path / "fuze.obj").faces_F3) == 1000  # no material file: a shape without colours
+  shutil.copy(source / "fuze.obj.mtl", tmp_path)
+  assert _refusal(tmp_path / "fuze.obj") == "missing_texture"
+  stl = (source / "wing_nut.stl").read_bytes()
+  (tmp_path / "cut.stl").write_bytes(stl[: len(stl) // 2])
+  assert _refusal(tmp_path / "cut.stl") == "unreadable"
+  for name, data in trimesh.exchange.gltf.export_gltf(trimesh.load_scene(source / "spot.glb")).items():
+    (tmp_path / name).write_bytes(data)
+  gltf = json.loads((tmp_path / "model.gltf").read_text())
+  (tmp_path / "model.gltf").write_text(json.dumps(gltf | {"images": [{"uri": "a%20skin.png"}]}))
+  assert _refusal(tmp_path / "model.gltf") == "missing_texture"
+  Image.new("RGB", (4, 4), (9, 8, 7)).save(tmp_path / "a skin.png")
+  assert tuple(assets.load(tmp_path / "model.gltf").materials[0].texture[0, 0]) == (9, 8, 7)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a mesh", b"glTF\x02\x00\x00\x00\xff\xff\xff\x7f"])
 def test_garbage_is_refused_not_raised(tmp_path, content):
   for suffix in assets.SUFFIXES:

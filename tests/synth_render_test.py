@@ -109,6 +109,26 @@ def test_textures_are_the_right_way_round():
     np.testing.assert_allclose(shown[row, column], colour, atol=2)
 
 
+def test_cut_out_texels_show_what_lies_behind():
+  leaf = Image.new("RGBA", (64, 64), (0, 255, 0, 255))
+  leaf.paste((0, 255, 0, 0), (32, 0, 64, 64))  # the right half has no surface
+  front = _quad(leaf)
+  front.visual.material.alphaMode = "MASK"
+  red = trimesh.visual.material.PBRMaterial(baseColorFactor=[255, 0, 0, 255])
+  back = _quad()
+  back.visual = trimesh.visual.TextureVisuals(uv=np.zeros((4, 2)), material=red)
+  back.apply_translation([0, 0.5, 0])
+  alone, both = (render.Scene(assets.from_scene(trimesh.Scene(g), source="x", up="z")) for g in ([front], [front, back]))
+  camera = _camera(azimuth_deg=-90, elevation_deg=0)
+  shown = _render(alone, camera).mask_HW[SIZE // 2]
+  assert shown[SIZE // 2 - 10] and not shown[SIZE // 2 + 10]
+  view = _render(both, camera)
+  left, right = view.delit_HW3[SIZE // 2, SIZE // 2 - 10], view.delit_HW3[SIZE // 2, SIZE // 2 + 10]
+  np.testing.assert_allclose([left, right], [[0, 1, 0], [1, 0, 0]], atol=1e-6)
+  depth = view.depth_HW[SIZE // 2]
+  assert depth[SIZE // 2 + 10] - depth[SIZE // 2 - 10] == pytest.approx(0.5, abs=1e-3)
+
+
 def test_small_textures_on_screen_are_averaged_not_aliased():
   checks = Image.fromarray(np.tile(np.kron(np.eye(2), np.ones((1, 1)))[..., None] * 255, (256, 256, 3)).astype(np.uint8))
   view = _render(_scene(_quad(checks)), _camera(azimuth_deg=-90, elevation_deg=0))

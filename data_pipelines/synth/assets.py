@@ -17,6 +17,9 @@ import pathlib
 import numpy as np
 import trimesh
 
+from data_pipelines.synth import completeness
+from data_pipelines.synth.completeness import Refused
+
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 UP_AXIS = {".glb": "y", ".gltf": "y", ".obj": "y", ".ply": "y", ".off": "y", ".stl": "z"}
 Y_UP_TO_Z_UP = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # column form: p_z = M @ p_y
@@ -26,23 +29,16 @@ MAX_UV = 1e4  # repeats of a texture; beyond it float32 no longer resolves a tex
 MAX_TEXTURE = 4096  # pixels a side; larger textures are reduced on the way in
 
 
-class Refused(Exception):
-  """An input that cannot become training data: a machine-readable reason and a detail for people."""
-
-  def __init__(self, reason: str, detail: str):
-    super().__init__(f"{reason}: {detail}")
-    self.reason, self.detail = reason, detail
-
-  def __reduce__(self):  # exceptions with two arguments do not survive pickling between processes otherwise
-    return Refused, (self.reason, self.detail)
-
-
 @dataclasses.dataclass(frozen=True)
 class Material:
-  """Linear base colour, multiplied with an sRGB texture (H, W, 3) uint8, row 0 on top, where there is one."""
+  """Linear base colour, multiplied with an sRGB texture (H, W, 3) uint8, row 0 on top, where there is one.
+
+  `cutout` (H, W) bool says where the texture has no surface (leaves, lattices); None: nowhere.
+  """
 
   colour: tuple[float, float, float]
   texture: np.ndarray | None = None
+  cutout: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,21 +65,24 @@ def srgb_to_linear(c):
 def load(path: pathlib.Path, *, root: pathlib.Path | None = None, license: str = "", max_coordinate: float = 1e6) -> Asset:
   """Reads one mesh file of `SUFFIXES` into an Asset. `license` applies where no side-car states one.
 
-  Raises Refused with reason: unreadable (not parseable, truncated, missing parts), empty (no triangles), non_finite (NaN or
-  infinity in a vertex), huge_coordinates (beyond `max_coordinate`), zero_area (no triangle has an area).
+  Raises Refused with reason: unreadable (not parseable, truncated, missing parts), missing_texture (a texture file that the mesh
+  names), empty (no triangles), non_finite (NaN or infinity in a vertex), huge_coordinates (beyond `max_coordinate`), zero_area
+  (no triangle has an area).
   """
   path = pathlib.Path(path)
   suffix = path.suffix.lower()
   if suffix not in SUFFIXES:
     raise Refused("unreadable", f"{path.name}: unknown mesh format, expected one of {', '.join(SUFFIXES)}")
   sidecar = _read_sidecar(path)
+  completeness.check_file(path)
   try:
     # process=False keeps NaN vertices and their faces, which processing would silently drop.
-    scene = trimesh.load_scene(path, process=False)
+    scene = trimesh.load_scene(path, process=False, resolver=completeness.Resolver(path))
   except MemoryError:
     raise
   except Exception as error:  # parsers raise whatever a broken byte leads them to; all of it means the same here
     raise Refused("unreadable", f"{path.name}: {type(error).__name__}: {error}") from error
+  completeness.check_textures(path, scene)
   source = str(path.relative_to(root)) if root else path.name
   return from_scene(scene, source=source, up=sidecar.get("up", UP_AXIS[suffix]), license=sidecar.get("license", license),
                     linear_vertex_colours=suffix in (".glb", ".gltf"), max_coordinate=max_coordinate)
@@ -127,7 +126,8 @@ def _pieces(scene: trimesh.Scene, linear_vertex_colours: bool):
     mesh = scene.geometry[name]
     if not isinstance(mesh, trimesh.Trimesh) or not len(mesh.faces):
       continue
-    vertices = np.asarray(mesh.vertices, np.float64) @ transform[:3, :3].T + transform[:3, 3]
+    with np.errstate(invalid="ignore", over="ignore"):  # non-finite vertices are refused by name below
+      vertices = np.asarray(mesh.vertices, np.float64) @ transform[:3, :3].T + transform[:3, 3]
     faces = np.asarray(mesh.faces, np.int64)
     if np.linalg.det(transform[:3, :3]) < 0:  # a mirrored node turns its faces inside out
       faces = faces[:, ::-1]
@@ -165,7 +165,7 @@ def _material(visual) -> Material:
   if isinstance(material, trimesh.visual.material.PBRMaterial):
     factor = material.baseColorFactor
     colour = (1.0, 1.0, 1.0) if factor is None else tuple(np.asarray(factor[:3], float) / 255.0)
-    return Material(colour=colour, texture=_texture(material.baseColorTexture))
+    return Material(colour=colour, texture=_texture(material.baseColorTexture), cutout=_cutout(material))
   if isinstance(material, trimesh.visual.material.SimpleMaterial):
     texture = _texture(material.image)
     diffuse = srgb_to_linear(np.asarray(material.diffuse[:3]) / 255.0)
@@ -173,13 +173,26 @@ def _material(visual) -> Material:
   return Material(colour=GREY if visual.kind is None else (1.0, 1.0, 1.0))
 
 
+def _cutout(material) -> np.ndarray | None:
+  """Where a glTF material of alpha mode MASK or BLEND is more transparent than its cut-off (0.5 where it states none)."""
+  image = material.baseColorTexture
+  if material.alphaMode not in ("MASK", "BLEND") or image is None or image.mode not in ("RGBA", "LA", "PA"):
+    return None
+  cutoff = 0.5 if material.alphaCutoff is None or material.alphaMode == "BLEND" else material.alphaCutoff
+  cutout = _reduced(image.getchannel("A")) < 255 * cutoff
+  return cutout if cutout.any() and not cutout.all() else None
+
+
 def _texture(image) -> np.ndarray | None:
   if image is None:
     return None
   try:
-    image = image.convert("RGB")
+    return _reduced(image.convert("RGB"))
   except (OSError, ValueError, SyntaxError) as error:  # Pillow decodes late and raises any of these on broken bytes
     raise Refused("unreadable", f"a texture cannot be decoded: {error}") from error
+
+
+def _reduced(image) -> np.ndarray:
   if max(image.size) > MAX_TEXTURE:
     ratio = MAX_TEXTURE / max(image.size)
     image = image.resize([max(1, round(s * ratio)) for s in image.size])

@@ -1,8 +1,8 @@
 """Ray-cast renderer: Embree finds the hits, numpy shades them. Headless, deterministic, safe to use in spawned processes.
 
-Lambertian surfaces under directional lights with shadows and an ambient term; both sides of a face are drawn; everything is
-opaque. Textures are sampled bilinearly from a pyramid level chosen by footprint. Depth, mask and point map come from one ray
-through each pixel's centre; colours are averaged over samples within the pixel, in linear light.
+Lambertian surfaces under directional lights with shadows and an ambient term; both sides of a face are drawn; a texel is opaque
+or cut out (a cut-out still casts a shadow). Textures are sampled bilinearly from a pyramid level chosen by footprint. Depth, mask
+and point map come from one ray through each pixel's centre; colours are averaged over samples within the pixel, in linear light.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from data_pipelines.synth.lighting import Lights
 
 CREASE_DEG = 40.0  # faces that meet at a sharper angle are not smoothed across the edge
 SHADOW_OFFSET = 2e-4  # unit cubes, along the normal: above the float32 error of a hit, below visible detail
+MAX_CUTOUTS = 16  # transparent layers that a ray passes before it counts as a miss
 SRGB_TO_LINEAR = srgb_to_linear(np.arange(256) / 255.0)
 
 
@@ -134,7 +135,39 @@ def _cast(scene: Scene, camera: Camera, u, v) -> dict[str, np.ndarray]:
     return {"primID": np.zeros(0, np.int32), "tfar": np.zeros(0, np.float32)}
   hit = scene.embree.run(origin, direction, output=1)
   hit["direction"], hit["origin"] = direction, origin
+  if any(m.cutout is not None for m in scene.asset.materials):
+    _pass_cutouts(scene, hit, step=SHADOW_OFFSET * camera.scale)
   return hit
+
+
+def _pass_cutouts(scene: Scene, hit: dict[str, np.ndarray], step: float) -> None:
+  """Sends the rays that hit a cut-out texel on behind it; changes `hit` in place. `step` is in units of the ray parameter."""
+  for _ in range(MAX_CUTOUTS):
+    through = np.flatnonzero(_is_cut_out(scene, hit))
+    if not len(through):
+      return
+    start = hit["tfar"][through] + np.float32(step)
+    direction = hit["direction"][through]
+    behind = scene.embree.run(hit["origin"][through] + start[:, None] * direction, direction, output=1)
+    hit["tfar"][through] = start + behind["tfar"]
+    for name in ("primID", "u", "v"):
+      hit[name][through] = behind[name]
+  hit["primID"][_is_cut_out(scene, hit)] = -1
+
+
+def _is_cut_out(scene: Scene, hit: dict[str, np.ndarray]) -> np.ndarray:
+  asset, face = scene.asset, hit["primID"]
+  cut = np.zeros(len(face), bool)
+  for index, material in enumerate(asset.materials):
+    if material.cutout is None:
+      continue
+    here = np.flatnonzero((face >= 0) & (asset.material_F[face] == index))
+    s, t = hit["u"][here, None], hit["v"][here, None]
+    uv = np.einsum("nk,nkd->nd", np.concatenate([1 - s - t, s, t], axis=1), asset.uv_V2[asset.faces_F3[face[here]]])
+    height, width = material.cutout.shape
+    column, row = np.floor(uv[:, 0] * width).astype(int), np.floor((1 - uv[:, 1]) * height).astype(int)
+    cut[here] = material.cutout[row % height, column % width]
+  return cut
 
 
 def _shade(scene: Scene, camera: Camera, lights: Lights, u, v, samples: int):
