@@ -91,11 +91,3 @@ def integrate(velocity_at: Callable[[Hashable], Velocity], x: Latents, grid: np.
 def constant(velocity: Velocity) -> Callable[[Hashable], Velocity]:
   """`velocity_at` for a field that is the same function at all times."""
   return lambda _: velocity
-
-
-def forward_passes(grid: np.ndarray, solver: str, cost: Callable[[float], int]) -> int:
-  """How many model evaluations a solve takes when one at time t takes cost(t): for plans and tests."""
-  rule = method(solver)
-  return sum(cost(float(t + c * h)) for t, h in zip(grid[:-1], np.diff(grid), strict=True) for c in rule.c)
-
-

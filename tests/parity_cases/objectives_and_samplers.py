@@ -14,6 +14,7 @@ from tests.parity import Fixture, case
 
 TIME_SCALE = 1000.0  # the published models take t and d times this
 P_UNCONDITIONAL = 0.1  # of the generator that made d4
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # for programs that run once
 OURS = {torch: ours for ours, torch in LATENT_NAMES.items()}
 
 
@@ -48,7 +49,8 @@ def flow_matching_loss(fixture: Fixture):
   weights, sigma_min = fixture.kwargs["loss_weights"], fixture.kwargs["sigma_min"]
   t_B = paths.lognormal_time(jnp.asarray(fixture.inputs["randn_for_t"]), mean=-1.0, std=1.0)
   params = {k: jnp.asarray(v) for k, v in fixture.params.items() if not k.startswith("single/")}
-  run = jax.jit(jax.value_and_grad(lambda p: flow_matching_pass(p, noise, data, cond, t_B, weights, sigma_min), has_aux=True))
+  one_pass = lambda p: flow_matching_pass(p, noise, data, cond, t_B, weights, sigma_min)
+  run = jax.jit(jax.value_and_grad(one_pass, has_aux=True), compiler_options=QUICK)
   (loss, (x_t, target, prediction, parts)), grads = run(params)
   out = {"out/t": t_B, "out/loss": loss, "out/detail/flow_matching_loss": loss}
   for k in data:
@@ -68,7 +70,8 @@ def solver_trajectories(fixture: Fixture):
   steps = fixture.kwargs["inference_steps"]
 
   def trajectory(grid, solver, fixed=None):
-    return jax.jit(lambda x: solvers.integrate(field, x, grid, solver=solver, fixed=fixed, trajectory=True)[1])(noise)
+    return jax.jit(lambda x: solvers.integrate(field, x, grid, solver=solver, fixed=fixed, trajectory=True)[1],
+                   compiler_options=QUICK)(noise)
 
   out = {}
   for name, how in fixture.kwargs["cases"].items():
@@ -113,7 +116,7 @@ def classifier_free_guidance(fixture: Fixture):
   for name, how in fixture.kwargs.items():
     t = how["t"] / TIME_SCALE
     field = trained(how) if how.get("cls") == "WithExternalUnconditionalProbability" else sampled(how, t)
-    out |= {f"out/{name}/{k}": v for k, v in jax.jit(field)(x, jnp.float32(t)).items()}
+    out |= {f"out/{name}/{k}": v for k, v in jax.jit(field, compiler_options=QUICK)(x, jnp.float32(t)).items()}
   return out
 
 
@@ -132,7 +135,7 @@ def flow_model(fixture: Fixture):
       cond_width=w["cond_channels"], shape_resolution=w["shape_resolution"], qk_rms_norm=w.get("qk_rms_norm", True),
       latent_channels=params["latent_mapping.shape.input_layer.weight"].shape[1],
       shortcut=any(k.startswith("d_embedder.") for k in params), time_scale=TIME_SCALE, dtype="float32")
-  model, rules = GeometryFlow(cfg, rngs=nnx.Rngs(0)), backbone_rules(cfg)
+  model, rules = nnx.eval_shape(lambda: GeometryFlow(cfg, rngs=nnx.Rngs(0))), backbone_rules(cfg)
   keys.load_params(model, keys.to_ours(rules, params, keys.flat_shapes(model)))
   return model, rules
 
@@ -189,7 +192,7 @@ def shortcut_case(how, given, model, rules, wanted):
         consistency_rows=drawn.rows, weights=weights, how=drawn.target, fed_d_B=drawn.fed_d_B, sigma_min=how["sigma_min"])
     return terms.flow + how.get("shortcut_loss_weight", 1.0) * terms.consistency, (terms, tuple(calls))
 
-  (loss, (terms, made)), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+  (loss, (terms, made)), grads = jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=QUICK)(params)
   torch_grads = keys.to_torch(rules, {k: np.asarray(v) for k, v in keys.flat_params(nnx.merge(graph, grads)).items()})
   out = {"t": t_B, "d": drawn.d_B, "loss": loss, "pred_d_fed": 2 * drawn.d_B * TIME_SCALE,
          "detail/flow_matching_loss": terms.flow, "detail/self_consistency_loss": terms.consistency}
@@ -240,7 +243,8 @@ def stage1_sampling(fixture: Fixture):
         steps=how["inference_steps"], method=how["solver"], rescale_t=how["rescale_t"], guidance=how["strength"],
         interval=rescaled(how["interval"]), shortcut=not how["no_shortcut"])
     d = jnp.full(1, cfg.step_size())
-    run = jax.jit(lambda x, c, cfg=cfg, d=d: generate.integrate_noise(model, x, c, cfg, d=d, trajectory=True)[1])
+    run = jax.jit(lambda x, c, cfg=cfg, d=d: generate.integrate_noise(model, x, c, cfg, d=d, trajectory=True)[1],
+                  compiler_options=QUICK)
     out[f"out/{name}/t_yield"] = cfg.grid()[:-1]
     out |= {f"out/{name}/traj/{LATENT_NAMES[k]}": v for k, v in run(noise, cond).items()}
   return out
