@@ -30,7 +30,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", required=True, help="folder for the checkpoint; must not hold one")
   parser.add_argument("--part", choices=PARTS, default=PARTS[0], help="model of a release folder (default: geometry)")
   parser.add_argument("--encoder", help="state dict of the structure encoder, which the published release lacks")
-  parser.add_argument("--unsafe_pickle", action="store_true", help="also read files that run code on loading; only if you trust them")
+  parser.add_argument("--unsafe_pickle", action="store_true", help="also read files that run code on loading: trusted ones only")
 
 
 def run(args: argparse.Namespace) -> None:

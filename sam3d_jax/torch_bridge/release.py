@@ -50,7 +50,7 @@ class Release:
   """What a release folder says it is; nothing large has been read yet.
 
   geometry, structure_vae: `model` sections of our configuration (structure_vae None without a decoder). sampler: settings
-  for sampling.generate.SamplerConfig. files: part -> checkpoint file. sidecar: contents of release.json, empty for a folder without one.
+  for sampling.generate.SamplerConfig. files: part -> checkpoint file. sidecar: contents of release.json, empty without one.
   """
 
   folder: pathlib.Path

@@ -63,6 +63,7 @@ def write_params(workdir: str | pathlib.Path, params: Mapping[str, np.ndarray], 
       raise InputError(f"{path} holds a NaN or an infinity; nothing was written")
     checksums[name] = checkpoint.checksums(on_device)["array"]
     leaves[name] = Deferred(array.shape, array.dtype, lambda path=path: np.asarray(params[path]))
+    del array, on_device
   registry = type_handlers.create_type_handler_registry(
       (Deferred, DeferredHandler(deepcopy_host_arrays=False)), (jax.Array, type_handlers.ArrayHandler()))
   handlers = {"state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry), "meta": ocp.JsonCheckpointHandler()}
