@@ -1,0 +1,112 @@
+"""Layout metrics: where the posed prediction is in the scene, against the truth.
+
+A pose maps object points to the scene: x_scene = R (scale * x) + t, scale one number or one per object axis.
+
+- iou_3d: intersection over union of the axis-aligned boxes of the two posed shapes, in the scene's axes.
+- icp_rot_deg: angle of the rotation that ICP still finds from the posed prediction to the posed truth. Both are centred and scaled
+  to one size first, so that errors of translation and scale, which the other metrics measure, do not disturb it. Protocol in
+  `align`; of equally good rotations the smallest counts, so a symmetric object is not punished.
+- add_s: mean distance from the points of one posed shape to the nearest of the other, mean of both directions ("symmetrised"), over
+  the diameter of the posed truth (largest distance between two of its points).
+- add_s_01: 1 if add_s < 0.1, else 0; its mean is ADD-S@0.1.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
+
+from sam3d_jax.evaluation import align, surface
+
+WORST = {"iou_3d": 0.0, "icp_rot_deg": 180.0, "add_s": 1.0, "add_s_01": 0.0}
+
+
+class PoseError(ValueError):
+  """A pose file that cannot be used; the message names file, key and value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pose:
+  """Object to scene: x -> R(rotation) (scale * x) + translation."""
+
+  rotation: np.ndarray  # (4,) unit quaternion w, x, y, z
+  translation: np.ndarray  # (3,)
+  scale: np.ndarray  # (3,) positive
+
+  @property
+  def matrix(self) -> np.ndarray:
+    return Rotation.from_quat(self.rotation, scalar_first=True).as_matrix()
+
+
+def load_pose(path: str | pathlib.Path) -> Pose:
+  """Reads {"rotation": [w, x, y, z], "translation": [x, y, z], "scale": number or [x, y, z]}. Raises PoseError."""
+  path = pathlib.Path(path)
+  try:
+    data = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise PoseError(f"{path}: cannot be read as JSON ({error})") from error
+  values = {}
+  for name, sizes in (("rotation", (4,)), ("translation", (3,)), ("scale", (1, 3))):
+    try:
+      value = np.asarray(data[name], np.float64).reshape(-1)
+    except (KeyError, TypeError, ValueError) as error:
+      raise PoseError(f"{path}: {name} is missing or not numeric") from error
+    if value.size not in sizes or not np.isfinite(value).all():
+      raise PoseError(f"{path}: {name} = {data[name]!r} needs {' or '.join(map(str, sizes))} finite numbers")
+    values[name] = value
+  norm = np.linalg.norm(values["rotation"])
+  if norm < 1e-6:
+    raise PoseError(f"{path}: rotation = {data['rotation']!r} is not a quaternion (norm 0)")
+  if (values["scale"] <= 0).any():
+    raise PoseError(f"{path}: scale = {data['scale']!r} must be positive")
+  return Pose(values["rotation"] / norm, values["translation"], np.broadcast_to(values["scale"], 3))
+
+
+def place(shape: surface.Surface, pose: Pose) -> surface.Surface:
+  return shape.transformed(scale=pose.scale, rotation=pose.matrix, translation=pose.translation)
+
+
+def box_iou(a_P3: np.ndarray, b_P3: np.ndarray) -> float:
+  """IoU of the axis-aligned boxes of two point sets. Boxes without volume share none: 1 if they are equal, else 0."""
+  a_low, a_high, b_low, b_high = a_P3.min(0), a_P3.max(0), b_P3.min(0), b_P3.max(0)
+  shared = np.clip(np.minimum(a_high, b_high) - np.maximum(a_low, b_low), 0, None).prod()
+  union = (a_high - a_low).prod() + (b_high - b_low).prod() - shared
+  if union <= 0:
+    return float(np.array_equal(a_low, b_low) and np.array_equal(a_high, b_high))
+  return float(shared / union)
+
+
+def add_s(pred_P3: np.ndarray, truth_P3: np.ndarray, true_diameter: float, workers: int = 2) -> float:
+  """Symmetrised ADD-S over the true diameter, of points in scene coordinates."""
+  there = cKDTree(truth_P3).query(pred_P3, workers=workers)[0].mean()
+  back = cKDTree(pred_P3).query(truth_P3, workers=workers)[0].mean()
+  return float(there + back) / 2 / true_diameter
+
+
+def icp_rotation_deg(pred: surface.Surface, truth: surface.Surface, protocol: align.IcpProtocol = align.IcpProtocol(), *,
+                     points: int = 20_000, seed: int = 0) -> float:
+  """Residual rotation in degrees between two posed surfaces, in [0, 180]."""
+  moving = align.centred(align.make_cloud(*surface.sample_surface(pred, points, seed)))
+  fixed = align.centred(align.make_cloud(*surface.sample_surface(truth, points, seed)))
+  found = align.search(moving, fixed, protocol)
+  still = align.refine(moving, fixed, align.IDENTITY, protocol)
+  return align.prefer([still, found], protocol.tie).angle_deg
+
+
+def layout_metrics(pred: surface.Surface | None, pred_pose: Pose | None, truth: surface.Surface, truth_pose: Pose,
+                   protocol: align.IcpProtocol = align.IcpProtocol(), *, points: int = 20_000, seed: int = 0) -> dict[str, float]:
+  """iou_3d, icp_rot_deg, add_s, add_s_01. A prediction without surface or without pose scores WORST."""
+  if pred is None or pred_pose is None:
+    return dict(WORST)
+  pred, truth = place(pred, pred_pose), place(truth, truth_pose)
+  distance = add_s(surface.sample_surface(pred, points, seed)[0], surface.sample_surface(truth, points, seed)[0],
+                   surface.diameter(truth.vertices), protocol.workers)
+  return {
+      "iou_3d": box_iou(pred.vertices, truth.vertices),
+      "icp_rot_deg": icp_rotation_deg(pred, truth, protocol, points=points, seed=seed),
+      "add_s": distance,
+      "add_s_01": float(distance < 0.1),
+  }

@@ -1,0 +1,76 @@
+"""From an occupancy grid to a mesh that any viewer opens.
+
+Grids are z up over the unit cube [-0.5, 0.5]^3, voxel i of R centred at (i + 0.5) / R - 0.5. glTF is y up: `write_glb` turns
+(x, y, z) into (x, z, -y).
+"""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+from scipy import ndimage, sparse
+
+from sam3d_jax.geometry.cameras import GLTF_FROM_OBJECT
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  """Triangles, counter-clockwise seen from outside; `colour` is one RGB in 0..255 for all vertices or one each."""
+
+  vertices: np.ndarray  # (P, 3) float64
+  faces: np.ndarray  # (F, 3) int64
+  colour: np.ndarray  # (3,) or (P, 3) uint8
+
+
+GREY = np.array([176, 178, 184], np.uint8)
+
+
+def from_occupancy(occupancy_XYZ: np.ndarray, *, colour: np.ndarray = GREY, smoothing: int = 15) -> Mesh | None:
+  """The closed, smoothed outer surface of a grid of surface voxels, in the object frame; None if the grid is empty.
+
+  Cavities without a way out are filled (the grid is a hollow shell), the surface is found by marching cubes and smoothed without
+  shrinking (Taubin, SIGGRAPH 1995), which keeps parts that are one voxel thin.
+  """
+  from skimage import measure  # slow to import, and needed here only
+
+  if not np.any(occupancy_XYZ):
+    return None
+  solid = np.pad(ndimage.binary_fill_holes(occupancy_XYZ), 1).astype(np.float32)
+  vertices, faces, _, _ = measure.marching_cubes(solid, 0.5)
+  vertices = smooth(vertices.astype(np.float64), faces, smoothing)
+  size = np.array(np.shape(occupancy_XYZ))
+  vertices = (vertices - 1 + 0.5) / size - 0.5  # padding taken off, index to centre
+  corners = vertices[faces]
+  if np.einsum("fi,fi->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])) < 0:  # six times the enclosed volume
+    faces = faces[:, ::-1]
+  return Mesh(vertices, np.ascontiguousarray(faces, np.int64), np.asarray(colour, np.uint8))
+
+
+def smooth(vertices_P3: np.ndarray, faces_F3: np.ndarray, iterations: int, *, shrink: float = 0.5, grow: float = -0.53) -> np.ndarray:
+  """Taubin smoothing: alternating steps towards and away from the mean of each vertex's neighbours."""
+  ends = np.concatenate([faces_F3[:, [0, 1]], faces_F3[:, [1, 2]], faces_F3[:, [2, 0]]])
+  ends = np.concatenate([ends, ends[:, ::-1]])
+  count = len(vertices_P3)
+  linked = sparse.csr_matrix((np.ones(len(ends)), ends.T), shape=(count, count))
+  linked.data[:] = 1.0  # an edge of two faces counts once
+  mean = sparse.diags(1.0 / np.maximum(linked.sum(1).A1, 1)) @ linked
+  for _ in range(iterations):
+    for step in (shrink, grow):
+      vertices_P3 = vertices_P3 + step * (mean @ vertices_P3 - vertices_P3)
+  return vertices_P3
+
+
+def write_glb(path: str | pathlib.Path, parts: dict[str, Mesh], *, y_up: bool = False) -> None:
+  """Writes named meshes as one binary glTF with vertex colours. They are turned from z up unless `y_up` says they are y up."""
+  import trimesh
+
+  scene = trimesh.Scene()
+  for name, part in parts.items():
+    colours = np.broadcast_to(part.colour, (len(part.vertices), 3))
+    rgba = np.concatenate([colours, np.full((len(colours), 1), 255, np.uint8)], -1)
+    vertices = part.vertices if y_up else part.vertices @ GLTF_FROM_OBJECT
+    mesh = trimesh.Trimesh(vertices, part.faces, vertex_colors=rgba, process=False)
+    scene.add_geometry(mesh, node_name=name, geom_name=name)
+  path = pathlib.Path(path)
+  partial = path.with_name(f".{path.name}.part")
+  partial.write_bytes(scene.export(file_type="glb"))
+  partial.replace(path)
