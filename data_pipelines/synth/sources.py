@@ -21,7 +21,7 @@ class SourceConfig:
   seed: int = 0
   count: int = 520
   families: tuple[str, ...] = ()
-  license: str = ""  # of files that have no side-car
+  license: str = "unknown"  # of files that have no side-car
   max_coordinate: float = 1e6
 
 
