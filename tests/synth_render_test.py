@@ -171,6 +171,14 @@ def test_light_falls_with_the_cosine_and_is_blocked_by_what_stands_between():
   assert len(dark) and len(lit) and dark.max() == 0 and lit.min() > 0.1
 
 
+def test_both_sides_of_a_face_are_lit():
+  scene = _scene(_quad())
+  for azimuth, toward in ((-90, -1.0), (90, 1.0)):
+    light = Lights(np.zeros(3), np.array([[0.0, toward, 0.0]]), np.ones((1, 3)))
+    view = _render(scene, _camera(azimuth_deg=azimuth, elevation_deg=0), light)
+    assert view.lit_HW3[SIZE // 2, SIZE // 2, 0] == pytest.approx(assets.GREY[0], rel=1e-4)
+
+
 def test_normals_are_flat_on_a_cube_and_radial_on_a_sphere():
   cube, sphere = _scene(trimesh.creation.box()), _scene(trimesh.creation.icosphere(3))
   np.testing.assert_allclose(cube.corner_normal_F33, np.repeat(cube.normal_F3[:, None], 3, 1), atol=1e-6)
