@@ -235,18 +235,20 @@ def time_grids(fixture: Fixture):
 
 @case("d6")
 def stage1_sampling(fixture: Fixture):
-  model, _ = flow_model(fixture)
+  graph, params = nnx.split(flow_model(fixture)[0])
   noise, cond = ours(fixture.group("in/x0")), jnp.asarray(fixture.inputs["cond"])
   out = {}
   for name, how in fixture.kwargs["cases"].items():
     cfg = generate.SamplerConfig(
         steps=how["inference_steps"], method=how["solver"], rescale_t=how["rescale_t"], guidance=how["strength"],
         interval=rescaled(how["interval"]), shortcut=not how["no_shortcut"])
-    d = jnp.full(1, cfg.step_size())
-    run = jax.jit(lambda x, c, cfg=cfg, d=d: generate.integrate_noise(model, x, c, cfg, d=d, trajectory=True)[1],
-                  compiler_options=QUICK)
+
+    def run(params, cfg=cfg):
+      d = jnp.full(1, cfg.step_size())
+      return generate.integrate_noise(nnx.merge(graph, params), noise, cond, cfg, d=d, trajectory=True)[1]
+
     out[f"out/{name}/t_yield"] = cfg.grid()[:-1]
-    out |= {f"out/{name}/traj/{LATENT_NAMES[k]}": v for k, v in run(noise, cond).items()}
+    out |= {f"out/{name}/traj/{LATENT_NAMES[k]}": v for k, v in jax.jit(run, compiler_options=QUICK)(params).items()}
   return out
 
 
