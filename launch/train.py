@@ -95,12 +95,8 @@ class Setup:
 
   def __init__(self, config: ConfigDict, workdir: pathlib.Path):
     from sam3d_jax.models import registry
-    from sam3d_jax.training import optim
-    from sam3d_jax.training.step import GuardConfig
     self.config, self.workdir = config, workdir
-    self.optim = optim.OptimConfig(**{**config.optim.to_dict(), "ema": tuple(config.optim.ema)})
-    optim.check(self.optim)
-    self.guard = GuardConfig(**config.guard.to_dict())
+    self.optim, self.guard = optim_config(config), guard_config(config)
     self.model_config = registry.typed_config(config.model)
     self.abstract_model = registry.abstract_model(config.model)
     self.objective = make_objective(config)
@@ -128,6 +124,20 @@ class Setup:
     self.abstract_state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.abstract_state, self.shardings)
     self.train_loader = make_loader(config, self.model_config, config.data.split)
     self.eval_loader = make_loader(config, self.model_config, config.eval.split) if config.eval.every else None
+
+
+def optim_config(config: ConfigDict):
+  """The typed `optim` section, checked."""
+  from sam3d_jax.training import optim
+  cfg = optim.OptimConfig(**{**config.optim.to_dict(), "ema": tuple(config.optim.ema)})
+  optim.check(cfg)
+  return cfg
+
+
+def guard_config(config: ConfigDict):
+  """The typed `guard` section."""
+  from sam3d_jax.training.step import GuardConfig
+  return GuardConfig(**config.guard.to_dict())
 
 
 def make_objective(config: ConfigDict):
@@ -204,10 +214,17 @@ def starting_state(setup: Setup, checkpointer):
   if config.init_from:
     params, parent = checkpoint.initial_params(config.init_from, setup.param_shapes, setup.mesh, which=config.init_which)
     print(f"starting from the {config.init_which} parameters of {config.init_from} (step {parent['step']})")
-    return jax.jit(start, out_shardings=setup.shardings)(params), make_lineage(config, [parent])
+    return run_once(start, setup.shardings, params), make_lineage(config, [parent])
   print("starting from random parameters")
   fresh = lambda: start(flat_params(registry.build_model(config.model, rngs=nnx.Rngs(config.seed))))
-  return jax.jit(fresh, out_shardings=setup.shardings)(), make_lineage(config, [])
+  return run_once(fresh, setup.shardings), make_lineage(config, [])
+
+
+def run_once(fn, shardings, *args):
+  """Runs a function that is worth no optimisation: on CPU its compile time is all that it costs (7 times less this way)."""
+  import jax
+  options = {"xla_llvm_disable_expensive_passes": True, "xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+  return jax.jit(fn, out_shardings=shardings).lower(*args).compile(compiler_options=options)(*args)
 
 
 RESUMABLE_CHANGES = ("steps", "checkpoint", "eval", "log", "mesh", "compile_cache", "accumulate", "guard")

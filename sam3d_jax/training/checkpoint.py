@@ -60,6 +60,7 @@ def _bits(x) -> jax.Array:
   return jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32)
 
 
+@jax.jit  # one small program per shape, shared by all arrays of that shape: a program over all arrays takes long to compile
 def _checksum(x) -> jax.Array:
   """Two position-weighted sums of the bits, modulo 2**32: order of summation, hence sharding, does not matter."""
   words = _bits(x)
@@ -73,24 +74,21 @@ def _checksum(x) -> jax.Array:
   return jnp.stack([jnp.sum(words * (2 * index + 1), dtype=jnp.uint32), jnp.sum(mixed, dtype=jnp.uint32)])
 
 
-@jax.jit
-def _checksums(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
-  return {path: _checksum(x) for path, x in flat.items()}
-
-
 def checksums(flat: Mapping[str, jax.Array]) -> dict[str, str]:
   """path -> checksum of every array, as 16 hexadecimal digits."""
-  return {path: f"{int(a):08x}{int(b):08x}" for path, (a, b) in jax.device_get(_checksums(dict(flat))).items()}
+  sums = jax.device_get({path: _checksum(x) for path, x in flat.items()})
+  return {path: f"{int(a):08x}{int(b):08x}" for path, (a, b) in sums.items()}
 
 
 @jax.jit
-def _finite(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
-  return {p: jnp.isfinite(x).all() for p, x in flat.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
+def _finite(x) -> jax.Array:
+  return jnp.isfinite(x).all()
 
 
 def non_finite(flat: Mapping[str, jax.Array]) -> list[str]:
   """Paths of the arrays that hold a NaN or an infinity."""
-  return [p for p, ok in jax.device_get(_finite(dict(flat))).items() if not ok]
+  verdicts = {p: _finite(x) for p, x in flat.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
+  return [p for p, ok in jax.device_get(verdicts).items() if not ok]
 
 
 def steps(workdir: str | pathlib.Path) -> list[int]:
