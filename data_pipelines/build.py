@@ -103,12 +103,13 @@ def build(plan: Plan, out: str | os.PathLike, *, workers: int, quarantine_budget
     report_progress = progress or (lambda n, refused: None)
     report_progress(sum(job.inputs for job, report in reports.items() if report), dict(refused))
     try:
-      for job, report in _execute(plan, out, [job for job in plan.jobs if reports[job] is None], workers):
-        reports[job] = report
-        refused = _count(reports.values())
-        report_progress(job.inputs, dict(refused))
-        if refused.total() > quarantine_budget * plan.inputs:
-          break
+      with contextlib.closing(_execute(plan, out, [job for job in plan.jobs if reports[job] is None], workers)) as finished:
+        for job, report in finished:
+          reports[job] = report
+          refused = _count(reports.values())
+          report_progress(job.inputs, dict(refused))
+          if refused.total() > quarantine_budget * plan.inputs:
+            break
     finally:
       _write_quarantine(out, reports)
       _remove_partial(out)
@@ -224,6 +225,7 @@ def _execute(plan: Plan, out: pathlib.Path, jobs: list[ShardJob], workers: int) 
 
 def _stop(pool: concurrent.futures.ProcessPoolExecutor) -> None:
   """Ends the workers at once; unfinished shards are temporary files that the caller removes."""
+  # shutdown() would wait for shards that can take many minutes, and before Python 3.14 the executor offers no other end.
   processes = list((pool._processes or {}).values())
   pool.shutdown(wait=False, cancel_futures=True)
   for process in processes:

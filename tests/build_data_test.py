@@ -248,6 +248,32 @@ def _examples(folder: pathlib.Path, split: str) -> list[dict]:
   return [opened[i] for i in range(len(opened))]
 
 
+def test_a_build_is_identified_by_what_changes_its_bytes():
+  base = _plan().digest
+  for override in ("seed=1", "views=3", "image_size=41", "samples=1", "image_format=jpeg", "background=(0,9)", "pointmap=False", "name=x",
+                   "test_fraction=0.4", "objects_per_shard=3", "procedural.count=7", "procedural.families=('mug',)", "license=MIT",
+                   "camera.fill=(0.5,0.6)", "light.tint=0.0", "filters.max_normal_share=0.9", "mesh.max_coordinate=9.0"):
+    assert _plan(override).digest != base, override
+  for override in ("workers=2", "out=elsewhere", "quarantine_budget=0.5"):
+    assert _plan(override).digest == base, override
+
+
+def test_where_the_meshes_lie_does_not_matter_but_what_they_are_does(tmp_path):
+  for folder in "ab":
+    (tmp_path / folder).mkdir()
+    trimesh.creation.box().export(tmp_path / folder / "box.ply")
+  here, there = (_plan(f"source={tmp_path / folder}") for folder in "ab")
+  assert here.digest == there.digest
+  trimesh.creation.box((1, 2, 3)).export(tmp_path / "b" / "box.ply")
+  assert _plan(f"source={tmp_path / 'b'}").digest != here.digest
+
+
+def test_more_shards_than_names_can_count_is_a_configuration_error(monkeypatch):
+  monkeypatch.setattr(sources, "MAX_SHARDS", 3)
+  with pytest.raises(ConfigError, match="objects_per_shard = 1: .* use at least 2"):
+    _plan("objects_per_shard=1")
+
+
 @pytest.mark.parametrize("override, message", [
   ("source=nowhere", "source = 'nowhere' is not a folder"),
   ("procedural.families=('muk',)", "unknown.*muk.*known are"),

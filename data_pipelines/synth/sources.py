@@ -10,6 +10,7 @@ from data_pipelines.synth import assets, procedural
 from sam3d_jax.errors import ConfigError
 
 PROCEDURAL = "procedural"
+MAX_SHARDS = 99_999  # of a split: what the five digits of a shard's name can count
 IDENTITY_BYTES = 1 << 20  # of a file's head and tail that decide its split
 
 
@@ -85,6 +86,9 @@ def deal(items: Sequence[Input], per_shard: int) -> list[tuple[Input, ...]]:
   if per_shard <= 0:
     raise ConfigError(f"objects_per_shard = {per_shard}: it must be positive")
   count = math.ceil(len(items) / per_shard)
+  if count > MAX_SHARDS:
+    raise ConfigError(f"objects_per_shard = {per_shard}: {len(items)} objects would need {count} shards, more than {MAX_SHARDS}; "
+                      f"use at least {math.ceil(len(items) / MAX_SHARDS)}")
   return [tuple(items[len(items) * i // count : len(items) * (i + 1) // count]) for i in range(count)]
 
 
