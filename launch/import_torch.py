@@ -102,12 +102,12 @@ def with_dinov2(config, file):
   rules = names_conditioning.dinov2_rules(registry.typed_config(config.model).condition.dino)
   encoder = load.convert(rules, file, encoder_shapes)
 
-  @jax.jit
-  def fresh(seed):
-    flat = keys.flat_params(registry.build_model(config.model, rngs=nnx.Rngs(seed)))
+  @jax.jit  # so that the encoders' random parameters, which are not returned, are never made
+  def fresh():
+    flat = keys.flat_params(registry.build_model(config.model, rngs=nnx.Rngs(config.seed)))
     return {p: x for p, x in flat.items() if not p.startswith(tuple(prefixes))}
 
-  rest = fresh(config.seed)
+  rest = fresh()
 
   def make(path: str):
     prefix = next((p for p in prefixes if path.startswith(p)), None)
