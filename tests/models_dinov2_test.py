@@ -12,6 +12,7 @@ import pytest
 
 from sam3d_jax.models import dinov2
 from sam3d_jax.torch_bridge import keys, names_conditioning
+from tests.random_module import random_module
 
 TINY = dinov2.DinoConfig(width=16, depth=2, heads=2, patch=4, image_size=16, input_size=16, dtype="float32")
 RNG = np.random.default_rng(0)
@@ -20,7 +21,7 @@ IMAGE = RNG.random((2, 20, 12, 3)).astype(np.float32)
 
 @functools.cache
 def built(cfg):
-  return dinov2.Dino(cfg, rngs=nnx.Rngs(0))
+  return random_module(lambda rngs: dinov2.Dino(cfg, rngs=rngs))
 
 
 def model(cfg=TINY):
@@ -65,13 +66,14 @@ def test_layer_norms_inside_the_encoder_use_eps_1e_6():
     assert norm.eps == 1e-6
   x = 1e-3 * RNG.standard_normal((3, 16))  # variance about 1e-6: the eps decides
   expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-  np.testing.assert_allclose(call(module.norm, x.astype(np.float32)), expected, rtol=1e-4)
+  expected = expected * np.asarray(module.norm.scale[...]) + np.asarray(module.norm.bias[...])
+  np.testing.assert_allclose(call(module.norm, x.astype(np.float32)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_mlp_uses_the_exact_gelu():
-  mlp = dinov2.Mlp(8, 8, rngs=nnx.Rngs(0), dtype=jnp.float32)
+  mlp = random_module(lambda rngs: dinov2.Mlp(8, 8, rngs=rngs, dtype=jnp.float32))
   for dense in (mlp.fc1, mlp.fc2):
-    dense.kernel[...] = jnp.eye(8)
+    dense.kernel[...], dense.bias[...] = jnp.eye(8), jnp.zeros(8)
   x = np.linspace(-4, 4, 8, dtype=np.float32)[None]
   exact = x * jax.scipy.stats.norm.cdf(x)
   np.testing.assert_allclose(call(mlp, x), exact, atol=1e-6)

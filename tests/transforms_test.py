@@ -149,6 +149,18 @@ def test_point_maps_are_zero_outside_the_photo_unless_another_fill_is_asked_for(
     np.testing.assert_array_equal(zero[name][~outside], unknown[name][~outside])
 
 
+def test_points_beyond_the_box_are_unknown_but_those_beside_the_photo_are_filled():
+  corner = np.zeros_like(MASK)
+  corner[5:20, :12] = True  # the box leaves the photo on the left, the padding surrounds the box
+  window = transforms.crop_window(corner, padding=0.5)
+  out = preprocess(mask=corner, padding=0.5, pointmap_size=window.side)["pointmap"]
+  x1, y1, x2, y2 = window.box
+  columns = np.arange(window.side) + window.x
+  assert x1 < 0 and np.isnan(out[:, columns < x1]).all() and np.isnan(out[:, columns >= x2]).all()
+  beside = out[y1 - window.y:y2 - window.y][:, (columns >= x1) & (columns < 0)]
+  assert beside.size and not beside.any()
+
+
 def test_point_maps_of_another_size_are_brought_to_the_photo_and_keep_their_gaps():
   out = preprocess(pointmap=POINTS[::2, ::2])
   assert out["pointmap"].shape == out["rgb_pointmap"].shape == (16, 16, 3)
@@ -195,6 +207,7 @@ def test_default_augmentation_changes_nothing():
 def test_switching_one_augmentation_off_leaves_the_other_draws_alone():
   assert run(dataclasses.replace(ALL, blur=0.0))[2:] == run(ALL)[2:]
   np.testing.assert_array_equal(run(dataclasses.replace(ALL, blur=0.0, colour=0.0)).mask, run(ALL).mask)
+  np.testing.assert_array_equal(run(dataclasses.replace(ALL, erode=0.0, dilate=0.0)).image, run(ALL).image)
 
 
 @pytest.mark.parametrize("name", ["blur", "colour", "light"])
