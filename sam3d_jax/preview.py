@@ -13,7 +13,7 @@ LIGHTS = (((0.45, 0.75, -0.75), 0.70), ((-0.8, 0.1, -0.4), 0.22))  # (direction 
 AMBIENT = 0.28
 
 
-def render(mesh: Mesh | None, view_33: np.ndarray, *, size: int = 192, extent: float = 1.15, supersample: int = 2) -> np.ndarray:
+def render(mesh: Mesh | None, view_33: np.ndarray, *, size: int = 192, extent: float = 1.4, supersample: int = 2) -> np.ndarray:
   """Orthographic render of a mesh: (size, size, 3) uint8. An empty mesh (None) gives the background.
 
   view_33: object -> camera in row-vector form (p @ view_33); the camera frame is x left, y up, z forward.
@@ -57,7 +57,7 @@ def shading_normals(vertices_P3, faces_F3, face, position) -> np.ndarray:
     np.add.at(smooth, faces_F3[:, i], cross)
   a, b, c = (corner[face][:, i] for i in range(3))
   area = np.maximum(np.square(cross[face]).sum(-1), 1e-30)
-  weight_b = (np.cross(position - a, c - a) * -cross[face]).sum(-1) / area
+  weight_b = (np.cross(position - a, c - a) * cross[face]).sum(-1) / area
   weight_c = (np.cross(b - a, position - a) * cross[face]).sum(-1) / area
   weights = np.stack([1 - weight_b - weight_c, weight_b, weight_c], -1)
   unit = smooth / np.maximum(np.linalg.norm(smooth, axis=-1, keepdims=True), 1e-30)

@@ -1,0 +1,126 @@
+"""Shape and layout scores of pairs of meshes: launch.evaluate --pairs."""
+
+import argparse
+from concurrent import futures
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+
+from launch.progress import Progress
+from sam3d_jax.errors import InputError
+from sam3d_jax.evaluation import aggregate, layout, report, shape, surface
+
+SHAPE = tuple(shape.WORST)
+LAYOUT = tuple(layout.WORST)
+NAMES = (*SHAPE, *LAYOUT)
+
+
+def run(args: argparse.Namespace, out: pathlib.Path) -> None:
+  """Scores every pair that is not scored yet and writes metrics.json, metrics.csv and report.html."""
+  folders = find_pairs(pathlib.Path(args.pairs))
+  workers = args.workers or max(1, (os.cpu_count() or 1) // 2)
+  protocol = shape.ShapeProtocol(points=args.points)
+  (out / "objects").mkdir(exist_ok=True)
+  todo = {}
+  for folder in folders:
+    identity = pair_identity(folder, protocol)
+    if not is_scored(result_file(out, folder), identity):
+      todo[folder] = identity
+  score_all(out, todo, protocol, workers, len(folders))
+  rows = {f.name: json.loads(result_file(out, f).read_text())["scores"] for f in folders}
+  scored = {name: row for name, row in rows.items() if row["scored"]}
+  total = aggregate.summarise(scored, NAMES) | {
+      "objects": len(rows), "scored": len(scored), "with_pose": sum(row["add_s"] is not None for row in scored.values()),
+      "problems": sum(bool(row["problem"]) for row in rows.values())}
+  aggregate.write_json(out / "metrics.json", {"aggregate": total, "objects": rows, "protocol": dataclasses.asdict(protocol)})
+  aggregate.write_csv(out / "metrics.csv", rows, (*NAMES, "scored", "problem"))
+  (out / "report.html").write_text(report.html(pathlib.Path(args.pairs), rows, total, NAMES, protocol))
+  print(report.text_table(total, NAMES))
+  print(f"{len(rows)} objects, {len(scored)} scored, {total['problems']} with a problem; {out / 'metrics.json'}, metrics.csv, report.html")
+
+
+def find_pairs(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The object folders, by name: those that hold a file `truth.*` or `pred.*`. Raises InputError if there is none."""
+  if not folder.is_dir():
+    raise InputError(f"--pairs {folder} is not a folder")
+  found = [f for f in sorted(folder.iterdir()) if f.is_dir() and (list(f.glob("truth.*")) or list(f.glob("pred.*")))]
+  if not found:
+    raise InputError(f"--pairs {folder} has no folder with a file truth.* and pred.* ({', '.join(surface.MESH_SUFFIXES)})")
+  return found
+
+
+def pair_identity(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> str:
+  """Digest of the files and the protocol: a score that carries it is still valid."""
+  digest = hashlib.sha256(repr(protocol).encode())
+  for path in sorted(p for p in folder.iterdir() if p.is_file()):
+    digest.update(path.name.encode() + path.read_bytes())
+  return digest.hexdigest()
+
+
+def result_file(out: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+  return out / "objects" / f"{folder.name}.json"
+
+
+def is_scored(path: pathlib.Path, identity: str) -> bool:
+  return path.exists() and json.loads(path.read_text())["identity"] == identity
+
+
+def score_all(out: pathlib.Path, todo: dict, protocol: shape.ShapeProtocol, workers: int, total: int) -> None:
+  """Scores pairs in parallel processes; each result is on disk as soon as it is known."""
+  with Progress(total, "scoring", "pairs", done=total - len(todo)) as bar:
+    def keep(folder, scores):
+      aggregate.write_json(result_file(out, folder), {"identity": todo[folder], "scores": scores})
+      bar.update()
+
+    if workers == 1 or len(todo) <= 1:
+      for folder in todo:
+        keep(folder, score_pair(folder, protocol))
+      return
+    with futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+      jobs = {pool.submit(score_pair, folder, protocol): folder for folder in todo}
+      try:
+        for job in futures.as_completed(jobs):
+          keep(jobs[job], job.result())
+      except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+def score_pair(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> dict:
+  """All metrics of one pair, `scored` (false if the truth cannot be used) and `problem` (empty if there is none)."""
+  truth, truth_problem = read(folder, "truth")
+  pred, pred_problem = read(folder, "pred")
+  scores = shape.shape_metrics(pred, truth, protocol)
+  placed, pose_problem = layout_scores(folder, pred, truth, protocol)
+  problem = "; ".join(p for p in (truth_problem, pred_problem, pose_problem) if p)
+  return scores | placed | {"scored": truth is not None, "problem": problem}
+
+
+def read(folder: pathlib.Path, stem: str) -> tuple[surface.Surface | None, str]:
+  """(surface, "") or (None, why there is none)."""
+  try:
+    path = surface.find_mesh(folder, stem)
+    if path is None:
+      return None, f"{folder / stem}.* is missing"
+    return surface.load_surface(path), ""
+  except surface.SurfaceError as error:
+    return None, str(error)
+
+
+def layout_scores(folder: pathlib.Path, pred, truth, protocol: shape.ShapeProtocol) -> tuple[dict, str]:
+  """Layout metrics, all None where the truth has no pose; an unusable predicted pose scores worst."""
+  unknown = dict.fromkeys(LAYOUT)
+  truth_file, pred_file = folder / "truth_pose.json", folder / "pred_pose.json"
+  if truth is None or not truth_file.exists():
+    return unknown, ""
+  try:
+    truth_pose = layout.load_pose(truth_file)
+  except layout.PoseError as error:
+    return unknown, str(error)
+  try:
+    return layout.layout_metrics(pred, layout.load_pose(pred_file), truth, truth_pose, protocol.icp, seed=protocol.seed), ""
+  except layout.PoseError as error:
+    return dict(layout.WORST), str(error)
