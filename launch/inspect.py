@@ -125,7 +125,7 @@ def digest_lines(workdir: str, step: int | None):
   step = checkpoint.resolve_step(workdir, step)
   arrays = stream.read_params(workdir, step, {path: path for path in sorted(checkpoint.stored_shapes(workdir, step))})
   for path in arrays:
-    array = np.ascontiguousarray(arrays[path])
+    array = np.asarray(arrays[path])
     shape = "(" + ",".join(map(str, array.shape)) + ")"
     yield f"{path} {array.dtype} {shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
 

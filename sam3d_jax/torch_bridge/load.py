@@ -123,7 +123,7 @@ def convert(rules: Iterable[keys.Rule], file: StateFile, our_shapes: Mapping[str
   def make(path: str) -> np.ndarray:
     rule, shape = by_path[path], our_shapes[path]
     if not rule.stacked:
-      return np.ascontiguousarray(rule.to_ours(file.read(rule.torch), shape), np.float32)
+      return np.asarray(rule.to_ours(file.read(rule.torch), shape), np.float32, order="C")
     leaf = np.empty(shape, np.float32)
     for n in range(shape[0]):
       leaf[n] = rule.to_ours(file.read(rule.torch.format(n=n)), shape[1:])

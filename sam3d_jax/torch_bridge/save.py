@@ -56,7 +56,7 @@ def published_entries(rules: list[keys.Rule], params: Mapping[str, np.ndarray], 
 def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
   if dtype == np.float16 and not (np.abs(array) <= np.finfo(np.float16).max).all():
     raise InputError(f"{name} has values up to {np.abs(array).max():.3g}, beyond the range of fp16; store it as bf16 or fp32")
-  return np.ascontiguousarray(array.astype(dtype, copy=False))
+  return np.asarray(array, dtype, order="C")
 
 
 @contextlib.contextmanager
