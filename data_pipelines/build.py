@@ -90,9 +90,9 @@ def build(plan: Plan, out: str | os.PathLike, *, workers: int, quarantine_budget
           progress: Callable[[int, dict[str, int]], None] | None = None) -> BuildResult:
   """Builds or continues the dataset in `out` with `workers` processes (1: in this process, 0: one a core).
 
-  `progress(inputs finished since the last call, refused so far by reason)` is called once for what an earlier run left and then
-  after every shard. Raises InputError if `out` cannot be written or belongs to another build, or if more than `quarantine_budget`
-  (a fraction) of the inputs are refused; JobFailed if a worker dies. Interrupted, it leaves whole shards only.
+  `progress(inputs of the shard, refused so far by reason)` is called after every shard. Raises InputError if `out` cannot be
+  written or belongs to another build, or if more than `quarantine_budget` (a fraction) of the inputs are refused; JobFailed if a
+  worker dies. Interrupted, it leaves whole shards only.
   """
   out = pathlib.Path(out)
   with _explained(out):
@@ -100,14 +100,13 @@ def build(plan: Plan, out: str | os.PathLike, *, workers: int, quarantine_budget
     _remove_partial(out)
     reports = {job: _finished_report(plan, out, job) for job in plan.jobs}
     refused = _count(reports.values())
-    report_progress = progress or (lambda n, refused: None)
-    report_progress(sum(job.inputs for job, report in reports.items() if report), dict(refused))
     try:
       with contextlib.closing(_execute(plan, out, [job for job in plan.jobs if reports[job] is None], workers)) as finished:
         for job, report in finished:
           reports[job] = report
           refused = _count(reports.values())
-          report_progress(job.inputs, dict(refused))
+          if progress:
+            progress(job.inputs, dict(refused))
           if refused.total() > quarantine_budget * plan.inputs:
             break
     finally:
@@ -121,6 +120,11 @@ def build(plan: Plan, out: str | os.PathLike, *, workers: int, quarantine_budget
     # Last: its presence declares the dataset whole.
     records.write_metadata(out, name=plan.name, kind=plan.kind, description=plan.description)
   return BuildResult(dict(lengths), plan.inputs, dict(refused))
+
+
+def finished_inputs(plan: Plan, out: str | os.PathLike) -> int:
+  """How many inputs an earlier run of the same build has dealt with."""
+  return sum(job.inputs for job in plan.jobs if _shard_path(plan.name, pathlib.Path(out), job).exists())
 
 
 def run_job(job: ShardJob, *, make, out: pathlib.Path, name: str, kind: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ DATA/quarantine.jsonl with reasons; more than `quarantine_budget` of them fail t
 import argparse
 from collections import Counter
 from collections.abc import Callable
+import re
 import signal
 
 from ml_collections import ConfigDict
@@ -46,6 +47,8 @@ def check(c: ConfigDict) -> None:
     raise ConfigError(f"builder = {c.builder!r} is unknown; there are {', '.join(PLANNERS)}")
   if not c.out:
     raise ConfigError("out is empty: give the folder of the dataset with --config.out=DIR")
+  if not re.fullmatch(r"[a-z]\w*", c.name):
+    raise ConfigError(f"name = {c.name!r}: lower-case first, then letters, digits and underscores only")
   for key in ("views", "image_size", "samples"):
     if key in c and c[key] < 1:
       raise ConfigError(f"{key} = {c[key]}: it must be at least 1")
@@ -78,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
   if args.dry_run:
     return 0
   signal.signal(signal.SIGTERM, _stop)
-  with Progress(plan.inputs, f"building {plan.name}", "objects") as progress:
+  with Progress(plan.inputs, f"building {plan.name}", "objects", done=build.finished_inputs(plan, c.out)) as progress:
     result = build.build(plan, c.out, workers=c.workers, quarantine_budget=c.quarantine_budget,
                          progress=lambda n, refused: progress.update(n, refused=sum(refused.values())))
   refused = ", ".join(f"{reason} {n}" for reason, n in sorted(result.refused.items())) or "none"

@@ -136,7 +136,8 @@ def test_refused_inputs_are_listed_and_counted(tmp_path):
   assert lines == [{"path": p, "reason": "odd", "detail": f"{p} is odd"} for p in "bcd"]
   counts = json.loads((tmp_path / "build.json").read_text())["counts"]
   assert counts == {"inputs": 5, "records": {"train": 2}, "refused": {"odd": 3}}
-  assert seen == [(0, {}), (2, {"odd": 1}), (2, {"odd": 3}), (1, {"odd": 3})]
+  assert seen == [(2, {"odd": 1}), (2, {"odd": 3}), (1, {"odd": 3})]
+  assert build.finished_inputs(plan, tmp_path) == 5
   split = records.open_split(tmp_path, "train")
   assert [split[i]["key"] for i in range(len(split))] == ["a", "e"]  # the shard that lost everything is in the way of nothing
 
@@ -289,7 +290,7 @@ def test_wrong_sources_are_configuration_errors(override, message):
 @pytest.mark.parametrize("override, message", [
   ("views=0", "views = 0"), ("image_format=webp", "image_format = 'webp'"), ("workers=-1", "workers = -1"),
   ("camera.fov_deg=(60.0,30.0)", r"camera.fov_deg = \(60.0, 30.0\)"), ("builder=rp", "builder = 'rp'"), ("out=", "out is empty"),
-  ("quarantine_budget=2.0", "quarantine_budget = 2.0"),
+  ("quarantine_budget=2.0", "quarantine_budget = 2.0"), ("name=iso-3do", "name = 'iso-3do'"),
 ])
 def test_values_no_builder_can_use_end_with_code_2(tmp_path, capsys, override, message):
   assert _run(f"out={tmp_path}", override) == 2
