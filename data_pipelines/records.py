@@ -24,6 +24,7 @@ from sam3d_jax.errors import InputError
 
 INFO_FILE = "dataset_info.json"  # written last
 BUILD_FILE = "build.json"  # the builder's configuration, lineage and counts
+STATISTICS_FILE = "latent_statistics.json"  # mean and standard deviation of every channel of the structure latents
 QUARANTINE_FILE = "quarantine.jsonl"  # one line for each input that was rejected: path, reason, detail
 _SHARD = re.compile(r"(?P<name>\w+)-(?P<split>\w+)\.array_record-(?P<index>\d{5})-of-(?P<count>\d{5})")
 
@@ -215,12 +216,19 @@ def open_dataset(directory: str | os.PathLike) -> tfds.core.DatasetBuilder:
 
 
 def dataset_identity(directory: str | os.PathLike) -> dict:
-  """What a checkpoint should remember of a dataset: name, schema version, records per split, and a digest of how it was built."""
+  """What a checkpoint should remember of a dataset: name, schema version, records per split, a digest of how it was built, and,
+  for structure latents, the digest of their autoencoder and their statistics."""
   builder = open_dataset(directory)
   build = pathlib.Path(directory) / BUILD_FILE
   described = (pathlib.Path(directory) / INFO_FILE).read_bytes() + (build.read_bytes() if build.is_file() else b"")
-  return {"name": builder.name, "version": str(builder.version), "digest": hashlib.sha256(described).hexdigest(),
-          "records": {name: info.num_examples for name, info in builder.info.splits.items()}}
+  identity = {"name": builder.name, "version": str(builder.version), "digest": hashlib.sha256(described).hexdigest(),
+              "records": {name: info.num_examples for name, info in builder.info.splits.items()}}
+  autoencoder = json.loads(build.read_text()).get("autoencoder") if build.is_file() else None
+  if autoencoder:
+    statistics = pathlib.Path(directory) / STATISTICS_FILE
+    found = json.loads(statistics.read_text()) if statistics.is_file() else {}
+    identity["latents"] = {"autoencoder": autoencoder, **{k: found[k] for k in ("mean", "std") if k in found}}
+  return identity
 
 
 def dataset_kind(builder: tfds.core.DatasetBuilder) -> str:

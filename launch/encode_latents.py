@@ -10,7 +10,6 @@ killed job continues; several jobs share the work with --task_index and --task_c
 import argparse
 from collections.abc import Callable, Iterator
 import dataclasses
-import hashlib
 import json
 import pathlib
 import shutil
@@ -23,7 +22,7 @@ from launch import cli
 from launch.progress import Progress
 from sam3d_jax.errors import InputError
 
-STATISTICS_FILE = "latent_statistics.json"
+STATISTICS_FILE = records.STATISTICS_FILE
 REPORTS = "reports"
 
 
@@ -62,11 +61,7 @@ def list_shards(data: pathlib.Path) -> list[Shard]:
 def autoencoder_digest(vae) -> str:
   """Digest of an autoencoder's parameters: names, shapes and values (encoder and decoder, since a latent needs both)."""
   from sam3d_jax.torch_bridge import keys
-  digest = hashlib.sha256()
-  for path, value in sorted(keys.flat_params(vae).items()):
-    array = np.asarray(value)
-    digest.update(f"{path} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-  return digest.hexdigest()
+  return keys.params_digest(keys.flat_params(vae))
 
 
 def make_encoder(vae, batch_size: int) -> Callable[[list[np.ndarray]], list[np.ndarray]]:

@@ -45,7 +45,7 @@ def open_model(workdir: str, name: str, *, which: str, step: int | None, merge_l
   """A checkpoint as a model to release; arrays are read as they are written."""
   from ml_collections import ConfigDict
 
-  from sam3d_jax.torch_bridge import lora, release, stream
+  from sam3d_jax.torch_bridge import keys, lora, release, stream
   from sam3d_jax.training import checkpoint
   step = checkpoint.resolve_step(workdir, step)
   meta = checkpoint.read_meta(workdir, step)
@@ -63,7 +63,8 @@ def open_model(workdir: str, name: str, *, which: str, step: int | None, merge_l
     raise InputError(f"--merge_lora: {workdir} holds no low-rank factors")
   parent = {"path": str(workdir), "step": step, "which": which, "digest": checkpoint.digest(meta), "lineage": meta["lineage"]}
   lineage = {"stage": "export", "parents": [parent], "merged_lora": bool(factors)}
-  return release.Model(config=config, params=params, shapes=params.shapes, lineage=lineage, digest=parent["digest"])
+  return release.Model(config=config, params=params, shapes=params.shapes, lineage=lineage, digest=parent["digest"],
+                       autoencoder=keys.params_digest(params) if name == "structure_vae" else None)
 
 
 def in_file_order(config, sources: dict[str, str]) -> dict[str, str]:

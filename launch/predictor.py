@@ -19,7 +19,7 @@ from sam3d_jax.models import registry
 from sam3d_jax.models.structure_vae import tokens_to_grid
 from sam3d_jax.objectives import draws
 from sam3d_jax.sampling import generate
-from sam3d_jax.torch_bridge import release
+from sam3d_jax.torch_bridge import keys, release
 from sam3d_jax.training import checkpoint
 
 
@@ -128,11 +128,11 @@ def from_checkpoint(folder: str, decoder: str | None, *, which: str = "ema", **s
   vae_model = ConfigDict(vae_meta["config"]).model
   if vae_model.name != "structure_vae":
     raise InputError(f"--decoder {decoder} holds a model of kind {vae_model.name!r}, a structure_vae is needed")
-  vae_name = checkpoint.digest(vae_meta)
+  vae, _ = checkpoint.restore_model(decoder, which=which)
+  vae_name = keys.params_digest(keys.flat_params(vae))  # the name that latents carry
   release.check_latents(release.latents_of(meta["lineage"]), {"autoencoder": vae_name, "sha256": None, "from": str(decoder)})
   check_latent_shape(config.model, vae_model, decoder)
   model, _ = checkpoint.restore_model(folder, which=which)
-  vae, _ = checkpoint.restore_model(decoder, which=which)
   trained = tuple(config.objective.weights) if "objective" in config and "weights" in config.objective else LATENTS
   return Predictor(model=model, decoder=vae.decoder, sampler=sampler_config(config.sampler.to_dict(), **sampler),
                    row=row_config(config.model), trained=trained, convention="ScaleShiftInvariant", resolution=vae_model.resolution,

@@ -33,7 +33,8 @@ def lines(capsys, *argv) -> list[str]:
 def test_digests_are_sorted_and_are_those_of_the_arrays(run, capsys):
   folder, params = run
   shapes = {"a/x/scale": "()", "b/bias": "(4)", "b/kernel": "(3,4)"}
-  expected = [f"params/{path} float32 {shape} {hashlib.sha256(params[path].tobytes()).hexdigest()}" for path, shape in shapes.items()]
+  digest = lambda path: hashlib.sha256(params[path].tobytes()).hexdigest()
+  expected = [f"params/{path} float32 {shape} {digest(path)}" for path, shape in shapes.items()]
   assert lines(capsys, "--checkpoint", folder, "--digest") == expected
 
 

@@ -50,7 +50,7 @@ def runs(tmp_path_factory) -> pathlib.Path:
   folder = tmp_path_factory.mktemp("runs")
   vae, geometry = tiny_config("structure_vae"), tiny_config("geometry")
   stream.write_params(folder / "vae", random_params(vae, 0), {"config": vae.to_dict(), "lineage": {"stage": "train_vae"}})
-  latents = {"autoencoder": checkpoint.digest(checkpoint.read_meta(folder / "vae")), "mean": [0.0] * 8, "std": [1.0] * 8}
+  latents = {"autoencoder": keys.params_digest(random_params(vae, 0)), "mean": [0.0] * 8, "std": [1.0] * 8}
   lineage = {"stage": "pretrain", "parents": [], "datasets": {"iso_3do": {"name": "iso_3do", "latents": latents}}}
   stream.write_params(folder / "geometry", random_params(geometry, 1), {"config": geometry.to_dict(), "lineage": lineage})
   assert export(folder / "geometry", folder / "release", vae=folder / "vae") == 0

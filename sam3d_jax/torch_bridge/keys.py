@@ -8,6 +8,7 @@ Every torch entry and every parameter of ours must be hit exactly once, both way
 import collections
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
+import hashlib
 import math
 
 from flax import nnx
@@ -178,6 +179,15 @@ def check_shapes(given: Mapping[str, tuple[int, ...]], needed: Mapping[str, tupl
                for p, s in needed.items() if p in given and tuple(given[p]) != tuple(s)]
   if problems:
     raise KeyMismatch("parameters do not fit the model:\n  " + "\n  ".join(problems))
+
+
+def params_digest(params: Mapping[str, np.ndarray]) -> str:
+  """SHA-256 over names, types, shapes and values; what latents carry as the name of the autoencoder that made them."""
+  digest = hashlib.sha256()
+  for path in sorted(params):
+    array = np.asarray(params[path])
+    digest.update(f"{path} {array.dtype} {array.shape}".encode() + array.tobytes())
+  return digest.hexdigest()
 
 
 def load_params(module: nnx.Module, params: Mapping[str, np.ndarray]) -> None:

@@ -35,7 +35,8 @@ YAMLS = {"ss_decoder": release_yaml.decoder_yaml, "ss_encoder": release_yaml.enc
 class Model:
   """A model to be released: configuration, parameters, and what the checkpoint says about itself.
 
-  digest: short name of the checkpoint's content (training.checkpoint.digest); for an autoencoder the one that its latents carry.
+  digest: short name of the checkpoint's content (training.checkpoint.digest). autoencoder: of a structure VAE, the digest that
+  its latents carry (keys.params_digest).
   """
 
   config: ConfigDict
@@ -43,6 +44,7 @@ class Model:
   shapes: Mapping[str, tuple[int, ...]]
   lineage: Mapping[str, Any]
   digest: str
+  autoencoder: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +193,7 @@ def latents_of(lineage: Mapping[str, Any]) -> dict[str, Any] | None:
 def decoder_identity(vae: Model | None, source: Release | None) -> dict[str, Any]:
   """Which decoder a release would have: {autoencoder, sha256, from}, with None for what is not known."""
   if vae is not None:
-    return {"autoencoder": vae.digest, "sha256": None, "from": "checkpoint"}
+    return {"autoencoder": vae.autoencoder, "sha256": None, "from": "checkpoint"}
   if source is not None and "ss_decoder" in source.files:
     said = source.sidecar.get("decoder", {})
     digest = load.file_digest(source.files["ss_decoder"])
