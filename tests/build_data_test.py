@@ -147,6 +147,7 @@ def test_more_refusals_than_the_budget_fail_the_build_with_the_counts(tmp_path):
   with pytest.raises(InputError, match=r"2 of 5 inputs were refused \(odd 2\), more than quarantine_budget = 0.2"):
     build.build(plan, tmp_path, workers=1, quarantine_budget=0.2)
   assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 2
+  assert len(_shard_names(tmp_path)) == 2  # the third is not begun
   assert not (tmp_path / records.INFO_FILE).exists()
   build.build(plan, tmp_path, workers=1, quarantine_budget=0.4)  # raising the budget continues
   assert len(records.open_split(tmp_path, "train")) == 3
