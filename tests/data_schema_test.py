@@ -10,26 +10,16 @@ from data_pipelines import schema
 from tests import tiny_dataset
 
 
-def equal(a, b):
-  if isinstance(a, dict):
-    return set(a) == set(b) and all(equal(a[k], b[k]) for k in a)
-  if isinstance(a, list):
-    return len(a) == len(b) and all(map(equal, a, b))
-  if isinstance(a, (bytes, str)):
-    return a == b
-  return np.shape(a) == np.shape(b) and np.array_equal(a, b, equal_nan=True)
-
-
 @pytest.mark.parametrize("kind", schema.KINDS)
 def test_example_survives_serialisation(kind):
   example = tiny_dataset.make_example(1, kind=kind)
-  assert equal(schema.deserialise(schema.serialise(example, kind), kind), example)
+  assert tiny_dataset.equal(schema.deserialise(schema.serialise(example, kind), kind), example)
 
 
 @pytest.mark.parametrize("kind", schema.KINDS)
 def test_empty_example_survives_and_has_no_field_present(kind):
   example = schema.deserialise(schema.serialise(schema.empty_example(kind), kind), kind)
-  assert equal(example, schema.empty_example(kind))
+  assert tiny_dataset.equal(example, schema.empty_example(kind))
   assert not any(schema.is_present(example, field) for field in example)
 
 
@@ -89,7 +79,7 @@ def test_skipped_fields_come_back_absent_and_the_others_unchanged():
   skip = frozenset({"pointmap", "image", "losers"})
   read = schema.deserialise(schema.serialise(example, "preference"), "preference", skip=skip)
   assert not any(schema.is_present(read, field) for field in skip)
-  assert all(equal(read[field], example[field]) for field in example if field not in skip)
+  assert all(tiny_dataset.equal(read[field], example[field]) for field in example if field not in skip)
 
 
 def test_equal_examples_give_equal_bytes_in_another_process():

@@ -37,14 +37,13 @@ def random_rotation(rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_points(points_P3: np.ndarray, camera: cameras.Camera) -> tuple[np.ndarray, np.ndarray]:
-  """(mask, point map) of points splatted on 3 x 3 pixels, nearest first; NaN where nothing is."""
+  """(mask, point map) of points that lie closer than a pixel; NaN where nothing is."""
   pixels, depth = cameras.project(points_P3, camera)
   mask = np.zeros((camera.height, camera.width), bool)
   pointmap = np.full((camera.height, camera.width, 3), np.nan, np.float32)
-  for n in np.argsort(-depth):
-    column, row = np.floor(pixels[n]).astype(int)
-    window = slice(max(row - 1, 0), row + 2), slice(max(column - 1, 0), column + 2)
-    mask[window], pointmap[window] = True, points_P3[n]
+  order = np.argsort(-depth)  # the nearest is drawn last
+  column, row = np.floor(pixels[order]).astype(int).T
+  mask[row, column], pointmap[row, column] = True, points_P3[order]
   return mask, pointmap
 
 
@@ -58,7 +57,7 @@ def _make_example(index: int, latent: bool, pointmap: bool, kind: str) -> schema
   rng = np.random.default_rng([index, 17])
   example = schema.empty_example(kind)
   voxels = ellipsoid_voxels(rng)
-  camera = cameras.Camera(60.0, 60.0, SIZE / 2, SIZE / 2, SIZE, SIZE)
+  camera = cameras.Camera(80.0, 80.0, SIZE / 2, SIZE / 2, SIZE, SIZE)
   example |= {"voxels": voxels, "rotation": random_rotation(rng), "scale": np.full(3, rng.uniform(0.5, 1.0), np.float32),
               "translation": np.array([*rng.uniform(-0.1, 0.1, 2), 2.2], np.float32)}
   points = pose.transform_points((voxels.astype(np.float32) + 0.5) / 64 - 0.5, schema.example_pose(example))
@@ -95,3 +94,14 @@ def write_dataset(directory, count: int, *, name: str = "ellipsoids", split: str
     records.write_shard(records.shard_path(directory, name, split, shard, shards), examples[shard::shards], kind=kind)
   records.write_metadata(directory, name=name, kind=kind)
   return pathlib.Path(directory)
+
+
+def equal(a, b) -> bool:
+  """Whether two values of examples are the same, NaN included."""
+  if isinstance(a, dict):
+    return set(a) == set(b) and all(equal(a[k], b[k]) for k in a)
+  if isinstance(a, list):
+    return len(a) == len(b) and all(map(equal, a, b))
+  if isinstance(a, (bytes, str)):
+    return a == b
+  return np.shape(a) == np.shape(b) and np.array_equal(a, b, equal_nan=True)
