@@ -5,8 +5,8 @@
     python -m launch.evaluate --samples DIR --data DIR --out DIR [--shuffled DIR]
 
 --pairs reads DIR/<object>/{pred,truth}.<glb|obj|ply|stl|off|gltf> with optional pred_pose.json and truth_pose.json and writes
-metrics.json, metrics.csv and report.html. --samples scores the samples.npz of launch.sample on the dataset they were drawn for, with
-the baselines they have to beat, and writes metrics.json and preview.png.
+metrics.json, metrics.csv and report.html. --samples scores the samples.npz of launch.sample on the dataset they were drawn for,
+with the baselines they have to beat, and writes metrics.json and preview.png.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
   pairs.add_argument("--workers", type=int, default=0, help="processes; 0: one for every two cores")
   samples = parser.add_argument_group("samples of a dataset")
   samples.add_argument("--samples", help="folder with samples.npz")
-  samples.add_argument("--shuffled", help="folder with samples.npz of --shuffle_images; without it the samples are paired with other objects")
+  samples.add_argument("--shuffled", help="folder of samples of --shuffle_images (default: every sample meets each other object)")
   samples.add_argument("--data", help="the dataset that was sampled")
   samples.add_argument("--split", default="test")
   samples.add_argument("--train_data", help="dataset whose mean shape is the constant baseline (default: --data)")

@@ -39,7 +39,8 @@ def run(args: argparse.Namespace, out: pathlib.Path) -> None:
   aggregate.write_csv(out / "metrics.csv", rows, (*NAMES, "scored", "problem"))
   (out / "report.html").write_text(report.html(pathlib.Path(args.pairs), rows, total, NAMES, protocol))
   print(report.text_table(total, NAMES))
-  print(f"{len(rows)} objects, {len(scored)} scored, {total['problems']} with a problem; {out / 'metrics.json'}, metrics.csv, report.html")
+  print(f"{len(rows)} objects, {len(scored)} scored, {total['problems']} with a problem\n"
+        f"{out / 'metrics.json'}, metrics.csv, report.html")
 
 
 def find_pairs(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -24,8 +24,8 @@ def run(args: argparse.Namespace, out: pathlib.Path) -> None:
   index = index_of(source)
   missing = [k for k in found.key if k not in index]
   if missing:
-    raise InputError(f"{args.samples}: {len(missing)} of {len(found.key)} samples are of no example of {args.data} {args.split}, first "
-                     f"{missing[0]}; give the dataset and split that were sampled")
+    raise InputError(f"{args.samples}: {len(missing)} of {len(found.key)} samples are of no example of {args.data} {args.split}, "
+                     f"first {missing[0]}; give the dataset and split that were sampled")
   resolution = found.occupancy.shape[1]
   truth = np.stack([truth_grid(source[index[k]], resolution) for k in found.key])
   iou = occupancy.voxel_iou(found.occupancy, truth)
@@ -42,13 +42,14 @@ def run(args: argparse.Namespace, out: pathlib.Path) -> None:
   aggregate.write_json(out / "metrics.json", metrics)
   draw(out / "preview.png", found, truth, iou, [source[index[found.key[i]]] for i in choose(len(iou), args.rows)], args.rows)
   print(json.dumps(metrics, indent=2))
-  low, high = metrics["voxel_iou_interval"]
-  print(f"voxel IoU {metrics['voxel_iou']:.3f} (95 % interval {low:.3f} to {high:.3f}, {len(iou)} samples at {resolution}^3); best constant "
-        f"{constant:.3f} ({ratio(metrics['voxel_iou'], constant)}); shuffled images {shuffled:.3f} ({ratio(metrics['voxel_iou'], shuffled)})")
+  score, (low, high) = metrics["voxel_iou"], metrics["voxel_iou_interval"]
+  print(f"voxel IoU {score:.3f} (95 % interval {low:.3f} to {high:.3f}, {len(iou)} samples at {resolution}^3)\n"
+        f"best constant shape {constant:.3f}: the score is {ratio(score, constant)}\n"
+        f"shuffled images {shuffled:.3f}: the score is {ratio(score, shuffled)}")
 
 
 def ratio(score: float, baseline: float) -> str:
-  return f"{score / baseline:.2f} times" if baseline > 0 else "baseline is 0"
+  return f"{score / baseline:.2f} times that" if baseline > 0 else "no multiple of 0"
 
 
 def index_of(source) -> dict[str, int]:
@@ -89,8 +90,8 @@ def shuffled_score(folder: str | None, found: Samples, truth: np.ndarray) -> flo
   if not other.settings["shuffle_images"]:
     raise InputError(f"--shuffled {folder} was not drawn with --shuffle_images")
   if not np.array_equal(other.key, found.key) or other.occupancy.shape != found.occupancy.shape:
-    raise InputError(f"--shuffled {folder} and --samples are not of the same examples at the same resolution: draw both with the same "
-                     "--data, --split and --max")
+    raise InputError(f"--shuffled {folder} and --samples are not of the same examples at the same resolution: draw both with the "
+                     "same --data, --split and --max")
   return float(occupancy.voxel_iou(other.occupancy, truth).mean())
 
 
@@ -102,15 +103,17 @@ def rotation_errors(found: Samples, examples: list[schema.Example]) -> np.ndarra
   return np.where(known, occupancy.rotation_error_deg(found.rotation, quaternion), np.nan)
 
 
-def draw(path: pathlib.Path, found: Samples, truth: np.ndarray, iou: np.ndarray, examples: list[schema.Example], rows: int) -> None:
+def draw(path: pathlib.Path, found: Samples, truth: np.ndarray, iou: np.ndarray, examples: list[schema.Example],
+         rows: int) -> None:
   """preview.png: evenly spaced samples, one a row; both shapes from the input's camera, then turned."""
   pictures, captions = [], []
   for position, example in zip(choose(len(iou), rows), examples, strict=True):
     view = example["rotation"].T if schema.is_present(example, "rotation") else preview.orbit(30, 25)
     shapes = [mesh.from_occupancy(grid) for grid in (truth[position], found.occupancy[position])]
     views = (view, preview.turned(view, 120.0))
-    pictures.append([samples.decode_image(example["image"], "image", mode="RGB"), samples.decode_image(example["mask"], "mask", mode="L"),
-                     *(preview.render(shape, v) for shape in shapes for v in views)])
+    photo = samples.decode_image(example["image"], "image", mode="RGB")
+    mask = samples.decode_image(example["mask"], "mask", mode="L")
+    pictures.append([photo, mask, *(preview.render(shape, v) for shape in shapes for v in views)])
     captions.append(f"{example['key'][:12]}   voxel IoU {iou[position]:.2f}")
   title = f"Held-out objects, evenly spaced: mean voxel IoU {iou.mean():.3f} over {len(iou)}"
   partial = path.with_name(f".{path.name}.part.png")

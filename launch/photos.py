@@ -1,7 +1,7 @@
 """Reading what users bring: photos, masks and point maps in the forms in which they come. Every refusal is an InputError.
 
-Conversions, all documented here: the EXIF orientation is applied; grey, palette and CMYK photos become RGB; 16-bit grey is scaled to
-8 bit; an alpha channel is dropped from the colours.
+Conversions: the EXIF orientation is applied; grey, palette and CMYK photos become RGB; 16-bit grey is scaled to 8 bit; an alpha
+channel is dropped from the colours.
 """
 
 import pathlib
@@ -51,8 +51,8 @@ def read_mask(path: str, size: tuple[int, int]) -> np.ndarray:
   """
   image = to_eight_bit(open_image(path, "--mask"))
   if (image.height, image.width) != tuple(size):
-    raise InputError(f"--mask {path} is {image.width} x {image.height} but the photo is {size[1]} x {size[0]}; give a mask of the "
-                     "photo's size")
+    raise InputError(f"--mask {path} is {image.width} x {image.height} but the photo is {size[1]} x {size[0]}; "
+                     "give a mask of the photo's size")
   alpha = np.asarray(image.convert("RGBA"))[..., 3]
   values = alpha if alpha.min() < 255 else np.asarray(image.convert("RGB")).max(-1)
   return check_mask(values > values.max() / 2, f"--mask {path}")
@@ -71,7 +71,7 @@ def check_mask(mask_HW: np.ndarray, name: str) -> np.ndarray:
 
 
 def read_masks(paths: list[str], alpha: np.ndarray | None, size: tuple[int, int]) -> dict[str, np.ndarray]:
-  """Object name -> mask. Names are those of the mask files (numbered where they repeat), "object" for the photo's own alpha channel."""
+  """Object name -> mask. Names are those of the mask files, numbered where they repeat; "object" for the alpha channel."""
   if not paths:
     if alpha is None:
       raise InputError("give --mask FILE: the photo has no alpha channel that marks the object")

@@ -100,7 +100,8 @@ def row_config(model: ConfigDict) -> SampleConfig:
                       latent_channels=cfg.flow.latent_channels)
 
 
-def sampler_config(settings: Mapping[str, Any], *, steps: int | None, guidance: float | None, shortcut: bool) -> generate.SamplerConfig:
+def sampler_config(settings: Mapping[str, Any], *, steps: int | None, guidance: float | None,
+                   shortcut: bool) -> generate.SamplerConfig:
   """The sampler recorded with the weights, with what the command line says in place of it."""
   settings = dict(settings)
   if shortcut:
@@ -135,7 +136,8 @@ def from_checkpoint(folder: str, decoder: str | None, *, which: str = "ema", **s
   model, _ = checkpoint.restore_model(folder, which=which)
   trained = tuple(config.objective.weights) if "objective" in config and "weights" in config.objective else LATENTS
   return Predictor(model=model, decoder=vae.decoder, sampler=sampler_config(config.sampler.to_dict(), **sampler),
-                   row=row_config(config.model), trained=trained, convention="ScaleShiftInvariant", resolution=vae_model.resolution,
+                   row=row_config(config.model), trained=trained, convention="ScaleShiftInvariant",
+                   resolution=vae_model.resolution,
                    identity={"checkpoint": checkpoint.digest(meta), "step": meta["step"], "decoder": vae_name, "which": which})
 
 
@@ -165,7 +167,8 @@ def check_latent_shape(geometry: ConfigDict, vae: ConfigDict, where: str) -> Non
   makes = geometry.flow.shape_resolution, geometry.flow.latent_channels
   takes = vae.resolution // 2 ** (len(vae.channels) - 1), vae.latent_channels
   if makes != takes:
-    raise InputError(f"{where}: the decoder takes latents of {takes[0]}^3 x {takes[1]}, the model makes {makes[0]}^3 x {makes[1]}")
+    raise InputError(f"{where}: the decoder takes latents of {takes[0]}^3 x {takes[1]}, "
+                     f"the model makes {makes[0]}^3 x {makes[1]}")
 
 
 def needs_pointmap(row: SampleConfig) -> bool:

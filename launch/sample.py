@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
 def flags(parser: argparse.ArgumentParser) -> None:
   weights = parser.add_argument_group("weights")
   weights.add_argument("--checkpoint", help="work folder of a Geometry model")
-  weights.add_argument("--decoder", help="work folder of the structure VAE that encoded its data (default: as the checkpoint says)")
+  weights.add_argument("--decoder", help="work folder of the structure VAE of its data (default: as the checkpoint says)")
   weights.add_argument("--release", help="release folder with both")
   weights.add_argument("--which", default="ema", help="parameters of the checkpoint: raw, ema (default) or ema:<decay>")
   photo = parser.add_argument_group("a photo")
@@ -35,7 +35,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
   data.add_argument("--split", default="test")
   data.add_argument("--max", type=int, default=0, help="examples at most, evenly spaced; 0: all")
   data.add_argument("--glb", type=int, default=12, help="how many of the samples are written as GLB")
-  data.add_argument("--shuffle_images", action="store_true", help="condition each sample on the image of another object (baseline)")
+  data.add_argument("--shuffle_images", action="store_true", help="take each image from another object (baseline)")
   parser.add_argument("--out", required=True, help="folder for the results")
   parser.add_argument("--steps", type=int, help="of the sampler (default: as recorded with the weights)")
   parser.add_argument("--guidance", type=float, help="strength (default: as recorded with the weights)")

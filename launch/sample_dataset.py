@@ -46,14 +46,16 @@ def run(args: argparse.Namespace, out: pathlib.Path) -> None:
   images = shuffled(source, chosen) if args.shuffle_images else chosen
   starts = range(0, len(chosen), args.batch_size)
   todo = [s for s in starts if not part_file(parts, s).exists()]
-  with Progress(len(chosen), "sampling", "objects", done=sum(min(args.batch_size, len(chosen) - s) for s in starts if s not in todo)) as bar:
+  done = len(chosen) - sum(min(args.batch_size, len(chosen) - s) for s in todo)
+  with Progress(len(chosen), "sampling", "objects", done=done) as bar:
     for start in todo:
       rows = chosen[start:start + args.batch_size]
       write_part(part_file(parts, start), *sample_batch(predictor, source, rows, images[start:start + args.batch_size], args))
       bar.update(len(rows))
   result = join_parts(out, [part_file(parts, s) for s in starts], predictor.resolution, settings)
   written = write_meshes(out, source, chosen, result, args.glb)
-  print(f"{out / SAMPLES_FILE}: {len(result.key)} samples, {int((~result.occupancy.any((1, 2, 3))).sum())} of them empty; {written} GLB files")
+  empty = int((~result.occupancy.any((1, 2, 3))).sum())
+  print(f"{out / SAMPLES_FILE}: {len(result.key)} samples, {empty} of them empty; {written} GLB files")
 
 
 def choose(count: int, most: int) -> list[int]:
@@ -74,7 +76,8 @@ def shuffled(source, chosen: list[int]) -> list[int]:
   return [partner[i] for i in chosen]
 
 
-def sample_batch(predictor: Predictor, source, rows: list[int], images: list[int], args) -> tuple[list[str], np.ndarray, np.ndarray]:
+def sample_batch(predictor: Predictor, source, rows: list[int], images: list[int],
+                 args: argparse.Namespace) -> tuple[list[str], np.ndarray, np.ndarray]:
   """(keys, occupancy, rotation quaternions) of some examples. Short batches are padded, so there is one compilation."""
   keys = [source[i]["key"] for i in rows]
   conditions = [samples.condition(source[i], predictor.row, None)[0] for i in images]
@@ -120,7 +123,8 @@ def join_parts(out: pathlib.Path, files: list[pathlib.Path], resolution: int, se
       for name, column in columns.items():
         column.append(part[name])
   arrays = {name: np.concatenate(column) for name, column in columns.items()}
-  write_npz(out / SAMPLES_FILE, **arrays, resolution=np.array(resolution), settings=np.array(json.dumps(settings, sort_keys=True)))
+  text = json.dumps(settings, sort_keys=True)
+  write_npz(out / SAMPLES_FILE, **arrays, resolution=np.array(resolution), settings=np.array(text))
   return load_samples(out)
 
 

@@ -17,8 +17,9 @@ from sam3d_jax.geometry import cameras, pose, rotations
 
 FRAMES = {
     "camera": "x left, y up, z forward",
-    "object": "unit cube [-0.5, 0.5]^3, z up; `rotation` (w, x, y, z) and `matrix` map it to the camera: matrix @ (scale * x) + translation",
-    "glb": "the object's GLB is y up, as glTF prescribes: (x, y, z) -> (x, z, -y); `rotation_glb` maps its vertices in the same way",
+    "object": "unit cube [-0.5, 0.5]^3, z up; `rotation` (w, x, y, z) and `matrix` take it to the camera: "
+              "matrix @ (scale * x) + translation",
+    "glb": "the object's GLB is y up, as glTF prescribes: (x, y, z) -> (x, z, -y); `rotation_glb` takes it to the camera",
 }
 
 
@@ -47,7 +48,8 @@ def run(args: argparse.Namespace, out: pathlib.Path) -> None:
     mesh.write_glb(out / "scene.glb", scene, y_up=True)
   draw(out / "preview.png", image, masks, shapes, poses)
   empty = [name for name, shape in shapes.items() if shape is None]
-  print(f"{out}: {len(shapes) - len(empty)} meshes, layout.json, scene.glb, preview.png" + (f"; empty: {', '.join(empty)}" if empty else ""))
+  print(f"{out}: {len(shapes) - len(empty)} meshes, layout.json, preview.png{', scene.glb' if scene else ''}"
+        + (f"; empty: {', '.join(empty)}" if empty else ""))
 
 
 def prepare(predictor: Predictor, image, mask, pointmap, name: str) -> dict[str, np.ndarray]:
@@ -55,7 +57,8 @@ def prepare(predictor: Predictor, image, mask, pointmap, name: str) -> dict[str,
   row = predictor.row
   streams = tuple(s for s in row.streams if pointmap is not None or s not in samples.POINTMAP_STREAMS)
   try:
-    out = transforms.preprocess(image, mask, pointmap, image_size=row.image_size, pointmap_size=row.pointmap_size, streams=streams)
+    out = transforms.preprocess(image, mask, pointmap, image_size=row.image_size, pointmap_size=row.pointmap_size,
+                                streams=streams)
   except (transforms.MaskError, normalisers.NoValidPoints) as error:
     raise InputError(f"object {name}: {error}") from error
   unknown = np.full((row.pointmap_size,) * 2 + (3,), np.nan, np.float32)
@@ -84,7 +87,7 @@ def placed(predictor: Predictor) -> bool:
 
 
 def object_pose(predictor: Predictor, found: Prediction, index: int, row: dict) -> pose.Pose:
-  """Pose of one object: metric with a point map, else in the normalised frame; rotation alone from a model that learned no more."""
+  """Pose of one object: metric with a point map, else in the normalised frame; the rotation alone if no more was learned."""
   if not placed(predictor):
     return pose.Pose(found.rotation[index], np.zeros(3), np.ones(3))
   latents = {name: x[index] for name, x in found.latents.items() if name != "shape"}
@@ -97,7 +100,8 @@ def layout(predictor: Predictor, shapes: dict, poses: list[pose.Pose], metric: b
   if metric:
     frame, note = "camera", "translation and scale are in the point map's unit"
   elif placed(predictor):
-    frame, note = "normalised", "no point map was given: translation and scale are relative to each object's own unknown scene scale"
+    frame = "normalised"
+    note = "no point map was given: translation and scale are relative to the unknown centre and scale of each object's point map"
   else:
     frame, note = "rotation only", "the model has learned shape and rotation; translation and scale are unknown"
   objects = {}
@@ -105,7 +109,8 @@ def layout(predictor: Predictor, shapes: dict, poses: list[pose.Pose], metric: b
     entry = {"file": f"{name}.glb" if shape is not None else None, "rotation": quaternion(p.rotation.T),
              "rotation_glb": quaternion(p.rotation.T @ cameras.OBJECT_FROM_GLTF.T), "matrix": p.rotation.T.tolist()}
     known = placed(predictor)
-    objects[name] = entry | {"translation": p.translation.tolist() if known else None, "scale": p.scale.tolist() if known else None}
+    values = {"translation": p.translation, "scale": p.scale}
+    objects[name] = entry | {key: value.tolist() if known else None for key, value in values.items()}
   return {"frame": frame, "units": "of the point map" if metric else None, "note": note, "frames": FRAMES, "image": args.image,
           "seed": args.seed, "steps": predictor.sampler.steps, "weights": dict(predictor.identity), "objects": objects}
 

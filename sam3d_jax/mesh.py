@@ -12,6 +12,7 @@ from scipy import ndimage, sparse
 
 from sam3d_jax.geometry.cameras import GLTF_FROM_OBJECT
 
+
 @dataclasses.dataclass(frozen=True)
 class Mesh:
   """Triangles, counter-clockwise seen from outside; `colour` is one RGB in 0..255 for all vertices or one each."""
@@ -45,7 +46,8 @@ def from_occupancy(occupancy_XYZ: np.ndarray, *, colour: np.ndarray = GREY, smoo
   return Mesh(vertices, np.ascontiguousarray(faces, np.int64), np.asarray(colour, np.uint8))
 
 
-def smooth(vertices_P3: np.ndarray, faces_F3: np.ndarray, iterations: int, *, shrink: float = 0.5, grow: float = -0.53) -> np.ndarray:
+def smooth(vertices_P3: np.ndarray, faces_F3: np.ndarray, iterations: int, *, shrink: float = 0.5,
+           grow: float = -0.53) -> np.ndarray:
   """Taubin smoothing: alternating steps towards and away from the mean of each vertex's neighbours."""
   ends = np.concatenate([faces_F3[:, [0, 1]], faces_F3[:, [1, 2]], faces_F3[:, [2, 0]]])
   ends = np.concatenate([ends, ends[:, ::-1]])

@@ -32,8 +32,8 @@ def render(mesh: Mesh | None, view_33: np.ndarray, *, size: int = 192, extent: f
 
 def cast(vertices_P3, faces_F3, size: int, extent: float):
   """First hits of a grid of parallel rays along camera z: (ray index, face index, hit point), one row a hit."""
-  from trimesh.ray.ray_pyembree import RayMeshIntersector  # needs embreex; loaded only where pictures are made
   import trimesh
+  from trimesh.ray.ray_pyembree import RayMeshIntersector  # needs embreex; loaded only where pictures are made
 
   offset = ((np.arange(size) + 0.5) / size - 0.5) * extent
   origins = np.stack(np.broadcast_arrays(-offset[None, :], -offset[:, None], -4.0), -1).reshape(-1, 3)  # x is left, rows go down
@@ -99,8 +99,8 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
   return np.asarray(canvas)
 
 
-def grid(rows: Sequence[Sequence[np.ndarray]], columns: Sequence[str], captions: Sequence[str], *, title: str = "", size: int = 192,
-         gap: int = 8) -> Image.Image:
+def grid(rows: Sequence[Sequence[np.ndarray]], columns: Sequence[str], captions: Sequence[str], *, title: str = "",
+         size: int = 192, gap: int = 8) -> Image.Image:
   """A labelled grid: one row of pictures an object, a header above each column, a caption under each row."""
   header, caption, top = 22, 20, 30 if title else 0
   width = len(columns) * (size + gap) + gap

@@ -21,7 +21,7 @@ def bootstrap_interval(values: Sequence[float], *, level: float = 0.95, draws: i
 
 
 def summarise(rows: Mapping[str, Mapping[str, float | None]], names: Sequence[str]) -> dict:
-  """Mean of each metric over the objects that have it, `<name>_interval` its 95 % bootstrap interval; None where no object has it."""
+  """Mean of each metric over the objects that have it and `<name>_interval`, its 95 % interval; None where no object has it."""
   out: dict = {}
   for name in names:
     values = [row[name] for row in rows.values() if row.get(name) is not None]

@@ -3,11 +3,11 @@
 A pose maps object points to the scene: x_scene = R (scale * x) + t, scale one number or one per object axis.
 
 - iou_3d: intersection over union of the axis-aligned boxes of the two posed shapes, in the scene's axes.
-- icp_rot_deg: angle of the rotation that ICP still finds from the posed prediction to the posed truth. Both are centred and scaled
-  to one size first, so that errors of translation and scale, which the other metrics measure, do not disturb it. Protocol in
-  `align`; of equally good rotations the smallest counts, so a symmetric object is not punished.
-- add_s: mean distance from the points of one posed shape to the nearest of the other, mean of both directions ("symmetrised"), over
-  the diameter of the posed truth (largest distance between two of its points).
+- icp_rot_deg: angle of the rotation that ICP still finds from the posed prediction to the posed truth. Both are centred and
+  scaled to one size first, so that errors of translation and scale, which the other metrics measure, do not disturb it. Protocol
+  in `align`; of equally good rotations the smallest counts, so a symmetric object is not punished.
+- add_s: mean distance from the points of one posed shape to the nearest of the other, mean of both directions ("symmetrised"),
+  over the diameter of the posed truth (largest distance between two of its points).
 - add_s_01: 1 if add_s < 0.1, else 0; its mean is ADD-S@0.1.
 """
 
@@ -89,7 +89,7 @@ def add_s(pred_P3: np.ndarray, truth_P3: np.ndarray, true_diameter: float, worke
 def icp_rotation_deg(pred: surface.Surface, truth: surface.Surface, protocol: align.IcpProtocol = align.IcpProtocol(), *,
                      points: int = 20_000, seed: int = 0) -> float:
   """Residual rotation in degrees between two posed surfaces, in [0, 180]."""
-  moving = align.centred(align.make_cloud(*surface.sample_surface(pred, points, seed)))
+  moving = align.centred(align.make_cloud(*surface.sample_surface(pred, points, seed + 1)))
   fixed = align.centred(align.make_cloud(*surface.sample_surface(truth, points, seed)))
   found = align.search(moving, fixed, protocol)
   still = align.refine(moving, fixed, align.IDENTITY, protocol)

@@ -14,8 +14,8 @@ def voxel_iou(pred_BXYZ, truth_BXYZ):
 def best_constant(mean_XYZ: np.ndarray, truth_BXYZ: np.ndarray) -> tuple[float, float]:
   """The strongest prediction that ignores the image: the mean training shape, cut at its best threshold.
 
-  `mean_XYZ` is the share of training objects that occupy each voxel. Every threshold that gives a different grid is tried, and the
-  one with the highest mean IoU on the very objects it is scored on is taken, so the baseline is as strong as it can be.
+  `mean_XYZ` is the share of training objects that occupy each voxel. Every threshold that gives a different grid is tried, and
+  the one with the highest mean IoU on the very objects it is scored on is taken, so the baseline is as strong as it can be.
   Returns (mean IoU, threshold): the grid is mean >= threshold.
   """
   order = np.argsort(-mean_XYZ.reshape(-1), kind="stable")

@@ -1,15 +1,17 @@
 """Preference metrics: what pairwise votes say about models. A vote is "left", "right" or "equal" between two named models.
 
-- Win rate: wins plus half the ties, over votes; interval by Wilson's score (Wilson 1927), which stays within [0, 1] and is defined for
-  a handful of votes.
-- Elo: the ratings under which the votes are most likely (Bradley & Terry 1952) on the Elo scale, where a difference of 400 means odds of
-  10 to 1. Unlike the update-by-update form it does not depend on the order of the votes. Ties count half for each side.
+- Win rate: wins plus half the ties, over votes; interval by Wilson's score (Wilson 1927), which stays within [0, 1] and is
+  defined for a handful of votes.
+- Elo: the ratings under which the votes are most likely (Bradley & Terry 1952) on the Elo scale, where a difference of 400 means
+  odds of 10 to 1. Unlike the update-by-update form it does not depend on the order of the votes. Ties count half for each side.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
 from scipy.stats import norm
 
 OUTCOMES = {"left": 1.0, "right": 0.0, "equal": 0.5}  # points for the left model
@@ -48,7 +50,7 @@ def win_rate(votes: Sequence[Vote], model: str, against: str, level: float = 0.9
   return WinRate(rate, *wilson_interval(sum(points), len(points), level), len(points))
 
 
-def elo(votes: Sequence[Vote], *, mean: float = 1000.0, prior: float = 0.1, iterations: int = 10_000) -> dict[str, float]:
+def elo(votes: Sequence[Vote], *, mean: float = 1000.0, prior: float = 0.1) -> dict[str, float]:
   """Model -> rating; ratings average to `mean`.
 
   prior: imaginary ties of every model with an average one; they keep the rating of a model that never lost finite.
@@ -59,23 +61,23 @@ def elo(votes: Sequence[Vote], *, mean: float = 1000.0, prior: float = 0.1, iter
   for v in votes:
     points[index[v.left], index[v.right]] += OUTCOMES[v.outcome]
     points[index[v.right], index[v.left]] += 1 - OUTCOMES[v.outcome]
-  games, won = points + points.T, points.sum(1)
-  strength = np.ones(len(names))
-  for _ in range(iterations):  # minorise-maximise (Hunter, Annals of Statistics 2004)
-    expected = (games / (strength[:, None] + strength[None])).sum(1) + prior / (strength + 1)
-    update = (won + prior / 2) / expected
-    done = np.abs(np.log(update / strength)).max(initial=0.0) < 1e-10
-    strength = update
-    if done:
-      break
-  ratings = np.log(strength) * ELO_PER_NAT
-  return {name: float(r) for name, r in zip(names, ratings - ratings.mean() + mean, strict=True)}
+
+  def negative_log_likelihood(rating):
+    lead = rating[:, None] - rating[None]
+    loss = (points * np.logaddexp(0, -lead)).sum() + prior / 2 * (np.logaddexp(0, rating) + np.logaddexp(0, -rating)).sum()
+    pull = points * expit(-lead)
+    return loss, pull.sum(0) - pull.sum(1) + prior / 2 * (expit(rating) - expit(-rating))
+
+  found = minimize(negative_log_likelihood, np.zeros(len(names)), jac=True, method="BFGS", options={"gtol": 1e-7})
+  rating = found.x * ELO_PER_NAT
+  return {name: float(r) for name, r in zip(names, rating - rating.mean() + mean, strict=True)}
 
 
-def elo_intervals(votes: Sequence[Vote], *, level: float = 0.95, draws: int = 200, seed: int = 0, **options) -> dict[str, tuple[float, float]]:
+def elo_intervals(votes: Sequence[Vote], *, level: float = 0.95, draws: int = 200, seed: int = 0,
+                  prior: float = 0.1) -> dict[str, tuple[float, float]]:
   """Percentile bootstrap interval of each rating over the votes; a draw in which a model has no votes says nothing about it."""
   rng = np.random.default_rng(seed)
-  drawn = [elo([votes[i] for i in rng.integers(0, len(votes), len(votes))], **options) for _ in range(draws)]
+  drawn = [elo([votes[i] for i in rng.integers(0, len(votes), len(votes))], prior=prior) for _ in range(draws)]
   quantiles = (1 - level) / 2, (1 + level) / 2
   out = {}
   for name in sorted({name for v in votes for name in (v.left, v.right)}):

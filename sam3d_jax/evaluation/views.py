@@ -10,7 +10,7 @@ def psnr(image_HWC: np.ndarray, truth_HWC: np.ndarray) -> float:
 
 
 def ssim(image_HWC: np.ndarray, truth_HWC: np.ndarray) -> float:
-  """Structural similarity (Wang et al. 2004): Gaussian window of sigma 1.5 cut at 11 x 11, K1 = 0.01, K2 = 0.03, mean over channels.
+  """Structural similarity (Wang et al. 2004): Gaussian window of sigma 1.5 cut at 11 x 11, K1 0.01, K2 0.03, mean over channels.
 
   Raises ValueError for pictures smaller than the window.
   """

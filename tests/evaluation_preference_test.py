@@ -1,0 +1,75 @@
+"""Votes to win rates and ratings; image metrics."""
+
+import numpy as np
+import pytest
+
+from sam3d_jax.evaluation import aggregate, views
+from sam3d_jax.evaluation.preference import Vote, elo, elo_intervals, wilson_interval, win_rate
+
+
+def test_ties_count_half_and_sides_do_not_matter():
+  votes = [Vote("a", "b", "left"), Vote("b", "a", "right"), Vote("a", "b", "equal"), Vote("b", "a", "left"),
+           Vote("a", "c", "right")]
+  rate = win_rate(votes, "a", "b")
+  assert rate.rate == 2.5 / 4 and rate.votes == 4
+  assert win_rate(votes, "b", "a").rate == 1 - rate.rate
+
+
+def test_wilson_interval_matches_the_published_formula():
+  # 8 of 10 at 95 %: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) with z = 1.96
+  assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+  assert wilson_interval(0, 0) == (0, 1)
+  assert wilson_interval(5, 5)[1] == 1.0
+
+
+def test_elo_difference_of_odds_10_to_1_is_400():
+  votes = [Vote("a", "b", "left")] * 1000 + [Vote("a", "b", "right")] * 100
+  ratings = elo(votes, prior=0.0)
+  assert ratings["a"] - ratings["b"] == pytest.approx(400, abs=0.1)
+  assert sum(ratings.values()) / 2 == pytest.approx(1000)
+
+
+def test_elo_does_not_depend_on_the_order_of_votes():
+  rng = np.random.default_rng(0)
+  votes = [Vote(*rng.permutation(["a", "b", "c"])[:2], rng.choice(["left", "right", "equal"])) for _ in range(60)]
+  shuffled = [votes[i] for i in rng.permutation(60)]
+  assert elo(votes) == pytest.approx(elo(shuffled), abs=1e-4)
+
+
+def test_a_model_that_never_lost_has_a_finite_rating():
+  ratings = elo([Vote("a", "b", "left")] * 5)
+  assert np.isfinite(list(ratings.values())).all() and ratings["a"] > ratings["b"]
+
+
+def test_elo_intervals_hold_the_rating():
+  votes = [Vote("a", "b", "left")] * 30 + [Vote("a", "b", "right")] * 20
+  low, high = elo_intervals(votes, draws=50)["a"]
+  assert low < elo(votes)["a"] < high
+
+
+def test_bootstrap_interval_has_the_width_of_the_standard_error():
+  values = np.random.default_rng(0).standard_normal(400)
+  low, high = aggregate.bootstrap_interval(values)
+  assert low < values.mean() < high
+  assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
+  assert np.isnan(aggregate.bootstrap_interval([])).all()
+
+
+def test_summary_counts_only_objects_that_have_the_metric():
+  total = aggregate.summarise({"x": {"f1": 1.0, "add_s": None}, "y": {"f1": 0.0, "add_s": None}}, ("f1", "add_s"))
+  assert total["f1"] == 0.5 and total["add_s"] is None and total["add_s_interval"] is None
+
+
+def test_psnr_of_a_constant_error_is_its_closed_form():
+  picture = np.full((16, 16, 3), 0.5)
+  assert views.psnr(picture + 0.1, picture) == pytest.approx(20.0)
+  assert views.psnr(picture, picture) == np.inf
+
+
+def test_ssim_is_one_for_equal_pictures_and_lower_for_noise():
+  rng = np.random.default_rng(0)
+  picture = rng.random((32, 32, 3))
+  assert views.ssim(picture, picture) == pytest.approx(1)
+  assert views.ssim(np.clip(picture + 0.3 * rng.standard_normal(picture.shape), 0, 1), picture) < 0.9
+  with pytest.raises(ValueError, match="11 x 11"):
+    views.ssim(picture[:8], picture[:8])

@@ -1,0 +1,178 @@
+"""Shape metrics against closed forms: spheres, boxes, known rotations and shifts."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+import trimesh
+
+from sam3d_jax.evaluation import align, shape, surface
+
+FAST = shape.ShapeProtocol(points=20_000, emd_points=256, align_points=4000, icp=align.IcpProtocol(
+    spiral=101, scan_points=128, keep=6, coarse_points=400, fine_points=2000, workers=1))
+
+
+def box(extents=(2.0, 1.2, 0.6)) -> surface.Surface:
+  mesh = trimesh.creation.box(extents)
+  return surface.make_surface(mesh.vertices, mesh.faces)
+
+
+def sphere(radius: float) -> np.ndarray:
+  """An even cloud on a sphere (Fibonacci spiral)."""
+  count = 4000
+  z = 1 - 2 * (np.arange(count) + 0.5) / count
+  angle = np.pi * (1 + 5**0.5) * np.arange(count)
+  ring = np.sqrt(1 - z**2)
+  return radius * np.stack([ring * np.cos(angle), ring * np.sin(angle), z], -1)
+
+
+def wedge() -> surface.Surface:
+  """A shape without any symmetry: three boxes of different size."""
+  boxes = [trimesh.creation.box(e, trimesh.transformations.translation_matrix(t))
+           for e, t in (((2, 0.3, 0.5), (0, 0, 0)), ((0.3, 1.1, 0.4), (0.8, 0.5, 0)), ((0.25, 0.25, 0.9), (-0.8, 0.05, 0.5)))]
+  mesh = trimesh.util.concatenate(boxes)
+  return surface.make_surface(mesh.vertices, mesh.faces)
+
+
+def test_chamfer_of_concentric_spheres_is_the_difference_of_their_radii():
+  a, b = sphere(1.0), sphere(0.8)
+  there, back = shape.nearest_distances(a, b), shape.nearest_distances(b, a)
+  assert shape.chamfer(there, back) == pytest.approx(0.2, abs=2e-3)
+
+
+def test_emd_of_concentric_spheres_is_the_difference_of_their_radii():
+  assert shape.emd(sphere(1.0), sphere(0.7), 512) == pytest.approx(0.3, abs=2e-3)
+
+
+def test_emd_of_a_small_shift_is_its_length():
+  points = sphere(1.0)
+  assert shape.emd(points, points + [0.01, 0.02, 0.02], 512) == pytest.approx(0.03, abs=1e-3)
+
+
+def test_emd_equals_the_plain_assignment():
+  from scipy.optimize import linear_sum_assignment
+  from scipy.spatial.distance import cdist
+  rng = np.random.default_rng(0)
+  a, b = rng.standard_normal((200, 3)), rng.standard_normal((200, 3)) + 1
+  distance = cdist(a, b)
+  assert shape.emd(a, b, 200) == pytest.approx(distance[linear_sum_assignment(distance)].mean(), rel=1e-12)
+
+
+def test_thinning_of_far_points_hardly_changes_a_distance(monkeypatch):
+  rng = np.random.default_rng(0)
+  a, b = rng.random((30_000, 3)) * [1, 1, 0], rng.random((30_000, 3)) * [1, 1, 0] + [0.3, 0, 0.05]
+  exact = shape.nearest_distances(a, b)
+  monkeypatch.setattr(shape, "THIN_ABOVE", 1000)
+  thinned = shape.nearest_distances(a, b)
+  assert thinned.shape == exact.shape and not np.array_equal(thinned, exact)
+  assert thinned.mean() == pytest.approx(exact.mean(), rel=0.02)
+  np.testing.assert_array_equal(np.sort(thinned[thinned < shape.FAR]), np.sort(exact[exact < shape.FAR]))
+
+
+def test_f1_is_the_harmonic_mean_of_precision_and_recall():
+  pred_to_truth, truth_to_pred = np.array([0.0, 0.0, 1.0, 1.0]), np.array([0.0, 0.0, 0.0, 1.0])
+  assert shape.f1(pred_to_truth, truth_to_pred, 0.01) == pytest.approx(2 * 0.5 * 0.75 / 1.25)
+
+
+def test_voxel_iou_of_half_a_slab_is_one_half():
+  x = (np.arange(64) + 0.5) / 32 - 1
+  slab = np.stack(np.meshgrid(x, x, [0.0], indexing="ij"), -1).reshape(-1, 3)
+  assert shape.point_voxel_iou(slab, slab[slab[:, 0] > 0], 64) == 0.5
+
+
+def test_an_exact_copy_scores_perfectly():
+  scores = shape.shape_metrics(wedge(), wedge(), FAST)
+  assert scores == {"f1": 1.0, "viou": 1.0, "chamfer": pytest.approx(0, abs=1e-9), "emd": pytest.approx(0, abs=1e-9)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rotation_shift_and_size_do_not_change_the_score(seed):
+  truth = wedge()
+  pred = truth.transformed(scale=7.0, rotation=Rotation.random(random_state=seed).as_matrix(), translation=[3.0, -1.0, 2.0])
+  scores = shape.shape_metrics(pred, truth, FAST)
+  assert scores["f1"] > 0.999 and scores["chamfer"] < 3e-3
+
+
+def test_a_box_of_another_shape_scores_less_than_perfect_and_more_than_nothing():
+  scores = shape.shape_metrics(box((2.0, 1.2, 0.9)), box(), FAST)
+  assert 0 < scores["f1"] < 0.95 and 0.02 < scores["chamfer"] < 0.2
+
+
+def test_chamfer_of_boxes_grows_with_their_difference():
+  near, far = (shape.shape_metrics(box((2.0, 1.2, z)), box(), FAST)["chamfer"] for z in (0.7, 1.1))
+  assert near < far
+
+
+def test_a_missing_surface_scores_worst():
+  assert shape.shape_metrics(None, box(), FAST) == shape.WORST == shape.shape_metrics(box(), None, FAST)
+
+
+@pytest.mark.parametrize("vertices, faces", [
+    ([[0, 0, 0], [1, 0, 0], [2, 0, 0]], [[0, 1, 2]]), ([[np.nan] * 3, [1, 0, 0], [0, 1, 0]], [[0, 1, 2]]),
+    ([[1e300, 0, 0], [1e300, 0, 0], [1e300, 0, 0]], [[0, 1, 2]]), ([], None), ([[1.0, 2.0, 3.0]], None),
+], ids=["line", "nan", "point", "empty", "single point"])
+def test_what_has_no_surface_is_refused_with_a_reason(vertices, faces):
+  with pytest.raises(surface.SurfaceError, match="part"):
+    surface.make_surface(np.array(vertices, float).reshape(-1, 3), faces, name="part")
+
+
+def test_a_single_triangle_and_a_point_cloud_have_scores():
+  triangle = surface.make_surface([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]])
+  cloud = surface.make_surface(np.random.default_rng(0).random((500, 3)))
+  for pred in (triangle, cloud):
+    scores = shape.shape_metrics(pred, box(), FAST)
+    assert all(np.isfinite(v) for v in scores.values())
+
+
+def test_samples_are_uniform_by_area_and_seeded():
+  rng = np.random.default_rng(0)
+  corners = np.array([[0, 0, 0], [3, 0, 0], [0, 1, 0], [3, 1, 0], [10, 0, 0], [11, 0, 0], [10, 1, 0], [11, 1, 0]], float)
+  part = surface.make_surface(corners, rng.permutation([[0, 1, 2], [1, 3, 2], [4, 5, 6], [5, 7, 6]]))
+  points, normals = surface.sample_surface(part, 20_000, 1)
+  assert (points[:, 0] < 5).mean() == pytest.approx(0.75, abs=0.01)
+  assert points[points[:, 0] < 5].mean(0) == pytest.approx([1.5, 0.5, 0.0], abs=0.03)
+  assert np.abs(normals[:, 2]) == pytest.approx(1)
+  np.testing.assert_array_equal(points, surface.sample_surface(part, 20_000, 1)[0])
+
+
+def test_normalising_centres_the_box_and_keeps_proportions():
+  points, centre, half = surface.normalise(np.array([[1.0, 1.0, 1.0], [5.0, 3.0, 2.0]]))
+  np.testing.assert_allclose(points, [[-1, -0.5, -0.25], [1, 0.5, 0.25]])
+  np.testing.assert_allclose(centre, [3, 2, 1.5])
+  assert half == 2
+
+
+def test_icp_recovers_a_small_known_motion_exactly():
+  cloud = align.make_cloud(*surface.sample_surface(wedge(), 2000, 0))
+  rotation, shift = Rotation.from_rotvec([0.1, -0.2, 0.15]).as_matrix(), np.array([0.05, -0.02, 0.03])
+  moved = align.make_cloud(cloud.points @ rotation.T + shift, cloud.normals @ rotation.T)
+  found = align.icp(cloud, moved, align.IDENTITY, iterations=40, trim=0.9, workers=1)
+  np.testing.assert_allclose(found.rotation, rotation, atol=1e-6)
+  np.testing.assert_allclose(found.translation, shift, atol=1e-6)
+
+
+def test_equal_costs_go_to_the_smallest_rotation():
+  turn = dataclasses.replace(align.IDENTITY, rotation=Rotation.from_euler("z", 90, degrees=True).as_matrix(), cost=1.0)
+  still = dataclasses.replace(align.IDENTITY, cost=1.02)
+  assert align.prefer([turn, still], tie=0.05) is still
+  assert align.prefer([turn, dataclasses.replace(still, cost=1.2)], tie=0.05) is turn
+
+
+def test_start_rotations_begin_with_the_identity_and_leave_no_gap_beyond_30_degrees():
+  starts = align.start_rotations(501)
+  np.testing.assert_allclose(starts[0], np.eye(3), atol=1e-12)
+  probes = Rotation.random(200, random_state=0).as_matrix()
+  trace = np.einsum("aij,bij->ab", probes, starts).max(1)
+  assert np.degrees(np.arccos((trace - 1) / 2)).max() < 30
+
+
+def test_diameter_of_a_box_is_its_diagonal():
+  assert surface.diameter(box((3.0, 4.0, 12.0)).vertices) == pytest.approx(13.0)
+  assert surface.diameter(np.array([[0.0, 0, 0], [3, 4, 0], [1, 1, 0]])) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("name", ["truncated.glb", "empty.obj", "zero_area_faces.obj"])
+def test_broken_mesh_files_are_refused_by_name(shared_dir, name):
+  with pytest.raises(surface.SurfaceError, match=name):
+    surface.load_surface(shared_dir / "data" / "bad" / name)
