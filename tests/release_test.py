@@ -187,17 +187,17 @@ def test_a_yaml_that_asks_for_more_than_is_implemented_is_refused(path, value, w
 
 
 def test_the_average_asked_for_is_exported(tmp_path):
-  config = tiny_config("geometry")
+  config = tiny_config("structure_vae")
   raw, fast, slow = (random_params(config, seed) for seed in range(3))
   writer = checkpoint.Checkpointer(tmp_path / "run")
   writer.save(5, {"params": raw, "ema": {"0.9": fast, "0.99": slow}}, {"config": config.to_dict(), "lineage": {}})
   writer.close()
   for which, expected in (("raw", raw), ("ema", slow), ("ema:0.9", fast)):
-    model = export_torch.open_model(str(tmp_path / "run"), "geometry", which=which, step=None, merge_lora=False)
-    for path in ("flow/time/hidden/kernel", "condition/group_embed"):
+    model = export_torch.open_model(str(tmp_path / "run"), "structure_vae", which=which, step=None, merge_lora=False)
+    for path in ("decoder/conv_in/kernel", "encoder/conv_out/bias"):
       np.testing.assert_array_equal(model.params[path], expected[path])
   with pytest.raises(InputError, match="0.5"):
-    export_torch.open_model(str(tmp_path / "run"), "geometry", which="ema:0.5", step=None, merge_lora=False)
+    export_torch.open_model(str(tmp_path / "run"), "structure_vae", which="ema:0.5", step=None, merge_lora=False)
 
 
 def test_adapters_are_merged_when_asked_and_refused_otherwise(tmp_path, capsys):
