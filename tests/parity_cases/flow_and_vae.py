@@ -163,7 +163,7 @@ def mot_block(fixture: Fixture):
   return out
 
 
-def _flow_config(k: dict) -> GeometryFlowConfig:
+def flow_config(k: dict) -> GeometryFlowConfig:
   """From the published constructor's arguments; times come in the sinusoid's units, so nothing is left to scale."""
   shape = re.fullmatch(r"Latent\((\d+), *\d+, *ShapePositionEmbedder\(\d+, *(\d+), *1\)\)", k["latent_mapping"]["shape"])
   return GeometryFlowConfig(
@@ -174,7 +174,7 @@ def _flow_config(k: dict) -> GeometryFlowConfig:
 
 @case("b2_ss_flow_wrapper")
 def flow_model(fixture: Fixture):
-  cfg = _flow_config(fixture.kwargs)
+  cfg = flow_config(fixture.kwargs)
   rules = names.backbone_rules(cfg)
   graph, params = nnx.split(loaded(GeometryFlow(cfg, rngs=nnx.Rngs(0)), rules, fixture.params))
   x, r = (ours(fixture.group(f"in/{n}"), LATENTS) for n in ("x", "r"))
@@ -238,7 +238,7 @@ def vae_blocks(fixture: Fixture):
   return {f"out/{name}": channels_first(y) for name, y in out.items()}
 
 
-def _vae_config(k: dict, channels: list[int], resolution: int) -> vae.StructureVAEConfig:
+def vae_config(k: dict, channels: list[int], resolution: int) -> vae.StructureVAEConfig:
   return vae.StructureVAEConfig(resolution=resolution, latent_channels=k["latent_channels"], channels=tuple(channels),
                                 res_blocks=k["num_res_blocks"], middle_blocks=k["num_res_blocks_middle"])
 
@@ -246,7 +246,7 @@ def _vae_config(k: dict, channels: list[int], resolution: int) -> vae.StructureV
 @case("e1_ss_encoder")
 def structure_encoder(fixture: Fixture):
   occupancy = jnp.asarray(fixture.inputs["occupancy"])[:, 0]
-  cfg = _vae_config(fixture.kwargs, fixture.kwargs["channels"], occupancy.shape[-1])
+  cfg = vae_config(fixture.kwargs, fixture.kwargs["channels"], occupancy.shape[-1])
   encoder = loaded(vae.StructureEncoder(cfg, rngs=nnx.Rngs(0)), names.structure_encoder_rules(cfg), fixture.params)
   mean, logvar = map(channels_first, encoder(occupancy))
   sampled = mean + jnp.exp(0.5 * logvar) * fixture.inputs["noise"]
@@ -257,7 +257,7 @@ def structure_encoder(fixture: Fixture):
 def structure_decoder(fixture: Fixture):
   z = channels_last(fixture.inputs["z"])
   channels = fixture.kwargs["channels"][::-1]
-  cfg = _vae_config(fixture.kwargs, channels, z.shape[1] * 2 ** (len(channels) - 1))
+  cfg = vae_config(fixture.kwargs, channels, z.shape[1] * 2 ** (len(channels) - 1))
   decoder = loaded(vae.StructureDecoder(cfg, rngs=nnx.Rngs(0)), names.structure_decoder_rules(cfg), fixture.params)
   logits = decoder(z)
   from_tokens = decoder(vae.tokens_to_grid(jnp.asarray(fixture.inputs["tokens"])))[:, None]

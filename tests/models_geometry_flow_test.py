@@ -1,0 +1,301 @@
+"""Laws of the Mixture-of-Transformers flow model."""
+
+import dataclasses
+import functools
+import json
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sam3d_jax.batch import LATENTS, LAYOUT_LATENTS
+from sam3d_jax.models.geometry_flow import (
+  BLOCK_EPS,
+  OUTPUT_EPS,
+  CrossAttention,
+  GeometryFlow,
+  GeometryFlowConfig,
+  LatentProjection,
+  modulate,
+  modulations,
+)
+from sam3d_jax.models.layers import MLP, REMAT_POLICIES, Dense
+from sam3d_jax.torch_bridge import keys, names_geometry
+from tests import parity
+from tests.parity_cases import flow_and_vae
+
+TINY = GeometryFlowConfig(width=24, depth=2, heads=2, cond_width=20, shape_resolution=2, latent_channels=3, dtype="float32")
+BATCH, TOKENS = 3, 5
+
+
+@functools.cache
+def _model(cfg: GeometryFlowConfig = TINY):
+  """Graph and parameters, all drawn at random: zero-initialised ones would hide most of a block."""
+  model = nnx.eval_shape(lambda: GeometryFlow(cfg, rngs=nnx.Rngs(0)))
+  rng = np.random.default_rng(1)
+  keys.load_params(model, {k: 0.3 * rng.normal(size=s) for k, s in keys.flat_shapes(model).items()})
+  return nnx.split(model)
+
+
+@functools.cache
+def _untrained():
+  """Graph and parameters as initialised."""
+  return _model()[0], _jit(lambda: nnx.split(GeometryFlow(TINY, rngs=nnx.Rngs(0)))[1])()
+
+
+@functools.cache
+def _inputs(cfg: GeometryFlowConfig = TINY):
+  rng = np.random.default_rng(2)
+  x = {k: jnp.asarray(rng.normal(size=(BATCH, *shape)), jnp.float32) for k, shape in cfg.latent_shapes().items()}
+  return x, jnp.asarray([0.1, 0.5, 0.9]), jnp.asarray(rng.normal(size=(BATCH, TOKENS, cfg.cond_width)), jnp.float32)
+
+
+# Compiling is what these tests spend their time on: the CPU compiler's optimisations are left out.
+_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def _apply(cfg: GeometryFlowConfig):
+  graph, _ = _model(cfg)
+  return lambda params, x, t, tokens, d=None: nnx.merge(graph, params)(x, t, tokens, d)
+
+
+@functools.cache
+def _forward(cfg: GeometryFlowConfig = TINY):
+  return _jit(_apply(cfg))
+
+
+def _gradient(cfg: GeometryFlowConfig, latents: tuple[str, ...]):
+  """Gradients of a weighted sum of the latents' velocities for parameters, latents and tokens; beside them the velocities."""
+  apply = _apply(cfg)
+
+  def loss(params, x, tokens, t, d):
+    y = apply(params, x, t, tokens, d)
+    return sum((jnp.cos(jnp.arange(y[k].size)).reshape(y[k].shape) * y[k]).sum() for k in latents), y
+
+  return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
+
+
+@functools.cache
+def _grad(cfg: GeometryFlowConfig = TINY, latents: tuple[str, ...] = LATENTS):
+  return _jit(_gradient(cfg, latents))
+
+
+def _assert_close(a, b, tol=2e-5):
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_allclose(x, y, atol=tol * max(1.0, float(jnp.abs(y).max())))
+
+
+def _norms(tree) -> dict[str, float]:
+  return {"/".join(map(str, path)): float(jnp.linalg.norm(leaf.get_value())) for path, leaf in nnx.to_flat_state(tree)}
+
+
+def test_shape_stream_gets_no_gradient_from_layout():
+  x, t, tokens = _inputs()
+  (params_bar, x_bar, _), _ = _grad(TINY, LAYOUT_LATENTS)(_model()[1], x, tokens, t, t)
+  norms = _norms(params_bar)
+  assert all(v == 0.0 for k, v in norms.items() if "/shape/" in k), "layout losses moved parameters of the shape stream"
+  assert float(jnp.abs(x_bar["shape"]).max()) == 0.0
+  assert norms["blocks/layer/layout/self_attn/qkv/kernel"] > 0
+
+
+def test_shape_velocity_does_not_depend_on_layout_latents():
+  x, t, tokens = _inputs()
+  moved = {k: v if k == "shape" else v + 1.0 for k, v in x.items()}
+  a, b = (_forward()(_model()[1], latents, t, tokens) for latents in (x, moved))
+  np.testing.assert_array_equal(a["shape"], b["shape"])
+  assert all(float(jnp.abs(a[k] - b[k]).max()) > 1e-3 for k in LAYOUT_LATENTS)
+
+
+def test_layout_velocity_depends_on_shape_latent():
+  x, t, tokens = _inputs()
+  a, b = (_forward()(_model()[1], x | {"shape": shape}, t, tokens) for shape in (x["shape"], x["shape"] + 1.0))
+  assert all(float(jnp.abs(a[k] - b[k]).max()) > 1e-3 for k in LAYOUT_LATENTS)
+
+
+def test_layout_tokens_stand_in_the_published_order():
+  model = nnx.merge(*_model())
+  x, _, _ = _inputs()
+  layout = model.embed(x)["layout"]
+  for i, name in enumerate(("rotation", "translation", "scale", "translation_scale")):
+    np.testing.assert_array_equal(layout[:, i:i + 1], model.latents[name].embed(x[name]))
+
+
+def test_one_modulation_serves_both_streams():
+  paths = [p for p in keys.flat_shapes(nnx.merge(*_model())) if "adaln" in p]
+  assert paths == ["blocks/layer/adaln/bias", "blocks/layer/adaln/kernel"]
+
+
+def test_absorbed_layout_keys_and_values_equal_the_plain_form():
+  plain = dataclasses.replace(TINY, absorb_layout_kv=False)
+  (x, t, tokens), params = _inputs(), _model()[1]
+  _assert_close(_grad()(params, x, tokens, t, t), _grad(plain)(params, x, tokens, t, t))
+
+
+def test_absorbed_form_never_projects_the_condition_tokens():
+  def projects_tokens(cfg):
+    graph, params = _model(cfg)
+    block = nnx.merge(graph, params).blocks.layer.layout
+    one = jax.tree.map(lambda a: a[0], nnx.state(block.cross_attn))
+    cross = nnx.merge(nnx.graphdef(block.cross_attn), one)
+    text = str(jax.make_jaxpr(cross)(jnp.ones((1, 4, cfg.width)), jnp.ones((1, TOKENS, cfg.cond_width))))
+    return f"f32[1,{TOKENS},2,{cfg.heads},{cfg.width // cfg.heads}]" in text
+
+  assert projects_tokens(dataclasses.replace(TINY, absorb_layout_kv=False))
+  assert not projects_tokens(TINY)
+
+
+def test_normalised_keys_cannot_be_absorbed():
+  with pytest.raises(ValueError, match="qk_rms_norm rules it out"):
+    CrossAttention(8, 8, 2, absorb_kv=True, qk_rms_norm=True, dtype=jnp.float32, attention="xla", rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("remat", [p for p in REMAT_POLICIES if p != "none"])
+def test_remat_changes_neither_outputs_nor_gradients(remat):
+  cfg = dataclasses.replace(TINY, remat=remat)
+  (x, t, tokens), params = _inputs(), _model()[1]
+  _assert_close(_grad(cfg)(params, x, tokens, t, t), _grad()(params, x, tokens, t, t), 1e-5)
+
+
+def test_remat_policies_keep_less_for_the_backward_pass_in_their_order():
+  kept = {}
+  x, t, tokens = _inputs()
+  for remat in REMAT_POLICIES:
+    jaxpr = jax.make_jaxpr(_gradient(dataclasses.replace(TINY, remat=remat), LATENTS))(_model()[1], x, tokens, t, t)
+    forward_scan = next(e for e in _equations(jaxpr.jaxpr) if e.primitive.name == "scan")
+    kept[remat] = sum(v.aval.size for v in forward_scan.outvars)
+  assert kept["full"] < kept["attention"] < kept["dots"] < kept["none"]
+
+
+def _equations(jaxpr):
+  for eqn in jaxpr.eqns:
+    yield eqn
+    for sub in jax.core.jaxprs_in_params(eqn.params):
+      yield from _equations(sub)
+
+
+def test_program_size_does_not_grow_with_depth():
+  def lines(depth):
+    cfg = dataclasses.replace(TINY, depth=depth)
+    x, t, tokens = _inputs()
+    return _forward(cfg).lower(_model(cfg)[1], x, t, tokens).as_text().count("\n")
+
+  assert lines(2) == lines(6)
+
+
+def test_calling_without_step_size_skips_its_embedder_and_zero_does_not():
+  (x, t, tokens), params = _inputs(), _model()[1]
+  skipped, zero = _forward()(params, x, t, tokens), _forward()(params, x, t, tokens, jnp.zeros(BATCH))
+  assert float(jnp.abs(skipped["shape"] - zero["shape"]).max()) > 1e-3
+
+
+def test_untrained_step_embedder_changes_nothing():
+  graph, params = _untrained()
+  x, t, tokens = _inputs()
+  forward = _jit(lambda params, d: nnx.merge(graph, params)(x, t, tokens, d))
+  _assert_close(forward(params, None), forward(params, t), 0.0)
+
+
+def test_untrained_blocks_pass_self_attention_and_mlp_by():
+  """Zero modulation means zero gates: only the cross-attention, which has none, touches the residual stream."""
+  graph, params = _untrained()
+  x, t, tokens = _inputs()
+  norms = _norms(_jit(jax.grad(lambda params: nnx.merge(graph, params)(x, t, tokens)["shape"].sum()))(params))
+  assert norms["blocks/layer/shape/mlp/up/kernel"] == norms["blocks/layer/shape/self_attn/qkv/kernel"] == 0.0
+  assert norms["blocks/layer/shape/cross_attn/out/kernel"] > 0 and norms["blocks/layer/adaln/kernel"] > 0
+
+
+def test_time_is_multiplied_by_its_scale_and_broadcasts_over_the_batch():
+  (x, _, tokens), params = _inputs(), _model()[1]
+  cfg = dataclasses.replace(TINY, time_scale=1.0)
+  a = _forward()(params, x, jnp.full(BATCH, 0.25), tokens, jnp.full(BATCH, 0.5))
+  _assert_close(_forward(cfg)(params, x, jnp.full(BATCH, 250.0), tokens, jnp.full(BATCH, 500.0)), a)
+  _assert_close(_forward()(params, x, jnp.full(1, 0.25), tokens, jnp.full(1, 0.5)), a)
+
+
+def test_velocities_are_fp32_whatever_the_compute_dtype():
+  cfg = dataclasses.replace(TINY, dtype="bfloat16")
+  x, t, tokens = _inputs()
+  y = jax.eval_shape(_forward(cfg), _model(cfg)[1], x, t, tokens.astype(jnp.bfloat16))
+  assert {k: (v.dtype, v.shape) for k, v in y.items()} == {k: (jnp.float32, v.shape) for k, v in x.items()}
+
+
+def test_bf16_stays_within_two_percent_of_fp32_on_the_fixture(golden_dir):
+  [fixture] = parity.fixtures(golden_dir, "b2_ss_flow_wrapper.npz")
+  exact = flow_and_vae.flow_config(fixture.kwargs)
+  model = nnx.eval_shape(lambda: GeometryFlow(exact, rngs=nnx.Rngs(0)))
+  _, params = nnx.split(flow_and_vae.loaded(model, names_geometry.backbone_rules(exact), fixture.params))
+  x = flow_and_vae.ours(fixture.group("in/x"), flow_and_vae.LATENTS)
+  rounded = dataclasses.replace(exact, dtype="bfloat16")
+  a, b = (_forward(cfg)(params, x, fixture.inputs["t"], fixture.inputs["cond"], fixture.inputs["d"]) for cfg in (exact, rounded))
+  errors = {k: float(jnp.linalg.norm(a[k] - b[k]) / jnp.linalg.norm(a[k])) for k in a}
+  assert all(0 < error < 0.02 for error in errors.values()), errors
+
+
+@pytest.mark.parametrize("eps", [BLOCK_EPS, OUTPUT_EPS])
+def test_layer_norm_eps_is_1e_6_in_blocks_and_1e_5_before_output_projections(eps):
+  """Inputs of variance 1e-6 halve under eps = 1e-6 and all but vanish under 1e-5."""
+  x = 1e-3 * jnp.asarray([[[1.0, -1.0, 1.0, -1.0]]])
+  if eps == BLOCK_EPS:
+    got = modulate(x, 0.0, 0.0)
+  else:
+    latent = LatentProjection(4, 4, learned_positions=0, rngs=nnx.Rngs(0))
+    latent.proj_out.kernel[...] = jnp.eye(4)
+    got = latent.readout(x)
+  expected = {BLOCK_EPS: np.sqrt(1 / 2), OUTPUT_EPS: np.sqrt(1 / 11)}[eps]
+  np.testing.assert_allclose(np.abs(got), expected, rtol=1e-4)
+  assert (BLOCK_EPS, OUTPUT_EPS) == (1e-6, 1e-5)
+
+
+def test_gelu_of_the_blocks_is_the_tanh_approximation():
+  mlp = MLP(1, 1, rngs=nnx.Rngs(0))
+  mlp.up.kernel[...], mlp.down.kernel[...] = jnp.ones((1, 1)), jnp.ones((1, 1))
+  x = np.linspace(-3, 3, 13, dtype=np.float32)[:, None]
+  tanh = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+  np.testing.assert_allclose(mlp(x), tanh, atol=1e-6)
+  mlp.exact_gelu = True
+  assert np.abs(mlp(x) - tanh).max() > 1e-4
+
+
+def test_modulation_is_shift_scale_gate_of_attention_then_of_mlp():
+  cfg = dataclasses.replace(TINY, depth=1)
+  adaln = Dense(cfg.width, (6, cfg.width), zero=True, rngs=nnx.Rngs(0))
+  adaln.bias[...] = jnp.arange(6.0)[:, None] * jnp.ones(cfg.width)
+  chunks = modulations(adaln, jnp.ones((BATCH, cfg.width)))
+  assert [float(c[0, 0, 0]) for c in chunks] == [0, 1, 2, 3, 4, 5]
+  block = nnx.merge(*_model()).blocks.layer.shape
+  one = nnx.merge(nnx.graphdef(block), jax.tree.map(lambda a: a[0], nnx.state(block)))
+  x, attended = jnp.ones((1, 2, cfg.width)), jnp.ones((1, 2, cfg.heads, cfg.width // cfg.heads))
+  tokens = _inputs()[2][:1]
+  silent = one.finish(x, attended, tokens, (9.0, 9.0, 0.0, 9.0, 9.0, 0.0))  # both gates shut
+  np.testing.assert_allclose(silent, x + one.cross_attn(one.cross_norm(x), tokens), rtol=1e-6)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda x: {k: v for k, v in x.items() if k != "scale"}, "the model needs"),
+    (lambda x: x | {"shape": x["shape"][:, 1:]}, "latent 'shape' has shape"),
+], ids=["missing", "misshapen"])
+def test_latents_that_do_not_fit_are_refused(change, message):
+  x, t, tokens = _inputs()
+  with pytest.raises(ValueError, match=message):
+    _forward()(_model()[1], change(x), t, tokens)
+
+
+def test_step_size_without_an_embedder_is_refused():
+  cfg = dataclasses.replace(TINY, shortcut=False)
+  x, t, tokens = _inputs()
+  with pytest.raises(ValueError, match="shortcut=True"):
+    _forward(cfg)(_model(cfg)[1], x, t, tokens, t)
+
+
+@pytest.mark.parametrize("change", [{"heads": 5}, {"remat": "some"}, {"attention": "flash"}])
+def test_configuration_is_checked(change):
+  with pytest.raises(ValueError, match=next(iter(change))):
+    dataclasses.replace(TINY, **change)
+
+
+def test_default_configuration_has_the_published_parameter_count(shared_dir):
+  published = json.loads((shared_dir / "golden" / "state_dict_full_keys.json").read_text())["ss_generator"]
+  shapes = keys.flat_shapes(nnx.eval_shape(lambda: GeometryFlow(GeometryFlowConfig(), rngs=nnx.Rngs(0))))
+  assert sum(int(np.prod(s)) for s in shapes.values()) == published["n_parameters"]
