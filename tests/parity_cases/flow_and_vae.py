@@ -1,5 +1,7 @@
 """Parity of the flow model's parts (a*), attention and blocks (b*) and the structure VAE (e*)."""
 
+from collections.abc import Callable
+import functools
 import re
 
 from flax import nnx
@@ -29,10 +31,17 @@ LATENTS = {torch: ours for ours, torch in names.LATENT_NAMES.items()}
 STREAMS = {torch: ours for ours, torch in names.STREAM_NAMES.items()}
 
 
-def loaded(module: nnx.Module, rules: list[keys.Rule], params: dict[str, np.ndarray]) -> nnx.Module:
-  """The module with the fixture's parameters, every one of which must be used."""
+def loaded(make: Callable[..., nnx.Module], rules: list[keys.Rule], params: dict[str, np.ndarray]) -> nnx.Module:
+  """The module `make(rngs=...)` with the fixture's parameters, every one of which must be used; nothing is initialised."""
+  module = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
   keys.load_params(module, keys.to_ours(rules, params, keys.flat_shapes(module)))
   return module
+
+
+def run(module: nnx.Module, *args):
+  """The module's answer, compiled as a whole."""
+  graph, params = nnx.split(module)
+  return jax.jit(lambda params, *args: nnx.merge(graph, params)(*args))(params, *args)
 
 
 def ours(arrays: dict[str, np.ndarray], renamed: dict[str, str]) -> dict[str, np.ndarray]:
@@ -62,16 +71,16 @@ def channels_first(x):
 @case("a1_timestep_embedder")
 def timestep_embedder(fixture: Fixture):
   k = fixture.kwargs
-  module = TimestepEmbedder(k["hidden_size"], frequencies=k["frequency_embedding_size"], rngs=nnx.Rngs(0))
-  loaded(module, names.timestep_embedder_rules(), fixture.params)
+  make = functools.partial(TimestepEmbedder, k["hidden_size"], frequencies=k["frequency_embedding_size"])
+  module = loaded(make, names.timestep_embedder_rules(), fixture.params)
   t = jnp.asarray(fixture.inputs["t"])
   return {"out/sinusoid": sinusoid(t, k["frequency_embedding_size"]), "out/emb": module(t), "out/emb_scalar": module(t[3:4])}
 
 
 @case("a2_multihead_rmsnorm")
 def head_rms_norm(fixture: Fixture):
-  module = HeadRMSNorm(fixture.kwargs["heads"], fixture.kwargs["dim"])
-  loaded(module, [keys.Rule("gamma", "scale")], fixture.params)
+  make = lambda rngs: HeadRMSNorm(fixture.kwargs["heads"], fixture.kwargs["dim"])
+  module = loaded(make, [keys.Rule("gamma", "scale")], fixture.params)
   return {"out/y": module(jnp.asarray(fixture.inputs["x"]))}
 
 
@@ -92,9 +101,10 @@ def latent_projections(fixture: Fixture):
   out = {}
   for torch, channels in k["in_channels"].items():
     name = LATENTS[torch]
-    module = LatentProjection(channels, cfg.width, learned_positions=0 if name == "shape" else k["token_len"], rngs=nnx.Rngs(0))
+    positions = 0 if name == "shape" else k["token_len"]
+    make = functools.partial(LatentProjection, channels, cfg.width, learned_positions=positions)
     params = {n.removeprefix(f"{torch}."): v for n, v in fixture.params.items() if n.startswith(f"{torch}.")}
-    loaded(module, names.latent_rules(cfg, name, "", ""), params)
+    module = loaded(make, names.latent_rules(cfg, name, "", ""), params)
     out[f"out/{torch}/to_input"] = module.embed(jnp.asarray(fixture.inputs[f"{torch}/x"]), table)
     out[f"out/{torch}/to_output"] = module.readout(jnp.asarray(fixture.inputs[f"{torch}/h"]))
     if name == "shape":
@@ -115,20 +125,20 @@ def dense_attention(fixture: Fixture):
       attended = _mot(width, heads, rms, {"shape": x, "layout": pose}, params)
       out |= {"out/mot_shape": attended["shape"], "out/mot_pose": attended["layout"]}
     elif "type=cross" in spec:
-      module = CrossAttention(width, k["ctx_channels"], heads, absorb_kv=False, qk_rms_norm=rms, dtype=jnp.float32,
-                              attention="auto", rngs=nnx.Rngs(0))
-      out[f"out/{name}"] = loaded(module, names.cross_attention_rules(width, qk_rms_norm=rms), params)(x, context)
+      make = functools.partial(CrossAttention, width, k["ctx_channels"], heads, absorb_kv=False, qk_rms_norm=rms,
+                               dtype=jnp.float32, attention="auto")
+      out[f"out/{name}"] = loaded(make, names.cross_attention_rules(width, qk_rms_norm=rms), params)(x, context)
     else:
-      module = SelfAttention(width, heads, qk_rms_norm=rms, dtype=jnp.float32, rngs=nnx.Rngs(0))
-      loaded(module, names.self_attention_rules(width, rms), params)
+      make = functools.partial(SelfAttention, width, heads, qk_rms_norm=rms, dtype=jnp.float32)
+      module = loaded(make, names.self_attention_rules(width, rms), params)
       out[f"out/{name}"] = module.out(attend(*module.project(x)))
   return out
 
 
 def _mot(width, heads, rms, x, params):
   rules = [r for torch, s in STREAMS.items() for r in names.self_attention_rules(width, rms, ours=f"{s}/", stream=f".{torch}")]
-  modules = nnx.Dict({s: SelfAttention(width, heads, qk_rms_norm=rms, dtype=jnp.float32, rngs=nnx.Rngs(0)) for s in x})
-  loaded(modules, rules, params)
+  make = functools.partial(SelfAttention, width, heads, qk_rms_norm=rms, dtype=jnp.float32)
+  modules = loaded(lambda rngs: nnx.Dict({s: make(rngs=rngs) for s in x}), rules, params)
   q, k, v = ({s: modules[s].project(x[s])[i] for s in x} for i in range(3))
   attended = mot_attend(q, k, v, backend="auto")
   return {s: modules[s].out(attended[s]) for s in x}
@@ -143,7 +153,7 @@ def _block_config(k: dict) -> GeometryFlowConfig:
 def mot_block(fixture: Fixture):
   cfg = _block_config(fixture.kwargs)
   rules = names.mot_block_rules(cfg.width, cfg.qk_rms_norm)
-  graph, params = nnx.split(loaded(MoTBlock(cfg, rngs=nnx.Rngs(0)), rules, fixture.params))
+  graph, params = nnx.split(loaded(functools.partial(MoTBlock, cfg), rules, fixture.params))
   x, r = (ours(fixture.group(f"in/{n}"), STREAMS) for n in ("x", "r"))
 
   @jax.jit
@@ -176,7 +186,7 @@ def flow_config(k: dict) -> GeometryFlowConfig:
 def flow_model(fixture: Fixture):
   cfg = flow_config(fixture.kwargs)
   rules = names.backbone_rules(cfg)
-  graph, params = nnx.split(loaded(GeometryFlow(cfg, rngs=nnx.Rngs(0)), rules, fixture.params))
+  graph, params = nnx.split(loaded(functools.partial(GeometryFlow, cfg), rules, fixture.params))
   x, r = (ours(fixture.group(f"in/{n}"), LATENTS) for n in ("x", "r"))
   t, d, tokens = (fixture.inputs[n] for n in ("t", "d", "cond"))
 
@@ -215,20 +225,19 @@ class _ModulatedBlock(nnx.Module):
 def modulated_block(fixture: Fixture):
   cfg = _block_config(fixture.kwargs)
   rules = names.adaln_rules(cfg.width) + names.stream_rules(cfg.width, cfg.qk_rms_norm, ours="stream/")
-  module = loaded(_ModulatedBlock(cfg, rngs=nnx.Rngs(0)), rules, fixture.params)
-  return {"out/y": module(*(jnp.asarray(fixture.inputs[n]) for n in ("x", "mod", "ctx")))}
+  module = loaded(functools.partial(_ModulatedBlock, cfg), rules, fixture.params)
+  return {"out/y": run(module, *(fixture.inputs[n] for n in ("x", "mod", "ctx")))}
 
 
 @case("e0_vae_blocks")
 def vae_blocks(fixture: Fixture):
   c, out_c = fixture.kwargs["channels"], fixture.kwargs["out_channels"]
-  rngs = nnx.Rngs(0)
-  modules = nnx.Dict({
+  make = lambda rngs: nnx.Dict({
       "res": vae.ResBlock3D(c, out_c, rngs=rngs), "res_same": vae.ResBlock3D(c, c, rngs=rngs),
       "down": vae.Downsample3D(c, out_c, rngs=rngs), "up": vae.Conv3D(c, 8 * out_c, rngs=rngs)})
   rules = names.resblock_rules("res.", "res/", skip=c != out_c) + names.resblock_rules("res_same.", "res_same/")
   rules += names.conv_rules("down.conv", "down") + names.conv_rules("up.conv", "up")
-  loaded(modules, rules, fixture.params)
+  modules = loaded(make, rules, fixture.params)
   x = channels_last(fixture.inputs["x"])
   out = {name: module(x) for name, module in modules.items()}
   out["up"] = vae.depth_to_space(out["up"], 2)
@@ -247,8 +256,8 @@ def vae_config(k: dict, channels: list[int], resolution: int) -> vae.StructureVA
 def structure_encoder(fixture: Fixture):
   occupancy = jnp.asarray(fixture.inputs["occupancy"])[:, 0]
   cfg = vae_config(fixture.kwargs, fixture.kwargs["channels"], occupancy.shape[-1])
-  encoder = loaded(vae.StructureEncoder(cfg, rngs=nnx.Rngs(0)), names.structure_encoder_rules(cfg), fixture.params)
-  mean, logvar = map(channels_first, encoder(occupancy))
+  encoder = loaded(functools.partial(vae.StructureEncoder, cfg), names.structure_encoder_rules(cfg), fixture.params)
+  mean, logvar = map(channels_first, run(encoder, occupancy))
   sampled = mean + jnp.exp(0.5 * logvar) * fixture.inputs["noise"]
   return {"out/mean": mean, "out/logvar": logvar, "out/mode_z": mean, "out/sampled_z": sampled}
 
@@ -258,8 +267,8 @@ def structure_decoder(fixture: Fixture):
   z = channels_last(fixture.inputs["z"])
   channels = fixture.kwargs["channels"][::-1]
   cfg = vae_config(fixture.kwargs, channels, z.shape[1] * 2 ** (len(channels) - 1))
-  decoder = loaded(vae.StructureDecoder(cfg, rngs=nnx.Rngs(0)), names.structure_decoder_rules(cfg), fixture.params)
-  logits = decoder(z)
-  from_tokens = decoder(vae.tokens_to_grid(jnp.asarray(fixture.inputs["tokens"])))[:, None]
+  decoder = loaded(functools.partial(vae.StructureDecoder, cfg), names.structure_decoder_rules(cfg), fixture.params)
+  logits = run(decoder, z)
+  from_tokens = run(decoder, vae.tokens_to_grid(jnp.asarray(fixture.inputs["tokens"])))[:, None]
   return {"out/logits": logits[:, None], "out/logits_from_tokens_pipeline": from_tokens,
           "out/logits_reshape_input_to_cube": from_tokens, "out/coords": np.argwhere(np.asarray(logits) > 0)}
