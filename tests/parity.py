@@ -154,6 +154,7 @@ def main(argv: list[str]) -> int:
     return 1
   import jax
   jax.config.update("jax_default_matmul_precision", "highest")
+  jax.config.update("jax_disable_most_optimizations", True)  # a fixture is compiled once and run once
   load_cases()
   rows, left_out = [], []
   for fixture in fixtures(args.dir, args.only):

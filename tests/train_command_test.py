@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -16,8 +17,12 @@ from sam3d_jax.training import checkpoint
 STAGES = {"configs/pretrain_geometry.py": "pretrain", "configs/vae_structure.py": "train_vae"}
 
 
+CACHE = tempfile.mkdtemp(prefix="compile_cache_")  # programs compiled by one test serve the others
+
+
 def run(config, workdir, *overrides, dry_run=False):
-  argv = ["--config", f"{config}:fake", "--workdir", str(workdir), *(["--dry_run"] if dry_run else []), *overrides]
+  argv = ["--config", f"{config}:fake", "--workdir", str(workdir), f"--config.compile_cache={CACHE}",
+          *(["--dry_run"] if dry_run else []), *overrides]
   return cli.run_command(lambda args: train.run(args, stages=(STAGES[config],)), description="x", flags=train.flags, argv=argv)
 
 
@@ -78,7 +83,7 @@ def test_a_finished_run_is_not_trained_again(unbroken, capsys):
 
 def test_a_work_folder_of_another_experiment_is_refused(unbroken, capsys):
   assert run("configs/pretrain_geometry.py", unbroken, "--config.optim.lr=0.5") == cli.EXIT_BAD_INPUT
-  assert "optim.lr = 0.001, now it is 0.5" in capsys.readouterr().err
+  assert "optim.lr = 0.002, now it is 0.5" in capsys.readouterr().err
 
 
 def test_speed_may_change_on_resume(unbroken, tmp_path):
@@ -127,7 +132,8 @@ def test_the_vae_trains_and_its_reconstruction_improves(tmp_path):
 
 def test_sigterm_saves_exits_75_and_the_next_start_ends_where_an_unbroken_run_does(tmp_path):
   overrides = ("--config.steps=60", "--config.checkpoint.every=1000", "--config.eval.every=0")
-  command = [sys.executable, "-m", "launch.pretrain", "--config", "configs/pretrain_geometry.py:fake", *overrides]
+  command = [sys.executable, "-m", "launch.pretrain", "--config", "configs/pretrain_geometry.py:fake",
+             f"--config.compile_cache={CACHE}", *overrides]
   env = {**os.environ, "JAX_PLATFORMS": "cpu"}
   child = subprocess.Popen([*command, "--workdir", str(tmp_path / "broken")], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
   metrics = tmp_path / "broken" / "metrics.jsonl"

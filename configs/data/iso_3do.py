@@ -14,6 +14,7 @@ def get_config(variant: str = ""):
   if variant == "tiny":
     c.source = "procedural"
     c.views, c.image_size, c.image_format = 3, 96, "png"
+    c.procedural.families = ("table", "chair", "mug", "lamp", "bottle", "arrow", "letter", "crate", "shelf", "stairs", "bed", "house")
     c.test_fraction, c.objects_per_shard = 0.1, 20
     c.camera.elevation_deg = (0.0, 50.0)
   elif variant:
