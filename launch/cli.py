@@ -20,8 +20,8 @@ EXIT_BAD_INPUT = 2
 EXIT_RETRY = 75  # EX_TEMPFAIL: the launchers of docs/operations.md restart on it
 
 
-def main(run: Callable[[argparse.Namespace], int | None], *, description: str, flags: Callable[[argparse.ArgumentParser], None] | None = None,
-         config: str = "required", argv: list[str] | None = None) -> None:
+def main(run: Callable[[argparse.Namespace], int | None], *, description: str,
+         flags: Callable[[argparse.ArgumentParser], None] | None = None, config: str = "required", argv: list[str] | None = None) -> None:
   """Parses the command line, runs `run(args)` and exits with the code that the outcome calls for.
 
   config: "required" or "optional" adds `--config FILE[:variant]` and `--config.key=value`, found parsed in `args.config`

@@ -106,7 +106,8 @@ class Setup:
     """Touches the devices."""
     import jax
 
-    from sam3d_jax.sharding import mesh as mesh_lib, rules
+    from sam3d_jax.sharding import mesh as mesh_lib
+    from sam3d_jax.sharding import rules
     from sam3d_jax.torch_bridge.keys import flat_params
     from sam3d_jax.training import optim
     from sam3d_jax.training.state import ModelGraph, init_state
@@ -195,9 +196,9 @@ def train(setup: Setup, ledger, stop) -> None:
 
 def starting_state(setup: Setup, checkpointer):
   """Resume (same folder) before initialise (`init_from`) before scratch; says which. Returns the state and the lineage."""
-  import jax
 
   from flax import nnx
+
   from sam3d_jax.models import registry
   from sam3d_jax.torch_bridge.keys import flat_params
   from sam3d_jax.training import checkpoint

@@ -2,7 +2,10 @@
 
 
 class InputError(ValueError):
-  """The configuration or an input is wrong: retrying cannot help (exit code 2). The message names the file or key, the value and the fix."""
+  """The configuration or an input is wrong: retrying cannot help (exit code 2).
+
+  The message names the file or key, the value and the fix.
+  """
 
 
 class ConfigError(InputError):

@@ -2,7 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 import pytest
@@ -103,7 +104,8 @@ def test_every_leaf_is_accounted_for(tmp_path):
   wanted["params"]["b/bias"] = jax.ShapeDtypeStruct((6,), jnp.float32)
   with pytest.raises(InputError) as error:
     checkpointer.restore(wanted)
-  for line in ("missing on disk  params/new/kernel", "not in the model  ema/0.9/a/kernel", "shape differs  params/b/bias: (5,) on disk, (6,)"):
+  for line in ("missing on disk  params/new/kernel", "not in the model  ema/0.9/a/kernel",
+               "shape differs  params/b/bias: (5,) on disk, (6,)"):
     assert line in str(error.value)
 
 

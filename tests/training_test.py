@@ -73,7 +73,7 @@ def test_averages_follow_their_decay():
   state, step = make()
   new, _ = step(state, make_batch(), LR)
   for name, average in new.ema.items():
-    expected = jax.tree.map(lambda old, p: float(name) * old + (1 - float(name)) * p, state.params, new.params)
+    expected = jax.tree.map(lambda old, p, d=float(name): d * old + (1 - d) * p, state.params, new.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), average, expected)
 
 

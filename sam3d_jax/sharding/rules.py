@@ -9,7 +9,8 @@ import math
 import re
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from sam3d_jax.sharding.mesh import path_of
 
