@@ -9,6 +9,7 @@ import dataclasses
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sam3d_jax.models import attention as attention_lib
 from sam3d_jax.models import layers
@@ -47,6 +48,17 @@ class DinoConfig:
   def tokens(self) -> int:
     """Tokens that one image becomes."""
     return 1 + (self.registers if self.prenorm else 0) + (self.input_size // self.patch) ** 2
+
+
+def initial_positions(grid: int, width: int):
+  """(1 + grid^2, D): zero for the CLS, 2-D sin/cos for the patches.
+
+  Learned from there. An encoder trained from scratch knows from the first step where a patch lies; from small random values it has
+  to find out.
+  """
+  axis = np.arange(grid, dtype=np.int32)
+  patches = layers.position_sincos(np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2), width)
+  return jnp.concatenate([jnp.zeros((1, width), jnp.float32), patches])
 
 
 class SelfAttention(nnx.Module):
@@ -101,7 +113,7 @@ class Dino(nnx.Module):
     self.cls_token = normal(cfg.width)
     self.register_tokens = normal(cfg.registers, cfg.width) if cfg.registers else None
     self.mask_token = nnx.Param(jnp.zeros(cfg.width, jnp.float32))
-    self.pos_embed = normal(1 + grid * grid, cfg.width)
+    self.pos_embed = nnx.Param(initial_positions(grid, cfg.width))
     self.patch_embed = layers.Dense((cfg.patch, cfg.patch, 3), cfg.width, rngs=rngs, dtype=jnp.dtype(cfg.dtype))
     self.blocks = layers.Stack(lambda rngs: DinoBlock(cfg, rngs=rngs), cfg.depth, rngs=rngs, remat=cfg.remat)
     self.norm = layers.LayerNorm(cfg.width, eps=NORM_EPS)
