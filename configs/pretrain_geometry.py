@@ -39,7 +39,7 @@ def tiny(c: ConfigDict) -> None:
   flow.shape_resolution, flow.dtype = 4, "float32"
   condition.width, condition.hidden_multiplier, condition.dtype, condition.pointmap = 96, 2.0, "float32", None
   dino = condition.dino
-  dino.width, dino.depth, dino.heads, dino.patch, dino.image_size, dino.input_size, dino.dtype = 96, 3, 4, 8, 64, 64, "float32"
+  dino.width, dino.depth, dino.heads, dino.patch, dino.image_size, dino.input_size, dino.dtype = 96, 1, 4, 8, 64, 64, "float32"
   c.optim.frozen = ""
   c.data.image_size, c.data.resolution, c.data.cache_mb, c.data.threads = 64, 32, 500, 2
   c.steps, c.batch_size = 1500, 16
