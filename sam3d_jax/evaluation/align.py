@@ -8,7 +8,7 @@ The published evaluation says "aligned by ICP" and nothing more. Ours, from coar
 3. Each is refined by 25 iterations of symmetric, trimmed point-to-plane ICP on 1 000 points.
 4. The winner is the lowest untrimmed symmetric distance; among those within `tie` of it the smallest rotation wins, so that a
    symmetric object is not turned for nothing.
-5. The winner is refined on 10 000 points until the update is below 1e-7, at most 40 iterations.
+5. The winner is refined on 10 000 points until the update is below 1e-5, at most 40 iterations.
 
 The two clouds are sampled independently: were they equal up to a symmetry, that symmetry would look better than no motion.
 """
@@ -138,7 +138,7 @@ def icp(moving: Cloud, fixed: Cloud, start: Rigid, *, iterations: int, trim: flo
     update = np.linalg.solve(damped, jacobian.T @ residual)
     turn = Rotation.from_rotvec(update[:3]).as_matrix()
     pose = Rigid(turn @ pose.rotation, turn @ pose.translation + update[3:])
-    if np.abs(update).max() < 1e-7:
+    if np.abs(update).max() < 1e-5:
       break
   return dataclasses.replace(pose, cost=symmetric_cost(moving, fixed, pose, workers))
 
