@@ -1,0 +1,71 @@
+"""The parity runner, and every published fixture of the Geometry model."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from tests import parity
+from tests.conftest import SHARED
+
+GOLDEN = SHARED / "golden" / "dev"
+
+
+def fixture_names() -> list[str]:
+  """The fixtures of the Geometry model; one entry that skips where the folder is absent."""
+  if not (GOLDEN / "manifest.json").is_file():
+    return ["absent"]
+  return [n for n in sorted(json.loads((GOLDEN / "manifest.json").read_text())) if not n.startswith(parity.UNSUPPORTED_PREFIXES)]
+
+
+@pytest.mark.parametrize("name", fixture_names())
+def test_published_fixture(golden_dir, name):
+  parity.load_cases()
+  (fixture,) = parity.fixtures(golden_dir, name)
+  row = parity.run_fixture(fixture)
+  assert not row.problem, row
+  assert row.error <= row.tol
+
+
+def write_folder(folder, fixture, arrays):
+  """A folder with one fixture, its arrays replaced."""
+  np.savez(folder / f"{fixture.name}.npz", **arrays)
+  (folder / "manifest.json").write_text(json.dumps({f"{fixture.name}.npz": {"kwargs": fixture.kwargs, "tol": fixture.tol}}))
+
+
+@pytest.fixture
+def small(golden_dir):
+  parity.load_cases()
+  (fixture,) = parity.fixtures(golden_dir, "a2_*")
+  return fixture
+
+
+def test_an_output_disturbed_in_one_element_beyond_tolerance_fails(small, tmp_path, capsys):
+  (name,) = [k for k in small.expected if k.startswith("out/")]
+  for disturbance, code in ((0.0, 0), (0.5, 0), (3.0, 1)):
+    arrays = {k: v.copy() for k, v in small.arrays.items()}
+    arrays[name].flat[7] += disturbance * small.tol * max(1.0, np.abs(arrays[name]).max())
+    write_folder(tmp_path, small, arrays)
+    assert parity.main([os.fspath(tmp_path)]) == code
+  assert "FAIL" in capsys.readouterr().out
+
+
+def test_an_array_that_no_case_computes_fails(small, tmp_path):
+  write_folder(tmp_path, small, {**small.arrays, "out/another": np.zeros(3, np.float32)})
+  assert parity.main([os.fspath(tmp_path)]) == 1
+
+
+def test_a_run_in_which_nothing_ran_fails(small, tmp_path, capsys):
+  assert parity.main([os.fspath(tmp_path)]) == 1
+  write_folder(tmp_path, small, small.arrays)
+  assert parity.main([os.fspath(tmp_path), "--only", "zz*"]) == 1
+  assert "0 passed, 0 failed" in capsys.readouterr().out
+
+
+def test_comparison_agrees_on_nan_and_is_relative_to_the_largest_value():
+  nan = np.array([np.nan, 100.0])
+  assert parity.relative_error(nan, nan) == 0.0
+  assert parity.relative_error(np.array([np.nan, 101.0]), nan) == pytest.approx(0.01)
+  assert parity.relative_error(np.array([0.0, 100.0]), nan) == np.inf
+  assert parity.relative_error(np.zeros(3), nan) == np.inf
