@@ -11,6 +11,7 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)  # meshes of up to 8; everything else runs on the first
+jax.config.update("jax_cpu_enable_async_dispatch", False)  # collectives of two programs at once can deadlock on so few threads
 jax.config.update("jax_default_matmul_precision", "highest")
 
 SHARED = pathlib.Path(os.environ.get("SAM3D_SHARED", pathlib.Path(__file__).parents[1] / ".." / "shared")).resolve()

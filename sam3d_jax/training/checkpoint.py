@@ -76,7 +76,7 @@ def _checksum(x) -> jax.Array:
 
 def checksums(flat: Mapping[str, jax.Array]) -> dict[str, str]:
   """path -> checksum of every array, as 16 hexadecimal digits."""
-  sums = jax.device_get({path: _checksum(x) for path, x in flat.items()})
+  sums = {path: np.asarray(_checksum(x)) for path, x in flat.items()}  # one at a time: hundreds of collectives in flight can deadlock
   return {path: f"{int(a):08x}{int(b):08x}" for path, (a, b) in sums.items()}
 
 
@@ -87,8 +87,7 @@ def _finite(x) -> jax.Array:
 
 def non_finite(flat: Mapping[str, jax.Array]) -> list[str]:
   """Paths of the arrays that hold a NaN or an infinity."""
-  verdicts = {p: _finite(x) for p, x in flat.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
-  return [p for p, ok in jax.device_get(verdicts).items() if not ok]
+  return [p for p, x in flat.items() if jnp.issubdtype(x.dtype, jnp.inexact) and not bool(_finite(x))]
 
 
 def steps(workdir: str | pathlib.Path) -> list[int]:
