@@ -86,15 +86,23 @@ def test_the_table_and_the_report_hold_every_object(results):
 def test_a_second_run_scores_only_what_changed(pairs, results, monkeypatch):
   out, before = results
   scored = []
-  real = evaluate_pairs.score_pair
-  monkeypatch.setattr(evaluate_pairs, "score_pair", lambda folder, p: (scored.append(folder.name), real(folder, p))[1])
-  (pairs / "poor" / "truth_pose.json").write_text(json.dumps({"rotation": [1, 0, 0, 0], "translation": [0, 0, 0], "scale": 1}))
+  changed = dict(before["objects"]["poor"], f1=0.25)
+  monkeypatch.setattr(evaluate_pairs, "score_pair", lambda folder, protocol: scored.append(folder.name) or changed)
+  monkeypatch.setattr(evaluate_pairs.report, "html", lambda *args: "")
+  (pairs / "poor" / "note.txt").write_text("the folder is another one now")
   assert evaluate.main(["--pairs", str(pairs), "--out", str(out), "--points", "5000", "--workers", "1"]) == 0
   assert scored == ["poor"]
   after = json.loads((out / "metrics.json").read_text())
-  assert after["objects"]["poor"]["iou_3d"] == 0  # no predicted pose
-  (pairs / "poor" / "truth_pose.json").unlink()
-  assert after["objects"]["perfect"] == before["objects"]["perfect"]
+  assert after["objects"]["poor"]["f1"] == 0.25 and after["objects"]["perfect"] == before["objects"]["perfect"]
+
+
+def test_a_truth_pose_without_predicted_pose_scores_worst(pairs):
+  pose = pairs / "poor" / "truth_pose.json"
+  pose.write_text(json.dumps({"rotation": [1, 0, 0, 0], "translation": [0, 0, 0], "scale": 1}))
+  truth, _ = evaluate_pairs.read(pairs / "poor", "truth")
+  scores, problem = evaluate_pairs.layout_scores(pairs / "poor", truth, truth, evaluate_pairs.shape.ShapeProtocol())
+  pose.unlink()
+  assert scores["iou_3d"] == 0 and scores["icp_rot_deg"] == 180 and "pred_pose.json" in problem
 
 
 @pytest.mark.parametrize("argv, message", [
