@@ -10,7 +10,8 @@ quickstart: .venv/ready
 
 test: .venv-test/ready
 	@.venv-test/bin/ruff check .
-	@.venv-test/bin/python -m pytest $(PYTEST_ARGS)
+	@.venv-test/bin/python -m pytest $(PYTEST_ARGS) -m "not multidevice"
+	@SAM3D_TEST_DEVICES=8 timeout 1500 .venv-test/bin/python -m pytest -m multidevice
 
 lint: .venv-test/ready
 	@.venv-test/bin/ruff check .

@@ -109,6 +109,7 @@ def test_every_leaf_is_accounted_for(tmp_path):
     assert line in str(error.value)
 
 
+@pytest.mark.multidevice
 def test_a_checkpoint_moves_to_another_mesh_and_precision(tmp_path):
   meshes = [jax.make_mesh(shape, ("x", "y"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:n])
             for shape, n in (((4, 2), 8), ((2, 2), 4), ((1, 1), 1))]
@@ -127,6 +128,7 @@ def test_a_checkpoint_moves_to_another_mesh_and_precision(tmp_path):
   assert restored["params"]["a/kernel"].dtype == jnp.bfloat16
 
 
+@pytest.mark.multidevice
 def test_the_checksum_does_not_depend_on_the_layout_and_sees_every_bit():
   x = jax.random.normal(jax.random.key(0), (8, 16))
   mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)

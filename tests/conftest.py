@@ -10,8 +10,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llv
 import jax
 import pytest
 
-jax.config.update("jax_num_cpu_devices", 8)  # meshes of up to 8; everything else runs on the first
-jax.config.update("jax_cpu_enable_async_dispatch", False)  # collectives of two programs at once can deadlock on so few threads
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("SAM3D_TEST_DEVICES", "1")))  # 8 for the tests marked multidevice
 jax.config.update("jax_default_matmul_precision", "highest")
 
 SHARED = pathlib.Path(os.environ.get("SAM3D_SHARED", pathlib.Path(__file__).parents[1] / ".." / "shared")).resolve()

@@ -72,6 +72,7 @@ def test_splash_equals_xla_forward_and_backward_at_lengths_that_need_padding(spl
   _assert_close(_value_and_grads(q, k, v, "splash"), _value_and_grads(q, k, v, "xla"), 2e-5)
 
 
+@pytest.mark.multidevice
 def test_kernels_cut_over_a_mesh_compute_the_same(splash_on_cpu):
   q, k, v = _qkv((256, 128), head_dim=64)
   whole = _value_and_grads(q, k, v, "xla")
@@ -82,6 +83,7 @@ def test_kernels_cut_over_a_mesh_compute_the_same(splash_on_cpu):
   assert "tensor<1x128x1x64xf32>" in lowered  # a shard: 1 sample, 128 queries, 1 head
 
 
+@pytest.mark.multidevice
 def test_mesh_axes_that_do_not_divide_a_dimension_are_left_out(splash_on_cpu):
   q, k, v = _qkv((129, 130), batch=1, heads=3, head_dim=64)
   whole = _value_and_grads(q, k, v, "xla")

@@ -15,6 +15,9 @@ from sam3d_jax.training.state import ModelGraph, init_state
 from sam3d_jax.training.step import make_train_step
 
 
+pytestmark = pytest.mark.multidevice
+
+
 @pytest.mark.parametrize("path", ["configs/pretrain_geometry.py", "configs/vae_structure.py"])
 def test_every_parameter_of_the_full_models_matches_exactly_one_rule(path):
   shapes = flat_params(registry.abstract_model(cli.load_config(path).model))

@@ -86,6 +86,7 @@ def test_a_work_folder_of_another_experiment_is_refused(unbroken, capsys):
   assert "optim.lr = 0.002, now it is 0.5" in capsys.readouterr().err
 
 
+@pytest.mark.multidevice
 def test_speed_may_change_on_resume(unbroken, tmp_path):
   assert run("configs/pretrain_geometry.py", tmp_path, "--config.steps=4") == 0
   assert run("configs/pretrain_geometry.py", tmp_path, "--config.mesh.fsdp=2", "--config.model.flow.remat=full") == 0
@@ -100,6 +101,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(unbroken, tmp
     assert_same_run(unbroken, tmp_path / "other")
 
 
+@pytest.mark.multidevice
 def test_dry_run_prints_the_plan_and_writes_no_checkpoint(tmp_path, capsys):
   assert run("configs/pretrain_geometry.py", tmp_path, "--config.mesh.fsdp=2", dry_run=True) == 0
   out = capsys.readouterr().out
