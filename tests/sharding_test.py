@@ -14,7 +14,6 @@ from sam3d_jax.torch_bridge.keys import flat_params
 from sam3d_jax.training.state import ModelGraph, init_state
 from sam3d_jax.training.step import make_train_step
 
-
 pytestmark = pytest.mark.multidevice
 
 
