@@ -31,7 +31,7 @@ environment:
 	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2]; \
 	  ok or print("error: $(PYTHON) is Python %d.%d, this needs 3.11 or newer: run make PYTHON=/path/to/python3.12 ..." % sys.version_info[:2]); \
 	  sys.exit(0 if ok else 2)'
-	@echo "making $(FOLDER) from $(REQUIREMENTS) (about 2 minutes and 1.5 GB) ..."
+	@echo "making $(FOLDER) from $(REQUIREMENTS) (a few minutes) ..."
 	@test -x $(FOLDER)/bin/pip || $(PYTHON) -m venv $(FOLDER)
 	@$(FOLDER)/bin/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS) || { \
 	  echo "error: installing $(REQUIREMENTS) failed (see above); run the same command again, what was downloaded is kept"; exit 1; }

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from sam3d_jax.errors import ConfigError, InputError, JobFailed, Preempted
 
 EXIT_BAD_INPUT = 2
-EXIT_RETRY = 75  # EX_TEMPFAIL: the launchers of docs/operations.md restart on it
+EXIT_RETRY = 75  # EX_TEMPFAIL: whatever starts the job should start it again
 
 
 def main(run: Callable[[argparse.Namespace], int | None], *, description: str,

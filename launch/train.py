@@ -1,6 +1,6 @@
 """What every training command does: check, plan, restore or initialise, compile, train.
 
-`launch.pretrain`, `launch.sft`, `launch.train_vae` and the others are this with the stages they accept.
+`launch.pretrain` and `launch.train_vae` are this with the stages they accept.
 """
 
 import argparse
