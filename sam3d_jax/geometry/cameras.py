@@ -82,3 +82,70 @@ def pointmap_from_depth(depth_HW, camera: Camera):
   xp = namespace(depth_HW)
   known = xp.isfinite(depth_HW) & (depth_HW > 0)
   return unproject(xp.asarray(pixel_centres(camera), dtype=depth_HW.dtype), xp.where(known, depth_HW, xp.nan), camera)
+
+
+def resized(camera: Camera, width: int, height: int) -> Camera:
+  """The same camera for a picture of another size."""
+  x, y = width / camera.width, height / camera.height
+  return Camera(camera.fx * x, camera.fy * y, camera.cx * x, camera.cy * y, width, height)
+
+
+MIN_FIT_POINTS = 16
+
+
+def _rays(pointmap_HW3: np.ndarray, most: int = 50_000) -> tuple[np.ndarray, np.ndarray]:
+  """(pixel centres (P, 2), x / z and y / z (P, 2)) of at most about `most` known points. Raises ValueError if there are too few."""
+  height, width = pointmap_HW3.shape[:2]
+  known = np.flatnonzero(np.isfinite(pointmap_HW3).all(-1) & (pointmap_HW3[..., 2] > 0))
+  known = known[::max(1, len(known) // most)]
+  if len(known) < MIN_FIT_POINTS:
+    raise ValueError(f"{len(known)} known points; at least {MIN_FIT_POINTS} are needed to find the camera")
+  points = pointmap_HW3.reshape(-1, 3)[known].astype(np.float64)
+  pixels = np.stack([known % width, known // width], -1) + 0.5
+  return pixels, points[:, :2] / points[:, 2:]
+
+
+def pixel_trend(pointmap_HW3: np.ndarray) -> tuple[float, float]:
+  """Correlation of -x / z with the column and of -y / z with the row: near 1 in the pytorch3d frame, 0 where nothing can be told.
+
+  Raises ValueError if there are too few known points.
+  """
+  pixels, rays = _rays(pointmap_HW3)
+  pixels, rays = pixels - pixels.mean(0), rays - rays.mean(0)
+  scale = np.sqrt((pixels**2).mean(0) * (rays**2).mean(0))
+  trend = -(pixels * rays).mean(0) / np.where(scale > 0, scale, np.inf)
+  return float(trend[0]), float(trend[1])
+
+
+def fit_camera(pointmap_HW3: np.ndarray, *, rounds: int = 4) -> tuple[Camera, float]:
+  """The pinhole camera whose projection puts a point map's points at their own pixels, and how far off it is.
+
+  Least squares of u = cx - fx x / z and v = cy - fy y / z, repeated without the points that lie off by more than three times the
+  median error, so that stray points do not count.
+
+  Args:
+    pointmap_HW3: pytorch3d frame, NaN unknown.
+    rounds: of the fit.
+
+  Returns:
+    The camera and the median distance in pixels between the points' projections and their pixels.
+  Raises:
+    ValueError: too few points, or points that do not determine a camera (all on one ray, or running the wrong way).
+  """
+  height, width = pointmap_HW3.shape[:2]
+  pixels, rays = _rays(pointmap_HW3)
+  kept = np.ones(len(pixels), bool)
+  for _ in range(rounds):
+    focal, centre = [], []
+    for axis in range(2):
+      ray, pixel = rays[kept, axis], pixels[kept, axis]
+      if np.ptp(ray) < 1e-6:
+        raise ValueError("the known points lie in one row or column: they do not determine a camera")
+      slope, offset = np.polyfit(ray, pixel, 1)
+      focal.append(-slope)
+      centre.append(offset)
+    error = np.linalg.norm(np.array(centre) - np.array(focal) * rays - pixels, axis=-1)
+    kept = error <= max(3 * np.median(error), 1e-3)
+  if min(focal) <= 0:
+    raise ValueError("the points run against the pytorch3d frame: they do not determine a camera")
+  return Camera(float(focal[0]), float(focal[1]), float(centre[0]), float(centre[1]), width, height), float(np.median(error))
