@@ -5,8 +5,8 @@ import pathlib
 
 import numpy as np
 
-from data_pipelines import normalisers, samples, schema, transforms
-from launch import photos, sample
+from data_pipelines import normalisers, photos, pointmaps, samples, schema, transforms
+from launch import sample
 from launch.predictor import Prediction, Predictor, needs_pointmap
 from launch.sample_dataset import object_colour
 from sam3d_jax import mesh, preview
@@ -25,9 +25,9 @@ FRAMES = {
 
 def run(args: argparse.Namespace, out: pathlib.Path) -> None:
   """Writes <object>.glb for every mask, layout.json, scene.glb and preview.png."""
-  image, alpha = photos.read_photo(args.image)
+  image, alpha = photos.read_photo(args.image, "--image")
   masks = photos.read_masks(args.mask, alpha, image.shape[:2])
-  pointmap = photos.read_pointmap(args.pointmap) if args.pointmap else None
+  pointmap = pointmaps.read_pointmap(args.pointmap, what="--pointmap").points_HW3 if args.pointmap else None
   print(f"plan: {len(masks)} object(s) of {args.image} ({image.shape[1]} x {image.shape[0]}), "
         f"{'with' if pointmap is not None else 'without'} point map, into {out}")
   if args.dry_run:

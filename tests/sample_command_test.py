@@ -172,7 +172,7 @@ def test_unreadable_files_are_refused_by_name(photo, capsys):
   assert "--mask" in refusal(["--image", str(photo / "photo.png")], photo, capsys)
   np.save(photo / "flat.npy", np.zeros((4, 4)))
   points = ["--image", str(photo / "photo.png"), "--mask", str(photo / "cup.png"), "--pointmap", str(photo / "flat.npy")]
-  assert "H x W x 3" in refusal(points, photo, capsys)
+  assert "is a depth map" in refusal(points, photo, capsys)
 
 
 @pytest.mark.parametrize("argv, message", [

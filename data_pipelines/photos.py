@@ -1,9 +1,11 @@
-"""Reading what users bring: photos, masks and point maps in the forms in which they come. Every refusal is an InputError.
+"""Reading what users bring: photos and masks in the forms in which they come (point maps: pointmaps.py). Every refusal is an
+InputError that names the file; `what` says in its message what the file was to be, such as the flag that named it.
 
 Conversions: the EXIF orientation is applied; grey, palette and CMYK photos become RGB; 16-bit grey is scaled to 8 bit; an alpha
 channel is dropped from the colours.
 """
 
+import os
 import pathlib
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from sam3d_jax.errors import InputError
 
 
-def open_image(path: str, what: str) -> Image.Image:
+def open_image(path: str | os.PathLike, what: str) -> Image.Image:
   """A decoded image, upright. `what` is for messages."""
   try:
     with Image.open(path) as image:
@@ -34,9 +36,9 @@ def to_eight_bit(image: Image.Image) -> Image.Image:
   return Image.fromarray(np.clip(np.round(values / 257 if values.max() > 255 else values), 0, 255).astype(np.uint8))
 
 
-def read_photo(path: str) -> tuple[np.ndarray, np.ndarray | None]:
+def read_photo(path: str | os.PathLike, what: str = "photo") -> tuple[np.ndarray, np.ndarray | None]:
   """(H, W, 3) uint8 and the alpha channel (H, W) uint8, None if there is none or it is opaque everywhere."""
-  image = to_eight_bit(open_image(path, "--image"))
+  image = to_eight_bit(open_image(path, what))
   alpha = None
   if "A" in image.getbands() or "transparency" in image.info:
     alpha = np.asarray(image.convert("RGBA"))[..., 3]
@@ -44,18 +46,18 @@ def read_photo(path: str) -> tuple[np.ndarray, np.ndarray | None]:
   return np.asarray(image.convert("RGB")), alpha
 
 
-def read_mask(path: str, size: tuple[int, int]) -> np.ndarray:
+def read_mask(path: str | os.PathLike, size: tuple[int, int], what: str = "mask") -> np.ndarray:
   """(H, W) bool mask of one object for a photo of `size` (H, W).
 
   A mask file is grey (above half of its largest value is object) or has an alpha channel that is not opaque (then alpha counts).
   """
-  image = to_eight_bit(open_image(path, "--mask"))
+  image = to_eight_bit(open_image(path, what))
   if (image.height, image.width) != tuple(size):
-    raise InputError(f"--mask {path} is {image.width} x {image.height} but the photo is {size[1]} x {size[0]}; "
+    raise InputError(f"{what} {path} is {image.width} x {image.height} but the photo is {size[1]} x {size[0]}; "
                      "give a mask of the photo's size")
   alpha = np.asarray(image.convert("RGBA"))[..., 3]
   values = alpha if alpha.min() < 255 else np.asarray(image.convert("RGB")).max(-1)
-  return check_mask(values > values.max() / 2, f"--mask {path}")
+  return check_mask(values > values.max() / 2, f"{what} {path}")
 
 
 def check_mask(mask_HW: np.ndarray, name: str) -> np.ndarray:
@@ -83,32 +85,5 @@ def read_masks(paths: list[str], alpha: np.ndarray | None, size: tuple[int, int]
     while name in masks or name in ("scene", "preview"):
       number += 1
       name = f"{stem}_{number}"
-    masks[name] = read_mask(path, size)
+    masks[name] = read_mask(path, size, "--mask")
   return masks
-
-
-def read_pointmap(path: str) -> np.ndarray:
-  """(H, W, 3) float32 camera-frame points, NaN where unknown, from .npy or .npz (the array `pointmap`, or the only one)."""
-  try:
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.lib.npyio.NpzFile):
-      with loaded:
-        names = loaded.files
-        if "pointmap" not in names and len(names) != 1:
-          raise InputError(f"--pointmap {path} holds arrays {', '.join(names)}; name the point map `pointmap`")
-        points = loaded["pointmap" if "pointmap" in names else names[0]]
-    else:
-      points = loaded
-  except FileNotFoundError as error:
-    raise InputError(f"--pointmap {path}: no such file") from error
-  except (OSError, ValueError, EOFError) as error:
-    if isinstance(error, InputError):
-      raise
-    raise InputError(f"--pointmap {path}: not a .npy or .npz file ({error})") from error
-  if points.ndim != 3 or points.shape[-1] != 3 or not np.issubdtype(points.dtype, np.number):
-    raise InputError(f"--pointmap {path} has shape {points.shape} and type {points.dtype}; H x W x 3 numbers are needed")
-  points = points.astype(np.float32)
-  points[~np.isfinite(points).all(-1)] = np.nan
-  if np.isnan(points).all():
-    raise InputError(f"--pointmap {path} holds no finite point")
-  return points
