@@ -35,11 +35,12 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 @dataclasses.dataclass(frozen=True)
 class Quarantined:
-  """An input that was refused."""
+  """An input that became no example: a fault, which counts towards the budget, or one in order that the recipe does not want."""
 
   path: str
   reason: str  # machine-readable, counted
   detail: str
+  fault: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +108,12 @@ def build(plan: Plan, out: str | os.PathLike, *, workers: int, quarantine_budget
           refused = _count(reports.values())
           if progress:
             progress(job.inputs, dict(refused))
-          if refused.total() > quarantine_budget * plan.inputs:
+          if _count(reports.values(), faults=True).total() > quarantine_budget * plan.inputs:
             break
     finally:
       _write_quarantine(out, reports)
       _remove_partial(out)
-    _check_budget(plan, out, refused, quarantine_budget)
+    _check_budget(plan, out, refused, _count(reports.values(), faults=True), quarantine_budget)
     lengths = Counter()
     for job, report in reports.items():
       lengths[job.split] += report["records"]
@@ -268,8 +269,9 @@ def _remove_partial(out: pathlib.Path) -> None:
       path.unlink(missing_ok=True)
 
 
-def _count(reports) -> Counter:
-  return Counter(bad["reason"] for report in reports if report for bad in report["refused"])
+def _count(reports, *, faults: bool = False) -> Counter:
+  """Reason -> inputs that became no example; only the faulty ones if `faults`."""
+  return Counter(bad["reason"] for report in reports if report for bad in report["refused"] if bad["fault"] or not faults)
 
 
 def _write_quarantine(out: pathlib.Path, reports: dict[ShardJob, dict[str, Any] | None]) -> None:
@@ -278,14 +280,15 @@ def _write_quarantine(out: pathlib.Path, reports: dict[ShardJob, dict[str, Any] 
   records.replace_file(out / records.QUARANTINE_FILE, lambda temporary: pathlib.Path(temporary).write_text(text))
 
 
-def _check_budget(plan: Plan, out: pathlib.Path, refused: Counter, budget: float) -> None:
-  if refused.total() > budget * plan.inputs:
-    reasons = ", ".join(f"{reason} {n}" for reason, n in refused.most_common())
-    raise InputError(f"{refused.total()} of {plan.inputs} inputs were refused ({reasons}), more than quarantine_budget = "
+def _check_budget(plan: Plan, out: pathlib.Path, refused: Counter, faults: Counter, budget: float) -> None:
+  if faults.total() > budget * plan.inputs:
+    reasons = ", ".join(f"{reason} {n}" for reason, n in faults.most_common())
+    raise InputError(f"{faults.total()} of {plan.inputs} inputs were refused ({reasons}), more than quarantine_budget = "
                      f"{budget:g} allows. They are listed in {out / records.QUARANTINE_FILE}. Raise --config.quarantine_budget "
                      f"to continue without them, or mend them and delete {out} before building again")
   if refused.total() == plan.inputs:
-    raise InputError(f"all {plan.inputs} inputs were refused; see {out / records.QUARANTINE_FILE}")
+    reasons = ", ".join(f"{reason} {n}" for reason, n in refused.most_common())
+    raise InputError(f"none of {plan.inputs} inputs became an example ({reasons}); see {out / records.QUARANTINE_FILE}")
 
 
 @contextlib.contextmanager

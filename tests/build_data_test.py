@@ -59,6 +59,8 @@ def toy_shard(spec, refuse):
   for key, action in spec:
     if action == "refuse":
       refuse(build.Quarantined(path=key, reason="odd", detail=f"{key} is odd"))
+    elif action == "unwanted":
+      refuse(build.Quarantined(path=key, reason="dull", detail=f"{key} is dull", fault=False))
     elif action == "full":
       raise OSError(errno.ENOSPC, "No space left on device")
     elif action == "interrupt":
@@ -133,7 +135,7 @@ def test_refused_inputs_are_listed_and_counted(tmp_path):
                        progress=lambda n, refused: seen.append((n, dict(refused))))
   assert result == build.BuildResult({"train": 2}, 5, {"odd": 3})
   lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
-  assert lines == [{"path": p, "reason": "odd", "detail": f"{p} is odd"} for p in "bcd"]
+  assert lines == [{"path": p, "reason": "odd", "detail": f"{p} is odd", "fault": True} for p in "bcd"]
   counts = json.loads((tmp_path / "build.json").read_text())["counts"]
   assert counts == {"inputs": 5, "records": {"train": 2}, "refused": {"odd": 3}}
   assert seen == [(2, {"odd": 1}), (2, {"odd": 3}), (1, {"odd": 3})]
@@ -151,6 +153,14 @@ def test_more_refusals_than_the_budget_fail_the_build_with_the_counts(tmp_path):
   assert not (tmp_path / records.INFO_FILE).exists()
   build.build(plan, tmp_path, workers=1, quarantine_budget=0.4)  # raising the budget continues
   assert len(records.open_split(tmp_path, "train")) == 3
+
+
+def test_inputs_that_the_recipe_does_not_want_are_counted_but_not_against_the_budget(tmp_path):
+  plan = _toy([("a", ""), ("b", "unwanted")], [("c", "unwanted"), ("d", "unwanted")])
+  result = build.build(plan, tmp_path / "some", workers=1, quarantine_budget=0)
+  assert result == build.BuildResult({"train": 1}, 4, {"dull": 3})
+  with pytest.raises(InputError, match=r"none of 1 inputs became an example \(dull 1\)"):
+    build.build(_toy([("a", "unwanted")]), tmp_path / "all", workers=1, quarantine_budget=1)
 
 
 def test_a_folder_of_another_build_is_named_with_the_difference(tmp_path):

@@ -54,6 +54,10 @@ class Asset:
   key: str  # content key of the geometry
   source: str
   license: str = ""
+  # From the file to the object frame: turned to z up, less `centre_3`, over `extent`.
+  up: str = "z"
+  centre_3: np.ndarray | None = None
+  extent: float = 1.0
 
 
 def srgb_to_linear(c):
@@ -115,7 +119,7 @@ def from_scene(scene: trimesh.Scene, *, source: str, up: str, license: str = "",
   materials = tuple({id(p["material"]): p["material"] for p in pieces}.values())
   vertices = joined["vertices"] @ (Y_UP_TO_Z_UP.T if up == "y" else np.eye(3))
   keep = _check(vertices, faces, source, max_coordinate)
-  return _finish(vertices, faces[keep], joined["uv"], joined["colour"], material[keep], materials, source, license)
+  return _finish(vertices, faces[keep], joined["uv"], joined["colour"], material[keep], materials, source, license, up)
 
 
 def _pieces(scene: trimesh.Scene, linear_vertex_colours: bool):
@@ -215,14 +219,16 @@ def _check(vertices, faces, source: str, max_coordinate: float) -> np.ndarray:
   return keep
 
 
-def _finish(vertices, faces, uv, colour, material, materials, source: str, license: str) -> Asset:
+def _finish(vertices, faces, uv, colour, material, materials, source: str, license: str, up: str) -> Asset:
   """Drops unused vertices, normalises to the unit cube and computes the key."""
   used, faces = np.unique(faces, return_inverse=True)
   vertices, faces = vertices[used], faces.reshape(-1, 3).astype(np.int32)
   low, high = vertices.min(0), vertices.max(0)
-  vertices = np.clip((vertices - (low + high) / 2) / (high - low).max(), -0.5, 0.5)
+  centre, extent = (low + high) / 2, float((high - low).max())
+  vertices = np.clip((vertices - centre) / extent, -0.5, 0.5)
   return Asset(vertices_V3=vertices, faces_F3=faces, uv_V2=uv[used], colour_V3=colour[used], material_F=material,
-               materials=materials, key=geometry_key(vertices, faces), source=source, license=license)
+               materials=materials, key=geometry_key(vertices, faces), source=source, license=license, up=up,
+               centre_3=centre, extent=extent)
 
 
 def geometry_key(vertices_V3: np.ndarray, faces_F3: np.ndarray) -> str:
