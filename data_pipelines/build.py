@@ -3,7 +3,7 @@
 A job writes one shard and nothing else, so any executor gives the same bytes. The folder of a build holds, beside its shards:
 
     build.json        the configuration and its digest, lineage, counts; written before the first shard
-    reports/*.json    one a shard: number of records, refused inputs; on disk before its shard, so a shard that exists is finished
+    reports/*.json    one a shard: records, refused inputs, rejected draws; on disk before its shard, so a shard that exists is finished
     quarantine.jsonl  every refused input: path, reason, detail
 
 A build that was killed continues when it is started again; finished shards are never touched.
@@ -43,6 +43,21 @@ class Quarantined:
   fault: bool = True
 
 
+class Refusals:
+  """What a shard turned down. Called with a Quarantined it notes a bad input."""
+
+  def __init__(self):
+    self.inputs: list[Quarantined] = []
+    self.draws: Counter[str] = Counter()
+
+  def __call__(self, bad: Quarantined) -> None:
+    self.inputs.append(bad)
+
+  def draw(self, reason: str) -> None:
+    """Counts a random draw that broke one of the builder's thresholds; the input itself is sound."""
+    self.draws[reason] += 1
+
+
 @dataclasses.dataclass(frozen=True)
 class ShardJob:
   """One shard: its place in the dataset and what it is made of (`spec` must pickle)."""
@@ -56,14 +71,15 @@ class ShardJob:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """A dataset to build. `make(spec, refuse)` yields the examples of a shard and calls `refuse(Quarantined)` for bad inputs.
+  """A dataset to build. `make(spec, refuse)` yields the examples of a shard, calls `refuse(Quarantined)` for bad inputs and
+  `refuse.draw(reason)` for random draws that break a threshold.
 
   `identity` is everything that the bytes of the shards depend on, as JSON: configuration, inputs, versions.
   """
 
   name: str
   jobs: tuple[ShardJob, ...]
-  make: Callable[[Any, Callable[[Quarantined], None]], Iterator[schema.Example]]
+  make: Callable[[Any, Refusals], Iterator[schema.Example]]
   identity: dict[str, Any]
   lineage: dict[str, Any]
   kind: str = "example"
@@ -85,6 +101,7 @@ class BuildResult:
   records: dict[str, int]  # split -> number of examples
   inputs: int
   refused: dict[str, int]  # reason -> number of inputs
+  draws: dict[str, int] = dataclasses.field(default_factory=dict)  # reason -> number of rejected random draws
 
 
 def build(plan: Plan, out: str | os.PathLike, *, workers: int, quarantine_budget: float,
@@ -114,13 +131,15 @@ def build(plan: Plan, out: str | os.PathLike, *, workers: int, quarantine_budget
       _write_quarantine(out, reports)
       _remove_partial(out)
     _check_budget(plan, out, refused, _count(reports.values(), faults=True), quarantine_budget)
-    lengths = Counter()
+    lengths, draws = Counter(), Counter()
     for job, report in reports.items():
       lengths[job.split] += report["records"]
-    _write_build_file(plan, out, {"records": lengths, "inputs": plan.inputs, "refused": dict(sorted(refused.items()))})
+      draws.update(report["draws"])
+    _write_build_file(plan, out, {"records": lengths, "inputs": plan.inputs, "refused": dict(sorted(refused.items())),
+                                  "rejected_draws": dict(sorted(draws.items()))})
     # Last: its presence declares the dataset whole.
     records.write_metadata(out, name=plan.name, kind=plan.kind, description=plan.description)
-  return BuildResult(dict(lengths), plan.inputs, dict(refused))
+  return BuildResult(dict(lengths), plan.inputs, dict(refused), dict(draws))
 
 
 def finished_inputs(plan: Plan, out: str | os.PathLike) -> int:
@@ -130,14 +149,15 @@ def finished_inputs(plan: Plan, out: str | os.PathLike) -> int:
 
 def run_job(job: ShardJob, *, make, out: pathlib.Path, name: str, kind: str) -> dict[str, Any]:
   """Makes one shard and returns its report. The only function an executor has to call; equal jobs write equal bytes."""
-  report: dict[str, Any] = {"refused": []}
+  report: dict[str, Any] = {}
+  refusals = Refusals()
 
   def examples() -> Iterator[schema.Example]:
     count = 0
-    for example in make(job.spec, lambda bad: report["refused"].append(dataclasses.asdict(bad))):
+    for example in make(job.spec, refusals):
       count += 1
       yield example
-    report["records"] = count
+    report.update(records=count, refused=[dataclasses.asdict(bad) for bad in refusals.inputs], draws=dict(sorted(refusals.draws.items())))
     # The shard is committed when this generator ends: whoever sees a shard also finds its report.
     records.write_json(_report_path(out, job), report)
 

@@ -208,8 +208,9 @@ def open_dataset(directory: str | os.PathLike) -> tfds.core.DatasetBuilder:
   version, ours = str(builder.version), schema.VERSION
   if version.split(".")[0] != ours.split(".")[0]:
     raise DatasetError(f"{directory} has schema {version}, this code reads {ours}: build it again")
-  if builder.info.features.get_serialized_info() != schema.features(kind).get_serialized_info():
-    theirs, needed = set(builder.info.features), set(schema.features(kind))
+  stored, known = builder.info.features.get_serialized_info(), schema.features(kind).get_serialized_info()
+  if stored != {name: known[name] for name in known if name in stored or name not in schema.ADDED}:
+    theirs, needed = set(stored), set(known) - set(schema.ADDED)
     raise DatasetError(f"{directory} is not a dataset of schema {ours}: it lacks {sorted(needed - theirs)} and has "
                        f"{sorted(theirs - needed)} beyond it, or a field has another type")
   return builder
@@ -254,4 +255,5 @@ def open_split(directory: str | os.PathLike, split: str = "train", *, skip: Iter
     raise DatasetError(f"{directory}: {len(missing)} of {len(files)} shards of split {split!r} are missing, "
                        f"first {missing[0]}; copy them or build the dataset again")
   source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-  return Split(directory, split, dataset_kind(builder), source, files, frozenset(skip))
+  lacking = set(schema.ADDED) - set(builder.info.features)
+  return Split(directory, split, dataset_kind(builder), source, files, frozenset(skip) | lacking)

@@ -61,7 +61,7 @@ class SampleConfig:
 
 def unused_fields(kind: str, config: SampleConfig) -> frozenset[str]:
   """Large fields that rows of this kind do not need."""
-  large = {"image", "mask", "mask_full", "pointmap", "voxels", "structure_latent", "slat"}
+  large = {"image", "image_delit", "mask", "mask_full", "pointmap", "voxels", "structure_latent", "slat"}
   if kind == "structure":
     return frozenset(large - {"voxels"})
   needed = {"image", "mask"} | ({"structure_latent"} if "shape" in config.latents else set())

@@ -25,7 +25,8 @@ from tensorflow_datasets.core import example_serializer
 from sam3d_jax.errors import InputError
 from sam3d_jax.geometry.pose import Pose
 
-VERSION = "1.0.0"  # of the fields below; readers refuse datasets of another major version
+VERSION = "1.1.0"  # of the fields below; readers refuse datasets of another major version
+ADDED = ("image_delit",)  # fields that datasets of 1.0.0 lack; they read as absent
 KINDS = ("example", "preference")
 VOXEL_RESOLUTION = 64
 SLAT_CHANNELS = 8
@@ -67,6 +68,7 @@ def _example_fields() -> dict[str, Any]:
       "source": text(doc="dataset or builder that the example comes from"),
       "view": _scalar(np.int32, "index of the view among those of its mesh, -1 if there is only one"),
       "image": _encoded("encoded sRGB image (PNG or JPEG)"),
+      "image_delit": _encoded("as `image`, the object in its base colour: ambient light only, no shading, no shadow"),
       "mask": _encoded("PNG, visible part of the object, non-zero inside, size of `image`"),
       "mask_full": _encoded("PNG, the object as if nothing stood before it"),
       "pointmap": _tensor((None, None, 3), np.float16, "H x W x 3 points in the camera frame, NaN where unknown"),

@@ -86,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
                          progress=lambda n, refused: progress.update(n, refused=sum(refused.values())))
   refused = ", ".join(f"{reason} {n}" for reason, n in sorted(result.refused.items())) or "none"
   print(f"{c.out}: {', '.join(f'{n} {split}' for split, n in result.records.items())} examples; refused inputs: {refused}")
+  if result.draws:
+    print("rejected draws: " + ", ".join(f"{reason} {n}" for reason, n in sorted(result.draws.items())))
   return 0
 
 

@@ -61,6 +61,8 @@ def toy_shard(spec, refuse):
       refuse(build.Quarantined(path=key, reason="odd", detail=f"{key} is odd"))
     elif action == "unwanted":
       refuse(build.Quarantined(path=key, reason="dull", detail=f"{key} is dull", fault=False))
+    elif action == "reject":
+      refuse.draw("hidden")
     elif action == "full":
       raise OSError(errno.ENOSPC, "No space left on device")
     elif action == "interrupt":
@@ -137,11 +139,18 @@ def test_refused_inputs_are_listed_and_counted(tmp_path):
   lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
   assert lines == [{"path": p, "reason": "odd", "detail": f"{p} is odd", "fault": True} for p in "bcd"]
   counts = json.loads((tmp_path / "build.json").read_text())["counts"]
-  assert counts == {"inputs": 5, "records": {"train": 2}, "refused": {"odd": 3}}
+  assert counts == {"inputs": 5, "records": {"train": 2}, "refused": {"odd": 3}, "rejected_draws": {}}
   assert seen == [(2, {"odd": 1}), (2, {"odd": 3}), (1, {"odd": 3})]
   assert build.finished_inputs(plan, tmp_path) == 5
   split = records.open_split(tmp_path, "train")
   assert [split[i]["key"] for i in range(len(split))] == ["a", "e"]  # the shard that lost everything is in the way of nothing
+
+
+def test_rejected_draws_are_counted_by_reason_and_cost_no_budget(tmp_path):
+  plan = _toy([("a", ""), ("b", "reject")], [("c", "reject"), ("d", "")])
+  result = build.build(plan, tmp_path, workers=1, quarantine_budget=0)
+  assert result == build.BuildResult({"train": 2}, 4, {}, {"hidden": 2})
+  assert json.loads((tmp_path / "build.json").read_text())["counts"]["rejected_draws"] == {"hidden": 2}
 
 
 def test_more_refusals_than_the_budget_fail_the_build_with_the_counts(tmp_path):

@@ -124,7 +124,7 @@ def test_leftovers_of_a_build_with_another_shard_count_are_refused(tmp_path):
 def test_dataset_of_another_schema_is_refused(tmp_path, monkeypatch):
   tiny_dataset.write_dataset(tmp_path, 1)
   monkeypatch.setattr(schema, "VERSION", "2.0.0")
-  with pytest.raises(records.DatasetError, match=r"schema 1\.0\.0, this code reads 2\.0\.0"):
+  with pytest.raises(records.DatasetError, match=r"schema 1\.1\.0, this code reads 2\.0\.0"):
     records.open_split(tmp_path)
 
 
@@ -146,3 +146,22 @@ def test_identity_tells_two_builds_apart(tmp_path):
     records.write_json(tmp_path / name / records.BUILD_FILE, {"config": name})
   one, other = (records.dataset_identity(tmp_path / name) for name in ("a", "b"))
   assert one["digest"] != other["digest"] and one["records"] == {"train": 2} and one["name"] == "ellipsoids"
+
+
+def test_a_dataset_from_before_a_field_was_added_still_reads_and_lacks_it(tmp_path, monkeypatch):
+  def forget():
+    for cached in (schema.features, schema._serialiser, schema._partial_features):
+      cached.cache_clear()
+
+  fields = schema._example_fields
+  with monkeypatch.context() as past:
+    past.setattr(schema, "_example_fields", lambda: {k: v for k, v in fields().items() if k not in schema.ADDED})
+    past.setattr(schema, "VERSION", "1.0.0")
+    forget()
+    records.write_shard(records.shard_path(tmp_path, "old", "train", 0, 1), [small_example(3)])
+    records.write_metadata(tmp_path, name="old")
+  forget()
+  example = records.open_split(tmp_path)[0]
+  assert example["image"] == bytes([3]) * 100 and schema.ADDED
+  assert not any(schema.is_present(example, field) for field in schema.ADDED)
+  schema.check_example(example)

@@ -66,7 +66,7 @@ def _make_example(index: int, latent: bool, pointmap: bool, kind: str) -> schema
   example |= {"image": encode_png(image), "mask": encode_png(mask.astype(np.uint8) * 255), "camera": camera._asdict(), "view": 0,
               "source": "ellipsoids", "license": "CC0-1.0", "mesh_key": schema.example_key("mesh", index), "rating": 3.0,
               "lineage": "{}", "key": schema.example_key("ellipsoid", index)}
-  example["mask_full"] = example["mask"]
+  example |= {"mask_full": example["mask"], "image_delit": example["image"]}
   if pointmap:
     example["pointmap"] = points_HW3.astype(np.float16)
   if latent:
