@@ -12,7 +12,7 @@ from orbax.checkpoint import type_handlers
 
 from sam3d_jax.errors import InputError
 from sam3d_jax.torch_bridge.load import LazyParams
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint, checksums
 
 READ_AHEAD = 256 * 2**20  # bytes of small arrays read in one go; an array beyond that is read alone
 
@@ -54,23 +54,23 @@ def write_params(workdir: str | pathlib.Path, params: Mapping[str, np.ndarray], 
   """
   if checkpoint.steps(workdir):
     raise InputError(f"{workdir} already holds checkpoints of steps {checkpoint.steps(workdir)}; give an empty folder")
-  leaves, checksums = {}, {}
+  leaves, sums = {}, {}
   for path in params:
     array = params[path]
     name = f"params/{path}"
-    on_device = {"array": jnp.asarray(array)}  # always the same key: what is compiled for a shape serves all arrays of that shape
-    if checkpoint.non_finite(on_device):
+    checksum, bad = checksums.inspect({name: jnp.asarray(array)})
+    if bad:
       raise InputError(f"{path} holds a NaN or an infinity; nothing was written")
-    checksums[name] = checkpoint.checksums(on_device)["array"]
+    sums |= checksum
     leaves[name] = Deferred(array.shape, array.dtype, lambda path=path: np.asarray(params[path]))
-    del array, on_device
+    del array
   registry = type_handlers.create_type_handler_registry(
       (Deferred, DeferredHandler(deepcopy_host_arrays=False)), (jax.Array, type_handlers.ArrayHandler()))
   handlers = {"state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry), "meta": ocp.JsonCheckpointHandler()}
   options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
   folder = pathlib.Path(workdir).absolute() / "checkpoints"
   with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
-    meta = {**meta, "format": checkpoint.FORMAT, "step": 0, "checksums": checksums}
+    meta = checkpoint.make_meta(meta, 0, leaves, sums)
     manager.save(0, args=ocp.args.Composite(state=ocp.args.PyTreeSave(checkpoint.nest(leaves)), meta=ocp.args.JsonSave(meta)))
 
 

@@ -1,13 +1,13 @@
 """Checkpoints: written whole or not at all, checked on the way in, readable on any mesh.
 
     workdir/checkpoints/<step>/state/   every array of the training state (Orbax, sharded, asynchronous)
-    workdir/checkpoints/<step>/meta/    JSON: step, configuration, lineage, and one checksum per array
+    workdir/checkpoints/<step>/meta/    JSON: step, configuration, lineage, shape and checksum of every array, and a seal over it all
 
 A checksum is computed on the devices from the array's bits and does not depend on how the array is sharded, so writing one costs a
 pass over memory and a restore on another mesh can check it. A step that fails the check is named and the one before it is used.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import hashlib
 import json
 import pathlib
@@ -16,21 +16,27 @@ from typing import Any
 
 from etils import epath
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 import numpy as np
 import orbax.checkpoint as ocp
 
-from sam3d_jax.errors import InputError
+from sam3d_jax.errors import InputError, JobFailed
 from sam3d_jax.sharding import rules
 from sam3d_jax.sharding.mesh import path_of
+from sam3d_jax.training import checksums, retention
 
-FORMAT = 1  # of meta; raised when a reader of the older format could misread
+FORMAT = 2  # of meta; raised when a reader of the older format could misread
 
 
 class CorruptCheckpoint(RuntimeError):
   """A checkpoint that was written whole no longer reads back as it was written."""
+
+
+class NonFiniteState(JobFailed):
+  """The state holds a NaN or an infinity; such a state is never written."""
 
 
 def flatten(tree) -> dict[str, Any]:
@@ -50,52 +56,14 @@ def nest(flat: Mapping[str, Any]) -> dict:
   return out
 
 
-def _bits(x) -> jax.Array:
-  """The array's bits as flat uint32 words (smaller types widened word by word)."""
-  if jnp.issubdtype(x.dtype, jnp.bool_):
-    x = x.astype(jnp.uint8)
-  if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-    x = jax.random.key_data(x)
-  width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
-  return jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32)
-
-
-@jax.jit  # one small program per shape, shared by all arrays of that shape: a program over all arrays takes long to compile
-def _checksum(x) -> jax.Array:
-  """Two position-weighted sums of the bits, modulo 2**32: order of summation, hence sharding, does not matter."""
-  words = _bits(x)
-  index = jnp.zeros(words.shape, jnp.uint32)
-  stride = 1
-  for axis in reversed(range(words.ndim)):
-    index += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
-    stride *= words.shape[axis]
-  mixed = (words ^ (index * jnp.uint32(0x9E3779B9))) * jnp.uint32(0x85EBCA6B)
-  mixed = (mixed ^ (mixed >> 15)) * (2 * index + 1)
-  return jnp.stack([jnp.sum(words * (2 * index + 1), dtype=jnp.uint32), jnp.sum(mixed, dtype=jnp.uint32)])
-
-
-def checksums(flat: Mapping[str, jax.Array]) -> dict[str, str]:
-  """path -> checksum of every array, as 16 hexadecimal digits."""
-  sums = {path: np.asarray(_checksum(x)) for path, x in flat.items()}  # one at a time: hundreds of collectives in flight can deadlock
-  return {path: f"{int(a):08x}{int(b):08x}" for path, (a, b) in sums.items()}
-
-
-@jax.jit
-def _finite(x) -> jax.Array:
-  return jnp.isfinite(x).all()
-
-
-def non_finite(flat: Mapping[str, jax.Array]) -> list[str]:
-  """Paths of the arrays that hold a NaN or an infinity."""
-  return [p for p, x in flat.items() if jnp.issubdtype(x.dtype, jnp.inexact) and not bool(_finite(x))]
+def folder_of(workdir, step: int) -> pathlib.Path:
+  return pathlib.Path(workdir).absolute() / "checkpoints" / str(step)
 
 
 def steps(workdir: str | pathlib.Path) -> list[int]:
-  """Steps with a committed checkpoint, ascending."""
-  folder = epath.Path(workdir) / "checkpoints"
-  if not folder.is_dir():
-    return []
-  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / "meta").is_dir())
+  """Steps with a committed checkpoint, ascending. (One that is being written, or is damaged, has another name.)"""
+  folder = pathlib.Path(workdir) / "checkpoints"
+  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
 
 
 def resolve_step(workdir, step: int | None = None) -> int:
@@ -110,52 +78,89 @@ def resolve_step(workdir, step: int | None = None) -> int:
   return step
 
 
+def make_meta(meta: Mapping[str, Any], step: int, arrays: Mapping[str, Any], sums: Mapping[str, str]) -> dict[str, Any]:
+  """What is written beside the arrays: `meta` with what a reader needs to check them, sealed."""
+  shapes = {path: [str(jnp.dtype(x.dtype)), *x.shape] for path, x in arrays.items()}
+  meta = {**meta, "format": FORMAT, "step": step, "shapes": shapes, "checksums": dict(sums)}
+  return {**meta, "seal": seal(meta)}
+
+
+def seal(meta: Mapping[str, Any]) -> str:
+  """SHA-256 of everything in meta but the seal."""
+  plain = json.loads(json.dumps({k: v for k, v in meta.items() if k != "seal"}))  # as it reads back: tuples are lists
+  return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
 def read_meta(workdir, step: int | None = None) -> dict[str, Any]:
-  """What was written beside the arrays: step, config, lineage, checksums. Touches no device."""
+  """What was written beside the arrays: step, config, lineage, shapes, checksums. Touches no device.
+
+  Raises CorruptCheckpoint if it is not what was written, InputError if another release wrote it.
+  """
   step = resolve_step(workdir, step)
-  folder = epath.Path(workdir) / "checkpoints" / str(step) / "meta"
-  files = [f for f in folder.iterdir() if f.is_file() and not f.name.startswith("_")]
-  meta = json.loads(files[0].read_text())
+  file = folder_of(workdir, step) / "meta" / "metadata"
+  try:
+    meta = json.loads(file.read_text())
+  except (OSError, ValueError) as error:
+    raise CorruptCheckpoint(f"{file} cannot be read: {error}") from error
+  if isinstance(meta, dict) and "seal" not in meta and meta.get("format") == 1:
+    raise InputError(f"{workdir} step {step} has checkpoint format 1, this release reads {FORMAT}")
+  if not isinstance(meta, dict) or meta.get("seal") != seal(meta) or meta["step"] != step:
+    raise CorruptCheckpoint(f"{file} differs from what was written")
   if meta["format"] != FORMAT:
     raise InputError(f"{workdir} step {step} has checkpoint format {meta['format']}, this release reads {FORMAT}")
   return meta
 
 
 class Checkpointer:
-  """Writes and restores the training state of one work folder."""
+  """Writes and restores the training state of one work folder; every process of the job has one and calls it alike."""
 
   def __init__(self, workdir: str | pathlib.Path, *, keep: int = 3):
     self.workdir = pathlib.Path(workdir).absolute()
     self.bad_steps: list[int] = []  # steps found unreadable by `restore`
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
+    self.present = set(steps(self.workdir))  # agreed by all processes, unlike a look at a network disk
+    self.keeper = retention.Keeper(self.workdir, keep, verify=verify) if jax.process_index() == 0 else None
+    self.writing: int | None = None
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=True, create=True, cleanup_tmp_directories=True)
     self.manager = ocp.CheckpointManager(self.workdir / "checkpoints", options=options)
 
   def save(self, step: int, state, meta: Mapping[str, Any]) -> bool:
     """Starts writing `state` as of `step` and returns; False if that step is there already.
 
-    Raises FloatingPointError naming the leaves if any is not finite: such a state is never written.
+    Returns when the arrays are copied to the host (and the save before is committed); the disk is written in the background.
+    Raises NonFiniteState naming the leaves if any is not finite: such a state is never written.
     """
-    if step in self.manager.all_steps():
+    if step in self.present:
       return False
     flat = flatten(state)
-    bad = non_finite(flat)
+    sums, bad = checksums.inspect(flat)
     if bad:
-      raise FloatingPointError(f"step {step} is not saved: {len(bad)} arrays are not finite, first {bad[0]}")
-    meta = {**meta, "format": FORMAT, "step": step, "checksums": checksums(flat)}
-    self.manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(nest(flat)), meta=ocp.args.JsonSave(meta)))
+      raise NonFiniteState(f"step {step} is not saved: {len(bad)} arrays are not finite, first {bad[0]}")
+    self.wait()
+    args = ocp.args.Composite(state=ocp.args.PyTreeSave(nest(flat)), meta=ocp.args.JsonSave(make_meta(meta, step, flat, sums)))
+    with writing(self.workdir):
+      self.manager.save(step, args=args)
+    self.writing = step
+    self.present.add(step)
     return True
 
   def wait(self) -> None:
-    """Returns when everything started is committed."""
-    self.manager.wait_until_finished()
+    """Returns when everything started is committed; what was committed is then read back in the background."""
+    with writing(self.workdir):
+      self.manager.wait_until_finished()
+    if self.writing is not None and self.keeper is not None:
+      self.keeper.committed(self.writing)
+    self.writing = None
 
   def close(self) -> None:
-    self.manager.wait_until_finished()
+    """Commits what was started and ends all threads."""
+    self.wait()
     self.manager.close()
+    if self.keeper is not None:
+      self.keeper.close()
 
   def latest(self) -> int | None:
     """The newest committed step, or None."""
-    return self.manager.latest_step()
+    return max(self.present, default=None)
 
   def restore(self, abstract_state):
     """The newest readable state and its meta, or None if nothing was ever saved.
@@ -164,25 +169,44 @@ class Checkpointer:
     must be in it, or InputError lists the differences. Steps that fail their checksums are reported, remembered in `bad_steps`, and
     the one before is tried; CorruptCheckpoint is raised if none is left.
     """
-    found = sorted(self.manager.all_steps(), reverse=True)
-    for step in found:
+    for step in sorted(self.present, reverse=True):
       try:
-        state = read_state(self.workdir, step, abstract_state)
-        return state, read_meta(self.workdir, step)
+        state, meta = read_state(self.workdir, step, abstract_state), read_meta(self.workdir, step)
+        if self.keeper is not None:
+          self.keeper.good = step
+        return state, meta
       except CorruptCheckpoint as error:
         self.bad_steps.append(step)
         print(f"checkpoint: step {step} is damaged ({error}); trying the one before", file=sys.stderr)
-    if found:
-      raise CorruptCheckpoint(f"none of the {len(found)} checkpoints in {self.workdir / 'checkpoints'} can be read")
+    if self.present:
+      raise CorruptCheckpoint(f"none of the {len(self.present)} checkpoints in {self.workdir / 'checkpoints'} can be read")
     return None
 
   def discard_bad_steps(self) -> None:
     """Moves the damaged steps out of the way (to `<step>.damaged`), so that training can write them again."""
     for step in self.bad_steps:
-      folder = self.workdir / "checkpoints" / str(step)
-      if jax.process_index() == 0 and folder.exists():
-        folder.rename(folder.with_name(f"{step}.damaged"))
+      if jax.process_index() == 0:
+        retention.set_aside(folder_of(self.workdir, step))
+      self.present.discard(step)
+    if self.bad_steps and jax.process_count() > 1:
+      multihost_utils.sync_global_devices("damaged steps are out of the way")
     self.manager.reload()
+
+
+class writing:
+  """Turns what the storage layer raises while writing into a JobFailed that names the folder."""
+
+  def __init__(self, workdir: pathlib.Path):
+    self.workdir = workdir
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, error, traceback):
+    if isinstance(error, (OSError, ValueError, RuntimeError)) and not isinstance(error, JobFailed):
+      raise JobFailed(f"a checkpoint could not be written to {self.workdir / 'checkpoints'}: {str(error).splitlines()[0]} "
+                      "(is the disk full or gone? the checkpoints before it are untouched)") from error
+    return False
 
 
 def read_state(workdir, step: int, abstract_state):
@@ -197,31 +221,88 @@ def read_arrays(workdir, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct], 
   """Reads the arrays `wanted` (path -> shape struct, sharding optional) of one step, checksums verified.
 
   partial: the step may hold more than is wanted. Raises InputError for leaves that are missing, extra or misshapen,
-  CorruptCheckpoint if the bytes cannot be read or differ from what was written.
+  CorruptCheckpoint (in every process, if the arrays span several) if the bytes cannot be read or differ from what was written.
   """
-  folder = pathlib.Path(workdir).absolute() / "checkpoints" / str(step) / "state"
   meta = read_meta(workdir, step)
-  handler = ocp.PyTreeCheckpointHandler()
-  try:
-    on_disk = flatten(handler.metadata(epath.Path(folder)).tree)
-  except (OSError, ValueError, KeyError) as error:
-    raise CorruptCheckpoint(f"its index cannot be read: {error}") from error
-  audit(wanted, on_disk, where=f"{workdir} step {step}", partial=partial)
-  item = nest({p: x for p, x in wanted.items()})
+  stored = shapes_of(meta)
+  audit(wanted, stored, where=f"{workdir} step {step}", partial=partial)
   # Arrays are read as they were written, then checked, then cast: a checksum covers the written bits.
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  as_written = {p: jax.ShapeDtypeStruct(x.shape, on_disk[p].dtype, sharding=x.sharding or here) for p, x in wanted.items()}
+  as_written = {p: jax.ShapeDtypeStruct(x.shape, stored[p].dtype, sharding=x.sharding or here) for p, x in wanted.items()}
   restore_args = ocp.checkpoint_utils.construct_restore_args(nest(as_written))
+  arrays, problem = {}, ""
   try:
-    args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=partial)
-    arrays = flatten(handler.restore(epath.Path(folder), args=args))
-  except (OSError, ValueError, KeyError) as error:
-    raise CorruptCheckpoint(f"its arrays cannot be read: {str(error).splitlines()[0]}") from error
-  got = checksums(arrays)
-  damaged = [p for p, value in got.items() if value != meta["checksums"][p]]
+    arrays = _read(workdir, step, nest(wanted), restore_args, partial)
+  except READ_ERRORS as error:
+    problem = f"its arrays cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}"
+  spread = any(x.sharding is not None and not x.sharding.is_fully_addressable for x in wanted.values())
+  if spread and multihost_utils.process_allgather(np.array(bool(problem))).any():
+    problem = problem or "another host cannot read its part"
+  if problem:
+    raise CorruptCheckpoint(problem)
+  compare(checksums.on_device(arrays), meta)
+  return {p: x if x.dtype == wanted[p].dtype else x.astype(wanted[p].dtype) for p, x in arrays.items()}
+
+
+# What the storage layer has been seen to raise over damaged files.
+READ_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, AssertionError)
+
+
+def _read(workdir, step: int, item, restore_args, partial: bool) -> dict[str, Any]:
+  """path -> array, as the storage layer gives it."""
+  args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=partial)
+  return flatten(ocp.PyTreeCheckpointHandler().restore(epath.Path(folder_of(workdir, step) / "state"), args=args))
+
+
+def compare(sums: Mapping[str, str], meta: Mapping[str, Any]) -> None:
+  """Raises CorruptCheckpoint naming what differs from the checksums in meta."""
+  damaged = [p for p, value in sums.items() if value != meta["checksums"][p]]
   if damaged:
     raise CorruptCheckpoint(f"{len(damaged)} arrays differ from what was written, first {damaged[0]}")
-  return {p: x if x.dtype == wanted[p].dtype else x.astype(wanted[p].dtype) for p, x in arrays.items()}
+
+
+READ_BACK = 256 * 2**20  # bytes of arrays that `verify` holds at a time
+
+
+def verify(workdir, step: int, stop: Callable[[], bool] = lambda: False) -> None:
+  """Reads a whole step back into host memory, a few arrays at a time, and compares every checksum. Uses no device.
+
+  stop: asked between reads; True ends early. Raises CorruptCheckpoint.
+  """
+  meta = read_meta(workdir, step)
+  for group in grouped(shapes_of(meta), READ_BACK):
+    if stop():
+      return
+    restore_args = nest({p: ocp.RestoreArgs(restore_type=np.ndarray) for p in group})
+    try:
+      arrays = _read(workdir, step, nest(group), restore_args, partial=True)
+    except READ_ERRORS as error:
+      raise CorruptCheckpoint(f"its arrays cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+    compare({p: checksums.on_host(a) for p, a in arrays.items()}, meta)
+
+
+def grouped(arrays: Mapping[str, jax.ShapeDtypeStruct], limit: int):
+  """The arrays in groups of at most `limit` bytes (or one that is larger)."""
+  group, size = {}, 0
+  for path, x in arrays.items():
+    n = x.size * x.dtype.itemsize
+    if group and size + n > limit:
+      yield group
+      group, size = {}, 0
+    group[path] = x
+    size += n
+  if group:
+    yield group
+
+
+def shapes_of(meta: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+  """path -> shape and dtype of every array that a checkpoint holds."""
+  return {p: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype)) for p, (dtype, *shape) in meta["shapes"].items()}
+
+
+def stored_shapes(workdir, step: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+  """path -> shape and dtype of every array of a step, without reading any."""
+  return shapes_of(read_meta(workdir, step))
 
 
 def audit(wanted: Mapping[str, Any], on_disk: Mapping[str, Any], *, where: str, partial: bool = False) -> None:
@@ -233,14 +314,6 @@ def audit(wanted: Mapping[str, Any], on_disk: Mapping[str, Any], *, where: str, 
   if problems:
     shown = "\n  ".join(problems[:40] + ([f"... and {len(problems) - 40} more"] if len(problems) > 40 else []))
     raise InputError(f"{where} does not fit: {len(problems)} differences\n  {shown}")
-
-
-def stored_shapes(workdir, step: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-  """path -> shape and dtype of every array of a step, without reading any."""
-  step = resolve_step(workdir, step)
-  folder = epath.Path(workdir).absolute() / "checkpoints" / str(step) / "state"
-  tree = flatten(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
-  return {p: jax.ShapeDtypeStruct(tuple(x.shape), x.dtype) for p, x in tree.items()}
 
 
 def param_sources(stored: Iterable[str], which: str) -> dict[str, str]:

@@ -1,0 +1,70 @@
+"""Checksums of arrays: of their bits, whatever their sharding; the devices and the host compute the same one.
+
+A checksum is two position-weighted sums of the bits modulo 2**32, as 16 hexadecimal digits. Addition commutes, so the result does not
+depend on how an array is split; the weights make it depend on where every bit stands.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SPREAD, MIX = 0x9E3779B9, 0x85EBCA6B  # odd constants: the golden ratio, and the finaliser of MurmurHash3
+CHUNK = 1 << 22  # words that the host handles at a time
+
+
+def _words(x) -> jax.Array:
+  """The array's bits as uint32 words (smaller types widened, one word each)."""
+  if jnp.issubdtype(x.dtype, jnp.bool_):
+    x = x.astype(jnp.uint8)
+  if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    x = jax.random.key_data(x)
+  width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
+  return jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32)
+
+
+@jax.jit  # one small program per shape, shared by all arrays of that shape: a program over all arrays takes long to compile
+def _inspect(x) -> jax.Array:
+  """(3,) uint32: the two sums, and whether every value is finite."""
+  words = _words(x)
+  index = jnp.zeros(words.shape, jnp.uint32)
+  stride = 1
+  for axis in reversed(range(words.ndim)):
+    index += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
+    stride *= words.shape[axis]
+  mixed = (words ^ (index * jnp.uint32(SPREAD))) * jnp.uint32(MIX)
+  mixed = (mixed ^ (mixed >> 15)) * (2 * index + 1)
+  finite = jnp.isfinite(x).all() if jnp.issubdtype(x.dtype, jnp.inexact) else True
+  return jnp.stack([jnp.sum(words * (2 * index + 1), dtype=jnp.uint32), jnp.sum(mixed, dtype=jnp.uint32), jnp.uint32(finite)])
+
+
+def inspect(flat: Mapping[str, jax.Array]) -> tuple[dict[str, str], list[str]]:
+  """(path -> checksum of every array, paths of those that hold a NaN or an infinity)."""
+  rows = {path: np.asarray(_inspect(x)) for path, x in flat.items()}  # one at a time: hundreds of collectives in flight can deadlock
+  return {path: _text(a, b) for path, (a, b, _) in rows.items()}, [path for path, (_, _, finite) in rows.items() if not finite]
+
+
+def on_device(flat: Mapping[str, jax.Array]) -> dict[str, str]:
+  """path -> checksum of every array."""
+  return inspect(flat)[0]
+
+
+def on_host(array: np.ndarray) -> str:
+  """The checksum of an array in host memory."""
+  flat = np.ascontiguousarray(array).reshape(-1)
+  flat = flat.view({1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}[flat.dtype.itemsize])
+  plain = mixed_sum = 0
+  for start in range(0, flat.size, CHUNK):
+    words = flat[start:start + CHUNK].astype(np.uint32)
+    index = np.arange(start, start + words.size, dtype=np.uint64).astype(np.uint32)
+    weight = 2 * index + 1
+    mixed = (words ^ (index * np.uint32(SPREAD))) * np.uint32(MIX)
+    mixed = (mixed ^ (mixed >> np.uint32(15))) * weight
+    plain += int((words * weight).sum(dtype=np.uint32))
+    mixed_sum += int(mixed.sum(dtype=np.uint32))
+  return _text(plain % 2**32, mixed_sum % 2**32)
+
+
+def _text(a, b) -> str:
+  return f"{int(a):08x}{int(b):08x}"

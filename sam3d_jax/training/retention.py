@@ -1,0 +1,74 @@
+"""Which checkpoints stay: the newest few, and always the newest one that is known to read back.
+
+A step counts as good once it was read back from disk and every checksum agreed. Reading back runs in a thread of the first process,
+beside training; while one is being read, nothing is removed. So however many newer steps a dying disk swallows, the last good one stays.
+"""
+
+from collections.abc import Callable
+import pathlib
+import shutil
+import sys
+import threading
+
+
+def set_aside(folder: pathlib.Path) -> None:
+  """Renames a damaged step to `<step>.damaged` (or `.damaged.2`, ...), for whoever wants to look into it."""
+  target, number = folder.with_name(f"{folder.name}.damaged"), 1
+  while target.exists():
+    number += 1
+    target = folder.with_name(f"{folder.name}.damaged.{number}")
+  if folder.exists():
+    folder.rename(target)
+
+
+class Keeper:
+  """Reads committed steps back and removes old ones. Only the first process has one.
+
+  good: the newest step known to read back.  damaged: steps that did not.
+  """
+
+  def __init__(self, workdir: pathlib.Path, keep: int, *, verify: Callable[[pathlib.Path, int, Callable[[], bool]], None]):
+    self.folder, self.workdir, self.keep, self.verify = workdir / "checkpoints", workdir, keep, verify
+    self.good: int | None = None
+    self.damaged: list[int] = []
+    self.thread: threading.Thread | None = None
+    self.closing = threading.Event()
+    for leftover in self.folder.glob("*.deleted"):  # of a process that was killed while it removed them
+      shutil.rmtree(leftover)
+
+  def committed(self, step: int) -> None:
+    """Starts reading `step` back, unless an earlier one is still being read: training never waits for it."""
+    if self.thread is None or not self.thread.is_alive():
+      self.thread = threading.Thread(target=self._check, args=(step,), name="checkpoint-read-back", daemon=True)
+      self.thread.start()
+
+  def close(self) -> None:
+    """Ends the thread at the next array; what was not checked is kept."""
+    self.closing.set()
+    if self.thread is not None:
+      self.thread.join()
+
+  def wait(self) -> None:
+    """Returns when what is being read back is done."""
+    if self.thread is not None:
+      self.thread.join()
+
+  def _check(self, step: int) -> None:
+    from sam3d_jax.training.checkpoint import CorruptCheckpoint
+    try:
+      self.verify(self.workdir, step, self.closing.is_set)
+    except CorruptCheckpoint as error:
+      self.damaged.append(step)
+      print(f"checkpoint: step {step} did not read back ({error}); it is set aside as {step}.damaged", file=sys.stderr, flush=True)
+      set_aside(self.folder / str(step))
+      return
+    if not self.closing.is_set():
+      self.good = step
+      self._remove_old()
+
+  def _remove_old(self) -> None:
+    present = sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+    for step in present[:-self.keep]:
+      if step != self.good:
+        doomed = (self.folder / str(step)).rename(self.folder / f"{step}.deleted")  # gone at once, however long removing takes
+        shutil.rmtree(doomed)
