@@ -18,7 +18,7 @@ from data_pipelines import build
 from data_pipelines.synth import filters, iso_3do, sources
 from data_pipelines.synth.camera import ViewConfig
 from data_pipelines.synth.lighting import LightConfig
-from launch import cli
+from launch import build_annotated, cli
 from launch.progress import Progress
 from sam3d_jax.errors import ConfigError, Preempted
 
@@ -38,7 +38,7 @@ def plan_iso_3do(c: ConfigDict) -> build.Plan:
   return iso_3do.plan(config, test_fraction=c.test_fraction, objects_per_shard=c.objects_per_shard)
 
 
-PLANNERS: dict[str, Callable[[ConfigDict], build.Plan]] = {"iso_3do": plan_iso_3do}
+PLANNERS: dict[str, Callable[[ConfigDict], build.Plan]] = {"iso_3do": plan_iso_3do, **build_annotated.PLANNERS}
 
 
 def check(c: ConfigDict) -> None:

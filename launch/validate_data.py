@@ -88,7 +88,7 @@ def pick(length: int, count: int) -> list[int]:
 
 def validate(data: pathlib.Path, max_examples: int = 0) -> tuple[Tally, list]:
   """Checks the dataset. Returns the tally and rows for the sheet: (place, example, findings)."""
-  names = sorted(records.open_dataset(data).info.splits)
+  names = sorted(name for name, info in records.open_dataset(data).info.splits.items() if info.num_examples)
   splits = {name: records.open_split(data, name) for name in names}
   tally, rows, bad = Tally(), [], []
   chosen = {name: pick(len(split), max_examples) for name, split in splits.items()}

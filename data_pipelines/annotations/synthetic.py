@@ -1,0 +1,118 @@
+"""Synthetic annotated items: procedural objects before a made-up backdrop, distorted shapes as candidates, a judge who knows the truth.
+
+They exercise every builder of annotations without a download; nobody looked at them, and their records say so. The judge compares
+candidates by voxel IoU with the object and rates the best 1 + 4 IoU. In every fourth item all candidates are bad and an artist's mesh is
+there; in every fifth the best comes from another generator.
+
+    python -m data_pipelines.annotations.synthetic --out DIR --count 12      writes items to look at, or to copy the layout from
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import tempfile
+
+import numpy as np
+import trimesh
+
+from data_pipelines.annotations import choices, write
+from data_pipelines.synth import assets, lighting, procedural, render, voxelize
+from data_pipelines.synth.camera import Camera, ViewConfig, random_view
+from sam3d_jax.geometry.pose import Pose
+
+OWN, OTHER = "sam3d/synthetic", "retrieval/synthetic"
+VIEW = ViewConfig(elevation_deg=(5.0, 40.0), fill=(0.45, 0.7), scale=(0.3, 1.2))
+TIE = 0.02  # voxel IoU that the judge cannot tell apart
+FAR = 1.6  # distance of the backdrop over that of the object
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticConfig:
+  """Which items, and how large."""
+
+  seed: int = 0
+  count: int = 24
+  families: tuple[str, ...] = ()  # of procedural objects; empty: all
+  image_size: int = 160  # pixels a side
+  candidates: int = 4  # of each item
+
+
+def write_item(folder: pathlib.Path, index: int, config: SyntheticConfig) -> pathlib.Path:
+  """Writes item `index`, a pure function of the configuration, into `folder`; returns its annotation file."""
+  rng = np.random.default_rng([config.seed, index, 3])
+  scene = procedural.make_scene(config.seed, index, config.families)
+  asset = assets.from_scene(scene, source=f"procedural/{config.seed}/{index}", up="z", license="CC0-1.0")
+  low, high = np.log(VIEW.scale)
+  camera, azimuth = random_view(rng, VIEW, image_size=config.image_size, radius=float(np.linalg.norm(asset.vertices_V3, axis=1).max()),
+                                scale=float(np.exp(rng.uniform(low, high))))
+  image, mask, points = _photo(asset, camera, lighting.random_lights(rng, lighting.LightConfig(), azimuth), rng)
+  pose = Pose(camera.rotation.T, camera.translation, np.full(3, camera.scale))
+  by_artist = index % 4 == 3
+  with tempfile.TemporaryDirectory() as scratch:
+    truth = pathlib.Path(scratch) / "truth.stl"
+    trimesh.Trimesh(asset.vertices_V3, asset.faces_F3, process=False).export(truth)
+    proposals, scores = _candidates(asset, truth, pose, config.candidates, rng, all_bad=by_artist, best_from_elsewhere=index % 5 == 4)
+    artist = write.Proposal("artist", mesh=truth, pose=pose) if by_artist else None
+    return write.from_arrays(
+      folder, image, mask, proposals, choices.from_scores(scores, tie=TIE), pointmap_HW3=points, mask_full_HW=mask,
+      camera=(camera.fx, camera.fy, camera.cx, camera.cy), rating=round(1 + 4 * max(scores.values()), 1), artist=artist,
+      license="CC0-1.0", note="synthetic: procedural object, distorted candidates, choices by voxel IoU")
+
+
+def _photo(asset: assets.Asset, camera: Camera, lights: lighting.Lights, rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Image, mask and point map of the object before a wall that faces the camera."""
+  shown = render.render(render.Scene(asset), camera, lights, samples=1)
+  height, width = shown.mask_HW.shape
+  ramp = np.linspace(0, 1, height)[:, None, None]
+  top, bottom = rng.uniform(60, 200, (2, 3))
+  wall = np.broadcast_to(np.round((1 - ramp) * top + ramp * bottom), (height, width, 3))
+  image = render.over(shown.lit_HW3, shown.alpha_HW, wall)
+  u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+  behind = camera.rays(u, v) * (FAR * camera.translation[2])
+  return image, shown.mask_HW, np.where(shown.mask_HW[..., None], shown.pointmap_HW3, behind).astype(np.float32)
+
+
+def _candidates(asset: assets.Asset, truth: pathlib.Path, pose: Pose, count: int, rng, *, all_bad: bool, best_from_elsewhere: bool):
+  """(proposals in random order, their voxel IoU with the object). The first is the object itself unless all are to be bad."""
+  true_voxels = voxelize.voxelize(asset.vertices_V3, asset.faces_F3)
+  proposals, scores = {}, {}
+  for number in rng.permutation(count):
+    name, strength = f"c{number}", 0.25 * number + (1.0 if all_bad else 0.0)
+    generator = OTHER if best_from_elsewhere and number == 0 else OWN
+    if strength == 0:
+      proposals[name], scores[name] = write.Proposal(generator, mesh=truth, pose=pose), 1.0
+      continue
+    voxels = voxelize.voxelize(_distorted(asset.vertices_V3, strength, rng), asset.faces_F3)
+    proposals[name], scores[name] = write.Proposal(generator, voxels=voxels), _iou(voxels, true_voxels)
+  return proposals, scores
+
+
+def _distorted(vertices_V3: np.ndarray, strength: float, rng) -> np.ndarray:
+  """The shape stretched along random axes and bent by a wave, in the unit cube again."""
+  out = vertices_V3 * np.exp(strength * rng.uniform(-1, 1, 3))
+  out = out + 0.2 * strength * np.sin(2 * np.pi * (out[:, [1, 2, 0]] + rng.uniform(0, 1, 3)))
+  low, high = out.min(0), out.max(0)
+  return np.clip((out - (low + high) / 2) / (high - low).max(), -0.5, 0.5)
+
+
+def _iou(a_N3: np.ndarray, b_N3: np.ndarray) -> float:
+  grids = np.zeros((2, *(voxelize.RESOLUTION,) * 3), bool)
+  for grid, voxels in zip(grids, (a_N3, b_N3), strict=True):
+    grid[tuple(voxels.T)] = True
+  return float((grids[0] & grids[1]).sum() / (grids[0] | grids[1]).sum())
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description="Write synthetic annotated items.")
+  parser.add_argument("--out", type=pathlib.Path, required=True)
+  parser.add_argument("--count", type=int, default=12)
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--image_size", type=int, default=160)
+  args = parser.parse_args()
+  config = SyntheticConfig(seed=args.seed, count=args.count, image_size=args.image_size)
+  for index in range(args.count):
+    write_item(args.out / f"{index:05d}", index, config)
+
+
+if __name__ == "__main__":
+  main()
