@@ -21,6 +21,7 @@ def training(stage: str) -> ConfigDict:
   c.batch_size = 256  # global, over all hosts
   c.accumulate = 1  # parts in which a batch is taken, one after the other, to save memory
   c.init_from = ""  # work folder of a checkpoint (trained or imported) to take parameters from; empty: random
+  c.init_allow = ""  # regular expression over parameters that init_from may lack, or have beyond the model or in another shape
   c.init_which = "ema"  # which parameters of it: raw, ema (slowest decay) or ema:<decay>
   c.compile_cache = ""  # folder of compiled programs; empty: <workdir>/compile_cache
 
@@ -37,6 +38,11 @@ def training(stage: str) -> ConfigDict:
   c.optim.trainable = ".*"  # regular expression over parameter paths (full match)
   c.optim.frozen = ""  # of the trainable ones, those to freeze all the same
   c.optim.ema = (0.9999,)  # decays of the parameter averages kept beside the parameters
+
+  c.lora = ConfigDict()
+  c.lora.targets = ""  # regular expression over modules with a kernel that get low-rank adapters, e.g. .*_attn/qkv; empty: none
+  c.lora.rank = 16  # of the adapters
+  c.lora.alpha = 16.0  # the product of the factors counts alpha / rank
 
   c.guard = ConfigDict()
   c.guard.spike_factor = 0.0  # skip steps whose gradient norm exceeds this multiple of its running mean; 0: only non-finite ones
@@ -70,7 +76,9 @@ def data() -> ConfigDict:
   """What is read, and in which form."""
   d = ConfigDict()
   d.kind = "shards"  # shards, or fake: random batches of the right shapes
-  d.mixture = ConfigDict()  # name -> {path: dataset folder, weight: relative share of samples}
+  d.mixture = ConfigDict()  # name -> {path: dataset folder, weight: relative share of samples; 0: left out}
+  d.thresholds = ()  # lowest rating that is trained on, by iteration of the data engine (the last one holds on); empty: any
+  d.iteration = 0  # iteration of the data engine that the run belongs to
   d.split = "train"  # split of every dataset in the mixture
   d.image_size = 518  # pixels of every image and mask the model sees
   d.pointmap_size = 256  # pixels of every point map
@@ -151,6 +159,32 @@ def structure_vae_model() -> ConfigDict:
   m.middle_blocks = 2  # residual blocks at the coarsest level
   m.dtype = "float32"  # of the convolutions
   return m
+
+
+def flow_matching(**weights: float) -> ConfigDict:
+  """Conditional flow matching with these weights of the latents."""
+  o = ConfigDict()
+  o.name = "flow_matching"
+  o.weights = ConfigDict(weights)  # latent -> weight in the loss
+  o.time_mean = -1.0  # t = sigmoid(normal(mean, std))
+  o.time_std = 1.0
+  o.drop_condition = 0.1  # share of samples trained without condition, for guidance
+  o.drop_pointmap = 0.0  # share of samples trained without point maps
+  return o
+
+
+def geometry_stage(stage: str) -> ConfigDict:
+  """A training stage of the Geometry model after pre-training: all condition streams, image encoders frozen."""
+  c = training(stage)
+  c.model = geometry_model()  # as published
+  c.optim.frozen = r"condition/(image|mask)_encoder/.*"  # DINOv2 stays what it was
+  c.sampler = sampler()  # for evaluation and previews, and for whoever samples from the checkpoint
+  return c
+
+
+def augmentations() -> dict:
+  """Read-time augmentations of photos from mid-training on: mask boundary, blur, light; amounts are ours, the paper gives none."""
+  return {"erode": 0.15, "dilate": 0.15, "blur": 0.15, "colour": 0.3, "light": 0.3}
 
 
 def sampler() -> ConfigDict:

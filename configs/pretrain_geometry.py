@@ -21,13 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
   c.steps = 176_000  # 200 epochs over 2.7 M meshes, one view of each an epoch
   c.optim.lr = 1e-4
   c.optim.frozen = r"condition/(image|mask)_encoder/.*"
-  c.objective = ConfigDict()
-  c.objective.name = "flow_matching"
-  c.objective.weights = ConfigDict({"shape": 1.0, "rotation": 0.1})  # latent -> weight in the loss
-  c.objective.time_mean = -1.0  # t = sigmoid(normal(mean, std))
-  c.objective.time_std = 1.0
-  c.objective.drop_condition = 0.1  # share of samples trained without condition, for guidance
-  c.objective.drop_pointmap = 0.0  # share of samples trained without point maps
+  c.objective = base.flow_matching(shape=1.0, rotation=0.1)
   c.data.mixture.iso_3do = base.dataset("")
   c.sampler = base.sampler()
   return base.finish(c, variant, tiny=tiny, fake=fake)

@@ -8,7 +8,7 @@ The only position is the step: to resume, iterate from it. Reading runs in Grain
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from data_pipelines import fake, mixture, records, samples, schema
 from data_pipelines.augment import AugmentConfig
 from data_pipelines.records import CorruptRecord
-from sam3d_jax.batch import LATENTS, GeometryBatch, PreferenceBatch, StructureBatch
+from sam3d_jax.batch import GeometryBatch, PreferenceBatch, StructureBatch
 from sam3d_jax.errors import ConfigError, InputError
 
 PROBED = 8  # records of each source that are looked at before a run starts
@@ -38,6 +38,7 @@ class DataConfig(samples.SampleConfig):
   mixture: source name -> (dataset folder, weight).  split: of every dataset.
   threads: reading threads.  workers: reading processes, 0 to read in this one.
   prefetch: batches held ready.  cache_mb: memory for finished rows; needs augment=None and workers=0.
+  min_rating: examples rated lower are left out; those without a rating stay. None: all stay.
   quarantine_budget: distinct unreadable records that this host replaces before the run fails.
   """
 
@@ -47,6 +48,7 @@ class DataConfig(samples.SampleConfig):
   workers: int = 0
   prefetch: int = 4
   cache_mb: int = 0
+  min_rating: float | None = None
   quarantine_budget: int = 100
 
   def __post_init__(self):
@@ -233,6 +235,8 @@ def make_loader(config: DataConfig, *, kind: str, batch_size: int, seed: int, ho
   for name, split in splits.items():
     if kind == "preference" and split.kind != "preference":
       raise InputError(f"source {name!r} ({split.directory}) holds no preference examples")
+  if config.min_rating is not None:
+    splits = {name: records.accepted(split, config.min_rating) for name, split in splits.items()}
   if kind != "structure":
     config = _probe(config, splits)
   try:
@@ -243,18 +247,19 @@ def make_loader(config: DataConfig, *, kind: str, batch_size: int, seed: int, ho
   return Loader(Reader(config, kind, splits, mix, batch_size, seed, cache), host_index, host_count)
 
 
-def from_config(config: ConfigDict, model_config, *, split: str, host_index: int = 0, host_count: int = 1):
+def from_config(config: ConfigDict, model_config, *, kind: str, latents: tuple[str, ...], split: str, host_index: int = 0,
+                host_count: int = 1):
   """The loader of a training configuration: `config.data` says what is read, the model and the objective in which form.
 
-  `model_config` is the typed configuration of the model. Returns a Loader, or a FakeLoader if `config.data.kind` is "fake".
+  `model_config` is the typed configuration of the model; `kind` of batch and `latents` to learn are the objective's business.
+  Sources of weight 0 are left out. Returns a Loader, or a FakeLoader if `config.data.kind` is "fake".
   """
   settings = config.data.to_dict()
   source, sources = settings.pop("kind"), settings.pop("mixture")
-  settings |= {"split": split}
-  kind = "structure" if config.model.name == "structure_vae" else "preference" if config.stage == "dpo" else "geometry"
+  settings |= {"split": split, "min_rating": threshold(settings.pop("thresholds"), settings.pop("iteration"))}
+  sources = {name: entry for name, entry in sources.items() if entry["weight"] != 0}
   if kind != "structure":
-    weights = config.objective.weights
-    settings |= {"streams": tuple(model_config.condition.streams), "latents": tuple(n for n in LATENTS if n in weights),
+    settings |= {"streams": tuple(model_config.condition.streams), "latents": latents,
                  "shape_resolution": model_config.flow.shape_resolution, "latent_channels": model_config.flow.latent_channels}
   if settings.get("augment") is not None:
     settings["augment"] = _typed(AugmentConfig, settings["augment"], "data.augment")
@@ -269,6 +274,15 @@ def from_config(config: ConfigDict, model_config, *, split: str, host_index: int
       raise ConfigError(f"data.mixture.{name}.path is not set: add --config.data.mixture.{name}.path=DATASET_FOLDER")
   mix = {name: (entry["path"], entry["weight"]) for name, entry in sources.items()}
   return make_loader(_typed(DataConfig, {**settings, "mixture": mix}, "data"), **place)
+
+
+def threshold(thresholds: Sequence[float], iteration: int) -> float | None:
+  """The lowest rating accepted in an iteration of the data engine; past the end of the schedule its last value holds."""
+  if iteration < 0:
+    raise ConfigError(f"data.iteration = {iteration} is negative")
+  if any(b < a for a, b in itertools.pairwise(thresholds)):
+    raise ConfigError(f"data.thresholds = {tuple(thresholds)}: a threshold never falls from one iteration to the next")
+  return float(thresholds[min(iteration, len(thresholds) - 1)]) if thresholds else None
 
 
 def _typed(cls, values: Mapping, section: str):

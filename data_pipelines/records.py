@@ -9,6 +9,7 @@ opens it anywhere. A builder commits each shard atomically with `write_shard` an
 """
 
 from collections.abc import Callable, Iterable
+import concurrent.futures
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import re
 import tempfile
 
 from array_record.python import array_record_module
+import numpy as np
 import tensorflow_datasets as tfds
 
 from data_pipelines import schema
@@ -257,3 +259,43 @@ def open_split(directory: str | os.PathLike, split: str = "train", *, skip: Iter
   source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
   lacking = set(schema.ADDED) - set(builder.info.features)
   return Split(directory, split, dataset_kind(builder), source, files, frozenset(skip) | lacking)
+
+
+class Subset:
+  """Some examples of a split, in its order; behaves as a split. `left_out` are the others."""
+
+  def __init__(self, split: Split, indices: np.ndarray):
+    self.whole, self.indices = split, indices
+    self.directory, self.split, self.kind, self.skip = split.directory, split.split, split.kind, split.skip
+    self.left_out = len(split) - len(indices)
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, index: int) -> schema.Example:
+    return self.whole[int(self.indices[index])]
+
+  def locate(self, index: int) -> tuple[str, int]:
+    return self.whole.locate(int(self.indices[index]))
+
+
+def accepted(split: Split, min_rating: float) -> Subset:
+  """The examples rated `min_rating` or better, and those without a rating. 8 bytes of memory and one short read each.
+
+  A record that cannot be read stays in: whoever reads it in turn counts and replaces it. Raises DatasetError if none is left.
+  """
+  ratings = open_split(split.directory, split.split, skip=set(schema.features(split.kind)) - {"rating"})
+
+  def passes(index: int) -> bool:
+    try:
+      example = ratings[index]
+    except CorruptRecord:
+      return True
+    return not schema.is_present(example, "rating") or float(example["rating"]) >= min_rating
+
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    indices = np.flatnonzero(np.fromiter(pool.map(passes, range(len(ratings))), bool, len(ratings)))
+  if not len(indices):
+    raise DatasetError(f"{split.directory}: none of the {len(ratings)} examples of split {split.split!r} is rated {min_rating:g} or "
+                       "better; lower the threshold (data.thresholds)")
+  return Subset(split, indices)

@@ -130,9 +130,8 @@ def all_keys(config: ConfigDict, prefix: str = "") -> list[str]:
 def nearest_key(key: str, config: ConfigDict) -> str:
   """'; the nearest key is ...', or '' if none is near."""
   keys = all_keys(config)
-  near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-  if not near:  # the right name in the wrong section
-    near = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]
+  near = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]  # the right name in the wrong section
+  near = near or difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
   return f"; the nearest key is '{near[0]}'" if near else ""
 
 

@@ -152,6 +152,9 @@ def ancestors(lineage: Mapping, name: str, depth: int):
   if lineage.get("latents"):
     yield f"{pad}  latents {json.dumps(lineage['latents'], sort_keys=True)}"
   for parent in lineage.get("parents", ()):
+    for what, name in (("fresh", "new leaves"), ("left_out", "leaves not taken over")):
+      if parent.get(what):
+        yield f"{pad}  {len(parent[what])} {name}: {', '.join(parent[what][:4])}{' ...' if len(parent[what]) > 4 else ''}"
     label = f"from {parent['path']} step {parent['step']} ({parent['which']})  digest {parent['digest']}"
     yield from ancestors(parent["lineage"], label, depth + 1)
 

@@ -32,9 +32,11 @@ def data(setup) -> str:
   settings = setup.config.data
   if settings.kind == "fake":
     return "random batches"
-  sources = ", ".join(f"{name} ({entry.path}, weight {entry.weight:g})" for name, entry in settings.mixture.items())
+  sources = ", ".join(f"{name} ({entry.path}, weight {entry.weight:g})" for name, entry in settings.mixture.items() if entry.weight)
   epochs = setup.config.steps * setup.config.batch_size / len(setup.train_loader)
-  return f"{sources}: {len(setup.train_loader)} records of split {settings.split}, {epochs:.3g} epochs"
+  rated = setup.train_loader.config.min_rating
+  chosen = "" if rated is None else f" (rated {rated:g} or better, or not at all)"
+  return f"{sources}: {len(setup.train_loader)} records of split {settings.split}{chosen}, {epochs:.3g} epochs"
 
 
 def by_part(shapes: dict[str, int]) -> dict[str, int]:

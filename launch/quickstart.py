@@ -7,36 +7,17 @@ continues where it stopped; finished steps are not repeated. `--dry_run` prints 
 """
 
 import argparse
-import dataclasses
 import json
-import os
 import pathlib
-import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 from launch import cli
+from launch.chain import Step, commands, run_all
 from launch.progress import duration
 from launch.train import prepare_workdir
-from sam3d_jax.errors import InputError, JobFailed, Preempted
+from sam3d_jax.errors import InputError
 
 FREE_BYTES_NEEDED = 1 << 30
-SHOWN_LOG_LINES = 15
-# XLA on CPU takes and frees its buffers every step; returning them to the kernel each time costs system
-# time (32 s of a VAE run of 187 s, against 5 s with these settings of glibc).
-KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_TOP_PAD_": str(2**28)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-  """One command of the chain. `name` is also the name of its log file."""
-
-  name: str
-  says: str  # what it does, for the screen
-  command: tuple[str, ...]
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -78,64 +59,14 @@ def run(args: argparse.Namespace) -> int:
   work = prepare_workdir(args.workdir)
   steps = chain(work, args.seed)
   if args.dry_run:
-    print("\n".join(f"python -m {shlex.join(step.command)}" for step in steps))
+    print(commands(steps))
     return 0
   free = shutil.disk_usage(work).free
   if free < FREE_BYTES_NEEDED:
     raise InputError(f"--workdir {work}: {free >> 20} MB are free on that disk, {FREE_BYTES_NEEDED >> 20} MB are needed; free some or "
                      "give a folder on another disk (make quickstart WORK=DIR)")
-  (work / "logs").mkdir(exist_ok=True)
-  stale = False  # a step that ran makes every later one stale
-  for index, step in enumerate(steps):
-    record = work / "logs" / f"{step.name}.json"
-    if not stale and finished(record, step):
-      continue
-    stale = True
-    print(f"[{index + 1}/{len(steps)}] {step.name}: {step.says}", file=sys.stderr, flush=True)
-    execute(step, work / "logs" / f"{step.name}.log", record)
-  report(work, sum(json.loads((work / "logs" / f"{s.name}.json").read_text())["seconds"] for s in steps))
+  report(work, run_all(steps, work))
   return 0
-
-
-def finished(record: pathlib.Path, step: Step) -> bool:
-  """Whether the step has run to its end with this very command."""
-  if not record.exists():
-    return False
-  saved = json.loads(record.read_text())
-  return saved["done"] and saved["command"] == list(step.command)
-
-
-def execute(step: Step, log: pathlib.Path, record: pathlib.Path) -> None:
-  """Runs one command; its standard output goes to the log, its progress to the screen. Ctrl-C reaches it and is waited for."""
-  saved = json.loads(record.read_text()) if record.exists() else {}
-  before = saved["seconds"] if saved.get("command") == list(step.command) else 0.0
-  start = time.monotonic()
-  env = {**os.environ, **KEEP_FREED_MEMORY, "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"), "PYTHONUNBUFFERED": "1"}
-  with log.open("w") as out:
-    child = subprocess.Popen([sys.executable, "-m", *step.command], stdout=out, env=env, cwd=pathlib.Path(__file__).parents[1])
-    code = wait(child)
-  seconds = before + time.monotonic() - start
-  partial = record.with_suffix(".partial")
-  partial.write_text(json.dumps({"done": code == 0, "command": list(step.command), "seconds": seconds}))
-  partial.replace(record)
-  if code == cli.EXIT_RETRY or code == -signal.SIGINT:
-    raise Preempted(f"during {step.name}, what it had is saved")
-  if code != 0:
-    print("\n".join(log.read_text().splitlines()[-SHOWN_LOG_LINES:]), file=sys.stderr)
-    raise JobFailed(f"{step.name} ended with code {code}; its output is in {log}. The command was:\n  python -m {shlex.join(step.command)}")
-
-
-def wait(child: subprocess.Popen) -> int:
-  """The child's exit code. A signal to this process is passed on (Ctrl-C in a terminal reaches the child by itself)."""
-  previous = signal.signal(signal.SIGTERM, lambda *_: child.send_signal(signal.SIGTERM))
-  try:
-    while True:
-      try:
-        return child.wait()
-      except KeyboardInterrupt:
-        continue  # the child got it too; it saves and exits
-  finally:
-    signal.signal(signal.SIGTERM, previous)
 
 
 def report(work: pathlib.Path, seconds: float) -> None:

@@ -1,21 +1,17 @@
 """What every training command does: check, plan, restore or initialise, compile, train.
 
-`launch.pretrain` and `launch.train_vae` are this with the stages they accept.
+`launch.pretrain`, `launch.sft`, `launch.dpo`, `launch.distill` and `launch.train_vae` are this with the stages they accept.
 """
 
 import argparse
 import functools
-import importlib.metadata
-import os
 import pathlib
-import platform
-import subprocess
 import sys
 import time
 
 from ml_collections import ConfigDict
 
-from launch import cli, plan
+from launch import cli, plan, starting
 from launch.progress import Progress, duration
 from sam3d_jax.errors import ConfigError, InputError
 
@@ -83,7 +79,10 @@ def check_data(config: ConfigDict) -> None:
     return
   if not config.data.mixture:
     raise ConfigError("data.mixture names no dataset")
-  for name, entry in config.data.mixture.items():
+  entries = {name: entry for name, entry in config.data.mixture.items() if entry.weight}
+  if not entries:
+    raise ConfigError("data.mixture: every source has weight 0")
+  for name, entry in entries.items():
     if not entry.path:
       raise ConfigError(f"data.mixture.{name}.path is empty: give the dataset folder with --config.data.mixture.{name}.path=DIR")
     if not pathlib.Path(entry.path).is_dir():
@@ -100,6 +99,8 @@ class Setup:
     self.model_config = registry.typed_config(config.model)
     self.abstract_model = registry.abstract_model(config.model)
     self.objective = make_objective(config)
+    self.keeps_reference = needs_reference(config)
+    self.init_allow = config.init_allow
     self._connect()
 
   def _connect(self) -> None:
@@ -120,11 +121,19 @@ class Setup:
     self.graph = ModelGraph.of(self.abstract_model)
     self.param_shapes = flat_params(self.abstract_model)
     optim.split_trainable(self.optim, self.param_shapes)
-    self.abstract_state = jax.eval_shape(lambda p: init_state(self.optim, p, keep_reference=config.stage == "dpo"), self.param_shapes)
+    self.abstract_state = jax.eval_shape(lambda p: init_state(self.optim, p, keep_reference=self.keeps_reference), self.param_shapes)
     self.shardings = rules.state_shardings(self.mesh, self.abstract_state, self.param_shapes)
     self.abstract_state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.abstract_state, self.shardings)
     self.train_loader = make_loader(config, self.model_config, config.data.split)
     self.eval_loader = make_loader(config, self.model_config, config.eval.split) if config.eval.every else None
+
+  def random_params(self):
+    """All parameters at their initial values, path -> array; pure, for jit."""
+    from flax import nnx
+
+    from sam3d_jax.models import registry
+    from sam3d_jax.torch_bridge.keys import flat_params
+    return flat_params(registry.build_model(self.config.model, rngs=nnx.Rngs(self.config.seed)))
 
 
 def optim_config(config: ConfigDict):
@@ -143,18 +152,14 @@ def guard_config(config: ConfigDict):
 
 def make_objective(config: ConfigDict):
   """The objective of the configuration with its settings bound. Raises ConfigError for a setting it does not take."""
-  from sam3d_jax.objectives import autoencoder, flow_matching
-  objectives = {"structure_autoencoder": autoencoder.structure_autoencoder, "flow_matching": flow_matching.flow_matching}
-  settings = config.objective.to_dict()
-  name = settings.pop("name")
-  if name not in objectives:
-    raise ConfigError(f"objective.name = {name!r} is not one of {', '.join(objectives)}")
-  import inspect
-  takes = set(inspect.signature(objectives[name]).parameters) - {"model", "frozen", "batch", "key"}
-  unknown = sorted(set(settings) - takes)
-  if unknown:
-    raise ConfigError(f"objective.{unknown[0]} is not taken by {name}; it takes {', '.join(sorted(takes))}")
-  return functools.partial(objectives[name], **settings)
+  from sam3d_jax.objectives import registry
+  return registry.bind(config.objective.to_dict(), config.model.name)
+
+
+def needs_reference(config: ConfigDict) -> bool:
+  """Whether the objective compares with a frozen copy of the parameters that the run starts from."""
+  from sam3d_jax.objectives import registry
+  return registry.lookup(config.objective.name).reference
 
 
 def train(setup: Setup, ledger, stop) -> None:
@@ -166,7 +171,7 @@ def train(setup: Setup, ledger, stop) -> None:
   config = setup.config
   checkpointer = checkpoint.Checkpointer(setup.workdir, keep=config.checkpoint.keep)
   with ledger.phase("restore"):
-    state, lineage = starting_state(setup, checkpointer)
+    state, lineage = starting.starting_state(setup, checkpointer)
   first = int(state.step)
   if first >= config.steps:
     print(f"already trained: step {first} of {config.steps} is saved in {setup.workdir}")
@@ -194,90 +199,15 @@ def train(setup: Setup, ledger, stop) -> None:
   print(f"trained to step {config.steps}; checkpoints and metrics are in {setup.workdir}")
 
 
-def starting_state(setup: Setup, checkpointer):
-  """Resume (same folder) before initialise (`init_from`) before scratch; says which. Returns the state and the lineage."""
-
-  from flax import nnx
-
-  from sam3d_jax.models import registry
-  from sam3d_jax.torch_bridge.keys import flat_params
-  from sam3d_jax.training import checkpoint
-  from sam3d_jax.training.state import init_state
-  config, reference = setup.config, setup.config.stage == "dpo"
-  restored = checkpointer.restore(setup.abstract_state)
-  if restored is not None:
-    checkpointer.discard_bad_steps()
-    state, meta = restored
-    check_same_run(meta["config"], config, setup.workdir)
-    print(f"resuming {setup.workdir} at step {meta['step']}")
-    return state, meta["lineage"]
-  start = lambda params: init_state(setup.optim, params, keep_reference=reference)
-  if config.init_from:
-    params, parent = checkpoint.initial_params(config.init_from, setup.param_shapes, setup.mesh, which=config.init_which)
-    print(f"starting from the {config.init_which} parameters of {config.init_from} (step {parent['step']})")
-    return run_once(start, setup.shardings, params), make_lineage(config, [parent])
-  print("starting from random parameters")
-  fresh = lambda: start(flat_params(registry.build_model(config.model, rngs=nnx.Rngs(config.seed))))
-  return run_once(fresh, setup.shardings), make_lineage(config, [])
-
-
-def run_once(fn, shardings, *args):
-  """Runs a function that is worth no optimisation: on CPU its compile time is all that it costs (7 times less this way)."""
-  import jax
-  options = {"xla_llvm_disable_expensive_passes": True, "xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-  return jax.jit(fn, out_shardings=shardings).lower(*args).compile(compiler_options=options)(*args)
-
-
-RESUMABLE_CHANGES = ("steps", "checkpoint", "eval", "log", "mesh", "compile_cache", "accumulate", "guard")
-
-
-def check_same_run(before: dict, config: ConfigDict, workdir: pathlib.Path) -> None:
-  """A work folder belongs to one experiment: resuming it with other science is an error that names the first difference."""
-  now = config.to_dict()
-  performance = {("data", "threads"), ("data", "prefetch"), ("data", "cache_mb"), ("data", "workers")}
-  for key, old, new in differences(before, now):
-    if key[0] in RESUMABLE_CHANGES or key[:2] in performance or key[-1] in ("remat", "attention", "path"):
-      continue
-    raise ConfigError(f"{workdir} was started with {'.'.join(key)} = {old!r}, now it is {new!r}: use another --workdir, or "
-                      "--config.init_from to start a new stage from its parameters")
-
-
-def differences(a, b, prefix: tuple[str, ...] = ()):
-  """(key path, value in a, value in b) of every leaf that differs between two nested dictionaries."""
-  for key in sorted(set(a) | set(b)):
-    x, y = a.get(key), b.get(key)
-    if isinstance(x, dict) and isinstance(y, dict):
-      yield from differences(x, y, (*prefix, key))
-    elif (list(x) if isinstance(x, tuple) else x) != (list(y) if isinstance(y, tuple) else y):
-      yield (*prefix, key), x, y
-
-
-def make_lineage(config: ConfigDict, parents: list[dict]) -> dict:
-  """Where a checkpoint comes from: stage, parents, datasets, versions."""
-  from data_pipelines import records
-  datasets = {}
-  if config.data.kind == "shards":
-    datasets = {name: records.dataset_identity(entry.path) for name, entry in config.data.mixture.items()}
-  versions = {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")}
-  return {"stage": config.stage, "parents": parents, "datasets": datasets, "versions": versions | {"python": platform.python_version()},
-          "commit": git_commit(), "seed": config.seed}
-
-
-def git_commit() -> str:
-  """Commit of the code, '' outside a checkout."""
-  folder = pathlib.Path(__file__).parents[1]
-  if not (folder / ".git").exists():
-    return ""
-  done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
-  return done.stdout.strip()
-
-
 def make_loader(config: ConfigDict, model_config, split: str):
   """The reader of one split for this configuration's model and objective."""
   import jax
 
   from data_pipelines import loader
-  return loader.from_config(config, model_config, split=split, host_index=jax.process_index(), host_count=jax.process_count())
+  from sam3d_jax.objectives import registry
+  return loader.from_config(config, model_config, kind=registry.batch_kind(config.objective.name, config.model.name),
+                            latents=registry.learned_latents(config.objective), split=split, host_index=jax.process_index(),
+                            host_count=jax.process_count())
 
 
 def global_spec(local_spec, batch_size: int, mesh):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 import hashlib
 import json
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -341,21 +342,30 @@ def load_params(workdir, *, which: str = "ema", step: int | None = None) -> dict
   return {path: np.asarray(arrays[source]) for path, source in sources.items()}
 
 
-def initial_params(workdir, param_shapes: Mapping[str, jax.ShapeDtypeStruct], mesh, *, which: str):
+def initial_params(workdir, param_shapes: Mapping[str, jax.ShapeDtypeStruct], mesh, *, which: str, allow: str = ""):
   """Parameters to start a stage from, laid out on `mesh`, and a record of the parent for the lineage.
 
-  Raises InputError listing every parameter that is missing, unexpected or of another shape.
+  Every parameter must come from the checkpoint and the other way round. Those whose path `allow` (a regular expression, full match)
+  names may differ: the record lists under `fresh` what the caller has to make, under `left_out` what the model has no use for.
+  Raises InputError listing every other parameter that is missing, unexpected or of another shape.
   """
+  if (pathlib.Path(workdir) / "pipeline.yaml").is_file():
+    raise InputError(f"init_from {workdir} is a release folder; import it first: python -m launch.import_torch")
   step = resolve_step(workdir)
   stored = stored_shapes(workdir, step)
   sources = param_sources(stored, which)
-  audit(param_shapes, {p: stored[source] for p, source in sources.items()}, where=f"init_from {workdir} step {step}")
+  on_disk = {p: stored[source] for p, source in sources.items()}
+  fits = {p for p in on_disk if p in param_shapes and tuple(on_disk[p].shape) == tuple(param_shapes[p].shape)}
+  loose = {p for p in {*on_disk, *param_shapes} - fits if re.fullmatch(allow, p)}
+  strict = lambda shapes: {p: x for p, x in shapes.items() if p not in loose}
+  audit(strict(param_shapes), strict(on_disk), where=f"init_from {workdir} step {step}")
   wanted = {sources[p]: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, rules.param_spec(p, tuple(x.shape), mesh)))
-            for p, x in param_shapes.items()}
+            for p, x in param_shapes.items() if p in fits}
   arrays = read_arrays(workdir, step, wanted, partial=True)
   meta = read_meta(workdir, step)
-  parent = {"path": str(workdir), "step": step, "which": which, "digest": digest(meta), "lineage": meta["lineage"]}
-  return {p: arrays[source] for p, source in sources.items()}, parent
+  parent = {"path": str(workdir), "step": step, "which": which, "digest": digest(meta), "lineage": meta["lineage"],
+            "fresh": sorted(loose & set(param_shapes)), "left_out": sorted(loose & set(on_disk))}
+  return {p: arrays[sources[p]] for p in param_shapes if p in fits}, parent
 
 
 def digest(meta: Mapping[str, Any]) -> str:

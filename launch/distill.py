@@ -1,0 +1,9 @@
+"""Distils a flow model into one that needs few steps (shortcut models), and draws quality over the number of steps.
+
+    python -m launch.distill --config configs/distill_geometry.py --workdir DIR --config.init_from=CHECKPOINT --config.eval.decoder=VAE
+"""
+
+from launch import train
+
+if __name__ == "__main__":
+  train.command(("distill",), __doc__)
