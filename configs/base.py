@@ -166,8 +166,8 @@ def flow_matching(**weights: float) -> ConfigDict:
   o = ConfigDict()
   o.name = "flow_matching"
   o.weights = ConfigDict(weights)  # latent -> weight in the loss
-  o.time_mean = -1.0  # t = sigmoid(normal(mean, std))
-  o.time_std = 1.0
+  o.time_mean = -1.0  # t = sigmoid(normal(time_mean, time_std))
+  o.time_std = 1.0  # as time_mean
   o.drop_condition = 0.1  # share of samples trained without condition, for guidance
   o.drop_pointmap = 0.0  # share of samples trained without point maps
   return o
