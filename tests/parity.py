@@ -24,7 +24,7 @@ import traceback
 import numpy as np
 
 CASES: dict[str, Callable[["Fixture"], dict[str, np.ndarray]]] = {}
-UNSUPPORTED_PREFIXES = ("f",)  # the texture stage's fixtures: reported as not covered by this release
+UNSUPPORTED_PREFIXES = ("f",)  # the texture stage's models: those without a case are reported as not covered by this release
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,29 +12,37 @@ SAVED_NAME = "attention_out"  # what the remat policy "attention" keeps
 KERNEL_MIN_LENGTH = 128  # below it a tiled kernel works on padding
 SPLASH_BLOCK = 512
 SPLASH_LANES = 128
+CUDNN_MAX_HEAD_DIM = 128  # of its fused kernels before the Hopper generation
 
 BATCH_AXES = ("data", "fsdp")
 HEAD_AXES = ("tensor",)
 QUERY_AXES = ("context",)
 
 
-def attend(q_BLHK, k_BMHK, v_BMHK, *, backend: str = "auto"):
+def attend(q_BLHK, k_BMHK, v_BMHK, *, backend: str = "auto", key_count_B=None):
   """Full scaled dot-product attention with scale 1/sqrt(K) and an fp32 softmax.
 
   q_BLHK, k_BMHK, v_BMHK: queries, keys and values; returns (B, L, H, K) in the queries' dtype.
+  key_count_B: (B,) int32, how many keys of each sample there are; the others are padding that nothing attends to. None: all.
   backend: "xla" runs anywhere, "cudnn" on NVIDIA GPUs in half precision, "splash" on TPUs; "auto" is `choose_backend`'s choice.
 
   A program that is compiled for other hardware than the default backend's has to name its backend. Under a mesh
   (`jax.set_mesh`) the kernels run shard by shard: batch over `data` and `fsdp`, heads over `tensor`, queries over `context`.
+  Raises ValueError for an unknown backend and for queries that cuDNN has no kernel for.
   """
   if backend not in BACKENDS:
     raise ValueError(f"attention backend {backend!r} is not one of {BACKENDS}")
   if backend == "auto":
     backend = choose_backend(jax.default_backend(), q_BLHK, k_BMHK)
   if backend == "xla":
-    return attend_parts(q_BLHK, (k_BMHK,), (v_BMHK,))
+    mask = None if key_count_B is None else (jnp.arange(k_BMHK.shape[1]) < key_count_B[:, None])[:, None, None]
+    return attend_parts(q_BLHK, (k_BMHK,), (v_BMHK,), mask=mask)
+  if backend == "cudnn" and not _suits_cudnn(q_BLHK):
+    raise ValueError(f"attention backend 'cudnn' needs bfloat16 or float16 and a head dimension that is a multiple of 8 up to "
+                     f"{CUDNN_MAX_HEAD_DIM}, not {q_BLHK.dtype} and {q_BLHK.shape[-1]}: choose dtype=bfloat16, or attention=xla")
   kernel = {"cudnn": _cudnn, "splash": _splash}[backend]
-  return _per_shard(kernel, q_BLHK, k_BMHK)(q_BLHK, k_BMHK, v_BMHK)
+  counts = () if key_count_B is None else (key_count_B.astype(jnp.int32),)
+  return _per_shard(kernel, q_BLHK, k_BMHK, counted=bool(counts))(q_BLHK, k_BMHK, v_BMHK, *counts)
 
 
 def choose_backend(platform: str, q_BLHK, k_BMHK) -> str:
@@ -43,20 +51,30 @@ def choose_backend(platform: str, q_BLHK, k_BMHK) -> str:
     return "xla"
   if platform == "tpu":
     return "splash"
-  if platform == "gpu" and q_BLHK.dtype in (jnp.bfloat16, jnp.float16):
+  if platform == "gpu" and _suits_cudnn(q_BLHK):
     return "cudnn"
   return "xla"
 
 
-def attend_parts(q_BLHK, ks, vs, *, scale: float | None = None):
+def _suits_cudnn(q_BLHK) -> bool:
+  """Whether cuDNN's fused attention covers the dtype and the head dimension; it has no condition on lengths."""
+  head_dim = q_BLHK.shape[-1]
+  return q_BLHK.dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= CUDNN_MAX_HEAD_DIM
+
+
+def attend_parts(q_BLHK, ks, vs, *, scale: float | None = None, mask=None):
   """Attention over keys and values that come in parts, as if the parts were concatenated; always plain XLA.
 
   ks, vs: arrays (B, M, H, K), or (B, M, K) for keys and values that all heads share. For few queries: only the logits are
-  joined, so long keys are neither copied nor stored twice. `scale` defaults to 1/sqrt(K).
+  joined, so long keys are neither copied nor stored twice. `scale` defaults to 1/sqrt(K). `mask`, broadcastable to (B, H, L, M),
+  is true where a query may look; a query that may look nowhere gets the mean of all values, not NaN.
   """
   scale = q_BLHK.shape[-1] ** -0.5 if scale is None else scale
   logits = [jnp.einsum(f"blhk,{_dims(k)}->bhlm", q_BLHK, k, preferred_element_type=jnp.float32) for k in ks]
-  weights_BHLM = jax.nn.softmax(jnp.concatenate(logits, axis=-1) * scale, axis=-1)
+  logits_BHLM = jnp.concatenate(logits, axis=-1) * scale
+  if mask is not None:
+    logits_BHLM = jnp.where(mask, logits_BHLM, jnp.finfo(jnp.float32).min)
+  weights_BHLM = jax.nn.softmax(logits_BHLM, axis=-1)
   out_BLHK, start = 0.0, 0
   for v in vs:
     part_BHLM = jax.lax.slice_in_dim(weights_BHLM, start, start + v.shape[1], axis=-1).astype(v.dtype)
@@ -69,11 +87,12 @@ def _dims(k):
   return "bmhk" if k.ndim == 4 else "bmk"
 
 
-def _cudnn(q_BLHK, k_BMHK, v_BMHK):
-  return checkpoint_name(jax.nn.dot_product_attention(q_BLHK, k_BMHK, v_BMHK, implementation="cudnn"), SAVED_NAME)
+def _cudnn(q_BLHK, k_BMHK, v_BMHK, key_count_B=None):
+  out = jax.nn.dot_product_attention(q_BLHK, k_BMHK, v_BMHK, key_value_seq_lengths=key_count_B, implementation="cudnn")
+  return checkpoint_name(out, SAVED_NAME)
 
 
-def _splash(q_BLHK, k_BMHK, v_BMHK):
+def _splash(q_BLHK, k_BMHK, v_BMHK, key_count_B=None):
   """Splash attention: lengths padded to whole blocks, padded keys kept out by segment ids, padded queries dropped."""
   (length, heads), keys = q_BLHK.shape[1:3], k_BMHK.shape[1]
   q_block, padded_length = _splash_block(length)
@@ -81,11 +100,13 @@ def _splash(q_BLHK, k_BMHK, v_BMHK):
   kernel = _splash_kernel(heads, padded_length, padded_keys, q_block, k_block)
   q, k, v = (_pad_length(x.swapaxes(1, 2), n)  # (B, H, padded, K)
              for x, n in ((q_BLHK * q_BLHK.shape[-1] ** -0.5, padded_length), (k_BMHK, padded_keys), (v_BMHK, padded_keys)))
-  segments = None
-  if padded_keys != keys:
-    is_padding = (jnp.arange(padded_keys) >= keys).astype(jnp.int32)
-    segments = splash.SegmentIds(q=jnp.zeros(padded_length, jnp.int32), kv=is_padding)
-  out = jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=segments))(q, k, v)
+  if padded_keys == keys and key_count_B is None:
+    out = jax.vmap(kernel)(q, k, v)
+  else:
+    counts_B = jnp.full(len(q), keys, jnp.int32) if key_count_B is None else key_count_B
+    is_padding_BM = (jnp.arange(padded_keys) >= counts_B[:, None]).astype(jnp.int32)
+    of_query = jnp.zeros(padded_length, jnp.int32)
+    out = jax.vmap(lambda q, k, v, kv: kernel(q, k, v, segment_ids=splash.SegmentIds(q=of_query, kv=kv)))(q, k, v, is_padding_BM)
   return out[:, :, :length].swapaxes(1, 2).astype(q_BLHK.dtype)
 
 
@@ -111,7 +132,7 @@ def _splash_kernel(heads: int, length: int, keys: int, q_block: int, k_block: in
   return splash.make_splash_mha(mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, residual_checkpoint_name=SAVED_NAME)
 
 
-def _per_shard(kernel, q_BLHK, k_BMHK):
+def _per_shard(kernel, q_BLHK, k_BMHK, *, counted: bool):
   """`kernel` mapped over the shards of the ambient mesh, which the compiler cannot cut by itself; unchanged without a mesh.
 
   Every shard holds the keys and values of its batch rows and heads whole. An axis that does not divide its dimension is left out.
@@ -123,7 +144,8 @@ def _per_shard(kernel, q_BLHK, k_BMHK):
   heads = _dividing_axes(mesh, HEAD_AXES, q_BLHK.shape[2])
   queries = P(batch, _dividing_axes(mesh, QUERY_AXES, q_BLHK.shape[1]), heads)
   keys = P(batch, None, heads)
-  return jax.shard_map(kernel, in_specs=(queries, keys, keys), out_specs=queries, check_vma=False)
+  counts = (P(batch),) if counted else ()
+  return jax.shard_map(kernel, in_specs=(queries, keys, keys, *counts), out_specs=queries, check_vma=False)
 
 
 def _dividing_axes(mesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from sam3d_jax.errors import InputError
 
-LAYOUTS = ("plain", "linear", "conv")
+LAYOUTS = ("plain", "linear", "conv", "sparse_conv")
 
 
 class KeyMismatch(InputError):
@@ -30,7 +30,8 @@ class Rule:
 
   torch: published name, with `{n}` where a layer index stands if `stacked`.
   ours: our parameter path, `/`-separated; None for a buffer that we compute (then `buffer` makes it).
-  layout: plain (same order, any reshape), linear (torch (out, in), ours (*in, *out)), conv (torch (O, I, *k), ours (*k, I, O)).
+  layout: plain (same order, any reshape), linear (torch (out, in), ours (*in, *out)), conv (torch (O, I, *k), ours (*k, I, O)),
+    sparse_conv (torch (O, *k, I), ours (*k, I, O)).
   dims_in: how many leading dimensions of our kernel (after the layer axis) are inputs, for `linear`.
   torch_shape: shape on the torch side where a plain reshape cannot tell it; otherwise derived.
   stacked: our leaf has a leading layer axis.
@@ -61,6 +62,8 @@ class Rule:
       return math.prod(our_shape[self.dims_in:]), math.prod(our_shape[:self.dims_in])
     if self.layout == "conv":
       return our_shape[-1], our_shape[-2], *our_shape[:-2]
+    if self.layout == "sparse_conv":
+      return our_shape[-1], *our_shape[:-1]
     return our_shape
 
   def to_ours(self, array: np.ndarray, our_shape: tuple[int, ...]) -> np.ndarray:
@@ -69,6 +72,8 @@ class Rule:
       array = array.T
     elif self.layout == "conv":
       array = np.moveaxis(array, (0, 1), (-1, -2))
+    elif self.layout == "sparse_conv":
+      array = np.moveaxis(array, 0, -1)
     return array.reshape(our_shape)
 
   def to_torch(self, array: np.ndarray) -> np.ndarray:
@@ -78,6 +83,8 @@ class Rule:
       array = array.reshape(shape[::-1]).T
     elif self.layout == "conv":
       array = np.moveaxis(array, (-1, -2), (0, 1))
+    elif self.layout == "sparse_conv":
+      array = np.moveaxis(array, -1, 0)
     return np.ascontiguousarray(array.reshape(shape))
 
 

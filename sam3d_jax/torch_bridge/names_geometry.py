@@ -33,7 +33,7 @@ def backbone_rules(cfg: GeometryFlowConfig) -> list[Rule]:
 
 def timestep_embedder_rules(torch: str = "", ours: str = "") -> list[Rule]:
   """A timestep embedder."""
-  return _affine(f"{torch}mlp.0", f"{ours}hidden") + _affine(f"{torch}mlp.2", f"{ours}out")
+  return affine_rules(f"{torch}mlp.0", f"{ours}hidden") + affine_rules(f"{torch}mlp.2", f"{ours}out")
 
 
 def latent_rules(cfg: GeometryFlowConfig, name: str, torch: str, ours: str) -> list[Rule]:
@@ -42,7 +42,7 @@ def latent_rules(cfg: GeometryFlowConfig, name: str, torch: str, ours: str) -> l
     position = Rule(f"{torch}pos_emb", None, buffer=lambda: shape_position_table(cfg))
   else:
     position = Rule(f"{torch}pos_emb", f"{ours}position")
-  return [position, *_affine(f"{torch}input_layer", f"{ours}proj_in"), *_affine(f"{torch}out_layer", f"{ours}proj_out")]
+  return [position, *affine_rules(f"{torch}input_layer", f"{ours}proj_in"), *affine_rules(f"{torch}out_layer", f"{ours}proj_out")]
 
 
 def shape_position_table(cfg: GeometryFlowConfig) -> np.ndarray:
@@ -60,18 +60,18 @@ def mot_block_rules(width: int, qk_rms_norm: bool, torch: str = "", ours: str = 
 
 def adaln_rules(width: int, torch: str = "", ours: str = "", *, stacked: bool = False) -> list[Rule]:
   """The modulation of a block."""
-  return _affine(f"{torch}adaLN_modulation.1", f"{ours}adaln", out=6 * width, stacked=stacked, half=True)
+  return affine_rules(f"{torch}adaLN_modulation.1", f"{ours}adaln", out=6 * width, stacked=stacked, half=True)
 
 
 def stream_rules(width: int, qk_rms_norm: bool, torch: str = "", ours: str = "", *, stream: str = "",
                  stacked: bool = False) -> list[Rule]:
   """One stream of a block: self-attention, cross-attention and its norm, MLP. `stream` is what the published names insert."""
   return [
-      *_layer_norm(f"{torch}norm2{stream}", f"{ours}cross_norm", stacked=stacked),
+      *layer_norm_rules(f"{torch}norm2{stream}", f"{ours}cross_norm", stacked=stacked),
       *self_attention_rules(width, qk_rms_norm, f"{torch}self_attn.", f"{ours}self_attn/", stream=stream, stacked=stacked),
       *cross_attention_rules(width, f"{torch}cross_attn{stream}.", f"{ours}cross_attn/", stacked=stacked),
-      *_affine(f"{torch}mlp{stream}.mlp.0", f"{ours}mlp/up", stacked=stacked, half=True),
-      *_affine(f"{torch}mlp{stream}.mlp.2", f"{ours}mlp/down", stacked=stacked, half=True),
+      *affine_rules(f"{torch}mlp{stream}.mlp.0", f"{ours}mlp/up", stacked=stacked, half=True),
+      *affine_rules(f"{torch}mlp{stream}.mlp.2", f"{ours}mlp/down", stacked=stacked, half=True),
   ]
 
 
@@ -79,9 +79,9 @@ def self_attention_rules(width: int, qk_rms_norm: bool, torch: str = "", ours: s
                          stacked: bool = False) -> list[Rule]:
   """Self-attention projections and, with `qk_rms_norm`, the gains of queries and keys."""
   return [
-      *_affine(f"{torch}to_qkv{stream}", f"{ours}qkv", out=3 * width, stacked=stacked, half=True),
+      *affine_rules(f"{torch}to_qkv{stream}", f"{ours}qkv", out=3 * width, stacked=stacked, half=True),
       *(_head_gains(torch, ours, stream=stream, stacked=stacked) if qk_rms_norm else []),
-      *_affine(f"{torch}to_out{stream}", f"{ours}out", dims_in=2, stacked=stacked, half=True),
+      *affine_rules(f"{torch}to_out{stream}", f"{ours}out", dims_in=2, stacked=stacked, half=True),
   ]
 
 
@@ -89,10 +89,10 @@ def cross_attention_rules(width: int, torch: str = "", ours: str = "", *, qk_rms
                           stacked: bool = False) -> list[Rule]:
   """Cross-attention projections; the flow model's have no RMS norms, but the published layer can."""
   return [
-      *_affine(f"{torch}to_q", f"{ours}q", out=width, stacked=stacked, half=True),
-      *_affine(f"{torch}to_kv", f"{ours}kv", out=2 * width, stacked=stacked, half=True),
+      *affine_rules(f"{torch}to_q", f"{ours}q", out=width, stacked=stacked, half=True),
+      *affine_rules(f"{torch}to_kv", f"{ours}kv", out=2 * width, stacked=stacked, half=True),
       *(_head_gains(torch, ours, stacked=stacked) if qk_rms_norm else []),
-      *_affine(f"{torch}to_out", f"{ours}out", dims_in=2, stacked=stacked, half=True),
+      *affine_rules(f"{torch}to_out", f"{ours}out", dims_in=2, stacked=stacked, half=True),
   ]
 
 
@@ -101,7 +101,7 @@ def structure_encoder_rules(cfg: StructureVAEConfig) -> list[Rule]:
   rules = conv_rules("input_layer", "conv_in")
   rules += _level_rules(cfg, "downsample")
   rules += _middle_rules(cfg)
-  return rules + _layer_norm("out_layer.0", "norm_out") + conv_rules("out_layer.2", "conv_out")
+  return rules + layer_norm_rules("out_layer.0", "norm_out") + conv_rules("out_layer.2", "conv_out")
 
 
 def structure_decoder_rules(cfg: StructureVAEConfig) -> list[Rule]:
@@ -109,14 +109,14 @@ def structure_decoder_rules(cfg: StructureVAEConfig) -> list[Rule]:
   rules = conv_rules("input_layer", "conv_in")
   rules += _middle_rules(cfg)
   rules += _level_rules(cfg, "upsample")
-  return rules + _layer_norm("out_layer.0", "norm_out") + conv_rules("out_layer.2", "conv_out")
+  return rules + layer_norm_rules("out_layer.0", "norm_out") + conv_rules("out_layer.2", "conv_out")
 
 
 def resblock_rules(torch: str, ours: str, *, skip: bool = False) -> list[Rule]:
   """A 3-D residual block; `skip` where its 1x1x1 convolution exists."""
   return [
-      *_layer_norm(f"{torch}norm1", f"{ours}norm1"),
-      *_layer_norm(f"{torch}norm2", f"{ours}norm2"),
+      *layer_norm_rules(f"{torch}norm1", f"{ours}norm1"),
+      *layer_norm_rules(f"{torch}norm2", f"{ours}norm2"),
       *conv_rules(f"{torch}conv1", f"{ours}conv1", half=True),
       *conv_rules(f"{torch}conv2", f"{ours}conv2", half=True),
       *(conv_rules(f"{torch}skip_connection", f"{ours}skip", half=True) if skip else []),
@@ -140,7 +140,7 @@ def _middle_rules(cfg: StructureVAEConfig) -> list[Rule]:
   return [r for i in range(cfg.middle_blocks) for r in resblock_rules(f"middle_block.{i}.", f"middle/{i}/")]
 
 
-def _affine(torch: str, ours: str, *, out: int | None = None, dims_in: int = 1, stacked: bool = False,
+def affine_rules(torch: str, ours: str, *, out: int | None = None, dims_in: int = 1, stacked: bool = False,
             half: bool = False) -> list[Rule]:
   """Weight and bias of a linear layer; `out` is its output width where ours is split over several dimensions."""
   return [
@@ -154,7 +154,7 @@ def conv_rules(torch: str, ours: str, *, half: bool = False) -> list[Rule]:
   return [Rule(f"{torch}.weight", f"{ours}/kernel", layout="conv", half=half), Rule(f"{torch}.bias", f"{ours}/bias", half=half)]
 
 
-def _layer_norm(torch: str, ours: str, *, stacked: bool = False) -> list[Rule]:
+def layer_norm_rules(torch: str, ours: str, *, stacked: bool = False) -> list[Rule]:
   return [Rule(f"{torch}.weight", f"{ours}/scale", stacked=stacked), Rule(f"{torch}.bias", f"{ours}/bias", stacked=stacked)]
 
 
