@@ -121,20 +121,6 @@ def test_decoding_averages_the_three_scales_unless_told_not_to():
   np.testing.assert_allclose(pose.decode_latents(latents, np.ones(3), np.zeros(3), isotropic=False).scale, [1, 2, 6])
 
 
-def test_published_tiling_pairs_objects_with_the_wrong_scenes_and_is_off_by_default():
-  given = scene_poses(2, 2)
-  right = pose.encode(given, "ScaleShiftInvariant")
-  for b in range(2):
-    expected = (given.translation[b] - given.scene_shift[b]) / given.scene_scale[b]
-    np.testing.assert_allclose(right.translation[b], expected)
-  quirk = pose.encode(given, "ScaleShiftInvariant", published_tiling=True)
-  for b in range(2):
-    for k in range(2):
-      scene = (2 * b + k) % 2
-      expected = (given.translation[b, k] - given.scene_shift[scene]) / given.scene_scale[scene]
-      np.testing.assert_allclose(quirk.translation[b, k], expected)
-
-
 @pytest.mark.parametrize("batch, objects", [(1, 3), (3, 1)])
 def test_published_tiling_changes_nothing_for_one_scene_or_one_object(batch, objects):
   given = scene_poses(batch, objects)

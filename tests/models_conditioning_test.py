@@ -113,37 +113,6 @@ def test_tokens_are_ordered_encoder_by_encoder_whatever_the_order_of_the_config(
     assert span.start <= changed.min() and changed.max() < span.stop, stream
 
 
-def test_group_embedding_has_a_row_for_crop_and_photo_and_an_unused_third():
-  module = encoder()
-  assert module.group_embed[...].shape == (3, 16)
-  for projection in (module.image_projection, module.mask_projection, module.pointmap_projection):
-    projection.mlp.w2.kernel[...] = jnp.zeros_like(projection.mlp.w2.kernel[...])
-  tokens, table = np.asarray(encode(module, COND)), np.asarray(module.group_embed[...])
-  for stream, span in spans(TINY).items():
-    row = table[1 if stream.startswith("rgb_") else 0]
-    np.testing.assert_array_equal(tokens[:, span], np.broadcast_to(row, tokens[:, span].shape), err_msg=stream)
-  grad = gradients(module, lambda m: m(COND).sum())["group_embed"]
-  assert grad[:2].all() and not grad[2].any()
-
-
-def test_dropped_point_maps_are_zero_after_projection_and_group_embedding():
-  module = encoder()
-  kept, dropped = np.asarray(encode(module, COND)), np.asarray(encode(module, COND, jnp.array([True, False])))
-  points = slice(spans(TINY)["pointmap"].start, TINY.tokens)
-  assert not dropped[0, points].any() and kept[0, points].any(-1).all()
-  np.testing.assert_array_equal(dropped[1], kept[1])
-  np.testing.assert_array_equal(dropped[0, :points.start], kept[0, :points.start])
-
-
-def test_projection_norm_uses_eps_1e_5():
-  projection = encoder().image_projection
-  projection.norm.scale[...], projection.norm.bias[...] = jnp.ones(16), jnp.zeros(16)
-  x = 1e-3 * RNG.standard_normal((5, 16))
-  normed = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-  expected = projection.mlp(jnp.asarray(normed, jnp.float32))
-  np.testing.assert_allclose(projection(jnp.asarray(x, jnp.float32)), expected, rtol=1e-3, atol=1e-6)
-
-
 def test_streams_that_are_not_configured_are_not_read():
   cfg = dataclasses.replace(TINY, streams=("image", "mask"))
   poisoned = COND._replace(**{s: None for s in STREAMS if s not in cfg.streams})
@@ -219,13 +188,6 @@ def test_unknown_points_are_replaced_by_the_learned_token():
   np.testing.assert_array_equal(embedded[unknown], np.broadcast_to(token, embedded[unknown].shape))
   other = np.where(unknown[..., None], -np.inf, points)  # what exactly makes a point unknown does not matter
   np.testing.assert_array_equal(embed(module, other), embedded)
-
-
-def test_unknown_points_do_not_poison_gradients_under_a_logarithmic_remap(remap="exp_disparity"):
-  module = point_encoder(dataclasses.replace(POINTS, remap=remap))
-  grads = gradients(module, lambda m: m(points_with_gaps()).sum())
-  assert all(np.isfinite(g).all() for g in grads.values())
-  assert grads["point_proj/kernel"].any()
 
 
 def test_no_gradient_flows_to_the_coordinates():

@@ -37,49 +37,6 @@ def call(module, *args):
   return np.asarray(nnx.jit(lambda module, *args: module(*args))(module, *args))
 
 
-def test_default_config_gives_the_published_token_counts():
-  assert dinov2.DinoConfig().tokens == 1370
-  assert dinov2.DinoConfig(prenorm=True).tokens == 1374
-
-
-def test_final_norm_tokens_drop_the_registers():
-  module = model()
-  tokens = call(module, IMAGE)
-  x = module.norm(prenorm(module, dinov2.preprocess(IMAGE, 16)))
-  assert tokens.shape == (2, TINY.tokens, 16) == (2, 17, 16)
-  np.testing.assert_allclose(tokens, jnp.concatenate([x[:, :1], x[:, 5:]], axis=1), atol=1e-5)
-
-
-def test_prenorm_tokens_keep_the_registers_and_are_normed_without_parameters_at_eps_1e_5():
-  module = model(dataclasses.replace(TINY, prenorm=True))
-  module.norm.scale[...] = 7.0 * module.norm.scale[...]
-  tokens = call(module, IMAGE)
-  x = np.asarray(prenorm(module, dinov2.preprocess(IMAGE, 16)), np.float64)
-  assert tokens.shape == (2, 21, 16)
-  expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-  np.testing.assert_allclose(tokens, expected, atol=2e-5)
-
-
-def test_layer_norms_inside_the_encoder_use_eps_1e_6():
-  module = model()
-  for norm in (module.norm, module.blocks.layer.norm1, module.blocks.layer.norm2):
-    assert norm.eps == 1e-6
-  x = 1e-3 * RNG.standard_normal((3, 16))  # variance about 1e-6: the eps decides
-  expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-  expected = expected * np.asarray(module.norm.scale[...]) + np.asarray(module.norm.bias[...])
-  np.testing.assert_allclose(call(module.norm, x.astype(np.float32)), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_mlp_uses_the_exact_gelu():
-  mlp = random_module(lambda rngs: dinov2.Mlp(8, 8, rngs=rngs, dtype=jnp.float32))
-  for dense in (mlp.fc1, mlp.fc2):
-    dense.kernel[...], dense.bias[...] = jnp.eye(8), jnp.zeros(8)
-  x = np.linspace(-4, 4, 8, dtype=np.float32)[None]
-  exact = x * jax.scipy.stats.norm.cdf(x)
-  np.testing.assert_allclose(call(mlp, x), exact, atol=1e-6)
-  assert np.abs(jax.nn.gelu(x, approximate=True) - exact).max() > 1e-4  # the tanh form would have been noticed
-
-
 @pytest.mark.parametrize("rows, columns", [(2, 2), (3, 5), (9, 6)])
 def test_position_embedding_is_resized_bicubically_with_antialiasing(rows, columns):
   pos = RNG.standard_normal((1 + 49, 3)).astype(np.float32)

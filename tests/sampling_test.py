@@ -107,14 +107,6 @@ def test_unknown_solver_names_the_known_ones():
 # ---- guidance
 
 
-def test_guidance_interval_includes_both_ends_and_none_disables_guidance():
-  at = lambda t, interval=(0.25, 0.5), s=7.0: guidance.strengths_at(t, s, interval, ("shape",))
-  assert at(0.25) == at(0.5) == (("shape", 7.0),)
-  assert at(np.nextafter(0.5, 1.0)) is None and at(np.nextafter(0.25, 0.0)) is None
-  assert at(0.3, interval=None) is None
-  assert at(0.3, s=-0.5) is None and at(0.3, s=0.0) is None
-
-
 def test_strength_and_interval_may_differ_by_latent():
   got = guidance.strengths_at(0.4, {"a": 2.0, "b": 3.0}, {"a": (0.0, 1.0), "b": (0.0, 0.3)}, ("b", "a"))
   assert got == (("a", 2.0), ("b", 0.0))
@@ -153,12 +145,6 @@ def test_unconditional_branch_sees_one_zero_token_with_the_result_of_all():
     assert np.abs(np.asarray(one[k] - other[k])).max() > 1e-3
 
 
-def test_guided_velocity_extrapolates_from_the_zeroed_condition():
-  model, x = CountingModel(), {"a": jnp.full((1, 1, 1), 10.0)}
-  field = generate.guided_velocity(model.velocity, jnp.full((1, 4, 3), 2.0), jnp.zeros(1), (("a", 7.0),))
-  assert float(quick_jit(field)(x, jnp.float32(0.1))["a"][0, 0, 0]) == pytest.approx(8 * (2.0 - 1.0) - 7 * (0.0 - 1.0))
-
-
 def test_pointmap_guidance_adds_its_own_difference_inside_the_interval_only():
   c, n, u = {"a": 3.0}, {"a": 2.0}, {"a": 0.5}
   assert guidance.combine_pointmap(c, n, u, {"a": 7.0}, 2.0) == {"a": 3.0 + 2.0 * 1.0 + 7.0 * 1.5}
@@ -176,13 +162,6 @@ def test_pointmap_weight_equal_to_guidance_needs_no_third_condition():
 
 
 # ---- sampling
-
-
-def test_sampler_feeds_d_zero_to_a_step_conditioned_model_without_shortcut():
-  model = CountingModel()
-  sample(model, SamplerConfig(steps=3))
-  assert model.steps == {0.0}
-  sample(CountingModel(step_conditioned=False), SamplerConfig(steps=3))  # CountingModel asserts that it is fed no d
 
 
 def test_shortcut_feeds_one_over_steps_and_takes_one_pass_a_step():

@@ -22,12 +22,6 @@ def preprocess(image=IMAGE, mask=MASK, pointmap=POINTS, **options):
   return transforms.preprocess(image, mask, pointmap, **({"streams": STREAMS} | SIZES | options))
 
 
-def test_median_of_an_even_count_is_the_lower_middle_value():
-  assert normalisers.lower_median(np.array([4.0, 1.0, 3.0, 2.0])) == 2.0
-  assert normalisers.lower_median(np.array([np.nan, 7.0, 5.0, np.nan, 6.0])) == 6.0
-  assert np.isnan(normalisers.lower_median(np.full(3, np.nan)))
-
-
 def test_shift_and_scale_are_the_published_medians():
   moments = normalisers.ObjectCentric().scale_shift(POINTS, MASK)
   np.testing.assert_allclose(moments.shift, np.sort(POINTS[MASK], axis=0)[(MASK.sum() - 1) // 2])
