@@ -45,6 +45,7 @@ def open_model(workdir: str, name: str, *, which: str, step: int | None, merge_l
   """A checkpoint as a model to release; arrays are read as they are written."""
   from ml_collections import ConfigDict
 
+  from sam3d_jax.models import lora as lora_math
   from sam3d_jax.torch_bridge import keys, lora, release, stream
   from sam3d_jax.training import checkpoint
   step = checkpoint.resolve_step(workdir, step)
@@ -54,11 +55,11 @@ def open_model(workdir: str, name: str, *, which: str, step: int | None, merge_l
     raise InputError(f"{workdir} holds a {config.model.name} model, not a {name} model")
   sources = checkpoint.param_sources(checkpoint.stored_shapes(workdir, step), which)
   params = stream.read_params(workdir, step, in_file_order(config, sources))
-  factors = lora.factor_paths(sources)
+  factors = lora_math.factor_paths(sources)
   if factors and not merge_lora:
     raise InputError(f"{workdir} holds {len(factors)} low-rank factors, which a release cannot hold: give --merge_lora")
   if factors:
-    params = lora.merge(params, params.shapes, config.lora.scale)
+    params = lora.merge(params, params.shapes, lora_math.scale_of(config))
   elif merge_lora:
     raise InputError(f"--merge_lora: {workdir} holds no low-rank factors")
   parent = {"path": str(workdir), "step": step, "which": which, "digest": checkpoint.digest(meta), "lineage": meta["lineage"]}

@@ -93,14 +93,16 @@ class Setup:
   """The parts of a run that exist before any parameter does: model structure, mesh, shardings, data."""
 
   def __init__(self, config: ConfigDict, workdir: pathlib.Path):
-    from sam3d_jax.models import registry
+    from sam3d_jax.models import lora, registry
     self.config, self.workdir = config, workdir
+    self.lora = lora.LoraConfig(**config.lora.to_dict())
     self.optim, self.guard = optim_config(config), guard_config(config)
     self.model_config = registry.typed_config(config.model)
     self.abstract_model = registry.abstract_model(config.model)
     self.objective = make_objective(config)
     self.keeps_reference = needs_reference(config)
-    self.init_allow = config.init_allow
+    self.factor_shapes = lora.factor_shapes(self.abstract_model, self.lora)
+    self.init_allow = f"({config.init_allow})|({lora.PATTERN})" if self.factor_shapes else config.init_allow
     self._connect()
 
   def _connect(self) -> None:
@@ -118,8 +120,8 @@ class Setup:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     self.mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(**config.mesh.to_dict()))
     mesh_lib.check_batch_size(config.batch_size // config.accumulate, self.mesh)
-    self.graph = ModelGraph.of(self.abstract_model)
-    self.param_shapes = flat_params(self.abstract_model)
+    self.graph = ModelGraph.of(self.abstract_model, lora_scale=self.lora.scale)
+    self.param_shapes = flat_params(self.abstract_model) | self.factor_shapes
     optim.split_trainable(self.optim, self.param_shapes)
     self.abstract_state = jax.eval_shape(lambda p: init_state(self.optim, p, keep_reference=self.keeps_reference), self.param_shapes)
     self.shardings = rules.state_shardings(self.mesh, self.abstract_state, self.param_shapes)
@@ -131,15 +133,23 @@ class Setup:
     """All parameters at their initial values, path -> array; pure, for jit."""
     from flax import nnx
 
-    from sam3d_jax.models import registry
+    from sam3d_jax.models import lora, registry
     from sam3d_jax.torch_bridge.keys import flat_params
-    return flat_params(registry.build_model(self.config.model, rngs=nnx.Rngs(self.config.seed)))
+    whole = flat_params(registry.build_model(self.config.model, rngs=nnx.Rngs(self.config.seed)))
+    return whole | lora.random_factors(self.factor_shapes, self.config.seed)
 
 
 def optim_config(config: ConfigDict):
-  """The typed `optim` section, checked."""
+  """The typed `optim` section, checked. With low-rank adapters their factors are all that is trained."""
+  from sam3d_jax.models.lora import PATTERN
   from sam3d_jax.training import optim
-  cfg = optim.OptimConfig(**{**config.optim.to_dict(), "ema": tuple(config.optim.ema)})
+  settings = {**config.optim.to_dict(), "ema": tuple(config.optim.ema)}
+  if config.lora.targets:
+    if config.optim.trainable != ".*":
+      raise ConfigError(f"optim.trainable = {config.optim.trainable!r} and lora.targets = {config.lora.targets!r}: adapters are trained "
+                        "alone, leave optim.trainable as it is")
+    settings |= {"trainable": PATTERN, "frozen": ""}
+  cfg = optim.OptimConfig(**settings)
   optim.check(cfg)
   return cfg
 

@@ -210,7 +210,7 @@ def test_the_average_asked_for_is_exported(tmp_path):
 
 def test_adapters_are_merged_when_asked_and_refused_otherwise(tmp_path, capsys):
   config = tiny_config("geometry")
-  config.lora = ConfigDict({"scale": 2.0})
+  config.lora = ConfigDict({"targets": "flow/time/out", "rank": 2, "alpha": 4.0})
   params = random_params(config, 0)
   shape = params["flow/time/out/kernel"].shape
   rng = np.random.default_rng(9)

@@ -32,6 +32,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # 3-D convolutions (x, y, z, I, O)
     (r"(encoder|decoder)/.*/kernel", ("fsdp",)),
     # small: replicated
+    (r".*/lora_[ab]", ()),
     (r".*/(adaln|hidden|out|fc2|down|patch_embed|proj_in|proj_out|point_proj)/bias", ()),
     (r"(encoder|decoder)/.*(conv\d?|conv_in|conv_out|skip|upsample|downsample)/bias", ()),
     (r".*(?<!attn/q_)(?<!attn/k_)norm(\d|_out)?/(scale|bias)", ()),

@@ -8,6 +8,7 @@ pass over memory and a restore on another mesh can check it. A step that fails t
 """
 
 from collections.abc import Callable, Iterable, Mapping
+import functools
 import hashlib
 import json
 import pathlib
@@ -25,6 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from sam3d_jax.errors import InputError, JobFailed
+from sam3d_jax.models import lora
 from sam3d_jax.sharding import rules
 from sam3d_jax.sharding.mesh import path_of
 from sam3d_jax.training import checksums, retention
@@ -347,6 +349,7 @@ def initial_params(workdir, param_shapes: Mapping[str, jax.ShapeDtypeStruct], me
 
   Every parameter must come from the checkpoint and the other way round. Those whose path `allow` (a regular expression, full match)
   names may differ: the record lists under `fresh` what the caller has to make, under `left_out` what the model has no use for.
+  Low-rank adapters of the checkpoint are folded into their kernels.
   Raises InputError listing every other parameter that is missing, unexpected or of another shape.
   """
   if (pathlib.Path(workdir) / "pipeline.yaml").is_file():
@@ -354,18 +357,23 @@ def initial_params(workdir, param_shapes: Mapping[str, jax.ShapeDtypeStruct], me
   step = resolve_step(workdir)
   stored = stored_shapes(workdir, step)
   sources = param_sources(stored, which)
-  on_disk = {p: stored[source] for p, source in sources.items()}
+  factors = lora.factor_paths(sources)
+  on_disk = {p: stored[source] for p, source in sources.items() if p not in factors}
   fits = {p for p in on_disk if p in param_shapes and tuple(on_disk[p].shape) == tuple(param_shapes[p].shape)}
   loose = {p for p in {*on_disk, *param_shapes} - fits if re.fullmatch(allow, p)}
   strict = lambda shapes: {p: x for p, x in shapes.items() if p not in loose}
   audit(strict(param_shapes), strict(on_disk), where=f"init_from {workdir} step {step}")
-  wanted = {sources[p]: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, rules.param_spec(p, tuple(x.shape), mesh)))
-            for p, x in param_shapes.items() if p in fits}
-  arrays = read_arrays(workdir, step, wanted, partial=True)
-  meta = read_meta(workdir, step)
+  wanted = {p: param_shapes[p] for p in param_shapes if p in fits} | {p: stored[sources[p]] for p in factors}
+  shardings = {p: NamedSharding(mesh, rules.param_spec(p, tuple(x.shape), mesh)) for p, x in wanted.items()}
+  arrays = read_arrays(workdir, step, {sources[p]: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[p])
+                                       for p, x in wanted.items()}, partial=True)
+  params, meta = {p: arrays[sources[p]] for p in wanted}, read_meta(workdir, step)
+  if factors:
+    fold = functools.partial(lora.folded, scale=lora.scale_of(meta["config"]))
+    params = jax.jit(fold, out_shardings={p: shardings[p] for p in wanted if p not in factors})(params)
   parent = {"path": str(workdir), "step": step, "which": which, "digest": digest(meta), "lineage": meta["lineage"],
             "fresh": sorted(loose & set(param_shapes)), "left_out": sorted(loose & set(on_disk))}
-  return {p: arrays[sources[p]] for p in param_shapes if p in fits}, parent
+  return params, parent
 
 
 def digest(meta: Mapping[str, Any]) -> str:
@@ -380,7 +388,10 @@ def restore_model(workdir, *, which: str = "ema", step: int | None = None):
 
   config = ConfigDict(read_meta(workdir, step)["config"])
   module = registry.abstract_model(config.model)
-  keys.load_params(module, load_params(workdir, which=which, step=step))
+  params = load_params(workdir, which=which, step=step)
+  if lora.factor_paths(params):
+    params = lora.folded(params, lora.scale_of(config))
+  keys.load_params(module, params)
   return module, config
 
 

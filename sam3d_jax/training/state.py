@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sam3d_jax.models import lora
 from sam3d_jax.training import optim
 
 
@@ -36,17 +37,19 @@ class ModelGraph:
 
   graphdef: nnx.GraphDef
   paths: tuple[tuple, ...]  # key path of every parameter in the module
+  lora_scale: float = 0.0  # of the product of low-rank factors, where there are any
 
   @classmethod
-  def of(cls, module: nnx.Module) -> "ModelGraph":
+  def of(cls, module: nnx.Module, *, lora_scale: float = 0.0) -> "ModelGraph":
     """Raises ValueError if the module holds state other than parameters."""
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
     if nnx.to_flat_state(rest):
       raise ValueError(f"the module holds state that is not a parameter: {[p for p, _ in nnx.to_flat_state(rest)]}")
-    return cls(graphdef, tuple(path for path, _ in nnx.to_flat_state(params)))
+    return cls(graphdef, tuple(path for path, _ in nnx.to_flat_state(params)), lora_scale)
 
   def merge(self, params: Mapping[str, jax.Array]) -> nnx.Module:
-    """The module with these parameters (path -> array)."""
+    """The module with these parameters (path -> array); low-rank factors among them are folded into their kernels."""
+    params = lora.folded(params, self.lora_scale)
     flat = [(path, nnx.Param(params["/".join(map(str, path))])) for path in self.paths]
     return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
 
