@@ -18,7 +18,7 @@ from data_pipelines import build
 from data_pipelines.synth import filters, iso_3do, sources
 from data_pipelines.synth.camera import ViewConfig
 from data_pipelines.synth.lighting import LightConfig
-from launch import build_annotated, cli
+from launch import build_annotated, build_pasted, cli
 from launch.progress import Progress
 from sam3d_jax.errors import ConfigError, Preempted
 
@@ -33,12 +33,12 @@ def plan_iso_3do(c: ConfigDict) -> build.Plan:
   """The plan of an Iso-3DO build."""
   config = iso_3do.IsoConfig(
       name=c.name, seed=c.seed, views=c.views, image_size=c.image_size, samples=c.samples, image_format=c.image_format,
-      background=c.background, pointmap=c.pointmap, source=source_config(c), camera=ViewConfig(**c.camera),
+      background=c.background, pointmap=c.pointmap, delit=c.delit, source=source_config(c), camera=ViewConfig(**c.camera),
       light=LightConfig(**c.light), filters=filters.FilterConfig(**c.filters))
   return iso_3do.plan(config, test_fraction=c.test_fraction, objects_per_shard=c.objects_per_shard)
 
 
-PLANNERS: dict[str, Callable[[ConfigDict], build.Plan]] = {"iso_3do": plan_iso_3do, **build_annotated.PLANNERS}
+PLANNERS: dict[str, Callable[[ConfigDict], build.Plan]] = {"iso_3do": plan_iso_3do, **build_annotated.PLANNERS, **build_pasted.PLANNERS}
 
 
 def check(c: ConfigDict) -> None:
