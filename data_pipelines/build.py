@@ -227,7 +227,7 @@ def _execute(plan: Plan, out: pathlib.Path, jobs: list[ShardJob], workers: int) 
     for job in jobs:
       yield job, run_job(job, **call)
     return
-  with _single_threaded_children():
+  with single_threaded_children():
     pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
     running: dict[concurrent.futures.Future, ShardJob] = {}
     queue = iter(jobs)
@@ -260,7 +260,7 @@ def _stop(pool: concurrent.futures.ProcessPoolExecutor) -> None:
 
 
 @contextlib.contextmanager
-def _single_threaded_children():
+def single_threaded_children():
   """Processes started inside use one thread each for linear algebra: the cores are taken by the processes."""
   saved = {name: os.environ.get(name) for name in THREAD_VARIABLES}
   os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))

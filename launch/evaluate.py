@@ -2,11 +2,14 @@
 
     python -m launch.evaluate --pairs DIR --out DIR
 
+    python -m launch.evaluate --benchmark procedural_1 --checkpoint RUN --decoder VAE --out DIR
+
     python -m launch.evaluate --samples DIR --data DIR --out DIR [--shuffled DIR]
 
 --pairs reads DIR/<object>/{pred,truth}.<glb|obj|ply|stl|off|gltf> with optional pred_pose.json and truth_pose.json and writes
-metrics.json, metrics.csv and report.html. --samples scores the samples.npz of launch.sample on the dataset they were drawn for,
-with the baselines they have to beat, and writes metrics.json and preview.png.
+metrics.json, metrics.csv and report.html. --benchmark samples a frozen set with a trained model first (docs/evaluation.md).
+--samples scores the samples.npz of launch.sample on the dataset they were drawn for, with the baselines they have to beat, and
+writes metrics.json and preview.png.
 """
 
 import argparse
@@ -14,6 +17,9 @@ import argparse
 from launch import cli
 from launch.train import prepare_workdir
 from sam3d_jax.errors import InputError
+
+SETS = ("benchmark",)  # modes in which a model is run on an evaluation set
+MODES = ("pairs", "samples", *SETS)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,10 +29,24 @@ def main(argv: list[str] | None = None) -> int:
 
 def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--out", required=True, help="folder for the results")
+  parser.add_argument("--points", type=int, default=1_000_000, help="surface samples a mesh (shape metrics)")
+  parser.add_argument("--workers", type=int, default=0, help="processes that score; 0: one a core")
   pairs = parser.add_argument_group("pairs of meshes")
   pairs.add_argument("--pairs", help="folder with one folder an object")
-  pairs.add_argument("--points", type=int, default=1_000_000, help="surface samples a mesh")
-  pairs.add_argument("--workers", type=int, default=0, help="processes; 0: one for every two cores")
+  sets = parser.add_argument_group("a model on an evaluation set")
+  sets.add_argument("--benchmark", metavar="NAME[:N]", help="frozen benchmark (its first N objects), made on the spot: procedural_1")
+  sets.add_argument("--benchmark_data", help="folder to keep the benchmark's photos in (default: OUT/benchmark)")
+  sets.add_argument("--checkpoint", help="work folder of a Geometry model")
+  sets.add_argument("--decoder", help="work folder of the structure VAE of its data (default: as the checkpoint says)")
+  sets.add_argument("--release", help="release folder with both")
+  sets.add_argument("--oracle", action="store_true", help="take the true voxels and poses in place of a model: the set's ceiling")
+  sets.add_argument("--which", default="ema", help="parameters of the checkpoint: raw, ema (default) or ema:<decay>")
+  sets.add_argument("--steps", type=int, help="of the sampler (default: as recorded with the weights)")
+  sets.add_argument("--guidance", type=float, help="strength (default: as recorded with the weights)")
+  sets.add_argument("--shortcut", action="store_true", help="few-step sampling of a distilled model (4 steps unless --steps)")
+  sets.add_argument("--seed", type=int, default=0, help="of the noise")
+  sets.add_argument("--batch_size", type=int, default=32, help="objects sampled at once")
+  sets.add_argument("--dry_run", action="store_true", help="check the inputs, print the plan and stop")
   samples = parser.add_argument_group("samples of a dataset")
   samples.add_argument("--samples", help="folder with samples.npz")
   samples.add_argument("--shuffled", help="folder of samples of --shuffle_images (default: every sample meets each other object)")
@@ -39,20 +59,34 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Checks the flags, then hands over to the mode."""
-  if (args.pairs is None) == (args.samples is None):
-    raise InputError("give one of --pairs DIR and --samples DIR")
+  modes = [mode for mode in MODES if getattr(args, mode) is not None]
+  if len(modes) != 1:
+    raise InputError(f"give one of {', '.join(f'--{mode}' for mode in MODES)}" + (f", not {len(modes)} of them" if modes else ""))
   if args.samples is not None and args.data is None:
     raise InputError("--samples needs --data DIR, the dataset that was sampled")
-  for flag, low in (("points", 1000), ("workers", 0), ("rows", 1)):
-    if getattr(args, flag) < low:
+  if modes[0] in SETS:
+    check_weights(args)
+  for flag, low in (("points", 1000), ("workers", 0), ("rows", 1), ("batch_size", 1), ("steps", 1)):
+    if getattr(args, flag) is not None and getattr(args, flag) < low:
       raise InputError(f"--{flag} {getattr(args, flag)}: give at least {low}")
   out = prepare_workdir(args.out)
   if args.samples is not None:
     from launch import evaluate_samples
     evaluate_samples.run(args, out)
-  else:
+  elif args.pairs is not None:
     from launch import evaluate_pairs
     evaluate_pairs.run(args, out)
+  else:
+    from launch import evaluate_set
+    evaluate_set.run(args, out)
+
+
+def check_weights(args: argparse.Namespace) -> None:
+  """Raises InputError unless the flags name exactly one source of predictions."""
+  if (args.checkpoint is not None) + (args.release is not None) + args.oracle != 1:
+    raise InputError("an evaluation set needs one of --checkpoint DIR, --release DIR and --oracle")
+  if args.decoder is not None and args.checkpoint is None:
+    raise InputError("--decoder goes with --checkpoint; a release folder has its own")
 
 
 if __name__ == "__main__":

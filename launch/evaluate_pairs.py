@@ -8,7 +8,9 @@ import json
 import multiprocessing
 import os
 import pathlib
+import time
 
+from data_pipelines import build
 from launch.progress import Progress
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import aggregate, layout, report, shape, surface
@@ -16,13 +18,29 @@ from sam3d_jax.evaluation import aggregate, layout, report, shape, surface
 SHAPE = tuple(shape.WORST)
 LAYOUT = tuple(layout.WORST)
 NAMES = (*SHAPE, *LAYOUT)
+PHASES = ("reading", "shape", "layout")
+RECORD = "sample.json"  # optional in an object's folder: group, subject and voxel_iou, shown beside the scores
 
 
 def run(args: argparse.Namespace, out: pathlib.Path) -> None:
-  """Scores every pair that is not scored yet and writes metrics.json, metrics.csv and report.html."""
-  folders = find_pairs(pathlib.Path(args.pairs))
-  workers = args.workers or max(1, (os.cpu_count() or 1) // 2)
-  protocol = shape.ShapeProtocol(points=args.points)
+  """Scores the folder that the user gives."""
+  evaluate(pathlib.Path(args.pairs), out, protocol_of(args), workers_of(args))
+
+
+def protocol_of(args: argparse.Namespace) -> shape.ShapeProtocol:
+  return shape.ShapeProtocol(points=args.points)
+
+
+def workers_of(args: argparse.Namespace) -> int:
+  return args.workers or os.cpu_count() or 1
+
+
+def evaluate(pairs: pathlib.Path, out: pathlib.Path, protocol: shape.ShapeProtocol, workers: int, *, run: dict | None = None) -> None:
+  """Scores every pair that is not scored yet and writes metrics.json, metrics.csv and report.html.
+
+  run: where the predictions come from, for the record.
+  """
+  folders = find_pairs(pairs)
   (out / "objects").mkdir(exist_ok=True)
   todo = {}
   for folder in folders:
@@ -30,17 +48,39 @@ def run(args: argparse.Namespace, out: pathlib.Path) -> None:
     if not is_scored(result_file(out, folder), identity):
       todo[folder] = identity
   score_all(out, todo, protocol, workers, len(folders))
-  rows = {f.name: json.loads(result_file(out, f).read_text())["scores"] for f in folders}
+  results = {f.name: json.loads(result_file(out, f).read_text()) for f in folders}
+  rows = {f.name: results[f.name]["scores"] | notes(f) for f in folders}
+  names = NAMES + (("voxel_iou",) if any(row.get("voxel_iou") is not None for row in rows.values()) else ())
   scored = {name: row for name, row in rows.items() if row["scored"]}
-  total = aggregate.summarise(scored, NAMES) | {
-      "objects": len(rows), "scored": len(scored), "with_pose": sum(row["add_s"] is not None for row in scored.values()),
+  total = aggregate.summarise(scored, names) | {
+      "objects": len(rows), "scored": len(scored), "with_pose": sum(row["icp_rot_deg"] is not None for row in scored.values()),
       "problems": sum(bool(row["problem"]) for row in rows.values())}
-  aggregate.write_json(out / "metrics.json", {"aggregate": total, "objects": rows, "protocol": dataclasses.asdict(protocol)})
-  aggregate.write_csv(out / "metrics.csv", rows, (*NAMES, "scored", "problem"))
-  (out / "report.html").write_text(report.html(pathlib.Path(args.pairs), rows, total, NAMES, protocol))
-  print(report.text_table(total, NAMES))
+  groups = aggregate.by_group(scored, names)
+  timing = {phase: sum(r["seconds"][phase] for r in results.values()) / len(results) for phase in PHASES}
+  sampling = [row.pop("seconds") for row in rows.values() if "seconds" in row]
+  if sampling:
+    timing = {"sampling": sum(sampling) / len(sampling)} | timing
+  aggregate.write_json(out / "metrics.json", {
+      "aggregate": total, "groups": groups, "objects": rows, "protocol": dataclasses.asdict(protocol), "run": run,
+      "seconds_per_object": {phase: round(seconds, 3) for phase, seconds in timing.items()}})
+  aggregate.write_csv(out / "metrics.csv", rows, (*names, "group", "subject", "scored", "problem"))
+  (out / "report.html").write_text(report.html(pairs, rows, total, groups, names, protocol, run))
+  print(report.text_table(total, groups, names))
+  print("seconds an object: " + ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in timing.items()))
   print(f"{len(rows)} objects, {len(scored)} scored, {total['problems']} with a problem\n"
         f"{out / 'metrics.json'}, metrics.csv, report.html")
+
+
+def notes(folder: pathlib.Path) -> dict:
+  """What the folder says about itself beside its meshes and poses. Raises InputError for a record that is no JSON object."""
+  path = folder / RECORD
+  if not path.exists():
+    return {}
+  try:
+    found = json.loads(path.read_text())
+    return {name: found[name] for name in ("group", "subject", "voxel_iou", "seconds") if name in found}
+  except (ValueError, TypeError) as error:
+    raise InputError(f"{path}: not a JSON object ({error})") from error
 
 
 def find_pairs(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -56,7 +96,7 @@ def find_pairs(folder: pathlib.Path) -> list[pathlib.Path]:
 def pair_identity(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> str:
   """Digest of the files and the protocol: a score that carries it is still valid."""
   digest = hashlib.sha256(repr(protocol).encode())
-  for path in sorted(p for p in folder.iterdir() if p.is_file()):
+  for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name != RECORD):
     digest.update(path.name.encode() + path.read_bytes())
   return digest.hexdigest()
 
@@ -73,14 +113,14 @@ def score_all(out: pathlib.Path, todo: dict, protocol: shape.ShapeProtocol, work
   """Scores pairs in parallel processes; each result is on disk as soon as it is known."""
   with Progress(total, "scoring", "pairs", done=total - len(todo)) as bar:
     def keep(folder, scores):
-      aggregate.write_json(result_file(out, folder), {"identity": todo[folder], "scores": scores})
+      aggregate.write_json(result_file(out, folder), {"identity": todo[folder]} | scores)
       bar.update()
 
-    if workers == 1 or len(todo) <= 1:
+    if workers == 1:
       for folder in todo:
         keep(folder, score_pair(folder, protocol))
       return
-    with futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with build.single_threaded_children(), futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
       jobs = {pool.submit(score_pair, folder, protocol): folder for folder in todo}
       try:
         for job in futures.as_completed(jobs):
@@ -91,13 +131,20 @@ def score_all(out: pathlib.Path, todo: dict, protocol: shape.ShapeProtocol, work
 
 
 def score_pair(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> dict:
-  """All metrics of one pair, `scored` (false if the truth cannot be used) and `problem` (empty if there is none)."""
+  """`scores`: all metrics of one pair, `scored` (false if the truth cannot be used) and `problem` (empty if there is none).
+  `seconds`: wall time of each of PHASES.
+  """
+  clock = [time.monotonic()]
   truth, truth_problem = read(folder, "truth")
   pred, pred_problem = read(folder, "pred")
+  clock.append(time.monotonic())
   scores = shape.shape_metrics(pred, truth, protocol)
+  clock.append(time.monotonic())
   placed, pose_problem = layout_scores(folder, pred, truth, protocol)
+  clock.append(time.monotonic())
   problem = "; ".join(p for p in (truth_problem, pred_problem, pose_problem) if p)
-  return scores | placed | {"scored": truth is not None, "problem": problem}
+  return {"scores": scores | placed | {"scored": truth is not None, "problem": problem},
+          "seconds": {phase: round(end - start, 3) for phase, start, end in zip(PHASES, clock, clock[1:], strict=False)}}
 
 
 def read(folder: pathlib.Path, stem: str) -> tuple[surface.Surface | None, str]:

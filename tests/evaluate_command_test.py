@@ -86,7 +86,7 @@ def test_the_table_and_the_report_hold_every_object(results):
 def test_a_second_run_scores_only_what_changed(pairs, results, monkeypatch):
   out, before = results
   scored = []
-  changed = dict(before["objects"]["poor"], f1=0.25)
+  changed = {"scores": dict(before["objects"]["poor"], f1=0.25), "seconds": dict.fromkeys(evaluate_pairs.PHASES, 0.0)}
   monkeypatch.setattr(evaluate_pairs, "score_pair", lambda folder, protocol: scored.append(folder.name) or changed)
   monkeypatch.setattr(evaluate_pairs.report, "html", lambda *args: "")
   (pairs / "poor" / "note.txt").write_text("the folder is another one now")

@@ -7,10 +7,10 @@ import pytest
 from scipy.spatial.transform import Rotation
 import trimesh
 
-from sam3d_jax.evaluation import align, shape, surface
+from sam3d_jax.evaluation import align, neighbours, shape, surface
 
 FAST = shape.ShapeProtocol(points=20_000, emd_points=256, align_points=4000, icp=align.IcpProtocol(
-    spiral=101, scan_points=128, keep=6, coarse_points=400, fine_points=2000, workers=1))
+    spiral=101, scan_points=128, keep=6, coarse_points=400, fine_points=2000))
 
 
 def box(extents=(2.0, 1.2, 0.6)) -> surface.Surface:
@@ -37,7 +37,7 @@ def wedge() -> surface.Surface:
 
 def test_chamfer_of_concentric_spheres_is_the_difference_of_their_radii():
   a, b = sphere(1.0), sphere(0.8)
-  there, back = shape.nearest_distances(a, b), shape.nearest_distances(b, a)
+  there, back = neighbours.nearest_distances(a, b), neighbours.nearest_distances(b, a)
   assert shape.chamfer(there, back) == pytest.approx(0.2, abs=2e-3)
 
 
@@ -62,12 +62,12 @@ def test_emd_equals_the_plain_assignment():
 def test_thinning_of_far_points_hardly_changes_a_distance(monkeypatch):
   rng = np.random.default_rng(0)
   a, b = rng.random((30_000, 3)) * [1, 1, 0], rng.random((30_000, 3)) * [1, 1, 0] + [0.3, 0, 0.05]
-  exact = shape.nearest_distances(a, b)
-  monkeypatch.setattr(shape, "THIN_ABOVE", 1000)
-  thinned = shape.nearest_distances(a, b)
+  exact = neighbours.nearest_distances(a, b)
+  monkeypatch.setattr(neighbours, "PROBE_ABOVE", 1000)
+  thinned = neighbours.nearest_distances(a, b)
   assert thinned.shape == exact.shape and not np.array_equal(thinned, exact)
   assert thinned.mean() == pytest.approx(exact.mean(), rel=0.02)
-  np.testing.assert_array_equal(np.sort(thinned[thinned < shape.FAR]), np.sort(exact[exact < shape.FAR]))
+  np.testing.assert_array_equal(np.sort(thinned[thinned < neighbours.FAR]), np.sort(exact[exact < neighbours.FAR]))
 
 
 def test_f1_is_the_harmonic_mean_of_precision_and_recall():
@@ -147,7 +147,7 @@ def test_icp_recovers_a_small_known_motion_exactly():
   cloud = align.make_cloud(*surface.sample_surface(wedge(), 2000, 0))
   rotation, shift = Rotation.from_rotvec([0.1, -0.2, 0.15]).as_matrix(), np.array([0.05, -0.02, 0.03])
   moved = align.make_cloud(cloud.points @ rotation.T + shift, cloud.normals @ rotation.T)
-  found = align.icp(cloud, moved, align.IDENTITY, iterations=40, trim=0.9, workers=1)
+  found = align.icp(cloud, moved, align.IDENTITY, iterations=40, trim=0.9)
   np.testing.assert_allclose(found.rotation, rotation, atol=1e-5)
   np.testing.assert_allclose(found.translation, shift, atol=1e-5)
 

@@ -17,10 +17,10 @@ import dataclasses
 import functools
 
 import numpy as np
-from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from sam3d_jax.evaluation import surface
+from sam3d_jax.evaluation import neighbours
+from sam3d_jax.evaluation.neighbours import Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,6 @@ class IcpProtocol:
   fine_iterations: int = 40
   trim: float = 0.9  # share of correspondences, nearest first, that an update uses
   tie: float = 0.05  # relative difference of cost that counts as none
-  workers: int = 2  # threads of a nearest-neighbour query; no effect on the result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +45,11 @@ class Cloud:
 
   points: np.ndarray  # (P, 3)
   normals: np.ndarray  # (P, 3) unit, of either sign
-  tree: cKDTree
+  tree: Tree
 
   def subset(self, count: int) -> "Cloud":
-    index = surface.even_subset(self.points, count)
-    return Cloud(self.points[index], self.normals[index], cKDTree(self.points[index]))
+    index = neighbours.even_subset(self.points, count)
+    return Cloud(self.points[index], self.normals[index], Tree(self.points[index]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,16 +81,16 @@ def rotation_angle_deg(rotation_33: np.ndarray) -> float:
 
 def make_cloud(points_P3: np.ndarray, normals_P3: np.ndarray | None = None) -> Cloud:
   """A cloud in even order; normals that are not given are fitted to the 12 nearest points."""
-  order = surface.spatial_order(points_P3)
+  order = neighbours.spatial_order(points_P3)
   points = points_P3[order]
-  tree = cKDTree(points)
+  tree = Tree(points)
   normals = fit_normals(points, tree) if normals_P3 is None else normals_P3[order]
   return Cloud(points, normals, tree)
 
 
-def fit_normals(points_P3: np.ndarray, tree: cKDTree, neighbours: int = 12) -> np.ndarray:
+def fit_normals(points_P3: np.ndarray, tree: Tree, count: int = 12) -> np.ndarray:
   """Unit normals of a point cloud: direction of least variance of each point's nearest neighbours."""
-  _, index = tree.query(points_P3, k=min(neighbours, len(points_P3)))
+  _, index = tree.query(points_P3, k=min(count, len(points_P3)))
   local = points_P3[index.reshape(len(points_P3), -1)]
   local = local - local.mean(1, keepdims=True)
   return np.linalg.eigh(np.einsum("pki,pkj->pij", local, local))[1][..., 0]
@@ -109,14 +108,14 @@ def start_rotations(spiral: int) -> np.ndarray:
   return np.concatenate([cube, Rotation.from_quat(quaternions).as_matrix()])
 
 
-def symmetric_cost(moving: Cloud, fixed: Cloud, pose: Rigid, workers: int) -> float:
+def symmetric_cost(moving: Cloud, fixed: Cloud, pose: Rigid) -> float:
   """Mean nearest-neighbour distance, both directions, halved."""
-  there = fixed.tree.query(pose(moving.points), workers=workers)[0]
-  back = moving.tree.query(pose.inverse(fixed.points), workers=workers)[0]
+  there = fixed.tree.query(pose(moving.points))[0]
+  back = moving.tree.query(pose.inverse(fixed.points))[0]
   return float(there.mean() + back.mean()) / 2
 
 
-def icp(moving: Cloud, fixed: Cloud, start: Rigid, *, iterations: int, trim: float, workers: int) -> Rigid:
+def icp(moving: Cloud, fixed: Cloud, start: Rigid, *, iterations: int, trim: float) -> Rigid:
   """Symmetric point-to-plane ICP from `start`; every update uses the nearest `trim` of the pairs of both directions.
 
   The planes are those of the fixed cloud. The update is damped, so that the motions a sphere or a plane leaves free stay put.
@@ -124,8 +123,8 @@ def icp(moving: Cloud, fixed: Cloud, start: Rigid, *, iterations: int, trim: flo
   pose = start
   for _ in range(iterations):
     moved = pose(moving.points)
-    there, at = fixed.tree.query(moved, workers=workers)
-    back, of = moving.tree.query(pose.inverse(fixed.points), workers=workers)
+    there, at = fixed.tree.query(moved)
+    back, of = moving.tree.query(pose.inverse(fixed.points))
     source = np.concatenate([moved, moved[of]])
     target, normal = (np.concatenate([a[at], a]) for a in (fixed.points, fixed.normals))
     distance = np.concatenate([there, back])
@@ -140,14 +139,14 @@ def icp(moving: Cloud, fixed: Cloud, start: Rigid, *, iterations: int, trim: flo
     pose = Rigid(turn @ pose.rotation, turn @ pose.translation + update[3:])
     if np.abs(update).max() < 1e-5:
       break
-  return dataclasses.replace(pose, cost=symmetric_cost(moving, fixed, pose, workers))
+  return dataclasses.replace(pose, cost=symmetric_cost(moving, fixed, pose))
 
 
 def refine(moving: Cloud, fixed: Cloud, start: Rigid, protocol: IcpProtocol) -> Rigid:
   """Step 5; returns the start itself where ICP ends farther away than it began."""
   moving, fixed = moving.subset(protocol.fine_points), fixed.subset(protocol.fine_points)
-  start = dataclasses.replace(start, cost=symmetric_cost(moving, fixed, start, protocol.workers))
-  end = icp(moving, fixed, start, iterations=protocol.fine_iterations, trim=protocol.trim, workers=protocol.workers)
+  start = dataclasses.replace(start, cost=symmetric_cost(moving, fixed, start))
+  end = icp(moving, fixed, start, iterations=protocol.fine_iterations, trim=protocol.trim)
   return end if end.cost < start.cost else start
 
 
@@ -163,7 +162,7 @@ def scan(moving: Cloud, fixed: Cloud, protocol: IcpProtocol) -> list[Rigid]:
   a, b = moving.subset(protocol.scan_points), fixed.subset(protocol.scan_points)
   moved = np.einsum("nij,pj->npi", rotations, a.points)
   returned = np.einsum("nji,pj->npi", rotations, b.points)
-  cost = b.tree.query(moved, workers=protocol.workers)[0].mean(-1) + a.tree.query(returned, workers=protocol.workers)[0].mean(-1)
+  cost = b.tree.query(moved)[0].mean(-1) + a.tree.query(returned)[0].mean(-1)
   kept = [rotations[0]]
   for index in np.argsort(cost, kind="stable"):
     # tr(A^T B) = 1 + 2 cos(angle between A and B)
@@ -177,7 +176,7 @@ def scan(moving: Cloud, fixed: Cloud, protocol: IcpProtocol) -> list[Rigid]:
 def search(moving: Cloud, fixed: Cloud, protocol: IcpProtocol = IcpProtocol()) -> Rigid:
   """The whole protocol between two clouds that are centred and of one size (steps 2 to 5)."""
   a, b = moving.subset(protocol.coarse_points), fixed.subset(protocol.coarse_points)
-  options = dict(iterations=protocol.coarse_iterations, trim=protocol.trim, workers=1)
+  options = dict(iterations=protocol.coarse_iterations, trim=protocol.trim)
   candidates = [icp(a, b, start, **options) for start in scan(moving, fixed, protocol)]
   return refine(moving, fixed, prefer(candidates, protocol.tie), protocol)
 
@@ -186,4 +185,4 @@ def centred(cloud: Cloud) -> Cloud:
   """Step 1: centroid at the origin, unit RMS radius. Normals keep their direction."""
   points = cloud.points - cloud.points.mean(0)
   points = points / (np.sqrt(np.square(points).sum(-1).mean()) or 1.0)
-  return Cloud(points, cloud.normals, cKDTree(points))
+  return Cloud(points, cloud.normals, Tree(points))

@@ -16,10 +16,10 @@ import json
 import pathlib
 
 import numpy as np
-from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from sam3d_jax.evaluation import align, surface
+from sam3d_jax.evaluation.neighbours import Tree
 
 WORST = {"iou_3d": 0.0, "icp_rot_deg": 180.0, "add_s": 1.0, "add_s_01": 0.0}
 
@@ -35,6 +35,7 @@ class Pose:
   rotation: np.ndarray  # (4,) unit quaternion w, x, y, z
   translation: np.ndarray  # (3,)
   scale: np.ndarray  # (3,) positive
+  placed: bool = True  # False: translation and scale are not known (they are 0 and 1) and only the rotation counts
 
   @property
   def matrix(self) -> np.ndarray:
@@ -42,13 +43,19 @@ class Pose:
 
 
 def load_pose(path: str | pathlib.Path) -> Pose:
-  """Reads {"rotation": [w, x, y, z], "translation": [x, y, z], "scale": number or [x, y, z]}. Raises PoseError."""
+  """Reads {"rotation": [w, x, y, z], "translation": [x, y, z], "scale": number or [x, y, z]}. Raises PoseError.
+
+  translation and scale may both be null: whatever made the pose says nothing of them. Only the rotation is scored then.
+  """
   path = pathlib.Path(path)
   try:
     data = json.loads(path.read_text())
   except (OSError, ValueError) as error:
     raise PoseError(f"{path}: cannot be read as JSON ({error})") from error
   values = {}
+  placed = not (isinstance(data, dict) and all(name in data and data[name] is None for name in ("translation", "scale")))
+  if not placed:
+    data = {**data, "translation": [0, 0, 0], "scale": 1}
   for name, sizes in (("rotation", (4,)), ("translation", (3,)), ("scale", (1, 3))):
     try:
       value = np.asarray(data[name], np.float64).reshape(-1)
@@ -62,7 +69,14 @@ def load_pose(path: str | pathlib.Path) -> Pose:
     raise PoseError(f"{path}: rotation = {data['rotation']!r} is not a quaternion (norm 0)")
   if (values["scale"] <= 0).any():
     raise PoseError(f"{path}: scale = {data['scale']!r} must be positive")
-  return Pose(values["rotation"] / norm, values["translation"], np.broadcast_to(values["scale"], 3))
+  return Pose(values["rotation"] / norm, values["translation"], np.broadcast_to(values["scale"], 3), placed)
+
+
+def write_pose(path: str | pathlib.Path, rotation: np.ndarray, translation: np.ndarray | None, scale: np.ndarray | None) -> None:
+  """Writes what `load_pose` reads; a translation and a scale of None become null."""
+  values = {"rotation": rotation, "translation": translation, "scale": scale}
+  text = json.dumps({name: None if x is None else [float(v) for v in np.reshape(x, -1)] for name, x in values.items()})
+  pathlib.Path(path).write_text(text + "\n")
 
 
 def place(shape: surface.Surface, pose: Pose) -> surface.Surface:
@@ -79,10 +93,10 @@ def box_iou(a_P3: np.ndarray, b_P3: np.ndarray) -> float:
   return float(shared / union)
 
 
-def add_s(pred_P3: np.ndarray, truth_P3: np.ndarray, true_diameter: float, workers: int = 2) -> float:
+def add_s(pred_P3: np.ndarray, truth_P3: np.ndarray, true_diameter: float) -> float:
   """Symmetrised ADD-S over the true diameter, of points in scene coordinates."""
-  there = cKDTree(truth_P3).query(pred_P3, workers=workers)[0].mean()
-  back = cKDTree(pred_P3).query(truth_P3, workers=workers)[0].mean()
+  there = Tree(truth_P3).query(pred_P3)[0].mean()
+  back = Tree(pred_P3).query(truth_P3)[0].mean()
   return float(there + back) / 2 / true_diameter
 
 
@@ -97,13 +111,19 @@ def icp_rotation_deg(pred: surface.Surface, truth: surface.Surface, protocol: al
 
 
 def layout_metrics(pred: surface.Surface | None, pred_pose: Pose | None, truth: surface.Surface, truth_pose: Pose,
-                   protocol: align.IcpProtocol = align.IcpProtocol(), *, points: int = 20_000, seed: int = 0) -> dict[str, float]:
-  """iou_3d, icp_rot_deg, add_s, add_s_01. A prediction without surface or without pose scores WORST."""
+                   protocol: align.IcpProtocol = align.IcpProtocol(), *, points: int = 20_000,
+                   seed: int = 0) -> dict[str, float | None]:
+  """iou_3d, icp_rot_deg, add_s, add_s_01. A prediction without surface or without pose scores WORST.
+
+  A pose that is not `placed` has an icp_rot_deg, and None for the metrics that need a place.
+  """
   if pred is None or pred_pose is None:
     return dict(WORST)
   pred, truth = place(pred, pred_pose), place(truth, truth_pose)
+  if not (pred_pose.placed and truth_pose.placed):
+    return dict.fromkeys(WORST) | {"icp_rot_deg": icp_rotation_deg(pred, truth, protocol, points=points, seed=seed)}
   distance = add_s(surface.sample_surface(pred, points, seed)[0], surface.sample_surface(truth, points, seed)[0],
-                   surface.diameter(truth.vertices), protocol.workers)
+                   surface.diameter(truth.vertices))
   return {
       "iou_3d": box_iou(pred.vertices, truth.vertices),
       "icp_rot_deg": icp_rotation_deg(pred, truth, protocol, points=points, seed=seed),

@@ -1,96 +1,168 @@
-"""The page to look at: aggregate scores, every object, and renders of the best, the median and the worst."""
+"""The page to look at: aggregate scores, groups, every object, and renders of the best, the median and the worst.
+
+It stands alone: pictures are inside, and the few lines of script only sort the table.
+"""
 
 import base64
 from collections.abc import Mapping, Sequence
 import html as markup
 import io
+import json
 import pathlib
 
 import numpy as np
 from PIL import Image
 
 from sam3d_jax import mesh, preview
-from sam3d_jax.evaluation import shape, surface
+from sam3d_jax.evaluation import layout, shape, surface
 from sam3d_jax.geometry.cameras import OBJECT_FROM_GLTF
 
-STYLE = """body{font:14px system-ui,sans-serif;margin:24px;color:#222}table{border-collapse:collapse;margin:12px 0}
-td,th{padding:3px 10px;border-bottom:1px solid #ddd;text-align:right}td:first-child,th:first-child{text-align:left}
-img{display:block;margin:4px 0}h2{margin-top:28px}.problem{color:#a33}"""
-LABELS = {"f1": "F1@0.01 ↑", "viou": "voxel IoU ↑", "chamfer": "Chamfer ↓", "emd": "EMD ↓", "iou_3d": "3-D IoU ↑",
-          "icp_rot_deg": "ICP-Rot ° ↓", "add_s": "ADD-S ↓", "add_s_01": "ADD-S@0.1 ↑"}
+LABELS = {"f1": "F1@0.01", "viou": "voxel IoU, aligned", "chamfer": "Chamfer", "emd": "EMD", "iou_3d": "3-D IoU",
+          "icp_rot_deg": "ICP-Rot °", "add_s": "ADD-S", "add_s_01": "ADD-S@0.1",
+          "voxel_iou": "voxel IoU, as sampled"}
+UP, DOWN = "↑", "↓"
+BETTER = {"f1": UP, "viou": UP, "chamfer": DOWN, "emd": DOWN, "iou_3d": UP, "icp_rot_deg": DOWN, "add_s": DOWN, "add_s_01": UP,
+          "voxel_iou": UP}
+TINT = np.array([74, 128, 196], np.uint8)  # of predictions
+SIZE = 240  # pixels a side of a picture
+STYLE = """
+:root{color-scheme:light}
+body{font:15px/1.45 system-ui,-apple-system,"Segoe UI",sans-serif;color:#1d2026;background:#fff;
+max-width:1320px;margin:32px auto;padding:0 24px}
+h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:36px 0 8px}p{margin:4px 0 12px}.dim{color:#6a6f7a}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}th{font-weight:600;color:#4a4f5a;vertical-align:bottom}
+td,th{padding:5px 12px;border-bottom:1px solid #e6e8ec;text-align:right;white-space:nowrap}
+td:first-child,th:first-child{text-align:left;padding-left:0}td.text{text-align:left;white-space:normal}
+small{color:#8a8f9a;font-size:12px;display:block}img{display:block;max-width:100%;margin:8px 0}
+.problem{color:#a33;text-align:left;white-space:normal;min-width:180px}#objects th{cursor:pointer}#objects tr:hover td{background:#f5f7fa}
+.wide{overflow-x:auto}pre{background:#f5f7fa;padding:10px 14px;border-radius:6px;overflow-x:auto;font-size:12px}"""
+SORT = """document.querySelectorAll('#objects th').forEach((th,i)=>th.onclick=()=>{const b=th.closest('table').tBodies[0];
+const v=r=>{const t=r.cells[i].textContent,n=parseFloat(t);return isNaN(n)?(t=='–'?-Infinity:t):n};th.up=!th.up;
+[...b.rows].sort((p,q)=>{const x=v(p),y=v(q);return (x>y?1:x<y?-1:0)*(th.up?1:-1)}).forEach(r=>b.append(r))})"""
 
 
-def number(value: float | None) -> str:
-  return "–" if value is None else f"{value:.4f}"
+def number(value: float | None, name: str) -> str:
+  """A score as shown; degrees need fewer digits."""
+  return "–" if value is None else f"{value:.{2 if name == 'icp_rot_deg' else 4}f}"
 
 
-def text_table(total: Mapping, names: Sequence[str]) -> str:
-  """Mean and 95 % interval of each metric, for a terminal."""
-  lines = []
+def label(name: str) -> str:
+  return f"{LABELS[name]} {BETTER[name]}"
+
+
+def text_table(total: Mapping, groups: Mapping[str, Mapping], names: Sequence[str]) -> str:
+  """Mean and 95 % interval of each metric, then the means of the groups, for a terminal."""
+  lines = [f"{'':24}{'mean':>9}  {'95 % interval':20}" + "".join(f"{group:>10}" for group in groups)]
   for name in names:
     interval = total[f"{name}_interval"]
-    between = f"   [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else ""
-    lines.append(f"{LABELS[name]:14} {number(total[name]):>9}{between}")
+    between = f"[{number(interval[0], name)}, {number(interval[1], name)}]" if interval else ""
+    lines.append(f"{label(name):24}{number(total[name], name):>9}  {between:20}"
+                 + "".join(f"{number(g[name], name):>10}" for g in groups.values()))
   return "\n".join(lines)
 
 
-def html(pairs: pathlib.Path, rows: Mapping[str, Mapping], total: Mapping, names: Sequence[str],
-         protocol: shape.ShapeProtocol) -> str:
-  """A page that stands alone: pictures are inside. `rows`: object -> scores, `pairs` the folder they were read from."""
+def html(pairs: pathlib.Path, rows: Mapping[str, Mapping], total: Mapping, groups: Mapping[str, Mapping], names: Sequence[str],
+         protocol: shape.ShapeProtocol, run: Mapping | None = None) -> str:
+  """The page. `rows`: object -> scores, `pairs` the folder they were read from, `run` where the predictions come from."""
   order = sorted((name for name, row in rows.items() if row["scored"]), key=lambda n: (-rows[n]["f1"], rows[n]["chamfer"], n))
   shown = dict.fromkeys(order[i] for i in (0, len(order) // 2, len(order) - 1)) if order else {}
-  parts = ["<!doctype html><meta charset='utf-8'><title>Evaluation</title>", f"<style>{STYLE}</style>", "<h1>Evaluation</h1>",
-           f"<p>{total['objects']} objects, {total['scored']} scored, {total['with_pose']} with pose. Means with 95 % bootstrap "
-           "intervals.</p>",
-           aggregate_table(total, names)]
-  for name, label in zip(shown, ("best", "median", "worst"), strict=False):
-    parts.append(f"<h2>{label}: {markup.escape(name)}</h2>{picture(pairs / name, protocol)}")
-  parts.append("<h2>All objects</h2>" + object_table(rows, names))
-  return "\n".join(parts) + "\n"
+  title = f"Evaluation: {run['set']}" if run and "set" in run else "Evaluation"
+  problems = f", {total['problems']} with a problem" if total["problems"] else ""
+  parts = [f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{markup.escape(title)}</title><style>{STYLE}</style>",
+           f"<h1>{markup.escape(title)}</h1>",
+           f"<p class='dim'>{total['objects']} objects, {total['scored']} scored, {total['with_pose']} with pose{problems}. "
+           f"{protocol.points:,} surface samples a shape. Means over objects with 95 % bootstrap intervals; "
+           f"{UP} higher is better, {DOWN} lower is better.</p>", aggregate_table(total, groups, names)]
+  for name, place in zip(shown, ("best", "median", "worst"), strict=False):
+    scores = " · ".join(f"{LABELS[n]} {number(rows[name][n], n)}" for n in names if rows[name].get(n) is not None)
+    parts.append(f"<h2>{place.capitalize()} by F1: {markup.escape(name)}</h2><p class='dim'>{scores}</p>{picture(pairs / name, protocol)}")
+  parts.append(f"<h2>All objects</h2><div class='wide'>{object_table(rows, names)}</div>")
+  if run:
+    parts.append(f"<h2>Where the predictions come from</h2><pre>{markup.escape(json.dumps(run, indent=1))}</pre>")
+  return "\n".join(parts) + f"<script>{SORT}</script></html>\n"
 
 
-def aggregate_table(total: Mapping, names: Sequence[str]) -> str:
-  cells = []
+def aggregate_table(total: Mapping, groups: Mapping[str, Mapping], names: Sequence[str]) -> str:
+  columns = {"all": total, **groups}
+  head = "".join(f"<th>{markup.escape(group)}<small>{g.get('scored', g['objects'])} objects</small></th>" for group, g in columns.items())
+  body = []
   for name in names:
-    interval = total[f"{name}_interval"]
-    text = "–" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
-    cells.append(f"<tr><td>{LABELS[name]}</td><td>{number(total[name])}</td><td>{text}</td></tr>")
-  return f"<table><tr><th>metric</th><th>mean</th><th>interval</th></tr>{''.join(cells)}</table>"
+    cells = ""
+    for g in columns.values():
+      interval = g[f"{name}_interval"]
+      between = "" if interval is None else f"<small>{number(interval[0], name)} … {number(interval[1], name)}</small>"
+      cells += f"<td>{number(g[name], name)}{between}</td>"
+    body.append(f"<tr><td>{label(name)}</td>{cells}</tr>")
+  return f"<table><thead><tr><th>metric</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 
 def object_table(rows: Mapping[str, Mapping], names: Sequence[str]) -> str:
-  head = "".join(f"<th>{LABELS[n]}</th>" for n in names)
+  problems = any(row["problem"] for row in rows.values())
+  head = "".join(f"<th>{label(n)}</th>" for n in names) + ("<th>problem</th>" if problems else "")
   body = []
   for name in sorted(rows):
-    scores = "".join(f"<td>{number(rows[name][n])}</td>" for n in names)
-    body.append(f"<tr><td>{markup.escape(name)}</td>{scores}<td class='problem'>{markup.escape(rows[name]['problem'])}</td></tr>")
-  return f"<table><tr><th>object</th>{head}<th></th></tr>{''.join(body)}</table>"
+    scores = "".join(f"<td>{number(rows[name].get(n), n)}</td>" for n in names)
+    problem = f"<td class='problem'>{markup.escape(rows[name]['problem'])}</td>" if problems else ""
+    body.append(f"<tr><td>{markup.escape(name)}</td>{scores}{problem}</tr>")
+  return f"<table id='objects'><thead><tr><th>object</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 
 def picture(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> str:
-  """Truth and aligned prediction from two views, as an embedded image."""
+  """Photo, truth and aligned prediction from two views, and both as they are placed, as an embedded image."""
   truth_file = surface.find_mesh(folder, "truth")
-  truth = surface.load_surface(truth_file)
-  truth = surface.Surface(surface.normalise(truth.vertices)[0], truth.faces)
+  truth = normalised(surface.load_surface(truth_file))
   try:
     pred_file = surface.find_mesh(folder, "pred")
-    pred = None if pred_file is None else aligned(surface.load_surface(pred_file), truth, protocol)
+    pred = None if pred_file is None else surface.load_surface(pred_file)
   except surface.SurfaceError:  # scored as missing, and the table says why
     pred = None
-  upright = OBJECT_FROM_GLTF if truth_file.suffix.lower() in (".glb", ".gltf") else np.eye(3)
-  views = [upright @ preview.orbit(azimuth, 25.0) for azimuth in (-60.0, 120.0)]
-  shots = [preview.render(None if s is None else as_mesh(s), v, size=240) for s in (truth, pred) for v in views]
-  sheet = preview.grid([shots], ("truth", "truth, from behind", "prediction, aligned", "prediction, from behind"), [""], size=240)
-  return embed(sheet)
+  moved = None if pred is None else shape.align_prediction(normalised(pred), truth, protocol)
+  truth_pose, pred_pose = (read_pose(folder / f"{stem}_pose.json") for stem in ("truth", "pred"))
+  if truth_pose is not None:
+    views = {"": truth_pose.matrix.T, ", turned": preview.turned(truth_pose.matrix.T, 120.0)}
+  else:
+    upright = OBJECT_FROM_GLTF if truth_file.suffix.lower() in (".glb", ".gltf") else np.eye(3)
+    views = {"": upright @ preview.orbit(-60.0, 25.0), ", behind": upright @ preview.orbit(120.0, 25.0)}
+  shots = photos(folder)
+  for name, side, colour in (("truth", truth, mesh.GREY), ("aligned prediction", moved, TINT)):
+    shots |= {name + view: preview.render(None if side is None else as_mesh(side, colour), v, size=SIZE) for view, v in views.items()}
+  if pred is not None and truth_pose is not None and pred_pose is not None and pred_pose.placed and truth_pose.placed:
+    shots["both as placed"] = together(layout.place(surface.load_surface(truth_file), truth_pose), layout.place(pred, pred_pose))
+  return embed(preview.grid([list(shots.values())], list(shots), [""], size=SIZE))
 
 
-def aligned(pred: surface.Surface, truth: surface.Surface, protocol: shape.ShapeProtocol) -> surface.Surface:
-  return shape.align_prediction(surface.Surface(surface.normalise(pred.vertices)[0], pred.faces), truth, protocol)
+def photos(folder: pathlib.Path) -> dict[str, np.ndarray]:
+  """The photo with everything but the object dimmed, if the folder holds photo and mask of one size."""
+  if not ((folder / "image.png").is_file() and (folder / "mask.png").is_file()):
+    return {}
+  image, mask = (np.asarray(Image.open(folder / f"{name}.png").convert(mode)) for name, mode in (("image", "RGB"), ("mask", "L")))
+  return {"photo": image, "object": np.where(mask[..., None] > 0, image, image // 3 + 150)} if mask.shape == image.shape[:2] else {}
 
 
-def as_mesh(s: surface.Surface) -> mesh.Mesh:
+def read_pose(path: pathlib.Path) -> layout.Pose | None:
+  """The pose, None if there is none that can be used (the scores say so)."""
+  try:
+    return layout.load_pose(path)
+  except layout.PoseError:
+    return None
+
+
+def together(truth: surface.Surface, pred: surface.Surface) -> np.ndarray:
+  """Both posed shapes as the camera sees them, from straight ahead, the truth filling the middle."""
+  _, centre, half = surface.normalise(truth.vertices)
+  vertices = np.concatenate([(s.vertices - centre) / half / 2 for s in (truth, pred)])
+  colour = np.repeat([mesh.GREY, TINT], [len(truth.vertices), len(pred.vertices)], axis=0)
+  return preview.render(mesh.Mesh(vertices, np.concatenate([truth.faces, pred.faces + len(truth.vertices)]), colour), np.eye(3), size=SIZE,
+                        extent=1.8)
+
+
+def normalised(s: surface.Surface) -> surface.Surface:
+  return surface.Surface(surface.normalise(s.vertices)[0], s.faces)
+
+
+def as_mesh(s: surface.Surface, colour: np.ndarray) -> mesh.Mesh:
   """A normalised surface ([-1, 1]) in the renderer's unit cube."""
-  return mesh.Mesh(s.vertices / 2, s.faces, mesh.GREY)
+  return mesh.Mesh(s.vertices / 2, s.faces, colour)
 
 
 def embed(image: Image.Image) -> str:

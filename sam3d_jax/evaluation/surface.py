@@ -6,6 +6,8 @@ import pathlib
 import numpy as np
 from scipy.spatial import ConvexHull, QhullError
 
+from sam3d_jax.evaluation import neighbours
+
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 
 
@@ -76,6 +78,13 @@ def load_surface(path: str | pathlib.Path) -> Surface:
   return make_surface(np.concatenate(vertices), np.concatenate(faces), name=str(path))
 
 
+def write_ply(path: str | pathlib.Path, surface: Surface) -> None:
+  """Writes a surface as binary PLY in its own coordinates."""
+  import trimesh
+  shape = trimesh.Trimesh(surface.vertices, surface.faces, process=False) if len(surface.faces) else trimesh.PointCloud(surface.vertices)
+  pathlib.Path(path).write_bytes(shape.export(file_type="ply"))
+
+
 def find_mesh(folder: pathlib.Path, stem: str) -> pathlib.Path | None:
   """The mesh file `folder/stem.<suffix>` with a known suffix, or None. Raises SurfaceError if there are several."""
   found = [p for p in sorted(folder.glob(f"{stem}.*")) if p.suffix.lower() in MESH_SUFFIXES]
@@ -122,35 +131,12 @@ def sample_surface(surface: Surface, count: int, seed: int) -> tuple[np.ndarray,
   return points, cross.take(face, 0) / twice_area.take(face)[:, None]
 
 
-def spatial_order(points_P3: np.ndarray, bits: int = 7) -> np.ndarray:
-  """Indices that sort the points along a Z-order curve over their box.
-
-  Nearest-neighbour queries in this order are about three times faster at 10^6 points (neighbouring queries hit the cache), and
-  every n-th point of it is an even subset.
-  """
-  unit, _, _ = normalise(points_P3)
-  cell = np.clip(((unit + 1) * 2 ** (bits - 1)).astype(np.int64), 0, 2**bits - 1)
-  code = np.zeros(len(points_P3), np.int64)
-  for bit in range(bits):
-    for axis in range(3):
-      code |= ((cell[:, axis] >> bit) & 1) << (3 * bit + axis)
-  return np.argsort(code, kind="stable")
-
-
-def even_subset(points_P3: np.ndarray, count: int) -> np.ndarray:
-  """Indices of `count` points spread evenly over the cloud: equal strides along the Z-order curve (all, if there are fewer)."""
-  order = spatial_order(points_P3)
-  if len(order) <= count:
-    return order
-  return order[(np.arange(count) * (len(order) / count)).astype(np.int64)]
-
-
 def diameter(points_P3: np.ndarray) -> float:
   """Largest distance between two points (over the vertices of the convex hull; over all points of a flat or tiny set)."""
   try:
     corners = points_P3[ConvexHull(points_P3).vertices]
   except QhullError:  # flat or collinear sets have no 3-D hull
-    corners = points_P3[even_subset(points_P3, 4096)]
+    corners = points_P3[neighbours.even_subset(points_P3, 4096)]
   best = 0.0
   for start in range(0, len(corners), 512):
     best = max(best, np.square(corners[start:start + 512, None] - corners[None]).sum(-1).max())

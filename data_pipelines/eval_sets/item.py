@@ -1,0 +1,52 @@
+"""What an evaluation set is made of, whatever files it comes from."""
+
+from collections.abc import Iterator
+import dataclasses
+from typing import Any, Protocol
+
+import numpy as np
+
+from sam3d_jax.evaluation.layout import Pose
+from sam3d_jax.evaluation.surface import Surface
+from sam3d_jax.geometry.cameras import Camera
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+  """One object of one photo with its truth.
+
+  name: unique in the set, usable as a folder name.
+  image_HW3: uint8.  mask_HW: bool, the visible part of the object.
+  truth: the true surface, in any object frame and unit.
+  pose: truth's frame -> camera (x left, y up, z forward), in the unit of the point map; None if unknown.
+  pointmap_HW3: camera-frame points, NaN where unknown; None if there is none.
+  camera: intrinsics in pixels of the photo; None if unknown.
+  group: scores are also averaged within groups (an occlusion level, a scene); empty: no groups.
+  subject: items of one subject are not independent and are drawn together by the bootstrap; empty: the item alone.
+  voxels_N3: true surface voxels in the model's own object frame (unit cube, z up, 64^3); None where the set does not know it.
+  """
+
+  name: str
+  image_HW3: np.ndarray
+  mask_HW: np.ndarray
+  truth: Surface
+  pose: Pose | None
+  pointmap_HW3: np.ndarray | None = None
+  camera: Camera | None = None
+  group: str = ""
+  subject: str = ""
+  voxels_N3: np.ndarray | None = None
+
+
+class EvalSet(Protocol):
+  """Items by position, read when they are asked for. `names` are known without reading them."""
+
+  names: list[str]
+  identity: dict[str, Any]  # what is evaluated, for the record and for resuming
+
+  def __getitem__(self, index: int) -> Item: ...
+
+
+def items(chosen: EvalSet) -> Iterator[Item]:
+  """All items in order."""
+  return (chosen[i] for i in range(len(chosen.names)))

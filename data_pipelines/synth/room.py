@@ -1,0 +1,109 @@
+"""A room around an object: floor, wall and, in front of the object, another one. All of it is one mesh that the renderer draws.
+
+Everything lies in the object's frame (z up, the object in its unit cube and standing on the floor), so the object's camera serves
+the whole scene and the point map is complete.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.synth.assets import Asset, Material
+from data_pipelines.synth.camera import Camera
+
+MARGIN = 0.05  # of the image's side, by which floor and wall reach beyond the picture
+PATTERNS = ("plain", "checks", "planks")
+TEXTURE = 256  # pixels a side
+
+
+@dataclasses.dataclass(frozen=True)
+class Spot:
+  """Where an object stands: turned by `yaw` (radians) about z, `size` times the unit cube, its box centred at x, y."""
+
+  x: float
+  y: float
+  size: float
+  yaw: float
+
+
+def stand(asset: Asset, spot: Spot, floor: float) -> Asset:
+  """The asset on the floor (a height z) at a spot."""
+  c, s = np.cos(spot.yaw), np.sin(spot.yaw)
+  turned = asset.vertices_V3 @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]]) * spot.size
+  low, high = turned.min(0), turned.max(0)
+  centre = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])
+  return dataclasses.replace(asset, vertices_V3=turned - centre + [spot.x, spot.y, floor])
+
+
+def backdrop(rng: np.random.Generator, camera: Camera, floor: float, far: float) -> list[Asset]:
+  """Floor and wall that fill the picture: the floor up to depth `far` (camera units), the wall at that depth.
+
+  The camera must look at the floor from above, at least through the lower edge of the picture.
+  """
+  near_corners, far_corners, wall_corners = _corners(camera, floor, far)
+  tiles = float(rng.uniform(0.6, 2.0))  # repeats of the texture over the unit cube's side
+  quads = (("floor", [*near_corners, *far_corners[::-1]], lambda p: p[:, :2] * tiles),
+           ("wall", wall_corners, lambda p: np.array([[0, 1], [1, 1], [1, 0], [0, 0]]) * tiles * 2))
+  return [_quad(name, np.array(corners), uv(np.array(corners)), _texture(rng)) for name, corners, uv in quads]
+
+
+def _corners(camera: Camera, floor: float, far: float):
+  """Corners in the object frame: of the floor's near and far edge (left, right) and of the wall (around)."""
+  to_object = camera.rotation / camera.scale
+  origin = -camera.translation @ to_object
+  left, right = -MARGIN * camera.width, (1 + MARGIN) * camera.width
+  top, bottom = -MARGIN * camera.height, (1 + MARGIN) * camera.height
+  ray = lambda u, v: camera.rays(np.float64(u), np.float64(v)) @ to_object
+  at_depth = lambda u, v, depth: origin + depth * ray(u, v)
+  near_corners, far_corners = [], []
+  for u in (left, right):
+    steepest, flattest = ray(u, bottom)[2], ray(u, top)[2]
+    if steepest >= 0:
+      raise ValueError("the camera does not see the floor through the lower edge of its picture")
+    near_corners.append(at_depth(u, bottom, (floor - origin[2]) / steepest))
+    slope = min(max((floor - origin[2]) / far, steepest), flattest)  # z per unit of depth of the ray that ends the floor
+    v = bottom + (slope - steepest) / (flattest - steepest) * (top - bottom)
+    far_corners.append(at_depth(u, v, (floor - origin[2]) / slope))
+  wall = [at_depth(u, v, far) for u, v in ((left, top), (right, top), (right, bottom), (left, bottom))]
+  return near_corners, far_corners, wall
+
+
+def _texture(rng: np.random.Generator) -> np.ndarray:
+  """A pattern with soft stains, (TEXTURE, TEXTURE, 3) uint8."""
+  pattern = PATTERNS[int(rng.integers(len(PATTERNS)))]
+  base = rng.integers(90, 225, 3)
+  second = np.clip(base + rng.integers(-45, 46, 3), 20, 245)
+  y, x = np.indices((TEXTURE, TEXTURE))
+  if pattern == "checks":
+    mix = (x // (TEXTURE // 4) + y // (TEXTURE // 4)) % 2
+  elif pattern == "planks":
+    tone = rng.integers(0, 256, 8)
+    mix = np.where(y % (TEXTURE // 8) < 3, 1.5, tone[y // (TEXTURE // 8)] / 255)
+  else:
+    mix = np.zeros((TEXTURE, TEXTURE))
+  stains = np.zeros((TEXTURE, TEXTURE))
+  for side, strength in ((4, 24), (16, 12), (64, 8)):
+    noise = Image.fromarray(rng.integers(0, 256, (side, side), np.uint8))
+    stains += (np.asarray(noise.resize((TEXTURE, TEXTURE), Image.Resampling.BICUBIC), np.float64) / 255 - 0.5) * strength
+  colour = base + mix[..., None] * (second - base) + stains[..., None]
+  return np.clip(np.rint(colour), 0, 255).astype(np.uint8)
+
+
+def _quad(name: str, corners_43: np.ndarray, uv_42: np.ndarray, texture: np.ndarray) -> Asset:
+  return Asset(vertices_V3=corners_43, faces_F3=np.array([[0, 1, 2], [0, 2, 3]], np.int32), uv_V2=uv_42.astype(np.float32),
+               colour_V3=np.ones((4, 3), np.float32), material_F=np.zeros(2, np.int32),
+               materials=(Material((1.0, 1.0, 1.0), texture),), key="", source=name)
+
+
+def merge(assets: Sequence[Asset]) -> Asset:
+  """Several assets of one frame as one; the key and source are those of the first."""
+  vertices = np.cumsum([0] + [len(a.vertices_V3) for a in assets])
+  materials = np.cumsum([0] + [len(a.materials) for a in assets])
+  join = lambda name: np.concatenate([getattr(a, name) for a in assets])
+  return dataclasses.replace(
+      assets[0], vertices_V3=join("vertices_V3"), uv_V2=join("uv_V2"), colour_V3=join("colour_V3"),
+      faces_F3=np.concatenate([a.faces_F3 + o for a, o in zip(assets, vertices, strict=False)]).astype(np.int32),
+      material_F=np.concatenate([a.material_F + o for a, o in zip(assets, materials, strict=False)]).astype(np.int32),
+      materials=tuple(m for a in assets for m in a.materials))
