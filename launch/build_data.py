@@ -14,7 +14,7 @@ import signal
 
 from ml_collections import ConfigDict
 
-from data_pipelines import build
+from data_pipelines import beam_executor, build
 from data_pipelines.synth import filters, iso_3do, sources
 from data_pipelines.synth.camera import ViewConfig
 from data_pipelines.synth.lighting import LightConfig
@@ -66,12 +66,18 @@ def check(c: ConfigDict) -> None:
 
 def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+  parser.add_argument("--executor", choices=("local", "beam"), default="local", help="local processes, or Apache Beam")
+  parser.add_argument("--beam_options", nargs=argparse.REMAINDER, default=[], metavar="OPTION",
+                      help="with --executor beam, the last flag: everything behind it goes to Beam, e.g. --runner=FlinkRunner")
 
 
 def run(args: argparse.Namespace) -> int:
   """Plans and builds the dataset of `args.config`."""
   c = args.config
   check(c)
+  if args.beam_options and args.executor != "beam":
+    raise ConfigError(f"--beam_options {' '.join(args.beam_options)}: they need --executor beam")
+  execute = beam_executor.make_executor(args.beam_options) if args.executor == "beam" else None
   plan = PLANNERS[c.builder](c)
   splits = Counter()
   for job in plan.jobs:
@@ -82,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
   signal.signal(signal.SIGTERM, _stop)
   with Progress(plan.inputs, f"building {plan.name}", "objects", done=build.finished_inputs(plan, c.out)) as progress:
-    result = build.build(plan, c.out, workers=c.workers, quarantine_budget=c.quarantine_budget,
+    result = build.build(plan, c.out, workers=c.workers, execute=execute, quarantine_budget=c.quarantine_budget,
                          progress=lambda n, refused: progress.update(n, refused=sum(refused.values())))
   refused = ", ".join(f"{reason} {n}" for reason, n in sorted(result.refused.items())) or "none"
   print(f"{c.out}: {', '.join(f'{n} {split}' for split, n in result.records.items())} examples; refused inputs: {refused}")
