@@ -1,6 +1,7 @@
-"""Runs a dataset build: a list of shard jobs, each a pure function of its specification, executed by local processes.
+"""Runs a dataset build: a list of shard jobs, each a pure function of its specification.
 
-A job writes one shard and nothing else, so any executor gives the same bytes. The folder of a build holds, beside its shards:
+A job writes one shard and nothing else, so any executor gives the same bytes: local processes (here) or Apache Beam
+(beam_executor.py). The folder of a build holds, beside its shards:
 
     build.json        the configuration and its digest, lineage, counts; written before the first shard
     reports/*.json    one a shard: records, refused inputs, rejected draws; on disk before its shard, so a shard that exists is finished
@@ -104,9 +105,13 @@ class BuildResult:
   draws: dict[str, int] = dataclasses.field(default_factory=dict)  # reason -> number of rejected random draws
 
 
-def build(plan: Plan, out: str | os.PathLike, *, workers: int, quarantine_budget: float,
+# Runs jobs of a plan into a folder and yields each with its report as it ends.
+Executor = Callable[[Plan, pathlib.Path, list[ShardJob]], Iterator[tuple[ShardJob, dict[str, Any]]]]
+
+
+def build(plan: Plan, out: str | os.PathLike, *, quarantine_budget: float, workers: int = 1, execute: Executor | None = None,
           progress: Callable[[int, dict[str, int]], None] | None = None) -> BuildResult:
-  """Builds or continues the dataset in `out` with `workers` processes (1: in this process, 0: one a core).
+  """Builds or continues the dataset in `out` with `workers` processes (1: in this process, 0: one a core) or by `execute`.
 
   `progress(inputs of the shard, refused so far by reason)` is called after every shard. Raises InputError if `out` cannot be
   written or belongs to another build, or if more than `quarantine_budget` (a fraction) of the inputs are refused; JobFailed if a
@@ -116,10 +121,11 @@ def build(plan: Plan, out: str | os.PathLike, *, workers: int, quarantine_budget
   with _explained(out):
     _claim(plan, out)
     _remove_partial(out)
-    reports = {job: _finished_report(plan, out, job) for job in plan.jobs}
+    reports = {job: finished_report(plan, out, job) for job in plan.jobs}
     refused = _count(reports.values())
     try:
-      with contextlib.closing(_execute(plan, out, [job for job in plan.jobs if reports[job] is None], workers)) as finished:
+      left = [job for job in plan.jobs if reports[job] is None]
+      with contextlib.closing(execute(plan, out, left) if execute else _execute(plan, out, left, workers)) as finished:
         for job, report in finished:
           reports[job] = report
           refused = _count(reports.values())
@@ -144,7 +150,7 @@ def build(plan: Plan, out: str | os.PathLike, *, workers: int, quarantine_budget
 
 def finished_inputs(plan: Plan, out: str | os.PathLike) -> int:
   """How many inputs an earlier run of the same build has dealt with."""
-  return sum(job.inputs for job in plan.jobs if _shard_path(plan.name, pathlib.Path(out), job).exists())
+  return sum(job.inputs for job in plan.jobs if shard_path(plan.name, pathlib.Path(out), job).exists())
 
 
 def run_job(job: ShardJob, *, make, out: pathlib.Path, name: str, kind: str) -> dict[str, Any]:
@@ -161,11 +167,11 @@ def run_job(job: ShardJob, *, make, out: pathlib.Path, name: str, kind: str) -> 
     # The shard is committed when this generator ends: whoever sees a shard also finds its report.
     records.write_json(_report_path(out, job), report)
 
-  records.write_shard(_shard_path(name, out, job), examples(), kind=kind)
+  records.write_shard(shard_path(name, out, job), examples(), kind=kind)
   return report
 
 
-def _shard_path(name: str, out: pathlib.Path, job: ShardJob) -> pathlib.Path:
+def shard_path(name: str, out: pathlib.Path, job: ShardJob) -> pathlib.Path:
   return records.shard_path(out, name, job.split, job.index, job.count)
 
 
@@ -173,8 +179,9 @@ def _report_path(out: pathlib.Path, job: ShardJob) -> pathlib.Path:
   return out / REPORTS / f"{job.split}-{job.index:05d}-of-{job.count:05d}.json"
 
 
-def _finished_report(plan: Plan, out: pathlib.Path, job: ShardJob) -> dict[str, Any] | None:
-  if not _shard_path(plan.name, out, job).exists():
+def finished_report(plan: Plan, out: pathlib.Path, job: ShardJob) -> dict[str, Any] | None:
+  """The report of a shard that stands; None if it does not."""
+  if not shard_path(plan.name, out, job).exists():
     return None
   path = _report_path(out, job)
   if not path.exists():

@@ -1,6 +1,7 @@
 """Checks of one example against the schema and against physics. Each finding is a short reason (counted) and a detail (shown)."""
 
 from collections.abc import Callable, Mapping
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,8 @@ INSIDE_SHARE = 0.95  # of the voxel centres in view that must project onto the o
 SILHOUETTE_IOU = 0.5  # of projected voxels with the mask, below which the pose must be wrong; good data have 0.9 on average
 POINTMAP_PIXELS = 2.0  # how far a point may project from its own pixel (95th percentile, pixels of the point map)
 SURFACE_SHARE = 0.8  # of the points under the mask that must lie on a voxel or next to one
-VOXEL_PIXELS = 2.0  # silhouettes are compared at a size at which a voxel is at most this large
+VOXEL_PIXELS = 2.0  # silhouettes are compared at a size at which a voxel is this large
+MAX_ENLARGED = 4.0  # times the image's size at most, for objects of few pixels
 
 
 class Finding(NamedTuple):
@@ -151,7 +153,7 @@ def voxel_points(example: Mapping) -> np.ndarray:
   return pose.transform_points(centres, schema.example_pose(example))
 
 
-def _shrink(mask_HW: np.ndarray, height: int, width: int) -> np.ndarray:
+def _resized(mask_HW: np.ndarray, height: int, width: int) -> np.ndarray:
   rows, columns = (np.arange(n) * m // n for n, m in ((height, mask_HW.shape[0]), (width, mask_HW.shape[1])))
   return mask_HW[rows[:, None], columns]
 
@@ -167,19 +169,19 @@ def _hit(points_P3: np.ndarray, camera: cameras.Camera) -> tuple[np.ndarray, np.
 def silhouette(example: schema.Example) -> tuple[np.ndarray, np.ndarray, cameras.Camera]:
   """(projected voxels, mask of the whole object, camera), at a size at which voxels are one or two pixels apart.
 
-  The centres are drawn and gaps of one pixel closed. Whole cubes would overlap the outline by half a voxel and more: every voxel
-  that the surface touches is set.
+  Larger than the image for objects of few pixels, whose outline their pixels would blur. The centres are drawn and gaps of one pixel
+  closed. Whole cubes would overlap the outline by half a voxel and more: every voxel that the surface touches is set.
   """
   camera = camera_of(example)
   voxel = camera.fx * float(example["scale"].max()) / schema.VOXEL_RESOLUTION / max(float(example["translation"][2]), 1e-6)
-  camera = camera_of(example, max(16, round(camera.width * min(1.0, VOXEL_PIXELS / voxel))))
+  camera = camera_of(example, max(16, round(camera.width * min(MAX_ENLARGED, VOXEL_PIXELS / voxel))))
   drawn = np.zeros((camera.height + 2, camera.width + 2), bool)
   rows, columns = _hit(voxel_points(example), camera)
   drawn[rows + 1, columns + 1] = True
   drawn = ~_grow(~_grow(drawn))[1:-1, 1:-1]
   whole = "mask_full" if schema.is_present(example, "mask_full") else "mask"
   mask = _decode(example, whole, "L") > 0
-  return drawn, _shrink(mask, camera.height, camera.width), camera
+  return drawn, _resized(mask, camera.height, camera.width), camera
 
 
 def _grow(mask_HW: np.ndarray) -> np.ndarray:
@@ -195,7 +197,10 @@ def check_projection(example: schema.Example) -> tuple[float, Finding | None]:
   rows, columns = _hit(voxel_points(example), camera)
   if not len(rows):
     return 0.0, Finding("out_of_view", "no voxel projects into the image")
-  inside = _grow(_grow(mask))[rows, columns].mean()
+  around = mask
+  for _ in range(max(2, math.ceil(camera.width / example["camera"]["width"]))):  # a pixel of the image at least
+    around = _grow(around)
+  inside = around[rows, columns].mean()
   iou = float((drawn & mask).sum() / max((drawn | mask).sum(), 1))
   if not schema.is_present(example, "mask_full"):  # an occluded object is larger than what is seen of it
     covered = (_grow(drawn) & mask).sum() / max(mask.sum(), 1)
@@ -235,7 +240,7 @@ def check_surface(example: schema.Example) -> None:
   if not schema.is_present(example, "pointmap"):
     return
   points = example["pointmap"].astype(np.float32)
-  mask = _shrink(_decode(example, "mask", "L") > 0, *points.shape[:2])
+  mask = _resized(_decode(example, "mask", "L") > 0, *points.shape[:2])
   points = points[mask & np.isfinite(points).all(-1)]
   if not len(points):
     fail("pointmap_misses_object", "no point is known under the mask")

@@ -16,6 +16,7 @@ import os
 import pathlib
 import re
 import tempfile
+import uuid
 
 from array_record.python import array_record_module
 import numpy as np
@@ -51,7 +52,8 @@ def replace_file(path: str | os.PathLike, write: Callable[[str], None]) -> None:
   """Writes a file through `write(temporary path)` so that `path` is either untouched or complete and on disk."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+  # Not the process number: two containers that write the same file may both have number 1.
+  temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
   try:
     write(str(temporary))
     _sync(temporary)

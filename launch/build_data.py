@@ -14,11 +14,11 @@ import signal
 
 from ml_collections import ConfigDict
 
-from data_pipelines import build
+from data_pipelines import beam_executor, build
 from data_pipelines.synth import filters, iso_3do, sources
 from data_pipelines.synth.camera import ViewConfig
 from data_pipelines.synth.lighting import LightConfig
-from launch import build_annotated, cli
+from launch import build_annotated, build_pasted, cli
 from launch.progress import Progress
 from sam3d_jax.errors import ConfigError, Preempted
 
@@ -33,12 +33,12 @@ def plan_iso_3do(c: ConfigDict) -> build.Plan:
   """The plan of an Iso-3DO build."""
   config = iso_3do.IsoConfig(
       name=c.name, seed=c.seed, views=c.views, image_size=c.image_size, samples=c.samples, image_format=c.image_format,
-      background=c.background, pointmap=c.pointmap, source=source_config(c), camera=ViewConfig(**c.camera),
+      background=c.background, pointmap=c.pointmap, delit=c.delit, source=source_config(c), camera=ViewConfig(**c.camera),
       light=LightConfig(**c.light), filters=filters.FilterConfig(**c.filters))
   return iso_3do.plan(config, test_fraction=c.test_fraction, objects_per_shard=c.objects_per_shard)
 
 
-PLANNERS: dict[str, Callable[[ConfigDict], build.Plan]] = {"iso_3do": plan_iso_3do, **build_annotated.PLANNERS}
+PLANNERS: dict[str, Callable[[ConfigDict], build.Plan]] = {"iso_3do": plan_iso_3do, **build_annotated.PLANNERS, **build_pasted.PLANNERS}
 
 
 def check(c: ConfigDict) -> None:
@@ -66,12 +66,18 @@ def check(c: ConfigDict) -> None:
 
 def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+  parser.add_argument("--executor", choices=("local", "beam"), default="local", help="local processes, or Apache Beam")
+  parser.add_argument("--beam_options", nargs=argparse.REMAINDER, default=[], metavar="OPTION",
+                      help="with --executor beam, the last flag: everything behind it goes to Beam, e.g. --runner=FlinkRunner")
 
 
 def run(args: argparse.Namespace) -> int:
   """Plans and builds the dataset of `args.config`."""
   c = args.config
   check(c)
+  if args.beam_options and args.executor != "beam":
+    raise ConfigError(f"--beam_options {' '.join(args.beam_options)}: they need --executor beam")
+  execute = beam_executor.make_executor(args.beam_options) if args.executor == "beam" else None
   plan = PLANNERS[c.builder](c)
   splits = Counter()
   for job in plan.jobs:
@@ -82,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
   signal.signal(signal.SIGTERM, _stop)
   with Progress(plan.inputs, f"building {plan.name}", "objects", done=build.finished_inputs(plan, c.out)) as progress:
-    result = build.build(plan, c.out, workers=c.workers, quarantine_budget=c.quarantine_budget,
+    result = build.build(plan, c.out, workers=c.workers, execute=execute, quarantine_budget=c.quarantine_budget,
                          progress=lambda n, refused: progress.update(n, refused=sum(refused.values())))
   refused = ", ".join(f"{reason} {n}" for reason, n in sorted(result.refused.items())) or "none"
   print(f"{c.out}: {', '.join(f'{n} {split}' for split, n in result.records.items())} examples; refused inputs: {refused}")

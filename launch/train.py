@@ -69,7 +69,6 @@ def check(config: ConfigDict, stages: tuple[str, ...]) -> None:
   if config.batch_size % config.accumulate:
     raise ConfigError(f"batch_size = {config.batch_size} does not divide into accumulate = {config.accumulate} parts")
   check_data(config)
-  check_eval(config)
 
 
 def check_data(config: ConfigDict) -> None:
@@ -90,23 +89,13 @@ def check_data(config: ConfigDict) -> None:
       raise ConfigError(f"data.mixture.{name}.path = {entry.path!r} is not a folder (build it with launch.build_data)")
 
 
-def check_eval(config: ConfigDict) -> None:
-  """What is asked to be sampled can be sampled: it takes a model with latents and examples on disk."""
-  if not config.eval.decoder:
-    return
-  if config.model.name != "geometry":
-    raise ConfigError(f"eval.decoder = {config.eval.decoder!r}: a {config.model.name} has no latents to decode; leave it empty")
-  if config.data.kind != "shards":
-    raise ConfigError(f"eval.decoder = {config.eval.decoder!r} needs held-out objects and data.kind = {config.data.kind!r} has none; "
-                      "leave it empty")
-  if config.eval.objects < 1:
-    raise ConfigError(f"eval.objects = {config.eval.objects}: with eval.decoder set it must be positive")
-
-
 class Setup:
-  """The parts of a run that exist before any parameter does: model structure, mesh, shardings, data."""
+  """The parts of a run that exist before any parameter does: model structure, mesh, shardings, data.
 
-  def __init__(self, config: ConfigDict, workdir: pathlib.Path):
+  devices: those of the mesh, which may be described rather than present (`launch.aot`); by default all that there are.
+  """
+
+  def __init__(self, config: ConfigDict, workdir: pathlib.Path | None = None, devices=None):
     from sam3d_jax.models import lora, registry
     self.config, self.workdir = config, workdir
     self.lora = lora.LoraConfig(**config.lora.to_dict())
@@ -117,9 +106,9 @@ class Setup:
     self.keeps_reference = needs_reference(config)
     self.factor_shapes = lora.factor_shapes(self.abstract_model, self.lora)
     self.init_allow = f"({config.init_allow})|({lora.PATTERN})" if self.factor_shapes else config.init_allow
-    self._connect()
+    self._connect(devices)
 
-  def _connect(self) -> None:
+  def _connect(self, devices) -> None:
     """Touches the devices."""
     import jax
 
@@ -129,10 +118,10 @@ class Setup:
     from sam3d_jax.training import optim
     from sam3d_jax.training.state import ModelGraph, init_state
     config = self.config
-    cache = config.compile_cache or str(self.workdir / "compile_cache")
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    self.mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(**config.mesh.to_dict()))
+    if config.compile_cache or self.workdir:
+      jax.config.update("jax_compilation_cache_dir", config.compile_cache or str(self.workdir / "compile_cache"))
+      jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    self.mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(**config.mesh.to_dict()), devices)
     mesh_lib.check_batch_size(config.batch_size // config.accumulate, self.mesh)
     self.graph = ModelGraph.of(self.abstract_model, lora_scale=self.lora.scale)
     self.param_shapes = flat_params(self.abstract_model) | self.factor_shapes
@@ -188,10 +177,8 @@ def needs_reference(config: ConfigDict) -> bool:
 
 def train(setup: Setup, ledger, stop) -> None:
   """Restores or initialises, compiles and runs the loop."""
-  import jax
-
+  from launch import lowering
   from sam3d_jax.training import checkpoint, loop
-  from sam3d_jax.training.step import make_train_step
   config = setup.config
   checkpointer = checkpoint.Checkpointer(setup.workdir, keep=config.checkpoint.keep)
   with ledger.phase("restore"):
@@ -203,16 +190,13 @@ def train(setup: Setup, ledger, stop) -> None:
     return
   with ledger.phase("compile"):
     start = time.monotonic()
-    step = make_train_step(setup.graph, setup.objective, setup.optim, setup.guard, seed=config.seed, accumulate=config.accumulate)
-    batch = global_spec(setup.train_loader.spec, config.batch_size, setup.mesh)
-    lr = jax.ShapeDtypeStruct((), "float32")
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=(setup.shardings, None)).lower(setup.abstract_state, batch, lr).compile()
-    evaluation = make_evaluation(setup)
+    compiled = lowering.step(setup).compile()
+    evaluate = make_evaluation(setup) if setup.eval_loader is not None else None
     print(f"compiled in {duration(time.monotonic() - start)}", file=sys.stderr)
   job = loop.Job(
       cfg=loop.LoopConfig(config.steps, config.batch_size, config.log.every, config.checkpoint.every, config.eval.every),
       optim=setup.optim, guard=setup.guard, workdir=setup.workdir, mesh=setup.mesh, step_fn=compiled,
-      batches=setup.train_loader.iterate, evaluation=evaluation, progress=Progress,
+      batches=setup.train_loader.iterate, evaluate=evaluate, progress=Progress,
       meta={"config": config.to_dict(), "lineage": lineage, "params": {p: list(x.shape) for p, x in setup.param_shapes.items()}})
   ledger.record("start", step=first)
   try:
@@ -234,20 +218,28 @@ def make_loader(config: ConfigDict, model_config, split: str):
                             host_count=jax.process_count())
 
 
-def global_spec(local_spec, batch_size: int, mesh):
-  """Shape structs of the global batch on the mesh, from the host's own rows."""
+def make_evaluation(setup: Setup):
+  """`evaluate(state) -> metrics` of the objective on fixed held-out batches, with the slowest parameter average."""
   import jax
+  import numpy as np
 
   from sam3d_jax.sharding import mesh as mesh_lib
-  whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), local_spec)
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), whole, mesh_lib.batch_shardings(mesh, whole))
+  config = setup.config
+  decay = f"{max(setup.optim.ema):g}" if setup.optim.ema else None
 
+  @jax.jit
+  def evaluate_batch(params, frozen, reference, batch):
+    model = setup.graph.merge({**params, **frozen})
+    teacher = setup.graph.merge({**reference, **frozen}) if reference else None
+    loss, metrics = setup.objective(model, teacher, batch, jax.random.key(config.seed))
+    return {**metrics, "loss": loss}
 
-def make_evaluation(setup: Setup):
-  """The compiled evaluation of a run, None if it has none."""
-  if setup.eval_loader is None:
-    return None
-  from launch.train_eval import Evaluation
-  evaluation = Evaluation(setup)
-  evaluation.compile(setup.abstract_state)
-  return evaluation
+  def evaluate(state):
+    params = state.ema[decay] if decay else state.params
+    with jax.set_mesh(setup.mesh):  # as for the step: attention kernels are mapped over its shards
+      rows = [evaluate_batch(params, state.frozen, state.reference, mesh_lib.place_batch(setup.mesh, setup.eval_loader.batch(i)))
+              for i in range(config.eval.batches)]
+    rows = jax.device_get(rows)
+    return {f"eval/{k}": float(np.nanmean([r[k] for r in rows])) for k in rows[0]}
+
+  return evaluate

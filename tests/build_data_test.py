@@ -272,6 +272,7 @@ def _examples(folder: pathlib.Path, split: str) -> list[dict]:
 def test_a_build_is_identified_by_what_changes_its_bytes():
   base = _plan().digest
   for override in ("seed=1", "views=3", "image_size=41", "samples=1", "image_format=jpeg", "background=(0,9)", "pointmap=False",
+                   "delit=False",
                    "name=x", "test_fraction=0.4", "objects_per_shard=3", "procedural.count=7", "procedural.families=('mug',)",
                    "license=MIT", "camera.fill=(0.5,0.6)", "light.tint=0.0", "filters.max_normal_share=0.9",
                    "mesh.max_coordinate=9.0"):

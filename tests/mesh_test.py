@@ -7,10 +7,12 @@ import trimesh
 from sam3d_jax import mesh, preview
 
 
-def ball(resolution: int = 24, radius: float = 0.4, shell: bool = True) -> np.ndarray:
-  centre = (np.arange(resolution) + 0.5) / resolution - 0.5
-  distance = np.sqrt(sum(np.square(a) for a in np.meshgrid(centre, centre, centre, indexing="ij")))
-  return (distance < radius) & ((distance > radius - 2.5 / resolution) if shell else True)
+def ball(resolution: int = 24, radius: float = 0.4) -> np.ndarray:
+  """The voxels that a sphere passes through."""
+  corner = np.abs(np.arange(resolution + 1) / resolution - 0.5)
+  near, far = (np.sqrt(sum(np.square(a) for a in np.meshgrid(side, side, side, indexing="ij")))
+               for side in (np.minimum(corner[:-1], corner[1:]), np.maximum(corner[:-1], corner[1:])))
+  return (near <= radius) & (far >= radius)
 
 
 def bar() -> np.ndarray:
@@ -27,19 +29,38 @@ def as_trimesh(m: mesh.Mesh) -> trimesh.Trimesh:
 def test_a_hollow_shell_becomes_one_watertight_outward_surface():
   shape = as_trimesh(mesh.from_occupancy(ball()))
   assert shape.is_watertight and shape.body_count == 1
-  assert shape.volume == pytest.approx(4 / 3 * np.pi * 0.4**3, rel=0.1)  # positive: faces look outward
+  assert shape.volume == pytest.approx(4 / 3 * np.pi * 0.4**3, rel=0.02)  # positive: faces look outward
 
 
 def test_vertices_lie_at_the_surface_in_the_object_frame():
   radius = np.linalg.norm(mesh.from_occupancy(ball()).vertices, axis=-1)
-  assert radius.mean() == pytest.approx(0.4, abs=0.5 / 24) and radius.std() < 0.25 / 24
+  assert radius.mean() == pytest.approx(0.4, abs=0.1 / 24) and radius.std() < 0.15 / 24
+
+
+@pytest.mark.parametrize("at", [0.25, 0.28, 0.31])
+def test_the_surface_goes_through_the_middle_of_its_voxels(at):
+  """A box around the origin, its faces anywhere within a voxel: the mesh errs by half a voxel at most, not outwards only."""
+  corner = np.arange(-8, 9) / 16
+  along = (corner[:-1] <= at) & (corner[1:] >= -at)
+  faces = ((corner[:-1] <= at) & (corner[1:] >= at)) | ((corner[:-1] <= -at) & (corner[1:] >= -at))
+  grid = (along[:, None, None] & along[:, None] & along) & (faces[:, None, None] | faces[:, None] | faces)
+  vertices = mesh.from_occupancy(grid).vertices
+  middle = np.abs(vertices[:, 1:]).max(1) < 0.1  # of two opposite faces: edges are rounded
+  assert np.abs(np.abs(vertices[middle, 0]) - at).max() < 0.5 / 16
 
 
 def test_a_sheet_one_voxel_thin_survives():
   grid = np.zeros((16, 16, 16), bool)
   grid[4:12, 4:12, 8] = True
   shape = as_trimesh(mesh.from_occupancy(grid))
-  assert shape.is_watertight and shape.extents[0] > 7 / 16
+  assert shape.is_watertight and shape.extents[0] > 7 / 16 and 0 < shape.extents[2] <= 1 / 16
+
+
+def test_a_rod_one_voxel_thin_survives_whole():
+  grid = np.zeros((16, 16, 16), bool)
+  grid[2:14, 8, 8] = True
+  shape = as_trimesh(mesh.from_occupancy(grid))
+  assert shape.is_watertight and shape.body_count == 1 and shape.extents[0] > 11 / 16
 
 
 def test_an_object_that_touches_the_border_is_closed():

@@ -41,6 +41,7 @@ def rendering(c: ConfigDict) -> ConfigDict:
   c.image_format = "jpeg"  # png or jpeg; masks are always PNG
   c.background = (225, 255)  # grey levels between which the plain background is drawn
   c.pointmap = True  # store the camera-frame point of every pixel
+  c.delit = True  # store the image in base colours too (ambient light only): what textures are learned from
 
   c.camera = ConfigDict()  # ranges, drawn uniformly unless stated
   c.camera.fov_deg = (30.0, 60.0)  # field of view
@@ -50,6 +51,11 @@ def rendering(c: ConfigDict) -> ConfigDict:
   c.camera.fill = (0.65, 0.9)  # bounding sphere over the image
   c.camera.scale = (0.2, 2.0)  # metres along the unit cube's edge, log-uniform, one draw an object
 
+  return light(c)
+
+
+def light(c: ConfigDict) -> ConfigDict:
+  """Adds the light that objects are rendered under."""
   c.light = ConfigDict()  # ranges, drawn uniformly
   c.light.count = (1, 3)  # directional lights
   c.light.ambient = (0.2, 0.5)  # radiance of the ambient light
@@ -57,4 +63,37 @@ def rendering(c: ConfigDict) -> ConfigDict:
   c.light.fill = (0.1, 0.35)  # of each further one
   c.light.elevation_deg = (10.0, 75.0)  # above the ground
   c.light.tint = 0.08  # largest deviation of a channel from white
+  return c
+
+
+def pasting(c: ConfigDict) -> ConfigDict:
+  """Adds the keys of builders that render objects into photographs."""
+  c.views = 4  # samples of each object
+  c.image_size = 518  # pixels of the photo's longer side; larger photos are reduced
+  c.samples = 2  # colour rays a pixel along each axis
+  c.image_format = "jpeg"  # png or jpeg; masks are always PNG
+  c.delit = False  # store the image with the target in base colours too (ambient light only)
+  c.attempts = 20  # random draws for one sample before it is given up
+  c.partners = 8  # other meshes that a shard draws occluders from
+  c.photos_per_shard = 64  # at most, drawn at random
+
+  c.photos = ConfigDict()  # the photographs; data_pipelines/synth/scenes.py states the layout
+  c.photos.source = ""  # folder of photos with masks and point maps, or "procedural" for synthetic rooms
+  c.photos.count = 24  # rooms, if procedural
+  c.photos.frame = "pytorch3d"  # camera frame of point maps: pytorch3d, opencv or gltf
+  c.photos.depth_unit = 0.001  # metres per step of integer depth maps
+  c.photos.depth_command = ""  # estimator for photos without point map, e.g. "estimate {image} {out}"; writes a .npz to {out}
+  c.photos.depth_cache = ""  # folder for what it makes; empty: pointmaps/ beside the dataset
+  c.photos.license = "unknown"  # of photos that have no licence beside them
+  return light(c)
+
+
+def tiny_pasting(c: ConfigDict) -> ConfigDict:
+  """Procedural objects into synthetic rooms of 96 pixels: nothing is downloaded."""
+  c.source, c.photos.source = "procedural", "procedural"
+  c.views, c.image_size, c.image_format = 3, 96, "png"
+  c.procedural.count = 160
+  c.procedural.families = ("table", "chair", "mug", "lamp", "bottle", "arrow", "letter", "crate", "shelf", "stairs", "bed", "house")
+  c.photos.count, c.photos_per_shard, c.partners = 40, 10, 6
+  c.test_fraction, c.objects_per_shard = 0.1, 20
   return c

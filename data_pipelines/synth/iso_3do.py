@@ -34,6 +34,7 @@ class IsoConfig:
   image_format: str  # png or jpeg
   background: tuple[int, int]  # grey levels of the plain background, drawn uniformly
   pointmap: bool  # whether to store the point map
+  delit: bool  # whether to store the de-lit image
   source: sources.SourceConfig
   camera: ViewConfig
   light: LightConfig
@@ -118,6 +119,8 @@ def _example(asset: Asset, config: IsoConfig, view: int, camera: Camera, shown: 
                           **_versions()}, sort_keys=True))
   if config.pointmap:
     example["pointmap"] = shown.pointmap_HW3.astype(np.float16)
+  if config.delit:
+    example["image_delit"] = render.encode(render.over(shown.delit_HW3, shown.alpha_HW, (grey, grey, grey)), config.image_format)
   return example
 
 

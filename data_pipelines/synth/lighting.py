@@ -24,6 +24,7 @@ class Lights:
   ambient_3: np.ndarray
   directions_L3: np.ndarray
   colours_L3: np.ndarray
+  up_3: np.ndarray = dataclasses.field(default_factory=lambda: np.array([0.0, 0.0, 1.0]))  # towards the sky, as the directions
 
 
 def random_lights(rng: np.random.Generator, config: LightConfig, camera_azimuth: float) -> Lights:
@@ -36,3 +37,8 @@ def random_lights(rng: np.random.Generator, config: LightConfig, camera_azimuth:
   radiance = np.append(rng.uniform(*config.key), rng.uniform(*config.fill, count - 1))
   tint = 1 + rng.uniform(-config.tint, config.tint, (count + 1, 3))
   return Lights(rng.uniform(*config.ambient) * tint[0], directions, radiance[:, None] * tint[1:])
+
+
+def turned(lights: Lights, rotation_33: np.ndarray) -> Lights:
+  """The same lights seen from a frame that `rotation_33` (acts on columns) takes to the lights' frame."""
+  return dataclasses.replace(lights, directions_L3=lights.directions_L3 @ rotation_33, up_3=lights.up_3 @ rotation_33)

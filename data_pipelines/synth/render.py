@@ -92,16 +92,10 @@ def render(scene: Scene, camera: Camera, lights: Lights, *, samples: int = 2) ->
   Raises ValueError if a part of the object is behind the camera.
   """
   height, width = camera.height, camera.width
+  depth = trace(scene, camera)
   top, bottom, left, right = _window(scene, camera)
   rows, cols = np.arange(top, bottom), np.arange(left, right)
   window = (slice(top, bottom), slice(left, right))
-
-  depth = np.full((height, width), np.nan, np.float32)
-  v, u = np.meshgrid(rows + 0.5, cols + 0.5, indexing="ij")
-  hit = _cast(scene, camera, u.ravel(), v.ravel())
-  depth[window] = np.where(hit["primID"] >= 0, hit["tfar"], np.nan).reshape(u.shape)
-  rays = camera.rays(*np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5, indexing="xy")).astype(np.float32)
-
   offset = (np.arange(samples) + 0.5) / samples
   v, u = np.meshgrid((rows[:, None] + offset).ravel(), (cols[:, None] + offset).ravel(), indexing="ij")
   lit, delit, covered = _shade(scene, camera, lights, u.ravel(), v.ravel(), samples)
@@ -111,7 +105,23 @@ def render(scene: Scene, camera: Camera, lights: Lights, *, samples: int = 2) ->
   lit_HW3[window] = lit.reshape(*pixels, 3).mean((1, 3))
   delit_HW3[window] = delit.reshape(*pixels, 3).mean((1, 3))
   alpha_HW[window] = covered.reshape(pixels).mean((1, 3))
-  return View(lit_HW3, delit_HW3, alpha_HW, np.isfinite(depth), depth, rays * depth[..., None])
+  return View(lit_HW3, delit_HW3, alpha_HW, np.isfinite(depth), depth, points_of(depth, camera))
+
+
+def trace(scene: Scene, camera: Camera) -> np.ndarray:
+  """Depth (H, W) float32 at the pixels' centres alone, NaN where nothing is hit. Raises ValueError as `render` does."""
+  depth = np.full((camera.height, camera.width), np.nan, np.float32)
+  top, bottom, left, right = _window(scene, camera)
+  v, u = np.meshgrid(np.arange(top, bottom) + 0.5, np.arange(left, right) + 0.5, indexing="ij")
+  hit = _cast(scene, camera, u.ravel(), v.ravel())
+  depth[top:bottom, left:right] = np.where(hit["primID"] >= 0, hit["tfar"], np.nan).reshape(u.shape)
+  return depth
+
+
+def points_of(depth_HW: np.ndarray, camera: Camera) -> np.ndarray:
+  """Camera-frame points (H, W, 3) float32 of depths at the pixels' centres."""
+  u, v = np.meshgrid(np.arange(camera.width) + 0.5, np.arange(camera.height) + 0.5, indexing="xy")
+  return camera.rays(u, v).astype(np.float32) * depth_HW[..., None]
 
 
 def _window(scene: Scene, camera: Camera) -> tuple[int, int, int, int]:
@@ -194,8 +204,8 @@ def _shade(scene: Scene, camera: Camera, lights: Lights, u, v, samples: int):
 
 
 def _irradiance(scene: Scene, lights: Lights, point_N3, flat_N3, smooth_N3) -> np.ndarray:
-  """Light that arrives at each point, (N, 3): the ambient term falls off towards the ground, direct light is shadowed."""
-  sky = 0.75 + 0.25 * smooth_N3[:, 2:]
+  """Light that arrives at each point, (N, 3): the ambient term falls off away from `up`, direct light is shadowed."""
+  sky = 0.75 + 0.25 * (smooth_N3 @ lights.up_3.astype(np.float32))[:, None]
   total = (sky * lights.ambient_3).astype(np.float32)
   for direction, colour in zip(lights.directions_L3.astype(np.float32), lights.colours_L3.astype(np.float32), strict=True):
     cosine = smooth_N3 @ direction
@@ -253,7 +263,12 @@ def _bilinear(texture_HW3: np.ndarray, uv_N2: np.ndarray) -> np.ndarray:
 def over(colour_HW3: np.ndarray, alpha_HW: np.ndarray, background) -> np.ndarray:
   """sRGB uint8 image of a linear colour over an sRGB background, a colour (3,) or an image (H, W, 3), values 0..255."""
   behind = srgb_to_linear(np.asarray(background, np.float32) / 255.0)
-  linear = np.clip(colour_HW3 + (1 - alpha_HW[..., None]) * behind, 0.0, 1.0)
+  return to_srgb(colour_HW3 + (1 - alpha_HW[..., None]) * behind)
+
+
+def to_srgb(linear: np.ndarray) -> np.ndarray:
+  """uint8 sRGB of linear colours, cut to 0..1."""
+  linear = np.clip(linear, 0.0, 1.0)
   encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.power(linear, 1 / 2.4) - 0.055)
   return np.rint(encoded * 255).astype(np.uint8)
 

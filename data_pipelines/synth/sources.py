@@ -50,7 +50,7 @@ def list_inputs(config: SourceConfig) -> list[Input]:
   files = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in assets.SUFFIXES and path.is_file()]
   if not files:
     raise ConfigError(f"source = {config.source!r} holds no mesh files ({', '.join(assets.SUFFIXES)})")
-  inputs = [Input(path.relative_to(root).as_posix(), _file_digest(path)) for path in files]
+  inputs = [Input(path.relative_to(root).as_posix(), file_digest(path)) for path in files]
   return sorted(inputs, key=lambda i: (i.identity, i.name))
 
 
@@ -101,7 +101,7 @@ def _digest(data: bytes) -> str:
   return hashlib.sha256(data).hexdigest()[:16]
 
 
-def _file_digest(path: pathlib.Path) -> str:
+def file_digest(path: pathlib.Path) -> str:
   """Of the size, head and tail: enough to tell meshes apart without reading terabytes twice."""
   size = path.stat().st_size
   with path.open("rb") as file:

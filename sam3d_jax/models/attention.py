@@ -26,14 +26,14 @@ def attend(q_BLHK, k_BMHK, v_BMHK, *, backend: str = "auto", key_count_B=None):
   key_count_B: (B,) int32, how many keys of each sample there are; the others are padding that nothing attends to. None: all.
   backend: "xla" runs anywhere, "cudnn" on NVIDIA GPUs in half precision, "splash" on TPUs; "auto" is `choose_backend`'s choice.
 
-  A program that is compiled for other hardware than the default backend's has to name its backend. Under a mesh
-  (`jax.set_mesh`) the kernels run shard by shard: batch over `data` and `fsdp`, heads over `tensor`, queries over `context`.
-  Raises ValueError for an unknown backend and for queries that cuDNN has no kernel for.
+  Under a mesh (`jax.set_mesh`) "auto" chooses for its devices, which may be described rather than present, and the kernels run
+  shard by shard: batch over `data` and `fsdp`, heads over `tensor`, queries over `context`. Raises ValueError for an unknown
+  backend and for queries that cuDNN has no kernel for.
   """
   if backend not in BACKENDS:
     raise ValueError(f"attention backend {backend!r} is not one of {BACKENDS}")
   if backend == "auto":
-    backend = choose_backend(jax.default_backend(), q_BLHK, k_BMHK)
+    backend = choose_backend(target_platform(), q_BLHK, k_BMHK)
   if backend == "xla":
     mask = None if key_count_B is None else (jnp.arange(k_BMHK.shape[1]) < key_count_B[:, None])[:, None, None]
     return attend_parts(q_BLHK, (k_BMHK,), (v_BMHK,), mask=mask)
@@ -43,6 +43,12 @@ def attend(q_BLHK, k_BMHK, v_BMHK, *, backend: str = "auto", key_count_B=None):
   kernel = {"cudnn": _cudnn, "splash": _splash}[backend]
   counts = () if key_count_B is None else (key_count_B.astype(jnp.int32),)
   return _per_shard(kernel, q_BLHK, k_BMHK, counted=bool(counts))(q_BLHK, k_BMHK, v_BMHK, *counts)
+
+
+def target_platform() -> str:
+  """The platform that is compiled for: that of the ambient mesh's devices, without a mesh the default backend's."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
 
 
 def choose_backend(platform: str, q_BLHK, k_BMHK) -> str:

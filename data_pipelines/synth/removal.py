@@ -1,0 +1,60 @@
+"""Taking a photographed object out of its photo and point map: OpenCV's inpainting of the colours, harmonic filling of the depth."""
+
+import cv2
+import numpy as np
+from scipy import sparse
+
+RADIUS = 3.0  # pixels that the inpainting looks at around each one it fills
+
+
+def remove(image_HW3: np.ndarray, region_HW: np.ndarray) -> np.ndarray:
+  """The photo (uint8) with `region_HW` filled from around it (Telea's fast marching)."""
+  return cv2.inpaint(np.ascontiguousarray(image_HW3), region_HW.astype(np.uint8), RADIUS, cv2.INPAINT_TELEA)
+
+
+def enlarged(mask_HW: np.ndarray, margin: float) -> np.ndarray:
+  """The mask grown by `margin` of the image's longer side: cut-out masks leave a rim of the object behind."""
+  reach = max(1, round(margin * max(mask_HW.shape)))
+  disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1,) * 2)
+  return cv2.dilate(mask_HW.astype(np.uint8), disk).astype(bool)
+
+
+def fill_depth(depth_HW: np.ndarray, region_HW: np.ndarray) -> np.ndarray:
+  """Depth (float32) with `region_HW` filled: an estimate of what lies behind a removed object.
+
+  Disparity is continued into the region as the harmonic function of the known values at its rim. A plane's disparity is linear in the
+  pixel, hence harmonic: a floor or a wall behind the object is recovered exactly. What was unknown outside the region stays unknown;
+  a connected part of the region without any known rim becomes unknown.
+  """
+  known = np.isfinite(depth_HW) & ~region_HW
+  filled = np.where(known, depth_HW, np.nan).astype(np.float32)
+  number = np.where(region_HW, np.cumsum(region_HW.ravel()).reshape(region_HW.shape) - 1, -1)
+  count = int(region_HW.sum())
+  degree, total = np.zeros(count), np.zeros(count)
+  rows, columns = [], []
+  for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
+    here, there = _neighbours(number, axis, step)
+    inner = (here >= 0) & (there >= 0)
+    rows.append(here[inner])
+    columns.append(there[inner])
+    np.add.at(degree, here[inner], 1)
+    rim = (here >= 0) & _neighbours(known, axis, step)[1]
+    np.add.at(degree, here[rim], 1)
+    np.add.at(total, here[rim], 1 / _neighbours(depth_HW, axis, step)[1][rim].astype(np.float64))
+  links = sparse.coo_matrix((np.ones(sum(map(len, rows))), (np.concatenate(rows), np.concatenate(columns))), shape=(count, count)).tocsr()
+  _, part = sparse.csgraph.connected_components(links, directed=False)
+  solvable = np.bincount(part, total) > 0  # parts that touch something known
+  chosen = np.flatnonzero(solvable[part])
+  if len(chosen):
+    system = (sparse.diags(degree) - links).tocsc()[chosen][:, chosen]
+    disparity = np.full(count, np.nan)
+    disparity[chosen] = sparse.linalg.spsolve(system, total[chosen])
+    filled[region_HW] = 1 / disparity
+  return filled
+
+
+def _neighbours(array: np.ndarray, axis: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+  """(the array, its neighbours `step` along `axis`), both cut to where the neighbour lies inside."""
+  size = array.shape[axis]
+  take = lambda start, stop: array[(slice(None),) * axis + (slice(start, stop),)]
+  return (take(0, size - 1), take(1, size)) if step > 0 else (take(1, size), take(0, size - 1))

@@ -1,0 +1,271 @@
+"""RP-3DO, render-and-paste: objects rendered into photographs. What the three variants share.
+
+    rp_3do_fo    flying occlusions: two objects float before the photo, one covers the other (flying.py)
+    rp_3do_osr   object swap, random: a photographed object is taken out and a random mesh put in its place (swap.py)
+    rp_3do_osa   object swap, annotated: the annotated mesh of the object is put in its place with its pose (swap.py)
+
+A shard is a pure function of its specification: some meshes to make samples of, a few more as partners, and photos to draw from. Every
+random number of a sample follows from (seed, mesh key, view). A draw that breaks a threshold is counted by its reason and made again.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+import dataclasses
+import functools
+from importlib import metadata
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_pipelines import schema
+from data_pipelines.build import Plan, Quarantined, Refusals, ShardJob
+from data_pipelines.synth import filters, iso_3do, render, scenes, sources, voxelize
+from data_pipelines.synth.assets import Asset, Refused
+from data_pipelines.synth.camera import Camera
+from data_pipelines.synth.lighting import LightConfig
+from data_pipelines.synth.scene import Scene
+from sam3d_jax.errors import ConfigError
+from sam3d_jax.geometry import rotations
+
+VERSION = "1"  # raise it when the same seed gives other bytes
+SCENES_KEPT = 16  # photos of a shard that stay in memory
+
+
+class Rejected(Exception):
+  """A draw breaks a threshold; the message is the reason that is counted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PasteConfig:
+  """What the examples of every variant depend on, apart from meshes and photos. `rules` are the variant's own thresholds."""
+
+  builder: str
+  name: str
+  seed: int
+  views: int  # samples of each mesh
+  samples: int  # colour rays a pixel along each axis
+  image_format: str
+  delit: bool  # whether to store the de-lit image
+  attempts: int  # draws for one sample before it is given up
+  partners: int  # meshes that a shard draws occluders from, beside its own
+  photos_per_shard: int
+  source: sources.SourceConfig
+  photos: scenes.PhotoConfig
+  light: LightConfig
+  filters: filters.FilterConfig
+  rules: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardSpec:
+  """What one shard is made of."""
+
+  config: PasteConfig
+  inputs: tuple[sources.Input, ...]  # meshes to make samples of
+  partners: tuple[sources.Input, ...]
+  photos: tuple[sources.Input, ...]
+
+
+class Subject(NamedTuple):
+  """A mesh ready to be rendered."""
+
+  asset: Asset
+  scene: render.Scene
+  radius: float  # of the sphere about the origin that holds it, unit cubes
+
+
+class Pasted(NamedTuple):
+  """One sample. `camera` holds the intrinsics and the target's pose; `lineage` and `licenses` say what else went in."""
+
+  image_HW3: np.ndarray
+  delit_HW3: np.ndarray | None
+  mask_HW: np.ndarray
+  whole_HW: np.ndarray  # the target as if nothing stood before it
+  pointmap_HW3: np.ndarray
+  camera: Camera
+  lineage: dict[str, Any]
+  licenses: tuple[str, ...]
+
+
+Draw = Callable[[Subject, "Stock", PasteConfig, np.random.Generator, int], Pasted]
+
+
+def plan(config: PasteConfig, draw: Draw, *, test_fraction: float, objects_per_shard: int, needs_depth: bool) -> Plan:
+  """Lists meshes and photos, splits both and cuts the meshes into shards.
+
+  Meshes and photos of the splits are disjoint; with one mesh or one photo there is no test split. Raises ConfigError on wrong sources,
+  and where `needs_depth` and no photo has a point map nor an estimator is named.
+  """
+  meshes, photos = sources.list_inputs(config.source), scenes.list_scenes(config.photos)
+  if needs_depth:
+    photos = with_depth(config, photos)
+  by_split = {"train": (meshes, photos)}
+  parts = [sources.split_inputs(items, test_fraction) for items in (meshes, photos)]
+  if all("test" in part for part in parts):
+    by_split = {split: (parts[0][split], parts[1][split]) for split in parts[0]}
+  jobs = []
+  for number, (split, (own, shots)) in enumerate(by_split.items()):
+    shards = sources.deal(own, objects_per_shard)
+    for i, dealt in enumerate(shards):
+      rng = np.random.default_rng([config.seed, number, i])
+      some = lambda items, most, rng=rng: tuple(items[j] for j in rng.permutation(len(items))[:most])
+      jobs.append(ShardJob(split, i, len(shards), len(dealt), ShardSpec(config, dealt, some(own, config.partners),
+                                                                        some(shots, config.photos_per_shard))))
+  return Plan(name=config.name, jobs=tuple(jobs), make=functools.partial(make_shard, draw=draw),
+              identity=identity(config, meshes, photos, test_fraction, objects_per_shard), lineage=versions(),
+              description=f"{config.builder}: objects rendered into photographs{', synthetic ones' * synthetic(config)}")
+
+
+def with_depth(config: PasteConfig, photos: list[sources.Input]) -> list[sources.Input]:
+  """The photos that have a point map. Raises ConfigError if none has."""
+  kept = [item for item in photos if scenes.has_depth(config.photos, item)]
+  if not kept:
+    raise ConfigError(f"{config.builder} needs depth, and none of the {len(photos)} photos in photos.source = {config.photos.source!r} has "
+                      f"a point map beside it ({', '.join(scenes.POINTMAP_NAMES)}). Put one there, or name an estimator with "
+                      "--config.photos.depth_command='COMMAND {image} {out}'")
+  return kept
+
+
+def synthetic(config: PasteConfig) -> bool:
+  """Whether the photographs are procedural."""
+  return config.photos.source == sources.PROCEDURAL
+
+
+def identity(config: PasteConfig, meshes, photos, test_fraction: float, objects_per_shard: int) -> dict[str, Any]:
+  """All that the bytes depend on, as JSON."""
+  settings = json.loads(json.dumps(dataclasses.asdict(config)))
+  del settings["photos"]["depth_cache"]  # where things lie changes no byte
+  for section in ("source", "photos"):
+    if settings[section]["source"] != sources.PROCEDURAL:
+      settings[section]["source"] = "folder"
+  return {"builder": config.builder, "schema": schema.VERSION, "versions": versions(), "config": settings,
+          "test_fraction": test_fraction, "objects_per_shard": objects_per_shard,
+          "inputs": {"count": len(meshes), "digest": sources.digest(meshes)},
+          "photos": {"count": len(photos), "digest": scenes.content_digest(config.photos, photos)}}
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+  packages = ("embreex", "numpy", "opencv-python-headless", "pillow", "scipy", "trimesh")
+  return {"renderer": f"embreex-numpy {iso_3do.RENDERER_VERSION}", "render_paste": VERSION} | {n: metadata.version(n) for n in packages}
+
+
+class Stock:
+  """What a shard draws from: partner meshes and photos, loaded when first needed. Unusable photos are reported once."""
+
+  def __init__(self, spec: ShardSpec, refuse: Refusals):
+    self.config, self.refuse = spec.config, refuse
+    self.partners, self.photos = spec.partners, spec.photos
+    self.subject = functools.lru_cache(maxsize=max(1, len(spec.partners)))(self._subject)
+    self.scene = functools.lru_cache(maxsize=SCENES_KEPT)(self._scene)
+    self.kept: OrderedDict[Any, Any] = OrderedDict()
+    self.bad: set[sources.Input] = set()
+    self.reported: set[tuple[str, str]] = set()
+
+  def _subject(self, item: sources.Input) -> Subject:
+    asset = sources.load(self.config.source, item)
+    filters.check(asset, self.config.filters)
+    return subject_of(asset)
+
+  def _scene(self, item: sources.Input) -> Scene:
+    return scenes.load(self.config.photos, item, self._report)
+
+  def _report(self, path: str, reason: str, detail: str) -> None:
+    if (path, reason) not in self.reported:
+      self.reported.add((path, reason))
+      self.refuse(Quarantined(path=path, reason=reason, detail=detail))
+
+  def draw_partner(self, rng: np.random.Generator, fallback: Subject) -> Subject:
+    """A random partner mesh; unusable ones are passed over (a shard that has them as input reports them)."""
+    return self._draw(rng, self.partners, self.subject, lambda item, error: None) or fallback
+
+  def draw_scene(self, rng: np.random.Generator) -> Scene:
+    """A random photo. Raises Rejected where none is usable."""
+    scene = self._draw(rng, self.photos, self.scene, lambda item, error: self._report(item.name, error.reason, error.detail))
+    if scene is None:
+      raise Rejected("no_usable_photo")
+    return scene
+
+  def memory(self, key: Hashable, make: Callable[[], Any]) -> Any:
+    """What `make` made of `key`, while it is among the last that were asked for."""
+    if key not in self.kept:
+      self.kept[key] = make()
+    self.kept.move_to_end(key)
+    while len(self.kept) > SCENES_KEPT:
+      self.kept.popitem(last=False)
+    return self.kept[key]
+
+  def _draw(self, rng, items, load, failed):
+    # The order is drawn in one go: how many items are unusable must not shift the numbers that follow.
+    for i in rng.permutation(len(items)):
+      if items[i] in self.bad:
+        continue
+      try:
+        return load(items[i])
+      except Refused as error:
+        self.bad.add(items[i])
+        failed(items[i], error)
+    return None
+
+
+def subject_of(asset: Asset) -> Subject:
+  """Prepares a mesh for rendering."""
+  return Subject(asset, render.Scene(asset), float(np.linalg.norm(asset.vertices_V3, axis=1).max()))
+
+
+def make_shard(spec: ShardSpec, refuse: Refusals, *, draw: Draw) -> Iterator[schema.Example]:
+  """Yields the examples of a shard in order; refused meshes are reported, and so are those that no draw could place (no_sample)."""
+  stock = Stock(spec, refuse)
+  for item in spec.inputs:
+    try:
+      subject = stock.subject(item)
+    except Refused as error:
+      refuse(Quarantined(path=item.name, reason=error.reason, detail=error.detail))
+      continue
+    yield from make_examples(subject, item.name, stock, spec.config, refuse, draw)
+
+
+def make_examples(subject: Subject, name: str, stock: Stock, config: PasteConfig, refuse: Refusals, draw: Draw) -> Iterator[schema.Example]:
+  """Up to `views` examples of one mesh."""
+  voxels, failures = None, []
+  for view in range(config.views):
+    rng = iso_3do.generator(config.seed, subject.asset.key, view)
+    for _ in range(config.attempts):
+      try:
+        pasted = draw(subject, stock, config, rng, view)
+      except Rejected as rejected:
+        failures.append(str(rejected))
+        refuse.draw(failures[-1])
+        continue
+      voxels = voxelize.voxelize(subject.asset.vertices_V3, subject.asset.faces_F3) if voxels is None else voxels
+      yield make_example(subject.asset, pasted, config, view, voxels)
+      break
+  if voxels is None:
+    counts = ", ".join(f"{reason} {failures.count(reason)}" for reason in sorted(set(failures)))
+    detail = f"none of {len(failures)} draws kept to the thresholds: {counts}"
+    refuse(Quarantined(path=name, reason="no_sample", detail=detail, fault=False))
+
+
+def make_example(asset: Asset, pasted: Pasted, config: PasteConfig, view: int, voxels: np.ndarray) -> schema.Example:
+  """The record of a sample."""
+  camera = pasted.camera
+  example = schema.empty_example()
+  example.update(
+      key=schema.example_key(config.name, config.seed, asset.source, asset.key, view), source=config.name, view=np.int32(view),
+      image=render.encode(pasted.image_HW3, config.image_format), mask=render.encode(pasted.mask_HW),
+      mask_full=render.encode(pasted.whole_HW), camera=iso_3do.camera_fields(camera), voxels=voxels,
+      pointmap=pasted.pointmap_HW3.astype(np.float16), rotation=camera.rotation.astype(np.float32),
+      translation=camera.translation.astype(np.float32), scale=np.full(3, camera.scale, np.float32), mesh_key=asset.key,
+      license="; ".join(dict.fromkeys((asset.license, *pasted.licenses))),
+      lineage=json.dumps({"builder": config.builder, "mesh": asset.source, "seed": config.seed, "view": view, **pasted.lineage,
+                          **versions(), **({"synthetic_photo": True} if synthetic(config) else {})}, sort_keys=True))
+  if pasted.delit_HW3 is not None:
+    example["image_delit"] = render.encode(pasted.delit_HW3, config.image_format)
+  return example
+
+
+def random_rotation(rng: np.random.Generator) -> np.ndarray:
+  """A rotation (3, 3) drawn uniformly."""
+  quaternion = rng.standard_normal(4)
+  return rotations.quaternion_to_matrix(quaternion / np.linalg.norm(quaternion))

@@ -1,0 +1,34 @@
+"""A photographed scene as the builders see it."""
+
+import dataclasses
+
+import numpy as np
+
+from data_pipelines.synth.assets import Asset
+from data_pipelines.synth.camera import Camera
+from sam3d_jax.geometry import cameras
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotated:
+  """The mesh of a photographed object and where it stands (intrinsics and pose)."""
+
+  asset: Asset
+  camera: Camera
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+  """A photo, its objects and, if known, its point map: one camera-frame point a pixel that projects to that pixel's centre."""
+
+  name: str
+  image_HW3: np.ndarray  # uint8 sRGB
+  masks: tuple[np.ndarray | None, ...] = ()  # (H, W) bool a photographed object, visible part; None: unusable
+  pointmap_HW3: np.ndarray | None = None  # float32, NaN where unknown
+  camera: cameras.Camera | None = None  # of image and point map; there if the point map is
+  license: str = ""
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """(height, width)."""
+    return self.image_HW3.shape[:2]

@@ -1,0 +1,211 @@
+"""Photographs to paste into: a folder of photos with masks and point maps, or procedural rooms.
+
+    <scene>/image.jpg                 the photo (any format of photos.py); a licence may lie beside it as image.jpg.license
+    <scene>/0.png, 1.png, ...         masks of its objects, size of the photo
+    <scene>/pointmap.{npz,npy,exr}    optional: points or depth as pointmaps.py reads them, or depth.{png,tiff,exr,npy,npz}
+    <scene>/intrinsics.{json,txt,npy} optional: fx fy cx cy of that map, in its pixels; needed for depth without its own
+    <anything else>.jpg               a photo by itself, in a folder that is no scene: a background
+
+Scenes lie at any depth. Where a photo has no point map, an estimator can make it: `depth_command` is run with {image} and {out}
+replaced by file names and has to write {out}, a .npz for pointmaps.py; its results are kept in `depth_cache`.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import hashlib
+import os
+import pathlib
+import shlex
+import subprocess
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from data_pipelines import photos, pointmaps, records
+from data_pipelines.synth import rooms, sources
+from data_pipelines.synth.assets import Refused
+from data_pipelines.synth.scene import Scene
+from data_pipelines.synth.sources import PROCEDURAL, Input
+from sam3d_jax.errors import ConfigError, InputError
+from sam3d_jax.geometry import cameras
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+POINTMAP_NAMES = ("pointmap.npz", "pointmap.npy", "pointmap.exr", "depth.npz", "depth.npy", "depth.exr", "depth.png", "depth.tiff")
+INTRINSICS_NAMES = ("intrinsics.json", "intrinsics.txt", "intrinsics.npy")
+MIN_SIDE = 32  # pixels of a photo that is worth pasting into
+
+
+@dataclasses.dataclass(frozen=True)
+class PhotoConfig:
+  """`source` is a folder laid out as above or "procedural": `count` rooms. `image_size` is the longer side of the photos that are used."""
+
+  source: str
+  seed: int = 0
+  count: int = 24
+  image_size: int = 518
+  frame: str = "pytorch3d"  # of point maps, one of cameras.AXES
+  depth_unit: float = pointmaps.DEPTH_UNIT  # of integer depth maps, metres
+  depth_command: str = ""
+  depth_cache: str = ""
+  license: str = "unknown"  # of photos without a licence beside them
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+  """What a scene is made of on disk."""
+
+  image: pathlib.Path
+  masks: tuple[pathlib.Path, ...] = ()
+  pointmap: pathlib.Path | None = None
+  intrinsics: pathlib.Path | None = None
+
+
+def list_scenes(config: PhotoConfig) -> list[Input]:
+  """Every photo in the order of its identity. Raises ConfigError if there are none."""
+  if config.source == PROCEDURAL:
+    if config.count <= 0:
+      raise ConfigError(f"photos.count = {config.count}: it must be positive")
+    names = [f"room-{i}" for i in range(config.count)]
+    return sorted((Input(name, _digest(f"{config.seed} {name}".encode())) for name in names), key=lambda i: i.identity)
+  root = pathlib.Path(config.source)
+  if not config.source or not root.is_dir():
+    raise ConfigError(f"photos.source = {config.source!r} is not a folder; give --config.photos.source=DIR with photos, or "
+                      f"{PROCEDURAL!r} for synthetic rooms")
+  if config.frame not in cameras.AXES:
+    raise ConfigError(f"photos.frame = {config.frame!r} is not one of {', '.join(cameras.AXES)}")
+  images = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+  in_scenes = {path.parent for path in images if path.stem == "image"}
+  images = [path for path in images if path.stem == "image" or path.parent not in in_scenes]
+  if not images:
+    raise ConfigError(f"photos.source = {config.source!r} holds no photos ({', '.join(SUFFIXES)})")
+  items = [Input(path.relative_to(root).as_posix(), sources.file_digest(path)) for path in images]
+  return sorted(items, key=lambda i: (i.identity, i.name))
+
+
+def find_files(root: pathlib.Path, name: str) -> Files:
+  """The files of the scene whose photo is `name`, relative to `root`."""
+  image = root / name
+  if image.stem != "image":
+    return Files(image)
+  masks = sorted((p for p in image.parent.iterdir() if p.stem.isdigit() and p.suffix.lower() == ".png"), key=lambda p: int(p.stem))
+  first = lambda names: next((image.parent / n for n in names if (image.parent / n).is_file()), None)
+  return Files(image, tuple(masks), first(POINTMAP_NAMES), first(INTRINSICS_NAMES))
+
+
+def content_digest(config: PhotoConfig, items: list[Input]) -> str:
+  """Changes when a photo, a mask or a point map is added, removed, renamed or altered."""
+  if config.source == PROCEDURAL:
+    return sources.digest(items)
+  root, lines = pathlib.Path(config.source), []
+  for item in items:
+    files = find_files(root, item.name)
+    lines.append(f"{item.name} {item.identity}")
+    lines += [f"{path.name} {sources.file_digest(path)}" for path in (*files.masks, files.pointmap, files.intrinsics) if path is not None]
+  return _digest("\n".join(lines).encode())
+
+
+def has_depth(config: PhotoConfig, item: Input) -> bool:
+  """Whether the scene has a point map or can be given one."""
+  return (config.source == PROCEDURAL or bool(config.depth_command)
+          or find_files(pathlib.Path(config.source), item.name).pointmap is not None)
+
+
+def load(config: PhotoConfig, item: Input, report: Callable[[str, str, str], None]) -> Scene:
+  """The scene at its working size. `report(path, reason, detail)` is told of masks and point maps that cannot be used and are left out
+  (bad_mask, bad_pointmap).
+
+  Raises Refused with reason unreadable_photo or small_photo; InputError if the estimator fails.
+  """
+  if config.source == PROCEDURAL:
+    return rooms.make_room(config.seed, int(item.name.rpartition("-")[2]), config.image_size).scene
+  root = pathlib.Path(config.source)
+  files = find_files(root, item.name)
+  try:
+    image, _ = photos.read_photo(files.image)
+  except InputError as error:
+    raise Refused("unreadable_photo", str(error)) from error
+  size = image.shape[:2]
+  if min(size) < MIN_SIDE:
+    raise Refused("small_photo", f"{files.image} is {size[1]} x {size[0]} pixels; {MIN_SIDE} a side are needed")
+  by = min(1.0, config.image_size / max(size))
+  shown = (max(1, round(size[0] * by)), max(1, round(size[1] * by)))
+  masks = [_read_mask(path, size, shown, report) for path in files.masks]
+  points, camera = None, None
+  try:
+    points, camera = _read_pointmap(config, item, files, size, shown)
+  except Refused as error:
+    report(str(files.pointmap or files.image), error.reason, error.detail)
+  license_file = files.image.with_name(files.image.name + ".license")
+  license = license_file.read_text().strip() if license_file.is_file() else config.license
+  return Scene(item.name, _resized(image, shown), tuple(masks), points, camera, license)
+
+
+def _resized(image_HW3: np.ndarray, shown: tuple[int, int]) -> np.ndarray:
+  if image_HW3.shape[:2] == shown:
+    return image_HW3
+  return np.asarray(Image.fromarray(image_HW3).resize(shown[::-1], Image.Resampling.LANCZOS))
+
+
+def _read_mask(path: pathlib.Path, size, shown, report) -> np.ndarray | None:
+  """The mask at the working size; None, and reported, if it is unusable."""
+  try:
+    mask = photos.read_mask(path, size)
+    share = cv2.resize(mask.astype(np.float32), shown[::-1], interpolation=cv2.INTER_AREA)
+    return photos.check_mask(share >= 0.5, f"mask {path}, reduced,")
+  except InputError as error:
+    report(str(path), "bad_mask", str(error))
+    return None
+
+
+def _read_pointmap(config: PhotoConfig, item: Input, files: Files, size, shown):
+  """(points of every pixel at the working size, camera); None, None where there is no point map.
+
+  Each pixel takes the depth of the map's pixel that it falls into and is put on its own ray again, so that points project exactly.
+  """
+  path, frame = files.pointmap, config.frame
+  if path is None and config.depth_command:
+    path = _estimated(config, item, files.image)
+  if path is None:
+    return None, None
+  try:
+    intrinsics = pointmaps.parse_intrinsics(str(files.intrinsics), "intrinsics") if files.intrinsics is not None else None
+    found = pointmaps.read_pointmap(path, intrinsics=intrinsics, frame=frame, depth_unit=config.depth_unit)
+  except InputError as error:
+    raise Refused("bad_pointmap", str(error)) from error
+  height, width = found.points_HW3.shape[:2]
+  if found.camera is None:
+    raise Refused("bad_pointmap", f"{path}: no pinhole camera fits its points; give intrinsics beside it")
+  if abs(height * size[1] / width - size[0]) > max(2.0, 2 * size[1] / width):
+    raise Refused("bad_pointmap", f"{path} is {width} x {height} but the photo is {size[1]} x {size[0]}: the aspects differ")
+  camera = cameras.Camera(found.camera.fx * shown[1] / width, found.camera.fy * shown[0] / height, found.camera.cx * shown[1] / width,
+                          found.camera.cy * shown[0] / height, shown[1], shown[0])
+  rows, columns = ((np.arange(n) + 0.5) * m / n for n, m in ((shown[0], height), (shown[1], width)))
+  depth = found.points_HW3[rows.astype(int)[:, None], columns.astype(int), 2]
+  return cameras.pointmap_from_depth(depth, camera).astype(np.float32), camera
+
+
+def _estimated(config: PhotoConfig, item: Input, image: pathlib.Path) -> pathlib.Path:
+  """The point map that `depth_command` makes of the photo, made once. Raises InputError if the command fails."""
+  out = pathlib.Path(config.depth_cache) / (_digest(f"{config.depth_command} {item.identity}".encode()) + ".npz")
+  if out.is_file():
+    return out
+
+  def run(temporary: str) -> None:
+    made = temporary + ".npz"
+    words = [word.format(image=image, out=made) for word in shlex.split(config.depth_command)]
+    try:
+      subprocess.run(words, check=True, capture_output=True, text=True)
+      os.replace(made, temporary)
+    except (OSError, subprocess.CalledProcessError) as error:
+      said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-3:]
+      raise InputError(f"photos.depth_command failed for {image}: {shlex.join(words)}: {' / '.join(said)}") from error
+    finally:
+      pathlib.Path(made).unlink(missing_ok=True)
+
+  records.replace_file(out, run)
+  return out
+
+
+def _digest(data: bytes) -> str:
+  return hashlib.sha256(data).hexdigest()[:16]
