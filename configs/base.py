@@ -63,7 +63,12 @@ def training(stage: str) -> ConfigDict:
   c.eval = ConfigDict()
   c.eval.every = 1000  # steps; 0: never
   c.eval.split = "test"  # split of the same datasets
-  c.eval.batches = 4  # batches of it, the same ones every time
+  c.eval.batches = 4  # batches of it whose losses are taken, the same ones every time
+  c.eval.decoder = ""  # work folder of the structure VAE of the latents: shapes are sampled, scored and drawn; empty: losses only
+  c.eval.objects = 16  # held-out objects that are sampled
+  c.eval.pictures = 8  # of them drawn and written as meshes
+  c.eval.f1_threshold = 0.05  # distance, in units of half the object cube, within which two surface points agree
+  c.eval.steps_curve = ()  # numbers of sampling steps at which quality is measured once, at the end; empty: none
 
   c.log = ConfigDict()
   c.log.every = 50  # steps over which metrics are averaged

@@ -28,6 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
   c.objective.guidance = 2.0  # weight of guidance in its targets
   c.objective.drop_condition = 0.1  # share of flow-matching samples trained without condition
   c.objective.drop_pointmap = 0.1  # share of samples trained without point maps
+  c.eval.steps_curve = (1, 2, 4, 8, 25)
   c.data.mixture.mitl_3do = base.dataset("")
   c.data.mixture.art_3do = base.dataset("", weight=0.0)
   c.data.thresholds = (3.0, 3.5, 4.0)

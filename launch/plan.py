@@ -20,6 +20,7 @@ def text(setup) -> str:
       f"devices {setup.mesh.size} {setup.mesh.devices.flat[0].device_kind}, mesh {mesh}; per device "
       + ", ".join(f"{k} {size(n)}" for k, n in bytes_per_device(setup.abstract_state).items()),
       f"data {data(setup)}",
+      f"evaluation {evaluation(setup.config.eval)}",
   ]
   whole = rules.replicated(setup.mesh, setup.param_shapes)
   if whole:
@@ -37,6 +38,16 @@ def data(setup) -> str:
   rated = setup.train_loader.config.min_rating
   chosen = "" if rated is None else f" (rated {rated:g} or better, or not at all)"
   return f"{sources}: {len(setup.train_loader)} records of split {settings.split}{chosen}, {epochs:.3g} epochs"
+
+
+def evaluation(settings) -> str:
+  """What is evaluated on the way."""
+  if not settings.every:
+    return "none"
+  losses = f"every {settings.every} steps: losses of {settings.batches} batches of split {settings.split}"
+  if not settings.decoder:
+    return f"{losses}; no shapes are sampled (eval.decoder is not set)"
+  return f"{losses}, {settings.objects} objects sampled, decoded by {settings.decoder}, scored and drawn"
 
 
 def by_part(shapes: dict[str, int]) -> dict[str, int]:

@@ -69,6 +69,7 @@ def check(config: ConfigDict, stages: tuple[str, ...]) -> None:
   if config.batch_size % config.accumulate:
     raise ConfigError(f"batch_size = {config.batch_size} does not divide into accumulate = {config.accumulate} parts")
   check_data(config)
+  check_eval(config)
 
 
 def check_data(config: ConfigDict) -> None:
@@ -87,6 +88,19 @@ def check_data(config: ConfigDict) -> None:
       raise ConfigError(f"data.mixture.{name}.path is empty: give the dataset folder with --config.data.mixture.{name}.path=DIR")
     if not pathlib.Path(entry.path).is_dir():
       raise ConfigError(f"data.mixture.{name}.path = {entry.path!r} is not a folder (build it with launch.build_data)")
+
+
+def check_eval(config: ConfigDict) -> None:
+  """What is asked to be sampled can be sampled: it takes a model with latents and examples on disk."""
+  if not config.eval.decoder:
+    return
+  if config.model.name != "geometry":
+    raise ConfigError(f"eval.decoder = {config.eval.decoder!r}: a {config.model.name} has no latents to decode; leave it empty")
+  if config.data.kind != "shards":
+    raise ConfigError(f"eval.decoder = {config.eval.decoder!r} needs held-out objects and data.kind = {config.data.kind!r} has none; "
+                      "leave it empty")
+  if config.eval.objects < 1:
+    raise ConfigError(f"eval.objects = {config.eval.objects}: with eval.decoder set it must be positive")
 
 
 class Setup:
@@ -191,12 +205,12 @@ def train(setup: Setup, ledger, stop) -> None:
   with ledger.phase("compile"):
     start = time.monotonic()
     compiled = lowering.step(setup).compile()
-    evaluate = make_evaluation(setup) if setup.eval_loader is not None else None
+    evaluation = make_evaluation(setup)
     print(f"compiled in {duration(time.monotonic() - start)}", file=sys.stderr)
   job = loop.Job(
       cfg=loop.LoopConfig(config.steps, config.batch_size, config.log.every, config.checkpoint.every, config.eval.every),
       optim=setup.optim, guard=setup.guard, workdir=setup.workdir, mesh=setup.mesh, step_fn=compiled,
-      batches=setup.train_loader.iterate, evaluate=evaluate, progress=Progress,
+      batches=setup.train_loader.iterate, evaluation=evaluation, progress=Progress,
       meta={"config": config.to_dict(), "lineage": lineage, "params": {p: list(x.shape) for p, x in setup.param_shapes.items()}})
   ledger.record("start", step=first)
   try:
@@ -219,27 +233,10 @@ def make_loader(config: ConfigDict, model_config, split: str):
 
 
 def make_evaluation(setup: Setup):
-  """`evaluate(state) -> metrics` of the objective on fixed held-out batches, with the slowest parameter average."""
-  import jax
-  import numpy as np
-
-  from sam3d_jax.sharding import mesh as mesh_lib
-  config = setup.config
-  decay = f"{max(setup.optim.ema):g}" if setup.optim.ema else None
-
-  @jax.jit
-  def evaluate_batch(params, frozen, reference, batch):
-    model = setup.graph.merge({**params, **frozen})
-    teacher = setup.graph.merge({**reference, **frozen}) if reference else None
-    loss, metrics = setup.objective(model, teacher, batch, jax.random.key(config.seed))
-    return {**metrics, "loss": loss}
-
-  def evaluate(state):
-    params = state.ema[decay] if decay else state.params
-    with jax.set_mesh(setup.mesh):  # as for the step: attention kernels are mapped over its shards
-      rows = [evaluate_batch(params, state.frozen, state.reference, mesh_lib.place_batch(setup.mesh, setup.eval_loader.batch(i)))
-              for i in range(config.eval.batches)]
-    rows = jax.device_get(rows)
-    return {f"eval/{k}": float(np.nanmean([r[k] for r in rows])) for k in rows[0]}
-
-  return evaluate
+  """The compiled evaluation of a run, None if it has none."""
+  if setup.eval_loader is None:
+    return None
+  from launch.train_eval import Evaluation
+  evaluation = Evaluation(setup)
+  evaluation.compile(setup.abstract_state)
+  return evaluation

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -19,6 +19,8 @@ from sam3d_jax.training.state import TrainState
 from sam3d_jax.training.step import GuardConfig
 from sam3d_jax.training.writers import Writers
 
+LAST_RESULTS_SECONDS = 10.0  # that a run which was told to stop, and has saved, waits for evaluations under way
+
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
@@ -27,6 +29,22 @@ class LoopConfig:
   log_every: int
   checkpoint_every: int
   eval_every: int  # 0: never
+
+
+class Evaluation(Protocol):
+  """Evaluation beside training: nothing here waits for a device unless it says so."""
+
+  def start(self, step: int, state: TrainState, last: bool) -> list[Any]:
+    """Dispatches the evaluation of a state, before the next step may overwrite it; returns results that are ready."""
+
+  def poll(self) -> list[Any]:
+    """Results that have become ready; each has `step`, `scalars` and `picture` (or None). Raises what went wrong in one."""
+
+  def finish(self, timeout: float | None = None) -> list[Any]:
+    """Waits for the rest, for each at most `timeout` seconds."""
+
+  def abandon(self) -> None:
+    """Gives up what is not finished."""
 
 
 @dataclasses.dataclass
@@ -40,7 +58,7 @@ class Job:
   mesh: jax.sharding.Mesh
   step_fn: Callable  # compiled (state, batch, lr) -> (state, metrics)
   batches: Callable[[int], Iterator[Any]]  # first step -> this host's rows of every batch from there on
-  evaluate: Callable[[TrainState], dict[str, float]] | None
+  evaluation: Evaluation | None
   meta: dict[str, Any]  # config and lineage, stored with every checkpoint
   progress: Callable[..., Any]  # progress display: (total, label, unit, done=) -> context manager with update(n, **fields)
 
@@ -65,6 +83,7 @@ def train(job: Job, state: TrainState, checkpointer: checkpoint.Checkpointer, le
         if stop.reason or (jax.process_count() > 1 and step % job.cfg.log_every == 0 and stop.agreed()):
           save(job, state, step, checkpointer, ledger)
           checkpointer.wait()
+          record(writers, job.evaluation.finish(LAST_RESULTS_SECONDS) if job.evaluation else [])
           raise Preempted(f"{stop.reason or 'another host was told to stop'}, saved at step {step} of {job.cfg.steps}")
         with ledger.phase("input_wait"):
           rows = next(batches)
@@ -79,19 +98,33 @@ def train(job: Job, state: TrainState, checkpointer: checkpoint.Checkpointer, le
       save(job, state, job.cfg.steps, checkpointer, ledger)
     with ledger.phase("checkpoint"):
       checkpointer.wait()
+    with ledger.phase("eval"):
+      record(writers, job.evaluation.finish() if job.evaluation else [])
     return state
   finally:
+    if job.evaluation:
+      job.evaluation.abandon()
     batches.close()
     writers.close()
 
 
 def after_step(job: Job, state: TrainState, step: int, checkpointer, ledger: Ledger, writers: Writers) -> None:
-  """Evaluation and checkpoint where they are due."""
-  if job.evaluate is not None and job.cfg.eval_every and (step % job.cfg.eval_every == 0 or step == job.cfg.steps):
-    with ledger.phase("eval"):
-      writers.scalars(step, job.evaluate(state))
+  """Evaluation and checkpoint where they are due, and what earlier evaluations have found."""
+  if job.evaluation is not None:
+    if step % job.cfg.eval_every == 0 or step == job.cfg.steps:
+      with ledger.phase("eval"):
+        record(writers, job.evaluation.start(step, state, last=step == job.cfg.steps))
+    record(writers, job.evaluation.poll())
   if step % job.cfg.checkpoint_every == 0 and step < job.cfg.steps:
     save(job, state, step, checkpointer, ledger)
+
+
+def record(writers: Writers, results: list[Any]) -> None:
+  """Writes the results of evaluations, under the steps that they belong to."""
+  for result in results:
+    writers.scalars(result.step, result.scalars)
+    if result.picture is not None:
+      writers.picture(result.step, "samples", result.picture)
 
 
 def save(job: Job, state: TrainState, step: int, checkpointer, ledger: Ledger) -> None:

@@ -39,6 +39,11 @@ class Writers:
     for name, value in values.items():
       self.board.add_scalar(name, value, step)
 
+  def picture(self, step: int, name: str, picture_HW3: np.ndarray) -> None:
+    """Shows a picture in TensorBoard."""
+    if self.enabled:
+      self.board.add_image(name, picture_HW3, step, dataformats="HWC")
+
   def close(self) -> None:
     if self.enabled:
       self.file.close()
