@@ -25,11 +25,14 @@ from sam3d_jax.training import checkpoint
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """One batch of samples on the host."""
+  """A batch of samples on the host, or without the axis B one of them."""
 
   occupancy: np.ndarray  # (B, X, Y, Z) bool
   latents: dict[str, np.ndarray]  # latent name -> (B, tokens, channels) float32
   rotation: np.ndarray  # (B, 3, 3) object to camera, row-vector form
+
+  def one(self, index: int) -> "Prediction":
+    return Prediction(self.occupancy[index], {k: x[index] for k, x in self.latents.items()}, self.rotation[index])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,49 +49,77 @@ class Predictor:
   identity: Mapping[str, Any]  # names of the weights, for the record
 
   @functools.cached_property
-  def _run(self):
+  def _jitted(self):
+    """(params, traced function of params, cond, key_B2, drop_pointmap_B)."""
     graphs, params = zip(*(nnx.split(m) for m in (self.model, self.decoder)), strict=True)
     shapes = {name: self.row.latent_shape(name) for name in LATENTS}
-    lacks_pointmap = {False: lambda model: model, True: WithoutPointmap}
 
-    @functools.partial(jax.jit, static_argnames="without_pointmap")
-    def run(params, cond, key_B2, without_pointmap):
+    @jax.jit
+    def run(params, cond, key_B2, drop_pointmap_B):
       model, decoder = (nnx.merge(g, p) for g, p in zip(graphs, params, strict=True))
-      latents = generate.sample_latents(lacks_pointmap[without_pointmap](model), cond, key_B2, self.sampler, shapes)
+      latents = generate.sample_latents(DroppingPointmap(model, drop_pointmap_B), cond, key_B2, self.sampler, shapes)
       return latents, decoder(tokens_to_grid(latents["shape"])) > 0
 
-    return functools.partial(run, params)
+    return params, run
 
-  def __call__(self, cond: Conditioning, content_B2: np.ndarray, seed: int, *, without_pointmap: bool = False) -> Prediction:
-    """Samples one batch. The noise of an example depends on `seed` and its content key alone.
+  @functools.cached_property
+  def programs(self) -> dict[tuple, Any]:
+    """Compiled programs by the shapes and types of their inputs. It only grows: its length is the number of compilations."""
+    return {}
 
-    without_pointmap: zero the point-map streams, as in training where they are dropped.
+  def program(self, *inputs):
+    """The compiled program for inputs of these shapes."""
+    params, run = self._jitted
+    signature = tuple((tuple(x.shape), str(x.dtype)) for x in jax.tree.leaves(inputs))
+    if signature not in self.programs:
+      self.programs[signature] = run.lower(params, *inputs).compile()
+    return functools.partial(self.programs[signature], params)
+
+  def start(self, cond: Conditioning, content_B2: np.ndarray, seed: int, drop_pointmap_B: np.ndarray | None = None):
+    """Sends one batch to the device and returns at once; `finish` waits for it.
+
+    Args:
+      cond: the inputs; every batch size is compiled once.
+      content_B2: content keys; the noise of an example depends on `seed` and its key alone.
+      drop_pointmap_B: (B,) bool, examples without a point map: its tokens are zero for them, as in training where they are dropped.
     """
     key_B2 = draws.raw_keys(draws.example_keys(jax.random.key(seed), content_B2))
-    latents, occupancy = jax.device_get(self._run(cond, key_B2, without_pointmap=without_pointmap))
+    drop_B = np.zeros(len(content_B2), bool) if drop_pointmap_B is None else drop_pointmap_B
+    inputs = (cond, key_B2, drop_B)
+    return self.program(*inputs)(*inputs)
+
+  def finish(self, started) -> Prediction:
+    """The samples of a batch that `start` sent."""
+    latents, occupancy = jax.device_get(started)
     rotation = rotations.matrix_from_6d(rotations.denormalise_6d(latents["rotation"][:, 0]))
     return Prediction(occupancy, latents, rotation)
 
+  def __call__(self, cond: Conditioning, content_B2: np.ndarray, seed: int, drop_pointmap_B: np.ndarray | None = None) -> Prediction:
+    """`start` and `finish`."""
+    return self.finish(self.start(cond, content_B2, seed, drop_pointmap_B))
+
+  @property
+  def placed(self) -> bool:
+    """Whether the model has learned where objects are, not only how they are turned."""
+    return {"translation", "scale"} <= set(self.trained)
+
 
 @dataclasses.dataclass(frozen=True)
-class WithoutPointmap:
-  """A Geometry model whose point-map tokens are always dropped."""
+class DroppingPointmap:
+  """A Geometry model that drops the point-map tokens of some examples."""
 
   model: Any
+  drop_B: jax.Array
 
   @property
   def step_conditioned(self) -> bool:
     return self.model.step_conditioned
 
   def encode(self, cond, drop_pointmap_B=None):
-    return self.model.encode(cond, jax.numpy.ones(batch_size(cond), bool))
+    return self.model.encode(cond, self.drop_B if drop_pointmap_B is None else self.drop_B | drop_pointmap_B)
 
   def velocity(self, *args):
     return self.model.velocity(*args)
-
-
-def batch_size(cond: Conditioning) -> int:
-  return next(len(x) for x in cond if x is not None)
 
 
 def row_config(model: ConfigDict) -> SampleConfig:

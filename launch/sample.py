@@ -1,15 +1,20 @@
-"""Reconstructs objects: of a photo, or of the held-out part of a dataset.
+"""Reconstructs objects: of photos, or of the held-out part of a dataset (docs/inference.md).
 
     python -m launch.sample --checkpoint DIR --image PHOTO --mask MASK [--mask MASK ...] [--pointmap FILE] --out DIR
 
+    python -m launch.sample --checkpoint DIR --images DIR --out DIR
+
     python -m launch.sample --checkpoint DIR --data DIR --split test --out DIR
 
-A photo gives <object>.glb, layout.json, scene.glb and preview.png; a dataset gives samples.npz, which launch.evaluate scores, and
-the first objects as GLB. --release DIR takes a published release folder in place of a checkpoint.
+A photo gives <object>.glb, layout.json, scene.glb and preview.png; a folder of photos gives a folder of these for each; a dataset
+gives samples.npz, which launch.evaluate scores, and the first objects as GLB. --release DIR takes a published release folder in place
+of a checkpoint. --viewer opens the results in the browser; alone with --out it opens those of an earlier run.
 """
 
 import argparse
+import pathlib
 
+from data_pipelines import pointmaps
 from launch import cli
 from launch.train import prepare_workdir
 from sam3d_jax.errors import InputError
@@ -26,10 +31,25 @@ def flags(parser: argparse.ArgumentParser) -> None:
   weights.add_argument("--decoder", help="work folder of the structure VAE of its data (default: as the checkpoint says)")
   weights.add_argument("--release", help="release folder with both")
   weights.add_argument("--which", default="ema", help="parameters of the checkpoint: raw, ema (default) or ema:<decay>")
-  photo = parser.add_argument_group("a photo")
-  photo.add_argument("--image", help="photo; its alpha channel is the mask if no --mask is given")
+  photo = parser.add_argument_group("photos")
+  photo.add_argument("--image", help="photo; its alpha channel is the mask if neither --mask nor --labels is given")
+  photo.add_argument("--images", help="folder of photos: DIR/<name>/image.jpg with masks beside it (docs/inference.md)")
   photo.add_argument("--mask", action="append", default=[], help="mask of one object, of the photo's size (repeatable)")
-  photo.add_argument("--pointmap", help="H x W x 3 camera-frame points (.npy or .npz; x left, y up, z forward; NaN unknown)")
+  photo.add_argument("--labels", help="label map in place of masks: one object for each id but 0")
+  photo.add_argument("--ids", help="which ids of the label map, e.g. 1,5 (default: all)")
+  photo.add_argument("--pointmap", help="camera-frame points (.npy, .npz, .exr) or a depth map (also 16-bit .png; needs --intrinsics)")
+  photo.add_argument("--pointmap_command", metavar="CMD", help="makes the point maps of photos without one: 'CMD {image} {out}'")
+  photo.add_argument("--pointmap_frame", default="pytorch3d", choices=pointmaps.FRAMES,
+                     help="frame of the points: pytorch3d (default; x left, y up, z forward), opencv or gltf")
+  photo.add_argument("--intrinsics", help="fx,fy,cx,cy in pixels (of the depth map if there is one), or a file")
+  photo.add_argument("--depth_unit", type=float, default=pointmaps.DEPTH_UNIT, help="length of one step of an integer depth map")
+  photo.add_argument("--samples", type=int, default=1, help="samples of each object, of which the best by --reward is kept")
+  photo.add_argument("--reward", default="mask_iou", help="mask_iou (default), implicit, or MODULE:FUNCTION (launch/rewards.py)")
+  photo.add_argument("--reward_models", nargs=2, metavar=("ALIGNED", "REFERENCE"), help="checkpoints of the implicit reward")
+  photo.add_argument("--refine", action="store_true", help="fit each object's place to its mask by render-and-compare")
+  photo.add_argument("--viewer", action="store_true", help="open the results in the browser (requirements-viewer.txt)")
+  photo.add_argument("--viewer_host", default="127.0.0.1", help="address the viewer listens on (default: this machine only)")
+  photo.add_argument("--viewer_port", type=int, default=8080)
   data = parser.add_argument_group("a dataset")
   data.add_argument("--data", help="dataset folder")
   data.add_argument("--split", default="test")
@@ -47,20 +67,14 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Checks the flags, then hands over to the mode."""
-  if (args.checkpoint is None) == (args.release is None):
-    raise InputError("give one of --checkpoint DIR and --release DIR")
-  if args.release is not None and args.decoder is not None:
-    raise InputError("--decoder goes with --checkpoint; a release folder has its own")
-  if (args.image is None) == (args.data is None):
-    raise InputError("give one of --image FILE (a photo) and --data DIR (a dataset)")
-  if args.image is None and (args.mask or args.pointmap):
-    raise InputError("--mask and --pointmap go with --image")
-  if args.image is not None and args.shuffle_images:
-    raise InputError("--shuffle_images goes with --data")
-  for flag, low in (("steps", 1), ("max", 0), ("batch_size", 1), ("glb", 0)):
-    value = getattr(args, flag)
-    if value is not None and value < low:
-      raise InputError(f"--{flag} {value}: give at least {low}")
+  inputs = [name for name in ("image", "images", "data") if getattr(args, name) is not None]
+  if args.viewer and not inputs:
+    from launch import viewer
+    return viewer.run(args, pathlib.Path(args.out))
+  check_flags(args, inputs)
+  if args.viewer:
+    from launch import viewer
+    viewer.check(args)
   out = prepare_workdir(args.out)
   if args.data is not None:
     from launch import sample_dataset
@@ -68,6 +82,49 @@ def run(args: argparse.Namespace) -> None:
   else:
     from launch import sample_photo
     sample_photo.run(args, out)
+    if args.viewer and not args.dry_run:
+      viewer.run(args, out)
+
+
+def check_flags(args: argparse.Namespace, inputs: list[str]) -> None:
+  """Raises InputError for flags that do not go together or have no meaning."""
+  if (args.checkpoint is None) == (args.release is None):
+    raise InputError("give one of --checkpoint DIR and --release DIR")
+  if args.release is not None and args.decoder is not None:
+    raise InputError("--decoder goes with --checkpoint; a release folder has its own")
+  if len(inputs) != 1:
+    raise InputError("give one of --image FILE (a photo), --images DIR (a folder of photos) and --data DIR (a dataset)")
+  given = lambda *names: [f"--{n}" for n in names if getattr(args, n) not in (None, [], False)]
+  if args.image is None and given("mask", "pointmap", "labels", "ids"):
+    raise InputError(f"{', '.join(given('mask', 'pointmap', 'labels', 'ids'))} go with --image")
+  if args.data is not None and (found := given("pointmap_command", "intrinsics", "refine", "viewer", "reward_models")):
+    raise InputError(f"{', '.join(found)} go with --image or --images")
+  if args.data is not None and args.samples != 1:
+    raise InputError("--samples goes with --image or --images")
+  if args.data is None and args.shuffle_images:
+    raise InputError("--shuffle_images goes with --data")
+  if args.labels is not None and args.mask:
+    raise InputError("give one of --mask and --labels")
+  if args.ids is not None and args.labels is None:
+    raise InputError("--ids chooses among the ids of --labels FILE")
+  if args.pointmap is not None and args.pointmap_command is not None:
+    raise InputError("give one of --pointmap and --pointmap_command")
+  check_reward(args)
+  for flag, low in (("steps", 1), ("max", 0), ("batch_size", 1), ("glb", 0), ("samples", 1)):
+    value = getattr(args, flag)
+    if value is not None and value < low:
+      raise InputError(f"--{flag} {value}: give at least {low}")
+  if not args.depth_unit > 0:
+    raise InputError(f"--depth_unit {args.depth_unit}: give a positive length")
+
+
+def check_reward(args: argparse.Namespace) -> None:
+  if args.reward not in ("mask_iou", "implicit") and ":" not in args.reward:
+    raise InputError(f"--reward {args.reward}: give mask_iou, implicit, or MODULE:FUNCTION")
+  if (args.reward == "implicit") != (args.reward_models is not None):
+    raise InputError("--reward implicit and --reward_models ALIGNED REFERENCE go together")
+  if args.reward != "mask_iou" and args.samples == 1:
+    raise InputError(f"--reward {args.reward} chooses among several samples: give --samples N")
 
 
 def load_predictor(args: argparse.Namespace):

@@ -9,6 +9,7 @@ import numpy as np
 
 from data_pipelines import records, samples, schema
 from launch import sample
+from launch.candidates import object_colour
 from launch.predictor import Predictor
 from launch.progress import Progress
 from sam3d_jax import mesh
@@ -138,12 +139,6 @@ def load_samples(folder: str | pathlib.Path) -> Samples:
     bits = np.unpackbits(file["occupancy"], axis=-1, count=resolution**3)
     return Samples(key=file["key"], occupancy=bits.reshape(-1, *(resolution,) * 3).astype(bool), rotation=file["rotation"],
                    settings=json.loads(str(file["settings"])))
-
-
-def object_colour(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-  """Median colour of the masked pixels, (3,) uint8: the tint of a mesh that has no texture."""
-  inside = image[mask > 0]
-  return np.median(inside, axis=0).astype(np.uint8) if len(inside) else mesh.GREY
 
 
 def write_meshes(out: pathlib.Path, source, chosen: list[int], result: Samples, count: int) -> int:

@@ -82,18 +82,32 @@ def smooth(vertices_P3: np.ndarray, faces_F3: np.ndarray, iterations: int, *, sh
   return vertices_P3
 
 
-def write_glb(path: str | pathlib.Path, parts: dict[str, Mesh], *, y_up: bool = False) -> None:
-  """Writes named meshes as one binary glTF with vertex colours. They are turned from z up unless `y_up` says they are y up."""
+def write_glb(path: str | pathlib.Path, parts: dict[str, Mesh], placed: dict[str, np.ndarray] | None = None) -> None:
+  """Writes named meshes in the object frame as one binary glTF with vertex colours, turned from z up to glTF's y up.
+
+  placed: name -> 4 x 4 of the node that holds the mesh, acting on columns of the y-up vertices; identity where there is none.
+  """
   import trimesh
 
   scene = trimesh.Scene()
   for name, part in parts.items():
     colours = np.broadcast_to(part.colour, (len(part.vertices), 3))
     rgba = np.concatenate([colours, np.full((len(colours), 1), 255, np.uint8)], -1)
-    vertices = part.vertices if y_up else part.vertices @ GLTF_FROM_OBJECT
-    mesh = trimesh.Trimesh(vertices, part.faces, vertex_colors=rgba, process=False)
-    scene.add_geometry(mesh, node_name=name, geom_name=name)
+    mesh = trimesh.Trimesh(part.vertices @ GLTF_FROM_OBJECT, part.faces, vertex_colors=rgba, process=False)
+    scene.add_geometry(mesh, node_name=name, geom_name=name, transform=(placed or {}).get(name))
+  write_bytes(path, scene.export(file_type="glb"))
+
+
+def write_points(path: str | pathlib.Path, points_P3: np.ndarray, colours_P3: np.ndarray) -> None:
+  """Writes coloured points as a binary .ply."""
+  import trimesh
+
+  write_bytes(path, trimesh.PointCloud(points_P3, colors=colours_P3).export(file_type="ply"))
+
+
+def write_bytes(path: str | pathlib.Path, content: bytes) -> None:
+  """Writes a file so that it is whole or absent."""
   path = pathlib.Path(path)
   partial = path.with_name(f".{path.name}.part")
-  partial.write_bytes(scene.export(file_type="glb"))
+  partial.write_bytes(content)
   partial.replace(path)

@@ -5,12 +5,18 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from sam3d_jax.geometry import cameras
+from sam3d_jax.geometry.cameras import Camera
+from sam3d_jax.geometry.pose import Pose, transform_points
 from sam3d_jax.mesh import Mesh
+from sam3d_jax.raycast import Caster
 
 BACKGROUND = np.array([250, 250, 252], np.float64)
 INK = (40, 42, 48)
 LIGHTS = (((0.45, 0.75, -0.75), 0.70), ((-0.8, 0.1, -0.4), 0.22))  # (direction to the light in the camera frame, strength)
 AMBIENT = 0.28
+# Colours that tell objects apart (Okabe & Ito 2008, without black), in order and then again.
+MARKS = np.array([[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0], [204, 121, 167]], np.uint8)
 
 
 def render(mesh: Mesh | None, view_33: np.ndarray, *, size: int = 192, extent: float = 1.4, supersample: int = 2) -> np.ndarray:
@@ -74,6 +80,41 @@ def light(normal_P3: np.ndarray) -> np.ndarray:
   return total
 
 
+def overlay(image_HW3: np.ndarray, camera: Camera, objects: Sequence[tuple[Caster, Pose, np.ndarray]], *,
+            opacity: float = 0.85) -> np.ndarray:
+  """A photo with posed objects drawn over it as its camera sees them, the nearest in front; (H, W, 3) uint8.
+
+  objects: (mesh, pose, colour in 0..255) each.
+  """
+  out = image_HW3.astype(np.float64)
+  nearest = np.full(image_HW3.shape[:2], np.inf)
+  for caster, where, colour in objects:
+    hits = caster.cast(where, camera)
+    row, column = np.nonzero((hits.face_HW >= 0) & (np.nan_to_num(hits.depth_HW, nan=np.inf) < nearest))
+    face, depth = hits.face_HW[row, column], hits.depth_HW[row, column].astype(np.float64)
+    nearest[row, column] = depth
+    position = cameras.unproject(np.stack([column, row], -1) + 0.5, depth, camera)
+    normal = shading_normals(transform_points(caster.mesh.vertices, where), caster.mesh.faces, face, position)
+    shaded = np.asarray(colour, np.float64) * light(normal)[:, None]
+    out[row, column] = (1 - opacity) * image_HW3[row, column] + opacity * shaded
+  return np.clip(np.round(out), 0, 255).astype(np.uint8)
+
+
+def outline(image_HW3: np.ndarray, masks: Sequence[np.ndarray], colours: Sequence[np.ndarray], *, width: int = 2) -> np.ndarray:
+  """A photo with the outlines of masks drawn just inside them."""
+  from scipy import ndimage
+
+  out = image_HW3.copy()
+  for mask, colour in zip(masks, colours, strict=True):
+    out[mask & ~ndimage.binary_erosion(mask, iterations=width)] = colour
+  return out
+
+
+def mark(index: int) -> np.ndarray:
+  """The colour of the object of this number, (3,) uint8."""
+  return MARKS[index % len(MARKS)]
+
+
 def turned(view_33: np.ndarray, degrees: float) -> np.ndarray:
   """The view of an object that has first been turned about its own vertical axis (z)."""
   c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
@@ -87,6 +128,29 @@ def orbit(azimuth: float, elevation: float) -> np.ndarray:
   left = np.array([np.sin(a), -np.cos(a), 0.0])
   up = np.cross(forward, left)
   return np.stack([left, up, forward], -1)
+
+
+def beside(pictures: Sequence[np.ndarray], titles: Sequence[str], *, gap: int = 8) -> Image.Image:
+  """Pictures of one height side by side in their own size, a title above each."""
+  top = 24
+  height, width = max(p.shape[0] for p in pictures), sum(p.shape[1] + gap for p in pictures) + gap
+  sheet = Image.new("RGB", (width, top + height + gap), "white")
+  draw, left = ImageDraw.Draw(sheet), gap
+  for picture, title in zip(pictures, titles, strict=True):
+    draw.text((left, 4), title, fill=INK, font=ImageFont.load_default(13))
+    sheet.paste(Image.fromarray(picture), (left, top))
+    left += picture.shape[1] + gap
+  return sheet
+
+
+def stack(sheets: Sequence[Image.Image]) -> Image.Image:
+  """Sheets one below the other, on white."""
+  out = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), "white")
+  top = 0
+  for sheet in sheets:
+    out.paste(sheet, (0, top))
+    top += sheet.height
+  return out
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
