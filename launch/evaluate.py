@@ -4,10 +4,13 @@
 
     python -m launch.evaluate --benchmark procedural_1 --checkpoint RUN --decoder VAE --out DIR
 
+    python -m launch.evaluate --bop DIR | --sa3dao DIR | --photos DIR --release DIR --out DIR
+
     python -m launch.evaluate --samples DIR --data DIR --out DIR [--shuffled DIR]
 
 --pairs reads DIR/<object>/{pred,truth}.<glb|obj|ply|stl|off|gltf> with optional pred_pose.json and truth_pose.json and writes
-metrics.json, metrics.csv and report.html. --benchmark samples a frozen set with a trained model first (docs/evaluation.md).
+metrics.json, metrics.csv and report.html. --benchmark, --bop, --sa3dao and --photos sample a set with a trained model first
+(docs/evaluation.md).
 --samples scores the samples.npz of launch.sample on the dataset they were drawn for, with the baselines they have to beat, and
 writes metrics.json and preview.png.
 """
@@ -18,7 +21,7 @@ from launch import cli
 from launch.train import prepare_workdir
 from sam3d_jax.errors import InputError
 
-SETS = ("benchmark",)  # modes in which a model is run on an evaluation set
+SETS = ("benchmark", "bop", "sa3dao", "photos")  # modes in which a model is run on an evaluation set
 MODES = ("pairs", "samples", *SETS)
 
 
@@ -36,6 +39,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
   sets = parser.add_argument_group("a model on an evaluation set")
   sets.add_argument("--benchmark", metavar="NAME[:N]", help="frozen benchmark (its first N objects), made on the spot: procedural_1")
   sets.add_argument("--benchmark_data", help="folder to keep the benchmark's photos in (default: OUT/benchmark)")
+  sets.add_argument("--bop", metavar="DIR", help="dataset in BOP format (HB, LM-O, HOPE, YCB-V, ...); --split names its folder of scenes")
+  sets.add_argument("--sa3dao", metavar="DIR", help="SA-3DAO: images, masks, meshes and poses")
+  sets.add_argument("--photos", metavar="DIR", help="your own photos with masks, meshes and poses, in the same layout")
+  sets.add_argument("--max", type=int, default=0, help="objects at most, evenly spaced; 0: all")
   sets.add_argument("--checkpoint", help="work folder of a Geometry model")
   sets.add_argument("--decoder", help="work folder of the structure VAE of its data (default: as the checkpoint says)")
   sets.add_argument("--release", help="release folder with both")
@@ -46,12 +53,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
   sets.add_argument("--shortcut", action="store_true", help="few-step sampling of a distilled model (4 steps unless --steps)")
   sets.add_argument("--seed", type=int, default=0, help="of the noise")
   sets.add_argument("--batch_size", type=int, default=32, help="objects sampled at once")
-  sets.add_argument("--dry_run", action="store_true", help="check the inputs, print the plan and stop")
+  sets.add_argument("--dry_run", action="store_true", help="check the inputs and their poses, print the plan and stop")
   samples = parser.add_argument_group("samples of a dataset")
   samples.add_argument("--samples", help="folder with samples.npz")
   samples.add_argument("--shuffled", help="folder of samples of --shuffle_images (default: every sample meets each other object)")
   samples.add_argument("--data", help="the dataset that was sampled")
-  samples.add_argument("--split", default="test")
+  samples.add_argument("--split", default="test", help="of --data or --bop")
   samples.add_argument("--train_data", help="dataset whose mean shape is the constant baseline (default: --data)")
   samples.add_argument("--train_split", default="train")
   samples.add_argument("--rows", type=int, default=8, help="objects in preview.png")
@@ -64,9 +71,9 @@ def run(args: argparse.Namespace) -> None:
     raise InputError(f"give one of {', '.join(f'--{mode}' for mode in MODES)}" + (f", not {len(modes)} of them" if modes else ""))
   if args.samples is not None and args.data is None:
     raise InputError("--samples needs --data DIR, the dataset that was sampled")
-  if modes[0] in SETS:
+  if modes[0] in SETS and not args.dry_run:
     check_weights(args)
-  for flag, low in (("points", 1000), ("workers", 0), ("rows", 1), ("batch_size", 1), ("steps", 1)):
+  for flag, low in (("points", 1000), ("workers", 0), ("rows", 1), ("batch_size", 1), ("steps", 1), ("max", 0)):
     if getattr(args, flag) is not None and getattr(args, flag) < low:
       raise InputError(f"--{flag} {getattr(args, flag)}: give at least {low}")
   out = prepare_workdir(args.out)

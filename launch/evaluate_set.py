@@ -1,4 +1,4 @@
-"""Samples an evaluation set with a trained model and scores it: launch.evaluate --benchmark, --sa3dao, --bop."""
+"""Samples an evaluation set with a trained model and scores it: launch.evaluate --benchmark, --bop, --sa3dao, --photos."""
 
 import argparse
 import dataclasses
@@ -12,8 +12,9 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from data_pipelines import build, normalisers, samples, schema, transforms
-from data_pipelines.eval_sets.item import EvalSet, Item
-from launch import evaluate_pairs, sample
+from data_pipelines.eval_sets import reprojection
+from data_pipelines.eval_sets.item import EvalSet, Item, Subset
+from launch import evaluate_pairs, sample, sample_dataset
 from launch.predictor import Predictor
 from launch.progress import Progress
 from sam3d_jax import mesh
@@ -23,6 +24,7 @@ from sam3d_jax.evaluation import aggregate, layout, occupancy, surface
 from sam3d_jax.geometry import pose
 
 RECORD = "sample.json"  # in the folder of an item, written last: what the sample was and what the item belongs to
+CHECKED = 20  # items whose poses --dry_run checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,7 @@ def run(args: argparse.Namespace, out: pathlib.Path) -> None:
   chosen = open_set(args, out)
   print(f"plan: {len(chosen.names)} objects of {chosen.identity['set']}, batches of {args.batch_size}, into {out}", flush=True)
   if args.dry_run:
+    check_poses(chosen)
     return
   if args.oracle:
     settings = {"oracle": True}
@@ -64,7 +67,21 @@ def run(args: argparse.Namespace, out: pathlib.Path) -> None:
 
 
 def open_set(args: argparse.Namespace, out: pathlib.Path) -> EvalSet:
-  """The set that the flags name; a benchmark is built first if it is not there yet."""
+  """The set that the flags name, or `--max` evenly spaced items of it."""
+  if args.benchmark is not None:
+    whole = open_benchmark(args, out)
+  elif args.bop is not None:
+    from data_pipelines.eval_sets.bop import BopSet
+    whole = BopSet(args.bop, args.split)
+  else:
+    from data_pipelines.eval_sets.photo_folder import PhotoFolder
+    whole = PhotoFolder(args.sa3dao or args.photos, "sa3dao" if args.sa3dao else "photos")
+  few = sample_dataset.choose(len(whole.names), args.max)
+  return whole if len(few) == len(whole.names) else Subset(whole, tuple(few))
+
+
+def open_benchmark(args: argparse.Namespace, out: pathlib.Path) -> EvalSet:
+  """The frozen benchmark, built first if it is not there yet."""
   from data_pipelines.eval_sets.procedural import ProceduralSet
   from data_pipelines.synth import benchmark
   chosen = benchmark.load(args.benchmark)
@@ -73,6 +90,23 @@ def open_set(args: argparse.Namespace, out: pathlib.Path) -> EvalSet:
   with Progress(plan.inputs, f"building {chosen.name}", "photos", done=build.finished_inputs(plan, folder)) as bar:
     build.build(plan, folder, workers=args.workers or 1, quarantine_budget=0.0, progress=lambda n, refused: bar.update(n))
   return ProceduralSet(chosen, folder)
+
+
+def check_poses(chosen: EvalSet) -> None:
+  """Prints whether the poses of some items put the truth where the photo shows it."""
+  few = [chosen[i] for i in sample_dataset.choose(len(chosen.names), CHECKED)]
+  fits = {item.name: found for item in few if (found := reprojection.fit(item)) is not None}
+  if not fits:
+    print("poses: no item has both a pose and a camera or point map, so they cannot be checked against the photos")
+    return
+  covered = np.median([f.covered for f in fits.values()])
+  gaps = [f.depth for f in fits.values() if f.depth is not None]
+  print(f"poses: placed and projected, the truth covers {covered:.1%} of the mask (median of {len(fits)})"
+        + (f", the point map lies {np.median(gaps):+.3f} diameters behind it" if gaps else ""))
+  bad = [name for name, found in fits.items() if found.covered < reprojection.GOOD]
+  if bad:
+    print(f"WARNING: {len(bad)} of {len(fits)} cover less than {reprojection.GOOD:.0%}, first {bad[0]}: is their pose in the frame and "
+          "form that docs/evaluation.md states?")
 
 
 def prepare_pairs(out: pathlib.Path, identity: dict) -> pathlib.Path:

@@ -47,6 +47,25 @@ class EvalSet(Protocol):
   def __getitem__(self, index: int) -> Item: ...
 
 
+@dataclasses.dataclass(frozen=True)
+class Subset:
+  """Some items of a set, in the order of `indices`."""
+
+  whole: EvalSet
+  indices: tuple[int, ...]
+
+  @property
+  def names(self) -> list[str]:
+    return [self.whole.names[i] for i in self.indices]
+
+  @property
+  def identity(self) -> dict[str, Any]:
+    return self.whole.identity | {"chosen": len(self.indices)}
+
+  def __getitem__(self, index: int) -> Item:
+    return self.whole[self.indices[index]]
+
+
 def items(chosen: EvalSet) -> Iterator[Item]:
   """All items in order."""
   return (chosen[i] for i in range(len(chosen.names)))
