@@ -85,6 +85,8 @@ def check_images(example: schema.Example) -> None:
   camera = example["camera"]
   if schema.is_present(example, "camera") and (camera["height"], camera["width"]) != size:
     fail("camera_size", f"camera is of {camera['width']} x {camera['height']} pixels, image {size[1]} x {size[0]}")
+  if schema.is_present(example, "image_delit") and _decode(example, "image_delit", "RGB").shape[:2] != size:
+    fail("delit_size", "image_delit has another size than image")
   masks = {}
   for field in ("mask", "mask_full"):
     if schema.is_present(example, field):

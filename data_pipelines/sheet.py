@@ -76,6 +76,8 @@ def pictures(example: schema.Example) -> list[tuple[str, np.ndarray]]:
         outlined = outline(outlined, mask, colour) if mask.shape == image.shape[:2] else outlined
     if has("mask"):
       shown.append(("mask (red), whole object (blue)", outlined))
+  if has("image_delit"):
+    shown.append(("de-lit", samples.decode_image(example["image_delit"], "image_delit", mode="RGB")))
   if has("pointmap"):
     shown.append(("point map, depth", by_depth(example["pointmap"].astype(np.float32)[..., 2])))
   if has("image", "voxels", "rotation", "translation", "scale", "camera"):

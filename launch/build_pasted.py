@@ -7,11 +7,11 @@ import os
 from ml_collections import ConfigDict
 
 from data_pipelines import build
-from data_pipelines.synth import filters, flying, render_paste, scenes, sources, swap
+from data_pipelines.synth import filters, flying, render_paste, scenes, sources, swap, swap_annotated
 from data_pipelines.synth.lighting import LightConfig
 from sam3d_jax.errors import ConfigError
 
-RULES = {"rp_3do_fo": flying.FlyingRules, "rp_3do_osr": swap.SwapRules}
+RULES = {"rp_3do_fo": flying.FlyingRules, "rp_3do_osr": swap.SwapRules, "rp_3do_osa": swap.SwapRules}
 DRAWS = {"rp_3do_fo": flying.draw, "rp_3do_osr": swap.draw_random}
 
 
@@ -47,8 +47,11 @@ def check(c: ConfigDict) -> None:
 
 def plan(c: ConfigDict) -> build.Plan:
   """The plan of an RP-3DO build."""
-  return render_paste.plan(paste_config(c), DRAWS[c.builder], test_fraction=c.test_fraction, objects_per_shard=c.objects_per_shard,
+  config = paste_config(c)
+  if c.builder == "rp_3do_osa":
+    return swap_annotated.plan(config, test_fraction=c.test_fraction, items_per_shard=c.objects_per_shard)
+  return render_paste.plan(config, DRAWS[c.builder], test_fraction=c.test_fraction, objects_per_shard=c.objects_per_shard,
                            needs_depth=c.builder != "rp_3do_fo")
 
 
-PLANNERS: dict[str, Callable[[ConfigDict], build.Plan]] = dict.fromkeys(DRAWS, plan)
+PLANNERS: dict[str, Callable[[ConfigDict], build.Plan]] = dict.fromkeys(RULES, plan)

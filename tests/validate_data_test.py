@@ -46,6 +46,8 @@ DAMAGE = {
     "no_license": lambda e: e | {"license": ""},
     "no_key": lambda e: e | {"key": ""},
     "bad_image": lambda e: e | {"image": b"not an image"},
+    "bad_image_delit": lambda e: e | {"image_delit": b"not an image"},
+    "delit_size": lambda e: e | {"image_delit": png(np.zeros((3, 4, 3), np.uint8))},
     "bad_mask": lambda e: e | {"mask": e["mask"][:40]},
     "camera_size": lambda e: e | {"camera": e["camera"] | {"width": 47}},
     "mask_size": lambda e: e | {"mask": png(mask_of(e)[:-1])},
@@ -149,9 +151,9 @@ def test_sheet_stands_alone_and_shows_every_picture(tmp_path):
   page = tmp_path / "sheet.html"
   assert validate(tmp_path / "d", "--html", page, "--max_examples", 2) == 0
   text = page.read_text()
-  assert text.count("<section>") == 2 and text.count("data:image/png;base64,") == 2 * 5
+  assert text.count("<section>") == 2 and text.count("data:image/png;base64,") == 2 * 6
   assert "http" not in text.replace("https://", "http") and "<script" not in text
-  for caption in ("image", "mask (red)", "point map", "voxels on the image"):
+  for caption in ("image", "mask (red)", "point map", "voxels on the image", "de-lit"):
     assert caption in text
 
 

@@ -75,7 +75,7 @@ def pasting(c: ConfigDict) -> ConfigDict:
   c.delit = False  # store the image with the target in base colours too (ambient light only)
   c.attempts = 20  # random draws for one sample before it is given up
   c.partners = 8  # other meshes that a shard draws occluders from
-  c.photos_per_shard = 64  # at most, drawn at random
+  c.photos_per_shard = 32  # at most, drawn at random; they stay in memory, 4 MB each
 
   c.photos = ConfigDict()  # the photographs; data_pipelines/synth/scenes.py states the layout
   c.photos.source = ""  # folder of photos with masks and point maps, or "procedural" for synthetic rooms

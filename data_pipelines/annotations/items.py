@@ -131,10 +131,13 @@ def shape_fields(candidate: Candidate, recipe: Recipe) -> tuple[dict[str, Any], 
     parts = [fields[name] for name in ("voxels", "structure_latent", "slat") if name in fields]
     return fields | _pose_fields(candidate.pose), schema.example_key("latents", *parts)
   asset = assets.load(candidate.mesh, max_coordinate=recipe.max_coordinate)
+  return {"voxels": voxelize.voxelize(asset.vertices_V3, asset.faces_F3)} | _pose_fields(mesh_pose(candidate, asset)), asset.key
+
+
+def mesh_pose(candidate: Candidate, asset: assets.Asset) -> FilePose | None:
+  """Rotation, translation and scale of a candidate's mesh from the unit cube to the camera. Raises Refused (bad_pose)."""
   pose = candidate.pose
-  if pose is not None and pose.matrix_44 is not None:
-    pose = _from_matrix(pose.matrix_44, asset, candidate.mesh)
-  return {"voxels": voxelize.voxelize(asset.vertices_V3, asset.faces_F3)} | _pose_fields(pose), asset.key
+  return _from_matrix(pose.matrix_44, asset, candidate.mesh) if pose is not None and pose.matrix_44 is not None else pose
 
 
 def _pose_fields(pose: FilePose | None) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
     rp_3do_fo    flying occlusions: two objects float before the photo, one covers the other (flying.py)
     rp_3do_osr   object swap, random: a photographed object is taken out and a random mesh put in its place (swap.py)
-    rp_3do_osa   object swap, annotated: the annotated mesh of the object is put in its place with its pose (swap.py)
+    rp_3do_osa   object swap, annotated: the annotated mesh of the object is put in its place with its pose (swap_annotated.py)
 
 A shard is a pure function of its specification: some meshes to make samples of, a few more as partners, and photos to draw from. Every
 random number of a sample follows from (seed, mesh key, view). A draw that breaks a threshold is counted by its reason and made again.
@@ -29,7 +29,7 @@ from sam3d_jax.errors import ConfigError
 from sam3d_jax.geometry import rotations
 
 VERSION = "1"  # raise it when the same seed gives other bytes
-SCENES_KEPT = 16  # photos of a shard that stay in memory
+MEMORIES = 64  # cleared photos that stay in memory, a few megabytes each
 
 
 class Rejected(Exception):
@@ -112,8 +112,11 @@ def plan(config: PasteConfig, draw: Draw, *, test_fraction: float, objects_per_s
       some = lambda items, most, rng=rng: tuple(items[j] for j in rng.permutation(len(items))[:most])
       jobs.append(ShardJob(split, i, len(shards), len(dealt), ShardSpec(config, dealt, some(own, config.partners),
                                                                         some(shots, config.photos_per_shard))))
-  return Plan(name=config.name, jobs=tuple(jobs), make=functools.partial(make_shard, draw=draw),
-              identity=identity(config, meshes, photos, test_fraction, objects_per_shard), lineage=versions(),
+  identity = settings(config) | {
+      "test_fraction": test_fraction, "objects_per_shard": objects_per_shard,
+      "inputs": {"count": len(meshes), "digest": sources.digest(meshes)},
+      "photos": {"count": len(photos), "digest": scenes.content_digest(config.photos, photos)}}
+  return Plan(name=config.name, jobs=tuple(jobs), make=functools.partial(make_shard, draw=draw), identity=identity, lineage=versions(),
               description=f"{config.builder}: objects rendered into photographs{', synthetic ones' * synthetic(config)}")
 
 
@@ -132,17 +135,14 @@ def synthetic(config: PasteConfig) -> bool:
   return config.photos.source == sources.PROCEDURAL
 
 
-def identity(config: PasteConfig, meshes, photos, test_fraction: float, objects_per_shard: int) -> dict[str, Any]:
-  """All that the bytes depend on, as JSON."""
-  settings = json.loads(json.dumps(dataclasses.asdict(config)))
-  del settings["photos"]["depth_cache"]  # where things lie changes no byte
+def settings(config: PasteConfig) -> dict[str, Any]:
+  """What the bytes depend on apart from the inputs, as JSON."""
+  stated = json.loads(json.dumps(dataclasses.asdict(config)))
+  del stated["photos"]["depth_cache"]  # where things lie changes no byte
   for section in ("source", "photos"):
-    if settings[section]["source"] != sources.PROCEDURAL:
-      settings[section]["source"] = "folder"
-  return {"builder": config.builder, "schema": schema.VERSION, "versions": versions(), "config": settings,
-          "test_fraction": test_fraction, "objects_per_shard": objects_per_shard,
-          "inputs": {"count": len(meshes), "digest": sources.digest(meshes)},
-          "photos": {"count": len(photos), "digest": scenes.content_digest(config.photos, photos)}}
+    if stated[section]["source"] != sources.PROCEDURAL:
+      stated[section]["source"] = "folder"
+  return {"builder": config.builder, "schema": schema.VERSION, "versions": versions(), "config": stated}
 
 
 @functools.cache
@@ -158,7 +158,7 @@ class Stock:
     self.config, self.refuse = spec.config, refuse
     self.partners, self.photos = spec.partners, spec.photos
     self.subject = functools.lru_cache(maxsize=max(1, len(spec.partners)))(self._subject)
-    self.scene = functools.lru_cache(maxsize=SCENES_KEPT)(self._scene)
+    self.scene = functools.lru_cache(maxsize=len(spec.photos))(self._scene)
     self.kept: OrderedDict[Any, Any] = OrderedDict()
     self.bad: set[sources.Input] = set()
     self.reported: set[tuple[str, str]] = set()
@@ -177,8 +177,9 @@ class Stock:
       self.refuse(Quarantined(path=path, reason=reason, detail=detail))
 
   def draw_partner(self, rng: np.random.Generator, fallback: Subject) -> Subject:
-    """A random partner mesh; unusable ones are passed over (a shard that has them as input reports them)."""
-    return self._draw(rng, self.partners, self.subject, lambda item, error: None) or fallback
+    """A random other mesh, `fallback` where there is none; unusable ones are passed over (a shard that has them as input reports them)."""
+    others = lambda found: found.asset.key != fallback.asset.key
+    return self._draw(rng, self.partners, self.subject, lambda item, error: None, others) or fallback
 
   def draw_scene(self, rng: np.random.Generator) -> Scene:
     """A random photo. Raises Rejected where none is usable."""
@@ -192,20 +193,23 @@ class Stock:
     if key not in self.kept:
       self.kept[key] = make()
     self.kept.move_to_end(key)
-    while len(self.kept) > SCENES_KEPT:
+    while len(self.kept) > MEMORIES:
       self.kept.popitem(last=False)
     return self.kept[key]
 
-  def _draw(self, rng, items, load, failed):
+  def _draw(self, rng, items, load, failed, wanted=lambda found: True):
     # The order is drawn in one go: how many items are unusable must not shift the numbers that follow.
     for i in rng.permutation(len(items)):
       if items[i] in self.bad:
         continue
       try:
-        return load(items[i])
+        found = load(items[i])
       except Refused as error:
         self.bad.add(items[i])
         failed(items[i], error)
+        continue
+      if wanted(found):
+        return found
     return None
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines import photos, pointmaps, records
-from data_pipelines.synth import rooms, sources
+from data_pipelines.synth import procedural_scenes, sources
 from data_pipelines.synth.assets import Refused
 from data_pipelines.synth.scene import Scene
 from data_pipelines.synth.sources import PROCEDURAL, Input
@@ -33,6 +33,7 @@ from sam3d_jax.geometry import cameras
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 POINTMAP_NAMES = ("pointmap.npz", "pointmap.npy", "pointmap.exr", "depth.npz", "depth.npy", "depth.exr", "depth.png", "depth.tiff")
 INTRINSICS_NAMES = ("intrinsics.json", "intrinsics.txt", "intrinsics.npy")
+HALF_MAX = float(np.finfo(np.float16).max)  # point maps are stored in half precision
 MIN_SIDE = 32  # pixels of a photo that is worth pasting into
 
 
@@ -59,6 +60,8 @@ class Files:
   masks: tuple[pathlib.Path, ...] = ()
   pointmap: pathlib.Path | None = None
   intrinsics: pathlib.Path | None = None
+  camera: tuple[float, float, float, float] | None = None  # fx, fy, cx, cy in pixels of the photo, where it is known
+  frame: str = ""  # of the point map; empty: as configured
 
 
 def list_scenes(config: PhotoConfig) -> list[Input]:
@@ -112,15 +115,18 @@ def has_depth(config: PhotoConfig, item: Input) -> bool:
 
 
 def load(config: PhotoConfig, item: Input, report: Callable[[str, str, str], None]) -> Scene:
+  """The scene at its working size; see `read`."""
+  if config.source == PROCEDURAL:
+    return procedural_scenes.make_room(config.seed, int(item.name.rpartition("-")[2]), config.image_size).scene
+  return read(config, item, find_files(pathlib.Path(config.source), item.name), report)
+
+
+def read(config: PhotoConfig, item: Input, files: Files, report: Callable[[str, str, str], None]) -> Scene:
   """The scene at its working size. `report(path, reason, detail)` is told of masks and point maps that cannot be used and are left out
   (bad_mask, bad_pointmap).
 
   Raises Refused with reason unreadable_photo or small_photo; InputError if the estimator fails.
   """
-  if config.source == PROCEDURAL:
-    return rooms.make_room(config.seed, int(item.name.rpartition("-")[2]), config.image_size).scene
-  root = pathlib.Path(config.source)
-  files = find_files(root, item.name)
   try:
     image, _ = photos.read_photo(files.image)
   except InputError as error:
@@ -163,13 +169,16 @@ def _read_pointmap(config: PhotoConfig, item: Input, files: Files, size, shown):
 
   Each pixel takes the depth of the map's pixel that it falls into and is put on its own ray again, so that points project exactly.
   """
-  path, frame = files.pointmap, config.frame
+  path, frame = files.pointmap, files.frame or config.frame
   if path is None and config.depth_command:
     path = _estimated(config, item, files.image)
   if path is None:
     return None, None
   try:
     intrinsics = pointmaps.parse_intrinsics(str(files.intrinsics), "intrinsics") if files.intrinsics is not None else None
+    if intrinsics is None and files.camera is not None:
+      width = pointmaps.read_arrays(path, f"point map {path}")[0].shape[1]
+      intrinsics = pointmaps.Intrinsics(*(width / size[1] * value for value in files.camera))
     found = pointmaps.read_pointmap(path, intrinsics=intrinsics, frame=frame, depth_unit=config.depth_unit)
   except InputError as error:
     raise Refused("bad_pointmap", str(error)) from error
@@ -182,7 +191,9 @@ def _read_pointmap(config: PhotoConfig, item: Input, files: Files, size, shown):
                           found.camera.cy * shown[0] / height, shown[1], shown[0])
   rows, columns = ((np.arange(n) + 0.5) * m / n for n, m in ((shown[0], height), (shown[1], width)))
   depth = found.points_HW3[rows.astype(int)[:, None], columns.astype(int), 2]
-  return cameras.pointmap_from_depth(depth, camera).astype(np.float32), camera
+  points = cameras.pointmap_from_depth(depth, camera).astype(np.float32)
+  points[(np.abs(points) > HALF_MAX).any(-1)] = np.nan
+  return points, camera
 
 
 def _estimated(config: PhotoConfig, item: Input, image: pathlib.Path) -> pathlib.Path:

@@ -106,6 +106,12 @@ def insert(subject: Subject, camera: Camera, cleared: Cleared, config: PasteConf
   return layer(shown.lit_HW3), layer(shown.delit_HW3) if config.delit else None, visible, shown.mask_HW, points, measures
 
 
+def record(subject: Subject, camera: Camera, scene: Scene, inserted, lineage: dict) -> Pasted:
+  """What `insert` returned as a sample."""
+  image, delit, visible, whole, points, measures = inserted
+  return Pasted(image, delit, visible, whole, points, camera, {"photo": scene.name, **lineage, **measures}, (scene.license,))
+
+
 def draw_random(subject: Subject, stock: Stock, config: PasteConfig, rng: np.random.Generator, view: int) -> Pasted:
   """One draw of OS-R. Raises Rejected."""
   scene = stock.draw_scene(rng)
@@ -116,6 +122,5 @@ def draw_random(subject: Subject, stock: Stock, config: PasteConfig, rng: np.ran
   rotation = random_rotation(rng)
   cleared = stock.memory(("cleared", scene.name, number), lambda: clear(scene, scene.masks[number], config.rules))
   camera = fit(subject, rotation, cleared, scene)
-  image, delit, visible, whole, points, measures = insert(subject, camera, cleared, config, rng)
-  lineage = {"photo": scene.name, "object": number, **measures}
-  return Pasted(image, delit, visible, whole, points, camera, lineage, (scene.license,))
+  inserted = insert(subject, camera, cleared, config, rng)
+  return record(subject, camera, scene, inserted, {"object": number})

@@ -3,7 +3,7 @@
 They stand in for photographs where there are none: the point map is the true one, masks are the visible parts, meshes and poses of the
 objects are known. A room is a pure function of (seed, index).
 
-    python -m data_pipelines.synth.rooms --out DIR --count 8        writes rooms in the layout of a photo folder (scenes.py)
+    python -m data_pipelines.synth.procedural_scenes --out DIR --count 8        writes rooms in the layout of a photo folder (scenes.py)
 """
 
 import argparse
@@ -190,7 +190,7 @@ def write_room(folder: pathlib.Path, room: Room) -> None:
   camera = room.scene.camera
   matrix = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
   np.savez_compressed(folder / "pointmap.npz", pointmap=room.scene.pointmap_HW3, intrinsics=matrix)
-  (folder / "scene.json").write_text(json.dumps({"synthetic": True, "made by": "data_pipelines.synth.rooms"}) + "\n")
+  (folder / "scene.json").write_text(json.dumps({"synthetic": True, "made by": "data_pipelines.synth.procedural_scenes"}) + "\n")
 
 
 def main() -> None:
