@@ -85,6 +85,7 @@ class Plan:
   lineage: dict[str, Any]
   kind: str = "example"
   description: str = ""
+  drawn_from: int = 0  # inputs that no job owns and every one may draw from, such as photos; they can be refused too
 
   @property
   def digest(self) -> str:
@@ -93,6 +94,11 @@ class Plan:
   @property
   def inputs(self) -> int:
     return sum(job.inputs for job in self.jobs)
+
+  @property
+  def all_inputs(self) -> int:
+    """What the quarantine budget is a fraction of."""
+    return self.inputs + self.drawn_from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,16 +137,19 @@ def build(plan: Plan, out: str | os.PathLike, *, quarantine_budget: float, worke
           refused = _count(reports.values())
           if progress:
             progress(job.inputs, dict(refused))
-          if _count(reports.values(), faults=True).total() > quarantine_budget * plan.inputs:
+          if _count(reports.values(), faults=True).total() > quarantine_budget * plan.all_inputs:
             break
     finally:
       _write_quarantine(out, reports)
       _remove_partial(out)
-    _check_budget(plan, out, refused, _count(reports.values(), faults=True), quarantine_budget)
+    _check_budget(plan, out, _count(reports.values(), faults=True), quarantine_budget)
     lengths, draws = Counter(), Counter()
     for job, report in reports.items():
       lengths[job.split] += report["records"]
       draws.update(report["draws"])
+    if not lengths.total():
+      reasons = ", ".join(f"{reason} {n}" for reason, n in refused.most_common())
+      raise InputError(f"none of {plan.inputs} inputs became an example ({reasons}); see {out / records.QUARANTINE_FILE}")
     _write_build_file(plan, out, {"records": lengths, "inputs": plan.inputs, "refused": dict(sorted(refused.items())),
                                   "rejected_draws": dict(sorted(draws.items()))})
     # Last: its presence declares the dataset whole.
@@ -297,25 +306,23 @@ def _remove_partial(out: pathlib.Path) -> None:
 
 
 def _count(reports, *, faults: bool = False) -> Counter:
-  """Reason -> inputs that became no example; only the faulty ones if `faults`."""
-  return Counter(bad["reason"] for report in reports if report for bad in report["refused"] if bad["fault"] or not faults)
+  """Reason -> inputs that became no example, those that several shards met counted once; only the faulty ones if `faults`."""
+  refused = {(bad["path"], bad["reason"]): bad for report in reports if report for bad in report["refused"]}
+  return Counter(reason for (_, reason), bad in refused.items() if bad["fault"] or not faults)
 
 
 def _write_quarantine(out: pathlib.Path, reports: dict[ShardJob, dict[str, Any] | None]) -> None:
-  lines = [json.dumps(bad, sort_keys=True) + "\n" for report in reports.values() if report for bad in report["refused"]]
+  lines = {json.dumps(bad, sort_keys=True) + "\n" for report in reports.values() if report for bad in report["refused"]}
   text = "".join(sorted(lines))
   records.replace_file(out / records.QUARANTINE_FILE, lambda temporary: pathlib.Path(temporary).write_text(text))
 
 
-def _check_budget(plan: Plan, out: pathlib.Path, refused: Counter, faults: Counter, budget: float) -> None:
-  if faults.total() > budget * plan.inputs:
+def _check_budget(plan: Plan, out: pathlib.Path, faults: Counter, budget: float) -> None:
+  if faults.total() > budget * plan.all_inputs:
     reasons = ", ".join(f"{reason} {n}" for reason, n in faults.most_common())
-    raise InputError(f"{faults.total()} of {plan.inputs} inputs were refused ({reasons}), more than quarantine_budget = "
+    raise InputError(f"{faults.total()} of {plan.all_inputs} inputs were refused ({reasons}), more than quarantine_budget = "
                      f"{budget:g} allows. They are listed in {out / records.QUARANTINE_FILE}. Raise --config.quarantine_budget "
                      f"to continue without them, or mend them and delete {out} before building again")
-  if refused.total() == plan.inputs:
-    reasons = ", ".join(f"{reason} {n}" for reason, n in refused.most_common())
-    raise InputError(f"none of {plan.inputs} inputs became an example ({reasons}); see {out / records.QUARANTINE_FILE}")
 
 
 @contextlib.contextmanager

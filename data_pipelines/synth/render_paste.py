@@ -117,6 +117,7 @@ def plan(config: PasteConfig, draw: Draw, *, test_fraction: float, objects_per_s
       "inputs": {"count": len(meshes), "digest": sources.digest(meshes)},
       "photos": {"count": len(photos), "digest": scenes.content_digest(config.photos, photos)}}
   return Plan(name=config.name, jobs=tuple(jobs), make=functools.partial(make_shard, draw=draw), identity=identity, lineage=versions(),
+              drawn_from=len(photos),
               description=f"{config.builder}: objects rendered into photographs{', synthetic ones' * synthetic(config)}")
 
 
