@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import build
 from data_pipelines.annotations import dataset, items, synthetic
+from data_pipelines.convert import recgen, trellis
 from data_pipelines.synth import sources
 
 
@@ -21,4 +22,21 @@ def plan_annotated(c: ConfigDict) -> build.Plan:
   return dataset.plan(config, test_fraction=c.test_fraction, items_per_shard=c.items_per_shard)
 
 
-PLANNERS: dict[str, Callable[[ConfigDict], build.Plan]] = dict.fromkeys(dataset.MAKERS, plan_annotated)
+def plan_recgen(c: ConfigDict) -> build.Plan:
+  """The plan of a conversion of RecGen shards."""
+  keys = ("name", "source", "pose_variant", "stereo", "min_visible", "min_pixels", "scale_range", "max_translation", "max_pose_norm",
+          "min_aesthetic", "autoencoder", "slat_autoencoder", "license")
+  config = recgen.RecgenConfig(views=c.max_views, **{key: c[key] for key in keys})
+  return recgen.plan(config, test_fraction=c.test_fraction, objects_per_shard=c.objects_per_shard)
+
+
+def plan_trellis(c: ConfigDict) -> build.Plan:
+  """The plan of a conversion of a TRELLIS toolkit folder."""
+  keys = ("name", "source", "image_size", "image_format", "background", "alpha_threshold", "structure_encoder", "slat_encoder",
+          "autoencoder", "slat_autoencoder", "min_aesthetic", "license")
+  config = trellis.TrellisConfig(views=c.max_views, **{key: c[key] for key in keys})
+  return trellis.plan(config, test_fraction=c.test_fraction, objects_per_shard=c.objects_per_shard)
+
+
+PLANNERS: dict[str, Callable[[ConfigDict], build.Plan]] = {
+  **dict.fromkeys(dataset.MAKERS, plan_annotated), "recgen": plan_recgen, "trellis": plan_trellis}
