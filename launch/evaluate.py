@@ -6,6 +6,10 @@
 
     python -m launch.evaluate --bop DIR | --sa3dao DIR | --photos DIR --release DIR --out DIR
 
+    python -m launch.evaluate --views DIR [--lpips FILE] --out DIR
+
+    python -m launch.evaluate --votes FILE.csv --out DIR
+
     python -m launch.evaluate --samples DIR --data DIR --out DIR [--shuffled DIR]
 
 --pairs reads DIR/<object>/{pred,truth}.<glb|obj|ply|stl|off|gltf> with optional pred_pose.json and truth_pose.json and writes
@@ -22,7 +26,7 @@ from launch.train import prepare_workdir
 from sam3d_jax.errors import InputError
 
 SETS = ("benchmark", "bop", "sa3dao", "photos")  # modes in which a model is run on an evaluation set
-MODES = ("pairs", "samples", *SETS)
+MODES = ("pairs", "samples", "views", "votes", *SETS)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,6 +58,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
   sets.add_argument("--seed", type=int, default=0, help="of the noise")
   sets.add_argument("--batch_size", type=int, default=32, help="objects sampled at once")
   sets.add_argument("--dry_run", action="store_true", help="check the inputs and their poses, print the plan and stop")
+  pictures = parser.add_argument_group("rendered views, and people's choices")
+  pictures.add_argument("--views", metavar="DIR", help="DIR/<object>/truth_<view>.png and pred_<view>.png: PSNR, SSIM")
+  pictures.add_argument("--lpips", metavar="FILE", help="weights for LPIPS of views: state dict of lpips.LPIPS, .safetensors or .pth")
+  pictures.add_argument("--votes", metavar="FILE", help="CSV with columns left,right,outcome (left, right or equal): win rates, Elo")
   samples = parser.add_argument_group("samples of a dataset")
   samples.add_argument("--samples", help="folder with samples.npz")
   samples.add_argument("--shuffled", help="folder of samples of --shuffle_images (default: every sample meets each other object)")
@@ -76,6 +84,8 @@ def run(args: argparse.Namespace) -> None:
   for flag, low in (("points", 1000), ("workers", 0), ("rows", 1), ("batch_size", 1), ("steps", 1), ("max", 0)):
     if getattr(args, flag) is not None and getattr(args, flag) < low:
       raise InputError(f"--{flag} {getattr(args, flag)}: give at least {low}")
+  if args.lpips is not None and args.views is None:
+    raise InputError("--lpips goes with --views")
   out = prepare_workdir(args.out)
   if args.samples is not None:
     from launch import evaluate_samples
@@ -83,6 +93,9 @@ def run(args: argparse.Namespace) -> None:
   elif args.pairs is not None:
     from launch import evaluate_pairs
     evaluate_pairs.run(args, out)
+  elif args.views is not None or args.votes is not None:
+    from launch import evaluate_views
+    (evaluate_views.run_views if args.views is not None else evaluate_views.run_votes)(args, out)
   else:
     from launch import evaluate_set
     evaluate_set.run(args, out)

@@ -1,8 +1,12 @@
-"""Votes to win rates and ratings; image metrics."""
+"""Votes to win rates and ratings; image metrics; their commands."""
+
+import json
 
 import numpy as np
+from PIL import Image
 import pytest
 
+from launch import evaluate
 from sam3d_jax.evaluation import aggregate, views
 from sam3d_jax.evaluation.preference import Vote, elo, elo_intervals, wilson_interval, win_rate
 
@@ -73,3 +77,31 @@ def test_ssim_is_one_for_equal_pictures_and_lower_for_noise():
   assert views.ssim(np.clip(picture + 0.3 * rng.standard_normal(picture.shape), 0, 1), picture) < 0.9
   with pytest.raises(ValueError, match="11 x 11"):
     views.ssim(picture[:8], picture[:8])
+
+
+def test_views_are_averaged_and_what_is_missing_scores_worst(tmp_path, capsys):
+  rng = np.random.default_rng(0)
+  truth = rng.integers(60, 196, (20, 24, 3), np.uint8)
+  for name, pred in (("same", truth), ("off", truth + 51), ("absent", None), ("small", truth[:12])):
+    (tmp_path / name).mkdir()
+    Image.fromarray(truth).save(tmp_path / name / "truth_0.png")
+    if pred is not None:
+      Image.fromarray(pred).save(tmp_path / name / "pred_0.png")
+  assert evaluate.main(["--views", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+  rows = json.loads((tmp_path / "out" / "metrics.json").read_text())["objects"]
+  assert rows["same"]["psnr"] == 100 and rows["same"]["ssim"] == pytest.approx(1)
+  assert rows["off"]["psnr"] == pytest.approx(-20 * np.log10(0.2), abs=1e-3)  # a constant error of 51 / 255
+  assert rows["absent"]["psnr"] == 0 == rows["small"]["ssim"]
+  assert "pred_0 is missing" in rows["absent"]["problem"] and "24 x 12" in rows["small"]["problem"]
+
+
+def test_votes_become_ratings_and_win_rates(tmp_path, capsys):
+  path = tmp_path / "votes.csv"
+  path.write_text("left,right,outcome\n" + "a,b,left\n" * 6 + "b,a,equal\n" * 2 + "b,c,left\n" * 4)
+  assert evaluate.main(["--votes", str(path), "--out", str(tmp_path / "out")]) == 0
+  found = json.loads((tmp_path / "out" / "votes.json").read_text())
+  assert list(found["elo"]) == ["a", "b", "c"] and found["win_rate"]["a"]["b"]["rate"] == 7 / 8
+  assert "c" not in found["win_rate"]["a"]  # they never met
+  path.write_text("left,right,outcome\na,b,left\na,a,left\n")
+  assert evaluate.main(["--votes", str(path), "--out", str(tmp_path / "out")]) == 2
+  assert "line 3" in capsys.readouterr().err
