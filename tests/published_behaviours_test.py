@@ -210,12 +210,14 @@ def _check_res_block_order():
 def test_11_windows_are_coordinate_plus_shift_over_window_within_a_sample():
   line = np.asarray([[b, 0, 0, z] for b in range(2) for z in range(6)])
   x = sparse.pack(np.ones((12, 1), np.float32), line, 2, 7)
-  members = lambda shift: [_windows_of(x, 4, shift, b) for b in range(2)]
-  assert members(0) == [[[0, 1, 2, 3], [4, 5]]] * 2
-  assert members(2) == [[[0, 1], [2, 3, 4, 5]]] * 2  # the shift is added: (z + 2) // 4
+  members = lambda window, shift: [_windows_of(x, window, shift, b) for b in range(2)]
+  assert members(4, 0) == [[[0, 1, 2, 3], [4, 5]]] * 2
+  assert members(4, 2) == [[[0, 1], [2, 3, 4, 5]]] * 2
+  assert members(3, 1) == [[[0, 1], [2, 3, 4], [5]]] * 2  # the shift is added: (z + 1) // 3
 
 
 def _windows_of(x, window, shift, b):
+  """The z coordinates of each window's voxels."""
   groups = sparse.windows(x, window, shift)
   count = int(x.count_B[b])
   rank = np.asarray(groups.rank_BV[b])[np.asarray(groups.inverse_BV[b])][:count]

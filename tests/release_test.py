@@ -94,6 +94,30 @@ def test_importing_an_export_gives_the_same_arrays(runs, tmp_path):
   assert_same_arrays(tmp_path / "vae", runs / "vae")
 
 
+def published_rows(generator: dict) -> tuple[int, dict[str, int]]:
+  """Rows that the published fuser would give its table, and which one each stream reads: groups counted by first appearance."""
+  pairs = [pair for _, streams in generator["module"]["condition_embedder"]["backbone"]["embedder_list"] for pair in streams]
+  order = list(dict.fromkeys(group for _, group in pairs))
+  return len(order) + 1, {stream: order.index(group) for stream, group in pairs}
+
+
+@pytest.mark.parametrize("streams", [("image", "mask"), ("rgb_image", "rgb_image_mask", "rgb_pointmap"), ("mask", "rgb_image"),
+                                     ("image", "mask", "rgb_image", "rgb_image_mask", "pointmap", "rgb_pointmap")])
+def test_every_stream_reads_its_groups_row_of_a_published_table_of_three(tmp_path, streams):
+  model = in_memory("geometry", 3)
+  model.config.model.condition.streams = streams
+  release.write_release(tmp_path / "release", model, suffix=".safetensors")
+  rows, row_of = published_rows(yaml.safe_load((tmp_path / "release" / "ss_generator.yaml").read_text()))
+  file = release.load.open_state(tmp_path / "release" / "ss_generator.safetensors")
+  table, ours = file.read("_base_models.condition_embedder.idx_emb"), model.params["condition/group_embed"]
+  assert len(table) == rows == 3 and set(row_of) == set(streams)
+  for stream, row in row_of.items():
+    np.testing.assert_array_equal(table[row], ours[1 if stream.startswith("rgb_") else 0], err_msg=stream)
+  opened = release.open_geometry(release.read_release(tmp_path / "release"), tiny_config("geometry").model)
+  np.testing.assert_array_equal(opened["condition/group_embed"], ours)  # the rows that nothing reads included
+  assert not any("group embedding" in why for why in release_yaml.obstacles(registry.typed_config(model.config.model)))
+
+
 def test_safetensors_releases_need_no_torch(runs, tmp_path, monkeypatch, capsys):
   monkeypatch.setitem(sys.modules, "torch", None)
   assert export(runs / "geometry", tmp_path / "x", vae=runs / "vae") == 2

@@ -37,6 +37,8 @@ class Rule:
   stacked: our leaf has a leading layer axis.
   buffer: makes the torch-side array of a buffer.
   half: the published fp16 storage keeps this entry in fp16 (norms, embeddings and output layers stay fp32).
+  rows: of a table whose rows the published code numbers otherwise, which of ours each of its rows holds. One of ours that none holds
+    comes back as a copy of the first.
   """
 
   torch: str
@@ -47,6 +49,7 @@ class Rule:
   stacked: bool = False
   buffer: Callable[[], np.ndarray] | None = None
   half: bool = False
+  rows: tuple[int, ...] | None = None
 
   def __post_init__(self):
     if self.layout not in LAYOUTS:
@@ -68,6 +71,8 @@ class Rule:
 
   def to_ours(self, array: np.ndarray, our_shape: tuple[int, ...]) -> np.ndarray:
     """One torch entry in our layout."""
+    if self.rows is not None:
+      array = array[[self.rows.index(n) if n in self.rows else 0 for n in range(len(array))]]
     if self.layout == "linear":
       array = array.T
     elif self.layout == "conv":
@@ -79,6 +84,8 @@ class Rule:
   def to_torch(self, array: np.ndarray) -> np.ndarray:
     """One of our arrays (no layer axis) in torch's layout, contiguous."""
     shape = self.shape_in_torch(array.shape)
+    if self.rows is not None:
+      array = array[list(self.rows)]
     if self.layout == "linear":
       array = array.reshape(shape[::-1]).T
     elif self.layout == "conv":

@@ -1,17 +1,20 @@
 """Published names of the condition encoder (EmbedderFuser) and of original DINOv2 checkpoints."""
 
-from sam3d_jax.models.conditioning import ConditionConfig
+from collections.abc import Sequence
+
+from sam3d_jax.models.conditioning import GROUPS, STREAMS, ConditionConfig
 from sam3d_jax.models.dinov2 import DinoConfig
 from sam3d_jax.models.pointmap import PointmapConfig
 from sam3d_jax.torch_bridge.keys import Rule, prefixed
 
 DINO_MODULES = ("image_encoder", "mask_encoder")  # module_list.0 and module_list.1
 PROJECTIONS = ("image_projection", "mask_projection", "pointmap_projection")  # projection_nets.0, 1, 2
+GROUP_ROWS = {"cropped": 0, "full": 1}  # published group -> row of our table
 
 
 def condition_encoder_rules(cfg: ConditionConfig) -> list[Rule]:
   """Names of `ss_condition_embedder`, without the checkpoint's prefix."""
-  rules = [Rule("idx_emb", "group_embed")]
+  rules = [Rule("idx_emb", "group_embed", rows=table_rows(cfg.streams))]
   for i, name in enumerate(DINO_MODULES):
     rules += prefixed(dinov2_rules(cfg.dino), f"module_list.{i}.backbone.", f"{name}/")
   if cfg.pointmap is not None:
@@ -19,6 +22,26 @@ def condition_encoder_rules(cfg: ConditionConfig) -> list[Rule]:
   for i, name in enumerate(PROJECTIONS if cfg.pointmap is not None else PROJECTIONS[:2]):
     rules += prefixed(projection_rules(), f"projection_nets.{i}.", f"{name}/")
   return rules
+
+
+def stream_groups(streams: Sequence[str]) -> dict[str, str]:
+  """Stream -> name of its group in the published yaml, in the order of the tokens.
+
+  The published module gives its table one row for every group that is named, numbered by first appearance, and one more. A model that
+  looks at the crop only (or the photo only) would so have two rows, its checkpoint three. So all its streams but the first name a
+  second group, whose row holds the same embedding (`table_rows`).
+  """
+  groups = {s: "full" if s.startswith("rgb_") else "cropped" for s in STREAMS if s in streams}
+  if len(set(groups.values())) == 1:
+    groups |= {s: f"{groups[s]}_too" for s in list(groups)[1:]}
+  return groups
+
+
+def table_rows(streams: Sequence[str]) -> tuple[int, ...]:
+  """Which row of our table each row of the published one holds, so that every stream finds its group's where the module looks for it."""
+  named = dict.fromkeys(stream_groups(streams).values())  # in order of first appearance
+  used = [GROUP_ROWS[group.removesuffix("_too")] for group in named]
+  return tuple(used + [row for row in range(GROUPS + 1) if row not in used])[:GROUPS + 1]
 
 
 def dinov2_rules(cfg: DinoConfig, prefix: str = "") -> list[Rule]:

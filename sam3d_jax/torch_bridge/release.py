@@ -5,6 +5,7 @@
     release.json         configuration, lineage, statistics of the latents, digest of every file; the pipeline ignores it
 """
 
+import base64
 from collections.abc import Mapping
 import dataclasses
 import json
@@ -137,7 +138,29 @@ def _fill(folder: pathlib.Path, geometry: Model, vae: Model | None, source: Rele
   return {"format": FORMAT, "made_by": f"sam3d_jax {sam3d_jax.__version__}", "storage": storage,
           "config": geometry.config.to_dict(), "vae_config": vae.config.to_dict() if vae is not None else None,
           "lineage": dict(geometry.lineage), "latents": latents_of(geometry.lineage), "checkpoint": geometry.digest,
-          "parts": record, "published_pipeline": {"loads": not why, "obstacles": why}}
+          "parts": record, "unused_rows": unused_rows(geometry), "published_pipeline": {"loads": not why, "obstacles": why}}
+
+
+def unused_rows(model: Model) -> dict[str, dict[str, str]]:
+  """Rows of tables that the published file has no place for because nothing reads them: path -> row -> fp32 values in base64.
+
+  Only models that look at the crop alone (or the photo alone) have any. Kept, so that an import gives back the checkpoint bit for bit.
+  """
+  rules = [rule for part in parts.parts_of(registry.typed_config(model.config.model)) for rule in part.rules if rule.rows is not None]
+  lost = {rule.ours: [n for n in range(model.shapes[rule.ours][0]) if n not in rule.rows] for rule in rules}
+  encode = lambda row: base64.b64encode(np.asarray(row, "<f4").tobytes()).decode()
+  return {path: {str(n): encode(model.params[path][n]) for n in rows} for path, rows in lost.items() if rows}
+
+
+def _with_rows(params: load.LazyParams, rows: Mapping[str, Mapping[str, str]]) -> load.LazyParams:
+  """The parameters with the rows that release.json kept."""
+  def make(path: str) -> np.ndarray:
+    array = params[path]
+    for n, values in rows.get(path, {}).items():
+      array[int(n)] = np.frombuffer(base64.b64decode(values), "<f4")
+    return array
+
+  return load.LazyParams(params.shapes, make)
 
 
 def _write_model(folder: pathlib.Path, model: Model, storage: str, suffix: str, record: dict[str, Any]) -> None:
@@ -244,7 +267,10 @@ def read_release(folder: str | pathlib.Path) -> Release:
 
 def open_geometry(release: Release, model: ConfigDict, *, unsafe_pickle: bool = False) -> load.LazyParams:
   """Parameters of the release's Geometry model, read as they are asked for. `model`: a `model` section of the release's sizes."""
-  return open_file(_file(release, "ss_generator"), model, unsafe_pickle=unsafe_pickle)
+  model = ConfigDict(model.to_dict())
+  model.condition.streams = tuple(release.geometry["condition"]["streams"])  # which decide the order of rows in the file
+  params = open_file(_file(release, "ss_generator"), model, unsafe_pickle=unsafe_pickle)
+  return _with_rows(params, release.sidecar.get("unused_rows", {}))
 
 
 def open_structure_vae(release: Release, model: ConfigDict, *, encoder: str | pathlib.Path | None = None,

@@ -14,6 +14,7 @@ from sam3d_jax.models.dinov2 import DinoConfig
 from sam3d_jax.models.geometry import GeometryConfig
 from sam3d_jax.models.geometry_flow import GeometryFlowConfig
 from sam3d_jax.models.structure_vae import StructureVAEConfig
+from sam3d_jax.torch_bridge.names_conditioning import stream_groups
 from sam3d_jax.torch_bridge.names_geometry import LATENT_NAMES, STREAM_NAMES
 
 BACKBONE = "sam3d_objects.model.backbone."
@@ -39,8 +40,6 @@ TARGETS = {
 LATENT_CHANNELS = {"rotation": 6, "translation": 3, "scale": 3, "translation_scale": 1}  # shape's are configured
 DINO_SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}  # width, depth, heads of dinov2_vit?14
 CUSTOM_DINO = "custom"  # a size that torch.hub does not know
-GROUPS = {"image": "cropped", "mask": "cropped", "pointmap": "cropped",
-          "rgb_image": "full", "rgb_image_mask": "full", "rgb_pointmap": "full"}
 
 
 def generator_yaml(cfg: GeometryConfig, *, sampler: Mapping[str, Any], half: bool) -> dict:
@@ -98,7 +97,8 @@ def _fuser(cfg: ConditionConfig) -> dict:
 
 def _streams(cfg: ConditionConfig, *names: str) -> list[list[str]]:
   """Stream and group pairs; an encoder whose streams are not in use is still built, so that its weights have a place."""
-  return [[name, GROUPS[name]] for name in names if name in cfg.streams]
+  groups = stream_groups(cfg.streams)
+  return [[name, groups[name]] for name in names if name in groups]
 
 
 def dino_hub_name(cfg: DinoConfig) -> str:
@@ -182,9 +182,8 @@ def preprocessor(size: int) -> dict:
 def obstacles(cfg: GeometryConfig) -> list[str]:
   """Why the published classes could not build and strictly load a model of this configuration; empty if they can."""
   condition, found = cfg.condition, []
-  groups = {GROUPS[s] for s in condition.streams}
-  if len(groups) == 1:
-    found.append(f"only {groups.pop()} streams are used: the published fuser then has 2 rows of group embedding, the model has 3")
+  if len(condition.streams) == 1:
+    found.append(f"{condition.streams[0]} is the only stream: the published fuser then has 2 rows of group embedding, the model has 3")
   if dino_hub_name(condition.dino) == CUSTOM_DINO:
     dino = condition.dino
     found.append(f"torch.hub has no DINOv2 of width {dino.width}, depth {dino.depth}, heads {dino.heads}, patch {dino.patch}")
@@ -246,7 +245,10 @@ def _condition_section(fuser: Mapping[str, Any], file: str) -> dict[str, Any]:
   dinos = [_dino_section(e[0], file) for e in embedders[:2]]
   if dinos[0] != dinos[1]:
     raise InputError(f"{file}: the image and the mask encoder differ in size: {dinos[0]}, {dinos[1]}")
-  used = [stream for e in embedders for stream, _ in e[1]]
+  used = dict(pair for e in embedders for pair in e[1])
+  expected = stream_groups(list(used))
+  if _numbered(used) != _numbered(expected):
+    raise InputError(f"{file}: the streams' position groups are {used}, only such as {expected} are implemented")
   pointmap = None
   if len(embedders) == 3:
     node = embedders[2][0]
@@ -256,6 +258,12 @@ def _condition_section(fuser: Mapping[str, Any], file: str) -> dict[str, Any]:
   return {"width": max(dinos[0]["width"], pointmap["width"] if pointmap else 0),
           "hidden_multiplier": float(fuser.get("projection_net_hidden_dim_multiplier", 4.0)),
           "streams": tuple(s for s in STREAMS if s in used), "dino": dinos[0], "pointmap": pointmap}
+
+
+def _numbered(groups: Mapping[str, str]) -> dict[str, int]:
+  """Stream -> number of its group, counted by first appearance, as the published module does."""
+  order = list(dict.fromkeys(groups.values()))
+  return {stream: order.index(group) for stream, group in groups.items()}
 
 
 def _dino_section(node: Mapping[str, Any], file: str) -> dict[str, Any]:
