@@ -78,8 +78,10 @@ def test_kernels_cut_over_a_mesh_compute_the_same(splash_on_cpu):
   whole = _value_and_grads(q, k, v, "xla")
   with jax.set_mesh(make_mesh(MeshConfig(data=2, tensor=2, context=2), jax.devices()[:8])):
     cut = _value_and_grads(q, k, v, "splash")
+    counted = jax.jit(lambda *a: attend(*a[:3], backend="splash", key_count_B=a[3]))(q, k, v, jnp.asarray([128, 9]))
     lowered = jax.jit(lambda *qkv: attend(*qkv, backend="splash")).lower(q, k, v).as_text()
   _assert_close(cut, whole, 2e-5)
+  _assert_close(counted[1:], attend(q[1:], k[1:, :9], v[1:, :9], backend="xla"), 2e-5)
   assert "tensor<1x128x1x64xf32>" in lowered  # a shard: 1 sample, 128 queries, 1 head
 
 
@@ -107,10 +109,48 @@ def test_splash_compiles_for_a_tpu_without_one(monkeypatch, tensor):
   assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3  # forward, dq, dk and dv
 
 
+@pytest.mark.parametrize("backend", ["xla", "splash"])
+def test_keys_beyond_the_count_are_as_good_as_absent(splash_on_cpu, backend):
+  q, k, v = _qkv((3, 140), head_dim=64)
+  counts = [5, 130]
+  counted = jax.jit(lambda q, k, v, n: attend(q, k, v, backend=backend, key_count_B=n))(q, k, v, jnp.asarray(counts))
+  for b, n in enumerate(counts):
+    _assert_close(counted[b:b + 1], attend(q[b:b + 1], k[b:b + 1, :n], v[b:b + 1, :n], backend="xla"), 2e-5)
+
+
+def test_a_sample_without_keys_gives_finite_numbers():
+  q, k, v = _qkv((3, 4))
+  assert np.isfinite(jax.jit(lambda q, k, v: attend(q, k, v, key_count_B=jnp.zeros(2, jnp.int32)))(q, k, v)).all()
+
+
+@pytest.mark.parametrize("lengths, counted", [((4096, 7528), False), ((1370, 1370), False), ((1025, 1025), False), ((130, 129), True)])
+def test_cudnn_lowers_for_a_gpu_without_one(monkeypatch, lengths, counted):
+  """Every length of the models passes cuDNN's own checks of shapes and types; forward and backward become its fused kernels."""
+  fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+  monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)  # asks the installed library
+  shape = lambda n: jax.ShapeDtypeStruct((2, n, 16, 64), jnp.bfloat16)
+  counts = (jax.ShapeDtypeStruct((2,), jnp.int32),) if counted else ()
+
+  def loss(q, k, v, *counts):
+    return attend(q, k, v, backend="cudnn", **({"key_count_B": counts[0]} if counts else {})).astype(jnp.float32).sum()
+
+  arguments = (shape(lengths[0]), shape(lengths[1]), shape(lengths[1]), *counts)
+  text = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+  assert text.count("@__cudnn$fmhaSoftmax(") == text.count("@__cudnn$fmhaSoftmaxBackward(") == 1 and "dot_general" not in text
+
+
+@pytest.mark.parametrize("dtype, head_dim", [(jnp.float32, 64), (jnp.bfloat16, 12), (jnp.bfloat16, 256)])
+def test_cudnn_is_refused_with_the_fix_where_it_has_no_kernel(dtype, head_dim):
+  q, k, v = _qkv((4, 4), head_dim=head_dim, dtype=dtype)
+  assert attention.choose_backend("gpu", jax.ShapeDtypeStruct((1, 512, 2, head_dim), dtype), jnp.zeros((1, 512, 2, head_dim))) == "xla"
+  with pytest.raises(ValueError, match="choose dtype=bfloat16, or attention=xla"):
+    attend(q, k, v, backend="cudnn")
+
+
 def test_cudnn_equals_xla_forward_and_backward():
   if jax.default_backend() != "gpu":
     pytest.skip("the cudnn backend needs an NVIDIA GPU")
-  q, k, v = _qkv((256, 300), head_dim=64, dtype=jnp.bfloat16)
+  q, k, v = _qkv((257, 301), head_dim=64, dtype=jnp.bfloat16)
   _assert_close(_value_and_grads(q, k, v, "cudnn"), _value_and_grads(q, k, v, "xla"), 2e-2)
 
 

@@ -98,7 +98,7 @@ def published_rows(generator: dict) -> tuple[int, dict[str, int]]:
   """Rows that the published fuser would give its table, and which one each stream reads: groups counted by first appearance."""
   pairs = [pair for _, streams in generator["module"]["condition_embedder"]["backbone"]["embedder_list"] for pair in streams]
   order = list(dict.fromkeys(group for _, group in pairs))
-  return len(order) + 1, {stream: order.index(group) for stream, group in pairs}
+  return len(order) + 1, {name: order.index(group) for name, group in pairs}
 
 
 @pytest.mark.parametrize("streams", [("image", "mask"), ("rgb_image", "rgb_image_mask", "rgb_pointmap"), ("mask", "rgb_image"),
@@ -111,8 +111,8 @@ def test_every_stream_reads_its_groups_row_of_a_published_table_of_three(tmp_pat
   file = release.load.open_state(tmp_path / "release" / "ss_generator.safetensors")
   table, ours = file.read("_base_models.condition_embedder.idx_emb"), model.params["condition/group_embed"]
   assert len(table) == rows == 3 and set(row_of) == set(streams)
-  for stream, row in row_of.items():
-    np.testing.assert_array_equal(table[row], ours[1 if stream.startswith("rgb_") else 0], err_msg=stream)
+  for name, row in row_of.items():
+    np.testing.assert_array_equal(table[row], ours[1 if name.startswith("rgb_") else 0], err_msg=name)
   opened = release.open_geometry(release.read_release(tmp_path / "release"), tiny_config("geometry").model)
   np.testing.assert_array_equal(opened["condition/group_embed"], ours)  # the rows that nothing reads included
   assert not any("group embedding" in why for why in release_yaml.obstacles(registry.typed_config(model.config.model)))

@@ -63,7 +63,7 @@ def choose_backend(platform: str, q_BLHK, k_BMHK) -> str:
 
 
 def _suits_cudnn(q_BLHK) -> bool:
-  """Whether cuDNN's fused attention covers the dtype and the head dimension; it has no condition on lengths."""
+  """Whether cuDNN's fused attention covers the dtype and the head dimension; `_cudnn` makes any length fit."""
   head_dim = q_BLHK.shape[-1]
   return q_BLHK.dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= CUDNN_MAX_HEAD_DIM
 
@@ -94,8 +94,13 @@ def _dims(k):
 
 
 def _cudnn(q_BLHK, k_BMHK, v_BMHK, key_count_B=None):
-  out = jax.nn.dot_product_attention(q_BLHK, k_BMHK, v_BMHK, key_value_seq_lengths=key_count_B, implementation="cudnn")
-  return checkpoint_name(out, SAVED_NAME)
+  """cuDNN's fused attention; its derivative refuses odd lengths, so those get a padded key (left out by count) or query (dropped)."""
+  (batch, length), keys = q_BLHK.shape[:2], k_BMHK.shape[1]
+  if keys % 2 and key_count_B is None:
+    key_count_B = jnp.full(batch, keys, jnp.int32)
+  q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q_BLHK, k_BMHK, v_BMHK))
+  out = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=key_count_B, implementation="cudnn")
+  return checkpoint_name(out[:, :length], SAVED_NAME)
 
 
 def _splash(q_BLHK, k_BMHK, v_BMHK, key_count_B=None):
