@@ -91,7 +91,7 @@ def data() -> ConfigDict:
   d.threads = 8  # reading threads a host
   d.workers = 0  # reading processes a host; 0: threads only
   d.autoencoder = ""  # digest that structure latents must carry; empty: that of the first records
-  d.augment = placeholder(dict)  # read-time augmentations; unset: none
+  d.augment = augment()  # read-time augmentations; all off
   d.prefetch = 4  # batches held ready
   d.cache_mb = 0  # host memory for decoded samples, for small datasets without augmentation; 0: none
   d.quarantine_budget = 100  # unreadable records replaced before the run fails
@@ -187,9 +187,27 @@ def geometry_stage(stage: str) -> ConfigDict:
   return c
 
 
-def augmentations() -> dict:
-  """Read-time augmentations of photos from mid-training on: mask boundary, blur, light; amounts are ours, the paper gives none."""
-  return {"erode": 0.15, "dilate": 0.15, "blur": 0.15, "colour": 0.3, "light": 0.3}
+def augment() -> ConfigDict:
+  """Augmentations of photo and mask at read time, drawn from (seed, step, example); all off. Evaluation reads without them."""
+  a = ConfigDict()
+  a.erode, a.dilate = 0.0, 0.0  # probabilities of eroding or dilating the mask by a square
+  a.kernel = (2, 5)  # its side, pixels
+  a.blur = 0.0  # probability of shrinking the photo and enlarging it again
+  a.blur_scale = (0.05, 0.95)  # by this factor
+  a.colour = 0.0  # probability of changing brightness, contrast and saturation
+  a.brightness, a.contrast, a.saturation = 0.2, 0.2, 0.2  # each by a factor in 1 +- this
+  a.light = 0.0  # probability of a linear ramp of light across the photo
+  a.light_range = 0.3  # between 1 - this and 1 + this
+  a.box_factor = (1.2, 1.2)  # side of the crop over the longer side of the mask's box, uniform
+  a.shift = 0.0  # largest shift of the crop, over its side
+  return a
+
+
+def augmentations() -> ConfigDict:
+  """Those from mid-training on: mask boundary, blur, light; amounts are ours, the paper gives none."""
+  a = augment()
+  a.update(erode=0.15, dilate=0.15, blur=0.15, colour=0.3, light=0.3)
+  return a
 
 
 def sampler() -> ConfigDict:

@@ -27,11 +27,11 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def tiny(c: ConfigDict) -> None:
   pretrain_geometry.tiny(c)
-  c.data.augment, c.data.cache_mb = None, 500
+  c.data.augment, c.data.cache_mb = base.augment(), 500
   c.steps, c.optim.lr, c.optim.warmup_steps = 400, 1e-3, 20
   c.checkpoint.every, c.eval.every = 200, 200
 
 
 def fake(c: ConfigDict) -> None:
   pretrain_geometry.fake(c)
-  c.data.augment, c.data.cache_mb = None, 0
+  c.data.augment, c.data.cache_mb = base.augment(), 0

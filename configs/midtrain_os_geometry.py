@@ -41,7 +41,7 @@ def tiny(c: ConfigDict) -> None:
 
 def fake(c: ConfigDict) -> None:
   pretrain_geometry.fake(c)
-  c.data.augment, c.data.cache_mb = None, 0
+  c.data.augment, c.data.cache_mb = base.augment(), 0
   c.init_allow = r"condition/pointmap_(encoder|projection)/.*"
   small_pointmap(c, size=16, width=16)
 

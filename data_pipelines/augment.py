@@ -12,6 +12,7 @@ from PIL import Image
 from scipy import ndimage
 
 from data_pipelines.transforms import BOX_FACTOR
+from sam3d_jax.errors import ConfigError
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
@@ -44,9 +45,22 @@ class AugmentConfig:
   def __post_init__(self):
     for name in ("erode", "dilate", "blur", "colour", "light"):
       if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(f"AugmentConfig.{name}={getattr(self, name)} is not a probability")
+        raise ConfigError(f"data.augment.{name} = {getattr(self, name)}: it must be a probability")
     if self.erode + self.dilate > 1:
-      raise ValueError(f"AugmentConfig.erode + dilate = {self.erode + self.dilate} exceeds 1")
+      raise ConfigError(f"data.augment.erode + dilate = {self.erode + self.dilate}: together at most 1")
+    for name, lowest, highest in (("kernel", 1, np.inf), ("blur_scale", 0, 1), ("box_factor", 1, np.inf)):
+      low, high = getattr(self, name)
+      if not lowest <= low <= high <= highest or high <= 0:
+        raise ConfigError(f"data.augment.{name} = {(low, high)}: it must be a range (low, high) within {lowest}..{highest}")
+    for name in ("brightness", "contrast", "saturation", "light_range", "shift"):
+      if not 0 <= getattr(self, name) < 1:
+        raise ConfigError(f"data.augment.{name} = {getattr(self, name)}: it must lie in [0, 1)")
+
+  @property
+  def active(self) -> bool:
+    """Whether anything can change."""
+    still = all(getattr(self, name) == 0 for name in ("erode", "dilate", "blur", "colour", "light", "shift"))
+    return not (still and tuple(self.box_factor) == (BOX_FACTOR, BOX_FACTOR))
 
 
 class Augmented(NamedTuple):

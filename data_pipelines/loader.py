@@ -247,12 +247,13 @@ def make_loader(config: DataConfig, *, kind: str, batch_size: int, seed: int, ho
   return Loader(Reader(config, kind, splits, mix, batch_size, seed, cache), host_index, host_count)
 
 
-def from_config(config: ConfigDict, model_config, *, kind: str, latents: tuple[str, ...], split: str, host_index: int = 0,
-                host_count: int = 1):
+def from_config(config: ConfigDict, model_config, *, kind: str, latents: tuple[str, ...], split: str, augmented: bool = True,
+                host_index: int = 0, host_count: int = 1):
   """The loader of a training configuration: `config.data` says what is read, the model and the objective in which form.
 
   `model_config` is the typed configuration of the model; `kind` of batch and `latents` to learn are the objective's business.
-  Sources of weight 0 are left out. Returns a Loader, or a FakeLoader if `config.data.kind` is "fake".
+  Not `augmented`, rows come as they are stored, for evaluation. Sources of weight 0 are left out. Returns a Loader, or a FakeLoader
+  if `config.data.kind` is "fake".
   """
   settings = config.data.to_dict()
   source, sources = settings.pop("kind"), settings.pop("mixture")
@@ -261,8 +262,8 @@ def from_config(config: ConfigDict, model_config, *, kind: str, latents: tuple[s
   if kind != "structure":
     settings |= {"streams": tuple(model_config.condition.streams), "latents": latents,
                  "shape_resolution": model_config.flow.shape_resolution, "latent_channels": model_config.flow.latent_channels}
-  if settings.get("augment") is not None:
-    settings["augment"] = _typed(AugmentConfig, settings["augment"], "data.augment")
+  augment = _typed(AugmentConfig, settings.pop("augment"), "data.augment")
+  settings["augment"] = augment if augmented and augment.active else None
   place = {"kind": kind, "batch_size": config.batch_size, "seed": config.seed, "host_index": host_index, "host_count": host_count}
   if source == "fake":
     names = {f.name for f in dataclasses.fields(samples.SampleConfig)}

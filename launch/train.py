@@ -144,7 +144,7 @@ class Setup:
     self.shardings = rules.state_shardings(self.mesh, self.abstract_state, self.param_shapes)
     self.abstract_state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.abstract_state, self.shardings)
     self.train_loader = make_loader(config, self.model_config, config.data.split)
-    self.eval_loader = make_loader(config, self.model_config, config.eval.split) if config.eval.every else None
+    self.eval_loader = make_loader(config, self.model_config, config.eval.split, augmented=False) if config.eval.every else None
 
   def random_params(self):
     """All parameters at their initial values, path -> array; pure, for jit."""
@@ -221,15 +221,15 @@ def train(setup: Setup, ledger, stop) -> None:
   print(f"trained to step {config.steps}; checkpoints and metrics are in {setup.workdir}")
 
 
-def make_loader(config: ConfigDict, model_config, split: str):
+def make_loader(config: ConfigDict, model_config, split: str, *, augmented: bool = True):
   """The reader of one split for this configuration's model and objective."""
   import jax
 
   from data_pipelines import loader
   from sam3d_jax.objectives import registry
   return loader.from_config(config, model_config, kind=registry.batch_kind(config.objective.name, config.model.name),
-                            latents=registry.learned_latents(config.objective), split=split, host_index=jax.process_index(),
-                            host_count=jax.process_count())
+                            latents=registry.learned_latents(config.objective), split=split, augmented=augmented,
+                            host_index=jax.process_index(), host_count=jax.process_count())
 
 
 def make_evaluation(setup: Setup):

@@ -2,13 +2,17 @@
 
 import contextlib
 import dataclasses
+import pathlib
 import threading
+import tracemalloc
+import types
 
 import numpy as np
 import pytest
 
-from data_pipelines import fake, loader, records, samples, schema
+from data_pipelines import fake, loader, mixture, records, samples, schema
 from data_pipelines.augment import AugmentConfig
+from launch import cli
 from sam3d_jax.batch import LATENTS, Conditioning
 from sam3d_jax.errors import ConfigError, InputError
 from sam3d_jax.geometry import pose
@@ -116,6 +120,70 @@ def test_seed_changes_the_order_and_augmentation_changes_with_the_step(folder):
   first, second = (dict(zip(map(tuple, b.key), b.cond.image, strict=True)) for b in (reading.batch(0), reading.batch(1)))
   assert first.keys() == second.keys()
   assert sum(np.array_equal(first[k], second[k]) for k in first) < COUNT / 4
+
+
+def test_augmentations_are_set_by_the_training_configuration_and_off_in_evaluation(folder):
+  path = pathlib.Path(__file__).parents[1] / "configs" / "midtrain_fo_geometry.py"
+  overrides = [f"--config.data.mixture.rp_3do_fo.path={folder}", "--config.data.augment.blur=0.0", "--config.data.augment.shift=0.25",
+               "--config.batch_size=4", "--config.data.image_size=24"]
+  chosen = cli.load_config(str(path), overrides)
+  model = types.SimpleNamespace(condition=types.SimpleNamespace(streams=("image",)),
+                                flow=types.SimpleNamespace(shape_resolution=4, latent_channels=8))
+  read = lambda **how: loader.from_config(chosen, model, kind="geometry", latents=("rotation",), split="train", **how)
+  augment = read().config.augment
+  assert (augment.blur, augment.shift, augment.erode) == (0.0, 0.25, chosen.data.augment.erode) and augment.erode > 0
+  assert read(augmented=False).config.augment is None
+  differ = [np.array_equal(a, b) for a, b in zip(read().batch(0).cond.image, read(augmented=False).batch(0).cond.image, strict=True)]
+  assert not all(differ)
+  plain = cli.load_config(str(path.with_name("pretrain_geometry.py")), [f"--config.data.mixture.iso_3do.path={folder}"])
+  assert loader.from_config(plain, model, kind="geometry", latents=("rotation",), split="train").config.augment is None
+
+
+def test_any_host_count_continues_where_another_stopped(folder):
+  """Three steps on one host, three on four, two on two: every record of two epochs and a part, exactly as on one host throughout."""
+  plan = [(0, 3, 1), (3, 6, 4), (6, 8, 2)]
+  read = []
+  for first, last, hosts in plan:
+    with contextlib.ExitStack() as stack:
+      streams = [stack.enter_context(contextlib.closing(make(folder, host_index=i, host_count=hosts, **AUGMENT).iterate(first)))
+                 for i in range(hosts)]
+      read += [join([next(s) for s in streams]) for _ in range(first, last)]
+  for step, batch in enumerate(read):
+    whole = dict(leaves(make(folder, **AUGMENT).batch(step)))
+    assert all(np.array_equal(batch[name], whole[name], equal_nan=batch[name].dtype.kind == "f") for name in whole)
+
+
+def test_memory_of_a_reader_does_not_depend_on_the_size_of_the_dataset(tmp_path):
+  """Opening and drawing allocate as little for a hundred times the records; the shards' own index (8 bytes a record) is not Python's."""
+  small, large = (tiny_dataset.write_dataset(tmp_path / str(n), 4, shards=1) for n in (1, 2))
+  peaks = []
+  for path, copies in ((small, 1), (large, 100)):
+    split = records.open_split(path)
+    one = split._files[0]
+    # The same shard a hundred times over: 400 records at the cost of writing four.
+    records_ = records.Split(split.directory, "train", split.kind, Repeated(split._source, copies), [one] * copies, frozenset())
+    mix = mixture.make_mixture({"a": len(records_)}, {"a": 1.0}, seed=0)
+    reader = loader.Reader(config(path), "geometry", {"a": records_}, mix, 4, 0, None)
+    reader.sample(0)
+    tracemalloc.start()
+    for position in range(8):
+      reader.sample(position)
+    peaks.append(tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+  assert peaks[1] < 1.2 * peaks[0], peaks
+
+
+class Repeated:
+  """A data source many times over."""
+
+  def __init__(self, source, copies: int):
+    self.source, self.copies = source, copies
+
+  def __len__(self) -> int:
+    return self.copies * len(self.source)
+
+  def __getitem__(self, index: int):
+    return self.source[index % len(self.source)]
 
 
 def test_spec_is_the_form_of_every_batch(folder, tmp_path):

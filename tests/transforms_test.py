@@ -7,6 +7,7 @@ from PIL import Image
 import pytest
 
 from data_pipelines import augment, normalisers, transforms
+from sam3d_jax.errors import ConfigError
 
 RNG = np.random.default_rng(3)
 STREAMS = ("image", "mask", "rgb_image", "rgb_image_mask", "pointmap", "rgb_pointmap")
@@ -241,7 +242,8 @@ def test_light_ramp_spans_its_gain_along_its_direction():
 
 
 def test_augmentation_ranges_are_checked():
-  with pytest.raises(ValueError, match="blur=1.5"):
-    augment.AugmentConfig(blur=1.5)
-  with pytest.raises(ValueError, match="exceeds 1"):
-    augment.AugmentConfig(erode=0.6, dilate=0.6)
+  for settings, words in (({"blur": 1.5}, "blur = 1.5"), ({"erode": 0.6, "dilate": 0.6}, "at most 1"), ({"shift": 1.0}, "shift = 1.0"),
+                          ({"box_factor": (1.4, 1.2)}, "box_factor"), ({"blur_scale": (0.5, 2.0)}, "blur_scale")):
+    with pytest.raises(ConfigError, match=words):
+      augment.AugmentConfig(**settings)
+  assert not augment.AugmentConfig().active and augment.AugmentConfig(shift=0.1).active
