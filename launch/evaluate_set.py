@@ -139,16 +139,13 @@ def predict(predictor: Predictor, chosen: EvalSet, items: list[Item], args: argp
   keys = [schema.key_words(schema.example_key(chosen.identity["set"], item.name)) for item in items]
   spare = args.batch_size - len(items)
   stack = lambda name: np.stack([row[name] for row in rows] + [rows[0][name]] * spare)
-  mapped = [item.pointmap_HW3 is not None for item in items]
-  if any(mapped) != all(mapped):
-    raise InputError(f"{chosen.identity['set']}: some objects have a point map and others none; evaluate them apart")
+  lacks_pointmap = np.array([item.pointmap_HW3 is None for item in items] + [False] * spare)
   found = predictor(Conditioning(**{s: stack(s) for s in predictor.row.streams}), np.stack(keys + [keys[0]] * spare), args.seed,
-                    without_pointmap=not all(mapped) and bool(set(predictor.row.streams) & set(samples.POINTMAP_STREAMS)))
-  knows_place = {"translation", "scale"} <= set(predictor.trained)
+                    lacks_pointmap)
   out = []
   for i, row in enumerate(rows):
     rotation, translation, scale = found.rotation[i].T, None, None
-    if knows_place and "pointmap_scale" in row:
+    if predictor.placed and "pointmap_scale" in row:
       placed = pose.decode_latents({name: x[i] for name, x in found.latents.items() if name != "shape"}, row["pointmap_scale"],
                                    row["pointmap_shift"], convention=predictor.convention)
       rotation, translation, scale = placed.rotation.T, placed.translation, placed.scale

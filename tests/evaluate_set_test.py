@@ -1,13 +1,11 @@
 """launch.evaluate --benchmark: from a model to scores, with models whose answers are known."""
 
-import dataclasses
 import json
-import types
 
 import numpy as np
 import pytest
 
-from data_pipelines import build, samples
+from data_pipelines import build, samples, transforms
 from data_pipelines.eval_sets.procedural import ProceduralSet
 from data_pipelines.synth import benchmark
 from launch import evaluate, evaluate_pairs, predictor, sample
@@ -35,29 +33,28 @@ def command(data, monkeypatch):
   return run
 
 
-@dataclasses.dataclass
-class KnowsTruth:
-  """Stands for a trained model: its latents are the truth of the item whose point map it is shown, or only the rotation."""
+class KnowsTruth(predictor.Predictor):
+  """A trained model's stand-in: its latents are the truth of the unoccluded photo, or only its rotation."""
 
-  data: str
-  trained: tuple = ("shape", "rotation", "translation", "scale")
-  calls: int = 0
-  convention = "ScaleShiftInvariant"
-  sampler = SamplerConfig()
-  row = samples.SampleConfig(image_size=32, pointmap_size=32, streams=("image", "rgb_image_mask", "pointmap"))
-  identity = types.MappingProxyType({"checkpoint": "truth"})
+  def __init__(self, data: str, trained: tuple = ("shape", "rotation", "translation", "scale")):
+    row = samples.SampleConfig(image_size=32, pointmap_size=32, streams=("image", "rgb_image_mask", "pointmap"))
+    super().__init__(model=None, decoder=None, sampler=SamplerConfig(), row=row, trained=trained, convention="ScaleShiftInvariant",
+                     resolution=32, identity={"checkpoint": "truth"})
+    object.__setattr__(self, "data", data)
+    object.__setattr__(self, "batches", [])
 
-  def __call__(self, cond, content_B2, seed, *, without_pointmap):
-    assert cond.image.shape == (2, 32, 32, 3) and cond.pointmap.shape == (2, 32, 32, 3) and not without_pointmap
-    self.calls += 1
+  def start(self, cond, content_B2, seed, drop_pointmap_B=None):
+    assert cond.image.shape == (2, 32, 32, 3) and cond.pointmap.shape == (2, 32, 32, 3) and not drop_pointmap_B.any()
+    self.batches.append(seed)
     item = ProceduralSet(benchmark.load("procedural_1:1"), self.data)[0]
-    points = item.pointmap_HW3
-    inputs = [samples.transforms.preprocess(item.image_HW3, i.mask_HW, points, image_size=32, pointmap_size=32, streams=("pointmap",))
-              for i in (item, item)]
+    inputs = transforms.preprocess(item.image_HW3, item.mask_HW, item.pointmap_HW3, image_size=32, pointmap_size=32, streams=("pointmap",))
     truth = pose.Pose(item.pose.matrix.T, item.pose.translation, item.pose.scale)
-    latents = pose.encode_latents(truth, inputs[0]["pointmap_scale"], inputs[0]["pointmap_shift"])
+    latents = pose.encode_latents(truth, inputs["pointmap_scale"], inputs["pointmap_shift"])
     grid = samples.occupancy(item.voxels_N3, 32).astype(bool)
     return predictor.Prediction(np.stack([grid] * 2), {n: np.stack([x] * 2) for n, x in latents.items()}, np.stack([truth.rotation] * 2))
+
+  def finish(self, started):
+    return started
 
 
 def test_the_truth_in_place_of_a_model_scores_as_high_as_voxels_can(command, tmp_path):
@@ -78,11 +75,11 @@ def test_a_model_that_knows_the_truth_is_scored_as_the_truth(command, data, tmp_
   metrics = command(tmp_path, *flags)
   row = metrics["objects"]["000-0-none"]
   assert row["voxel_iou"] == 1 and row["icp_rot_deg"] < 1 and row["iou_3d"] > 0.85 and row["add_s_01"] == 1
-  assert model.calls == 2  # three photos in batches of two, the last one padded
+  assert len(model.batches) == 2  # three photos in batches of two, the last one padded
   command(tmp_path, *flags)
-  assert model.calls == 2  # nothing is sampled twice
+  assert len(model.batches) == 2  # nothing is sampled twice
   command(tmp_path, *flags, "--seed", "1")
-  assert model.calls == 4
+  assert model.batches == [0, 0, 1, 1]
 
 
 def test_a_model_without_places_is_scored_by_its_rotation_alone(command, data, tmp_path, monkeypatch):
