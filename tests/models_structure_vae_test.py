@@ -83,13 +83,14 @@ def test_untrained_residual_block_is_the_identity():
   np.testing.assert_array_equal(block(x), x)
 
 
-@pytest.mark.parametrize("name, module, rules, shape", [
-    ("e1_ss_encoder", vae.StructureEncoder, names_geometry.structure_encoder_rules, (16, 16, 16)),
-    ("e2_ss_decoder", vae.StructureDecoder, names_geometry.structure_decoder_rules, (4, 4, 4, 4)),
+@pytest.mark.parametrize("name, module, rules", [
+    ("e1_ss_encoder", vae.StructureEncoder, names_geometry.structure_encoder_rules),
+    ("e2_ss_decoder", vae.StructureDecoder, names_geometry.structure_decoder_rules),
 ])
-def test_bf16_stays_within_two_percent_of_fp32_on_the_fixture(golden_dir, name, module, rules, shape):
+def test_bf16_stays_within_two_percent_of_fp32_on_the_fixture(golden_dir, name, module, rules):
   [fixture] = parity.fixtures(golden_dir, f"{name}.npz")
-  x = jnp.moveaxis(jnp.asarray(fixture.inputs.get("occupancy", fixture.inputs.get("z"))), 1, -1).reshape(-1, *shape)
+  given = fixture.inputs
+  x = jnp.asarray(given["occupancy"][:, 0]) if "occupancy" in given else jnp.moveaxis(jnp.asarray(given["z"]), 1, -1)
   channels = sorted(fixture.kwargs["channels"])
   exact, rounded = [], []
   for dtype, answer in (("float32", exact), ("bfloat16", rounded)):
