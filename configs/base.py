@@ -49,6 +49,12 @@ def training(stage: str) -> ConfigDict:
   c.guard.spike_warmup = 100  # steps before spikes are looked for
   c.guard.max_in_a_row = 20  # skipped steps in a row that stop the run
 
+  c.watchdog = ConfigDict()
+  c.watchdog.factor = 20.0  # the stacks of all hosts are written when a step takes this many times the median of the latest
+  c.watchdog.seconds = 120.0  # and at least this long
+  c.watchdog.other_seconds = 3600.0  # or compiling, evaluating or saving this long
+  c.watchdog.give_up_seconds = 0.0  # after that long the process ends itself (exit code 1); 0: never
+
   c.mesh = ConfigDict()
   c.mesh.data = -1  # copies of the model (-1: all devices that are left)
   c.mesh.fsdp = 1  # parameters, optimiser state and averages split this many ways

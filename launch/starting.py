@@ -49,7 +49,7 @@ def run_once(fn, shardings, *args):
   return jax.jit(fn, out_shardings=shardings).lower(*args).compile(compiler_options=options)(*args)
 
 
-RESUMABLE_CHANGES = ("steps", "checkpoint", "eval", "log", "mesh", "compile_cache", "accumulate", "guard")
+RESUMABLE_CHANGES = ("steps", "checkpoint", "eval", "log", "mesh", "compile_cache", "accumulate", "guard", "watchdog")
 
 
 def check_same_run(before: dict, config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -5,15 +5,18 @@
 
 import argparse
 import functools
+import os
 import pathlib
+import platform
 import sys
-import time
 
 from ml_collections import ConfigDict
 
-from launch import cli, plan, starting
-from launch.progress import Progress, duration
+from launch import cli, hosts, plan, starting
+from launch.progress import Progress
 from sam3d_jax.errors import ConfigError, InputError
+from sam3d_jax.training.ledger import Ledger
+from sam3d_jax.training.preemption import StopFlag
 
 
 def command(stages: tuple[str, ...], description: str) -> None:
@@ -24,23 +27,38 @@ def command(stages: tuple[str, ...], description: str) -> None:
 def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", required=True, help="folder for checkpoints and metrics; an existing one is resumed")
   parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+  hosts.flags(parser)
 
 
 def run(args: argparse.Namespace, *, stages: tuple[str, ...]) -> int:
   """Trains as configured. Everything that can be wrong with the configuration is found before a device is touched."""
-  from sam3d_jax.training.ledger import Ledger  # imports of JAX wait until the command line is known to be good
-  from sam3d_jax.training.preemption import StopFlag
   config = args.config
-  workdir = prepare_workdir(args.workdir)
-  check(config, stages)
-  ledger = Ledger(workdir / "goodput.jsonl")
-  with StopFlag() as stop, ledger.phase("init"):
+  with StopFlag() as stop:
+    check(config, stages)
+    workdir = prepare_workdir(args.workdir)
+    ledger = Ledger(workdir / "goodput.jsonl")
+    hosts.connect(args)
+    hosts.check_same_config(config)
     setup = Setup(config, workdir)
     print(plan.text(setup), flush=True)
-    if args.dry_run:
-      return 0
-    train(setup, ledger, stop)
+    if not args.dry_run:
+      recorded(setup, ledger, stop)
   return 0
+
+
+def recorded(setup: "Setup", ledger: Ledger, stop: StopFlag) -> None:
+  """Trains under the watchdog, with the beginning and the end in the ledger."""
+  import jax
+
+  from sam3d_jax.training.watchdog import Watchdog, WatchdogConfig
+  ledger.write = jax.process_index() == 0
+  ledger.record("begin", hosts=jax.process_count(), devices=jax.device_count())
+  cfg = WatchdogConfig(**setup.config.watchdog.to_dict())
+  with Watchdog(ledger, setup.workdir, cfg, host=jax.process_index()):
+    try:
+      train(setup, ledger, stop)
+    finally:
+      ledger.record("end", outcome=getattr(sys.exc_info()[0], "__name__", "done"))
 
 
 def prepare_workdir(path: str) -> pathlib.Path:
@@ -48,7 +66,7 @@ def prepare_workdir(path: str) -> pathlib.Path:
   workdir = pathlib.Path(path).absolute()
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    probe = workdir / ".write_test"
+    probe = workdir / f".write_test_{platform.node()}_{os.getpid()}"  # several hosts may probe at once
     probe.write_text("x")
     probe.unlink()
   except OSError as error:
@@ -68,8 +86,12 @@ def check(config: ConfigDict, stages: tuple[str, ...]) -> None:
       raise ConfigError(f"{section}.{key} = {config[section][key]} is not a positive number")
   if config.batch_size % config.accumulate:
     raise ConfigError(f"batch_size = {config.batch_size} does not divide into accumulate = {config.accumulate} parts")
+  for key in ("factor", "seconds", "other_seconds"):
+    if not config.watchdog[key] > 0:
+      raise ConfigError(f"watchdog.{key} = {config.watchdog[key]} is not a positive number")
   check_data(config)
   check_eval(config)
+  optim_config(config), guard_config(config), make_objective(config)  # these raise too
 
 
 def check_data(config: ConfigDict) -> None:
@@ -203,21 +225,26 @@ def train(setup: Setup, ledger, stop) -> None:
     checkpointer.close()
     return
   with ledger.phase("compile"):
-    start = time.monotonic()
-    compiled = lowering.step(setup).compile()
+    lowered = lowering.step(setup)
+    program = lowering.fingerprint(lowered)
+    hosts.check_same_program("the training step", program)
+    compiled = lowered.compile()
     evaluation = make_evaluation(setup)
-    print(f"compiled in {duration(time.monotonic() - start)}", file=sys.stderr)
+    checkpointer.prepare(state)
   job = loop.Job(
       cfg=loop.LoopConfig(config.steps, config.batch_size, config.log.every, config.checkpoint.every, config.eval.every),
       optim=setup.optim, guard=setup.guard, workdir=setup.workdir, mesh=setup.mesh, step_fn=compiled,
       batches=setup.train_loader.iterate, evaluation=evaluation, progress=Progress,
-      meta={"config": config.to_dict(), "lineage": lineage, "params": {p: list(x.shape) for p, x in setup.param_shapes.items()}})
-  ledger.record("start", step=first)
+      meta={"config": config.to_dict(), "lineage": lineage, "params": {p: list(x.shape) for p, x in setup.param_shapes.items()},
+            "program": program})
+  ledger.step = first
+  ledger.record("start", damaged=checkpointer.bad_steps)
+  print(f"ready for the first step after {ledger.text()}", file=sys.stderr, flush=True)
   try:
-    loop.train(job, state, checkpointer, ledger, stop)
+    with ledger.phase("other"):
+      loop.train(job, state, checkpointer, ledger, stop)
   finally:
     checkpointer.close()
-    ledger.record("end")
   print(f"trained to step {config.steps}; checkpoints and metrics are in {setup.workdir}")
 
 

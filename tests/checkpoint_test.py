@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from sam3d_jax.errors import InputError, JobFailed
-from sam3d_jax.training import checkpoint, checksums
+from sam3d_jax.training import checkpoint, checksums, retention
 
 
 def make_state(scale=1.0):
@@ -141,6 +141,18 @@ def test_the_last_good_step_outlives_keep_newer_ones_that_were_damaged_after_the
   checkpointer.wait()
   checkpointer.keeper.wait()
   assert checkpoint.steps(tmp_path) == [1]
+
+
+def test_a_step_that_was_slow_to_read_back_stays_until_a_newer_one_was(tmp_path):
+  for step in range(1, 7):
+    (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+  gate = threading.Event()
+  keeper = retention.Keeper(tmp_path, 2, verify=lambda *unused: gate.wait(60))
+  for step in range(3, 7):
+    keeper.committed(step)
+  gate.set()
+  keeper.wait()
+  assert checkpoint.steps(tmp_path) == [3, 5, 6]
 
 
 def test_host_and_device_agree_on_checksums():

@@ -123,8 +123,14 @@ class Checkpointer:
     self.present = set(steps(self.workdir))  # agreed by all processes, unlike a look at a network disk
     self.keeper = retention.Keeper(self.workdir, keep, verify=verify) if jax.process_index() == 0 else None
     self.writing: int | None = None
+    self.restored: dict[str, Any] | None = None  # meta of the step that `restore` gave
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=True, create=True, cleanup_tmp_directories=True)
     self.manager = ocp.CheckpointManager(self.workdir / "checkpoints", options=options)
+
+  def prepare(self, state) -> None:
+    """Compiles what a save computes on the devices (after a restore it is compiled), so that the first one does not hold training up."""
+    if self.restored is None:
+      checksums.inspect(flatten(state))
 
   def save(self, step: int, state, meta: Mapping[str, Any]) -> bool:
     """Starts writing `state` as of `step` and returns; False if that step is there already.
@@ -154,6 +160,13 @@ class Checkpointer:
       self.keeper.committed(self.writing)
     self.writing = None
 
+  def read_back(self) -> None:
+    """Waits until the newest step was read back. Raises JobFailed if it did not survive being written."""
+    if self.keeper is not None:
+      self.keeper.wait()
+      if self.latest() in self.keeper.damaged:
+        raise JobFailed(f"step {self.latest()} did not read back as it was written; {self.workdir / 'checkpoints'} is on a bad disk")
+
   def close(self) -> None:
     """Commits what was started and ends all threads."""
     self.wait()
@@ -177,6 +190,7 @@ class Checkpointer:
         state, meta = read_state(self.workdir, step, abstract_state), read_meta(self.workdir, step)
         if self.keeper is not None:
           self.keeper.good = step
+        self.restored = meta
         return state, meta
       except CorruptCheckpoint as error:
         self.bad_steps.append(step)

@@ -8,6 +8,7 @@ import time
 from typing import Any, Protocol
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
 from sam3d_jax.errors import JobFailed, Preempted
@@ -15,11 +16,14 @@ from sam3d_jax.sharding import mesh as mesh_lib
 from sam3d_jax.training import checkpoint, optim
 from sam3d_jax.training.ledger import Ledger
 from sam3d_jax.training.preemption import StopFlag
+from sam3d_jax.training.pulse import Pulse, SlowestHost
 from sam3d_jax.training.state import TrainState
 from sam3d_jax.training.step import GuardConfig
+from sam3d_jax.training.tracer import Tracer
 from sam3d_jax.training.writers import Writers
 
 LAST_RESULTS_SECONDS = 10.0  # that a run which was told to stop, and has saved, waits for evaluations under way
+SLOW_FACTOR = 1.5  # own time of the slowest host over the median host's from which it is named on the console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,21 +80,33 @@ def train(job: Job, state: TrainState, checkpointer: checkpoint.Checkpointer, le
   first = int(state.step)
   writers = Writers(job.workdir, resume_step=first)
   batches = job.batches(first)
-  meter = Meter(job, writers, ledger)
+  meter = Meter(job, writers, ledger, skipped=int(state.skipped))
+  pulse = Pulse(job.mesh)
+  own_seconds = 0.0
   try:
-    with job.progress(job.cfg.steps, "training", "steps", done=first) as progress:
+    with job.progress(job.cfg.steps, "training", "steps", done=first) as progress, Tracer(job.workdir) as tracer:
+      catch_up(job, state, first, ledger, writers)
       for step in range(first, job.cfg.steps):
-        if stop.reason or (jax.process_count() > 1 and step % job.cfg.log_every == 0 and stop.agreed()):
+        told = pulse.exchange((bool(stop.reason), own_seconds))
+        meter.hosts.add(told[:, 1])
+        if told[:, 0].any():
+          meter.flush()
           save(job, state, step, checkpointer, ledger)
-          checkpointer.wait()
-          record(writers, job.evaluation.finish(LAST_RESULTS_SECONDS) if job.evaluation else [])
+          with ledger.phase("checkpoint"):
+            checkpointer.wait()
+          with ledger.phase("eval"):
+            record(writers, job.evaluation.finish(LAST_RESULTS_SECONDS) if job.evaluation else [])
           raise Preempted(f"{stop.reason or 'another host was told to stop'}, saved at step {step} of {job.cfg.steps}")
+        tracer.before_step(step)
+        begin = time.monotonic()
         with ledger.phase("input_wait"):
           rows = next(batches)
         with ledger.phase("step"):
           lr = np.float32(optim.learning_rate(job.optim, step, job.cfg.steps))
           state, metrics = job.step_fn(state, mesh_lib.place_batch(job.mesh, rows), lr)
+          own_seconds = time.monotonic() - begin
           meter.push(step + 1, metrics, rows.key)
+        ledger.step = step + 1
         progress.update(1, **meter.shown)
         after_step(job, state, step + 1, checkpointer, ledger, writers)
       meter.flush()
@@ -98,6 +114,7 @@ def train(job: Job, state: TrainState, checkpointer: checkpoint.Checkpointer, le
       save(job, state, job.cfg.steps, checkpointer, ledger)
     with ledger.phase("checkpoint"):
       checkpointer.wait()
+      checkpointer.read_back()
     with ledger.phase("eval"):
       record(writers, job.evaluation.finish() if job.evaluation else [])
     return state
@@ -119,6 +136,15 @@ def after_step(job: Job, state: TrainState, step: int, checkpointer, ledger: Led
     save(job, state, step, checkpointer, ledger)
 
 
+def catch_up(job: Job, state: TrainState, step: int, ledger: Ledger, writers: Writers) -> None:
+  """Repeats the evaluation of the state that a run resumes from, if it was due and was stopped before its result was written."""
+  due = job.evaluation is not None and step > 0 and step % job.cfg.eval_every == 0
+  missing = np.array(due and not writers.has(step, "eval/loss"))
+  if multihost_utils.broadcast_one_to_all(missing) if jax.process_count() > 1 else missing:  # the first process has the file
+    with ledger.phase("eval"):
+      record(writers, job.evaluation.start(step, state, last=False))
+
+
 def record(writers: Writers, results: list[Any]) -> None:
   """Writes the results of evaluations, under the steps that they belong to."""
   for result in results:
@@ -136,13 +162,14 @@ def save(job: Job, state: TrainState, step: int, checkpointer, ledger: Ledger) -
 class Meter:
   """Reads metrics one step late, averages them over `log_every` steps, writes them, and stops a run whose gradients stay bad."""
 
-  def __init__(self, job: Job, writers: Writers, ledger: Ledger):
+  def __init__(self, job: Job, writers: Writers, ledger: Ledger, *, skipped: int):
     self.job, self.writers, self.ledger = job, writers, ledger
     self.pending: tuple[int, Any, np.ndarray] | None = None
     self.rows: list[dict[str, float]] = []
     self.window_start = time.monotonic()
     self.shown: dict[str, float] = {}
-    self.skipped: int | None = None
+    self.skipped = skipped
+    self.hosts = SlowestHost()
 
   def push(self, step: int, metrics, keys: np.ndarray) -> None:
     """Registers the metrics of a step that was just dispatched and reads those of the step before it."""
@@ -161,7 +188,7 @@ class Meter:
 
   def _watch_skips(self, step: int, values: dict[str, float], keys: np.ndarray) -> None:
     skipped = int(values["skipped"])
-    if self.skipped is not None and skipped > self.skipped:
+    if skipped > self.skipped:
       row = {"step": step, "grad_norm": str(values["norm/grad"]), "loss": str(values["loss"]),
              "keys": [f"{a:08x}{b:08x}" for a, b in np.asarray(keys).tolist()]}
       with (self.job.workdir / f"skipped_{jax.process_index()}.jsonl").open("a") as file:
@@ -179,6 +206,9 @@ class Meter:
     seconds = (now - self.window_start) / len(self.rows)
     speed = {"time/step_seconds": seconds, "time/samples_per_second": self.job.cfg.batch_size / seconds,
              "time/input_wait_share": self.ledger.share("input_wait")}
-    self.writers.scalars(step, {**mean, **speed})
+    hosts = self.hosts.read()
+    self.writers.scalars(step, {**mean, **speed, **hosts})
     self.shown = {"loss": mean["loss"]}
+    if hosts and hosts["hosts/slowest_seconds"] > SLOW_FACTOR * hosts["hosts/median_seconds"]:
+      self.shown["slowest host"] = int(hosts["hosts/slowest"])
     self.rows, self.window_start = [], now

@@ -1,17 +1,14 @@
 """Being told to stop: SIGTERM and SIGINT become a flag that the loop reads between steps."""
 
+import os
 import signal
-import sys
-
-import jax
-from jax.experimental import multihost_utils
-import numpy as np
 
 
 class StopFlag:
   """While entered, the first SIGTERM or SIGINT asks for a stop at the next safe point; a second SIGINT stops at once.
 
-  The flag is armed before data, compilation and restore, so a signal during any of them is kept, not lost.
+  The flag is armed before JAX is imported, so a signal during imports, compilation or restore is kept, not lost. Which step is the safe
+  point is agreed between the hosts by `training.pulse`.
   """
 
   SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -32,11 +29,14 @@ class StopFlag:
     if self.reason and number == signal.SIGINT:
       raise KeyboardInterrupt
     self.reason = signal.Signals(number).name
-    print(f"\n{self.reason}: saving at the next step (press Ctrl-C again to stop at once, losing the steps since the last checkpoint)",
-          file=sys.stderr, flush=True)
+    # Written past Python's buffers: the signal may have come in the middle of a print.
+    os.write(2, f"\n{self.reason}: saving at the next step (Ctrl-C again stops at once and loses the steps since the last save)\n".encode())
 
   def agreed(self) -> bool:
-    """Whether any host was asked to stop. Every host must call it at the same step; with one host it costs nothing."""
+    """Whether any host was asked to stop, known at once. Every host must call it at the same point; with one host it costs nothing."""
+    import jax
+    from jax.experimental import multihost_utils
+    import numpy as np
     if jax.process_count() == 1:
       return bool(self.reason)
     return bool(multihost_utils.process_allgather(np.array(bool(self.reason))).any())

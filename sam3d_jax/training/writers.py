@@ -28,7 +28,14 @@ class Writers:
   def _drop_rows_after(self, step: int) -> None:
     if self.path.exists():
       rows = [line for line in self.path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
-      self.path.write_text("".join(row + "\n" for row in rows))
+      partial = self.path.with_suffix(".part")
+      partial.write_text("".join(row + "\n" for row in rows))
+      partial.replace(self.path)
+
+  def has(self, step: int, name: str) -> bool:
+    """Whether a value was written for a step, in this run or in those that it continues."""
+    rows = self.path.read_text().splitlines() if self.enabled else []
+    return any(name in row for row in map(json.loads, rows) if row["step"] == step)
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
     if not self.enabled:

@@ -1,0 +1,52 @@
+"""A profile of a running job, without stopping it: `touch <workdir>/profile`, or SIGUSR1 to a process.
+
+The file makes every host trace the next few steps, the signal only the process that gets it. Traces lie in `<workdir>/traces/`, for
+TensorBoard's profile plugin, XProf or Perfetto.
+"""
+
+import pathlib
+import signal
+import sys
+import threading
+
+import jax
+
+STEPS = 5  # steps that a trace covers
+
+
+class Tracer:
+  """Entered for the time of training; told of every step."""
+
+  def __init__(self, workdir: pathlib.Path):
+    self.request, self.folder = workdir / "profile", workdir / "traces"
+    self.asked, self.until, self._previous = False, None, None
+
+  def __enter__(self):
+    if threading.current_thread() is threading.main_thread():
+      self._previous = signal.signal(signal.SIGUSR1, self._handle)
+    return self
+
+  def __exit__(self, *unused):
+    self._stop()
+    if self._previous is not None:
+      signal.signal(signal.SIGUSR1, self._previous)
+
+  def _handle(self, number, frame) -> None:
+    self.asked = True
+
+  def before_step(self, step: int) -> None:
+    """Starts or ends a trace if it is time."""
+    if self.until is not None:
+      if step >= self.until:
+        self._stop()
+    elif self.asked or self.request.exists():
+      self.asked, self.until = False, step + STEPS
+      jax.profiler.start_trace(self.folder / f"step_{step}")
+
+  def _stop(self) -> None:
+    if self.until is not None:
+      jax.profiler.stop_trace()
+      if jax.process_index() == 0:
+        self.request.unlink(missing_ok=True)  # only now, so that every host has seen it
+      print(f"profile: steps {self.until - STEPS} to {self.until - 1} are traced in {self.folder}", file=sys.stderr, flush=True)
+      self.until = None

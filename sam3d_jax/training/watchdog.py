@@ -1,0 +1,98 @@
+"""Finding out why a job hangs: when a step takes far too long, every host writes the stacks of all its threads.
+
+The watchdog is a thread that looks at the ledger: how long ago the phase last changed, against the median of the latest steps. The
+first host that is stuck leaves a request in `<workdir>/stacks/`, and the watchdogs of the others, which see the same folder, follow.
+"""
+
+import dataclasses
+import faulthandler
+import os
+import pathlib
+import statistics
+import sys
+import threading
+import time
+
+from sam3d_jax.training.ledger import Ledger
+
+EXIT_STUCK = 1
+REQUEST_SECONDS = 60.0  # requests closer together than this are one
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchdogConfig:
+  """When a job counts as stuck."""
+
+  factor: float = 20.0  # a step, its input included, that takes this many times the median of the latest ones
+  seconds: float = 120.0  # and at least this long
+  other_seconds: float = 3600.0  # anything else (compiling, saving, evaluating) that takes this long
+  give_up_seconds: float = 0.0  # time after the stacks were written before the process ends itself with exit code 1; 0: never
+
+
+class Watchdog:
+  """Runs while entered."""
+
+  def __init__(self, ledger: Ledger, workdir: pathlib.Path, cfg: WatchdogConfig, *, host: int = 0, poll_seconds: float = 2.0):
+    self.ledger, self.folder, self.cfg, self.host, self.poll = ledger, workdir / "stacks", cfg, host, poll_seconds
+    self.dumped_at: float | None = None  # `changed` of the ledger when stacks were last written
+    self.answered = time.time()
+    self._end = threading.Event()
+    self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+  def __enter__(self):
+    self._thread.start()
+    return self
+
+  def __exit__(self, *unused):
+    self._end.set()
+    self._thread.join()
+
+  def limit(self) -> float:
+    """Seconds that the present phase may last."""
+    if self.ledger.current not in ("step", "input_wait") or not self.ledger.steps:
+      return self.cfg.other_seconds
+    return max(self.cfg.seconds, self.cfg.factor * statistics.median(list(self.ledger.steps)))
+
+  def _watch(self) -> None:
+    while not self._end.wait(self.poll):
+      self.ledger.alive()
+      changed, phase = self.ledger.changed, self.ledger.current
+      waited, limit = time.monotonic() - changed, self.limit()
+      if waited > limit and self.dumped_at != changed:
+        self.dumped_at = changed
+        self._stuck(f"host {self.host} has been in phase {phase} at step {self.ledger.step} for {waited:.1f} s "
+                    f"(allowed: {limit:.1f} s)")
+      elif waited > limit + self.cfg.give_up_seconds > limit:
+        print("watchdog: giving up, so that the job can be started again", file=sys.stderr, flush=True)
+        os._exit(EXIT_STUCK)  # the main thread cannot be asked
+      self._answer()
+
+  def _stuck(self, reason: str) -> None:
+    print(f"watchdog: {reason}; the stacks of all hosts are in {self.folder}", file=sys.stderr, flush=True)
+    self.ledger.record("stuck", host=self.host)
+    self.folder.mkdir(parents=True, exist_ok=True)
+    request = self._latest()
+    if request is None or time.time() - request > REQUEST_SECONDS:
+      request = round(time.time(), 1)
+      (self.folder / f"{request}.request").write_text(reason + "\n")
+    self.answered = request
+    self.dump(request, reason)
+
+  def _latest(self) -> float | None:
+    """Time of the newest request."""
+    if not self.folder.is_dir():
+      return None
+    return max((float(p.name.removesuffix(".request")) for p in self.folder.glob("*.request")), default=None)
+
+  def _answer(self) -> None:
+    request = self._latest()
+    if request is not None and request > self.answered:
+      self.answered = request
+      self.dump(request, f"another host asked; host {self.host} is in phase {self.ledger.current} at step {self.ledger.step}")
+
+  def dump(self, request: float, reason: str) -> None:
+    """Writes the stacks of all threads of this process to `<request>_host<number>.txt`."""
+    with (self.folder / f"{request}_host{self.host}.txt").open("a") as file:
+      file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {reason}\n\n")
+      file.flush()
+      faulthandler.dump_traceback(file, all_threads=True)
