@@ -123,8 +123,9 @@ def assert_same_run(a: pathlib.Path, b: pathlib.Path) -> None:
 
 
 def science(workdir: pathlib.Path) -> list[dict]:
-  """The metrics that must not depend on interruptions: everything but times, one row a step and kind."""
-  return [{k: v for k, v in row.items() if not k.startswith(("time/", "hosts/"))} for row in metric_rows(workdir)]
+  """The metrics that must not depend on interruptions: everything but times, one row a step and kind, in order."""
+  rows = [{k: v for k, v in row.items() if not k.startswith(("time/", "hosts/"))} for row in metric_rows(workdir)]
+  return sorted(rows, key=lambda row: (row["step"], "loss" in row))
 
 
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
