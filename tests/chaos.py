@@ -124,6 +124,8 @@ def one_run(workdir: pathlib.Path, strikes: list[Strike], settings, unbroken: pa
       assert job.wait() == [0], job.output()
   jobs.assert_same_run(unbroken, workdir)
   assert jobs.science(workdir) == jobs.science(unbroken)
+  evaluations, all_of_them = (jobs.science(folder, "eval/loss") for folder in (workdir, unbroken))
+  assert evaluations.items() <= all_of_them.items() and STEPS in evaluations  # one that was under way at a kill may be lost
   check_ledger(workdir, begun)
   return {"strikes": record, "seconds": round(time.time() - begun, 1), "goodput": ledger.summarize(jobs.ledger_rows(workdir))}
 

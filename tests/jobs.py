@@ -122,10 +122,11 @@ def assert_same_run(a: pathlib.Path, b: pathlib.Path) -> None:
     np.testing.assert_array_equal(arrays_a[path], arrays_b[path], err_msg=path)
 
 
-def science(workdir: pathlib.Path) -> list[dict]:
-  """The metrics that must not depend on interruptions: everything but times, one row a step and kind, in order."""
-  rows = [{k: v for k, v in row.items() if not k.startswith(("time/", "hosts/"))} for row in metric_rows(workdir)]
-  return sorted(rows, key=lambda row: (row["step"], "loss" in row))
+def science(workdir: pathlib.Path, kind: str = "loss") -> dict[int, dict]:
+  """The metrics that must not depend on interruptions, by step: everything but times. kind: "loss" or "eval/loss"."""
+  rows = [row for row in metric_rows(workdir) if kind in row]
+  assert len({row["step"] for row in rows}) == len(rows), "a step was logged twice"
+  return {row["step"]: {k: v for k, v in row.items() if not k.startswith(("time/", "hosts/"))} for row in rows}
 
 
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}

@@ -31,12 +31,3 @@ class StopFlag:
     self.reason = signal.Signals(number).name
     # Written past Python's buffers: the signal may have come in the middle of a print.
     os.write(2, f"\n{self.reason}: saving at the next step (Ctrl-C again stops at once and loses the steps since the last save)\n".encode())
-
-  def agreed(self) -> bool:
-    """Whether any host was asked to stop, known at once. Every host must call it at the same point; with one host it costs nothing."""
-    import jax
-    from jax.experimental import multihost_utils
-    import numpy as np
-    if jax.process_count() == 1:
-      return bool(self.reason)
-    return bool(multihost_utils.process_allgather(np.array(bool(self.reason))).any())
