@@ -10,10 +10,12 @@ import math
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sam3d_jax.models.layers import LayerNorm
 
 NORM_EPS = 1e-5
+PACKED_PRODUCT = 8  # C_in * C_out up to which packing makes a convolution faster on a CPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,11 +184,19 @@ def fan_in_uniform(key, shape):
 def conv3d(x_BXYZC, kernel):
   """Zero-padded 3-D convolution of stride 1, the kernel (s, s, s, C_in, C_out) of odd size s.
 
-  On CPUs it is a sum of s 2-D convolutions over shifted planes, the same numbers several times faster than XLA's 3-D convolution
-  there (narrow nets on two cores: 30 against 6 GFLOP/s forward, 27 against 4.5 with gradients).
+  XLA's 3-D convolution is slow on CPUs, so there the same numbers are computed another way: narrow ones on packed voxels, the
+  others plane by plane (narrow nets on two cores: 30 against 6 GFLOP/s forward, 27 against 4.5 with gradients).
   """
   if jax.default_backend() != "cpu":
     return jax.lax.conv_general_dilated(x_BXYZC, kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+  even = all(n % 2 == 0 for n in x_BXYZC.shape[1:4])
+  if kernel.shape[0] == 3 and math.prod(kernel.shape[3:]) <= PACKED_PRODUCT and even:
+    return depth_to_space(_conv3d_by_planes(space_to_depth(x_BXYZC, 2), pack_kernel(kernel)), 2)
+  return _conv3d_by_planes(x_BXYZC, kernel)
+
+
+def _conv3d_by_planes(x_BXYZC, kernel):
+  """The convolution as a sum of s 2-D convolutions over shifted planes."""
   batch, planes, *extent = x_BXYZC.shape
   size = kernel.shape[0]
   padded = jnp.pad(x_BXYZC, ((0, 0), (size // 2, size // 2), (0, 0), (0, 0), (0, 0)))
@@ -195,6 +205,20 @@ def conv3d(x_BXYZC, kernel):
     plane = padded[:, i:i + planes].reshape(batch * planes, *extent)
     out = out + jax.lax.conv_general_dilated(plane, kernel[i], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
   return out.reshape(batch, planes, *extent[:-1], kernel.shape[-1])
+
+
+def pack_kernel(kernel):
+  """The kernel (3, 3, 3, C, C_out) as one (3, 3, 3, 8 C, 8 C_out) on voxels packed by `space_to_depth(., 2)`.
+
+  Eight times the multiplications, seven of eight by zero, yet six times faster on a CPU where C and C_out are a few: the packed
+  product is wide enough for its vector units. Along one axis, input voxel d of cell a - 1 meets output voxel e of cell 0 through
+  tap 2 (a - 1) + d - e + 1.
+  """
+  cell, d, e = np.meshgrid(np.arange(3), np.arange(2), np.arange(2), indexing="ij")
+  taps = (2 * (cell - 1) + d - e + 1)[..., None] == np.arange(3)  # (cell, d, e, tap)
+  taps = jnp.asarray(taps, kernel.dtype)
+  packed = jnp.einsum("adet,bfgu,chiv,tuvmn->abcmdfhnegi", taps, taps, taps, kernel)
+  return packed.reshape(3, 3, 3, 8 * kernel.shape[3], 8 * kernel.shape[4])
 
 
 def space_to_depth(x_BXYZC, factor: int):
