@@ -128,3 +128,12 @@ def test_channels_may_come_as_a_list():
 def test_every_parameter_has_one_published_name(rules, module):
   shapes = keys.flat_shapes(nnx.eval_shape(lambda: module(TINY, rngs=nnx.Rngs(0))))
   assert sorted(r.ours for r in rules(TINY)) == sorted(shapes)
+
+
+@pytest.mark.parametrize("channels", [(1, 4), (4, 1), (2, 3)])
+def test_packed_convolution_is_the_convolution_with_its_gradients(channels):
+  x = jax.random.normal(jax.random.key(0), (2, 4, 6, 8, channels[0]))
+  kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, *channels))
+  reference = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+  outcome = lambda conv: jax.jit(lambda x, k: (conv(x, k), jax.grad(lambda x, k: jnp.sin(conv(x, k)).sum(), (0, 1))(x, k)))(x, kernel)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), outcome(vae.conv3d), outcome(reference))
