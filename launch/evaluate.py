@@ -20,6 +20,7 @@ writes metrics.json and preview.png.
 """
 
 import argparse
+import os
 
 from launch import cli
 from launch.train import prepare_workdir
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> None:
       raise InputError(f"--{flag} {getattr(args, flag)}: give at least {low}")
   if args.lpips is not None and args.views is None:
     raise InputError("--lpips goes with --views")
+  os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait must not spin: the cores are for the other processes
   out = prepare_workdir(args.out)
   if args.samples is not None:
     from launch import evaluate_samples
