@@ -1,5 +1,7 @@
 """Low-rank adapters: what they add, where they start, what is trained, and that folding them in changes nothing."""
 
+from typing import NamedTuple
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,11 @@ class Block(Dense):
 
   def __call__(self, x):
     return jnp.tanh(super().__call__(x).reshape(x.shape))
+
+
+class Batch(NamedTuple):
+  key: np.ndarray
+  x: jax.Array
 
 
 class Net(nnx.Module):
@@ -83,9 +90,9 @@ def test_only_the_factors_are_trained_and_only_they_cost_state():
   graph, params, factors = adapted_net()
   cfg = optim.OptimConfig(warmup_steps=0, trainable=lora.PATTERN, ema=(0.9,))
   state = init_state(cfg, params | factors)
-  loss = lambda model, frozen, batch, key: (jnp.square(model(batch) - 1.0).mean(), {})
+  loss = lambda model, frozen, batch, key: (jnp.square(model(batch.x) - 1.0).mean(), {})
   step = jax.jit(make_train_step(graph, loss, cfg, GuardConfig(), seed=0))
-  new, _ = step(state, X, np.float32(1e-2))
+  new, _ = step(state, Batch(np.zeros((len(X), 2), np.uint32), X), np.float32(1e-2))
   assert set(new.params) == set(new.ema["0.9"]) == set(factors)
   for path, before in params.items():
     np.testing.assert_array_equal(new.frozen[path], before, err_msg=path)

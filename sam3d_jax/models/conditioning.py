@@ -88,7 +88,8 @@ class ConditionEncoder(nnx.Module):
     self.mask_projection = Projection(cfg.dino.width, cfg, rngs=rngs)
     self.pointmap_encoder = None if cfg.pointmap is None else PointmapEncoder(cfg.pointmap, rngs=rngs)
     self.pointmap_projection = None if cfg.pointmap is None else Projection(cfg.pointmap.width, cfg, rngs=rngs)
-    self.group_embed = nnx.Param(0.02 * jax.random.normal(rngs.params(), (GROUPS + 1, cfg.width), jnp.float32))
+    rows = 0.02 * jax.random.normal(rngs.params(), (GROUPS, cfg.width), jnp.float32)
+    self.group_embed = nnx.Param(jnp.pad(rows, ((0, 1), (0, 0))))  # the published row that nothing reads is zero
 
   def __call__(self, cond: Conditioning, drop_pointmap_B=None):
     """Encodes the configured streams.

@@ -38,7 +38,7 @@ class Rule:
   buffer: makes the torch-side array of a buffer.
   half: the published fp16 storage keeps this entry in fp16 (norms, embeddings and output layers stay fp32).
   rows: of a table whose rows the published code numbers otherwise, which of ours each of its rows holds. One of ours that none holds
-    comes back as a copy of the first.
+    comes back as zeros, which is how an unread row starts.
   """
 
   torch: str
@@ -72,7 +72,7 @@ class Rule:
   def to_ours(self, array: np.ndarray, our_shape: tuple[int, ...]) -> np.ndarray:
     """One torch entry in our layout."""
     if self.rows is not None:
-      array = array[[self.rows.index(n) if n in self.rows else 0 for n in range(len(array))]]
+      array = np.stack([array[self.rows.index(n)] if n in self.rows else np.zeros_like(array[0]) for n in range(len(array))])
     if self.layout == "linear":
       array = array.T
     elif self.layout == "conv":
