@@ -20,7 +20,8 @@ from PIL import Image
 
 from data_pipelines import loader, records, schema
 
-STREAMS = {"crop": ("image", "mask"), "crop and photo": ("image", "mask", "rgb_image", "rgb_image_mask")}
+STREAMS = {"crop": ("image", "mask"), "crop and photo": ("image", "mask", "rgb_image", "rgb_image_mask"),
+           "all streams": ("image", "mask", "rgb_image", "rgb_image_mask", "pointmap", "rgb_pointmap")}
 WARM_UP = 16  # samples read before the clock starts
 
 
@@ -41,17 +42,21 @@ def encode(image: np.ndarray, kind: str) -> bytes:
 
 
 def example(index: int, *, kind: str, size: int, fill: float = 0.6) -> schema.Example:
-  """A record with a photo of `size` x `size` pixels, the mask of an ellipse over `fill` of it, a structure latent, voxels and a pose."""
+  """A record with a photo of `size` x `size` pixels, the mask of an ellipse over `fill` of it, a structure latent, voxels, a pose,
+  and a point map of half the photo's size."""
   rng = np.random.default_rng([7, index])
   row, column = np.mgrid[:size, :size]
   centre = rng.uniform(0.4, 0.6, 2) * size
   mask = ((row - centre[0]) / (fill * size / 2)) ** 2 + ((column - centre[1]) / (fill * size / 2.4)) ** 2 < 1
+  points = np.stack([(size / 2 - column) / size, (size / 2 - row) / size, np.ones((size, size))], -1) * rng.uniform(1, 3)
+  points = (points[::2, ::2] * (1 + 0.3 * photo(rng, size // 2, size // 2)[..., :1] / 255)).astype(np.float16)
   out = schema.empty_example()
   out |= {"key": schema.example_key("measure", index), "image": encode(photo(rng, size, size), kind),
           "mask": encode(mask.astype(np.uint8) * 255, "png"), "mask_full": encode(mask.astype(np.uint8) * 255, "png"),
           "voxels": np.unique(rng.integers(0, 64, (9000, 3)).astype(np.uint8), axis=0),
           "structure_latent": rng.standard_normal((16, 16, 16, 8), np.float32), "structure_latent_autoencoder": "measure",
-          "rotation": np.eye(3, dtype=np.float32), "translation": np.array([0, 0, 2], np.float32), "scale": np.ones(3, np.float32)}
+          "pointmap": points, "rotation": np.eye(3, dtype=np.float32),
+          "translation": np.array([0, 0, 2], np.float32), "scale": np.ones(3, np.float32)}
   return out
 
 

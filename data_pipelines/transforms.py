@@ -82,7 +82,7 @@ def cut(array, window: Window, index=None, *, outside: float = 0.0, beyond_box: 
   """What is seen through a window.
 
   Args:
-    array: (H, W, C).
+    array: (H, W, C), or an Enlarged point map.
     window: the square to read.
     index: ascending positions in 0..side along both axes, default all of them.
     outside: value inside the window's box where there is no image.
@@ -97,7 +97,8 @@ def cut(array, window: Window, index=None, *, outside: float = 0.0, beyond_box: 
   index = np.arange(window.side) if index is None else index
   rows, columns = index + window.y, index + window.x
   (r0, r1), (c0, c1) = _span(rows, max(0, y1), min(height, y2)), _span(columns, max(0, x1), min(width, x2))
-  pixels = _gather(_gather(array, rows[r0:r1], 0), columns[c0:c1], 1)
+  seen = (rows[r0:r1], columns[c0:c1])
+  pixels = array.at(*seen) if isinstance(array, Enlarged) else _gather(_gather(array, seen[0], 0), seen[1], 1)
   pixels = pixels if convert is None else convert(pixels)
   out = np.full((len(index), len(index), array.shape[2]), beyond_box, pixels.dtype)
   (b0, b1), (d0, d1) = _span(rows, y1, y2), _span(columns, x1, x2)
@@ -156,6 +157,36 @@ def resize_pointmap(pointmap_HW3, shape: tuple[int, int]):
   return out
 
 
+class Enlarged:
+  """A point map as `resize_pointmap` enlarges it, computed only at the pixels that are read."""
+
+  def __init__(self, pointmap_HW3, shape: tuple[int, int]):
+    self.unknown_HW = np.isnan(pointmap_HW3).any(-1)
+    self.points_HW3 = np.where(np.isnan(pointmap_HW3), np.float32(0), pointmap_HW3)
+    self.shape = (*shape, 3)
+
+  def at(self, rows, columns):
+    """(len(rows), len(columns), 3) points at rows and columns of the enlarged map, NaN where unknown."""
+    out = self._between(self.points_HW3, rows, 0)
+    out = self._between(out, columns, 1)
+    near = [nearest_index(n, m)[index] for n, m, index in zip(self.unknown_HW.shape, self.shape, (rows, columns), strict=False)]
+    out[self.unknown_HW[near[0][:, None], near[1]]] = np.nan
+    return out
+
+  def _between(self, array, index, axis: int):
+    """Linear interpolation at pixel centres along an axis; beyond the outermost centres the value stays."""
+    size = array.shape[axis]
+    place = np.clip((index + 0.5) * (size / self.shape[axis]) - 0.5, 0, size - 1)
+    low = np.minimum(place.astype(np.int64), max(size - 2, 0))
+    part = (place - low).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+    first = np.take(array, low, axis)
+    step = np.take(array, np.minimum(low + 1, size - 1), axis)
+    step -= first
+    step *= part
+    step += first
+    return step
+
+
 def preprocess(image_HW3, mask_HW, pointmap_HW3=None, *, image_size: int, pointmap_size: int, streams: tuple[str, ...],
                normalise_pointmap: bool = True, normaliser: Normaliser = ObjectCentric(), box_factor: float = BOX_FACTOR,
                padding: float = 0.0, shift: tuple[float, float] = (0.0, 0.0), pointmap_fill: float = 0.0,
@@ -206,7 +237,9 @@ def preprocess(image_HW3, mask_HW, pointmap_HW3=None, *, image_size: int, pointm
     if pointmap_HW3.shape[:2] == mask_HW.shape:
       out["pointmap"] = resize_nearest(pointmap_HW3, crop, pointmap_size, convert=convert, **fills)
     else:  # resampled to the photo's pixels after normalisation: unknown points count as zero there
-      out["pointmap"] = resize_nearest(resize_pointmap(convert(pointmap_HW3), mask_HW.shape), crop, pointmap_size, **fills)
+      enlarges = all(n <= m for n, m in zip(pointmap_HW3.shape, mask_HW.shape, strict=False))
+      resampled = (Enlarged if enlarges else resize_pointmap)(convert(pointmap_HW3), mask_HW.shape)
+      out["pointmap"] = resize_nearest(resampled, crop, pointmap_size, **fills)
   if "rgb_pointmap" in streams:
     out["rgb_pointmap"] = resize_nearest(pointmap_HW3, square_window(*pointmap_HW3.shape[:2]), pointmap_size, convert=convert,
                                          outside=pointmap_fill, beyond_box=pointmap_fill)

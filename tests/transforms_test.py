@@ -187,6 +187,18 @@ def run(cfg, seed=0, mask=MASK):
   return augment.augment(IMAGE, mask, np.random.default_rng(seed), cfg)
 
 
+@pytest.mark.parametrize("shape", [(40, 56), (20, 28), (33, 28), (20, 41)])
+def test_an_enlarged_point_map_read_in_part_is_that_of_the_whole(shape):
+  small = POINTS[::2, ::2].copy()
+  small[5, 7], small[12:14, 20:] = np.nan, np.nan
+  whole, lazy = transforms.resize_pointmap(small, shape), transforms.Enlarged(small, shape)
+  rows, columns = np.arange(shape[0]), np.array([0, 3, 9, 10, shape[1] - 1])
+  np.testing.assert_allclose(lazy.at(rows, columns), whole[:, columns], atol=2e-6)
+  window = transforms.Window((-3, -2, 37, 38), -5, -4, 44)
+  got, expected = (transforms.resize_nearest(x, window, 17, outside=7.0, beyond_box=np.nan) for x in (lazy, whole))
+  np.testing.assert_allclose(got, expected, atol=2e-6)
+
+
 def test_augmentation_is_a_function_of_the_generator():
   first, again, other = run(ALL), run(ALL), run(ALL, seed=1)
   np.testing.assert_array_equal(first.image, again.image)
