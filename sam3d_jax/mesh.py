@@ -95,7 +95,7 @@ def write_glb(path: str | pathlib.Path, parts: dict[str, Mesh], placed: dict[str
     rgba = np.concatenate([colours, np.full((len(colours), 1), 255, np.uint8)], -1)
     mesh = trimesh.Trimesh(part.vertices @ GLTF_FROM_OBJECT, part.faces, vertex_colors=rgba, process=False)
     scene.add_geometry(mesh, node_name=name, geom_name=name, transform=(placed or {}).get(name))
-  write_bytes(path, scene.export(file_type="glb"))
+  write_bytes(path, scene.export(file_type="glb", include_normals=True))  # else viewers shade every face flat
 
 
 def write_points(path: str | pathlib.Path, points_P3: np.ndarray, colours_P3: np.ndarray) -> None:
