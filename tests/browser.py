@@ -68,9 +68,13 @@ class Page:
     data = self.call("Page.captureScreenshot", format="png")["data"]
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
 
+  def evaluate(self, expression: str):
+    """The value of a JavaScript expression on the page, None where it has none."""
+    return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
   def text(self) -> str:
     """The words on the page."""
-    return self.call("Runtime.evaluate", expression="document.body.innerText", returnByValue=True)["result"].get("value", "")
+    return self.evaluate("document.body.innerText") or ""
 
   def wait(self, condition, seconds: float = 90.0):
     """Calls condition() until it is true; its value. Raises TimeoutError."""

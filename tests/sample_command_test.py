@@ -1,15 +1,22 @@
 """launch.sample and launch.evaluate --samples with a tiny random model: files, resuming, refusals."""
 
+import argparse
 import functools
 import json
+import shlex
+import sys
 
+from flax import nnx
 import jax
 import numpy as np
 from PIL import Image
 import pytest
 import trimesh
 
-from launch import cli, evaluate, predictor, sample, sample_dataset
+from launch import cli, evaluate, predictor, rewards, sample, sample_dataset
+from launch.candidates import Candidate
+from launch.photo_jobs import Photo
+from sam3d_jax.batch import LATENTS
 from sam3d_jax.models import registry
 from sam3d_jax.torch_bridge import keys
 from sam3d_jax.training import checkpoint
@@ -203,3 +210,157 @@ def test_noise_of_an_example_depends_on_its_key_and_the_seed_alone():
   keys_of = lambda seed, rows: np.asarray(draws.raw_keys(draws.example_keys(jax.random.key(seed), rows)))
   np.testing.assert_array_equal(keys_of(0, content)[1:], keys_of(0, content[1:]))
   assert not np.array_equal(keys_of(0, content), keys_of(1, content))
+
+
+def write_photo(folder, height: int, width: int, objects: int) -> None:
+  """DIR/<name>/image.png with masks 0.png, 1.png, ... side by side."""
+  folder.mkdir(parents=True)
+  rng = np.random.default_rng([height, width])
+  Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(folder / "image.png")
+  for i in range(objects):
+    mask = np.zeros((height, width), np.uint8)
+    mask[5:height - 5, 3 + 12 * i:12 + 12 * i] = 255
+    Image.fromarray(mask).save(folder / f"{i}.png")
+
+
+@pytest.fixture
+def photo_folder(tmp_path):
+  for name, *form in (("wide", 30, 80, 3), ("tall", 90, 40, 2), ("small", 24, 24, 1)):
+    write_photo(tmp_path / "photos" / name, *form)
+  return tmp_path
+
+
+def layout_of(folder) -> dict:
+  return json.loads((folder / "layout.json").read_text())
+
+
+def test_photos_of_all_sizes_share_one_compilation_and_are_done_once(weights, photo_folder, monkeypatch):
+  args = [*weights, "--images", str(photo_folder / "photos"), "--out", str(photo_folder / "out")]
+  before = len(sample.load_predictor(argparse_of(args)).programs)
+  assert sample.main(args) == 0
+  predictor_used = sample.load_predictor(argparse_of(args))
+  assert len(predictor_used.programs) <= before + 1  # 6 objects in batches of 4, the last one padded
+  assert [len(layout_of(photo_folder / "out" / n)["objects"]) for n in ("wide", "tall", "small")] == [3, 2, 1]
+  first = {p: p.read_bytes() for p in (photo_folder / "out").rglob("*.glb")}
+  write_photo(photo_folder / "photos" / "new", 30, 50, 1)
+  assert sample.main(args) == 0
+  assert len(predictor_used.programs) <= before + 2  # one object: a bucket of one
+  assert {p: p.read_bytes() for p in first} == first
+  monkeypatch.setattr(predictor.Predictor, "start", lambda *args: pytest.fail("everything was done"))
+  assert sample.main(args) == 0
+
+
+def argparse_of(args: list[str]):
+  parser = argparse.ArgumentParser()
+  sample.flags(parser)
+  return parser.parse_args(args)
+
+
+def test_a_photos_samples_do_not_depend_on_its_company(weights, photo_folder):
+  photos = photo_folder / "photos"
+  assert sample.main([*weights, "--images", str(photos), "--out", str(photo_folder / "all")]) == 0
+  tall = photos / "tall"
+  alone = ["--image", str(tall / "image.png"), "--mask", str(tall / "0.png"), "--mask", str(tall / "1.png")]
+  assert sample.main([*weights, *alone, "--out", str(photo_folder / "alone")]) == 0
+  company, single = layout_of(photo_folder / "all" / "tall")["objects"], layout_of(photo_folder / "alone")["objects"]
+  np.testing.assert_allclose([company[n]["rotation"] for n in "01"], [single[n]["rotation"] for n in "01"], atol=1e-4)
+
+
+def test_all_faults_of_a_folder_are_reported_at_once(weights, photo_folder, capsys):
+  for name in ("wide", "tall"):
+    (photo_folder / "photos" / name / "0.png").write_bytes(b"no picture")
+  assert sample.main(["--checkpoint", "unused", "--images", str(photo_folder / "photos"), "--out", str(photo_folder / "out")]) == 2
+  error = capsys.readouterr().err
+  assert "wide/0.png" in error and "tall/0.png" in error and "2 of 3 photos" in error
+
+
+POINTMAP_COMMAND = ("import sys, numpy as np; from PIL import Image; w, h = Image.open(sys.argv[1]).size; "
+                    "v, u = np.mgrid[:h, :w] + 0.5; z = np.full((h, w), 3.0); "
+                    "np.save(sys.argv[2], np.stack([(w / 2 - u) * z / w, (h / 2 - v) * z / w, z], -1))")
+
+
+def test_a_command_provides_the_point_map(weights, photo):
+  args = [*weights, "--image", str(photo / "photo.png"), "--mask", str(photo / "cup.png"), "--out", str(photo / "out"),
+          "--pointmap_command", f"{sys.executable} -c {shlex.quote(POINTMAP_COMMAND)} {{image}} {{out}}"]
+  assert sample.main(args) == 0
+  layout = layout_of(photo / "out")
+  assert layout["camera"]["source"] == "fitted to the point map" and layout["camera"]["fx"] == pytest.approx(60, rel=1e-3)
+  assert layout["objects"]["cup"]["placement"]["translation"][2] == pytest.approx(3, abs=1.5) and (photo / "out/points.ply").exists()
+
+
+@pytest.mark.parametrize("command, message", [
+    ("false {image} {out}", "failed with code 1"), ("true {image} {out}", "wrote 0 files"), ("no_such_program {image} {out}", "started"),
+    ("true {image}", "{out}")])
+def test_a_command_that_makes_no_point_map_is_an_error(photo, capsys, command, message):
+  inputs = ["--image", str(photo / "photo.png"), "--mask", str(photo / "cup.png"), "--pointmap_command", command]
+  assert message in refusal(inputs, photo, capsys)
+
+
+def test_point_maps_that_do_not_fit_the_photo_are_refused(photo, capsys):
+  base = ["--image", str(photo / "photo.png"), "--mask", str(photo / "cup.png"), "--pointmap"]
+  v, u = np.mgrid[:40, :60] + 0.5
+  points = np.stack([(30 - u) / 60, (20 - v) / 60, np.ones_like(u)], -1)
+  np.save(photo / "square.npy", points[:, :40])
+  assert "differ in aspect" in refusal([*base, str(photo / "square.npy")], photo, capsys)
+  points[10:30, 20:45] = np.nan
+  np.save(photo / "hole.npy", points)
+  assert "no known point under the mask of cup" in refusal([*base, str(photo / "hole.npy")], photo, capsys)
+
+
+def test_the_best_of_several_samples_is_kept_and_the_first_is_that_of_one(weights, photo):
+  inputs = [*weights, "--image", str(photo / "photo.png"), "--mask", str(photo / "cup.png")]
+  for count in (1, 3):
+    assert sample.main([*inputs, "--samples", str(count), "--out", str(photo / f"out{count}")]) == 0
+  cup = layout_of(photo / "out3")["objects"]["cup"]
+  assert len(set(cup["rewards"])) == 3 and cup["mask_iou"] == max(cup["rewards"]) == cup["rewards"][cup["sample"]]
+  assert layout_of(photo / "out1")["objects"]["cup"]["mask_iou"] == pytest.approx(cup["rewards"][0], abs=1e-3)
+
+
+def test_a_label_map_gives_one_object_an_id(weights, photo):
+  labels = np.zeros((40, 60), np.uint16)
+  labels[5:20, 5:20], labels[20:35, 30:50] = 300, 7
+  Image.fromarray(labels).save(photo / "labels.png")
+  args = [*weights, "--image", str(photo / "photo.png"), "--labels", str(photo / "labels.png"), "--refine", "--out", str(photo / "out")]
+  assert sample.main(args) == 0
+  objects = layout_of(photo / "out")["objects"]
+  assert set(objects) == {"id_7", "id_300"}
+  assert all(o["mask_iou"] >= o["refined"]["mask_iou_before"] for o in objects.values())
+
+
+def test_the_implicit_reward_of_a_model_over_itself_is_zero(weights, photo):
+  args = argparse_of([*weights, "--out", "unused", "--samples", "2", "--reward", "implicit", "--reward_models", weights[1], weights[1]])
+  loaded = sample.load_predictor(args)
+  reward = rewards.load(args, loaded)
+  rng = np.random.default_rng(0)
+  shapes = {name: loaded.row.latent_shape(name) for name in LATENTS}
+  streams = {s: rng.integers(0, 2, (loaded.row.image_size,) * 2 + (1 if "mask" in s else 3,), dtype=np.uint8) for s in loaded.row.streams}
+  drawn = [Candidate(Photo(None, {}, None, None, ""), "cup", i, streams, loaded, predictor.Prediction(
+      None, {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}, None)) for i in range(2)]
+  assert reward(drawn) == [0.0, 0.0]
+  model = rewards.load_model(weights[1], loaded, "ema")
+  graph, params = nnx.split(model)
+  model = nnx.merge(graph, jax.tree.map(lambda x: 0.5 * x, params))
+  scores = rewards.implicit(rewards.build_implicit(model, rewards.load_model(weights[1], loaded, "ema")), 0, drawn)
+  assert len(set(scores)) == 2 and all(np.isfinite(scores))
+
+
+def test_examples_without_point_map_are_dropped_one_by_one():
+  class Model:
+    step_conditioned = True
+
+    def encode(self, cond, drop_B):
+      return drop_B
+
+  drop = np.array([True, False, False])
+  model = predictor.DroppingPointmap(Model(), drop)
+  np.testing.assert_array_equal(model.encode(None), drop)
+  np.testing.assert_array_equal(model.encode(None, np.ones(3, bool)), [True] * 3)
+
+
+def test_flags_of_rewards_that_do_not_go_together_are_refused(tmp_path, capsys):
+  base = ["--checkpoint", "a", "--image", "i", "--out", str(tmp_path)]
+  for extra, message in ((["--reward", "nonsense"], "MODULE:FUNCTION"), (["--reward", "implicit"], "--reward_models"),
+                         (["--reward", "a:b"], "--samples N"), (["--ids", "1"], "--labels"),
+                         (["--mask", "m", "--labels", "l"], "one of --mask and --labels")):
+    assert sample.main([*base, *extra]) == 2
+    assert message in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The page of launch.sample --viewer, seen in a real browser. Needs viser (requirements-viewer.txt) and Chromium; else skipped."""
 
+import argparse
 import dataclasses
 import socket
 
@@ -48,7 +49,6 @@ def test_the_page_is_served_to_this_machine_only(server):
 
 
 def sample_default(name: str):
-  import argparse
   parser = argparse.ArgumentParser()
   sample.flags(parser)
   return parser.get_default(name)
@@ -65,14 +65,19 @@ def test_the_page_shows_the_photo_the_points_and_the_objects(server, tmp_path):
     def red() -> int:
       """Red pixels of the scene, which is left of the panel."""
       shot = page.screenshot()[:, :600].astype(int)
-      return int(((shot[..., 0] > 90) & (shot[..., 0] > 1.8 * shot[..., 1]) & (shot[..., 0] > 1.8 * shot[..., 2])).sum())
+      return int(((shot[..., 0] > 90) & (shot[..., 0] > 2.2 * shot[..., 1]) & (shot[..., 0] > 2.2 * shot[..., 2])).sum())
 
     page.wait(lambda: red() > 1000)
-    server.scene.remove_by_name("/photo")
-    server.scene.remove_by_name("/points")
-    page.wait(lambda: red() > 1000)
-    server.scene.remove_by_name("/objects/thing")
+    boxes = ("photo's camera", "point map", "thing")
+    page.wait(lambda: page.evaluate("document.querySelectorAll('input[type=checkbox]').length") == len(boxes))
+    click = lambda name: page.evaluate(f"document.querySelectorAll('input[type=checkbox]')[{boxes.index(name)}].click()")
+    click("photo's camera")
+    click("point map")
+    page.wait(lambda: red() > 1000)  # the object is there without them
+    click("thing")
     page.wait(lambda: red() < 50)
+    click("point map")
+    page.wait(lambda: red() > 100)
 
 
 def test_a_folder_without_results_is_refused_by_name(tmp_path, capsys):
