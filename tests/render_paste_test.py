@@ -12,10 +12,13 @@ import pytest
 import trimesh
 
 from data_pipelines import build, checks, records, schema
-from data_pipelines.synth import procedural_scenes, scenes, sources
+from data_pipelines.annotations import write
+from data_pipelines.synth import assets, procedural, procedural_scenes, render_paste, scenes, sources, swap
 from data_pipelines.synth.assets import Refused
 from launch import build_data, cli
 from sam3d_jax.errors import ConfigError, InputError
+from sam3d_jax.geometry import pose
+from tests import synthetic_depth
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = ("procedural.count=6", "procedural.families=('mug','crate','chair')", "photos.count=4", "objects_per_shard=3", "workers=1",
@@ -140,6 +143,20 @@ def test_what_hides_a_swapped_object_is_nearer_and_the_point_map_shows_the_new_s
       assert depth[hidden].max() < example["translation"][2] + 0.9 * example["scale"][0]
 
 
+def test_a_swapped_mesh_stands_at_the_centroid_and_fits_the_box_of_what_was_there():
+  scene, rules, rng = procedural_scenes.make_room(0, 0, 160).scene, swap.SwapRules(min_object_share=0.01), np.random.default_rng(0)
+  assert len(swap.usable_objects(scene, rules)) >= 2
+  subject = render_paste.subject_of(assets.from_scene(procedural.make_scene(0, 4), source="x", up="z"))
+  for number in swap.usable_objects(scene, rules):
+    cleared = swap.clear(scene, scene.masks[number], rules)
+    points = scene.pointmap_HW3[scene.masks[number]]
+    assert (np.abs(cleared.centroid_3 - points.mean(0)) < 0.2 * np.ptp(points, axis=0) + 0.01).all()
+    camera = swap.fit(subject, render_paste.random_rotation(rng), cleared, scene)
+    posed = camera.to_camera(subject.asset.vertices_V3)
+    np.testing.assert_allclose((posed.min(0) + posed.max(0)) / 2, cleared.centroid_3, atol=1e-9)
+    assert (np.ptp(posed, axis=0) / cleared.extent_3)[:2].max() == pytest.approx(1)
+
+
 def test_annotated_swaps_lie_on_the_pixels_of_the_objects_they_replace(built):
   found = examples(built["rp_3do_osa"])
   assert len(found) >= 4
@@ -165,6 +182,61 @@ def test_a_build_is_identified_by_what_changes_its_bytes(tmp_path):
     assert plan("rp_3do_osr", override).digest != base, override
   for override in ("workers=2", "out=elsewhere", "photos.depth_cache=elsewhere", "quarantine_budget=0.5"):
     assert plan("rp_3do_osr", override).digest == base, override
+
+
+def test_annotated_photos_of_a_folder_are_swapped_in_place(tmp_path):
+  room = procedural_scenes.make_room(0, 2, 128)
+  for i, (placed, seen) in enumerate(zip(room.objects, room.scene.masks, strict=True)):
+    mesh = tmp_path / f"{i}.ply"  # y up by convention: turned, shifted and larger than the unit cube
+    trimesh.Trimesh(3 * placed.asset.vertices_V3 @ assets.Y_UP_TO_Z_UP + 7, placed.asset.faces_F3, process=False).export(mesh)
+    at = pose.Pose(placed.camera.rotation.T, placed.camera.translation, np.full(3, placed.camera.scale))
+    points = room.scene.pointmap_HW3 if i else None
+    write.from_arrays(tmp_path / "items" / f"{i}", room.scene.image_HW3, seen, {"a": write.Proposal("artist/x", mesh=mesh, pose=at)}, [],
+                      pointmap_HW3=points, camera=tuple(room.scene.camera[:4]), license="CC0-1.0")
+  out = tmp_path / "out"
+  assert run("rp_3do_osa", f"out={out}", f"source={tmp_path / 'items'}", "image_size=128") == 0
+  refused = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+  assert ("0/annotation.json", "no_pointmap", False) in {(line["path"], line["reason"], line["fault"]) for line in refused}
+  found = examples(out)
+  assert found and min(lineage(e)["mask_iou"] for e in found) > 0.85 and all(checks.check_example(e).findings == [] for e in found)
+
+
+def test_annotated_photos_without_any_depth_end_with_code_2(tmp_path, capsys):
+  mesh = tmp_path / "ball.ply"
+  trimesh.creation.icosphere(1).export(mesh)
+  at = pose.Pose(np.eye(3), np.array([0.0, 0, 2]), np.ones(3))
+  write.from_arrays(tmp_path / "items" / "0", np.zeros((40, 40, 3), np.uint8), np.eye(40, dtype=bool),
+                    {"a": write.Proposal("artist/x", mesh=mesh, pose=at)}, [])
+  assert run("rp_3do_osa", f"out={tmp_path / 'out'}", f"source={tmp_path / 'items'}") == 2
+  assert "needs depth" in capsys.readouterr().err
+
+
+def test_real_photographs_with_made_up_depth_build_and_pass(shared_dir, tmp_path):
+  synthetic_depth.copy_scenes(shared_dir / "data" / "images", tmp_path / "photos")
+  for builder in ("rp_3do_fo", "rp_3do_osr"):
+    out = tmp_path / builder
+    assert run(builder, f"out={out}", f"photos.source={tmp_path / 'photos'}", "image_size=128", "name=synthetic_depth",
+               "procedural.count=4") == 0
+    for example in examples(out):
+      assert checks.check_example(example).findings == [], example["lineage"]
+
+
+def test_malformed_photos_are_quarantined_by_reason_and_odd_ones_used(shared_dir, tmp_path):
+  bad, scene = shared_dir / "data" / "bad", tmp_path / "photos" / "scene"
+  scene.mkdir(parents=True)
+  for file in sorted(bad.glob("image_*")):
+    shutil.copyfile(file, tmp_path / "photos" / file.name)
+  shutil.copyfile(bad / "image_ok.jpg", scene / "image.jpg")
+  for i, name in enumerate(("mask_ok", "mask_wrong_size", "mask_all_zero", "mask_all_one")):
+    shutil.copyfile(bad / f"{name}.png", scene / f"{i}.png")
+  out = tmp_path / "out"
+  assert run("rp_3do_fo", f"out={out}", f"photos.source={tmp_path / 'photos'}", "views=5", "quarantine_budget=0.9") == 0
+  lines = map(json.loads, (out / "quarantine.jsonl").read_text().splitlines())
+  refused = {pathlib.Path(line["path"]).name: line["reason"] for line in lines}
+  assert refused == {"image_corrupt.png": "bad_image", "image_1x1.png": "bad_image", "1.png": "bad_mask", "2.png": "bad_mask",
+                     "3.png": "bad_mask"}
+  used = {lineage(e)["photo"] for e in examples(out)}
+  assert used == {"image_ok.jpg", "image_cmyk.jpg", "image_rgba.png", "image_16bit_gray.png", "image_16bit_rgb.png", "scene/image.jpg"}
 
 
 # Photo folders.
@@ -216,7 +288,7 @@ def test_masks_and_point_maps_that_cannot_be_used_are_named_and_left_out(folder)
   assert [(pathlib.Path(path).name, reason) for path, reason, _ in reports] == [
     ("0.png", "bad_mask"), ("1.png", "bad_mask"), ("pointmap.npz", "bad_pointmap")]
   (kitchen / "image.png").write_bytes(b"broken")
-  with pytest.raises(Refused, match="unreadable_photo"):
+  with pytest.raises(Refused, match="bad_image"):
     load(folder, "house/kitchen/image.png")
 
 
@@ -249,12 +321,12 @@ def test_an_estimator_makes_the_missing_point_maps_once(folder, tmp_path):
 
 def test_photographs_of_a_folder_are_used_and_broken_ones_quarantined(folder, tmp_path):
   (folder / "broken.jpg").write_bytes(b"no photo")
-  Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "tiny.png")
+  Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(folder / "tiny.png")
   out = tmp_path / "out"
   few = ("quarantine_budget=0.4", "procedural.count=3", "objects_per_shard=2", "views=4")
   assert run("rp_3do_fo", f"out={out}", f"photos.source={folder}", *few) == 0
   lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
-  assert {(line["path"], line["reason"]) for line in lines} == {("broken.jpg", "unreadable_photo"), ("tiny.png", "small_photo")}
+  assert {(line["path"], line["reason"]) for line in lines} == {("broken.jpg", "bad_image"), ("tiny.png", "small_image")}
   found = examples(out)
   assert {lineage(e)["photo"] for e in found} == {"house/kitchen/image.png", "house/sky.jpg"}
   for example in found:

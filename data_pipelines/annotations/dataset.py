@@ -110,12 +110,17 @@ def list_items(config: AnnotationConfig) -> tuple[list[sources.Input], str]:
       raise ConfigError(f"synthetic.count = {config.synthetic.count}: it must be positive")
     inputs = [sources.Input(f"synthetic-{i}", _digest(f"{config.synthetic.seed} {i}".encode())) for i in range(config.synthetic.count)]
     return sorted(inputs, key=lambda i: i.identity), sources.digest(inputs)
-  root = pathlib.Path(config.source)
-  if not config.source or not root.is_dir():
-    raise ConfigError(f"source = {config.source!r} is not a folder; give --config.source=DIR with items, or {sources.PROCEDURAL!r}")
+  return list_folder(config.source)
+
+
+def list_folder(source: str) -> tuple[list[sources.Input], str]:
+  """The same of a folder."""
+  root = pathlib.Path(source)
+  if not source or not root.is_dir():
+    raise ConfigError(f"source = {source!r} is not a folder; give --config.source=DIR with items, or {sources.PROCEDURAL!r}")
   files = layout.find(root)
   if not files:
-    raise ConfigError(f"source = {config.source!r} holds no {layout.FILE}; docs/data.md describes the layout")
+    raise ConfigError(f"source = {source!r} holds no {layout.FILE}; docs/data.md describes the layout")
   with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
     looks = list(pool.map(_look, files))
   names = [path.relative_to(root).as_posix() for path in files]

@@ -125,15 +125,15 @@ def read(config: PhotoConfig, item: Input, files: Files, report: Callable[[str, 
   """The scene at its working size. `report(path, reason, detail)` is told of masks and point maps that cannot be used and are left out
   (bad_mask, bad_pointmap).
 
-  Raises Refused with reason unreadable_photo or small_photo; InputError if the estimator fails.
+  Raises Refused with reason bad_image or small_image; InputError if the estimator fails.
   """
   try:
     image, _ = photos.read_photo(files.image)
   except InputError as error:
-    raise Refused("unreadable_photo", str(error)) from error
+    raise Refused("bad_image", str(error)) from error
   size = image.shape[:2]
   if min(size) < MIN_SIDE:
-    raise Refused("small_photo", f"{files.image} is {size[1]} x {size[0]} pixels; {MIN_SIDE} a side are needed")
+    raise Refused("small_image", f"{files.image} is {size[1]} x {size[0]} pixels; {MIN_SIDE} a side are needed")
   by = min(1.0, config.image_size / max(size))
   shown = (max(1, round(size[0] * by)), max(1, round(size[1] * by)))
   masks = [_read_mask(path, size, shown, report) for path in files.masks]

@@ -43,7 +43,7 @@ class Cleared(NamedTuple):
   image_HW3: np.ndarray
   points_HW3: np.ndarray
   centroid_3: np.ndarray
-  extent: float  # longest side of the object's box, metres
+  extent_3: np.ndarray  # sides of its 3-D box, metres
 
 
 def clear(scene: Scene, mask_HW: np.ndarray, rules: SwapRules) -> Cleared:
@@ -58,7 +58,7 @@ def clear(scene: Scene, mask_HW: np.ndarray, rules: SwapRules) -> Cleared:
   depth = removal.fill_depth(scene.pointmap_HW3[..., 2], region)
   filled = render.points_of(depth, Camera(*scene.camera, np.eye(3), np.zeros(3)))
   return Cleared(removal.remove(scene.image_HW3, region), np.where(region[..., None], filled, scene.pointmap_HW3),
-                 (core if len(core) else points).mean(0), float((high - low).max()))
+                 (core if len(core) else points).mean(0), high - low)
 
 
 def usable_objects(scene: Scene, rules: SwapRules) -> list[int]:
@@ -69,10 +69,13 @@ def usable_objects(scene: Scene, rules: SwapRules) -> list[int]:
 
 
 def fit(subject: Subject, rotation: np.ndarray, cleared: Cleared, scene: Scene) -> Camera:
-  """The pose that puts the turned mesh's box at the centroid, its longest side that of the object's box. Raises Rejected (too_close)."""
+  """The pose that puts the turned mesh's box at the centroid and lets it just fit the object's box across and upwards.
+
+  Depth does not count: only the near side of the object was seen, so the depth of its box is too small. Raises Rejected (too_close).
+  """
   turned = subject.asset.vertices_V3 @ rotation.T
   low, high = turned.min(0), turned.max(0)
-  scale = cleared.extent / float((high - low).max())
+  scale = float((cleared.extent_3 / (high - low))[:2].min())
   camera = Camera(*scene.camera, rotation, cleared.centroid_3 - scale * (low + high) / 2, scale)
   if camera.to_camera(subject.asset.vertices_V3)[:, 2].min() <= 0.05 * cleared.centroid_3[2]:
     raise Rejected("too_close")

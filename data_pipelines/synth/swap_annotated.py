@@ -41,8 +41,7 @@ def plan(config: PasteConfig, *, test_fraction: float, items_per_shard: int) -> 
     inputs = scenes.list_scenes(config.photos)
     contents = sources.digest(inputs)
   else:
-    recipe = items.Recipe(config.name, config.builder)
-    inputs, contents = dataset.list_items(dataset.AnnotationConfig(config.source.source, recipe))
+    inputs, contents = dataset.list_folder(config.source.source)
     if not config.photos.depth_command and not any(_has_depth(pathlib.Path(config.source.source) / item.name) for item in inputs):
       raise ConfigError(f"{config.builder} needs depth, and none of the {len(inputs)} items in source = {config.source.source!r} names a "
                         "`pointmap`. Add one to their annotation.json, or name an estimator with "
