@@ -3,6 +3,7 @@
 import json
 import pathlib
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import trimesh
 
 from data_pipelines.synth import assets, filters
+from data_pipelines.synth.camera import Camera
 
 REASONS = {"truncated.glb": "unreadable", "nan_vertices.obj": "non_finite", "empty.obj": "empty",
            "zero_area_faces.obj": "zero_area", "single_triangle.obj": "near_zero_volume", "huge_coords.obj": "huge_coordinates"}
@@ -206,3 +208,26 @@ def test_normal_share_is_a_third_for_a_sphere_and_one_for_a_plane():
 def test_refusals_survive_pickling():
   error = pickle.loads(pickle.dumps(assets.Refused("empty", "a.obj: no triangles")))
   assert (error.reason, error.detail) == ("empty", "a.obj: no triangles")
+
+
+def test_the_way_from_a_file_to_a_pixel_in_the_documentation_is_right(tmp_path):
+  text = (pathlib.Path(__file__).parents[1] / "docs" / "conventions.md").read_text()
+  block = re.search(r"```text mesh-example\n(.*?)```", text, re.DOTALL)[1]
+  lines = (line.rpartition("=") for line in block.splitlines() if "=" in line)
+  stated = {name.strip(): np.array(value.split(), float) for name, _, value in lines}
+  low, high = (stated[f"box of the mesh in the file, {end}"] for end in ("low", "high"))
+  vertices = np.array([[x, y, z] for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])])
+  hull = trimesh.Trimesh(vertices).convex_hull
+  hull.export(tmp_path / "box.glb")
+  asset = assets.load(tmp_path / "box.glb")
+  point = (assets.Y_UP_TO_Z_UP @ stated["point in the file"] - asset.centre_3) / asset.extent
+  fx, fy, cx, cy = stated["camera fx fy cx cy"]
+  camera = Camera(fx, fy, cx, cy, 518, 518, stated["rotation, row by row"].reshape(3, 3), stated["translation"], float(stated["scale"][0]))
+  voxel = np.floor((point + 0.5) * 64)
+  computed = {"turned to z up, (x, -z, y)": assets.Y_UP_TO_Z_UP @ stated["point in the file"], "box turned, centre": asset.centre_3,
+              "box turned, longest side": asset.extent, "point in the unit cube": point, "voxel that holds it, floor((p + 0.5) 64)": voxel,
+              "centre of that voxel, (i + 0.5) / 64 - 0.5": (voxel + 0.5) / 64 - 0.5,
+              "point in the camera": camera.to_camera(point[None])[0],
+              "pixel": camera.project(point[None])[0]}
+  for name, value in computed.items():
+    np.testing.assert_allclose(value, np.squeeze(stated[name]), atol=1e-6, err_msg=name)
