@@ -49,7 +49,7 @@ def read(folders: Sequence[str], split: str, row: samples.SampleConfig, resoluti
     share = count * (number + 1) // len(folders) - count * number // len(folders)
     for i in sorted({i * len(source) // share for i in range(share)}):
       try:
-        found.append(_object(source[i], row, resolution))
+        found.append(object_of(source[i], row, resolution))
       except records.CorruptRecord as error:
         raise InputError(f"{folder} split {split} example {i} cannot be used for evaluation: {error}") from error
   if not found:
@@ -57,7 +57,8 @@ def read(folders: Sequence[str], split: str, row: samples.SampleConfig, resoluti
   return found
 
 
-def _object(example: schema.Example, row: samples.SampleConfig, resolution: int) -> Object:
+def object_of(example: schema.Example, row: samples.SampleConfig, resolution: int) -> Object:
+  """An example in the form that the model reads, with its truth. Raises CorruptRecord if it lacks its photo, mask or voxels."""
   samples.require(example, "image", "mask", "voxels")
   cond, scale, shift = samples.condition(example, row, None)
   has = lambda *fields: all(schema.is_present(example, f) for f in fields)
@@ -87,7 +88,7 @@ def score(found: Object, occupancy_XYZ: np.ndarray, latents: Mapping[str, np.nda
   """
   row = dict.fromkeys(HIGHER_IS_BETTER, np.nan)
   row["viou"] = float(occupancy.voxel_iou(occupancy_XYZ[None], found.occupancy[None])[0])
-  row |= _surface_scores(occupancy_XYZ, found.occupancy, f1_threshold) | _part_scores(occupancy_XYZ, found.occupancy)
+  row |= _surface_scores(occupancy_XYZ, found.occupancy, f1_threshold) | part_scores(occupancy_XYZ, found.occupancy)
   if found.rotation is not None and "rotation" in learned:
     turned = rotations.matrix_from_6d(rotations.denormalise_6d(latents["rotation"][0]))
     cosine = (np.trace(turned.T @ found.rotation) - 1) / 2
@@ -116,7 +117,8 @@ def _surface_scores(pred_XYZ: np.ndarray, truth_XYZ: np.ndarray, threshold: floa
   return {"f1": shape.f1(there, back, threshold), "chamfer": shape.chamfer(there, back)}
 
 
-def _part_scores(pred_XYZ: np.ndarray, truth_XYZ: np.ndarray) -> dict[str, float]:
+def part_scores(pred_XYZ: np.ndarray, truth_XYZ: np.ndarray) -> dict[str, float]:
+  """`floaters` and `missing` of a sample, see `score`."""
   if not pred_XYZ.any() or not truth_XYZ.any():
     return {"floaters": 0.0, "missing": float(truth_XYZ.any())}
   far = lambda grid: ndimage.distance_transform_edt(~grid) > NEAR

@@ -165,7 +165,7 @@ def from_checkpoint(folder: str, decoder: str | None, *, which: str = "ema", **s
   release.check_latents(release.latents_of(meta["lineage"]), {"autoencoder": vae_name, "sha256": None, "from": str(decoder)})
   check_latent_shape(config.model, vae_model, decoder)
   model, _ = checkpoint.restore_model(folder, which=which)
-  trained = tuple(config.objective.weights) if "objective" in config and "weights" in config.objective else LATENTS
+  trained = tuple(meta["lineage"].get("learned") or LATENTS)  # an imported model has learned all of them
   return Predictor(model=model, decoder=vae.decoder, sampler=sampler_config(config.sampler.to_dict(), **sampler),
                    row=row_config(config.model), trained=trained, convention="ScaleShiftInvariant",
                    resolution=vae_model.resolution,
