@@ -5,7 +5,7 @@ r"""Geometry model, shortcut distillation: 25 guided steps become 4, or 1.
 
 The published run (arXiv 2511.16624): about 4 000 iterations from the trained checkpoint on the data of fine-tuning, three quarters of each
 batch flow matching at d = 0, one quarter self-consistency with targets guided at weight 2 in this stage. Learning rate and batch are
-those of fine-tuning. Compiled for v5p:4x4x8 (128 chips). Cost at 41 TFLOP a sample (3.75 forward passes on average and the encoders):
+those of fine-tuning. Laid out for v5p:4x4x8 (128 chips). Cost at 41 TFLOP a sample (3.75 forward passes on average and the encoders):
 190 v5p or 88 H200 chip-hours at 40 % MFU. At the end `<workdir>/steps_quality.{csv,png}` shows quality at each of eval.steps_curve.
 """
 
