@@ -19,6 +19,7 @@ def text(setup) -> str:
       f"averages {', '.join(f'{d:g}' for d in config.optim.ema) or 'none'}",
       f"devices {setup.mesh.size} {setup.mesh.devices.flat[0].device_kind}, mesh {mesh}; per device "
       + ", ".join(f"{k} {size(n)}" for k, n in bytes_per_device(setup.abstract_state).items()),
+      f"arithmetic {flops(setup)}",
       f"data {data(setup)}",
       f"evaluation {evaluation(setup.config.eval)}",
   ]
@@ -26,6 +27,21 @@ def text(setup) -> str:
   if whole:
     lines.append(f"WARNING: replicated on every device although large: {', '.join(whole)}")
   return "\n".join(lines)
+
+
+def model_flops(setup, *, plain: bool = True) -> float:
+  """Training FLOPs of one sample, see sam3d_jax/training/flops.py."""
+  from sam3d_jax.training import flops as flops_lib
+  return flops_lib.per_sample(setup.model_config, setup.config.objective.to_dict(), setup.abstract_state.params, plain=plain)
+
+
+def flops(setup) -> str:
+  """What a step computes, and the rate at which the devices' peak would allow it."""
+  from sam3d_jax.training import hardware
+  each = model_flops(setup)
+  chip = hardware.chip(setup.mesh.devices.flat[0].device_kind)
+  rate = "" if chip is None else f"; peak {chip.peak / 1e12:.0f} TFLOP/s a chip: {chip.peak / each:.3g} samples/s a chip at 100 % MFU"
+  return f"{each / 1e12:.3g} TFLOP a sample, {each * setup.config.batch_size / 1e12:.3g} TFLOP a step{rate}"
 
 
 def data(setup) -> str:

@@ -1,6 +1,8 @@
 """Layers shared by every model: parameters in fp32, matrix products in a compute dtype, the numerically delicate rest in fp32."""
 
 from collections.abc import Callable, Sequence
+import contextlib
+import contextvars
 import math
 
 from flax import nnx
@@ -167,7 +169,20 @@ class Stack(nnx.Module):
     def body(carry, layer_params):
       return nnx.merge(graph, layer_params)(carry, *shared), None
 
-    return jax.lax.scan(rematerialise(body, self.remat), carry, params)[0]
+    return jax.lax.scan(rematerialise(body, self.remat), carry, params, unroll=self.depth if _unroll.get() else 1)[0]
+
+
+_unroll = contextvars.ContextVar("unroll", default=False)
+
+
+@contextlib.contextmanager
+def unrolled():
+  """Within it stacks are traced layer by layer: XLA's cost analysis counts the body of a loop once, however often it runs."""
+  token = _unroll.set(True)
+  try:
+    yield
+  finally:
+    _unroll.reset(token)
 
 
 def rematerialise(fn, policy: str):
