@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
 def tiny(c: ConfigDict) -> None:
   flow, condition = c.model.flow, c.model.condition
   flow.width, flow.depth, flow.heads, flow.cond_width = 96, 3, 4, 96
-  flow.shape_resolution, flow.dtype = 4, "float32"
+  flow.shape_resolution, flow.dtype, flow.remat = 4, "float32", "none"
   condition.width, condition.hidden_multiplier, condition.dtype, condition.pointmap = 96, 2.0, "float32", None
   dino = condition.dino
   dino.width, dino.depth, dino.heads, dino.patch, dino.image_size, dino.input_size, dino.dtype = 96, 1, 4, 8, 64, 64, "float32"
