@@ -125,7 +125,7 @@ def geometry_model() -> ConfigDict:
   m.flow.shortcut = True  # has an embedder for the step size, which distillation needs
   m.flow.time_scale = 1000.0  # times enter the sinusoid multiplied by it
   m.flow.absorb_layout_kv = True  # fold the layout stream's key/value projections into its four queries (same result, less work)
-  m.flow.remat = "attention"  # what the backward pass need not recompute: none, full, dots, attention (see models/layers.py)
+  m.flow.remat = "none"  # recompute in the backward pass: none, full, dots, attention
   m.flow.attention = "auto"  # attention backend: auto, xla, cudnn, splash
   m.flow.dtype = "bfloat16"  # of matrix products
   m.condition = ConfigDict()
@@ -188,6 +188,7 @@ def geometry_stage(stage: str) -> ConfigDict:
   """A training stage of the Geometry model after pre-training: all condition streams, image encoders frozen."""
   c = training(stage)
   c.model = geometry_model()  # as published
+  c.model.flow.remat = "attention"  # six samples a chip fit 40 GB so, and attention is not computed twice
   c.optim.frozen = r"condition/(image|mask)_encoder/.*"  # DINOv2 stays what it was
   c.sampler = sampler()  # for evaluation and previews, and for whoever samples from the checkpoint
   return c

@@ -153,7 +153,8 @@ def bounds(report: dict, found, memory, executed: float, chip) -> dict:
       "network": sum(c.traffic for c in found if c.crosses) / chip.network,
   }
   bound = max(seconds.values())
-  return {"bound_seconds": seconds, "step_seconds_lower_bound": bound, "samples_per_second_per_chip_upper_bound": report["batch_per_chip"] / bound,
+  return {"bound_seconds": seconds, "step_seconds_lower_bound": bound,
+          "samples_per_second_per_chip_upper_bound": report["batch_per_chip"] / bound,
           "mfu_upper_bound": report["model_flops_per_sample"] * report["batch_per_chip"] / (bound * chip.peak)}
 
 
@@ -245,7 +246,8 @@ def text(report: dict) -> str:
       f"{report['chips']} x {report['device_kind']} ({report['topology']}{' x ' + str(report['slices']) if report['slices'] > 1 else ''}), "
       f"mesh {mesh}, batch {report['batch_size']} ({report['batch_per_chip']:g} a chip, in {report['accumulate']} parts), "
       f"remat {report['remat'] or '-'}; compiled in {report['compile_seconds']:.0f} s, program {report['fingerprint']}",
-      f"memory a chip {gib(report['hbm_bytes'])} of {gib(report['hbm_capacity_bytes'])}: {'fits' if report['fits'] else 'DOES NOT FIT'} (state "
+      f"memory a chip {gib(report['hbm_bytes'])} of {gib(report['hbm_capacity_bytes'])}: "
+      + ("fits" if report["fits"] else "DOES NOT FIT") + " (state "
       + ", ".join(f"{k} {size(n)}" for k, n in report["state_bytes"].items()) + ")",
       f"FLOPs a sample: model {report['model_flops_per_sample'] / 1e12:.2f} T in closed form, "
       f"{report['xla_flops_per_step'] / report['batch_size'] / 1e12:.2f} T counted by XLA as executed",

@@ -11,6 +11,7 @@ costs one; a frozen one that passes a gradient on costs two for products with we
 
 from collections.abc import Iterable, Mapping
 import dataclasses
+import itertools
 import re
 from typing import Any
 
@@ -111,7 +112,7 @@ def structure_vae(cfg: StructureVAEConfig) -> dict[str, Part]:
     levels = levels + conv(s, c, c) * (2 * cfg.res_blocks)
   encoder = conv(sides[0], 1, cfg.channels[0]) + levels + middle + conv(side, top, 2 * cfg.latent_channels)
   decoder = conv(side, cfg.latent_channels, top) + levels + middle + conv(sides[0], cfg.channels[0], 1)
-  for i, (c, c_next) in enumerate(zip(cfg.channels, cfg.channels[1:])):
+  for i, (c, c_next) in enumerate(itertools.pairwise(cfg.channels)):
     encoder = encoder + conv(sides[i + 1], c, c_next, k=2)
     decoder = decoder + conv(sides[i + 1], c_next, 8 * c)
   return {"encoder": encoder, "decoder": decoder}
