@@ -188,7 +188,7 @@ def geometry_stage(stage: str) -> ConfigDict:
   """A training stage of the Geometry model after pre-training: all condition streams, image encoders frozen."""
   c = training(stage)
   c.model = geometry_model()  # as published
-  c.model.flow.remat = "attention"  # six samples a chip fit 40 GB so, and attention is not computed twice
+  c.model.flow.remat = "attention"  # six samples a chip fit 40 GB, attention not computed twice
   c.optim.frozen = r"condition/(image|mask)_encoder/.*"  # DINOv2 stays what it was
   c.sampler = sampler()  # for evaluation and previews, and for whoever samples from the checkpoint
   return c

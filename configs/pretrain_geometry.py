@@ -16,7 +16,7 @@ from configs import base
 def get_config(variant: str = "") -> ConfigDict:
   c = base.training("pretrain")
   c.model = base.geometry_model()
-  c.model.flow.remat = "attention"  # six samples a chip fit 40 GB so, and attention is not computed twice
+  c.model.flow.remat = "attention"  # six samples a chip fit 40 GB, attention not computed twice
   c.model.condition.streams = ("image", "mask")
   c.batch_size = 3072  # 6 on each of 512 accelerators
   c.steps = 176_000  # 200 epochs over 2.7 M meshes, one view of each an epoch
