@@ -36,8 +36,9 @@ def test_closed_form_of_the_full_recipes_is_the_reference_count(path, teraflops)
 
 
 def test_forms_that_save_arithmetic_do_so_in_the_executed_count_and_not_in_the_reference():
-  setup = train.Setup(aot.without_data(cli.load_config("configs/midtrain_os_geometry.py"), batch_size=1))
-  plain = train.Setup(aot.without_data(cli.load_config("configs/midtrain_os_geometry.py"), batch_size=1, model__flow__absorb_layout_kv=False,
+  config = cli.load_config("configs/midtrain_os_geometry.py")
+  setup = train.Setup(aot.without_data(config, batch_size=1))
+  plain = train.Setup(aot.without_data(config, batch_size=1, model__flow__absorb_layout_kv=False,
                                        model__condition__pointmap__cls_only=False))
   assert plan.model_flops(setup) == plan.model_flops(plain) == plan.model_flops(plain, plain=False)
   assert plan.model_flops(setup, plain=False) / plan.model_flops(setup) == pytest.approx(30.0 / 33.4, rel=0.02)
