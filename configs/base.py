@@ -23,7 +23,7 @@ def training(stage: str) -> ConfigDict:
   c.init_from = ""  # work folder of a checkpoint (trained or imported) to take parameters from; empty: random
   c.init_allow = ""  # regular expression over parameters that init_from may lack, or have beyond the model or in another shape
   c.init_which = "ema"  # which parameters of it: raw, ema (slowest decay) or ema:<decay>
-  c.compile_cache = ""  # folder of compiled programs; empty: <workdir>/compile_cache
+  c.compile_cache = ""  # folder of compiled programs; empty: $JAX_COMPILATION_CACHE_DIR, else <workdir>/compile_cache
 
   c.optim = ConfigDict()
   c.optim.lr = 1e-4  # peak learning rate

@@ -154,9 +154,9 @@ class Setup:
     from sam3d_jax.training import optim
     from sam3d_jax.training.state import ModelGraph, init_state
     config = self.config
-    if config.compile_cache or self.workdir:
-      jax.config.update("jax_compilation_cache_dir", config.compile_cache or str(self.workdir / "compile_cache"))
-      jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    cache = compile_cache(config, self.workdir)
+    if cache:
+      jax.config.update("jax_compilation_cache_dir", cache)
     self.mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(**config.mesh.to_dict()), devices)
     mesh_lib.check_batch_size(config.batch_size // config.accumulate, self.mesh)
     self.graph = ModelGraph.of(self.abstract_model, lora_scale=self.lora.scale)
@@ -176,6 +176,14 @@ class Setup:
     from sam3d_jax.torch_bridge.keys import flat_params
     whole = flat_params(registry.build_model(self.config.model, rngs=nnx.Rngs(self.config.seed)))
     return whole | lora.random_factors(self.factor_shapes, self.config.seed)
+
+
+def compile_cache(config: ConfigDict, workdir: pathlib.Path | None) -> str:
+  """Folder of compiled programs: what the configuration says, else JAX's own variable, else one in the work folder; '' without any.
+
+  Which programs are worth storing is JAX's choice (JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS, by default those that took a second).
+  """
+  return config.compile_cache or os.environ.get("JAX_COMPILATION_CACHE_DIR", "") or (str(workdir / "compile_cache") if workdir else "")
 
 
 def optim_config(config: ConfigDict):

@@ -1,11 +1,19 @@
 """Test configuration: CPU, exact matrix products, and the folder with fixtures and real inputs."""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and run little: code generation at its quickest, here and in the processes that tests start.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and processes that tests start inherit it: a program is compiled once a session
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="sam3d_jax_tests_")
+  atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # small programs too: most are
 
 import jax
 import pytest

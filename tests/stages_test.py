@@ -33,7 +33,6 @@ class Work:
 
   def __init__(self, root):
     self.root = root
-    self.cache = root / "compile_cache"
     self.vae, digest = make_vae(root / "vae")
     latents = lambda example: with_latents(example, digest)
     self.data = {kind: tiny_dataset.write_dataset(root / kind, 6, name=kind, shards=1, kind=kind, change=latents)
@@ -45,7 +44,7 @@ class Work:
   def run(self, stage: str, folder, *overrides: str, parent=None) -> int:
     config, name, _, source = STAGES[stage]
     data = self.data["preference" if stage == "dpo" else "example"]
-    argv = ["--config", f"{config}:fake", "--workdir", str(folder), f"--config.compile_cache={self.cache}", "--config.data.kind=shards",
+    argv = ["--config", f"{config}:fake", "--workdir", str(folder), "--config.data.kind=shards",
             f"--config.data.mixture.{source}.path={data}", f"--config.steps={STEPS}", f"--config.eval.every={STEPS}",
             "--config.sampler.steps=2", *overrides]
     if parent is not None:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 import numpy as np
@@ -17,11 +16,9 @@ from sam3d_jax.training import checkpoint
 STAGES = {"configs/pretrain_geometry.py": "pretrain", "configs/vae_structure.py": "train_vae"}
 
 
-CACHE = tempfile.mkdtemp(prefix="compile_cache_")  # programs compiled by one test serve the others
-
 
 def run(config, workdir, *overrides, dry_run=False):
-  argv = ["--config", f"{config}:fake", "--workdir", str(workdir), f"--config.compile_cache={CACHE}",
+  argv = ["--config", f"{config}:fake", "--workdir", str(workdir),
           *(["--dry_run"] if dry_run else []), *overrides]
   return cli.run_command(lambda args: train.run(args, stages=(STAGES[config],)), description="x", flags=train.flags, argv=argv)
 
@@ -135,8 +132,7 @@ def test_the_vae_trains_and_its_reconstruction_improves(tmp_path):
 
 def test_sigterm_saves_exits_75_and_the_next_start_ends_where_an_unbroken_run_does(tmp_path):
   overrides = ("--config.steps=60", "--config.checkpoint.every=1000", "--config.eval.every=0")
-  command = [sys.executable, "-m", "launch.pretrain", "--config", "configs/pretrain_geometry.py:fake",
-             f"--config.compile_cache={CACHE}", *overrides]
+  command = [sys.executable, "-m", "launch.pretrain", "--config", "configs/pretrain_geometry.py:fake", *overrides]
   env = {**os.environ, "JAX_PLATFORMS": "cpu"}
   child = subprocess.Popen([*command, "--workdir", str(tmp_path / "broken")], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
   metrics = tmp_path / "broken" / "metrics.jsonl"
