@@ -18,7 +18,7 @@ RAMP = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253
 STYLE = """body{font:14px sans-serif;margin:1.5em;background:#fff;color:#222}figure{display:inline-block;margin:0 .6em .6em 0}
 figcaption{font-size:12px;color:#666}img{width:256px;image-rendering:pixelated;border:1px solid #ccc}
 section{border-top:1px solid #ccc;padding:.6em 0}code{font-size:12px}.bad{color:#b00}table{border-collapse:collapse}
-td,th{padding:.1em .8em;text-align:left}"""
+td,th{padding:.1em .8em;text-align:left}pre{white-space:pre-wrap}"""
 
 
 def colour_ramp(values: np.ndarray) -> np.ndarray:
@@ -83,8 +83,16 @@ def pictures(example: schema.Example) -> list[tuple[str, np.ndarray]]:
   if has("image", "voxels", "rotation", "translation", "scale", "camera"):
     shown.append(("voxels on the image", voxels_on_image(example, image)))
   if has("voxels"):
-    shown.append(("voxels, two sides", np.concatenate([voxel_side(example["voxels"], axis) for axis in (0, 1)], axis=1)))
+    shown.append(("voxels, two sides", two_sides(example["voxels"])))
+  for i, loser in enumerate(example.get("losers", ())):
+    if len(loser["voxels"]):
+      shown.append((f"loser {i + 1} ({loser['generator']})", two_sides(loser["voxels"])))
   return shown
+
+
+def two_sides(voxels_N3: np.ndarray) -> np.ndarray:
+  """The grid seen along x and along y, beside each other."""
+  return np.concatenate([voxel_side(voxels_N3, axis) for axis in (0, 1)], axis=1)
 
 
 def voxel_side(voxels_N3: np.ndarray, axis: int) -> np.ndarray:
