@@ -4,9 +4,9 @@ r"""Geometry model, preference alignment of shapes (Diffusion-DPO) against the f
         --config.data.mixture.preferences.path=DATA
 
 The published run (arXiv 2511.16624, table of training stages): one epoch over 44 K pairs from 31 K images on 128 A100, lr 2.5e-6, shapes
-only. Its beta is not published: beta T = 2 000, as in Wallace et al. 2024 for errors averaged over elements. Laid out for v5p:4x4x8 (128
-chips). Cost of a pair: 6 trained and 2 reference forward passes of 9.8 TFLOP and the encoders, 82 TFLOP; 5.5 v5p or 2.6 H200 chip-hours
-at 40 % MFU.
+only. Its beta is not published: beta T = 2 000, as in Wallace et al. 2024 for errors averaged over elements. Compiled for v5p:4x4x8 (128
+chips): 55.5 of 95.7 GiB a chip. Cost of a pair: 6 trained and 2 reference forward passes of 9.8 TFLOP and the encoders, 79.6 TFLOP;
+5.3 v5p or 2.4 H200 chip-hours at 40 % MFU.
 """
 
 from ml_collections import ConfigDict

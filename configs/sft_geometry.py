@@ -4,8 +4,9 @@ r"""Geometry model, supervised fine-tuning on annotated photographs (MITL-3DO), 
         --config.data.mixture.mitl_3do.path=DATA --config.data.iteration=0
 
 The published run (arXiv 2511.16624, table of training stages): 0.6 M meshes, 100 epochs over them on 128 H200, 6 samples each, lr 1e-5.
-Examples rated below data.thresholds[data.iteration] are left out; the threshold rises with each iteration of the data engine. Laid out
-for v5p:4x4x8 (128 chips). Cost at 33.4 TFLOP a sample: 60 M samples, 3 030 v5p or 1 410 H200 chip-hours at 40 % MFU.
+Examples rated below data.thresholds[data.iteration] are left out; the threshold rises with each iteration of the data engine. Compiled
+for v5p:4x4x8 (128 chips): 41.6 of 95.7 GiB a chip. Cost at 33.4 TFLOP a sample: 60 M samples, 3 030 v5p or 1 410 H200 chip-hours at
+40 % MFU.
 
 Parts of the model: layout alone, with every shape staying what it was bit for bit,
     --config.optim.trainable='flow/(latents/(rotation|translation|scale|translation_scale)|blocks/layer/layout)/.*'

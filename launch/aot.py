@@ -24,7 +24,8 @@ from sam3d_jax.errors import ConfigError, InputError
 REMAT_POLICIES = ("none", "attention", "dots", "full")
 SEARCHED_UP_TO = 64  # samples a chip
 QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5p-8", "TPU_WORKER_HOSTNAMES": "localhost",  # no probing for a real TPU
-         "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
+         "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3",
+         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # compiling holds no chip, so several may compile at once
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
