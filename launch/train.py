@@ -50,9 +50,10 @@ def recorded(setup: "Setup", ledger: Ledger, stop: StopFlag) -> None:
   """Trains under the watchdog, with the beginning and the end in the ledger."""
   import jax
 
+  from launch.cluster import flags as cluster_flags
   from sam3d_jax.training.watchdog import Watchdog, WatchdogConfig
   ledger.write = jax.process_index() == 0
-  ledger.record("begin", hosts=jax.process_count(), devices=jax.device_count())
+  ledger.record("begin", hosts=jax.process_count(), devices=jax.device_count(), environment=cluster_flags.recorded(os.environ))
   cfg = WatchdogConfig(**setup.config.watchdog.to_dict())
   with Watchdog(ledger, setup.workdir, cfg, host=jax.process_index()):
     try:

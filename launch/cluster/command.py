@@ -1,0 +1,43 @@
+"""Renders what starts a training job on a cluster, from one small file.
+
+    python -m launch.cluster --spec job.yaml --out job/
+
+Every section of the specification (slurm, kubernetes, xpk, tpu_vm) becomes one file in the output folder: `slurm.sh`, `jobset.yaml`,
+`xpk.sh`, `tpu_vm.sh`; docs/operations.md has an example with every key. The configuration of the run is checked here, before anything is
+submitted. All of them start the job again after exit code 75, and never after exit code 2.
+"""
+
+import argparse
+import pathlib
+
+from launch import cli
+from launch.cluster import jobset, slurm, tpu_vm, xpk
+from launch.cluster.spec import Spec, load
+
+RENDERERS = {"slurm": ("slurm.sh", slurm.render, "sbatch {}"), "kubernetes": ("jobset.yaml", jobset.render, "kubectl create -f {}"),
+             "xpk": ("xpk.sh", xpk.render, "bash {}"), "tpu_vm": ("tpu_vm.sh", tpu_vm.render, "bash {}")}
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command and returns its exit code."""
+  return cli.run_command(run, description=__doc__, flags=flags, config="none", argv=argv)
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--spec", required=True, metavar="FILE", help="what to run, and where (YAML)")
+  parser.add_argument("--out", required=True, metavar="DIR", help="folder for what is rendered")
+
+
+def run(args: argparse.Namespace) -> None:
+  """Checks the specification and the configuration that it names, then writes every file."""
+  rendered = render_all(load(args.spec))
+  out = pathlib.Path(args.out)
+  out.mkdir(parents=True, exist_ok=True)
+  for name, (text, submit) in rendered.items():
+    (out / name).write_text(text)
+    print(f"wrote {out / name}; start it with: {submit.format(out / name)}")
+
+
+def render_all(spec: Spec) -> dict[str, tuple[str, str]]:
+  """File name -> (text, command that submits it) for every section of the specification."""
+  return {name: (render(spec), submit) for section, (name, render, submit) in RENDERERS.items() if getattr(spec, section) is not None}

@@ -1,0 +1,59 @@
+"""A batch script for SLURM, which puts itself back into the queue when the job should go on."""
+
+import shlex
+
+from launch.cluster import retry
+from launch.cluster.spec import Spec
+
+
+def options(spec: Spec) -> list[str]:
+  """What is asked for, as options of sbatch and srun alike. One process an accelerator, which is what JAX expects under SLURM."""
+  processes = spec.chips if spec.kind == "gpu" else 1
+  gpus = [f"--gpus-per-node={spec.chips}"] if spec.kind == "gpu" else []
+  return [f"--nodes={spec.hosts}", f"--ntasks-per-node={processes}", *gpus]
+
+
+def render(spec: Spec) -> str:
+  """`slurm.sh`."""
+  cfg = spec.slurm
+  asked = [f"--job-name={spec.name}", *options(spec), f"--time={cfg.time}", "--exclusive", "--mem=0"]
+  asked += [f"--{key}={value}" for key, value in (("partition", cfg.partition), ("account", cfg.account)) if value]
+  asked += [f"--signal=TERM@{spec.grace_seconds}", "--requeue", "--open-mode=append", "--output=%x_%j.log", *cfg.options]
+  header = "\n".join(f"#SBATCH {option}" for option in asked)
+  processes = spec.hosts * (spec.chips if spec.kind == "gpu" else 1)
+  setup = f"\n{cfg.setup.rstrip()}\n" if cfg.setup else ""
+  return f"""#!/bin/bash
+# {spec.name}: launch.{spec.command}. Rendered by launch.cluster; submit it from the checkout with sbatch.
+# --signal: {spec.grace_seconds} s before the time limit every process is told to save and stop; the job then goes back into the queue.
+{header}
+set -uo pipefail
+{setup}
+{retry.exports(spec.environment)}
+launch={shlex.quote(spec.workdir + "/launch")}
+retries={spec.retries}
+processes={processes}
+{retry.DECIDE}
+codes="$launch/${{SLURM_JOB_ID}}_${{SLURM_RESTART_COUNT:-0}}"  # every process leaves its exit code here; srun tells only the highest
+mkdir -p "$codes"
+rm -f "$codes"/*
+told=
+trap told=1 TERM  # by scancel or a preemption, not by --signal: SLURM itself decides what becomes of the job
+srun --wait=300 --cpu-bind=none bash -c '"$@"; code=$?; echo $code > "$0/$SLURM_PROCID"; exit $code' "$codes" \\
+  {spec.shell_command}
+ended=$?
+answers=("$codes"/*)
+all=($(cat "${{answers[@]}}" 2>/dev/null))
+if (( ${{#all[@]}} < processes )); then all+=($(( ended == 0 || ended == 2 || ended == 75 ? 1 : ended ))); fi  # one was killed
+again "${{all[@]}}"
+if [[ $told ]]; then exit 75; fi
+scontrol requeue "$SLURM_JOB_ID"
+exit 75
+"""
+
+
+def launcher(spec: Spec) -> list[str]:
+  """The command that runs one trial of a sweep as a job of its own and waits for it; the trial's command line follows."""
+  cfg = spec.slurm
+  asked = [f"--{key}={value}" for key, value in (("partition", cfg.partition), ("account", cfg.account), ("time", cfg.time)) if value]
+  variables = [f"{name}={value}" for name, value in spec.environment.items()]
+  return ["env", *variables, "srun", "--cpu-bind=none", f"--job-name={spec.name}", *options(spec), "--exclusive", *asked, *cfg.options]
