@@ -1,11 +1,13 @@
-"""Shows what a checkpoint, a dataset or a configuration holds.
+"""Shows what a checkpoint, a dataset, a configuration or the ledger of a run holds.
 
     python -m launch.inspect --checkpoint DIR [--step N] [--digest | --lineage]
     python -m launch.inspect --data DIR
     python -m launch.inspect --config configs/pretrain_geometry.py [--release_keys]
+    python -m launch.inspect --goodput DIR
 
 A checkpoint is shown as a tree of arrays; --digest prints `<path> <dtype> <shape> <sha256>` for every array, sorted, one a line;
---lineage the chain of parents. --release_keys prints the published names and shapes as JSON. None of it builds a model in memory.
+--lineage the chain of parents. --release_keys prints the published names and shapes as JSON. --goodput says where the wall
+time of a run went over all its starts, work done twice included. None of it builds a model in memory.
 """
 
 import argparse
@@ -31,18 +33,21 @@ def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--lineage", action="store_true", help="where the checkpoint comes from, parents first")
   parser.add_argument("--data", help="dataset folder")
   parser.add_argument("--release_keys", action="store_true", help="published names and shapes of the configured model, as JSON")
+  parser.add_argument("--goodput", metavar="DIR", help="work folder: seconds by phase, lost work, every start and how it ended")
 
 
 def run(args: argparse.Namespace) -> None:
   """Prints the view that was asked for."""
-  if sum(x is not None for x in (args.checkpoint, args.data, args.config)) != 1:
-    raise InputError("give exactly one of --checkpoint DIR, --data DIR, --config FILE")
+  if sum(x is not None for x in (args.checkpoint, args.data, args.config, args.goodput)) != 1:
+    raise InputError("give exactly one of --checkpoint DIR, --data DIR, --config FILE, --goodput DIR")
   if (args.digest or args.lineage or args.step is not None) and args.checkpoint is None:
     raise InputError("--digest, --lineage and --step go with --checkpoint DIR")
   if args.release_keys and args.config is None:
     raise InputError("--release_keys goes with --config FILE")
   if args.config is not None:
     lines = release_keys(args.config) if args.release_keys else config_lines(args.config)
+  elif args.goodput is not None:
+    lines = goodput_lines(args.goodput)
   elif args.data is not None:
     lines = data_lines(args.data)
   else:
@@ -177,6 +182,24 @@ def data_lines(folder: str):
   build = pathlib.Path(folder) / "build.json"
   if build.is_file():
     yield f"build: {json.dumps(json.loads(build.read_text()), sort_keys=True)}"
+
+
+def goodput_lines(workdir: str):
+  """Where the wall time of a run went: seconds by phase, then one line a start."""
+  from sam3d_jax.training import ledger
+  path = pathlib.Path(workdir) / "goodput.jsonl"
+  processes = ledger.read(path) if path.is_file() else []
+  if not processes:
+    raise InputError(f"{path} holds no ledger: give the work folder of a run that was started")
+  yield from ledger.table(ledger.summarize(processes))
+  for number, rows in enumerate(processes, 1):
+    started = next((row["step"] for row in rows if row["event"] == "start"), None)
+    steps = "no step" if started is None else f"steps {started} to {rows[-1]['step']}"
+    stuck = sum(row["event"] == "stuck" for row in rows)
+    yield (f"start {number}: {steps}, {rows[-1]['wall']:.1f} s, {rows[-1].get('outcome', 'no end recorded (killed, or still running)')}"
+           f"{f', stuck {stuck} times' if stuck else ''}")
+  for name, value in processes[-1][0].get("environment", {}).items():
+    yield f"  {name}={value}"
 
 
 if __name__ == "__main__":
