@@ -40,6 +40,8 @@ def open_image(path: str | pathlib.Path, what: str) -> Image.Image:
         return upright
   except FileNotFoundError as error:
     raise InputError(f"{what} {path}: no such file") from error
+  except IsADirectoryError as error:
+    raise InputError(f"{what} {path} is a folder: give the file") from error
   except UnidentifiedImageError as error:
     raise InputError(f"{what} {path}: not an image in a known format") from error
   except InputError:
@@ -115,8 +117,8 @@ def is_grey_ramp(image: Image.Image) -> bool:
   return bool((palette[used] == used[:, None]).all())
 
 
-def binarise(values_HW: np.ndarray, name: str) -> np.ndarray:
-  """Object where a value is above half of the largest. Raises InputError for what is not the mask of one object."""
+def binarise(values_HW: np.ndarray, name: str, fix: str = "If each value is an object, give it as --labels") -> np.ndarray:
+  """Object where a value is above half of the largest. Raises InputError, ending in `fix`, for what is not the mask of one object."""
   if values_HW.dtype == bool:
     return values_HW
   if values_HW.dtype.kind == "f" and not np.isfinite(values_HW).all():
@@ -130,8 +132,8 @@ def binarise(values_HW: np.ndarray, name: str) -> np.ndarray:
   middle = counts[(present > 0.1 * top) & (present < 0.9 * top)].sum()
   steps = values_HW.dtype.kind in "ui" and top < 64 and len(present) > 1
   if steps or middle > MAX_SOFT * counts.sum():
-    raise InputError(f"{name} has {len(present)} values besides 0, up to {top:g}: neither black-and-white nor a mask with soft edges. "
-                     "If each value is an object, give it as --labels")
+    raise InputError(f"{name} has {len(present)} values besides 0, up to {top:g}: neither black-and-white nor a mask with "
+                     f"soft edges. {fix}")
   return values_HW > HALF * top
 
 
@@ -165,9 +167,10 @@ def read_masks(paths, alpha: np.ndarray | None, size: tuple[int, int], photo: st
   """Object name -> mask. Names are those of the mask files, numbered where they repeat; "object" for the alpha channel."""
   if not paths:
     if alpha is None:
-      raise InputError(f"photo {photo}: give --mask FILE or --labels FILE; it has no alpha channel that marks the object")
+      raise InputError(f"photo {photo}: it has no alpha channel that marks the object; give --mask FILE or --labels FILE "
+                       "(of --images: a folder DIR/<name> with image.* and masks)")
     name = f"photo {photo}: its alpha channel"
-    return {"object": check_mask(binarise(alpha, name), name)}
+    return {"object": check_mask(binarise(alpha, name, "Give --mask FILE"), name)}
   masks: dict[str, np.ndarray] = {}
   for path in paths:
     masks[free_name(pathlib.Path(path).stem, masks)] = read_mask(path, size)

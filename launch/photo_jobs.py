@@ -71,7 +71,7 @@ class Photo:
   masks: dict[str, np.ndarray]  # object -> (H, W) bool
   pointmap_HW3: np.ndarray | None  # float32, of any size with the photo's aspect
   camera: cameras.Camera  # of the photo
-  camera_source: str  # given, fitted to the point map, or assumed
+  camera_source: str  # given, of the point map (in its file or fitted to its points), or assumed
 
 
 def find(args: argparse.Namespace, out: pathlib.Path) -> list[Job]:
@@ -165,7 +165,7 @@ def read(job: Job) -> Photo:
     camera = cameras.Camera(*intrinsics, size[1], size[0])
   if camera is None:
     return Photo(image, masks, points, placement.assumed_camera(size[1], size[0]), "assumed")
-  source = "given" if intrinsics is not None else "fitted to the point map"
+  source = "given" if intrinsics is not None else "of the point map"
   return Photo(image, masks, points, cameras.resized(camera, size[1], size[0]), source)
 
 

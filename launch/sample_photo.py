@@ -36,18 +36,20 @@ class Row:
 
 
 class Phases:
-  """Wall seconds of the parts of the work; time is in one part at most."""
+  """Seconds of the parts of the work, on the wall's clock and of this process's threads; time is in one part at most."""
 
   def __init__(self):
     self.seconds: dict[str, float] = {}
+    self.cpu_seconds: dict[str, float] = {}
 
   @contextlib.contextmanager
   def __call__(self, name: str):
-    start = time.monotonic()
+    start = time.monotonic(), time.process_time()
     try:
       yield
     finally:
-      self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+      self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start[0]
+      self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + time.process_time() - start[1]
 
 
 def run(args: argparse.Namespace, out: pathlib.Path) -> None:
@@ -147,10 +149,11 @@ def collect(chunk: list[Row], started, predictor: Predictor, phases: Phases) -> 
 def report(jobs: list[Job], objects: list[dict], todo: list, predictor: Predictor, phases: Phases, out: pathlib.Path) -> None:
   """Says what was made and where the time went, and keeps that as timing.json."""
   done, count = len(jobs) - len(todo), sum(len(found) for _, found in todo)
-  seconds = {name: round(value, 3) for name, value in phases.seconds.items()}
+  seconds, cpu_seconds = ({name: round(value, 3) for name, value in found.items()} for found in (phases.seconds, phases.cpu_seconds))
   if todo:
     write_json(out / "timing.json", {
-        "photos": len(todo), "objects": count, "seconds": seconds, "compilations": len(predictor.programs),
+        "photos": len(todo), "objects": count, "seconds": seconds, "cpu_seconds": cpu_seconds,
+        "compilations": len(predictor.programs),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "sampler": dataclasses.asdict(predictor.sampler)})
     print("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
           + f"; {len(predictor.programs)} compilation(s)")

@@ -284,7 +284,7 @@ def test_a_command_provides_the_point_map(weights, photo):
           "--pointmap_command", f"{sys.executable} -c {shlex.quote(POINTMAP_COMMAND)} {{image}} {{out}}"]
   assert sample.main(args) == 0
   layout = layout_of(photo / "out")
-  assert layout["camera"]["source"] == "fitted to the point map" and layout["camera"]["fx"] == pytest.approx(60, rel=1e-3)
+  assert layout["camera"]["source"] == "of the point map" and layout["camera"]["fx"] == pytest.approx(60, rel=1e-3)
   assert layout["objects"]["cup"]["placement"]["translation"][2] == pytest.approx(3, abs=1.5) and (photo / "out/points.ply").exists()
 
 
