@@ -81,6 +81,7 @@ def test_the_table_and_the_report_hold_every_object(results):
     assert [row["object"] for row in csv.DictReader(file)] == sorted(metrics["objects"])
   page = (out / "report.html").read_text()
   assert all(name in page for name in metrics["objects"]) and page.count("data:image/png") == 3
+  assert page.count("not scored: truth") == sum(not row["scored"] for row in metrics["objects"].values()) > 0  # names no machine's path
 
 
 def test_a_second_run_scores_only_what_changed(pairs, results, monkeypatch):

@@ -34,7 +34,8 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums}th{font-weight:
 td,th{padding:5px 12px;border-bottom:1px solid #e6e8ec;text-align:right;white-space:nowrap}
 td:first-child,th:first-child{text-align:left;padding-left:0}td.text{text-align:left;white-space:normal}
 small{color:#8a8f9a;font-size:12px;display:block}img{display:block;max-width:100%;margin:8px 0}
-.problem{color:#a33;text-align:left;white-space:normal;min-width:180px}#objects th{cursor:pointer}#objects tr:hover td{background:#f5f7fa}
+td.problem,th.problem{text-align:left}td.problem{color:#a33;white-space:normal;min-width:180px}
+#objects th{cursor:pointer}#objects tr:hover td{background:#f5f7fa}
 .wide{overflow-x:auto}pre{background:#f5f7fa;padding:10px 14px;border-radius:6px;overflow-x:auto;font-size:12px}"""
 SORT = """document.querySelectorAll('#objects th').forEach((th,i)=>th.onclick=()=>{const b=th.closest('table').tBodies[0];
 const v=r=>{const t=r.cells[i].textContent,n=parseFloat(t);return isNaN(n)?(t=='–'?-Infinity:t):n};th.up=!th.up;
@@ -68,6 +69,7 @@ def html(pairs: pathlib.Path, rows: Mapping[str, Mapping], total: Mapping, group
   shown = dict.fromkeys(order[i] for i in (0, len(order) // 2, len(order) - 1)) if order else {}
   title = f"Evaluation: {run['set']}" if run and "set" in run else "Evaluation"
   problems = f", {total['problems']} with a problem" if total["problems"] else ""
+  names = [n for n in names if total[n] is not None] or names  # without poses, nothing of layout
   parts = [f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{markup.escape(title)}</title><style>{STYLE}</style>",
            f"<h1>{markup.escape(title)}</h1>",
            f"<p class='dim'>{total['objects']} objects, {total['scored']} scored, {total['with_pose']} with pose{problems}. "
@@ -76,7 +78,7 @@ def html(pairs: pathlib.Path, rows: Mapping[str, Mapping], total: Mapping, group
   for name, place in zip(shown, ("best", "median", "worst"), strict=False):
     scores = " · ".join(f"{LABELS[n]} {number(rows[name][n], n)}" for n in names if rows[name].get(n) is not None)
     parts.append(f"<h2>{place.capitalize()} by F1: {markup.escape(name)}</h2><p class='dim'>{scores}</p>{picture(pairs / name, protocol)}")
-  parts.append(f"<h2>All objects</h2><div class='wide'>{object_table(rows, names)}</div>")
+  parts.append(f"<h2>All objects</h2><div class='wide'>{object_table(rows, names, pairs)}</div>")
   if run:
     parts.append(f"<h2>Where the predictions come from</h2><pre>{markup.escape(json.dumps(run, indent=1))}</pre>")
   return "\n".join(parts) + f"<script>{SORT}</script></html>\n"
@@ -96,13 +98,16 @@ def aggregate_table(total: Mapping, groups: Mapping[str, Mapping], names: Sequen
   return f"<table><thead><tr><th>metric</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 
-def object_table(rows: Mapping[str, Mapping], names: Sequence[str]) -> str:
+def object_table(rows: Mapping[str, Mapping], names: Sequence[str], pairs: pathlib.Path) -> str:
+  """One line an object; no scores where the truth is unusable. Files in messages are named from the object's folder on."""
   problems = any(row["problem"] for row in rows.values())
-  head = "".join(f"<th>{label(n)}</th>" for n in names) + ("<th>problem</th>" if problems else "")
+  head = "".join(f"<th>{label(n)}</th>" for n in names) + ("<th class='problem'>problem</th>" if problems else "")
   body = []
   for name in sorted(rows):
-    scores = "".join(f"<td>{number(rows[name].get(n), n)}</td>" for n in names)
-    problem = f"<td class='problem'>{markup.escape(rows[name]['problem'])}</td>" if problems else ""
+    row = rows[name]
+    scores = "".join(f"<td>{number(row.get(n) if row['scored'] else None, n)}</td>" for n in names)
+    text = ("" if row["scored"] else "not scored: ") + row["problem"].replace(f"{pairs / name}/", "")
+    problem = f"<td class='problem'>{markup.escape(text)}</td>" if problems else ""
     body.append(f"<tr><td>{markup.escape(name)}</td>{scores}{problem}</tr>")
   return f"<table id='objects'><thead><tr><th>object</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
@@ -124,7 +129,8 @@ def picture(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> str:
     upright = OBJECT_FROM_GLTF if truth_file.suffix.lower() in (".glb", ".gltf") else np.eye(3)
     views = {"": upright @ preview.orbit(-60.0, 25.0), ", behind": upright @ preview.orbit(120.0, 25.0)}
   shots = photos(folder)
-  for name, side, colour in (("truth", truth, mesh.GREY), ("aligned prediction", moved, TINT)):
+  said = "aligned prediction" if moved is not None else "nothing predicted"
+  for name, side, colour in (("truth", truth, mesh.GREY), (said, moved, TINT)):
     shots |= {name + view: preview.render(None if side is None else as_mesh(side, colour), v, size=SIZE) for view, v in views.items()}
   if pred is not None and truth_pose is not None and pred_pose is not None and pred_pose.placed and truth_pose.placed:
     shots["both as placed"] = together(layout.place(surface.load_surface(truth_file), truth_pose), layout.place(pred, pred_pose))
