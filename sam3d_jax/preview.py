@@ -1,6 +1,7 @@
 """Pictures to look at: shaded renders of meshes and labelled grids of them."""
 
 from collections.abc import Sequence
+import math
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -131,15 +132,16 @@ def orbit(azimuth: float, elevation: float) -> np.ndarray:
 
 
 def beside(pictures: Sequence[np.ndarray], titles: Sequence[str], *, gap: int = 8) -> Image.Image:
-  """Pictures of one height side by side in their own size, a title above each."""
-  top = 24
-  height, width = max(p.shape[0] for p in pictures), sum(p.shape[1] + gap for p in pictures) + gap
-  sheet = Image.new("RGB", (width, top + height + gap), "white")
+  """Pictures of one height side by side in their own size, a title above each, which no picture is too narrow for."""
+  top, font = 24, ImageFont.load_default(13)
+  widths = [max(p.shape[1], math.ceil(font.getlength(title))) for p, title in zip(pictures, titles, strict=True)]
+  height = max(p.shape[0] for p in pictures)
+  sheet = Image.new("RGB", (sum(widths) + gap * (len(widths) + 1), top + height + gap), "white")
   draw, left = ImageDraw.Draw(sheet), gap
-  for picture, title in zip(pictures, titles, strict=True):
-    draw.text((left, 4), title, fill=INK, font=ImageFont.load_default(13))
+  for picture, title, width in zip(pictures, titles, widths, strict=True):
+    draw.text((left, 4), title, fill=INK, font=font)
     sheet.paste(Image.fromarray(picture), (left, top))
-    left += picture.shape[1] + gap
+    left += width + gap
   return sheet
 
 
