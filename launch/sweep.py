@@ -7,8 +7,8 @@ sweep that was stopped: finished trials stay, stopped ones resume from their che
 `--retries` times and then marked; one that was preempted (exit code 75) goes on for as long as it makes progress. `table.csv` and
 `report.html` in WORKDIR are renewed whenever a trial ends.
 
-On a cluster `--launcher` is what submits one trial and waits for it, for example `--launcher "srun --nodes=4 --exclusive"`; `--parallel`
-is then how many trials are submitted at a time.
+On a SLURM cluster `--cluster job.yaml` runs every trial as a job of the size that the file (of `launch.cluster`) says. `--launcher` is any
+other command that submits one trial and waits for it. `--parallel` is then how many trials are submitted at a time.
 """
 
 import argparse
@@ -19,6 +19,8 @@ import shlex
 import sys
 
 from launch import cli, sweep_report, sweep_space
+from launch.cluster import slurm
+from launch.cluster import spec as cluster_spec
 from launch.sweep_trials import Runner, command_of
 from sam3d_jax.errors import InputError, JobFailed
 
@@ -38,6 +40,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--parallel", type=int, default=1, help="trials that run at a time (default: 1)")
   parser.add_argument("--retries", type=int, default=1, help="how often a trial that died is started again (default: 1)")
   parser.add_argument("--launcher", default="", help="command that submits a trial and waits for it, e.g. 'srun --nodes=4'")
+  parser.add_argument("--cluster", default="", metavar="FILE", help="file of launch.cluster with a section slurm: size of a trial")
   parser.add_argument("--dry_run", action="store_true", help="print the trials and stop")
   parser.add_argument("--report", action="store_true", help="only renew table.csv and report.html")
 
@@ -48,11 +51,11 @@ def run(args: argparse.Namespace) -> None:
     raise InputError(f"--parallel {args.parallel} must be at least 1 and --retries {args.retries} at least 0")
   sweep = sweep_space.load(args.sweep, base=args.base, extra=args.set)
   workdir = pathlib.Path(args.workdir).absolute()
-  launcher = shlex.split(args.launcher)
+  launcher = launcher_of(args)
   print(f"{len(sweep.trials)} trials of launch.{sweep.command} {sweep.config}, ranked by {sweep.metric} ({sweep.goal}, {sweep.pick})")
   if args.dry_run:
     for trial in sweep.trials:
-      print(f"{trial.id}  {shlex.join(command_of(sweep, trial, workdir))}")
+      print(f"{trial.id}  {shlex.join([*launcher, *command_of(sweep, trial, workdir)])}")
     return
   record(workdir, sweep)
   runner = Runner(sweep, workdir, parallel=args.parallel, retries=args.retries, launcher=launcher)
@@ -64,6 +67,18 @@ def run(args: argparse.Namespace) -> None:
   failed = [row["id"] for row in rows if row["status"] == "failed"]
   if failed and not args.report:
     raise JobFailed(f"{len(failed)} of {len(rows)} trials failed: " + ", ".join(f"{workdir / i / 'log.txt'}" for i in failed))
+
+
+def launcher_of(args: argparse.Namespace) -> list[str]:
+  """What stands before the command line of every trial."""
+  if not args.cluster:
+    return shlex.split(args.launcher)
+  if args.launcher:
+    raise InputError(f"--cluster {args.cluster} and --launcher {args.launcher!r} both say how trials are submitted: give one")
+  spec = cluster_spec.load(args.cluster)
+  if spec.slurm is None:
+    raise InputError(f"--cluster {args.cluster} has no section slurm, the only kind of cluster that sweeps run on")
+  return slurm.launcher(spec)
 
 
 def record(workdir: pathlib.Path, sweep: sweep_space.Sweep) -> None:

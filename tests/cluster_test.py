@@ -2,13 +2,14 @@
 
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 
 import pytest
 import yaml
 
-from launch import cli
+from launch import cli, sweep
 from launch.cluster import command, flags
 from launch.cluster.spec import load
 
@@ -167,3 +168,13 @@ def test_the_command_writes_one_file_a_section_and_says_how_to_submit_it(tmp_pat
   assert command.main(["--spec", str(GOLDEN / "tpu.yaml"), "--out", str(tmp_path)]) == 0
   assert {p.name for p in tmp_path.iterdir()} == {"jobset.yaml", "xpk.sh", "tpu_vm.sh"}
   assert f"kubectl create -f {tmp_path / 'jobset.yaml'}" in capsys.readouterr().out
+
+
+def test_a_sweep_runs_every_trial_as_a_slurm_job_of_the_specification(tmp_path, capsys):
+  argv = ["--sweep", "configs/sweeps/lr.py", "--workdir", str(tmp_path), "--base", "configs/pretrain_geometry.py:fake", "--dry_run"]
+  assert sweep.main([*argv, "--cluster", str(GOLDEN / "gpu.yaml")]) == 0
+  trial = shlex.split(capsys.readouterr().out.splitlines()[1])[1:]
+  assert trial[0] == "env" and {"NCCL_DEBUG=WARN", "srun", "--nodes=4", "--ntasks-per-node=8", "--partition=train"} <= set(trial)
+  assert trial.index("srun") < trial.index("launch.pretrain") and not trial[trial.index("launch.pretrain") - 2].startswith("-")
+  assert sweep.main([*argv, "--cluster", str(GOLDEN / "tpu.yaml")]) == cli.EXIT_BAD_INPUT
+  assert "no section slurm" in capsys.readouterr().err
