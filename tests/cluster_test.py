@@ -91,7 +91,8 @@ def test_a_wrong_specification_is_refused_with_key_value_and_remedy(tmp_path, ca
 STAND_INS = {
     # The training process: ends with the next of the codes.
     "python": """code=$(head -n 1 {folder}/codes); sed -i 1d {folder}/codes; echo "$XLA_PYTHON_CLIENT_MEM_FRACTION $@" >> {folder}/starts
-if [[ $code == killed ]]; then kill -9 $PPID; fi; exit $code""",
+if [[ $code == killed ]]; then kill -9 $PPID; fi
+if [[ $code == told ]]; then trap "exit 75" TERM; kill -TERM $PPID; for ((;;)); do :; done; fi; exit $code""",
     "srun": """while [[ $1 == --* ]]; do shift; done; SLURM_PROCID=0 "$@" """,
     "scontrol": """echo "$@" >> {folder}/requeued""",
     "gcloud": """bash -c "${{@: -1}}" """,  # ... --command WHAT
@@ -128,6 +129,12 @@ def test_slurm_requeues_after_75_and_failures_but_never_after_bad_input(cluster,
   assert cluster(script, 1) == 1 and count(requeued) == 3  # the third failure in a row, with two retries
   assert cluster(script, 0) == 0 and count(requeued) == 3
   assert "0.92 -m launch.pretrain --config=" in (tmp_path / "starts").read_text()
+
+
+def test_a_process_of_slurm_is_told_to_stop_and_its_exit_code_kept_when_only_its_shell_gets_the_signal(cluster, tmp_path):
+  (script, _) = command.render_all(load(write_spec(tmp_path, slurm={"time": "1:00:00"})))["slurm.sh"]
+  assert cluster(script, "told") == cli.EXIT_RETRY and count(tmp_path / "requeued") == 1
+  assert [p.read_text() for p in (tmp_path / "run" / "launch" / "7_0").iterdir()] == ["75\n"]
 
 
 def test_a_tpu_vm_is_started_again_after_75_and_failures_but_never_after_bad_input(cluster, tmp_path):

@@ -5,6 +5,13 @@ import shlex
 from launch.cluster import retry
 from launch.cluster.spec import Spec
 
+# One process: tells it to stop if this shell alone was told, and leaves its exit code in a file, since srun reports only the highest.
+PROCESS = """'
+  "$@" & process=$!; told=; trap "told=1; kill -TERM $process" TERM
+  wait $process; code=$?
+  while (( code > 128 )) && [[ $told ]]; do told=; wait $process; code=$?; done  # a signal ends `wait`, not the process
+  echo $code > "$0/$SLURM_PROCID"; exit $code'"""
+
 
 def options(spec: Spec) -> list[str]:
   """What is asked for, as options of sbatch and srun alike. One process an accelerator, which is what JAX expects under SLURM."""
@@ -33,12 +40,12 @@ launch={shlex.quote(spec.workdir + "/launch")}
 retries={spec.retries}
 processes={processes}
 {retry.DECIDE}
-codes="$launch/${{SLURM_JOB_ID}}_${{SLURM_RESTART_COUNT:-0}}"  # every process leaves its exit code here; srun tells only the highest
+codes="$launch/${{SLURM_JOB_ID}}_${{SLURM_RESTART_COUNT:-0}}"  # every process leaves its exit code here
 mkdir -p "$codes"
 rm -f "$codes"/*
 told=
 trap told=1 TERM  # by scancel or a preemption, not by --signal: SLURM itself decides what becomes of the job
-srun --wait=300 --cpu-bind=none bash -c '"$@"; code=$?; echo $code > "$0/$SLURM_PROCID"; exit $code' "$codes" \\
+srun --wait=300 --cpu-bind=none bash -c {PROCESS} "$codes" \\
   {spec.shell_command}
 ended=$?
 answers=("$codes"/*)

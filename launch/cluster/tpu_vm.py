@@ -27,9 +27,9 @@ pause=${{RETRY_SECONDS:-30}}  # before another start
 {retry.DECIDE}
 on() {{ gcloud compute tpus tpu-vm ssh {shlex.quote(cfg.tpu)} {place} --worker="$1" --command "$2"; }}
 
-stopping=
+stopping= told=
 stop() {{
-  stopping=1
+  stopping=1 told=1
   for (( host = 0; host < hosts; host++ )); do on "$host" {shlex.quote(f"kill -TERM $(cat {pid})")} & done
 }}
 trap stop TERM INT
@@ -43,7 +43,7 @@ while true; do
   done
   for process in "${{processes[@]}}"; do
     wait "$process"; code=$?
-    while kill -0 "$process" 2>/dev/null; do wait "$process"; code=$?; done  # a signal ends `wait`, not the process
+    while (( code > 128 )) && [[ $told ]]; do told=; wait "$process"; code=$?; done  # a signal ends `wait`, not the process
     codes+=("$code")
   done
   again "${{codes[@]}}"

@@ -57,12 +57,16 @@ again() {
   esac
 }
 
-codes="$launch/${SLURM_JOB_ID}_${SLURM_RESTART_COUNT:-0}"  # every process leaves its exit code here; srun tells only the highest
+codes="$launch/${SLURM_JOB_ID}_${SLURM_RESTART_COUNT:-0}"  # every process leaves its exit code here
 mkdir -p "$codes"
 rm -f "$codes"/*
 told=
 trap told=1 TERM  # by scancel or a preemption, not by --signal: SLURM itself decides what becomes of the job
-srun --wait=300 --cpu-bind=none bash -c '"$@"; code=$?; echo $code > "$0/$SLURM_PROCID"; exit $code' "$codes" \
+srun --wait=300 --cpu-bind=none bash -c '
+  "$@" & process=$!; told=; trap "told=1; kill -TERM $process" TERM
+  wait $process; code=$?
+  while (( code > 128 )) && [[ $told ]]; do told=; wait $process; code=$?; done  # a signal ends `wait`, not the process
+  echo $code > "$0/$SLURM_PROCID"; exit $code' "$codes" \
   python -m launch.pretrain --config=configs/pretrain_geometry.py --workdir=/data/runs/pretrain --config.optim.lr=2e-4 --config.mesh.fsdp=8 '--config.data.mixture.iso_3do.path=/data/iso 3do'
 ended=$?
 answers=("$codes"/*)

@@ -38,9 +38,9 @@ again() {
 
 on() { gcloud compute tpus tpu-vm ssh sft-v6e-16 --project=shapes --zone=us-east5-b --worker="$1" --command "$2"; }
 
-stopping=
+stopping= told=
 stop() {
-  stopping=1
+  stopping=1 told=1
   for (( host = 0; host < hosts; host++ )); do on "$host" 'kill -TERM $(cat /tmp/sft-geometry.pid)' & done
 }
 trap stop TERM INT
@@ -54,7 +54,7 @@ while true; do
   done
   for process in "${processes[@]}"; do
     wait "$process"; code=$?
-    while kill -0 "$process" 2>/dev/null; do wait "$process"; code=$?; done  # a signal ends `wait`, not the process
+    while (( code > 128 )) && [[ $told ]]; do told=; wait "$process"; code=$?; done  # a signal ends `wait`, not the process
     codes+=("$code")
   done
   again "${codes[@]}"
