@@ -1,0 +1,75 @@
+"""Several real processes that train together (CPU devices, Gloo), and jobs that are killed: what is saved, resumed and refused."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from launch import cli, train
+from sam3d_jax.models import registry
+from sam3d_jax.training import checkpoint
+from sam3d_jax.training.step import fingerprint
+from tests import chaos, jobs
+
+ENDLESS = ("--config.steps=100000", "--config.checkpoint.every=100000", "--config.eval.every=0")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+  """A small structure VAE on shards. Every process that is started here finds its programs in the session's cache."""
+  data = chaos.make_dataset(tmp_path_factory.mktemp("hosts") / "data")
+  small = ["--config.model.res_blocks=1", "--config.model.middle_blocks=1"]
+  return [*chaos.overrides(data, os.environ["JAX_COMPILATION_CACHE_DIR"]), *small]
+
+
+@pytest.fixture(scope="module")
+def unbroken(settings, tmp_path_factory):
+  """A run on one process that nothing interrupts."""
+  folder = tmp_path_factory.mktemp("hosts") / "unbroken"
+  with jobs.Job(folder, settings) as job:
+    assert job.wait() == [0], job.output()
+  return folder
+
+
+def expected_fingerprints(settings, steps: int) -> dict[int, float]:
+  """Step -> fingerprint of the examples that it trains on, from a reader on one host that no training has touched."""
+  config = cli.load_config("configs/vae_structure.py:fake", settings)
+  batches = train.make_loader(config, registry.typed_config(config.model), config.data.split).iterate(0)
+  found = {step: float(fingerprint(next(batches).key)) for step in range(1, steps + 1)}
+  batches.close()
+  return found
+
+
+def test_told_one_host_to_stop_both_save_the_same_step_and_one_process_goes_on_with_the_same_samples(settings, unbroken, tmp_path):
+  workdir = tmp_path / "run"
+  with jobs.Job(workdir, [*settings, *ENDLESS], hosts=2) as job:
+    assert job.until(lambda: jobs.trained_to(workdir) >= 2), job.output()
+    job.signal(signal.SIGTERM, host=1)
+    assert job.wait() == [cli.EXIT_RETRY] * 2, job.output()
+    (saved,) = checkpoint.steps(workdir)
+    logs = [log.read_text() for log in job.logs]
+  assert f"another host was told to stop, saved at step {saved} of" in logs[0] and f"SIGTERM, saved at step {saved} of" in logs[1]
+  last = saved + 3
+  with jobs.Job(workdir, [*settings, *ENDLESS, f"--config.steps={last}"]) as job:
+    assert job.wait() == [0], job.output()
+    assert f"resuming {workdir} at step {saved}" in job.output()
+  rows = jobs.science(workdir)
+  assert {step: row["data/fingerprint"] for step, row in rows.items()} == expected_fingerprints(settings, last)
+  alone = jobs.science(unbroken)
+  for step in sorted(set(rows) & set(alone)):  # Adam divides the smallest gradients by themselves: the order of a sum shows after an update
+    np.testing.assert_allclose(rows[step]["loss"], alone[step]["loss"], rtol=1e-5 if step == 1 else 1e-3, err_msg=f"step {step}")
+  assert [rows[0]["hosts"] for rows in jobs.ledger_rows(workdir)] == [2, 1]
+
+
+def test_hosts_with_different_configurations_all_refuse_to_start_and_name_host_and_key(settings, tmp_path):
+  with jobs.Job(tmp_path / "run", settings, hosts=2, of_host={1: ["--config.optim.lr=0.5"]}) as job:
+    assert job.wait() == [cli.EXIT_BAD_INPUT] * 2, job.output()
+    for log in job.logs:
+      assert "host 1 was started with optim.lr = 0.5, host 0 with" in log.read_text()
+
+
+def test_a_job_killed_in_a_step_and_in_a_commit_ends_bit_for_bit_where_an_unbroken_one_does(settings, unbroken, tmp_path):
+  strikes = [chaos.Strike("kill", "step", 3, 0.0), chaos.Strike("kill", "commit", 6, 0.0)]
+  record = chaos.one_run(tmp_path / "run", strikes, lambda workers: settings, unbroken)  # asserts state, metrics, exit codes and ledger
+  assert record["strikes"][0]["exit"] == -signal.SIGKILL and record["goodput"]["step"] == chaos.STEPS
