@@ -1,12 +1,14 @@
 """Several real processes that train together (CPU devices, Gloo), and jobs that are killed: what is saved, resumed and refused."""
 
+import argparse
 import os
 import signal
 
 import numpy as np
 import pytest
 
-from launch import cli, train
+from launch import cli, hosts, train
+from sam3d_jax.errors import ConfigError
 from sam3d_jax.models import registry
 from sam3d_jax.training import checkpoint
 from sam3d_jax.training.step import fingerprint
@@ -73,3 +75,25 @@ def test_a_job_killed_in_a_step_and_in_a_commit_ends_bit_for_bit_where_an_unbrok
   strikes = [chaos.Strike("kill", "step", 3, 0.0), chaos.Strike("kill", "commit", 6, 0.0)]
   record = chaos.one_run(tmp_path / "run", strikes, lambda workers: settings, unbroken)  # asserts state, metrics, exit codes and ledger
   assert record["strikes"][0]["exit"] == -signal.SIGKILL and record["goodput"]["step"] == chaos.STEPS
+
+
+def place(argv: list[str], env: dict[str, str]):
+  parser = argparse.ArgumentParser()
+  hosts.flags(parser)
+  return hosts.explicit(parser.parse_args(argv), env)
+
+
+def test_a_process_finds_its_place_by_flag_before_environment():
+  env = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
+  assert place([], {}) is None and place([], env) == ("a:1", 4, 3) and place(["--process_id=0"], env) == ("a:1", 4, 0)
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--coordinator=a:1", "--process_id=0"], r"--num_processes \(or JAX_NUM_PROCESSES\) missing"),
+    (["--coordinator=a", "--num_processes=2", "--process_id=0"], "coordinator = 'a' is not of the form HOST:PORT"),
+    (["--coordinator=a:1", "--num_processes=two", "--process_id=0"], "num_processes = 'two' is not a number"),
+    (["--coordinator=a:1", "--num_processes=2", "--process_id=2"], "process_id = 2 is not one of the 2 processes"),
+])
+def test_half_a_place_or_a_wrong_one_is_refused_by_name(argv, words):
+  with pytest.raises(ConfigError, match=words):
+    place(argv, {})
