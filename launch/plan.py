@@ -4,6 +4,7 @@ from collections import defaultdict
 import math
 
 from sam3d_jax.sharding import rules
+from sam3d_jax.sharding.mesh import BATCH_AXES
 
 
 def text(setup) -> str:
@@ -26,7 +27,19 @@ def text(setup) -> str:
   whole = rules.replicated(setup.mesh, setup.param_shapes)
   if whole:
     lines.append(f"WARNING: replicated on every device although large: {', '.join(whole)}")
+  if uneven(setup):
+    lines.append(uneven(setup))
   return "\n".join(lines)
+
+
+def uneven(setup) -> str:
+  """A warning, '' without cause, where the rows that learn self-consistency are no whole number on every shard of the batch."""
+  share, shards = setup.config.objective.get("consistency_fraction", 0.0), math.prod(setup.mesh.shape[a] for a in BATCH_AXES)
+  rows = setup.config.batch_size // setup.config.accumulate // shards
+  if shards == 1 or (rows * share).is_integer():
+    return ""
+  return (f"WARNING: of {rows} samples on each of {shards} shards a share of {share:g} (objective.consistency_fraction) is no whole "
+          "number: samples and their activations then travel between chips at every step; choose another batch_size or mesh")
 
 
 def model_flops(setup, *, plain: bool = True) -> float:
@@ -39,8 +52,9 @@ def flops(setup) -> str:
   """What a step computes, and the rate at which the devices' peak would allow it."""
   from sam3d_jax.training import hardware
   each = model_flops(setup)
-  chip = hardware.chip(setup.mesh.devices.flat[0].device_kind)
-  rate = "" if chip is None else f"; peak {chip.peak / 1e12:.0f} TFLOP/s a chip: {chip.peak / each:.3g} samples/s a chip at 100 % MFU"
+  kind = setup.mesh.devices.flat[0].device_kind
+  full = hardware.full_rate(kind, each)
+  rate = "" if full is None else f"; peak {hardware.chip(kind).peak / 1e12:.0f} TFLOP/s a chip: {full:.3g} samples/s a chip at 100 % MFU"
   return f"{each / 1e12:.3g} TFLOP a sample, {each * setup.config.batch_size / 1e12:.3g} TFLOP a step{rate}"
 
 

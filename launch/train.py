@@ -243,7 +243,7 @@ def train(setup: Setup, ledger, stop) -> None:
   job = loop.Job(
       cfg=loop.LoopConfig(config.steps, config.batch_size, config.log.every, config.checkpoint.every, config.eval.every),
       optim=setup.optim, guard=setup.guard, workdir=setup.workdir, mesh=setup.mesh, step_fn=compiled,
-      batches=setup.train_loader.iterate, evaluation=evaluation, progress=Progress,
+      batches=setup.train_loader.iterate, evaluation=evaluation, progress=Progress, flops_per_sample=plan.model_flops(setup),
       meta={"config": config.to_dict(), "lineage": lineage, "params": {p: list(x.shape) for p, x in setup.param_shapes.items()},
             "program": program})
   ledger.step = first

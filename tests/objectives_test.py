@@ -11,6 +11,7 @@ import pytest
 from sam3d_jax.batch import Conditioning, GeometryBatch, PreferenceBatch, StructureBatch
 from sam3d_jax.objectives import autoencoder, draws, flow_matching, paths, shortcut
 from sam3d_jax.objectives.dpo import dpo, preference_terms
+from sam3d_jax.training import step
 
 SHAPES = {"shape": (8, 2), "rotation": (1, 6), "scale": (1, 3)}
 WEIGHTS = {"shape": 1.0, "rotation": 0.1, "scale": 0.3}
@@ -178,6 +179,25 @@ def test_each_latent_is_averaged_over_the_samples_that_have_it():
   assert float(flow_loss(model, batch)[1]["flow/scale"]) == pytest.approx(np.mean(alone), rel=1e-5)
 
 
+@pytest.mark.parametrize("objective", ["flow_matching", "dpo"])
+def test_parts_that_lack_a_latent_add_up_to_the_whole_batch(objective):
+  """Presence is spread unevenly over the parts, one of them has no rotation at all."""
+  present = {"rotation": np.arange(8) % 2 == 0, "scale": np.arange(8) < 3}
+  model, batch = tiny_model(), geometry_batch(8, present=present)
+  if objective == "dpo":
+    batch = preference_batch(8)._replace(present=batch.present)
+    loss = functools.partial(dpo, beta=2.0, T=1.0, latents=("rotation",))
+  else:
+    loss = functools.partial(flow_matching.flow_matching, weights=WEIGHTS, drop_condition=0.5)
+
+  def loss_and_grad(m, part, key, **whole):
+    (value, metrics), grads = jax.value_and_grad(lambda m: loss(m, tiny_model(seed=5), part, key, **whole), has_aux=True)(m)
+    return metrics | {"loss": value}, grads
+
+  at_once, in_parts = (quick_jit(lambda parts=parts: step.accumulated(loss_and_grad, model, batch, KEY, parts))() for parts in (1, 2))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), at_once, in_parts)
+
+
 def test_what_an_absent_latent_holds_changes_nothing():
   has = np.asarray([True, True, False, True])
   batch = geometry_batch(4, present={"scale": has})
@@ -343,6 +363,8 @@ def test_consistency_rows_are_a_static_share_spread_over_the_batch():
   assert len(shortcut.spread_rows(384, 0.25)) == 96 and len(shortcut.spread_rows(6, 0.25)) == 1
   np.testing.assert_array_equal(shortcut.take(jnp.arange(8), np.asarray([1, 4, 7])), [1, 4, 7])
   np.testing.assert_array_equal(shortcut.take(jnp.arange(8), np.asarray([1, 2, 7])), [1, 2, 7])
+  np.testing.assert_array_equal(shortcut.take(jnp.arange(8), np.asarray([0, 1, 2, 4, 5, 6])), [0, 1, 2, 4, 5, 6])
+  assert shortcut.take(jnp.arange(8), np.asarray([], int)).shape == (0,)
 
 
 def test_step_embedding_is_trained_by_consistency_rows_only():

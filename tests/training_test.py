@@ -1,5 +1,6 @@
 """The training step: what it changes, what it must not, and what it equals."""
 
+import types
 from typing import NamedTuple
 
 from flax import nnx
@@ -12,7 +13,7 @@ import pytest
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.models.layers import Dense, LayerNorm
 from sam3d_jax.torch_bridge.keys import flat_params
-from sam3d_jax.training import optim
+from sam3d_jax.training import hardware, loop, optim
 from sam3d_jax.training.state import ModelGraph, init_state
 from sam3d_jax.training.step import GuardConfig, make_train_step
 
@@ -148,3 +149,12 @@ def test_clipping_bounds_the_norm_that_adam_sees():
   _, opt = tx.update(grads, tx.init(grads), grads)
   moments = optax.tree.get(opt, "mu")
   np.testing.assert_allclose(moments["a"], (1 - cfg.b1) * 1e-3 * jnp.array([0.6, 0.8]), rtol=1e-5)
+
+
+def test_speed_is_reported_by_chip_and_against_its_peak_only_where_that_is_known(monkeypatch):
+  job = types.SimpleNamespace(mesh=jax.make_mesh((1,), ("data",)), flops_per_sample=2e6)
+  assert loop.speeds(job, 30.0) == {"time/samples_per_second": 30.0, "time/samples_per_second_per_chip": 30.0}
+  monkeypatch.setitem(hardware.CHIPS, "cpu", hardware.Chip(peak=1e9, memory=1e9, bandwidth=1e9, link=1e9, network=1e9))
+  assert loop.speeds(job, 30.0)["time/mfu"] == pytest.approx(30.0 * 2e6 / 1e9)
+  job.mesh = types.SimpleNamespace(size=4, devices=job.mesh.devices)
+  assert loop.speeds(job, 30.0)["time/mfu"] == pytest.approx(30.0 * 2e6 / 1e9 / 4)

@@ -37,7 +37,7 @@ def candidate_error(model: VelocityModel, tokens_BSD: jax.Array, noise: Latents,
 
 def dpo(model: VelocityModel, frozen: VelocityModel, batch: PreferenceBatch, key: jax.Array, *, beta: float, T: float = 1000.0,
         latents: Sequence[str] = ("shape",), time_weight: str = "uniform",
-        sigma_min: float = 0.0) -> tuple[jax.Array, dict[str, jax.Array]]:
+        sigma_min: float = 0.0, whole: Latents | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Preference alignment against a frozen reference.
 
   Args:
@@ -46,6 +46,7 @@ def dpo(model: VelocityModel, frozen: VelocityModel, batch: PreferenceBatch, key
     beta, T: strength of the pull to the reference and number of diffusion steps it stands for; only their product matters.
     latents: which latents are compared, with equal weights. All that the batch holds are fed to the model.
     time_weight: name of w(t) in paths.TIME_WEIGHTS. t is uniform.
+    whole: as in flow matching.
 
   Returns:
     The loss and `dpo/margin` (reward of the winner minus that of the loser), `dpo/accuracy` (share of pairs with a positive
@@ -69,8 +70,9 @@ def dpo(model: VelocityModel, frozen: VelocityModel, batch: PreferenceBatch, key
   (win_B, lose_B), (ref_win_B, ref_lose_B) = errors(model), jax.lax.stop_gradient(errors(frozen))
   loss_B, reward_win_B, reward_lose_B = preference_terms(
       win_B, lose_B, ref_win_B, ref_lose_B, beta * T * paths.time_weight(time_weight, t_B))
-  usable_B = jnp.stack([jnp.asarray(batch.present[k], bool) for k in latents]).any(0)
-  mean = lambda values_B: flow_matching.masked_mean(values_B, usable_B)
+  usable = lambda present: jnp.stack([jnp.asarray(present[k], bool) for k in latents]).any(0)
+  usable_B, usable_PB = usable(batch.present), None if whole is None else usable(whole)
+  mean = lambda values_B: flow_matching.masked_mean(values_B, usable_B, usable_PB)
   margin_B = reward_win_B - reward_lose_B
   return mean(loss_B), {
       "dpo/margin": mean(margin_B), "dpo/accuracy": mean((margin_B > 0).astype(jnp.float32)),

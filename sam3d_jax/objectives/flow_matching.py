@@ -47,14 +47,19 @@ def squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
   return jnp.square(error).reshape(error.shape[0], -1).mean(-1)
 
 
-def masked_mean(values_B: jax.Array, present_B: jax.Array) -> jax.Array:
-  """Mean over the samples that are present; 0, with zero gradient, if none is."""
-  return jnp.where(present_B, values_B, 0.0).sum() / jnp.maximum(present_B.sum(), 1)
+def masked_mean(values_B: jax.Array, present_B: jax.Array, whole_PB: jax.Array | None = None) -> jax.Array:
+  """Mean over the samples that are present; 0, with zero gradient, if none is.
+
+  whole_PB: for one of P parts of a batch, who is present in all of them; the mean of the P results is then the mean over the whole batch,
+  however unevenly the parts are filled.
+  """
+  whole_PB = present_B[None] if whole_PB is None else whole_PB
+  return jnp.where(present_B, values_B, 0.0).sum() * (whole_PB.shape[0] / jnp.maximum(whole_PB.sum(), 1))
 
 
-def weighted_errors(prediction: Latents, target: Latents, present: Latents,
-                    weights: Mapping[str, float]) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
-  """The loss, its parts and its samples.
+def weighted_errors(prediction: Latents, target: Latents, present: Latents, weights: Mapping[str, float],
+                    whole: Latents | None = None) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
+  """The loss, its parts and its samples. whole: see masked_mean.
 
   Returns:
     loss: scalar, the weighted sum of the parts.
@@ -68,7 +73,7 @@ def weighted_errors(prediction: Latents, target: Latents, present: Latents,
     raise ValueError(f"loss weights name {', '.join(missing)}, the batch holds {', '.join(sorted(target))}: "
                      "deliver the latent or drop its weight")
   errors = {k: squared_error(prediction[k], target[k]) for k in weights}
-  parts = {k: masked_mean(errors[k], jnp.asarray(present[k], bool)) for k in weights}
+  parts = {k: masked_mean(errors[k], jnp.asarray(present[k], bool), None if whole is None else whole[k]) for k in weights}
   loss_B = sum(weights[k] * jnp.where(present[k], errors[k], 0.0) for k in weights)
   return sum(weights[k] * parts[k] for k in weights), parts, loss_B
 
@@ -94,7 +99,7 @@ def draw(keys_B: jax.Array, latents: Latents, *, time_mean: float, time_std: flo
 
 def flow_matching(model: VelocityModel, frozen, batch: GeometryBatch, key: jax.Array, *, weights: Mapping[str, float],
                   time_mean: float = -1.0, time_std: float = 1.0, drop_condition: float = 0.1, drop_pointmap: float = 0.0,
-                  sigma_min: float = 0.0) -> tuple[jax.Array, dict[str, jax.Array]]:
+                  sigma_min: float = 0.0, whole: Latents | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Conditional flow matching.
 
   Args:
@@ -107,6 +112,7 @@ def flow_matching(model: VelocityModel, frozen, batch: GeometryBatch, key: jax.A
     drop_condition: probability that an example's condition tokens are multiplied by zero.
     drop_pointmap: probability that both point-map streams of an example are dropped.
     sigma_min: noise left at t = 1.
+    whole: latent name -> (parts, B) presence in all parts of the batch, where `batch` is one of them; None: it is all.
 
   Returns:
     The loss and scalar metrics: `flow/<latent>` (unweighted), `present/<latent>`, and `flow_time_*` (paths.bucketed).
@@ -118,7 +124,7 @@ def flow_matching(model: VelocityModel, frozen, batch: GeometryBatch, key: jax.A
   tokens_BSD = encode(model, batch, keys_B, drop_pointmap=drop_pointmap)
   tokens_BSD = drop_tokens(tokens_BSD, draws.uniform(keys_B, "drop_condition"), drop_condition)
   prediction = model.velocity(x_t, t_B, tokens_BSD, step_zero(model))
-  loss, parts, loss_B = weighted_errors(prediction, target, batch.present, weights)
+  loss, parts, loss_B = weighted_errors(prediction, target, batch.present, weights, whole)
   metrics = {f"flow/{k}": v for k, v in parts.items()}
   metrics |= {f"present/{k}": jnp.asarray(batch.present[k], jnp.float32).mean() for k in weights}
   return loss, metrics | paths.bucketed("flow_time", loss_B, t_B)

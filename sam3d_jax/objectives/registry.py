@@ -48,7 +48,7 @@ def bind(settings: Mapping[str, Any], model: str) -> Callable:
   objective = lookup(name)
   if model not in objective.models:
     raise ConfigError(f"objective.name = {name!r} does not train a model of kind {model!r}, but {', '.join(objective.models)}")
-  takes = set(inspect.signature(objective.function).parameters) - {"model", "frozen", "batch", "key"}
+  takes = set(inspect.signature(objective.function).parameters) - {"model", "frozen", "batch", "key", "whole"}
   unknown = sorted(set(settings) - takes)
   if unknown:
     raise ConfigError(f"objective.{unknown[0]} is not taken by {name}; it takes {', '.join(sorted(takes))}")

@@ -73,7 +73,7 @@ class ShortcutTerms(NamedTuple):
 
 def shortcut_terms(velocity: Velocity, target_velocity: Velocity, noise: Latents, data: Latents, present: Latents, t_B, d_B,
                    tokens_BSD, *, main_tokens_BSD, consistency_rows: np.ndarray, weights: Mapping[str, float],
-                   how: ConsistencyTarget, fed_d_B=None, sigma_min: float = 0.0) -> ShortcutTerms:
+                   how: ConsistencyTarget, fed_d_B=None, sigma_min: float = 0.0, whole: Latents | None = None) -> ShortcutTerms:
   """The shortcut losses with every draw given: one prediction for all rows at step 2 d, each row with its own target.
 
   Args:
@@ -83,6 +83,7 @@ def shortcut_terms(velocity: Velocity, target_velocity: Velocity, noise: Latents
     tokens_BSD: condition tokens for the targets; main_tokens_BSD: those of the prediction (some samples zeroed).
     consistency_rows: static, sorted indices of the consistency samples; all others are flow-matching samples.
     fed_d_B: see consistency_target; one value for each consistency row.
+    whole: as in flow matching; the rows are the same ones of every part.
 
   Both losses are means over their own rows, so the split does not change how much a sample of either kind is worth on average.
   """
@@ -93,7 +94,8 @@ def shortcut_terms(velocity: Velocity, target_velocity: Velocity, noise: Latents
 
   def error(rows, target):
     mask = {k: take(present[k], rows) for k in target}
-    return flow_matching.weighted_errors({k: take(prediction[k], rows) for k in target}, target, mask, weights)[:2]
+    everywhere = None if whole is None else {k: whole[k][:, rows] for k in weights}
+    return flow_matching.weighted_errors({k: take(prediction[k], rows) for k in target}, target, mask, weights, everywhere)[:2]
 
   flow, flow_parts, consistency, consistency_parts, target = jnp.zeros(()), {}, jnp.zeros(()), {}, {}
   if len(flow_rows):
@@ -106,13 +108,23 @@ def shortcut_terms(velocity: Velocity, target_velocity: Velocity, noise: Latents
 
 
 def take(array: jax.Array, rows: np.ndarray) -> jax.Array:
-  """array[rows] for static rows; evenly spaced ones become a strided slice, which a sharded batch axis can follow."""
-  steps = np.unique(np.diff(rows))
-  if len(rows) == array.shape[0]:
+  """array[rows] for static rows.
+
+  Rows that are the same ones of every `period` become an index into (batch / period, period): on a mesh whose shards hold whole periods
+  nothing leaves its device.
+  """
+  batch = array.shape[0]
+  if len(rows) == batch:
     return array
-  if len(steps) == 1:
-    return array[int(rows[0]):int(rows[-1]) + 1:int(steps[0])]
-  return array[rows]
+  period = next(p for p in range(1, batch + 1) if batch % p == 0 and periodic(rows, batch, p))
+  inside = rows[rows < period]
+  return array.reshape(batch // period, period, *array.shape[1:])[:, inside].reshape(len(rows), *array.shape[1:])
+
+
+def periodic(rows: np.ndarray, batch: int, period: int) -> bool:
+  """Whether the rows are the same ones of every `period` consecutive ones."""
+  inside = rows[rows < period]
+  return np.array_equal(rows, (np.arange(0, batch, period)[:, None] + inside).reshape(-1))
 
 
 def spread_rows(batch: int, fraction: float) -> np.ndarray:
@@ -126,7 +138,7 @@ def shortcut(model: VelocityModel, frozen: VelocityModel | None, batch: Geometry
              step_sizes: Sequence[float] = tuple(2.0**-i for i in range(8)), guidance: float = 2.0,
              guided_latents: Sequence[str] = ("shape",), guided_fraction: float = 1.0, consistency_weight: float = 1.0,
              finest_is_flow: bool = True, keep_on_path: bool = True, drop_condition: float = 0.1, drop_pointmap: float = 0.0,
-             sigma_min: float = 0.0) -> tuple[jax.Array, dict[str, jax.Array]]:
+             sigma_min: float = 0.0, whole: Latents | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Shortcut distillation of a trained flow model.
 
   Args:
@@ -141,6 +153,7 @@ def shortcut(model: VelocityModel, frozen: VelocityModel | None, batch: Geometry
     keep_on_path: moves t back to the last start from which 2 d ends at t <= 1 (to 0 if 2 d >= 1); the published loss lets it
       run over.
     drop_condition: as in flow matching, on flow rows only: a consistency target is always conditional.
+    whole: as in flow matching. Which rows are consistency rows is decided in each part by itself.
 
   Raises:
     ValueError: the model has no step embedder, or the batch is too small to hold a consistency row.
@@ -165,7 +178,8 @@ def shortcut(model: VelocityModel, frozen: VelocityModel | None, batch: Geometry
   terms = shortcut_terms(
       model.velocity, (model if frozen is None else frozen).velocity, noise, batch.latents, batch.present, t_B, d_B, tokens_BSD,
       main_tokens_BSD=flow_matching.drop_tokens(tokens_BSD, drop_B, drop_condition), consistency_rows=rows, weights=weights,
-      how=ConsistencyTarget(guidance, guided_latents, round(guided_fraction * len(rows))), fed_d_B=fed_d_B, sigma_min=sigma_min)
+      how=ConsistencyTarget(guidance, guided_latents, round(guided_fraction * len(rows))), fed_d_B=fed_d_B, sigma_min=sigma_min,
+      whole=whole)
   metrics = {"shortcut/flow": terms.flow, "shortcut/consistency": terms.consistency}
   metrics |= {f"flow/{k}": v for k, v in terms.flow_parts.items()}
   metrics |= {f"consistency/{k}": v for k, v in terms.consistency_parts.items()}

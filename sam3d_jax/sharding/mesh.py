@@ -56,11 +56,11 @@ def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
   shape = tuple(sizes[a] for a in AXES)
   if cfg.dcn_data > 1:
     within = (sizes["data"] // cfg.dcn_data, *shape[1:])
-    array = mesh_utils.create_hybrid_device_mesh(within, (cfg.dcn_data, 1, 1, 1), devices)
+    array = mesh_utils.create_hybrid_device_mesh(within, (cfg.dcn_data, 1, 1, 1), devices, allow_split_physical_axes=True)
   elif len(devices) == 1 or devices[0].platform == "cpu":
     array = np.asarray(devices).reshape(shape)
   else:
-    array = mesh_utils.create_device_mesh(shape, devices)
+    array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
   return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

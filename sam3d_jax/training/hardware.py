@@ -31,6 +31,12 @@ CHIPS = {
 }
 
 
+def full_rate(device_kind: str, flops_per_sample: float) -> float | None:
+  """Samples/s of one chip at 100 % MFU; None where its peak is not known."""
+  known = chip(device_kind)
+  return None if known is None else known.peak / flops_per_sample
+
+
 def chip(device_kind: str) -> Chip | None:
   """The entry of a device kind; None if it has none (CPUs), so that no utilisation is quoted against an unknown peak."""
   return CHIPS.get(device_kind)

@@ -13,7 +13,7 @@ import numpy as np
 
 from sam3d_jax.errors import JobFailed, Preempted
 from sam3d_jax.sharding import mesh as mesh_lib
-from sam3d_jax.training import checkpoint, optim
+from sam3d_jax.training import checkpoint, hardware, optim
 from sam3d_jax.training.ledger import Ledger
 from sam3d_jax.training.preemption import StopFlag
 from sam3d_jax.training.pulse import Pulse, SlowestHost
@@ -64,6 +64,7 @@ class Job:
   batches: Callable[[int], Iterator[Any]]  # first step -> this host's rows of every batch from there on
   evaluation: Evaluation | None
   meta: dict[str, Any]  # config and lineage, stored with every checkpoint
+  flops_per_sample: float  # model FLOPs (training/flops.py), the numerator of utilisation
   progress: Callable[..., Any]  # progress display: (total, label, unit, done=) -> context manager with update(n, **fields)
 
 
@@ -204,11 +205,19 @@ class Meter:
     mean = {k: float(np.nanmean([r[k] for r in self.rows])) if any(np.isfinite(r[k]) for r in self.rows) else float("nan")
             for k in self.rows[0]}
     seconds = (now - self.window_start) / len(self.rows)
-    speed = {"time/step_seconds": seconds, "time/samples_per_second": self.job.cfg.batch_size / seconds,
+    speed = {"time/step_seconds": seconds, **speeds(self.job, self.job.cfg.batch_size / seconds),
              "time/input_wait_share": self.ledger.share("input_wait")}
     hosts = self.hosts.read()
     self.writers.scalars(step, {**mean, **speed, **hosts})
-    self.shown = {"loss": mean["loss"]}
+    self.shown = {"loss": mean["loss"]} | ({"MFU": speed["time/mfu"]} if "time/mfu" in speed else {})
     if hosts and hosts["hosts/slowest_seconds"] > SLOW_FACTOR * hosts["hosts/median_seconds"]:
       self.shown["slowest host"] = int(hosts["hosts/slowest"])
     self.rows, self.window_start = [], now
+
+
+def speeds(job: Job, samples_per_second: float) -> dict[str, float]:
+  """A rate in all, of one chip, and as the share of the chip's peak (`time/mfu`, left out where that is not known)."""
+  each = samples_per_second / job.mesh.size
+  full = hardware.full_rate(job.mesh.devices.flat[0].device_kind, job.flops_per_sample)
+  rates = {"time/samples_per_second": samples_per_second, "time/samples_per_second_per_chip": each}
+  return rates if full is None else {**rates, "time/mfu": each / full}

@@ -29,15 +29,16 @@ def make_train_step(graph: ModelGraph, objective: Callable, cfg: optim.OptimConf
 
   objective: (model, frozen, batch, key) -> (loss, metrics); `frozen` is the reference model or None. All randomness comes from
   (seed, step, example key). With `accumulate` = k the batch is taken in k parts, one after the other, and the gradients are averaged
-  in fp32, which equals the gradient of the whole batch.
+  in fp32, which equals the gradient of the whole batch. Where samples may lack what is learned (batches with `present`), the objective
+  is then told as `whole` who has it in all parts, since a mean over those who do is no mean of the parts' means.
   """
   tx = optim.make_optimizer(cfg)
 
-  def loss_and_grad(state: TrainState, batch, key):
+  def loss_and_grad(state: TrainState, batch, key, **whole):
     def loss_fn(params):
       model = graph.merge({**params, **state.frozen})
       reference = graph.merge({**state.reference, **state.frozen}) if state.reference else None
-      return objective(model, reference, batch, key)
+      return objective(model, reference, batch, key, **whole)
     (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     return {**metrics, "loss": loss}, grads
 
@@ -81,10 +82,11 @@ def accumulated(loss_and_grad: Callable, state: TrainState, batch, key, parts: i
     return loss_and_grad(state, batch, key)
   # Part i takes rows i, i + parts, ...: with the batch dimension sharded, every device then works on every part.
   batch = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0), batch)
-  first = jax.tree.map(lambda x: x[0], batch)
-  zero = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), jax.eval_shape(loss_and_grad, state, first, key))
+  whole = {"whole": batch.present} if hasattr(batch, "present") else {}
+  of_part = lambda part: loss_and_grad(state, part, key, **whole)
+  zero = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], batch)))
 
   def body(total, part):
-    return jax.tree.map(lambda t, x: t + x.astype(jnp.float32) / parts, total, loss_and_grad(state, part, key)), None
+    return jax.tree.map(lambda t, x: t + x.astype(jnp.float32) / parts, total, of_part(part)), None
 
   return jax.lax.scan(body, zero, batch)[0]

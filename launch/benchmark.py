@@ -1,0 +1,199 @@
+"""Measures training as configured on the devices at hand: step time, samples/s a chip, MFU, waiting for input, start-up, memory.
+
+    python -m launch.benchmark --config configs/midtrain_os_geometry.py --config.data.kind=fake --steps 30 --write
+
+`--vs FILE[:VARIANT]` measures a second configuration in the same run, taking turns step by step, so that both see the same machine;
+`--config.KEY=VALUE` goes to the first, `--vs_set KEY=VALUE` to the second. `--write` appends a row for each to docs/benchmarks.md.
+Parameters are random and nothing is saved. Every step is waited for, which the training loop does not do.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import pathlib
+import platform
+import shlex
+import sys
+import time
+
+from launch import cli, plan
+from launch.progress import Progress
+from sam3d_jax.errors import ConfigError
+
+WARM_UP = 2  # steps that are not counted: the first ones load kernels and fill queues
+DOCUMENT = pathlib.Path(__file__).parents[1] / "docs" / "benchmarks.md"
+SECTION = "## Measured steps"
+COLUMNS = ("date", "configuration", "device, versions", "batch", "step ms, median / p90", "samples/s a chip", "MFU", "input wait",
+           "CPU s a step", "start-up s", "memory a device", "input alone, samples/s; command")
+HEADER = f"""
+{SECTION}
+One row a run of `launch.benchmark --write`; ms are wall time, CPU s those of the whole process.
+
+| {" | ".join(COLUMNS)} |
+|{"---|" * len(COLUMNS)}
+"""
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--vs", metavar="FILE[:VARIANT]", help="a second configuration, measured in turns with the first")
+  parser.add_argument("--vs_set", metavar="KEY=VALUE", action="append", default=[], help="sets a key of the second configuration")
+  parser.add_argument("--steps", type=int, default=20, help="measured steps of each, after two that are not counted")
+  parser.add_argument("--write", action="store_true", help="append a row for each to docs/benchmarks.md")
+  parser.add_argument("--json", metavar="FILE", help="write the figures here")
+
+
+def run(args: argparse.Namespace) -> int:
+  from launch import train
+  if args.steps < 1:
+    raise ConfigError(f"--steps {args.steps} is not a positive number")
+  if args.vs_set and not args.vs:
+    raise ConfigError("--vs_set needs --vs FILE")
+  configs = {"config": args.config}
+  if args.vs:
+    configs["vs"] = cli.load_config(args.vs, [f"--config.{pair}" for pair in args.vs_set])
+  for config in configs.values():
+    train.check(config, (config.stage,))
+  sides = {name: Side(config) for name, config in configs.items()}
+  try:
+    with Progress((WARM_UP + args.steps) * len(sides), "measuring", "steps") as progress:
+      for i in range(WARM_UP + args.steps):
+        for side in sides.values():
+          side.step(counted=i >= WARM_UP)
+          progress.update(1)
+    reports = {name: side.report(args.steps) for name, side in sides.items()}
+  finally:
+    for side in sides.values():
+      side.batches.close()
+  for name, report in reports.items():
+    print(f"{name}: {text(report)}")
+  if args.vs:
+    ratio = reports["vs"]["step_seconds"]["median"] / reports["config"]["step_seconds"]["median"]
+    print(f"a step of --vs takes {ratio:.3f} times that of --config")
+    reports["ratio"] = ratio
+  if args.json:
+    pathlib.Path(args.json).write_text(json.dumps(reports, indent=2) + "\n")
+  if args.write:
+    write(DOCUMENT, [row(reports[name]) for name in sides], shlex.join(["python", "-m", "launch.benchmark", *sys.argv[1:]]))
+  return 0
+
+
+@dataclasses.dataclass
+class Times:
+  """Of one step, in seconds: waiting for its batch, wall time in all, CPU time of the process."""
+
+  wait: float
+  whole: float
+  cpu: float
+
+
+class Side:
+  """One configuration, ready to step."""
+
+  def __init__(self, config):
+    import jax
+
+    from launch import lowering, starting, train
+    from sam3d_jax.training.state import init_state
+    begin = time.monotonic()
+    self.setup = setup = train.Setup(config)
+    self.startup = {"init": time.monotonic() - begin}
+    begin = time.monotonic()
+    start = lambda: init_state(setup.optim, setup.random_params(), keep_reference=setup.keeps_reference)
+    self.state = jax.block_until_ready(starting.run_once(start, setup.shardings))
+    self.startup["parameters"] = time.monotonic() - begin
+    begin = time.monotonic()
+    self.compiled = lowering.step(setup).compile()
+    self.startup["compile"] = time.monotonic() - begin
+    begin = time.monotonic()
+    self.batches = setup.train_loader.iterate(0)
+    self.rows = next(self.batches)
+    self.startup["first batch"] = time.monotonic() - begin
+    self.times: list[Times] = []
+
+  def step(self, *, counted: bool) -> None:
+    """One step as the training loop takes it, but waited for."""
+    import jax
+    import numpy as np
+
+    from sam3d_jax.sharding import mesh as mesh_lib
+    begin, cpu = time.monotonic(), time.process_time()
+    self.rows = next(self.batches)
+    wait = time.monotonic() - begin
+    self.state, metrics = self.compiled(self.state, mesh_lib.place_batch(self.setup.mesh, self.rows), np.float32(1e-6))
+    jax.block_until_ready((self.state, metrics))
+    if counted:
+      self.times.append(Times(wait, time.monotonic() - begin, time.process_time() - cpu))
+
+  def report(self, batches: int) -> dict:
+    """All figures. Reads `batches` batches more, without training, for the rate of the input pipeline alone."""
+    import jax
+    import numpy as np
+
+    from sam3d_jax.training import hardware
+    config, mesh = self.setup.config, self.setup.mesh
+    whole = np.array([t.whole for t in self.times])
+    each = config.batch_size / float(np.median(whole)) / mesh.size
+    kind = mesh.devices.flat[0].device_kind
+    full = hardware.full_rate(kind, plan.model_flops(self.setup))
+    begin = time.monotonic()
+    for _ in range(batches):
+      self.rows = next(self.batches)
+    alone = batches * len(self.rows.key) / (time.monotonic() - begin)
+    return {
+        "config": f"{config.stage} {config.model.name}", "device": f"{mesh.size} x {kind}", "batch_size": config.batch_size,
+        "jax": jax.__version__, "python": platform.python_version(), "date": datetime.date.today().isoformat(), "steps": len(self.times),
+        "step_seconds": {"median": float(np.median(whole)), "p90": float(np.quantile(whole, 0.9))},
+        "cpu_seconds_per_step": float(np.median([t.cpu for t in self.times])),
+        "samples_per_second_per_chip": each, "mfu": None if full is None else each / full,
+        "model_flops_per_sample": plan.model_flops(self.setup),
+        "input_wait_share": sum(t.wait for t in self.times) / float(whole.sum()), "input_samples_per_second": alone,
+        "startup_seconds": self.startup, "memory_bytes": memory(self.compiled, mesh.devices.flat[0])}
+
+
+def memory(compiled, device) -> int:
+  """Most bytes in use on a device so far; where it does not count them, what the compiler planned for the step."""
+  counted = device.memory_stats() or {}
+  planned = compiled.memory_analysis()
+  return counted.get("peak_bytes_in_use") or (
+      planned.argument_size_in_bytes + planned.output_size_in_bytes - planned.alias_size_in_bytes + planned.temp_size_in_bytes)
+
+
+def percent(share: float | None) -> str:
+  return "–" if share is None else f"{share:.1%}"
+
+
+def text(report: dict) -> str:
+  """The report for people."""
+  step, startup = report["step_seconds"], ", ".join(f"{k} {s:.1f}" for k, s in report["startup_seconds"].items())
+  return (f"{report['config']} on {report['device']}, batch {report['batch_size']}, {report['steps']} steps\n"
+          f"  step {step['median'] * 1e3:.4g} ms median, {step['p90'] * 1e3:.4g} ms p90, {report['cpu_seconds_per_step']:.3g} CPU s\n"
+          f"  {report['samples_per_second_per_chip']:.4g} samples/s a chip, MFU {percent(report['mfu'])}, waiting for input "
+          f"{percent(report['input_wait_share'])}; input alone {report['input_samples_per_second']:.4g} samples/s\n"
+          f"  start-up {startup} s; memory {plan.size(report['memory_bytes'])} a device")
+
+
+def row(report: dict) -> str:
+  """The report as a row of the document's table."""
+  step = report["step_seconds"]
+  cells = (report["date"], report["config"], f"{report['device']}, jax {report['jax']}, Python {report['python']}", report["batch_size"],
+           f"{step['median'] * 1e3:.4g} / {step['p90'] * 1e3:.4g}", f"{report['samples_per_second_per_chip']:.4g}", percent(report["mfu"]),
+           percent(report["input_wait_share"]), f"{report['cpu_seconds_per_step']:.3g}", f"{sum(report['startup_seconds'].values()):.3g}",
+           plan.size(report["memory_bytes"]), f"{report['input_samples_per_second']:.4g}")
+  return f"| {' | '.join(map(str, cells))} |"
+
+
+def write(document: pathlib.Path, rows: list[str], command: str) -> None:
+  """Appends rows to the table of measured steps, made at the end of the document if it is not there; the last cell ends in the command."""
+  old = document.read_text().rstrip("\n") + "\n" if document.exists() else ""
+  if SECTION not in old:
+    old += HEADER
+  before, section, after = old.partition(SECTION)
+  lines = after.splitlines()
+  last = max(i for i, line in enumerate(lines) if line.startswith("|"))
+  lines[last + 1:last + 1] = [f"{r[:-2]} <br> `{command}` |" for r in rows]
+  document.write_text(before + section + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+  cli.main(run, description=__doc__, flags=flags)
