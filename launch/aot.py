@@ -128,7 +128,15 @@ def measure(config: ConfigDict, devices) -> dict:
   found = hlo.collectives(compiled.as_text(), slices)
   report |= {"fits": capacity is None or used <= capacity, "hbm_bytes": used, "temporary_bytes": memory.temp_size_in_bytes,
              "collectives": hlo.summary(found)}
-  return report | (bounds(report, found, memory, plan.model_flops(setup, plain=False), chip) if chip else {})
+  return report | (bounds(report, found, memory, plan.model_flops(setup, plain=False), chip, devices) if chip else {})
+
+
+def between_slices(params_bytes: int, data: int, slices: int) -> float:
+  """Bytes that a chip must send to other slices in a step, where the program moves them outside its collectives (as TPU programs do).
+
+  Gradients in 2 bytes, half of the chip's fp32 parameters, first summed and split among the chips of a slice that hold the same ones.
+  """
+  return 2 * (slices - 1) / slices * params_bytes / 2 / max(1, data // slices)
 
 
 def out_of_memory(message: str) -> int | None:
@@ -140,18 +148,20 @@ def out_of_memory(message: str) -> int | None:
   return max((int(float(n) * scale[unit]) for n, unit in amounts), default=0)
 
 
-def bounds(report: dict, found, memory, executed: float, chip) -> dict:
+def bounds(report: dict, found, memory, executed: float, chip, devices) -> dict:
   """Times that no implementation on the same mesh can beat: products at peak, memory traffic, links; and the utilisation they allow.
 
   Memory traffic counts state and batch read and written once and temporaries written and read once. Transfers are taken as perfectly
   hidden behind arithmetic, so the bound is the largest of the four, not their sum.
   """
+  slices = len({getattr(d, "slice_index", 0) or 0 for d in devices})
+  crossing = sum(c.traffic for c in found if c.crosses) or between_slices(report["state_bytes"]["params"], report["mesh"]["data"], slices)
   traffic = memory.argument_size_in_bytes + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes
   seconds = {
       "compute": executed * report["batch_per_chip"] / chip.peak,
       "memory": traffic / chip.bandwidth,
       "link": sum(c.traffic for c in found if not c.crosses) / chip.link,
-      "network": sum(c.traffic for c in found if c.crosses) / chip.network,
+      "network": crossing / chip.network,
   }
   bound = max(seconds.values())
   return {"bound_seconds": seconds, "step_seconds_lower_bound": bound,

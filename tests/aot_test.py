@@ -93,6 +93,11 @@ def test_a_step_that_does_not_fit_ends_with_one(tmp_path, monkeypatch):
   assert code == 1 and not report["fits"] and report["hbm_bytes"] > report["hbm_capacity_bytes"]
 
 
+def test_slices_exchange_each_gradient_once_shared_out_among_the_chips_that_hold_it():
+  assert aot.between_slices(1600, data=8, slices=1) == 0
+  assert aot.between_slices(1600, data=8, slices=2) == 2 * 0.5 * 800 / 4
+
+
 def test_the_search_ends_at_the_last_batch_that_fits():
   assert aot.largest(lambda n: 10 + 7 * n, lambda n: 10 + 7 * n <= 100, 100) == 12
   assert aot.largest(lambda n: 200, lambda n: False, 100) == 0
