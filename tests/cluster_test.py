@@ -1,7 +1,9 @@
 """Launchers: what they render, what they refuse, and when they start a job again. Scripts are run for real, on stand-ins of a cluster."""
 
+import dataclasses
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import yaml
 
 from launch import cli, sweep
 from launch.cluster import command, flags
-from launch.cluster.spec import load
+from launch.cluster.spec import Kubernetes, Slurm, Spec, TpuVm, Xpk, load
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "cluster"
 SPECS = sorted(GOLDEN.glob("*.yaml"))
@@ -185,3 +187,11 @@ def test_a_sweep_runs_every_trial_as_a_slurm_job_of_the_specification(tmp_path, 
   assert trial.index("srun") < trial.index("launch.pretrain") and not trial[trial.index("launch.pretrain") - 2].startswith("-")
   assert sweep.main([*argv, "--cluster", str(GOLDEN / "tpu.yaml")]) == cli.EXIT_BAD_INPUT
   assert "no section slurm" in capsys.readouterr().err
+
+
+def test_the_example_of_the_documentation_is_valid_and_names_every_key(tmp_path):
+  text = (GOLDEN.parents[2] / "docs" / "operations.md").read_text().split("```yaml\n")[1].split("```")[0]
+  (tmp_path / "job.yaml").write_text(text)
+  assert set(command.render_all(load(str(tmp_path / "job.yaml")))) == {"slurm.sh", "jobset.yaml"}
+  keys = {field.name for cls in (Spec, Slurm, Kubernetes, Xpk, TpuVm) for field in dataclasses.fields(cls)}
+  assert [key for key in sorted(keys) if not re.search(rf"\b{key}\b", text)] == []
