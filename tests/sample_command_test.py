@@ -13,7 +13,7 @@ from PIL import Image
 import pytest
 import trimesh
 
-from launch import cli, evaluate, predictor, rewards, sample, sample_dataset
+from launch import cli, evaluate, export_torch, predictor, rewards, sample, sample_dataset
 from launch.candidates import Candidate
 from launch.photo_jobs import Photo
 from sam3d_jax.batch import LATENTS
@@ -146,6 +146,17 @@ def test_a_photo_gives_meshes_layout_scene_and_preview(weights, photo):
   assert np.linalg.det(cup["matrix"]) == pytest.approx(1, abs=1e-4)
   assert {"cup.glb", "plate.glb", "scene.glb", "preview.png"} <= {p.name for p in out.iterdir()}
   assert set(trimesh.load_scene(out / "scene.glb").geometry) == {"cup", "plate"}
+
+
+def test_a_release_folder_gives_the_samples_of_the_checkpoint_it_was_made_from(weights, photo):
+  checkpoint_folder, vae = weights[1], weights[3]
+  assert export_torch.main(["--checkpoint", checkpoint_folder, "--vae", vae, "--safetensors", "--out", str(photo / "release")]) == 0
+  inputs = ["--image", str(photo / "photo.png"), "--mask", str(photo / "cup.png"), *weights[4:]]
+  assert sample.main([*weights[:4], *inputs, "--out", str(photo / "a")]) == 0
+  assert sample.main(["--release", str(photo / "release"), *inputs, "--out", str(photo / "b")]) == 0
+  a, b = (json.loads((photo / name / "layout.json").read_text())["objects"]["cup"] for name in "ab")
+  np.testing.assert_allclose(a["rotation"], b["rotation"], atol=2e-3)  # a checkpoint computes as it was trained, a release in float32
+  assert (photo / "a" / "cup.glb").read_bytes() == (photo / "b" / "cup.glb").read_bytes()
 
 
 def test_an_alpha_channel_is_a_mask(weights, photo):
