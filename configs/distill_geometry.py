@@ -5,9 +5,9 @@ r"""Geometry model, shortcut distillation: 25 guided steps become 4, or 1.
 
 The published run (arXiv 2511.16624): about 4 000 iterations from the trained checkpoint on the data of fine-tuning, three quarters of each
 batch flow matching at d = 0, one quarter self-consistency with targets guided at weight 2 in this stage. Learning rate and batch are
-those of fine-tuning. Laid out for v5p:4x4x4 (64 chips, so that a quarter of a chip's batch is a whole number). Cost at 42.5 TFLOP a sample
-(3.75 forward passes on average and the encoders): 200 v5p or 92 H200 chip-hours at 40 % MFU. At the end
-`<workdir>/steps_quality.{csv,png}` shows quality at each of eval.steps_curve.
+those of fine-tuning. Compiled for v5p:4x4x4 (64 chips, so that a quarter of a chip's batch is a whole number): 57.3 of 95.7 GiB a chip.
+Cost at 42.5 TFLOP a sample (3.75 forward passes on average and the encoders): 200 v5p or 92 H200 chip-hours at 40 % MFU. At the
+end `<workdir>/steps_quality.{csv,png}` shows quality at each of eval.steps_curve.
 """
 
 from ml_collections import ConfigDict
