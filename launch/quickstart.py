@@ -36,7 +36,8 @@ def chain(work: pathlib.Path, seed: int) -> list[Step]:
   return [
       Step("build_data", "make objects, render and voxelise them",
            ("launch.build_data", "--config", "configs/data/iso_3do.py:tiny", f"--config.out={data}", *common)),
-      Step("validate_data", "check every record", ("launch.validate_data", "--data", str(data), "--html", str(work / "data.html"))),
+      Step("validate_data", "check records of every shard",
+           ("launch.validate_data", "--data", str(data), "--html", str(work / "data.html"), "--max_examples", "400")),
       Step("train_vae", "train the structure autoencoder",
            ("launch.train_vae", "--config", "configs/vae_structure.py:tiny", "--workdir", str(vae),
             f"--config.data.mixture.iso_3do.path={data}", *training)),
