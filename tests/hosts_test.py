@@ -14,6 +14,7 @@ from sam3d_jax.training import checkpoint
 from sam3d_jax.training.step import fingerprint
 from tests import chaos, jobs
 
+HOSTS = int(os.environ.get("SAM3D_TEST_HOSTS", "2"))  # 4 is what a long run of these tests takes (docs/operations.md)
 ENDLESS = ("--config.steps=100000", "--config.checkpoint.every=100000", "--config.eval.every=0")
 
 
@@ -21,7 +22,8 @@ ENDLESS = ("--config.steps=100000", "--config.checkpoint.every=100000", "--confi
 def settings(tmp_path_factory):
   """A small structure VAE on shards. Every process that is started here finds its programs in the session's cache."""
   data = chaos.make_dataset(tmp_path_factory.mktemp("hosts") / "data")
-  small = ["--config.model.res_blocks=1", "--config.model.middle_blocks=1", "--config.checkpoint.every=4"]
+  small = ["--config.model.res_blocks=1", "--config.model.middle_blocks=1", "--config.checkpoint.every=4",
+           "--config.optim.schedule=constant"]  # not a function of the number of steps, which differs between the runs compared here
   return [*chaos.overrides(data, os.environ["JAX_COMPILATION_CACHE_DIR"]), *small]
 
 
@@ -43,25 +45,28 @@ def expected_fingerprints(settings, steps: int) -> dict[int, float]:
   return found
 
 
-def test_told_one_host_to_stop_both_save_the_same_step_and_one_process_goes_on_with_the_same_samples(settings, unbroken, tmp_path):
+def test_all_hosts_stop_when_one_is_told_to_and_half_of_them_go_on_with_the_same_samples_and_losses(settings, unbroken, tmp_path):
   workdir = tmp_path / "run"
-  with jobs.Job(workdir, [*settings, *ENDLESS], hosts=2) as job:
+  with jobs.Job(workdir, [*settings, *ENDLESS], hosts=HOSTS) as job:
     assert job.until(lambda: jobs.trained_to(workdir) >= 2), job.output()
-    job.signal(signal.SIGTERM, host=1)
-    assert job.wait() == [cli.EXIT_RETRY] * 2, job.output()
+    job.signal(signal.SIGTERM, host=HOSTS - 1)
+    assert job.wait() == [cli.EXIT_RETRY] * HOSTS, job.output()
     (saved,) = checkpoint.steps(workdir)
     logs = [log.read_text() for log in job.logs]
-  assert f"another host was told to stop, saved at step {saved} of" in logs[0] and f"SIGTERM, saved at step {saved} of" in logs[1]
-  last = saved + 3
-  with jobs.Job(workdir, [*settings, *ENDLESS, f"--config.steps={last}"]) as job:
-    assert job.wait() == [0], job.output()
+  for log in logs[:-1]:
+    assert f"another host was told to stop, saved at step {saved} of" in log
+  assert f"SIGTERM, saved at step {saved} of" in logs[-1]
+  last = saved + 4  # the last step is evaluated too
+  with jobs.Job(workdir, [*settings, *ENDLESS, f"--config.steps={last}", f"--config.eval.every={last}"], hosts=HOSTS // 2) as job:
+    assert job.wait() == [0] * (HOSTS // 2), job.output()
     assert f"resuming {workdir} at step {saved}" in job.output()
   rows = jobs.science(workdir)
   assert {step: row["data/fingerprint"] for step, row in rows.items()} == expected_fingerprints(settings, last)
   alone = jobs.science(unbroken)
-  for step in sorted(set(rows) & set(alone)):  # Adam divides the smallest gradients by themselves: the order of a sum shows after an update
-    np.testing.assert_allclose(rows[step]["loss"], alone[step]["loss"], rtol=1e-5 if step == 1 else 1e-3, err_msg=f"step {step}")
-  assert [rows[0]["hosts"] for rows in jobs.ledger_rows(workdir)] == [2, 1]
+  for step in sorted(set(rows) & set(alone)):
+    np.testing.assert_allclose(rows[step]["loss"], alone[step]["loss"], rtol=1e-5, err_msg=f"step {step}")
+  assert [rows[0]["hosts"] for rows in jobs.ledger_rows(workdir)] == [HOSTS, HOSTS // 2]
+  assert any(key.startswith("eval/") for row in jobs.metric_rows(workdir) for key in row)
 
 
 def test_hosts_with_different_configurations_all_refuse_to_start_and_name_host_and_key(settings, tmp_path):

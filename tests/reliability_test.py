@@ -37,7 +37,8 @@ def test_non_finite_inputs_stop_the_run_and_leave_the_last_good_checkpoint_and_t
   mesh = jax.make_mesh((1, 1, 1, 1), ("data", "fsdp", "tensor", "context"), axis_types=(AxisType.Auto,) * 4)
   job = loop.Job(cfg=loop.LoopConfig(steps=50, batch_size=8, log_every=1, checkpoint_every=2, eval_every=0), optim=OPTIM,
                  guard=GuardConfig(max_in_a_row=IN_A_ROW), workdir=tmp_path, mesh=mesh, step_fn=step_fn, batches=batches_that_go_bad,
-                 evaluation=None, meta={"config": {"model": {}}, "lineage": {}}, progress=Progress)
+                 evaluation=None, meta={"config": {"model": {}}, "lineage": {}},
+                 flops_per_sample=1.0, progress=Progress)
   checkpointer = checkpoint.Checkpointer(tmp_path, keep=3)
   with pytest.raises(JobFailed, match="3 steps in a row up to step 7"):
     loop.train(job, state, checkpointer, ledger.Ledger(tmp_path / "goodput.jsonl"), StopFlag())

@@ -29,7 +29,8 @@ def save_random(config: str, overrides: list[str], folder) -> str:
   rng = np.random.default_rng(0)
   shapes = keys.flat_shapes(registry.abstract_model(c.model))
   arrays = {path: rng.normal(0, 0.1, shape).astype(np.float32) for path, shape in sorted(shapes.items())}
-  checkpoint.write_params(folder, arrays, {"config": c.to_dict(), "lineage": {"stage": "test", "parents": [], "datasets": {}}})
+  lineage = {"stage": "test", "parents": [], "datasets": {}, "learned": ["shape", "rotation"]}
+  checkpoint.write_params(folder, arrays, {"config": c.to_dict(), "lineage": lineage})
   return str(folder)
 
 
