@@ -3,7 +3,8 @@
     python -m launch.benchmark --config configs/midtrain_os_geometry.py --config.data.kind=fake --steps 30 --write
 
 `--vs FILE[:VARIANT]` measures a second configuration in the same run, taking turns step by step, so that both see the same machine;
-`--config.KEY=VALUE` goes to the first, `--vs_set KEY=VALUE` to the second. `--write` appends a row for each to docs/benchmarks.md.
+`--config.KEY=VALUE` goes to the first, `--vs_set KEY=VALUE` to the second. `--torch` takes turns with the same model, parameters
+and batches in eager PyTorch on this CPU (launch/torch_twin.py). `--write` appends a row for each to docs/benchmarks.md.
 Parameters are random and nothing is saved. Every step is waited for, which the training loop does not do.
 """
 
@@ -38,6 +39,7 @@ One row a run of `launch.benchmark --write`; ms are wall time, CPU s those of th
 def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--vs", metavar="FILE[:VARIANT]", help="a second configuration, measured in turns with the first")
   parser.add_argument("--vs_set", metavar="KEY=VALUE", action="append", default=[], help="sets a key of the second configuration")
+  parser.add_argument("--torch", action="store_true", help="measured in turns with the same training step in eager PyTorch, fp32, on CPU")
   parser.add_argument("--steps", type=int, default=20, help="measured steps of each, after two that are not counted")
   parser.add_argument("--write", action="store_true", help="append a row for each to docs/benchmarks.md")
   parser.add_argument("--json", metavar="FILE", help="write the figures here")
@@ -54,7 +56,11 @@ def run(args: argparse.Namespace) -> int:
     configs["vs"] = cli.load_config(args.vs, [f"--config.{pair}" for pair in args.vs_set])
   for config in configs.values():
     train.check(config, (config.stage,))
+  if args.torch:
+    check_torch(args)
   sides = {name: Side(config) for name, config in configs.items()}
+  if args.torch:
+    sides["torch"] = TorchSide(sides["config"])
   try:
     with Progress((WARM_UP + args.steps) * len(sides), "measuring", "steps") as progress:
       for i in range(WARM_UP + args.steps):
@@ -67,9 +73,9 @@ def run(args: argparse.Namespace) -> int:
       side.batches.close()
   for name, report in reports.items():
     print(f"{name}: {text(report)}")
-  if args.vs:
-    ratio = reports["vs"]["step_seconds"]["median"] / reports["config"]["step_seconds"]["median"]
-    print(f"a step of --vs takes {ratio:.3f} times that of --config")
+  for other in set(sides) - {"config"}:
+    ratio = reports[other]["step_seconds"]["median"] / reports["config"]["step_seconds"]["median"]
+    print(f"a step of --{other} takes {ratio:.3f} times that of --config")
     reports["ratio"] = ratio
   if args.json:
     pathlib.Path(args.json).write_text(json.dumps(reports, indent=2) + "\n")
@@ -128,27 +134,88 @@ class Side:
   def report(self, batches: int) -> dict:
     """All figures. Reads `batches` batches more, without training, for the rate of the input pipeline alone."""
     import jax
-    import numpy as np
 
     from sam3d_jax.training import hardware
     config, mesh = self.setup.config, self.setup.mesh
-    whole = np.array([t.whole for t in self.times])
-    each = config.batch_size / float(np.median(whole)) / mesh.size
     kind = mesh.devices.flat[0].device_kind
-    full = hardware.full_rate(kind, plan.model_flops(self.setup))
+    times = timing(self.times, config.batch_size / mesh.size)
+    full, each = hardware.full_rate(kind, plan.model_flops(self.setup)), times["samples_per_second_per_chip"]
     begin = time.monotonic()
     for _ in range(batches):
       self.rows = next(self.batches)
     alone = batches * len(self.rows.key) / (time.monotonic() - begin)
     return {
-        "config": f"{config.stage} {config.model.name}", "device": f"{mesh.size} x {kind}", "batch_size": config.batch_size,
-        "jax": jax.__version__, "python": platform.python_version(), "date": datetime.date.today().isoformat(), "steps": len(self.times),
-        "step_seconds": {"median": float(np.median(whole)), "p90": float(np.quantile(whole, 0.9))},
-        "cpu_seconds_per_step": float(np.median([t.cpu for t in self.times])),
-        "samples_per_second_per_chip": each, "mfu": None if full is None else each / full,
-        "model_flops_per_sample": plan.model_flops(self.setup),
-        "input_wait_share": sum(t.wait for t in self.times) / float(whole.sum()), "input_samples_per_second": alone,
-        "startup_seconds": self.startup, "memory_bytes": memory(self.compiled, mesh.devices.flat[0])}
+        **times, "config": f"{config.stage} {config.model.name}", "device": f"{mesh.size} x {kind}", "batch_size": config.batch_size,
+        "versions": f"jax {jax.__version__}", "mfu": None if full is None else each / full,
+        "model_flops_per_sample": plan.model_flops(self.setup), "input_samples_per_second": alone, "startup_seconds": self.startup,
+        "memory_bytes": memory(self.compiled, mesh.devices.flat[0])}
+
+
+class TorchSide:
+  """The same model, parameters and batches as another side's, in eager PyTorch on CPU."""
+
+  def __init__(self, side: Side):
+    import numpy as np
+
+    from launch import torch_twin
+    from sam3d_jax.models import registry
+    begin, self.config, optim, objective = time.monotonic(), side.setup.config, side.setup.optim, side.setup.config.objective
+    model = torch_twin.Geometry(registry.typed_config(self.config.model))
+    model.load({path: np.asarray(leaf) for path, leaf in side.setup.random_params().items()})
+    self.training = torch_twin.Training(
+        model, weights=dict(objective.weights), lr=1e-6, betas=(optim.b1, optim.b2), eps=optim.eps, clip_norm=optim.clip_norm,
+        decay=optim.ema[0], drop_condition=objective.drop_condition, time_mean=objective.time_mean, time_std=objective.time_std)
+    self.startup = {"parameters": time.monotonic() - begin}
+    self.batches = side.setup.train_loader.iterate(0)
+    self.times: list[Times] = []
+
+  def step(self, *, counted: bool) -> None:
+    """One training step, until its loss is known."""
+    from launch import torch_twin
+    begin, cpu = time.monotonic(), time.process_time()
+    rows = next(self.batches)
+    wait = time.monotonic() - begin
+    self.training.step(*torch_twin.tensors(rows))
+    if counted:
+      self.times.append(Times(wait, time.monotonic() - begin, time.process_time() - cpu))
+
+  def report(self, batches: int) -> dict:
+    """The figures that Side.report gives, as far as they make sense here: the input pipeline is the other side's."""
+    del batches
+    import torch
+    return {**timing(self.times, self.config.batch_size), "config": f"{self.config.stage} {self.config.model.name}, PyTorch eager",
+            "device": "1 x cpu", "batch_size": self.config.batch_size, "versions": f"torch {torch.__version__}", "mfu": None,
+            "startup_seconds": self.startup, "memory_bytes": None, "input_samples_per_second": None}
+
+
+def check_torch(args: argparse.Namespace) -> None:
+  """Raises ConfigError or InputError where the twin would not be the same computation on the same hardware."""
+  import jax
+
+  from sam3d_jax.torch_bridge import load
+  c = args.config
+  if args.vs:
+    raise ConfigError("--torch and --vs both name a second side: give one of them")
+  if c.model.name != "geometry" or c.objective.name != "flow_matching":
+    raise ConfigError(f"--torch: PyTorch has a twin of flow matching with the Geometry model, not of stage {c.stage}, model {c.model.name}")
+  parts = {"flow": c.model.flow, "condition": c.model.condition, "condition.dino": c.model.condition.dino}
+  others = [f"model.{path}.dtype=float32 (it is {part.dtype})" for path, part in parts.items() if part.dtype != "float32"]
+  if others:
+    raise ConfigError(f"--torch runs in fp32: set {', '.join(others)}")
+  if jax.default_backend() != "cpu" or jax.device_count() != 1:
+    raise ConfigError(f"--torch runs on one CPU device, here are {jax.device_count()} x {jax.default_backend()}: set JAX_PLATFORMS=cpu")
+  load.require_torch("--torch")
+
+
+def timing(times: list[Times], samples_per_chip: float) -> dict:
+  """What both kinds of sides measure alike."""
+  import numpy as np
+  whole = np.array([t.whole for t in times])
+  return {"python": platform.python_version(), "date": datetime.date.today().isoformat(), "steps": len(times),
+          "step_seconds": {"median": float(np.median(whole)), "p90": float(np.quantile(whole, 0.9))},
+          "cpu_seconds_per_step": float(np.median([t.cpu for t in times])),
+          "samples_per_second_per_chip": samples_per_chip / float(np.median(whole)),
+          "input_wait_share": sum(t.wait for t in times) / float(whole.sum())}
 
 
 def memory(compiled, device) -> int:
@@ -159,8 +226,13 @@ def memory(compiled, device) -> int:
       planned.argument_size_in_bytes + planned.output_size_in_bytes - planned.alias_size_in_bytes + planned.temp_size_in_bytes)
 
 
-def percent(share: float | None) -> str:
-  return "–" if share is None else f"{share:.1%}"
+def known(value, form: str) -> str:
+  """A figure in a format, a dash where there is none."""
+  return "–" if value is None else format(value, form)
+
+
+def memory_text(report: dict) -> str:
+  return "–" if report["memory_bytes"] is None else plan.size(report["memory_bytes"])
 
 
 def text(report: dict) -> str:
@@ -168,18 +240,19 @@ def text(report: dict) -> str:
   step, startup = report["step_seconds"], ", ".join(f"{k} {s:.1f}" for k, s in report["startup_seconds"].items())
   return (f"{report['config']} on {report['device']}, batch {report['batch_size']}, {report['steps']} steps\n"
           f"  step {step['median'] * 1e3:.4g} ms median, {step['p90'] * 1e3:.4g} ms p90, {report['cpu_seconds_per_step']:.3g} CPU s\n"
-          f"  {report['samples_per_second_per_chip']:.4g} samples/s a chip, MFU {percent(report['mfu'])}, waiting for input "
-          f"{percent(report['input_wait_share'])}; input alone {report['input_samples_per_second']:.4g} samples/s\n"
-          f"  start-up {startup} s; memory {plan.size(report['memory_bytes'])} a device")
+          f"  {report['samples_per_second_per_chip']:.4g} samples/s a chip, MFU {known(report['mfu'], '.1%')}, waiting for input "
+          f"{report['input_wait_share']:.1%}; input alone {known(report['input_samples_per_second'], '.4g')} samples/s\n"
+          f"  start-up {startup} s; memory {memory_text(report)} a device")
 
 
 def row(report: dict) -> str:
   """The report as a row of the document's table."""
   step = report["step_seconds"]
-  cells = (report["date"], report["config"], f"{report['device']}, jax {report['jax']}, Python {report['python']}", report["batch_size"],
-           f"{step['median'] * 1e3:.4g} / {step['p90'] * 1e3:.4g}", f"{report['samples_per_second_per_chip']:.4g}", percent(report["mfu"]),
-           percent(report["input_wait_share"]), f"{report['cpu_seconds_per_step']:.3g}", f"{sum(report['startup_seconds'].values()):.3g}",
-           plan.size(report["memory_bytes"]), f"{report['input_samples_per_second']:.4g}")
+  machine = f"{report['device']}, {report['versions']}, Python {report['python']}"
+  cells = (report["date"], report["config"], machine, report["batch_size"], f"{step['median'] * 1e3:.4g} / {step['p90'] * 1e3:.4g}",
+           f"{report['samples_per_second_per_chip']:.4g}", known(report["mfu"], ".1%"), f"{report['input_wait_share']:.1%}",
+           f"{report['cpu_seconds_per_step']:.3g}", f"{sum(report['startup_seconds'].values()):.3g}", memory_text(report),
+           known(report["input_samples_per_second"], ".4g"))
   return f"| {' | '.join(map(str, cells))} |"
 
 
