@@ -148,12 +148,13 @@ def score_pair(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> dict:
 
 
 def read(folder: pathlib.Path, stem: str) -> tuple[surface.Surface | None, str]:
-  """(surface, "") or (None, why there is none)."""
+  """The surface, None if there is none, and what is wrong with it ("" if nothing)."""
   try:
     path = surface.find_mesh(folder, stem)
     if path is None:
       return None, f"{folder / stem}.* is missing"
-    return surface.load_surface(path), ""
+    found = surface.load_surface(path)
+    return found, f"{path}: {found.non_finite} faces or points are not finite and were left out" if found.non_finite else ""
   except surface.SurfaceError as error:
     return None, str(error)
 

@@ -113,3 +113,13 @@ def test_a_truth_pose_without_predicted_pose_scores_worst(pairs):
 def test_wrong_flags_exit_with_2_and_name_the_flag(tmp_path, capsys, argv, message):
   code = evaluate.main([a.format(tmp=tmp_path) for a in argv] + ["--out", str(tmp_path / "out")])
   assert code == 2 and message in capsys.readouterr().err
+
+
+def test_a_mesh_with_vertices_that_are_not_finite_is_scored_and_the_row_says_so(tmp_path):
+  box = trimesh.creation.box()
+  box.vertices[0] = np.nan
+  lines = [f"v {x} {y} {z}" for x, y, z in box.vertices] + [f"f {a} {b} {c}" for a, b, c in box.faces + 1]
+  (tmp_path / "pred.obj").write_text("\n".join(lines) + "\n")
+  found, problem = evaluate_pairs.read(tmp_path, "pred")
+  touched = int((box.faces == 0).any(1).sum())
+  assert len(found.faces) == 12 - touched and f"{touched} faces or points are not finite" in problem

@@ -21,13 +21,14 @@ class Surface:
 
   vertices: np.ndarray  # (P, 3) float64
   faces: np.ndarray  # (F, 3) int64; (0, 3) for a point cloud
+  non_finite: int = 0  # faces (of a point cloud: points) that were left out because a coordinate is not a number or infinite
 
   def transformed(self, *, scale=1.0, rotation=None, translation=0.0) -> "Surface":
     """x -> rotation (scale * x) + translation; `scale` is a number or one per object axis."""
     x = self.vertices * scale
     if rotation is not None:
       x = x @ np.asarray(rotation).T
-    return Surface(x + translation, self.faces)
+    return dataclasses.replace(self, vertices=x + translation)
 
 
 def make_surface(vertices, faces=None, *, name: str = "surface") -> Surface:
@@ -42,17 +43,18 @@ def make_surface(vertices, faces=None, *, name: str = "surface") -> Surface:
     vertices = vertices[finite]
     if len(vertices) < 2 or not np.ptp(vertices, axis=0).any():
       raise SurfaceError(f"{name}: no faces and {len(vertices)} finite points of zero extent")
-    return Surface(vertices, faces)
+    return Surface(vertices, faces, int((~finite).sum()))
   if faces.min() < 0 or faces.max() >= len(vertices):
     raise SurfaceError(f"{name}: faces refer to vertex {faces.max()} of {len(vertices)}")
   kept = faces[finite[faces].all(-1)]
+  non_finite = len(faces) - len(kept)
   if len(kept):
     unit, _, _ = normalise(vertices[kept].reshape(-1, 3))  # areas of huge or tiny coordinates must not overflow
     kept = kept[triangle_areas(unit.reshape(-1, 3, 3)) > 1e-16]
   if not len(kept):
     raise SurfaceError(f"{name}: none of the {len(faces)} faces has an area")
   used, index = np.unique(kept, return_inverse=True)
-  return Surface(vertices[used], index.reshape(-1, 3))
+  return Surface(vertices[used], index.reshape(-1, 3), non_finite)
 
 
 def load_surface(path: str | pathlib.Path) -> Surface:
