@@ -78,6 +78,7 @@ def training(stage: str) -> ConfigDict:
 
   c.log = ConfigDict()
   c.log.every = 50  # steps over which metrics are averaged
+  c.log.wandb = ""  # Weights & Biases project that gets the metrics too (pip install wandb); empty: none
 
   c.data = data()
   return c

@@ -5,6 +5,7 @@
 
 import argparse
 import functools
+import importlib.util
 import os
 import pathlib
 import platform
@@ -90,6 +91,8 @@ def check(config: ConfigDict, stages: tuple[str, ...]) -> None:
   for key in ("factor", "seconds", "other_seconds"):
     if not config.watchdog[key] > 0:
       raise ConfigError(f"watchdog.{key} = {config.watchdog[key]} is not a positive number")
+  if config.log.wandb and importlib.util.find_spec("wandb") is None:
+    raise ConfigError(f"log.wandb = {config.log.wandb!r}: the package wandb is not installed (pip install wandb); or leave it empty")
   check_data(config)
   check_eval(config)
   optim_config(config), guard_config(config), make_objective(config)  # these raise too
@@ -241,7 +244,7 @@ def train(setup: Setup, ledger, stop) -> None:
     evaluation = make_evaluation(setup)
     checkpointer.prepare(state)
   job = loop.Job(
-      cfg=loop.LoopConfig(config.steps, config.batch_size, config.log.every, config.checkpoint.every, config.eval.every),
+      cfg=loop.LoopConfig(config.steps, config.batch_size, config.log.every, config.checkpoint.every, config.eval.every, config.log.wandb),
       optim=setup.optim, guard=setup.guard, workdir=setup.workdir, mesh=setup.mesh, step_fn=compiled,
       batches=setup.train_loader.iterate, evaluation=evaluation, progress=Progress, flops_per_sample=plan.model_flops(setup),
       meta={"config": config.to_dict(), "lineage": lineage, "params": {p: list(x.shape) for p, x in setup.param_shapes.items()},

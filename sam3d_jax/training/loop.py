@@ -33,6 +33,7 @@ class LoopConfig:
   log_every: int
   checkpoint_every: int
   eval_every: int  # 0: never
+  wandb: str = ""  # Weights & Biases project for the metrics; empty: none
 
 
 class Evaluation(Protocol):
@@ -79,7 +80,7 @@ def train(job: Job, state: TrainState, checkpointer: checkpoint.Checkpointer, le
   stop, StoppedOnBadGradients when the guard gives up (nothing of the bad state is saved).
   """
   first = int(state.step)
-  writers = Writers(job.workdir, resume_step=first)
+  writers = Writers(job.workdir, resume_step=first, wandb=job.cfg.wandb, config=job.meta["config"])
   batches = job.batches(first)
   meter = Meter(job, writers, ledger, skipped=int(state.skipped))
   pulse = Pulse(job.mesh)
