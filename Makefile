@@ -11,7 +11,7 @@ quickstart: .venv/ready
 test: .venv-test/ready
 	@.venv-test/bin/ruff check .
 	@.venv-test/bin/python -m pytest $(PYTEST_ARGS) -m "not multidevice"
-	@SAM3D_TEST_DEVICES=8 timeout 1500 .venv-test/bin/python -m pytest -m multidevice
+	@SAM3D_TEST_DEVICES=8 timeout 3000 .venv-test/bin/python -m pytest -m multidevice
 
 lint: .venv-test/ready
 	@.venv-test/bin/ruff check .

@@ -35,13 +35,14 @@ def tiny(c: ConfigDict) -> None:
   flow.shape_resolution, flow.dtype, flow.remat = 4, "float32", "none"
   condition.width, condition.hidden_multiplier, condition.dtype, condition.pointmap = 96, 2.0, "float32", None
   dino = condition.dino
-  dino.width, dino.depth, dino.heads, dino.patch, dino.image_size, dino.input_size, dino.dtype = 96, 1, 4, 8, 64, 64, "float32"
+  # Four large patches: an encoder that starts from nothing does not learn in minutes to put 64 small ones together (docs/quickstart.md).
+  dino.width, dino.depth, dino.heads, dino.patch, dino.image_size, dino.input_size, dino.dtype = 96, 1, 4, 16, 32, 32, "float32"
   c.optim.frozen = ""
   c.data.image_size, c.data.resolution, c.data.cache_mb, c.data.threads = 64, 32, 500, 2
-  c.steps, c.batch_size = 3000, 16
+  c.steps, c.batch_size = 4000, 16
   c.optim.lr, c.optim.warmup_steps, c.optim.schedule, c.optim.ema = 2e-3, 100, "cosine", (0.995,)
   c.optim.b2 = 0.99  # a short run cannot wait for a long memory
-  c.checkpoint.every, c.eval.every, c.log.every = 500, 1500, 25
+  c.checkpoint.every, c.eval.every, c.log.every = 500, 2000, 25
   c.sampler.guidance = 2.0
 
 

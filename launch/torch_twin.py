@@ -269,6 +269,7 @@ class ConditionEmbedder(nn.Module):
     self.projection_nets = nn.ModuleList(
         nn.Sequential(nn.LayerNorm(dino.width, eps=1e-5), SwiGLU(dino.width, cfg.hidden, cfg.width)) for _ in range(2))
     self.idx_emb = nn.Parameter(torch.zeros(3, cfg.width))
+    self.size = dino.input_size
     groups = stream_groups(cfg.streams)
     rows = list(dict.fromkeys(groups.values()))
     self.streams = [(s, int(s in MASK_STREAMS), rows.index(groups[s])) for s in STREAMS if s in cfg.streams]
@@ -276,10 +277,13 @@ class ConditionEmbedder(nn.Module):
     self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
   def forward(self, cond):
-    """cond: stream -> (B, C, H, W) in 0..1."""
+    """cond: stream -> (B, C, H, W) in 0..1, of any size."""
     tokens = []
     for stream, which, row in self.streams:
-      x = (cond[stream].expand(-1, 3, -1, -1) - self.mean) / self.std
+      x = cond[stream]
+      if x.shape[2:] != (self.size, self.size):
+        x = F.interpolate(x, (self.size, self.size), mode="bilinear", align_corners=False)
+      x = (x.expand(-1, 3, -1, -1) - self.mean) / self.std
       tokens.append(self.projection_nets[which](self.module_list[which].backbone(x)) + self.idx_emb[row])
     return torch.cat(tokens, 1)
 

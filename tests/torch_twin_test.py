@@ -29,7 +29,7 @@ def test_same_loss_and_gradients_from_the_same_parameters(streams):
   params = {path: rng.normal(0, 0.2, shape).astype(np.float32)
             for path, shape in sorted(keys.flat_shapes(registry.abstract_model(model_config)).items())}
   params["condition/group_embed"][2] = 0  # the row that nothing reads has no place in a file of one group
-  size = cfg.condition.dino.input_size
+  size = cfg.condition.dino.input_size * (2 if "rgb_image" in streams else 1)  # twice: both models halve it
   cond = {s: rng.integers(0, 2 if "mask" in s else 256, (BATCH, size, size, 1 if "mask" in s else 3), dtype=np.uint8) for s in streams}
   latents = lambda: {k: rng.normal(size=(BATCH, *shape)).astype(np.float32) for k, shape in cfg.flow.latent_shapes().items()}
   data, noise, t_B = latents(), latents(), np.array([0.1, 0.5, 0.9], np.float32)
