@@ -348,4 +348,4 @@ def tensors(batch) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     if x is not None:
       x_BCHW = torch.from_numpy(x).permute(0, 3, 1, 2)
       cond[stream] = (x_BCHW != 0).float() if stream in MASK_STREAMS else x_BCHW.float() / 255
-  return cond, {name: torch.from_numpy(x).float() for name, x in batch.x.items()}
+  return cond, {name: torch.from_numpy(x).float() for name, x in batch.latents.items()}

@@ -29,7 +29,8 @@ def test_two_configurations_are_measured_in_one_run_and_written_down(tmp_path, m
   assert sum("train_vae structure_vae" in line and line.endswith("|") for line in text.splitlines()) == 4
 
 
-@pytest.mark.parametrize("arguments, message", [(("--steps", "0"), "--steps 0"), (("--vs_set", "seed=1"), "--vs_set needs --vs")])
+@pytest.mark.parametrize("arguments, message", [(("--steps", "0"), "--steps 0"), (("--vs_set", "seed=1"), "--vs_set needs --vs"),
+                                                (("--torch",), "not of stage train_vae, model structure_vae")])
 def test_what_cannot_be_measured_is_bad_input(arguments, message, capsys):
   assert run(*arguments) == cli.EXIT_BAD_INPUT
   assert message in capsys.readouterr().err

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from launch import cli, torch_twin
+from launch import benchmark, cli, torch_twin, train
 from sam3d_jax.batch import Conditioning
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.models import registry
@@ -46,7 +46,7 @@ def test_same_loss_and_gradients_from_the_same_parameters(streams):
   expected, gradients = jax.value_and_grad(loss)(params)
   twin = torch_twin.Geometry(cfg)
   twin.load(params)
-  images, _ = torch_twin.tensors(types.SimpleNamespace(cond=Conditioning(**cond), x={}))
+  images, _ = torch_twin.tensors(types.SimpleNamespace(cond=Conditioning(**cond), latents={}))
   as_torch = lambda arrays: {k: torch.tensor(a) for k, a in arrays.items()}
   found = twin.loss(images, as_torch(data), as_torch(noise), torch.tensor(t_B), WEIGHTS)
   found.backward()
@@ -61,6 +61,19 @@ def test_same_loss_and_gradients_from_the_same_parameters(streams):
       grad = grad.sum(0) if name == "idx_emb" else grad
       scale = max(np.abs(ours[name]).max(), 1e-3)
       np.testing.assert_allclose(grad / scale, ours[name] / scale, atol=2e-4, err_msg=name)
+
+
+def test_the_twin_trains_on_the_batches_of_a_configuration():
+  config = cli.load_config("configs/pretrain_geometry.py:fake", [])
+  side = benchmark.TorchSide(types.SimpleNamespace(setup=train.Setup(config)))
+  before = {name: p.detach().clone() for name, p in side.training.model.named_parameters()}
+  for counted in (False, True):
+    side.step(counted=counted)
+  side.batches.close()
+  after = dict(side.training.model.named_parameters())
+  assert all(p.isfinite().all() for p in after.values()) and any(not p.equal(before[name]) for name, p in after.items())
+  report = side.report(1)
+  assert report["steps"] == 1 and report["batch_size"] == config.batch_size and "PyTorch eager" in benchmark.row(report)
 
 
 def test_a_model_with_point_maps_is_refused():
