@@ -11,6 +11,7 @@ Parameters are random and nothing is saved. Every step is waited for, which the 
 import argparse
 import dataclasses
 import datetime
+import functools
 import json
 import pathlib
 import platform
@@ -22,6 +23,8 @@ from launch import cli, plan
 from launch.progress import Progress
 from sam3d_jax.errors import ConfigError
 
+TWIN_NEEDS = {"model.flow.dtype": "float32", "model.condition.dtype": "float32", "model.condition.dino.dtype": "float32",
+              "optim.trainable": ".*", "optim.frozen": "", "optim.weight_decay": 0.0, "lora.targets": "", "accumulate": 1}
 WARM_UP = 2  # steps that are not counted: the first ones load kernels and fill queues
 DOCUMENT = pathlib.Path(__file__).parents[1] / "docs" / "benchmarks.md"
 SECTION = "## Measured steps"
@@ -161,7 +164,7 @@ class TorchSide:
     from sam3d_jax.models import registry
     begin, self.config, optim, objective = time.monotonic(), side.setup.config, side.setup.optim, side.setup.config.objective
     model = torch_twin.Geometry(registry.typed_config(self.config.model))
-    model.load({path: np.asarray(leaf) for path, leaf in side.setup.random_params().items()})
+    model.load({path: np.asarray(leaf) for path, leaf in side.state.params.items()})
     self.training = torch_twin.Training(
         model, weights=dict(objective.weights), lr=1e-6, betas=(optim.b1, optim.b2), eps=optim.eps, clip_norm=optim.clip_norm,
         decay=optim.ema[0], drop_condition=objective.drop_condition, time_mean=objective.time_mean, time_std=objective.time_std)
@@ -192,19 +195,24 @@ def check_torch(args: argparse.Namespace) -> None:
   """Raises ConfigError or InputError where the twin would not be the same computation on the same hardware."""
   import jax
 
+  from sam3d_jax.models import registry
   from sam3d_jax.torch_bridge import load
   c = args.config
   if args.vs:
     raise ConfigError("--torch and --vs both name a second side: give one of them")
   if c.model.name != "geometry" or c.objective.name != "flow_matching":
     raise ConfigError(f"--torch: PyTorch has a twin of flow matching with the Geometry model, not of stage {c.stage}, model {c.model.name}")
-  parts = {"flow": c.model.flow, "condition": c.model.condition, "condition.dino": c.model.condition.dino}
-  others = [f"model.{path}.dtype=float32 (it is {part.dtype})" for path, part in parts.items() if part.dtype != "float32"]
+  settings = c.to_dict()
+  value = lambda key: functools.reduce(lambda section, name: section[name], key.split("."), settings)
+  others = [f"{key}={needed!r} (it is {value(key)!r})" for key, needed in TWIN_NEEDS.items() if value(key) != needed]
+  others += ["optim.clip_norm above 0"] * (c.optim.clip_norm == 0) + ["one decay in optim.ema"] * (len(c.optim.ema) != 1)
   if others:
-    raise ConfigError(f"--torch runs in fp32: set {', '.join(others)}")
+    raise ConfigError(f"--torch: the PyTorch twin is one plain fp32 training step; set {', '.join(others)}")
+  load.require_torch("--torch")
+  from launch import torch_twin
+  torch_twin.check(registry.typed_config(c.model).condition)
   if jax.default_backend() != "cpu" or jax.device_count() != 1:
     raise ConfigError(f"--torch runs on one CPU device, here are {jax.device_count()} x {jax.default_backend()}: set JAX_PLATFORMS=cpu")
-  load.require_torch("--torch")
 
 
 def timing(times: list[Times], samples_per_chip: float) -> dict:

@@ -256,15 +256,20 @@ class Encoder(nn.Module):
     self.backbone = Dino(cfg)
 
 
+def check(cfg) -> None:
+  """Raises ConfigError for a condition encoder (models.conditioning.ConditionConfig) that has no twin."""
+  if cfg.pointmap is not None or cfg.dino.prenorm or cfg.dino.image_size != cfg.dino.input_size:
+    raise ConfigError("the PyTorch twin has no point maps, no pre-norm tokens and no other image size than the position embedding's: "
+                      "measure a configuration without them, as configs/pretrain_geometry.py:tiny")
+
+
 class ConditionEmbedder(nn.Module):
   """Condition tokens from images and masks, ours: models.conditioning.ConditionEncoder."""
 
   def __init__(self, cfg):
     super().__init__()
     dino = cfg.dino
-    if cfg.pointmap is not None or dino.prenorm or dino.image_size != dino.input_size:
-      raise ConfigError("the PyTorch twin has no point maps, no pre-norm tokens and no other image size than the position embedding's: "
-                        "measure a configuration without them, as configs/pretrain_geometry.py:tiny")
+    check(cfg)
     self.module_list = nn.ModuleList(Encoder(dino) for _ in range(2))
     self.projection_nets = nn.ModuleList(
         nn.Sequential(nn.LayerNorm(dino.width, eps=1e-5), SwiGLU(dino.width, cfg.hidden, cfg.width)) for _ in range(2))

@@ -65,7 +65,8 @@ def test_same_loss_and_gradients_from_the_same_parameters(streams):
 
 def test_the_twin_trains_on_the_batches_of_a_configuration():
   config = cli.load_config("configs/pretrain_geometry.py:fake", [])
-  side = benchmark.TorchSide(types.SimpleNamespace(setup=train.Setup(config)))
+  setup = train.Setup(config)
+  side = benchmark.TorchSide(types.SimpleNamespace(setup=setup, state=types.SimpleNamespace(params=setup.random_params())))
   before = {name: p.detach().clone() for name, p in side.training.model.named_parameters()}
   for counted in (False, True):
     side.step(counted=counted)
@@ -74,6 +75,17 @@ def test_the_twin_trains_on_the_batches_of_a_configuration():
   assert all(p.isfinite().all() for p in after.values()) and any(not p.equal(before[name]) for name, p in after.items())
   report = side.report(1)
   assert report["steps"] == 1 and report["batch_size"] == config.batch_size and "PyTorch eager" in benchmark.row(report)
+
+
+@pytest.mark.parametrize("stage, overrides, message", [
+    ("pretrain", ["optim.frozen=flow/.*", "accumulate=2"], r"set optim.frozen='' \(it is 'flow/.*accumulate=1"),
+    ("pretrain", ["optim.clip_norm=0.0"], "optim.clip_norm above 0"),
+    ("pretrain", ["model.flow.dtype=bfloat16"], "model.flow.dtype='float32'"),
+    ("midtrain_os", ["optim.frozen="], "no point maps")])
+def test_what_the_twin_does_otherwise_is_refused_before_anything_is_compiled(stage, overrides, message):
+  config = cli.load_config(f"configs/{stage}_geometry.py:fake", [f"--config.{o}" for o in overrides])
+  with pytest.raises(ConfigError, match=message):
+    benchmark.check_torch(types.SimpleNamespace(config=config, vs=None))
 
 
 def test_a_model_with_point_maps_is_refused():
