@@ -98,7 +98,7 @@ class Ladder:
     """Training of a stage and its score."""
     train = ("launch." + command, "--config", f"configs/{name}_geometry.py:tiny", "--workdir", str(self.work / name),
              f"--config.init_from={parent}", f"--config.data.mixture.{source}.path={self.data(data)}", f"--config.steps={steps}",
-             f"--config.seed={self.seed}", f"--config.compile_cache={self.work / 'compile_cache'}", *more)
+             f"--config.seed={self.seed}", *more)
     return [Step(name, f"train, {steps} steps", train), self.score(name, self.work / name)]
 
   def score(self, name: str, checkpoint: pathlib.Path, *more: str) -> Step:

@@ -30,7 +30,6 @@ def chain(work: pathlib.Path, seed: int) -> list[Step]:
   """The commands, in order."""
   data, latents, vae, geometry = work / "data" / "iso_3do", work / "data" / "iso_3do_latents", work / "vae", work / "geometry"
   common = (f"--config.seed={seed}",)
-  training = (*common, f"--config.compile_cache={work / 'compile_cache'}")
   sample = ("launch.sample", "--checkpoint", str(geometry), "--decoder", str(vae), "--data", str(latents), "--split", "test",
             "--seed", str(seed))
   return [
@@ -40,12 +39,12 @@ def chain(work: pathlib.Path, seed: int) -> list[Step]:
            ("launch.validate_data", "--data", str(data), "--html", str(work / "data.html"), "--max_examples", "400")),
       Step("train_vae", "train the structure autoencoder",
            ("launch.train_vae", "--config", "configs/vae_structure.py:tiny", "--workdir", str(vae),
-            f"--config.data.mixture.iso_3do.path={data}", *training)),
+            f"--config.data.mixture.iso_3do.path={data}", *common)),
       Step("encode_latents", "encode every shape",
            ("launch.encode_latents", "--data", str(data), "--checkpoint", str(vae), "--out", str(latents))),
       Step("pretrain", "train the Geometry model",
            ("launch.pretrain", "--config", "configs/pretrain_geometry.py:tiny", "--workdir", str(geometry),
-            f"--config.data.mixture.iso_3do.path={latents}", *training)),
+            f"--config.data.mixture.iso_3do.path={latents}", *common)),
       Step("sample", "reconstruct held-out objects", (*sample, "--out", str(work / "samples"))),
       Step("sample_shuffled", "the same from the wrong images, as a baseline",
            (*sample, "--shuffle_images", "--out", str(work / "samples_shuffled"))),
