@@ -155,14 +155,19 @@ def test_a_step_that_was_slow_to_read_back_stays_until_a_newer_one_was(tmp_path)
   assert checkpoint.steps(tmp_path) == [3, 5, 6]
 
 
-def test_host_and_device_agree_on_checksums():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_host_and_device_agree_on_checksums(monkeypatch, compiled):
   rng = np.random.default_rng(0)
   arrays = {"f32": rng.standard_normal((3, 5, 7), np.float32), "bf16": jnp.asarray(rng.standard_normal(33), jnp.bfloat16),
             "bool": rng.random(9) < 0.5, "i32": np.int32(-5), "u8": rng.integers(0, 256, (4, 4), np.uint8),
             "empty": np.zeros((0, 3), np.float32)}
+  if compiled:
+    monkeypatch.setattr(checksums, "in_host_memory", lambda x: False)
   sums = checksums.on_device({k: jnp.asarray(x) for k, x in arrays.items()})
   assert {k: checksums.on_host(np.asarray(x)) for k, x in arrays.items()} == sums
   assert len(set(sums.values())) == len(sums)
+  bad = {"nan": jnp.asarray([0, np.nan]), "inf": jnp.asarray([np.inf], jnp.bfloat16), "good": jnp.arange(3), "also good": jnp.ones(2)}
+  assert checksums.inspect(bad)[1] == ["nan", "inf"]
 
 
 def test_a_host_checksum_does_not_depend_on_the_chunks(monkeypatch):
