@@ -83,6 +83,8 @@ def check(config: ConfigDict, stages: tuple[str, ...]) -> None:
   for key in ("steps", "batch_size", "accumulate"):
     if config[key] < 1:
       raise ConfigError(f"{key} = {config[key]} is not a positive number")
+  if not 0 <= config.seed < 2**32:
+    raise ConfigError(f"seed = {config.seed} is not a whole number from 0 to 4294967295")
   for section, key in (("log", "every"), ("checkpoint", "every"), ("checkpoint", "keep")):
     if config[section][key] < 1:
       raise ConfigError(f"{section}.{key} = {config[section][key]} is not a positive number")
@@ -245,7 +247,7 @@ def train(setup: Setup, ledger, stop) -> None:
     checkpointer.prepare(state)
   job = loop.Job(
       cfg=loop.LoopConfig(config.steps, config.batch_size, config.log.every, config.checkpoint.every, config.eval.every, config.log.wandb),
-      optim=setup.optim, guard=setup.guard, workdir=setup.workdir, mesh=setup.mesh, step_fn=compiled,
+      optim=setup.optim, guard=setup.guard, workdir=setup.workdir, mesh=setup.mesh, step_fn=lowering.bind(compiled, config),
       batches=setup.train_loader.iterate, evaluation=evaluation, progress=Progress, flops_per_sample=plan.model_flops(setup),
       meta={"config": config.to_dict(), "lineage": lineage, "params": {p: list(x.shape) for p, x in setup.param_shapes.items()},
             "program": program})

@@ -117,11 +117,12 @@ class Losses:
   def __init__(self, setup):
     self.setup, self.config = setup, setup.config
     self.batches: list[Any] = []
+    self.seed = np.uint32(self.config.seed)
 
-    def loss(params, frozen, reference, batch):
+    def loss(params, frozen, reference, batch, seed):
       model = setup.graph.merge({**params, **frozen})
       teacher = setup.graph.merge({**reference, **frozen}) if reference else None
-      value, metrics = setup.objective(model, teacher, batch, jax.random.key(self.config.seed))
+      value, metrics = setup.objective(model, teacher, batch, jax.random.key(seed))
       return {**metrics, "loss": value}
 
     self.loss = jax.jit(loss)
@@ -131,11 +132,11 @@ class Losses:
     batch = mesh_lib.place_batch(self.setup.mesh, self.batches[0])
     params = state.ema[max(state.ema, key=float)] if state.ema else state.params
     with jax.set_mesh(self.setup.mesh):
-      self.loss = self.loss.lower(params, state.frozen, state.reference, batch).compile()
+      self.loss = self.loss.lower(params, state.frozen, state.reference, batch, self.seed).compile()
 
   def dispatch(self, params, state) -> list:
     place = lambda batch: mesh_lib.place_batch(self.setup.mesh, batch)
-    return [self.loss(params, state.frozen, state.reference, place(b)) for b in self.batches]
+    return [self.loss(params, state.frozen, state.reference, place(b), self.seed) for b in self.batches]
 
   def read(self, rows: list) -> dict[str, float]:
     """Means over the batches; the loss of each bucket of time where the objective has them."""

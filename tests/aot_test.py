@@ -83,6 +83,7 @@ def test_the_report_is_of_the_program_that_training_runs(tmp_path):
   assert code == 0 and report["fits"]
   assert report["fingerprint"] == lowering.fingerprint(lowering.step(train.Setup(fake())))
   assert report["fingerprint"] != lowering.fingerprint(lowering.step(train.Setup(fake("batch_size=4"))))
+  assert report["fingerprint"] == lowering.fingerprint(lowering.step(train.Setup(fake("seed=7", "optim.lr=0.5"))))  # inputs of one program
   assert {"hbm_bytes", "hbm_capacity_bytes", "model_flops_per_sample", "xla_flops_per_step", "collectives", "compile_seconds", "chips",
           "batch_size"} <= set(report)
 

@@ -8,6 +8,7 @@ import pytest
 
 from configs import base
 from launch import cli, train
+from sam3d_jax.errors import ConfigError
 from sam3d_jax.models import registry
 from sam3d_jax.models.conditioning import ConditionConfig, DinoConfig, PointmapConfig
 from sam3d_jax.models.geometry_flow import GeometryFlowConfig
@@ -59,3 +60,11 @@ def test_an_objective_setting_that_nothing_takes_is_an_error():
     config.objective.kl_wait = 1.0
   with pytest.raises(train.ConfigError, match="kl_wait"):
     train.make_objective(config)
+
+
+@pytest.mark.parametrize("override, words", [("seed=-1", "seed = -1 is not a whole number from 0 to 4294967295"), ("steps=0", "steps = 0 is not"),
+                                             ("accumulate=3", "batch_size = 8 does not divide into accumulate = 3 parts")])
+def test_a_value_that_cannot_work_is_refused_with_its_key(override, words):
+  config = cli.load_config("configs/pretrain_geometry.py:fake", [f"--config.{override}"])
+  with pytest.raises(ConfigError, match=words):
+    train.check(config, ("pretrain",))

@@ -91,8 +91,8 @@ def test_only_the_factors_are_trained_and_only_they_cost_state():
   cfg = optim.OptimConfig(warmup_steps=0, trainable=lora.PATTERN, ema=(0.9,))
   state = init_state(cfg, params | factors)
   loss = lambda model, frozen, batch, key: (jnp.square(model(batch.x) - 1.0).mean(), {})
-  step = jax.jit(make_train_step(graph, loss, cfg, GuardConfig(), seed=0))
-  new, _ = step(state, Batch(np.zeros((len(X), 2), np.uint32), X), np.float32(1e-2))
+  step = jax.jit(make_train_step(graph, loss, cfg, GuardConfig()))
+  new, _ = step(state, Batch(np.zeros((len(X), 2), np.uint32), X), np.float32(1e-2), np.uint32(0))
   assert set(new.params) == set(new.ema["0.9"]) == set(factors)
   for path, before in params.items():
     np.testing.assert_array_equal(new.frozen[path], before, err_msg=path)

@@ -69,11 +69,11 @@ def three_steps(mesh_config: mesh_lib.MeshConfig, devices: int):
   shardings = rules.state_shardings(mesh, jax.eval_shape(lambda: state), shapes)
   state = jax.device_put(state, shardings)
   objective = train.make_objective(config)
-  step = jax.jit(make_train_step(graph, objective, optim, train.guard_config(config), seed=0), out_shardings=(shardings, None))
+  step = jax.jit(make_train_step(graph, objective, optim, train.guard_config(config)), out_shardings=(shardings, None))
   loader = train.make_loader(config, model_config, "train")
   losses = []
   for i in range(3):
-    state, metrics = step(state, mesh_lib.place_batch(mesh, loader.batch(i)), np.float32(1e-3))
+    state, metrics = step(state, mesh_lib.place_batch(mesh, loader.batch(i)), np.float32(1e-3), np.uint32(0))
     losses.append((float(metrics["loss"]), float(metrics["norm/grad"])))
   return np.array(losses), jax.device_get(state.params)
 

@@ -1,5 +1,6 @@
 """The training step: what it changes, what it must not, and what it equals."""
 
+import functools
 import types
 from typing import NamedTuple
 
@@ -46,7 +47,15 @@ def squared_error(model, frozen, batch, key):
 def make(cfg=OPTIM, guard=GuardConfig(), **kwargs):
   net = Net(nnx.Rngs(0))
   state = init_state(cfg, flat_params(net))
-  return state, jax.jit(make_train_step(ModelGraph.of(net), squared_error, cfg, guard, seed=0, **kwargs))
+  step = jax.jit(make_train_step(ModelGraph.of(net), squared_error, cfg, guard, **kwargs))
+  return state, functools.partial(step, seed=np.uint32(0))
+
+
+def test_the_seed_is_an_input_that_changes_the_noise():
+  state, step = make()
+  program = step.func  # the compiled one, with no seed bound
+  losses = [float(program(state, make_batch(), np.float32(OPTIM.lr), np.uint32(seed))[1]["loss"]) for seed in (0, 1, 0)]
+  assert losses[0] == losses[2] != losses[1]
 
 
 def make_batch(seed=0, size=8):
@@ -130,7 +139,7 @@ def test_the_learning_rate_is_an_input_of_the_compiled_step():
   state, step = make()
   for lr in (1e-2, 1e-3, 0.0):
     new, _ = step(state, make_batch(), np.float32(lr))
-  assert step._cache_size() == 1
+  assert step.func._cache_size() == 1
   assert equal(new.params, state.params)
 
 

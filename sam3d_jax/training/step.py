@@ -23,9 +23,9 @@ class GuardConfig:
   max_in_a_row: int = 20  # refused updates in a row that stop the job
 
 
-def make_train_step(graph: ModelGraph, objective: Callable, cfg: optim.OptimConfig, guard: GuardConfig, *, seed: int,
-                    accumulate: int = 1) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-  """Returns `train_step(state, batch, lr) -> (state, metrics)`.
+def make_train_step(graph: ModelGraph, objective: Callable, cfg: optim.OptimConfig, guard: GuardConfig, *,
+                    accumulate: int = 1) -> Callable[[TrainState, Any, jax.Array, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+  """Returns `train_step(state, batch, lr, seed) -> (state, metrics)`; learning rate and seed are inputs, so that runs share a program.
 
   objective: (model, frozen, batch, key) -> (loss, metrics); `frozen` is the reference model or None. All randomness comes from
   (seed, step, example key). With `accumulate` = k the batch is taken in k parts, one after the other, and the gradients are averaged
@@ -42,7 +42,7 @@ def make_train_step(graph: ModelGraph, objective: Callable, cfg: optim.OptimConf
     (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     return {**metrics, "loss": loss}, grads
 
-  def train_step(state: TrainState, batch, lr):
+  def train_step(state: TrainState, batch, lr, seed):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     metrics, grads = accumulated(loss_and_grad, state, batch, key, accumulate)
     norm = optax.global_norm(grads)
