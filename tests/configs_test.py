@@ -62,8 +62,9 @@ def test_an_objective_setting_that_nothing_takes_is_an_error():
     train.make_objective(config)
 
 
-@pytest.mark.parametrize("override, words", [("seed=-1", "seed = -1 is not a whole number from 0 to 4294967295"), ("steps=0", "steps = 0 is not"),
-                                             ("accumulate=3", "batch_size = 8 does not divide into accumulate = 3 parts")])
+@pytest.mark.parametrize("override, words", [
+    ("seed=-1", "seed = -1 is not a whole number from 0 to 4294967295"), ("steps=0", "steps = 0 is not a positive number"),
+    ("accumulate=3", "batch_size = 8 does not divide into accumulate = 3 parts")])
 def test_a_value_that_cannot_work_is_refused_with_its_key(override, words):
   config = cli.load_config("configs/pretrain_geometry.py:fake", [f"--config.{override}"])
   with pytest.raises(ConfigError, match=words):
