@@ -38,8 +38,9 @@ def check(c: ConfigDict) -> None:
     value = c.rules[field.name]
     if isinstance(value, tuple) and (len(value) != 2 or not 0 <= value[0] <= value[1]):
       raise ConfigError(f"rules.{field.name} = {value}: it must be a range (low, high) of positive numbers")
-    if not isinstance(value, tuple) and not 0 <= value <= (50 if field.name == "box_percent" else 1):
-      raise ConfigError(f"rules.{field.name} = {value}: it must lie between 0 and 1" + (" (per cent: 50)" * (field.name == "box_percent")))
+    largest = {"box_percent": 50, "largest_turn_deg": 180}.get(field.name, 1)
+    if not isinstance(value, tuple) and not 0 <= value <= largest:
+      raise ConfigError(f"rules.{field.name} = {value}: it must lie between 0 and {largest}")
   command = c.photos.depth_command
   if command and not ("{image}" in command and "{out}" in command):
     raise ConfigError(f"photos.depth_command = {command!r} must contain {{image}} and {{out}}, which are replaced by file names")

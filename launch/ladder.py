@@ -31,7 +31,7 @@ class Scale:
   distill: int
 
 
-SCALES = {"full": Scale(400, 600, 600, 400, 100, 600), "small": Scale(160, 150, 150, 100, 40, 150), "smoke": Scale(20, 2, 2, 2, 2, 2)}
+SCALES = {"full": Scale(400, 600, 600, 400, 100, 600), "small": Scale(200, 300, 300, 200, 60, 200), "smoke": Scale(20, 2, 2, 2, 2, 2)}
 PHOTO_SEED = 1000  # added to the seed: photos of the target domain show other objects in other rooms than those of mid-training
 STAGES = ("pretrain", "midtrain_fo", "midtrain_os", "sft", "dpo", "distill", "distill_4_steps")  # as scored, in order
 

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 from PIL import Image
 import pytest
+import scipy.stats
 import trimesh
 
 from data_pipelines import build, checks, records, schema
@@ -379,3 +380,20 @@ def test_rooms_are_pure_functions_of_seed_and_index():
   np.testing.assert_array_equal(one.scene.image_HW3, again.scene.image_HW3)
   assert not np.array_equal(one.scene.image_HW3, other.scene.image_HW3)
   assert sources.PROCEDURAL == "procedural" and len(one.objects) == len(one.scene.masks)
+
+
+@pytest.mark.parametrize("largest", [45.0, 120.0])
+def test_turns_are_uniform_up_to_the_largest(largest):
+  rng = np.random.default_rng(0)
+  turns = [render_paste.random_rotation(rng, largest) @ render_paste.FRONT.T for _ in range(2000)]
+  angles = np.arccos(np.clip([(np.trace(t) - 1) / 2 for t in turns], -1, 1))
+  a = np.radians(largest)
+  assert angles.max() <= a + 1e-6
+  assert scipy.stats.kstest(angles, lambda x: (x - np.sin(x)) / (a - np.sin(a))).pvalue > 1e-3
+  assert np.abs(np.mean([t - t.T for t in turns], axis=0)).max() < 0.05  # about no axis more than about another
+
+
+def test_any_orientation_is_uniform():
+  rng = np.random.default_rng(0)
+  angles = [np.arccos(np.clip((np.trace(render_paste.random_rotation(rng)) - 1) / 2, -1, 1)) for _ in range(2000)]
+  assert scipy.stats.kstest(angles, lambda x: (x - np.sin(x)) / np.pi).pvalue > 1e-3

@@ -88,6 +88,9 @@ def pasting(c: ConfigDict) -> ConfigDict:
   return light(c)
 
 
+TINY_TURN_DEG = 45.0  # a model that was trained for minutes knows objects from the front
+
+
 def tiny_pasting(c: ConfigDict) -> ConfigDict:
   """Procedural objects into synthetic rooms of 96 pixels: nothing is downloaded."""
   c.source, c.photos.source = "procedural", "procedural"

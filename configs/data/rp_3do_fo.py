@@ -19,9 +19,11 @@ def get_config(variant: str = ""):
   c.rules.front_share = 1 / 3  # of the samples show the object in front, whose mask is complete
   c.rules.size = (0.3, 0.75)  # diameter of an object's bounding sphere over the photo's shorter side
   c.rules.overlap = (0.1, 0.8)  # distance of the two objects' centres over the sum of their radii
+  c.rules.largest_turn_deg = 180.0  # of an object from the view of its front; 180: any orientation
   c.rules.fov_deg = (30.0, 60.0)  # of photos whose camera is unknown
   c.rules.scale = (0.2, 2.0)  # metres along the unit cube's edge, log-uniform, before objects move to the front of the photo
   if variant == "tiny":
+    c.rules.largest_turn_deg = base.TINY_TURN_DEG
     return base.tiny_pasting(c)
   if variant:
     raise ValueError(f"variant '{variant}' is unknown; there is 'tiny'")

@@ -14,6 +14,7 @@ def get_config(variant: str = ""):
   if variant == "tiny":
     c = base.tiny_pasting(c)
     c.image_size, c.rules.min_object_share = 160, 0.015  # what stands in a room is small
+    c.rules.largest_turn_deg = base.TINY_TURN_DEG
     return c
   if variant:
     raise ValueError(f"variant '{variant}' is unknown; there is 'tiny'")

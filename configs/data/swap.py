@@ -9,6 +9,7 @@ def dataset(name: str) -> ConfigDict:
   """Keys of an object swap."""
   c = base.pasting(base.dataset(name))
   c.rules = ConfigDict()
+  c.rules.largest_turn_deg = 180.0  # of an object of OS-R from the view of its front; 180: any orientation
   c.rules.min_visible = 0.2  # of the new object's pixels
   c.rules.support_band = 0.1  # lowest part of the object in which the background has to lie before it for the object to be supported
   c.rules.min_support = 0.0  # share of that band hidden by the background; 0: any

@@ -34,6 +34,7 @@ class FlyingRules:
   size: tuple[float, float] = (0.3, 0.75)  # diameter of the bounding sphere over the image's shorter side
   overlap: tuple[float, float] = (0.1, 0.8)  # distance of the centres over the sum of the radii
   fov_deg: tuple[float, float] = (30.0, 60.0)  # of photos whose camera is unknown, along the longer side
+  largest_turn_deg: float = 180.0  # of an object from the view of its front; 180: any orientation
   scale: tuple[float, float] = (0.2, 2.0)  # metres along the unit cube's edge, log-uniform, before objects move to the front
 
 
@@ -105,7 +106,7 @@ def place(rng: np.random.Generator, order: tuple[Subject, Subject], camera: came
   other = centre + rng.uniform(*rules.overlap) * radii.sum() * np.array([np.cos(angle), np.sin(angle)])
   other = np.clip(other, np.minimum(radii[1], extent / 2), np.maximum(extent - radii[1], extent / 2))
   low, high = np.log(rules.scale)
-  hidden, front = (pose(rng, s, camera, at, radius, float(np.exp(rng.uniform(low, high))))
+  hidden, front = (pose(rng, s, camera, at, radius, float(np.exp(rng.uniform(low, high))), rules.largest_turn_deg)
                    for s, at, radius in zip(order, (centre, other), radii, strict=True))
   front = before(front, order[1], nearest(hidden, order[0]))
   if scene.pointmap_HW3 is not None:
@@ -116,11 +117,12 @@ def place(rng: np.random.Generator, order: tuple[Subject, Subject], camera: came
   return hidden, front
 
 
-def pose(rng: np.random.Generator, subject: Subject, camera: cameras.Camera, at_2: np.ndarray, radius: float, scale: float) -> Camera:
+def pose(rng: np.random.Generator, subject: Subject, camera: cameras.Camera, at_2: np.ndarray, radius: float, scale: float,
+         largest_turn_deg: float) -> Camera:
   """A random orientation at a pixel, at the distance at which the bounding sphere has `radius` pixels."""
   distance = camera.fx * scale * subject.radius / radius
   place = np.array([(camera.cx - at_2[0]) / camera.fx, (camera.cy - at_2[1]) / camera.fy, 1.0]) * distance
-  found = Camera(*camera, random_rotation(rng), place, scale)
+  found = Camera(*camera, random_rotation(rng, largest_turn_deg), place, scale)
   if found.to_camera(subject.asset.vertices_V3)[:, 2].min() <= 0.1 * distance:
     raise Rejected("too_close")
   pixels = found.project(subject.asset.vertices_V3)

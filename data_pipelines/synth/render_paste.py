@@ -17,18 +17,20 @@ import json
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.optimize
 
 from data_pipelines import schema
 from data_pipelines.build import Plan, Quarantined, Refusals, ShardJob
 from data_pipelines.synth import filters, iso_3do, render, scenes, sources, voxelize
 from data_pipelines.synth.assets import Asset, Refused
-from data_pipelines.synth.camera import Camera
+from data_pipelines.synth.camera import Camera, look_at
 from data_pipelines.synth.lighting import LightConfig
 from data_pipelines.synth.scene import Scene
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.geometry import rotations
 
 VERSION = "1"  # raise it when the same seed gives other bytes
+FRONT = look_at(-np.pi / 2, np.radians(20.0))  # object to camera, of one who stands before the object and looks slightly down at it
 MEMORIES = 64  # cleared photos that stay in memory, a few megabytes each
 
 
@@ -270,7 +272,19 @@ def make_example(asset: Asset, pasted: Pasted, config: PasteConfig, view: int, v
   return example
 
 
-def random_rotation(rng: np.random.Generator) -> np.ndarray:
-  """A rotation (3, 3) drawn uniformly."""
+def random_rotation(rng: np.random.Generator, largest_turn_deg: float = 180.0) -> np.ndarray:
+  """A rotation (3, 3), object to camera, drawn uniformly from all; or from those at most so far from the view of the front.
+
+  The angle of a uniform rotation has the distribution function (a - sin a) / pi on [0, pi]; a smaller range is the same law cut off.
+  """
   quaternion = rng.standard_normal(4)
-  return rotations.quaternion_to_matrix(quaternion / np.linalg.norm(quaternion))
+  quaternion /= np.linalg.norm(quaternion)
+  if largest_turn_deg == 180.0:
+    return rotations.quaternion_to_matrix(quaternion)
+  law = lambda angle: (angle - np.sin(angle)) / np.pi
+  largest = np.radians(largest_turn_deg)
+  rank = law(2 * np.arccos(abs(quaternion[0]))) * law(largest)
+  angle = scipy.optimize.brentq(lambda a: law(a) - rank, 0.0, largest)
+  axis = np.sign(quaternion[0]) * quaternion[1:] / np.linalg.norm(quaternion[1:])
+  turn = rotations.quaternion_to_matrix(np.concatenate([[np.cos(angle / 2)], np.sin(angle / 2) * axis]))
+  return turn @ FRONT

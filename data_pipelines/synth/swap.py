@@ -26,6 +26,7 @@ MIN_POINTS = 50  # of the point map under a mask, to find a box
 class SwapRules:
   """Thresholds and ranges."""
 
+  largest_turn_deg: float = 180.0  # of an object of OS-R from the view of its front; 180: any orientation
   min_visible: float = 0.2  # of the object's pixels in the image
   support_band: float = 0.1  # lowest part of the object's height in which the background may lie before it
   min_support: float = 0.0  # share of that band's pixels that must be hidden for it; more than none if 0
@@ -122,7 +123,7 @@ def draw_random(subject: Subject, stock: Stock, config: PasteConfig, rng: np.ran
   if not choices:
     raise Rejected("no_object_with_depth")
   number = choices[int(rng.integers(len(choices)))]
-  rotation = random_rotation(rng)
+  rotation = random_rotation(rng, config.rules.largest_turn_deg)
   cleared = stock.memory(("cleared", scene.name, number), lambda: clear(scene, scene.masks[number], config.rules))
   camera = fit(subject, rotation, cleared, scene)
   inserted = insert(subject, camera, cleared, config, rng)
