@@ -76,26 +76,35 @@ def execute(step: Step, log: pathlib.Path, record: pathlib.Path, env: dict[str, 
   start = time.monotonic()
   with log.open("w") as out:
     child = subprocess.Popen([sys.executable, "-m", *step.command], stdout=out, env=env, cwd=pathlib.Path(__file__).parents[1])
-    code = wait(child)
+    code, told = wait(child)
   seconds = before + time.monotonic() - start
   partial = record.with_suffix(".partial")
   partial.write_text(json.dumps({"done": code == 0, "command": list(step.command), "seconds": seconds}))
   partial.replace(record)
   if code == cli.EXIT_RETRY or code == -signal.SIGINT:
     raise Preempted(f"during {step.name}, what it had is saved")
+  if code == 0 and told:  # it was at its end when the signal came; the next step must not begin
+    raise Preempted(f"after {step.name}, which is done")
   if code != 0:
     print("\n".join(log.read_text().splitlines()[-SHOWN_LOG_LINES:]), file=sys.stderr)
     raise JobFailed(f"{step.name} ended with code {code}; its output is in {log}. The command was:\n  python -m {shlex.join(step.command)}")
 
 
-def wait(child: subprocess.Popen) -> int:
-  """The child's exit code. A signal to this process is passed on (Ctrl-C in a terminal reaches the child by itself)."""
-  previous = signal.signal(signal.SIGTERM, lambda *_: child.send_signal(signal.SIGTERM))
+def wait(child: subprocess.Popen) -> tuple[int, bool]:
+  """The child's exit code, and whether this process was told to stop meanwhile.
+
+  SIGTERM is passed on to the child. Ctrl-C in a terminal reaches it by itself: it saves and exits, and that is waited for.
+  """
+  told = []
+
+  def terminate(number, frame):
+    told.append(number)
+    child.send_signal(number)
+
+  previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, terminate),
+              signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: told.append(number))}
   try:
-    while True:
-      try:
-        return child.wait()
-      except KeyboardInterrupt:
-        continue  # the child got it too; it saves and exits
+    return child.wait(), bool(told)
   finally:
-    signal.signal(signal.SIGTERM, previous)
+    for number, handler in previous.items():
+      signal.signal(number, handler)

@@ -12,8 +12,9 @@ with (folder / "ran").open("a") as out:
 print(f"output of {name}: " + " ".join(os.environ.get(k, "-") for k in ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS", "MALLOC_ARENA_MAX")))
 wanted = folder / f"{name}.exit"
 code = wanted.read_text() if wanted.exists() else "0"
-if code == "wait":
-  signal.signal(signal.SIGTERM, lambda *unused: sys.exit(75))
+if code in ("wait", "ignore"):  # "ignore": it ends by itself, as one does that was at its end when told to stop
+  signal.signal(signal.SIGTERM, (lambda *unused: sys.exit(75)) if code == "wait" else signal.SIG_IGN)
   (folder / "waiting").touch()
-  time.sleep(60)
+  time.sleep(60 if code == "wait" else 1)
+  code = 0
 sys.exit(int(code))

@@ -22,6 +22,15 @@ def run(tmp_path):
   return of
 
 
+def after_waiting(folder: pathlib.Path, strike) -> None:
+  """Calls `strike` from a thread once the step waits."""
+  def watch():
+    while not (folder / "waiting").exists():
+      time.sleep(0.05)
+    strike()
+  threading.Thread(target=watch, daemon=True).start()
+
+
 def test_what_is_done_is_not_repeated_and_what_changed_is_with_all_that_follows(run):
   assert run("a", "b", "c") == ["a", "b", "c"]
   assert run("a", "b", "c") == ["a", "b", "c"]
@@ -39,16 +48,20 @@ def test_a_failed_step_shows_its_output_and_command_and_is_the_next_to_run(run, 
 
 def test_a_stopped_chain_waits_for_its_step_to_save_and_continues_there(run, tmp_path):
   (tmp_path / "a.exit").write_text("wait")
-
-  def strike():
-    while not (tmp_path / "waiting").exists():
-      time.sleep(0.05)
-    os.kill(os.getpid(), signal.SIGTERM)
-  threading.Thread(target=strike, daemon=True).start()
+  after_waiting(tmp_path, lambda: os.kill(os.getpid(), signal.SIGTERM))
   with pytest.raises(Preempted, match="during a"):
     run("a", "b")
   (tmp_path / "a.exit").unlink()
   assert run("a", "b") == ["a", "a", "b"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_chain_that_was_told_to_stop_begins_no_other_step(run, tmp_path, number):
+  (tmp_path / "a.exit").write_text("ignore")
+  after_waiting(tmp_path, lambda: os.kill(os.getpid(), number))
+  with pytest.raises(Preempted, match="after a"):
+    run("a", "b")
+  assert run("a", "b") == ["a", "b"]
 
 
 def test_a_setting_of_the_user_is_kept(tmp_path, monkeypatch):
