@@ -26,7 +26,9 @@ def get_config(variant: str = "") -> ConfigDict:
   c.objective.time_mean = -1.0  # t = sigmoid(normal(mean, std))
   c.objective.time_std = 1.0
   c.objective.consistency_fraction = 0.25  # share of each batch that learns self-consistency
+  c.objective.step_sizes = tuple(2.0**-i for i in range(8))  # half the steps that are learned
   c.objective.guidance = 2.0  # weight of guidance in its targets
+  c.objective.guided_levels = "flow"  # of targets that step along d = 0 alone, or "all"
   c.objective.drop_condition = 0.1  # share of flow-matching samples trained without condition
   c.objective.drop_pointmap = 0.1  # share of samples trained without point maps
   c.eval.steps_curve = (1, 2, 4, 8, 25)
@@ -39,6 +41,8 @@ def get_config(variant: str = "") -> ConfigDict:
 def tiny(c: ConfigDict) -> None:
   sft_geometry.tiny(c)
   c.steps, c.optim.lr, c.optim.ema = 400, 5e-4, (0.99,)
+  c.objective.step_sizes = (0.0625, 0.125, 0.25, 0.5)  # few levels: each is seen often enough in minutes
+  c.objective.consistency_fraction = 0.5
   c.checkpoint.every, c.eval.every = 200, 200
 
 

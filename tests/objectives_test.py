@@ -342,6 +342,20 @@ def test_guided_target_applies_to_the_leading_rows_and_the_chosen_latents():
   np.testing.assert_allclose(got["b"][:, 0, 0], [1.0, 1.0])
 
 
+@pytest.mark.parametrize("levels", ["flow", "all"])
+def test_guidance_enters_where_targets_step_along_the_flow_and_is_inherited_from_there(monkeypatch, levels):
+  seen = {}
+  whole = shortcut.consistency_target
+  monkeypatch.setattr(shortcut, "consistency_target", lambda *args: seen.update(how=args[-2], fed=args[-1]) or whole(*args))
+  model, batch = tiny_model(), geometry_batch(16)
+  shortcut.shortcut(model, None, batch, KEY, weights=WEIGHTS, consistency_fraction=1.0, step_sizes=(0.25, 0.5), guidance=2.0,
+                    guided_levels=levels)
+  fed = np.asarray(seen["fed"])
+  assert set(fed) == {0.0, 0.5}
+  expected = np.where(fed == 0.0, 2.0, 0.0) if levels == "flow" else 2.0
+  np.testing.assert_array_equal(np.broadcast_to(seen["how"].guidance, fed.shape), np.broadcast_to(expected, fed.shape))
+
+
 def test_no_gradient_flows_through_the_target():
   x = {"a": jnp.ones((1, 1, 1))}
   how = shortcut.ConsistencyTarget(guidance=1.0)

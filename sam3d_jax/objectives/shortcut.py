@@ -23,7 +23,7 @@ Velocity = Callable[..., dict[str, jax.Array]]  # (x, t_B, tokens_BSD, d_B) -> l
 class ConsistencyTarget(NamedTuple):
   """How the self-consistency target is made."""
 
-  guidance: float  # w of (1 + w) conditional - w unconditional
+  guidance: float | jax.Array  # w of (1 + w) conditional - w unconditional; one number, or (guided rows,) of them
   guided_latents: Sequence[str] | None = None  # latents that take the guided velocity; None for all
   guided_rows: int | None = None  # how many leading samples are guided; None for all
 
@@ -42,7 +42,8 @@ def guided(velocity: Velocity, x: Latents, t_B, tokens_BSD, d_B, how: Consistenc
   names = conditional if how.guided_latents is None else how.guided_latents
   out = dict(conditional)
   for k in names:
-    mixed = (1.0 + how.guidance) * conditional[k][:rows] - how.guidance * unconditional[k]
+    w = jnp.reshape(how.guidance, (-1, 1, 1))
+    mixed = (1.0 + w) * conditional[k][:rows] - w * unconditional[k]
     out[k] = jnp.concatenate([mixed, conditional[k][rows:]]) if rows < len(t_B) else mixed
   return out
 
@@ -136,9 +137,9 @@ def spread_rows(batch: int, fraction: float) -> np.ndarray:
 def shortcut(model: VelocityModel, frozen: VelocityModel | None, batch: GeometryBatch, key: jax.Array, *,
              weights: Mapping[str, float], time_mean: float = -1.0, time_std: float = 1.0, consistency_fraction: float = 0.25,
              step_sizes: Sequence[float] = tuple(2.0**-i for i in range(8)), guidance: float = 2.0,
-             guided_latents: Sequence[str] = ("shape",), guided_fraction: float = 1.0, consistency_weight: float = 1.0,
-             finest_is_flow: bool = True, keep_on_path: bool = True, drop_condition: float = 0.1, drop_pointmap: float = 0.0,
-             sigma_min: float = 0.0, whole: Latents | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
+             guided_latents: Sequence[str] = ("shape",), guided_fraction: float = 1.0, guided_levels: str = "flow",
+             consistency_weight: float = 1.0, finest_is_flow: bool = True, keep_on_path: bool = True, drop_condition: float = 0.1,
+             drop_pointmap: float = 0.0, sigma_min: float = 0.0, whole: Latents | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Shortcut distillation of a trained flow model.
 
   Args:
@@ -148,6 +149,9 @@ def shortcut(model: VelocityModel, frozen: VelocityModel | None, batch: Geometry
     step_sizes: half step sizes d, drawn with equal probability; the prediction is made at 2 d.
     guidance, guided_latents, guided_fraction: weight of guidance in the targets, the latents that take it, and the share of
       consistency rows that do.
+    guided_levels: "flow": only targets that step along d = 0 are guided, and larger steps inherit it (Frans et al. 2024 forgo
+      guidance elsewhere); "all": every target. Guidance of targets that are guided already multiplies what the condition changes by
+      1 + w at each doubling, which diverges.
     consistency_weight: factor of the consistency loss in the total.
     finest_is_flow: the targets of the smallest d step along d = 0, the flow itself, as no smaller step teaches that d.
     keep_on_path: moves t back to the last start from which 2 d ends at t <= 1 (to 0 if 2 d >= 1); the published loss lets it
@@ -156,10 +160,12 @@ def shortcut(model: VelocityModel, frozen: VelocityModel | None, batch: Geometry
     whole: as in flow matching. Which rows are consistency rows is decided in each part by itself.
 
   Raises:
-    ValueError: the model has no step embedder, or the batch is too small to hold a consistency row.
+    ValueError: the model has no step embedder, guided_levels is unknown, or the batch is too small to hold a consistency row.
   """
   if not model.step_conditioned:
     raise ValueError("shortcut distillation needs a model with a step embedder: set model.flow.shortcut = True")
+  if guided_levels not in ("flow", "all") or guided_levels == "flow" and guidance and not finest_is_flow:
+    raise ValueError(f"guided_levels = {guided_levels!r} is not flow (which needs finest_is_flow) or all")
   rows = spread_rows(len(batch.key), consistency_fraction)
   if consistency_fraction > 0 and not len(rows):
     raise ValueError(f"a batch of {len(batch.key)} holds no consistency row at consistency_fraction = {consistency_fraction}")
@@ -173,12 +179,14 @@ def shortcut(model: VelocityModel, frozen: VelocityModel | None, batch: Geometry
   fed_d_B = take(d_B, rows)
   if finest_is_flow:
     fed_d_B = jnp.where(fed_d_B == sizes.min(), 0.0, fed_d_B)
+  guided_rows = round(guided_fraction * len(rows))
+  strength = guidance if guided_levels == "all" else jnp.where(fed_d_B[:guided_rows] == 0.0, guidance, 0.0)
   tokens_BSD = flow_matching.encode(model, batch, keys_B, drop_pointmap=drop_pointmap)
   drop_B = jnp.where(consistent_B, 1.0, draws.uniform(keys_B, "drop_condition"))
   terms = shortcut_terms(
       model.velocity, (model if frozen is None else frozen).velocity, noise, batch.latents, batch.present, t_B, d_B, tokens_BSD,
       main_tokens_BSD=flow_matching.drop_tokens(tokens_BSD, drop_B, drop_condition), consistency_rows=rows, weights=weights,
-      how=ConsistencyTarget(guidance, guided_latents, round(guided_fraction * len(rows))), fed_d_B=fed_d_B, sigma_min=sigma_min,
+      how=ConsistencyTarget(strength, guided_latents, guided_rows), fed_d_B=fed_d_B, sigma_min=sigma_min,
       whole=whole)
   metrics = {"shortcut/flow": terms.flow, "shortcut/consistency": terms.consistency}
   metrics |= {f"flow/{k}": v for k, v in terms.flow_parts.items()}
