@@ -50,7 +50,7 @@ def write(out: pathlib.Path, folders: Sequence[pathlib.Path], stages: Sequence[s
     writer.writerows(rows)
   sets = list(dict.fromkeys(row["photos"] for row in rows))
   series = {photos: [(row["stage"].removesuffix("_steps"), row["viou"]) for row in rows if row["photos"] == photos] for photos in sets}
-  chart(series, title=f"voxel IoU after each stage, {len(seeds)} seed(s)", axis="stage").save(out / "ladder.png")
+  chart(series, title=f"voxel IoU after each stage, {counted(len(seeds))}", axis="stage").save(out / "ladder.png")
   constant = {p: float(np.mean([seed[stages[0]][p]["constant"] for seed in seeds])) for p in sets}
   (out / "ladder.html").write_text(page(rows, constant, len(seeds)))
   for row in rows:
@@ -63,13 +63,17 @@ def write(out: pathlib.Path, folders: Sequence[pathlib.Path], stages: Sequence[s
 def page(rows: list[dict], constant: dict[str, float], seeds: int) -> str:
   """The table as a web page."""
   head = "".join(f"<th>{html.escape(name)} {'↑' if up else '↓'}</th>" for name, up in HIGHER_IS_BETTER.items())
-  parts = [f"<!doctype html><meta charset=utf-8><title>ladder</title><style>{STYLE}</style><h1>The ladder, {seeds} seed(s)</h1>"]
+  parts = [f"<!doctype html><meta charset=utf-8><title>ladder</title><style>{STYLE}</style><h1>The ladder, {counted(seeds)}</h1>"]
   for photos, value in constant.items():
     body = "".join("<tr><td>" + html.escape(row["stage"]) + "</td>" + "".join(f"<td>{cell(row, name)}</td>" for name in HIGHER_IS_BETTER)
                    + "</tr>" for row in rows if row["photos"] == photos)
     parts.append(f"<h2>{html.escape(photos)}: held-out photos (best constant shape: voxel IoU {value:.3f})</h2>"
                  f"<table><tr><th>after</th>{head}</tr>{body}</table>")
   return "".join([*parts, "<p><img src=ladder.png alt='voxel IoU after each stage'></p>"])
+
+
+def counted(seeds: int) -> str:
+  return f"{seeds} seed" + "s" * (seeds > 1)
 
 
 def cell(row: dict, name: str) -> str:
