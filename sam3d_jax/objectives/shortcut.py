@@ -149,9 +149,9 @@ def shortcut(model: VelocityModel, frozen: VelocityModel | None, batch: Geometry
     step_sizes: half step sizes d, drawn with equal probability; the prediction is made at 2 d.
     guidance, guided_latents, guided_fraction: weight of guidance in the targets, the latents that take it, and the share of
       consistency rows that do.
-    guided_levels: "flow": only targets that step along d = 0 are guided, and larger steps inherit it (Frans et al. 2024 forgo
-      guidance elsewhere); "all": every target. Guidance of targets that are guided already multiplies what the condition changes by
-      1 + w at each doubling, which diverges.
+    guided_levels: "flow": only targets that step along d = 0 are guided, and larger steps inherit it, as in Frans et al. 2024;
+      "all": every target. Guidance of velocities that are guided already multiplies what the condition changes by 1 + w at each
+      doubling (the "compounding guidance" of arXiv 2510.21250), which diverges.
     consistency_weight: factor of the consistency loss in the total.
     finest_is_flow: the targets of the smallest d step along d = 0, the flow itself, as no smaller step teaches that d.
     keep_on_path: moves t back to the last start from which 2 d ends at t <= 1 (to 0 if 2 d >= 1); the published loss lets it
