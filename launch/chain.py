@@ -18,8 +18,8 @@ SHOWN_LOG_LINES = 15
 # pages: a step of the tiny Geometry model then costs 0.12 CPU s instead of 0.19, nearly all of the difference system time.
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_TOP_PAD_": str(2**28),
                      "MALLOC_ARENA_MAX": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-# A command of a chain runs for seconds or minutes, so what it waits for is compilation. LLVM's cheaper pipeline takes a third off that and
-# nothing off the speed of the steps; the next commands find what was compiled in the work folder.
+# A command of a chain runs for seconds or minutes, so what it waits for is compilation. LLVM's cheaper pipeline takes a tenth to four
+# tenths off that and nothing off the speed of the steps; the next commands find what was compiled in the work folder.
 COMPILE_FAST = "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
 COMPILED = "compile_cache"  # folder of compiled programs, in the work folder
 
