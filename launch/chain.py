@@ -65,7 +65,9 @@ def finished(record: pathlib.Path, step: Step) -> bool:
 
 def environment(work: pathlib.Path) -> dict[str, str]:
   """The variables of every command; those about compilation and the platform give way to the user's own."""
-  own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": COMPILE_FAST, "JAX_COMPILATION_CACHE_DIR": str(work / COMPILED)}
+  own = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(work / COMPILED)}
+  if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":  # the flags would make programs for a GPU slower
+    own["XLA_FLAGS"] = COMPILE_FAST
   return {**own, **os.environ, **KEEP_FREED_MEMORY, "PYTHONUNBUFFERED": "1"}
 
 

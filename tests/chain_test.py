@@ -67,8 +67,11 @@ def test_a_chain_that_was_told_to_stop_begins_no_other_step(run, tmp_path, numbe
 def test_a_setting_of_the_user_is_kept(tmp_path, monkeypatch):
   monkeypatch.delenv("XLA_FLAGS")  # the tests' own
   monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
   own = chain.environment(tmp_path)
   assert own["XLA_FLAGS"] == chain.COMPILE_FAST and pathlib.Path(own["JAX_COMPILATION_CACHE_DIR"]).parent == tmp_path
+  monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+  assert "XLA_FLAGS" not in chain.environment(tmp_path)
   monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/shared/compiled")
   theirs = chain.environment(tmp_path)
