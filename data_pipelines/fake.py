@@ -1,6 +1,8 @@
 """Random batches in the form of real ones, for `:fake` configurations, compile checks and benchmarks: no files needed."""
 
 from collections.abc import Iterator
+import concurrent.futures
+import itertools
 from typing import Any
 
 import numpy as np
@@ -32,11 +34,12 @@ class FakeLoader:
     return samples.stack([self._row(template, first + row) for row in range(self.rows)])
 
   def iterate(self, start_step: int = 0) -> Iterator[Any]:
-    """Batches start_step, start_step + 1, ... without end."""
-    step = start_step
-    while True:
-      yield self.batch(step)
-      step += 1
+    """Batches start_step, start_step + 1, ... without end; the next one is made in a thread while the last is in use."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+      ahead = pool.submit(self.batch, start_step)
+      for step in itertools.count(start_step + 1):
+        rows, ahead = ahead.result(), pool.submit(self.batch, step)
+        yield rows
 
   def metrics(self, step: int) -> dict[str, float]:
     """Samples drawn before `step`."""

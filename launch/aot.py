@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 from launch import cli
 from sam3d_jax.errors import ConfigError, InputError
 
-REMAT_POLICIES = ("none", "attention", "dots", "full")
 SEARCHED_UP_TO = 64  # samples a chip
 QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5p-8", "TPU_WORKER_HOSTNAMES": "localhost",  # no probing for a real TPU
          "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3",
@@ -201,6 +200,7 @@ def search(config: ConfigDict, devices) -> list[dict]:
   """The largest batch a chip that fits, for each rematerialisation policy: memory is close to affine in the batch, so two compilations
   predict it and further ones confirm it."""
   from launch import plan
+  from sam3d_jax.models.layers import REMAT_POLICIES
   from sam3d_jax.sharding.mesh import BATCH_AXES, MeshConfig, axis_sizes
   sizes = axis_sizes(MeshConfig(**config.mesh.to_dict()), len(devices))
   ways = sizes[BATCH_AXES[0]] * sizes[BATCH_AXES[1]]

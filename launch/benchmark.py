@@ -5,7 +5,11 @@
 `--vs FILE[:VARIANT]` measures a second configuration in the same run, taking turns step by step, so that both see the same machine;
 `--config.KEY=VALUE` goes to the first, `--vs_set KEY=VALUE` to the second. `--torch` takes turns with the same model, parameters
 and batches in eager PyTorch on this CPU (launch/torch_twin.py). `--write` appends a row for each to docs/benchmarks.md.
-Parameters are random and nothing is saved. Every step is waited for, which the training loop does not do.
+Parameters are random and nothing is saved. As in the training loop, the next batch is read and sent to the devices while they work on
+the last; unlike there, every step is waited for before the next begins.
+
+`--trace DIR` traces two further steps of the first configuration with JAX's profiler (for XProf or Perfetto) and prints where the time of
+an NVIDIA GPU goes, kernel by kernel.
 """
 
 import argparse
@@ -44,6 +48,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--vs_set", metavar="KEY=VALUE", action="append", default=[], help="sets a key of the second configuration")
   parser.add_argument("--torch", action="store_true", help="measured in turns with the same training step in eager PyTorch, fp32, on CPU")
   parser.add_argument("--steps", type=int, default=20, help="measured steps of each, after two that are not counted")
+  parser.add_argument("--trace", metavar="DIR", help="profile two further steps into this folder; on a GPU prints its kernels by time")
   parser.add_argument("--write", action="store_true", help="append a row for each to docs/benchmarks.md")
   parser.add_argument("--json", metavar="FILE", help="write the figures here")
 
@@ -70,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
         for side in sides.values():
           side.step(counted=i >= WARM_UP)
           progress.update(1)
+    if args.trace:
+      trace(sides["config"], pathlib.Path(args.trace))
     reports = {name: side.report(args.steps) for name, side in sides.items()}
   finally:
     for side in sides.values():
@@ -89,7 +96,8 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclasses.dataclass
 class Times:
-  """Of one step, in seconds: waiting for its batch, wall time in all, CPU time of the process."""
+  """Of one step, in seconds: getting a batch (beside the computation, where devices compute on their own), wall time in all, CPU time of
+  the process."""
 
   wait: float
   whole: float
@@ -117,23 +125,28 @@ class Side:
     self.startup["compile"] = time.monotonic() - begin
     begin = time.monotonic()
     self.batches = setup.train_loader.iterate(0)
-    self.rows = next(self.batches)
+    self.batch = self.next_batch()
     self.startup["first batch"] = time.monotonic() - begin
     self.times: list[Times] = []
+
+  def next_batch(self):
+    """The next batch, on its way to the devices."""
+    from sam3d_jax.sharding import mesh as mesh_lib
+    self.rows = next(self.batches)
+    return mesh_lib.place_batch(self.setup.mesh, self.rows)
 
   def step(self, *, counted: bool) -> None:
     """One step as the training loop takes it, but waited for."""
     import jax
     import numpy as np
-
-    from sam3d_jax.sharding import mesh as mesh_lib
     begin, cpu = time.monotonic(), time.process_time()
-    self.rows = next(self.batches)
-    wait = time.monotonic() - begin
-    self.state, metrics = self.step_fn(self.state, mesh_lib.place_batch(self.setup.mesh, self.rows), np.float32(1e-6))
+    self.state, metrics = self.step_fn(self.state, self.batch, np.float32(1e-6))
+    dispatched = time.monotonic()
+    self.batch = self.next_batch()
+    read = time.monotonic() - dispatched
     jax.block_until_ready((self.state, metrics))
     if counted:
-      self.times.append(Times(wait, time.monotonic() - begin, time.process_time() - cpu))
+      self.times.append(Times(read, time.monotonic() - begin, time.process_time() - cpu))
 
   def report(self, batches: int) -> dict:
     """All figures. Reads `batches` batches more, without training, for the rate of the input pipeline alone."""
@@ -190,6 +203,20 @@ class TorchSide:
     return {**timing(self.times, self.config.batch_size), "config": f"{self.config.stage} {self.config.model.name}, PyTorch eager",
             "device": "1 x cpu", "batch_size": self.config.batch_size, "versions": f"torch {torch.__version__}", "mfu": None,
             "startup_seconds": self.startup, "memory_bytes": None, "input_samples_per_second": None}
+
+
+def trace(side: Side, folder: pathlib.Path) -> None:
+  """Profiles two steps and prints the time of a GPU by kind of kernel and by kernel, as far as the trace has any."""
+  import jax
+
+  from launch import kernels
+  with jax.profiler.trace(folder):
+    for _ in range(2):
+      side.step(counted=False)
+  print(f"two steps are traced in {folder}")
+  found = kernels.read(folder)
+  if found:
+    print(f"a GPU was busy with\n{kernels.text(found, kernels.sources(side.compiled.as_text()), steps=2)}")
 
 
 def check_torch(args: argparse.Namespace) -> None:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sam3d_jax.models import attention
-from sam3d_jax.models.attention import attend, attend_parts
+from sam3d_jax.models import attention, layers
+from sam3d_jax.models.attention import attend, attend_few, attend_rows
 from sam3d_jax.sharding.mesh import MeshConfig, make_mesh
 
 
@@ -48,17 +48,36 @@ def test_attention_is_the_softmax_of_scaled_products():
   _assert_close(jax.jit(attend)(q, k, v), np.einsum("bhlm,bmhk->blhk", weights, v), 1e-5)
 
 
-def test_keys_in_parts_attend_like_keys_in_one_piece():
+def test_few_queries_see_keys_in_parts_as_if_they_were_one_piece():
   q, k, v = _qkv((3, 9))
-  parts = jax.jit(lambda q, k, v: attend_parts(q, (k[:, :4], k[:, 4:]), (v[:, :4], v[:, 4:])))(q, k, v)
-  _assert_close(parts, jax.jit(attend)(q, k, v), 1e-6)
+  few = lambda q, k, v: attend_few(q, (k[:, :4], k[:, 4:]), (v[:, :4], v[:, 4:]))
+  _assert_close(jax.jit(few)(q, k, v), jax.jit(attend)(q, k, v), 1e-6)
+  loss = lambda f: jax.jit(jax.grad(lambda *qkv: jnp.sin(f(*qkv)).sum(), argnums=(0, 1, 2)))
+  for ours, plain in zip(loss(few)(q, k, v), loss(attend)(q, k, v), strict=True):
+    _assert_close(ours, plain, 1e-5)
 
 
-def test_keys_that_all_heads_share_need_not_be_repeated():
+def test_rows_share_their_keys_as_heads_with_equal_keys_do():
   q, k, v = _qkv((3, 9))
-  shared = jax.jit(lambda q, k, v: attend_parts(q, (k[:, :, 0],), (v[:, :, 0],)))(q, k, v)
+  rows = jax.jit(lambda q, k, v: attend_rows(q.reshape(2, 6, 8), (k[:, :, 0],), (v[:, :, 0],), scale=8 ** -0.5).reshape(q.shape))(q, k, v)
   repeat = lambda x: jnp.repeat(x[:, :, :1], 2, axis=2)
-  _assert_close(shared, jax.jit(attend)(q, repeat(k), repeat(v)), 1e-6)
+  _assert_close(rows, jax.jit(attend)(q, repeat(k), repeat(v)), 1e-6)
+
+
+@pytest.mark.parametrize("attention", [lambda q, k, v: attend(q, k, v, backend="xla"), lambda q, k, v: attend_few(q, (k,), (v,))])
+def test_half_precision_products_are_not_widened_by_their_gradients(attention):
+  """fp32 comes out of bf16 products, and bf16 goes back into them: no product has an fp32 operand."""
+  q, k, v = _qkv((3, 9), dtype=jnp.bfloat16)
+  jaxpr = jax.make_jaxpr(jax.grad(lambda *qkv: attention(*qkv).astype(jnp.float32).sum(), argnums=(0, 1, 2)))(q, k, v)
+  products = [e for e in _equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"]
+  assert len(products) >= 6 and all(x.aval.dtype == jnp.bfloat16 for e in products for x in e.invars)
+
+
+def _equations(jaxpr):
+  for eqn in jaxpr.eqns:
+    yield eqn
+    for sub in jax.core.jaxprs_in_params(eqn.params):
+      yield from _equations(sub)
 
 
 def test_softmax_of_half_precision_queries_is_taken_in_fp32():
@@ -137,6 +156,22 @@ def test_cudnn_lowers_for_a_gpu_without_one(monkeypatch, lengths, counted):
   arguments = (shape(lengths[0]), shape(lengths[1]), shape(lengths[1]), *counts)
   text = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
   assert text.count("@__cudnn$fmhaSoftmax(") == text.count("@__cudnn$fmhaSoftmaxBackward(") == 1 and "dot_general" not in text
+
+
+@pytest.mark.parametrize("policy, forward_kernels", [("none", 1), ("dots", 1), ("attention", 1), ("full", 2)])
+def test_cudnn_runs_its_forward_kernel_again_only_where_everything_is_recomputed(monkeypatch, policy, forward_kernels):
+  fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+  monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
+
+  def layer(x_BLD, kernel_D3HK):
+    q, k, v = (jnp.einsum("bld,dhk->blhk", x_BLD, kernel_D3HK[:, i]) for i in range(3))
+    return x_BLD + attend(q, k, v, backend="cudnn").reshape(x_BLD.shape), None
+
+  loss = lambda x, kernels: jax.lax.scan(layers.rematerialise(layer, policy), x, kernels)[0].astype(jnp.float32).sum()
+  shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.bfloat16)
+  traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(shape(2, 256, 128), shape(3, 128, 3, 2, 64))
+  text = traced.lower(lowering_platforms=("cuda",)).as_text()
+  assert text.count("@__cudnn$fmhaSoftmax(") == forward_kernels and text.count("@__cudnn$fmhaSoftmaxBackward(") == 1
 
 
 @pytest.mark.parametrize("dtype, head_dim", [(jnp.float32, 64), (jnp.bfloat16, 12), (jnp.bfloat16, 256)])

@@ -182,7 +182,7 @@ def test_cls_only_form_equals_the_plain_block_in_outputs_and_gradients():
 def test_unknown_points_are_replaced_by_the_learned_token():
   module = point_encoder()
   points = points_with_gaps()
-  embed = nnx.jit(lambda module, points: module.embed_points(points))
+  embed = nnx.jit(lambda module, points: module.embed_points(points, jnp.isfinite(points).all(-1)))
   embedded = np.asarray(embed(module, points))
   unknown = ~np.isfinite(points).all(-1)
   token = np.asarray(module.invalid_token[...])

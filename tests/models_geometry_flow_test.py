@@ -105,7 +105,7 @@ def test_absorbed_form_never_projects_the_condition_tokens():
     one = jax.tree.map(lambda a: a[0], nnx.state(block.cross_attn))
     cross = nnx.merge(nnx.graphdef(block.cross_attn), one)
     text = str(jax.make_jaxpr(cross)(jnp.ones((1, 4, cfg.width)), jnp.ones((1, TOKENS, cfg.cond_width))))
-    return f"f32[1,{TOKENS},2,{cfg.heads},{cfg.width // cfg.heads}]" in text
+    return f"f32[1,{TOKENS},{cfg.heads},{cfg.width // cfg.heads}]" in text
 
   assert projects_tokens(dataclasses.replace(TINY, absorb_layout_kv=False))
   assert not projects_tokens(TINY)

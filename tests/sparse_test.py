@@ -132,7 +132,7 @@ def test_attention_in_windows_equals_masked_full_attention_with_gradients(shift)
   same = (cells[:, :, None] == cells[:, None]).all(-1) & x.valid_BV[:, None]
   windows = sparse.windows(x, window, shift)
   ours = lambda q, k, v: sparse.attend_in_windows(q, k, v, windows, window)
-  plain = lambda q, k, v: sparse.attend_parts(q, (k,), (v,), mask=same[:, None])
+  plain = lambda q, k, v: sparse.attend_xla(q, k, v, mask=same[:, None])
   loss = lambda f: _jit(jax.value_and_grad(lambda *qkv: (jnp.where(valid, f(*qkv), 0) * r).sum(), argnums=(0, 1, 2)))
   for a, b in zip(jax.tree.leaves(loss(ours)(q, k, v)), jax.tree.leaves(loss(plain)(q, k, v)), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-5)

@@ -1,5 +1,7 @@
 """The one attention entry point of all models: full (non-causal) attention through XLA, cuDNN or TPU splash attention."""
 
+import functools
+
 import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
@@ -8,7 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 BACKENDS = ("auto", "xla", "cudnn", "splash")
-SAVED_NAME = "attention_out"  # what the remat policy "attention" keeps
+SAVED_NAME = "attention_out"  # tags what `keep_attention` keeps
+CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"  # primitive of cuDNN's forward kernel
 KERNEL_MIN_LENGTH = 128  # below it a tiled kernel works on padding
 SPLASH_BLOCK = 512
 SPLASH_LANES = 128
@@ -36,7 +39,7 @@ def attend(q_BLHK, k_BMHK, v_BMHK, *, backend: str = "auto", key_count_B=None):
     backend = choose_backend(target_platform(), q_BLHK, k_BMHK)
   if backend == "xla":
     mask = None if key_count_B is None else (jnp.arange(k_BMHK.shape[1]) < key_count_B[:, None])[:, None, None]
-    return attend_parts(q_BLHK, (k_BMHK,), (v_BMHK,), mask=mask)
+    return attend_xla(q_BLHK, k_BMHK, v_BMHK, mask=mask)
   if backend == "cudnn" and not _suits_cudnn(q_BLHK):
     raise ValueError(f"attention backend 'cudnn' needs bfloat16 or float16 and a head dimension that is a multiple of 8 up to "
                      f"{CUDNN_MAX_HEAD_DIM}, not {q_BLHK.dtype} and {q_BLHK.shape[-1]}: choose dtype=bfloat16, or attention=xla")
@@ -68,29 +71,76 @@ def _suits_cudnn(q_BLHK) -> bool:
   return q_BLHK.dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= CUDNN_MAX_HEAD_DIM
 
 
-def attend_parts(q_BLHK, ks, vs, *, scale: float | None = None, mask=None):
-  """Attention over keys and values that come in parts, as if the parts were concatenated; always plain XLA.
+def attend_xla(q_BLHK, k_BMHK, v_BMHK, *, mask=None):
+  """Attention in plain XLA, with the logits of all pairs in memory.
 
-  ks, vs: arrays (B, M, H, K), or (B, M, K) for keys and values that all heads share. For few queries: only the logits are
-  joined, so long keys are neither copied nor stored twice. `scale` defaults to 1/sqrt(K). `mask`, broadcastable to (B, H, L, M),
-  is true where a query may look; a query that may look nowhere gets the mean of all values, not NaN.
+  `mask`, broadcastable to (B, H, L, M), is true where a query may look; a query that may look nowhere gets the mean of all values,
+  not NaN.
   """
-  scale = q_BLHK.shape[-1] ** -0.5 if scale is None else scale
-  logits = [jnp.einsum(f"blhk,{_dims(k)}->bhlm", q_BLHK, k, preferred_element_type=jnp.float32) for k in ks]
-  logits_BHLM = jnp.concatenate(logits, axis=-1) * scale
+  logits_BHLM = product("blhk,bmhk->bhlm", q_BLHK, k_BMHK) * q_BLHK.shape[-1] ** -0.5
   if mask is not None:
     logits_BHLM = jnp.where(mask, logits_BHLM, jnp.finfo(jnp.float32).min)
-  weights_BHLM = jax.nn.softmax(logits_BHLM, axis=-1)
-  out_BLHK, start = 0.0, 0
+  weights_BHLM = jax.nn.softmax(logits_BHLM, axis=-1).astype(v_BMHK.dtype)
+  return checkpoint_name(product("bhlm,bmhk->blhk", weights_BHLM, v_BMHK).astype(q_BLHK.dtype), SAVED_NAME)
+
+
+def attend_few(q_BLHK, ks, vs):
+  """Attention of a few queries to many keys and values, tuples of (B, M, H, K) that count as if they were concatenated.
+
+  All heads go through one product with the keys as they lie in memory: a query's row for head h is zero in the columns of the other
+  heads. That is H times the arithmetic, all of it little, and spares what a batch of products head by head costs, a transposed copy
+  of the keys and one of the values.
+  """
+  B, L, H, K = q_BLHK.shape
+  own = jnp.eye(H, dtype=q_BLHK.dtype)[:, :, None]  # (H, H, 1)
+  rows_BRD = (q_BLHK[:, :, :, None] * own).reshape(B, L * H, H * K)
+  flat = lambda parts: tuple(x.reshape(B, -1, H * K) for x in parts)
+  out_BRD = attend_rows(rows_BRD, flat(ks), flat(vs), scale=K ** -0.5)
+  return (out_BRD.reshape(B, L, H, H, K) * own).sum(3)
+
+
+def attend_rows(q_BRD, ks, vs, *, scale: float):
+  """Attention of rows (B, R, D) to keys and values that all rows share, tuples of (B, M, D) that count as if they were concatenated.
+
+  Only the logits are joined: long keys are neither copied nor stored twice.
+  """
+  logits_BRM = jnp.concatenate([product("brd,bmd->brm", q_BRD, k) for k in ks], axis=-1) * scale
+  weights_BRM = jax.nn.softmax(logits_BRM, axis=-1)
+  out_BRD, start = 0.0, 0
   for v in vs:
-    part_BHLM = jax.lax.slice_in_dim(weights_BHLM, start, start + v.shape[1], axis=-1).astype(v.dtype)
-    out_BLHK = out_BLHK + jnp.einsum(f"bhlm,{_dims(v)}->blhk", part_BHLM, v, preferred_element_type=jnp.float32)
+    part_BRM = jax.lax.slice_in_dim(weights_BRM, start, start + v.shape[1], axis=-1).astype(v.dtype)
+    out_BRD = out_BRD + product("brm,bmd->brd", part_BRM, v)
     start += v.shape[1]
-  return checkpoint_name(out_BLHK.astype(q_BLHK.dtype), SAVED_NAME)
+  return checkpoint_name(out_BRD.astype(q_BRD.dtype), SAVED_NAME)
 
 
-def _dims(k):
-  return "bmhk" if k.ndim == 4 else "bmk"
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(spec: str, a, b):
+  """einsum with an fp32 result, whose gradient is rounded to the operands' dtype before it is multiplied, as fused kernels do it.
+
+  Otherwise half-precision operands would be widened, and copied, for products of two precisions in the backward pass.
+  """
+  return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+
+
+def _product_forward(spec, a, b):
+  return product(spec, a, b), (a, b)
+
+
+def _product_backward(spec, operands, gradient):
+  return jax.vjp(functools.partial(jnp.einsum, spec), *operands)[1](gradient.astype(jnp.result_type(*operands)))
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def keep_attention(primitive, *unused, **params) -> bool:
+  """Rematerialisation policy (of jax.checkpoint) that keeps what a backward pass needs of `attend`, whichever backend it took.
+
+  cuDNN's backward kernel reads the statistics of its softmax as well as its output. They cannot be tagged from outside, and without
+  them the forward kernel would run again, so that primitive's results are kept by its name.
+  """
+  return primitive.name == CUDNN_FORWARD or (primitive.name == "name" and params["name"] == SAVED_NAME)
 
 
 def _cudnn(q_BLHK, k_BMHK, v_BMHK, key_count_B=None):
@@ -98,9 +148,9 @@ def _cudnn(q_BLHK, k_BMHK, v_BMHK, key_count_B=None):
   (batch, length), keys = q_BLHK.shape[:2], k_BMHK.shape[1]
   if keys % 2 and key_count_B is None:
     key_count_B = jnp.full(batch, keys, jnp.int32)
-  q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q_BLHK, k_BMHK, v_BMHK))
-  out = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=key_count_B, implementation="cudnn")
-  return checkpoint_name(out[:, :length], SAVED_NAME)
+  even = lambda x: jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) if x.shape[1] % 2 else x
+  out = jax.nn.dot_product_attention(even(q_BLHK), even(k_BMHK), even(v_BMHK), key_value_seq_lengths=key_count_B, implementation="cudnn")
+  return out[:, :length]
 
 
 def _splash(q_BLHK, k_BMHK, v_BMHK, key_count_B=None):

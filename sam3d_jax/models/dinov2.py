@@ -70,7 +70,7 @@ class SelfAttention(nnx.Module):
     self.backend = backend
 
   def __call__(self, x_BLD):
-    q, k, v = jnp.moveaxis(self.qkv(x_BLD), -3, 0)
+    q, k, v = self.qkv.parts(x_BLD)
     return self.out(attention_lib.attend(q, k, v, backend=self.backend))
 
 
@@ -82,7 +82,7 @@ class Mlp(nnx.Module):
     self.fc2 = layers.Dense(hidden, width, rngs=rngs, dtype=dtype)
 
   def __call__(self, x_BLD):
-    return self.fc2(jax.nn.gelu(self.fc1(x_BLD), approximate=False))
+    return self.fc2(layers.gelu(self.fc1(x_BLD), exact=True))
 
 
 class DinoBlock(nnx.Module):

@@ -7,8 +7,8 @@ a gradient into the latter, so each stream can be trained or frozen apart from t
 
 Precision: parameters, time embedding, modulation, norms, softmax and the residual stream are fp32; matrix products run in
 `cfg.dtype`. The residual stream is fp32 because 3 additions in each of 24 blocks would otherwise each round the whole state to
-8 bits; it costs bandwidth in fused element-wise operations only. The condition tokens enter every block uncast, so that their
-gradient is summed over blocks in fp32.
+8 bits; it costs bandwidth in fused element-wise operations only. The condition tokens enter every block in the dtype that they
+arrive in, which is also that of the sum of their gradients over blocks.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from sam3d_jax.batch import LATENTS, LAYOUT_LATENTS
-from sam3d_jax.models.attention import BACKENDS, attend, attend_parts
+from sam3d_jax.models.attention import BACKENDS, attend, attend_few, attend_rows
 from sam3d_jax.models.layers import (
     MLP,
     REMAT_POLICIES,
@@ -179,7 +179,7 @@ def mot_attend(q, k, v, *, backend: str):
   seen_k, seen_v = jax.lax.stop_gradient((k["shape"], v["shape"]))
   return {
       "shape": attend(q["shape"], k["shape"], v["shape"], backend=backend),
-      "layout": attend_parts(q["layout"], (k["layout"], seen_k), (v["layout"], seen_v)),
+      "layout": attend_few(q["layout"], (k["layout"], seen_k), (v["layout"], seen_v)),
   }
 
 
@@ -229,7 +229,7 @@ class SelfAttention(nnx.Module):
 
   def project(self, x_BLD):
     """Queries, keys and values, each (B, L, H, K)."""
-    q, k, v = jnp.unstack(self.qkv(x_BLD), axis=2)
+    q, k, v = self.qkv.parts(x_BLD)
     return (q, k, v) if self.q_norm is None else (self.q_norm(q), self.k_norm(k), v)
 
 
@@ -257,7 +257,7 @@ class CrossAttention(nnx.Module):
     q_BLHK = self.q(x_BLD)
     if self.absorb_kv:
       return self.out(self._attend_absorbed(q_BLHK, tokens_BSD.astype(self.dtype)))
-    k, v = jnp.unstack(self.kv(tokens_BSD), axis=2)
+    k, v = self.kv.parts(tokens_BSD)
     if self.q_norm is not None:
       q_BLHK, k = self.q_norm(q_BLHK), self.k_norm(k)
     return self.out(attend(q_BLHK, k, v, backend=self.attention))
@@ -266,5 +266,6 @@ class CrossAttention(nnx.Module):
     k_kernel_DHK, v_kernel_DHK = jnp.unstack(self.kv.kernel[...].astype(self.dtype), axis=1)
     _, v_bias_HK = jnp.unstack(self.kv.bias[...].astype(self.dtype), axis=0)
     queries_BLHD = jnp.einsum("blhk,dhk->blhd", q_BLHK, k_kernel_DHK)
-    mixed_BLHD = attend_parts(queries_BLHD, (tokens_BSD,), (tokens_BSD,), scale=q_BLHK.shape[-1] ** -0.5)
+    rows_BRD = queries_BLHD.reshape(len(queries_BLHD), -1, tokens_BSD.shape[-1])
+    mixed_BLHD = attend_rows(rows_BRD, (tokens_BSD,), (tokens_BSD,), scale=q_BLHK.shape[-1] ** -0.5).reshape(queries_BLHD.shape)
     return jnp.einsum("blhd,dhk->blhk", mixed_BLHD, v_kernel_DHK) + v_bias_HK

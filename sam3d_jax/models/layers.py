@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 import contextlib
 import contextvars
+import functools
 import math
 
 from flax import nnx
@@ -10,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-REMAT_POLICIES = ("none", "full", "dots", "attention")
+from sam3d_jax.models.attention import keep_attention
+
+REMAT_POLICIES = ("none", "dots", "attention", "full")
 
 
 def xavier_uniform(key, shape_in, shape_out):
@@ -35,10 +38,22 @@ class Dense(nnx.Module):
     self.dims_in, self.dtype = len(d_in), dtype
 
   def __call__(self, x):
+    return self._affine(x, self.kernel[...], None if self.bias is None else self.bias[...])
+
+  def parts(self, x):
+    """Its result cut along the first output dimension, d_out[0] arrays (..., *d_out[1:]), each from a product of its own.
+
+    For queries, keys and values: cutting one product's result would copy every part, and joining their gradients once more.
+    """
+    kernels = jnp.unstack(self.kernel[...], axis=self.dims_in)
+    biases = [None] * len(kernels) if self.bias is None else jnp.unstack(self.bias[...])
+    return tuple(self._affine(x, kernel, bias) for kernel, bias in zip(kernels, biases, strict=True))
+
+  def _affine(self, x, kernel, bias):
     n = self.dims_in
     contract = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
-    y = jax.lax.dot_general(x.astype(self.dtype), self.kernel[...].astype(self.dtype), (contract, ((), ())))
-    return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+    y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (contract, ((), ())))
+    return y if bias is None else y + bias.astype(self.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -56,12 +71,29 @@ class LayerNorm(nnx.Module):
     return y.astype(x.dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def layer_norm(x, eps: float):
   """Parameter-free layer norm over the last axis; always returns fp32."""
-  x = x.astype(jnp.float32)
-  mean = x.mean(-1, keepdims=True)
-  var = jnp.square(x - mean).mean(-1, keepdims=True)
-  return (x - mean) * jax.lax.rsqrt(var + eps)
+  return _layer_norm_forward(x, eps)[0]
+
+
+def _layer_norm_forward(x, eps):
+  wide = x.astype(jnp.float32)
+  mean = wide.mean(-1, keepdims=True)
+  inverse_std = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + eps)
+  return (wide - mean) * inverse_std, (x, mean, inverse_std)
+
+
+def _layer_norm_backward(eps, saved, gradient):
+  """d x = (g - mean(g) - y mean(g y)) / std: two reductions a row, where derivatives taken step by step need four."""
+  del eps
+  x, mean, inverse_std = saved
+  y = (x.astype(jnp.float32) - mean) * inverse_std
+  centred = gradient - gradient.mean(-1, keepdims=True) - y * (gradient * y).mean(-1, keepdims=True)
+  return ((centred * inverse_std).astype(x.dtype),)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class HeadRMSNorm(nnx.Module):
@@ -81,7 +113,7 @@ class HeadRMSNorm(nnx.Module):
 
 
 class MLP(nnx.Module):
-  """Linear, GELU, linear. `exact_gelu` chooses erf over the tanh approximation; the activation is computed in `dtype`."""
+  """Linear, GELU, linear. `exact_gelu` chooses erf over the tanh approximation."""
 
   def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs, dtype=jnp.float32, exact_gelu: bool = False):
     self.up = Dense(width, hidden, rngs=rngs, dtype=dtype)
@@ -89,7 +121,37 @@ class MLP(nnx.Module):
     self.exact_gelu = exact_gelu
 
   def __call__(self, x_BLD):
-    return self.down(jax.nn.gelu(self.up(x_BLD), approximate=not self.exact_gelu))
+    return self.down(gelu(self.up(x_BLD), exact=self.exact_gelu))
+
+
+def gelu(x, *, exact: bool):
+  """x Phi(x) (Hendrycks and Gimpel 2016), with Phi by erf or by the tanh approximation: computed in fp32, returned in the dtype of x."""
+  return _gelu(x, exact)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gelu(x, exact):
+  wide = x.astype(jnp.float32)
+  return (wide * _normal_cdf(wide, exact)[0]).astype(x.dtype)
+
+
+def _normal_cdf(x, exact):
+  """Phi(x), of the standard normal distribution or its approximation, and its derivative."""
+  if exact:
+    return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5))), jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+  slope, cubic = math.sqrt(2 / math.pi), 0.044715
+  tanh = jnp.tanh(slope * (x + cubic * x * x * x))
+  return 0.5 * (1 + tanh), 0.5 * (1 - tanh * tanh) * slope * (1 + 3 * cubic * x * x)
+
+
+def _gelu_backward(exact, x, gradient):
+  """One pass over x and the gradient, in fp32; derivatives taken step by step would be rounded to the dtype of x at each."""
+  wide = x.astype(jnp.float32)
+  cdf, density = _normal_cdf(wide, exact)
+  return ((gradient.astype(jnp.float32) * (cdf + wide * density)).astype(x.dtype),)
+
+
+_gelu.defvjp(lambda x, exact: (_gelu(x, exact), x), _gelu_backward)
 
 
 class SwiGLU(nnx.Module):
@@ -186,17 +248,16 @@ def unrolled():
 
 
 def rematerialise(fn, policy: str):
-  """Wraps `fn` in a named rematerialisation policy.
+  """Wraps `fn` in a named rematerialisation policy: what is kept for the backward pass, from most memory to least.
 
-  none: keep every intermediate. full: keep only the inputs. dots: keep matrix products without batch dimensions.
-  attention: keep only what is tagged "attention_out", so that the most expensive product is not recomputed.
+  none: every intermediate. dots: attention, and matrix products without batch dimensions. attention: attention alone, the most
+  expensive product. full: only the inputs.
   """
+  if policy not in REMAT_POLICIES:
+    raise ValueError(f"remat policy {policy!r} is not one of {REMAT_POLICIES}")
   if policy == "none":
     return fn
-  if policy == "full":
-    return jax.checkpoint(fn, prevent_cse=False)
-  if policy == "dots":
-    return jax.checkpoint(fn, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
-  if policy == "attention":
-    return jax.checkpoint(fn, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names("attention_out"))
-  raise ValueError(f"remat policy {policy!r} is not one of {REMAT_POLICIES}")
+  policies = jax.checkpoint_policies
+  kept = {"dots": policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, keep_attention),
+          "attention": keep_attention, "full": policies.nothing_saveable}[policy]
+  return jax.checkpoint(fn, prevent_cse=False, policy=kept)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from sam3d_jax.geometry import remap as remap_lib
 from sam3d_jax.geometry.grids import nearest_index
 from sam3d_jax.models import dinov2, layers
+from sam3d_jax.models.attention import product
 
 NORM_EPS = 1e-6
 
@@ -56,28 +57,32 @@ class WindowBlock(nnx.Module):
     self.mlp = dinov2.Mlp(cfg.width, int(cfg.width * cfg.mlp_ratio), rngs=rngs, dtype=dtype)
     self.cls_only = cfg.cls_only
 
-  def __call__(self, x_WLD):
-    """(windows, tokens, D) -> (windows, D): the first row of the block's output."""
-    y_WLD = self.norm1(x_WLD)
-    attended_WD = self.attend_first(y_WLD) if self.cls_only else self.attn(y_WLD)[:, 0]
-    x_WD = x_WLD[:, 0] + attended_WD
+  def __call__(self, first_D, x_WLD):
+    """(D,), (windows, L, D) -> (windows, D): the first row of the block's output for the rows [first, *x] of every window."""
+    if self.cls_only:
+      attended_WD = self.attend_first(self.norm1(first_D), self.norm1(x_WLD))
+    else:
+      rows_WLD = jnp.concatenate([jnp.broadcast_to(first_D, (len(x_WLD), 1, len(first_D))), x_WLD], axis=1)
+      attended_WD = self.attn(self.norm1(rows_WLD))[:, 0]
+    x_WD = first_D + attended_WD
     return x_WD + self.mlp(self.norm2(x_WD))
 
-  def attend_first(self, y_WLD):
-    """Self-attention output of the first row alone.
+  def attend_first(self, first_D, y_WLD):
+    """Self-attention output of the first row alone; that row is the same in every window, and so is its query.
 
     With a single query a head, q·(W_k y) = (W_k^T q)·y and sum_l w_l W_v y_l = W_v (sum_l w_l y_l): keys and values are never
     projected, which leaves 2 D² + 2 L H D products a window instead of (2 L + 2) D². The key bias shifts all logits of a head
     alike and cancels in the softmax; the value bias passes through because the weights sum to one.
     """
     dtype = y_WLD.dtype
-    kernel_DHK = [self.attn.qkv.kernel[...][:, i].astype(dtype) for i in range(3)]
-    bias_HK = self.attn.qkv.bias[...].astype(dtype)
-    q_WHK = jnp.einsum("wd,dhk->whk", y_WLD[:, 0], kernel_DHK[0]) + bias_HK[0]
-    query_WHD = jnp.einsum("whk,dhk->whd", q_WHK * q_WHK.shape[-1] ** -0.5, kernel_DHK[1])
-    logits_WHL = jnp.einsum("whd,wld->whl", query_WHD, y_WLD, preferred_element_type=jnp.float32)
-    weights_WHL = jax.nn.softmax(logits_WHL, axis=-1).astype(dtype)
-    pooled_WHD = jnp.einsum("whl,wld->whd", weights_WHL, y_WLD)
+    kernel_DHK = [kernel.astype(dtype) for kernel in jnp.unstack(self.attn.qkv.kernel[...], axis=1)]
+    bias_HK = [bias.astype(dtype) for bias in jnp.unstack(self.attn.qkv.bias[...])]
+    q_HK = jnp.einsum("d,dhk->hk", first_D, kernel_DHK[0]) + bias_HK[0]
+    query_HD = jnp.einsum("hk,dhk->hd", q_HK * q_HK.shape[-1] ** -0.5, kernel_DHK[1])
+    logits_WLH = product("wld,hd->wlh", y_WLD, query_HD)
+    of_first_WLH = jnp.broadcast_to(product("d,hd->h", first_D, query_HD), (len(y_WLD), 1, len(query_HD)))
+    weights_WLH = jax.nn.softmax(jnp.concatenate([of_first_WLH, logits_WLH], axis=1), axis=1).astype(dtype)
+    pooled_WHD = jnp.einsum("wlh,wld->whd", weights_WLH[:, 1:], y_WLD) + weights_WLH[:, 0, :, None] * first_D
     return self.attn.out(jnp.einsum("whd,dhk->whk", pooled_WHD, kernel_DHK[2]) + bias_HK[2])
 
 
@@ -110,22 +115,23 @@ class PointmapEncoder(nnx.Module):
     """
     cfg = self.cfg
     side = cfg.input_size // cfg.patch
-    x_WLD = windows(self.embed_points(points_BHW3, valid_BHW), cfg.patch)
-    cls_WLD = jnp.broadcast_to(self.cls_token[...].astype(x_WLD.dtype), (x_WLD.shape[0], 1, cfg.width))
-    x_WLD = jnp.concatenate([cls_WLD, x_WLD], axis=1) + self.pos_embed_window[...].astype(x_WLD.dtype)
-    tokens_BSD = self.block(x_WLD).reshape(-1, side * side, cfg.width)
+    points_BHW3 = resize_nearest(points_BHW3.astype(jnp.float32), cfg.input_size)
+    if valid_BHW is None:
+      valid_BHW = jnp.isfinite(points_BHW3).all(-1)
+    # Cut into windows while there are three numbers a point, not `width`.
+    x_WLD = self.embed_points(windows(points_BHW3, cfg.patch), windows(valid_BHW[..., None], cfg.patch)[..., 0])
+    position_LD = self.pos_embed_window[...].astype(x_WLD.dtype)
+    first_D = self.cls_token[...].astype(x_WLD.dtype) + position_LD[0]
+    tokens_BSD = self.block(first_D, x_WLD + position_LD[1:]).reshape(-1, side * side, cfg.width)
     if drop_B is not None:
       if self.dropped_token is None:
         raise ValueError("drop_B was given, but the encoder was built without drop_token=True")
       tokens_BSD = jnp.where(drop_B[:, None, None], self.dropped_token[...].astype(tokens_BSD.dtype), tokens_BSD)
     return tokens_BSD + self.pos_embed[...].reshape(cfg.width, -1).T.astype(tokens_BSD.dtype)
 
-  def embed_points(self, points_BHW3, valid_BHW=None):
-    """(B, H, W, 3) -> (B, input_size, input_size, D), unknown points replaced by the learned token."""
-    points = jax.lax.stop_gradient(resize_nearest(points_BHW3.astype(jnp.float32), self.cfg.input_size))
-    if valid_BHW is None:
-      valid_BHW = jnp.isfinite(points).all(-1)
-    valid = valid_BHW[..., None]
+  def embed_points(self, points, valid):
+    """(..., 3), (...) bool -> (..., D), unknown points replaced by the learned token."""
+    points, valid = jax.lax.stop_gradient(points), valid[..., None]
     # Zeroed before the remap (which may not accept NaN) and again after it (log 0 would reach the kernel's gradient as 0 * inf).
     points = jnp.where(valid, remap_lib.remap(jnp.where(valid, points, 0.0), self.cfg.remap), 0.0)
     return jnp.where(valid, self.point_proj(points), self.invalid_token[...]).astype(self.cfg.dtype)

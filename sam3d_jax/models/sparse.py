@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sam3d_jax.models.attention import SAVED_NAME, attend_parts
+from sam3d_jax.models.attention import SAVED_NAME, attend_xla
 
 SIDE = 1024  # base of the voxel keys: x * SIDE^2 + y * SIDE + z, with a margin of one voxel, fits int32
 MAX_COORDINATE = SIDE - 3
@@ -208,7 +208,7 @@ def attend_in_windows(q_BVHK, k_BVHK, v_BVHK, groups: Groups, window: int):
   q, k, v = (gather(x, groups.order_BV) for x in (q_BVHK, k_BVHK, v_BVHK))
   if voxels <= 3 * reach:
     same = (groups.rank_BV[:, :, None] == groups.rank_BV[:, None])[:, None]
-    out = attend_parts(q, (k,), (v,), mask=same)
+    out = attend_xla(q, k, v, mask=same)
   else:
     out = _attend_nearby(q, k, v, groups.rank_BV, reach)
   return gather(out, groups.inverse_BV)
@@ -227,7 +227,7 @@ def _attend_nearby(q_BVHK, k_BVHK, v_BVHK, rank_BV, block: int):
   def one(start):
     near = lambda x, n: jax.lax.dynamic_slice_in_dim(x, start, n, axis=1)
     same = (near(query_rank, block)[:, :, None] == near(key_rank, 3 * block)[:, None])[:, None]
-    return attend_parts(near(q, block), (near(k, 3 * block),), (near(v, 3 * block),), mask=same)
+    return attend_xla(near(q, block), near(k, 3 * block), near(v, 3 * block), mask=same)
 
   out = jax.lax.map(one, jnp.arange(blocks) * block)  # (blocks, B, block, H, K)
   out_BVHK = jnp.moveaxis(out, 0, 1).reshape(len(q), blocks * block, *q.shape[2:])[:, :voxels]

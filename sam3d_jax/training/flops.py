@@ -2,7 +2,7 @@
 
 Only products are counted, 2 FLOP a multiply-add, from shapes. "Plain" is the arithmetic of the published form: the layout stream projects
 every condition token, the point-map encoder computes all rows of its block. It is the fixed reference, so a saving of arithmetic shows as
-speed and not as lower utilisation. "Executed" is what the configured forms compute (absorb_layout_kv, cls_only). Recomputation in the
+speed and not as lower utilisation. "Executed" is what the configured forms compute (absorb_layout_kv, cls_only, the layout stream's queries against all heads at once). Recomputation in the
 backward pass never counts.
 
 A trained part costs three forward passes (forward, gradient of inputs, gradient of weights); a frozen one with nothing trained before it
@@ -67,7 +67,7 @@ def pointmap(cfg: PointmapConfig, *, plain: bool) -> Part:
   embed = Part(2 * cfg.input_size**2 * 3 * d)
   if plain or not cfg.cls_only:
     return embed + transformer_block(window, d, hidden) * cfg.tokens
-  block = Part(8 * d**2 + 4 * d * hidden, 4 * cfg.heads * window * d)  # one query a head, keys and values never projected
+  block = Part(4 * d**2 + 4 * d * hidden, 4 * cfg.heads * window * d)  # one query a head for all windows, keys and values never projected
   return embed + block * cfg.tokens
 
 
@@ -93,10 +93,11 @@ def flow(cfg: GeometryFlowConfig, cond_tokens: int, *, plain: bool) -> dict[str,
   linears = lambda n: 12 * n * d**2 + 4 * n * d * hidden  # q, k, v, out, cross q, cross out; feed-forward
   cross_kv = 4 * m * c * d
   shape = Part(linears(tokens) + cross_kv + 12 * d**2, 4 * tokens * (tokens + m) * d)
+  pose = Part(linears(layout), 4 * layout * (layout + tokens) * d * (1 if plain else cfg.heads))  # all heads in one product: attend_few
   if plain or not cfg.absorb_layout_kv:
-    pose = Part(linears(layout) + cross_kv, 4 * layout * (layout + tokens + m) * d)
+    pose += Part(cross_kv, 4 * layout * m * d)
   else:
-    pose = Part(linears(layout) + 4 * layout * c * d, 4 * layout * (layout + tokens) * d + 4 * layout * cfg.heads * m * c)
+    pose += Part(4 * layout * c * d, 4 * layout * cfg.heads * m * c)
   ends = Part(4 * tokens * cfg.latent_channels * d + (2 if cfg.shortcut else 1) * (2 * 256 * d + 2 * d**2))
   return {"flow/shape": shape * cfg.depth + ends, "flow/layout": pose * cfg.depth + Part(4 * sum(LAYOUT_CHANNELS.values()) * d)}
 
