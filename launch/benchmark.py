@@ -5,8 +5,8 @@
 `--vs FILE[:VARIANT]` measures a second configuration in the same run, taking turns step by step, so that both see the same machine;
 `--config.KEY=VALUE` goes to the first, `--vs_set KEY=VALUE` to the second. `--torch` takes turns with the same model, parameters
 and batches in eager PyTorch on this CPU (launch/torch_twin.py). `--write` appends a row for each to docs/benchmarks.md.
-Parameters are random and nothing is saved. As in the training loop, the next batch is read and sent to the devices while they work on
-the last; unlike there, every step is waited for before the next begins.
+Parameters are random and nothing is saved. A configuration that is measured alone runs as in the training loop, which hands a step to the
+devices before the one before it is finished, and reads the next batch meanwhile; where two take turns, every step is waited for.
 
 `--trace DIR` traces two further steps of the first configuration with JAX's profiler (for XProf or Perfetto) and prints where the time of
 an NVIDIA GPU goes, kernel by kernel.
@@ -30,6 +30,7 @@ from sam3d_jax.errors import ConfigError
 TWIN_NEEDS = {"model.flow.dtype": "float32", "model.condition.dtype": "float32", "model.condition.dino.dtype": "float32",
               "optim.trainable": ".*", "optim.frozen": "", "optim.weight_decay": 0.0, "lora.targets": "", "accumulate": 1}
 WARM_UP = 2  # steps that are not counted: the first ones load kernels and fill queues
+TRACED = 2  # steps under the profiler
 DOCUMENT = pathlib.Path(__file__).parents[1] / "docs" / "benchmarks.md"
 SECTION = "## Measured steps"
 COLUMNS = ("date", "configuration", "device, versions", "batch", "step ms, median / p90", "samples/s a chip", "MFU", "input wait",
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     with Progress((WARM_UP + args.steps) * len(sides), "measuring", "steps") as progress:
       for i in range(WARM_UP + args.steps):
         for side in sides.values():
-          side.step(counted=i >= WARM_UP)
+          side.step(counted=i >= WARM_UP, ahead=len(sides) == 1)
           progress.update(1)
     if args.trace:
       trace(sides["config"], pathlib.Path(args.trace))
@@ -128,6 +129,7 @@ class Side:
     self.batch = self.next_batch()
     self.startup["first batch"] = time.monotonic() - begin
     self.times: list[Times] = []
+    self.pending, self.mark = (), clocks()
 
   def next_batch(self):
     """The next batch, on its way to the devices."""
@@ -135,24 +137,26 @@ class Side:
     self.rows = next(self.batches)
     return mesh_lib.place_batch(self.setup.mesh, self.rows)
 
-  def step(self, *, counted: bool) -> None:
-    """One step as the training loop takes it, but waited for."""
+  def step(self, *, counted: bool, ahead: bool = False) -> None:
+    """One step. Waits until it is done or, with `ahead`, until the one before it is: then a step's time is that from end to end."""
     import jax
     import numpy as np
-    begin, cpu = time.monotonic(), time.process_time()
+    begin = self.mark if ahead else clocks()
     self.state, metrics = self.step_fn(self.state, self.batch, np.float32(1e-6))
     dispatched = time.monotonic()
     self.batch = self.next_batch()
     read = time.monotonic() - dispatched
-    jax.block_until_ready((self.state, metrics))
+    jax.block_until_ready(self.pending if ahead else metrics)
+    self.pending, self.mark = metrics, clocks()
     if counted:
-      self.times.append(Times(read, time.monotonic() - begin, time.process_time() - cpu))
+      self.times.append(Times(read, *(end - start for start, end in zip(begin, self.mark, strict=True))))
 
   def report(self, batches: int) -> dict:
     """All figures. Reads `batches` batches more, without training, for the rate of the input pipeline alone."""
     import jax
 
     from sam3d_jax.training import hardware
+    jax.block_until_ready(self.state)
     config, mesh = self.setup.config, self.setup.mesh
     kind = mesh.devices.flat[0].device_kind
     times = timing(self.times, config.batch_size / mesh.size)
@@ -186,8 +190,9 @@ class TorchSide:
     self.batches = side.setup.train_loader.iterate(0)
     self.times: list[Times] = []
 
-  def step(self, *, counted: bool) -> None:
+  def step(self, *, counted: bool, ahead: bool) -> None:
     """One training step, until its loss is known."""
+    del ahead  # takes turns
     from launch import torch_twin
     begin, cpu = time.monotonic(), time.process_time()
     rows = next(self.batches)
@@ -211,12 +216,12 @@ def trace(side: Side, folder: pathlib.Path) -> None:
 
   from launch import kernels
   with jax.profiler.trace(folder):
-    for _ in range(2):
+    for _ in range(TRACED):
       side.step(counted=False)
-  print(f"two steps are traced in {folder}")
+  print(f"{TRACED} steps are traced in {folder}")
   found = kernels.read(folder)
   if found:
-    print(f"a GPU was busy with\n{kernels.text(found, kernels.sources(side.compiled.as_text()), steps=2)}")
+    print(f"a GPU was busy with\n{kernels.text(found, kernels.sources(side.compiled.as_text()), steps=TRACED)}")
 
 
 def check_torch(args: argparse.Namespace) -> None:
@@ -241,6 +246,11 @@ def check_torch(args: argparse.Namespace) -> None:
   torch_twin.check(registry.typed_config(c.model).condition)
   if jax.default_backend() != "cpu" or jax.device_count() != 1:
     raise ConfigError(f"--torch runs on one CPU device, here are {jax.device_count()} x {jax.default_backend()}: set JAX_PLATFORMS=cpu")
+
+
+def clocks() -> tuple[float, float]:
+  """Wall time and CPU time of this process."""
+  return time.monotonic(), time.process_time()
 
 
 def timing(times: list[Times], samples_per_chip: float) -> dict:

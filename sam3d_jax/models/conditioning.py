@@ -10,6 +10,7 @@ import dataclasses
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sam3d_jax.batch import Conditioning
 from sam3d_jax.models import layers
@@ -123,8 +124,11 @@ class ConditionEncoder(nnx.Module):
       x_BGSD = apart(projection(encoder(together(inputs))), len(inputs))
     else:  # the crop and the photo differ in size: one pass each
       x_BGSD = jnp.stack([projection(encoder(x)) for x in inputs], axis=1)
-    x_BGSD = x_BGSD + self.group_embed[...][jnp.asarray(groups), None].astype(x_BGSD.dtype)
-    return x_BGSD.reshape(x_BGSD.shape[0], -1, self.cfg.width)
+    x_BSD = x_BGSD.reshape(x_BGSD.shape[0], -1, self.cfg.width)
+    # A product with rows that name their group: its gradient is a product too, where that of a broadcast would be a sum over all tokens
+    # into two rows, for which GPUs are too wide.
+    of_row_SG = jax.nn.one_hot(np.repeat(groups, x_BGSD.shape[2]), len(self.group_embed), dtype=jnp.float32)
+    return x_BSD + jnp.matmul(of_row_SG, self.group_embed[...], precision="highest").astype(x_BSD.dtype)
 
 
 def together(streams):

@@ -70,8 +70,8 @@ class SelfAttention(nnx.Module):
     self.backend = backend
 
   def __call__(self, x_BLD):
-    q, k, v = self.qkv.parts(x_BLD)
-    return self.out(attention_lib.attend(q, k, v, backend=self.backend))
+    q, k, v = self.qkv.parts(x_BLD, biased=(True, False, False))  # that of keys cancels in the softmax, that of values passes through it
+    return self.out.of_sum(attention_lib.attend(q, k, v, backend=self.backend), self.qkv.bias[...][2])
 
 
 class Mlp(nnx.Module):

@@ -30,6 +30,7 @@ from sam3d_jax.models.layers import (
     TimestepEmbedder,
     grid_positions,
     layer_norm,
+    operand,
     position_sincos,
 )
 
@@ -52,6 +53,7 @@ class GeometryFlowConfig:
   time_scale: t and d are multiplied by it before their sinusoids.
   absorb_layout_kv: fold the layout stream's cross-attention key and value projections into its few queries and outputs.
   remat: rematerialisation policy of a block, one of layers.REMAT_POLICIES.
+  unroll: trace the blocks one after the other instead of as a loop: longer compilation, less copying.
   attention: attention backend, one of attention.BACKENDS.
   dtype: compute dtype of the blocks.
   """
@@ -68,6 +70,7 @@ class GeometryFlowConfig:
   time_scale: float = 1000.0
   absorb_layout_kv: bool = True
   remat: str = "none"
+  unroll: bool = False
   attention: str = "auto"
   dtype: str = "bfloat16"
 
@@ -95,7 +98,7 @@ class GeometryFlow(nnx.Module):
         name: LatentProjection(channels, cfg.width, learned_positions=0 if name == "shape" else tokens, rngs=rngs)
         for name, (tokens, channels) in cfg.latent_shapes().items()
     })
-    self.blocks = Stack(lambda rngs: MoTBlock(cfg, rngs=rngs), cfg.depth, rngs=rngs, remat=cfg.remat)
+    self.blocks = Stack(lambda rngs: MoTBlock(cfg, rngs=rngs), cfg.depth, rngs=rngs, remat=cfg.remat, unroll=cfg.unroll)
 
   def __call__(self, x, t_B, tokens_BSD, d_B=None):
     """Velocities, latent name -> (B, n, c) fp32.
@@ -192,7 +195,7 @@ class StreamBlock(nnx.Module):
   """The parameters of one stream in one block: everything but the modulation and the attention between streams."""
 
   def __init__(self, cfg: GeometryFlowConfig, *, absorb_kv: bool, rngs: nnx.Rngs):
-    dtype = jnp.dtype(cfg.dtype)
+    self.dtype = dtype = jnp.dtype(cfg.dtype)
     self.self_attn = SelfAttention(cfg.width, cfg.heads, qk_rms_norm=cfg.qk_rms_norm, dtype=dtype, rngs=rngs)
     self.cross_norm = LayerNorm(cfg.width, eps=BLOCK_EPS)
     self.cross_attn = CrossAttention(cfg.width, cfg.cond_width, cfg.heads, absorb_kv=absorb_kv, dtype=dtype,
@@ -202,14 +205,14 @@ class StreamBlock(nnx.Module):
   def project(self, x_BLD, modulation):
     """Queries, keys and values of the self-attention, each (B, L, H, K)."""
     shift, scale, *_ = modulation
-    return self.self_attn.project(modulate(x_BLD, shift, scale))
+    return self.self_attn.project(operand(modulate(x_BLD, shift, scale), self.dtype))
 
   def finish(self, x_BLD, attended_BLHK, tokens_BSD, modulation):
     """The rest of the block, given the attended values of its self-attention."""
     _, _, attn_gate, mlp_shift, mlp_scale, mlp_gate = modulation
-    x_BLD = x_BLD + attn_gate * self.self_attn.out(attended_BLHK)
-    x_BLD = x_BLD + self.cross_attn(self.cross_norm(x_BLD), tokens_BSD)
-    return x_BLD + mlp_gate * self.mlp(modulate(x_BLD, mlp_shift, mlp_scale))
+    x_BLD = operand(x_BLD + attn_gate * self.self_attn.out(attended_BLHK))
+    x_BLD = operand(x_BLD + self.cross_attn(operand(self.cross_norm(x_BLD), self.dtype), tokens_BSD))
+    return x_BLD + mlp_gate * self.mlp(operand(modulate(x_BLD, mlp_shift, mlp_scale), self.dtype))
 
 
 def modulate(x_BLD, shift_B1D, scale_B1D):
@@ -230,7 +233,7 @@ class SelfAttention(nnx.Module):
   def project(self, x_BLD):
     """Queries, keys and values, each (B, L, H, K)."""
     q, k, v = self.qkv.parts(x_BLD)
-    return (q, k, v) if self.q_norm is None else (self.q_norm(q), self.k_norm(k), v)
+    return tuple(map(operand, (q, k, v) if self.q_norm is None else (self.q_norm(q), self.k_norm(k), v)))
 
 
 class CrossAttention(nnx.Module):
@@ -254,18 +257,18 @@ class CrossAttention(nnx.Module):
     self.absorb_kv, self.dtype, self.attention = absorb_kv, dtype, attention
 
   def __call__(self, x_BLD, tokens_BSD):
-    q_BLHK = self.q(x_BLD)
+    q_BLHK, v_bias_HK = operand(self.q(x_BLD)), self.kv.bias[...][1]
     if self.absorb_kv:
-      return self.out(self._attend_absorbed(q_BLHK, tokens_BSD.astype(self.dtype)))
-    k, v = self.kv.parts(tokens_BSD)
-    if self.q_norm is not None:
+      return self.out.of_sum(self._attend_absorbed(q_BLHK, tokens_BSD.astype(self.dtype)), v_bias_HK)
+    normed = self.q_norm is not None
+    k, v = self.kv.parts(tokens_BSD, biased=(normed, False))  # without a norm the keys' bias cancels in the softmax
+    if normed:
       q_BLHK, k = self.q_norm(q_BLHK), self.k_norm(k)
-    return self.out(attend(q_BLHK, k, v, backend=self.attention))
+    return self.out.of_sum(attend(q_BLHK, k, v, backend=self.attention), v_bias_HK)
 
   def _attend_absorbed(self, q_BLHK, tokens_BSD):
     k_kernel_DHK, v_kernel_DHK = jnp.unstack(self.kv.kernel[...].astype(self.dtype), axis=1)
-    _, v_bias_HK = jnp.unstack(self.kv.bias[...].astype(self.dtype), axis=0)
     queries_BLHD = jnp.einsum("blhk,dhk->blhd", q_BLHK, k_kernel_DHK)
     rows_BRD = queries_BLHD.reshape(len(queries_BLHD), -1, tokens_BSD.shape[-1])
     mixed_BLHD = attend_rows(rows_BRD, (tokens_BSD,), (tokens_BSD,), scale=q_BLHK.shape[-1] ** -0.5).reshape(queries_BLHD.shape)
-    return jnp.einsum("blhd,dhk->blhk", mixed_BLHD, v_kernel_DHK) + v_bias_HK
+    return jnp.einsum("blhd,dhk->blhk", mixed_BLHD, v_kernel_DHK)

@@ -8,12 +8,14 @@ import math
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 import numpy as np
 
 from sam3d_jax.models.attention import keep_attention
 
-REMAT_POLICIES = ("none", "dots", "attention", "full")
+REMAT_POLICIES = ("none", "operands", "dots", "attention", "full")
+OPERAND = "operand"  # tags what the policy "operands" keeps
 
 
 def xavier_uniform(key, shape_in, shape_out):
@@ -40,14 +42,22 @@ class Dense(nnx.Module):
   def __call__(self, x):
     return self._affine(x, self.kernel[...], None if self.bias is None else self.bias[...])
 
-  def parts(self, x):
+  def parts(self, x, biased: Sequence[bool] | None = None):
     """Its result cut along the first output dimension, d_out[0] arrays (..., *d_out[1:]), each from a product of its own.
 
-    For queries, keys and values: cutting one product's result would copy every part, and joining their gradients once more.
+    For queries, keys and values: cutting one product's result would copy every part, and joining their gradients once more. `biased`
+    says which parts get their bias, by default all: adding one is a pass over the part.
     """
     kernels = jnp.unstack(self.kernel[...], axis=self.dims_in)
     biases = [None] * len(kernels) if self.bias is None else jnp.unstack(self.bias[...])
-    return tuple(self._affine(x, kernel, bias) for kernel, bias in zip(kernels, biases, strict=True))
+    biased = [True] * len(kernels) if biased is None else biased
+    return tuple(self._affine(x, kernel, bias if wanted else None) for kernel, bias, wanted in zip(kernels, biases, biased, strict=True))
+
+  def of_sum(self, x, offset):
+    """Its result for x + offset, with `offset` (*d_in,) joined to the bias instead of added to x."""
+    along = tuple(range(self.dims_in))
+    bias = jnp.tensordot(offset, self.kernel[...], (along, along)) + (0.0 if self.bias is None else self.bias[...])
+    return self._affine(x, self.kernel[...], bias)
 
   def _affine(self, x, kernel, bias):
     n = self.dims_in
@@ -121,7 +131,7 @@ class MLP(nnx.Module):
     self.exact_gelu = exact_gelu
 
   def __call__(self, x_BLD):
-    return self.down(gelu(self.up(x_BLD), exact=self.exact_gelu))
+    return self.down(operand(gelu(self.up(x_BLD), exact=self.exact_gelu)))
 
 
 def gelu(x, *, exact: bool):
@@ -129,25 +139,28 @@ def gelu(x, *, exact: bool):
   return _gelu(x, exact)
 
 
+SQRT_HALF, TANH_SLOPE, TANH_CUBIC = math.sqrt(0.5), math.sqrt(2 / math.pi), 0.044715
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gelu(x, exact):
   wide = x.astype(jnp.float32)
-  return (wide * _normal_cdf(wide, exact)[0]).astype(x.dtype)
-
-
-def _normal_cdf(x, exact):
-  """Phi(x), of the standard normal distribution or its approximation, and its derivative."""
-  if exact:
-    return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5))), jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
-  slope, cubic = math.sqrt(2 / math.pi), 0.044715
-  tanh = jnp.tanh(slope * (x + cubic * x * x * x))
-  return 0.5 * (1 + tanh), 0.5 * (1 - tanh * tanh) * slope * (1 + 3 * cubic * x * x)
+  odd = jax.lax.erf(wide * SQRT_HALF) if exact else jnp.tanh(TANH_SLOPE * (wide + TANH_CUBIC * wide * wide * wide))
+  return (0.5 * wide * (1 + odd)).astype(x.dtype)
 
 
 def _gelu_backward(exact, x, gradient):
-  """One pass over x and the gradient, in fp32; derivatives taken step by step would be rounded to the dtype of x at each."""
+  """One pass over x and the gradient, in fp32; derivatives taken step by step would be rounded to the dtype of x at each.
+
+  0.5 (1 + tanh u) is written as sigmoid(2 u): were it the forward pass's expression, compilers would keep its fp32 value for this.
+  """
   wide = x.astype(jnp.float32)
-  cdf, density = _normal_cdf(wide, exact)
+  if exact:
+    cdf = 0.5 * jax.lax.erfc(-wide * SQRT_HALF)
+    density = jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
+  else:
+    cdf = jax.nn.sigmoid(2 * TANH_SLOPE * (wide + TANH_CUBIC * wide * wide * wide))
+    density = 2 * cdf * (1 - cdf) * TANH_SLOPE * (1 + 3 * TANH_CUBIC * wide * wide)
   return ((gradient.astype(jnp.float32) * (cdf + wide * density)).astype(x.dtype),)
 
 
@@ -216,22 +229,36 @@ def grid_positions(resolution: int):
 class Stack(nnx.Module):
   """`depth` equal layers with stacked parameters, applied with one scan: compile time and HLO size do not grow with depth.
 
+  With `unroll` they do grow; in return what the backward pass needs is not copied into and out of stacks.
+
   `make(rngs)` builds one layer; parameters live under `layer/` with a leading axis of size `depth`. The layer is called as
   `layer(carry, *shared)` and returns the next carry.
   """
 
-  def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], depth: int, *, rngs: nnx.Rngs, remat: str = "none"):
-    self.depth, self.remat = depth, remat
+  def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], depth: int, *, rngs: nnx.Rngs, remat: str = "none", unroll: bool = False):
+    self.depth, self.remat, self.unroll = depth, remat, unroll
     keys = jax.random.split(rngs.params(), depth)
     self.layer = nnx.vmap(lambda key: make(nnx.Rngs(key)), in_axes=0, out_axes=0)(keys)
 
   def __call__(self, carry, *shared):
     graph, params = nnx.split(self.layer)
+    if self.unroll:
+      params = jax.tree.map(stacked_gradient, params)
 
     def body(carry, layer_params):
       return nnx.merge(graph, layer_params)(carry, *shared), None
 
-    return jax.lax.scan(rematerialise(body, self.remat), carry, params, unroll=self.depth if _unroll.get() else 1)[0]
+    body = rematerialise(body, self.remat, looped=not self.unroll)
+    return jax.lax.scan(body, carry, params, unroll=self.depth if self.unroll or _unroll.get() else 1)[0]
+
+
+@jax.custom_vjp
+def stacked_gradient(x):
+  """x, whose gradient is written out as one array: gathering it from its layers element by element, wherever it is used, is slow."""
+  return x
+
+
+stacked_gradient.defvjp(lambda x: (x, None), lambda _, gradient: (jax.lax.optimization_barrier(gradient),))
 
 
 _unroll = contextvars.ContextVar("unroll", default=False)
@@ -247,10 +274,17 @@ def unrolled():
     _unroll.reset(token)
 
 
-def rematerialise(fn, policy: str):
-  """Wraps `fn` in a named rematerialisation policy: what is kept for the backward pass, from most memory to least.
+def operand(x, dtype=None):
+  """x, in `dtype` if one is given, tagged as something that the backward pass reads: the policy "operands" keeps it."""
+  return checkpoint_name(x if dtype is None else x.astype(dtype), OPERAND)
 
-  none: every intermediate. dots: attention, and matrix products without batch dimensions. attention: attention alone, the most
+
+def rematerialise(fn, policy: str, *, looped: bool = True):
+  """Wraps `fn` in a named rematerialisation policy: what is kept for the backward pass, from most memory to least. `looped`: it is the body
+  of a loop, where the compiler cannot find out that it computes something again, and undo it.
+
+  none: every intermediate. operands: attention, matrix products, and what is tagged as their operand, so that nothing but single
+  fused passes is computed again. dots: attention, and matrix products without batch dimensions. attention: attention alone, the most
   expensive product. full: only the inputs.
   """
   if policy not in REMAT_POLICIES:
@@ -258,6 +292,7 @@ def rematerialise(fn, policy: str):
   if policy == "none":
     return fn
   policies = jax.checkpoint_policies
-  kept = {"dots": policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, keep_attention),
+  dots = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, keep_attention)
+  kept = {"operands": policies.save_from_both_policies(dots, policies.save_only_these_names(OPERAND)), "dots": dots,
           "attention": keep_attention, "full": policies.nothing_saveable}[policy]
-  return jax.checkpoint(fn, prevent_cse=False, policy=kept)
+  return jax.checkpoint(fn, prevent_cse=not looped, policy=kept)

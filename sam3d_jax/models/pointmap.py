@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from sam3d_jax.geometry import remap as remap_lib
 from sam3d_jax.geometry.grids import nearest_index
 from sam3d_jax.models import dinov2, layers
-from sam3d_jax.models.attention import product
 
 NORM_EPS = 1e-6
 
@@ -28,7 +27,7 @@ class PointmapConfig:
   heads: int = 16
   mlp_ratio: float = 2.0
   remap: str = "linear"
-  cls_only: bool = True  # compute only the CLS row of the block, which is all that is used; same result for less work
+  cls_only: bool = True  # compute only the CLS row of the block, which is all that is used, in closed form; same result for less work
   drop_token: bool = False  # has the parameter that replaces every window of a dropped point map
   dtype: str = "bfloat16"
 
@@ -55,35 +54,52 @@ class WindowBlock(nnx.Module):
     self.attn = dinov2.SelfAttention(cfg.width, cfg.heads, rngs=rngs, dtype=dtype)
     self.norm2 = layers.LayerNorm(cfg.width, eps=NORM_EPS)
     self.mlp = dinov2.Mlp(cfg.width, int(cfg.width * cfg.mlp_ratio), rngs=rngs, dtype=dtype)
-    self.cls_only = cfg.cls_only
 
-  def __call__(self, first_D, x_WLD):
-    """(D,), (windows, L, D) -> (windows, D): the first row of the block's output for the rows [first, *x] of every window."""
-    if self.cls_only:
-      attended_WD = self.attend_first(self.norm1(first_D), self.norm1(x_WLD))
-    else:
-      rows_WLD = jnp.concatenate([jnp.broadcast_to(first_D, (len(x_WLD), 1, len(first_D))), x_WLD], axis=1)
-      attended_WD = self.attn(self.norm1(rows_WLD))[:, 0]
+  def attend(self, x_WLD):
+    """(windows, L, D) -> (windows, D): the self-attention's output in the first row."""
+    return self.attn(self.norm1(x_WLD))[:, 0]
+
+  @jax.default_matmul_precision("float32")
+  def values_closed(self, features_WLF, basis_FD, first_D, position_LD):
+    """What `attn.out` gets in `attend` of the rows [first, features @ basis + position] of every window, without any of those rows:
+    (windows, H, K) fp32.
+
+    With one query a head, q·(W_k y) = (W_k^T q)·y and sum_l w_l W_v y_l = W_v (sum_l w_l y_l), the key bias cancels in the softmax and
+    the value bias passes through it. Here the query is the same in every window, and what is left after the norm,
+    y_l = (f_l @ M + p_l) / std_l * scale + bias with M and p centred over D, is linear in the few features of a point but for std_l, whose
+    square is a quadratic form in them: |f_l @ M + p_l|² = f G f^T + 2 f·(M p_l) + |p_l|² with G = M M^T. So M, p and q meet once for all
+    windows, and a window costs L H numbers instead of L D. Products are small and in true fp32: coordinates have a large range.
+    """
+    scale_D, shift_D = self.norm1.scale[...], self.norm1.bias[...]
+    basis_FD, position_LD = centred(basis_FD), centred(position_LD)
+    square_WL = (jnp.einsum("wlf,fg,wlg->wl", features_WLF, basis_FD @ basis_FD.T, features_WLF)
+                 + 2 * jnp.einsum("wlf,lf->wl", features_WLF, position_LD @ basis_FD.T) + jnp.square(position_LD).sum(-1))
+    inverse_std_WL = jax.lax.rsqrt(square_WL / len(first_D) + NORM_EPS)
+    (q_DHK, k_DHK, v_DHK), (q_bias, _, v_bias) = (jnp.unstack(x[...], axis=a) for x, a in ((self.attn.qkv.kernel, 1), (self.attn.qkv.bias, 0)))
+    first_D = self.norm1(first_D)
+    q_HK = (jnp.einsum("d,dhk->hk", first_D, q_DHK) + q_bias) * q_DHK.shape[-1] ** -0.5
+    query_HD = jnp.einsum("hk,dhk->hd", q_HK, k_DHK)
+    affine = lambda table, rows: jnp.einsum("wlf,fh->wlh", features_WLF, table) + rows
+    along_HD = query_HD * scale_D
+    logits_WLH = affine(basis_FD @ along_HD.T, position_LD @ along_HD.T) * inverse_std_WL[:, :, None] + query_HD @ shift_D
+    of_first_WLH = jnp.broadcast_to(query_HD @ first_D, (len(features_WLF), 1, len(query_HD)))
+    weights_WLH = jax.nn.softmax(jnp.concatenate([of_first_WLH, logits_WLH], axis=1), axis=1)
+    of_first_WH, by_std_WLH = weights_WLH[:, 0], weights_WLH[:, 1:] * inverse_std_WL[:, :, None]
+    value = lambda rows_ND: jnp.einsum("nd,dhk->nhk", rows_ND, v_DHK)
+    value_shift_HK, value_first_HK = value(jnp.stack([shift_D, first_D]))
+    return (jnp.einsum("wlh,lhk->whk", by_std_WLH, value(position_LD * scale_D))
+            + jnp.einsum("whf,fhk->whk", jnp.einsum("wlh,wlf->whf", by_std_WLH, features_WLF), value(basis_FD * scale_D))
+            + value_shift_HK + of_first_WH[:, :, None] * (value_first_HK - value_shift_HK) + v_bias)
+
+  def finish(self, first_D, attended_WD):
+    """The rest of the block for the first row: (windows, D)."""
     x_WD = first_D + attended_WD
     return x_WD + self.mlp(self.norm2(x_WD))
 
-  def attend_first(self, first_D, y_WLD):
-    """Self-attention output of the first row alone; that row is the same in every window, and so is its query.
 
-    With a single query a head, q·(W_k y) = (W_k^T q)·y and sum_l w_l W_v y_l = W_v (sum_l w_l y_l): keys and values are never
-    projected, which leaves 2 D² + 2 L H D products a window instead of (2 L + 2) D². The key bias shifts all logits of a head
-    alike and cancels in the softmax; the value bias passes through because the weights sum to one.
-    """
-    dtype = y_WLD.dtype
-    kernel_DHK = [kernel.astype(dtype) for kernel in jnp.unstack(self.attn.qkv.kernel[...], axis=1)]
-    bias_HK = [bias.astype(dtype) for bias in jnp.unstack(self.attn.qkv.bias[...])]
-    q_HK = jnp.einsum("d,dhk->hk", first_D, kernel_DHK[0]) + bias_HK[0]
-    query_HD = jnp.einsum("hk,dhk->hd", q_HK * q_HK.shape[-1] ** -0.5, kernel_DHK[1])
-    logits_WLH = product("wld,hd->wlh", y_WLD, query_HD)
-    of_first_WLH = jnp.broadcast_to(product("d,hd->h", first_D, query_HD), (len(y_WLD), 1, len(query_HD)))
-    weights_WLH = jax.nn.softmax(jnp.concatenate([of_first_WLH, logits_WLH], axis=1), axis=1).astype(dtype)
-    pooled_WHD = jnp.einsum("wlh,wld->whd", weights_WLH[:, 1:], y_WLD) + weights_WLH[:, 0, :, None] * first_D
-    return self.attn.out(jnp.einsum("whd,dhk->whk", pooled_WHD, kernel_DHK[2]) + bias_HK[2])
+def centred(x_ND):
+  """Rows without their mean, which a layer norm takes away."""
+  return x_ND - x_ND.mean(-1, keepdims=True)
 
 
 class PointmapEncoder(nnx.Module):
@@ -118,23 +134,38 @@ class PointmapEncoder(nnx.Module):
     points_BHW3 = resize_nearest(points_BHW3.astype(jnp.float32), cfg.input_size)
     if valid_BHW is None:
       valid_BHW = jnp.isfinite(points_BHW3).all(-1)
-    # Cut into windows while there are three numbers a point, not `width`.
-    x_WLD = self.embed_points(windows(points_BHW3, cfg.patch), windows(valid_BHW[..., None], cfg.patch)[..., 0])
-    position_LD = self.pos_embed_window[...].astype(x_WLD.dtype)
-    first_D = self.cls_token[...].astype(x_WLD.dtype) + position_LD[0]
-    tokens_BSD = self.block(first_D, x_WLD + position_LD[1:]).reshape(-1, side * side, cfg.width)
+    points_WL3, valid_WL = windows(points_BHW3, cfg.patch), windows(valid_BHW[..., None], cfg.patch)[..., 0]
+    position_LD = self.pos_embed_window[...]
+    first_D = self.cls_token[...] + position_LD[0]
+    if cfg.cls_only:
+      features_WLF, basis_FD = self.features(points_WL3, valid_WL)
+      attended_WD = self.block.attn.out(self.block.values_closed(features_WLF, basis_FD, first_D, position_LD[1:]))
+    else:
+      x_WLD = self.embed_points(points_WL3, valid_WL) + position_LD[1:].astype(cfg.dtype)
+      rows_W1D = jnp.broadcast_to(first_D.astype(cfg.dtype), (len(x_WLD), 1, cfg.width))
+      attended_WD = self.block.attend(jnp.concatenate([rows_W1D, x_WLD], axis=1))
+    tokens_BSD = self.block.finish(first_D.astype(cfg.dtype), attended_WD).reshape(-1, side * side, cfg.width)
     if drop_B is not None:
       if self.dropped_token is None:
         raise ValueError("drop_B was given, but the encoder was built without drop_token=True")
       tokens_BSD = jnp.where(drop_B[:, None, None], self.dropped_token[...].astype(tokens_BSD.dtype), tokens_BSD)
     return tokens_BSD + self.pos_embed[...].reshape(cfg.width, -1).T.astype(tokens_BSD.dtype)
 
+  @jax.default_matmul_precision("float32")
   def embed_points(self, points, valid):
     """(..., 3), (...) bool -> (..., D), unknown points replaced by the learned token."""
+    features, basis_FD = self.features(points, valid)
+    return (features @ basis_FD).astype(self.cfg.dtype)
+
+  def features(self, points, valid):
+    """(..., 3), (...) bool -> features (..., 5) and their basis (5, D) fp32, whose product is the embedding: the remapped point, one for a
+    known point, one for an unknown one."""
     points, valid = jax.lax.stop_gradient(points), valid[..., None]
     # Zeroed before the remap (which may not accept NaN) and again after it (log 0 would reach the kernel's gradient as 0 * inf).
     points = jnp.where(valid, remap_lib.remap(jnp.where(valid, points, 0.0), self.cfg.remap), 0.0)
-    return jnp.where(valid, self.point_proj(points), self.invalid_token[...]).astype(self.cfg.dtype)
+    known = valid.astype(jnp.float32)
+    basis_FD = jnp.concatenate([self.point_proj.kernel[...], self.point_proj.bias[...][None], self.invalid_token[...][None]])
+    return jnp.concatenate([points, known, 1 - known], axis=-1), basis_FD
 
 
 def windows(x_BHWD, side: int):

@@ -64,11 +64,10 @@ def dino(cfg: DinoConfig) -> Part:
 def pointmap(cfg: PointmapConfig, *, plain: bool) -> Part:
   """One point map."""
   d, window, hidden = cfg.width, 1 + cfg.patch**2, int(cfg.width * cfg.mlp_ratio)
-  embed = Part(2 * cfg.input_size**2 * 3 * d)
   if plain or not cfg.cls_only:
-    return embed + transformer_block(window, d, hidden) * cfg.tokens
-  block = Part(4 * d**2 + 4 * d * hidden, 4 * cfg.heads * window * d)  # one query a head for all windows, keys and values never projected
-  return embed + block * cfg.tokens
+    return Part(2 * cfg.input_size**2 * 3 * d) + transformer_block(window, d, hidden) * cfg.tokens
+  block = Part(2 * d**2 + 4 * d * hidden, 2 * window * d)  # of the rest (WindowBlock.values_closed) values meet positions, once a head
+  return block * cfg.tokens
 
 
 def condition(cfg: ConditionConfig, *, plain: bool) -> dict[str, Part]:
