@@ -190,7 +190,7 @@ class TorchSide:
     self.batches = side.setup.train_loader.iterate(0)
     self.times: list[Times] = []
 
-  def step(self, *, counted: bool, ahead: bool) -> None:
+  def step(self, *, counted: bool, ahead: bool = False) -> None:
     """One training step, until its loss is known."""
     del ahead  # takes turns
     from launch import torch_twin

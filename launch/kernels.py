@@ -52,7 +52,8 @@ def sources(program: str) -> dict[str, str]:
 
 def short(path: str) -> str:
   """An operation's path without the transformations that it went through."""
-  scopes = [s for s in path.split("/") if not re.fullmatch(r"jit\(.*|(transpose|jvp|vmap|rematted_computation|closed_call|while|body|checkpoint)\b.*", s)]
+  outer = r"(jit|transpose|jvp|vmap)\(.*|rematted_computation|closed_call|while|body|checkpoint"
+  scopes = [s for s in path.split("/") if not re.fullmatch(outer, s)]
   return "/".join(scopes[-4:])
 
 

@@ -57,7 +57,7 @@ def check_same_run(before: dict, config: ConfigDict, workdir: pathlib.Path) -> N
   now = config.to_dict()
   performance = {("data", "threads"), ("data", "prefetch"), ("data", "cache_mb"), ("data", "workers")}
   for key, old, new in differences(before, now):
-    if key[0] in RESUMABLE_CHANGES or key[:2] in performance or key[-1] in ("remat", "attention", "path"):
+    if key[0] in RESUMABLE_CHANGES or key[:2] in performance or key[-1] in ("remat", "unroll", "attention", "path"):
       continue
     raise ConfigError(f"{workdir} was started with {'.'.join(key)} = {old!r}, now it is {new!r}: use another --workdir, or "
                       "--config.init_from to start a new stage from its parameters")

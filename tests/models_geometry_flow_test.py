@@ -130,7 +130,17 @@ def test_remat_policies_keep_less_for_the_backward_pass_in_their_order():
     jaxpr = jax.make_jaxpr(_gradient(dataclasses.replace(TINY, remat=remat), LATENTS))(_model()[1], x, tokens, t, t)
     forward_scan = next(e for e in _equations(jaxpr.jaxpr) if e.primitive.name == "scan")
     kept[remat] = sum(v.aval.size for v in forward_scan.outvars)
-  assert kept["full"] < kept["attention"] < kept["dots"] < kept["none"]
+  assert kept["full"] < kept["attention"] < kept["dots"] < kept["operands"] < kept["none"]
+
+
+@pytest.mark.parametrize("remat", ["none", "operands"])
+def test_blocks_one_after_the_other_are_the_blocks_in_a_loop(remat):
+  looped, unrolled = (dataclasses.replace(TINY, remat=remat, unroll=u) for u in (False, True))
+  (x, t, tokens), params = _inputs(), _model()[1]
+  _assert_close(_grad(unrolled)(params, x, tokens, t, t), _grad(looped)(params, x, tokens, t, t), 1e-6)
+  scans = lambda cfg: sum(e.primitive.name == "scan" and e.params["unroll"] < e.params["length"] for e in _equations(
+      jax.make_jaxpr(_gradient(cfg, LATENTS))(params, x, tokens, t, t).jaxpr))
+  assert scans(looped) > 0 == scans(unrolled)
 
 
 def _equations(jaxpr):

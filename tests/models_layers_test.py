@@ -54,3 +54,11 @@ def test_a_projection_in_parts_is_the_projection_cut(bias):
   x = X.reshape(7, 3, 4)
   for part, cut in zip(dense.parts(x), jnp.unstack(dense(x), axis=1), strict=True):
     np.testing.assert_allclose(part, cut, atol=1e-5)
+
+
+def test_an_offset_can_join_the_bias_instead_of_the_input():
+  dense = layers.Dense((3, 4), 5, rngs=nnx.Rngs(0))
+  dense.bias[...] = jnp.arange(5.0)
+  offset = jnp.asarray(np.random.default_rng(2).normal(size=(3, 4)), jnp.float32)
+  x = X.reshape(7, 3, 4)
+  np.testing.assert_allclose(dense.of_sum(x, offset), dense(x + offset), atol=1e-5)

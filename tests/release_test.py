@@ -163,7 +163,7 @@ def test_every_yaml_reads_back_as_the_configuration_it_was_written_from():
   crop.condition.streams = ("image", "mask")
   no_points = base.geometry_model()
   no_points.condition.streams, no_points.condition.pointmap, no_points.flow.shortcut = ("image", "rgb_image"), None, False
-  compute = {"dtype", "remat", "attention", "absorb_layout_kv", "cls_only"}
+  compute = {"dtype", "remat", "unroll", "attention", "absorb_layout_kv", "cls_only"}
   for model in (full, small, crop, no_points):
     cfg = registry.typed_config(model)
     tree = yaml.safe_load(yaml.safe_dump(release_yaml.generator_yaml(cfg, sampler=base.sampler().to_dict(), half=False)))

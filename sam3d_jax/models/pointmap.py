@@ -75,7 +75,8 @@ class WindowBlock(nnx.Module):
     square_WL = (jnp.einsum("wlf,fg,wlg->wl", features_WLF, basis_FD @ basis_FD.T, features_WLF)
                  + 2 * jnp.einsum("wlf,lf->wl", features_WLF, position_LD @ basis_FD.T) + jnp.square(position_LD).sum(-1))
     inverse_std_WL = jax.lax.rsqrt(square_WL / len(first_D) + NORM_EPS)
-    (q_DHK, k_DHK, v_DHK), (q_bias, _, v_bias) = (jnp.unstack(x[...], axis=a) for x, a in ((self.attn.qkv.kernel, 1), (self.attn.qkv.bias, 0)))
+    q_DHK, k_DHK, v_DHK = jnp.unstack(self.attn.qkv.kernel[...], axis=1)
+    q_bias, _, v_bias = jnp.unstack(self.attn.qkv.bias[...])
     first_D = self.norm1(first_D)
     q_HK = (jnp.einsum("d,dhk->hk", first_D, q_DHK) + q_bias) * q_DHK.shape[-1] ** -0.5
     query_HD = jnp.einsum("hk,dhk->hd", q_HK, k_DHK)

@@ -2,8 +2,8 @@
 
 Only products are counted, 2 FLOP a multiply-add, from shapes. "Plain" is the arithmetic of the published form: the layout stream projects
 every condition token, the point-map encoder computes all rows of its block. It is the fixed reference, so a saving of arithmetic shows as
-speed and not as lower utilisation. "Executed" is what the configured forms compute (absorb_layout_kv, cls_only, the layout stream's queries against all heads at once). Recomputation in the
-backward pass never counts.
+speed and not as lower utilisation. "Executed" is what the configured forms compute (absorb_layout_kv, cls_only, the layout stream's queries
+against all heads at once). Recomputation in the backward pass never counts.
 
 A trained part costs three forward passes (forward, gradient of inputs, gradient of weights); a frozen one with nothing trained before it
 costs one; a frozen one that passes a gradient on costs two for products with weights and three for products of activations.
