@@ -1,6 +1,7 @@
 """Environment that a job of each platform starts with: flags of XLA, libtpu and NCCL, as data, one reason each.
 
-They follow the vendors' guides for transformers with split parameters; none has been measured with this model yet. `env` of a
+They follow the vendors' guides for transformers with split parameters and are about several devices; on one GPU the only one that could
+matter, double buffering of loops, made no difference (docs/benchmarks.md), and none has been measured on several. `env` of a
 specification adds to them or takes their place. What a run was started with stands in its ledger (`begin` rows of goodput.jsonl).
 """
 
