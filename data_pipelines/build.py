@@ -19,19 +19,14 @@ import errno
 import hashlib
 import itertools
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
 import pathlib
-import signal
-import threading
 from typing import Any
 
-from data_pipelines import records, schema
+from data_pipelines import processes, records, schema
 from sam3d_jax.errors import InputError, JobFailed
 
 REPORTS = "reports"
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,8 +238,7 @@ def _execute(plan: Plan, out: pathlib.Path, jobs: list[ShardJob], workers: int) 
     for job in jobs:
       yield job, run_job(job, **call)
     return
-  with single_threaded_children():
-    pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+  with processes.pool(workers) as pool:
     running: dict[concurrent.futures.Future, ShardJob] = {}
     queue = iter(jobs)
     try:
@@ -260,43 +254,6 @@ def _execute(plan: Plan, out: pathlib.Path, jobs: list[ShardJob], workers: int) 
     except concurrent.futures.process.BrokenProcessPool as error:
       raise JobFailed(f"a worker process died while building {out} (usually out of memory). Finished shards are kept: run the "
                       "same command again, with fewer --config.workers if memory was short") from error
-    finally:
-      _stop(pool)
-
-
-def _stop(pool: concurrent.futures.ProcessPoolExecutor) -> None:
-  """Ends the workers at once; unfinished shards are temporary files that the caller removes."""
-  # shutdown() would wait for shards that can take many minutes, and before Python 3.14 the executor offers no other end.
-  processes = list((pool._processes or {}).values())
-  pool.shutdown(wait=False, cancel_futures=True)
-  for process in processes:
-    process.terminate()
-  for process in processes:
-    process.join()
-
-
-@contextlib.contextmanager
-def single_threaded_children():
-  """Processes started inside use one thread each for linear algebra: the cores are taken by the processes."""
-  saved = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-  os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-  try:
-    yield
-  finally:
-    for name, value in saved.items():
-      os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def _start_worker() -> None:
-  """Ctrl-C is the parent's to handle; a worker whose parent has died ends too."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  parent = multiprocessing.parent_process()
-
-  def watch() -> None:
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
-
-  threading.Thread(target=watch, daemon=True).start()
 
 
 def _remove_partial(out: pathlib.Path) -> None:

@@ -5,12 +5,11 @@ from concurrent import futures
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
 import pathlib
 import time
 
-from data_pipelines import build
+from data_pipelines import processes
 from launch.progress import Progress
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import aggregate, layout, report, shape, surface
@@ -120,14 +119,10 @@ def score_all(out: pathlib.Path, todo: dict, protocol: shape.ShapeProtocol, work
       for folder in todo:
         keep(folder, score_pair(folder, protocol))
       return
-    with build.single_threaded_children(), futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with processes.pool(workers) as pool:
       jobs = {pool.submit(score_pair, folder, protocol): folder for folder in todo}
-      try:
-        for job in futures.as_completed(jobs):
-          keep(jobs[job], job.result())
-      except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
+      for job in futures.as_completed(jobs):
+        keep(jobs[job], job.result())
 
 
 def score_pair(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> dict:
