@@ -74,7 +74,7 @@ class WindowBlock(nnx.Module):
     basis_FD, position_LD = centred(basis_FD), centred(position_LD)
     square_WL = (jnp.einsum("wlf,fg,wlg->wl", features_WLF, basis_FD @ basis_FD.T, features_WLF)
                  + 2 * jnp.einsum("wlf,lf->wl", features_WLF, position_LD @ basis_FD.T) + jnp.square(position_LD).sum(-1))
-    inverse_std_WL = jax.lax.rsqrt(square_WL / len(first_D) + NORM_EPS)
+    inverse_std_WL = jax.lax.rsqrt(jnp.maximum(square_WL, 0.0) / len(first_D) + NORM_EPS)  # rounding may leave less than nothing
     q_DHK, k_DHK, v_DHK = jnp.unstack(self.attn.qkv.kernel[...], axis=1)
     q_bias, _, v_bias = jnp.unstack(self.attn.qkv.bias[...])
     first_D = self.norm1(first_D)
