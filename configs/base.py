@@ -126,7 +126,7 @@ def geometry_model() -> ConfigDict:
   m.flow.shortcut = True  # has an embedder for the step size, which distillation needs
   m.flow.time_scale = 1000.0  # times enter the sinusoid multiplied by it
   m.flow.absorb_layout_kv = True  # fold the layout stream's key/value projections into its four queries (same result, less work)
-  m.flow.remat = "none"  # what the backward pass computes again: none, operands, dots, attention, full
+  m.flow.remat = "none"  # what is kept for the backward pass, from everything to inputs only: none, operands, dots, attention, full
   m.flow.unroll = False  # no loop over blocks: longer compilation, a step without the copies that a loop needs on GPUs
   m.flow.attention = "auto"  # attention backend: auto, xla, cudnn, splash
   m.flow.dtype = "bfloat16"  # of matrix products
