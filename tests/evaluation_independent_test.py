@@ -48,13 +48,14 @@ def test_point_metrics_are_those_of_scipy(pair):
   assert found["f1"] == pytest.approx(2 * precision * recall / (precision + recall) if precision + recall else 0, abs=1e-12)
   cells = [np.histogramdd(np.clip(x, -1, 1), bins=64, range=[(-1, 1)] * 3)[0] > 0 for x in (a, b)]
   assert found["viou"] == pytest.approx((cells[0] & cells[1]).sum() / (cells[0] | cells[1]).sum(), abs=1e-3)  # edges of cells
-  chosen = [x[neighbours.even_subset(x, FAST.emd_points)] for x in (a, b)]
+  chosen = [x[neighbours.spatial_order(x)][neighbours.strides(len(x), FAST.emd_points)] for x in (a, b)]
   cost = cdist(*chosen)
   assert found["emd"] == pytest.approx(cost[linear_sum_assignment(cost)].mean(), rel=1e-9)
 
 
 def test_probed_distances_of_large_clouds_keep_the_mean(pair, monkeypatch):
   a, b = (surface.sample_surface(surface.Surface(surface.normalise(s.vertices)[0], s.faces), 40_000, i)[0] for i, s in enumerate(pair[0]))
+  a, b = (points[neighbours.spatial_order(points)] for points in (a, b))
   exact = cKDTree(b).query(a)[0]
   monkeypatch.setattr(neighbours, "PROBE_ABOVE", 1000)
   probed = neighbours.nearest_distances(a, b)

@@ -10,7 +10,7 @@ import trimesh
 from sam3d_jax.evaluation import align, layout, surface
 from tests.evaluation_shape_test import wedge
 
-FAST = align.IcpProtocol(spiral=101, scan_points=128, keep=8, coarse_points=400, fine_points=2000)
+FAST = align.IcpProtocol(spiral=101, scan_points=128, keep=8, coarse_points=400, medium_points=2000, fine_points=2000)
 
 
 def pose(rotvec_deg=(0, 0, 0), translation=(0, 0, 0), scale=1.0) -> layout.Pose:

@@ -10,7 +10,7 @@ import trimesh
 from sam3d_jax.evaluation import align, neighbours, shape, surface
 
 FAST = shape.ShapeProtocol(points=20_000, emd_points=256, align_points=4000, icp=align.IcpProtocol(
-    spiral=101, scan_points=128, keep=6, coarse_points=400, fine_points=2000))
+    spiral=101, scan_points=128, keep=6, coarse_points=400, medium_points=2000, fine_points=2000))
 
 
 def box(extents=(2.0, 1.2, 0.6)) -> surface.Surface:
@@ -50,18 +50,44 @@ def test_emd_of_a_small_shift_is_its_length():
   assert shape.emd(points, points + [0.01, 0.02, 0.02], 512) == pytest.approx(0.03, abs=1e-3)
 
 
-def test_emd_equals_the_plain_assignment():
+def test_emd_equals_the_plain_assignment(monkeypatch):
   from scipy.optimize import linear_sum_assignment
   from scipy.spatial.distance import cdist
   rng = np.random.default_rng(0)
   a, b = rng.standard_normal((200, 3)), rng.standard_normal((200, 3)) + 1
   distance = cdist(a, b)
-  assert shape.emd(a, b, 200) == pytest.approx(distance[linear_sum_assignment(distance)].mean(), rel=1e-12)
+  plain = pytest.approx(distance[linear_sum_assignment(distance)].mean(), rel=1e-12)
+  assert shape.emd(a, b, 200) == plain
+  monkeypatch.setattr(shape, "RELAXATION", 4.0)  # potentials that diverge cost time, never exactness
+  assert shape.emd(a, b, 200) == plain
+
+
+def test_spatial_order_is_that_of_interleaved_coordinates():
+  points = np.random.default_rng(0).random((3000, 3)) * [1, 0.5, 0.2] - 3
+  low, side = points.min(0), np.ptp(points, axis=0).max()
+  cell = np.minimum((points - low) * (128 / side), 127).astype(int)
+  code = [int("".join(f"{z >> i & 1}{y >> i & 1}{x >> i & 1}" for i in reversed(range(7))), 2) for x, y, z in cell]
+  np.testing.assert_array_equal(neighbours.spatial_order(points), np.argsort(code, kind="stable"))
+
+
+def test_strides_take_points_equally_far_apart_and_all_if_there_are_few():
+  np.testing.assert_array_equal(neighbours.strides(10, 4), [0, 2, 5, 7])
+  np.testing.assert_array_equal(neighbours.strides(3, 4), [0, 1, 2])
+
+
+def test_metrics_take_even_subsets_whatever_the_order_of_the_points():
+  rng = np.random.default_rng(0)
+  a = rng.random((4096, 3))
+  lopsided = a[np.argsort(a[:, 0])].reshape(16, 256, 3).swapaxes(0, 1).reshape(-1, 3)  # every 16th point is one of the leftmost
+  found, expected = (shape.point_metrics(x, rng.permutation(a), FAST) for x in (lopsided, a))
+  assert found["emd"] < 0.12 and expected["emd"] < 0.12
+  assert {k: found[k] for k in ("f1", "viou", "chamfer")} == {"f1": 1.0, "viou": 1.0, "chamfer": 0.0}
 
 
 def test_thinning_of_far_points_hardly_changes_a_distance(monkeypatch):
   rng = np.random.default_rng(0)
   a, b = rng.random((30_000, 3)) * [1, 1, 0], rng.random((30_000, 3)) * [1, 1, 0] + [0.3, 0, 0.05]
+  a, b = (points[neighbours.spatial_order(points)] for points in (a, b))
   exact = neighbours.nearest_distances(a, b)
   monkeypatch.setattr(neighbours, "PROBE_ABOVE", 1000)
   thinned = neighbours.nearest_distances(a, b)
