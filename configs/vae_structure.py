@@ -35,5 +35,5 @@ def tiny(c: ConfigDict) -> None:
 def fake(c: ConfigDict) -> None:
   tiny(c)
   c.data.kind = "fake"
-  c.model.resolution, c.model.channels, c.model.res_blocks, c.model.middle_blocks = 32, (4, 16, 32, 128), 0, 1
+  c.model.resolution, c.data.resolution, c.model.channels = 16, 16, (4, 8)
   c.steps, c.batch_size, c.checkpoint.every, c.eval.every, c.eval.batches, c.log.every = 8, 8, 4, 4, 1, 2
