@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from launch import hlo
 from sam3d_jax.models import attention, layers
 from sam3d_jax.models.attention import attend, attend_few, attend_rows
 from sam3d_jax.sharding.mesh import MeshConfig, make_mesh
@@ -102,6 +103,20 @@ def test_kernels_cut_over_a_mesh_compute_the_same(splash_on_cpu):
   _assert_close(cut, whole, 2e-5)
   _assert_close(counted[1:], attend(q[1:], k[1:, :9], v[1:, :9], backend="xla"), 2e-5)
   assert "tensor<1x128x1x64xf32>" in lowered  # a shard: 1 sample, 128 queries, 1 head
+
+
+@pytest.mark.multidevice
+def test_few_queries_move_nothing_between_shards_of_the_heads():
+  q, k, v = _qkv((4, 16), heads=4)
+  few = lambda q, k, v: attend_few(q, (k[:, :4], k[:, 4:]), (v[:, :4], v[:, 4:]))
+  both = lambda q, k, v: (few(q, k, v), jax.grad(lambda *qkv: jnp.sin(few(*qkv)).sum(), argnums=(0, 1, 2))(q, k, v))
+  whole = jax.jit(both)(q, k, v)
+  mesh = make_mesh(MeshConfig(data=2, tensor=4), jax.devices()[:8])
+  with jax.set_mesh(mesh):
+    by_head = jax.NamedSharding(mesh, jax.P("data", None, "tensor"))
+    compiled = jax.jit(both, in_shardings=by_head, out_shardings=by_head).lower(q, k, v).compile()
+    _assert_close(compiled(*jax.device_put((q, k, v), by_head)), whole, 1e-5)
+  assert not hlo.collectives(compiled.as_text())
 
 
 @pytest.mark.multidevice

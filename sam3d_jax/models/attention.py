@@ -45,7 +45,7 @@ def attend(q_BLHK, k_BMHK, v_BMHK, *, backend: str = "auto", key_count_B=None):
                      f"{CUDNN_MAX_HEAD_DIM}, not {q_BLHK.dtype} and {q_BLHK.shape[-1]}: choose dtype=bfloat16, or attention=xla")
   kernel = {"cudnn": _cudnn, "splash": _splash}[backend]
   counts = () if key_count_B is None else (key_count_B.astype(jnp.int32),)
-  return _per_shard(kernel, q_BLHK, k_BMHK, counted=bool(counts))(q_BLHK, k_BMHK, v_BMHK, *counts)
+  return _per_shard(kernel, q_BLHK, counted=bool(counts))(q_BLHK, k_BMHK, v_BMHK, *counts)
 
 
 def target_platform() -> str:
@@ -89,8 +89,13 @@ def attend_few(q_BLHK, ks, vs):
 
   All heads go through one product with the keys as they lie in memory: a query's row for head h is zero in the columns of the other
   heads. That is H times the arithmetic, all of it little, and spares what a batch of products head by head costs, a transposed copy
-  of the keys and one of the values.
+  of the keys and one of the values. A shard of the heads (`tensor`) makes its own product: one over all would sum logits between shards.
   """
+  few = lambda q, *kv: _attend_few(q, kv[:len(ks)], kv[len(ks):])
+  return _per_shard(few, q_BLHK, keys=len(ks) + len(vs), only=HEAD_AXES)(q_BLHK, *ks, *vs)
+
+
+def _attend_few(q_BLHK, ks, vs):
   B, L, H, K = q_BLHK.shape
   own = jnp.eye(H, dtype=q_BLHK.dtype)[:, :, None]  # (H, H, 1)
   rows_BRD = (q_BLHK[:, :, :, None] * own).reshape(B, L * H, H * K)
@@ -193,20 +198,21 @@ def _splash_kernel(heads: int, length: int, keys: int, q_block: int, k_block: in
   return splash.make_splash_mha(mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, residual_checkpoint_name=SAVED_NAME)
 
 
-def _per_shard(kernel, q_BLHK, k_BMHK, *, counted: bool):
+def _per_shard(kernel, q_BLHK, *, keys: int = 2, counted: bool = False, only: tuple[str, ...] = ()):
   """`kernel` mapped over the shards of the ambient mesh, which the compiler cannot cut by itself; unchanged without a mesh.
 
-  Every shard holds the keys and values of its batch rows and heads whole. An axis that does not divide its dimension is left out.
+  Its arguments are the queries, `keys` arrays (B, M, H, K) of keys and values and, if `counted`, a number (B,) of each sample. Every
+  shard holds the keys and values of its batch rows and heads whole. An axis that does not divide its dimension is left out.
+  `only`: unchanged too where the mesh has one shard along all of these axes.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  if mesh.empty or mesh.size == 1 or (only and all(mesh.shape.get(axis, 1) == 1 for axis in only)):
     return kernel
   batch = _dividing_axes(mesh, BATCH_AXES, q_BLHK.shape[0])
   heads = _dividing_axes(mesh, HEAD_AXES, q_BLHK.shape[2])
   queries = P(batch, _dividing_axes(mesh, QUERY_AXES, q_BLHK.shape[1]), heads)
-  keys = P(batch, None, heads)
   counts = (P(batch),) if counted else ()
-  return jax.shard_map(kernel, in_specs=(queries, keys, keys, *counts), out_specs=queries, check_vma=False)
+  return jax.shard_map(kernel, in_specs=(queries, *[P(batch, None, heads)] * keys, *counts), out_specs=queries, check_vma=False)
 
 
 def _dividing_axes(mesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:
