@@ -9,6 +9,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from sam3d_jax.sharding.mesh import target_platform
+
 BACKENDS = ("auto", "xla", "cudnn", "splash")
 SAVED_NAME = "attention_out"  # tags what `keep_attention` keeps
 CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"  # primitive of cuDNN's forward kernel
@@ -46,12 +48,6 @@ def attend(q_BLHK, k_BMHK, v_BMHK, *, backend: str = "auto", key_count_B=None):
   kernel = {"cudnn": _cudnn, "splash": _splash}[backend]
   counts = () if key_count_B is None else (key_count_B.astype(jnp.int32),)
   return _per_shard(kernel, q_BLHK, counted=bool(counts))(q_BLHK, k_BMHK, v_BMHK, *counts)
-
-
-def target_platform() -> str:
-  """The platform that is compiled for: that of the ambient mesh's devices, without a mesh the default backend's."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return jax.default_backend() if device is None else device.platform
 
 
 def choose_backend(platform: str, q_BLHK, k_BMHK) -> str:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sam3d_jax.models.layers import LayerNorm
+from sam3d_jax.sharding.mesh import target_platform
 
 NORM_EPS = 1e-5
 PACKED_PRODUCT = 8  # C_in * C_out up to which packing makes a convolution faster on a CPU
@@ -187,7 +188,7 @@ def conv3d(x_BXYZC, kernel):
   XLA's 3-D convolution is slow on CPUs, so there the same numbers are computed another way: narrow ones on packed voxels, the
   others plane by plane (narrow nets on two cores: 30 against 6 GFLOP/s forward, 27 against 4.5 with gradients).
   """
-  if jax.default_backend() != "cpu":
+  if target_platform() != "cpu":
     return jax.lax.conv_general_dilated(x_BXYZC, kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
   even = all(n % 2 == 0 for n in x_BXYZC.shape[1:4])
   if kernel.shape[0] == 3 and math.prod(kernel.shape[3:]) <= PACKED_PRODUCT and even:
