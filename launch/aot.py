@@ -31,18 +31,20 @@ def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--topology", required=True, help="what to compile for: v5p:4x4x4, v5e:16x16, v6e:16x16, cpu:8")
   parser.add_argument("--slices", type=int, default=1, help="number of such slices, joined by the data-centre network")
   parser.add_argument("--json", metavar="FILE", help="write the report here")
-  parser.add_argument("--search", action="store_true", help="find the largest batch per chip for each rematerialisation policy")
+  parser.add_argument("--search", nargs="?", const="", metavar="POLICY,...",
+                      help="find the largest batch per chip for each rematerialisation policy, or for those named")
 
 
 def run(args: argparse.Namespace) -> int:
-  devices = described_devices(args.topology, args.slices)
   config = without_data(args.config)
+  policies = None if args.search is None else searched(args.search, config)
+  devices = described_devices(args.topology, args.slices)
   report = {"config": str(args.config.stage), "topology": args.topology, "slices": args.slices}
-  if args.search:
-    report["search"] = search(config, devices)
+  if policies is not None:
+    report["search"] = search(config, devices, policies)
     fits = any(row["batch_per_chip"] for row in report["search"])
   else:
-    report |= measure(config, devices)
+    report |= measure(config, devices) | {"xla_flops_per_step": xla_flops_per_sample(config) * config.batch_size}
     fits = report["fits"]
     print(text(report))
   if args.json:
@@ -107,7 +109,6 @@ def measure(config: ConfigDict, devices) -> dict:
             "batch_size": config.batch_size, "batch_per_chip": config.batch_size / chips, "accumulate": config.accumulate,
             "remat": config.model.get("flow", {}).get("remat", ""), "state_bytes": plan.bytes_per_device(setup.abstract_state),
             "hbm_capacity_bytes": capacity, "model_flops_per_sample": plan.model_flops(setup)}
-  report["xla_flops_per_step"] = xla_flops_per_sample(config) * config.batch_size
   start = time.monotonic()
   lowered = lowering.step(setup)
   report["fingerprint"] = lowering.fingerprint(lowered)
@@ -196,31 +197,43 @@ def xla_flops_per_sample(config: ConfigDict) -> float:
   return (base + sum((depth - 1) * (count(shallow | {s: 2}) - base) for s, depth in stacks.items())) / rows
 
 
-def search(config: ConfigDict, devices) -> list[dict]:
+def searched(names: str, config: ConfigDict) -> tuple[str, ...]:
+  """The policies that --search names, all if it names none; one without a name if the model has none. Raises ConfigError."""
+  from sam3d_jax.models.layers import REMAT_POLICIES
+  if "flow" not in config.model:
+    if names:
+      raise ConfigError(f"--search {names}: this model has no rematerialisation policies; --search alone finds its largest batch")
+    return ("",)
+  policies = tuple(names.split(",")) if names else REMAT_POLICIES
+  for policy in policies:
+    if policy not in REMAT_POLICIES:
+      raise ConfigError(f"--search {names}: {policy!r} is not one of {', '.join(REMAT_POLICIES)}")
+  return policies
+
+
+def search(config: ConfigDict, devices, policies: tuple[str, ...]) -> list[dict]:
   """The largest batch a chip that fits, for each rematerialisation policy: memory is close to affine in the batch, so two compilations
   predict it and further ones confirm it."""
   from launch import plan
-  from sam3d_jax.models.layers import REMAT_POLICIES
   from sam3d_jax.sharding.mesh import BATCH_AXES, MeshConfig, axis_sizes
   sizes = axis_sizes(MeshConfig(**config.mesh.to_dict()), len(devices))
   ways = sizes[BATCH_AXES[0]] * sizes[BATCH_AXES[1]]
   rows = []
-  for policy in REMAT_POLICIES:
+  for policy in policies:
     tried: dict[int, dict] = {}
 
     def compile_at(rows_per_way: int, policy=policy, tried=tried) -> dict:
       if rows_per_way not in tried:
-        changes = {"batch_size": rows_per_way * ways, "accumulate": 1, "model__flow__remat": policy}
-        tried[rows_per_way] = measure(without_data(config, **changes), devices)
-        report = tried[rows_per_way]
-        print(f"  remat {policy}, {rows_per_way} samples on each of {ways} shards: {plan.size(report['hbm_bytes'])}, "
-              f"{'fits' if report['fits'] else 'does not fit'}", file=sys.stderr, flush=True)
+        changes = {"batch_size": rows_per_way * ways, "accumulate": 1} | ({"model__flow__remat": policy} if policy else {})
+        report = tried[rows_per_way] = measure(without_data(config, **changes), devices)
+        print(f"  remat {policy or '-'}, {rows_per_way} samples on each of {ways} shards: {plan.size(report['hbm_bytes'])}, "
+              f"{'fits' if report['fits'] else 'does not fit'}; compiled in {report['compile_seconds']:.0f} s", file=sys.stderr, flush=True)
       return tried[rows_per_way]
 
     best = largest(lambda n: compile_at(n)["hbm_bytes"], lambda n: compile_at(n)["fits"], capacity_of(devices))
     rows.append({"remat": policy, "batch_per_shard": best, "batch_per_chip": best * ways / len(devices),
                  "hbm_bytes": tried[best]["hbm_bytes"] if best else None})
-    print(f"remat {policy}: {rows[-1]['batch_per_chip']:g} samples a chip", flush=True)
+    print(f"remat {policy or '-'}: {rows[-1]['batch_per_chip']:g} samples a chip", flush=True)
   return rows
 
 

@@ -104,3 +104,24 @@ def test_slices_exchange_each_gradient_once_shared_out_among_the_chips_that_hold
 def test_the_search_ends_at_the_last_batch_that_fits():
   assert aot.largest(lambda n: 10 + 7 * n, lambda n: 10 + 7 * n <= 100, 100) == 12
   assert aot.largest(lambda n: 200, lambda n: False, 100) == 0
+
+
+def test_the_search_compiles_until_a_batch_does_not_fit(tmp_path, monkeypatch, capsys):
+  vae = ("--config", "configs/vae_structure.py:fake", "--topology", "cpu:1")
+  used = [run(tmp_path, *vae, f"--config.batch_size={n}")[1]["hbm_bytes"] for n in (2, 3)]
+  monkeypatch.setitem(hardware.CHIPS, "cpu", hardware.Chip(peak=1e12, memory=sum(used) / 2, bandwidth=1e10, link=1e9, network=1e9))
+  code, report = run(tmp_path, *vae, "--search")
+  assert code == 0 and report["search"] == [{"remat": "", "batch_per_shard": 2, "batch_per_chip": 2.0, "hbm_bytes": used[0]}]
+  assert "3 samples on each of 1 shards" in capsys.readouterr().err  # the first that does not fit was compiled, not guessed
+
+
+@pytest.mark.parametrize("path, names, message", [
+    ("configs/pretrain_geometry.py:fake", "full,half", "'half' is not one of none, operands, dots, attention, full"),
+    ("configs/vae_structure.py:fake", "full", "no rematerialisation policies")])
+def test_a_search_over_unknown_policies_is_bad_configuration(tmp_path, capsys, path, names, message):
+  assert run(tmp_path, "--config", path, "--topology", "cpu:1", "--search", names)[0] == 2
+  assert message in capsys.readouterr().err
+
+
+def test_a_search_names_policies_or_takes_all():
+  assert aot.searched("full,dots", fake()) == ("full", "dots") and len(aot.searched("", fake())) == 5
