@@ -48,11 +48,11 @@ def test_downsampling_equals_a_strided_convolution():
   np.testing.assert_allclose(got, plain + module.bias[...], atol=2e-5)
 
 
-def test_depth_to_space_undoes_space_to_depth_and_keeps_the_channel_slowest():
+def test_depth_to_space_undoes_space_to_depth_and_keeps_the_channel_fastest():
   x = _random(1, 4, 6, 2, 3)
   patches = vae.space_to_depth(x, 2)
   np.testing.assert_array_equal(vae.depth_to_space(patches, 2), x)
-  np.testing.assert_array_equal(patches[0, 0, 0, 0, :8], x[0, :2, :2, :2, 0].reshape(8))  # channel 0 first; x, y, z within
+  np.testing.assert_array_equal(patches[0, 0, 0, 0, ::3], x[0, :2, :2, :2, 0].reshape(8))  # x slowest, then y, z, channel
 
 
 def test_tokens_run_through_the_grid_with_x_slowest_and_z_fastest():

@@ -121,16 +121,16 @@ class EncoderLevel(nnx.Module):
 
 
 class DecoderLevel(nnx.Module):
-  """Residual blocks, then a convolution and pixel shuffle to twice the side and the next level's width, if there is one."""
+  """Residual blocks, then a doubling of the side to the next level's width, if there is one."""
 
   def __init__(self, channels: int, next_channels: int | None, res_blocks: int, *, dtype, rngs: nnx.Rngs):
     self.blocks = nnx.List([ResBlock3D(channels, channels, dtype=dtype, rngs=rngs) for _ in range(res_blocks)])
-    self.upsample = None if next_channels is None else Conv3D(channels, 8 * next_channels, dtype=dtype, rngs=rngs)
+    self.upsample = None if next_channels is None else Upsample3D(channels, next_channels, dtype=dtype, rngs=rngs)
 
   def __call__(self, x_BXYZC):
     for block in self.blocks:
       x_BXYZC = block(x_BXYZC)
-    return x_BXYZC if self.upsample is None else depth_to_space(self.upsample(x_BXYZC), 2)
+    return x_BXYZC if self.upsample is None else self.upsample(x_BXYZC)
 
 
 class ResBlock3D(nnx.Module):
@@ -171,9 +171,24 @@ class Downsample3D(nnx.Module):
     self.dtype = dtype
 
   def __call__(self, x_BXYZC):
-    kernel = jnp.moveaxis(self.kernel[...].astype(self.dtype), 3, 0)  # patches are channel-major
     patches = space_to_depth(x_BXYZC.astype(self.dtype), 2)
-    return patches @ kernel.reshape(patches.shape[-1], -1) + self.bias[...].astype(self.dtype)
+    return patches @ self.kernel[...].astype(self.dtype).reshape(patches.shape[-1], -1) + self.bias[...].astype(self.dtype)
+
+
+class Upsample3D(nnx.Module):
+  """Convolution and pixel shuffle, (B, X, Y, Z, C) -> (B, 2 X, 2 Y, 2 Z, C_out).
+
+  `kernel` (3, 3, 3, C, 8 C_out) and `bias` (8 C_out,) are in the published order of a pixel shuffle, C_out slowest.
+  """
+
+  def __init__(self, channels: int, out_channels: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    self.kernel = nnx.Param(fan_in_uniform(rngs.params(), (3, 3, 3, channels, 8 * out_channels)))
+    self.bias = nnx.Param(jnp.zeros(8 * out_channels, jnp.float32))
+    self.dtype = dtype
+
+  def __call__(self, x_BXYZC):
+    kernel, bias = (channels_fastest(p[...].astype(self.dtype), 2) for p in (self.kernel, self.bias))
+    return depth_to_space(conv3d(x_BXYZC.astype(self.dtype), kernel) + bias, 2)
 
 
 def fan_in_uniform(key, shape):
@@ -218,23 +233,32 @@ def pack_kernel(kernel):
   cell, d, e = np.meshgrid(np.arange(3), np.arange(2), np.arange(2), indexing="ij")
   taps = (2 * (cell - 1) + d - e + 1)[..., None] == np.arange(3)  # (cell, d, e, tap)
   taps = jnp.asarray(taps, kernel.dtype)
-  packed = jnp.einsum("adet,bfgu,chiv,tuvmn->abcmdfhnegi", taps, taps, taps, kernel)
+  packed = jnp.einsum("adet,bfgu,chiv,tuvmn->abcdfhmegin", taps, taps, taps, kernel)
   return packed.reshape(3, 3, 3, 8 * kernel.shape[3], 8 * kernel.shape[4])
 
 
 def space_to_depth(x_BXYZC, factor: int):
-  """Patches of factor^3 voxels to channels, the old channel slowest, then x, y, z within the patch."""
+  """Patches of factor^3 voxels to channels: x, y, z within the patch, then the old channel, which stays the fastest index.
+
+  A pixel shuffle as published has the channel slowest. Moving it would put two voxels where vector units want channels, so the
+  parameters are put in this order instead (`channels_fastest`).
+  """
   b, *grid, c = x_BXYZC.shape
   x, y, z = (n // factor for n in grid)
   patches = x_BXYZC.reshape(b, x, factor, y, factor, z, factor, c)
-  return patches.transpose(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, x, y, z, c * factor**3)
+  return patches.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, x, y, z, factor**3 * c)
 
 
 def depth_to_space(x_BXYZC, factor: int):
-  """The inverse of `space_to_depth` (3-D pixel shuffle)."""
+  """The inverse of `space_to_depth`."""
   b, x, y, z, c = x_BXYZC.shape
-  patches = x_BXYZC.reshape(b, x, y, z, c // factor**3, factor, factor, factor)
-  return patches.transpose(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, x * factor, y * factor, z * factor, c // factor**3)
+  patches = x_BXYZC.reshape(b, x, y, z, factor, factor, factor, c // factor**3)
+  return patches.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, x * factor, y * factor, z * factor, c // factor**3)
+
+
+def channels_fastest(x, factor: int):
+  """(..., C factor^3) of a published pixel shuffle, its channel slowest, in the order of `depth_to_space`; any further axes lead."""
+  return x.reshape(*x.shape[:-1], -1, factor**3).swapaxes(-1, -2).reshape(x.shape)
 
 
 def grid_to_tokens(z_BxyzC):

@@ -234,16 +234,17 @@ def vae_blocks(fixture: Fixture):
   c, out_c = fixture.kwargs["channels"], fixture.kwargs["out_channels"]
   make = lambda rngs: nnx.Dict({
       "res": vae.ResBlock3D(c, out_c, rngs=rngs), "res_same": vae.ResBlock3D(c, c, rngs=rngs),
-      "down": vae.Downsample3D(c, out_c, rngs=rngs), "up": vae.Conv3D(c, 8 * out_c, rngs=rngs)})
+      "down": vae.Downsample3D(c, out_c, rngs=rngs), "up": vae.Upsample3D(c, out_c, rngs=rngs)})
   rules = names.resblock_rules("res.", "res/", skip=c != out_c) + names.resblock_rules("res_same.", "res_same/")
   rules += names.conv_rules("down.conv", "down") + names.conv_rules("up.conv", "up")
   modules = loaded(make, rules, fixture.params)
   x = channels_last(fixture.inputs["x"])
   out = {name: module(x) for name, module in modules.items()}
-  out["up"] = vae.depth_to_space(out["up"], 2)
-  out["pixel_shuffle_3d"] = vae.depth_to_space(channels_last(fixture.inputs["ps"]), 2)
-  out["patchify2"] = vae.space_to_depth(channels_last(fixture.inputs["pa"]), 2)
-  out["unpatchify2"] = vae.depth_to_space(out["patchify2"], 2)
+  shuffle = lambda x: vae.depth_to_space(vae.channels_fastest(x, 2), 2)
+  out["pixel_shuffle_3d"] = shuffle(channels_last(fixture.inputs["ps"]))
+  patches = vae.space_to_depth(channels_last(fixture.inputs["pa"]), 2)
+  out["patchify2"] = patches.reshape(*patches.shape[:-1], 8, -1).swapaxes(-1, -2).reshape(patches.shape)  # published: channel slowest
+  out["unpatchify2"] = shuffle(out["patchify2"])
   return {f"out/{name}": channels_first(y) for name, y in out.items()}
 
 
