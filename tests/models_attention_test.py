@@ -13,6 +13,7 @@ from launch import hlo
 from sam3d_jax.models import attention, layers
 from sam3d_jax.models.attention import attend, attend_few, attend_rows
 from sam3d_jax.sharding.mesh import MeshConfig, make_mesh
+from tests.programs import equations
 
 
 def _qkv(lengths=(5, 7), batch=2, heads=2, head_dim=8, dtype=jnp.float32):
@@ -70,15 +71,8 @@ def test_half_precision_products_are_not_widened_by_their_gradients(attention):
   """fp32 comes out of bf16 products, and bf16 goes back into them: no product has an fp32 operand."""
   q, k, v = _qkv((3, 9), dtype=jnp.bfloat16)
   jaxpr = jax.make_jaxpr(jax.grad(lambda *qkv: attention(*qkv).astype(jnp.float32).sum(), argnums=(0, 1, 2)))(q, k, v)
-  products = [e for e in _equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"]
+  products = [e for e in equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"]
   assert len(products) >= 6 and all(x.aval.dtype == jnp.bfloat16 for e in products for x in e.invars)
-
-
-def _equations(jaxpr):
-  for eqn in jaxpr.eqns:
-    yield eqn
-    for sub in jax.core.jaxprs_in_params(eqn.params):
-      yield from _equations(sub)
 
 
 def test_softmax_of_half_precision_queries_is_taken_in_fp32():

@@ -20,6 +20,7 @@ from sam3d_jax.models.layers import REMAT_POLICIES
 from sam3d_jax.torch_bridge import keys, names_geometry
 from tests import parity
 from tests.parity_cases import flow_and_vae
+from tests.programs import equations
 
 TINY = GeometryFlowConfig(width=24, depth=2, heads=2, cond_width=20, shape_resolution=2, latent_channels=3, dtype="float32")
 BATCH, TOKENS = 3, 5
@@ -128,7 +129,7 @@ def test_remat_policies_keep_less_for_the_backward_pass_in_their_order():
   x, t, tokens = _inputs()
   for remat in REMAT_POLICIES:
     jaxpr = jax.make_jaxpr(_gradient(dataclasses.replace(TINY, remat=remat), LATENTS))(_model()[1], x, tokens, t, t)
-    forward_scan = next(e for e in _equations(jaxpr.jaxpr) if e.primitive.name == "scan")
+    forward_scan = next(e for e in equations(jaxpr.jaxpr) if e.primitive.name == "scan")
     kept[remat] = sum(v.aval.size for v in forward_scan.outvars)
   assert kept["full"] < kept["attention"] < kept["dots"] < kept["operands"] < kept["none"]
 
@@ -138,16 +139,9 @@ def test_blocks_one_after_the_other_are_the_blocks_in_a_loop(remat):
   looped, unrolled = (dataclasses.replace(TINY, remat=remat, unroll=u) for u in (False, True))
   (x, t, tokens), params = _inputs(), _model()[1]
   _assert_close(_grad(unrolled)(params, x, tokens, t, t), _grad(looped)(params, x, tokens, t, t), 1e-6)
-  scans = lambda cfg: sum(e.primitive.name == "scan" and e.params["unroll"] < e.params["length"] for e in _equations(
+  scans = lambda cfg: sum(e.primitive.name == "scan" and e.params["unroll"] < e.params["length"] for e in equations(
       jax.make_jaxpr(_gradient(cfg, LATENTS))(params, x, tokens, t, t).jaxpr))
   assert scans(looped) > 0 == scans(unrolled)
-
-
-def _equations(jaxpr):
-  for eqn in jaxpr.eqns:
-    yield eqn
-    for sub in jax.core.jaxprs_in_params(eqn.params):
-      yield from _equations(sub)
 
 
 def test_program_size_does_not_grow_with_depth():
