@@ -5,7 +5,7 @@ r"""Geometry model, mid-training on photos in which an object was swapped for a 
 
 The published run (arXiv 2511.16624, table of training stages): OS-R and ProcTHOR scenes, 2.38 M meshes, 12 epochs over them on 256 A100,
 6 samples each, lr 1e-4, weights shape 1, rotation 0.1, translation 1, scale 0.1. The point maps come in here, dropped in a tenth of the
-samples. Compiled for v5p:4x8x8 (256 chips): 41.6 of 95.7 GiB a chip. Cost at 33.4 TFLOP a sample: 28.6 M samples, 1 440 v5p or
+samples. Compiled for v5p:4x8x8 (256 chips): 39.8 of 95.7 GiB a chip. Cost at 33.4 TFLOP a sample: 28.6 M samples, 1 440 v5p or
 670 H200 chip-hours at 40 % MFU.
 ProcTHOR is left out unless its folder and weight are given (data.mixture.procthor.{path,weight}).
 """

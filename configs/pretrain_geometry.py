@@ -4,7 +4,7 @@
         --config.init_from=IMPORTED_DINOV2
 
 The published run: Iso-3DO (2.7 M meshes, 24 views each), conditioned on the crop and its mask, 512 A100, 6 samples each, 200 epochs
-over meshes, shape weight 1 and rotation weight 0.1. The image encoders are frozen. Compiled for v5p:8x8x8 (512 chips): 38.2 of 95.7 GiB
+over meshes, shape weight 1 and rotation weight 0.1. The image encoders are frozen. Compiled for v5p:8x8x8 (512 chips): 38.0 of 95.7 GiB
 a chip. Cost at 20.8 TFLOP a sample: 541 M samples, 17 000 v5p or 7 900 H200 chip-hours at 40 % MFU. `:tiny` is the quickstart's
 model, trained from scratch, encoders included; it needs no pre-trained weights.
 """

@@ -2,6 +2,8 @@
 
     python -m launch.train_vae --config configs/vae_structure.py --workdir DIR --config.data.mixture.iso_3do.path=DATA
 
+Compiled for v5p:4x4x4 (64 chips, 4 samples each): 9.2 of 95.7 GiB a chip. 4.4 TFLOP a sample.
+
 `:tiny` (32^3 <-> 4^3 x 8, two CPU cores, 1 500 steps) reaches a held-out IoU of 0.58 on the procedural objects of
 the quickstart.
 """
