@@ -4,7 +4,8 @@
 
 The step is the one that `launch.train` runs: same code, shardings and donation. `--topology` is a TPU slice as `v5p:4x4x4`, `v5e:16x16`
 or `v6e:16x16` (needs requirements-tpu.txt, no TPU), several of them with `--slices N`, or `cpu:N` for N host devices. No data and no
-checkpoint is read. Exit code 1 if the step does not fit the memory of a chip.
+checkpoint is read. Exit code 1 if the step does not fit the memory of a chip. `--search attention,full` finds the largest batch a chip
+for each of these rematerialisation policies, in about five compilations each.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from launch import cli
 from sam3d_jax.errors import ConfigError, InputError
 
 SEARCHED_UP_TO = 64  # samples a chip
+FIRST_GUESS = 4
 QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5p-8", "TPU_WORKER_HOSTNAMES": "localhost",  # no probing for a real TPU
          "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3",
          "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # compiling holds no chip, so several may compile at once
@@ -212,13 +214,12 @@ def searched(names: str, config: ConfigDict) -> tuple[str, ...]:
 
 
 def search(config: ConfigDict, devices, policies: tuple[str, ...]) -> list[dict]:
-  """The largest batch a chip that fits, for each rematerialisation policy: memory is close to affine in the batch, so two compilations
-  predict it and further ones confirm it."""
+  """The largest batch a chip that fits, for each rematerialisation policy; it and the next larger one were both compiled."""
   from launch import plan
   from sam3d_jax.sharding.mesh import BATCH_AXES, MeshConfig, axis_sizes
   sizes = axis_sizes(MeshConfig(**config.mesh.to_dict()), len(devices))
   ways = sizes[BATCH_AXES[0]] * sizes[BATCH_AXES[1]]
-  rows = []
+  capacity, rows = capacity_of(devices), []
   for policy in policies:
     tried: dict[int, dict] = {}
 
@@ -230,7 +231,9 @@ def search(config: ConfigDict, devices, policies: tuple[str, ...]) -> list[dict]
               f"{'fits' if report['fits'] else 'does not fit'}; compiled in {report['compile_seconds']:.0f} s", file=sys.stderr, flush=True)
       return tried[rows_per_way]
 
-    best = largest(lambda n: compile_at(n)["hbm_bytes"], lambda n: compile_at(n)["fits"], capacity_of(devices))
+    # The compiler may refuse a program without saying how much it lacks.
+    needed = lambda n, of=compile_at: of(n)["hbm_bytes"] if of(n)["fits"] else max(of(n)["hbm_bytes"], capacity + 1)
+    best = largest(needed, capacity)
     rows.append({"remat": policy, "batch_per_shard": best, "batch_per_chip": best * ways / len(devices),
                  "hbm_bytes": tried[best]["hbm_bytes"] if best else None})
     print(f"remat {policy or '-'}: {rows[-1]['batch_per_chip']:g} samples a chip", flush=True)
@@ -246,19 +249,24 @@ def capacity_of(devices) -> float:
   return chip.memory
 
 
-def largest(bytes_at, fits_at, capacity: float) -> int:
-  """The largest n with fits_at(n), 0 if not even one does, given that bytes_at is close to affine in n."""
-  if not fits_at(1):
+def largest(bytes_at, capacity: float) -> int:
+  """The largest n up to SEARCHED_UP_TO with bytes_at(n) <= capacity, 0 if not even one has.
+
+  Every call is a compilation of minutes. bytes_at grows about evenly, so the next n to try is where a line meets the capacity: that
+  through the largest n known to fit and the least known not to, as long as there is none of these through the two largest that fit.
+  """
+  used = {1: bytes_at(1)}
+  if used[1] > capacity:
     return 0
-  if not fits_at(2):
-    return 1
-  slope = max(1, bytes_at(2) - bytes_at(1))
-  n = min(SEARCHED_UP_TO, max(2, int((capacity - bytes_at(1)) / slope) + 1))
-  while n > 2 and not fits_at(n):
-    n -= 1
-  while n < SEARCHED_UP_TO and fits_at(n + 1):
-    n += 1
-  return n
+  fits, too_many, n = 1, SEARCHED_UP_TO + 1, FIRST_GUESS
+  while True:
+    used[n] = bytes_at(n)
+    fits, too_many = (n, too_many) if used[n] <= capacity else (fits, n)
+    if too_many - fits == 1:
+      return fits
+    low, high = (fits, too_many) if too_many in used else sorted(m for m in used if m <= fits)[-2:]
+    slope = max(1.0, (used[high] - used[low]) / (high - low))
+    n = min(max(fits + int((capacity - used[fits]) / slope), fits + 1), too_many - 1)
 
 
 def text(report: dict) -> str:

@@ -101,9 +101,14 @@ def test_slices_exchange_each_gradient_once_shared_out_among_the_chips_that_hold
   assert aot.between_slices(1600, data=8, slices=2) == 2 * 0.5 * 800 / 4
 
 
-def test_the_search_ends_at_the_last_batch_that_fits():
-  assert aot.largest(lambda n: 10 + 7 * n, lambda n: 10 + 7 * n <= 100, 100) == 12
-  assert aot.largest(lambda n: 200, lambda n: False, 100) == 0
+@pytest.mark.parametrize("bytes_at", [
+    lambda n: 10 + 7 * n, lambda n: 30 + 5 * n + n % 3, lambda n: 60 * (n < 3) + 2 * n, lambda n: 2 * n ** 1.3, lambda n: 99 + n,
+    lambda n: 200, lambda n: n / 10, lambda n: 45 * n])
+def test_the_search_ends_at_the_last_batch_that_fits_after_few_compilations(bytes_at):
+  asked = []
+  found = aot.largest(lambda n: asked.append(n) or bytes_at(n), 100)
+  assert found == max((n for n in range(1, aot.SEARCHED_UP_TO + 1) if bytes_at(n) <= 100), default=0)
+  assert len(asked) == len(set(asked)) <= 6
 
 
 def test_the_search_compiles_until_a_batch_does_not_fit(tmp_path, monkeypatch, capsys):
