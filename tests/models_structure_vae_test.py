@@ -13,6 +13,7 @@ from sam3d_jax.models import structure_vae as vae
 from sam3d_jax.torch_bridge import keys, names_geometry
 from tests import parity
 from tests.parity_cases import flow_and_vae
+from tests.programs import equations
 
 TINY = vae.StructureVAEConfig(resolution=8, latent_channels=3, channels=(4, 6), res_blocks=1, middle_blocks=1)
 _jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -34,9 +35,11 @@ def test_convolution_by_planes_equals_the_three_dimensional_one_with_gradients(m
   x, kernel = _random(2, 4, 5, 6, 3), _random(size, size, size, 3, 4, seed=1)
   run = lambda: _jit(lambda x, kernel: jax.vjp(vae.conv3d, x, kernel)[1](_random(2, 4, 5, 6, 4, seed=2)))(x, kernel)
   by_planes = run()
-  monkeypatch.setattr(vae, "target_platform", lambda: "tpu")
+  monkeypatch.setattr(vae, "target_platform", lambda: "tpu")  # what is compiled for, not what this process runs on
   for a, b in zip(by_planes, run(), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-5)
+  traced = equations(jax.make_jaxpr(vae.conv3d)(x, kernel).jaxpr)
+  assert [e.outvars[0].aval.ndim for e in traced if e.primitive.name == "conv_general_dilated"] == [5]  # one three-dimensional convolution
 
 
 def test_downsampling_equals_a_strided_convolution():
