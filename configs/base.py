@@ -1,9 +1,12 @@
-"""Every configuration key, with one comment each. Experiments start from here and change what they are about.
+"""Every configuration key, with one comment each. Experiments start from here and change what they
+are about.
 
-A configuration is data: plain values, no classes, locked once loaded. Sections become frozen dataclasses or keyword arguments of the
-part they name, so a key that nothing takes cannot exist. Any key is set from the command line with `--config.section.key=value`.
+A configuration is data: plain values, no classes, locked once loaded. Sections become frozen
+dataclasses or keyword arguments of the part they name, so a key that nothing takes cannot exist.
+Any key is set from the command line with `--config.section.key=value`.
 
-Variants of every experiment: `:tiny` runs on two CPU cores in minutes on real shards, `:fake` trains on random batches for seconds.
+Variants of every experiment: `:tiny` runs on two CPU cores in minutes on real shards, `:fake`
+trains on random batches for seconds.
 """
 
 from collections.abc import Callable
@@ -15,15 +18,22 @@ from ml_collections.config_dict import placeholder
 def training(stage: str) -> ConfigDict:
   """Keys that every training run has."""
   c = ConfigDict()
-  c.stage = stage  # what the run is, for the record: train_vae, pretrain, midtrain, sft, dpo, distill
-  c.seed = 0  # of initialisation, data order, augmentation and noise; the same on any number of devices and hosts
+  # what the run is, for the record: train_vae, pretrain, midtrain, sft, dpo, distill
+  c.stage = stage
+  # of initialisation, data order, augmentation and noise; the same on any number of devices and
+  # hosts
+  c.seed = 0
   c.steps = 100_000  # optimiser steps
   c.batch_size = 256  # global, over all hosts
   c.accumulate = 1  # parts in which a batch is taken, one after the other, to save memory
-  c.init_from = ""  # work folder of a checkpoint (trained or imported) to take parameters from; empty: random
-  c.init_allow = ""  # regular expression over parameters that init_from may lack, or have beyond the model or in another shape
+  # work folder of a checkpoint (trained or imported) to take parameters from; empty: random
+  c.init_from = ""
+  # regular expression over parameters that init_from may lack, or have beyond the model or in
+  # another shape
+  c.init_allow = ""
   c.init_which = "ema"  # which parameters of it: raw, ema (slowest decay) or ema:<decay>
-  c.compile_cache = ""  # folder of compiled programs; empty: $JAX_COMPILATION_CACHE_DIR, else <workdir>/compile_cache
+  # folder of compiled programs; empty: $JAX_COMPILATION_CACHE_DIR, else <workdir>/compile_cache
+  c.compile_cache = ""
 
   c.optim = ConfigDict()
   c.optim.lr = 1e-4  # peak learning rate
@@ -40,20 +50,26 @@ def training(stage: str) -> ConfigDict:
   c.optim.ema = (0.9999,)  # decays of the parameter averages kept beside the parameters
 
   c.lora = ConfigDict()
-  c.lora.targets = ""  # regular expression over modules with a kernel that get low-rank adapters, e.g. .*_attn/qkv; empty: none
+  # regular expression over modules with a kernel that get low-rank adapters, e.g. .*_attn/qkv;
+  # empty: none
+  c.lora.targets = ""
   c.lora.rank = 16  # of the adapters
   c.lora.alpha = 16.0  # the product of the factors counts alpha / rank
 
   c.guard = ConfigDict()
-  c.guard.spike_factor = 0.0  # skip steps whose gradient norm exceeds this multiple of its running mean; 0: only non-finite ones
+  # skip steps whose gradient norm exceeds this multiple of its running mean; 0: only non-finite
+  # ones
+  c.guard.spike_factor = 0.0
   c.guard.spike_warmup = 100  # steps before spikes are looked for
   c.guard.max_in_a_row = 20  # skipped steps in a row that stop the run
 
   c.watchdog = ConfigDict()
-  c.watchdog.factor = 20.0  # the stacks of all hosts are written when a step takes this many times the median of the latest
+  # the stacks of all hosts are written when a step takes this many times the median of the latest
+  c.watchdog.factor = 20.0
   c.watchdog.seconds = 120.0  # and at least this long
   c.watchdog.other_seconds = 3600.0  # or compiling, evaluating or saving this long
-  c.watchdog.give_up_seconds = 0.0  # after that long the process ends itself (exit code 1); 0: never
+  # after that long the process ends itself (exit code 1); 0: never
+  c.watchdog.give_up_seconds = 0.0
 
   c.mesh = ConfigDict()
   c.mesh.data = -1  # copies of the model (-1: all devices that are left)
@@ -70,15 +86,20 @@ def training(stage: str) -> ConfigDict:
   c.eval.every = 1000  # steps; 0: never
   c.eval.split = "test"  # split of the same datasets
   c.eval.batches = 4  # batches of it whose losses are taken, the same ones every time
-  c.eval.decoder = ""  # work folder of the structure VAE of the latents: shapes are sampled, scored and drawn; empty: losses only
+  # work folder of the structure VAE of the latents: shapes are sampled, scored and drawn; empty:
+  # losses only
+  c.eval.decoder = ""
   c.eval.objects = 16  # held-out objects that are sampled
   c.eval.pictures = 8  # of them drawn and written as meshes
-  c.eval.f1_threshold = 0.05  # distance, in units of half the object cube, within which two surface points agree
-  c.eval.steps_curve = ()  # numbers of sampling steps at which quality is measured once, at the end; empty: none
+  # distance, in units of half the object cube, within which two surface points agree
+  c.eval.f1_threshold = 0.05
+  # numbers of sampling steps at which quality is measured once, at the end; empty: none
+  c.eval.steps_curve = ()
 
   c.log = ConfigDict()
   c.log.every = 50  # steps over which metrics are averaged
-  c.log.wandb = ""  # Weights & Biases project that gets the metrics too (pip install wandb); empty: none
+  # Weights & Biases project that gets the metrics too (pip install wandb); empty: none
+  c.log.wandb = ""
 
   c.data = data()
   return c
@@ -88,8 +109,11 @@ def data() -> ConfigDict:
   """What is read, and in which form."""
   d = ConfigDict()
   d.kind = "shards"  # shards, or fake: random batches of the right shapes
-  d.mixture = ConfigDict()  # name -> {path: dataset folder, weight: relative share of samples; 0: left out}
-  d.thresholds = ()  # lowest rating that is trained on, by iteration of the data engine (the last one holds on); empty: any
+  # name -> {path: dataset folder, weight: relative share of samples; 0: left out}
+  d.mixture = ConfigDict()
+  # lowest rating that is trained on, by iteration of the data engine (the last one holds on);
+  # empty: any
+  d.thresholds = ()
   d.iteration = 0  # iteration of the data engine that the run belongs to
   d.split = "train"  # split of every dataset in the mixture
   d.image_size = 518  # pixels of every image and mask the model sees
@@ -100,7 +124,8 @@ def data() -> ConfigDict:
   d.autoencoder = ""  # digest that structure latents must carry; empty: that of the first records
   d.augment = augment()  # read-time augmentations; all off
   d.prefetch = 4  # batches held ready
-  d.cache_mb = 0  # host memory for decoded samples, for small datasets without augmentation; 0: none
+  # host memory for decoded samples, for small datasets without augmentation; 0: none
+  d.cache_mb = 0
   d.quarantine_budget = 100  # unreadable records replaced before the run fails
   return d
 
@@ -111,7 +136,9 @@ def dataset(path: str, weight: float = 1.0) -> ConfigDict:
 
 
 def geometry_model() -> ConfigDict:
-  """The published Geometry model (arXiv 2511.16624, Geometry model; 960 M flow parameters, 634 M condition parameters)."""
+  """The published Geometry model (arXiv 2511.16624, Geometry model; 960 M flow parameters, 634 M
+  condition parameters).
+  """
   m = ConfigDict()
   m.name = "geometry"
   m.flow = ConfigDict()
@@ -125,16 +152,21 @@ def geometry_model() -> ConfigDict:
   m.flow.qk_rms_norm = True  # RMS-norm queries and keys of self-attention
   m.flow.shortcut = True  # has an embedder for the step size, which distillation needs
   m.flow.time_scale = 1000.0  # times enter the sinusoid multiplied by it
-  m.flow.absorb_layout_kv = True  # fold the layout stream's key/value projections into its four queries (same result, less work)
-  m.flow.remat = "none"  # what is kept for the backward pass, from everything to inputs only: none, operands, dots, attention, full
-  m.flow.unroll = False  # no loop over blocks: longer compilation, a step without the copies that a loop needs on GPUs
+  # fold the layout stream's key/value projections into its four queries (same result, less work)
+  m.flow.absorb_layout_kv = True
+  # what is kept for the backward pass, from everything to inputs only: none, operands, dots,
+  # attention, full
+  m.flow.remat = "none"
+  # no loop over blocks: longer compilation, a step without the copies that a loop needs on GPUs
+  m.flow.unroll = False
   m.flow.attention = "auto"  # attention backend: auto, xla, cudnn, splash
   m.flow.dtype = "bfloat16"  # of matrix products
   m.condition = ConfigDict()
   m.condition.width = 1024  # of the condition tokens
   m.condition.hidden_multiplier = 4.0  # of the projections' feed-forward
   m.condition.dtype = "bfloat16"  # of the projections' matrix products
-  m.condition.streams = ("image", "mask", "rgb_image", "rgb_image_mask", "pointmap", "rgb_pointmap")  # what is looked at
+  # what is looked at
+  m.condition.streams = ("image", "mask", "rgb_image", "rgb_image_mask", "pointmap", "rgb_pointmap")
   m.condition.dino = ConfigDict()
   m.condition.dino.width = 1024  # DINOv2 ViT-L
   m.condition.dino.depth = 24  # blocks
@@ -144,7 +176,8 @@ def geometry_model() -> ConfigDict:
   m.condition.dino.image_size = 518  # input size the position embedding was trained for
   m.condition.dino.input_size = 518  # input size used
   m.condition.dino.registers = 4  # register tokens
-  m.condition.dino.prenorm = False  # tokens before the final norm, registers kept (Texture & Refinement)
+  # tokens before the final norm, registers kept (Texture & Refinement)
+  m.condition.dino.prenorm = False
   m.condition.dino.remat = "none"  # as model.flow.remat
   m.condition.dino.attention = "auto"  # as model.flow.attention
   m.condition.dino.dtype = "bfloat16"  # of matrix products
@@ -154,10 +187,12 @@ def geometry_model() -> ConfigDict:
   m.condition.pointmap.patch = 8  # pixels a side of a window
   m.condition.pointmap.heads = 16  # of its one block
   m.condition.pointmap.mlp_ratio = 2.0  # of its one block
-  m.condition.pointmap.remap = "linear"  # of the coordinates: linear, sinh, exp, sinh_exp, exp_disparity
+  # of the coordinates: linear, sinh, exp, sinh_exp, exp_disparity
+  m.condition.pointmap.remap = "linear"
   m.condition.pointmap.drop_token = False  # has a learned token for dropped point maps
   m.condition.pointmap.dtype = "bfloat16"  # of matrix products
-  m.condition.pointmap.cls_only = True  # compute only the row of the block that is read (same result, less work)
+  # compute only the row of the block that is read (same result, less work)
+  m.condition.pointmap.cls_only = True
   return m
 
 
@@ -187,7 +222,9 @@ def flow_matching(**weights: float) -> ConfigDict:
 
 
 def geometry_stage(stage: str) -> ConfigDict:
-  """A training stage of the Geometry model after pre-training: all condition streams, image encoders frozen."""
+  """A training stage of the Geometry model after pre-training: all condition streams, image
+  encoders frozen.
+  """
   c = training(stage)
   c.model = geometry_model()  # as published
   c.model.flow.remat = "attention"  # six samples a chip fit 40 GB, attention not computed twice
@@ -197,7 +234,9 @@ def geometry_stage(stage: str) -> ConfigDict:
 
 
 def augment() -> ConfigDict:
-  """Augmentations of photo and mask at read time, drawn from (seed, step, example); all off. Evaluation reads without them."""
+  """Augmentations of photo and mask at read time, drawn from (seed, step, example); all off.
+  Evaluation reads without them.
+  """
   a = ConfigDict()
   a.erode, a.dilate = 0.0, 0.0  # probabilities of eroding or dilating the mask by a square
   a.kernel = (2, 5)  # its side, pixels
@@ -228,12 +267,15 @@ def sampler() -> ConfigDict:
   s.guidance = 7.0  # weight w of (1 + w) v_cond - w v_uncond
   s.interval = (0.0, 0.5)  # times at which guidance is on
   s.shortcut = False  # few-step sampling of a distilled model: step size fed, no guidance
-  s.pointmap_guidance = placeholder(float)  # weight of the point map apart from the rest; unset: one guidance for all
+  # weight of the point map apart from the rest; unset: one guidance for all
+  s.pointmap_guidance = placeholder(float)
   return s
 
 
 def finish(c: ConfigDict, variant: str, **variants: Callable[[ConfigDict], None]) -> ConfigDict:
-  """Applies a variant by name and locks the configuration; an unknown variant is an error that names those that exist."""
+  """Applies a variant by name and locks the configuration; an unknown variant is an error that
+  names those that exist.
+  """
   if variant and variant not in variants:
     raise ValueError(f"variant {variant!r} is not one of {', '.join(variants)}")
   if variant:

@@ -3,11 +3,13 @@ r"""Geometry model, shortcut distillation: 25 guided steps become 4, or 1.
     python -m launch.distill --config configs/distill_geometry.py --workdir DIR --config.init_from=ALIGNED \
         --config.data.mixture.mitl_3do.path=DATA --config.eval.decoder=VAE
 
-The published run (arXiv 2511.16624): about 4 000 iterations from the trained checkpoint on the data of fine-tuning, three quarters of each
-batch flow matching at d = 0, one quarter self-consistency with targets guided at weight 2 in this stage. Learning rate and batch are
-those of fine-tuning. Compiled for v5p:4x4x4 (64 chips, so that a quarter of a chip's batch is a whole number): 57.3 of 95.7 GiB a chip.
-Cost at 42.5 TFLOP a sample (3.75 forward passes on average and the encoders): 200 v5p or 92 H200 chip-hours at 40 % MFU. At the
-end `<workdir>/steps_quality.{csv,png}` shows quality at each of eval.steps_curve.
+The published run (arXiv 2511.16624): about 4 000 iterations from the trained checkpoint on the data
+of fine-tuning, three quarters of each batch flow matching at d = 0, one quarter self-consistency
+with targets guided at weight 2 in this stage. Learning rate and batch are those of fine-tuning.
+Compiled for v5p:4x4x4 (64 chips, so that a quarter of a chip's batch is a whole number): 57.3 of
+95.7 GiB a chip. Cost at 42.5 TFLOP a sample (3.75 forward passes on average and the encoders): 200
+v5p or 92 H200 chip-hours at 40 % MFU. At the end `<workdir>/steps_quality.{csv,png}` shows quality
+at each of eval.steps_curve.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +24,10 @@ def get_config(variant: str = "") -> ConfigDict:
   c.optim.lr, c.optim.ema = 1e-5, (0.999,)
   c.objective = ConfigDict()
   c.objective.name = "shortcut"
-  c.objective.weights = ConfigDict({"shape": 1.0, "rotation": 0.1, "translation": 1.0, "scale": 0.1})  # latent -> weight
+  # latent -> weight
+  c.objective.weights = ConfigDict(
+    {"shape": 1.0, "rotation": 0.1, "translation": 1.0, "scale": 0.1}
+  )
   c.objective.time_mean = -1.0  # t = sigmoid(normal(mean, std))
   c.objective.time_std = 1.0
   c.objective.consistency_fraction = 0.25  # share of each batch that learns self-consistency
@@ -41,7 +46,8 @@ def get_config(variant: str = "") -> ConfigDict:
 def tiny(c: ConfigDict) -> None:
   sft_geometry.tiny(c)
   c.steps, c.optim.lr, c.optim.ema = 400, 5e-4, (0.99,)
-  c.objective.step_sizes = (0.0625, 0.125, 0.25, 0.5)  # few levels: each is seen often enough in minutes
+  # few levels: each is seen often enough in minutes
+  c.objective.step_sizes = (0.0625, 0.125, 0.25, 0.5)
   c.objective.consistency_fraction = 0.5
   c.checkpoint.every, c.eval.every = 200, 200
 

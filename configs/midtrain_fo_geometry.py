@@ -3,10 +3,11 @@ r"""Geometry model, mid-training on render-and-paste photos with flying occlusio
     python -m launch.pretrain --config configs/midtrain_fo_geometry.py --workdir DIR --config.init_from=PRETRAINED \
         --config.data.mixture.rp_3do_fo.path=DATA
 
-The published run (arXiv 2511.16624, table of training stages): 2.87 M meshes, 50 epochs over them on 320 A100 and 50 more on 128, 6
-samples each, lr 1e-4, shape weight 1 and rotation weight 0.1; from here on the model also sees the whole photo. Compiled for
-v5p:4x4x20 (320 chips): 38.8 of 95.7 GiB a chip. Cost at 27.9 TFLOP a sample: 287 M samples, 12 100 v5p or 5 600 H200 chip-hours at
-40 % MFU.
+The published run (arXiv 2511.16624, table of training stages): 2.87 M meshes, 50 epochs over them
+on 320 A100 and 50 more on 128, 6 samples each, lr 1e-4, shape weight 1 and rotation weight 0.1;
+from here on the model also sees the whole photo. Compiled for v5p:4x4x20 (320 chips): 38.8 of 95.7
+GiB a chip. Cost at 27.9 TFLOP a sample: 287 M samples, 12 100 v5p or 5 600 H200 chip-hours at 40 %
+MFU.
 """
 
 from ml_collections import ConfigDict

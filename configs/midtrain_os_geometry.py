@@ -1,13 +1,15 @@
-r"""Geometry model, mid-training on photos in which an object was swapped for a random mesh (RP-3DO OS-R), with point maps.
+r"""Geometry model, mid-training on photos in which an object was swapped for a random mesh (RP-3DO
+OS-R), with point maps.
 
     python -m launch.pretrain --config configs/midtrain_os_geometry.py --workdir DIR --config.init_from=MIDTRAINED_FO \
         --config.data.mixture.rp_3do_osr.path=DATA
 
-The published run (arXiv 2511.16624, table of training stages): OS-R and ProcTHOR scenes, 2.38 M meshes, 12 epochs over them on 256 A100,
-6 samples each, lr 1e-4, weights shape 1, rotation 0.1, translation 1, scale 0.1. The point maps come in here, dropped in a tenth of the
-samples. Compiled for v5p:4x8x8 (256 chips): 39.8 of 95.7 GiB a chip. Cost at 33.4 TFLOP a sample: 28.6 M samples, 1 440 v5p or
-670 H200 chip-hours at 40 % MFU.
-ProcTHOR is left out unless its folder and weight are given (data.mixture.procthor.{path,weight}).
+The published run (arXiv 2511.16624, table of training stages): OS-R and ProcTHOR scenes, 2.38 M
+meshes, 12 epochs over them on 256 A100, 6 samples each, lr 1e-4, weights shape 1, rotation 0.1,
+translation 1, scale 0.1. The point maps come in here, dropped in a tenth of the samples. Compiled
+for v5p:4x8x8 (256 chips): 39.8 of 95.7 GiB a chip. Cost at 33.4 TFLOP a sample: 28.6 M samples, 1
+440 v5p or 670 H200 chip-hours at 40 % MFU. ProcTHOR is left out unless its folder and weight are
+given (data.mixture.procthor.{path,weight}).
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +30,9 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def with_layout(objective: ConfigDict) -> ConfigDict:
-  """The objective from here on: the whole pose is learned, and point maps are dropped at times so that none is needed."""
+  """The objective from here on: the whole pose is learned, and point maps are dropped at times so
+  that none is needed.
+  """
   objective.weights.translation, objective.weights.scale = 1.0, 0.1
   objective.drop_pointmap = 0.1
   return objective
@@ -36,7 +40,8 @@ def with_layout(objective: ConfigDict) -> ConfigDict:
 
 def tiny(c: ConfigDict) -> None:
   midtrain_fo_geometry.tiny(c)
-  c.init_allow = r"condition/pointmap_(encoder|projection)/.*"  # the tiny pre-training has no point-map encoder
+  # the tiny pre-training has no point-map encoder
+  c.init_allow = r"condition/pointmap_(encoder|projection)/.*"
   small_pointmap(c, size=64, width=64)
 
 
@@ -51,5 +56,11 @@ def small_pointmap(c: ConfigDict, *, size: int, width: int) -> None:
   """The point-map encoder of the small variants, which switch it off until point maps are there."""
   c.model.condition.pointmap = base.geometry_model().condition.pointmap
   pointmap = c.model.condition.pointmap
-  pointmap.width, pointmap.heads, pointmap.input_size, pointmap.patch, pointmap.dtype = width, 4, size, 8, "float32"
+  pointmap.width, pointmap.heads, pointmap.input_size, pointmap.patch, pointmap.dtype = (
+    width,
+    4,
+    size,
+    8,
+    "float32",
+  )
   c.data.pointmap_size = size

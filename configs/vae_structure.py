@@ -4,8 +4,8 @@
 
 Compiled for v5p:4x4x4 (64 chips, 4 samples each): 9.2 of 95.7 GiB a chip. 4.4 TFLOP a sample.
 
-`:tiny` (32^3 <-> 4^3 x 8, two CPU cores, 1 500 steps) reaches a held-out IoU of 0.58 on the procedural objects of
-the quickstart.
+`:tiny` (32^3 <-> 4^3 x 8, two CPU cores, 1 500 steps) reaches a held-out IoU of 0.58 on the
+procedural objects of the quickstart.
 """
 
 from ml_collections import ConfigDict
@@ -25,10 +25,16 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def tiny(c: ConfigDict) -> None:
-  c.model.resolution, c.model.channels, c.model.res_blocks, c.model.middle_blocks = 32, (4, 16, 32, 128), 0, 1
+  c.model.resolution, c.model.channels, c.model.res_blocks, c.model.middle_blocks = (
+    32,
+    (4, 16, 32, 128),
+    0,
+    1,
+  )
   c.data.resolution, c.data.cache_mb = 32, 500
   c.data.threads = 2
-  c.objective.kl_weight = 3e-2  # a narrow bottleneck: fewer details, latents that a small flow model can predict
+  # a narrow bottleneck: fewer details, latents that a small flow model can predict
+  c.objective.kl_weight = 3e-2
   c.steps, c.batch_size = 1500, 4
   c.optim.lr, c.optim.warmup_steps, c.optim.schedule, c.optim.ema = 3e-3, 20, "cosine", (0.98,)
   c.checkpoint.every, c.eval.every, c.log.every = 500, 1500, 50
@@ -38,4 +44,11 @@ def fake(c: ConfigDict) -> None:
   tiny(c)
   c.data.kind = "fake"
   c.model.resolution, c.data.resolution, c.model.channels = 16, 16, (4, 8)
-  c.steps, c.batch_size, c.checkpoint.every, c.eval.every, c.eval.batches, c.log.every = 8, 8, 4, 4, 1, 2
+  c.steps, c.batch_size, c.checkpoint.every, c.eval.every, c.eval.batches, c.log.every = (
+    8,
+    8,
+    4,
+    4,
+    1,
+    2,
+  )

@@ -1,7 +1,7 @@
 """Runs a dataset build: a list of shard jobs, each a pure function of its specification.
 
-A job writes one shard and nothing else, so any executor gives the same bytes: local processes (here) or Apache Beam
-(beam_executor.py). The folder of a build holds, beside its shards:
+A job writes one shard and nothing else, so any executor gives the same bytes: local processes
+(here) or Apache Beam (beam_executor.py). The folder of a build holds, beside its shards:
 
     build.json        the configuration and its digest, lineage, counts; written before the first shard
     reports/*.json    one a shard: records, refused inputs, rejected draws; on disk before its shard, so a shard that exists is finished
@@ -31,7 +31,9 @@ REPORTS = "reports"
 
 @dataclasses.dataclass(frozen=True)
 class Quarantined:
-  """An input that became no example: a fault, which counts towards the budget, or one in order that the recipe does not want."""
+  """An input that became no example: a fault, which counts towards the budget, or one in order that
+  the recipe does not want.
+  """
 
   path: str
   reason: str  # machine-readable, counted
@@ -67,10 +69,12 @@ class ShardJob:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """A dataset to build. `make(spec, refuse)` yields the examples of a shard, calls `refuse(Quarantined)` for bad inputs and
-  `refuse.draw(reason)` for random draws that break a threshold.
+  """A dataset to build. `make(spec, refuse)` yields the examples of a shard, calls
+  `refuse(Quarantined)` for bad inputs and `refuse.draw(reason)` for random draws that break a
+  threshold.
 
-  `identity` is everything that the bytes of the shards depend on, as JSON: configuration, inputs, versions.
+  `identity` is everything that the bytes of the shards depend on, as JSON: configuration, inputs,
+  versions.
   """
 
   name: str
@@ -80,7 +84,8 @@ class Plan:
   lineage: dict[str, Any]
   kind: str = "example"
   description: str = ""
-  drawn_from: int = 0  # inputs that no job owns and every one may draw from, such as photos; they can be refused too
+  # inputs that no job owns and every one may draw from, such as photos; they can be refused too
+  drawn_from: int = 0
 
   @property
   def digest(self) -> str:
@@ -103,20 +108,30 @@ class BuildResult:
   records: dict[str, int]  # split -> number of examples
   inputs: int
   refused: dict[str, int]  # reason -> number of inputs
-  draws: dict[str, int] = dataclasses.field(default_factory=dict)  # reason -> number of rejected random draws
+  # reason -> number of rejected random draws
+  draws: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 # Runs jobs of a plan into a folder and yields each with its report as it ends.
 Executor = Callable[[Plan, pathlib.Path, list[ShardJob]], Iterator[tuple[ShardJob, dict[str, Any]]]]
 
 
-def build(plan: Plan, out: str | os.PathLike, *, quarantine_budget: float, workers: int = 1, execute: Executor | None = None,
-          progress: Callable[[int, dict[str, int]], None] | None = None) -> BuildResult:
-  """Builds or continues the dataset in `out` with `workers` processes (1: in this process, 0: one a core) or by `execute`.
+def build(
+  plan: Plan,
+  out: str | os.PathLike,
+  *,
+  quarantine_budget: float,
+  workers: int = 1,
+  execute: Executor | None = None,
+  progress: Callable[[int, dict[str, int]], None] | None = None,
+) -> BuildResult:
+  """Builds or continues the dataset in `out` with `workers` processes (1: in this process, 0: one a
+  core) or by `execute`.
 
-  `progress(inputs of the shard, refused so far by reason)` is called after every shard. Raises InputError if `out` cannot be
-  written or belongs to another build, or if more than `quarantine_budget` (a fraction) of the inputs are refused; JobFailed if a
-  worker dies. Interrupted, it leaves whole shards only.
+  `progress(inputs of the shard, refused so far by reason)` is called after every shard. Raises
+  InputError if `out` cannot be written or belongs to another build, or if more than
+  `quarantine_budget` (a fraction) of the inputs are refused; JobFailed if a worker dies.
+  Interrupted, it leaves whole shards only.
   """
   out = pathlib.Path(out)
   with _explained(out):
@@ -126,7 +141,9 @@ def build(plan: Plan, out: str | os.PathLike, *, quarantine_budget: float, worke
     refused = _count(reports.values())
     try:
       left = [job for job in plan.jobs if reports[job] is None]
-      with contextlib.closing(execute(plan, out, left) if execute else _execute(plan, out, left, workers)) as finished:
+      with contextlib.closing(
+        execute(plan, out, left) if execute else _execute(plan, out, left, workers)
+      ) as finished:
         for job, report in finished:
           reports[job] = report
           refused = _count(reports.values())
@@ -144,9 +161,20 @@ def build(plan: Plan, out: str | os.PathLike, *, quarantine_budget: float, worke
       draws.update(report["draws"])
     if not lengths.total():
       reasons = ", ".join(f"{reason} {n}" for reason, n in refused.most_common())
-      raise InputError(f"none of {plan.inputs} inputs became an example ({reasons}); see {out / records.QUARANTINE_FILE}")
-    _write_build_file(plan, out, {"records": lengths, "inputs": plan.inputs, "refused": dict(sorted(refused.items())),
-                                  "rejected_draws": dict(sorted(draws.items()))})
+      raise InputError(
+        f"none of {plan.inputs} inputs became an example ({reasons}); see "
+        f"{out / records.QUARANTINE_FILE}"
+      )
+    _write_build_file(
+      plan,
+      out,
+      {
+        "records": lengths,
+        "inputs": plan.inputs,
+        "refused": dict(sorted(refused.items())),
+        "rejected_draws": dict(sorted(draws.items())),
+      },
+    )
     # Last: its presence declares the dataset whole.
     records.write_metadata(out, name=plan.name, kind=plan.kind, description=plan.description)
   return BuildResult(dict(lengths), plan.inputs, dict(refused), dict(draws))
@@ -154,11 +182,15 @@ def build(plan: Plan, out: str | os.PathLike, *, quarantine_budget: float, worke
 
 def finished_inputs(plan: Plan, out: str | os.PathLike) -> int:
   """How many inputs an earlier run of the same build has dealt with."""
-  return sum(job.inputs for job in plan.jobs if shard_path(plan.name, pathlib.Path(out), job).exists())
+  return sum(
+    job.inputs for job in plan.jobs if shard_path(plan.name, pathlib.Path(out), job).exists()
+  )
 
 
 def run_job(job: ShardJob, *, make, out: pathlib.Path, name: str, kind: str) -> dict[str, Any]:
-  """Makes one shard and returns its report. The only function an executor has to call; equal jobs write equal bytes."""
+  """Makes one shard and returns its report. The only function an executor has to call; equal jobs
+  write equal bytes.
+  """
   report: dict[str, Any] = {}
   refusals = Refusals()
 
@@ -167,7 +199,11 @@ def run_job(job: ShardJob, *, make, out: pathlib.Path, name: str, kind: str) -> 
     for example in make(job.spec, refusals):
       count += 1
       yield example
-    report.update(records=count, refused=[dataclasses.asdict(bad) for bad in refusals.inputs], draws=dict(sorted(refusals.draws.items())))
+    report.update(
+      records=count,
+      refused=[dataclasses.asdict(bad) for bad in refusals.inputs],
+      draws=dict(sorted(refusals.draws.items())),
+    )
     # The shard is committed when this generator ends: whoever sees a shard also finds its report.
     records.write_json(_report_path(out, job), report)
 
@@ -201,17 +237,32 @@ def _claim(plan: Plan, out: pathlib.Path) -> None:
     found = json.loads(path.read_text())
     if found["digest"] == plan.digest:
       return
-    raise InputError(f"{out} holds a build of another configuration ({_difference(found['identity'], plan.identity)}). Give "
-                     f"another folder with --config.out=DIR, go back to that configuration, or delete {out} to build anew")
+    raise InputError(
+      f"{out} holds a build of another configuration "
+      f"({_difference(found['identity'], plan.identity)}). Give "
+      f"another folder with --config.out=DIR, go back to that configuration, or delete {out} to "
+      "build anew"
+    )
   if any(out.glob("*.array_record-*")):
-    raise InputError(f"{out} holds shards but no {records.BUILD_FILE}: it was not made by this command. Give another folder with "
-                     "--config.out=DIR")
+    raise InputError(
+      f"{out} holds shards but no {records.BUILD_FILE}: it was not made by this command. Give "
+      "another folder with "
+      "--config.out=DIR"
+    )
   _write_build_file(plan, out, None)
 
 
 def _write_build_file(plan: Plan, out: pathlib.Path, counts: dict[str, Any] | None) -> None:
-  records.write_json(out / records.BUILD_FILE, {"name": plan.name, "digest": plan.digest, "identity": plan.identity,
-                                        "lineage": plan.lineage, "counts": counts})
+  records.write_json(
+    out / records.BUILD_FILE,
+    {
+      "name": plan.name,
+      "digest": plan.digest,
+      "identity": plan.identity,
+      "lineage": plan.lineage,
+      "counts": counts,
+    },
+  )
 
 
 def _difference(old: dict, new: dict) -> str:
@@ -230,7 +281,9 @@ def _flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
       yield prefix + key, value
 
 
-def _execute(plan: Plan, out: pathlib.Path, jobs: list[ShardJob], workers: int) -> Iterator[tuple[ShardJob, dict[str, Any]]]:
+def _execute(
+  plan: Plan, out: pathlib.Path, jobs: list[ShardJob], workers: int
+) -> Iterator[tuple[ShardJob, dict[str, Any]]]:
   """Runs the jobs, yielding each with its report as it ends."""
   call = dict(make=plan.make, out=out, name=plan.name, kind=plan.kind)
   workers = min(workers or os.cpu_count() or 1, len(jobs))
@@ -242,7 +295,8 @@ def _execute(plan: Plan, out: pathlib.Path, jobs: list[ShardJob], workers: int) 
     running: dict[concurrent.futures.Future, ShardJob] = {}
     queue = iter(jobs)
     try:
-      for job in itertools.islice(queue, 2 * workers):  # a short queue: over budget or interrupted, little is left to cancel
+      # a short queue: over budget or interrupted, little is left to cancel
+      for job in itertools.islice(queue, 2 * workers):
         running[pool.submit(run_job, job, **call)] = job
       while running:
         done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
@@ -252,8 +306,11 @@ def _execute(plan: Plan, out: pathlib.Path, jobs: list[ShardJob], workers: int) 
           if (following := next(queue, None)) is not None:
             running[pool.submit(run_job, following, **call)] = following
     except concurrent.futures.process.BrokenProcessPool as error:
-      raise JobFailed(f"a worker process died while building {out} (usually out of memory). Finished shards are kept: run the "
-                      "same command again, with fewer --config.workers if memory was short") from error
+      raise JobFailed(
+        f"a worker process died while building {out} (usually out of memory). Finished shards are "
+        "kept: run the "
+        "same command again, with fewer --config.workers if memory was short"
+      ) from error
 
 
 def _remove_partial(out: pathlib.Path) -> None:
@@ -263,23 +320,38 @@ def _remove_partial(out: pathlib.Path) -> None:
 
 
 def _count(reports, *, faults: bool = False) -> Counter:
-  """Reason -> inputs that became no example, those that several shards met counted once; only the faulty ones if `faults`."""
-  refused = {(bad["path"], bad["reason"]): bad for report in reports if report for bad in report["refused"]}
+  """Reason -> inputs that became no example, those that several shards met counted once; only the
+  faulty ones if `faults`.
+  """
+  refused = {
+    (bad["path"], bad["reason"]): bad for report in reports if report for bad in report["refused"]
+  }
   return Counter(reason for (_, reason), bad in refused.items() if bad["fault"] or not faults)
 
 
 def _write_quarantine(out: pathlib.Path, reports: dict[ShardJob, dict[str, Any] | None]) -> None:
-  lines = {json.dumps(bad, sort_keys=True) + "\n" for report in reports.values() if report for bad in report["refused"]}
+  lines = {
+    json.dumps(bad, sort_keys=True) + "\n"
+    for report in reports.values()
+    if report
+    for bad in report["refused"]
+  }
   text = "".join(sorted(lines))
-  records.replace_file(out / records.QUARANTINE_FILE, lambda temporary: pathlib.Path(temporary).write_text(text))
+  records.replace_file(
+    out / records.QUARANTINE_FILE, lambda temporary: pathlib.Path(temporary).write_text(text)
+  )
 
 
 def _check_budget(plan: Plan, out: pathlib.Path, faults: Counter, budget: float) -> None:
   if faults.total() > budget * plan.all_inputs:
     reasons = ", ".join(f"{reason} {n}" for reason, n in faults.most_common())
-    raise InputError(f"{faults.total()} of {plan.all_inputs} inputs were refused ({reasons}), more than quarantine_budget = "
-                     f"{budget:g} allows. They are listed in {out / records.QUARANTINE_FILE}. Raise --config.quarantine_budget "
-                     f"to continue without them, or mend them and delete {out} before building again")
+    raise InputError(
+      f"{faults.total()} of {plan.all_inputs} inputs were refused ({reasons}), more than "
+      "quarantine_budget = "
+      f"{budget:g} allows. They are listed in {out / records.QUARANTINE_FILE}. Raise "
+      "--config.quarantine_budget "
+      f"to continue without them, or mend them and delete {out} before building again"
+    )
 
 
 @contextlib.contextmanager
@@ -289,8 +361,13 @@ def _explained(out: pathlib.Path):
     yield
   except OSError as error:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-      raise InputError(f"{out}: the disk is full. Free space or give another folder with --config.out=DIR; finished shards are "
-                       "kept and the same command continues") from error
+      raise InputError(
+        f"{out}: the disk is full. Free space or give another folder with --config.out=DIR; "
+        "finished shards are "
+        "kept and the same command continues"
+      ) from error
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-      raise InputError(f"{out} cannot be written ({error.strerror}). Give another folder with --config.out=DIR") from error
+      raise InputError(
+        f"{out} cannot be written ({error.strerror}). Give another folder with --config.out=DIR"
+      ) from error
     raise

@@ -1,4 +1,6 @@
-"""Random batches in the form of real ones, for `:fake` configurations, compile checks and benchmarks: no files needed."""
+"""Random batches in the form of real ones, for `:fake` configurations, compile checks and
+benchmarks: no files needed.
+"""
 
 from collections.abc import Iterator
 import concurrent.futures
@@ -12,10 +14,20 @@ from sam3d_jax.errors import ConfigError
 
 
 class FakeLoader:
-  """Stands in for `loader.Loader`; row r of global batch s is a pure function of (seed, s, r), for any number of hosts."""
+  """Stands in for `loader.Loader`; row r of global batch s is a pure function of (seed, s, r), for
+  any number of hosts.
+  """
 
-  def __init__(self, config: samples.SampleConfig, *, kind: str, batch_size: int, seed: int, host_index: int = 0,
-               host_count: int = 1):
+  def __init__(
+    self,
+    config: samples.SampleConfig,
+    *,
+    kind: str,
+    batch_size: int,
+    seed: int,
+    host_index: int = 0,
+    host_count: int = 1,
+  ):
     if batch_size < 1 or batch_size % host_count:
       raise ConfigError(f"batch_size = {batch_size} does not divide among {host_count} hosts")
     self.config, self.kind, self.seed = config, kind, seed
@@ -34,7 +46,9 @@ class FakeLoader:
     return samples.stack([self._row(template, first + row) for row in range(self.rows)])
 
   def iterate(self, start_step: int = 0) -> Iterator[Any]:
-    """Batches start_step, start_step + 1, ... without end; the next one is made in a thread while the last is in use."""
+    """Batches start_step, start_step + 1, ... without end; the next one is made in a thread while
+    the last is in use.
+    """
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
       ahead = pool.submit(self.batch, start_step)
       for step in itertools.count(start_step + 1):
@@ -52,7 +66,9 @@ class FakeLoader:
 
 
 def _fill(template: Any, rng: np.random.Generator, name: str = "") -> Any:
-  """A row like the one row of `template`, with random content: images full range, masks and occupancy of their two values."""
+  """A row like the one row of `template`, with random content: images full range, masks and
+  occupancy of their two values.
+  """
   if template is None:
     return None
   if isinstance(template, dict):

@@ -1,8 +1,10 @@
-"""Which record stands at which position: a pure function of (seed, position), in constant memory, for any number of hosts.
+"""Which record stands at which position: a pure function of (seed, position), in constant memory,
+for any number of hosts.
 
-Position p counts all samples of the run: row r of global batch s is p = s * batch_size + r. Positions come in cycles of at
-most a thousand; in each cycle every source holds a fixed number of places, as its weight says, in an order drawn anew. Within a
-source the n-th sample is record perm_e(n mod N) of epoch e = n div N, with a permutation drawn for every epoch: each record comes
+Position p counts all samples of the run: row r of global batch s is p = s * batch_size + r.
+Positions come in cycles of at most a thousand; in each cycle every source holds a fixed number of
+places, as its weight says, in an order drawn anew. Within a source the n-th sample is record
+perm_e(n mod N) of epoch e = n div N, with a permutation drawn for every epoch: each record comes
 exactly once an epoch, whatever the weights.
 """
 
@@ -27,14 +29,14 @@ def _hash(x: int) -> int:
 @functools.lru_cache(maxsize=4096)
 def _round_keys(*seed: int | str) -> tuple[int, ...]:
   digest = hashlib.sha512("/".join(map(str, seed)).encode()).digest()
-  return tuple(int.from_bytes(digest[8 * i:8 * i + 8], "little") for i in range(ROUNDS))
+  return tuple(int.from_bytes(digest[8 * i : 8 * i + 8], "little") for i in range(ROUNDS))
 
 
 def permute(index: int, size: int, *seed: int | str) -> int:
   """Image of `index` under the permutation of range(size) that `seed` names.
 
-  A Feistel network on the smallest power of two that holds `size`; a value that leaves the range walks on until it is back in
-  it (under two steps on average), which keeps it a bijection.
+  A Feistel network on the smallest power of two that holds `size`; a value that leaves the range
+  walks on until it is back in it (under two steps on average), which keeps it a bijection.
   """
   if not 0 <= index < size:
     raise ValueError(f"index {index} is outside range({size})")
@@ -47,7 +49,9 @@ def permute(index: int, size: int, *seed: int | str) -> int:
 
 
 def _feistel(x: int, bits: int, keys: tuple[int, ...]) -> int:
-  """A bijection of range(2**bits). The halves swap places each round, so they may differ in width (the rounds are even)."""
+  """A bijection of range(2**bits). The halves swap places each round, so they may differ in width
+  (the rounds are even).
+  """
   width_left, width_right = bits // 2, bits - bits // 2
   left, right = x >> width_right, x & (1 << width_right) - 1
   for key in keys:
@@ -70,7 +74,8 @@ class Draw:
 class Mixture:
   """Named sources with their sizes and weights, and the seed of every order.
 
-  names: in the order that the places of a cycle are dealt.  sizes: records of each.  places: of each, in a cycle.
+  names: in the order that the places of a cycle are dealt.  sizes: records of each.  places: of
+  each, in a cycle.
   """
 
   names: tuple[str, ...]
@@ -101,7 +106,9 @@ class Mixture:
     return Draw(self.names[source], record, epoch, place)
 
   def after(self, draw: Draw) -> Draw:
-    """The record that stands in for an unreadable one: the next in the same source and epoch, cyclically."""
+    """The record that stands in for an unreadable one: the next in the same source and epoch,
+    cyclically.
+    """
     source = self.names.index(draw.source)
     return self._at(source, draw.epoch, (draw.place + 1) % self.sizes[source])
 
@@ -115,14 +122,18 @@ class Mixture:
 
   def epochs(self, position: int) -> dict[str, float]:
     """Epochs of each source that have passed before `position`."""
-    return {name: count / self.sizes[i] for i, (name, count) in enumerate(self.counts(position).items())}
+    return {
+      name: count / self.sizes[i] for i, (name, count) in enumerate(self.counts(position).items())
+    }
 
 
 def make_mixture(sizes: Mapping[str, int], weights: Mapping[str, float], seed: int) -> Mixture:
-  """The mixture of sources of `sizes` records drawn in proportion to `weights` (any positive numbers).
+  """The mixture of sources of `sizes` records drawn in proportion to `weights` (any positive
+  numbers).
 
-  Sources are taken in name order, so that the order in which a config lists them does not matter. Raises ValueError for an empty
-  source, or a weight that is not positive or under 1 / 1 000 of the total.
+  Sources are taken in name order, so that the order in which a config lists them does not matter.
+  Raises ValueError for an empty source, or a weight that is not positive or under 1 / 1 000 of the
+  total.
   """
   names = tuple(sorted(sizes))
   if not names:
@@ -131,15 +142,22 @@ def make_mixture(sizes: Mapping[str, int], weights: Mapping[str, float], seed: i
     if sizes[name] < 1:
       raise ValueError(f"source {name!r} is empty")
     if not weights[name] > 0 or not math.isfinite(weights[name]):
-      raise ValueError(f"source {name!r} has weight {weights[name]!r}; a weight is a positive number")
+      raise ValueError(
+        f"source {name!r} has weight {weights[name]!r}; a weight is a positive number"
+      )
   total = sum(weights[name] for name in names)
   exact = [weights[name] / total * CYCLE for name in names]
   places = [int(x) for x in exact]
   by_remainder = sorted(range(len(names)), key=lambda i: (places[i] - exact[i], names[i]))
-  for i in by_remainder[:CYCLE - sum(places)]:
+  for i in by_remainder[: CYCLE - sum(places)]:
     places[i] += 1
   if 0 in places:
     name = names[places.index(0)]
-    raise ValueError(f"source {name!r} has weight {weights[name]!r}, less than 1/{CYCLE} of the total: leave it out or raise it")
+    raise ValueError(
+      f"source {name!r} has weight {weights[name]!r}, less than 1/{CYCLE} of the total: leave it "
+      "out or raise it"
+    )
   divisor = math.gcd(*places)
-  return Mixture(names, tuple(sizes[name] for name in names), tuple(p // divisor for p in places), seed)
+  return Mixture(
+    names, tuple(sizes[name] for name in names), tuple(p // divisor for p in places), seed
+  )

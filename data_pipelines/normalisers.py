@@ -1,8 +1,10 @@
 """Point-map normalisation: what makes a point map independent of the scene's unit of length.
 
-A normaliser computes a scale and a shift (3,) from a point map (H, W, 3; NaN unknown) and the object's mask, and applies them.
-The layout latents are relative to the same scale and shift (sam3d_jax/geometry/pose.py). `ObjectCentric` is the published one,
-the others are its published alternatives. Medians are lower medians: of an even count the smaller middle value, never an average.
+A normaliser computes a scale and a shift (3,) from a point map (H, W, 3; NaN unknown) and the
+object's mask, and applies them. The layout latents are relative to the same scale and shift
+(sam3d_jax/geometry/pose.py). `ObjectCentric` is the published one, the others are its published
+alternatives. Medians are lower medians: of an even count the smaller middle value, never an
+average.
 """
 
 import dataclasses
@@ -35,12 +37,14 @@ class Normaliser(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ObjectCentric:
-  """Shift: median of the object's points. Scale: median over the scene of max(|x|, |y|, |z|) after the shift.
+  """Shift: median of the object's points. Scale: median over the scene of max(|x|, |y|, |z|) after
+  the shift.
 
-  use_scene_scale: True, as above; False, twice the spread between the quantiles `quantile_drop` and 1 - `quantile_drop` of the
+  use_scene_scale: True, as above; False, twice the spread between the quantiles `quantile_drop` and
+  1 - `quantile_drop` of the
     distances of the object's points from the shift; "object_norm_median", the median of those distances.
-  clip_beyond: normalised points farther than this from the origin become unknown.
-  fallback: scale factor and zero shift where the mask covers no known point; False raises NoValidPoints instead.
+  clip_beyond: normalised points farther than this from the origin become unknown. fallback: scale
+  factor and zero shift where the mask covers no known point; False raises NoValidPoints instead.
   """
 
   use_scene_scale: bool | str = True
@@ -71,13 +75,18 @@ class ObjectCentric:
       return 2 * (high - low)
     if self.use_scene_scale == "object_norm_median":
       return lower_median(distance)
-    raise ValueError(f"ObjectCentric.use_scene_scale={self.use_scene_scale!r} is not True, False or 'object_norm_median'")
+    raise ValueError(
+      f"ObjectCentric.use_scene_scale={self.use_scene_scale!r} is not True, False or "
+      "'object_norm_median'"
+    )
 
   def apply(self, points, moments: ScaleShift):
     points = affine(points, moments)
     if not self.clip_beyond:
       return points
-    return np.where(np.linalg.norm(points, axis=-1, keepdims=True) > self.clip_beyond, np.float32(np.nan), points)
+    return np.where(
+      np.linalg.norm(points, axis=-1, keepdims=True) > self.clip_beyond, np.float32(np.nan), points
+    )
 
   def invert(self, points, moments: ScaleShift):
     return inverse_affine(points, moments)
@@ -85,7 +94,9 @@ class ObjectCentric:
 
 @dataclasses.dataclass(frozen=True)
 class ScaleShiftInvariant:
-  """Whole scene, no mask: shift by the median depth along z, scale by the mean absolute coordinate after it."""
+  """Whole scene, no mask: shift by the median depth along z, scale by the mean absolute coordinate
+  after it.
+  """
 
   def scale_shift(self, pointmap_HW3, mask_HW) -> ScaleShift:
     shift = np.array([0, 0, lower_median(pointmap_HW3[..., 2].ravel())], np.float32)
@@ -100,19 +111,30 @@ class ScaleShiftInvariant:
 
 @dataclasses.dataclass(frozen=True)
 class ApparentSize:
-  """No shift; scale by the median depth, of the scene or of the object. Points deeper than `clip_beyond` become unknown."""
+  """No shift; scale by the median depth, of the scene or of the object. Points deeper than
+  `clip_beyond` become unknown.
+  """
 
   clip_beyond: float | None = None
   use_scene_scale: bool = True
   scale_factor: float = 1.0
 
   def scale_shift(self, pointmap_HW3, mask_HW) -> ScaleShift:
-    points = pointmap_HW3.reshape(-1, 3) if self.use_scene_scale else masked_points(pointmap_HW3, mask_HW)
-    return ScaleShift(np.full(3, lower_median(points[:, 2]) * self.scale_factor, np.float32), np.zeros(3, np.float32))
+    points = (
+      pointmap_HW3.reshape(-1, 3) if self.use_scene_scale else masked_points(pointmap_HW3, mask_HW)
+    )
+    return ScaleShift(
+      np.full(3, lower_median(points[:, 2]) * self.scale_factor, np.float32),
+      np.zeros(3, np.float32),
+    )
 
   def apply(self, points, moments: ScaleShift):
     points = affine(points, moments)
-    return np.where(points[..., 2:] > self.clip_beyond, np.float32(np.nan), points) if self.clip_beyond else points
+    return (
+      np.where(points[..., 2:] > self.clip_beyond, np.float32(np.nan), points)
+      if self.clip_beyond
+      else points
+    )
 
   def invert(self, points, moments: ScaleShift):
     return inverse_affine(points, moments)
@@ -120,7 +142,9 @@ class ApparentSize:
 
 @dataclasses.dataclass(frozen=True)
 class Disparity:
-  """Points become (x/z, y/z, log z), shifted by the scene's median log z (or by the object's three medians)."""
+  """Points become (x/z, y/z, log z), shifted by the scene's median log z (or by the object's three
+  medians).
+  """
 
   clip_beyond: float | None = None
   use_scene_scale: bool = True
@@ -129,7 +153,9 @@ class Disparity:
   def scale_shift(self, pointmap_HW3, mask_HW) -> ScaleShift:
     points = remap.remap(pointmap_HW3, "exp_disparity")
     if self.use_scene_scale:
-      shift = np.array([0, 0, lower_median(points[..., 2].ravel()) + self.log_disparity_shift], np.float32)
+      shift = np.array(
+        [0, 0, lower_median(points[..., 2].ravel()) + self.log_disparity_shift], np.float32
+      )
     else:
       masked = masked_points(points, mask_HW)
       shift = np.array([lower_median(masked[:, i]) for i in range(3)], np.float32)
@@ -137,14 +163,20 @@ class Disparity:
 
   def apply(self, points, moments: ScaleShift):
     points = affine(remap.remap(points, "exp_disparity"), moments)
-    return np.where(np.abs(points[..., 2:]) > self.clip_beyond, np.float32(np.nan), points) if self.clip_beyond else points
+    return (
+      np.where(np.abs(points[..., 2:]) > self.clip_beyond, np.float32(np.nan), points)
+      if self.clip_beyond
+      else points
+    )
 
   def invert(self, points, moments: ScaleShift):
     return remap.unmap(inverse_affine(points, moments), "exp_disparity")
 
 
 def clip_far(pointmap_HW3, mask_HW, factor: float):
-  """Points whose depth exceeds `factor` times the object's median depth become unknown (before any normalisation)."""
+  """Points whose depth exceeds `factor` times the object's median depth become unknown (before any
+  normalisation).
+  """
   limit = factor * lower_median(masked_points(pointmap_HW3, mask_HW)[:, 2])
   return np.where(np.abs(pointmap_HW3[..., 2:]) > limit, np.float32(np.nan), pointmap_HW3)
 
@@ -162,13 +194,17 @@ def inverse_affine(points, moments: ScaleShift):
 def masked_points(pointmap_HW3, mask_HW):
   """(P, 3) points under the mask, which is resized (nearest) to the point map's size if it differs."""
   if mask_HW.shape != pointmap_HW3.shape[:2]:
-    rows, columns = (nearest_index(n, m) for n, m in zip(mask_HW.shape, pointmap_HW3.shape[:2], strict=True))
+    rows, columns = (
+      nearest_index(n, m) for n, m in zip(mask_HW.shape, pointmap_HW3.shape[:2], strict=True)
+    )
     mask_HW = mask_HW[rows[:, None], columns]
   return np.take(pointmap_HW3.reshape(-1, 3), np.flatnonzero(mask_HW > 0.5), axis=0)
 
 
 def lower_median(values):
-  """Median of a vector without its NaNs; of an even count the lower middle value, as torch.nanmedian. NaN if nothing is left."""
+  """Median of a vector without its NaNs; of an even count the lower middle value, as
+  torch.nanmedian. NaN if nothing is left.
+  """
   values = values[~np.isnan(values)]
   if not len(values):
     return np.float32(np.nan)

@@ -1,10 +1,12 @@
-"""Reading what users bring: photos, masks and label maps in the forms in which they come (point maps: pointmaps.py). Every refusal is
-an InputError that names the file; `what` says in its message what the file was to be.
+"""Reading what users bring: photos, masks and label maps in the forms in which they come (point
+maps: pointmaps.py). Every refusal is an InputError that names the file; `what` says in its message
+what the file was to be.
 
-Photos: the EXIF orientation is applied; grey, palette, CMYK and float photos become RGB; 16 bits become 8 (of 16-bit RGB Pillow keeps
-the upper byte); an alpha channel is dropped from the colours, and is the mask if no other is given.
-Masks: one object each, of the photo's size: 1-bit, grey (above half of the largest value is object), palette (any index but 0), with an
-alpha channel that is not opaque (then alpha counts), or a .npy array (H, W). Label maps: one object for each id but 0.
+Photos: the EXIF orientation is applied; grey, palette, CMYK and float photos become RGB; 16 bits
+become 8 (of 16-bit RGB Pillow keeps the upper byte); an alpha channel is dropped from the colours,
+and is the mask if no other is given. Masks: one object each, of the photo's size: 1-bit, grey
+(above half of the largest value is object), palette (any index but 0), with an alpha channel that
+is not opaque (then alpha counts), or a .npy array (H, W). Label maps: one object for each id but 0.
 """
 
 import pathlib
@@ -28,12 +30,20 @@ def open_image(path: str | pathlib.Path, what: str) -> Image.Image:
   """A decoded image, upright. `what` is for messages. Raises InputError."""
   try:
     with warnings.catch_warnings():
-      warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
+      # MAX_PIXELS is the limit here
+      warnings.simplefilter("ignore", Image.DecompressionBombWarning)
       with Image.open(path) as image:
         if image.width * image.height > MAX_PIXELS:
-          raise InputError(f"{what} {path} has {image.width} x {image.height} pixels; make it smaller (at most {MAX_PIXELS:,} pixels)")
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # MPO: a phone's photo with a second picture behind it
-          raise InputError(f"{what} {path} is animated or has pages ({image.n_frames}); save the one picture that is meant")
+          raise InputError(
+            f"{what} {path} has {image.width} x {image.height} pixels; make it smaller (at most "
+            f"{MAX_PIXELS:,} pixels)"
+          )
+        # MPO: a phone's photo with a second picture behind it
+        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+          raise InputError(
+            f"{what} {path} is animated or has pages ({image.n_frames}); save the one picture that "
+            "is meant"
+          )
         image.load()
         upright = ImageOps.exif_transpose(image)
         upright.format = image.format  # which the copy forgets
@@ -47,13 +57,18 @@ def open_image(path: str | pathlib.Path, what: str) -> Image.Image:
   except InputError:
     raise
   except Image.DecompressionBombError as error:
-    raise InputError(f"{what} {path} has too many pixels; make it smaller (at most {MAX_PIXELS:,} pixels)") from error
-  except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow reports broken files in these ways
+    raise InputError(
+      f"{what} {path} has too many pixels; make it smaller (at most {MAX_PIXELS:,} pixels)"
+    ) from error
+  # Pillow reports broken files in these ways
+  except (OSError, SyntaxError, ValueError, EOFError) as error:
     raise InputError(f"{what} {path}: cannot be decoded ({error}); save it again") from error
 
 
 def to_eight_bit(image: Image.Image) -> Image.Image:
-  """16-bit, 32-bit and float grey as 8-bit grey: 65535 -> 255, floats in 0..1 -> 0..255; values that fit in 8 bits stay."""
+  """16-bit, 32-bit and float grey as 8-bit grey: 65535 -> 255, floats in 0..1 -> 0..255; values
+  that fit in 8 bits stay.
+  """
   if not image.mode.startswith(("I", "F")):
     return image
   values = np.nan_to_num(np.asarray(image, np.float64))
@@ -64,11 +79,18 @@ def to_eight_bit(image: Image.Image) -> Image.Image:
   return Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
 
 
-def read_photo(path: str | pathlib.Path, what: str = "photo") -> tuple[np.ndarray, np.ndarray | None]:
-  """(H, W, 3) uint8 and the alpha channel (H, W) uint8, None if there is none or it is opaque everywhere."""
+def read_photo(
+  path: str | pathlib.Path, what: str = "photo"
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """(H, W, 3) uint8 and the alpha channel (H, W) uint8, None if there is none or it is opaque
+  everywhere.
+  """
   image = to_eight_bit(open_image(path, what))
   if min(image.size) < MIN_SIDE:
-    raise InputError(f"{what} {path} is {image.width} x {image.height} pixels; at least {MIN_SIDE} each way are needed")
+    raise InputError(
+      f"{what} {path} is {image.width} x {image.height} pixels; at least {MIN_SIDE} each way are "
+      "needed"
+    )
   alpha = None
   if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
     alpha = np.asarray(image.convert("RGBA"))[..., 3]
@@ -79,7 +101,11 @@ def read_photo(path: str | pathlib.Path, what: str = "photo") -> tuple[np.ndarra
 def read_mask(path: str | pathlib.Path, size: tuple[int, int], what: str = "mask") -> np.ndarray:
   """(H, W) bool mask of one object for a photo of `size` (H, W)."""
   name = f"{what} {path}"
-  values = read_mask_array(path, name) if pathlib.Path(path).suffix == ".npy" else mask_values(open_image(path, what), name)
+  values = (
+    read_mask_array(path, name)
+    if pathlib.Path(path).suffix == ".npy"
+    else mask_values(open_image(path, what), name)
+  )
   check_size(values, size, name)
   return check_mask(binarise(values, name), name)
 
@@ -92,7 +118,11 @@ def read_mask_array(path: str | pathlib.Path, name: str) -> np.ndarray:
     raise InputError(f"{name}: no such file") from error
   except (OSError, ValueError, EOFError) as error:
     raise InputError(f"{name}: not a .npy file of plain numbers ({error})") from error
-  if not isinstance(values, np.ndarray) or values.dtype.kind not in "buif" or np.squeeze(values).ndim != 2:
+  if (
+    not isinstance(values, np.ndarray)
+    or values.dtype.kind not in "buif"
+    or np.squeeze(values).ndim != 2
+  ):
     raise InputError(f"{name}: one H x W array of booleans or numbers is needed")
   return np.squeeze(values)
 
@@ -102,7 +132,10 @@ def mask_values(image: Image.Image, name: str) -> np.ndarray:
   if image.mode == "P" and "transparency" not in image.info and not is_grey_ramp(image):
     index = np.asarray(image)
     if len(np.unique(index)) > 2:
-      raise InputError(f"{name} is a palette image with {len(np.unique(index))} indices: give it as --labels if each is an object")
+      raise InputError(
+        f"{name} is a palette image with {len(np.unique(index))} indices: give it as --labels if "
+        "each is an object"
+      )
     return index > 0
   if image.mode in ("1", "L") or image.mode.startswith(("I", "F")):
     return np.asarray(image)
@@ -117,8 +150,12 @@ def is_grey_ramp(image: Image.Image) -> bool:
   return bool((palette[used] == used[:, None]).all())
 
 
-def binarise(values_HW: np.ndarray, name: str, fix: str = "If each value is an object, give it as --labels") -> np.ndarray:
-  """Object where a value is above half of the largest. Raises InputError, ending in `fix`, for what is not the mask of one object."""
+def binarise(
+  values_HW: np.ndarray, name: str, fix: str = "If each value is an object, give it as --labels"
+) -> np.ndarray:
+  """Object where a value is above half of the largest. Raises InputError, ending in `fix`, for what
+  is not the mask of one object.
+  """
   if values_HW.dtype == bool:
     return values_HW
   if values_HW.dtype.kind == "f" and not np.isfinite(values_HW).all():
@@ -132,8 +169,11 @@ def binarise(values_HW: np.ndarray, name: str, fix: str = "If each value is an o
   middle = counts[(present > 0.1 * top) & (present < 0.9 * top)].sum()
   steps = values_HW.dtype.kind in "ui" and top < 64 and len(present) > 1
   if steps or middle > MAX_SOFT * counts.sum():
-    raise InputError(f"{name} has {len(present)} values besides 0, up to {top:g}: neither black-and-white nor a mask with "
-                     f"soft edges. {fix}")
+    raise InputError(
+      f"{name} has {len(present)} values besides 0, up to {top:g}: neither black-and-white nor a "
+      "mask with "
+      f"soft edges. {fix}"
+    )
   return values_HW > HALF * top
 
 
@@ -141,8 +181,15 @@ def check_size(values_HW: np.ndarray, size: tuple[int, int], name: str) -> None:
   """Raises InputError if a mask is not of the photo's size."""
   height, width = values_HW.shape[:2]
   if (height, width) != tuple(size):
-    turned = "; the photo was turned upright by its EXIF orientation, turn the mask too" if (width, height) == tuple(size) else ""
-    raise InputError(f"{name} is {width} x {height} but the photo is {size[1]} x {size[0]}; give a mask of the photo's size{turned}")
+    turned = (
+      "; the photo was turned upright by its EXIF orientation, turn the mask too"
+      if (width, height) == tuple(size)
+      else ""
+    )
+    raise InputError(
+      f"{name} is {width} x {height} but the photo is {size[1]} x {size[0]}; give a mask of the "
+      f"photo's size{turned}"
+    )
 
 
 def check_mask(mask_HW: np.ndarray, name: str) -> np.ndarray:
@@ -150,10 +197,14 @@ def check_mask(mask_HW: np.ndarray, name: str) -> np.ndarray:
   if not mask_HW.any():
     raise InputError(f"{name} is empty: no pixel is marked as object")
   if mask_HW.all():
-    raise InputError(f"{name} covers the whole photo: mark the object only (object pixels white or opaque)")
+    raise InputError(
+      f"{name} covers the whole photo: mark the object only (object pixels white or opaque)"
+    )
   width, height = span(mask_HW)
   if min(width, height) < MIN_SPAN:
-    raise InputError(f"{name} spans {width} x {height} pixels; at least {MIN_SPAN} x {MIN_SPAN} are needed")
+    raise InputError(
+      f"{name} spans {width} x {height} pixels; at least {MIN_SPAN} x {MIN_SPAN} are needed"
+    )
   return mask_HW
 
 
@@ -163,12 +214,19 @@ def span(mask_HW: np.ndarray) -> tuple[int, int]:
   return int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1
 
 
-def read_masks(paths, alpha: np.ndarray | None, size: tuple[int, int], photo: str) -> dict[str, np.ndarray]:
-  """Object name -> mask. Names are those of the mask files, numbered where they repeat; "object" for the alpha channel."""
+def read_masks(
+  paths, alpha: np.ndarray | None, size: tuple[int, int], photo: str
+) -> dict[str, np.ndarray]:
+  """Object name -> mask. Names are those of the mask files, numbered where they repeat; "object"
+  for the alpha channel.
+  """
   if not paths:
     if alpha is None:
-      raise InputError(f"photo {photo}: it has no alpha channel that marks the object; give --mask FILE or --labels FILE "
-                       "(of --images: a folder DIR/<name> with image.* and masks)")
+      raise InputError(
+        f"photo {photo}: it has no alpha channel that marks the object; give --mask FILE or "
+        "--labels FILE "
+        "(of --images: a folder DIR/<name> with image.* and masks)"
+      )
     name = f"photo {photo}: its alpha channel"
     return {"object": check_mask(binarise(alpha, name, "Give --mask FILE"), name)}
   masks: dict[str, np.ndarray] = {}
@@ -186,16 +244,23 @@ def free_name(stem: str, taken) -> str:
   return name
 
 
-def read_labels(path: str | pathlib.Path, size: tuple[int, int], ids: list[int] | None = None) -> dict[str, np.ndarray]:
+def read_labels(
+  path: str | pathlib.Path, size: tuple[int, int], ids: list[int] | None = None
+) -> dict[str, np.ndarray]:
   """Object name ("id_<n>") -> mask from a label map.
 
-  A pixel's id is its grey value (8, 16 or 32 bit), its palette index, or R + 256 G + 65536 B of a colour image (COCO panoptic's rule);
-  .npy arrays of integers too. 0 is background. Regions that are smaller than a mask may be are left out unless `ids` names them.
+  A pixel's id is its grey value (8, 16 or 32 bit), its palette index, or R + 256 G + 65536 B of a
+  colour image (COCO panoptic's rule); .npy arrays of integers too. 0 is background. Regions that
+  are smaller than a mask may be are left out unless `ids` names them.
 
   ids: those to take; None for all.
   """
   name = f"label map {path}"
-  values = read_mask_array(path, name) if pathlib.Path(path).suffix == ".npy" else label_values(open_image(path, "label map"), name)
+  values = (
+    read_mask_array(path, name)
+    if pathlib.Path(path).suffix == ".npy"
+    else label_values(open_image(path, "label map"), name)
+  )
   if values.dtype.kind not in "ui":
     raise InputError(f"{name} holds {values.dtype} values; ids are integers")
   check_size(values, size, name)
@@ -203,14 +268,21 @@ def read_labels(path: str | pathlib.Path, size: tuple[int, int], ids: list[int] 
   missing = sorted(set(ids or ()) - set(present))
   if missing:
     known = ", ".join(map(str, present[:20])) + (", ..." if len(present) > 20 else "")
-    raise InputError(f"{name} has no id {', '.join(map(str, missing))}; it has {known or 'none besides 0'}")
+    raise InputError(
+      f"{name} has no id {', '.join(map(str, missing))}; it has {known or 'none besides 0'}"
+    )
   if ids is None and len(present) > MAX_IDS:
-    raise InputError(f"{name} has {len(present)} ids: more than {MAX_IDS} are not taken for objects. Choose some with --ids")
+    raise InputError(
+      f"{name} has {len(present)} ids: more than {MAX_IDS} are not taken for objects. Choose some "
+      "with --ids"
+    )
   masks = {f"id_{i}": values == i for i in (present if ids is None else ids)}
   if ids is None:
     masks = {n: m for n, m in masks.items() if min(span(m)) >= MIN_SPAN}
   if not masks:
-    raise InputError(f"{name} marks no object: no id besides 0 spans {MIN_SPAN} x {MIN_SPAN} pixels")
+    raise InputError(
+      f"{name} marks no object: no id besides 0 spans {MIN_SPAN} x {MIN_SPAN} pixels"
+    )
   return {n: check_mask(m, f"{name}: {n}") for n, m in masks.items()}
 
 

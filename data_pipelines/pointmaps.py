@@ -1,13 +1,15 @@
-"""Reading point maps and depth maps in the forms in which they come: the one reader of the photo command and the data builders.
+"""Reading point maps and depth maps in the forms in which they come: the one reader of the photo
+command and the data builders.
 
     .npy, .npz   points (H, W, 3) or depth (H, W). In a .npz: `pointmap` or `points` or `depth` (or its only array), and if it is there
                  `intrinsics` or `K` (3 x 3, or fx fy cx cy) and `mask` or `valid` (H, W; zero: unknown)
     .exr         channels X Y Z or R G B are points; one channel, or Z, Y or R alone, is depth
     .png, .tiff  one channel is depth: 16-bit integers (multiples of `depth_unit`, 0 unknown) or 32-bit floats
 
-Depth is z, not distance; it needs intrinsics, in pixels of the depth map. Integers count in `depth_unit`, floats are taken as they are.
-What comes out is float32 in the project's camera frame (x left, y up, z forward) with NaN where a point is unknown: not finite, or not
-in front of the camera. Every refusal is an InputError that names the file and the fix.
+Depth is z, not distance; it needs intrinsics, in pixels of the depth map. Integers count in
+`depth_unit`, floats are taken as they are. What comes out is float32 in the project's camera frame
+(x left, y up, z forward) with NaN where a point is unknown: not finite, or not in front of the
+camera. Every refusal is an InputError that names the file and the fix.
 """
 
 import json
@@ -23,7 +25,12 @@ from sam3d_jax.geometry import cameras
 FRAMES = tuple(cameras.AXES)
 DEPTH_UNIT = 0.001  # 16-bit depth maps count millimetres
 MAX_FIT_ERROR = 0.02  # of the width: beyond it the points are not those of a pinhole camera
-POINT_NAMES, DEPTH_NAMES, CAMERA_NAMES, VALID_NAMES = ("pointmap", "points"), ("depth",), ("intrinsics", "K"), ("mask", "valid")
+POINT_NAMES, DEPTH_NAMES, CAMERA_NAMES, VALID_NAMES = (
+  ("pointmap", "points"),
+  ("depth",),
+  ("intrinsics", "K"),
+  ("mask", "valid"),
+)
 
 
 class Intrinsics(NamedTuple):
@@ -36,19 +43,28 @@ class Intrinsics(NamedTuple):
 
 
 class PointMap(NamedTuple):
-  """`camera` has the map's size; it is as given, else fitted to the points, and None where no pinhole camera explains them."""
+  """`camera` has the map's size; it is as given, else fitted to the points, and None where no
+  pinhole camera explains them.
+  """
 
   points_HW3: np.ndarray  # float32, x left, y up, z forward, NaN unknown
   camera: cameras.Camera | None
 
 
-def read_pointmap(path: str | pathlib.Path, *, intrinsics: Intrinsics | None = None, frame: str = "pytorch3d",
-                  depth_unit: float = DEPTH_UNIT, what: str = "point map") -> PointMap:
+def read_pointmap(
+  path: str | pathlib.Path,
+  *,
+  intrinsics: Intrinsics | None = None,
+  frame: str = "pytorch3d",
+  depth_unit: float = DEPTH_UNIT,
+  what: str = "point map",
+) -> PointMap:
   """Reads a file of any of the forms above.
 
   Args:
     path: the file; what it is, is told from its content where possible.
-    intrinsics: of a depth map; they go before those in the file. For points they replace the fitted camera.
+    intrinsics: of a depth map; they go before those in the file. For points they replace the fitted
+    camera.
     frame: camera frame of the points in the file, one of FRAMES.
     depth_unit: length of one integer step.
     what: how messages name the input.
@@ -63,7 +79,9 @@ def read_pointmap(path: str | pathlib.Path, *, intrinsics: Intrinsics | None = N
   intrinsics = intrinsics or found
   if values.dtype.kind not in "uif":
     raise InputError(f"{name} holds values of type {values.dtype}; give real numbers")
-  values = values.astype(np.float32) * (np.float32(depth_unit) if values.dtype.kind in "ui" else np.float32(1))
+  values = values.astype(np.float32) * (
+    np.float32(depth_unit) if values.dtype.kind in "ui" else np.float32(1)
+  )
   if values.ndim == 3 and values.shape[-1] == 1:
     values = values[..., 0]
   if values.ndim == 2 and min(values.shape) > 1:
@@ -71,8 +89,14 @@ def read_pointmap(path: str | pathlib.Path, *, intrinsics: Intrinsics | None = N
   elif values.ndim == 3 and values.shape[-1] == 3 and min(values.shape[:2]) > 1:
     points = cameras.convert_frame(values, frame, "pytorch3d")
   else:
-    hint = "; it looks like 3 x H x W: move the first axis to the end" if values.ndim == 3 and values.shape[0] == 3 else ""
-    raise InputError(f"{name} has shape {values.shape}: H x W x 3 points or H x W depths are needed{hint}")
+    hint = (
+      "; it looks like 3 x H x W: move the first axis to the end"
+      if values.ndim == 3 and values.shape[0] == 3
+      else ""
+    )
+    raise InputError(
+      f"{name} has shape {values.shape}: H x W x 3 points or H x W depths are needed{hint}"
+    )
   points = forget(points, valid, frame, name)
   check_frame(points, frame, name)
   height, width = points.shape[:2]
@@ -82,14 +106,23 @@ def read_pointmap(path: str | pathlib.Path, *, intrinsics: Intrinsics | None = N
 
 def unproject(depth_HW: np.ndarray, intrinsics: Intrinsics | None, name: str) -> np.ndarray:
   if intrinsics is None:
-    raise InputError(f"{name} is a depth map ({depth_HW.shape[1]} x {depth_HW.shape[0]}): give the camera's fx,fy,cx,cy in its pixels "
-                     "(--intrinsics), or a point map")
+    raise InputError(
+      f"{name} is a depth map ({depth_HW.shape[1]} x {depth_HW.shape[0]}): give the camera's "
+      "fx,fy,cx,cy in its pixels "
+      "(--intrinsics), or a point map"
+    )
   height, width = depth_HW.shape
-  return cameras.pointmap_from_depth(depth_HW, cameras.Camera(*intrinsics, width, height)).astype(np.float32)
+  return cameras.pointmap_from_depth(depth_HW, cameras.Camera(*intrinsics, width, height)).astype(
+    np.float32
+  )
 
 
-def forget(points_HW3: np.ndarray, valid_HW: np.ndarray | None, frame: str, name: str) -> np.ndarray:
-  """NaN where a point is not finite, not valid, or not in front of the camera. Raises InputError if little is left."""
+def forget(
+  points_HW3: np.ndarray, valid_HW: np.ndarray | None, frame: str, name: str
+) -> np.ndarray:
+  """NaN where a point is not finite, not valid, or not in front of the camera. Raises InputError if
+  little is left.
+  """
   finite = np.isfinite(points_HW3).all(-1)
   if valid_HW is not None:
     if valid_HW.shape != finite.shape:
@@ -100,22 +133,35 @@ def forget(points_HW3: np.ndarray, valid_HW: np.ndarray | None, frame: str, name
   with np.errstate(invalid="ignore"):
     known = finite & (points_HW3[..., 2] > 0)
   if known.sum() * 2 < finite.sum():
-    raise InputError(f"{name}: {finite.sum() - known.sum()} of {finite.sum()} points lie behind the camera in the frame {frame!r}; "
-                     f"depth must be positive. Name the frame of the file (--pointmap_frame {' | '.join(FRAMES)})")
+    raise InputError(
+      f"{name}: {finite.sum() - known.sum()} of {finite.sum()} points lie behind the camera in the "
+      f"frame {frame!r}; "
+      f"depth must be positive. Name the frame of the file (--pointmap_frame {' | '.join(FRAMES)})"
+    )
   return np.where(known[..., None], points_HW3, np.float32(np.nan))
 
 
 def check_frame(points_HW3: np.ndarray, frame: str, name: str) -> None:
-  """Raises InputError if the points plainly run the wrong way across the picture, as those of another frame do."""
+  """Raises InputError if the points plainly run the wrong way across the picture, as those of
+  another frame do.
+  """
   try:
     along_x, along_y = cameras.pixel_trend(points_HW3)
   except ValueError:
     return  # too few points to tell
   if along_x < -0.8 or along_y < -0.8:
-    signs = tuple(a * (-1.0 if trend < -0.8 else 1.0) for a, trend in zip(cameras.AXES[frame], (along_x, along_y), strict=False))
+    signs = tuple(
+      a * (-1.0 if trend < -0.8 else 1.0)
+      for a, trend in zip(cameras.AXES[frame], (along_x, along_y), strict=False)
+    )
     fits = [f for f, axes in cameras.AXES.items() if axes == (*signs, cameras.AXES[frame][2])]
-    fix = f"they fit {fits[0]}: add --pointmap_frame {fits[0]}" if fits else "is the picture mirrored?"
-    raise InputError(f"{name}: its points run against the frame {frame!r} (x left, y up, z forward is pytorch3d); {fix}")
+    fix = (
+      f"they fit {fits[0]}: add --pointmap_frame {fits[0]}" if fits else "is the picture mirrored?"
+    )
+    raise InputError(
+      f"{name}: its points run against the frame {frame!r} (x left, y up, z forward is pytorch3d); "
+      f"{fix}"
+    )
 
 
 def pinhole(points_HW3: np.ndarray) -> cameras.Camera | None:
@@ -127,7 +173,9 @@ def pinhole(points_HW3: np.ndarray) -> cameras.Camera | None:
   return camera if error <= MAX_FIT_ERROR * camera.width else None
 
 
-def read_arrays(path: pathlib.Path, name: str) -> tuple[np.ndarray, Intrinsics | None, np.ndarray | None]:
+def read_arrays(
+  path: pathlib.Path, name: str
+) -> tuple[np.ndarray, Intrinsics | None, np.ndarray | None]:
   """(points or depths as stored, intrinsics in the file, validity mask in the file)."""
   try:
     with path.open("rb") as file:
@@ -164,7 +212,10 @@ def from_npz(arrays: dict[str, np.ndarray], name: str):
   if values is None:
     rest = [n for n in arrays if n not in CAMERA_NAMES + VALID_NAMES]
     if len(rest) != 1:
-      raise InputError(f"{name} holds arrays {', '.join(arrays) or '(none)'}; name the point map `pointmap`, a depth map `depth`")
+      raise InputError(
+        f"{name} holds arrays {', '.join(arrays) or '(none)'}; name the point map `pointmap`, a "
+        "depth map `depth`"
+      )
     values = arrays[rest[0]]
   camera, valid = pick(CAMERA_NAMES), pick(VALID_NAMES)
   return values, None if camera is None else to_intrinsics(camera, name), valid
@@ -176,8 +227,12 @@ def read_exr(path: pathlib.Path, name: str) -> np.ndarray:
 
   try:
     with OpenEXR.File(str(path), separate_channels=True) as file:
-      pixels = {key.rpartition(".")[2].upper(): np.array(channel.pixels) for key, channel in file.channels().items()}
-  except Exception as error:  # the library raises RuntimeError, TypeError or ValueError with its own text
+      pixels = {
+        key.rpartition(".")[2].upper(): np.array(channel.pixels)
+        for key, channel in file.channels().items()
+      }
+  # the library raises RuntimeError, TypeError or ValueError with its own text
+  except Exception as error:
     raise InputError(f"{name}: cannot be decoded as OpenEXR ({error})") from error
   for triple in ("XYZ", "RGB"):
     if all(c in pixels for c in triple):
@@ -185,7 +240,10 @@ def read_exr(path: pathlib.Path, name: str) -> np.ndarray:
   for single in ("Z", "DEPTH", "Y", "R", *pixels):
     if single in pixels and (len(pixels) == 1 or single in ("Z", "DEPTH")):
       return pixels[single]
-  raise InputError(f"{name} has channels {', '.join(pixels)}; X Y Z or R G B for points, or Z for depth, are needed")
+  raise InputError(
+    f"{name} has channels {', '.join(pixels)}; X Y Z or R G B for points, or Z for depth, are "
+    "needed"
+  )
 
 
 def read_depth_image(path: pathlib.Path, name: str) -> np.ndarray:
@@ -196,15 +254,20 @@ def read_depth_image(path: pathlib.Path, name: str) -> np.ndarray:
       mode, form, values = image.mode, image.format, np.asarray(image)
   except UnidentifiedImageError as error:
     raise InputError(f"{name}: not a .npy, .npz, .exr, .png or .tiff file") from error
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow reports broken files in these ways
+  # Pillow reports broken files in these ways
+  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
     raise InputError(f"{name}: cannot be decoded ({error})") from error
   if not mode.startswith(("I", "F")) or form == "JPEG":
-    raise InputError(f"{name} is a {form} image of mode {mode}: a depth image has one channel of 16-bit integers or 32-bit floats")
+    raise InputError(
+      f"{name} is a {form} image of mode {mode}: a depth image has one channel of 16-bit integers "
+      "or 32-bit floats"
+    )
   return values
 
 
 def parse_intrinsics(text: str, what: str = "--intrinsics") -> Intrinsics:
-  """Intrinsics from "fx,fy,cx,cy", or from a file: .json (keys fx fy cx cy, or a 3 x 3 `intrinsics` or `K`), .npy, or text numbers.
+  """Intrinsics from "fx,fy,cx,cy", or from a file: .json (keys fx fy cx cy, or a 3 x 3 `intrinsics`
+  or `K`), .npy, or text numbers.
 
   Raises InputError.
   """
@@ -218,12 +281,22 @@ def parse_intrinsics(text: str, what: str = "--intrinsics") -> Intrinsics:
       found = json.loads(path.read_text())
       if isinstance(found, dict):
         found = next((found[k] for k in CAMERA_NAMES if k in found), found)
-      return to_intrinsics(np.array([found[k] for k in Intrinsics._fields] if isinstance(found, dict) else found, float), name)
-    return to_intrinsics(np.array([float(v) for v in path.read_text().replace(",", " ").split()]), name)
+      return to_intrinsics(
+        np.array(
+          [found[k] for k in Intrinsics._fields] if isinstance(found, dict) else found, float
+        ),
+        name,
+      )
+    return to_intrinsics(
+      np.array([float(v) for v in path.read_text().replace(",", " ").split()]), name
+    )
   except InputError:
     raise
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise InputError(f"{name}: give fx,fy,cx,cy in pixels, or a .json, .npy or text file with these or a 3 x 3 matrix ({error})") from error
+    raise InputError(
+      f"{name}: give fx,fy,cx,cy in pixels, or a .json, .npy or text file with these or a 3 x 3 "
+      f"matrix ({error})"
+    ) from error
 
 
 def to_intrinsics(values: np.ndarray, name: str) -> Intrinsics:
@@ -236,5 +309,8 @@ def to_intrinsics(values: np.ndarray, name: str) -> Intrinsics:
       raise InputError(f"{name}: not a pinhole matrix [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]")
     flat = flat[[0, 4, 2, 5]]
   if flat.size != 4 or not np.isfinite(flat).all() or min(flat[:2]) <= 0:
-    raise InputError(f"{name}: {flat.size} numbers {flat.tolist()}; fx, fy, cx, cy in pixels with positive fx and fy are needed")
+    raise InputError(
+      f"{name}: {flat.size} numbers {flat.tolist()}; fx, fy, cx, cy in pixels with positive fx and "
+      "fy are needed"
+    )
   return Intrinsics(*(float(v) for v in flat))

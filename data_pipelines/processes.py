@@ -1,4 +1,6 @@
-"""Worker processes: one thread of linear algebra each, ended at once when the work is over, stopped or lost its parent."""
+"""Worker processes: one thread of linear algebra each, ended at once when the work is over, stopped
+or lost its parent.
+"""
 
 from collections.abc import Iterator
 import concurrent.futures
@@ -14,9 +16,13 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 @contextlib.contextmanager
 def pool(workers: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
-  """An executor of fresh processes, which inherit no state of JAX or of a renderer. At the end what is not finished is given up."""
+  """An executor of fresh processes, which inherit no state of JAX or of a renderer. At the end what
+  is not finished is given up.
+  """
   with single_threaded_children():
-    executor = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start)
+    executor = concurrent.futures.ProcessPoolExecutor(
+      workers, multiprocessing.get_context("spawn"), initializer=_start
+    )
     try:
       yield executor
     finally:
@@ -25,7 +31,9 @@ def pool(workers: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
 
 @contextlib.contextmanager
 def single_threaded_children():
-  """Processes started inside use one thread each for linear algebra: the cores are taken by the processes."""
+  """Processes started inside use one thread each for linear algebra: the cores are taken by the
+  processes.
+  """
   saved = {name: os.environ.get(name) for name in THREAD_VARIABLES}
   os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
   try:
@@ -48,7 +56,8 @@ def _start() -> None:
 
 
 def _stop(executor: concurrent.futures.ProcessPoolExecutor) -> None:
-  # shutdown() would wait for jobs that can take many minutes, and before Python 3.14 the executor offers no other end.
+  # shutdown() would wait for jobs that can take many minutes, and before Python 3.14 the executor
+  # offers no other end.
   processes = list((executor._processes or {}).values())
   executor.shutdown(wait=False, cancel_futures=True)
   for process in processes:

@@ -1,16 +1,17 @@
 """The record format: every field of every dataset, stated once.
 
-An example is a flat dict with the fields of `features()`; `camera` is a dict of its own. A preference example is the winner's
-example with `generator` and a list `losers`. A field that an example lacks has length zero (arrays, bytes, text) or is NaN
-(fixed-size floats) or -1 (integers); `is_present` is the only judge of that, and nothing absent may be trained on.
+An example is a flat dict with the fields of `features()`; `camera` is a dict of its own. A
+preference example is the winner's example with `generator` and a list `losers`. A field that an
+example lacks has length zero (arrays, bytes, text) or is NaN (fixed-size floats) or -1 (integers);
+`is_present` is the only judge of that, and nothing absent may be trained on.
 
-Frames: the camera frame is x left, y up, z forward; the object lives in the unit cube [-0.5, 0.5]^3, z up. A pose takes object
-points to the camera by
+Frames: the camera frame is x left, y up, z forward; the object lives in the unit cube [-0.5,
+0.5]^3, z up. A pose takes object points to the camera by
 
     p_camera = R @ (scale * p_object) + translation        (column vectors; metres where known)
 
-so `rotation` is R with its columns the object's axes seen from the camera. `example_pose` gives it in the row-vector form that
-`sam3d_jax.geometry` works with.
+so `rotation` is R with its columns the object's axes seen from the camera. `example_pose` gives it
+in the row-vector form that `sam3d_jax.geometry` works with.
 """
 
 from collections.abc import Mapping
@@ -35,12 +36,15 @@ Example = dict[str, Any]
 
 
 class SchemaError(InputError):
-  """An example does not have the form that `features` prescribes; the message names the field, the expected and the got."""
+  """An example does not have the form that `features` prescribes; the message names the field, the
+  expected and the got.
+  """
 
 
 def _tensor(shape: tuple[int | None, ...], dtype: type, doc: str) -> tfds.features.Tensor:
-  # Raw bytes are the cheapest to write and read. With several unknown dimensions TFDS cannot read an empty array back
-  # from raw bytes (it cuts the stored shape to the number of bytes), from compressed ones it can.
+  # Raw bytes are the cheapest to write and read. With several unknown dimensions TFDS cannot read
+  # an empty array back from raw bytes (it cuts the stored shape to the number of bytes), from
+  # compressed ones it can.
   unknown = shape.count(None)
   encoding = "none" if unknown == 0 else "bytes" if unknown == 1 else "zlib"
   return tfds.features.Tensor(shape=shape, dtype=dtype, encoding=encoding, doc=doc)
@@ -56,58 +60,93 @@ def _scalar(dtype: type, doc: str) -> tfds.features.Scalar:
 
 
 def _camera_fields() -> dict[str, tfds.features.Scalar]:
-  lengths = {name: _scalar(np.float32, f"{name} of the pinhole camera, pixels of `image`") for name in ("fx", "fy", "cx", "cy")}
-  sizes = {name: _scalar(np.int32, f"{name} that fx, fy, cx, cy refer to, pixels") for name in ("width", "height")}
+  lengths = {
+    name: _scalar(np.float32, f"{name} of the pinhole camera, pixels of `image`")
+    for name in ("fx", "fy", "cx", "cy")
+  }
+  sizes = {
+    name: _scalar(np.int32, f"{name} that fx, fy, cx, cy refer to, pixels")
+    for name in ("width", "height")
+  }
   return lengths | sizes
 
 
 def _example_fields() -> dict[str, Any]:
   text = tfds.features.Text
   return {
-      "key": text(doc="stable content key of the example"),
-      "source": text(doc="dataset or builder that the example comes from"),
-      "view": _scalar(np.int32, "index of the view among those of its mesh, -1 if there is only one"),
-      "image": _encoded("encoded sRGB image (PNG or JPEG)"),
-      "image_delit": _encoded("as `image`, the object in its base colour: ambient light only, no shading, no shadow"),
-      "mask": _encoded("PNG, visible part of the object, non-zero inside, size of `image`"),
-      "mask_full": _encoded("PNG, the object as if nothing stood before it"),
-      "pointmap": _tensor((None, None, 3), np.float16, "H x W x 3 points in the camera frame, NaN where unknown"),
-      "camera": _camera_fields(),
-      "voxels": _tensor((None, 3), np.uint8, "N x 3 surface voxels in the 64^3 grid, lexicographic order, object frame"),
-      "structure_latent": _tensor((None,) * 4, np.float32, "X x Y x Z x C mean of the structure encoder"),
-      "structure_latent_autoencoder": text(doc="digest of the autoencoder that made `structure_latent`"),
-      "slat": _tensor((None, SLAT_CHANNELS), np.float16, "N x 8 structured latent, one row a voxel, in the order of `voxels`"),
-      "slat_autoencoder": text(doc="digest of the autoencoder that made `slat`"),
-      "rotation": _tensor((3, 3), np.float32, "object to camera, acts on column vectors"),
-      "translation": _tensor((3,), np.float32, "of the object's origin, camera frame"),
-      "scale": _tensor((3,), np.float32, "of the unit cube along the object's axes"),
-      "rating": _scalar(np.float32, "annotators' quality rating"),
-      "mesh_key": text(doc="content key of the mesh"),
-      "license": text(doc="licence of the mesh and, where it differs, of the image"),
-      "lineage": text(doc="JSON: renderer, seeds, versions, parents"),
+    "key": text(doc="stable content key of the example"),
+    "source": text(doc="dataset or builder that the example comes from"),
+    "view": _scalar(np.int32, "index of the view among those of its mesh, -1 if there is only one"),
+    "image": _encoded("encoded sRGB image (PNG or JPEG)"),
+    "image_delit": _encoded(
+      "as `image`, the object in its base colour: ambient light only, no shading, no shadow"
+    ),
+    "mask": _encoded("PNG, visible part of the object, non-zero inside, size of `image`"),
+    "mask_full": _encoded("PNG, the object as if nothing stood before it"),
+    "pointmap": _tensor(
+      (None, None, 3), np.float16, "H x W x 3 points in the camera frame, NaN where unknown"
+    ),
+    "camera": _camera_fields(),
+    "voxels": _tensor(
+      (None, 3),
+      np.uint8,
+      "N x 3 surface voxels in the 64^3 grid, lexicographic order, object frame",
+    ),
+    "structure_latent": _tensor(
+      (None,) * 4, np.float32, "X x Y x Z x C mean of the structure encoder"
+    ),
+    "structure_latent_autoencoder": text(
+      doc="digest of the autoencoder that made `structure_latent`"
+    ),
+    "slat": _tensor(
+      (None, SLAT_CHANNELS),
+      np.float16,
+      "N x 8 structured latent, one row a voxel, in the order of `voxels`",
+    ),
+    "slat_autoencoder": text(doc="digest of the autoencoder that made `slat`"),
+    "rotation": _tensor((3, 3), np.float32, "object to camera, acts on column vectors"),
+    "translation": _tensor((3,), np.float32, "of the object's origin, camera frame"),
+    "scale": _tensor((3,), np.float32, "of the unit cube along the object's axes"),
+    "rating": _scalar(np.float32, "annotators' quality rating"),
+    "mesh_key": text(doc="content key of the mesh"),
+    "license": text(doc="licence of the mesh and, where it differs, of the image"),
+    "lineage": text(doc="JSON: renderer, seeds, versions, parents"),
   }
 
 
-LOSER_FIELDS = ("voxels", "structure_latent", "structure_latent_autoencoder", "slat", "slat_autoencoder", "rotation",
-                "translation", "scale", "generator")
+LOSER_FIELDS = (
+  "voxels",
+  "structure_latent",
+  "structure_latent_autoencoder",
+  "slat",
+  "slat_autoencoder",
+  "rotation",
+  "translation",
+  "scale",
+  "generator",
+)
 
 
 def _loser_fields() -> dict[str, Any]:
-  """Losers lie one after another: TFDS without TensorFlow cannot read ragged arrays inside a sequence."""
+  """Losers lie one after another: TFDS without TensorFlow cannot read ragged arrays inside a
+  sequence.
+  """
   count = "rows of each loser, 0 where a loser has none"
   return {
-      "voxels": _tensor((None, 3), np.uint8, "all losers' voxels"),
-      "voxels_count": _tensor((None,), np.int32, count),
-      "structure_latent": _tensor((None,) * 4, np.float32, "all losers' latents along the first axis"),
-      "structure_latent_count": _tensor((None,), np.int32, count),
-      "structure_latent_autoencoder": tfds.features.Text(doc="one digest a loser, comma-separated"),
-      "slat": _tensor((None, SLAT_CHANNELS), np.float16, "all losers' structured latents"),
-      "slat_count": _tensor((None,), np.int32, count),
-      "slat_autoencoder": tfds.features.Text(doc="one digest a loser, comma-separated"),
-      "rotation": _tensor((None, 3, 3), np.float32, "one pose a loser, NaN if it has none"),
-      "translation": _tensor((None, 3), np.float32, "as rotation"),
-      "scale": _tensor((None, 3), np.float32, "as rotation"),
-      "generator": tfds.features.Text(doc="one generator a loser, comma-separated"),
+    "voxels": _tensor((None, 3), np.uint8, "all losers' voxels"),
+    "voxels_count": _tensor((None,), np.int32, count),
+    "structure_latent": _tensor(
+      (None,) * 4, np.float32, "all losers' latents along the first axis"
+    ),
+    "structure_latent_count": _tensor((None,), np.int32, count),
+    "structure_latent_autoencoder": tfds.features.Text(doc="one digest a loser, comma-separated"),
+    "slat": _tensor((None, SLAT_CHANNELS), np.float16, "all losers' structured latents"),
+    "slat_count": _tensor((None,), np.int32, count),
+    "slat_autoencoder": tfds.features.Text(doc="one digest a loser, comma-separated"),
+    "rotation": _tensor((None, 3, 3), np.float32, "one pose a loser, NaN if it has none"),
+    "translation": _tensor((None, 3), np.float32, "as rotation"),
+    "scale": _tensor((None, 3), np.float32, "as rotation"),
+    "generator": tfds.features.Text(doc="one generator a loser, comma-separated"),
   }
 
 
@@ -130,14 +169,18 @@ def _empty_value(feature: tfds.features.FeatureConnector) -> Any:
     return ""
   if feature.np_dtype == np.object_:
     return b""
-  fill = np.nan if np.issubdtype(feature.np_dtype, np.floating) else -1 if feature.shape == () else 0
+  fill = (
+    np.nan if np.issubdtype(feature.np_dtype, np.floating) else -1 if feature.shape == () else 0
+  )
   value = np.full([n or 0 for n in feature.shape], fill, feature.np_dtype)
   return value[()] if feature.shape == () else value
 
 
 def empty_example(kind: str = "example") -> Example:
   """An example in which every field is absent; builders fill in what they have."""
-  example = {name: _empty_value(feature) for name, feature in features(kind).items() if name != "losers"}
+  example = {
+    name: _empty_value(feature) for name, feature in features(kind).items() if name != "losers"
+  }
   return example | {"losers": []} if kind == "preference" else example
 
 
@@ -156,7 +199,11 @@ def is_present(example: Mapping[str, Any], field: str) -> bool:
     raise KeyError(f"no field {field!r}; known: {', '.join(sorted(example))}")
   value = example[field]
   if field == "camera":
-    return bool(all(np.isfinite(value[n]) for n in ("fx", "fy", "cx", "cy")) and value["width"] > 0 and value["height"] > 0)
+    return bool(
+      all(np.isfinite(value[n]) for n in ("fx", "fy", "cx", "cy"))
+      and value["width"] > 0
+      and value["height"] > 0
+    )
   if isinstance(value, (bytes, str, list)):
     return len(value) > 0
   value = np.asarray(value)
@@ -168,7 +215,9 @@ def is_present(example: Mapping[str, Any], field: str) -> bool:
 
 
 def example_key(*parts: str | bytes | int | np.ndarray) -> str:
-  """A stable key (32 hex digits) of the parts' content, in order; the same on every machine and Python version."""
+  """A stable key (32 hex digits) of the parts' content, in order; the same on every machine and
+  Python version.
+  """
   digest = hashlib.sha256()
   for part in parts:
     if isinstance(part, np.ndarray):
@@ -184,13 +233,21 @@ def key_words(key: str) -> np.ndarray:
 
 
 def example_pose(example: Mapping[str, Any]) -> Pose:
-  """The pose of an example (or loser) that has one, in the row-vector form of sam3d_jax.geometry.pose."""
+  """The pose of an example (or loser) that has one, in the row-vector form of
+  sam3d_jax.geometry.pose.
+  """
   rotation = np.asarray(example["rotation"], np.float32)
-  return Pose(rotation.T, np.asarray(example["translation"], np.float32), np.asarray(example["scale"], np.float32))
+  return Pose(
+    rotation.T,
+    np.asarray(example["translation"], np.float32),
+    np.asarray(example["scale"], np.float32),
+  )
 
 
 def check_example(example: Mapping[str, Any], kind: str = "example") -> None:
-  """Raises SchemaError naming every field that is missing, unknown, or of another type or shape than prescribed."""
+  """Raises SchemaError naming every field that is missing, unknown, or of another type or shape
+  than prescribed.
+  """
   expected = features(kind)
   problems = [f"field {n!r} is missing" for n in expected if n not in example]
   problems += [f"field {n!r} is unknown" for n in example if n not in expected]
@@ -199,11 +256,21 @@ def check_example(example: Mapping[str, Any], kind: str = "example") -> None:
       problems += _problems(name, feature, example[name])
   for i, loser in enumerate(example.get("losers", ())):
     problems += [f"losers[{i}]: field {n!r} is missing" for n in LOSER_FIELDS if n not in loser]
-    problems += [p for n in LOSER_FIELDS if n in loser for p in _problems(f"losers[{i}].{n}", expected[n], loser[n])]
+    problems += [
+      p
+      for n in LOSER_FIELDS
+      if n in loser
+      for p in _problems(f"losers[{i}].{n}", expected[n], loser[n])
+    ]
     if "," in loser.get("generator", ""):
-      problems.append(f"field losers[{i}].generator: expected a name without comma, got {loser['generator']!r}")
+      problems.append(
+        f"field losers[{i}].generator: expected a name without comma, got {loser['generator']!r}"
+      )
   if problems:
-    raise SchemaError(f"example {example.get('key', '?')!r} does not fit schema {VERSION} ({kind}): " + "; ".join(problems))
+    raise SchemaError(
+      f"example {example.get('key', '?')!r} does not fit schema {VERSION} ({kind}): "
+      + "; ".join(problems)
+    )
 
 
 def _problems(name: str, feature: tfds.features.FeatureConnector, value: Any) -> list[str]:
@@ -211,19 +278,29 @@ def _problems(name: str, feature: tfds.features.FeatureConnector, value: Any) ->
     if not isinstance(value, Mapping) or set(value) != set(feature):
       got = sorted(value) if isinstance(value, Mapping) else repr(value)
       return [f"field {name!r}: expected a dict of {sorted(feature)}, got {got}"]
-    return [p for inner, f in feature.items() for p in _problems(f"{name}.{inner}", f, value[inner])]
+    return [
+      p for inner, f in feature.items() for p in _problems(f"{name}.{inner}", f, value[inner])
+    ]
   if isinstance(feature, tfds.features.Text) or feature.np_dtype == np.object_:
     wanted = str if isinstance(feature, tfds.features.Text) else bytes
-    return [] if isinstance(value, wanted) else [f"field {name!r}: expected {wanted.__name__}, got {type(value).__name__}"]
+    return (
+      []
+      if isinstance(value, wanted)
+      else [f"field {name!r}: expected {wanted.__name__}, got {type(value).__name__}"]
+    )
   shape = feature.shape
   got = np.asarray(value)
-  fits = got.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, got.shape, strict=True))
+  fits = got.ndim == len(shape) and all(
+    n is None or n == m for n, m in zip(shape, got.shape, strict=True)
+  )
   # Python numbers have no type of their own; arrays and numpy scalars must have the stored one.
   typed = isinstance(value, (int, float)) or got.dtype == feature.np_dtype
   if fits and typed:
     return []
   drawn = tuple("*" if n is None else n for n in shape)
-  return [f"field {name!r}: expected {np.dtype(feature.np_dtype)} {drawn}, got {got.dtype} {got.shape}"]
+  return [
+    f"field {name!r}: expected {np.dtype(feature.np_dtype)} {drawn}, got {got.dtype} {got.shape}"
+  ]
 
 
 def _join_losers(losers: list[Example]) -> dict[str, Any]:
@@ -252,7 +329,8 @@ def _split_losers(joined: Mapping[str, Any]) -> list[Example]:
       values = joined[name]
     else:
       values = np.split(joined[name], np.cumsum(joined[name + "_count"])[:-1])
-    for loser, value in zip(losers, values, strict=False):  # joining no text at all gives one empty entry
+    # joining no text at all gives one empty entry
+    for loser, value in zip(losers, values, strict=False):
       loser[name] = value
   return losers
 
@@ -273,11 +351,16 @@ def serialise(example: Example, kind: str = "example") -> bytes:
 
 @functools.cache
 def _partial_features(kind: str, skip: frozenset[str]) -> tfds.features.FeaturesDict:
-  return tfds.features.FeaturesDict({name: feature for name, feature in features(kind).items() if name not in skip})
+  return tfds.features.FeaturesDict(
+    {name: feature for name, feature in features(kind).items() if name not in skip}
+  )
 
 
-def deserialise(record: bytes, kind: str = "example", *, skip: frozenset[str] = frozenset()) -> Example:
-  """Inverse of `serialise`. Fields in `skip` are not decoded, which saves their time, and come back absent.
+def deserialise(
+  record: bytes, kind: str = "example", *, skip: frozenset[str] = frozenset()
+) -> Example:
+  """Inverse of `serialise`. Fields in `skip` are not decoded, which saves their time, and come back
+  absent.
 
   Raises SchemaError if the bytes are no record of this schema.
   """
@@ -287,8 +370,11 @@ def deserialise(record: bytes, kind: str = "example", *, skip: frozenset[str] = 
     if "losers" in wanted:
       example["losers"] = _split_losers(example["losers"])
     return empty_example(kind) | example if skip else example
-  except Exception as error:  # protobuf and TFDS raise many kinds; to a reader they all mean a broken record
-    raise SchemaError(f"not a record of schema {VERSION} ({kind}): {type(error).__name__}: {error}") from error
+  # protobuf and TFDS raise many kinds; to a reader they all mean a broken record
+  except Exception as error:
+    raise SchemaError(
+      f"not a record of schema {VERSION} ({kind}): {type(error).__name__}: {error}"
+    ) from error
 
 
 def _decode_text(feature: tfds.features.FeaturesDict, example: Mapping[str, Any]) -> Example:

@@ -13,8 +13,11 @@ from data_pipelines.records import CorruptRecord
 from sam3d_jax.geometry import cameras
 
 TILE = 256  # pixels a side of a picture
-# Control colours of a perceptually even ramp from dark violet over green to yellow (near to far is bright to dark).
-RAMP = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], np.float32)
+# Control colours of a perceptually even ramp from dark violet over green to yellow (near to far is
+# bright to dark).
+RAMP = np.array(
+  [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], np.float32
+)
 STYLE = """body{font:14px sans-serif;margin:1.5em;background:#fff;color:#222}figure{display:inline-block;margin:0 .6em .6em 0}
 figcaption{font-size:12px;color:#666}img{width:256px;image-rendering:pixelated;border:1px solid #ccc}
 section{border-top:1px solid #ccc;padding:.6em 0}code{font-size:12px}.bad{color:#b00}table{border-collapse:collapse}
@@ -55,15 +58,27 @@ def voxels_on_image(example: schema.Example, image_HW3: np.ndarray) -> np.ndarra
   voxel = camera.fx * float(example["scale"].max()) / schema.VOXEL_RESOLUTION / np.median(depth)
   reach = np.arange(max(1, round(voxel))) - max(1, round(voxel)) // 2
   corner = np.floor(pixels[order]).astype(int)
-  column, row = np.broadcast_arrays(corner[:, None, None, 0] + reach[:, None], corner[:, None, None, 1] + reach)
-  seen = (depth[order] > 0)[:, None, None] & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+  column, row = np.broadcast_arrays(
+    corner[:, None, None, 0] + reach[:, None], corner[:, None, None, 1] + reach
+  )
+  seen = (
+    (depth[order] > 0)[:, None, None]
+    & (column >= 0)
+    & (column < width)
+    & (row >= 0)
+    & (row < height)
+  )
   out = (image_HW3 * 0.4).astype(np.uint8)
-  out[row[seen], column[seen]] = np.broadcast_to(by_depth(depth[order])[:, None, None], (*row.shape, 3))[seen]
+  out[row[seen], column[seen]] = np.broadcast_to(
+    by_depth(depth[order])[:, None, None], (*row.shape, 3)
+  )[seen]
   return out
 
 
 def pictures(example: schema.Example) -> list[tuple[str, np.ndarray]]:
-  """(caption, picture) of everything that the example has. Raises CorruptRecord for undecodable images."""
+  """(caption, picture) of everything that the example has. Raises CorruptRecord for undecodable
+  images.
+  """
   has = lambda *fields: all(schema.is_present(example, f) for f in fields)
   shown = []
   if has("image"):
@@ -77,7 +92,9 @@ def pictures(example: schema.Example) -> list[tuple[str, np.ndarray]]:
     if has("mask"):
       shown.append(("mask (red), whole object (blue)", outlined))
   if has("image_delit"):
-    shown.append(("de-lit", samples.decode_image(example["image_delit"], "image_delit", mode="RGB")))
+    shown.append(
+      ("de-lit", samples.decode_image(example["image_delit"], "image_delit", mode="RGB"))
+    )
   if has("pointmap"):
     shown.append(("point map, depth", by_depth(example["pointmap"].astype(np.float32)[..., 2])))
   if has("image", "voxels", "rotation", "translation", "scale", "camera"):
@@ -112,7 +129,10 @@ def _figure(caption: str, picture: np.ndarray) -> str:
   image.save(buffer, "PNG")
   data = base64.b64encode(buffer.getvalue()).decode()
   caption = html.escape(caption)
-  return f'<figure><img src="data:image/png;base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+  return (
+    f'<figure><img src="data:image/png;base64,{data}" '
+    f'alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+  )
 
 
 def _section(place: str, example: schema.Example, findings: list[checks.Finding]) -> str:
@@ -120,15 +140,30 @@ def _section(place: str, example: schema.Example, findings: list[checks.Finding]
     figures = "".join(_figure(caption, picture) for caption, picture in pictures(example))
   except CorruptRecord as error:
     figures = f'<p class="bad">{html.escape(str(error))}</p>'
-  bad = "".join(f'<p class="bad">{html.escape(f.reason)}: {html.escape(f.detail)}</p>' for f in findings)
-  scalars = ", ".join(f"{name} {np.array2string(np.asarray(example[name]), precision=3)}"
-                      for name in ("translation", "scale", "rating") if schema.is_present(example, name))
-  return (f"<section><b>{html.escape(place)}</b> <code>{html.escape(example['key'])}</code> {html.escape(example['source'])} "
-          f"{html.escape(example['license'])}<br>{html.escape(scalars)}{bad}<div>{figures}</div></section>")
+  bad = "".join(
+    f'<p class="bad">{html.escape(f.reason)}: {html.escape(f.detail)}</p>' for f in findings
+  )
+  scalars = ", ".join(
+    f"{name} {np.array2string(np.asarray(example[name]), precision=3)}"
+    for name in ("translation", "scale", "rating")
+    if schema.is_present(example, name)
+  )
+  return (
+    f"<section><b>{html.escape(place)}</b> <code>{html.escape(example['key'])}</code> "
+    f"{html.escape(example['source'])} "
+    f"{html.escape(example['license'])}<br>{html.escape(scalars)}{bad}<div>{figures}</div></section>"
+  )
 
 
-def write_sheet(title: str, summary: str, rows: Iterable[tuple[str, schema.Example, list[checks.Finding]]]) -> str:
-  """The page. rows: (where the example lies, example, what is wrong with it); summary: plain text shown above them."""
+def write_sheet(
+  title: str, summary: str, rows: Iterable[tuple[str, schema.Example, list[checks.Finding]]]
+) -> str:
+  """The page. rows: (where the example lies, example, what is wrong with it); summary: plain text
+  shown above them.
+  """
   sections = "".join(_section(*row) for row in rows)
-  return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-          f"<h1>{html.escape(title)}</h1><pre>{html.escape(summary)}</pre>{sections}</html>\n")
+  return (
+    '<!doctype html><html lang="en"><meta '
+    f'charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    f"<h1>{html.escape(title)}</h1><pre>{html.escape(summary)}</pre>{sections}</html>\n"
+  )

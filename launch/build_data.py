@@ -2,8 +2,9 @@
 
     python -m launch.build_data --config configs/data/iso_3do.py --config.source=MESHES --config.out=DATA
 
-Stopped or killed, the same command continues; finished shards are not made again. Refused inputs are listed in
-DATA/quarantine.jsonl with reasons; more than `quarantine_budget` of them fail the build.
+Stopped or killed, the same command continues; finished shards are not made again. Refused inputs
+are listed in DATA/quarantine.jsonl with reasons; more than `quarantine_budget` of them fail the
+build.
 """
 
 import argparse
@@ -25,20 +26,41 @@ from sam3d_jax.errors import ConfigError, Preempted
 
 def source_config(c: ConfigDict) -> sources.SourceConfig:
   """Where the meshes come from."""
-  return sources.SourceConfig(source=c.source, seed=c.seed, count=c.procedural.count, families=tuple(c.procedural.families),
-                              license=c.license, max_coordinate=c.mesh.max_coordinate)
+  return sources.SourceConfig(
+    source=c.source,
+    seed=c.seed,
+    count=c.procedural.count,
+    families=tuple(c.procedural.families),
+    license=c.license,
+    max_coordinate=c.mesh.max_coordinate,
+  )
 
 
 def plan_iso_3do(c: ConfigDict) -> build.Plan:
   """The plan of an Iso-3DO build."""
   config = iso_3do.IsoConfig(
-      name=c.name, seed=c.seed, views=c.views, image_size=c.image_size, samples=c.samples, image_format=c.image_format,
-      background=c.background, pointmap=c.pointmap, delit=c.delit, source=source_config(c), camera=ViewConfig(**c.camera),
-      light=LightConfig(**c.light), filters=filters.FilterConfig(**c.filters))
+    name=c.name,
+    seed=c.seed,
+    views=c.views,
+    image_size=c.image_size,
+    samples=c.samples,
+    image_format=c.image_format,
+    background=c.background,
+    pointmap=c.pointmap,
+    delit=c.delit,
+    source=source_config(c),
+    camera=ViewConfig(**c.camera),
+    light=LightConfig(**c.light),
+    filters=filters.FilterConfig(**c.filters),
+  )
   return iso_3do.plan(config, test_fraction=c.test_fraction, objects_per_shard=c.objects_per_shard)
 
 
-PLANNERS: dict[str, Callable[[ConfigDict], build.Plan]] = {"iso_3do": plan_iso_3do, **build_annotated.PLANNERS, **build_pasted.PLANNERS}
+PLANNERS: dict[str, Callable[[ConfigDict], build.Plan]] = {
+  "iso_3do": plan_iso_3do,
+  **build_annotated.PLANNERS,
+  **build_pasted.PLANNERS,
+}
 
 
 def check(c: ConfigDict) -> None:
@@ -48,7 +70,9 @@ def check(c: ConfigDict) -> None:
   if not c.out:
     raise ConfigError("out is empty: give the folder of the dataset with --config.out=DIR")
   if not re.fullmatch(r"[a-z]\w*", c.name):
-    raise ConfigError(f"name = {c.name!r}: lower-case first, then letters, digits and underscores only")
+    raise ConfigError(
+      f"name = {c.name!r}: lower-case first, then letters, digits and underscores only"
+    )
   for key in ("views", "image_size", "samples"):
     if key in c and c[key] < 1:
       raise ConfigError(f"{key} = {c[key]}: it must be at least 1")
@@ -66,9 +90,17 @@ def check(c: ConfigDict) -> None:
 
 def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
-  parser.add_argument("--executor", choices=("local", "beam"), default="local", help="local processes, or Apache Beam")
-  parser.add_argument("--beam_options", nargs=argparse.REMAINDER, default=[], metavar="OPTION",
-                      help="with --executor beam, the last flag: everything behind it goes to Beam, e.g. --runner=FlinkRunner")
+  parser.add_argument(
+    "--executor", choices=("local", "beam"), default="local", help="local processes, or Apache Beam"
+  )
+  parser.add_argument(
+    "--beam_options",
+    nargs=argparse.REMAINDER,
+    default=[],
+    metavar="OPTION",
+    help="with --executor beam, the last flag: everything behind it goes to Beam, e.g. "
+    "--runner=FlinkRunner",
+  )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,18 +114,35 @@ def run(args: argparse.Namespace) -> int:
   splits = Counter()
   for job in plan.jobs:
     splits[job.split] += job.inputs
-  print(f"{plan.name}: {plan.inputs} inputs ({', '.join(f'{n} {split}' for split, n in splits.items())}) in {len(plan.jobs)} "
-        f"shards -> {c.out}", flush=True)
+  print(
+    f"{plan.name}: {plan.inputs} inputs "
+    f"({', '.join(f'{n} {split}' for split, n in splits.items())}) in {len(plan.jobs)} "
+    f"shards -> {c.out}",
+    flush=True,
+  )
   if args.dry_run:
     return 0
   signal.signal(signal.SIGTERM, _stop)
-  with Progress(plan.inputs, f"building {plan.name}", "objects", done=build.finished_inputs(plan, c.out)) as progress:
-    result = build.build(plan, c.out, workers=c.workers, execute=execute, quarantine_budget=c.quarantine_budget,
-                         progress=lambda n, refused: progress.update(n, refused=sum(refused.values())))
+  with Progress(
+    plan.inputs, f"building {plan.name}", "objects", done=build.finished_inputs(plan, c.out)
+  ) as progress:
+    result = build.build(
+      plan,
+      c.out,
+      workers=c.workers,
+      execute=execute,
+      quarantine_budget=c.quarantine_budget,
+      progress=lambda n, refused: progress.update(n, refused=sum(refused.values())),
+    )
   refused = ", ".join(f"{reason} {n}" for reason, n in sorted(result.refused.items())) or "none"
-  print(f"{c.out}: {', '.join(f'{n} {split}' for split, n in result.records.items())} examples; refused inputs: {refused}")
+  print(
+    f"{c.out}: {', '.join(f'{n} {split}' for split, n in result.records.items())} examples; "
+    f"refused inputs: {refused}"
+  )
   if result.draws:
-    print("rejected draws: " + ", ".join(f"{reason} {n}" for reason, n in sorted(result.draws.items())))
+    print(
+      "rejected draws: " + ", ".join(f"{reason} {n}" for reason, n in sorted(result.draws.items()))
+    )
   return 0
 
 

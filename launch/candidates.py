@@ -1,4 +1,5 @@
-"""One sample of one object of a photo: its mesh, its pose, its place in the photo, and how well that fits the mask.
+"""One sample of one object of a photo: its mesh, its pose, its place in the photo, and how well
+that fits the mask.
 
 Everything is worked out when first asked for, so that a reward which needs no mesh costs none.
 """
@@ -18,7 +19,9 @@ from sam3d_jax.geometry.pose import Pose
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-  """`index` counts the samples of an object; `streams` are the model's inputs for it, without batch axis."""
+  """`index` counts the samples of an object; `streams` are the model's inputs for it, without batch
+  axis.
+  """
 
   photo: Photo
   name: str
@@ -33,8 +36,12 @@ class Candidate:
 
   @functools.cached_property
   def shape(self) -> mesh.Mesh | None:
-    """The object as a mesh in the object frame, None if the sample is empty. What decodes more than occupancy goes here."""
-    return mesh.from_occupancy(self.prediction.occupancy, colour=object_colour(self.photo.image_HW3, self.mask_HW))
+    """The object as a mesh in the object frame, None if the sample is empty. What decodes more than
+    occupancy goes here.
+    """
+    return mesh.from_occupancy(
+      self.prediction.occupancy, colour=object_colour(self.photo.image_HW3, self.mask_HW)
+    )
 
   @functools.cached_property
   def caster(self) -> raycast.Caster | None:
@@ -47,7 +54,9 @@ class Candidate:
 
   @functools.cached_property
   def pose(self) -> Pose:
-    """What the model says: metric with a point map, else in the normalised frame; the rotation alone if no more was learned."""
+    """What the model says: metric with a point map, else in the normalised frame; the rotation
+    alone if no more was learned.
+    """
     if not self.predictor.placed:
       return Pose(self.prediction.rotation.astype(np.float64), np.zeros(3), np.ones(3))
     latents = {name: x for name, x in self.prediction.latents.items() if name != "shape"}
@@ -58,7 +67,8 @@ class Candidate:
 
   @functools.cached_property
   def placement(self) -> Pose | None:
-    """Where the object stands in the photo's camera: its pose if that is metric, else the model's rotation fitted to the mask.
+    """Where the object stands in the photo's camera: its pose if that is metric, else the model's
+    rotation fitted to the mask.
 
     None for an empty sample that would have to be fitted.
     """
@@ -67,14 +77,28 @@ class Candidate:
     if self.shape is None:
       return None
     points = self.photo.pointmap_HW3
-    depth = placement.ASSUMED_DEPTH if points is None else float(np.nanmedian(masked_points(points, self.mask_HW)[:, 2]))
-    fitted = placement.fit_to_mask(self.shape.vertices, self.pose.rotation, self.mask_HW, self.photo.camera, depth)
-    return fitted if points is None else placement.onto_points(self.caster, fitted, self.mask_HW, points, self.photo.camera)
+    depth = (
+      placement.ASSUMED_DEPTH
+      if points is None
+      else float(np.nanmedian(masked_points(points, self.mask_HW)[:, 2]))
+    )
+    fitted = placement.fit_to_mask(
+      self.shape.vertices, self.pose.rotation, self.mask_HW, self.photo.camera, depth
+    )
+    return (
+      fitted
+      if points is None
+      else placement.onto_points(self.caster, fitted, self.mask_HW, points, self.photo.camera)
+    )
 
   @functools.cached_property
   def mask_iou(self) -> float:
     """IoU of silhouette and mask, 0 for an empty sample."""
-    return 0.0 if self.caster is None else raycast.mask_iou(self.caster, self.placement, self.mask_HW, self.photo.camera)
+    return (
+      0.0
+      if self.caster is None
+      else raycast.mask_iou(self.caster, self.placement, self.mask_HW, self.photo.camera)
+    )
 
 
 def object_colour(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -1,7 +1,9 @@
-"""What every command has in common: configuration files with overrides, readable errors, exit codes.
+"""What every command has in common: configuration files with overrides, readable errors, exit
+codes.
 
-Exit codes: 0 done; 2 bad configuration or input (never worth a retry); 75 stopped on request after saving (start again); 1 anything
-else. A wrong configuration is reported before any device is touched.
+Exit codes: 0 done; 2 bad configuration or input (never worth a retry); 75 stopped on request after
+saving (start again); 1 anything else. A wrong configuration is reported before any device is
+touched.
 """
 
 import argparse
@@ -20,24 +22,40 @@ EXIT_BAD_INPUT = 2
 EXIT_RETRY = 75  # EX_TEMPFAIL: whatever starts the job should start it again
 
 
-def main(run: Callable[[argparse.Namespace], int | None], *, description: str,
-         flags: Callable[[argparse.ArgumentParser], None] | None = None, config: str = "required", argv: list[str] | None = None) -> None:
+def main(
+  run: Callable[[argparse.Namespace], int | None],
+  *,
+  description: str,
+  flags: Callable[[argparse.ArgumentParser], None] | None = None,
+  config: str = "required",
+  argv: list[str] | None = None,
+) -> None:
   """Parses the command line, runs `run(args)` and exits with the code that the outcome calls for.
 
-  config: "required" or "optional" adds `--config FILE[:variant]` and `--config.key=value`, found parsed in `args.config`
-  (None when optional and not given); "none" adds neither.
+  config: "required" or "optional" adds `--config FILE[:variant]` and `--config.key=value`, found
+  parsed in `args.config` (None when optional and not given); "none" adds neither.
   """
   sys.exit(run_command(run, description=description, flags=flags, config=config, argv=argv))
 
 
-def run_command(run, *, description: str, flags=None, config: str = "required", argv: list[str] | None = None) -> int:
+def run_command(
+  run, *, description: str, flags=None, config: str = "required", argv: list[str] | None = None
+) -> int:
   """`main` without leaving the process: returns the exit code."""
   argv = sys.argv[1:] if argv is None else argv
-  parser = argparse.ArgumentParser(description=description.split("\n\n")[0], epilog="\n".join(description.split("\n\n")[1:2]),
-                                   allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=description.split("\n\n")[0],
+    epilog="\n".join(description.split("\n\n")[1:2]),
+    allow_abbrev=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   if config != "none":
-    parser.add_argument("--config", required=config == "required", metavar="FILE[:VARIANT]",
-                        help="configuration file; any key of it is set with --config.KEY=VALUE")
+    parser.add_argument(
+      "--config",
+      required=config == "required",
+      metavar="FILE[:VARIANT]",
+      help="configuration file; any key of it is set with --config.KEY=VALUE",
+    )
   if flags is not None:
     flags(parser)
   try:
@@ -77,7 +95,9 @@ def load_config(spec: str, overrides: list[str] = ()) -> ConfigDict:
     if not equals:
       raise ConfigError(f"--config.{key}: write it as --config.{key}=VALUE")
     if not _has(config, key):
-      raise ConfigError(f"{path} has no key '{key}' (given value {value!r}){nearest_key(key, config)}")
+      raise ConfigError(
+        f"{path} has no key '{key}' (given value {value!r}){nearest_key(key, config)}"
+      )
   try:
     return _parse(spec, list(overrides))
   except (absl_flags.Error, TypeError, ValueError) as error:
@@ -130,7 +150,8 @@ def all_keys(config: ConfigDict, prefix: str = "") -> list[str]:
 def nearest_key(key: str, config: ConfigDict) -> str:
   """'; the nearest key is ...', or '' if none is near."""
   keys = all_keys(config)
-  near = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]  # the right name in the wrong section
+  # the right name in the wrong section
+  near = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]
   near = near or difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
   return f"; the nearest key is '{near[0]}'" if near else ""
 

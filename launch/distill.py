@@ -1,4 +1,5 @@
-"""Distils a flow model into one that needs few steps (shortcut models), and draws quality over the number of steps.
+"""Distils a flow model into one that needs few steps (shortcut models), and draws quality over the
+number of steps.
 
     python -m launch.distill --config configs/distill_geometry.py --workdir DIR --config.init_from=CHECKPOINT --config.eval.decoder=VAE
 """

@@ -1,4 +1,5 @@
-r"""Aligns a flow model with preferences: pairs of a better and a worse shape for the same photo, against a frozen reference.
+r"""Aligns a flow model with preferences: pairs of a better and a worse shape for the same photo,
+against a frozen reference.
 
     python -m launch.dpo --config configs/dpo_geometry.py --workdir DIR --config.init_from=CHECKPOINT \
         --config.data.mixture.preferences.path=DATA

@@ -26,7 +26,8 @@ from launch import cli
 from launch.train import prepare_workdir
 from sam3d_jax.errors import InputError
 
-SETS = ("benchmark", "bop", "sa3dao", "photos")  # modes in which a model is run on an evaluation set
+# modes in which a model is run on an evaluation set
+SETS = ("benchmark", "bop", "sa3dao", "photos")
 MODES = ("pairs", "samples", "views", "votes", *SETS)
 
 
@@ -37,38 +38,90 @@ def main(argv: list[str] | None = None) -> int:
 
 def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--out", required=True, help="folder for the results")
-  parser.add_argument("--points", type=int, default=1_000_000, help="surface samples a mesh (shape metrics)")
+  parser.add_argument(
+    "--points", type=int, default=1_000_000, help="surface samples a mesh (shape metrics)"
+  )
   parser.add_argument("--workers", type=int, default=0, help="processes that score; 0: one a core")
   pairs = parser.add_argument_group("pairs of meshes")
   pairs.add_argument("--pairs", help="folder with one folder an object")
   sets = parser.add_argument_group("a model on an evaluation set")
-  sets.add_argument("--benchmark", metavar="NAME[:N]", help="frozen benchmark (its first N objects), made on the spot: procedural_1")
-  sets.add_argument("--benchmark_data", help="folder to keep the benchmark's photos in (default: OUT/benchmark)")
-  sets.add_argument("--bop", metavar="DIR", help="dataset in BOP format (HB, LM-O, HOPE, YCB-V, ...); --split names its folder of scenes")
+  sets.add_argument(
+    "--benchmark",
+    metavar="NAME[:N]",
+    help="frozen benchmark (its first N objects), made on the spot: procedural_1",
+  )
+  sets.add_argument(
+    "--benchmark_data", help="folder to keep the benchmark's photos in (default: OUT/benchmark)"
+  )
+  sets.add_argument(
+    "--bop",
+    metavar="DIR",
+    help="dataset in BOP format (HB, LM-O, HOPE, YCB-V, ...); --split names its folder of scenes",
+  )
   sets.add_argument("--sa3dao", metavar="DIR", help="SA-3DAO: images, masks, meshes and poses")
-  sets.add_argument("--photos", metavar="DIR", help="your own photos with masks, meshes and poses, in the same layout")
+  sets.add_argument(
+    "--photos",
+    metavar="DIR",
+    help="your own photos with masks, meshes and poses, in the same layout",
+  )
   sets.add_argument("--max", type=int, default=0, help="objects at most, evenly spaced; 0: all")
   sets.add_argument("--checkpoint", help="work folder of a Geometry model")
-  sets.add_argument("--decoder", help="work folder of the structure VAE of its data (default: as the checkpoint says)")
+  sets.add_argument(
+    "--decoder",
+    help="work folder of the structure VAE of its data (default: as the checkpoint says)",
+  )
   sets.add_argument("--release", help="release folder with both")
-  sets.add_argument("--oracle", action="store_true", help="take the true voxels and poses in place of a model: the set's ceiling")
-  sets.add_argument("--which", default="ema", help="parameters of the checkpoint: raw, ema (default) or ema:<decay>")
-  sets.add_argument("--steps", type=int, help="of the sampler (default: as recorded with the weights)")
-  sets.add_argument("--guidance", type=float, help="strength (default: as recorded with the weights)")
-  sets.add_argument("--shortcut", action="store_true", help="few-step sampling of a distilled model (4 steps unless --steps)")
+  sets.add_argument(
+    "--oracle",
+    action="store_true",
+    help="take the true voxels and poses in place of a model: the set's ceiling",
+  )
+  sets.add_argument(
+    "--which", default="ema", help="parameters of the checkpoint: raw, ema (default) or ema:<decay>"
+  )
+  sets.add_argument(
+    "--steps", type=int, help="of the sampler (default: as recorded with the weights)"
+  )
+  sets.add_argument(
+    "--guidance", type=float, help="strength (default: as recorded with the weights)"
+  )
+  sets.add_argument(
+    "--shortcut",
+    action="store_true",
+    help="few-step sampling of a distilled model (4 steps unless --steps)",
+  )
   sets.add_argument("--seed", type=int, default=0, help="of the noise")
   sets.add_argument("--batch_size", type=int, default=32, help="objects sampled at once")
-  sets.add_argument("--dry_run", action="store_true", help="check the inputs and their poses, print the plan and stop")
+  sets.add_argument(
+    "--dry_run",
+    action="store_true",
+    help="check the inputs and their poses, print the plan and stop",
+  )
   pictures = parser.add_argument_group("rendered views, and people's choices")
-  pictures.add_argument("--views", metavar="DIR", help="DIR/<object>/truth_<view>.png and pred_<view>.png: PSNR, SSIM")
-  pictures.add_argument("--lpips", metavar="FILE", help="weights for LPIPS of views: state dict of lpips.LPIPS, .safetensors or .pth")
-  pictures.add_argument("--votes", metavar="FILE", help="CSV with columns left,right,outcome (left, right or equal): win rates, Elo")
+  pictures.add_argument(
+    "--views", metavar="DIR", help="DIR/<object>/truth_<view>.png and pred_<view>.png: PSNR, SSIM"
+  )
+  pictures.add_argument(
+    "--lpips",
+    metavar="FILE",
+    help="weights for LPIPS of views: state dict of lpips.LPIPS, .safetensors or .pth",
+  )
+  pictures.add_argument(
+    "--votes",
+    metavar="FILE",
+    help="CSV with columns left,right,outcome (left, right or equal): win rates, Elo",
+  )
   samples = parser.add_argument_group("samples of a dataset")
   samples.add_argument("--samples", help="folder with samples.npz")
-  samples.add_argument("--shuffled", help="folder of samples of --shuffle_images (default: every sample meets each other object)")
+  samples.add_argument(
+    "--shuffled",
+    help="folder of samples of --shuffle_images (default: every sample meets each other object)",
+  )
   samples.add_argument("--data", help="the dataset that was sampled")
   samples.add_argument("--split", default="test", help="of --data or --bop")
-  samples.add_argument("--train_data", help="dataset whose mean shape is the constant baseline (default: --data)")
+  samples.add_argument(
+    "--train_data", help="dataset whose mean shape is the constant baseline (default: --data)"
+  )
   samples.add_argument("--train_split", default="train")
   samples.add_argument("--rows", type=int, default=8, help="objects in preview.png")
 
@@ -77,29 +130,44 @@ def run(args: argparse.Namespace) -> None:
   """Checks the flags, then hands over to the mode."""
   modes = [mode for mode in MODES if getattr(args, mode) is not None]
   if len(modes) != 1:
-    raise InputError(f"give one of {', '.join(f'--{mode}' for mode in MODES)}" + (f", not {len(modes)} of them" if modes else ""))
+    raise InputError(
+      f"give one of {', '.join(f'--{mode}' for mode in MODES)}"
+      + (f", not {len(modes)} of them" if modes else "")
+    )
   if args.samples is not None and args.data is None:
     raise InputError("--samples needs --data DIR, the dataset that was sampled")
   if modes[0] in SETS and not args.dry_run:
     check_weights(args)
-  for flag, low in (("points", 1000), ("workers", 0), ("rows", 1), ("batch_size", 1), ("steps", 1), ("max", 0)):
+  for flag, low in (
+    ("points", 1000),
+    ("workers", 0),
+    ("rows", 1),
+    ("batch_size", 1),
+    ("steps", 1),
+    ("max", 0),
+  ):
     if getattr(args, flag) is not None and getattr(args, flag) < low:
       raise InputError(f"--{flag} {getattr(args, flag)}: give at least {low}")
   if args.lpips is not None and args.views is None:
     raise InputError("--lpips goes with --views")
-  os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait must not spin: the cores are for the other processes
+  # threads that wait must not spin: the cores are for the other processes
+  os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
   out = prepare_workdir(args.out)
   if args.samples is not None:
     from launch import evaluate_samples
+
     evaluate_samples.run(args, out)
   elif args.pairs is not None:
     from launch import evaluate_pairs
+
     evaluate_pairs.run(args, out)
   elif args.views is not None or args.votes is not None:
     from launch import evaluate_views
+
     (evaluate_views.run_views if args.views is not None else evaluate_views.run_votes)(args, out)
   else:
     from launch import evaluate_set
+
     evaluate_set.run(args, out)
 
 

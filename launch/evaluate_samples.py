@@ -14,7 +14,14 @@ from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import aggregate, occupancy
 from sam3d_jax.geometry import rotations
 
-COLUMNS = ("input", "mask", "truth, input view", "truth, turned 120°", "sample, input view", "sample, turned 120°")
+COLUMNS = (
+  "input",
+  "mask",
+  "truth, input view",
+  "truth, turned 120°",
+  "sample, input view",
+  "sample, turned 120°",
+)
 
 
 def run(args: argparse.Namespace, out: pathlib.Path) -> None:
@@ -24,8 +31,11 @@ def run(args: argparse.Namespace, out: pathlib.Path) -> None:
   index = index_of(source)
   missing = [k for k in found.key if k not in index]
   if missing:
-    raise InputError(f"{args.samples}: {len(missing)} of {len(found.key)} samples are of no example of {args.data} {args.split}, "
-                     f"first {missing[0]}; give the dataset and split that were sampled")
+    raise InputError(
+      f"{args.samples}: {len(missing)} of {len(found.key)} samples are of no example of "
+      f"{args.data} {args.split}, "
+      f"first {missing[0]}; give the dataset and split that were sampled"
+    )
   resolution = found.occupancy.shape[1]
   truth = np.stack([truth_grid(source[index[k]], resolution) for k in found.key])
   iou = occupancy.voxel_iou(found.occupancy, truth)
@@ -34,18 +44,33 @@ def run(args: argparse.Namespace, out: pathlib.Path) -> None:
   shuffled = shuffled_score(args.shuffled, found, truth)
   errors = rotation_errors(found, [source[index[k]] for k in found.key])
   metrics = {
-      "voxel_iou": float(iou.mean()), "voxel_iou_interval": list(aggregate.bootstrap_interval(iou)),
-      "voxel_iou_constant": constant, "voxel_iou_constant_threshold": threshold, "voxel_iou_shuffled": shuffled,
-      "rotation_error_deg": float(np.nanmedian(errors)) if np.isfinite(errors).any() else None,
-      "samples": len(iou), "empty": int((~found.occupancy.any((1, 2, 3))).sum()), "resolution": resolution,
+    "voxel_iou": float(iou.mean()),
+    "voxel_iou_interval": list(aggregate.bootstrap_interval(iou)),
+    "voxel_iou_constant": constant,
+    "voxel_iou_constant_threshold": threshold,
+    "voxel_iou_shuffled": shuffled,
+    "rotation_error_deg": float(np.nanmedian(errors)) if np.isfinite(errors).any() else None,
+    "samples": len(iou),
+    "empty": int((~found.occupancy.any((1, 2, 3))).sum()),
+    "resolution": resolution,
   }
   aggregate.write_json(out / "metrics.json", metrics)
-  draw(out / "preview.png", found, truth, iou, [source[index[found.key[i]]] for i in choose(len(iou), args.rows)], args.rows)
+  draw(
+    out / "preview.png",
+    found,
+    truth,
+    iou,
+    [source[index[found.key[i]]] for i in choose(len(iou), args.rows)],
+    args.rows,
+  )
   print(json.dumps(metrics, indent=2))
   score, (low, high) = metrics["voxel_iou"], metrics["voxel_iou_interval"]
-  print(f"voxel IoU {score:.3f} (95 % interval {low:.3f} to {high:.3f}, {len(iou)} samples at {resolution}^3)\n"
-        f"best constant shape {constant:.3f}: the score is {ratio(score, constant)}\n"
-        f"shuffled images {shuffled:.3f}: the score is {ratio(score, shuffled)}")
+  print(
+    f"voxel IoU {score:.3f} (95 % interval {low:.3f} to {high:.3f}, {len(iou)} samples at "
+    f"{resolution}^3)\n"
+    f"best constant shape {constant:.3f}: the score is {ratio(score, constant)}\n"
+    f"shuffled images {shuffled:.3f}: the score is {ratio(score, shuffled)}"
+  )
 
 
 def ratio(score: float, baseline: float) -> str:
@@ -58,7 +83,9 @@ def index_of(source) -> dict[str, int]:
 
 
 def truth_grid(example: schema.Example, resolution: int) -> np.ndarray:
-  """True occupancy (X, Y, Z) bool at the samples' resolution. Raises InputError if the example has none."""
+  """True occupancy (X, Y, Z) bool at the samples' resolution. Raises InputError if the example has
+  none.
+  """
   try:
     samples.require(example, "voxels")
     return samples.occupancy(example["voxels"], resolution).astype(bool)
@@ -67,7 +94,9 @@ def truth_grid(example: schema.Example, resolution: int) -> np.ndarray:
 
 
 def mean_shape(source, resolution: int) -> np.ndarray:
-  """Share of the meshes of a split that occupy each voxel, (X, Y, Z); each mesh counts once, whatever its number of views."""
+  """Share of the meshes of a split that occupy each voxel, (X, Y, Z); each mesh counts once,
+  whatever its number of views.
+  """
   total, seen = np.zeros((resolution,) * 3), set()
   with Progress(len(source), "mean training shape", "examples") as bar:
     for i in range(len(source)):
@@ -78,7 +107,10 @@ def mean_shape(source, resolution: int) -> np.ndarray:
         total += truth_grid(example, resolution)
       bar.update()
   if not seen:
-    raise InputError(f"{source.directory} {source.split} holds no voxels: the constant baseline needs training shapes")
+    raise InputError(
+      f"{source.directory} {source.split} holds no voxels: the constant baseline needs training "
+      "shapes"
+    )
   return total / len(seen)
 
 
@@ -90,25 +122,42 @@ def shuffled_score(folder: str | None, found: Samples, truth: np.ndarray) -> flo
   if not other.settings["shuffle_images"]:
     raise InputError(f"--shuffled {folder} was not drawn with --shuffle_images")
   if not np.array_equal(other.key, found.key) or other.occupancy.shape != found.occupancy.shape:
-    raise InputError(f"--shuffled {folder} and --samples are not of the same examples at the same resolution: draw both with the "
-                     "same --data, --split and --max")
+    raise InputError(
+      f"--shuffled {folder} and --samples are not of the same examples at the same resolution: "
+      "draw both with the "
+      "same --data, --split and --max"
+    )
   return float(occupancy.voxel_iou(other.occupancy, truth).mean())
 
 
 def rotation_errors(found: Samples, examples: list[schema.Example]) -> np.ndarray:
-  """Angle in degrees between sampled and true rotation, NaN where the example has none. Symmetry is not taken into account."""
+  """Angle in degrees between sampled and true rotation, NaN where the example has none. Symmetry is
+  not taken into account.
+  """
   truth = np.stack([e["rotation"].T for e in examples]).astype(np.float64)
   known = np.isfinite(truth).all((1, 2))
-  quaternion = np.asarray(rotations.matrix_to_quaternion(np.where(known[:, None, None], truth, np.eye(3))))
+  quaternion = np.asarray(
+    rotations.matrix_to_quaternion(np.where(known[:, None, None], truth, np.eye(3)))
+  )
   return np.where(known, occupancy.rotation_error_deg(found.rotation, quaternion), np.nan)
 
 
-def draw(path: pathlib.Path, found: Samples, truth: np.ndarray, iou: np.ndarray, examples: list[schema.Example],
-         rows: int) -> None:
-  """preview.png: evenly spaced samples, one a row; both shapes from the input's camera, then turned."""
+def draw(
+  path: pathlib.Path,
+  found: Samples,
+  truth: np.ndarray,
+  iou: np.ndarray,
+  examples: list[schema.Example],
+  rows: int,
+) -> None:
+  """preview.png: evenly spaced samples, one a row; both shapes from the input's camera, then
+  turned.
+  """
   pictures, captions = [], []
   for position, example in zip(choose(len(iou), rows), examples, strict=True):
-    view = example["rotation"].T if schema.is_present(example, "rotation") else preview.orbit(30, 25)
+    view = (
+      example["rotation"].T if schema.is_present(example, "rotation") else preview.orbit(30, 25)
+    )
     shapes = [mesh.from_occupancy(grid) for grid in (truth[position], found.occupancy[position])]
     views = (view, preview.turned(view, 120.0))
     photo = samples.decode_image(example["image"], "image", mode="RGB")

@@ -1,4 +1,6 @@
-"""Image scores of rendered views (launch.evaluate --views) and ratings from people's choices (launch.evaluate --votes)."""
+"""Image scores of rendered views (launch.evaluate --views) and ratings from people's choices
+(launch.evaluate --votes).
+"""
 
 import argparse
 import csv
@@ -21,10 +23,15 @@ def run_views(args: argparse.Namespace, out: pathlib.Path) -> None:
   lpips = None
   if args.lpips is not None:
     from sam3d_jax.evaluation import perceptual
+
     lpips = perceptual.load_lpips(args.lpips)
   names = ("psnr", "ssim", "lpips") if lpips else ("psnr", "ssim")
   root = pathlib.Path(args.views)
-  folders = [f for f in sorted(root.iterdir()) if f.is_dir() and pictures(f, "truth")] if root.is_dir() else []
+  folders = (
+    [f for f in sorted(root.iterdir()) if f.is_dir() and pictures(f, "truth")]
+    if root.is_dir()
+    else []
+  )
   if not folders:
     raise InputError(f"--views {root} has no folder with truth_<view>.png and pred_<view>.png")
   rows = {}
@@ -32,42 +39,67 @@ def run_views(args: argparse.Namespace, out: pathlib.Path) -> None:
     for folder in folders:
       rows[folder.name] = score_views(folder, names, lpips)
       bar.update()
-  total = aggregate.summarise(rows, names) | {"objects": len(rows), "views": sum(row["views"] for row in rows.values()),
-                                              "problems": sum(bool(row["problem"]) for row in rows.values())}
+  total = aggregate.summarise(rows, names) | {
+    "objects": len(rows),
+    "views": sum(row["views"] for row in rows.values()),
+    "problems": sum(bool(row["problem"]) for row in rows.values()),
+  }
   aggregate.write_json(out / "metrics.json", {"aggregate": total, "objects": rows})
   aggregate.write_csv(out / "metrics.csv", rows, (*names, "views", "problem"))
   for name in names:
     low, high = total[f"{name}_interval"]
     print(f"{name:6}{total[name]:9.4f}   [{low:.4f}, {high:.4f}]")
-  print(f"{len(rows)} objects, {total['views']} views, {total['problems']} with a problem; {out / 'metrics.json'}, metrics.csv")
+  print(
+    f"{len(rows)} objects, {total['views']} views, {total['problems']} with a problem; "
+    f"{out / 'metrics.json'}, metrics.csv"
+  )
 
 
 def pictures(folder: pathlib.Path, stem: str) -> dict[str, pathlib.Path]:
   """View name -> file of `<stem>_<view>.<suffix>` (or `<stem>.<suffix>`, the view "")."""
-  found = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and (p.stem == stem or p.stem.startswith(f"{stem}_"))]
+  found = [
+    p
+    for p in sorted(folder.iterdir())
+    if p.suffix.lower() in SUFFIXES and (p.stem == stem or p.stem.startswith(f"{stem}_"))
+  ]
   return {p.stem.removeprefix(stem).removeprefix("_"): p for p in found}
 
 
 def score_views(folder: pathlib.Path, names: tuple[str, ...], lpips) -> dict:
-  """Mean scores over the true views of one object. A view that is missing or cannot be compared scores WORST, and `problem` says why."""
+  """Mean scores over the true views of one object. A view that is missing or cannot be compared
+  scores WORST, and `problem` says why.
+  """
   truth, pred = pictures(folder, "truth"), pictures(folder, "pred")
   scores, problems = [], []
   for view, path in truth.items():
     try:
       if view not in pred:
         raise InputError(f"{folder}: pred_{view} is missing")
-      scores.append(score_view(*(photos.read_photo(p, "view")[0] / np.float32(255) for p in (pred[view], path)), lpips))
+      scores.append(
+        score_view(
+          *(photos.read_photo(p, "view")[0] / np.float32(255) for p in (pred[view], path)), lpips
+        )
+      )
     except ValueError as error:  # of another size, too small, unreadable
       scores.append(WORST)
       problems.append(str(error))
-  return {name: float(np.mean([s[name] for s in scores])) for name in names} | {"views": len(scores), "problem": "; ".join(problems)}
+  return {name: float(np.mean([s[name] for s in scores])) for name in names} | {
+    "views": len(scores),
+    "problem": "; ".join(problems),
+  }
 
 
 def score_view(pred_HW3: np.ndarray, truth_HW3: np.ndarray, lpips) -> dict[str, float]:
   """Scores of one picture. Raises ValueError if the two cannot be compared."""
   if pred_HW3.shape != truth_HW3.shape:
-    raise ValueError(f"the view is {pred_HW3.shape[1]} x {pred_HW3.shape[0]}, its truth {truth_HW3.shape[1]} x {truth_HW3.shape[0]}")
-  out = {"psnr": min(views.psnr(pred_HW3, truth_HW3), MAX_PSNR), "ssim": views.ssim(pred_HW3, truth_HW3)}
+    raise ValueError(
+      f"the view is {pred_HW3.shape[1]} x {pred_HW3.shape[0]}, its truth {truth_HW3.shape[1]} x "
+      f"{truth_HW3.shape[0]}"
+    )
+  out = {
+    "psnr": min(views.psnr(pred_HW3, truth_HW3), MAX_PSNR),
+    "ssim": views.ssim(pred_HW3, truth_HW3),
+  }
   return out | ({"lpips": lpips(pred_HW3, truth_HW3)} if lpips else {})
 
 
@@ -76,7 +108,9 @@ def run_votes(args: argparse.Namespace, out: pathlib.Path) -> None:
   votes = read_votes(pathlib.Path(args.votes))
   ratings, intervals = preference.elo(votes), preference.elo_intervals(votes)
   names = sorted(ratings, key=lambda name: -ratings[name])
-  rates = {a: {b: preference.win_rate(votes, a, b)._asdict() for b in names if b != a} for a in names}
+  rates = {
+    a: {b: preference.win_rate(votes, a, b)._asdict() for b in names if b != a} for a in names
+  }
   met = {a: {b: rate for b, rate in others.items() if rate["votes"]} for a, others in rates.items()}
   elo = {name: {"elo": ratings[name], "interval": list(intervals[name])} for name in names}
   aggregate.write_json(out / "votes.json", {"votes": len(votes), "elo": elo, "win_rate": met})
@@ -84,7 +118,10 @@ def run_votes(args: argparse.Namespace, out: pathlib.Path) -> None:
     low, high = intervals[name]
     print(f"{name:24} Elo {ratings[name]:7.1f}   [{low:.1f}, {high:.1f}]")
     for other, rate in met[name].items():
-      print(f"{'':24}   {rate['rate']:6.1%} of {rate['votes']} against {other}   [{rate['low']:.1%}, {rate['high']:.1%}]")
+      print(
+        f"{'':24}   {rate['rate']:6.1%} of {rate['votes']} against {other}   [{rate['low']:.1%}, "
+        f"{rate['high']:.1%}]"
+      )
   print(out / "votes.json")
 
 
@@ -99,8 +136,11 @@ def read_votes(path: pathlib.Path) -> list[preference.Vote]:
   for line, row in enumerate(rows, 2):
     left, right, outcome = (str(row.get(k) or "").strip() for k in ("left", "right", "outcome"))
     if not left or not right or left == right or outcome not in preference.OUTCOMES:
-      raise InputError(f"--votes {path} line {line}: {row} needs two different models in the columns left and right and "
-                       f"{', '.join(preference.OUTCOMES)} in the column outcome")
+      raise InputError(
+        f"--votes {path} line {line}: {row} needs two different models in the columns left and "
+        "right and "
+        f"{', '.join(preference.OUTCOMES)} in the column outcome"
+      )
     votes.append(preference.Vote(left, right, outcome))
   if not votes:
     raise InputError(f"--votes {path} holds no vote below its headings left,right,outcome")

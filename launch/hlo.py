@@ -1,4 +1,6 @@
-"""Reads an optimised HLO program: which collectives it runs, how often, over how many bytes, and which of them leave a slice."""
+"""Reads an optimised HLO program: which collectives it runs, how often, over how many bytes, and
+which of them leave a slice.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -9,13 +11,29 @@ import re
 import numpy as np
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+BYTES = {
+  "pred": 1,
+  "s8": 1,
+  "u8": 1,
+  "bf16": 2,
+  "f16": 2,
+  "s16": 2,
+  "u16": 2,
+  "f32": 4,
+  "s32": 4,
+  "u32": 4,
+  "f64": 8,
+  "s64": 8,
+  "u64": 8,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """kind: one of KINDS.  count: runs a step.  size: bytes of the whole array on each participant.  group: participants.
-  crosses: whether some group spans slices, and so goes over the data-centre network."""
+  """kind: one of KINDS.  count: runs a step.  size: bytes of the whole array on each participant.
+  group: participants. crosses: whether some group spans slices, and so goes over the data-centre
+  network.
+  """
 
   kind: str
   count: int
@@ -27,13 +45,19 @@ class Collective:
   def traffic(self) -> float:
     """Bytes that one participant sends in all runs of a step, with the ring algorithms."""
     share = (self.group - 1) / self.group
-    return self.count * self.size * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
+    return (
+      self.count
+      * self.size
+      * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
+    )
 
 
 def collectives(text: str, slice_of: Sequence[int] = ()) -> list[Collective]:
-  """The collectives of a program. slice_of: slice of every device in the order of the mesh; empty: all in one.
+  """The collectives of a program. slice_of: slice of every device in the order of the mesh; empty:
+  all in one.
 
-  A collective in the body of a loop counts as often as the loop runs; the loop's known trip count is part of the optimised program.
+  A collective in the body of a loop counts as often as the loop runs; the loop's known trip count
+  is part of the optimised program.
   """
   computations, entry = _computations(text)
   runs = _runs(computations, entry)
@@ -43,14 +67,20 @@ def collectives(text: str, slice_of: Sequence[int] = ()) -> list[Collective]:
       one = _collective(line, name, slice_of)
       if one is not None:
         found[one] += runs[name]
-  return [Collective(kind, n, size, group, crosses) for (kind, size, group, crosses), n in found.items()]
+  return [
+    Collective(kind, n, size, group, crosses) for (kind, size, group, crosses), n in found.items()
+  ]
 
 
 def summary(found: Sequence[Collective]) -> dict[str, dict[str, float]]:
-  """kind -> count, bytes (of the arrays) and traffic (sent by one chip) of a step; what leaves a slice apart, as `<kind>/dcn`."""
+  """kind -> count, bytes (of the arrays) and traffic (sent by one chip) of a step; what leaves a
+  slice apart, as `<kind>/dcn`.
+  """
   out: dict[str, dict[str, float]] = {}
   for c in found:
-    row = out.setdefault(c.kind + ("/dcn" if c.crosses else ""), {"count": 0, "bytes": 0, "traffic": 0.0})
+    row = out.setdefault(
+      c.kind + ("/dcn" if c.crosses else ""), {"count": 0, "bytes": 0, "traffic": 0.0}
+    )
     row["count"] += c.count
     row["bytes"] += c.count * c.size
     row["traffic"] += c.traffic
@@ -100,46 +130,63 @@ def _calls(line: str, computations: dict[str, list[str]]) -> Iterator[tuple[str,
 
 
 def _trips(line: str, computations: dict[str, list[str]]) -> int:
-  """How often a loop runs: as the compiler noted it, else the constant that its condition compares with; 1 if it has none."""
+  """How often a loop runs: as the compiler noted it, else the constant that its condition compares
+  with; 1 if it has none.
+  """
   noted = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
   if noted:
     return int(noted.group(1))
   condition = computations.get(re.search(r"\bcondition=%?([\w.\-]+)", line).group(1), ())
-  limits = [int(n) for text in condition for n in re.findall(r"= s32\[\]\S* constant\((\d+)\)", text)]
+  limits = [
+    int(n) for text in condition for n in re.findall(r"= s32\[\]\S* constant\((\d+)\)", text)
+  ]
   return max(limits, default=1)
 
 
-def _collective(line: str, computation: str, slice_of: Sequence[int]) -> tuple[str, int, int, bool] | None:
+def _collective(
+  line: str, computation: str, slice_of: Sequence[int]
+) -> tuple[str, int, int, bool] | None:
   match = re.search(r" = (.*?) (" + "|".join(KINDS) + r")(-start)?\(", line)
   if match is None:
     return None
-  kind, size = match.group(2), _size(match.group(1), started=bool(match.group(3)) and match.group(2) != "all-reduce")
+  kind, size = (
+    match.group(2),
+    _size(match.group(1), started=bool(match.group(3)) and match.group(2) != "all-reduce"),
+  )
   groups = _groups(line)
   group = max((len(g) for g in groups), default=len(slice_of) or 1)
   if group == 1 and kind != "collective-permute":
     return None
-  crosses = bool(slice_of) and any(len({slice_of[i] for i in g}) > 1 for g in groups or [range(len(slice_of))])
+  crosses = bool(slice_of) and any(
+    len({slice_of[i] for i in g}) > 1 for g in groups or [range(len(slice_of))]
+  )
   if kind == "reduce-scatter":
     size *= group
   elif kind == "all-reduce" and "all-reduce-scatter" in computation:
-    kind = "reduce-scatter"  # the TPU compiler fuses the reduction with the slice that each chip keeps
+    # the TPU compiler fuses the reduction with the slice that each chip keeps
+    kind = "reduce-scatter"
   return kind, size, group, crosses
 
 
 def _size(shape: str, *, started: bool) -> int:
-  """Bytes of a result shape; the result tuple of a started operation also holds its operands, which are half of it or less."""
-  sizes = [BYTES.get(t, 4) * math.prod(int(n) for n in dims.split(",") if n) for t, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape)]
+  """Bytes of a result shape; the result tuple of a started operation also holds its operands, which
+  are half of it or less.
+  """
+  sizes = [
+    BYTES.get(t, 4) * math.prod(int(n) for n in dims.split(",") if n)
+    for t, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape)
+  ]
   if started:
     sizes = [n for n in sizes if n > 16]  # without context words
-    return sum(sizes[len(sizes) // 2:])
+    return sum(sizes[len(sizes) // 2 :])
   return sum(sizes)
 
 
 def _groups(line: str) -> list[list[int]]:
   """The groups of devices of a collective, in any of the ways that they are printed.
 
-  `{{0,1},{2,3}}`, `[2,4]<=[8]`, `[2,4]<=[4,2]T(1,0)`, `mesh['a'=4,'b'=2] {'b'}` (groups along b; `'a':(2)2` is a part of an axis), or
-  `source_target_pairs={{0,1}}`.
+  `{{0,1},{2,3}}`, `[2,4]<=[8]`, `[2,4]<=[4,2]T(1,0)`, `mesh['a'=4,'b'=2] {'b'}` (groups along b;
+  `'a':(2)2` is a part of an axis), or `source_target_pairs={{0,1}}`.
   """
   iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
   if iota:
@@ -150,9 +197,16 @@ def _groups(line: str) -> list[list[int]]:
     return ids.reshape(shape).tolist()
   mesh = re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", line)
   if mesh:
-    return _mesh_groups(re.findall(r"'([^']+)'=(\d+)", mesh.group(1)), re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", mesh.group(2)))
+    return _mesh_groups(
+      re.findall(r"'([^']+)'=(\d+)", mesh.group(1)),
+      re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", mesh.group(2)),
+    )
   listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}", line)
-  return [[int(n) for n in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", listed.group(1))] if listed else []
+  return (
+    [[int(n) for n in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", listed.group(1))]
+    if listed
+    else []
+  )
 
 
 def _mesh_groups(axes: list[tuple[str, str]], along: list[tuple[str, str, str]]) -> list[list[int]]:

@@ -5,9 +5,9 @@
     python -m launch.import_torch --from FILE --workdir DIR --config configs/x.py           one .ckpt, .pt, .pth or .safetensors
     python -m launch.import_torch --from dinov2_vitl14_reg4_pretrain.pth --workdir DIR --config configs/pretrain_geometry.py
 
-An original DINOv2 checkpoint goes into the image and the mask encoder of the configured model; the other parameters are
-initialised at random. Arrays are converted and written one at a time. Every missing, unexpected or misshapen entry is reported
-before anything is written.
+An original DINOv2 checkpoint goes into the image and the mask encoder of the configured model; the
+other parameters are initialised at random. Arrays are converted and written one at a time. Every
+missing, unexpected or misshapen entry is reported before anything is written.
 """
 
 import argparse
@@ -26,17 +26,30 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--from", dest="source", required=True, help="release folder or state dict file")
-  parser.add_argument("--workdir", required=True, help="folder for the checkpoint; must not hold one")
-  parser.add_argument("--part", choices=PARTS, default=PARTS[0], help="model of a release folder (default: geometry)")
-  parser.add_argument("--encoder", help="state dict of the structure encoder, which the published release lacks")
-  parser.add_argument("--unsafe_pickle", action="store_true", help="also read files that run code on loading: trusted ones only")
+  parser.add_argument(
+    "--from", dest="source", required=True, help="release folder or state dict file"
+  )
+  parser.add_argument(
+    "--workdir", required=True, help="folder for the checkpoint; must not hold one"
+  )
+  parser.add_argument(
+    "--part", choices=PARTS, default=PARTS[0], help="model of a release folder (default: geometry)"
+  )
+  parser.add_argument(
+    "--encoder", help="state dict of the structure encoder, which the published release lacks"
+  )
+  parser.add_argument(
+    "--unsafe_pickle",
+    action="store_true",
+    help="also read files that run code on loading: trusted ones only",
+  )
 
 
 def run(args: argparse.Namespace) -> None:
   """Opens and checks, then writes."""
   from sam3d_jax.torch_bridge import load, stream
   from sam3d_jax.training import checkpoint
+
   source = pathlib.Path(args.source)
   if checkpoint.steps(args.workdir):
     raise InputError(f"--workdir {args.workdir} already holds a checkpoint; give an empty folder")
@@ -45,9 +58,18 @@ def run(args: argparse.Namespace) -> None:
   else:
     config, params, files = from_file(args, source)
   digests = {str(path): load.file_digest(path) for path in files}
-  lineage = {"stage": "import", "parents": [], "datasets": {}, "source": str(source), "files": digests}
+  lineage = {
+    "stage": "import",
+    "parents": [],
+    "datasets": {},
+    "source": str(source),
+    "files": digests,
+  }
   latents = import_latents(source, params, files, digests)
-  meta = {"config": config.to_dict(), "lineage": lineage | ({"latents": latents} if latents else {})}
+  meta = {
+    "config": config.to_dict(),
+    "lineage": lineage | ({"latents": latents} if latents else {}),
+  }
   stream.write_params(args.workdir, params, meta)
   values = sum(math.prod(shape) for shape in params.shapes.values())
   print(f"imported {len(params)} arrays, {values / 1e6:.1f} M parameters, into {args.workdir}")
@@ -58,13 +80,20 @@ def from_release(args: argparse.Namespace, folder: pathlib.Path):
   from ml_collections import ConfigDict
 
   from sam3d_jax.torch_bridge import release as release_lib
+
   release = release_lib.read_release(folder)
   if args.part == "structure_vae":
     if release.structure_vae is None:
       raise InputError(f"{folder} has no ss_decoder.yaml")
     config = import_config(args.config, ConfigDict(release.structure_vae), release)
-    params = release_lib.open_structure_vae(release, config.model, encoder=args.encoder, unsafe_pickle=args.unsafe_pickle)
-    return config, params, [release.files["ss_decoder"], pathlib.Path(args.encoder or release.files["ss_encoder"])]
+    params = release_lib.open_structure_vae(
+      release, config.model, encoder=args.encoder, unsafe_pickle=args.unsafe_pickle
+    )
+    return (
+      config,
+      params,
+      [release.files["ss_decoder"], pathlib.Path(args.encoder or release.files["ss_encoder"])],
+    )
   config = import_config(args.config, ConfigDict(release.geometry), release)
   params = release_lib.open_geometry(release, config.model, unsafe_pickle=args.unsafe_pickle)
   return config, params, [release.files["ss_generator"]]
@@ -74,13 +103,16 @@ def from_file(args: argparse.Namespace, path: pathlib.Path):
   """Configuration, lazy parameters and files read, of a single state dict file."""
   from sam3d_jax.torch_bridge import load
   from sam3d_jax.torch_bridge import release as release_lib
+
   if args.config is None:
     raise InputError(f"{path} is a single file: say with --config FILE which model it is")
   config = args.config
   if config.model.name == "structure_vae":
     if args.encoder is None:
       raise InputError(f"{path} is taken as the decoder: give the encoder with --encoder FILE")
-    params = release_lib.open_autoencoder(path, args.encoder, config.model, unsafe_pickle=args.unsafe_pickle)
+    params = release_lib.open_autoencoder(
+      path, args.encoder, config.model, unsafe_pickle=args.unsafe_pickle
+    )
     return config, params, [path, pathlib.Path(args.encoder)]
   file = load.open_state(path, unsafe_pickle=args.unsafe_pickle)
   if "cls_token" in file.shapes and "patch_embed.proj.weight" in file.shapes:
@@ -89,16 +121,21 @@ def from_file(args: argparse.Namespace, path: pathlib.Path):
 
 
 def with_dinov2(config, file):
-  """Lazy parameters of the configured model: both encoders from a DINOv2 state dict, everything else freshly initialised."""
+  """Lazy parameters of the configured model: both encoders from a DINOv2 state dict, everything
+  else freshly initialised.
+  """
   from flax import nnx
   import jax
   import numpy as np
 
   from sam3d_jax.models import registry
   from sam3d_jax.torch_bridge import keys, load, names_conditioning
+
   shapes = keys.flat_shapes(registry.abstract_model(config.model))
   prefixes = [f"condition/{name}/" for name in names_conditioning.DINO_MODULES]
-  encoder_shapes = {p.removeprefix(prefixes[0]): s for p, s in shapes.items() if p.startswith(prefixes[0])}
+  encoder_shapes = {
+    p.removeprefix(prefixes[0]): s for p, s in shapes.items() if p.startswith(prefixes[0])
+  }
   rules = names_conditioning.dinov2_rules(registry.typed_config(config.model).condition.dino)
   encoder = load.convert(rules, file, encoder_shapes)
 
@@ -117,10 +154,13 @@ def with_dinov2(config, file):
 
 
 def import_config(given, model, release):
-  """The configuration to store: the given one, if its model has the release's sizes, or one made from the release's yamls."""
+  """The configuration to store: the given one, if its model has the release's sizes, or one made
+  from the release's yamls.
+  """
   from configs import base
   from sam3d_jax.models import registry
   from sam3d_jax.torch_bridge import keys
+
   if given is not None:
     needed = keys.flat_shapes(registry.abstract_model(model))
     keys.check_shapes(keys.flat_shapes(registry.abstract_model(given.model)), needed)
@@ -143,6 +183,7 @@ def import_latents(source: pathlib.Path, params, files, digests) -> dict | None:
   """Which decoder the imported flow model belongs to: the one that lies beside it."""
   from sam3d_jax.torch_bridge import load
   from sam3d_jax.torch_bridge import release as release_lib
+
   if not source.is_dir() or not any(p.startswith("flow/") for p in params):
     return None
   release = release_lib.read_release(source)

@@ -1,10 +1,12 @@
-"""The whole ladder at small scale: pre-training, two mid-trainings, fine-tuning, alignment, distillation, each scored on the same photos.
+"""The whole ladder at small scale: pre-training, two mid-trainings, fine-tuning, alignment,
+distillation, each scored on the same photos.
 
     python -m launch.ladder --workdir DIR [--seed N] [--scale full|small] [--pretrained QUICKSTART_WORKDIR]
 
-A chain of the commands that a large run uses, with `:tiny` configurations on procedural objects. Interrupted, it continues where it
-stopped. It leaves `ladder.csv`, `ladder.html` and `ladder.png` in DIR; several DIRs of other seeds are put into one table with
-`--workdir DIR --summarise DIR1 DIR2 ...`. `--dry_run` prints the commands.
+A chain of the commands that a large run uses, with `:tiny` configurations on procedural objects.
+Interrupted, it continues where it stopped. It leaves `ladder.csv`, `ladder.html` and `ladder.png`
+in DIR; several DIRs of other seeds are put into one table with `--workdir DIR --summarise DIR1 DIR2
+...`. `--dry_run` prints the commands.
 """
 
 import argparse
@@ -21,7 +23,9 @@ from sam3d_jax.training import checkpoint
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-  """How large the ladder is: objects rendered into photos (three photos each) and steps of every stage after pre-training."""
+  """How large the ladder is: objects rendered into photos (three photos each) and steps of every
+  stage after pre-training.
+  """
 
   objects: int
   fo: int
@@ -31,17 +35,33 @@ class Scale:
   distill: int
 
 
-SCALES = {"full": Scale(400, 600, 600, 400, 100, 600), "small": Scale(200, 300, 300, 200, 60, 200), "smoke": Scale(20, 2, 2, 2, 2, 2)}
-PHOTO_SEED = 1000  # added to the seed: photos of the target domain show other objects in other rooms than those of mid-training
-STAGES = ("pretrain", "midtrain_fo", "midtrain_os", "sft", "dpo", "distill", "distill_4_steps")  # as scored, in order
+SCALES = {
+  "full": Scale(400, 600, 600, 400, 100, 600),
+  "small": Scale(200, 300, 300, 200, 60, 200),
+  "smoke": Scale(20, 2, 2, 2, 2, 2),
+}
+# added to the seed: photos of the target domain show other objects in other rooms than those of
+# mid-training
+PHOTO_SEED = 1000
+# as scored, in order
+STAGES = ("pretrain", "midtrain_fo", "midtrain_os", "sft", "dpo", "distill", "distill_4_steps")
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", required=True, help="folder for everything that is made")
   parser.add_argument("--seed", type=int, default=0, help="of data, training and samples")
-  parser.add_argument("--scale", choices=sorted(SCALES), default="full", help="amount of data and steps")
-  parser.add_argument("--pretrained", help="work folder of a finished launch.quickstart to start from")
-  parser.add_argument("--summarise", nargs="+", metavar="DIR", help="put the results of finished ladders into one table, and stop")
+  parser.add_argument(
+    "--scale", choices=sorted(SCALES), default="full", help="amount of data and steps"
+  )
+  parser.add_argument(
+    "--pretrained", help="work folder of a finished launch.quickstart to start from"
+  )
+  parser.add_argument(
+    "--summarise",
+    nargs="+",
+    metavar="DIR",
+    help="put the results of finished ladders into one table, and stop",
+  )
   parser.add_argument("--dry_run", action="store_true", help="print the commands and stop")
 
 
@@ -50,7 +70,8 @@ class Ladder:
   """The chain of one seed."""
 
   work: pathlib.Path
-  start: pathlib.Path  # work folder of the quickstart: structure VAE, isolated objects, pre-trained model
+  # work folder of the quickstart: structure VAE, isolated objects, pre-trained model
+  start: pathlib.Path
   seed: int
   scale: Scale
 
@@ -65,47 +86,140 @@ class Ladder:
     """Every command, in order."""
     s = self.scale
     stages = [
-        *self.stage("midtrain_fo", "pretrain", self.start / "geometry", "rp_3do_fo", "fo_latents", s.fo),
-        *self.stage("midtrain_os", "pretrain", self.work / "midtrain_fo", "rp_3do_osr", "os_latents", s.os),
-        *self.stage("sft", "sft", self.work / "midtrain_os", "mitl_3do", "rated_latents", s.sft),
-        self.ladder_data("pairs", "--data", self.data("photos"), "--checkpoint", self.work / "sft", "--decoder", self.vae),
-        *self.stage("dpo", "dpo", self.work / "sft", "preferences", "pairs", s.dpo),
-        *self.stage("distill", "distill", self.work / "dpo", "mitl_3do", "rated_latents", s.distill, f"--config.eval.decoder={self.vae}",
-                    f"--config.eval.every={s.distill}", "--config.eval.objects=48"),
-        self.score("distill_4_steps", self.work / "distill", "--shortcut", "--steps", "4"),
+      *self.stage(
+        "midtrain_fo", "pretrain", self.start / "geometry", "rp_3do_fo", "fo_latents", s.fo
+      ),
+      *self.stage(
+        "midtrain_os", "pretrain", self.work / "midtrain_fo", "rp_3do_osr", "os_latents", s.os
+      ),
+      *self.stage("sft", "sft", self.work / "midtrain_os", "mitl_3do", "rated_latents", s.sft),
+      self.ladder_data(
+        "pairs",
+        "--data",
+        self.data("photos"),
+        "--checkpoint",
+        self.work / "sft",
+        "--decoder",
+        self.vae,
+      ),
+      *self.stage("dpo", "dpo", self.work / "sft", "preferences", "pairs", s.dpo),
+      *self.stage(
+        "distill",
+        "distill",
+        self.work / "dpo",
+        "mitl_3do",
+        "rated_latents",
+        s.distill,
+        f"--config.eval.decoder={self.vae}",
+        f"--config.eval.every={s.distill}",
+        "--config.eval.objects=48",
+      ),
+      self.score("distill_4_steps", self.work / "distill", "--shortcut", "--steps", "4"),
     ]
     return [
-        self.photos("fo", "rp_3do_fo", self.seed), self.photos("os", "rp_3do_osr", self.seed),
-        self.photos("photos", "rp_3do_osr", self.seed + PHOTO_SEED), self.photos("occluded", "rp_3do_fo", self.seed + PHOTO_SEED),
-        self.ladder_data("rated", "--data", self.data("photos")),
-        *(self.encode(name) for name in ("fo", "os", "rated")),
-        self.score("pretrain", self.start / "geometry"), *stages]
+      self.photos("fo", "rp_3do_fo", self.seed),
+      self.photos("os", "rp_3do_osr", self.seed),
+      self.photos("photos", "rp_3do_osr", self.seed + PHOTO_SEED),
+      self.photos("occluded", "rp_3do_fo", self.seed + PHOTO_SEED),
+      self.ladder_data("rated", "--data", self.data("photos")),
+      *(self.encode(name) for name in ("fo", "os", "rated")),
+      self.score("pretrain", self.start / "geometry"),
+      *stages,
+    ]
 
   def photos(self, name: str, builder: str, seed: int) -> Step:
-    return Step(f"build_{name}", f"compose photos ({builder})",
-                ("launch.build_data", "--config", f"configs/data/{builder}.py:tiny", f"--config.out={self.data(name)}",
-                 f"--config.seed={seed}", f"--config.procedural.count={self.scale.objects}"))
+    return Step(
+      f"build_{name}",
+      f"compose photos ({builder})",
+      (
+        "launch.build_data",
+        "--config",
+        f"configs/data/{builder}.py:tiny",
+        f"--config.out={self.data(name)}",
+        f"--config.seed={seed}",
+        f"--config.procedural.count={self.scale.objects}",
+      ),
+    )
 
   def ladder_data(self, make: str, *arguments) -> Step:
-    return Step(f"make_{make}", {"rated": "rate shapes, right and faulty ones", "pairs": "pair the model's own samples"}[make],
-                ("launch.ladder_data", "--make", make, "--out", str(self.data(make)), "--seed", str(self.seed), *map(str, arguments)))
+    return Step(
+      f"make_{make}",
+      {"rated": "rate shapes, right and faulty ones", "pairs": "pair the model's own samples"}[
+        make
+      ],
+      (
+        "launch.ladder_data",
+        "--make",
+        make,
+        "--out",
+        str(self.data(make)),
+        "--seed",
+        str(self.seed),
+        *map(str, arguments),
+      ),
+    )
 
   def encode(self, name: str) -> Step:
-    return Step(f"encode_{name}", "encode every shape", ("launch.encode_latents", "--data", str(self.data(name)), "--checkpoint",
-                                                         str(self.vae), "--out", str(self.data(f"{name}_latents"))))
+    return Step(
+      f"encode_{name}",
+      "encode every shape",
+      (
+        "launch.encode_latents",
+        "--data",
+        str(self.data(name)),
+        "--checkpoint",
+        str(self.vae),
+        "--out",
+        str(self.data(f"{name}_latents")),
+      ),
+    )
 
-  def stage(self, name: str, command: str, parent: pathlib.Path, source: str, data: str, steps: int, *more: str) -> list[Step]:
+  def stage(
+    self,
+    name: str,
+    command: str,
+    parent: pathlib.Path,
+    source: str,
+    data: str,
+    steps: int,
+    *more: str,
+  ) -> list[Step]:
     """Training of a stage and its score."""
-    train = ("launch." + command, "--config", f"configs/{name}_geometry.py:tiny", "--workdir", str(self.work / name),
-             f"--config.init_from={parent}", f"--config.data.mixture.{source}.path={self.data(data)}", f"--config.steps={steps}",
-             f"--config.seed={self.seed}", *more)
+    train = (
+      "launch." + command,
+      "--config",
+      f"configs/{name}_geometry.py:tiny",
+      "--workdir",
+      str(self.work / name),
+      f"--config.init_from={parent}",
+      f"--config.data.mixture.{source}.path={self.data(data)}",
+      f"--config.steps={steps}",
+      f"--config.seed={self.seed}",
+      *more,
+    )
     return [Step(name, f"train, {steps} steps", train), self.score(name, self.work / name)]
 
   def score(self, name: str, checkpoint: pathlib.Path, *more: str) -> Step:
-    data = [word for folder in ("photos", "occluded") for word in ("--data", str(self.data(folder)))]
-    return Step(f"score_{name}", "score on held-out photos",
-                ("launch.ladder_score", "--checkpoint", str(checkpoint), "--decoder", str(self.vae), *data, "--out",
-                 str(self.work / "scores" / f"{name}.json"), "--seed", str(self.seed), *more))
+    data = [
+      word for folder in ("photos", "occluded") for word in ("--data", str(self.data(folder)))
+    ]
+    return Step(
+      f"score_{name}",
+      "score on held-out photos",
+      (
+        "launch.ladder_score",
+        "--checkpoint",
+        str(checkpoint),
+        "--decoder",
+        str(self.vae),
+        *data,
+        "--out",
+        str(self.work / "scores" / f"{name}.json"),
+        "--seed",
+        str(self.seed),
+        *more,
+      ),
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -122,7 +236,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
   for part in ("vae", "geometry") if args.pretrained else ():
     if not checkpoint.steps(start / part):
-      raise InputError(f"--pretrained {args.pretrained}: no checkpoint in {start / part}; give the work folder of a finished quickstart")
+      raise InputError(
+        f"--pretrained {args.pretrained}: no checkpoint in {start / part}; give the work folder of "
+        "a finished quickstart"
+      )
   seconds = 0.0
   if before:
     start.mkdir(parents=True, exist_ok=True)
@@ -136,7 +253,7 @@ def run(args: argparse.Namespace) -> int:
 def quickstart_steps(start: pathlib.Path, seed: int) -> list[Step]:
   """The quickstart up to its pre-trained model."""
   steps = quickstart.chain(start, seed)
-  return steps[:[s.name for s in steps].index("pretrain") + 1]
+  return steps[: [s.name for s in steps].index("pretrain") + 1]
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Data that the ladder makes of its own photos: shapes with noisy ratings, and pairs of the model's own samples.
+"""Data that the ladder makes of its own photos: shapes with noisy ratings, and pairs of the model's
+own samples.
 
     python -m launch.ladder_data --make rated --data PHOTOS --out DIR [--seed N]
     python -m launch.ladder_data --make pairs --data PHOTOS --checkpoint RUN --decoder VAE --out DIR [--seed N]
 
-`rated` stands in for annotators: half of the shapes get a fault that annotators meet in candidates (parts that float beside the object,
-parts that are missing) and ratings are noisy, so that some faulty shapes pass a threshold and some right ones do not. `pairs` draws
-several samples a photo and keeps the one with the fewest and the one with the most faults, as a chain of choices would.
+`rated` stands in for annotators: half of the shapes get a fault that annotators meet in candidates
+(parts that float beside the object, parts that are missing) and ratings are noisy, so that some
+faulty shapes pass a threshold and some right ones do not. `pairs` draws several samples a photo and
+keeps the one with the fewest and the one with the most faults, as a chain of choices would.
 """
 
 import argparse
@@ -21,7 +23,8 @@ from launch.progress import Progress
 from sam3d_jax.errors import InputError
 
 FAULTY = 0.5  # share of the shapes
-RATINGS = {False: (4.2, 0.5), True: (2.4, 0.6)}  # faulty? -> mean and standard deviation, clipped to 1..5
+# faulty? -> mean and standard deviation, clipped to 1..5
+RATINGS = {False: (4.2, 0.5), True: (2.4, 0.6)}
 CANDIDATES = 6  # samples a photo
 MIN_GAP = 0.05  # in faults between the two shapes of a pair; closer ones are left out
 BATCH = 32
@@ -45,15 +48,25 @@ def run(args: argparse.Namespace) -> None:
     return
   model = None
   if args.make == "pairs":
-    model = predictor.from_checkpoint(args.checkpoint, args.decoder, steps=None, guidance=None, shortcut=False)
+    model = predictor.from_checkpoint(
+      args.checkpoint, args.decoder, steps=None, guidance=None, shortcut=False
+    )
   name, kind = ("rated_photos", "example") if args.make == "rated" else ("own_pairs", "preference")
   for split in ("train", "test"):
     source = records.open_split(args.data, split)
-    made = rated(source, args.seed, faulty=split == "train") if model is None else pairs(source, model, args.seed)
+    made = (
+      rated(source, args.seed, faulty=split == "train")
+      if model is None
+      else pairs(source, model, args.seed)
+    )
     count = records.write_shard(records.shard_path(args.out, name, split, 0, 1), made, kind=kind)
     print(f"{args.out}: {count} of {len(source)} examples in split {split}", flush=True)
   identity = {"made": args.make, "seed": args.seed, "source": records.dataset_identity(args.data)}
-  weights = {} if model is None else {"weights": dict(model.identity), "autoencoder": model.identity["decoder"]}
+  weights = (
+    {}
+    if model is None
+    else {"weights": dict(model.identity), "autoencoder": model.identity["decoder"]}
+  )
   records.write_json(args.out / records.BUILD_FILE, identity | weights)
   records.write_metadata(args.out, name=name, kind=kind)
 
@@ -65,7 +78,9 @@ def rated(source: records.Split, seed: int, *, faulty: bool) -> Iterator[schema.
     rng = samples.generator(seed, 0, example["key"])
     bad = faulty and rng.uniform() < FAULTY
     if bad:
-      example["voxels"] = (add_floaters if rng.uniform() < 0.5 else remove_part)(example["voxels"], rng)
+      example["voxels"] = (add_floaters if rng.uniform() < 0.5 else remove_part)(
+        example["voxels"], rng
+      )
     rating = float(np.clip(rng.normal(*RATINGS[bool(bad)]), 1, 5)) if faulty else 5.0
     yield example | {"rating": rating, "key": schema.example_key(example["key"], "rated", int(bad))}
 
@@ -99,29 +114,47 @@ def pairs(source: records.Split, model: Predictor, seed: int) -> Iterator[schema
       for row, (example, found) in enumerate(zip(examples, objects, strict=True)):
         pair = chosen(found.occupancy, [d.occupancy[row] for d in drawn])
         if pair is not None:
-          best, worst = ({"occupancy": drawn[n].occupancy[row], "shape": drawn[n].latents["shape"][row]} for n in pair)
+          best, worst = (
+            {"occupancy": drawn[n].occupancy[row], "shape": drawn[n].latents["shape"][row]}
+            for n in pair
+          )
           yield preference(example, best, worst, model)
       bar.update(len(examples))
 
 
 def chosen(truth_XYZ: np.ndarray, drawn: Sequence[np.ndarray]) -> tuple[int, int] | None:
-  """Positions of the sample with the fewest and of that with the most faults, None if there is not much between them."""
-  faults = [sum(held_out.part_scores(grid, truth_XYZ).values()) if grid.any() else np.nan for grid in drawn]
+  """Positions of the sample with the fewest and of that with the most faults, None if there is not
+  much between them.
+  """
+  faults = [
+    sum(held_out.part_scores(grid, truth_XYZ).values()) if grid.any() else np.nan for grid in drawn
+  ]
   if np.isfinite(faults).sum() < 2:
     return None
   best, worst = int(np.nanargmin(faults)), int(np.nanargmax(faults))
   return (best, worst) if faults[worst] - faults[best] >= MIN_GAP else None
 
 
-def preference(example: schema.Example, best: Mapping, worst: Mapping, model: Predictor) -> schema.Example:
+def preference(
+  example: schema.Example, best: Mapping, worst: Mapping, model: Predictor
+) -> schema.Example:
   """The record of a pair; both shapes keep the latents that they were sampled as."""
   grid = (*(model.row.shape_resolution,) * 3, model.row.latent_channels)
-  fields = [{"voxels": fine_voxels(side["occupancy"]), "structure_latent_autoencoder": model.identity["decoder"],
-             "structure_latent": side["shape"].reshape(grid).astype(np.float32)}
-            for side in (best, worst)]
+  fields = [
+    {
+      "voxels": fine_voxels(side["occupancy"]),
+      "structure_latent_autoencoder": model.identity["decoder"],
+      "structure_latent": side["shape"].reshape(grid).astype(np.float32),
+    }
+    for side in (best, worst)
+  ]
   loser = schema.empty_loser() | fields[1] | {"generator": "ladder"}
-  return (schema.empty_example("preference") | example | fields[0]
-          | {"key": schema.example_key(example["key"], "pair"), "generator": "ladder", "losers": [loser]})
+  return (
+    schema.empty_example("preference")
+    | example
+    | fields[0]
+    | {"key": schema.example_key(example["key"], "pair"), "generator": "ladder", "losers": [loser]}
+  )
 
 
 def fine_voxels(grid_XYZ: np.ndarray) -> np.ndarray:

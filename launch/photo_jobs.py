@@ -1,4 +1,5 @@
-"""What launch.sample is asked to reconstruct: one photo by flags, or a folder of photos; read and checked before a device is touched.
+"""What launch.sample is asked to reconstruct: one photo by flags, or a folder of photos; read and
+checked before a device is touched.
 
 A folder given with --images holds one folder a photo,
 
@@ -80,8 +81,19 @@ def find(args: argparse.Namespace, out: pathlib.Path) -> list[Job]:
   if args.image is not None:
     path = lambda value: None if value is None else pathlib.Path(value)
     ids = None if args.ids is None else parse_ids(args.ids)
-    return [Job(pathlib.Path(args.image).stem, path(args.image), out, tuple(map(pathlib.Path, args.mask)), path(args.labels), ids,
-                path(args.pointmap), args.intrinsics, **common)]
+    return [
+      Job(
+        pathlib.Path(args.image).stem,
+        path(args.image),
+        out,
+        tuple(map(pathlib.Path, args.mask)),
+        path(args.labels),
+        ids,
+        path(args.pointmap),
+        args.intrinsics,
+        **common,
+      )
+    ]
   folder = pathlib.Path(args.images)
   if not folder.is_dir():
     raise InputError(f"--images {folder} is not a folder")
@@ -96,16 +108,22 @@ def find(args: argparse.Namespace, out: pathlib.Path) -> list[Job]:
     else:
       continue
     if job is not None and job.name in jobs:
-      raise InputError(f"--images {folder}: {job.image} and {jobs[job.name].image} would both be named {job.name}; rename one")
+      raise InputError(
+        f"--images {folder}: {job.image} and {jobs[job.name].image} would both be named "
+        f"{job.name}; rename one"
+      )
     if job is not None:
       jobs[job.name] = job
   if not jobs:
-    raise InputError(f"--images {folder} holds neither folders with a photo image.* nor photos ({', '.join(PHOTO_SUFFIXES)})")
+    raise InputError(
+      f"--images {folder} holds neither folders with a photo image.* nor photos "
+      f"({', '.join(PHOTO_SUFFIXES)})"
+    )
   return list(jobs.values())
 
 
 def parse_ids(text: str) -> tuple[int, ...]:
-  """"1,5,9" -> (1, 5, 9)."""
+  """ "1,5,9" -> (1, 5, 9)."""
   try:
     ids = tuple(int(v) for v in text.split(","))
   except ValueError as error:
@@ -122,18 +140,34 @@ def folder_job(folder: pathlib.Path, out: pathlib.Path, common: dict) -> Job | N
   if not images:
     return None
   if len(images) > 1:
-    raise InputError(f"--images: {folder} has several photos {', '.join(f.name for f in images)}; keep one")
+    raise InputError(
+      f"--images: {folder} has several photos {', '.join(f.name for f in images)}; keep one"
+    )
   named = lambda stem: next((f for f in files if f.stem == stem), None)
   masks = [f for f in files if f.suffix.lower() in MASK_SUFFIXES and f.stem not in SIDE_FILES]
   labels, intrinsics = named("labels"), named("intrinsics")
   if labels is not None and masks:
-    raise InputError(f"--images: {folder} has both {labels.name} and masks ({masks[0].name}, ...); keep one of the two")
-  return Job(folder.name, images[0], out, tuple(masks), labels, None, named("pointmap") or named("depth"),
-             None if intrinsics is None else str(intrinsics), **common)
+    raise InputError(
+      f"--images: {folder} has both {labels.name} and masks ({masks[0].name}, ...); keep one of "
+      "the two"
+    )
+  return Job(
+    folder.name,
+    images[0],
+    out,
+    tuple(masks),
+    labels,
+    None,
+    named("pointmap") or named("depth"),
+    None if intrinsics is None else str(intrinsics),
+    **common,
+  )
 
 
 def check_all(jobs: list[Job]) -> list[dict[str, int]]:
-  """Reads every job once; object -> pixels of its mask, for each. Raises one InputError for all faults."""
+  """Reads every job once; object -> pixels of its mask, for each. Raises one InputError for all
+  faults.
+  """
   found, faults = [], []
   with Progress(len(jobs), "reading", "photos") as bar:
     for job in jobs:
@@ -144,7 +178,11 @@ def check_all(jobs: list[Job]) -> list[dict[str, int]]:
       bar.update()
   if faults:
     more = f"\n({len(faults)} of {len(jobs)} photos cannot be used)" if len(jobs) > 1 else ""
-    raise InputError("\n".join(faults[:20]) + (f"\n... and {len(faults) - 20} more" if len(faults) > 20 else "") + more)
+    raise InputError(
+      "\n".join(faults[:20])
+      + (f"\n... and {len(faults) - 20} more" if len(faults) > 20 else "")
+      + more
+    )
   return found
 
 
@@ -159,7 +197,9 @@ def read(job: Job) -> Photo:
   intrinsics = None if job.intrinsics is None else pointmaps.parse_intrinsics(job.intrinsics)
   points = camera = None
   if job.pointmap is not None:
-    points, camera = pointmaps.read_pointmap(job.pointmap, intrinsics=intrinsics, frame=job.frame, depth_unit=job.depth_unit)
+    points, camera = pointmaps.read_pointmap(
+      job.pointmap, intrinsics=intrinsics, frame=job.frame, depth_unit=job.depth_unit
+    )
     check_cover(job, points, masks, size)
   elif intrinsics is not None:
     camera = cameras.Camera(*intrinsics, size[1], size[0])
@@ -169,23 +209,31 @@ def read(job: Job) -> Photo:
   return Photo(image, masks, points, cameras.resized(camera, size[1], size[0]), source)
 
 
-def check_cover(job: Job, points_HW3: np.ndarray, masks: dict[str, np.ndarray], size: tuple[int, int]) -> None:
+def check_cover(
+  job: Job, points_HW3: np.ndarray, masks: dict[str, np.ndarray], size: tuple[int, int]
+) -> None:
   """Raises InputError if the point map is not of the photo, or knows nothing of an object."""
   height, width = points_HW3.shape[:2]
   if abs(width / height / (size[1] / size[0]) - 1) > ASPECT_TOLERANCE:
-    raise InputError(f"point map {job.pointmap} is {width} x {height}, the photo {job.image} {size[1]} x {size[0]}: "
-                     "they differ in aspect; give the point map of the whole photo")
+    raise InputError(
+      f"point map {job.pointmap} is {width} x {height}, the photo {job.image} {size[1]} x "
+      f"{size[0]}: "
+      "they differ in aspect; give the point map of the whole photo"
+    )
   for name, mask in masks.items():
     if not np.isfinite(masked_points(points_HW3, mask)).any():
-      raise InputError(f"point map {job.pointmap} has no known point under the mask of {name}: "
-                       "leave that object out, or give a point map that knows it")
+      raise InputError(
+        f"point map {job.pointmap} has no known point under the mask of {name}: "
+        "leave that object out, or give a point map that knows it"
+      )
 
 
 def make_pointmaps(jobs: Iterable[Job], command: str) -> list[Job]:
   """Runs the user's command for every photo without a point map; the jobs with what it made.
 
-  In the command {image} is the photo, upright, as an RGB PNG, and {out} the file to write: any form that read_pointmap knows; a suffix
-  that the command adds to the name is fine. Results are kept beside the others and made once.
+  In the command {image} is the photo, upright, as an RGB PNG, and {out} the file to write: any form
+  that read_pointmap knows; a suffix that the command adds to the name is fine. Results are kept
+  beside the others and made once.
 
   Raises InputError: the command fails or writes nothing.
   """
@@ -196,7 +244,11 @@ def make_pointmaps(jobs: Iterable[Job], command: str) -> list[Job]:
   with Progress(len(jobs), "point maps", "photos") as bar:
     done = []
     for job in jobs:
-      done.append(job if job.pointmap is not None else dataclasses.replace(job, pointmap=make_pointmap(job, words)))
+      done.append(
+        job
+        if job.pointmap is not None
+        else dataclasses.replace(job, pointmap=make_pointmap(job, words))
+      )
       bar.update()
   return done
 
@@ -216,13 +268,19 @@ def make_pointmap(job: Job, words: list[str]) -> pathlib.Path:
     try:
       result = subprocess.run(run, capture_output=True, text=True, errors="replace")
     except OSError as error:
-      raise InputError(f"--pointmap_command: {run[0]} cannot be started ({error.strerror})") from error
+      raise InputError(
+        f"--pointmap_command: {run[0]} cannot be started ({error.strerror})"
+      ) from error
     if result.returncode:
       tail = "\n".join((result.stderr or result.stdout).strip().splitlines()[-5:])
-      raise InputError(f"--pointmap_command: {shlex.join(run)} failed with code {result.returncode}:\n{tail}")
+      raise InputError(
+        f"--pointmap_command: {shlex.join(run)} failed with code {result.returncode}:\n{tail}"
+      )
     made = sorted(pathlib.Path(folder).glob("pointmap*"))
     if len(made) != 1:
-      raise InputError(f"--pointmap_command: {shlex.join(run)} wrote {len(made)} files {{out}}*; one is needed")
+      raise InputError(
+        f"--pointmap_command: {shlex.join(run)} wrote {len(made)} files {{out}}*; one is needed"
+      )
     job.out.mkdir(parents=True, exist_ok=True)
     kept = kept.with_name(kept.name + "".join(made[0].suffixes))
     partial = kept.with_name(f".{kept.name}.part")

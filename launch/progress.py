@@ -1,4 +1,6 @@
-"""Progress of long work on stderr: rate and time left, one line on a terminal, a line now and then in a log."""
+"""Progress of long work on stderr: rate and time left, one line on a terminal, a line now and then
+in a log.
+"""
 
 import sys
 import time
@@ -44,7 +46,10 @@ class Progress:
     self.count += n
     self.fields.update(fields)
     now = time.monotonic()
-    if now - self.last_print >= (TERMINAL_SECONDS if self.terminal else LOG_SECONDS) and self.count < self.total:
+    if (
+      now - self.last_print >= (TERMINAL_SECONDS if self.terminal else LOG_SECONDS)
+      and self.count < self.total
+    ):
       self.last_print = now
       self._print(end="\r" if self.terminal else "\n")
 
@@ -57,7 +62,9 @@ class Progress:
       parts.append(f"done in {duration(seconds)}")
     elif rate > 0:
       parts.append(f"{rate:.3g}/s, {duration((self.total - self.count) / rate)} left")
-    parts += [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.fields.items()]
+    parts += [
+      f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.fields.items()
+    ]
     return "  ".join(parts)
 
   def _print(self, end: str) -> None:

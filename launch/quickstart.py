@@ -2,8 +2,9 @@
 
     python -m launch.quickstart --workdir DIR
 
-Runs the same commands as a large run, one after the other, each in its own process with a `:tiny` configuration. Interrupted, it
-continues where it stopped; finished steps are not repeated. `--dry_run` prints the commands.
+Runs the same commands as a large run, one after the other, each in its own process with a `:tiny`
+configuration. Interrupted, it continues where it stopped; finished steps are not repeated.
+`--dry_run` prints the commands.
 """
 
 import argparse
@@ -21,36 +22,124 @@ FREE_BYTES_NEEDED = 1 << 30
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--workdir", default="quickstart_run", help="folder for everything that is made (about 200 MB)")
-  parser.add_argument("--seed", type=int, default=0, help="of the whole run: the same seed gives the same figures")
+  parser.add_argument(
+    "--workdir", default="quickstart_run", help="folder for everything that is made (about 200 MB)"
+  )
+  parser.add_argument(
+    "--seed", type=int, default=0, help="of the whole run: the same seed gives the same figures"
+  )
   parser.add_argument("--dry_run", action="store_true", help="print the commands and stop")
 
 
 def chain(work: pathlib.Path, seed: int) -> list[Step]:
   """The commands, in order."""
-  data, latents, vae, geometry = work / "data" / "iso_3do", work / "data" / "iso_3do_latents", work / "vae", work / "geometry"
+  data, latents, vae, geometry = (
+    work / "data" / "iso_3do",
+    work / "data" / "iso_3do_latents",
+    work / "vae",
+    work / "geometry",
+  )
   common = (f"--config.seed={seed}",)
-  sample = ("launch.sample", "--checkpoint", str(geometry), "--decoder", str(vae), "--data", str(latents), "--split", "test",
-            "--seed", str(seed))
+  sample = (
+    "launch.sample",
+    "--checkpoint",
+    str(geometry),
+    "--decoder",
+    str(vae),
+    "--data",
+    str(latents),
+    "--split",
+    "test",
+    "--seed",
+    str(seed),
+  )
   return [
-      Step("build_data", "make objects, render and voxelise them",
-           ("launch.build_data", "--config", "configs/data/iso_3do.py:tiny", f"--config.out={data}", *common)),
-      Step("validate_data", "check records of every shard",
-           ("launch.validate_data", "--data", str(data), "--html", str(work / "data.html"), "--max_examples", "400")),
-      Step("train_vae", "train the structure autoencoder",
-           ("launch.train_vae", "--config", "configs/vae_structure.py:tiny", "--workdir", str(vae),
-            f"--config.data.mixture.iso_3do.path={data}", *common)),
-      Step("encode_latents", "encode every shape",
-           ("launch.encode_latents", "--data", str(data), "--checkpoint", str(vae), "--out", str(latents))),
-      Step("pretrain", "train the Geometry model",
-           ("launch.pretrain", "--config", "configs/pretrain_geometry.py:tiny", "--workdir", str(geometry),
-            f"--config.data.mixture.iso_3do.path={latents}", *common)),
-      Step("sample", "reconstruct held-out objects", (*sample, "--out", str(work / "samples"))),
-      Step("sample_shuffled", "the same from the wrong images, as a baseline",
-           (*sample, "--shuffle_images", "--out", str(work / "samples_shuffled"))),
-      Step("evaluate", "score",
-           ("launch.evaluate", "--samples", str(work / "samples"), "--shuffled", str(work / "samples_shuffled"), "--data", str(latents),
-            "--split", "test", "--out", str(work))),
+    Step(
+      "build_data",
+      "make objects, render and voxelise them",
+      (
+        "launch.build_data",
+        "--config",
+        "configs/data/iso_3do.py:tiny",
+        f"--config.out={data}",
+        *common,
+      ),
+    ),
+    Step(
+      "validate_data",
+      "check records of every shard",
+      (
+        "launch.validate_data",
+        "--data",
+        str(data),
+        "--html",
+        str(work / "data.html"),
+        "--max_examples",
+        "400",
+      ),
+    ),
+    Step(
+      "train_vae",
+      "train the structure autoencoder",
+      (
+        "launch.train_vae",
+        "--config",
+        "configs/vae_structure.py:tiny",
+        "--workdir",
+        str(vae),
+        f"--config.data.mixture.iso_3do.path={data}",
+        *common,
+      ),
+    ),
+    Step(
+      "encode_latents",
+      "encode every shape",
+      (
+        "launch.encode_latents",
+        "--data",
+        str(data),
+        "--checkpoint",
+        str(vae),
+        "--out",
+        str(latents),
+      ),
+    ),
+    Step(
+      "pretrain",
+      "train the Geometry model",
+      (
+        "launch.pretrain",
+        "--config",
+        "configs/pretrain_geometry.py:tiny",
+        "--workdir",
+        str(geometry),
+        f"--config.data.mixture.iso_3do.path={latents}",
+        *common,
+      ),
+    ),
+    Step("sample", "reconstruct held-out objects", (*sample, "--out", str(work / "samples"))),
+    Step(
+      "sample_shuffled",
+      "the same from the wrong images, as a baseline",
+      (*sample, "--shuffle_images", "--out", str(work / "samples_shuffled")),
+    ),
+    Step(
+      "evaluate",
+      "score",
+      (
+        "launch.evaluate",
+        "--samples",
+        str(work / "samples"),
+        "--shuffled",
+        str(work / "samples_shuffled"),
+        "--data",
+        str(latents),
+        "--split",
+        "test",
+        "--out",
+        str(work),
+      ),
+    ),
   ]
 
 
@@ -63,8 +152,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
   free = shutil.disk_usage(work).free
   if free < FREE_BYTES_NEEDED:
-    raise InputError(f"--workdir {work}: {free >> 20} MB are free on that disk, {FREE_BYTES_NEEDED >> 20} MB are needed; free some or "
-                     "give a folder on another disk (make quickstart WORK=DIR)")
+    raise InputError(
+      f"--workdir {work}: {free >> 20} MB are free on that disk, {FREE_BYTES_NEEDED >> 20} MB are "
+      "needed; free some or "
+      "give a folder on another disk (make quickstart WORK=DIR)"
+    )
   report(work, run_all(steps, work))
   return 0
 
@@ -74,17 +166,19 @@ def report(work: pathlib.Path, seconds: float) -> None:
   path = work / "metrics.json"
   metrics = {**json.loads(path.read_text()), "seconds": round(seconds, 1)}
   path.write_text(json.dumps(metrics, indent=2) + "\n")
-  score, constant, shuffled = (metrics[k] for k in ("voxel_iou", "voxel_iou_constant", "voxel_iou_shuffled"))
+  score, constant, shuffled = (
+    metrics[k] for k in ("voxel_iou", "voxel_iou_constant", "voxel_iou_shuffled")
+  )
   print(f"""
 held-out voxel IoU {score:.3f} = {score / constant:.2f} x the best constant shape ({constant:.3f}), {score / shuffled:.2f} x samples from \
 shuffled images ({shuffled:.3f})
 time {duration(seconds)}
 
-look at    {work / 'preview.png'}         input, mask, truth and sample from two views
-           {work / 'samples'}/*.glb       the meshes, for any viewer
-           {work / 'data.html'}           the training data
+look at    {work / "preview.png"}         input, mask, truth and sample from two views
+           {work / "samples"}/*.glb       the meshes, for any viewer
+           {work / "data.html"}           the training data
            tensorboard --logdir {work}
-try next   python -m launch.sample --checkpoint {work / 'geometry'} --decoder {work / 'vae'} --image PHOTO --mask MASK --out DIR
+try next   python -m launch.sample --checkpoint {work / "geometry"} --decoder {work / "vae"} --image PHOTO --mask MASK --out DIR
            python -m launch.pretrain --config configs/pretrain_geometry.py:tiny --config.steps=20000 ...   (longer is better)
            docs/quickstart.md walks through what happened and how the same commands scale""")
 

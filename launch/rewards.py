@@ -4,7 +4,8 @@
     implicit          the implicit reward of a model aligned by preferences, over the reference it started from
     MODULE:FUNCTION   a function of your own: (list of Candidate, all of one object) -> one number each, the highest wins
 
-`launch.candidates.Candidate` says what a reward can look at: photo, mask, camera, the model's inputs, latents, occupancy, mesh, pose.
+`launch.candidates.Candidate` says what a reward can look at: photo, mask, camera, the model's
+inputs, latents, occupancy, mesh, pose.
 """
 
 import argparse
@@ -26,7 +27,8 @@ from sam3d_jax.errors import InputError
 from sam3d_jax.objectives import dpo, draws
 from sam3d_jax.training import checkpoint
 
-IMPLICIT_DRAWS = 8  # (time, noise) pairs that the implicit reward averages over, the same for all candidates
+# (time, noise) pairs that the implicit reward averages over, the same for all candidates
+IMPLICIT_DRAWS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,10 @@ class Reward:
   def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
     scores = [float(v) for v in np.asarray(self.score(candidates)).ravel()]
     if len(scores) != len(candidates) or not all(map(math.isfinite, scores)):
-      raise InputError(f"--reward {self.name} gave {scores} for {len(candidates)} samples; one finite number each is needed")
+      raise InputError(
+        f"--reward {self.name} gave {scores} for {len(candidates)} samples; one finite number each "
+        "is needed"
+      )
     return scores
 
 
@@ -68,32 +73,46 @@ def load_model(folder: str, predictor: Predictor, which: str) -> nnx.Module:
   """A Geometry model with the predictor's inputs and latents."""
   model, config = checkpoint.restore_model(folder, which=which)
   if config.model.name != "geometry":
-    raise InputError(f"--reward_models {folder} holds a model of kind {config.model.name!r}, a geometry model is needed")
+    raise InputError(
+      f"--reward_models {folder} holds a model of kind {config.model.name!r}, a geometry model is "
+      "needed"
+    )
   if row_config(config.model) != predictor.row:
-    raise InputError(f"--reward_models {folder} reads or makes other inputs or latents ({row_config(config.model)}) "
-                     f"than the sampled model ({predictor.row})")
+    raise InputError(
+      f"--reward_models {folder} reads or makes other inputs or latents "
+      f"({row_config(config.model)}) "
+      f"than the sampled model ({predictor.row})"
+    )
   return model
 
 
 def build_implicit(aligned: nnx.Module, reference: nnx.Module):
-  """A jitted function (cond, shape latents (N, L, C), drop, key) -> (N,) rewards up to a positive factor.
+  """A jitted function (cond, shape latents (N, L, C), drop, key) -> (N,) rewards up to a positive
+  factor.
 
-  reward = mean over (t, noise) of err_reference - err_aligned of the shape latents: -beta T w(t) (err_aligned - err_reference) of
-  objectives/dpo.py with its factor left out, which does not change the order of candidates for one condition.
+  reward = mean over (t, noise) of err_reference - err_aligned of the shape latents: -beta T w(t)
+  (err_aligned - err_reference) of objectives/dpo.py with its factor left out, which does not change
+  the order of candidates for one condition.
   """
   graphs, params = zip(*(nnx.split(m) for m in (aligned, reference)), strict=True)
 
   @jax.jit
   def run(params, cond, data, drop_B, key):
     present = {name: jnp.full(len(drop_B), name == "shape") for name in data}
-    models = [DroppingPointmap(nnx.merge(g, p), drop_B) for g, p in zip(graphs, params, strict=True)]
+    models = [
+      DroppingPointmap(nnx.merge(g, p), drop_B) for g, p in zip(graphs, params, strict=True)
+    ]
     tokens = [m.encode(cond) for m in models]
 
     def one(k):
-      keys_B = jnp.broadcast_to(jax.random.fold_in(key, k), drop_B.shape)  # candidates share time and noise
+      # candidates share time and noise
+      keys_B = jnp.broadcast_to(jax.random.fold_in(key, k), drop_B.shape)
       noise = draws.noise(keys_B, {name: x.shape[1:] for name, x in data.items()})
       t_B = jnp.full(drop_B.shape, (k + 0.5) / IMPLICIT_DRAWS)
-      error = [dpo.candidate_error(m, t, noise, data, present, t_B, {"shape": 1.0}, 0.0) for m, t in zip(models, tokens, strict=True)]
+      error = [
+        dpo.candidate_error(m, t, noise, data, present, t_B, {"shape": 1.0}, 0.0)
+        for m, t in zip(models, tokens, strict=True)
+      ]
       return error[1] - error[0]
 
     return jax.lax.map(one, jnp.arange(IMPLICIT_DRAWS)).mean(0)

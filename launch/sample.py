@@ -6,9 +6,10 @@
 
     python -m launch.sample --checkpoint DIR --data DIR --split test --out DIR
 
-A photo gives <object>.glb, layout.json, scene.glb and preview.png; a folder of photos gives a folder of these for each; a dataset
-gives samples.npz, which launch.evaluate scores, and the first objects as GLB. --release DIR takes a published release folder in place
-of a checkpoint. --viewer opens the results in the browser; alone with --out it opens those of an earlier run.
+A photo gives <object>.glb, layout.json, scene.glb and preview.png; a folder of photos gives a
+folder of these for each; a dataset gives samples.npz, which launch.evaluate scores, and the first
+objects as GLB. --release DIR takes a published release folder in place of a checkpoint. --viewer
+opens the results in the browser; alone with --out it opens those of an earlier run.
 """
 
 import argparse
@@ -28,41 +29,115 @@ def main(argv: list[str] | None = None) -> int:
 def flags(parser: argparse.ArgumentParser) -> None:
   weights = parser.add_argument_group("weights")
   weights.add_argument("--checkpoint", help="work folder of a Geometry model")
-  weights.add_argument("--decoder", help="work folder of the structure VAE of its data (default: as the checkpoint says)")
+  weights.add_argument(
+    "--decoder",
+    help="work folder of the structure VAE of its data (default: as the checkpoint says)",
+  )
   weights.add_argument("--release", help="release folder with both")
-  weights.add_argument("--which", default="ema", help="parameters of the checkpoint: raw, ema (default) or ema:<decay>")
+  weights.add_argument(
+    "--which", default="ema", help="parameters of the checkpoint: raw, ema (default) or ema:<decay>"
+  )
   photo = parser.add_argument_group("photos")
-  photo.add_argument("--image", help="photo; its alpha channel is the mask if neither --mask nor --labels is given")
-  photo.add_argument("--images", help="folder of photos: DIR/<name>/image.jpg with masks beside it (docs/inference.md)")
-  photo.add_argument("--mask", action="append", default=[], help="mask of one object, of the photo's size (repeatable)")
+  photo.add_argument(
+    "--image", help="photo; its alpha channel is the mask if neither --mask nor --labels is given"
+  )
+  photo.add_argument(
+    "--images",
+    help="folder of photos: DIR/<name>/image.jpg with masks beside it (docs/inference.md)",
+  )
+  photo.add_argument(
+    "--mask",
+    action="append",
+    default=[],
+    help="mask of one object, of the photo's size (repeatable)",
+  )
   photo.add_argument("--labels", help="label map in place of masks: one object for each id but 0")
   photo.add_argument("--ids", help="which ids of the label map, e.g. 1,5 (default: all)")
-  photo.add_argument("--pointmap", help="camera-frame points (.npy, .npz, .exr) or a depth map (also 16-bit .png; needs --intrinsics)")
-  photo.add_argument("--pointmap_command", metavar="CMD", help="makes the point maps of photos without one: 'CMD {image} {out}'")
-  photo.add_argument("--pointmap_frame", default="pytorch3d", choices=pointmaps.FRAMES,
-                     help="frame of the points: pytorch3d (default; x left, y up, z forward), opencv or gltf")
-  photo.add_argument("--intrinsics", help="fx,fy,cx,cy in pixels (of the depth map if there is one), or a file")
-  photo.add_argument("--depth_unit", type=float, default=pointmaps.DEPTH_UNIT, help="length of one step of an integer depth map")
-  photo.add_argument("--samples", type=int, default=1, help="samples of each object, of which the best by --reward is kept")
-  photo.add_argument("--reward", default="mask_iou", help="mask_iou (default), implicit, or MODULE:FUNCTION (launch/rewards.py)")
-  photo.add_argument("--reward_models", nargs=2, metavar=("ALIGNED", "REFERENCE"), help="checkpoints of the implicit reward")
-  photo.add_argument("--refine", action="store_true", help="fit each object's place to its mask by render-and-compare")
-  photo.add_argument("--viewer", action="store_true", help="open the results in the browser (requirements-viewer.txt)")
-  photo.add_argument("--viewer_host", default="127.0.0.1", help="address the viewer listens on (default: this machine only)")
+  photo.add_argument(
+    "--pointmap",
+    help="camera-frame points (.npy, .npz, .exr) or a depth map (also 16-bit .png; needs "
+    "--intrinsics)",
+  )
+  photo.add_argument(
+    "--pointmap_command",
+    metavar="CMD",
+    help="makes the point maps of photos without one: 'CMD {image} {out}'",
+  )
+  photo.add_argument(
+    "--pointmap_frame",
+    default="pytorch3d",
+    choices=pointmaps.FRAMES,
+    help="frame of the points: pytorch3d (default; x left, y up, z forward), opencv or gltf",
+  )
+  photo.add_argument(
+    "--intrinsics", help="fx,fy,cx,cy in pixels (of the depth map if there is one), or a file"
+  )
+  photo.add_argument(
+    "--depth_unit",
+    type=float,
+    default=pointmaps.DEPTH_UNIT,
+    help="length of one step of an integer depth map",
+  )
+  photo.add_argument(
+    "--samples",
+    type=int,
+    default=1,
+    help="samples of each object, of which the best by --reward is kept",
+  )
+  photo.add_argument(
+    "--reward",
+    default="mask_iou",
+    help="mask_iou (default), implicit, or MODULE:FUNCTION (launch/rewards.py)",
+  )
+  photo.add_argument(
+    "--reward_models",
+    nargs=2,
+    metavar=("ALIGNED", "REFERENCE"),
+    help="checkpoints of the implicit reward",
+  )
+  photo.add_argument(
+    "--refine",
+    action="store_true",
+    help="fit each object's place to its mask by render-and-compare",
+  )
+  photo.add_argument(
+    "--viewer",
+    action="store_true",
+    help="open the results in the browser (requirements-viewer.txt)",
+  )
+  photo.add_argument(
+    "--viewer_host",
+    default="127.0.0.1",
+    help="address the viewer listens on (default: this machine only)",
+  )
   photo.add_argument("--viewer_port", type=int, default=8080)
   data = parser.add_argument_group("a dataset")
   data.add_argument("--data", help="dataset folder")
   data.add_argument("--split", default="test")
   data.add_argument("--max", type=int, default=0, help="examples at most, evenly spaced; 0: all")
-  data.add_argument("--glb", type=int, default=12, help="how many of the samples are written as GLB")
-  data.add_argument("--shuffle_images", action="store_true", help="take each image from another object (baseline)")
+  data.add_argument(
+    "--glb", type=int, default=12, help="how many of the samples are written as GLB"
+  )
+  data.add_argument(
+    "--shuffle_images", action="store_true", help="take each image from another object (baseline)"
+  )
   parser.add_argument("--out", required=True, help="folder for the results")
-  parser.add_argument("--steps", type=int, help="of the sampler (default: as recorded with the weights)")
-  parser.add_argument("--guidance", type=float, help="strength (default: as recorded with the weights)")
-  parser.add_argument("--shortcut", action="store_true", help="few-step sampling of a distilled model (4 steps unless --steps)")
+  parser.add_argument(
+    "--steps", type=int, help="of the sampler (default: as recorded with the weights)"
+  )
+  parser.add_argument(
+    "--guidance", type=float, help="strength (default: as recorded with the weights)"
+  )
+  parser.add_argument(
+    "--shortcut",
+    action="store_true",
+    help="few-step sampling of a distilled model (4 steps unless --steps)",
+  )
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--batch_size", type=int, default=32, help="objects sampled at once")
-  parser.add_argument("--dry_run", action="store_true", help="check the inputs, print the plan and stop")
+  parser.add_argument(
+    "--dry_run", action="store_true", help="check the inputs, print the plan and stop"
+  )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -70,17 +145,21 @@ def run(args: argparse.Namespace) -> None:
   inputs = [name for name in ("image", "images", "data") if getattr(args, name) is not None]
   if args.viewer and not inputs:
     from launch import viewer
+
     return viewer.run(args, pathlib.Path(args.out))
   check_flags(args, inputs)
   if args.viewer:
     from launch import viewer
+
     viewer.check(args)
   out = prepare_workdir(args.out)
   if args.data is not None:
     from launch import sample_dataset
+
     sample_dataset.run(args, out)
   else:
     from launch import sample_photo
+
     sample_photo.run(args, out)
     if args.viewer and not args.dry_run:
       viewer.run(args, out)
@@ -93,11 +172,16 @@ def check_flags(args: argparse.Namespace, inputs: list[str]) -> None:
   if args.release is not None and args.decoder is not None:
     raise InputError("--decoder goes with --checkpoint; a release folder has its own")
   if len(inputs) != 1:
-    raise InputError("give one of --image FILE (a photo), --images DIR (a folder of photos) and --data DIR (a dataset)")
+    raise InputError(
+      "give one of --image FILE (a photo), --images DIR (a folder of photos) and --data DIR (a "
+      "dataset)"
+    )
   given = lambda *names: [f"--{n}" for n in names if getattr(args, n) not in (None, [], False)]
   if args.image is None and given("mask", "pointmap", "labels", "ids"):
     raise InputError(f"{', '.join(given('mask', 'pointmap', 'labels', 'ids'))} go with --image")
-  if args.data is not None and (found := given("pointmap_command", "intrinsics", "refine", "viewer", "reward_models")):
+  if args.data is not None and (
+    found := given("pointmap_command", "intrinsics", "refine", "viewer", "reward_models")
+  ):
     raise InputError(f"{', '.join(found)} go with --image or --images")
   if args.data is not None and args.samples != 1:
     raise InputError("--samples goes with --image or --images")
@@ -130,6 +214,7 @@ def check_reward(args: argparse.Namespace) -> None:
 def load_predictor(args: argparse.Namespace):
   """The weights that the flags name."""
   from launch import predictor
+
   settings = dict(steps=args.steps, guidance=args.guidance, shortcut=args.shortcut)
   if args.release is not None:
     return predictor.from_release(args.release, **settings)

@@ -1,4 +1,6 @@
-"""Quality over the number of sampling steps, as a table and a picture: what distillation is judged by."""
+"""Quality over the number of sampling steps, as a table and a picture: what distillation is judged
+by.
+"""
 
 from collections.abc import Mapping, Sequence
 import csv
@@ -13,19 +15,30 @@ WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 720, 420, 70, 46, 30, 60
 
 
 def write(folder: pathlib.Path, rows: Sequence[Mapping]) -> None:
-  """steps_quality.csv and steps_quality.png. A row has `sampler`, `steps` and scores, among them `viou`."""
+  """steps_quality.csv and steps_quality.png. A row has `sampler`, `steps` and scores, among them
+  `viou`.
+  """
   columns = list(dict.fromkeys(name for row in rows for name in row))
   with (folder / "steps_quality.csv").open("w", newline="") as file:
     table = csv.DictWriter(file, columns)
     table.writeheader()
     table.writerows(rows)
-  series = {name: [(row["steps"], row["viou"]) for row in rows if row["sampler"] == name] for name in ("shortcut", "plain")}
+  series = {
+    name: [(row["steps"], row["viou"]) for row in rows if row["sampler"] == name]
+    for name in ("shortcut", "plain")
+  }
   series = {k: v for k, v in series.items() if v}
-  chart(series, title="voxel IoU over sampling steps", axis="sampling steps").save(folder / "steps_quality.png")
+  chart(series, title="voxel IoU over sampling steps", axis="sampling steps").save(
+    folder / "steps_quality.png"
+  )
 
 
-def chart(series: Mapping[str, Sequence[tuple[Any, float]]], *, title: str, axis: str) -> Image.Image:
-  """Lines with points: series name -> (position, value). Positions are equally spaced in the order in which they come; values from 0 up."""
+def chart(
+  series: Mapping[str, Sequence[tuple[Any, float]]], *, title: str, axis: str
+) -> Image.Image:
+  """Lines with points: series name -> (position, value). Positions are equally spaced in the order
+  in which they come; values from 0 up.
+  """
   steps = list(dict.fromkeys(x for points in series.values() for x, _ in points))
   top = max(y for points in series.values() for _, y in points) * 1.1 or 1.0
   across = lambda x: LEFT + (WIDTH - LEFT - RIGHT) * (steps.index(x) + 0.5) / len(steps)
@@ -46,6 +59,10 @@ def chart(series: Mapping[str, Sequence[tuple[Any, float]]], *, title: str, axis
     draw.line(path, fill=colour, width=3)
     for (px, py), (_, value) in zip(path, points, strict=True):
       draw.ellipse([px - 4, py - 4, px + 4, py + 4], fill=colour)
-      draw.text((px - 14, py - 20 if number == 0 else py + 6), f"{value:.3f}", fill=colour, font=font)
-    draw.text((WIDTH - RIGHT - 90, 12 + 16 * number), name, fill=colour, font=ImageFont.load_default(14))
+      draw.text(
+        (px - 14, py - 20 if number == 0 else py + 6), f"{value:.3f}", fill=colour, font=font
+      )
+    draw.text(
+      (WIDTH - RIGHT - 90, 12 + 16 * number), name, fill=colour, font=ImageFont.load_default(14)
+    )
   return picture

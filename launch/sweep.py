@@ -2,13 +2,15 @@
 
     python -m launch.sweep --sweep configs/sweeps/lr.py --workdir sweeps/lr [--parallel 2] [--set KEY=VALUE ...] [--dry_run]
 
-Every trial is an ordinary command with a folder of its own, `WORKDIR/<id>`; `--dry_run` prints them all. The same command continues a
-sweep that was stopped: finished trials stay, stopped ones resume from their checkpoint. A trial that dies is started again up to
-`--retries` times and then marked; one that was preempted (exit code 75) goes on for as long as it makes progress. `table.csv` and
+Every trial is an ordinary command with a folder of its own, `WORKDIR/<id>`; `--dry_run` prints them
+all. The same command continues a sweep that was stopped: finished trials stay, stopped ones resume
+from their checkpoint. A trial that dies is started again up to `--retries` times and then marked;
+one that was preempted (exit code 75) goes on for as long as it makes progress. `table.csv` and
 `report.html` in WORKDIR are renewed whenever a trial ends.
 
-On a SLURM cluster `--cluster job.yaml` runs every trial as a job of the size that the file (of `launch.cluster`) says. `--launcher` is any
-other command that submits one trial and waits for it. `--parallel` is then how many trials are submitted at a time.
+On a SLURM cluster `--cluster job.yaml` runs every trial as a job of the size that the file (of
+`launch.cluster`) says. `--launcher` is any other command that submits one trial and waits for it.
+`--parallel` is then how many trials are submitted at a time.
 """
 
 import argparse
@@ -33,14 +35,44 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--sweep", required=True, metavar="FILE", help="what to try, e.g. configs/sweeps/lr.py")
-  parser.add_argument("--workdir", required=True, help="folder of the sweep; an existing one is continued")
-  parser.add_argument("--base", metavar="FILE[:VARIANT]", help="configuration in place of the one that the sweep names")
-  parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override of every trial; may be repeated")
-  parser.add_argument("--parallel", type=int, default=1, help="trials that run at a time (default: 1)")
-  parser.add_argument("--retries", type=int, default=1, help="how often a trial that died is started again (default: 1)")
-  parser.add_argument("--launcher", default="", help="command that submits a trial and waits for it, e.g. 'srun --nodes=4'")
-  parser.add_argument("--cluster", default="", metavar="FILE", help="file of launch.cluster with a section slurm: size of a trial")
+  parser.add_argument(
+    "--sweep", required=True, metavar="FILE", help="what to try, e.g. configs/sweeps/lr.py"
+  )
+  parser.add_argument(
+    "--workdir", required=True, help="folder of the sweep; an existing one is continued"
+  )
+  parser.add_argument(
+    "--base",
+    metavar="FILE[:VARIANT]",
+    help="configuration in place of the one that the sweep names",
+  )
+  parser.add_argument(
+    "--set",
+    action="append",
+    default=[],
+    metavar="KEY=VALUE",
+    help="override of every trial; may be repeated",
+  )
+  parser.add_argument(
+    "--parallel", type=int, default=1, help="trials that run at a time (default: 1)"
+  )
+  parser.add_argument(
+    "--retries",
+    type=int,
+    default=1,
+    help="how often a trial that died is started again (default: 1)",
+  )
+  parser.add_argument(
+    "--launcher",
+    default="",
+    help="command that submits a trial and waits for it, e.g. 'srun --nodes=4'",
+  )
+  parser.add_argument(
+    "--cluster",
+    default="",
+    metavar="FILE",
+    help="file of launch.cluster with a section slurm: size of a trial",
+  )
   parser.add_argument("--dry_run", action="store_true", help="print the trials and stop")
   parser.add_argument("--report", action="store_true", help="only renew table.csv and report.html")
 
@@ -48,11 +80,16 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   """Checks every trial's configuration, then runs what is left of the sweep."""
   if args.parallel < 1 or args.retries < 0:
-    raise InputError(f"--parallel {args.parallel} must be at least 1 and --retries {args.retries} at least 0")
+    raise InputError(
+      f"--parallel {args.parallel} must be at least 1 and --retries {args.retries} at least 0"
+    )
   sweep = sweep_space.load(args.sweep, base=args.base, extra=args.set)
   workdir = pathlib.Path(args.workdir).absolute()
   launcher = launcher_of(args)
-  print(f"{len(sweep.trials)} trials of launch.{sweep.command} {sweep.config}, ranked by {sweep.metric} ({sweep.goal}, {sweep.pick})")
+  print(
+    f"{len(sweep.trials)} trials of launch.{sweep.command} {sweep.config}, ranked by "
+    f"{sweep.metric} ({sweep.goal}, {sweep.pick})"
+  )
   if args.dry_run:
     for trial in sweep.trials:
       print(f"{trial.id}  {shlex.join([*launcher, *command_of(sweep, trial, workdir)])}")
@@ -66,7 +103,10 @@ def run(args: argparse.Namespace) -> None:
   print(f"wrote {workdir / 'table.csv'} and {workdir / 'report.html'}")
   failed = [row["id"] for row in rows if row["status"] == "failed"]
   if failed and not args.report:
-    raise JobFailed(f"{len(failed)} of {len(rows)} trials failed: " + ", ".join(f"{workdir / i / 'log.txt'}" for i in failed))
+    raise JobFailed(
+      f"{len(failed)} of {len(rows)} trials failed: "
+      + ", ".join(f"{workdir / i / 'log.txt'}" for i in failed)
+    )
 
 
 def launcher_of(args: argparse.Namespace) -> list[str]:
@@ -74,23 +114,38 @@ def launcher_of(args: argparse.Namespace) -> list[str]:
   if not args.cluster:
     return shlex.split(args.launcher)
   if args.launcher:
-    raise InputError(f"--cluster {args.cluster} and --launcher {args.launcher!r} both say how trials are submitted: give one")
+    raise InputError(
+      f"--cluster {args.cluster} and --launcher {args.launcher!r} both say how trials are "
+      "submitted: give one"
+    )
   spec = cluster_spec.load(args.cluster)
   if spec.slurm is None:
-    raise InputError(f"--cluster {args.cluster} has no section slurm, the only kind of cluster that sweeps run on")
+    raise InputError(
+      f"--cluster {args.cluster} has no section slurm, the only kind of cluster that sweeps run on"
+    )
   return slurm.launcher(spec)
 
 
 def record(workdir: pathlib.Path, sweep: sweep_space.Sweep) -> None:
-  """Writes down what the folder is a sweep of. Raises InputError if it is one of other trials; more of the same may be added."""
-  now = {"command": sweep.command, "config": sweep.config, "trials": {t.id: t.swept for t in sweep.trials}}
+  """Writes down what the folder is a sweep of. Raises InputError if it is one of other trials; more
+  of the same may be added.
+  """
+  now = {
+    "command": sweep.command,
+    "config": sweep.config,
+    "trials": {t.id: t.swept for t in sweep.trials},
+  }
   path = workdir / RECORD
   if path.exists():
     before = json.loads(path.read_text())
     gone = [i for i in before["trials"] if i not in now["trials"]]
     if gone or (before["command"], before["config"]) != (now["command"], now["config"]):
-      raise InputError(f"{workdir} holds a sweep of launch.{before['command']} {before['config']} with other trials "
-                       f"({', '.join(gone[:3]) or 'another command'}): give another --workdir, or the settings it was started with")
+      raise InputError(
+        f"{workdir} holds a sweep of launch.{before['command']} {before['config']} with other "
+        "trials "
+        f"({', '.join(gone[:3]) or 'another command'}): give another --workdir, or the settings it "
+        "was started with"
+      )
   workdir.mkdir(parents=True, exist_ok=True)
   temporary = path.with_suffix(".tmp")
   temporary.write_text(json.dumps(now, indent=2) + "\n")

@@ -21,20 +21,37 @@ height:.7em;margin-right:.4em}details{margin:.2em 0}"""
 
 
 def collect(sweep: Sweep, workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """One row a trial, the best first; trials without a finite value of the metric come last, in their order."""
+  """One row a trial, the best first; trials without a finite value of the metric come last, in
+  their order.
+  """
   sign = 1 if sweep.goal == "min" else -1
   rows = []
   for trial in sweep.trials:
     curve = series(workdir / trial.id, sweep.metric)
     value = None
     if curve:
-      value = curve[-1][1] if sweep.pick == "last" else min(curve, key=lambda point: sign * point[1])[1]
+      value = (
+        curve[-1][1] if sweep.pick == "last" else min(curve, key=lambda point: sign * point[1])[1]
+      )
     status = read_status(workdir / trial.id)
-    rows.append({"id": trial.id, "swept": trial.swept, "value": value, "step": curve[-1][0] if curve else None, "curve": curve,
-                 "loss": series(workdir / trial.id, "loss"), "status": status["state"], "exit_code": status["exit_code"],
-                 "seconds": status["seconds"], "command": shlex.join(command_of(sweep, trial, workdir))})
+    rows.append(
+      {
+        "id": trial.id,
+        "swept": trial.swept,
+        "value": value,
+        "step": curve[-1][0] if curve else None,
+        "curve": curve,
+        "loss": series(workdir / trial.id, "loss"),
+        "status": status["state"],
+        "exit_code": status["exit_code"],
+        "seconds": status["seconds"],
+        "command": shlex.join(command_of(sweep, trial, workdir)),
+      }
+    )
   rows.sort(key=lambda row: (row["value"] is None, sign * (row["value"] or 0)))
-  return [{"rank": i + 1 if row["value"] is not None else None, **row} for i, row in enumerate(rows)]
+  return [
+    {"rank": i + 1 if row["value"] is not None else None, **row} for i, row in enumerate(rows)
+  ]
 
 
 def series(folder: pathlib.Path, name: str) -> list[tuple[int, float]]:
@@ -45,7 +62,10 @@ def series(folder: pathlib.Path, name: str) -> list[tuple[int, float]]:
 def write(sweep: Sweep, workdir: pathlib.Path) -> list[dict[str, Any]]:
   """Renews table.csv and report.html; returns the ranked rows."""
   rows = collect(sweep, workdir)
-  for name, content in (("table.csv", table(sweep, rows)), ("report.html", page(sweep, rows, workdir.name))):
+  for name, content in (
+    ("table.csv", table(sweep, rows)),
+    ("report.html", page(sweep, rows, workdir.name)),
+  ):
     temporary = workdir / f"{name}.tmp"
     temporary.write_text(content)
     os.replace(temporary, workdir / name)
@@ -57,10 +77,23 @@ def table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
   keys = swept_keys(rows)
   out = io.StringIO()
   writer = csv.writer(out, lineterminator="\n")
-  writer.writerow(["rank", "id", *keys, sweep.metric, "step", "status", "exit_code", "seconds", "command"])
+  writer.writerow(
+    ["rank", "id", *keys, sweep.metric, "step", "status", "exit_code", "seconds", "command"]
+  )
   for row in rows:
-    writer.writerow([row["rank"], row["id"], *(text_of(row["swept"][key]) for key in keys), row["value"], row["step"], row["status"],
-                     row["exit_code"], row["seconds"], row["command"]])
+    writer.writerow(
+      [
+        row["rank"],
+        row["id"],
+        *(text_of(row["swept"][key]) for key in keys),
+        row["value"],
+        row["step"],
+        row["status"],
+        row["exit_code"],
+        row["seconds"],
+        row["command"],
+      ]
+    )
   return out.getvalue()
 
 
@@ -74,7 +107,9 @@ def text(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
   for row in rows:
     value = f"{row['value']:.4g}" if row["value"] is not None else "-"
     swept = ", ".join(f"{key} {text_of(value)}" for key, value in row["swept"].items())
-    lines.append(f"{row['rank'] or '-':>3}  {sweep.metric} {value:>9}  {row['status']:8} {row['id']}  {swept}")
+    lines.append(
+      f"{row['rank'] or '-':>3}  {sweep.metric} {value:>9}  {row['status']:8} {row['id']}  {swept}"
+    )
   return "\n".join(lines)
 
 
@@ -87,32 +122,54 @@ def colour(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 def page(sweep: Sweep, rows: list[dict[str, Any]], name: str) -> str:
   """The whole report as one page without scripts or links."""
-  plots = [curves(f"{sweep.metric} over steps", [(row, row["curve"]) for row in rows], rows),
-           curves("training loss over steps", [(row, row["loss"]) for row in rows], rows)]
+  plots = [
+    curves(f"{sweep.metric} over steps", [(row, row["curve"]) for row in rows], rows),
+    curves("training loss over steps", [(row, row["loss"]) for row in rows], rows),
+  ]
   plots += [scatter(sweep.metric, key, rows) for key in swept_keys(rows)]
   done = sum(row["status"] == "done" for row in rows)
-  return (f"<!doctype html><meta charset=utf-8><title>Sweep {html.escape(name)}</title><style>{STYLE}</style>"
-          f"<h1>Sweep {html.escape(name)}</h1><p>launch.{sweep.command} {html.escape(sweep.config)}: {done} of {len(rows)} trials done; "
-          f"ranked by the {sweep.pick} {html.escape(sweep.metric)}, {'lowest' if sweep.goal == 'min' else 'highest'} first. "
-          f"The best is blue; point at a curve to see which it is.</p>{''.join(plots)}{html_table(sweep, rows)}")
+  return (
+    "<!doctype html><meta charset=utf-8><title>Sweep "
+    f"{html.escape(name)}</title><style>{STYLE}</style>"
+    f"<h1>Sweep {html.escape(name)}</h1><p>launch.{sweep.command} {html.escape(sweep.config)}: "
+    f"{done} of {len(rows)} trials done; "
+    f"ranked by the {sweep.pick} {html.escape(sweep.metric)}, "
+    f"{'lowest' if sweep.goal == 'min' else 'highest'} first. "
+    "The best is blue; point at a curve to see which it "
+    f"is.</p>{''.join(plots)}{html_table(sweep, rows)}"
+  )
 
 
 def html_table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
   keys = swept_keys(rows)
-  head = "".join(f"<th>{html.escape(h)}</th>" for h in ("rank", "trial", *keys, sweep.metric, "step", "status", "seconds"))
+  head = "".join(
+    f"<th>{html.escape(h)}</th>"
+    for h in ("rank", "trial", *keys, sweep.metric, "step", "status", "seconds")
+  )
   body = []
   for row in rows:
     value = f"{row['value']:.5g}" if row["value"] is not None else "–"
-    cells = [row["rank"] or "–", f'<span class=swatch style="background:{colour(row, rows)}"></span>{row["id"]}',
-             *(html.escape(text_of(row["swept"][key])) for key in keys), value, row["step"] or "–",
-             f'<span class="{row["status"]}">{row["status"]}</span>', f"{row['seconds']:.0f}"]
+    cells = [
+      row["rank"] or "–",
+      f'<span class=swatch style="background:{colour(row, rows)}"></span>{row["id"]}',
+      *(html.escape(text_of(row["swept"][key])) for key in keys),
+      value,
+      row["step"] or "–",
+      f'<span class="{row["status"]}">{row["status"]}</span>',
+      f"{row['seconds']:.0f}",
+    ]
     body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-  commands = "".join(f"<details><summary>{row['id']}</summary><code>{html.escape(row['command'])}</code></details>" for row in rows)
+  commands = "".join(
+    f"<details><summary>{row['id']}</summary><code>{html.escape(row['command'])}</code></details>"
+    for row in rows
+  )
   return f"<table><tr>{head}</tr>{''.join(body)}</table><h2>Commands</h2>{commands}"
 
 
 class Scale:
-  """Values to pixels along one axis, logarithmic where all are positive and span more than a decade."""
+  """Values to pixels along one axis, logarithmic where all are positive and span more than a
+  decade.
+  """
 
   def __init__(self, values: list[float], first: float, last: float, *, log: bool | None = None):
     low, high = min(values), max(values)
@@ -131,19 +188,46 @@ class Scale:
     return [10**v if self.log else v for v in values]
 
 
-def frame(caption: str, x: Scale, y: Scale, x_label: str, content: str, names: list[str] | None = None) -> str:
-  """A plot: axes with ticks around drawn content. names: of the values 0, 1, 2, ... of a horizontal axis that has no numbers."""
-  marks = [(i, html.escape(name)) for i, name in enumerate(names)] if names else [(t, f"{t:.3g}") for t in x.ticks()]
-  ticks = "".join(f'<text class=tick x="{x(t):.0f}" y="{HEIGHT - MARGIN + 16}" text-anchor="middle">{text}</text>' for t, text in marks)
-  ticks += "".join(f'<text class=tick x="{MARGIN - 6}" y="{y(t) + 4:.0f}" text-anchor="end">{t:.3g}</text>' for t in y.ticks())
-  axes = (f'<line class=axis x1="{MARGIN}" y1="{HEIGHT - MARGIN}" x2="{WIDTH - 10}" y2="{HEIGHT - MARGIN}"/>'
-          f'<line class=axis x1="{MARGIN}" y1="10" x2="{MARGIN}" y2="{HEIGHT - MARGIN}"/>')
-  label = f'<text class=tick x="{WIDTH / 2}" y="{HEIGHT - 16}" text-anchor="middle">{html.escape(x_label)}</text>'
-  return (f'<figure><figcaption>{html.escape(caption)}</figcaption><svg width="{WIDTH}" height="{HEIGHT}">{axes}{ticks}{label}{content}'
-          "</svg></figure>")
+def frame(
+  caption: str, x: Scale, y: Scale, x_label: str, content: str, names: list[str] | None = None
+) -> str:
+  """A plot: axes with ticks around drawn content. names: of the values 0, 1, 2, ... of a horizontal
+  axis that has no numbers.
+  """
+  marks = (
+    [(i, html.escape(name)) for i, name in enumerate(names)]
+    if names
+    else [(t, f"{t:.3g}") for t in x.ticks()]
+  )
+  ticks = "".join(
+    f'<text class=tick x="{x(t):.0f}" y="{HEIGHT - MARGIN + 16}" text-anchor="middle">{text}</text>'
+    for t, text in marks
+  )
+  ticks += "".join(
+    f'<text class=tick x="{MARGIN - 6}" y="{y(t) + 4:.0f}" text-anchor="end">{t:.3g}</text>'
+    for t in y.ticks()
+  )
+  axes = (
+    f'<line class=axis x1="{MARGIN}" y1="{HEIGHT - MARGIN}" x2="{WIDTH - 10}" '
+    f'y2="{HEIGHT - MARGIN}"/>'
+    f'<line class=axis x1="{MARGIN}" y1="10" x2="{MARGIN}" y2="{HEIGHT - MARGIN}"/>'
+  )
+  label = (
+    f'<text class=tick x="{WIDTH / 2}" y="{HEIGHT - 16}" '
+    f'text-anchor="middle">{html.escape(x_label)}</text>'
+  )
+  return (
+    f'<figure><figcaption>{html.escape(caption)}</figcaption><svg width="{WIDTH}" '
+    f'height="{HEIGHT}">{axes}{ticks}{label}{content}'
+    "</svg></figure>"
+  )
 
 
-def curves(caption: str, lines: list[tuple[dict[str, Any], list[tuple[int, float]]]], rows: list[dict[str, Any]]) -> str:
+def curves(
+  caption: str,
+  lines: list[tuple[dict[str, Any], list[tuple[int, float]]]],
+  rows: list[dict[str, Any]],
+) -> str:
   """One line a trial, the best drawn last; nothing if there is no point."""
   points = [point for _, line in lines for point in line]
   if not points:
@@ -156,7 +240,9 @@ def curves(caption: str, lines: list[tuple[dict[str, Any], list[tuple[int, float
       path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in line)
       swept = ", ".join(f"{key} {text_of(value)}" for key, value in row["swept"].items())
       name = html.escape(f"{row['rank'] or '–'}. {row['id']}: {swept}")
-      drawn.append(f'<polyline points="{path}" stroke="{colour(row, rows)}"><title>{name}</title></polyline>')
+      drawn.append(
+        f'<polyline points="{path}" stroke="{colour(row, rows)}"><title>{name}</title></polyline>'
+      )
   return frame(caption, x, y, "step", "".join(drawn))
 
 
@@ -172,7 +258,12 @@ def scatter(metric: str, key: str, rows: list[dict[str, Any]]) -> str:
   y = Scale([row["value"] for row in shown], HEIGHT - MARGIN, 10)
   dots = ""
   for row in reversed(shown):
-    name = html.escape(f"{row['rank']}. {row['id']}: {text_of(row['swept'][key])}, {row['value']:.5g}")
-    dots += (f'<circle cx="{x(place(row)):.1f}" cy="{y(row["value"]):.1f}" r="5" fill="{colour(row, rows)}" fill-opacity=".8">'
-             f'<title>{name}</title></circle>')
+    name = html.escape(
+      f"{row['rank']}. {row['id']}: {text_of(row['swept'][key])}, {row['value']:.5g}"
+    )
+    dots += (
+      f'<circle cx="{x(place(row)):.1f}" cy="{y(row["value"]):.1f}" r="5" '
+      f'fill="{colour(row, rows)}" fill-opacity=".8">'
+      f"<title>{name}</title></circle>"
+    )
   return frame(f"{metric} by {key}", x, y, key, dots, None if numeric else kinds)

@@ -24,14 +24,27 @@ STATES = ("waiting", "running", "stopped", "done", "failed")
 
 def command_of(sweep: Sweep, trial: Trial, workdir: pathlib.Path) -> list[str]:
   """The command that runs a trial, and runs it again."""
-  return [sys.executable, "-m", f"launch.{sweep.command}", f"--config={sweep.config}", f"--workdir={workdir / trial.id}",
-          f"--config.compile_cache={workdir / CACHE}", *arguments(trial)]
+  return [
+    sys.executable,
+    "-m",
+    f"launch.{sweep.command}",
+    f"--config={sweep.config}",
+    f"--workdir={workdir / trial.id}",
+    f"--config.compile_cache={workdir / CACHE}",
+    *arguments(trial),
+  ]
 
 
 def read_status(folder: pathlib.Path) -> dict:
-  """What is known of a trial: state, failures (deaths so far), exit code, seconds over all its starts."""
+  """What is known of a trial: state, failures (deaths so far), exit code, seconds over all its
+  starts.
+  """
   path = folder / "status.json"
-  return json.loads(path.read_text()) if path.exists() else {"state": "waiting", "failures": 0, "exit_code": None, "seconds": 0.0}
+  return (
+    json.loads(path.read_text())
+    if path.exists()
+    else {"state": "waiting", "failures": 0, "exit_code": None, "seconds": 0.0}
+  )
 
 
 def write_status(folder: pathlib.Path, status: dict) -> None:
@@ -57,9 +70,13 @@ class Running:
 
 
 class Runner:
-  """Starts waiting trials while fewer than `parallel` run, and books what became of those that ended."""
+  """Starts waiting trials while fewer than `parallel` run, and books what became of those that
+  ended.
+  """
 
-  def __init__(self, sweep: Sweep, workdir: pathlib.Path, *, parallel: int, retries: int, launcher: list[str]):
+  def __init__(
+    self, sweep: Sweep, workdir: pathlib.Path, *, parallel: int, retries: int, launcher: list[str]
+  ):
     self.sweep, self.workdir = sweep, workdir
     self.parallel, self.retries, self.launcher = parallel, retries, launcher
     self.running: list[Running] = []
@@ -67,13 +84,24 @@ class Runner:
     self.stop = ""
 
   def run(self, report: Callable[[], object]) -> None:
-    """Runs everything that is not done. Raises Preempted when told to stop, after every running trial has saved and ended."""
+    """Runs everything that is not done. Raises Preempted when told to stop, after every running
+    trial has saved and ended.
+    """
     state = lambda trial: read_status(self.workdir / trial.id)["state"]
     self.waiting = [trial for trial in self.sweep.trials if state(trial) not in ("done", "failed")]
     settled = len(self.sweep.trials) - len(self.waiting)
-    with self._lock() as lock, self._signals(), Progress(len(self.sweep.trials), "sweep", "trials", done=settled) as progress:
+    with (
+      self._lock() as lock,
+      self._signals(),
+      Progress(len(self.sweep.trials), "sweep", "trials", done=settled) as progress,
+    ):
       while self.running or (self.waiting and not self.stop):
-        while not self.stop and self.waiting and len(self.running) < self.parallel and not self._first_compiles():
+        while (
+          not self.stop
+          and self.waiting
+          and len(self.running) < self.parallel
+          and not self._first_compiles()
+        ):
           self._start(self.waiting.pop(0), lock)
         ended = [r for r in self.running if r.process.poll() is not None]
         for r in ended:
@@ -87,8 +115,12 @@ class Runner:
       raise Preempted(f"{self.stop}, {len(self.waiting)} trials are left in {self.workdir}")
 
   def _first_compiles(self) -> bool:
-    """Whether the sweep's first trial is still compiling what the others will need: starting them now would compile it N times over."""
-    if (self.workdir / CACHE).exists() and any((self.workdir / t.id / "metrics.jsonl").exists() for t in self.sweep.trials):
+    """Whether the sweep's first trial is still compiling what the others will need: starting them
+    now would compile it N times over.
+    """
+    if (self.workdir / CACHE).exists() and any(
+      (self.workdir / t.id / "metrics.jsonl").exists() for t in self.sweep.trials
+    ):
       return False
     return bool(self.running)
 
@@ -98,8 +130,14 @@ class Runner:
     write_status(folder, {**status, "state": "running"})
     rows = metric_rows(folder)
     with (folder / "log.txt").open("a") as log:
-      process = subprocess.Popen([*self.launcher, *command_of(self.sweep, trial, self.workdir)], stdin=subprocess.DEVNULL, stdout=log,
-                                 stderr=subprocess.STDOUT, pass_fds=(lock,), start_new_session=True)
+      process = subprocess.Popen(
+        [*self.launcher, *command_of(self.sweep, trial, self.workdir)],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        pass_fds=(lock,),
+        start_new_session=True,
+      )
     self.running.append(Running(trial, process, time.monotonic(), rows[-1]["step"] if rows else 0))
 
   def _settle(self, r: Running) -> int:
@@ -107,14 +145,19 @@ class Runner:
     folder = self.workdir / r.trial.id
     status, code = read_status(folder), r.process.returncode
     rows = metric_rows(folder)
-    status |= {"exit_code": code, "seconds": round(status["seconds"] + time.monotonic() - r.start, 1)}
+    status |= {
+      "exit_code": code,
+      "seconds": round(status["seconds"] + time.monotonic() - r.start, 1),
+    }
     if code == 0:
       status["state"] = "done"
     elif code == cli.EXIT_RETRY and (self.stop or (rows and rows[-1]["step"] > r.step)):
       status["state"] = "stopped"
     else:
       status["failures"] += 1
-      status["state"] = "failed" if code == cli.EXIT_BAD_INPUT or status["failures"] > self.retries else "stopped"
+      status["state"] = (
+        "failed" if code == cli.EXIT_BAD_INPUT or status["failures"] > self.retries else "stopped"
+      )
     write_status(folder, status)
     if status["state"] == "stopped":
       self.waiting.append(r.trial)
@@ -123,18 +166,23 @@ class Runner:
 
   @contextlib.contextmanager
   def _lock(self):
-    """One sweep a folder. The trials inherit the lock, so that it outlives a sweep that was killed for as long as any of them runs."""
+    """One sweep a folder. The trials inherit the lock, so that it outlives a sweep that was killed
+    for as long as any of them runs.
+    """
     self.workdir.mkdir(parents=True, exist_ok=True)
     with (self.workdir / "sweep.lock").open("w") as file:
       try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except OSError as error:
-        raise InputError(f"{self.workdir}: this sweep, or a trial of it, is still running") from error
+        raise InputError(
+          f"{self.workdir}: this sweep, or a trial of it, is still running"
+        ) from error
       yield file.fileno()
 
   @contextlib.contextmanager
   def _signals(self):
     """SIGTERM and SIGINT are passed on to the trials, which save and end."""
+
     def handle(number, frame):
       self.stop = signal.Signals(number).name
       for r in self.running:

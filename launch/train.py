@@ -1,6 +1,7 @@
 """What every training command does: check, plan, restore or initialise, compile, train.
 
-`launch.pretrain`, `launch.sft`, `launch.dpo`, `launch.distill` and `launch.train_vae` are this with the stages they accept.
+`launch.pretrain`, `launch.sft`, `launch.dpo`, `launch.distill` and `launch.train_vae` are this with
+the stages they accept.
 """
 
 import argparse
@@ -26,13 +27,19 @@ def command(stages: tuple[str, ...], description: str) -> None:
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--workdir", required=True, help="folder for checkpoints and metrics; an existing one is resumed")
+  parser.add_argument(
+    "--workdir",
+    required=True,
+    help="folder for checkpoints and metrics; an existing one is resumed",
+  )
   parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
   hosts.flags(parser)
 
 
 def run(args: argparse.Namespace, *, stages: tuple[str, ...]) -> int:
-  """Trains as configured. Everything that can be wrong with the configuration is found before a device is touched."""
+  """Trains as configured. Everything that can be wrong with the configuration is found before a
+  device is touched.
+  """
   config = args.config
   with StopFlag() as stop:
     check(config, stages)
@@ -53,8 +60,14 @@ def recorded(setup: "Setup", ledger: Ledger, stop: StopFlag) -> None:
 
   from launch.cluster import flags as cluster_flags
   from sam3d_jax.training.watchdog import Watchdog, WatchdogConfig
+
   ledger.write = jax.process_index() == 0
-  ledger.record("begin", hosts=jax.process_count(), devices=jax.device_count(), environment=cluster_flags.recorded(os.environ))
+  ledger.record(
+    "begin",
+    hosts=jax.process_count(),
+    devices=jax.device_count(),
+    environment=cluster_flags.recorded(os.environ),
+  )
   cfg = WatchdogConfig(**setup.config.watchdog.to_dict())
   with Watchdog(ledger, setup.workdir, cfg, host=jax.process_index()):
     try:
@@ -68,11 +81,15 @@ def prepare_workdir(path: str) -> pathlib.Path:
   workdir = pathlib.Path(path).absolute()
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    probe = workdir / f".write_test_{platform.node()}_{os.getpid()}"  # several hosts may probe at once
+    # several hosts may probe at once
+    probe = workdir / f".write_test_{platform.node()}_{os.getpid()}"
     probe.write_text("x")
     probe.unlink()
   except OSError as error:
-    raise InputError(f"--workdir {path}: {error.strerror}; give a folder on a disk with space that you may write to") from error
+    raise InputError(
+      f"--workdir {path}: {error.strerror}; give a folder on a disk with space that you may write "
+      "to"
+    ) from error
   return workdir
 
 
@@ -89,12 +106,18 @@ def check(config: ConfigDict, stages: tuple[str, ...]) -> None:
     if config[section][key] < 1:
       raise ConfigError(f"{section}.{key} = {config[section][key]} is not a positive number")
   if config.batch_size % config.accumulate:
-    raise ConfigError(f"batch_size = {config.batch_size} does not divide into accumulate = {config.accumulate} parts")
+    raise ConfigError(
+      f"batch_size = {config.batch_size} does not divide into accumulate = {config.accumulate} "
+      "parts"
+    )
   for key in ("factor", "seconds", "other_seconds"):
     if not config.watchdog[key] > 0:
       raise ConfigError(f"watchdog.{key} = {config.watchdog[key]} is not a positive number")
   if config.log.wandb and importlib.util.find_spec("wandb") is None:
-    raise ConfigError(f"log.wandb = {config.log.wandb!r}: the package wandb is not installed (pip install wandb); or leave it empty")
+    raise ConfigError(
+      f"log.wandb = {config.log.wandb!r}: the package wandb is not installed (pip install wandb); "
+      "or leave it empty"
+    )
   check_data(config)
   check_eval(config)
   optim_config(config), guard_config(config), make_objective(config)  # these raise too
@@ -113,9 +136,15 @@ def check_data(config: ConfigDict) -> None:
     raise ConfigError("data.mixture: every source has weight 0")
   for name, entry in entries.items():
     if not entry.path:
-      raise ConfigError(f"data.mixture.{name}.path is empty: give the dataset folder with --config.data.mixture.{name}.path=DIR")
+      raise ConfigError(
+        f"data.mixture.{name}.path is empty: give the dataset folder with "
+        f"--config.data.mixture.{name}.path=DIR"
+      )
     if not pathlib.Path(entry.path).is_dir():
-      raise ConfigError(f"data.mixture.{name}.path = {entry.path!r} is not a folder (build it with launch.build_data)")
+      raise ConfigError(
+        f"data.mixture.{name}.path = {entry.path!r} is not a folder (build it with "
+        "launch.build_data)"
+      )
 
 
 def check_eval(config: ConfigDict) -> None:
@@ -123,22 +152,33 @@ def check_eval(config: ConfigDict) -> None:
   if not config.eval.decoder:
     return
   if config.model.name != "geometry":
-    raise ConfigError(f"eval.decoder = {config.eval.decoder!r}: a {config.model.name} has no latents to decode; leave it empty")
+    raise ConfigError(
+      f"eval.decoder = {config.eval.decoder!r}: a {config.model.name} has no latents to decode; "
+      "leave it empty"
+    )
   if config.data.kind != "shards":
-    raise ConfigError(f"eval.decoder = {config.eval.decoder!r} needs held-out objects and data.kind = {config.data.kind!r} has none; "
-                      "leave it empty")
+    raise ConfigError(
+      f"eval.decoder = {config.eval.decoder!r} needs held-out objects and data.kind = "
+      f"{config.data.kind!r} has none; "
+      "leave it empty"
+    )
   if config.eval.objects < 1:
-    raise ConfigError(f"eval.objects = {config.eval.objects}: with eval.decoder set it must be positive")
+    raise ConfigError(
+      f"eval.objects = {config.eval.objects}: with eval.decoder set it must be positive"
+    )
 
 
 class Setup:
-  """The parts of a run that exist before any parameter does: model structure, mesh, shardings, data.
+  """The parts of a run that exist before any parameter does: model structure, mesh, shardings,
+  data.
 
-  devices: those of the mesh, which may be described rather than present (`launch.aot`); by default all that there are.
+  devices: those of the mesh, which may be described rather than present (`launch.aot`); by default
+  all that there are.
   """
 
   def __init__(self, config: ConfigDict, workdir: pathlib.Path | None = None, devices=None):
     from sam3d_jax.models import lora, registry
+
     self.config, self.workdir = config, workdir
     self.lora = lora.LoraConfig(**config.lora.to_dict())
     self.optim, self.guard = optim_config(config), guard_config(config)
@@ -147,7 +187,9 @@ class Setup:
     self.objective = make_objective(config)
     self.keeps_reference = needs_reference(config)
     self.factor_shapes = lora.factor_shapes(self.abstract_model, self.lora)
-    self.init_allow = f"({config.init_allow})|({lora.PATTERN})" if self.factor_shapes else config.init_allow
+    self.init_allow = (
+      f"({config.init_allow})|({lora.PATTERN})" if self.factor_shapes else config.init_allow
+    )
     self._connect(devices)
 
   def _connect(self, devices) -> None:
@@ -159,6 +201,7 @@ class Setup:
     from sam3d_jax.torch_bridge.keys import flat_params
     from sam3d_jax.training import optim
     from sam3d_jax.training.state import ModelGraph, init_state
+
     config = self.config
     cache = compile_cache(config, self.workdir)
     if cache:
@@ -168,11 +211,21 @@ class Setup:
     self.graph = ModelGraph.of(self.abstract_model, lora_scale=self.lora.scale)
     self.param_shapes = flat_params(self.abstract_model) | self.factor_shapes
     optim.split_trainable(self.optim, self.param_shapes)
-    self.abstract_state = jax.eval_shape(lambda p: init_state(self.optim, p, keep_reference=self.keeps_reference), self.param_shapes)
+    self.abstract_state = jax.eval_shape(
+      lambda p: init_state(self.optim, p, keep_reference=self.keeps_reference), self.param_shapes
+    )
     self.shardings = rules.state_shardings(self.mesh, self.abstract_state, self.param_shapes)
-    self.abstract_state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.abstract_state, self.shardings)
+    self.abstract_state = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      self.abstract_state,
+      self.shardings,
+    )
     self.train_loader = make_loader(config, self.model_config, config.data.split)
-    self.eval_loader = make_loader(config, self.model_config, config.eval.split, augmented=False) if config.eval.every else None
+    self.eval_loader = (
+      make_loader(config, self.model_config, config.eval.split, augmented=False)
+      if config.eval.every
+      else None
+    )
 
   def random_params(self):
     """All parameters at their initial values, path -> array; pure, for jit."""
@@ -180,27 +233,40 @@ class Setup:
 
     from sam3d_jax.models import lora, registry
     from sam3d_jax.torch_bridge.keys import flat_params
+
     whole = flat_params(registry.build_model(self.config.model, rngs=nnx.Rngs(self.config.seed)))
     return whole | lora.random_factors(self.factor_shapes, self.config.seed)
 
 
 def compile_cache(config: ConfigDict, workdir: pathlib.Path | None) -> str:
-  """Folder of compiled programs: what the configuration says, else JAX's own variable, else one in the work folder; '' without any.
+  """Folder of compiled programs: what the configuration says, else JAX's own variable, else one in
+  the work folder; '' without any.
 
-  Which programs are worth storing is JAX's choice (JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS, by default those that took a second).
+  Which programs are worth storing is JAX's choice (JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS, by
+  default those that took a second).
   """
-  return config.compile_cache or os.environ.get("JAX_COMPILATION_CACHE_DIR", "") or (str(workdir / "compile_cache") if workdir else "")
+  return (
+    config.compile_cache
+    or os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
+    or (str(workdir / "compile_cache") if workdir else "")
+  )
 
 
 def optim_config(config: ConfigDict):
-  """The typed `optim` section, checked. With low-rank adapters their factors are all that is trained."""
+  """The typed `optim` section, checked. With low-rank adapters their factors are all that is
+  trained.
+  """
   from sam3d_jax.models.lora import PATTERN
   from sam3d_jax.training import optim
+
   settings = {**config.optim.to_dict(), "ema": tuple(config.optim.ema)}
   if config.lora.targets:
     if config.optim.trainable != ".*":
-      raise ConfigError(f"optim.trainable = {config.optim.trainable!r} and lora.targets = {config.lora.targets!r}: adapters are trained "
-                        "alone, leave optim.trainable as it is")
+      raise ConfigError(
+        f"optim.trainable = {config.optim.trainable!r} and lora.targets = {config.lora.targets!r}: "
+        "adapters are trained "
+        "alone, leave optim.trainable as it is"
+      )
     settings |= {"trainable": PATTERN, "frozen": ""}
   cfg = optim.OptimConfig(**settings)
   optim.check(cfg)
@@ -210,18 +276,23 @@ def optim_config(config: ConfigDict):
 def guard_config(config: ConfigDict):
   """The typed `guard` section."""
   from sam3d_jax.training.step import GuardConfig
+
   return GuardConfig(**config.guard.to_dict())
 
 
 def make_objective(config: ConfigDict):
-  """The objective of the configuration with its settings bound. Raises ConfigError for a setting it does not take."""
+  """The objective of the configuration with its settings bound. Raises ConfigError for a setting it
+  does not take.
+  """
   from sam3d_jax.objectives import registry
+
   return registry.bind(config.objective.to_dict(), config.model.name)
 
 
 def needs_reference(config: ConfigDict) -> bool:
   """Whether the objective compares with a frozen copy of the parameters that the run starts from."""
   from sam3d_jax.objectives import registry
+
   return registry.lookup(config.objective.name).reference
 
 
@@ -229,6 +300,7 @@ def train(setup: Setup, ledger, stop) -> None:
   """Restores or initialises, compiles and runs the loop."""
   from launch import lowering
   from sam3d_jax.training import checkpoint, loop
+
   config = setup.config
   checkpointer = checkpoint.Checkpointer(setup.workdir, keep=config.checkpoint.keep)
   with ledger.phase("restore"):
@@ -246,11 +318,30 @@ def train(setup: Setup, ledger, stop) -> None:
     evaluation = make_evaluation(setup)
     checkpointer.prepare(state)
   job = loop.Job(
-      cfg=loop.LoopConfig(config.steps, config.batch_size, config.log.every, config.checkpoint.every, config.eval.every, config.log.wandb),
-      optim=setup.optim, guard=setup.guard, workdir=setup.workdir, mesh=setup.mesh, step_fn=lowering.bind(compiled, config),
-      batches=setup.train_loader.iterate, evaluation=evaluation, progress=Progress, flops_per_sample=plan.model_flops(setup),
-      meta={"config": config.to_dict(), "lineage": lineage, "params": {p: list(x.shape) for p, x in setup.param_shapes.items()},
-            "program": program})
+    cfg=loop.LoopConfig(
+      config.steps,
+      config.batch_size,
+      config.log.every,
+      config.checkpoint.every,
+      config.eval.every,
+      config.log.wandb,
+    ),
+    optim=setup.optim,
+    guard=setup.guard,
+    workdir=setup.workdir,
+    mesh=setup.mesh,
+    step_fn=lowering.bind(compiled, config),
+    batches=setup.train_loader.iterate,
+    evaluation=evaluation,
+    progress=Progress,
+    flops_per_sample=plan.model_flops(setup),
+    meta={
+      "config": config.to_dict(),
+      "lineage": lineage,
+      "params": {p: list(x.shape) for p, x in setup.param_shapes.items()},
+      "program": program,
+    },
+  )
   ledger.step = first
   ledger.record("start", damaged=checkpointer.bad_steps)
   print(f"ready for the first step after {ledger.text()}", file=sys.stderr, flush=True)
@@ -268,9 +359,17 @@ def make_loader(config: ConfigDict, model_config, split: str, *, augmented: bool
 
   from data_pipelines import loader
   from sam3d_jax.objectives import registry
-  return loader.from_config(config, model_config, kind=registry.batch_kind(config.objective.name, config.model.name),
-                            latents=registry.learned_latents(config.objective), split=split, augmented=augmented,
-                            host_index=jax.process_index(), host_count=jax.process_count())
+
+  return loader.from_config(
+    config,
+    model_config,
+    kind=registry.batch_kind(config.objective.name, config.model.name),
+    latents=registry.learned_latents(config.objective),
+    split=split,
+    augmented=augmented,
+    host_index=jax.process_index(),
+    host_count=jax.process_count(),
+  )
 
 
 def make_evaluation(setup: Setup):
@@ -278,6 +377,7 @@ def make_evaluation(setup: Setup):
   if setup.eval_loader is None:
     return None
   from launch.train_eval import Evaluation
+
   evaluation = Evaluation(setup)
   evaluation.compile(setup.abstract_state)
   return evaluation

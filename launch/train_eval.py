@@ -1,7 +1,9 @@
-"""Evaluation while a model trains: losses on fixed held-out batches, and shapes sampled from the averaged parameters, scored and drawn.
+"""Evaluation while a model trains: losses on fixed held-out batches, and shapes sampled from the
+averaged parameters, scored and drawn.
 
-The training loop only dispatches. The devices run evaluation programs in their queue like any step; reading the results, meshes, metrics
-and pictures are the work of a thread, and the loop writes down what is ready. Noise and objects are the same every time.
+The training loop only dispatches. The devices run evaluation programs in their queue like any step;
+reading the results, meshes, metrics and pictures are the work of a thread, and the loop writes down
+what is ready. Noise and objects are the same every time.
 """
 
 from collections import deque
@@ -64,7 +66,9 @@ class Evaluation:
       self.samples.compile(self._params(state), state.frozen)
 
   def start(self, step: int, state, last: bool) -> list[Result]:
-    """Dispatches the evaluation of a state; returns what finished meanwhile. `last`: the run ends here."""
+    """Dispatches the evaluation of a state; returns what finished meanwhile. `last`: the run ends
+    here.
+    """
     done = []
     while len(self.pending) >= AHEAD:
       done.append(self.pending.popleft().result())
@@ -136,13 +140,17 @@ class Losses:
 
   def dispatch(self, params, state) -> list:
     place = lambda batch: mesh_lib.place_batch(self.setup.mesh, batch)
-    return [self.loss(params, state.frozen, state.reference, place(b), self.seed) for b in self.batches]
+    return [
+      self.loss(params, state.frozen, state.reference, place(b), self.seed) for b in self.batches
+    ]
 
   def read(self, rows: list) -> dict[str, float]:
     """Means over the batches; the loss of each bucket of time where the objective has them."""
     rows = jax.device_get(rows)
     mean = {k: float(np.nanmean([r[k] for r in rows])) for k in rows[0]}
-    shown = {k: v for k, v in mean.items() if not k.startswith(("flow_time_sum/", "flow_time_share/"))}
+    shown = {
+      k: v for k, v in mean.items() if not k.startswith(("flow_time_sum/", "flow_time_share/"))
+    }
     return {f"eval/{k}": v for k, v in (shown | paths.bucket_means(mean, "flow_time")).items()}
 
 
@@ -161,7 +169,9 @@ class Samples:
     self.row = row_config(config.model)
     self.learned = objectives.learned_latents(config.objective)
     folders = [entry.path for entry in config.data.mixture.values() if entry.weight]
-    self.objects = held_out.read(folders, config.eval.split, self.row, vae_config.model.resolution, config.eval.objects)
+    self.objects = held_out.read(
+      folders, config.eval.split, self.row, vae_config.model.resolution, config.eval.objects
+    )
     self.inputs = self._place_inputs()
     self.sampler = generate.SamplerConfig(**config.sampler.to_dict())
     self.compiled = None
@@ -171,7 +181,9 @@ class Samples:
     ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
     rows = -(-len(self.objects) // ways) * ways
     cond, content = held_out.batch(self.objects, rows)
-    noise = np.asarray(draws.raw_keys(draws.example_keys(jax.random.key(self.config.seed), content)))
+    noise = np.asarray(
+      draws.raw_keys(draws.example_keys(jax.random.key(self.config.seed), content))
+    )
     share = rows // jax.process_count()
     mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
     return mesh_lib.place_batch(self.mesh, jax.tree.map(lambda x: x[mine], (cond, noise)))
@@ -189,7 +201,9 @@ class Samples:
 
   def compile(self, params, frozen) -> None:
     with jax.set_mesh(self.mesh):
-      self.compiled = self.program(self.sampler).lower(params, frozen, self.decoder, *self.inputs).compile()
+      self.compiled = (
+        self.program(self.sampler).lower(params, frozen, self.decoder, *self.inputs).compile()
+      )
 
   def dispatch(self, params, frozen):
     return self.compiled(params, frozen, self.decoder, *self.inputs)
@@ -197,29 +211,50 @@ class Samples:
   def scores(self, sampled) -> tuple[dict[str, float], np.ndarray]:
     """Mean scores of the objects, and their occupancy (objects, X, Y, Z)."""
     latents, occupancy = jax.device_get(sampled)
-    rows = [held_out.score(o, occupancy[i], {k: v[i] for k, v in latents.items()}, self.learned,
-                           f1_threshold=self.config.eval.f1_threshold) for i, o in enumerate(self.objects)]
+    rows = [
+      held_out.score(
+        o,
+        occupancy[i],
+        {k: v[i] for k, v in latents.items()},
+        self.learned,
+        f1_threshold=self.config.eval.f1_threshold,
+      )
+      for i, o in enumerate(self.objects)
+    ]
     return held_out.mean_scores(rows), occupancy
 
   def read(self, step: int, sampled) -> tuple[dict[str, float], np.ndarray | None]:
-    """Scores under `eval/`; on the first host also the picture and the meshes, in <workdir>/previews."""
+    """Scores under `eval/`; on the first host also the picture and the meshes, in
+    <workdir>/previews.
+    """
     scores, occupancy = self.scores(sampled)
     named = {f"eval/{k}": v for k, v in scores.items()}
     if jax.process_index() != 0:
       return named, None
     folder = self.workdir / "previews"
     count = min(self.config.eval.pictures, len(self.objects))
-    picture = draw(self.objects[:count], occupancy, f"step {step}: voxel IoU {scores['viou']:.3f} over {len(self.objects)} objects")
-    write_previews(folder, step, picture, {o.key: occupancy[i] for i, o in enumerate(self.objects[:count])})
+    picture = draw(
+      self.objects[:count],
+      occupancy,
+      f"step {step}: voxel IoU {scores['viou']:.3f} over {len(self.objects)} objects",
+    )
+    write_previews(
+      folder, step, picture, {o.key: occupancy[i] for i, o in enumerate(self.objects[:count])}
+    )
     return named, np.asarray(picture)
 
   def curve(self, params, frozen) -> list[tuple[str, int, Any]] | None:
-    """Samples at each number of steps of `eval.steps_curve`: by the distilled sampler, and by the plain one with guidance."""
+    """Samples at each number of steps of `eval.steps_curve`: by the distilled sampler, and by the
+    plain one with guidance.
+    """
     if not self.config.eval.steps_curve:
       return None
     rows = []
     for steps in self.config.eval.steps_curve:
-      for name, change in (("shortcut", {"shortcut": True, "pointmap_guidance": None}), ("plain", {"shortcut": False})):
+      for name, change in (
+        ("shortcut", {"shortcut": True, "pointmap_guidance": None}),
+        ("plain", {"shortcut": False}),
+      ):
         program = self.program(dataclasses.replace(self.sampler, steps=steps, **change))
         with jax.set_mesh(self.mesh):
           rows.append((name, steps, program(params, frozen, self.decoder, *self.inputs)))
@@ -228,7 +263,10 @@ class Samples:
   def write_curve(self, curve) -> None:
     """<workdir>/steps_quality.csv and .png."""
     from launch import steps_curve
-    rows = [{"sampler": name, "steps": steps} | self.scores(sampled)[0] for name, steps, sampled in curve]
+
+    rows = [
+      {"sampler": name, "steps": steps} | self.scores(sampled)[0] for name, steps, sampled in curve
+    ]
     if jax.process_index() == 0:
       steps_curve.write(self.workdir, rows)
 
@@ -237,8 +275,11 @@ def check_autoencoder(setup, digest: str) -> None:
   """Raises ConfigError if the decoder belongs to other latents than those trained on."""
   trained = setup.train_loader.config.autoencoder
   if trained != digest:
-    raise ConfigError(f"eval.decoder = {setup.config.eval.decoder!r} is autoencoder {digest[:12]}, the latents of the data were made by "
-                      f"{trained[:12]}; give the work folder of the structure VAE that encoded them")
+    raise ConfigError(
+      f"eval.decoder = {setup.config.eval.decoder!r} is autoencoder {digest[:12]}, the latents of "
+      "the data were made by "
+      f"{trained[:12]}; give the work folder of the structure VAE that encoded them"
+    )
 
 
 def draw(objects, occupancy: np.ndarray, title: str):
@@ -247,13 +288,25 @@ def draw(objects, occupancy: np.ndarray, title: str):
   for i, o in enumerate(objects):
     view = preview.orbit(30, 25) if o.rotation is None else o.rotation
     shapes = [meshes.from_occupancy(grid) for grid in (o.occupancy, occupancy[i])]
-    rows.append([o.photo, o.mask, *(preview.render(s, v, size=128) for s in shapes for v in (view, preview.turned(view, 120.0)))])
+    rows.append(
+      [
+        o.photo,
+        o.mask,
+        *(
+          preview.render(s, v, size=128)
+          for s in shapes
+          for v in (view, preview.turned(view, 120.0))
+        ),
+      ]
+    )
     captions.append(o.key[:12])
   return preview.grid(rows, COLUMNS, captions, title=title, size=128)
 
 
 def write_previews(folder: pathlib.Path, step: int, picture, shapes: dict[str, np.ndarray]) -> None:
-  """previews/<step>.png and previews/<step>/<object>.glb; the meshes of the newest KEPT evaluations stay."""
+  """previews/<step>.png and previews/<step>/<object>.glb; the meshes of the newest KEPT evaluations
+  stay.
+  """
   glbs = folder / f"{step:08d}"
   glbs.mkdir(parents=True, exist_ok=True)
   picture.save(folder / f"{step:08d}.png")

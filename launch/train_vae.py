@@ -1,6 +1,6 @@
 """Trains an autoencoder.
 
-    python -m launch.train_vae --config configs/vae_structure.py --workdir DIR --config.data.mixture.iso_3do.path=DATA
+python -m launch.train_vae --config configs/vae_structure.py --workdir DIR --config.data.mixture.iso_3do.path=DATA
 """
 
 from launch import train

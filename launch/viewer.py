@@ -1,7 +1,8 @@
-"""The results of launch.sample in the browser: photo, point cloud and objects in place. Needs requirements-viewer.txt.
+"""The results of launch.sample in the browser: photo, point cloud and objects in place. Needs
+requirements-viewer.txt.
 
-The page is served by viser on this machine only, unless --viewer_host says otherwise. Its scene is that of scene.glb: the photo's camera
-at the origin, x right, y up, looking along -z.
+The page is served by viser on this machine only, unless --viewer_host says otherwise. Its scene is
+that of scene.glb: the photo's camera at the origin, x right, y up, looking along -z.
 """
 
 import argparse
@@ -18,7 +19,8 @@ from sam3d_jax.errors import InputError
 from sam3d_jax.geometry import rotations
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-CAMERA_TO_SCENE = np.array([0.0, 0.0, 1.0, 0.0])  # (w, x, y, z), half a turn about y: (x, y, z) -> (-x, y, -z)
+# (w, x, y, z), half a turn about y: (x, y, z) -> (-x, y, -z)
+CAMERA_TO_SCENE = np.array([0.0, 0.0, 1.0, 0.0])
 OPENCV_TO_SCENE = (0.0, 1.0, 0.0, 0.0)  # half a turn about x
 PHOTO_SIDE = 1024  # pixels of the photo on the page
 
@@ -28,7 +30,9 @@ def check(args: argparse.Namespace) -> None:
   try:
     import viser  # noqa: F401
   except ImportError as error:
-    raise InputError(f"--viewer needs viser ({error}): pip install -r requirements-viewer.txt") from error
+    raise InputError(
+      f"--viewer needs viser ({error}): pip install -r requirements-viewer.txt"
+    ) from error
   if not 0 < args.viewer_port < 65536:
     raise InputError(f"--viewer_port {args.viewer_port} is not a port: give 1 to 65535")
 
@@ -41,7 +45,11 @@ def run(args: argparse.Namespace, out: pathlib.Path) -> None:
   url = f"http://{host}:{server.get_port()}"
   note = "" if args.viewer_host in LOOPBACK else "; whoever reaches this address sees the photos"
   print(f"viewer: {url} (Ctrl-C stops it{note})", flush=True)
-  if sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+  if (
+    sys.platform in ("darwin", "win32")
+    or os.environ.get("DISPLAY")
+    or os.environ.get("WAYLAND_DISPLAY")
+  ):
     webbrowser.open(url)
   try:
     server.sleep_forever()
@@ -51,7 +59,9 @@ def run(args: argparse.Namespace, out: pathlib.Path) -> None:
 
 def find(out: pathlib.Path) -> dict[str, pathlib.Path]:
   """Name -> folder of every photo with results in a folder. Raises InputError if there is none."""
-  folders = [f for f in [out, *sorted(p for p in out.glob("*") if p.is_dir())] if read_layout(f) is not None]
+  folders = [
+    f for f in [out, *sorted(p for p in out.glob("*") if p.is_dir())] if read_layout(f) is not None
+  ]
   if not folders:
     raise InputError(f"--viewer: {out} holds no results of launch.sample (layout.json)")
   return {f.name: f for f in folders}
@@ -78,16 +88,30 @@ def show(server, folder: pathlib.Path, shown: list) -> None:
     shown.pop().remove()
   layout = read_layout(folder)
   objects = {name: o for name, o in layout["objects"].items() if o["file"] is not None}
-  reach = float(np.median([np.linalg.norm(o["placement"]["translation"]) for o in objects.values()])) if objects else 1.0
+  reach = (
+    float(np.median([np.linalg.norm(o["placement"]["translation"]) for o in objects.values()]))
+    if objects
+    else 1.0
+  )
   camera = layout["camera"]
   fov = 2 * np.arctan(layout["height"] / 2 / camera["fy"])
   units = layout["scene"]["units"] or "arbitrary"
-  shown.append(server.gui.add_markdown(f"**{folder.name}** · frame {layout['frame']} · units {units} · camera {camera['source']}"))
+  shown.append(
+    server.gui.add_markdown(
+      f"**{folder.name}** · frame {layout['frame']} · units {units} · camera {camera['source']}"
+    )
+  )
   picture = read_picture(layout["image"])
   if picture is not None:
     shown.append(server.gui.add_image(picture, label="Photo"))
-  frustum = server.scene.add_camera_frustum("/photo", float(fov), layout["width"] / layout["height"], scale=0.25 * reach, image=picture,
-                                            wxyz=OPENCV_TO_SCENE)
+  frustum = server.scene.add_camera_frustum(
+    "/photo",
+    float(fov),
+    layout["width"] / layout["height"],
+    scale=0.25 * reach,
+    image=picture,
+    wxyz=OPENCV_TO_SCENE,
+  )
   shown.append(frustum)
   toggle(server, "photo's camera", frustum, shown)
   if (folder / "points.ply").exists():
@@ -95,14 +119,24 @@ def show(server, folder: pathlib.Path, shown: list) -> None:
   for name, o in objects.items():
     place = o["placement"]
     x, y, z = place["scale"]
-    handle = server.scene.add_glb(f"/objects/{name}", (folder / o["file"]).read_bytes(), scale=(x, z, y),
-                                  wxyz=rotations.quaternion_multiply(CAMERA_TO_SCENE, np.array(place["rotation_glb"])),
-                                  position=np.array(place["translation"]) * (-1.0, 1.0, -1.0))
+    handle = server.scene.add_glb(
+      f"/objects/{name}",
+      (folder / o["file"]).read_bytes(),
+      scale=(x, z, y),
+      wxyz=rotations.quaternion_multiply(CAMERA_TO_SCENE, np.array(place["rotation_glb"])),
+      position=np.array(place["translation"]) * (-1.0, 1.0, -1.0),
+    )
     shown.append(handle)
     toggle(server, f"{name} (mask IoU {o['mask_iou']:.2f})", handle, shown)
-  server.initial_camera.position, server.initial_camera.look_at = (0.0, 0.15 * reach, 0.5 * reach), (0.0, 0.0, -reach)
+  server.initial_camera.position, server.initial_camera.look_at = (
+    (0.0, 0.15 * reach, 0.5 * reach),
+    (0.0, 0.0, -reach),
+  )
   for client in server.get_clients().values():
-    client.camera.position, client.camera.look_at = server.initial_camera.position, server.initial_camera.look_at
+    client.camera.position, client.camera.look_at = (
+      server.initial_camera.position,
+      server.initial_camera.look_at,
+    )
 
 
 def add_points(server, path: pathlib.Path, reach: float, shown: list) -> None:
@@ -110,8 +144,13 @@ def add_points(server, path: pathlib.Path, reach: float, shown: list) -> None:
   import trimesh
 
   cloud = trimesh.load(path)
-  handle = server.scene.add_point_cloud("/points", np.asarray(cloud.vertices, np.float32), np.asarray(cloud.colors)[:, :3],
-                                        point_size=0.003 * reach, precision="float32")
+  handle = server.scene.add_point_cloud(
+    "/points",
+    np.asarray(cloud.vertices, np.float32),
+    np.asarray(cloud.colors)[:, :3],
+    point_size=0.003 * reach,
+    precision="float32",
+  )
   shown.append(handle)
   toggle(server, "point map", handle, shown)
 

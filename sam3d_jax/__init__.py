@@ -10,7 +10,8 @@ Array names inside the package end in their dimensions, one letter each:
     P  points                     G  Gaussians per voxel
     X Y Z  voxel grid axes        N  layers of a scanned stack
 
-`x_BLD` is therefore (batch, tokens, width). Field documentation states shapes where data crosses a border.
+`x_BLD` is therefore (batch, tokens, width). Field documentation states shapes where data crosses a
+border.
 """
 
 __version__ = "0.1.0"

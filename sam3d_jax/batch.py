@@ -1,9 +1,10 @@
 """The only types that cross from the data pipelines to the device side.
 
-All are NamedTuples of arrays, hence pytrees. Images are channels last. `B` is the global batch once the arrays are placed
-on a mesh, the host's own rows before that.
+All are NamedTuples of arrays, hence pytrees. Images are channels last. `B` is the global batch once
+the arrays are placed on a mesh, the host's own rows before that.
 
-The five latents of the Geometry model (reference order of the layout tokens) and their shapes after `(B,)`:
+The five latents of the Geometry model (reference order of the layout tokens) and their shapes after
+`(B,)`:
 
     shape              (L, C)   structure latent, L = resolution**3 tokens in x-major, z-fastest order
     rotation           (1, 6)   normalised 6-D rotation
@@ -16,14 +17,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-LAYOUT_LATENTS = ("rotation", "translation", "scale", "translation_scale")  # token order of the layout stream
+# token order of the layout stream
+LAYOUT_LATENTS = ("rotation", "translation", "scale", "translation_scale")
 LATENTS = ("shape", *LAYOUT_LATENTS)
 
 
 class Conditioning(NamedTuple):
   """What the model looks at. A stream that is None is not used and costs nothing.
 
-  Images are uint8 in 0..255 or float in 0..1, masks uint8 or float in 0..1, point maps float with NaN where unknown.
+  Images are uint8 in 0..255 or float in 0..1, masks uint8 or float in 0..1, point maps float with
+  NaN where unknown.
   """
 
   image: np.ndarray | None = None  # (B, I, I, 3) crop around the object
@@ -37,10 +40,13 @@ class Conditioning(NamedTuple):
 class GeometryBatch(NamedTuple):
   """One training batch of the Geometry model."""
 
-  key: np.ndarray  # (B, 2) uint32, content key of each example; all randomness of an example is derived from it
+  # (B, 2) uint32, content key of each example; all randomness of an example is derived from it
+  key: np.ndarray
   cond: Conditioning
-  latents: dict[str, np.ndarray]  # latent name -> (B, tokens, channels) float32; the data end (time 1) of the path
-  present: dict[str, np.ndarray]  # latent name -> (B,) bool; a latent that is not present is never trained on
+  # latent name -> (B, tokens, channels) float32; the data end (time 1) of the path
+  latents: dict[str, np.ndarray]
+  # latent name -> (B,) bool; a latent that is not present is never trained on
+  present: dict[str, np.ndarray]
 
 
 class StructureBatch(NamedTuple):
@@ -57,4 +63,5 @@ class PreferenceBatch(NamedTuple):
   cond: Conditioning
   win: dict[str, np.ndarray]  # latent name -> (B, tokens, channels)
   lose: dict[str, np.ndarray]
-  present: dict[str, np.ndarray]  # latent name -> (B,) bool, true where both candidates have the latent
+  # latent name -> (B,) bool, true where both candidates have the latent
+  present: dict[str, np.ndarray]

@@ -1,4 +1,6 @@
-"""Errors that carry a meaning for whoever started the job; `launch.cli` turns each into its exit code."""
+"""Errors that carry a meaning for whoever started the job; `launch.cli` turns each into its exit
+code.
+"""
 
 
 class InputError(ValueError):
@@ -17,4 +19,6 @@ class Preempted(Exception):
 
 
 class JobFailed(RuntimeError):
-  """The job could not finish for a reason that its message explains in full; no traceback is needed (exit code 1)."""
+  """The job could not finish for a reason that its message explains in full; no traceback is needed
+  (exit code 1).
+  """

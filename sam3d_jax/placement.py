@@ -1,7 +1,9 @@
-"""Where an object stands in the photo: fitted to its mask where nothing else is known, and refined by render-and-compare.
+"""Where an object stands in the photo: fitted to its mask where nothing else is known, and refined
+by render-and-compare.
 
-A silhouette does not change when object and distance grow by the same factor about the camera's centre. So a mask fixes the pose but for
-that one factor; it is taken from the point map where there is one, and assumed where there is none.
+A silhouette does not change when object and distance grow by the same factor about the camera's
+centre. So a mask fixes the pose but for that one factor; it is taken from the point map where there
+is one, and assumed where there is none.
 """
 
 from typing import NamedTuple
@@ -20,8 +22,10 @@ ASSUMED_DEPTH = 1.0  # of every object, where no depth is known
 
 SEARCH_SIDE = 128  # pixels of the crop in which the search compares silhouettes
 WINDOW_FACTOR = 2.0  # side of that crop over the longer side of the mask's box
-FIRST_STEPS = np.array([np.radians(12.0)] * 3 + [0.08] * 2 + [0.12])  # rotations, shifts over the mask's side, log scale
-LEVELS, SWEEPS = 6, 4  # step sizes tried, each half the one before; passes over the six coordinates at each
+# rotations, shifts over the mask's side, log scale
+FIRST_STEPS = np.array([np.radians(12.0)] * 3 + [0.08] * 2 + [0.12])
+# step sizes tried, each half the one before; passes over the six coordinates at each
+LEVELS, SWEEPS = 6, 4
 
 
 class Refined(NamedTuple):
@@ -34,7 +38,9 @@ class Refined(NamedTuple):
 
 
 def assumed_camera(width: int, height: int) -> Camera:
-  """The camera of a photo of which nothing is known: ASSUMED_FOV_DEG along the longer side, centred, square pixels."""
+  """The camera of a photo of which nothing is known: ASSUMED_FOV_DEG along the longer side,
+  centred, square pixels.
+  """
   side = max(width, height)
   focal = cameras.camera_from_fov(side, side, np.radians(ASSUMED_FOV_DEG)).fx
   return Camera(focal, focal, width / 2, height / 2, width, height)
@@ -47,9 +53,17 @@ def box(mask_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return (low + high) / 2, high - low
 
 
-def fit_to_mask(vertices_P3: np.ndarray, rotation_33: np.ndarray, mask_HW: np.ndarray, camera: Camera, depth: float, *,
-                rounds: int = 8) -> Pose:
-  """The pose with this rotation and depth whose projected box has the centre and, in the mean of both sides, the size of the mask's.
+def fit_to_mask(
+  vertices_P3: np.ndarray,
+  rotation_33: np.ndarray,
+  mask_HW: np.ndarray,
+  camera: Camera,
+  depth: float,
+  *,
+  rounds: int = 8,
+) -> Pose:
+  """The pose with this rotation and depth whose projected box has the centre and, in the mean of
+  both sides, the size of the mask's.
 
   Args:
     vertices_P3: of the mesh, object frame.
@@ -65,7 +79,8 @@ def fit_to_mask(vertices_P3: np.ndarray, rotation_33: np.ndarray, mask_HW: np.nd
     pixels, _ = cameras.project(points[points[:, 2] > 0.05 * depth], camera)
     low, high = pixels.min(0), pixels.max(0)
     at = at + centre - (low + high) / 2
-    scale = min(scale * np.sqrt(np.prod(size / np.maximum(high - low, 1e-6))), depth)  # not around the camera
+    # not around the camera
+    scale = min(scale * np.sqrt(np.prod(size / np.maximum(high - low, 1e-6))), depth)
   return Pose(rotation_33, cameras.unproject(at, np.float64(depth), camera), np.full(3, scale))
 
 
@@ -74,8 +89,11 @@ def rescaled(where: Pose, factor: float) -> Pose:
   return Pose(where.rotation, where.translation * factor, where.scale * factor)
 
 
-def onto_points(caster: raycast.Caster, where: Pose, mask_HW: np.ndarray, pointmap_HW3: np.ndarray, camera: Camera) -> Pose:
-  """The pose moved along the rays so that its visible surface has the point map's depth, in the median over the mask.
+def onto_points(
+  caster: raycast.Caster, where: Pose, mask_HW: np.ndarray, pointmap_HW3: np.ndarray, camera: Camera
+) -> Pose:
+  """The pose moved along the rays so that its visible surface has the point map's depth, in the
+  median over the mask.
 
   Returned as it is where mask, silhouette and known points do not meet.
   """
@@ -88,11 +106,19 @@ def onto_points(caster: raycast.Caster, where: Pose, mask_HW: np.ndarray, pointm
   return rescaled(where, float(np.median(ratio))) if len(ratio) else where
 
 
-def refine(caster: raycast.Caster, where: Pose, mask_HW: np.ndarray, camera: Camera, pointmap_HW3: np.ndarray | None = None) -> Refined:
-  """Moves, turns and scales an object so that its silhouette fits the mask; taken only if the mask IoU rises.
+def refine(
+  caster: raycast.Caster,
+  where: Pose,
+  mask_HW: np.ndarray,
+  camera: Camera,
+  pointmap_HW3: np.ndarray | None = None,
+) -> Refined:
+  """Moves, turns and scales an object so that its silhouette fits the mask; taken only if the mask
+  IoU rises.
 
-  A pattern search over six numbers from the better of two starts: the pose as it is, and fitted to the mask's box. The mask counts as
-  the whole object, so one that is partly hidden is drawn towards its visible part.
+  A pattern search over six numbers from the better of two starts: the pose as it is, and fitted to
+  the mask's box. The mask counts as the whole object, so one that is partly hidden is drawn towards
+  its visible part.
   """
   before = raycast.mask_iou(caster, where, mask_HW, camera)
   crop_mask, crop_camera = search_window(mask_HW, camera)
@@ -110,23 +136,38 @@ def refine(caster: raycast.Caster, where: Pose, mask_HW: np.ndarray, camera: Cam
 
 
 def search_window(mask_HW: np.ndarray, camera: Camera) -> tuple[np.ndarray, Camera]:
-  """(mask, camera) of a square around the mask, SEARCH_SIDE pixels wide; outside the photo the mask is empty."""
+  """(mask, camera) of a square around the mask, SEARCH_SIDE pixels wide; outside the photo the mask
+  is empty.
+  """
   centre, size = box(mask_HW)
   side = WINDOW_FACTOR * size.max()
   corner, factor = centre - side / 2, SEARCH_SIDE / side
   grid = (np.arange(SEARCH_SIDE) + 0.5) / factor
   columns, rows = (np.floor(corner[i] + grid).astype(int) for i in range(2))
-  inside = ((rows >= 0) & (rows < mask_HW.shape[0]))[:, None] & (columns >= 0) & (columns < mask_HW.shape[1])
-  clipped = mask_HW[np.clip(rows, 0, mask_HW.shape[0] - 1)[:, None], np.clip(columns, 0, mask_HW.shape[1] - 1)]
-  seen_by = Camera(camera.fx * factor, camera.fy * factor, (camera.cx - corner[0]) * factor, (camera.cy - corner[1]) * factor,
-                   SEARCH_SIDE, SEARCH_SIDE)
+  inside = (
+    ((rows >= 0) & (rows < mask_HW.shape[0]))[:, None]
+    & (columns >= 0)
+    & (columns < mask_HW.shape[1])
+  )
+  clipped = mask_HW[
+    np.clip(rows, 0, mask_HW.shape[0] - 1)[:, None], np.clip(columns, 0, mask_HW.shape[1] - 1)
+  ]
+  seen_by = Camera(
+    camera.fx * factor,
+    camera.fy * factor,
+    (camera.cx - corner[0]) * factor,
+    (camera.cy - corner[1]) * factor,
+    SEARCH_SIDE,
+    SEARCH_SIDE,
+  )
   return clipped & inside, seen_by
 
 
 def search(start: Pose, score, angle: float) -> Pose:
   """Pattern search for the pose of the highest score.
 
-  angle: size of the mask as a tangent: its side over the focal length, which shifts are relative to.
+  angle: size of the mask as a tangent: its side over the focal length, which shifts are relative
+  to.
   """
   best, value = start, score(start)
   steps = FIRST_STEPS.copy()
@@ -147,7 +188,9 @@ def search(start: Pose, score, angle: float) -> Pose:
 
 
 def moved(where: Pose, coordinate: int, step: float, angle: float) -> Pose:
-  """A pose after one step: 0..2 turned about a camera axis through its origin, 3..4 shifted along x or y, 5 scaled."""
+  """A pose after one step: 0..2 turned about a camera axis through its origin, 3..4 shifted along x
+  or y, 5 scaled.
+  """
   if coordinate < 3:
     turn = Rotation.from_rotvec(step * np.eye(3)[coordinate]).as_matrix()
     return where._replace(rotation=where.rotation @ turn.T)

@@ -14,17 +14,38 @@ from sam3d_jax.raycast import Caster
 
 BACKGROUND = np.array([250, 250, 252], np.float64)
 INK = (40, 42, 48)
-LIGHTS = (((0.45, 0.75, -0.75), 0.70), ((-0.8, 0.1, -0.4), 0.22))  # (direction to the light in the camera frame, strength)
+# (direction to the light in the camera frame, strength)
+LIGHTS = (((0.45, 0.75, -0.75), 0.70), ((-0.8, 0.1, -0.4), 0.22))
 AMBIENT = 0.28
 # Colours that tell objects apart (Okabe & Ito 2008, without black), in order and then again.
-MARKS = np.array([[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0], [204, 121, 167]], np.uint8)
+MARKS = np.array(
+  [
+    [230, 159, 0],
+    [86, 180, 233],
+    [0, 158, 115],
+    [240, 228, 66],
+    [0, 114, 178],
+    [213, 94, 0],
+    [204, 121, 167],
+  ],
+  np.uint8,
+)
 
 
-def render(mesh: Mesh | None, view_33: np.ndarray, *, size: int = 192, extent: float = 1.4, supersample: int = 2) -> np.ndarray:
-  """Orthographic render of a mesh: (size, size, 3) uint8. An empty mesh (None) gives the background.
+def render(
+  mesh: Mesh | None,
+  view_33: np.ndarray,
+  *,
+  size: int = 192,
+  extent: float = 1.4,
+  supersample: int = 2,
+) -> np.ndarray:
+  """Orthographic render of a mesh: (size, size, 3) uint8. An empty mesh (None) gives the
+  background.
 
-  view_33: object -> camera in row-vector form (p @ view_33); the camera frame is x left, y up, z forward.
-  extent: width of the picture in object units (the unit cube is 1 wide, 1.73 along its diagonal).
+  view_33: object -> camera in row-vector form (p @ view_33); the camera frame is x left, y up, z
+  forward. extent: width of the picture in object units (the unit cube is 1 wide, 1.73 along its
+  diagonal).
   """
   fine = size * supersample
   shaded = np.broadcast_to(BACKGROUND, (fine * fine, 3)).copy()
@@ -38,12 +59,19 @@ def render(mesh: Mesh | None, view_33: np.ndarray, *, size: int = 192, extent: f
 
 
 def cast(vertices_P3, faces_F3, size: int, extent: float):
-  """First hits of a grid of parallel rays along camera z: (ray index, face index, hit point), one row a hit."""
+  """First hits of a grid of parallel rays along camera z: (ray index, face index, hit point), one
+  row a hit.
+  """
   import trimesh
-  from trimesh.ray.ray_pyembree import RayMeshIntersector  # needs embreex; loaded only where pictures are made
+
+  # needs embreex; loaded only where pictures are made
+  from trimesh.ray.ray_pyembree import RayMeshIntersector
 
   offset = ((np.arange(size) + 0.5) / size - 0.5) * extent
-  origins = np.stack(np.broadcast_arrays(-offset[None, :], -offset[:, None], -4.0), -1).reshape(-1, 3)  # x is left, rows go down
+  # x is left, rows go down
+  origins = np.stack(np.broadcast_arrays(-offset[None, :], -offset[:, None], -4.0), -1).reshape(
+    -1, 3
+  )
   direction = np.broadcast_to([0.0, 0.0, 1.0], origins.shape)
   solid = trimesh.Trimesh(vertices_P3, faces_F3, process=False)
   face = RayMeshIntersector(solid).intersects_first(origins, direction)
@@ -51,7 +79,9 @@ def cast(vertices_P3, faces_F3, size: int, extent: float):
   face = face[hit]
   corner = vertices_P3[faces_F3[face]]
   plane = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
-  depth = ((corner[:, 0] - origins[hit]) * plane).sum(-1) / np.where(plane[:, 2] == 0, 1e-12, plane[:, 2])
+  depth = ((corner[:, 0] - origins[hit]) * plane).sum(-1) / np.where(
+    plane[:, 2] == 0, 1e-12, plane[:, 2]
+  )
   return hit, face, origins[hit] + depth[:, None] * [0.0, 0.0, 1.0]
 
 
@@ -77,13 +107,21 @@ def light(normal_P3: np.ndarray) -> np.ndarray:
   """Lambertian shading under LIGHTS, (P,)."""
   total = np.full(len(normal_P3), AMBIENT)
   for direction, strength in LIGHTS:
-    total += strength * np.clip(normal_P3 @ (np.array(direction) / np.linalg.norm(direction)), 0, None)
+    total += strength * np.clip(
+      normal_P3 @ (np.array(direction) / np.linalg.norm(direction)), 0, None
+    )
   return total
 
 
-def overlay(image_HW3: np.ndarray, camera: Camera, objects: Sequence[tuple[Caster, Pose, np.ndarray]], *,
-            opacity: float = 0.85) -> np.ndarray:
-  """A photo with posed objects drawn over it as its camera sees them, the nearest in front; (H, W, 3) uint8.
+def overlay(
+  image_HW3: np.ndarray,
+  camera: Camera,
+  objects: Sequence[tuple[Caster, Pose, np.ndarray]],
+  *,
+  opacity: float = 0.85,
+) -> np.ndarray:
+  """A photo with posed objects drawn over it as its camera sees them, the nearest in front; (H, W,
+  3) uint8.
 
   objects: (mesh, pose, colour in 0..255) each.
   """
@@ -91,17 +129,27 @@ def overlay(image_HW3: np.ndarray, camera: Camera, objects: Sequence[tuple[Caste
   nearest = np.full(image_HW3.shape[:2], np.inf)
   for caster, where, colour in objects:
     hits = caster.cast(where, camera)
-    row, column = np.nonzero((hits.face_HW >= 0) & (np.nan_to_num(hits.depth_HW, nan=np.inf) < nearest))
+    row, column = np.nonzero(
+      (hits.face_HW >= 0) & (np.nan_to_num(hits.depth_HW, nan=np.inf) < nearest)
+    )
     face, depth = hits.face_HW[row, column], hits.depth_HW[row, column].astype(np.float64)
     nearest[row, column] = depth
     position = cameras.unproject(np.stack([column, row], -1) + 0.5, depth, camera)
-    normal = shading_normals(transform_points(caster.mesh.vertices, where), caster.mesh.faces, face, position)
+    normal = shading_normals(
+      transform_points(caster.mesh.vertices, where), caster.mesh.faces, face, position
+    )
     shaded = np.asarray(colour, np.float64) * light(normal)[:, None]
     out[row, column] = (1 - opacity) * image_HW3[row, column] + opacity * shaded
   return np.clip(np.round(out), 0, 255).astype(np.uint8)
 
 
-def outline(image_HW3: np.ndarray, masks: Sequence[np.ndarray], colours: Sequence[np.ndarray], *, width: int = 2) -> np.ndarray:
+def outline(
+  image_HW3: np.ndarray,
+  masks: Sequence[np.ndarray],
+  colours: Sequence[np.ndarray],
+  *,
+  width: int = 2,
+) -> np.ndarray:
   """A photo with the outlines of masks drawn just inside them."""
   from scipy import ndimage
 
@@ -123,7 +171,9 @@ def turned(view_33: np.ndarray, degrees: float) -> np.ndarray:
 
 
 def orbit(azimuth: float, elevation: float) -> np.ndarray:
-  """Object -> camera (row-vector form) of a camera that looks at the origin from these angles (degrees, object frame z up)."""
+  """Object -> camera (row-vector form) of a camera that looks at the origin from these angles
+  (degrees, object frame z up).
+  """
   a, e = np.radians(azimuth), np.radians(elevation)
   forward = -np.array([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)])
   left = np.array([np.sin(a), -np.cos(a), 0.0])
@@ -132,9 +182,14 @@ def orbit(azimuth: float, elevation: float) -> np.ndarray:
 
 
 def beside(pictures: Sequence[np.ndarray], titles: Sequence[str], *, gap: int = 8) -> Image.Image:
-  """Pictures of one height side by side in their own size, a title above each, which no picture is too narrow for."""
+  """Pictures of one height side by side in their own size, a title above each, which no picture is
+  too narrow for.
+  """
   top, font = 24, ImageFont.load_default(13)
-  widths = [max(p.shape[1], math.ceil(font.getlength(title))) for p, title in zip(pictures, titles, strict=True)]
+  widths = [
+    max(p.shape[1], math.ceil(font.getlength(title)))
+    for p, title in zip(pictures, titles, strict=True)
+  ]
   height = max(p.shape[0] for p in pictures)
   sheet = Image.new("RGB", (sum(widths) + gap * (len(widths) + 1), top + height + gap), "white")
   draw, left = ImageDraw.Draw(sheet), gap
@@ -156,18 +211,31 @@ def stack(sheets: Sequence[Image.Image]) -> Image.Image:
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
-  """An image of any size as (size, size, 3) uint8: shrunk to fit, centred on the background; grey values become RGB."""
+  """An image of any size as (size, size, 3) uint8: shrunk to fit, centred on the background; grey
+  values become RGB.
+  """
   picture = Image.fromarray(image if image.ndim == 3 else np.repeat(image[..., None], 3, -1))
   scale = size / max(picture.size)
-  picture = picture.resize([max(1, round(n * scale)) for n in picture.size], Image.Resampling.LANCZOS)
+  picture = picture.resize(
+    [max(1, round(n * scale)) for n in picture.size], Image.Resampling.LANCZOS
+  )
   canvas = Image.new("RGB", (size, size), tuple(int(v) for v in BACKGROUND))
   canvas.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
   return np.asarray(canvas)
 
 
-def grid(rows: Sequence[Sequence[np.ndarray]], columns: Sequence[str], captions: Sequence[str], *, title: str = "",
-         size: int = 192, gap: int = 8) -> Image.Image:
-  """A labelled grid: one row of pictures an object, a header above each column, a caption under each row."""
+def grid(
+  rows: Sequence[Sequence[np.ndarray]],
+  columns: Sequence[str],
+  captions: Sequence[str],
+  *,
+  title: str = "",
+  size: int = 192,
+  gap: int = 8,
+) -> Image.Image:
+  """A labelled grid: one row of pictures an object, a header above each column, a caption under
+  each row.
+  """
   header, caption, top = 22, 20, 30 if title else 0
   width = len(columns) * (size + gap) + gap
   height = top + header + len(rows) * (size + caption + gap) + gap

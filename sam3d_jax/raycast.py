@@ -1,4 +1,6 @@
-"""Posed meshes seen by a pinhole camera, by ray casting (Embree): depth, silhouettes, and how well these fit a mask."""
+"""Posed meshes seen by a pinhole camera, by ray casting (Embree): depth, silhouettes, and how well
+these fit a mask.
+"""
 
 from typing import NamedTuple
 
@@ -29,12 +31,20 @@ class Caster:
 
     self.mesh = mesh
     self.scene = rtcore_scene.EmbreeScene()
-    TriangleMesh(self.scene, np.ascontiguousarray(mesh.vertices, np.float32), np.ascontiguousarray(mesh.faces, np.int32))
+    TriangleMesh(
+      self.scene,
+      np.ascontiguousarray(mesh.vertices, np.float32),
+      np.ascontiguousarray(mesh.faces, np.int32),
+    )
     low, high = mesh.vertices.min(0), mesh.vertices.max(0)
-    self.corners_83 = np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), -1).reshape(8, 3)
+    self.corners_83 = np.stack(
+      np.meshgrid(*zip(low, high, strict=True), indexing="ij"), -1
+    ).reshape(8, 3)
 
   def cast(self, where: Pose, camera: Camera) -> Hits:
-    """First hits of the rays through all pixel centres; rays run in the object's frame, so that a pose costs no new mesh."""
+    """First hits of the rays through all pixel centres; rays run in the object's frame, so that a
+    pose costs no new mesh.
+    """
     face = np.full((camera.height, camera.width), -1, np.int32)
     depth = np.full((camera.height, camera.width), np.nan, np.float32)
     top, bottom, left, right = self.window(where, camera)
@@ -44,11 +54,15 @@ class Caster:
       rays = cameras.unproject(pixels, np.ones(len(pixels)), camera)
       inverse = where.rotation.T / where.scale
       directions = np.ascontiguousarray(rays @ inverse, np.float32)
-      origins = np.ascontiguousarray(np.broadcast_to(-where.translation @ inverse, directions.shape), np.float32)
+      origins = np.ascontiguousarray(
+        np.broadcast_to(-where.translation @ inverse, directions.shape), np.float32
+      )
       found = self.scene.run(origins, directions, output=1)
       shape = (bottom - top, right - left)
       face[top:bottom, left:right] = found["primID"].reshape(shape)
-      depth[top:bottom, left:right] = np.where(found["primID"] >= 0, found["tfar"], np.nan).reshape(shape)
+      depth[top:bottom, left:right] = np.where(found["primID"] >= 0, found["tfar"], np.nan).reshape(
+        shape
+      )
     return Hits(face, depth)
 
   def window(self, where: Pose, camera: Camera) -> tuple[int, int, int, int]:
@@ -74,7 +88,9 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def mask_iou(caster: Caster, where: Pose, mask_HW: np.ndarray, camera: Camera) -> float:
-  """IoU of the object's silhouette and its mask, counted in the photo shrunk to MEASURE_SIDE pixels."""
+  """IoU of the object's silhouette and its mask, counted in the photo shrunk to MEASURE_SIDE
+  pixels.
+  """
   mask_HW, camera = shrink(mask_HW, camera, MEASURE_SIDE)
   return iou(caster.silhouette(where, camera), mask_HW)
 

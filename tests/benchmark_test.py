@@ -1,4 +1,6 @@
-"""The frozen benchmark: what it claims of its photos, that it is made the same way again, and that it refuses another one."""
+"""The frozen benchmark: what it claims of its photos, that it is made the same way again, and that
+it refuses another one.
+"""
 
 import json
 
@@ -19,7 +21,8 @@ def built(tmp_path_factory):
   """The first object of the benchmark, and where it was built."""
   folder = tmp_path_factory.mktemp("benchmark")
   chosen = benchmark.load(f"{NAME}:1")
-  build.build(benchmark.plan(chosen), folder, workers=1, quarantine_budget=0.0)  # checks every photo against its digest
+  # checks every photo against its digest
+  build.build(benchmark.plan(chosen), folder, workers=1, quarantine_budget=0.0)
   return chosen, folder
 
 
@@ -30,18 +33,24 @@ def photos(built):
 
 def test_every_object_has_one_photo_a_level_within_its_bounds():
   chosen = benchmark.load(NAME)
-  assert [(p["object"], p["level"]) for p in chosen.photos] == [(o, level) for o in chosen.objects for level in benchmark.LEVELS]
+  assert [(p["object"], p["level"]) for p in chosen.photos] == [
+    (o, level) for o in chosen.objects for level in benchmark.LEVELS
+  ]
   for photo in chosen.photos:
     low, high = benchmark.LEVELS[photo["level"]]
     assert low <= photo["visible"] <= high
 
 
 def test_the_truth_of_every_family_is_the_frozen_one():
-  """Meshes, voxels, poses and occluders made here give the digests of the file; nothing is rendered."""
+  """Meshes, voxels, poses and occluders made here give the digests of the file; nothing is
+  rendered.
+  """
   chosen = benchmark.load(NAME)
   for photo in chosen.photos[2::21]:  # a heavy one of every seventh object
     subject = benchmark.make_subject(chosen.seed, photo["object"], chosen.image_size)
-    assert benchmark.record_digest(benchmark.truth_record(subject, chosen, photo)) == photo["digest"]
+    assert (
+      benchmark.record_digest(benchmark.truth_record(subject, chosen, photo)) == photo["digest"]
+    )
 
 
 def test_levels_differ_by_the_occluder_alone(photos):
@@ -59,8 +68,14 @@ def test_truth_placed_by_its_pose_covers_the_mask_and_meets_the_point_map(photos
     points = item.pose.matrix @ (item.truth.vertices * item.pose.scale).T
     pixels, _ = cameras.project(points.T + item.pose.translation, item.camera)
     rows, columns = np.nonzero(photos[0].mask_HW)
-    np.testing.assert_allclose([pixels.min(0), pixels.max(0)], [[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]], atol=1.5)
-    seen = (item.pointmap_HW3[item.mask_HW] - item.pose.translation) @ item.pose.matrix / item.pose.scale
+    np.testing.assert_allclose(
+      [pixels.min(0), pixels.max(0)],
+      [[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]],
+      atol=1.5,
+    )
+    seen = (
+      (item.pointmap_HW3[item.mask_HW] - item.pose.translation) @ item.pose.matrix / item.pose.scale
+    )
     grid = samples.occupancy(item.voxels_N3, 64)
     index = np.clip(np.floor((seen + 0.5) * 64), 0, 63).astype(int)
     assert grid[tuple(index.T)].mean() > 0.95  # float16 moves a point by up to half a voxel
@@ -69,7 +84,9 @@ def test_truth_placed_by_its_pose_covers_the_mask_and_meets_the_point_map(photos
 def test_the_point_map_is_complete_and_a_floor_lies_under_the_object(photos):
   item = photos[0]
   assert np.isfinite(item.pointmap_HW3).all()
-  heights = ((item.pointmap_HW3 - item.pose.translation) @ item.pose.matrix)[..., 2] / item.pose.scale[2]
+  heights = ((item.pointmap_HW3 - item.pose.translation) @ item.pose.matrix)[
+    ..., 2
+  ] / item.pose.scale[2]
   assert heights[~item.mask_HW].min() == pytest.approx(item.truth.vertices[:, 2].min(), abs=0.02)
 
 
@@ -79,7 +96,9 @@ def test_another_truth_is_refused_by_name(built, tmp_path):
   changed = example | {"translation": example["translation"] + np.float32(1e-3)}
   with pytest.raises(InputError, match="photo 0-light is not the frozen one"):
     benchmark.check(changed, chosen.photos[1])
-  hidden = example | {"mask": render.encode(samples.decode_image(example["mask"], "mask", mode="L") > 255)}
+  hidden = example | {
+    "mask": render.encode(samples.decode_image(example["mask"], "mask", mode="L") > 255)
+  }
   with pytest.raises(InputError, match="0.000 visible"):
     benchmark.check(hidden, chosen.photos[1])
 
@@ -101,7 +120,9 @@ def test_a_damaged_file_and_unknown_names_are_refused(tmp_path, monkeypatch):
 def test_a_merged_mesh_keeps_every_face_with_its_material():
   one, two = (benchmark.object_asset(0, i) for i in (0, 2))
   both = room.merge([one, two])
-  assert len(both.faces_F3) == len(one.faces_F3) + len(two.faces_F3) and len(both.materials) == len(one.materials) + len(two.materials)
+  assert len(both.faces_F3) == len(one.faces_F3) + len(two.faces_F3) and len(both.materials) == len(
+    one.materials
+  ) + len(two.materials)
   last = both.vertices_V3[both.faces_F3[-1]]
   np.testing.assert_array_equal(last, two.vertices_V3[two.faces_F3[-1]])
   assert both.materials[both.material_F[-1]] == two.materials[two.material_F[-1]]

@@ -13,8 +13,18 @@ import numpy as np
 from PIL import Image
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
-         "--no-first-run", "--window-size=1000,640", "--remote-debugging-port=0", "--remote-allow-origins=*")
+FLAGS = (
+  "--headless",
+  "--no-sandbox",
+  "--disable-gpu",
+  "--use-gl=angle",
+  "--use-angle=swiftshader",
+  "--enable-unsafe-swiftshader",
+  "--no-first-run",
+  "--window-size=1000,640",
+  "--remote-debugging-port=0",
+  "--remote-allow-origins=*",
+)
 
 
 def find() -> str | None:
@@ -30,7 +40,9 @@ class Page:
     self.port_file, self.url, self.count = profile / "DevToolsActivePort", url, 0
 
   def __enter__(self):
-    self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    self.process = subprocess.Popen(
+      self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
       self.socket = self._connect()
     except BaseException:
@@ -40,11 +52,14 @@ class Page:
 
   def _connect(self, seconds: float = 60.0):
     from websockets.sync.client import connect
+
     end = time.monotonic() + seconds
     while time.monotonic() < end:
       if self.port_file.exists() and (lines := self.port_file.read_text().splitlines()):
         with urllib.request.urlopen(f"http://127.0.0.1:{lines[0]}/json") as answer:
-          pages = [p for p in json.load(answer) if p["type"] == "page" and p["url"].startswith(self.url)]
+          pages = [
+            p for p in json.load(answer) if p["type"] == "page" and p["url"].startswith(self.url)
+          ]
         if pages:
           return connect(pages[0]["webSocketDebuggerUrl"], max_size=None)
       time.sleep(0.2)
@@ -70,7 +85,9 @@ class Page:
 
   def evaluate(self, expression: str):
     """The value of a JavaScript expression on the page, None where it has none."""
-    return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+    return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get(
+      "value"
+    )
 
   def text(self) -> str:
     """The words on the page."""
@@ -83,4 +100,6 @@ class Page:
       if found := condition():
         return found
       time.sleep(0.5)
-    raise TimeoutError(f"{self.url}: the page did not come to show what was waited for within {seconds} s")
+    raise TimeoutError(
+      f"{self.url}: the page did not come to show what was waited for within {seconds} s"
+    )

@@ -24,8 +24,15 @@ from sam3d_jax.errors import ConfigError, InputError, JobFailed
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs/data/iso_3do.py") + ":tiny"
-SMALL = ("procedural.count=6", "procedural.families=('mug','crate','hammer')", "views=2", "image_size=40", "objects_per_shard=2",
-         "test_fraction=0.3", "workers=1")
+SMALL = (
+  "procedural.count=6",
+  "procedural.families=('mug','crate','hammer')",
+  "views=2",
+  "image_size=40",
+  "objects_per_shard=2",
+  "test_fraction=0.3",
+  "workers=1",
+)
 
 
 def _command(*overrides: str) -> list[str]:
@@ -33,7 +40,9 @@ def _command(*overrides: str) -> list[str]:
 
 
 def _run(*overrides: str) -> int:
-  return cli.run_command(build_data.run, description="test", flags=build_data.flags, argv=_command(*overrides))
+  return cli.run_command(
+    build_data.run, description="test", flags=build_data.flags, argv=_command(*overrides)
+  )
 
 
 def _plan(*overrides: str) -> build.Plan:
@@ -42,7 +51,11 @@ def _plan(*overrides: str) -> build.Plan:
 
 
 def _bytes(folder: pathlib.Path) -> dict[str, bytes]:
-  return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+  return {
+    p.relative_to(folder).as_posix(): p.read_bytes()
+    for p in sorted(folder.rglob("*"))
+    if p.is_file()
+  }
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +88,9 @@ def toy_shard(spec, refuse):
 
 def _toy(*shards, identity=0) -> build.Plan:
   jobs = tuple(build.ShardJob("train", i, len(shards), len(s), s) for i, s in enumerate(shards))
-  return build.Plan(name="toy", jobs=jobs, make=toy_shard, identity={"number": identity}, lineage={})
+  return build.Plan(
+    name="toy", jobs=jobs, make=toy_shard, identity={"number": identity}, lineage={}
+  )
 
 
 def _shard_names(folder: pathlib.Path) -> list[str]:
@@ -99,7 +114,9 @@ def test_another_seed_gives_other_images_of_other_objects(dataset, tmp_path):
 def test_a_killed_build_continues_to_the_same_bytes(dataset, tmp_path):
   out = tmp_path / "iso"
   command = [sys.executable, "-m", "launch.build_data", *_command(f"out={out}")]
-  process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+  process = subprocess.Popen(
+    command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+  )
   deadline = time.monotonic() + 120
   while not (out.is_dir() and _shard_names(out)):
     assert process.poll() is None and time.monotonic() < deadline, "the build ended or made nothing"
@@ -133,29 +150,46 @@ def test_ctrl_c_leaves_whole_shards_only(tmp_path):
 def test_refused_inputs_are_listed_and_counted(tmp_path):
   plan = _toy([("a", ""), ("b", "refuse")], [("c", "refuse"), ("d", "refuse")], [("e", "")])
   seen = []
-  result = build.build(plan, tmp_path, workers=1, quarantine_budget=0.6,
-                       progress=lambda n, refused: seen.append((n, dict(refused))))
+  result = build.build(
+    plan,
+    tmp_path,
+    workers=1,
+    quarantine_budget=0.6,
+    progress=lambda n, refused: seen.append((n, dict(refused))),
+  )
   assert result == build.BuildResult({"train": 2}, 5, {"odd": 3})
   lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
-  assert lines == [{"path": p, "reason": "odd", "detail": f"{p} is odd", "fault": True} for p in "bcd"]
+  assert lines == [
+    {"path": p, "reason": "odd", "detail": f"{p} is odd", "fault": True} for p in "bcd"
+  ]
   counts = json.loads((tmp_path / "build.json").read_text())["counts"]
-  assert counts == {"inputs": 5, "records": {"train": 2}, "refused": {"odd": 3}, "rejected_draws": {}}
+  assert counts == {
+    "inputs": 5,
+    "records": {"train": 2},
+    "refused": {"odd": 3},
+    "rejected_draws": {},
+  }
   assert seen == [(2, {"odd": 1}), (2, {"odd": 3}), (1, {"odd": 3})]
   assert build.finished_inputs(plan, tmp_path) == 5
   split = records.open_split(tmp_path, "train")
-  assert [split[i]["key"] for i in range(len(split))] == ["a", "e"]  # the shard that lost everything is in the way of nothing
+  # the shard that lost everything is in the way of nothing
+  assert [split[i]["key"] for i in range(len(split))] == ["a", "e"]
 
 
 def test_rejected_draws_are_counted_by_reason_and_cost_no_budget(tmp_path):
   plan = _toy([("a", ""), ("b", "reject")], [("c", "reject"), ("d", "")])
   result = build.build(plan, tmp_path, workers=1, quarantine_budget=0)
   assert result == build.BuildResult({"train": 2}, 4, {}, {"hidden": 2})
-  assert json.loads((tmp_path / "build.json").read_text())["counts"]["rejected_draws"] == {"hidden": 2}
+  assert json.loads((tmp_path / "build.json").read_text())["counts"]["rejected_draws"] == {
+    "hidden": 2
+  }
 
 
 def test_more_refusals_than_the_budget_fail_the_build_with_the_counts(tmp_path):
   plan = _toy([("a", ""), ("b", "refuse")], [("c", "refuse"), ("d", "")], [("e", "")])
-  with pytest.raises(InputError, match=r"2 of 5 inputs were refused \(odd 2\), more than quarantine_budget = 0.2"):
+  with pytest.raises(
+    InputError, match=r"2 of 5 inputs were refused \(odd 2\), more than quarantine_budget = 0.2"
+  ):
     build.build(plan, tmp_path, workers=1, quarantine_budget=0.2)
   assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 2
   assert len(_shard_names(tmp_path)) == 2  # the third is not begun
@@ -205,21 +239,34 @@ def test_train_and_test_objects_are_disjoint_and_equal_files_stay_together(datas
     mesh = trimesh.creation.icosphere(1, radius=i + 1)
     for copy in "ab":
       mesh.export(tmp_path / f"{copy}{i}.ply")
-  splits = sources.split_inputs(sources.list_inputs(sources.SourceConfig(source=str(tmp_path))), 0.25)
+  splits = sources.split_inputs(
+    sources.list_inputs(sources.SourceConfig(source=str(tmp_path))), 0.25
+  )
   assert len(splits["test"]) == 4
   for items in splits.values():
     assert {i.name for i in items} == {copy + i.name[1:] for i in items for copy in "ab"}
 
 
 def test_voxels_projected_with_the_pose_cover_the_mask(tmp_path):
-  assert _run(f"out={tmp_path}", "image_size=160", "procedural.families=('crate','bottle','house')") == 0
+  assert (
+    _run(f"out={tmp_path}", "image_size=160", "procedural.families=('crate','bottle','house')") == 0
+  )
   split = records.open_split(tmp_path, "train")
   ious = []
   for i in range(len(split)):
     e = split[i]
     c = {k: float(v) for k, v in e["camera"].items()}
-    camera = Camera(c["fx"], c["fy"], c["cx"], c["cy"], int(c["width"]), int(c["height"]), e["rotation"].astype(float),
-                    e["translation"].astype(float), float(e["scale"][0]))
+    camera = Camera(
+      c["fx"],
+      c["fy"],
+      c["cx"],
+      c["cy"],
+      int(c["width"]),
+      int(c["height"]),
+      e["rotation"].astype(float),
+      e["translation"].astype(float),
+      float(e["scale"][0]),
+    )
     inner = np.stack(np.meshgrid(*[[0.3, 0.5, 0.7]] * 3), -1).reshape(-1, 3)
     points = ((e["voxels"][:, None] + inner) / 64 - 0.5).reshape(-1, 3)
     column, row = np.floor(camera.project(points)).astype(int).T
@@ -227,7 +274,9 @@ def test_voxels_projected_with_the_pose_cover_the_mask(tmp_path):
     drawn[row, column] = True
     mask = np.asarray(Image.open(io.BytesIO(e["mask"]))) > 0
     ious.append((drawn & mask).sum() / (drawn | mask).sum())
-    on_object = (e["pointmap"][mask].astype(float) - camera.translation) @ camera.rotation / camera.scale
+    on_object = (
+      (e["pointmap"][mask].astype(float) - camera.translation) @ camera.rotation / camera.scale
+    )
     assert np.abs(on_object).max() < 0.51
   assert np.mean(ious) > 0.9 and min(ious) > 0.8, ious
 
@@ -237,11 +286,26 @@ def test_records_carry_what_the_schema_promises(dataset):
   assert len({split[i]["key"] for i in range(len(split))}) == len(split)
   for i in range(len(split)):
     e = split[i]
-    present = ("image", "mask", "mask_full", "pointmap", "camera", "voxels", "rotation", "translation", "scale", "mesh_key",
-               "license")
+    present = (
+      "image",
+      "mask",
+      "mask_full",
+      "pointmap",
+      "camera",
+      "voxels",
+      "rotation",
+      "translation",
+      "scale",
+      "mesh_key",
+      "license",
+    )
     assert all(schema.is_present(e, field) for field in present)
     assert not any(schema.is_present(e, field) for field in ("structure_latent", "slat", "rating"))
-    assert Image.open(io.BytesIO(e["image"])).size == (40, 40) and e["pointmap"].shape == (40, 40, 3)
+    assert Image.open(io.BytesIO(e["image"])).size == (40, 40) and e["pointmap"].shape == (
+      40,
+      40,
+      3,
+    )
     np.testing.assert_allclose(e["rotation"] @ e["rotation"].T, np.eye(3), atol=1e-6)
     assert json.loads(e["lineage"])["mesh"].startswith("procedural/0/")
 
@@ -257,9 +321,17 @@ def test_a_folder_of_meshes_builds_and_its_bad_files_are_quarantined(shared_dir,
   assert _run(*common) == 2
   assert _run(*common, "quarantine_budget=0.3") == 0
   assert json.loads((tmp_path / "out" / "quarantine.jsonl").read_text())["reason"] == "unreadable"
-  kept = [e for s in ("train", "test") if (tmp_path / "out").glob(f"*{s}*") for e in _examples(tmp_path / "out", s)]
+  kept = [
+    e
+    for s in ("train", "test")
+    if (tmp_path / "out").glob(f"*{s}*")
+    for e in _examples(tmp_path / "out", s)
+  ]
   assert {(json.loads(e["lineage"])["mesh"], e["license"]) for e in kept} == {
-    ("sub/spot.glb", "CC0-1.0"), ("sub/wing_nut.stl", "unknown"), ("sub/milk_truck.glb", "unknown")}
+    ("sub/spot.glb", "CC0-1.0"),
+    ("sub/wing_nut.stl", "unknown"),
+    ("sub/milk_truck.glb", "unknown"),
+  }
 
 
 def _examples(folder: pathlib.Path, split: str) -> list[dict]:
@@ -271,11 +343,26 @@ def _examples(folder: pathlib.Path, split: str) -> list[dict]:
 
 def test_a_build_is_identified_by_what_changes_its_bytes():
   base = _plan().digest
-  for override in ("seed=1", "views=3", "image_size=41", "samples=1", "image_format=jpeg", "background=(0,9)", "pointmap=False",
-                   "delit=False",
-                   "name=x", "test_fraction=0.4", "objects_per_shard=3", "procedural.count=7", "procedural.families=('mug',)",
-                   "license=MIT", "camera.fill=(0.5,0.6)", "light.tint=0.0", "filters.max_normal_share=0.9",
-                   "mesh.max_coordinate=9.0"):
+  for override in (
+    "seed=1",
+    "views=3",
+    "image_size=41",
+    "samples=1",
+    "image_format=jpeg",
+    "background=(0,9)",
+    "pointmap=False",
+    "delit=False",
+    "name=x",
+    "test_fraction=0.4",
+    "objects_per_shard=3",
+    "procedural.count=7",
+    "procedural.families=('mug',)",
+    "license=MIT",
+    "camera.fill=(0.5,0.6)",
+    "light.tint=0.0",
+    "filters.max_normal_share=0.9",
+    "mesh.max_coordinate=9.0",
+  ):
     assert _plan(override).digest != base, override
   for override in ("workers=2", "out=elsewhere", "quarantine_budget=0.5"):
     assert _plan(override).digest == base, override
@@ -297,22 +384,33 @@ def test_more_shards_than_names_can_count_is_a_configuration_error(monkeypatch):
     _plan("objects_per_shard=1")
 
 
-@pytest.mark.parametrize("override, message", [
-  ("source=nowhere", "source = 'nowhere' is not a folder"),
-  ("procedural.families=('muk',)", "unknown.*muk.*known are"),
-  ("test_fraction=1.5", "test_fraction = 1.5"),
-  ("objects_per_shard=0", "objects_per_shard = 0"),
-])
+@pytest.mark.parametrize(
+  "override, message",
+  [
+    ("source=nowhere", "source = 'nowhere' is not a folder"),
+    ("procedural.families=('muk',)", "unknown.*muk.*known are"),
+    ("test_fraction=1.5", "test_fraction = 1.5"),
+    ("objects_per_shard=0", "objects_per_shard = 0"),
+  ],
+)
 def test_wrong_sources_are_configuration_errors(override, message):
   with pytest.raises(ConfigError, match=message):
     _plan(override)
 
 
-@pytest.mark.parametrize("override, message", [
-  ("views=0", "views = 0"), ("image_format=webp", "image_format = 'webp'"), ("workers=-1", "workers = -1"),
-  ("camera.fov_deg=(60.0,30.0)", r"camera.fov_deg = \(60.0, 30.0\)"), ("builder=rp", "builder = 'rp'"), ("out=", "out is empty"),
-  ("quarantine_budget=2.0", "quarantine_budget = 2.0"), ("name=iso-3do", "name = 'iso-3do'"),
-])
+@pytest.mark.parametrize(
+  "override, message",
+  [
+    ("views=0", "views = 0"),
+    ("image_format=webp", "image_format = 'webp'"),
+    ("workers=-1", "workers = -1"),
+    ("camera.fov_deg=(60.0,30.0)", r"camera.fov_deg = \(60.0, 30.0\)"),
+    ("builder=rp", "builder = 'rp'"),
+    ("out=", "out is empty"),
+    ("quarantine_budget=2.0", "quarantine_budget = 2.0"),
+    ("name=iso-3do", "name = 'iso-3do'"),
+  ],
+)
 def test_values_no_builder_can_use_end_with_code_2(tmp_path, capsys, override, message):
   assert _run(f"out={tmp_path}", override) == 2
   assert capsys.readouterr().err.startswith("error: ") and not list(tmp_path.iterdir())

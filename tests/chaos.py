@@ -1,12 +1,15 @@
-"""Interrupts real training jobs at random points and checks that each ends exactly where an unbroken one does.
+"""Interrupts real training jobs at random points and checks that each ends exactly where an
+unbroken one does.
 
     python -m tests.chaos --runs 50 [--seed 0] [--out chaos.json] [--keep DIR]
 
-A run starts a small structure-VAE training on shards, interrupts it (kill -9 of the job or of a data worker, SIGTERM, SIGINT) in a given
-phase at a random moment, starts it again as a scheduler would, and compares with the unbroken run: every array of the final checkpoint
-(parameters, average, optimiser, counters) and every logged metric, the fingerprint of the samples included, bit for bit. It also checks
-exit codes, that the ledger sums to the wall time, and that no process is left over. Moments are found from the files that a
-run writes anyway; nothing in the code under test knows of this.
+A run starts a small structure-VAE training on shards, interrupts it (kill -9 of the job or of a
+data worker, SIGTERM, SIGINT) in a given phase at a random moment, starts it again as a scheduler
+would, and compares with the unbroken run: every array of the final checkpoint (parameters, average,
+optimiser, counters) and every logged metric, the fingerprint of the samples included, bit for bit.
+It also checks exit codes, that the ledger sums to the wall time, and that no process is left over.
+Moments are found from the files that a run writes anyway; nothing in the code under test knows of
+this.
 """
 
 import argparse
@@ -33,7 +36,9 @@ EXIT_RETRY = 75
 
 @dataclasses.dataclass(frozen=True)
 class Strike:
-  """One interruption: what is sent, in which phase, at which step if that matters, how long after the phase was seen to begin."""
+  """One interruption: what is sent, in which phase, at which step if that matters, how long after
+  the phase was seen to begin.
+  """
 
   how: str  # kill, term or int
   phase: str
@@ -44,7 +49,9 @@ class Strike:
 def draw(rng: random.Random, phase: str) -> Strike:
   """A random interruption in a phase. A data worker is only ever killed."""
   how = "kill" if phase == "worker" else rng.choice(("kill", "kill", "term", "int"))
-  step = rng.choice({"eval": [EVAL_EVERY], "save": [2, 4, 6], "commit": [2, 4, 6]}.get(phase, range(1, STEPS - 1)))
+  step = rng.choice(
+    {"eval": [EVAL_EVERY], "save": [2, 4, 6], "commit": [2, 4, 6]}.get(phase, range(1, STEPS - 1))
+  )
   longest = {"import": 2.0, "compile": 3.0, "eval": 0.2, "save": 0.05}.get(phase, 0.02)
   return Strike(how, phase, step, rng.uniform(0.0, longest))
 
@@ -56,9 +63,22 @@ def make_dataset(folder: pathlib.Path) -> pathlib.Path:
 
 def overrides(data: pathlib.Path, cache: pathlib.Path, *, workers: int = 0) -> list[str]:
   """A structure VAE on the shards in `data` that saves and evaluates often."""
-  values = {"data.kind": "shards", "data.mixture.iso_3do.path": data, "compile_cache": cache, "data.threads": 2, "data.cache_mb": 0,
-            "data.workers": workers, "steps": STEPS, "batch_size": 4, "log.every": 1, "checkpoint.every": SAVE_EVERY,
-            "eval.every": EVAL_EVERY, "eval.batches": 8, "model.channels": (4, 8, 16, 16), "optim.warmup_steps": 1}
+  values = {
+    "data.kind": "shards",
+    "data.mixture.iso_3do.path": data,
+    "compile_cache": cache,
+    "data.threads": 2,
+    "data.cache_mb": 0,
+    "data.workers": workers,
+    "steps": STEPS,
+    "batch_size": 4,
+    "log.every": 1,
+    "checkpoint.every": SAVE_EVERY,
+    "eval.every": EVAL_EVERY,
+    "eval.batches": 8,
+    "model.channels": (4, 8, 16, 16),
+    "optim.warmup_steps": 1,
+  }
   return [f"--config.{key}={value}" for key, value in values.items()]
 
 
@@ -73,15 +93,22 @@ def reached(job: jobs.Job, strike: Strike, starts: int) -> bool:
     return True
   if strike.phase in ("save", "commit"):
     partial = list((workdir / "checkpoints").glob(f"{strike.step}.*-tmp-*"))
-    return any((p / "meta" / "metadata").exists() for p in partial) if strike.phase == "commit" else bool(partial)
+    return (
+      any((p / "meta" / "metadata").exists() for p in partial)
+      if strike.phase == "commit"
+      else bool(partial)
+    )
   if strike.phase == "worker" and not job.workers():
     return False
-  # Metrics are read a step late: when row n - 1 is there, step n was dispatched and what is due after it comes next.
+  # Metrics are read a step late: when row n - 1 is there, step n was dispatched and what is due
+  # after it comes next.
   return jobs.trained_to(workdir) >= (strike.step - 1 if strike.phase == "eval" else strike.step)
 
 
 def interrupt(job: jobs.Job, strike: Strike, starts: int) -> tuple[bool, int, list[int]]:
-  """Waits for the moment and strikes. Returns (whether the job still ran, its exit code, reading processes it had)."""
+  """Waits for the moment and strikes. Returns (whether the job still ran, its exit code, reading
+  processes it had).
+  """
   job.until(lambda: reached(job, strike, starts) or jobs.trained_to(job.workdir) >= STEPS - 1)
   time.sleep(strike.delay)
   workers = job.workers()
@@ -95,17 +122,22 @@ def interrupt(job: jobs.Job, strike: Strike, starts: int) -> tuple[bool, int, li
 
 
 def expected_exits(strike: Strike) -> tuple[int, ...]:
-  """Exit codes that are right after a strike; 0 where the job had finished its last step when the signal came."""
+  """Exit codes that are right after a strike; 0 where the job had finished its last step when the
+  signal came.
+  """
   if strike.phase == "worker":
     return (1, 0)
   if strike.how == "kill":
     return (-signal.SIGKILL,)
-  by_signal = (-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGINT, 1)  # before Python has armed the stop flag
+  # before Python has armed the stop flag
+  by_signal = (-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGINT, 1)
   return (EXIT_RETRY, 0, *by_signal) if strike.phase == "import" else (EXIT_RETRY, 0)
 
 
 def one_run(workdir: pathlib.Path, strikes: list[Strike], settings, unbroken: pathlib.Path) -> dict:
-  """A job interrupted by `strikes`, one a start, and then left to finish. Raises AssertionError if anything is not as it should be."""
+  """A job interrupted by `strikes`, one a start, and then left to finish. Raises AssertionError if
+  anything is not as it should be.
+  """
   begun, record, starts = time.time(), [], 0
   for strike in strikes:
     with jobs.Job(workdir, settings(2 if strike.phase == "worker" else 0)) as job:
@@ -118,16 +150,24 @@ def one_run(workdir: pathlib.Path, strikes: list[Strike], settings, unbroken: pa
     steps = jobs.checkpoint.steps(workdir)
     if code == EXIT_RETRY and strike.phase != "import":
       assert steps and f"saved at step {steps[-1]} of" in job.output(), job.output()
-    record.append(dataclasses.asdict(strike) | {"exit": code, "trained_to": jobs.trained_to(workdir), "saved": steps})
+    record.append(
+      dataclasses.asdict(strike)
+      | {"exit": code, "trained_to": jobs.trained_to(workdir), "saved": steps}
+    )
   if record[-1]["exit"] != 0:
     with jobs.Job(workdir, settings(0)) as job:
       assert job.wait() == [0], job.output()
   jobs.assert_same_run(unbroken, workdir)
   assert jobs.science(workdir) == jobs.science(unbroken)
   evaluations, all_of_them = (jobs.science(folder, "eval/loss") for folder in (workdir, unbroken))
-  assert evaluations.items() <= all_of_them.items() and STEPS in evaluations  # one that was under way at a kill may be lost
+  # one that was under way at a kill may be lost
+  assert evaluations.items() <= all_of_them.items() and STEPS in evaluations
   check_ledger(workdir, begun)
-  return {"strikes": record, "seconds": round(time.time() - begun, 1), "goodput": ledger.summarize(jobs.ledger_rows(workdir))}
+  return {
+    "strikes": record,
+    "seconds": round(time.time() - begun, 1),
+    "goodput": ledger.summarize(jobs.ledger_rows(workdir)),
+  }
 
 
 def assert_gone(pids: list[int], *, timeout: float = 30.0) -> None:
@@ -144,8 +184,11 @@ def check_ledger(workdir: pathlib.Path, begun: float) -> None:
   summary = ledger.summarize(rows)
   assert abs(sum(summary["seconds"].values()) - summary["wall"]) <= 0.01 * summary["wall"], summary
   first = rows[0][0]["unix_time"] - rows[0][0]["wall"]
-  assert abs(summary["wall"] - (rows[-1][-1]["unix_time"] - first)) <= 0.01 * summary["wall"], summary
-  assert first >= begun - 0.01 * summary["wall"], (first, begun)  # the clock of the day may be set between the two
+  assert abs(summary["wall"] - (rows[-1][-1]["unix_time"] - first)) <= 0.01 * summary["wall"], (
+    summary
+  )
+  # the clock of the day may be set between the two
+  assert first >= begun - 0.01 * summary["wall"], (first, begun)
 
 
 def main() -> int:
@@ -154,7 +197,9 @@ def main() -> int:
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--phases", default=",".join(PHASES), help="comma-separated")
   parser.add_argument("--out", type=pathlib.Path, help="JSON record of every run")
-  parser.add_argument("--keep", type=pathlib.Path, help="folder for the runs (default: a temporary one)")
+  parser.add_argument(
+    "--keep", type=pathlib.Path, help="folder for the runs (default: a temporary one)"
+  )
   args = parser.parse_args()
   folder = args.keep or pathlib.Path(tempfile.mkdtemp(prefix="chaos_"))
   folder.mkdir(parents=True, exist_ok=True)
@@ -194,7 +239,9 @@ def table(rows: list[dict]) -> str:
     count[0] += 1
     count[1] += "failure" in row
   lines = [f"{'phase':10s} {'signal':8s} {'runs':>5s} {'failed':>7s}"]
-  return "\n".join(lines + [f"{p:10s} {h:8s} {n:5d} {bad:7d}" for (p, h), (n, bad) in sorted(counts.items())])
+  return "\n".join(
+    lines + [f"{p:10s} {h:8s} {n:5d} {bad:7d}" for (p, h), (n, bad) in sorted(counts.items())]
+  )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The laws of pasting: compositing, the z-buffer, support and contour on scenes whose answers are known; filling what was removed."""
+"""The laws of pasting: compositing, the z-buffer, support and contour on scenes whose answers are
+known; filling what was removed.
+"""
 
 import numpy as np
 import pytest
@@ -33,14 +35,19 @@ def test_layers_blend_by_coverage_in_linear_light_the_nearest_last():
   alpha = np.array([[0.0, 0.25, 1.0]], np.float32)
   near = (0.1 * alpha[..., None] * np.ones(3, np.float32), alpha)
   linear = lambda image: srgb_to_linear(image / np.float32(255))[0, :, 0]
-  np.testing.assert_allclose(linear(composite.paste(photo, [far, near])), [0.8, 0.025 + 0.75 * 0.8, 0.1], atol=4e-3)
+  np.testing.assert_allclose(
+    linear(composite.paste(photo, [far, near])), [0.8, 0.025 + 0.75 * 0.8, 0.1], atol=4e-3
+  )
   np.testing.assert_allclose(linear(composite.paste(photo, [near, far])), 0.8, atol=4e-3)
-  np.testing.assert_allclose(linear(composite.paste(photo, [near]))[1], 0.025 + 0.75 * linear(photo)[0], atol=2e-3)
+  np.testing.assert_allclose(
+    linear(composite.paste(photo, [near]))[1], 0.025 + 0.75 * linear(photo)[0], atol=2e-3
+  )
 
 
 def test_the_z_buffer_hides_what_lies_behind_and_unknown_depth_hides_nothing():
   ball = depth_of(disk(), 2.0)
-  scene = np.where(COLUMNS < 20, 1.0, 3.0)  # a pillar before the left half, a wall behind the right one
+  # a pillar before the left half, a wall behind the right one
+  scene = np.where(COLUMNS < 20, 1.0, 3.0)
   scene[:, 30:] = np.nan
   visible = composite.in_front(ball, scene)
   np.testing.assert_array_equal(visible, disk() & (COLUMNS >= 20))
@@ -50,7 +57,9 @@ def test_the_z_buffer_hides_what_lies_behind_and_unknown_depth_hides_nothing():
 def test_a_cut_layer_draws_the_visible_part_and_its_soft_border_only():
   whole, visible = disk(), disk() & (COLUMNS >= 20)
   alpha = np.where(whole, 1.0, np.where(composite.grow(whole), 0.5, 0.0)).astype(np.float32)
-  colour, cut = composite.limited(np.ones((SIZE, SIZE, 3), np.float32) * alpha[..., None], alpha, whole, visible)
+  colour, cut = composite.limited(
+    np.ones((SIZE, SIZE, 3), np.float32) * alpha[..., None], alpha, whole, visible
+  )
   np.testing.assert_array_equal(cut == 1, visible)
   assert cut[20, 29] == 0.5 and not cut[20, :19].any() and not colour[cut == 0].any()
 
@@ -62,23 +71,33 @@ def test_an_object_is_supported_if_the_background_lies_before_its_lowest_tenth()
   assert composite.support(ball, wall, band=0.1) == 0
   assert composite.support(ball, hidden_from(28), band=0.1) > 0
   assert composite.support(ball, hidden_from(27), band=0.1) == 1
-  assert composite.support(ball, np.where(ROWS < 27, 1.0, wall), band=0.1) == 0  # something before its upper part carries nothing
+  # something before its upper part carries nothing
+  assert composite.support(ball, np.where(ROWS < 27, 1.0, wall), band=0.1) == 0
   floor = np.where(ROWS >= 28, 2.04, wall)
-  assert composite.support(ball, floor, band=0.1) == 0 and composite.support(ball, floor, band=0.1, tolerance=0.03) > 0
+  assert (
+    composite.support(ball, floor, band=0.1) == 0
+    and composite.support(ball, floor, band=0.1, tolerance=0.03) > 0
+  )
   assert composite.support(ball, np.full((SIZE, SIZE), np.nan), band=0.1) == 0
 
 
 def test_the_hidden_contour_is_the_share_that_borders_on_something_clearly_nearer():
   square = (abs(ROWS - 20) <= 8) & (abs(COLUMNS - 20) <= 8)
   scene = np.where(COLUMNS < 20, 1.0, 5.0)
-  visible = composite.in_front(depth_of(square, 2.0), scene)  # 17 rows, 9 columns: a contour of 48, 17 of it along the pillar
+  # 17 rows, 9 columns: a contour of 48, 17 of it along the pillar
+  visible = composite.in_front(depth_of(square, 2.0), scene)
   found = composite.hidden_contour(visible, depth_of(square, 2.0), scene, margin=0.05)
   assert found == pytest.approx(17 / 48)
   barely = np.where(COLUMNS < 20, 1.95, 5.0)
-  assert composite.hidden_contour(visible, depth_of(square, 2.0), barely, margin=0.05) == 0  # nearer, not clearly
-  assert composite.hidden_contour(square, depth_of(square, 2.0), np.full((SIZE, SIZE), 5.0), margin=0.05) == 0
+  # nearer, not clearly
+  assert composite.hidden_contour(visible, depth_of(square, 2.0), barely, margin=0.05) == 0
+  assert (
+    composite.hidden_contour(square, depth_of(square, 2.0), np.full((SIZE, SIZE), 5.0), margin=0.05)
+    == 0
+  )
   everywhere = np.ones((SIZE, SIZE), bool)
-  assert composite.hidden_contour(everywhere, depth_of(everywhere, 2.0), scene, margin=0.05) == 0  # the image's border is no contour
+  # the image's border is no contour
+  assert composite.hidden_contour(everywhere, depth_of(everywhere, 2.0), scene, margin=0.05) == 0
 
 
 def test_swaps_are_kept_if_a_fifth_is_seen_and_they_are_supported_or_partly_hidden():
@@ -90,21 +109,33 @@ def test_swaps_are_kept_if_a_fifth_is_seen_and_they_are_supported_or_partly_hidd
   beside = verdict(np.where(COLUMNS < 20, 1.0, wall))
   assert beside["support"] > 0 and beside["hidden_contour"] > 0.1 and 0.4 < beside["visible"] < 0.6
   above = verdict(np.where(ROWS < 16, 1.0, wall))
-  assert above["support"] == 0 and above["hidden_contour"] >= 0.1  # hidden from above: occluded, though nothing carries it
+  # hidden from above: occluded, though nothing carries it
+  assert above["support"] == 0 and above["hidden_contour"] >= 0.1
   with pytest.raises(Rejected, match="too_hidden"):
     verdict(np.where(COLUMNS < 26, 1.0, wall))
   with pytest.raises(Rejected, match="nothing_in_view"):
     swap.check(np.full((SIZE, SIZE), np.nan), np.zeros((SIZE, SIZE), bool), wall, SWAP)
 
 
-@pytest.mark.parametrize("share, reason", [(0.05, "too_hidden"), (0.1, None), (0.5, None), (0.9, None), (0.95, "too_visible"),
-                                           (1.0, "too_visible")])
+@pytest.mark.parametrize(
+  "share, reason",
+  [
+    (0.05, "too_hidden"),
+    (0.1, None),
+    (0.5, None),
+    (0.9, None),
+    (0.95, "too_visible"),
+    (1.0, "too_visible"),
+  ],
+)
 def test_flying_pairs_are_kept_between_a_tenth_and_nine_tenths(share, reason):
   hidden = np.zeros((SIZE, SIZE), bool)
   hidden[:10, :10] = True
   front = np.zeros((SIZE, SIZE), bool)
-  front.reshape(-1)[np.flatnonzero(hidden.ravel())[round(100 * share):]] = True
-  check = lambda: flying.check(hidden, front, flying.visible_part(hidden, front), flying.FlyingRules())
+  front.reshape(-1)[np.flatnonzero(hidden.ravel())[round(100 * share) :]] = True
+  check = lambda: flying.check(
+    hidden, front, flying.visible_part(hidden, front), flying.FlyingRules()
+  )
   if reason is None:
     check()
   else:
@@ -124,12 +155,15 @@ def test_flying_targets_cover_a_five_hundredth_of_the_image():
 def test_one_third_of_any_objects_samples_show_it_in_front():
   for phase in np.random.default_rng(0).uniform(size=50):
     roles = [flying.is_front(view, phase, 1 / 3) for view in range(30)]
-    assert sum(roles) == 10 and all(sum(roles[i:i + 3]) == 1 for i in range(28))
-  assert not any(flying.is_front(view, 0.4, 0.0) for view in range(9)) and all(flying.is_front(view, 0.4, 1.0) for view in range(9))
+    assert sum(roles) == 10 and all(sum(roles[i : i + 3]) == 1 for i in range(28))
+  assert not any(flying.is_front(view, 0.4, 0.0) for view in range(9)) and all(
+    flying.is_front(view, 0.4, 1.0) for view in range(9)
+  )
 
 
 def test_a_plane_behind_a_removed_object_is_recovered_exactly():
-  plane = (1 / (0.2 + 0.003 * ROWS + 0.001 * COLUMNS)).astype(np.float32)  # disparity is linear in the pixel
+  # disparity is linear in the pixel
+  plane = (1 / (0.2 + 0.003 * ROWS + 0.001 * COLUMNS)).astype(np.float32)
   before = np.where(disk(), 0.7, plane).astype(np.float32)
   np.testing.assert_allclose(removal.fill_depth(before, disk()), plane, rtol=1e-5)
 

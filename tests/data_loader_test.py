@@ -32,14 +32,27 @@ def other_folder(tmp_path_factory):
 
 
 def config(folder, **changes):
-  settings = {"mixture": {"a": (str(folder), 1.0)}, "image_size": 24, "pointmap_size": 16, "resolution": 16,
-              "shape_resolution": 4, "threads": 2, "prefetch": 2}
+  settings = {
+    "mixture": {"a": (str(folder), 1.0)},
+    "image_size": 24,
+    "pointmap_size": 16,
+    "resolution": 16,
+    "shape_resolution": 4,
+    "threads": 2,
+    "prefetch": 2,
+  }
   return loader.DataConfig(**{**settings, **changes})
 
 
 def make(folder, *, kind="geometry", batch_size=8, seed=0, host_index=0, host_count=1, **changes):
-  return loader.make_loader(config(folder, **changes), kind=kind, batch_size=batch_size, seed=seed, host_index=host_index,
-                            host_count=host_count)
+  return loader.make_loader(
+    config(folder, **changes),
+    kind=kind,
+    batch_size=batch_size,
+    seed=seed,
+    host_index=host_index,
+    host_count=host_count,
+  )
 
 
 def leaves(batch, name=""):
@@ -61,7 +74,11 @@ def join(batches):
   return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
-AUGMENT = {"augment": AugmentConfig(erode=0.3, dilate=0.3, blur=0.5, colour=0.8, light=0.5, box_factor=(1.0, 1.4), shift=0.1)}
+AUGMENT = {
+  "augment": AugmentConfig(
+    erode=0.3, dilate=0.3, blur=0.5, colour=0.8, light=0.5, box_factor=(1.0, 1.4), shift=0.1
+  )
+}
 
 
 @pytest.mark.parametrize("hosts", [2, 4, 8])
@@ -69,7 +86,9 @@ AUGMENT = {"augment": AugmentConfig(erode=0.3, dilate=0.3, blur=0.5, colour=0.8,
 def test_global_batch_is_the_same_on_any_number_of_hosts(folder, other_folder, hosts, changes):
   mixture = {"a": (str(folder), 2.0), "b": (str(other_folder), 1.0)}
   one = make(folder, mixture=mixture, **changes)
-  many = [make(folder, mixture=mixture, host_index=i, host_count=hosts, **changes) for i in range(hosts)]
+  many = [
+    make(folder, mixture=mixture, host_index=i, host_count=hosts, **changes) for i in range(hosts)
+  ]
   for step in (0, 1, 5):
     whole, parts = dict(leaves(one.batch(step))), join([m.batch(step) for m in many])
     assert whole.keys() == parts.keys()
@@ -85,7 +104,9 @@ def test_hosts_together_read_every_record_exactly_once_an_epoch(folder):
     assert len(read) == COUNT and set(read) == keys
 
 
-@pytest.mark.parametrize("changes", [{}, AUGMENT, {"cache_mb": 10}], ids=["plain", "augmented", "cached"])
+@pytest.mark.parametrize(
+  "changes", [{}, AUGMENT, {"cache_mb": 10}], ids=["plain", "augmented", "cached"]
+)
 @pytest.mark.parametrize("host", [0, 1])
 def test_iterating_from_any_step_gives_the_batches_of_those_steps(folder, host, changes):
   place = {"host_index": host, "host_count": 2}
@@ -117,51 +138,97 @@ def test_closing_the_iterator_ends_its_threads(folder):
 def test_seed_changes_the_order_and_augmentation_changes_with_the_step(folder):
   assert not np.array_equal(make(folder).batch(0).key, make(folder, seed=1).batch(0).key)
   reading = make(folder, batch_size=COUNT, **AUGMENT)
-  first, second = (dict(zip(map(tuple, b.key), b.cond.image, strict=True)) for b in (reading.batch(0), reading.batch(1)))
+  first, second = (
+    dict(zip(map(tuple, b.key), b.cond.image, strict=True))
+    for b in (reading.batch(0), reading.batch(1))
+  )
   assert first.keys() == second.keys()
   assert sum(np.array_equal(first[k], second[k]) for k in first) < COUNT / 4
 
 
 def test_augmentations_are_set_by_the_training_configuration_and_off_in_evaluation(folder):
   path = pathlib.Path(__file__).parents[1] / "configs" / "midtrain_fo_geometry.py"
-  overrides = [f"--config.data.mixture.rp_3do_fo.path={folder}", "--config.data.augment.blur=0.0", "--config.data.augment.shift=0.25",
-               "--config.batch_size=4", "--config.data.image_size=24"]
+  overrides = [
+    f"--config.data.mixture.rp_3do_fo.path={folder}",
+    "--config.data.augment.blur=0.0",
+    "--config.data.augment.shift=0.25",
+    "--config.batch_size=4",
+    "--config.data.image_size=24",
+  ]
   chosen = cli.load_config(str(path), overrides)
-  model = types.SimpleNamespace(condition=types.SimpleNamespace(streams=("image",)),
-                                flow=types.SimpleNamespace(shape_resolution=4, latent_channels=8))
-  read = lambda **how: loader.from_config(chosen, model, kind="geometry", latents=("rotation",), split="train", **how)
+  model = types.SimpleNamespace(
+    condition=types.SimpleNamespace(streams=("image",)),
+    flow=types.SimpleNamespace(shape_resolution=4, latent_channels=8),
+  )
+  read = lambda **how: loader.from_config(
+    chosen, model, kind="geometry", latents=("rotation",), split="train", **how
+  )
   augment = read().config.augment
-  assert (augment.blur, augment.shift, augment.erode) == (0.0, 0.25, chosen.data.augment.erode) and augment.erode > 0
+  assert (augment.blur, augment.shift, augment.erode) == (
+    0.0,
+    0.25,
+    chosen.data.augment.erode,
+  ) and augment.erode > 0
   assert read(augmented=False).config.augment is None
-  differ = [np.array_equal(a, b) for a, b in zip(read().batch(0).cond.image, read(augmented=False).batch(0).cond.image, strict=True)]
+  differ = [
+    np.array_equal(a, b)
+    for a, b in zip(
+      read().batch(0).cond.image, read(augmented=False).batch(0).cond.image, strict=True
+    )
+  ]
   assert not all(differ)
-  plain = cli.load_config(str(path.with_name("pretrain_geometry.py")), [f"--config.data.mixture.iso_3do.path={folder}"])
-  assert loader.from_config(plain, model, kind="geometry", latents=("rotation",), split="train").config.augment is None
+  plain = cli.load_config(
+    str(path.with_name("pretrain_geometry.py")), [f"--config.data.mixture.iso_3do.path={folder}"]
+  )
+  assert (
+    loader.from_config(
+      plain, model, kind="geometry", latents=("rotation",), split="train"
+    ).config.augment
+    is None
+  )
 
 
 def test_any_host_count_continues_where_another_stopped(folder):
-  """Three steps on one host, three on four, two on two: every record of two epochs and a part, exactly as on one host throughout."""
+  """Three steps on one host, three on four, two on two: every record of two epochs and a part,
+  exactly as on one host throughout.
+  """
   plan = [(0, 3, 1), (3, 6, 4), (6, 8, 2)]
   read = []
   for first, last, hosts in plan:
     with contextlib.ExitStack() as stack:
-      streams = [stack.enter_context(contextlib.closing(make(folder, host_index=i, host_count=hosts, **AUGMENT).iterate(first)))
-                 for i in range(hosts)]
+      streams = [
+        stack.enter_context(
+          contextlib.closing(make(folder, host_index=i, host_count=hosts, **AUGMENT).iterate(first))
+        )
+        for i in range(hosts)
+      ]
       read += [join([next(s) for s in streams]) for _ in range(first, last)]
   for step, batch in enumerate(read):
     whole = dict(leaves(make(folder, **AUGMENT).batch(step)))
-    assert all(np.array_equal(batch[name], whole[name], equal_nan=batch[name].dtype.kind == "f") for name in whole)
+    assert all(
+      np.array_equal(batch[name], whole[name], equal_nan=batch[name].dtype.kind == "f")
+      for name in whole
+    )
 
 
 def test_memory_of_a_reader_does_not_depend_on_the_size_of_the_dataset(tmp_path):
-  """Opening and drawing allocate as little for a hundred times the records; the shards' own index (8 bytes a record) is not Python's."""
+  """Opening and drawing allocate as little for a hundred times the records; the shards' own index
+  (8 bytes a record) is not Python's.
+  """
   small, large = (tiny_dataset.write_dataset(tmp_path / str(n), 4, shards=1) for n in (1, 2))
   peaks = []
   for path, copies in ((small, 1), (large, 100)):
     split = records.open_split(path)
     one = split._files[0]
     # The same shard a hundred times over: 400 records at the cost of writing four.
-    records_ = records.Split(split.directory, "train", split.kind, Repeated(split._source, copies), [one] * copies, frozenset())
+    records_ = records.Split(
+      split.directory,
+      "train",
+      split.kind,
+      Repeated(split._source, copies),
+      [one] * copies,
+      frozenset(),
+    )
     mix = mixture.make_mixture({"a": len(records_)}, {"a": 1.0}, seed=0)
     reader = loader.Reader(config(path), "geometry", {"a": records_}, mix, 4, 0, None)
     reader.sample(0)
@@ -189,17 +256,28 @@ class Repeated:
 def test_spec_is_the_form_of_every_batch(folder, tmp_path):
   preference = tiny_dataset.write_dataset(tmp_path, 4, kind="preference")
   for kind, path in (("geometry", folder), ("structure", folder), ("preference", preference)):
-    reading = make(path, kind=kind, batch_size=4, **({"latents": ("shape", "rotation")} if kind == "preference" else {}))
-    settings = {f.name: getattr(reading.config, f.name) for f in dataclasses.fields(samples.SampleConfig)}
+    reading = make(
+      path,
+      kind=kind,
+      batch_size=4,
+      **({"latents": ("shape", "rotation")} if kind == "preference" else {}),
+    )
+    settings = {
+      f.name: getattr(reading.config, f.name) for f in dataclasses.fields(samples.SampleConfig)
+    }
     random = fake.FakeLoader(samples.SampleConfig(**settings), kind=kind, batch_size=4, seed=0)
     form = lambda batch: [(name, x.shape, x.dtype) for name, x in leaves(batch)]
-    assert form(reading.spec) == form(reading.batch(0)) == form(random.spec) == form(random.batch(0))
+    assert (
+      form(reading.spec) == form(reading.batch(0)) == form(random.spec) == form(random.batch(0))
+    )
 
 
 def test_layout_latents_lead_back_to_the_pose(folder):
   reading = make(folder)
   batch = reading.batch(0)
-  by_key = {tuple(schema.key_words(e["key"])): e for e in map(tiny_dataset.make_example, range(COUNT))}
+  by_key = {
+    tuple(schema.key_words(e["key"])): e for e in map(tiny_dataset.make_example, range(COUNT))
+  }
   for row in range(8):
     example = by_key[tuple(batch.key[row])]
     _, scale, shift = samples.condition(example, reading.config, None)
@@ -207,8 +285,12 @@ def test_layout_latents_lead_back_to_the_pose(folder):
     decoded, truth = pose.decode_latents(latents, scale, shift), schema.example_pose(example)
     for got, expected in zip(decoded, truth, strict=True):
       np.testing.assert_allclose(got, expected, atol=2e-5)
-    np.testing.assert_array_equal(batch.latents["shape"][row], example["structure_latent"].reshape(64, 8))
-    np.testing.assert_array_equal(batch.latents["shape"][row][16 * 1 + 4 * 2 + 3], example["structure_latent"][1, 2, 3])
+    np.testing.assert_array_equal(
+      batch.latents["shape"][row], example["structure_latent"].reshape(64, 8)
+    )
+    np.testing.assert_array_equal(
+      batch.latents["shape"][row][16 * 1 + 4 * 2 + 3], example["structure_latent"][1, 2, 3]
+    )
   assert all(p.all() for p in batch.present.values())
 
 
@@ -216,7 +298,9 @@ def test_without_point_map_only_shape_and_rotation_are_present(tmp_path):
   tiny_dataset.write_dataset(tmp_path, 4, pointmap=False)
   batch = make(tmp_path, batch_size=4, latents=("shape", "rotation")).batch(0)
   assert {name for name in LATENTS if batch.present[name].all()} == {"shape", "rotation"}
-  assert not any(batch.present[name].any() for name in ("translation", "scale", "translation_scale"))
+  assert not any(
+    batch.present[name].any() for name in ("translation", "scale", "translation_scale")
+  )
   assert np.isnan(batch.cond.pointmap).all()
   with pytest.raises(InputError, match="'translation' needs translation and scale and pointmap"):
     make(tmp_path, batch_size=4)
@@ -230,7 +314,11 @@ def test_latents_that_are_not_asked_for_are_delivered_as_absent(folder):
 
 
 def test_absent_latents_of_a_mixed_dataset_are_marked_and_zero(tmp_path):
-  drop = lambda e: e | {"structure_latent": schema.empty_example()["structure_latent"]} if e["voxels"][0, 0] % 2 else e
+  drop = lambda e: (
+    e | {"structure_latent": schema.empty_example()["structure_latent"]}
+    if e["voxels"][0, 0] % 2
+    else e
+  )
   tiny_dataset.write_dataset(tmp_path, 12, change=drop)
   batch = make(tmp_path, batch_size=12).batch(0)
   present = batch.present["shape"]
@@ -240,7 +328,9 @@ def test_absent_latents_of_a_mixed_dataset_are_marked_and_zero(tmp_path):
 
 def test_dataset_without_latents_says_how_to_make_them(tmp_path):
   tiny_dataset.write_dataset(tmp_path, 2, latent=False)
-  with pytest.raises(InputError, match=r"'shape' needs structure_latent \(launch.encode_latents adds it\)"):
+  with pytest.raises(
+    InputError, match=r"'shape' needs structure_latent \(launch.encode_latents adds it\)"
+  ):
     make(tmp_path, batch_size=2)
 
 
@@ -281,7 +371,9 @@ def damage(example):
 
 @pytest.fixture(scope="module")
 def damaged_folder(tmp_path_factory):
-  return tiny_dataset.write_dataset(tmp_path_factory.mktemp("damaged"), COUNT, shards=1, change=damage)
+  return tiny_dataset.write_dataset(
+    tmp_path_factory.mktemp("damaged"), COUNT, shards=1, change=damage
+  )
 
 
 def test_corrupt_records_are_named_counted_and_replaced_alike_on_all_hosts(damaged_folder):
@@ -295,7 +387,11 @@ def test_corrupt_records_are_named_counted_and_replaced_alike_on_all_hosts(damag
   bad = {tuple(schema.key_words(tiny_dataset.make_example(i)["key"])) for i in (3, 7, 11)}
   assert len(read) == COUNT - 3 and not read & bad
   assert set(one.corrupt) == {record for h in hosts for record in h.corrupt}
-  assert [sum(name.endswith(f" record {i}") for name in one.corrupt) for i in (3, 7, 11)] == [1, 1, 1]
+  assert [sum(name.endswith(f" record {i}") for name in one.corrupt) for i in (3, 7, 11)] == [
+    1,
+    1,
+    1,
+  ]
   assert one.metrics(3)["data/corrupt_records"] == 3
 
 
@@ -308,7 +404,10 @@ def test_same_corrupt_record_met_again_counts_once_towards_the_budget(damaged_fo
 
 def test_run_fails_over_the_budget_naming_the_records(damaged_folder):
   reading = make(damaged_folder, quarantine_budget=2)
-  with pytest.raises(loader.QuarantineExceeded, match=r"(?s)3 unreadable records, data.quarantine_budget = 2:.*record 7"):
+  with pytest.raises(
+    loader.QuarantineExceeded,
+    match=r"(?s)3 unreadable records, data.quarantine_budget = 2:.*record 7",
+  ):
     with contextlib.closing(reading.iterate()) as batches:
       for _ in range(3):
         next(batches)
@@ -321,7 +420,9 @@ def test_source_without_a_readable_record_fails_at_once(tmp_path):
 
 
 def test_counters_tell_how_far_each_source_is(folder, other_folder):
-  reading = make(folder, mixture={"a": (str(folder), 3.0), "b": (str(other_folder), 1.0)}, kind="structure")
+  reading = make(
+    folder, mixture={"a": (str(folder), 3.0), "b": (str(other_folder), 1.0)}, kind="structure"
+  )
   keys = {tuple(schema.key_words(tiny_dataset.make_example(100 + i)["key"])) for i in range(10)}
   from_b = sum(tuple(k) in keys for step in range(7) for k in reading.batch(step).key)
   metrics = reading.metrics(7)
@@ -337,8 +438,12 @@ def test_preference_batch_shows_each_loser_in_turn(tmp_path):
   for step in range(4):
     batch = reading.batch(step)
     row = batch.key.tolist().index(words)
-    np.testing.assert_array_equal(batch.win["shape"][row], example["structure_latent"].reshape(64, 8))
-    np.testing.assert_array_equal(batch.lose["shape"][row], example["losers"][step % 2]["structure_latent"].reshape(64, 8))
+    np.testing.assert_array_equal(
+      batch.win["shape"][row], example["structure_latent"].reshape(64, 8)
+    )
+    np.testing.assert_array_equal(
+      batch.lose["shape"][row], example["losers"][step % 2]["structure_latent"].reshape(64, 8)
+    )
     assert batch.present["shape"].all() and batch.present["rotation"].all()
 
 
@@ -359,10 +464,16 @@ def test_cache_keeps_within_its_limit_and_changes_nothing(folder):
   assert small.get(("a", 0)) is not None and small.get(("a", 2)) is None
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"resolution": 48}, "divisor of 64"), ({"streams": ("picture",)}, "picture is not one of image"),
-    ({"latents": ("shapes",)}, "shapes is not one of shape"), ({"mixture": {}}, "mixture is empty"),
-    ({"cache_mb": 1, "workers": 1}, "augmentation off and data.workers = 0")])
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"resolution": 48}, "divisor of 64"),
+    ({"streams": ("picture",)}, "picture is not one of image"),
+    ({"latents": ("shapes",)}, "shapes is not one of shape"),
+    ({"mixture": {}}, "mixture is empty"),
+    ({"cache_mb": 1, "workers": 1}, "augmentation off and data.workers = 0"),
+  ],
+)
 def test_wrong_configuration_names_key_and_remedy(folder, changes, words):
   with pytest.raises(ConfigError, match=words):
     config(folder, **changes)
@@ -376,8 +487,13 @@ def test_batch_that_does_not_divide_among_hosts_is_refused(folder):
 def test_fake_batches_do_not_depend_on_the_number_of_hosts():
   settings = samples.SampleConfig(image_size=8, pointmap_size=8, shape_resolution=2, resolution=8)
   one = fake.FakeLoader(settings, kind="geometry", batch_size=4, seed=0)
-  two = [fake.FakeLoader(settings, kind="geometry", batch_size=4, seed=0, host_index=i, host_count=2) for i in range(2)]
+  two = [
+    fake.FakeLoader(settings, kind="geometry", batch_size=4, seed=0, host_index=i, host_count=2)
+    for i in range(2)
+  ]
   whole, parts = dict(leaves(one.batch(3))), join([t.batch(3) for t in two])
   assert all(np.array_equal(whole[name], parts[name]) for name in whole)
   assert not np.array_equal(one.batch(3).cond.image, one.batch(4).cond.image)
-  assert set(np.unique(one.batch(0).cond.mask)) == {0, 1} and isinstance(one.batch(0).cond, Conditioning)
+  assert set(np.unique(one.batch(0).cond.mask)) == {0, 1} and isinstance(
+    one.batch(0).cond, Conditioning
+  )

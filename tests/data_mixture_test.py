@@ -19,7 +19,9 @@ def test_permutation_is_a_bijection_for_any_size(size):
 
 
 def test_permutation_changes_with_every_part_of_its_seed():
-  orders = [images(1000, 1000, *seed) for seed in [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1)]]
+  orders = [
+    images(1000, 1000, *seed) for seed in [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1)]
+  ]
   for i, one in enumerate(orders):
     assert all((one == other).mean() < 0.02 for other in orders[:i])
 
@@ -89,9 +91,16 @@ def test_stand_in_is_another_record_of_the_same_source_and_epoch():
   assert mix.after(chain[-1]) == draw
 
 
-@pytest.mark.parametrize("sizes, weights, words", [
-    ({"a": 0}, {"a": 1}, "empty"), ({"a": 3}, {"a": -1}, "positive"), ({"a": 3}, {"a": float("nan")}, "positive"),
-    ({"a": 3, "b": 3}, {"a": 1, "b": 1e-6}, "leave it out"), ({}, {}, "at least one")])
+@pytest.mark.parametrize(
+  "sizes, weights, words",
+  [
+    ({"a": 0}, {"a": 1}, "empty"),
+    ({"a": 3}, {"a": -1}, "positive"),
+    ({"a": 3}, {"a": float("nan")}, "positive"),
+    ({"a": 3, "b": 3}, {"a": 1, "b": 1e-6}, "leave it out"),
+    ({}, {}, "at least one"),
+  ],
+)
 def test_senseless_mixture_is_refused(sizes, weights, words):
   with pytest.raises(ValueError, match=words):
     mixture.make_mixture(sizes, weights, seed=0)

@@ -23,14 +23,18 @@ def small_example(index):
 
 def test_one_line_of_tfds_opens_a_dataset_without_tensorflow(dataset):
   source = tfds.builder_from_directory(dataset).as_data_source("train")
-  assert sorted(source[i]["key"].decode() for i in range(7)) == sorted(tiny_dataset.make_example(i)["key"] for i in range(7))
+  assert sorted(source[i]["key"].decode() for i in range(7)) == sorted(
+    tiny_dataset.make_example(i)["key"] for i in range(7)
+  )
   assert source[0]["pointmap"].shape == (tiny_dataset.SIZE, tiny_dataset.SIZE, 3)
   assert "tensorflow" not in sys.modules
 
 
 def test_split_reads_records_in_shard_order_and_knows_where_they_lie(dataset):
   split = records.open_split(dataset)
-  assert [split[i]["key"] for i in (0, 1, 3, 6)] == [tiny_dataset.make_example(i)["key"] for i in (0, 3, 1, 5)]
+  assert [split[i]["key"] for i in (0, 1, 3, 6)] == [
+    tiny_dataset.make_example(i)["key"] for i in (0, 3, 1, 5)
+  ]
   path, record = split.locate(4)
   assert path.endswith("train.array_record-00001-of-00003") and record == 1
   with pytest.raises(IndexError):
@@ -47,9 +51,14 @@ def test_threads_share_a_split(dataset):
   split = records.open_split(dataset)
   alone = [split[i]["key"] for i in range(7)]
   seen = []
-  threads = [threading.Thread(target=lambda: seen.append([split[i]["key"] for i in range(7)])) for _ in range(8)]
-  for thread in threads: thread.start()
-  for thread in threads: thread.join()
+  threads = [
+    threading.Thread(target=lambda: seen.append([split[i]["key"] for i in range(7)]))
+    for _ in range(8)
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
   assert seen == [alone] * 8
 
 
@@ -96,7 +105,9 @@ def test_missing_folder_says_how_to_get_it(tmp_path):
 
 def test_half_built_dataset_says_what_is_missing(tmp_path):
   records.write_shard(records.shard_path(tmp_path, "d", "train", 0, 3), [small_example(0)])
-  with pytest.raises(records.DatasetError, match=r"1 of 3 shards \(first missing: 1\).*run the same command again"):
+  with pytest.raises(
+    records.DatasetError, match=r"1 of 3 shards \(first missing: 1\).*run the same command again"
+  ):
     records.open_split(tmp_path)
   with pytest.raises(records.DatasetError, match="1 of 3 shards"):
     records.write_metadata(tmp_path, name="d")
@@ -145,7 +156,11 @@ def test_identity_tells_two_builds_apart(tmp_path):
     tiny_dataset.write_dataset(tmp_path / name, 2)
     records.write_json(tmp_path / name / records.BUILD_FILE, {"config": name})
   one, other = (records.dataset_identity(tmp_path / name) for name in ("a", "b"))
-  assert one["digest"] != other["digest"] and one["records"] == {"train": 2} and one["name"] == "ellipsoids"
+  assert (
+    one["digest"] != other["digest"]
+    and one["records"] == {"train": 2}
+    and one["name"] == "ellipsoids"
+  )
 
 
 def test_a_dataset_from_before_a_field_was_added_still_reads_and_lacks_it(tmp_path, monkeypatch):
@@ -155,7 +170,11 @@ def test_a_dataset_from_before_a_field_was_added_still_reads_and_lacks_it(tmp_pa
 
   fields = schema._example_fields
   with monkeypatch.context() as past:
-    past.setattr(schema, "_example_fields", lambda: {k: v for k, v in fields().items() if k not in schema.ADDED})
+    past.setattr(
+      schema,
+      "_example_fields",
+      lambda: {k: v for k, v in fields().items() if k not in schema.ADDED},
+    )
     past.setattr(schema, "VERSION", "1.0.0")
     forget()
     records.write_shard(records.shard_path(tmp_path, "old", "train", 0, 1), [small_example(3)])

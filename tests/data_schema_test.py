@@ -50,13 +50,21 @@ def test_presence_of_a_field_that_does_not_exist_is_an_error():
     schema.is_present(schema.empty_example(), "rotatoin")
 
 
-@pytest.mark.parametrize("field, value, words", [
+@pytest.mark.parametrize(
+  "field, value, words",
+  [
     ("rotation", np.eye(3), r"'rotation': expected float32 \(3, 3\), got float64 \(3, 3\)"),
-    ("voxels", np.zeros((4, 2), np.uint8), r"'voxels': expected uint8 \('\*', 3\), got uint8 \(4, 2\)"),
+    (
+      "voxels",
+      np.zeros((4, 2), np.uint8),
+      r"'voxels': expected uint8 \('\*', 3\), got uint8 \(4, 2\)",
+    ),
     ("image", "text", "'image': expected bytes, got str"),
     ("key", b"bytes", "'key': expected str, got bytes"),
     ("camera", {"fx": 1.0}, "'camera': expected a dict"),
-    ("colour", 1, "'colour' is unknown")])
+    ("colour", 1, "'colour' is unknown"),
+  ],
+)
 def test_wrong_field_is_named_with_what_was_expected_and_what_came(field, value, words):
   with pytest.raises(schema.SchemaError, match=words):
     schema.serialise(schema.empty_example() | {field: value})
@@ -79,25 +87,42 @@ def test_skipped_fields_come_back_absent_and_the_others_unchanged():
   skip = frozenset({"pointmap", "image", "losers"})
   read = schema.deserialise(schema.serialise(example, "preference"), "preference", skip=skip)
   assert not any(schema.is_present(read, field) for field in skip)
-  assert all(tiny_dataset.equal(read[field], example[field]) for field in example if field not in skip)
+  assert all(
+    tiny_dataset.equal(read[field], example[field]) for field in example if field not in skip
+  )
 
 
 def test_equal_examples_give_equal_bytes_in_another_process():
-  code = ("import hashlib; from data_pipelines import schema; from tests import tiny_dataset; import sys;"
-          "print(hashlib.sha256(schema.serialise(tiny_dataset.make_example(3, kind='preference'), 'preference')).hexdigest());"
-          "print('tensorflow' in sys.modules)")
-  runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)]
+  code = (
+    "import hashlib; from data_pipelines import schema; from tests import tiny_dataset; import sys;"
+    "print(hashlib.sha256(schema.serialise(tiny_dataset.make_example(3, kind='preference'), "
+    "'preference')).hexdigest());"
+    "print('tensorflow' in sys.modules)"
+  )
+  runs = [
+    subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for _ in range(2)
+  ]
   assert runs[0] == runs[1]
   assert runs[0].split()[1] == "False", "reading and writing must not import TensorFlow"
 
 
 def test_keys_depend_on_content_and_on_its_division():
-  keys = [schema.example_key("ab", "c"), schema.example_key("a", "bc"), schema.example_key("abc"), schema.example_key(b"abc"),
-          schema.example_key(1), schema.example_key("1"), schema.example_key(np.zeros(2)), schema.example_key(np.zeros((2, 1)))]
+  keys = [
+    schema.example_key("ab", "c"),
+    schema.example_key("a", "bc"),
+    schema.example_key("abc"),
+    schema.example_key(b"abc"),
+    schema.example_key(1),
+    schema.example_key("1"),
+    schema.example_key(np.zeros(2)),
+    schema.example_key(np.zeros((2, 1))),
+  ]
   assert len(set(keys)) == len(keys)
   assert schema.example_key("mesh", 7) == schema.example_key("mesh", 7)
 
 
 def test_key_words_never_change():
-  assert schema.key_words("a").tolist() == [310482890, 3401391050]  # recorded: another value would change every run's noise
+  # recorded: another value would change every run's noise
+  assert schema.key_words("a").tolist() == [310482890, 3401391050]
   assert schema.key_words("a").dtype == np.uint32

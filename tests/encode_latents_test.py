@@ -15,8 +15,15 @@ from sam3d_jax.torch_bridge import keys
 from sam3d_jax.training import checkpoint
 from tests import tiny_dataset
 
-MODEL = {"name": "structure_vae", "resolution": 8, "latent_channels": 4, "channels": (4, 8), "res_blocks": 1, "middle_blocks": 1,
-         "dtype": "float32"}
+MODEL = {
+  "name": "structure_vae",
+  "resolution": 8,
+  "latent_channels": 4,
+  "channels": (4, 8),
+  "res_blocks": 1,
+  "middle_blocks": 1,
+  "dtype": "float32",
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +35,9 @@ def random_vae(seed):
   """A VAE with random parameters, made without compiling its initialisers."""
   module, rng = registry.abstract_model(ConfigDict(MODEL)), np.random.default_rng(seed)
   shapes = keys.flat_shapes(module)
-  keys.load_params(module, {path: 0.2 * rng.standard_normal(shape, np.float32) for path, shape in shapes.items()})
+  keys.load_params(
+    module, {path: 0.2 * rng.standard_normal(shape, np.float32) for path, shape in shapes.items()}
+  )
   return module
 
 
@@ -46,21 +55,42 @@ def dataset(tmp_path_factory):
   same, none = tiny_dataset.make_example(0)["voxels"], schema.empty_example()["voxels"]
   shape = {4: same, 5: none}
   change = {tiny_dataset.make_example(i)["key"]: v for i, v in shape.items()}
-  return tiny_dataset.write_dataset(tmp_path_factory.mktemp("data") / "d", 7, shards=3, latent=False,
-                                    change=lambda e: e | {"voxels": change.get(e["key"], e["voxels"])})
+  return tiny_dataset.write_dataset(
+    tmp_path_factory.mktemp("data") / "d",
+    7,
+    shards=3,
+    latent=False,
+    change=lambda e: e | {"voxels": change.get(e["key"], e["voxels"])},
+  )
 
 
 def encode(dataset, vae, out, *extra):
   """Runs the command on a model in memory: reading checkpoints is tested elsewhere."""
-  argv = ["--data", str(dataset), "--checkpoint", "none", "--out", str(out), "--batch_size", "2", *extra]
+  argv = [
+    "--data",
+    str(dataset),
+    "--checkpoint",
+    "none",
+    "--out",
+    str(out),
+    "--batch_size",
+    "2",
+    *extra,
+  ]
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(checkpoint, "read_meta", lambda workdir: {"config": {"model": MODEL}, "step": 7})
     patch.setattr(checkpoint, "restore_model", lambda workdir, which: (vae, None))
-    return cli.run_command(encode_latents.run, description="d", flags=encode_latents.flags, config="none", argv=argv)
+    return cli.run_command(
+      encode_latents.run, description="d", flags=encode_latents.flags, config="none", argv=argv
+    )
 
 
 def digests(folder):
-  return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir()) if p.is_file()}
+  return {
+    p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+    for p in sorted(folder.iterdir())
+    if p.is_file()
+  }
 
 
 def test_every_shape_gets_the_mean_of_the_encoder(dataset, vae, encoded):
@@ -78,8 +108,14 @@ def test_every_shape_gets_the_mean_of_the_encoder(dataset, vae, encoded):
 
 
 def test_encoded_dataset_can_be_read_for_training(encoded):
-  config = loader.DataConfig(mixture={"d": (str(encoded), 1.0)}, image_size=8, streams=("image",), latents=("shape",),
-                             shape_resolution=4, latent_channels=4)
+  config = loader.DataConfig(
+    mixture={"d": (str(encoded), 1.0)},
+    image_size=8,
+    streams=("image",),
+    latents=("shape",),
+    shape_resolution=4,
+    latent_channels=4,
+  )
   batch = loader.make_loader(config, kind="geometry", batch_size=7, seed=0).batch(0)
   assert batch.latents["shape"].shape == (7, 64, 4) and batch.present["shape"].sum() == 6
 
@@ -87,14 +123,21 @@ def test_encoded_dataset_can_be_read_for_training(encoded):
 def test_statistics_are_those_of_all_latents(encoded):
   statistics = json.loads((encoded / encode_latents.STATISTICS_FILE).read_text())
   split = records.open_split(encoded)
-  cells = np.concatenate([x["structure_latent"].reshape(-1, 4) for x in map(split.__getitem__, range(7))
-                          if schema.is_present(x, "structure_latent")])
+  cells = np.concatenate(
+    [
+      x["structure_latent"].reshape(-1, 4)
+      for x in map(split.__getitem__, range(7))
+      if schema.is_present(x, "structure_latent")
+    ]
+  )
   np.testing.assert_allclose(statistics["mean"], cells.mean(0), atol=1e-5)
   np.testing.assert_allclose(statistics["std"], cells.std(0), atol=1e-5)
   assert statistics["cells"] == len(cells)
 
 
-def test_killed_job_continues_and_leaves_the_same_files(dataset, vae, encoded, tmp_path, monkeypatch):
+def test_killed_job_continues_and_leaves_the_same_files(
+  dataset, vae, encoded, tmp_path, monkeypatch
+):
   real, calls = records.write_shard, []
 
   def killed(*args, **kwargs):
@@ -117,7 +160,10 @@ def test_killed_job_continues_and_leaves_the_same_files(dataset, vae, encoded, t
 
 def test_jobs_that_share_the_work_leave_the_same_files(dataset, vae, encoded, tmp_path):
   for index in (1, 0):
-    assert encode(dataset, vae, tmp_path / "shared", "--task_index", str(index), "--task_count", "2") == 0
+    assert (
+      encode(dataset, vae, tmp_path / "shared", "--task_index", str(index), "--task_count", "2")
+      == 0
+    )
   assert digests(tmp_path / "shared") == digests(encoded)
 
 

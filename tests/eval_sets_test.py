@@ -1,4 +1,6 @@
-"""Evaluation sets read from files: a scene of known truth is written in each layout, read back, and must project onto its masks."""
+"""Evaluation sets read from files: a scene of known truth is written in each layout, read back, and
+must project onto its masks.
+"""
 
 import json
 
@@ -24,13 +26,29 @@ OPENCV = np.diag([-1.0, -1.0, 1.0])
 
 @pytest.fixture(scope="module")
 def scene():
-  """Two views of one object: mask, metric depth and the renderer's camera. The object is 0.2 m long and has no symmetry."""
+  """Two views of one object: mask, metric depth and the renderer's camera. The object is 0.2 m long
+  and has no symmetry.
+  """
   asset = benchmark.object_asset(0, 1)
   views = []
   for turn, place in (((20, 30, 10), (0.02, -0.03, 0.8)), ((200, -15, 70), (-0.05, 0.02, 1.1))):
-    camera = Camera(150.0, 155.0, 82.3, 57.9, SIZE[1], SIZE[0], Rotation.from_euler("xyz", turn, degrees=True).as_matrix(),
-                    np.array(place), 0.2)
-    shown = render.render(render.Scene(asset), camera, render.Lights(np.ones(3), np.zeros((0, 3)), np.zeros((0, 3))), samples=1)
+    camera = Camera(
+      150.0,
+      155.0,
+      82.3,
+      57.9,
+      SIZE[1],
+      SIZE[0],
+      Rotation.from_euler("xyz", turn, degrees=True).as_matrix(),
+      np.array(place),
+      0.2,
+    )
+    shown = render.render(
+      render.Scene(asset),
+      camera,
+      render.Lights(np.ones(3), np.zeros((0, 3)), np.zeros((0, 3))),
+      samples=1,
+    )
     views.append((camera, shown))
   return asset, views
 
@@ -46,22 +64,38 @@ def picture(shown):
 
 @pytest.fixture(scope="module")
 def bop(scene, tmp_path_factory):
-  """The views as a BOP dataset: millimetres, OpenCV frame, pixel centres at whole numbers, depth in tenths of a millimetre."""
+  """The views as a BOP dataset: millimetres, OpenCV frame, pixel centres at whole numbers, depth in
+  tenths of a millimetre.
+  """
   root = tmp_path_factory.mktemp("bop") / "tiny"
   asset, views = scene
   (root / "models_eval").mkdir(parents=True)
-  trimesh.Trimesh(asset.vertices_V3 * 200, asset.faces_F3, process=False).export(root / "models_eval" / "obj_000007.ply")
+  trimesh.Trimesh(asset.vertices_V3 * 200, asset.faces_F3, process=False).export(
+    root / "models_eval" / "obj_000007.ply"
+  )
   folder, truth, cameras, info = root / "test" / "000002", {}, {}, {}
   for i, (camera, shown) in enumerate(views):
     image = str(3 + i)
     save(folder / "rgb" / f"{3 + i:06d}.png", picture(shown))
-    save(folder / "depth" / f"{3 + i:06d}.png", np.nan_to_num(shown.depth_HW * 10_000).round().astype(np.uint16))
+    save(
+      folder / "depth" / f"{3 + i:06d}.png",
+      np.nan_to_num(shown.depth_HW * 10_000).round().astype(np.uint16),
+    )
     save(folder / "mask_visib" / f"{3 + i:06d}_000000.png", shown.mask_HW.astype(np.uint8) * 255)
-    entry = {"obj_id": 7, "cam_R_m2c": (OPENCV @ camera.rotation).ravel().tolist(),
-             "cam_t_m2c": (OPENCV @ camera.translation * 1000).tolist()}
+    entry = {
+      "obj_id": 7,
+      "cam_R_m2c": (OPENCV @ camera.rotation).ravel().tolist(),
+      "cam_t_m2c": (OPENCV @ camera.translation * 1000).tolist(),
+    }
     truth[image] = [entry, entry | {"obj_id": 8}]  # the second one is hidden
-    cameras[image] = {"cam_K": [camera.fx, 0, camera.cx - 0.5, 0, camera.fy, camera.cy - 0.5, 0, 0, 1], "depth_scale": 0.1}
-    info[image] = [{"visib_fract": 0.95 - i / 2, "bbox_visib": [0, 0, 50, 50]}, {"visib_fract": 0.05, "bbox_visib": [0, 0, 9, 9]}]
+    cameras[image] = {
+      "cam_K": [camera.fx, 0, camera.cx - 0.5, 0, camera.fy, camera.cy - 0.5, 0, 0, 1],
+      "depth_scale": 0.1,
+    }
+    info[image] = [
+      {"visib_fract": 0.95 - i / 2, "bbox_visib": [0, 0, 50, 50]},
+      {"visib_fract": 0.05, "bbox_visib": [0, 0, 9, 9]},
+    ]
   for name, content in (("scene_gt", truth), ("scene_camera", cameras), ("scene_gt_info", info)):
     (folder / f"{name}.json").write_text(json.dumps(content))
   return root
@@ -69,21 +103,41 @@ def bop(scene, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["folder an object", "folder a kind"])
 def folder(request, scene, tmp_path_factory):
-  """The views as plain files in either layout; the second one in the published row form with a matrix."""
+  """The views as plain files in either layout; the second one in the published row form with a
+  matrix.
+  """
   root = tmp_path_factory.mktemp("photos")
   asset, views = scene
   for i, (camera, shown) in enumerate(views):
-    path = (lambda kind, suffix, i=i: root / f"view{i}" / f"{kind}{suffix}") if request.param == "folder an object" else (
-        lambda kind, suffix, i=i: root / {"mesh": "meshes"}.get(kind, kind + "s") / f"view{i}{suffix}")
+    path = (
+      (lambda kind, suffix, i=i: root / f"view{i}" / f"{kind}{suffix}")
+      if request.param == "folder an object"
+      else (
+        lambda kind, suffix, i=i: (
+          root / {"mesh": "meshes"}.get(kind, kind + "s") / f"view{i}{suffix}"
+        )
+      )
+    )
     save(path("image", ".png"), picture(shown))
     save(path("mask", ".png"), shown.mask_HW.astype(np.uint8) * 255)
     for kind in ("mesh", "pose", "pointmap"):
       path(kind, "").parent.mkdir(exist_ok=True)
     trimesh.Trimesh(asset.vertices_V3, asset.faces_F3, process=False).export(path("mesh", ".ply"))
     np.savez(path("pointmap", ".npz"), pointmap=shown.pointmap_HW3)
-    pose = {"rotation": [Rotation.from_matrix(camera.rotation).as_quat(scalar_first=True).tolist()], "translation":
-            [camera.translation.tolist()], "scale": [[0.2, 0.2, 0.2]]} if request.param == "folder an object" else {
-                "form": "rows", "rotation": camera.rotation.T.tolist(), "translation": camera.translation.tolist(), "scale": 0.2}
+    pose = (
+      {
+        "rotation": [Rotation.from_matrix(camera.rotation).as_quat(scalar_first=True).tolist()],
+        "translation": [camera.translation.tolist()],
+        "scale": [[0.2, 0.2, 0.2]],
+      }
+      if request.param == "folder an object"
+      else {
+        "form": "rows",
+        "rotation": camera.rotation.T.tolist(),
+        "translation": camera.translation.tolist(),
+        "scale": 0.2,
+      }
+    )
     path("pose", ".json").write_text(json.dumps(pose))
   return root
 
@@ -94,7 +148,9 @@ def check_items(found, views):
     np.testing.assert_allclose(item.pose.translation, camera.translation, atol=1e-6)
     np.testing.assert_allclose(item.pose.matrix, camera.rotation, atol=1e-6)
     np.testing.assert_allclose(item.pointmap_HW3, shown.pointmap_HW3, atol=2e-4)
-    np.testing.assert_allclose([item.camera.fx, item.camera.cx, item.camera.cy], [camera.fx, camera.cx, camera.cy], atol=0.1)
+    np.testing.assert_allclose(
+      [item.camera.fx, item.camera.cx, item.camera.cy], [camera.fx, camera.cx, camera.cy], atol=0.1
+    )
     fit = reprojection.fit(item)
     assert fit.covered > 0.99 and abs(fit.depth) < 0.03  # a pixel is 0.03 diameters wide
     placed = layout.place(item.truth, item.pose).vertices
@@ -103,9 +159,12 @@ def check_items(found, views):
 
 def test_bop_scenes_are_read_in_metres_in_our_frame(bop, scene):
   chosen = BopSet(bop)
-  assert chosen.names == ["000002-000003-000000-obj_000007", "000002-000004-000000-obj_000007"]  # the hidden ones are left out
+  # the hidden ones are left out
+  assert chosen.names == ["000002-000003-000000-obj_000007", "000002-000004-000000-obj_000007"]
   found = list(eval_item.items(chosen))
-  assert [i.group for i in found] == ["visible 90-100 %", "visible 10-50 %"] and {i.subject for i in found} == {"object 7"}
+  assert [i.group for i in found] == ["visible 90-100 %", "visible 10-50 %"] and {
+    i.subject for i in found
+  } == {"object 7"}
   check_items(found, scene[1])
 
 
@@ -125,7 +184,9 @@ def test_photo_folders_are_read_in_both_layouts_and_both_pose_forms(folder, scen
 def test_a_pose_in_the_wrong_form_is_seen_by_projecting_it(folder, scene, capsys, tmp_path):
   for path in folder.rglob("*.json"):
     pose = json.loads(path.read_text())
-    path.write_text(json.dumps(pose | {"form": "rows" if pose.get("form") != "rows" else "columns"}))
+    path.write_text(
+      json.dumps(pose | {"form": "rows" if pose.get("form") != "rows" else "columns"})
+    )
   assert evaluate.main(["--photos", str(folder), "--out", str(tmp_path), "--dry_run"]) == 0
   for path in folder.rglob("*.json"):
     pose = json.loads(path.read_text())
@@ -137,17 +198,29 @@ def test_a_pose_in_the_wrong_form_is_seen_by_projecting_it(folder, scene, capsys
 
 def test_a_subset_keeps_names_and_items_together(bop):
   some = eval_item.Subset(BopSet(bop), (1,))
-  assert some.names == [some[0].name] == ["000002-000004-000000-obj_000007"] and some.identity["chosen"] == 1
+  assert (
+    some.names == [some[0].name] == ["000002-000004-000000-obj_000007"]
+    and some.identity["chosen"] == 1
+  )
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"rotation": [1, 0, 0]}, "4 or 9 numbers"), ({"rotation": np.diag([1.0, 1, -1]).tolist()}, "determinant"), ({"scale": -1}, "positive"),
-    ({"form": "matrix"}, "columns or rows"), ({"translation": None}, "translation 3|TypeError|ValueError|finite"),
-])
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"rotation": [1, 0, 0]}, "4 or 9 numbers"),
+    ({"rotation": np.diag([1.0, 1, -1]).tolist()}, "determinant"),
+    ({"scale": -1}, "positive"),
+    ({"form": "matrix"}, "columns or rows"),
+    ({"translation": None}, "translation 3|TypeError|ValueError|finite"),
+  ],
+)
 def test_bad_poses_are_refused_by_file(tmp_path, change, message):
   from data_pipelines.eval_sets.photo_folder import read_pose
+
   path = tmp_path / "pose.json"
-  path.write_text(json.dumps({"rotation": [1, 0, 0, 0], "translation": [0, 0, 1], "scale": 1} | change))
+  path.write_text(
+    json.dumps({"rotation": [1, 0, 0, 0], "translation": [0, 0, 1], "scale": 1} | change)
+  )
   with pytest.raises(InputError, match=f"pose.json.*({message})"):
     read_pose(path)
 

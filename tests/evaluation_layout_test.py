@@ -10,7 +10,9 @@ import trimesh
 from sam3d_jax.evaluation import align, layout, surface
 from tests.evaluation_shape_test import wedge
 
-FAST = align.IcpProtocol(spiral=101, scan_points=128, keep=8, coarse_points=400, medium_points=2000, fine_points=2000)
+FAST = align.IcpProtocol(
+  spiral=101, scan_points=128, keep=8, coarse_points=400, medium_points=2000, fine_points=2000
+)
 
 
 def pose(rotvec_deg=(0, 0, 0), translation=(0, 0, 0), scale=1.0) -> layout.Pose:
@@ -25,7 +27,12 @@ def score(pred_pose, truth_pose=pose(), shape=None):
 
 def test_the_true_pose_scores_perfectly():
   scores = score(pose((10, 20, 30), (1, 2, 3), 0.5), pose((10, 20, 30), (1, 2, 3), 0.5))
-  assert scores == {"iou_3d": 1.0, "icp_rot_deg": pytest.approx(0, abs=0.3), "add_s": pytest.approx(0, abs=1e-9), "add_s_01": 1.0}
+  assert scores == {
+    "iou_3d": 1.0,
+    "icp_rot_deg": pytest.approx(0, abs=0.3),
+    "add_s": pytest.approx(0, abs=1e-9),
+    "add_s_01": 1.0,
+  }
 
 
 def test_box_iou_of_a_half_shifted_box_is_one_third():
@@ -60,11 +67,15 @@ def test_a_quarter_turn_of_a_cube_is_no_error_of_rotation():
   mesh = trimesh.creation.box((1, 1, 1))
   cube = surface.make_surface(mesh.vertices, mesh.faces)
   scores = score(pose((0, 0, 90)), shape=cube)
-  assert scores["icp_rot_deg"] < 1 and scores["iou_3d"] == pytest.approx(1) and scores["add_s"] < 0.02
+  assert (
+    scores["icp_rot_deg"] < 1 and scores["iou_3d"] == pytest.approx(1) and scores["add_s"] < 0.02
+  )
 
 
 def test_add_s_of_parallel_sheets_is_their_distance_over_the_diameter():
-  sheet = np.stack(np.meshgrid(np.linspace(0, 1, 60), np.linspace(0, 1, 60), [0.0]), -1).reshape(-1, 3)
+  sheet = np.stack(np.meshgrid(np.linspace(0, 1, 60), np.linspace(0, 1, 60), [0.0]), -1).reshape(
+    -1, 3
+  )
   distance = layout.add_s(sheet + [0, 0, 0.1], sheet, np.sqrt(2))
   assert distance == pytest.approx(0.1 / np.sqrt(2))
 
@@ -92,12 +103,20 @@ def test_pose_files_round_trip_and_quaternions_are_normalised(tmp_path):
   np.testing.assert_array_equal(read.scale, [2, 2, 2])
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"rotation": [0, 0, 0, 0]}, "norm 0"), ({"rotation": [1, 0, 0]}, "4 finite"), ({"scale": -1}, "positive"),
-    ({"translation": ["a", 0, 0]}, "translation"), ({"scale": float("nan")}, "finite"),
-])
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"rotation": [0, 0, 0, 0]}, "norm 0"),
+    ({"rotation": [1, 0, 0]}, "4 finite"),
+    ({"scale": -1}, "positive"),
+    ({"translation": ["a", 0, 0]}, "translation"),
+    ({"scale": float("nan")}, "finite"),
+  ],
+)
 def test_bad_pose_files_are_refused_by_key(tmp_path, change, message):
   path = tmp_path / "pose.json"
-  path.write_text(json.dumps({"rotation": [1, 0, 0, 0], "translation": [0, 0, 0], "scale": 1} | change))
+  path.write_text(
+    json.dumps({"rotation": [1, 0, 0, 0], "translation": [0, 0, 0], "scale": 1} | change)
+  )
   with pytest.raises(layout.PoseError, match=message):
     layout.load_pose(path)

@@ -12,8 +12,13 @@ from sam3d_jax.evaluation.preference import Vote, elo, elo_intervals, wilson_int
 
 
 def test_ties_count_half_and_sides_do_not_matter():
-  votes = [Vote("a", "b", "left"), Vote("b", "a", "right"), Vote("a", "b", "equal"), Vote("b", "a", "left"),
-           Vote("a", "c", "right")]
+  votes = [
+    Vote("a", "b", "left"),
+    Vote("b", "a", "right"),
+    Vote("a", "b", "equal"),
+    Vote("b", "a", "left"),
+    Vote("a", "c", "right"),
+  ]
   rate = win_rate(votes, "a", "b")
   assert rate.rate == 2.5 / 4 and rate.votes == 4
   assert win_rate(votes, "b", "a").rate == 1 - rate.rate
@@ -35,7 +40,10 @@ def test_elo_difference_of_odds_10_to_1_is_400():
 
 def test_elo_does_not_depend_on_the_order_of_votes():
   rng = np.random.default_rng(0)
-  votes = [Vote(*rng.permutation(["a", "b", "c"])[:2], rng.choice(["left", "right", "equal"])) for _ in range(60)]
+  votes = [
+    Vote(*rng.permutation(["a", "b", "c"])[:2], rng.choice(["left", "right", "equal"]))
+    for _ in range(60)
+  ]
   shuffled = [votes[i] for i in rng.permutation(60)]
   assert elo(votes) == pytest.approx(elo(shuffled), abs=1e-4)
 
@@ -60,7 +68,9 @@ def test_bootstrap_interval_has_the_width_of_the_standard_error():
 
 
 def test_summary_counts_only_objects_that_have_the_metric():
-  total = aggregate.summarise({"x": {"f1": 1.0, "add_s": None}, "y": {"f1": 0.0, "add_s": None}}, ("f1", "add_s"))
+  total = aggregate.summarise(
+    {"x": {"f1": 1.0, "add_s": None}, "y": {"f1": 0.0, "add_s": None}}, ("f1", "add_s")
+  )
   assert total["f1"] == 0.5 and total["add_s"] is None and total["add_s_interval"] is None
 
 
@@ -74,7 +84,9 @@ def test_ssim_is_one_for_equal_pictures_and_lower_for_noise():
   rng = np.random.default_rng(0)
   picture = rng.random((32, 32, 3))
   assert views.ssim(picture, picture) == pytest.approx(1)
-  assert views.ssim(np.clip(picture + 0.3 * rng.standard_normal(picture.shape), 0, 1), picture) < 0.9
+  assert (
+    views.ssim(np.clip(picture + 0.3 * rng.standard_normal(picture.shape), 0, 1), picture) < 0.9
+  )
   with pytest.raises(ValueError, match="11 x 11"):
     views.ssim(picture[:8], picture[:8])
 
@@ -90,7 +102,8 @@ def test_views_are_averaged_and_what_is_missing_scores_worst(tmp_path, capsys):
   assert evaluate.main(["--views", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
   rows = json.loads((tmp_path / "out" / "metrics.json").read_text())["objects"]
   assert rows["same"]["psnr"] == 100 and rows["same"]["ssim"] == pytest.approx(1)
-  assert rows["off"]["psnr"] == pytest.approx(-20 * np.log10(0.2), abs=1e-3)  # a constant error of 51 / 255
+  # a constant error of 51 / 255
+  assert rows["off"]["psnr"] == pytest.approx(-20 * np.log10(0.2), abs=1e-3)
   assert rows["absent"]["psnr"] == 0 == rows["small"]["ssim"]
   assert "pred_0 is missing" in rows["absent"]["problem"] and "24 x 12" in rows["small"]["problem"]
 

@@ -9,8 +9,14 @@ import trimesh
 
 from sam3d_jax.evaluation import align, neighbours, shape, surface
 
-FAST = shape.ShapeProtocol(points=20_000, emd_points=256, align_points=4000, icp=align.IcpProtocol(
-    spiral=101, scan_points=128, keep=6, coarse_points=400, medium_points=2000, fine_points=2000))
+FAST = shape.ShapeProtocol(
+  points=20_000,
+  emd_points=256,
+  align_points=4000,
+  icp=align.IcpProtocol(
+    spiral=101, scan_points=128, keep=6, coarse_points=400, medium_points=2000, fine_points=2000
+  ),
+)
 
 
 def box(extents=(2.0, 1.2, 0.6)) -> surface.Surface:
@@ -29,8 +35,14 @@ def sphere(radius: float) -> np.ndarray:
 
 def wedge() -> surface.Surface:
   """A shape without any symmetry: three boxes of different size."""
-  boxes = [trimesh.creation.box(e, trimesh.transformations.translation_matrix(t))
-           for e, t in (((2, 0.3, 0.5), (0, 0, 0)), ((0.3, 1.1, 0.4), (0.8, 0.5, 0)), ((0.25, 0.25, 0.9), (-0.8, 0.05, 0.5)))]
+  boxes = [
+    trimesh.creation.box(e, trimesh.transformations.translation_matrix(t))
+    for e, t in (
+      ((2, 0.3, 0.5), (0, 0, 0)),
+      ((0.3, 1.1, 0.4), (0.8, 0.5, 0)),
+      ((0.25, 0.25, 0.9), (-0.8, 0.05, 0.5)),
+    )
+  ]
   mesh = trimesh.util.concatenate(boxes)
   return surface.make_surface(mesh.vertices, mesh.faces)
 
@@ -53,12 +65,14 @@ def test_emd_of_a_small_shift_is_its_length():
 def test_emd_equals_the_plain_assignment(monkeypatch):
   from scipy.optimize import linear_sum_assignment
   from scipy.spatial.distance import cdist
+
   rng = np.random.default_rng(0)
   a, b = rng.standard_normal((200, 3)), rng.standard_normal((200, 3)) + 1
   distance = cdist(a, b)
   plain = pytest.approx(distance[linear_sum_assignment(distance)].mean(), rel=1e-12)
   assert shape.emd(a, b, 200) == plain
-  monkeypatch.setattr(shape, "RELAXATION", 4.0)  # potentials that diverge cost time, never exactness
+  # potentials that diverge cost time, never exactness
+  monkeypatch.setattr(shape, "RELAXATION", 4.0)
   assert shape.emd(a, b, 200) == plain
 
 
@@ -66,7 +80,10 @@ def test_spatial_order_is_that_of_interleaved_coordinates():
   points = np.random.default_rng(0).random((3000, 3)) * [1, 0.5, 0.2] - 3
   low, side = points.min(0), np.ptp(points, axis=0).max()
   cell = np.minimum((points - low) * (128 / side), 127).astype(int)
-  code = [int("".join(f"{z >> i & 1}{y >> i & 1}{x >> i & 1}" for i in reversed(range(7))), 2) for x, y, z in cell]
+  code = [
+    int("".join(f"{z >> i & 1}{y >> i & 1}{x >> i & 1}" for i in reversed(range(7))), 2)
+    for x, y, z in cell
+  ]
   np.testing.assert_array_equal(neighbours.spatial_order(points), np.argsort(code, kind="stable"))
 
 
@@ -78,10 +95,15 @@ def test_strides_take_points_equally_far_apart_and_all_if_there_are_few():
 def test_metrics_take_even_subsets_whatever_the_order_of_the_points():
   rng = np.random.default_rng(0)
   a = rng.random((4096, 3))
-  lopsided = a[np.argsort(a[:, 0])].reshape(16, 256, 3).swapaxes(0, 1).reshape(-1, 3)  # every 16th point is one of the leftmost
+  # every 16th point is one of the leftmost
+  lopsided = a[np.argsort(a[:, 0])].reshape(16, 256, 3).swapaxes(0, 1).reshape(-1, 3)
   found, expected = (shape.point_metrics(x, rng.permutation(a), FAST) for x in (lopsided, a))
   assert found["emd"] < 0.12 and expected["emd"] < 0.12
-  assert {k: found[k] for k in ("f1", "viou", "chamfer")} == {"f1": 1.0, "viou": 1.0, "chamfer": 0.0}
+  assert {k: found[k] for k in ("f1", "viou", "chamfer")} == {
+    "f1": 1.0,
+    "viou": 1.0,
+    "chamfer": 0.0,
+  }
 
 
 def test_thinning_of_far_points_hardly_changes_a_distance(monkeypatch):
@@ -93,7 +115,9 @@ def test_thinning_of_far_points_hardly_changes_a_distance(monkeypatch):
   thinned = neighbours.nearest_distances(a, b)
   assert thinned.shape == exact.shape and not np.array_equal(thinned, exact)
   assert thinned.mean() == pytest.approx(exact.mean(), rel=0.02)
-  np.testing.assert_array_equal(np.sort(thinned[thinned < neighbours.FAR]), np.sort(exact[exact < neighbours.FAR]))
+  np.testing.assert_array_equal(
+    np.sort(thinned[thinned < neighbours.FAR]), np.sort(exact[exact < neighbours.FAR])
+  )
 
 
 def test_f1_is_the_harmonic_mean_of_precision_and_recall():
@@ -109,13 +133,20 @@ def test_voxel_iou_of_half_a_slab_is_one_half():
 
 def test_an_exact_copy_scores_perfectly():
   scores = shape.shape_metrics(wedge(), wedge(), FAST)
-  assert scores == {"f1": 1.0, "viou": 1.0, "chamfer": pytest.approx(0, abs=1e-9), "emd": pytest.approx(0, abs=1e-9)}
+  assert scores == {
+    "f1": 1.0,
+    "viou": 1.0,
+    "chamfer": pytest.approx(0, abs=1e-9),
+    "emd": pytest.approx(0, abs=1e-9),
+  }
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_rotation_shift_and_size_do_not_change_the_score(seed):
   truth = wedge()
-  pred = truth.transformed(scale=7.0, rotation=Rotation.random(random_state=seed).as_matrix(), translation=[3.0, -1.0, 2.0])
+  pred = truth.transformed(
+    scale=7.0, rotation=Rotation.random(random_state=seed).as_matrix(), translation=[3.0, -1.0, 2.0]
+  )
   scores = shape.shape_metrics(pred, truth, FAST)
   assert scores["f1"] > 0.999 and scores["chamfer"] < 3e-3
 
@@ -131,13 +162,22 @@ def test_chamfer_of_boxes_grows_with_their_difference():
 
 
 def test_a_missing_surface_scores_worst():
-  assert shape.shape_metrics(None, box(), FAST) == shape.WORST == shape.shape_metrics(box(), None, FAST)
+  assert (
+    shape.shape_metrics(None, box(), FAST) == shape.WORST == shape.shape_metrics(box(), None, FAST)
+  )
 
 
-@pytest.mark.parametrize("vertices, faces", [
-    ([[0, 0, 0], [1, 0, 0], [2, 0, 0]], [[0, 1, 2]]), ([[np.nan] * 3, [1, 0, 0], [0, 1, 0]], [[0, 1, 2]]),
-    ([[1e300, 0, 0], [1e300, 0, 0], [1e300, 0, 0]], [[0, 1, 2]]), ([], None), ([[1.0, 2.0, 3.0]], None),
-], ids=["line", "nan", "point", "empty", "single point"])
+@pytest.mark.parametrize(
+  "vertices, faces",
+  [
+    ([[0, 0, 0], [1, 0, 0], [2, 0, 0]], [[0, 1, 2]]),
+    ([[np.nan] * 3, [1, 0, 0], [0, 1, 0]], [[0, 1, 2]]),
+    ([[1e300, 0, 0], [1e300, 0, 0], [1e300, 0, 0]], [[0, 1, 2]]),
+    ([], None),
+    ([[1.0, 2.0, 3.0]], None),
+  ],
+  ids=["line", "nan", "point", "empty", "single point"],
+)
 def test_what_has_no_surface_is_refused_with_a_reason(vertices, faces):
   with pytest.raises(surface.SurfaceError, match="part"):
     surface.make_surface(np.array(vertices, float).reshape(-1, 3), faces, name="part")
@@ -153,8 +193,13 @@ def test_a_single_triangle_and_a_point_cloud_have_scores():
 
 def test_samples_are_uniform_by_area_and_seeded():
   rng = np.random.default_rng(0)
-  corners = np.array([[0, 0, 0], [3, 0, 0], [0, 1, 0], [3, 1, 0], [10, 0, 0], [11, 0, 0], [10, 1, 0], [11, 1, 0]], float)
-  part = surface.make_surface(corners, rng.permutation([[0, 1, 2], [1, 3, 2], [4, 5, 6], [5, 7, 6]]))
+  corners = np.array(
+    [[0, 0, 0], [3, 0, 0], [0, 1, 0], [3, 1, 0], [10, 0, 0], [11, 0, 0], [10, 1, 0], [11, 1, 0]],
+    float,
+  )
+  part = surface.make_surface(
+    corners, rng.permutation([[0, 1, 2], [1, 3, 2], [4, 5, 6], [5, 7, 6]])
+  )
   points, normals = surface.sample_surface(part, 20_000, 1)
   assert (points[:, 0] < 5).mean() == pytest.approx(0.75, abs=0.01)
   assert points[points[:, 0] < 5].mean(0) == pytest.approx([1.5, 0.5, 0.0], abs=0.03)
@@ -171,7 +216,10 @@ def test_normalising_centres_the_box_and_keeps_proportions():
 
 def test_icp_recovers_a_small_known_motion_exactly():
   cloud = align.make_cloud(*surface.sample_surface(wedge(), 2000, 0))
-  rotation, shift = Rotation.from_rotvec([0.1, -0.2, 0.15]).as_matrix(), np.array([0.05, -0.02, 0.03])
+  rotation, shift = (
+    Rotation.from_rotvec([0.1, -0.2, 0.15]).as_matrix(),
+    np.array([0.05, -0.02, 0.03]),
+  )
   moved = align.make_cloud(cloud.points @ rotation.T + shift, cloud.normals @ rotation.T)
   found = align.icp(cloud, moved, align.IDENTITY, iterations=40, trim=0.9)
   np.testing.assert_allclose(found.rotation, rotation, atol=1e-5)
@@ -179,7 +227,9 @@ def test_icp_recovers_a_small_known_motion_exactly():
 
 
 def test_equal_costs_go_to_the_smallest_rotation():
-  turn = dataclasses.replace(align.IDENTITY, rotation=Rotation.from_euler("z", 90, degrees=True).as_matrix(), cost=1.0)
+  turn = dataclasses.replace(
+    align.IDENTITY, rotation=Rotation.from_euler("z", 90, degrees=True).as_matrix(), cost=1.0
+  )
   still = dataclasses.replace(align.IDENTITY, cost=1.02)
   assert align.prefer([turn, still], tie=0.05) is still
   assert align.prefer([turn, dataclasses.replace(still, cost=1.2)], tie=0.05) is turn

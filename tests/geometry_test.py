@@ -26,12 +26,17 @@ def scene_poses(batch=3, objects=1, channels=3, unit=False):
 
 
 def random_pose(*lead):
-  return pose.Pose(rotations.quaternion_to_matrix(RNG.standard_normal((*lead, 4))), RNG.standard_normal((*lead, 3)),
-                   np.repeat(RNG.uniform(0.2, 3, (*lead, 1)), 3, -1))
+  return pose.Pose(
+    rotations.quaternion_to_matrix(RNG.standard_normal((*lead, 4))),
+    RNG.standard_normal((*lead, 3)),
+    np.repeat(RNG.uniform(0.2, 3, (*lead, 1)), 3, -1),
+  )
 
 
 def test_matrices_of_quaternions_are_rotations():
-  np.testing.assert_allclose(MATRICES @ np.swapaxes(MATRICES, -1, -2), np.broadcast_to(np.eye(3), (50, 3, 3)), atol=1e-12)
+  np.testing.assert_allclose(
+    MATRICES @ np.swapaxes(MATRICES, -1, -2), np.broadcast_to(np.eye(3), (50, 3, 3)), atol=1e-12
+  )
   np.testing.assert_allclose(np.linalg.det(MATRICES), 1, atol=1e-12)
   turned = rotations.quaternion_apply(rotations.normalise(QUATERNIONS), np.array([1.0, 2.0, 3.0]))
   np.testing.assert_allclose(turned, MATRICES @ [1, 2, 3], atol=1e-12)
@@ -39,11 +44,15 @@ def test_matrices_of_quaternions_are_rotations():
 
 def test_quaternions_are_w_x_y_z():
   quarter_turn_about_z = np.array([np.sqrt(0.5), 0, 0, np.sqrt(0.5)])
-  np.testing.assert_allclose(rotations.quaternion_to_matrix(quarter_turn_about_z) @ [1, 0, 0], [0, 1, 0], atol=1e-12)
+  np.testing.assert_allclose(
+    rotations.quaternion_to_matrix(quarter_turn_about_z) @ [1, 0, 0], [0, 1, 0], atol=1e-12
+  )
 
 
 def test_matrix_to_quaternion_inverts_for_every_angle():
-  half_turns = np.array([[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [1, 0, 0, 0], [0, 0.6, 0.8, 0], [1e-9, 0.6, 0, -0.8]])
+  half_turns = np.array(
+    [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [1, 0, 0, 0], [0, 0.6, 0.8, 0], [1e-9, 0.6, 0, -0.8]]
+  )
   for q in (rotations.normalise(QUATERNIONS), half_turns):
     back = rotations.matrix_to_quaternion(rotations.quaternion_to_matrix(q))
     assert (back[:, 0] >= 0).all()
@@ -76,7 +85,9 @@ def test_gradients_stay_finite_at_degenerate_rotations():
 def test_numpy_and_jax_agree_and_keep_their_array_type():
   given = random_pose(4)
   latents = pose.encode_latents(given, np.full(3, 2.0), np.ones(3))
-  traced = jax.jit(lambda p: pose.encode_latents(p, np.full(3, 2.0), np.ones(3)))(jax.tree.map(jnp.float32, given))
+  traced = jax.jit(lambda p: pose.encode_latents(p, np.full(3, 2.0), np.ones(3)))(
+    jax.tree.map(jnp.float32, given)
+  )
   for name, value in latents.items():
     assert isinstance(value, np.ndarray) and isinstance(traced[name], jax.Array)
     np.testing.assert_allclose(value, traced[name], atol=2e-5)
@@ -86,9 +97,12 @@ def test_numpy_and_jax_agree_and_keep_their_array_type():
 def test_encode_then_decode_is_the_identity(convention):
   for given in (scene_poses(), scene_poses(1, 4), scene_poses(2, 3, channels=1)):
     back = pose.decode(pose.encode(given, convention), convention)
-    for field, value in given._asdict().items():  # one shared scale may come back as three equal ones
+    # one shared scale may come back as three equal ones
+    for field, value in given._asdict().items():
       found = getattr(back, field)
-      np.testing.assert_allclose(found, np.broadcast_to(value, found.shape), atol=1e-9, err_msg=field)
+      np.testing.assert_allclose(
+        found, np.broadcast_to(value, found.shape), atol=1e-9, err_msg=field
+      )
 
 
 @pytest.mark.parametrize("convention", pose.CONVENTIONS)
@@ -98,7 +112,11 @@ def test_latents_of_a_pose_decode_to_that_pose(convention):
   scale, shift = RNG.uniform(0.5, 2, (2, 5, 1)) * np.ones(3), RNG.standard_normal((2, 5, 3))
   latents = pose.encode_latents(given, scale, shift, convention=convention)
   assert {k: v.shape for k, v in latents.items()} == {
-      "rotation": (2, 5, 1, 6), "translation": (2, 5, 1, 3), "scale": (2, 5, 1, 3), "translation_scale": (2, 5, 1, 1)}
+    "rotation": (2, 5, 1, 6),
+    "translation": (2, 5, 1, 3),
+    "scale": (2, 5, 1, 3),
+    "translation_scale": (2, 5, 1, 1),
+  }
   back = pose.decode_latents(latents, scale, shift, convention=convention)
   for field, value in given._asdict().items():
     np.testing.assert_allclose(getattr(back, field), value, atol=1e-6, err_msg=field)
@@ -111,20 +129,26 @@ def test_latents_are_the_published_formulas():
   np.testing.assert_allclose(latents["scale"][0], np.log(given.scale / 2))
   assert latents["translation_scale"] == 0
   columns = np.concatenate([given.rotation[:, 0], given.rotation[:, 1]])
-  np.testing.assert_allclose(latents["rotation"][0], (columns - rotations.SIX_D_MEAN) / rotations.SIX_D_STD, atol=1e-6)
+  np.testing.assert_allclose(
+    latents["rotation"][0], (columns - rotations.SIX_D_MEAN) / rotations.SIX_D_STD, atol=1e-6
+  )
 
 
 def test_decoding_averages_the_three_scales_unless_told_not_to():
   given = random_pose()._replace(scale=np.array([1.0, 2.0, 6.0]))
   latents = pose.encode_latents(given, np.ones(3), np.zeros(3))
   np.testing.assert_allclose(pose.decode_latents(latents, np.ones(3), np.zeros(3)).scale, [3, 3, 3])
-  np.testing.assert_allclose(pose.decode_latents(latents, np.ones(3), np.zeros(3), isotropic=False).scale, [1, 2, 6])
+  np.testing.assert_allclose(
+    pose.decode_latents(latents, np.ones(3), np.zeros(3), isotropic=False).scale, [1, 2, 6]
+  )
 
 
 @pytest.mark.parametrize("batch, objects", [(1, 3), (3, 1)])
 def test_published_tiling_changes_nothing_for_one_scene_or_one_object(batch, objects):
   given = scene_poses(batch, objects)
-  right, quirk = (pose.encode(given, "ScaleShiftInvariant", published_tiling=tiling) for tiling in (False, True))
+  right, quirk = (
+    pose.encode(given, "ScaleShiftInvariant", published_tiling=tiling) for tiling in (False, True)
+  )
   for a, b in zip(right, quirk, strict=True):
     np.testing.assert_array_equal(a, b)
 
@@ -138,7 +162,9 @@ def test_unknown_conventions_and_misplaced_whitening_are_refused():
 
 def test_whitening_inverts():
   given = scene_poses()
-  back = pose.decode(pose.encode(given, "ScaleShiftInvariant", whiten=True), "ScaleShiftInvariant", whiten=True)
+  back = pose.decode(
+    pose.encode(given, "ScaleShiftInvariant", whiten=True), "ScaleShiftInvariant", whiten=True
+  )
   np.testing.assert_allclose(back.translation, given.translation, atol=1e-6)
   np.testing.assert_allclose(back.scale, given.scale, atol=1e-6)
 
@@ -148,8 +174,12 @@ def test_transforming_points_inverts_and_equals_the_composed_matrix():
   moved = pose.transform_points(points, given)
   np.testing.assert_allclose(pose.untransform_points(moved, given), points, atol=1e-9)
   matrix = pose.compose(given.scale, given.rotation, given.translation)
-  np.testing.assert_allclose((np.concatenate([points, np.ones((3, 7, 1))], -1) @ matrix)[..., :3], moved, atol=1e-9)
-  for part, value in zip(pose.decompose(matrix), (given.scale, given.rotation, given.translation), strict=True):
+  np.testing.assert_allclose(
+    (np.concatenate([points, np.ones((3, 7, 1))], -1) @ matrix)[..., :3], moved, atol=1e-9
+  )
+  for part, value in zip(
+    pose.decompose(matrix), (given.scale, given.rotation, given.translation), strict=True
+  ):
     np.testing.assert_allclose(part, value, atol=1e-9)
 
 
@@ -184,15 +214,22 @@ def test_left_of_the_image_is_positive_x_and_its_top_positive_y():
   assert points[0, 0, 0] > 0 > points[0, -1, 0] and points[0, 0, 1] > 0 > points[-1, 0, 1]
 
 
-@pytest.mark.parametrize("frame, right, up, forward", [
+@pytest.mark.parametrize(
+  "frame, right, up, forward",
+  [
     ("pytorch3d", [-1, 0, 0], [0, 1, 0], [0, 0, 1]),
     ("opencv", [1, 0, 0], [0, -1, 0], [0, 0, 1]),
     ("gltf", [1, 0, 0], [0, 1, 0], [0, 0, -1]),
-])
+  ],
+)
 def test_frames_have_their_documented_axes(frame, right, up, forward):
   for source, expected in (([-1, 0, 0], right), ([0, 1, 0], up), ([0, 0, 1], forward)):
-    np.testing.assert_array_equal(cameras.convert_frame(np.array(source, float), "pytorch3d", frame), expected)
-    np.testing.assert_array_equal(cameras.convert_frame(np.array(expected, float), frame, "pytorch3d"), source)
+    np.testing.assert_array_equal(
+      cameras.convert_frame(np.array(source, float), "pytorch3d", frame), expected
+    )
+    np.testing.assert_array_equal(
+      cameras.convert_frame(np.array(expected, float), frame, "pytorch3d"), source
+    )
 
 
 def test_unknown_frames_are_refused():
@@ -223,7 +260,9 @@ def test_remaps_invert(kind):
 def test_nearest_index_rounds_the_ratio_to_fp32():
   assert grids.nearest_index(4, 8).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
   assert grids.nearest_index(7, 3).tolist() == [0, 2, 4]
-  assert max(grids.nearest_index(n, m).max() - (n - 1) for n in range(1, 40) for m in range(1, 40)) <= 0
+  assert (
+    max(grids.nearest_index(n, m).max() - (n - 1) for n in range(1, 40) for m in range(1, 40)) <= 0
+  )
 
 
 def test_the_worked_example_of_the_documentation_is_right():
@@ -233,7 +272,9 @@ def test_the_worked_example_of_the_documentation_is_right():
   for line in block.splitlines():
     if line.count("=") == 1:
       name, value = line.split("=")
-      stated[name.strip()] = np.array([float(v) for v in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", value)])
+      stated[name.strip()] = np.array(
+        [float(v) for v in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", value)]
+      )
   camera = cameras.Camera(*stated["camera fx fy cx cy width height"])
   depth = stated["depth map, row by row"].reshape(int(camera.height), int(camera.width))
   mask = stated["mask, row by row"].reshape(depth.shape) > 0
@@ -244,11 +285,17 @@ def test_the_worked_example_of_the_documentation_is_right():
   latents = pose.encode_latents(given, moments.scale, moments.shift)
   pixel, _ = cameras.project(pose.transform_points(stated["object point"][None], given), camera)
   computed = {
-      "point of the top left pixel": points[0, 0], "shift": moments.shift, "scale": moments.scale,
-      "point in the camera": pose.transform_points(stated["object point"][None], given)[0], "its pixel": pixel[0],
-      "quaternion of R": rotations.matrix_to_quaternion(given.rotation), "latent translation": latents["translation"][0],
-      "latent scale": latents["scale"][0], "latent rotation": latents["rotation"][0],
-      "latent translation_scale": latents["translation_scale"][0], "crop box": np.array(transforms.mask_box(mask, 1.2)),
+    "point of the top left pixel": points[0, 0],
+    "shift": moments.shift,
+    "scale": moments.scale,
+    "point in the camera": pose.transform_points(stated["object point"][None], given)[0],
+    "its pixel": pixel[0],
+    "quaternion of R": rotations.matrix_to_quaternion(given.rotation),
+    "latent translation": latents["translation"][0],
+    "latent scale": latents["scale"][0],
+    "latent rotation": latents["rotation"][0],
+    "latent translation_scale": latents["translation_scale"][0],
+    "crop box": np.array(transforms.mask_box(mask, 1.2)),
   }
   for name, value in computed.items():
     np.testing.assert_allclose(value, stated[name], atol=6e-5, err_msg=name)

@@ -1,4 +1,6 @@
-"""Scores of samples during training and on the ladder: what is perfect, what each fault costs, what cannot be scored."""
+"""Scores of samples during training and on the ladder: what is perfect, what each fault costs, what
+cannot be scored.
+"""
 
 import numpy as np
 import pytest
@@ -36,7 +38,7 @@ def test_the_truth_scores_perfectly(found):
 def test_floaters_and_missing_parts_are_told_apart(found):
   floating, cut = found.occupancy.copy(), found.occupancy.copy()
   floating[:3, :3, :3] = True
-  cut[: 16] = False
+  cut[:16] = False
   assert score(found, floating)["floaters"] > 0.01 and score(found, floating)["missing"] == 0
   assert score(found, cut)["missing"] > 0.3 and score(found, cut)["floaters"] == 0
 
@@ -48,8 +50,12 @@ def test_an_empty_sample_scores_worst_and_not_at_all_better(found):
 
 def test_a_turned_object_is_off_by_its_angle(found):
   c, s = np.cos(0.5), np.sin(0.5)
-  turned = found.pose._replace(rotation=found.pose.rotation @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]], np.float32))
-  row = score(found, found.occupancy, **pose.encode_latents(turned, found.scene_scale, found.scene_shift))
+  turned = found.pose._replace(
+    rotation=found.pose.rotation @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]], np.float32)
+  )
+  row = score(
+    found, found.occupancy, **pose.encode_latents(turned, found.scene_scale, found.scene_shift)
+  )
   np.testing.assert_allclose(row["rotation_deg"], np.degrees(0.5), atol=0.1)
 
 
@@ -77,7 +83,12 @@ def test_ratings_tell_faulty_shapes_but_not_always():
   examples = [tiny_dataset.make_example(i) for i in range(3)]
   source = [examples[i % 3] | {"key": schema.example_key("photo", i)} for i in range(300)]
   made = list(ladder_data.rated(source, 0, faulty=True))
-  bad = np.array([m["key"] != schema.example_key(s["key"], "rated", 0) for m, s in zip(made, source, strict=True)])
+  bad = np.array(
+    [
+      m["key"] != schema.example_key(s["key"], "rated", 0)
+      for m, s in zip(made, source, strict=True)
+    ]
+  )
   ratings = np.array([m["rating"] for m in made])
   assert 0.4 < bad.mean() < 0.6
   accepted = ratings >= 3.0
@@ -92,11 +103,19 @@ def test_a_pair_is_the_best_and_the_worst_sample_if_they_differ(found):
 
 
 def test_fine_voxels_are_the_same_shape_on_the_records_grid(found):
-  np.testing.assert_array_equal(samples.occupancy(ladder_data.fine_voxels(found.occupancy), 32).astype(bool), found.occupancy)
+  np.testing.assert_array_equal(
+    samples.occupancy(ladder_data.fine_voxels(found.occupancy), 32).astype(bool), found.occupancy
+  )
 
 
 def test_the_table_gives_mean_and_spread_over_seeds():
-  scores = lambda v: {"photos": {k: v for k in held_out.HIGHER_IS_BETTER} | {"objects": 10, "constant": 0.2}}
+  scores = lambda v: {
+    "photos": {k: v for k in held_out.HIGHER_IS_BETTER} | {"objects": 10, "constant": 0.2}
+  }
   (row,) = ladder_report.table([{"sft": scores(0.2)}, {"sft": scores(0.4)}], ["sft"])
-  assert row["viou"] == pytest.approx(0.3) and row["viou_std"] == pytest.approx(0.1414, abs=1e-4) and row["objects"] == 20
+  assert (
+    row["viou"] == pytest.approx(0.3)
+    and row["viou_std"] == pytest.approx(0.1414, abs=1e-4)
+    and row["objects"] == 20
+  )
   assert "0.300 ± 0.141" in ladder_report.page([row], {"photos": 0.2}, 2)

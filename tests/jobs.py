@@ -1,4 +1,6 @@
-"""Real training processes for tests: started, watched through the files they write, interrupted, and compared."""
+"""Real training processes for tests: started, watched through the files they write, interrupted,
+and compared.
+"""
 
 from collections.abc import Callable, Sequence
 import json
@@ -15,27 +17,70 @@ import numpy as np
 from sam3d_jax.training import checkpoint, ledger
 
 ROOT = pathlib.Path(__file__).parents[1]
-STAGES = {"launch.pretrain": "configs/pretrain_geometry.py", "launch.train_vae": "configs/vae_structure.py"}
+STAGES = {
+  "launch.pretrain": "configs/pretrain_geometry.py",
+  "launch.train_vae": "configs/vae_structure.py",
+}
 
 
 class Job:
-  """One start of a training command, as one process a host. Leaving the context kills what is left of it."""
+  """One start of a training command, as one process a host. Leaving the context kills what is left
+  of it.
+  """
 
-  def __init__(self, workdir: pathlib.Path, overrides: Sequence[str], *, command: str = "launch.train_vae", variant: str = "fake",
-               hosts: int = 1, of_host: dict[int, Sequence[str]] | None = None):
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    overrides: Sequence[str],
+    *,
+    command: str = "launch.train_vae",
+    variant: str = "fake",
+    hosts: int = 1,
+    of_host: dict[int, Sequence[str]] | None = None,
+  ):
     self.workdir = pathlib.Path(workdir)
-    argv = [sys.executable, "-m", command, "--config", f"{STAGES[command]}:{variant}", "--workdir", str(workdir), *overrides]
+    argv = [
+      sys.executable,
+      "-m",
+      command,
+      "--config",
+      f"{STAGES[command]}:{variant}",
+      "--workdir",
+      str(workdir),
+      *overrides,
+    ]
     port = free_port()
-    env = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"} | ({"PYTHONPATH": str(ROOT)} | os.environ | {"PYTHONUNBUFFERED": "1"})
+    env = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"} | (
+      {"PYTHONPATH": str(ROOT)} | os.environ | {"PYTHONUNBUFFERED": "1"}
+    )
     self.started = time.time()
     self.processes, self.logs = [], []
     for host in range(hosts):
-      place = ["--coordinator", f"localhost:{port}", "--num_processes", str(hosts), "--process_id", str(host)] if hosts > 1 else []
+      place = (
+        [
+          "--coordinator",
+          f"localhost:{port}",
+          "--num_processes",
+          str(hosts),
+          "--process_id",
+          str(host),
+        ]
+        if hosts > 1
+        else []
+      )
       log = self.workdir.with_name(f"{self.workdir.name}_{time.time_ns()}_host{host}.log")
       log.parent.mkdir(parents=True, exist_ok=True)
       with log.open("wb") as file:
-        self.processes.append(subprocess.Popen([*argv, *place, *(of_host or {}).get(host, ())], cwd=ROOT, env=env, stdout=file,
-                                               stderr=subprocess.STDOUT, start_new_session=True))
+        self.processes.append(
+          subprocess.Popen(
+            [*argv, *place, *(of_host or {}).get(host, ())],
+            cwd=ROOT,
+            env=env,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+          )
+        )
       self.logs.append(log)
 
   def __enter__(self):
@@ -79,7 +124,9 @@ class Job:
     children = pathlib.Path(f"/proc/{self.processes[0].pid}/task").glob("*/children")
     try:
       pids = [int(pid) for file in children for pid in file.read_text().split()]
-      return [pid for pid in pids if b"spawn_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
+      return [
+        pid for pid in pids if b"spawn_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+      ]
     except OSError:
       return []
 
@@ -123,10 +170,15 @@ def assert_same_run(a: pathlib.Path, b: pathlib.Path) -> None:
 
 
 def science(workdir: pathlib.Path, kind: str = "loss") -> dict[int, dict]:
-  """The metrics that must not depend on interruptions, by step: everything but times. kind: "loss" or "eval/loss"."""
+  """The metrics that must not depend on interruptions, by step: everything but times. kind: "loss"
+  or "eval/loss".
+  """
   rows = [row for row in metric_rows(workdir) if kind in row]
   assert len({row["step"] for row in rows}) == len(rows), "a step was logged twice"
-  return {row["step"]: {k: v for k, v in row.items() if not k.startswith(("time/", "hosts/"))} for row in rows}
+  return {
+    row["step"]: {k: v for k, v in row.items() if not k.startswith(("time/", "hosts/"))}
+    for row in rows
+  }
 
 
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}

@@ -1,4 +1,6 @@
-"""Low-rank adapters: what they add, where they start, what is trained, and that folding them in changes nothing."""
+"""Low-rank adapters: what they add, where they start, what is trained, and that folding them in
+changes nothing.
+"""
 
 from typing import NamedTuple
 
@@ -70,11 +72,17 @@ def test_an_adapter_adds_its_scaled_low_rank_product_to_each_layers_output():
   x = X
   for layer in range(3):
     a, b = factors["trunk/layer/lora_a"][layer], factors["trunk/layer/lora_b"][layer]
-    plain = jnp.einsum("bi,ihk->bhk", x, params["trunk/layer/kernel"][layer]) + params["trunk/layer/bias"][layer]
+    plain = (
+      jnp.einsum("bi,ihk->bhk", x, params["trunk/layer/kernel"][layer])
+      + params["trunk/layer/bias"][layer]
+    )
     x = jnp.tanh(plain + 3.0 * jnp.einsum("bi,ir,rhk->bhk", x, a, b)).reshape(x.shape)
   h = x.reshape(-1, 2, 2)
-  expected = (jnp.einsum("bhk,hko->bo", h, params["head/kernel"]) + params["head/bias"]
-              + 3.0 * jnp.einsum("bhk,hkr,ro->bo", h, factors["head/lora_a"], factors["head/lora_b"]))
+  expected = (
+    jnp.einsum("bhk,hko->bo", h, params["head/kernel"])
+    + params["head/bias"]
+    + 3.0 * jnp.einsum("bhk,hkr,ro->bo", h, factors["head/lora_a"], factors["head/lora_b"])
+  )
   np.testing.assert_allclose(graph.merge(params | factors)(X), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -100,7 +108,9 @@ def test_only_the_factors_are_trained_and_only_they_cost_state():
 
 
 def test_a_pattern_that_hits_no_projection_is_an_error_that_names_some():
-  with pytest.raises(ConfigError, match="lora.targets = 'tail' matches no projection; there are head, trunk/layer"):
+  with pytest.raises(
+    ConfigError, match="lora.targets = 'tail' matches no projection; there are head, trunk/layer"
+  ):
     lora.factor_shapes(Net(nnx.Rngs(0)), lora.LoraConfig(targets="tail"))
 
 

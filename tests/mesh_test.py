@@ -10,8 +10,10 @@ from sam3d_jax import mesh, preview
 def ball(resolution: int = 24, radius: float = 0.4) -> np.ndarray:
   """The voxels that a sphere passes through."""
   corner = np.abs(np.arange(resolution + 1) / resolution - 0.5)
-  near, far = (np.sqrt(sum(np.square(a) for a in np.meshgrid(side, side, side, indexing="ij")))
-               for side in (np.minimum(corner[:-1], corner[1:]), np.maximum(corner[:-1], corner[1:])))
+  near, far = (
+    np.sqrt(sum(np.square(a) for a in np.meshgrid(side, side, side, indexing="ij")))
+    for side in (np.minimum(corner[:-1], corner[1:]), np.maximum(corner[:-1], corner[1:]))
+  )
   return (near <= radius) & (far >= radius)
 
 
@@ -29,7 +31,8 @@ def as_trimesh(m: mesh.Mesh) -> trimesh.Trimesh:
 def test_a_hollow_shell_becomes_one_watertight_outward_surface():
   shape = as_trimesh(mesh.from_occupancy(ball()))
   assert shape.is_watertight and shape.body_count == 1
-  assert shape.volume == pytest.approx(4 / 3 * np.pi * 0.4**3, rel=0.02)  # positive: faces look outward
+  # positive: faces look outward
+  assert shape.volume == pytest.approx(4 / 3 * np.pi * 0.4**3, rel=0.02)
 
 
 def test_vertices_lie_at_the_surface_in_the_object_frame():
@@ -39,11 +42,15 @@ def test_vertices_lie_at_the_surface_in_the_object_frame():
 
 @pytest.mark.parametrize("at", [0.25, 0.28, 0.31])
 def test_the_surface_goes_through_the_middle_of_its_voxels(at):
-  """A box around the origin, its faces anywhere within a voxel: the mesh errs by half a voxel at most, not outwards only."""
+  """A box around the origin, its faces anywhere within a voxel: the mesh errs by half a voxel at
+  most, not outwards only.
+  """
   corner = np.arange(-8, 9) / 16
   along = (corner[:-1] <= at) & (corner[1:] >= -at)
   faces = ((corner[:-1] <= at) & (corner[1:] >= at)) | ((corner[:-1] <= -at) & (corner[1:] >= -at))
-  grid = (along[:, None, None] & along[:, None] & along) & (faces[:, None, None] | faces[:, None] | faces)
+  grid = (along[:, None, None] & along[:, None] & along) & (
+    faces[:, None, None] | faces[:, None] | faces
+  )
   vertices = mesh.from_occupancy(grid).vertices
   middle = np.abs(vertices[:, 1:]).max(1) < 0.1  # of two opposite faces: edges are rounded
   assert np.abs(np.abs(vertices[middle, 0]) - at).max() < 0.5 / 16
@@ -84,18 +91,27 @@ def test_glb_is_y_up_and_keeps_names_and_colours(tmp_path):
 
 
 def test_render_shows_the_object_where_the_camera_frame_says():
-  view = np.array([[0.0, 0, 1], [-1, 0, 0], [0, 1, 0]])  # looking along +x with z up: y to the right, since camera x is left
+  # looking along +x with z up: y to the right, since camera x is left
+  view = np.array([[0.0, 0, 1], [-1, 0, 0], [0, 1, 0]])
   grid = np.zeros((8, 8, 8), bool)
   grid[3:5, 6:8, 6:8] = True  # right and up
-  ink = np.abs(preview.render(mesh.from_occupancy(grid), view, size=32).astype(int) - preview.BACKGROUND).sum(-1) > 60
+  ink = (
+    np.abs(
+      preview.render(mesh.from_occupancy(grid), view, size=32).astype(int) - preview.BACKGROUND
+    ).sum(-1)
+    > 60
+  )
   rows, columns = np.nonzero(ink)
   assert len(rows) and rows.max() < 16 and columns.min() >= 16
 
 
 def test_a_lit_ball_is_smooth_and_an_empty_render_is_background():
-  picture = preview.render(mesh.from_occupancy(ball()), preview.orbit(30, 20), size=64).astype(float)
+  picture = preview.render(mesh.from_occupancy(ball()), preview.orbit(30, 20), size=64).astype(
+    float
+  )
   inner = picture[24:40, 24:40].mean(-1)
-  assert np.median(np.abs(np.diff(inner, axis=0))) < 8  # no speckle: neighbouring pixels differ little
+  # no speckle: neighbouring pixels differ little
+  assert np.median(np.abs(np.diff(inner, axis=0))) < 8
   assert (preview.render(None, np.eye(3), size=16) == preview.BACKGROUND).all()
 
 

@@ -31,7 +31,9 @@ def _value_and_grads(q, k, v, backend):
 
 def _assert_close(a, b, tol):
   for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-    np.testing.assert_allclose(np.asarray(x, np.float32), np.asarray(y, np.float32), atol=tol, rtol=tol)
+    np.testing.assert_allclose(
+      np.asarray(x, np.float32), np.asarray(y, np.float32), atol=tol, rtol=tol
+    )
 
 
 @pytest.fixture
@@ -61,18 +63,29 @@ def test_few_queries_see_keys_in_parts_as_if_they_were_one_piece():
 
 def test_rows_share_their_keys_as_heads_with_equal_keys_do():
   q, k, v = _qkv((3, 9))
-  rows = jax.jit(lambda q, k, v: attend_rows(q.reshape(2, 6, 8), (k[:, :, 0],), (v[:, :, 0],), scale=8 ** -0.5).reshape(q.shape))(q, k, v)
+  rows = jax.jit(
+    lambda q, k, v: attend_rows(
+      q.reshape(2, 6, 8), (k[:, :, 0],), (v[:, :, 0],), scale=8**-0.5
+    ).reshape(q.shape)
+  )(q, k, v)
   repeat = lambda x: jnp.repeat(x[:, :, :1], 2, axis=2)
   _assert_close(rows, jax.jit(attend)(q, repeat(k), repeat(v)), 1e-6)
 
 
-@pytest.mark.parametrize("attention", [lambda q, k, v: attend(q, k, v, backend="xla"), lambda q, k, v: attend_few(q, (k,), (v,))])
+@pytest.mark.parametrize(
+  "attention",
+  [lambda q, k, v: attend(q, k, v, backend="xla"), lambda q, k, v: attend_few(q, (k,), (v,))],
+)
 def test_half_precision_products_are_not_widened_by_their_gradients(attention):
   """fp32 comes out of bf16 products, and bf16 goes back into them: no product has an fp32 operand."""
   q, k, v = _qkv((3, 9), dtype=jnp.bfloat16)
-  jaxpr = jax.make_jaxpr(jax.grad(lambda *qkv: attention(*qkv).astype(jnp.float32).sum(), argnums=(0, 1, 2)))(q, k, v)
+  jaxpr = jax.make_jaxpr(
+    jax.grad(lambda *qkv: attention(*qkv).astype(jnp.float32).sum(), argnums=(0, 1, 2))
+  )(q, k, v)
   products = [e for e in equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"]
-  assert len(products) >= 6 and all(x.aval.dtype == jnp.bfloat16 for e in products for x in e.invars)
+  assert len(products) >= 6 and all(
+    x.aval.dtype == jnp.bfloat16 for e in products for x in e.invars
+  )
 
 
 def test_softmax_of_half_precision_queries_is_taken_in_fp32():
@@ -92,7 +105,9 @@ def test_kernels_cut_over_a_mesh_compute_the_same(splash_on_cpu):
   whole = _value_and_grads(q, k, v, "xla")
   with jax.set_mesh(make_mesh(MeshConfig(data=2, tensor=2, context=2), jax.devices()[:8])):
     cut = _value_and_grads(q, k, v, "splash")
-    counted = jax.jit(lambda *a: attend(*a[:3], backend="splash", key_count_B=a[3]))(q, k, v, jnp.asarray([128, 9]))
+    counted = jax.jit(lambda *a: attend(*a[:3], backend="splash", key_count_B=a[3]))(
+      q, k, v, jnp.asarray([128, 9])
+    )
     lowered = jax.jit(lambda *qkv: attend(*qkv, backend="splash")).lower(q, k, v).as_text()
   _assert_close(cut, whole, 2e-5)
   _assert_close(counted[1:], attend(q[1:], k[1:, :9], v[1:, :9], backend="xla"), 2e-5)
@@ -103,7 +118,10 @@ def test_kernels_cut_over_a_mesh_compute_the_same(splash_on_cpu):
 def test_few_queries_move_nothing_between_shards_of_the_heads():
   q, k, v = _qkv((4, 16), heads=4)
   few = lambda q, k, v: attend_few(q, (k[:, :4], k[:, 4:]), (v[:, :4], v[:, 4:]))
-  both = lambda q, k, v: (few(q, k, v), jax.grad(lambda *qkv: jnp.sin(few(*qkv)).sum(), argnums=(0, 1, 2))(q, k, v))
+  both = lambda q, k, v: (
+    few(q, k, v),
+    jax.grad(lambda *qkv: jnp.sin(few(*qkv)).sum(), argnums=(0, 1, 2))(q, k, v),
+  )
   whole = jax.jit(both)(q, k, v)
   mesh = make_mesh(MeshConfig(data=2, tensor=4), jax.devices()[:8])
   with jax.set_mesh(mesh):
@@ -124,51 +142,91 @@ def test_mesh_axes_that_do_not_divide_a_dimension_are_left_out(splash_on_cpu):
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_splash_compiles_for_a_tpu_without_one(monkeypatch, tensor):
   if importlib.util.find_spec("libtpu") is None:
-    pytest.skip("libtpu is not installed: `pip install -r requirements-tpu.txt` lets this test compile for a TPU")
-  for name, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5p-8", "TPU_WORKER_HOSTNAMES": "localhost"}.items():
+    pytest.skip(
+      "libtpu is not installed: `pip install -r requirements-tpu.txt` lets this test compile for a "
+      "TPU"
+    )
+  for name, value in {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5p-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+  }.items():
     monkeypatch.setenv(name, value)
   devices = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices[:tensor]
   mesh = make_mesh(MeshConfig(tensor=tensor), devices)
   heads = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, None, "tensor"))
-  with jax.set_mesh(mesh), jax.default_matmul_precision("default"):  # the TPU compiler refuses fp32 products of bf16
+  # the TPU compiler refuses fp32 products of bf16
+  with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
     shape = lambda n: jax.ShapeDtypeStruct((1, n, 2, 64), jnp.bfloat16, sharding=heads)
     loss = lambda q, k, v: attend(q, k, v, backend="splash").astype(jnp.float32).sum()
-    compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(shape(512), shape(600), shape(600)).compile()
-  assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3  # forward, dq, dk and dv
+    compiled = (
+      jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(shape(512), shape(600), shape(600)).compile()
+    )
+  # forward, dq, dk and dv
+  assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3
 
 
 @pytest.mark.parametrize("backend", ["xla", "splash"])
 def test_keys_beyond_the_count_are_as_good_as_absent(splash_on_cpu, backend):
   q, k, v = _qkv((3, 140), head_dim=64)
   counts = [5, 130]
-  counted = jax.jit(lambda q, k, v, n: attend(q, k, v, backend=backend, key_count_B=n))(q, k, v, jnp.asarray(counts))
+  counted = jax.jit(lambda q, k, v, n: attend(q, k, v, backend=backend, key_count_B=n))(
+    q, k, v, jnp.asarray(counts)
+  )
   for b, n in enumerate(counts):
-    _assert_close(counted[b:b + 1], attend(q[b:b + 1], k[b:b + 1, :n], v[b:b + 1, :n], backend="xla"), 2e-5)
+    _assert_close(
+      counted[b : b + 1],
+      attend(q[b : b + 1], k[b : b + 1, :n], v[b : b + 1, :n], backend="xla"),
+      2e-5,
+    )
 
 
 def test_a_sample_without_keys_gives_finite_numbers():
   q, k, v = _qkv((3, 4))
-  assert np.isfinite(jax.jit(lambda q, k, v: attend(q, k, v, key_count_B=jnp.zeros(2, jnp.int32)))(q, k, v)).all()
+  assert np.isfinite(
+    jax.jit(lambda q, k, v: attend(q, k, v, key_count_B=jnp.zeros(2, jnp.int32)))(q, k, v)
+  ).all()
 
 
-@pytest.mark.parametrize("lengths, counted", [((4096, 7528), False), ((1370, 1370), False), ((1025, 1025), False), ((130, 129), True)])
+@pytest.mark.parametrize(
+  "lengths, counted",
+  [((4096, 7528), False), ((1370, 1370), False), ((1025, 1025), False), ((130, 129), True)],
+)
 def test_cudnn_lowers_for_a_gpu_without_one(monkeypatch, lengths, counted):
-  """Every length of the models passes cuDNN's own checks of shapes and types; forward and backward become its fused kernels."""
+  """Every length of the models passes cuDNN's own checks of shapes and types; forward and backward
+  become its fused kernels.
+  """
   fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
   monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)  # asks the installed library
   shape = lambda n: jax.ShapeDtypeStruct((2, n, 16, 64), jnp.bfloat16)
   counts = (jax.ShapeDtypeStruct((2,), jnp.int32),) if counted else ()
 
   def loss(q, k, v, *counts):
-    return attend(q, k, v, backend="cudnn", **({"key_count_B": counts[0]} if counts else {})).astype(jnp.float32).sum()
+    return (
+      attend(q, k, v, backend="cudnn", **({"key_count_B": counts[0]} if counts else {}))
+      .astype(jnp.float32)
+      .sum()
+    )
 
   arguments = (shape(lengths[0]), shape(lengths[1]), shape(lengths[1]), *counts)
-  text = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
-  assert text.count("@__cudnn$fmhaSoftmax(") == text.count("@__cudnn$fmhaSoftmaxBackward(") == 1 and "dot_general" not in text
+  text = (
+    jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+    .trace(*arguments)
+    .lower(lowering_platforms=("cuda",))
+    .as_text()
+  )
+  assert (
+    text.count("@__cudnn$fmhaSoftmax(") == text.count("@__cudnn$fmhaSoftmaxBackward(") == 1
+    and "dot_general" not in text
+  )
 
 
-@pytest.mark.parametrize("policy, forward_kernels", [("none", 1), ("dots", 1), ("attention", 1), ("full", 2)])
-def test_cudnn_runs_its_forward_kernel_again_only_where_everything_is_recomputed(monkeypatch, policy, forward_kernels):
+@pytest.mark.parametrize(
+  "policy, forward_kernels", [("none", 1), ("dots", 1), ("attention", 1), ("full", 2)]
+)
+def test_cudnn_runs_its_forward_kernel_again_only_where_everything_is_recomputed(
+  monkeypatch, policy, forward_kernels
+):
   fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
   monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
 
@@ -176,17 +234,31 @@ def test_cudnn_runs_its_forward_kernel_again_only_where_everything_is_recomputed
     q, k, v = (jnp.einsum("bld,dhk->blhk", x_BLD, kernel_D3HK[:, i]) for i in range(3))
     return x_BLD + attend(q, k, v, backend="cudnn").reshape(x_BLD.shape), None
 
-  loss = lambda x, kernels: jax.lax.scan(layers.rematerialise(layer, policy), x, kernels)[0].astype(jnp.float32).sum()
+  loss = lambda x, kernels: (
+    jax.lax.scan(layers.rematerialise(layer, policy), x, kernels)[0].astype(jnp.float32).sum()
+  )
   shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.bfloat16)
-  traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(shape(2, 256, 128), shape(3, 128, 3, 2, 64))
+  traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(
+    shape(2, 256, 128), shape(3, 128, 3, 2, 64)
+  )
   text = traced.lower(lowering_platforms=("cuda",)).as_text()
-  assert text.count("@__cudnn$fmhaSoftmax(") == forward_kernels and text.count("@__cudnn$fmhaSoftmaxBackward(") == 1
+  assert (
+    text.count("@__cudnn$fmhaSoftmax(") == forward_kernels
+    and text.count("@__cudnn$fmhaSoftmaxBackward(") == 1
+  )
 
 
-@pytest.mark.parametrize("dtype, head_dim", [(jnp.float32, 64), (jnp.bfloat16, 12), (jnp.bfloat16, 256)])
+@pytest.mark.parametrize(
+  "dtype, head_dim", [(jnp.float32, 64), (jnp.bfloat16, 12), (jnp.bfloat16, 256)]
+)
 def test_cudnn_is_refused_with_the_fix_where_it_has_no_kernel(dtype, head_dim):
   q, k, v = _qkv((4, 4), head_dim=head_dim, dtype=dtype)
-  assert attention.choose_backend("gpu", jax.ShapeDtypeStruct((1, 512, 2, head_dim), dtype), jnp.zeros((1, 512, 2, head_dim))) == "xla"
+  assert (
+    attention.choose_backend(
+      "gpu", jax.ShapeDtypeStruct((1, 512, 2, head_dim), dtype), jnp.zeros((1, 512, 2, head_dim))
+    )
+    == "xla"
+  )
   with pytest.raises(ValueError, match="choose dtype=bfloat16, or attention=xla"):
     attend(q, k, v, backend="cudnn")
 
@@ -198,13 +270,16 @@ def test_cudnn_equals_xla_forward_and_backward():
   _assert_close(_value_and_grads(q, k, v, "cudnn"), _value_and_grads(q, k, v, "xla"), 2e-2)
 
 
-@pytest.mark.parametrize("platform, dtype, lengths, expected", [
+@pytest.mark.parametrize(
+  "platform, dtype, lengths, expected",
+  [
     ("tpu", jnp.bfloat16, (4096, 7528), "splash"),
     ("tpu", jnp.bfloat16, (4, 7528), "xla"),
     ("gpu", jnp.bfloat16, (4096, 7528), "cudnn"),
     ("gpu", jnp.float32, (4096, 7528), "xla"),
     ("cpu", jnp.bfloat16, (4096, 7528), "xla"),
-])
+  ],
+)
 def test_backend_is_chosen_by_platform_dtype_and_length(platform, dtype, lengths, expected):
   q, k = (jax.ShapeDtypeStruct((1, n, 16, 64), dtype) for n in lengths)
   assert attention.choose_backend(platform, q, k) == expected

@@ -28,7 +28,9 @@ RNG = np.random.default_rng(1)
 def conditioning_of(size=8, batch=2):
   draw = lambda channels: RNG.random((batch, size, size, channels)).astype(np.float32)
   masks = {s: np.round(draw(1)) for s in ("mask", "rgb_image_mask")}
-  return Conditioning(**masks, **{s: draw(3) for s in ("image", "rgb_image", "pointmap", "rgb_pointmap")})
+  return Conditioning(
+    **masks, **{s: draw(3) for s in ("image", "rgb_image", "pointmap", "rgb_pointmap")}
+  )
 
 
 COND = conditioning_of()
@@ -70,10 +72,14 @@ def spans(cfg):
 
 
 def test_default_config_has_the_published_names_and_shapes(shared_dir):
-  published = json.loads((shared_dir / "golden" / "state_dict_full_keys.json").read_text())["ss_condition_embedder"]
+  published = json.loads((shared_dir / "golden" / "state_dict_full_keys.json").read_text())[
+    "ss_condition_embedder"
+  ]
   cfg = ConditionConfig()
   abstract = nnx.eval_shape(lambda: ConditionEncoder(cfg, rngs=nnx.Rngs(0)))
-  names = keys.torch_names(names_conditioning.condition_encoder_rules(cfg), keys.flat_shapes(abstract))
+  names = keys.torch_names(
+    names_conditioning.condition_encoder_rules(cfg), keys.flat_shapes(abstract)
+  )
   assert names == {e["module_name"]: tuple(e["shape"]) for e in published["entries"]}
   assert cfg.tokens == 7528 and cfg.hidden == 2816
 
@@ -81,12 +87,20 @@ def test_default_config_has_the_published_names_and_shapes(shared_dir):
 def test_bf16_stays_within_two_percent_of_the_published_fp32_tokens(golden_dir):
   fixture = next(iter(parity.fixtures(golden_dir, "c4_*")))
   exact = conditioning_and_pose.fuser_config(fixture.kwargs)
-  cfg = dataclasses.replace(exact, dtype="bfloat16", dino=dataclasses.replace(exact.dino, dtype="bfloat16"),
-                            pointmap=dataclasses.replace(exact.pointmap, dtype="bfloat16"))
+  cfg = dataclasses.replace(
+    exact,
+    dtype="bfloat16",
+    dino=dataclasses.replace(exact.dino, dtype="bfloat16"),
+    pointmap=dataclasses.replace(exact.pointmap, dtype="bfloat16"),
+  )
   module = encoder(cfg)
-  state = keys.to_ours(names_conditioning.condition_encoder_rules(cfg), fixture.params, keys.flat_shapes(module))
+  state = keys.to_ours(
+    names_conditioning.condition_encoder_rules(cfg), fixture.params, keys.flat_shapes(module)
+  )
   keys.load_params(module, state)
-  cond = Conditioning(**{s: conditioning_and_pose.channels_last(fixture.inputs[s]) for s in cfg.streams})
+  cond = Conditioning(
+    **{s: conditioning_and_pose.channels_last(fixture.inputs[s]) for s in cfg.streams}
+  )
   tokens = encode(module, cond)
   expected = fixture.arrays["out/eval"]
   assert tokens.dtype == jnp.bfloat16
@@ -117,7 +131,9 @@ def test_tokens_are_ordered_encoder_by_encoder_whatever_the_order_of_the_config(
 def test_streams_that_are_not_configured_are_not_read():
   cfg = dataclasses.replace(TINY, streams=("image", "mask"))
   poisoned = COND._replace(**{s: None for s in STREAMS if s not in cfg.streams})
-  np.testing.assert_array_equal(np.asarray(encode(encoder(cfg), poisoned)), np.asarray(encode(encoder(cfg), COND)))
+  np.testing.assert_array_equal(
+    np.asarray(encode(encoder(cfg), poisoned)), np.asarray(encode(encoder(cfg), COND))
+  )
 
 
 def test_missing_and_unknown_streams_are_refused_by_name():
@@ -134,9 +150,13 @@ def test_uint8_inputs_mean_the_same_as_floats():
   mask = RNG.integers(0, 2, (2, 8, 8, 1), dtype=np.uint8)
   cfg = dataclasses.replace(TINY, streams=("image", "mask"))
   module = encoder(cfg)
-  expected = encode(module, Conditioning(image=image.astype(np.float32) / 255, mask=mask.astype(np.float32)))
+  expected = encode(
+    module, Conditioning(image=image.astype(np.float32) / 255, mask=mask.astype(np.float32))
+  )
   for masks in (mask, 255 * mask, mask.astype(bool)):
-    np.testing.assert_allclose(encode(module, Conditioning(image=image, mask=masks)), expected, atol=1e-5)
+    np.testing.assert_allclose(
+      encode(module, Conditioning(image=image, mask=masks)), expected, atol=1e-5
+    )
 
 
 def test_crop_and_photo_may_differ_in_size():
@@ -146,7 +166,9 @@ def test_crop_and_photo_may_differ_in_size():
   for source, streams in ((COND, ("image", "pointmap")), (other, ("rgb_image", "rgb_pointmap"))):
     expected = np.asarray(encode(encoder(), source))
     for stream in streams:
-      np.testing.assert_allclose(tokens[:, parts[stream]], expected[:, parts[stream]], atol=1e-5, err_msg=stream)
+      np.testing.assert_allclose(
+        tokens[:, parts[stream]], expected[:, parts[stream]], atol=1e-5, err_msg=stream
+      )
 
 
 def test_streams_are_batched_example_by_example():
@@ -172,11 +194,14 @@ def encode_points(module, points, valid=None, drop=None):
 def test_cls_only_form_equals_the_plain_block_in_outputs_and_gradients():
   plain, short = (point_encoder(dataclasses.replace(POINTS, cls_only=c)) for c in (False, True))
   points, weight = points_with_gaps(), RNG.standard_normal((2, 4, 32)).astype(np.float32)
-  assert np.asarray(short.block.attn.qkv.bias[...]).all()  # or the handling of biases would not show
+  # or the handling of biases would not show
+  assert np.asarray(short.block.attn.qkv.bias[...]).all()
   np.testing.assert_allclose(encode_points(short, points), encode_points(plain, points), atol=2e-6)
   grads = [gradients(module, lambda m: (m(points) * weight).sum()) for module in (plain, short)]
   for path, expected in grads[0].items():
-    np.testing.assert_allclose(grads[1][path], expected, atol=2e-5 * max(1, np.abs(expected).max()), err_msg=path)
+    np.testing.assert_allclose(
+      grads[1][path], expected, atol=2e-5 * max(1, np.abs(expected).max()), err_msg=path
+    )
 
 
 def test_unknown_points_are_replaced_by_the_learned_token():
@@ -187,13 +212,16 @@ def test_unknown_points_are_replaced_by_the_learned_token():
   unknown = ~np.isfinite(points).all(-1)
   token = np.asarray(module.invalid_token[...])
   np.testing.assert_array_equal(embedded[unknown], np.broadcast_to(token, embedded[unknown].shape))
-  other = np.where(unknown[..., None], -np.inf, points)  # what exactly makes a point unknown does not matter
+  # what exactly makes a point unknown does not matter
+  other = np.where(unknown[..., None], -np.inf, points)
   np.testing.assert_array_equal(embed(module, other), embedded)
 
 
 def test_no_gradient_flows_to_the_coordinates():
   module = point_encoder()
-  grad = jax.jit(jax.grad(lambda p: module(p).sum()))(jnp.asarray(np.nan_to_num(points_with_gaps(), posinf=0)))
+  grad = jax.jit(jax.grad(lambda p: module(p).sum()))(
+    jnp.asarray(np.nan_to_num(points_with_gaps(), posinf=0))
+  )
   assert not np.asarray(grad).any()
 
 
@@ -211,7 +239,9 @@ def test_the_dropped_token_replaces_every_window_but_keeps_its_position():
   cfg = dataclasses.replace(POINTS, drop_token=True)
   module = point_encoder(cfg)
   out = np.asarray(encode_points(module, points_with_gaps(), None, jnp.array([True, False])))
-  expected = np.asarray(module.dropped_token[...]) + np.asarray(module.pos_embed[...]).reshape(32, -1).T
+  expected = (
+    np.asarray(module.dropped_token[...]) + np.asarray(module.pos_embed[...]).reshape(32, -1).T
+  )
   np.testing.assert_allclose(out[0], expected, atol=1e-6)
   assert np.abs(out[1] - expected).max() > 0.1
   with pytest.raises(ValueError, match="drop_token=True"):

@@ -14,7 +14,9 @@ from sam3d_jax.models import dinov2
 from sam3d_jax.torch_bridge import keys, names_conditioning
 from tests.random_module import random_module
 
-TINY = dinov2.DinoConfig(width=16, depth=2, heads=2, patch=4, image_size=16, input_size=16, dtype="float32")
+TINY = dinov2.DinoConfig(
+  width=16, depth=2, heads=2, patch=4, image_size=16, input_size=16, dtype="float32"
+)
 RNG = np.random.default_rng(0)
 IMAGE = RNG.random((2, 20, 12, 3)).astype(np.float32)
 
@@ -43,7 +45,9 @@ def test_position_embedding_is_resized_bicubically_with_antialiasing(rows, colum
   got = np.asarray(jax.jit(dinov2.position_embedding, static_argnums=(1, 2))(pos, rows, columns))
   np.testing.assert_array_equal(got[0], pos[0])
   for c in range(3):  # Pillow's bicubic: a = -0.5, support widened when shrinking
-    plane = Image.fromarray(pos[1:, c].reshape(7, 7)).resize((columns, rows), Image.Resampling.BICUBIC)
+    plane = Image.fromarray(pos[1:, c].reshape(7, 7)).resize(
+      (columns, rows), Image.Resampling.BICUBIC
+    )
     np.testing.assert_allclose(got[1:, c].reshape(rows, columns), np.asarray(plane), atol=1e-5)
 
 
@@ -54,7 +58,10 @@ def test_position_embedding_at_its_own_grid_is_used_as_it_is():
 
 def test_input_is_resized_bilinearly_without_antialiasing():
   image = RNG.random((1, 12, 12, 1)).astype(np.float32)
-  got = np.asarray(dinov2.preprocess(jnp.asarray(image), 4))[0, ..., 0] * dinov2.IMAGENET_STD[0] + dinov2.IMAGENET_MEAN[0]
+  got = (
+    np.asarray(dinov2.preprocess(jnp.asarray(image), 4))[0, ..., 0] * dinov2.IMAGENET_STD[0]
+    + dinov2.IMAGENET_MEAN[0]
+  )
   # Output i samples position 3 i + 1 exactly; antialiasing would average neighbours.
   np.testing.assert_allclose(got, image[0, 1::3, 1::3, 0], atol=1e-6)
 
@@ -98,7 +105,9 @@ def test_original_checkpoint_names_round_trip(registers):
   params = {k: np.asarray(v) for k, v in keys.flat_params(model(cfg)).items()}
   rules = names_conditioning.dinov2_rules(cfg)
   published = keys.to_torch(rules, params)
-  assert published["blocks.1.attn.qkv.weight"].shape == (48, 16) and published["patch_embed.proj.weight"].shape == (16, 3, 4, 4)
+  assert published["blocks.1.attn.qkv.weight"].shape == (48, 16) and published[
+    "patch_embed.proj.weight"
+  ].shape == (16, 3, 4, 4)
   assert ("register_tokens" in published) == bool(registers)
   back = keys.to_ours(rules, published, {k: v.shape for k, v in params.items()})
   assert all(np.array_equal(params[k], back[k]) for k in params)

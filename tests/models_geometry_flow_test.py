@@ -22,7 +22,9 @@ from tests import parity
 from tests.parity_cases import flow_and_vae
 from tests.programs import equations
 
-TINY = GeometryFlowConfig(width=24, depth=2, heads=2, cond_width=20, shape_resolution=2, latent_channels=3, dtype="float32")
+TINY = GeometryFlowConfig(
+  width=24, depth=2, heads=2, cond_width=20, shape_resolution=2, latent_channels=3, dtype="float32"
+)
 BATCH, TOKENS = 3, 5
 
 
@@ -44,8 +46,15 @@ def _untrained():
 @functools.cache
 def _inputs(cfg: GeometryFlowConfig = TINY):
   rng = np.random.default_rng(2)
-  x = {k: jnp.asarray(rng.normal(size=(BATCH, *shape)), jnp.float32) for k, shape in cfg.latent_shapes().items()}
-  return x, jnp.asarray([0.1, 0.5, 0.9]), jnp.asarray(rng.normal(size=(BATCH, TOKENS, cfg.cond_width)), jnp.float32)
+  x = {
+    k: jnp.asarray(rng.normal(size=(BATCH, *shape)), jnp.float32)
+    for k, shape in cfg.latent_shapes().items()
+  }
+  return (
+    x,
+    jnp.asarray([0.1, 0.5, 0.9]),
+    jnp.asarray(rng.normal(size=(BATCH, TOKENS, cfg.cond_width)), jnp.float32),
+  )
 
 
 # Compiling is what these tests spend their time on: the CPU compiler's optimisations are left out.
@@ -63,12 +72,16 @@ def _forward(cfg: GeometryFlowConfig = TINY):
 
 
 def _gradient(cfg: GeometryFlowConfig, latents: tuple[str, ...]):
-  """Gradients of a weighted sum of the latents' velocities for parameters, latents and tokens; beside them the velocities."""
+  """Gradients of a weighted sum of the latents' velocities for parameters, latents and tokens;
+  beside them the velocities.
+  """
   apply = _apply(cfg)
 
   def loss(params, x, tokens, t, d):
     y = apply(params, x, t, tokens, d)
-    return sum((jnp.cos(jnp.arange(y[k].size)).reshape(y[k].shape) * y[k]).sum() for k in latents), y
+    return sum(
+      (jnp.cos(jnp.arange(y[k].size)).reshape(y[k].shape) * y[k]).sum() for k in latents
+    ), y
 
   return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
 
@@ -84,12 +97,18 @@ def _assert_close(a, b, tol=2e-5):
 
 
 def _norms(tree) -> dict[str, float]:
-  return {"/".join(map(str, path)): float(jnp.linalg.norm(leaf.get_value())) for path, leaf in nnx.to_flat_state(tree)}
+  return {
+    "/".join(map(str, path)): float(jnp.linalg.norm(leaf.get_value()))
+    for path, leaf in nnx.to_flat_state(tree)
+  }
 
 
 def test_layout_velocity_depends_on_shape_latent():
   x, t, tokens = _inputs()
-  a, b = (_forward()(_model()[1], x | {"shape": shape}, t, tokens) for shape in (x["shape"], x["shape"] + 1.0))
+  a, b = (
+    _forward()(_model()[1], x | {"shape": shape}, t, tokens)
+    for shape in (x["shape"], x["shape"] + 1.0)
+  )
   assert all(float(jnp.abs(a[k] - b[k]).max()) > 1e-3 for k in LAYOUT_LATENTS)
 
 
@@ -105,7 +124,9 @@ def test_absorbed_form_never_projects_the_condition_tokens():
     block = nnx.merge(graph, params).blocks.layer.layout
     one = jax.tree.map(lambda a: a[0], nnx.state(block.cross_attn))
     cross = nnx.merge(nnx.graphdef(block.cross_attn), one)
-    text = str(jax.make_jaxpr(cross)(jnp.ones((1, 4, cfg.width)), jnp.ones((1, TOKENS, cfg.cond_width))))
+    text = str(
+      jax.make_jaxpr(cross)(jnp.ones((1, 4, cfg.width)), jnp.ones((1, TOKENS, cfg.cond_width)))
+    )
     return f"f32[1,{TOKENS},{cfg.heads},{cfg.width // cfg.heads}]" in text
 
   assert projects_tokens(dataclasses.replace(TINY, absorb_layout_kv=False))
@@ -114,7 +135,16 @@ def test_absorbed_form_never_projects_the_condition_tokens():
 
 def test_normalised_keys_cannot_be_absorbed():
   with pytest.raises(ValueError, match="qk_rms_norm rules it out"):
-    CrossAttention(8, 8, 2, absorb_kv=True, qk_rms_norm=True, dtype=jnp.float32, attention="xla", rngs=nnx.Rngs(0))
+    CrossAttention(
+      8,
+      8,
+      2,
+      absorb_kv=True,
+      qk_rms_norm=True,
+      dtype=jnp.float32,
+      attention="xla",
+      rngs=nnx.Rngs(0),
+    )
 
 
 @pytest.mark.parametrize("remat", [p for p in REMAT_POLICIES if p != "none"])
@@ -128,7 +158,9 @@ def test_remat_policies_keep_less_for_the_backward_pass_in_their_order():
   kept = {}
   x, t, tokens = _inputs()
   for remat in REMAT_POLICIES:
-    jaxpr = jax.make_jaxpr(_gradient(dataclasses.replace(TINY, remat=remat), LATENTS))(_model()[1], x, tokens, t, t)
+    jaxpr = jax.make_jaxpr(_gradient(dataclasses.replace(TINY, remat=remat), LATENTS))(
+      _model()[1], x, tokens, t, t
+    )
     forward_scan = next(e for e in equations(jaxpr.jaxpr) if e.primitive.name == "scan")
     kept[remat] = sum(v.aval.size for v in forward_scan.outvars)
   assert kept["full"] < kept["attention"] < kept["dots"] < kept["operands"] < kept["none"]
@@ -138,9 +170,13 @@ def test_remat_policies_keep_less_for_the_backward_pass_in_their_order():
 def test_blocks_one_after_the_other_are_the_blocks_in_a_loop(remat):
   looped, unrolled = (dataclasses.replace(TINY, remat=remat, unroll=u) for u in (False, True))
   (x, t, tokens), params = _inputs(), _model()[1]
-  _assert_close(_grad(unrolled)(params, x, tokens, t, t), _grad(looped)(params, x, tokens, t, t), 1e-6)
-  scans = lambda cfg: sum(e.primitive.name == "scan" and e.params["unroll"] < e.params["length"] for e in equations(
-      jax.make_jaxpr(_gradient(cfg, LATENTS))(params, x, tokens, t, t).jaxpr))
+  _assert_close(
+    _grad(unrolled)(params, x, tokens, t, t), _grad(looped)(params, x, tokens, t, t), 1e-6
+  )
+  scans = lambda cfg: sum(
+    e.primitive.name == "scan" and e.params["unroll"] < e.params["length"]
+    for e in equations(jax.make_jaxpr(_gradient(cfg, LATENTS))(params, x, tokens, t, t).jaxpr)
+  )
   assert scans(looped) > 0 == scans(unrolled)
 
 
@@ -161,12 +197,22 @@ def test_untrained_step_embedder_changes_nothing():
 
 
 def test_untrained_blocks_pass_self_attention_and_mlp_by():
-  """Zero modulation means zero gates: only the cross-attention, which has none, touches the residual stream."""
+  """Zero modulation means zero gates: only the cross-attention, which has none, touches the
+  residual stream.
+  """
   graph, params = _untrained()
   x, t, tokens = _inputs()
-  norms = _norms(_jit(jax.grad(lambda params: nnx.merge(graph, params)(x, t, tokens)["shape"].sum()))(params))
-  assert norms["blocks/layer/shape/mlp/up/kernel"] == norms["blocks/layer/shape/self_attn/qkv/kernel"] == 0.0
-  assert norms["blocks/layer/shape/cross_attn/out/kernel"] > 0 and norms["blocks/layer/adaln/kernel"] > 0
+  norms = _norms(
+    _jit(jax.grad(lambda params: nnx.merge(graph, params)(x, t, tokens)["shape"].sum()))(params)
+  )
+  assert (
+    norms["blocks/layer/shape/mlp/up/kernel"]
+    == norms["blocks/layer/shape/self_attn/qkv/kernel"]
+    == 0.0
+  )
+  assert (
+    norms["blocks/layer/shape/cross_attn/out/kernel"] > 0 and norms["blocks/layer/adaln/kernel"] > 0
+  )
 
 
 def test_time_is_multiplied_by_its_scale_and_broadcasts_over_the_batch():
@@ -181,17 +227,24 @@ def test_velocities_are_fp32_whatever_the_compute_dtype():
   cfg = dataclasses.replace(TINY, dtype="bfloat16")
   x, t, tokens = _inputs()
   y = jax.eval_shape(_forward(cfg), _model(cfg)[1], x, t, tokens.astype(jnp.bfloat16))
-  assert {k: (v.dtype, v.shape) for k, v in y.items()} == {k: (jnp.float32, v.shape) for k, v in x.items()}
+  assert {k: (v.dtype, v.shape) for k, v in y.items()} == {
+    k: (jnp.float32, v.shape) for k, v in x.items()
+  }
 
 
 def test_bf16_stays_within_two_percent_of_fp32_on_the_fixture(golden_dir):
   [fixture] = parity.fixtures(golden_dir, "b2_ss_flow_wrapper.npz")
   exact = flow_and_vae.flow_config(fixture.kwargs)
-  model = flow_and_vae.loaded(functools.partial(GeometryFlow, exact), names_geometry.backbone_rules(exact), fixture.params)
+  model = flow_and_vae.loaded(
+    functools.partial(GeometryFlow, exact), names_geometry.backbone_rules(exact), fixture.params
+  )
   _, params = nnx.split(model)
   x = flow_and_vae.ours(fixture.group("in/x"), flow_and_vae.LATENTS)
   rounded = dataclasses.replace(exact, dtype="bfloat16")
-  a, b = (_forward(cfg)(params, x, fixture.inputs["t"], fixture.inputs["cond"], fixture.inputs["d"]) for cfg in (exact, rounded))
+  a, b = (
+    _forward(cfg)(params, x, fixture.inputs["t"], fixture.inputs["cond"], fixture.inputs["d"])
+    for cfg in (exact, rounded)
+  )
   errors = {k: float(jnp.linalg.norm(a[k] - b[k]) / jnp.linalg.norm(a[k])) for k in a}
   assert all(0 < error < 0.02 for error in errors.values()), errors
 
@@ -202,14 +255,19 @@ def test_with_both_gates_shut_only_the_cross_attention_acts():
   one = nnx.merge(nnx.graphdef(block), jax.tree.map(lambda a: a[0], nnx.state(block)))
   x, attended = jnp.ones((1, 2, cfg.width)), jnp.ones((1, 2, cfg.heads, cfg.width // cfg.heads))
   tokens = _inputs()[2][:1]
-  silent = one.finish(x, attended, tokens, (9.0, 9.0, 0.0, 9.0, 9.0, 0.0))  # shift, scale, gate; twice
+  # shift, scale, gate; twice
+  silent = one.finish(x, attended, tokens, (9.0, 9.0, 0.0, 9.0, 9.0, 0.0))
   np.testing.assert_allclose(silent, x + one.cross_attn(one.cross_norm(x), tokens), rtol=1e-6)
 
 
-@pytest.mark.parametrize("change, message", [
+@pytest.mark.parametrize(
+  "change, message",
+  [
     (lambda x: {k: v for k, v in x.items() if k != "scale"}, "the model needs"),
     (lambda x: x | {"shape": x["shape"][:, 1:]}, "latent 'shape' has shape"),
-], ids=["missing", "misshapen"])
+  ],
+  ids=["missing", "misshapen"],
+)
 def test_latents_that_do_not_fit_are_refused(change, message):
   x, t, tokens = _inputs()
   with pytest.raises(ValueError, match=message):
@@ -230,6 +288,10 @@ def test_configuration_is_checked(change):
 
 
 def test_default_configuration_has_the_published_parameter_count(shared_dir):
-  published = json.loads((shared_dir / "golden" / "state_dict_full_keys.json").read_text())["ss_generator"]
-  shapes = keys.flat_shapes(nnx.eval_shape(lambda: GeometryFlow(GeometryFlowConfig(), rngs=nnx.Rngs(0))))
+  published = json.loads((shared_dir / "golden" / "state_dict_full_keys.json").read_text())[
+    "ss_generator"
+  ]
+  shapes = keys.flat_shapes(
+    nnx.eval_shape(lambda: GeometryFlow(GeometryFlowConfig(), rngs=nnx.Rngs(0)))
+  )
   assert sum(int(np.prod(s)) for s in shapes.values()) == published["n_parameters"]

@@ -22,7 +22,9 @@ def value_and_gradient(f, x):
 
 @pytest.mark.parametrize("eps", [1e-6, 1.0])
 def test_layer_norm_has_the_derivative_of_its_definition(eps):
-  ours, plain = (value_and_gradient(lambda x, f=f: f(x, eps), X) for f in (layers.layer_norm, plain_layer_norm))
+  ours, plain = (
+    value_and_gradient(lambda x, f=f: f(x, eps), X) for f in (layers.layer_norm, plain_layer_norm)
+  )
   np.testing.assert_allclose(ours[0], plain[0], rtol=1e-5)
   np.testing.assert_allclose(ours[1], plain[1], atol=2e-6)
 
@@ -43,7 +45,9 @@ def test_gelu_of_half_precision_rounds_once(exact):
   wide, wide_gradient = jax.vjp(lambda x: layers.gelu(x, exact=exact), x.astype(jnp.float32))
   ones = jnp.ones_like(x)
   assert (value == wide.astype(jnp.bfloat16)).all()
-  assert (gradient(ones)[0] == wide_gradient(ones.astype(jnp.float32))[0].astype(jnp.bfloat16)).all()
+  assert (
+    gradient(ones)[0] == wide_gradient(ones.astype(jnp.float32))[0].astype(jnp.bfloat16)
+  ).all()
 
 
 @pytest.mark.parametrize("bias", [True, False])

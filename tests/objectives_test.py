@@ -16,34 +16,55 @@ from sam3d_jax.training import step
 SHAPES = {"shape": (8, 2), "rotation": (1, 6), "scale": (1, 3)}
 WEIGHTS = {"shape": 1.0, "rotation": 0.1, "scale": 0.3}
 KEY = jax.random.key(7)
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # compiling is all that takes time here
+# compiling is all that takes time here
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class TinyModel:
-  """v = tanh(x A + t b + d e + mean token C): one set of parameters a latent, the latents independent of each other."""
+  """v = tanh(x A + t b + d e + mean token C): one set of parameters a latent, the latents
+  independent of each other.
+  """
 
   params: dict
   step_conditioned: bool = dataclasses.field(default=True, metadata={"static": True})
 
   def encode(self, cond, drop_pointmap_B=None):
     tokens = cond.image.reshape(len(cond.image), -1, 3) * self.params["gain"]
-    return tokens if drop_pointmap_B is None else tokens * (1.0 - drop_pointmap_B.astype(jnp.float32))[:, None, None]
+    return (
+      tokens
+      if drop_pointmap_B is None
+      else tokens * (1.0 - drop_pointmap_B.astype(jnp.float32))[:, None, None]
+    )
 
   def velocity(self, x, t_B, tokens_BSD, d_B=None):
     assert (d_B is None) == (not self.step_conditioned)
     c_B1D = tokens_BSD.mean(1, keepdims=True)
     d = 0.0 if d_B is None else d_B[:, None, None]
-    return {k: jnp.tanh(v @ self.params[k]["A"] + t_B[:, None, None] * self.params[k]["b"] + d * self.params[k]["e"]
-                        + c_B1D @ self.params[k]["C"]) for k, v in x.items()}
+    return {
+      k: jnp.tanh(
+        v @ self.params[k]["A"]
+        + t_B[:, None, None] * self.params[k]["b"]
+        + d * self.params[k]["e"]
+        + c_B1D @ self.params[k]["C"]
+      )
+      for k, v in x.items()
+    }
 
 
 def tiny_model(seed=0, step_conditioned=True):
   rng = np.random.default_rng(seed)
+
   def one(c):
-    return {"A": rng.normal(size=(c, c)), "b": rng.normal(size=c), "e": rng.normal(size=c), "C": rng.normal(size=(3, c))}
+    return {
+      "A": rng.normal(size=(c, c)),
+      "b": rng.normal(size=c),
+      "e": rng.normal(size=c),
+      "C": rng.normal(size=(3, c)),
+    }
+
   params = {k: one(c) for k, (_, c) in SHAPES.items()} | {"gain": np.ones(())}
   return TinyModel(jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params), step_conditioned)
 
@@ -55,15 +76,20 @@ def latents(rng, batch):
 def geometry_batch(batch=4, seed=1, present=None):
   rng = np.random.default_rng(seed)
   present = {k: np.ones(batch, bool) for k in SHAPES} | (present or {})
-  return GeometryBatch(key=rng.integers(0, 2**32, (batch, 2), dtype=np.uint32),
-                       cond=Conditioning(image=rng.uniform(size=(batch, 2, 2, 3)).astype(np.float32)),
-                       latents=latents(rng, batch), present=present)
+  return GeometryBatch(
+    key=rng.integers(0, 2**32, (batch, 2), dtype=np.uint32),
+    cond=Conditioning(image=rng.uniform(size=(batch, 2, 2, 3)).astype(np.float32)),
+    latents=latents(rng, batch),
+    present=present,
+  )
 
 
 def preference_batch(batch=3, seed=2):
   rng = np.random.default_rng(seed)
   g = geometry_batch(batch, seed)
-  return PreferenceBatch(g.key, g.cond, win=latents(rng, batch), lose=latents(rng, batch), present=g.present)
+  return PreferenceBatch(
+    g.key, g.cond, win=latents(rng, batch), lose=latents(rng, batch), present=g.present
+  )
 
 
 def rows(batch, index):
@@ -74,7 +100,9 @@ def rows(batch, index):
 def compiled(objective, settings):
   """(loss, metrics), gradient in the model, compiled once for each objective, settings and shapes."""
   config = {k: dict(v) if k == "weights" else v for k, v in settings}
-  return quick_jit(jax.value_and_grad(lambda m, frozen, b: objective(m, frozen, b, KEY, **config), has_aux=True))
+  return quick_jit(
+    jax.value_and_grad(lambda m, frozen, b: objective(m, frozen, b, KEY, **config), has_aux=True)
+  )
 
 
 def run(objective, model, frozen, batch, config):
@@ -83,7 +111,13 @@ def run(objective, model, frozen, batch, config):
 
 
 def run_flow(model, batch, **config):
-  return run(flow_matching.flow_matching, model, None, batch, {"weights": WEIGHTS, "drop_condition": 0.5} | config)
+  return run(
+    flow_matching.flow_matching,
+    model,
+    None,
+    batch,
+    {"weights": WEIGHTS, "drop_condition": 0.5} | config,
+  )
 
 
 def flow_loss(model, batch, **config):
@@ -100,7 +134,9 @@ def test_path_starts_at_noise_ends_at_data_and_its_slope_is_the_target():
   np.testing.assert_allclose(at(0.0), noise["shape"], rtol=1e-6)
   np.testing.assert_allclose(at(1.0), data["shape"] + 0.1 * noise["shape"], rtol=1e-5, atol=1e-6)
   slope = (at(0.75) - at(0.25)) / 0.5
-  np.testing.assert_allclose(slope, paths.target_velocity(noise, data, sigma_min=0.1)["shape"], rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    slope, paths.target_velocity(noise, data, sigma_min=0.1)["shape"], rtol=1e-5, atol=1e-5
+  )
 
 
 def test_lognormal_time_is_the_sigmoid_of_a_shifted_normal():
@@ -111,7 +147,9 @@ def test_lognormal_time_is_the_sigmoid_of_a_shifted_normal():
 def test_time_buckets_add_up_to_the_mean_and_empty_ones_are_left_out():
   values, t = jnp.asarray([1.0, 3.0, 8.0]), jnp.asarray([0.05, 0.1, 1.0])
   metrics = paths.bucketed("loss", values, t, buckets=5)
-  assert float(sum(v for k, v in metrics.items() if k.startswith("loss_sum/"))) == pytest.approx(4.0)
+  assert float(sum(v for k, v in metrics.items() if k.startswith("loss_sum/"))) == pytest.approx(
+    4.0
+  )
   assert paths.bucket_means(metrics, "loss") == pytest.approx({"loss/0": 2.0, "loss/4": 8.0})
 
 
@@ -131,7 +169,9 @@ def test_time_weights_average_to_one_over_uniform_time(name):
 
 def test_noise_depends_on_key_and_name_but_not_on_order_position_or_other_latents():
   content = geometry_batch().key
-  noise = lambda content, shapes: quick_jit(lambda c: draws.noise(draws.example_keys(KEY, c), shapes))(content)
+  noise = lambda content, shapes: quick_jit(
+    lambda c: draws.noise(draws.example_keys(KEY, c), shapes)
+  )(content)
   whole, turned = noise(content, SHAPES), noise(content[::-1], dict(reversed(SHAPES.items())))
   alone = noise(content[2:3], {"scale": SHAPES["scale"]})
   for k in SHAPES:
@@ -148,7 +188,9 @@ def test_noise_differs_between_steps_examples_halves_of_the_key_and_names():
 
 def test_raw_keys_round_trip():
   keys_B = draws.example_keys(KEY, geometry_batch().key)
-  np.testing.assert_array_equal(draws.uniform(draws.wrap_keys(draws.raw_keys(keys_B)), "t"), draws.uniform(keys_B, "t"))
+  np.testing.assert_array_equal(
+    draws.uniform(draws.wrap_keys(draws.raw_keys(keys_B)), "t"), draws.uniform(keys_B, "t")
+  )
 
 
 # ---- flow matching
@@ -167,14 +209,21 @@ def test_absent_latents_get_exactly_zero_gradient_even_where_their_data_is_nan()
   batch = geometry_batch(4, present={"rotation": np.zeros(4, bool)})
   batch.latents["rotation"][:] = np.nan
   (loss, metrics), grads = run_flow(tiny_model(), batch)
-  assert np.isfinite(loss) and float(metrics["flow/rotation"]) == 0.0 and float(metrics["present/rotation"]) == 0.0
+  assert (
+    np.isfinite(loss)
+    and float(metrics["flow/rotation"]) == 0.0
+    and float(metrics["present/rotation"]) == 0.0
+  )
   assert all(not np.any(np.asarray(g)) for g in jax.tree.leaves(grads.params["rotation"]))
   assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
   assert np.any(np.asarray(grads.params["scale"]["A"]))
 
 
 def test_each_latent_is_averaged_over_the_samples_that_have_it():
-  model, batch = tiny_model(), geometry_batch(4, present={"scale": np.asarray([True, False, True, False])})
+  model, batch = (
+    tiny_model(),
+    geometry_batch(4, present={"scale": np.asarray([True, False, True, False])}),
+  )
   alone = [float(flow_loss(model, rows(batch, [i]))[1]["flow/scale"]) for i in (0, 2)]
   assert float(flow_loss(model, batch)[1]["flow/scale"]) == pytest.approx(np.mean(alone), rel=1e-5)
 
@@ -191,11 +240,18 @@ def test_parts_that_lack_a_latent_add_up_to_the_whole_batch(objective):
     loss = functools.partial(flow_matching.flow_matching, weights=WEIGHTS, drop_condition=0.5)
 
   def loss_and_grad(m, part, key, **whole):
-    (value, metrics), grads = jax.value_and_grad(lambda m: loss(m, tiny_model(seed=5), part, key, **whole), has_aux=True)(m)
+    (value, metrics), grads = jax.value_and_grad(
+      lambda m: loss(m, tiny_model(seed=5), part, key, **whole), has_aux=True
+    )(m)
     return metrics | {"loss": value}, grads
 
-  at_once, in_parts = (quick_jit(lambda parts=parts: step.accumulated(loss_and_grad, model, batch, KEY, parts))() for parts in (1, 2))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), at_once, in_parts)
+  at_once, in_parts = (
+    quick_jit(lambda parts=parts: step.accumulated(loss_and_grad, model, batch, KEY, parts))()
+    for parts in (1, 2)
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), at_once, in_parts
+  )
 
 
 def test_what_an_absent_latent_holds_changes_nothing():
@@ -213,24 +269,33 @@ def test_weight_of_a_latent_that_the_batch_lacks_is_an_error():
 
 def test_latent_without_weight_is_not_trained():
   _, grads = run_flow(tiny_model(), geometry_batch(), weights={"shape": 1.0})
-  assert not np.any(np.asarray(grads.params["scale"]["A"])) and np.any(np.asarray(grads.params["shape"]["A"]))
+  assert not np.any(np.asarray(grads.params["scale"]["A"])) and np.any(
+    np.asarray(grads.params["shape"]["A"])
+  )
 
 
 @pytest.mark.parametrize("kind", ["drop_condition", "drop_pointmap"])
 def test_dropping_every_condition_leaves_no_gradient_in_the_encoder(kind):
-  grad = lambda p: run_flow(tiny_model(), geometry_batch(), **{"drop_condition": 0.0, kind: p})[1].params["gain"]
+  grad = lambda p: run_flow(tiny_model(), geometry_batch(), **{"drop_condition": 0.0, kind: p})[
+    1
+  ].params["gain"]
   assert float(grad(1.0)) == 0.0 and float(grad(0.0)) != 0.0
 
 
 def test_condition_is_dropped_with_the_stated_frequency_and_per_example():
-  uniform_B = draws.uniform(draws.example_keys(KEY, np.stack([np.arange(2000), np.zeros(2000)], 1)), "drop_condition")
+  uniform_B = draws.uniform(
+    draws.example_keys(KEY, np.stack([np.arange(2000), np.zeros(2000)], 1)), "drop_condition"
+  )
   kept = flow_matching.drop_tokens(jnp.ones((2000, 1, 1)), uniform_B, 0.1).sum()
   assert 0.87 < float(kept) / 2000 < 0.93
 
 
 def test_training_feeds_d_zero_where_the_model_has_a_step_embedder_and_nothing_elsewhere():
-  with_d, without = tiny_model(), tiny_model(step_conditioned=False)  # TinyModel asserts that d is fed if and only if it can be
-  assert float(flow_loss(with_d, geometry_batch())[0]) == float(flow_loss(without, geometry_batch())[0])
+  # TinyModel asserts that d is fed if and only if it can be
+  with_d, without = tiny_model(), tiny_model(step_conditioned=False)
+  assert float(flow_loss(with_d, geometry_batch())[0]) == float(
+    flow_loss(without, geometry_batch())[0]
+  )
 
 
 # ---- preference alignment
@@ -261,14 +326,17 @@ def test_swapping_winner_and_loser_at_the_reference_flips_the_gradient():
 def test_a_gradient_step_raises_the_margin():
   model, batch = tiny_model(), preference_batch()
   (_, _), grads = run_dpo(model, tiny_model(), batch)
-  (loss, metrics), _ = run_dpo(jax.tree.map(lambda p, g: p - 0.01 * g, model, grads), tiny_model(), batch)
+  (loss, metrics), _ = run_dpo(
+    jax.tree.map(lambda p, g: p - 0.01 * g, model, grads), tiny_model(), batch
+  )
   assert float(metrics["dpo/margin"]) > 0.0 and float(loss) < np.log(2.0)
 
 
 def test_preference_loss_equals_the_hand_computed_value():
   ones = jnp.ones(1)
   loss, win, lose = preference_terms(0.5 * ones, 0.8 * ones, 0.7 * ones, 0.6 * ones, 10.0 * ones)
-  assert float(win[0]) == pytest.approx(2.0) and float(lose[0]) == pytest.approx(-2.0)  # -10 (0.5 - 0.7), -10 (0.8 - 0.6)
+  # -10 (0.5 - 0.7), -10 (0.8 - 0.6)
+  assert float(win[0]) == pytest.approx(2.0) and float(lose[0]) == pytest.approx(-2.0)
   assert float(loss[0]) == pytest.approx(np.log1p(np.exp(-4.0)), rel=1e-5)
 
 
@@ -281,7 +349,9 @@ def test_equal_candidates_have_zero_margin_because_they_share_time_and_noise():
 def test_only_the_chosen_latents_are_aligned_and_the_reference_gets_no_gradient():
   (_, _), grads = run_dpo(tiny_model(), tiny_model(), preference_batch(), latents=("shape",))
   assert not np.any(np.asarray(grads.params["rotation"]["A"]))
-  shared = quick_jit(jax.grad(lambda m: dpo(m, m, preference_batch(), KEY, beta=0.01)[0]))(tiny_model())
+  shared = quick_jit(jax.grad(lambda m: dpo(m, m, preference_batch(), KEY, beta=0.01)[0]))(
+    tiny_model()
+  )
   np.testing.assert_allclose(shared.params["shape"]["A"], grads.params["shape"]["A"], rtol=1e-5)
 
 
@@ -294,7 +364,11 @@ def test_pairs_without_the_latent_do_not_count():
 
 
 def test_beta_and_time_weight_scale_the_margin():
-  margin = lambda **c: float(run_dpo(tiny_model(3), tiny_model(), rows(preference_batch(), [0, 0, 0]), **c)[0][1]["dpo/margin"])
+  margin = lambda **c: float(
+    run_dpo(tiny_model(3), tiny_model(), rows(preference_batch(), [0, 0, 0]), **c)[0][1][
+      "dpo/margin"
+    ]
+  )
   assert margin(beta=0.02) == pytest.approx(2 * margin(beta=0.01), rel=1e-5)
   t = float(draws.uniform(draws.example_keys(KEY, preference_batch().key[:1]), "time")[0])
   assert margin(time_weight="clean") == pytest.approx(2 * t * margin(), rel=1e-5)
@@ -330,7 +404,9 @@ def test_consistency_target_is_the_mean_of_two_consecutive_steps():
 def test_consistency_target_can_step_along_the_plain_flow():
   x, d, t = {"a": jnp.asarray([[[2.0]]])}, jnp.asarray([0.25]), jnp.asarray([0.1])
   how = shortcut.ConsistencyTarget(guidance=0.0, guided_rows=0)
-  got = shortcut.consistency_target(linear_field, x, t, d, jnp.ones((1, 2, 3)), how, fed_d_B=jnp.zeros(1))["a"]
+  got = shortcut.consistency_target(
+    linear_field, x, t, d, jnp.ones((1, 2, 3)), how, fed_d_B=jnp.zeros(1)
+  )["a"]
   assert float(got[0, 0, 0]) == pytest.approx((2.0 + 2.5) / 2)  # x, then x + d x
 
 
@@ -338,30 +414,55 @@ def test_guided_target_applies_to_the_leading_rows_and_the_chosen_latents():
   x = {"a": jnp.zeros((2, 1, 1)), "b": jnp.zeros((2, 1, 1))}
   how = shortcut.ConsistencyTarget(guidance=2.0, guided_latents=("a",), guided_rows=1)
   got = shortcut.guided(linear_field, x, jnp.zeros(2), jnp.ones((2, 2, 3)), jnp.full(2, 0.1), how)
-  np.testing.assert_allclose(got["a"][:, 0, 0], [3.0, 1.0])  # conditional 1, unconditional 0: (1 + 2) 1 - 2 * 0
+  # conditional 1, unconditional 0: (1 + 2) 1 - 2 * 0
+  np.testing.assert_allclose(got["a"][:, 0, 0], [3.0, 1.0])
   np.testing.assert_allclose(got["b"][:, 0, 0], [1.0, 1.0])
 
 
 @pytest.mark.parametrize("levels", ["flow", "all"])
-def test_guidance_enters_where_targets_step_along_the_flow_and_is_inherited_from_there(monkeypatch, levels):
+def test_guidance_enters_where_targets_step_along_the_flow_and_is_inherited_from_there(
+  monkeypatch, levels
+):
   seen = {}
   whole = shortcut.consistency_target
-  monkeypatch.setattr(shortcut, "consistency_target", lambda *args: seen.update(how=args[-2], fed=args[-1]) or whole(*args))
+  monkeypatch.setattr(
+    shortcut,
+    "consistency_target",
+    lambda *args: seen.update(how=args[-2], fed=args[-1]) or whole(*args),
+  )
   model, batch = tiny_model(), geometry_batch(16)
-  shortcut.shortcut(model, None, batch, KEY, weights=WEIGHTS, consistency_fraction=1.0, step_sizes=(0.25, 0.5), guidance=2.0,
-                    guided_levels=levels)
+  shortcut.shortcut(
+    model,
+    None,
+    batch,
+    KEY,
+    weights=WEIGHTS,
+    consistency_fraction=1.0,
+    step_sizes=(0.25, 0.5),
+    guidance=2.0,
+    guided_levels=levels,
+  )
   fed = np.asarray(seen["fed"])
   assert set(fed) == {0.0, 0.5}
   expected = np.where(fed == 0.0, 2.0, 0.0) if levels == "flow" else 2.0
-  np.testing.assert_array_equal(np.broadcast_to(seen["how"].guidance, fed.shape), np.broadcast_to(expected, fed.shape))
+  np.testing.assert_array_equal(
+    np.broadcast_to(seen["how"].guidance, fed.shape), np.broadcast_to(expected, fed.shape)
+  )
 
 
 def test_no_gradient_flows_through_the_target():
   x = {"a": jnp.ones((1, 1, 1))}
   how = shortcut.ConsistencyTarget(guidance=1.0)
-  grad = jax.grad(lambda s: shortcut.consistency_target(
-      lambda *a: jax.tree.map(lambda v: s * v, linear_field(*a)), x, jnp.zeros(1), jnp.ones(1) / 4, jnp.ones((1, 1, 3)), how
-  )["a"].sum())(1.0)
+  grad = jax.grad(
+    lambda s: shortcut.consistency_target(
+      lambda *a: jax.tree.map(lambda v: s * v, linear_field(*a)),
+      x,
+      jnp.zeros(1),
+      jnp.ones(1) / 4,
+      jnp.ones((1, 1, 3)),
+      how,
+    )["a"].sum()
+  )(1.0)
   assert float(grad) == 0.0
 
 
@@ -377,14 +478,20 @@ def test_consistency_rows_are_a_static_share_spread_over_the_batch():
   assert len(shortcut.spread_rows(384, 0.25)) == 96 and len(shortcut.spread_rows(6, 0.25)) == 1
   np.testing.assert_array_equal(shortcut.take(jnp.arange(8), np.asarray([1, 4, 7])), [1, 4, 7])
   np.testing.assert_array_equal(shortcut.take(jnp.arange(8), np.asarray([1, 2, 7])), [1, 2, 7])
-  np.testing.assert_array_equal(shortcut.take(jnp.arange(8), np.asarray([0, 1, 2, 4, 5, 6])), [0, 1, 2, 4, 5, 6])
+  np.testing.assert_array_equal(
+    shortcut.take(jnp.arange(8), np.asarray([0, 1, 2, 4, 5, 6])), [0, 1, 2, 4, 5, 6]
+  )
   assert shortcut.take(jnp.arange(8), np.asarray([], int)).shape == (0,)
 
 
 def test_step_embedding_is_trained_by_consistency_rows_only():
-  _, flow_only = run_shortcut(tiny_model(), geometry_batch(), consistency_fraction=0.0, drop_condition=0.5)
+  _, flow_only = run_shortcut(
+    tiny_model(), geometry_batch(), consistency_fraction=0.0, drop_condition=0.5
+  )
   _, mixed = run_shortcut(tiny_model(), geometry_batch(), consistency_fraction=0.5)
-  assert not np.any(np.asarray(flow_only.params["shape"]["e"])) and np.any(np.asarray(mixed.params["shape"]["e"]))
+  assert not np.any(np.asarray(flow_only.params["shape"]["e"])) and np.any(
+    np.asarray(mixed.params["shape"]["e"])
+  )
 
 
 def test_consistency_steps_stay_on_the_path():
@@ -398,8 +505,16 @@ def test_consistency_steps_stay_on_the_path():
   model = Spy(tiny_model().params)
 
   def feed(batch):
-    shortcut.shortcut(model, None, batch, KEY, weights=WEIGHTS, consistency_fraction=1.0, time_mean=3.0,
-                      step_sizes=(0.5, 0.25, 0.125))
+    shortcut.shortcut(
+      model,
+      None,
+      batch,
+      KEY,
+      weights=WEIGHTS,
+      consistency_fraction=1.0,
+      time_mean=3.0,
+      step_sizes=(0.5, 0.25, 0.125),
+    )
     return seen["main"]
 
   t_B, double_d_B = (np.asarray(a) for a in quick_jit(feed)(geometry_batch(8)))
@@ -420,15 +535,24 @@ def test_dice_is_zero_for_a_perfect_and_near_one_for_a_disjoint_guess():
   occupancy = jnp.zeros((1, 4, 4, 4)).at[:, :2].set(1.0)
   sure = 50.0 * (2 * occupancy - 1)
   assert float(autoencoder.dice_loss(sure, occupancy)[0]) == pytest.approx(0.0, abs=1e-6)
-  assert float(autoencoder.dice_loss(-sure, occupancy)[0]) == pytest.approx(1 - 1 / 65)  # 32 + 32 voxels, none shared
+  # 32 + 32 voxels, none shared
+  assert float(autoencoder.dice_loss(-sure, occupancy)[0]) == pytest.approx(1 - 1 / 65)
 
 
 def test_binary_cross_entropy_equals_its_definition_and_stays_finite():
-  logits, y = jnp.asarray([[-2.0, 0.5, 3.0]]).reshape(1, 1, 1, 3), jnp.asarray([[0.0, 1.0, 0.0]]).reshape(1, 1, 1, 3)
+  logits, y = (
+    jnp.asarray([[-2.0, 0.5, 3.0]]).reshape(1, 1, 1, 3),
+    jnp.asarray([[0.0, 1.0, 0.0]]).reshape(1, 1, 1, 3),
+  )
   p = 1 / (1 + np.exp(-np.asarray(logits)))
   expected = -(np.asarray(y) * np.log(p) + (1 - np.asarray(y)) * np.log(1 - p)).mean()
   assert float(autoencoder.binary_cross_entropy(logits, y)[0]) == pytest.approx(expected, rel=1e-5)
-  assert float(autoencoder.binary_cross_entropy(1000.0 * jnp.ones((1, 1, 1, 1)), jnp.zeros((1, 1, 1, 1)))[0]) == 1000.0
+  assert (
+    float(
+      autoencoder.binary_cross_entropy(1000.0 * jnp.ones((1, 1, 1, 1)), jnp.zeros((1, 1, 1, 1)))[0]
+    )
+    == 1000.0
+  )
 
 
 def test_divergence_from_the_standard_normal_is_zero_at_it_and_half_the_squared_mean_beside_it():
@@ -441,7 +565,8 @@ def test_occupancy_metrics_count_voxels():
   truth = jnp.zeros((2, 1, 1, 4)).at[0, 0, 0, :2].set(1.0)
   guess = jnp.where(jnp.zeros((2, 1, 1, 4)).at[0, 0, 0, 1:3].set(1.0) > 0, 1.0, -1.0)
   metrics = autoencoder.occupancy_metrics(guess, truth)
-  assert float(metrics["iou"]) == pytest.approx((1 / 3 + 1) / 2)  # the second grid is empty on both sides
+  # the second grid is empty on both sides
+  assert float(metrics["iou"]) == pytest.approx((1 / 3 + 1) / 2)
   assert float(metrics["accuracy"]) == pytest.approx(6 / 8)
 
 

@@ -15,7 +15,8 @@ def random_grids(count: int, share: float = 0.3, seed: int = 0) -> np.ndarray:
 def test_iou_counts_shared_over_joint_voxels():
   pred, truth = np.zeros((2, 2, 2, 2), bool), np.zeros((2, 2, 2, 2), bool)
   pred[0, 0], truth[0, :, 0] = True, True  # 4 voxels each, 2 shared
-  assert occupancy.voxel_iou(pred, truth).tolist() == [1 / 3, 1.0]  # the second pair is empty on both sides
+  # the second pair is empty on both sides
+  assert occupancy.voxel_iou(pred, truth).tolist() == [1 / 3, 1.0]
 
 
 def test_iou_is_the_same_under_jit():
@@ -27,7 +28,10 @@ def test_iou_is_the_same_under_jit():
 def test_no_constant_cut_of_the_mean_beats_the_best_constant():
   truth, mean = random_grids(7), random_grids(9, seed=2).mean(0)
   best, threshold = occupancy.best_constant(mean, truth)
-  by_hand = {t: occupancy.voxel_iou(np.broadcast_to(mean >= t, truth.shape), truth).mean() for t in np.unique(mean)}
+  by_hand = {
+    t: occupancy.voxel_iou(np.broadcast_to(mean >= t, truth.shape), truth).mean()
+    for t in np.unique(mean)
+  }
   assert best == pytest.approx(max(by_hand.values())) and best == pytest.approx(by_hand[threshold])
 
 
@@ -38,7 +42,12 @@ def test_the_constant_is_perfect_where_all_objects_are_alike():
 
 def test_shuffled_iou_is_the_mean_over_all_mismatched_pairs():
   pred, truth = random_grids(5), random_grids(5, seed=3)
-  pairs = [occupancy.voxel_iou(pred[i:i + 1], truth[j:j + 1])[0] for i in range(5) for j in range(5) if i != j]
+  pairs = [
+    occupancy.voxel_iou(pred[i : i + 1], truth[j : j + 1])[0]
+    for i in range(5)
+    for j in range(5)
+    if i != j
+  ]
   assert occupancy.shuffled_iou(pred, truth) == pytest.approx(np.mean(pairs))
   with pytest.raises(ValueError, match="at least 2"):
     occupancy.shuffled_iou(pred[:1], truth[:1])

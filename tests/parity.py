@@ -2,12 +2,14 @@
 
     python -m tests.parity DIR [--only PATTERN]
 
-runs every fixture of DIR (a `manifest.json` beside `<case>_<name>.npz` files), prints one row a file with its worst error and the
-manifest's tolerance, and exits 1 if any fails or if none ran. A fixture's case is the function registered for the longest
-matching name prefix; it computes, from `in/...` and `param/...` and the manifest's kwargs, every `out/...` and `grad/...` array.
-An array that a case does not return is a failure: nothing is skipped silently.
+runs every fixture of DIR (a `manifest.json` beside `<case>_<name>.npz` files), prints one row a
+file with its worst error and the manifest's tolerance, and exits 1 if any fails or if none ran. A
+fixture's case is the function registered for the longest matching name prefix; it computes, from
+`in/...` and `param/...` and the manifest's kwargs, every `out/...` and `grad/...` array. An array
+that a case does not return is a failure: nothing is skipped silently.
 
-The rule of comparison: max|a - ref| <= tol * max(1, max|ref|) per array; positions where both are NaN agree.
+The rule of comparison: max|a - ref| <= tol * max(1, max|ref|) per array; positions where both are
+NaN agree.
 """
 
 import argparse
@@ -24,7 +26,8 @@ import traceback
 import numpy as np
 
 CASES: dict[str, Callable[["Fixture"], dict[str, np.ndarray]]] = {}
-UNSUPPORTED_PREFIXES = ("f",)  # the texture stage's models: those without a case are reported as not covered by this release
+# the texture stage's models: those without a case are reported as not covered by this release
+UNSUPPORTED_PREFIXES = ("f",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Fixture:
 
   def group(self, prefix: str) -> dict[str, np.ndarray]:
     """Arrays below `prefix/`, the prefix taken off: group("param"), group("in/x1")."""
-    return {k[len(prefix) + 1:]: v for k, v in self.arrays.items() if k.startswith(prefix + "/")}
+    return {k[len(prefix) + 1 :]: v for k, v in self.arrays.items() if k.startswith(prefix + "/")}
 
   @property
   def inputs(self) -> dict[str, np.ndarray]:
@@ -78,6 +81,7 @@ def case(*prefixes: str):
 def load_cases() -> None:
   """Imports every module of tests.parity_cases, which register themselves."""
   import tests.parity_cases as package
+
   for module in pkgutil.iter_modules(package.__path__):
     importlib.import_module(f"{package.__name__}.{module.name}")
 
@@ -88,11 +92,15 @@ def fixtures(folder: pathlib.Path, only: str = "*") -> Iterable[Fixture]:
   for name in sorted(manifest):
     if fnmatch.fnmatch(name, only):
       with np.load(folder / name) as arrays:
-        yield Fixture(name.removesuffix(".npz"), manifest[name]["kwargs"], manifest[name]["tol"], dict(arrays))
+        yield Fixture(
+          name.removesuffix(".npz"), manifest[name]["kwargs"], manifest[name]["tol"], dict(arrays)
+        )
 
 
 def relative_error(got: np.ndarray, ref: np.ndarray) -> float:
-  """max|got - ref| / max(1, max|ref|); infinite where shapes or the positions of NaN and infinity differ."""
+  """max|got - ref| / max(1, max|ref|); infinite where shapes or the positions of NaN and infinity
+  differ.
+  """
   got, ref = np.asarray(got), np.asarray(ref)
   if got.shape != ref.shape:
     return np.inf
@@ -100,7 +108,9 @@ def relative_error(got: np.ndarray, ref: np.ndarray) -> float:
     return 0.0
   got, ref = got.astype(np.float64), ref.astype(np.float64)
   finite = np.isfinite(ref)
-  if not np.array_equal(finite, np.isfinite(got)) or not np.array_equal(got[~finite], ref[~finite], equal_nan=True):
+  if not np.array_equal(finite, np.isfinite(got)) or not np.array_equal(
+    got[~finite], ref[~finite], equal_nan=True
+  ):
     return np.inf
   if not finite.any():
     return 0.0
@@ -123,7 +133,11 @@ def compare(fixture: Fixture, got: dict[str, np.ndarray]) -> Row:
     problem = "the fixture has no expected arrays"
   elif not error <= fixture.tol:
     got_shape, ref_shape = np.shape(got[worst]), np.shape(fixture.expected[worst])
-    problem = f"{worst} is off" if got_shape == ref_shape else f"{worst} has shape {got_shape}, expected {ref_shape}"
+    problem = (
+      f"{worst} is off"
+      if got_shape == ref_shape
+      else f"{worst} has shape {got_shape}, expected {ref_shape}"
+    )
   return Row(fixture.name, error, fixture.tol, worst, problem)
 
 
@@ -141,20 +155,34 @@ def run_fixture(fixture: Fixture) -> Row:
   try:
     return compare(fixture, {k: np.asarray(v) for k, v in fn(fixture).items()})
   except Exception:
-    return Row(fixture.name, np.nan, fixture.tol, "", traceback.format_exc(limit=-3).strip().replace("\n", " | "))
+    return Row(
+      fixture.name,
+      np.nan,
+      fixture.tol,
+      "",
+      traceback.format_exc(limit=-3).strip().replace("\n", " | "),
+    )
 
 
 def main(argv: list[str]) -> int:
-  parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__.split("\n")[0])
+  parser = argparse.ArgumentParser(
+    prog="python -m tests.parity", description=__doc__.split("\n")[0]
+  )
   parser.add_argument("dir", type=pathlib.Path)
-  parser.add_argument("--only", default="*", help="run fixtures whose file name matches this pattern")
+  parser.add_argument(
+    "--only", default="*", help="run fixtures whose file name matches this pattern"
+  )
   args = parser.parse_args(argv)
   if not (args.dir / "manifest.json").is_file():
-    print(f"{args.dir} holds no manifest.json: give the folder with the fixture files", file=sys.stderr)
+    print(
+      f"{args.dir} holds no manifest.json: give the folder with the fixture files", file=sys.stderr
+    )
     return 1
   import jax
+
   jax.config.update("jax_default_matmul_precision", "highest")
-  jax.config.update("jax_disable_most_optimizations", True)  # a fixture is compiled once and run once
+  # a fixture is compiled once and run once
+  jax.config.update("jax_disable_most_optimizations", True)
   load_cases()
   rows, left_out = [], []
   for fixture in fixtures(args.dir, args.only):
@@ -164,7 +192,11 @@ def main(argv: list[str]) -> int:
     row = run_fixture(fixture)
     rows.append(row)
     verdict = "FAIL" if row.problem else "ok"
-    print(f"{verdict:4}  {row.name:34} error {row.error:9.2e}  tol {row.tol:7.0e}  {row.problem or row.worst}", flush=True)
+    print(
+      f"{verdict:4}  {row.name:34} error {row.error:9.2e}  tol {row.tol:7.0e}  "
+      f"{row.problem or row.worst}",
+      flush=True,
+    )
   failed = sum(bool(r.problem) for r in rows)
   if left_out:
     print(f"not covered (texture stage): {', '.join(left_out)}")

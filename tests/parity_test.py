@@ -16,7 +16,11 @@ def fixture_names() -> list[str]:
   """The fixtures of the Geometry model; one entry that skips where the folder is absent."""
   if not (GOLDEN / "manifest.json").is_file():
     return ["absent"]
-  return [n for n in sorted(json.loads((GOLDEN / "manifest.json").read_text())) if not n.startswith(parity.UNSUPPORTED_PREFIXES)]
+  return [
+    n
+    for n in sorted(json.loads((GOLDEN / "manifest.json").read_text()))
+    if not n.startswith(parity.UNSUPPORTED_PREFIXES)
+  ]
 
 
 @pytest.mark.parametrize("name", fixture_names())
@@ -31,7 +35,9 @@ def test_published_fixture(golden_dir, name):
 def write_folder(folder, fixture, arrays):
   """A folder with one fixture, its arrays replaced."""
   np.savez(folder / f"{fixture.name}.npz", **arrays)
-  (folder / "manifest.json").write_text(json.dumps({f"{fixture.name}.npz": {"kwargs": fixture.kwargs, "tol": fixture.tol}}))
+  (folder / "manifest.json").write_text(
+    json.dumps({f"{fixture.name}.npz": {"kwargs": fixture.kwargs, "tol": fixture.tol}})
+  )
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""Objects in the photo: where they land, what the files say of it, and that refinement never makes it worse."""
+"""Objects in the photo: where they land, what the files say of it, and that refinement never makes
+it worse.
+"""
 
 import contextlib
 import io
@@ -66,20 +68,44 @@ def photo_of(caster, where: Pose, *, pointmap: bool = True) -> Photo:
   return Photo(image, {"thing": mask}, points if pointmap else None, CAMERA, "given")
 
 
-def candidate_of(photo: Photo, where: Pose, *, placed: bool = True, index: int = 0, name: str = "thing") -> Candidate:
+def candidate_of(
+  photo: Photo, where: Pose, *, placed: bool = True, index: int = 0, name: str = "thing"
+) -> Candidate:
   """A sample that has exactly this shape and pose, in the form in which a model gives it."""
   streams = {}
   scale, shift = np.ones(3, np.float32), np.zeros(3, np.float32)
   if photo.pointmap_HW3 is not None:
-    streams = transforms.preprocess(photo.image_HW3, photo.masks[name], photo.pointmap_HW3, image_size=16, pointmap_size=16, streams=())
+    streams = transforms.preprocess(
+      photo.image_HW3,
+      photo.masks[name],
+      photo.pointmap_HW3,
+      image_size=16,
+      pointmap_size=16,
+      streams=(),
+    )
     scale, shift = streams["pointmap_scale"], streams["pointmap_shift"]
   latents = {k: np.asarray(v) for k, v in pose.encode_latents(where, scale, shift).items()}
-  return Candidate(photo, name, index, streams, Weights(placed), Prediction(solid(), latents, where.rotation))
+  return Candidate(
+    photo, name, index, streams, Weights(placed), Prediction(solid(), latents, where.rotation)
+  )
 
 
-def results(folder: pathlib.Path, drawn: list[Candidate], *, refine: bool = False, reward: Reward | None = None) -> dict:
+def results(
+  folder: pathlib.Path,
+  drawn: list[Candidate],
+  *,
+  refine: bool = False,
+  reward: Reward | None = None,
+) -> dict:
   settings = {"seed": 0, "sampler": {"steps": 1}, "weights": {}}
-  photo_results.write(Job("photo", folder / "photo.png", folder), drawn, reward, settings, refine=refine, phases=contextlib.nullcontext)
+  photo_results.write(
+    Job("photo", folder / "photo.png", folder),
+    drawn,
+    reward,
+    settings,
+    refine=refine,
+    phases=contextlib.nullcontext,
+  )
   return json.loads((folder / "layout.json").read_text())
 
 
@@ -98,19 +124,28 @@ def test_a_known_pose_lands_on_its_mask_in_every_file(tmp_path, caster):
   np.testing.assert_allclose(thing["scale"], where.scale, rtol=1e-4)
   # The object's GLB, placed as layout.json says, is the scene's object ...
   glb = trimesh.load(tmp_path / "thing.glb", force="mesh").vertices
-  in_camera = (column_matrix(thing["rotation_glb"]) @ (thing["scale"] * glb).T).T + thing["translation"]
+  in_camera = (column_matrix(thing["rotation_glb"]) @ (thing["scale"] * glb).T).T + thing[
+    "translation"
+  ]
   scene = trimesh.load_scene(tmp_path / "scene.glb")
   in_scene = trimesh.transform_points(scene.geometry["thing"].vertices, scene.graph["thing"][0])
-  np.testing.assert_allclose(cameras.convert_frame(in_scene, "gltf", "pytorch3d"), in_camera, atol=1e-5)
+  np.testing.assert_allclose(
+    cameras.convert_frame(in_scene, "gltf", "pytorch3d"), in_camera, atol=1e-5
+  )
   # ... and layout.json's camera sees it where the mask is.
-  camera = cameras.Camera(*(layout["camera"][k] for k in ("fx", "fy", "cx", "cy")), layout["width"], layout["height"])
+  camera = cameras.Camera(
+    *(layout["camera"][k] for k in ("fx", "fy", "cx", "cy")), layout["width"], layout["height"]
+  )
   pixels, depth = cameras.project(in_camera, camera)
   rows, columns = np.nonzero(photo.masks["thing"])
-  np.testing.assert_allclose([pixels.min(0), pixels.max(0)], [[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]],
-                             atol=1.5)
+  np.testing.assert_allclose(
+    [pixels.min(0), pixels.max(0)],
+    [[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]],
+    atol=1.5,
+  )
   assert (depth > 0).all()
   # The preview has the object's colour on the mask.
-  drawn = np.asarray(Image.open(tmp_path / "preview.png"))[24:224, 320 + 16:640 + 16].astype(int)
+  drawn = np.asarray(Image.open(tmp_path / "preview.png"))[24:224, 320 + 16 : 640 + 16].astype(int)
   coloured = np.abs(drawn - 60).max(-1) > 40
   assert raycast.iou(coloured, photo.masks["thing"]) > 0.95
 
@@ -123,14 +158,19 @@ def test_points_and_objects_share_the_scene_frame(tmp_path, caster):
   scene = trimesh.load_scene(tmp_path / "scene.glb").to_geometry()
   near = cloud[cloud[:, 2] > -3.5]  # the object's points, in front of the wall
   distance, _ = spatial.cKDTree(scene.vertices).query(near[::10])
-  assert len(near) > 1000 and np.median(distance) < 0.8 / 24  # an edge of the mesh is a voxel of 1/24, times the scale
+  # an edge of the mesh is a voxel of 1/24, times the scale
+  assert len(near) > 1000 and np.median(distance) < 0.8 / 24
 
 
-def test_without_a_point_map_the_frame_is_normalised_and_the_object_covers_its_mask(tmp_path, caster):
+def test_without_a_point_map_the_frame_is_normalised_and_the_object_covers_its_mask(
+  tmp_path, caster
+):
   where = known_pose()
   layout = results(tmp_path, [candidate_of(photo_of(caster, where, pointmap=False), where)])
   thing = layout["objects"]["thing"]
-  assert layout["frame"] == "normalised" and layout["units"] is None and layout["scene"]["units"] is None
+  assert (
+    layout["frame"] == "normalised" and layout["units"] is None and layout["scene"]["units"] is None
+  )
   assert thing["placement"]["source"] == "fitted to the mask" and thing["mask_iou"] > 0.85
   assert thing["placement"]["translation"][2] == pytest.approx(placement.ASSUMED_DEPTH)
 
@@ -140,7 +180,9 @@ def test_a_model_of_rotation_alone_is_placed_at_the_point_maps_depth(tmp_path, c
   layout = results(tmp_path, [candidate_of(photo_of(caster, where), where, placed=False)])
   thing = layout["objects"]["thing"]
   assert layout["frame"] == "rotation only" and thing["translation"] is None
-  np.testing.assert_allclose(thing["placement"]["translation"], where.translation, rtol=0.1, atol=0.05)
+  np.testing.assert_allclose(
+    thing["placement"]["translation"], where.translation, rtol=0.1, atol=0.05
+  )
   np.testing.assert_allclose(thing["placement"]["scale"], where.scale, rtol=0.1)
 
 
@@ -153,11 +195,20 @@ def disturbed(where: Pose) -> Pose:
 def test_refinement_raises_the_iou_and_keeps_the_point_maps_depth(tmp_path, caster):
   where = known_pose()
   photo = photo_of(caster, where)
-  thing = results(tmp_path, [candidate_of(photo, disturbed(where))], refine=True)["objects"]["thing"]
+  thing = results(tmp_path, [candidate_of(photo, disturbed(where))], refine=True)["objects"][
+    "thing"
+  ]
   before, after = thing["refined"]["mask_iou_before"], thing["refined"]["mask_iou_after"]
-  assert thing["refined"]["accepted"] and after > max(0.93, before) and thing["mask_iou"] == pytest.approx(after, abs=0.02)
+  assert (
+    thing["refined"]["accepted"]
+    and after > max(0.93, before)
+    and thing["mask_iou"] == pytest.approx(after, abs=0.02)
+  )
   np.testing.assert_allclose(thing["translation"], where.translation, atol=0.15)
-  assert thing["placement"]["source"] == "refined" and thing["placement"]["translation"] == thing["translation"]
+  assert (
+    thing["placement"]["source"] == "refined"
+    and thing["placement"]["translation"] == thing["translation"]
+  )
 
 
 def test_refinement_that_does_not_raise_the_iou_is_not_taken(caster, monkeypatch):
@@ -173,7 +224,9 @@ def test_refinement_that_does_not_raise_the_iou_is_not_taken(caster, monkeypatch
 
 def test_growing_about_the_cameras_centre_keeps_the_silhouette(caster):
   where = known_pose()
-  np.testing.assert_array_equal(caster.silhouette(where, CAMERA), caster.silhouette(placement.rescaled(where, 1.7), CAMERA))
+  np.testing.assert_array_equal(
+    caster.silhouette(where, CAMERA), caster.silhouette(placement.rescaled(where, 1.7), CAMERA)
+  )
 
 
 def test_a_fit_to_the_mask_has_the_masks_box(shape, caster):
@@ -193,9 +246,16 @@ def test_the_search_window_sees_what_the_photo_sees(caster):
 def test_of_several_samples_the_one_with_the_highest_reward_is_kept(tmp_path, caster):
   where = known_pose()
   photo = photo_of(caster, where)
-  drawn = [candidate_of(photo, p, index=i) for i, p in enumerate([disturbed(where), where, placement.moved(where, 3, 0.3, 0.3)])]
+  drawn = [
+    candidate_of(photo, p, index=i)
+    for i, p in enumerate([disturbed(where), where, placement.moved(where, 3, 0.3, 0.3)])
+  ]
   thing = results(tmp_path, drawn, reward=Reward("mask_iou", mask_iou))["objects"]["thing"]
-  assert thing["sample"] == 1 and thing["rewards"][1] == max(thing["rewards"]) and thing["mask_iou"] > 0.99
+  assert (
+    thing["sample"] == 1
+    and thing["rewards"][1] == max(thing["rewards"])
+    and thing["mask_iou"] > 0.99
+  )
 
 
 @pytest.mark.parametrize("wrong", [[1.0], [1.0, float("nan")], [1.0, 2.0, 3.0]])
@@ -211,10 +271,16 @@ def test_an_empty_sample_has_no_mesh_and_hides_nothing(tmp_path, caster):
   empty = candidate_of(photo, where, name="nothing")
   empty.prediction.occupancy[:] = False
   layout = results(tmp_path, [candidate_of(photo, where), empty], refine=True)
-  assert layout["objects"]["nothing"]["file"] is None and layout["objects"]["nothing"]["mask_iou"] == 0
-  assert set(trimesh.load_scene(tmp_path / "scene.glb").geometry) == {"thing"} and not (tmp_path / "nothing.glb").exists()
+  assert (
+    layout["objects"]["nothing"]["file"] is None and layout["objects"]["nothing"]["mask_iou"] == 0
+  )
+  assert (
+    set(trimesh.load_scene(tmp_path / "scene.glb").geometry) == {"thing"}
+    and not (tmp_path / "nothing.glb").exists()
+  )
   results(tmp_path, [empty])
-  assert not (tmp_path / "thing.glb").exists() and not (tmp_path / "scene.glb").exists()  # of the earlier result
+  # of the earlier result
+  assert not (tmp_path / "thing.glb").exists() and not (tmp_path / "scene.glb").exists()
 
 
 def test_the_nearer_object_is_drawn_in_front(caster):

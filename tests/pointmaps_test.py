@@ -34,20 +34,33 @@ def write(folder, form: str):
   elif form == "tiff.tiff":
     Image.fromarray((depth / 1000).astype(np.float32)).save(path)
   elif form == "depth.npz":
-    np.savez(path, depth=np.where(depth > 0, depth / 1000, np.inf), K=[[50.0, 0, 21], [0, 52, 14], [0, 0, 1]])
+    np.savez(
+      path,
+      depth=np.where(depth > 0, depth / 1000, np.inf),
+      K=[[50.0, 0, 21], [0, 52, 14], [0, 0, 1]],
+    )
   elif form == "points.npy":
     np.save(path, points)
   elif form == "masked.npz":
     np.savez(path, points=np.nan_to_num(points, nan=7.0).astype(np.float16), valid=depth > 0)
   else:
     import OpenEXR
-    channels = {c: np.ascontiguousarray(points[..., i]) for i, c in enumerate("XYZ")} if form == "points.exr" else {
-        "Z": (depth / 1000).astype(np.float32)}
-    OpenEXR.File({"type": OpenEXR.scanlineimage, "compression": OpenEXR.PIZ_COMPRESSION}, channels).write(str(path))
+
+    channels = (
+      {c: np.ascontiguousarray(points[..., i]) for i, c in enumerate("XYZ")}
+      if form == "points.exr"
+      else {"Z": (depth / 1000).astype(np.float32)}
+    )
+    OpenEXR.File(
+      {"type": OpenEXR.scanlineimage, "compression": OpenEXR.PIZ_COMPRESSION}, channels
+    ).write(str(path))
   return path
 
 
-@pytest.mark.parametrize("form", ["png.png", "tiff.tiff", "depth.npz", "points.npy", "masked.npz", "points.exr", "depth.exr"])
+@pytest.mark.parametrize(
+  "form",
+  ["png.png", "tiff.tiff", "depth.npz", "points.npy", "masked.npz", "points.exr", "depth.exr"],
+)
 def test_every_form_gives_the_same_points(tmp_path, form):
   needed = INTRINSICS if form in ("png.png", "tiff.tiff", "depth.exr") else None
   found = pointmaps.read_pointmap(write(tmp_path, form), intrinsics=needed)
@@ -58,7 +71,9 @@ def test_every_form_gives_the_same_points(tmp_path, form):
 @pytest.mark.parametrize("frame", pointmaps.FRAMES)
 def test_every_frame_is_converted_and_a_wrong_name_is_found_out(tmp_path, frame):
   np.save(tmp_path / "p.npy", cameras.convert_frame(truth(), "pytorch3d", frame))
-  np.testing.assert_allclose(pointmaps.read_pointmap(tmp_path / "p.npy", frame=frame).points_HW3, truth(), atol=1e-6)
+  np.testing.assert_allclose(
+    pointmaps.read_pointmap(tmp_path / "p.npy", frame=frame).points_HW3, truth(), atol=1e-6
+  )
   for wrong in set(pointmaps.FRAMES) - {frame}:
     with pytest.raises(InputError, match="--pointmap_frame"):
       pointmaps.read_pointmap(tmp_path / "p.npy", frame=wrong)
@@ -84,10 +99,20 @@ def test_points_behind_the_camera_are_unknown(tmp_path):
   assert np.isnan(pointmaps.read_pointmap(tmp_path / "p.npy").points_HW3[20, 20]).all()
 
 
-@pytest.mark.parametrize("array, message", [
-    (np.zeros((4, 4)), "depth map"), (np.ones((3, 8, 9)), "move the first axis"), (np.ones((8, 9, 4)), "shape"), (np.ones(5), "shape"),
-    (np.full((8, 9, 3), np.nan), "no finite point"), (np.ones((8, 9, 3), complex), "complex"), (np.full((8, 9, 3), -1.0), "behind"),
-    (np.array([["a"]]), "type"), (np.zeros((0, 3, 3)), "shape")])
+@pytest.mark.parametrize(
+  "array, message",
+  [
+    (np.zeros((4, 4)), "depth map"),
+    (np.ones((3, 8, 9)), "move the first axis"),
+    (np.ones((8, 9, 4)), "shape"),
+    (np.ones(5), "shape"),
+    (np.full((8, 9, 3), np.nan), "no finite point"),
+    (np.ones((8, 9, 3), complex), "complex"),
+    (np.full((8, 9, 3), -1.0), "behind"),
+    (np.array([["a"]]), "type"),
+    (np.zeros((0, 3, 3)), "shape"),
+  ],
+)
 def test_other_arrays_are_refused(tmp_path, array, message):
   np.save(tmp_path / "wrong.npy", array)
   with pytest.raises(InputError, match=message) as error:
@@ -102,8 +127,16 @@ def test_other_files_are_refused(tmp_path):
   (tmp_path / "text.npy").write_text("hello")
   (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04" + bytes(20))
   (tmp_path / "cut.exr").write_bytes(b"\x76\x2f\x31\x01" + bytes(20))
-  cases = {"pickled.npy": "plain arrays", "two.npz": "name the point map", "eight_bit.png": "16-bit", "text.npy": "not a",
-           "cut.npz": "not a", "cut.exr": "OpenEXR", "missing.npy": "no such file", ".": "directory"}
+  cases = {
+    "pickled.npy": "plain arrays",
+    "two.npz": "name the point map",
+    "eight_bit.png": "16-bit",
+    "text.npy": "not a",
+    "cut.npz": "not a",
+    "cut.exr": "OpenEXR",
+    "missing.npy": "no such file",
+    ".": "directory",
+  }
   for file, message in cases.items():
     with pytest.raises(InputError, match=message):
       pointmaps.read_pointmap(tmp_path / file)

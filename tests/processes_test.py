@@ -34,7 +34,9 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="looks at /proc")
-@pytest.mark.parametrize("end, kill", [(WAITING, signal.SIGKILL), (WAITING, signal.SIGTERM), ("raise SystemExit(0)", None)])
+@pytest.mark.parametrize(
+  "end, kill", [(WAITING, signal.SIGKILL), (WAITING, signal.SIGTERM), ("raise SystemExit(0)", None)]
+)
 def test_no_worker_outlives_its_parent(tmp_path, end, kill):
   script = tmp_path / "script.py"
   script.write_text(SCRIPT.format(end=end))

@@ -1,4 +1,6 @@
-"""Fine-tuning on rated examples: what the threshold lets through, and how it follows the data engine."""
+"""Fine-tuning on rated examples: what the threshold lets through, and how it follows the data
+engine.
+"""
 
 import numpy as np
 import pytest
@@ -19,19 +21,28 @@ def rated(example):
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
   rated.count = 0
-  return tiny_dataset.write_dataset(tmp_path_factory.mktemp("rated"), len(RATINGS), shards=1, change=rated)
+  return tiny_dataset.write_dataset(
+    tmp_path_factory.mktemp("rated"), len(RATINGS), shards=1, change=rated
+  )
 
 
 def reader(folder, min_rating):
-  config = loader.DataConfig(mixture={"mitl_3do": (str(folder), 1.0)}, shape_resolution=4, image_size=16, pointmap_size=16,
-                             min_rating=min_rating)
+  config = loader.DataConfig(
+    mixture={"mitl_3do": (str(folder), 1.0)},
+    shape_resolution=4,
+    image_size=16,
+    pointmap_size=16,
+    min_rating=min_rating,
+  )
   return loader.make_loader(config, kind="geometry", batch_size=2, seed=0)
 
 
 def test_examples_below_the_threshold_are_never_read_and_unrated_ones_stay(dataset):
   split = records.open_split(dataset)
   keys = {tuple(k) for step in range(8) for k in reader(dataset, 3.0).batch(step).key.tolist()}
-  expected = {tuple(schema.key_words(split[i]["key"]).tolist()) for i, r in enumerate(RATINGS) if not r < 3.0}
+  expected = {
+    tuple(schema.key_words(split[i]["key"]).tolist()) for i, r in enumerate(RATINGS) if not r < 3.0
+  }
   assert keys == expected and len(reader(dataset, 3.0)) == len(expected) == 4
 
 
@@ -42,7 +53,9 @@ def test_each_accepted_example_comes_once_an_epoch(dataset):
 
 def test_a_threshold_that_nothing_passes_is_an_error_that_names_it(tmp_path):
   folder = tiny_dataset.write_dataset(tmp_path, 2, shards=1, change=lambda e: e | {"rating": 1.0})
-  with pytest.raises(InputError, match=r"none of the 2 examples of split 'train' is rated 2 or better"):
+  with pytest.raises(
+    InputError, match=r"none of the 2 examples of split 'train' is rated 2 or better"
+  ):
     reader(folder, 2.0)
 
 

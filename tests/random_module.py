@@ -1,4 +1,6 @@
-"""Modules with random parameters for tests, made without compiling their initialisers (which takes longer than most tests)."""
+"""Modules with random parameters for tests, made without compiling their initialisers (which takes
+longer than most tests).
+"""
 
 from flax import nnx
 import jax.numpy as jnp
@@ -6,7 +8,9 @@ import numpy as np
 
 
 def random_module(make, seed: int = 0):
-  """`make(rngs)` with every parameter drawn from N(0, 0.2²); those named `scale` (gains of norms) are around one."""
+  """`make(rngs)` with every parameter drawn from N(0, 0.2²); those named `scale` (gains of norms)
+  are around one.
+  """
   module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
   rng = np.random.default_rng(seed)
   for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param)):

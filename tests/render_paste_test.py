@@ -1,4 +1,6 @@
-"""The render-and-paste builders: what they write keeps to their thresholds and to physics, whoever builds it."""
+"""The render-and-paste builders: what they write keeps to their thresholds and to physics, whoever
+builds it.
+"""
 
 import io
 import json
@@ -14,7 +16,15 @@ import trimesh
 
 from data_pipelines import build, checks, records, schema
 from data_pipelines.annotations import write
-from data_pipelines.synth import assets, procedural, procedural_scenes, render_paste, scenes, sources, swap
+from data_pipelines.synth import (
+  assets,
+  procedural,
+  procedural_scenes,
+  render_paste,
+  scenes,
+  sources,
+  swap,
+)
 from data_pipelines.synth.assets import Refused
 from launch import build_data, cli
 from sam3d_jax.errors import ConfigError, InputError
@@ -22,19 +32,36 @@ from sam3d_jax.geometry import pose
 from tests import synthetic_depth
 
 ROOT = pathlib.Path(__file__).parents[1]
-SMALL = ("procedural.count=6", "procedural.families=('mug','crate','chair')", "photos.count=4", "objects_per_shard=3", "workers=1",
-         "test_fraction=0.0", "image_size=64", "samples=1")
-FEW = {"rp_3do_fo": (*SMALL, "delit=True"), "rp_3do_osr": (*SMALL, "views=2", "image_size=96"),
-       "rp_3do_osa": (*SMALL, "photos.count=3", "image_size=96", "objects_per_shard=2")}
+SMALL = (
+  "procedural.count=6",
+  "procedural.families=('mug','crate','chair')",
+  "photos.count=4",
+  "objects_per_shard=3",
+  "workers=1",
+  "test_fraction=0.0",
+  "image_size=64",
+  "samples=1",
+)
+FEW = {
+  "rp_3do_fo": (*SMALL, "delit=True"),
+  "rp_3do_osr": (*SMALL, "views=2", "image_size=96"),
+  "rp_3do_osa": (*SMALL, "photos.count=3", "image_size=96", "objects_per_shard=2"),
+}
 
 
 def run(builder: str, *overrides: str) -> int:
-  argv = ["--config", f"{ROOT}/configs/data/{builder}.py:tiny", *(f"--config.{o}" for o in (*FEW[builder], *overrides))]
+  argv = [
+    "--config",
+    f"{ROOT}/configs/data/{builder}.py:tiny",
+    *(f"--config.{o}" for o in (*FEW[builder], *overrides)),
+  ]
   return cli.run_command(build_data.run, description="test", flags=build_data.flags, argv=argv)
 
 
 def plan(builder: str, *overrides: str) -> build.Plan:
-  config = cli.load_config(f"{ROOT}/configs/data/{builder}.py:tiny", [f"--config.{o}" for o in (*FEW[builder], *overrides)])
+  config = cli.load_config(
+    f"{ROOT}/configs/data/{builder}.py:tiny", [f"--config.{o}" for o in (*FEW[builder], *overrides)]
+  )
   return build_data.PLANNERS[config.builder](config)
 
 
@@ -88,19 +115,23 @@ def test_flying_pairs_keep_to_the_published_bounds_and_a_third_of_the_targets_is
       assert (visible == whole).all()
     else:
       assert 0.1 <= visible.sum() / whole.sum() <= 0.9
-    assert lineage(example)["partner"] != lineage(example)["mesh"] and lineage(example)["synthetic_photo"]
+    assert (
+      lineage(example)["partner"] != lineage(example)["mesh"]
+      and lineage(example)["synthetic_photo"]
+    )
 
 
 def test_flying_objects_are_nearer_than_the_photo_which_stays_as_it_was_around_them(built, rooms):
   for example in examples(built["rp_3do_fo"]):
     photo = rooms[lineage(example)["photo"]]
     points = example["pointmap"].astype(np.float32)
-    untouched = (points[..., 2] == photo.pointmap_HW3[..., 2].astype(np.float16))
+    untouched = points[..., 2] == photo.pointmap_HW3[..., 2].astype(np.float16)
     pasted = ~untouched
     assert (points[pasted][:, 2] < photo.pointmap_HW3[pasted][:, 2]).all()
     assert (pasted[mask(example)]).all()
     same = (image(example) == photo.image_HW3).all(-1)
-    soft = np.any([np.roll(pasted, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)], axis=0)  # partly covered pixels
+    # partly covered pixels
+    soft = np.any([np.roll(pasted, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)], axis=0)
     assert same[~soft].all() and same[mask(example)].mean() < 0.2
 
 
@@ -118,7 +149,9 @@ def test_delit_images_differ_from_lit_ones_on_the_target_alone(built):
     for example in examples(built[builder]):
       differs = (image(example) != image(example, "image_delit")).any(-1)
       whole = mask(example, "mask_full")
-      border = np.any([np.roll(whole, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)], axis=0)
+      border = np.any(
+        [np.roll(whole, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)], axis=0
+      )
       assert not differs[~border].any()
       changed += differs[mask(example)].mean() > 0.5
     assert changed
@@ -127,7 +160,10 @@ def test_delit_images_differ_from_lit_ones_on_the_target_alone(built):
 def test_swapped_objects_are_seen_and_supported_or_partly_hidden(built):
   result = json.loads((built["rp_3do_osr"] / "build.json").read_text())["counts"]
   found = examples(built["rp_3do_osr"])
-  assert result["records"] == {"train": len(found)} and result["rejected_draws"]["neither_supported_nor_occluded"] > 0
+  assert (
+    result["records"] == {"train": len(found)}
+    and result["rejected_draws"]["neither_supported_nor_occluded"] > 0
+  )
   for example in found:
     seen = mask(example).sum() / mask(example, "mask_full").sum()
     assert seen >= 0.2 and seen == pytest.approx(lineage(example)["visible"], abs=1e-3)
@@ -138,16 +174,24 @@ def test_what_hides_a_swapped_object_is_nearer_and_the_point_map_shows_the_new_s
   for example in examples(built["rp_3do_osr"]):
     depth = example["pointmap"].astype(np.float32)[..., 2]
     nearest = float((example["voxels"] @ example["rotation"][2].astype(float) / 64).min())
-    assert depth[mask(example)].min() > example["translation"][2] + example["scale"][0] * (nearest - 1)
+    assert depth[mask(example)].min() > example["translation"][2] + example["scale"][0] * (
+      nearest - 1
+    )
     hidden = mask(example, "mask_full") & ~mask(example)
     if hidden.any():  # by something that may be in front of it
       assert depth[hidden].max() < example["translation"][2] + 0.9 * example["scale"][0]
 
 
 def test_a_swapped_mesh_stands_at_the_centroid_and_fits_the_box_of_what_was_there():
-  scene, rules, rng = procedural_scenes.make_room(0, 0, 160).scene, swap.SwapRules(min_object_share=0.01), np.random.default_rng(0)
+  scene, rules, rng = (
+    procedural_scenes.make_room(0, 0, 160).scene,
+    swap.SwapRules(min_object_share=0.01),
+    np.random.default_rng(0),
+  )
   assert len(swap.usable_objects(scene, rules)) >= 2
-  subject = render_paste.subject_of(assets.from_scene(procedural.make_scene(0, 4), source="x", up="z"))
+  subject = render_paste.subject_of(
+    assets.from_scene(procedural.make_scene(0, 4), source="x", up="z")
+  )
   for number in swap.usable_objects(scene, rules):
     cleared = swap.clear(scene, scene.masks[number], rules)
     points = scene.pointmap_HW3[scene.masks[number]]
@@ -167,47 +211,94 @@ def test_annotated_swaps_lie_on_the_pixels_of_the_objects_they_replace(built):
 @pytest.mark.parametrize("builder", ["rp_3do_fo", "rp_3do_osr"])
 def test_the_bytes_do_not_depend_on_the_number_of_workers(built, builder, tmp_path):
   assert run(builder, f"out={tmp_path / 'two'}", "workers=2") == 0
-  one, two = ({p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()} for folder in (built[builder], tmp_path / "two"))
+  one, two = (
+    {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    for folder in (built[builder], tmp_path / "two")
+  )
   assert one.keys() == two.keys() and [name for name in one if one[name] != two[name]] == []
 
 
 def test_another_seed_gives_other_samples(built, tmp_path):
   assert run("rp_3do_fo", f"out={tmp_path}", "seed=1", "procedural.count=3") == 0
-  assert {e["key"] for e in examples(tmp_path)}.isdisjoint(e["key"] for e in examples(built["rp_3do_fo"]))
+  assert {e["key"] for e in examples(tmp_path)}.isdisjoint(
+    e["key"] for e in examples(built["rp_3do_fo"])
+  )
 
 
 def test_a_build_is_identified_by_what_changes_its_bytes(tmp_path):
   base = plan("rp_3do_osr").digest
-  for override in ("seed=1", "views=3", "image_size=41", "samples=2", "delit=True", "attempts=2", "partners=1", "photos_per_shard=2",
-                   "photos.count=5", "photos.frame=opencv", "photos.license=MIT", "rules.min_visible=0.5", "light.tint=0.0"):
+  for override in (
+    "seed=1",
+    "views=3",
+    "image_size=41",
+    "samples=2",
+    "delit=True",
+    "attempts=2",
+    "partners=1",
+    "photos_per_shard=2",
+    "photos.count=5",
+    "photos.frame=opencv",
+    "photos.license=MIT",
+    "rules.min_visible=0.5",
+    "light.tint=0.0",
+  ):
     assert plan("rp_3do_osr", override).digest != base, override
-  for override in ("workers=2", "out=elsewhere", "photos.depth_cache=elsewhere", "quarantine_budget=0.5"):
+  for override in (
+    "workers=2",
+    "out=elsewhere",
+    "photos.depth_cache=elsewhere",
+    "quarantine_budget=0.5",
+  ):
     assert plan("rp_3do_osr", override).digest == base, override
 
 
 def test_annotated_photos_of_a_folder_are_swapped_in_place(tmp_path):
   room = procedural_scenes.make_room(0, 2, 128)
   for i, (placed, seen) in enumerate(zip(room.objects, room.scene.masks, strict=True)):
-    mesh = tmp_path / f"{i}.ply"  # y up by convention: turned, shifted and larger than the unit cube
-    trimesh.Trimesh(3 * placed.asset.vertices_V3 @ assets.Y_UP_TO_Z_UP + 7, placed.asset.faces_F3, process=False).export(mesh)
-    at = pose.Pose(placed.camera.rotation.T, placed.camera.translation, np.full(3, placed.camera.scale))
+    # y up by convention: turned, shifted and larger than the unit cube
+    mesh = tmp_path / f"{i}.ply"
+    trimesh.Trimesh(
+      3 * placed.asset.vertices_V3 @ assets.Y_UP_TO_Z_UP + 7, placed.asset.faces_F3, process=False
+    ).export(mesh)
+    at = pose.Pose(
+      placed.camera.rotation.T, placed.camera.translation, np.full(3, placed.camera.scale)
+    )
     points = room.scene.pointmap_HW3 if i else None
-    write.from_arrays(tmp_path / "items" / f"{i}", room.scene.image_HW3, seen, {"a": write.Proposal("artist/x", mesh=mesh, pose=at)}, [],
-                      pointmap_HW3=points, camera=tuple(room.scene.camera[:4]), license="CC0-1.0")
+    write.from_arrays(
+      tmp_path / "items" / f"{i}",
+      room.scene.image_HW3,
+      seen,
+      {"a": write.Proposal("artist/x", mesh=mesh, pose=at)},
+      [],
+      pointmap_HW3=points,
+      camera=tuple(room.scene.camera[:4]),
+      license="CC0-1.0",
+    )
   out = tmp_path / "out"
   assert run("rp_3do_osa", f"out={out}", f"source={tmp_path / 'items'}", "image_size=128") == 0
   refused = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
-  assert ("0/annotation.json", "no_pointmap", False) in {(line["path"], line["reason"], line["fault"]) for line in refused}
+  assert ("0/annotation.json", "no_pointmap", False) in {
+    (line["path"], line["reason"], line["fault"]) for line in refused
+  }
   found = examples(out)
-  assert found and min(lineage(e)["mask_iou"] for e in found) > 0.85 and all(checks.check_example(e).findings == [] for e in found)
+  assert (
+    found
+    and min(lineage(e)["mask_iou"] for e in found) > 0.85
+    and all(checks.check_example(e).findings == [] for e in found)
+  )
 
 
 def test_annotated_photos_without_any_depth_end_with_code_2(tmp_path, capsys):
   mesh = tmp_path / "ball.ply"
   trimesh.creation.icosphere(1).export(mesh)
   at = pose.Pose(np.eye(3), np.array([0.0, 0, 2]), np.ones(3))
-  write.from_arrays(tmp_path / "items" / "0", np.zeros((40, 40, 3), np.uint8), np.eye(40, dtype=bool),
-                    {"a": write.Proposal("artist/x", mesh=mesh, pose=at)}, [])
+  write.from_arrays(
+    tmp_path / "items" / "0",
+    np.zeros((40, 40, 3), np.uint8),
+    np.eye(40, dtype=bool),
+    {"a": write.Proposal("artist/x", mesh=mesh, pose=at)},
+    [],
+  )
   assert run("rp_3do_osa", f"out={tmp_path / 'out'}", f"source={tmp_path / 'items'}") == 2
   assert "needs depth" in capsys.readouterr().err
 
@@ -216,8 +307,17 @@ def test_real_photographs_with_made_up_depth_build_and_pass(shared_dir, tmp_path
   synthetic_depth.copy_scenes(shared_dir / "data" / "images", tmp_path / "photos")
   for builder in ("rp_3do_fo", "rp_3do_osr"):
     out = tmp_path / builder
-    assert run(builder, f"out={out}", f"photos.source={tmp_path / 'photos'}", "image_size=128", "name=synthetic_depth",
-               "procedural.count=4") == 0
+    assert (
+      run(
+        builder,
+        f"out={out}",
+        f"photos.source={tmp_path / 'photos'}",
+        "image_size=128",
+        "name=synthetic_depth",
+        "procedural.count=4",
+      )
+      == 0
+    )
     for example in examples(out):
       assert checks.check_example(example).findings == [], example["lineage"]
 
@@ -231,13 +331,34 @@ def test_malformed_photos_are_quarantined_by_reason_and_odd_ones_used(shared_dir
   for i, name in enumerate(("mask_ok", "mask_wrong_size", "mask_all_zero", "mask_all_one")):
     shutil.copyfile(bad / f"{name}.png", scene / f"{i}.png")
   out = tmp_path / "out"
-  assert run("rp_3do_fo", f"out={out}", f"photos.source={tmp_path / 'photos'}", "views=5", "quarantine_budget=0.9") == 0
+  assert (
+    run(
+      "rp_3do_fo",
+      f"out={out}",
+      f"photos.source={tmp_path / 'photos'}",
+      "views=5",
+      "quarantine_budget=0.9",
+    )
+    == 0
+  )
   lines = map(json.loads, (out / "quarantine.jsonl").read_text().splitlines())
   refused = {pathlib.Path(line["path"]).name: line["reason"] for line in lines}
-  assert refused == {"image_corrupt.png": "bad_image", "image_1x1.png": "bad_image", "1.png": "bad_mask", "2.png": "bad_mask",
-                     "3.png": "bad_mask"}
+  assert refused == {
+    "image_corrupt.png": "bad_image",
+    "image_1x1.png": "bad_image",
+    "1.png": "bad_mask",
+    "2.png": "bad_mask",
+    "3.png": "bad_mask",
+  }
   used = {lineage(e)["photo"] for e in examples(out)}
-  assert used == {"image_ok.jpg", "image_cmyk.jpg", "image_rgba.png", "image_16bit_gray.png", "image_16bit_rgb.png", "scene/image.jpg"}
+  assert used == {
+    "image_ok.jpg",
+    "image_cmyk.jpg",
+    "image_rgba.png",
+    "image_16bit_gray.png",
+    "image_16bit_rgb.png",
+    "scene/image.jpg",
+  }
 
 
 # Photo folders.
@@ -246,8 +367,12 @@ def test_malformed_photos_are_quarantined_by_reason_and_odd_ones_used(shared_dir
 @pytest.fixture
 def folder(tmp_path) -> pathlib.Path:
   """One room written as a photo folder, one photo by itself."""
-  procedural_scenes.write_room(tmp_path / "photos" / "house" / "kitchen", procedural_scenes.make_room(0, 1, 96))
-  Image.fromarray(np.full((50, 70, 3), 99, np.uint8)).save(tmp_path / "photos" / "house" / "sky.jpg")
+  procedural_scenes.write_room(
+    tmp_path / "photos" / "house" / "kitchen", procedural_scenes.make_room(0, 1, 96)
+  )
+  Image.fromarray(np.full((50, 70, 3), 99, np.uint8)).save(
+    tmp_path / "photos" / "house" / "sky.jpg"
+  )
   return tmp_path / "photos"
 
 
@@ -266,7 +391,12 @@ def test_a_written_room_is_read_back_with_its_masks_points_and_camera(folder):
   np.testing.assert_array_equal(scene.masks, room.masks)
   np.testing.assert_allclose(scene.pointmap_HW3, room.pointmap_HW3, atol=1e-4)
   background, _ = load(folder, "house/sky.jpg", license="CC-BY-4.0")
-  assert background.size == (50, 70) and background.pointmap_HW3 is None and background.license == "CC-BY-4.0" and not background.masks
+  assert (
+    background.size == (50, 70)
+    and background.pointmap_HW3 is None
+    and background.license == "CC-BY-4.0"
+    and not background.masks
+  )
 
 
 def test_photos_are_reduced_and_their_points_still_project_to_their_own_pixels(folder):
@@ -287,7 +417,10 @@ def test_masks_and_point_maps_that_cannot_be_used_are_named_and_left_out(folder)
   scene, reports = load(folder, "house/kitchen/image.png")
   assert scene.masks[:2] == (None, None) and scene.pointmap_HW3 is None
   assert [(pathlib.Path(path).name, reason) for path, reason, _ in reports] == [
-    ("0.png", "bad_mask"), ("1.png", "bad_mask"), ("pointmap.npz", "bad_pointmap")]
+    ("0.png", "bad_mask"),
+    ("1.png", "bad_mask"),
+    ("pointmap.npz", "bad_pointmap"),
+  ]
   (kitchen / "image.png").write_bytes(b"broken")
   with pytest.raises(Refused, match="bad_image"):
     load(folder, "house/kitchen/image.png")
@@ -297,7 +430,9 @@ def test_swaps_without_depth_say_what_to_do_and_end_with_code_2(folder, tmp_path
   (folder / "house" / "kitchen" / "pointmap.npz").unlink()
   assert run("rp_3do_osr", f"out={tmp_path / 'out'}", f"photos.source={folder}") == 2
   said = capsys.readouterr().err
-  assert "needs depth" in said and "pointmap.npz" in said and "--config.photos.depth_command" in said
+  assert (
+    "needs depth" in said and "pointmap.npz" in said and "--config.photos.depth_command" in said
+  )
   assert not (tmp_path / "out").exists()
   with pytest.raises(ConfigError, match="must contain {image} and {out}"):
     plan("rp_3do_osr", f"photos.source={folder}", "photos.depth_command=estimate")
@@ -307,7 +442,10 @@ def test_an_estimator_makes_the_missing_point_maps_once(folder, tmp_path):
   points = folder / "house" / "kitchen" / "pointmap.npz"
   shutil.move(points, tmp_path / "truth.npz")
   script = tmp_path / "estimate.py"
-  script.write_text("import shutil, sys\nprint(sys.argv[1], file=open(sys.argv[3], 'a'))\nshutil.copy(sys.argv[4], sys.argv[2])\n")
+  script.write_text(
+    "import shutil, sys\nprint(sys.argv[1], file=open(sys.argv[3], 'a'))\nshutil.copy(sys.argv[4], "
+    "sys.argv[2])\n"
+  )
   calls = tmp_path / "calls"
   command = f"{sys.executable} {script} {{image}} {{out}} {calls} {tmp_path}/truth.npz"
   settings = dict(depth_cache=str(tmp_path / "cache"), depth_command=command)
@@ -327,22 +465,34 @@ def test_photographs_of_a_folder_are_used_and_broken_ones_quarantined(folder, tm
   few = ("quarantine_budget=0.4", "procedural.count=3", "objects_per_shard=2", "views=4")
   assert run("rp_3do_fo", f"out={out}", f"photos.source={folder}", *few) == 0
   lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
-  assert {(line["path"], line["reason"]) for line in lines} == {("broken.jpg", "bad_image"), ("tiny.png", "small_image")}
+  assert {(line["path"], line["reason"]) for line in lines} == {
+    ("broken.jpg", "bad_image"),
+    ("tiny.png", "small_image"),
+  }
   found = examples(out)
   assert {lineage(e)["photo"] for e in found} == {"house/kitchen/image.png", "house/sky.jpg"}
   for example in found:
     assert "synthetic_photo" not in lineage(example)
-    assert example["license"] == ("CC0-1.0; unknown" if "sky" in lineage(example)["photo"] else "CC0-1.0")
+    assert example["license"] == (
+      "CC0-1.0; unknown" if "sky" in lineage(example)["photo"] else "CC0-1.0"
+    )
     known = np.isfinite(example["pointmap"].astype(np.float32)).all(-1)
-    assert known[mask(example)].all() and known.all() == (lineage(example)["photo"] == "house/kitchen/image.png")
+    assert known[mask(example)].all() and known.all() == (
+      lineage(example)["photo"] == "house/kitchen/image.png"
+    )
 
 
 def test_meshes_and_photos_of_the_two_splits_are_disjoint():
   jobs = plan("rp_3do_fo", "test_fraction=0.3", "photos.count=6").jobs
   for field in ("inputs", "partners", "photos"):
-    train, test = ({i.name for job in jobs if job.split == split for i in getattr(job.spec, field)} for split in ("train", "test"))
+    train, test = (
+      {i.name for job in jobs if job.split == split for i in getattr(job.spec, field)}
+      for split in ("train", "test")
+    )
     assert train and test and train.isdisjoint(test), field
-  assert {job.split for job in plan("rp_3do_fo", "test_fraction=0.3", "photos.count=1").jobs} == {"train"}
+  assert {job.split for job in plan("rp_3do_fo", "test_fraction=0.3", "photos.count=1").jobs} == {
+    "train"
+  }
 
 
 def test_a_mesh_that_no_draw_can_place_is_set_aside_with_the_counts(tmp_path, capsys):
@@ -356,20 +506,32 @@ def test_a_mesh_that_no_draw_can_place_is_set_aside_with_the_counts(tmp_path, ca
 def test_bad_meshes_are_refused_by_their_own_shard_and_passed_over_as_partners(tmp_path):
   (tmp_path / "meshes").mkdir()
   for i in range(3):
-    trimesh.creation.icosphere(1, radius=1).apply_scale([1, 1, 1 + 0.2 * i]).export(tmp_path / "meshes" / f"ball{i}.ply")
+    trimesh.creation.icosphere(1, radius=1).apply_scale([1, 1, 1 + 0.2 * i]).export(
+      tmp_path / "meshes" / f"ball{i}.ply"
+    )
   (tmp_path / "meshes" / "empty.obj").write_text("# nothing\n")
   out = tmp_path / "out"
-  assert run("rp_3do_fo", f"out={out}", f"source={tmp_path / 'meshes'}", "quarantine_budget=0.3", "views=1") == 0
+  assert (
+    run(
+      "rp_3do_fo", f"out={out}", f"source={tmp_path / 'meshes'}", "quarantine_budget=0.3", "views=1"
+    )
+    == 0
+  )
   lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
   assert [(line["path"], line["reason"]) for line in lines] == [("empty.obj", "empty")]
   assert len(examples(out)) == 3 and not any("empty.obj" in e["lineage"] for e in examples(out))
 
 
-@pytest.mark.parametrize("override, message", [
-  ("photos.source=nowhere", "photos.source = 'nowhere' is not a folder"), ("photos.count=0", "photos.count = 0"),
-  ("attempts=0", "attempts = 0"), ("rules.visible=(0.9,0.1)", r"rules.visible = \(0.9, 0.1\)"),
-  ("rules.min_image_share=2.0", "rules.min_image_share = 2.0"),
-])
+@pytest.mark.parametrize(
+  "override, message",
+  [
+    ("photos.source=nowhere", "photos.source = 'nowhere' is not a folder"),
+    ("photos.count=0", "photos.count = 0"),
+    ("attempts=0", "attempts = 0"),
+    ("rules.visible=(0.9,0.1)", r"rules.visible = \(0.9, 0.1\)"),
+    ("rules.min_image_share=2.0", "rules.min_image_share = 2.0"),
+  ],
+)
 def test_values_no_builder_can_use_are_configuration_errors(override, message):
   with pytest.raises(ConfigError, match=message):
     plan("rp_3do_fo", override)
@@ -390,10 +552,14 @@ def test_turns_are_uniform_up_to_the_largest(largest):
   a = np.radians(largest)
   assert angles.max() <= a + 1e-6
   assert scipy.stats.kstest(angles, lambda x: (x - np.sin(x)) / (a - np.sin(a))).pvalue > 1e-3
-  assert np.abs(np.mean([t - t.T for t in turns], axis=0)).max() < 0.05  # about no axis more than about another
+  # about no axis more than about another
+  assert np.abs(np.mean([t - t.T for t in turns], axis=0)).max() < 0.05
 
 
 def test_any_orientation_is_uniform():
   rng = np.random.default_rng(0)
-  angles = [np.arccos(np.clip((np.trace(render_paste.random_rotation(rng)) - 1) / 2, -1, 1)) for _ in range(2000)]
+  angles = [
+    np.arccos(np.clip((np.trace(render_paste.random_rotation(rng)) - 1) / 2, -1, 1))
+    for _ in range(2000)
+  ]
   assert scipy.stats.kstest(angles, lambda x: (x - np.sin(x)) / np.pi).pvalue > 1e-3

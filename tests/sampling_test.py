@@ -15,7 +15,8 @@ from sam3d_jax.sampling import generate, guidance, solvers, voxels
 from sam3d_jax.sampling.generate import SamplerConfig, sample_latents
 
 SHAPES = {"shape": (8, 2), "scale": (1, 3)}
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # compiling is all that takes time here
+# compiling is all that takes time here
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
@@ -27,7 +28,11 @@ class CountingModel:
 
   def encode(self, cond, drop_pointmap_B=None):
     tokens = jnp.asarray(cond.image).reshape(len(cond.image), -1, 3)
-    return tokens if drop_pointmap_B is None else tokens * jnp.where(drop_pointmap_B, 0.5, 1.0)[:, None, None]
+    return (
+      tokens
+      if drop_pointmap_B is None
+      else tokens * jnp.where(drop_pointmap_B, 0.5, 1.0)[:, None, None]
+    )
 
   def velocity(self, x, t_B, tokens_BSD, d_B=None):
     assert (d_B is None) == (not self.step_conditioned)
@@ -42,7 +47,9 @@ class CountingModel:
 
 
 def condition(batch=3, seed=0):
-  return Conditioning(image=np.random.default_rng(seed).uniform(size=(batch, 2, 2, 3)).astype(np.float32))
+  return Conditioning(
+    image=np.random.default_rng(seed).uniform(size=(batch, 2, 2, 3)).astype(np.float32)
+  )
 
 
 def keys(batch=3):
@@ -58,7 +65,9 @@ def sample(model, cfg, cond=None, key_B2=None, fixed=None):
 
 def solve(field, x0, steps, solver):
   grid = paths.time_grid(steps)
-  run = quick_jit(lambda x: solvers.integrate(solvers.constant(field), {"x": x}, grid, solver=solver)["x"])
+  run = quick_jit(
+    lambda x: solvers.integrate(solvers.constant(field), {"x": x}, grid, solver=solver)["x"]
+  )
   return np.asarray(run(jnp.asarray(x0, jnp.float32)))
 
 
@@ -92,11 +101,13 @@ def test_halving_the_step_divides_the_error_by_two_to_the_order(solver, order):
 def test_trajectory_ends_in_the_result_and_fixed_latents_never_move():
   fixed = {"b": jnp.full((2,), 7.0)}
   field = solvers.constant(lambda x, t: {"a": x["b"], "b": x["b"]})
-  x, history = quick_jit(lambda x: solvers.integrate(field, x, paths.time_grid(4), fixed=fixed, trajectory=True))(
-      {"a": jnp.zeros(2), "b": jnp.zeros(2)})
+  x, history = quick_jit(
+    lambda x: solvers.integrate(field, x, paths.time_grid(4), fixed=fixed, trajectory=True)
+  )({"a": jnp.zeros(2), "b": jnp.zeros(2)})
   np.testing.assert_array_equal(history["a"][-1], x["a"])
   np.testing.assert_array_equal(history["b"], np.full((4, 2), 7.0))
-  np.testing.assert_allclose(x["a"], [7.0, 7.0])  # had b not been fixed from the start, a would have lagged
+  # had b not been fixed from the start, a would have lagged
+  np.testing.assert_allclose(x["a"], [7.0, 7.0])
 
 
 def test_unknown_solver_names_the_known_ones():
@@ -108,34 +119,53 @@ def test_unknown_solver_names_the_known_ones():
 
 
 def test_strength_and_interval_may_differ_by_latent():
-  got = guidance.strengths_at(0.4, {"a": 2.0, "b": 3.0}, {"a": (0.0, 1.0), "b": (0.0, 0.3)}, ("b", "a"))
+  got = guidance.strengths_at(
+    0.4, {"a": 2.0, "b": 3.0}, {"a": (0.0, 1.0), "b": (0.0, 0.3)}, ("b", "a")
+  )
   assert got == (("a", 2.0), ("b", 0.0))
   mixed = guidance.combine({"a": 1.0, "b": 1.0}, {"a": 0.5, "b": 0.5}, dict(got))
   assert mixed == {"a": 2.0, "b": 1.0}  # 3 * 1 - 2 * 0.5
 
 
 def test_sampling_with_guidance_zero_equals_unguided():
-  zero, off, guided = (sample(CountingModel(), SamplerConfig(steps=4, **how))
-                       for how in ({"guidance": 0.0}, {"interval": None}, {"guidance": 2.0}))
+  zero, off, guided = (
+    sample(CountingModel(), SamplerConfig(steps=4, **how))
+    for how in ({"guidance": 0.0}, {"interval": None}, {"guidance": 2.0})
+  )
   for k in SHAPES:
     np.testing.assert_array_equal(zero[k], off[k])
   assert np.abs(np.asarray(guided["shape"] - off["shape"])).max() > 0.1
 
 
-@pytest.mark.parametrize("method, steps, expected", [("euler", 4, 4 + 4), ("midpoint", 4, 8 + 7), ("euler", 1, 2)])
+@pytest.mark.parametrize(
+  "method, steps, expected", [("euler", 4, 4 + 4), ("midpoint", 4, 8 + 7), ("euler", 1, 2)]
+)
 def test_unguided_steps_cost_one_forward_pass(method, steps, expected):
-  """With r = 3 and 4 steps the times are 0, .1, .25, .5, 1: every start lies in [0, .5]; so do all midpoints but the last."""
+  """With r = 3 and 4 steps the times are 0, .1, .25, .5, 1: every start lies in [0, .5]; so do all
+  midpoints but the last.
+  """
   model = CountingModel()
   sample(model, SamplerConfig(steps=steps, method=method))
   assert model.calls == expected
 
 
 def test_unconditional_branch_sees_one_zero_token_with_the_result_of_all():
-  cfg = GeometryFlowConfig(width=16, depth=2, heads=2, cond_width=12, shape_resolution=2, latent_channels=2, dtype="float32")
+  cfg = GeometryFlowConfig(
+    width=16,
+    depth=2,
+    heads=2,
+    cond_width=12,
+    shape_resolution=2,
+    latent_channels=2,
+    dtype="float32",
+  )
   graph, params = nnx.split(nnx.eval_shape(lambda: GeometryFlow(cfg, rngs=nnx.Rngs(0))))
   leaves, tree = jax.tree.flatten(params)
-  rng = np.random.default_rng(0)  # the initial modulation is zero, which would hide the condition's path
-  params = jax.tree.unflatten(tree, [jnp.asarray(rng.normal(0, 0.3, a.shape), jnp.float32) for a in leaves])
+  # the initial modulation is zero, which would hide the condition's path
+  rng = np.random.default_rng(0)
+  params = jax.tree.unflatten(
+    tree, [jnp.asarray(rng.normal(0, 0.3, a.shape), jnp.float32) for a in leaves]
+  )
   x = draws.noise(draws.wrap_keys(keys(2)), cfg.latent_shapes())
   run = quick_jit(lambda p, tokens: nnx.merge(graph, p)(x, jnp.full(1, 0.3), tokens, jnp.zeros(1)))
   one, many = run(params, jnp.zeros((2, 1, 12))), run(params, jnp.zeros((2, 9, 12)))
@@ -186,14 +216,19 @@ def test_sample_depends_on_its_key_and_condition_alone():
 
 def test_fixed_latents_come_back_as_given_and_must_be_sampled_ones():
   fixed = {"scale": jnp.full((3, 1, 3), 0.25)}
-  np.testing.assert_array_equal(sample(CountingModel(), SamplerConfig(steps=3), fixed=fixed)["scale"], fixed["scale"])
+  np.testing.assert_array_equal(
+    sample(CountingModel(), SamplerConfig(steps=3), fixed=fixed)["scale"], fixed["scale"]
+  )
   with pytest.raises(ValueError, match="colour"):
     sample(CountingModel(), SamplerConfig(steps=3), fixed={"colour": jnp.zeros(3)})
 
 
 def test_guidance_by_latent_reaches_the_sampler_and_the_config_stays_hashable():
   cfg = SamplerConfig(steps=3, guidance={"shape": 2.0, "scale": 0.0}, interval=[0.0, 0.5])
-  mixed, plain = sample(CountingModel(), cfg), sample(CountingModel(), SamplerConfig(steps=3, interval=None))
+  mixed, plain = (
+    sample(CountingModel(), cfg),
+    sample(CountingModel(), SamplerConfig(steps=3, interval=None)),
+  )
   full = sample(CountingModel(), SamplerConfig(steps=3, guidance=2.0))
   np.testing.assert_allclose(mixed["scale"], plain["scale"], rtol=1e-6)
   np.testing.assert_allclose(mixed["shape"], full["shape"], rtol=1e-6)
@@ -205,7 +240,11 @@ def test_guidance_by_latent_reaches_the_sampler_and_the_config_stays_hashable():
 def test_integrated_noise_matches_sampling_from_the_same_noise():
   model, cfg = CountingModel(), SamplerConfig(steps=3)
   noise = draws.noise(draws.wrap_keys(keys()), SHAPES)
-  x = quick_jit(lambda n: generate.integrate_noise(model.velocity, n, model.encode(condition()), cfg, d=jnp.zeros(1)))(noise)
+  x = quick_jit(
+    lambda n: generate.integrate_noise(
+      model.velocity, n, model.encode(condition()), cfg, d=jnp.zeros(1)
+    )
+  )(noise)
   np.testing.assert_allclose(x["shape"], sample(model, cfg)["shape"], rtol=1e-6)
 
 
@@ -231,7 +270,8 @@ def test_voxels_at_the_border_of_the_grid_are_surface():
 
 def test_halving_rounds_half_to_even_about_the_centre_of_the_box():
   coords = np.asarray([[0, 0, 0], [1, 0, 0], [5, 0, 0], [8, 0, 0]])
-  np.testing.assert_array_equal(voxels.halve(coords)[:, 0], [2, 4, 6])  # 2, 2.5, 4.5 and 6 around the centre 4
+  # 2, 2.5, 4.5 and 6 around the centre 4
+  np.testing.assert_array_equal(voxels.halve(coords)[:, 0], [2, 4, 6])
 
 
 def test_too_many_voxels_are_halved_once_and_the_factor_tells():

@@ -1,4 +1,6 @@
-"""Ingest: every usual mesh file becomes a normalised asset; everything unusable is refused with its reason."""
+"""Ingest: every usual mesh file becomes a normalised asset; everything unusable is refused with its
+reason.
+"""
 
 import json
 import pathlib
@@ -14,8 +16,14 @@ import trimesh
 from data_pipelines.synth import assets, filters
 from data_pipelines.synth.camera import Camera
 
-REASONS = {"truncated.glb": "unreadable", "nan_vertices.obj": "non_finite", "empty.obj": "empty",
-           "zero_area_faces.obj": "zero_area", "single_triangle.obj": "near_zero_volume", "huge_coords.obj": "huge_coordinates"}
+REASONS = {
+  "truncated.glb": "unreadable",
+  "nan_vertices.obj": "non_finite",
+  "empty.obj": "empty",
+  "zero_area_faces.obj": "zero_area",
+  "single_triangle.obj": "near_zero_volume",
+  "huge_coords.obj": "huge_coordinates",
+}
 
 
 def _wedge() -> trimesh.Trimesh:
@@ -32,7 +40,11 @@ def _refusal(path: pathlib.Path) -> str:
 
 
 def test_every_mesh_of_the_sample_folder_is_ingested(shared_dir):
-  paths = [p for p in sorted((shared_dir / "data" / "meshes").iterdir()) if p.suffix.lower() in assets.SUFFIXES]
+  paths = [
+    p
+    for p in sorted((shared_dir / "data" / "meshes").iterdir())
+    if p.suffix.lower() in assets.SUFFIXES
+  ]
   assert len(paths) >= 20
   for path in paths:
     asset = assets.load(path)
@@ -63,7 +75,8 @@ def test_formats_agree_on_shape_and_up_axis(tmp_path, suffix):
 def test_gltf_y_up_becomes_z_up(tmp_path):
   mesh = trimesh.creation.cylinder(0.1, 2.0)  # along z
   scene = trimesh.Scene(mesh)
-  scene.apply_transform(trimesh.transformations.rotation_matrix(-np.pi / 2, [1, 0, 0]))  # stands along y, as in glTF
+  # stands along y, as in glTF
+  scene.apply_transform(trimesh.transformations.rotation_matrix(-np.pi / 2, [1, 0, 0]))
   scene.export(tmp_path / "pole.glb")
   assert np.argmax(np.ptp(assets.load(tmp_path / "pole.glb").vertices_V3, axis=0)) == 2
 
@@ -75,7 +88,9 @@ def test_sidecars_carry_licence_and_up_axis(tmp_path):
   (tmp_path / "b.obj.license").write_text("MIT\n")
   a, b = (assets.load(tmp_path / name, license="unknown") for name in ("a.obj", "b.obj"))
   assert (a.license, b.license) == ("CC-BY-4.0", "MIT")
-  assert np.ptp(a.vertices_V3, axis=0)[2] == pytest.approx(2 / 3) and np.ptp(b.vertices_V3, axis=0)[2] == pytest.approx(1 / 3)
+  assert np.ptp(a.vertices_V3, axis=0)[2] == pytest.approx(2 / 3) and np.ptp(b.vertices_V3, axis=0)[
+    2
+  ] == pytest.approx(1 / 3)
   (tmp_path / "b.obj.license").unlink()
   assert assets.load(tmp_path / "b.obj", license="unknown").license == "unknown"
 
@@ -89,7 +104,9 @@ def test_scene_transforms_and_instances_are_applied(tmp_path):
   scene.export(tmp_path / "two.glb")
   asset = assets.load(tmp_path / "two.glb")
   assert len(asset.faces_F3) == 24
-  np.testing.assert_allclose(np.ptp(asset.vertices_V3, axis=0), np.array([6.5, 2, 2]) / 6.5, atol=1e-6)
+  np.testing.assert_allclose(
+    np.ptp(asset.vertices_V3, axis=0), np.array([6.5, 2, 2]) / 6.5, atol=1e-6
+  )
   volume = trimesh.Trimesh(asset.vertices_V3, asset.faces_F3, process=True).volume
   assert volume == pytest.approx((1 + 8) / 6.5**3, rel=1e-4)  # the mirrored copy is not inside out
 
@@ -106,7 +123,9 @@ def test_textures_vertex_colours_and_material_colours_survive(tmp_path):
   trimesh.Scene([textured, painted]).export(tmp_path / "mixed.glb")
   asset = assets.load(tmp_path / "mixed.glb")
   textures = [m.texture for m in asset.materials if m.texture is not None]
-  assert len(asset.materials) == 2 and len(textures) == 1 and tuple(textures[0][0, 0]) == (255, 0, 0)
+  assert (
+    len(asset.materials) == 2 and len(textures) == 1 and tuple(textures[0][0, 0]) == (255, 0, 0)
+  )
   green = asset.colour_V3[asset.vertices_V3[:, 0] > 0]
   np.testing.assert_allclose(green, np.tile([0, 1, 0], (len(green), 1)), atol=1e-6)
 
@@ -115,12 +134,16 @@ def test_mtl_colours_are_read_as_srgb(tmp_path):
   (tmp_path / "m.mtl").write_text("newmtl a\nKd 0.5 0.5 0.5\n")
   tetrahedron = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 3 2\nf 1 2 4\nf 2 3 4\nf 1 4 3\n"
   (tmp_path / "m.obj").write_text("mtllib m.mtl\nusemtl a\n" + tetrahedron)
-  np.testing.assert_allclose(assets.load(tmp_path / "m.obj").materials[0].colour, [0.2140] * 3, atol=2e-3)
+  np.testing.assert_allclose(
+    assets.load(tmp_path / "m.obj").materials[0].colour, [0.2140] * 3, atol=2e-3
+  )
 
 
 def test_quads_are_triangulated(tmp_path):
-  (tmp_path / "q.obj").write_text("".join(f"v {x} {y} {z}\n" for x in (0, 1) for y in (0, 1) for z in (0, 1))
-                                  + "f 1 2 4 3\nf 5 7 8 6\nf 1 5 6 2\nf 3 4 8 7\nf 1 3 7 5\nf 2 6 8 4\n")
+  (tmp_path / "q.obj").write_text(
+    "".join(f"v {x} {y} {z}\n" for x in (0, 1) for y in (0, 1) for z in (0, 1))
+    + "f 1 2 4 3\nf 5 7 8 6\nf 1 5 6 2\nf 3 4 8 7\nf 1 3 7 5\nf 2 6 8 4\n"
+  )
   assert len(assets.load(tmp_path / "q.obj").faces_F3) == 12
 
 
@@ -129,7 +152,11 @@ def test_the_key_depends_on_the_surface_not_on_how_it_is_stored(tmp_path):
   mesh.apply_scale([1, 2, 3])
   rng = np.random.default_rng(0)
   order = rng.permutation(len(mesh.faces))
-  soup = trimesh.Trimesh(mesh.vertices[mesh.faces[order]].reshape(-1, 3), np.arange(3 * len(order)).reshape(-1, 3), process=False)
+  soup = trimesh.Trimesh(
+    mesh.vertices[mesh.faces[order]].reshape(-1, 3),
+    np.arange(3 * len(order)).reshape(-1, 3),
+    process=False,
+  )
   bent = mesh.copy()
   bent.vertices[0] *= 1.001
   keys = [assets.from_scene(trimesh.Scene(m), source="x", up="z").key for m in (mesh, soup, bent)]
@@ -147,13 +174,16 @@ def test_a_broken_embedded_texture_refuses_the_mesh(tmp_path, shared_dir):
 def test_what_a_mesh_names_must_be_there(tmp_path, shared_dir):
   source = shared_dir / "data" / "meshes"
   shutil.copy(source / "fuze.obj", tmp_path)
-  assert len(assets.load(tmp_path / "fuze.obj").faces_F3) == 1000  # no material file: a shape without colours
+  # no material file: a shape without colours
+  assert len(assets.load(tmp_path / "fuze.obj").faces_F3) == 1000
   shutil.copy(source / "fuze.obj.mtl", tmp_path)
   assert _refusal(tmp_path / "fuze.obj") == "missing_texture"
   stl = (source / "wing_nut.stl").read_bytes()
   (tmp_path / "cut.stl").write_bytes(stl[: len(stl) // 2])
   assert _refusal(tmp_path / "cut.stl") == "unreadable"
-  for name, data in trimesh.exchange.gltf.export_gltf(trimesh.load_scene(source / "spot.glb")).items():
+  for name, data in trimesh.exchange.gltf.export_gltf(
+    trimesh.load_scene(source / "spot.glb")
+  ).items():
     (tmp_path / name).write_bytes(data)
   gltf = json.loads((tmp_path / "model.gltf").read_text())
   (tmp_path / "model.gltf").write_text(json.dumps(gltf | {"images": [{"uri": "a%20skin.png"}]}))
@@ -188,7 +218,9 @@ def _sheet(thickness: float) -> trimesh.Trimesh:
 def test_filters_name_flat_sheets_and_stray_parts():
   def reason(mesh):
     with pytest.raises(assets.Refused) as caught:
-      filters.check(assets.from_scene(trimesh.Scene(mesh), source="x", up="z"), filters.FilterConfig())
+      filters.check(
+        assets.from_scene(trimesh.Scene(mesh), source="x", up="z"), filters.FilterConfig()
+      )
     return caught.value.reason
 
   tilt = trimesh.transformations.rotation_matrix(0.7, [1, 2, 3])
@@ -196,13 +228,17 @@ def test_filters_name_flat_sheets_and_stray_parts():
   assert reason(_sheet(3e-3).apply_transform(tilt)) == "flat_normals"
   speck = trimesh.creation.box((0.001, 0.001, 0.001)).apply_translation([20, 0, 0])
   assert reason(trimesh.util.concatenate([trimesh.creation.box(), speck])) == "spatial_outliers"
-  filters.check(assets.from_scene(trimesh.Scene(_sheet(0.05)), source="x", up="z"), filters.FilterConfig())
+  filters.check(
+    assets.from_scene(trimesh.Scene(_sheet(0.05)), source="x", up="z"), filters.FilterConfig()
+  )
 
 
 def test_normal_share_is_a_third_for_a_sphere_and_one_for_a_plane():
   sphere = trimesh.creation.icosphere(3)
   assert filters.normal_share(sphere.vertices, sphere.faces) == pytest.approx(1 / 3, abs=1e-3)
-  assert filters.normal_share(np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0.0]]), np.array([[0, 1, 2]])) == pytest.approx(1.0)
+  assert filters.normal_share(
+    np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0.0]]), np.array([[0, 1, 2]])
+  ) == pytest.approx(1.0)
 
 
 def test_refusals_survive_pickling():
@@ -216,18 +252,35 @@ def test_the_way_from_a_file_to_a_pixel_in_the_documentation_is_right(tmp_path):
   lines = (line.rpartition("=") for line in block.splitlines() if "=" in line)
   stated = {name.strip(): np.array(value.split(), float) for name, _, value in lines}
   low, high = (stated[f"box of the mesh in the file, {end}"] for end in ("low", "high"))
-  vertices = np.array([[x, y, z] for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])])
+  vertices = np.array(
+    [[x, y, z] for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])]
+  )
   hull = trimesh.Trimesh(vertices).convex_hull
   hull.export(tmp_path / "box.glb")
   asset = assets.load(tmp_path / "box.glb")
   point = (assets.Y_UP_TO_Z_UP @ stated["point in the file"] - asset.centre_3) / asset.extent
   fx, fy, cx, cy = stated["camera fx fy cx cy"]
-  camera = Camera(fx, fy, cx, cy, 518, 518, stated["rotation, row by row"].reshape(3, 3), stated["translation"], float(stated["scale"][0]))
+  camera = Camera(
+    fx,
+    fy,
+    cx,
+    cy,
+    518,
+    518,
+    stated["rotation, row by row"].reshape(3, 3),
+    stated["translation"],
+    float(stated["scale"][0]),
+  )
   voxel = np.floor((point + 0.5) * 64)
-  computed = {"turned to z up, (x, -z, y)": assets.Y_UP_TO_Z_UP @ stated["point in the file"], "box turned, centre": asset.centre_3,
-              "box turned, longest side": asset.extent, "point in the unit cube": point, "voxel that holds it, floor((p + 0.5) 64)": voxel,
-              "centre of that voxel, (i + 0.5) / 64 - 0.5": (voxel + 0.5) / 64 - 0.5,
-              "point in the camera": camera.to_camera(point[None])[0],
-              "pixel": camera.project(point[None])[0]}
+  computed = {
+    "turned to z up, (x, -z, y)": assets.Y_UP_TO_Z_UP @ stated["point in the file"],
+    "box turned, centre": asset.centre_3,
+    "box turned, longest side": asset.extent,
+    "point in the unit cube": point,
+    "voxel that holds it, floor((p + 0.5) 64)": voxel,
+    "centre of that voxel, (i + 0.5) / 64 - 0.5": (voxel + 0.5) / 64 - 0.5,
+    "point in the camera": camera.to_camera(point[None])[0],
+    "pixel": camera.project(point[None])[0],
+  }
   for name, value in computed.items():
     np.testing.assert_allclose(value, np.squeeze(stated[name]), atol=1e-6, err_msg=name)

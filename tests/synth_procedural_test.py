@@ -70,7 +70,9 @@ def test_glb_export_round_trips_geometry_and_colour(tmp_path):
   assert [p.name for p in paths] == ["00000_table.glb", "00001_chair.glb", "00002_mug.glb"]
   for index, path in enumerate(paths):
     read, made = assets.load(path), _asset(index, seed=1)
-    np.testing.assert_allclose(np.ptp(read.vertices_V3, axis=0), np.ptp(made.vertices_V3, axis=0), atol=1e-5)
+    np.testing.assert_allclose(
+      np.ptp(read.vertices_V3, axis=0), np.ptp(made.vertices_V3, axis=0), atol=1e-5
+    )
     area = [trimesh.Trimesh(a.vertices_V3, a.faces_F3).area for a in (read, made)]
     assert area[0] == pytest.approx(area[1], rel=1e-4)
     assert {m.colour for m in read.materials} == {m.colour for m in made.materials}

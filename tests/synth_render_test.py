@@ -18,9 +18,27 @@ def _scene(mesh: trimesh.Trimesh) -> render.Scene:
   return render.Scene(assets.from_scene(trimesh.Scene(mesh), source="x", up="z"))
 
 
-def _camera(azimuth_deg=20.0, elevation_deg=30.0, distance=2.0, scale=1.0, size=SIZE, offset=(0.0, 0.0), roll_deg=0.0) -> Camera:
+def _camera(
+  azimuth_deg=20.0,
+  elevation_deg=30.0,
+  distance=2.0,
+  scale=1.0,
+  size=SIZE,
+  offset=(0.0, 0.0),
+  roll_deg=0.0,
+) -> Camera:
   rotation = look_at(*np.radians([azimuth_deg, elevation_deg, roll_deg]))
-  return Camera(1.4 * size, 1.4 * size, size / 2, size / 2, size, size, rotation, np.array([*offset, distance]), scale)
+  return Camera(
+    1.4 * size,
+    1.4 * size,
+    size / 2,
+    size / 2,
+    size,
+    size,
+    rotation,
+    np.array([*offset, distance]),
+    scale,
+  )
 
 
 def _render(scene, camera, lights=NO_LIGHT, samples=2) -> render.View:
@@ -29,10 +47,16 @@ def _render(scene, camera, lights=NO_LIGHT, samples=2) -> render.View:
 
 def _quad(image=None) -> trimesh.Trimesh:
   """An upright unit square in the plane y = 0, seen from -y with u to the right and v up."""
-  mesh = trimesh.Trimesh([[-0.5, 0, -0.5], [0.5, 0, -0.5], [0.5, 0, 0.5], [-0.5, 0, 0.5]], [[0, 1, 2], [0, 2, 3]], process=False)
+  mesh = trimesh.Trimesh(
+    [[-0.5, 0, -0.5], [0.5, 0, -0.5], [0.5, 0, 0.5], [-0.5, 0, 0.5]],
+    [[0, 1, 2], [0, 2, 3]],
+    process=False,
+  )
   if image is not None:
     material = trimesh.visual.material.PBRMaterial(baseColorTexture=image)
-    mesh.visual = trimesh.visual.TextureVisuals(uv=[[0, 0], [1, 0], [1, 1], [0, 1]], material=material)
+    mesh.visual = trimesh.visual.TextureVisuals(
+      uv=[[0, 0], [1, 0], [1, 1], [0, 1]], material=material
+    )
   return mesh
 
 
@@ -52,7 +76,8 @@ def test_depth_of_a_sphere_is_the_ray_sphere_distance():
 def test_depth_of_a_tilted_plane_is_exact():
   camera = _camera(azimuth_deg=-60, elevation_deg=10)
   view = _render(_scene(_quad()), camera)
-  normal = camera.rotation @ [0.0, 1.0, 0.0]  # the plane y = 0 of the object passes through its origin
+  # the plane y = 0 of the object passes through its origin
+  normal = camera.rotation @ [0.0, 1.0, 0.0]
   v, u = np.mgrid[:SIZE, :SIZE] + 0.5
   expected = (normal @ camera.translation) / (camera.rays(u, v) @ normal)
   assert view.mask_HW.sum() > 100
@@ -76,17 +101,23 @@ def test_point_map_projects_onto_the_pixel_centres_and_lies_on_the_surface():
   scene = _scene(procedural.make_parts(0, 1)[0].mesh)
   camera = _camera(scale=0.5, offset=(0.05, 0.1), roll_deg=10)
   view = _render(scene, camera)
-  on_object = (view.pointmap_HW3[view.mask_HW] - camera.translation) @ camera.rotation / camera.scale
+  on_object = (
+    (view.pointmap_HW3[view.mask_HW] - camera.translation) @ camera.rotation / camera.scale
+  )
   v, u = np.nonzero(view.mask_HW)
   np.testing.assert_allclose(camera.project(on_object), np.stack([u, v], -1) + 0.5, atol=1e-3)
   surface = trimesh.Trimesh(scene.asset.vertices_V3, scene.asset.faces_F3)
   assert trimesh.proximity.closest_point_naive(surface, on_object)[1].max() < 1e-4
-  assert np.isnan(view.pointmap_HW3[~view.mask_HW]).all() and np.isnan(view.depth_HW[~view.mask_HW]).all()
+  assert (
+    np.isnan(view.pointmap_HW3[~view.mask_HW]).all()
+    and np.isnan(view.depth_HW[~view.mask_HW]).all()
+  )
 
 
 def test_camera_axes_are_left_up_forward():
   camera = _camera(azimuth_deg=-90, elevation_deg=0)  # from -y, the object's front
-  np.testing.assert_allclose(camera.rotation @ [1, 0, 0], [-1, 0, 0], atol=1e-12)  # object right is camera -left
+  # object right is camera -left
+  np.testing.assert_allclose(camera.rotation @ [1, 0, 0], [-1, 0, 0], atol=1e-12)
   np.testing.assert_allclose(camera.rotation @ [0, 0, 1], [0, 1, 0], atol=1e-12)
   np.testing.assert_allclose(camera.rotation @ [0, 1, 0], [0, 0, 1], atol=1e-12)
   right, up = camera.project(np.array([[0.5, 0, 0], [0, 0, 0.5]]))
@@ -99,7 +130,13 @@ def test_camera_axes_are_left_up_forward():
 
 def test_textures_are_the_right_way_round():
   image = Image.new("RGB", (64, 64))
-  corners = {(0, 0): (255, 0, 0), (32, 0): (0, 255, 0), (0, 32): (0, 0, 255), (32, 32): (255, 255, 255)}  # left, top
+  # left, top
+  corners = {
+    (0, 0): (255, 0, 0),
+    (32, 0): (0, 255, 0),
+    (0, 32): (0, 0, 255),
+    (32, 32): (255, 255, 255),
+  }
   for corner, colour in corners.items():
     image.paste(colour, (*corner, corner[0] + 32, corner[1] + 32))
   view = _render(_scene(_quad(image)), _camera(azimuth_deg=-90, elevation_deg=0))
@@ -118,7 +155,10 @@ def test_cut_out_texels_show_what_lies_behind():
   back = _quad()
   back.visual = trimesh.visual.TextureVisuals(uv=np.zeros((4, 2)), material=red)
   back.apply_translation([0, 0.5, 0])
-  alone, both = (render.Scene(assets.from_scene(trimesh.Scene(g), source="x", up="z")) for g in ([front], [front, back]))
+  alone, both = (
+    render.Scene(assets.from_scene(trimesh.Scene(g), source="x", up="z"))
+    for g in ([front], [front, back])
+  )
   camera = _camera(azimuth_deg=-90, elevation_deg=0)
   shown = _render(alone, camera).mask_HW[SIZE // 2]
   assert shown[SIZE // 2 - 10] and not shown[SIZE // 2 + 10]
@@ -130,7 +170,9 @@ def test_cut_out_texels_show_what_lies_behind():
 
 
 def test_small_textures_on_screen_are_averaged_not_aliased():
-  checks = Image.fromarray(np.tile(np.kron(np.eye(2), np.ones((1, 1)))[..., None] * 255, (256, 256, 3)).astype(np.uint8))
+  checks = Image.fromarray(
+    np.tile(np.kron(np.eye(2), np.ones((1, 1)))[..., None] * 255, (256, 256, 3)).astype(np.uint8)
+  )
   view = _render(_scene(_quad(checks)), _camera(azimuth_deg=-90, elevation_deg=0))
   inner = view.delit_HW3[SIZE // 2 - 10 : SIZE // 2 + 10, SIZE // 2 - 10 : SIZE // 2 + 10]
   assert inner.std() < 0.02 and 0.15 < inner.mean() < 0.55
@@ -138,7 +180,12 @@ def test_small_textures_on_screen_are_averaged_not_aliased():
 
 def test_vertex_colours_are_interpolated():
   mesh = _quad()
-  mesh.visual.vertex_colors = [[255, 0, 0, 255], [0, 0, 255, 255], [0, 0, 255, 255], [255, 0, 0, 255]]
+  mesh.visual.vertex_colors = [
+    [255, 0, 0, 255],
+    [0, 0, 255, 255],
+    [0, 0, 255, 255],
+    [255, 0, 0, 255],
+  ]
   view = _render(_scene(mesh), _camera(azimuth_deg=-90, elevation_deg=0))
   np.testing.assert_allclose(view.delit_HW3[SIZE // 2, SIZE // 2], [0.5, 0, 0.5], atol=0.03)
 
@@ -150,7 +197,9 @@ def test_delit_colour_does_not_know_the_light():
   np.testing.assert_array_equal(one.delit_HW3, two.delit_HW3)
   assert np.abs(one.lit_HW3 - two.lit_HW3).max() > 0.2
   inside = one.alpha_HW == 1
-  np.testing.assert_allclose(one.delit_HW3[inside], np.broadcast_to(assets.GREY, one.delit_HW3[inside].shape), rtol=1e-5)
+  np.testing.assert_allclose(
+    one.delit_HW3[inside], np.broadcast_to(assets.GREY, one.delit_HW3[inside].shape), rtol=1e-5
+  )
 
 
 def test_light_falls_with_the_cosine_and_is_blocked_by_what_stands_between():
@@ -166,7 +215,8 @@ def test_light_falls_with_the_cosine_and_is_blocked_by_what_stands_between():
   on_object = (view.pointmap_HW3 - camera.translation) @ camera.rotation
   ground = view.mask_HW & (on_object[..., 2] < 0) & (view.alpha_HW == 1)
   steps = (0.3 - 0.01 - on_object[..., 2]) / 0.8
-  under = np.abs(on_object[..., :2] + steps[..., None] * direction[:2]).max(-1)  # where the ray to the light meets the roof
+  # where the ray to the light meets the roof
+  under = np.abs(on_object[..., :2] + steps[..., None] * direction[:2]).max(-1)
   dark, lit = view.lit_HW3[ground & (under < 0.16), 0], view.lit_HW3[ground & (under > 0.26), 0]
   assert len(dark) and len(lit) and dark.max() == 0 and lit.min() > 0.1
 
@@ -181,7 +231,9 @@ def test_both_sides_of_a_face_are_lit():
 
 def test_normals_are_flat_on_a_cube_and_radial_on_a_sphere():
   cube, sphere = _scene(trimesh.creation.box()), _scene(trimesh.creation.icosphere(3))
-  np.testing.assert_allclose(cube.corner_normal_F33, np.repeat(cube.normal_F3[:, None], 3, 1), atol=1e-6)
+  np.testing.assert_allclose(
+    cube.corner_normal_F33, np.repeat(cube.normal_F3[:, None], 3, 1), atol=1e-6
+  )
   radial = sphere.asset.vertices_V3[sphere.asset.faces_F3] * 2
   np.testing.assert_allclose(sphere.corner_normal_F33, radial, atol=0.02)
 
@@ -201,7 +253,9 @@ def test_random_views_contain_the_whole_object():
   rng = np.random.default_rng(1)
   box = trimesh.creation.box()
   for _ in range(50):
-    camera, _ = random_view(rng, ViewConfig(), image_size=SIZE, radius=np.sqrt(0.75), scale=rng.uniform(0.2, 2))
+    camera, _ = random_view(
+      rng, ViewConfig(), image_size=SIZE, radius=np.sqrt(0.75), scale=rng.uniform(0.2, 2)
+    )
     uv = camera.project(box.vertices)
     assert uv.min() >= 0 and uv.max() <= SIZE and camera.to_camera(box.vertices)[:, 2].min() > 0
 
@@ -219,9 +273,12 @@ def test_partly_visible_objects_are_cut_at_the_border():
 
 
 def test_compositing_blends_in_linear_light_and_codecs_are_checked():
-  colour, alpha = np.full((1, 1, 3), 0.5, np.float32), np.full((1, 1), 0.5, np.float32)  # half covered by white
+  # half covered by white
+  colour, alpha = np.full((1, 1, 3), 0.5, np.float32), np.full((1, 1), 0.5, np.float32)
   np.testing.assert_array_equal(render.over(colour, alpha, (0, 0, 0)), np.full((1, 1, 3), 188))
-  nothing = render.over(np.zeros((1, 1, 3), np.float32), np.zeros((1, 1), np.float32), (37, 90, 255))
+  nothing = render.over(
+    np.zeros((1, 1, 3), np.float32), np.zeros((1, 1), np.float32), (37, 90, 255)
+  )
   np.testing.assert_array_equal(nothing[0, 0], [37, 90, 255])
   with pytest.raises(ValueError, match="webp"):
     render.encode(np.zeros((2, 2, 3), np.uint8), "webp")

@@ -8,7 +8,9 @@ from data_pipelines.synth import voxelize
 
 
 def _clip_touches(triangle_33, low_3, high_3) -> bool:
-  """Whether a triangle meets a closed box, by clipping the polygon against the six half-spaces (Sutherland-Hodgman)."""
+  """Whether a triangle meets a closed box, by clipping the polygon against the six half-spaces
+  (Sutherland-Hodgman).
+  """
   polygon = [np.asarray(p, float) for p in triangle_33]
   for axis in range(3):
     for sign, bound in ((1, high_3[axis]), (-1, -low_3[axis])):
@@ -37,15 +39,25 @@ def test_random_triangles_equal_the_clipped_polygon_reference():
   n = 8
   for scale in (0.1, 0.5, 1.0):
     for _ in range(12):
-      triangle = np.clip(rng.uniform(-0.5, 0.5, 3) + scale * rng.uniform(-0.5, 0.5, (3, 3)), -0.5, 0.5)
+      triangle = np.clip(
+        rng.uniform(-0.5, 0.5, 3) + scale * rng.uniform(-0.5, 0.5, (3, 3)), -0.5, 0.5
+      )
       got = set(map(tuple, voxelize.voxelize(triangle, np.array([[0, 1, 2]]), n)))
-      want = {(i, j, k) for i in range(n) for j in range(n) for k in range(n)
-              if _clip_touches(triangle, np.array([i, j, k]) / n - 0.5, np.array([i + 1, j + 1, k + 1]) / n - 0.5)}
+      want = {
+        (i, j, k)
+        for i in range(n)
+        for j in range(n)
+        for k in range(n)
+        if _clip_touches(
+          triangle, np.array([i, j, k]) / n - 0.5, np.array([i + 1, j + 1, k + 1]) / n - 0.5
+        )
+      }
       assert got == want
 
 
 def test_a_box_off_the_grid_is_a_shell_of_one_voxel():
-  box = trimesh.creation.box(extents=[(64 - 2 * 10.5) / 64] * 3)  # faces in the middle of voxels 10 and 53
+  # faces in the middle of voxels 10 and 53
+  box = trimesh.creation.box(extents=[(64 - 2 * 10.5) / 64] * 3)
   voxels = voxelize.voxelize(box.vertices, box.faces)
   assert set(map(tuple, voxels)) == _shell(10, 54, 64)
 
@@ -79,10 +91,14 @@ def test_a_sphere_is_every_voxel_its_surface_crosses():
 
 def test_subdividing_triangles_changes_nothing():
   rng = np.random.default_rng(1)
-  mesh = trimesh.Trimesh(rng.uniform(-0.5, 0.5, (12, 3)), rng.integers(0, 12, (9, 3)), process=False)
+  mesh = trimesh.Trimesh(
+    rng.uniform(-0.5, 0.5, (12, 3)), rng.integers(0, 12, (9, 3)), process=False
+  )
   mesh.update_faces(mesh.area_faces > 1e-3)
   fine = mesh.subdivide().subdivide()
-  np.testing.assert_array_equal(voxelize.voxelize(mesh.vertices, mesh.faces), voxelize.voxelize(fine.vertices, fine.faces))
+  np.testing.assert_array_equal(
+    voxelize.voxelize(mesh.vertices, mesh.faces), voxelize.voxelize(fine.vertices, fine.faces)
+  )
 
 
 def test_work_in_small_chunks_gives_the_same_voxels(monkeypatch):
@@ -98,8 +114,11 @@ def test_broken_meshes_are_voxelised_face_by_face():
   faces = sphere.faces[rng.permutation(len(sphere.faces))[:200]]
   flipped = np.where(rng.random((200, 1)) < 0.5, faces, faces[:, ::-1])
   a, b, _ = faces[0]
-  degenerate = np.concatenate([flipped, [[a, a, b], [b, b, b]]])  # an edge and a corner of a face that is there anyway
-  np.testing.assert_array_equal(voxelize.voxelize(sphere.vertices, degenerate), voxelize.voxelize(sphere.vertices, faces))
+  # an edge and a corner of a face that is there anyway
+  degenerate = np.concatenate([flipped, [[a, a, b], [b, b, b]]])
+  np.testing.assert_array_equal(
+    voxelize.voxelize(sphere.vertices, degenerate), voxelize.voxelize(sphere.vertices, faces)
+  )
 
 
 def test_output_is_lexicographic_unique_uint8():
@@ -112,7 +131,9 @@ def test_output_is_lexicographic_unique_uint8():
 def test_coarsening_equals_voxelising_at_the_coarse_resolution():
   mesh = trimesh.creation.icosphere(2, radius=0.437)
   fine = voxelize.voxelize(mesh.vertices, mesh.faces, 64)
-  np.testing.assert_array_equal(voxelize.coarsen(fine), voxelize.voxelize(mesh.vertices, mesh.faces, 32))
+  np.testing.assert_array_equal(
+    voxelize.coarsen(fine), voxelize.voxelize(mesh.vertices, mesh.faces, 32)
+  )
 
 
 def test_an_unsupported_resolution_is_an_error():

@@ -54,14 +54,20 @@ def make(cfg=OPTIM, guard=GuardConfig(), **kwargs):
 def test_the_seed_is_an_input_that_changes_the_noise():
   state, step = make()
   program = step.func  # the compiled one, with no seed bound
-  losses = [float(program(state, make_batch(), np.float32(OPTIM.lr), np.uint32(seed))[1]["loss"]) for seed in (0, 1, 0)]
+  losses = [
+    float(program(state, make_batch(), np.float32(OPTIM.lr), np.uint32(seed))[1]["loss"])
+    for seed in (0, 1, 0)
+  ]
   assert losses[0] == losses[2] != losses[1]
 
 
 def make_batch(seed=0, size=8):
   rng = np.random.default_rng(seed)
-  return Batch(rng.integers(0, 2**32, (size, 2), np.uint32), rng.normal(size=(size, 4)).astype(np.float32),
-               rng.normal(size=(size, 2)).astype(np.float32))
+  return Batch(
+    rng.integers(0, 2**32, (size, 2), np.uint32),
+    rng.normal(size=(size, 4)).astype(np.float32),
+    rng.normal(size=(size, 2)).astype(np.float32),
+  )
 
 
 def equal(a, b):
@@ -72,7 +78,9 @@ def test_a_step_is_adam_with_bias_correction():
   state, step = make()
   model = ModelGraph.of(Net(nnx.Rngs(0)))
   key = jax.random.fold_in(jax.random.key(0), 0)
-  grads = jax.grad(lambda p: squared_error(model.merge(p), None, make_batch(), key)[0])(state.params)
+  grads = jax.grad(lambda p: squared_error(model.merge(p), None, make_batch(), key)[0])(
+    state.params
+  )
   new, _ = step(state, make_batch(), LR)
   for path, grad in grads.items():  # the first Adam step is lr * g / (|g| + eps)
     expected = state.params[path] - LR * grad / (jnp.abs(grad) + OPTIM.eps)
@@ -83,8 +91,12 @@ def test_averages_follow_their_decay():
   state, step = make()
   new, _ = step(state, make_batch(), LR)
   for name, average in new.ema.items():
-    expected = jax.tree.map(lambda old, p, d=float(name): d * old + (1 - d) * p, state.params, new.params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), average, expected)
+    expected = jax.tree.map(
+      lambda old, p, d=float(name): d * old + (1 - d) * p, state.params, new.params
+    )
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), average, expected
+    )
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -96,7 +108,9 @@ def test_accumulated_gradients_equal_the_whole_batch(parts):
     a, metrics_a = whole(a, make_batch(i), LR)
     b, metrics_b = accumulated(b, make_batch(i), LR)
   np.testing.assert_allclose(metrics_a["norm/grad"], metrics_b["norm/grad"], rtol=1e-5)
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), a.params, b.params)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), a.params, b.params
+  )
 
 
 def test_a_non_finite_gradient_changes_nothing_but_the_counters():
@@ -112,7 +126,10 @@ def test_a_non_finite_gradient_changes_nothing_but_the_counters():
 
 def test_a_spiking_gradient_is_skipped_after_the_warm_up():
   spike = make_batch()._replace(y=np.full((8, 2), 1e4, np.float32))
-  for guard, skipped in ((GuardConfig(spike_factor=5.0, spike_warmup=2), 1), (GuardConfig(spike_factor=5.0, spike_warmup=9), 0)):
+  for guard, skipped in (
+    (GuardConfig(spike_factor=5.0, spike_warmup=2), 1),
+    (GuardConfig(spike_factor=5.0, spike_warmup=9), 0),
+  ):
     state, step = make(guard=guard)
     for i in range(3):
       state, _ = step(state, make_batch(i), LR)
@@ -126,12 +143,17 @@ def test_frozen_parameters_stay_bit_for_bit_and_cost_no_state():
   new, _ = step(state, make_batch(), LR)
   assert set(state.frozen) == {"body/kernel", "body/bias"} and equal(state.frozen, new.frozen)
   assert not equal(state.params["head/kernel"], new.params["head/kernel"])
-  paths = {jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree_util.tree_flatten_with_path((new.opt, new.ema))[0]}
+  paths = {
+    jax.tree_util.keystr(p, simple=True, separator="/")
+    for p, _ in jax.tree_util.tree_flatten_with_path((new.opt, new.ema))[0]
+  }
   assert not any("body" in p for p in paths)
 
 
 def test_a_pattern_that_matches_no_parameter_is_an_error():
-  with pytest.raises(ConfigError, match="optim.frozen = 'trunk/.*' matches no parameter.*body, head, norm"):
+  with pytest.raises(
+    ConfigError, match="optim.frozen = 'trunk/.*' matches no parameter.*body, head, norm"
+  ):
     make(optim.OptimConfig(frozen="trunk/.*"))
 
 
@@ -164,8 +186,13 @@ def test_speed_is_reported_by_chip_and_against_its_peak_only_where_that_is_known
   job = types.SimpleNamespace(mesh=jax.make_mesh((1,), ("data",)), flops_per_sample=2e6)
   kind = job.mesh.devices.flat[0].device_kind
   monkeypatch.delitem(hardware.CHIPS, kind, raising=False)  # tests may run on an accelerator
-  assert loop.speeds(job, 30.0) == {"time/samples_per_second": 30.0, "time/samples_per_second_per_chip": 30.0}
-  monkeypatch.setitem(hardware.CHIPS, kind, hardware.Chip(peak=1e9, memory=1e9, bandwidth=1e9, link=1e9, network=1e9))
+  assert loop.speeds(job, 30.0) == {
+    "time/samples_per_second": 30.0,
+    "time/samples_per_second_per_chip": 30.0,
+  }
+  monkeypatch.setitem(
+    hardware.CHIPS, kind, hardware.Chip(peak=1e9, memory=1e9, bandwidth=1e9, link=1e9, network=1e9)
+  )
   assert loop.speeds(job, 30.0)["time/mfu"] == pytest.approx(30.0 * 2e6 / 1e9)
   job.mesh = types.SimpleNamespace(size=4, devices=job.mesh.devices)
   assert loop.speeds(job, 30.0)["time/mfu"] == pytest.approx(30.0 * 2e6 / 1e9 / 4)

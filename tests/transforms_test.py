@@ -30,14 +30,25 @@ def test_shift_and_scale_are_the_published_medians():
   np.testing.assert_allclose(moments.scale, size[(size.size - 1) // 2])
 
 
-@pytest.mark.parametrize("normaliser", [
-    normalisers.ObjectCentric(), normalisers.ObjectCentric(use_scene_scale=False), normalisers.ScaleShiftInvariant(),
-    normalisers.ObjectCentric(use_scene_scale="object_norm_median", scale_factor=2.0), normalisers.ApparentSize(),
-    normalisers.ApparentSize(use_scene_scale=False), normalisers.Disparity(), normalisers.Disparity(use_scene_scale=False)])
+@pytest.mark.parametrize(
+  "normaliser",
+  [
+    normalisers.ObjectCentric(),
+    normalisers.ObjectCentric(use_scene_scale=False),
+    normalisers.ScaleShiftInvariant(),
+    normalisers.ObjectCentric(use_scene_scale="object_norm_median", scale_factor=2.0),
+    normalisers.ApparentSize(),
+    normalisers.ApparentSize(use_scene_scale=False),
+    normalisers.Disparity(),
+    normalisers.Disparity(use_scene_scale=False),
+  ],
+)
 def test_normalisation_inverts(normaliser):
   points = np.where(POINTS > 0.1, POINTS, 0.1)  # disparities need positive depth
   moments = normaliser.scale_shift(points, MASK)
-  np.testing.assert_allclose(normaliser.invert(normaliser.apply(points, moments), moments), points, atol=1e-4)
+  np.testing.assert_allclose(
+    normaliser.invert(normaliser.apply(points, moments), moments), points, atol=1e-4
+  )
 
 
 def test_normalised_points_do_not_depend_on_the_unit_of_length():
@@ -59,13 +70,20 @@ def test_clipping_makes_far_points_unknown():
   normaliser = normalisers.ObjectCentric(clip_beyond=1.0)
   out = normaliser.apply(POINTS, normaliser.scale_shift(POINTS, MASK))
   assert np.nanmax(np.linalg.norm(out, axis=-1)) <= 1.0 and np.isnan(out[5:]).any()
-  assert np.isnan(normalisers.clip_far(POINTS, MASK, 1.2)[POINTS[..., 2] > 1.3 * np.median(POINTS[MASK][:, 2])]).all()
+  assert np.isnan(
+    normalisers.clip_far(POINTS, MASK, 1.2)[POINTS[..., 2] > 1.3 * np.median(POINTS[MASK][:, 2])]
+  ).all()
 
 
 def test_mask_box_is_square_and_scaled_about_the_centre():
-  assert transforms.mask_box(MASK) == (30, 7, 50, 27)  # rows 8..26, columns 30..51: 21 on the longer side, halved down
+  # rows 8..26, columns 30..51: 21 on the longer side, halved down
+  assert transforms.mask_box(MASK) == (30, 7, 50, 27)
   x1, y1, x2, y2 = transforms.mask_box(MASK, 2.0)
-  assert (x2 - x1, y2 - y1) == (42, 42) and abs((x1 + x2) / 2 - 40.5) <= 1 and abs((y1 + y2) / 2 - 17) <= 1
+  assert (
+    (x2 - x1, y2 - y1) == (42, 42)
+    and abs((x1 + x2) / 2 - 40.5) <= 1
+    and abs((y1 + y2) / 2 - 17) <= 1
+  )
 
 
 def test_corners_are_truncated_towards_zero():
@@ -74,7 +92,9 @@ def test_corners_are_truncated_towards_zero():
   assert transforms.mask_box(corner, 2.0) == (-1, -1, 4, 4)
 
 
-@pytest.mark.parametrize("mask, message", [(np.zeros((9, 9), bool), "empty"), (np.eye(9, dtype=bool)[:2], "2 x 2")])
+@pytest.mark.parametrize(
+  "mask, message", [(np.zeros((9, 9), bool), "empty"), (np.eye(9, dtype=bool)[:2], "2 x 2")]
+)
 def test_masks_that_cannot_be_cropped_around_are_refused(mask, message):
   with pytest.raises(transforms.MaskError, match=message):
     transforms.crop_window(mask)
@@ -85,7 +105,9 @@ def test_crop_equals_padding_and_slicing():
   x1, y1, x2, y2 = window.box
   padded = np.pad(IMAGE, ((100, 100), (100, 100), (0, 0)))
   extend = int((x2 - x1) * 0.2)
-  expected = np.pad(padded[100 + y1:100 + y2, 100 + x1:100 + x2], ((extend, extend), (extend, extend), (0, 0)))
+  expected = np.pad(
+    padded[100 + y1 : 100 + y2, 100 + x1 : 100 + x2], ((extend, extend), (extend, extend), (0, 0))
+  )
   np.testing.assert_array_equal(transforms.cut(IMAGE, window), expected)
 
 
@@ -105,7 +127,8 @@ def test_images_are_resized_with_antialiasing():
   stripes = np.zeros((32, 32, 1), np.float32)
   stripes[::2] = 1.0
   out = transforms.resize_float(stripes, (8, 8))
-  np.testing.assert_allclose(out[2:-2], 0.5, atol=0.03)  # without antialiasing rows would be sampled, not averaged
+  # without antialiasing rows would be sampled, not averaged
+  np.testing.assert_allclose(out[2:-2], 0.5, atol=0.03)
 
 
 def test_uint8_images_are_within_two_levels_of_the_exact_resize():
@@ -128,7 +151,9 @@ def test_masks_stay_binary_and_accept_any_integer_type():
 def test_pixels_masks_and_points_of_a_stream_stay_aligned():
   yx = np.stack(np.meshgrid(np.arange(40), np.arange(56), indexing="ij"), -1)
   points = np.concatenate([yx, np.ones((40, 56, 1))], -1).astype(np.float32)
-  out = preprocess(mask=MASK, pointmap=points, normalise_pointmap=False, image_size=16, pointmap_fill=np.nan)
+  out = preprocess(
+    mask=MASK, pointmap=points, normalise_pointmap=False, image_size=16, pointmap_fill=np.nan
+  )
   for mask, pointmap in (("mask", "pointmap"), ("rgb_image_mask", "rgb_pointmap")):
     known = np.isfinite(out[pointmap]).all(-1)
     y, x = out[pointmap][known][:, :2].astype(int).T
@@ -152,7 +177,7 @@ def test_points_beyond_the_box_are_unknown_but_those_beside_the_photo_are_filled
   x1, y1, x2, y2 = window.box
   columns = np.arange(window.side) + window.x
   assert x1 < 0 and np.isnan(out[:, columns < x1]).all() and np.isnan(out[:, columns >= x2]).all()
-  beside = out[y1 - window.y:y2 - window.y][:, (columns >= x1) & (columns < 0)]
+  beside = out[y1 - window.y : y2 - window.y][:, (columns >= x1) & (columns < 0)]
   assert beside.size and not beside.any()
 
 
@@ -180,7 +205,9 @@ def test_only_the_asked_streams_are_made_and_impossible_ones_are_refused():
     preprocess(mask=MASK[:-1])
 
 
-ALL = augment.AugmentConfig(erode=0.5, dilate=0.5, blur=1.0, colour=1.0, light=1.0, box_factor=(1.0, 1.5), shift=0.1)
+ALL = augment.AugmentConfig(
+  erode=0.5, dilate=0.5, blur=1.0, colour=1.0, light=1.0, box_factor=(1.0, 1.5), shift=0.1
+)
 
 
 def run(cfg, seed=0, mask=MASK):
@@ -195,7 +222,9 @@ def test_an_enlarged_point_map_read_in_part_is_that_of_the_whole(shape):
   rows, columns = np.arange(shape[0]), np.array([0, 3, 9, 10, shape[1] - 1])
   np.testing.assert_allclose(lazy.at(rows, columns), whole[:, columns], atol=2e-6)
   window = transforms.Window((-3, -2, 37, 38), -5, -4, 44)
-  got, expected = (transforms.resize_nearest(x, window, 17, outside=7.0, beyond_box=np.nan) for x in (lazy, whole))
+  got, expected = (
+    transforms.resize_nearest(x, window, 17, outside=7.0, beyond_box=np.nan) for x in (lazy, whole)
+  )
   np.testing.assert_allclose(got, expected, atol=2e-6)
 
 
@@ -203,18 +232,31 @@ def test_augmentation_is_a_function_of_the_generator():
   first, again, other = run(ALL), run(ALL), run(ALL, seed=1)
   np.testing.assert_array_equal(first.image, again.image)
   assert first[2:] == again[2:] and first[2:] != other[2:]
-  assert (first.image != other.image).any() and first.image.dtype == np.uint8 and first.mask.dtype == bool
+  assert (
+    (first.image != other.image).any()
+    and first.image.dtype == np.uint8
+    and first.mask.dtype == bool
+  )
 
 
 def test_default_augmentation_changes_nothing():
   out = run(augment.AugmentConfig())
-  assert out.image is IMAGE and out.mask is MASK and out.box_factor == transforms.BOX_FACTOR and out.shift == (0, 0)
+  assert (
+    out.image is IMAGE
+    and out.mask is MASK
+    and out.box_factor == transforms.BOX_FACTOR
+    and out.shift == (0, 0)
+  )
 
 
 def test_switching_one_augmentation_off_leaves_the_other_draws_alone():
   assert run(dataclasses.replace(ALL, blur=0.0))[2:] == run(ALL)[2:]
-  np.testing.assert_array_equal(run(dataclasses.replace(ALL, blur=0.0, colour=0.0)).mask, run(ALL).mask)
-  np.testing.assert_array_equal(run(dataclasses.replace(ALL, erode=0.0, dilate=0.0)).image, run(ALL).image)
+  np.testing.assert_array_equal(
+    run(dataclasses.replace(ALL, blur=0.0, colour=0.0)).mask, run(ALL).mask
+  )
+  np.testing.assert_array_equal(
+    run(dataclasses.replace(ALL, erode=0.0, dilate=0.0)).image, run(ALL).image
+  )
 
 
 @pytest.mark.parametrize("name", ["blur", "colour", "light"])
@@ -254,8 +296,13 @@ def test_light_ramp_spans_its_gain_along_its_direction():
 
 
 def test_augmentation_ranges_are_checked():
-  for settings, words in (({"blur": 1.5}, "blur = 1.5"), ({"erode": 0.6, "dilate": 0.6}, "at most 1"), ({"shift": 1.0}, "shift = 1.0"),
-                          ({"box_factor": (1.4, 1.2)}, "box_factor"), ({"blur_scale": (0.5, 2.0)}, "blur_scale")):
+  for settings, words in (
+    ({"blur": 1.5}, "blur = 1.5"),
+    ({"erode": 0.6, "dilate": 0.6}, "at most 1"),
+    ({"shift": 1.0}, "shift = 1.0"),
+    ({"box_factor": (1.4, 1.2)}, "box_factor"),
+    ({"blur_scale": (0.5, 2.0)}, "blur_scale"),
+  ):
     with pytest.raises(ConfigError, match=words):
       augment.AugmentConfig(**settings)
   assert not augment.AugmentConfig().active and augment.AugmentConfig(shift=0.1).active

@@ -17,15 +17,21 @@ def reasons(example, kind="example"):
 
 
 def validate(folder, *extra):
-  return cli.run_command(validate_data.run, description="d", flags=validate_data.flags, config="none",
-                         argv=["--data", str(folder), *map(str, extra)])
+  return cli.run_command(
+    validate_data.run,
+    description="d",
+    flags=validate_data.flags,
+    config="none",
+    argv=["--data", str(folder), *map(str, extra)],
+  )
 
 
 @pytest.mark.parametrize("kind", schema.KINDS)
 def test_good_examples_pass_and_project_onto_their_masks(kind):
   for i in range(4):
     report = checks.check_example(tiny_dataset.make_example(i, kind=kind), kind)
-    assert report.findings == [] and report.silhouette_iou > 0.85  # its masks are half a pixel too large
+    # its masks are half a pixel too large
+    assert report.findings == [] and report.silhouette_iou > 0.85
 
 
 def test_empty_fields_are_not_checked():
@@ -42,35 +48,41 @@ def mask_of(example):
 
 
 DAMAGE = {
-    "schema": lambda e: e | {"rotation": np.eye(3)},
-    "no_license": lambda e: e | {"license": ""},
-    "no_key": lambda e: e | {"key": ""},
-    "bad_image": lambda e: e | {"image": b"not an image"},
-    "bad_image_delit": lambda e: e | {"image_delit": b"not an image"},
-    "delit_size": lambda e: e | {"image_delit": png(np.zeros((3, 4, 3), np.uint8))},
-    "bad_mask": lambda e: e | {"mask": e["mask"][:40]},
-    "camera_size": lambda e: e | {"camera": e["camera"] | {"width": 47}},
-    "mask_size": lambda e: e | {"mask": png(mask_of(e)[:-1])},
-    "empty_mask": lambda e: e | {"mask": png(np.zeros_like(mask_of(e)))},
-    "mask_outside_full": lambda e: e | {"mask": png(np.full_like(mask_of(e), 255))},
-    "voxel_range": lambda e: e | {"voxels": np.concatenate([e["voxels"], [[64, 0, 0]]]).astype(np.uint8)},
-    "voxel_order": lambda e: e | {"voxels": e["voxels"][::-1]},
-    "latent_not_finite": lambda e: e | {"structure_latent": np.full((4, 4, 4, 8), np.nan, np.float32)},
-    "latent_without_autoencoder": lambda e: e | {"structure_latent_autoencoder": ""},
-    "slat_length": lambda e: e | {"slat": np.zeros((3, 8), np.float16), "slat_autoencoder": "x"},
-    "pose_partly_nan": lambda e: e | {"scale": np.array([1, np.nan, 1], np.float32)},
-    "rotation": lambda e: e | {"rotation": e["rotation"] * np.float32(1.01)},
-    "scale": lambda e: e | {"scale": -e["scale"]},
-    "behind_camera": lambda e: e | {"translation": -e["translation"]},
-    "voxels_outside_mask": lambda e: e | {"translation": e["translation"] + np.float32([0.3, 0, 0])},
-    "out_of_view": lambda e: e | {"translation": e["translation"] + np.float32([50, 0, 0])},
-    "silhouette": lambda e: e | {"scale": e["scale"] * np.float32(0.5)},
-    "pointmap_empty": lambda e: e | {"pointmap": np.full_like(e["pointmap"], np.nan)},
-    "pointmap_behind_camera": lambda e: e | {"pointmap": -e["pointmap"]},
-    "pointmap_aspect": lambda e: e | {"pointmap": e["pointmap"][:30]},
-    "pointmap_camera": lambda e: e | {"pointmap": e["pointmap"][:, ::-1]},
-    "pointmap_misses_object": lambda e: e | {"pointmap": np.where(mask_of(e)[..., None] > 0, np.nan, wall()).astype(np.float16)},
-    "pointmap_off_surface": lambda e: e | {"pointmap": e["pointmap"] * np.float16(1.2)},
+  "schema": lambda e: e | {"rotation": np.eye(3)},
+  "no_license": lambda e: e | {"license": ""},
+  "no_key": lambda e: e | {"key": ""},
+  "bad_image": lambda e: e | {"image": b"not an image"},
+  "bad_image_delit": lambda e: e | {"image_delit": b"not an image"},
+  "delit_size": lambda e: e | {"image_delit": png(np.zeros((3, 4, 3), np.uint8))},
+  "bad_mask": lambda e: e | {"mask": e["mask"][:40]},
+  "camera_size": lambda e: e | {"camera": e["camera"] | {"width": 47}},
+  "mask_size": lambda e: e | {"mask": png(mask_of(e)[:-1])},
+  "empty_mask": lambda e: e | {"mask": png(np.zeros_like(mask_of(e)))},
+  "mask_outside_full": lambda e: e | {"mask": png(np.full_like(mask_of(e), 255))},
+  "voxel_range": lambda e: (
+    e | {"voxels": np.concatenate([e["voxels"], [[64, 0, 0]]]).astype(np.uint8)}
+  ),
+  "voxel_order": lambda e: e | {"voxels": e["voxels"][::-1]},
+  "latent_not_finite": lambda e: (
+    e | {"structure_latent": np.full((4, 4, 4, 8), np.nan, np.float32)}
+  ),
+  "latent_without_autoencoder": lambda e: e | {"structure_latent_autoencoder": ""},
+  "slat_length": lambda e: e | {"slat": np.zeros((3, 8), np.float16), "slat_autoencoder": "x"},
+  "pose_partly_nan": lambda e: e | {"scale": np.array([1, np.nan, 1], np.float32)},
+  "rotation": lambda e: e | {"rotation": e["rotation"] * np.float32(1.01)},
+  "scale": lambda e: e | {"scale": -e["scale"]},
+  "behind_camera": lambda e: e | {"translation": -e["translation"]},
+  "voxels_outside_mask": lambda e: e | {"translation": e["translation"] + np.float32([0.3, 0, 0])},
+  "out_of_view": lambda e: e | {"translation": e["translation"] + np.float32([50, 0, 0])},
+  "silhouette": lambda e: e | {"scale": e["scale"] * np.float32(0.5)},
+  "pointmap_empty": lambda e: e | {"pointmap": np.full_like(e["pointmap"], np.nan)},
+  "pointmap_behind_camera": lambda e: e | {"pointmap": -e["pointmap"]},
+  "pointmap_aspect": lambda e: e | {"pointmap": e["pointmap"][:30]},
+  "pointmap_camera": lambda e: e | {"pointmap": e["pointmap"][:, ::-1]},
+  "pointmap_misses_object": lambda e: (
+    e | {"pointmap": np.where(mask_of(e)[..., None] > 0, np.nan, wall()).astype(np.float16)}
+  ),
+  "pointmap_off_surface": lambda e: e | {"pointmap": e["pointmap"] * np.float16(1.2)},
 }
 
 
@@ -98,7 +110,9 @@ def test_occluded_object_may_be_larger_than_what_is_seen_of_it():
   assert reasons(example | {"mask": png(visible)}) == []
   no_full = example | {"mask": png(visible), "mask_full": b""}
   assert reasons(no_full) == []
-  assert "silhouette" in reasons(no_full | {"translation": example["translation"] + np.float32([0.6, 0, 0])})
+  assert "silhouette" in reasons(
+    no_full | {"translation": example["translation"] + np.float32([0.6, 0, 0])}
+  )
 
 
 def test_preferences_without_losers_or_generators_are_found():
@@ -111,19 +125,31 @@ def test_preferences_without_losers_or_generators_are_found():
 
 def test_good_dataset_ends_with_zero_and_tells_what_it_holds(tmp_path, capsys):
   tiny_dataset.write_dataset(tmp_path, 6)
-  (tmp_path / records.QUARANTINE_FILE).write_text('{"path": "a", "reason": "empty", "detail": ""}\n' * 3)
+  (tmp_path / records.QUARANTINE_FILE).write_text(
+    '{"path": "a", "reason": "empty", "detail": ""}\n' * 3
+  )
   assert validate(tmp_path) == 0
   out = capsys.readouterr().out
   assert re.search(r"train +6 examples, 6 checked: ellipsoids 6", out)
-  assert "3 inputs refused" in out and re.search(r"3 +empty", out) and "ok: 6 examples" in out and "slat " not in out
+  assert (
+    "3 inputs refused" in out
+    and re.search(r"3 +empty", out)
+    and "ok: 6 examples" in out
+    and "slat " not in out
+  )
 
 
 def test_bad_dataset_ends_with_two_and_names_record_and_reason(tmp_path, capsys):
   key = tiny_dataset.make_example(3)["key"]
-  tiny_dataset.write_dataset(tmp_path, 6, shards=1, change=lambda e: DAMAGE["rotation"](e) if e["key"] == key else e)
+  tiny_dataset.write_dataset(
+    tmp_path, 6, shards=1, change=lambda e: DAMAGE["rotation"](e) if e["key"] == key else e
+  )
   assert validate(tmp_path) == cli.EXIT_BAD_INPUT
   out = capsys.readouterr().out
-  assert "FAILED: 1 of 6" in out and "rotation: ellipsoids-train.array_record-00000-of-00001 record 3" in out
+  assert (
+    "FAILED: 1 of 6" in out
+    and "rotation: ellipsoids-train.array_record-00000-of-00001 record 3" in out
+  )
 
 
 def test_unreadable_records_are_found(tmp_path, capsys):
@@ -133,17 +159,23 @@ def test_unreadable_records_are_found(tmp_path, capsys):
   data[1000] ^= 0xFF
   path.write_bytes(data)
   assert validate(tmp_path) == cli.EXIT_BAD_INPUT
-  assert "unreadable: ellipsoids-train.array_record-00000-of-00001 record 0" in capsys.readouterr().out
+  assert (
+    "unreadable: ellipsoids-train.array_record-00000-of-00001 record 0" in capsys.readouterr().out
+  )
 
 
 def test_faults_between_examples_are_found(tmp_path, capsys):
   same = tiny_dataset.make_example(0)
   other = {"structure_latent_autoencoder": "b" * 64}
-  tiny_dataset.write_dataset(tmp_path, 2, change=lambda e: e | other | {"key": same["key"], "mesh_key": same["mesh_key"]})
+  tiny_dataset.write_dataset(
+    tmp_path, 2, change=lambda e: e | other | {"key": same["key"], "mesh_key": same["mesh_key"]}
+  )
   tiny_dataset.write_dataset(tmp_path, 1, split="test", shards=1)
   assert validate(tmp_path) == cli.EXIT_BAD_INPUT
   out = capsys.readouterr().out
-  assert all(reason in out for reason in ("duplicate_key", "mesh_in_two_splits", "mixed_autoencoders"))
+  assert all(
+    reason in out for reason in ("duplicate_key", "mesh_in_two_splits", "mixed_autoencoders")
+  )
 
 
 def test_sheet_stands_alone_and_shows_every_picture(tmp_path):

@@ -1,4 +1,6 @@
-"""The page of launch.sample --viewer, seen in a real browser. Needs viser (requirements-viewer.txt) and Chromium; else skipped."""
+"""The page of launch.sample --viewer, seen in a real browser. Needs viser (requirements-viewer.txt)
+and Chromium; else skipped.
+"""
 
 import argparse
 import dataclasses
@@ -13,7 +15,9 @@ from sam3d_jax import mesh, raycast
 from tests import browser
 from tests.placement_test import candidate_of, known_pose, photo_of, results, solid
 
-pytest.importorskip("viser", reason="viser is not installed: pip install -r requirements-viewer.txt")
+pytest.importorskip(
+  "viser", reason="viser is not installed: pip install -r requirements-viewer.txt"
+)
 
 
 CLICK = """[...document.querySelectorAll('input[type=checkbox]')].some(box => {
@@ -47,7 +51,8 @@ def test_the_page_is_served_to_this_machine_only(server):
   assert sample_default("viewer_host") == "127.0.0.1" and server.get_host() == "127.0.0.1"
   with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
     try:
-      probe.connect(("192.0.2.1", 9))  # sends nothing: asks which address this machine has towards others
+      # sends nothing: asks which address this machine has towards others
+      probe.connect(("192.0.2.1", 9))
     except OSError:
       pytest.skip("this machine has no address but the loopback")
     address = probe.getsockname()[0]
@@ -74,7 +79,13 @@ def test_the_page_shows_the_photo_the_points_and_the_objects(server, tmp_path):
     def red() -> int:
       """Red pixels of the scene, which is left of the panel."""
       shot = page.screenshot()[:, :600].astype(int)
-      return int(((shot[..., 0] > 90) & (shot[..., 0] > 2.2 * shot[..., 1]) & (shot[..., 0] > 2.2 * shot[..., 2])).sum())
+      return int(
+        (
+          (shot[..., 0] > 90)
+          & (shot[..., 0] > 2.2 * shot[..., 1])
+          & (shot[..., 0] > 2.2 * shot[..., 2])
+        ).sum()
+      )
 
     page.wait(lambda: red() > 1000)
     click = lambda name: page.wait(lambda: page.evaluate(CLICK % name))

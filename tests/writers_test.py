@@ -19,7 +19,9 @@ class Recorder:
 
   def init(self, **settings):
     self.started.append(settings)
-    return types.SimpleNamespace(log=self.rows.append, finish=self.finish, define_metric=lambda name, step_metric: None)
+    return types.SimpleNamespace(
+      log=self.rows.append, finish=self.finish, define_metric=lambda name, step_metric: None
+    )
 
   def finish(self):
     self.finished += 1
@@ -27,7 +29,9 @@ class Recorder:
   Image = staticmethod(lambda picture: picture)
 
 
-def test_one_run_in_weights_and_biases_goes_on_over_restarts_with_the_same_rows_as_the_file(tmp_path, monkeypatch):
+def test_one_run_in_weights_and_biases_goes_on_over_restarts_with_the_same_rows_as_the_file(
+  tmp_path, monkeypatch
+):
   recorder = Recorder()
   monkeypatch.setitem(sys.modules, "wandb", recorder)
   for resume_step in (0, 1):
@@ -36,9 +40,20 @@ def test_one_run_in_weights_and_biases_goes_on_over_restarts_with_the_same_rows_
     writers.picture(resume_step + 1, "samples", np.zeros((4, 4, 3), np.uint8))
     writers.close()
   first, second = recorder.started
-  assert first == second and first["project"] == "shapes" and first["config"] == {"seed": 3} and first["resume"] == "allow"
-  assert [row for row in recorder.rows if "loss" in row] == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.5}]
-  assert [row["step"] for row in recorder.rows if "samples" in row] == [1, 2] and recorder.finished == 2
+  assert (
+    first == second
+    and first["project"] == "shapes"
+    and first["config"] == {"seed": 3}
+    and first["resume"] == "allow"
+  )
+  assert [row for row in recorder.rows if "loss" in row] == [
+    {"step": 1, "loss": 0.5},
+    {"step": 2, "loss": 0.5},
+  ]
+  assert [row["step"] for row in recorder.rows if "samples" in row] == [
+    1,
+    2,
+  ] and recorder.finished == 2
 
 
 def test_a_project_without_the_package_is_a_configuration_error(monkeypatch):

@@ -1,4 +1,6 @@
-"""Keys of the datasets that are made from annotated photos; docs/data.md describes the folder that they read."""
+"""Keys of the datasets that are made from annotated photos; docs/data.md describes the folder that
+they read.
+"""
 
 from ml_collections import ConfigDict
 
@@ -8,7 +10,8 @@ def dataset(name: str) -> ConfigDict:
   c = ConfigDict()
   c.builder = name  # which builder makes the shards
   c.name = name  # of the dataset; shard files and records carry it
-  c.source = ""  # folder with annotation.json files at any depth, or "procedural" for synthetic items
+  # folder with annotation.json files at any depth, or "procedural" for synthetic items
+  c.source = ""
   c.out = ""  # folder of the dataset
   c.seed = 0  # of synthetic items
   c.workers = 0  # processes; 0: one a core. The data do not depend on it
@@ -17,7 +20,8 @@ def dataset(name: str) -> ConfigDict:
   c.items_per_shard = 64  # at most; a shard is the unit of work and of resuming
   c.license = "unknown"  # of items that state none
 
-  c.min_rating = 0.0  # alpha: rating from which the best candidate is accepted; 0 accepts unrated items too
+  # alpha: rating from which the best candidate is accepted; 0 accepts unrated items too
+  c.min_rating = 0.0
   c.families = ()  # generator families whose candidates become preference pairs; empty: all
   c.pairs = "best"  # best: the best candidate against all that lost; all: also pairs below the best
   c.max_losers = 0  # losers kept of each winner, the hardest first; 0: all
@@ -34,7 +38,9 @@ def dataset(name: str) -> ConfigDict:
 
 
 def tiny(c: ConfigDict) -> ConfigDict:
-  """Synthetic items: procedural objects, distorted candidates, a judge by voxel IoU. Nothing is downloaded."""
+  """Synthetic items: procedural objects, distorted candidates, a judge by voxel IoU. Nothing is
+  downloaded.
+  """
   c.source = "procedural"
   c.test_fraction, c.items_per_shard = 0.1, 8
   return c

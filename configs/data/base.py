@@ -1,6 +1,8 @@
-"""Every key of a dataset build, with one comment each. Builders' files in this folder start from here.
+"""Every key of a dataset build, with one comment each. Builders' files in this folder start from
+here.
 
-A configuration is data: it is locked once loaded, and any key is set from the command line with `--config.section.key=value`.
+A configuration is data: it is locked once loaded, and any key is set from the command line with
+`--config.section.key=value`.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +13,8 @@ def dataset(name: str) -> ConfigDict:
   c = ConfigDict()
   c.builder = name  # which builder makes the shards
   c.name = name  # of the dataset; shard files and records carry it
-  c.source = ""  # folder of meshes (GLB, glTF, OBJ, PLY, STL, OFF; searched recursively), or "procedural"
+  # folder of meshes (GLB, glTF, OBJ, PLY, STL, OFF; searched recursively), or "procedural"
+  c.source = ""
   c.out = ""  # folder of the dataset
   c.seed = 0  # of procedural objects, viewpoints, light and background
   c.workers = 0  # processes; 0: one a core. The data do not depend on it
@@ -29,7 +32,8 @@ def dataset(name: str) -> ConfigDict:
   c.filters = ConfigDict()  # geometry filters, on the mesh in the unit cube
   c.filters.min_hull_volume = 1e-4  # of the convex hull: below it the mesh is a sheet or a line
   c.filters.max_normal_share = 0.985  # share of the surface that faces one axis; 1 is a flat sheet
-  c.filters.min_core_extent = 0.35  # extent of 99 % of the surface over the whole: below it stray parts dwarf the object
+  # extent of 99 % of the surface over the whole: below it stray parts dwarf the object
+  c.filters.min_core_extent = 0.35
   return c
 
 
@@ -41,11 +45,13 @@ def rendering(c: ConfigDict) -> ConfigDict:
   c.image_format = "jpeg"  # png or jpeg; masks are always PNG
   c.background = (225, 255)  # grey levels between which the plain background is drawn
   c.pointmap = True  # store the camera-frame point of every pixel
-  c.delit = True  # store the image in base colours too (ambient light only): what textures are learned from
+  # store the image in base colours too (ambient light only): what textures are learned from
+  c.delit = True
 
   c.camera = ConfigDict()  # ranges, drawn uniformly unless stated
   c.camera.fov_deg = (30.0, 60.0)  # field of view
-  c.camera.elevation_deg = (-20.0, 60.0)  # above the object's horizon, uniform on that band of the sphere
+  # above the object's horizon, uniform on that band of the sphere
+  c.camera.elevation_deg = (-20.0, 60.0)
   c.camera.azimuth_deg = (0.0, 360.0)  # around the object
   c.camera.roll_deg = (-5.0, 5.0)  # about the viewing direction
   c.camera.fill = (0.65, 0.9)  # bounding sphere over the image
@@ -78,11 +84,13 @@ def pasting(c: ConfigDict) -> ConfigDict:
   c.photos_per_shard = 32  # at most, drawn at random; they stay in memory, 4 MB each
 
   c.photos = ConfigDict()  # the photographs; data_pipelines/synth/scenes.py states the layout
-  c.photos.source = ""  # folder of photos with masks and point maps, or "procedural" for synthetic rooms
+  # folder of photos with masks and point maps, or "procedural" for synthetic rooms
+  c.photos.source = ""
   c.photos.count = 24  # rooms, if procedural
   c.photos.frame = "pytorch3d"  # camera frame of point maps: pytorch3d, opencv or gltf
   c.photos.depth_unit = 0.001  # metres per step of integer depth maps
-  c.photos.depth_command = ""  # estimator for photos without point map, e.g. "estimate {image} {out}"; writes a .npz to {out}
+  # estimator for photos without point map, e.g. "estimate {image} {out}"; writes a .npz to {out}
+  c.photos.depth_command = ""
   c.photos.depth_cache = ""  # folder for what it makes; empty: pointmaps/ beside the dataset
   c.photos.license = "unknown"  # of photos that have no licence beside them
   return light(c)
@@ -96,7 +104,20 @@ def tiny_pasting(c: ConfigDict) -> ConfigDict:
   c.source, c.photos.source = "procedural", "procedural"
   c.views, c.image_size, c.image_format = 3, 96, "png"
   c.procedural.count = 160
-  c.procedural.families = ("table", "chair", "mug", "lamp", "bottle", "arrow", "letter", "crate", "shelf", "stairs", "bed", "house")
+  c.procedural.families = (
+    "table",
+    "chair",
+    "mug",
+    "lamp",
+    "bottle",
+    "arrow",
+    "letter",
+    "crate",
+    "shelf",
+    "stairs",
+    "bed",
+    "house",
+  )
   c.photos.count, c.photos_per_shard, c.partners = 40, 10, 6
   c.test_fraction, c.objects_per_shard = 0.1, 20
   return c

@@ -16,7 +16,9 @@ def dataset(name: str) -> ConfigDict:
   c.objects_per_shard = 32  # at most; a shard is the unit of work and of resuming
   c.license = "unknown"  # of the source; it travels into every record
   c.max_views = 0  # views of an object, the first that pass; 0: all
-  c.autoencoder = ""  # what records name as the maker of their structure latents: the digest of the model that is trained on them
+  # what records name as the maker of their structure latents: the digest of the model that is
+  # trained on them
+  c.autoencoder = ""
   c.slat_autoencoder = ""  # the same of structured latents
   c.min_aesthetic = 0.0  # objects with a lower score are left out; 4.5 is in use for texture
   return c

@@ -1,4 +1,5 @@
-"""MITL-3DO: real photos with the shape that annotators accepted, its pose and rating, for supervised fine-tuning.
+"""MITL-3DO: real photos with the shape that annotators accepted, its pose and rating, for
+supervised fine-tuning.
 
     python -m launch.build_data --config configs/data/mitl_3do.py --config.source=ANNOTATIONS --config.out=DATA --config.min_rating=3
 

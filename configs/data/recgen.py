@@ -1,8 +1,10 @@
-"""RecGen's public training shards (WebDataset): photos of rendered scenes with depth, masks, poses and TRELLIS latents.
+"""RecGen's public training shards (WebDataset): photos of rendered scenes with depth, masks, poses
+and TRELLIS latents.
 
     python -m launch.build_data --config configs/data/recgen.py --config.source=TARS --config.out=DATA
 
-Unpack downloaded .tar.gz files first. The defaults are the thresholds of the public loader. The data have licences of their own.
+Unpack downloaded .tar.gz files first. The defaults are the thresholds of the public loader. The
+data have licences of their own.
 """
 
 from configs.data import converted
@@ -12,7 +14,8 @@ def get_config(variant: str = ""):
   c = converted.dataset("recgen")
   c.autoencoder = "trellis/ss_enc_conv3d_16l8_fp16"
   c.slat_autoencoder = "trellis/slat_enc_swin8_B_64l8_fp16"
-  c.pose_variant = "median_quantile_5per"  # suffix of the pose file, which names its normalisation; or minmax
+  # suffix of the pose file, which names its normalisation; or minmax
+  c.pose_variant = "median_quantile_5per"
   c.stereo = False  # take stereo depth and its poses instead of rendered depth
   c.min_visible = 0.2  # fraction of the object that must be seen
   c.min_pixels = 400  # a mask must have more

@@ -1,9 +1,10 @@
-"""RP-3DO FO, flying occlusions: a target and an occluder, randomly oriented, pasted into photographs; for mid-training.
+"""RP-3DO FO, flying occlusions: a target and an occluder, randomly oriented, pasted into
+photographs; for mid-training.
 
     python -m launch.build_data --config configs/data/rp_3do_fo.py --config.source=MESHES --config.photos.source=PHOTOS --config.out=DATA
 
-PHOTOS holds photographs in any format; point maps beside them are used where they exist. `:tiny` needs neither meshes nor photos:
-procedural objects before synthetic rooms.
+PHOTOS holds photographs in any format; point maps beside them are used where they exist. `:tiny`
+needs neither meshes nor photos: procedural objects before synthetic rooms.
 """
 
 from ml_collections import ConfigDict
@@ -17,11 +18,13 @@ def get_config(variant: str = ""):
   c.rules.visible = (0.1, 0.9)  # |M_vis| / |M_obj| of the hidden object
   c.rules.min_image_share = 0.002  # |M_vis| / |image| of the target
   c.rules.front_share = 1 / 3  # of the samples show the object in front, whose mask is complete
-  c.rules.size = (0.3, 0.75)  # diameter of an object's bounding sphere over the photo's shorter side
+  # diameter of an object's bounding sphere over the photo's shorter side
+  c.rules.size = (0.3, 0.75)
   c.rules.overlap = (0.1, 0.8)  # distance of the two objects' centres over the sum of their radii
   c.rules.largest_turn_deg = 180.0  # of an object from the view of its front; 180: any orientation
   c.rules.fov_deg = (30.0, 60.0)  # of photos whose camera is unknown
-  c.rules.scale = (0.2, 2.0)  # metres along the unit cube's edge, log-uniform, before objects move to the front of the photo
+  # metres along the unit cube's edge, log-uniform, before objects move to the front of the photo
+  c.rules.scale = (0.2, 2.0)
   if variant == "tiny":
     c.rules.largest_turn_deg = base.TINY_TURN_DEG
     return base.tiny_pasting(c)

@@ -1,9 +1,10 @@
-"""RP-3DO OS-A, object swap, annotated: photographed objects replaced by their annotated meshes, aligned to the pixel; for texture.
+"""RP-3DO OS-A, object swap, annotated: photographed objects replaced by their annotated meshes,
+aligned to the pixel; for texture.
 
     python -m launch.build_data --config configs/data/rp_3do_osa.py --config.source=ANNOTATIONS --config.out=DATA
 
-ANNOTATIONS is a folder of annotated photos with meshes, poses and point maps, as mitl_3do reads it; of `photos` only the estimator is used.
-`:tiny` needs none: synthetic rooms whose objects are known.
+ANNOTATIONS is a folder of annotated photos with meshes, poses and point maps, as mitl_3do reads it;
+of `photos` only the estimator is used. `:tiny` needs none: synthetic rooms whose objects are known.
 """
 
 from configs.data import base, swap
@@ -13,7 +14,8 @@ def get_config(variant: str = ""):
   c = swap.dataset("rp_3do_osa")
   c.views = 1  # of each object, each under another light
   c.delit = True  # the pair of lit and de-lit image is what textures are learned from
-  c.rules.support_tolerance = 0.03  # annotated objects stand on what carries them instead of sinking into it
+  # annotated objects stand on what carries them instead of sinking into it
+  c.rules.support_tolerance = 0.03
   if variant == "tiny":
     c = base.tiny_pasting(c)
     c.views, c.image_size, c.rules.min_object_share = 1, 160, 0.015

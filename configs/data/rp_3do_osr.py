@@ -1,9 +1,11 @@
-"""RP-3DO OS-R, object swap, random: photographed objects replaced by random meshes where they stood; for mid-training.
+"""RP-3DO OS-R, object swap, random: photographed objects replaced by random meshes where they
+stood; for mid-training.
 
     python -m launch.build_data --config configs/data/rp_3do_osr.py --config.source=MESHES --config.photos.source=SCENES --config.out=DATA
 
-SCENES holds a folder a photo: image, masks, and a point map unless `photos.depth_command` makes it. `:tiny` needs neither meshes nor
-photos: procedural objects in synthetic rooms with exact point maps.
+SCENES holds a folder a photo: image, masks, and a point map unless `photos.depth_command` makes it.
+`:tiny` needs neither meshes nor photos: procedural objects in synthetic rooms with exact point
+maps.
 """
 
 from configs.data import base, swap

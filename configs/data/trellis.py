@@ -1,4 +1,5 @@
-"""Folders of the TRELLIS dataset toolkit: renders with camera, voxels and latents, for pre-training.
+"""Folders of the TRELLIS dataset toolkit: renders with camera, voxels and latents, for
+pre-training.
 
     python -m launch.build_data --config configs/data/trellis.py --config.source=OUTPUT_DIR --config.out=DATA \
         --config.structure_encoder=ss_enc_conv3d_16l8_fp16

@@ -9,13 +9,13 @@ The learning rate is an input of the compiled step: the trials of one `optim.ema
 
 def get_sweep() -> dict:
   return {
-      "command": "pretrain",  # launch.<command>
-      "config": "configs/pretrain_geometry.py:tiny",
-      "overrides": {"steps": 400, "eval.every": 100, "checkpoint.every": 200},  # of every trial
-      "space": [
-          {"product": {"optim.lr": (5e-4, 2e-3, 8e-3), "optim.ema": ((0.99,), (0.995,))}},
-      ],
-      "metric": "eval/loss",  # of metrics.jsonl
-      "goal": "min",
-      "pick": "last",  # value that ranks a trial: last or best
+    "command": "pretrain",  # launch.<command>
+    "config": "configs/pretrain_geometry.py:tiny",
+    "overrides": {"steps": 400, "eval.every": 100, "checkpoint.every": 200},  # of every trial
+    "space": [
+      {"product": {"optim.lr": (5e-4, 2e-3, 8e-3), "optim.ema": ((0.99,), (0.995,))}},
+    ],
+    "metric": "eval/loss",  # of metrics.jsonl
+    "goal": "min",
+    "pick": "last",  # value that ranks a trial: last or best
   }

@@ -1,4 +1,6 @@
-"""Examples of mitl_3do and art_3do: the shape that people accepted for a photo, with its pose and rating."""
+"""Examples of mitl_3do and art_3do: the shape that people accepted for a photo, with its pose and
+rating.
+"""
 
 from collections.abc import Iterator
 import json
@@ -12,9 +14,13 @@ from data_pipelines.annotations.layout import Candidate, Item
 
 
 def mitl_examples(item: Item, recipe: Recipe, name: str) -> Iterator[schema.Example]:
-  """The best candidate, if it is rated well enough. Raises Refused; SetAside (no_candidates, no_rating, low_rating) where it is not."""
+  """The best candidate, if it is rated well enough. Raises Refused; SetAside (no_candidates,
+  no_rating, low_rating) where it is not.
+  """
   if item.best is None:
-    raise SetAside("no_candidates", "an artist's mesh and no candidates; the builder art_3do takes it")
+    raise SetAside(
+      "no_candidates", "an artist's mesh and no candidates; the builder art_3do takes it"
+    )
   check_rating(item, recipe)
   yield make_example(item, item.best, recipe, name, rating=item.rating)
 
@@ -29,22 +35,43 @@ def artist_examples(item: Item, recipe: Recipe, name: str) -> Iterator[schema.Ex
 def check_rating(item: Item, recipe: Recipe) -> None:
   """Raises SetAside where the item is not rated at least `min_rating`."""
   if recipe.min_rating > 0 and item.rating is None:
-    raise SetAside("no_rating", f"the item states no rating, min_rating = {recipe.min_rating:g} asks for one")
+    raise SetAside(
+      "no_rating", f"the item states no rating, min_rating = {recipe.min_rating:g} asks for one"
+    )
   if item.rating is not None and item.rating < recipe.min_rating:
     raise SetAside("low_rating", f"rated {item.rating:g}, below min_rating = {recipe.min_rating:g}")
 
 
-def make_example(item: Item, candidate: Candidate, recipe: Recipe, name: str, *, rating: float | None,
-                 kind: str = "example", **lineage: Any) -> schema.Example:
+def make_example(
+  item: Item,
+  candidate: Candidate,
+  recipe: Recipe,
+  name: str,
+  *,
+  rating: float | None,
+  kind: str = "example",
+  **lineage: Any,
+) -> schema.Example:
   """The record of a photo with a candidate's shape. Raises Refused."""
   example = schema.empty_example(kind)
   example.update(photo_fields(item, recipe))
   shape, key = shape_fields(candidate, recipe)
   example.update(shape)
   license = candidate.license or item.license or recipe.license
-  parents = {"builder": recipe.builder, "item": name, "candidate": candidate.name, "generator": candidate.generator}
+  parents = {
+    "builder": recipe.builder,
+    "item": name,
+    "candidate": candidate.name,
+    "generator": candidate.generator,
+  }
   example.update(
-    key=schema.example_key(recipe.name, example["image"], example["mask"], key, candidate.name), source=recipe.name, mesh_key=key,
-    rating=np.float32(np.nan if rating is None else rating), license=license,
-    lineage=json.dumps(parents | lineage | ({"synthetic": True} if recipe.synthetic else {}), sort_keys=True))
+    key=schema.example_key(recipe.name, example["image"], example["mask"], key, candidate.name),
+    source=recipe.name,
+    mesh_key=key,
+    rating=np.float32(np.nan if rating is None else rating),
+    license=license,
+    lineage=json.dumps(
+      parents | lineage | ({"synthetic": True} if recipe.synthetic else {}), sort_keys=True
+    ),
+  )
   return example

@@ -4,8 +4,9 @@
     art_3do      items with an artist's mesh: photo, that mesh and its pose
     preferences  pairs of winner and losers from the chains of choices, candidates of the given generator families only
 
-Items of one photo, and items that share a shape file, fall into the same split. An item that is in order but does not meet the recipe is
-listed in quarantine.jsonl with its reason and does not count towards the budget.
+Items of one photo, and items that share a shape file, fall into the same split. An item that is in
+order but does not meet the recipe is listed in quarantine.jsonl with its reason and does not count
+towards the budget.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +32,10 @@ VERSION = "1"  # raise it when the same items give other bytes
 PEEK = 1 << 16  # bytes of a file's head and tail that tell it apart when items are dealt to splits
 READERS = 16  # threads that look at files when a build is planned
 MAKERS: dict[str, Callable[[layout.Item, Recipe, str], Iterator[schema.Example]]] = {
-  "mitl_3do": accepted.mitl_examples, "art_3do": accepted.artist_examples, "preferences": preferences.examples}
+  "mitl_3do": accepted.mitl_examples,
+  "art_3do": accepted.artist_examples,
+  "preferences": preferences.examples,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,26 +56,48 @@ class ShardSpec:
 
 
 def plan(config: AnnotationConfig, *, test_fraction: float, items_per_shard: int) -> Plan:
-  """Lists the items, splits them and cuts them into shards. Raises ConfigError for a wrong source or fraction."""
+  """Lists the items, splits them and cuts them into shards. Raises ConfigError for a wrong source
+  or fraction.
+  """
   inputs, contents = list_items(config)
   jobs = []
   for split, part in sources.split_inputs(inputs, test_fraction).items():
     shards = sources.deal(part, items_per_shard)
-    jobs += [ShardJob(split, i, len(shards), len(dealt), ShardSpec(config, dealt)) for i, dealt in enumerate(shards)]
-  settings = {"recipe": json.loads(json.dumps(dataclasses.asdict(config.recipe)))}  # where a folder lies changes no byte
+    jobs += [
+      ShardJob(split, i, len(shards), len(dealt), ShardSpec(config, dealt))
+      for i, dealt in enumerate(shards)
+    ]
+  # where a folder lies changes no byte
+  settings = {"recipe": json.loads(json.dumps(dataclasses.asdict(config.recipe)))}
   if config.source == sources.PROCEDURAL:
     settings["synthetic"] = json.loads(json.dumps(dataclasses.asdict(config.synthetic)))
-  identity = {"builder": config.recipe.builder, "schema": schema.VERSION, "annotations": VERSION, "config": settings,
-              "test_fraction": test_fraction, "items_per_shard": items_per_shard,
-              "inputs": {"count": len(inputs), "digest": contents}}
+  identity = {
+    "builder": config.recipe.builder,
+    "schema": schema.VERSION,
+    "annotations": VERSION,
+    "config": settings,
+    "test_fraction": test_fraction,
+    "items_per_shard": items_per_shard,
+    "inputs": {"count": len(inputs), "digest": contents},
+  }
   kind = "preference" if config.recipe.builder == "preferences" else "example"
-  return Plan(name=config.recipe.name, jobs=tuple(jobs), make=make_shard, identity=identity, lineage=_versions(), kind=kind,
-              description=f"{config.recipe.builder}: annotated photos" + (" (synthetic)" if config.source == sources.PROCEDURAL else ""))
+  return Plan(
+    name=config.recipe.name,
+    jobs=tuple(jobs),
+    make=make_shard,
+    identity=identity,
+    lineage=_versions(),
+    kind=kind,
+    description=f"{config.recipe.builder}: annotated photos"
+    + (" (synthetic)" if config.source == sources.PROCEDURAL else ""),
+  )
 
 
 @functools.cache
 def _versions() -> dict[str, str]:
-  return {"annotations": VERSION} | {name: metadata.version(name) for name in ("numpy", "pillow", "trimesh")}
+  return {"annotations": VERSION} | {
+    name: metadata.version(name) for name in ("numpy", "pillow", "trimesh")
+  }
 
 
 def make_shard(spec: ShardSpec, refuse: Callable[[Quarantined], None]) -> Iterator[schema.Example]:
@@ -84,10 +110,16 @@ def make_shard(spec: ShardSpec, refuse: Callable[[Quarantined], None]) -> Iterat
       except layout.AnnotationError as error:
         refuse(_quarantined(entry, path, "bad_annotation", str(error)))
       except Refused as error:
-        refuse(_quarantined(entry, path, error.reason, error.detail, fault=not isinstance(error, SetAside)))
+        refuse(
+          _quarantined(
+            entry, path, error.reason, error.detail, fault=not isinstance(error, SetAside)
+          )
+        )
 
 
-def _quarantined(entry: sources.Input, path: pathlib.Path, reason: str, detail: str, fault: bool = True) -> Quarantined:
+def _quarantined(
+  entry: sources.Input, path: pathlib.Path, reason: str, detail: str, fault: bool = True
+) -> Quarantined:
   """The same wherever the folder lies."""
   root = str(path).removesuffix(entry.name) if str(path).endswith(entry.name) else f"{path.parent}/"
   return Quarantined(entry.name, reason, detail.replace(root, ""), fault)
@@ -100,15 +132,22 @@ def _located(config: AnnotationConfig, entry: sources.Input) -> Iterator[pathlib
     yield pathlib.Path(config.source) / entry.name
     return
   with tempfile.TemporaryDirectory() as folder:
-    yield synthetic.write_item(pathlib.Path(folder), int(entry.name.rpartition("-")[2]), config.synthetic)
+    yield synthetic.write_item(
+      pathlib.Path(folder), int(entry.name.rpartition("-")[2]), config.synthetic
+    )
 
 
 def list_items(config: AnnotationConfig) -> tuple[list[sources.Input], str]:
-  """(items in the order of their identity, which decides the split; digest of all that they are made of). Raises ConfigError."""
+  """(items in the order of their identity, which decides the split; digest of all that they are
+  made of). Raises ConfigError.
+  """
   if config.source == sources.PROCEDURAL:
     if config.synthetic.count <= 0:
       raise ConfigError(f"synthetic.count = {config.synthetic.count}: it must be positive")
-    inputs = [sources.Input(f"synthetic-{i}", _digest(f"{config.synthetic.seed} {i}".encode())) for i in range(config.synthetic.count)]
+    inputs = [
+      sources.Input(f"synthetic-{i}", _digest(f"{config.synthetic.seed} {i}".encode()))
+      for i in range(config.synthetic.count)
+    ]
     return sorted(inputs, key=lambda i: i.identity), sources.digest(inputs)
   return list_folder(config.source)
 
@@ -117,20 +156,31 @@ def list_folder(source: str) -> tuple[list[sources.Input], str]:
   """The same of a folder."""
   root = pathlib.Path(source)
   if not source or not root.is_dir():
-    raise ConfigError(f"source = {source!r} is not a folder; give --config.source=DIR with items, or {sources.PROCEDURAL!r}")
+    raise ConfigError(
+      f"source = {source!r} is not a folder; give --config.source=DIR with items, or "
+      f"{sources.PROCEDURAL!r}"
+    )
   files = layout.find(root)
   if not files:
-    raise ConfigError(f"source = {source!r} holds no {layout.FILE}; docs/data.md describes the layout")
+    raise ConfigError(
+      f"source = {source!r} holds no {layout.FILE}; docs/data.md describes the layout"
+    )
   with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
     looks = list(pool.map(_look, files))
   names = [path.relative_to(root).as_posix() for path in files]
-  inputs = [sources.Input(name, identity) for name, identity in zip(names, _joined(looks), strict=True)]
-  contents = _digest("".join(f"{name}\n{' '.join(look)}\n" for name, look in zip(names, looks, strict=True)).encode())
+  inputs = [
+    sources.Input(name, identity) for name, identity in zip(names, _joined(looks), strict=True)
+  ]
+  contents = _digest(
+    "".join(f"{name}\n{' '.join(look)}\n" for name, look in zip(names, looks, strict=True)).encode()
+  )
   return sorted(inputs, key=lambda i: (i.identity, i.name)), contents
 
 
 def _look(path: pathlib.Path) -> list[str]:
-  """Digests of the item's files, first the JSON, then those that tie items together: photo and shapes. A broken item has its JSON only."""
+  """Digests of the item's files, first the JSON, then those that tie items together: photo and
+  shapes. A broken item has its JSON only.
+  """
   try:
     files = layout.read(path).files
   except layout.AnnotationError:
@@ -139,7 +189,9 @@ def _look(path: pathlib.Path) -> list[str]:
 
 
 def _joined(looks: Sequence[Sequence[str]]) -> list[str]:
-  """One identity an item, the same for items that share a file (JSON apart), directly or by way of others."""
+  """One identity an item, the same for items that share a file (JSON apart), directly or by way of
+  others.
+  """
   parent: dict[str, str] = {}
 
   def root(x: str) -> str:

@@ -1,4 +1,6 @@
-"""From an annotated item to the fields of a record: photo, masks, point map, camera; a candidate's shape and pose."""
+"""From an annotated item to the fields of a record: photo, masks, point map, camera; a candidate's
+shape and pose.
+"""
 
 import dataclasses
 import pathlib
@@ -14,7 +16,8 @@ from data_pipelines.synth.assets import Refused
 from sam3d_jax.errors import ConfigError, InputError
 from sam3d_jax.geometry import cameras
 
-UNIFORM = 1e-3  # how far the columns of a pose matrix may be from orthogonal, relative to their lengths
+# how far the columns of a pose matrix may be from orthogonal, relative to their lengths
+UNIFORM = 1e-3
 HALF_MAX = float(np.finfo(np.float16).max)  # point maps are stored in half precision
 
 
@@ -26,13 +29,14 @@ class SetAside(Refused):
 class Recipe:
   """What annotated items are turned into.
 
-  name: of the dataset.  builder: mitl_3do, art_3do or preferences.  synthetic: whether the items are made up.
-  min_rating: r from which the best candidate is accepted (alpha); 0 accepts unrated items too.
-  families: of generators whose candidates become preference pairs; empty: all.
-  pairs: "best": the best candidate against all that lost; "all": also pairs among candidates that did not win the whole chain.
-  max_losers: kept of each winner, those that lost last (the hardest) first; 0 keeps all.
-  max_side: longer side of the photo, pixels; larger ones are reduced, 0 keeps them.  image_format: jpeg or png, of photos that are
-  encoded anew.  license: of items that state none.  max_coordinate: as in assets.load.
+  name: of the dataset.  builder: mitl_3do, art_3do or preferences.  synthetic: whether the items
+  are made up. min_rating: r from which the best candidate is accepted (alpha); 0 accepts unrated
+  items too. families: of generators whose candidates become preference pairs; empty: all. pairs:
+  "best": the best candidate against all that lost; "all": also pairs among candidates that did not
+  win the whole chain. max_losers: kept of each winner, those that lost last (the hardest) first; 0
+  keeps all. max_side: longer side of the photo, pixels; larger ones are reduced, 0 keeps them.
+  image_format: jpeg or png, of photos that are encoded anew.  license: of items that state none.
+  max_coordinate: as in assets.load.
   """
 
   name: str
@@ -56,16 +60,22 @@ class Recipe:
 
 
 def photo_fields(item: Item, recipe: Recipe) -> dict[str, Any]:
-  """image, mask, mask_full, pointmap and camera of a record. Raises Refused with reason bad_image, bad_mask or bad_pointmap."""
+  """image, mask, mask_full, pointmap and camera of a record. Raises Refused with reason bad_image,
+  bad_mask or bad_pointmap.
+  """
   image = _refusing("bad_image", lambda: photos.read_photo(item.image)[0])
   size = image.shape[:2]
   masks = {"mask": _refusing("bad_mask", lambda: photos.read_mask(item.mask, size))}
   if item.mask_full is not None:
-    masks["mask_full"] = masks["mask"] | _refusing("bad_mask", lambda: photos.read_mask(item.mask_full, size, "full mask"))
+    masks["mask_full"] = masks["mask"] | _refusing(
+      "bad_mask", lambda: photos.read_mask(item.mask_full, size, "full mask")
+    )
   shown = _reduced_size(size, recipe.max_side)
   fields = {"image": _encoded_photo(item.image, image, shown, recipe)}
   for name, mask in masks.items():
-    fields[name] = render.encode(mask if shown == size else _resized(mask, shown, Image.Resampling.NEAREST))
+    fields[name] = render.encode(
+      mask if shown == size else _resized(mask, shown, Image.Resampling.NEAREST)
+    )
   camera = item.camera
   if item.pointmap is not None:
     points, found = _pointmap(item, size)
@@ -75,7 +85,10 @@ def photo_fields(item: Item, recipe: Recipe) -> dict[str, Any]:
       camera = tuple(size[1] / found.width * value for value in found[:4])
   if camera is not None:
     by = shown[1] / size[1]
-    lengths = {name: np.float32(by * value) for name, value in zip(("fx", "fy", "cx", "cy"), camera, strict=True)}
+    lengths = {
+      name: np.float32(by * value)
+      for name, value in zip(("fx", "fy", "cx", "cy"), camera, strict=True)
+    }
     fields["camera"] = lengths | {"width": np.int32(shown[1]), "height": np.int32(shown[0])}
   return fields
 
@@ -84,12 +97,21 @@ def _pointmap(item: Item, size: tuple[int, int]) -> tuple[np.ndarray, cameras.Ca
   """The item's point map for a photo of `size`, and the camera stated for it or fitted to it."""
   intrinsics = None
   if item.camera is not None:  # of the photo's pixels; the map may have fewer
-    width = _refusing("bad_pointmap", lambda: pointmaps.read_arrays(item.pointmap, f"point map {item.pointmap}"))[0].shape[1]
+    width = _refusing(
+      "bad_pointmap", lambda: pointmaps.read_arrays(item.pointmap, f"point map {item.pointmap}")
+    )[0].shape[1]
     intrinsics = pointmaps.Intrinsics(*(width / size[1] * value for value in item.camera))
-  points, camera = _refusing("bad_pointmap", lambda: pointmaps.read_pointmap(item.pointmap, intrinsics=intrinsics, frame=item.frame))
+  points, camera = _refusing(
+    "bad_pointmap",
+    lambda: pointmaps.read_pointmap(item.pointmap, intrinsics=intrinsics, frame=item.frame),
+  )
   height, width = points.shape[:2]
   if abs(height * size[1] / width - size[0]) > max(1.0, size[1] / width):
-    raise Refused("bad_pointmap", f"point map {item.pointmap} is {width} x {height}, the photo {size[1]} x {size[0]}: the aspects differ")
+    raise Refused(
+      "bad_pointmap",
+      f"point map {item.pointmap} is {width} x {height}, the photo {size[1]} x {size[0]}: the "
+      "aspects differ",
+    )
   return points, camera
 
 
@@ -110,11 +132,14 @@ def _resized(array: np.ndarray, size: tuple[int, int], how: Image.Resampling) ->
   return np.asarray(Image.fromarray(array).resize(size[::-1], how))
 
 
-def _encoded_photo(path: pathlib.Path, image: np.ndarray, shown: tuple[int, int], recipe: Recipe) -> bytes:
+def _encoded_photo(
+  path: pathlib.Path, image: np.ndarray, shown: tuple[int, int], recipe: Recipe
+) -> bytes:
   """The file's own bytes where a decoder sees in them what `image` is; else encoded anew."""
   if image.shape[:2] == shown:
     with Image.open(path) as stored:
-      upright = stored.getexif().get(0x0112, 1) == 1  # the EXIF orientation, which a reader of records does not apply
+      # the EXIF orientation, which a reader of records does not apply
+      upright = stored.getexif().get(0x0112, 1) == 1
       if upright and stored.format in ("JPEG", "PNG") and stored.mode == "RGB":
         return path.read_bytes()
     return render.encode(image, recipe.image_format)
@@ -124,36 +149,58 @@ def _encoded_photo(path: pathlib.Path, image: np.ndarray, shown: tuple[int, int]
 def shape_fields(candidate: Candidate, recipe: Recipe) -> tuple[dict[str, Any], str]:
   """(voxels, latents and pose of a record or loser, content key of the shape). Raises Refused.
 
-  Reasons: those of assets.load for a mesh, bad_latents for a .npz, bad_pose for a matrix that is no pose.
+  Reasons: those of assets.load for a mesh, bad_latents for a .npz, bad_pose for a matrix that is no
+  pose.
   """
   if candidate.latents is not None:
     fields = _latent_fields(candidate.latents)
     parts = [fields[name] for name in ("voxels", "structure_latent", "slat") if name in fields]
     return fields | _pose_fields(candidate.pose), schema.example_key("latents", *parts)
   asset = assets.load(candidate.mesh, max_coordinate=recipe.max_coordinate)
-  return {"voxels": voxelize.voxelize(asset.vertices_V3, asset.faces_F3)} | _pose_fields(mesh_pose(candidate, asset)), asset.key
+  return {"voxels": voxelize.voxelize(asset.vertices_V3, asset.faces_F3)} | _pose_fields(
+    mesh_pose(candidate, asset)
+  ), asset.key
 
 
 def mesh_pose(candidate: Candidate, asset: assets.Asset) -> FilePose | None:
-  """Rotation, translation and scale of a candidate's mesh from the unit cube to the camera. Raises Refused (bad_pose)."""
+  """Rotation, translation and scale of a candidate's mesh from the unit cube to the camera. Raises
+  Refused (bad_pose).
+  """
   pose = candidate.pose
-  return _from_matrix(pose.matrix_44, asset, candidate.mesh) if pose is not None and pose.matrix_44 is not None else pose
+  return (
+    _from_matrix(pose.matrix_44, asset, candidate.mesh)
+    if pose is not None and pose.matrix_44 is not None
+    else pose
+  )
 
 
 def _pose_fields(pose: FilePose | None) -> dict[str, np.ndarray]:
   if pose is None:
     return {}
-  return {"rotation": pose.rotation_33.astype(np.float32), "translation": pose.translation_3.astype(np.float32),
-          "scale": pose.scale_3.astype(np.float32)}
+  return {
+    "rotation": pose.rotation_33.astype(np.float32),
+    "translation": pose.translation_3.astype(np.float32),
+    "scale": pose.scale_3.astype(np.float32),
+  }
 
 
 def _from_matrix(matrix_44: np.ndarray, asset: assets.Asset, path: pathlib.Path) -> FilePose:
-  """The pose of the unit cube from that of the file's coordinates: p = A q + b, q = turn (extent x + centre)."""
+  """The pose of the unit cube from that of the file's coordinates: p = A q + b, q = turn (extent x
+  + centre).
+  """
   turn = assets.Y_UP_TO_Z_UP.T if asset.up == "y" else np.eye(3)
   linear = matrix_44[:3, :3] @ turn
   scale = np.linalg.norm(linear, axis=0)
-  if (scale <= 0).any() or np.abs((linear / scale).T @ (linear / scale) - np.eye(3)).max() > UNIFORM or np.linalg.det(linear) < 0:
-    raise Refused("bad_pose", f"{path}: pose.matrix is no rotation times a scale along the object's axes; remove shear and mirroring")
+  if (
+    (scale <= 0).any()
+    or np.abs((linear / scale).T @ (linear / scale) - np.eye(3)).max() > UNIFORM
+    or np.linalg.det(linear) < 0
+  ):
+    raise Refused(
+      "bad_pose",
+      f"{path}: pose.matrix is no rotation times a scale along the object's axes; remove shear and "
+      "mirroring",
+    )
   return FilePose(linear / scale, linear @ asset.centre_3 + matrix_44[:3, 3], scale * asset.extent)
 
 
@@ -166,28 +213,56 @@ def _latent_fields(path: pathlib.Path) -> dict[str, Any]:
   known = ("voxels", "structure_latent", "structure_latent_autoencoder", "slat", "slat_autoencoder")
   wrong = [name for name in arrays if name not in known]
   if wrong or not {"voxels", "structure_latent"} & set(arrays):
-    raise Refused("bad_latents", f"{path} holds {', '.join(arrays) or 'nothing'}; it needs voxels or structure_latent, and may hold only "
-                  f"{', '.join(known)}")
+    raise Refused(
+      "bad_latents",
+      f"{path} holds {', '.join(arrays) or 'nothing'}; it needs voxels or structure_latent, and "
+      "may hold only "
+      f"{', '.join(known)}",
+    )
   fields: dict[str, Any] = {}
   if "voxels" in arrays:
     voxels = arrays["voxels"]
-    if voxels.ndim != 2 or voxels.shape[1:] != (3,) or not len(voxels) or not 0 <= voxels.min() <= voxels.max() < schema.VOXEL_RESOLUTION:
-      raise Refused("bad_latents", f"{path}: voxels of shape {voxels.shape} must be N x 3 integers in 0..{schema.VOXEL_RESOLUTION - 1}")
+    if (
+      voxels.ndim != 2
+      or voxels.shape[1:] != (3,)
+      or not len(voxels)
+      or not 0 <= voxels.min() <= voxels.max() < schema.VOXEL_RESOLUTION
+    ):
+      raise Refused(
+        "bad_latents",
+        f"{path}: voxels of shape {voxels.shape} must be N x 3 integers in "
+        f"0..{schema.VOXEL_RESOLUTION - 1}",
+      )
     # Records want lexicographic order without repeats; rows of `slat` follow their voxels.
     unique, index = np.unique(voxels.astype(np.uint8), axis=0, return_index=True)
     fields["voxels"] = unique
   if "slat" in arrays:
-    if "voxels" not in fields or arrays["slat"].shape != (len(arrays["voxels"]), schema.SLAT_CHANNELS):
-      raise Refused("bad_latents", f"{path}: slat of shape {arrays['slat'].shape} must have one row of {schema.SLAT_CHANNELS} a voxel")
+    if "voxels" not in fields or arrays["slat"].shape != (
+      len(arrays["voxels"]),
+      schema.SLAT_CHANNELS,
+    ):
+      raise Refused(
+        "bad_latents",
+        f"{path}: slat of shape {arrays['slat'].shape} must have one row of {schema.SLAT_CHANNELS} "
+        "a voxel",
+      )
     fields["slat"] = arrays["slat"][index].astype(np.float16)
   if "structure_latent" in arrays:
     if arrays["structure_latent"].ndim != 4:
-      raise Refused("bad_latents", f"{path}: structure_latent of shape {arrays['structure_latent'].shape} must be x, y, z, channels")
+      raise Refused(
+        "bad_latents",
+        f"{path}: structure_latent of shape {arrays['structure_latent'].shape} must be x, y, z, "
+        "channels",
+      )
     fields["structure_latent"] = arrays["structure_latent"].astype(np.float32)
   for name in ("structure_latent", "slat"):
     if name in fields:
       if f"{name}_autoencoder" not in arrays:
-        raise Refused("bad_latents", f"{path}: {name} without {name}_autoencoder; add the digest of the autoencoder that made it")
+        raise Refused(
+          "bad_latents",
+          f"{path}: {name} without {name}_autoencoder; add the digest of the autoencoder that made "
+          "it",
+        )
       if not np.isfinite(fields[name]).all():
         raise Refused("bad_latents", f"{path}: {name} holds NaN or infinity")
       fields[f"{name}_autoencoder"] = str(arrays[f"{name}_autoencoder"])

@@ -19,11 +19,13 @@
       "artist": {"mesh": "artist.glb", "pose": {...}}             optional: what an artist made where no candidate was good enough
     }
 
-Paths are relative to the JSON file. `generator` is "family" or "family/version". A shape is a mesh file, or a .npz with `voxels` (N x 3
-in 64^3) and/or `structure_latent` (x, y, z, c) with `structure_latent_autoencoder`, and optionally `slat` (N x 8) with `slat_autoencoder`.
-A pose takes the shape in the unit cube (z up) to the camera, p = R (scale * x) + translation, with R as (w, x, y, z) or 3 x 3 acting on
-column vectors; or {"matrix": 4 x 4} takes the mesh file's own coordinates there. `choices` is the chain of comparisons in the order in
-which they were made; see choices.py. Every mistake is reported with file, key, value and remedy.
+Paths are relative to the JSON file. `generator` is "family" or "family/version". A shape is a mesh
+file, or a .npz with `voxels` (N x 3 in 64^3) and/or `structure_latent` (x, y, z, c) with
+`structure_latent_autoencoder`, and optionally `slat` (N x 8) with `slat_autoencoder`. A pose takes
+the shape in the unit cube (z up) to the camera, p = R (scale * x) + translation, with R as (w, x,
+y, z) or 3 x 3 acting on column vectors; or {"matrix": 4 x 4} takes the mesh file's own coordinates
+there. `choices` is the chain of comparisons in the order in which they were made; see choices.py.
+Every mistake is reported with file, key, value and remedy.
 """
 
 from collections.abc import Mapping
@@ -43,8 +45,21 @@ FILE = "annotation.json"
 FORMAT = 1
 ARTIST = "artist"  # generator of artists' meshes
 ORTHONORMAL = 1e-3  # largest error of a rotation given as a matrix
-KEYS = ("format", "image", "mask", "mask_full", "pointmap", "camera", "frame", "license", "candidates", "choices", "rating", "artist",
-        "note")
+KEYS = (
+  "format",
+  "image",
+  "mask",
+  "mask_full",
+  "pointmap",
+  "camera",
+  "frame",
+  "license",
+  "candidates",
+  "choices",
+  "rating",
+  "artist",
+  "note",
+)
 CANDIDATE_KEYS = ("generator", "mesh", "latents", "pose", "license")
 
 
@@ -54,7 +69,9 @@ class AnnotationError(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class FilePose:
-  """Where a shape stands. Either `matrix` (file coordinates to camera) or the other three (unit cube to camera), columns, our frame."""
+  """Where a shape stands. Either `matrix` (file coordinates to camera) or the other three (unit
+  cube to camera), columns, our frame.
+  """
 
   rotation_33: np.ndarray | None = None
   translation_3: np.ndarray | None = None
@@ -109,7 +126,11 @@ class Item:
   def files(self) -> list[pathlib.Path]:
     """Every file that the item is made of, its JSON first."""
     shapes = [c.shape_file for c in (*self.candidates.values(), *filter(None, [self.artist]))]
-    return [self.file, *filter(None, [self.image, self.mask, self.mask_full, self.pointmap]), *shapes]
+    return [
+      self.file,
+      *filter(None, [self.image, self.mask, self.mask_full, self.pointmap]),
+      *shapes,
+    ]
 
 
 def find(root: pathlib.Path) -> list[pathlib.Path]:
@@ -118,7 +139,9 @@ def find(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read(path: pathlib.Path) -> Item:
-  """Reads and checks one annotation file; the files that it names must exist, they are not opened. Raises AnnotationError."""
+  """Reads and checks one annotation file; the files that it names must exist, they are not opened.
+  Raises AnnotationError.
+  """
   path = pathlib.Path(path)
   try:
     stated = json.loads(path.read_text())
@@ -129,7 +152,9 @@ def read(path: pathlib.Path) -> Item:
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-  """Checks the values of one file; `path` is for messages and for resolving the files that it names."""
+  """Checks the values of one file; `path` is for messages and for resolving the files that it
+  names.
+  """
 
   path: pathlib.Path
 
@@ -141,24 +166,43 @@ class _Reader:
       raise AnnotationError(f"{self.path} must hold a JSON object, not a {type(stated).__name__}")
     self.known(stated, KEYS, "")
     if stated.get("format") != FORMAT:
-      self.fail("format", stated.get("format"), f"this code reads format {FORMAT}; write \"format\": {FORMAT}")
+      self.fail(
+        "format", stated.get("format"), f'this code reads format {FORMAT}; write "format": {FORMAT}'
+      )
     frame = stated.get("frame", "pytorch3d")
     if frame not in cameras.AXES:
       self.fail("frame", frame, f"name one of {', '.join(cameras.AXES)}")
     given = stated.get("candidates", {})
     if not isinstance(given, dict):
       self.fail("candidates", given, 'write an object: {"name": {"generator": ..., "mesh": ...}}')
-    candidates = {name: self.candidate(f"candidates.{name}", name, value, frame) for name, value in given.items()}
+    candidates = {
+      name: self.candidate(f"candidates.{name}", name, value, frame)
+      for name, value in given.items()
+    }
     artist = stated.get("artist")
     if artist is not None:
-      artist = self.candidate("artist", ARTIST, {"generator": ARTIST} | artist if isinstance(artist, dict) else artist, frame)
+      artist = self.candidate(
+        "artist",
+        ARTIST,
+        {"generator": ARTIST} | artist if isinstance(artist, dict) else artist,
+        frame,
+      )
     if not candidates and artist is None:
       self.fail("candidates", given, "give at least one candidate, or an artist's mesh")
     return Item(
-      file=self.path, image=self.file("image", stated.get("image")), mask=self.file("mask", stated.get("mask")),
-      mask_full=self.optional_file("mask_full", stated), pointmap=self.optional_file("pointmap", stated),
-      camera=self.camera(stated.get("camera")), frame=frame, license=self.text("license", stated.get("license", "")), candidates=candidates,
-      verdict=self.verdict(list(candidates), stated.get("choices", [])), rating=self.rating(stated.get("rating")), artist=artist)
+      file=self.path,
+      image=self.file("image", stated.get("image")),
+      mask=self.file("mask", stated.get("mask")),
+      mask_full=self.optional_file("mask_full", stated),
+      pointmap=self.optional_file("pointmap", stated),
+      camera=self.camera(stated.get("camera")),
+      frame=frame,
+      license=self.text("license", stated.get("license", "")),
+      candidates=candidates,
+      verdict=self.verdict(list(candidates), stated.get("choices", [])),
+      rating=self.rating(stated.get("rating")),
+      artist=artist,
+    )
 
   def known(self, value: dict, keys: tuple[str, ...], prefix: str) -> None:
     unknown = sorted(set(value) - set(keys))
@@ -195,8 +239,12 @@ class _Reader:
     if value is None:
       return None
     if not isinstance(value, dict) or set(value) != {"fx", "fy", "cx", "cy"}:
-      self.fail("camera", value, 'write {"fx": ..., "fy": ..., "cx": ..., "cy": ...} in pixels of the photo')
-    fx, fy, cx, cy = (float(self.numbers(f"camera.{key}", value[key])) for key in ("fx", "fy", "cx", "cy"))
+      self.fail(
+        "camera", value, 'write {"fx": ..., "fy": ..., "cx": ..., "cy": ...} in pixels of the photo'
+      )
+    fx, fy, cx, cy = (
+      float(self.numbers(f"camera.{key}", value[key])) for key in ("fx", "fy", "cx", "cy")
+    )
     if min(fx, fy) <= 0:
       self.fail("camera", value, "focal lengths must be positive")
     return fx, fy, cx, cy
@@ -210,27 +258,49 @@ class _Reader:
     self.known(value, CANDIDATE_KEYS, f"{key}.")
     generator = self.text(f"{key}.generator", value.get("generator"))
     if not generator or "," in generator:
-      self.fail(f"{key}.generator", generator, "name the model that made the shape, without commas: family or family/version")
+      self.fail(
+        f"{key}.generator",
+        generator,
+        "name the model that made the shape, without commas: family or family/version",
+      )
     shapes = [k for k in ("mesh", "latents") if value.get(k) is not None]
     if len(shapes) != 1:
       self.fail(key, value, "give exactly one of mesh (a mesh file) and latents (a .npz)")
     pose = self.pose(f"{key}.pose", value["pose"], frame) if value.get("pose") is not None else None
     if pose is not None and pose.matrix_44 is not None and shapes == ["latents"]:
-      self.fail(f"{key}.pose", value["pose"], "latents have no coordinates of their own: give rotation, translation and scale")
-    return Candidate(name, generator, pose=pose, license=self.text(f"{key}.license", value.get("license", "")),
-                     **{shapes[0]: self.file(f"{key}.{shapes[0]}", value[shapes[0]])})
+      self.fail(
+        f"{key}.pose",
+        value["pose"],
+        "latents have no coordinates of their own: give rotation, translation and scale",
+      )
+    return Candidate(
+      name,
+      generator,
+      pose=pose,
+      license=self.text(f"{key}.license", value.get("license", "")),
+      **{shapes[0]: self.file(f"{key}.{shapes[0]}", value[shapes[0]])},
+    )
 
   def pose(self, key: str, value: Any, frame: str) -> FilePose:
     """The pose in our frame."""
-    turn = np.array(cameras.AXES[frame])[:, None]  # a change of frame negates rows of whatever yields camera coordinates
+    # a change of frame negates rows of whatever yields camera coordinates
+    turn = np.array(cameras.AXES[frame])[:, None]
     if isinstance(value, dict) and set(value) == {"matrix"}:
       matrix = self.numbers(f"{key}.matrix", value["matrix"], 4, 4)
       if not np.allclose(matrix[3], [0, 0, 0, 1]):
-        self.fail(f"{key}.matrix", value["matrix"], "the last row must be 0 0 0 1 (column vectors: translation in the last column)")
+        self.fail(
+          f"{key}.matrix",
+          value["matrix"],
+          "the last row must be 0 0 0 1 (column vectors: translation in the last column)",
+        )
       return FilePose(matrix_44=np.concatenate([matrix[:3] * turn, matrix[3:]]))
     if not isinstance(value, dict) or set(value) != {"rotation", "translation", "scale"}:
-      self.fail(key, value, 'write {"rotation": ..., "translation": ..., "scale": ...} or {"matrix": 4 x 4}')
-    scale = self.numbers(f"{key}.scale", value["scale"], *((3,) if isinstance(value["scale"], list) else ()))
+      self.fail(
+        key, value, 'write {"rotation": ..., "translation": ..., "scale": ...} or {"matrix": 4 x 4}'
+      )
+    scale = self.numbers(
+      f"{key}.scale", value["scale"], *((3,) if isinstance(value["scale"], list) else ())
+    )
     if (scale <= 0).any():
       self.fail(f"{key}.scale", value["scale"], "a scale is positive")
     translation = self.numbers(f"{key}.translation", value["translation"], 3)
@@ -245,16 +315,25 @@ class _Reader:
       return rotations.quaternion_to_matrix(quaternion)
     matrix = self.numbers(key, value, 3, 3)
     if np.abs(matrix @ matrix.T - np.eye(3)).max() > ORTHONORMAL or np.linalg.det(matrix) < 0:
-      self.fail(key, value, "give an orthonormal matrix of determinant 1, or a unit quaternion w, x, y, z")
+      self.fail(
+        key, value, "give an orthonormal matrix of determinant 1, or a unit quaternion w, x, y, z"
+      )
     return matrix
 
   def verdict(self, names: list[str], value: Any) -> chain.Verdict:
     if not isinstance(value, list):
       self.fail("choices", value, 'write a list of {"left": ..., "right": ..., "answer": ...}')
     for i, choice in enumerate(value):
-      if not isinstance(choice, dict) or not {"left", "right", "answer"} <= set(choice) <= {"left", "right", "answer", "kept"}:
+      if not isinstance(choice, dict) or not {"left", "right", "answer"} <= set(choice) <= {
+        "left",
+        "right",
+        "answer",
+        "kept",
+      }:
         self.fail(f"choices[{i}]", choice, 'write {"left": ..., "right": ..., "answer": ...}')
     try:
-      return chain.judge(names, [chain.Choice(c["left"], c["right"], c["answer"], c.get("kept", "")) for c in value])
+      return chain.judge(
+        names, [chain.Choice(c["left"], c["right"], c["answer"], c.get("kept", "")) for c in value]
+      )
     except chain.ChoiceError as error:
       raise AnnotationError(f"{self.path}: {error}") from error

@@ -1,8 +1,10 @@
-"""Synthetic annotated items: procedural objects before a made-up backdrop, distorted shapes as candidates, a judge who knows the truth.
+"""Synthetic annotated items: procedural objects before a made-up backdrop, distorted shapes as
+candidates, a judge who knows the truth.
 
-They exercise every builder of annotations without a download; nobody looked at them, and their records say so. The judge compares
-candidates by voxel IoU with the object and rates the best 1 + 4 IoU. In every fourth item all candidates are bad and an artist's mesh is
-there; in every fifth the best comes from another generator.
+They exercise every builder of annotations without a download; nobody looked at them, and their
+records say so. The judge compares candidates by voxel IoU with the object and rates the best 1 + 4
+IoU. In every fourth item all candidates are bad and an artist's mesh is there; in every fifth the
+best comes from another generator.
 
     python -m data_pipelines.annotations.synthetic --out DIR --count 12      writes items to look at, or to copy the layout from
 """
@@ -38,28 +40,59 @@ class SyntheticConfig:
 
 
 def write_item(folder: pathlib.Path, index: int, config: SyntheticConfig) -> pathlib.Path:
-  """Writes item `index`, a pure function of the configuration, into `folder`; returns its annotation file."""
+  """Writes item `index`, a pure function of the configuration, into `folder`; returns its
+  annotation file.
+  """
   rng = np.random.default_rng([config.seed, index, 3])
   scene = procedural.make_scene(config.seed, index, config.families)
-  asset = assets.from_scene(scene, source=f"procedural/{config.seed}/{index}", up="z", license="CC0-1.0")
+  asset = assets.from_scene(
+    scene, source=f"procedural/{config.seed}/{index}", up="z", license="CC0-1.0"
+  )
   low, high = np.log(VIEW.scale)
-  camera, azimuth = random_view(rng, VIEW, image_size=config.image_size, radius=float(np.linalg.norm(asset.vertices_V3, axis=1).max()),
-                                scale=float(np.exp(rng.uniform(low, high))))
-  image, mask, points = _photo(asset, camera, lighting.random_lights(rng, lighting.LightConfig(), azimuth), rng)
+  camera, azimuth = random_view(
+    rng,
+    VIEW,
+    image_size=config.image_size,
+    radius=float(np.linalg.norm(asset.vertices_V3, axis=1).max()),
+    scale=float(np.exp(rng.uniform(low, high))),
+  )
+  image, mask, points = _photo(
+    asset, camera, lighting.random_lights(rng, lighting.LightConfig(), azimuth), rng
+  )
   pose = Pose(camera.rotation.T, camera.translation, np.full(3, camera.scale))
   by_artist = index % 4 == 3
   with tempfile.TemporaryDirectory() as scratch:
     truth = pathlib.Path(scratch) / "truth.stl"
     trimesh.Trimesh(asset.vertices_V3, asset.faces_F3, process=False).export(truth)
-    proposals, scores = _candidates(asset, truth, pose, config.candidates, rng, all_bad=by_artist, best_from_elsewhere=index % 5 == 4)
+    proposals, scores = _candidates(
+      asset,
+      truth,
+      pose,
+      config.candidates,
+      rng,
+      all_bad=by_artist,
+      best_from_elsewhere=index % 5 == 4,
+    )
     artist = write.Proposal("artist", mesh=truth, pose=pose) if by_artist else None
     return write.from_arrays(
-      folder, image, mask, proposals, choices.from_scores(scores, tie=TIE), pointmap_HW3=points, mask_full_HW=mask,
-      camera=(camera.fx, camera.fy, camera.cx, camera.cy), rating=round(1 + 4 * max(scores.values()), 1), artist=artist,
-      license="CC0-1.0", note="synthetic: procedural object, distorted candidates, choices by voxel IoU")
+      folder,
+      image,
+      mask,
+      proposals,
+      choices.from_scores(scores, tie=TIE),
+      pointmap_HW3=points,
+      mask_full_HW=mask,
+      camera=(camera.fx, camera.fy, camera.cx, camera.cy),
+      rating=round(1 + 4 * max(scores.values()), 1),
+      artist=artist,
+      license="CC0-1.0",
+      note="synthetic: procedural object, distorted candidates, choices by voxel IoU",
+    )
 
 
-def _photo(asset: assets.Asset, camera: Camera, lights: lighting.Lights, rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _photo(
+  asset: assets.Asset, camera: Camera, lights: lighting.Lights, rng
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Image, mask and point map of the object before a wall that faces the camera."""
   shown = render.render(render.Scene(asset), camera, lights, samples=1)
   height, width = shown.mask_HW.shape
@@ -69,11 +102,26 @@ def _photo(asset: assets.Asset, camera: Camera, lights: lighting.Lights, rng) ->
   image = render.over(shown.lit_HW3, shown.alpha_HW, wall)
   u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
   behind = camera.rays(u, v) * (FAR * camera.translation[2])
-  return image, shown.mask_HW, np.where(shown.mask_HW[..., None], shown.pointmap_HW3, behind).astype(np.float32)
+  return (
+    image,
+    shown.mask_HW,
+    np.where(shown.mask_HW[..., None], shown.pointmap_HW3, behind).astype(np.float32),
+  )
 
 
-def _candidates(asset: assets.Asset, truth: pathlib.Path, pose: Pose, count: int, rng, *, all_bad: bool, best_from_elsewhere: bool):
-  """(proposals in random order, their voxel IoU with the object). The first is the object itself unless all are to be bad."""
+def _candidates(
+  asset: assets.Asset,
+  truth: pathlib.Path,
+  pose: Pose,
+  count: int,
+  rng,
+  *,
+  all_bad: bool,
+  best_from_elsewhere: bool,
+):
+  """(proposals in random order, their voxel IoU with the object). The first is the object itself
+  unless all are to be bad.
+  """
   true_voxels = voxelize.voxelize(asset.vertices_V3, asset.faces_F3)
   proposals, scores = {}, {}
   for number in rng.permutation(count):
@@ -83,7 +131,10 @@ def _candidates(asset: assets.Asset, truth: pathlib.Path, pose: Pose, count: int
       proposals[name], scores[name] = write.Proposal(generator, mesh=truth, pose=pose), 1.0
       continue
     voxels = voxelize.voxelize(_distorted(asset.vertices_V3, strength, rng), asset.faces_F3)
-    proposals[name], scores[name] = write.Proposal(generator, voxels=voxels), _iou(voxels, true_voxels)
+    proposals[name], scores[name] = (
+      write.Proposal(generator, voxels=voxels),
+      _iou(voxels, true_voxels),
+    )
   return proposals, scores
 
 

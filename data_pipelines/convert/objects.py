@@ -1,4 +1,6 @@
-"""What converters have in common: a list of objects becomes a plan of shards; latents of others are brought into our order."""
+"""What converters have in common: a list of objects becomes a plan of shards; latents of others are
+brought into our order.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
@@ -26,17 +28,44 @@ class ShardSpec:
   inputs: tuple[sources.Input, ...]
 
 
-def plan(name: str, examples, config: Any, inputs: Sequence[sources.Input], *, test_fraction: float, objects_per_shard: int,
-         description: str) -> build.Plan:
-  """A plan of shards over objects; `config` is a dataclass with the field `source`, whose place changes no byte."""
+def plan(
+  name: str,
+  examples,
+  config: Any,
+  inputs: Sequence[sources.Input],
+  *,
+  test_fraction: float,
+  objects_per_shard: int,
+  description: str,
+) -> build.Plan:
+  """A plan of shards over objects; `config` is a dataclass with the field `source`, whose place
+  changes no byte.
+  """
   jobs = []
   for split, part in sources.split_inputs(inputs, test_fraction).items():
     shards = sources.deal(part, objects_per_shard)
-    jobs += [build.ShardJob(split, i, len(shards), len(dealt), ShardSpec(examples, config, dealt)) for i, dealt in enumerate(shards)]
+    jobs += [
+      build.ShardJob(split, i, len(shards), len(dealt), ShardSpec(examples, config, dealt))
+      for i, dealt in enumerate(shards)
+    ]
   settings = json.loads(json.dumps(dataclasses.asdict(config))) | {"source": "folder"}
-  identity = {"builder": name, "schema": schema.VERSION, "converter": VERSION, "config": settings, "test_fraction": test_fraction,
-              "objects_per_shard": objects_per_shard, "inputs": {"count": len(inputs), "digest": sources.digest(inputs)}}
-  return build.Plan(name=config.name, jobs=tuple(jobs), make=make_shard, identity=identity, lineage=versions(), description=description)
+  identity = {
+    "builder": name,
+    "schema": schema.VERSION,
+    "converter": VERSION,
+    "config": settings,
+    "test_fraction": test_fraction,
+    "objects_per_shard": objects_per_shard,
+    "inputs": {"count": len(inputs), "digest": sources.digest(inputs)},
+  }
+  return build.Plan(
+    name=config.name,
+    jobs=tuple(jobs),
+    make=make_shard,
+    identity=identity,
+    lineage=versions(),
+    description=description,
+  )
 
 
 @functools.cache
@@ -45,7 +74,9 @@ def versions() -> dict[str, str]:
 
 
 def make_shard(spec: ShardSpec, refuse: build.Refusals) -> Iterator[schema.Example]:
-  """Yields the records of a shard's objects in order; an object that cannot be read is reported and skipped."""
+  """Yields the records of a shard's objects in order; an object that cannot be read is reported and
+  skipped.
+  """
   for item in spec.inputs:
     try:
       made = list(spec.examples(spec.config, item, refuse))
@@ -61,23 +92,41 @@ def load_array(data: bytes, what: str, *, shape: tuple[int | None, ...]) -> np.n
     array = np.load(io.BytesIO(data), allow_pickle=False)
   except (OSError, ValueError, EOFError) as error:
     raise Refused("bad_array", f"{what}: not a .npy file ({error})") from error
-  if array.ndim != len(shape) or any(n is not None and n != m for n, m in zip(shape, array.shape, strict=True)):
-    raise Refused("bad_array", f"{what} has shape {array.shape}, expected {tuple('*' if n is None else n for n in shape)}")
+  if array.ndim != len(shape) or any(
+    n is not None and n != m for n, m in zip(shape, array.shape, strict=True)
+  ):
+    raise Refused(
+      "bad_array",
+      f"{what} has shape {array.shape}, expected {tuple('*' if n is None else n for n in shape)}",
+    )
   if not np.isfinite(array).all():
     raise Refused("bad_array", f"{what} holds NaN or infinity")
   return array
 
 
 def structure_latent(latent_CXYZ: np.ndarray) -> np.ndarray:
-  """TRELLIS stores channels first over a grid that it fills as grid[x, y, z]; records store (x, y, z, c) of the same z-up cube."""
+  """TRELLIS stores channels first over a grid that it fills as grid[x, y, z]; records store (x, y,
+  z, c) of the same z-up cube.
+  """
   return np.ascontiguousarray(np.moveaxis(latent_CXYZ, 0, -1), np.float32)
 
 
-def sorted_slat(coords_N3: np.ndarray, feats_N8: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
-  """(voxels, features) in lexicographic order. Raises Refused (bad_array) for coordinates outside the grid or given twice."""
+def sorted_slat(
+  coords_N3: np.ndarray, feats_N8: np.ndarray, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+  """(voxels, features) in lexicographic order. Raises Refused (bad_array) for coordinates outside
+  the grid or given twice.
+  """
   if len(coords_N3) != len(feats_N8):
     raise Refused("bad_array", f"{what}: {len(coords_N3)} coordinates but {len(feats_N8)} features")
   unique, index = np.unique(coords_N3, axis=0, return_index=True)
-  if not len(unique) or unique.min() < 0 or unique.max() >= schema.VOXEL_RESOLUTION or len(unique) != len(coords_N3):
-    raise Refused("bad_array", f"{what}: coordinates must be distinct and in 0..{schema.VOXEL_RESOLUTION - 1}")
+  if (
+    not len(unique)
+    or unique.min() < 0
+    or unique.max() >= schema.VOXEL_RESOLUTION
+    or len(unique) != len(coords_N3)
+  ):
+    raise Refused(
+      "bad_array", f"{what}: coordinates must be distinct and in 0..{schema.VOXEL_RESOLUTION - 1}"
+    )
   return unique.astype(np.uint8), feats_N8[index].astype(np.float16)

@@ -1,19 +1,25 @@
-"""Converter of the RecGen training shards (WebDataset tars, one object a sample; TRI-ML/recgen, arXiv 2604.27106).
+"""Converter of the RecGen training shards (WebDataset tars, one object a sample; TRI-ML/recgen,
+arXiv 2604.27106).
 
 What the members mean follows from that repository's public loader, inference code and statistics:
 
-  - `ss_latent.npy` (8, 16, 16, 16), `slat_coords.npy`, `slat_feats.npy` are TRELLIS latents of a z-up unit cube.
-  - Cameras are OpenCV's (x right, y down, z forward). Pixel i has its centre at i, so its principal point is ours less half a pixel.
+  - `ss_latent.npy` (8, 16, 16, 16), `slat_coords.npy`, `slat_feats.npy` are TRELLIS latents of a
+    z-up unit cube.
+  - Cameras are OpenCV's (x right, y down, z forward). Pixel i has its centre at i, so its principal
+    point is ours less half a pixel.
   - Depth is z in 16-bit millimetres, 0 unknown.
-  - A pose takes the unit cube to the normalised camera, q = scale R x + trans, with R of the quaternion w, x, y, z on column vectors.
-  - The normalised camera is q = s p + u of camera points p. With the points under the visible mask (depth known, farther than 5 cm) and
+  - A pose takes the unit cube to the normalised camera, q = scale R x + trans, with R of the
+    quaternion w, x, y, z on column vectors.
+  - The normalised camera is q = s p + u of camera points p. With the points under the visible mask
+    (depth known, farther than 5 cm) and
     variant `median_quantile_<k>per`, 1 / s is twice the spread of their distances from the median between the quantiles k % and
     1 - k %, and u puts the median at 0.5; with `minmax` the box of the points fills [0, 1]^3, centred. Published statistics confirm the
     0.5: translations average 0.500, 0.494, 0.657.
 
-So the metric pose is undone with s and u recomputed from the shard's own depth and mask. Assumed, because nothing public states it: that
-the stored poses were normalised with the stored (not eroded) masks. `launch.validate_data` shows on real shards whether that holds:
-voxels must land on the masks. RecGen's data come with licences of their own; see the release.
+So the metric pose is undone with s and u recomputed from the shard's own depth and mask. Assumed,
+because nothing public states it: that the stored poses were normalised with the stored (not eroded)
+masks. `launch.validate_data` shows on real shards whether that holds: voxels must land on the
+masks. RecGen's data come with licences of their own; see the release.
 """
 
 from collections.abc import Iterator, Mapping
@@ -48,11 +54,11 @@ SCANNERS = 16  # threads that index tars
 class RecgenConfig:
   """Which views of which objects become records.
 
-  pose_variant: suffix of the pose file, which names its normalisation.  stereo: take stereo depth and its poses.
-  views: at most so many a object, the first that pass; 0: all.
-  min_visible, min_pixels, scale_range, max_translation, max_pose_norm: thresholds on a view, as the public loader has them.
-  min_aesthetic: threshold on the object (4.5 for texture).
-  autoencoder, slat_autoencoder: what the records name as the makers of the latents.
+  pose_variant: suffix of the pose file, which names its normalisation.  stereo: take stereo depth
+  and its poses. views: at most so many a object, the first that pass; 0: all. min_visible,
+  min_pixels, scale_range, max_translation, max_pose_norm: thresholds on a view, as the public
+  loader has them. min_aesthetic: threshold on the object (4.5 for texture). autoencoder,
+  slat_autoencoder: what the records name as the makers of the latents.
   """
 
   name: str
@@ -71,66 +77,121 @@ class RecgenConfig:
   license: str = "unknown"
 
   def __post_init__(self):
-    if self.pose_variant != "minmax" and not re.fullmatch(r"median_quantile_[\d.]+per", self.pose_variant):
-      raise ConfigError(f"pose_variant = {self.pose_variant!r}: it must be minmax or median_quantile_<percent>per")
+    if self.pose_variant != "minmax" and not re.fullmatch(
+      r"median_quantile_[\d.]+per", self.pose_variant
+    ):
+      raise ConfigError(
+        f"pose_variant = {self.pose_variant!r}: it must be minmax or median_quantile_<percent>per"
+      )
     if not self.scale_range[0] < self.scale_range[1]:
       raise ConfigError(f"scale_range = {self.scale_range}: it must be (low, high)")
 
 
 def plan(config: RecgenConfig, *, test_fraction: float, objects_per_shard: int) -> build.Plan:
-  """Indexes the tars and deals their objects to shards; an object that lies in several tars stays in one split. Raises ConfigError."""
+  """Indexes the tars and deals their objects to shards; an object that lies in several tars stays
+  in one split. Raises ConfigError.
+  """
   root = pathlib.Path(config.source)
   if not config.source or not root.is_dir():
-    raise ConfigError(f"source = {config.source!r} is not a folder; give --config.source=DIR with the .tar shards")
+    raise ConfigError(
+      f"source = {config.source!r} is not a folder; give --config.source=DIR with the .tar shards"
+    )
   paths = sorted(root.rglob("*.tar"))
   if not paths:
     packed = " (there are .tar.gz: unpack them first)" if any(root.rglob("*.tar.gz")) else ""
     raise ConfigError(f"source = {config.source!r} holds no .tar shards{packed}")
   with concurrent.futures.ThreadPoolExecutor(SCANNERS) as pool:
     inputs = [item for found in pool.map(lambda path: _index(path, root), paths) for item in found]
-  return objects.plan("recgen", examples, config, sorted(inputs, key=lambda i: (i.identity, i.name)), test_fraction=test_fraction,
-                      objects_per_shard=objects_per_shard, description="RecGen shards, poses in our conventions")
+  return objects.plan(
+    "recgen",
+    examples,
+    config,
+    sorted(inputs, key=lambda i: (i.identity, i.name)),
+    test_fraction=test_fraction,
+    objects_per_shard=objects_per_shard,
+    description="RecGen shards, poses in our conventions",
+  )
 
 
 def _index(path: pathlib.Path, root: pathlib.Path) -> list[sources.Input]:
-  """The objects of a tar as "<tar>#<offset>"; a tar that cannot be read is one input, refused when its shard is made."""
+  """The objects of a tar as "<tar>#<offset>"; a tar that cannot be read is one input, refused when
+  its shard is made.
+  """
   name = path.relative_to(root).as_posix()
   found = []
   try:
     for key, offset, sha in tars.scan(path, "sha256.txt"):
-      found.append(sources.Input(f"{name}#{offset}", hashlib.sha256((sha or f"{name} {key}").encode()).hexdigest()[:16]))
+      found.append(
+        sources.Input(
+          f"{name}#{offset}", hashlib.sha256((sha or f"{name} {key}").encode()).hexdigest()[:16]
+        )
+      )
   except Refused:
     found.append(sources.Input(f"{name}#-1", hashlib.sha256(name.encode()).hexdigest()[:16]))
   return found
 
 
-def examples(config: RecgenConfig, item: sources.Input, refuse: build.Refusals) -> Iterator[schema.Example]:
-  """The records of one object, one a view that passes; views that do not are counted by reason. Raises Refused."""
+def examples(
+  config: RecgenConfig, item: sources.Input, refuse: build.Refusals
+) -> Iterator[schema.Example]:
+  """The records of one object, one a view that passes; views that do not are counted by reason.
+  Raises Refused.
+  """
   tar, _, offset = item.name.rpartition("#")
   if int(offset) < 0:
-    raise Refused("unreadable", f"{tar}: the tar ends early or is none; objects before the damage are inputs of their own")
+    raise Refused(
+      "unreadable",
+      f"{tar}: the tar ends early or is none; objects before the damage are inputs of their own",
+    )
   members = tars.read(pathlib.Path(config.source) / tar, int(offset))
   sha = members.get("sha256.txt", b"").decode().strip()
-  aesthetic = float(_json(members, "aesthetic_score.json")) if "aesthetic_score.json" in members else None
+  aesthetic = (
+    float(_json(members, "aesthetic_score.json")) if "aesthetic_score.json" in members else None
+  )
   if config.min_aesthetic > 0 and (aesthetic is None or aesthetic < config.min_aesthetic):
-    refuse(build.Quarantined(item.name, "low_aesthetic", f"{aesthetic} is below {config.min_aesthetic:g}", fault=False))
+    refuse(
+      build.Quarantined(
+        item.name, "low_aesthetic", f"{aesthetic} is below {config.min_aesthetic:g}", fault=False
+      )
+    )
     return
   shape = _shape(members, config)
   poses, details = _json(members, _pose_file(config)), _json(members, "view_metadata.json")
   views = sorted(int(match[1]) for match in map(VIEW.fullmatch, members) if match)
   if min(len(poses), len(details)) < len(views):
-    raise Refused("bad_object", f"{len(views)} views but {len(poses)} poses and {len(details)} entries of view_metadata")
+    raise Refused(
+      "bad_object",
+      f"{len(views)} views but {len(poses)} poses and {len(details)} entries of view_metadata",
+    )
   made = 0
   for place, view in enumerate(views):  # lists are in the order of the views that are there
     detail = json.loads(details[place]) if isinstance(details[place], str) else details[place] or {}
     fields = _view(members, view, poses[place], detail, config, refuse)
     if fields is None:
       continue
-    yield schema.empty_example() | shape | fields | {
-      "key": schema.example_key(config.name, sha, item.name, view), "source": config.name, "view": np.int32(view),
-      "mesh_key": sha or item.identity, "license": config.license,
-      "lineage": json.dumps({"converter": "recgen", "tar": tar, "view": view, "pose_variant": config.pose_variant,
-                             "aesthetic": aesthetic, "visible": detail.get("visible_fraction")}, sort_keys=True)}
+    yield (
+      schema.empty_example()
+      | shape
+      | fields
+      | {
+        "key": schema.example_key(config.name, sha, item.name, view),
+        "source": config.name,
+        "view": np.int32(view),
+        "mesh_key": sha or item.identity,
+        "license": config.license,
+        "lineage": json.dumps(
+          {
+            "converter": "recgen",
+            "tar": tar,
+            "view": view,
+            "pose_variant": config.pose_variant,
+            "aesthetic": aesthetic,
+            "visible": detail.get("visible_fraction"),
+          },
+          sort_keys=True,
+        ),
+      }
+    )
     made += 1
     if made == config.views:
       return
@@ -140,7 +201,9 @@ def _json(members: Mapping[str, bytes], name: str) -> Any:
   try:
     return json.loads(members[name])
   except KeyError as error:
-    raise Refused("missing_member", f"no member {name}; there are {', '.join(sorted(members)[:12])}") from error
+    raise Refused(
+      "missing_member", f"no member {name}; there are {', '.join(sorted(members)[:12])}"
+    ) from error
   except ValueError as error:
     raise Refused("bad_object", f"{name} is no JSON: {error}") from error
 
@@ -155,10 +218,15 @@ def _shape(members: Mapping[str, bytes], config: RecgenConfig) -> dict[str, Any]
   fields: dict[str, Any] = {}
   if "ss_latent.npy" in members:
     latent = objects.load_array(members["ss_latent.npy"], "ss_latent.npy", shape=(8, 16, 16, 16))
-    fields |= {"structure_latent": objects.structure_latent(latent), "structure_latent_autoencoder": config.autoencoder}
+    fields |= {
+      "structure_latent": objects.structure_latent(latent),
+      "structure_latent_autoencoder": config.autoencoder,
+    }
   if "slat_coords.npy" in members and "slat_feats.npy" in members:
     coords = objects.load_array(members["slat_coords.npy"], "slat_coords.npy", shape=(None, 3))
-    feats = objects.load_array(members["slat_feats.npy"], "slat_feats.npy", shape=(None, schema.SLAT_CHANNELS))
+    feats = objects.load_array(
+      members["slat_feats.npy"], "slat_feats.npy", shape=(None, schema.SLAT_CHANNELS)
+    )
     if len(coords) > MAX_VOXELS:
       raise Refused("too_many_voxels", f"{len(coords)} voxels, at most {MAX_VOXELS}")
     voxels, slat = objects.sorted_slat(coords, feats, "slat_coords.npy")
@@ -168,8 +236,17 @@ def _shape(members: Mapping[str, bytes], config: RecgenConfig) -> dict[str, Any]
   return fields
 
 
-def _view(members, view: int, pose: Mapping | None, detail: Mapping, config: RecgenConfig, refuse: build.Refusals) -> dict | None:
-  """Image, masks, point map, camera and pose of a view; None, and the reason counted, where it does not pass."""
+def _view(
+  members,
+  view: int,
+  pose: Mapping | None,
+  detail: Mapping,
+  config: RecgenConfig,
+  refuse: build.Refusals,
+) -> dict | None:
+  """Image, masks, point map, camera and pose of a view; None, and the reason counted, where it does
+  not pass.
+  """
   if detail.get("visible_fraction", 1.0) < config.min_visible:
     return refuse.draw("hidden")
   if pose is None or not _pose_passes(pose, config):
@@ -182,19 +259,30 @@ def _view(members, view: int, pose: Mapping | None, detail: Mapping, config: Rec
     return refuse.draw("no_depth")
   k = np.array(detail["intrinsics"], np.float64)
   points = _unproject(depth, k)
-  normalised = normalisation(points[(mask > 0) & (depth > 0) & (np.linalg.norm(points, axis=-1) > NEAREST)], config.pose_variant)
+  normalised = normalisation(
+    points[(mask > 0) & (depth > 0) & (np.linalg.norm(points, axis=-1) > NEAREST)],
+    config.pose_variant,
+  )
   if normalised is None:
     return refuse.draw("no_depth")
   whole = _mask(members, f"cond_mask_full_{view:02d}.png")
   height, width = mask.shape
-  camera = cameras.Camera(k[0, 0], k[1, 1], k[0, 2] + PIXEL_CENTRE, k[1, 2] + PIXEL_CENTRE, width, height)
+  camera = cameras.Camera(
+    k[0, 0], k[1, 1], k[0, 2] + PIXEL_CENTRE, k[1, 2] + PIXEL_CENTRE, width, height
+  )
   seen = {"image": members[f"cond_image_{view:02d}.jpg"], "mask": render.encode(mask > 0)}
   if whole is not None and whole.shape == mask.shape:
     seen["mask_full"] = render.encode((whole > 0) | (mask > 0))
   known = np.where((depth > 0)[..., None], points * OPENCV, np.nan)
   lengths = {name: np.float32(getattr(camera, name)) for name in ("fx", "fy", "cx", "cy")}
-  return seen | metric_pose(pose, *normalised) | {
-    "pointmap": known.astype(np.float16), "camera": lengths | {"width": np.int32(width), "height": np.int32(height)}}
+  return (
+    seen
+    | metric_pose(pose, *normalised)
+    | {
+      "pointmap": known.astype(np.float16),
+      "camera": lengths | {"width": np.int32(width), "height": np.int32(height)},
+    }
+  )
 
 
 def _pose_passes(pose: Mapping[str, float], config: RecgenConfig) -> bool:
@@ -204,12 +292,20 @@ def _pose_passes(pose: Mapping[str, float], config: RecgenConfig) -> bool:
     return False
   low, high = config.scale_range
   whole = np.linalg.norm([*quaternion, *translation, scale])
-  return bool(low < scale < high and np.linalg.norm(translation) <= config.max_translation and whole <= config.max_pose_norm)
+  return bool(
+    low < scale < high
+    and np.linalg.norm(translation) <= config.max_translation
+    and whole <= config.max_pose_norm
+  )
 
 
 def _numbers(pose: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray, float]:
   quaternion = np.array([pose[f"quat_{axis}"] for axis in "wxyz"], np.float64)
-  return quaternion, np.array([pose[f"trans_{axis}"] for axis in "xyz"], np.float64), float(pose["scale"])
+  return (
+    quaternion,
+    np.array([pose[f"trans_{axis}"] for axis in "xyz"], np.float64),
+    float(pose["scale"]),
+  )
 
 
 def _mask(members: Mapping[str, bytes], name: str) -> np.ndarray | None:
@@ -234,8 +330,15 @@ def _image(members: Mapping[str, bytes], name: str) -> np.ndarray | None:
 
 def _unproject(depth_HW: np.ndarray, k_33: np.ndarray) -> np.ndarray:
   """OpenCV camera points (H, W, 3) of pixels whose centres are whole numbers."""
-  row, column = np.mgrid[:depth_HW.shape[0], :depth_HW.shape[1]]
-  return np.stack([(column - k_33[0, 2]) * depth_HW / k_33[0, 0], (row - k_33[1, 2]) * depth_HW / k_33[1, 1], depth_HW], -1)
+  row, column = np.mgrid[: depth_HW.shape[0], : depth_HW.shape[1]]
+  return np.stack(
+    [
+      (column - k_33[0, 2]) * depth_HW / k_33[0, 0],
+      (row - k_33[1, 2]) * depth_HW / k_33[1, 1],
+      depth_HW,
+    ],
+    -1,
+  )
 
 
 def normalisation(points_P3: np.ndarray, variant: str) -> tuple[float, np.ndarray] | None:
@@ -257,5 +360,8 @@ def metric_pose(pose: Mapping[str, float], s: float, u_3: np.ndarray) -> dict[st
   """rotation, translation and scale of a record from a pose in the normalised OpenCV camera."""
   quaternion, translation, scale = _numbers(pose)
   rotation = rotations.quaternion_to_matrix(quaternion)
-  return {"rotation": (OPENCV[:, None] * rotation).astype(np.float32), "translation": (OPENCV * (translation - u_3) / s).astype(np.float32),
-          "scale": np.full(3, scale / s, np.float32)}
+  return {
+    "rotation": (OPENCV[:, None] * rotation).astype(np.float32),
+    "translation": (OPENCV * (translation - u_3) / s).astype(np.float32),
+    "scale": np.full(3, scale / s, np.float32),
+  }

@@ -15,7 +15,9 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def scan(path: pathlib.Path, field: str) -> Iterator[tuple[str, int, str]]:
-  """(key, offset of its first member, text of `field` or "") of every object in a tar. Raises Refused (unreadable)."""
+  """(key, offset of its first member, text of `field` or "") of every object in a tar. Raises
+  Refused (unreadable).
+  """
   try:
     with tarfile.open(path, "r:") as tar:
       found: tuple[str, int, str] | None = None
@@ -34,7 +36,9 @@ def scan(path: pathlib.Path, field: str) -> Iterator[tuple[str, int, str]]:
 
 
 def read(path: pathlib.Path, offset: int) -> Mapping[str, bytes]:
-  """field -> bytes of the object whose first member stands at `offset`. Raises Refused (unreadable)."""
+  """field -> bytes of the object whose first member stands at `offset`. Raises Refused
+  (unreadable).
+  """
   fields: dict[str, bytes] = {}
   wanted = None
   try:

@@ -7,10 +7,11 @@
     ss_latents/<encoder>/<sha256>.npz          mean (8, 16, 16, 16)
     latents/<encoder>/<sha256>.npz             feats (N, 8), coords (N, 3)
 
-From its public code: the world is Blender's, z up, with the object in [-0.5, 0.5]^3; `transform_matrix` takes camera to world, the camera
-looking down its -z with y up; pictures are square and `camera_angle_x` (radians) is their field of view; voxel (i, j, k) has its centre at
-(i + 0.5) / 64 - 0.5 and latents are grids filled as [x, y, z]. The object frame is ours, so only cameras are converted. There is no depth,
-hence no point map: such records teach shape and rotation.
+From its public code: the world is Blender's, z up, with the object in [-0.5, 0.5]^3;
+`transform_matrix` takes camera to world, the camera looking down its -z with y up; pictures are
+square and `camera_angle_x` (radians) is their field of view; voxel (i, j, k) has its centre at (i +
+0.5) / 64 - 0.5 and latents are grids filled as [x, y, z]. The object frame is ours, so only cameras
+are converted. There is no depth, hence no point map: such records teach shape and rotation.
 """
 
 from collections.abc import Iterator
@@ -40,10 +41,11 @@ ORTHONORMAL = 1e-3  # largest error of a camera's rotation
 class TrellisConfig:
   """Which views of which objects become records.
 
-  views: at most so many an object, the first; 0: all.  image_size: pixels a side of stored pictures.
-  background: grey level behind the object (TRELLIS trains on 0).  alpha_threshold: coverage from which a pixel is the object's.
-  structure_encoder, slat_encoder: folder of ss_latents and latents to take, "" for none; records name them as makers of the latents
-  unless autoencoder, slat_autoencoder say otherwise.  min_aesthetic: threshold on the object, 0 for none.
+  views: at most so many an object, the first; 0: all.  image_size: pixels a side of stored
+  pictures. background: grey level behind the object (TRELLIS trains on 0).  alpha_threshold:
+  coverage from which a pixel is the object's. structure_encoder, slat_encoder: folder of ss_latents
+  and latents to take, "" for none; records name them as makers of the latents unless autoencoder,
+  slat_autoencoder say otherwise.  min_aesthetic: threshold on the object, 0 for none.
   """
 
   name: str
@@ -65,44 +67,84 @@ def plan(config: TrellisConfig, *, test_fraction: float, objects_per_shard: int)
   """Lists the objects of metadata.csv and deals them to shards. Raises ConfigError."""
   root = pathlib.Path(config.source)
   if not config.source or not (root / "metadata.csv").is_file():
-    raise ConfigError(f"source = {config.source!r}: there is no metadata.csv; give the output_dir of the TRELLIS toolkit")
+    raise ConfigError(
+      f"source = {config.source!r}: there is no metadata.csv; give the output_dir of the TRELLIS "
+      "toolkit"
+    )
   for key, folder in (("structure_encoder", "ss_latents"), ("slat_encoder", "latents")):
     name = getattr(config, key)
     if name and not (root / folder / name).is_dir():
       there = sorted(p.name for p in (root / folder).glob("*")) or ["none"]
-      raise ConfigError(f"{key} = {name!r}: there is no {folder}/{name}; there are {', '.join(there)}")
+      raise ConfigError(
+        f"{key} = {name!r}: there is no {folder}/{name}; there are {', '.join(there)}"
+      )
   with (root / "metadata.csv").open(newline="") as file:
     rows = list(csv.DictReader(file))
   if not rows or "sha256" not in rows[0]:
     raise ConfigError(f"{root / 'metadata.csv'} has no rows with a column sha256")
-  wanted = [row["sha256"] for row in rows if config.min_aesthetic <= 0 or float(row.get("aesthetic_score") or 0) >= config.min_aesthetic]
+  wanted = [
+    row["sha256"]
+    for row in rows
+    if config.min_aesthetic <= 0 or float(row.get("aesthetic_score") or 0) >= config.min_aesthetic
+  ]
   if not wanted:
-    raise ConfigError(f"min_aesthetic = {config.min_aesthetic:g} leaves none of {len(rows)} objects")
-  inputs = [sources.Input(sha, hashlib.sha256(sha.encode()).hexdigest()[:16]) for sha in dict.fromkeys(wanted)]
-  return objects.plan("trellis", examples, config, sorted(inputs, key=lambda i: i.identity), test_fraction=test_fraction,
-                      objects_per_shard=objects_per_shard, description="TRELLIS toolkit renders, poses in our conventions")
+    raise ConfigError(
+      f"min_aesthetic = {config.min_aesthetic:g} leaves none of {len(rows)} objects"
+    )
+  inputs = [
+    sources.Input(sha, hashlib.sha256(sha.encode()).hexdigest()[:16])
+    for sha in dict.fromkeys(wanted)
+  ]
+  return objects.plan(
+    "trellis",
+    examples,
+    config,
+    sorted(inputs, key=lambda i: i.identity),
+    test_fraction=test_fraction,
+    objects_per_shard=objects_per_shard,
+    description="TRELLIS toolkit renders, poses in our conventions",
+  )
 
 
-def examples(config: TrellisConfig, item: sources.Input, refuse: build.Refusals) -> Iterator[schema.Example]:
+def examples(
+  config: TrellisConfig, item: sources.Input, refuse: build.Refusals
+) -> Iterator[schema.Example]:
   """The records of one object, one a view; views with nothing to see are counted. Raises Refused."""
   folder = pathlib.Path(config.source) / "renders_cond" / item.name
   if not (folder / "transforms.json").is_file():
-    refuse(build.Quarantined(item.name, "not_rendered", "no renders_cond/<sha256>/transforms.json", fault=False))
+    refuse(
+      build.Quarantined(
+        item.name, "not_rendered", "no renders_cond/<sha256>/transforms.json", fault=False
+      )
+    )
     return
   try:
     frames = json.loads((folder / "transforms.json").read_text())["frames"]
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise Refused("bad_transforms", f"transforms.json has no readable `frames`: {error!r}") from error
+    raise Refused(
+      "bad_transforms", f"transforms.json has no readable `frames`: {error!r}"
+    ) from error
   shape = _shape(config, item.name)
-  for view, frame in enumerate(frames[:config.views or None]):
+  for view, frame in enumerate(frames[: config.views or None]):
     seen = _picture(folder, frame, config)
     if seen is None:
       refuse.draw("empty_view")
       continue
     size = seen.pop("size")
-    yield schema.empty_example() | shape | seen | _pose(frame, size) | {
-      "key": schema.example_key(config.name, item.name, view), "source": config.name, "view": np.int32(view), "mesh_key": item.name,
-      "license": config.license, "lineage": json.dumps({"converter": "trellis", "view": view}, sort_keys=True)}
+    yield (
+      schema.empty_example()
+      | shape
+      | seen
+      | _pose(frame, size)
+      | {
+        "key": schema.example_key(config.name, item.name, view),
+        "source": config.name,
+        "view": np.int32(view),
+        "mesh_key": item.name,
+        "license": config.license,
+        "lineage": json.dumps({"converter": "trellis", "view": view}, sort_keys=True),
+      }
+    )
 
 
 def _picture(folder: pathlib.Path, frame: dict, config: TrellisConfig) -> dict[str, Any] | None:
@@ -112,17 +154,28 @@ def _picture(folder: pathlib.Path, frame: dict, config: TrellisConfig) -> dict[s
   except (OSError, SyntaxError, ValueError, KeyError, TypeError) as error:
     raise Refused("bad_image", f"{frame.get('file_path')}: {error}") from error
   if rgba.width != rgba.height:
-    raise Refused("bad_image", f"{frame['file_path']} is {rgba.width} x {rgba.height}: the toolkit renders squares")
+    raise Refused(
+      "bad_image",
+      f"{frame['file_path']} is {rgba.width} x {rgba.height}: the toolkit renders squares",
+    )
   plain = Image.new("RGBA", rgba.size, (config.background,) * 3 + (255,))
   image, alpha = Image.alpha_composite(plain, rgba).convert("RGB"), rgba.getchannel("A")
   if config.image_size != rgba.width:
     size = (config.image_size,) * 2
-    image, alpha = image.resize(size, Image.Resampling.BILINEAR), alpha.resize(size, Image.Resampling.BILINEAR)
+    image, alpha = (
+      image.resize(size, Image.Resampling.BILINEAR),
+      alpha.resize(size, Image.Resampling.BILINEAR),
+    )
   mask = np.asarray(alpha) >= 255 * config.alpha_threshold
   if not mask.any():
     return None
   encoded = render.encode(mask)  # nothing stands before the object
-  return {"image": render.encode(np.asarray(image), config.image_format), "mask": encoded, "mask_full": encoded, "size": image.width}
+  return {
+    "image": render.encode(np.asarray(image), config.image_format),
+    "mask": encoded,
+    "mask_full": encoded,
+    "size": image.width,
+  }
 
 
 def _pose(frame: dict, size: int) -> dict[str, Any]:
@@ -133,13 +186,23 @@ def _pose(frame: dict, size: int) -> dict[str, Any]:
   except (KeyError, TypeError, ValueError) as error:
     raise Refused("bad_transforms", f"frame {frame.get('file_path')}: {error!r}") from error
   turn = matrix[:3, :3]
-  if matrix.shape != (4, 4) or np.abs(turn @ turn.T - np.eye(3)).max() > ORTHONORMAL or not focal > 0:
-    raise Refused("bad_transforms", f"frame {frame['file_path']}: transform_matrix is no rotation and translation, or the angle is wrong")
+  if (
+    matrix.shape != (4, 4) or np.abs(turn @ turn.T - np.eye(3)).max() > ORTHONORMAL or not focal > 0
+  ):
+    raise Refused(
+      "bad_transforms",
+      f"frame {frame['file_path']}: transform_matrix is no rotation and translation, or the angle "
+      "is wrong",
+    )
   rotation = GLTF[:, None] * turn.T  # world to camera, then to our frame
   lengths = {"fx": focal, "fy": focal, "cx": size / 2, "cy": size / 2}
-  return {"camera": {k: np.float32(v) for k, v in lengths.items()} | {"width": np.int32(size), "height": np.int32(size)},
-          "rotation": rotation.astype(np.float32), "translation": (-rotation @ matrix[:3, 3]).astype(np.float32),
-          "scale": np.ones(3, np.float32)}
+  return {
+    "camera": {k: np.float32(v) for k, v in lengths.items()}
+    | {"width": np.int32(size), "height": np.int32(size)},
+    "rotation": rotation.astype(np.float32),
+    "translation": (-rotation @ matrix[:3, 3]).astype(np.float32),
+    "scale": np.ones(3, np.float32),
+  }
 
 
 def _shape(config: TrellisConfig, sha: str) -> dict[str, Any]:
@@ -150,15 +213,26 @@ def _shape(config: TrellisConfig, sha: str) -> dict[str, Any]:
   if config.structure_encoder:
     arrays = _npz(root / "ss_latents" / config.structure_encoder / f"{sha}.npz", "mean")
     if arrays["mean"].ndim != 4:
-      raise Refused("bad_array", f"ss_latents mean has shape {arrays['mean'].shape}, expected channels, x, y, z")
-    fields |= {"structure_latent": objects.structure_latent(arrays["mean"]),
-               "structure_latent_autoencoder": config.autoencoder or config.structure_encoder}
+      raise Refused(
+        "bad_array", f"ss_latents mean has shape {arrays['mean'].shape}, expected channels, x, y, z"
+      )
+    fields |= {
+      "structure_latent": objects.structure_latent(arrays["mean"]),
+      "structure_latent_autoencoder": config.autoencoder or config.structure_encoder,
+    }
   if config.slat_encoder:
     arrays = _npz(root / "latents" / config.slat_encoder / f"{sha}.npz", "coords", "feats")
     voxels, slat = objects.sorted_slat(arrays["coords"], arrays["feats"], "latents coords")
     if "voxels" in fields and not np.array_equal(voxels, fields["voxels"]):
-      raise Refused("bad_array", f"latents cover {len(voxels)} voxels, voxels/{sha}.ply has {len(fields['voxels'])} others")
-    fields |= {"voxels": voxels, "slat": slat, "slat_autoencoder": config.slat_autoencoder or config.slat_encoder}
+      raise Refused(
+        "bad_array",
+        f"latents cover {len(voxels)} voxels, voxels/{sha}.ply has {len(fields['voxels'])} others",
+      )
+    fields |= {
+      "voxels": voxels,
+      "slat": slat,
+      "slat_autoencoder": config.slat_autoencoder or config.slat_encoder,
+    }
   if not fields:
     raise Refused("no_shape", "neither voxels nor latents")
   return fields
@@ -180,6 +254,8 @@ def _npz(path: pathlib.Path, *names: str) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as stored:
       return {name: stored[name] for name in names}
   except FileNotFoundError as error:
-    raise Refused("missing_latent", f"no {path.parent.parent.name}/{path.parent.name}/{path.name}") from error
+    raise Refused(
+      "missing_latent", f"no {path.parent.parent.name}/{path.parent.name}/{path.name}"
+    ) from error
   except (OSError, ValueError, EOFError, KeyError) as error:
     raise Refused("bad_array", f"{path.name}: {error}") from error

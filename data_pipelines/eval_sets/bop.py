@@ -5,10 +5,11 @@
                                   scene_gt.json   scene_camera.json   scene_gt_info.json (optional)
     ROOT/test_targets_bop19.json  optional: of the split "test", only the images and objects that it lists
 
-One item is one object instance in one image. As the BOP challenge does, instances of which less than 10 % is visible are left out,
-and those that span fewer than 3 x 3 pixels.
-Conversions: the OpenCV camera frame (x right, y down) becomes ours, the centre of the first pixel moves from (0, 0) to (0.5, 0.5),
-millimetres of depth and pose become metres. Meshes stay in millimetres in their own frame; the pose's scale is 0.001.
+One item is one object instance in one image. As the BOP challenge does, instances of which less
+than 10 % is visible are left out, and those that span fewer than 3 x 3 pixels. Conversions: the
+OpenCV camera frame (x right, y down) becomes ours, the centre of the first pixel moves from (0, 0)
+to (0.5, 0.5), millimetres of depth and pose become metres. Meshes stay in millimetres in their own
+frame; the pose's scale is 0.001.
 """
 
 import json
@@ -25,7 +26,8 @@ from sam3d_jax.evaluation import layout, surface
 from sam3d_jax.geometry.cameras import AXES, Camera
 
 MIN_VISIBLE = 0.1  # share of an instance's pixels
-LEVELS = ((0.9, "visible 90-100 %"), (0.5, "visible 50-90 %"), (0.0, "visible 10-50 %"))  # groups, by the least visible share
+# groups, by the least visible share
+LEVELS = ((0.9, "visible 90-100 %"), (0.5, "visible 50-90 %"), (0.0, "visible 10-50 %"))
 FLIP = np.array(AXES["opencv"])  # OpenCV's camera axes seen from ours
 METRE = 0.001  # of a millimetre
 
@@ -37,30 +39,69 @@ class BopSet:
     self.root = pathlib.Path(root)
     folder = self.root / split
     if not folder.is_dir():
-      found = sorted(p.parent.parent.name for p in self.root.glob("*/*/scene_gt.json")) if self.root.is_dir() else []
-      raise InputError(f"--bop {root} has no folder {split}" + (f"; give --split, one of {', '.join(dict.fromkeys(found))}" if found else
-                                                                 " with scenes (<split>/000001/scene_gt.json)"))
-    self.models = next((self.root / n for n in ("models_eval", "models") if (self.root / n).is_dir()), None)
+      found = (
+        sorted(p.parent.parent.name for p in self.root.glob("*/*/scene_gt.json"))
+        if self.root.is_dir()
+        else []
+      )
+      raise InputError(
+        f"--bop {root} has no folder {split}"
+        + (
+          f"; give --split, one of {', '.join(dict.fromkeys(found))}"
+          if found
+          else " with scenes (<split>/000001/scene_gt.json)"
+        )
+      )
+    self.models = next(
+      (self.root / n for n in ("models_eval", "models") if (self.root / n).is_dir()), None
+    )
     if self.models is None:
-      raise InputError(f"--bop {root} has neither models_eval nor models, the folder of obj_000001.ply and so on")
+      raise InputError(
+        f"--bop {root} has neither models_eval nor models, the folder of obj_000001.ply and so on"
+      )
     targets = read_targets(self.root / "test_targets_bop19.json") if split == "test" else None
-    self._scenes = {int(p.parent.name): Scene(p.parent) for p in sorted(folder.glob("*/scene_gt.json"))}
-    self._instances = [(scene, *found) for scene, content in self._scenes.items() for found in content.instances(scene, targets)]
+    self._scenes = {
+      int(p.parent.name): Scene(p.parent) for p in sorted(folder.glob("*/scene_gt.json"))
+    }
+    self._instances = [
+      (scene, *found)
+      for scene, content in self._scenes.items()
+      for found in content.instances(scene, targets)
+    ]
     if not self._instances:
-      raise InputError(f"--bop {folder} holds no instance of which {MIN_VISIBLE:.0%} or more is visible")
-    self.names = [f"{scene:06d}-{image:06d}-{place:06d}-obj_{content['obj_id']:06d}" for scene, image, place, content in self._instances]
-    self.identity = {"set": f"bop {self.root.name} {split}", "instances": len(self.names), "models": self.models.name}
+      raise InputError(
+        f"--bop {folder} holds no instance of which {MIN_VISIBLE:.0%} or more is visible"
+      )
+    self.names = [
+      f"{scene:06d}-{image:06d}-{place:06d}-obj_{content['obj_id']:06d}"
+      for scene, image, place, content in self._instances
+    ]
+    self.identity = {
+      "set": f"bop {self.root.name} {split}",
+      "instances": len(self.names),
+      "models": self.models.name,
+    }
     self._meshes: dict[int, surface.Surface] = {}
 
   def __getitem__(self, index: int) -> Item:
     scene_id, image_id, place, truth = self._instances[index]
     scene = self._scenes[scene_id]
     image, _ = photos.read_photo(scene.picture(image_id), "BOP image")
-    mask = photos.read_mask(scene.folder / "mask_visib" / f"{image_id:06d}_{place:06d}.png", image.shape[:2], "BOP mask")
+    mask = photos.read_mask(
+      scene.folder / "mask_visib" / f"{image_id:06d}_{place:06d}.png", image.shape[:2], "BOP mask"
+    )
     camera = scene.camera(image_id, image.shape[:2])
-    return Item(name=self.names[index], image_HW3=image, mask_HW=mask, truth=self._mesh(truth["obj_id"]), pose=pose(truth, scene.folder),
-                pointmap_HW3=scene.pointmap(image_id, camera), camera=camera, subject=f"object {truth['obj_id']}",
-                group=next(name for least, name in LEVELS if scene.visible(image_id, place) >= least))
+    return Item(
+      name=self.names[index],
+      image_HW3=image,
+      mask_HW=mask,
+      truth=self._mesh(truth["obj_id"]),
+      pose=pose(truth, scene.folder),
+      pointmap_HW3=scene.pointmap(image_id, camera),
+      camera=camera,
+      subject=f"object {truth['obj_id']}",
+      group=next(name for least, name in LEVELS if scene.visible(image_id, place) >= least),
+    )
 
   def _mesh(self, number: int) -> surface.Surface:
     if number not in self._meshes:
@@ -76,7 +117,10 @@ class Scene:
 
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
-    self.truth, self.cameras = read_json(folder / "scene_gt.json"), read_json(folder / "scene_camera.json")
+    self.truth, self.cameras = (
+      read_json(folder / "scene_gt.json"),
+      read_json(folder / "scene_camera.json"),
+    )
     info = folder / "scene_gt_info.json"
     self.info = read_json(info) if info.exists() else {}
 
@@ -85,7 +129,11 @@ class Scene:
     for image in sorted(self.truth, key=int):
       for place, entry in enumerate(self.truth[image]):
         wanted = targets is None or (scene, int(image), entry["obj_id"]) in targets
-        if wanted and self.visible(int(image), place) >= MIN_VISIBLE and self.is_large(int(image), place):
+        if (
+          wanted
+          and self.visible(int(image), place) >= MIN_VISIBLE
+          and self.is_large(int(image), place)
+        ):
           yield int(image), place, entry
 
   def visible(self, image: int, place: int) -> float:
@@ -94,7 +142,9 @@ class Scene:
     return float(entries[place]["visib_fract"]) if entries else 1.0
 
   def is_large(self, image: int, place: int) -> bool:
-    """Whether the visible part spans 3 x 3 pixels, the least that can be cropped; true where the dataset does not say."""
+    """Whether the visible part spans 3 x 3 pixels, the least that can be cropped; true where the
+    dataset does not say.
+    """
     entries = self.info.get(str(image))
     return not entries or min(entries[place].get("bbox_visib", [0, 0, 3, 3])[2:]) >= 3
 
@@ -117,7 +167,9 @@ class Scene:
       return None
     unit = METRE * float(self._entry(image).get("depth_scale", 1.0))
     intrinsics = pointmaps.Intrinsics(camera.fx, camera.fy, camera.cx, camera.cy)
-    return pointmaps.read_pointmap(path, intrinsics=intrinsics, depth_unit=unit, what="BOP depth").points_HW3
+    return pointmaps.read_pointmap(
+      path, intrinsics=intrinsics, depth_unit=unit, what="BOP depth"
+    ).points_HW3
 
   def _entry(self, image: int) -> dict[str, Any]:
     try:
@@ -127,19 +179,25 @@ class Scene:
 
 
 def pose(truth: dict, folder: pathlib.Path) -> layout.Pose:
-  """The model-to-camera pose of a scene_gt.json entry in our camera frame, metres. Raises InputError."""
+  """The model-to-camera pose of a scene_gt.json entry in our camera frame, metres. Raises
+  InputError.
+  """
   try:
     rotation = np.array(truth["cam_R_m2c"], np.float64).reshape(3, 3)
     translation = np.array(truth["cam_t_m2c"], np.float64).reshape(3)
   except (KeyError, ValueError) as error:
-    raise InputError(f"{folder / 'scene_gt.json'}: cam_R_m2c has 9 numbers and cam_t_m2c 3, not so in {truth}") from error
+    raise InputError(
+      f"{folder / 'scene_gt.json'}: cam_R_m2c has 9 numbers and cam_t_m2c 3, not so in {truth}"
+    ) from error
   quaternion = Rotation.from_matrix(FLIP[:, None] * rotation).as_quat(scalar_first=True)
   return layout.Pose(quaternion, FLIP * translation * METRE, np.full(3, METRE))
 
 
 def read_targets(path: pathlib.Path) -> set[tuple[int, int, int]] | None:
   """(scene, image, object) of a targets file; None if there is no such file."""
-  return {(t["scene_id"], t["im_id"], t["obj_id"]) for t in read_json(path)} if path.exists() else None
+  return (
+    {(t["scene_id"], t["im_id"], t["obj_id"]) for t in read_json(path)} if path.exists() else None
+  )
 
 
 def read_json(path: pathlib.Path) -> Any:

@@ -15,15 +15,14 @@ from sam3d_jax.geometry.cameras import Camera
 class Item:
   """One object of one photo with its truth.
 
-  name: unique in the set, usable as a folder name.
-  image_HW3: uint8.  mask_HW: bool, the visible part of the object.
-  truth: the true surface, in any object frame and unit.
-  pose: truth's frame -> camera (x left, y up, z forward), in the unit of the point map; None if unknown.
-  pointmap_HW3: camera-frame points, NaN where unknown; None if there is none.
-  camera: intrinsics in pixels of the photo; None if unknown.
-  group: scores are also averaged within groups (an occlusion level, a scene); empty: no groups.
-  subject: items of one subject are not independent and are drawn together by the bootstrap; empty: the item alone.
-  voxels_N3: true surface voxels in the model's own object frame (unit cube, z up, 64^3); None where the set does not know it.
+  name: unique in the set, usable as a folder name. image_HW3: uint8.  mask_HW: bool, the visible
+  part of the object. truth: the true surface, in any object frame and unit. pose: truth's frame ->
+  camera (x left, y up, z forward), in the unit of the point map; None if unknown. pointmap_HW3:
+  camera-frame points, NaN where unknown; None if there is none. camera: intrinsics in pixels of the
+  photo; None if unknown. group: scores are also averaged within groups (an occlusion level, a
+  scene); empty: no groups. subject: items of one subject are not independent and are drawn together
+  by the bootstrap; empty: the item alone. voxels_N3: true surface voxels in the model's own object
+  frame (unit cube, z up, 64^3); None where the set does not know it.
   """
 
   name: str

@@ -5,18 +5,22 @@ Either one folder an object, or one folder a kind; files of an object share its 
     ROOT/<object>/image.* mask.png mesh.* [pose.json] [pointmap.*] [camera.json]
     ROOT/images/<object>.*  masks/<object>.png  meshes/<object>.*  [poses/<object>.json]  [pointmaps/<object>.*]  [cameras/<object>.json]
 
-(kinds in singular or plural; `truth` and `gt` are taken for `mesh`). The SA-3DAO download was not at hand when this was written:
-that it holds an image, a mask, a mesh and a pose for each of its 100 public objects is published, its file names are not, so put
-them, or links to them, under these names. Assumed of its poses, and checked by `launch.evaluate --dry_run` where a point map or a
+(kinds in singular or plural; `truth` and `gt` are taken for `mesh`). The SA-3DAO download was not
+at hand when this was written: that it holds an image, a mask, a mesh and a pose for each of its 100
+public objects is published, its file names are not, so put them, or links to them, under these
+names. Assumed of its poses, and checked by `launch.evaluate --dry_run` where a point map or a
 camera tells (projected truth must cover its mask):
 
-- pose.json holds `rotation`, `translation` and `scale` of mesh -> camera in the frame x left, y up, z forward, in the unit of the point
+- pose.json holds `rotation`, `translation` and `scale` of mesh -> camera in the frame x left, y up,
+  z forward, in the unit of the point
   map; lists of one element around them are taken off.
-- rotation is a quaternion w, x, y, z or a 3 x 3 matrix that acts on columns, R (scale x) + t. The published inference code writes
+- rotation is a quaternion w, x, y, z or a 3 x 3 matrix that acts on columns, R (scale x) + t. The
+  published inference code writes
   poses for rows (x scale) R + t: such a file says "form": "rows".
 - mesh coordinates are those of the file; a GLB is y up.
 
-camera.json holds fx, fy, cx, cy in pixels of the photo; without it the camera is fitted to the point map, if there is one.
+camera.json holds fx, fy, cx, cy in pixels of the photo; without it the camera is fitted to the
+point map, if there is one.
 """
 
 import json
@@ -32,10 +36,22 @@ from sam3d_jax.evaluation import layout, surface
 from sam3d_jax.geometry.cameras import Camera, resized
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-KINDS = {"image": IMAGE_SUFFIXES, "mask": (*IMAGE_SUFFIXES, ".npy"), "mesh": surface.MESH_SUFFIXES, "pose": (".json",),
-         "pointmap": (".npz", ".npy", ".exr", ".png", ".tiff", ".tif"), "camera": (".json",)}
-OTHER_NAMES = {"mesh": ("truth", "gt", "meshes"), "image": ("images", "rgb"), "mask": ("masks",), "pose": ("poses",),
-               "pointmap": ("pointmaps", "depth"), "camera": ("cameras",)}
+KINDS = {
+  "image": IMAGE_SUFFIXES,
+  "mask": (*IMAGE_SUFFIXES, ".npy"),
+  "mesh": surface.MESH_SUFFIXES,
+  "pose": (".json",),
+  "pointmap": (".npz", ".npy", ".exr", ".png", ".tiff", ".tif"),
+  "camera": (".json",),
+}
+OTHER_NAMES = {
+  "mesh": ("truth", "gt", "meshes"),
+  "image": ("images", "rgb"),
+  "mask": ("masks",),
+  "pose": ("poses",),
+  "pointmap": ("pointmaps", "depth"),
+  "camera": ("cameras",),
+}
 NEEDED = ("image", "mask", "mesh")
 
 
@@ -48,8 +64,11 @@ class PhotoFolder:
       raise InputError(f"--{name} {root} is not a folder")
     self._files = by_kind(self.root) or by_object(self.root)
     if not self._files:
-      raise InputError(f"--{name} {root} holds neither folders images, masks and meshes nor one folder an object with image.*, "
-                       "mask.png and mesh.*")
+      raise InputError(
+        f"--{name} {root} holds neither folders images, masks and meshes nor one folder an object "
+        "with image.*, "
+        "mask.png and mesh.*"
+      )
     for key, files in self._files.items():
       lacking = [kind for kind in NEEDED if kind not in files]
       if lacking:
@@ -73,12 +92,21 @@ class PhotoFolder:
       truth = surface.load_surface(files["mesh"])
     except surface.SurfaceError as error:
       raise InputError(str(error)) from error
-    return Item(name=self.names[index], image_HW3=image, mask_HW=photos.read_mask(files["mask"], size), truth=truth,
-                pose=read_pose(files["pose"]) if "pose" in files else None, pointmap_HW3=points, camera=camera)
+    return Item(
+      name=self.names[index],
+      image_HW3=image,
+      mask_HW=photos.read_mask(files["mask"], size),
+      truth=truth,
+      pose=read_pose(files["pose"]) if "pose" in files else None,
+      pointmap_HW3=points,
+      camera=camera,
+    )
 
 
 def by_object(root: pathlib.Path) -> dict[str, dict[str, pathlib.Path]]:
-  """Files of one folder an object: object -> kind -> file. Folders without any of the kinds are passed over."""
+  """Files of one folder an object: object -> kind -> file. Folders without any of the kinds are
+  passed over.
+  """
   found = {}
   for folder in sorted(p for p in root.iterdir() if p.is_dir()):
     files = {kind: one(folder, stems(kind), KINDS[kind]) for kind in KINDS}
@@ -90,12 +118,18 @@ def by_object(root: pathlib.Path) -> dict[str, dict[str, pathlib.Path]]:
 
 def by_kind(root: pathlib.Path) -> dict[str, dict[str, pathlib.Path]]:
   """Files of one folder a kind; empty if there is no folder of images. An object is an image."""
-  folders = {kind: next((root / n for n in stems(kind) if (root / n).is_dir()), None) for kind in KINDS}
+  folders = {
+    kind: next((root / n for n in stems(kind) if (root / n).is_dir()), None) for kind in KINDS
+  }
   if folders["image"] is None or folders["mask"] is None:
     return {}
   found = {}
   for image in sorted(p for p in folders["image"].iterdir() if p.suffix.lower() in IMAGE_SUFFIXES):
-    files = {kind: one(folder, (image.stem,), KINDS[kind]) for kind, folder in folders.items() if folder is not None}
+    files = {
+      kind: one(folder, (image.stem,), KINDS[kind])
+      for kind, folder in folders.items()
+      if folder is not None
+    }
     found[image.stem] = {kind: path for kind, path in files.items() if path is not None}
   return found
 
@@ -104,11 +138,21 @@ def stems(kind: str) -> tuple[str, ...]:
   return (kind, *OTHER_NAMES[kind])
 
 
-def one(folder: pathlib.Path, names: tuple[str, ...], suffixes: tuple[str, ...]) -> pathlib.Path | None:
-  """The one file of these names and suffixes, None if there is none. Raises InputError if there are several."""
-  found = [p for p in sorted(folder.iterdir()) if p.is_file() and p.stem in names and p.suffix.lower() in suffixes]
+def one(
+  folder: pathlib.Path, names: tuple[str, ...], suffixes: tuple[str, ...]
+) -> pathlib.Path | None:
+  """The one file of these names and suffixes, None if there is none. Raises InputError if there are
+  several.
+  """
+  found = [
+    p
+    for p in sorted(folder.iterdir())
+    if p.is_file() and p.stem in names and p.suffix.lower() in suffixes
+  ]
   if len(found) > 1:
-    raise InputError(f"{folder}: several files where one is meant: {', '.join(p.name for p in found)}; leave one")
+    raise InputError(
+      f"{folder}: several files where one is meant: {', '.join(p.name for p in found)}; leave one"
+    )
   return found[0] if found else None
 
 
@@ -116,16 +160,42 @@ def read_pose(path: pathlib.Path) -> layout.Pose:
   """A pose file as described above. Raises InputError."""
   try:
     data = json.loads(path.read_text())
-    values = {name: np.asarray(data[name], np.float64) for name in ("rotation", "translation", "scale")}
+    values = {
+      name: np.asarray(data[name], np.float64) for name in ("rotation", "translation", "scale")
+    }
   except (OSError, ValueError, TypeError, KeyError) as error:
-    raise InputError(f"{path}: a pose has rotation, translation and scale ({type(error).__name__}: {error})") from error
+    raise InputError(
+      f"{path}: a pose has rotation, translation and scale ({type(error).__name__}: {error})"
+    ) from error
   form = data.get("form", "columns")
-  rotation, translation, scale = values["rotation"], values["translation"].reshape(-1), values["scale"].reshape(-1)
-  if rotation.size not in (4, 9) or translation.size != 3 or scale.size not in (1, 3) or form not in ("columns", "rows"):
-    raise InputError(f"{path}: rotation has 4 or 9 numbers, translation 3, scale 1 or 3, and form is columns or rows")
-  if not all(np.isfinite(x).all() for x in values.values()) or (scale <= 0).any() or not rotation.any():
-    raise InputError(f"{path}: all numbers must be finite, the scale positive, the rotation not zero")
-  turn = Rotation.from_quat(rotation.reshape(4), scalar_first=True) if rotation.size == 4 else proper(rotation.reshape(3, 3), path)
+  rotation, translation, scale = (
+    values["rotation"],
+    values["translation"].reshape(-1),
+    values["scale"].reshape(-1),
+  )
+  if (
+    rotation.size not in (4, 9)
+    or translation.size != 3
+    or scale.size not in (1, 3)
+    or form not in ("columns", "rows")
+  ):
+    raise InputError(
+      f"{path}: rotation has 4 or 9 numbers, translation 3, scale 1 or 3, and form is columns or "
+      "rows"
+    )
+  if (
+    not all(np.isfinite(x).all() for x in values.values())
+    or (scale <= 0).any()
+    or not rotation.any()
+  ):
+    raise InputError(
+      f"{path}: all numbers must be finite, the scale positive, the rotation not zero"
+    )
+  turn = (
+    Rotation.from_quat(rotation.reshape(4), scalar_first=True)
+    if rotation.size == 4
+    else proper(rotation.reshape(3, 3), path)
+  )
   turn = turn.inv() if form == "rows" else turn
   return layout.Pose(turn.as_quat(scalar_first=True), translation, np.broadcast_to(scale, 3).copy())
 
@@ -143,4 +213,6 @@ def read_camera(path: pathlib.Path, size: tuple[int, int]) -> Camera:
     data = json.loads(path.read_text())
     return Camera(*(float(data[name]) for name in ("fx", "fy", "cx", "cy")), size[1], size[0])
   except (OSError, ValueError, TypeError, KeyError) as error:
-    raise InputError(f"{path}: a camera has fx, fy, cx and cy ({type(error).__name__}: {error})") from error
+    raise InputError(
+      f"{path}: a camera has fx, fy, cx and cy ({type(error).__name__}: {error})"
+    ) from error

@@ -14,26 +14,41 @@ from sam3d_jax.geometry.cameras import Camera
 
 
 class ProceduralSet:
-  """The photos of a benchmark that was built into a folder (benchmark.plan). Every record is checked against its digest."""
+  """The photos of a benchmark that was built into a folder (benchmark.plan). Every record is
+  checked against its digest.
+  """
 
   def __init__(self, chosen: benchmark.Benchmark, directory: str | pathlib.Path):
     self.benchmark = chosen
     self._source, self._order = benchmark.open_checked(chosen, directory)
-    self.names = [f"{p['object']:03d}-{list(benchmark.LEVELS).index(p['level'])}-{p['level']}" for p in chosen.photos]
+    self.names = [
+      f"{p['object']:03d}-{list(benchmark.LEVELS).index(p['level'])}-{p['level']}"
+      for p in chosen.photos
+    ]
     self.identity = {"set": chosen.name, "photos": len(chosen.photos), "digest": chosen.digest}
 
   def __getitem__(self, index: int) -> Item:
     photo, example = self.benchmark.photos[index], self._source[self._order[index]]
     asset = benchmark.object_asset(self.benchmark.seed, photo["object"])
     if asset.key != example["mesh_key"]:
-      raise InputError(f"benchmark photo {self.names[index]}: the object's mesh is another one here ({asset.key[:12]} for "
-                       f"{example['mesh_key'][:12]}); install the versions in requirements.txt")
+      raise InputError(
+        f"benchmark photo {self.names[index]}: the object's mesh is another one here "
+        f"({asset.key[:12]} for "
+        f"{example['mesh_key'][:12]}); install the versions in requirements.txt"
+      )
     quaternion = Rotation.from_matrix(example["rotation"]).as_quat(scalar_first=True)
     lineage = json.loads(example["lineage"])
     return Item(
-        name=self.names[index], group=photo["level"], subject=f"object {photo['object']}: {lineage['mesh'].rpartition('/')[2]}",
-        image_HW3=samples.decode_image(example["image"], "image", mode="RGB"),
-        mask_HW=samples.decode_image(example["mask"], "mask", mode="L") > 0, pointmap_HW3=example["pointmap"].astype("float32"),
-        camera=Camera(**{name: example["camera"][name] for name in Camera._fields}), voxels_N3=example["voxels"],
-        truth=surface.make_surface(asset.vertices_V3, asset.faces_F3, name=self.names[index]),
-        pose=layout.Pose(quaternion, example["translation"].astype(float), example["scale"].astype(float)))
+      name=self.names[index],
+      group=photo["level"],
+      subject=f"object {photo['object']}: {lineage['mesh'].rpartition('/')[2]}",
+      image_HW3=samples.decode_image(example["image"], "image", mode="RGB"),
+      mask_HW=samples.decode_image(example["mask"], "mask", mode="L") > 0,
+      pointmap_HW3=example["pointmap"].astype("float32"),
+      camera=Camera(**{name: example["camera"][name] for name in Camera._fields}),
+      voxels_N3=example["voxels"],
+      truth=surface.make_surface(asset.vertices_V3, asset.faces_F3, name=self.names[index]),
+      pose=layout.Pose(
+        quaternion, example["translation"].astype(float), example["scale"].astype(float)
+      ),
+    )

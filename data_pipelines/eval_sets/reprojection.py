@@ -1,4 +1,6 @@
-"""Whether a set's poses mean what we take them to mean: the truth, placed by its pose and projected, must lie on its mask."""
+"""Whether a set's poses mean what we take them to mean: the truth, placed by its pose and
+projected, must lie on its mask.
+"""
 
 import dataclasses
 
@@ -10,14 +12,18 @@ from sam3d_jax.evaluation import layout, surface
 from sam3d_jax.geometry import cameras
 
 POINTS = 20_000
-REACH = 3  # pixels, at most, that samples and mask may lie apart, of a photo of 640 pixels; larger photos in proportion
+# pixels, at most, that samples and mask may lie apart, of a photo of 640 pixels; larger photos in
+# proportion
+REACH = 3
 GOOD = 0.9  # covered share of a mask above which the pose fits
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
   covered: float  # share of the mask's pixels that lie near a projected point of the truth
-  depth: float | None  # median over the mask of measured depth minus the nearest projected depth, over the object's diameter
+  # median over the mask of measured depth minus the nearest projected depth, over the object's
+  # diameter
+  depth: float | None
 
 
 def fit(item: Item) -> Fit | None:

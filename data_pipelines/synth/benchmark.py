@@ -1,13 +1,17 @@
-"""The frozen procedural benchmark: held-out objects in rooms, photographed without and behind occluders.
+"""The frozen procedural benchmark: held-out objects in rooms, photographed without and behind
+occluders.
 
-Every object is photographed from one camera under one light at each level of `LEVELS`; only the occluder differs, so the levels
-compare like with like. Objects are those of `procedural` under a seed of the benchmark's own. What a photo shows is a pure function
-of (seed, object, level, candidate); which candidate occluder leaves the right part of the object visible was searched once and is
-kept in `benchmarks/<name>.json` with a digest of every photo's truth:
+Every object is photographed from one camera under one light at each level of `LEVELS`; only the
+occluder differs, so the levels compare like with like. Objects are those of `procedural` under a
+seed of the benchmark's own. What a photo shows is a pure function of (seed, object, level,
+candidate); which candidate occluder leaves the right part of the object visible was searched once
+and is kept in `benchmarks/<name>.json` with a digest of every photo's truth:
 
-- covered by the digest, exactly: the mesh (vertices to 1e-5), its 64^3 voxels, the object's pose and the camera (to 1e-5), the
+- covered by the digest, exactly: the mesh (vertices to 1e-5), its 64^3 voxels, the object's pose
+  and the camera (to 1e-5), the
   occluder's mesh and place. These are scored, and they must be equal on every machine.
-- checked within VISIBLE_TOLERANCE: the visible share of the object. Pixels come from a float32 ray caster, which may decide a
+- checked within VISIBLE_TOLERANCE: the visible share of the object. Pixels come from a float32 ray
+  caster, which may decide a
   pixel on an edge otherwise on another processor.
 
     python -m data_pipelines.synth.benchmark --freeze procedural_1      makes a benchmark anew (its name should be new, too)
@@ -30,20 +34,25 @@ from data_pipelines.synth.lighting import LightConfig, Lights, random_lights
 from sam3d_jax.errors import InputError
 
 FOLDER = pathlib.Path(__file__).with_name("benchmarks")
-LEVELS = {"none": (1.0, 1.0), "light": (0.65, 0.9), "heavy": (0.3, 0.55)}  # visible share of the object's pixels
+# visible share of the object's pixels
+LEVELS = {"none": (1.0, 1.0), "light": (0.65, 0.9), "heavy": (0.3, 0.55)}
 VISIBLE_TOLERANCE = 0.01
 PLACES = 1e-5  # to which the digest rounds lengths, angles and pixels
 OCCLUDERS = 1_000_000  # first of the numbers of occluders, and how many there are
 CANDIDATES = 3000  # occluders tried per photo when a benchmark is frozen
 PROBE_SIZE = 96  # pixels a side at which they are tried
-VIEW = ViewConfig(fov_deg=(30.0, 55.0), elevation_deg=(8.0, 40.0), roll_deg=(-3.0, 3.0), fill=(0.45, 0.65))
+VIEW = ViewConfig(
+  fov_deg=(30.0, 55.0), elevation_deg=(8.0, 40.0), roll_deg=(-3.0, 3.0), fill=(0.45, 0.65)
+)
 LIGHT = LightConfig(elevation_deg=(35.0, 75.0))
 SPLIT = "test"
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-  """A frozen benchmark. `photos` has one entry a photo, in order: object, level, candidate (-1: no occluder), visible, digest."""
+  """A frozen benchmark. `photos` has one entry a photo, in order: object, level, candidate (-1: no
+  occluder), visible, digest.
+  """
 
   name: str
   seed: int
@@ -72,7 +81,9 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Benchmark:
-  """A benchmark that ships with the project; `<name>:<n>` takes its first n objects. Raises InputError on an unknown name."""
+  """A benchmark that ships with the project; `<name>:<n>` takes its first n objects. Raises
+  InputError on an unknown name.
+  """
   name, colon, count = name.partition(":")
   path = FOLDER / f"{name}.json"
   if not path.is_file():
@@ -80,7 +91,10 @@ def load(name: str) -> Benchmark:
   data = json.loads(path.read_text())
   photos = data["photos"]
   if total_digest(photos) != data["digest"]:
-    raise InputError(f"{path} was changed: its photos give digest {total_digest(photos)[:12]}, it says {data['digest'][:12]}")
+    raise InputError(
+      f"{path} was changed: its photos give digest {total_digest(photos)[:12]}, it says "
+      f"{data['digest'][:12]}"
+    )
   if colon:
     known = len({photo["object"] for photo in photos})
     if not count.isdecimal() or not 1 <= int(count) <= known:
@@ -97,7 +111,9 @@ def total_digest(photos) -> str:
 def object_asset(seed: int, index: int) -> assets.Asset:
   """Object `index` of a benchmark."""
   source = f"procedural/{seed}/{procedural.family_of(index)}-{index}"
-  return assets.from_scene(procedural.make_scene(seed, index), source=source, up="z", license="CC0-1.0")
+  return assets.from_scene(
+    procedural.make_scene(seed, index), source=source, up="z", license="CC0-1.0"
+  )
 
 
 def make_subject(seed: int, index: int, image_size: int) -> Subject:
@@ -113,8 +129,12 @@ def make_subject(seed: int, index: int, image_size: int) -> Subject:
   return Subject(asset, camera, lights, tuple(room.backdrop(rng, camera, floor, far)), floor)
 
 
-def occluder(subject: Subject, seed: int, index: int, level: str, candidate: int) -> tuple[assets.Asset, room.Spot]:
-  """A candidate, as it stands in the room, and its spot: between the object and the camera, clear of the object."""
+def occluder(
+  subject: Subject, seed: int, index: int, level: str, candidate: int
+) -> tuple[assets.Asset, room.Spot]:
+  """A candidate, as it stands in the room, and its spot: between the object and the camera, clear
+  of the object.
+  """
   rng = np.random.default_rng([seed, index, 2, list(LEVELS).index(level), candidate])
   thing = object_asset(seed, OCCLUDERS + int(rng.integers(OCCLUDERS)))
   eye = -subject.camera.translation @ subject.camera.rotation / subject.camera.scale
@@ -132,8 +152,15 @@ def occluder(subject: Subject, seed: int, index: int, level: str, candidate: int
 def at_size(camera: Camera, size: int) -> Camera:
   """The same view with `size` pixels a side."""
   ratio = size / camera.width
-  return dataclasses.replace(camera, fx=camera.fx * ratio, fy=camera.fy * ratio, cx=camera.cx * ratio, cy=camera.cy * ratio,
-                             width=size, height=size)
+  return dataclasses.replace(
+    camera,
+    fx=camera.fx * ratio,
+    fy=camera.fy * ratio,
+    cx=camera.cx * ratio,
+    cy=camera.cy * ratio,
+    width=size,
+    height=size,
+  )
 
 
 def visible_part(alone: render.View, together: render.View) -> np.ndarray:
@@ -142,35 +169,60 @@ def visible_part(alone: render.View, together: render.View) -> np.ndarray:
     return alone.mask_HW & (together.depth_HW >= alone.depth_HW * (1 - 1e-4))
 
 
-def occluder_of(subject: Subject, benchmark: Benchmark, photo: dict) -> tuple[list[assets.Asset], dict]:
+def occluder_of(
+  subject: Subject, benchmark: Benchmark, photo: dict
+) -> tuple[list[assets.Asset], dict]:
   """The photo's occluder, if it has one, and what is recorded of it."""
   if photo["candidate"] < 0:
     return [], {"candidate": -1}
-  thing, spot = occluder(subject, benchmark.seed, photo["object"], photo["level"], photo["candidate"])
-  return [thing], {"candidate": photo["candidate"], "mesh": thing.key, "spot": integers(dataclasses.astuple(spot))}
+  thing, spot = occluder(
+    subject, benchmark.seed, photo["object"], photo["level"], photo["candidate"]
+  )
+  return [thing], {
+    "candidate": photo["candidate"],
+    "mesh": thing.key,
+    "spot": integers(dataclasses.astuple(spot)),
+  }
 
 
 def truth_record(subject: Subject, benchmark: Benchmark, photo: dict) -> schema.Example:
   """The record of one photo without its pixels: everything that the digest covers."""
   camera = subject.camera
-  lineage = {"builder": "benchmark", "benchmark": benchmark.name, "object": photo["object"], "level": photo["level"],
-             "mesh": subject.asset.source, "occluder": occluder_of(subject, benchmark, photo)[1]}
+  lineage = {
+    "builder": "benchmark",
+    "benchmark": benchmark.name,
+    "object": photo["object"],
+    "level": photo["level"],
+    "mesh": subject.asset.source,
+    "occluder": occluder_of(subject, benchmark, photo)[1],
+  }
   return schema.empty_example() | {
-      "key": schema.example_key(benchmark.name, benchmark.seed, photo["object"], photo["level"]), "source": benchmark.name,
-      "view": np.int32(list(LEVELS).index(photo["level"])), "camera": iso_3do.camera_fields(camera),
-      "voxels": voxelize.voxelize(subject.asset.vertices_V3, subject.asset.faces_F3),
-      "rotation": camera.rotation.astype(np.float32), "translation": camera.translation.astype(np.float32),
-      "scale": np.full(3, camera.scale, np.float32), "mesh_key": subject.asset.key, "license": "CC0-1.0",
-      "lineage": json.dumps(lineage, sort_keys=True)}
+    "key": schema.example_key(benchmark.name, benchmark.seed, photo["object"], photo["level"]),
+    "source": benchmark.name,
+    "view": np.int32(list(LEVELS).index(photo["level"])),
+    "camera": iso_3do.camera_fields(camera),
+    "voxels": voxelize.voxelize(subject.asset.vertices_V3, subject.asset.faces_F3),
+    "rotation": camera.rotation.astype(np.float32),
+    "translation": camera.translation.astype(np.float32),
+    "scale": np.full(3, camera.scale, np.float32),
+    "mesh_key": subject.asset.key,
+    "license": "CC0-1.0",
+    "lineage": json.dumps(lineage, sort_keys=True),
+  }
 
 
-def photograph(subject: Subject, benchmark: Benchmark, photo: dict, alone: render.View) -> schema.Example:
+def photograph(
+  subject: Subject, benchmark: Benchmark, photo: dict, alone: render.View
+) -> schema.Example:
   """The record of one photo; `alone` is the object without anything around it."""
   parts = [subject.asset, *subject.backdrop, *occluder_of(subject, benchmark, photo)[0]]
   shown = render.render(render.Scene(room.merge(parts)), subject.camera, subject.lights)
   return truth_record(subject, benchmark, photo) | {
-      "image": render.encode(render.over(shown.lit_HW3, shown.alpha_HW, (0, 0, 0))), "mask": render.encode(visible_part(alone, shown)),
-      "mask_full": render.encode(alone.mask_HW), "pointmap": shown.pointmap_HW3.astype(np.float16)}
+    "image": render.encode(render.over(shown.lit_HW3, shown.alpha_HW, (0, 0, 0))),
+    "mask": render.encode(visible_part(alone, shown)),
+    "mask_full": render.encode(alone.mask_HW),
+    "pointmap": shown.pointmap_HW3.astype(np.float16),
+  }
 
 
 def integers(values) -> list[int]:
@@ -180,16 +232,23 @@ def integers(values) -> list[int]:
 def record_digest(example: schema.Example) -> str:
   """Digest of what is scored: integers only, so that it is the same on every machine."""
   camera = example["camera"]
-  content = {"key": example["key"], "mesh": example["mesh_key"], "voxels": hashlib.sha256(example["voxels"].tobytes()).hexdigest(),
-             "occluder": json.loads(example["lineage"])["occluder"],
-             **{name: integers(example[name]) for name in ("rotation", "translation", "scale")},
-             "camera": integers([camera[name] for name in ("fx", "fy", "cx", "cy", "width", "height")])}
+  content = {
+    "key": example["key"],
+    "mesh": example["mesh_key"],
+    "voxels": hashlib.sha256(example["voxels"].tobytes()).hexdigest(),
+    "occluder": json.loads(example["lineage"])["occluder"],
+    **{name: integers(example[name]) for name in ("rotation", "translation", "scale")},
+    "camera": integers([camera[name] for name in ("fx", "fy", "cx", "cy", "width", "height")]),
+  }
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def visible_share(example: schema.Example) -> float:
   """Visible pixels of the object over all of its pixels."""
-  visible, full = (int((samples.decode_image(example[name], name, mode="L") > 0).sum()) for name in ("mask", "mask_full"))
+  visible, full = (
+    int((samples.decode_image(example[name], name, mode="L") > 0).sum())
+    for name in ("mask", "mask_full")
+  )
   return visible / full
 
 
@@ -198,24 +257,46 @@ def check(example: schema.Example, photo: dict) -> None:
   found, share = record_digest(example), visible_share(example)
   if found == photo["digest"] and abs(share - photo["visible"]) <= VISIBLE_TOLERANCE:
     return
-  versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("numpy", "trimesh", "embreex"))
-  raise InputError(f"benchmark photo {photo['object']}-{photo['level']} is not the frozen one: digest {found[:12]} for "
-                   f"{photo['digest'][:12]}, {share:.3f} visible for {photo['visible']:.3f}. Its scores would not compare with those "
-                   f"of others. It was made with {versions}; install the versions in requirements.txt and build it anew")
+  versions = ", ".join(
+    f"{name} {metadata.version(name)}" for name in ("numpy", "trimesh", "embreex")
+  )
+  raise InputError(
+    f"benchmark photo {photo['object']}-{photo['level']} is not the frozen one: digest "
+    f"{found[:12]} for "
+    f"{photo['digest'][:12]}, {share:.3f} visible for {photo['visible']:.3f}. Its scores would not "
+    "compare with those "
+    f"of others. It was made with {versions}; install the versions in requirements.txt and build "
+    "it anew"
+  )
 
 
 def plan(benchmark: Benchmark) -> build.Plan:
   """The benchmark as a dataset to build: one shard an object."""
   jobs = []
   for number, index in enumerate(benchmark.objects):
-    part = dataclasses.replace(benchmark, photos=tuple(p for p in benchmark.photos if p["object"] == index))
+    part = dataclasses.replace(
+      benchmark, photos=tuple(p for p in benchmark.photos if p["object"] == index)
+    )
     jobs.append(build.ShardJob(SPLIT, number, len(benchmark.objects), len(part.photos), part))
-  identity = {"builder": "benchmark", "schema": schema.VERSION, "name": benchmark.name, "digest": benchmark.digest}
-  return build.Plan(name=benchmark.name, jobs=tuple(jobs), make=make_shard, identity=identity, lineage={},
-                    description="frozen procedural benchmark with occlusion levels")
+  identity = {
+    "builder": "benchmark",
+    "schema": schema.VERSION,
+    "name": benchmark.name,
+    "digest": benchmark.digest,
+  }
+  return build.Plan(
+    name=benchmark.name,
+    jobs=tuple(jobs),
+    make=make_shard,
+    identity=identity,
+    lineage={},
+    description="frozen procedural benchmark with occlusion levels",
+  )
 
 
-def make_shard(part: Benchmark, refuse: Callable[[build.Quarantined], None]) -> Iterator[schema.Example]:
+def make_shard(
+  part: Benchmark, refuse: Callable[[build.Quarantined], None]
+) -> Iterator[schema.Example]:
   """The photos of one object, each checked against its frozen digest."""
   subject = make_subject(part.seed, part.photos[0]["object"], part.image_size)
   alone = render.render(render.Scene(subject.asset), subject.camera, subject.lights, samples=1)
@@ -226,7 +307,9 @@ def make_shard(part: Benchmark, refuse: Callable[[build.Quarantined], None]) -> 
 
 
 def open_checked(benchmark: Benchmark, directory: str) -> tuple[records.Split, list[int]]:
-  """The built dataset and the position of every photo in it. Raises InputError if one is not the frozen photo."""
+  """The built dataset and the position of every photo in it. Raises InputError if one is not the
+  frozen photo.
+  """
   source = records.open_split(directory, SPLIT)
   at = {}
   for position in range(len(source)):
@@ -237,15 +320,20 @@ def open_checked(benchmark: Benchmark, directory: str) -> tuple[records.Split, l
   for photo in benchmark.photos:
     position = at.get((photo["object"], photo["level"]))
     if position is None:
-      raise InputError(f"{directory} lacks photo {photo['object']}-{photo['level']} of benchmark {benchmark.name}; delete it and "
-                       "evaluate again")
+      raise InputError(
+        f"{directory} lacks photo {photo['object']}-{photo['level']} of benchmark "
+        f"{benchmark.name}; delete it and "
+        "evaluate again"
+      )
     check(source[position], photo)
     order.append(position)
   return source, order
 
 
 def search(benchmark: Benchmark, subject: Subject, index: int, level: str) -> int:
-  """The first candidate that leaves a share of the object visible well within the level. Raises InputError if there is none."""
+  """The first candidate that leaves a share of the object visible well within the level. Raises
+  InputError if there is none.
+  """
   low, high = LEVELS[level]
   camera = at_size(subject.camera, PROBE_SIZE)
   alone = render.render(render.Scene(subject.asset), camera, subject.lights, samples=1)
@@ -253,10 +341,14 @@ def search(benchmark: Benchmark, subject: Subject, index: int, level: str) -> in
     thing, _ = occluder(subject, benchmark.seed, index, level, candidate)
     if camera.to_camera(thing.vertices_V3)[:, 2].min() < 0.1 * camera.translation[2]:
       continue  # too near the camera
-    together = render.render(render.Scene(room.merge([subject.asset, thing])), camera, subject.lights, samples=1)
+    together = render.render(
+      render.Scene(room.merge([subject.asset, thing])), camera, subject.lights, samples=1
+    )
     if low + 0.02 < visible_part(alone, together).sum() / alone.mask_HW.sum() < high - 0.02:
       return candidate
-  raise InputError(f"object {index}: none of {CANDIDATES} occluders leaves {low} to {high} of it visible")
+  raise InputError(
+    f"object {index}: none of {CANDIDATES} occluders leaves {low} to {high} of it visible"
+  )
 
 
 def freeze(name: str, *, seed: int, objects: int, image_size: int) -> None:
@@ -270,10 +362,14 @@ def freeze(name: str, *, seed: int, objects: int, image_size: int) -> None:
       candidate = -1 if level == "none" else search(empty, subject, index, level)
       photo = {"object": index, "level": level, "candidate": candidate}
       example = photograph(subject, empty, photo, alone)
-      photos.append(photo | {"visible": round(visible_share(example), 4), "digest": record_digest(example)})
+      photos.append(
+        photo | {"visible": round(visible_share(example), 4), "digest": record_digest(example)}
+      )
       print(photos[-1], flush=True)
   lines = ",\n".join("  " + json.dumps(photo) for photo in photos)
-  head = json.dumps({"name": name, "seed": seed, "image_size": image_size, "digest": total_digest(photos)})
+  head = json.dumps(
+    {"name": name, "seed": seed, "image_size": image_size, "digest": total_digest(photos)}
+  )
   FOLDER.mkdir(exist_ok=True)
   (FOLDER / f"{name}.json").write_text(f'{head[:-1]}, "photos": [\n{lines}\n]}}\n')
 

@@ -1,6 +1,8 @@
-"""Pasting rendered objects into photographs: alpha compositing, visibility, and whether an object belongs where it was put.
+"""Pasting rendered objects into photographs: alpha compositing, visibility, and whether an object
+belongs where it was put.
 
-Depth maps are z in camera units, NaN where nothing is known or hit. A surface whose depth is unknown hides nothing.
+Depth maps are z in camera units, NaN where nothing is known or hit. A surface whose depth is
+unknown hides nothing.
 """
 
 from collections.abc import Iterable
@@ -12,7 +14,8 @@ from data_pipelines.synth.assets import srgb_to_linear
 
 
 def paste(image_HW3: np.ndarray, layers: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-  """An sRGB uint8 image under layers (linear colour over black (H, W, 3), coverage (H, W)), the farthest first.
+  """An sRGB uint8 image under layers (linear colour over black (H, W, 3), coverage (H, W)), the
+  farthest first.
 
   Blends in linear light and rounds once: pixels that no layer covers keep their exact values.
   """
@@ -22,19 +25,27 @@ def paste(image_HW3: np.ndarray, layers: Iterable[tuple[np.ndarray, np.ndarray]]
   return render.to_srgb(linear)
 
 
-def limited(colour_HW3: np.ndarray, alpha_HW: np.ndarray, whole_HW: np.ndarray, visible_HW: np.ndarray):
-  """A layer cut to the visible part of its object. Border pixels, covered in part but not at their centre, follow their neighbours."""
+def limited(
+  colour_HW3: np.ndarray, alpha_HW: np.ndarray, whole_HW: np.ndarray, visible_HW: np.ndarray
+):
+  """A layer cut to the visible part of its object. Border pixels, covered in part but not at their
+  centre, follow their neighbours.
+  """
   keep = np.where(whole_HW, visible_HW, grow(visible_HW))
   return np.where(keep[..., None], colour_HW3, 0), np.where(keep, alpha_HW, 0)
 
 
 def in_front(depth_HW: np.ndarray, scene_HW: np.ndarray) -> np.ndarray:
-  """The z-buffer: where an object of depth `depth_HW` is hit and no known part of the scene is nearer, (H, W) bool."""
+  """The z-buffer: where an object of depth `depth_HW` is hit and no known part of the scene is
+  nearer, (H, W) bool.
+  """
   with np.errstate(invalid="ignore"):
     return np.isfinite(depth_HW) & ~(scene_HW < depth_HW)
 
 
-def support(depth_HW: np.ndarray, scene_HW: np.ndarray, *, band: float, tolerance: float = 0.0) -> float:
+def support(
+  depth_HW: np.ndarray, scene_HW: np.ndarray, *, band: float, tolerance: float = 0.0
+) -> float:
   """Share of the object's lowest pixels before which the scene lies: it stands on or in something.
 
   Args:
@@ -52,15 +63,23 @@ def support(depth_HW: np.ndarray, scene_HW: np.ndarray, *, band: float, toleranc
   return float((nearer & hit).sum() / hit.sum())
 
 
-def hidden_contour(visible_HW: np.ndarray, depth_HW: np.ndarray, scene_HW: np.ndarray, *, margin: float) -> float:
-  """Share of the visible part's contour with an outside that is nearer by more than `margin` of the depth: something stands before it.
+def hidden_contour(
+  visible_HW: np.ndarray, depth_HW: np.ndarray, scene_HW: np.ndarray, *, margin: float
+) -> float:
+  """Share of the visible part's contour with an outside that is nearer by more than `margin` of the
+  depth: something stands before it.
 
   The contour is the visible pixels with a neighbour (of four) inside the image that is not visible.
   """
   deepest = np.where(visible_HW, np.inf, np.where(np.isfinite(scene_HW), scene_HW, np.inf))
   padded = np.pad(deepest, 1, constant_values=np.inf)
   outside = np.pad(~visible_HW, 1, constant_values=False)
-  around = [(slice(0, -2), slice(1, -1)), (slice(2, None), slice(1, -1)), (slice(1, -1), slice(0, -2)), (slice(1, -1), slice(2, None))]
+  around = [
+    (slice(0, -2), slice(1, -1)),
+    (slice(2, None), slice(1, -1)),
+    (slice(1, -1), slice(0, -2)),
+    (slice(1, -1), slice(2, None)),
+  ]
   contour = visible_HW & np.any([outside[at] for at in around], axis=0)
   if not contour.any():
     return 0.0
@@ -72,4 +91,4 @@ def grow(mask_HW: np.ndarray) -> np.ndarray:
   """The mask and its eight neighbours."""
   padded = np.pad(mask_HW, 1)
   height, width = mask_HW.shape
-  return np.any([padded[i:i + height, j:j + width] for i in range(3) for j in range(3)], axis=0)
+  return np.any([padded[i : i + height, j : j + width] for i in range(3) for j in range(3)], axis=0)

@@ -1,4 +1,6 @@
-"""Geometry filters: which meshes are worth training on. Every rejection has a reason; thresholds are configuration."""
+"""Geometry filters: which meshes are worth training on. Every rejection has a reason; thresholds
+are configuration.
+"""
 
 import dataclasses
 
@@ -12,12 +14,16 @@ from data_pipelines.synth.assets import Asset, Refused
 class FilterConfig:
   """Thresholds on a mesh normalised to the unit cube."""
 
-  min_hull_volume: float = 1e-4  # of the convex hull: open and self-intersecting meshes have one too
-  max_normal_share: float = 0.985  # largest eigenvalue of the area-weighted mean of n n^T; 1 for a flat sheet, 1/3 for a sphere
+  # of the convex hull: open and self-intersecting meshes have one too
+  min_hull_volume: float = 1e-4
+  # largest eigenvalue of the area-weighted mean of n n^T; 1 for a flat sheet, 1/3 for a sphere
+  max_normal_share: float = 0.985
   min_core_extent: float = 0.35  # extent of the central 99 % of the surface over the whole extent
 
 
-def face_areas_normals(vertices_V3: np.ndarray, faces_F3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def face_areas_normals(
+  vertices_V3: np.ndarray, faces_F3: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
   """Areas (F,) and unit normals (F, 3); the normal of a degenerate face is zero."""
   corner = vertices_V3[faces_F3]
   cross = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
@@ -27,7 +33,8 @@ def face_areas_normals(vertices_V3: np.ndarray, faces_F3: np.ndarray) -> tuple[n
 
 def hull_volume(vertices_V3: np.ndarray) -> float:
   """Volume of the convex hull; 0 where the points lie in a plane."""
-  # The support points along a fixed fan of directions decide flatness exactly enough and keep Qhull away from degenerate input.
+  # The support points along a fixed fan of directions decide flatness exactly enough and keep Qhull
+  # away from degenerate input.
   spread = np.linalg.svd(vertices_V3 - vertices_V3.mean(0), full_matrices=False)[2]
   if np.ptp((vertices_V3 - vertices_V3.mean(0)) @ spread.T, axis=0).min() < 1e-9:
     return 0.0
@@ -35,14 +42,18 @@ def hull_volume(vertices_V3: np.ndarray) -> float:
 
 
 def normal_share(vertices_V3: np.ndarray, faces_F3: np.ndarray) -> float:
-  """How far one direction dominates the face normals, either side counted alike: 1/3 (isotropic) to 1 (one plane)."""
+  """How far one direction dominates the face normals, either side counted alike: 1/3 (isotropic) to
+  1 (one plane).
+  """
   area, normal = face_areas_normals(vertices_V3, faces_F3)
   moment = np.einsum("f,fi,fj->ij", area / area.sum(), normal, normal)
   return float(np.linalg.eigvalsh(moment)[-1])
 
 
 def core_extent(vertices_V3: np.ndarray, faces_F3: np.ndarray, share: float = 0.99) -> float:
-  """Longest side of the box of the central `share` of the surface (per axis), over the longest side of the whole box."""
+  """Longest side of the box of the central `share` of the surface (per axis), over the longest side
+  of the whole box.
+  """
   area, _ = face_areas_normals(vertices_V3, faces_F3)
   points, weight = vertices_V3[faces_F3].reshape(-1, 3), np.repeat(area / 3, 3)
   sides = []
@@ -58,11 +69,21 @@ def check(asset: Asset, config: FilterConfig) -> None:
   """Raises Refused with reason near_zero_volume, flat_normals or spatial_outliers."""
   volume = hull_volume(asset.vertices_V3)
   if volume < config.min_hull_volume:
-    raise Refused("near_zero_volume", f"{asset.source}: hull volume {volume:.2g} < {config.min_hull_volume:g} of the unit cube")
+    raise Refused(
+      "near_zero_volume",
+      f"{asset.source}: hull volume {volume:.2g} < {config.min_hull_volume:g} of the unit cube",
+    )
   share = normal_share(asset.vertices_V3, asset.faces_F3)
   if share > config.max_normal_share:
-    raise Refused("flat_normals", f"{asset.source}: {share:.4f} of the surface faces one axis, above {config.max_normal_share:g}")
+    raise Refused(
+      "flat_normals",
+      f"{asset.source}: {share:.4f} of the surface faces one axis, above "
+      f"{config.max_normal_share:g}",
+    )
   core = core_extent(asset.vertices_V3, asset.faces_F3)
   if core < config.min_core_extent:
-    raise Refused("spatial_outliers",
-                  f"{asset.source}: 99 % of the surface spans {core:.3f} of the extent, below {config.min_core_extent:g}")
+    raise Refused(
+      "spatial_outliers",
+      f"{asset.source}: 99 % of the surface spans {core:.3f} of the extent, below "
+      f"{config.min_core_extent:g}",
+    )

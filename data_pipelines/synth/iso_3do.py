@@ -1,7 +1,7 @@
 """Iso-3DO: one object alone on a plain background, seen from random viewpoints under random light.
 
-`make_shard` is a pure function of its specification; every random number is drawn from (seed, mesh key, view). One example per
-object and view; the objects of the train and test splits are disjoint.
+`make_shard` is a pure function of its specification; every random number is drawn from (seed, mesh
+key, view). One example per object and view; the objects of the train and test splits are disjoint.
 """
 
 from collections.abc import Callable, Iterator
@@ -50,26 +50,45 @@ class ShardSpec:
 
 
 def plan(config: IsoConfig, *, test_fraction: float, objects_per_shard: int) -> Plan:
-  """Lists the source, splits it and cuts it into shards. Raises ConfigError on a wrong source or fraction."""
+  """Lists the source, splits it and cuts it into shards. Raises ConfigError on a wrong source or
+  fraction.
+  """
   inputs = sources.list_inputs(config.source)
   jobs = []
   for split, items in sources.split_inputs(inputs, test_fraction).items():
     shards = sources.deal(items, objects_per_shard)
-    jobs += [ShardJob(split, i, len(shards), len(part), ShardSpec(config, part)) for i, part in enumerate(shards)]
+    jobs += [
+      ShardJob(split, i, len(shards), len(part), ShardSpec(config, part))
+      for i, part in enumerate(shards)
+    ]
   settings = json.loads(json.dumps(dataclasses.asdict(config)))
   if config.source.source != sources.PROCEDURAL:
     settings["source"]["source"] = "folder"  # where it lies changes no byte
-  identity = {"builder": "iso_3do", "schema": schema.VERSION, "renderer": RENDERER_VERSION, "config": settings,
-              "test_fraction": test_fraction, "objects_per_shard": objects_per_shard,
-              "inputs": {"count": len(inputs), "digest": sources.digest(inputs)}}
-  return Plan(name=config.name, jobs=tuple(jobs), make=make_shard, identity=identity, lineage=_versions(),
-              description="Iso-3DO: rendered single objects with surface voxels and pose")
+  identity = {
+    "builder": "iso_3do",
+    "schema": schema.VERSION,
+    "renderer": RENDERER_VERSION,
+    "config": settings,
+    "test_fraction": test_fraction,
+    "objects_per_shard": objects_per_shard,
+    "inputs": {"count": len(inputs), "digest": sources.digest(inputs)},
+  }
+  return Plan(
+    name=config.name,
+    jobs=tuple(jobs),
+    make=make_shard,
+    identity=identity,
+    lineage=_versions(),
+    description="Iso-3DO: rendered single objects with surface voxels and pose",
+  )
 
 
 @functools.cache
 def _versions() -> dict[str, str]:
   packages = ("embreex", "numpy", "pillow", "trimesh")
-  return {"renderer": f"embreex-numpy {RENDERER_VERSION}"} | {name: metadata.version(name) for name in packages}
+  return {"renderer": f"embreex-numpy {RENDERER_VERSION}"} | {
+    name: metadata.version(name) for name in packages
+  }
 
 
 def make_shard(spec: ShardSpec, refuse: Callable[[Quarantined], None]) -> Iterator[schema.Example]:
@@ -93,7 +112,9 @@ def make_examples(asset: Asset, config: IsoConfig) -> Iterator[schema.Example]:
   scale = float(np.exp(generator(config.seed, asset.key).uniform(low, high)))
   for view in range(config.views):
     rng = generator(config.seed, asset.key, view)
-    camera, azimuth = random_view(rng, config.camera, image_size=config.image_size, radius=radius, scale=scale)
+    camera, azimuth = random_view(
+      rng, config.camera, image_size=config.image_size, radius=radius, scale=scale
+    )
     lights = random_lights(rng, config.light, azimuth)
     grey = int(rng.integers(config.background[0], config.background[1] + 1))
     shown = render.render(scene, camera, lights, samples=config.samples)
@@ -106,21 +127,44 @@ def generator(seed: int, key: str, *indices: int) -> np.random.Generator:
   return np.random.default_rng([seed, len(indices), *indices, *words])
 
 
-def _example(asset: Asset, config: IsoConfig, view: int, camera: Camera, shown: render.View, grey: int, voxels) -> schema.Example:
+def _example(
+  asset: Asset, config: IsoConfig, view: int, camera: Camera, shown: render.View, grey: int, voxels
+) -> schema.Example:
   image = render.over(shown.lit_HW3, shown.alpha_HW, (grey, grey, grey))
   mask = render.encode(shown.mask_HW)
   example = schema.empty_example()
   example.update(
-      key=schema.example_key(config.name, config.seed, asset.source, asset.key, view), source=config.name, view=np.int32(view),
-      image=render.encode(image, config.image_format), mask=mask, mask_full=mask, camera=camera_fields(camera),
-      voxels=voxels, rotation=camera.rotation.astype(np.float32), translation=camera.translation.astype(np.float32),
-      scale=np.full(3, camera.scale, np.float32), mesh_key=asset.key, license=asset.license,
-      lineage=json.dumps({"builder": "iso_3do", "mesh": asset.source, "seed": config.seed, "view": view, "background": grey,
-                          **_versions()}, sort_keys=True))
+    key=schema.example_key(config.name, config.seed, asset.source, asset.key, view),
+    source=config.name,
+    view=np.int32(view),
+    image=render.encode(image, config.image_format),
+    mask=mask,
+    mask_full=mask,
+    camera=camera_fields(camera),
+    voxels=voxels,
+    rotation=camera.rotation.astype(np.float32),
+    translation=camera.translation.astype(np.float32),
+    scale=np.full(3, camera.scale, np.float32),
+    mesh_key=asset.key,
+    license=asset.license,
+    lineage=json.dumps(
+      {
+        "builder": "iso_3do",
+        "mesh": asset.source,
+        "seed": config.seed,
+        "view": view,
+        "background": grey,
+        **_versions(),
+      },
+      sort_keys=True,
+    ),
+  )
   if config.pointmap:
     example["pointmap"] = shown.pointmap_HW3.astype(np.float16)
   if config.delit:
-    example["image_delit"] = render.encode(render.over(shown.delit_HW3, shown.alpha_HW, (grey, grey, grey)), config.image_format)
+    example["image_delit"] = render.encode(
+      render.over(shown.delit_HW3, shown.alpha_HW, (grey, grey, grey)), config.image_format
+    )
   return example
 
 

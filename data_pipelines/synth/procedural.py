@@ -1,7 +1,8 @@
 """Procedural objects: the data set that needs no download.
 
-An object is a pure function of (seed, index): the family goes round-robin over the requested families, so every family has the
-same share in any prefix of the data set; proportions and colours come from a generator seeded by both numbers.
+An object is a pure function of (seed, index): the family goes round-robin over the requested
+families, so every family has the same share in any prefix of the data set; proportions and colours
+come from a generator seeded by both numbers.
 
     python -m data_pipelines.synth.procedural --out DIR --count 40      writes the first objects as GLB files
 """
@@ -18,18 +19,36 @@ from data_pipelines.synth import families_things as things
 from data_pipelines.synth.palette import Palette, Part, draw_palette
 
 FAMILIES: dict[str, Callable[[np.random.Generator, Palette], list[Part]]] = {
-  "table": furniture.table, "chair": furniture.chair, "mug": furniture.mug, "lamp": furniture.lamp, "bottle": furniture.bottle,
-  "arrow": things.arrow, "letter": things.letter, "crate": things.crate, "car": things.car, "hammer": things.hammer,
-  "shelf": furniture.shelf, "bowl": furniture.bowl, "dumbbell": things.dumbbell, "stairs": furniture.stairs, "tree": things.tree,
-  "stool": furniture.stool, "house": things.house, "bed": furniture.bed, "aeroplane": things.aeroplane,
+  "table": furniture.table,
+  "chair": furniture.chair,
+  "mug": furniture.mug,
+  "lamp": furniture.lamp,
+  "bottle": furniture.bottle,
+  "arrow": things.arrow,
+  "letter": things.letter,
+  "crate": things.crate,
+  "car": things.car,
+  "hammer": things.hammer,
+  "shelf": furniture.shelf,
+  "bowl": furniture.bowl,
+  "dumbbell": things.dumbbell,
+  "stairs": furniture.stairs,
+  "tree": things.tree,
+  "stool": furniture.stool,
+  "house": things.house,
+  "bed": furniture.bed,
+  "aeroplane": things.aeroplane,
 }
 
-# Object frame (z up) to glTF (y up): x stays, z becomes y, y becomes -z. assets.py undoes it on the way in.
+# Object frame (z up) to glTF (y up): x stays, z becomes y, y becomes -z. assets.py undoes it on the
+# way in.
 Z_UP_TO_Y_UP = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
 
 
 def family_of(index: int, families: Sequence[str] = ()) -> str:
-  """The family of object `index`. An empty `families` means all of them. Raises ValueError on an unknown name."""
+  """The family of object `index`. An empty `families` means all of them. Raises ValueError on an
+  unknown name.
+  """
   names = tuple(families) or tuple(FAMILIES)
   unknown = [name for name in names if name not in FAMILIES]
   if unknown:
@@ -47,10 +66,13 @@ def make_scene(seed: int, index: int, families: Sequence[str] = ()) -> trimesh.S
   """Object `index` as a trimesh scene (z up), one geometry with a PBR base colour per part."""
   scene = trimesh.Scene()
   for i, part in enumerate(make_parts(seed, index, families)):
-    material = trimesh.visual.material.PBRMaterial(baseColorFactor=_linear_factor(part.colour), metallicFactor=0.0,
-                                                   roughnessFactor=0.7)
+    material = trimesh.visual.material.PBRMaterial(
+      baseColorFactor=_linear_factor(part.colour), metallicFactor=0.0, roughnessFactor=0.7
+    )
     mesh = part.mesh.copy()
-    mesh.visual = trimesh.visual.TextureVisuals(uv=np.zeros((len(mesh.vertices), 2)), material=material)
+    mesh.visual = trimesh.visual.TextureVisuals(
+      uv=np.zeros((len(mesh.vertices), 2)), material=material
+    )
     scene.add_geometry(mesh, geom_name=f"part{i}", node_name=f"part{i}")
   return scene
 

@@ -1,4 +1,6 @@
-"""Taking a photographed object out of its photo and point map: OpenCV's inpainting of the colours, harmonic filling of the depth."""
+"""Taking a photographed object out of its photo and point map: OpenCV's inpainting of the colours,
+harmonic filling of the depth.
+"""
 
 import cv2
 import numpy as np
@@ -9,11 +11,15 @@ RADIUS = 3.0  # pixels that the inpainting looks at around each one it fills
 
 def remove(image_HW3: np.ndarray, region_HW: np.ndarray) -> np.ndarray:
   """The photo (uint8) with `region_HW` filled from around it (Telea's fast marching)."""
-  return cv2.inpaint(np.ascontiguousarray(image_HW3), region_HW.astype(np.uint8), RADIUS, cv2.INPAINT_TELEA)
+  return cv2.inpaint(
+    np.ascontiguousarray(image_HW3), region_HW.astype(np.uint8), RADIUS, cv2.INPAINT_TELEA
+  )
 
 
 def enlarged(mask_HW: np.ndarray, margin: float) -> np.ndarray:
-  """The mask grown by `margin` of the image's longer side: cut-out masks leave a rim of the object behind."""
+  """The mask grown by `margin` of the image's longer side: cut-out masks leave a rim of the object
+  behind.
+  """
   reach = max(1, round(margin * max(mask_HW.shape)))
   disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1,) * 2)
   return cv2.dilate(mask_HW.astype(np.uint8), disk).astype(bool)
@@ -22,9 +28,10 @@ def enlarged(mask_HW: np.ndarray, margin: float) -> np.ndarray:
 def fill_depth(depth_HW: np.ndarray, region_HW: np.ndarray) -> np.ndarray:
   """Depth (float32) with `region_HW` filled: an estimate of what lies behind a removed object.
 
-  Disparity is continued into the region as the harmonic function of the known values at its rim. A plane's disparity is linear in the
-  pixel, hence harmonic: a floor or a wall behind the object is recovered exactly. What was unknown outside the region stays unknown;
-  a connected part of the region without any known rim becomes unknown.
+  Disparity is continued into the region as the harmonic function of the known values at its rim. A
+  plane's disparity is linear in the pixel, hence harmonic: a floor or a wall behind the object is
+  recovered exactly. What was unknown outside the region stays unknown; a connected part of the
+  region without any known rim becomes unknown.
   """
   known = np.isfinite(depth_HW) & ~region_HW
   filled = np.where(known, depth_HW, np.nan).astype(np.float32)
@@ -41,7 +48,10 @@ def fill_depth(depth_HW: np.ndarray, region_HW: np.ndarray) -> np.ndarray:
     rim = (here >= 0) & _neighbours(known, axis, step)[1]
     np.add.at(degree, here[rim], 1)
     np.add.at(total, here[rim], 1 / _neighbours(depth_HW, axis, step)[1][rim].astype(np.float64))
-  links = sparse.coo_matrix((np.ones(sum(map(len, rows))), (np.concatenate(rows), np.concatenate(columns))), shape=(count, count)).tocsr()
+  links = sparse.coo_matrix(
+    (np.ones(sum(map(len, rows))), (np.concatenate(rows), np.concatenate(columns))),
+    shape=(count, count),
+  ).tocsr()
   _, part = sparse.csgraph.connected_components(links, directed=False)
   solvable = np.bincount(part, total) > 0  # parts that touch something known
   chosen = np.flatnonzero(solvable[part])

@@ -1,8 +1,10 @@
-"""Ray-cast renderer: Embree finds the hits, numpy shades them. Headless, deterministic, safe to use in spawned processes.
+"""Ray-cast renderer: Embree finds the hits, numpy shades them. Headless, deterministic, safe to use
+in spawned processes.
 
-Lambertian surfaces under directional lights with shadows and an ambient term; both sides of a face are drawn; a texel is opaque
-or cut out (a cut-out still casts a shadow). Textures are sampled bilinearly from a pyramid level chosen by footprint. Depth, mask
-and point map come from one ray through each pixel's centre; colours are averaged over samples within the pixel, in linear light.
+Lambertian surfaces under directional lights with shadows and an ambient term; both sides of a face
+are drawn; a texel is opaque or cut out (a cut-out still casts a shadow). Textures are sampled
+bilinearly from a pyramid level chosen by footprint. Depth, mask and point map come from one ray
+through each pixel's centre; colours are averaged over samples within the pixel, in linear light.
 """
 
 import dataclasses
@@ -20,7 +22,8 @@ from data_pipelines.synth.filters import face_areas_normals
 from data_pipelines.synth.lighting import Lights
 
 CREASE_DEG = 40.0  # faces that meet at a sharper angle are not smoothed across the edge
-SHADOW_OFFSET = 2e-4  # unit cubes, along the normal: above the float32 error of a hit, below visible detail
+# unit cubes, along the normal: above the float32 error of a hit, below visible detail
+SHADOW_OFFSET = 2e-4
 MAX_CUTOUTS = 16  # transparent layers that a ray passes before it counts as a miss
 SRGB_TO_LINEAR = srgb_to_linear(np.arange(256) / 255.0)
 
@@ -33,7 +36,8 @@ class View:
   delit_HW3: np.ndarray  # float32 base colour: ambient light of radiance 1 only
   alpha_HW: np.ndarray  # float32 coverage
   mask_HW: np.ndarray  # bool, the pixel's centre is covered
-  depth_HW: np.ndarray  # float32 z at the pixel's centre in the camera's unit, NaN where nothing is hit
+  # float32 z at the pixel's centre in the camera's unit, NaN where nothing is hit
+  depth_HW: np.ndarray
   pointmap_HW3: np.ndarray  # float32 camera-frame points of `depth_HW`, NaN where nothing is hit
 
 
@@ -43,9 +47,15 @@ class Scene:
   def __init__(self, asset: Asset):
     self.asset = asset
     self.embree = rtcore_scene.EmbreeScene()
-    TriangleMesh(self.embree, np.ascontiguousarray(asset.vertices_V3, np.float32), np.ascontiguousarray(asset.faces_F3, np.int32))
+    TriangleMesh(
+      self.embree,
+      np.ascontiguousarray(asset.vertices_V3, np.float32),
+      np.ascontiguousarray(asset.faces_F3, np.int32),
+    )
     area, self.normal_F3 = face_areas_normals(asset.vertices_V3, asset.faces_F3)
-    self.corner_normal_F33 = corner_normals(asset.vertices_V3, asset.faces_F3, area, self.normal_F3).astype(np.float32)
+    self.corner_normal_F33 = corner_normals(
+      asset.vertices_V3, asset.faces_F3, area, self.normal_F3
+    ).astype(np.float32)
     self.pyramids = [None if m.texture is None else _pyramid(m.texture) for m in asset.materials]
     self.texels_F = self._texel_density(area)
 
@@ -54,17 +64,27 @@ class Scene:
     a, b, c = (self.asset.uv_V2[self.asset.faces_F3[:, i]].astype(np.float64) for i in range(3))
     d, e = b - a, c - a
     uv_area = np.abs(d[:, 0] * e[:, 1] - d[:, 1] * e[:, 0]) / 2
-    texels = np.array([0 if m.texture is None else m.texture.shape[0] * m.texture.shape[1] for m in self.asset.materials])
+    texels = np.array(
+      [
+        0 if m.texture is None else m.texture.shape[0] * m.texture.shape[1]
+        for m in self.asset.materials
+      ]
+    )
     return np.sqrt(uv_area * texels[self.asset.material_F] / np.maximum(area_F, 1e-300))
 
 
-def corner_normals(vertices_V3, faces_F3, area_F, normal_F3, crease_deg: float = CREASE_DEG) -> np.ndarray:
-  """Normals (F, 3, 3) of every face corner, smoothed over edges flatter than `crease_deg`; equal positions are one vertex."""
+def corner_normals(
+  vertices_V3, faces_F3, area_F, normal_F3, crease_deg: float = CREASE_DEG
+) -> np.ndarray:
+  """Normals (F, 3, 3) of every face corner, smoothed over edges flatter than `crease_deg`; equal
+  positions are one vertex.
+  """
   _, point = np.unique(np.rint(vertices_V3 / 1e-6).astype(np.int64), axis=0, return_inverse=True)
   faces = point.reshape(-1)[faces_F3]
   count = len(faces)
   corner = np.arange(3 * count).reshape(-1, 3)
-  # Half-edges sorted so that those of one edge lie together; each carries the face and the corners at its two ends.
+  # Half-edges sorted so that those of one edge lie together; each carries the face and the corners
+  # at its two ends.
   tail, head = faces.ravel(), np.roll(faces, -1, axis=1).ravel()
   at_tail, at_head = corner.ravel(), np.roll(corner, -1, axis=1).ravel()
   flip = tail > head
@@ -76,7 +96,9 @@ def corner_normals(vertices_V3, faces_F3, area_F, normal_F3, crease_deg: float =
   cosine = np.einsum("ij,ij->i", normal_F3[a // 3], normal_F3[b // 3])
   smooth &= cosine > np.cos(np.radians(crease_deg))
   a, b = a[smooth], b[smooth]
-  links = np.concatenate([np.stack([at_low[a], at_low[b]]), np.stack([at_high[a], at_high[b]])], axis=1)
+  links = np.concatenate(
+    [np.stack([at_low[a], at_low[b]]), np.stack([at_high[a], at_high[b]])], axis=1
+  )
   graph = sparse.coo_matrix((np.ones(links.shape[1], bool), links), shape=(3 * count, 3 * count))
   groups, label = sparse.csgraph.connected_components(graph, directed=False)
   weighted = np.repeat(normal_F3 * area_F[:, None], 3, axis=0)
@@ -87,7 +109,8 @@ def corner_normals(vertices_V3, faces_F3, area_F, normal_F3, crease_deg: float =
 
 
 def render(scene: Scene, camera: Camera, lights: Lights, *, samples: int = 2) -> View:
-  """Renders one view with `samples` x `samples` colour rays a pixel. The object must lie in front of the camera.
+  """Renders one view with `samples` x `samples` colour rays a pixel. The object must lie in front
+  of the camera.
 
   Raises ValueError if a part of the object is behind the camera.
   """
@@ -97,9 +120,14 @@ def render(scene: Scene, camera: Camera, lights: Lights, *, samples: int = 2) ->
   rows, cols = np.arange(top, bottom), np.arange(left, right)
   window = (slice(top, bottom), slice(left, right))
   offset = (np.arange(samples) + 0.5) / samples
-  v, u = np.meshgrid((rows[:, None] + offset).ravel(), (cols[:, None] + offset).ravel(), indexing="ij")
+  v, u = np.meshgrid(
+    (rows[:, None] + offset).ravel(), (cols[:, None] + offset).ravel(), indexing="ij"
+  )
   lit, delit, covered = _shade(scene, camera, lights, u.ravel(), v.ravel(), samples)
-  lit_HW3, delit_HW3 = np.zeros((height, width, 3), np.float32), np.zeros((height, width, 3), np.float32)
+  lit_HW3, delit_HW3 = (
+    np.zeros((height, width, 3), np.float32),
+    np.zeros((height, width, 3), np.float32),
+  )
   alpha_HW = np.zeros((height, width), np.float32)
   pixels = (len(rows), samples, len(cols), samples)
   lit_HW3[window] = lit.reshape(*pixels, 3).mean((1, 3))
@@ -109,7 +137,9 @@ def render(scene: Scene, camera: Camera, lights: Lights, *, samples: int = 2) ->
 
 
 def trace(scene: Scene, camera: Camera) -> np.ndarray:
-  """Depth (H, W) float32 at the pixels' centres alone, NaN where nothing is hit. Raises ValueError as `render` does."""
+  """Depth (H, W) float32 at the pixels' centres alone, NaN where nothing is hit. Raises ValueError
+  as `render` does.
+  """
   depth = np.full((camera.height, camera.width), np.nan, np.float32)
   top, bottom, left, right = _window(scene, camera)
   v, u = np.meshgrid(np.arange(top, bottom) + 0.5, np.arange(left, right) + 0.5, indexing="ij")
@@ -128,7 +158,10 @@ def _window(scene: Scene, camera: Camera) -> tuple[int, int, int, int]:
   """The pixel rows and columns that the object can touch: top, bottom, left, right (half open)."""
   points = camera.to_camera(scene.asset.vertices_V3)
   if points[:, 2].min() <= 0:
-    raise ValueError(f"{scene.asset.source}: part of the object lies behind the camera (z = {points[:, 2].min():.3g})")
+    raise ValueError(
+      f"{scene.asset.source}: part of the object lies behind the camera (z = "
+      f"{points[:, 2].min():.3g})"
+    )
   uv = camera.project(scene.asset.vertices_V3)
   low = np.clip(np.floor(uv.min(0)).astype(int) - 1, 0, [camera.width, camera.height])
   high = np.clip(np.ceil(uv.max(0)).astype(int) + 1, 0, [camera.width, camera.height])
@@ -136,8 +169,11 @@ def _window(scene: Scene, camera: Camera) -> tuple[int, int, int, int]:
 
 
 def _cast(scene: Scene, camera: Camera, u, v) -> dict[str, np.ndarray]:
-  """Nearest hits of rays through pixel coordinates. Rays run in the object frame with camera depth as their parameter."""
-  to_object = camera.rotation / camera.scale  # row vectors of the camera frame times this are object vectors
+  """Nearest hits of rays through pixel coordinates. Rays run in the object frame with camera depth
+  as their parameter.
+  """
+  # row vectors of the camera frame times this are object vectors
+  to_object = camera.rotation / camera.scale
   direction = np.ascontiguousarray(camera.rays(u, v) @ to_object, np.float32)
   origin = np.empty_like(direction)
   origin[:] = -camera.translation @ to_object
@@ -151,14 +187,18 @@ def _cast(scene: Scene, camera: Camera, u, v) -> dict[str, np.ndarray]:
 
 
 def _pass_cutouts(scene: Scene, hit: dict[str, np.ndarray], step: float) -> None:
-  """Sends the rays that hit a cut-out texel on behind it; changes `hit` in place. `step` is in units of the ray parameter."""
+  """Sends the rays that hit a cut-out texel on behind it; changes `hit` in place. `step` is in
+  units of the ray parameter.
+  """
   for _ in range(MAX_CUTOUTS):
     through = np.flatnonzero(_is_cut_out(scene, hit))
     if not len(through):
       return
     start = hit["tfar"][through] + np.float32(step)
     direction = hit["direction"][through]
-    behind = scene.embree.run(hit["origin"][through] + start[:, None] * direction, direction, output=1)
+    behind = scene.embree.run(
+      hit["origin"][through] + start[:, None] * direction, direction, output=1
+    )
     hit["tfar"][through] = start + behind["tfar"]
     for name in ("primID", "u", "v"):
       hit[name][through] = behind[name]
@@ -173,9 +213,16 @@ def _is_cut_out(scene: Scene, hit: dict[str, np.ndarray]) -> np.ndarray:
       continue
     here = np.flatnonzero((face >= 0) & (asset.material_F[face] == index))
     s, t = hit["u"][here, None], hit["v"][here, None]
-    uv = np.einsum("nk,nkd->nd", np.concatenate([1 - s - t, s, t], axis=1), asset.uv_V2[asset.faces_F3[face[here]]])
+    uv = np.einsum(
+      "nk,nkd->nd",
+      np.concatenate([1 - s - t, s, t], axis=1),
+      asset.uv_V2[asset.faces_F3[face[here]]],
+    )
     height, width = material.cutout.shape
-    column, row = np.floor(uv[:, 0] * width).astype(int), np.floor((1 - uv[:, 1]) * height).astype(int)
+    column, row = (
+      np.floor(uv[:, 0] * width).astype(int),
+      np.floor((1 - uv[:, 1]) * height).astype(int),
+    )
     cut[here] = material.cutout[row % height, column % width]
   return cut
 
@@ -190,8 +237,11 @@ def _shade(scene: Scene, camera: Camera, lights: Lights, u, v, samples: int):
   face, s, t = hit["primID"][covered], hit["u"][covered, None], hit["v"][covered, None]
   distance, direction = hit["tfar"][covered], hit["direction"][covered]
   weights = np.concatenate([1 - s - t, s, t], axis=1)
-  albedo = _albedo(scene, face, weights, texel_footprint=distance / (camera.fx * samples * camera.scale))
-  # Faces are two-sided: the geometric normal turns towards the viewer and takes the smooth normal with it.
+  albedo = _albedo(
+    scene, face, weights, texel_footprint=distance / (camera.fx * samples * camera.scale)
+  )
+  # Faces are two-sided: the geometric normal turns towards the viewer and takes the smooth normal
+  # with it.
   flat = scene.normal_F3[face].astype(np.float32)
   turn = np.where(np.einsum("ij,ij->i", flat, direction) > 0, -1.0, 1.0).astype(np.float32)[:, None]
   flat = flat * turn
@@ -204,23 +254,31 @@ def _shade(scene: Scene, camera: Camera, lights: Lights, u, v, samples: int):
 
 
 def _irradiance(scene: Scene, lights: Lights, point_N3, flat_N3, smooth_N3) -> np.ndarray:
-  """Light that arrives at each point, (N, 3): the ambient term falls off away from `up`, direct light is shadowed."""
+  """Light that arrives at each point, (N, 3): the ambient term falls off away from `up`, direct
+  light is shadowed.
+  """
   sky = 0.75 + 0.25 * (smooth_N3 @ lights.up_3.astype(np.float32))[:, None]
   total = (sky * lights.ambient_3).astype(np.float32)
-  for direction, colour in zip(lights.directions_L3.astype(np.float32), lights.colours_L3.astype(np.float32), strict=True):
+  for direction, colour in zip(
+    lights.directions_L3.astype(np.float32), lights.colours_L3.astype(np.float32), strict=True
+  ):
     cosine = smooth_N3 @ direction
     facing = np.flatnonzero((cosine > 0) & (flat_N3 @ direction > 0))
     if not len(facing):
       continue
     towards = np.ascontiguousarray(np.broadcast_to(direction, (len(facing), 3)))
-    blocked = scene.embree.run(np.ascontiguousarray(point_N3[facing]), towards, query="OCCLUDED") == 0
+    blocked = (
+      scene.embree.run(np.ascontiguousarray(point_N3[facing]), towards, query="OCCLUDED") == 0
+    )
     seen = facing[~blocked]
     total[seen] += cosine[seen, None] * colour
   return total
 
 
 def _albedo(scene: Scene, face, weights, *, texel_footprint) -> np.ndarray:
-  """Linear base colour (N, 3): material x vertex colour x texture. `texel_footprint` is a sample's width on the surface."""
+  """Linear base colour (N, 3): material x vertex colour x texture. `texel_footprint` is a sample's
+  width on the surface.
+  """
   asset = scene.asset
   corner = asset.faces_F3[face]
   colour = np.einsum("nk,nkd->nd", weights, asset.colour_V3[corner])
@@ -244,7 +302,11 @@ def _pyramid(texture_HW3: np.ndarray) -> list[np.ndarray]:
   levels = [texture_HW3]
   while min(levels[-1].shape[:2]) > 4:
     height, width = levels[-1].shape[:2]
-    levels.append(np.asarray(Image.fromarray(levels[-1]).resize((width // 2, height // 2), Image.Resampling.BOX)))
+    levels.append(
+      np.asarray(
+        Image.fromarray(levels[-1]).resize((width // 2, height // 2), Image.Resampling.BOX)
+      )
+    )
   return levels
 
 
@@ -261,7 +323,9 @@ def _bilinear(texture_HW3: np.ndarray, uv_N2: np.ndarray) -> np.ndarray:
 
 
 def over(colour_HW3: np.ndarray, alpha_HW: np.ndarray, background) -> np.ndarray:
-  """sRGB uint8 image of a linear colour over an sRGB background, a colour (3,) or an image (H, W, 3), values 0..255."""
+  """sRGB uint8 image of a linear colour over an sRGB background, a colour (3,) or an image (H, W,
+  3), values 0..255.
+  """
   behind = srgb_to_linear(np.asarray(background, np.float32) / 255.0)
   return to_srgb(colour_HW3 + (1 - alpha_HW[..., None]) * behind)
 

@@ -1,11 +1,15 @@
 """RP-3DO, render-and-paste: objects rendered into photographs. What the three variants share.
 
-    rp_3do_fo    flying occlusions: two objects float before the photo, one covers the other (flying.py)
-    rp_3do_osr   object swap, random: a photographed object is taken out and a random mesh put in its place (swap.py)
-    rp_3do_osa   object swap, annotated: the annotated mesh of the object is put in its place with its pose (swap_annotated.py)
+    rp_3do_fo    flying occlusions: two objects float before the photo, one covers the other
+    (flying.py)
+    rp_3do_osr   object swap, random: a photographed object is taken out and a random mesh put in
+    its place (swap.py)
+    rp_3do_osa   object swap, annotated: the annotated mesh of the object is put in its place with
+    its pose (swap_annotated.py)
 
-A shard is a pure function of its specification: some meshes to make samples of, a few more as partners, and photos to draw from. Every
-random number of a sample follows from (seed, mesh key, view). A draw that breaks a threshold is counted by its reason and made again.
+A shard is a pure function of its specification: some meshes to make samples of, a few more as
+partners, and photos to draw from. Every random number of a sample follows from (seed, mesh key,
+view). A draw that breaks a threshold is counted by its reason and made again.
 """
 
 from collections import OrderedDict
@@ -30,7 +34,8 @@ from sam3d_jax.errors import ConfigError
 from sam3d_jax.geometry import rotations
 
 VERSION = "1"  # raise it when the same seed gives other bytes
-FRONT = look_at(-np.pi / 2, np.radians(20.0))  # object to camera, of one who stands before the object and looks slightly down at it
+# object to camera, of one who stands before the object and looks slightly down at it
+FRONT = look_at(-np.pi / 2, np.radians(20.0))
 MEMORIES = 64  # cleared photos that stay in memory, a few megabytes each
 
 
@@ -40,7 +45,9 @@ class Rejected(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class PasteConfig:
-  """What the examples of every variant depend on, apart from meshes and photos. `rules` are the variant's own thresholds."""
+  """What the examples of every variant depend on, apart from meshes and photos. `rules` are the
+  variant's own thresholds.
+  """
 
   builder: str
   name: str
@@ -78,7 +85,9 @@ class Subject(NamedTuple):
 
 
 class Pasted(NamedTuple):
-  """One sample. `camera` holds the intrinsics and the target's pose; `lineage` and `licenses` say what else went in."""
+  """One sample. `camera` holds the intrinsics and the target's pose; `lineage` and `licenses` say
+  what else went in.
+  """
 
   image_HW3: np.ndarray
   delit_HW3: np.ndarray | None
@@ -93,11 +102,19 @@ class Pasted(NamedTuple):
 Draw = Callable[[Subject, "Stock", PasteConfig, np.random.Generator, int], Pasted]
 
 
-def plan(config: PasteConfig, draw: Draw, *, test_fraction: float, objects_per_shard: int, needs_depth: bool) -> Plan:
+def plan(
+  config: PasteConfig,
+  draw: Draw,
+  *,
+  test_fraction: float,
+  objects_per_shard: int,
+  needs_depth: bool,
+) -> Plan:
   """Lists meshes and photos, splits both and cuts the meshes into shards.
 
-  Meshes and photos of the splits are disjoint; with one mesh or one photo there is no test split. Raises ConfigError on wrong sources,
-  and where `needs_depth` and no photo has a point map nor an estimator is named.
+  Meshes and photos of the splits are disjoint; with one mesh or one photo there is no test split.
+  Raises ConfigError on wrong sources, and where `needs_depth` and no photo has a point map nor an
+  estimator is named.
   """
   meshes, photos = sources.list_inputs(config.source), scenes.list_scenes(config.photos)
   if needs_depth:
@@ -111,25 +128,49 @@ def plan(config: PasteConfig, draw: Draw, *, test_fraction: float, objects_per_s
     shards = sources.deal(own, objects_per_shard)
     for i, dealt in enumerate(shards):
       rng = np.random.default_rng([config.seed, number, i])
-      some = lambda items, most, rng=rng: tuple(items[j] for j in rng.permutation(len(items))[:most])
-      jobs.append(ShardJob(split, i, len(shards), len(dealt), ShardSpec(config, dealt, some(own, config.partners),
-                                                                        some(shots, config.photos_per_shard))))
+      some = lambda items, most, rng=rng: tuple(
+        items[j] for j in rng.permutation(len(items))[:most]
+      )
+      jobs.append(
+        ShardJob(
+          split,
+          i,
+          len(shards),
+          len(dealt),
+          ShardSpec(
+            config, dealt, some(own, config.partners), some(shots, config.photos_per_shard)
+          ),
+        )
+      )
   identity = settings(config) | {
-      "test_fraction": test_fraction, "objects_per_shard": objects_per_shard,
-      "inputs": {"count": len(meshes), "digest": sources.digest(meshes)},
-      "photos": {"count": len(photos), "digest": scenes.content_digest(config.photos, photos)}}
-  return Plan(name=config.name, jobs=tuple(jobs), make=functools.partial(make_shard, draw=draw), identity=identity, lineage=versions(),
-              drawn_from=len(photos),
-              description=f"{config.builder}: objects rendered into photographs{', synthetic ones' * synthetic(config)}")
+    "test_fraction": test_fraction,
+    "objects_per_shard": objects_per_shard,
+    "inputs": {"count": len(meshes), "digest": sources.digest(meshes)},
+    "photos": {"count": len(photos), "digest": scenes.content_digest(config.photos, photos)},
+  }
+  return Plan(
+    name=config.name,
+    jobs=tuple(jobs),
+    make=functools.partial(make_shard, draw=draw),
+    identity=identity,
+    lineage=versions(),
+    drawn_from=len(photos),
+    description=f"{config.builder}: objects rendered into "
+    f"photographs{', synthetic ones' * synthetic(config)}",
+  )
 
 
 def with_depth(config: PasteConfig, photos: list[sources.Input]) -> list[sources.Input]:
   """The photos that have a point map. Raises ConfigError if none has."""
   kept = [item for item in photos if scenes.has_depth(config.photos, item)]
   if not kept:
-    raise ConfigError(f"{config.builder} needs depth, and none of the {len(photos)} photos in photos.source = {config.photos.source!r} has "
-                      f"a point map beside it ({', '.join(scenes.POINTMAP_NAMES)}). Put one there, or name an estimator with "
-                      "--config.photos.depth_command='COMMAND {image} {out}'")
+    raise ConfigError(
+      f"{config.builder} needs depth, and none of the {len(photos)} photos in photos.source = "
+      f"{config.photos.source!r} has "
+      f"a point map beside it ({', '.join(scenes.POINTMAP_NAMES)}). Put one there, or name an "
+      "estimator with "
+      "--config.photos.depth_command='COMMAND {image} {out}'"
+    )
   return kept
 
 
@@ -145,17 +186,26 @@ def settings(config: PasteConfig) -> dict[str, Any]:
   for section in ("source", "photos"):
     if stated[section]["source"] != sources.PROCEDURAL:
       stated[section]["source"] = "folder"
-  return {"builder": config.builder, "schema": schema.VERSION, "versions": versions(), "config": stated}
+  return {
+    "builder": config.builder,
+    "schema": schema.VERSION,
+    "versions": versions(),
+    "config": stated,
+  }
 
 
 @functools.cache
 def versions() -> dict[str, str]:
   packages = ("embreex", "numpy", "opencv-python-headless", "pillow", "scipy", "trimesh")
-  return {"renderer": f"embreex-numpy {iso_3do.RENDERER_VERSION}", "render_paste": VERSION} | {n: metadata.version(n) for n in packages}
+  return {"renderer": f"embreex-numpy {iso_3do.RENDERER_VERSION}", "render_paste": VERSION} | {
+    n: metadata.version(n) for n in packages
+  }
 
 
 class Stock:
-  """What a shard draws from: partner meshes and photos, loaded when first needed. Unusable photos are reported once."""
+  """What a shard draws from: partner meshes and photos, loaded when first needed. Unusable photos
+  are reported once.
+  """
 
   def __init__(self, spec: ShardSpec, refuse: Refusals):
     self.config, self.refuse = spec.config, refuse
@@ -180,13 +230,22 @@ class Stock:
       self.refuse(Quarantined(path=path, reason=reason, detail=detail))
 
   def draw_partner(self, rng: np.random.Generator, fallback: Subject) -> Subject:
-    """A random other mesh, `fallback` where there is none; unusable ones are passed over (a shard that has them as input reports them)."""
+    """A random other mesh, `fallback` where there is none; unusable ones are passed over (a shard
+    that has them as input reports them).
+    """
     others = lambda found: found.asset.key != fallback.asset.key
-    return self._draw(rng, self.partners, self.subject, lambda item, error: None, others) or fallback
+    return (
+      self._draw(rng, self.partners, self.subject, lambda item, error: None, others) or fallback
+    )
 
   def draw_scene(self, rng: np.random.Generator) -> Scene:
     """A random photo. Raises Rejected where none is usable."""
-    scene = self._draw(rng, self.photos, self.scene, lambda item, error: self._report(item.name, error.reason, error.detail))
+    scene = self._draw(
+      rng,
+      self.photos,
+      self.scene,
+      lambda item, error: self._report(item.name, error.reason, error.detail),
+    )
     if scene is None:
       raise Rejected("no_usable_photo")
     return scene
@@ -201,7 +260,8 @@ class Stock:
     return self.kept[key]
 
   def _draw(self, rng, items, load, failed, wanted=lambda found: True):
-    # The order is drawn in one go: how many items are unusable must not shift the numbers that follow.
+    # The order is drawn in one go: how many items are unusable must not shift the numbers that
+    # follow.
     for i in rng.permutation(len(items)):
       if items[i] in self.bad:
         continue
@@ -222,7 +282,9 @@ def subject_of(asset: Asset) -> Subject:
 
 
 def make_shard(spec: ShardSpec, refuse: Refusals, *, draw: Draw) -> Iterator[schema.Example]:
-  """Yields the examples of a shard in order; refused meshes are reported, and so are those that no draw could place (no_sample)."""
+  """Yields the examples of a shard in order; refused meshes are reported, and so are those that no
+  draw could place (no_sample).
+  """
   stock = Stock(spec, refuse)
   for item in spec.inputs:
     try:
@@ -233,7 +295,9 @@ def make_shard(spec: ShardSpec, refuse: Refusals, *, draw: Draw) -> Iterator[sch
     yield from make_examples(subject, item.name, stock, spec.config, refuse, draw)
 
 
-def make_examples(subject: Subject, name: str, stock: Stock, config: PasteConfig, refuse: Refusals, draw: Draw) -> Iterator[schema.Example]:
+def make_examples(
+  subject: Subject, name: str, stock: Stock, config: PasteConfig, refuse: Refusals, draw: Draw
+) -> Iterator[schema.Example]:
   """Up to `views` examples of one mesh."""
   voxels, failures = None, []
   for view in range(config.views):
@@ -245,7 +309,11 @@ def make_examples(subject: Subject, name: str, stock: Stock, config: PasteConfig
         failures.append(str(rejected))
         refuse.draw(failures[-1])
         continue
-      voxels = voxelize.voxelize(subject.asset.vertices_V3, subject.asset.faces_F3) if voxels is None else voxels
+      voxels = (
+        voxelize.voxelize(subject.asset.vertices_V3, subject.asset.faces_F3)
+        if voxels is None
+        else voxels
+      )
       yield make_example(subject.asset, pasted, config, view, voxels)
       break
   if voxels is None:
@@ -254,28 +322,51 @@ def make_examples(subject: Subject, name: str, stock: Stock, config: PasteConfig
     refuse(Quarantined(path=name, reason="no_sample", detail=detail, fault=False))
 
 
-def make_example(asset: Asset, pasted: Pasted, config: PasteConfig, view: int, voxels: np.ndarray) -> schema.Example:
+def make_example(
+  asset: Asset, pasted: Pasted, config: PasteConfig, view: int, voxels: np.ndarray
+) -> schema.Example:
   """The record of a sample."""
   camera = pasted.camera
   example = schema.empty_example()
   example.update(
-      key=schema.example_key(config.name, config.seed, asset.source, asset.key, view), source=config.name, view=np.int32(view),
-      image=render.encode(pasted.image_HW3, config.image_format), mask=render.encode(pasted.mask_HW),
-      mask_full=render.encode(pasted.whole_HW), camera=iso_3do.camera_fields(camera), voxels=voxels,
-      pointmap=pasted.pointmap_HW3.astype(np.float16), rotation=camera.rotation.astype(np.float32),
-      translation=camera.translation.astype(np.float32), scale=np.full(3, camera.scale, np.float32), mesh_key=asset.key,
-      license="; ".join(dict.fromkeys((asset.license, *pasted.licenses))),
-      lineage=json.dumps({"builder": config.builder, "mesh": asset.source, "seed": config.seed, "view": view, **pasted.lineage,
-                          **versions(), **({"synthetic_photo": True} if synthetic(config) else {})}, sort_keys=True))
+    key=schema.example_key(config.name, config.seed, asset.source, asset.key, view),
+    source=config.name,
+    view=np.int32(view),
+    image=render.encode(pasted.image_HW3, config.image_format),
+    mask=render.encode(pasted.mask_HW),
+    mask_full=render.encode(pasted.whole_HW),
+    camera=iso_3do.camera_fields(camera),
+    voxels=voxels,
+    pointmap=pasted.pointmap_HW3.astype(np.float16),
+    rotation=camera.rotation.astype(np.float32),
+    translation=camera.translation.astype(np.float32),
+    scale=np.full(3, camera.scale, np.float32),
+    mesh_key=asset.key,
+    license="; ".join(dict.fromkeys((asset.license, *pasted.licenses))),
+    lineage=json.dumps(
+      {
+        "builder": config.builder,
+        "mesh": asset.source,
+        "seed": config.seed,
+        "view": view,
+        **pasted.lineage,
+        **versions(),
+        **({"synthetic_photo": True} if synthetic(config) else {}),
+      },
+      sort_keys=True,
+    ),
+  )
   if pasted.delit_HW3 is not None:
     example["image_delit"] = render.encode(pasted.delit_HW3, config.image_format)
   return example
 
 
 def random_rotation(rng: np.random.Generator, largest_turn_deg: float = 180.0) -> np.ndarray:
-  """A rotation (3, 3), object to camera, drawn uniformly from all; or from those at most so far from the view of the front.
+  """A rotation (3, 3), object to camera, drawn uniformly from all; or from those at most so far
+  from the view of the front.
 
-  The angle of a uniform rotation has the distribution function (a - sin a) / pi on [0, pi]; a smaller range is the same law cut off.
+  The angle of a uniform rotation has the distribution function (a - sin a) / pi on [0, pi]; a
+  smaller range is the same law cut off.
   """
   quaternion = rng.standard_normal(4)
   quaternion /= np.linalg.norm(quaternion)
@@ -286,5 +377,7 @@ def random_rotation(rng: np.random.Generator, largest_turn_deg: float = 180.0) -
   rank = law(2 * np.arccos(abs(quaternion[0]))) * law(largest)
   angle = scipy.optimize.brentq(lambda a: law(a) - rank, 0.0, largest)
   axis = np.sign(quaternion[0]) * quaternion[1:] / np.linalg.norm(quaternion[1:])
-  turn = rotations.quaternion_to_matrix(np.concatenate([[np.cos(angle / 2)], np.sin(angle / 2) * axis]))
+  turn = rotations.quaternion_to_matrix(
+    np.concatenate([[np.cos(angle / 2)], np.sin(angle / 2) * axis])
+  )
   return turn @ FRONT

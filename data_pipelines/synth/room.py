@@ -1,7 +1,8 @@
-"""A room around an object: floor, wall and, in front of the object, another one. All of it is one mesh that the renderer draws.
+"""A room around an object: floor, wall and, in front of the object, another one. All of it is one
+mesh that the renderer draws.
 
-Everything lies in the object's frame (z up, the object in its unit cube and standing on the floor), so the object's camera serves
-the whole scene and the point map is complete.
+Everything lies in the object's frame (z up, the object in its unit cube and standing on the floor),
+so the object's camera serves the whole scene and the point map is complete.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,9 @@ TEXTURE = 256  # pixels a side
 
 @dataclasses.dataclass(frozen=True)
 class Spot:
-  """Where an object stands: turned by `yaw` (radians) about z, `size` times the unit cube, its box centred at x, y."""
+  """Where an object stands: turned by `yaw` (radians) about z, `size` times the unit cube, its box
+  centred at x, y.
+  """
 
   x: float
   y: float
@@ -38,19 +41,27 @@ def stand(asset: Asset, spot: Spot, floor: float) -> Asset:
 
 
 def backdrop(rng: np.random.Generator, camera: Camera, floor: float, far: float) -> list[Asset]:
-  """Floor and wall that fill the picture: the floor up to depth `far` (camera units), the wall at that depth.
+  """Floor and wall that fill the picture: the floor up to depth `far` (camera units), the wall at
+  that depth.
 
   The camera must look at the floor from above, at least through the lower edge of the picture.
   """
   near_corners, far_corners, wall_corners = _corners(camera, floor, far)
   tiles = float(rng.uniform(0.6, 2.0))  # repeats of the texture over the unit cube's side
-  quads = (("floor", [*near_corners, *far_corners[::-1]], lambda p: p[:, :2] * tiles),
-           ("wall", wall_corners, lambda p: np.array([[0, 1], [1, 1], [1, 0], [0, 0]]) * tiles * 2))
-  return [_quad(name, np.array(corners), uv(np.array(corners)), _texture(rng)) for name, corners, uv in quads]
+  quads = (
+    ("floor", [*near_corners, *far_corners[::-1]], lambda p: p[:, :2] * tiles),
+    ("wall", wall_corners, lambda p: np.array([[0, 1], [1, 1], [1, 0], [0, 0]]) * tiles * 2),
+  )
+  return [
+    _quad(name, np.array(corners), uv(np.array(corners)), _texture(rng))
+    for name, corners, uv in quads
+  ]
 
 
 def _corners(camera: Camera, floor: float, far: float):
-  """Corners in the object frame: of the floor's near and far edge (left, right) and of the wall (around)."""
+  """Corners in the object frame: of the floor's near and far edge (left, right) and of the wall
+  (around).
+  """
   to_object = camera.rotation / camera.scale
   origin = -camera.translation @ to_object
   left, right = -MARGIN * camera.width, (1 + MARGIN) * camera.width
@@ -63,10 +74,13 @@ def _corners(camera: Camera, floor: float, far: float):
     if steepest >= 0:
       raise ValueError("the camera does not see the floor through the lower edge of its picture")
     near_corners.append(at_depth(u, bottom, (floor - origin[2]) / steepest))
-    slope = min(max((floor - origin[2]) / far, steepest), flattest)  # z per unit of depth of the ray that ends the floor
+    # z per unit of depth of the ray that ends the floor
+    slope = min(max((floor - origin[2]) / far, steepest), flattest)
     v = bottom + (slope - steepest) / (flattest - steepest) * (top - bottom)
     far_corners.append(at_depth(u, v, (floor - origin[2]) / slope))
-  wall = [at_depth(u, v, far) for u, v in ((left, top), (right, top), (right, bottom), (left, bottom))]
+  wall = [
+    at_depth(u, v, far) for u, v in ((left, top), (right, top), (right, bottom), (left, bottom))
+  ]
   return near_corners, far_corners, wall
 
 
@@ -86,15 +100,24 @@ def _texture(rng: np.random.Generator) -> np.ndarray:
   stains = np.zeros((TEXTURE, TEXTURE))
   for side, strength in ((4, 24), (16, 12), (64, 8)):
     noise = Image.fromarray(rng.integers(0, 256, (side, side), np.uint8))
-    stains += (np.asarray(noise.resize((TEXTURE, TEXTURE), Image.Resampling.BICUBIC), np.float64) / 255 - 0.5) * strength
+    stains += (
+      np.asarray(noise.resize((TEXTURE, TEXTURE), Image.Resampling.BICUBIC), np.float64) / 255 - 0.5
+    ) * strength
   colour = base + mix[..., None] * (second - base) + stains[..., None]
   return np.clip(np.rint(colour), 0, 255).astype(np.uint8)
 
 
 def _quad(name: str, corners_43: np.ndarray, uv_42: np.ndarray, texture: np.ndarray) -> Asset:
-  return Asset(vertices_V3=corners_43, faces_F3=np.array([[0, 1, 2], [0, 2, 3]], np.int32), uv_V2=uv_42.astype(np.float32),
-               colour_V3=np.ones((4, 3), np.float32), material_F=np.zeros(2, np.int32),
-               materials=(Material((1.0, 1.0, 1.0), texture),), key="", source=name)
+  return Asset(
+    vertices_V3=corners_43,
+    faces_F3=np.array([[0, 1, 2], [0, 2, 3]], np.int32),
+    uv_V2=uv_42.astype(np.float32),
+    colour_V3=np.ones((4, 3), np.float32),
+    material_F=np.zeros(2, np.int32),
+    materials=(Material((1.0, 1.0, 1.0), texture),),
+    key="",
+    source=name,
+  )
 
 
 def merge(assets: Sequence[Asset]) -> Asset:
@@ -103,7 +126,15 @@ def merge(assets: Sequence[Asset]) -> Asset:
   materials = np.cumsum([0] + [len(a.materials) for a in assets])
   join = lambda name: np.concatenate([getattr(a, name) for a in assets])
   return dataclasses.replace(
-      assets[0], vertices_V3=join("vertices_V3"), uv_V2=join("uv_V2"), colour_V3=join("colour_V3"),
-      faces_F3=np.concatenate([a.faces_F3 + o for a, o in zip(assets, vertices, strict=False)]).astype(np.int32),
-      material_F=np.concatenate([a.material_F + o for a, o in zip(assets, materials, strict=False)]).astype(np.int32),
-      materials=tuple(m for a in assets for m in a.materials))
+    assets[0],
+    vertices_V3=join("vertices_V3"),
+    uv_V2=join("uv_V2"),
+    colour_V3=join("colour_V3"),
+    faces_F3=np.concatenate(
+      [a.faces_F3 + o for a, o in zip(assets, vertices, strict=False)]
+    ).astype(np.int32),
+    material_F=np.concatenate(
+      [a.material_F + o for a, o in zip(assets, materials, strict=False)]
+    ).astype(np.int32),
+    materials=tuple(m for a in assets for m in a.materials),
+  )

@@ -19,11 +19,14 @@ class Annotated:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """A photo, its objects and, if known, its point map: one camera-frame point a pixel that projects to that pixel's centre."""
+  """A photo, its objects and, if known, its point map: one camera-frame point a pixel that projects
+  to that pixel's centre.
+  """
 
   name: str
   image_HW3: np.ndarray  # uint8 sRGB
-  masks: tuple[np.ndarray | None, ...] = ()  # (H, W) bool a photographed object, visible part; None: unusable
+  # (H, W) bool a photographed object, visible part; None: unusable
+  masks: tuple[np.ndarray | None, ...] = ()
   pointmap_HW3: np.ndarray | None = None  # float32, NaN where unknown
   camera: cameras.Camera | None = None  # of image and point map; there if the point map is
   license: str = ""

@@ -6,8 +6,9 @@
     <scene>/intrinsics.{json,txt,npy} optional: fx fy cx cy of that map, in its pixels; needed for depth without its own
     <anything else>.jpg               a photo by itself, in a folder that is no scene: a background
 
-Scenes lie at any depth. Where a photo has no point map, an estimator can make it: `depth_command` is run with {image} and {out}
-replaced by file names and has to write {out}, a .npz for pointmaps.py; its results are kept in `depth_cache`.
+Scenes lie at any depth. Where a photo has no point map, an estimator can make it: `depth_command`
+is run with {image} and {out} replaced by file names and has to write {out}, a .npz for
+pointmaps.py; its results are kept in `depth_cache`.
 """
 
 from collections.abc import Callable
@@ -31,7 +32,16 @@ from sam3d_jax.errors import ConfigError, InputError
 from sam3d_jax.geometry import cameras
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-POINTMAP_NAMES = ("pointmap.npz", "pointmap.npy", "pointmap.exr", "depth.npz", "depth.npy", "depth.exr", "depth.png", "depth.tiff")
+POINTMAP_NAMES = (
+  "pointmap.npz",
+  "pointmap.npy",
+  "pointmap.exr",
+  "depth.npz",
+  "depth.npy",
+  "depth.exr",
+  "depth.png",
+  "depth.tiff",
+)
 INTRINSICS_NAMES = ("intrinsics.json", "intrinsics.txt", "intrinsics.npy")
 HALF_MAX = float(np.finfo(np.float16).max)  # point maps are stored in half precision
 MIN_SIDE = 32  # pixels of a photo that is worth pasting into
@@ -39,7 +49,9 @@ MIN_SIDE = 32  # pixels of a photo that is worth pasting into
 
 @dataclasses.dataclass(frozen=True)
 class PhotoConfig:
-  """`source` is a folder laid out as above or "procedural": `count` rooms. `image_size` is the longer side of the photos that are used."""
+  """`source` is a folder laid out as above or "procedural": `count` rooms. `image_size` is the
+  longer side of the photos that are used.
+  """
 
   source: str
   seed: int = 0
@@ -60,7 +72,8 @@ class Files:
   masks: tuple[pathlib.Path, ...] = ()
   pointmap: pathlib.Path | None = None
   intrinsics: pathlib.Path | None = None
-  camera: tuple[float, float, float, float] | None = None  # fx, fy, cx, cy in pixels of the photo, where it is known
+  # fx, fy, cx, cy in pixels of the photo, where it is known
+  camera: tuple[float, float, float, float] | None = None
   frame: str = ""  # of the point map; empty: as configured
 
 
@@ -70,14 +83,22 @@ def list_scenes(config: PhotoConfig) -> list[Input]:
     if config.count <= 0:
       raise ConfigError(f"photos.count = {config.count}: it must be positive")
     names = [f"room-{i}" for i in range(config.count)]
-    return sorted((Input(name, _digest(f"{config.seed} {name}".encode())) for name in names), key=lambda i: i.identity)
+    return sorted(
+      (Input(name, _digest(f"{config.seed} {name}".encode())) for name in names),
+      key=lambda i: i.identity,
+    )
   root = pathlib.Path(config.source)
   if not config.source or not root.is_dir():
-    raise ConfigError(f"photos.source = {config.source!r} is not a folder; give --config.photos.source=DIR with photos, or "
-                      f"{PROCEDURAL!r} for synthetic rooms")
+    raise ConfigError(
+      f"photos.source = {config.source!r} is not a folder; give --config.photos.source=DIR with "
+      "photos, or "
+      f"{PROCEDURAL!r} for synthetic rooms"
+    )
   if config.frame not in cameras.AXES:
     raise ConfigError(f"photos.frame = {config.frame!r} is not one of {', '.join(cameras.AXES)}")
-  images = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+  images = [
+    path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()
+  ]
   in_scenes = {path.parent for path in images if path.stem == "image"}
   images = [path for path in images if path.stem == "image" or path.parent not in in_scenes]
   if not images:
@@ -91,8 +112,13 @@ def find_files(root: pathlib.Path, name: str) -> Files:
   image = root / name
   if image.stem != "image":
     return Files(image)
-  masks = sorted((p for p in image.parent.iterdir() if p.stem.isdigit() and p.suffix.lower() == ".png"), key=lambda p: int(p.stem))
-  first = lambda names: next((image.parent / n for n in names if (image.parent / n).is_file()), None)
+  masks = sorted(
+    (p for p in image.parent.iterdir() if p.stem.isdigit() and p.suffix.lower() == ".png"),
+    key=lambda p: int(p.stem),
+  )
+  first = lambda names: next(
+    (image.parent / n for n in names if (image.parent / n).is_file()), None
+  )
   return Files(image, tuple(masks), first(POINTMAP_NAMES), first(INTRINSICS_NAMES))
 
 
@@ -104,26 +130,37 @@ def content_digest(config: PhotoConfig, items: list[Input]) -> str:
   for item in items:
     files = find_files(root, item.name)
     lines.append(f"{item.name} {item.identity}")
-    lines += [f"{path.name} {sources.file_digest(path)}" for path in (*files.masks, files.pointmap, files.intrinsics) if path is not None]
+    lines += [
+      f"{path.name} {sources.file_digest(path)}"
+      for path in (*files.masks, files.pointmap, files.intrinsics)
+      if path is not None
+    ]
   return _digest("\n".join(lines).encode())
 
 
 def has_depth(config: PhotoConfig, item: Input) -> bool:
   """Whether the scene has a point map or can be given one."""
-  return (config.source == PROCEDURAL or bool(config.depth_command)
-          or find_files(pathlib.Path(config.source), item.name).pointmap is not None)
+  return (
+    config.source == PROCEDURAL
+    or bool(config.depth_command)
+    or find_files(pathlib.Path(config.source), item.name).pointmap is not None
+  )
 
 
 def load(config: PhotoConfig, item: Input, report: Callable[[str, str, str], None]) -> Scene:
   """The scene at its working size; see `read`."""
   if config.source == PROCEDURAL:
-    return procedural_scenes.make_room(config.seed, int(item.name.rpartition("-")[2]), config.image_size).scene
+    return procedural_scenes.make_room(
+      config.seed, int(item.name.rpartition("-")[2]), config.image_size
+    ).scene
   return read(config, item, find_files(pathlib.Path(config.source), item.name), report)
 
 
-def read(config: PhotoConfig, item: Input, files: Files, report: Callable[[str, str, str], None]) -> Scene:
-  """The scene at its working size. `report(path, reason, detail)` is told of masks and point maps that cannot be used and are left out
-  (bad_mask, bad_pointmap).
+def read(
+  config: PhotoConfig, item: Input, files: Files, report: Callable[[str, str, str], None]
+) -> Scene:
+  """The scene at its working size. `report(path, reason, detail)` is told of masks and point maps
+  that cannot be used and are left out (bad_mask, bad_pointmap).
 
   Raises Refused with reason bad_image or small_image; InputError if the estimator fails.
   """
@@ -133,7 +170,9 @@ def read(config: PhotoConfig, item: Input, files: Files, report: Callable[[str, 
     raise Refused("bad_image", str(error)) from error
   size = image.shape[:2]
   if min(size) < MIN_SIDE:
-    raise Refused("small_image", f"{files.image} is {size[1]} x {size[0]} pixels; {MIN_SIDE} a side are needed")
+    raise Refused(
+      "small_image", f"{files.image} is {size[1]} x {size[0]} pixels; {MIN_SIDE} a side are needed"
+    )
   by = min(1.0, config.image_size / max(size))
   shown = (max(1, round(size[0] * by)), max(1, round(size[1] * by)))
   masks = [_read_mask(path, size, shown, report) for path in files.masks]
@@ -167,7 +206,8 @@ def _read_mask(path: pathlib.Path, size, shown, report) -> np.ndarray | None:
 def _read_pointmap(config: PhotoConfig, item: Input, files: Files, size, shown):
   """(points of every pixel at the working size, camera); None, None where there is no point map.
 
-  Each pixel takes the depth of the map's pixel that it falls into and is put on its own ray again, so that points project exactly.
+  Each pixel takes the depth of the map's pixel that it falls into and is put on its own ray again,
+  so that points project exactly.
   """
   path, frame = files.pointmap, files.frame or config.frame
   if path is None and config.depth_command:
@@ -175,20 +215,37 @@ def _read_pointmap(config: PhotoConfig, item: Input, files: Files, size, shown):
   if path is None:
     return None, None
   try:
-    intrinsics = pointmaps.parse_intrinsics(str(files.intrinsics), "intrinsics") if files.intrinsics is not None else None
+    intrinsics = (
+      pointmaps.parse_intrinsics(str(files.intrinsics), "intrinsics")
+      if files.intrinsics is not None
+      else None
+    )
     if intrinsics is None and files.camera is not None:
       width = pointmaps.read_arrays(path, f"point map {path}")[0].shape[1]
       intrinsics = pointmaps.Intrinsics(*(width / size[1] * value for value in files.camera))
-    found = pointmaps.read_pointmap(path, intrinsics=intrinsics, frame=frame, depth_unit=config.depth_unit)
+    found = pointmaps.read_pointmap(
+      path, intrinsics=intrinsics, frame=frame, depth_unit=config.depth_unit
+    )
   except InputError as error:
     raise Refused("bad_pointmap", str(error)) from error
   height, width = found.points_HW3.shape[:2]
   if found.camera is None:
-    raise Refused("bad_pointmap", f"{path}: no pinhole camera fits its points; give intrinsics beside it")
+    raise Refused(
+      "bad_pointmap", f"{path}: no pinhole camera fits its points; give intrinsics beside it"
+    )
   if abs(height * size[1] / width - size[0]) > max(2.0, 2 * size[1] / width):
-    raise Refused("bad_pointmap", f"{path} is {width} x {height} but the photo is {size[1]} x {size[0]}: the aspects differ")
-  camera = cameras.Camera(found.camera.fx * shown[1] / width, found.camera.fy * shown[0] / height, found.camera.cx * shown[1] / width,
-                          found.camera.cy * shown[0] / height, shown[1], shown[0])
+    raise Refused(
+      "bad_pointmap",
+      f"{path} is {width} x {height} but the photo is {size[1]} x {size[0]}: the aspects differ",
+    )
+  camera = cameras.Camera(
+    found.camera.fx * shown[1] / width,
+    found.camera.fy * shown[0] / height,
+    found.camera.cx * shown[1] / width,
+    found.camera.cy * shown[0] / height,
+    shown[1],
+    shown[0],
+  )
   rows, columns = ((np.arange(n) + 0.5) * m / n for n, m in ((shown[0], height), (shown[1], width)))
   depth = found.points_HW3[rows.astype(int)[:, None], columns.astype(int), 2]
   points = cameras.pointmap_from_depth(depth, camera).astype(np.float32)
@@ -197,8 +254,12 @@ def _read_pointmap(config: PhotoConfig, item: Input, files: Files, size, shown):
 
 
 def _estimated(config: PhotoConfig, item: Input, image: pathlib.Path) -> pathlib.Path:
-  """The point map that `depth_command` makes of the photo, made once. Raises InputError if the command fails."""
-  out = pathlib.Path(config.depth_cache) / (_digest(f"{config.depth_command} {item.identity}".encode()) + ".npz")
+  """The point map that `depth_command` makes of the photo, made once. Raises InputError if the
+  command fails.
+  """
+  out = pathlib.Path(config.depth_cache) / (
+    _digest(f"{config.depth_command} {item.identity}".encode()) + ".npz"
+  )
   if out.is_file():
     return out
 
@@ -210,7 +271,9 @@ def _estimated(config: PhotoConfig, item: Input, image: pathlib.Path) -> pathlib
       os.replace(made, temporary)
     except (OSError, subprocess.CalledProcessError) as error:
       said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-3:]
-      raise InputError(f"photos.depth_command failed for {image}: {shlex.join(words)}: {' / '.join(said)}") from error
+      raise InputError(
+        f"photos.depth_command failed for {image}: {shlex.join(words)}: {' / '.join(said)}"
+      ) from error
     finally:
       pathlib.Path(made).unlink(missing_ok=True)
 

@@ -1,4 +1,6 @@
-"""Where meshes come from: a folder of mesh files, or the procedural families. Also how they are split and dealt to shards."""
+"""Where meshes come from: a folder of mesh files, or the procedural families. Also how they are
+split and dealt to shards.
+"""
 
 from collections.abc import Sequence
 import dataclasses
@@ -16,7 +18,9 @@ IDENTITY_BYTES = 1 << 20  # of a file's head and tail that decide its split
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-  """`source` is a folder of meshes (searched recursively) or "procedural": `count` objects of the named families (empty: all)."""
+  """`source` is a folder of meshes (searched recursively) or "procedural": `count` objects of the
+  named families (empty: all).
+  """
 
   source: str
   seed: int = 0
@@ -28,14 +32,18 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-  """One mesh to be: a path relative to the source folder, or an object number. `identity` decides its split."""
+  """One mesh to be: a path relative to the source folder, or an object number. `identity` decides
+  its split.
+  """
 
   name: str
   identity: str
 
 
 def list_inputs(config: SourceConfig) -> list[Input]:
-  """Every input in the order of its identity, which is random with respect to names. Raises ConfigError if there are none."""
+  """Every input in the order of its identity, which is random with respect to names. Raises
+  ConfigError if there are none.
+  """
   if config.source == PROCEDURAL:
     if config.count <= 0:
       raise ConfigError(f"procedural.count = {config.count}: it must be positive")
@@ -43,13 +51,25 @@ def list_inputs(config: SourceConfig) -> list[Input]:
       names = [f"{procedural.family_of(i, config.families)}-{i}" for i in range(config.count)]
     except ValueError as error:
       raise ConfigError(f"procedural.{error}") from error
-    return sorted((Input(name, _digest(f"{config.seed} {name}".encode())) for name in names), key=lambda i: i.identity)
+    return sorted(
+      (Input(name, _digest(f"{config.seed} {name}".encode())) for name in names),
+      key=lambda i: i.identity,
+    )
   root = pathlib.Path(config.source)
   if not config.source or not root.is_dir():
-    raise ConfigError(f"source = {config.source!r} is not a folder; give --config.source=DIR with meshes, or {PROCEDURAL!r}")
-  files = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in assets.SUFFIXES and path.is_file()]
+    raise ConfigError(
+      f"source = {config.source!r} is not a folder; give --config.source=DIR with meshes, or "
+      f"{PROCEDURAL!r}"
+    )
+  files = [
+    path
+    for path in sorted(root.rglob("*"))
+    if path.suffix.lower() in assets.SUFFIXES and path.is_file()
+  ]
   if not files:
-    raise ConfigError(f"source = {config.source!r} holds no mesh files ({', '.join(assets.SUFFIXES)})")
+    raise ConfigError(
+      f"source = {config.source!r} holds no mesh files ({', '.join(assets.SUFFIXES)})"
+    )
   inputs = [Input(path.relative_to(root).as_posix(), file_digest(path)) for path in files]
   return sorted(inputs, key=lambda i: (i.identity, i.name))
 
@@ -59,16 +79,20 @@ def load(config: SourceConfig, item: Input) -> assets.Asset:
   if config.source == PROCEDURAL:
     index = int(item.name.rpartition("-")[2])
     scene = procedural.make_scene(config.seed, index, config.families)
-    return assets.from_scene(scene, source=f"procedural/{config.seed}/{item.name}", up="z", license="CC0-1.0")
+    return assets.from_scene(
+      scene, source=f"procedural/{config.seed}/{item.name}", up="z", license="CC0-1.0"
+    )
   root = pathlib.Path(config.source)
-  return assets.load(root / item.name, root=root, license=config.license, max_coordinate=config.max_coordinate)
+  return assets.load(
+    root / item.name, root=root, license=config.license, max_coordinate=config.max_coordinate
+  )
 
 
 def split_inputs(inputs: Sequence[Input], test_fraction: float) -> dict[str, list[Input]]:
   """Deals inputs to "train" and "test" by identity; equal files never fall into both.
 
-  The test split has the nearest whole number of distinct identities, at least one if the fraction is positive and two exist.
-  Raises ConfigError for a fraction outside [0, 1).
+  The test split has the nearest whole number of distinct identities, at least one if the fraction
+  is positive and two exist. Raises ConfigError for a fraction outside [0, 1).
   """
   if not 0 <= test_fraction < 1:
     raise ConfigError(f"test_fraction = {test_fraction}: it must lie in [0, 1)")
@@ -77,7 +101,10 @@ def split_inputs(inputs: Sequence[Input], test_fraction: float) -> dict[str, lis
   if test_fraction > 0 and len(identities) > 1:
     held_out = min(max(held_out, 1), len(identities) - 1)
   test = set(identities[:held_out])
-  splits = {"train": [i for i in inputs if i.identity not in test], "test": [i for i in inputs if i.identity in test]}
+  splits = {
+    "train": [i for i in inputs if i.identity not in test],
+    "test": [i for i in inputs if i.identity in test],
+  }
   return {split: items for split, items in splits.items() if items}
 
 
@@ -87,9 +114,14 @@ def deal(items: Sequence[Input], per_shard: int) -> list[tuple[Input, ...]]:
     raise ConfigError(f"objects_per_shard = {per_shard}: it must be positive")
   count = math.ceil(len(items) / per_shard)
   if count > MAX_SHARDS:
-    raise ConfigError(f"objects_per_shard = {per_shard}: {len(items)} objects would need {count} shards, more than {MAX_SHARDS}; "
-                      f"use at least {math.ceil(len(items) / MAX_SHARDS)}")
-  return [tuple(items[len(items) * i // count : len(items) * (i + 1) // count]) for i in range(count)]
+    raise ConfigError(
+      f"objects_per_shard = {per_shard}: {len(items)} objects would need {count} shards, more than "
+      f"{MAX_SHARDS}; "
+      f"use at least {math.ceil(len(items) / MAX_SHARDS)}"
+    )
+  return [
+    tuple(items[len(items) * i // count : len(items) * (i + 1) // count]) for i in range(count)
+  ]
 
 
 def digest(inputs: Sequence[Input]) -> str:

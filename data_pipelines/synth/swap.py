@@ -1,12 +1,14 @@
-"""RP-3DO OS-R and OS-A, object swap: a photographed object is taken out of the photo and a rendered one put in its place.
+"""RP-3DO OS-R and OS-A, object swap: a photographed object is taken out of the photo and a rendered
+one put in its place.
 
     OS-R   a random mesh with a random rotation, at the centroid of the object's point-map points, scaled to their 3-D box
     OS-A   the annotated mesh with the annotated pose, aligned with the pixels of the object that it replaces
 
-The object is inpainted in colours and depth (removal.py). The z-buffer against the remaining point map decides what of the new object is
-seen; where it is, the point map takes the new surface. A sample is kept if at least 20 % of the object is visible and it is supported
-(the background is nearer the camera within its lowest 10 %) or partly occluded (at least 10 % of its contour has a clearly nearer
-outside).
+The object is inpainted in colours and depth (removal.py). The z-buffer against the remaining point
+map decides what of the new object is seen; where it is, the point map takes the new surface. A
+sample is kept if at least 20 % of the object is visible and it is supported (the background is
+nearer the camera within its lowest 10 %) or partly occluded (at least 10 % of its contour has a
+clearly nearer outside).
 """
 
 import dataclasses
@@ -16,7 +18,14 @@ import numpy as np
 
 from data_pipelines.synth import composite, flying, lighting, removal, render
 from data_pipelines.synth.camera import Camera
-from data_pipelines.synth.render_paste import PasteConfig, Pasted, Rejected, Stock, Subject, random_rotation
+from data_pipelines.synth.render_paste import (
+  PasteConfig,
+  Pasted,
+  Rejected,
+  Stock,
+  Subject,
+  random_rotation,
+)
 from data_pipelines.synth.scene import Scene
 
 MIN_POINTS = 50  # of the point map under a mask, to find a box
@@ -26,16 +35,23 @@ MIN_POINTS = 50  # of the point map under a mask, to find a box
 class SwapRules:
   """Thresholds and ranges."""
 
-  largest_turn_deg: float = 180.0  # of an object of OS-R from the view of its front; 180: any orientation
+  # of an object of OS-R from the view of its front; 180: any orientation
+  largest_turn_deg: float = 180.0
   min_visible: float = 0.2  # of the object's pixels in the image
-  support_band: float = 0.1  # lowest part of the object's height in which the background may lie before it
-  min_support: float = 0.0  # share of that band's pixels that must be hidden for it; more than none if 0
-  support_tolerance: float = 0.0  # of the depth, by which the background may be farther and still support
+  # lowest part of the object's height in which the background may lie before it
+  support_band: float = 0.1
+  # share of that band's pixels that must be hidden for it; more than none if 0
+  min_support: float = 0.0
+  # of the depth, by which the background may be farther and still support
+  support_tolerance: float = 0.0
   min_contour: float = 0.1  # share of the visible contour with a clearly nearer outside
   contour_margin: float = 0.05  # of the depth: what is nearer by more is clearly nearer
-  min_object_share: float = 0.005  # of the image: smaller photographed objects are left where they are
-  margin: float = 0.01  # by which the mask grows before the object is taken out, of the image's longer side
-  box_percent: float = 2.0  # of the object's points left out at each end of each axis: they are strays
+  # of the image: smaller photographed objects are left where they are
+  min_object_share: float = 0.005
+  # by which the mask grows before the object is taken out, of the image's longer side
+  margin: float = 0.01
+  # of the object's points left out at each end of each axis: they are strays
+  box_percent: float = 2.0
 
 
 class Cleared(NamedTuple):
@@ -58,21 +74,31 @@ def clear(scene: Scene, mask_HW: np.ndarray, rules: SwapRules) -> Cleared:
   region = removal.enlarged(mask_HW, rules.margin)
   depth = removal.fill_depth(scene.pointmap_HW3[..., 2], region)
   filled = render.points_of(depth, Camera(*scene.camera, np.eye(3), np.zeros(3)))
-  return Cleared(removal.remove(scene.image_HW3, region), np.where(region[..., None], filled, scene.pointmap_HW3),
-                 (core if len(core) else points).mean(0), high - low)
+  return Cleared(
+    removal.remove(scene.image_HW3, region),
+    np.where(region[..., None], filled, scene.pointmap_HW3),
+    (core if len(core) else points).mean(0),
+    high - low,
+  )
 
 
 def usable_objects(scene: Scene, rules: SwapRules) -> list[int]:
   """Which of the scene's objects may be swapped."""
   if scene.pointmap_HW3 is None:
     return []
-  return [i for i, mask in enumerate(scene.masks) if mask is not None and mask.mean() >= rules.min_object_share]
+  return [
+    i
+    for i, mask in enumerate(scene.masks)
+    if mask is not None and mask.mean() >= rules.min_object_share
+  ]
 
 
 def fit(subject: Subject, rotation: np.ndarray, cleared: Cleared, scene: Scene) -> Camera:
-  """The pose that puts the turned mesh's box at the centroid and lets it just fit the object's box across and upwards.
+  """The pose that puts the turned mesh's box at the centroid and lets it just fit the object's box
+  across and upwards.
 
-  Depth does not count: only the near side of the object was seen, so the depth of its box is too small. Raises Rejected (too_close).
+  Depth does not count: only the near side of the object was seen, so the depth of its box is too
+  small. Raises Rejected (too_close).
   """
   turned = subject.asset.vertices_V3 @ rotation.T
   low, high = turned.min(0), turned.max(0)
@@ -83,40 +109,74 @@ def fit(subject: Subject, rotation: np.ndarray, cleared: Cleared, scene: Scene) 
   return camera
 
 
-def check(depth_HW: np.ndarray, visible_HW: np.ndarray, scene_HW: np.ndarray, rules: SwapRules) -> dict[str, float]:
-  """What was measured of a kept sample. Raises Rejected: nothing_in_view, too_hidden or neither_supported_nor_occluded."""
+def check(
+  depth_HW: np.ndarray, visible_HW: np.ndarray, scene_HW: np.ndarray, rules: SwapRules
+) -> dict[str, float]:
+  """What was measured of a kept sample. Raises Rejected: nothing_in_view, too_hidden or
+  neither_supported_nor_occluded.
+  """
   whole = np.isfinite(depth_HW)
   if not whole.any():
     raise Rejected("nothing_in_view")
   share = visible_HW.sum() / whole.sum()
   if not visible_HW.any() or share < rules.min_visible:
     raise Rejected("too_hidden")
-  support = composite.support(depth_HW, scene_HW, band=rules.support_band, tolerance=rules.support_tolerance)
+  support = composite.support(
+    depth_HW, scene_HW, band=rules.support_band, tolerance=rules.support_tolerance
+  )
   contour = composite.hidden_contour(visible_HW, depth_HW, scene_HW, margin=rules.contour_margin)
   if not (support > 0 and support >= rules.min_support) and contour < rules.min_contour:
     raise Rejected("neither_supported_nor_occluded")
-  return {"visible": round(float(share), 4), "support": round(support, 4), "hidden_contour": round(contour, 4)}
+  return {
+    "visible": round(float(share), 4),
+    "support": round(support, 4),
+    "hidden_contour": round(contour, 4),
+  }
 
 
-def insert(subject: Subject, camera: Camera, cleared: Cleared, config: PasteConfig, rng: np.random.Generator):
-  """(image, de-lit image or None, visible mask, whole mask, point map, measures) with the posed mesh put in. Raises Rejected."""
+def insert(
+  subject: Subject, camera: Camera, cleared: Cleared, config: PasteConfig, rng: np.random.Generator
+):
+  """(image, de-lit image or None, visible mask, whole mask, point map, measures) with the posed
+  mesh put in. Raises Rejected.
+  """
   depth, behind = render.trace(subject.scene, camera), cleared.points_HW3[..., 2]
   visible = composite.in_front(depth, behind)
   measures = check(depth, visible, behind, config.rules)
   lights = flying.camera_lights(lighting.random_lights(rng, config.light, 0.0), camera.rotation)
   shown = render.render(subject.scene, camera, lights, samples=config.samples)
-  layer = lambda colour: composite.paste(cleared.image_HW3, [composite.limited(colour, shown.alpha_HW, shown.mask_HW, visible)])
+  layer = lambda colour: composite.paste(
+    cleared.image_HW3, [composite.limited(colour, shown.alpha_HW, shown.mask_HW, visible)]
+  )
   points = np.where(visible[..., None], shown.pointmap_HW3, cleared.points_HW3)
-  return layer(shown.lit_HW3), layer(shown.delit_HW3) if config.delit else None, visible, shown.mask_HW, points, measures
+  return (
+    layer(shown.lit_HW3),
+    layer(shown.delit_HW3) if config.delit else None,
+    visible,
+    shown.mask_HW,
+    points,
+    measures,
+  )
 
 
 def record(subject: Subject, camera: Camera, scene: Scene, inserted, lineage: dict) -> Pasted:
   """What `insert` returned as a sample."""
   image, delit, visible, whole, points, measures = inserted
-  return Pasted(image, delit, visible, whole, points, camera, {"photo": scene.name, **lineage, **measures}, (scene.license,))
+  return Pasted(
+    image,
+    delit,
+    visible,
+    whole,
+    points,
+    camera,
+    {"photo": scene.name, **lineage, **measures},
+    (scene.license,),
+  )
 
 
-def draw_random(subject: Subject, stock: Stock, config: PasteConfig, rng: np.random.Generator, view: int) -> Pasted:
+def draw_random(
+  subject: Subject, stock: Stock, config: PasteConfig, rng: np.random.Generator, view: int
+) -> Pasted:
   """One draw of OS-R. Raises Rejected."""
   scene = stock.draw_scene(rng)
   choices = usable_objects(scene, config.rules)
@@ -124,7 +184,9 @@ def draw_random(subject: Subject, stock: Stock, config: PasteConfig, rng: np.ran
     raise Rejected("no_object_with_depth")
   number = choices[int(rng.integers(len(choices)))]
   rotation = random_rotation(rng, config.rules.largest_turn_deg)
-  cleared = stock.memory(("cleared", scene.name, number), lambda: clear(scene, scene.masks[number], config.rules))
+  cleared = stock.memory(
+    ("cleared", scene.name, number), lambda: clear(scene, scene.masks[number], config.rules)
+  )
   camera = fit(subject, rotation, cleared, scene)
   inserted = insert(subject, camera, cleared, config, rng)
   return record(subject, camera, scene, inserted, {"object": number})

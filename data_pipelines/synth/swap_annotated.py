@@ -1,8 +1,10 @@
-"""The builder rp_3do_osa: annotated objects replaced by their own meshes, aligned with the pixels they had.
+"""The builder rp_3do_osa: annotated objects replaced by their own meshes, aligned with the pixels
+they had.
 
-Inputs are annotated photos in the layout of data_pipelines/annotations/layout.py, with point maps: of each item the best candidate or the
-artist's, if it is a mesh with a pose. Or "procedural": synthetic rooms, whose objects are known. The light is random in each view; the
-image pair with and without it is what textures are learned from.
+Inputs are annotated photos in the layout of data_pipelines/annotations/layout.py, with point maps:
+of each item the best candidate or the artist's, if it is a mesh with a pose. Or "procedural":
+synthetic rooms, whose objects are known. The light is random in each view; the image pair with and
+without it is what textures are learned from.
 """
 
 from collections.abc import Iterator
@@ -15,14 +17,25 @@ import numpy as np
 from data_pipelines import schema
 from data_pipelines.annotations import dataset, items, layout
 from data_pipelines.build import Plan, Quarantined, Refusals, ShardJob
-from data_pipelines.synth import assets, filters, iso_3do, procedural_scenes, render_paste, scenes, sources, swap, voxelize
+from data_pipelines.synth import (
+  assets,
+  filters,
+  iso_3do,
+  procedural_scenes,
+  render_paste,
+  scenes,
+  sources,
+  swap,
+  voxelize,
+)
 from data_pipelines.synth.assets import Refused
 from data_pipelines.synth.camera import Camera
 from data_pipelines.synth.render_paste import PasteConfig, Rejected, ShardSpec, Subject
 from data_pipelines.synth.scene import Scene
 from sam3d_jax.errors import ConfigError
 
-UNIFORM = 0.02  # how far the three scales of a pose may differ: the renderer scales alike along all axes
+# how far the three scales of a pose may differ: the renderer scales alike along all axes
+UNIFORM = 0.02
 
 
 class Found(NamedTuple):
@@ -35,25 +48,45 @@ class Found(NamedTuple):
 
 
 def plan(config: PasteConfig, *, test_fraction: float, items_per_shard: int) -> Plan:
-  """Lists annotated photos, splits them and cuts them into shards. Raises ConfigError on a wrong source, or where none has depth."""
+  """Lists annotated photos, splits them and cuts them into shards. Raises ConfigError on a wrong
+  source, or where none has depth.
+  """
   procedural = config.source.source == sources.PROCEDURAL
   if procedural:
     inputs = scenes.list_scenes(config.photos)
     contents = sources.digest(inputs)
   else:
     inputs, contents = dataset.list_folder(config.source.source)
-    if not config.photos.depth_command and not any(_has_depth(pathlib.Path(config.source.source) / item.name) for item in inputs):
-      raise ConfigError(f"{config.builder} needs depth, and none of the {len(inputs)} items in source = {config.source.source!r} names a "
-                        "`pointmap`. Add one to their annotation.json, or name an estimator with "
-                        "--config.photos.depth_command='COMMAND {image} {out}'")
+    if not config.photos.depth_command and not any(
+      _has_depth(pathlib.Path(config.source.source) / item.name) for item in inputs
+    ):
+      raise ConfigError(
+        f"{config.builder} needs depth, and none of the {len(inputs)} items in source = "
+        f"{config.source.source!r} names a "
+        "`pointmap`. Add one to their annotation.json, or name an estimator with "
+        "--config.photos.depth_command='COMMAND {image} {out}'"
+      )
   jobs = []
   for split, part in sources.split_inputs(inputs, test_fraction).items():
     shards = sources.deal(part, items_per_shard)
-    jobs += [ShardJob(split, i, len(shards), len(dealt), ShardSpec(config, dealt, (), ())) for i, dealt in enumerate(shards)]
-  identity = render_paste.settings(config) | {"test_fraction": test_fraction, "items_per_shard": items_per_shard,
-                                              "inputs": {"count": len(inputs), "digest": contents}}
-  return Plan(name=config.name, jobs=tuple(jobs), make=make_shard, identity=identity, lineage=render_paste.versions(),
-              description=f"{config.builder}: annotated meshes rendered into their photographs{', synthetic ones' * procedural}")
+    jobs += [
+      ShardJob(split, i, len(shards), len(dealt), ShardSpec(config, dealt, (), ()))
+      for i, dealt in enumerate(shards)
+    ]
+  identity = render_paste.settings(config) | {
+    "test_fraction": test_fraction,
+    "items_per_shard": items_per_shard,
+    "inputs": {"count": len(inputs), "digest": contents},
+  }
+  return Plan(
+    name=config.name,
+    jobs=tuple(jobs),
+    make=make_shard,
+    identity=identity,
+    lineage=render_paste.versions(),
+    description=f"{config.builder}: annotated meshes rendered into their "
+    f"photographs{', synthetic ones' * procedural}",
+  )
 
 
 def _has_depth(path: pathlib.Path) -> bool:
@@ -67,9 +100,17 @@ def make_shard(spec: ShardSpec, refuse: Refusals) -> Iterator[schema.Example]:
   """Yields the examples of a shard in order; items that give none are reported with their reason."""
   for entry in spec.inputs:
     try:
-      found = rooms_objects(spec.config, entry) if spec.config.source.source == sources.PROCEDURAL else [item_object(spec.config, entry)]
+      found = (
+        rooms_objects(spec.config, entry)
+        if spec.config.source.source == sources.PROCEDURAL
+        else [item_object(spec.config, entry)]
+      )
     except Refused as error:
-      refuse(Quarantined(entry.name, error.reason, error.detail, fault=not isinstance(error, items.SetAside)))
+      refuse(
+        Quarantined(
+          entry.name, error.reason, error.detail, fault=not isinstance(error, items.SetAside)
+        )
+      )
       continue
     failures = []
     for one in found:
@@ -79,7 +120,14 @@ def make_shard(spec: ShardSpec, refuse: Refusals) -> Iterator[schema.Example]:
         failures.append(str(rejected))
         refuse.draw(failures[-1])
     if len(failures) == len(found):
-      refuse(Quarantined(entry.name, "no_sample", f"no object kept to the thresholds: {', '.join(failures)}", fault=False))
+      refuse(
+        Quarantined(
+          entry.name,
+          "no_sample",
+          f"no object kept to the thresholds: {', '.join(failures)}",
+          fault=False,
+        )
+      )
 
 
 def make_examples(found: Found, config: PasteConfig) -> Iterator[schema.Example]:
@@ -92,52 +140,97 @@ def make_examples(found: Found, config: PasteConfig) -> Iterator[schema.Example]
     inserted = swap.insert(found.subject, found.camera, cleared, config, rng)
     visible = inserted[2]
     overlap = float((visible & photographed).sum() / (visible | photographed).sum())
-    pasted = swap.record(found.subject, found.camera, found.scene, inserted, {"object": found.number, "mask_iou": round(overlap, 4)})
+    pasted = swap.record(
+      found.subject,
+      found.camera,
+      found.scene,
+      inserted,
+      {"object": found.number, "mask_iou": round(overlap, 4)},
+    )
     yield render_paste.make_example(asset, pasted, config, view, voxels)
 
 
 def rooms_objects(config: PasteConfig, entry: sources.Input) -> list[Found]:
   """The objects of a synthetic room that may be swapped."""
-  room = procedural_scenes.make_room(config.photos.seed, int(entry.name.rpartition("-")[2]), config.photos.image_size)
+  room = procedural_scenes.make_room(
+    config.photos.seed, int(entry.name.rpartition("-")[2]), config.photos.image_size
+  )
   chosen = swap.usable_objects(room.scene, config.rules)
   if not chosen:
-    raise items.SetAside("no_object", f"{entry.name}: nothing in the room is larger than min_object_share")
-  return [Found(render_paste.subject_of(room.objects[i].asset), room.scene, i, room.objects[i].camera) for i in chosen]
+    raise items.SetAside(
+      "no_object", f"{entry.name}: nothing in the room is larger than min_object_share"
+    )
+  return [
+    Found(render_paste.subject_of(room.objects[i].asset), room.scene, i, room.objects[i].camera)
+    for i in chosen
+  ]
 
 
 def item_object(config: PasteConfig, entry: sources.Input) -> Found:
-  """The object of an annotated item. Raises Refused; SetAside where the item has no posed mesh, no point map or too small an object."""
+  """The object of an annotated item. Raises Refused; SetAside where the item has no posed mesh, no
+  point map or too small an object.
+  """
   path = pathlib.Path(config.source.source) / entry.name
   try:
     item = layout.read(path)
   except layout.AnnotationError as error:
     raise Refused("bad_annotation", str(error)) from error
-  candidate = next((c for c in (item.best, item.artist) if c is not None and c.mesh is not None and c.pose is not None), None)
+  candidate = next(
+    (
+      c
+      for c in (item.best, item.artist)
+      if c is not None and c.mesh is not None and c.pose is not None
+    ),
+    None,
+  )
   if candidate is None:
-    raise items.SetAside("no_posed_mesh", f"{entry.name}: neither the best candidate nor an artist's mesh is a mesh file with a pose")
-  asset = assets.load(candidate.mesh, license=candidate.license or item.license or config.source.license,
-                      max_coordinate=config.source.max_coordinate)
+    raise items.SetAside(
+      "no_posed_mesh",
+      f"{entry.name}: neither the best candidate nor an artist's mesh is a mesh file with a pose",
+    )
+  asset = assets.load(
+    candidate.mesh,
+    license=candidate.license or item.license or config.source.license,
+    max_coordinate=config.source.max_coordinate,
+  )
   filters.check(asset, config.filters)
   scene = item_scene(config, entry, item)
   if not swap.usable_objects(scene, config.rules):
-    raise items.SetAside("small_object", f"{entry.name}: the mask covers less than min_object_share = {config.rules.min_object_share:g}")
+    raise items.SetAside(
+      "small_object",
+      f"{entry.name}: the mask covers less than min_object_share = "
+      f"{config.rules.min_object_share:g}",
+    )
   pose = items.mesh_pose(candidate, asset)
   if np.ptp(pose.scale_3) > UNIFORM * pose.scale_3.max():
-    raise items.SetAside("stretched_pose", f"{entry.name}: scales {pose.scale_3} differ; bake the stretch into the mesh")
+    raise items.SetAside(
+      "stretched_pose",
+      f"{entry.name}: scales {pose.scale_3} differ; bake the stretch into the mesh",
+    )
   camera = Camera(*scene.camera, pose.rotation_33, pose.translation_3, float(pose.scale_3.mean()))
   if camera.to_camera(asset.vertices_V3)[:, 2].min() <= 0:
     raise Refused("bad_pose", f"{entry.name}: part of the mesh lies behind the camera")
-  return Found(render_paste.subject_of(dataclasses.replace(asset, source=entry.name)), scene, 0, camera)
+  return Found(
+    render_paste.subject_of(dataclasses.replace(asset, source=entry.name)), scene, 0, camera
+  )
 
 
 def item_scene(config: PasteConfig, entry: sources.Input, item: layout.Item) -> Scene:
-  """The item's photo with one mask and a point map. Raises Refused with the reason of what cannot be used; SetAside (no_pointmap)."""
+  """The item's photo with one mask and a point map. Raises Refused with the reason of what cannot
+  be used; SetAside (no_pointmap).
+  """
   problems: list[Refused] = []
-  files = scenes.Files(item.image, (item.mask,), item.pointmap, camera=item.camera, frame=item.frame)
+  files = scenes.Files(
+    item.image, (item.mask,), item.pointmap, camera=item.camera, frame=item.frame
+  )
   photo = dataclasses.replace(config.photos, license=item.license or config.photos.license)
-  scene = scenes.read(photo, entry, files, lambda _, reason, detail: problems.append(Refused(reason, detail)))
+  scene = scenes.read(
+    photo, entry, files, lambda _, reason, detail: problems.append(Refused(reason, detail))
+  )
   if problems:
     raise problems[0]
   if scene.pointmap_HW3 is None:
-    raise items.SetAside("no_pointmap", f"{entry.name} names no point map, and photos.depth_command is not set")
+    raise items.SetAside(
+      "no_pointmap", f"{entry.name} names no point map, and photos.depth_command is not set"
+    )
   return dataclasses.replace(scene, name=entry.name)

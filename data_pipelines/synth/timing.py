@@ -1,8 +1,10 @@
-"""CPU time of what a builder does with one mesh: reading, voxelising, preparing, one view, encoding.
+"""CPU time of what a builder does with one mesh: reading, voxelising, preparing, one view,
+encoding.
 
     python -m data_pipelines.synth.timing MESH [--triangles 20000] [--image_size 518] [--samples 2] [--views 8]
 
-A mesh of fewer triangles is subdivided until it has enough; textures stay. Prints seconds of one core (process time), median of the views.
+A mesh of fewer triangles is subdivided until it has enough; textures stay. Prints seconds of one
+core (process time), median of the views.
 """
 
 import argparse
@@ -20,17 +22,34 @@ from data_pipelines.synth.lighting import LightConfig, random_lights
 
 
 def subdivided(asset: Asset, triangles: int) -> Asset:
-  """The same surface with at least `triangles` triangles: each face is cut into four, as often as needed."""
+  """The same surface with at least `triangles` triangles: each face is cut into four, as often as
+  needed.
+  """
   while len(asset.faces_F3) < triangles:
     count = len(asset.faces_F3)
-    edges = np.sort(np.concatenate([asset.faces_F3[:, [0, 1]], asset.faces_F3[:, [1, 2]], asset.faces_F3[:, [2, 0]]]), axis=1)
+    edges = np.sort(
+      np.concatenate(
+        [asset.faces_F3[:, [0, 1]], asset.faces_F3[:, [1, 2]], asset.faces_F3[:, [2, 0]]]
+      ),
+      axis=1,
+    )
     unique, index = np.unique(edges, axis=0, return_inverse=True)
-    middle = lambda values, unique=unique: np.concatenate([values, values[unique].mean(1, dtype=values.dtype)])
+    middle = lambda values, unique=unique: np.concatenate(
+      [values, values[unique].mean(1, dtype=values.dtype)]
+    )
     ab, bc, ca = index.reshape(3, count) + len(asset.vertices_V3)
     a, b, c = asset.faces_F3.T
-    faces = np.concatenate([np.stack(f, -1) for f in ((a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca))]).astype(np.int32)
-    asset = dataclasses.replace(asset, faces_F3=faces, material_F=np.tile(asset.material_F, 4), vertices_V3=middle(asset.vertices_V3),
-                                uv_V2=middle(asset.uv_V2), colour_V3=middle(asset.colour_V3))
+    faces = np.concatenate(
+      [np.stack(f, -1) for f in ((a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca))]
+    ).astype(np.int32)
+    asset = dataclasses.replace(
+      asset,
+      faces_F3=faces,
+      material_F=np.tile(asset.material_F, 4),
+      vertices_V3=middle(asset.vertices_V3),
+      uv_V2=middle(asset.uv_V2),
+      colour_V3=middle(asset.colour_V3),
+    )
   return asset
 
 
@@ -43,7 +62,10 @@ def timed(work: Callable):
 
 def encode(shown: render.View) -> list[bytes]:
   """What a record stores of a view: both images, the mask, the point map."""
-  pair = [render.encode(render.over(c, shown.alpha_HW, (240, 240, 240)), "jpeg") for c in (shown.lit_HW3, shown.delit_HW3)]
+  pair = [
+    render.encode(render.over(c, shown.alpha_HW, (240, 240, 240)), "jpeg")
+    for c in (shown.lit_HW3, shown.delit_HW3)
+  ]
   return [*pair, render.encode(shown.mask_HW), shown.pointmap_HW3.astype(np.float16).tobytes()]
 
 
@@ -58,18 +80,36 @@ def main() -> None:
   asset, reading = timed(lambda: assets.load(args.mesh))
   asset = subdivided(asset, args.triangles)
   textures = [m.texture.shape[:2] for m in asset.materials if m.texture is not None]
-  print(f"{args.mesh.name}: {len(asset.faces_F3)} triangles, textures {textures}, {args.image_size} pixels, {args.samples}^2 rays a pixel")
+  print(
+    f"{args.mesh.name}: {len(asset.faces_F3)} triangles, textures {textures}, {args.image_size} "
+    f"pixels, {args.samples}^2 rays a pixel"
+  )
   voxels, voxelising = timed(lambda: voxelize.voxelize(asset.vertices_V3, asset.faces_F3))
   scene, preparing = timed(lambda: render.Scene(asset))
-  radius, rng, views, encodings = float(np.linalg.norm(asset.vertices_V3, axis=1).max()), np.random.default_rng(0), [], []
+  radius, rng, views, encodings = (
+    float(np.linalg.norm(asset.vertices_V3, axis=1).max()),
+    np.random.default_rng(0),
+    [],
+    [],
+  )
   for _ in range(args.views):
-    camera, azimuth = random_view(rng, ViewConfig(), image_size=args.image_size, radius=radius, scale=1.0)
+    camera, azimuth = random_view(
+      rng, ViewConfig(), image_size=args.image_size, radius=radius, scale=1.0
+    )
     lights = random_lights(rng, LightConfig(), azimuth)
-    shown, seconds = timed(lambda c=camera, l=lights: render.render(scene, c, l, samples=args.samples))
+    shown, seconds = timed(
+      lambda c=camera, l=lights: render.render(scene, c, l, samples=args.samples)
+    )
     views.append(seconds)
     encodings.append(timed(lambda s=shown: encode(s))[1])
-  print(f"reading {reading:.2f}  preparing {preparing:.2f}  voxelising {voxelising:.2f} ({len(voxels)} voxels)")
-  print(f"a view: rendering {np.median(views):.2f} (at most {max(views):.2f})  encoding images and mask {np.median(encodings):.2f}")
+  print(
+    f"reading {reading:.2f}  preparing {preparing:.2f}  voxelising {voxelising:.2f} ({len(voxels)} "
+    "voxels)"
+  )
+  print(
+    f"a view: rendering {np.median(views):.2f} (at most {max(views):.2f})  encoding images and "
+    f"mask {np.median(encodings):.2f}"
+  )
 
 
 if __name__ == "__main__":

@@ -1,23 +1,29 @@
 """Exact surface voxelisation: a voxel is set where its closed cube meets a triangle.
 
-The test is the separating-axis theorem for a triangle and a box (Akenine-Moller 2001): three box axes, the triangle's normal and
-nine cross products of their edges. It looks at one triangle at a time, so holes, flipped faces and self-intersections do not
-matter, and the result does not change when triangles are subdivided. Large triangles descend an octree, so the cost follows the
-surface.
+The test is the separating-axis theorem for a triangle and a box (Akenine-Moller 2001): three box
+axes, the triangle's normal and nine cross products of their edges. It looks at one triangle at a
+time, so holes, flipped faces and self-intersections do not matter, and the result does not change
+when triangles are subdivided. Large triangles descend an octree, so the cost follows the surface.
 """
 
 import numpy as np
 
 RESOLUTION = 64
-TOUCH = 1e-9  # voxels; contact closer than this counts, so rounding cannot decide a face that lies on a voxel boundary
+# voxels; contact closer than this counts, so rounding cannot decide a face that lies on a voxel
+# boundary
+TOUCH = 1e-9
 CHUNK = 1 << 18  # (triangle, box) pairs tested at once
 OCTANTS = np.stack(np.meshgrid([0, 1], [0, 1], [0, 1], indexing="ij"), -1).reshape(-1, 3)
 
 
-def voxelize(vertices_V3: np.ndarray, faces_F3: np.ndarray, resolution: int = RESOLUTION) -> np.ndarray:
-  """Surface voxels (N, 3) uint8 of a mesh in [-0.5, 0.5]^3, in lexicographic order; index i covers [i, i+1] / resolution - 0.5.
+def voxelize(
+  vertices_V3: np.ndarray, faces_F3: np.ndarray, resolution: int = RESOLUTION
+) -> np.ndarray:
+  """Surface voxels (N, 3) uint8 of a mesh in [-0.5, 0.5]^3, in lexicographic order; index i covers
+  [i, i+1] / resolution - 0.5.
 
-  `resolution` is a power of two, at most 256. Parts outside the cube are left out. Raises ValueError on another resolution.
+  `resolution` is a power of two, at most 256. Parts outside the cube are left out. Raises
+  ValueError on another resolution.
   """
   if resolution & (resolution - 1) or not 1 <= resolution <= 256:
     raise ValueError(f"resolution is a power of two up to 256, got {resolution}")
@@ -31,8 +37,13 @@ def voxelize(vertices_V3: np.ndarray, faces_F3: np.ndarray, resolution: int = RE
   for level in range(int(start_F.max(initial=0)), -1, -1):
     fresh = _boxes_of(triangles, np.flatnonzero(start_F == level), level, resolution)
     triangle, box = (np.concatenate(pair) for pair in zip(pending, fresh, strict=True))
-    hit = np.concatenate([triangles.meet(triangle[i : i + CHUNK], box[i : i + CHUNK], 1 << level)
-                          for i in range(0, len(triangle), CHUNK)] or [np.zeros(0, bool)])
+    hit = np.concatenate(
+      [
+        triangles.meet(triangle[i : i + CHUNK], box[i : i + CHUNK], 1 << level)
+        for i in range(0, len(triangle), CHUNK)
+      ]
+      or [np.zeros(0, bool)]
+    )
     triangle, box = triangle[hit], box[hit]
     if level == 0:
       occupied[tuple(box.T)] = True
@@ -47,7 +58,9 @@ def coarsen(voxels_N3: np.ndarray, factor: int = 2) -> np.ndarray:
 
 
 class _Triangles:
-  """What the separating-axis test needs of each triangle, one contiguous row a quantity (numpy reduces short axes slowly)."""
+  """What the separating-axis test needs of each triangle, one contiguous row a quantity (numpy
+  reduces short axes slowly).
+  """
 
   def __init__(self, corners_F33: np.ndarray):
     edges_F33 = np.roll(corners_F33, -1, axis=1) - corners_F33
@@ -60,8 +73,14 @@ class _Triangles:
     spans = np.einsum("fak,fck->fac", axes, corners_F33)
     self.axes_A3F = np.ascontiguousarray(axes.transpose(1, 2, 0))
     self.reach_AF = np.ascontiguousarray(np.abs(axes).sum(-1).T)
-    self.low_AF, self.high_AF = np.ascontiguousarray(spans.min(-1).T), np.ascontiguousarray(spans.max(-1).T)
-    self.box_low_3F, self.box_high_3F = np.ascontiguousarray(corners_F33.min(1).T), np.ascontiguousarray(corners_F33.max(1).T)
+    self.low_AF, self.high_AF = (
+      np.ascontiguousarray(spans.min(-1).T),
+      np.ascontiguousarray(spans.max(-1).T),
+    )
+    self.box_low_3F, self.box_high_3F = (
+      np.ascontiguousarray(corners_F33.min(1).T),
+      np.ascontiguousarray(corners_F33.max(1).T),
+    )
 
   def meet(self, triangle, box, size: int) -> np.ndarray:
     """Whether each (triangle, box) pair intersects; boxes are closed cubes of side `size` voxels."""
@@ -85,14 +104,19 @@ class _Triangles:
       zero = None if a == 0 else (a - 1) % 3  # edge x unit vector k has no component k
       along = sum(self.axes_A3F[a, k][triangle] * center[k] for k in range(3) if k != zero)
       reach = half * self.reach_AF[a] + TOUCH
-      overlap &= (along >= (self.low_AF[a] - reach)[triangle]) & (along <= (self.high_AF[a] + reach)[triangle])
+      overlap &= (along >= (self.low_AF[a] - reach)[triangle]) & (
+        along <= (self.high_AF[a] + reach)[triangle]
+      )
     return overlap
 
 
 def _boxes_of(triangles: _Triangles, triangle, level: int, resolution: int):
-  """All boxes of side 2^level that the bounding boxes of the listed triangles touch: (P,) triangle, (P, 3) box index."""
+  """All boxes of side 2^level that the bounding boxes of the listed triangles touch: (P,) triangle,
+  (P, 3) box index.
+  """
   size, count = 1 << level, resolution >> level
-  # A face on a boundary belongs to the boxes on both sides, hence one box more than the floor of its lower bound.
+  # A face on a boundary belongs to the boxes on both sides, hence one box more than the floor of
+  # its lower bound.
   low = np.ceil((triangles.box_low_3F[:, triangle].T - TOUCH) / size).astype(int) - 1
   high = np.floor((triangles.box_high_3F[:, triangle].T + TOUCH) / size).astype(int)
   low, high = np.clip(low, 0, count), np.clip(high, -1, count - 1)

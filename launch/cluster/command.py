@@ -2,9 +2,10 @@
 
     python -m launch.cluster --spec job.yaml --out job/
 
-Every section of the specification (slurm, kubernetes, xpk, tpu_vm) becomes one file in the output folder: `slurm.sh`, `jobset.yaml`,
-`xpk.sh`, `tpu_vm.sh`; docs/operations.md has an example with every key. The configuration of the run is checked here, before anything is
-submitted. All of them start the job again after exit code 75, and never after exit code 2.
+Every section of the specification (slurm, kubernetes, xpk, tpu_vm) becomes one file in the output
+folder: `slurm.sh`, `jobset.yaml`, `xpk.sh`, `tpu_vm.sh`; docs/operations.md has an example with
+every key. The configuration of the run is checked here, before anything is submitted. All of them
+start the job again after exit code 75, and never after exit code 2.
 """
 
 import argparse
@@ -14,8 +15,12 @@ from launch import cli
 from launch.cluster import jobset, slurm, tpu_vm, xpk
 from launch.cluster.spec import Spec, load
 
-RENDERERS = {"slurm": ("slurm.sh", slurm.render, "sbatch {}"), "kubernetes": ("jobset.yaml", jobset.render, "kubectl create -f {}"),
-             "xpk": ("xpk.sh", xpk.render, "bash {}"), "tpu_vm": ("tpu_vm.sh", tpu_vm.render, "bash {}")}
+RENDERERS = {
+  "slurm": ("slurm.sh", slurm.render, "sbatch {}"),
+  "kubernetes": ("jobset.yaml", jobset.render, "kubectl create -f {}"),
+  "xpk": ("xpk.sh", xpk.render, "bash {}"),
+  "tpu_vm": ("tpu_vm.sh", tpu_vm.render, "bash {}"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,4 +45,8 @@ def run(args: argparse.Namespace) -> None:
 
 def render_all(spec: Spec) -> dict[str, tuple[str, str]]:
   """File name -> (text, command that submits it) for every section of the specification."""
-  return {name: (render(spec), submit) for section, (name, render, submit) in RENDERERS.items() if getattr(spec, section) is not None}
+  return {
+    name: (render(spec), submit)
+    for section, (name, render, submit) in RENDERERS.items()
+    if getattr(spec, section) is not None
+  }

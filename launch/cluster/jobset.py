@@ -20,47 +20,86 @@ HEADER = """# {name}: launch.{command}. Rendered by launch.cluster; submit it wi
 
 def render(spec: Spec) -> str:
   """`jobset.yaml`."""
-  return HEADER.format(name=spec.name, command=spec.command, retries=spec.retries) + yaml.safe_dump(document(spec), sort_keys=False,
-                                                                                                    width=10_000)
+  return HEADER.format(name=spec.name, command=spec.command, retries=spec.retries) + yaml.safe_dump(
+    document(spec), sort_keys=False, width=10_000
+  )
 
 
 def document(spec: Spec) -> dict[str, Any]:
   """The JobSet as data."""
   cfg = spec.kubernetes
   labels = {"labels": {"kueue.x-k8s.io/queue-name": cfg.queue}} if cfg.queue else {}
-  whole_slice = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}  # GKE numbers its TPU pods by it
+  # GKE numbers its TPU pods by it
+  whole_slice = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
   annotations = {"annotations": whole_slice} if spec.kind == "tpu" else {}
-  refused = {"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [2]}}
-  job = {"parallelism": spec.hosts, "completions": spec.hosts, "completionMode": "Indexed", "backoffLimit": 0,
-         "podFailurePolicy": {"rules": [refused]}, "template": {"spec": pod(spec)}}
+  refused = {
+    "action": "FailJob",
+    "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [2]},
+  }
+  job = {
+    "parallelism": spec.hosts,
+    "completions": spec.hosts,
+    "completionMode": "Indexed",
+    "backoffLimit": 0,
+    "podFailurePolicy": {"rules": [refused]},
+    "template": {"spec": pod(spec)},
+  }
   return {
-      "apiVersion": API, "kind": "JobSet",
-      "metadata": {"name": spec.name, "namespace": cfg.namespace, **labels, **annotations},
-      "spec": {
-          "network": {"enableDNSHostnames": True},
-          "failurePolicy": {"maxRestarts": spec.retries, "rules": [
-              {"name": "bad-input", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]},
-          "replicatedJobs": [{"name": JOB, "replicas": spec.slices, "template": {"spec": job}}]}}
+    "apiVersion": API,
+    "kind": "JobSet",
+    "metadata": {"name": spec.name, "namespace": cfg.namespace, **labels, **annotations},
+    "spec": {
+      "network": {"enableDNSHostnames": True},
+      "failurePolicy": {
+        "maxRestarts": spec.retries,
+        "rules": [
+          {"name": "bad-input", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+        ],
+      },
+      "replicatedJobs": [{"name": JOB, "replicas": spec.slices, "template": {"spec": job}}],
+    },
+  }
 
 
 def pod(spec: Spec) -> dict[str, Any]:
   """The specification of one pod."""
   cfg = spec.kubernetes
-  chips = {"resources": {"limits": {RESOURCES[spec.kind]: spec.chips}}} if spec.kind in RESOURCES else {}
-  volumes = [{"name": "data", "persistentVolumeClaim": {"claimName": cfg.claim}},
-             {"name": "shm", "emptyDir": {"medium": "Memory"}}]  # NCCL and reading processes share memory there; the default is 64 MiB
+  chips = (
+    {"resources": {"limits": {RESOURCES[spec.kind]: spec.chips}}} if spec.kind in RESOURCES else {}
+  )
+  volumes = [
+    {"name": "data", "persistentVolumeClaim": {"claimName": cfg.claim}},
+    # NCCL and reading processes share memory there; the default is 64 MiB
+    {"name": "shm", "emptyDir": {"medium": "Memory"}},
+  ]
   mounts = [{"name": "data", "mountPath": cfg.mount}, {"name": "shm", "mountPath": "/dev/shm"}]
-  container = {"name": CONTAINER, "image": cfg.image, "command": spec.argv, "env": variables(spec), **chips, "volumeMounts": mounts}
+  container = {
+    "name": CONTAINER,
+    "image": cfg.image,
+    "command": spec.argv,
+    "env": variables(spec),
+    **chips,
+    "volumeMounts": mounts,
+  }
   selector = {"nodeSelector": dict(cfg.node_selector)} if cfg.node_selector else {}
-  return {"restartPolicy": "Never", "terminationGracePeriodSeconds": spec.grace_seconds, **selector, "containers": [container],
-          "volumes": volumes}
+  return {
+    "restartPolicy": "Never",
+    "terminationGracePeriodSeconds": spec.grace_seconds,
+    **selector,
+    "containers": [container],
+    "volumes": volumes,
+  }
 
 
 def variables(spec: Spec) -> list[dict[str, Any]]:
-  """Environment of the container: flags, and where the other processes are (on TPUs GKE says so itself)."""
+  """Environment of the container: flags, and where the other processes are (on TPUs GKE says so
+  itself).
+  """
   out = [{"name": name, "value": value} for name, value in spec.environment.items()]
   if spec.kind != "tpu" and spec.hosts > 1:
-    out += [{"name": "JAX_COORDINATOR_ADDRESS", "value": f"{spec.name}-{JOB}-0-0.{spec.name}:{PORT}"},
-            {"name": "JAX_NUM_PROCESSES", "value": str(spec.hosts)},
-            {"name": "JAX_PROCESS_ID", "valueFrom": {"fieldRef": {"fieldPath": INDEX}}}]
+    out += [
+      {"name": "JAX_COORDINATOR_ADDRESS", "value": f"{spec.name}-{JOB}-0-0.{spec.name}:{PORT}"},
+      {"name": "JAX_NUM_PROCESSES", "value": str(spec.hosts)},
+      {"name": "JAX_PROCESS_ID", "valueFrom": {"fieldRef": {"fieldPath": INDEX}}},
+    ]
   return out

@@ -1,7 +1,8 @@
 """Whether a job is started again, as lines of bash for the launchers that decide it themselves.
 
-A process ends with 0 (done), 2 (bad configuration or input: the next start would end alike), 75 (told to stop, has saved) or anything
-else (a failure). Of several processes one 2 refuses the job, then one failure makes it failed, then one 75 stopped.
+A process ends with 0 (done), 2 (bad configuration or input: the next start would end alike), 75
+(told to stop, has saved) or anything else (a failure). Of several processes one 2 refuses the job,
+then one failure makes it failed, then one 75 stopped.
 """
 
 import shlex

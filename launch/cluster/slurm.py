@@ -5,7 +5,8 @@ import shlex
 from launch.cluster import retry
 from launch.cluster.spec import Spec
 
-# One process: tells it to stop if this shell alone was told, and leaves its exit code in a file, since srun reports only the highest.
+# One process: tells it to stop if this shell alone was told, and leaves its exit code in a file,
+# since srun reports only the highest.
 PROCESS = """'
   "$@" & process=$!; told=; trap "told=1; kill -TERM $process" TERM
   wait $process; code=$?
@@ -14,7 +15,9 @@ PROCESS = """'
 
 
 def options(spec: Spec) -> list[str]:
-  """What is asked for, as options of sbatch and srun alike. One process an accelerator, which is what JAX expects under SLURM."""
+  """What is asked for, as options of sbatch and srun alike. One process an accelerator, which is
+  what JAX expects under SLURM.
+  """
   processes = spec.chips if spec.kind == "gpu" else 1
   gpus = [f"--gpus-per-node={spec.chips}"] if spec.kind == "gpu" else []
   return [f"--nodes={spec.hosts}", f"--ntasks-per-node={processes}", *gpus]
@@ -23,9 +26,25 @@ def options(spec: Spec) -> list[str]:
 def render(spec: Spec) -> str:
   """`slurm.sh`."""
   cfg = spec.slurm
-  asked = [f"--job-name={spec.name}", *options(spec), f"--time={cfg.time}", "--exclusive", "--mem=0"]
-  asked += [f"--{key}={value}" for key, value in (("partition", cfg.partition), ("account", cfg.account)) if value]
-  asked += [f"--signal=TERM@{spec.grace_seconds}", "--requeue", "--open-mode=append", "--output=%x_%j.log", *cfg.options]
+  asked = [
+    f"--job-name={spec.name}",
+    *options(spec),
+    f"--time={cfg.time}",
+    "--exclusive",
+    "--mem=0",
+  ]
+  asked += [
+    f"--{key}={value}"
+    for key, value in (("partition", cfg.partition), ("account", cfg.account))
+    if value
+  ]
+  asked += [
+    f"--signal=TERM@{spec.grace_seconds}",
+    "--requeue",
+    "--open-mode=append",
+    "--output=%x_%j.log",
+    *cfg.options,
+  ]
   header = "\n".join(f"#SBATCH {option}" for option in asked)
   processes = spec.hosts * (spec.chips if spec.kind == "gpu" else 1)
   setup = f"\n{cfg.setup.rstrip()}\n" if cfg.setup else ""
@@ -59,8 +78,24 @@ exit 75
 
 
 def launcher(spec: Spec) -> list[str]:
-  """The command that runs one trial of a sweep as a job of its own and waits for it; the trial's command line follows."""
+  """The command that runs one trial of a sweep as a job of its own and waits for it; the trial's
+  command line follows.
+  """
   cfg = spec.slurm
-  asked = [f"--{key}={value}" for key, value in (("partition", cfg.partition), ("account", cfg.account), ("time", cfg.time)) if value]
+  asked = [
+    f"--{key}={value}"
+    for key, value in (("partition", cfg.partition), ("account", cfg.account), ("time", cfg.time))
+    if value
+  ]
   variables = [f"{name}={value}" for name, value in spec.environment.items()]
-  return ["env", *variables, "srun", "--cpu-bind=none", f"--job-name={spec.name}", *options(spec), "--exclusive", *asked, *cfg.options]
+  return [
+    "env",
+    *variables,
+    "srun",
+    "--cpu-bind=none",
+    f"--job-name={spec.name}",
+    *options(spec),
+    "--exclusive",
+    *asked,
+    *cfg.options,
+  ]

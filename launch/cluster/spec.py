@@ -27,7 +27,8 @@ class Slurm:
   time: str  # limit of one start, as sbatch takes it: 24:00:00
   partition: str = ""
   account: str = ""
-  setup: str = ""  # shell lines that make `python` the right one: module load, source .venv/bin/activate
+  # shell lines that make `python` the right one: module load, source .venv/bin/activate
+  setup: str = ""
   options: tuple[str, ...] = ()  # further options of sbatch: --qos=high
 
 
@@ -40,7 +41,8 @@ class Kubernetes:
   mount: str = "/data"  # where it appears in the container
   namespace: str = "default"
   queue: str = ""  # of Kueue
-  node_selector: Mapping[str, str] = dataclasses.field(default_factory=dict)  # on GKE the accelerator and its topology
+  # on GKE the accelerator and its topology
+  node_selector: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,9 @@ class Xpk:
 
 @dataclasses.dataclass(frozen=True)
 class TpuVm:
-  """`tpu_vm.sh`, which starts one process on every machine of a TPU VM by ssh and stays until they are done."""
+  """`tpu_vm.sh`, which starts one process on every machine of a TPU VM by ssh and stays until they
+  are done.
+  """
 
   tpu: str  # name of the TPU VM
   project: str
@@ -79,8 +83,10 @@ class Spec:
   retries: int = 10  # starts after failures other than bad input
   grace_seconds: int = 300  # between being told to stop and being killed
   python: str = "python"  # interpreter
-  overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # configuration key -> value
-  env: Mapping[str, str] = dataclasses.field(default_factory=dict)  # environment beyond the platform's
+  # configuration key -> value
+  overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  # environment beyond the platform's
+  env: Mapping[str, str] = dataclasses.field(default_factory=dict)
   slurm: Slurm | None = None
   kubernetes: Kubernetes | None = None
   xpk: Xpk | None = None
@@ -101,7 +107,14 @@ class Spec:
   @property
   def argv(self) -> list[str]:
     """The training command, the same on every machine and at every start."""
-    return [self.python, "-m", f"launch.{self.command}", f"--config={self.config}", f"--workdir={self.workdir}", *self.override_arguments]
+    return [
+      self.python,
+      "-m",
+      f"launch.{self.command}",
+      f"--config={self.config}",
+      f"--workdir={self.workdir}",
+      *self.override_arguments,
+    ]
 
   @property
   def shell_command(self) -> str:
@@ -112,7 +125,9 @@ SECTIONS = ("slurm", "kubernetes", "xpk", "tpu_vm")
 
 
 def load(path: str) -> Spec:
-  """Reads and checks a specification and loads the configuration that it names. Raises ConfigError with key, value and fix."""
+  """Reads and checks a specification and loads the configuration that it names. Raises ConfigError
+  with key, value and fix.
+  """
   file = pathlib.Path(path)
   if not file.is_file():
     raise ConfigError(f"--spec {path}: no such file")
@@ -129,28 +144,48 @@ def load(path: str) -> Spec:
 def _typed(cls, values: Any, path: str, prefix: str):
   """The dataclass made of a mapping, its keys and types checked, sections likewise."""
   if not isinstance(values, dict):
-    raise ConfigError(f"{path}: {prefix.rstrip('.') or 'the file'} = {values!r} is not a mapping of keys to values")
+    raise ConfigError(
+      f"{path}: {prefix.rstrip('.') or 'the file'} = {values!r} is not a mapping of keys to values"
+    )
   fields, hints = {f.name: f for f in dataclasses.fields(cls)}, typing.get_type_hints(cls)
   for key in values:
     if key not in fields:
       near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
-      raise ConfigError(f"{path} has an unknown key '{prefix}{key}'" +
-                        (f"; the nearest is '{prefix}{near[0]}'" if near else f"; known are {', '.join(fields)}"))
-  missing = [f"{prefix}{name}" for name, field in fields.items() if name not in values and
-             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING]
+      raise ConfigError(
+        f"{path} has an unknown key '{prefix}{key}'"
+        + (f"; the nearest is '{prefix}{near[0]}'" if near else f"; known are {', '.join(fields)}")
+      )
+  missing = [
+    f"{prefix}{name}"
+    for name, field in fields.items()
+    if name not in values
+    and field.default is dataclasses.MISSING
+    and field.default_factory is dataclasses.MISSING
+  ]
   if missing:
     raise ConfigError(f"{path} lacks {', '.join(missing)}")
-  return cls(**{key: _value(hints[key], value, path, prefix + key) for key, value in values.items()})
+  return cls(
+    **{key: _value(hints[key], value, path, prefix + key) for key, value in values.items()}
+  )
 
 
 def _value(hint, value: Any, path: str, key: str):
-  """A value of the declared type. Numbers and true/false may stand for text where YAML makes them of it (env: {NCCL_IB: 1})."""
+  """A value of the declared type. Numbers and true/false may stand for text where YAML makes them
+  of it (env: {NCCL_IB: 1}).
+  """
   if isinstance(hint, types.UnionType):
     return _typed(typing.get_args(hint)[0], value, path, f"{key}.")
   origin = typing.get_origin(hint)
-  wanted = {tuple: (list, "a list"), Mapping: (dict, "a mapping"), None: (hint, "a number" if hint is int else "text")}[origin]
+  wanted = {
+    tuple: (list, "a list"),
+    Mapping: (dict, "a mapping"),
+    None: (hint, "a number" if hint is int else "text"),
+  }[origin]
   if not isinstance(value, wanted[0]) or isinstance(value, bool):
-    raise ConfigError(f"{path}: {key} = {value!r} is not {wanted[1]}" + ("; put it in quotes" if hint is str else ""))
+    raise ConfigError(
+      f"{path}: {key} = {value!r} is not {wanted[1]}"
+      + ("; put it in quotes" if hint is str else "")
+    )
   if origin is tuple:
     return tuple(str(item) for item in value)
   if origin is Mapping and typing.get_args(hint)[1] is str:
@@ -160,10 +195,14 @@ def _value(hint, value: Any, path: str, key: str):
 
 def _check(spec: Spec, path: str) -> None:
   """What one key demands of another."""
+
   def refuse(key: str, why: str):
     raise ConfigError(f"{path}: {key} = {getattr(spec, key)!r} {why}")
+
   if not re.fullmatch(NAME, spec.name):
-    refuse("name", "must be at most 40 lower-case letters, digits and dashes, beginning with a letter")
+    refuse(
+      "name", "must be at most 40 lower-case letters, digits and dashes, beginning with a letter"
+    )
   if spec.command not in COMMANDS:
     refuse("command", f"is not one of {', '.join(COMMANDS)}")
   if spec.platform not in flags.PLATFORMS:
@@ -176,9 +215,14 @@ def _check(spec: Spec, path: str) -> None:
   if spec.retries < 0:
     refuse("retries", "must be at least 0")
   if spec.slices > 1 and spec.kind != "tpu":
-    refuse("slices", f"but only TPUs come in slices, and platform is {spec.platform}: give all machines as hosts")
+    refuse(
+      "slices",
+      f"but only TPUs come in slices, and platform is {spec.platform}: give all machines as hosts",
+    )
   if all(getattr(spec, section) is None for section in SECTIONS):
-    raise ConfigError(f"{path} says nowhere to run: add at least one of the sections {', '.join(SECTIONS)}")
+    raise ConfigError(
+      f"{path} says nowhere to run: add at least one of the sections {', '.join(SECTIONS)}"
+    )
   if spec.slurm and spec.kind == "tpu":
     refuse("platform", "is a TPU, which SLURM does not run: remove the section slurm")
   for section in ("xpk", "tpu_vm"):
@@ -187,4 +231,7 @@ def _check(spec: Spec, path: str) -> None:
   if spec.tpu_vm and spec.slices > 1:
     refuse("slices", "but one TPU VM is one slice: use kubernetes or xpk for several")
   if spec.kubernetes and not f"{spec.workdir}/".startswith(f"{spec.kubernetes.mount.rstrip('/')}/"):
-    refuse("workdir", f"is not below kubernetes.mount = {spec.kubernetes.mount!r}, so it would be lost with the pod")
+    refuse(
+      "workdir",
+      f"is not below kubernetes.mount = {spec.kubernetes.mount!r}, so it would be lost with the pod",
+    )

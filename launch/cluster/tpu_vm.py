@@ -1,4 +1,6 @@
-"""A script that runs a job on the machines of a TPU VM by ssh, from any machine with gcloud, and starts it again when it should."""
+"""A script that runs a job on the machines of a TPU VM by ssh, from any machine with gcloud, and
+starts it again when it should.
+"""
 
 import shlex
 
@@ -11,7 +13,10 @@ def render(spec: Spec) -> str:
   cfg = spec.tpu_vm
   pid = shlex.quote(f"/tmp/{spec.name}.pid")
   settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in spec.environment.items())
-  remote = f"cd {shlex.quote(cfg.folder)} && echo $$ > {pid} && exec env {settings} {spec.shell_command} --multihost"
+  remote = (
+    f"cd {shlex.quote(cfg.folder)} && echo $$ > {pid} && exec env {settings} {spec.shell_command} "
+    "--multihost"
+  )
   if spec.hosts == 1:
     remote = remote.removesuffix(" --multihost")
   place = shlex.join([f"--project={cfg.project}", f"--zone={cfg.zone}"])

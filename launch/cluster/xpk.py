@@ -4,17 +4,31 @@ import shlex
 
 from launch.cluster.spec import Spec
 
-RETRIED = "1,75"  # beside those that XPK starts again anyway (42, 127 to 255: killed); 2 is among neither
+# beside those that XPK starts again anyway (42, 127 to 255: killed); 2 is among neither
+RETRIED = "1,75"
 
 
 def render(spec: Spec) -> str:
   """`xpk.sh`."""
   cfg = spec.xpk
-  options = {"workload": spec.name, "cluster": cfg.cluster, "project": cfg.project, "zone": cfg.zone, "device-type": cfg.device_type,
-             "num-slices": spec.slices, "docker-image": cfg.image, "max-restarts": spec.retries, "restart-on-exit-codes": RETRIED,
-             "termination-grace-period-seconds": spec.grace_seconds}
+  options = {
+    "workload": spec.name,
+    "cluster": cfg.cluster,
+    "project": cfg.project,
+    "zone": cfg.zone,
+    "device-type": cfg.device_type,
+    "num-slices": spec.slices,
+    "docker-image": cfg.image,
+    "max-restarts": spec.retries,
+    "restart-on-exit-codes": RETRIED,
+    "termination-grace-period-seconds": spec.grace_seconds,
+  }
   environment = [f"--env={name}={value}" for name, value in spec.environment.items()]
-  lines = [f"--{name}={value}" for name, value in options.items()] + environment + [f"--command={spec.shell_command}"]
+  lines = (
+    [f"--{name}={value}" for name, value in options.items()]
+    + environment
+    + [f"--command={spec.shell_command}"]
+  )
   arguments = " \\\n".join(f"  {shlex.quote(line)}" for line in lines)
   return f"""#!/bin/bash
 # {spec.name}: launch.{spec.command}. Rendered by launch.cluster. All machines are started again together after exit code 75, a failure

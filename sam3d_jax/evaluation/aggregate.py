@@ -9,18 +9,30 @@ import pathlib
 import numpy as np
 
 
-def bootstrap_interval(values: Sequence[float], clusters: Sequence[Hashable] | None = None, *, level: float = 0.95, draws: int = 2000,
-                       seed: int = 0) -> tuple[float, float]:
-  """Percentile bootstrap interval of the mean (Efron 1979). One value gives an interval of no width; none gives NaN.
+def bootstrap_interval(
+  values: Sequence[float],
+  clusters: Sequence[Hashable] | None = None,
+  *,
+  level: float = 0.95,
+  draws: int = 2000,
+  seed: int = 0,
+) -> tuple[float, float]:
+  """Percentile bootstrap interval of the mean (Efron 1979). One value gives an interval of no
+  width; none gives NaN.
 
-  clusters: label of each value. Values of one label depend on each other (photos of one object), so labels are drawn, not values
-  (Davison & Hinkley 1997, section 3.8); None: every value is on its own.
+  clusters: label of each value. Values of one label depend on each other (photos of one object), so
+  labels are drawn, not values (Davison & Hinkley 1997, section 3.8); None: every value is on its
+  own.
   """
   values = np.asarray(values, np.float64)
   if not len(values):
     return math.nan, math.nan
-  labels = {label: i for i, label in enumerate(dict.fromkeys(clusters))} if clusters is not None else None
-  index = np.arange(len(values)) if labels is None else np.array([labels[label] for label in clusters])
+  labels = (
+    {label: i for i, label in enumerate(dict.fromkeys(clusters))} if clusters is not None else None
+  )
+  index = (
+    np.arange(len(values)) if labels is None else np.array([labels[label] for label in clusters])
+  )
   totals, counts = np.bincount(index, values), np.bincount(index)
   rng = np.random.default_rng(seed)
   picked = (rng.integers(0, len(totals), len(totals)) for _ in range(draws))
@@ -30,10 +42,12 @@ def bootstrap_interval(values: Sequence[float], clusters: Sequence[Hashable] | N
 
 
 def summarise(rows: Mapping[str, Mapping[str, float | None]], names: Sequence[str]) -> dict:
-  """For each metric its mean over the objects that have it, `<name>_interval`, a 95 % interval, and `<name>_count`.
+  """For each metric its mean over the objects that have it, `<name>_interval`, a 95 % interval, and
+  `<name>_count`.
 
-  Mean and interval are None where no object has the metric. Objects with the same `subject` are drawn together. Raises ValueError
-  for a value that is not finite: it would spoil a mean, or hide from it.
+  Mean and interval are None where no object has the metric. Objects with the same `subject` are
+  drawn together. Raises ValueError for a value that is not finite: it would spoil a mean, or hide
+  from it.
   """
   out: dict = {}
   for name in names:
@@ -43,18 +57,24 @@ def summarise(rows: Mapping[str, Mapping[str, float | None]], names: Sequence[st
       raise ValueError(f"{name} of {bad[0]} is {found[bad[0]]}: a score must be finite")
     clusters = [rows[key].get("subject") or key for key in found]
     out[name] = float(np.mean(list(found.values()))) if found else None
-    out[f"{name}_interval"] = list(bootstrap_interval(list(found.values()), clusters)) if found else None
+    out[f"{name}_interval"] = (
+      list(bootstrap_interval(list(found.values()), clusters)) if found else None
+    )
     out[f"{name}_count"] = len(found)
   return out
 
 
 def by_group(rows: Mapping[str, Mapping], names: Sequence[str]) -> dict[str, dict]:
-  """`summarise` of the objects of each `group`, groups in order of appearance; nothing if no object has one."""
+  """`summarise` of the objects of each `group`, groups in order of appearance; nothing if no object
+  has one.
+  """
   groups: dict[str, dict] = {}
   for key, row in rows.items():
     if row.get("group"):
       groups.setdefault(row["group"], {})[key] = row
-  return {group: summarise(groups[group], names) | {"objects": len(groups[group])} for group in groups}
+  return {
+    group: summarise(groups[group], names) | {"objects": len(groups[group])} for group in groups
+  }
 
 
 def write_json(path: pathlib.Path, value) -> None:
@@ -71,5 +91,7 @@ def write_csv(path: pathlib.Path, rows: Mapping[str, Mapping], columns: Sequence
     writer = csv.writer(file)
     writer.writerow(["object", *columns])
     for name in sorted(rows):
-      writer.writerow([name, *("" if rows[name].get(c) is None else rows[name][c] for c in columns)])
+      writer.writerow(
+        [name, *("" if rows[name].get(c) is None else rows[name][c] for c in columns)]
+      )
   partial.replace(path)

@@ -1,18 +1,24 @@
-"""Rigid alignment of two surfaces by ICP with a fixed protocol, so that two users get the same score.
+"""Rigid alignment of two surfaces by ICP with a fixed protocol, so that two users get the same
+score.
 
 The published evaluation says "aligned by ICP" and nothing more. Ours, from coarse to fine:
 
-1. Both clouds are centred at their centroid and scaled to unit RMS radius (both independent of orientation).
-2. 525 rotations (the 24 of the cube, identity first, and a super-Fibonacci spiral of 501: Alexa, CVPR 2022) are scored by the
+1. Both clouds are centred at their centroid and scaled to unit RMS radius (both independent of
+  orientation).
+2. 525 rotations (the 24 of the cube, identity first, and a super-Fibonacci spiral of 501: Alexa,
+  CVPR 2022) are scored by the
    symmetric mean nearest-neighbour distance of 256 points; the best ones at least 20 degrees apart, and the identity, go on.
 3. Each is refined by 25 iterations of symmetric, trimmed point-to-plane ICP on 1 000 points.
-4. The winner is the lowest untrimmed symmetric distance; among those within `tie` of it the smallest rotation wins, so that a
+4. The winner is the lowest untrimmed symmetric distance; among those within `tie` of it the
+  smallest rotation wins, so that a
    symmetric object is not turned for nothing.
-5. The winner is refined by at most 40 iterations on 2 500 points, until an update is below 5e-3 (few points drift along the motions
+5. The winner is refined by at most 40 iterations on 2 500 points, until an update is below 5e-3
+  (few points drift along the motions
    that a round object leaves free), then by at most 10 on 10 000, until one is below 1e-5. Far from its points a search tree is slow, so
    that most of the way is gone with few of them.
 
-The two clouds are sampled independently: were they equal up to a symmetry, that symmetry would look better than no motion.
+The two clouds are sampled independently: were they equal up to a symmetry, that symmetry would look
+better than no motion.
 """
 
 import dataclasses
@@ -85,7 +91,9 @@ def rotation_angle_deg(rotation_33: np.ndarray) -> float:
 
 
 def make_cloud(points_P3: np.ndarray, normals_P3: np.ndarray | None = None) -> Cloud:
-  """The cloud of points in any order; normals that are not given are fitted to the 12 nearest points."""
+  """The cloud of points in any order; normals that are not given are fitted to the 12 nearest
+  points.
+  """
   order = neighbours.spatial_order(points_P3)
   points = points_P3[order]
   tree = Tree(points)
@@ -103,13 +111,17 @@ def fit_normals(points_P3: np.ndarray, tree: Tree, count: int = 12) -> np.ndarra
 
 @functools.cache
 def start_rotations(spiral: int) -> np.ndarray:
-  """(24 + spiral, 3, 3): the rotations of the cube with the identity first, then a super-Fibonacci spiral over SO(3)."""
+  """(24 + spiral, 3, 3): the rotations of the cube with the identity first, then a super-Fibonacci
+  spiral over SO(3).
+  """
   cube = Rotation.create_group("O").as_matrix()
   cube = cube[np.argsort([rotation_angle_deg(r) for r in cube], kind="stable")]
   s = np.arange(spiral) + 0.5
   r, big_r = np.sqrt(s / spiral), np.sqrt(1 - s / spiral)
   alpha, beta = 2 * np.pi * s / np.sqrt(2.0), 2 * np.pi * s / 1.533751168755204288118041
-  quaternions = np.stack([r * np.sin(alpha), r * np.cos(alpha), big_r * np.sin(beta), big_r * np.cos(beta)], -1)
+  quaternions = np.stack(
+    [r * np.sin(alpha), r * np.cos(alpha), big_r * np.sin(beta), big_r * np.cos(beta)], -1
+  )
   return np.concatenate([cube, Rotation.from_quat(quaternions).as_matrix()])
 
 
@@ -120,11 +132,14 @@ def symmetric_cost(moving: Cloud, fixed: Cloud, pose: Rigid) -> float:
   return float(there.mean() + back.mean()) / 2
 
 
-def icp(moving: Cloud, fixed: Cloud, start: Rigid, *, iterations: int, trim: float, until: float = 1e-5) -> Rigid:
-  """Symmetric point-to-plane ICP from `start`; every update uses the nearest `trim` of the pairs of both directions;
-  one whose numbers (radians, units) are all below `until` is the last.
+def icp(
+  moving: Cloud, fixed: Cloud, start: Rigid, *, iterations: int, trim: float, until: float = 1e-5
+) -> Rigid:
+  """Symmetric point-to-plane ICP from `start`; every update uses the nearest `trim` of the pairs of
+  both directions; one whose numbers (radians, units) are all below `until` is the last.
 
-  The planes are those of the fixed cloud. The update is damped, so that the motions a sphere or a plane leaves free stay put.
+  The planes are those of the fixed cloud. The update is damped, so that the motions a sphere or a
+  plane leaves free stay put.
   """
   pose = start
   for _ in range(iterations):
@@ -150,8 +165,14 @@ def icp(moving: Cloud, fixed: Cloud, start: Rigid, *, iterations: int, trim: flo
 
 def refine(moving: Cloud, fixed: Cloud, start: Rigid, protocol: IcpProtocol) -> Rigid:
   """Step 5; returns the start itself where ICP ends farther away than it began."""
-  medium = icp(moving.subset(protocol.medium_points), fixed.subset(protocol.medium_points), start,
-               iterations=protocol.medium_iterations, trim=protocol.trim, until=protocol.medium_until)
+  medium = icp(
+    moving.subset(protocol.medium_points),
+    fixed.subset(protocol.medium_points),
+    start,
+    iterations=protocol.medium_iterations,
+    trim=protocol.trim,
+    until=protocol.medium_until,
+  )
   moving, fixed = moving.subset(protocol.fine_points), fixed.subset(protocol.fine_points)
   start = dataclasses.replace(start, cost=symmetric_cost(moving, fixed, start))
   end = icp(moving, fixed, medium, iterations=protocol.fine_iterations, trim=protocol.trim)
@@ -174,7 +195,10 @@ def scan(moving: Cloud, fixed: Cloud, protocol: IcpProtocol) -> list[Rigid]:
   kept = [rotations[0]]
   for index in np.argsort(cost, kind="stable"):
     # tr(A^T B) = 1 + 2 cos(angle between A and B)
-    if all((rotations[index] * other).sum() < 1 + 2 * np.cos(np.radians(protocol.apart_deg)) for other in kept):
+    if all(
+      (rotations[index] * other).sum() < 1 + 2 * np.cos(np.radians(protocol.apart_deg))
+      for other in kept
+    ):
       kept.append(rotations[index])
     if len(kept) == protocol.keep:
       break

@@ -1,12 +1,17 @@
 """Layout metrics: where the posed prediction is in the scene, against the truth.
 
-A pose maps object points to the scene: x_scene = R (scale * x) + t, scale one number or one per object axis.
+A pose maps object points to the scene: x_scene = R (scale * x) + t, scale one number or one per
+object axis.
 
-- iou_3d: intersection over union of the axis-aligned boxes of the two posed shapes, in the scene's axes.
-- icp_rot_deg: angle of the rotation that ICP still finds from the posed prediction to the posed truth. Both are centred and
-  scaled to one size first, so that errors of translation and scale, which the other metrics measure, do not disturb it. Protocol
-  in `align`; of equally good rotations the smallest counts, so a symmetric object is not punished.
-- add_s: mean distance from the points of one posed shape to the nearest of the other, mean of both directions ("symmetrised"),
+- iou_3d: intersection over union of the axis-aligned boxes of the two posed shapes, in the scene's
+  axes.
+- icp_rot_deg: angle of the rotation that ICP still finds from the posed prediction to the posed
+  truth. Both are centred and
+  scaled to one size first, so that errors of translation and scale, which the other metrics
+  measure, do not disturb it. Protocol in `align`; of equally good rotations the smallest counts, so
+  a symmetric object is not punished.
+- add_s: mean distance from the points of one posed shape to the nearest of the other, mean of both
+  directions ("symmetrised"),
   over the diameter of the posed truth (largest distance between two of its points).
 - add_s_01: 1 if add_s < 0.1, else 0; its mean is ADD-S@0.1.
 """
@@ -35,7 +40,8 @@ class Pose:
   rotation: np.ndarray  # (4,) unit quaternion w, x, y, z
   translation: np.ndarray  # (3,)
   scale: np.ndarray  # (3,) positive
-  placed: bool = True  # False: translation and scale are not known (they are 0 and 1) and only the rotation counts
+  # False: translation and scale are not known (they are 0 and 1) and only the rotation counts
+  placed: bool = True
 
   @property
   def matrix(self) -> np.ndarray:
@@ -43,9 +49,11 @@ class Pose:
 
 
 def load_pose(path: str | pathlib.Path) -> Pose:
-  """Reads {"rotation": [w, x, y, z], "translation": [x, y, z], "scale": number or [x, y, z]}. Raises PoseError.
+  """Reads {"rotation": [w, x, y, z], "translation": [x, y, z], "scale": number or [x, y, z]}.
+  Raises PoseError.
 
-  translation and scale may both be null: whatever made the pose says nothing of them. Only the rotation is scored then.
+  translation and scale may both be null: whatever made the pose says nothing of them. Only the
+  rotation is scored then.
   """
   path = pathlib.Path(path)
   try:
@@ -53,7 +61,10 @@ def load_pose(path: str | pathlib.Path) -> Pose:
   except (OSError, ValueError) as error:
     raise PoseError(f"{path}: cannot be read as JSON ({error})") from error
   values = {}
-  placed = not (isinstance(data, dict) and all(name in data and data[name] is None for name in ("translation", "scale")))
+  placed = not (
+    isinstance(data, dict)
+    and all(name in data and data[name] is None for name in ("translation", "scale"))
+  )
   if not placed:
     data = {**data, "translation": [0, 0, 0], "scale": 1}
   for name, sizes in (("rotation", (4,)), ("translation", (3,)), ("scale", (1, 3))):
@@ -62,20 +73,34 @@ def load_pose(path: str | pathlib.Path) -> Pose:
     except (KeyError, TypeError, ValueError) as error:
       raise PoseError(f"{path}: {name} is missing or not numeric") from error
     if value.size not in sizes or not np.isfinite(value).all():
-      raise PoseError(f"{path}: {name} = {data[name]!r} needs {' or '.join(map(str, sizes))} finite numbers")
+      raise PoseError(
+        f"{path}: {name} = {data[name]!r} needs {' or '.join(map(str, sizes))} finite numbers"
+      )
     values[name] = value
   norm = np.linalg.norm(values["rotation"])
   if norm < 1e-6:
     raise PoseError(f"{path}: rotation = {data['rotation']!r} is not a quaternion (norm 0)")
   if (values["scale"] <= 0).any():
     raise PoseError(f"{path}: scale = {data['scale']!r} must be positive")
-  return Pose(values["rotation"] / norm, values["translation"], np.broadcast_to(values["scale"], 3), placed)
+  return Pose(
+    values["rotation"] / norm, values["translation"], np.broadcast_to(values["scale"], 3), placed
+  )
 
 
-def write_pose(path: str | pathlib.Path, rotation: np.ndarray, translation: np.ndarray | None, scale: np.ndarray | None) -> None:
+def write_pose(
+  path: str | pathlib.Path,
+  rotation: np.ndarray,
+  translation: np.ndarray | None,
+  scale: np.ndarray | None,
+) -> None:
   """Writes what `load_pose` reads; a translation and a scale of None become null."""
   values = {"rotation": rotation, "translation": translation, "scale": scale}
-  text = json.dumps({name: None if x is None else [float(v) for v in np.reshape(x, -1)] for name, x in values.items()})
+  text = json.dumps(
+    {
+      name: None if x is None else [float(v) for v in np.reshape(x, -1)]
+      for name, x in values.items()
+    }
+  )
   pathlib.Path(path).write_text(text + "\n")
 
 
@@ -84,7 +109,9 @@ def place(shape: surface.Surface, pose: Pose) -> surface.Surface:
 
 
 def box_iou(a_P3: np.ndarray, b_P3: np.ndarray) -> float:
-  """IoU of the axis-aligned boxes of two point sets. Boxes without volume share none: 1 if they are equal, else 0."""
+  """IoU of the axis-aligned boxes of two point sets. Boxes without volume share none: 1 if they are
+  equal, else 0.
+  """
   a_low, a_high, b_low, b_high = a_P3.min(0), a_P3.max(0), b_P3.min(0), b_P3.max(0)
   shared = np.clip(np.minimum(a_high, b_high) - np.maximum(a_low, b_low), 0, None).prod()
   union = (a_high - a_low).prod() + (b_high - b_low).prod() - shared
@@ -100,8 +127,14 @@ def add_s(pred_P3: np.ndarray, truth_P3: np.ndarray, true_diameter: float) -> fl
   return float(there + back) / 2 / true_diameter
 
 
-def icp_rotation_deg(pred: surface.Surface, truth: surface.Surface, protocol: align.IcpProtocol = align.IcpProtocol(), *,
-                     points: int = 20_000, seed: int = 0) -> float:
+def icp_rotation_deg(
+  pred: surface.Surface,
+  truth: surface.Surface,
+  protocol: align.IcpProtocol = align.IcpProtocol(),
+  *,
+  points: int = 20_000,
+  seed: int = 0,
+) -> float:
   """Residual rotation in degrees between two posed surfaces, in [0, 180]."""
   moving = align.centred(align.make_cloud(*surface.sample_surface(pred, points, seed + 1)))
   fixed = align.centred(align.make_cloud(*surface.sample_surface(truth, points, seed)))
@@ -110,10 +143,18 @@ def icp_rotation_deg(pred: surface.Surface, truth: surface.Surface, protocol: al
   return align.prefer([still, found], protocol.tie).angle_deg
 
 
-def layout_metrics(pred: surface.Surface | None, pred_pose: Pose | None, truth: surface.Surface, truth_pose: Pose,
-                   protocol: align.IcpProtocol = align.IcpProtocol(), *, points: int = 20_000,
-                   seed: int = 0) -> dict[str, float | None]:
-  """iou_3d, icp_rot_deg, add_s, add_s_01. A prediction without surface or without pose scores WORST.
+def layout_metrics(
+  pred: surface.Surface | None,
+  pred_pose: Pose | None,
+  truth: surface.Surface,
+  truth_pose: Pose,
+  protocol: align.IcpProtocol = align.IcpProtocol(),
+  *,
+  points: int = 20_000,
+  seed: int = 0,
+) -> dict[str, float | None]:
+  """iou_3d, icp_rot_deg, add_s, add_s_01. A prediction without surface or without pose scores
+  WORST.
 
   A pose that is not `placed` has an icp_rot_deg, and None for the metrics that need a place.
   """
@@ -121,12 +162,17 @@ def layout_metrics(pred: surface.Surface | None, pred_pose: Pose | None, truth: 
     return dict(WORST)
   pred, truth = place(pred, pred_pose), place(truth, truth_pose)
   if not (pred_pose.placed and truth_pose.placed):
-    return dict.fromkeys(WORST) | {"icp_rot_deg": icp_rotation_deg(pred, truth, protocol, points=points, seed=seed)}
-  distance = add_s(surface.sample_surface(pred, points, seed)[0], surface.sample_surface(truth, points, seed)[0],
-                   surface.diameter(truth.vertices))
+    return dict.fromkeys(WORST) | {
+      "icp_rot_deg": icp_rotation_deg(pred, truth, protocol, points=points, seed=seed)
+    }
+  distance = add_s(
+    surface.sample_surface(pred, points, seed)[0],
+    surface.sample_surface(truth, points, seed)[0],
+    surface.diameter(truth.vertices),
+  )
   return {
-      "iou_3d": box_iou(pred.vertices, truth.vertices),
-      "icp_rot_deg": icp_rotation_deg(pred, truth, protocol, points=points, seed=seed),
-      "add_s": distance,
-      "add_s_01": float(distance < 0.1),
+    "iou_3d": box_iou(pred.vertices, truth.vertices),
+    "icp_rot_deg": icp_rotation_deg(pred, truth, protocol, points=points, seed=seed),
+    "add_s": distance,
+    "add_s_01": float(distance < 0.1),
   }

@@ -1,4 +1,6 @@
-"""Nearest neighbours in point clouds. Exact (float64); the threads it uses (OMP_NUM_THREADS) do not change a result."""
+"""Nearest neighbours in point clouds. Exact (float64); the threads it uses (OMP_NUM_THREADS) do not
+change a result.
+"""
 
 import functools
 
@@ -17,13 +19,18 @@ class Tree:
   def __init__(self, points_P3: np.ndarray):
     self._tree = KDTree(np.ascontiguousarray(points_P3, np.float64))
 
-  def query(self, points: np.ndarray, *, k: int = 1, within: float = np.inf) -> tuple[np.ndarray, np.ndarray]:
-    """Distances and indices of the k nearest points to each of `points` (..., 3): (...,), or (..., k) for k > 1.
+  def query(
+    self, points: np.ndarray, *, k: int = 1, within: float = np.inf
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Distances and indices of the k nearest points to each of `points` (..., 3): (...,), or (...,
+    k) for k > 1.
 
     The distance is infinite where nothing lies `within` that distance.
     """
     flat = np.ascontiguousarray(points, np.float64).reshape(-1, 3)
-    distance, index = self._tree.query(flat, k=k, distance_upper_bound=None if np.isinf(within) else within)
+    distance, index = self._tree.query(
+      flat, k=k, distance_upper_bound=None if np.isinf(within) else within
+    )
     shape = points.shape[:-1] + ((k,) if k > 1 else ())
     return distance.reshape(shape), index.reshape(shape)
 
@@ -36,32 +43,42 @@ def spread_bits() -> np.ndarray:
 
 
 def spatial_order(points_P3: np.ndarray) -> np.ndarray:
-  """Indices that sort the points along a Z-order curve over their box; points of one cell keep their order.
+  """Indices that sort the points along a Z-order curve over their box; points of one cell keep
+  their order.
 
-  Nearest-neighbour queries in this order are about three times faster at 10^6 points (neighbouring queries hit the cache), and
-  every n-th point of it is an even subset (`strides`).
+  Nearest-neighbour queries in this order are about three times faster at 10^6 points (neighbouring
+  queries hit the cache), and every n-th point of it is an even subset (`strides`).
   """
   low, high = points_P3.min(0), points_P3.max(0)
   cells_per_unit = 2**BITS / (float((high - low).max()) or 1.0)
   code = np.zeros(len(points_P3), np.uint32)
   for axis in range(3):
-    cell = np.minimum((points_P3[:, axis] - low[axis]) * cells_per_unit, 2**BITS - 1).astype(np.uint8)
+    cell = np.minimum((points_P3[:, axis] - low[axis]) * cells_per_unit, 2**BITS - 1).astype(
+      np.uint8
+    )
     code |= spread_bits()[cell] << np.uint32(axis)
-  order = np.argsort(code.astype(np.uint16), kind="stable")  # of 16 bits and fewer NumPy's stable sort is a radix sort
+  # of 16 bits and fewer NumPy's stable sort is a radix sort
+  order = np.argsort(code.astype(np.uint16), kind="stable")
   return order[np.argsort((code >> 16).astype(np.uint8)[order], kind="stable")]
 
 
 def strides(total: int, count: int) -> np.ndarray:
-  """Indices of `count` of `total` points, equally far apart: an even subset of a cloud in spatial order (all, if there are fewer)."""
-  return np.arange(total) if total <= count else (np.arange(count) * (total / count)).astype(np.int64)
+  """Indices of `count` of `total` points, equally far apart: an even subset of a cloud in spatial
+  order (all, if there are fewer).
+  """
+  return (
+    np.arange(total) if total <= count else (np.arange(count) * (total / count)).astype(np.int64)
+  )
 
 
 def nearest_distances(a_P3: np.ndarray, b_P3: np.ndarray) -> np.ndarray:
-  """Distance (P,) from each point of a to the nearest point of b. Large clouds have to be in spatial order.
+  """Distance (P,) from each point of a to the nearest point of b. Large clouds have to be in
+  spatial order.
 
-  Exact up to FAR. Of the farther points of large clouds every 32nd is measured exactly and speaks for the 32 that it leads along
-  the Z-order curve (their distances differ by no more than their spacing): a search tree slows down a hundredfold far from its
-  points, and the mean hardly changes, being over an even subset.
+  Exact up to FAR. Of the farther points of large clouds every 32nd is measured exactly and speaks
+  for the 32 that it leads along the Z-order curve (their distances differ by no more than their
+  spacing): a search tree slows down a hundredfold far from its points, and the mean hardly changes,
+  being over an even subset.
   """
   tree = Tree(b_P3)
   if len(b_P3) <= PROBE_ABOVE:
@@ -70,5 +87,5 @@ def nearest_distances(a_P3: np.ndarray, b_P3: np.ndarray) -> np.ndarray:
   far = np.flatnonzero(~np.isfinite(distance))
   if len(far):
     probe = tree.query(a_P3[far[::PROBE_STEP]])[0]
-    distance[far] = np.maximum(np.repeat(probe, PROBE_STEP)[:len(far)], FAR)
+    distance[far] = np.maximum(np.repeat(probe, PROBE_STEP)[: len(far)], FAR)
   return distance

@@ -1,10 +1,14 @@
-"""Voxel metrics of occupancy grids and the baselines a sample has to beat. Works on numpy and JAX arrays alike."""
+"""Voxel metrics of occupancy grids and the baselines a sample has to beat. Works on numpy and JAX
+arrays alike.
+"""
 
 import numpy as np
 
 
 def voxel_iou(pred_BXYZ, truth_BXYZ):
-  """Intersection over union of two boolean grids, one number per example: (B,). Two empty grids score 1."""
+  """Intersection over union of two boolean grids, one number per example: (B,). Two empty grids
+  score 1.
+  """
   axes = tuple(range(1, pred_BXYZ.ndim))
   pred, truth = pred_BXYZ.astype(bool), truth_BXYZ.astype(bool)
   shared, union = (pred & truth).sum(axes), (pred | truth).sum(axes)
@@ -12,17 +16,21 @@ def voxel_iou(pred_BXYZ, truth_BXYZ):
 
 
 def best_constant(mean_XYZ: np.ndarray, truth_BXYZ: np.ndarray) -> tuple[float, float]:
-  """The strongest prediction that ignores the image: the mean training shape, cut at its best threshold.
+  """The strongest prediction that ignores the image: the mean training shape, cut at its best
+  threshold.
 
-  `mean_XYZ` is the share of training objects that occupy each voxel. Every threshold that gives a different grid is tried, and
-  the one with the highest mean IoU on the very objects it is scored on is taken, so the baseline is as strong as it can be.
-  Returns (mean IoU, threshold): the grid is mean >= threshold.
+  `mean_XYZ` is the share of training objects that occupy each voxel. Every threshold that gives a
+  different grid is tried, and the one with the highest mean IoU on the very objects it is scored on
+  is taken, so the baseline is as strong as it can be. Returns (mean IoU, threshold): the grid is
+  mean >= threshold.
   """
   order = np.argsort(-mean_XYZ.reshape(-1), kind="stable")
   level = mean_XYZ.reshape(-1)[order]
-  ends = np.flatnonzero(np.append(level[1:] != level[:-1], True))  # voxels of one level enter together
+  # voxels of one level enter together
+  ends = np.flatnonzero(np.append(level[1:] != level[:-1], True))
   total = np.zeros(len(ends))
-  for truth in truth_BXYZ.reshape(len(truth_BXYZ), -1).astype(bool):  # one at a time: B x 64^3 counts would not fit
+  # one at a time: B x 64^3 counts would not fit
+  for truth in truth_BXYZ.reshape(len(truth_BXYZ), -1).astype(bool):
     shared = np.cumsum(truth[order])[ends]
     total += shared / (ends + 1 + truth.sum() - shared)
   best = int(total.argmax())
@@ -30,9 +38,11 @@ def best_constant(mean_XYZ: np.ndarray, truth_BXYZ: np.ndarray) -> tuple[float, 
 
 
 def shuffled_iou(pred_BXYZ: np.ndarray, truth_BXYZ: np.ndarray) -> float:
-  """Mean IoU of samples with the truth of OTHER objects: what a sample scores when its image says nothing about the object.
+  """Mean IoU of samples with the truth of OTHER objects: what a sample scores when its image says
+  nothing about the object.
 
-  The mean over all B (B - 1) mismatched pairs, which is the expectation over all shuffles without a fixed point. Needs B >= 2.
+  The mean over all B (B - 1) mismatched pairs, which is the expectation over all shuffles without a
+  fixed point. Needs B >= 2.
   """
   count = len(truth_BXYZ)
   if count < 2:
@@ -46,6 +56,8 @@ def shuffled_iou(pred_BXYZ: np.ndarray, truth_BXYZ: np.ndarray) -> float:
 
 
 def rotation_error_deg(pred_B4: np.ndarray, truth_B4: np.ndarray) -> np.ndarray:
-  """Angle in degrees between unit quaternions (either component order, the same for both): (B,) in [0, 180]."""
+  """Angle in degrees between unit quaternions (either component order, the same for both): (B,) in
+  [0, 180].
+  """
   cosine = np.abs((pred_B4 * truth_B4).sum(-1)).clip(0, 1)
   return np.degrees(2 * np.arccos(cosine))

@@ -1,7 +1,9 @@
-"""LPIPS (Zhang et al., CVPR 2018): distance of two pictures in the features of a trained network, weighted channel by channel.
+"""LPIPS (Zhang et al., CVPR 2018): distance of two pictures in the features of a trained network,
+weighted channel by channel.
 
-The weights are the user's: the state dict of `lpips.LPIPS(net="alex")` or `net="vgg"` saved as .safetensors (or .pth, with PyTorch
-installed). Which network it is, is told from its shapes. Pure functions of arrays; `distance` may be jitted and differentiated.
+The weights are the user's: the state dict of `lpips.LPIPS(net="alex")` or `net="vgg"` saved as
+.safetensors (or .pth, with PyTorch installed). Which network it is, is told from its shapes. Pure
+functions of arrays; `distance` may be jitted and differentiated.
 """
 
 from collections.abc import Mapping
@@ -16,13 +18,18 @@ from sam3d_jax.errors import InputError
 from sam3d_jax.torch_bridge import load
 
 # The published input scaling, of pictures in -1..1.
-SHIFT, SCALE = np.array([-0.030, -0.088, -0.188], np.float32), np.array([0.458, 0.448, 0.450], np.float32)
+SHIFT, SCALE = (
+  np.array([-0.030, -0.088, -0.188], np.float32),
+  np.array([0.458, 0.448, 0.450], np.float32),
+)
 NORM_EPS = 1e-10
 
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
-  """A convolution and ReLU, with a max-pool before it if `pool` (window, stride; no padding) is given."""
+  """A convolution and ReLU, with a max-pool before it if `pool` (window, stride; no padding) is
+  given.
+  """
 
   index: int  # of the layer in the published network
   stride: int = 1
@@ -30,27 +37,53 @@ class Conv:
   pool: tuple[int, int] | None = None
 
 
-# Network -> its five slices; features are compared after each. Pools come before the first convolution of a slice.
+# Network -> its five slices; features are compared after each. Pools come before the first
+# convolution of a slice.
 NETWORKS = {
-    "alex": ((Conv(0, 4, 2),), (Conv(3, 1, 2, (3, 2)),), (Conv(6, pool=(3, 2)),), (Conv(8),), (Conv(10),)),
-    "vgg": ((Conv(0), Conv(2)), (Conv(5, pool=(2, 2)), Conv(7)), (Conv(10, pool=(2, 2)), Conv(12), Conv(14)),
-            (Conv(17, pool=(2, 2)), Conv(19), Conv(21)), (Conv(24, pool=(2, 2)), Conv(26), Conv(28))),
+  "alex": (
+    (Conv(0, 4, 2),),
+    (Conv(3, 1, 2, (3, 2)),),
+    (Conv(6, pool=(3, 2)),),
+    (Conv(8),),
+    (Conv(10),),
+  ),
+  "vgg": (
+    (Conv(0), Conv(2)),
+    (Conv(5, pool=(2, 2)), Conv(7)),
+    (Conv(10, pool=(2, 2)), Conv(12), Conv(14)),
+    (Conv(17, pool=(2, 2)), Conv(19), Conv(21)),
+    (Conv(24, pool=(2, 2)), Conv(26), Conv(28)),
+  ),
 }
 FIRST_SHAPES = {(64, 3, 11, 11): "alex", (64, 3, 3, 3): "vgg"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Lpips:
-  """A network with its weights. `params` has "<slice>.<layer>.weight" (O, I, H, W), ".bias" (O,) and "head<slice>" (C,)."""
+  """A network with its weights. `params` has "<slice>.<layer>.weight" (O, I, H, W), ".bias" (O,)
+  and "head<slice>" (C,).
+  """
 
   network: str
   params: Mapping[str, jax.Array]
 
   def __call__(self, image_HW3: np.ndarray, truth_HW3: np.ndarray) -> float:
-    """Distance of two pictures in 0..1; 0 for equal ones. Raises ValueError for different or too small sizes."""
+    """Distance of two pictures in 0..1; 0 for equal ones. Raises ValueError for different or too
+    small sizes.
+    """
     if np.shape(image_HW3) != np.shape(truth_HW3) or min(np.shape(truth_HW3)[:2]) < 32:
-      raise ValueError(f"LPIPS needs two pictures of one size, at least 32 x 32, got {np.shape(image_HW3)} and {np.shape(truth_HW3)}")
-    return float(_distance(self.params, jnp.asarray(image_HW3)[None], jnp.asarray(truth_HW3)[None], network=self.network)[0])
+      raise ValueError(
+        f"LPIPS needs two pictures of one size, at least 32 x 32, got {np.shape(image_HW3)} and "
+        f"{np.shape(truth_HW3)}"
+      )
+    return float(
+      _distance(
+        self.params,
+        jnp.asarray(image_HW3)[None],
+        jnp.asarray(truth_HW3)[None],
+        network=self.network,
+      )[0]
+    )
 
 
 def load_lpips(path: str | os.PathLike) -> Lpips:
@@ -58,25 +91,38 @@ def load_lpips(path: str | os.PathLike) -> Lpips:
   file = load.open_state(path)
   first = file.shapes.get("net.slice1.0.weight")
   if first not in FIRST_SHAPES:
-    raise InputError(f"{path}: not the state dict of lpips.LPIPS(net='alex') or 'vgg': net.slice1.0.weight is {first or 'missing'}")
+    raise InputError(
+      f"{path}: not the state dict of lpips.LPIPS(net='alex') or 'vgg': net.slice1.0.weight is "
+      f"{first or 'missing'}"
+    )
   network = FIRST_SHAPES[first]
   names = {f"head{i}": f"lin{i - 1}.model.1.weight" for i in range(1, 6)}
   for i, convs in enumerate(NETWORKS[network], 1):
-    names |= {f"{i}.{c.index}.{part}": f"net.slice{i}.{c.index}.{part}" for c in convs for part in ("weight", "bias")}
+    names |= {
+      f"{i}.{c.index}.{part}": f"net.slice{i}.{c.index}.{part}"
+      for c in convs
+      for part in ("weight", "bias")
+    }
   missing = sorted(set(names.values()) - set(file.shapes))
   if missing:
     raise InputError(f"{path}: lacks {len(missing)} entries of LPIPS {network}, first {missing[0]}")
   params = {ours: jnp.asarray(file.read(theirs), jnp.float32) for ours, theirs in names.items()}
-  return Lpips(network, {name: x.reshape(-1) if name.startswith("head") else x for name, x in params.items()})
+  return Lpips(
+    network, {name: x.reshape(-1) if name.startswith("head") else x for name, x in params.items()}
+  )
 
 
 def distance(params: Mapping[str, jax.Array], image_BHW3, truth_BHW3, *, network: str) -> jax.Array:
   """LPIPS of pictures in 0..1, (B,) float32."""
   total = 0.0
-  pairs = zip(features(params, image_BHW3, network), features(params, truth_BHW3, network), strict=True)
+  pairs = zip(
+    features(params, image_BHW3, network), features(params, truth_BHW3, network), strict=True
+  )
   for i, (a_BHWC, b_BHWC) in enumerate(pairs, 1):
     difference = jnp.square(unit(a_BHWC) - unit(b_BHWC))
-    total = total + jnp.einsum("bhwc,c->bhw", difference, params[f"head{i}"], precision="highest").mean((1, 2))
+    total = total + jnp.einsum(
+      "bhwc,c->bhw", difference, params[f"head{i}"], precision="highest"
+    ).mean((1, 2))
   return total
 
 
@@ -91,9 +137,17 @@ def features(params: Mapping[str, jax.Array], image_BHW3, network: str) -> list[
     for conv in convs:
       if conv.pool:
         window, stride = conv.pool
-        x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, window, window, 1), (1, stride, stride, 1), "VALID")
-      x = jax.lax.conv_general_dilated(x, params[f"{i}.{conv.index}.weight"], (conv.stride,) * 2, [(conv.padding,) * 2] * 2,
-                                       dimension_numbers=("NHWC", "OIHW", "NHWC"), precision="highest")
+        x = jax.lax.reduce_window(
+          x, -jnp.inf, jax.lax.max, (1, window, window, 1), (1, stride, stride, 1), "VALID"
+        )
+      x = jax.lax.conv_general_dilated(
+        x,
+        params[f"{i}.{conv.index}.weight"],
+        (conv.stride,) * 2,
+        [(conv.padding,) * 2] * 2,
+        dimension_numbers=("NHWC", "OIHW", "NHWC"),
+        precision="highest",
+      )
       x = jax.nn.relu(x + params[f"{i}.{conv.index}.bias"])
     out.append(x)
   return out

@@ -1,9 +1,13 @@
-"""Preference metrics: what pairwise votes say about models. A vote is "left", "right" or "equal" between two named models.
+"""Preference metrics: what pairwise votes say about models. A vote is "left", "right" or "equal"
+between two named models.
 
-- Win rate: wins plus half the ties, over votes; interval by Wilson's score (Wilson 1927), which stays within [0, 1] and is
+- Win rate: wins plus half the ties, over votes; interval by Wilson's score (Wilson 1927), which
+  stays within [0, 1] and is
   defined for a handful of votes.
-- Elo: the ratings under which the votes are most likely (Bradley & Terry 1952) on the Elo scale, where a difference of 400 means
-  odds of 10 to 1. Unlike the update-by-update form it does not depend on the order of the votes. Ties count half for each side.
+- Elo: the ratings under which the votes are most likely (Bradley & Terry 1952) on the Elo scale,
+  where a difference of 400 means
+  odds of 10 to 1. Unlike the update-by-update form it does not depend on the order of the votes.
+  Ties count half for each side.
 """
 
 from collections.abc import Sequence
@@ -44,8 +48,11 @@ def wilson_interval(points: float, votes: int, level: float = 0.95) -> tuple[flo
 
 def win_rate(votes: Sequence[Vote], model: str, against: str, level: float = 0.95) -> WinRate:
   """How often `model` is preferred to `against`."""
-  points = [OUTCOMES[v.outcome] if v.left == model else 1 - OUTCOMES[v.outcome] for v in votes
-            if {v.left, v.right} == {model, against}]
+  points = [
+    OUTCOMES[v.outcome] if v.left == model else 1 - OUTCOMES[v.outcome]
+    for v in votes
+    if {v.left, v.right} == {model, against}
+  ]
   rate = float(np.mean(points)) if points else float("nan")
   return WinRate(rate, *wilson_interval(sum(points), len(points), level), len(points))
 
@@ -53,7 +60,8 @@ def win_rate(votes: Sequence[Vote], model: str, against: str, level: float = 0.9
 def elo(votes: Sequence[Vote], *, mean: float = 1000.0, prior: float = 0.1) -> dict[str, float]:
   """Model -> rating; ratings average to `mean`.
 
-  prior: imaginary ties of every model with an average one; they keep the rating of a model that never lost finite.
+  prior: imaginary ties of every model with an average one; they keep the rating of a model that
+  never lost finite.
   """
   names = sorted({name for v in votes for name in (v.left, v.right)})
   index = {name: i for i, name in enumerate(names)}
@@ -64,20 +72,30 @@ def elo(votes: Sequence[Vote], *, mean: float = 1000.0, prior: float = 0.1) -> d
 
   def negative_log_likelihood(rating):
     lead = rating[:, None] - rating[None]
-    loss = (points * np.logaddexp(0, -lead)).sum() + prior / 2 * (np.logaddexp(0, rating) + np.logaddexp(0, -rating)).sum()
+    loss = (points * np.logaddexp(0, -lead)).sum() + prior / 2 * (
+      np.logaddexp(0, rating) + np.logaddexp(0, -rating)
+    ).sum()
     pull = points * expit(-lead)
     return loss, pull.sum(0) - pull.sum(1) + prior / 2 * (expit(rating) - expit(-rating))
 
-  found = minimize(negative_log_likelihood, np.zeros(len(names)), jac=True, method="BFGS", options={"gtol": 1e-7})
+  found = minimize(
+    negative_log_likelihood, np.zeros(len(names)), jac=True, method="BFGS", options={"gtol": 1e-7}
+  )
   rating = found.x * ELO_PER_NAT
   return {name: float(r) for name, r in zip(names, rating - rating.mean() + mean, strict=True)}
 
 
-def elo_intervals(votes: Sequence[Vote], *, level: float = 0.95, draws: int = 200, seed: int = 0,
-                  prior: float = 0.1) -> dict[str, tuple[float, float]]:
-  """Percentile bootstrap interval of each rating over the votes; a draw in which a model has no votes says nothing about it."""
+def elo_intervals(
+  votes: Sequence[Vote], *, level: float = 0.95, draws: int = 200, seed: int = 0, prior: float = 0.1
+) -> dict[str, tuple[float, float]]:
+  """Percentile bootstrap interval of each rating over the votes; a draw in which a model has no
+  votes says nothing about it.
+  """
   rng = np.random.default_rng(seed)
-  drawn = [elo([votes[i] for i in rng.integers(0, len(votes), len(votes))], prior=prior) for _ in range(draws)]
+  drawn = [
+    elo([votes[i] for i in rng.integers(0, len(votes), len(votes))], prior=prior)
+    for _ in range(draws)
+  ]
   quantiles = (1 - level) / 2, (1 + level) / 2
   out = {}
   for name in sorted({name for v in votes for name in (v.left, v.right)}):

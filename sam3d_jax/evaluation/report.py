@@ -1,4 +1,5 @@
-"""The page to look at: aggregate scores, groups, every object, and renders of the best, the median and the worst.
+"""The page to look at: aggregate scores, groups, every object, and renders of the best, the median
+and the worst.
 
 It stands alone: pictures are inside, and the few lines of script only sort the table.
 """
@@ -17,12 +18,29 @@ from sam3d_jax import mesh, preview
 from sam3d_jax.evaluation import layout, shape, surface
 from sam3d_jax.geometry.cameras import OBJECT_FROM_GLTF
 
-LABELS = {"f1": "F1@0.01", "viou": "voxel IoU, aligned", "chamfer": "Chamfer", "emd": "EMD", "iou_3d": "3-D IoU",
-          "icp_rot_deg": "ICP-Rot °", "add_s": "ADD-S", "add_s_01": "ADD-S@0.1",
-          "voxel_iou": "voxel IoU, as sampled"}
+LABELS = {
+  "f1": "F1@0.01",
+  "viou": "voxel IoU, aligned",
+  "chamfer": "Chamfer",
+  "emd": "EMD",
+  "iou_3d": "3-D IoU",
+  "icp_rot_deg": "ICP-Rot °",
+  "add_s": "ADD-S",
+  "add_s_01": "ADD-S@0.1",
+  "voxel_iou": "voxel IoU, as sampled",
+}
 UP, DOWN = "↑", "↓"
-BETTER = {"f1": UP, "viou": UP, "chamfer": DOWN, "emd": DOWN, "iou_3d": UP, "icp_rot_deg": DOWN, "add_s": DOWN, "add_s_01": UP,
-          "voxel_iou": UP}
+BETTER = {
+  "f1": UP,
+  "viou": UP,
+  "chamfer": DOWN,
+  "emd": DOWN,
+  "iou_3d": UP,
+  "icp_rot_deg": DOWN,
+  "add_s": DOWN,
+  "add_s_01": UP,
+  "voxel_iou": UP,
+}
 TINT = np.array([74, 128, 196], np.uint8)  # of predictions
 SIZE = 240  # pixels a side of a picture
 STYLE = """
@@ -53,67 +71,117 @@ def label(name: str) -> str:
 
 def text_table(total: Mapping, groups: Mapping[str, Mapping], names: Sequence[str]) -> str:
   """Mean and 95 % interval of each metric, then the means of the groups, for a terminal."""
-  lines = [f"{'':24}{'mean':>9}  {'95 % interval':20}" + "".join(f"{group:>10}" for group in groups)]
+  lines = [
+    f"{'':24}{'mean':>9}  {'95 % interval':20}" + "".join(f"{group:>10}" for group in groups)
+  ]
   for name in names:
     interval = total[f"{name}_interval"]
     between = f"[{number(interval[0], name)}, {number(interval[1], name)}]" if interval else ""
-    lines.append(f"{label(name):24}{number(total[name], name):>9}  {between:20}"
-                 + "".join(f"{number(g[name], name):>10}" for g in groups.values()))
+    lines.append(
+      f"{label(name):24}{number(total[name], name):>9}  {between:20}"
+      + "".join(f"{number(g[name], name):>10}" for g in groups.values())
+    )
   return "\n".join(lines)
 
 
-def html(pairs: pathlib.Path, rows: Mapping[str, Mapping], total: Mapping, groups: Mapping[str, Mapping], names: Sequence[str],
-         protocol: shape.ShapeProtocol, run: Mapping | None = None) -> str:
-  """The page. `rows`: object -> scores, `pairs` the folder they were read from, `run` where the predictions come from."""
-  order = sorted((name for name, row in rows.items() if row["scored"]), key=lambda n: (-rows[n]["f1"], rows[n]["chamfer"], n))
+def html(
+  pairs: pathlib.Path,
+  rows: Mapping[str, Mapping],
+  total: Mapping,
+  groups: Mapping[str, Mapping],
+  names: Sequence[str],
+  protocol: shape.ShapeProtocol,
+  run: Mapping | None = None,
+) -> str:
+  """The page. `rows`: object -> scores, `pairs` the folder they were read from, `run` where the
+  predictions come from.
+  """
+  order = sorted(
+    (name for name, row in rows.items() if row["scored"]),
+    key=lambda n: (-rows[n]["f1"], rows[n]["chamfer"], n),
+  )
   shown = dict.fromkeys(order[i] for i in (0, len(order) // 2, len(order) - 1)) if order else {}
   title = f"Evaluation: {run['set']}" if run and "set" in run else "Evaluation"
   problems = f", {total['problems']} with a problem" if total["problems"] else ""
   names = [n for n in names if total[n] is not None] or names  # without poses, nothing of layout
-  parts = [f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{markup.escape(title)}</title><style>{STYLE}</style>",
-           f"<h1>{markup.escape(title)}</h1>",
-           f"<p class='dim'>{total['objects']} objects, {total['scored']} scored, {total['with_pose']} with pose{problems}. "
-           f"{protocol.points:,} surface samples a shape. Means over objects with 95 % bootstrap intervals; "
-           f"{UP} higher is better, {DOWN} lower is better.</p>", aggregate_table(total, groups, names)]
+  parts = [
+    "<!doctype html><html lang='en'><meta "
+    f"charset='utf-8'><title>{markup.escape(title)}</title><style>{STYLE}</style>",
+    f"<h1>{markup.escape(title)}</h1>",
+    f"<p class='dim'>{total['objects']} objects, {total['scored']} scored, {total['with_pose']} "
+    f"with pose{problems}. "
+    f"{protocol.points:,} surface samples a shape. Means over objects with 95 % bootstrap "
+    "intervals; "
+    f"{UP} higher is better, {DOWN} lower is better.</p>",
+    aggregate_table(total, groups, names),
+  ]
   for name, place in zip(shown, ("best", "median", "worst"), strict=False):
-    scores = " · ".join(f"{LABELS[n]} {number(rows[name][n], n)}" for n in names if rows[name].get(n) is not None)
-    parts.append(f"<h2>{place.capitalize()} by F1: {markup.escape(name)}</h2><p class='dim'>{scores}</p>{picture(pairs / name, protocol)}")
+    scores = " · ".join(
+      f"{LABELS[n]} {number(rows[name][n], n)}" for n in names if rows[name].get(n) is not None
+    )
+    parts.append(
+      f"<h2>{place.capitalize()} by F1: {markup.escape(name)}</h2><p "
+      f"class='dim'>{scores}</p>{picture(pairs / name, protocol)}"
+    )
   parts.append(f"<h2>All objects</h2><div class='wide'>{object_table(rows, names, pairs)}</div>")
   if run:
-    parts.append(f"<h2>Where the predictions come from</h2><pre>{markup.escape(json.dumps(run, indent=1))}</pre>")
+    parts.append(
+      "<h2>Where the predictions come "
+      f"from</h2><pre>{markup.escape(json.dumps(run, indent=1))}</pre>"
+    )
   return "\n".join(parts) + f"<script>{SORT}</script></html>\n"
 
 
 def aggregate_table(total: Mapping, groups: Mapping[str, Mapping], names: Sequence[str]) -> str:
   columns = {"all": total, **groups}
-  head = "".join(f"<th>{markup.escape(group)}<small>{g.get('scored', g['objects'])} objects</small></th>" for group, g in columns.items())
+  head = "".join(
+    f"<th>{markup.escape(group)}<small>{g.get('scored', g['objects'])} objects</small></th>"
+    for group, g in columns.items()
+  )
   body = []
   for name in names:
     cells = ""
     for g in columns.values():
       interval = g[f"{name}_interval"]
-      between = "" if interval is None else f"<small>{number(interval[0], name)} … {number(interval[1], name)}</small>"
+      between = (
+        ""
+        if interval is None
+        else f"<small>{number(interval[0], name)} … {number(interval[1], name)}</small>"
+      )
       cells += f"<td>{number(g[name], name)}{between}</td>"
     body.append(f"<tr><td>{label(name)}</td>{cells}</tr>")
-  return f"<table><thead><tr><th>metric</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+  return (
+    f"<table><thead><tr><th>metric</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+  )
 
 
 def object_table(rows: Mapping[str, Mapping], names: Sequence[str], pairs: pathlib.Path) -> str:
-  """One line an object; no scores where the truth is unusable. Files in messages are named from the object's folder on."""
+  """One line an object; no scores where the truth is unusable. Files in messages are named from the
+  object's folder on.
+  """
   problems = any(row["problem"] for row in rows.values())
-  head = "".join(f"<th>{label(n)}</th>" for n in names) + ("<th class='problem'>problem</th>" if problems else "")
+  head = "".join(f"<th>{label(n)}</th>" for n in names) + (
+    "<th class='problem'>problem</th>" if problems else ""
+  )
   body = []
   for name in sorted(rows):
     row = rows[name]
     scores = "".join(f"<td>{number(row.get(n) if row['scored'] else None, n)}</td>" for n in names)
-    text = ("" if row["scored"] else "not scored: ") + row["problem"].replace(f"{pairs / name}/", "")
+    text = ("" if row["scored"] else "not scored: ") + row["problem"].replace(
+      f"{pairs / name}/", ""
+    )
     problem = f"<td class='problem'>{markup.escape(text)}</td>" if problems else ""
     body.append(f"<tr><td>{markup.escape(name)}</td>{scores}{problem}</tr>")
-  return f"<table id='objects'><thead><tr><th>object</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+  return (
+    "<table "
+    f"id='objects'><thead><tr><th>object</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+  )
 
 
 def picture(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> str:
-  """Photo, truth and aligned prediction from two views, and both as they are placed, as an embedded image."""
+  """Photo, truth and aligned prediction from two views, and both as they are placed, as an embedded
+  image.
+  """
   truth_file = surface.find_mesh(folder, "truth")
   truth = normalised(surface.load_surface(truth_file))
   try:
@@ -127,22 +195,45 @@ def picture(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> str:
     views = {"": truth_pose.matrix.T, ", turned": preview.turned(truth_pose.matrix.T, 120.0)}
   else:
     upright = OBJECT_FROM_GLTF if truth_file.suffix.lower() in (".glb", ".gltf") else np.eye(3)
-    views = {"": upright @ preview.orbit(-60.0, 25.0), ", behind": upright @ preview.orbit(120.0, 25.0)}
+    views = {
+      "": upright @ preview.orbit(-60.0, 25.0),
+      ", behind": upright @ preview.orbit(120.0, 25.0),
+    }
   shots = photos(folder)
   said = "aligned prediction" if moved is not None else "nothing predicted"
   for name, side, colour in (("truth", truth, mesh.GREY), (said, moved, TINT)):
-    shots |= {name + view: preview.render(None if side is None else as_mesh(side, colour), v, size=SIZE) for view, v in views.items()}
-  if pred is not None and truth_pose is not None and pred_pose is not None and pred_pose.placed and truth_pose.placed:
-    shots["both as placed"] = together(layout.place(surface.load_surface(truth_file), truth_pose), layout.place(pred, pred_pose))
+    shots |= {
+      name + view: preview.render(None if side is None else as_mesh(side, colour), v, size=SIZE)
+      for view, v in views.items()
+    }
+  if (
+    pred is not None
+    and truth_pose is not None
+    and pred_pose is not None
+    and pred_pose.placed
+    and truth_pose.placed
+  ):
+    shots["both as placed"] = together(
+      layout.place(surface.load_surface(truth_file), truth_pose), layout.place(pred, pred_pose)
+    )
   return embed(preview.grid([list(shots.values())], list(shots), [""], size=SIZE))
 
 
 def photos(folder: pathlib.Path) -> dict[str, np.ndarray]:
-  """The photo with everything but the object dimmed, if the folder holds photo and mask of one size."""
+  """The photo with everything but the object dimmed, if the folder holds photo and mask of one
+  size.
+  """
   if not ((folder / "image.png").is_file() and (folder / "mask.png").is_file()):
     return {}
-  image, mask = (np.asarray(Image.open(folder / f"{name}.png").convert(mode)) for name, mode in (("image", "RGB"), ("mask", "L")))
-  return {"photo": image, "object": np.where(mask[..., None] > 0, image, image // 3 + 150)} if mask.shape == image.shape[:2] else {}
+  image, mask = (
+    np.asarray(Image.open(folder / f"{name}.png").convert(mode))
+    for name, mode in (("image", "RGB"), ("mask", "L"))
+  )
+  return (
+    {"photo": image, "object": np.where(mask[..., None] > 0, image, image // 3 + 150)}
+    if mask.shape == image.shape[:2]
+    else {}
+  )
 
 
 def read_pose(path: pathlib.Path) -> layout.Pose | None:
@@ -158,8 +249,12 @@ def together(truth: surface.Surface, pred: surface.Surface) -> np.ndarray:
   _, centre, half = surface.normalise(truth.vertices)
   vertices = np.concatenate([(s.vertices - centre) / half / 2 for s in (truth, pred)])
   colour = np.repeat([mesh.GREY, TINT], [len(truth.vertices), len(pred.vertices)], axis=0)
-  return preview.render(mesh.Mesh(vertices, np.concatenate([truth.faces, pred.faces + len(truth.vertices)]), colour), np.eye(3), size=SIZE,
-                        extent=1.8)
+  return preview.render(
+    mesh.Mesh(vertices, np.concatenate([truth.faces, pred.faces + len(truth.vertices)]), colour),
+    np.eye(3),
+    size=SIZE,
+    extent=1.8,
+  )
 
 
 def normalised(s: surface.Surface) -> surface.Surface:
@@ -174,4 +269,7 @@ def as_mesh(s: surface.Surface, colour: np.ndarray) -> mesh.Mesh:
 def embed(image: Image.Image) -> str:
   buffer = io.BytesIO()
   image.save(buffer, "PNG")
-  return f"<img alt='renders' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+  return (
+    "<img alt='renders' "
+    f"src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+  )

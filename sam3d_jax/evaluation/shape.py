@@ -1,20 +1,28 @@
-"""Shape metrics of a predicted against a true surface: F1, voxel IoU, Chamfer distance, earth mover's distance.
+"""Shape metrics of a predicted against a true surface: F1, voxel IoU, Chamfer distance, earth
+mover's distance.
 
-As published: each surface is normalised to [-1, 1], the prediction is aligned to the truth by ICP, and 1 M points are sampled on
-each. The choices the publication leaves open, and ours:
+As published: each surface is normalised to [-1, 1], the prediction is aligned to the truth by ICP,
+and 1 M points are sampled on each. The choices the publication leaves open, and ours:
 
-- Normalising: the axis-aligned box is centred and its longest side scaled to [-1, 1]. A box depends on orientation, so the
-  prediction is normalised in the truth's axes: after its rotation has been found it is normalised again and aligned once more.
-  Its own orientation is always tried too (normalise, then ICP from the identity) and kept unless the search is clearly better.
+- Normalising: the axis-aligned box is centred and its longest side scaled to [-1, 1]. A box depends
+  on orientation, so the
+  prediction is normalised in the truth's axes: after its rotation has been found it is normalised
+  again and aligned once more. Its own orientation is always tried too (normalise, then ICP from the
+  identity) and kept unless the search is clearly better.
 - ICP is rigid: scale is fixed by the normalisation. Protocol in `align`.
-- F1@0.01: harmonic mean of precision (predicted points within 0.01 of a true point) and recall, in normalised units.
-- Voxel IoU: voxels of a 64^3 grid over [-1, 1]^3 that hold at least one point; points outside go to the nearest border voxel.
-- Chamfer: mean distance to the nearest point, not squared, averaged over both directions (their sum divided by 2).
-- EMD: mean distance under the optimal one-to-one matching of 2 048 points a side, an exact assignment over an even subset of the
-  samples. The subset makes it an estimate, biased upwards by the spacing of the points; exact copies still score 0.
+- F1@0.01: harmonic mean of precision (predicted points within 0.01 of a true point) and recall, in
+  normalised units.
+- Voxel IoU: voxels of a 64^3 grid over [-1, 1]^3 that hold at least one point; points outside go to
+  the nearest border voxel.
+- Chamfer: mean distance to the nearest point, not squared, averaged over both directions (their sum
+  divided by 2).
+- EMD: mean distance under the optimal one-to-one matching of 2 048 points a side, an exact
+  assignment over an even subset of the
+  samples. The subset makes it an estimate, biased upwards by the spacing of the points; exact
+  copies still score 0.
 
-A side without surface (missing, unreadable, empty, zero area) scores WORST: no overlap, and the distance from the centre of the
-normalised cube to its faces.
+A side without surface (missing, unreadable, empty, zero area) scores WORST: no overlap, and the
+distance from the centre of the normalised cube to its faces.
 """
 
 import dataclasses
@@ -26,7 +34,8 @@ from scipy.spatial.distance import cdist
 from sam3d_jax.evaluation import align, surface
 from sam3d_jax.evaluation.neighbours import nearest_distances, spatial_order, strides
 
-SOFTNESS = (0.05, 0.015, 0.004)  # of the entropic potentials that lead to the exact matching, over the mean distance
+# of the entropic potentials that lead to the exact matching, over the mean distance
+SOFTNESS = (0.05, 0.015, 0.004)
 SOFT_ITERATIONS = 40  # at each
 RELAXATION = 1.8  # exponent of their updates; 1 is plain Sinkhorn, 2 does not converge
 WORST = {"f1": 0.0, "viou": 0.0, "chamfer": 1.0, "emd": 1.0}
@@ -55,7 +64,9 @@ def f1(pred_to_truth: np.ndarray, truth_to_pred: np.ndarray, threshold: float) -
 
 
 def occupied_voxels(points_P3: np.ndarray, grid: int) -> np.ndarray:
-  """(grid, grid, grid) bool: cells of [-1, 1]^3 that hold a point; points outside count for the border cell nearest to them."""
+  """(grid, grid, grid) bool: cells of [-1, 1]^3 that hold a point; points outside count for the
+  border cell nearest to them.
+  """
   cell = np.clip(np.floor((points_P3 + 1) * (grid / 2)).astype(np.int64), 0, grid - 1)
   occupied = np.zeros((grid,) * 3, bool)
   occupied[tuple(cell.T)] = True
@@ -68,9 +79,11 @@ def point_voxel_iou(a_P3: np.ndarray, b_P3: np.ndarray, grid: int) -> float:
 
 
 def emd(a_P3: np.ndarray, b_P3: np.ndarray, points: int) -> float:
-  """Mean distance of the optimal matching of `points` points a side (fewer if a cloud has fewer), exact for them.
+  """Mean distance of the optimal matching of `points` points a side (fewer if a cloud has fewer),
+  exact for them.
 
-  They are chosen at equal strides, which is evenly over the surfaces if the clouds are in spatial order.
+  They are chosen at equal strides, which is evenly over the surfaces if the clouds are in spatial
+  order.
   """
   count = min(points, len(a_P3), len(b_P3))
   distance = cdist(a_P3[strides(len(a_P3), count)], b_P3[strides(len(b_P3), count)])
@@ -79,16 +92,18 @@ def emd(a_P3: np.ndarray, b_P3: np.ndarray, points: int) -> float:
 
 
 def potentials(cost_AB: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Row and column terms (A, 1), (1, B) near the dual solution of a matching problem, by annealed, over-relaxed Sinkhorn iterations
-  (Thibault et al. 2021, "Overrelaxed Sinkhorn-Knopp algorithm").
+  """Row and column terms (A, 1), (1, B) near the dual solution of a matching problem, by annealed,
+  over-relaxed Sinkhorn iterations (Thibault et al. 2021, "Overrelaxed Sinkhorn-Knopp algorithm").
 
-  Subtracting them from the costs changes no matching's rank, whatever their error (the kernel is in float32), and saves the exact
-  solver most of its path search.
+  Subtracting them from the costs changes no matching's rank, whatever their error (the kernel is in
+  float32), and saves the exact solver most of its path search.
   """
   row, column = np.zeros(len(cost_AB)), np.zeros(cost_AB.shape[1])
   for softness in SOFTNESS:
     scale = softness * cost_AB.mean() + 1e-12
-    kernel = np.exp(np.minimum((row[:, None] + column - cost_AB) / scale, 50.0).astype(np.float32)) + np.float32(1e-30)
+    kernel = np.exp(
+      np.minimum((row[:, None] + column - cost_AB) / scale, 50.0).astype(np.float32)
+    ) + np.float32(1e-30)
     r = np.ones(len(row), np.float32)
     c = 1 / (r @ kernel)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
@@ -103,27 +118,42 @@ def potentials(cost_AB: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return row[:, None], column[None]
 
 
-def align_prediction(pred: surface.Surface, truth: surface.Surface, protocol: ShapeProtocol) -> surface.Surface:
-  """The prediction aligned to the truth, both normalised. An exact copy is left where it is: ICP would move it by its noise."""
-  if pred.vertices.shape == truth.vertices.shape and np.allclose(pred.vertices, truth.vertices, rtol=0, atol=1e-9):
+def align_prediction(
+  pred: surface.Surface, truth: surface.Surface, protocol: ShapeProtocol
+) -> surface.Surface:
+  """The prediction aligned to the truth, both normalised. An exact copy is left where it is: ICP
+  would move it by its noise.
+  """
+  if pred.vertices.shape == truth.vertices.shape and np.allclose(
+    pred.vertices, truth.vertices, rtol=0, atol=1e-9
+  ):
     return pred
   fixed = align.make_cloud(*surface.sample_surface(truth, protocol.align_points, protocol.seed))
   points, normals = surface.sample_surface(pred, protocol.align_points, protocol.seed + 1)
-  found = align.search(align.centred(align.make_cloud(points, normals)), align.centred(fixed), protocol.icp)
+  found = align.search(
+    align.centred(align.make_cloud(points, normals)), align.centred(fixed), protocol.icp
+  )
   candidates = []
   for rotation in (np.eye(3), found.rotation):
     turned, centre, half = surface.normalise(pred.vertices @ rotation.T)
-    cloud = align.make_cloud((points @ rotation.T - centre) / half, None if normals is None else normals @ rotation.T)
+    cloud = align.make_cloud(
+      (points @ rotation.T - centre) / half, None if normals is None else normals @ rotation.T
+    )
     pose = align.refine(cloud, fixed, align.IDENTITY, protocol.icp)
-    total = align.Rigid(pose.rotation @ rotation, pose.translation, pose.cost)  # its angle decides between equal costs
+    # its angle decides between equal costs
+    total = align.Rigid(pose.rotation @ rotation, pose.translation, pose.cost)
     candidates.append((total, surface.Surface(pose(turned), pred.faces)))
   best = align.prefer([c[0] for c in candidates], protocol.icp.tie)
   return next(moved for total, moved in candidates if total is best)
 
 
-def shape_metrics(pred: surface.Surface | None, truth: surface.Surface | None,
-                  protocol: ShapeProtocol = ShapeProtocol()) -> dict[str, float]:
-  """f1 (higher is better), viou (higher), chamfer (lower), emd (lower); definitions in the module's docstring.
+def shape_metrics(
+  pred: surface.Surface | None,
+  truth: surface.Surface | None,
+  protocol: ShapeProtocol = ShapeProtocol(),
+) -> dict[str, float]:
+  """f1 (higher is better), viou (higher), chamfer (lower), emd (lower); definitions in the module's
+  docstring.
 
   Surfaces are in any frame and unit. None stands for a side without surface and scores WORST.
   """
@@ -132,18 +162,24 @@ def shape_metrics(pred: surface.Surface | None, truth: surface.Surface | None,
   truth = surface.Surface(surface.normalise(truth.vertices)[0], truth.faces)
   pred = surface.Surface(surface.normalise(pred.vertices)[0], pred.faces)
   pred = align_prediction(pred, truth, protocol)
-  pred_P3, truth_P3 = (surface.sample_surface(side, protocol.points, protocol.seed)[0] for side in (pred, truth))
+  pred_P3, truth_P3 = (
+    surface.sample_surface(side, protocol.points, protocol.seed)[0] for side in (pred, truth)
+  )
   return point_metrics(pred_P3, truth_P3, protocol)
 
 
-def point_metrics(pred_P3: np.ndarray, truth_P3: np.ndarray, protocol: ShapeProtocol) -> dict[str, float]:
-  """The four metrics between two aligned point clouds, in any order, in the truth's normalised frame."""
+def point_metrics(
+  pred_P3: np.ndarray, truth_P3: np.ndarray, protocol: ShapeProtocol
+) -> dict[str, float]:
+  """The four metrics between two aligned point clouds, in any order, in the truth's normalised
+  frame.
+  """
   pred_P3, truth_P3 = (points.take(spatial_order(points), 0) for points in (pred_P3, truth_P3))
   pred_to_truth = nearest_distances(pred_P3, truth_P3)
   truth_to_pred = nearest_distances(truth_P3, pred_P3)
   return {
-      "f1": f1(pred_to_truth, truth_to_pred, protocol.threshold),
-      "viou": point_voxel_iou(pred_P3, truth_P3, protocol.grid),
-      "chamfer": chamfer(pred_to_truth, truth_to_pred),
-      "emd": emd(pred_P3, truth_P3, protocol.emd_points),
+    "f1": f1(pred_to_truth, truth_to_pred, protocol.threshold),
+    "viou": point_voxel_iou(pred_P3, truth_P3, protocol.grid),
+    "chamfer": chamfer(pred_to_truth, truth_to_pred),
+    "emd": emd(pred_P3, truth_P3, protocol.emd_points),
   }

@@ -6,8 +6,8 @@ Frames of a camera (the third axis of the first two points into the scene):
     opencv     x right, y down,  z forward
     gltf       x right, y up,    z backward   (also OpenGL and Blender cameras)
 
-Pixel coordinates are (u right, v down) with the centre of the top left pixel at (0.5, 0.5). Depth is the z coordinate, not the
-distance. All functions take numpy or JAX arrays.
+Pixel coordinates are (u right, v down) with the centre of the top left pixel at (0.5, 0.5). Depth
+is the z coordinate, not the distance. All functions take numpy or JAX arrays.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,8 @@ from sam3d_jax.geometry.arrays import namespace
 
 # Sign of each axis of a frame relative to pytorch3d; a frame change is its own inverse.
 AXES = {"pytorch3d": (1.0, 1.0, 1.0), "opencv": (-1.0, -1.0, 1.0), "gltf": (-1.0, 1.0, -1.0)}
-# Object frames, row-vector form: glTF meshes are y up, voxels and latents z up: (x, y, z) -> (x, -z, y).
+# Object frames, row-vector form: glTF meshes are y up, voxels and latents z up: (x, y, z) -> (x,
+# -z, y).
 OBJECT_FROM_GLTF = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
 GLTF_FROM_OBJECT = OBJECT_FROM_GLTF.T
 
@@ -35,13 +36,17 @@ class Camera(NamedTuple):
 
 
 def camera_from_fov(width: int, height: int, fov_x: float) -> Camera:
-  """A camera with square pixels, the principal point in the centre and horizontal field of view `fov_x` in radians."""
+  """A camera with square pixels, the principal point in the centre and horizontal field of view
+  `fov_x` in radians.
+  """
   focal = 0.5 * width / np.tan(0.5 * fov_x)
   return Camera(focal, focal, width / 2, height / 2, width, height)
 
 
 def convert_frame(points, source: str, target: str):
-  """Camera-frame points or directions (..., 3) from one frame to another; rotations have a row-vector matrix's last axis."""
+  """Camera-frame points or directions (..., 3) from one frame to another; rotations have a
+  row-vector matrix's last axis.
+  """
   for name in (source, target):
     if name not in AXES:
       raise ValueError(f"camera frame {name!r} is not one of {tuple(AXES)}")
@@ -50,7 +55,9 @@ def convert_frame(points, source: str, target: str):
 
 
 def project(points, camera: Camera):
-  """Camera points (..., 3) -> pixel coordinates (..., 2) and depth (...,). Points with depth <= 0 are behind the camera."""
+  """Camera points (..., 3) -> pixel coordinates (..., 2) and depth (...,). Points with depth <= 0
+  are behind the camera.
+  """
   xp = namespace(points)
   depth = points[..., 2]
   u = camera.cx - camera.fx * points[..., 0] / depth
@@ -68,20 +75,31 @@ def unproject(pixels, depth, camera: Camera):
 
 def pixel_centres(camera: Camera) -> np.ndarray:
   """(height, width, 2) pixel coordinates of all pixel centres, fp32."""
-  u, v = np.meshgrid(np.arange(camera.width, dtype=np.float32) + 0.5, np.arange(camera.height, dtype=np.float32) + 0.5)
+  u, v = np.meshgrid(
+    np.arange(camera.width, dtype=np.float32) + 0.5,
+    np.arange(camera.height, dtype=np.float32) + 0.5,
+  )
   return np.stack([u, v], axis=-1)
 
 
 def pointmap_from_depth(depth_HW, camera: Camera):
-  """Depth (height, width) -> point map (height, width, 3); NaN where the depth is not finite or not positive.
+  """Depth (height, width) -> point map (height, width, 3); NaN where the depth is not finite or not
+  positive.
 
   Raises ValueError if the depth's size is not the camera's.
   """
   if depth_HW.shape != (camera.height, camera.width):
-    raise ValueError(f"depth of shape {depth_HW.shape} does not fit a camera {camera.height} high, {camera.width} wide")
+    raise ValueError(
+      f"depth of shape {depth_HW.shape} does not fit a camera {camera.height} high, {camera.width} "
+      "wide"
+    )
   xp = namespace(depth_HW)
   known = xp.isfinite(depth_HW) & (depth_HW > 0)
-  return unproject(xp.asarray(pixel_centres(camera), dtype=depth_HW.dtype), xp.where(known, depth_HW, xp.nan), camera)
+  return unproject(
+    xp.asarray(pixel_centres(camera), dtype=depth_HW.dtype),
+    xp.where(known, depth_HW, xp.nan),
+    camera,
+  )
 
 
 def resized(camera: Camera, width: int, height: int) -> Camera:
@@ -94,19 +112,24 @@ MIN_FIT_POINTS = 16
 
 
 def _rays(pointmap_HW3: np.ndarray, most: int = 50_000) -> tuple[np.ndarray, np.ndarray]:
-  """(pixel centres (P, 2), x / z and y / z (P, 2)) of at most about `most` known points. Raises ValueError if there are too few."""
+  """(pixel centres (P, 2), x / z and y / z (P, 2)) of at most about `most` known points. Raises
+  ValueError if there are too few.
+  """
   height, width = pointmap_HW3.shape[:2]
   known = np.flatnonzero(np.isfinite(pointmap_HW3).all(-1) & (pointmap_HW3[..., 2] > 0))
-  known = known[::max(1, len(known) // most)]
+  known = known[:: max(1, len(known) // most)]
   if len(known) < MIN_FIT_POINTS:
-    raise ValueError(f"{len(known)} known points; at least {MIN_FIT_POINTS} are needed to find the camera")
+    raise ValueError(
+      f"{len(known)} known points; at least {MIN_FIT_POINTS} are needed to find the camera"
+    )
   points = pointmap_HW3.reshape(-1, 3)[known].astype(np.float64)
   pixels = np.stack([known % width, known // width], -1) + 0.5
   return pixels, points[:, :2] / points[:, 2:]
 
 
 def pixel_trend(pointmap_HW3: np.ndarray) -> tuple[float, float]:
-  """Correlation of -x / z with the column and of -y / z with the row: near 1 in the pytorch3d frame, 0 where nothing can be told.
+  """Correlation of -x / z with the column and of -y / z with the row: near 1 in the pytorch3d
+  frame, 0 where nothing can be told.
 
   Raises ValueError if there are too few known points.
   """
@@ -118,10 +141,11 @@ def pixel_trend(pointmap_HW3: np.ndarray) -> tuple[float, float]:
 
 
 def fit_camera(pointmap_HW3: np.ndarray, *, rounds: int = 4) -> tuple[Camera, float]:
-  """The pinhole camera whose projection puts a point map's points at their own pixels, and how far off it is.
+  """The pinhole camera whose projection puts a point map's points at their own pixels, and how far
+  off it is.
 
-  Least squares of u = cx - fx x / z and v = cy - fy y / z, repeated without the points that lie off by more than three times the
-  median error, so that stray points do not count.
+  Least squares of u = cx - fx x / z and v = cy - fy y / z, repeated without the points that lie off
+  by more than three times the median error, so that stray points do not count.
 
   Args:
     pointmap_HW3: pytorch3d frame, NaN unknown.
@@ -130,7 +154,8 @@ def fit_camera(pointmap_HW3: np.ndarray, *, rounds: int = 4) -> tuple[Camera, fl
   Returns:
     The camera and the median distance in pixels between the points' projections and their pixels.
   Raises:
-    ValueError: too few points, or points that do not determine a camera (all on one ray, or running the wrong way).
+    ValueError: too few points, or points that do not determine a camera (all on one ray, or running
+    the wrong way).
   """
   height, width = pointmap_HW3.shape[:2]
   pixels, rays = _rays(pointmap_HW3)
@@ -140,7 +165,9 @@ def fit_camera(pointmap_HW3: np.ndarray, *, rounds: int = 4) -> tuple[Camera, fl
     for axis in range(2):
       ray, pixel = rays[kept, axis], pixels[kept, axis]
       if np.ptp(ray) < 1e-6:
-        raise ValueError("the known points lie in one row or column: they do not determine a camera")
+        raise ValueError(
+          "the known points lie in one row or column: they do not determine a camera"
+        )
       slope, offset = np.polyfit(ray, pixel, 1)
       focal.append(-slope)
       centre.append(offset)
@@ -148,4 +175,6 @@ def fit_camera(pointmap_HW3: np.ndarray, *, rounds: int = 4) -> tuple[Camera, fl
     kept = error <= max(3 * np.median(error), 1e-3)
   if min(focal) <= 0:
     raise ValueError("the points run against the pytorch3d frame: they do not determine a camera")
-  return Camera(float(focal[0]), float(focal[1]), float(centre[0]), float(centre[1]), width, height), float(np.median(error))
+  return Camera(
+    float(focal[0]), float(focal[1]), float(centre[0]), float(centre[1]), width, height
+  ), float(np.median(error))

@@ -6,7 +6,10 @@ import numpy as np
 def nearest_index(size_in: int, size_out: int) -> np.ndarray:
   """Source index of every output position of a nearest resize, floor(i * size_in / size_out).
 
-  The ratio is rounded to fp32 first, as in the published code: some indices differ from those of exact arithmetic.
+  The ratio is rounded to fp32 first, as in the published code: some indices differ from those of
+  exact arithmetic.
   """
-  index = np.floor(np.arange(size_out, dtype=np.float32) * (np.float32(size_in) / np.float32(size_out)))
+  index = np.floor(
+    np.arange(size_out, dtype=np.float32) * (np.float32(size_in) / np.float32(size_out))
+  )
   return np.minimum(index.astype(np.int64), size_in - 1)

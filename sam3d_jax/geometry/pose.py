@@ -1,10 +1,12 @@
 """Object poses, the published pose-target conventions, and the layout latents.
 
-A pose maps object points (rows, unit cube) to camera points: `p_camera = (p * scale) @ R + t`, with R in row-vector form. As a
-quaternion it is `matrix_to_quaternion(R)`. All functions take numpy or JAX arrays; leading dimensions are free unless stated.
+A pose maps object points (rows, unit cube) to camera points: `p_camera = (p * scale) @ R + t`, with
+R in row-vector form. As a quaternion it is `matrix_to_quaternion(R)`. All functions take numpy or
+JAX arrays; leading dimensions are free unless stated.
 
-A convention rewrites a pose relative to the scene (its point map has the scale and shift of data_pipelines/transforms.py). With
-t_rel = t / scene_scale, s_rel = s / scene_scale and u = (t - scene_shift) / scene_scale:
+A convention rewrites a pose relative to the scene (its point map has the scale and shift of
+data_pipelines/transforms.py). With t_rel = t / scene_scale, s_rel = s / scene_scale and u = (t -
+scene_shift) / scene_scale:
 
     convention                             scale          translation            translation_scale
     Identity                               s              t                      1
@@ -26,14 +28,25 @@ import numpy as np
 from sam3d_jax.geometry import rotations
 from sam3d_jax.geometry.arrays import namespace
 
-CONVENTIONS = ("Identity", "Naive", "NormalizedSceneScale", "NormalizedSceneScaleAndTranslation", "ApparentSize",
-               "DisparitySpace", "ScaleShiftInvariant", "ScaleShiftInvariantWTranslationScale")
-MEAN_LOG_SCALE = 1.337  # average log scale of published training objects, of the baseline that predicts no layout
+CONVENTIONS = (
+  "Identity",
+  "Naive",
+  "NormalizedSceneScale",
+  "NormalizedSceneScaleAndTranslation",
+  "ApparentSize",
+  "DisparitySpace",
+  "ScaleShiftInvariant",
+  "ScaleShiftInvariantWTranslationScale",
+)
+# average log scale of published training objects, of the baseline that predicts no layout
+MEAN_LOG_SCALE = 1.337
 UNIT_FLOOR = 1e-7
 # Optional whitening of ScaleShiftInvariant targets (statistics of the published training set).
 SCALE_MEAN = np.array([1.0232692956924438, 1.0232691764831543, 1.0232692956924438], np.float32)
 SCALE_STD = np.array([1.3773751258850098, 1.3773752450942993, 1.3773750066757202], np.float32)
-TRANSLATION_MEAN = np.array([0.003191213821992278, 0.017236359417438507, 0.9401122331619263], np.float32)
+TRANSLATION_MEAN = np.array(
+  [0.003191213821992278, 0.017236359417438507, 0.9401122331619263], np.float32
+)
 TRANSLATION_STD = np.array([1.341888666152954, 0.7665449380874634, 3.175130605697632], np.float32)
 
 
@@ -67,7 +80,9 @@ class PoseTarget(NamedTuple):
 
 
 class Invariant(NamedTuple):
-  """Quantities of a ScenePose that do not depend on the unit of length; t and s are relative to the scene's scale."""
+  """Quantities of a ScenePose that do not depend on the unit of length; t and s are relative to the
+  scene's scale.
+  """
 
   rotation: np.ndarray  # (B, K, 4)
   direction: np.ndarray  # (B, K, 3) t_rel / |t_rel|
@@ -84,7 +99,11 @@ def transform_points(points, pose: Pose):
 def untransform_points(points, pose: Pose):
   """Inverse of `transform_points` for a rotation matrix."""
   xp = namespace(points, pose.rotation)
-  return (points - pose.translation[..., None, :]) @ xp.swapaxes(pose.rotation, -1, -2) / pose.scale[..., None, :]
+  return (
+    (points - pose.translation[..., None, :])
+    @ xp.swapaxes(pose.rotation, -1, -2)
+    / pose.scale[..., None, :]
+  )
 
 
 def compose(scale, rotation, translation):
@@ -97,7 +116,9 @@ def compose(scale, rotation, translation):
 
 
 def decompose(matrix):
-  """4 x 4 row-vector matrix -> (scale, rotation, translation); the scales are the norms of the rows of the 3 x 3 part."""
+  """4 x 4 row-vector matrix -> (scale, rotation, translation); the scales are the norms of the rows
+  of the 3 x 3 part.
+  """
   scale = rotations.norm(matrix[..., :3, :3])
   return scale[..., 0], matrix[..., :3, :3] / scale, matrix[..., 3, :3]
 
@@ -112,14 +133,18 @@ def invariants(pose: ScenePose) -> Invariant:
   return Invariant(pose.rotation, relative / distance, distance, scale, scale / distance)
 
 
-def encode(pose: ScenePose, convention: str, *, whiten: bool = False, published_tiling: bool = False) -> PoseTarget:
+def encode(
+  pose: ScenePose, convention: str, *, whiten: bool = False, published_tiling: bool = False
+) -> PoseTarget:
   """Rewrites metric poses by a convention (table above).
 
   Args:
     pose: B scenes with K objects each.
     convention: one of CONVENTIONS.
-    whiten: ScaleShiftInvariant only: subtract the mean and divide by the standard deviation of scale and translation.
-    published_tiling: reproduce the published code where B > 1 and K > 1, which pairs object n = b K + k with scene n mod B.
+    whiten: ScaleShiftInvariant only: subtract the mean and divide by the standard deviation of
+    scale and translation.
+    published_tiling: reproduce the published code where B > 1 and K > 1, which pairs object n = b K
+    + k with scene n mod B.
 
   Raises:
     ValueError: unknown convention, or `whiten` with another one than ScaleShiftInvariant.
@@ -132,7 +157,11 @@ def encode(pose: ScenePose, convention: str, *, whiten: bool = False, published_
   if convention == "Identity":
     scale, translation, length = pose.scale, pose.translation, ones
   elif convention in ("Naive", "NormalizedSceneScale"):
-    scale, translation, length = pose.scale / (1 if convention == "Naive" else scene), pose.translation / scene, ones
+    scale, translation, length = (
+      pose.scale / (1 if convention == "Naive" else scene),
+      pose.translation / scene,
+      ones,
+    )
   elif convention in ("NormalizedSceneScaleAndTranslation", "ApparentSize"):
     inv = invariants(pose)
     scale = inv.apparent_scale if convention == "ApparentSize" else inv.scale
@@ -140,27 +169,45 @@ def encode(pose: ScenePose, convention: str, *, whiten: bool = False, published_
   elif convention == "DisparitySpace":
     depth = pose.translation[..., 2:] / scene[..., 2:]
     offset = pose.translation[..., :2] / scene[..., :2] / depth - pose.scene_shift[:, None, :2]
-    scale, translation = pose.scale / scene / depth, xp.concatenate([offset, xp.zeros_like(depth)], axis=-1)
+    scale, translation = (
+      pose.scale / scene / depth,
+      xp.concatenate([offset, xp.zeros_like(depth)], axis=-1),
+    )
     length = depth / xp.exp(pose.scene_shift[:, None, 2:])
   else:
-    scale, rotation, translation = _rescale(pose, 1 / pose.scene_scale, -pose.scene_shift / pose.scene_scale, published_tiling)
+    scale, rotation, translation = _rescale(
+      pose, 1 / pose.scene_scale, -pose.scene_shift / pose.scene_scale, published_tiling
+    )
     length = ones
     if convention == "ScaleShiftInvariantWTranslationScale":
       length = rotations.norm(translation)
       translation = translation / xp.maximum(length, UNIT_FLOOR)
   if whiten:
-    scale, translation = (scale - SCALE_MEAN) / SCALE_STD, (translation - TRANSLATION_MEAN) / TRANSLATION_STD
+    scale, translation = (
+      (scale - SCALE_MEAN) / SCALE_STD,
+      (translation - TRANSLATION_MEAN) / TRANSLATION_STD,
+    )
   return PoseTarget(scale, rotation, translation, length, pose.scene_scale, pose.scene_shift)
 
 
-def decode(target: PoseTarget, convention: str, *, whiten: bool = False, published_tiling: bool = False) -> ScenePose:
+def decode(
+  target: PoseTarget, convention: str, *, whiten: bool = False, published_tiling: bool = False
+) -> ScenePose:
   """Inverse of `encode`, with the same arguments."""
   _check(convention, whiten)
   xp = namespace(*target)
   scene = target.scene_scale[:, None]
-  scale, translation, length, rotation = target.scale, target.translation, target.translation_scale, target.rotation
+  scale, translation, length, rotation = (
+    target.scale,
+    target.translation,
+    target.translation_scale,
+    target.rotation,
+  )
   if whiten:
-    scale, translation = scale * SCALE_STD + SCALE_MEAN, translation * TRANSLATION_STD + TRANSLATION_MEAN
+    scale, translation = (
+      scale * SCALE_STD + SCALE_MEAN,
+      translation * TRANSLATION_STD + TRANSLATION_MEAN,
+    )
   if convention in ("Naive", "NormalizedSceneScale"):
     scale, translation = scale * (1 if convention == "Naive" else scene), translation * scene
   elif convention in ("NormalizedSceneScaleAndTranslation", "ApparentSize"):
@@ -168,17 +215,23 @@ def decode(target: PoseTarget, convention: str, *, whiten: bool = False, publish
     translation = translation * length * scene
   elif convention == "DisparitySpace":
     depth = length * xp.exp(target.scene_shift[:, None, 2:])
-    ray = xp.concatenate([translation[..., :2] + target.scene_shift[:, None, :2], xp.ones_like(depth)], axis=-1)
+    ray = xp.concatenate(
+      [translation[..., :2] + target.scene_shift[:, None, :2], xp.ones_like(depth)], axis=-1
+    )
     scale, translation = scale * depth * scene, ray * depth * scene
   elif convention != "Identity":
     if convention == "ScaleShiftInvariantWTranslationScale":
       translation = translation / xp.maximum(rotations.norm(translation), UNIT_FLOOR) * length
     relative = ScenePose(scale, rotation, translation, target.scene_scale, target.scene_shift)
-    scale, rotation, translation = _rescale(relative, target.scene_scale, target.scene_shift, published_tiling)
+    scale, rotation, translation = _rescale(
+      relative, target.scene_scale, target.scene_shift, published_tiling
+    )
   return ScenePose(scale, rotation, translation, target.scene_scale, target.scene_shift)
 
 
-def encode_latents(pose: Pose, scene_scale, scene_shift, *, convention: str = "ScaleShiftInvariant") -> dict:
+def encode_latents(
+  pose: Pose, scene_scale, scene_shift, *, convention: str = "ScaleShiftInvariant"
+) -> dict:
   """Metric pose -> the four layout latents, each (..., 1, channels) (see sam3d_jax/batch.py).
 
   scene_scale, scene_shift: (..., 3), of the point map that the model is shown.
@@ -187,18 +240,36 @@ def encode_latents(pose: Pose, scene_scale, scene_shift, *, convention: str = "S
   lead = pose.translation.shape[:-1]
   flat = lambda x, *shape: xp.reshape(xp.broadcast_to(xp.asarray(x), (*lead, *shape)), (-1, *shape))
   quaternion = rotations.matrix_to_quaternion(flat(pose.rotation, 3, 3))
-  scenes = ScenePose(flat(pose.scale, 3)[:, None], quaternion[:, None], flat(pose.translation, 3)[:, None],
-                     flat(scene_scale, 3), flat(scene_shift, 3))
+  scenes = ScenePose(
+    flat(pose.scale, 3)[:, None],
+    quaternion[:, None],
+    flat(pose.translation, 3)[:, None],
+    flat(scene_scale, 3),
+    flat(scene_shift, 3),
+  )
   target = encode(scenes, convention)
-  six = rotations.normalise_6d(rotations.matrix_to_6d(rotations.quaternion_to_matrix(target.rotation)))
-  out = {"rotation": six, "translation": target.translation, "scale": xp.log(target.scale),
-         "translation_scale": xp.log(target.translation_scale)}
+  six = rotations.normalise_6d(
+    rotations.matrix_to_6d(rotations.quaternion_to_matrix(target.rotation))
+  )
+  out = {
+    "rotation": six,
+    "translation": target.translation,
+    "scale": xp.log(target.scale),
+    "translation_scale": xp.log(target.translation_scale),
+  }
   return {name: xp.reshape(x, (*lead, 1, x.shape[-1])) for name, x in out.items()}
 
 
-def decode_latents(latents: dict, scene_scale, scene_shift, *, convention: str = "ScaleShiftInvariant",
-                   isotropic: bool = True) -> Pose:
-  """The four layout latents -> metric pose; the inverse of `encode_latents` for one scale per object.
+def decode_latents(
+  latents: dict,
+  scene_scale,
+  scene_shift,
+  *,
+  convention: str = "ScaleShiftInvariant",
+  isotropic: bool = True,
+) -> Pose:
+  """The four layout latents -> metric pose; the inverse of `encode_latents` for one scale per
+  object.
 
   isotropic: average the three scales, as the published decoder does.
   """
@@ -207,18 +278,29 @@ def decode_latents(latents: dict, scene_scale, scene_shift, *, convention: str =
   flat = lambda x: xp.reshape(xp.broadcast_to(xp.asarray(x), (*lead, 3)), (-1, 3))
   six = rotations.denormalise_6d(latents["rotation"]).reshape(-1, 1, 6)
   target = PoseTarget(
-      scale=xp.exp(latents["scale"]).reshape(-1, 1, 3), rotation=rotations.matrix_to_quaternion(rotations.matrix_from_6d(six)),
-      translation=latents["translation"].reshape(-1, 1, 3),
-      translation_scale=xp.exp(latents["translation_scale"]).reshape(-1, 1, 1),
-      scene_scale=flat(scene_scale), scene_shift=flat(scene_shift))
+    scale=xp.exp(latents["scale"]).reshape(-1, 1, 3),
+    rotation=rotations.matrix_to_quaternion(rotations.matrix_from_6d(six)),
+    translation=latents["translation"].reshape(-1, 1, 3),
+    translation_scale=xp.exp(latents["translation_scale"]).reshape(-1, 1, 1),
+    scene_scale=flat(scene_scale),
+    scene_shift=flat(scene_shift),
+  )
   scenes = decode(target, convention)
-  scale = xp.broadcast_to(scenes.scale.mean(-1, keepdims=True), scenes.scale.shape) if isotropic else scenes.scale
+  scale = (
+    xp.broadcast_to(scenes.scale.mean(-1, keepdims=True), scenes.scale.shape)
+    if isotropic
+    else scenes.scale
+  )
   rotation = rotations.quaternion_to_matrix(scenes.rotation)
-  return Pose(rotation.reshape(*lead, 3, 3), scenes.translation.reshape(*lead, 3), scale.reshape(*lead, 3))
+  return Pose(
+    rotation.reshape(*lead, 3, 3), scenes.translation.reshape(*lead, 3), scale.reshape(*lead, 3)
+  )
 
 
 def average_layout(latents: dict) -> dict:
-  """Latents of the baseline that puts an object of average size at the scene's centre, with the predicted rotation."""
+  """Latents of the baseline that puts an object of average size at the scene's centre, with the
+  predicted rotation.
+  """
   xp = namespace(*latents.values())
   centred = {name: xp.zeros_like(latents[name]) for name in ("translation", "translation_scale")}
   return latents | centred | {"scale": xp.full_like(latents["scale"], MEAN_LOG_SCALE)}
@@ -232,7 +314,9 @@ def _check(convention, whiten):
 
 
 def _rescale(pose: ScenePose, scene_scale, scene_shift, published_tiling):
-  """Follows each pose with p -> p * scene_scale + scene_shift and decomposes the result again, per scene."""
+  """Follows each pose with p -> p * scene_scale + scene_shift and decomposes the result again, per
+  scene.
+  """
   xp = namespace(*pose)
   batch, objects = pose.translation.shape[:2]
   if published_tiling:
@@ -241,7 +325,13 @@ def _rescale(pose: ScenePose, scene_scale, scene_shift, published_tiling):
   else:
     scene_scale, scene_shift = scene_scale[:, None], scene_shift[:, None]
   scale3 = xp.broadcast_to(pose.scale, pose.translation.shape)
-  linear = scale3[..., :, None] * rotations.quaternion_to_matrix(pose.rotation) * scene_scale[..., None, :]
+  linear = (
+    scale3[..., :, None] * rotations.quaternion_to_matrix(pose.rotation) * scene_scale[..., None, :]
+  )
   scale = rotations.norm(linear)
   rotation = rotations.matrix_to_quaternion(linear / scale)
-  return scale[..., 0][..., :pose.scale.shape[-1]], rotation, pose.translation * scene_scale + scene_shift
+  return (
+    scale[..., 0][..., : pose.scale.shape[-1]],
+    rotation,
+    pose.translation * scene_scale + scene_shift,
+  )

@@ -1,4 +1,6 @@
-"""The one attention entry point of all models: full (non-causal) attention through XLA, cuDNN or TPU splash attention."""
+"""The one attention entry point of all models: full (non-causal) attention through XLA, cuDNN or
+TPU splash attention.
+"""
 
 import functools
 
@@ -28,30 +30,42 @@ def attend(q_BLHK, k_BMHK, v_BMHK, *, backend: str = "auto", key_count_B=None):
   """Full scaled dot-product attention with scale 1/sqrt(K) and an fp32 softmax.
 
   q_BLHK, k_BMHK, v_BMHK: queries, keys and values; returns (B, L, H, K) in the queries' dtype.
-  key_count_B: (B,) int32, how many keys of each sample there are; the others are padding that nothing attends to. None: all.
-  backend: "xla" runs anywhere, "cudnn" on NVIDIA GPUs in half precision, "splash" on TPUs; "auto" is `choose_backend`'s choice.
+  key_count_B: (B,) int32, how many keys of each sample there are; the others are padding that
+  nothing attends to. None: all. backend: "xla" runs anywhere, "cudnn" on NVIDIA GPUs in half
+  precision, "splash" on TPUs; "auto" is `choose_backend`'s choice.
 
-  Under a mesh (`jax.set_mesh`) "auto" chooses for its devices, which may be described rather than present, and the kernels run
-  shard by shard: batch over `data` and `fsdp`, heads over `tensor`, queries over `context`. Raises ValueError for an unknown
-  backend and for queries that cuDNN has no kernel for.
+  Under a mesh (`jax.set_mesh`) "auto" chooses for its devices, which may be described rather than
+  present, and the kernels run shard by shard: batch over `data` and `fsdp`, heads over `tensor`,
+  queries over `context`. Raises ValueError for an unknown backend and for queries that cuDNN has no
+  kernel for.
   """
   if backend not in BACKENDS:
     raise ValueError(f"attention backend {backend!r} is not one of {BACKENDS}")
   if backend == "auto":
     backend = choose_backend(target_platform(), q_BLHK, k_BMHK)
   if backend == "xla":
-    mask = None if key_count_B is None else (jnp.arange(k_BMHK.shape[1]) < key_count_B[:, None])[:, None, None]
+    mask = (
+      None
+      if key_count_B is None
+      else (jnp.arange(k_BMHK.shape[1]) < key_count_B[:, None])[:, None, None]
+    )
     return attend_xla(q_BLHK, k_BMHK, v_BMHK, mask=mask)
   if backend == "cudnn" and not _suits_cudnn(q_BLHK):
-    raise ValueError(f"attention backend 'cudnn' needs bfloat16 or float16 and a head dimension that is a multiple of 8 up to "
-                     f"{CUDNN_MAX_HEAD_DIM}, not {q_BLHK.dtype} and {q_BLHK.shape[-1]}: choose dtype=bfloat16, or attention=xla")
+    raise ValueError(
+      "attention backend 'cudnn' needs bfloat16 or float16 and a head dimension that is a "
+      "multiple of 8 up to "
+      f"{CUDNN_MAX_HEAD_DIM}, not {q_BLHK.dtype} and {q_BLHK.shape[-1]}: choose dtype=bfloat16, or "
+      "attention=xla"
+    )
   kernel = {"cudnn": _cudnn, "splash": _splash}[backend]
   counts = () if key_count_B is None else (key_count_B.astype(jnp.int32),)
   return _per_shard(kernel, q_BLHK, counted=bool(counts))(q_BLHK, k_BMHK, v_BMHK, *counts)
 
 
 def choose_backend(platform: str, q_BLHK, k_BMHK) -> str:
-  """The fastest backend for a platform ("cpu", "gpu", "tpu"): its kernel where lengths and dtype suit it, else "xla"."""
+  """The fastest backend for a platform ("cpu", "gpu", "tpu"): its kernel where lengths and dtype
+  suit it, else "xla".
+  """
   if min(q_BLHK.shape[1], k_BMHK.shape[1]) < KERNEL_MIN_LENGTH:
     return "xla"
   if platform == "tpu":
@@ -62,32 +76,43 @@ def choose_backend(platform: str, q_BLHK, k_BMHK) -> str:
 
 
 def _suits_cudnn(q_BLHK) -> bool:
-  """Whether cuDNN's fused attention covers the dtype and the head dimension; `_cudnn` makes any length fit."""
+  """Whether cuDNN's fused attention covers the dtype and the head dimension; `_cudnn` makes any
+  length fit.
+  """
   head_dim = q_BLHK.shape[-1]
-  return q_BLHK.dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= CUDNN_MAX_HEAD_DIM
+  return (
+    q_BLHK.dtype in (jnp.bfloat16, jnp.float16)
+    and head_dim % 8 == 0
+    and head_dim <= CUDNN_MAX_HEAD_DIM
+  )
 
 
 def attend_xla(q_BLHK, k_BMHK, v_BMHK, *, mask=None):
   """Attention in plain XLA, with the logits of all pairs in memory.
 
-  `mask`, broadcastable to (B, H, L, M), is true where a query may look; a query that may look nowhere gets the mean of all values,
-  not NaN.
+  `mask`, broadcastable to (B, H, L, M), is true where a query may look; a query that may look
+  nowhere gets the mean of all values, not NaN.
   """
   logits_BHLM = product("blhk,bmhk->bhlm", q_BLHK, k_BMHK) * q_BLHK.shape[-1] ** -0.5
   if mask is not None:
     logits_BHLM = jnp.where(mask, logits_BHLM, jnp.finfo(jnp.float32).min)
   weights_BHLM = jax.nn.softmax(logits_BHLM, axis=-1).astype(v_BMHK.dtype)
-  return checkpoint_name(product("bhlm,bmhk->blhk", weights_BHLM, v_BMHK).astype(q_BLHK.dtype), SAVED_NAME)
+  return checkpoint_name(
+    product("bhlm,bmhk->blhk", weights_BHLM, v_BMHK).astype(q_BLHK.dtype), SAVED_NAME
+  )
 
 
 def attend_few(q_BLHK, ks, vs):
-  """Attention of a few queries to many keys and values, tuples of (B, M, H, K) that count as if they were concatenated.
+  """Attention of a few queries to many keys and values, tuples of (B, M, H, K) that count as if
+  they were concatenated.
 
-  All heads go through one product with the keys as they lie in memory: a query's row for head h is zero in the columns of the other
-  heads. That is H times the arithmetic, all of it little, and spares what a batch of products head by head costs, a transposed copy
-  of the keys and one of the values. A shard of the heads (`tensor`) makes its own product: one over all would sum logits between shards.
+  All heads go through one product with the keys as they lie in memory: a query's row for head h is
+  zero in the columns of the other heads. That is H times the arithmetic, all of it little, and
+  spares what a batch of products head by head costs, a transposed copy of the keys and one of the
+  values. A shard of the heads (`tensor`) makes its own product: one over all would sum logits
+  between shards.
   """
-  few = lambda q, *kv: _attend_few(q, kv[:len(ks)], kv[len(ks):])
+  few = lambda q, *kv: _attend_few(q, kv[: len(ks)], kv[len(ks) :])
   return _per_shard(few, q_BLHK, keys=len(ks) + len(vs), only=HEAD_AXES)(q_BLHK, *ks, *vs)
 
 
@@ -96,12 +121,13 @@ def _attend_few(q_BLHK, ks, vs):
   own = jnp.eye(H, dtype=q_BLHK.dtype)[:, :, None]  # (H, H, 1)
   rows_BRD = (q_BLHK[:, :, :, None] * own).reshape(B, L * H, H * K)
   flat = lambda parts: tuple(x.reshape(B, -1, H * K) for x in parts)
-  out_BRD = attend_rows(rows_BRD, flat(ks), flat(vs), scale=K ** -0.5)
+  out_BRD = attend_rows(rows_BRD, flat(ks), flat(vs), scale=K**-0.5)
   return (out_BRD.reshape(B, L, H, H, K) * own).sum(3)
 
 
 def attend_rows(q_BRD, ks, vs, *, scale: float):
-  """Attention of rows (B, R, D) to keys and values that all rows share, tuples of (B, M, D) that count as if they were concatenated.
+  """Attention of rows (B, R, D) to keys and values that all rows share, tuples of (B, M, D) that
+  count as if they were concatenated.
 
   Only the logits are joined: long keys are neither copied nor stored twice.
   """
@@ -117,9 +143,11 @@ def attend_rows(q_BRD, ks, vs, *, scale: float):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(spec: str, a, b):
-  """einsum with an fp32 result, whose gradient is rounded to the operands' dtype before it is multiplied, as fused kernels do it.
+  """einsum with an fp32 result, whose gradient is rounded to the operands' dtype before it is
+  multiplied, as fused kernels do it.
 
-  Otherwise half-precision operands would be widened, and copied, for products of two precisions in the backward pass.
+  Otherwise half-precision operands would be widened, and copied, for products of two precisions in
+  the backward pass.
   """
   return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
@@ -129,51 +157,77 @@ def _product_forward(spec, a, b):
 
 
 def _product_backward(spec, operands, gradient):
-  return jax.vjp(functools.partial(jnp.einsum, spec), *operands)[1](gradient.astype(jnp.result_type(*operands)))
+  return jax.vjp(functools.partial(jnp.einsum, spec), *operands)[1](
+    gradient.astype(jnp.result_type(*operands))
+  )
 
 
 product.defvjp(_product_forward, _product_backward)
 
 
 def keep_attention(primitive, *unused, **params) -> bool:
-  """Rematerialisation policy (of jax.checkpoint) that keeps what a backward pass needs of `attend`, whichever backend it took.
+  """Rematerialisation policy (of jax.checkpoint) that keeps what a backward pass needs of `attend`,
+  whichever backend it took.
 
-  cuDNN's backward kernel reads the statistics of its softmax as well as its output. They cannot be tagged from outside, and without
-  them the forward kernel would run again, so that primitive's results are kept by its name.
+  cuDNN's backward kernel reads the statistics of its softmax as well as its output. They cannot be
+  tagged from outside, and without them the forward kernel would run again, so that primitive's
+  results are kept by its name.
   """
-  return primitive.name == CUDNN_FORWARD or (primitive.name == "name" and params["name"] == SAVED_NAME)
+  return primitive.name == CUDNN_FORWARD or (
+    primitive.name == "name" and params["name"] == SAVED_NAME
+  )
 
 
 def _cudnn(q_BLHK, k_BMHK, v_BMHK, key_count_B=None):
-  """cuDNN's fused attention; its derivative refuses odd lengths, so those get a padded key (left out by count) or query (dropped)."""
+  """cuDNN's fused attention; its derivative refuses odd lengths, so those get a padded key (left
+  out by count) or query (dropped).
+  """
   (batch, length), keys = q_BLHK.shape[:2], k_BMHK.shape[1]
   if keys % 2 and key_count_B is None:
     key_count_B = jnp.full(batch, keys, jnp.int32)
   even = lambda x: jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) if x.shape[1] % 2 else x
-  out = jax.nn.dot_product_attention(even(q_BLHK), even(k_BMHK), even(v_BMHK), key_value_seq_lengths=key_count_B, implementation="cudnn")
+  out = jax.nn.dot_product_attention(
+    even(q_BLHK),
+    even(k_BMHK),
+    even(v_BMHK),
+    key_value_seq_lengths=key_count_B,
+    implementation="cudnn",
+  )
   return out[:, :length]
 
 
 def _splash(q_BLHK, k_BMHK, v_BMHK, key_count_B=None):
-  """Splash attention: lengths padded to whole blocks, padded keys kept out by segment ids, padded queries dropped."""
+  """Splash attention: lengths padded to whole blocks, padded keys kept out by segment ids, padded
+  queries dropped.
+  """
   (length, heads), keys = q_BLHK.shape[1:3], k_BMHK.shape[1]
   q_block, padded_length = _splash_block(length)
   k_block, padded_keys = _splash_block(keys)
   kernel = _splash_kernel(heads, padded_length, padded_keys, q_block, k_block)
-  q, k, v = (_pad_length(x.swapaxes(1, 2), n)  # (B, H, padded, K)
-             for x, n in ((q_BLHK * q_BLHK.shape[-1] ** -0.5, padded_length), (k_BMHK, padded_keys), (v_BMHK, padded_keys)))
+  q, k, v = (
+    _pad_length(x.swapaxes(1, 2), n)  # (B, H, padded, K)
+    for x, n in (
+      (q_BLHK * q_BLHK.shape[-1] ** -0.5, padded_length),
+      (k_BMHK, padded_keys),
+      (v_BMHK, padded_keys),
+    )
+  )
   if padded_keys == keys and key_count_B is None:
     out = jax.vmap(kernel)(q, k, v)
   else:
     counts_B = jnp.full(len(q), keys, jnp.int32) if key_count_B is None else key_count_B
     is_padding_BM = (jnp.arange(padded_keys) >= counts_B[:, None]).astype(jnp.int32)
     of_query = jnp.zeros(padded_length, jnp.int32)
-    out = jax.vmap(lambda q, k, v, kv: kernel(q, k, v, segment_ids=splash.SegmentIds(q=of_query, kv=kv)))(q, k, v, is_padding_BM)
+    out = jax.vmap(
+      lambda q, k, v, kv: kernel(q, k, v, segment_ids=splash.SegmentIds(q=of_query, kv=kv))
+    )(q, k, v, is_padding_BM)
   return out[:, :, :length].swapaxes(1, 2).astype(q_BLHK.dtype)
 
 
 def _splash_block(length: int) -> tuple[int, int]:
-  """Block size and padded length: whole blocks of SPLASH_BLOCK, or one block of whole lanes for a short sequence."""
+  """Block size and padded length: whole blocks of SPLASH_BLOCK, or one block of whole lanes for a
+  short sequence.
+  """
   block = min(SPLASH_BLOCK, _round_up(length, SPLASH_LANES))
   return block, _round_up(length, block)
 
@@ -187,19 +241,30 @@ def _pad_length(x_BHLK, length: int):
 
 
 def _splash_kernel(heads: int, length: int, keys: int, q_block: int, k_block: int):
-  blocks = splash.BlockSizes(block_q=q_block, block_kv=k_block, block_q_dkv=q_block, block_kv_dkv=k_block,
-                             block_q_dq=q_block, block_kv_dq=k_block)
+  blocks = splash.BlockSizes(
+    block_q=q_block,
+    block_kv=k_block,
+    block_q_dkv=q_block,
+    block_kv_dkv=k_block,
+    block_q_dq=q_block,
+    block_kv_dq=k_block,
+  )
   mask = splash_mask.MultiHeadMask([splash_mask.FullMask((length, keys))] * heads)
-  # The name sits inside the kernel's own derivative rule: a tag on the output alone would not spare it a second forward pass.
-  return splash.make_splash_mha(mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, residual_checkpoint_name=SAVED_NAME)
+  # The name sits inside the kernel's own derivative rule: a tag on the output alone would not spare
+  # it a second forward pass.
+  return splash.make_splash_mha(
+    mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, residual_checkpoint_name=SAVED_NAME
+  )
 
 
 def _per_shard(kernel, q_BLHK, *, keys: int = 2, counted: bool = False, only: tuple[str, ...] = ()):
-  """`kernel` mapped over the shards of the ambient mesh, which the compiler cannot cut by itself; unchanged without a mesh.
+  """`kernel` mapped over the shards of the ambient mesh, which the compiler cannot cut by itself;
+  unchanged without a mesh.
 
-  Its arguments are the queries, `keys` arrays (B, M, H, K) of keys and values and, if `counted`, a number (B,) of each sample. Every
-  shard holds the keys and values of its batch rows and heads whole. An axis that does not divide its dimension is left out.
-  `only`: unchanged too where the mesh has one shard along all of these axes.
+  Its arguments are the queries, `keys` arrays (B, M, H, K) of keys and values and, if `counted`, a
+  number (B,) of each sample. Every shard holds the keys and values of its batch rows and heads
+  whole. An axis that does not divide its dimension is left out. `only`: unchanged too where the
+  mesh has one shard along all of these axes.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1 or (only and all(mesh.shape.get(axis, 1) == 1 for axis in only)):
@@ -208,7 +273,12 @@ def _per_shard(kernel, q_BLHK, *, keys: int = 2, counted: bool = False, only: tu
   heads = _dividing_axes(mesh, HEAD_AXES, q_BLHK.shape[2])
   queries = P(batch, _dividing_axes(mesh, QUERY_AXES, q_BLHK.shape[1]), heads)
   counts = (P(batch),) if counted else ()
-  return jax.shard_map(kernel, in_specs=(queries, *[P(batch, None, heads)] * keys, *counts), out_specs=queries, check_vma=False)
+  return jax.shard_map(
+    kernel,
+    in_specs=(queries, *[P(batch, None, heads)] * keys, *counts),
+    out_specs=queries,
+    check_vma=False,
+  )
 
 
 def _dividing_axes(mesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:

@@ -1,8 +1,10 @@
-"""Condition encoder: images, masks and point maps -> one sequence of tokens for the flow models' cross-attention.
+"""Condition encoder: images, masks and point maps -> one sequence of tokens for the flow models'
+cross-attention.
 
-Images (crop and whole photo) share one DINOv2 encoder, masks a second one, point maps a third encoder. The tokens of each encoder
-go through LayerNorm and a SwiGLU feed-forward to the common width, get the embedding of their group (crop or whole photo) and
-are concatenated encoder by encoder: image, rgb_image, mask, rgb_image_mask, pointmap, rgb_pointmap.
+Images (crop and whole photo) share one DINOv2 encoder, masks a second one, point maps a third
+encoder. The tokens of each encoder go through LayerNorm and a SwiGLU feed-forward to the common
+width, get the embedding of their group (crop or whole photo) and are concatenated encoder by
+encoder: image, rgb_image, mask, rgb_image_mask, pointmap, rgb_pointmap.
 """
 
 import dataclasses
@@ -31,10 +33,12 @@ class ConditionConfig:
   """What the condition encoder reads and how large it is; the defaults are the published ones."""
 
   dino: DinoConfig = DinoConfig()  # of the image and of the mask encoder
-  pointmap: PointmapConfig | None = PointmapConfig()  # None: no point-map encoder, and no parameters for one
+  # None: no point-map encoder, and no parameters for one
+  pointmap: PointmapConfig | None = PointmapConfig()
   width: int = 1024
   hidden_multiplier: float = 4.0
-  streams: tuple[str, ...] = STREAMS  # those that are read; the order of the tokens is always that of STREAMS
+  # those that are read; the order of the tokens is always that of STREAMS
+  streams: tuple[str, ...] = STREAMS
   dtype: str = "bfloat16"
 
   def __post_init__(self):
@@ -42,17 +46,26 @@ class ConditionConfig:
     if unknown or not self.streams:
       raise ValueError(f"ConditionConfig.streams={self.streams}: give some of {STREAMS}")
     if self.pointmap is None and set(self.streams) & set(POINTMAP_STREAMS):
-      raise ValueError(f"ConditionConfig.streams={self.streams} has point maps, but ConditionConfig.pointmap is None")
+      raise ValueError(
+        f"ConditionConfig.streams={self.streams} has point maps, but ConditionConfig.pointmap is "
+        "None"
+      )
 
   @property
   def hidden(self) -> int:
-    """Hidden width of the SwiGLU projections: two thirds of multiplier x width, rounded up to a multiple of 256."""
-    return -(-int(2 * int(self.hidden_multiplier * self.width) / 3) // HIDDEN_MULTIPLE) * HIDDEN_MULTIPLE
+    """Hidden width of the SwiGLU projections: two thirds of multiplier x width, rounded up to a
+    multiple of 256.
+    """
+    return (
+      -(-int(2 * int(self.hidden_multiplier * self.width) / 3) // HIDDEN_MULTIPLE) * HIDDEN_MULTIPLE
+    )
 
   @property
   def tokens(self) -> int:
     """Length of the condition sequence."""
-    return sum(self.pointmap.tokens if s in POINTMAP_STREAMS else self.dino.tokens for s in self.streams)
+    return sum(
+      self.pointmap.tokens if s in POINTMAP_STREAMS else self.dino.tokens for s in self.streams
+    )
 
 
 class SwiGLU(nnx.Module):
@@ -87,16 +100,22 @@ class ConditionEncoder(nnx.Module):
     self.mask_encoder = Dino(cfg.dino, rngs=rngs)
     self.image_projection = Projection(cfg.dino.width, cfg, rngs=rngs)
     self.mask_projection = Projection(cfg.dino.width, cfg, rngs=rngs)
-    self.pointmap_encoder = None if cfg.pointmap is None else PointmapEncoder(cfg.pointmap, rngs=rngs)
-    self.pointmap_projection = None if cfg.pointmap is None else Projection(cfg.pointmap.width, cfg, rngs=rngs)
+    self.pointmap_encoder = (
+      None if cfg.pointmap is None else PointmapEncoder(cfg.pointmap, rngs=rngs)
+    )
+    self.pointmap_projection = (
+      None if cfg.pointmap is None else Projection(cfg.pointmap.width, cfg, rngs=rngs)
+    )
     rows = 0.02 * jax.random.normal(rngs.params(), (GROUPS, cfg.width), jnp.float32)
-    self.group_embed = nnx.Param(jnp.pad(rows, ((0, 1), (0, 0))))  # the published row that nothing reads is zero
+    # the published row that nothing reads is zero
+    self.group_embed = nnx.Param(jnp.pad(rows, ((0, 1), (0, 0))))
 
   def __call__(self, cond: Conditioning, drop_pointmap_B=None):
     """Encodes the configured streams.
 
     Args:
-      cond: its streams are (B, H, W, channels) of any size; a stream that the config does not name is ignored.
+      cond: its streams are (B, H, W, channels) of any size; a stream that the config does not name
+      is ignored.
       drop_pointmap_B: (B,) bool; the tokens of both point maps become zero where it is true.
 
     Raises:
@@ -105,17 +124,23 @@ class ConditionEncoder(nnx.Module):
     missing = [s for s in self.cfg.streams if getattr(cond, s) is None]
     if missing:
       raise ValueError(f"the conditioning lacks {missing}, which ConditionConfig.streams asks for")
-    tokens = [self.encode(cond, IMAGE_STREAMS, as_float, self.image_encoder, self.image_projection),
-              self.encode(cond, MASK_STREAMS, as_mask, self.mask_encoder, self.mask_projection)]
+    tokens = [
+      self.encode(cond, IMAGE_STREAMS, as_float, self.image_encoder, self.image_projection),
+      self.encode(cond, MASK_STREAMS, as_mask, self.mask_encoder, self.mask_projection),
+    ]
     if self.pointmap_encoder is not None:
-      points_BSD = self.encode(cond, POINTMAP_STREAMS, lambda x: x, self.pointmap_encoder, self.pointmap_projection)
+      points_BSD = self.encode(
+        cond, POINTMAP_STREAMS, lambda x: x, self.pointmap_encoder, self.pointmap_projection
+      )
       if points_BSD is not None and drop_pointmap_B is not None:
         points_BSD = jnp.where(drop_pointmap_B[:, None, None], 0, points_BSD)
       tokens.append(points_BSD)
     return jnp.concatenate([x for x in tokens if x is not None], axis=1)
 
   def encode(self, cond: Conditioning, streams, prepare, encoder, projection):
-    """Tokens (B, S, D) of those of the two `streams` that the config names; None if it names neither."""
+    """Tokens (B, S, D) of those of the two `streams` that the config names; None if it names
+    neither.
+    """
     groups = [g for g, stream in enumerate(streams) if stream in self.cfg.streams]
     if not groups:
       return None
@@ -125,10 +150,14 @@ class ConditionEncoder(nnx.Module):
     else:  # the crop and the photo differ in size: one pass each
       x_BGSD = jnp.stack([projection(encoder(x)) for x in inputs], axis=1)
     x_BSD = x_BGSD.reshape(x_BGSD.shape[0], -1, self.cfg.width)
-    # A product with rows that name their group: its gradient is a product too, where that of a broadcast would be a sum over all tokens
-    # into two rows, for which GPUs are too wide.
-    of_row_SG = jax.nn.one_hot(np.repeat(groups, x_BGSD.shape[2]), len(self.group_embed), dtype=jnp.float32)
-    return x_BSD + jnp.matmul(of_row_SG, self.group_embed[...], precision="highest").astype(x_BSD.dtype)
+    # A product with rows that name their group: its gradient is a product too, where that of a
+    # broadcast would be a sum over all tokens into two rows, for which GPUs are too wide.
+    of_row_SG = jax.nn.one_hot(
+      np.repeat(groups, x_BGSD.shape[2]), len(self.group_embed), dtype=jnp.float32
+    )
+    return x_BSD + jnp.matmul(of_row_SG, self.group_embed[...], precision="highest").astype(
+      x_BSD.dtype
+    )
 
 
 def together(streams):
@@ -150,5 +179,7 @@ def as_float(image):
 
 
 def as_mask(mask):
-  """Integer or bool masks become 1 where they are not zero (0/1 and 0/255 mean the same); float masks pass."""
+  """Integer or bool masks become 1 where they are not zero (0/1 and 0/255 mean the same); float
+  masks pass.
+  """
   return mask if jnp.issubdtype(mask.dtype, jnp.floating) else (mask != 0).astype(jnp.float32)

@@ -1,7 +1,7 @@
 """DINOv2 vision transformer with registers (Oquab et al. 2023; Darcet et al. 2023), any image size.
 
-Blocks are pre-norm with layer scale: x + ls1 * attn(norm1(x)), then x + ls2 * mlp(norm2(x)); exact GELU, LayerNorm eps 1e-6.
-Tokens are ordered [CLS, registers, patches], patches row by row.
+Blocks are pre-norm with layer scale: x + ls1 * attn(norm1(x)), then x + ls2 * mlp(norm2(x)); exact
+GELU, LayerNorm eps 1e-6. Tokens are ordered [CLS, registers, patches], patches row by row.
 """
 
 import dataclasses
@@ -32,7 +32,9 @@ class DinoConfig:
   image_size: int = 518  # image side that the position embedding's grid belongs to
   input_size: int = 518  # images are resized to this side
   registers: int = 4
-  prenorm: bool = False  # False: final-norm tokens without registers. True: pre-norm tokens, parameter-free norm, with registers
+  # False: final-norm tokens without registers. True: pre-norm tokens, parameter-free norm, with
+  # registers
+  prenorm: bool = False
   dtype: str = "bfloat16"
   remat: str = "none"
   attention: str = "auto"
@@ -40,7 +42,9 @@ class DinoConfig:
   def __post_init__(self):
     for name in ("image_size", "input_size"):
       if getattr(self, name) % self.patch:
-        raise ValueError(f"DinoConfig.{name}={getattr(self, name)} is not a multiple of patch={self.patch}")
+        raise ValueError(
+          f"DinoConfig.{name}={getattr(self, name)} is not a multiple of patch={self.patch}"
+        )
     if self.width % self.heads:
       raise ValueError(f"DinoConfig.width={self.width} is not a multiple of heads={self.heads}")
 
@@ -53,11 +57,13 @@ class DinoConfig:
 def initial_positions(grid: int, width: int):
   """(1 + grid^2, D): zero for the CLS, 2-D sin/cos for the patches.
 
-  Learned from there. An encoder trained from scratch knows from the first step where a patch lies; from small random values it has
-  to find out.
+  Learned from there. An encoder trained from scratch knows from the first step where a patch lies;
+  from small random values it has to find out.
   """
   axis = np.arange(grid, dtype=np.int32)
-  patches = layers.position_sincos(np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2), width)
+  patches = layers.position_sincos(
+    np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2), width
+  )
   return jnp.concatenate([jnp.zeros((1, width), jnp.float32), patches])
 
 
@@ -70,8 +76,11 @@ class SelfAttention(nnx.Module):
     self.backend = backend
 
   def __call__(self, x_BLD):
-    q, k, v = self.qkv.parts(x_BLD, biased=(True, False, False))  # that of keys cancels in the softmax, that of values passes through it
-    return self.out.of_sum(attention_lib.attend(q, k, v, backend=self.backend), self.qkv.bias[...][2])
+    # that of keys cancels in the softmax, that of values passes through it
+    q, k, v = self.qkv.parts(x_BLD, biased=(True, False, False))
+    return self.out.of_sum(
+      attention_lib.attend(q, k, v, backend=self.backend), self.qkv.bias[...][2]
+    )
 
 
 class Mlp(nnx.Module):
@@ -114,19 +123,27 @@ class Dino(nnx.Module):
     self.register_tokens = normal(cfg.registers, cfg.width) if cfg.registers else None
     self.mask_token = nnx.Param(jnp.zeros(cfg.width, jnp.float32))
     self.pos_embed = nnx.Param(initial_positions(grid, cfg.width))
-    self.patch_embed = layers.Dense((cfg.patch, cfg.patch, 3), cfg.width, rngs=rngs, dtype=jnp.dtype(cfg.dtype))
-    self.blocks = layers.Stack(lambda rngs: DinoBlock(cfg, rngs=rngs), cfg.depth, rngs=rngs, remat=cfg.remat)
+    self.patch_embed = layers.Dense(
+      (cfg.patch, cfg.patch, 3), cfg.width, rngs=rngs, dtype=jnp.dtype(cfg.dtype)
+    )
+    self.blocks = layers.Stack(
+      lambda rngs: DinoBlock(cfg, rngs=rngs), cfg.depth, rngs=rngs, remat=cfg.remat
+    )
     self.norm = layers.LayerNorm(cfg.width, eps=NORM_EPS)
 
   def __call__(self, image_BHWC):
-    """image_BHWC: (B, H, W, 1 or 3) float in 0..1, any size -> (B, cfg.tokens, D) in the compute dtype."""
+    """image_BHWC: (B, H, W, 1 or 3) float in 0..1, any size -> (B, cfg.tokens, D) in the compute
+    dtype.
+    """
     x_BLD = self.prenorm(preprocess(image_BHWC, self.cfg.input_size))
     if self.cfg.prenorm:
       return layers.layer_norm(x_BLD, PRENORM_EPS).astype(x_BLD.dtype)
     return self.drop_registers(self.norm(x_BLD))
 
   def prenorm(self, image_BHWC):
-    """Tokens before the final norm, registers included; image_BHWC is already resized and normalised."""
+    """Tokens before the final norm, registers included; image_BHWC is already resized and
+    normalised.
+    """
     cfg = self.cfg
     batch, height, width, _ = image_BHWC.shape
     rows, columns = height // cfg.patch, width // cfg.patch
@@ -141,28 +158,36 @@ class Dino(nnx.Module):
 
   def drop_registers(self, x_BLD):
     """[CLS, registers, patches] -> [CLS, patches]."""
-    return jnp.concatenate([x_BLD[:, :1], x_BLD[:, 1 + self.cfg.registers:]], axis=1)
+    return jnp.concatenate([x_BLD[:, :1], x_BLD[:, 1 + self.cfg.registers :]], axis=1)
 
 
 def preprocess(image_BHWC, size: int):
-  """Resizes (bilinear, no antialiasing), repeats a single channel to three, applies ImageNet normalisation; masks included."""
+  """Resizes (bilinear, no antialiasing), repeats a single channel to three, applies ImageNet
+  normalisation; masks included.
+  """
   batch, height, width, channels = image_BHWC.shape
   image_BHWC = image_BHWC.astype(jnp.float32)
   if (height, width) != (size, size):
-    image_BHWC = jax.image.resize(image_BHWC, (batch, size, size, channels), "linear", antialias=False)
+    image_BHWC = jax.image.resize(
+      image_BHWC, (batch, size, size, channels), "linear", antialias=False
+    )
   if channels == 1:
     image_BHWC = jnp.repeat(image_BHWC, 3, axis=-1)
   return (image_BHWC - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)
 
 
 def position_embedding(pos_LD, rows: int, columns: int):
-  """Position embedding (1 + grid², D) for a rows x columns patch grid; the CLS row is kept, the grid is resized in fp32.
+  """Position embedding (1 + grid², D) for a rows x columns patch grid; the CLS row is kept, the
+  grid is resized in fp32.
 
-  The resize is bicubic with a = -0.5 and antialiasing (Keys' kernel, widened when shrinking), unlike plain bicubic (a = -0.75).
+  The resize is bicubic with a = -0.5 and antialiasing (Keys' kernel, widened when shrinking),
+  unlike plain bicubic (a = -0.75).
   """
   grid = int((pos_LD.shape[0] - 1) ** 0.5)
   if (rows, columns) == (grid, grid):
     return pos_LD
   grid_HWD = pos_LD[1:].reshape(grid, grid, -1)
-  grid_HWD = jax.image.resize(grid_HWD, (rows, columns, grid_HWD.shape[-1]), "cubic", antialias=True)
+  grid_HWD = jax.image.resize(
+    grid_HWD, (rows, columns, grid_HWD.shape[-1]), "cubic", antialias=True
+  )
   return jnp.concatenate([pos_LD[:1], grid_HWD.reshape(rows * columns, -1)])

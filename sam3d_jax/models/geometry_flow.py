@@ -1,14 +1,17 @@
-"""The Geometry flow model: a Mixture of Transformers over shape tokens and layout tokens (arXiv 2511.16624, appendix C).
+"""The Geometry flow model: a Mixture of Transformers over shape tokens and layout tokens (arXiv
+2511.16624, appendix C).
 
-Two parameter sets ("streams"): `shape` for the structure latent, `layout` shared by rotation, translation, scale and
-translation scale. Every block is adaLN self-attention, cross-attention to the condition tokens, adaLN MLP; the modulation is
-shared by both streams. Shape tokens attend to themselves only. Layout tokens attend to layout and shape tokens without sending
-a gradient into the latter, so each stream can be trained or frozen apart from the other.
+Two parameter sets ("streams"): `shape` for the structure latent, `layout` shared by rotation,
+translation, scale and translation scale. Every block is adaLN self-attention, cross-attention to
+the condition tokens, adaLN MLP; the modulation is shared by both streams. Shape tokens attend to
+themselves only. Layout tokens attend to layout and shape tokens without sending a gradient into the
+latter, so each stream can be trained or frozen apart from the other.
 
-Precision: parameters, time embedding, modulation, norms, softmax and the residual stream are fp32; matrix products run in
-`cfg.dtype`. The residual stream is fp32 because 3 additions in each of 24 blocks would otherwise each round the whole state to
-8 bits; it costs bandwidth in fused element-wise operations only. The condition tokens enter every block in the dtype that they
-arrive in, which is also that of the sum of their gradients over blocks.
+Precision: parameters, time embedding, modulation, norms, softmax and the residual stream are fp32;
+matrix products run in `cfg.dtype`. The residual stream is fp32 because 3 additions in each of 24
+blocks would otherwise each round the whole state to 8 bits; it costs bandwidth in fused
+element-wise operations only. The condition tokens enter every block in the dtype that they arrive
+in, which is also that of the sum of their gradients over blocks.
 """
 
 import dataclasses
@@ -21,17 +24,17 @@ import jax.numpy as jnp
 from sam3d_jax.batch import LATENTS, LAYOUT_LATENTS
 from sam3d_jax.models.attention import BACKENDS, attend, attend_few, attend_rows
 from sam3d_jax.models.layers import (
-    MLP,
-    REMAT_POLICIES,
-    Dense,
-    HeadRMSNorm,
-    LayerNorm,
-    Stack,
-    TimestepEmbedder,
-    grid_positions,
-    layer_norm,
-    operand,
-    position_sincos,
+  MLP,
+  REMAT_POLICIES,
+  Dense,
+  HeadRMSNorm,
+  LayerNorm,
+  Stack,
+  TimestepEmbedder,
+  grid_positions,
+  layer_norm,
+  operand,
+  position_sincos,
 )
 
 STREAMS = ("shape", "layout")
@@ -44,18 +47,15 @@ OUTPUT_EPS = 1e-5  # layer norm before each latent's output projection
 class GeometryFlowConfig:
   """The defaults are the published model.
 
-  width, depth, heads, mlp_ratio: the transformer; the head dimension is width / heads.
-  cond_width: width of the condition tokens.
-  shape_resolution: the structure latent has shape_resolution^3 tokens.
-  latent_channels: channels of the structure latent.
-  qk_rms_norm: RMS norm of queries and keys in self-attention.
-  shortcut: has an embedder for the step size d.
-  time_scale: t and d are multiplied by it before their sinusoids.
-  absorb_layout_kv: fold the layout stream's cross-attention key and value projections into its few queries and outputs.
-  remat: rematerialisation policy of a block, one of layers.REMAT_POLICIES.
-  unroll: trace the blocks one after the other instead of as a loop: longer compilation, less copying.
-  attention: attention backend, one of attention.BACKENDS.
-  dtype: compute dtype of the blocks.
+  width, depth, heads, mlp_ratio: the transformer; the head dimension is width / heads. cond_width:
+  width of the condition tokens. shape_resolution: the structure latent has shape_resolution^3
+  tokens. latent_channels: channels of the structure latent. qk_rms_norm: RMS norm of queries and
+  keys in self-attention. shortcut: has an embedder for the step size d. time_scale: t and d are
+  multiplied by it before their sinusoids. absorb_layout_kv: fold the layout stream's
+  cross-attention key and value projections into its few queries and outputs. remat:
+  rematerialisation policy of a block, one of layers.REMAT_POLICIES. unroll: trace the blocks one
+  after the other instead of as a loop: longer compilation, less copying. attention: attention
+  backend, one of attention.BACKENDS. dtype: compute dtype of the blocks.
   """
 
   width: int = 1024
@@ -84,7 +84,9 @@ class GeometryFlowConfig:
 
   def latent_shapes(self) -> dict[str, tuple[int, int]]:
     """Latent name -> (tokens, channels)."""
-    return {"shape": (self.shape_resolution**3, self.latent_channels)} | {k: (1, c) for k, c in LAYOUT_CHANNELS.items()}
+    return {"shape": (self.shape_resolution**3, self.latent_channels)} | {
+      k: (1, c) for k, c in LAYOUT_CHANNELS.items()
+    }
 
 
 class GeometryFlow(nnx.Module):
@@ -94,22 +96,35 @@ class GeometryFlow(nnx.Module):
     self.cfg = cfg
     self.time = TimestepEmbedder(cfg.width, rngs=rngs)
     self.step = TimestepEmbedder(cfg.width, rngs=rngs, zero=True) if cfg.shortcut else None
-    self.latents = nnx.Dict({
-        name: LatentProjection(channels, cfg.width, learned_positions=0 if name == "shape" else tokens, rngs=rngs)
+    self.latents = nnx.Dict(
+      {
+        name: LatentProjection(
+          channels, cfg.width, learned_positions=0 if name == "shape" else tokens, rngs=rngs
+        )
         for name, (tokens, channels) in cfg.latent_shapes().items()
-    })
-    self.blocks = Stack(lambda rngs: MoTBlock(cfg, rngs=rngs), cfg.depth, rngs=rngs, remat=cfg.remat, unroll=cfg.unroll)
+      }
+    )
+    self.blocks = Stack(
+      lambda rngs: MoTBlock(cfg, rngs=rngs),
+      cfg.depth,
+      rngs=rngs,
+      remat=cfg.remat,
+      unroll=cfg.unroll,
+    )
 
   def __call__(self, x, t_B, tokens_BSD, d_B=None):
     """Velocities, latent name -> (B, n, c) fp32.
 
-    x: latent name -> (B, n, c), all five. t_B: time in [0, 1], 0 noise, 1 data, shape (B,) or (1,). tokens_BSD: condition
+    x: latent name -> (B, n, c), all five. t_B: time in [0, 1], 0 noise, 1 data, shape (B,) or (1,).
+    tokens_BSD: condition
     tokens. d_B: step size in [0, 1] of a shortcut model, shape (B,) or (1,); None leaves its embedding out, which is not the
     same as d = 0. Raises ValueError for missing or misshapen latents and for a d that the model has no embedder for.
     """
     self._check(x)
     if d_B is not None and self.step is None:
-      raise ValueError("a step size d was given, but the model has no embedder for it: set shortcut=True")
+      raise ValueError(
+        "a step size d was given, but the model has no embedder for it: set shortcut=True"
+      )
     mod_BD = self.time(t_B * self.cfg.time_scale)
     if d_B is not None:
       mod_BD = mod_BD + self.step(d_B * self.cfg.time_scale)
@@ -120,11 +135,16 @@ class GeometryFlow(nnx.Module):
     """Latents to streams: stream name -> (B, L, D) fp32."""
     table_LD = position_sincos(grid_positions(self.cfg.shape_resolution), self.cfg.width)
     layout = [self.latents[k].embed(x[k]) for k in LAYOUT_LATENTS]
-    return {"shape": self.latents["shape"].embed(x["shape"], table_LD), "layout": jnp.concatenate(layout, axis=1)}
+    return {
+      "shape": self.latents["shape"].embed(x["shape"], table_LD),
+      "layout": jnp.concatenate(layout, axis=1),
+    }
 
   def readout(self, streams):
     """Streams to velocities: latent name -> (B, n, c) fp32."""
-    rows = dict(zip(LAYOUT_LATENTS, jnp.split(streams["layout"], len(LAYOUT_LATENTS), axis=1), strict=True))
+    rows = dict(
+      zip(LAYOUT_LATENTS, jnp.split(streams["layout"], len(LAYOUT_LATENTS), axis=1), strict=True)
+    )
     return {k: self.latents[k].readout((rows | {"shape": streams["shape"]})[k]) for k in LATENTS}
 
   def _check(self, x):
@@ -133,13 +153,16 @@ class GeometryFlow(nnx.Module):
       raise ValueError(f"latents {sorted(x)} were given, the model needs {sorted(expected)}")
     for name, shape in expected.items():
       if x[name].shape[1:] != shape:
-        raise ValueError(f"latent {name!r} has shape {x[name].shape}, the model needs (B, {shape[0]}, {shape[1]})")
+        raise ValueError(
+          f"latent {name!r} has shape {x[name].shape}, the model needs (B, {shape[0]}, {shape[1]})"
+        )
 
 
 class LatentProjection(nnx.Module):
   """One latent into and out of the model width.
 
-  `position` (L, D) is learned for `learned_positions` tokens, on the scale of a sin/cos table; with none, a table is given.
+  `position` (L, D) is learned for `learned_positions` tokens, on the scale of a sin/cos table; with
+  none, a table is given.
   """
 
   def __init__(self, channels: int, width: int, *, learned_positions: int, rngs: nnx.Rngs):
@@ -165,7 +188,9 @@ class MoTBlock(nnx.Module):
     self.attention = cfg.attention
 
   def __call__(self, x, mod_BD, tokens_BSD):
-    """x: stream name -> (B, L, D) fp32; mod_BD: time embedding, (B, D) or (1, D); returns the streams."""
+    """x: stream name -> (B, L, D) fp32; mod_BD: time embedding, (B, D) or (1, D); returns the
+    streams.
+    """
     modulation = modulations(self.adaln, mod_BD)
     q, k, v = {}, {}, {}
     for s in STREAMS:
@@ -175,14 +200,15 @@ class MoTBlock(nnx.Module):
 
 
 def mot_attend(q, k, v, *, backend: str):
-  """Self-attention of both streams, stream name -> (B, L, H, K): shape sees shape; layout sees layout and shape.
+  """Self-attention of both streams, stream name -> (B, L, H, K): shape sees shape; layout sees
+  layout and shape.
 
   The layout's view of shape keys and values sends no gradient back into the shape stream.
   """
   seen_k, seen_v = jax.lax.stop_gradient((k["shape"], v["shape"]))
   return {
-      "shape": attend(q["shape"], k["shape"], v["shape"], backend=backend),
-      "layout": attend_few(q["layout"], (k["layout"], seen_k), (v["layout"], seen_v)),
+    "shape": attend(q["shape"], k["shape"], v["shape"], backend=backend),
+    "layout": attend_few(q["layout"], (k["layout"], seen_k), (v["layout"], seen_v)),
   }
 
 
@@ -192,14 +218,25 @@ def modulations(adaln: Dense, mod_BD):
 
 
 class StreamBlock(nnx.Module):
-  """The parameters of one stream in one block: everything but the modulation and the attention between streams."""
+  """The parameters of one stream in one block: everything but the modulation and the attention
+  between streams.
+  """
 
   def __init__(self, cfg: GeometryFlowConfig, *, absorb_kv: bool, rngs: nnx.Rngs):
     self.dtype = dtype = jnp.dtype(cfg.dtype)
-    self.self_attn = SelfAttention(cfg.width, cfg.heads, qk_rms_norm=cfg.qk_rms_norm, dtype=dtype, rngs=rngs)
+    self.self_attn = SelfAttention(
+      cfg.width, cfg.heads, qk_rms_norm=cfg.qk_rms_norm, dtype=dtype, rngs=rngs
+    )
     self.cross_norm = LayerNorm(cfg.width, eps=BLOCK_EPS)
-    self.cross_attn = CrossAttention(cfg.width, cfg.cond_width, cfg.heads, absorb_kv=absorb_kv, dtype=dtype,
-                                     attention=cfg.attention, rngs=rngs)
+    self.cross_attn = CrossAttention(
+      cfg.width,
+      cfg.cond_width,
+      cfg.heads,
+      absorb_kv=absorb_kv,
+      dtype=dtype,
+      attention=cfg.attention,
+      rngs=rngs,
+    )
     self.mlp = MLP(cfg.width, int(cfg.width * cfg.mlp_ratio), dtype=dtype, rngs=rngs)
 
   def project(self, x_BLD, modulation):
@@ -211,7 +248,9 @@ class StreamBlock(nnx.Module):
     """The rest of the block, given the attended values of its self-attention."""
     _, _, attn_gate, mlp_shift, mlp_scale, mlp_gate = modulation
     x_BLD = operand(x_BLD + attn_gate * self.self_attn.out(attended_BLHK))
-    x_BLD = operand(x_BLD + self.cross_attn(operand(self.cross_norm(x_BLD), self.dtype), tokens_BSD))
+    x_BLD = operand(
+      x_BLD + self.cross_attn(operand(self.cross_norm(x_BLD), self.dtype), tokens_BSD)
+    )
     return x_BLD + mlp_gate * self.mlp(operand(modulate(x_BLD, mlp_shift, mlp_scale), self.dtype))
 
 
@@ -221,7 +260,9 @@ def modulate(x_BLD, shift_B1D, scale_B1D):
 
 
 class SelfAttention(nnx.Module):
-  """Projections of a self-attention; `qkv/kernel` is (D, 3, H, K) and `out/kernel` (H, K, D), so that heads can be sharded."""
+  """Projections of a self-attention; `qkv/kernel` is (D, 3, H, K) and `out/kernel` (H, K, D), so
+  that heads can be sharded.
+  """
 
   def __init__(self, width: int, heads: int, *, qk_rms_norm: bool, dtype, rngs: nnx.Rngs):
     head_dim = width // heads
@@ -233,21 +274,37 @@ class SelfAttention(nnx.Module):
   def project(self, x_BLD):
     """Queries, keys and values, each (B, L, H, K)."""
     q, k, v = self.qkv.parts(x_BLD)
-    return tuple(map(operand, (q, k, v) if self.q_norm is None else (self.q_norm(q), self.k_norm(k), v)))
+    return tuple(
+      map(operand, (q, k, v) if self.q_norm is None else (self.q_norm(q), self.k_norm(k), v))
+    )
 
 
 class CrossAttention(nnx.Module):
-  """Attention of x (B, L, D) to condition tokens (B, S, D). `absorb_kv` chooses between two forms of the same function.
+  """Attention of x (B, L, D) to condition tokens (B, S, D). `absorb_kv` chooses between two forms
+  of the same function.
 
-  With weights w = softmax_S(q . k), k = W_k c + b_k and v = W_v c + b_v, the absorbed form uses q . k = (W_k^T q) . c + q . b_k,
-  whose last term is the same for all tokens and drops out of the softmax, and sum_S w v = W_v (sum_S w c) + b_v. It never
-  projects the tokens: cheaper while there are fewer queries than D / H.
+  With weights w = softmax_S(q . k), k = W_k c + b_k and v = W_v c + b_v, the absorbed form uses q .
+  k = (W_k^T q) . c + q . b_k, whose last term is the same for all tokens and drops out of the
+  softmax, and sum_S w v = W_v (sum_S w c) + b_v. It never projects the tokens: cheaper while there
+  are fewer queries than D / H.
   """
 
-  def __init__(self, width: int, cond_width: int, heads: int, *, absorb_kv: bool, dtype, attention: str, rngs: nnx.Rngs,
-               qk_rms_norm: bool = False):
+  def __init__(
+    self,
+    width: int,
+    cond_width: int,
+    heads: int,
+    *,
+    absorb_kv: bool,
+    dtype,
+    attention: str,
+    rngs: nnx.Rngs,
+    qk_rms_norm: bool = False,
+  ):
     if absorb_kv and qk_rms_norm:
-      raise ValueError("absorb_kv needs keys that are linear in the tokens: qk_rms_norm rules it out")
+      raise ValueError(
+        "absorb_kv needs keys that are linear in the tokens: qk_rms_norm rules it out"
+      )
     head_dim = width // heads
     self.q = Dense(width, (heads, head_dim), dtype=dtype, rngs=rngs)
     self.kv = Dense(cond_width, (2, heads, head_dim), dtype=dtype, rngs=rngs)
@@ -259,9 +316,12 @@ class CrossAttention(nnx.Module):
   def __call__(self, x_BLD, tokens_BSD):
     q_BLHK, v_bias_HK = operand(self.q(x_BLD)), self.kv.bias[...][1]
     if self.absorb_kv:
-      return self.out.of_sum(self._attend_absorbed(q_BLHK, tokens_BSD.astype(self.dtype)), v_bias_HK)
+      return self.out.of_sum(
+        self._attend_absorbed(q_BLHK, tokens_BSD.astype(self.dtype)), v_bias_HK
+      )
     normed = self.q_norm is not None
-    k, v = self.kv.parts(tokens_BSD, biased=(normed, False))  # without a norm the keys' bias cancels in the softmax
+    # without a norm the keys' bias cancels in the softmax
+    k, v = self.kv.parts(tokens_BSD, biased=(normed, False))
     if normed:
       q_BLHK, k = self.q_norm(q_BLHK), self.k_norm(k)
     return self.out.of_sum(attend(q_BLHK, k, v, backend=self.attention), v_bias_HK)
@@ -270,5 +330,7 @@ class CrossAttention(nnx.Module):
     k_kernel_DHK, v_kernel_DHK = jnp.unstack(self.kv.kernel[...].astype(self.dtype), axis=1)
     queries_BLHD = jnp.einsum("blhk,dhk->blhd", q_BLHK, k_kernel_DHK)
     rows_BRD = queries_BLHD.reshape(len(queries_BLHD), -1, tokens_BSD.shape[-1])
-    mixed_BLHD = attend_rows(rows_BRD, (tokens_BSD,), (tokens_BSD,), scale=q_BLHK.shape[-1] ** -0.5).reshape(queries_BLHD.shape)
+    mixed_BLHD = attend_rows(
+      rows_BRD, (tokens_BSD,), (tokens_BSD,), scale=q_BLHK.shape[-1] ** -0.5
+    ).reshape(queries_BLHD.shape)
     return jnp.einsum("blhd,dhk->blhk", mixed_BLHD, v_kernel_DHK)

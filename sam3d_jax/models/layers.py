@@ -1,4 +1,6 @@
-"""Layers shared by every model: parameters in fp32, matrix products in a compute dtype, the numerically delicate rest in fp32."""
+"""Layers shared by every model: parameters in fp32, matrix products in a compute dtype, the
+numerically delicate rest in fp32.
+"""
 
 from collections.abc import Callable, Sequence
 import contextlib
@@ -27,14 +29,27 @@ def xavier_uniform(key, shape_in, shape_out):
 class Dense(nnx.Module):
   """Affine map over the trailing dimensions: (..., *d_in) -> (..., *d_out).
 
-  `kernel` is (*d_in, *d_out) and `bias` (*d_out,), both fp32; the product runs in `dtype` with fp32 accumulation.
+  `kernel` is (*d_in, *d_out) and `bias` (*d_out,), both fp32; the product runs in `dtype` with fp32
+  accumulation.
   """
 
-  def __init__(self, d_in: int | Sequence[int], d_out: int | Sequence[int], *, rngs: nnx.Rngs, dtype=jnp.float32,
-               bias: bool = True, zero: bool = False):
+  def __init__(
+    self,
+    d_in: int | Sequence[int],
+    d_out: int | Sequence[int],
+    *,
+    rngs: nnx.Rngs,
+    dtype=jnp.float32,
+    bias: bool = True,
+    zero: bool = False,
+  ):
     d_in = (d_in,) if isinstance(d_in, int) else tuple(d_in)
     d_out = (d_out,) if isinstance(d_out, int) else tuple(d_out)
-    kernel = jnp.zeros((*d_in, *d_out), jnp.float32) if zero else xavier_uniform(rngs.params(), d_in, d_out)
+    kernel = (
+      jnp.zeros((*d_in, *d_out), jnp.float32)
+      if zero
+      else xavier_uniform(rngs.params(), d_in, d_out)
+    )
     self.kernel = nnx.Param(kernel)
     self.bias = nnx.Param(jnp.zeros(d_out, jnp.float32)) if bias else None
     self.dims_in, self.dtype = len(d_in), dtype
@@ -43,20 +58,27 @@ class Dense(nnx.Module):
     return self._affine(x, self.kernel[...], None if self.bias is None else self.bias[...])
 
   def parts(self, x, biased: Sequence[bool] | None = None):
-    """Its result cut along the first output dimension, d_out[0] arrays (..., *d_out[1:]), each from a product of its own.
+    """Its result cut along the first output dimension, d_out[0] arrays (..., *d_out[1:]), each from
+    a product of its own.
 
-    For queries, keys and values: cutting one product's result would copy every part, and joining their gradients once more. `biased`
+    For queries, keys and values: cutting one product's result would copy every part, and joining
+    their gradients once more. `biased`
     says which parts get their bias, by default all: adding one is a pass over the part.
     """
     kernels = jnp.unstack(self.kernel[...], axis=self.dims_in)
     biases = [None] * len(kernels) if self.bias is None else jnp.unstack(self.bias[...])
     biased = [True] * len(kernels) if biased is None else biased
-    return tuple(self._affine(x, kernel, bias if wanted else None) for kernel, bias, wanted in zip(kernels, biases, biased, strict=True))
+    return tuple(
+      self._affine(x, kernel, bias if wanted else None)
+      for kernel, bias, wanted in zip(kernels, biases, biased, strict=True)
+    )
 
   def of_sum(self, x, offset):
     """Its result for x + offset, with `offset` (*d_in,) joined to the bias instead of added to x."""
     along = tuple(range(self.dims_in))
-    bias = jnp.tensordot(offset, self.kernel[...], (along, along)) + (0.0 if self.bias is None else self.bias[...])
+    bias = jnp.tensordot(offset, self.kernel[...], (along, along)) + (
+      0.0 if self.bias is None else self.bias[...]
+    )
     return self._affine(x, self.kernel[...], bias)
 
   def _affine(self, x, kernel, bias):
@@ -67,7 +89,9 @@ class Dense(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-  """Layer norm over the last axis, computed in fp32 and returned in the input's dtype. Without `affine` it has no parameters."""
+  """Layer norm over the last axis, computed in fp32 and returned in the input's dtype. Without
+  `affine` it has no parameters.
+  """
 
   def __init__(self, dim: int, *, eps: float, affine: bool = True):
     self.eps = eps
@@ -95,7 +119,9 @@ def _layer_norm_forward(x, eps):
 
 
 def _layer_norm_backward(eps, saved, gradient):
-  """d x = (g - mean(g) - y mean(g y)) / std: two reductions a row, where derivatives taken step by step need four."""
+  """d x = (g - mean(g) - y mean(g y)) / std: two reductions a row, where derivatives taken step by
+  step need four.
+  """
   del eps
   x, mean, inverse_std = saved
   y = (x.astype(jnp.float32) - mean) * inverse_std
@@ -107,9 +133,11 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class HeadRMSNorm(nnx.Module):
-  """RMS norm over the head dimension with a gain per head, computed in fp32 and returned in the input's dtype.
+  """RMS norm over the head dimension with a gain per head, computed in fp32 and returned in the
+  input's dtype.
 
-  y = x / max(|x|, 1e-12) * sqrt(K) * scale, the floor written on the squared norm so that the gradient at x = 0 is finite.
+  y = x / max(|x|, 1e-12) * sqrt(K) * scale, the floor written on the squared norm so that the
+  gradient at x = 0 is finite.
   """
 
   def __init__(self, heads: int, head_dim: int):
@@ -125,7 +153,9 @@ class HeadRMSNorm(nnx.Module):
 class MLP(nnx.Module):
   """Linear, GELU, linear. `exact_gelu` chooses erf over the tanh approximation."""
 
-  def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs, dtype=jnp.float32, exact_gelu: bool = False):
+  def __init__(
+    self, width: int, hidden: int, *, rngs: nnx.Rngs, dtype=jnp.float32, exact_gelu: bool = False
+  ):
     self.up = Dense(width, hidden, rngs=rngs, dtype=dtype)
     self.down = Dense(hidden, width, rngs=rngs, dtype=dtype)
     self.exact_gelu = exact_gelu
@@ -135,7 +165,9 @@ class MLP(nnx.Module):
 
 
 def gelu(x, *, exact: bool):
-  """x Phi(x) (Hendrycks and Gimpel 2016), with Phi by erf or by the tanh approximation: computed in fp32, returned in the dtype of x."""
+  """x Phi(x) (Hendrycks and Gimpel 2016), with Phi by erf or by the tanh approximation: computed in
+  fp32, returned in the dtype of x.
+  """
   return _gelu(x, exact)
 
 
@@ -145,12 +177,17 @@ SQRT_HALF, TANH_SLOPE, TANH_CUBIC = math.sqrt(0.5), math.sqrt(2 / math.pi), 0.04
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gelu(x, exact):
   wide = x.astype(jnp.float32)
-  odd = jax.lax.erf(wide * SQRT_HALF) if exact else jnp.tanh(TANH_SLOPE * (wide + TANH_CUBIC * wide * wide * wide))
+  odd = (
+    jax.lax.erf(wide * SQRT_HALF)
+    if exact
+    else jnp.tanh(TANH_SLOPE * (wide + TANH_CUBIC * wide * wide * wide))
+  )
   return (0.5 * wide * (1 + odd)).astype(x.dtype)
 
 
 def _gelu_backward(exact, x, gradient):
-  """One pass over x and the gradient, in fp32; derivatives taken step by step would be rounded to the dtype of x at each.
+  """One pass over x and the gradient, in fp32; derivatives taken step by step would be rounded to
+  the dtype of x at each.
 
   0.5 (1 + tanh u) is written as sigmoid(2 u): were it the forward pass's expression, compilers would keep its fp32 value for this.
   """
@@ -168,7 +205,9 @@ _gelu.defvjp(lambda x, exact: (_gelu(x, exact), x), _gelu_backward)
 
 
 class SwiGLU(nnx.Module):
-  """Gated feed-forward without biases: down(silu(gate(x)) * up(x)) (Shazeer 2020, "GLU variants improve transformer")."""
+  """Gated feed-forward without biases: down(silu(gate(x)) * up(x)) (Shazeer 2020, "GLU variants
+  improve transformer").
+  """
 
   def __init__(self, d_in: int, hidden: int, d_out: int, *, rngs: nnx.Rngs, dtype=jnp.float32):
     self.gate = Dense(d_in, hidden, rngs=rngs, dtype=dtype, bias=False)
@@ -180,14 +219,18 @@ class SwiGLU(nnx.Module):
 
 
 def swiglu_hidden(width: int, multiplier: float, multiple_of: int = 256) -> int:
-  """Hidden width of a SwiGLU with about the parameters of a plain MLP of `multiplier * width`: two thirds of it, rounded up."""
+  """Hidden width of a SwiGLU with about the parameters of a plain MLP of `multiplier * width`: two
+  thirds of it, rounded up.
+  """
   return -(-int(2 * int(multiplier * width) / 3) // multiple_of) * multiple_of
 
 
 class TimestepEmbedder(nnx.Module):
-  """Scalars (N,), in the sinusoid's own units (here time * 1000), to embeddings (N, width). All in fp32.
+  """Scalars (N,), in the sinusoid's own units (here time * 1000), to embeddings (N, width). All in
+  fp32.
 
-  `zero` starts the last layer at zero, so that an embedder added to a trained model changes nothing at first.
+  `zero` starts the last layer at zero, so that an embedder added to a trained model changes nothing
+  at first.
   """
 
   def __init__(self, width: int, *, rngs: nnx.Rngs, frequencies: int = 256, zero: bool = False):
@@ -200,23 +243,30 @@ class TimestepEmbedder(nnx.Module):
 
 
 def sinusoid(t_N, dim: int, max_period: float = 10_000.0):
-  """Sinusoidal embedding (N,) -> (N, dim): cosines first, then sines; an odd `dim` ends in a zero (Vaswani et al. 2017, 3.5)."""
+  """Sinusoidal embedding (N,) -> (N, dim): cosines first, then sines; an odd `dim` ends in a zero
+  (Vaswani et al. 2017, 3.5).
+  """
   half = dim // 2
   frequencies = np.exp(-math.log(max_period) * np.arange(half) / half).astype(np.float32)
   angles = t_N.astype(jnp.float32)[:, None] * frequencies
-  return jnp.pad(jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1), ((0, 0), (0, dim % 2)))
+  return jnp.pad(
+    jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1), ((0, 0), (0, dim % 2))
+  )
 
 
 def position_sincos(coords_LA, dim: int):
   """Absolute position embedding of coordinates (L, axes) -> (L, dim) fp32.
 
-  Each axis in turn contributes [sin(x f), cos(x f)] with f = 10000^(-i / n), n = dim // axes // 2; the rest is zero.
+  Each axis in turn contributes [sin(x f), cos(x f)] with f = 10000^(-i / n), n = dim // axes // 2;
+  the rest is zero.
   """
   axes = coords_LA.shape[-1]
   n = dim // axes // 2
   frequencies = (10_000.0 ** (-np.arange(n) / n)).astype(np.float32)
   angles = coords_LA.astype(jnp.float32)[..., None] * frequencies
-  table = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(len(coords_LA), axes * 2 * n)
+  table = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(
+    len(coords_LA), axes * 2 * n
+  )
   return jnp.pad(table, ((0, 0), (0, dim - axes * 2 * n)))
 
 
@@ -227,15 +277,25 @@ def grid_positions(resolution: int):
 
 
 class Stack(nnx.Module):
-  """`depth` equal layers with stacked parameters, applied with one scan: compile time and HLO size do not grow with depth.
+  """`depth` equal layers with stacked parameters, applied with one scan: compile time and HLO size
+  do not grow with depth.
 
-  With `unroll` they do grow; in return what the backward pass needs is not copied into and out of stacks.
+  With `unroll` they do grow; in return what the backward pass needs is not copied into and out of
+  stacks.
 
-  `make(rngs)` builds one layer; parameters live under `layer/` with a leading axis of size `depth`. The layer is called as
-  `layer(carry, *shared)` and returns the next carry.
+  `make(rngs)` builds one layer; parameters live under `layer/` with a leading axis of size `depth`.
+  The layer is called as `layer(carry, *shared)` and returns the next carry.
   """
 
-  def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], depth: int, *, rngs: nnx.Rngs, remat: str = "none", unroll: bool = False):
+  def __init__(
+    self,
+    make: Callable[[nnx.Rngs], nnx.Module],
+    depth: int,
+    *,
+    rngs: nnx.Rngs,
+    remat: str = "none",
+    unroll: bool = False,
+  ):
     self.depth, self.remat, self.unroll = depth, remat, unroll
     keys = jax.random.split(rngs.params(), depth)
     self.layer = nnx.vmap(lambda key: make(nnx.Rngs(key)), in_axes=0, out_axes=0)(keys)
@@ -249,16 +309,22 @@ class Stack(nnx.Module):
       return nnx.merge(graph, layer_params)(carry, *shared), None
 
     body = rematerialise(body, self.remat, looped=not self.unroll)
-    return jax.lax.scan(body, carry, params, unroll=self.depth if self.unroll or _unroll.get() else 1)[0]
+    return jax.lax.scan(
+      body, carry, params, unroll=self.depth if self.unroll or _unroll.get() else 1
+    )[0]
 
 
 @jax.custom_vjp
 def stacked_gradient(x):
-  """x, whose gradient is written out as one array: gathering it from its layers element by element, wherever it is used, is slow."""
+  """x, whose gradient is written out as one array: gathering it from its layers element by element,
+  wherever it is used, is slow.
+  """
   return x
 
 
-stacked_gradient.defvjp(lambda x: (x, None), lambda _, gradient: (jax.lax.optimization_barrier(gradient),))
+stacked_gradient.defvjp(
+  lambda x: (x, None), lambda _, gradient: (jax.lax.optimization_barrier(gradient),)
+)
 
 
 _unroll = contextvars.ContextVar("unroll", default=False)
@@ -266,7 +332,9 @@ _unroll = contextvars.ContextVar("unroll", default=False)
 
 @contextlib.contextmanager
 def unrolled():
-  """Within it stacks are traced layer by layer: XLA's cost analysis counts the body of a loop once, however often it runs."""
+  """Within it stacks are traced layer by layer: XLA's cost analysis counts the body of a loop once,
+  however often it runs.
+  """
   token = _unroll.set(True)
   try:
     yield
@@ -275,17 +343,21 @@ def unrolled():
 
 
 def operand(x, dtype=None):
-  """x, in `dtype` if one is given, tagged as something that the backward pass reads: the policy "operands" keeps it."""
+  """x, in `dtype` if one is given, tagged as something that the backward pass reads: the policy
+  "operands" keeps it.
+  """
   return checkpoint_name(x if dtype is None else x.astype(dtype), OPERAND)
 
 
 def rematerialise(fn, policy: str, *, looped: bool = True):
-  """Wraps `fn` in a named rematerialisation policy: what is kept for the backward pass, from most memory to least. `looped`: it is the body
-  of a loop, where the compiler cannot find out that it computes something again, and undo it.
+  """Wraps `fn` in a named rematerialisation policy: what is kept for the backward pass, from most
+  memory to least. `looped`: it is the body of a loop, where the compiler cannot find out that it
+  computes something again, and undo it.
 
-  none: every intermediate. operands: attention, matrix products, and what is tagged as their operand, so that nothing but single
-  fused passes is computed again. dots: attention, and matrix products without batch dimensions. attention: attention alone, the most
-  expensive product. full: only the inputs.
+  none: every intermediate. operands: attention, matrix products, and what is tagged as their
+  operand, so that nothing but single fused passes is computed again. dots: attention, and matrix
+  products without batch dimensions. attention: attention alone, the most expensive product. full:
+  only the inputs.
   """
   if policy not in REMAT_POLICIES:
     raise ValueError(f"remat policy {policy!r} is not one of {REMAT_POLICIES}")
@@ -293,6 +365,10 @@ def rematerialise(fn, policy: str, *, looped: bool = True):
     return fn
   policies = jax.checkpoint_policies
   dots = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, keep_attention)
-  kept = {"operands": policies.save_from_both_policies(dots, policies.save_only_these_names(OPERAND)), "dots": dots,
-          "attention": keep_attention, "full": policies.nothing_saveable}[policy]
+  kept = {
+    "operands": policies.save_from_both_policies(dots, policies.save_only_these_names(OPERAND)),
+    "dots": dots,
+    "attention": keep_attention,
+    "full": policies.nothing_saveable,
+  }[policy]
   return jax.checkpoint(fn, prevent_cse=not looped, policy=kept)

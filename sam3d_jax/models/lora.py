@@ -1,10 +1,12 @@
-"""Low-rank adapters beside any projection: kernel + (alpha / rank) * lora_a @ lora_b (Hu et al. 2021, arXiv 2106.09685, eq. 3).
+"""Low-rank adapters beside any projection: kernel + (alpha / rank) * lora_a @ lora_b (Hu et al.
+2021, arXiv 2106.09685, eq. 3).
 
-Beside a kernel (*d_in, *d_out) lie lora_a (*d_in, r) and lora_b (r, *d_out), all three with a leading layer axis in a scanned stack. The
-factors are parameters like any other; the sum is formed where parameters meet the module (`training.state.ModelGraph.merge`), so no
-layer knows of adapters and a projection that is used in another form (the absorbed keys and values of the layout stream) is adapted
-too. What training saves is optimiser state, averages and, for alignment, the reference; the arithmetic of a step stays that of full
-fine-tuning, plus one small product a kernel.
+Beside a kernel (*d_in, *d_out) lie lora_a (*d_in, r) and lora_b (r, *d_out), all three with a
+leading layer axis in a scanned stack. The factors are parameters like any other; the sum is formed
+where parameters meet the module (`training.state.ModelGraph.merge`), so no layer knows of adapters
+and a projection that is used in another form (the absorbed keys and values of the layout stream) is
+adapted too. What training saves is optimiser state, averages and, for alignment, the reference; the
+arithmetic of a step stays that of full fine-tuning, plus one small product a kernel.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,8 +28,9 @@ PATTERN = r".*/lora_[ab]"  # paths of factors, and of nothing else
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-  """targets: regular expression over the paths of modules with a kernel (full match); empty: no adapters. The product of the factors
-  counts alpha / rank."""
+  """targets: regular expression over the paths of modules with a kernel (full match); empty: no
+  adapters. The product of the factors counts alpha / rank.
+  """
 
   targets: str = ""
   rank: int = 16
@@ -35,11 +38,15 @@ class LoraConfig:
 
   def __post_init__(self):
     if self.targets and (self.rank < 1 or not self.alpha > 0):
-      raise ConfigError(f"lora.rank = {self.rank}, lora.alpha = {self.alpha}: both must be positive")
+      raise ConfigError(
+        f"lora.rank = {self.rank}, lora.alpha = {self.alpha}: both must be positive"
+      )
     try:
       re.compile(self.targets)
     except re.error as error:
-      raise ConfigError(f"lora.targets = {self.targets!r} is not a regular expression: {error}") from error
+      raise ConfigError(
+        f"lora.targets = {self.targets!r} is not a regular expression: {error}"
+      ) from error
 
   @property
   def scale(self) -> float:
@@ -52,10 +59,16 @@ def scale_of(config: Mapping) -> float:
 
 
 def factor_shapes(model: nnx.Module, cfg: LoraConfig) -> dict[str, jax.ShapeDtypeStruct]:
-  """path -> shape of all factors that `cfg` adds to a model (abstract or not). Raises ConfigError if `targets` hits no projection."""
+  """path -> shape of all factors that `cfg` adds to a model (abstract or not). Raises ConfigError
+  if `targets` hits no projection.
+  """
   if not cfg.targets:
     return {}
-  modules = {"/".join(map(str, path)): module for path, module in nnx.iter_graph(model) if isinstance(module, nnx.Module)}
+  modules = {
+    "/".join(map(str, path)): module
+    for path, module in nnx.iter_graph(model)
+    if isinstance(module, nnx.Module)
+  }
   stacked = tuple(f"{path}/layer/" for path, module in modules.items() if isinstance(module, Stack))
   projections = {path: module for path, module in modules.items() if isinstance(module, Dense)}
   shapes = {}
@@ -65,14 +78,22 @@ def factor_shapes(model: nnx.Module, cfg: LoraConfig) -> dict[str, jax.ShapeDtyp
       first = 1 if f"{path}/".startswith(stacked) else 0
       split = first + module.dims_in
       shapes[f"{path}/lora_a"] = jax.ShapeDtypeStruct((*shape[:split], cfg.rank), jnp.float32)
-      shapes[f"{path}/lora_b"] = jax.ShapeDtypeStruct((*shape[:first], cfg.rank, *shape[split:]), jnp.float32)
+      shapes[f"{path}/lora_b"] = jax.ShapeDtypeStruct(
+        (*shape[:first], cfg.rank, *shape[split:]), jnp.float32
+      )
   if not shapes:
-    raise ConfigError(f"lora.targets = {cfg.targets!r} matches no projection; there are {', '.join(sorted(projections)[:12])}, ...")
+    raise ConfigError(
+      f"lora.targets = {cfg.targets!r} matches no projection; there are "
+      f"{', '.join(sorted(projections)[:12])}, ..."
+    )
   return shapes
 
 
 def random_factors(shapes: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> dict[str, jax.Array]:
-  """lora_a normal with variance 1 / fan-in, lora_b zero: the adapted model starts as the model it adapts, bit for bit."""
+  """lora_a normal with variance 1 / fan-in, lora_b zero: the adapted model starts as the model it
+  adapts, bit for bit.
+  """
+
   def one(path: str, shape: tuple[int, ...]):
     if path.endswith("lora_b"):
       return jnp.zeros(shape, jnp.float32)
@@ -80,6 +101,7 @@ def random_factors(shapes: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> dic
     fan_in = math.prod(shape[1:-1] if stacked else shape[:-1])
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
     return jax.random.normal(key, shape, jnp.float32) / math.sqrt(fan_in)
+
   return {path: one(path, tuple(x.shape)) for path, x in shapes.items()}
 
 
@@ -89,7 +111,9 @@ def factor_paths(paths: Iterable[str]) -> list[str]:
 
 
 def adapted_kernels(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, str]]:
-  """Kernel path -> paths of its two factors. Raises InputError for a factor without partner or kernel, or that does not fit."""
+  """Kernel path -> paths of its two factors. Raises InputError for a factor without partner or
+  kernel, or that does not fit.
+  """
   adapted = {}
   for path in factor_paths(shapes):
     module = path.rpartition("/")[0]
@@ -122,6 +146,10 @@ def layer_count(name: str, kernel: tuple[int, ...], a: tuple[int, ...], b: tuple
   rank = a[-1]
   if b[0] == rank and (*a[:-1], *b[1:]) == tuple(kernel):
     return 1
-  if len(b) > 1 and a[0] == b[0] == kernel[0] and b[1] == rank and (*a[:-1], *b[2:]) == tuple(kernel):
+  if (
+    len(b) > 1 and a[0] == b[0] == kernel[0] and b[1] == rank and (*a[:-1], *b[2:]) == tuple(kernel)
+  ):
     return kernel[0]
-  raise InputError(f"{name}: factors {tuple(a)} and {tuple(b)} do not fit the kernel {tuple(kernel)}")
+  raise InputError(
+    f"{name}: factors {tuple(a)} and {tuple(b)} do not fit the kernel {tuple(kernel)}"
+  )

@@ -1,7 +1,8 @@
 """Point-map encoder: every 8 x 8 window of points becomes one token.
 
-Points are projected to the width, a learned token stands in for unknown ones, and one pre-norm transformer block runs inside each
-window over [CLS, points]; the CLS row, plus the window's position embedding, is the token.
+Points are projected to the width, a learned token stands in for unknown ones, and one pre-norm
+transformer block runs inside each window over [CLS, points]; the CLS row, plus the window's
+position embedding, is the token.
 """
 
 import dataclasses
@@ -27,7 +28,9 @@ class PointmapConfig:
   heads: int = 16
   mlp_ratio: float = 2.0
   remap: str = "linear"
-  cls_only: bool = True  # compute only the CLS row of the block, which is all that is used, in closed form; same result for less work
+  # compute only the CLS row of the block, which is all that is used, in closed form; same result
+  # for less work
+  cls_only: bool = True
   drop_token: bool = False  # has the parameter that replaces every window of a dropped point map
   dtype: str = "bfloat16"
 
@@ -35,7 +38,9 @@ class PointmapConfig:
     if self.remap not in remap_lib.REMAPS:
       raise ValueError(f"PointmapConfig.remap={self.remap!r} is not one of {remap_lib.REMAPS}")
     if self.input_size % self.patch:
-      raise ValueError(f"PointmapConfig.input_size={self.input_size} is not a multiple of patch={self.patch}")
+      raise ValueError(
+        f"PointmapConfig.input_size={self.input_size} is not a multiple of patch={self.patch}"
+      )
     if self.width % self.heads:
       raise ValueError(f"PointmapConfig.width={self.width} is not a multiple of heads={self.heads}")
 
@@ -61,20 +66,26 @@ class WindowBlock(nnx.Module):
 
   @jax.default_matmul_precision("float32")
   def values_closed(self, features_WLF, basis_FD, first_D, position_LD):
-    """What `attn.out` gets in `attend` of the rows [first, features @ basis + position] of every window, without any of those rows:
+    """What `attn.out` gets in `attend` of the rows [first, features @ basis + position] of every
+    window, without any of those rows:
     (windows, H, K) fp32.
 
     With one query a head, q·(W_k y) = (W_k^T q)·y and sum_l w_l W_v y_l = W_v (sum_l w_l y_l), the key bias cancels in the softmax and
     the value bias passes through it. Here the query is the same in every window, and what is left after the norm,
     y_l = (f_l @ M + p_l) / std_l * scale + bias with M and p centred over D, is linear in the few features of a point but for std_l, whose
-    square is a quadratic form in them: |f_l @ M + p_l|² = f G f^T + 2 f·(M p_l) + |p_l|² with G = M M^T. So M, p and q meet once for all
+    square is a quadratic form in them: |f_l @ M + p_l|² = f G f^T + 2 f·(M p_l) + |p_l|² with G = M
+    M^T. So M, p and q meet once for all
     windows, and a window costs L H numbers instead of L D. Products are small and in true fp32: coordinates have a large range.
     """
     scale_D, shift_D = self.norm1.scale[...], self.norm1.bias[...]
     basis_FD, position_LD = centred(basis_FD), centred(position_LD)
-    square_WL = (jnp.einsum("wlf,fg,wlg->wl", features_WLF, basis_FD @ basis_FD.T, features_WLF)
-                 + 2 * jnp.einsum("wlf,lf->wl", features_WLF, position_LD @ basis_FD.T) + jnp.square(position_LD).sum(-1))
-    inverse_std_WL = jax.lax.rsqrt(jnp.maximum(square_WL, 0.0) / len(first_D) + NORM_EPS)  # rounding may leave less than nothing
+    square_WL = (
+      jnp.einsum("wlf,fg,wlg->wl", features_WLF, basis_FD @ basis_FD.T, features_WLF)
+      + 2 * jnp.einsum("wlf,lf->wl", features_WLF, position_LD @ basis_FD.T)
+      + jnp.square(position_LD).sum(-1)
+    )
+    # rounding may leave less than nothing
+    inverse_std_WL = jax.lax.rsqrt(jnp.maximum(square_WL, 0.0) / len(first_D) + NORM_EPS)
     q_DHK, k_DHK, v_DHK = jnp.unstack(self.attn.qkv.kernel[...], axis=1)
     q_bias, _, v_bias = jnp.unstack(self.attn.qkv.bias[...])
     first_D = self.norm1(first_D)
@@ -82,15 +93,26 @@ class WindowBlock(nnx.Module):
     query_HD = jnp.einsum("hk,dhk->hd", q_HK, k_DHK)
     affine = lambda table, rows: jnp.einsum("wlf,fh->wlh", features_WLF, table) + rows
     along_HD = query_HD * scale_D
-    logits_WLH = affine(basis_FD @ along_HD.T, position_LD @ along_HD.T) * inverse_std_WL[:, :, None] + query_HD @ shift_D
+    logits_WLH = (
+      affine(basis_FD @ along_HD.T, position_LD @ along_HD.T) * inverse_std_WL[:, :, None]
+      + query_HD @ shift_D
+    )
     of_first_WLH = jnp.broadcast_to(query_HD @ first_D, (len(features_WLF), 1, len(query_HD)))
     weights_WLH = jax.nn.softmax(jnp.concatenate([of_first_WLH, logits_WLH], axis=1), axis=1)
     of_first_WH, by_std_WLH = weights_WLH[:, 0], weights_WLH[:, 1:] * inverse_std_WL[:, :, None]
     value = lambda rows_ND: jnp.einsum("nd,dhk->nhk", rows_ND, v_DHK)
     value_shift_HK, value_first_HK = value(jnp.stack([shift_D, first_D]))
-    return (jnp.einsum("wlh,lhk->whk", by_std_WLH, value(position_LD * scale_D))
-            + jnp.einsum("whf,fhk->whk", jnp.einsum("wlh,wlf->whf", by_std_WLH, features_WLF), value(basis_FD * scale_D))
-            + value_shift_HK + of_first_WH[:, :, None] * (value_first_HK - value_shift_HK) + v_bias)
+    return (
+      jnp.einsum("wlh,lhk->whk", by_std_WLH, value(position_LD * scale_D))
+      + jnp.einsum(
+        "whf,fhk->whk",
+        jnp.einsum("wlh,wlf->whf", by_std_WLH, features_WLF),
+        value(basis_FD * scale_D),
+      )
+      + value_shift_HK
+      + of_first_WH[:, :, None] * (value_first_HK - value_shift_HK)
+      + v_bias
+    )
 
   def finish(self, first_D, attended_WD):
     """The rest of the block for the first row: (windows, D)."""
@@ -110,7 +132,8 @@ class PointmapEncoder(nnx.Module):
     self.cfg = cfg
     side = cfg.input_size // cfg.patch
     normal = lambda *shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32))
-    # fp32: coordinates have a large range, and bf16 would round them to 8 bits before the first product.
+    # fp32: coordinates have a large range, and bf16 would round them to 8 bits before the first
+    # product.
     self.point_proj = layers.Dense(3, cfg.width, rngs=rngs, dtype=jnp.float32)
     self.invalid_token = normal(cfg.width)
     self.dropped_token = normal(cfg.width) if cfg.drop_token else None
@@ -123,9 +146,12 @@ class PointmapEncoder(nnx.Module):
     """Encodes point maps.
 
     Args:
-      points_BHW3: (B, H, W, 3) camera-frame points of any size; a point with a non-finite coordinate is unknown.
-      valid_BHW: (B, input_size, input_size) bool, which points are known after the resize; by default those that are finite.
-      drop_B: (B,) bool, true where the whole point map is replaced by the dropped token (needs `drop_token`).
+      points_BHW3: (B, H, W, 3) camera-frame points of any size; a point with a non-finite
+      coordinate is unknown.
+      valid_BHW: (B, input_size, input_size) bool, which points are known after the resize; by
+      default those that are finite.
+      drop_B: (B,) bool, true where the whole point map is replaced by the dropped token (needs
+      `drop_token`).
 
     Returns:
       (B, cfg.tokens, D) in the compute dtype, windows row by row.
@@ -135,21 +161,30 @@ class PointmapEncoder(nnx.Module):
     points_BHW3 = resize_nearest(points_BHW3.astype(jnp.float32), cfg.input_size)
     if valid_BHW is None:
       valid_BHW = jnp.isfinite(points_BHW3).all(-1)
-    points_WL3, valid_WL = windows(points_BHW3, cfg.patch), windows(valid_BHW[..., None], cfg.patch)[..., 0]
+    points_WL3, valid_WL = (
+      windows(points_BHW3, cfg.patch),
+      windows(valid_BHW[..., None], cfg.patch)[..., 0],
+    )
     position_LD = self.pos_embed_window[...]
     first_D = self.cls_token[...] + position_LD[0]
     if cfg.cls_only:
       features_WLF, basis_FD = self.features(points_WL3, valid_WL)
-      attended_WD = self.block.attn.out(self.block.values_closed(features_WLF, basis_FD, first_D, position_LD[1:]))
+      attended_WD = self.block.attn.out(
+        self.block.values_closed(features_WLF, basis_FD, first_D, position_LD[1:])
+      )
     else:
       x_WLD = self.embed_points(points_WL3, valid_WL) + position_LD[1:].astype(cfg.dtype)
       rows_W1D = jnp.broadcast_to(first_D.astype(cfg.dtype), (len(x_WLD), 1, cfg.width))
       attended_WD = self.block.attend(jnp.concatenate([rows_W1D, x_WLD], axis=1))
-    tokens_BSD = self.block.finish(first_D.astype(cfg.dtype), attended_WD).reshape(-1, side * side, cfg.width)
+    tokens_BSD = self.block.finish(first_D.astype(cfg.dtype), attended_WD).reshape(
+      -1, side * side, cfg.width
+    )
     if drop_B is not None:
       if self.dropped_token is None:
         raise ValueError("drop_B was given, but the encoder was built without drop_token=True")
-      tokens_BSD = jnp.where(drop_B[:, None, None], self.dropped_token[...].astype(tokens_BSD.dtype), tokens_BSD)
+      tokens_BSD = jnp.where(
+        drop_B[:, None, None], self.dropped_token[...].astype(tokens_BSD.dtype), tokens_BSD
+      )
     return tokens_BSD + self.pos_embed[...].reshape(cfg.width, -1).T.astype(tokens_BSD.dtype)
 
   @jax.default_matmul_precision("float32")
@@ -159,13 +194,17 @@ class PointmapEncoder(nnx.Module):
     return (features @ basis_FD).astype(self.cfg.dtype)
 
   def features(self, points, valid):
-    """(..., 3), (...) bool -> features (..., 5) and their basis (5, D) fp32, whose product is the embedding: the remapped point, one for a
+    """(..., 3), (...) bool -> features (..., 5) and their basis (5, D) fp32, whose product is the
+    embedding: the remapped point, one for a
     known point, one for an unknown one."""
     points, valid = jax.lax.stop_gradient(points), valid[..., None]
-    # Zeroed before the remap (which may not accept NaN) and again after it (log 0 would reach the kernel's gradient as 0 * inf).
+    # Zeroed before the remap (which may not accept NaN) and again after it (log 0 would reach the
+    # kernel's gradient as 0 * inf).
     points = jnp.where(valid, remap_lib.remap(jnp.where(valid, points, 0.0), self.cfg.remap), 0.0)
     known = valid.astype(jnp.float32)
-    basis_FD = jnp.concatenate([self.point_proj.kernel[...], self.point_proj.bias[...][None], self.invalid_token[...][None]])
+    basis_FD = jnp.concatenate(
+      [self.point_proj.kernel[...], self.point_proj.bias[...][None], self.invalid_token[...][None]]
+    )
     return jnp.concatenate([points, known, 1 - known], axis=-1), basis_FD
 
 

@@ -1,4 +1,6 @@
-"""From a configuration's `model` section to a module. One explicit table; nothing is looked up by reflection."""
+"""From a configuration's `model` section to a module. One explicit table; nothing is looked up by
+reflection.
+"""
 
 import dataclasses
 from typing import Any
@@ -18,16 +20,22 @@ def geometry_config(model: ConfigDict) -> GeometryConfig:
   condition = dict(model.condition.to_dict())
   dino = _typed(DinoConfig, condition.pop("dino"), "model.condition.dino")
   pointmap = condition.pop("pointmap")
-  pointmap = None if pointmap is None else _typed(PointmapConfig, pointmap, "model.condition.pointmap")
+  pointmap = (
+    None if pointmap is None else _typed(PointmapConfig, pointmap, "model.condition.pointmap")
+  )
   return GeometryConfig(
-      flow=_typed(GeometryFlowConfig, model.flow.to_dict(), "model.flow"),
-      condition=_typed(ConditionConfig, {**condition, "dino": dino, "pointmap": pointmap}, "model.condition"),
+    flow=_typed(GeometryFlowConfig, model.flow.to_dict(), "model.flow"),
+    condition=_typed(
+      ConditionConfig, {**condition, "dino": dino, "pointmap": pointmap}, "model.condition"
+    ),
   )
 
 
 def structure_vae_config(model: ConfigDict) -> StructureVAEConfig:
   """The typed configuration of a structure VAE."""
-  return _typed(StructureVAEConfig, {k: v for k, v in model.to_dict().items() if k != "name"}, "model")
+  return _typed(
+    StructureVAEConfig, {k: v for k, v in model.to_dict().items() if k != "name"}, "model"
+  )
 
 
 CONFIGS = {"geometry": geometry_config, "structure_vae": structure_vae_config}
@@ -55,5 +63,8 @@ def _typed(cls, values: dict[str, Any], section: str):
   known = {f.name for f in dataclasses.fields(cls)}
   unknown = sorted(set(values) - known)
   if unknown:
-    raise ConfigError(f"{section}.{unknown[0]} is not a key of {cls.__name__}; its keys are {', '.join(sorted(known))}")
+    raise ConfigError(
+      f"{section}.{unknown[0]} is not a key of {cls.__name__}; its keys are "
+      f"{', '.join(sorted(known))}"
+    )
   return cls(**values)

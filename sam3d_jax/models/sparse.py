@@ -1,11 +1,15 @@
-"""Sparse voxel tensors with static shapes: neighbours, convolution, pooling, windows. Everything runs under `jit` and has gradients.
+"""Sparse voxel tensors with static shapes: neighbours, convolution, pooling, windows. Everything
+runs under `jit` and has gradients.
 
-A batch holds the active voxels of each sample in its own row, padded to a common V: (B, V, C) features, (B, V, 3) coordinates and a
-count of the valid ones, which come first. The published code joins all samples into one list with a batch column instead. With rows, a
-batch is cut over a mesh like any other, no search or gather leaves its sample, and the blocks of the dense models serve unchanged.
+A batch holds the active voxels of each sample in its own row, padded to a common V: (B, V, C)
+features, (B, V, 3) coordinates and a count of the valid ones, which come first. The published code
+joins all samples into one list with a batch column instead. With rows, a batch is cut over a mesh
+like any other, no search or gather leaves its sample, and the blocks of the dense models serve
+unchanged.
 
-Rows beyond the count hold zeros; every operation that adds something (a bias, a shift) clears them again through `SparseTensor.of`.
-Voxels of a sample are distinct, in any order, with coordinates in 0..MAX_COORDINATE.
+Rows beyond the count hold zeros; every operation that adds something (a bias, a shift) clears them
+again through `SparseTensor.of`. Voxels of a sample are distinct, in any order, with coordinates in
+0..MAX_COORDINATE.
 """
 
 from typing import NamedTuple
@@ -16,15 +20,20 @@ import numpy as np
 
 from sam3d_jax.models.attention import SAVED_NAME, attend_xla
 
-SIDE = 1024  # base of the voxel keys: x * SIDE^2 + y * SIDE + z, with a margin of one voxel, fits int32
+# base of the voxel keys: x * SIDE^2 + y * SIDE + z, with a margin of one voxel, fits int32
+SIDE = 1024
 MAX_COORDINATE = SIDE - 3
 NO_VOXEL = np.iinfo(np.int32).max  # key of padding: sorts last
-TAPS = np.stack(np.meshgrid(*[np.arange(-1, 2)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)  # (27, 3) offsets, x slowest
-CHILDREN = np.stack(np.meshgrid(*[np.arange(2)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)  # (8, 3) of a voxel halved, x slowest
+# (27, 3) offsets, x slowest
+TAPS = np.stack(np.meshgrid(*[np.arange(-1, 2)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+# (8, 3) of a voxel halved, x slowest
+CHILDREN = np.stack(np.meshgrid(*[np.arange(2)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
 class SparseTensor(NamedTuple):
-  """Active voxels of a batch: features, integer (x, y, z), and how many of the rows are voxels rather than padding."""
+  """Active voxels of a batch: features, integer (x, y, z), and how many of the rows are voxels
+  rather than padding.
+  """
 
   feats_BVC: jax.Array
   coords_BV3: jax.Array
@@ -41,13 +50,20 @@ class SparseTensor(NamedTuple):
 
 
 def pack(feats_NC, coords_N4, batch: int, size: int) -> SparseTensor:
-  """From the published form, one list with coordinates (sample, x, y, z), to rows of `size`; the order within a sample is kept.
+  """From the published form, one list with coordinates (sample, x, y, z), to rows of `size`; the
+  order within a sample is kept.
 
-  Host side (NumPy). Raises ValueError for a sample with more than `size` voxels or coordinates outside 0..MAX_COORDINATE.
+  Host side (NumPy). Raises ValueError for a sample with more than `size` voxels or coordinates
+  outside 0..MAX_COORDINATE.
   """
   feats_NC, coords_N4 = np.asarray(feats_NC), np.asarray(coords_N4)
-  if len(coords_N4) and not (0 <= coords_N4[:, 1:].min() and coords_N4[:, 1:].max() <= MAX_COORDINATE):
-    raise ValueError(f"voxel coordinates {coords_N4[:, 1:].min()}..{coords_N4[:, 1:].max()} are not within 0..{MAX_COORDINATE}")
+  if len(coords_N4) and not (
+    0 <= coords_N4[:, 1:].min() and coords_N4[:, 1:].max() <= MAX_COORDINATE
+  ):
+    raise ValueError(
+      f"voxel coordinates {coords_N4[:, 1:].min()}..{coords_N4[:, 1:].max()} are not within "
+      f"0..{MAX_COORDINATE}"
+    )
   feats_BVC = np.zeros((batch, size, feats_NC.shape[1]), feats_NC.dtype)
   coords_BV3 = np.zeros((batch, size, 3), np.int32)
   count_B = np.bincount(coords_N4[:, 0], minlength=batch).astype(np.int32)
@@ -55,28 +71,36 @@ def pack(feats_NC, coords_N4, batch: int, size: int) -> SparseTensor:
     raise ValueError(f"samples of {count_B.tolist()} voxels do not fit into {batch} rows of {size}")
   for b in range(batch):
     rows = coords_N4[:, 0] == b
-    feats_BVC[b, :count_B[b]], coords_BV3[b, :count_B[b]] = feats_NC[rows], coords_N4[rows, 1:]
+    feats_BVC[b, : count_B[b]], coords_BV3[b, : count_B[b]] = feats_NC[rows], coords_N4[rows, 1:]
   return SparseTensor(jnp.asarray(feats_BVC), jnp.asarray(coords_BV3), jnp.asarray(count_B))
 
 
 def unpack(x: SparseTensor) -> tuple[np.ndarray, np.ndarray]:
   """The published form: features (N, C) and coordinates (N, 4), sample by sample. Host side."""
   counts, coords = np.asarray(x.count_B), np.asarray(x.coords_BV3)
-  flat = [np.concatenate([np.full((n, 1), b, np.int32), coords[b, :n]], axis=1) for b, n in enumerate(counts)]
-  return np.concatenate([np.asarray(x.feats_BVC)[b, :n] for b, n in enumerate(counts)]), np.concatenate(flat)
+  flat = [
+    np.concatenate([np.full((n, 1), b, np.int32), coords[b, :n]], axis=1)
+    for b, n in enumerate(counts)
+  ]
+  return np.concatenate(
+    [np.asarray(x.feats_BVC)[b, :n] for b, n in enumerate(counts)]
+  ), np.concatenate(flat)
 
 
 def voxel_keys(coords_BV3, valid_BV):
-  """One integer a voxel, ordered as (x, y, z); NO_VOXEL in the padding. A step of one along an axis adds a constant."""
+  """One integer a voxel, ordered as (x, y, z); NO_VOXEL in the padding. A step of one along an axis
+  adds a constant.
+  """
   x, y, z = jnp.unstack(coords_BV3 + 1, axis=-1)
   return jnp.where(valid_BV, (x * SIDE + y) * SIDE + z, NO_VOXEL)
 
 
 def neighbours(x: SparseTensor):
-  """Where the 27 neighbours of each voxel are: (27, B, V) rows of its own sample, V where there is none. Order of TAPS.
+  """Where the 27 neighbours of each voxel are: (27, B, V) rows of its own sample, V where there is
+  none. Order of TAPS.
 
-  Made once for a set of coordinates and used by all its convolutions. Memory does not depend on the resolution: the keys are sorted
-  and searched, no dense grid is made.
+  Made once for a set of coordinates and used by all its convolutions. Memory does not depend on the
+  resolution: the keys are sorted and searched, no dense grid is made.
   """
   steps = (TAPS @ np.array([SIDE * SIDE, SIDE, 1])).astype(np.int32)
 
@@ -92,15 +116,19 @@ def neighbours(x: SparseTensor):
 
 def gather(x_BVC, index_BW):
   """Rows of each sample by index, zero where the index is V."""
-  return jax.vmap(lambda x_VC, index_W: x_VC.at[index_W].get(mode="fill", fill_value=0))(x_BVC, index_BW)
+  return jax.vmap(lambda x_VC, index_W: x_VC.at[index_W].get(mode="fill", fill_value=0))(
+    x_BVC, index_BW
+  )
 
 
 @jax.custom_vjp
 def submanifold_conv(x_BVI, kernel_TIO, neighbours_TBV):
-  """3x3x3 cross-correlation at the active voxels only: y[p] = sum over offsets d of x[p + d] @ kernel[d]; fp32 out.
+  """3x3x3 cross-correlation at the active voxels only: y[p] = sum over offsets d of x[p + d] @
+  kernel[d]; fp32 out.
 
-  One tap at a time, so that the 27 gathered copies of x never exist together. The gradient gathers too, where automatic
-  differentiation would scatter: q is p's neighbour at d exactly if p is q's at -d, and -d is tap 26 - d.
+  One tap at a time, so that the 27 gathered copies of x never exist together. The gradient gathers
+  too, where automatic differentiation would scatter: q is p's neighbour at d exactly if p is q's at
+  -d, and -d is tap 26 - d.
   """
   return _conv(x_BVI, kernel_TIO, neighbours_TBV)
 
@@ -108,7 +136,9 @@ def submanifold_conv(x_BVI, kernel_TIO, neighbours_TBV):
 def _conv(x_BVI, kernel_TIO, neighbours_TBV):
   def tap(sum_BVO, one):
     index_BV, kernel_IO = one
-    return sum_BVO + jnp.einsum("bvi,io->bvo", gather(x_BVI, index_BV), kernel_IO, preferred_element_type=jnp.float32), None
+    return sum_BVO + jnp.einsum(
+      "bvi,io->bvo", gather(x_BVI, index_BV), kernel_IO, preferred_element_type=jnp.float32
+    ), None
 
   zero = jnp.zeros((*x_BVI.shape[:2], kernel_TIO.shape[-1]), jnp.float32)
   return jax.lax.scan(tap, zero, (neighbours_TBV, kernel_TIO))[0]
@@ -124,7 +154,9 @@ def _conv_backward(residuals, grad_BVO):
   x_bar = _conv(grad_BVO, kernel_TIO[::-1].swapaxes(1, 2), neighbours_TBV)
 
   def kernel_tap(_, index_BV):
-    return None, jnp.einsum("bvi,bvo->io", gather(x_BVI, index_BV), grad_BVO, preferred_element_type=jnp.float32)
+    return None, jnp.einsum(
+      "bvi,bvo->io", gather(x_BVI, index_BV), grad_BVO, preferred_element_type=jnp.float32
+    )
 
   kernel_bar = jax.lax.scan(kernel_tap, None, neighbours_TBV)[1]
   no_gradient = np.zeros(neighbours_TBV.shape, jax.dtypes.float0)
@@ -135,7 +167,9 @@ submanifold_conv.defvjp(_conv_forward, _conv_backward)
 
 
 class Groups(NamedTuple):
-  """Voxels of each sample sorted so that those of one group (coarse voxel, window) lie together, groups in (x, y, z) order."""
+  """Voxels of each sample sorted so that those of one group (coarse voxel, window) lie together,
+  groups in (x, y, z) order.
+  """
 
   order_BV: jax.Array  # row of the sorted position
   inverse_BV: jax.Array  # sorted position of the row
@@ -152,17 +186,25 @@ def group_by(cells_BV3, valid_BV) -> Groups:
     valid_V = sorted_V != NO_VOXEL
     first_V = jnp.concatenate([jnp.ones(1, bool), sorted_V[1:] != sorted_V[:-1]]) & valid_V
     rank_V = jnp.where(valid_V, jnp.cumsum(first_V) - 1, len(keys_V)).astype(jnp.int32)
-    inverse_V = jnp.zeros_like(order_V).at[order_V].set(jnp.arange(len(keys_V), dtype=jnp.int32), unique_indices=True)
+    inverse_V = (
+      jnp.zeros_like(order_V)
+      .at[order_V]
+      .set(jnp.arange(len(keys_V), dtype=jnp.int32), unique_indices=True)
+    )
     return Groups(order_V, inverse_V, rank_V, first_V.sum(dtype=jnp.int32))
 
   return jax.vmap(sample)(voxel_keys(cells_BV3, valid_BV))
 
 
-def downsample(x: SparseTensor, factor: int = 2, *, size: int | None = None) -> tuple[SparseTensor, jax.Array]:
-  """Coarser voxels (coordinates // factor) with SUM / (COUNT + 1) of the features, in (x, y, z) order, and each voxel's parent row.
+def downsample(
+  x: SparseTensor, factor: int = 2, *, size: int | None = None
+) -> tuple[SparseTensor, jax.Array]:
+  """Coarser voxels (coordinates // factor) with SUM / (COUNT + 1) of the features, in (x, y, z)
+  order, and each voxel's parent row.
 
-  The published pooling starts its mean from a zero that it counts as one more member; weights are trained for that.
-  size: rows of the result, by default V. With more coarse voxels than that all its features become NaN, rather than some being lost.
+  The published pooling starts its mean from a zero that it counts as one more member; weights are
+  trained for that. size: rows of the result, by default V. With more coarse voxels than that all
+  its features become NaN, rather than some being lost.
   """
   voxels = x.coords_BV3.shape[1]
   size = voxels if size is None else size
@@ -173,16 +215,24 @@ def downsample(x: SparseTensor, factor: int = 2, *, size: int | None = None) -> 
     add = lambda x: jax.ops.segment_sum(x, ids_V, size, indices_are_sorted=True)
     sums_SC = add(feats_VC[order_V].astype(jnp.float32))
     members_S = add(jnp.ones(voxels, jnp.float32))
-    coords_S3 = jnp.zeros((size, 3), jnp.int32).at[ids_V].set(coords_V3[order_V] // factor, mode="drop")
+    coords_S3 = (
+      jnp.zeros((size, 3), jnp.int32).at[ids_V].set(coords_V3[order_V] // factor, mode="drop")
+    )
     feats_SC = jnp.where(count <= size, sums_SC / (members_S[:, None] + 1), jnp.nan)
     return feats_SC.astype(feats_VC.dtype), coords_S3, rank_V[inverse_V]
 
-  feats, coords, parent_BV = jax.vmap(sample)(x.feats_BVC, x.coords_BV3, groups.order_BV, groups.rank_BV, groups.inverse_BV, groups.count_B)
-  return SparseTensor(feats, coords, jnp.minimum(groups.count_B, size)), jnp.where(x.valid_BV, parent_BV, size)
+  feats, coords, parent_BV = jax.vmap(sample)(
+    x.feats_BVC, x.coords_BV3, groups.order_BV, groups.rank_BV, groups.inverse_BV, groups.count_B
+  )
+  return SparseTensor(feats, coords, jnp.minimum(groups.count_B, size)), jnp.where(
+    x.valid_BV, parent_BV, size
+  )
 
 
 def upsample(coarse: SparseTensor, parent_BV, like: SparseTensor) -> SparseTensor:
-  """Every voxel of `like` gets its parent's features; `parent_BV` is what `downsample` of `like` returned."""
+  """Every voxel of `like` gets its parent's features; `parent_BV` is what `downsample` of `like`
+  returned.
+  """
   return like.of(gather(coarse.feats_BVC, parent_BV))
 
 
@@ -194,15 +244,18 @@ def subdivide(x: SparseTensor) -> SparseTensor:
 
 
 def windows(x: SparseTensor, window: int, shift: int = 0) -> Groups:
-  """Which voxels attend to each other: those of one cell (coordinate + shift) // window. Made once for all blocks of one shift."""
+  """Which voxels attend to each other: those of one cell (coordinate + shift) // window. Made once
+  for all blocks of one shift.
+  """
   return group_by((x.coords_BV3 + shift) // window, x.valid_BV)
 
 
 def attend_in_windows(q_BVHK, k_BVHK, v_BVHK, groups: Groups, window: int):
   """Attention of each voxel to the voxels of its window, (B, V, H, K); exact, with static shapes.
 
-  Sorted by window, a voxel's partners lie fewer than window^3 positions away. So a block of that many queries needs the keys of its
-  own block and of the two beside it, masked to equal windows: 3 V window^3 products instead of V^2, block after block.
+  Sorted by window, a voxel's partners lie fewer than window^3 positions away. So a block of that
+  many queries needs the keys of its own block and of the two beside it, masked to equal windows: 3
+  V window^3 products instead of V^2, block after block.
   """
   voxels, reach = q_BVHK.shape[1], window**3
   q, k, v = (gather(x, groups.order_BV) for x in (q_BVHK, k_BVHK, v_BVHK))
@@ -219,9 +272,15 @@ def _attend_nearby(q_BVHK, k_BVHK, v_BVHK, rank_BV, block: int):
   voxels = q_BVHK.shape[1]
   blocks = -(-voxels // block)
   tail = blocks * block - voxels
-  pad = lambda x, before, after, value=0: jnp.pad(x, ((0, 0), (before, after)) + ((0, 0),) * (x.ndim - 2), constant_values=value)
+  pad = lambda x, before, after, value=0: jnp.pad(
+    x, ((0, 0), (before, after)) + ((0, 0),) * (x.ndim - 2), constant_values=value
+  )
   q, query_rank = pad(q_BVHK, 0, tail), pad(rank_BV, 0, tail, voxels)
-  k, v, key_rank = pad(k_BVHK, block, block + tail), pad(v_BVHK, block, block + tail), pad(rank_BV, block, block + tail, -1)
+  k, v, key_rank = (
+    pad(k_BVHK, block, block + tail),
+    pad(v_BVHK, block, block + tail),
+    pad(rank_BV, block, block + tail, -1),
+  )
 
   @jax.checkpoint
   def one(start):
@@ -235,7 +294,9 @@ def _attend_nearby(q_BVHK, k_BVHK, v_BVHK, rank_BV, block: int):
 
 
 def group_norm(x: SparseTensor, groups: int, eps: float):
-  """Per sample and group of channels, over all voxels of the sample; (B, V, C) fp32 without gain, zero in the padding."""
+  """Per sample and group of channels, over all voxels of the sample; (B, V, C) fp32 without gain,
+  zero in the padding.
+  """
   b, v, c = x.feats_BVC.shape
   values = x.feats_BVC.astype(jnp.float32).reshape(b, v, groups, c // groups)
   valid = x.valid_BV[:, :, None, None]

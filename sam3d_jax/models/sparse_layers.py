@@ -1,7 +1,8 @@
 """Layers over sparse voxel tensors, as the Texture & Refinement models are built of them.
 
-Layers that treat each voxel alone (Dense, LayerNorm, MLP) and the flow model's blocks are those of the dense models: features are
-(B, V, C). Here is what looks at other voxels. Parameters are fp32; products run in `dtype`, norms and statistics in fp32.
+Layers that treat each voxel alone (Dense, LayerNorm, MLP) and the flow model's blocks are those of
+the dense models: features are (B, V, C). Here is what looks at other voxels. Parameters are fp32;
+products run in `dtype`, norms and statistics in fp32.
 """
 
 from flax import nnx
@@ -19,17 +20,32 @@ GROUP_EPS = 1e-5
 
 
 class SubmanifoldConv(nnx.Module):
-  """3x3x3 convolution at the active voxels. `kernel` (3, 3, 3, C_in, C_out) over (x, y, z), `bias` (C_out,); fp32 out."""
+  """3x3x3 convolution at the active voxels. `kernel` (3, 3, 3, C_in, C_out) over (x, y, z), `bias`
+  (C_out,); fp32 out.
+  """
 
-  def __init__(self, channels: int, out_channels: int, *, rngs: nnx.Rngs, dtype=jnp.float32, bias: bool = True, zero: bool = False):
+  def __init__(
+    self,
+    channels: int,
+    out_channels: int,
+    *,
+    rngs: nnx.Rngs,
+    dtype=jnp.float32,
+    bias: bool = True,
+    zero: bool = False,
+  ):
     shape = (3, 3, 3, channels, out_channels)
-    self.kernel = nnx.Param(jnp.zeros(shape, jnp.float32) if zero else fan_in_uniform(rngs.params(), shape))
+    self.kernel = nnx.Param(
+      jnp.zeros(shape, jnp.float32) if zero else fan_in_uniform(rngs.params(), shape)
+    )
     self.bias = nnx.Param(jnp.zeros(out_channels, jnp.float32)) if bias else None
     self.dtype = dtype
 
   def __call__(self, x: SparseTensor, neighbours_TBV) -> SparseTensor:
     kernel = self.kernel[...].astype(self.dtype)
-    y = sparse.submanifold_conv(x.feats_BVC.astype(self.dtype), kernel.reshape(27, *kernel.shape[3:]), neighbours_TBV)
+    y = sparse.submanifold_conv(
+      x.feats_BVC.astype(self.dtype), kernel.reshape(27, *kernel.shape[3:]), neighbours_TBV
+    )
     return x.of(y if self.bias is None else y + self.bias[...])
 
 
@@ -47,17 +63,23 @@ class SparseGroupNorm(nnx.Module):
 
 
 class SparseResBlock(nnx.Module):
-  """Residual block with the time embedding as scale and shift (in that order) of its second norm; the last convolution starts at zero.
+  """Residual block with the time embedding as scale and shift (in that order) of its second norm;
+  the last convolution starts at zero.
 
-  It works on voxels that are already down- or upsampled, whose neighbours it is given; `skip` changes the width.
+  It works on voxels that are already down- or upsampled, whose neighbours it is given; `skip`
+  changes the width.
   """
 
-  def __init__(self, channels: int, out_channels: int, mod_width: int, *, rngs: nnx.Rngs, dtype=jnp.float32):
+  def __init__(
+    self, channels: int, out_channels: int, mod_width: int, *, rngs: nnx.Rngs, dtype=jnp.float32
+  ):
     self.norm1 = LayerNorm(channels, eps=BLOCK_EPS)
     self.conv1 = SubmanifoldConv(channels, out_channels, rngs=rngs, dtype=dtype)
     self.conv2 = SubmanifoldConv(out_channels, out_channels, rngs=rngs, dtype=dtype, zero=True)
     self.mod = Dense(mod_width, (2, out_channels), rngs=rngs)
-    self.skip = Dense(channels, out_channels, rngs=rngs, dtype=dtype) if channels != out_channels else None
+    self.skip = (
+      Dense(channels, out_channels, rngs=rngs, dtype=dtype) if channels != out_channels else None
+    )
 
   def __call__(self, x: SparseTensor, neighbours_TBV, mod_BD) -> SparseTensor:
     scale_BC, shift_BC = jnp.unstack(self.mod(jax.nn.silu(mod_BD)), axis=1)
@@ -70,12 +92,25 @@ class SparseResBlock(nnx.Module):
 class SparseSelfAttention(nnx.Module):
   """Self-attention within a sample, or within the windows of `groups`."""
 
-  def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs, qk_rms_norm: bool = False, dtype=jnp.float32, attention: str = "auto"):
+  def __init__(
+    self,
+    width: int,
+    heads: int,
+    *,
+    rngs: nnx.Rngs,
+    qk_rms_norm: bool = False,
+    dtype=jnp.float32,
+    attention: str = "auto",
+  ):
     self.projections = SelfAttention(width, heads, qk_rms_norm=qk_rms_norm, dtype=dtype, rngs=rngs)
     self.attention = attention
 
-  def __call__(self, x: SparseTensor, groups: sparse.Groups | None = None, window: int | None = None):
-    """Features (B, V, D) to add. groups, window: from `sparse.windows(x, window, shift)`; None: the whole sample."""
+  def __call__(
+    self, x: SparseTensor, groups: sparse.Groups | None = None, window: int | None = None
+  ):
+    """Features (B, V, D) to add. groups, window: from `sparse.windows(x, window, shift)`; None: the
+    whole sample.
+    """
     q, k, v = self.projections.project(x.feats_BVC)
     if groups is None:
       attended = attend(q, k, v, backend=self.attention, key_count_B=x.count_B)
@@ -85,14 +120,27 @@ class SparseSelfAttention(nnx.Module):
 
 
 class WindowBlock(nnx.Module):
-  """Pre-norm transformer block of the latent autoencoders: attention in windows, then an MLP; norms without affine."""
+  """Pre-norm transformer block of the latent autoencoders: attention in windows, then an MLP; norms
+  without affine.
+  """
 
-  def __init__(self, width: int, heads: int, window: int, *, rngs: nnx.Rngs, mlp_ratio: float = 4.0, dtype=jnp.float32):
+  def __init__(
+    self,
+    width: int,
+    heads: int,
+    window: int,
+    *,
+    rngs: nnx.Rngs,
+    mlp_ratio: float = 4.0,
+    dtype=jnp.float32,
+  ):
     self.attn = SparseSelfAttention(width, heads, rngs=rngs, dtype=dtype)
     self.mlp = MLP(width, int(width * mlp_ratio), rngs=rngs, dtype=dtype)
     self.window = window
 
   def __call__(self, x: SparseTensor, groups: sparse.Groups) -> SparseTensor:
-    """groups: `sparse.windows(x, window, shift)`, shift 0 in even blocks and window // 2 in odd ones."""
+    """groups: `sparse.windows(x, window, shift)`, shift 0 in even blocks and window // 2 in odd
+    ones.
+    """
     x = x.of(x.feats_BVC + self.attn(x.of(layer_norm(x.feats_BVC, BLOCK_EPS)), groups, self.window))
     return x.of(x.feats_BVC + self.mlp(layer_norm(x.feats_BVC, BLOCK_EPS)))

@@ -1,7 +1,8 @@
-"""The structure VAE: occupancy on a cubic grid to a coarse latent grid and back (arXiv 2411.07136 §3; reference sizes of SAM 3D).
+"""The structure VAE: occupancy on a cubic grid to a coarse latent grid and back (arXiv 2411.07136
+§3; reference sizes of SAM 3D).
 
-Channels last throughout. Parameters are fp32; convolutions of the residual and resampling blocks run in `cfg.dtype`, norms and
-the first and last convolutions in fp32.
+Channels last throughout. Parameters are fp32; convolutions of the residual and resampling blocks
+run in `cfg.dtype`, norms and the first and last convolutions in fp32.
 """
 
 import dataclasses
@@ -38,10 +39,13 @@ class StructureVAEConfig:
   dtype: str = "float32"
 
   def __post_init__(self):
-    object.__setattr__(self, "channels", tuple(self.channels))  # a configuration file may hold a list
+    # a configuration file may hold a list
+    object.__setattr__(self, "channels", tuple(self.channels))
     if self.resolution % self.downsampling:
-      raise ValueError(f"resolution={self.resolution} is not a multiple of {self.downsampling}, the factor of "
-                       f"{len(self.channels)} levels")
+      raise ValueError(
+        f"resolution={self.resolution} is not a multiple of {self.downsampling}, the factor of "
+        f"{len(self.channels)} levels"
+      )
 
   @property
   def downsampling(self) -> int:
@@ -63,17 +67,23 @@ class StructureVAE(nnx.Module):
 
 
 class StructureEncoder(nnx.Module):
-  """Occupancy (B, X, Y, Z), 0 or 1, to the posterior's mean and log variance, each (B, x, y, z, C) fp32."""
+  """Occupancy (B, X, Y, Z), 0 or 1, to the posterior's mean and log variance, each (B, x, y, z, C)
+  fp32.
+  """
 
   def __init__(self, cfg: StructureVAEConfig, *, rngs: nnx.Rngs):
     top = cfg.channels[-1]
     self.dtype = jnp.dtype(cfg.dtype)
     self.conv_in = Conv3D(1, cfg.channels[0], rngs=rngs)
-    self.levels = nnx.List([
+    self.levels = nnx.List(
+      [
         EncoderLevel(c, c_next, cfg.res_blocks, dtype=self.dtype, rngs=rngs)
         for c, c_next in zip(cfg.channels, (*cfg.channels[1:], None), strict=True)
-    ])
-    self.middle = nnx.List([ResBlock3D(top, top, dtype=self.dtype, rngs=rngs) for _ in range(cfg.middle_blocks)])
+      ]
+    )
+    self.middle = nnx.List(
+      [ResBlock3D(top, top, dtype=self.dtype, rngs=rngs) for _ in range(cfg.middle_blocks)]
+    )
     self.norm_out = LayerNorm(top, eps=NORM_EPS)
     self.conv_out = Conv3D(top, 2 * cfg.latent_channels, rngs=rngs)
 
@@ -81,22 +91,33 @@ class StructureEncoder(nnx.Module):
     h = self.conv_in(occupancy_BXYZ.astype(jnp.float32)[..., None]).astype(self.dtype)
     for block in (*self.levels, *self.middle):
       h = block(h)
-    mean, logvar = jnp.split(self.conv_out(jax.nn.silu(self.norm_out(h.astype(jnp.float32)))), 2, axis=-1)
+    mean, logvar = jnp.split(
+      self.conv_out(jax.nn.silu(self.norm_out(h.astype(jnp.float32)))), 2, axis=-1
+    )
     return mean, logvar
 
 
 class StructureDecoder(nnx.Module):
-  """Latent (B, x, y, z, C) to occupancy logits (B, X, Y, Z) fp32; a voxel is occupied where its logit is positive."""
+  """Latent (B, x, y, z, C) to occupancy logits (B, X, Y, Z) fp32; a voxel is occupied where its
+  logit is positive.
+  """
 
   def __init__(self, cfg: StructureVAEConfig, *, rngs: nnx.Rngs):
     channels = cfg.channels[::-1]
     self.dtype = jnp.dtype(cfg.dtype)
     self.conv_in = Conv3D(cfg.latent_channels, channels[0], rngs=rngs)
-    self.middle = nnx.List([ResBlock3D(channels[0], channels[0], dtype=self.dtype, rngs=rngs) for _ in range(cfg.middle_blocks)])
-    self.levels = nnx.List([
+    self.middle = nnx.List(
+      [
+        ResBlock3D(channels[0], channels[0], dtype=self.dtype, rngs=rngs)
+        for _ in range(cfg.middle_blocks)
+      ]
+    )
+    self.levels = nnx.List(
+      [
         DecoderLevel(c, c_next, cfg.res_blocks, dtype=self.dtype, rngs=rngs)
         for c, c_next in zip(channels, (*channels[1:], None), strict=True)
-    ])
+      ]
+    )
     self.norm_out = LayerNorm(channels[-1], eps=NORM_EPS)
     self.conv_out = Conv3D(channels[-1], 1, rngs=rngs)
 
@@ -110,9 +131,17 @@ class StructureDecoder(nnx.Module):
 class EncoderLevel(nnx.Module):
   """Residual blocks, then a halving to the next level's width if there is one."""
 
-  def __init__(self, channels: int, next_channels: int | None, res_blocks: int, *, dtype, rngs: nnx.Rngs):
-    self.blocks = nnx.List([ResBlock3D(channels, channels, dtype=dtype, rngs=rngs) for _ in range(res_blocks)])
-    self.downsample = None if next_channels is None else Downsample3D(channels, next_channels, dtype=dtype, rngs=rngs)
+  def __init__(
+    self, channels: int, next_channels: int | None, res_blocks: int, *, dtype, rngs: nnx.Rngs
+  ):
+    self.blocks = nnx.List(
+      [ResBlock3D(channels, channels, dtype=dtype, rngs=rngs) for _ in range(res_blocks)]
+    )
+    self.downsample = (
+      None
+      if next_channels is None
+      else Downsample3D(channels, next_channels, dtype=dtype, rngs=rngs)
+    )
 
   def __call__(self, x_BXYZC):
     for block in self.blocks:
@@ -123,9 +152,15 @@ class EncoderLevel(nnx.Module):
 class DecoderLevel(nnx.Module):
   """Residual blocks, then a doubling of the side to the next level's width, if there is one."""
 
-  def __init__(self, channels: int, next_channels: int | None, res_blocks: int, *, dtype, rngs: nnx.Rngs):
-    self.blocks = nnx.List([ResBlock3D(channels, channels, dtype=dtype, rngs=rngs) for _ in range(res_blocks)])
-    self.upsample = None if next_channels is None else Upsample3D(channels, next_channels, dtype=dtype, rngs=rngs)
+  def __init__(
+    self, channels: int, next_channels: int | None, res_blocks: int, *, dtype, rngs: nnx.Rngs
+  ):
+    self.blocks = nnx.List(
+      [ResBlock3D(channels, channels, dtype=dtype, rngs=rngs) for _ in range(res_blocks)]
+    )
+    self.upsample = (
+      None if next_channels is None else Upsample3D(channels, next_channels, dtype=dtype, rngs=rngs)
+    )
 
   def __call__(self, x_BXYZC):
     for block in self.blocks:
@@ -134,14 +169,20 @@ class DecoderLevel(nnx.Module):
 
 
 class ResBlock3D(nnx.Module):
-  """x + conv(silu(norm(conv(silu(norm(x)))))); the second convolution starts at zero; a 1x1x1 `skip` changes the width."""
+  """x + conv(silu(norm(conv(silu(norm(x)))))); the second convolution starts at zero; a 1x1x1
+  `skip` changes the width.
+  """
 
   def __init__(self, channels: int, out_channels: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
     self.norm1 = LayerNorm(channels, eps=NORM_EPS)
     self.norm2 = LayerNorm(out_channels, eps=NORM_EPS)
     self.conv1 = Conv3D(channels, out_channels, dtype=dtype, rngs=rngs)
     self.conv2 = Conv3D(out_channels, out_channels, dtype=dtype, zero=True, rngs=rngs)
-    self.skip = Conv3D(channels, out_channels, size=1, dtype=dtype, rngs=rngs) if channels != out_channels else None
+    self.skip = (
+      Conv3D(channels, out_channels, size=1, dtype=dtype, rngs=rngs)
+      if channels != out_channels
+      else None
+    )
 
   def __call__(self, x_BXYZC):
     h = self.conv1(jax.nn.silu(self.norm1(x_BXYZC)))
@@ -150,20 +191,37 @@ class ResBlock3D(nnx.Module):
 
 
 class Conv3D(nnx.Module):
-  """Convolution of odd `size`, stride 1, zero padding to the same extent. `kernel` (s, s, s, C_in, C_out), `bias` (C_out,)."""
+  """Convolution of odd `size`, stride 1, zero padding to the same extent. `kernel` (s, s, s, C_in,
+  C_out), `bias` (C_out,).
+  """
 
-  def __init__(self, channels: int, out_channels: int, *, size: int = 3, dtype=jnp.float32, zero: bool = False, rngs: nnx.Rngs):
+  def __init__(
+    self,
+    channels: int,
+    out_channels: int,
+    *,
+    size: int = 3,
+    dtype=jnp.float32,
+    zero: bool = False,
+    rngs: nnx.Rngs,
+  ):
     shape = (size, size, size, channels, out_channels)
-    self.kernel = nnx.Param(jnp.zeros(shape, jnp.float32) if zero else fan_in_uniform(rngs.params(), shape))
+    self.kernel = nnx.Param(
+      jnp.zeros(shape, jnp.float32) if zero else fan_in_uniform(rngs.params(), shape)
+    )
     self.bias = nnx.Param(jnp.zeros(out_channels, jnp.float32))
     self.dtype = dtype
 
   def __call__(self, x_BXYZC):
-    return conv3d(x_BXYZC.astype(self.dtype), self.kernel[...].astype(self.dtype)) + self.bias[...].astype(self.dtype)
+    return conv3d(x_BXYZC.astype(self.dtype), self.kernel[...].astype(self.dtype)) + self.bias[
+      ...
+    ].astype(self.dtype)
 
 
 class Downsample3D(nnx.Module):
-  """Convolution of size 2 and stride 2, (B, X, Y, Z, C) -> (B, X/2, Y/2, Z/2, C_out): one product per non-overlapping patch."""
+  """Convolution of size 2 and stride 2, (B, X, Y, Z, C) -> (B, X/2, Y/2, Z/2, C_out): one product
+  per non-overlapping patch.
+  """
 
   def __init__(self, channels: int, out_channels: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
     self.kernel = nnx.Param(fan_in_uniform(rngs.params(), (2, 2, 2, channels, out_channels)))
@@ -172,13 +230,16 @@ class Downsample3D(nnx.Module):
 
   def __call__(self, x_BXYZC):
     patches = space_to_depth(x_BXYZC.astype(self.dtype), 2)
-    return patches @ self.kernel[...].astype(self.dtype).reshape(patches.shape[-1], -1) + self.bias[...].astype(self.dtype)
+    return patches @ self.kernel[...].astype(self.dtype).reshape(patches.shape[-1], -1) + self.bias[
+      ...
+    ].astype(self.dtype)
 
 
 class Upsample3D(nnx.Module):
   """Convolution and pixel shuffle, (B, X, Y, Z, C) -> (B, 2 X, 2 Y, 2 Z, C_out).
 
-  `kernel` (3, 3, 3, C, 8 C_out) and `bias` (8 C_out,) are in the published order of a pixel shuffle, C_out slowest.
+  `kernel` (3, 3, 3, C, 8 C_out) and `bias` (8 C_out,) are in the published order of a pixel
+  shuffle, C_out slowest.
   """
 
   def __init__(self, channels: int, out_channels: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
@@ -187,7 +248,9 @@ class Upsample3D(nnx.Module):
     self.dtype = dtype
 
   def __call__(self, x_BXYZC):
-    kernel, bias = (channels_fastest(p[...].astype(self.dtype), 2) for p in (self.kernel, self.bias))
+    kernel, bias = (
+      channels_fastest(p[...].astype(self.dtype), 2) for p in (self.kernel, self.bias)
+    )
     return depth_to_space(conv3d(x_BXYZC.astype(self.dtype), kernel) + bias, 2)
 
 
@@ -200,11 +263,14 @@ def fan_in_uniform(key, shape):
 def conv3d(x_BXYZC, kernel):
   """Zero-padded 3-D convolution of stride 1, the kernel (s, s, s, C_in, C_out) of odd size s.
 
-  XLA's 3-D convolution is slow on CPUs, so there the same numbers are computed another way: narrow ones on packed voxels, the
-  others plane by plane (narrow nets on two cores: 30 against 6 GFLOP/s forward, 27 against 4.5 with gradients).
+  XLA's 3-D convolution is slow on CPUs, so there the same numbers are computed another way: narrow
+  ones on packed voxels, the others plane by plane (narrow nets on two cores: 30 against 6 GFLOP/s
+  forward, 27 against 4.5 with gradients).
   """
   if target_platform() != "cpu":
-    return jax.lax.conv_general_dilated(x_BXYZC, kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+    return jax.lax.conv_general_dilated(
+      x_BXYZC, kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
   even = all(n % 2 == 0 for n in x_BXYZC.shape[1:4])
   if kernel.shape[0] == 3 and math.prod(kernel.shape[3:]) <= PACKED_PRODUCT and even:
     return depth_to_space(_conv3d_by_planes(space_to_depth(x_BXYZC, 2), pack_kernel(kernel)), 2)
@@ -218,17 +284,20 @@ def _conv3d_by_planes(x_BXYZC, kernel):
   padded = jnp.pad(x_BXYZC, ((0, 0), (size // 2, size // 2), (0, 0), (0, 0), (0, 0)))
   out = 0.0
   for i in range(size):
-    plane = padded[:, i:i + planes].reshape(batch * planes, *extent)
-    out = out + jax.lax.conv_general_dilated(plane, kernel[i], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    plane = padded[:, i : i + planes].reshape(batch * planes, *extent)
+    out = out + jax.lax.conv_general_dilated(
+      plane, kernel[i], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
   return out.reshape(batch, planes, *extent[:-1], kernel.shape[-1])
 
 
 def pack_kernel(kernel):
-  """The kernel (3, 3, 3, C, C_out) as one (3, 3, 3, 8 C, 8 C_out) on voxels packed by `space_to_depth(., 2)`.
+  """The kernel (3, 3, 3, C, C_out) as one (3, 3, 3, 8 C, 8 C_out) on voxels packed by
+  `space_to_depth(., 2)`.
 
-  Eight times the multiplications, seven of eight by zero, yet six times faster on a CPU where C and C_out are a few: the packed
-  product is wide enough for its vector units. Along one axis, input voxel d of cell a - 1 meets output voxel e of cell 0 through
-  tap 2 (a - 1) + d - e + 1.
+  Eight times the multiplications, seven of eight by zero, yet six times faster on a CPU where C and
+  C_out are a few: the packed product is wide enough for its vector units. Along one axis, input
+  voxel d of cell a - 1 meets output voxel e of cell 0 through tap 2 (a - 1) + d - e + 1.
   """
   cell, d, e = np.meshgrid(np.arange(3), np.arange(2), np.arange(2), indexing="ij")
   taps = (2 * (cell - 1) + d - e + 1)[..., None] == np.arange(3)  # (cell, d, e, tap)
@@ -238,10 +307,11 @@ def pack_kernel(kernel):
 
 
 def space_to_depth(x_BXYZC, factor: int):
-  """Patches of factor^3 voxels to channels: x, y, z within the patch, then the old channel, which stays the fastest index.
+  """Patches of factor^3 voxels to channels: x, y, z within the patch, then the old channel, which
+  stays the fastest index.
 
-  A pixel shuffle as published has the channel slowest. Moving it would put two voxels where vector units want channels, so the
-  parameters are put in this order instead (`channels_fastest`).
+  A pixel shuffle as published has the channel slowest. Moving it would put two voxels where vector
+  units want channels, so the parameters are put in this order instead (`channels_fastest`).
   """
   b, *grid, c = x_BXYZC.shape
   x, y, z = (n // factor for n in grid)
@@ -253,11 +323,15 @@ def depth_to_space(x_BXYZC, factor: int):
   """The inverse of `space_to_depth`."""
   b, x, y, z, c = x_BXYZC.shape
   patches = x_BXYZC.reshape(b, x, y, z, factor, factor, factor, c // factor**3)
-  return patches.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, x * factor, y * factor, z * factor, c // factor**3)
+  return patches.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(
+    b, x * factor, y * factor, z * factor, c // factor**3
+  )
 
 
 def channels_fastest(x, factor: int):
-  """(..., C factor^3) of a published pixel shuffle, its channel slowest, in the order of `depth_to_space`; any further axes lead."""
+  """(..., C factor^3) of a published pixel shuffle, its channel slowest, in the order of
+  `depth_to_space`; any further axes lead.
+  """
   return x.reshape(*x.shape[:-1], -1, factor**3).swapaxes(-1, -2).reshape(x.shape)
 
 
@@ -267,7 +341,9 @@ def grid_to_tokens(z_BxyzC):
 
 
 def tokens_to_grid(z_BLC):
-  """Tokens (B, L, C) to the cubic latent grid (B, x, y, z, C). Raises ValueError if L is not a cube."""
+  """Tokens (B, L, C) to the cubic latent grid (B, x, y, z, C). Raises ValueError if L is not a
+  cube.
+  """
   side = round(z_BLC.shape[1] ** (1 / 3))
   if side**3 != z_BLC.shape[1]:
     raise ValueError(f"{z_BLC.shape[1]} tokens are not a cubic grid")

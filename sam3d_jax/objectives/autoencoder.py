@@ -1,4 +1,6 @@
-"""Training loss of the structure VAE: reconstruction of the occupancy grid plus a KL term (arXiv 2412.01506 §3.2, appendix)."""
+"""Training loss of the structure VAE: reconstruction of the occupancy grid plus a KL term (arXiv
+2412.01506 §3.2, appendix).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,9 @@ from sam3d_jax.objectives import draws
 
 
 def dice_loss(logits_BXYZ: jax.Array, occupancy_BXYZ: jax.Array) -> jax.Array:
-  """1 - (2 |p y| + 1) / (|p| + |y| + 1) per sample, (B,), p = sigmoid(logits) (Milletari et al. 2016, with add-one smoothing)."""
+  """1 - (2 |p y| + 1) / (|p| + |y| + 1) per sample, (B,), p = sigmoid(logits) (Milletari et al.
+  2016, with add-one smoothing).
+  """
   p, y = jax.nn.sigmoid(logits_BXYZ), occupancy_BXYZ
   total = lambda a: a.reshape(a.shape[0], -1).sum(-1)
   return 1.0 - (2.0 * total(p * y) + 1.0) / (total(p) + total(y) + 1.0)
@@ -16,7 +20,11 @@ def dice_loss(logits_BXYZ: jax.Array, occupancy_BXYZ: jax.Array) -> jax.Array:
 
 def binary_cross_entropy(logits_BXYZ: jax.Array, occupancy_BXYZ: jax.Array) -> jax.Array:
   """Mean over voxels of -y log p - (1 - y) log(1 - p) per sample, (B,)."""
-  loss = jnp.maximum(logits_BXYZ, 0.0) - logits_BXYZ * occupancy_BXYZ + jnp.log1p(jnp.exp(-jnp.abs(logits_BXYZ)))
+  loss = (
+    jnp.maximum(logits_BXYZ, 0.0)
+    - logits_BXYZ * occupancy_BXYZ
+    + jnp.log1p(jnp.exp(-jnp.abs(logits_BXYZ)))
+  )
   return loss.reshape(loss.shape[0], -1).mean(-1)
 
 
@@ -30,7 +38,9 @@ def kl_divergence(mean: jax.Array, logvar: jax.Array) -> jax.Array:
 
 
 def occupancy_metrics(logits_BXYZ: jax.Array, occupancy_BXYZ: jax.Array) -> dict[str, jax.Array]:
-  """`iou` (intersection over union of occupied voxels, 1 where both are empty) and `accuracy`, averaged over samples."""
+  """`iou` (intersection over union of occupied voxels, 1 where both are empty) and `accuracy`,
+  averaged over samples.
+  """
   guess, truth = logits_BXYZ > 0, occupancy_BXYZ > 0.5
   count = lambda a: a.reshape(a.shape[0], -1).sum(-1)
   union = count(guess | truth)
@@ -38,16 +48,26 @@ def occupancy_metrics(logits_BXYZ: jax.Array, occupancy_BXYZ: jax.Array) -> dict
   return {"iou": iou_B.mean(), "accuracy": (guess == truth).mean()}
 
 
-def structure_autoencoder(model, frozen, batch: StructureBatch, key: jax.Array, *, reconstruction: str = "dice",
-                          kl_weight: float = 1e-3) -> tuple[jax.Array, dict[str, jax.Array]]:
+def structure_autoencoder(
+  model,
+  frozen,
+  batch: StructureBatch,
+  key: jax.Array,
+  *,
+  reconstruction: str = "dice",
+  kl_weight: float = 1e-3,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Reconstruction (`dice` or `bce`) + kl_weight * KL, with one draw of the latent per example.
 
-  `model` has `.encoder(occupancy_BXYZ) -> (mean, logvar)` and `.decoder(latent) -> logits_BXYZ`; `frozen` is not used.
-  Returns the loss and `vae/reconstruction`, `vae/kl`, `vae/iou`, `vae/accuracy`. Raises ValueError for an unknown reconstruction.
+  `model` has `.encoder(occupancy_BXYZ) -> (mean, logvar)` and `.decoder(latent) -> logits_BXYZ`;
+  `frozen` is not used. Returns the loss and `vae/reconstruction`, `vae/kl`, `vae/iou`,
+  `vae/accuracy`. Raises ValueError for an unknown reconstruction.
   """
   del frozen
   if reconstruction not in RECONSTRUCTIONS:
-    raise ValueError(f"reconstruction {reconstruction!r} is not one of {', '.join(RECONSTRUCTIONS)}")
+    raise ValueError(
+      f"reconstruction {reconstruction!r} is not one of {', '.join(RECONSTRUCTIONS)}"
+    )
   occupancy_BXYZ = jnp.asarray(batch.occupancy, jnp.float32)
   mean, logvar = (a.astype(jnp.float32) for a in model.encoder(occupancy_BXYZ))
   keys_B = draws.example_keys(key, batch.key)

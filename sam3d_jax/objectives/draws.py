@@ -1,8 +1,8 @@
 """Random draws that depend on (seed, step, example key, name of the draw) and on nothing else.
 
-An example gets the same noise wherever it stands in the batch, on whatever device or host, and whatever else is drawn: each
-draw has a name that enters its key, so adding a latent or an option leaves every other draw as it was, and no order of drawing
-exists.
+An example gets the same noise wherever it stands in the batch, on whatever device or host, and
+whatever else is drawn: each draw has a name that enters its key, so adding a latent or an option
+leaves every other draw as it was, and no order of drawing exists.
 """
 
 from collections.abc import Mapping
@@ -19,13 +19,17 @@ def example_keys(key: jax.Array, content_B2: jax.Array) -> jax.Array:
     key: a key that already depends on the seed and the step (`jax.random.fold_in(seed_key, step)`).
     content_B2: (B, 2) uint32 content keys of the examples.
   """
+
   def one(content_2):
     return jax.random.fold_in(jax.random.fold_in(key, content_2[0]), content_2[1])
+
   return jax.vmap(one)(jnp.asarray(content_B2, jnp.uint32))
 
 
 def raw_keys(keys_B: jax.Array) -> jax.Array:
-  """The (B, 2) uint32 form of typed keys, as samplers take them: `raw_keys(example_keys(jax.random.key(seed), batch.key))`."""
+  """The (B, 2) uint32 form of typed keys, as samplers take them:
+  `raw_keys(example_keys(jax.random.key(seed), batch.key))`.
+  """
   return jax.random.key_data(keys_B)
 
 

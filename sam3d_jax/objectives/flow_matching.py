@@ -1,8 +1,10 @@
-"""Conditional flow matching over a dictionary of latents (arXiv 2511.16624 §3.1; Lipman et al. 2023).
+"""Conditional flow matching over a dictionary of latents (arXiv 2511.16624 §3.1; Lipman et al.
+2023).
 
-loss = sum over latents m of weight_m * mean over the samples that have m of mean over elements of |v_m - v_theta_m(x_t, c, t)|^2,
-with one t a sample. Each latent is averaged over the samples in which it is PRESENT in the global batch, not over B: a latent's
-weight then means the same whatever share of the data mixture is labelled with it. A latent that no sample has contributes zero.
+loss = sum over latents m of weight_m * mean over the samples that have m of mean over elements of
+|v_m - v_theta_m(x_t, c, t)|^2, with one t a sample. Each latent is averaged over the samples in
+which it is PRESENT in the global batch, not over B: a latent's weight then means the same whatever
+share of the data mixture is labelled with it. A latent that no sample has contributes zero.
 """
 
 from collections.abc import Mapping
@@ -23,14 +25,18 @@ class FlowDraw(NamedTuple):
   t_B: jax.Array
 
 
-def masked_inputs(noise: Latents, data: Latents, present: Latents, t_B: jax.Array,
-                  sigma_min: float) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-  """(x_t, target velocity) in which a latent that a sample lacks is plain noise at every t, whatever `data` holds there.
+def masked_inputs(
+  noise: Latents, data: Latents, present: Latents, t_B: jax.Array, sigma_min: float
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+  """(x_t, target velocity) in which a latent that a sample lacks is plain noise at every t,
+  whatever `data` holds there.
 
-  The layout latents attend to each other, so an absent one has to enter the model as something: noise carries no information
-  and is never NaN.
+  The layout latents attend to each other, so an absent one has to enter the model as something:
+  noise carries no information and is never NaN.
   """
-  clean = {k: jnp.where(per_element(present[k], x1), x1.astype(jnp.float32), 0.0) for k, x1 in data.items()}
+  clean = {
+    k: jnp.where(per_element(present[k], x1), x1.astype(jnp.float32), 0.0) for k, x1 in data.items()
+  }
   x_t = paths.interpolate(noise, clean, t_B, sigma_min=sigma_min)
   x_t = {k: jnp.where(per_element(present[k], x), x, noise[k]) for k, x in x_t.items()}
   return x_t, paths.target_velocity(noise, clean, sigma_min=sigma_min)
@@ -47,18 +53,27 @@ def squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
   return jnp.square(error).reshape(error.shape[0], -1).mean(-1)
 
 
-def masked_mean(values_B: jax.Array, present_B: jax.Array, whole_PB: jax.Array | None = None) -> jax.Array:
+def masked_mean(
+  values_B: jax.Array, present_B: jax.Array, whole_PB: jax.Array | None = None
+) -> jax.Array:
   """Mean over the samples that are present; 0, with zero gradient, if none is.
 
-  whole_PB: for one of P parts of a batch, who is present in all of them; the mean of the P results is then the mean over the whole batch,
-  however unevenly the parts are filled.
+  whole_PB: for one of P parts of a batch, who is present in all of them; the mean of the P results
+  is then the mean over the whole batch, however unevenly the parts are filled.
   """
   whole_PB = present_B[None] if whole_PB is None else whole_PB
-  return jnp.where(present_B, values_B, 0.0).sum() * (whole_PB.shape[0] / jnp.maximum(whole_PB.sum(), 1))
+  return jnp.where(present_B, values_B, 0.0).sum() * (
+    whole_PB.shape[0] / jnp.maximum(whole_PB.sum(), 1)
+  )
 
 
-def weighted_errors(prediction: Latents, target: Latents, present: Latents, weights: Mapping[str, float],
-                    whole: Latents | None = None) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
+def weighted_errors(
+  prediction: Latents,
+  target: Latents,
+  present: Latents,
+  weights: Mapping[str, float],
+  whole: Latents | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
   """The loss, its parts and its samples. whole: see masked_mean.
 
   Returns:
@@ -70,22 +85,31 @@ def weighted_errors(prediction: Latents, target: Latents, present: Latents, weig
   """
   missing = sorted(set(weights) - set(target))
   if missing:
-    raise ValueError(f"loss weights name {', '.join(missing)}, the batch holds {', '.join(sorted(target))}: "
-                     "deliver the latent or drop its weight")
+    raise ValueError(
+      f"loss weights name {', '.join(missing)}, the batch holds {', '.join(sorted(target))}: "
+      "deliver the latent or drop its weight"
+    )
   errors = {k: squared_error(prediction[k], target[k]) for k in weights}
-  parts = {k: masked_mean(errors[k], jnp.asarray(present[k], bool), None if whole is None else whole[k]) for k in weights}
+  parts = {
+    k: masked_mean(errors[k], jnp.asarray(present[k], bool), None if whole is None else whole[k])
+    for k in weights
+  }
   loss_B = sum(weights[k] * jnp.where(present[k], errors[k], 0.0) for k in weights)
   return sum(weights[k] * parts[k] for k in weights), parts, loss_B
 
 
 def drop_tokens(tokens_BSD: jax.Array, uniform_B: jax.Array, p: float) -> jax.Array:
-  """Multiplies the condition tokens of the samples whose draw lies below `p` by zero: the unconditional branch of guidance."""
+  """Multiplies the condition tokens of the samples whose draw lies below `p` by zero: the
+  unconditional branch of guidance.
+  """
   keep_B = (uniform_B >= p).astype(tokens_BSD.dtype)
   return tokens_BSD * keep_B[:, None, None]
 
 
 def encode(model: VelocityModel, batch, keys_B: jax.Array, *, drop_pointmap: float) -> jax.Array:
-  """Condition tokens with both point-map streams dropped, together and per example, with probability `drop_pointmap`."""
+  """Condition tokens with both point-map streams dropped, together and per example, with
+  probability `drop_pointmap`.
+  """
   if drop_pointmap == 0.0:
     return model.encode(batch.cond)
   return model.encode(batch.cond, draws.uniform(keys_B, "drop_pointmap") < drop_pointmap)
@@ -93,13 +117,26 @@ def encode(model: VelocityModel, batch, keys_B: jax.Array, *, drop_pointmap: flo
 
 def draw(keys_B: jax.Array, latents: Latents, *, time_mean: float, time_std: float) -> FlowDraw:
   """Noise and time of each example."""
-  return FlowDraw(noise=draws.noise(keys_B, {k: x.shape[1:] for k, x in latents.items()}),
-                  t_B=paths.lognormal_time(draws.normal(keys_B, "time"), mean=time_mean, std=time_std))
+  return FlowDraw(
+    noise=draws.noise(keys_B, {k: x.shape[1:] for k, x in latents.items()}),
+    t_B=paths.lognormal_time(draws.normal(keys_B, "time"), mean=time_mean, std=time_std),
+  )
 
 
-def flow_matching(model: VelocityModel, frozen, batch: GeometryBatch, key: jax.Array, *, weights: Mapping[str, float],
-                  time_mean: float = -1.0, time_std: float = 1.0, drop_condition: float = 0.1, drop_pointmap: float = 0.0,
-                  sigma_min: float = 0.0, whole: Latents | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
+def flow_matching(
+  model: VelocityModel,
+  frozen,
+  batch: GeometryBatch,
+  key: jax.Array,
+  *,
+  weights: Mapping[str, float],
+  time_mean: float = -1.0,
+  time_std: float = 1.0,
+  drop_condition: float = 0.1,
+  drop_pointmap: float = 0.0,
+  sigma_min: float = 0.0,
+  whole: Latents | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Conditional flow matching.
 
   Args:
@@ -107,15 +144,18 @@ def flow_matching(model: VelocityModel, frozen, batch: GeometryBatch, key: jax.A
     frozen: not used; there is no teacher.
     batch: latents at the data end of the path; those not present are never trained on.
     key: depends on the seed and the step; combined with each example's content key.
-    weights: latent name -> weight in the loss; a latent without a weight is fed to the model but not trained.
+    weights: latent name -> weight in the loss; a latent without a weight is fed to the model but
+    not trained.
     time_mean, time_std: t = sigmoid(N(mean, std)).
     drop_condition: probability that an example's condition tokens are multiplied by zero.
     drop_pointmap: probability that both point-map streams of an example are dropped.
     sigma_min: noise left at t = 1.
-    whole: latent name -> (parts, B) presence in all parts of the batch, where `batch` is one of them; None: it is all.
+    whole: latent name -> (parts, B) presence in all parts of the batch, where `batch` is one of
+    them; None: it is all.
 
   Returns:
-    The loss and scalar metrics: `flow/<latent>` (unweighted), `present/<latent>`, and `flow_time_*` (paths.bucketed).
+    The loss and scalar metrics: `flow/<latent>` (unweighted), `present/<latent>`, and `flow_time_*`
+    (paths.bucketed).
   """
   del frozen
   keys_B = draws.example_keys(key, batch.key)

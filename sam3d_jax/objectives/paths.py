@@ -1,7 +1,9 @@
-"""The time convention, stated once: t = 0 is noise, t = 1 is data, t lies in [0, 1]; the velocity points from noise to data.
+"""The time convention, stated once: t = 0 is noise, t = 1 is data, t lies in [0, 1]; the velocity
+points from noise to data.
 
-Nothing outside this module writes `1 - t`. Latents are dictionaries of arrays (B, tokens, channels); a time `t_B` holds one
-value a sample, shared by all its latents. Everything here computes in fp32.
+Nothing outside this module writes `1 - t`. Latents are dictionaries of arrays (B, tokens,
+channels); a time `t_B` holds one value a sample, shared by all its latents. Everything here
+computes in fp32.
 """
 
 from collections.abc import Mapping
@@ -24,15 +26,19 @@ class VelocityModel(Protocol):
   def encode(self, cond: Conditioning, drop_pointmap_B: jax.Array | None = None) -> jax.Array:
     """Condition tokens (B, S, D)."""
 
-  def velocity(self, x: Latents, t_B: jax.Array, tokens_BSD: jax.Array, d_B: jax.Array | None = None) -> dict[str, jax.Array]:
+  def velocity(
+    self, x: Latents, t_B: jax.Array, tokens_BSD: jax.Array, d_B: jax.Array | None = None
+  ) -> dict[str, jax.Array]:
     """Velocity of every latent; t and d are (B,) or (1,)."""
 
 
 def step_size(model: VelocityModel, d) -> jax.Array | None:
-  """The step size to feed `model.velocity`: `d` if the model has a step embedder, else None (nothing to feed).
+  """The step size to feed `model.velocity`: `d` if the model has a step embedder, else None
+  (nothing to feed).
 
-  A model with a step embedder sees d = 0 wherever no step size is meant, in pre-training as in plain sampling: the published
-  sampler adds the embedding of d = 0 even without shortcuts, so leaving it out in training would make the two disagree.
+  A model with a step embedder sees d = 0 wherever no step size is meant, in pre-training as in
+  plain sampling: the published sampler adds the embedding of d = 0 even without shortcuts, so
+  leaving it out in training would make the two disagree.
   """
   return jnp.asarray(d, jnp.float32) if model.step_conditioned else None
 
@@ -42,15 +48,23 @@ def per_sample(values_B: jax.Array, like: jax.Array) -> jax.Array:
   return jnp.asarray(values_B, jnp.float32).reshape(-1, *(1,) * (like.ndim - 1))
 
 
-def interpolate(noise: Latents, data: Latents, t_B: jax.Array, *, sigma_min: float = 0.0) -> dict[str, jax.Array]:
-  """x_t = (1 - (1 - sigma_min) t) noise + t data (Lipman et al. 2023, eq. 22; rectified flow for sigma_min = 0)."""
+def interpolate(
+  noise: Latents, data: Latents, t_B: jax.Array, *, sigma_min: float = 0.0
+) -> dict[str, jax.Array]:
+  """x_t = (1 - (1 - sigma_min) t) noise + t data (Lipman et al. 2023, eq. 22; rectified flow for
+  sigma_min = 0).
+  """
+
   def one(x0, x1):
     t = per_sample(t_B, x1)
     return (1.0 - (1.0 - sigma_min) * t) * x0 + t * x1
+
   return {k: one(noise[k], data[k]) for k in data}
 
 
-def target_velocity(noise: Latents, data: Latents, *, sigma_min: float = 0.0) -> dict[str, jax.Array]:
+def target_velocity(
+  noise: Latents, data: Latents, *, sigma_min: float = 0.0
+) -> dict[str, jax.Array]:
   """The path's derivative in t, v = data - (1 - sigma_min) noise (Lipman et al. 2023, eq. 23)."""
   return {k: data[k] - (1.0 - sigma_min) * noise[k] for k in data}
 
@@ -61,7 +75,8 @@ def advance(x: Latents, velocity: Latents, d_B: jax.Array) -> dict[str, jax.Arra
 
 
 def lognormal_time(normal_B: jax.Array, *, mean: float, std: float) -> jax.Array:
-  """t = sigmoid(mean + std n) for standard normal n: the logit-normal law of Esser et al. 2024 (§3.1).
+  """t = sigmoid(mean + std n) for standard normal n: the logit-normal law of Esser et al. 2024
+  (§3.1).
 
   A negative mean favours noisy times.
   """
@@ -76,9 +91,9 @@ def latest_start(d_B: jax.Array) -> jax.Array:
 def time_grid(steps: int, rescale_t: float = 1.0, *, reverse: bool = False) -> np.ndarray:
   """Times (steps + 1,) that a sampler visits, from 0 to 1, float64 and static.
 
-  t = u / (1 + (r - 1)(1 - u)) for u = k / steps: r > 1 puts more steps near the noise (Esser et al. 2024, eq. 23). r = 0, like
-  r = 1, leaves the grid uniform. `reverse` gives 1 - t, for models trained with the opposite time convention, whose noise lies
-  at 1.
+  t = u / (1 + (r - 1)(1 - u)) for u = k / steps: r > 1 puts more steps near the noise (Esser et al.
+  2024, eq. 23). r = 0, like r = 1, leaves the grid uniform. `reverse` gives 1 - t, for models
+  trained with the opposite time convention, whose noise lies at 1.
   """
   if steps < 1:
     raise ValueError(f"steps = {steps}: a sampler needs at least one step")
@@ -88,9 +103,11 @@ def time_grid(steps: int, rescale_t: float = 1.0, *, reverse: bool = False) -> n
 
 
 TIME_WEIGHTS = {
-    "uniform": lambda t_B: jnp.ones_like(t_B),
-    "noisy": lambda t_B: 2.0 * (1.0 - t_B),  # favours the early times that decide the global structure; mean 1 for uniform t
-    "clean": lambda t_B: 2.0 * t_B,  # favours the late times that decide detail; mean 1 for uniform t
+  "uniform": lambda t_B: jnp.ones_like(t_B),
+  # favours the early times that decide the global structure; mean 1 for uniform t
+  "noisy": lambda t_B: 2.0 * (1.0 - t_B),
+  # favours the late times that decide detail; mean 1 for uniform t
+  "clean": lambda t_B: 2.0 * t_B,
 }
 
 
@@ -101,22 +118,32 @@ def time_weight(name: str, t_B: jax.Array) -> jax.Array:
   return TIME_WEIGHTS[name](t_B)
 
 
-def bucketed(name: str, values_B: jax.Array, t_B: jax.Array, *, buckets: int = 5) -> dict[str, jax.Array]:
-  """Splits the batch mean of `values_B` over equal buckets of time, on the device, as scalars that survive averaging over steps.
+def bucketed(
+  name: str, values_B: jax.Array, t_B: jax.Array, *, buckets: int = 5
+) -> dict[str, jax.Array]:
+  """Splits the batch mean of `values_B` over equal buckets of time, on the device, as scalars that
+  survive averaging over steps.
 
-  `<name>_sum/<k>` is the sum of the values in bucket k over B (the sums add up to the mean), `<name>_share/<k>` the share of
-  samples there. `bucket_means` turns their averages into the mean of each bucket; a mean on the device would be undefined for
-  an empty one.
+  `<name>_sum/<k>` is the sum of the values in bucket k over B (the sums add up to the mean),
+  `<name>_share/<k>` the share of samples there. `bucket_means` turns their averages into the mean
+  of each bucket; a mean on the device would be undefined for an empty one.
   """
   index_B = jnp.clip((t_B * buckets).astype(jnp.int32), 0, buckets - 1)
   inside_BK = jax.nn.one_hot(index_B, buckets, dtype=jnp.float32)
   sums_K, shares_K = (values_B[:, None] * inside_BK).mean(0), inside_BK.mean(0)
-  return ({f"{name}_sum/{k}": sums_K[k] for k in range(buckets)} | {f"{name}_share/{k}": shares_K[k] for k in range(buckets)})
+  return {f"{name}_sum/{k}": sums_K[k] for k in range(buckets)} | {
+    f"{name}_share/{k}": shares_K[k] for k in range(buckets)
+  }
 
 
 def bucket_means(metrics: Mapping[str, Any], name: str) -> dict[str, float]:
-  """Mean of each time bucket, `<name>/<k>`, from (averaged) metrics of `bucketed`; buckets without a sample are left out."""
+  """Mean of each time bucket, `<name>/<k>`, from (averaged) metrics of `bucketed`; buckets without
+  a sample are left out.
+  """
   prefix = f"{name}_sum/"
   keys = [k.removeprefix(prefix) for k in metrics if k.startswith(prefix)]
-  return {f"{name}/{k}": float(metrics[prefix + k]) / float(metrics[f"{name}_share/{k}"])
-          for k in keys if float(metrics[f"{name}_share/{k}"]) > 0}
+  return {
+    f"{name}/{k}": float(metrics[prefix + k]) / float(metrics[f"{name}_share/{k}"])
+    for k in keys
+    if float(metrics[f"{name}_share/{k}"]) > 0
+  }

@@ -12,17 +12,19 @@ from sam3d_jax.objectives import draws, paths
 from sam3d_jax.objectives.paths import Latents, VelocityModel
 from sam3d_jax.sampling import guidance, solvers
 
-TokenVelocity = Callable[..., dict[str, jax.Array]]  # (x, t_B, tokens_BSD, d_B) -> latent name -> (B, tokens, channels)
+# (x, t_B, tokens_BSD, d_B) -> latent name -> (B, tokens, channels)
+TokenVelocity = Callable[..., dict[str, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
   """How to sample. The defaults are the published ones of the Geometry model.
 
-  steps, method, rescale_t: the grid (paths.time_grid) and the solver (solvers.METHODS).
-  guidance: strength, or latent name -> strength. interval: times in [0, 1] where it applies, both ends included; None for never.
-  shortcut: the distilled sampler: d = 1 / steps is fed to the model; guidance, which the distilled model has built in, is off.
-  pointmap_guidance: separate weight of the point map, None for the plain form with two conditions.
+  steps, method, rescale_t: the grid (paths.time_grid) and the solver (solvers.METHODS). guidance:
+  strength, or latent name -> strength. interval: times in [0, 1] where it applies, both ends
+  included; None for never. shortcut: the distilled sampler: d = 1 / steps is fed to the model;
+  guidance, which the distilled model has built in, is off. pointmap_guidance: separate weight of
+  the point map, None for the plain form with two conditions.
   """
 
   steps: int = 25
@@ -34,7 +36,8 @@ class SamplerConfig:
   pointmap_guidance: float | None = None
 
   def __post_init__(self):
-    if isinstance(self.guidance, Mapping):  # kept as sorted pairs, so that the configuration hashes and can be static under jit
+    # kept as sorted pairs, so that the configuration hashes and can be static under jit
+    if isinstance(self.guidance, Mapping):
       object.__setattr__(self, "guidance", tuple(sorted(self.guidance.items())))
     if self.interval is not None:
       object.__setattr__(self, "interval", tuple(self.interval))
@@ -51,7 +54,9 @@ class SamplerConfig:
     return paths.time_grid(self.steps, self.rescale_t)
 
   def step_size(self) -> float:
-    """The d to feed: 1 / steps in shortcut mode (whatever the grid's own steps are, as published), else 0."""
+    """The d to feed: 1 / steps in shortcut mode (whatever the grid's own steps are, as published),
+    else 0.
+    """
     return 1.0 / self.steps if self.shortcut else 0.0
 
   def strengths(self, t: float, latents) -> tuple[tuple[str, float], ...] | None:
@@ -60,15 +65,24 @@ class SamplerConfig:
     return None if self.shortcut else guidance.strengths_at(t, strength, self.interval, latents)
 
 
-def guided_velocity(velocity: TokenVelocity, tokens_BSD: jax.Array, d, strengths, *, pointmap_guidance: float | None = None,
-                    tokens_without_pointmap_BSD: jax.Array | None = None, unconditional_tokens_BSD=None) -> solvers.Velocity:
-  """The velocity field (x, t) -> v that a solver integrates, at fixed guidance `strengths` (guidance.strengths_at).
+def guided_velocity(
+  velocity: TokenVelocity,
+  tokens_BSD: jax.Array,
+  d,
+  strengths,
+  *,
+  pointmap_guidance: float | None = None,
+  tokens_without_pointmap_BSD: jax.Array | None = None,
+  unconditional_tokens_BSD=None,
+) -> solvers.Velocity:
+  """The velocity field (x, t) -> v that a solver integrates, at fixed guidance `strengths`
+  (guidance.strengths_at).
 
-  The unconditional branch multiplies all tokens by zero. Keys and values are then equal for every token, so attention over S of
-  them
-  equals attention over one: by default a single zero token stands for all, and the branch skips S - 1 key and value
-  projections. It therefore runs as a forward pass of its own; joined with the conditional one in a batch it would have to carry
-  all S tokens. `unconditional_tokens_BSD` replaces it.
+  The unconditional branch multiplies all tokens by zero. Keys and values are then equal for every
+  token, so attention over S of them equals attention over one: by default a single zero token
+  stands for all, and the branch skips S - 1 key and value projections. It therefore runs as a
+  forward pass of its own; joined with the conditional one in a batch it would have to carry all S
+  tokens. `unconditional_tokens_BSD` replaces it.
   """
   if unconditional_tokens_BSD is None:
     unconditional_tokens_BSD = jnp.zeros_like(tokens_BSD[:, :1])
@@ -81,29 +95,65 @@ def guided_velocity(velocity: TokenVelocity, tokens_BSD: jax.Array, d, strengths
     if pointmap_guidance is None:
       return guidance.combine(conditional, unconditional, dict(strengths))
     without_pointmap = velocity(x, t[None], tokens_without_pointmap_BSD, d)
-    return guidance.combine_pointmap(conditional, without_pointmap, unconditional, dict(strengths), pointmap_guidance)
+    return guidance.combine_pointmap(
+      conditional, without_pointmap, unconditional, dict(strengths), pointmap_guidance
+    )
 
   return field
 
 
-def integrate_noise(velocity: TokenVelocity, noise: Latents, tokens_BSD: jax.Array, cfg: SamplerConfig, *, d,
-                    tokens_without_pointmap_BSD: jax.Array | None = None, fixed: Latents | None = None, trajectory: bool = False):
-  """Carries given noise to data; see sample_latents. `d` is the step size to feed, None to feed none."""
+def integrate_noise(
+  velocity: TokenVelocity,
+  noise: Latents,
+  tokens_BSD: jax.Array,
+  cfg: SamplerConfig,
+  *,
+  d,
+  tokens_without_pointmap_BSD: jax.Array | None = None,
+  fixed: Latents | None = None,
+  trajectory: bool = False,
+):
+  """Carries given noise to data; see sample_latents. `d` is the step size to feed, None to feed
+  none.
+  """
+
   def velocity_at(strengths):
-    return guided_velocity(velocity, tokens_BSD, d, strengths, pointmap_guidance=cfg.pointmap_guidance,
-                           tokens_without_pointmap_BSD=tokens_without_pointmap_BSD)
-  return solvers.integrate(velocity_at, noise, cfg.grid(), solver=cfg.method, kind=lambda t: cfg.strengths(t, noise), fixed=fixed,
-                           trajectory=trajectory)
+    return guided_velocity(
+      velocity,
+      tokens_BSD,
+      d,
+      strengths,
+      pointmap_guidance=cfg.pointmap_guidance,
+      tokens_without_pointmap_BSD=tokens_without_pointmap_BSD,
+    )
+
+  return solvers.integrate(
+    velocity_at,
+    noise,
+    cfg.grid(),
+    solver=cfg.method,
+    kind=lambda t: cfg.strengths(t, noise),
+    fixed=fixed,
+    trajectory=trajectory,
+  )
 
 
-def sample_latents(model: VelocityModel, cond: Conditioning, key_B2: jax.Array, cfg: SamplerConfig,
-                   shapes: Mapping[str, tuple[int, ...]], fixed: Latents | None = None) -> dict[str, jax.Array]:
+def sample_latents(
+  model: VelocityModel,
+  cond: Conditioning,
+  key_B2: jax.Array,
+  cfg: SamplerConfig,
+  shapes: Mapping[str, tuple[int, ...]],
+  fixed: Latents | None = None,
+) -> dict[str, jax.Array]:
   """Samples latents from the model. Pure; jit it with `cfg` and `shapes` static.
 
   Args:
-    model: a model with a step embedder is fed d = 0, or d = 1 / steps in shortcut mode (paths.step_size).
+    model: a model with a step embedder is fed d = 0, or d = 1 / steps in shortcut mode
+    (paths.step_size).
     cond: the condition, encoded once.
-    key_B2: (B, 2) uint32, one key an example; its noise depends on nothing else (draws.raw_keys makes them from a seed).
+    key_B2: (B, 2) uint32, one key an example; its noise depends on nothing else (draws.raw_keys
+    makes them from a seed).
     cfg: the sampler.
     shapes: latent name -> (tokens, channels).
     fixed: latents (B, tokens, channels) that are held at these values at every step.
@@ -111,17 +161,30 @@ def sample_latents(model: VelocityModel, cond: Conditioning, key_B2: jax.Array, 
   Returns:
     latent name -> (B, tokens, channels) float32.
   Raises:
-    ValueError: shortcut mode with a model that has no step embedder, or a fixed latent that is not sampled.
+    ValueError: shortcut mode with a model that has no step embedder, or a fixed latent that is not
+    sampled.
   """
   if cfg.shortcut and not model.step_conditioned:
-    raise ValueError("shortcut sampling needs a model with a step embedder: set model.flow.shortcut = True or shortcut = False")
+    raise ValueError(
+      "shortcut sampling needs a model with a step embedder: set model.flow.shortcut = True or "
+      "shortcut = False"
+    )
   unknown = sorted(set(fixed or ()) - set(shapes))
   if unknown:
-    raise ValueError(f"fixed latents {', '.join(unknown)} are not among {', '.join(sorted(shapes))}")
+    raise ValueError(
+      f"fixed latents {', '.join(unknown)} are not among {', '.join(sorted(shapes))}"
+    )
   tokens_BSD = model.encode(cond)
   without_BSD = None
   if cfg.pointmap_guidance is not None:
     without_BSD = model.encode(cond, jnp.ones(len(key_B2), bool))
   d = paths.step_size(model, (cfg.step_size(),))
-  return integrate_noise(model.velocity, draws.noise(draws.wrap_keys(key_B2), shapes), tokens_BSD, cfg, d=d,
-                         tokens_without_pointmap_BSD=without_BSD, fixed=fixed)
+  return integrate_noise(
+    model.velocity,
+    draws.noise(draws.wrap_keys(key_B2), shapes),
+    tokens_BSD,
+    cfg,
+    d=d,
+    tokens_without_pointmap_BSD=without_BSD,
+    fixed=fixed,
+  )

@@ -1,7 +1,8 @@
 """Explicit Runge-Kutta solvers for dx/dt = v(x, t) over a static grid of times.
 
-Every method here has stages of one form, k_i = v(x + c_i h k_(i-1), t + c_i h), so a method is its two rows c (where the stages
-lie) and b (how they are averaged). The grid is static: what a step needs to know about its times is decided while tracing.
+Every method here has stages of one form, k_i = v(x + c_i h k_(i-1), t + c_i h), so a method is its
+two rows c (where the stages lie) and b (how they are averaged). The grid is static: what a step
+needs to know about its times is decided while tracing.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -26,9 +27,9 @@ class Method:
 
 
 METHODS = {
-    "euler": Method(c=(0.0,), b=(1.0,)),
-    "midpoint": Method(c=(0.0, 0.5), b=(0.0, 1.0)),
-    "rk4": Method(c=(0.0, 0.5, 0.5, 1.0), b=(1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+  "euler": Method(c=(0.0,), b=(1.0,)),
+  "midpoint": Method(c=(0.0, 0.5), b=(0.0, 1.0)),
+  "rk4": Method(c=(0.0, 0.5, 0.5, 1.0), b=(1 / 6, 1 / 3, 1 / 3, 1 / 6)),
 }
 
 
@@ -39,7 +40,9 @@ def method(name: str) -> Method:
   return METHODS[name]
 
 
-def step(rule: Method, velocities: Sequence[Velocity], x: Latents, t: jax.Array, h: jax.Array) -> dict[str, jax.Array]:
+def step(
+  rule: Method, velocities: Sequence[Velocity], x: Latents, t: jax.Array, h: jax.Array
+) -> dict[str, jax.Array]:
   """One step from t to t + h; `velocities` holds one velocity function a stage."""
   slope, total = None, None
   for c, b, velocity in zip(rule.c, rule.b, velocities, strict=True):
@@ -50,8 +53,16 @@ def step(rule: Method, velocities: Sequence[Velocity], x: Latents, t: jax.Array,
   return {k: x[k] + h * total[k] for k in x}
 
 
-def integrate(velocity_at: Callable[[Hashable], Velocity], x: Latents, grid: np.ndarray, *, solver: str = "euler",
-              kind: Callable[[float], Hashable] = lambda t: None, fixed: Latents | None = None, trajectory: bool = False):
+def integrate(
+  velocity_at: Callable[[Hashable], Velocity],
+  x: Latents,
+  grid: np.ndarray,
+  *,
+  solver: str = "euler",
+  kind: Callable[[float], Hashable] = lambda t: None,
+  fixed: Latents | None = None,
+  trajectory: bool = False,
+):
   """Solves along `grid` with one `lax.scan` for each run of steps of the same kind.
 
   Args:
@@ -59,7 +70,8 @@ def integrate(velocity_at: Callable[[Hashable], Velocity], x: Latents, grid: np.
     x: initial latents at grid[0].
     grid: static times (steps + 1,), in either direction.
     solver: a name in METHODS.
-    kind: static label of a time, e.g. the guidance strengths there. Steps whose stages have equal labels share a scan, so that
+    kind: static label of a time, e.g. the guidance strengths there. Steps whose stages have equal
+    labels share a scan, so that
       steps that need less work cost less.
     fixed: latents that are put back to these values at the start and after every step.
     trajectory: also return the states after each step, stacked: latent name -> (steps, B, n, c).
@@ -71,7 +83,9 @@ def integrate(velocity_at: Callable[[Hashable], Velocity], x: Latents, grid: np.
   fixed = {} if fixed is None else dict(fixed)
   x = {**x, **fixed}
   starts, sizes = grid[:-1], np.diff(grid)
-  kinds = [tuple(kind(float(t + c * h)) for c in rule.c) for t, h in zip(starts, sizes, strict=True)]
+  kinds = [
+    tuple(kind(float(t + c * h)) for c in rule.c) for t, h in zip(starts, sizes, strict=True)
+  ]
   states = []
   for labels, run in itertools.groupby(range(len(sizes)), key=kinds.__getitem__):
     run = list(run)
@@ -81,7 +95,9 @@ def integrate(velocity_at: Callable[[Hashable], Velocity], x: Latents, grid: np.
       x = {**step(rule, velocities, x, *th), **fixed}
       return x, x if trajectory else None
 
-    x, history = jax.lax.scan(body, x, (jnp.asarray(starts[run], jnp.float32), jnp.asarray(sizes[run], jnp.float32)))
+    x, history = jax.lax.scan(
+      body, x, (jnp.asarray(starts[run], jnp.float32), jnp.asarray(sizes[run], jnp.float32))
+    )
     states.append(history)
   if not trajectory:
     return x

@@ -1,5 +1,5 @@
-"""Between the stages: from occupancy logits to the active voxels of the texture stage. On the host, as sizes depend on the
-data.
+"""Between the stages: from occupancy logits to the active voxels of the texture stage. On the host,
+as sizes depend on the data.
 """
 
 import itertools
@@ -15,7 +15,8 @@ def occupied(logits_XYZ: np.ndarray) -> np.ndarray:
 
 
 def surface(coords_V3: np.ndarray, distance: int = 1) -> np.ndarray:
-  """Drops interior voxels: those whose (2 distance + 1)^3 neighbourhood is fully occupied. Keeps the order.
+  """Drops interior voxels: those whose (2 distance + 1)^3 neighbourhood is fully occupied. Keeps
+  the order.
 
   What lies outside the grid is empty, so voxels at its border stay.
   """
@@ -33,14 +34,19 @@ def surface(coords_V3: np.ndarray, distance: int = 1) -> np.ndarray:
 
 
 def halve(coords_V3: np.ndarray) -> np.ndarray:
-  """Shrinks the occupied box by 1/2 about its centre, rounding half to even, and merges voxels that meet; sorted rows."""
+  """Shrinks the occupied box by 1/2 about its centre, rounding half to even, and merges voxels that
+  meet; sorted rows.
+  """
   x = np.asarray(coords_V3, np.float32)
   centre = (x.min(0) + x.max(0)) / 2
   return np.unique(np.round((x - centre) / 2 + centre).astype(np.int32), axis=0)
 
 
-def active_voxels(logits_XYZ: np.ndarray, *, max_voxels: int = MAX_VOXELS) -> tuple[np.ndarray, int]:
-  """Active voxels of a decoded occupancy: thresholded, without interior, halved if more than `max_voxels` remain.
+def active_voxels(
+  logits_XYZ: np.ndarray, *, max_voxels: int = MAX_VOXELS
+) -> tuple[np.ndarray, int]:
+  """Active voxels of a decoded occupancy: thresholded, without interior, halved if more than
+  `max_voxels` remain.
 
   Returns:
     coords (V, 3) int32 and the factor (1 or 2) by which they were shrunk: a size found later has to be multiplied by it.

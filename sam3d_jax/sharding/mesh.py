@@ -12,15 +12,17 @@ import numpy as np
 from sam3d_jax.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor", "context")
-BATCH_AXES = ("data", "fsdp")  # the batch dimension is split over both; fsdp additionally splits parameters
+# the batch dimension is split over both; fsdp additionally splits parameters
+BATCH_AXES = ("data", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
   """Devices along each axis; one axis may be -1 and takes what is left.
 
-  data: copies of the model. fsdp: parameters, optimiser state and EMA are split. tensor: heads and feed-forward width are split.
-  context: the shape tokens of a sample are split. dcn_data: how many of the `data` copies lie across the slow network between slices.
+  data: copies of the model. fsdp: parameters, optimiser state and EMA are split. tensor: heads and
+  feed-forward width are split. context: the shape tokens of a sample are split. dcn_data: how many
+  of the `data` copies lie across the slow network between slices.
   """
 
   data: int = -1
@@ -31,38 +33,56 @@ class MeshConfig:
 
 
 def target_platform() -> str:
-  """The platform that is compiled for: that of the ambient mesh's devices, without a mesh the default backend's."""
+  """The platform that is compiled for: that of the ambient mesh's devices, without a mesh the
+  default backend's.
+  """
   device = jax.sharding.get_abstract_mesh().abstract_device
   return jax.default_backend() if device is None else device.platform
 
 
 def axis_sizes(cfg: MeshConfig, device_count: int) -> dict[str, int]:
-  """Resolves -1 and checks that the axes multiply to the number of devices. Raises ConfigError naming the keys."""
+  """Resolves -1 and checks that the axes multiply to the number of devices. Raises ConfigError
+  naming the keys.
+  """
   sizes = {axis: getattr(cfg, axis) for axis in AXES}
   bad = {a: n for a, n in sizes.items() if n == 0 or n < -1}
   if bad or sum(n == -1 for n in sizes.values()) > 1:
-    raise ConfigError(f"mesh sizes {sizes}: every axis is a positive number, at most one is -1 (takes what is left)")
+    raise ConfigError(
+      f"mesh sizes {sizes}: every axis is a positive number, at most one is -1 (takes what is left)"
+    )
   fixed = math.prod(n for n in sizes.values() if n != -1)
   if -1 in sizes.values():
     if device_count % fixed:
-      raise ConfigError(f"mesh.{{{','.join(AXES)}}} = {tuple(sizes.values())} does not divide {device_count} devices")
+      raise ConfigError(
+        f"mesh.{{{','.join(AXES)}}} = {tuple(sizes.values())} does not divide {device_count} "
+        "devices"
+      )
     sizes = {a: device_count // fixed if n == -1 else n for a, n in sizes.items()}
   elif fixed != device_count:
-    raise ConfigError(f"mesh.{{{','.join(AXES)}}} = {tuple(sizes.values())} needs {fixed} devices, there are {device_count}; "
-                      "set one axis to -1 to fill what is left")
+    raise ConfigError(
+      f"mesh.{{{','.join(AXES)}}} = {tuple(sizes.values())} needs {fixed} devices, there are "
+      f"{device_count}; "
+      "set one axis to -1 to fill what is left"
+    )
   if sizes["data"] % cfg.dcn_data:
-    raise ConfigError(f"mesh.dcn_data = {cfg.dcn_data} does not divide the data axis of {sizes['data']}")
+    raise ConfigError(
+      f"mesh.dcn_data = {cfg.dcn_data} does not divide the data axis of {sizes['data']}"
+    )
   return sizes
 
 
 def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
-  """The mesh over all devices (or those given). Axes are Auto: the compiler partitions, rules give it the parameters' layout."""
+  """The mesh over all devices (or those given). Axes are Auto: the compiler partitions, rules give
+  it the parameters' layout.
+  """
   devices = jax.devices() if devices is None else devices
   sizes = axis_sizes(cfg, len(devices))
   shape = tuple(sizes[a] for a in AXES)
   if cfg.dcn_data > 1:
     within = (sizes["data"] // cfg.dcn_data, *shape[1:])
-    array = mesh_utils.create_hybrid_device_mesh(within, (cfg.dcn_data, 1, 1, 1), devices, allow_split_physical_axes=True)
+    array = mesh_utils.create_hybrid_device_mesh(
+      within, (cfg.dcn_data, 1, 1, 1), devices, allow_split_physical_axes=True
+    )
   elif len(devices) == 1 or devices[0].platform == "cpu":
     array = np.asarray(devices).reshape(shape)
   else:
@@ -71,7 +91,9 @@ def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
 
 
 def batch_spec(path: str, ndim: int) -> P:
-  """Partition of one batch array: the batch dimension over data and fsdp, shape tokens (B, L, C) also over context."""
+  """Partition of one batch array: the batch dimension over data and fsdp, shape tokens (B, L, C)
+  also over context.
+  """
   if path.rpartition("/")[2] == "shape" and ndim == 3:
     return P(BATCH_AXES, "context", None)
   return P(BATCH_AXES, *(None,) * (ndim - 1))
@@ -84,11 +106,15 @@ def path_of(key_path) -> str:
 
 def batch_shardings(mesh: Mesh, batch):
   """A tree of shardings for a batch (arrays or shape structs)."""
-  return jax.tree_util.tree_map_with_path(lambda p, x: NamedSharding(mesh, batch_spec(path_of(p), len(x.shape))), batch)
+  return jax.tree_util.tree_map_with_path(
+    lambda p, x: NamedSharding(mesh, batch_spec(path_of(p), len(x.shape))), batch
+  )
 
 
 def place_batch(mesh: Mesh, batch):
-  """This host's rows of a batch as global arrays on the mesh; returns at once, the copy runs beside the device."""
+  """This host's rows of a batch as global arrays on the mesh; returns at once, the copy runs beside
+  the device.
+  """
   shardings = batch_shardings(mesh, batch)
   if jax.process_count() == 1:
     return jax.device_put(batch, shardings)
@@ -99,5 +125,7 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
   """Raises ConfigError unless the global batch divides over the batch axes of the mesh."""
   ways = math.prod(mesh.shape[a] for a in BATCH_AXES)
   if batch_size % ways:
-    raise ConfigError(f"batch_size = {batch_size} is global and does not divide over data x fsdp = {ways}; "
-                      f"the nearest that does is {max(ways, round(batch_size / ways) * ways)}")
+    raise ConfigError(
+      f"batch_size = {batch_size} is global and does not divide over data x fsdp = {ways}; "
+      f"the nearest that does is {max(ways, round(batch_size / ways) * ways)}"
+    )

@@ -1,7 +1,8 @@
 """Which mesh axes split which parameter: one table, data rather than code.
 
-A rule is a regular expression over the parameter's path and the mesh axes of its LAST dimensions. Counting from the back, a rule
-holds for a single layer and for a scanned stack (one more leading axis) alike. Exactly one rule must match every parameter.
+A rule is a regular expression over the parameter's path and the mesh axes of its LAST dimensions.
+Counting from the back, a rule holds for a single layer and for a scanned stack (one more leading
+axis) alike. Exactly one rule must match every parameter.
 """
 
 from collections.abc import Mapping
@@ -15,41 +16,48 @@ from jax.sharding import PartitionSpec as P
 from sam3d_jax.sharding.mesh import path_of
 
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    # attention; kernels are (D, 3 | 2, H, K), (D, H, K) and (H, K, D)
-    (r".*/(qkv|kv)/kernel", ("fsdp", None, "tensor", None)),
-    (r".*/(qkv|kv)/bias", (None, "tensor", None)),
-    (r".*_attn/q/kernel", ("fsdp", "tensor", None)),
-    (r".*_attn/q/bias", ("tensor", None)),
-    (r".*attn/out/kernel", ("tensor", None, "fsdp")),
-    (r".*_attn/[qk]_norm/scale", ("tensor", None)),
-    # feed-forward; kernels are (D, F) and (F, D)
-    (r".*/mlp/(up|fc1|w1|w3)/kernel", ("fsdp", "tensor")),
-    (r".*/mlp/(up|fc1|w1|w3)/bias", ("tensor",)),
-    (r".*/mlp/(down|fc2|w2)/kernel", ("tensor", "fsdp")),
-    # modulation (D, 6, D), time embedding (D, D)
-    (r".*/adaln/kernel", ("fsdp", None, None)),
-    (r".*/(time|step)/(hidden|out)/kernel", ("fsdp", None)),
-    # 3-D convolutions (x, y, z, I, O)
-    (r"(encoder|decoder)/.*/kernel", ("fsdp",)),
-    # small: replicated
-    (r".*/lora_[ab]", ()),
-    (r".*/(adaln|hidden|out|fc2|down|patch_embed|proj_in|proj_out|point_proj)/bias", ()),
-    (r"(encoder|decoder)/.*(conv\d?|conv_in|conv_out|skip|upsample|downsample)/bias", ()),
-    (r".*(?<!attn/q_)(?<!attn/k_)norm(\d|_out)?/(scale|bias)", ()),
-    (r".*/(ls1|ls2|cls_token|mask_token|register_tokens|invalid_token|dropped_token|pos_embed|pos_embed_window|position)", ()),
-    (r".*/group_embed", ()),
-    (r".*/(patch_embed|proj_in|proj_out|point_proj)/kernel", ()),
+  # attention; kernels are (D, 3 | 2, H, K), (D, H, K) and (H, K, D)
+  (r".*/(qkv|kv)/kernel", ("fsdp", None, "tensor", None)),
+  (r".*/(qkv|kv)/bias", (None, "tensor", None)),
+  (r".*_attn/q/kernel", ("fsdp", "tensor", None)),
+  (r".*_attn/q/bias", ("tensor", None)),
+  (r".*attn/out/kernel", ("tensor", None, "fsdp")),
+  (r".*_attn/[qk]_norm/scale", ("tensor", None)),
+  # feed-forward; kernels are (D, F) and (F, D)
+  (r".*/mlp/(up|fc1|w1|w3)/kernel", ("fsdp", "tensor")),
+  (r".*/mlp/(up|fc1|w1|w3)/bias", ("tensor",)),
+  (r".*/mlp/(down|fc2|w2)/kernel", ("tensor", "fsdp")),
+  # modulation (D, 6, D), time embedding (D, D)
+  (r".*/adaln/kernel", ("fsdp", None, None)),
+  (r".*/(time|step)/(hidden|out)/kernel", ("fsdp", None)),
+  # 3-D convolutions (x, y, z, I, O)
+  (r"(encoder|decoder)/.*/kernel", ("fsdp",)),
+  # small: replicated
+  (r".*/lora_[ab]", ()),
+  (r".*/(adaln|hidden|out|fc2|down|patch_embed|proj_in|proj_out|point_proj)/bias", ()),
+  (r"(encoder|decoder)/.*(conv\d?|conv_in|conv_out|skip|upsample|downsample)/bias", ()),
+  (r".*(?<!attn/q_)(?<!attn/k_)norm(\d|_out)?/(scale|bias)", ()),
+  (
+    r".*/(ls1|ls2|cls_token|mask_token|register_tokens|invalid_token|dropped_token|pos_embed|pos_embed_window|position)",
+    (),
+  ),
+  (r".*/group_embed", ()),
+  (r".*/(patch_embed|proj_in|proj_out|point_proj)/kernel", ()),
 )
 
-REPLICATED_LIMIT = 0.02  # share of all parameters above which a replicated leaf is named in the plan
+# share of all parameters above which a replicated leaf is named in the plan
+REPLICATED_LIMIT = 0.02
 
 
 def rule_of(path: str) -> tuple[str | None, ...]:
   """The axes of a parameter's last dimensions. Raises ValueError unless exactly one rule matches."""
   hits = [(pattern, axes) for pattern, axes in RULES if re.fullmatch(pattern, path)]
   if len(hits) != 1:
-    raise ValueError(f"{path}: {len(hits)} sharding rules match ({', '.join(p for p, _ in hits) or 'none'}), exactly one must; "
-                     "see sam3d_jax/sharding/rules.py")
+    raise ValueError(
+      f"{path}: {len(hits)} sharding rules match ({', '.join(p for p, _ in hits) or 'none'}), "
+      "exactly one must; "
+      "see sam3d_jax/sharding/rules.py"
+    )
   return hits[0][1]
 
 
@@ -57,11 +65,17 @@ def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
   """Partition of one parameter. A dimension that its axis does not divide stays whole."""
   axes = rule_of(path)
   axes = (None,) * (len(shape) - len(axes)) + axes
-  return P(*(a if a is not None and n % mesh.shape[a] == 0 else None for a, n in zip(axes, shape, strict=True)))
+  return P(
+    *(
+      a if a is not None and n % mesh.shape[a] == 0 else None
+      for a, n in zip(axes, shape, strict=True)
+    )
+  )
 
 
 def state_shardings(mesh: Mesh, abstract_state, param_shapes: Mapping[str, jax.ShapeDtypeStruct]):
-  """Shardings of a whole training state: every copy of a parameter (average, moment, reference) lies as the parameter does.
+  """Shardings of a whole training state: every copy of a parameter (average, moment, reference)
+  lies as the parameter does.
 
   Leaves that are not a parameter's (counters) are replicated.
   """
@@ -72,7 +86,9 @@ def state_shardings(mesh: Mesh, abstract_state, param_shapes: Mapping[str, jax.S
     names = ("/".join(parts[i:]) for i in range(len(parts)))
     name = next((n for n in names if n in specs), None)
     if name is None and math.prod(leaf.shape) > 1:
-      raise ValueError(f"{'/'.join(parts)} {leaf.shape} belongs to no parameter: how should it be split?")
+      raise ValueError(
+        f"{'/'.join(parts)} {leaf.shape} belongs to no parameter: how should it be split?"
+      )
     return NamedSharding(mesh, specs[name] if name is not None else P())
 
   return jax.tree_util.tree_map_with_path(sharding, abstract_state)
@@ -84,9 +100,15 @@ def shard_bytes(x) -> int:
 
 
 def replicated(mesh: Mesh, param_shapes: Mapping[str, jax.ShapeDtypeStruct]) -> list[str]:
-  """Parameters above REPLICATED_LIMIT of the model that every device holds whole although the mesh could split them."""
+  """Parameters above REPLICATED_LIMIT of the model that every device holds whole although the mesh
+  could split them.
+  """
   if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
     return []
   total = sum(math.prod(x.shape) for x in param_shapes.values())
-  return [p for p, x in param_shapes.items()
-          if all(a is None for a in param_spec(p, tuple(x.shape), mesh)) and math.prod(x.shape) > REPLICATED_LIMIT * total]
+  return [
+    p
+    for p, x in param_shapes.items()
+    if all(a is None for a in param_spec(p, tuple(x.shape), mesh))
+    and math.prod(x.shape) > REPLICATED_LIMIT * total
+  ]

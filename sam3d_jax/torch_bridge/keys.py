@@ -1,8 +1,9 @@
 """Names: a bijection between the published PyTorch state dicts and our parameter paths.
 
-A model's names are a list of `Rule`s, written beside the model they describe (`names_*.py`). A rule ties one torch name to one
-of our paths; `{n}` in the torch name runs over the layers of a scanned stack, whose parameters carry a leading layer axis here.
-Every torch entry and every parameter of ours must be hit exactly once, both ways; anything else is reported, all at once.
+A model's names are a list of `Rule`s, written beside the model they describe (`names_*.py`). A rule
+ties one torch name to one of our paths; `{n}` in the torch name runs over the layers of a scanned
+stack, whose parameters carry a leading layer axis here. Every torch entry and every parameter of
+ours must be hit exactly once, both ways; anything else is reported, all at once.
 """
 
 import collections
@@ -21,23 +22,26 @@ LAYOUTS = ("plain", "linear", "conv", "sparse_conv")
 
 
 class KeyMismatch(InputError):
-  """The state dict and the model do not fit; the message lists every missing, unexpected and misshapen entry."""
+  """The state dict and the model do not fit; the message lists every missing, unexpected and
+  misshapen entry.
+  """
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
   """One correspondence.
 
-  torch: published name, with `{n}` where a layer index stands if `stacked`.
-  ours: our parameter path, `/`-separated; None for a buffer that we compute (then `buffer` makes it).
-  layout: plain (same order, any reshape), linear (torch (out, in), ours (*in, *out)), conv (torch (O, I, *k), ours (*k, I, O)),
+  torch: published name, with `{n}` where a layer index stands if `stacked`. ours: our parameter
+  path, `/`-separated; None for a buffer that we compute (then `buffer` makes it). layout: plain
+  (same order, any reshape), linear (torch (out, in), ours (*in, *out)), conv (torch (O, I, *k),
+  ours (*k, I, O)),
     sparse_conv (torch (O, *k, I), ours (*k, I, O)).
-  dims_in: how many leading dimensions of our kernel (after the layer axis) are inputs, for `linear`.
-  torch_shape: shape on the torch side where a plain reshape cannot tell it; otherwise derived.
-  stacked: our leaf has a leading layer axis.
-  buffer: makes the torch-side array of a buffer.
-  half: the published fp16 storage keeps this entry in fp16 (norms, embeddings and output layers stay fp32).
-  rows: of a table whose rows the published code numbers otherwise, which of ours each of its rows holds. One of ours that none holds
+  dims_in: how many leading dimensions of our kernel (after the layer axis) are inputs, for
+  `linear`. torch_shape: shape on the torch side where a plain reshape cannot tell it; otherwise
+  derived. stacked: our leaf has a leading layer axis. buffer: makes the torch-side array of a
+  buffer. half: the published fp16 storage keeps this entry in fp16 (norms, embeddings and output
+  layers stay fp32). rows: of a table whose rows the published code numbers otherwise, which of ours
+  each of its rows holds. One of ours that none holds
     comes back as zeros, which is how an unread row starts.
   """
 
@@ -55,14 +59,16 @@ class Rule:
     if self.layout not in LAYOUTS:
       raise ValueError(f"{self.torch}: layout {self.layout!r} is not one of {LAYOUTS}")
     if self.stacked != ("{n}" in self.torch):
-      raise ValueError(f"{self.torch}: a stacked rule, and only a stacked rule, has {{n}} in its name")
+      raise ValueError(
+        f"{self.torch}: a stacked rule, and only a stacked rule, has {{n}} in its name"
+      )
 
   def shape_in_torch(self, our_shape: tuple[int, ...]) -> tuple[int, ...]:
     """Torch-side shape of one entry, given our shape without the layer axis."""
     if self.torch_shape is not None:
       return self.torch_shape
     if self.layout == "linear":
-      return math.prod(our_shape[self.dims_in:]), math.prod(our_shape[:self.dims_in])
+      return math.prod(our_shape[self.dims_in :]), math.prod(our_shape[: self.dims_in])
     if self.layout == "conv":
       return our_shape[-1], our_shape[-2], *our_shape[:-2]
     if self.layout == "sparse_conv":
@@ -72,7 +78,12 @@ class Rule:
   def to_ours(self, array: np.ndarray, our_shape: tuple[int, ...]) -> np.ndarray:
     """One torch entry in our layout."""
     if self.rows is not None:
-      array = np.stack([array[self.rows.index(n)] if n in self.rows else np.zeros_like(array[0]) for n in range(len(array))])
+      array = np.stack(
+        [
+          array[self.rows.index(n)] if n in self.rows else np.zeros_like(array[0])
+          for n in range(len(array))
+        ]
+      )
     if self.layout == "linear":
       array = array.T
     elif self.layout == "conv":
@@ -97,11 +108,16 @@ class Rule:
 
 def prefixed(rules: Iterable[Rule], torch: str = "", ours: str = "") -> list[Rule]:
   """The rules with a prefix put before both kinds of name."""
-  return [dataclasses.replace(r, torch=torch + r.torch, ours=None if r.ours is None else ours + r.ours) for r in rules]
+  return [
+    dataclasses.replace(r, torch=torch + r.torch, ours=None if r.ours is None else ours + r.ours)
+    for r in rules
+  ]
 
 
 def expand(rules: Iterable[Rule], our_shapes: Mapping[str, tuple[int, ...]]):
-  """Yields (torch name, rule, layer index or None, torch shape) for every published entry, in rule order."""
+  """Yields (torch name, rule, layer index or None, torch shape) for every published entry, in rule
+  order.
+  """
   for rule in rules:
     if rule.ours is None:
       yield rule.torch, rule, None, tuple(rule.buffer().shape)
@@ -113,16 +129,20 @@ def expand(rules: Iterable[Rule], our_shapes: Mapping[str, tuple[int, ...]]):
       yield rule.torch, rule, None, rule.shape_in_torch(tuple(our_shapes[rule.ours]))
 
 
-def torch_names(rules: Iterable[Rule], our_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def torch_names(
+  rules: Iterable[Rule], our_shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
   """Published name -> shape of the model whose parameters have `our_shapes`. Takes no memory."""
   return {name: shape for name, _, _, shape in expand(rules, our_shapes)}
 
 
-def to_ours(rules: list[Rule], state: Mapping[str, np.ndarray],
-            our_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def to_ours(
+  rules: list[Rule], state: Mapping[str, np.ndarray], our_shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
   """Converts a published state dict to our flat parameters (path -> array).
 
-  Raises KeyMismatch naming every missing, unexpected and misshapen entry, before anything is converted.
+  Raises KeyMismatch naming every missing, unexpected and misshapen entry, before anything is
+  converted.
   """
   check(rules, {k: tuple(v.shape) for k, v in state.items()}, our_shapes)
   out: dict[str, np.ndarray] = {}
@@ -132,13 +152,17 @@ def to_ours(rules: list[Rule], state: Mapping[str, np.ndarray],
     if n is None:
       out[rule.ours] = rule.to_ours(np.asarray(state[name]), our_shapes[rule.ours])
     else:
-      leaf = out.setdefault(rule.ours, np.empty(our_shapes[rule.ours], np.asarray(state[name]).dtype))
+      leaf = out.setdefault(
+        rule.ours, np.empty(our_shapes[rule.ours], np.asarray(state[name]).dtype)
+      )
       leaf[n] = rule.to_ours(np.asarray(state[name]), our_shapes[rule.ours][1:])
   return out
 
 
 def to_torch(rules: list[Rule], params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Converts our flat parameters to the published state dict, buffers included. Raises KeyMismatch for paths no rule names."""
+  """Converts our flat parameters to the published state dict, buffers included. Raises KeyMismatch
+  for paths no rule names.
+  """
   shapes = {k: tuple(v.shape) for k, v in params.items()}
   check_paths(rules, shapes)
   out = {}
@@ -151,33 +175,48 @@ def to_torch(rules: list[Rule], params: Mapping[str, np.ndarray]) -> dict[str, n
   return out
 
 
-def check(rules: list[Rule], torch_shapes: Mapping[str, tuple[int, ...]], our_shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check(
+  rules: list[Rule],
+  torch_shapes: Mapping[str, tuple[int, ...]],
+  our_shapes: Mapping[str, tuple[int, ...]],
+) -> None:
   """Raises KeyMismatch unless the two sides fit exactly."""
   check_paths(rules, our_shapes)
   expected = torch_names(rules, our_shapes)
   problems = [f"missing     {k} {expected[k]}" for k in expected if k not in torch_shapes]
   problems += [f"unexpected  {k} {torch_shapes[k]}" for k in torch_shapes if k not in expected]
-  problems += [f"misshapen   {k}: file has {torch_shapes[k]}, model needs {expected[k]}"
-               for k in expected if k in torch_shapes and tuple(torch_shapes[k]) != tuple(expected[k])]
+  problems += [
+    f"misshapen   {k}: file has {torch_shapes[k]}, model needs {expected[k]}"
+    for k in expected
+    if k in torch_shapes and tuple(torch_shapes[k]) != tuple(expected[k])
+  ]
   if problems:
     raise KeyMismatch(f"{len(problems)} entries do not fit the model:\n  " + "\n  ".join(problems))
 
 
 def check_paths(rules: list[Rule], our_shapes: Mapping[str, tuple[int, ...]]) -> None:
-  """Raises KeyMismatch unless every parameter of ours is named by exactly one rule and every rule names one."""
+  """Raises KeyMismatch unless every parameter of ours is named by exactly one rule and every rule
+  names one.
+  """
   named = collections.Counter(r.ours for r in rules if r.ours is not None)
   problems = [f"no parameter   {p}" for p in named if p not in our_shapes]
   problems += [f"no rule for    {p}" for p in our_shapes if p not in named]
   problems += [f"named twice    {p}" for p, n in named.items() if n > 1]
   if problems:
-    raise KeyMismatch("the rules and the model's parameters do not fit:\n  " + "\n  ".join(problems))
+    raise KeyMismatch(
+      "the rules and the model's parameters do not fit:\n  " + "\n  ".join(problems)
+    )
 
 
 def flat_params(module: nnx.Module) -> dict[str, jax.Array]:
   """Path -> parameter of a module (arrays or, for an abstract module, shape structs)."""
   state = nnx.state(module, nnx.Param)
-  return {"/".join(map(str, path)): leaf[...] if isinstance(leaf.get_value(), jax.Array) else leaf.get_value()
-          for path, leaf in nnx.to_flat_state(state)}
+  return {
+    "/".join(map(str, path)): leaf[...]
+    if isinstance(leaf.get_value(), jax.Array)
+    else leaf.get_value()
+    for path, leaf in nnx.to_flat_state(state)
+  }
 
 
 def flat_shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
@@ -185,18 +224,27 @@ def flat_shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
   return {path: tuple(leaf.shape) for path, leaf in flat_params(module).items()}
 
 
-def check_shapes(given: Mapping[str, tuple[int, ...]], needed: Mapping[str, tuple[int, ...]]) -> None:
-  """Raises KeyMismatch, listing every difference, unless the parameters' paths and shapes are those of the model."""
+def check_shapes(
+  given: Mapping[str, tuple[int, ...]], needed: Mapping[str, tuple[int, ...]]
+) -> None:
+  """Raises KeyMismatch, listing every difference, unless the parameters' paths and shapes are those
+  of the model.
+  """
   problems = [f"missing     {p} {s}" for p, s in needed.items() if p not in given]
   problems += [f"unexpected  {p} {tuple(s)}" for p, s in given.items() if p not in needed]
-  problems += [f"misshapen   {p}: {tuple(given[p])}, model needs {tuple(s)}"
-               for p, s in needed.items() if p in given and tuple(given[p]) != tuple(s)]
+  problems += [
+    f"misshapen   {p}: {tuple(given[p])}, model needs {tuple(s)}"
+    for p, s in needed.items()
+    if p in given and tuple(given[p]) != tuple(s)
+  ]
   if problems:
     raise KeyMismatch("parameters do not fit the model:\n  " + "\n  ".join(problems))
 
 
 def params_digest(params: Mapping[str, np.ndarray]) -> str:
-  """SHA-256 over names, types, shapes and values; what latents carry as the name of the autoencoder that made them."""
+  """SHA-256 over names, types, shapes and values; what latents carry as the name of the autoencoder
+  that made them.
+  """
   digest = hashlib.sha256()
   for path in sorted(params):
     array = np.asarray(params[path])
@@ -205,8 +253,12 @@ def params_digest(params: Mapping[str, np.ndarray]) -> str:
 
 
 def load_params(module: nnx.Module, params: Mapping[str, np.ndarray]) -> None:
-  """Writes flat parameters into a module in place; raises KeyMismatch unless paths and shapes agree exactly."""
-  given = params.shapes if hasattr(params, "shapes") else {p: tuple(a.shape) for p, a in params.items()}
+  """Writes flat parameters into a module in place; raises KeyMismatch unless paths and shapes agree
+  exactly.
+  """
+  given = (
+    params.shapes if hasattr(params, "shapes") else {p: tuple(a.shape) for p, a in params.items()}
+  )
   check_shapes(given, flat_shapes(module))
   for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param)):
     leaf.set_value(jax.numpy.asarray(params["/".join(map(str, path))], leaf.get_value().dtype))

@@ -1,8 +1,10 @@
-"""Reading published state dicts one entry at a time: PyTorch files (.ckpt, .pt, .pth) and .safetensors.
+"""Reading published state dicts one entry at a time: PyTorch files (.ckpt, .pt, .pth) and
+.safetensors.
 
-A 6 GB file never becomes 12 GB of memory: PyTorch files are mapped, each entry is copied out when it is asked for and its pages
-are given back; a safetensors file is read by offset and needs no PyTorch. `convert` goes on from there to our parameters,
-a stack of layers at a time, and `stream.write_params` writes each before the next is made.
+A 6 GB file never becomes 12 GB of memory: PyTorch files are mapped, each entry is copied out when
+it is asked for and its pages are given back; a safetensors file is read by offset and needs no
+PyTorch. `convert` goes on from there to our parameters, a stack of layers at a time, and
+`stream.write_params` writes each before the next is made.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,8 +26,16 @@ from sam3d_jax.torch_bridge import keys
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
 SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
 SAFETENSORS_DTYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64, "I32": np.int32,
-    "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+  "F64": np.float64,
+  "F32": np.float32,
+  "F16": np.float16,
+  "BF16": ml_dtypes.bfloat16,
+  "I64": np.int64,
+  "I32": np.int32,
+  "I16": np.int16,
+  "I8": np.int8,
+  "U8": np.uint8,
+  "BOOL": np.bool_,
 }
 MAX_SAFETENSORS_HEADER = 100 * 2**20  # the format's own limit
 BUFFER_TOLERANCE = 2e-3  # a stored fixed table may have been through fp16
@@ -33,7 +43,9 @@ BUFFER_TOLERANCE = 2e-3  # a stored fixed table may have been through fp16
 
 @dataclasses.dataclass(frozen=True)
 class StateFile:
-  """An opened state dict: what it holds, and `read(name)` for one entry as a fresh array in its stored dtype."""
+  """An opened state dict: what it holds, and `read(name)` for one entry as a fresh array in its
+  stored dtype.
+  """
 
   path: pathlib.Path
   shapes: Mapping[str, tuple[int, ...]]
@@ -45,7 +57,8 @@ def open_state(path: str | pathlib.Path, *, unsafe_pickle: bool = False) -> Stat
   """Opens a state dict by its suffix. Nested `state_dict` roots are entered.
 
   unsafe_pickle: also accept PyTorch files that can only be read by running what is pickled in them.
-  Raises InputError if the file is missing, damaged, of another kind, holds more than tensors, or needs a PyTorch that is missing.
+  Raises InputError if the file is missing, damaged, of another kind, holds more than tensors, or
+  needs a PyTorch that is missing.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -59,21 +72,31 @@ def open_state(path: str | pathlib.Path, *, unsafe_pickle: bool = False) -> Stat
 
 def select(file: StateFile, prefix: str) -> StateFile:
   """The entries whose names start with `prefix`, without it."""
-  return rename(file, {name: name.removeprefix(prefix) for name in file.shapes if name.startswith(prefix)})
+  return rename(
+    file, {name: name.removeprefix(prefix) for name in file.shapes if name.startswith(prefix)}
+  )
 
 
 def rename(file: StateFile, names: Mapping[str, str]) -> StateFile:
   """The entries of `names` (name in the file -> new name); the others are left out."""
   back = {new: old for old, new in names.items()}
-  return StateFile(path=file.path, shapes={new: file.shapes[old] for new, old in back.items()},
-                   dtypes={new: file.dtypes[old] for new, old in back.items()}, read=lambda name: file.read(back[name]))
+  return StateFile(
+    path=file.path,
+    shapes={new: file.shapes[old] for new, old in back.items()},
+    dtypes={new: file.dtypes[old] for new, old in back.items()},
+    read=lambda name: file.read(back[name]),
+  )
 
 
 def merge(files: Mapping[str, StateFile]) -> StateFile:
   """Several files as one: prefix -> file, the prefix put before its names."""
   where = {prefix + name: (file, name) for prefix, file in files.items() for name in file.shapes}
-  return StateFile(path=next(iter(files.values())).path, shapes={k: f.shapes[n] for k, (f, n) in where.items()},
-                   dtypes={k: f.dtypes[n] for k, (f, n) in where.items()}, read=lambda k: where[k][0].read(where[k][1]))
+  return StateFile(
+    path=next(iter(files.values())).path,
+    shapes={k: f.shapes[n] for k, (f, n) in where.items()},
+    dtypes={k: f.dtypes[n] for k, (f, n) in where.items()},
+    read=lambda k: where[k][0].read(where[k][1]),
+  )
 
 
 def file_digest(path: str | pathlib.Path) -> str:
@@ -83,7 +106,9 @@ def file_digest(path: str | pathlib.Path) -> str:
 
 
 class LazyParams(Mapping):
-  """Flat parameters (path -> fp32 array) of known shapes, each made when it is asked for; only the last one is kept."""
+  """Flat parameters (path -> fp32 array) of known shapes, each made when it is asked for; only the
+  last one is kept.
+  """
 
   def __init__(self, shapes: Mapping[str, tuple[int, ...]], make: Callable[[str], np.ndarray]):
     self.shapes = dict(shapes)
@@ -104,11 +129,14 @@ class LazyParams(Mapping):
     return len(self.shapes)
 
 
-def convert(rules: Iterable[keys.Rule], file: StateFile, our_shapes: Mapping[str, tuple[int, ...]]) -> LazyParams:
+def convert(
+  rules: Iterable[keys.Rule], file: StateFile, our_shapes: Mapping[str, tuple[int, ...]]
+) -> LazyParams:
   """Our parameters of an opened state dict, read and converted one at a time.
 
-  Raises at once KeyMismatch, listing every missing, unexpected and misshapen entry, and InputError for an entry that is not of a
-  floating type or a fixed table that differs from the one this model computes.
+  Raises at once KeyMismatch, listing every missing, unexpected and misshapen entry, and InputError
+  for an entry that is not of a floating type or a fixed table that differs from the one this model
+  computes.
   """
   rules = list(rules)
   keys.check(rules, file.shapes, our_shapes)
@@ -139,7 +167,10 @@ def _is_float(dtype) -> bool:
 def _check_buffer(rule: keys.Rule, file: StateFile) -> None:
   difference = np.abs(file.read(rule.torch).astype(np.float32) - rule.buffer()).max()
   if not difference <= BUFFER_TOLERANCE:
-    raise InputError(f"{file.path}: the fixed table {rule.torch} differs by {difference:.2g} from the one this model computes")
+    raise InputError(
+      f"{file.path}: the fixed table {rule.torch} differs by {difference:.2g} from the one this "
+      "model computes"
+    )
 
 
 def require_torch(purpose: str):
@@ -147,41 +178,70 @@ def require_torch(purpose: str):
   try:
     import torch
   except ImportError as error:
-    raise InputError(f"{purpose} needs PyTorch, which is not installed ({error}): pip install -r requirements-torch.txt. "
-                     "Files ending in .safetensors need no PyTorch.") from error
+    raise InputError(
+      f"{purpose} needs PyTorch, which is not installed ({error}): pip install -r "
+      "requirements-torch.txt. "
+      "Files ending in .safetensors need no PyTorch."
+    ) from error
   return torch
 
 
 def _open_torch(path: pathlib.Path, unsafe_pickle: bool) -> StateFile:
   torch = require_torch(f"reading {path}")
-  mapped = zipfile.is_zipfile(path)  # files of PyTorch before 1.6 are no zip archives and can only be read whole
+  # files of PyTorch before 1.6 are no zip archives and can only be read whole
+  mapped = zipfile.is_zipfile(path)
   try:
     root = torch.load(path, map_location="cpu", weights_only=not unsafe_pickle, mmap=mapped)
-  except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, KeyError, ... for damaged and unsafe files
+  # torch raises UnpicklingError, RuntimeError, EOFError, KeyError, ... for damaged and unsafe files
+  except Exception as error:
     raise InputError(_why_not_loaded(torch, path, error, mapped)) from error
   tensors = _state_dict(torch, path, root)
 
   def read(name: str) -> np.ndarray:
     tensor = tensors[name].detach().contiguous()
-    view = tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+    view = (
+      tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+      if tensor.dtype == torch.bfloat16
+      else tensor.numpy()
+    )
     array = np.array(view)  # a copy, so that the mapped pages can go
     if mapped:
       _release_pages(tensors[name])
     return array
 
-  dtypes = {name: np.dtype(ml_dtypes.bfloat16) if t.dtype == torch.bfloat16 else torch.empty(0, dtype=t.dtype).numpy().dtype
-            for name, t in tensors.items()}
-  return StateFile(path=path, shapes={name: tuple(t.shape) for name, t in tensors.items()}, dtypes=dtypes, read=read)
+  dtypes = {
+    name: np.dtype(ml_dtypes.bfloat16)
+    if t.dtype == torch.bfloat16
+    else torch.empty(0, dtype=t.dtype).numpy().dtype
+    for name, t in tensors.items()
+  }
+  return StateFile(
+    path=path,
+    shapes={name: tuple(t.shape) for name, t in tensors.items()},
+    dtypes=dtypes,
+    read=read,
+  )
 
 
 def _why_not_loaded(torch, path: pathlib.Path, error: Exception, mapped: bool) -> str:
   """Tells a file that would run code from one that is damaged."""
   if "Weights only load failed" not in str(error):
-    return f"{path} cannot be read: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+    return (
+      f"{path} cannot be read: "
+      f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+    )
   names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if mapped else []
-  needs = f"it refers to {', '.join(names)}" if names else str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0]
-  return (f"{path} holds more than tensors: {needs}. Loading that would run code chosen by the file's author; it was not loaded. "
-          "Ask for a file of plain tensors or .safetensors, or, if you trust the author, give --unsafe_pickle.")
+  needs = (
+    f"it refers to {', '.join(names)}"
+    if names
+    else str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0]
+  )
+  return (
+    f"{path} holds more than tensors: {needs}. Loading that would run code chosen by the file's "
+    "author; it was not loaded. "
+    "Ask for a file of plain tensors or .safetensors, or, if you trust the author, give "
+    "--unsafe_pickle."
+  )
 
 
 def _state_dict(torch, path: pathlib.Path, root) -> dict:
@@ -191,12 +251,17 @@ def _state_dict(torch, path: pathlib.Path, root) -> dict:
     raise InputError(f"{path} holds a {type(root).__name__}, not a state dict")
   other = [str(name) for name, value in root.items() if not isinstance(value, torch.Tensor)]
   if other or not root:
-    raise InputError(f"{path} is no state dict: " + (f"{', '.join(other[:8])} are no tensors" if other else "it is empty"))
+    raise InputError(
+      f"{path} is no state dict: "
+      + (f"{', '.join(other[:8])} are no tensors" if other else "it is empty")
+    )
   return dict(root)
 
 
 def _release_pages(tensor) -> None:
-  """Drops the mapped file's pages below a tensor from this process; they are clean and would be read again if needed."""
+  """Drops the mapped file's pages below a tensor from this process; they are clean and would be
+  read again if needed.
+  """
   storage = tensor.untyped_storage()
   start = -(-storage.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
   length = (storage.data_ptr() + storage.nbytes() - start) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -218,7 +283,9 @@ def _open_safetensors(path: pathlib.Path) -> StateFile:
 
 
 def read_safetensors_header(path: pathlib.Path) -> tuple[dict[str, dict], int]:
-  """Entries of a safetensors file (name -> dtype, shape, data_offsets) and the data's offset, checked against the file's size."""
+  """Entries of a safetensors file (name -> dtype, shape, data_offsets) and the data's offset,
+  checked against the file's size.
+  """
   size = path.stat().st_size
   with open(path, "rb") as file:
     length = int.from_bytes(file.read(8), "little")
@@ -236,8 +303,14 @@ def read_safetensors_header(path: pathlib.Path) -> tuple[dict[str, dict], int]:
 
 def _check_safetensors_entry(path: pathlib.Path, name: str, entry: dict, data_size: int) -> None:
   if entry["dtype"] not in SAFETENSORS_DTYPES:
-    raise InputError(f"{path}: {name} has dtype {entry['dtype']}, which is not one of {', '.join(SAFETENSORS_DTYPES)}")
+    raise InputError(
+      f"{path}: {name} has dtype {entry['dtype']}, which is not one of "
+      f"{', '.join(SAFETENSORS_DTYPES)}"
+    )
   start, end = entry["data_offsets"]
   expected = math.prod(entry["shape"]) * np.dtype(SAFETENSORS_DTYPES[entry["dtype"]]).itemsize
   if not 0 <= start <= end <= data_size or end - start != expected:
-    raise InputError(f"{path}: {name} needs {expected} bytes at {start}, the file has {data_size} bytes of data; is it cut off?")
+    raise InputError(
+      f"{path}: {name} needs {expected} bytes at {start}, the file has {data_size} bytes of data; "
+      "is it cut off?"
+    )

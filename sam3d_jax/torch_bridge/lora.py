@@ -8,10 +8,14 @@ from sam3d_jax.models.lora import adapted, adapted_kernels, factor_paths
 from sam3d_jax.torch_bridge.load import LazyParams
 
 
-def merge(params: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], scale: float) -> LazyParams:
-  """The parameters with kernel + scale * lora_a @ lora_b in place of every adapted kernel, and without the factors.
+def merge(
+  params: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], scale: float
+) -> LazyParams:
+  """The parameters with kernel + scale * lora_a @ lora_b in place of every adapted kernel, and
+  without the factors.
 
-  Shapes as in `models.lora`. Raises InputError for a factor without its partner or kernel, or whose shape does not fit.
+  Shapes as in `models.lora`. Raises InputError for a factor without its partner or kernel, or whose
+  shape does not fit.
   """
   kernels = adapted_kernels(shapes)
 

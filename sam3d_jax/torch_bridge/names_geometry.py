@@ -1,7 +1,7 @@
 """Published names of the Geometry flow model and of the structure VAE.
 
-`half` follows the published fp16 storage: the products inside transformer and residual blocks are stored in fp16; norms,
-embedders, input and output projections stay fp32.
+`half` follows the published fp16 storage: the products inside transformer and residual blocks are
+stored in fp16; norms, embedders, input and output projections stay fp32.
 """
 
 import numpy as np
@@ -11,13 +11,21 @@ from sam3d_jax.models.layers import grid_positions, position_sincos
 from sam3d_jax.models.structure_vae import StructureVAEConfig
 from sam3d_jax.torch_bridge.keys import Rule, prefixed
 
-STREAM_NAMES = {"shape": "shape", "layout": "6drotation_normalized"}  # the layout stream is stored under one of its latents
-LATENT_NAMES = {"rotation": "6drotation_normalized", "scale": "scale", "shape": "shape", "translation": "translation",
-                "translation_scale": "translation_scale"}
+# the layout stream is stored under one of its latents
+STREAM_NAMES = {"shape": "shape", "layout": "6drotation_normalized"}
+LATENT_NAMES = {
+  "rotation": "6drotation_normalized",
+  "scale": "scale",
+  "shape": "shape",
+  "translation": "translation",
+  "translation_scale": "translation_scale",
+}
 
 
 def geometry_flow_rules(cfg: GeometryFlowConfig) -> list[Rule]:
-  """Names of `ss_generator` without the checkpoint's prefix: the generator holds guidance, which holds the flow model."""
+  """Names of `ss_generator` without the checkpoint's prefix: the generator holds guidance, which
+  holds the flow model.
+  """
   return prefixed(backbone_rules(cfg), torch="reverse_fn.backbone.")
 
 
@@ -33,16 +41,24 @@ def backbone_rules(cfg: GeometryFlowConfig) -> list[Rule]:
 
 def timestep_embedder_rules(torch: str = "", ours: str = "") -> list[Rule]:
   """A timestep embedder."""
-  return affine_rules(f"{torch}mlp.0", f"{ours}hidden") + affine_rules(f"{torch}mlp.2", f"{ours}out")
+  return affine_rules(f"{torch}mlp.0", f"{ours}hidden") + affine_rules(
+    f"{torch}mlp.2", f"{ours}out"
+  )
 
 
 def latent_rules(cfg: GeometryFlowConfig, name: str, torch: str, ours: str) -> list[Rule]:
-  """One latent's projections and position embedding: a parameter, or for shape a table that the published code stores."""
+  """One latent's projections and position embedding: a parameter, or for shape a table that the
+  published code stores.
+  """
   if name == "shape":
     position = Rule(f"{torch}pos_emb", None, buffer=lambda: shape_position_table(cfg))
   else:
     position = Rule(f"{torch}pos_emb", f"{ours}position")
-  return [position, *affine_rules(f"{torch}input_layer", f"{ours}proj_in"), *affine_rules(f"{torch}out_layer", f"{ours}proj_out")]
+  return [
+    position,
+    *affine_rules(f"{torch}input_layer", f"{ours}proj_in"),
+    *affine_rules(f"{torch}out_layer", f"{ours}proj_out"),
+  ]
 
 
 def shape_position_table(cfg: GeometryFlowConfig) -> np.ndarray:
@@ -50,54 +66,87 @@ def shape_position_table(cfg: GeometryFlowConfig) -> np.ndarray:
   return np.asarray(position_sincos(grid_positions(cfg.shape_resolution), cfg.width))
 
 
-def mot_block_rules(width: int, qk_rms_norm: bool, torch: str = "", ours: str = "", *, stacked: bool = False) -> list[Rule]:
+def mot_block_rules(
+  width: int, qk_rms_norm: bool, torch: str = "", ours: str = "", *, stacked: bool = False
+) -> list[Rule]:
   """One Mixture-of-Transformers block; in its modules the stream's name comes after the layer's."""
   rules = adaln_rules(width, torch, ours, stacked=stacked)
   for s in STREAMS:
-    rules += stream_rules(width, qk_rms_norm, torch, f"{ours}{s}/", stream=f".{STREAM_NAMES[s]}", stacked=stacked)
+    rules += stream_rules(
+      width, qk_rms_norm, torch, f"{ours}{s}/", stream=f".{STREAM_NAMES[s]}", stacked=stacked
+    )
   return rules
 
 
-def adaln_rules(width: int, torch: str = "", ours: str = "", *, stacked: bool = False) -> list[Rule]:
+def adaln_rules(
+  width: int, torch: str = "", ours: str = "", *, stacked: bool = False
+) -> list[Rule]:
   """The modulation of a block."""
-  return affine_rules(f"{torch}adaLN_modulation.1", f"{ours}adaln", out=6 * width, stacked=stacked, half=True)
+  return affine_rules(
+    f"{torch}adaLN_modulation.1", f"{ours}adaln", out=6 * width, stacked=stacked, half=True
+  )
 
 
-def stream_rules(width: int, qk_rms_norm: bool, torch: str = "", ours: str = "", *, stream: str = "",
-                 stacked: bool = False) -> list[Rule]:
-  """One stream of a block: self-attention, cross-attention and its norm, MLP. `stream` is what the published names insert."""
+def stream_rules(
+  width: int,
+  qk_rms_norm: bool,
+  torch: str = "",
+  ours: str = "",
+  *,
+  stream: str = "",
+  stacked: bool = False,
+) -> list[Rule]:
+  """One stream of a block: self-attention, cross-attention and its norm, MLP. `stream` is what the
+  published names insert.
+  """
   return [
-      *layer_norm_rules(f"{torch}norm2{stream}", f"{ours}cross_norm", stacked=stacked),
-      *self_attention_rules(width, qk_rms_norm, f"{torch}self_attn.", f"{ours}self_attn/", stream=stream, stacked=stacked),
-      *cross_attention_rules(width, f"{torch}cross_attn{stream}.", f"{ours}cross_attn/", stacked=stacked),
-      *affine_rules(f"{torch}mlp{stream}.mlp.0", f"{ours}mlp/up", stacked=stacked, half=True),
-      *affine_rules(f"{torch}mlp{stream}.mlp.2", f"{ours}mlp/down", stacked=stacked, half=True),
+    *layer_norm_rules(f"{torch}norm2{stream}", f"{ours}cross_norm", stacked=stacked),
+    *self_attention_rules(
+      width, qk_rms_norm, f"{torch}self_attn.", f"{ours}self_attn/", stream=stream, stacked=stacked
+    ),
+    *cross_attention_rules(
+      width, f"{torch}cross_attn{stream}.", f"{ours}cross_attn/", stacked=stacked
+    ),
+    *affine_rules(f"{torch}mlp{stream}.mlp.0", f"{ours}mlp/up", stacked=stacked, half=True),
+    *affine_rules(f"{torch}mlp{stream}.mlp.2", f"{ours}mlp/down", stacked=stacked, half=True),
   ]
 
 
-def self_attention_rules(width: int, qk_rms_norm: bool, torch: str = "", ours: str = "", *, stream: str = "",
-                         stacked: bool = False) -> list[Rule]:
+def self_attention_rules(
+  width: int,
+  qk_rms_norm: bool,
+  torch: str = "",
+  ours: str = "",
+  *,
+  stream: str = "",
+  stacked: bool = False,
+) -> list[Rule]:
   """Self-attention projections and, with `qk_rms_norm`, the gains of queries and keys."""
   return [
-      *affine_rules(f"{torch}to_qkv{stream}", f"{ours}qkv", out=3 * width, stacked=stacked, half=True),
-      *(_head_gains(torch, ours, stream=stream, stacked=stacked) if qk_rms_norm else []),
-      *affine_rules(f"{torch}to_out{stream}", f"{ours}out", dims_in=2, stacked=stacked, half=True),
+    *affine_rules(
+      f"{torch}to_qkv{stream}", f"{ours}qkv", out=3 * width, stacked=stacked, half=True
+    ),
+    *(_head_gains(torch, ours, stream=stream, stacked=stacked) if qk_rms_norm else []),
+    *affine_rules(f"{torch}to_out{stream}", f"{ours}out", dims_in=2, stacked=stacked, half=True),
   ]
 
 
-def cross_attention_rules(width: int, torch: str = "", ours: str = "", *, qk_rms_norm: bool = False,
-                          stacked: bool = False) -> list[Rule]:
+def cross_attention_rules(
+  width: int, torch: str = "", ours: str = "", *, qk_rms_norm: bool = False, stacked: bool = False
+) -> list[Rule]:
   """Cross-attention projections; the flow model's have no RMS norms, but the published layer can."""
   return [
-      *affine_rules(f"{torch}to_q", f"{ours}q", out=width, stacked=stacked, half=True),
-      *affine_rules(f"{torch}to_kv", f"{ours}kv", out=2 * width, stacked=stacked, half=True),
-      *(_head_gains(torch, ours, stacked=stacked) if qk_rms_norm else []),
-      *affine_rules(f"{torch}to_out", f"{ours}out", dims_in=2, stacked=stacked, half=True),
+    *affine_rules(f"{torch}to_q", f"{ours}q", out=width, stacked=stacked, half=True),
+    *affine_rules(f"{torch}to_kv", f"{ours}kv", out=2 * width, stacked=stacked, half=True),
+    *(_head_gains(torch, ours, stacked=stacked) if qk_rms_norm else []),
+    *affine_rules(f"{torch}to_out", f"{ours}out", dims_in=2, stacked=stacked, half=True),
   ]
 
 
 def structure_encoder_rules(cfg: StructureVAEConfig) -> list[Rule]:
-  """Names of `ss_encoder`: levels of residual blocks with a strided convolution between them, the middle, the output."""
+  """Names of `ss_encoder`: levels of residual blocks with a strided convolution between them, the
+  middle, the output.
+  """
   rules = conv_rules("input_layer", "conv_in")
   rules += _level_rules(cfg, "downsample")
   rules += _middle_rules(cfg)
@@ -105,7 +154,9 @@ def structure_encoder_rules(cfg: StructureVAEConfig) -> list[Rule]:
 
 
 def structure_decoder_rules(cfg: StructureVAEConfig) -> list[Rule]:
-  """Names of `ss_decoder`: the middle, then levels of residual blocks with an upsampling convolution between them."""
+  """Names of `ss_decoder`: the middle, then levels of residual blocks with an upsampling
+  convolution between them.
+  """
   rules = conv_rules("input_layer", "conv_in")
   rules += _middle_rules(cfg)
   rules += _level_rules(cfg, "upsample")
@@ -115,11 +166,11 @@ def structure_decoder_rules(cfg: StructureVAEConfig) -> list[Rule]:
 def resblock_rules(torch: str, ours: str, *, skip: bool = False) -> list[Rule]:
   """A 3-D residual block; `skip` where its 1x1x1 convolution exists."""
   return [
-      *layer_norm_rules(f"{torch}norm1", f"{ours}norm1"),
-      *layer_norm_rules(f"{torch}norm2", f"{ours}norm2"),
-      *conv_rules(f"{torch}conv1", f"{ours}conv1", half=True),
-      *conv_rules(f"{torch}conv2", f"{ours}conv2", half=True),
-      *(conv_rules(f"{torch}skip_connection", f"{ours}skip", half=True) if skip else []),
+    *layer_norm_rules(f"{torch}norm1", f"{ours}norm1"),
+    *layer_norm_rules(f"{torch}norm2", f"{ours}norm2"),
+    *conv_rules(f"{torch}conv1", f"{ours}conv1", half=True),
+    *conv_rules(f"{torch}conv2", f"{ours}conv2", half=True),
+    *(conv_rules(f"{torch}skip_connection", f"{ours}skip", half=True) if skip else []),
   ]
 
 
@@ -137,26 +188,61 @@ def _level_rules(cfg: StructureVAEConfig, resample: str) -> list[Rule]:
 
 
 def _middle_rules(cfg: StructureVAEConfig) -> list[Rule]:
-  return [r for i in range(cfg.middle_blocks) for r in resblock_rules(f"middle_block.{i}.", f"middle/{i}/")]
-
-
-def affine_rules(torch: str, ours: str, *, out: int | None = None, dims_in: int = 1, stacked: bool = False,
-            half: bool = False) -> list[Rule]:
-  """Weight and bias of a linear layer; `out` is its output width where ours is split over several dimensions."""
   return [
-      Rule(f"{torch}.weight", f"{ours}/kernel", layout="linear", dims_in=dims_in, stacked=stacked, half=half),
-      Rule(f"{torch}.bias", f"{ours}/bias", torch_shape=None if out is None else (out,), stacked=stacked, half=half),
+    r
+    for i in range(cfg.middle_blocks)
+    for r in resblock_rules(f"middle_block.{i}.", f"middle/{i}/")
+  ]
+
+
+def affine_rules(
+  torch: str,
+  ours: str,
+  *,
+  out: int | None = None,
+  dims_in: int = 1,
+  stacked: bool = False,
+  half: bool = False,
+) -> list[Rule]:
+  """Weight and bias of a linear layer; `out` is its output width where ours is split over several
+  dimensions.
+  """
+  return [
+    Rule(
+      f"{torch}.weight",
+      f"{ours}/kernel",
+      layout="linear",
+      dims_in=dims_in,
+      stacked=stacked,
+      half=half,
+    ),
+    Rule(
+      f"{torch}.bias",
+      f"{ours}/bias",
+      torch_shape=None if out is None else (out,),
+      stacked=stacked,
+      half=half,
+    ),
   ]
 
 
 def conv_rules(torch: str, ours: str, *, half: bool = False) -> list[Rule]:
   """A 3-D convolution."""
-  return [Rule(f"{torch}.weight", f"{ours}/kernel", layout="conv", half=half), Rule(f"{torch}.bias", f"{ours}/bias", half=half)]
+  return [
+    Rule(f"{torch}.weight", f"{ours}/kernel", layout="conv", half=half),
+    Rule(f"{torch}.bias", f"{ours}/bias", half=half),
+  ]
 
 
 def layer_norm_rules(torch: str, ours: str, *, stacked: bool = False) -> list[Rule]:
-  return [Rule(f"{torch}.weight", f"{ours}/scale", stacked=stacked), Rule(f"{torch}.bias", f"{ours}/bias", stacked=stacked)]
+  return [
+    Rule(f"{torch}.weight", f"{ours}/scale", stacked=stacked),
+    Rule(f"{torch}.bias", f"{ours}/bias", stacked=stacked),
+  ]
 
 
 def _head_gains(torch: str, ours: str, *, stream: str = "", stacked: bool = False) -> list[Rule]:
-  return [Rule(f"{torch}{n}_rms_norm{stream}.gamma", f"{ours}{n}_norm/scale", stacked=stacked) for n in ("q", "k")]
+  return [
+    Rule(f"{torch}{n}_rms_norm{stream}.gamma", f"{ours}{n}_norm/scale", stacked=stacked)
+    for n in ("q", "k")
+  ]

@@ -1,7 +1,9 @@
-"""Writing published state dicts: .ckpt / .pt with PyTorch, .safetensors without. Files appear whole or not at all.
+"""Writing published state dicts: .ckpt / .pt with PyTorch, .safetensors without. Files appear whole
+or not at all.
 
-Storage types. The published code keeps what its `use_fp16` modules hold: weights and biases of the transformer blocks and inner
-convolutions in half precision, norms, embeddings, input and output layers in fp32.
+Storage types. The published code keeps what its `use_fp16` modules hold: weights and biases of the
+transformer blocks and inner convolutions in half precision, norms, embeddings, input and output
+layers in fp32.
 
     fp32   every entry float32
     fp16   the entries that the published fp16 modules hold in half (`Rule.half`) float16, the rest float32
@@ -36,14 +38,25 @@ def storage_dtype(rule: keys.Rule, shape: tuple[int, ...], storage: str) -> np.d
   return np.dtype(np.float32)
 
 
-def published_dtypes(rules: Iterable[keys.Rule], our_shapes: Mapping[str, tuple[int, ...]], storage: str) -> dict[str, np.dtype]:
+def published_dtypes(
+  rules: Iterable[keys.Rule], our_shapes: Mapping[str, tuple[int, ...]], storage: str
+) -> dict[str, np.dtype]:
   """Published name -> stored dtype, in file order. Takes no memory."""
-  return {name: storage_dtype(rule, shape, storage) for name, rule, _, shape in keys.expand(rules, our_shapes)}
+  return {
+    name: storage_dtype(rule, shape, storage)
+    for name, rule, _, shape in keys.expand(rules, our_shapes)
+  }
 
 
-def published_entries(rules: list[keys.Rule], params: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]],
-                      storage: str) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields (published name, array in its stored dtype), one at a time. Raises InputError if a value exceeds the range of fp16."""
+def published_entries(
+  rules: list[keys.Rule],
+  params: Mapping[str, np.ndarray],
+  shapes: Mapping[str, tuple[int, ...]],
+  storage: str,
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields (published name, array in its stored dtype), one at a time. Raises InputError if a value
+  exceeds the range of fp16.
+  """
   for name, rule, n, shape in keys.expand(rules, shapes):
     if rule.ours is None:
       array = rule.buffer()
@@ -55,13 +68,18 @@ def published_entries(rules: list[keys.Rule], params: Mapping[str, np.ndarray], 
 
 def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
   if dtype == np.float16 and not (np.abs(array) <= np.finfo(np.float16).max).all():
-    raise InputError(f"{name} has values up to {np.abs(array).max():.3g}, beyond the range of fp16; store it as bf16 or fp32")
+    raise InputError(
+      f"{name} has values up to {np.abs(array).max():.3g}, beyond the range of fp16; store it as "
+      "bf16 or fp32"
+    )
   return np.asarray(array, dtype, order="C")
 
 
 @contextlib.contextmanager
 def atomic(path: str | pathlib.Path):
-  """Gives a temporary path in the same folder that takes the name `path` if the block succeeds and vanishes if it does not."""
+  """Gives a temporary path in the same folder that takes the name `path` if the block succeeds and
+  vanishes if it does not.
+  """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -74,26 +92,38 @@ def atomic(path: str | pathlib.Path):
     pathlib.Path(temporary).unlink(missing_ok=True)
 
 
-def write_state(path: str | pathlib.Path, rules: list[keys.Rule], params: Mapping[str, np.ndarray],
-                shapes: Mapping[str, tuple[int, ...]], *, storage: str = "fp32", root: str | None = None) -> None:
+def write_state(
+  path: str | pathlib.Path,
+  rules: list[keys.Rule],
+  params: Mapping[str, np.ndarray],
+  shapes: Mapping[str, tuple[int, ...]],
+  *,
+  storage: str = "fp32",
+  root: str | None = None,
+) -> None:
   """Writes parameters as a published state dict; the suffix decides the kind of file.
 
-  rules: of everything that goes into the file. params: asked for one path at a time, all layers of a stack in a row. shapes: of
-  all of them. root: key of the outer dict that a .ckpt's state dict lies under, None for a bare one; .safetensors files are bare.
-  Raises InputError if the suffix is unknown or PyTorch is needed and missing, KeyMismatch if rules and parameters do not fit.
+  rules: of everything that goes into the file. params: asked for one path at a time, all layers of
+  a stack in a row. shapes: of all of them. root: key of the outer dict that a .ckpt's state dict
+  lies under, None for a bare one; .safetensors files are bare. Raises InputError if the suffix is
+  unknown or PyTorch is needed and missing, KeyMismatch if rules and parameters do not fit.
   """
   path = pathlib.Path(path)
   keys.check_paths(rules, shapes)
   entries = published_entries(rules, params, shapes, storage)
   if path.suffix == ".safetensors":
-    _write_safetensors(path, keys.torch_names(rules, shapes), published_dtypes(rules, shapes, storage), entries)
+    _write_safetensors(
+      path, keys.torch_names(rules, shapes), published_dtypes(rules, shapes, storage), entries
+    )
   elif path.suffix in load.TORCH_SUFFIXES:
     torch = load.require_torch(f"writing {path}")
     state = {name: _tensor(torch, array) for name, array in entries}
     with atomic(path) as temporary:
       torch.save(state if root is None else {root: state}, temporary)
   else:
-    raise InputError(f"{path}: a state dict is written to a file ending in {', '.join(load.SUFFIXES)}")
+    raise InputError(
+      f"{path}: a state dict is written to a file ending in {', '.join(load.SUFFIXES)}"
+    )
 
 
 def _tensor(torch, array: np.ndarray):
@@ -102,13 +132,21 @@ def _tensor(torch, array: np.ndarray):
   return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def _write_safetensors(path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype],
-                       entries: Iterable[tuple[str, np.ndarray]]) -> None:
+def _write_safetensors(
+  path: pathlib.Path,
+  shapes: Mapping[str, tuple[int, ...]],
+  dtypes: Mapping[str, np.dtype],
+  entries: Iterable[tuple[str, np.ndarray]],
+) -> None:
   """Header first, then entry by entry: one of them in memory at a time."""
   header, offset = {"__metadata__": {"format": "pt"}}, 0
   for name, shape in shapes.items():
     size = int(np.prod(shape)) * dtypes[name].itemsize
-    header[name] = {"dtype": _SAFETENSORS_NAMES[dtypes[name]], "shape": list(shape), "data_offsets": [offset, offset + size]}
+    header[name] = {
+      "dtype": _SAFETENSORS_NAMES[dtypes[name]],
+      "shape": list(shape),
+      "data_offsets": [offset, offset + size],
+    }
     offset += size
   text = json.dumps(header).encode()
   text += b" " * (-len(text) % 8)  # the format asks for data aligned to 8 bytes

@@ -1,4 +1,6 @@
-"""Reading and writing checkpoints a few arrays at a time, so that a model larger than memory can be imported and exported."""
+"""Reading and writing checkpoints a few arrays at a time, so that a model larger than memory can be
+imported and exported.
+"""
 
 from collections.abc import Callable, Mapping
 import pathlib
@@ -40,20 +42,29 @@ class DeferredHandler(type_handlers.NumpyHandler):
   """Writes deferred leaves strictly one after the other; on disk they are ordinary arrays."""
 
   async def serialize(self, values, infos, args=None):
-    for value, info, arg in zip(values, infos, args or [type_handlers.SaveArgs()] * len(values), strict=True):
+    for value, info, arg in zip(
+      values, infos, args or [type_handlers.SaveArgs()] * len(values), strict=True
+    ):
       for write in await super().serialize([value.make()], [info], [arg]):
         write.result()
     return []
 
 
-def write_params(workdir: str | pathlib.Path, params: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-  """Writes parameters as a checkpoint of step 0, from which any stage can start, holding one of them in memory at a time.
+def write_params(
+  workdir: str | pathlib.Path, params: Mapping[str, np.ndarray], meta: Mapping[str, Any]
+) -> None:
+  """Writes parameters as a checkpoint of step 0, from which any stage can start, holding one of
+  them in memory at a time.
 
-  params: path -> array; a lazy mapping is asked for each array twice, once for its checksum and once to write it.
-  Raises InputError if the folder has checkpoints or an array is not finite; then nothing is written.
+  params: path -> array; a lazy mapping is asked for each array twice, once for its checksum and
+  once to write it. Raises InputError if the folder has checkpoints or an array is not finite; then
+  nothing is written.
   """
   if checkpoint.steps(workdir):
-    raise InputError(f"{workdir} already holds checkpoints of steps {checkpoint.steps(workdir)}; give an empty folder")
+    raise InputError(
+      f"{workdir} already holds checkpoints of steps {checkpoint.steps(workdir)}; give an empty "
+      "folder"
+    )
   leaves, sums = {}, {}
   for path in params:
     array = params[path]
@@ -65,19 +76,30 @@ def write_params(workdir: str | pathlib.Path, params: Mapping[str, np.ndarray], 
     leaves[name] = Deferred(array.shape, array.dtype, lambda path=path: np.asarray(params[path]))
     del array
   registry = type_handlers.create_type_handler_registry(
-      (Deferred, DeferredHandler(deepcopy_host_arrays=False)), (jax.Array, type_handlers.ArrayHandler()))
-  handlers = {"state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry), "meta": ocp.JsonCheckpointHandler()}
+    (Deferred, DeferredHandler(deepcopy_host_arrays=False)),
+    (jax.Array, type_handlers.ArrayHandler()),
+  )
+  handlers = {
+    "state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+    "meta": ocp.JsonCheckpointHandler(),
+  }
   options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
   folder = pathlib.Path(workdir).absolute() / "checkpoints"
   with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
     meta = checkpoint.make_meta(meta, 0, leaves, sums)
-    manager.save(0, args=ocp.args.Composite(state=ocp.args.PyTreeSave(checkpoint.nest(leaves)), meta=ocp.args.JsonSave(meta)))
+    manager.save(
+      0,
+      args=ocp.args.Composite(
+        state=ocp.args.PyTreeSave(checkpoint.nest(leaves)), meta=ocp.args.JsonSave(meta)
+      ),
+    )
 
 
 def read_params(workdir: str | pathlib.Path, step: int, sources: Mapping[str, str]) -> LazyParams:
   """Arrays of a checkpoint, checksums verified, read a few at a time as they are asked for.
 
-  sources: path -> path in the checkpoint, in the order in which they will be asked for; another order costs time, not memory.
+  sources: path -> path in the checkpoint, in the order in which they will be asked for; another
+  order costs time, not memory.
   """
   stored = checkpoint.stored_shapes(workdir, step)
   order = {path: i for i, path in enumerate(sources)}
@@ -87,7 +109,7 @@ def read_params(workdir: str | pathlib.Path, step: int, sources: Mapping[str, st
     if path not in held:
       held.clear()
       batch, size = [], 0
-      for following in paths[order[path]:]:
+      for following in paths[order[path] :]:
         leaf = stored[sources[following]]
         size += leaf.size * leaf.dtype.itemsize
         if batch and size > READ_AHEAD:
@@ -98,4 +120,6 @@ def read_params(workdir: str | pathlib.Path, step: int, sources: Mapping[str, st
       held.update({p: arrays[sources[p]] for p in batch})
     return np.asarray(held.pop(path))
 
-  return LazyParams({path: tuple(stored[source].shape) for path, source in sources.items()}, read_from)
+  return LazyParams(
+    {path: tuple(stored[source].shape) for path, source in sources.items()}, read_from
+  )

@@ -1,7 +1,9 @@
-"""Checksums of arrays: of their bits, whatever their sharding; the devices and the host compute the same one.
+"""Checksums of arrays: of their bits, whatever their sharding; the devices and the host compute the
+same one.
 
-A checksum is two position-weighted sums of the bits modulo 2**32, as 16 hexadecimal digits. Addition commutes, so the result does not
-depend on how an array is split; the weights make it depend on where every bit stands.
+A checksum is two position-weighted sums of the bits modulo 2**32, as 16 hexadecimal digits.
+Addition commutes, so the result does not depend on how an array is split; the weights make it
+depend on where every bit stands.
 """
 
 from collections.abc import Mapping
@@ -10,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SPREAD, MIX = 0x9E3779B9, 0x85EBCA6B  # odd constants: the golden ratio, and the finaliser of MurmurHash3
+# odd constants: the golden ratio, and the finaliser of MurmurHash3
+SPREAD, MIX = 0x9E3779B9, 0x85EBCA6B
 CHUNK = 1 << 22  # words that the host handles at a time
 
 
@@ -24,7 +27,9 @@ def _words(x) -> jax.Array:
   return jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32)
 
 
-@jax.jit  # one small program per shape, shared by all arrays of that shape: a program over all arrays takes long to compile
+# one small program per shape, shared by all arrays of that shape: a program over all arrays takes
+# long to compile
+@jax.jit
 def _inspect(x) -> jax.Array:
   """(3,) uint32: the two sums, and whether every value is finite."""
   words = _words(x)
@@ -36,7 +41,13 @@ def _inspect(x) -> jax.Array:
   mixed = (words ^ (index * jnp.uint32(SPREAD))) * jnp.uint32(MIX)
   mixed = (mixed ^ (mixed >> 15)) * (2 * index + 1)
   finite = jnp.isfinite(x).all() if jnp.issubdtype(x.dtype, jnp.inexact) else True
-  return jnp.stack([jnp.sum(words * (2 * index + 1), dtype=jnp.uint32), jnp.sum(mixed, dtype=jnp.uint32), jnp.uint32(finite)])
+  return jnp.stack(
+    [
+      jnp.sum(words * (2 * index + 1), dtype=jnp.uint32),
+      jnp.sum(mixed, dtype=jnp.uint32),
+      jnp.uint32(finite),
+    ]
+  )
 
 
 def inspect(flat: Mapping[str, jax.Array]) -> tuple[dict[str, str], list[str]]:
@@ -45,7 +56,10 @@ def inspect(flat: Mapping[str, jax.Array]) -> tuple[dict[str, str], list[str]]:
   for path, x in flat.items():  # one at a time: hundreds of collectives in flight can deadlock
     if in_host_memory(x):
       array = np.asarray(x)
-      sums[path], finite = on_host(array), not jnp.issubdtype(x.dtype, jnp.inexact) or np.isfinite(array).all()
+      sums[path], finite = (
+        on_host(array),
+        not jnp.issubdtype(x.dtype, jnp.inexact) or np.isfinite(array).all(),
+      )
     else:
       a, b, finite = np.asarray(_inspect(x))
       sums[path] = _text(a, b)
@@ -55,7 +69,9 @@ def inspect(flat: Mapping[str, jax.Array]) -> tuple[dict[str, str], list[str]]:
 
 
 def in_host_memory(x) -> bool:
-  """Whether numpy can read the array where it lies: then nothing needs to be compiled, a fifth of a second a shape."""
+  """Whether numpy can read the array where it lies: then nothing needs to be compiled, a fifth of a
+  second a shape.
+  """
   if not isinstance(x, jax.Array) or jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
     return False
   devices = x.sharding.device_set
@@ -73,7 +89,7 @@ def on_host(array: np.ndarray) -> str:
   flat = flat.view({1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}[flat.dtype.itemsize])
   plain = mixed_sum = 0
   for start in range(0, flat.size, CHUNK):
-    words = flat[start:start + CHUNK].astype(np.uint32)
+    words = flat[start : start + CHUNK].astype(np.uint32)
     index = np.arange(start, start + words.size, dtype=np.uint64).astype(np.uint32)
     weight = 2 * index + 1
     mixed = (words ^ (index * np.uint32(SPREAD))) * np.uint32(MIX)

@@ -1,8 +1,10 @@
-"""The goodput ledger: where the wall time of a run went, across restarts, without any cloud service.
+"""The goodput ledger: where the wall time of a run went, across restarts, without any cloud
+service.
 
-`goodput.jsonl` gets a row when a process begins, starts or resumes training, saves and ends, and one every half minute in between.
-Time is always in exactly one phase, so a row's seconds sum to the wall time since the process began; what lies between two processes
-is `down`. Work that a later process had to do again is `lost`, whatever phase it was in.
+`goodput.jsonl` gets a row when a process begins, starts or resumes training, saves and ends, and
+one every half minute in between. Time is always in exactly one phase, so a row's seconds sum to the
+wall time since the process began; what lies between two processes is `down`. Work that a later
+process had to do again is `lost`, whatever phase it was in.
 """
 
 from collections import defaultdict, deque
@@ -20,10 +22,12 @@ ALIVE_SECONDS = 30.0  # between rows that only say that the process is alive
 
 
 class Ledger:
-  """Counts seconds by phase. `phase(name)` nests: the inner phase takes the time, the outer one goes on after it.
+  """Counts seconds by phase. `phase(name)` nests: the inner phase takes the time, the outer one
+  goes on after it.
 
-  write: whether rows are written (the first process of a job writes).  step: the last finished step, if training has started.
-  changed: monotonic time of the last change of phase.  steps: durations of the latest steps.
+  write: whether rows are written (the first process of a job writes).  step: the last finished
+  step, if training has started. changed: monotonic time of the last change of phase.  steps:
+  durations of the latest steps.
   """
 
   def __init__(self, path: str | pathlib.Path, *, write: bool = True):
@@ -60,12 +64,21 @@ class Ledger:
         self.steps.append(time.monotonic() - begin)
 
   def record(self, event: str, **fields) -> None:
-    """Appends one row: the event, the wall time since the process began and the seconds of every phase so far."""
+    """Appends one row: the event, the wall time since the process began and the seconds of every
+    phase so far.
+    """
     with self._lock:
       self._account()
       self.recorded = self.mark
-      row = {"event": event, "unix_time": time.time(), "wall": self.mark - self.start, "step": self.step, "phase": self.current, **fields,
-             "seconds": {k: round(v, 3) for k, v in sorted(self.seconds.items())}}
+      row = {
+        "event": event,
+        "unix_time": time.time(),
+        "wall": self.mark - self.start,
+        "step": self.step,
+        "phase": self.current,
+        **fields,
+        "seconds": {k: round(v, 3) for k, v in sorted(self.seconds.items())},
+      }
       if self.write:
         with self.path.open("a") as file:
           file.write(json.dumps(row) + "\n")
@@ -86,20 +99,28 @@ class Ledger:
     with self._lock:
       self._account()
       parts = sorted(self.seconds.items(), key=lambda item: -item[1])
-    return f"{self.mark - self.start:.1f} s: " + ", ".join(f"{name} {value:.1f}" for name, value in parts if value >= 0.05)
+    return f"{self.mark - self.start:.1f} s: " + ", ".join(
+      f"{name} {value:.1f}" for name, value in parts if value >= 0.05
+    )
 
 
 def age_of_process() -> float:
-  """Seconds since this process was created, so that the start of the interpreter counts; 0 where /proc does not tell."""
+  """Seconds since this process was created, so that the start of the interpreter counts; 0 where
+  /proc does not tell.
+  """
   try:
-    created = int(pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    created = int(
+      pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    ) / os.sysconf("SC_CLK_TCK")
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - created)
   except (OSError, AttributeError, IndexError, ValueError):
     return 0.0
 
 
 def read(path: str | pathlib.Path) -> list[list[dict[str, Any]]]:
-  """The rows of a ledger, one list a process. A row that a killed process left unfinished is dropped."""
+  """The rows of a ledger, one list a process. A row that a killed process left unfinished is
+  dropped.
+  """
   processes: list[list[dict[str, Any]]] = []
   for line in pathlib.Path(path).read_text().splitlines():
     try:
@@ -113,9 +134,11 @@ def read(path: str | pathlib.Path) -> list[list[dict[str, Any]]]:
 
 
 def summarize(processes: Iterable[list[dict[str, Any]]]) -> dict[str, Any]:
-  """Seconds by phase over all processes of a run, with `lost` and `down`; they sum to `wall`, from the first begin to the last row.
+  """Seconds by phase over all processes of a run, with `lost` and `down`; they sum to `wall`, from
+  the first begin to the last row.
 
-  Also `starts`, `step` (the last one reached) and `goodput` (the share of the wall time that went into steps that were kept).
+  Also `starts`, `step` (the last one reached) and `goodput` (the share of the wall time that went
+  into steps that were kept).
   """
   processes = list(processes)
   seconds: dict[str, float] = defaultdict(float)
@@ -123,7 +146,7 @@ def summarize(processes: Iterable[list[dict[str, Any]]]) -> dict[str, Any]:
   for index, rows in enumerate(processes):
     begin = rows[0]["unix_time"] - rows[0]["wall"]
     seconds["down"] += 0.0 if end is None else max(0.0, begin - end)
-    kept = kept_until(rows, processes[index + 1:])
+    kept = kept_until(rows, processes[index + 1 :])
     for phase, total in rows[-1]["seconds"].items():
       seconds[phase] += kept.get(phase, 0.0)
       seconds["lost"] += total - kept.get(phase, 0.0)
@@ -131,23 +154,37 @@ def summarize(processes: Iterable[list[dict[str, Any]]]) -> dict[str, Any]:
   first = processes[0][0]
   wall = end - (first["unix_time"] - first["wall"])
   reached = [row["step"] for rows in processes for row in rows if row["step"] is not None]
-  return {"wall": wall, "starts": len(processes), "step": max(reached, default=None), "goodput": seconds["step"] / wall if wall else 0.0,
-          "seconds": dict(seconds)}
+  return {
+    "wall": wall,
+    "starts": len(processes),
+    "step": max(reached, default=None),
+    "goodput": seconds["step"] / wall if wall else 0.0,
+    "seconds": dict(seconds),
+  }
 
 
 def kept_until(rows: list[dict[str, Any]], later: list[list[dict[str, Any]]]) -> dict[str, float]:
-  """Seconds by phase of one process up to the step from which a later one went on; all of them if none went on earlier."""
-  resumed = next((row["step"] for process in later for row in process if row["event"] == "start"), None)
+  """Seconds by phase of one process up to the step from which a later one went on; all of them if
+  none went on earlier.
+  """
+  resumed = next(
+    (row["step"] for process in later for row in process if row["event"] == "start"), None
+  )
   if resumed is None or (rows[-1]["step"] or 0) <= resumed:
     return rows[-1]["seconds"]
-  marks = [row for row in rows if row["event"] in ("start", "checkpoint") and row["step"] <= resumed]
+  marks = [
+    row for row in rows if row["event"] in ("start", "checkpoint") and row["step"] <= resumed
+  ]
   return marks[-1]["seconds"] if marks else rows[-1]["seconds"]
 
 
 def table(summary: dict[str, Any]) -> list[str]:
   """The summary as lines: seconds and share of every phase, largest first."""
-  lines = [f"{summary['starts']} starts, {summary['wall']:.1f} s from the first to the last row, step {summary['step']}, "
-           f"goodput {summary['goodput']:.1%}"]
+  lines = [
+    f"{summary['starts']} starts, {summary['wall']:.1f} s from the first to the last row, step "
+    f"{summary['step']}, "
+    f"goodput {summary['goodput']:.1%}"
+  ]
   for phase, value in sorted(summary["seconds"].items(), key=lambda item: -item[1]):
     lines.append(f"{phase:12s} {value:12.1f} s {value / summary['wall']:7.1%}")
   return lines

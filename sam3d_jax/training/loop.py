@@ -22,8 +22,10 @@ from sam3d_jax.training.step import GuardConfig
 from sam3d_jax.training.tracer import Tracer
 from sam3d_jax.training.writers import Writers
 
-LAST_RESULTS_SECONDS = 10.0  # that a run which was told to stop, and has saved, waits for evaluations under way
-SLOW_FACTOR = 1.5  # own time of the slowest host over the median host's from which it is named on the console
+# that a run which was told to stop, and has saved, waits for evaluations under way
+LAST_RESULTS_SECONDS = 10.0
+# own time of the slowest host over the median host's from which it is named on the console
+SLOW_FACTOR = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +42,14 @@ class Evaluation(Protocol):
   """Evaluation beside training: nothing here waits for a device unless it says so."""
 
   def start(self, step: int, state: TrainState, last: bool) -> list[Any]:
-    """Dispatches the evaluation of a state, before the next step may overwrite it; returns results that are ready."""
+    """Dispatches the evaluation of a state, before the next step may overwrite it; returns results
+    that are ready.
+    """
 
   def poll(self) -> list[Any]:
-    """Results that have become ready; each has `step`, `scalars` and `picture` (or None). Raises what went wrong in one."""
+    """Results that have become ready; each has `step`, `scalars` and `picture` (or None). Raises
+    what went wrong in one.
+    """
 
   def finish(self, timeout: float | None = None) -> list[Any]:
     """Waits for the rest, for each at most `timeout` seconds."""
@@ -62,22 +68,28 @@ class Job:
   workdir: pathlib.Path
   mesh: jax.sharding.Mesh
   step_fn: Callable  # compiled (state, batch, lr) -> (state, metrics)
-  batches: Callable[[int], Iterator[Any]]  # first step -> this host's rows of every batch from there on
+  # first step -> this host's rows of every batch from there on
+  batches: Callable[[int], Iterator[Any]]
   evaluation: Evaluation | None
   meta: dict[str, Any]  # config and lineage, stored with every checkpoint
   flops_per_sample: float  # model FLOPs (training/flops.py), the numerator of utilisation
-  progress: Callable[..., Any]  # progress display: (total, label, unit, done=) -> context manager with update(n, **fields)
+  # progress display: (total, label, unit, done=) -> context manager with update(n, **fields)
+  progress: Callable[..., Any]
 
 
 class StoppedOnBadGradients(JobFailed):
   """Too many steps in a row had to be skipped."""
 
 
-def train(job: Job, state: TrainState, checkpointer: checkpoint.Checkpointer, ledger: Ledger, stop: StopFlag) -> TrainState:
-  """Trains from `state.step` to `cfg.steps`, saving, evaluating and reporting on the way; returns the final state.
+def train(
+  job: Job, state: TrainState, checkpointer: checkpoint.Checkpointer, ledger: Ledger, stop: StopFlag
+) -> TrainState:
+  """Trains from `state.step` to `cfg.steps`, saving, evaluating and reporting on the way; returns
+  the final state.
 
-  Metrics of a step are read while the next one runs, so nothing waits for the host. Raises Preempted after saving when asked to
-  stop, StoppedOnBadGradients when the guard gives up (nothing of the bad state is saved).
+  Metrics of a step are read while the next one runs, so nothing waits for the host. Raises
+  Preempted after saving when asked to stop, StoppedOnBadGradients when the guard gives up (nothing
+  of the bad state is saved).
   """
   first = int(state.step)
   writers = Writers(job.workdir, resume_step=first, wandb=job.cfg.wandb, config=job.meta["config"])
@@ -86,7 +98,10 @@ def train(job: Job, state: TrainState, checkpointer: checkpoint.Checkpointer, le
   pulse = Pulse(job.mesh)
   own_seconds = 0.0
   try:
-    with job.progress(job.cfg.steps, "training", "steps", done=first) as progress, Tracer(job.workdir) as tracer:
+    with (
+      job.progress(job.cfg.steps, "training", "steps", done=first) as progress,
+      Tracer(job.workdir) as tracer,
+    ):
       catch_up(job, state, first, ledger, writers)
       for step in range(first, job.cfg.steps):
         told = pulse.exchange((bool(stop.reason), own_seconds))
@@ -98,7 +113,10 @@ def train(job: Job, state: TrainState, checkpointer: checkpoint.Checkpointer, le
             checkpointer.wait()
           with ledger.phase("eval"):
             record(writers, job.evaluation.finish(LAST_RESULTS_SECONDS) if job.evaluation else [])
-          raise Preempted(f"{stop.reason or 'another host was told to stop'}, saved at step {step} of {job.cfg.steps}")
+          raise Preempted(
+            f"{stop.reason or 'another host was told to stop'}, saved at step {step} of "
+            f"{job.cfg.steps}"
+          )
         tracer.before_step(step)
         begin = time.monotonic()
         with ledger.phase("input_wait"):
@@ -127,7 +145,9 @@ def train(job: Job, state: TrainState, checkpointer: checkpoint.Checkpointer, le
     writers.close()
 
 
-def after_step(job: Job, state: TrainState, step: int, checkpointer, ledger: Ledger, writers: Writers) -> None:
+def after_step(
+  job: Job, state: TrainState, step: int, checkpointer, ledger: Ledger, writers: Writers
+) -> None:
   """Evaluation and checkpoint where they are due, and what earlier evaluations have found."""
   if job.evaluation is not None:
     if step % job.cfg.eval_every == 0 or step == job.cfg.steps:
@@ -139,10 +159,13 @@ def after_step(job: Job, state: TrainState, step: int, checkpointer, ledger: Led
 
 
 def catch_up(job: Job, state: TrainState, step: int, ledger: Ledger, writers: Writers) -> None:
-  """Repeats the evaluation of the state that a run resumes from, if it was due and was stopped before its result was written."""
+  """Repeats the evaluation of the state that a run resumes from, if it was due and was stopped
+  before its result was written.
+  """
   due = job.evaluation is not None and step > 0 and step % job.cfg.eval_every == 0
   missing = np.array(due and not writers.has(step, "eval/loss"))
-  if multihost_utils.broadcast_one_to_all(missing) if jax.process_count() > 1 else missing:  # the first process has the file
+  # the first process has the file
+  if multihost_utils.broadcast_one_to_all(missing) if jax.process_count() > 1 else missing:
     with ledger.phase("eval"):
       record(writers, job.evaluation.start(step, state, last=False))
 
@@ -162,7 +185,9 @@ def save(job: Job, state: TrainState, step: int, checkpointer, ledger: Ledger) -
 
 
 class Meter:
-  """Reads metrics one step late, averages them over `log_every` steps, writes them, and stops a run whose gradients stay bad."""
+  """Reads metrics one step late, averages them over `log_every` steps, writes them, and stops a run
+  whose gradients stay bad.
+  """
 
   def __init__(self, job: Job, writers: Writers, ledger: Ledger, *, skipped: int):
     self.job, self.writers, self.ledger = job, writers, ledger
@@ -174,7 +199,9 @@ class Meter:
     self.hosts = SlowestHost()
 
   def push(self, step: int, metrics, keys: np.ndarray) -> None:
-    """Registers the metrics of a step that was just dispatched and reads those of the step before it."""
+    """Registers the metrics of a step that was just dispatched and reads those of the step before
+    it.
+    """
     self.flush()
     self.pending = (step, metrics, keys)
 
@@ -191,33 +218,51 @@ class Meter:
   def _watch_skips(self, step: int, values: dict[str, float], keys: np.ndarray) -> None:
     skipped = int(values["skipped"])
     if skipped > self.skipped:
-      row = {"step": step, "grad_norm": str(values["norm/grad"]), "loss": str(values["loss"]),
-             "keys": [f"{a:08x}{b:08x}" for a, b in np.asarray(keys).tolist()]}
+      row = {
+        "step": step,
+        "grad_norm": str(values["norm/grad"]),
+        "loss": str(values["loss"]),
+        "keys": [f"{a:08x}{b:08x}" for a, b in np.asarray(keys).tolist()],
+      }
       with (self.job.workdir / f"skipped_{jax.process_index()}.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
     self.skipped = skipped
     if values["skipped_in_a_row"] >= self.job.guard.max_in_a_row:
       raise StoppedOnBadGradients(
-          f"{int(values['skipped_in_a_row'])} steps in a row up to step {step} had a gradient that was not finite or spiked; the "
-          f"examples are in {self.job.workdir}/skipped_*.jsonl, the last good checkpoint is untouched (lower optim.lr?)")
+        f"{int(values['skipped_in_a_row'])} steps in a row up to step {step} had a gradient that "
+        "was not finite or spiked; the "
+        f"examples are in {self.job.workdir}/skipped_*.jsonl, the last good checkpoint is "
+        "untouched (lower optim.lr?)"
+      )
 
   def _write(self, step: int) -> None:
     now = time.monotonic()
-    mean = {k: float(np.nanmean([r[k] for r in self.rows])) if any(np.isfinite(r[k]) for r in self.rows) else float("nan")
-            for k in self.rows[0]}
+    mean = {
+      k: float(np.nanmean([r[k] for r in self.rows]))
+      if any(np.isfinite(r[k]) for r in self.rows)
+      else float("nan")
+      for k in self.rows[0]
+    }
     seconds = (now - self.window_start) / len(self.rows)
-    speed = {"time/step_seconds": seconds, **speeds(self.job, self.job.cfg.batch_size / seconds),
-             "time/input_wait_share": self.ledger.share("input_wait")}
+    speed = {
+      "time/step_seconds": seconds,
+      **speeds(self.job, self.job.cfg.batch_size / seconds),
+      "time/input_wait_share": self.ledger.share("input_wait"),
+    }
     hosts = self.hosts.read()
     self.writers.scalars(step, {**mean, **speed, **hosts})
-    self.shown = {"loss": mean["loss"]} | ({"MFU": speed["time/mfu"]} if "time/mfu" in speed else {})
+    self.shown = {"loss": mean["loss"]} | (
+      {"MFU": speed["time/mfu"]} if "time/mfu" in speed else {}
+    )
     if hosts and hosts["hosts/slowest_seconds"] > SLOW_FACTOR * hosts["hosts/median_seconds"]:
       self.shown["slowest host"] = int(hosts["hosts/slowest"])
     self.rows, self.window_start = [], now
 
 
 def speeds(job: Job, samples_per_second: float) -> dict[str, float]:
-  """A rate in all, of one chip, and as the share of the chip's peak (`time/mfu`, left out where that is not known)."""
+  """A rate in all, of one chip, and as the share of the chip's peak (`time/mfu`, left out where
+  that is not known).
+  """
   each = samples_per_second / job.mesh.size
   full = hardware.full_rate(job.mesh.devices.flat[0].device_kind, job.flops_per_sample)
   rates = {"time/samples_per_second": samples_per_second, "time/samples_per_second_per_chip": each}

@@ -26,7 +26,8 @@ class OptimConfig:
   eps: float = 1e-8
   weight_decay: float = 0.0
   clip_norm: float = 1.0  # global gradient norm; 0 switches clipping off
-  trainable: str = ".*"  # parameters whose path matches (full match) are trained, the rest is frozen
+  # parameters whose path matches (full match) are trained, the rest is frozen
+  trainable: str = ".*"
   frozen: str = ""  # of those, the ones that match this are frozen all the same
   ema: tuple[float, ...] = (0.9999,)  # decays of the parameter averages
 
@@ -44,25 +45,32 @@ def check(cfg: OptimConfig) -> None:
     try:
       re.compile(getattr(cfg, key))
     except re.error as error:
-      raise ConfigError(f"optim.{key} = {getattr(cfg, key)!r} is not a regular expression: {error}") from error
+      raise ConfigError(
+        f"optim.{key} = {getattr(cfg, key)!r} is not a regular expression: {error}"
+      ) from error
 
 
 def learning_rate(cfg: OptimConfig, step: int, total_steps: int) -> float:
   """The learning rate of the update that leads to `step` + 1: linear warm-up, then the schedule.
 
-  Computed on the host and fed to the step as an input, so that runs that differ in it share one compiled program.
+  Computed on the host and fed to the step as an input, so that runs that differ in it share one
+  compiled program.
   """
   warmup = min(1.0, (step + 1) / cfg.warmup_steps) if cfg.warmup_steps else 1.0
   if cfg.schedule == "constant":
     return cfg.lr * warmup
   span = max(1, total_steps - cfg.warmup_steps)
   progress = min(1.0, max(0.0, (step - cfg.warmup_steps) / span))
-  cosine = cfg.final_lr_fraction + (1 - cfg.final_lr_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
+  cosine = cfg.final_lr_fraction + (1 - cfg.final_lr_fraction) * 0.5 * (
+    1 + math.cos(math.pi * progress)
+  )
   return cfg.lr * warmup * cosine
 
 
 def make_optimizer(cfg: OptimConfig) -> optax.GradientTransformation:
-  """Clipping, Adam moments and decoupled weight decay; the caller scales the result by minus the learning rate."""
+  """Clipping, Adam moments and decoupled weight decay; the caller scales the result by minus the
+  learning rate.
+  """
   parts = [optax.clip_by_global_norm(cfg.clip_norm)] if cfg.clip_norm else []
   parts.append(optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps))
   if cfg.weight_decay:
@@ -71,13 +79,24 @@ def make_optimizer(cfg: OptimConfig) -> optax.GradientTransformation:
 
 
 def split_trainable(cfg: OptimConfig, params: Mapping[str, jax.Array]) -> tuple[dict, dict]:
-  """(trainable, frozen) by the two regular expressions. Raises ConfigError if nothing is left to train or a pattern hits nothing."""
-  trainable = {p for p in params if re.fullmatch(cfg.trainable, p) and not re.fullmatch(cfg.frozen, p)}
+  """(trainable, frozen) by the two regular expressions. Raises ConfigError if nothing is left to
+  train or a pattern hits nothing.
+  """
+  trainable = {
+    p for p in params if re.fullmatch(cfg.trainable, p) and not re.fullmatch(cfg.frozen, p)
+  }
   for key in ("trainable", "frozen"):
     pattern = getattr(cfg, key)
     if pattern and not any(re.fullmatch(pattern, p) for p in params):
-      raise ConfigError(f"optim.{key} = {pattern!r} matches no parameter; the paths start with "
-                        f"{', '.join(sorted({p.split('/')[0] for p in params}))}")
+      raise ConfigError(
+        f"optim.{key} = {pattern!r} matches no parameter; the paths start with "
+        f"{', '.join(sorted({p.split('/')[0] for p in params}))}"
+      )
   if not trainable:
-    raise ConfigError(f"optim.trainable = {cfg.trainable!r} and optim.frozen = {cfg.frozen!r} leave nothing to train")
-  return {p: x for p, x in params.items() if p in trainable}, {p: x for p, x in params.items() if p not in trainable}
+    raise ConfigError(
+      f"optim.trainable = {cfg.trainable!r} and optim.frozen = {cfg.frozen!r} leave nothing to "
+      "train"
+    )
+  return {p: x for p, x in params.items() if p in trainable}, {
+    p: x for p, x in params.items() if p not in trainable
+  }

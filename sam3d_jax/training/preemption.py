@@ -5,10 +5,11 @@ import signal
 
 
 class StopFlag:
-  """While entered, the first SIGTERM or SIGINT asks for a stop at the next safe point; a second SIGINT stops at once.
+  """While entered, the first SIGTERM or SIGINT asks for a stop at the next safe point; a second
+  SIGINT stops at once.
 
-  The flag is armed before JAX is imported, so a signal during imports, compilation or restore is kept, not lost. Which step is the safe
-  point is agreed between the hosts by `training.pulse`.
+  The flag is armed before JAX is imported, so a signal during imports, compilation or restore is
+  kept, not lost. Which step is the safe point is agreed between the hosts by `training.pulse`.
   """
 
   SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -30,4 +31,8 @@ class StopFlag:
       raise KeyboardInterrupt
     self.reason = signal.Signals(number).name
     # Written past Python's buffers: the signal may have come in the middle of a print.
-    os.write(2, f"\n{self.reason}: saving at the next step (Ctrl-C again stops at once and loses the steps since the last save)\n".encode())
+    os.write(
+      2,
+      f"\n{self.reason}: saving at the next step (Ctrl-C again stops at once and loses the steps "
+      "since the last save)\n".encode(),
+    )

@@ -1,7 +1,8 @@
-"""What the hosts tell each other at every step: whether one was asked to stop, and how long each has worked on its own.
+"""What the hosts tell each other at every step: whether one was asked to stop, and how long each
+has worked on its own.
 
-The numbers travel in one tiny collective, dispatched behind the step and read one step later, when it is long done: every host learns
-the same thing at the same step, and none waits for it.
+The numbers travel in one tiny collective, dispatched behind the step and read one step later, when
+it is long done: every host learns the same thing at the same step, and none waits for it.
 """
 
 import functools
@@ -19,18 +20,25 @@ class Pulse:
     self.hosts = jax.process_count()
     self._pending: jax.Array | None = None
     devices = list(mesh.devices.flat)
-    self._first = [next(i for i, d in enumerate(devices) if d.process_index == host) for host in range(self.hosts)]
+    self._first = [
+      next(i for i, d in enumerate(devices) if d.process_index == host)
+      for host in range(self.hosts)
+    ]
     self._split = NamedSharding(mesh, P(mesh.axis_names))
     self._gather = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))
     self._devices = len(devices)
 
   def exchange(self, row: tuple[float, ...]) -> np.ndarray:
-    """(hosts, numbers): every host's row of the call before; of this call at the first. Every host must call it at every step."""
+    """(hosts, numbers): every host's row of the call before; of this call at the first. Every host
+    must call it at every step.
+    """
     if self.hosts == 1:
       return np.array([row], np.float32)
     mine = np.array([row], np.float32)
     shape = (self._devices, len(row))
-    answer = self._gather(jax.make_array_from_callback(shape, self._split, functools.partial(_of_each_device, mine)))
+    answer = self._gather(
+      jax.make_array_from_callback(shape, self._split, functools.partial(_of_each_device, mine))
+    )
     late, self._pending = self._pending, answer
     return np.asarray(answer if late is None else late)[self._first]
 
@@ -40,7 +48,9 @@ def _of_each_device(row: np.ndarray, index) -> np.ndarray:
 
 
 class SlowestHost:
-  """Mean seconds per step that each host worked on its own (read, placed and dispatched), and which host stands out."""
+  """Mean seconds per step that each host worked on its own (read, placed and dispatched), and which
+  host stands out.
+  """
 
   def __init__(self):
     self.rows: list[np.ndarray] = []
@@ -54,4 +64,8 @@ class SlowestHost:
     if not rows or len(rows[0]) == 1:
       return {}
     mean = np.mean(rows, axis=0)
-    return {"hosts/slowest": mean.argmax(), "hosts/slowest_seconds": mean.max(), "hosts/median_seconds": np.median(mean)}
+    return {
+      "hosts/slowest": mean.argmax(),
+      "hosts/slowest_seconds": mean.max(),
+      "hosts/median_seconds": np.median(mean),
+    }

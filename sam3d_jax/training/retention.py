@@ -1,7 +1,8 @@
 """Which checkpoints stay: the newest few, and always the newest one that is known to read back.
 
-A step counts as good once it was read back from disk and every checksum agreed. Reading back runs in a thread of the first process,
-beside training; while one is being read, nothing is removed. So however many newer steps a dying disk swallows, the last good one stays.
+A step counts as good once it was read back from disk and every checksum agreed. Reading back runs
+in a thread of the first process, beside training; while one is being read, nothing is removed. So
+however many newer steps a dying disk swallows, the last good one stays.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,9 @@ import threading
 
 
 def set_aside(folder: pathlib.Path) -> None:
-  """Renames a damaged step to `<step>.damaged` (or `.damaged.2`, ...), for whoever wants to look into it."""
+  """Renames a damaged step to `<step>.damaged` (or `.damaged.2`, ...), for whoever wants to look
+  into it.
+  """
   target, number = folder.with_name(f"{folder.name}.damaged"), 1
   while target.exists():
     number += 1
@@ -27,19 +30,35 @@ class Keeper:
   good: the newest step known to read back.  damaged: steps that did not.
   """
 
-  def __init__(self, workdir: pathlib.Path, keep: int, *, verify: Callable[[pathlib.Path, int, Callable[[], bool]], None]):
-    self.folder, self.workdir, self.keep, self.verify = workdir / "checkpoints", workdir, keep, verify
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    keep: int,
+    *,
+    verify: Callable[[pathlib.Path, int, Callable[[], bool]], None],
+  ):
+    self.folder, self.workdir, self.keep, self.verify = (
+      workdir / "checkpoints",
+      workdir,
+      keep,
+      verify,
+    )
     self.good: int | None = None
     self.damaged: list[int] = []
     self.thread: threading.Thread | None = None
     self.closing = threading.Event()
-    for leftover in self.folder.glob("*.deleted"):  # of a process that was killed while it removed them
+    # of a process that was killed while it removed them
+    for leftover in self.folder.glob("*.deleted"):
       shutil.rmtree(leftover)
 
   def committed(self, step: int) -> None:
-    """Starts reading `step` back, unless an earlier one is still being read: training never waits for it."""
+    """Starts reading `step` back, unless an earlier one is still being read: training never waits
+    for it.
+    """
     if self.thread is None or not self.thread.is_alive():
-      self.thread = threading.Thread(target=self._check, args=(step,), name="checkpoint-read-back", daemon=True)
+      self.thread = threading.Thread(
+        target=self._check, args=(step,), name="checkpoint-read-back", daemon=True
+      )
       self.thread.start()
 
   def close(self) -> None:
@@ -55,11 +74,16 @@ class Keeper:
 
   def _check(self, step: int) -> None:
     from sam3d_jax.training.checkpoint import CorruptCheckpoint
+
     try:
       self.verify(self.workdir, step, self.closing.is_set)
     except CorruptCheckpoint as error:
       self.damaged.append(step)
-      print(f"checkpoint: step {step} did not read back ({error}); it is set aside as {step}.damaged", file=sys.stderr, flush=True)
+      print(
+        f"checkpoint: step {step} did not read back ({error}); it is set aside as {step}.damaged",
+        file=sys.stderr,
+        flush=True,
+      )
       set_aside(self.folder / str(step))
       return
     if not self.closing.is_set():
@@ -68,7 +92,8 @@ class Keeper:
 
   def _remove_old(self) -> None:
     present = sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
-    for step in present[:-self.keep]:
+    for step in present[: -self.keep]:
       if step != self.good:
-        doomed = (self.folder / str(step)).rename(self.folder / f"{step}.deleted")  # gone at once, however long removing takes
+        # gone at once, however long removing takes
+        doomed = (self.folder / str(step)).rename(self.folder / f"{step}.deleted")
         shutil.rmtree(doomed)

@@ -1,7 +1,7 @@
 """The training state and how it meets a model's code.
 
-Parameters are flat dictionaries, path -> array; the module's structure (its graph) is static. One representation serves regular
-expressions (freezing, sharding), checkpoints and the PyTorch names.
+Parameters are flat dictionaries, path -> array; the module's structure (its graph) is static. One
+representation serves regular expressions (freezing, sharding), checkpoints and the PyTorch names.
 """
 
 from collections.abc import Mapping
@@ -23,12 +23,14 @@ class TrainState(NamedTuple):
   step: jax.Array  # () int32, updates applied or skipped so far
   params: dict[str, jax.Array]  # trainable parameters, fp32
   frozen: dict[str, jax.Array]  # the rest of the model: no gradient, no optimiser state, no average
-  reference: dict[str, jax.Array]  # trainable part of the frozen reference model of DPO; empty otherwise
+  # trainable part of the frozen reference model of DPO; empty otherwise
+  reference: dict[str, jax.Array]
   ema: dict[str, dict[str, jax.Array]]  # decay -> averages of `params`, fp32
   opt: optax.OptState
   skipped: jax.Array  # () int32, steps skipped because the gradient was not finite or spiked
   skipped_in_a_row: jax.Array  # () int32
-  grad_norm_mean: jax.Array  # () float32, running mean of the accepted gradient norms, for spike detection
+  # () float32, running mean of the accepted gradient norms, for spike detection
+  grad_norm_mean: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,22 +46,36 @@ class ModelGraph:
     """Raises ValueError if the module holds state other than parameters."""
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
     if nnx.to_flat_state(rest):
-      raise ValueError(f"the module holds state that is not a parameter: {[p for p, _ in nnx.to_flat_state(rest)]}")
+      raise ValueError(
+        f"the module holds state that is not a parameter: {[p for p, _ in nnx.to_flat_state(rest)]}"
+      )
     return cls(graphdef, tuple(path for path, _ in nnx.to_flat_state(params)), lora_scale)
 
   def merge(self, params: Mapping[str, jax.Array]) -> nnx.Module:
-    """The module with these parameters (path -> array); low-rank factors among them are folded into their kernels."""
+    """The module with these parameters (path -> array); low-rank factors among them are folded into
+    their kernels.
+    """
     params = lora.folded(params, self.lora_scale)
     flat = [(path, nnx.Param(params["/".join(map(str, path))])) for path in self.paths]
     return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
 
 
-def init_state(cfg: optim.OptimConfig, params: Mapping[str, jax.Array], *, keep_reference: bool = False) -> TrainState:
-  """A fresh state around the given model parameters. `keep_reference` keeps a copy of the trainable ones as they are now."""
+def init_state(
+  cfg: optim.OptimConfig, params: Mapping[str, jax.Array], *, keep_reference: bool = False
+) -> TrainState:
+  """A fresh state around the given model parameters. `keep_reference` keeps a copy of the trainable
+  ones as they are now.
+  """
   trainable, frozen = optim.split_trainable(cfg, params)
   copy = lambda tree: jax.tree.map(jnp.copy, tree)  # donated buffers must not be shared
   return TrainState(
-      step=jnp.zeros((), jnp.int32), params=dict(trainable), frozen=dict(frozen),
-      reference=copy(dict(trainable)) if keep_reference else {},
-      ema={f"{d:g}": copy(dict(trainable)) for d in cfg.ema}, opt=optim.make_optimizer(cfg).init(dict(trainable)),
-      skipped=jnp.zeros((), jnp.int32), skipped_in_a_row=jnp.zeros((), jnp.int32), grad_norm_mean=jnp.zeros((), jnp.float32))
+    step=jnp.zeros((), jnp.int32),
+    params=dict(trainable),
+    frozen=dict(frozen),
+    reference=copy(dict(trainable)) if keep_reference else {},
+    ema={f"{d:g}": copy(dict(trainable)) for d in cfg.ema},
+    opt=optim.make_optimizer(cfg).init(dict(trainable)),
+    skipped=jnp.zeros((), jnp.int32),
+    skipped_in_a_row=jnp.zeros((), jnp.int32),
+    grad_norm_mean=jnp.zeros((), jnp.float32),
+  )

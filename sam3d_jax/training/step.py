@@ -18,19 +18,29 @@ NORM_MEMORY = 0.99  # of the running mean that a spike is measured against
 class GuardConfig:
   """When an update is refused. A refused update changes nothing but the counters."""
 
-  spike_factor: float = 0.0  # refuse gradients whose norm exceeds this multiple of the running mean; 0 switches it off
+  # refuse gradients whose norm exceeds this multiple of the running mean; 0 switches it off
+  spike_factor: float = 0.0
   spike_warmup: int = 100  # steps before spikes are looked for
   max_in_a_row: int = 20  # refused updates in a row that stop the job
 
 
-def make_train_step(graph: ModelGraph, objective: Callable, cfg: optim.OptimConfig, guard: GuardConfig, *,
-                    accumulate: int = 1) -> Callable[[TrainState, Any, jax.Array, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-  """Returns `train_step(state, batch, lr, seed) -> (state, metrics)`; learning rate and seed are inputs, so that runs share a program.
+def make_train_step(
+  graph: ModelGraph,
+  objective: Callable,
+  cfg: optim.OptimConfig,
+  guard: GuardConfig,
+  *,
+  accumulate: int = 1,
+) -> Callable[[TrainState, Any, jax.Array, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+  """Returns `train_step(state, batch, lr, seed) -> (state, metrics)`; learning rate and seed are
+  inputs, so that runs share a program.
 
-  objective: (model, frozen, batch, key) -> (loss, metrics); `frozen` is the reference model or None. All randomness comes from
-  (seed, step, example key). With `accumulate` = k the batch is taken in k parts, one after the other, and the gradients are averaged
-  in fp32, which equals the gradient of the whole batch. Where samples may lack what is learned (batches with `present`), the objective
-  is then told as `whole` who has it in all parts, since a mean over those who do is no mean of the parts' means.
+  objective: (model, frozen, batch, key) -> (loss, metrics); `frozen` is the reference model or
+  None. All randomness comes from (seed, step, example key). With `accumulate` = k the batch is
+  taken in k parts, one after the other, and the gradients are averaged in fp32, which equals the
+  gradient of the whole batch. Where samples may lack what is learned (batches with `present`), the
+  objective is then told as `whole` who has it in all parts, since a mean over those who do is no
+  mean of the parts' means.
   """
   tx = optim.make_optimizer(cfg)
 
@@ -39,6 +49,7 @@ def make_train_step(graph: ModelGraph, objective: Callable, cfg: optim.OptimConf
       model = graph.merge({**params, **state.frozen})
       reference = graph.merge({**state.reference, **state.frozen}) if state.reference else None
       return objective(model, reference, batch, key, **whole)
+
     (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     return {**metrics, "loss": loss}, grads
 
@@ -49,21 +60,39 @@ def make_train_step(graph: ModelGraph, objective: Callable, cfg: optim.OptimConf
     ok = accept(norm, metrics["loss"], state, guard)
     updates, opt = tx.update(grads, state.opt, state.params)
     params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
-    ema = {d: optax.incremental_update(params, average, 1 - float(d)) for d, average in state.ema.items()}
+    ema = {
+      d: optax.incremental_update(params, average, 1 - float(d)) for d, average in state.ema.items()
+    }
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
-    mean = jnp.where(state.step == 0, norm, NORM_MEMORY * state.grad_norm_mean + (1 - NORM_MEMORY) * norm)
+    mean = jnp.where(
+      state.step == 0, norm, NORM_MEMORY * state.grad_norm_mean + (1 - NORM_MEMORY) * norm
+    )
     new = state._replace(
-        step=state.step + 1, params=keep(params, state.params), ema=keep(ema, state.ema), opt=keep(opt, state.opt),
-        skipped=state.skipped + ~ok, skipped_in_a_row=jnp.where(ok, 0, state.skipped_in_a_row + 1),
-        grad_norm_mean=keep(mean, state.grad_norm_mean))
-    return new, {**metrics, "norm/grad": norm, "norm/params": optax.global_norm(new.params), "lr": lr,
-                 "data/fingerprint": fingerprint(batch.key), "skipped": new.skipped, "skipped_in_a_row": new.skipped_in_a_row}
+      step=state.step + 1,
+      params=keep(params, state.params),
+      ema=keep(ema, state.ema),
+      opt=keep(opt, state.opt),
+      skipped=state.skipped + ~ok,
+      skipped_in_a_row=jnp.where(ok, 0, state.skipped_in_a_row + 1),
+      grad_norm_mean=keep(mean, state.grad_norm_mean),
+    )
+    return new, {
+      **metrics,
+      "norm/grad": norm,
+      "norm/params": optax.global_norm(new.params),
+      "lr": lr,
+      "data/fingerprint": fingerprint(batch.key),
+      "skipped": new.skipped,
+      "skipped_in_a_row": new.skipped_in_a_row,
+    }
 
   return train_step
 
 
 def fingerprint(key_B2):
-  """() float32 below 2**24: which examples a batch holds and in which order, the same on any number of devices and hosts."""
+  """() float32 below 2**24: which examples a batch holds and in which order, the same on any number
+  of devices and hosts.
+  """
   place = 2 * jnp.arange(key_B2.size, dtype=jnp.uint32).reshape(key_B2.shape) + 1
   return (jnp.sum(key_B2 * place, dtype=jnp.uint32) >> 8).astype(jnp.float32)
 
@@ -80,11 +109,17 @@ def accumulated(loss_and_grad: Callable, state: TrainState, batch, key, parts: i
   """Metrics and gradients of a batch taken in `parts` equal parts, averaged."""
   if parts == 1:
     return loss_and_grad(state, batch, key)
-  # Part i takes rows i, i + parts, ...: with the batch dimension sharded, every device then works on every part.
-  batch = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0), batch)
+  # Part i takes rows i, i + parts, ...: with the batch dimension sharded, every device then works
+  # on every part.
+  batch = jax.tree.map(
+    lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0), batch
+  )
   whole = {"whole": batch.present} if hasattr(batch, "present") else {}
   of_part = lambda part: loss_and_grad(state, part, key, **whole)
-  zero = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], batch)))
+  zero = jax.tree.map(
+    lambda s: jnp.zeros(s.shape, jnp.float32),
+    jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], batch)),
+  )
 
   def body(total, part):
     return jax.tree.map(lambda t, x: t + x.astype(jnp.float32) / parts, total, of_part(part)), None

@@ -1,7 +1,8 @@
-"""A profile of a running job, without stopping it: `touch <workdir>/profile`, or SIGUSR1 to a process.
+"""A profile of a running job, without stopping it: `touch <workdir>/profile`, or SIGUSR1 to a
+process.
 
-The file makes every host trace the next few steps, the signal only the process that gets it. Traces lie in `<workdir>/traces/`, for
-TensorBoard's profile plugin, XProf or Perfetto.
+The file makes every host trace the next few steps, the signal only the process that gets it. Traces
+lie in `<workdir>/traces/`, for TensorBoard's profile plugin, XProf or Perfetto.
 """
 
 import pathlib
@@ -48,5 +49,9 @@ class Tracer:
       jax.profiler.stop_trace()
       if jax.process_index() == 0:
         self.request.unlink(missing_ok=True)  # only now, so that every host has seen it
-      print(f"profile: steps {self.until - STEPS} to {self.until - 1} are traced in {self.folder}", file=sys.stderr, flush=True)
+      print(
+        f"profile: steps {self.until - STEPS} to {self.until - 1} are traced in {self.folder}",
+        file=sys.stderr,
+        flush=True,
+      )
       self.until = None

@@ -1,7 +1,9 @@
-"""Finding out why a job hangs: when a step takes far too long, every host writes the stacks of all its threads.
+"""Finding out why a job hangs: when a step takes far too long, every host writes the stacks of all
+its threads.
 
-The watchdog is a thread that looks at the ledger: how long ago the phase last changed, against the median of the latest steps. The
-first host that is stuck leaves a request in `<workdir>/stacks/`, and the watchdogs of the others, which see the same folder, follow.
+The watchdog is a thread that looks at the ledger: how long ago the phase last changed, against the
+median of the latest steps. The first host that is stuck leaves a request in `<workdir>/stacks/`,
+and the watchdogs of the others, which see the same folder, follow.
 """
 
 import dataclasses
@@ -23,17 +25,34 @@ REQUEST_SECONDS = 60.0  # requests closer together than this are one
 class WatchdogConfig:
   """When a job counts as stuck."""
 
-  factor: float = 20.0  # a step, its input included, that takes this many times the median of the latest ones
+  # a step, its input included, that takes this many times the median of the latest ones
+  factor: float = 20.0
   seconds: float = 120.0  # and at least this long
-  other_seconds: float = 3600.0  # anything else (compiling, saving, evaluating) that takes this long
-  give_up_seconds: float = 0.0  # time after the stacks were written before the process ends itself with exit code 1; 0: never
+  # anything else (compiling, saving, evaluating) that takes this long
+  other_seconds: float = 3600.0
+  # time after the stacks were written before the process ends itself with exit code 1; 0: never
+  give_up_seconds: float = 0.0
 
 
 class Watchdog:
   """Runs while entered."""
 
-  def __init__(self, ledger: Ledger, workdir: pathlib.Path, cfg: WatchdogConfig, *, host: int = 0, poll_seconds: float = 2.0):
-    self.ledger, self.folder, self.cfg, self.host, self.poll = ledger, workdir / "stacks", cfg, host, poll_seconds
+  def __init__(
+    self,
+    ledger: Ledger,
+    workdir: pathlib.Path,
+    cfg: WatchdogConfig,
+    *,
+    host: int = 0,
+    poll_seconds: float = 2.0,
+  ):
+    self.ledger, self.folder, self.cfg, self.host, self.poll = (
+      ledger,
+      workdir / "stacks",
+      cfg,
+      host,
+      poll_seconds,
+    )
     self.dumped_at: float | None = None  # `changed` of the ledger when stacks were last written
     self.answered = time.time()
     self._end = threading.Event()
@@ -60,15 +79,24 @@ class Watchdog:
       waited, limit = time.monotonic() - changed, self.limit()
       if waited > limit and self.dumped_at != changed:
         self.dumped_at = changed
-        self._stuck(f"host {self.host} has been in phase {phase} at step {self.ledger.step} for {waited:.1f} s "
-                    f"(allowed: {limit:.1f} s)")
+        self._stuck(
+          f"host {self.host} has been in phase {phase} at step {self.ledger.step} for {waited:.1f} "
+          "s "
+          f"(allowed: {limit:.1f} s)"
+        )
       elif waited > limit + self.cfg.give_up_seconds > limit:
-        print("watchdog: giving up, so that the job can be started again", file=sys.stderr, flush=True)
+        print(
+          "watchdog: giving up, so that the job can be started again", file=sys.stderr, flush=True
+        )
         os._exit(EXIT_STUCK)  # the main thread cannot be asked
       self._answer()
 
   def _stuck(self, reason: str) -> None:
-    print(f"watchdog: {reason}; the stacks of all hosts are in {self.folder}", file=sys.stderr, flush=True)
+    print(
+      f"watchdog: {reason}; the stacks of all hosts are in {self.folder}",
+      file=sys.stderr,
+      flush=True,
+    )
     self.ledger.record("stuck", host=self.host)
     self.folder.mkdir(parents=True, exist_ok=True)
     request = self._latest()
@@ -82,13 +110,19 @@ class Watchdog:
     """Time of the newest request."""
     if not self.folder.is_dir():
       return None
-    return max((float(p.name.removesuffix(".request")) for p in self.folder.glob("*.request")), default=None)
+    return max(
+      (float(p.name.removesuffix(".request")) for p in self.folder.glob("*.request")), default=None
+    )
 
   def _answer(self) -> None:
     request = self._latest()
     if request is not None and request > self.answered:
       self.answered = request
-      self.dump(request, f"another host asked; host {self.host} is in phase {self.ledger.current} at step {self.ledger.step}")
+      self.dump(
+        request,
+        f"another host asked; host {self.host} is in phase {self.ledger.current} at step "
+        f"{self.ledger.step}",
+      )
 
   def dump(self, request: float, reason: str) -> None:
     """Writes the stacks of all threads of this process to `<request>_host<number>.txt`."""

@@ -1,4 +1,6 @@
-"""Metrics out: JSONL, TensorBoard and, if asked for, Weights & Biases; the same names everywhere, written by the first process only."""
+"""Metrics out: JSONL, TensorBoard and, if asked for, Weights & Biases; the same names everywhere,
+written by the first process only.
+"""
 
 from collections.abc import Mapping
 import json
@@ -13,28 +15,43 @@ import numpy as np
 class Writers:
   """Appends scalars to `<workdir>/metrics.jsonl` and `<workdir>/tensorboard/`.
 
-  resume_step: rows beyond it, written by a run that was killed before it saved, are dropped, so that the file reads as one run.
-  wandb: project of Weights & Biases that gets the same rows. The run there goes on over restarts of this work folder; rows that a killed
-  run sent are sent again, with the same `step`, which is the axis. config: shown beside them.
+  resume_step: rows beyond it, written by a run that was killed before it saved, are dropped, so
+  that the file reads as one run. wandb: project of Weights & Biases that gets the same rows. The
+  run there goes on over restarts of this work folder; rows that a killed run sent are sent again,
+  with the same `step`, which is the axis. config: shown beside them.
   """
 
-  def __init__(self, workdir: str | pathlib.Path, *, resume_step: int = 0, wandb: str = "", config: Mapping[str, Any] | None = None):
+  def __init__(
+    self,
+    workdir: str | pathlib.Path,
+    *,
+    resume_step: int = 0,
+    wandb: str = "",
+    config: Mapping[str, Any] | None = None,
+  ):
     self.enabled = jax.process_index() == 0
     self.board = self.wandb_run = None
     if not self.enabled:
       return
     from tensorboardX import SummaryWriter  # only the process that writes pays for the import
+
     workdir = pathlib.Path(workdir)
     self.path = workdir / "metrics.jsonl"
     self._drop_rows_after(resume_step)
     self.file = self.path.open("a")
-    self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
+    self.board = SummaryWriter(
+      str(workdir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None
+    )
     if wandb:
       self.wandb_run = start_wandb(workdir, wandb, dict(config or {}))
 
   def _drop_rows_after(self, step: int) -> None:
     if self.path.exists():
-      rows = [line for line in self.path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+      rows = [
+        line
+        for line in self.path.read_text().splitlines()
+        if line.endswith("}") and json.loads(line)["step"] <= step
+      ]
       partial = self.path.with_suffix(".part")
       partial.write_text("".join(row + "\n" for row in rows))
       partial.replace(self.path)
@@ -48,7 +65,10 @@ class Writers:
     if not self.enabled:
       return
     values = {k: float(v) for k, v in values.items()}
-    self.file.write(json.dumps({"step": step, **{k: v if np.isfinite(v) else None for k, v in values.items()}}) + "\n")
+    self.file.write(
+      json.dumps({"step": step, **{k: v if np.isfinite(v) else None for k, v in values.items()}})
+      + "\n"
+    )
     self.file.flush()
     for name, value in values.items():
       self.board.add_scalar(name, value, step)
@@ -61,6 +81,7 @@ class Writers:
       self.board.add_image(name, picture_HW3, step, dataformats="HWC")
     if self.wandb_run is not None:
       import wandb
+
       self.wandb_run.log({"step": step, name: wandb.Image(picture_HW3)})
 
   def close(self) -> None:
@@ -72,11 +93,21 @@ class Writers:
 
 
 def start_wandb(workdir: pathlib.Path, project: str, config: dict[str, Any]):
-  """The run of this work folder in a Weights & Biases project; its id is kept in `<workdir>/wandb_id`."""
+  """The run of this work folder in a Weights & Biases project; its id is kept in
+  `<workdir>/wandb_id`.
+  """
   import wandb  # optional, and slow to import
+
   file = workdir / "wandb_id"
   if not file.exists():
     file.write_text(secrets.token_hex(8))
-  run = wandb.init(project=project, id=file.read_text(), name=workdir.resolve().name, dir=str(workdir), resume="allow", config=config)
+  run = wandb.init(
+    project=project,
+    id=file.read_text(),
+    name=workdir.resolve().name,
+    dir=str(workdir),
+    resume="allow",
+    config=config,
+  )
   run.define_metric("*", step_metric="step")
   return run

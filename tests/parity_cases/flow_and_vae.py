@@ -22,7 +22,14 @@ from sam3d_jax.models.geometry_flow import (
   modulations,
   mot_attend,
 )
-from sam3d_jax.models.layers import Dense, HeadRMSNorm, TimestepEmbedder, grid_positions, position_sincos, sinusoid
+from sam3d_jax.models.layers import (
+  Dense,
+  HeadRMSNorm,
+  TimestepEmbedder,
+  grid_positions,
+  position_sincos,
+  sinusoid,
+)
 from sam3d_jax.torch_bridge import keys
 from sam3d_jax.torch_bridge import names_geometry as names
 from tests.parity import Fixture, case
@@ -31,8 +38,12 @@ LATENTS = {torch: ours for ours, torch in names.LATENT_NAMES.items()}
 STREAMS = {torch: ours for ours, torch in names.STREAM_NAMES.items()}
 
 
-def loaded(make: Callable[..., nnx.Module], rules: list[keys.Rule], params: dict[str, np.ndarray]) -> nnx.Module:
-  """The module `make(rngs=...)` with the fixture's parameters, every one of which must be used; nothing is initialised."""
+def loaded(
+  make: Callable[..., nnx.Module], rules: list[keys.Rule], params: dict[str, np.ndarray]
+) -> nnx.Module:
+  """The module `make(rngs=...)` with the fixture's parameters, every one of which must be used;
+  nothing is initialised.
+  """
   module = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
   keys.load_params(module, keys.to_ours(rules, params, keys.flat_shapes(module)))
   return module
@@ -53,8 +64,12 @@ def named(prefix: str, arrays: dict, renamed: dict[str, str]) -> dict:
   return {f"{prefix}/{torch}": arrays[mine] for torch, mine in renamed.items() if mine in arrays}
 
 
-def expected_grads(fixture: Fixture, group: str, params: dict[str, jax.Array], inputs: dict, rules: list[keys.Rule]) -> dict:
-  """The gradients that the fixture lists under grad/<group>, from gradients of our parameters and of named inputs."""
+def expected_grads(
+  fixture: Fixture, group: str, params: dict[str, jax.Array], inputs: dict, rules: list[keys.Rule]
+) -> dict:
+  """The gradients that the fixture lists under grad/<group>, from gradients of our parameters and
+  of named inputs.
+  """
   every = {f"grad/{group}/{k}": v for k, v in keys.to_torch(rules, params).items()}
   every |= {f"grad/{group}/in:{k}": v for k, v in inputs.items()}
   return {k: v for k, v in every.items() if k in fixture.expected}
@@ -71,10 +86,16 @@ def channels_first(x):
 @case("a1_timestep_embedder")
 def timestep_embedder(fixture: Fixture):
   k = fixture.kwargs
-  make = functools.partial(TimestepEmbedder, k["hidden_size"], frequencies=k["frequency_embedding_size"])
+  make = functools.partial(
+    TimestepEmbedder, k["hidden_size"], frequencies=k["frequency_embedding_size"]
+  )
   module = loaded(make, names.timestep_embedder_rules(), fixture.params)
   t = jnp.asarray(fixture.inputs["t"])
-  return {"out/sinusoid": sinusoid(t, k["frequency_embedding_size"]), "out/emb": module(t), "out/emb_scalar": module(t[3:4])}
+  return {
+    "out/sinusoid": sinusoid(t, k["frequency_embedding_size"]),
+    "out/emb": module(t),
+    "out/emb_scalar": module(t[3:4]),
+  }
 
 
 @case("a2_multihead_rmsnorm")
@@ -89,21 +110,30 @@ def absolute_positions(fixture: Fixture):
   coords = jnp.asarray(fixture.inputs["coords"])
   width = fixture.kwargs["channels"]
   halved = coords.astype(jnp.float32) * 0.5
-  return {"out/emb": position_sincos(coords, width), "out/emb_from_float": position_sincos(halved, width)}
+  return {
+    "out/emb": position_sincos(coords, width),
+    "out/emb_from_float": position_sincos(halved, width),
+  }
 
 
 @case("a4_latent_mappings")
 def latent_projections(fixture: Fixture):
   k = fixture.kwargs
-  cfg = GeometryFlowConfig(width=k["model_channels"], heads=1, shape_resolution=k["shape_resolution"],
-                           latent_channels=k["in_channels"]["shape"])
+  cfg = GeometryFlowConfig(
+    width=k["model_channels"],
+    heads=1,
+    shape_resolution=k["shape_resolution"],
+    latent_channels=k["in_channels"]["shape"],
+  )
   table = position_sincos(grid_positions(cfg.shape_resolution), cfg.width)
   out = {}
   for torch, channels in k["in_channels"].items():
     name = LATENTS[torch]
     positions = 0 if name == "shape" else k["token_len"]
     make = functools.partial(LatentProjection, channels, cfg.width, learned_positions=positions)
-    params = {n.removeprefix(f"{torch}."): v for n, v in fixture.params.items() if n.startswith(f"{torch}.")}
+    params = {
+      n.removeprefix(f"{torch}."): v for n, v in fixture.params.items() if n.startswith(f"{torch}.")
+    }
     module = loaded(make, names.latent_rules(cfg, name, "", ""), params)
     out[f"out/{torch}/to_input"] = module.embed(jnp.asarray(fixture.inputs[f"{torch}/x"]), table)
     out[f"out/{torch}/to_output"] = module.readout(jnp.asarray(fixture.inputs[f"{torch}/h"]))
@@ -120,14 +150,26 @@ def dense_attention(fixture: Fixture):
   out = {}
   for name, spec in k["modules"].items():
     rms = "qk_rms_norm" in spec
-    params = {n.removeprefix(f"{name}."): v for n, v in fixture.params.items() if n.startswith(f"{name}.")}
+    params = {
+      n.removeprefix(f"{name}."): v for n, v in fixture.params.items() if n.startswith(f"{name}.")
+    }
     if name == "mot":
       attended = _mot(width, heads, rms, {"shape": x, "layout": pose}, params)
       out |= {"out/mot_shape": attended["shape"], "out/mot_pose": attended["layout"]}
     elif "type=cross" in spec:
-      make = functools.partial(CrossAttention, width, k["ctx_channels"], heads, absorb_kv=False, qk_rms_norm=rms,
-                               dtype=jnp.float32, attention="auto")
-      out[f"out/{name}"] = loaded(make, names.cross_attention_rules(width, qk_rms_norm=rms), params)(x, context)
+      make = functools.partial(
+        CrossAttention,
+        width,
+        k["ctx_channels"],
+        heads,
+        absorb_kv=False,
+        qk_rms_norm=rms,
+        dtype=jnp.float32,
+        attention="auto",
+      )
+      out[f"out/{name}"] = loaded(
+        make, names.cross_attention_rules(width, qk_rms_norm=rms), params
+      )(x, context)
     else:
       make = functools.partial(SelfAttention, width, heads, qk_rms_norm=rms, dtype=jnp.float32)
       module = loaded(make, names.self_attention_rules(width, rms), params)
@@ -136,7 +178,11 @@ def dense_attention(fixture: Fixture):
 
 
 def _mot(width, heads, rms, x, params):
-  rules = [r for torch, s in STREAMS.items() for r in names.self_attention_rules(width, rms, ours=f"{s}/", stream=f".{torch}")]
+  rules = [
+    r
+    for torch, s in STREAMS.items()
+    for r in names.self_attention_rules(width, rms, ours=f"{s}/", stream=f".{torch}")
+  ]
   make = functools.partial(SelfAttention, width, heads, qk_rms_norm=rms, dtype=jnp.float32)
   modules = loaded(lambda rngs: nnx.Dict({s: make(rngs=rngs) for s in x}), rules, params)
   q, k, v = ({s: modules[s].project(x[s])[i] for s in x} for i in range(3))
@@ -145,8 +191,14 @@ def _mot(width, heads, rms, x, params):
 
 
 def _block_config(k: dict) -> GeometryFlowConfig:
-  return GeometryFlowConfig(width=k["channels"], heads=k["num_heads"], cond_width=k["ctx_channels"],
-                            mlp_ratio=k.get("mlp_ratio", 4.0), qk_rms_norm=k["qk_rms_norm"], dtype="float32")
+  return GeometryFlowConfig(
+    width=k["channels"],
+    heads=k["num_heads"],
+    cond_width=k["ctx_channels"],
+    mlp_ratio=k.get("mlp_ratio", 4.0),
+    qk_rms_norm=k["qk_rms_norm"],
+    dtype="float32",
+  )
 
 
 @case("b1_mot_block")
@@ -168,18 +220,35 @@ def mot_block(fixture: Fixture):
   out = named("out", forward(*args), STREAMS)
   for group, streams in (("all", ("shape", "layout")), ("pose_only", ("layout",))):
     grads, x_bar, mod_bar, context_bar = jax.grad(loss, argnums=(0, 1, 2, 3))(*args, streams)
-    inputs = {torch: x_bar[s] for torch, s in STREAMS.items()} | {"mod": mod_bar, "ctx": context_bar}
+    inputs = {torch: x_bar[s] for torch, s in STREAMS.items()} | {
+      "mod": mod_bar,
+      "ctx": context_bar,
+    }
     out |= expected_grads(fixture, group, keys.flat_params(nnx.merge(graph, grads)), inputs, rules)
   return out
 
 
 def flow_config(k: dict) -> GeometryFlowConfig:
-  """From the published constructor's arguments; times come in the sinusoid's units, so nothing is left to scale."""
-  shape = re.fullmatch(r"Latent\((\d+), *\d+, *ShapePositionEmbedder\(\d+, *(\d+), *1\)\)", k["latent_mapping"]["shape"])
+  """From the published constructor's arguments; times come in the sinusoid's units, so nothing is
+  left to scale.
+  """
+  shape = re.fullmatch(
+    r"Latent\((\d+), *\d+, *ShapePositionEmbedder\(\d+, *(\d+), *1\)\)",
+    k["latent_mapping"]["shape"],
+  )
   return GeometryFlowConfig(
-      width=k["model_channels"], depth=k["num_blocks"], heads=k["num_heads"], mlp_ratio=k["mlp_ratio"],
-      cond_width=k["cond_channels"], shape_resolution=int(shape[2]), latent_channels=int(shape[1]),
-      qk_rms_norm=k["qk_rms_norm"], shortcut=k["is_shortcut_model"], time_scale=1.0, dtype="float32")
+    width=k["model_channels"],
+    depth=k["num_blocks"],
+    heads=k["num_heads"],
+    mlp_ratio=k["mlp_ratio"],
+    cond_width=k["cond_channels"],
+    shape_resolution=int(shape[2]),
+    latent_channels=int(shape[1]),
+    qk_rms_norm=k["qk_rms_norm"],
+    shortcut=k["is_shortcut_model"],
+    time_scale=1.0,
+    dtype="float32",
+  )
 
 
 @case("b2_ss_flow_wrapper")
@@ -218,13 +287,17 @@ class _ModulatedBlock(nnx.Module):
 
   def __call__(self, x_BLD, mod_BD, tokens_BSD):
     modulation = modulations(self.adaln, mod_BD)
-    return self.stream.finish(x_BLD, attend(*self.stream.project(x_BLD, modulation)), tokens_BSD, modulation)
+    return self.stream.finish(
+      x_BLD, attend(*self.stream.project(x_BLD, modulation)), tokens_BSD, modulation
+    )
 
 
 @case("b3_modulated_cross_block")
 def modulated_block(fixture: Fixture):
   cfg = _block_config(fixture.kwargs)
-  rules = names.adaln_rules(cfg.width) + names.stream_rules(cfg.width, cfg.qk_rms_norm, ours="stream/")
+  rules = names.adaln_rules(cfg.width) + names.stream_rules(
+    cfg.width, cfg.qk_rms_norm, ours="stream/"
+  )
   module = loaded(functools.partial(_ModulatedBlock, cfg), rules, fixture.params)
   return {"out/y": run(module, *(fixture.inputs[n] for n in ("x", "mod", "ctx")))}
 
@@ -232,10 +305,17 @@ def modulated_block(fixture: Fixture):
 @case("e0_vae_blocks")
 def vae_blocks(fixture: Fixture):
   c, out_c = fixture.kwargs["channels"], fixture.kwargs["out_channels"]
-  make = lambda rngs: nnx.Dict({
-      "res": vae.ResBlock3D(c, out_c, rngs=rngs), "res_same": vae.ResBlock3D(c, c, rngs=rngs),
-      "down": vae.Downsample3D(c, out_c, rngs=rngs), "up": vae.Upsample3D(c, out_c, rngs=rngs)})
-  rules = names.resblock_rules("res.", "res/", skip=c != out_c) + names.resblock_rules("res_same.", "res_same/")
+  make = lambda rngs: nnx.Dict(
+    {
+      "res": vae.ResBlock3D(c, out_c, rngs=rngs),
+      "res_same": vae.ResBlock3D(c, c, rngs=rngs),
+      "down": vae.Downsample3D(c, out_c, rngs=rngs),
+      "up": vae.Upsample3D(c, out_c, rngs=rngs),
+    }
+  )
+  rules = names.resblock_rules("res.", "res/", skip=c != out_c) + names.resblock_rules(
+    "res_same.", "res_same/"
+  )
   rules += names.conv_rules("down.conv", "down") + names.conv_rules("up.conv", "up")
   modules = loaded(make, rules, fixture.params)
   x = channels_last(fixture.inputs["x"])
@@ -243,21 +323,31 @@ def vae_blocks(fixture: Fixture):
   shuffle = lambda x: vae.depth_to_space(vae.channels_fastest(x, 2), 2)
   out["pixel_shuffle_3d"] = shuffle(channels_last(fixture.inputs["ps"]))
   patches = vae.space_to_depth(channels_last(fixture.inputs["pa"]), 2)
-  out["patchify2"] = patches.reshape(*patches.shape[:-1], 8, -1).swapaxes(-1, -2).reshape(patches.shape)  # published: channel slowest
+  # published: channel slowest
+  out["patchify2"] = (
+    patches.reshape(*patches.shape[:-1], 8, -1).swapaxes(-1, -2).reshape(patches.shape)
+  )
   out["unpatchify2"] = shuffle(out["patchify2"])
   return {f"out/{name}": channels_first(y) for name, y in out.items()}
 
 
 def vae_config(k: dict, channels: list[int], resolution: int) -> vae.StructureVAEConfig:
-  return vae.StructureVAEConfig(resolution=resolution, latent_channels=k["latent_channels"], channels=tuple(channels),
-                                res_blocks=k["num_res_blocks"], middle_blocks=k["num_res_blocks_middle"])
+  return vae.StructureVAEConfig(
+    resolution=resolution,
+    latent_channels=k["latent_channels"],
+    channels=tuple(channels),
+    res_blocks=k["num_res_blocks"],
+    middle_blocks=k["num_res_blocks_middle"],
+  )
 
 
 @case("e1_ss_encoder")
 def structure_encoder(fixture: Fixture):
   occupancy = jnp.asarray(fixture.inputs["occupancy"])[:, 0]
   cfg = vae_config(fixture.kwargs, fixture.kwargs["channels"], occupancy.shape[-1])
-  encoder = loaded(functools.partial(vae.StructureEncoder, cfg), names.structure_encoder_rules(cfg), fixture.params)
+  encoder = loaded(
+    functools.partial(vae.StructureEncoder, cfg), names.structure_encoder_rules(cfg), fixture.params
+  )
   mean, logvar = map(channels_first, run(encoder, occupancy))
   sampled = mean + jnp.exp(0.5 * logvar) * fixture.inputs["noise"]
   return {"out/mean": mean, "out/logvar": logvar, "out/mode_z": mean, "out/sampled_z": sampled}
@@ -268,8 +358,14 @@ def structure_decoder(fixture: Fixture):
   z = channels_last(fixture.inputs["z"])
   channels = fixture.kwargs["channels"][::-1]
   cfg = vae_config(fixture.kwargs, channels, z.shape[1] * 2 ** (len(channels) - 1))
-  decoder = loaded(functools.partial(vae.StructureDecoder, cfg), names.structure_decoder_rules(cfg), fixture.params)
+  decoder = loaded(
+    functools.partial(vae.StructureDecoder, cfg), names.structure_decoder_rules(cfg), fixture.params
+  )
   logits = run(decoder, z)
   from_tokens = run(decoder, vae.tokens_to_grid(jnp.asarray(fixture.inputs["tokens"])))[:, None]
-  return {"out/logits": logits[:, None], "out/logits_from_tokens_pipeline": from_tokens,
-          "out/logits_reshape_input_to_cube": from_tokens, "out/coords": np.argwhere(np.asarray(logits) > 0)}
+  return {
+    "out/logits": logits[:, None],
+    "out/logits_from_tokens_pipeline": from_tokens,
+    "out/logits_reshape_input_to_cube": from_tokens,
+    "out/coords": np.argwhere(np.asarray(logits) > 0),
+  }

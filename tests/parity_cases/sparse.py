@@ -1,4 +1,6 @@
-"""Parity of the sparse layers (f1-f3): the fixtures' joined lists are packed into padded rows, and unpacked again to be compared."""
+"""Parity of the sparse layers (f1-f3): the fixtures' joined lists are packed into padded rows, and
+unpacked again to be compared.
+"""
 
 import functools
 import re
@@ -10,9 +12,20 @@ import numpy as np
 
 from sam3d_jax.models import sparse
 from sam3d_jax.models.attention import attend
-from sam3d_jax.models.geometry_flow import CrossAttention, GeometryFlowConfig, StreamBlock, modulations
+from sam3d_jax.models.geometry_flow import (
+  CrossAttention,
+  GeometryFlowConfig,
+  StreamBlock,
+  modulations,
+)
 from sam3d_jax.models.layers import Dense
-from sam3d_jax.models.sparse_layers import SparseGroupNorm, SparseResBlock, SparseSelfAttention, SubmanifoldConv, WindowBlock
+from sam3d_jax.models.sparse_layers import (
+  SparseGroupNorm,
+  SparseResBlock,
+  SparseSelfAttention,
+  SubmanifoldConv,
+  WindowBlock,
+)
 from sam3d_jax.torch_bridge import keys, names_sparse
 from sam3d_jax.torch_bridge import names_geometry as names
 from tests.parity import Fixture, case
@@ -34,7 +47,9 @@ def listed(x: sparse.SparseTensor, feats=None) -> np.ndarray:
 
 
 def params_of(fixture: Fixture, module: str) -> dict[str, np.ndarray]:
-  return {k.removeprefix(f"{module}."): v for k, v in fixture.params.items() if k.startswith(f"{module}.")}
+  return {
+    k.removeprefix(f"{module}."): v for k, v in fixture.params.items() if k.startswith(f"{module}.")
+  }
 
 
 @case("f1_sparse_primitives")
@@ -42,10 +57,15 @@ def primitives(fixture: Fixture):
   k, x = fixture.kwargs, packed(fixture)
   channels, out_channels, factor = k["in_channels"], k["out_channels"], k["factor"]
   groups = int(re.match(r"(\d+) groups", k["group_norm"])[1])
-  make = lambda rngs: nnx.Dict({
-      "linear": Dense(channels, out_channels, rngs=rngs), "conv1": Dense(channels, out_channels, rngs=rngs),
+  make = lambda rngs: nnx.Dict(
+    {
+      "linear": Dense(channels, out_channels, rngs=rngs),
+      "conv1": Dense(channels, out_channels, rngs=rngs),
       "conv3": SubmanifoldConv(channels, out_channels, rngs=rngs),
-      "conv3_nobias": SubmanifoldConv(channels, out_channels, rngs=rngs, bias=False), "gn": SparseGroupNorm(groups, channels)})
+      "conv3_nobias": SubmanifoldConv(channels, out_channels, rngs=rngs, bias=False),
+      "gn": SparseGroupNorm(groups, channels),
+    }
+  )
   rules = names.affine_rules("linear", "linear") + names.layer_norm_rules("gn", "gn")
   rules += names_sparse.pointwise_conv_rules("conv1.conv", "conv1", channels, out_channels)
   rules += names_sparse.submanifold_conv_rules("conv3.conv", "conv3")
@@ -60,7 +80,9 @@ def primitives(fixture: Fixture):
   doubled = coarse.of(2 * coarse.feats_BVC + 1)
   out["out/down_then_2x+1_then_up/feats"] = listed(sparse.upsample(doubled, parent, x))
   out["out/subdivide/feats"], out["out/subdivide/coords"] = sparse.unpack(sparse.subdivide(x))
-  g_B1C = jnp.arange(x.feats_BVC.shape[0] * channels, dtype=jnp.float32).reshape(-1, 1, channels) / 8
+  g_B1C = (
+    jnp.arange(x.feats_BVC.shape[0] * channels, dtype=jnp.float32).reshape(-1, 1, channels) / 8
+  )
   out["out/batch_broadcast_mul_add"] = listed(x, x.feats_BVC * (1 + g_B1C) + g_B1C)
   return out
 
@@ -73,14 +95,26 @@ def attention(fixture: Fixture):
   for name in k["modules"]:
     params, rms = params_of(fixture, name), name.endswith("_rms")
     if name.startswith("cross"):
-      make = functools.partial(CrossAttention, width, k["ctx_channels"], heads, absorb_kv=False, qk_rms_norm=rms, dtype=jnp.float32,
-                               attention="auto")
+      make = functools.partial(
+        CrossAttention,
+        width,
+        k["ctx_channels"],
+        heads,
+        absorb_kv=False,
+        qk_rms_norm=rms,
+        dtype=jnp.float32,
+        attention="auto",
+      )
       module = loaded(make, names.cross_attention_rules(width, qk_rms_norm=rms), params)
       feats = run(module, x.feats_BVC, jnp.asarray(fixture.inputs["ctx"]))
     else:
       make = functools.partial(SparseSelfAttention, width, heads, qk_rms_norm=rms)
       module = loaded(make, names.self_attention_rules(width, rms, ours="projections/"), params)
-      groups = sparse.windows(x, window, window // 2 if "shift" in name else 0) if name.startswith("win") else None
+      groups = (
+        sparse.windows(x, window, window // 2 if "shift" in name else 0)
+        if name.startswith("win")
+        else None
+      )
       feats = _attended(module, x, groups, window)
     out[f"out/{name}"] = listed(x, feats)
   for key in fixture.expected:
@@ -92,20 +126,30 @@ def attention(fixture: Fixture):
 
 def _attended(module, x, groups, window):
   graph, params = nnx.split(module)
-  return jax.jit(lambda params, x, groups: nnx.merge(graph, params)(x, groups, window))(params, x, groups)
+  return jax.jit(lambda params, x, groups: nnx.merge(graph, params)(x, groups, window))(
+    params, x, groups
+  )
 
 
 def window_table(x: sparse.SparseTensor, window: int, shift: int) -> dict[str, np.ndarray]:
-  """Window of each voxel in the fixture's order, numbered through the batch; voxels and sample of each window."""
+  """Window of each voxel in the fixture's order, numbered through the batch; voxels and sample of
+  each window.
+  """
   groups = jax.tree.map(np.asarray, sparse.windows(x, window, shift))
   first = np.cumsum(groups.count_B) - groups.count_B
   rank = np.take_along_axis(groups.rank_BV, groups.inverse_BV, 1) + first[:, None]
   rank = np.concatenate([rank[b, :n] for b, n in enumerate(np.asarray(x.count_B))])
-  return {"rank": rank, "sizes": np.bincount(rank), "batch": np.repeat(np.arange(len(first)), groups.count_B)}
+  return {
+    "rank": rank,
+    "sizes": np.bincount(rank),
+    "batch": np.repeat(np.arange(len(first)), groups.count_B),
+  }
 
 
 class _CrossBlock(nnx.Module):
-  """A block of the Texture & Refinement flow model: one stream of the Geometry model's, over voxels."""
+  """A block of the Texture & Refinement flow model: one stream of the Geometry model's, over
+  voxels.
+  """
 
   def __init__(self, cfg: GeometryFlowConfig, *, rngs: nnx.Rngs):
     self.adaln = Dense(cfg.width, (6, cfg.width), rngs=rngs)
@@ -124,21 +168,41 @@ def blocks(fixture: Fixture):
   mod, context = jnp.asarray(fixture.inputs["mod"]), jnp.asarray(fixture.inputs["ctx"])
   r = sparse.pack(fixture.inputs["r"], fixture.inputs["coords"], *x.feats_BVC.shape[:2]).feats_BVC
   near = sparse.neighbours(x)
-  cfg = GeometryFlowConfig(width=width, heads=k["num_heads"], cond_width=k["ctx_channels"], dtype="float32",
-                           qk_rms_norm="mod_cross.self_attn.q_rms_norm.gamma" in fixture.params)
-  cross_rules = names.adaln_rules(width) + names.stream_rules(width, cfg.qk_rms_norm, ours="stream/")
+  cfg = GeometryFlowConfig(
+    width=width,
+    heads=k["num_heads"],
+    cond_width=k["ctx_channels"],
+    dtype="float32",
+    qk_rms_norm="mod_cross.self_attn.q_rms_norm.gamma" in fixture.params,
+  )
+  cross_rules = names.adaln_rules(width) + names.stream_rules(
+    width, cfg.qk_rms_norm, ours="stream/"
+  )
   res_rules = names_sparse.res_block_rules(width, out_width)
   make_res = functools.partial(SparseResBlock, width, out_width, mod.shape[-1])
   cross = loaded(functools.partial(_CrossBlock, cfg), cross_rules, params_of(fixture, "mod_cross"))
   res = loaded(make_res, res_rules, params_of(fixture, "res_block"))
-  out = {"out/mod_cross": listed(run(cross, x, mod, context)), "out/res_block": listed(run(res, x, near, mod))}
-  window = loaded(functools.partial(WindowBlock, width, k["num_heads"], k["window_size"]),
-                  names_sparse.window_block_rules(width), params_of(fixture, "win_block"))
-  out["out/win_block"] = listed(run(window, x, sparse.windows(x, k["window_size"], k["shift_window"])))
+  out = {
+    "out/mod_cross": listed(run(cross, x, mod, context)),
+    "out/res_block": listed(run(res, x, near, mod)),
+  }
+  window = loaded(
+    functools.partial(WindowBlock, width, k["num_heads"], k["window_size"]),
+    names_sparse.window_block_rules(width),
+    params_of(fixture, "win_block"),
+  )
+  out["out/win_block"] = listed(
+    run(window, x, sparse.windows(x, k["window_size"], k["shift_window"]))
+  )
   res_down = loaded(make_res, res_rules, params_of(fixture, "res_down"))
   coarse, _ = sparse.downsample(x)
-  out["out/res_down/feats"], out["out/res_down/coords"] = sparse.unpack(run(res_down, coarse, sparse.neighbours(coarse), mod))
-  for name, module, rules, args in (("mod_cross", cross, cross_rules, (x, mod, context)), ("res_block", res, res_rules, (x, near, mod))):
+  out["out/res_down/feats"], out["out/res_down/coords"] = sparse.unpack(
+    run(res_down, coarse, sparse.neighbours(coarse), mod)
+  )
+  for name, module, rules, args in (
+    ("mod_cross", cross, cross_rules, (x, mod, context)),
+    ("res_block", res, res_rules, (x, near, mod)),
+  ):
     grads = {f"grad/{name}.{p}": v for p, v in _gradients(module, rules, r, args).items()}
     out |= {key: v for key, v in grads.items() if key in fixture.expected}
   return out
@@ -152,6 +216,9 @@ def _gradients(module, rules, r, args) -> dict[str, np.ndarray]:
   @jax.grad
   def gradient(params):
     y = nnx.merge(graph, params)(*args).feats_BVC
-    return (y * r[..., :y.shape[-1]]).sum()
+    return (y * r[..., : y.shape[-1]]).sum()
 
-  return keys.to_torch(rules, {p: np.asarray(v) for p, v in keys.flat_params(nnx.merge(graph, gradient(params))).items()})
+  return keys.to_torch(
+    rules,
+    {p: np.asarray(v) for p, v in keys.flat_params(nnx.merge(graph, gradient(params))).items()},
+  )
