@@ -3,7 +3,7 @@ and what it costs.
 
     python -m launch.aot --config configs/pretrain_geometry.py --topology v5p:8x8x8 --config.mesh.fsdp=8 --json report.json
 
-The step is the one that `launch.train` runs: same code, shardings and donation. `--topology` is a
+The step is the one that `launch.trainer.train` runs: same code, shardings and donation. `--topology` is a
 TPU slice as `v5p:4x4x4`, `v5e:16x16` or `v6e:16x16` (needs requirements-tpu.txt, no TPU), several
 of them with `--slices N`, or `cpu:N` for N host devices. No data and no checkpoint is read. Exit
 code 1 if the step does not fit the memory of a chip. `--search attention,full` finds the largest
@@ -21,7 +21,7 @@ import time
 
 from ml_collections import ConfigDict
 
-from launch import cli
+from launch.console import cli
 from sam3d_jax.errors import ConfigError, InputError
 
 SEARCHED_UP_TO = 64  # samples a chip
@@ -137,8 +137,9 @@ def measure(config: ConfigDict, devices) -> dict:
   """The report of a configuration on described devices."""
   import jax
 
-  from launch import hlo, lowering, plan
-  from launch.train import Setup
+  from launch.performance import hlo
+  from launch.trainer import lowering, plan
+  from launch.trainer.train import Setup
   from sam3d_jax.training import hardware
 
   setup = Setup(config, devices=devices)
@@ -258,8 +259,8 @@ def xla_flops_per_sample(config: ConfigDict) -> float:
   """
   import jax
 
-  from launch import lowering
-  from launch.train import Setup
+  from launch.trainer import lowering
+  from launch.trainer.train import Setup
   from sam3d_jax.models import layers
 
   rows = 4  # enough for an objective that treats a quarter of its rows in another way
@@ -313,7 +314,7 @@ def search(config: ConfigDict, devices, policies: tuple[str, ...]) -> list[dict]
   """The largest batch a chip that fits, for each rematerialisation policy; it and the next larger
   one were both compiled.
   """
-  from launch import plan
+  from launch.trainer import plan
   from sam3d_jax.sharding.mesh import BATCH_AXES, MeshConfig, axis_sizes
 
   sizes = axis_sizes(MeshConfig(**config.mesh.to_dict()), len(devices))
@@ -388,7 +389,7 @@ def largest(bytes_at, capacity: float) -> int:
 
 def text(report: dict) -> str:
   """The report for people."""
-  from launch.plan import size
+  from launch.trainer.plan import size
 
   gib = lambda n: size(n) if n is not None else "unknown"
   mesh = " x ".join(f"{axis} {n}" for axis, n in report["mesh"].items() if n > 1) or "one device"

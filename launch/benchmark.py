@@ -6,7 +6,7 @@ for input, start-up, memory.
 `--vs FILE[:VARIANT]` measures a second configuration in the same run, taking turns step by step, so
 that both see the same machine; `--config.KEY=VALUE` goes to the first, `--vs_set KEY=VALUE` to the
 second. `--torch` takes turns with the same model, parameters and batches in eager PyTorch on this
-CPU (launch/torch_twin.py). `--write` appends a row for each to docs/benchmarks.md. Parameters are
+CPU (launch/performance/torch_twin.py). `--write` appends a row for each to docs/benchmarks.md. Parameters are
 random and nothing is saved. A configuration that is measured alone runs as in the training loop,
 which hands a step to the devices before the one before it is finished, and reads the next batch
 meanwhile; where two take turns, every step is waited for.
@@ -26,8 +26,9 @@ import shlex
 import sys
 import time
 
-from launch import cli, plan
-from launch.progress import Progress
+from launch.console import cli
+from launch.console.progress import Progress
+from launch.trainer import plan
 from sam3d_jax.errors import ConfigError
 
 TWIN_NEEDS = {
@@ -100,7 +101,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-  from launch import train
+  from launch.trainer import train
 
   if args.steps < 1:
     raise ConfigError(f"--steps {args.steps} is not a positive number")
@@ -162,7 +163,7 @@ class Side:
   def __init__(self, config):
     import jax
 
-    from launch import lowering, starting, train
+    from launch.trainer import lowering, starting, train
     from sam3d_jax.training.state import init_state
 
     begin = time.monotonic()
@@ -251,7 +252,7 @@ class TorchSide:
   def __init__(self, side: Side):
     import numpy as np
 
-    from launch import torch_twin
+    from launch.performance import torch_twin
     from sam3d_jax.models import registry
 
     begin, self.config, optim, objective = (
@@ -281,7 +282,7 @@ class TorchSide:
   def step(self, *, counted: bool, ahead: bool = False) -> None:
     """One training step, until its loss is known."""
     del ahead  # takes turns
-    from launch import torch_twin
+    from launch.performance import torch_twin
 
     begin, cpu = time.monotonic(), time.process_time()
     rows = next(self.batches)
@@ -316,7 +317,7 @@ def trace(side: Side, folder: pathlib.Path) -> None:
   """
   import jax
 
-  from launch import kernels
+  from launch.performance import kernels
 
   with jax.profiler.trace(folder):
     for _ in range(TRACED):
@@ -364,7 +365,7 @@ def check_torch(args: argparse.Namespace) -> None:
       f"--torch: the PyTorch twin is one plain fp32 training step; set {', '.join(others)}"
     )
   load.require_torch("--torch")
-  from launch import torch_twin
+  from launch.performance import torch_twin
 
   torch_twin.check(registry.typed_config(c.model).condition)
   if jax.default_backend() != "cpu" or jax.device_count() != 1:

@@ -15,12 +15,13 @@ import signal
 
 from ml_collections import ConfigDict
 
-from data_pipelines import beam_executor, build
+from data_pipelines.build import beam_executor, shard_jobs
 from data_pipelines.synth import filters, iso_3do, sources
 from data_pipelines.synth.camera import ViewConfig
 from data_pipelines.synth.lighting import LightConfig
-from launch import build_annotated, build_pasted, cli
-from launch.progress import Progress
+from launch.console import cli
+from launch.console.progress import Progress
+from launch.planners import annotated, pasted
 from sam3d_jax.errors import ConfigError, Preempted
 
 
@@ -36,7 +37,7 @@ def source_config(c: ConfigDict) -> sources.SourceConfig:
   )
 
 
-def plan_iso_3do(c: ConfigDict) -> build.Plan:
+def plan_iso_3do(c: ConfigDict) -> shard_jobs.Plan:
   """The plan of an Iso-3DO build."""
   config = iso_3do.IsoConfig(
     name=c.name,
@@ -56,10 +57,10 @@ def plan_iso_3do(c: ConfigDict) -> build.Plan:
   return iso_3do.plan(config, test_fraction=c.test_fraction, objects_per_shard=c.objects_per_shard)
 
 
-PLANNERS: dict[str, Callable[[ConfigDict], build.Plan]] = {
+PLANNERS: dict[str, Callable[[ConfigDict], shard_jobs.Plan]] = {
   "iso_3do": plan_iso_3do,
-  **build_annotated.PLANNERS,
-  **build_pasted.PLANNERS,
+  **annotated.PLANNERS,
+  **pasted.PLANNERS,
 }
 
 
@@ -124,9 +125,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
   signal.signal(signal.SIGTERM, _stop)
   with Progress(
-    plan.inputs, f"building {plan.name}", "objects", done=build.finished_inputs(plan, c.out)
+    plan.inputs, f"building {plan.name}", "objects", done=shard_jobs.finished_inputs(plan, c.out)
   ) as progress:
-    result = build.build(
+    result = shard_jobs.build(
       plan,
       c.out,
       workers=c.workers,

@@ -4,7 +4,7 @@ number of steps.
     python -m launch.distill --config configs/distill_geometry.py --workdir DIR --config.init_from=CHECKPOINT --config.eval.decoder=VAE
 """
 
-from launch import train
+from launch.trainer import train
 
 if __name__ == "__main__":
   train.command(("distill",), __doc__)

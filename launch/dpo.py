@@ -5,7 +5,7 @@ against a frozen reference.
         --config.data.mixture.preferences.path=DATA
 """
 
-from launch import train
+from launch.trainer import train
 
 if __name__ == "__main__":
   train.command(("dpo",), __doc__)

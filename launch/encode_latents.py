@@ -18,10 +18,11 @@ import shutil
 
 import numpy as np
 
-from data_pipelines import records, samples, schema
-from data_pipelines.records import CorruptRecord
-from launch import cli
-from launch.progress import Progress
+from data_pipelines.format import records, schema
+from data_pipelines.format.records import CorruptRecord
+from data_pipelines.read import rows
+from launch.console import cli
+from launch.console.progress import Progress
 from sam3d_jax.errors import InputError
 
 STATISTICS_FILE = records.STATISTICS_FILE
@@ -90,7 +91,7 @@ def make_encoder(vae, batch_size: int) -> Callable[[list[np.ndarray]], list[np.n
   def encode_all(voxels: list[np.ndarray]) -> list[np.ndarray]:
     latents = []
     for first in range(0, len(voxels), batch_size):
-      part = [samples.occupancy(v, vae.cfg.resolution) for v in voxels[first : first + batch_size]]
+      part = [rows.occupancy(v, vae.cfg.resolution) for v in voxels[first : first + batch_size]]
       filled = np.stack(part + [np.zeros_like(part[0])] * (batch_size - len(part)))
       latents += list(np.asarray(encode(state, filled), np.float32)[: len(part)])
     return latents

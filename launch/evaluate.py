@@ -22,8 +22,8 @@ writes metrics.json and preview.png.
 import argparse
 import os
 
-from launch import cli
-from launch.train import prepare_workdir
+from launch.console import cli
+from launch.trainer.train import prepare_workdir
 from sam3d_jax.errors import InputError
 
 # modes in which a model is run on an evaluation set
@@ -154,21 +154,21 @@ def run(args: argparse.Namespace) -> None:
   os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
   out = prepare_workdir(args.out)
   if args.samples is not None:
-    from launch import evaluate_samples
+    from launch.scoring import split_scores
 
-    evaluate_samples.run(args, out)
+    split_scores.run(args, out)
   elif args.pairs is not None:
-    from launch import evaluate_pairs
+    from launch.scoring import pairs
 
-    evaluate_pairs.run(args, out)
+    pairs.run(args, out)
   elif args.views is not None or args.votes is not None:
-    from launch import evaluate_views
+    from launch.scoring import views
 
-    (evaluate_views.run_views if args.views is not None else evaluate_views.run_votes)(args, out)
+    (views.run_views if args.views is not None else views.run_votes)(args, out)
   else:
-    from launch import evaluate_set
+    from launch.scoring import eval_set
 
-    evaluate_set.run(args, out)
+    eval_set.run(args, out)
 
 
 def check_weights(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ for it, is in docs/release.md.
 
 import argparse
 
-from launch import cli
+from launch.console import cli
 from sam3d_jax.errors import InputError
 
 

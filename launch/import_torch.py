@@ -14,7 +14,7 @@ import argparse
 import math
 import pathlib
 
-from launch import cli
+from launch.console import cli
 from sam3d_jax.errors import InputError
 
 PARTS = ("geometry", "structure_vae")

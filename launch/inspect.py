@@ -18,7 +18,7 @@ import json
 import math
 import pathlib
 
-from launch import cli
+from launch.console import cli
 from sam3d_jax.errors import InputError
 
 
@@ -203,7 +203,7 @@ def ancestors(lineage: Mapping, name: str, depth: int):
 
 def data_lines(folder: str):
   """A dataset's splits, fields, shards and quarantined inputs."""
-  from data_pipelines import records
+  from data_pipelines.format import records
 
   builder = records.open_dataset(folder)
   yield f"{folder}: {builder.name} {builder.version}, {records.dataset_kind(builder)} examples"

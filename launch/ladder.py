@@ -13,10 +13,12 @@ import argparse
 import dataclasses
 import pathlib
 
-from launch import cli, ladder_report, quickstart
-from launch.chain import Step, commands, run_all
-from launch.progress import duration
-from launch.train import prepare_workdir
+from launch import quickstart
+from launch.console import cli
+from launch.console.chain import Step, commands, run_all
+from launch.console.progress import duration
+from launch.ladders import report
+from launch.trainer.train import prepare_workdir
 from sam3d_jax.errors import InputError
 from sam3d_jax.training import checkpoint
 
@@ -148,7 +150,7 @@ class Ladder:
         make
       ],
       (
-        "launch.ladder_data",
+        "launch.ladders.data",
         "--make",
         make,
         "--out",
@@ -207,7 +209,7 @@ class Ladder:
       f"score_{name}",
       "score on held-out photos",
       (
-        "launch.ladder_score",
+        "launch.ladders.score",
         "--checkpoint",
         str(checkpoint),
         "--decoder",
@@ -226,7 +228,7 @@ def run(args: argparse.Namespace) -> int:
   """Runs what is not done yet and writes the table."""
   work = prepare_workdir(args.workdir)
   if args.summarise:
-    ladder_report.write(work, [pathlib.Path(d) for d in args.summarise], STAGES)
+    report.write(work, [pathlib.Path(d) for d in args.summarise], STAGES)
     return 0
   start = pathlib.Path(args.pretrained).absolute() if args.pretrained else work / "quickstart"
   ladder = Ladder(work, start, args.seed, SCALES[args.scale])
@@ -245,7 +247,7 @@ def run(args: argparse.Namespace) -> int:
     start.mkdir(parents=True, exist_ok=True)
     seconds += run_all(before, start)
   seconds += run_all(ladder.steps(), work)
-  ladder_report.write(work, [work], STAGES)
+  report.write(work, [work], STAGES)
   print(f"time {duration(seconds)}")
   return 0
 

@@ -12,10 +12,10 @@ import json
 import pathlib
 import shutil
 
-from launch import cli
-from launch.chain import Step, commands, run_all
-from launch.progress import duration
-from launch.train import prepare_workdir
+from launch.console import cli
+from launch.console.chain import Step, commands, run_all
+from launch.console.progress import duration
+from launch.trainer.train import prepare_workdir
 from sam3d_jax.errors import InputError
 
 FREE_BYTES_NEEDED = 1 << 30

@@ -15,10 +15,10 @@ opens the results in the browser; alone with --out it opens those of an earlier 
 import argparse
 import pathlib
 
-from data_pipelines import pointmaps
-from launch import cli
-from launch.train import prepare_workdir
+from launch.console import cli
+from launch.trainer.train import prepare_workdir
 from sam3d_jax.errors import InputError
+from sam3d_jax.files import pointmaps
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,7 +87,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
   photo.add_argument(
     "--reward",
     default="mask_iou",
-    help="mask_iou (default), implicit, or MODULE:FUNCTION (launch/rewards.py)",
+    help="mask_iou (default), implicit, or MODULE:FUNCTION (sam3d_jax/inference/rewards.py)",
   )
   photo.add_argument(
     "--reward_models",
@@ -144,23 +144,23 @@ def run(args: argparse.Namespace) -> None:
   """Checks the flags, then hands over to the mode."""
   inputs = [name for name in ("image", "images", "data") if getattr(args, name) is not None]
   if args.viewer and not inputs:
-    from launch import viewer
+    from launch.photos import viewer
 
     return viewer.run(args, pathlib.Path(args.out))
   check_flags(args, inputs)
   if args.viewer:
-    from launch import viewer
+    from launch.photos import viewer
 
     viewer.check(args)
   out = prepare_workdir(args.out)
   if args.data is not None:
-    from launch import sample_dataset
+    from launch.scoring import split_samples
 
-    sample_dataset.run(args, out)
+    split_samples.run(args, out)
   else:
-    from launch import sample_photo
+    from launch.photos import run
 
-    sample_photo.run(args, out)
+    run.run(args, out)
     if args.viewer and not args.dry_run:
       viewer.run(args, out)
 
@@ -213,7 +213,7 @@ def check_reward(args: argparse.Namespace) -> None:
 
 def load_predictor(args: argparse.Namespace):
   """The weights that the flags name."""
-  from launch import predictor
+  from sam3d_jax.inference import predictor
 
   settings = dict(steps=args.steps, guidance=args.guidance, shortcut=args.shortcut)
   if args.release is not None:

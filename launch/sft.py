@@ -5,7 +5,7 @@ low-rank adapters.
         --config.data.mixture.mitl_3do.path=DATA
 """
 
-from launch import train
+from launch.trainer import train
 
 if __name__ == "__main__":
   train.command(("sft",), __doc__)

@@ -20,10 +20,11 @@ import pathlib
 import shlex
 import sys
 
-from launch import cli, sweep_report, sweep_space
 from launch.cluster import slurm
 from launch.cluster import spec as cluster_spec
-from launch.sweep_trials import Runner, command_of
+from launch.console import cli
+from launch.sweeps import report, space
+from launch.sweeps.trials import Runner, command_of
 from sam3d_jax.errors import InputError, JobFailed
 
 RECORD = "sweep.json"
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
     raise InputError(
       f"--parallel {args.parallel} must be at least 1 and --retries {args.retries} at least 0"
     )
-  sweep = sweep_space.load(args.sweep, base=args.base, extra=args.set)
+  sweep = space.load(args.sweep, base=args.base, extra=args.set)
   workdir = pathlib.Path(args.workdir).absolute()
   launcher = launcher_of(args)
   print(
@@ -97,9 +98,9 @@ def run(args: argparse.Namespace) -> None:
   record(workdir, sweep)
   runner = Runner(sweep, workdir, parallel=args.parallel, retries=args.retries, launcher=launcher)
   if not args.report:
-    runner.run(lambda: sweep_report.write(sweep, workdir))
-  rows = sweep_report.write(sweep, workdir)
-  print(sweep_report.text(sweep, rows))
+    runner.run(lambda: report.write(sweep, workdir))
+  rows = report.write(sweep, workdir)
+  print(report.text(sweep, rows))
   print(f"wrote {workdir / 'table.csv'} and {workdir / 'report.html'}")
   failed = [row["id"] for row in rows if row["status"] == "failed"]
   if failed and not args.report:
@@ -126,7 +127,7 @@ def launcher_of(args: argparse.Namespace) -> list[str]:
   return slurm.launcher(spec)
 
 
-def record(workdir: pathlib.Path, sweep: sweep_space.Sweep) -> None:
+def record(workdir: pathlib.Path, sweep: space.Sweep) -> None:
   """Writes down what the folder is a sweep of. Raises InputError if it is one of other trials; more
   of the same may be added.
   """

@@ -18,10 +18,11 @@ import sys
 
 import numpy as np
 
-from data_pipelines import checks, records, schema, sheet
-from data_pipelines.records import CorruptRecord
-from launch import cli
-from launch.progress import Progress
+from data_pipelines.build import checks, sheet
+from data_pipelines.format import records, schema
+from data_pipelines.format.records import CorruptRecord
+from launch.console import cli
+from launch.console.progress import Progress
 from sam3d_jax.errors import InputError
 
 SHOWN = 12  # examples of each split on a sheet

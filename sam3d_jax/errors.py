@@ -1,4 +1,4 @@
-"""Errors that carry a meaning for whoever started the job; `launch.cli` turns each into its exit
+"""Errors that carry a meaning for whoever started the job; `launch.console.cli` turns each into its exit
 code.
 """
 

@@ -24,10 +24,10 @@ import sys
 import tempfile
 import time
 
-from launch.progress import Progress
+from launch.console.progress import Progress
 from sam3d_jax.training import ledger
-from tests import jobs
-from tests.tiny_dataset import write_dataset
+from tests.support import jobs
+from tests.support.tiny_dataset import write_dataset
 
 STEPS, SAVE_EVERY, EVAL_EVERY = 8, 2, 4
 PHASES = ("import", "compile", "step", "eval", "save", "commit", "worker")

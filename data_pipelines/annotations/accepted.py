@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import schema
 from data_pipelines.annotations.items import Recipe, SetAside, photo_fields, shape_fields
 from data_pipelines.annotations.layout import Candidate, Item
+from data_pipelines.format import schema
 
 
 def mitl_examples(item: Item, recipe: Recipe, name: str) -> Iterator[schema.Example]:

@@ -20,10 +20,10 @@ import json
 import pathlib
 import tempfile
 
-from data_pipelines import schema
 from data_pipelines.annotations import accepted, layout, preferences, synthetic
 from data_pipelines.annotations.items import Recipe, SetAside
-from data_pipelines.build import Plan, Quarantined, ShardJob
+from data_pipelines.build.shard_jobs import Plan, Quarantined, ShardJob
+from data_pipelines.format import schema
 from data_pipelines.synth import sources
 from data_pipelines.synth.assets import Refused
 from sam3d_jax.errors import ConfigError

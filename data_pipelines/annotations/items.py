@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines import photos, pointmaps, schema
 from data_pipelines.annotations.layout import Candidate, FilePose, Item
+from data_pipelines.format import schema
 from data_pipelines.synth import assets, render, voxelize
 from data_pipelines.synth.assets import Refused
 from sam3d_jax.errors import ConfigError, InputError
+from sam3d_jax.files import photos, pointmaps
 from sam3d_jax.geometry import cameras
 
 # how far the columns of a pose matrix may be from orthogonal, relative to their lengths

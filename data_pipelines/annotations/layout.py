@@ -2,10 +2,10 @@
 
     {
       "format": 1,
-      "image": "photo.jpg",                    as data_pipelines/photos.py reads it
+      "image": "photo.jpg",                    as sam3d_jax/files/photos.py reads it
       "mask": "mask.png",                      visible part of the object, size of the photo
       "mask_full": "whole.png",                optional: the object as if nothing stood before it
-      "pointmap": "points.npz",                optional: points or depth, as data_pipelines/pointmaps.py reads them
+      "pointmap": "points.npz",                optional: points or depth, as sam3d_jax/files/pointmaps.py reads them
       "camera": {"fx": 900, "fy": 900, "cx": 512, "cy": 384},     optional: pixels of the photo; else that of the point map
       "frame": "pytorch3d",                    optional: of poses and point map; pytorch3d, opencv or gltf
       "license": "CC-BY-4.0",                  optional: of photo and shapes

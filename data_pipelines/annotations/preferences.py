@@ -8,10 +8,10 @@ admits "artist".
 
 from collections.abc import Iterator
 
-from data_pipelines import schema
 from data_pipelines.annotations import accepted
 from data_pipelines.annotations.items import Recipe, SetAside, shape_fields
 from data_pipelines.annotations.layout import ARTIST, Candidate, Item
+from data_pipelines.format import schema
 
 
 def pairs(item: Item, recipe: Recipe) -> list[tuple[Candidate, list[Candidate]]]:

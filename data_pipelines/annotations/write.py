@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines import records, schema
 from data_pipelines.annotations import choices as chain
 from data_pipelines.annotations import layout
+from data_pipelines.format import records, schema
 from sam3d_jax.geometry import rotations
 from sam3d_jax.geometry.pose import Pose
 

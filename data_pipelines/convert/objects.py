@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import build, schema
+from data_pipelines.build import shard_jobs
+from data_pipelines.format import schema
 from data_pipelines.synth import sources
 from data_pipelines.synth.assets import Refused
 
@@ -23,7 +24,7 @@ VERSION = "1"  # raise it when the same objects give other bytes
 class ShardSpec:
   """What one shard is made of. `examples(config, input, refuse)` yields the records of an object."""
 
-  examples: Callable[[Any, sources.Input, build.Refusals], Iterator[schema.Example]]
+  examples: Callable[[Any, sources.Input, shard_jobs.Refusals], Iterator[schema.Example]]
   config: Any
   inputs: tuple[sources.Input, ...]
 
@@ -37,7 +38,7 @@ def plan(
   test_fraction: float,
   objects_per_shard: int,
   description: str,
-) -> build.Plan:
+) -> shard_jobs.Plan:
   """A plan of shards over objects; `config` is a dataclass with the field `source`, whose place
   changes no byte.
   """
@@ -45,7 +46,7 @@ def plan(
   for split, part in sources.split_inputs(inputs, test_fraction).items():
     shards = sources.deal(part, objects_per_shard)
     jobs += [
-      build.ShardJob(split, i, len(shards), len(dealt), ShardSpec(examples, config, dealt))
+      shard_jobs.ShardJob(split, i, len(shards), len(dealt), ShardSpec(examples, config, dealt))
       for i, dealt in enumerate(shards)
     ]
   settings = json.loads(json.dumps(dataclasses.asdict(config))) | {"source": "folder"}
@@ -58,7 +59,7 @@ def plan(
     "objects_per_shard": objects_per_shard,
     "inputs": {"count": len(inputs), "digest": sources.digest(inputs)},
   }
-  return build.Plan(
+  return shard_jobs.Plan(
     name=config.name,
     jobs=tuple(jobs),
     make=make_shard,
@@ -73,7 +74,7 @@ def versions() -> dict[str, str]:
   return {"converter": VERSION} | {name: metadata.version(name) for name in ("numpy", "pillow")}
 
 
-def make_shard(spec: ShardSpec, refuse: build.Refusals) -> Iterator[schema.Example]:
+def make_shard(spec: ShardSpec, refuse: shard_jobs.Refusals) -> Iterator[schema.Example]:
   """Yields the records of a shard's objects in order; an object that cannot be read is reported and
   skipped.
   """
@@ -81,7 +82,7 @@ def make_shard(spec: ShardSpec, refuse: build.Refusals) -> Iterator[schema.Examp
     try:
       made = list(spec.examples(spec.config, item, refuse))
     except Refused as error:
-      refuse(build.Quarantined(item.name, error.reason, error.detail))
+      refuse(shard_jobs.Quarantined(item.name, error.reason, error.detail))
       continue
     yield from made
 

@@ -35,8 +35,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines import build, schema
+from data_pipelines.build import shard_jobs
 from data_pipelines.convert import objects, tars
+from data_pipelines.format import schema
 from data_pipelines.synth import render, sources
 from data_pipelines.synth.assets import Refused
 from sam3d_jax.errors import ConfigError
@@ -87,7 +88,7 @@ class RecgenConfig:
       raise ConfigError(f"scale_range = {self.scale_range}: it must be (low, high)")
 
 
-def plan(config: RecgenConfig, *, test_fraction: float, objects_per_shard: int) -> build.Plan:
+def plan(config: RecgenConfig, *, test_fraction: float, objects_per_shard: int) -> shard_jobs.Plan:
   """Indexes the tars and deals their objects to shards; an object that lies in several tars stays
   in one split. Raises ConfigError.
   """
@@ -132,7 +133,7 @@ def _index(path: pathlib.Path, root: pathlib.Path) -> list[sources.Input]:
 
 
 def examples(
-  config: RecgenConfig, item: sources.Input, refuse: build.Refusals
+  config: RecgenConfig, item: sources.Input, refuse: shard_jobs.Refusals
 ) -> Iterator[schema.Example]:
   """The records of one object, one a view that passes; views that do not are counted by reason.
   Raises Refused.
@@ -150,7 +151,7 @@ def examples(
   )
   if config.min_aesthetic > 0 and (aesthetic is None or aesthetic < config.min_aesthetic):
     refuse(
-      build.Quarantined(
+      shard_jobs.Quarantined(
         item.name, "low_aesthetic", f"{aesthetic} is below {config.min_aesthetic:g}", fault=False
       )
     )
@@ -242,7 +243,7 @@ def _view(
   pose: Mapping | None,
   detail: Mapping,
   config: RecgenConfig,
-  refuse: build.Refusals,
+  refuse: shard_jobs.Refusals,
 ) -> dict | None:
   """Image, masks, point map, camera and pose of a view; None, and the reason counted, where it does
   not pass.

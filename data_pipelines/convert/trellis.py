@@ -26,8 +26,9 @@ import numpy as np
 from PIL import Image
 import trimesh
 
-from data_pipelines import build, schema
+from data_pipelines.build import shard_jobs
 from data_pipelines.convert import objects
+from data_pipelines.format import schema
 from data_pipelines.synth import render, sources
 from data_pipelines.synth.assets import Refused
 from sam3d_jax.errors import ConfigError
@@ -63,7 +64,7 @@ class TrellisConfig:
   license: str = "unknown"
 
 
-def plan(config: TrellisConfig, *, test_fraction: float, objects_per_shard: int) -> build.Plan:
+def plan(config: TrellisConfig, *, test_fraction: float, objects_per_shard: int) -> shard_jobs.Plan:
   """Lists the objects of metadata.csv and deals them to shards. Raises ConfigError."""
   root = pathlib.Path(config.source)
   if not config.source or not (root / "metadata.csv").is_file():
@@ -107,13 +108,13 @@ def plan(config: TrellisConfig, *, test_fraction: float, objects_per_shard: int)
 
 
 def examples(
-  config: TrellisConfig, item: sources.Input, refuse: build.Refusals
+  config: TrellisConfig, item: sources.Input, refuse: shard_jobs.Refusals
 ) -> Iterator[schema.Example]:
   """The records of one object, one a view; views with nothing to see are counted. Raises Refused."""
   folder = pathlib.Path(config.source) / "renders_cond" / item.name
   if not (folder / "transforms.json").is_file():
     refuse(
-      build.Quarantined(
+      shard_jobs.Quarantined(
         item.name, "not_rendered", "no renders_cond/<sha256>/transforms.json", fault=False
       )
     )

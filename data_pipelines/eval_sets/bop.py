@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from data_pipelines import photos, pointmaps
 from data_pipelines.eval_sets.item import Item
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import layout, surface
+from sam3d_jax.files import photos, pointmaps
 from sam3d_jax.geometry.cameras import AXES, Camera
 
 MIN_VISIBLE = 0.1  # share of an instance's pixels

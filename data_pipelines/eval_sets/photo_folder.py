@@ -29,10 +29,10 @@ import pathlib
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from data_pipelines import photos, pointmaps
 from data_pipelines.eval_sets.item import Item
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import layout, surface
+from sam3d_jax.files import photos, pointmaps
 from sam3d_jax.geometry.cameras import Camera, resized
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

@@ -5,8 +5,8 @@ import pathlib
 
 from scipy.spatial.transform import Rotation
 
-from data_pipelines import samples
 from data_pipelines.eval_sets.item import Item
+from data_pipelines.read import rows
 from data_pipelines.synth import benchmark
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import layout, surface
@@ -42,8 +42,8 @@ class ProceduralSet:
       name=self.names[index],
       group=photo["level"],
       subject=f"object {photo['object']}: {lineage['mesh'].rpartition('/')[2]}",
-      image_HW3=samples.decode_image(example["image"], "image", mode="RGB"),
-      mask_HW=samples.decode_image(example["mask"], "mask", mode="L") > 0,
+      image_HW3=rows.decode_image(example["image"], "image", mode="RGB"),
+      mask_HW=rows.decode_image(example["mask"], "mask", mode="L") > 0,
       pointmap_HW3=example["pointmap"].astype("float32"),
       camera=Camera(**{name: example["camera"][name] for name in Camera._fields}),
       voxels_N3=example["voxels"],

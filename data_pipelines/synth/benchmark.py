@@ -27,7 +27,9 @@ import pathlib
 
 import numpy as np
 
-from data_pipelines import build, records, samples, schema
+from data_pipelines.build import shard_jobs
+from data_pipelines.format import records, schema
+from data_pipelines.read import rows
 from data_pipelines.synth import assets, iso_3do, procedural, render, room, voxelize
 from data_pipelines.synth.camera import Camera, ViewConfig, random_view
 from data_pipelines.synth.lighting import LightConfig, Lights, random_lights
@@ -246,7 +248,7 @@ def record_digest(example: schema.Example) -> str:
 def visible_share(example: schema.Example) -> float:
   """Visible pixels of the object over all of its pixels."""
   visible, full = (
-    int((samples.decode_image(example[name], name, mode="L") > 0).sum())
+    int((rows.decode_image(example[name], name, mode="L") > 0).sum())
     for name in ("mask", "mask_full")
   )
   return visible / full
@@ -270,21 +272,21 @@ def check(example: schema.Example, photo: dict) -> None:
   )
 
 
-def plan(benchmark: Benchmark) -> build.Plan:
+def plan(benchmark: Benchmark) -> shard_jobs.Plan:
   """The benchmark as a dataset to build: one shard an object."""
   jobs = []
   for number, index in enumerate(benchmark.objects):
     part = dataclasses.replace(
       benchmark, photos=tuple(p for p in benchmark.photos if p["object"] == index)
     )
-    jobs.append(build.ShardJob(SPLIT, number, len(benchmark.objects), len(part.photos), part))
+    jobs.append(shard_jobs.ShardJob(SPLIT, number, len(benchmark.objects), len(part.photos), part))
   identity = {
     "builder": "benchmark",
     "schema": schema.VERSION,
     "name": benchmark.name,
     "digest": benchmark.digest,
   }
-  return build.Plan(
+  return shard_jobs.Plan(
     name=benchmark.name,
     jobs=tuple(jobs),
     make=make_shard,
@@ -295,7 +297,7 @@ def plan(benchmark: Benchmark) -> build.Plan:
 
 
 def make_shard(
-  part: Benchmark, refuse: Callable[[build.Quarantined], None]
+  part: Benchmark, refuse: Callable[[shard_jobs.Quarantined], None]
 ) -> Iterator[schema.Example]:
   """The photos of one object, each checked against its frozen digest."""
   subject = make_subject(part.seed, part.photos[0]["object"], part.image_size)

@@ -12,8 +12,8 @@ import json
 
 import numpy as np
 
-from data_pipelines import schema
-from data_pipelines.build import Plan, Quarantined, ShardJob
+from data_pipelines.build.shard_jobs import Plan, Quarantined, ShardJob
+from data_pipelines.format import schema
 from data_pipelines.synth import filters, render, sources, voxelize
 from data_pipelines.synth.assets import Asset, Refused
 from data_pipelines.synth.camera import Camera, ViewConfig, random_view

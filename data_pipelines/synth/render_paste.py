@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.optimize
 
-from data_pipelines import schema
-from data_pipelines.build import Plan, Quarantined, Refusals, ShardJob
+from data_pipelines.build.shard_jobs import Plan, Quarantined, Refusals, ShardJob
+from data_pipelines.format import schema
 from data_pipelines.synth import filters, iso_3do, render, scenes, sources, voxelize
 from data_pipelines.synth.assets import Asset, Refused
 from data_pipelines.synth.camera import Camera, look_at

@@ -23,12 +23,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from data_pipelines import photos, pointmaps, records
+from data_pipelines.format import records
 from data_pipelines.synth import procedural_scenes, sources
 from data_pipelines.synth.assets import Refused
 from data_pipelines.synth.scene import Scene
 from data_pipelines.synth.sources import PROCEDURAL, Input
 from sam3d_jax.errors import ConfigError, InputError
+from sam3d_jax.files import photos, pointmaps
 from sam3d_jax.geometry import cameras
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines import schema
 from data_pipelines.annotations import dataset, items, layout
-from data_pipelines.build import Plan, Quarantined, Refusals, ShardJob
+from data_pipelines.build.shard_jobs import Plan, Quarantined, Refusals, ShardJob
+from data_pipelines.format import schema
 from data_pipelines.synth import (
   assets,
   filters,

@@ -11,9 +11,9 @@ start the job again after exit code 75, and never after exit code 2.
 import argparse
 import pathlib
 
-from launch import cli
 from launch.cluster import jobset, slurm, tpu_vm, xpk
 from launch.cluster.spec import Spec, load
+from launch.console import cli
 
 RENDERERS = {
   "slurm": ("slurm.sh", slurm.render, "sbatch {}"),

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from launch import cli
 from launch.cluster import flags
-from launch.sweep_space import COMMANDS, text_of
+from launch.console import cli
+from launch.sweeps.space import COMMANDS, text_of
 from sam3d_jax.errors import ConfigError
 
 NAME = r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?"

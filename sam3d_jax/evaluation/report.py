@@ -14,9 +14,9 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from sam3d_jax import mesh, preview
 from sam3d_jax.evaluation import layout, shape, surface
 from sam3d_jax.geometry.cameras import OBJECT_FROM_GLTF
+from sam3d_jax.render import mesh, preview
 
 LABELS = {
   "f1": "F1@0.01",

@@ -5,7 +5,7 @@ R in row-vector form. As a quaternion it is `matrix_to_quaternion(R)`. All funct
 JAX arrays; leading dimensions are free unless stated.
 
 A convention rewrites a pose relative to the scene (its point map has the scale and shift of
-data_pipelines/transforms.py). With t_rel = t / scene_scale, s_rel = s / scene_scale and u = (t -
+sam3d_jax/geometry/preprocessing.py). With t_rel = t / scene_scale, s_rel = s / scene_scale and u = (t -
 scene_shift) / scene_scale:
 
     convention                             scale          translation            translation_scale

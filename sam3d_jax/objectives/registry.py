@@ -73,7 +73,7 @@ def bind(settings: Mapping[str, Any], model: str) -> Callable:
 
 
 def batch_kind(name: str, model: str) -> str:
-  """Kind of batch (data_pipelines.samples.KINDS) that a model is trained with under an objective."""
+  """Kind of batch (data_pipelines.read.rows.KINDS) that a model is trained with under an objective."""
   return "preference" if lookup(name).pairs else BATCH_OF_MODEL[model]
 
 

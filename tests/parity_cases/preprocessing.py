@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from data_pipelines import normalisers, transforms
+from sam3d_jax.geometry import normalisers, preprocessing
 from tests.parity import case
 
 STREAMS = ("image", "mask", "rgb_image", "rgb_image_mask", "pointmap", "rgb_pointmap")
@@ -51,14 +51,16 @@ def preprocessing_parts(fixture):
   for key in fixture.expected:
     name = key.removeprefix("out/")
     if match := re.fullmatch(r"bbox_([\d.]+)", name):
-      out[key] = np.array(transforms.mask_box(mask, float(match[1])))
+      out[key] = np.array(preprocessing.mask_box(mask, float(match[1])))
     elif match := re.fullmatch(r"crop_f([\d.]+)_p([\d.]+)/(\w+)", name):
       out[key] = crop_part(image, mask, points, float(match[1]), float(match[2]), match[3])
-  whole = transforms.square_window(*mask.shape)
-  out["out/pad_square/rgb_u8"] = as_uint8(planes(transforms.cut(image, whole)))
-  out["out/pad_square/mask_u8"] = planes(transforms.cut(mask[..., None], whole)).astype(np.uint8)
+  whole = preprocessing.square_window(*mask.shape)
+  out["out/pad_square/rgb_u8"] = as_uint8(planes(preprocessing.cut(image, whole)))
+  out["out/pad_square/mask_u8"] = planes(preprocessing.cut(mask[..., None], whole)).astype(np.uint8)
   other = np.moveaxis(fixture.inputs["pointmap_other_res"], 0, -1)
-  out["out/resize_all/pointmap_xz"] = planes(transforms.resize_pointmap(other, mask.shape))[[0, 2]]
+  out["out/resize_all/pointmap_xz"] = planes(preprocessing.resize_pointmap(other, mask.shape))[
+    [0, 2]
+  ]
   for name, options in fixture.kwargs["normalisers"].items():
     out |= normaliser_outputs(
       make_normaliser(name, options), f"out/norm/{name}", points, mask, fixture.expected
@@ -76,13 +78,13 @@ def preprocessing_parts(fixture):
 
 def crop_part(image, mask, points, box_factor, padding, part):
   """One array of a crop fixture, before any resize."""
-  window = transforms.crop_window(mask, box_factor=box_factor, padding=padding)
-  rgb = planes(transforms.cut(image, window))
+  window = preprocessing.crop_window(mask, box_factor=box_factor, padding=padding)
+  rgb = planes(preprocessing.cut(image, window))
   return {
     "shape": lambda: np.array(rgb.shape),
     "rgb_u8": lambda: as_uint8(rgb),
-    "mask": lambda: planes(transforms.cut(mask[..., None], window)),
-    "pointmap_z": lambda: transforms.cut(points, window, beyond_box=np.nan)[..., 2],
+    "mask": lambda: planes(preprocessing.cut(mask[..., None], window)),
+    "pointmap_z": lambda: preprocessing.cut(points, window, beyond_box=np.nan)[..., 2],
   }[part]()
 
 
@@ -109,11 +111,13 @@ def preprocess_image(fixture):
     re.search(r"Resize\((\d+), NEAREST\)", fixture.kwargs["ss"]["pointmap_transform"])[1]
   )
   sizes = {"image_size": image_size, "pointmap_size": pointmap_size}
-  full = transforms.preprocess(image, mask, points, streams=STREAMS, **sizes)
-  other = transforms.preprocess(
+  full = preprocessing.preprocess(image, mask, points, streams=STREAMS, **sizes)
+  other = preprocessing.preprocess(
     image, mask, np.moveaxis(fixture.inputs["pointmap_other_res"], 0, -1), streams=STREAMS, **sizes
   )
-  slat = transforms.preprocess(image, (mask > 0).astype(np.float32), streams=STREAMS[:4], **sizes)
+  slat = preprocessing.preprocess(
+    image, (mask > 0).astype(np.float32), streams=STREAMS[:4], **sizes
+  )
   values = {"ss": full, "slat": slat, "ss_pointmap_other_res": other}
   # the reference repeats the crop's scale and shift for the whole photo
   for group in values.values():
@@ -150,7 +154,7 @@ def default_preprocessor(image, mask, expected):
   image = image * mask[..., None]
   for key in expected:
     if match := re.fullmatch(r"out/default_preprocessor_(\d+)/(\w+)_stride(\d+)", key):
-      made = transforms.preprocess(
+      made = preprocessing.preprocess(
         image,
         mask,
         streams=("image", "mask"),

@@ -1,0 +1,119 @@
+"""The shards of a build made by Apache Beam: its own runner, Dataflow, Flink or Spark.
+
+Beam distributes the jobs; each worker runs `shard_jobs.run_job`, the same function that local processes
+run, so the bytes are the same. Shards and reports are written to the build's folder, which workers
+and this process must see under one path (NFS, Lustre, a mounted bucket); the same holds for the
+source. Workers need this package and requirements-beam.txt: an image of both, or the runner's own
+means.
+
+A retried bundle finds its shard finished and leaves it alone; a killed build continues with the
+shards that are left, with this executor or the local one.
+"""
+
+from collections.abc import Iterator, Sequence
+import functools
+import pathlib
+import shlex
+import threading
+from typing import Any
+
+from data_pipelines.build import shard_jobs
+from sam3d_jax.errors import ConfigError, JobFailed
+
+POLL_SECONDS = 1.0  # between looks at the folder for finished shards
+
+
+def make_executor(options: Sequence[str]) -> shard_jobs.Executor:
+  """An executor that runs with Beam's command-line `options`, given apart or as one text.
+
+  Raises ConfigError if Beam is not installed or knows an option not.
+  """
+  try:
+    from apache_beam.options.pipeline_options import PipelineOptions
+  except ImportError as error:
+    raise ConfigError(
+      "--executor beam needs apache-beam, which is not in this environment (it wants older "
+      "packages than training): make "
+      "one with `pip install -r requirements-beam.txt` and run this command in it, or use "
+      "--executor local"
+    ) from error
+  words = [word for option in options for word in shlex.split(option)]
+  known = PipelineOptions(words)
+  unknown = [
+    word
+    for word in words
+    if word.startswith("--") and word[2:].partition("=")[0] not in known.get_all_options()
+  ]
+  if unknown:
+    raise ConfigError(f"--beam_options {unknown[0]}: Beam knows no such option")
+  return functools.partial(_execute, known)
+
+
+def make_shard(job: shard_jobs.ShardJob, *, make, out: pathlib.Path, name: str, kind: str) -> str:
+  """Makes a shard unless it stands; runs on Beam's workers."""
+  if not shard_jobs.shard_path(name, out, job).exists():
+    shard_jobs.run_job(job, make=make, out=out, name=name, kind=kind)
+  return f"{job.split} {job.index}"
+
+
+class _Run(threading.Thread):
+  """A pipeline that runs beside this process's look at its results; direct runners block while they
+  run.
+  """
+
+  def __init__(self, pipeline):
+    super().__init__(daemon=True)  # a direct runner cannot be interrupted: it ends with the process
+    self.pipeline, self.result, self.error = pipeline, None, None
+
+  def run(self):
+    try:
+      self.result = self.pipeline.run()
+      self.result.wait_until_finish()
+    # every runner wraps what went wrong in its own way; it is raised again by the thread that looks
+    # on
+    except Exception as error:
+      self.error = error
+
+
+def _execute(
+  options, plan: shard_jobs.Plan, out: pathlib.Path, jobs: list[shard_jobs.ShardJob]
+) -> Iterator[tuple[shard_jobs.ShardJob, dict[str, Any]]]:
+  import apache_beam as beam
+
+  if not jobs:
+    return
+  out = out.resolve()
+  pipeline = beam.Pipeline(options=options)
+  make = functools.partial(make_shard, make=plan.make, out=out, name=plan.name, kind=plan.kind)
+  # Without the reshuffle a runner may fuse all jobs into one bundle, that is, onto one worker.
+  _ = (
+    pipeline
+    | "Shards" >> beam.Create(jobs)
+    | "Spread" >> beam.Reshuffle()
+    | "Make" >> beam.Map(make)
+  )
+  run, left = _Run(pipeline), {shard_jobs.shard_path(plan.name, out, job).name: job for job in jobs}
+  run.start()
+  try:
+    running = True
+    while running:
+      # looked at before the folder: what ends in between is seen in one more round
+      running = run.is_alive()
+      for name in sorted(left.keys() & {path.name for path in out.iterdir()}):
+        job = left.pop(name)
+        yield job, shard_jobs.finished_report(plan, out, job)
+      run.join(POLL_SECONDS if running else 0)
+  finally:
+    if run.is_alive() and run.result is not None:
+      run.result.cancel()
+  if run.error is not None:
+    raise JobFailed(
+      f"Beam failed with {len(left)} of {len(jobs)} shards left: {run.error}. Finished shards are "
+      "kept: run the same command "
+      "again"
+    ) from run.error
+  if left:
+    raise JobFailed(
+      f"Beam ended as {run.result.state} with {len(left)} of {len(jobs)} shards left; run the same "
+      "command again"
+    )

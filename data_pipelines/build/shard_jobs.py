@@ -1,0 +1,374 @@
+"""Runs a dataset build: a list of shard jobs, each a pure function of its specification.
+
+A job writes one shard and nothing else, so any executor gives the same bytes: local processes
+(here) or Apache Beam (beam_executor.py). The folder of a build holds, beside its shards:
+
+    build.json        the configuration and its digest, lineage, counts; written before the first shard
+    reports/*.json    one a shard: records, refused inputs, rejected draws; on disk before its shard, so a shard that exists is finished
+    quarantine.jsonl  every refused input: path, reason, detail
+
+A build that was killed continues when it is started again; finished shards are never touched.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+import concurrent.futures
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+from typing import Any
+
+from data_pipelines.build import processes
+from data_pipelines.format import records, schema
+from sam3d_jax.errors import InputError, JobFailed
+
+REPORTS = "reports"
+
+
+@dataclasses.dataclass(frozen=True)
+class Quarantined:
+  """An input that became no example: a fault, which counts towards the budget, or one in order that
+  the recipe does not want.
+  """
+
+  path: str
+  reason: str  # machine-readable, counted
+  detail: str
+  fault: bool = True
+
+
+class Refusals:
+  """What a shard turned down. Called with a Quarantined it notes a bad input."""
+
+  def __init__(self):
+    self.inputs: list[Quarantined] = []
+    self.draws: Counter[str] = Counter()
+
+  def __call__(self, bad: Quarantined) -> None:
+    self.inputs.append(bad)
+
+  def draw(self, reason: str) -> None:
+    """Counts a random draw that broke one of the builder's thresholds; the input itself is sound."""
+    self.draws[reason] += 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardJob:
+  """One shard: its place in the dataset and what it is made of (`spec` must pickle)."""
+
+  split: str
+  index: int
+  count: int  # shards of the split
+  inputs: int  # how many inputs the shard consumes, for progress and budget
+  spec: Any = dataclasses.field(compare=False)  # a job is known by its place
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A dataset to build. `make(spec, refuse)` yields the examples of a shard, calls
+  `refuse(Quarantined)` for bad inputs and `refuse.draw(reason)` for random draws that break a
+  threshold.
+
+  `identity` is everything that the bytes of the shards depend on, as JSON: configuration, inputs,
+  versions.
+  """
+
+  name: str
+  jobs: tuple[ShardJob, ...]
+  make: Callable[[Any, Refusals], Iterator[schema.Example]]
+  identity: dict[str, Any]
+  lineage: dict[str, Any]
+  kind: str = "example"
+  description: str = ""
+  # inputs that no job owns and every one may draw from, such as photos; they can be refused too
+  drawn_from: int = 0
+
+  @property
+  def digest(self) -> str:
+    return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:32]
+
+  @property
+  def inputs(self) -> int:
+    return sum(job.inputs for job in self.jobs)
+
+  @property
+  def all_inputs(self) -> int:
+    """What the quarantine budget is a fraction of."""
+    return self.inputs + self.drawn_from
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildResult:
+  """What a finished build holds."""
+
+  records: dict[str, int]  # split -> number of examples
+  inputs: int
+  refused: dict[str, int]  # reason -> number of inputs
+  # reason -> number of rejected random draws
+  draws: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+# Runs jobs of a plan into a folder and yields each with its report as it ends.
+Executor = Callable[[Plan, pathlib.Path, list[ShardJob]], Iterator[tuple[ShardJob, dict[str, Any]]]]
+
+
+def build(
+  plan: Plan,
+  out: str | os.PathLike,
+  *,
+  quarantine_budget: float,
+  workers: int = 1,
+  execute: Executor | None = None,
+  progress: Callable[[int, dict[str, int]], None] | None = None,
+) -> BuildResult:
+  """Builds or continues the dataset in `out` with `workers` processes (1: in this process, 0: one a
+  core) or by `execute`.
+
+  `progress(inputs of the shard, refused so far by reason)` is called after every shard. Raises
+  InputError if `out` cannot be written or belongs to another build, or if more than
+  `quarantine_budget` (a fraction) of the inputs are refused; JobFailed if a worker dies.
+  Interrupted, it leaves whole shards only.
+  """
+  out = pathlib.Path(out)
+  with _explained(out):
+    _claim(plan, out)
+    _remove_partial(out)
+    reports = {job: finished_report(plan, out, job) for job in plan.jobs}
+    refused = _count(reports.values())
+    try:
+      left = [job for job in plan.jobs if reports[job] is None]
+      with contextlib.closing(
+        execute(plan, out, left) if execute else _execute(plan, out, left, workers)
+      ) as finished:
+        for job, report in finished:
+          reports[job] = report
+          refused = _count(reports.values())
+          if progress:
+            progress(job.inputs, dict(refused))
+          if _count(reports.values(), faults=True).total() > quarantine_budget * plan.all_inputs:
+            break
+    finally:
+      _write_quarantine(out, reports)
+      _remove_partial(out)
+    _check_budget(plan, out, _count(reports.values(), faults=True), quarantine_budget)
+    lengths, draws = Counter(), Counter()
+    for job, report in reports.items():
+      lengths[job.split] += report["records"]
+      draws.update(report["draws"])
+    if not lengths.total():
+      reasons = ", ".join(f"{reason} {n}" for reason, n in refused.most_common())
+      raise InputError(
+        f"none of {plan.inputs} inputs became an example ({reasons}); see "
+        f"{out / records.QUARANTINE_FILE}"
+      )
+    _write_build_file(
+      plan,
+      out,
+      {
+        "records": lengths,
+        "inputs": plan.inputs,
+        "refused": dict(sorted(refused.items())),
+        "rejected_draws": dict(sorted(draws.items())),
+      },
+    )
+    # Last: its presence declares the dataset whole.
+    records.write_metadata(out, name=plan.name, kind=plan.kind, description=plan.description)
+  return BuildResult(dict(lengths), plan.inputs, dict(refused), dict(draws))
+
+
+def finished_inputs(plan: Plan, out: str | os.PathLike) -> int:
+  """How many inputs an earlier run of the same build has dealt with."""
+  return sum(
+    job.inputs for job in plan.jobs if shard_path(plan.name, pathlib.Path(out), job).exists()
+  )
+
+
+def run_job(job: ShardJob, *, make, out: pathlib.Path, name: str, kind: str) -> dict[str, Any]:
+  """Makes one shard and returns its report. The only function an executor has to call; equal jobs
+  write equal bytes.
+  """
+  report: dict[str, Any] = {}
+  refusals = Refusals()
+
+  def examples() -> Iterator[schema.Example]:
+    count = 0
+    for example in make(job.spec, refusals):
+      count += 1
+      yield example
+    report.update(
+      records=count,
+      refused=[dataclasses.asdict(bad) for bad in refusals.inputs],
+      draws=dict(sorted(refusals.draws.items())),
+    )
+    # The shard is committed when this generator ends: whoever sees a shard also finds its report.
+    records.write_json(_report_path(out, job), report)
+
+  records.write_shard(shard_path(name, out, job), examples(), kind=kind)
+  return report
+
+
+def shard_path(name: str, out: pathlib.Path, job: ShardJob) -> pathlib.Path:
+  return records.shard_path(out, name, job.split, job.index, job.count)
+
+
+def _report_path(out: pathlib.Path, job: ShardJob) -> pathlib.Path:
+  return out / REPORTS / f"{job.split}-{job.index:05d}-of-{job.count:05d}.json"
+
+
+def finished_report(plan: Plan, out: pathlib.Path, job: ShardJob) -> dict[str, Any] | None:
+  """The report of a shard that stands; None if it does not."""
+  if not shard_path(plan.name, out, job).exists():
+    return None
+  path = _report_path(out, job)
+  if not path.exists():
+    raise InputError(f"{path} is missing beside its finished shard; delete {out} and build again")
+  return json.loads(path.read_text())
+
+
+def _claim(plan: Plan, out: pathlib.Path) -> None:
+  """Marks `out` as this build's. Raises InputError if it is another one's."""
+  out.mkdir(parents=True, exist_ok=True)
+  path = out / records.BUILD_FILE
+  if path.exists():
+    found = json.loads(path.read_text())
+    if found["digest"] == plan.digest:
+      return
+    raise InputError(
+      f"{out} holds a build of another configuration "
+      f"({_difference(found['identity'], plan.identity)}). Give "
+      f"another folder with --config.out=DIR, go back to that configuration, or delete {out} to "
+      "build anew"
+    )
+  if any(out.glob("*.array_record-*")):
+    raise InputError(
+      f"{out} holds shards but no {records.BUILD_FILE}: it was not made by this command. Give "
+      "another folder with "
+      "--config.out=DIR"
+    )
+  _write_build_file(plan, out, None)
+
+
+def _write_build_file(plan: Plan, out: pathlib.Path, counts: dict[str, Any] | None) -> None:
+  records.write_json(
+    out / records.BUILD_FILE,
+    {
+      "name": plan.name,
+      "digest": plan.digest,
+      "identity": plan.identity,
+      "lineage": plan.lineage,
+      "counts": counts,
+    },
+  )
+
+
+def _difference(old: dict, new: dict) -> str:
+  """The first few values that differ, as dotted keys."""
+  old, new = dict(_flatten(old)), dict(_flatten(new))
+  keys = [k for k in sorted(old | new) if old.get(k) != new.get(k)]
+  shown = [f"{k}: {old.get(k, 'absent')} there, {new.get(k, 'absent')} here" for k in keys[:4]]
+  return "; ".join(shown) + (f"; and {len(keys) - 4} more" if len(keys) > 4 else "")
+
+
+def _flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from _flatten(value, f"{prefix}{key}.")
+    else:
+      yield prefix + key, value
+
+
+def _execute(
+  plan: Plan, out: pathlib.Path, jobs: list[ShardJob], workers: int
+) -> Iterator[tuple[ShardJob, dict[str, Any]]]:
+  """Runs the jobs, yielding each with its report as it ends."""
+  call = dict(make=plan.make, out=out, name=plan.name, kind=plan.kind)
+  workers = min(workers or os.cpu_count() or 1, len(jobs))
+  if workers <= 1:
+    for job in jobs:
+      yield job, run_job(job, **call)
+    return
+  with processes.pool(workers) as pool:
+    running: dict[concurrent.futures.Future, ShardJob] = {}
+    queue = iter(jobs)
+    try:
+      # a short queue: over budget or interrupted, little is left to cancel
+      for job in itertools.islice(queue, 2 * workers):
+        running[pool.submit(run_job, job, **call)] = job
+      while running:
+        done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+        for future in done:
+          job = running.pop(future)
+          yield job, future.result()
+          if (following := next(queue, None)) is not None:
+            running[pool.submit(run_job, following, **call)] = following
+    except concurrent.futures.process.BrokenProcessPool as error:
+      raise JobFailed(
+        f"a worker process died while building {out} (usually out of memory). Finished shards are "
+        "kept: run the "
+        "same command again, with fewer --config.workers if memory was short"
+      ) from error
+
+
+def _remove_partial(out: pathlib.Path) -> None:
+  for folder in (out, out / REPORTS):
+    for path in folder.glob(".*.part"):
+      path.unlink(missing_ok=True)
+
+
+def _count(reports, *, faults: bool = False) -> Counter:
+  """Reason -> inputs that became no example, those that several shards met counted once; only the
+  faulty ones if `faults`.
+  """
+  refused = {
+    (bad["path"], bad["reason"]): bad for report in reports if report for bad in report["refused"]
+  }
+  return Counter(reason for (_, reason), bad in refused.items() if bad["fault"] or not faults)
+
+
+def _write_quarantine(out: pathlib.Path, reports: dict[ShardJob, dict[str, Any] | None]) -> None:
+  lines = {
+    json.dumps(bad, sort_keys=True) + "\n"
+    for report in reports.values()
+    if report
+    for bad in report["refused"]
+  }
+  text = "".join(sorted(lines))
+  records.replace_file(
+    out / records.QUARANTINE_FILE, lambda temporary: pathlib.Path(temporary).write_text(text)
+  )
+
+
+def _check_budget(plan: Plan, out: pathlib.Path, faults: Counter, budget: float) -> None:
+  if faults.total() > budget * plan.all_inputs:
+    reasons = ", ".join(f"{reason} {n}" for reason, n in faults.most_common())
+    raise InputError(
+      f"{faults.total()} of {plan.all_inputs} inputs were refused ({reasons}), more than "
+      "quarantine_budget = "
+      f"{budget:g} allows. They are listed in {out / records.QUARANTINE_FILE}. Raise "
+      "--config.quarantine_budget "
+      f"to continue without them, or mend them and delete {out} before building again"
+    )
+
+
+@contextlib.contextmanager
+def _explained(out: pathlib.Path):
+  """Turns what the file system refuses into a message that says what to do."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+      raise InputError(
+        f"{out}: the disk is full. Free space or give another folder with --config.out=DIR; "
+        "finished shards are "
+        "kept and the same command continues"
+      ) from error
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+      raise InputError(
+        f"{out} cannot be written ({error.strerror}). Give another folder with --config.out=DIR"
+      ) from error
+    raise

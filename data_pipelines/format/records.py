@@ -1,0 +1,405 @@
+"""Shards on disk: ArrayRecord files that together are a TFDS dataset.
+
+A dataset is a folder with `<name>-<split>.array_record-<i>-of-<n>` shards, `dataset_info.json` and
+`features.json`, so that
+
+    tfds.builder_from_directory(folder).as_data_source("train")
+
+opens it anywhere. A builder commits each shard atomically with `write_shard` and, once all shards
+stand, `write_metadata`; `dataset_info.json` is written last and its presence means that the dataset
+is whole.
+"""
+
+from collections.abc import Callable, Iterable
+import concurrent.futures
+import hashlib
+import json
+import os
+import pathlib
+import re
+import tempfile
+import uuid
+
+from array_record.python import array_record_module
+import numpy as np
+import tensorflow_datasets as tfds
+
+from data_pipelines.format import schema
+from sam3d_jax.errors import InputError
+
+INFO_FILE = "dataset_info.json"  # written last
+BUILD_FILE = "build.json"  # the builder's configuration, lineage and counts
+# mean and standard deviation of every channel of the structure latents
+STATISTICS_FILE = "latent_statistics.json"
+# one line for each input that was rejected: path, reason, detail
+QUARANTINE_FILE = "quarantine.jsonl"
+_SHARD = re.compile(
+  r"(?P<name>\w+)-(?P<split>\w+)\.array_record-(?P<index>\d{5})-of-(?P<count>\d{5})"
+)
+
+
+class DatasetError(InputError):
+  """A dataset folder is missing, half built, or of another schema; the message says what to do."""
+
+
+class CorruptRecord(ValueError):
+  """One record cannot be used; the message is the reason."""
+
+
+def shard_path(
+  directory: str | os.PathLike, name: str, split: str, index: int, count: int
+) -> pathlib.Path:
+  """Where shard `index` of `count` lies. TFDS allows letters, digits and underscores in `name` and
+  `split`.
+  """
+  path = pathlib.Path(directory) / f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
+  if not _SHARD.fullmatch(path.name):
+    raise ValueError(
+      f"name {name!r} or split {split!r}: only letters, digits and underscores are allowed"
+    )
+  return path
+
+
+def replace_file(path: str | os.PathLike, write: Callable[[str], None]) -> None:
+  """Writes a file through `write(temporary path)` so that `path` is either untouched or complete
+  and on disk.
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  # Not the process number: two containers that write the same file may both have number 1.
+  temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
+  try:
+    write(str(temporary))
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync(path.parent)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def _sync(path: pathlib.Path) -> None:
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def write_json(path: str | os.PathLike, value) -> None:
+  """Writes JSON atomically, keys sorted."""
+  text = json.dumps(value, indent=2, sort_keys=True) + "\n"
+  replace_file(path, lambda temporary: pathlib.Path(temporary).write_text(text))
+
+
+def write_shard(
+  path: str | os.PathLike, examples: Iterable[schema.Example], *, kind: str = "example"
+) -> int:
+  """Writes one shard atomically and returns its number of records. Equal examples give equal bytes.
+
+  Raises SchemaError, leaving nothing behind, if an example does not fit.
+  """
+  count = 0
+
+  def write(temporary: str) -> None:
+    nonlocal count
+    # a group is the unit of random access
+    writer = array_record_module.ArrayRecordWriter(temporary, "group_size:1")
+    try:
+      for example in examples:
+        writer.write(schema.serialise(example, kind))
+        count += 1
+    finally:
+      writer.close()
+
+  replace_file(path, write)
+  return count
+
+
+def shard_length(path: str | os.PathLike) -> int:
+  """Number of records of a shard. Raises DatasetError if the file is no whole ArrayRecord."""
+  try:
+    reader = array_record_module.ArrayRecordReader(os.fspath(path))
+    try:
+      return reader.num_records()
+    finally:
+      reader.close()
+  except (RuntimeError, ValueError, OSError) as error:
+    raise DatasetError(
+      f"{path} is not a readable ArrayRecord file ({error}); delete it and run the build again"
+    ) from error
+
+
+def find_shards(directory: str | os.PathLike) -> dict[tuple[str, str], list[pathlib.Path]]:
+  """(name, split) -> shards in order. Raises DatasetError if a split lacks shards or mixes two
+  shard counts.
+  """
+  directory = pathlib.Path(directory)
+  found: dict[tuple[str, str], dict[int, pathlib.Path]] = {}
+  counts: dict[tuple[str, str], set[int]] = {}
+  for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+    if match := _SHARD.fullmatch(path.name):
+      split = match["name"], match["split"]
+      found.setdefault(split, {})[int(match["index"])] = path
+      counts.setdefault(split, set()).add(int(match["count"]))
+  for split, shards in found.items():
+    if len(counts[split]) > 1:
+      raise DatasetError(
+        f"{directory}: split {split[1]!r} mixes shards of {sorted(counts[split])} files; "
+        "delete those of the older build"
+      )
+    (count,) = counts[split]
+    missing = [i for i in range(count) if i not in shards]
+    if missing:
+      raise DatasetError(
+        f"{directory}: split {split[1]!r} has {len(shards)} of {count} shards (first missing: "
+        f"{missing[0]}); "
+        "the build did not finish: run the same command again, it continues"
+      )
+  return {split: [shards[i] for i in sorted(shards)] for split, shards in found.items()}
+
+
+def write_metadata(
+  directory: str | os.PathLike, *, name: str, kind: str = "example", description: str = ""
+) -> dict[str, int]:
+  """Declares the shards of `directory` a dataset and returns its number of records per split.
+
+  Raises DatasetError if shards are missing or unreadable or belong to another `name`.
+  """
+  shards = find_shards(directory)
+  if not shards:
+    raise DatasetError(f"{directory} holds no shards: nothing to declare a dataset")
+  foreign = sorted(
+    path.name for (other, _), paths in shards.items() if other != name for path in paths
+  )
+  if foreign:
+    raise DatasetError(
+      f"{directory} holds shards of another dataset than {name!r}: {', '.join(foreign[:4])}"
+    )
+  lengths = {split: [shard_length(p) for p in paths] for (_, split), paths in shards.items()}
+  sizes = {split: sum(p.stat().st_size for p in paths) for (_, split), paths in shards.items()}
+  infos = [
+    tfds.core.SplitInfo(name=split, shard_lengths=lengths[split], num_bytes=sizes[split])
+    for split in sorted(lengths)
+  ]
+  with tempfile.TemporaryDirectory() as scratch:
+    _write_tfds_files(pathlib.Path(scratch), name, kind, description, infos)
+    # the marker comes last
+    for file in sorted(pathlib.Path(scratch).glob("*.json"), key=lambda p: p.name == INFO_FILE):
+      text = file.read_text()
+      replace_file(
+        pathlib.Path(directory) / file.name,
+        lambda temporary, text=text: pathlib.Path(temporary).write_text(text),
+      )
+  return {split: sum(counts) for split, counts in lengths.items()}
+
+
+def _write_tfds_files(
+  scratch: pathlib.Path, name: str, kind: str, description: str, infos: list[tfds.core.SplitInfo]
+) -> None:
+  for info in infos:  # TFDS wants to see files by these names; it does not read them
+    for i in range(len(info.shard_lengths)):
+      shard_path(scratch, name, info.name, i, len(info.shard_lengths)).touch()
+  tfds.folder_dataset.write_metadata(
+    data_dir=scratch,
+    features=schema.features(kind),
+    split_infos=infos,
+    version=schema.VERSION,
+    check_data=False,
+    description=description or f"{name}: image-to-3D examples, schema {schema.VERSION}",
+  )
+
+
+class Split:
+  """Random access to the examples of one split; safe to share between threads and to pickle to
+  other processes.
+
+  Memory is bounded by the shards' indices (8 bytes a record for the shards touched), not by their
+  contents. Fields in `skip` are not decoded and read as absent.
+  """
+
+  def __init__(
+    self,
+    directory: pathlib.Path,
+    split: str,
+    kind: str,
+    source,
+    files: list[tuple[str, int, int]],
+    skip: frozenset[str],
+  ):
+    self.directory, self.split, self.kind, self.skip = directory, split, kind, skip
+    self._source = source  # TFDS data source of raw bytes
+    self._files = files  # (path, records skipped, records taken), in order
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> schema.Example:
+    """Example `index`. Raises CorruptRecord with the reason if it cannot be read; `locate` says
+    where it lies.
+    """
+    try:
+      return schema.deserialise(self._source[index], self.kind, skip=self.skip)
+    except (schema.SchemaError, RuntimeError, ValueError, OSError) as error:
+      if not 0 <= index < len(self):
+        raise IndexError(
+          f"record {index} of {len(self)} in {self.directory} {self.split}"
+        ) from error
+      raise CorruptRecord(str(error)) from error
+
+  def locate(self, index: int) -> tuple[str, int]:
+    """(shard file, record within it) of example `index`."""
+    for path, skip, take in self._files:
+      if index < take:
+        return path, skip + index
+      index -= take
+    raise IndexError(f"split {self.split!r} of {self.directory} has {len(self)} records")
+
+
+def open_dataset(directory: str | os.PathLike) -> tfds.core.DatasetBuilder:
+  """The folder's TFDS builder. Raises DatasetError, with the remedy, if it is not a whole dataset
+  of this schema.
+  """
+  directory = pathlib.Path(directory)
+  if not directory.is_dir():
+    raise DatasetError(
+      f"{directory} does not exist; build it with launch.build_data or correct the path"
+    )
+  if not (directory / INFO_FILE).is_file():
+    shards = find_shards(directory)
+    state = f"{sum(map(len, shards.values()))} shards but" if shards else "no shards and"
+    raise DatasetError(
+      f"{directory} has {state} no {INFO_FILE}: it is not a finished dataset; "
+      "run its launch.build_data command again, it continues where it stopped"
+    )
+  builder = tfds.builder_from_directory(os.fspath(directory))
+  kind = dataset_kind(builder)
+  version, ours = str(builder.version), schema.VERSION
+  if version.split(".")[0] != ours.split(".")[0]:
+    raise DatasetError(f"{directory} has schema {version}, this code reads {ours}: build it again")
+  stored, known = (
+    builder.info.features.get_serialized_info(),
+    schema.features(kind).get_serialized_info(),
+  )
+  if stored != {name: known[name] for name in known if name in stored or name not in schema.ADDED}:
+    theirs, needed = set(stored), set(known) - set(schema.ADDED)
+    raise DatasetError(
+      f"{directory} is not a dataset of schema {ours}: it lacks {sorted(needed - theirs)} and has "
+      f"{sorted(theirs - needed)} beyond it, or a field has another type"
+    )
+  return builder
+
+
+def dataset_identity(directory: str | os.PathLike) -> dict:
+  """What a checkpoint should remember of a dataset: name, schema version, records per split, a
+  digest of how it was built, and, for structure latents, the digest of their autoencoder and their
+  statistics.
+  """
+  builder = open_dataset(directory)
+  build = pathlib.Path(directory) / BUILD_FILE
+  described = (pathlib.Path(directory) / INFO_FILE).read_bytes() + (
+    build.read_bytes() if build.is_file() else b""
+  )
+  identity = {
+    "name": builder.name,
+    "version": str(builder.version),
+    "digest": hashlib.sha256(described).hexdigest(),
+    "records": {name: info.num_examples for name, info in builder.info.splits.items()},
+  }
+  autoencoder = json.loads(build.read_text()).get("autoencoder") if build.is_file() else None
+  if autoencoder:
+    statistics = pathlib.Path(directory) / STATISTICS_FILE
+    found = json.loads(statistics.read_text()) if statistics.is_file() else {}
+    identity["latents"] = {
+      "autoencoder": autoencoder,
+      **{k: found[k] for k in ("mean", "std") if k in found},
+    }
+  return identity
+
+
+def dataset_kind(builder: tfds.core.DatasetBuilder) -> str:
+  """Whether the dataset holds plain or preference examples."""
+  return "preference" if "losers" in builder.info.features else "example"
+
+
+def open_split(
+  directory: str | os.PathLike, split: str = "train", *, skip: Iterable[str] = ()
+) -> Split:
+  """Opens a split (TFDS slices such as "train[:10%]" work too); fields in `skip` are not decoded.
+
+  Raises DatasetError for a missing or half-built folder, an unknown or empty split, or shards that
+  have gone missing.
+  """
+  directory = pathlib.Path(directory)
+  builder = open_dataset(directory)
+  if split.split("[")[0] not in builder.info.splits:
+    raise DatasetError(
+      f"{directory} has no split {split!r}; it has {', '.join(sorted(builder.info.splits))}"
+    )
+  info = builder.info.splits[split]
+  files = [
+    (str(f.filename), f.skip, f.take if f.take >= 0 else f.examples_in_shard - f.skip)
+    for f in info.file_instructions
+  ]
+  if not files:
+    raise DatasetError(f"{directory}: split {split!r} is empty")
+  missing = [path for path, _, _ in files if not os.path.isfile(path)]
+  if missing:
+    raise DatasetError(
+      f"{directory}: {len(missing)} of {len(files)} shards of split {split!r} are missing, "
+      f"first {missing[0]}; copy them or build the dataset again"
+    )
+  source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+  lacking = set(schema.ADDED) - set(builder.info.features)
+  return Split(directory, split, dataset_kind(builder), source, files, frozenset(skip) | lacking)
+
+
+class Subset:
+  """Some examples of a split, in its order; behaves as a split. `left_out` are the others."""
+
+  def __init__(self, split: Split, indices: np.ndarray):
+    self.whole, self.indices = split, indices
+    self.directory, self.split, self.kind, self.skip = (
+      split.directory,
+      split.split,
+      split.kind,
+      split.skip,
+    )
+    self.left_out = len(split) - len(indices)
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, index: int) -> schema.Example:
+    return self.whole[int(self.indices[index])]
+
+  def locate(self, index: int) -> tuple[str, int]:
+    return self.whole.locate(int(self.indices[index]))
+
+
+def accepted(split: Split, min_rating: float) -> Subset:
+  """The examples rated `min_rating` or better, and those without a rating. 8 bytes of memory and
+  one short read each.
+
+  A record that cannot be read stays in: whoever reads it in turn counts and replaces it. Raises
+  DatasetError if none is left.
+  """
+  ratings = open_split(
+    split.directory, split.split, skip=set(schema.features(split.kind)) - {"rating"}
+  )
+
+  def passes(index: int) -> bool:
+    try:
+      example = ratings[index]
+    except CorruptRecord:
+      return True
+    return not schema.is_present(example, "rating") or float(example["rating"]) >= min_rating
+
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    indices = np.flatnonzero(np.fromiter(pool.map(passes, range(len(ratings))), bool, len(ratings)))
+  if not len(indices):
+    raise DatasetError(
+      f"{split.directory}: none of the {len(ratings)} examples of split {split.split!r} is rated "
+      f"{min_rating:g} or "
+      "better; lower the threshold (data.thresholds)"
+    )
+  return Subset(split, indices)

@@ -1,0 +1,301 @@
+"""From one record to one row of a batch: decode, transform, and the latents to be learned.
+
+A row is the NamedTuple of `sam3d_jax.batch` without its leading axis.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from data_pipelines.format import schema
+from data_pipelines.format.records import CorruptRecord
+from data_pipelines.read.augment import AugmentConfig, augment
+from sam3d_jax.batch import LATENTS, Conditioning, GeometryBatch, PreferenceBatch, StructureBatch
+from sam3d_jax.errors import ConfigError, InputError
+from sam3d_jax.geometry import pose, preprocessing, rotations
+
+STREAMS = Conditioning._fields
+POINTMAP_STREAMS = ("pointmap", "rgb_pointmap")
+LAYOUT_CHANNELS = {"rotation": 6, "translation": 3, "scale": 3, "translation_scale": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+  """What a row holds.
+
+  image_size, pointmap_size: pixels a side of the images and masks, and of the point maps, that are
+  delivered. resolution: voxels a side of the occupancy grid, a divisor of 64. streams: fields of
+  Conditioning to deliver.  latents: of `sam3d_jax.batch.LATENTS`, those to learn; the others are
+  delivered as absent, because the model has a place for each. shape_resolution, latent_channels: of
+  the structure latents in the records. autoencoder: digest that every structure latent must carry;
+  empty: whatever the caller found in the data. augment: settings of the read-time augmentations, or
+  None.
+  """
+
+  image_size: int = 518
+  pointmap_size: int = 256
+  resolution: int = 64
+  streams: tuple[str, ...] = STREAMS
+  latents: tuple[str, ...] = LATENTS
+  shape_resolution: int = 16
+  latent_channels: int = 8
+  autoencoder: str = ""
+  augment: AugmentConfig | None = None
+
+  def __post_init__(self):
+    if schema.VOXEL_RESOLUTION % self.resolution:
+      raise ConfigError(
+        f"data.resolution = {self.resolution}: choose a divisor of {schema.VOXEL_RESOLUTION}"
+      )
+    for key, got, known in (("streams", self.streams, STREAMS), ("latents", self.latents, LATENTS)):
+      unknown = sorted(set(got) - set(known))
+      if unknown:
+        raise ConfigError(f"data.{key}: {', '.join(unknown)} is not one of {', '.join(known)}")
+
+  def latent_shape(self, name: str) -> tuple[int, int]:
+    """(tokens, channels) of a latent."""
+    return (
+      (self.shape_resolution**3, self.latent_channels)
+      if name == "shape"
+      else (1, LAYOUT_CHANNELS[name])
+    )
+
+
+def unused_fields(kind: str, config: SampleConfig) -> frozenset[str]:
+  """Large fields that rows of this kind do not need."""
+  large = {
+    "image",
+    "image_delit",
+    "mask",
+    "mask_full",
+    "pointmap",
+    "voxels",
+    "structure_latent",
+    "slat",
+  }
+  if kind == "structure":
+    return frozenset(large - {"voxels"})
+  needed = {"image", "mask"} | ({"structure_latent"} if "shape" in config.latents else set())
+  if set(config.streams) & set(POINTMAP_STREAMS) or set(config.latents) - {"shape", "rotation"}:
+    needed.add("pointmap")  # translation and scale are relative to it
+  return frozenset(large - needed)
+
+
+def decode_image(data: bytes, field: str, *, mode: str) -> np.ndarray:
+  """Encoded bytes -> uint8 array, (H, W, 3) for mode "RGB", (H, W) for "L". Raises CorruptRecord."""
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      return np.asarray(image if image.mode == mode else image.convert(mode))
+  except UnidentifiedImageError as error:
+    raise CorruptRecord(f"{field} ({len(data)} bytes) is no image in a known format") from error
+  # Pillow reports broken files in these ways
+  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    raise CorruptRecord(f"{field} cannot be decoded: {error}") from error
+
+
+def require(example: Mapping[str, Any], *fields: str) -> None:
+  """Raises CorruptRecord if the example lacks one of the fields."""
+  missing = [f for f in fields if not schema.is_present(example, f)]
+  if missing:
+    raise CorruptRecord(f"the record has no {', '.join(missing)}")
+
+
+def occupancy(voxels_N3: np.ndarray, resolution: int) -> np.ndarray:
+  """Surface voxels of the 64^3 grid as a (resolution,)*3 uint8 grid; a coarse voxel is full if any
+  of its fine ones is.
+
+  Raises CorruptRecord for an index outside the grid.
+  """
+  if voxels_N3.size and int(voxels_N3.max()) >= schema.VOXEL_RESOLUTION:
+    raise CorruptRecord(
+      f"voxel index {int(voxels_N3.max())} is outside the {schema.VOXEL_RESOLUTION}^3 grid"
+    )
+  grid = np.zeros((resolution,) * 3, np.uint8)
+  grid[tuple((voxels_N3 // (schema.VOXEL_RESOLUTION // resolution)).T)] = 1
+  return grid
+
+
+def generator(seed: int, step: int, key: str) -> np.random.Generator:
+  """The randomness of one example at one step, whatever the host or thread that asks."""
+  return np.random.default_rng([seed, step, *schema.key_words(key).tolist()])
+
+
+def structure_row(example: schema.Example, config: SampleConfig) -> StructureBatch:
+  """Row of the structure VAE's batch."""
+  require(example, "voxels")
+  return StructureBatch(
+    schema.key_words(example["key"]), occupancy(example["voxels"], config.resolution)
+  )
+
+
+def condition(example: schema.Example, config: SampleConfig, rng: np.random.Generator | None):
+  """(Conditioning row, point-map scale, point-map shift); the latter two are None without a point
+  map.
+
+  A point-map stream of an example without point map is all NaN: unknown everywhere.
+  """
+  require(example, "image", "mask")
+  image = decode_image(example["image"], "image", mode="RGB")
+  mask = decode_image(example["mask"], "mask", mode="L")
+  if mask.shape != image.shape[:2]:
+    raise CorruptRecord(
+      f"mask is {mask.shape[1]} x {mask.shape[0]} but image is {image.shape[1]} x {image.shape[0]}"
+    )
+  pointmap = (
+    example["pointmap"].astype(np.float32) if schema.is_present(example, "pointmap") else None
+  )
+  crop = {}
+  if rng is not None:
+    augmented = augment(image, mask, rng, config.augment)
+    image, mask = augmented.image, augmented.mask
+    crop = {"box_factor": augmented.box_factor, "shift": augmented.shift}
+  streams = tuple(s for s in config.streams if pointmap is not None or s not in POINTMAP_STREAMS)
+  try:
+    out = preprocessing.preprocess(
+      image,
+      mask,
+      pointmap,
+      image_size=config.image_size,
+      pointmap_size=config.pointmap_size,
+      streams=streams,
+      **crop,
+    )
+  except preprocessing.MaskError as error:
+    raise CorruptRecord(str(error)) from error
+  fields = {}
+  for name in config.streams:
+    value = out.get(name)
+    if value is None:
+      value = np.full((config.pointmap_size,) * 2 + (3,), np.nan, np.float16)
+    # as precise as it was stored
+    fields[name] = value.astype(np.float16) if name in POINTMAP_STREAMS else value
+  return Conditioning(**fields), out.get("pointmap_scale"), out.get("pointmap_shift")
+
+
+def latents(
+  example: Mapping[str, Any],
+  config: SampleConfig,
+  scale: np.ndarray | None,
+  shift: np.ndarray | None,
+  name: str,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+  """(latent -> (tokens, channels), latent -> is it present); absent ones are zero. `name` is for
+  messages.
+
+  Translation and scale are relative to the point map (`scale`, `shift` of its normalisation), so
+  without one they are absent.
+  """
+  values = {}
+  if "shape" in config.latents and schema.is_present(example, "structure_latent"):
+    values["shape"] = _shape_tokens(example, config, name)
+  if scale is not None and all(
+    schema.is_present(example, f) for f in ("rotation", "translation", "scale")
+  ):
+    values |= pose.encode_latents(schema.example_pose(example), scale, shift)
+  elif schema.is_present(example, "rotation"):
+    values["rotation"] = rotations.normalise_6d(rotations.matrix_to_6d(example["rotation"].T))
+  out, present = {}, {}
+  for latent in LATENTS:
+    shape, there = config.latent_shape(latent), latent in values and latent in config.latents
+    present[latent] = np.array(there)
+    out[latent] = (
+      np.asarray(values[latent], np.float32).reshape(shape)
+      if there
+      else np.zeros(shape, np.float32)
+    )
+  return out, present
+
+
+def _shape_tokens(example: Mapping[str, Any], config: SampleConfig, name: str) -> np.ndarray:
+  latent_XYZC, digest = example["structure_latent"], example["structure_latent_autoencoder"]
+  expected = (config.shape_resolution,) * 3 + (config.latent_channels,)
+  if latent_XYZC.shape != expected:
+    raise InputError(
+      f"{name}: structure latent has shape {latent_XYZC.shape}, the model needs {expected}; encode "
+      "the dataset "
+      "with the structure VAE that the model is trained for (launch.encode_latents)"
+    )
+  if config.autoencoder and digest != config.autoencoder:
+    raise InputError(
+      f"{name}: structure latent was made by autoencoder {digest[:12]}, expected "
+      f"{config.autoencoder[:12]}; "
+      "latents of two autoencoders do not mix: encode the dataset again (launch.encode_latents)"
+    )
+  return latent_XYZC.reshape(-1, config.latent_channels)
+
+
+def geometry_row(
+  example: schema.Example, config: SampleConfig, rng: np.random.Generator | None
+) -> GeometryBatch:
+  """Row of the Geometry model's batch."""
+  cond, scale, shift = condition(example, config, rng)
+  values, present = latents(example, config, scale, shift, f"example {example['key']}")
+  return GeometryBatch(schema.key_words(example["key"]), cond, values, present)
+
+
+def preference_row(
+  example: schema.Example, config: SampleConfig, rng: np.random.Generator | None, epoch: int
+) -> PreferenceBatch:
+  """Row of a preference batch. An example with several losers shows another one each epoch, in
+  turn.
+  """
+  if not example["losers"]:
+    raise CorruptRecord("the preference example has no loser")
+  cond, scale, shift = condition(example, config, rng)
+  loser = example["losers"][epoch % len(example["losers"])]
+  win, present = latents(example, config, scale, shift, f"winner of {example['key']}")
+  lose, present_too = latents(loser, config, scale, shift, f"loser of {example['key']}")
+  return PreferenceBatch(
+    schema.key_words(example["key"]),
+    cond,
+    win,
+    lose,
+    {n: present[n] & present_too[n] for n in present},
+  )
+
+
+KINDS = ("geometry", "structure", "preference")
+
+
+def spec(config: SampleConfig, kind: str, rows: int) -> Any:
+  """A batch of `rows` rows in shape and type, all zeros that take no memory."""
+  zeros = lambda shape, dtype: np.broadcast_to(np.zeros((), dtype), (rows, *shape))
+  keys = zeros((2,), np.uint32)
+  if kind == "structure":
+    return StructureBatch(keys, zeros((config.resolution,) * 3, np.uint8))
+  cond = {}
+  for name in config.streams:
+    if name in POINTMAP_STREAMS:
+      cond[name] = zeros((config.pointmap_size,) * 2 + (3,), np.float16)
+    else:
+      cond[name] = zeros((config.image_size,) * 2 + (1 if "mask" in name else 3,), np.uint8)
+  values = {name: zeros(config.latent_shape(name), np.float32) for name in LATENTS}
+  present = {name: zeros((), np.bool_) for name in LATENTS}
+  if kind == "geometry":
+    return GeometryBatch(keys, Conditioning(**cond), values, present)
+  return PreferenceBatch(keys, Conditioning(**cond), values, dict(values), present)
+
+
+def stack(rows: list) -> Any:
+  """Rows -> batch: arrays get a leading axis; NamedTuples, dicts and None keep their form."""
+  first = rows[0]
+  if first is None:
+    return None
+  if isinstance(first, dict):
+    return {name: stack([row[name] for row in rows]) for name in first}
+  if isinstance(first, tuple):
+    return type(first)(*(stack(list(column)) for column in zip(*rows, strict=True)))
+  return np.stack(rows)
+
+
+def nbytes(row: Any) -> int:
+  """Memory of a row's arrays, bytes."""
+  if row is None:
+    return 0
+  if isinstance(row, dict):
+    return sum(nbytes(value) for value in row.values())
+  return sum(nbytes(value) for value in row) if isinstance(row, tuple) else row.nbytes

@@ -1,0 +1,173 @@
+"""Data that the ladder makes of its own photos: shapes with noisy ratings, and pairs of the model's
+own samples.
+
+    python -m launch.ladders.data --make rated --data PHOTOS --out DIR [--seed N]
+    python -m launch.ladders.data --make pairs --data PHOTOS --checkpoint RUN --decoder VAE --out DIR [--seed N]
+
+`rated` stands in for annotators: half of the shapes get a fault that annotators meet in candidates
+(parts that float beside the object, parts that are missing) and ratings are noisy, so that some
+faulty shapes pass a threshold and some right ones do not. `pairs` draws several samples a photo and
+keeps the one with the fewest and the one with the most faults, as a chain of choices would.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+import pathlib
+
+import numpy as np
+
+from data_pipelines.format import records, schema
+from data_pipelines.read import rows
+from launch.console import cli
+from launch.console.progress import Progress
+from launch.scoring import held_out
+from sam3d_jax.errors import InputError
+from sam3d_jax.inference import predictor
+from sam3d_jax.inference.predictor import Predictor
+
+FAULTY = 0.5  # share of the shapes
+# faulty? -> mean and standard deviation, clipped to 1..5
+RATINGS = {False: (4.2, 0.5), True: (2.4, 0.6)}
+CANDIDATES = 6  # samples a photo
+MIN_GAP = 0.05  # in faults between the two shapes of a pair; closer ones are left out
+BATCH = 32
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--make", choices=("rated", "pairs"), required=True)
+  parser.add_argument("--data", required=True, type=pathlib.Path, help="dataset of photos")
+  parser.add_argument("--out", required=True, type=pathlib.Path, help="folder of the new dataset")
+  parser.add_argument("--seed", type=int, default=0, help="of faults, ratings and samples")
+  parser.add_argument("--checkpoint", help="work folder of the model whose samples become pairs")
+  parser.add_argument("--decoder", help="work folder of the structure VAE")
+
+
+def run(args: argparse.Namespace) -> None:
+  """Makes both splits of the dataset; one that stands is left alone."""
+  if args.make == "pairs" and not (args.checkpoint and args.decoder):
+    raise InputError("--make pairs needs --checkpoint and --decoder")
+  if (args.out / records.INFO_FILE).is_file():
+    print(f"{args.out} is there already")
+    return
+  model = None
+  if args.make == "pairs":
+    model = predictor.from_checkpoint(
+      args.checkpoint, args.decoder, steps=None, guidance=None, shortcut=False
+    )
+  name, kind = ("rated_photos", "example") if args.make == "rated" else ("own_pairs", "preference")
+  for split in ("train", "test"):
+    source = records.open_split(args.data, split)
+    made = (
+      rated(source, args.seed, faulty=split == "train")
+      if model is None
+      else pairs(source, model, args.seed)
+    )
+    count = records.write_shard(records.shard_path(args.out, name, split, 0, 1), made, kind=kind)
+    print(f"{args.out}: {count} of {len(source)} examples in split {split}", flush=True)
+  identity = {"made": args.make, "seed": args.seed, "source": records.dataset_identity(args.data)}
+  weights = (
+    {}
+    if model is None
+    else {"weights": dict(model.identity), "autoencoder": model.identity["decoder"]}
+  )
+  records.write_json(args.out / records.BUILD_FILE, identity | weights)
+  records.write_metadata(args.out, name=name, kind=kind)
+
+
+def rated(source: records.Split, seed: int, *, faulty: bool) -> Iterator[schema.Example]:
+  """The examples with a rating each and, if `faulty`, a fault in every second one."""
+  for i in range(len(source)):
+    example = source[i]
+    rng = rows.generator(seed, 0, example["key"])
+    bad = faulty and rng.uniform() < FAULTY
+    if bad:
+      example["voxels"] = (add_floaters if rng.uniform() < 0.5 else remove_part)(
+        example["voxels"], rng
+      )
+    rating = float(np.clip(rng.normal(*RATINGS[bool(bad)]), 1, 5)) if faulty else 5.0
+    yield example | {"rating": rating, "key": schema.example_key(example["key"], "rated", int(bad))}
+
+
+def add_floaters(voxels_N3: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """The shape with two or three hollow balls beside it."""
+  size = schema.VOXEL_RESOLUTION
+  centres_XYZ3 = np.stack(np.meshgrid(*[np.arange(size)] * 3, indexing="ij"), -1)
+  grid = np.zeros((size,) * 3, bool)
+  grid[tuple(voxels_N3.T)] = True
+  for _ in range(rng.integers(2, 4)):
+    distance = np.linalg.norm(centres_XYZ3 - rng.uniform(6, size - 6, 3), axis=-1)
+    grid |= np.abs(distance - rng.uniform(3, 6)) < 0.8
+  return np.argwhere(grid).astype(np.uint8)
+
+
+def remove_part(voxels_N3: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """The shape without the 30 to 60 per cent of it that lie farthest in some direction."""
+  along = voxels_N3 @ rng.normal(size=3)
+  return voxels_N3[along <= np.quantile(along, rng.uniform(0.4, 0.7))]
+
+
+def pairs(source: records.Split, model: Predictor, seed: int) -> Iterator[schema.Example]:
+  """One preference example for each photo whose best and worst sample differ enough."""
+  with Progress(len(source), f"sampling {source.split}", "photos") as bar:
+    for start in range(0, len(source), BATCH):
+      examples = [source[i] for i in range(start, min(start + BATCH, len(source)))]
+      objects = [held_out.object_of(e, model.row, model.resolution) for e in examples]
+      cond, content = held_out.batch(objects, BATCH)
+      drawn = [model(cond, content, seed + n) for n in range(CANDIDATES)]
+      for row, (example, found) in enumerate(zip(examples, objects, strict=True)):
+        pair = chosen(found.occupancy, [d.occupancy[row] for d in drawn])
+        if pair is not None:
+          best, worst = (
+            {"occupancy": drawn[n].occupancy[row], "shape": drawn[n].latents["shape"][row]}
+            for n in pair
+          )
+          yield preference(example, best, worst, model)
+      bar.update(len(examples))
+
+
+def chosen(truth_XYZ: np.ndarray, drawn: Sequence[np.ndarray]) -> tuple[int, int] | None:
+  """Positions of the sample with the fewest and of that with the most faults, None if there is not
+  much between them.
+  """
+  faults = [
+    sum(held_out.part_scores(grid, truth_XYZ).values()) if grid.any() else np.nan for grid in drawn
+  ]
+  if np.isfinite(faults).sum() < 2:
+    return None
+  best, worst = int(np.nanargmin(faults)), int(np.nanargmax(faults))
+  return (best, worst) if faults[worst] - faults[best] >= MIN_GAP else None
+
+
+def preference(
+  example: schema.Example, best: Mapping, worst: Mapping, model: Predictor
+) -> schema.Example:
+  """The record of a pair; both shapes keep the latents that they were sampled as."""
+  grid = (*(model.row.shape_resolution,) * 3, model.row.latent_channels)
+  fields = [
+    {
+      "voxels": fine_voxels(side["occupancy"]),
+      "structure_latent_autoencoder": model.identity["decoder"],
+      "structure_latent": side["shape"].reshape(grid).astype(np.float32),
+    }
+    for side in (best, worst)
+  ]
+  loser = schema.empty_loser() | fields[1] | {"generator": "ladder"}
+  return (
+    schema.empty_example("preference")
+    | example
+    | fields[0]
+    | {"key": schema.example_key(example["key"], "pair"), "generator": "ladder", "losers": [loser]}
+  )
+
+
+def fine_voxels(grid_XYZ: np.ndarray) -> np.ndarray:
+  """Voxels of the records' grid under those of a coarser one."""
+  factor = schema.VOXEL_RESOLUTION // grid_XYZ.shape[0]
+  fine = grid_XYZ
+  for axis in range(3):
+    fine = np.repeat(fine, factor, axis)
+  return np.argwhere(fine).astype(np.uint8)
+
+
+if __name__ == "__main__":
+  cli.main(run, description=__doc__, flags=flags, config="none")

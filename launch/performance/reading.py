@@ -1,0 +1,157 @@
+"""How fast records are read: a made-up dataset, read through the loader on one core, in samples per
+CPU second.
+
+    python -m launch.performance.reading                      # JPEG and PNG, crop alone and crop with whole photo
+    python -m launch.performance.reading --data DIR           # a dataset of your own
+
+CPU seconds of all threads of the process count, so that other work on the machine disturbs little.
+The photos are noise of all scales, which compresses somewhat worse than photographs do.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import pathlib
+import tempfile
+import time
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.format import records, schema
+from data_pipelines.read import loader
+
+STREAMS = {
+  "crop": ("image", "mask"),
+  "crop and photo": ("image", "mask", "rgb_image", "rgb_image_mask"),
+  "all streams": ("image", "mask", "rgb_image", "rgb_image_mask", "pointmap", "rgb_pointmap"),
+}
+WARM_UP = 16  # samples read before the clock starts
+
+
+def photo(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+  """(H, W, 3) uint8 of noise whose amplitude falls with frequency."""
+  total = np.zeros((height, width, 3), np.float32)
+  for octave in range(9):
+    grid = (
+      rng.standard_normal((2 + 2**octave, 2 + 2**octave, 3)).astype(np.float32) * 40 * 0.75**octave
+    )
+    layers = [
+      np.asarray(Image.fromarray(grid[..., c]).resize((width, height), Image.Resampling.BICUBIC))
+      for c in range(3)
+    ]
+    total += np.stack(layers, -1)
+  return np.clip(128 + total, 0, 255).astype(np.uint8)
+
+
+def encode(image: np.ndarray, kind: str) -> bytes:
+  stream = io.BytesIO()
+  Image.fromarray(image).save(
+    stream, kind, **({"quality": 95, "subsampling": 0} if kind == "jpeg" else {"compress_level": 3})
+  )
+  return stream.getvalue()
+
+
+def example(index: int, *, kind: str, size: int, fill: float = 0.6) -> schema.Example:
+  """A record with a photo of `size` x `size` pixels, the mask of an ellipse over `fill` of it, a
+  structure latent, voxels, a pose, and a point map of half the photo's size.
+  """
+  rng = np.random.default_rng([7, index])
+  row, column = np.mgrid[:size, :size]
+  centre = rng.uniform(0.4, 0.6, 2) * size
+  mask = ((row - centre[0]) / (fill * size / 2)) ** 2 + (
+    (column - centre[1]) / (fill * size / 2.4)
+  ) ** 2 < 1
+  points = np.stack(
+    [(size / 2 - column) / size, (size / 2 - row) / size, np.ones((size, size))], -1
+  ) * rng.uniform(1, 3)
+  points = (points[::2, ::2] * (1 + 0.3 * photo(rng, size // 2, size // 2)[..., :1] / 255)).astype(
+    np.float16
+  )
+  out = schema.empty_example()
+  out |= {
+    "key": schema.example_key("measure", index),
+    "image": encode(photo(rng, size, size), kind),
+    "mask": encode(mask.astype(np.uint8) * 255, "png"),
+    "mask_full": encode(mask.astype(np.uint8) * 255, "png"),
+    "voxels": np.unique(rng.integers(0, 64, (9000, 3)).astype(np.uint8), axis=0),
+    "structure_latent": rng.standard_normal((16, 16, 16, 8), np.float32),
+    "structure_latent_autoencoder": "measure",
+    "pointmap": points,
+    "rotation": np.eye(3, dtype=np.float32),
+    "translation": np.array([0, 0, 2], np.float32),
+    "scale": np.ones(3, np.float32),
+  }
+  return out
+
+
+def write_dataset(folder: pathlib.Path, *, kind: str, size: int, count: int = 64) -> None:
+  records.write_shard(
+    records.shard_path(folder, "measure", "train", 0, 1),
+    (example(i, kind=kind, size=size) for i in range(count)),
+  )
+  records.write_metadata(folder, name="measure")
+
+
+def rate(
+  data: pathlib.Path,
+  *,
+  streams: tuple[str, ...],
+  image_size: int = 518,
+  samples: int = 256,
+  batch_size: int = 16,
+  threads: int = 1,
+) -> float:
+  """Samples per CPU second that the loader delivers as batches, shape and rotation among them."""
+  config = loader.DataConfig(
+    mixture={"measured": (str(data), 1.0)},
+    streams=streams,
+    latents=("shape", "rotation"),
+    image_size=image_size,
+    threads=threads,
+    prefetch=1,
+  )
+  reading = loader.make_loader(config, kind="geometry", batch_size=batch_size, seed=0)
+  with contextlib.closing(reading.iterate()) as batches:
+    for _ in range(max(1, WARM_UP // batch_size)):
+      next(batches)
+    start = time.process_time()
+    for _ in range(samples // batch_size):
+      next(batches)
+    return samples / (time.process_time() - start)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description="Samples per CPU second of the loader, on one core.")
+  parser.add_argument(
+    "--data", type=pathlib.Path, help="dataset to read; a made-up one if not given"
+  )
+  parser.add_argument("--size", type=int, default=518, help="side of the made-up photos, pixels")
+  parser.add_argument("--image_size", type=int, default=518, help="pixels of what is delivered")
+  parser.add_argument("--samples", type=int, default=256)
+  parser.add_argument("--repeat", type=int, default=3, help="the best of so many is printed")
+  args = parser.parse_args()
+  if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+  with tempfile.TemporaryDirectory() as scratch:
+    sets = {args.data.name: args.data} if args.data else {}
+    for kind in () if args.data else ("jpeg", "png"):
+      sets[kind] = pathlib.Path(scratch) / kind
+      write_dataset(sets[kind], kind=kind, size=args.size)
+    for name, folder in sets.items():
+      split = records.open_split(folder)
+      size = len(split[0]["image"])
+      for title, streams in STREAMS.items():
+        best = max(
+          rate(folder, streams=streams, image_size=args.image_size, samples=args.samples)
+          for _ in range(args.repeat)
+        )
+        print(
+          f"{name:8} {size / 1000:6.0f} kB  {title:15} {best:6.0f} samples per CPU second",
+          flush=True,
+        )
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,288 @@
+"""What launch.sample is asked to reconstruct: one photo by flags, or a folder of photos; read and
+checked before a device is touched.
+
+A folder given with --images holds one folder a photo,
+
+    DIR/<name>/image.<jpg|png|...>            the photo
+    DIR/<name>/<object>.png (or .npy)         a mask of each object; or
+    DIR/<name>/labels.png (or .npy)           a label map; or neither: the photo's alpha channel
+    DIR/<name>/pointmap.<npy|npz|exr>         optional; or depth.<png|tiff|exr|npy|npz>
+    DIR/<name>/intrinsics.<json|txt|npy>      optional; needed with depth
+
+or, beside them, photos whose alpha channel is the mask.
+"""
+
+import argparse
+from collections.abc import Iterable
+import dataclasses
+import hashlib
+import pathlib
+import shlex
+import subprocess
+import tempfile
+
+import numpy as np
+from PIL import Image
+
+from launch.console.progress import Progress
+from sam3d_jax.errors import InputError
+from sam3d_jax.files import photos, pointmaps
+from sam3d_jax.geometry import cameras
+from sam3d_jax.geometry.normalisers import masked_points
+from sam3d_jax.inference import placement
+
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+MASK_SUFFIXES = (".png", ".npy", ".bmp", ".tif", ".tiff")
+SIDE_FILES = ("image", "labels", "pointmap", "depth", "intrinsics")
+ASPECT_TOLERANCE = 0.02  # between the photo and its point map
+MADE_POINTMAP = "pointmap.npz"  # in the result's folder, from --pointmap_command
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """The files of one photo and where its results go."""
+
+  name: str
+  image: pathlib.Path
+  out: pathlib.Path
+  masks: tuple[pathlib.Path, ...] = ()
+  labels: pathlib.Path | None = None
+  ids: tuple[int, ...] | None = None
+  pointmap: pathlib.Path | None = None
+  intrinsics: str | None = None
+  frame: str = "pytorch3d"
+  depth_unit: float = pointmaps.DEPTH_UNIT
+
+  def digest(self) -> str:
+    """Of everything that is read."""
+    digest = hashlib.sha256(repr((self.ids, self.frame, self.depth_unit)).encode())
+    for path in (self.image, *self.masks, self.labels, self.pointmap):
+      if path is not None:
+        digest.update(path.stem.encode() + hashlib.sha256(path.read_bytes()).digest())
+    if self.intrinsics is not None:
+      digest.update(repr(pointmaps.parse_intrinsics(self.intrinsics)).encode())
+    return digest.hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+  """A job's files, read."""
+
+  image_HW3: np.ndarray  # uint8
+  masks: dict[str, np.ndarray]  # object -> (H, W) bool
+  pointmap_HW3: np.ndarray | None  # float32, of any size with the photo's aspect
+  camera: cameras.Camera  # of the photo
+  camera_source: str  # given, of the point map (in its file or fitted to its points), or assumed
+
+
+def find(args: argparse.Namespace, out: pathlib.Path) -> list[Job]:
+  """The jobs that the flags name, at least one."""
+  common = {"frame": args.pointmap_frame, "depth_unit": args.depth_unit}
+  if args.image is not None:
+    path = lambda value: None if value is None else pathlib.Path(value)
+    ids = None if args.ids is None else parse_ids(args.ids)
+    return [
+      Job(
+        pathlib.Path(args.image).stem,
+        path(args.image),
+        out,
+        tuple(map(pathlib.Path, args.mask)),
+        path(args.labels),
+        ids,
+        path(args.pointmap),
+        args.intrinsics,
+        **common,
+      )
+    ]
+  folder = pathlib.Path(args.images)
+  if not folder.is_dir():
+    raise InputError(f"--images {folder} is not a folder")
+  jobs: dict[str, Job] = {}
+  for entry in sorted(folder.iterdir()):
+    if entry.name.startswith("."):
+      continue
+    if entry.is_dir():
+      job = folder_job(entry, out / entry.name, common)
+    elif entry.suffix.lower() in PHOTO_SUFFIXES:
+      job = Job(entry.stem, entry, out / entry.stem, intrinsics=args.intrinsics, **common)
+    else:
+      continue
+    if job is not None and job.name in jobs:
+      raise InputError(
+        f"--images {folder}: {job.image} and {jobs[job.name].image} would both be named "
+        f"{job.name}; rename one"
+      )
+    if job is not None:
+      jobs[job.name] = job
+  if not jobs:
+    raise InputError(
+      f"--images {folder} holds neither folders with a photo image.* nor photos "
+      f"({', '.join(PHOTO_SUFFIXES)})"
+    )
+  return list(jobs.values())
+
+
+def parse_ids(text: str) -> tuple[int, ...]:
+  """ "1,5,9" -> (1, 5, 9)."""
+  try:
+    ids = tuple(int(v) for v in text.split(","))
+  except ValueError as error:
+    raise InputError(f"--ids {text}: give whole numbers with commas between them") from error
+  if min(ids) < 1:
+    raise InputError(f"--ids {text}: ids are 1 and above, 0 is background")
+  return tuple(dict.fromkeys(ids))
+
+
+def folder_job(folder: pathlib.Path, out: pathlib.Path, common: dict) -> Job | None:
+  """The job of DIR/<name>, None if it has no photo."""
+  files = [f for f in sorted(folder.iterdir()) if f.is_file() and not f.name.startswith(".")]
+  images = [f for f in files if f.stem == "image" and f.suffix.lower() in PHOTO_SUFFIXES]
+  if not images:
+    return None
+  if len(images) > 1:
+    raise InputError(
+      f"--images: {folder} has several photos {', '.join(f.name for f in images)}; keep one"
+    )
+  named = lambda stem: next((f for f in files if f.stem == stem), None)
+  masks = [f for f in files if f.suffix.lower() in MASK_SUFFIXES and f.stem not in SIDE_FILES]
+  labels, intrinsics = named("labels"), named("intrinsics")
+  if labels is not None and masks:
+    raise InputError(
+      f"--images: {folder} has both {labels.name} and masks ({masks[0].name}, ...); keep one of "
+      "the two"
+    )
+  return Job(
+    folder.name,
+    images[0],
+    out,
+    tuple(masks),
+    labels,
+    None,
+    named("pointmap") or named("depth"),
+    None if intrinsics is None else str(intrinsics),
+    **common,
+  )
+
+
+def check_all(jobs: list[Job]) -> list[dict[str, int]]:
+  """Reads every job once; object -> pixels of its mask, for each. Raises one InputError for all
+  faults.
+  """
+  found, faults = [], []
+  with Progress(len(jobs), "reading", "photos") as bar:
+    for job in jobs:
+      try:
+        found.append({name: int(mask.sum()) for name, mask in read(job).masks.items()})
+      except InputError as error:
+        faults.append(str(error))
+      bar.update()
+  if faults:
+    more = f"\n({len(faults)} of {len(jobs)} photos cannot be used)" if len(jobs) > 1 else ""
+    raise InputError(
+      "\n".join(faults[:20])
+      + (f"\n... and {len(faults) - 20} more" if len(faults) > 20 else "")
+      + more
+    )
+  return found
+
+
+def read(job: Job) -> Photo:
+  """Reads and checks the files of a job. Raises InputError."""
+  image, alpha = photos.read_photo(job.image)
+  size = image.shape[:2]
+  if job.labels is not None:
+    masks = photos.read_labels(job.labels, size, job.ids)
+  else:
+    masks = photos.read_masks(job.masks, alpha, size, str(job.image))
+  intrinsics = None if job.intrinsics is None else pointmaps.parse_intrinsics(job.intrinsics)
+  points = camera = None
+  if job.pointmap is not None:
+    points, camera = pointmaps.read_pointmap(
+      job.pointmap, intrinsics=intrinsics, frame=job.frame, depth_unit=job.depth_unit
+    )
+    check_cover(job, points, masks, size)
+  elif intrinsics is not None:
+    camera = cameras.Camera(*intrinsics, size[1], size[0])
+  if camera is None:
+    return Photo(image, masks, points, placement.assumed_camera(size[1], size[0]), "assumed")
+  source = "given" if intrinsics is not None else "of the point map"
+  return Photo(image, masks, points, cameras.resized(camera, size[1], size[0]), source)
+
+
+def check_cover(
+  job: Job, points_HW3: np.ndarray, masks: dict[str, np.ndarray], size: tuple[int, int]
+) -> None:
+  """Raises InputError if the point map is not of the photo, or knows nothing of an object."""
+  height, width = points_HW3.shape[:2]
+  if abs(width / height / (size[1] / size[0]) - 1) > ASPECT_TOLERANCE:
+    raise InputError(
+      f"point map {job.pointmap} is {width} x {height}, the photo {job.image} {size[1]} x "
+      f"{size[0]}: "
+      "they differ in aspect; give the point map of the whole photo"
+    )
+  for name, mask in masks.items():
+    if not np.isfinite(masked_points(points_HW3, mask)).any():
+      raise InputError(
+        f"point map {job.pointmap} has no known point under the mask of {name}: "
+        "leave that object out, or give a point map that knows it"
+      )
+
+
+def make_pointmaps(jobs: Iterable[Job], command: str) -> list[Job]:
+  """Runs the user's command for every photo without a point map; the jobs with what it made.
+
+  In the command {image} is the photo, upright, as an RGB PNG, and {out} the file to write: any form
+  that read_pointmap knows; a suffix that the command adds to the name is fine. Results are kept
+  beside the others and made once.
+
+  Raises InputError: the command fails or writes nothing.
+  """
+  jobs = list(jobs)
+  words = shlex.split(command)
+  if not any("{image}" in w for w in words) or not any("{out}" in w for w in words):
+    raise InputError(f"--pointmap_command {command!r} needs both {{image}} and {{out}}")
+  with Progress(len(jobs), "point maps", "photos") as bar:
+    done = []
+    for job in jobs:
+      done.append(
+        job
+        if job.pointmap is not None
+        else dataclasses.replace(job, pointmap=make_pointmap(job, words))
+      )
+      bar.update()
+  return done
+
+
+def make_pointmap(job: Job, words: list[str]) -> pathlib.Path:
+  """Runs the command for one photo; the file it made."""
+  image, _ = photos.read_photo(job.image)
+  key = hashlib.sha256(image.tobytes() + repr((image.shape, words)).encode()).hexdigest()[:12]
+  kept = job.out / f"pointmap_{key}"
+  earlier = sorted(job.out.glob(f"{kept.name}*"))
+  if earlier:
+    return earlier[0]
+  with tempfile.TemporaryDirectory() as folder:
+    picture, target = pathlib.Path(folder) / "photo.png", pathlib.Path(folder) / MADE_POINTMAP
+    Image.fromarray(image).save(picture, compress_level=1)
+    run = [w.replace("{image}", str(picture)).replace("{out}", str(target)) for w in words]
+    try:
+      result = subprocess.run(run, capture_output=True, text=True, errors="replace")
+    except OSError as error:
+      raise InputError(
+        f"--pointmap_command: {run[0]} cannot be started ({error.strerror})"
+      ) from error
+    if result.returncode:
+      tail = "\n".join((result.stderr or result.stdout).strip().splitlines()[-5:])
+      raise InputError(
+        f"--pointmap_command: {shlex.join(run)} failed with code {result.returncode}:\n{tail}"
+      )
+    made = sorted(pathlib.Path(folder).glob("pointmap*"))
+    if len(made) != 1:
+      raise InputError(
+        f"--pointmap_command: {shlex.join(run)} wrote {len(made)} files {{out}}*; one is needed"
+      )
+    job.out.mkdir(parents=True, exist_ok=True)
+    kept = kept.with_name(kept.name + "".join(made[0].suffixes))
+    partial = kept.with_name(f".{kept.name}.part")
+    partial.write_bytes(made[0].read_bytes())
+    return partial.replace(kept)

@@ -1,0 +1,172 @@
+"""The results of launch.sample in the browser: photo, point cloud and objects in place. Needs
+requirements-viewer.txt.
+
+The page is served by viser on this machine only, unless --viewer_host says otherwise. Its scene is
+that of scene.glb: the photo's camera at the origin, x right, y up, looking along -z.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+import webbrowser
+
+import numpy as np
+
+from launch.photos.results import read_layout
+from sam3d_jax.errors import InputError
+from sam3d_jax.files import photos
+from sam3d_jax.geometry import rotations
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# (w, x, y, z), half a turn about y: (x, y, z) -> (-x, y, -z)
+CAMERA_TO_SCENE = np.array([0.0, 0.0, 1.0, 0.0])
+OPENCV_TO_SCENE = (0.0, 1.0, 0.0, 0.0)  # half a turn about x
+PHOTO_SIDE = 1024  # pixels of the photo on the page
+
+
+def check(args: argparse.Namespace) -> None:
+  """Raises InputError if the viewer cannot be started."""
+  try:
+    import viser  # noqa: F401
+  except ImportError as error:
+    raise InputError(
+      f"--viewer needs viser ({error}): pip install -r requirements-viewer.txt"
+    ) from error
+  if not 0 < args.viewer_port < 65536:
+    raise InputError(f"--viewer_port {args.viewer_port} is not a port: give 1 to 65535")
+
+
+def run(args: argparse.Namespace, out: pathlib.Path) -> None:
+  """Serves the results in a folder until interrupted."""
+  check(args)
+  server = serve(find(out), host=args.viewer_host, port=args.viewer_port)
+  host = "localhost" if args.viewer_host in LOOPBACK else args.viewer_host
+  url = f"http://{host}:{server.get_port()}"
+  note = "" if args.viewer_host in LOOPBACK else "; whoever reaches this address sees the photos"
+  print(f"viewer: {url} (Ctrl-C stops it{note})", flush=True)
+  if (
+    sys.platform in ("darwin", "win32")
+    or os.environ.get("DISPLAY")
+    or os.environ.get("WAYLAND_DISPLAY")
+  ):
+    webbrowser.open(url)
+  try:
+    server.sleep_forever()
+  except KeyboardInterrupt:
+    server.stop()
+
+
+def find(out: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Name -> folder of every photo with results in a folder. Raises InputError if there is none."""
+  folders = [
+    f for f in [out, *sorted(p for p in out.glob("*") if p.is_dir())] if read_layout(f) is not None
+  ]
+  if not folders:
+    raise InputError(f"--viewer: {out} holds no results of launch.sample (layout.json)")
+  return {f.name: f for f in folders}
+
+
+def serve(folders: dict[str, pathlib.Path], *, host: str, port: int):
+  """A running viser.ViserServer that shows the first photo; with several, a menu changes it."""
+  import viser
+
+  server = viser.ViserServer(host=host, port=port, label="sam3d_jax", verbose=False)
+  server.scene.set_up_direction("+y")
+  server.gui.configure_theme(control_layout="fixed", control_width="large", show_share_button=False)
+  shown: list = []
+  if len(folders) > 1:
+    menu = server.gui.add_dropdown("Photo", list(folders))
+    menu.on_update(lambda _: show(server, folders[menu.value], shown))
+  show(server, next(iter(folders.values())), shown)
+  return server
+
+
+def show(server, folder: pathlib.Path, shown: list) -> None:
+  """Puts one photo's results on the page in place of what `shown` lists, and lists them there."""
+  while shown:
+    shown.pop().remove()
+  layout = read_layout(folder)
+  objects = {name: o for name, o in layout["objects"].items() if o["file"] is not None}
+  reach = (
+    float(np.median([np.linalg.norm(o["placement"]["translation"]) for o in objects.values()]))
+    if objects
+    else 1.0
+  )
+  camera = layout["camera"]
+  fov = 2 * np.arctan(layout["height"] / 2 / camera["fy"])
+  units = layout["scene"]["units"] or "arbitrary"
+  shown.append(
+    server.gui.add_markdown(
+      f"**{folder.name}** · frame {layout['frame']} · units {units} · camera {camera['source']}"
+    )
+  )
+  picture = read_picture(layout["image"])
+  if picture is not None:
+    shown.append(server.gui.add_image(picture, label="Photo"))
+  frustum = server.scene.add_camera_frustum(
+    "/photo",
+    float(fov),
+    layout["width"] / layout["height"],
+    scale=0.25 * reach,
+    image=picture,
+    wxyz=OPENCV_TO_SCENE,
+  )
+  shown.append(frustum)
+  toggle(server, "photo's camera", frustum, shown)
+  if (folder / "points.ply").exists():
+    add_points(server, folder / "points.ply", reach, shown)
+  for name, o in objects.items():
+    place = o["placement"]
+    x, y, z = place["scale"]
+    handle = server.scene.add_glb(
+      f"/objects/{name}",
+      (folder / o["file"]).read_bytes(),
+      scale=(x, z, y),
+      wxyz=rotations.quaternion_multiply(CAMERA_TO_SCENE, np.array(place["rotation_glb"])),
+      position=np.array(place["translation"]) * (-1.0, 1.0, -1.0),
+    )
+    shown.append(handle)
+    toggle(server, f"{name} (mask IoU {o['mask_iou']:.2f})", handle, shown)
+  server.initial_camera.position, server.initial_camera.look_at = (
+    (0.0, 0.15 * reach, 0.5 * reach),
+    (0.0, 0.0, -reach),
+  )
+  for client in server.get_clients().values():
+    client.camera.position, client.camera.look_at = (
+      server.initial_camera.position,
+      server.initial_camera.look_at,
+    )
+
+
+def add_points(server, path: pathlib.Path, reach: float, shown: list) -> None:
+  """The point map's points, with a switch."""
+  import trimesh
+
+  cloud = trimesh.load(path)
+  handle = server.scene.add_point_cloud(
+    "/points",
+    np.asarray(cloud.vertices, np.float32),
+    np.asarray(cloud.colors)[:, :3],
+    point_size=0.003 * reach,
+    precision="float32",
+  )
+  shown.append(handle)
+  toggle(server, "point map", handle, shown)
+
+
+def toggle(server, label: str, handle, shown: list) -> None:
+  """A checkbox that shows and hides something."""
+  box = server.gui.add_checkbox(label, True)
+  box.on_update(lambda _: setattr(handle, "visible", box.value))
+  shown.append(box)
+
+
+def read_picture(path: str) -> np.ndarray | None:
+  """The photo, shrunk; None if it is no longer where it was."""
+  if not pathlib.Path(path).exists():
+    return None
+  image = photos.open_image(path, "photo")
+  image = photos.to_eight_bit(image).convert("RGB")
+  image.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
+  return np.asarray(image)

@@ -1,0 +1,171 @@
+"""Voxel scores of dataset samples with their baselines, and a picture: launch.evaluate --samples."""
+
+import argparse
+import json
+import pathlib
+
+import numpy as np
+
+from data_pipelines.format import records, schema
+from data_pipelines.read import rows
+from launch.console.progress import Progress
+from launch.scoring.split_samples import Samples, choose, load_samples
+from sam3d_jax.errors import InputError
+from sam3d_jax.evaluation import aggregate, occupancy
+from sam3d_jax.geometry import rotations
+from sam3d_jax.render import mesh, preview
+
+COLUMNS = (
+  "input",
+  "mask",
+  "truth, input view",
+  "truth, turned 120°",
+  "sample, input view",
+  "sample, turned 120°",
+)
+
+
+def run(args: argparse.Namespace, out: pathlib.Path) -> None:
+  """Writes metrics.json and preview.png."""
+  found = load_samples(args.samples)
+  source = records.open_split(args.data, args.split)
+  index = index_of(source)
+  missing = [k for k in found.key if k not in index]
+  if missing:
+    raise InputError(
+      f"{args.samples}: {len(missing)} of {len(found.key)} samples are of no example of "
+      f"{args.data} {args.split}, "
+      f"first {missing[0]}; give the dataset and split that were sampled"
+    )
+  resolution = found.occupancy.shape[1]
+  truth = np.stack([truth_grid(source[index[k]], resolution) for k in found.key])
+  iou = occupancy.voxel_iou(found.occupancy, truth)
+  mean = mean_shape(records.open_split(args.train_data or args.data, args.train_split), resolution)
+  constant, threshold = occupancy.best_constant(mean, truth)
+  shuffled = shuffled_score(args.shuffled, found, truth)
+  errors = rotation_errors(found, [source[index[k]] for k in found.key])
+  metrics = {
+    "voxel_iou": float(iou.mean()),
+    "voxel_iou_interval": list(aggregate.bootstrap_interval(iou)),
+    "voxel_iou_constant": constant,
+    "voxel_iou_constant_threshold": threshold,
+    "voxel_iou_shuffled": shuffled,
+    "rotation_error_deg": float(np.nanmedian(errors)) if np.isfinite(errors).any() else None,
+    "samples": len(iou),
+    "empty": int((~found.occupancy.any((1, 2, 3))).sum()),
+    "resolution": resolution,
+  }
+  aggregate.write_json(out / "metrics.json", metrics)
+  draw(
+    out / "preview.png",
+    found,
+    truth,
+    iou,
+    [source[index[found.key[i]]] for i in choose(len(iou), args.rows)],
+    args.rows,
+  )
+  print(json.dumps(metrics, indent=2))
+  score, (low, high) = metrics["voxel_iou"], metrics["voxel_iou_interval"]
+  print(
+    f"voxel IoU {score:.3f} (95 % interval {low:.3f} to {high:.3f}, {len(iou)} samples at "
+    f"{resolution}^3)\n"
+    f"best constant shape {constant:.3f}: the score is {ratio(score, constant)}\n"
+    f"shuffled images {shuffled:.3f}: the score is {ratio(score, shuffled)}"
+  )
+
+
+def ratio(score: float, baseline: float) -> str:
+  return f"{score / baseline:.2f} times that" if baseline > 0 else "no multiple of 0"
+
+
+def index_of(source) -> dict[str, int]:
+  """Example key -> position in the split."""
+  return {source[i]["key"]: i for i in range(len(source))}
+
+
+def truth_grid(example: schema.Example, resolution: int) -> np.ndarray:
+  """True occupancy (X, Y, Z) bool at the samples' resolution. Raises InputError if the example has
+  none.
+  """
+  try:
+    rows.require(example, "voxels")
+    return rows.occupancy(example["voxels"], resolution).astype(bool)
+  except records.CorruptRecord as error:
+    raise InputError(f"example {example['key']} cannot be scored: {error}") from error
+
+
+def mean_shape(source, resolution: int) -> np.ndarray:
+  """Share of the meshes of a split that occupy each voxel, (X, Y, Z); each mesh counts once,
+  whatever its number of views.
+  """
+  total, seen = np.zeros((resolution,) * 3), set()
+  with Progress(len(source), "mean training shape", "examples") as bar:
+    for i in range(len(source)):
+      example = source[i]
+      name = example["mesh_key"] or example["key"]
+      if name not in seen and schema.is_present(example, "voxels"):
+        seen.add(name)
+        total += truth_grid(example, resolution)
+      bar.update()
+  if not seen:
+    raise InputError(
+      f"{source.directory} {source.split} holds no voxels: the constant baseline needs training "
+      "shapes"
+    )
+  return total / len(seen)
+
+
+def shuffled_score(folder: str | None, found: Samples, truth: np.ndarray) -> float:
+  """Mean IoU of samples drawn for other objects' images."""
+  if folder is None:
+    return occupancy.shuffled_iou(found.occupancy, truth)
+  other = load_samples(folder)
+  if not other.settings["shuffle_images"]:
+    raise InputError(f"--shuffled {folder} was not drawn with --shuffle_images")
+  if not np.array_equal(other.key, found.key) or other.occupancy.shape != found.occupancy.shape:
+    raise InputError(
+      f"--shuffled {folder} and --samples are not of the same examples at the same resolution: "
+      "draw both with the "
+      "same --data, --split and --max"
+    )
+  return float(occupancy.voxel_iou(other.occupancy, truth).mean())
+
+
+def rotation_errors(found: Samples, examples: list[schema.Example]) -> np.ndarray:
+  """Angle in degrees between sampled and true rotation, NaN where the example has none. Symmetry is
+  not taken into account.
+  """
+  truth = np.stack([e["rotation"].T for e in examples]).astype(np.float64)
+  known = np.isfinite(truth).all((1, 2))
+  quaternion = np.asarray(
+    rotations.matrix_to_quaternion(np.where(known[:, None, None], truth, np.eye(3)))
+  )
+  return np.where(known, occupancy.rotation_error_deg(found.rotation, quaternion), np.nan)
+
+
+def draw(
+  path: pathlib.Path,
+  found: Samples,
+  truth: np.ndarray,
+  iou: np.ndarray,
+  examples: list[schema.Example],
+  count: int,
+) -> None:
+  """preview.png: evenly spaced samples, one a row; both shapes from the input's camera, then
+  turned.
+  """
+  pictures, captions = [], []
+  for position, example in zip(choose(len(iou), count), examples, strict=True):
+    view = (
+      example["rotation"].T if schema.is_present(example, "rotation") else preview.orbit(30, 25)
+    )
+    shapes = [mesh.from_occupancy(grid) for grid in (truth[position], found.occupancy[position])]
+    views = (view, preview.turned(view, 120.0))
+    photo = rows.decode_image(example["image"], "image", mode="RGB")
+    mask = rows.decode_image(example["mask"], "mask", mode="L")
+    pictures.append([photo, mask, *(preview.render(shape, v) for shape in shapes for v in views)])
+    captions.append(f"{example['key'][:12]}   voxel IoU {iou[position]:.2f}")
+  title = f"Held-out objects, evenly spaced: mean voxel IoU {iou.mean():.3f} over {len(iou)}"
+  partial = path.with_name(f".{path.name}.part.png")
+  preview.grid(pictures, COLUMNS, captions, title=title).save(partial)
+  partial.replace(path)

@@ -1,0 +1,318 @@
+"""Evaluation while a model trains: losses on fixed held-out batches, and shapes sampled from the
+averaged parameters, scored and drawn.
+
+The training loop only dispatches. The devices run evaluation programs in their queue like any step;
+reading the results, meshes, metrics and pictures are the work of a thread, and the loop writes down
+what is ready. Noise and objects are the same every time.
+"""
+
+from collections import deque
+import concurrent.futures
+import dataclasses
+import pathlib
+import shutil
+from typing import Any
+
+from flax import nnx
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+
+from launch.scoring import held_out
+from sam3d_jax.batch import LATENTS
+from sam3d_jax.errors import ConfigError
+from sam3d_jax.inference.predictor import check_latent_shape, row_config
+from sam3d_jax.models.structure_vae import tokens_to_grid
+from sam3d_jax.objectives import draws, paths
+from sam3d_jax.objectives import registry as objectives
+from sam3d_jax.render import mesh as meshes
+from sam3d_jax.render import preview
+from sam3d_jax.sampling import generate
+from sam3d_jax.sharding import mesh as mesh_lib
+from sam3d_jax.torch_bridge import keys
+from sam3d_jax.training import checkpoint
+
+AHEAD = 2  # evaluations under way before the loop waits for the oldest
+KEPT = 3  # evaluations whose meshes are kept
+COLUMNS = ("input", "mask", "truth", "truth, turned 120°", "sample", "sample, turned 120°")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """One finished evaluation."""
+
+  step: int
+  scalars: dict[str, float]
+  picture: np.ndarray | None = None  # (H, W, 3) uint8
+
+
+class Evaluation:
+  """What `training.loop` calls: `start`, `poll` and `finish`."""
+
+  def __init__(self, setup):
+    self.config, self.workdir, self.mesh = setup.config, setup.workdir, setup.mesh
+    self.decay = f"{max(setup.optim.ema):g}" if setup.optim.ema else None
+    self.losses = Losses(setup)
+    self.samples = Samples(setup) if setup.config.eval.decoder else None
+    self.worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="evaluation")
+    self.pending: deque[concurrent.futures.Future] = deque()
+
+  def compile(self, abstract_state) -> None:
+    """Compiles everything that runs during training, so that none of it is compiled in the middle."""
+    state = abstract_state
+    self.losses.compile(state)
+    if self.samples is not None:
+      self.samples.compile(self._params(state), state.frozen)
+
+  def start(self, step: int, state, last: bool) -> list[Result]:
+    """Dispatches the evaluation of a state; returns what finished meanwhile. `last`: the run ends
+    here.
+    """
+    done = []
+    while len(self.pending) >= AHEAD:
+      done.append(self.pending.popleft().result())
+    params = self._params(state)
+    losses = self.losses.dispatch(params, state)
+    sampled = None if self.samples is None else self.samples.dispatch(params, state.frozen)
+    curve = self.samples.curve(params, state.frozen) if last and self.samples is not None else None
+    self.pending.append(self.worker.submit(self._read, step, losses, sampled, curve))
+    return done
+
+  def poll(self) -> list[Result]:
+    """Evaluations that have finished, oldest first. An error in one is raised here."""
+    done = []
+    while self.pending and self.pending[0].done():
+      done.append(self.pending.popleft().result())
+    return done
+
+  def finish(self, timeout: float | None = None) -> list[Result]:
+    """Waits for what is under way, each at most `timeout` seconds; what takes longer is given up."""
+    done = []
+    try:
+      while self.pending:
+        done.append(self.pending.popleft().result(timeout))
+    except concurrent.futures.TimeoutError:
+      self.pending.clear()
+    self.abandon()
+    return done
+
+  def abandon(self) -> None:
+    """Starts nothing more; what is under way ends by itself."""
+    self.worker.shutdown(wait=False, cancel_futures=True)
+
+  def _params(self, state):
+    return state.ema[self.decay] if self.decay else state.params
+
+  def _read(self, step: int, losses, sampled, curve) -> Result:
+    """The thread's part: everything that waits for a device or works on the host."""
+    scalars = self.losses.read(losses)
+    if sampled is None:
+      return Result(step, scalars)
+    scores, picture = self.samples.read(step, sampled)
+    if curve:
+      self.samples.write_curve(curve)
+    return Result(step, scalars | scores, picture)
+
+
+class Losses:
+  """The objective on `eval.batches` held-out batches that are read once and kept on the host."""
+
+  def __init__(self, setup):
+    self.setup, self.config = setup, setup.config
+    self.batches: list[Any] = []
+    self.seed = np.uint32(self.config.seed)
+
+    def loss(params, frozen, reference, batch, seed):
+      model = setup.graph.merge({**params, **frozen})
+      teacher = setup.graph.merge({**reference, **frozen}) if reference else None
+      value, metrics = setup.objective(model, teacher, batch, jax.random.key(seed))
+      return {**metrics, "loss": value}
+
+    self.loss = jax.jit(loss)
+
+  def compile(self, state) -> None:
+    self.batches = [self.setup.eval_loader.batch(i) for i in range(self.config.eval.batches)]
+    batch = mesh_lib.place_batch(self.setup.mesh, self.batches[0])
+    params = state.ema[max(state.ema, key=float)] if state.ema else state.params
+    with jax.set_mesh(self.setup.mesh):
+      self.loss = self.loss.lower(params, state.frozen, state.reference, batch, self.seed).compile()
+
+  def dispatch(self, params, state) -> list:
+    place = lambda batch: mesh_lib.place_batch(self.setup.mesh, batch)
+    return [
+      self.loss(params, state.frozen, state.reference, place(b), self.seed) for b in self.batches
+    ]
+
+  def read(self, rows: list) -> dict[str, float]:
+    """Means over the batches; the loss of each bucket of time where the objective has them."""
+    rows = jax.device_get(rows)
+    mean = {k: float(np.nanmean([r[k] for r in rows])) for k in rows[0]}
+    shown = {
+      k: v for k, v in mean.items() if not k.startswith(("flow_time_sum/", "flow_time_share/"))
+    }
+    return {f"eval/{k}": v for k, v in (shown | paths.bucket_means(mean, "flow_time")).items()}
+
+
+class Samples:
+  """Shapes and poses sampled for held-out objects, with their scores, picture and meshes."""
+
+  def __init__(self, setup):
+    config = self.config = setup.config
+    self.setup, self.workdir, self.mesh = setup, setup.workdir, setup.mesh
+    vae, vae_config = checkpoint.restore_model(config.eval.decoder)
+    check_latent_shape(config.model, vae_config.model, f"eval.decoder {config.eval.decoder}")
+    check_autoencoder(setup, keys.params_digest(keys.flat_params(vae)))
+    self.decoder_graph, decoder = nnx.split(vae.decoder)
+    self.replicated = NamedSharding(self.mesh, P())
+    self.decoder = jax.device_put(decoder, self.replicated)
+    self.row = row_config(config.model)
+    self.learned = objectives.learned_latents(config.objective)
+    folders = [entry.path for entry in config.data.mixture.values() if entry.weight]
+    self.objects = held_out.read(
+      folders, config.eval.split, self.row, vae_config.model.resolution, config.eval.objects
+    )
+    self.inputs = self._place_inputs()
+    self.sampler = generate.SamplerConfig(**config.sampler.to_dict())
+    self.compiled = None
+
+  def _place_inputs(self):
+    """Condition and noise keys of the objects, on the mesh; every host gives its rows."""
+    ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+    rows = -(-len(self.objects) // ways) * ways
+    cond, content = held_out.batch(self.objects, rows)
+    noise = np.asarray(
+      draws.raw_keys(draws.example_keys(jax.random.key(self.config.seed), content))
+    )
+    share = rows // jax.process_count()
+    mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+    return mesh_lib.place_batch(self.mesh, jax.tree.map(lambda x: x[mine], (cond, noise)))
+
+  def program(self, sampler: generate.SamplerConfig):
+    """(params, frozen, decoder, cond, noise keys) -> latents and occupancy, whole on every device."""
+    shapes = {name: self.row.latent_shape(name) for name in LATENTS}
+
+    def sample(params, frozen, decoder, cond, key_B2):
+      model = self.setup.graph.merge({**params, **frozen})
+      latents = generate.sample_latents(model, cond, key_B2, sampler, shapes)
+      return latents, nnx.merge(self.decoder_graph, decoder)(tokens_to_grid(latents["shape"])) > 0
+
+    return jax.jit(sample, out_shardings=self.replicated)
+
+  def compile(self, params, frozen) -> None:
+    with jax.set_mesh(self.mesh):
+      self.compiled = (
+        self.program(self.sampler).lower(params, frozen, self.decoder, *self.inputs).compile()
+      )
+
+  def dispatch(self, params, frozen):
+    return self.compiled(params, frozen, self.decoder, *self.inputs)
+
+  def scores(self, sampled) -> tuple[dict[str, float], np.ndarray]:
+    """Mean scores of the objects, and their occupancy (objects, X, Y, Z)."""
+    latents, occupancy = jax.device_get(sampled)
+    rows = [
+      held_out.score(
+        o,
+        occupancy[i],
+        {k: v[i] for k, v in latents.items()},
+        self.learned,
+        f1_threshold=self.config.eval.f1_threshold,
+      )
+      for i, o in enumerate(self.objects)
+    ]
+    return held_out.mean_scores(rows), occupancy
+
+  def read(self, step: int, sampled) -> tuple[dict[str, float], np.ndarray | None]:
+    """Scores under `eval/`; on the first host also the picture and the meshes, in
+    <workdir>/previews.
+    """
+    scores, occupancy = self.scores(sampled)
+    named = {f"eval/{k}": v for k, v in scores.items()}
+    if jax.process_index() != 0:
+      return named, None
+    folder = self.workdir / "previews"
+    count = min(self.config.eval.pictures, len(self.objects))
+    picture = draw(
+      self.objects[:count],
+      occupancy,
+      f"step {step}: voxel IoU {scores['viou']:.3f} over {len(self.objects)} objects",
+    )
+    write_previews(
+      folder, step, picture, {o.key: occupancy[i] for i, o in enumerate(self.objects[:count])}
+    )
+    return named, np.asarray(picture)
+
+  def curve(self, params, frozen) -> list[tuple[str, int, Any]] | None:
+    """Samples at each number of steps of `eval.steps_curve`: by the distilled sampler, and by the
+    plain one with guidance.
+    """
+    if not self.config.eval.steps_curve:
+      return None
+    rows = []
+    for steps in self.config.eval.steps_curve:
+      for name, change in (
+        ("shortcut", {"shortcut": True, "pointmap_guidance": None}),
+        ("plain", {"shortcut": False}),
+      ):
+        program = self.program(dataclasses.replace(self.sampler, steps=steps, **change))
+        with jax.set_mesh(self.mesh):
+          rows.append((name, steps, program(params, frozen, self.decoder, *self.inputs)))
+    return rows
+
+  def write_curve(self, curve) -> None:
+    """<workdir>/steps_quality.csv and .png."""
+    from launch.scoring import steps_curve
+
+    rows = [
+      {"sampler": name, "steps": steps} | self.scores(sampled)[0] for name, steps, sampled in curve
+    ]
+    if jax.process_index() == 0:
+      steps_curve.write(self.workdir, rows)
+
+
+def check_autoencoder(setup, digest: str) -> None:
+  """Raises ConfigError if the decoder belongs to other latents than those trained on."""
+  trained = setup.train_loader.config.autoencoder
+  if trained != digest:
+    raise ConfigError(
+      f"eval.decoder = {setup.config.eval.decoder!r} is autoencoder {digest[:12]}, the latents of "
+      "the data were made by "
+      f"{trained[:12]}; give the work folder of the structure VAE that encoded them"
+    )
+
+
+def draw(objects, occupancy: np.ndarray, title: str):
+  """The picture of some objects: input, truth and sample from two views each."""
+  rows, captions = [], []
+  for i, o in enumerate(objects):
+    view = preview.orbit(30, 25) if o.rotation is None else o.rotation
+    shapes = [meshes.from_occupancy(grid) for grid in (o.occupancy, occupancy[i])]
+    rows.append(
+      [
+        o.photo,
+        o.mask,
+        *(
+          preview.render(s, v, size=128)
+          for s in shapes
+          for v in (view, preview.turned(view, 120.0))
+        ),
+      ]
+    )
+    captions.append(o.key[:12])
+  return preview.grid(rows, COLUMNS, captions, title=title, size=128)
+
+
+def write_previews(folder: pathlib.Path, step: int, picture, shapes: dict[str, np.ndarray]) -> None:
+  """previews/<step>.png and previews/<step>/<object>.glb; the meshes of the newest KEPT evaluations
+  stay.
+  """
+  glbs = folder / f"{step:08d}"
+  glbs.mkdir(parents=True, exist_ok=True)
+  picture.save(folder / f"{step:08d}.png")
+  for key, grid in shapes.items():
+    shape = meshes.from_occupancy(grid)
+    if shape is not None:
+      meshes.write_glb(glbs / f"{key}.glb", {"object": shape})
+  for old in sorted(p for p in folder.iterdir() if p.is_dir())[:-KEPT]:
+    shutil.rmtree(old)

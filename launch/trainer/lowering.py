@@ -1,0 +1,62 @@
+"""The training step as a program: the one place that lowers it, for the devices at hand or for
+hardware that is only described.
+
+`launch.trainer.train` compiles what `step` returns and runs it; `launch.aot` compiles the same for a
+topology and reads off what it costs.
+"""
+
+from collections.abc import Callable
+import functools
+import hashlib
+import re
+
+import jax
+import numpy as np
+
+from sam3d_jax.sharding import mesh as mesh_lib
+from sam3d_jax.training.step import make_train_step
+
+
+def step(setup) -> jax.stages.Lowered:
+  """The lowered `train_step(state, batch, lr, seed=...)` of a prepared run (`launch.trainer.train.Setup`),
+  the state donated.
+
+  It is traced under the run's mesh, so that attention kernels, which the compiler cannot cut, are
+  mapped over its shards, and chosen for the platform of its devices rather than for that of this
+  process.
+  """
+  config = setup.config
+  fn = make_train_step(
+    setup.graph, setup.objective, setup.optim, setup.guard, accumulate=config.accumulate
+  )
+  batch = global_spec(setup.train_loader.spec, config.batch_size, setup.mesh)
+  lr, seed = jax.ShapeDtypeStruct((), "float32"), jax.ShapeDtypeStruct((), "uint32")
+  with jax.set_mesh(setup.mesh):
+    return jax.jit(fn, donate_argnums=0, out_shardings=(setup.shardings, None)).lower(
+      setup.abstract_state, batch, lr, seed=seed
+    )
+
+
+def bind(compiled: jax.stages.Compiled, config) -> Callable:
+  """The compiled step as `step(state, batch, lr)`, with the configuration's seed."""
+  return functools.partial(compiled, seed=np.uint32(config.seed))
+
+
+def global_spec(local_spec, batch_size: int, mesh: jax.sharding.Mesh):
+  """Shape structs of the global batch on the mesh, from the host's own rows."""
+  whole = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), local_spec
+  )
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    whole,
+    mesh_lib.batch_shardings(mesh, whole),
+  )
+
+
+def fingerprint(lowered: jax.stages.Lowered) -> str:
+  """Sixteen hexadecimal digits that are equal for equal programs; names and source locations do not
+  count.
+  """
+  text = re.sub(r"\s*loc\(.*\)|^#loc.*$|module @\S+", "", lowered.as_text(), flags=re.MULTILINE)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,253 @@
+"""Pictures to look at: shaded renders of meshes and labelled grids of them."""
+
+from collections.abc import Sequence
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from sam3d_jax.geometry import cameras
+from sam3d_jax.geometry.cameras import Camera
+from sam3d_jax.geometry.pose import Pose, transform_points
+from sam3d_jax.render.mesh import Mesh
+from sam3d_jax.render.raycast import Caster
+
+BACKGROUND = np.array([250, 250, 252], np.float64)
+INK = (40, 42, 48)
+# (direction to the light in the camera frame, strength)
+LIGHTS = (((0.45, 0.75, -0.75), 0.70), ((-0.8, 0.1, -0.4), 0.22))
+AMBIENT = 0.28
+# Colours that tell objects apart (Okabe & Ito 2008, without black), in order and then again.
+MARKS = np.array(
+  [
+    [230, 159, 0],
+    [86, 180, 233],
+    [0, 158, 115],
+    [240, 228, 66],
+    [0, 114, 178],
+    [213, 94, 0],
+    [204, 121, 167],
+  ],
+  np.uint8,
+)
+
+
+def render(
+  mesh: Mesh | None,
+  view_33: np.ndarray,
+  *,
+  size: int = 192,
+  extent: float = 1.4,
+  supersample: int = 2,
+) -> np.ndarray:
+  """Orthographic render of a mesh: (size, size, 3) uint8. An empty mesh (None) gives the
+  background.
+
+  view_33: object -> camera in row-vector form (p @ view_33); the camera frame is x left, y up, z
+  forward. extent: width of the picture in object units (the unit cube is 1 wide, 1.73 along its
+  diagonal).
+  """
+  fine = size * supersample
+  shaded = np.broadcast_to(BACKGROUND, (fine * fine, 3)).copy()
+  if mesh is not None and len(mesh.faces):
+    hit, face, position = cast(mesh.vertices @ view_33, mesh.faces, fine, extent)
+    normal = shading_normals(mesh.vertices @ view_33, mesh.faces, face, position)
+    colour = mesh.colour if mesh.colour.ndim == 1 else mesh.colour[mesh.faces[face]].mean(1)
+    shaded[hit] = colour * light(normal)[:, None]
+  picture = shaded.reshape(size, supersample, size, supersample, 3).mean((1, 3))
+  return np.clip(np.round(picture), 0, 255).astype(np.uint8)
+
+
+def cast(vertices_P3, faces_F3, size: int, extent: float):
+  """First hits of a grid of parallel rays along camera z: (ray index, face index, hit point), one
+  row a hit.
+  """
+  import trimesh
+
+  # needs embreex; loaded only where pictures are made
+  from trimesh.ray.ray_pyembree import RayMeshIntersector
+
+  offset = ((np.arange(size) + 0.5) / size - 0.5) * extent
+  # x is left, rows go down
+  origins = np.stack(np.broadcast_arrays(-offset[None, :], -offset[:, None], -4.0), -1).reshape(
+    -1, 3
+  )
+  direction = np.broadcast_to([0.0, 0.0, 1.0], origins.shape)
+  solid = trimesh.Trimesh(vertices_P3, faces_F3, process=False)
+  face = RayMeshIntersector(solid).intersects_first(origins, direction)
+  hit = np.flatnonzero(face >= 0)
+  face = face[hit]
+  corner = vertices_P3[faces_F3[face]]
+  plane = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+  depth = ((corner[:, 0] - origins[hit]) * plane).sum(-1) / np.where(
+    plane[:, 2] == 0, 1e-12, plane[:, 2]
+  )
+  return hit, face, origins[hit] + depth[:, None] * [0.0, 0.0, 1.0]
+
+
+def shading_normals(vertices_P3, faces_F3, face, position) -> np.ndarray:
+  """Unit normals at hit points, interpolated between vertex normals, turned towards the camera."""
+  corner = vertices_P3[faces_F3]
+  cross = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+  smooth = np.zeros_like(vertices_P3)
+  for i in range(3):
+    np.add.at(smooth, faces_F3[:, i], cross)
+  a, b, c = (corner[face][:, i] for i in range(3))
+  area = np.maximum(np.square(cross[face]).sum(-1), 1e-30)
+  weight_b = (np.cross(position - a, c - a) * cross[face]).sum(-1) / area
+  weight_c = (np.cross(b - a, position - a) * cross[face]).sum(-1) / area
+  weights = np.stack([1 - weight_b - weight_c, weight_b, weight_c], -1)
+  unit = smooth / np.maximum(np.linalg.norm(smooth, axis=-1, keepdims=True), 1e-30)
+  normal = (unit[faces_F3[face]] * weights[..., None]).sum(1)
+  normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-30)
+  return np.where(normal[:, 2:] > 0, -normal, normal)
+
+
+def light(normal_P3: np.ndarray) -> np.ndarray:
+  """Lambertian shading under LIGHTS, (P,)."""
+  total = np.full(len(normal_P3), AMBIENT)
+  for direction, strength in LIGHTS:
+    total += strength * np.clip(
+      normal_P3 @ (np.array(direction) / np.linalg.norm(direction)), 0, None
+    )
+  return total
+
+
+def overlay(
+  image_HW3: np.ndarray,
+  camera: Camera,
+  objects: Sequence[tuple[Caster, Pose, np.ndarray]],
+  *,
+  opacity: float = 0.85,
+) -> np.ndarray:
+  """A photo with posed objects drawn over it as its camera sees them, the nearest in front; (H, W,
+  3) uint8.
+
+  objects: (mesh, pose, colour in 0..255) each.
+  """
+  out = image_HW3.astype(np.float64)
+  nearest = np.full(image_HW3.shape[:2], np.inf)
+  for caster, where, colour in objects:
+    hits = caster.cast(where, camera)
+    row, column = np.nonzero(
+      (hits.face_HW >= 0) & (np.nan_to_num(hits.depth_HW, nan=np.inf) < nearest)
+    )
+    face, depth = hits.face_HW[row, column], hits.depth_HW[row, column].astype(np.float64)
+    nearest[row, column] = depth
+    position = cameras.unproject(np.stack([column, row], -1) + 0.5, depth, camera)
+    normal = shading_normals(
+      transform_points(caster.mesh.vertices, where), caster.mesh.faces, face, position
+    )
+    shaded = np.asarray(colour, np.float64) * light(normal)[:, None]
+    out[row, column] = (1 - opacity) * image_HW3[row, column] + opacity * shaded
+  return np.clip(np.round(out), 0, 255).astype(np.uint8)
+
+
+def outline(
+  image_HW3: np.ndarray,
+  masks: Sequence[np.ndarray],
+  colours: Sequence[np.ndarray],
+  *,
+  width: int = 2,
+) -> np.ndarray:
+  """A photo with the outlines of masks drawn just inside them."""
+  from scipy import ndimage
+
+  out = image_HW3.copy()
+  for mask, colour in zip(masks, colours, strict=True):
+    out[mask & ~ndimage.binary_erosion(mask, iterations=width)] = colour
+  return out
+
+
+def mark(index: int) -> np.ndarray:
+  """The colour of the object of this number, (3,) uint8."""
+  return MARKS[index % len(MARKS)]
+
+
+def turned(view_33: np.ndarray, degrees: float) -> np.ndarray:
+  """The view of an object that has first been turned about its own vertical axis (z)."""
+  c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+  return np.array([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]]) @ view_33
+
+
+def orbit(azimuth: float, elevation: float) -> np.ndarray:
+  """Object -> camera (row-vector form) of a camera that looks at the origin from these angles
+  (degrees, object frame z up).
+  """
+  a, e = np.radians(azimuth), np.radians(elevation)
+  forward = -np.array([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)])
+  left = np.array([np.sin(a), -np.cos(a), 0.0])
+  up = np.cross(forward, left)
+  return np.stack([left, up, forward], -1)
+
+
+def beside(pictures: Sequence[np.ndarray], titles: Sequence[str], *, gap: int = 8) -> Image.Image:
+  """Pictures of one height side by side in their own size, a title above each, which no picture is
+  too narrow for.
+  """
+  top, font = 24, ImageFont.load_default(13)
+  widths = [
+    max(p.shape[1], math.ceil(font.getlength(title)))
+    for p, title in zip(pictures, titles, strict=True)
+  ]
+  height = max(p.shape[0] for p in pictures)
+  sheet = Image.new("RGB", (sum(widths) + gap * (len(widths) + 1), top + height + gap), "white")
+  draw, left = ImageDraw.Draw(sheet), gap
+  for picture, title, width in zip(pictures, titles, widths, strict=True):
+    draw.text((left, 4), title, fill=INK, font=font)
+    sheet.paste(Image.fromarray(picture), (left, top))
+    left += width + gap
+  return sheet
+
+
+def stack(sheets: Sequence[Image.Image]) -> Image.Image:
+  """Sheets one below the other, on white."""
+  out = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), "white")
+  top = 0
+  for sheet in sheets:
+    out.paste(sheet, (0, top))
+    top += sheet.height
+  return out
+
+
+def fit(image: np.ndarray, size: int) -> np.ndarray:
+  """An image of any size as (size, size, 3) uint8: shrunk to fit, centred on the background; grey
+  values become RGB.
+  """
+  picture = Image.fromarray(image if image.ndim == 3 else np.repeat(image[..., None], 3, -1))
+  scale = size / max(picture.size)
+  picture = picture.resize(
+    [max(1, round(n * scale)) for n in picture.size], Image.Resampling.LANCZOS
+  )
+  canvas = Image.new("RGB", (size, size), tuple(int(v) for v in BACKGROUND))
+  canvas.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
+  return np.asarray(canvas)
+
+
+def grid(
+  rows: Sequence[Sequence[np.ndarray]],
+  columns: Sequence[str],
+  captions: Sequence[str],
+  *,
+  title: str = "",
+  size: int = 192,
+  gap: int = 8,
+) -> Image.Image:
+  """A labelled grid: one row of pictures an object, a header above each column, a caption under
+  each row.
+  """
+  header, caption, top = 22, 20, 30 if title else 0
+  width = len(columns) * (size + gap) + gap
+  height = top + header + len(rows) * (size + caption + gap) + gap
+  sheet = Image.new("RGB", (width, height), "white")
+  draw = ImageDraw.Draw(sheet)
+  draw.text((gap, 8), title, fill=INK, font=ImageFont.load_default(15))
+  small = ImageFont.load_default(13)
+  for column, name in enumerate(columns):
+    draw.text((gap + column * (size + gap), top + 2), name, fill=INK, font=small)
+  for i, (pictures, text) in enumerate(zip(rows, captions, strict=True)):
+    y = top + header + i * (size + caption + gap)
+    for column, picture in enumerate(pictures):
+      sheet.paste(Image.fromarray(fit(picture, size)), (gap + column * (size + gap), y))
+    draw.text((gap, y + size + 2), text, fill=(110, 112, 120), font=small)
+  return sheet

@@ -1,0 +1,99 @@
+"""Command line: overrides, readable errors, exit codes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from launch.console import cli
+from sam3d_jax.errors import InputError, JobFailed, Preempted
+
+CONFIG = "configs/pretrain_geometry.py"
+
+
+def command(run, *argv, **kwargs):
+  return cli.run_command(run, description="Test command.", argv=list(argv), **kwargs)
+
+
+def test_overrides_reach_the_configuration_with_their_type():
+  seen = {}
+  run = lambda args: seen.update(
+    lr=args.config.optim.lr, ema=args.config.optim.ema, steps=args.config.steps
+  )
+  assert (
+    command(
+      run,
+      f"--config={CONFIG}:tiny",
+      "--config.optim.lr=3e-4",
+      "--config.optim.ema=(0.9,0.99)",
+      "--config.steps=7",
+    )
+    == 0
+  )
+  assert seen == {"lr": 3e-4, "ema": (0.9, 0.99), "steps": 7}
+
+
+@pytest.mark.parametrize(
+  "argument, expected",
+  [
+    ("--config.optim.lrr=1", "the nearest key is 'optim.lr'"),
+    ("--config.lr=1", "the nearest key is 'optim.lr'"),
+    ("--config.optim.lr=fast", "optim.lr = 'fast' is not of type float"),
+    ("--config.optim.lr", "write it as --config.optim.lr=VALUE"),
+  ],
+)
+def test_a_wrong_override_names_key_value_and_nearest_key(capsys, argument, expected):
+  assert command(lambda args: 0, "--config", CONFIG, argument) == cli.EXIT_BAD_INPUT
+  assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "spec, expected",
+  [
+    ("configs/pretrain_geometri.py", "the nearest is configs/pretrain_geometry.py"),
+    (f"{CONFIG}:tinny", "variant 'tinny' is not one of tiny, fake"),
+  ],
+)
+def test_a_wrong_file_or_variant_names_what_exists(capsys, spec, expected):
+  assert command(lambda args: 0, "--config", spec) == cli.EXIT_BAD_INPUT
+  assert expected in capsys.readouterr().err
+
+
+def test_a_configuration_is_locked():
+  config = cli.load_config(CONFIG)
+  with pytest.raises(AttributeError):
+    config.optim.learning_rate = 1.0
+
+
+@pytest.mark.parametrize(
+  "error, code",
+  [(InputError("x"), 2), (Preempted("x"), 75), (KeyboardInterrupt(), 75), (JobFailed("x"), 1)],
+)
+def test_outcomes_map_to_exit_codes(error, code):
+  def run(args):
+    raise error
+
+  assert command(run, config="none") == code
+
+
+def test_a_configuration_error_is_found_before_jax_is_imported():
+  code = (
+    "import sys; from launch import cli; code = cli.run_command(lambda a: 0, description='x', "
+    f"argv=['--config={CONFIG}', '--config.optim.lrr=1']); assert code == 2; assert 'jax' not in "
+    "sys.modules"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_training_command_rejects_a_missing_dataset_before_touching_a_device():
+  code = (
+    "import sys; sys.argv = ['x', '--config=configs/pretrain_geometry.py:tiny', "
+    "'--workdir=/nonexistent_parent_\\0']\n"
+    "import jax._src.xla_bridge as bridge\nfrom launch import train\n"
+    "config = train.cli.load_config('configs/pretrain_geometry.py:tiny')\n"
+    "try: train.check(config, ('pretrain',))\n"
+    "except train.ConfigError as e: assert 'data.mixture.iso_3do.path' in str(e); assert not "
+    "bridge._backends\n"
+    "else: raise SystemExit('no error')"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,300 @@
+"""Launchers: what they render, what they refuse, and when they start a job again. Scripts are run
+for real, on stand-ins of a cluster.
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from launch import sweep
+from launch.cluster import command, flags
+from launch.cluster.spec import Kubernetes, Slurm, Spec, TpuVm, Xpk, load
+from launch.console import cli
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "cluster"
+SPECS = sorted(GOLDEN.glob("*.yaml"))
+
+
+@pytest.fixture(params=SPECS, ids=lambda p: p.stem)
+def spec_file(request):
+  return request.param
+
+
+def test_every_launcher_is_rendered_as_recorded(spec_file):
+  rendered = {name: text for name, (text, _) in command.render_all(load(spec_file)).items()}
+  recorded = {p.name: p.read_text() for p in (GOLDEN / spec_file.stem).iterdir()}
+  assert rendered == recorded, (
+    f"if this is meant: python -m launch.cluster --spec tests/golden/cluster/{spec_file.name} "
+    f"--out tests/golden/cluster/{spec_file.stem}"
+  )
+
+
+def test_scripts_are_bash_and_jobsets_are_yaml(spec_file):
+  for name, (text, _) in command.render_all(load(spec_file)).items():
+    if name.endswith(".sh"):
+      subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    else:
+      assert yaml.safe_load(text)["kind"] == "JobSet"
+
+
+def test_every_launcher_runs_the_same_command_with_the_flags_of_the_platform(spec_file):
+  spec = load(spec_file)
+  for name, (text, _) in command.render_all(spec).items():
+    flat = " ".join(
+      text.replace("'\"'\"'", "'").replace("\n              - ", " ").replace("'", "").split()
+    )
+    assert " ".join(spec.argv) in flat, name
+    variable = flags.FLAG_VARIABLES[spec.kind]
+    assert variable in text and spec.environment[variable].split()[-1] in text, name
+
+
+def test_a_jobset_fails_on_bad_input_and_starts_again_on_everything_else(spec_file):
+  (text, _) = command.render_all(load(spec_file))["jobset.yaml"]
+  job = yaml.safe_load(text)["spec"]
+  (rule,) = job["failurePolicy"]["rules"]
+  assert (
+    rule["action"] == "FailJobSet"
+    and rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+    and job["failurePolicy"]["maxRestarts"] > 0
+  )
+  inner = job["replicatedJobs"][0]["template"]["spec"]
+  (pods,) = inner["podFailurePolicy"]["rules"]
+  assert (
+    pods["action"] == "FailJob"
+    and pods["onExitCodes"]["values"] == [cli.EXIT_BAD_INPUT]
+    and inner["backoffLimit"] == 0
+  )
+  # without it Kubernetes refuses a podFailurePolicy
+  assert inner["template"]["spec"]["restartPolicy"] == "Never"
+
+
+def write_spec(folder, **changes):
+  """A small valid specification whose interpreter is a script that ends with the codes in `codes`,
+  one a start.
+  """
+  values = {
+    "name": "job",
+    "command": "pretrain",
+    "config": "configs/pretrain_geometry.py:fake",
+    "workdir": str(folder / "run"),
+    "platform": "cpu",
+    "retries": 2,
+    "python": str(folder / "python"),
+  } | changes
+  (folder / "job.yaml").write_text(
+    yaml.safe_dump({k: v for k, v in values.items() if v is not None})
+  )
+  return folder / "job.yaml"
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"hostz": 2}, "unknown key 'hostz'; the nearest is 'hosts'"),
+    ({"slurm": {"tiem": "1:00:00"}}, "unknown key 'slurm.tiem'; the nearest is 'slurm.time'"),
+    ({"slurm": {}}, "lacks slurm.time"),
+    ({"slurm": {"time": 86400}}, "slurm.time = 86400 is not text; put it in quotes"),
+    ({"hosts": "four"}, "hosts = 'four' is not a number"),
+    ({"hosts": 0}, "hosts = 0 must be at least 1"),
+    ({"name": "My_Job"}, "name = 'My_Job' must be"),
+    ({"command": "pretrian"}, "command = 'pretrian' is not one of pretrain"),
+    ({"platform": "v4"}, "platform = 'v4' is not one of v5e"),
+    ({"workdir": "runs"}, "must be an absolute path"),
+    ({"slices": 2}, "only TPUs come in slices"),
+    ({"slurm": None}, "at least one of the sections"),
+    ({"overrides": {"optim.lrr": 1}}, "the nearest key is 'optim.lr'"),
+    (
+      {"xpk": {"cluster": "c", "project": "p", "zone": "z", "device_type": "v5p-8", "image": "i"}},
+      "remove the section xpk",
+    ),
+    (
+      {"kubernetes": {"image": "i", "claim": "c", "mount": "/elsewhere"}},
+      "is not below kubernetes.mount",
+    ),
+  ],
+)
+def test_a_wrong_specification_is_refused_with_key_value_and_remedy(
+  tmp_path, capsys, changes, words
+):
+  file = write_spec(tmp_path, **({"slurm": {"time": "1:00:00"}} | changes))
+  assert command.main(["--spec", str(file), "--out", str(tmp_path / "out")]) == cli.EXIT_BAD_INPUT
+  assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+STAND_INS = {
+  # The training process: ends with the next of the codes.
+  "python": """code=$(head -n 1 {folder}/codes); sed -i 1d {folder}/codes; echo "$XLA_PYTHON_CLIENT_MEM_FRACTION $@" >> {folder}/starts
+if [[ $code == killed ]]; then kill -9 $PPID; fi
+if [[ $code == told ]]; then trap "exit 75" TERM; kill -TERM $PPID; for ((;;)); do :; done; fi; exit $code""",
+  "srun": """while [[ $1 == --* ]]; do shift; done; SLURM_PROCID=0 "$@" """,
+  "scontrol": """echo "$@" >> {folder}/requeued""",
+  "gcloud": """bash -c "${{@: -1}}" """,  # ... --command WHAT
+  "sleep": "",
+}
+
+
+@pytest.fixture
+def cluster(tmp_path):
+  """Runs a rendered script on stand-ins of srun, scontrol, gcloud and the training process; returns
+  its exit code.
+  """
+  (tmp_path / "bin").mkdir()
+  for name, text in STAND_INS.items():
+    file = (tmp_path if name == "python" else tmp_path / "bin") / name
+    file.write_text(f"#!/bin/bash\n{text.format(folder=tmp_path)}\n")
+    file.chmod(0o755)
+
+  def start(script: str, *codes) -> int:
+    (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
+    env = os.environ | {
+      "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+      "SLURM_JOB_ID": "7",
+      "RETRY_SECONDS": "0",
+    }
+    return subprocess.run(
+      ["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, timeout=60
+    ).returncode
+
+  return start
+
+
+def count(file: pathlib.Path) -> int:
+  return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def test_slurm_requeues_after_75_and_failures_but_never_after_bad_input(cluster, tmp_path):
+  (script, _) = command.render_all(
+    load(write_spec(tmp_path, platform="h100", slurm={"time": "1:00:00"}))
+  )["slurm.sh"]
+  requeued = tmp_path / "requeued"
+  assert cluster(script, cli.EXIT_BAD_INPUT) == cli.EXIT_BAD_INPUT and count(requeued) == 0
+  assert cluster(script, cli.EXIT_RETRY) == cli.EXIT_RETRY and requeued.read_text() == "requeue 7\n"
+  assert (
+    cluster(script, 1) == cli.EXIT_RETRY
+    and cluster(script, "killed") == cli.EXIT_RETRY
+    and count(requeued) == 3
+  )
+  # the third failure in a row, with two retries
+  assert cluster(script, 1) == 1 and count(requeued) == 3
+  assert cluster(script, 0) == 0 and count(requeued) == 3
+  assert "0.92 -m launch.pretrain --config=" in (tmp_path / "starts").read_text()
+
+
+def test_a_process_of_slurm_is_told_to_stop_and_its_exit_code_kept_when_only_its_shell_gets_the_signal(
+  cluster, tmp_path
+):
+  (script, _) = command.render_all(load(write_spec(tmp_path, slurm={"time": "1:00:00"})))[
+    "slurm.sh"
+  ]
+  assert cluster(script, "told") == cli.EXIT_RETRY and count(tmp_path / "requeued") == 1
+  assert [p.read_text() for p in (tmp_path / "run" / "launch" / "7_0").iterdir()] == ["75\n"]
+
+
+def test_a_tpu_vm_is_started_again_after_75_and_failures_but_never_after_bad_input(
+  cluster, tmp_path
+):
+  place = {"tpu": "t", "project": "p", "zone": "z", "folder": str(tmp_path)}
+  (script, _) = command.render_all(load(write_spec(tmp_path, platform="v5e", tpu_vm=place)))[
+    "tpu_vm.sh"
+  ]
+  starts = tmp_path / "starts"
+  assert cluster(script, 75, 1, 75, 0) == 0 and count(starts) == 4
+  assert cluster(script, 75, 2, 0) == cli.EXIT_BAD_INPUT and count(starts) == 6
+  assert cluster(script, 1, 1, 1, 0) == 1 and count(starts) == 9
+
+
+def test_one_process_that_refuses_its_input_refuses_the_job(cluster):
+  from launch.cluster import retry
+
+  outcome = lambda *codes: subprocess.run(
+    ["bash", "-c", f"{retry.DECIDE}\nverdict {' '.join(map(str, codes))}"],
+    text=True,
+    capture_output=True,
+    check=True,
+  ).stdout.strip()
+  assert [outcome(0, 0), outcome(0, 75), outcome(75, 137, 75), outcome(75, 1, 2)] == [
+    "done",
+    "stopped",
+    "failed",
+    "refused",
+  ]
+
+
+def test_the_compiler_knows_every_flag_of_the_bundles_that_it_can_check_here():
+  """XLA ends the process at an unknown flag. Those of TPUs are libtpu's, which is not installed
+  here.
+  """
+  env = os.environ | {"XLA_FLAGS": flags.environment("h100")["XLA_FLAGS"], "JAX_PLATFORMS": "cpu"}
+  subprocess.run(
+    [sys.executable, "-c", "import jax; jax.devices()"], env=env, check=True, capture_output=True
+  )
+
+
+def test_own_compiler_flags_come_after_the_bundles_and_other_variables_replace_it():
+  env = flags.environment("h100", {"XLA_FLAGS": "--a=1", "NCCL_DEBUG": "INFO"})
+  assert (
+    env["XLA_FLAGS"].startswith("--xla_gpu")
+    and env["XLA_FLAGS"].endswith(" --a=1")
+    and env["NCCL_DEBUG"] == "INFO"
+  )
+  assert flags.recorded({"NCCL_DEBUG": "INFO", "XLA_FLAGS": "x", "HOME": "/"}) == {
+    "NCCL_DEBUG": "INFO",
+    "XLA_FLAGS": "x",
+  }
+
+
+@pytest.mark.parametrize("platform", flags.PLATFORMS)
+def test_no_bundle_names_a_flag_twice(platform):
+  names = [name for name, _ in flags.PLATFORMS[platform][1]]
+  assert len(names) == len(set(names))
+
+
+def test_the_command_writes_one_file_a_section_and_says_how_to_submit_it(tmp_path, capsys):
+  assert command.main(["--spec", str(GOLDEN / "tpu.yaml"), "--out", str(tmp_path)]) == 0
+  assert {p.name for p in tmp_path.iterdir()} == {"jobset.yaml", "xpk.sh", "tpu_vm.sh"}
+  assert f"kubectl create -f {tmp_path / 'jobset.yaml'}" in capsys.readouterr().out
+
+
+def test_a_sweep_runs_every_trial_as_a_slurm_job_of_the_specification(tmp_path, capsys):
+  argv = [
+    "--sweep",
+    "configs/sweeps/lr.py",
+    "--workdir",
+    str(tmp_path),
+    "--base",
+    "configs/pretrain_geometry.py:fake",
+    "--dry_run",
+  ]
+  assert sweep.main([*argv, "--cluster", str(GOLDEN / "gpu.yaml")]) == 0
+  trial = shlex.split(capsys.readouterr().out.splitlines()[1])[1:]
+  assert trial[0] == "env" and {
+    "NCCL_DEBUG=WARN",
+    "srun",
+    "--nodes=4",
+    "--ntasks-per-node=8",
+    "--partition=train",
+  } <= set(trial)
+  assert trial.index("srun") < trial.index("launch.pretrain") and not trial[
+    trial.index("launch.pretrain") - 2
+  ].startswith("-")
+  assert sweep.main([*argv, "--cluster", str(GOLDEN / "tpu.yaml")]) == cli.EXIT_BAD_INPUT
+  assert "no section slurm" in capsys.readouterr().err
+
+
+def test_the_example_of_the_documentation_is_valid_and_names_every_key(tmp_path):
+  text = (
+    (GOLDEN.parents[2] / "docs" / "operations.md").read_text().split("```yaml\n")[1].split("```")[0]
+  )
+  (tmp_path / "job.yaml").write_text(text)
+  assert set(command.render_all(load(str(tmp_path / "job.yaml")))) == {"slurm.sh", "jobset.yaml"}
+  keys = {
+    field.name for cls in (Spec, Slurm, Kubernetes, Xpk, TpuVm) for field in dataclasses.fields(cls)
+  }
+  assert [key for key in sorted(keys) if not re.search(rf"\b{key}\b", text)] == []

@@ -1,0 +1,97 @@
+"""Configurations: every experiment loads, every key is explained and taken by something."""
+
+import dataclasses
+import itertools
+import pathlib
+import re
+
+import pytest
+
+from configs import base
+from launch.console import cli
+from launch.trainer import train
+from sam3d_jax.errors import ConfigError
+from sam3d_jax.models import registry
+from sam3d_jax.models.conditioning import ConditionConfig, DinoConfig, PointmapConfig
+from sam3d_jax.models.geometry_flow import GeometryFlowConfig
+from sam3d_jax.models.structure_vae import StructureVAEConfig
+from sam3d_jax.sampling.generate import SamplerConfig
+from sam3d_jax.sharding.mesh import MeshConfig
+from sam3d_jax.training.optim import OptimConfig
+from sam3d_jax.training.step import GuardConfig
+
+EXPERIMENTS = sorted(
+  p.as_posix()
+  for p in pathlib.Path("configs").glob("*.py")
+  if p.name not in ("__init__.py", "base.py")
+)
+
+
+def section_keys(section) -> set[str]:
+  return set(section.keys()) - {"name"}
+
+
+@pytest.mark.parametrize(
+  "section, cls",
+  [
+    (base.training("x").optim, OptimConfig),
+    (base.training("x").guard, GuardConfig),
+    (base.training("x").mesh, MeshConfig),
+    (base.geometry_model().flow, GeometryFlowConfig),
+    (base.geometry_model().condition, ConditionConfig),
+    (base.geometry_model().condition.dino, DinoConfig),
+    (base.geometry_model().condition.pointmap, PointmapConfig),
+    (base.structure_vae_model(), StructureVAEConfig),
+    (base.sampler(), SamplerConfig),
+  ],
+  ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_section_and_dataclass_have_the_same_keys_and_defaults(section, cls):
+  fields = {f.name: f.default for f in dataclasses.fields(cls)}
+  assert section_keys(section) == set(fields)
+  nested = {"dino", "pointmap"}
+  assert {k: v for k, v in section.items() if k not in nested | {"name", "streams"}} == {
+    k: v for k, v in fields.items() if k not in nested | {"streams"}
+  }
+
+
+def test_every_key_of_the_base_has_a_comment():
+  lines = pathlib.Path(base.__file__).read_text().splitlines()
+  keys = [
+    (above, line)
+    for above, line in itertools.pairwise(lines)
+    if re.match(r"  [a-z]\.[a-z_.]+ = ", line)
+    and not re.search(r"= (ConfigDict|data)\(\)|\.name = ", line)
+  ]
+  assert len(keys) > 60
+  assert [k for above, k in keys if "  # " not in k and not above.strip().startswith("# ")] == []
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS)
+@pytest.mark.parametrize("variant", ["", ":tiny", ":fake"])
+def test_every_experiment_loads_and_its_model_and_objective_take_its_keys(path, variant):
+  config = cli.load_config(path + variant)
+  registry.typed_config(config.model)
+  train.make_objective(config)
+
+
+def test_an_objective_setting_that_nothing_takes_is_an_error():
+  config = cli.load_config("configs/vae_structure.py:tiny").copy_and_resolve_references()
+  with config.unlocked():
+    config.objective.kl_wait = 1.0
+  with pytest.raises(train.ConfigError, match="kl_wait"):
+    train.make_objective(config)
+
+
+@pytest.mark.parametrize(
+  "override, words",
+  [
+    ("seed=-1", "seed = -1 is not a whole number from 0 to 4294967295"),
+    ("steps=0", "steps = 0 is not a positive number"),
+    ("accumulate=3", "batch_size = 8 does not divide into accumulate = 3 parts"),
+  ],
+)
+def test_a_value_that_cannot_work_is_refused_with_its_key(override, words):
+  config = cli.load_config("configs/pretrain_geometry.py:fake", [f"--config.{override}"])
+  with pytest.raises(ConfigError, match=words):
+    train.check(config, ("pretrain",))

@@ -1,0 +1,186 @@
+"""Encoding a dataset with a structure VAE."""
+
+import hashlib
+import json
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+import pytest
+
+from data_pipelines.format import records, schema
+from data_pipelines.read import loader, rows
+from launch import encode_latents
+from launch.console import cli
+from sam3d_jax.models import registry
+from sam3d_jax.torch_bridge import keys
+from sam3d_jax.training import checkpoint
+from tests.support import tiny_dataset
+
+MODEL = {
+  "name": "structure_vae",
+  "resolution": 8,
+  "latent_channels": 4,
+  "channels": (4, 8),
+  "res_blocks": 1,
+  "middle_blocks": 1,
+  "dtype": "float32",
+}
+
+
+@pytest.fixture(scope="module")
+def vae():
+  return random_vae(3)
+
+
+def random_vae(seed):
+  """A VAE with random parameters, made without compiling its initialisers."""
+  module, rng = registry.abstract_model(ConfigDict(MODEL)), np.random.default_rng(seed)
+  shapes = keys.flat_shapes(module)
+  keys.load_params(
+    module, {path: 0.2 * rng.standard_normal(shape, np.float32) for path, shape in shapes.items()}
+  )
+  return module
+
+
+@pytest.fixture(scope="module")
+def encoded(dataset, vae, tmp_path_factory):
+  """The dataset encoded in one go."""
+  out = tmp_path_factory.mktemp("encoded") / "out"
+  assert encode(dataset, vae, out) == 0
+  return out
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+  """Seven examples in three shards; two of them share their shape, one has none."""
+  same, none = tiny_dataset.make_example(0)["voxels"], schema.empty_example()["voxels"]
+  shape = {4: same, 5: none}
+  change = {tiny_dataset.make_example(i)["key"]: v for i, v in shape.items()}
+  return tiny_dataset.write_dataset(
+    tmp_path_factory.mktemp("data") / "d",
+    7,
+    shards=3,
+    latent=False,
+    change=lambda e: e | {"voxels": change.get(e["key"], e["voxels"])},
+  )
+
+
+def encode(dataset, vae, out, *extra):
+  """Runs the command on a model in memory: reading checkpoints is tested elsewhere."""
+  argv = [
+    "--data",
+    str(dataset),
+    "--checkpoint",
+    "none",
+    "--out",
+    str(out),
+    "--batch_size",
+    "2",
+    *extra,
+  ]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(checkpoint, "read_meta", lambda workdir: {"config": {"model": MODEL}, "step": 7})
+    patch.setattr(checkpoint, "restore_model", lambda workdir, which: (vae, None))
+    return cli.run_command(
+      encode_latents.run, description="d", flags=encode_latents.flags, config="none", argv=argv
+    )
+
+
+def digests(folder):
+  return {
+    p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+    for p in sorted(folder.iterdir())
+    if p.is_file()
+  }
+
+
+def test_every_shape_gets_the_mean_of_the_encoder(dataset, vae, encoded):
+  before, after = records.open_split(dataset), records.open_split(encoded)
+  assert len(after) == 7
+  mean = jax.jit(lambda x: vae.encoder(x)[0])
+  for i in range(7):
+    kept = [f for f in before[i] if not f.startswith("structure_latent")]
+    assert all(tiny_dataset.equal(before[i][f], after[i][f]) for f in kept)
+    assert schema.is_present(after[i], "structure_latent") == schema.is_present(before[i], "voxels")
+    if schema.is_present(before[i], "voxels"):
+      expected = mean(rows.occupancy(before[i]["voxels"], 8)[None])[0]
+      np.testing.assert_allclose(after[i]["structure_latent"], expected, atol=1e-5)
+      assert after[i]["structure_latent_autoencoder"] == encode_latents.autoencoder_digest(vae)
+
+
+def test_encoded_dataset_can_be_read_for_training(encoded):
+  config = loader.DataConfig(
+    mixture={"d": (str(encoded), 1.0)},
+    image_size=8,
+    streams=("image",),
+    latents=("shape",),
+    shape_resolution=4,
+    latent_channels=4,
+  )
+  batch = loader.make_loader(config, kind="geometry", batch_size=7, seed=0).batch(0)
+  assert batch.latents["shape"].shape == (7, 64, 4) and batch.present["shape"].sum() == 6
+
+
+def test_statistics_are_those_of_all_latents(encoded):
+  statistics = json.loads((encoded / encode_latents.STATISTICS_FILE).read_text())
+  split = records.open_split(encoded)
+  cells = np.concatenate(
+    [
+      x["structure_latent"].reshape(-1, 4)
+      for x in map(split.__getitem__, range(7))
+      if schema.is_present(x, "structure_latent")
+    ]
+  )
+  np.testing.assert_allclose(statistics["mean"], cells.mean(0), atol=1e-5)
+  np.testing.assert_allclose(statistics["std"], cells.std(0), atol=1e-5)
+  assert statistics["cells"] == len(cells)
+
+
+def test_killed_job_continues_and_leaves_the_same_files(
+  dataset, vae, encoded, tmp_path, monkeypatch
+):
+  real, calls = records.write_shard, []
+
+  def killed(*args, **kwargs):
+    calls.append(args)
+    if len(calls) == 2:
+      raise KeyboardInterrupt
+    return real(*args, **kwargs)
+
+  monkeypatch.setattr(records, "write_shard", killed)
+  assert encode(dataset, vae, tmp_path / "killed") == cli.EXIT_RETRY
+  monkeypatch.setattr(records, "write_shard", real)
+  first = records.shard_path(tmp_path / "killed", "ellipsoids", "train", 0, 3)
+  stamp = first.stat().st_mtime_ns
+  with pytest.raises(records.DatasetError, match="1 of 3 shards"):
+    records.open_split(tmp_path / "killed")
+  assert encode(dataset, vae, tmp_path / "killed") == 0
+  assert first.stat().st_mtime_ns == stamp
+  assert digests(tmp_path / "killed") == digests(encoded)
+
+
+def test_jobs_that_share_the_work_leave_the_same_files(dataset, vae, encoded, tmp_path):
+  for index in (1, 0):
+    assert (
+      encode(dataset, vae, tmp_path / "shared", "--task_index", str(index), "--task_count", "2")
+      == 0
+    )
+  assert digests(tmp_path / "shared") == digests(encoded)
+
+
+def test_folder_of_another_encoding_is_refused(dataset, vae, encoded, capsys):
+  assert encode(dataset, random_vae(4), encoded) == cli.EXIT_BAD_INPUT
+  assert "another encoding (different: autoencoder)" in capsys.readouterr().err
+  assert encode(dataset, vae, dataset) == cli.EXIT_BAD_INPUT
+
+
+def test_preference_losers_are_encoded_too(vae, tmp_path):
+  data = tiny_dataset.write_dataset(tmp_path / "data", 2, kind="preference", latent=False)
+  assert encode(data, vae, tmp_path / "out") == 0
+  split = records.open_split(tmp_path / "out")
+  mean = jax.jit(lambda x: vae.encoder(x)[0])
+  for example in (split[0], split[1]):
+    for candidate in (example, *example["losers"]):
+      expected = mean(rows.occupancy(candidate["voxels"], 8)[None])[0]
+      np.testing.assert_allclose(candidate["structure_latent"], expected, atol=1e-5)

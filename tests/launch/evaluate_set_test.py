@@ -1,0 +1,176 @@
+"""launch.evaluate --benchmark: from a model to scores, with models whose answers are known."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data_pipelines.build import shard_jobs
+from data_pipelines.eval_sets.procedural import ProceduralSet
+from data_pipelines.read import rows
+from data_pipelines.synth import benchmark
+from launch import evaluate, sample
+from launch.scoring import pairs
+from sam3d_jax.geometry import pose, preprocessing
+from sam3d_jax.inference import predictor
+from sam3d_jax.sampling.generate import SamplerConfig
+from tests.sam3d_jax.evaluation.shape_test import FAST
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("benchmark")
+  shard_jobs.build(
+    benchmark.plan(benchmark.load("procedural_1:1")), folder, workers=1, quarantine_budget=0.0
+  )
+  return folder
+
+
+@pytest.fixture
+def command(data, monkeypatch):
+  """Runs the command on the first object of the benchmark; returns its metrics."""
+  monkeypatch.setattr(pairs, "protocol_of", lambda args: FAST)
+
+  def run(out, *flags):
+    argv = [
+      "--benchmark",
+      "procedural_1:1",
+      "--benchmark_data",
+      str(data),
+      "--out",
+      str(out),
+      "--workers",
+      "1",
+      *flags,
+    ]
+    assert evaluate.main(argv) == 0
+    return json.loads((out / "metrics.json").read_text())
+
+  return run
+
+
+class KnowsTruth(predictor.Predictor):
+  """A trained model's stand-in: its latents are the truth of the unoccluded photo, or only its
+  rotation.
+  """
+
+  def __init__(self, data: str, trained: tuple = ("shape", "rotation", "translation", "scale")):
+    row = rows.SampleConfig(
+      image_size=32, pointmap_size=32, streams=("image", "rgb_image_mask", "pointmap")
+    )
+    super().__init__(
+      model=None,
+      decoder=None,
+      sampler=SamplerConfig(),
+      row=row,
+      trained=trained,
+      convention="ScaleShiftInvariant",
+      resolution=32,
+      identity={"checkpoint": "truth"},
+    )
+    object.__setattr__(self, "data", data)
+    object.__setattr__(self, "batches", [])
+
+  def start(self, cond, content_B2, seed, drop_pointmap_B=None):
+    assert (
+      cond.image.shape == (2, 32, 32, 3)
+      and cond.pointmap.shape == (2, 32, 32, 3)
+      and not drop_pointmap_B.any()
+    )
+    self.batches.append(seed)
+    item = ProceduralSet(benchmark.load("procedural_1:1"), self.data)[0]
+    inputs = preprocessing.preprocess(
+      item.image_HW3,
+      item.mask_HW,
+      item.pointmap_HW3,
+      image_size=32,
+      pointmap_size=32,
+      streams=("pointmap",),
+    )
+    truth = pose.Pose(item.pose.matrix.T, item.pose.translation, item.pose.scale)
+    latents = pose.encode_latents(truth, inputs["pointmap_scale"], inputs["pointmap_shift"])
+    grid = rows.occupancy(item.voxels_N3, 32).astype(bool)
+    return predictor.Prediction(
+      np.stack([grid] * 2),
+      {n: np.stack([x] * 2) for n, x in latents.items()},
+      np.stack([truth.rotation] * 2),
+    )
+
+  def finish(self, started):
+    return started
+
+
+def test_the_truth_in_place_of_a_model_scores_as_high_as_voxels_can(command, tmp_path):
+  metrics = command(tmp_path, "--oracle")
+  assert list(metrics["groups"]) == ["none", "light", "heavy"] and set(metrics["objects"]) == {
+    "000-0-none",
+    "000-1-light",
+    "000-2-heavy",
+  }
+  for row in metrics["objects"].values():
+    assert (
+      row["voxel_iou"] == 1
+      and row["icp_rot_deg"] < 1
+      and row["iou_3d"] > 0.9
+      and row["add_s"] < 0.02
+      and row["chamfer"] < 0.03
+    )
+  assert metrics["run"]["digest"] == benchmark.load("procedural_1:1").digest
+  page = (tmp_path / "report.html").read_text()
+  assert "heavy" in page and page.count("data:image/png") == 3
+
+
+def test_a_model_that_knows_the_truth_is_scored_as_the_truth(command, data, tmp_path, monkeypatch):
+  """Of the unoccluded photo, whose point map gives the scale and shift that the model's latents
+  refer to.
+  """
+  model = KnowsTruth(data)
+  monkeypatch.setattr(sample, "load_predictor", lambda args: model)
+  flags = ["--checkpoint", "anything", "--batch_size", "2"]
+  metrics = command(tmp_path, *flags)
+  row = metrics["objects"]["000-0-none"]
+  assert (
+    row["voxel_iou"] == 1
+    and row["icp_rot_deg"] < 1
+    and row["iou_3d"] > 0.85
+    and row["add_s_01"] == 1
+  )
+  assert len(model.batches) == 2  # three photos in batches of two, the last one padded
+  command(tmp_path, *flags)
+  assert len(model.batches) == 2  # nothing is sampled twice
+  command(tmp_path, *flags, "--seed", "1")
+  assert model.batches == [0, 0, 1, 1]
+
+
+def test_a_model_without_places_is_scored_by_its_rotation_alone(
+  command, data, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(
+    sample, "load_predictor", lambda args: KnowsTruth(data, trained=("shape", "rotation"))
+  )
+  metrics = command(tmp_path, "--checkpoint", "anything", "--batch_size", "2")
+  row = metrics["objects"]["000-2-heavy"]
+  assert (
+    row["icp_rot_deg"] < 1
+    and row["add_s"] is None
+    and row["iou_3d"] is None
+    and row["problem"] == ""
+  )
+  assert metrics["aggregate"]["add_s"] is None and metrics["aggregate"]["add_s_count"] == 0
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    (["--benchmark", "procedural_1"], "needs one of --checkpoint"),
+    (["--benchmark", "none_such", "--oracle"], "there is procedural_1"),
+    (["--benchmark", "procedural_1", "--oracle", "--release", "x"], "needs one of"),
+    (["--benchmark", "a", "--pairs", "b"], "not 2 of them"),
+    (["--benchmark", "procedural_1", "--oracle", "--batch_size", "0"], "--batch_size 0"),
+  ],
+)
+def test_wrong_flags_exit_with_2_and_say_why(tmp_path, capsys, flags, message):
+  assert (
+    evaluate.main([*flags, "--out", str(tmp_path / "out")]) == 2
+    and message in capsys.readouterr().err
+  )

@@ -1,0 +1,122 @@
+"""Layout metrics against closed forms."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+import trimesh
+
+from sam3d_jax.evaluation import align, layout, surface
+from tests.sam3d_jax.evaluation.shape_test import wedge
+
+FAST = align.IcpProtocol(
+  spiral=101, scan_points=128, keep=8, coarse_points=400, medium_points=2000, fine_points=2000
+)
+
+
+def pose(rotvec_deg=(0, 0, 0), translation=(0, 0, 0), scale=1.0) -> layout.Pose:
+  rotation = Rotation.from_rotvec(rotvec_deg, degrees=True).as_quat(scalar_first=True)
+  return layout.Pose(rotation, np.array(translation, float), np.broadcast_to(np.float64(scale), 3))
+
+
+def score(pred_pose, truth_pose=pose(), shape=None):
+  shape = wedge() if shape is None else shape
+  return layout.layout_metrics(shape, pred_pose, shape, truth_pose, FAST, points=4000)
+
+
+def test_the_true_pose_scores_perfectly():
+  scores = score(pose((10, 20, 30), (1, 2, 3), 0.5), pose((10, 20, 30), (1, 2, 3), 0.5))
+  assert scores == {
+    "iou_3d": 1.0,
+    "icp_rot_deg": pytest.approx(0, abs=0.3),
+    "add_s": pytest.approx(0, abs=1e-9),
+    "add_s_01": 1.0,
+  }
+
+
+def test_box_iou_of_a_half_shifted_box_is_one_third():
+  corners = np.array([[0.0, 0, 0], [2, 1, 1]])
+  assert layout.box_iou(corners, corners + [1, 0, 0]) == pytest.approx(1 / 3)
+  assert layout.box_iou(corners, corners + [5, 0, 0]) == 0
+  assert layout.box_iou(corners, corners * 2) == pytest.approx(1 / 8)
+
+
+def test_boxes_without_volume_have_a_defined_iou():
+  flat = np.array([[0.0, 0, 0], [1, 1, 0]])
+  assert layout.box_iou(flat, flat) == 1 and layout.box_iou(flat, flat + 1) == 0
+
+
+def test_scale_is_applied_per_object_axis_before_rotation():
+  quaternion = Rotation.from_euler("z", 90, degrees=True).as_quat(scalar_first=True)
+  turned = layout.Pose(quaternion, np.zeros(3), np.array([2.0, 1.0, 1.0]))
+  placed = layout.place(surface.Surface(np.array([[1.0, 0, 0]]), np.zeros((0, 3), int)), turned)
+  np.testing.assert_allclose(placed.vertices, [[0, 2, 0]], atol=1e-12)
+
+
+@pytest.mark.parametrize("angle", [10.0, 45.0, 120.0])
+def test_icp_rot_is_the_known_angle(angle):
+  assert score(pose((0, angle, 0)))["icp_rot_deg"] == pytest.approx(angle, abs=1.0)
+
+
+def test_icp_rot_ignores_shift_and_size():
+  assert score(pose((0, 0, 0), (0.4, 0.1, 0), 1.5))["icp_rot_deg"] == pytest.approx(0, abs=0.3)
+
+
+def test_a_quarter_turn_of_a_cube_is_no_error_of_rotation():
+  mesh = trimesh.creation.box((1, 1, 1))
+  cube = surface.make_surface(mesh.vertices, mesh.faces)
+  scores = score(pose((0, 0, 90)), shape=cube)
+  assert (
+    scores["icp_rot_deg"] < 1 and scores["iou_3d"] == pytest.approx(1) and scores["add_s"] < 0.02
+  )
+
+
+def test_add_s_of_parallel_sheets_is_their_distance_over_the_diameter():
+  sheet = np.stack(np.meshgrid(np.linspace(0, 1, 60), np.linspace(0, 1, 60), [0.0]), -1).reshape(
+    -1, 3
+  )
+  distance = layout.add_s(sheet + [0, 0, 0.1], sheet, np.sqrt(2))
+  assert distance == pytest.approx(0.1 / np.sqrt(2))
+
+
+def test_add_s_is_the_mean_of_both_directions():
+  few, many = np.zeros((1, 3)), np.array([[0.0, 0, 0], [1, 0, 0]])
+  assert layout.add_s(few, many, 1.0) == layout.add_s(many, few, 1.0) == pytest.approx(0.25)
+
+
+def test_add_s_01_is_a_threshold_at_a_tenth_of_the_diameter():
+  assert score(pose(translation=(0.02, 0, 0)))["add_s_01"] == 1
+  assert score(pose(translation=(3.0, 0, 0)))["add_s_01"] == 0
+
+
+def test_a_prediction_without_pose_or_surface_scores_worst():
+  assert layout.layout_metrics(None, pose(), wedge(), pose()) == layout.WORST
+  assert layout.layout_metrics(wedge(), None, wedge(), pose()) == layout.WORST
+
+
+def test_pose_files_round_trip_and_quaternions_are_normalised(tmp_path):
+  path = tmp_path / "pose.json"
+  path.write_text(json.dumps({"rotation": [2, 0, 0, 0], "translation": [1, 2, 3], "scale": 2}))
+  read = layout.load_pose(path)
+  np.testing.assert_array_equal(read.matrix, np.eye(3))
+  np.testing.assert_array_equal(read.scale, [2, 2, 2])
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"rotation": [0, 0, 0, 0]}, "norm 0"),
+    ({"rotation": [1, 0, 0]}, "4 finite"),
+    ({"scale": -1}, "positive"),
+    ({"translation": ["a", 0, 0]}, "translation"),
+    ({"scale": float("nan")}, "finite"),
+  ],
+)
+def test_bad_pose_files_are_refused_by_key(tmp_path, change, message):
+  path = tmp_path / "pose.json"
+  path.write_text(
+    json.dumps({"rotation": [1, 0, 0, 0], "translation": [0, 0, 0], "scale": 1} | change)
+  )
+  with pytest.raises(layout.PoseError, match=message):
+    layout.load_pose(path)

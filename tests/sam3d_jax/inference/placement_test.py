@@ -1,0 +1,304 @@
+"""Objects in the photo: where they land, what the files say of it, and that refinement never makes
+it worse.
+"""
+
+import contextlib
+import io
+import json
+import pathlib
+
+import numpy as np
+from PIL import Image
+import pytest
+from scipy import spatial
+import trimesh
+
+from data_pipelines.format import schema
+from launch.photos import results
+from launch.photos.jobs import Job, Photo
+from sam3d_jax.errors import InputError
+from sam3d_jax.geometry import cameras, pose, preprocessing
+from sam3d_jax.geometry.pose import Pose
+from sam3d_jax.inference import placement
+from sam3d_jax.inference.candidates import Candidate
+from sam3d_jax.inference.predictor import Prediction
+from sam3d_jax.inference.rewards import Reward, mask_iou
+from sam3d_jax.render import mesh, preview, raycast
+from tests.support import tiny_dataset
+
+CAMERA = cameras.Camera(300.0, 310.0, 150.0, 90.0, 320, 200)
+
+
+class Weights:
+  """What a Candidate asks of a predictor."""
+
+  def __init__(self, placed: bool):
+    self.placed, self.convention = placed, "ScaleShiftInvariant"
+
+
+def solid() -> np.ndarray:
+  """An L-shaped object, unlike itself from every side."""
+  grid = np.zeros((24, 24, 24), bool)
+  grid[2:22, 8:14, 6:12] = True
+  grid[2:8, 8:14, 6:20] = True
+  return grid
+
+
+@pytest.fixture(scope="module")
+def shape():
+  return mesh.from_occupancy(solid())
+
+
+@pytest.fixture(scope="module")
+def caster(shape):
+  return raycast.Caster(shape)
+
+
+def known_pose(seed: int = 3) -> Pose:
+  rotation = tiny_dataset.random_rotation(np.random.default_rng(seed)).astype(np.float64)
+  return Pose(rotation, np.array([0.25, 0.1, 2.5]), np.full(3, 0.8))
+
+
+def photo_of(caster, where: Pose, *, pointmap: bool = True) -> Photo:
+  """The photo of a posed object before a wall, with its exact mask and point map."""
+  hits = caster.cast(where, CAMERA)
+  mask = hits.face_HW >= 0
+  depth = np.where(mask, hits.depth_HW, 4.0)
+  image = np.repeat(np.where(mask, 200, 60).astype(np.uint8)[..., None], 3, -1)
+  points = cameras.pointmap_from_depth(depth, CAMERA).astype(np.float32)
+  return Photo(image, {"thing": mask}, points if pointmap else None, CAMERA, "given")
+
+
+def candidate_of(
+  photo: Photo, where: Pose, *, placed: bool = True, index: int = 0, name: str = "thing"
+) -> Candidate:
+  """A sample that has exactly this shape and pose, in the form in which a model gives it."""
+  streams = {}
+  scale, shift = np.ones(3, np.float32), np.zeros(3, np.float32)
+  if photo.pointmap_HW3 is not None:
+    streams = preprocessing.preprocess(
+      photo.image_HW3,
+      photo.masks[name],
+      photo.pointmap_HW3,
+      image_size=16,
+      pointmap_size=16,
+      streams=(),
+    )
+    scale, shift = streams["pointmap_scale"], streams["pointmap_shift"]
+  latents = {k: np.asarray(v) for k, v in pose.encode_latents(where, scale, shift).items()}
+  return Candidate(
+    photo, name, index, streams, Weights(placed), Prediction(solid(), latents, where.rotation)
+  )
+
+
+def write_results(
+  folder: pathlib.Path,
+  drawn: list[Candidate],
+  *,
+  refine: bool = False,
+  reward: Reward | None = None,
+) -> dict:
+  settings = {"seed": 0, "sampler": {"steps": 1}, "weights": {}}
+  results.write(
+    Job("photo", folder / "photo.png", folder),
+    drawn,
+    reward,
+    settings,
+    refine=refine,
+    phases=contextlib.nullcontext,
+  )
+  return json.loads((folder / "layout.json").read_text())
+
+
+def column_matrix(quaternion) -> np.ndarray:
+  w, x, y, z = quaternion
+  return trimesh.transformations.quaternion_matrix([w, x, y, z])[:3, :3]
+
+
+def test_a_known_pose_lands_on_its_mask_in_every_file(tmp_path, caster):
+  where = known_pose()
+  photo = photo_of(caster, where)
+  layout = write_results(tmp_path, [candidate_of(photo, where)])
+  thing = layout["objects"]["thing"]
+  assert layout["frame"] == "camera" and thing["mask_iou"] > 0.99
+  np.testing.assert_allclose(thing["translation"], where.translation, atol=1e-4)
+  np.testing.assert_allclose(thing["scale"], where.scale, rtol=1e-4)
+  # The object's GLB, placed as layout.json says, is the scene's object ...
+  glb = trimesh.load(tmp_path / "thing.glb", force="mesh").vertices
+  in_camera = (column_matrix(thing["rotation_glb"]) @ (thing["scale"] * glb).T).T + thing[
+    "translation"
+  ]
+  scene = trimesh.load_scene(tmp_path / "scene.glb")
+  in_scene = trimesh.transform_points(scene.geometry["thing"].vertices, scene.graph["thing"][0])
+  np.testing.assert_allclose(
+    cameras.convert_frame(in_scene, "gltf", "pytorch3d"), in_camera, atol=1e-5
+  )
+  # ... and layout.json's camera sees it where the mask is.
+  camera = cameras.Camera(
+    *(layout["camera"][k] for k in ("fx", "fy", "cx", "cy")), layout["width"], layout["height"]
+  )
+  pixels, depth = cameras.project(in_camera, camera)
+  rows, columns = np.nonzero(photo.masks["thing"])
+  np.testing.assert_allclose(
+    [pixels.min(0), pixels.max(0)],
+    [[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]],
+    atol=1.5,
+  )
+  assert (depth > 0).all()
+  # The preview has the object's colour on the mask.
+  drawn = np.asarray(Image.open(tmp_path / "preview.png"))[24:224, 320 + 16 : 640 + 16].astype(int)
+  coloured = np.abs(drawn - 60).max(-1) > 40
+  assert raycast.iou(coloured, photo.masks["thing"]) > 0.95
+
+
+def test_points_and_objects_share_the_scene_frame(tmp_path, caster):
+  where = known_pose()
+  photo = photo_of(caster, where)
+  write_results(tmp_path, [candidate_of(photo, where)])
+  cloud = trimesh.load(tmp_path / "points.ply").vertices
+  scene = trimesh.load_scene(tmp_path / "scene.glb").to_geometry()
+  near = cloud[cloud[:, 2] > -3.5]  # the object's points, in front of the wall
+  distance, _ = spatial.cKDTree(scene.vertices).query(near[::10])
+  # an edge of the mesh is a voxel of 1/24, times the scale
+  assert len(near) > 1000 and np.median(distance) < 0.8 / 24
+
+
+def test_without_a_point_map_the_frame_is_normalised_and_the_object_covers_its_mask(
+  tmp_path, caster
+):
+  where = known_pose()
+  layout = write_results(tmp_path, [candidate_of(photo_of(caster, where, pointmap=False), where)])
+  thing = layout["objects"]["thing"]
+  assert (
+    layout["frame"] == "normalised" and layout["units"] is None and layout["scene"]["units"] is None
+  )
+  assert thing["placement"]["source"] == "fitted to the mask" and thing["mask_iou"] > 0.85
+  assert thing["placement"]["translation"][2] == pytest.approx(placement.ASSUMED_DEPTH)
+
+
+def test_a_model_of_rotation_alone_is_placed_at_the_point_maps_depth(tmp_path, caster):
+  where = known_pose()
+  layout = write_results(tmp_path, [candidate_of(photo_of(caster, where), where, placed=False)])
+  thing = layout["objects"]["thing"]
+  assert layout["frame"] == "rotation only" and thing["translation"] is None
+  np.testing.assert_allclose(
+    thing["placement"]["translation"], where.translation, rtol=0.1, atol=0.05
+  )
+  np.testing.assert_allclose(thing["placement"]["scale"], where.scale, rtol=0.1)
+
+
+def disturbed(where: Pose) -> Pose:
+  for coordinate, step in ((0, 0.15), (1, -0.1), (3, 0.1), (4, -0.08), (5, 0.2)):
+    where = placement.moved(where, coordinate, step, 0.3)
+  return where
+
+
+def test_refinement_raises_the_iou_and_keeps_the_point_maps_depth(tmp_path, caster):
+  where = known_pose()
+  photo = photo_of(caster, where)
+  thing = write_results(tmp_path, [candidate_of(photo, disturbed(where))], refine=True)["objects"][
+    "thing"
+  ]
+  before, after = thing["refined"]["mask_iou_before"], thing["refined"]["mask_iou_after"]
+  assert (
+    thing["refined"]["accepted"]
+    and after > max(0.93, before)
+    and thing["mask_iou"] == pytest.approx(after, abs=0.02)
+  )
+  np.testing.assert_allclose(thing["translation"], where.translation, atol=0.15)
+  assert (
+    thing["placement"]["source"] == "refined"
+    and thing["placement"]["translation"] == thing["translation"]
+  )
+
+
+def test_refinement_that_does_not_raise_the_iou_is_not_taken(caster, monkeypatch):
+  where = known_pose()
+  photo = photo_of(caster, where)
+  worse = placement.moved(where, 3, 0.5, 0.3)
+  monkeypatch.setattr(placement, "search", lambda *args: worse)
+  found = placement.refine(caster, where, photo.masks["thing"], CAMERA, photo.pointmap_HW3)
+  assert not found.accepted and found.pose is where and found.iou_after < found.iou_before
+  monkeypatch.setattr(placement, "search", lambda *args: where)  # an equal IoU is no rise
+  assert not placement.refine(caster, where, photo.masks["thing"], CAMERA).accepted
+
+
+def test_growing_about_the_cameras_centre_keeps_the_silhouette(caster):
+  where = known_pose()
+  np.testing.assert_array_equal(
+    caster.silhouette(where, CAMERA), caster.silhouette(placement.rescaled(where, 1.7), CAMERA)
+  )
+
+
+def test_a_fit_to_the_mask_has_the_masks_box(shape, caster):
+  where = known_pose()
+  mask = caster.silhouette(where, CAMERA)
+  found = placement.fit_to_mask(shape.vertices, where.rotation, mask, CAMERA, 2.5)
+  np.testing.assert_allclose(found.translation, where.translation, atol=0.02)
+  np.testing.assert_allclose(found.scale, where.scale, rtol=0.02)
+
+
+def test_the_search_window_sees_what_the_photo_sees(caster):
+  where = known_pose()
+  mask, camera = placement.search_window(caster.silhouette(where, CAMERA), CAMERA)
+  assert raycast.iou(caster.silhouette(where, camera), mask) > 0.95
+
+
+def test_of_several_samples_the_one_with_the_highest_reward_is_kept(tmp_path, caster):
+  where = known_pose()
+  photo = photo_of(caster, where)
+  drawn = [
+    candidate_of(photo, p, index=i)
+    for i, p in enumerate([disturbed(where), where, placement.moved(where, 3, 0.3, 0.3)])
+  ]
+  thing = write_results(tmp_path, drawn, reward=Reward("mask_iou", mask_iou))["objects"]["thing"]
+  assert (
+    thing["sample"] == 1
+    and thing["rewards"][1] == max(thing["rewards"])
+    and thing["mask_iou"] > 0.99
+  )
+
+
+@pytest.mark.parametrize("wrong", [[1.0], [1.0, float("nan")], [1.0, 2.0, 3.0]])
+def test_a_reward_must_give_one_finite_number_each(wrong):
+  with pytest.raises(InputError, match="one finite number"):
+    Reward("mine", lambda candidates: wrong)([None, None])
+
+
+def test_an_empty_sample_has_no_mesh_and_hides_nothing(tmp_path, caster):
+  where = known_pose()
+  photo = photo_of(caster, where)
+  photo.masks["nothing"] = photo.masks["thing"]
+  empty = candidate_of(photo, where, name="nothing")
+  empty.prediction.occupancy[:] = False
+  layout = write_results(tmp_path, [candidate_of(photo, where), empty], refine=True)
+  assert (
+    layout["objects"]["nothing"]["file"] is None and layout["objects"]["nothing"]["mask_iou"] == 0
+  )
+  assert (
+    set(trimesh.load_scene(tmp_path / "scene.glb").geometry) == {"thing"}
+    and not (tmp_path / "nothing.glb").exists()
+  )
+  write_results(tmp_path, [empty])
+  # of the earlier result
+  assert not (tmp_path / "thing.glb").exists() and not (tmp_path / "scene.glb").exists()
+
+
+def test_the_nearer_object_is_drawn_in_front(caster):
+  near, far = known_pose(), placement.rescaled(known_pose(), 2.0)
+  red, blue = np.array([255, 0, 0]), np.array([0, 0, 255])
+  photo = np.zeros((CAMERA.height, CAMERA.width, 3), np.uint8)
+  for order in (1, -1):
+    drawn = preview.overlay(photo, CAMERA, [(caster, near, red), (caster, far, blue)][::order])
+    assert drawn[..., 0].any() and not drawn[..., 2].any()
+
+
+def test_a_record_with_everything_lands_on_its_mask():
+  """The example writer's pose, camera and mask agree with ours: the same conventions throughout."""
+  example = tiny_dataset.make_example(4)
+  grid = np.zeros((64, 64, 64), bool)
+  grid[tuple(example["voxels"].T)] = True
+  mask = np.asarray(Image.open(io.BytesIO(example["mask"]))) > 0
+  where = Pose(*(np.asarray(x, np.float64) for x in schema.example_pose(example)))
+  camera = cameras.Camera(**example["camera"])
+  assert raycast.mask_iou(raycast.Caster(mesh.from_occupancy(grid)), where, mask, camera) > 0.8

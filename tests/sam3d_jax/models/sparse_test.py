@@ -1,0 +1,249 @@
+"""Laws of the sparse voxel tensors."""
+
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sam3d_jax.models import sparse
+from sam3d_jax.models.sparse_layers import (
+  SparseGroupNorm,
+  SparseResBlock,
+  SparseSelfAttention,
+  SubmanifoldConv,
+  WindowBlock,
+)
+from sam3d_jax.torch_bridge import keys, names_sparse
+from tests.support.random_module import random_module
+
+_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+downsample = _jit(sparse.downsample, static_argnames="size")
+
+
+def tensor(rng, counts=(9, 4), side=4, channels=2, padding=3) -> sparse.SparseTensor:
+  """Distinct random voxels in random order, with random features."""
+  grid = np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+  coords = [
+    np.concatenate([np.full((n, 1), b), grid[rng.permutation(len(grid))[:n]]], axis=1)
+    for b, n in enumerate(counts)
+  ]
+  feats = rng.standard_normal((sum(counts), channels)).astype(np.float32)
+  return sparse.pack(feats, np.concatenate(coords), len(counts), max(counts) + padding)
+
+
+def dense_grid(x: sparse.SparseTensor, side: int):
+  """(B, side, side, side, C), zero where there is no voxel."""
+  grid = jnp.zeros((len(x.count_B), side, side, side, x.feats_BVC.shape[-1]))
+  b = jnp.arange(len(x.count_B))[:, None]
+  return grid.at[b, *jnp.moveaxis(x.coords_BV3, -1, 0)].add(
+    jnp.where(x.valid_BV[..., None], x.feats_BVC, 0)
+  )
+
+
+def brute_force_conv(x: sparse.SparseTensor, weight) -> np.ndarray:
+  """y[p] = sum over d of weight[:, d + 1] @ x[p + d], voxel by voxel; weight (out, 3, 3, 3, in)."""
+  feats, coords = sparse.unpack(x)
+  rows = {tuple(c): i for i, c in enumerate(coords.tolist())}
+  out = np.zeros((len(feats), weight.shape[0]))
+  for i, (b, *p) in enumerate(coords.tolist()):
+    for d in np.ndindex(3, 3, 3):
+      j = rows.get((b, *(a + s - 1 for a, s in zip(p, d, strict=True))))
+      if j is not None:
+        out[i] += weight[:, *d] @ feats[j]
+  return out
+
+
+RNG = np.random.default_rng(0)
+
+
+def test_packing_and_unpacking_keep_order_and_values():
+  x = tensor(RNG, counts=(5, 0, 3))
+  feats, coords = sparse.unpack(x)
+  again = sparse.pack(feats, coords, 3, 8)
+  for a, b in zip(x, again, strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert (
+    np.asarray(x.valid_BV).sum(1).tolist() == [5, 0, 3]
+    and not np.asarray(x.feats_BVC)[~np.asarray(x.valid_BV)].any()
+  )
+
+
+@pytest.mark.parametrize(
+  "coords, size, words",
+  [
+    ([[0, 0, 0, 1022]], 1, "not within 0..1021"),
+    ([[0, 0, 0, -1]], 1, "not within"),
+    ([[0, 0, 0, 0], [0, 0, 0, 1]], 1, "do not fit"),
+    ([[1, 0, 0, 0]], 1, "do not fit"),
+  ],
+)
+def test_voxels_that_do_not_fit_are_refused(coords, size, words):
+  with pytest.raises(ValueError, match=words):
+    sparse.pack(np.ones((len(coords), 1)), np.asarray(coords), 1, size)
+
+
+def test_convolution_and_its_gradients_equal_those_of_the_dense_one_at_the_voxels():
+  x, side = tensor(RNG, counts=(25, 7, 0), side=4), 4
+  kernel = jnp.asarray(RNG.standard_normal((27, 2, 3)), jnp.float32)
+  weight_BVO = jnp.asarray(RNG.standard_normal((*x.feats_BVC.shape[:2], 3)), jnp.float32)
+
+  def ours(feats, kernel):
+    y = sparse.submanifold_conv(feats, kernel, sparse.neighbours(x))
+    return (x.of(y).feats_BVC * weight_BVO).sum()
+
+  def dense(feats, kernel):
+    y = jax.lax.conv_general_dilated(
+      dense_grid(x.of(feats), side),
+      kernel.reshape(3, 3, 3, 2, 3),
+      (1, 1, 1),
+      "SAME",
+      dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+    )
+    rows = y[jnp.arange(3)[:, None], *jnp.moveaxis(x.coords_BV3, -1, 0)]
+    return (x.of(rows).feats_BVC * weight_BVO).sum()
+
+  for a, b in zip(
+    *(
+      jax.tree.leaves(_jit(jax.value_and_grad(f, argnums=(0, 1)))(x.feats_BVC, kernel))
+      for f in (ours, dense)
+    ),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_convolution_gathers_in_both_directions():
+  """A scatter of voxel rows, which accelerators serialise, appears in neither pass."""
+  x = tensor(RNG)
+  near = sparse.neighbours(x)
+  grad = jax.grad(
+    lambda feats, kernel: sparse.submanifold_conv(feats, kernel, near).sum(), argnums=(0, 1)
+  )
+  text = jax.jit(grad).lower(x.feats_BVC, jnp.ones((27, 2, 3))).as_text()
+  assert "stablehlo.gather" in text and "stablehlo.scatter" not in text
+
+
+def test_neighbours_are_found_at_the_far_corner_and_never_across_a_face():
+  top = sparse.MAX_COORDINATE
+  coords = np.asarray([[0, top, top, top], [0, top, top, top - 1], [0, 0, 0, 0], [0, top, 0, 0]])
+  x = sparse.pack(np.ones((4, 1)), coords, 1, 4)
+  near = np.asarray(sparse.neighbours(x))[:, 0]  # (27, V)
+  found = {
+    (v, tuple(sparse.TAPS[t])): int(near[t, v])
+    for t in range(27)
+    for v in range(4)
+    if near[t, v] < 4
+  }
+  assert found == {**{(v, (0, 0, 0)): v for v in range(4)}, (0, (0, 0, -1)): 1, (1, (0, 0, 1)): 0}
+
+
+def test_downsampling_into_too_few_rows_is_nan_rather_than_a_loss():
+  x = tensor(RNG, counts=(20, 1), side=8)
+  roomy, _ = downsample(x)
+  tight, _ = downsample(x, size=int(roomy.count_B[1]))
+  assert np.isnan(tight.feats_BVC[0]).all() and np.isfinite(tight.feats_BVC[1]).all()
+  exact, parent = downsample(x, size=int(roomy.count_B.max()))
+  # padding has no parent
+  assert np.isfinite(exact.feats_BVC).all() and int(parent.max()) == exact.feats_BVC.shape[1]
+
+
+def test_gradients_of_pooling_are_its_transpose():
+  """sum(down(x) * r) is linear in x: its gradient is r of the parent over (count + 1)."""
+  x = tensor(RNG, counts=(20, 6), side=4)
+  coarse, parent = downsample(x)
+  r = jnp.asarray(RNG.standard_normal(coarse.feats_BVC.shape), jnp.float32)
+  got = _jit(
+    jax.grad(lambda feats: (sparse.downsample(x._replace(feats_BVC=feats))[0].feats_BVC * r).sum())
+  )(x.feats_BVC)
+  ones = jnp.ones_like(x.feats_BVC)
+  share = downsample(x.of(ones))[0].feats_BVC  # count / (count + 1)
+  np.testing.assert_allclose(got, sparse.gather(r * (1 - share), parent), atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_attention_in_windows_equals_masked_full_attention_with_gradients(shift):
+  """With window 2 and this many voxels the block-by-block form runs; the mask is made from the
+  coordinates directly.
+  """
+  x, window = tensor(RNG, counts=(50, 31), side=4), 2
+  assert x.feats_BVC.shape[1] > 3 * window**3
+  q, k, v, r = (
+    jnp.asarray(RNG.standard_normal((*x.feats_BVC.shape[:2], 2, 4)), jnp.float32) for _ in range(4)
+  )
+  valid = x.valid_BV[..., None, None]
+  cells = (x.coords_BV3 + shift) // window
+  same = (cells[:, :, None] == cells[:, None]).all(-1) & x.valid_BV[:, None]
+  windows = sparse.windows(x, window, shift)
+  ours = lambda q, k, v: sparse.attend_in_windows(q, k, v, windows, window)
+  plain = lambda q, k, v: sparse.attend_xla(q, k, v, mask=same[:, None])
+  loss = lambda f: _jit(
+    jax.value_and_grad(lambda *qkv: (jnp.where(valid, f(*qkv), 0) * r).sum(), argnums=(0, 1, 2))
+  )
+  for a, b in zip(
+    jax.tree.leaves(loss(ours)(q, k, v)), jax.tree.leaves(loss(plain)(q, k, v)), strict=True
+  ):
+    np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+  "make, extra",
+  [
+    (
+      lambda rngs: SparseResBlock(4, 6, 3, rngs=rngs),
+      lambda x: (sparse.neighbours(x), jnp.ones((len(x.count_B), 3))),
+    ),
+    (lambda rngs: WindowBlock(4, 2, 2, rngs=rngs), lambda x: (sparse.windows(x, 2, 1),)),
+    (lambda rngs: SparseSelfAttention(4, 2, rngs=rngs), lambda x: ()),
+    (lambda rngs: SparseGroupNorm(2, 4), lambda x: ()),
+  ],
+  ids=["residual", "window", "attention", "group norm"],
+)
+def test_padding_and_the_other_samples_change_nothing(make, extra):
+  """A sample alone, without padding, in another row: the same numbers, and finite ones for an empty
+  sample.
+  """
+  module = random_module(make)
+  call = nnx.jit(lambda module, x: module(x, *extra(x)))
+  feats_of = lambda y: y.feats_BVC if isinstance(y, sparse.SparseTensor) else y
+  x = tensor(np.random.default_rng(1), counts=(0, 6, 11), side=3, channels=4)
+  together = np.asarray(feats_of(call(module, x)))
+  n = int(x.count_B[1])
+  alone = sparse.SparseTensor(x.feats_BVC[1:2, :n], x.coords_BV3[1:2, :n], x.count_B[1:2])
+  np.testing.assert_allclose(together[1, :n], feats_of(call(module, alone))[0], atol=1e-5)
+  assert np.isfinite(together).all()
+
+
+def test_bf16_convolution_accumulates_in_fp32_and_stays_within_two_percent():
+  x = tensor(RNG, counts=(60,), side=4, channels=8)
+  outs = []
+  for dtype in (jnp.float32, jnp.bfloat16):
+    conv = random_module(
+      functools.partial(
+        lambda rngs, dtype: SubmanifoldConv(8, 8, rngs=rngs, dtype=dtype), dtype=dtype
+      )
+    )
+    outs.append(
+      np.asarray(nnx.jit(lambda conv, x: conv(x, sparse.neighbours(x)).feats_BVC)(conv, x))
+    )
+  assert outs[1].dtype == np.float32 and 0 < np.linalg.norm(
+    outs[1] - outs[0]
+  ) < 0.02 * np.linalg.norm(outs[0])
+
+
+@pytest.mark.parametrize(
+  "rules, make",
+  [
+    (names_sparse.res_block_rules(4, 6), lambda: SparseResBlock(4, 6, 3, rngs=nnx.Rngs(0))),
+    (names_sparse.window_block_rules(4), lambda: WindowBlock(4, 2, 2, rngs=nnx.Rngs(0))),
+  ],
+)
+def test_every_parameter_has_one_published_name_there_and_back(rules, make):
+  params = {
+    p: RNG.standard_normal(s).astype(np.float32)
+    for p, s in keys.flat_shapes(nnx.eval_shape(make)).items()
+  }
+  back = keys.to_ours(rules, keys.to_torch(rules, params), {p: x.shape for p, x in params.items()})
+  assert set(back) == set(params) and all(np.array_equal(back[p], params[p]) for p in params)
