@@ -78,7 +78,7 @@ def test_outcomes_map_to_exit_codes(error, code):
 
 def test_a_configuration_error_is_found_before_jax_is_imported():
   code = (
-    "import sys; from launch import cli; code = cli.run_command(lambda a: 0, description='x', "
+    "import sys; from launch.console import cli; code = cli.run_command(lambda a: 0, description='x', "
     f"argv=['--config={CONFIG}', '--config.optim.lrr=1']); assert code == 2; assert 'jax' not in "
     "sys.modules"
   )
@@ -89,7 +89,7 @@ def test_a_training_command_rejects_a_missing_dataset_before_touching_a_device()
   code = (
     "import sys; sys.argv = ['x', '--config=configs/pretrain_geometry.py:tiny', "
     "'--workdir=/nonexistent_parent_\\0']\n"
-    "import jax._src.xla_bridge as bridge\nfrom launch import train\n"
+    "import jax._src.xla_bridge as bridge\nfrom launch.trainer import train\n"
     "config = train.cli.load_config('configs/pretrain_geometry.py:tiny')\n"
     "try: train.check(config, ('pretrain',))\n"
     "except train.ConfigError as e: assert 'data.mixture.iso_3do.path' in str(e); assert not "
