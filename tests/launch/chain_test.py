@@ -49,7 +49,8 @@ def test_what_is_done_is_not_repeated_and_what_changed_is_with_all_that_follows(
 def test_a_failed_step_shows_its_output_and_command_and_is_the_next_to_run(run, tmp_path, capfd):
   (tmp_path / "b.exit").write_text("3")
   with pytest.raises(
-    JobFailed, match=rf"b ended with code 3.*b\.log(.|\n)*python -m tests\.chain_step b {tmp_path}"
+    JobFailed,
+    match=rf"b ended with code 3.*b\.log(.|\n)*python -m tests\.support\.chain_step b {tmp_path}",
   ):
     run("a", "b", "c")
   assert "output of b" in capfd.readouterr().err
