@@ -73,9 +73,10 @@ def autoencoder_digest(vae) -> str:
   """Digest of an autoencoder's parameters: names, shapes and values (encoder and decoder, since a
   latent needs both).
   """
-  from sam3d_jax.torch_bridge import keys
 
-  return keys.params_digest(keys.flat_params(vae))
+  from sam3d_jax.models import parameters
+
+  return parameters.params_digest(parameters.flat_params(vae))
 
 
 def make_encoder(vae, batch_size: int) -> Callable[[list[np.ndarray]], list[np.ndarray]]:

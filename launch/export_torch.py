@@ -79,7 +79,8 @@ def open_model(workdir: str, name: str, *, which: str, step: int | None, merge_l
   from ml_collections import ConfigDict
 
   from sam3d_jax.models import lora as lora_math
-  from sam3d_jax.torch_bridge import keys, lora, release, stream
+  from sam3d_jax.models import parameters
+  from sam3d_jax.torch_bridge import lora, release, stream
   from sam3d_jax.training import checkpoint
 
   step = checkpoint.resolve_step(workdir, step)
@@ -113,7 +114,7 @@ def open_model(workdir: str, name: str, *, which: str, step: int | None, merge_l
     shapes=params.shapes,
     lineage=lineage,
     digest=parent["digest"],
-    autoencoder=keys.params_digest(params) if name == "structure_vae" else None,
+    autoencoder=parameters.params_digest(params) if name == "structure_vae" else None,
   )
 
 

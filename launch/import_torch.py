@@ -128,10 +128,10 @@ def with_dinov2(config, file):
   import jax
   import numpy as np
 
-  from sam3d_jax.models import registry
-  from sam3d_jax.torch_bridge import keys, load, names_conditioning
+  from sam3d_jax.models import parameters, registry
+  from sam3d_jax.torch_bridge import load, names_conditioning
 
-  shapes = keys.flat_shapes(registry.abstract_model(config.model))
+  shapes = parameters.flat_shapes(registry.abstract_model(config.model))
   prefixes = [f"condition/{name}/" for name in names_conditioning.DINO_MODULES]
   encoder_shapes = {
     p.removeprefix(prefixes[0]): s for p, s in shapes.items() if p.startswith(prefixes[0])
@@ -141,7 +141,7 @@ def with_dinov2(config, file):
 
   @jax.jit  # so that the encoders' random parameters, which are not returned, are never made
   def fresh():
-    flat = keys.flat_params(registry.build_model(config.model, rngs=nnx.Rngs(config.seed)))
+    flat = parameters.flat_params(registry.build_model(config.model, rngs=nnx.Rngs(config.seed)))
     return {p: x for p, x in flat.items() if not p.startswith(tuple(prefixes))}
 
   rest = fresh()
@@ -150,7 +150,7 @@ def with_dinov2(config, file):
     prefix = next((p for p in prefixes if path.startswith(p)), None)
     return np.asarray(rest[path]) if prefix is None else encoder[path.removeprefix(prefix)]
 
-  return load.LazyParams(shapes, make)
+  return parameters.LazyParams(shapes, make)
 
 
 def import_config(given, model, release):
@@ -158,12 +158,11 @@ def import_config(given, model, release):
   from the release's yamls.
   """
   from configs import base
-  from sam3d_jax.models import registry
-  from sam3d_jax.torch_bridge import keys
+  from sam3d_jax.models import parameters, registry
 
   if given is not None:
-    needed = keys.flat_shapes(registry.abstract_model(model))
-    keys.check_shapes(keys.flat_shapes(registry.abstract_model(given.model)), needed)
+    needed = parameters.flat_shapes(registry.abstract_model(model))
+    parameters.check_shapes(parameters.flat_shapes(registry.abstract_model(given.model)), needed)
     return given
   config = base.training("import")
   config.model = model

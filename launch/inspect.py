@@ -77,8 +77,8 @@ def release_keys(config):
   release of it comes with.
   """
   from configs import base
-  from sam3d_jax.models import registry
-  from sam3d_jax.torch_bridge import keys, parts
+  from sam3d_jax.models import parameters, registry
+  from sam3d_jax.torch_bridge import parts
 
   sections = [config.model]
   if config.model.name == "geometry":
@@ -92,18 +92,17 @@ def release_keys(config):
   out = {}
   for section in sections:
     out |= parts.release_keys(
-      registry.typed_config(section), keys.flat_shapes(registry.abstract_model(section))
+      registry.typed_config(section), parameters.flat_shapes(registry.abstract_model(section))
     )
   yield json.dumps(out, indent=1)
 
 
 def config_lines(config):
   """The configuration's model as a tree of parameters."""
-  from sam3d_jax.models import registry
-  from sam3d_jax.torch_bridge import keys
+  from sam3d_jax.models import parameters, registry
 
   yield f"model {config.model.name}, stage {config.stage}"
-  yield from tree_lines(keys.flat_params(registry.abstract_model(config.model)))
+  yield from tree_lines(parameters.flat_params(registry.abstract_model(config.model)))
 
 
 def checkpoint_lines(workdir: str, step: int | None):

@@ -23,6 +23,7 @@ from launch.scoring import held_out
 from sam3d_jax.batch import LATENTS
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.inference.predictor import check_latent_shape, row_config
+from sam3d_jax.models import parameters
 from sam3d_jax.models.structure_vae import tokens_to_grid
 from sam3d_jax.objectives import draws, paths
 from sam3d_jax.objectives import registry as objectives
@@ -30,7 +31,6 @@ from sam3d_jax.render import mesh as meshes
 from sam3d_jax.render import preview
 from sam3d_jax.sampling import generate
 from sam3d_jax.sharding import mesh as mesh_lib
-from sam3d_jax.torch_bridge import keys
 from sam3d_jax.training import checkpoint
 
 AHEAD = 2  # evaluations under way before the loop waits for the oldest
@@ -162,7 +162,7 @@ class Samples:
     self.setup, self.workdir, self.mesh = setup, setup.workdir, setup.mesh
     vae, vae_config = checkpoint.restore_model(config.eval.decoder)
     check_latent_shape(config.model, vae_config.model, f"eval.decoder {config.eval.decoder}")
-    check_autoencoder(setup, keys.params_digest(keys.flat_params(vae)))
+    check_autoencoder(setup, parameters.params_digest(parameters.flat_params(vae)))
     self.decoder_graph, decoder = nnx.split(vae.decoder)
     self.replicated = NamedSharding(self.mesh, P())
     self.decoder = jax.device_put(decoder, self.replicated)

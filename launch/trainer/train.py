@@ -197,9 +197,9 @@ class Setup:
     """Touches the devices."""
     import jax
 
+    from sam3d_jax.models.parameters import flat_params
     from sam3d_jax.sharding import mesh as mesh_lib
     from sam3d_jax.sharding import rules
-    from sam3d_jax.torch_bridge.keys import flat_params
     from sam3d_jax.training import optim
     from sam3d_jax.training.state import ModelGraph, init_state
 
@@ -233,7 +233,7 @@ class Setup:
     from flax import nnx
 
     from sam3d_jax.models import lora, registry
-    from sam3d_jax.torch_bridge.keys import flat_params
+    from sam3d_jax.models.parameters import flat_params
 
     whole = flat_params(registry.build_model(self.config.model, rngs=nnx.Rngs(self.config.seed)))
     return whole | lora.random_factors(self.factor_shapes, self.config.seed)

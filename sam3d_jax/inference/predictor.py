@@ -17,11 +17,11 @@ from data_pipelines.read.rows import POINTMAP_STREAMS, SampleConfig
 from sam3d_jax.batch import LATENTS, Conditioning
 from sam3d_jax.errors import InputError
 from sam3d_jax.geometry import rotations
-from sam3d_jax.models import registry
+from sam3d_jax.models import parameters, registry
 from sam3d_jax.models.structure_vae import tokens_to_grid
 from sam3d_jax.objectives import draws
 from sam3d_jax.sampling import generate
-from sam3d_jax.torch_bridge import keys, release
+from sam3d_jax.torch_bridge import release
 from sam3d_jax.training import checkpoint
 
 
@@ -201,7 +201,7 @@ def from_checkpoint(
       f"--decoder {decoder} holds a model of kind {vae_model.name!r}, a structure_vae is needed"
     )
   vae, _ = checkpoint.restore_model(decoder, which=which)
-  vae_name = keys.params_digest(keys.flat_params(vae))  # the name that latents carry
+  vae_name = parameters.params_digest(parameters.flat_params(vae))  # the name that latents carry
   release.check_latents(
     release.latents_of(meta["lineage"]),
     {"autoencoder": vae_name, "sha256": None, "from": str(decoder)},

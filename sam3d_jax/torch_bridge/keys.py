@@ -9,22 +9,17 @@ ours must be hit exactly once, both ways; anything else is reported, all at once
 import collections
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
-import hashlib
 import math
 
-from flax import nnx
-import jax
 import numpy as np
 
-from sam3d_jax.errors import InputError
+from sam3d_jax.models.parameters import ParameterMismatch
 
 LAYOUTS = ("plain", "linear", "conv", "sparse_conv")
 
 
-class KeyMismatch(InputError):
-  """The state dict and the model do not fit; the message lists every missing, unexpected and
-  misshapen entry.
-  """
+class KeyMismatch(ParameterMismatch):
+  """State dict and model do not fit; the message lists every missing, unexpected, misshapen entry."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,59 +201,3 @@ def check_paths(rules: list[Rule], our_shapes: Mapping[str, tuple[int, ...]]) ->
     raise KeyMismatch(
       "the rules and the model's parameters do not fit:\n  " + "\n  ".join(problems)
     )
-
-
-def flat_params(module: nnx.Module) -> dict[str, jax.Array]:
-  """Path -> parameter of a module (arrays or, for an abstract module, shape structs)."""
-  state = nnx.state(module, nnx.Param)
-  return {
-    "/".join(map(str, path)): leaf[...]
-    if isinstance(leaf.get_value(), jax.Array)
-    else leaf.get_value()
-    for path, leaf in nnx.to_flat_state(state)
-  }
-
-
-def flat_shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
-  """Path -> shape of a module's parameters; the module may be abstract (`nnx.eval_shape`)."""
-  return {path: tuple(leaf.shape) for path, leaf in flat_params(module).items()}
-
-
-def check_shapes(
-  given: Mapping[str, tuple[int, ...]], needed: Mapping[str, tuple[int, ...]]
-) -> None:
-  """Raises KeyMismatch, listing every difference, unless the parameters' paths and shapes are those
-  of the model.
-  """
-  problems = [f"missing     {p} {s}" for p, s in needed.items() if p not in given]
-  problems += [f"unexpected  {p} {tuple(s)}" for p, s in given.items() if p not in needed]
-  problems += [
-    f"misshapen   {p}: {tuple(given[p])}, model needs {tuple(s)}"
-    for p, s in needed.items()
-    if p in given and tuple(given[p]) != tuple(s)
-  ]
-  if problems:
-    raise KeyMismatch("parameters do not fit the model:\n  " + "\n  ".join(problems))
-
-
-def params_digest(params: Mapping[str, np.ndarray]) -> str:
-  """SHA-256 over names, types, shapes and values; what latents carry as the name of the autoencoder
-  that made them.
-  """
-  digest = hashlib.sha256()
-  for path in sorted(params):
-    array = np.asarray(params[path])
-    digest.update(f"{path} {array.dtype} {array.shape}".encode() + array.tobytes())
-  return digest.hexdigest()
-
-
-def load_params(module: nnx.Module, params: Mapping[str, np.ndarray]) -> None:
-  """Writes flat parameters into a module in place; raises KeyMismatch unless paths and shapes agree
-  exactly.
-  """
-  given = (
-    params.shapes if hasattr(params, "shapes") else {p: tuple(a.shape) for p, a in params.items()}
-  )
-  check_shapes(given, flat_shapes(module))
-  for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param)):
-    leaf.set_value(jax.numpy.asarray(params["/".join(map(str, path))], leaf.get_value().dtype))

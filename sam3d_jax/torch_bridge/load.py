@@ -7,7 +7,7 @@ PyTorch. `convert` goes on from there to our parameters, a stack of layers at a 
 `stream.write_params` writes each before the next is made.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import ctypes
 import dataclasses
 import hashlib
@@ -21,6 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from sam3d_jax.errors import InputError
+from sam3d_jax.models import parameters
 from sam3d_jax.torch_bridge import keys
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
@@ -105,33 +106,9 @@ def file_digest(path: str | pathlib.Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class LazyParams(Mapping):
-  """Flat parameters (path -> fp32 array) of known shapes, each made when it is asked for; only the
-  last one is kept.
-  """
-
-  def __init__(self, shapes: Mapping[str, tuple[int, ...]], make: Callable[[str], np.ndarray]):
-    self.shapes = dict(shapes)
-    self._make, self._last = make, (None, None)
-
-  def __getitem__(self, path: str) -> np.ndarray:
-    if path not in self.shapes:
-      raise KeyError(path)
-    if self._last[0] != path:
-      self._last = (None, None)  # let go of the last one before the next is made
-      self._last = (path, self._make(path))
-    return self._last[1]
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self.shapes)
-
-  def __len__(self) -> int:
-    return len(self.shapes)
-
-
 def convert(
   rules: Iterable[keys.Rule], file: StateFile, our_shapes: Mapping[str, tuple[int, ...]]
-) -> LazyParams:
+) -> parameters.LazyParams:
   """Our parameters of an opened state dict, read and converted one at a time.
 
   Raises at once KeyMismatch, listing every missing, unexpected and misshapen entry, and InputError
@@ -157,7 +134,7 @@ def convert(
       leaf[n] = rule.to_ours(file.read(rule.torch.format(n=n)), shape[1:])
     return leaf
 
-  return LazyParams(our_shapes, make)
+  return parameters.LazyParams(our_shapes, make)
 
 
 def _is_float(dtype) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from sam3d_jax.models.lora import adapted, adapted_kernels, factor_paths
-from sam3d_jax.torch_bridge.load import LazyParams
+from sam3d_jax.models.parameters import LazyParams
 
 
 def merge(

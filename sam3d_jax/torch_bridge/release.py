@@ -23,7 +23,7 @@ import yaml
 
 import sam3d_jax
 from sam3d_jax.errors import InputError
-from sam3d_jax.models import registry
+from sam3d_jax.models import parameters, registry
 from sam3d_jax.torch_bridge import keys, load, parts, release_yaml, save
 
 FORMAT = 1  # of release.json
@@ -39,7 +39,7 @@ class Model:
   """A model to be released: configuration, parameters, and what the checkpoint says about itself.
 
   digest: short name of the checkpoint's content (training.checkpoint.digest). autoencoder: of a
-  structure VAE, the digest that its latents carry (keys.params_digest).
+  structure VAE, the digest that its latents carry (parameters.params_digest).
   """
 
   config: ConfigDict
@@ -117,8 +117,10 @@ def _check_fit(geometry: Model, vae: Model | None) -> None:
   problems = []
   for model in (geometry, vae) if vae is not None else (geometry,):
     try:
-      keys.check_shapes(model.shapes, keys.flat_shapes(registry.abstract_model(model.config.model)))
-    except keys.KeyMismatch as error:
+      parameters.check_shapes(
+        model.shapes, parameters.flat_shapes(registry.abstract_model(model.config.model))
+      )
+    except parameters.ParameterMismatch as error:
       problems.append(str(error))
   flow = geometry.config.model.flow
   if vae is not None:
@@ -215,7 +217,9 @@ def unused_rows(model: Model) -> dict[str, dict[str, str]]:
   }
 
 
-def _with_rows(params: load.LazyParams, rows: Mapping[str, Mapping[str, str]]) -> load.LazyParams:
+def _with_rows(
+  params: parameters.LazyParams, rows: Mapping[str, Mapping[str, str]]
+) -> parameters.LazyParams:
   """The parameters with the rows that release.json kept."""
 
   def make(path: str) -> np.ndarray:
@@ -224,7 +228,7 @@ def _with_rows(params: load.LazyParams, rows: Mapping[str, Mapping[str, str]]) -
       array[int(n)] = np.frombuffer(base64.b64decode(values), "<f4")
     return array
 
-  return load.LazyParams(params.shapes, make)
+  return parameters.LazyParams(params.shapes, make)
 
 
 def _write_model(
@@ -380,7 +384,7 @@ def read_release(folder: str | pathlib.Path) -> Release:
 
 def open_geometry(
   release: Release, model: ConfigDict, *, unsafe_pickle: bool = False
-) -> load.LazyParams:
+) -> parameters.LazyParams:
   """Parameters of the release's Geometry model, read as they are asked for. `model`: a `model`
   section of the release's sizes.
   """
@@ -397,7 +401,7 @@ def open_structure_vae(
   *,
   encoder: str | pathlib.Path | None = None,
   unsafe_pickle: bool = False,
-) -> load.LazyParams:
+) -> parameters.LazyParams:
   """Parameters of decoder and encoder. encoder: a file for the encoder where the release has none,
   as the published one.
   """
@@ -415,9 +419,9 @@ def open_autoencoder(
   model: ConfigDict,
   *,
   unsafe_pickle: bool = False,
-) -> load.LazyParams:
+) -> parameters.LazyParams:
   """Parameters of a structure VAE from a decoder and an encoder file."""
-  shapes = keys.flat_shapes(registry.abstract_model(model))
+  shapes = parameters.flat_shapes(registry.abstract_model(model))
   found = {part.name: part for part in parts.parts_of(registry.typed_config(model))}
   opened, problems = {}, []
   for name, path in (("ss_decoder", decoder), ("ss_encoder", encoder)):
@@ -430,15 +434,15 @@ def open_autoencoder(
       problems.append(f"{path}: {error}")
   if problems:
     raise keys.KeyMismatch("\n".join(problems))
-  return load.LazyParams(shapes, lambda p: opened["ss_" + p.partition("/")[0]][p])
+  return parameters.LazyParams(shapes, lambda p: opened["ss_" + p.partition("/")[0]][p])
 
 
 def open_file(
   path: str | pathlib.Path, model: ConfigDict, *, unsafe_pickle: bool = False
-) -> load.LazyParams:
+) -> parameters.LazyParams:
   """Parameters of a Geometry model from one published generator file."""
   rules = [rule for part in parts.parts_of(registry.typed_config(model)) for rule in part.rules]
-  shapes = keys.flat_shapes(registry.abstract_model(model))
+  shapes = parameters.flat_shapes(registry.abstract_model(model))
   return load.convert(rules, load.open_state(path, unsafe_pickle=unsafe_pickle), shapes)
 
 
@@ -447,7 +451,7 @@ def restore_geometry(release: Release, model: ConfigDict) -> nnx.Module:
   settings changed at will.
   """
   module = registry.abstract_model(model)
-  keys.load_params(module, open_geometry(release, model))
+  parameters.load_params(module, open_geometry(release, model))
   return module
 
 
@@ -458,9 +462,9 @@ def restore_decoder(release: Release) -> nnx.Module:
   model = ConfigDict(release.structure_vae)
   module = registry.abstract_model(model).decoder
   part = parts.parts_of(registry.typed_config(model))[0]
-  shapes = {"decoder/" + p: s for p, s in keys.flat_shapes(module).items()}
+  shapes = {"decoder/" + p: s for p, s in parameters.flat_shapes(module).items()}
   params = load.convert(part.rules, load.open_state(_file(release, "ss_decoder")), shapes)
-  keys.load_params(module, {p.removeprefix("decoder/"): params[p] for p in params})
+  parameters.load_params(module, {p.removeprefix("decoder/"): params[p] for p in params})
   return module
 
 

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
 from sam3d_jax.errors import InputError
-from sam3d_jax.torch_bridge.load import LazyParams
+from sam3d_jax.models.parameters import LazyParams
 from sam3d_jax.training import checkpoint, checksums
 
 READ_AHEAD = 256 * 2**20  # bytes of small arrays read in one go; an array beyond that is read alone

@@ -27,16 +27,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from sam3d_jax.errors import InputError, JobFailed
-from sam3d_jax.models import lora
+from sam3d_jax.models import lora, parameters, registry
 from sam3d_jax.sharding import rules
 from sam3d_jax.sharding.mesh import path_of
 from sam3d_jax.training import checksums, retention
+from sam3d_jax.training.checksums import CorruptCheckpoint
 
 FORMAT = 2  # of meta; raised when a reader of the older format could misread
-
-
-class CorruptCheckpoint(RuntimeError):
-  """A checkpoint that was written whole no longer reads back as it was written."""
 
 
 class NonFiniteState(JobFailed):
@@ -523,15 +520,12 @@ def digest(meta: Mapping[str, Any]) -> str:
 
 def restore_model(workdir, *, which: str = "ema", step: int | None = None):
   """The model of a checkpoint with its parameters, and the configuration it was trained with."""
-  from sam3d_jax.models import registry
-  from sam3d_jax.torch_bridge import keys
-
   config = ConfigDict(read_meta(workdir, step)["config"])
   module = registry.abstract_model(config.model)
   params = load_params(workdir, which=which, step=step)
   if lora.factor_paths(params):
     params = lora.folded(params, lora.scale_of(config))
-  keys.load_params(module, params)
+  parameters.load_params(module, params)
   return module, config
 
 

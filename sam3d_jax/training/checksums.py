@@ -17,6 +17,10 @@ SPREAD, MIX = 0x9E3779B9, 0x85EBCA6B
 CHUNK = 1 << 22  # words that the host handles at a time
 
 
+class CorruptCheckpoint(RuntimeError):
+  """A checkpoint that was written whole no longer reads back as it was written."""
+
+
 def _words(x) -> jax.Array:
   """The array's bits as uint32 words (smaller types widened, one word each)."""
   if jnp.issubdtype(x.dtype, jnp.bool_):

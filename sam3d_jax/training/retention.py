@@ -11,6 +11,8 @@ import shutil
 import sys
 import threading
 
+from sam3d_jax.training.checksums import CorruptCheckpoint
+
 
 def set_aside(folder: pathlib.Path) -> None:
   """Renames a damaged step to `<step>.damaged` (or `.damaged.2`, ...), for whoever wants to look
@@ -73,8 +75,6 @@ class Keeper:
       self.thread.join()
 
   def _check(self, step: int) -> None:
-    from sam3d_jax.training.checkpoint import CorruptCheckpoint
-
     try:
       self.verify(self.workdir, step, self.closing.is_set)
     except CorruptCheckpoint as error:

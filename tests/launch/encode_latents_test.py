@@ -12,8 +12,7 @@ from data_pipelines.format import records, schema
 from data_pipelines.read import loader, rows
 from launch import encode_latents
 from launch.console import cli
-from sam3d_jax.models import registry
-from sam3d_jax.torch_bridge import keys
+from sam3d_jax.models import parameters, registry
 from sam3d_jax.training import checkpoint
 from tests.support import tiny_dataset
 
@@ -36,8 +35,8 @@ def vae():
 def random_vae(seed):
   """A VAE with random parameters, made without compiling its initialisers."""
   module, rng = registry.abstract_model(ConfigDict(MODEL)), np.random.default_rng(seed)
-  shapes = keys.flat_shapes(module)
-  keys.load_params(
+  shapes = parameters.flat_shapes(module)
+  parameters.load_params(
     module, {path: 0.2 * rng.standard_normal(shape, np.float32) for path, shape in shapes.items()}
   )
   return module

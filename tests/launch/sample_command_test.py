@@ -20,8 +20,7 @@ from launch.scoring import split_samples
 from sam3d_jax.batch import LATENTS
 from sam3d_jax.inference import predictor, rewards
 from sam3d_jax.inference.candidates import Candidate
-from sam3d_jax.models import registry
-from sam3d_jax.torch_bridge import keys
+from sam3d_jax.models import parameters, registry
 from sam3d_jax.training import checkpoint
 from tests.support import tiny_dataset
 
@@ -32,7 +31,7 @@ def save_random(config: str, overrides: list[str], folder) -> str:
   """
   c = cli.load_config(config, overrides)
   rng = np.random.default_rng(0)
-  shapes = keys.flat_shapes(registry.abstract_model(c.model))
+  shapes = parameters.flat_shapes(registry.abstract_model(c.model))
   arrays = {
     path: rng.normal(0, 0.1, shape).astype(np.float32) for path, shape in sorted(shapes.items())
   }

@@ -16,8 +16,8 @@ import pytest
 from launch import export_torch, inspect
 from launch.console import cli
 from launch.trainer import train
-from sam3d_jax.models import registry
-from sam3d_jax.torch_bridge import keys, release
+from sam3d_jax.models import parameters, registry
+from sam3d_jax.torch_bridge import release
 from sam3d_jax.training import checkpoint
 from tests.support import tiny_dataset
 
@@ -117,12 +117,14 @@ def write_random(folder, config, *, seed):
   """A checkpoint of random parameters, and their digest."""
   params = {
     p: np.asarray(x)
-    for p, x in keys.flat_params(registry.build_model(config.model, rngs=nnx.Rngs(seed))).items()
+    for p, x in parameters.flat_params(
+      registry.build_model(config.model, rngs=nnx.Rngs(seed))
+    ).items()
   }
   checkpoint.write_params(
     folder, params, {"config": config.to_dict(), "lineage": {"stage": config.stage}}
   )
-  return folder, keys.params_digest(params)
+  return folder, parameters.params_digest(params)
 
 
 def with_latents(example, digest: str):
@@ -276,7 +278,7 @@ def test_adapters_train_alone_and_are_merged_into_the_release(work, tmp_path):
   module, config = checkpoint.restore_model(tmp_path / "run")
   opened, merged = (
     release.open_geometry(release.read_release(tmp_path / "r"), config.model),
-    keys.flat_params(module),
+    parameters.flat_params(module),
   )
   before = checkpoint.load_params(start)
   for path in (

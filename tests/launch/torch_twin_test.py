@@ -15,7 +15,7 @@ from launch.performance import torch_twin
 from launch.trainer import train
 from sam3d_jax.batch import Conditioning
 from sam3d_jax.errors import ConfigError
-from sam3d_jax.models import registry
+from sam3d_jax.models import parameters, registry
 from sam3d_jax.torch_bridge import keys
 from sam3d_jax.torch_bridge.names_conditioning import condition_encoder_rules
 from sam3d_jax.torch_bridge.names_geometry import backbone_rules
@@ -35,7 +35,7 @@ def test_same_loss_and_gradients_from_the_same_parameters(streams):
   rng = np.random.default_rng(0)
   params = {
     path: rng.normal(0, 0.2, shape).astype(np.float32)
-    for path, shape in sorted(keys.flat_shapes(registry.abstract_model(model_config)).items())
+    for path, shape in sorted(parameters.flat_shapes(registry.abstract_model(model_config)).items())
   }
   # the row that nothing reads has no place in a file of one group
   params["condition/group_embed"][2] = 0
@@ -55,7 +55,7 @@ def test_same_loss_and_gradients_from_the_same_parameters(streams):
 
   def loss(params):
     model = registry.build_model(model_config, rngs=nnx.Rngs(0))
-    keys.load_params(model, params)
+    parameters.load_params(model, params)
     tokens = model.encode(Conditioning(**cond))
     along = t_B[:, None, None]
     x_t = {k: (1 - along) * noise[k] + along * data[k] for k in data}

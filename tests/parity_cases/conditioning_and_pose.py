@@ -11,7 +11,7 @@ import numpy as np
 from sam3d_jax.batch import Conditioning
 from sam3d_jax.geometry import cameras, pose, rotations
 from sam3d_jax.geometry import remap as remap_lib
-from sam3d_jax.models import conditioning, dinov2, pointmap
+from sam3d_jax.models import conditioning, dinov2, parameters, pointmap
 from sam3d_jax.torch_bridge import keys, names_conditioning
 from tests.parity import case
 
@@ -23,7 +23,7 @@ SWIGLU_RULES = [
 def build(make, rules, params):
   """A module whose parameters are those of the fixture."""
   module = make(nnx.Rngs(0))
-  keys.load_params(module, keys.to_ours(rules, params, keys.flat_shapes(module)))
+  parameters.load_params(module, keys.to_ours(rules, params, parameters.flat_shapes(module)))
   return module
 
 
@@ -31,7 +31,7 @@ def torch_gradients(loss, module, rules):
   """Gradients of loss(module), under their published names."""
   graph, params = nnx.split(module)
   grads = jax.jit(jax.grad(lambda p: loss(nnx.merge(graph, p))))(params)
-  flat = keys.flat_params(nnx.merge(graph, grads))
+  flat = parameters.flat_params(nnx.merge(graph, grads))
   return keys.to_torch(rules, {k: np.asarray(v) for k, v in flat.items()})
 
 

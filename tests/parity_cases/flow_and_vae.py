@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sam3d_jax.models import parameters
 from sam3d_jax.models import structure_vae as vae
 from sam3d_jax.models.attention import attend
 from sam3d_jax.models.geometry_flow import (
@@ -45,7 +46,7 @@ def loaded(
   nothing is initialised.
   """
   module = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
-  keys.load_params(module, keys.to_ours(rules, params, keys.flat_shapes(module)))
+  parameters.load_params(module, keys.to_ours(rules, params, parameters.flat_shapes(module)))
   return module
 
 
@@ -224,7 +225,9 @@ def mot_block(fixture: Fixture):
       "mod": mod_bar,
       "ctx": context_bar,
     }
-    out |= expected_grads(fixture, group, keys.flat_params(nnx.merge(graph, grads)), inputs, rules)
+    out |= expected_grads(
+      fixture, group, parameters.flat_params(nnx.merge(graph, grads)), inputs, rules
+    )
   return out
 
 
@@ -274,7 +277,9 @@ def flow_model(fixture: Fixture):
   for group, latents in (("all", tuple(r)), ("layout_only", tuple(m for m in r if m != "shape"))):
     grads, x_bar, tokens_bar = jax.grad(loss, argnums=(0, 1, 2))(params, x, tokens, latents)
     inputs = {f"x.{torch}": x_bar[m] for torch, m in LATENTS.items()} | {"cond": tokens_bar}
-    out |= expected_grads(fixture, group, keys.flat_params(nnx.merge(graph, grads)), inputs, rules)
+    out |= expected_grads(
+      fixture, group, parameters.flat_params(nnx.merge(graph, grads)), inputs, rules
+    )
   return out
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sam3d_jax.models import parameters
 from sam3d_jax.models.geometry_flow import GeometryFlow, GeometryFlowConfig
 from sam3d_jax.objectives import flow_matching, paths, shortcut
 from sam3d_jax.sampling import generate, guidance, solvers, voxels
@@ -201,7 +202,7 @@ def flow_model(fixture: Fixture):
     dtype="float32",
   )
   model, rules = nnx.eval_shape(lambda: GeometryFlow(cfg, rngs=nnx.Rngs(0))), backbone_rules(cfg)
-  keys.load_params(model, keys.to_ours(rules, params, keys.flat_shapes(model)))
+  parameters.load_params(model, keys.to_ours(rules, params, parameters.flat_shapes(model)))
   return model, rules
 
 
@@ -287,7 +288,7 @@ def shortcut_case(how, given, forward, graph, params, rules, wanted):
 
   (loss, (terms, made)), grads = jax.value_and_grad(total, has_aux=True)(params)
   torch_grads = keys.to_torch(
-    rules, {k: np.asarray(v) for k, v in keys.flat_params(nnx.merge(graph, grads)).items()}
+    rules, {k: np.asarray(v) for k, v in parameters.flat_params(nnx.merge(graph, grads)).items()}
   )
   out = {
     "t": t_B,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sam3d_jax.models import sparse
+from sam3d_jax.models import parameters, sparse
 from sam3d_jax.models.attention import attend
 from sam3d_jax.models.geometry_flow import (
   CrossAttention,
@@ -220,5 +220,8 @@ def _gradients(module, rules, r, args) -> dict[str, np.ndarray]:
 
   return keys.to_torch(
     rules,
-    {p: np.asarray(v) for p, v in keys.flat_params(nnx.merge(graph, gradient(params))).items()},
+    {
+      p: np.asarray(v)
+      for p, v in parameters.flat_params(nnx.merge(graph, gradient(params))).items()
+    },
   )

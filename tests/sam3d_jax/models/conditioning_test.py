@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sam3d_jax.batch import Conditioning
-from sam3d_jax.models import conditioning, pointmap
+from sam3d_jax.models import conditioning, parameters, pointmap
 from sam3d_jax.models.conditioning import STREAMS, ConditionConfig, ConditionEncoder
 from sam3d_jax.models.dinov2 import DinoConfig
 from sam3d_jax.torch_bridge import keys, names_conditioning
@@ -57,7 +57,7 @@ def encode(module, cond, drop=None):
 def gradients(module, loss):
   graph, params = nnx.split(module)
   grads = jax.jit(jax.grad(lambda p: loss(nnx.merge(graph, p))))(params)
-  return {k: np.asarray(v) for k, v in keys.flat_params(nnx.merge(graph, grads)).items()}
+  return {k: np.asarray(v) for k, v in parameters.flat_params(nnx.merge(graph, grads)).items()}
 
 
 def spans(cfg):
@@ -78,7 +78,7 @@ def test_default_config_has_the_published_names_and_shapes(shared_dir):
   cfg = ConditionConfig()
   abstract = nnx.eval_shape(lambda: ConditionEncoder(cfg, rngs=nnx.Rngs(0)))
   names = keys.torch_names(
-    names_conditioning.condition_encoder_rules(cfg), keys.flat_shapes(abstract)
+    names_conditioning.condition_encoder_rules(cfg), parameters.flat_shapes(abstract)
   )
   assert names == {e["module_name"]: tuple(e["shape"]) for e in published["entries"]}
   assert cfg.tokens == 7528 and cfg.hidden == 2816
@@ -95,9 +95,9 @@ def test_bf16_stays_within_two_percent_of_the_published_fp32_tokens(golden_dir):
   )
   module = encoder(cfg)
   state = keys.to_ours(
-    names_conditioning.condition_encoder_rules(cfg), fixture.params, keys.flat_shapes(module)
+    names_conditioning.condition_encoder_rules(cfg), fixture.params, parameters.flat_shapes(module)
   )
-  keys.load_params(module, state)
+  parameters.load_params(module, state)
   cond = Conditioning(
     **{s: conditioning_and_pose.channels_last(fixture.inputs[s]) for s in cfg.streams}
   )
@@ -109,7 +109,7 @@ def test_bf16_stays_within_two_percent_of_the_published_fp32_tokens(golden_dir):
 
 def test_names_round_trip_without_point_maps():
   cfg = dataclasses.replace(TINY, pointmap=None, streams=("image", "mask"))
-  params = {k: np.array(v) for k, v in keys.flat_params(encoder(cfg)).items()}
+  params = {k: np.array(v) for k, v in parameters.flat_params(encoder(cfg)).items()}
   params["group_embed"][-1] = 0.0  # as it starts and, read by nothing, stays
   rules = names_conditioning.condition_encoder_rules(cfg)
   back = keys.to_ours(rules, keys.to_torch(rules, params), {k: v.shape for k, v in params.items()})

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from sam3d_jax.models import dinov2
+from sam3d_jax.models import dinov2, parameters
 from sam3d_jax.torch_bridge import keys, names_conditioning
 from tests.support.random_module import random_module
 
@@ -88,7 +88,7 @@ def test_mask_token_is_a_parameter_that_nothing_reads():
   module = model()
   graph, params = nnx.split(module)
   grads = jax.jit(jax.grad(lambda p: jnp.square(nnx.merge(graph, p)(IMAGE)).sum()))(params)
-  flat = keys.flat_params(nnx.merge(graph, grads))
+  flat = parameters.flat_params(nnx.merge(graph, grads))
   unread = [path for path, g in flat.items() if not np.abs(g).max()]
   assert unread == ["mask_token"]
 
@@ -102,7 +102,7 @@ def test_bf16_stays_close_to_fp32():
 @pytest.mark.parametrize("registers", [0, 4])
 def test_original_checkpoint_names_round_trip(registers):
   cfg = dataclasses.replace(TINY, registers=registers)
-  params = {k: np.asarray(v) for k, v in keys.flat_params(model(cfg)).items()}
+  params = {k: np.asarray(v) for k, v in parameters.flat_params(model(cfg)).items()}
   rules = names_conditioning.dinov2_rules(cfg)
   published = keys.to_torch(rules, params)
   assert published["blocks.1.attn.qkv.weight"].shape == (48, 16) and published[

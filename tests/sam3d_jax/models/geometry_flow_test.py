@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from sam3d_jax.batch import LATENTS, LAYOUT_LATENTS
+from sam3d_jax.models import parameters
 from sam3d_jax.models.geometry_flow import (
   CrossAttention,
   GeometryFlow,
   GeometryFlowConfig,
 )
 from sam3d_jax.models.layers import REMAT_POLICIES
-from sam3d_jax.torch_bridge import keys, names_geometry
+from sam3d_jax.torch_bridge import names_geometry
 from tests import parity
 from tests.parity_cases import flow_and_vae
 from tests.support.programs import equations
@@ -33,7 +34,9 @@ def _model(cfg: GeometryFlowConfig = TINY):
   """Graph and parameters, all drawn at random: zero-initialised ones would hide most of a block."""
   model = nnx.eval_shape(lambda: GeometryFlow(cfg, rngs=nnx.Rngs(0)))
   rng = np.random.default_rng(1)
-  keys.load_params(model, {k: 0.3 * rng.normal(size=s) for k, s in keys.flat_shapes(model).items()})
+  parameters.load_params(
+    model, {k: 0.3 * rng.normal(size=s) for k, s in parameters.flat_shapes(model).items()}
+  )
   return nnx.split(model)
 
 
@@ -291,7 +294,7 @@ def test_default_configuration_has_the_published_parameter_count(shared_dir):
   published = json.loads((shared_dir / "golden" / "state_dict_full_keys.json").read_text())[
     "ss_generator"
   ]
-  shapes = keys.flat_shapes(
+  shapes = parameters.flat_shapes(
     nnx.eval_shape(lambda: GeometryFlow(GeometryFlowConfig(), rngs=nnx.Rngs(0)))
   )
   assert sum(int(np.prod(s)) for s in shapes.values()) == published["n_parameters"]

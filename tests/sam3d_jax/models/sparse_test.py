@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sam3d_jax.models import sparse
+from sam3d_jax.models import parameters, sparse
 from sam3d_jax.models.sparse_layers import (
   SparseGroupNorm,
   SparseResBlock,
@@ -243,7 +243,7 @@ def test_bf16_convolution_accumulates_in_fp32_and_stays_within_two_percent():
 def test_every_parameter_has_one_published_name_there_and_back(rules, make):
   params = {
     p: RNG.standard_normal(s).astype(np.float32)
-    for p, s in keys.flat_shapes(nnx.eval_shape(make)).items()
+    for p, s in parameters.flat_shapes(nnx.eval_shape(make)).items()
   }
   back = keys.to_ours(rules, keys.to_torch(rules, params), {p: x.shape for p, x in params.items()})
   assert set(back) == set(params) and all(np.array_equal(back[p], params[p]) for p in params)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sam3d_jax.models import parameters
 from sam3d_jax.models import structure_vae as vae
-from sam3d_jax.torch_bridge import keys, names_geometry
+from sam3d_jax.torch_bridge import names_geometry
 from tests import parity
 from tests.parity_cases import flow_and_vae
 from tests.support.programs import equations
@@ -28,9 +29,9 @@ def _random(*shape, seed=0):
 def _filled(make):
   """Graph and parameters of a module, all drawn at random."""
   module = nnx.eval_shape(make)
-  keys.load_params(
+  parameters.load_params(
     module,
-    {k: _random(*s, seed=i) / 3 for i, (k, s) in enumerate(keys.flat_shapes(module).items())},
+    {k: _random(*s, seed=i) / 3 for i, (k, s) in enumerate(parameters.flat_shapes(module).items())},
   )
   return nnx.split(module)
 
@@ -140,7 +141,7 @@ def test_gradients_reach_every_parameter():
     mean, logvar = model.encoder(occupancy)
     return jnp.square(model.decoder(mean)).sum() + jnp.square(logvar).sum()
 
-  grads = keys.flat_params(nnx.merge(graph, _jit(jax.grad(loss))(params)))
+  grads = parameters.flat_params(nnx.merge(graph, _jit(jax.grad(loss))(params)))
   assert not [path for path, g in grads.items() if not float(jnp.abs(g).max()) > 0]
 
 
@@ -161,7 +162,7 @@ def test_channels_may_come_as_a_list():
   ],
 )
 def test_every_parameter_has_one_published_name(rules, module):
-  shapes = keys.flat_shapes(nnx.eval_shape(lambda: module(TINY, rngs=nnx.Rngs(0))))
+  shapes = parameters.flat_shapes(nnx.eval_shape(lambda: module(TINY, rngs=nnx.Rngs(0))))
   assert sorted(r.ours for r in rules(TINY)) == sorted(shapes)
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from sam3d_jax.batch import LAYOUT_LATENTS
 from sam3d_jax.geometry import normalisers, pose, preprocessing
-from sam3d_jax.models import conditioning, dinov2, geometry_flow, sparse, structure_vae
+from sam3d_jax.models import conditioning, dinov2, geometry_flow, parameters, sparse, structure_vae
 from sam3d_jax.models.layers import MLP, Dense, LayerNorm, layer_norm
 from sam3d_jax.models.sparse_layers import SparseGroupNorm, SparseResBlock
 from sam3d_jax.objectives import shortcut
@@ -53,8 +53,8 @@ def test_02_kernel_one_convolution_reads_its_buffer_as_in_by_out():
   )
   rules = names_sparse.pointwise_conv_rules("conv", "conv", channels, out_channels)
   state = {"conv.weight": buffer, "conv.bias": np.zeros(out_channels, np.float32)}
-  params = keys.to_ours(rules, state, keys.flat_shapes(dense))
-  keys.load_params(dense, params)
+  params = keys.to_ours(rules, state, parameters.flat_shapes(dense))
+  parameters.load_params(dense, params)
   x = np.asarray([[1.0, 10.0, 100.0]], np.float32)
   np.testing.assert_allclose(dense["conv"](x), x @ np.asarray([[0, 1], [2, 3], [4, 5]], np.float32))
   np.testing.assert_array_equal(keys.to_torch(rules, params)["conv.weight"], buffer)
@@ -92,7 +92,7 @@ def test_04_shape_attends_to_itself_and_layout_sends_it_no_gradient():
   _, other = flow._grad(flow.TINY, LAYOUT_LATENTS)(graph_params[1], moved, tokens, t, t)
   np.testing.assert_array_equal(other["shape"], velocity["shape"])
   model = nnx.merge(*graph_params)
-  assert [p for p in keys.flat_shapes(model) if "adaln" in p] == [
+  assert [p for p in parameters.flat_shapes(model) if "adaln" in p] == [
     "blocks/layer/adaln/bias",
     "blocks/layer/adaln/kernel",
   ]

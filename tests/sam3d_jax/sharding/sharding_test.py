@@ -11,9 +11,9 @@ from launch.console import cli
 from launch.trainer import train
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.models import registry
+from sam3d_jax.models.parameters import flat_params
 from sam3d_jax.sharding import mesh as mesh_lib
 from sam3d_jax.sharding import rules
-from sam3d_jax.torch_bridge.keys import flat_params
 from sam3d_jax.training.state import ModelGraph, init_state
 from sam3d_jax.training.step import make_train_step
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from sam3d_jax.models import parameters
 from sam3d_jax.models.geometry_flow import GeometryFlow, GeometryFlowConfig
 from sam3d_jax.models.structure_vae import StructureDecoder, StructureEncoder, StructureVAEConfig
 from sam3d_jax.torch_bridge import keys
@@ -40,14 +41,16 @@ def _abstract(part):
 def test_default_configuration_has_exactly_the_published_names_and_shapes(shared_dir, part):
   model, rules = _abstract(part)
   expected = {e["module_name"]: tuple(e["shape"]) for e in _published(shared_dir, part)}
-  keys.check(rules, expected, keys.flat_shapes(model))
-  assert keys.torch_names(rules, keys.flat_shapes(model)) == expected
+  keys.check(rules, expected, parameters.flat_shapes(model))
+  assert keys.torch_names(rules, parameters.flat_shapes(model)) == expected
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_half_precision_storage_follows_the_published_column(shared_dir, part):
   model, rules = _abstract(part)
-  half = {name for name, rule, _, _ in keys.expand(rules, keys.flat_shapes(model)) if rule.half}
+  half = {
+    name for name, rule, _, _ in keys.expand(rules, parameters.flat_shapes(model)) if rule.half
+  }
   assert half == {
     e["module_name"] for e in _published(shared_dir, part) if e["dtype_if_use_fp16"] == "float16"
   }
@@ -96,7 +99,7 @@ def test_only_the_shape_position_table_is_a_buffer(shared_dir):
   ids=["flow", "flow_without_options", "encoder", "decoder"],
 )
 def test_there_and_back_again_is_the_identity(model, config, rules):
-  shapes = keys.flat_shapes(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0))))
+  shapes = parameters.flat_shapes(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0))))
   rng = np.random.default_rng(0)
   params = {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
   state = keys.to_torch(rules(config), params)

@@ -12,9 +12,8 @@ import yaml
 from configs import base
 from launch import export_torch, import_torch
 from sam3d_jax.errors import InputError
-from sam3d_jax.models import registry
+from sam3d_jax.models import parameters, registry
 from sam3d_jax.torch_bridge import (
-  keys,
   names_conditioning,
   parts,
   release,
@@ -50,7 +49,7 @@ def config_file(folder: pathlib.Path, config: ConfigDict) -> str:
 
 def random_params(config: ConfigDict, seed: int) -> dict[str, np.ndarray]:
   rng = np.random.default_rng(seed)
-  shapes = keys.flat_shapes(registry.abstract_model(config.model))
+  shapes = parameters.flat_shapes(registry.abstract_model(config.model))
   return {p: rng.standard_normal(s, dtype=np.float32) for p, s in shapes.items()}
 
 
@@ -65,7 +64,7 @@ def runs(tmp_path_factory) -> pathlib.Path:
     {"config": vae.to_dict(), "lineage": {"stage": "train_vae"}},
   )
   latents = {
-    "autoencoder": keys.params_digest(random_params(vae, 0)),
+    "autoencoder": parameters.params_digest(random_params(vae, 0)),
     "mean": [0.0] * 8,
     "std": [1.0] * 8,
   }
@@ -101,7 +100,7 @@ def in_memory(name: str, seed: int, lineage: dict | None = None, **model) -> rel
     shapes={p: a.shape for p, a in params.items()},
     lineage=lineage or {},
     digest=f"{name} {seed}",
-    autoencoder=keys.params_digest(params) if name == "structure_vae" else None,
+    autoencoder=parameters.params_digest(params) if name == "structure_vae" else None,
   )
 
 
@@ -518,10 +517,10 @@ def test_models_of_a_release_come_back_in_memory(runs):
   geometry = release.restore_geometry(opened, ConfigDict(opened.geometry))
   trained = checkpoint.load_params(runs / "vae", which="raw")
   np.testing.assert_array_equal(
-    keys.flat_params(decoder)["conv_in/kernel"], trained["decoder/conv_in/kernel"]
+    parameters.flat_params(decoder)["conv_in/kernel"], trained["decoder/conv_in/kernel"]
   )
   trained = checkpoint.load_params(runs / "geometry", which="raw")
   np.testing.assert_array_equal(
-    keys.flat_params(geometry)["flow/time/out/bias"], trained["flow/time/out/bias"]
+    parameters.flat_params(geometry)["flow/time/out/bias"], trained["flow/time/out/bias"]
   )
   assert parts.find_file(runs / "release", "slat_generator") is None

@@ -13,7 +13,7 @@ import pytest
 
 from configs import base
 from sam3d_jax.errors import InputError
-from sam3d_jax.models import registry
+from sam3d_jax.models import parameters, registry
 from sam3d_jax.torch_bridge import keys, load, lora, parts, save, stream
 from sam3d_jax.training import checkpoint
 
@@ -32,7 +32,7 @@ def tiny_model() -> ConfigDict:
 def published():
   """Rules, our shapes and random parameters of the tiny model."""
   model = tiny_model()
-  shapes = keys.flat_shapes(registry.abstract_model(model))
+  shapes = parameters.flat_shapes(registry.abstract_model(model))
   rules = [rule for part in parts.parts_of(registry.typed_config(model)) for rule in part.rules]
   rng = np.random.default_rng(0)
   return rules, shapes, {p: rng.standard_normal(s, dtype=np.float32) for p, s in shapes.items()}
@@ -76,7 +76,7 @@ def test_half_storage_rounds_the_entries_it_should_and_no_others(
 def test_default_models_have_the_published_names_shapes_and_dtypes(shared_dir):
   golden = json.loads((shared_dir / "golden" / "state_dict_full_keys.json").read_text())
   for model in (base.geometry_model(), base.structure_vae_model()):
-    shapes = keys.flat_shapes(registry.abstract_model(model))
+    shapes = parameters.flat_shapes(registry.abstract_model(model))
     for part in parts.parts_of(registry.typed_config(model)):
       entries = {e["name"]: e for e in golden[part.name]["entries"]}
       assert keys.torch_names(part.rules, shapes) == {
@@ -270,7 +270,7 @@ def test_streaming_holds_one_array_at_a_time_and_reads_back_exactly(tmp_path):
     most = max(most, sum(ref() is not None for ref in made))
     return array
 
-  params = load.LazyParams({p: a.shape for p, a in values.items()}, make)
+  params = parameters.LazyParams({p: a.shape for p, a in values.items()}, make)
   stream.write_params(tmp_path, params, {"config": {}, "lineage": {}})
   assert most == 1 and len(made) == 2 * len(values)
   back = checkpoint.load_params(tmp_path, which="raw")

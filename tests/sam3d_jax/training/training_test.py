@@ -13,7 +13,7 @@ import pytest
 
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.models.layers import Dense, LayerNorm
-from sam3d_jax.torch_bridge.keys import flat_params
+from sam3d_jax.models.parameters import flat_params
 from sam3d_jax.training import hardware, loop, optim
 from sam3d_jax.training.state import ModelGraph, init_state
 from sam3d_jax.training.step import GuardConfig, make_train_step
