@@ -22,3 +22,18 @@ class JobFailed(RuntimeError):
   """The job could not finish for a reason that its message explains in full; no traceback is needed
   (exit code 1).
   """
+
+
+class Refused(Exception):
+  """An input of many that cannot be used: a reason that programs count and a detail for people.
+
+  Whoever goes through the inputs catches it, notes it and goes on; it ends no command.
+  """
+
+  def __init__(self, reason: str, detail: str):
+    super().__init__(f"{reason}: {detail}")
+    self.reason, self.detail = reason, detail
+
+  # exceptions with two arguments do not survive pickling between processes otherwise
+  def __reduce__(self):
+    return Refused, (self.reason, self.detail)

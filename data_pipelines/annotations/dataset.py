@@ -25,8 +25,7 @@ from data_pipelines.annotations.items import Recipe, SetAside
 from data_pipelines.build.shard_jobs import Plan, Quarantined, ShardJob
 from data_pipelines.format import schema
 from data_pipelines.synth import sources
-from data_pipelines.synth.assets import Refused
-from sam3d_jax.errors import ConfigError
+from sam3d_jax.errors import ConfigError, Refused
 
 VERSION = "1"  # raise it when the same items give other bytes
 PEEK = 1 << 16  # bytes of a file's head and tail that tell it apart when items are dealt to splits

@@ -12,8 +12,7 @@ from PIL import Image
 from data_pipelines.annotations.layout import Candidate, FilePose, Item
 from data_pipelines.format import schema
 from data_pipelines.synth import assets, render, voxelize
-from data_pipelines.synth.assets import Refused
-from sam3d_jax.errors import ConfigError, InputError
+from sam3d_jax.errors import ConfigError, InputError, Refused
 from sam3d_jax.files import photos, pointmaps
 from sam3d_jax.geometry import cameras
 

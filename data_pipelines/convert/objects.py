@@ -15,7 +15,7 @@ import numpy as np
 from data_pipelines.build import shard_jobs
 from data_pipelines.format import schema
 from data_pipelines.synth import sources
-from data_pipelines.synth.assets import Refused
+from sam3d_jax.errors import Refused
 
 VERSION = "1"  # raise it when the same objects give other bytes
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 import pathlib
 import tarfile
 
-from data_pipelines.synth.assets import Refused
+from sam3d_jax.errors import Refused
 
 
 def _split(name: str) -> tuple[str, str]:

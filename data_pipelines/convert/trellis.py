@@ -30,8 +30,7 @@ from data_pipelines.build import shard_jobs
 from data_pipelines.convert import objects
 from data_pipelines.format import schema
 from data_pipelines.synth import render, sources
-from data_pipelines.synth.assets import Refused
-from sam3d_jax.errors import ConfigError
+from sam3d_jax.errors import ConfigError, Refused
 from sam3d_jax.geometry import cameras
 
 GLTF = np.array(cameras.AXES["gltf"])

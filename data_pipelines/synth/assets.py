@@ -21,7 +21,7 @@ import numpy as np
 import trimesh
 
 from data_pipelines.synth import completeness
-from data_pipelines.synth.completeness import Refused
+from sam3d_jax.errors import Refused
 
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 UP_AXIS = {".glb": "y", ".gltf": "y", ".obj": "y", ".ply": "y", ".off": "y", ".stl": "z"}

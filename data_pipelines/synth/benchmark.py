@@ -14,10 +14,9 @@ and is kept in `benchmarks/<name>.json` with a digest of every photo's truth:
   caster, which may decide a
   pixel on an edge otherwise on another processor.
 
-    python -m data_pipelines.synth.benchmark --freeze procedural_1      makes a benchmark anew (its name should be new, too)
+`python -m launch.make_examples benchmark` searches and freezes a new one.
 """
 
-import argparse
 from collections.abc import Callable, Iterator
 import dataclasses
 import hashlib
@@ -374,17 +373,3 @@ def freeze(name: str, *, seed: int, objects: int, image_size: int) -> None:
   )
   FOLDER.mkdir(exist_ok=True)
   (FOLDER / f"{name}.json").write_text(f'{head[:-1]}, "photos": [\n{lines}\n]}}\n')
-
-
-def main() -> None:
-  parser = argparse.ArgumentParser(description="Freeze a new procedural benchmark.")
-  parser.add_argument("--freeze", required=True, metavar="NAME")
-  parser.add_argument("--seed", type=int, default=20_251_120)
-  parser.add_argument("--objects", type=int, default=3 * len(procedural.FAMILIES))
-  parser.add_argument("--image_size", type=int, default=384)
-  args = parser.parse_args()
-  freeze(args.freeze, seed=args.seed, objects=args.objects, image_size=args.image_size)
-
-
-if __name__ == "__main__":
-  main()

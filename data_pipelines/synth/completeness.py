@@ -10,17 +10,7 @@ import urllib.parse
 
 import trimesh
 
-
-class Refused(Exception):
-  """An input that cannot become training data: a machine-readable reason and a detail for people."""
-
-  def __init__(self, reason: str, detail: str):
-    super().__init__(f"{reason}: {detail}")
-    self.reason, self.detail = reason, detail
-
-  # exceptions with two arguments do not survive pickling between processes otherwise
-  def __reduce__(self):
-    return Refused, (self.reason, self.detail)
+from sam3d_jax.errors import Refused
 
 
 class Resolver(trimesh.resolvers.FilePathResolver):

@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 from scipy import spatial
 
-from data_pipelines.synth.assets import Asset, Refused
+from data_pipelines.synth.assets import Asset
+from sam3d_jax.errors import Refused
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,10 @@ import numpy as np
 from data_pipelines.build.shard_jobs import Plan, Quarantined, ShardJob
 from data_pipelines.format import schema
 from data_pipelines.synth import filters, render, sources, voxelize
-from data_pipelines.synth.assets import Asset, Refused
+from data_pipelines.synth.assets import Asset
 from data_pipelines.synth.camera import Camera, ViewConfig, random_view
 from data_pipelines.synth.lighting import LightConfig, random_lights
+from sam3d_jax.errors import Refused
 
 RENDERER_VERSION = "1"  # raise it when the same seed gives other pixels
 

@@ -4,10 +4,9 @@ An object is a pure function of (seed, index): the family goes round-robin over 
 families, so every family has the same share in any prefix of the data set; proportions and colours
 come from a generator seeded by both numbers.
 
-    python -m data_pipelines.synth.procedural --out DIR --count 40      writes the first objects as GLB files
+`python -m launch.make_examples objects` writes some as GLB files.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 import pathlib
 
@@ -90,17 +89,3 @@ def write_glbs(out: pathlib.Path, *, seed: int, count: int, families: Sequence[s
     scene = make_scene(seed, index, families)
     scene.apply_transform(Z_UP_TO_Y_UP)
     scene.export(out / f"{index:05d}_{family_of(index, families)}.glb")
-
-
-def main() -> None:
-  parser = argparse.ArgumentParser(description="Write procedural objects as GLB files.")
-  parser.add_argument("--out", type=pathlib.Path, required=True)
-  parser.add_argument("--count", type=int, default=len(FAMILIES))
-  parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--families", nargs="*", default=())
-  args = parser.parse_args()
-  write_glbs(args.out, seed=args.seed, count=args.count, families=args.families)
-
-
-if __name__ == "__main__":
-  main()

@@ -5,10 +5,9 @@ They stand in for photographs where there are none: the point map is the true on
 visible parts, meshes and poses of the objects are known. A room is a pure function of (seed,
 index).
 
-    python -m data_pipelines.synth.procedural_scenes --out DIR --count 8        writes rooms in the layout of a photo folder (scenes.py)
+`python -m launch.make_examples rooms` writes some in the layout of a photo folder (scenes.py).
 """
 
-import argparse
 import dataclasses
 import json
 import pathlib
@@ -256,18 +255,3 @@ def write_room(folder: pathlib.Path, room: Room) -> None:
   (folder / "scene.json").write_text(
     json.dumps({"synthetic": True, "made by": "data_pipelines.synth.procedural_scenes"}) + "\n"
   )
-
-
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-  parser.add_argument("--out", required=True, type=pathlib.Path)
-  parser.add_argument("--count", type=int, default=8)
-  parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--image_size", type=int, default=518)
-  args = parser.parse_args()
-  for i in range(args.count):
-    write_room(args.out / f"room-{i}", make_room(args.seed, i, args.image_size))
-
-
-if __name__ == "__main__":
-  main()

@@ -26,11 +26,11 @@ import scipy.optimize
 from data_pipelines.build.shard_jobs import Plan, Quarantined, Refusals, ShardJob
 from data_pipelines.format import schema
 from data_pipelines.synth import filters, iso_3do, render, scenes, sources, voxelize
-from data_pipelines.synth.assets import Asset, Refused
+from data_pipelines.synth.assets import Asset
 from data_pipelines.synth.camera import Camera, look_at
 from data_pipelines.synth.lighting import LightConfig
 from data_pipelines.synth.scene import Scene
-from sam3d_jax.errors import ConfigError
+from sam3d_jax.errors import ConfigError, Refused
 from sam3d_jax.geometry import rotations
 
 VERSION = "1"  # raise it when the same seed gives other bytes

@@ -25,10 +25,9 @@ from PIL import Image
 
 from data_pipelines.format import records
 from data_pipelines.synth import procedural_scenes, sources
-from data_pipelines.synth.assets import Refused
 from data_pipelines.synth.scene import Scene
 from data_pipelines.synth.sources import PROCEDURAL, Input
-from sam3d_jax.errors import ConfigError, InputError
+from sam3d_jax.errors import ConfigError, InputError, Refused
 from sam3d_jax.files import photos, pointmaps
 from sam3d_jax.geometry import cameras
 

@@ -75,7 +75,7 @@ def list_inputs(config: SourceConfig) -> list[Input]:
 
 
 def load(config: SourceConfig, item: Input) -> assets.Asset:
-  """The mesh of an input. Raises assets.Refused."""
+  """The mesh of an input. Raises Refused."""
   if config.source == PROCEDURAL:
     index = int(item.name.rpartition("-")[2])
     scene = procedural.make_scene(config.seed, index, config.families)

@@ -28,11 +28,10 @@ from data_pipelines.synth import (
   swap,
   voxelize,
 )
-from data_pipelines.synth.assets import Refused
 from data_pipelines.synth.camera import Camera
 from data_pipelines.synth.render_paste import PasteConfig, Rejected, ShardSpec, Subject
 from data_pipelines.synth.scene import Scene
-from sam3d_jax.errors import ConfigError
+from sam3d_jax.errors import ConfigError, Refused
 
 # how far the three scales of a pose may differ: the renderer scales alike along all axes
 UNIFORM = 0.02

@@ -16,10 +16,9 @@ from data_pipelines.build import checks, shard_jobs
 from data_pipelines.format import records, schema
 from data_pipelines.read import loader, rows
 from data_pipelines.synth import assets
-from data_pipelines.synth.assets import Refused
 from launch import build_data
 from launch.console import cli
-from sam3d_jax.errors import ConfigError
+from sam3d_jax.errors import ConfigError, Refused
 from sam3d_jax.geometry import cameras, pose, rotations
 from tests.support import tiny_dataset
 

@@ -15,6 +15,7 @@ import trimesh
 
 from data_pipelines.synth import assets, filters
 from data_pipelines.synth.camera import Camera
+from sam3d_jax.errors import Refused
 
 REASONS = {
   "truncated.glb": "unreadable",
@@ -33,7 +34,7 @@ def _wedge() -> trimesh.Trimesh:
 
 
 def _refusal(path: pathlib.Path) -> str:
-  with pytest.raises(assets.Refused) as caught:
+  with pytest.raises(Refused) as caught:
     filters.check(assets.load(path), filters.FilterConfig())
   assert path.name in caught.value.detail
   return caught.value.reason
@@ -197,7 +198,7 @@ def test_garbage_is_refused_not_raised(tmp_path, content):
   for suffix in assets.SUFFIXES:
     path = tmp_path / f"x{suffix}"
     path.write_bytes(content)
-    with pytest.raises(assets.Refused) as caught:
+    with pytest.raises(Refused) as caught:
       assets.load(path)
     assert caught.value.reason in ("unreadable", "empty"), suffix
 
@@ -207,7 +208,7 @@ def test_a_broken_texture_refuses_the_mesh(tmp_path, shared_dir):
     shutil.copy(shared_dir / "data" / "meshes" / name, tmp_path / name)
   whole = (shared_dir / "data" / "meshes" / "fuze_uv.jpg").read_bytes()
   (tmp_path / "fuze_uv.jpg").write_bytes(whole[: len(whole) // 3])
-  with pytest.raises(assets.Refused, match="unreadable"):
+  with pytest.raises(Refused, match="unreadable"):
     assets.load(tmp_path / "fuze.obj")
 
 
@@ -217,7 +218,7 @@ def _sheet(thickness: float) -> trimesh.Trimesh:
 
 def test_filters_name_flat_sheets_and_stray_parts():
   def reason(mesh):
-    with pytest.raises(assets.Refused) as caught:
+    with pytest.raises(Refused) as caught:
       filters.check(
         assets.from_scene(trimesh.Scene(mesh), source="x", up="z"), filters.FilterConfig()
       )
@@ -242,7 +243,7 @@ def test_normal_share_is_a_third_for_a_sphere_and_one_for_a_plane():
 
 
 def test_refusals_survive_pickling():
-  error = pickle.loads(pickle.dumps(assets.Refused("empty", "a.obj: no triangles")))
+  error = pickle.loads(pickle.dumps(Refused("empty", "a.obj: no triangles")))
   assert (error.reason, error.detail) == ("empty", "a.obj: no triangles")
 
 

@@ -26,10 +26,9 @@ from data_pipelines.synth import (
   sources,
   swap,
 )
-from data_pipelines.synth.assets import Refused
 from launch import build_data
 from launch.console import cli
-from sam3d_jax.errors import ConfigError, InputError
+from sam3d_jax.errors import ConfigError, InputError, Refused
 from sam3d_jax.geometry import pose
 from tests.support import synthetic_depth
 

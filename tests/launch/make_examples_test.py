@@ -1,0 +1,38 @@
+"""Synthetic inputs written to look at."""
+
+import pytest
+
+from data_pipelines.synth import assets, scenes
+from launch import make_examples
+from launch.console import cli
+
+
+def test_objects_are_written_as_files_that_the_builders_read(tmp_path):
+  assert make_examples.main(["objects", "--out", str(tmp_path), "--count", "2"]) == 0
+  files = sorted(tmp_path.iterdir())
+  assert [f.name for f in files] == ["00000_table.glb", "00001_chair.glb"]
+  assert all(assets.load(f).key for f in files)
+
+
+def test_rooms_are_written_in_the_layout_of_a_photo_folder(tmp_path):
+  flags = ["rooms", "--out", str(tmp_path), "--count", "1", "--image_size", "64"]
+  assert make_examples.main(flags) == 0
+  assert {"image.png", "0.png", "pointmap.npz"} <= {f.name for f in (tmp_path / "room-0").iterdir()}
+  found = scenes.list_scenes(scenes.PhotoConfig(source=str(tmp_path)))
+  assert [scene.name for scene in found] == ["room-0/image.png"]
+
+
+@pytest.mark.parametrize(
+  "flags, expected",
+  [
+    (["objects", "--out", "x", "--count", "0"], "--count 0: it must be positive"),
+    (["benchmark", "--name", "procedural_1"], "--name procedural_1: this benchmark exists"),
+  ],
+)
+def test_a_wrong_value_ends_with_code_2_and_writes_nothing(
+  tmp_path, monkeypatch, capsys, flags, expected
+):
+  monkeypatch.chdir(tmp_path)
+  assert make_examples.main(flags) == cli.EXIT_BAD_INPUT
+  assert expected in capsys.readouterr().err
+  assert not list(tmp_path.iterdir())
