@@ -2,6 +2,7 @@
 shape and pose.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 from typing import Any
@@ -13,7 +14,7 @@ from data_pipelines.annotations.layout import Candidate, FilePose, Item
 from data_pipelines.format import schema
 from data_pipelines.synth import assets, render, voxelize
 from sam3d_jax.errors import ConfigError, InputError, Refused
-from sam3d_jax.files import photos, pointmaps
+from sam3d_jax.files import photos
 from sam3d_jax.geometry import cameras
 
 # how far the columns of a pose matrix may be from orthogonal, relative to their lengths
@@ -60,64 +61,51 @@ class Recipe:
 
 
 def photo_fields(item: Item, recipe: Recipe) -> dict[str, Any]:
-  """image, mask, mask_full, pointmap and camera of a record. Raises Refused with reason bad_image,
-  bad_mask or bad_pointmap.
+  """image, mask, mask_full, pointmap and camera of a record.
+
+  Raises Refused with reason bad_image, bad_mask or bad_pointmap.
   """
-  image = _refusing("bad_image", lambda: photos.read_photo(item.image)[0])
-  size = image.shape[:2]
-  masks = {"mask": _refusing("bad_mask", lambda: photos.read_mask(item.mask, size))}
-  if item.mask_full is not None:
-    masks["mask_full"] = masks["mask"] | _refusing(
-      "bad_mask", lambda: photos.read_mask(item.mask_full, size, "full mask")
-    )
-  shown = _reduced_size(size, recipe.max_side)
-  fields = {"image": _encoded_photo(item.image, image, shown, recipe)}
-  for name, mask in masks.items():
-    fields[name] = render.encode(
-      mask if shown == size else _resized(mask, shown, Image.Resampling.NEAREST)
-    )
-  camera = item.camera
+  with refusing("bad_image"):
+    photo = photos.read_photo(item.image)
+  with refusing("bad_mask"):
+    masks = {"mask": photo.read_mask(item.mask)}
+    if item.mask_full is not None:
+      masks["mask_full"] = masks["mask"] | photo.read_mask(item.mask_full, "full mask")
+  if item.camera is not None:
+    photo = photo.with_camera(item.camera)
   if item.pointmap is not None:
-    points, found = _pointmap(item, size)
+    with refusing("bad_pointmap"):
+      photo = photo.with_pointmap(item.pointmap, frame=item.frame)
+
+  # pictures at the size in which records have them; the point map keeps its own
+  shown = _reduced_size(photo.size, recipe.max_side)
+  fields: dict[str, Any] = {"image": _encoded_photo(item.image, photo.image_HW3, shown, recipe)}
+  for name, mask in masks.items():
+    if shown != photo.size:
+      mask = _resized(mask, shown, Image.Resampling.NEAREST)
+    fields[name] = render.encode(mask)
+  if photo.pointmap_HW3 is not None:
+    points = photo.pointmap_HW3
     points[(np.abs(points) > HALF_MAX).any(-1)] = np.nan
     fields["pointmap"] = points.astype(np.float16)
-    if camera is None and found is not None:
-      camera = tuple(size[1] / found.width * value for value in found[:4])
-  if camera is not None:
-    by = shown[1] / size[1]
-    lengths = {
-      name: np.float32(by * value)
-      for name, value in zip(("fx", "fy", "cx", "cy"), camera, strict=True)
-    }
-    fields["camera"] = lengths | {"width": np.int32(shown[1]), "height": np.int32(shown[0])}
+  if photo.camera is not None:
+    fields["camera"] = _camera_field(photo.camera, shown)
   return fields
 
 
-def _pointmap(item: Item, size: tuple[int, int]) -> tuple[np.ndarray, cameras.Camera | None]:
-  """The item's point map for a photo of `size`, and the camera stated for it or fitted to it."""
-  intrinsics = None
-  if item.camera is not None:  # of the photo's pixels; the map may have fewer
-    width = _refusing(
-      "bad_pointmap", lambda: pointmaps.read_arrays(item.pointmap, f"point map {item.pointmap}")
-    )[0].shape[1]
-    intrinsics = pointmaps.Intrinsics(*(width / size[1] * value for value in item.camera))
-  points, camera = _refusing(
-    "bad_pointmap",
-    lambda: pointmaps.read_pointmap(item.pointmap, intrinsics=intrinsics, frame=item.frame),
-  )
-  height, width = points.shape[:2]
-  if abs(height * size[1] / width - size[0]) > max(1.0, size[1] / width):
-    raise Refused(
-      "bad_pointmap",
-      f"point map {item.pointmap} is {width} x {height}, the photo {size[1]} x {size[0]}: the "
-      "aspects differ",
-    )
-  return points, camera
+def _camera_field(camera: cameras.Camera, shown: tuple[int, int]) -> dict[str, Any]:
+  """A record's camera, of a photo that is stored at the size `shown` (H, W)."""
+  height, width = shown
+  by = width / camera.width
+  lengths = {name: np.float32(by * getattr(camera, name)) for name in ("fx", "fy", "cx", "cy")}
+  return lengths | {"width": np.int32(width), "height": np.int32(height)}
 
 
-def _refusing(reason: str, read):
+@contextlib.contextmanager
+def refusing(reason: str):
+  """Files that cannot be used become a Refused with this reason."""
   try:
-    return read()
+    yield
   except InputError as error:
     raise Refused(reason, str(error)) from error
 

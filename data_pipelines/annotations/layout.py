@@ -2,7 +2,7 @@
 
     {
       "format": 1,
-      "image": "photo.jpg",                    as sam3d_jax/files/photos.py reads it
+      "image": "photo.jpg",                    as sam3d_jax/files/images.py reads it
       "mask": "mask.png",                      visible part of the object, size of the photo
       "mask_full": "whole.png",                optional: the object as if nothing stood before it
       "pointmap": "points.npz",                optional: points or depth, as sam3d_jax/files/pointmaps.py reads them

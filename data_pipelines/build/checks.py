@@ -11,6 +11,7 @@ import numpy as np
 from data_pipelines.format import schema
 from data_pipelines.format.records import CorruptRecord
 from data_pipelines.read import rows
+from sam3d_jax.files import photos
 from sam3d_jax.geometry import cameras, pose
 
 ORTHONORMAL_TOLERANCE = 1e-4  # of R R^T - 1
@@ -295,12 +296,14 @@ def check_pointmap(example: schema.Example) -> None:
     )
   if not schema.is_present(example, "camera"):
     return
-  camera = camera_of(example, points.shape[1])
-  if abs(camera.height - points.shape[0]) > 1:
+  height, width = points.shape[:2]
+  camera = camera_of(example)
+  if not photos.same_aspect((height, width), (camera.height, camera.width)):
     fail(
       "pointmap_aspect",
-      f"point map is {points.shape[1]} x {points.shape[0]}, not {camera.height} high",
+      f"point map is {width} x {height}, the photo {camera.width} x {camera.height}",
     )
+  camera = cameras.resized(camera, width, height)
   pixels, _ = cameras.project(points[known], camera)
   rows, columns = np.nonzero(known)
   distance = np.percentile(np.abs(pixels - np.stack([columns + 0.5, rows + 0.5], -1)).max(-1), 95)

@@ -22,8 +22,8 @@ from scipy.spatial.transform import Rotation
 from data_pipelines.eval_sets.item import Item
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import layout, surface
-from sam3d_jax.files import photos, pointmaps
-from sam3d_jax.geometry.cameras import AXES, Camera
+from sam3d_jax.files import photos
+from sam3d_jax.geometry.cameras import AXES
 
 MIN_VISIBLE = 0.1  # share of an instance's pixels
 # groups, by the least visible share
@@ -86,19 +86,16 @@ class BopSet:
   def __getitem__(self, index: int) -> Item:
     scene_id, image_id, place, truth = self._instances[index]
     scene = self._scenes[scene_id]
-    image, _ = photos.read_photo(scene.picture(image_id), "BOP image")
-    mask = photos.read_mask(
-      scene.folder / "mask_visib" / f"{image_id:06d}_{place:06d}.png", image.shape[:2], "BOP mask"
-    )
-    camera = scene.camera(image_id, image.shape[:2])
+    photo = scene.photo(image_id)
+    mask_file = scene.folder / "mask_visib" / f"{image_id:06d}_{place:06d}.png"
     return Item(
       name=self.names[index],
-      image_HW3=image,
-      mask_HW=mask,
+      image_HW3=photo.image_HW3,
+      mask_HW=photo.read_mask(mask_file, "BOP mask"),
       truth=self._mesh(truth["obj_id"]),
       pose=pose(truth, scene.folder),
-      pointmap_HW3=scene.pointmap(image_id, camera),
-      camera=camera,
+      pointmap_HW3=photo.pointmap_HW3,
+      camera=photo.camera,
       subject=f"object {truth['obj_id']}",
       group=next(name for least, name in LEVELS if scene.visible(image_id, place) >= least),
     )
@@ -156,20 +153,18 @@ class Scene:
           return path
     raise InputError(f"{self.folder}: image {image:06d} is in neither rgb nor gray")
 
-  def camera(self, image: int, size: tuple[int, int]) -> Camera:
-    k = np.array(self._entry(image)["cam_K"], np.float64).reshape(3, 3)
-    return Camera(k[0, 0], k[1, 1], k[0, 2] + 0.5, k[1, 2] + 0.5, size[1], size[0])
-
-  def pointmap(self, image: int, camera: Camera) -> np.ndarray | None:
-    """(H, W, 3) in metres; None without a depth image."""
-    path = self.folder / "depth" / f"{image:06d}.png"
-    if not path.exists():
-      return None
-    unit = METRE * float(self._entry(image).get("depth_scale", 1.0))
-    intrinsics = pointmaps.Intrinsics(camera.fx, camera.fy, camera.cx, camera.cy)
-    return pointmaps.read_pointmap(
-      path, intrinsics=intrinsics, depth_unit=unit, what="BOP depth"
-    ).points_HW3
+  def photo(self, image: int) -> photos.Photo:
+    """The picture with its camera and, where there is a depth image, its point map in metres."""
+    entry = self._entry(image)
+    k = np.array(entry["cam_K"], np.float64).reshape(3, 3)
+    # BOP counts pixels from the centre of the first
+    intrinsics = (k[0, 0], k[1, 1], k[0, 2] + 0.5, k[1, 2] + 0.5)
+    photo = photos.read_photo(self.picture(image)).with_camera(intrinsics)
+    depth = self.folder / "depth" / f"{image:06d}.png"
+    if not depth.exists():
+      return photo
+    unit = METRE * float(entry.get("depth_scale", 1.0))
+    return photo.with_pointmap(depth, depth_unit=unit)
 
   def _entry(self, image: int) -> dict[str, Any]:
     try:

@@ -32,8 +32,7 @@ from scipy.spatial.transform import Rotation
 from data_pipelines.eval_sets.item import Item
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import layout, surface
-from sam3d_jax.files import photos, pointmaps
-from sam3d_jax.geometry.cameras import Camera, resized
+from sam3d_jax.files import photos
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 KINDS = {
@@ -78,28 +77,23 @@ class PhotoFolder:
 
   def __getitem__(self, index: int) -> Item:
     files = self._files[self.names[index]]
-    image, _ = photos.read_photo(files["image"])
-    size = image.shape[:2]
-    camera = read_camera(files["camera"], size) if "camera" in files else None
-    points = None
+    photo = photos.read_photo(files["image"])
+    if "camera" in files:
+      photo = photo.with_camera(read_camera(files["camera"]))
     if "pointmap" in files:
-      given = None if camera is None else pointmaps.Intrinsics(*camera[:4])
-      found = pointmaps.read_pointmap(files["pointmap"], intrinsics=given)
-      points = found.points_HW3
-      if camera is None and found.camera is not None:
-        camera = resized(found.camera, size[1], size[0])
+      photo = photo.with_pointmap(files["pointmap"])
     try:
       truth = surface.load_surface(files["mesh"])
     except surface.SurfaceError as error:
       raise InputError(str(error)) from error
     return Item(
       name=self.names[index],
-      image_HW3=image,
-      mask_HW=photos.read_mask(files["mask"], size),
+      image_HW3=photo.image_HW3,
+      mask_HW=photo.read_mask(files["mask"]),
       truth=truth,
       pose=read_pose(files["pose"]) if "pose" in files else None,
-      pointmap_HW3=points,
-      camera=camera,
+      pointmap_HW3=photo.pointmap_HW3,
+      camera=photo.camera,
     )
 
 
@@ -207,11 +201,11 @@ def proper(matrix_33: np.ndarray, path: pathlib.Path) -> Rotation:
   return Rotation.from_matrix(matrix_33)
 
 
-def read_camera(path: pathlib.Path, size: tuple[int, int]) -> Camera:
+def read_camera(path: pathlib.Path) -> tuple[float, ...]:
   """fx, fy, cx, cy in pixels of the photo. Raises InputError."""
   try:
     data = json.loads(path.read_text())
-    return Camera(*(float(data[name]) for name in ("fx", "fy", "cx", "cy")), size[1], size[0])
+    return tuple(float(data[name]) for name in ("fx", "fy", "cx", "cy"))
   except (OSError, ValueError, TypeError, KeyError) as error:
     raise InputError(
       f"{path}: a camera has fx, fy, cx and cy ({type(error).__name__}: {error})"

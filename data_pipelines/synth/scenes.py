@@ -1,6 +1,6 @@
 """Photographs to paste into: a folder of photos with masks and point maps, or procedural rooms.
 
-    <scene>/image.jpg                 the photo (any format of photos.py); a licence may lie beside it as image.jpg.license
+    <scene>/image.jpg                 the photo (any format of images.py); a licence may lie beside it as image.jpg.license
     <scene>/0.png, 1.png, ...         masks of its objects, size of the photo
     <scene>/pointmap.{npz,npy,exr}    optional: points or depth as pointmaps.py reads them, or depth.{png,tiff,exr,npy,npz}
     <scene>/intrinsics.{json,txt,npy} optional: fx fy cx cy of that map, in its pixels; needed for depth without its own
@@ -28,7 +28,7 @@ from data_pipelines.synth import procedural_scenes, sources
 from data_pipelines.synth.scene import Scene
 from data_pipelines.synth.sources import PROCEDURAL, Input
 from sam3d_jax.errors import ConfigError, InputError, Refused
-from sam3d_jax.files import photos, pointmaps
+from sam3d_jax.files import images, photos, pointmaps
 from sam3d_jax.geometry import cameras
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -165,25 +165,26 @@ def read(
   Raises Refused with reason bad_image or small_image; InputError if the estimator fails.
   """
   try:
-    image, _ = photos.read_photo(files.image)
+    photo = photos.read_photo(files.image)
   except InputError as error:
     raise Refused("bad_image", str(error)) from error
-  size = image.shape[:2]
+  size = photo.size
   if min(size) < MIN_SIDE:
     raise Refused(
       "small_image", f"{files.image} is {size[1]} x {size[0]} pixels; {MIN_SIDE} a side are needed"
     )
   by = min(1.0, config.image_size / max(size))
   shown = (max(1, round(size[0] * by)), max(1, round(size[1] * by)))
-  masks = [_read_mask(path, size, shown, report) for path in files.masks]
+  masks = [_read_mask(photo, path, shown, report) for path in files.masks]
   points, camera = None, None
   try:
-    points, camera = _read_pointmap(config, item, files, size, shown)
+    points, camera = _read_pointmap(config, item, files, photo, shown)
   except Refused as error:
     report(str(files.pointmap or files.image), error.reason, error.detail)
   license_file = files.image.with_name(files.image.name + ".license")
   license = license_file.read_text().strip() if license_file.is_file() else config.license
-  return Scene(item.name, _resized(image, shown), tuple(masks), points, camera, license)
+  image = _resized(photo.image_HW3, shown)
+  return Scene(item.name, image, tuple(masks), points, camera, license)
 
 
 def _resized(image_HW3: np.ndarray, shown: tuple[int, int]) -> np.ndarray:
@@ -192,62 +193,58 @@ def _resized(image_HW3: np.ndarray, shown: tuple[int, int]) -> np.ndarray:
   return np.asarray(Image.fromarray(image_HW3).resize(shown[::-1], Image.Resampling.LANCZOS))
 
 
-def _read_mask(path: pathlib.Path, size, shown, report) -> np.ndarray | None:
+def _read_mask(photo: photos.Photo, path: pathlib.Path, shown, report) -> np.ndarray | None:
   """The mask at the working size; None, and reported, if it is unusable."""
   try:
-    mask = photos.read_mask(path, size)
+    mask = photo.read_mask(path)
     share = cv2.resize(mask.astype(np.float32), shown[::-1], interpolation=cv2.INTER_AREA)
-    return photos.check_mask(share >= 0.5, f"mask {path}, reduced,")
+    return images.check_mask(share >= 0.5, f"mask {path}, reduced,")
   except InputError as error:
     report(str(path), "bad_mask", str(error))
     return None
 
 
-def _read_pointmap(config: PhotoConfig, item: Input, files: Files, size, shown):
+def _read_pointmap(config: PhotoConfig, item: Input, files: Files, photo: photos.Photo, shown):
   """(points of every pixel at the working size, camera); None, None where there is no point map.
 
   Each pixel takes the depth of the map's pixel that it falls into and is put on its own ray again,
   so that points project exactly.
   """
-  path, frame = files.pointmap, files.frame or config.frame
+  path = files.pointmap
   if path is None and config.depth_command:
     path = _estimated(config, item, files.image)
   if path is None:
     return None, None
+  intrinsics = None
   try:
-    intrinsics = (
-      pointmaps.parse_intrinsics(str(files.intrinsics), "intrinsics")
-      if files.intrinsics is not None
-      else None
-    )
-    if intrinsics is None and files.camera is not None:
-      width = pointmaps.read_arrays(path, f"point map {path}")[0].shape[1]
-      intrinsics = pointmaps.Intrinsics(*(width / size[1] * value for value in files.camera))
-    found = pointmaps.read_pointmap(
-      path, intrinsics=intrinsics, frame=frame, depth_unit=config.depth_unit
+    if files.intrinsics is not None:
+      intrinsics = pointmaps.parse_intrinsics(str(files.intrinsics), "intrinsics")
+    elif files.camera is not None:
+      photo = photo.with_camera(files.camera)
+    photo = photo.with_pointmap(
+      path,
+      intrinsics=intrinsics,
+      frame=files.frame or config.frame,
+      depth_unit=config.depth_unit,
     )
   except InputError as error:
     raise Refused("bad_pointmap", str(error)) from error
-  height, width = found.points_HW3.shape[:2]
-  if found.camera is None:
+  found = photo.pointmap_camera
+  if found is None:
     raise Refused(
       "bad_pointmap", f"{path}: no pinhole camera fits its points; give intrinsics beside it"
     )
-  if abs(height * size[1] / width - size[0]) > max(2.0, 2 * size[1] / width):
-    raise Refused(
-      "bad_pointmap",
-      f"{path} is {width} x {height} but the photo is {size[1]} x {size[0]}: the aspects differ",
-    )
+  height, width = photo.pointmap_HW3.shape[:2]
   camera = cameras.Camera(
-    found.camera.fx * shown[1] / width,
-    found.camera.fy * shown[0] / height,
-    found.camera.cx * shown[1] / width,
-    found.camera.cy * shown[0] / height,
+    found.fx * shown[1] / width,
+    found.fy * shown[0] / height,
+    found.cx * shown[1] / width,
+    found.cy * shown[0] / height,
     shown[1],
     shown[0],
   )
   rows, columns = ((np.arange(n) + 0.5) * m / n for n, m in ((shown[0], height), (shown[1], width)))
-  depth = found.points_HW3[rows.astype(int)[:, None], columns.astype(int), 2]
+  depth = photo.pointmap_HW3[rows.astype(int)[:, None], columns.astype(int), 2]
   points = cameras.pointmap_from_depth(depth, camera).astype(np.float32)
   points[(np.abs(points) > HALF_MAX).any(-1)] = np.nan
   return points, camera

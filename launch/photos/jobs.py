@@ -21,20 +21,17 @@ import shlex
 import subprocess
 import tempfile
 
-import numpy as np
 from PIL import Image
 
 from launch.console.progress import Progress
 from sam3d_jax.errors import InputError
 from sam3d_jax.files import photos, pointmaps
-from sam3d_jax.geometry import cameras
-from sam3d_jax.geometry.normalisers import masked_points
+from sam3d_jax.files.photos import Photo
 from sam3d_jax.inference import placement
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MASK_SUFFIXES = (".png", ".npy", ".bmp", ".tif", ".tiff")
 SIDE_FILES = ("image", "labels", "pointmap", "depth", "intrinsics")
-ASPECT_TOLERANCE = 0.02  # between the photo and its point map
 MADE_POINTMAP = "pointmap.npz"  # in the result's folder, from --pointmap_command
 
 
@@ -62,17 +59,6 @@ class Job:
     if self.intrinsics is not None:
       digest.update(repr(pointmaps.parse_intrinsics(self.intrinsics)).encode())
     return digest.hexdigest()[:16]
-
-
-@dataclasses.dataclass(frozen=True)
-class Photo:
-  """A job's files, read."""
-
-  image_HW3: np.ndarray  # uint8
-  masks: dict[str, np.ndarray]  # object -> (H, W) bool
-  pointmap_HW3: np.ndarray | None  # float32, of any size with the photo's aspect
-  camera: cameras.Camera  # of the photo
-  camera_source: str  # given, of the point map (in its file or fitted to its points), or assumed
 
 
 def find(args: argparse.Namespace, out: pathlib.Path) -> list[Job]:
@@ -187,45 +173,27 @@ def check_all(jobs: list[Job]) -> list[dict[str, int]]:
 
 
 def read(job: Job) -> Photo:
-  """Reads and checks the files of a job. Raises InputError."""
-  image, alpha = photos.read_photo(job.image)
-  size = image.shape[:2]
+  """Reads and checks the files of a job; a camera that nothing tells is assumed. Raises InputError."""
+  photo = photos.read_photo(job.image)
   if job.labels is not None:
-    masks = photos.read_labels(job.labels, size, job.ids)
+    photo = photo.with_labels(job.labels, job.ids)
   else:
-    masks = photos.read_masks(job.masks, alpha, size, str(job.image))
+    photo = photo.with_masks(job.masks)
+
   intrinsics = None if job.intrinsics is None else pointmaps.parse_intrinsics(job.intrinsics)
-  points = camera = None
   if job.pointmap is not None:
-    points, camera = pointmaps.read_pointmap(
+    photo = photo.with_pointmap(
       job.pointmap, intrinsics=intrinsics, frame=job.frame, depth_unit=job.depth_unit
     )
-    check_cover(job, points, masks, size)
+    photos.check_cover(photo, job.pointmap)
   elif intrinsics is not None:
-    camera = cameras.Camera(*intrinsics, size[1], size[0])
-  if camera is None:
-    return Photo(image, masks, points, placement.assumed_camera(size[1], size[0]), "assumed")
-  source = "given" if intrinsics is not None else "of the point map"
-  return Photo(image, masks, points, cameras.resized(camera, size[1], size[0]), source)
+    photo = photo.with_camera(intrinsics)
 
-
-def check_cover(
-  job: Job, points_HW3: np.ndarray, masks: dict[str, np.ndarray], size: tuple[int, int]
-) -> None:
-  """Raises InputError if the point map is not of the photo, or knows nothing of an object."""
-  height, width = points_HW3.shape[:2]
-  if abs(width / height / (size[1] / size[0]) - 1) > ASPECT_TOLERANCE:
-    raise InputError(
-      f"point map {job.pointmap} is {width} x {height}, the photo {job.image} {size[1]} x "
-      f"{size[0]}: "
-      "they differ in aspect; give the point map of the whole photo"
-    )
-  for name, mask in masks.items():
-    if not np.isfinite(masked_points(points_HW3, mask)).any():
-      raise InputError(
-        f"point map {job.pointmap} has no known point under the mask of {name}: "
-        "leave that object out, or give a point map that knows it"
-      )
+  if photo.camera is not None:
+    return photo
+  height, width = photo.size
+  assumed = placement.assumed_camera(width, height)
+  return dataclasses.replace(photo, camera=assumed, camera_source="assumed")
 
 
 def make_pointmaps(jobs: Iterable[Job], command: str) -> list[Job]:
@@ -255,7 +223,7 @@ def make_pointmaps(jobs: Iterable[Job], command: str) -> list[Job]:
 
 def make_pointmap(job: Job, words: list[str]) -> pathlib.Path:
   """Runs the command for one photo; the file it made."""
-  image, _ = photos.read_photo(job.image)
+  image = photos.read_photo(job.image).image_HW3
   key = hashlib.sha256(image.tobytes() + repr((image.shape, words)).encode()).hexdigest()[:12]
   kept = job.out / f"pointmap_{key}"
   earlier = sorted(job.out.glob(f"{kept.name}*"))

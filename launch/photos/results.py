@@ -10,8 +10,9 @@ import pathlib
 
 import numpy as np
 
-from launch.photos.jobs import Job, Photo
+from launch.photos.jobs import Job
 from sam3d_jax.evaluation.aggregate import write_json
+from sam3d_jax.files.photos import Photo
 from sam3d_jax.geometry import cameras, preprocessing, rotations
 from sam3d_jax.geometry.grids import nearest_index
 from sam3d_jax.geometry.pose import Pose

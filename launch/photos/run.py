@@ -18,10 +18,11 @@ from launch import sample
 from launch.console.progress import Progress
 from launch.photos import jobs as photo_jobs
 from launch.photos import results
-from launch.photos.jobs import Job, Photo
+from launch.photos.jobs import Job
 from sam3d_jax.batch import Conditioning
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation.aggregate import write_json
+from sam3d_jax.files.photos import Photo
 from sam3d_jax.geometry import preprocessing
 from sam3d_jax.inference import rewards
 from sam3d_jax.inference.candidates import Candidate

@@ -15,7 +15,7 @@ import numpy as np
 
 from launch.photos.results import read_layout
 from sam3d_jax.errors import InputError
-from sam3d_jax.files import photos
+from sam3d_jax.files import images
 from sam3d_jax.geometry import rotations
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -166,7 +166,7 @@ def read_picture(path: str) -> np.ndarray | None:
   """The photo, shrunk; None if it is no longer where it was."""
   if not pathlib.Path(path).exists():
     return None
-  image = photos.open_image(path, "photo")
-  image = photos.to_eight_bit(image).convert("RGB")
+  image = images.open_image(path, "photo")
+  image = images.to_eight_bit(image).convert("RGB")
   image.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
   return np.asarray(image)

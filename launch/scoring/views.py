@@ -11,7 +11,7 @@ import numpy as np
 from launch.console.progress import Progress
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import aggregate, preference, views
-from sam3d_jax.files import photos
+from sam3d_jax.files import images
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_PSNR = 100.0  # dB; of equal pictures, whose PSNR is infinite
@@ -77,7 +77,7 @@ def score_views(folder: pathlib.Path, names: tuple[str, ...], lpips) -> dict:
         raise InputError(f"{folder}: pred_{view} is missing")
       scores.append(
         score_view(
-          *(photos.read_photo(p, "view")[0] / np.float32(255) for p in (pred[view], path)), lpips
+          *(images.read_image(p, "view")[0] / np.float32(255) for p in (pred[view], path)), lpips
         )
       )
     except ValueError as error:  # of another size, too small, unreadable

@@ -55,6 +55,7 @@ def read_pointmap(
   path: str | pathlib.Path,
   *,
   intrinsics: Intrinsics | None = None,
+  photo_camera: cameras.Camera | None = None,
   frame: str = "pytorch3d",
   depth_unit: float = DEPTH_UNIT,
   what: str = "point map",
@@ -63,8 +64,10 @@ def read_pointmap(
 
   Args:
     path: the file; what it is, is told from its content where possible.
-    intrinsics: of a depth map; they go before those in the file. For points they replace the fitted
-    camera.
+    intrinsics: of a depth map, in its pixels; they go before those in the file. For points they
+      replace the fitted camera.
+    photo_camera: of the whole photo that the map shows, at any size: where no intrinsics are given
+      its own, scaled to the map, take their place.
     frame: camera frame of the points in the file, one of FRAMES.
     depth_unit: length of one integer step.
     what: how messages name the input.
@@ -76,6 +79,9 @@ def read_pointmap(
   if frame not in FRAMES:
     raise InputError(f"{name}: frame {frame!r} is not one of {', '.join(FRAMES)}")
   values, found, valid = read_arrays(pathlib.Path(path), name)
+  if intrinsics is None and photo_camera is not None and values.ndim >= 2:
+    height, width = values.shape[:2]
+    intrinsics = Intrinsics(*cameras.resized(photo_camera, width, height)[:4])
   intrinsics = intrinsics or found
   if values.dtype.kind not in "uif":
     raise InputError(f"{name} holds values of type {values.dtype}; give real numbers")

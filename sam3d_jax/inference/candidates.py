@@ -9,7 +9,7 @@ import functools
 
 import numpy as np
 
-from launch.photos.jobs import Photo
+from sam3d_jax.files.photos import Photo
 from sam3d_jax.geometry import pose
 from sam3d_jax.geometry.normalisers import masked_points
 from sam3d_jax.geometry.pose import Pose

@@ -15,9 +15,9 @@ import trimesh
 
 from launch import evaluate, export_torch, sample
 from launch.console import cli
-from launch.photos.jobs import Photo
 from launch.scoring import split_samples
 from sam3d_jax.batch import LATENTS
+from sam3d_jax.files.photos import Photo
 from sam3d_jax.inference import predictor, rewards
 from sam3d_jax.inference.candidates import Candidate
 from sam3d_jax.models import parameters, registry
@@ -552,7 +552,7 @@ def test_the_implicit_reward_of_a_model_over_itself_is_zero(weights, photo):
   }
   drawn = [
     Candidate(
-      Photo(None, {}, None, None, ""),
+      Photo(None),
       "cup",
       i,
       streams,

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-from sam3d_jax.files import photos
+from sam3d_jax.files import images
 from sam3d_jax.geometry import cameras
 
 HEIGHT, PITCH, WALL, FOV = 1.5, np.radians(15), 6.0, np.radians(60)
@@ -42,7 +42,7 @@ def add(scene: pathlib.Path) -> None:
   image = next(scene.glob("image.*"))
   with Image.open(image) as opened:
     size = opened.height, opened.width
-  masks = [photos.read_mask(path, size) for path in sorted(scene.glob("[0-9]*.png"))]
+  masks = [images.read_mask(path, size) for path in sorted(scene.glob("[0-9]*.png"))]
   points, camera = make(size, masks)
   matrix = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
   np.savez_compressed(scene / "pointmap.npz", pointmap=points.astype(np.float32), intrinsics=matrix)

@@ -1,218 +1,122 @@
-"""Photos, masks and label maps as users bring them: converted as documented, or refused by name
-with the fix.
-"""
+"""A photo with what belongs to it: files that fit together, by one rule for all who read them."""
+
+import json
 
 import numpy as np
 from PIL import Image
 import pytest
 
+from data_pipelines.annotations import items
+from data_pipelines.annotations import layout as annotation_layout
+from data_pipelines.eval_sets.photo_folder import PhotoFolder
+from data_pipelines.synth import scenes, sources
 from launch.photos import jobs
-from sam3d_jax.errors import InputError
+from sam3d_jax.errors import InputError, Refused
 from sam3d_jax.files import photos
+from sam3d_jax.geometry import cameras
 
-SIZE = (40, 60)
-
-
-def box_mask() -> np.ndarray:
-  mask = np.zeros(SIZE, bool)
-  mask[10:30, 20:45] = True
-  return mask
+SIZE = (42, 64)  # of the photo
+CAMERA = (60.0, 62.0, 31.0, 20.0)
 
 
-def palette_image(index: np.ndarray, colours: list[int]) -> Image.Image:
-  image = Image.fromarray(index.astype(np.uint8), mode="P")
-  image.putpalette(colours)
-  return image
+def plane(height: int, width: int) -> np.ndarray:
+  """Points of a wall two metres away, seen by CAMERA resized to this size."""
+  camera = cameras.resized(cameras.Camera(*CAMERA, SIZE[1], SIZE[0]), width, height)
+  return cameras.pointmap_from_depth(np.full((height, width), 2.0, np.float32), camera)
 
 
-def soft(mask: np.ndarray) -> np.ndarray:
-  """The mask as 8-bit grey with a ramp just outside its edges."""
-  from scipy import ndimage
-
-  outside = ndimage.distance_transform_edt(~mask)
-  return np.clip(255 - 60 * outside, 0, 255).astype(np.uint8)
-
-
-MASKS = {
-  "grey": lambda m: Image.fromarray(m.astype(np.uint8) * 255),
-  "zero_one": lambda m: Image.fromarray(m.astype(np.uint8)),
-  "one_bit": lambda m: Image.fromarray(m),
-  "sixteen_bit": lambda m: Image.fromarray(m.astype(np.uint16) * 65535),
-  "float": lambda m: Image.fromarray(m.astype(np.float32)),
-  # a dark colour is object all the same
-  "palette": lambda m: palette_image(m, [0, 0, 0, 10, 0, 0]),
-  "rgb": lambda m: Image.fromarray(np.repeat(m[..., None], 3, -1).astype(np.uint8) * 255),
-  "alpha": lambda m: Image.fromarray(
-    np.dstack([np.full((*m.shape, 3), 9), m * 255]).astype(np.uint8)
-  ),
-  "opaque_alpha": lambda m: Image.fromarray(
-    np.dstack([np.repeat(m[..., None], 3, -1) * 255, np.full(m.shape, 255)]).astype(np.uint8)
-  ),
-  "grey_alpha": lambda m: Image.fromarray(
-    np.dstack([np.full(m.shape, 9), m * 255]).astype(np.uint8)
-  ),
-}
+@pytest.fixture
+def folder(tmp_path):
+  """A photo, its mask and what the various readers ask for beside them."""
+  values = np.random.default_rng(0).integers(0, 255, (*SIZE, 3)).astype(np.uint8)
+  mask = np.zeros(SIZE, np.uint8)
+  mask[10:30, 20:40] = 255
+  Image.fromarray(values).save(tmp_path / "image.png")
+  Image.fromarray(mask).save(tmp_path / "mask.png")
+  return tmp_path
 
 
-@pytest.mark.parametrize("form", MASKS)
-def test_every_form_of_a_mask_is_read(tmp_path, form):
-  path = tmp_path / ("mask.tiff" if form == "float" else "mask.png")
-  MASKS[form](box_mask()).save(path)
-  np.testing.assert_array_equal(photos.read_mask(path, SIZE), box_mask())
+def read(folder):
+  return photos.read_photo(folder / "image.png")
 
 
-@pytest.mark.parametrize("dtype", [bool, np.uint8, np.float32, np.int64])
-def test_arrays_are_masks_too(tmp_path, dtype):
-  np.save(tmp_path / "m.npy", box_mask()[None].astype(dtype))
-  np.testing.assert_array_equal(photos.read_mask(tmp_path / "m.npy", SIZE), box_mask())
+@pytest.mark.parametrize("size", [(42, 64), (84, 128), (21, 32), (14, 21), (28, 42), (340, 512)])
+def test_a_point_map_of_any_size_with_the_photos_aspect_is_taken(folder, size):
+  np.save(folder / "points.npy", plane(*size))
+  photo = read(folder).with_pointmap(folder / "points.npy")
+  assert photo.pointmap_HW3.shape == (*size, 3) and photo.camera_source == "of the point map"
+  assert photo.camera[4:] == (SIZE[1], SIZE[0])
+  np.testing.assert_allclose(photo.camera[:4], CAMERA, rtol=1e-3)
 
 
-def test_soft_edges_are_cut_at_half(tmp_path):
-  Image.fromarray(soft(box_mask())).save(tmp_path / "m.png")
-  mask = photos.read_mask(tmp_path / "m.png", SIZE)
-  assert mask[box_mask()].all() and mask[9, 30] and not mask[6, 30]
+@pytest.mark.parametrize("size", [(42, 42), (64, 42), (42, 60), (400, 512)])
+def test_a_point_map_of_another_aspect_is_refused_with_both_sizes(folder, size):
+  np.save(folder / "points.npy", plane(*size))
+  message = f"points.npy is {size[1]} x {size[0]}, .*image.png 64 x 42: they differ in aspect"
+  with pytest.raises(InputError, match=message):
+    read(folder).with_pointmap(folder / "points.npy")
 
 
-@pytest.mark.parametrize(
-  "make, message",
-  [
-    (
-      lambda: palette_image(
-        np.arange(2400).reshape(SIZE) % 4, [0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255]
-      ),
-      "--labels",
-    ),
-    (lambda: Image.fromarray((np.arange(2400).reshape(SIZE) % 4).astype(np.uint8)), "--labels"),
-    (
-      lambda: Image.fromarray(np.tile(np.linspace(0, 255, 60), (40, 1)).astype(np.uint8)),
-      "soft edges",
-    ),
-    (lambda: Image.fromarray(np.full(SIZE, -1, np.int32)), "negative"),
-    (lambda: Image.fromarray(np.full(SIZE, np.nan, np.float32)), "not finite"),
-    (lambda: Image.fromarray(np.zeros(SIZE[::-1], np.uint8)), "EXIF"),
-    (lambda: Image.fromarray(np.zeros((7, 9), np.uint8)), "9 x 7"),
-  ],
-)
-def test_what_is_not_the_mask_of_one_object_is_refused(tmp_path, make, message):
-  make().save(tmp_path / "mask.tiff")
-  with pytest.raises(InputError, match=message) as error:
-    photos.read_mask(tmp_path / "mask.tiff", SIZE)
-  assert "mask.tiff" in str(error.value)
+def test_every_reader_of_photos_has_the_same_aspect_rule(folder):
+  """5 % off: the rule allows 2 %."""
+  np.save(folder / "pointmap.npy", plane(400, 640))
+  message = "pointmap.npy is 640 x 400, .*image.png 64 x 42: they differ in aspect"
 
-
-def labels() -> np.ndarray:
-  ids = np.zeros(SIZE, np.int64)
-  ids[5:15, 5:20], ids[20:35, 30:50], ids[0, 0] = 300, 7, 9  # 9 is a crumb
-  return ids
-
-
-@pytest.mark.parametrize("form", ["sixteen_bit.png", "array.npy", "colour.png"])
-def test_every_id_of_a_label_map_is_an_object(tmp_path, form):
-  ids, path = labels(), tmp_path / form
-  if form == "array.npy":
-    np.save(path, ids)
-  elif form == "colour.png":
-    Image.fromarray(np.dstack([ids % 256, ids // 256, ids * 0]).astype(np.uint8)).save(path)
-  else:
-    Image.fromarray(ids.astype(np.uint16)).save(path)
-  found = photos.read_labels(path, SIZE)
-  assert list(found) == ["id_7", "id_300"] and found["id_300"].sum() == 150
-  assert list(photos.read_labels(path, SIZE, [300])) == ["id_300"]
-  for ids, message in (([8], "no id 8; it has 7, 9, 300"), ([9], "id_9 spans 1 x 1")):
-    with pytest.raises(InputError, match=message):
-      photos.read_labels(path, SIZE, ids)
-
-
-def test_palette_indices_are_ids_and_lossy_label_maps_are_refused(tmp_path):
-  palette_image(
-    np.where(labels() == 300, 2, labels() == 7), [0, 0, 0, 255, 255, 255, 255, 255, 255]
-  ).save(tmp_path / "l.png")
-  assert list(photos.read_labels(tmp_path / "l.png", SIZE)) == ["id_1", "id_2"]
-  Image.fromarray((labels() % 256).astype(np.uint8)).save(tmp_path / "l.jpg")
-  with pytest.raises(InputError, match="JPEG"):
-    photos.read_labels(tmp_path / "l.jpg", SIZE)
-
-
-def colours() -> np.ndarray:
-  return np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
-
-
-@pytest.mark.parametrize(
-  "mode, suffix",
-  [("RGB", "png"), ("CMYK", "tiff"), ("P", "png"), ("L", "png"), ("RGBA", "png"), ("1", "png")],
-)
-def test_photos_of_every_mode_become_eight_bit_rgb(tmp_path, mode, suffix):
-  Image.fromarray(colours()).convert(mode).save(tmp_path / f"p.{suffix}")
-  image, alpha = photos.read_photo(tmp_path / f"p.{suffix}")
-  # opaque alpha is none
-  assert (
-    image.shape == (*SIZE, 3) and image.dtype == np.uint8 and alpha is None and image.std() > 10
+  job = jobs.Job(
+    "photo", folder / "image.png", folder, (folder / "mask.png",), pointmap=folder / "pointmap.npy"
   )
-
-
-@pytest.mark.parametrize(
-  "values",
-  [np.linspace(0, 65535, 2400).astype(np.uint16), np.linspace(0, 1, 2400).astype(np.float32)],
-)
-def test_deep_grey_photos_keep_their_range(tmp_path, values):
-  Image.fromarray(values.reshape(SIZE)).save(tmp_path / "p.tiff")
-  image, _ = photos.read_photo(tmp_path / "p.tiff")
-  np.testing.assert_allclose(image[..., 0].ravel(), np.linspace(0, 255, 2400), atol=1)
-
-
-def test_the_exif_orientation_is_applied(tmp_path):
-  exif = Image.Exif()
-  exif[0x0112] = 6  # turned by 90 degrees
-  Image.fromarray(colours()).save(tmp_path / "p.png", exif=exif)
-  np.testing.assert_array_equal(photos.read_photo(tmp_path / "p.png")[0], np.rot90(colours(), -1))
-
-
-def test_animations_and_tiny_and_huge_photos_are_refused(tmp_path, monkeypatch):
-  frames = [Image.fromarray(colours()), Image.fromarray(255 - colours())]
-  for name in ("a.gif", "a.webp", "a.tiff"):
-    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-    with pytest.raises(InputError, match="animated or has pages"):
-      photos.read_photo(tmp_path / name)
-  Image.fromarray(colours()[:1, :1]).save(tmp_path / "dot.png")
-  with pytest.raises(InputError, match="1 x 1"):
-    photos.read_photo(tmp_path / "dot.png")
-  frames[0].save(tmp_path / "p.png")
-  monkeypatch.setattr(photos, "MAX_PIXELS", 1000)
-  with pytest.raises(InputError, match="make it smaller"):
-    photos.read_photo(tmp_path / "p.png")
-
-
-def test_photos_behind_a_pillow_warning_are_read(tmp_path, monkeypatch):
-  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # Pillow warns above it
-  Image.fromarray(colours()).save(tmp_path / "p.png")
-  assert photos.read_photo(tmp_path / "p.png")[0].shape == (*SIZE, 3)
-
-
-@pytest.mark.parametrize(
-  "image, mask, message",
-  [
-    ("image_ok.jpg", "mask_wrong_size.png", "97 x 61"),
-    ("image_ok.jpg", "mask_all_zero.png", "is empty"),
-    ("image_ok.jpg", "mask_all_one.png", "whole photo"),
-    ("image_ok.jpg", "mask_1x1.png", "1 x 1"),
-    ("image_1x1.png", "mask_1x1.png", "1 x 1"),
-    ("image_corrupt.png", "mask_ok.png", "cannot be decoded"),
-    ("image_rgba.png", None, "alpha channel"),
-    ("image_ok.jpg", None, "--mask"),
-    ("image_16bit_rgb.png", "mask_ok.png", None),
-    ("image_16bit_gray.png", "mask_ok.png", None),
-    ("image_cmyk.jpg", "mask_ok.png", None),
-    ("image_rgba.png", "mask_ok.png", None),
-  ],
-)
-def test_the_collected_bad_files_are_refused_or_converted(
-  shared_dir, tmp_path, image, mask, message
-):
-  bad = shared_dir / "data" / "bad"
-  job = jobs.Job("photo", bad / image, tmp_path, (bad / mask,) if mask else ())
-  if message is None:
-    assert jobs.read(job).image_HW3.dtype == np.uint8
-    return
-  with pytest.raises(InputError, match=message) as error:
+  with pytest.raises(InputError, match=message):
     jobs.read(job)
-  assert image in str(error.value) or mask in str(error.value)
+
+  stated = {
+    "format": 1,
+    "image": "image.png",
+    "mask": "mask.png",
+    "pointmap": "pointmap.npy",
+    "candidates": {"a": {"generator": "g", "latents": "image.png"}},
+  }
+  (folder / "annotation.json").write_text(json.dumps(stated))
+  item = annotation_layout.read(folder / "annotation.json")
+  with pytest.raises(Refused, match=message):
+    items.photo_fields(item, items.Recipe("name", "mitl_3do"))
+
+  files = scenes.find_files(folder, "image.png")
+  reports = []
+  config = scenes.PhotoConfig(str(folder))
+  entry = sources.Input("image.png", "0")
+  scene = scenes.read(config, entry, files, lambda *report: reports.append(report))
+  assert scene.pointmap_HW3 is None and reports[0][1] == "bad_pointmap"
+  assert "they differ in aspect" in reports[0][2]
+
+  chosen = PhotoFolder.__new__(PhotoFolder)
+  chosen.names = ["cup"]
+  chosen._files = {
+    "cup": {"image": folder / "image.png", "pointmap": folder / "pointmap.npy"},
+  }
+  with pytest.raises(InputError, match=message):
+    chosen[0]
+
+
+def test_the_photos_camera_is_scaled_to_a_smaller_depth_map(folder):
+  depth = np.full((21, 32), 2000, np.uint16)
+  Image.fromarray(depth).save(folder / "depth.png")
+  photo = read(folder).with_camera(CAMERA).with_pointmap(folder / "depth.png")
+  np.testing.assert_allclose(photo.pointmap_HW3, plane(21, 32), rtol=1e-6)
+  assert photo.camera[:4] == CAMERA and photo.camera_source == "given"
+
+
+def test_intrinsics_are_in_pixels_of_the_map_and_make_the_photos_camera(folder):
+  Image.fromarray(np.full((21, 32), 2000, np.uint16)).save(folder / "depth.png")
+  half = tuple(value / 2 for value in CAMERA)
+  photo = read(folder).with_pointmap(folder / "depth.png", intrinsics=half)
+  np.testing.assert_allclose(photo.camera[:4], CAMERA)
+  assert photo.camera_source == "given"
+
+
+def test_an_object_without_a_known_point_is_named(folder):
+  points = plane(*SIZE)
+  points[5:35, 15:45] = np.nan
+  np.save(folder / "points.npy", points)
+  photo = read(folder).with_masks([folder / "mask.png"]).with_pointmap(folder / "points.npy")
+  with pytest.raises(InputError, match="no known point under the mask of mask"):
+    photos.check_cover(photo, folder / "points.npy")

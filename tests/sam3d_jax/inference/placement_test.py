@@ -15,8 +15,9 @@ import trimesh
 
 from data_pipelines.format import schema
 from launch.photos import results
-from launch.photos.jobs import Job, Photo
+from launch.photos.jobs import Job
 from sam3d_jax.errors import InputError
+from sam3d_jax.files.photos import Photo
 from sam3d_jax.geometry import cameras, pose, preprocessing
 from sam3d_jax.geometry.pose import Pose
 from sam3d_jax.inference import placement

@@ -1,0 +1,218 @@
+"""Photos, masks and label maps as users bring them: converted as documented, or refused by name
+with the fix.
+"""
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from launch.photos import jobs
+from sam3d_jax.errors import InputError
+from sam3d_jax.files import images
+
+SIZE = (40, 60)
+
+
+def box_mask() -> np.ndarray:
+  mask = np.zeros(SIZE, bool)
+  mask[10:30, 20:45] = True
+  return mask
+
+
+def palette_image(index: np.ndarray, colours: list[int]) -> Image.Image:
+  image = Image.fromarray(index.astype(np.uint8), mode="P")
+  image.putpalette(colours)
+  return image
+
+
+def soft(mask: np.ndarray) -> np.ndarray:
+  """The mask as 8-bit grey with a ramp just outside its edges."""
+  from scipy import ndimage
+
+  outside = ndimage.distance_transform_edt(~mask)
+  return np.clip(255 - 60 * outside, 0, 255).astype(np.uint8)
+
+
+MASKS = {
+  "grey": lambda m: Image.fromarray(m.astype(np.uint8) * 255),
+  "zero_one": lambda m: Image.fromarray(m.astype(np.uint8)),
+  "one_bit": lambda m: Image.fromarray(m),
+  "sixteen_bit": lambda m: Image.fromarray(m.astype(np.uint16) * 65535),
+  "float": lambda m: Image.fromarray(m.astype(np.float32)),
+  # a dark colour is object all the same
+  "palette": lambda m: palette_image(m, [0, 0, 0, 10, 0, 0]),
+  "rgb": lambda m: Image.fromarray(np.repeat(m[..., None], 3, -1).astype(np.uint8) * 255),
+  "alpha": lambda m: Image.fromarray(
+    np.dstack([np.full((*m.shape, 3), 9), m * 255]).astype(np.uint8)
+  ),
+  "opaque_alpha": lambda m: Image.fromarray(
+    np.dstack([np.repeat(m[..., None], 3, -1) * 255, np.full(m.shape, 255)]).astype(np.uint8)
+  ),
+  "grey_alpha": lambda m: Image.fromarray(
+    np.dstack([np.full(m.shape, 9), m * 255]).astype(np.uint8)
+  ),
+}
+
+
+@pytest.mark.parametrize("form", MASKS)
+def test_every_form_of_a_mask_is_read(tmp_path, form):
+  path = tmp_path / ("mask.tiff" if form == "float" else "mask.png")
+  MASKS[form](box_mask()).save(path)
+  np.testing.assert_array_equal(images.read_mask(path, SIZE), box_mask())
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.float32, np.int64])
+def test_arrays_are_masks_too(tmp_path, dtype):
+  np.save(tmp_path / "m.npy", box_mask()[None].astype(dtype))
+  np.testing.assert_array_equal(images.read_mask(tmp_path / "m.npy", SIZE), box_mask())
+
+
+def test_soft_edges_are_cut_at_half(tmp_path):
+  Image.fromarray(soft(box_mask())).save(tmp_path / "m.png")
+  mask = images.read_mask(tmp_path / "m.png", SIZE)
+  assert mask[box_mask()].all() and mask[9, 30] and not mask[6, 30]
+
+
+@pytest.mark.parametrize(
+  "make, message",
+  [
+    (
+      lambda: palette_image(
+        np.arange(2400).reshape(SIZE) % 4, [0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255]
+      ),
+      "--labels",
+    ),
+    (lambda: Image.fromarray((np.arange(2400).reshape(SIZE) % 4).astype(np.uint8)), "--labels"),
+    (
+      lambda: Image.fromarray(np.tile(np.linspace(0, 255, 60), (40, 1)).astype(np.uint8)),
+      "soft edges",
+    ),
+    (lambda: Image.fromarray(np.full(SIZE, -1, np.int32)), "negative"),
+    (lambda: Image.fromarray(np.full(SIZE, np.nan, np.float32)), "not finite"),
+    (lambda: Image.fromarray(np.zeros(SIZE[::-1], np.uint8)), "EXIF"),
+    (lambda: Image.fromarray(np.zeros((7, 9), np.uint8)), "9 x 7"),
+  ],
+)
+def test_what_is_not_the_mask_of_one_object_is_refused(tmp_path, make, message):
+  make().save(tmp_path / "mask.tiff")
+  with pytest.raises(InputError, match=message) as error:
+    images.read_mask(tmp_path / "mask.tiff", SIZE)
+  assert "mask.tiff" in str(error.value)
+
+
+def labels() -> np.ndarray:
+  ids = np.zeros(SIZE, np.int64)
+  ids[5:15, 5:20], ids[20:35, 30:50], ids[0, 0] = 300, 7, 9  # 9 is a crumb
+  return ids
+
+
+@pytest.mark.parametrize("form", ["sixteen_bit.png", "array.npy", "colour.png"])
+def test_every_id_of_a_label_map_is_an_object(tmp_path, form):
+  ids, path = labels(), tmp_path / form
+  if form == "array.npy":
+    np.save(path, ids)
+  elif form == "colour.png":
+    Image.fromarray(np.dstack([ids % 256, ids // 256, ids * 0]).astype(np.uint8)).save(path)
+  else:
+    Image.fromarray(ids.astype(np.uint16)).save(path)
+  found = images.read_labels(path, SIZE)
+  assert list(found) == ["id_7", "id_300"] and found["id_300"].sum() == 150
+  assert list(images.read_labels(path, SIZE, [300])) == ["id_300"]
+  for ids, message in (([8], "no id 8; it has 7, 9, 300"), ([9], "id_9 spans 1 x 1")):
+    with pytest.raises(InputError, match=message):
+      images.read_labels(path, SIZE, ids)
+
+
+def test_palette_indices_are_ids_and_lossy_label_maps_are_refused(tmp_path):
+  palette_image(
+    np.where(labels() == 300, 2, labels() == 7), [0, 0, 0, 255, 255, 255, 255, 255, 255]
+  ).save(tmp_path / "l.png")
+  assert list(images.read_labels(tmp_path / "l.png", SIZE)) == ["id_1", "id_2"]
+  Image.fromarray((labels() % 256).astype(np.uint8)).save(tmp_path / "l.jpg")
+  with pytest.raises(InputError, match="JPEG"):
+    images.read_labels(tmp_path / "l.jpg", SIZE)
+
+
+def colours() -> np.ndarray:
+  return np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+  "mode, suffix",
+  [("RGB", "png"), ("CMYK", "tiff"), ("P", "png"), ("L", "png"), ("RGBA", "png"), ("1", "png")],
+)
+def test_photos_of_every_mode_become_eight_bit_rgb(tmp_path, mode, suffix):
+  Image.fromarray(colours()).convert(mode).save(tmp_path / f"p.{suffix}")
+  image, alpha = images.read_image(tmp_path / f"p.{suffix}")
+  # opaque alpha is none
+  assert (
+    image.shape == (*SIZE, 3) and image.dtype == np.uint8 and alpha is None and image.std() > 10
+  )
+
+
+@pytest.mark.parametrize(
+  "values",
+  [np.linspace(0, 65535, 2400).astype(np.uint16), np.linspace(0, 1, 2400).astype(np.float32)],
+)
+def test_deep_grey_photos_keep_their_range(tmp_path, values):
+  Image.fromarray(values.reshape(SIZE)).save(tmp_path / "p.tiff")
+  image, _ = images.read_image(tmp_path / "p.tiff")
+  np.testing.assert_allclose(image[..., 0].ravel(), np.linspace(0, 255, 2400), atol=1)
+
+
+def test_the_exif_orientation_is_applied(tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = 6  # turned by 90 degrees
+  Image.fromarray(colours()).save(tmp_path / "p.png", exif=exif)
+  np.testing.assert_array_equal(images.read_image(tmp_path / "p.png")[0], np.rot90(colours(), -1))
+
+
+def test_animations_and_tiny_and_huge_photos_are_refused(tmp_path, monkeypatch):
+  frames = [Image.fromarray(colours()), Image.fromarray(255 - colours())]
+  for name in ("a.gif", "a.webp", "a.tiff"):
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    with pytest.raises(InputError, match="animated or has pages"):
+      images.read_image(tmp_path / name)
+  Image.fromarray(colours()[:1, :1]).save(tmp_path / "dot.png")
+  with pytest.raises(InputError, match="1 x 1"):
+    images.read_image(tmp_path / "dot.png")
+  frames[0].save(tmp_path / "p.png")
+  monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+  with pytest.raises(InputError, match="make it smaller"):
+    images.read_image(tmp_path / "p.png")
+
+
+def test_photos_behind_a_pillow_warning_are_read(tmp_path, monkeypatch):
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # Pillow warns above it
+  Image.fromarray(colours()).save(tmp_path / "p.png")
+  assert images.read_image(tmp_path / "p.png")[0].shape == (*SIZE, 3)
+
+
+@pytest.mark.parametrize(
+  "image, mask, message",
+  [
+    ("image_ok.jpg", "mask_wrong_size.png", "97 x 61"),
+    ("image_ok.jpg", "mask_all_zero.png", "is empty"),
+    ("image_ok.jpg", "mask_all_one.png", "whole photo"),
+    ("image_ok.jpg", "mask_1x1.png", "1 x 1"),
+    ("image_1x1.png", "mask_1x1.png", "1 x 1"),
+    ("image_corrupt.png", "mask_ok.png", "cannot be decoded"),
+    ("image_rgba.png", None, "alpha channel"),
+    ("image_ok.jpg", None, "--mask"),
+    ("image_16bit_rgb.png", "mask_ok.png", None),
+    ("image_16bit_gray.png", "mask_ok.png", None),
+    ("image_cmyk.jpg", "mask_ok.png", None),
+    ("image_rgba.png", "mask_ok.png", None),
+  ],
+)
+def test_the_collected_bad_files_are_refused_or_converted(
+  shared_dir, tmp_path, image, mask, message
+):
+  bad = shared_dir / "data" / "bad"
+  job = jobs.Job("photo", bad / image, tmp_path, (bad / mask,) if mask else ())
+  if message is None:
+    assert jobs.read(job).image_HW3.dtype == np.uint8
+    return
+  with pytest.raises(InputError, match=message) as error:
+    jobs.read(job)
+  assert image in str(error.value) or mask in str(error.value)
