@@ -15,7 +15,6 @@ On a SLURM cluster `--cluster job.yaml` runs every trial as a job of the size th
 
 import argparse
 import json
-import os
 import pathlib
 import shlex
 import sys
@@ -26,6 +25,7 @@ from launch.console import cli
 from launch.sweeps import report, space
 from launch.sweeps.trials import Runner, command_of
 from sam3d_jax.errors import InputError, JobFailed
+from sam3d_jax.files import atomic
 
 RECORD = "sweep.json"
 
@@ -147,10 +147,7 @@ def record(workdir: pathlib.Path, sweep: space.Sweep) -> None:
         f"({', '.join(gone[:3]) or 'another command'}): give another --workdir, or the settings it "
         "was started with"
       )
-  workdir.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(now, indent=2) + "\n")
-  os.replace(temporary, path)
+  atomic.write_json(path, now)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from data_pipelines.format.records import CorruptRecord
 from launch.console import cli
 from launch.console.progress import Progress
 from sam3d_jax.errors import InputError
+from sam3d_jax.files import atomic
 
 SHOWN = 12  # examples of each split on a sheet
 SHOWN_BAD = 12  # failed examples on a sheet
@@ -216,7 +217,7 @@ def run(args: argparse.Namespace) -> int:
   print(text)
   if args.html is not None:
     page = sheet.write_sheet(f"{args.data.name}", text, rows)
-    records.replace_file(args.html, lambda temporary: pathlib.Path(temporary).write_text(page))
+    atomic.write_text(args.html, page)
     print(f"sheet: {args.html}", file=sys.stderr)
   return cli.EXIT_BAD_INPUT if tally.reasons else 0
 

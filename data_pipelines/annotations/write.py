@@ -21,7 +21,8 @@ from PIL import Image
 
 from data_pipelines.annotations import choices as chain
 from data_pipelines.annotations import layout
-from data_pipelines.format import records, schema
+from data_pipelines.format import schema
+from sam3d_jax.files import atomic
 from sam3d_jax.geometry import rotations
 from sam3d_jax.geometry.pose import Pose
 
@@ -161,7 +162,7 @@ def _write(
   stated |= {"note": note} if note else {}
   path = folder / layout.FILE
   text = json.dumps(stated, indent=2) + "\n"
-  records.replace_file(path, lambda temporary: pathlib.Path(temporary).write_text(text))
+  atomic.write_text(path, text)
   return path
 
 

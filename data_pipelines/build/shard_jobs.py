@@ -26,6 +26,7 @@ from typing import Any
 from data_pipelines.build import processes
 from data_pipelines.format import records, schema
 from sam3d_jax.errors import InputError, JobFailed
+from sam3d_jax.files import atomic
 
 REPORTS = "reports"
 
@@ -316,8 +317,7 @@ def _execute(
 
 def _remove_partial(out: pathlib.Path) -> None:
   for folder in (out, out / REPORTS):
-    for path in folder.glob(".*.part"):
-      path.unlink(missing_ok=True)
+    atomic.remove_leftovers(folder)
 
 
 def _count(reports, *, faults: bool = False) -> Counter:
@@ -338,9 +338,7 @@ def _write_quarantine(out: pathlib.Path, reports: dict[ShardJob, dict[str, Any] 
     for bad in report["refused"]
   }
   text = "".join(sorted(lines))
-  records.replace_file(
-    out / records.QUARANTINE_FILE, lambda temporary: pathlib.Path(temporary).write_text(text)
-  )
+  atomic.write_text(out / records.QUARANTINE_FILE, text)
 
 
 def _check_budget(plan: Plan, out: pathlib.Path, faults: Counter, budget: float) -> None:

@@ -10,7 +10,7 @@ stand, `write_metadata`; `dataset_info.json` is written last and its presence me
 is whole.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 import concurrent.futures
 import hashlib
 import json
@@ -18,7 +18,6 @@ import os
 import pathlib
 import re
 import tempfile
-import uuid
 
 from array_record.python import array_record_module
 import numpy as np
@@ -26,6 +25,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines.format import schema
 from sam3d_jax.errors import InputError
+from sam3d_jax.files import atomic
 
 INFO_FILE = "dataset_info.json"  # written last
 BUILD_FILE = "build.json"  # the builder's configuration, lineage and counts
@@ -60,35 +60,9 @@ def shard_path(
   return path
 
 
-def replace_file(path: str | os.PathLike, write: Callable[[str], None]) -> None:
-  """Writes a file through `write(temporary path)` so that `path` is either untouched or complete
-  and on disk.
-  """
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  # Not the process number: two containers that write the same file may both have number 1.
-  temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
-  try:
-    write(str(temporary))
-    _sync(temporary)
-    os.replace(temporary, path)
-    _sync(path.parent)
-  finally:
-    temporary.unlink(missing_ok=True)
-
-
-def _sync(path: pathlib.Path) -> None:
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
-
-
 def write_json(path: str | os.PathLike, value) -> None:
   """Writes JSON atomically, keys sorted."""
-  text = json.dumps(value, indent=2, sort_keys=True) + "\n"
-  replace_file(path, lambda temporary: pathlib.Path(temporary).write_text(text))
+  atomic.write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def write_shard(
@@ -99,19 +73,15 @@ def write_shard(
   Raises SchemaError, leaving nothing behind, if an example does not fit.
   """
   count = 0
-
-  def write(temporary: str) -> None:
-    nonlocal count
+  with atomic.write(path) as temporary:
     # a group is the unit of random access
-    writer = array_record_module.ArrayRecordWriter(temporary, "group_size:1")
+    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
     try:
       for example in examples:
         writer.write(schema.serialise(example, kind))
         count += 1
     finally:
       writer.close()
-
-  replace_file(path, write)
   return count
 
 
@@ -185,11 +155,7 @@ def write_metadata(
     _write_tfds_files(pathlib.Path(scratch), name, kind, description, infos)
     # the marker comes last
     for file in sorted(pathlib.Path(scratch).glob("*.json"), key=lambda p: p.name == INFO_FILE):
-      text = file.read_text()
-      replace_file(
-        pathlib.Path(directory) / file.name,
-        lambda temporary, text=text: pathlib.Path(temporary).write_text(text),
-      )
+      atomic.write_text(pathlib.Path(directory) / file.name, file.read_text())
   return {split: sum(counts) for split, counts in lengths.items()}
 
 

@@ -14,7 +14,6 @@ pointmaps.py; its results are kept in `depth_cache`.
 from collections.abc import Callable
 import dataclasses
 import hashlib
-import os
 import pathlib
 import shlex
 import subprocess
@@ -23,12 +22,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from data_pipelines.format import records
 from data_pipelines.synth import procedural_scenes, sources
 from data_pipelines.synth.scene import Scene
 from data_pipelines.synth.sources import PROCEDURAL, Input
 from sam3d_jax.errors import ConfigError, InputError, Refused
-from sam3d_jax.files import images, photos, pointmaps
+from sam3d_jax.files import atomic, images, photos, pointmaps
 from sam3d_jax.geometry import cameras
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -260,21 +258,16 @@ def _estimated(config: PhotoConfig, item: Input, image: pathlib.Path) -> pathlib
   if out.is_file():
     return out
 
-  def run(temporary: str) -> None:
-    made = temporary + ".npz"
+  with atomic.write(out) as made:
     words = [word.format(image=image, out=made) for word in shlex.split(config.depth_command)]
     try:
       subprocess.run(words, check=True, capture_output=True, text=True)
-      os.replace(made, temporary)
+      made.stat()
     except (OSError, subprocess.CalledProcessError) as error:
       said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-3:]
       raise InputError(
         f"photos.depth_command failed for {image}: {shlex.join(words)}: {' / '.join(said)}"
       ) from error
-    finally:
-      pathlib.Path(made).unlink(missing_ok=True)
-
-  records.replace_file(out, run)
   return out
 
 

@@ -14,6 +14,7 @@ import time
 
 from launch.console import cli
 from sam3d_jax.errors import JobFailed, Preempted
+from sam3d_jax.files import atomic
 
 SHOWN_LOG_LINES = 15
 # XLA on CPU takes and frees its buffers every step. With these settings of glibc they stay in the
@@ -100,11 +101,8 @@ def execute(step: Step, log: pathlib.Path, record: pathlib.Path, env: dict[str, 
     )
     code, told = wait(child)
   seconds = before + time.monotonic() - start
-  partial = record.with_suffix(".partial")
-  partial.write_text(
-    json.dumps({"done": code == 0, "command": list(step.command), "seconds": seconds})
-  )
-  partial.replace(record)
+  ended = {"done": code == 0, "command": list(step.command), "seconds": seconds}
+  atomic.write_text(record, json.dumps(ended))
   if code == cli.EXIT_RETRY or code == -signal.SIGINT:
     raise Preempted(f"during {step.name}, what it had is saved")
   if code == 0 and told:  # it was at its end when the signal came; the next step must not begin

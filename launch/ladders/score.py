@@ -16,6 +16,7 @@ from launch.console import cli
 from launch.console.progress import Progress
 from launch.scoring import held_out
 from sam3d_jax.evaluation import aggregate, occupancy
+from sam3d_jax.files import atomic
 from sam3d_jax.inference import predictor
 
 BATCH = 32
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
       rows, list(held_out.HIGHER_IS_BETTER)
     ) | {"objects": len(objects), "constant": constant}
   args.out.parent.mkdir(parents=True, exist_ok=True)
-  aggregate.write_json(args.out, result)
+  atomic.write_json(args.out, result)
   for name, scores in result.items():
     shown = ", ".join(
       f"{k} {scores[k]:.3f}" for k in held_out.HIGHER_IS_BETTER if scores[k] is not None

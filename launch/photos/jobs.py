@@ -25,7 +25,7 @@ from PIL import Image
 
 from launch.console.progress import Progress
 from sam3d_jax.errors import InputError
-from sam3d_jax.files import photos, pointmaps
+from sam3d_jax.files import atomic, photos, pointmaps
 from sam3d_jax.files.photos import Photo
 from sam3d_jax.inference import placement
 
@@ -251,6 +251,5 @@ def make_pointmap(job: Job, words: list[str]) -> pathlib.Path:
       )
     job.out.mkdir(parents=True, exist_ok=True)
     kept = kept.with_name(kept.name + "".join(made[0].suffixes))
-    partial = kept.with_name(f".{kept.name}.part")
-    partial.write_bytes(made[0].read_bytes())
-    return partial.replace(kept)
+    atomic.write_bytes(kept, made[0].read_bytes())
+    return kept

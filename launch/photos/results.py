@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 
 from launch.photos.jobs import Job
-from sam3d_jax.evaluation.aggregate import write_json
+from sam3d_jax.files import atomic
 from sam3d_jax.files.photos import Photo
 from sam3d_jax.geometry import cameras, preprocessing, rotations
 from sam3d_jax.geometry.grids import nearest_index
@@ -99,7 +99,7 @@ def write(
   with phases("preview"):
     draw(job.out / "preview.png", photo, outcomes)
   files.append("preview.png")
-  write_json(job.out / "layout.json", layout(job, photo, outcomes, settings, files))
+  atomic.write_json(job.out / "layout.json", layout(job, photo, outcomes, settings, files))
 
 
 def discard(folder: pathlib.Path) -> None:
@@ -320,9 +320,8 @@ def draw(path: pathlib.Path, photo: Photo, outcomes: dict[str, Outcome]) -> None
       title=left_out,
     )
   )
-  partial = path.with_name(f".{path.stem}.part.png")
-  preview.stack(sheets).save(partial)
-  partial.replace(path)
+  with atomic.write(path) as temporary:
+    preview.stack(sheets).save(temporary)
 
 
 def crop_of(picture: np.ndarray, window: preprocessing.Window, factor: float) -> np.ndarray:

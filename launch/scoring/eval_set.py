@@ -23,7 +23,8 @@ from launch.console.progress import Progress
 from launch.scoring import split_samples
 from sam3d_jax.batch import Conditioning
 from sam3d_jax.errors import InputError
-from sam3d_jax.evaluation import aggregate, layout, occupancy, surface
+from sam3d_jax.evaluation import layout, occupancy, surface
+from sam3d_jax.files import atomic
 from sam3d_jax.geometry import normalisers, pose, preprocessing
 from sam3d_jax.inference.predictor import Predictor
 from sam3d_jax.render import mesh
@@ -154,7 +155,7 @@ def prepare_pairs(out: pathlib.Path, identity: dict) -> pathlib.Path:
   if pairs.exists():
     shutil.rmtree(pairs)
   pairs.mkdir()
-  record.write_text(text)
+  atomic.write_text(record, text)
   return pairs
 
 
@@ -252,7 +253,7 @@ def write_pair(folder: pathlib.Path, item: Item, found: Sample, seconds: float) 
     "seconds": round(seconds, 3),
     "voxel_iou": voxel_iou(item, found),
   }
-  aggregate.write_json(folder / RECORD, record)
+  atomic.write_json(folder / RECORD, record)
 
 
 def voxel_iou(item: Item, found: Sample) -> float | None:

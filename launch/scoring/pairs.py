@@ -13,6 +13,7 @@ from data_pipelines.build import processes
 from launch.console.progress import Progress
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import aggregate, layout, report, shape, surface
+from sam3d_jax.files import atomic
 
 SHAPE = tuple(shape.WORST)
 LAYOUT = tuple(layout.WORST)
@@ -74,7 +75,7 @@ def evaluate(
   sampling = [row.pop("seconds") for row in rows.values() if "seconds" in row]
   if sampling:
     timing = {"sampling": sum(sampling) / len(sampling)} | timing
-  aggregate.write_json(
+  atomic.write_json(
     out / "metrics.json",
     {
       "aggregate": total,
@@ -155,7 +156,7 @@ def score_all(
   with Progress(total, "scoring", "pairs", done=total - len(todo)) as bar:
 
     def keep(folder, scores):
-      aggregate.write_json(result_file(out, folder), {"identity": todo[folder]} | scores)
+      atomic.write_json(result_file(out, folder), {"identity": todo[folder]} | scores)
       bar.update()
 
     if workers == 1:

@@ -13,6 +13,7 @@ from launch import sample
 from launch.console.progress import Progress
 from sam3d_jax.batch import Conditioning
 from sam3d_jax.errors import InputError
+from sam3d_jax.files import atomic
 from sam3d_jax.geometry import rotations
 from sam3d_jax.inference.candidates import object_colour
 from sam3d_jax.inference.predictor import Predictor
@@ -123,7 +124,7 @@ def prepare_parts(out: pathlib.Path, settings: dict) -> pathlib.Path:
   if not record.exists() or record.read_text() != text:
     for stale in parts.glob("*.npz"):
       stale.unlink()
-    record.write_text(text)
+    atomic.write_text(record, text)
   return parts
 
 
@@ -133,9 +134,8 @@ def part_file(parts: pathlib.Path, start: int) -> pathlib.Path:
 
 def write_npz(path: pathlib.Path, **arrays: np.ndarray) -> None:
   """Writes arrays so that the file is whole or absent."""
-  partial = path.with_name(f".{path.name}.part.npz")
-  np.savez_compressed(partial, **arrays)
-  partial.replace(path)
+  with atomic.write(path) as temporary:
+    np.savez_compressed(temporary, **arrays)
 
 
 def write_part(

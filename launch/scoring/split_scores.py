@@ -12,6 +12,7 @@ from launch.console.progress import Progress
 from launch.scoring.split_samples import Samples, choose, load_samples
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import aggregate, occupancy
+from sam3d_jax.files import atomic
 from sam3d_jax.geometry import rotations
 from sam3d_jax.render import mesh, preview
 
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace, out: pathlib.Path) -> None:
     "empty": int((~found.occupancy.any((1, 2, 3))).sum()),
     "resolution": resolution,
   }
-  aggregate.write_json(out / "metrics.json", metrics)
+  atomic.write_json(out / "metrics.json", metrics)
   draw(
     out / "preview.png",
     found,
@@ -166,6 +167,5 @@ def draw(
     pictures.append([photo, mask, *(preview.render(shape, v) for shape in shapes for v in views)])
     captions.append(f"{example['key'][:12]}   voxel IoU {iou[position]:.2f}")
   title = f"Held-out objects, evenly spaced: mean voxel IoU {iou.mean():.3f} over {len(iou)}"
-  partial = path.with_name(f".{path.name}.part.png")
-  preview.grid(pictures, COLUMNS, captions, title=title).save(partial)
-  partial.replace(path)
+  with atomic.write(path) as temporary:
+    preview.grid(pictures, COLUMNS, captions, title=title).save(temporary)

@@ -11,7 +11,7 @@ import numpy as np
 from launch.console.progress import Progress
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import aggregate, preference, views
-from sam3d_jax.files import images
+from sam3d_jax.files import atomic, images
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_PSNR = 100.0  # dB; of equal pictures, whose PSNR is infinite
@@ -44,7 +44,7 @@ def run_views(args: argparse.Namespace, out: pathlib.Path) -> None:
     "views": sum(row["views"] for row in rows.values()),
     "problems": sum(bool(row["problem"]) for row in rows.values()),
   }
-  aggregate.write_json(out / "metrics.json", {"aggregate": total, "objects": rows})
+  atomic.write_json(out / "metrics.json", {"aggregate": total, "objects": rows})
   aggregate.write_csv(out / "metrics.csv", rows, (*names, "views", "problem"))
   for name in names:
     low, high = total[f"{name}_interval"]
@@ -113,7 +113,7 @@ def run_votes(args: argparse.Namespace, out: pathlib.Path) -> None:
   }
   met = {a: {b: rate for b, rate in others.items() if rate["votes"]} for a, others in rates.items()}
   elo = {name: {"elo": ratings[name], "interval": list(intervals[name])} for name in names}
-  aggregate.write_json(out / "votes.json", {"votes": len(votes), "elo": elo, "win_rate": met})
+  atomic.write_json(out / "votes.json", {"votes": len(votes), "elo": elo, "win_rate": met})
   for name in names:
     low, high = intervals[name]
     print(f"{name:24} Elo {ratings[name]:7.1f}   [{low:.1f}, {high:.1f}]")

@@ -4,13 +4,13 @@ import csv
 import html
 import io
 import math
-import os
 import pathlib
 import shlex
 from typing import Any
 
 from launch.sweeps.space import Sweep, text_of
 from launch.sweeps.trials import command_of, metric_rows, read_status
+from sam3d_jax.files import atomic
 
 WIDTH, HEIGHT, MARGIN = 560, 300, 56  # of a plot, in pixels
 STYLE = """body{font:14px sans-serif;margin:1.5em;color:#222}table{border-collapse:collapse}td,th{padding:.25em .7em;text-align:left;
@@ -62,13 +62,8 @@ def series(folder: pathlib.Path, name: str) -> list[tuple[int, float]]:
 def write(sweep: Sweep, workdir: pathlib.Path) -> list[dict[str, Any]]:
   """Renews table.csv and report.html; returns the ranked rows."""
   rows = collect(sweep, workdir)
-  for name, content in (
-    ("table.csv", table(sweep, rows)),
-    ("report.html", page(sweep, rows, workdir.name)),
-  ):
-    temporary = workdir / f"{name}.tmp"
-    temporary.write_text(content)
-    os.replace(temporary, workdir / name)
+  atomic.write_text(workdir / "table.csv", table(sweep, rows))
+  atomic.write_text(workdir / "report.html", page(sweep, rows, workdir.name))
   return rows
 
 

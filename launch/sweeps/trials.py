@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from launch.console import cli
 from launch.console.progress import Progress
 from launch.sweeps.space import Sweep, Trial, arguments
 from sam3d_jax.errors import InputError, Preempted
+from sam3d_jax.files import atomic
 
 CACHE = "compile_cache"  # of the sweep: trials whose programs agree compile once
 POLL_SECONDS = 0.2
@@ -48,10 +48,7 @@ def read_status(folder: pathlib.Path) -> dict:
 
 
 def write_status(folder: pathlib.Path, status: dict) -> None:
-  folder.mkdir(parents=True, exist_ok=True)
-  temporary = folder / "status.json.tmp"
-  temporary.write_text(json.dumps(status) + "\n")
-  os.replace(temporary, folder / "status.json")
+  atomic.write_text(folder / "status.json", json.dumps(status) + "\n")
 
 
 def metric_rows(folder: pathlib.Path) -> list[dict]:

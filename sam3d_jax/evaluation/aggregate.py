@@ -2,11 +2,12 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 import csv
-import json
 import math
 import pathlib
 
 import numpy as np
+
+from sam3d_jax.files import atomic
 
 
 def bootstrap_interval(
@@ -77,21 +78,12 @@ def by_group(rows: Mapping[str, Mapping], names: Sequence[str]) -> dict[str, dic
   }
 
 
-def write_json(path: pathlib.Path, value) -> None:
-  """Writes JSON so that the file is whole or absent. NaN is refused: it is no JSON."""
-  partial = path.with_name(f".{path.name}.part")
-  partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-  partial.replace(path)
-
-
 def write_csv(path: pathlib.Path, rows: Mapping[str, Mapping], columns: Sequence[str]) -> None:
   """One line an object, sorted by name; a missing value is an empty cell."""
-  partial = path.with_name(f".{path.name}.part")
-  with partial.open("w", newline="") as file:
+  with atomic.write(path) as temporary, temporary.open("w", newline="") as file:
     writer = csv.writer(file)
     writer.writerow(["object", *columns])
     for name in sorted(rows):
       writer.writerow(
         [name, *("" if rows[name].get(c) is None else rows[name][c] for c in columns)]
       )
-  partial.replace(path)

@@ -10,6 +10,7 @@ import pathlib
 import numpy as np
 from scipy import ndimage, sparse
 
+from sam3d_jax.files import atomic
 from sam3d_jax.geometry.cameras import GLTF_FROM_OBJECT
 
 
@@ -119,19 +120,11 @@ def write_glb(
     )
     scene.add_geometry(mesh, node_name=name, geom_name=name, transform=(placed or {}).get(name))
   # else viewers shade every face flat
-  write_bytes(path, scene.export(file_type="glb", include_normals=True))
+  atomic.write_bytes(path, scene.export(file_type="glb", include_normals=True))
 
 
 def write_points(path: str | pathlib.Path, points_P3: np.ndarray, colours_P3: np.ndarray) -> None:
   """Writes coloured points as a binary .ply."""
   import trimesh
 
-  write_bytes(path, trimesh.PointCloud(points_P3, colors=colours_P3).export(file_type="ply"))
-
-
-def write_bytes(path: str | pathlib.Path, content: bytes) -> None:
-  """Writes a file so that it is whole or absent."""
-  path = pathlib.Path(path)
-  partial = path.with_name(f".{path.name}.part")
-  partial.write_bytes(content)
-  partial.replace(path)
+  atomic.write_bytes(path, trimesh.PointCloud(points_P3, colors=colours_P3).export(file_type="ply"))

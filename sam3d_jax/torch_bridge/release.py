@@ -13,7 +13,6 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
 from typing import Any
 
 from flax import nnx
@@ -23,6 +22,7 @@ import yaml
 
 import sam3d_jax
 from sam3d_jax.errors import InputError
+from sam3d_jax.files import atomic
 from sam3d_jax.models import parameters, registry
 from sam3d_jax.torch_bridge import keys, load, parts, release_yaml, save
 
@@ -94,19 +94,10 @@ def write_release(
   verified = check_latents(latents_of(geometry.lineage), decoder)
   if suffix != ".safetensors":
     load.require_torch(f"writing {suffix} files (give --safetensors to do without)")
-  out.absolute().parent.mkdir(parents=True, exist_ok=True)
-  temporary = pathlib.Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
-  try:
-    record = _fill(temporary, geometry, vae, source, storage, suffix) | {
-      "decoder": {**decoder, "verified": verified}
-    }
+  with atomic.folder(out) as temporary:
+    record = _fill(temporary, geometry, vae, source, storage, suffix)
+    record["decoder"] = {**decoder, "verified": verified}
     (temporary / SIDECAR).write_text(json.dumps(record, indent=2, default=list) + "\n")
-    os.chmod(temporary, 0o755)
-    if out.exists():
-      out.rmdir()
-    os.replace(temporary, out)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
   return record
 
 

@@ -11,16 +11,14 @@ layers in fp32.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-import contextlib
 import json
-import os
 import pathlib
-import tempfile
 
 import ml_dtypes
 import numpy as np
 
 from sam3d_jax.errors import InputError
+from sam3d_jax.files import atomic
 from sam3d_jax.torch_bridge import keys, load
 
 STORAGE = ("fp32", "fp16", "bf16")
@@ -75,23 +73,6 @@ def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
   return np.asarray(array, dtype, order="C")
 
 
-@contextlib.contextmanager
-def atomic(path: str | pathlib.Path):
-  """Gives a temporary path in the same folder that takes the name `path` if the block succeeds and
-  vanishes if it does not.
-  """
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-  os.close(handle)
-  try:
-    yield pathlib.Path(temporary)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-  finally:
-    pathlib.Path(temporary).unlink(missing_ok=True)
-
-
 def write_state(
   path: str | pathlib.Path,
   rules: list[keys.Rule],
@@ -118,7 +99,7 @@ def write_state(
   elif path.suffix in load.TORCH_SUFFIXES:
     torch = load.require_torch(f"writing {path}")
     state = {name: _tensor(torch, array) for name, array in entries}
-    with atomic(path) as temporary:
+    with atomic.write(path) as temporary:
       torch.save(state if root is None else {root: state}, temporary)
   else:
     raise InputError(
@@ -150,7 +131,7 @@ def _write_safetensors(
     offset += size
   text = json.dumps(header).encode()
   text += b" " * (-len(text) % 8)  # the format asks for data aligned to 8 bytes
-  with atomic(path) as temporary, open(temporary, "wb") as file:
+  with atomic.write(path) as temporary, open(temporary, "wb") as file:
     file.write(len(text).to_bytes(8, "little") + text)
     for _, array in entries:
       file.write(array.tobytes() if array.dtype == ml_dtypes.bfloat16 else array.data)

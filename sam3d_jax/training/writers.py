@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from sam3d_jax.files import atomic
+
 
 class Writers:
   """Appends scalars to `<workdir>/metrics.jsonl` and `<workdir>/tensorboard/`.
@@ -52,9 +54,7 @@ class Writers:
         for line in self.path.read_text().splitlines()
         if line.endswith("}") and json.loads(line)["step"] <= step
       ]
-      partial = self.path.with_suffix(".part")
-      partial.write_text("".join(row + "\n" for row in rows))
-      partial.replace(self.path)
+      atomic.write_text(self.path, "".join(row + "\n" for row in rows))
 
   def has(self, step: int, name: str) -> bool:
     """Whether a value was written for a step, in this run or in those that it continues."""
@@ -100,7 +100,7 @@ def start_wandb(workdir: pathlib.Path, project: str, config: dict[str, Any]):
 
   file = workdir / "wandb_id"
   if not file.exists():
-    file.write_text(secrets.token_hex(8))
+    atomic.write_text(file, secrets.token_hex(8))
   run = wandb.init(
     project=project,
     id=file.read_text(),

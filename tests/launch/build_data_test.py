@@ -23,6 +23,7 @@ from data_pipelines.synth.camera import Camera
 from launch import build_data
 from launch.console import cli
 from sam3d_jax.errors import ConfigError, InputError, JobFailed
+from sam3d_jax.files import atomic
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs/data/iso_3do.py") + ":tiny"
@@ -128,7 +129,7 @@ def test_a_killed_build_continues_to_the_same_bytes(dataset, tmp_path):
   process.send_signal(signal.SIGKILL)
   process.wait()
   finished = {name: (out / name).stat().st_mtime_ns for name in _shard_names(out)}
-  (out / ".iso_3do-train.array_record-00001-of-00002.999.part").write_bytes(b"half")
+  (out / ".iso_3do-train.999.part.array_record-00001-of-00002").write_bytes(b"half")
   assert _run(f"out={out}") == 0
   assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished  # never rewritten
   assert _bytes(out) == _bytes(dataset)
@@ -146,7 +147,7 @@ def test_ctrl_c_leaves_whole_shards_only(tmp_path):
   with pytest.raises(KeyboardInterrupt):
     shard_jobs.build(plan, tmp_path, workers=1, quarantine_budget=0.0)
   assert _shard_names(tmp_path) == ["toy-train.array_record-00000-of-00002"]
-  assert not list(tmp_path.rglob("*.part"))
+  assert not list(tmp_path.rglob(atomic.LEFTOVERS))
   with pytest.raises(records.DatasetError, match="did not finish|not a finished"):
     records.open_split(tmp_path, "train")
 
@@ -224,7 +225,9 @@ def test_a_full_disk_and_an_unwritable_folder_say_what_to_do(tmp_path):
     shard_jobs.build(
       _toy([("a", ""), ("b", "full")]), tmp_path / "full", workers=1, quarantine_budget=0
     )
-  assert not _shard_names(tmp_path / "full") and not list((tmp_path / "full").rglob("*.part"))
+  assert not _shard_names(tmp_path / "full") and not list(
+    (tmp_path / "full").rglob(atomic.LEFTOVERS)
+  )
   (tmp_path / "file").write_text("")
   with pytest.raises(InputError, match="cannot be written"):
     shard_jobs.build(_toy([("a", "")]), tmp_path / "file" / "out", workers=1, quarantine_budget=0)
@@ -234,7 +237,7 @@ def test_a_dead_worker_is_reported_and_finished_shards_are_kept(tmp_path):
   plan = _toy([("a", "")], [("b", "die")], [("c", "")])
   with pytest.raises(JobFailed, match="worker process died.*same command"):
     shard_jobs.build(plan, tmp_path, workers=2, quarantine_budget=0)
-  assert not list(tmp_path.rglob("*.part"))
+  assert not list(tmp_path.rglob(atomic.LEFTOVERS))
 
 
 def test_train_and_test_objects_are_disjoint_and_equal_files_stay_together(dataset, tmp_path):

@@ -4,7 +4,6 @@ stand-ins started through --launcher.
 
 import csv
 import json
-import os
 import pathlib
 import re
 import signal
@@ -17,6 +16,7 @@ import pytest
 from launch import sweep
 from launch.console import cli
 from launch.sweeps import report, space, trials
+from sam3d_jax.files import atomic
 
 # Stands where `srun` would: reads the trial's command line, plays a run of it, ends with a scripted
 # exit code.
@@ -244,9 +244,8 @@ def test_the_report_is_one_page_with_a_curve_for_every_trial_and_nothing_to_fetc
   # metric and loss; one scatter for each swept key
   assert page.count("<polyline") == 2 * 4 and page.count("<circle") == 2 * 4
   assert not re.search(r"https?:|src=|href=|<script", page) and "cosine" in page
-  assert (
-    page.index(table(tmp_path)[0]["id"]) >= 0
-    and os.listdir(tmp_path / "out").count("report.html.tmp") == 0
+  assert page.index(table(tmp_path)[0]["id"]) >= 0 and not list(
+    (tmp_path / "out").glob(atomic.LEFTOVERS)
   )
 
 
