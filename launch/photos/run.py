@@ -21,7 +21,7 @@ from launch.photos import results
 from launch.photos.jobs import Job
 from sam3d_jax.batch import Conditioning
 from sam3d_jax.errors import InputError
-from sam3d_jax.evaluation.aggregate import write_json
+from sam3d_jax.files import atomic
 from sam3d_jax.files.photos import Photo
 from sam3d_jax.geometry import preprocessing
 from sam3d_jax.inference import rewards
@@ -224,7 +224,7 @@ def report(
     for found in (phases.seconds, phases.cpu_seconds)
   )
   if todo:
-    write_json(
+    atomic.write_json(
       out / "timing.json",
       {
         "photos": len(todo),
