@@ -6,10 +6,9 @@ records say so. The judge compares candidates by voxel IoU with the object and r
 IoU. In every fourth item all candidates are bad and an artist's mesh is there; in every fifth the
 best comes from another generator.
 
-    python -m data_pipelines.annotations.synthetic --out DIR --count 12      writes items to look at, or to copy the layout from
+`python -m launch.make_examples items` writes some to look at, or to copy the layout from.
 """
 
-import argparse
 import dataclasses
 import pathlib
 import tempfile
@@ -151,19 +150,3 @@ def _iou(a_N3: np.ndarray, b_N3: np.ndarray) -> float:
   for grid, voxels in zip(grids, (a_N3, b_N3), strict=True):
     grid[tuple(voxels.T)] = True
   return float((grids[0] & grids[1]).sum() / (grids[0] | grids[1]).sum())
-
-
-def main() -> None:
-  parser = argparse.ArgumentParser(description="Write synthetic annotated items.")
-  parser.add_argument("--out", type=pathlib.Path, required=True)
-  parser.add_argument("--count", type=int, default=12)
-  parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--image_size", type=int, default=160)
-  args = parser.parse_args()
-  config = SyntheticConfig(seed=args.seed, count=args.count, image_size=args.image_size)
-  for index in range(args.count):
-    write_item(args.out / f"{index:05d}", index, config)
-
-
-if __name__ == "__main__":
-  main()

@@ -7,16 +7,14 @@
     <anything else>.jpg               a photo by itself, in a folder that is no scene: a background
 
 Scenes lie at any depth. Where a photo has no point map, an estimator can make it: `depth_command`
-is run with {image} and {out} replaced by file names and has to write {out}, a .npz for
-pointmaps.py; its results are kept in `depth_cache`.
+is run with {image}, the upright photo as PNG, and {out} replaced by file names and has to write
+{out}, a .npz for pointmaps.py; its results are kept in `depth_cache`.
 """
 
 from collections.abc import Callable
 import dataclasses
 import hashlib
 import pathlib
-import shlex
-import subprocess
 
 import cv2
 import numpy as np
@@ -26,7 +24,7 @@ from data_pipelines.synth import procedural_scenes, sources
 from data_pipelines.synth.scene import Scene
 from data_pipelines.synth.sources import PROCEDURAL, Input
 from sam3d_jax.errors import ConfigError, InputError, Refused
-from sam3d_jax.files import atomic, images, photos, pointmaps
+from sam3d_jax.files import commands, images, photos, pointmaps
 from sam3d_jax.geometry import cameras
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -210,7 +208,7 @@ def _read_pointmap(config: PhotoConfig, item: Input, files: Files, photo: photos
   """
   path = files.pointmap
   if path is None and config.depth_command:
-    path = _estimated(config, item, files.image)
+    path = _estimated(config, item, photo)
   if path is None:
     return None, None
   intrinsics = None
@@ -248,27 +246,16 @@ def _read_pointmap(config: PhotoConfig, item: Input, files: Files, photo: photos
   return points, camera
 
 
-def _estimated(config: PhotoConfig, item: Input, image: pathlib.Path) -> pathlib.Path:
-  """The point map that `depth_command` makes of the photo, made once. Raises InputError if the
-  command fails.
-  """
-  out = pathlib.Path(config.depth_cache) / (
-    _digest(f"{config.depth_command} {item.identity}".encode()) + ".npz"
-  )
-  if out.is_file():
-    return out
+def _estimated(config: PhotoConfig, item: Input, photo: photos.Photo) -> pathlib.Path:
+  """The point map that `depth_command` makes of the photo, made once.
 
-  with atomic.write(out) as made:
-    words = [word.format(image=image, out=made) for word in shlex.split(config.depth_command)]
-    try:
-      subprocess.run(words, check=True, capture_output=True, text=True)
-      made.stat()
-    except (OSError, subprocess.CalledProcessError) as error:
-      said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-3:]
-      raise InputError(
-        f"photos.depth_command failed for {image}: {shlex.join(words)}: {' / '.join(said)}"
-      ) from error
-  return out
+  Raises InputError if the command fails.
+  """
+  estimator = commands.parse(config.depth_command, "photos.depth_command")
+  stem = _digest(f"{config.depth_command} {item.identity}".encode())
+  return estimator.make_once(
+    photo.image_HW3, pathlib.Path(config.depth_cache), stem, suffix=".npz", photo=str(photo.path)
+  )
 
 
 def _digest(data: bytes) -> str:

@@ -17,22 +17,17 @@ from collections.abc import Iterable
 import dataclasses
 import hashlib
 import pathlib
-import shlex
-import subprocess
-import tempfile
-
-from PIL import Image
 
 from launch.console.progress import Progress
 from sam3d_jax.errors import InputError
-from sam3d_jax.files import atomic, photos, pointmaps
+from sam3d_jax.files import commands, photos, pointmaps
 from sam3d_jax.files.photos import Photo
 from sam3d_jax.inference import placement
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MASK_SUFFIXES = (".png", ".npy", ".bmp", ".tif", ".tiff")
 SIDE_FILES = ("image", "labels", "pointmap", "depth", "intrinsics")
-MADE_POINTMAP = "pointmap.npz"  # in the result's folder, from --pointmap_command
+MADE_SUFFIX = ".npz"  # of the file that --pointmap_command is asked to write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,51 +200,22 @@ def make_pointmaps(jobs: Iterable[Job], command: str) -> list[Job]:
 
   Raises InputError: the command fails or writes nothing.
   """
-  jobs = list(jobs)
-  words = shlex.split(command)
-  if not any("{image}" in w for w in words) or not any("{out}" in w for w in words):
-    raise InputError(f"--pointmap_command {command!r} needs both {{image}} and {{out}}")
+  estimator = commands.parse(command, "--pointmap_command")
+  jobs, done = list(jobs), []
   with Progress(len(jobs), "point maps", "photos") as bar:
-    done = []
     for job in jobs:
-      done.append(
-        job
-        if job.pointmap is not None
-        else dataclasses.replace(job, pointmap=make_pointmap(job, words))
-      )
+      if job.pointmap is None:
+        job = dataclasses.replace(job, pointmap=make_pointmap(job, estimator))
+      done.append(job)
       bar.update()
   return done
 
 
-def make_pointmap(job: Job, words: list[str]) -> pathlib.Path:
-  """Runs the command for one photo; the file it made."""
+def make_pointmap(job: Job, estimator: commands.PhotoCommand) -> pathlib.Path:
+  """Runs the command for one photo; the file it made, now or earlier."""
   image = photos.read_photo(job.image).image_HW3
-  key = hashlib.sha256(image.tobytes() + repr((image.shape, words)).encode()).hexdigest()[:12]
-  kept = job.out / f"pointmap_{key}"
-  earlier = sorted(job.out.glob(f"{kept.name}*"))
-  if earlier:
-    return earlier[0]
-  with tempfile.TemporaryDirectory() as folder:
-    picture, target = pathlib.Path(folder) / "photo.png", pathlib.Path(folder) / MADE_POINTMAP
-    Image.fromarray(image).save(picture, compress_level=1)
-    run = [w.replace("{image}", str(picture)).replace("{out}", str(target)) for w in words]
-    try:
-      result = subprocess.run(run, capture_output=True, text=True, errors="replace")
-    except OSError as error:
-      raise InputError(
-        f"--pointmap_command: {run[0]} cannot be started ({error.strerror})"
-      ) from error
-    if result.returncode:
-      tail = "\n".join((result.stderr or result.stdout).strip().splitlines()[-5:])
-      raise InputError(
-        f"--pointmap_command: {shlex.join(run)} failed with code {result.returncode}:\n{tail}"
-      )
-    made = sorted(pathlib.Path(folder).glob("pointmap*"))
-    if len(made) != 1:
-      raise InputError(
-        f"--pointmap_command: {shlex.join(run)} wrote {len(made)} files {{out}}*; one is needed"
-      )
-    job.out.mkdir(parents=True, exist_ok=True)
-    kept = kept.with_name(kept.name + "".join(made[0].suffixes))
-    atomic.write_bytes(kept, made[0].read_bytes())
-    return kept
+  identity = repr((image.shape, list(estimator.words)))
+  key = hashlib.sha256(image.tobytes() + identity.encode()).hexdigest()[:12]
+  return estimator.make_once(
+    image, job.out, f"pointmap_{key}", suffix=MADE_SUFFIX, photo=str(job.image)
+  )

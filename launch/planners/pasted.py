@@ -18,6 +18,7 @@ from data_pipelines.synth import (
 )
 from data_pipelines.synth.lighting import LightConfig
 from sam3d_jax.errors import ConfigError
+from sam3d_jax.files import commands
 
 RULES = {
   "rp_3do_fo": flying.FlyingRules,
@@ -80,12 +81,8 @@ def check(c: ConfigDict) -> None:
     largest = {"box_percent": 50, "largest_turn_deg": 180}.get(field.name, 1)
     if not isinstance(value, tuple) and not 0 <= value <= largest:
       raise ConfigError(f"rules.{field.name} = {value}: it must lie between 0 and {largest}")
-  command = c.photos.depth_command
-  if command and not ("{image}" in command and "{out}" in command):
-    raise ConfigError(
-      f"photos.depth_command = {command!r} must contain {{image}} and {{out}}, which are replaced "
-      "by file names"
-    )
+  if c.photos.depth_command:
+    commands.parse(c.photos.depth_command, "photos.depth_command")
 
 
 def plan(c: ConfigDict) -> shard_jobs.Plan:

@@ -1,0 +1,96 @@
+"""Programs of the user's that make a file from a photo, given as `CMD {image} {out}`.
+
+`{image}` becomes the name of the photo, upright, as an RGB PNG, `{out}` the name of the file to
+write; a suffix that the program adds to it is fine. No shell is involved: the words are split as a
+shell would split them and handed to the program. A result is kept and made once.
+"""
+
+import dataclasses
+import pathlib
+import shlex
+import subprocess
+import tempfile
+
+import numpy as np
+from PIL import Image
+
+from sam3d_jax.errors import ConfigError, InputError
+from sam3d_jax.files import atomic
+
+PLACEHOLDERS = ("{image}", "{out}")
+SHOWN_LINES = 5  # of what a failed program said, the last ones
+
+
+@dataclasses.dataclass(frozen=True)
+class PhotoCommand:
+  """A command with its placeholders; `option` names the flag or key that it was given by."""
+
+  option: str
+  words: tuple[str, ...]
+
+  def make_once(
+    self, image_HW3: np.ndarray, folder: pathlib.Path, stem: str, *, suffix: str, photo: str
+  ) -> pathlib.Path:
+    """The file `folder/stem<suffix>...` that the program makes of a photo, or made earlier.
+
+    Args:
+      image_HW3: uint8, upright.
+      folder: where results are kept; made if it is not there.
+      stem: what tells this photo and this command from all others.
+      suffix: of `{out}`; what the program appends to that name is kept.
+      photo: names the photo in messages.
+
+    Raises:
+      InputError: the program cannot be started, fails, or writes no file or several.
+    """
+    earlier = sorted(folder.glob(f"{stem}.*"))
+    if earlier:
+      return earlier[0]
+    with tempfile.TemporaryDirectory() as scratch:
+      picture = pathlib.Path(scratch) / "photo.png"
+      target = pathlib.Path(scratch) / f"out{suffix}"
+      Image.fromarray(image_HW3).save(picture, compress_level=1)
+      self._run(picture, target, photo)
+      made = sorted(pathlib.Path(scratch).glob("out*"))
+      if len(made) != 1:
+        raise InputError(
+          f"{self.option} for {photo}: {shlex.join(self.words)} wrote {len(made)} files {{out}}*; "
+          "one is needed"
+        )
+      kept = folder / (stem + "".join(made[0].suffixes))
+      atomic.write_bytes(kept, made[0].read_bytes())
+    return kept
+
+  def _run(self, picture: pathlib.Path, target: pathlib.Path, photo: str) -> None:
+    """Runs the program; raises InputError with what it said if it fails."""
+    filled = []
+    for word in self.words:
+      filled.append(word.replace("{image}", str(picture)).replace("{out}", str(target)))
+    try:
+      result = subprocess.run(filled, capture_output=True, text=True, errors="replace")
+    except OSError as error:
+      raise InputError(
+        f"{self.option}: {filled[0]} cannot be started ({error.strerror})"
+      ) from error
+    if result.returncode:
+      said = (result.stderr or result.stdout).strip().splitlines()
+      tail = "\n".join(said[-SHOWN_LINES:])
+      raise InputError(
+        f"{self.option} failed with code {result.returncode} for {photo}: {shlex.join(filled)}:\n"
+        f"{tail}"
+      )
+
+
+def parse(template: str, option: str) -> PhotoCommand:
+  """The command of a template. Raises ConfigError if a placeholder is missing."""
+  try:
+    words = tuple(shlex.split(template))
+  except ValueError as error:
+    raise ConfigError(f"{option} = {template!r}: cannot be split into words ({error})") from error
+  for placeholder in PLACEHOLDERS:
+    if not any(placeholder in word for word in words):
+      raise ConfigError(
+        f"{option} = {template!r} must contain {' and '.join(PLACEHOLDERS)}, which are replaced by "
+        "file names"
+      )
+  return PhotoCommand(option, words)
