@@ -2,6 +2,7 @@
 
     python -m launch.make_examples objects --out MESHES --count 40     procedural objects, GLB files
     python -m launch.make_examples rooms --out PHOTOS --count 8        rooms, a folder of photos
+    python -m launch.make_examples items --out ITEMS --count 12        annotated photos
     python -m launch.make_examples benchmark --name procedural_2       searches a new benchmark
 
 Nothing is downloaded, and what is written is a pure function of kind, seed and number. Folders can
@@ -57,9 +58,19 @@ def write_rooms(spec: ExamplesSpec) -> None:
     procedural_scenes.write_room(spec.out / f"room-{index}", room)
 
 
+def write_items(spec: ExamplesSpec) -> None:
+  """Annotated photos with candidates and choices; their annotation.json shows every key."""
+  from data_pipelines.annotations import synthetic
+
+  config = synthetic.SyntheticConfig(seed=spec.seed, count=spec.count, image_size=spec.image_size)
+  for index in range(spec.count):
+    synthetic.write_item(spec.out / f"{index:05d}", index, config)
+
+
 KINDS = {
   "objects": Kind("procedural objects as GLB files", 19, 0, write_objects),
   "rooms": Kind("rooms in the layout of a photo folder", 8, 518, write_rooms),
+  "items": Kind("annotated photos, a folder an item", 12, 160, write_items),
 }
 BENCHMARK_SEED = 20_251_120
 BENCHMARK_OBJECTS = 57  # three of each family

@@ -2,6 +2,7 @@
 
 import pytest
 
+from data_pipelines.annotations import layout
 from data_pipelines.synth import assets, scenes
 from launch import make_examples
 from launch.console import cli
@@ -20,6 +21,14 @@ def test_rooms_are_written_in_the_layout_of_a_photo_folder(tmp_path):
   assert {"image.png", "0.png", "pointmap.npz"} <= {f.name for f in (tmp_path / "room-0").iterdir()}
   found = scenes.list_scenes(scenes.PhotoConfig(source=str(tmp_path)))
   assert [scene.name for scene in found] == ["room-0/image.png"]
+
+
+def test_items_are_written_as_the_builders_of_annotations_read_them(tmp_path):
+  flags = ["items", "--out", str(tmp_path), "--count", "2", "--image_size", "64"]
+  assert make_examples.main(flags) == 0
+  files = layout.find(tmp_path)
+  assert [file.parent.name for file in files] == ["00000", "00001"]
+  assert all(layout.read(file).best is not None for file in files)
 
 
 @pytest.mark.parametrize(
