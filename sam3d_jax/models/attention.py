@@ -11,7 +11,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from sam3d_jax.sharding.mesh import target_platform
+from sam3d_jax.models.platform import target_platform
 
 BACKENDS = ("auto", "xla", "cudnn", "splash")
 SAVED_NAME = "attention_out"  # tags what `keep_attention` keeps

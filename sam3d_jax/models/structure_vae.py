@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sam3d_jax.models.layers import LayerNorm
-from sam3d_jax.sharding.mesh import target_platform
+from sam3d_jax.models.platform import target_platform
 
 NORM_EPS = 1e-5
 PACKED_PRODUCT = 8  # C_in * C_out up to which packing makes a convolution faster on a CPU

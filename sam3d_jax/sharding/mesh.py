@@ -32,14 +32,6 @@ class MeshConfig:
   dcn_data: int = 1
 
 
-def target_platform() -> str:
-  """The platform that is compiled for: that of the ambient mesh's devices, without a mesh the
-  default backend's.
-  """
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return jax.default_backend() if device is None else device.platform
-
-
 def axis_sizes(cfg: MeshConfig, device_count: int) -> dict[str, int]:
   """Resolves -1 and checks that the axes multiply to the number of devices. Raises ConfigError
   naming the keys.
