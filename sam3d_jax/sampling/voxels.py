@@ -34,12 +34,21 @@ def surface(coords_V3: np.ndarray, distance: int = 1) -> np.ndarray:
 
 
 def halve(coords_V3: np.ndarray) -> np.ndarray:
-  """Shrinks the occupied box by 1/2 about its centre, rounding half to even, and merges voxels that
-  meet; sorted rows.
+  """Shrinks the occupied box to half its extents about its centre and merges voxels that meet.
+
+  The published arithmetic: along an axis that holds n voxels from first to last, coordinates are
+  scaled by (n / 2 - 1) / (n - 1), rounded half to even, and clamped to the target bounds, whose
+  fractions are cut off. Returns sorted rows.
   """
   x = np.asarray(coords_V3, np.float32)
-  centre = (x.min(0) + x.max(0)) / 2
-  return np.unique(np.round((x - centre) / 2 + centre).astype(np.int32), axis=0)
+  low, high = x.min(0), x.max(0)
+  centre = (low + high) / 2
+  extent = high - low + 1
+  target = np.maximum(extent / 2 - 1, 0)  # from first to last; an axis of one voxel stays where it is
+  moved = np.round((x - centre) * target / np.maximum(extent - 1, 1) + centre)
+  reach = target / 2
+  bounds = np.trunc(centre - reach), np.trunc(centre + reach)
+  return np.unique(np.clip(moved, *bounds).astype(np.int32), axis=0)
 
 
 def active_voxels(

@@ -268,10 +268,23 @@ def test_voxels_at_the_border_of_the_grid_are_surface():
   assert voxels.surface(np.zeros((0, 3), np.int32)).shape == (0, 3)
 
 
-def test_halving_rounds_half_to_even_about_the_centre_of_the_box():
+def test_halving_scales_the_span_of_a_box_and_cuts_off_what_lies_beyond_half_of_it():
   coords = np.asarray([[0, 0, 0], [1, 0, 0], [5, 0, 0], [8, 0, 0]])
-  # 2, 2.5, 4.5 and 6 around the centre 4
-  np.testing.assert_array_equal(voxels.halve(coords)[:, 0], [2, 4, 6])
+  # 9 voxels: 3.5 / 8 about the centre 4 gives 2.25, 2.69, 4.44, 5.75; half the box is 2.25 to 5.75
+  np.testing.assert_array_equal(voxels.halve(coords)[:, 0], [2, 3, 4, 5])
+
+
+@pytest.mark.parametrize("first", (0, 1, 5))
+def test_halving_a_box_of_a_multiple_of_four_is_scaling_by_a_half(first):
+  for count in (4, 12, 16, 32):
+    coords = np.stack([np.arange(first, first + count)] * 3, axis=1)
+    centre = first + (count - 1) / 2
+    plain = np.unique(np.round((coords - centre) / 2 + centre).astype(int), axis=0)
+    np.testing.assert_array_equal(voxels.halve(coords), plain)
+
+
+def test_a_single_voxel_stays_where_it_is():
+  np.testing.assert_array_equal(voxels.halve(np.array([[3, 0, 7]])), [[3, 0, 7]])
 
 
 def test_too_many_voxels_are_halved_once_and_the_factor_tells():
