@@ -184,6 +184,8 @@ def geometry_model() -> ConfigDict:
   m.condition.pointmap = ConfigDict()
   m.condition.pointmap.width = 512  # of a window's tokens
   m.condition.pointmap.input_size = 256  # pixels
+  # point maps are resized to the images' size and then to input_size, as published; False: at once
+  m.condition.pointmap.resize_twice = True
   m.condition.pointmap.patch = 8  # pixels a side of a window
   m.condition.pointmap.heads = 16  # of its one block
   m.condition.pointmap.mlp_ratio = 2.0  # of its one block

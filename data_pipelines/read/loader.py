@@ -331,7 +331,9 @@ def from_config(
   }
   sources = {name: entry for name, entry in sources.items() if entry["weight"] != 0}
   if kind != "structure":
+    pointmap = model_config.condition.pointmap
     settings |= {
+      "resize_twice": pointmap is None or pointmap.resize_twice,
       "streams": tuple(model_config.condition.streams),
       "latents": latents,
       "shape_resolution": model_config.flow.shape_resolution,

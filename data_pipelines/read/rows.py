@@ -28,7 +28,8 @@ class SampleConfig:
   """What a row holds.
 
   image_size, pointmap_size: pixels a side of the images and masks, and of the point maps, that are
-  delivered. resolution: voxels a side of the occupancy grid, a divisor of 64. streams: fields of
+  delivered. resolution: voxels a side of the occupancy grid, a divisor of 64. resize_twice: point
+  maps are resized by way of image_size, as published. streams: fields of
   Conditioning to deliver.  latents: of `sam3d_jax.batch.LATENTS`, those to learn; the others are
   delivered as absent, because the model has a place for each. shape_resolution, latent_channels: of
   the structure latents in the records. autoencoder: digest that every structure latent must carry;
@@ -39,6 +40,7 @@ class SampleConfig:
   image_size: int = 518
   pointmap_size: int = 256
   resolution: int = 64
+  resize_twice: bool = True
   streams: tuple[str, ...] = STREAMS
   latents: tuple[str, ...] = LATENTS
   shape_resolution: int = 16
@@ -161,6 +163,7 @@ def condition(example: schema.Example, config: SampleConfig, rng: np.random.Gene
       pointmap,
       image_size=config.image_size,
       pointmap_size=config.pointmap_size,
+      resize_twice=config.resize_twice,
       streams=streams,
       **crop,
     )

@@ -167,6 +167,7 @@ def prepare(
       photo.pointmap_HW3,
       image_size=row.image_size,
       pointmap_size=row.pointmap_size,
+      resize_twice=row.resize_twice,
       streams=streams,
     )
   except preprocessing.MaskError as error:

@@ -220,6 +220,7 @@ def condition(predictor: Predictor, item: Item) -> dict[str, np.ndarray]:
       item.pointmap_HW3,
       image_size=row.image_size,
       pointmap_size=row.pointmap_size,
+      resize_twice=row.resize_twice,
       streams=streams,
     )
   except (preprocessing.MaskError, normalisers.NoValidPoints) as error:

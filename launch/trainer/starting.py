@@ -77,6 +77,23 @@ def run_once(fn, shardings, *args):
   return jax.jit(fn, out_shardings=shardings).lower(*args).compile(compiler_options=options)(*args)
 
 
+def keep_recorded_resizes(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Lets a run that began before `resize_twice` was a key go on with what it began with."""
+  from sam3d_jax.training import checkpoint
+
+  if config.model.name != "geometry" or config.model.condition.pointmap is None:
+    return
+  if not checkpoint.steps(workdir):
+    return
+  recorded = checkpoint.read_meta(workdir)["config"]["model"]["condition"]["pointmap"]
+  if recorded is not None and "resize_twice" not in recorded:
+    config.model.condition.pointmap.resize_twice = False
+    print(
+      f"{workdir} was started with point maps resized in one step and goes on so "
+      "(model.condition.pointmap.resize_twice = False)"
+    )
+
+
 RESUMABLE_CHANGES = (
   "steps",
   "checkpoint",
@@ -102,6 +119,8 @@ def check_same_run(before: dict, config: ConfigDict, workdir: pathlib.Path) -> N
     ("data", "workers"),
   }
   for key, old, new in differences(before, now):
+    if old is None and key[-1] == "resize_twice":
+      continue  # not a key when the run began: see keep_recorded_resizes
     if (
       key[0] in RESUMABLE_CHANGES
       or key[:2] in performance

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace, *, stages: tuple[str, ...]) -> int:
     workdir = prepare_workdir(args.workdir)
     ledger = Ledger(workdir / "goodput.jsonl")
     hosts.connect(args)
+    starting.keep_recorded_resizes(config, workdir)
     hosts.check_same_config(config)
     setup = Setup(config, workdir)
     print(plan.text(setup), flush=True)

@@ -152,9 +152,17 @@ def _gather(array, index, axis: int):
   return np.take(array, index, axis=axis)
 
 
-def resize_nearest(array, window: Window, size: int, **fills):
-  """The window resized to size x size by nearest neighbour; fills as in `cut`."""
-  return cut(array, window, nearest_index(window.side, size), **fills)
+def resize_nearest(array, window: Window, size: int, *, through: int | None = None, **fills):
+  """The window resized to size x size by nearest neighbour; fills as in `cut`.
+
+  through: a size in between that it is resized to first. The two resizes are one reading: their
+  index maps are composed, and the picture in between is never made.
+  """
+  if through is None:
+    index = nearest_index(window.side, size)
+  else:
+    index = nearest_index(window.side, through)[nearest_index(through, size)]
+  return cut(array, window, index, **fills)
 
 
 def resize_image(image_HWC, window: Window, size: int, *, interpolation: str = "bilinear"):
@@ -244,6 +252,7 @@ def preprocess(
   image_size: int,
   pointmap_size: int,
   streams: tuple[str, ...],
+  resize_twice: bool = True,
   normalise_pointmap: bool = True,
   normaliser: Normaliser = ObjectCentric(),
   box_factor: float = BOX_FACTOR,
@@ -264,6 +273,8 @@ def preprocess(
     image_size: side of the image and mask streams.
     pointmap_size: side of the point-map streams.
     streams: which fields of sam3d_jax.batch.Conditioning to make.
+    resize_twice: point maps are resized to image_size and from there to pointmap_size, as published
+    (other source pixels than in one resize).
     normalise_pointmap: give the point maps in the normaliser's units; the scale and shift are
     computed either way.
     normaliser: see sam3d_jax/geometry/normalisers.py.
@@ -299,19 +310,23 @@ def preprocess(
   pointmap_HW3 = pointmap_HW3.astype(np.float32, copy=False)
   moments = normaliser.scale_shift(pointmap_HW3, mask_HW)
   convert = lambda points: normaliser.apply(points, moments) if normalise_pointmap else points
+  through = image_size if resize_twice else None
   if "pointmap" in streams:
     fills = {"outside": pointmap_fill, "beyond_box": np.nan}
     if pointmap_HW3.shape[:2] == mask_HW.shape:
-      out["pointmap"] = resize_nearest(pointmap_HW3, crop, pointmap_size, convert=convert, **fills)
+      out["pointmap"] = resize_nearest(
+        pointmap_HW3, crop, pointmap_size, through=through, convert=convert, **fills
+      )
     else:  # resampled to the photo's pixels after normalisation: unknown points count as zero there
       enlarges = all(n <= m for n, m in zip(pointmap_HW3.shape, mask_HW.shape, strict=False))
       resampled = (Enlarged if enlarges else resize_pointmap)(convert(pointmap_HW3), mask_HW.shape)
-      out["pointmap"] = resize_nearest(resampled, crop, pointmap_size, **fills)
+      out["pointmap"] = resize_nearest(resampled, crop, pointmap_size, through=through, **fills)
   if "rgb_pointmap" in streams:
     out["rgb_pointmap"] = resize_nearest(
       pointmap_HW3,
       square_window(*pointmap_HW3.shape[:2]),
       pointmap_size,
+      through=through,
       convert=convert,
       outside=pointmap_fill,
       beyond_box=pointmap_fill,

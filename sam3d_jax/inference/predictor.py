@@ -152,6 +152,7 @@ def row_config(model: ConfigDict) -> SampleConfig:
   return SampleConfig(
     image_size=cfg.condition.dino.input_size,
     pointmap_size=pointmap.input_size if pointmap else 256,
+    resize_twice=pointmap is None or pointmap.resize_twice,
     streams=tuple(cfg.condition.streams),
     shape_resolution=cfg.flow.shape_resolution,
     latent_channels=cfg.flow.latent_channels,

@@ -24,6 +24,8 @@ class PointmapConfig:
 
   width: int = 512
   input_size: int = 256  # point maps are resized to this side (nearest)
+  # to the images' size first and from there to input_size, as published; the host does both
+  resize_twice: bool = True
   patch: int = 8  # window side
   heads: int = 16
   mlp_ratio: float = 2.0

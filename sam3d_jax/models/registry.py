@@ -14,15 +14,19 @@ from sam3d_jax.models.geometry import GeometryConfig, GeometryModel
 from sam3d_jax.models.geometry_flow import GeometryFlowConfig
 from sam3d_jax.models.structure_vae import StructureVAE, StructureVAEConfig
 
+# Keys of model.condition.pointmap that configurations recorded in older checkpoints lack, with what
+# their models were trained with.
+WHEN_ABSENT = {"resize_twice": False}
+
 
 def geometry_config(model: ConfigDict) -> GeometryConfig:
   """The typed configuration of a Geometry model."""
   condition = dict(model.condition.to_dict())
   dino = _typed(DinoConfig, condition.pop("dino"), "model.condition.dino")
   pointmap = condition.pop("pointmap")
-  pointmap = (
-    None if pointmap is None else _typed(PointmapConfig, pointmap, "model.condition.pointmap")
-  )
+  if pointmap is not None:
+    pointmap = {**WHEN_ABSENT, **pointmap}
+    pointmap = _typed(PointmapConfig, pointmap, "model.condition.pointmap")
   return GeometryConfig(
     flow=_typed(GeometryFlowConfig, model.flow.to_dict(), "model.flow"),
     condition=_typed(

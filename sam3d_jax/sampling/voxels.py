@@ -44,7 +44,8 @@ def halve(coords_V3: np.ndarray) -> np.ndarray:
   low, high = x.min(0), x.max(0)
   centre = (low + high) / 2
   extent = high - low + 1
-  target = np.maximum(extent / 2 - 1, 0)  # from first to last; an axis of one voxel stays where it is
+  # from the first to the last voxel; an axis of one voxel stays where it is
+  target = np.maximum(extent / 2 - 1, 0)
   moved = np.round((x - centre) * target / np.maximum(extent - 1, 1) + centre)
   reach = target / 2
   bounds = np.trunc(centre - reach), np.trunc(centre + reach)

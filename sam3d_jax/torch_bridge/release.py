@@ -355,6 +355,9 @@ def read_release(folder: str | pathlib.Path) -> Release:
     raise InputError(f"{folder} is no release folder: it has no ss_generator.yaml")
   generator = _read_yaml(generator_file)
   geometry = release_yaml.geometry_section(generator, str(generator_file))
+  if geometry["condition"]["pointmap"] is not None:
+    twice = release_yaml.resizes_twice(pipeline, geometry)
+    geometry["condition"]["pointmap"]["resize_twice"] = twice
   vae = None
   if (folder / "ss_decoder.yaml").is_file():
     vae = release_yaml.structure_vae_section(

@@ -237,12 +237,12 @@ def pipeline_yaml(
   folder that parts were taken over from, whose settings for the second stage, depth model and
   preprocessing are kept.
   """
-  size = cfg.condition.dino.input_size
+  prepared = preprocessor(cfg.condition.dino.input_size, pointmap_side(cfg))
   out = {
     "dtype": "float16" if half else "bfloat16",
     "version": "sam3d_jax",
     "ss_condition_input_mapping": [],
-    "ss_preprocessor": preprocessor(size),
+    "ss_preprocessor": prepared,
     "pose_decoder_name": "ScaleShiftInvariant",
     "downsample_ss_dist": 1,
     "depth_model": {
@@ -259,7 +259,7 @@ def pipeline_yaml(
   for part, file in files.items():
     out |= {f"{part}_config_path": f"{part}.yaml", f"{part}_ckpt_path": file}
   return out | {
-    "ss_preprocessor": preprocessor(size),
+    "ss_preprocessor": prepared,
     "ss_inference_steps": sampler["steps"],
     "ss_rescale_t": sampler["rescale_t"],
     "ss_cfg_strength": sampler["guidance"],
@@ -267,9 +267,30 @@ def pipeline_yaml(
   }
 
 
-def preprocessor(size: int) -> dict:
-  """How the published pipeline prepares photo, mask and point map: crop around the mask with
-  margin, pad to a square, resize.
+def pointmap_side(cfg: GeometryConfig) -> int:
+  """Side to which the published preprocessor resizes point maps, before their encoder does.
+
+  The images' side, as published; a model that was trained without that step gets point maps which
+  its encoder's resize leaves as they are.
+  """
+  pointmap = cfg.condition.pointmap
+  once = pointmap is not None and not pointmap.resize_twice
+  return pointmap.input_size if once else cfg.condition.dino.input_size
+
+
+def resizes_twice(pipeline: Mapping[str, Any] | None, geometry: Mapping[str, Any]) -> bool:
+  """Whether a pipeline.yaml resizes point maps to another side than their encoder does."""
+  transform = ((pipeline or {}).get("ss_preprocessor") or {}).get("pointmap_transform") or {}
+  steps = [step for step in transform.get("transforms", ()) if isinstance(step, Mapping)]
+  sides = [step["size"] for step in steps if "size" in step]
+  images = geometry["condition"]["dino"]["input_size"]
+  return not sides or sides[-1] == images
+
+
+def preprocessor(size: int, pointmap_side: int) -> dict:
+  """How the published pipeline prepares photo, mask and point map.
+
+  Crop around the mask with margin, pad to a square, resize to `size`, point maps to `pointmap_side`.
   """
   crop = {
     "_partial_": True,
@@ -283,19 +304,17 @@ def preprocessor(size: int) -> dict:
   }
   pad = {"_partial_": True, "_target_": DATASET + "img_processing.pad_to_square_centered"}
 
-  def compose(**resize) -> dict:
-    return {
-      "_target_": "torchvision.transforms.Compose",
-      "transforms": [pad, {"_target_": "torchvision.transforms.Resize", "size": size, **resize}],
-    }
+  def compose(size: int, **options) -> dict:
+    resize = {"_target_": "torchvision.transforms.Resize", "size": size, **options}
+    return {"_target_": "torchvision.transforms.Compose", "transforms": [pad, resize]}
 
   return {
     "_target_": DATASET + "preprocessor.PreProcessor",
     "img_mask_joint_transform": [],
     "img_mask_pointmap_joint_transform": [same, crop],
-    "img_transform": compose(),
-    "mask_transform": compose(interpolation=0),
-    "pointmap_transform": compose(interpolation=0),
+    "img_transform": compose(size),
+    "mask_transform": compose(size, interpolation=0),
+    "pointmap_transform": compose(pointmap_side, interpolation=0),
     "normalize_pointmap": True,
     "pointmap_normalizer": {
       "_target_": DATASET + "img_and_mask_transforms.ObjectCentricSSI",

@@ -158,7 +158,7 @@ def test_augmentations_are_set_by_the_training_configuration_and_off_in_evaluati
   ]
   chosen = cli.load_config(str(path), overrides)
   model = types.SimpleNamespace(
-    condition=types.SimpleNamespace(streams=("image",)),
+    condition=types.SimpleNamespace(streams=("image",), pointmap=None),
     flow=types.SimpleNamespace(shape_resolution=4, latent_channels=8),
   )
   read = lambda **how: loader.from_config(

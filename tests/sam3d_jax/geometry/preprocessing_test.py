@@ -9,6 +9,7 @@ import pytest
 from data_pipelines.read import augment
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.geometry import normalisers, preprocessing
+from sam3d_jax.geometry.grids import nearest_index
 
 RNG = np.random.default_rng(3)
 STREAMS = ("image", "mask", "rgb_image", "rgb_image_mask", "pointmap", "rgb_pointmap")
@@ -188,6 +189,15 @@ def test_point_maps_of_another_size_are_brought_to_the_photo_and_keep_their_gaps
   assert np.isnan(out["rgb_pointmap"]).any() and np.isfinite(out["pointmap"]).any()
   resized = preprocessing.resize_pointmap(POINTS[::2, ::2], (40, 56))
   assert np.isnan(resized[:4]).all() and np.isfinite(resized[4:]).all()
+
+
+def test_a_point_map_is_resized_to_the_images_size_and_from_there_to_its_own():
+  twice, once = preprocess(), preprocess(resize_twice=False)
+  between = preprocess(resize_twice=False, pointmap_size=SIZES["image_size"])
+  index = nearest_index(SIZES["image_size"], SIZES["pointmap_size"])
+  for name in ("pointmap", "rgb_pointmap"):
+    np.testing.assert_array_equal(twice[name], between[name][index][:, index])
+    assert not np.array_equal(twice[name], once[name], equal_nan=True)
 
 
 def test_half_precision_point_maps_are_computed_in_single_precision():

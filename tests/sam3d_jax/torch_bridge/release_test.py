@@ -231,6 +231,18 @@ def test_the_sidecar_says_where_everything_comes_from(runs):
   )
 
 
+@pytest.mark.parametrize("twice", (True, False))
+def test_a_pipeline_says_whether_point_maps_are_resized_twice(twice):
+  model = base.geometry_model()
+  model.condition.pointmap.resize_twice = twice
+  cfg = registry.typed_config(model)
+  tree = release_yaml.pipeline_yaml(
+    cfg, {}, sampler=base.sampler().to_dict(), half=False, base=None
+  )
+  assert release_yaml.resizes_twice(tree, model.to_dict()) == twice
+  assert release_yaml.resizes_twice(None, model.to_dict())
+
+
 def test_every_yaml_reads_back_as_the_configuration_it_was_written_from():
   full, small = base.geometry_model(), tiny_model()
   crop = base.geometry_model()
@@ -258,7 +270,8 @@ def test_every_yaml_reads_back_as_the_configuration_it_was_written_from():
       if written is None:
         assert got is None
         continue
-      fixed = {"heads", "mlp_ratio"} if section == "pointmap" else set()  # of the published encoder
+      # the published encoder's own, and the preprocessor's, which stands in pipeline.yaml
+      fixed = {"heads", "mlp_ratio", "resize_twice"} if section == "pointmap" else set()
       for key in set(written.keys()) - compute - fixed - {"dino", "pointmap", "streams"}:
         assert got[key] == written[key], (section, key)
     assert set(back["condition"]["streams"]) == set(model.condition.streams)
