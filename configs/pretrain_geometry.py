@@ -1,14 +1,16 @@
-"""Geometry model, pre-training on isolated objects (arXiv 2511.16624, table of training stages,
-first row).
+r"""Geometry model, pre-training on isolated objects.
 
-    python -m launch.pretrain --config configs/pretrain_geometry.py --workdir DIR --config.data.mixture.iso_3do.path=DATA \
-        --config.init_from=IMPORTED_DINOV2
+    python -m launch.pretrain --config configs/pretrain_geometry.py --workdir DIR \
+        --config.data.mixture.iso_3do.path=DATA --config.init_from=IMPORTED_DINOV2
 
-The published run: Iso-3DO (2.7 M meshes, 24 views each), conditioned on the crop and its mask, 512
-A100, 6 samples each, 200 epochs over meshes, shape weight 1 and rotation weight 0.1. The image
-encoders are frozen. Compiled for v5p:8x8x8 (512 chips): 38.0 of 95.7 GiB a chip. Cost at 20.8 TFLOP
-a sample: 541 M samples, 17 000 v5p or 7 900 H200 chip-hours at 40 % MFU. `:tiny` is the
-quickstart's model, trained from scratch, encoders included; it needs no pre-trained weights.
+The published run (arXiv 2511.16624, table of training stages, first row): Iso-3DO (2.7 M meshes, 24
+views each), conditioned on the crop and its mask, 512 A100, 6 samples each, 200 epochs over meshes,
+shape weight 1 and rotation weight 0.1. The image encoders are frozen.
+Compiled for v5p:8x8x8 (512 chips): 38.0 of 95.7 GiB a chip.
+Cost at 20.8 TFLOP a sample: 541 M samples, 17 000 v5p or 7 900 H200 chip-hours at 40 % MFU.
+
+`:tiny` is the quickstart's model, trained from scratch, encoders included; it needs no pre-trained
+weights. docs/quickstart.md says what it reaches.
 """
 
 from ml_collections import ConfigDict
@@ -32,56 +34,75 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def tiny(c: ConfigDict) -> None:
-  flow, condition = c.model.flow, c.model.condition
-  flow.width, flow.depth, flow.heads, flow.cond_width = 96, 3, 4, 96
-  flow.shape_resolution, flow.dtype, flow.remat = 4, "float32", "none"
-  condition.width, condition.hidden_multiplier, condition.dtype, condition.pointmap = (
-    96,
-    2.0,
-    "float32",
-    None,
-  )
-  dino = condition.dino
+  flow = c.model.flow
+  flow.width = 96
+  flow.depth = 3
+  flow.heads = 4
+  flow.cond_width = 96
+  flow.shape_resolution = 4
+  flow.dtype = "float32"
+  flow.remat = "none"
+
+  condition = c.model.condition
+  condition.width = 96
+  condition.hidden_multiplier = 2.0
+  condition.dtype = "float32"
+  condition.pointmap = None  # no point maps before mid-training on scenes
+
   # Four large patches: an encoder that starts from nothing does not learn in minutes to put 64
   # small ones together (docs/quickstart.md).
-  dino.width, dino.depth, dino.heads, dino.patch, dino.image_size, dino.input_size, dino.dtype = (
-    96,
-    1,
-    4,
-    16,
-    32,
-    32,
-    "float32",
-  )
-  c.optim.frozen = ""
-  c.data.image_size, c.data.resolution, c.data.cache_mb, c.data.threads = 64, 32, 500, 2
-  c.steps, c.batch_size = 4000, 16
-  c.optim.lr, c.optim.warmup_steps, c.optim.schedule, c.optim.ema = 2e-3, 100, "cosine", (0.995,)
+  dino = condition.dino
+  dino.width = 96
+  dino.depth = 1
+  dino.heads = 4
+  dino.patch = 16
+  dino.image_size = 32
+  dino.input_size = 32
+  dino.dtype = "float32"
+  c.optim.frozen = ""  # the encoder is trained too
+
+  c.data.image_size = 64
+  c.data.resolution = 32
+  c.data.cache_mb = 500
+  c.data.threads = 2
+  c.steps = 4000
+  c.batch_size = 16
+  c.optim.lr = 2e-3
+  c.optim.warmup_steps = 100
+  c.optim.schedule = "cosine"
+  c.optim.ema = (0.995,)
   c.optim.b2 = 0.99  # a short run cannot wait for a long memory
-  c.checkpoint.every, c.eval.every, c.log.every = 500, 2000, 25
+  c.checkpoint.every = 500
+  c.eval.every = 2000
+  c.log.every = 25
   c.sampler.guidance = 2.0
 
 
 def fake(c: ConfigDict) -> None:
   tiny(c)
   c.data.kind = "fake"
-  flow, dino = c.model.flow, c.model.condition.dino
-  flow.width, flow.depth, flow.heads, flow.cond_width, flow.shape_resolution = 16, 2, 2, 16, 2
-  (
-    c.model.condition.width,
-    dino.width,
-    dino.depth,
-    dino.heads,
-    dino.patch,
-    dino.image_size,
-    dino.input_size,
-  ) = 16, 16, 2, 2, 8, 16, 16
-  c.data.image_size, c.data.resolution = 16, 8
-  c.steps, c.batch_size, c.checkpoint.every, c.eval.every, c.eval.batches, c.log.every = (
-    8,
-    8,
-    4,
-    4,
-    1,
-    2,
-  )
+
+  flow = c.model.flow
+  flow.width = 16
+  flow.depth = 2
+  flow.heads = 2
+  flow.cond_width = 16
+  flow.shape_resolution = 2
+
+  c.model.condition.width = 16
+  dino = c.model.condition.dino
+  dino.width = 16
+  dino.depth = 2
+  dino.heads = 2
+  dino.patch = 8
+  dino.image_size = 16
+  dino.input_size = 16
+
+  c.data.image_size = 16
+  c.data.resolution = 8
+  c.steps = 8
+  c.batch_size = 8
+  c.checkpoint.every = 4
+  c.eval.every = 4
+  c.eval.batches = 1
+  c.log.every = 2

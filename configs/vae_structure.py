@@ -1,8 +1,10 @@
-"""Sparse-structure VAE: 64^3 surface occupancy <-> 16^3 x 8 latents.
+r"""Sparse-structure VAE: 64^3 surface occupancy <-> 16^3 x 8 latents.
 
-    python -m launch.train_vae --config configs/vae_structure.py --workdir DIR --config.data.mixture.iso_3do.path=DATA
+    python -m launch.train_vae --config configs/vae_structure.py --workdir DIR \
+        --config.data.mixture.iso_3do.path=DATA
 
-Compiled for v5p:4x4x4 (64 chips, 4 samples each): 9.2 of 95.7 GiB a chip. 4.4 TFLOP a sample.
+Compiled for v5p:4x4x4 (64 chips, 4 samples each): 9.2 of 95.7 GiB a chip.
+Cost: 4.4 TFLOP a sample.
 
 `:tiny` (32^3 <-> 4^3 x 8, two CPU cores, 1 500 steps) reaches a held-out IoU of 0.58 on the
 procedural objects of the quickstart.
@@ -25,30 +27,35 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def tiny(c: ConfigDict) -> None:
-  c.model.resolution, c.model.channels, c.model.res_blocks, c.model.middle_blocks = (
-    32,
-    (4, 16, 32, 128),
-    0,
-    1,
-  )
-  c.data.resolution, c.data.cache_mb = 32, 500
+  c.model.resolution = 32
+  c.model.channels = (4, 16, 32, 128)
+  c.model.res_blocks = 0
+  c.model.middle_blocks = 1
+  c.data.resolution = 32
+  c.data.cache_mb = 500
   c.data.threads = 2
   # a narrow bottleneck: fewer details, latents that a small flow model can predict
   c.objective.kl_weight = 3e-2
-  c.steps, c.batch_size = 1500, 4
-  c.optim.lr, c.optim.warmup_steps, c.optim.schedule, c.optim.ema = 3e-3, 20, "cosine", (0.98,)
-  c.checkpoint.every, c.eval.every, c.log.every = 500, 1500, 50
+  c.steps = 1500
+  c.batch_size = 4
+  c.optim.lr = 3e-3
+  c.optim.warmup_steps = 20
+  c.optim.schedule = "cosine"
+  c.optim.ema = (0.98,)  # the average has to follow a short run
+  c.checkpoint.every = 500
+  c.eval.every = 1500
+  c.log.every = 50
 
 
 def fake(c: ConfigDict) -> None:
   tiny(c)
   c.data.kind = "fake"
-  c.model.resolution, c.data.resolution, c.model.channels = 16, 16, (4, 8)
-  c.steps, c.batch_size, c.checkpoint.every, c.eval.every, c.eval.batches, c.log.every = (
-    8,
-    8,
-    4,
-    4,
-    1,
-    2,
-  )
+  c.model.resolution = 16
+  c.model.channels = (4, 8)
+  c.data.resolution = 16
+  c.steps = 8
+  c.batch_size = 8
+  c.checkpoint.every = 4
+  c.eval.every = 4
+  c.eval.batches = 1
+  c.log.every = 2
