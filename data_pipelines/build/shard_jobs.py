@@ -44,11 +44,15 @@ class Quarantined:
 
 
 class Refusals:
-  """What a shard turned down. Called with a Quarantined it notes a bad input."""
+  """What a shard turned down. Called with a Quarantined it notes a bad input.
+
+  notes: whatever else a builder wants in the shard's report.
+  """
 
   def __init__(self):
     self.inputs: list[Quarantined] = []
     self.draws: Counter[str] = Counter()
+    self.notes: dict[str, Any] = {}
 
   def __call__(self, bad: Quarantined) -> None:
     self.inputs.append(bad)
@@ -205,6 +209,7 @@ def run_job(job: ShardJob, *, make, out: pathlib.Path, name: str, kind: str) -> 
       records=count,
       refused=[dataclasses.asdict(bad) for bad in refusals.inputs],
       draws=dict(sorted(refusals.draws.items())),
+      **refusals.notes,
     )
     # The shard is committed when this generator ends: whoever sees a shard also finds its report.
     records.write_json(_report_path(out, job), report)

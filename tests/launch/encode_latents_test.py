@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import jax
 from ml_collections import ConfigDict
@@ -12,6 +13,7 @@ from data_pipelines.format import records, schema
 from data_pipelines.read import loader, rows
 from launch import encode_latents
 from launch.console import cli
+from sam3d_jax.inference.structure_encoder import StructureEncoder
 from sam3d_jax.models import parameters, registry
 from sam3d_jax.training import checkpoint
 from tests.support import tiny_dataset
@@ -86,6 +88,11 @@ def encode(dataset, vae, out, *extra):
     )
 
 
+def digest_of(vae):
+  """The name that latents carry."""
+  return parameters.params_digest(parameters.flat_params(vae))
+
+
 def digests(folder):
   return {
     p.name: hashlib.sha256(p.read_bytes()).hexdigest()
@@ -105,7 +112,7 @@ def test_every_shape_gets_the_mean_of_the_encoder(dataset, vae, encoded):
     if schema.is_present(before[i], "voxels"):
       expected = mean(rows.occupancy(before[i]["voxels"], 8)[None])[0]
       np.testing.assert_allclose(after[i]["structure_latent"], expected, atol=1e-5)
-      assert after[i]["structure_latent_autoencoder"] == encode_latents.autoencoder_digest(vae)
+      assert after[i]["structure_latent_autoencoder"] == digest_of(vae)
 
 
 def test_encoded_dataset_can_be_read_for_training(encoded):
@@ -122,7 +129,7 @@ def test_encoded_dataset_can_be_read_for_training(encoded):
 
 
 def test_statistics_are_those_of_all_latents(encoded):
-  statistics = json.loads((encoded / encode_latents.STATISTICS_FILE).read_text())
+  statistics = json.loads((encoded / records.STATISTICS_FILE).read_text())
   split = records.open_split(encoded)
   cells = np.concatenate(
     [
@@ -183,3 +190,52 @@ def test_preference_losers_are_encoded_too(vae, tmp_path):
     for candidate in (example, *example["losers"]):
       expected = mean(rows.occupancy(candidate["voxels"], 8)[None])[0]
       np.testing.assert_allclose(candidate["structure_latent"], expected, atol=1e-5)
+
+
+def test_shards_are_the_sources_with_latents_added_byte_for_byte(dataset, vae, encoded, tmp_path):
+  encoder = StructureEncoder(vae, batch_size=2)
+  source, start = records.open_split(dataset), 0
+  for index, length in enumerate(records.open_dataset(dataset).info.splits["train"].shard_lengths):
+    # Equal shapes of a shard are encoded once, in the order in which they come.
+    examples = [source[i] for i in range(start, start + length)]
+    start += length
+    shapes = {e["voxels"].tobytes(): e["voxels"] for e in examples if len(e["voxels"])}
+    latents = encoder([rows.occupancy(voxels, 8) for voxels in shapes.values()])
+    of_shape = dict(zip(shapes, latents, strict=True))
+    for example in examples:
+      if len(example["voxels"]):
+        example["structure_latent"] = of_shape[example["voxels"].tobytes()]
+        example["structure_latent_autoencoder"] = digest_of(vae)
+    expected = records.shard_path(tmp_path, "ellipsoids", "train", index, 3)
+    records.write_shard(expected, examples)
+    assert expected.read_bytes() == (encoded / expected.name).read_bytes()
+
+
+def test_what_is_written_beside_the_shards_keeps_its_form(dataset, vae, encoded):
+  assert json.loads((encoded / records.BUILD_FILE).read_text()) == {
+    "source": records.dataset_identity(dataset),
+    "autoencoder": digest_of(vae),
+    "which": "ema",
+    "step": 7,
+    "batch_size": 2,
+    "latent": {"resolution": 4, "channels": 4},
+  }
+  assert set(json.loads((encoded / records.STATISTICS_FILE).read_text())) == {
+    "cells",
+    "mean",
+    "std",
+  }
+
+
+def test_a_finished_folder_of_an_earlier_release_is_left_as_it_is(
+  dataset, vae, encoded, tmp_path, capsys
+):
+  old = tmp_path / "old"
+  shutil.copytree(encoded, old)
+  shutil.rmtree(old / "reports")  # earlier releases named reports otherwise
+  before = digests(old)
+  assert encode(dataset, vae, old) == 0
+  assert "7 train examples; latents" in capsys.readouterr().out and digests(old) == before
+  (old / records.INFO_FILE).unlink()  # and one that was not finished is to be made again
+  assert encode(dataset, vae, old) == cli.EXIT_BAD_INPUT
+  assert "build again" in capsys.readouterr().err

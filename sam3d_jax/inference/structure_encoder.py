@@ -1,0 +1,58 @@
+"""Occupancy grids to structure latents with the encoder of a trained structure VAE."""
+
+from collections.abc import Sequence
+
+from flax import nnx
+import jax
+import numpy as np
+
+from sam3d_jax.errors import InputError
+from sam3d_jax.models import parameters
+from sam3d_jax.training import checkpoint
+
+
+class StructureEncoder:
+  """The mean of the posterior, compiled once, for batches of one size.
+
+  digest: name of the autoencoder, encoder and decoder, since a latent needs both. resolution: of
+  the grids that it takes. latent: resolution and channels of what it gives. step: the checkpoint's.
+  """
+
+  def __init__(self, vae: nnx.Module, *, batch_size: int, step: int = 0):
+    self.digest = parameters.params_digest(parameters.flat_params(vae))
+    self.resolution = vae.cfg.resolution
+    self.latent = {
+      "resolution": vae.cfg.latent_resolution,
+      "channels": vae.cfg.latent_channels,
+    }
+    self.step = step
+    self.batch_size = batch_size
+    graph, self._state = nnx.split(vae.encoder)
+
+    def mean(state, occupancy_BRRR):
+      return nnx.merge(graph, state)(occupancy_BRRR)[0]
+
+    self._encode = jax.jit(mean)
+
+  def __call__(self, grids: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Latents (r, r, r, C), fp32, of occupancy grids (R, R, R); a short batch is filled up."""
+    latents: list[np.ndarray] = []
+    for first in range(0, len(grids), self.batch_size):
+      batch = list(grids[first : first + self.batch_size])
+      filler = [np.zeros_like(batch[0])] * (self.batch_size - len(batch))
+      means = np.asarray(self._encode(self._state, np.stack(batch + filler)), np.float32)
+      latents += list(means[: len(batch)])
+    return latents
+
+
+def from_checkpoint(workdir: str, *, which: str, batch_size: int) -> StructureEncoder:
+  """The encoder of a structure VAE's work folder.
+
+  which: parameters to use: ema, ema:<decay> or raw. Raises InputError for another kind of model.
+  """
+  meta = checkpoint.read_meta(workdir)
+  name = meta["config"]["model"]["name"]
+  if name != "structure_vae":
+    raise InputError(f"--checkpoint {workdir} is a {name} model, a structure_vae is needed")
+  vae, _ = checkpoint.restore_model(workdir, which=which)
+  return StructureEncoder(vae, batch_size=batch_size, step=meta["step"])
