@@ -1,5 +1,4 @@
-"""Every configuration key, with one comment each. Experiments start from here and change what they
-are about.
+"""Every configuration key, with one comment each. Experiments start from here.
 
 A configuration is data: plain values, no classes, locked once loaded. Sections become frozen
 dataclasses or keyword arguments of the part they name, so a key that nothing takes cannot exist.
@@ -136,8 +135,9 @@ def dataset(path: str, weight: float = 1.0) -> ConfigDict:
 
 
 def geometry_model() -> ConfigDict:
-  """The published Geometry model (arXiv 2511.16624, Geometry model; 960 M flow parameters, 634 M
-  condition parameters).
+  """The published Geometry model (arXiv 2511.16624).
+
+  960 M flow parameters, 634 M condition parameters.
   """
   m = ConfigDict()
   m.name = "geometry"
@@ -224,9 +224,7 @@ def flow_matching(**weights: float) -> ConfigDict:
 
 
 def geometry_stage(stage: str) -> ConfigDict:
-  """A training stage of the Geometry model after pre-training: all condition streams, image
-  encoders frozen.
-  """
+  """A stage of the Geometry model after pre-training: all streams, image encoders frozen."""
   c = training(stage)
   c.model = geometry_model()  # as published
   c.model.flow.remat = "attention"  # six samples a chip fit 40 GB, attention not computed twice
@@ -236,16 +234,20 @@ def geometry_stage(stage: str) -> ConfigDict:
 
 
 def augment() -> ConfigDict:
-  """Augmentations of photo and mask at read time, drawn from (seed, step, example); all off.
-  Evaluation reads without them.
+  """Augmentations of photo and mask at read time, all off. Evaluation reads without them.
+
+  What is drawn depends on (seed, step, example) alone.
   """
   a = ConfigDict()
-  a.erode, a.dilate = 0.0, 0.0  # probabilities of eroding or dilating the mask by a square
-  a.kernel = (2, 5)  # its side, pixels
+  a.erode = 0.0  # probability of eroding the mask by a square
+  a.dilate = 0.0  # probability of dilating it by a square
+  a.kernel = (2, 5)  # side of the square, pixels
   a.blur = 0.0  # probability of shrinking the photo and enlarging it again
   a.blur_scale = (0.05, 0.95)  # by this factor
   a.colour = 0.0  # probability of changing brightness, contrast and saturation
-  a.brightness, a.contrast, a.saturation = 0.2, 0.2, 0.2  # each by a factor in 1 +- this
+  a.brightness = 0.2  # by a factor in 1 +- this
+  a.contrast = 0.2  # by a factor in 1 +- this
+  a.saturation = 0.2  # by a factor in 1 +- this
   a.light = 0.0  # probability of a linear ramp of light across the photo
   a.light_range = 0.3  # between 1 - this and 1 + this
   a.box_factor = (1.2, 1.2)  # side of the crop over the longer side of the mask's box, uniform
@@ -254,9 +256,13 @@ def augment() -> ConfigDict:
 
 
 def augmentations() -> ConfigDict:
-  """Those from mid-training on: mask boundary, blur, light; amounts are ours, the paper gives none."""
+  """Those from mid-training on: mask boundary, blur, light. The paper gives no amounts."""
   a = augment()
-  a.update(erode=0.15, dilate=0.15, blur=0.15, colour=0.3, light=0.3)
+  a.erode = 0.15
+  a.dilate = 0.15
+  a.blur = 0.15
+  a.colour = 0.3
+  a.light = 0.3
   return a
 
 
@@ -275,8 +281,9 @@ def sampler() -> ConfigDict:
 
 
 def finish(c: ConfigDict, variant: str, **variants: Callable[[ConfigDict], None]) -> ConfigDict:
-  """Applies a variant by name and locks the configuration; an unknown variant is an error that
-  names those that exist.
+  """Applies a variant by name and locks the configuration.
+
+  Raises ValueError, naming the variants that exist, for an unknown one.
   """
   if variant and variant not in variants:
     raise ValueError(f"variant {variant!r} is not one of {', '.join(variants)}")

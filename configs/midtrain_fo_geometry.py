@@ -1,13 +1,13 @@
 r"""Geometry model, mid-training on render-and-paste photos with flying occlusions (RP-3DO FO).
 
-    python -m launch.pretrain --config configs/midtrain_fo_geometry.py --workdir DIR --config.init_from=PRETRAINED \
-        --config.data.mixture.rp_3do_fo.path=DATA
+    python -m launch.pretrain --config configs/midtrain_fo_geometry.py --workdir DIR \
+        --config.init_from=PRETRAINED --config.data.mixture.rp_3do_fo.path=DATA
 
 The published run (arXiv 2511.16624, table of training stages): 2.87 M meshes, 50 epochs over them
 on 320 A100 and 50 more on 128, 6 samples each, lr 1e-4, shape weight 1 and rotation weight 0.1;
-from here on the model also sees the whole photo. Compiled for v5p:4x4x20 (320 chips): 38.8 of 95.7
-GiB a chip. Cost at 27.9 TFLOP a sample: 287 M samples, 12 100 v5p or 5 600 H200 chip-hours at 40 %
-MFU.
+from here on the model also sees the whole photo.
+Compiled for v5p:4x4x20 (320 chips): 38.8 of 95.7 GiB a chip.
+Cost at 27.9 TFLOP a sample: 287 M samples, 12 100 v5p or 5 600 H200 chip-hours at 40 % MFU.
 """
 
 from ml_collections import ConfigDict
@@ -29,11 +29,16 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def tiny(c: ConfigDict) -> None:
   pretrain_geometry.tiny(c)
-  c.data.augment, c.data.cache_mb = base.augment(), 500
-  c.steps, c.optim.lr, c.optim.warmup_steps = 400, 1e-3, 20
-  c.checkpoint.every, c.eval.every = 200, 200
+  c.data.augment = base.augment()  # none, so that the cache can be used
+  c.data.cache_mb = 500
+  c.steps = 400
+  c.optim.lr = 1e-3
+  c.optim.warmup_steps = 20
+  c.checkpoint.every = 200
+  c.eval.every = 200
 
 
 def fake(c: ConfigDict) -> None:
   pretrain_geometry.fake(c)
-  c.data.augment, c.data.cache_mb = base.augment(), 0
+  c.data.augment = base.augment()
+  c.data.cache_mb = 0

@@ -1,15 +1,15 @@
-r"""Geometry model, mid-training on photos in which an object was swapped for a random mesh (RP-3DO
-OS-R), with point maps.
+r"""Geometry model, mid-training on photos with swapped objects (RP-3DO OS-R) and point maps.
 
-    python -m launch.pretrain --config configs/midtrain_os_geometry.py --workdir DIR --config.init_from=MIDTRAINED_FO \
-        --config.data.mixture.rp_3do_osr.path=DATA
+    python -m launch.pretrain --config configs/midtrain_os_geometry.py --workdir DIR \
+        --config.init_from=MIDTRAINED_FO --config.data.mixture.rp_3do_osr.path=DATA
 
+In each photo an object was replaced by a random mesh where it stood.
 The published run (arXiv 2511.16624, table of training stages): OS-R and ProcTHOR scenes, 2.38 M
 meshes, 12 epochs over them on 256 A100, 6 samples each, lr 1e-4, weights shape 1, rotation 0.1,
-translation 1, scale 0.1. The point maps come in here, dropped in a tenth of the samples. Compiled
-for v5p:4x8x8 (256 chips): 39.8 of 95.7 GiB a chip. Cost at 33.4 TFLOP a sample: 28.6 M samples, 1
-440 v5p or 670 H200 chip-hours at 40 % MFU. ProcTHOR is left out unless its folder and weight are
-given (data.mixture.procthor.{path,weight}).
+translation 1, scale 0.1. The point maps come in here, dropped in a tenth of the samples. ProcTHOR
+is left out unless its folder and weight are given (data.mixture.procthor.{path,weight}).
+Compiled for v5p:4x8x8 (256 chips): 39.8 of 95.7 GiB a chip.
+Cost at 33.4 TFLOP a sample: 28.6 M samples, 1 440 v5p or 670 H200 chip-hours at 40 % MFU.
 """
 
 from ml_collections import ConfigDict
@@ -24,17 +24,16 @@ def get_config(variant: str = "") -> ConfigDict:
   c.optim.lr = 1e-4
   c.objective = with_layout(base.flow_matching(shape=1.0, rotation=0.1))
   c.data.mixture.rp_3do_osr = base.dataset("")
-  c.data.mixture.procthor = base.dataset("", weight=0.0)
+  c.data.mixture.procthor = base.dataset("", weight=0.0)  # 0: left out
   c.data.augment = base.augmentations()
   return base.finish(c, variant, tiny=tiny, fake=fake)
 
 
 def with_layout(objective: ConfigDict) -> ConfigDict:
-  """The objective from here on: the whole pose is learned, and point maps are dropped at times so
-  that none is needed.
-  """
-  objective.weights.translation, objective.weights.scale = 1.0, 0.1
-  objective.drop_pointmap = 0.1
+  """The objective from here on: the whole pose is learned, with and without point maps."""
+  objective.weights.translation = 1.0
+  objective.weights.scale = 0.1
+  objective.drop_pointmap = 0.1  # so that none is needed
   return objective
 
 
@@ -47,7 +46,8 @@ def tiny(c: ConfigDict) -> None:
 
 def fake(c: ConfigDict) -> None:
   pretrain_geometry.fake(c)
-  c.data.augment, c.data.cache_mb = base.augment(), 0
+  c.data.augment = base.augment()
+  c.data.cache_mb = 0
   c.init_allow = r"condition/pointmap_(encoder|projection)/.*"
   small_pointmap(c, size=16, width=16)
 
@@ -56,11 +56,9 @@ def small_pointmap(c: ConfigDict, *, size: int, width: int) -> None:
   """The point-map encoder of the small variants, which switch it off until point maps are there."""
   c.model.condition.pointmap = base.geometry_model().condition.pointmap
   pointmap = c.model.condition.pointmap
-  pointmap.width, pointmap.heads, pointmap.input_size, pointmap.patch, pointmap.dtype = (
-    width,
-    4,
-    size,
-    8,
-    "float32",
-  )
+  pointmap.width = width
+  pointmap.heads = 4
+  pointmap.input_size = size
+  pointmap.patch = 8
+  pointmap.dtype = "float32"
   c.data.pointmap_size = size

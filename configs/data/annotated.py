@@ -1,5 +1,6 @@
-"""Keys of the datasets that are made from annotated photos; docs/data.md describes the folder that
-they read.
+"""Keys of the datasets that are made from annotated photos.
+
+docs/data.md describes the folder that they read.
 """
 
 from ml_collections import ConfigDict
@@ -38,11 +39,10 @@ def dataset(name: str) -> ConfigDict:
 
 
 def tiny(c: ConfigDict) -> ConfigDict:
-  """Synthetic items: procedural objects, distorted candidates, a judge by voxel IoU. Nothing is
-  downloaded.
-  """
+  """Synthetic items: procedural objects, distorted candidates, a judge by voxel IoU."""
   c.source = "procedural"
-  c.test_fraction, c.items_per_shard = 0.1, 8
+  c.test_fraction = 0.1
+  c.items_per_shard = 8
   return c
 
 

@@ -1,6 +1,7 @@
-"""Art-3DO: real photos with meshes that artists made for them, for supervised fine-tuning.
+r"""Art-3DO: real photos with meshes that artists made for them, for supervised fine-tuning.
 
-    python -m launch.build_data --config configs/data/art_3do.py --config.source=ANNOTATIONS --config.out=DATA
+    python -m launch.build_data --config configs/data/art_3do.py \
+        --config.source=ANNOTATIONS --config.out=DATA
 
 `:tiny` needs no annotations: six of 24 synthetic items have an artist's mesh.
 """

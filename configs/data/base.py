@@ -1,5 +1,4 @@
-"""Every key of a dataset build, with one comment each. Builders' files in this folder start from
-here.
+"""Every key of a dataset build, with one comment each. Builders' files start from here.
 
 A configuration is data: it is locked once loaded, and any key is set from the command line with
 `--config.section.key=value`.
@@ -96,28 +95,37 @@ def pasting(c: ConfigDict) -> ConfigDict:
   return light(c)
 
 
-TINY_TURN_DEG = 45.0  # a model that was trained for minutes knows objects from the front
+# What the `:tiny` builds have in common: a model that was trained for minutes knows objects of a
+# few kinds, from the front.
+TINY_FAMILIES = (
+  "table",
+  "chair",
+  "mug",
+  "lamp",
+  "bottle",
+  "arrow",
+  "letter",
+  "crate",
+  "shelf",
+  "stairs",
+  "bed",
+  "house",
+)
+TINY_TURN_DEG = 45.0
 
 
 def tiny_pasting(c: ConfigDict) -> ConfigDict:
   """Procedural objects into synthetic rooms of 96 pixels: nothing is downloaded."""
-  c.source, c.photos.source = "procedural", "procedural"
-  c.views, c.image_size, c.image_format = 3, 96, "png"
+  c.source = "procedural"
+  c.views = 3
+  c.image_size = 96
+  c.image_format = "png"
   c.procedural.count = 160
-  c.procedural.families = (
-    "table",
-    "chair",
-    "mug",
-    "lamp",
-    "bottle",
-    "arrow",
-    "letter",
-    "crate",
-    "shelf",
-    "stairs",
-    "bed",
-    "house",
-  )
-  c.photos.count, c.photos_per_shard, c.partners = 40, 10, 6
-  c.test_fraction, c.objects_per_shard = 0.1, 20
+  c.procedural.families = TINY_FAMILIES
+  c.photos.source = "procedural"
+  c.photos.count = 40
+  c.photos_per_shard = 10
+  c.partners = 6
+  c.test_fraction = 0.1
+  c.objects_per_shard = 20
   return c

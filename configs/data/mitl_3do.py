@@ -1,9 +1,10 @@
-"""MITL-3DO: real photos with the shape that annotators accepted, its pose and rating, for
-supervised fine-tuning.
+r"""MITL-3DO: real photos with the shape, pose and rating that annotators gave them.
 
-    python -m launch.build_data --config configs/data/mitl_3do.py --config.source=ANNOTATIONS --config.out=DATA --config.min_rating=3
+    python -m launch.build_data --config configs/data/mitl_3do.py \
+        --config.source=ANNOTATIONS --config.out=DATA --config.min_rating=3
 
-`:tiny` needs no annotations: 24 synthetic items, about ten seconds of one core.
+For supervised fine-tuning. `:tiny` needs no annotations: 24 synthetic items, about ten seconds of
+one core.
 """
 
 from configs.data import annotated

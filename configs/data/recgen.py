@@ -1,10 +1,10 @@
-"""RecGen's public training shards (WebDataset): photos of rendered scenes with depth, masks, poses
-and TRELLIS latents.
+r"""RecGen's public training shards (WebDataset): rendered scenes with depth, poses and latents.
 
-    python -m launch.build_data --config configs/data/recgen.py --config.source=TARS --config.out=DATA
+    python -m launch.build_data --config configs/data/recgen.py \
+        --config.source=TARS --config.out=DATA
 
-Unpack downloaded .tar.gz files first. The defaults are the thresholds of the public loader. The
-data have licences of their own.
+Photos, masks, depth, poses and TRELLIS latents are taken over. Unpack downloaded .tar.gz files
+first. The defaults are the thresholds of the public loader. The data have licences of their own.
 """
 
 from configs.data import converted

@@ -1,10 +1,11 @@
-"""RP-3DO FO, flying occlusions: a target and an occluder, randomly oriented, pasted into
-photographs; for mid-training.
+r"""RP-3DO FO, flying occlusions: a target and an occluder pasted into photographs.
 
-    python -m launch.build_data --config configs/data/rp_3do_fo.py --config.source=MESHES --config.photos.source=PHOTOS --config.out=DATA
+    python -m launch.build_data --config configs/data/rp_3do_fo.py \
+        --config.source=MESHES --config.photos.source=PHOTOS --config.out=DATA
 
-PHOTOS holds photographs in any format; point maps beside them are used where they exist. `:tiny`
-needs neither meshes nor photos: procedural objects before synthetic rooms.
+For mid-training; both objects are oriented at random. PHOTOS holds photographs in any format; point
+maps beside them are used where they exist. `:tiny` needs neither meshes nor photos: procedural
+objects before synthetic rooms.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,11 @@
-"""RP-3DO OS-A, object swap, annotated: photographed objects replaced by their annotated meshes,
-aligned to the pixel; for texture.
+r"""RP-3DO OS-A, object swap, annotated: photographed objects replaced by their annotated meshes.
 
-    python -m launch.build_data --config configs/data/rp_3do_osa.py --config.source=ANNOTATIONS --config.out=DATA
+    python -m launch.build_data --config configs/data/rp_3do_osa.py \
+        --config.source=ANNOTATIONS --config.out=DATA
 
-ANNOTATIONS is a folder of annotated photos with meshes, poses and point maps, as mitl_3do reads it;
-of `photos` only the estimator is used. `:tiny` needs none: synthetic rooms whose objects are known.
+For texture: the meshes are aligned to the pixel. ANNOTATIONS is a folder of annotated photos with
+meshes, poses and point maps, as mitl_3do reads it; of `photos` only the estimator is used. `:tiny`
+needs none: synthetic rooms whose objects are known.
 """
 
 from configs.data import base, swap
@@ -18,7 +19,9 @@ def get_config(variant: str = ""):
   c.rules.support_tolerance = 0.03
   if variant == "tiny":
     c = base.tiny_pasting(c)
-    c.views, c.image_size, c.rules.min_object_share = 1, 160, 0.015
+    c.views = 1
+    c.image_size = 160
+    c.rules.min_object_share = 0.015  # what stands in a room is small
     c.objects_per_shard = 8
     return c
   if variant:

@@ -1,10 +1,11 @@
-"""Folders of the TRELLIS dataset toolkit: renders with camera, voxels and latents, for
-pre-training.
+r"""Folders of the TRELLIS dataset toolkit: renders with camera, voxels and latents.
 
-    python -m launch.build_data --config configs/data/trellis.py --config.source=OUTPUT_DIR --config.out=DATA \
+    python -m launch.build_data --config configs/data/trellis.py \
+        --config.source=OUTPUT_DIR --config.out=DATA \
         --config.structure_encoder=ss_enc_conv3d_16l8_fp16
 
-Without latents the voxels are enough: launch.encode_latents makes them with your own autoencoder.
+For pre-training. Without latents the voxels are enough: launch.encode_latents makes them with your
+own autoencoder.
 """
 
 from configs.data import converted

@@ -1,7 +1,8 @@
-"""Learning rate and length of the average: six trials of the tiny Geometry model.
+r"""Learning rate and length of the average: six trials of the tiny Geometry model.
 
     python -m launch.sweep --sweep configs/sweeps/lr.py --workdir sweeps/lr \
-        --set data.mixture.iso_3do.path=DATA [--parallel 2] [--base configs/pretrain_geometry.py:fake]
+        --set data.mixture.iso_3do.path=DATA [--parallel 2] \
+        [--base configs/pretrain_geometry.py:fake]
 
 The learning rate is an input of the compiled step: the trials of one `optim.ema` share one program.
 """

@@ -1,7 +1,7 @@
-"""Random search over optimiser and loss, two seeds each: what to try where a grid would be too
-large.
+r"""Random search over optimiser and loss, two seeds each, where a grid would be too large.
 
-    python -m launch.sweep --sweep configs/sweeps/random_search.py --workdir sweeps/random --set data.mixture.iso_3do.path=DATA
+    python -m launch.sweep --sweep configs/sweeps/random_search.py --workdir sweeps/random \
+        --set data.mixture.iso_3do.path=DATA
 
 The blocks of `space` multiply: 8 random draws x 2 seeds = 16 trials. In a `zip` block the values
 move together.
