@@ -258,11 +258,11 @@ def augment() -> ConfigDict:
 def augmentations() -> ConfigDict:
   """Those from mid-training on: mask boundary, blur, light. The paper gives no amounts."""
   a = augment()
-  a.erode = 0.15
-  a.dilate = 0.15
-  a.blur = 0.15
-  a.colour = 0.3
-  a.light = 0.3
+  a.erode = 0.15  # probability
+  a.dilate = 0.15  # probability
+  a.blur = 0.15  # probability
+  a.colour = 0.3  # probability
+  a.light = 0.3  # probability
   return a
 
 

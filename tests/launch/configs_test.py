@@ -1,5 +1,6 @@
 """Configurations: every experiment loads, every key is explained and taken by something."""
 
+import ast
 import dataclasses
 import itertools
 import pathlib
@@ -93,6 +94,22 @@ def test_every_key_of_the_base_has_a_comment():
   ]
   assert len(keys) > 60
   assert [k for above, k in keys if "  # " not in k and not above.strip().startswith("# ")] == []
+
+
+def test_a_configuration_sets_one_key_a_line():
+  several = []
+  for path in sorted(pathlib.Path("configs").rglob("*.py")):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple):
+        several.append(f"{path}:{node.lineno}")
+  assert several == []
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS)
+def test_every_experiment_states_its_command_and_what_it_costs(path):
+  text = ast.get_docstring(ast.parse(pathlib.Path(path).read_text()))
+  assert re.search(rf"python -m launch\.\w+ --config {path} --workdir DIR", text)
+  assert "TFLOP" in text and "Compiled for" in text
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS)
