@@ -58,7 +58,7 @@ def write_item(folder: pathlib.Path, index: int, config: SyntheticConfig) -> pat
   image, mask, points = _photo(
     asset, camera, lighting.random_lights(rng, lighting.LightConfig(), azimuth), rng
   )
-  pose = Pose(camera.rotation.T, camera.translation, np.full(3, camera.scale))
+  pose = Pose(camera.rotation, camera.translation, np.full(3, camera.scale))
   by_artist = index % 4 == 3
   with tempfile.TemporaryDirectory() as scratch:
     truth = pathlib.Path(scratch) / "truth.stl"

@@ -30,7 +30,7 @@ from sam3d_jax.geometry.pose import Pose
 @dataclasses.dataclass(frozen=True)
 class Proposal:
   """A shape to write: a mesh file that is copied, or voxels and latents; `pose` as in
-  sam3d_jax.geometry.pose (row vectors).
+  sam3d_jax.geometry.pose.
   """
 
   generator: str  # "family" or "family/version"
@@ -187,7 +187,7 @@ def _proposal(folder: pathlib.Path, name: str, proposal: Proposal) -> dict[str, 
   if proposal.pose is not None:
     stated["pose"] = {
       "rotation": rotations.matrix_to_quaternion(
-        np.asarray(proposal.pose.rotation, np.float64).T
+        np.asarray(proposal.pose.rotation, np.float64)
       ).tolist(),
       "translation": np.asarray(proposal.pose.translation, np.float64).tolist(),
       "scale": np.broadcast_to(np.asarray(proposal.pose.scale, np.float64), (3,)).tolist(),

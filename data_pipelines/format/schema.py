@@ -10,8 +10,8 @@ Frames: the camera frame is x left, y up, z forward; the object lives in the uni
 
     p_camera = R @ (scale * p_object) + translation        (column vectors; metres where known)
 
-so `rotation` is R with its columns the object's axes seen from the camera. `example_pose` gives it
-in the row-vector form that `sam3d_jax.geometry` works with.
+so `rotation` is R with its columns the object's axes seen from the camera, as in
+`sam3d_jax.geometry.pose.Pose`.
 """
 
 from collections.abc import Mapping
@@ -233,12 +233,9 @@ def key_words(key: str) -> np.ndarray:
 
 
 def example_pose(example: Mapping[str, Any]) -> Pose:
-  """The pose of an example (or loser) that has one, in the row-vector form of
-  sam3d_jax.geometry.pose.
-  """
-  rotation = np.asarray(example["rotation"], np.float32)
+  """The pose of an example (or loser) that has one."""
   return Pose(
-    rotation.T,
+    np.asarray(example["rotation"], np.float32),
     np.asarray(example["translation"], np.float32),
     np.asarray(example["scale"], np.float32),
   )

@@ -16,7 +16,7 @@ from data_pipelines.format.records import CorruptRecord
 from data_pipelines.read.augment import AugmentConfig, augment
 from sam3d_jax.batch import LATENTS, Conditioning, GeometryBatch, PreferenceBatch, StructureBatch
 from sam3d_jax.errors import ConfigError, InputError
-from sam3d_jax.geometry import pose, preprocessing, rotations
+from sam3d_jax.geometry import pose, preprocessing
 
 STREAMS = Conditioning._fields
 POINTMAP_STREAMS = ("pointmap", "rgb_pointmap")
@@ -200,7 +200,7 @@ def latents(
   ):
     values |= pose.encode_latents(schema.example_pose(example), scale, shift)
   elif schema.is_present(example, "rotation"):
-    values["rotation"] = rotations.normalise_6d(rotations.matrix_to_6d(example["rotation"].T))
+    values["rotation"] = pose.encode_rotation(example["rotation"])
   out, present = {}, {}
   for latent in LATENTS:
     shape, there = config.latent_shape(latent), latent in values and latent in config.latents

@@ -159,7 +159,7 @@ def scene_matrix(where: Pose) -> np.ndarray:
   """4 x 4, acting on columns, from the vertices of an object's GLB to scene.glb."""
   to_gltf = np.diag(cameras.convert_frame(np.ones(3), "pytorch3d", "gltf"))
   out = np.eye(4)
-  out[:3, :3] = to_gltf @ where.rotation.T @ np.diag(where.scale) @ cameras.OBJECT_FROM_GLTF.T
+  out[:3, :3] = to_gltf @ where.rotation @ np.diag(where.scale) @ cameras.OBJECT_FROM_GLTF.T
   out[:3, 3] = to_gltf @ where.translation
   return out
 
@@ -228,7 +228,7 @@ def entry(name: str, outcome: Outcome, frame: str) -> dict:
     {"file": f"{name}.glb" if found.shape is not None else None}
     | pose_fields(where, known)
     | {
-      "matrix": where.rotation.T.tolist(),
+      "matrix": where.rotation.tolist(),
       "placement": None
       if outcome.placement is None
       else pose_fields(outcome.placement, True) | {"source": outcome.source},
@@ -249,8 +249,8 @@ def entry(name: str, outcome: Outcome, frame: str) -> dict:
 def pose_fields(where: Pose, known: bool) -> dict:
   """A pose as layout.json writes it; translation and scale are null where they are not known."""
   return {
-    "rotation": quaternion(where.rotation.T),
-    "rotation_glb": quaternion(where.rotation.T @ cameras.OBJECT_FROM_GLTF.T),
+    "rotation": quaternion(where.rotation),
+    "rotation_glb": quaternion(where.rotation @ cameras.OBJECT_FROM_GLTF.T),
     "translation": where.translation.tolist() if known else None,
     "scale": where.scale.tolist() if known else None,
   }

@@ -194,7 +194,7 @@ def predict(
   )
   out = []
   for i, row in enumerate(rows):
-    rotation, translation, scale = found.rotation[i].T, None, None
+    rotation, translation, scale = found.rotation[i], None, None
     if predictor.placed and "pointmap_scale" in row:
       placed = pose.decode_latents(
         {name: x[i] for name, x in found.latents.items() if name != "shape"},
@@ -202,7 +202,7 @@ def predict(
         row["pointmap_shift"],
         convention=predictor.convention,
       )
-      rotation, translation, scale = placed.rotation.T, placed.translation, placed.scale
+      rotation, translation, scale = placed.rotation, placed.translation, placed.scale
     out.append(Sample(found.occupancy[i], rotation, translation, scale))
   return out
 

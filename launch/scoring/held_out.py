@@ -16,7 +16,7 @@ from data_pipelines.read import rows
 from sam3d_jax.batch import Conditioning
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import layout, occupancy, shape, surface
-from sam3d_jax.geometry import pose, rotations
+from sam3d_jax.geometry import pose
 from sam3d_jax.render import mesh
 
 POINTS = 8192  # on each surface
@@ -44,7 +44,7 @@ class Object:
   pose: pose.Pose | None  # None where the example has no complete pose or no point map
   scene_scale: np.ndarray | None  # of the point map's normalisation
   scene_shift: np.ndarray | None
-  rotation: np.ndarray | None  # (3, 3) row-vector form
+  rotation: np.ndarray | None  # (3, 3) as in Pose
 
 
 def read(
@@ -92,7 +92,7 @@ def object_of(example: schema.Example, row: rows.SampleConfig, resolution: int) 
     pose=known,
     scene_scale=scale if known is not None else None,
     scene_shift=shift if known is not None else None,
-    rotation=example["rotation"].T if has("rotation") else None,
+    rotation=example["rotation"] if has("rotation") else None,
   )
 
 
@@ -129,7 +129,7 @@ def score(
     occupancy_XYZ, found.occupancy
   )
   if found.rotation is not None and "rotation" in learned:
-    turned = rotations.matrix_from_6d(rotations.denormalise_6d(latents["rotation"][0]))
+    turned = pose.decode_rotation(latents["rotation"][0])
     cosine = (np.trace(turned.T @ found.rotation) - 1) / 2
     row["rotation_deg"] = float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
   if found.pose is not None and {"rotation", "translation", "scale"} <= set(learned):

@@ -14,7 +14,7 @@ from launch.console.progress import Progress
 from sam3d_jax.batch import Conditioning
 from sam3d_jax.errors import InputError
 from sam3d_jax.files import atomic
-from sam3d_jax.geometry import rotations
+from sam3d_jax.geometry import pose
 from sam3d_jax.inference.candidates import object_colour
 from sam3d_jax.inference.predictor import Predictor
 from sam3d_jax.render import mesh
@@ -24,8 +24,8 @@ SAMPLES_FILE = "samples.npz"
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-  """Contents of rows.npz. `rotation` are the quaternions (w, x, y, z) of the row-vector matrices
-  object -> camera.
+  """Contents of rows.npz. `rotation` are quaternions (w, x, y, z) object -> camera in the
+  release's form (pose.release_quaternion).
   """
 
   key: np.ndarray  # (N,) str, keys of the examples
@@ -112,7 +112,7 @@ def sample_batch(
     [schema.key_words(k) for k in keys] + [np.zeros(2, np.uint32)] * (args.batch_size - len(chosen))
   )
   found = predictor(Conditioning(*rows.stack(padded)), content, args.seed)
-  rotation = rotations.matrix_to_quaternion(found.rotation)
+  rotation = pose.release_quaternion(found.rotation)
   return keys, found.occupancy[: len(chosen)], np.asarray(rotation[: len(chosen)], np.float32)
 
 

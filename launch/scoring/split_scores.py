@@ -13,7 +13,7 @@ from launch.scoring.split_samples import Samples, choose, load_samples
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import aggregate, occupancy
 from sam3d_jax.files import atomic
-from sam3d_jax.geometry import rotations
+from sam3d_jax.geometry import pose
 from sam3d_jax.render import mesh, preview
 
 COLUMNS = (
@@ -136,11 +136,9 @@ def rotation_errors(found: Samples, examples: list[schema.Example]) -> np.ndarra
   """Angle in degrees between sampled and true rotation, NaN where the example has none. Symmetry is
   not taken into account.
   """
-  truth = np.stack([e["rotation"].T for e in examples]).astype(np.float64)
+  truth = np.stack([e["rotation"] for e in examples]).astype(np.float64)
   known = np.isfinite(truth).all((1, 2))
-  quaternion = np.asarray(
-    rotations.matrix_to_quaternion(np.where(known[:, None, None], truth, np.eye(3)))
-  )
+  quaternion = np.asarray(pose.release_quaternion(np.where(known[:, None, None], truth, np.eye(3))))
   return np.where(known, occupancy.rotation_error_deg(found.rotation, quaternion), np.nan)
 
 
@@ -157,9 +155,7 @@ def draw(
   """
   pictures, captions = [], []
   for position, example in zip(choose(len(iou), count), examples, strict=True):
-    view = (
-      example["rotation"].T if schema.is_present(example, "rotation") else preview.orbit(30, 25)
-    )
+    view = example["rotation"] if schema.is_present(example, "rotation") else preview.orbit(30, 25)
     shapes = [mesh.from_occupancy(grid) for grid in (truth[position], found.occupancy[position])]
     views = (view, preview.turned(view, 120.0))
     photo = rows.decode_image(example["image"], "image", mode="RGB")

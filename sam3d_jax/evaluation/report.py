@@ -192,12 +192,12 @@ def picture(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> str:
   moved = None if pred is None else shape.align_prediction(normalised(pred), truth, protocol)
   truth_pose, pred_pose = (read_pose(folder / f"{stem}_pose.json") for stem in ("truth", "pred"))
   if truth_pose is not None:
-    views = {"": truth_pose.matrix.T, ", turned": preview.turned(truth_pose.matrix.T, 120.0)}
+    views = {"": truth_pose.matrix, ", turned": preview.turned(truth_pose.matrix, 120.0)}
   else:
     upright = OBJECT_FROM_GLTF if truth_file.suffix.lower() in (".glb", ".gltf") else np.eye(3)
     views = {
-      "": upright @ preview.orbit(-60.0, 25.0),
-      ", behind": upright @ preview.orbit(120.0, 25.0),
+      "": preview.orbit(-60.0, 25.0) @ upright.T,
+      ", behind": preview.orbit(120.0, 25.0) @ upright.T,
     }
   shots = photos(folder)
   said = "aligned prediction" if moved is not None else "nothing predicted"

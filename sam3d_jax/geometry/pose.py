@@ -1,8 +1,10 @@
 """Object poses, the published pose-target conventions, and the layout latents.
 
-A pose maps object points (rows, unit cube) to camera points: `p_camera = (p * scale) @ R + t`, with
-R in row-vector form. As a quaternion it is `matrix_to_quaternion(R)`. All functions take numpy or
-JAX arrays; leading dimensions are free unless stated.
+A `Pose` takes object points to the camera, `p_camera = R (scale * p) + t`, with an R that acts on
+columns: the orientation of records, of pose files and of everything outside this module. The
+published code keeps its transpose, which acts on rows of points, `(p * scale) @ R_rows + t`; the
+latents, `ScenePose` and `PoseTarget` are made of R_rows, and only this module turns one into the
+other. All functions take numpy or JAX arrays; leading dimensions are free unless stated.
 
 A convention rewrites a pose relative to the scene (its point map has the scale and shift of
 sam3d_jax/geometry/preprocessing.py). With t_rel = t / scene_scale, s_rel = s / scene_scale and u = (t -
@@ -51,9 +53,9 @@ TRANSLATION_STD = np.array([1.341888666152954, 0.7665449380874634, 3.17513060569
 
 
 class Pose(NamedTuple):
-  """Object to camera: p_camera = (p * scale) @ rotation + translation."""
+  """Object to camera: p_camera = rotation (scale * p) + translation, of column vectors."""
 
-  rotation: np.ndarray  # (..., 3, 3) row-vector form
+  rotation: np.ndarray  # (..., 3, 3), acts on columns: those are the object's axes in the camera
   translation: np.ndarray  # (..., 3) camera frame, the point map's unit
   scale: np.ndarray  # (..., 3) per object axis
 
@@ -62,7 +64,7 @@ class ScenePose(NamedTuple):
   """Poses of K objects in each of B scenes, with the scenes' normalisation."""
 
   scale: np.ndarray  # (B, K, 3) or (B, K, 1)
-  rotation: np.ndarray  # (B, K, 4) quaternion
+  rotation: np.ndarray  # (B, K, 4) quaternion of R_rows
   translation: np.ndarray  # (B, K, 3)
   scene_scale: np.ndarray  # (B, 3)
   scene_shift: np.ndarray  # (B, 3)
@@ -72,7 +74,7 @@ class PoseTarget(NamedTuple):
   """A ScenePose rewritten by a convention."""
 
   scale: np.ndarray  # (B, K, 3) or (B, K, 1)
-  rotation: np.ndarray  # (B, K, 4) quaternion
+  rotation: np.ndarray  # (B, K, 4) quaternion of R_rows
   translation: np.ndarray  # (B, K, 3)
   translation_scale: np.ndarray  # (B, K, 1)
   scene_scale: np.ndarray  # (B, 3)
@@ -93,17 +95,37 @@ class Invariant(NamedTuple):
 
 def transform_points(points, pose: Pose):
   """Object points (..., P, 3) -> camera points."""
-  return (points * pose.scale[..., None, :]) @ pose.rotation + pose.translation[..., None, :]
+  scaled = points * pose.scale[..., None, :]
+  return scaled @ transpose(pose.rotation) + pose.translation[..., None, :]
 
 
 def untransform_points(points, pose: Pose):
   """Inverse of `transform_points` for a rotation matrix."""
-  xp = namespace(points, pose.rotation)
-  return (
-    (points - pose.translation[..., None, :])
-    @ xp.swapaxes(pose.rotation, -1, -2)
-    / pose.scale[..., None, :]
-  )
+  centred = points - pose.translation[..., None, :]
+  return centred @ pose.rotation / pose.scale[..., None, :]
+
+
+def transpose(rotation):
+  """(..., 3, 3) -> R_rows of R and R of R_rows; a contiguous array in numpy."""
+  xp = namespace(rotation)
+  swapped = xp.swapaxes(rotation, -1, -2)
+  # products with one point round otherwise where a matrix is only seen as transposed
+  return np.ascontiguousarray(swapped) if xp is np else swapped
+
+
+def release_quaternion(rotation):
+  """(..., 3, 3) of a Pose -> quaternion (w, x, y, z) of R_rows, as the release writes it."""
+  return rotations.matrix_to_quaternion(transpose(rotation))
+
+
+def encode_rotation(rotation):
+  """(..., 3, 3) of a Pose -> the latent `rotation` (..., 6)."""
+  return rotations.normalise_6d(rotations.matrix_to_6d(transpose(rotation)))
+
+
+def decode_rotation(latent):
+  """The latent `rotation` (..., 6) -> (..., 3, 3) of a Pose; the inverse of `encode_rotation`."""
+  return transpose(rotations.matrix_from_6d(rotations.denormalise_6d(latent)))
 
 
 def compose(scale, rotation, translation):
@@ -239,7 +261,7 @@ def encode_latents(
   xp = namespace(*pose)
   lead = pose.translation.shape[:-1]
   flat = lambda x, *shape: xp.reshape(xp.broadcast_to(xp.asarray(x), (*lead, *shape)), (-1, *shape))
-  quaternion = rotations.matrix_to_quaternion(flat(pose.rotation, 3, 3))
+  quaternion = release_quaternion(flat(pose.rotation, 3, 3))
   scenes = ScenePose(
     flat(pose.scale, 3)[:, None],
     quaternion[:, None],
@@ -293,7 +315,9 @@ def decode_latents(
   )
   rotation = rotations.quaternion_to_matrix(scenes.rotation)
   return Pose(
-    rotation.reshape(*lead, 3, 3), scenes.translation.reshape(*lead, 3), scale.reshape(*lead, 3)
+    transpose(rotation).reshape(*lead, 3, 3),
+    scenes.translation.reshape(*lead, 3),
+    scale.reshape(*lead, 3),
   )
 
 

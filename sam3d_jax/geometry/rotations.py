@@ -1,9 +1,8 @@
 """Rotations: quaternions (w, x, y, z), 3 x 3 matrices, and the normalised 6-D form that the flow
 model predicts.
 
-Conversions follow PyTorch3D: `quaternion_to_matrix(q)` is the textbook matrix of q. Points are
-rows, `points @ R` rotates them (see geometry/pose.py), so a matrix used that way turns points by
-the inverse of what q does in `quaternion_apply`.
+Conversions follow PyTorch3D: `quaternion_to_matrix(q)` is the textbook matrix of q, which acts on
+columns as `quaternion_apply` does.
 """
 
 import numpy as np

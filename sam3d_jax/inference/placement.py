@@ -67,7 +67,7 @@ def fit_to_mask(
 
   Args:
     vertices_P3: of the mesh, object frame.
-    rotation_33: row-vector form.
+    rotation_33: as in Pose.
     depth: z of the object's origin.
   """
   centre, size = box(mask_HW)
@@ -193,7 +193,7 @@ def moved(where: Pose, coordinate: int, step: float, angle: float) -> Pose:
   """
   if coordinate < 3:
     turn = Rotation.from_rotvec(step * np.eye(3)[coordinate]).as_matrix()
-    return where._replace(rotation=where.rotation @ turn.T)
+    return where._replace(rotation=turn @ where.rotation)
   if coordinate < 5:
     shift = step * angle * where.translation[2]
     return where._replace(translation=where.translation + shift * np.eye(3)[coordinate - 3])

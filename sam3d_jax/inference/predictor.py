@@ -16,7 +16,7 @@ import numpy as np
 from data_pipelines.read.rows import POINTMAP_STREAMS, SampleConfig
 from sam3d_jax.batch import LATENTS, Conditioning
 from sam3d_jax.errors import InputError
-from sam3d_jax.geometry import rotations
+from sam3d_jax.geometry import pose
 from sam3d_jax.models import parameters, registry
 from sam3d_jax.models.structure_vae import tokens_to_grid
 from sam3d_jax.objectives import draws
@@ -31,7 +31,7 @@ class Prediction:
 
   occupancy: np.ndarray  # (B, X, Y, Z) bool
   latents: dict[str, np.ndarray]  # latent name -> (B, tokens, channels) float32
-  rotation: np.ndarray  # (B, 3, 3) object to camera, row-vector form
+  rotation: np.ndarray  # (B, 3, 3) object to camera, as in Pose
 
   def one(self, index: int) -> "Prediction":
     return Prediction(
@@ -106,7 +106,7 @@ class Predictor:
   def finish(self, started) -> Prediction:
     """The samples of a batch that `start` sent."""
     latents, occupancy = jax.device_get(started)
-    rotation = rotations.matrix_from_6d(rotations.denormalise_6d(latents["rotation"][:, 0]))
+    rotation = pose.decode_rotation(latents["rotation"][:, 0])
     return Prediction(occupancy, latents, rotation)
 
   def __call__(

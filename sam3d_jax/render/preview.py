@@ -43,15 +43,15 @@ def render(
   """Orthographic render of a mesh: (size, size, 3) uint8. An empty mesh (None) gives the
   background.
 
-  view_33: object -> camera in row-vector form (p @ view_33); the camera frame is x left, y up, z
+  view_33: object -> camera, acts on columns, as in Pose; the camera frame is x left, y up, z
   forward. extent: width of the picture in object units (the unit cube is 1 wide, 1.73 along its
   diagonal).
   """
   fine = size * supersample
   shaded = np.broadcast_to(BACKGROUND, (fine * fine, 3)).copy()
   if mesh is not None and len(mesh.faces):
-    hit, face, position = cast(mesh.vertices @ view_33, mesh.faces, fine, extent)
-    normal = shading_normals(mesh.vertices @ view_33, mesh.faces, face, position)
+    hit, face, position = cast(mesh.vertices @ view_33.T, mesh.faces, fine, extent)
+    normal = shading_normals(mesh.vertices @ view_33.T, mesh.faces, face, position)
     colour = mesh.colour if mesh.colour.ndim == 1 else mesh.colour[mesh.faces[face]].mean(1)
     shaded[hit] = colour * light(normal)[:, None]
   picture = shaded.reshape(size, supersample, size, supersample, 3).mean((1, 3))
@@ -167,18 +167,18 @@ def mark(index: int) -> np.ndarray:
 def turned(view_33: np.ndarray, degrees: float) -> np.ndarray:
   """The view of an object that has first been turned about its own vertical axis (z)."""
   c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-  return np.array([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]]) @ view_33
+  return view_33 @ np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
 def orbit(azimuth: float, elevation: float) -> np.ndarray:
-  """Object -> camera (row-vector form) of a camera that looks at the origin from these angles
+  """Object -> camera, as in Pose, of a camera that looks at the origin from these angles
   (degrees, object frame z up).
   """
   a, e = np.radians(azimuth), np.radians(elevation)
   forward = -np.array([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)])
   left = np.array([np.sin(a), -np.cos(a), 0.0])
   up = np.cross(forward, left)
-  return np.stack([left, up, forward], -1)
+  return np.stack([left, up, forward])
 
 
 def beside(pictures: Sequence[np.ndarray], titles: Sequence[str], *, gap: int = 8) -> Image.Image:

@@ -52,7 +52,7 @@ class Caster:
       column, row = np.meshgrid(np.arange(left, right) + 0.5, np.arange(top, bottom) + 0.5)
       pixels = np.stack([column, row], -1).reshape(-1, 2)
       rays = cameras.unproject(pixels, np.ones(len(pixels)), camera)
-      inverse = where.rotation.T / where.scale
+      inverse = where.rotation / where.scale
       directions = np.ascontiguousarray(rays @ inverse, np.float32)
       origins = np.ascontiguousarray(
         np.broadcast_to(-where.translation @ inverse, directions.shape), np.float32

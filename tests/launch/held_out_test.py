@@ -53,7 +53,7 @@ def test_an_empty_sample_scores_worst_and_not_at_all_better(found):
 def test_a_turned_object_is_off_by_its_angle(found):
   c, s = np.cos(0.5), np.sin(0.5)
   turned = found.pose._replace(
-    rotation=found.pose.rotation @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]], np.float32)
+    rotation=found.pose.rotation @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]], np.float32)
   )
   row = score(
     found, found.occupancy, **pose.encode_latents(turned, found.scene_scale, found.scene_shift)

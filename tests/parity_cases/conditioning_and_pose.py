@@ -318,7 +318,7 @@ def pose_decoder(fixture):
       lambda latents, *scene, c=convention: pose.decode_latents(latents, *scene, convention=c)
     )
     decoded = decode(used, *scenes[scene])
-    quaternion = rotations.matrix_to_quaternion(decoded.rotation)
+    quaternion = pose.release_quaternion(decoded.rotation)
     fields = {"translation": decoded.translation, "rotation": quaternion, "scale": decoded.scale}
     out |= {f"out/{name}/{scene}/{k}": v.reshape(1, -1) for k, v in fields.items()}
   return out
@@ -358,7 +358,7 @@ def rotation_conventions(fixture):
       "decode_six_raw_as_normalized": decode(given["six_raw"]),
       "compose_matrix": composed,
       "compose_points": pose.transform_points(
-        points[:, None], pose.Pose(matrix, given["T"], given["S"])
+        points[:, None], pose.Pose(pose.transpose(matrix), given["T"], given["S"])
       )[:, 0],
       "compose_inverse_matrix": jnp.linalg.inv(composed),
       "decomposed_scale": scale,

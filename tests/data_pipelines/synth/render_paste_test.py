@@ -263,7 +263,7 @@ def test_annotated_photos_of_a_folder_are_swapped_in_place(tmp_path):
       3 * placed.asset.vertices_V3 @ assets.Y_UP_TO_Z_UP + 7, placed.asset.faces_F3, process=False
     ).export(mesh)
     at = pose.Pose(
-      placed.camera.rotation.T, placed.camera.translation, np.full(3, placed.camera.scale)
+      placed.camera.rotation, placed.camera.translation, np.full(3, placed.camera.scale)
     )
     points = room.scene.pointmap_HW3 if i else None
     write.from_arrays(

@@ -127,9 +127,10 @@ def test_latents_are_the_published_formulas():
   np.testing.assert_allclose(latents["translation"][0], (given.translation - [1, 2, 3]) / 2)
   np.testing.assert_allclose(latents["scale"][0], np.log(given.scale / 2))
   assert latents["translation_scale"] == 0
-  columns = np.concatenate([given.rotation[:, 0], given.rotation[:, 1]])
+  # the first columns of R_rows
+  rows = np.concatenate([given.rotation[0], given.rotation[1]])
   np.testing.assert_allclose(
-    latents["rotation"][0], (columns - rotations.SIX_D_MEAN) / rotations.SIX_D_STD, atol=1e-6
+    latents["rotation"][0], (rows - rotations.SIX_D_MEAN) / rotations.SIX_D_STD, atol=1e-6
   )
 
 
@@ -172,14 +173,34 @@ def test_transforming_points_inverts_and_equals_the_composed_matrix():
   given, points = random_pose(3), RNG.standard_normal((3, 7, 3))
   moved = pose.transform_points(points, given)
   np.testing.assert_allclose(pose.untransform_points(moved, given), points, atol=1e-9)
-  matrix = pose.compose(given.scale, given.rotation, given.translation)
+  rows = pose.transpose(given.rotation)
+  matrix = pose.compose(given.scale, rows, given.translation)
   np.testing.assert_allclose(
     (np.concatenate([points, np.ones((3, 7, 1))], -1) @ matrix)[..., :3], moved, atol=1e-9
   )
   for part, value in zip(
-    pose.decompose(matrix), (given.scale, given.rotation, given.translation), strict=True
+    pose.decompose(matrix), (given.scale, rows, given.translation), strict=True
   ):
     np.testing.assert_allclose(part, value, atol=1e-9)
+
+
+def test_a_poses_rotation_acts_on_columns_and_its_columns_are_the_objects_axes():
+  given = random_pose()
+  point = RNG.standard_normal(3)
+  expected = given.rotation @ (given.scale * point) + given.translation
+  np.testing.assert_allclose(pose.transform_points(point[None], given)[0], expected, atol=1e-12)
+  unit = given._replace(scale=np.ones(3), translation=np.zeros(3))
+  np.testing.assert_allclose(pose.transform_points(np.eye(3), unit).T, given.rotation, atol=1e-12)
+
+
+def test_the_rotation_latent_decodes_to_the_rotation():
+  given = random_pose(2, 5).rotation
+  latent = pose.encode_rotation(given)
+  assert latent.shape == (2, 5, 6)
+  np.testing.assert_allclose(pose.decode_rotation(latent), given, atol=1e-6)
+  whole = pose.Pose(given, np.ones((2, 5, 3)), np.ones((2, 5, 3)))
+  same = pose.encode_latents(whole, np.ones(3), np.zeros(3))["rotation"][..., 0, :]
+  np.testing.assert_allclose(latent, same, atol=1e-6)
 
 
 def test_normalised_pose_and_normalised_points_agree():
@@ -277,7 +298,7 @@ def test_the_worked_example_of_the_documentation_is_right():
   camera = cameras.Camera(*stated["camera fx fy cx cy width height"])
   depth = stated["depth map, row by row"].reshape(int(camera.height), int(camera.width))
   mask = stated["mask, row by row"].reshape(depth.shape) > 0
-  given = pose.Pose(stated["R (row-vector form)"].reshape(3, 3), stated["t"], stated["s"])
+  given = pose.Pose(stated["R"].reshape(3, 3), stated["t"], stated["s"])
   camera = camera._replace(width=int(camera.width), height=int(camera.height))
   points = cameras.pointmap_from_depth(depth, camera)
   moments = normalisers.ObjectCentric().scale_shift(points, mask)
@@ -289,6 +310,8 @@ def test_the_worked_example_of_the_documentation_is_right():
     "scale": moments.scale,
     "point in the camera": pose.transform_points(stated["object point"][None], given)[0],
     "its pixel": pixel[0],
+    "R_rows": given.rotation.T.ravel(),
+    "quaternion of R_rows": pose.release_quaternion(given.rotation),
     "quaternion of R": rotations.matrix_to_quaternion(given.rotation),
     "latent translation": latents["translation"][0],
     "latent scale": latents["scale"][0],

@@ -92,7 +92,7 @@ def test_glb_is_y_up_and_keeps_names_and_colours(tmp_path):
 
 def test_render_shows_the_object_where_the_camera_frame_says():
   # looking along +x with z up: y to the right, since camera x is left
-  view = np.array([[0.0, 0, 1], [-1, 0, 0], [0, 1, 0]])
+  view = np.array([[0.0, -1, 0], [0, 0, 1], [1, 0, 0]])
   grid = np.zeros((8, 8, 8), bool)
   grid[3:5, 6:8, 6:8] = True  # right and up
   ink = (
