@@ -20,7 +20,7 @@ from data_pipelines.format import schema
 from data_pipelines.read import rows
 from launch import sample
 from launch.console.progress import Progress
-from launch.scoring import split_samples
+from launch.scoring import pairs, split_samples
 from sam3d_jax.batch import Conditioning
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import layout, occupancy, surface
@@ -65,9 +65,9 @@ def run(args: argparse.Namespace, out: pathlib.Path) -> None:
       "seed": args.seed,
     }
   identity = json.loads(json.dumps(chosen.identity | settings))
-  pairs = prepare_pairs(out, identity)
+  folder = prepare_pairs(out, identity)
   draw = oracle if args.oracle else lambda items: predict(predictor, chosen, items, args)
-  todo = [i for i, name in enumerate(chosen.names) if not (pairs / name / RECORD).exists()]
+  todo = [i for i, name in enumerate(chosen.names) if not (folder / name / RECORD).exists()]
   size = 1 if args.oracle else args.batch_size
   with Progress(
     len(chosen.names), "sampling", "objects", done=len(chosen.names) - len(todo)
@@ -78,9 +78,9 @@ def run(args: argparse.Namespace, out: pathlib.Path) -> None:
       drawn = draw(items)
       seconds = (time.monotonic() - began) / len(items)
       for item, found in zip(items, drawn, strict=True):
-        write_pair(pairs / item.name, item, found, seconds)
+        write_pair(folder / item.name, item, found, seconds)
       bar.update(len(items))
-  pairs.evaluate(pairs, out, pairs.protocol_of(args), pairs.workers_of(args), run=identity)
+  pairs.evaluate(folder, out, pairs.protocol_of(args), pairs.workers_of(args), run=identity)
 
 
 def open_set(args: argparse.Namespace, out: pathlib.Path) -> EvalSet:
