@@ -38,6 +38,11 @@ QUIET = {
 }
 
 
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command and returns its exit code."""
+  return cli.run_command(run, description=__doc__, flags=flags, argv=argv)
+
+
 def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--topology", required=True, help="what to compile for: v5p:4x4x4, v5e:16x16, v6e:16x16, cpu:8"
@@ -425,4 +430,4 @@ def text(report: dict) -> str:
 
 
 if __name__ == "__main__":
-  cli.main(run, description=__doc__, flags=flags)
+  raise SystemExit(main())

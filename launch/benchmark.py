@@ -68,6 +68,11 @@ One row a run of `launch.benchmark --write`; ms are wall time, CPU s those of th
 """
 
 
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command and returns its exit code."""
+  return cli.run_command(run, description=__doc__, flags=flags, argv=argv)
+
+
 def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--vs",
@@ -474,4 +479,4 @@ def write(document: pathlib.Path, rows: list[str], command: str) -> None:
 
 
 if __name__ == "__main__":
-  cli.main(run, description=__doc__, flags=flags)
+  raise SystemExit(main())

@@ -89,6 +89,11 @@ def check(c: ConfigDict) -> None:
         raise ConfigError(f"{section}.{key} = {value}: it must be a range (low, high)")
 
 
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command and returns its exit code."""
+  return cli.run_command(run, description=__doc__, flags=flags, argv=argv)
+
+
 def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
   parser.add_argument(
@@ -152,4 +157,4 @@ def _stop(*_) -> None:
 
 
 if __name__ == "__main__":
-  cli.main(run, description=__doc__, flags=flags)
+  raise SystemExit(main())

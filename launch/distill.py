@@ -6,5 +6,11 @@ number of steps.
 
 from launch.trainer import train
 
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command and returns its exit code."""
+  return train.command(("distill",), __doc__, argv)
+
+
 if __name__ == "__main__":
-  train.command(("distill",), __doc__)
+  raise SystemExit(main())

@@ -7,5 +7,11 @@ against a frozen reference.
 
 from launch.trainer import train
 
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command and returns its exit code."""
+  return train.command(("dpo",), __doc__, argv)
+
+
 if __name__ == "__main__":
-  train.command(("dpo",), __doc__)
+  raise SystemExit(main())

@@ -37,6 +37,11 @@ class Encoding:
       raise InputError(f"--batch_size {self.batch_size}: give a positive number")
 
 
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command and returns its exit code."""
+  return cli.run_command(run, description=__doc__, flags=flags, config="none", argv=argv)
+
+
 def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--data", required=True, type=pathlib.Path, metavar="DIR", help="dataset to encode"
@@ -99,4 +104,4 @@ def summary(counts: dict[str, int], statistics: dict) -> str:
 
 
 if __name__ == "__main__":
-  cli.main(run, description=__doc__, flags=flags, config="none")
+  raise SystemExit(main())

@@ -180,4 +180,4 @@ def check_weights(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-  cli.main(run, description=__doc__, flags=flags, config="none")
+  raise SystemExit(main())

@@ -49,6 +49,11 @@ PHOTO_SEED = 1000
 STAGES = ("pretrain", "midtrain_fo", "midtrain_os", "sft", "dpo", "distill", "distill_4_steps")
 
 
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command and returns its exit code."""
+  return cli.run_command(run, description=__doc__, flags=flags, config="none", argv=argv)
+
+
 def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", required=True, help="folder for everything that is made")
   parser.add_argument("--seed", type=int, default=0, help="of data, training and samples")
@@ -259,4 +264,4 @@ def quickstart_steps(start: pathlib.Path, seed: int) -> list[Step]:
 
 
 if __name__ == "__main__":
-  cli.main(run, description=__doc__, flags=flags, config="none")
+  raise SystemExit(main())

@@ -5,5 +5,11 @@ python -m launch.pretrain --config configs/pretrain_geometry.py --workdir DIR --
 
 from launch.trainer import train
 
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command and returns its exit code."""
+  return train.command(("pretrain", "midtrain"), __doc__, argv)
+
+
 if __name__ == "__main__":
-  train.command(("pretrain", "midtrain"), __doc__)
+  raise SystemExit(main())

@@ -21,6 +21,11 @@ from sam3d_jax.errors import InputError
 FREE_BYTES_NEEDED = 1 << 30
 
 
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command and returns its exit code."""
+  return cli.run_command(run, description=__doc__, flags=flags, config="none", argv=argv)
+
+
 def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--workdir", default="quickstart_run", help="folder for everything that is made (about 200 MB)"
@@ -184,4 +189,4 @@ try next   python -m launch.sample --checkpoint {work / "geometry"} --decoder {w
 
 
 if __name__ == "__main__":
-  cli.main(run, description=__doc__, flags=flags, config="none")
+  raise SystemExit(main())

@@ -222,4 +222,4 @@ def load_predictor(args: argparse.Namespace):
 
 
 if __name__ == "__main__":
-  cli.main(run, description=__doc__, flags=flags, config="none")
+  raise SystemExit(main())

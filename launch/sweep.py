@@ -17,7 +17,6 @@ import argparse
 import json
 import pathlib
 import shlex
-import sys
 
 from launch.cluster import slurm
 from launch.cluster import spec as cluster_spec
@@ -151,4 +150,4 @@ def record(workdir: pathlib.Path, sweep: space.Sweep) -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  raise SystemExit(main())

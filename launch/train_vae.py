@@ -5,5 +5,11 @@ python -m launch.train_vae --config configs/vae_structure.py --workdir DIR --con
 
 from launch.trainer import train
 
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command and returns its exit code."""
+  return train.command(("train_vae",), __doc__, argv)
+
+
 if __name__ == "__main__":
-  train.command(("train_vae",), __doc__)
+  raise SystemExit(main())

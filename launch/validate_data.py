@@ -30,6 +30,11 @@ SHOWN = 12  # examples of each split on a sheet
 SHOWN_BAD = 12  # failed examples on a sheet
 
 
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command and returns its exit code."""
+  return cli.run_command(run, description=__doc__, flags=flags, config="none", argv=argv)
+
+
 def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--data", required=True, type=pathlib.Path, metavar="DIR", help="dataset folder"
@@ -223,4 +228,4 @@ def run(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-  cli.main(run, description=__doc__, flags=flags, config="none")
+  raise SystemExit(main())

@@ -1,7 +1,5 @@
 """`python -m launch.cluster`."""
 
-import sys
-
 from launch.cluster.command import main
 
-sys.exit(main())
+raise SystemExit(main())

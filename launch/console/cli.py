@@ -20,28 +20,23 @@ from sam3d_jax.errors import ConfigError, InputError, JobFailed, Preempted
 
 EXIT_BAD_INPUT = 2
 EXIT_RETRY = 75  # EX_TEMPFAIL: whatever starts the job should start it again
+CONFIGS = "configs"  # folder of the configurations, in a checkout and where this is installed
+INSTALLED = str(pathlib.Path(__file__).parents[2])  # the folder that holds it
 
 
-def main(
+def run_command(
   run: Callable[[argparse.Namespace], int | None],
   *,
   description: str,
   flags: Callable[[argparse.ArgumentParser], None] | None = None,
   config: str = "required",
   argv: list[str] | None = None,
-) -> None:
-  """Parses the command line, runs `run(args)` and exits with the code that the outcome calls for.
+) -> int:
+  """Parses the command line, runs `run(args)` and returns the exit code that the outcome calls for.
 
   config: "required" or "optional" adds `--config FILE[:variant]` and `--config.key=value`, found
   parsed in `args.config` (None when optional and not given); "none" adds neither.
   """
-  sys.exit(run_command(run, description=description, flags=flags, config=config, argv=argv))
-
-
-def run_command(
-  run, *, description: str, flags=None, config: str = "required", argv: list[str] | None = None
-) -> int:
-  """`main` without leaving the process: returns the exit code."""
   argv = sys.argv[1:] if argv is None else argv
   parser = argparse.ArgumentParser(
     description=description.split("\n\n")[0],
@@ -83,9 +78,11 @@ def load_config(spec: str, overrides: list[str] = ()) -> ConfigDict:
 
   Raises ConfigError naming the file, the key, the value and the nearest key.
   """
-  path = spec.partition(":")[0]
+  given = spec.partition(":")[0]
+  path = find_file(given)
   if not path.endswith(".py") or not os.path.isfile(path):
     raise ConfigError(f"--config {spec}: {nearest_file(path)}")
+  spec = path + spec.removeprefix(given)
   try:
     config = _parse(spec, [])
   except (absl_flags.Error, TypeError, ValueError) as error:
@@ -102,6 +99,15 @@ def load_config(spec: str, overrides: list[str] = ()) -> ConfigDict:
     return _parse(spec, list(overrides))
   except (absl_flags.Error, TypeError, ValueError) as error:
     raise ConfigError(f"{path}: {_blame(spec, overrides, config) or error}") from error
+
+
+def find_file(path: str) -> str:
+  """The file to read for `path`: a `configs/...` that is not here is the one that is installed."""
+  installed = pathlib.Path(INSTALLED, path)
+  among_configs = pathlib.Path(path).parts[:1] == (CONFIGS,)
+  if among_configs and not os.path.exists(path) and installed.is_file():
+    return str(installed)
+  return path
 
 
 def _parse(spec: str, overrides: list[str]) -> ConfigDict:
@@ -158,6 +164,11 @@ def nearest_key(key: str, config: ConfigDict) -> str:
 
 def nearest_file(path: str) -> str:
   """Says that a configuration file does not exist and which existing one is nearest."""
-  known = [str(p) for p in sorted(pathlib.Path("configs").rglob("*.py")) if p.name != "__init__.py"]
+  known = [
+    str(file.relative_to(folder))
+    for folder in (pathlib.Path(), pathlib.Path(INSTALLED))
+    for file in sorted((folder / CONFIGS).rglob("*.py"))
+    if file.name != "__init__.py"
+  ]
   near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
   return f"no such configuration file ({path})" + (f"; the nearest is {near[0]}" if near else "")

@@ -33,6 +33,11 @@ MIN_GAP = 0.05  # in faults between the two shapes of a pair; closer ones are le
 BATCH = 32
 
 
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command and returns its exit code."""
+  return cli.run_command(run, description=__doc__, flags=flags, config="none", argv=argv)
+
+
 def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--make", choices=("rated", "pairs"), required=True)
   parser.add_argument("--data", required=True, type=pathlib.Path, help="dataset of photos")
@@ -170,4 +175,4 @@ def fine_voxels(grid_XYZ: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-  cli.main(run, description=__doc__, flags=flags, config="none")
+  raise SystemExit(main())

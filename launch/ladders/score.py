@@ -23,6 +23,11 @@ BATCH = 32
 F1_THRESHOLD = 0.05
 
 
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command and returns its exit code."""
+  return cli.run_command(run, description=__doc__, flags=flags, config="none", argv=argv)
+
+
 def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--checkpoint", required=True, help="work folder of the model")
   parser.add_argument("--decoder", required=True, help="work folder of the structure VAE")
@@ -77,4 +82,4 @@ def run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-  cli.main(run, description=__doc__, flags=flags, config="none")
+  raise SystemExit(main())

@@ -89,7 +89,7 @@ def load(path: str, *, base: str | None = None, extra: list[str] = ()) -> Sweep:
 
 def _read(path: str) -> dict[str, Any]:
   """What the file's `get_sweep` returns, checked key by key."""
-  file = pathlib.Path(path)
+  file = pathlib.Path(cli.find_file(path))
   if file.suffix != ".py" or not file.is_file():
     raise ConfigError(f"--sweep {path}: {cli.nearest_file(path)}")
   module = importlib.util.module_from_spec(

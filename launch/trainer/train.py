@@ -22,9 +22,10 @@ from sam3d_jax.training.ledger import Ledger
 from sam3d_jax.training.preemption import StopFlag
 
 
-def command(stages: tuple[str, ...], description: str) -> None:
-  """Entry point of a training command that accepts configurations of the given stages."""
-  cli.main(functools.partial(run, stages=stages), description=description, flags=flags)
+def command(stages: tuple[str, ...], description: str, argv: list[str] | None = None) -> int:
+  """Runs a training command that accepts configurations of the given stages: its exit code."""
+  run_stages = functools.partial(run, stages=stages)
+  return cli.run_command(run_stages, description=description, flags=flags, argv=argv)
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

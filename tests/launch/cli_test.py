@@ -59,6 +59,32 @@ def test_a_wrong_file_or_variant_names_what_exists(capsys, spec, expected):
   assert expected in capsys.readouterr().err
 
 
+def test_a_configuration_of_the_package_is_found_from_another_folder(tmp_path, monkeypatch):
+  here = cli.load_config(f"{CONFIG}:tiny", ["--config.steps=7"])
+  monkeypatch.chdir(tmp_path)
+  assert cli.load_config(f"{CONFIG}:tiny", ["--config.steps=7"]) == here
+  with pytest.raises(cli.ConfigError, match="the nearest is configs/pretrain_geometry.py"):
+    cli.load_config("configs/pretrain_geometri.py")
+
+
+def test_a_configuration_of_the_working_folder_comes_before_that_of_the_package(
+  tmp_path, monkeypatch
+):
+  own = tmp_path / CONFIG
+  own.parent.mkdir()
+  own.write_text("""
+from configs import pretrain_geometry
+
+
+def get_config(variant=""):
+  c = pretrain_geometry.get_config(variant)
+  c.steps = 5
+  return c
+""")
+  monkeypatch.chdir(tmp_path)
+  assert cli.load_config(CONFIG).steps == 5
+
+
 def test_a_configuration_is_locked():
   config = cli.load_config(CONFIG)
   with pytest.raises(AttributeError):
