@@ -9,59 +9,27 @@ build.
 
 import argparse
 from collections import Counter
-from collections.abc import Callable
+import dataclasses
 import re
 import signal
 
 from ml_collections import ConfigDict
 
 from data_pipelines.build import beam_executor, shard_jobs
-from data_pipelines.synth import filters, iso_3do, sources
-from data_pipelines.synth.camera import ViewConfig
-from data_pipelines.synth.lighting import LightConfig
 from launch.console import cli
 from launch.console.progress import Progress
-from launch.planners import annotated, pasted
+from launch.planners.builders import PLANNERS
 from sam3d_jax.errors import ConfigError, Preempted
 
 
-def source_config(c: ConfigDict) -> sources.SourceConfig:
-  """Where the meshes come from."""
-  return sources.SourceConfig(
-    source=c.source,
-    seed=c.seed,
-    count=c.procedural.count,
-    families=tuple(c.procedural.families),
-    license=c.license,
-    max_coordinate=c.mesh.max_coordinate,
-  )
+@dataclasses.dataclass(frozen=True)
+class BuildSpec:
+  """What to build and who makes the shards."""
 
-
-def plan_iso_3do(c: ConfigDict) -> shard_jobs.Plan:
-  """The plan of an Iso-3DO build."""
-  config = iso_3do.IsoConfig(
-    name=c.name,
-    seed=c.seed,
-    views=c.views,
-    image_size=c.image_size,
-    samples=c.samples,
-    image_format=c.image_format,
-    background=c.background,
-    pointmap=c.pointmap,
-    delit=c.delit,
-    source=source_config(c),
-    camera=ViewConfig(**c.camera),
-    light=LightConfig(**c.light),
-    filters=filters.FilterConfig(**c.filters),
-  )
-  return iso_3do.plan(config, test_fraction=c.test_fraction, objects_per_shard=c.objects_per_shard)
-
-
-PLANNERS: dict[str, Callable[[ConfigDict], shard_jobs.Plan]] = {
-  "iso_3do": plan_iso_3do,
-  **annotated.PLANNERS,
-  **pasted.PLANNERS,
-}
+  config: ConfigDict
+  dry_run: bool = False
+  executor: str = "local"  # or "beam"
+  beam_options: tuple[str, ...] = ()
 
 
 def check(c: ConfigDict) -> None:
@@ -109,47 +77,66 @@ def flags(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
   """Plans and builds the dataset of `args.config`."""
-  c = args.config
+  build(BuildSpec(args.config, args.dry_run, args.executor, tuple(args.beam_options)))
+
+
+def build(spec: BuildSpec) -> None:
+  """Prints the plan and, unless told to stop there, makes the shards that are not made yet."""
+  c = spec.config
   check(c)
-  if args.beam_options and args.executor != "beam":
-    raise ConfigError(f"--beam_options {' '.join(args.beam_options)}: they need --executor beam")
-  execute = beam_executor.make_executor(args.beam_options) if args.executor == "beam" else None
+  execute = make_executor(spec)
   plan = PLANNERS[c.builder](c)
-  splits = Counter()
-  for job in plan.jobs:
-    splits[job.split] += job.inputs
-  print(
-    f"{plan.name}: {plan.inputs} inputs "
-    f"({', '.join(f'{n} {split}' for split, n in splits.items())}) in {len(plan.jobs)} "
-    f"shards -> {c.out}",
-    flush=True,
-  )
-  if args.dry_run:
-    return 0
+  print(describe_plan(plan, c.out), flush=True)
+  if spec.dry_run:
+    return
+
   signal.signal(signal.SIGTERM, _stop)
-  with Progress(
-    plan.inputs, f"building {plan.name}", "objects", done=shard_jobs.finished_inputs(plan, c.out)
-  ) as progress:
+  done = shard_jobs.finished_inputs(plan, c.out)
+  with Progress(plan.inputs, f"building {plan.name}", "objects", done=done) as bar:
+
+    def show(inputs: int, refused: dict[str, int]) -> None:
+      bar.update(inputs, refused=sum(refused.values()))
+
     result = shard_jobs.build(
       plan,
       c.out,
       workers=c.workers,
       execute=execute,
       quarantine_budget=c.quarantine_budget,
-      progress=lambda n, refused: progress.update(n, refused=sum(refused.values())),
+      progress=show,
     )
-  refused = ", ".join(f"{reason} {n}" for reason, n in sorted(result.refused.items())) or "none"
-  print(
-    f"{c.out}: {', '.join(f'{n} {split}' for split, n in result.records.items())} examples; "
-    f"refused inputs: {refused}"
-  )
+  print(describe_result(result, c.out))
+
+
+def make_executor(spec: BuildSpec) -> shard_jobs.Executor | None:
+  """What runs the shard jobs; None: processes of this machine. Raises ConfigError."""
+  if spec.executor == "beam":
+    return beam_executor.make_executor(spec.beam_options)
+  if spec.beam_options:
+    raise ConfigError(f"--beam_options {' '.join(spec.beam_options)}: they need --executor beam")
+  return None
+
+
+def describe_plan(plan: shard_jobs.Plan, out: str) -> str:
+  """The line that says what is about to be built."""
+  splits = Counter()
+  for job in plan.jobs:
+    splits[job.split] += job.inputs
+  parts = ", ".join(f"{inputs} {split}" for split, inputs in splits.items())
+  return f"{plan.name}: {plan.inputs} inputs ({parts}) in {len(plan.jobs)} shards -> {out}"
+
+
+def describe_result(result: shard_jobs.BuildResult, out: str) -> str:
+  """What was built, and what was turned down for which reason."""
+  made = ", ".join(f"{examples} {split}" for split, examples in result.records.items())
+  refused = ", ".join(f"{reason} {n}" for reason, n in sorted(result.refused.items()))
+  lines = [f"{out}: {made} examples; refused inputs: {refused or 'none'}"]
   if result.draws:
-    print(
-      "rejected draws: " + ", ".join(f"{reason} {n}" for reason, n in sorted(result.draws.items()))
-    )
-  return 0
+    draws = ", ".join(f"{reason} {n}" for reason, n in sorted(result.draws.items()))
+    lines.append(f"rejected draws: {draws}")
+  return "\n".join(lines)
 
 
 def _stop(*_) -> None:

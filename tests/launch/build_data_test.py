@@ -22,6 +22,7 @@ from data_pipelines.synth import sources
 from data_pipelines.synth.camera import Camera
 from launch import build_data
 from launch.console import cli
+from launch.planners import builders
 from sam3d_jax.errors import ConfigError, InputError, JobFailed
 from sam3d_jax.files import atomic
 
@@ -50,7 +51,7 @@ def _run(*overrides: str) -> int:
 
 def _plan(*overrides: str) -> shard_jobs.Plan:
   config = cli.load_config(CONFIG, [f"--config.{o}" for o in (*SMALL, *overrides)])
-  return build_data.PLANNERS[config.builder](config)
+  return builders.PLANNERS[config.builder](config)
 
 
 def _bytes(folder: pathlib.Path) -> dict[str, bytes]:

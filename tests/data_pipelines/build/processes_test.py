@@ -11,7 +11,7 @@ import pytest
 
 SCRIPT = """
 import os, time
-from data_pipelines import processes
+from data_pipelines.build import processes
 
 def work(seconds):
   return os.getpid(), os.environ["OMP_NUM_THREADS"], time.sleep(seconds)

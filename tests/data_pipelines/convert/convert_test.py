@@ -19,6 +19,7 @@ from data_pipelines.synth import assets, lighting, procedural, render, voxelize
 from data_pipelines.synth.camera import Camera, ViewConfig, random_view
 from launch import build_data
 from launch.console import cli
+from launch.planners import builders
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.geometry import rotations
 
@@ -243,7 +244,7 @@ def test_recgen_views_are_filtered_by_the_stated_thresholds(tars, tmp_path):
       f"{ROOT}/configs/data/recgen.py", [f"--config.source={tars[0]}", f"--config.{override}"]
     )
     refusals = shard_jobs.Refusals()
-    plan = build_data.PLANNERS["recgen"](config)
+    plan = builders.PLANNERS["recgen"](config)
     assert not [
       e for job in plan.jobs for e in plan.make(job.spec, refusals)
     ] and refusals.draws == {reason: 3 * VIEWS}

@@ -29,6 +29,7 @@ from data_pipelines.synth import (
 )
 from launch import build_data
 from launch.console import cli
+from launch.planners import builders
 from sam3d_jax.errors import ConfigError, InputError, Refused
 from sam3d_jax.geometry import pose
 from tests.support import synthetic_depth
@@ -64,7 +65,7 @@ def plan(builder: str, *overrides: str) -> shard_jobs.Plan:
   config = cli.load_config(
     f"{ROOT}/configs/data/{builder}.py:tiny", [f"--config.{o}" for o in (*FEW[builder], *overrides)]
   )
-  return build_data.PLANNERS[config.builder](config)
+  return builders.PLANNERS[config.builder](config)
 
 
 def examples(folder: pathlib.Path) -> list[dict]:
