@@ -3,18 +3,33 @@ PYTHON ?= python3
 WORK ?= quickstart_run
 PYTEST_ARGS ?= -n 2
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-all lint format lock clean
 
 quickstart: .venv/ready
 	@.venv/bin/python -m launch.quickstart --workdir "$(WORK)"
 
-test: .venv-test/ready
-	@.venv-test/bin/ruff check .
+test: lint
+	@.venv-test/bin/python -m pytest $(PYTEST_ARGS) -m "not multidevice and not slow"
+	@SAM3D_TEST_DEVICES=8 timeout 3000 .venv-test/bin/python -m pytest -m "multidevice and not slow"
+
+# With what takes too long for every change; docs/operations.md records the last full run.
+test-all: lint
 	@.venv-test/bin/python -m pytest $(PYTEST_ARGS) -m "not multidevice"
-	@SAM3D_TEST_DEVICES=8 timeout 3000 .venv-test/bin/python -m pytest -m multidevice
+	@SAM3D_TEST_DEVICES=8 .venv-test/bin/python -m pytest -m multidevice
 
 lint: .venv-test/ready
 	@.venv-test/bin/ruff check .
+	@.venv-test/bin/ruff format --quiet --check . || { .venv-test/bin/ruff format --check .; exit 1; }
+
+format: .venv-test/ready
+	@.venv-test/bin/ruff format .
+
+# The tested versions: those of the environment of `make test`, run after its tests have passed. The comment at the top of the file stays;
+# builds of PyTorch for one kind of device and the libraries of CUDA are left to pip.
+lock: .venv-test/ready
+	@{ grep '^#' requirements-lock.txt; .venv-test/bin/python -m pip freeze --disable-pip-version-check \
+	  | grep -v -E '^(nvidia|cuda|triton)' | sed -E 's/\+[a-z0-9.]+$$//'; } > requirements-lock.tmp
+	@mv requirements-lock.tmp requirements-lock.txt
 
 clean:
 	rm -rf .venv .venv-test .pytest_cache .ruff_cache

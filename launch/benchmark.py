@@ -112,6 +112,8 @@ def run(args: argparse.Namespace) -> int:
     raise ConfigError(f"--steps {args.steps} is not a positive number")
   if args.vs_set and not args.vs:
     raise ConfigError("--vs_set needs --vs FILE")
+  if args.write and not DOCUMENT.parent.is_dir():
+    raise ConfigError("--write appends to docs/benchmarks.md of a checkout; use --json FILE here")
   configs = {"config": args.config}
   if args.vs:
     configs["vs"] = cli.load_config(args.vs, [f"--config.{pair}" for pair in args.vs_set])
