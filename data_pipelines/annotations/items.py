@@ -145,7 +145,7 @@ def shape_fields(candidate: Candidate, recipe: Recipe) -> tuple[dict[str, Any], 
     parts = [fields[name] for name in ("voxels", "structure_latent", "slat") if name in fields]
     return fields | _pose_fields(candidate.pose), schema.example_key("latents", *parts)
   asset = assets.load(candidate.mesh, max_coordinate=recipe.max_coordinate)
-  return {"voxels": voxelize.voxelize(asset.vertices_V3, asset.faces_F3)} | _pose_fields(
+  return {"voxels": voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces)} | _pose_fields(
     mesh_pose(candidate, asset)
   ), asset.key
 

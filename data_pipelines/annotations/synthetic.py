@@ -52,7 +52,7 @@ def write_item(folder: pathlib.Path, index: int, config: SyntheticConfig) -> pat
     rng,
     VIEW,
     image_size=config.image_size,
-    radius=float(np.linalg.norm(asset.vertices_V3, axis=1).max()),
+    radius=float(np.linalg.norm(asset.mesh.vertices, axis=1).max()),
     scale=float(np.exp(rng.uniform(low, high))),
   )
   image, mask, points = _photo(
@@ -62,7 +62,7 @@ def write_item(folder: pathlib.Path, index: int, config: SyntheticConfig) -> pat
   by_artist = index % 4 == 3
   with tempfile.TemporaryDirectory() as scratch:
     truth = pathlib.Path(scratch) / "truth.stl"
-    trimesh.Trimesh(asset.vertices_V3, asset.faces_F3, process=False).export(truth)
+    trimesh.Trimesh(asset.mesh.vertices, asset.mesh.faces, process=False).export(truth)
     proposals, scores = _candidates(
       asset,
       truth,
@@ -93,7 +93,7 @@ def _photo(
   asset: assets.Asset, camera: Camera, lights: lighting.Lights, rng
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Image, mask and point map of the object before a wall that faces the camera."""
-  shown = render.render(render.Scene(asset), camera, lights, samples=1)
+  shown = render.render(render.Scene(asset.mesh, asset.source), camera, lights, samples=1)
   height, width = shown.mask_HW.shape
   ramp = np.linspace(0, 1, height)[:, None, None]
   top, bottom = rng.uniform(60, 200, (2, 3))
@@ -121,7 +121,7 @@ def _candidates(
   """(proposals in random order, their voxel IoU with the object). The first is the object itself
   unless all are to be bad.
   """
-  true_voxels = voxelize.voxelize(asset.vertices_V3, asset.faces_F3)
+  true_voxels = voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces)
   proposals, scores = {}, {}
   for number in rng.permutation(count):
     name, strength = f"c{number}", 0.25 * number + (1.0 if all_bad else 0.0)
@@ -129,7 +129,7 @@ def _candidates(
     if strength == 0:
       proposals[name], scores[name] = write.Proposal(generator, mesh=truth, pose=pose), 1.0
       continue
-    voxels = voxelize.voxelize(_distorted(asset.vertices_V3, strength, rng), asset.faces_F3)
+    voxels = voxelize.voxelize(_distorted(asset.mesh.vertices, strength, rng), asset.mesh.faces)
     proposals[name], scores[name] = (
       write.Proposal(generator, voxels=voxels),
       _iou(voxels, true_voxels),

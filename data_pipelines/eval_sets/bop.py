@@ -24,6 +24,7 @@ from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import layout, surface
 from sam3d_jax.files import photos
 from sam3d_jax.geometry.cameras import AXES
+from sam3d_jax.render.mesh import Mesh
 
 MIN_VISIBLE = 0.1  # share of an instance's pixels
 # groups, by the least visible share
@@ -81,7 +82,7 @@ class BopSet:
       "instances": len(self.names),
       "models": self.models.name,
     }
-    self._meshes: dict[int, surface.Surface] = {}
+    self._meshes: dict[int, Mesh] = {}
 
   def __getitem__(self, index: int) -> Item:
     scene_id, image_id, place, truth = self._instances[index]
@@ -100,10 +101,10 @@ class BopSet:
       group=next(name for least, name in LEVELS if scene.visible(image_id, place) >= least),
     )
 
-  def _mesh(self, number: int) -> surface.Surface:
+  def _mesh(self, number: int) -> Mesh:
     if number not in self._meshes:
       try:
-        self._meshes[number] = surface.load_surface(self.models / f"obj_{number:06d}.ply")
+        self._meshes[number] = surface.load_surface(self.models / f"obj_{number:06d}.ply").mesh
       except surface.SurfaceError as error:
         raise InputError(f"--bop: {error}") from error
     return self._meshes[number]

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from sam3d_jax.evaluation.layout import Pose
-from sam3d_jax.evaluation.surface import Surface
 from sam3d_jax.geometry.cameras import Camera
+from sam3d_jax.render.mesh import Mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Item:
   name: str
   image_HW3: np.ndarray
   mask_HW: np.ndarray
-  truth: Surface
+  truth: Mesh
   pose: Pose | None
   pointmap_HW3: np.ndarray | None = None
   camera: Camera | None = None

@@ -32,13 +32,13 @@ from scipy.spatial.transform import Rotation
 from data_pipelines.eval_sets.item import Item
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import layout, surface
-from sam3d_jax.files import photos
+from sam3d_jax.files import meshes, photos
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 KINDS = {
   "image": IMAGE_SUFFIXES,
   "mask": (*IMAGE_SUFFIXES, ".npy"),
-  "mesh": surface.MESH_SUFFIXES,
+  "mesh": meshes.SUFFIXES,
   "pose": (".json",),
   "pointmap": (".npz", ".npy", ".exr", ".png", ".tiff", ".tif"),
   "camera": (".json",),
@@ -83,7 +83,7 @@ class PhotoFolder:
     if "pointmap" in files:
       photo = photo.with_pointmap(files["pointmap"])
     try:
-      truth = surface.load_surface(files["mesh"])
+      truth = surface.load_surface(files["mesh"]).mesh
     except surface.SurfaceError as error:
       raise InputError(str(error)) from error
     return Item(

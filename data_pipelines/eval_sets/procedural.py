@@ -47,7 +47,7 @@ class ProceduralSet:
       pointmap_HW3=example["pointmap"].astype("float32"),
       camera=Camera(**{name: example["camera"][name] for name in Camera._fields}),
       voxels_N3=example["voxels"],
-      truth=surface.make_surface(asset.vertices_V3, asset.faces_F3, name=self.names[index]),
+      truth=surface.make_surface(asset.mesh.vertices, asset.mesh.faces, name=self.names[index]),
       pose=layout.Pose(
         quaternion, example["translation"].astype(float), example["scale"].astype(float)
       ),

@@ -33,6 +33,7 @@ from data_pipelines.synth import assets, iso_3do, procedural, render, room, voxe
 from data_pipelines.synth.camera import Camera, ViewConfig, random_view
 from data_pipelines.synth.lighting import LightConfig, Lights, random_lights
 from sam3d_jax.errors import InputError
+from sam3d_jax.render.mesh import Mesh, join
 
 FOLDER = pathlib.Path(__file__).with_name("benchmarks")
 # visible share of the object's pixels
@@ -73,7 +74,7 @@ class Subject:
   asset: assets.Asset
   camera: Camera
   lights: Lights
-  backdrop: tuple[assets.Asset, ...]
+  backdrop: tuple[Mesh, ...]
   floor: float  # height in the object frame
 
 
@@ -121,20 +122,21 @@ def make_subject(seed: int, index: int, image_size: int) -> Subject:
   """Object `index` with everything that its photos share."""
   asset = object_asset(seed, index)
   rng = np.random.default_rng([seed, index, 1])
-  radius = float(np.linalg.norm(asset.vertices_V3, axis=1).max())
+  radius = float(np.linalg.norm(asset.mesh.vertices, axis=1).max())
   scale = float(np.exp(rng.uniform(*np.log(VIEW.scale))))
   camera, azimuth = random_view(rng, VIEW, image_size=image_size, radius=radius, scale=scale)
   lights = random_lights(rng, LIGHT, azimuth)
-  floor = float(asset.vertices_V3[:, 2].min())
+  floor = float(asset.mesh.vertices[:, 2].min())
   far = float(camera.translation[2] * rng.uniform(1.6, 2.6))
   return Subject(asset, camera, lights, tuple(room.backdrop(rng, camera, floor, far)), floor)
 
 
 def occluder(
   subject: Subject, seed: int, index: int, level: str, candidate: int
-) -> tuple[assets.Asset, room.Spot]:
-  """A candidate, as it stands in the room, and its spot: between the object and the camera, clear
-  of the object.
+) -> tuple[assets.Asset, Mesh, room.Spot]:
+  """A candidate, its mesh as it stands in the room, and its spot.
+
+  It stands between the object and the camera, clear of the object.
   """
   rng = np.random.default_rng([seed, index, 2, list(LEVELS).index(level), candidate])
   thing = object_asset(seed, OCCLUDERS + int(rng.integers(OCCLUDERS)))
@@ -142,12 +144,12 @@ def occluder(
   reach = float(np.hypot(*eye[:2]))
   towards = eye[:2] / reach
   size, yaw = float(rng.uniform(0.4, 1.5)), float(rng.uniform(0, 2 * np.pi))
-  spread = lambda asset: float(np.linalg.norm(asset.vertices_V3[:, :2], axis=1).max())
+  spread = lambda asset: float(np.linalg.norm(asset.mesh.vertices[:, :2], axis=1).max())
   clear = spread(subject.asset) + size * spread(thing)
   along, aside = rng.uniform(clear, max(clear, 0.75 * reach)), rng.uniform(-0.5, 0.5)
   x, y = along * towards + aside * np.array([-towards[1], towards[0]])
   spot = room.Spot(float(x), float(y), size, yaw)
-  return room.stand(thing, spot, subject.floor), spot
+  return thing, room.stand(thing.mesh, spot, subject.floor), spot
 
 
 def at_size(camera: Camera, size: int) -> Camera:
@@ -170,16 +172,14 @@ def visible_part(alone: render.View, together: render.View) -> np.ndarray:
     return alone.mask_HW & (together.depth_HW >= alone.depth_HW * (1 - 1e-4))
 
 
-def occluder_of(
-  subject: Subject, benchmark: Benchmark, photo: dict
-) -> tuple[list[assets.Asset], dict]:
+def occluder_of(subject: Subject, benchmark: Benchmark, photo: dict) -> tuple[list[Mesh], dict]:
   """The photo's occluder, if it has one, and what is recorded of it."""
   if photo["candidate"] < 0:
     return [], {"candidate": -1}
-  thing, spot = occluder(
+  thing, standing, spot = occluder(
     subject, benchmark.seed, photo["object"], photo["level"], photo["candidate"]
   )
-  return [thing], {
+  return [standing], {
     "candidate": photo["candidate"],
     "mesh": thing.key,
     "spot": integers(dataclasses.astuple(spot)),
@@ -202,7 +202,7 @@ def truth_record(subject: Subject, benchmark: Benchmark, photo: dict) -> schema.
     "source": benchmark.name,
     "view": np.int32(list(LEVELS).index(photo["level"])),
     "camera": iso_3do.camera_fields(camera),
-    "voxels": voxelize.voxelize(subject.asset.vertices_V3, subject.asset.faces_F3),
+    "voxels": voxelize.voxelize(subject.asset.mesh.vertices, subject.asset.mesh.faces),
     "rotation": camera.rotation.astype(np.float32),
     "translation": camera.translation.astype(np.float32),
     "scale": np.full(3, camera.scale, np.float32),
@@ -216,8 +216,10 @@ def photograph(
   subject: Subject, benchmark: Benchmark, photo: dict, alone: render.View
 ) -> schema.Example:
   """The record of one photo; `alone` is the object without anything around it."""
-  parts = [subject.asset, *subject.backdrop, *occluder_of(subject, benchmark, photo)[0]]
-  shown = render.render(render.Scene(room.merge(parts)), subject.camera, subject.lights)
+  parts = [subject.asset.mesh, *subject.backdrop, *occluder_of(subject, benchmark, photo)[0]]
+  shown = render.render(
+    render.Scene(join(parts), subject.asset.source), subject.camera, subject.lights
+  )
   return truth_record(subject, benchmark, photo) | {
     "image": render.encode(render.over(shown.lit_HW3, shown.alpha_HW, (0, 0, 0))),
     "mask": render.encode(visible_part(alone, shown)),
@@ -300,7 +302,12 @@ def make_shard(
 ) -> Iterator[schema.Example]:
   """The photos of one object, each checked against its frozen digest."""
   subject = make_subject(part.seed, part.photos[0]["object"], part.image_size)
-  alone = render.render(render.Scene(subject.asset), subject.camera, subject.lights, samples=1)
+  alone = render.render(
+    render.Scene(subject.asset.mesh, subject.asset.source),
+    subject.camera,
+    subject.lights,
+    samples=1,
+  )
   for photo in part.photos:
     example = photograph(subject, part, photo, alone)
     check(example, photo)
@@ -337,13 +344,18 @@ def search(benchmark: Benchmark, subject: Subject, index: int, level: str) -> in
   """
   low, high = LEVELS[level]
   camera = at_size(subject.camera, PROBE_SIZE)
-  alone = render.render(render.Scene(subject.asset), camera, subject.lights, samples=1)
+  alone = render.render(
+    render.Scene(subject.asset.mesh, subject.asset.source), camera, subject.lights, samples=1
+  )
   for candidate in range(CANDIDATES):
-    thing, _ = occluder(subject, benchmark.seed, index, level, candidate)
-    if camera.to_camera(thing.vertices_V3)[:, 2].min() < 0.1 * camera.translation[2]:
+    _, standing, _ = occluder(subject, benchmark.seed, index, level, candidate)
+    if camera.to_camera(standing.vertices)[:, 2].min() < 0.1 * camera.translation[2]:
       continue  # too near the camera
     together = render.render(
-      render.Scene(room.merge([subject.asset, thing])), camera, subject.lights, samples=1
+      render.Scene(join([subject.asset.mesh, standing]), subject.asset.source),
+      camera,
+      subject.lights,
+      samples=1,
     )
     if low + 0.02 < visible_part(alone, together).sum() / alone.mask_HW.sum() < high - 0.02:
       return candidate
@@ -358,7 +370,12 @@ def freeze(name: str, *, seed: int, objects: int, image_size: int) -> None:
   photos = []
   for index in range(objects):
     subject = make_subject(seed, index, image_size)
-    alone = render.render(render.Scene(subject.asset), subject.camera, subject.lights, samples=1)
+    alone = render.render(
+      render.Scene(subject.asset.mesh, subject.asset.source),
+      subject.camera,
+      subject.lights,
+      samples=1,
+    )
     for level in LEVELS:
       candidate = -1 if level == "none" else search(empty, subject, index, level)
       photo = {"object": index, "level": level, "candidate": candidate}

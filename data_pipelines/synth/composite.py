@@ -9,8 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from data_pipelines.synth import render
-from data_pipelines.synth.assets import srgb_to_linear
+from sam3d_jax.render.colour import linear_to_srgb8, srgb_to_linear
 
 
 def paste(image_HW3: np.ndarray, layers: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
@@ -22,7 +21,7 @@ def paste(image_HW3: np.ndarray, layers: Iterable[tuple[np.ndarray, np.ndarray]]
   linear = srgb_to_linear(image_HW3 / np.float32(255))
   for colour_HW3, alpha_HW in layers:
     linear = colour_HW3 + (1 - alpha_HW[..., None]) * linear
-  return render.to_srgb(linear)
+  return linear_to_srgb8(linear)
 
 
 def limited(

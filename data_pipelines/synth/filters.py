@@ -68,20 +68,20 @@ def core_extent(vertices_V3: np.ndarray, faces_F3: np.ndarray, share: float = 0.
 
 def check(asset: Asset, config: FilterConfig) -> None:
   """Raises Refused with reason near_zero_volume, flat_normals or spatial_outliers."""
-  volume = hull_volume(asset.vertices_V3)
+  volume = hull_volume(asset.mesh.vertices)
   if volume < config.min_hull_volume:
     raise Refused(
       "near_zero_volume",
       f"{asset.source}: hull volume {volume:.2g} < {config.min_hull_volume:g} of the unit cube",
     )
-  share = normal_share(asset.vertices_V3, asset.faces_F3)
+  share = normal_share(asset.mesh.vertices, asset.mesh.faces)
   if share > config.max_normal_share:
     raise Refused(
       "flat_normals",
       f"{asset.source}: {share:.4f} of the surface faces one axis, above "
       f"{config.max_normal_share:g}",
     )
-  core = core_extent(asset.vertices_V3, asset.faces_F3)
+  core = core_extent(asset.mesh.vertices, asset.mesh.faces)
   if core < config.min_core_extent:
     raise Refused(
       "spatial_outliers",

@@ -196,9 +196,9 @@ def pose(
     np.array([(camera.cx - at_2[0]) / camera.fx, (camera.cy - at_2[1]) / camera.fy, 1.0]) * distance
   )
   found = Camera(*camera, random_rotation(rng, largest_turn_deg), place, scale)
-  if found.to_camera(subject.asset.vertices_V3)[:, 2].min() <= 0.1 * distance:
+  if found.to_camera(subject.asset.mesh.vertices)[:, 2].min() <= 0.1 * distance:
     raise Rejected("too_close")
-  pixels = found.project(subject.asset.vertices_V3)
+  pixels = found.project(subject.asset.mesh.vertices)
   if pixels.min() < 0 or (pixels > [camera.width, camera.height]).any():
     raise Rejected("outside_image")
   return found
@@ -206,12 +206,12 @@ def pose(
 
 def nearest(pose: Camera, subject: Subject) -> float:
   """The smallest depth of the posed mesh."""
-  return float(pose.to_camera(subject.asset.vertices_V3)[:, 2].min())
+  return float(pose.to_camera(subject.asset.mesh.vertices)[:, 2].min())
 
 
 def farthest(pose: Camera, subject: Subject) -> float:
   """The largest depth of the posed mesh."""
-  return float(pose.to_camera(subject.asset.vertices_V3)[:, 2].max())
+  return float(pose.to_camera(subject.asset.mesh.vertices)[:, 2].max())
 
 
 def closer(pose: Camera, factor: float) -> Camera:
@@ -226,7 +226,7 @@ def before(pose: Camera, subject: Subject, depth: float) -> Camera:
 
 def box(pose: Camera, subject: Subject, size: tuple[int, int]) -> tuple[slice, slice]:
   """Rows and columns of the posed mesh's box in the image."""
-  pixels = pose.project(subject.asset.vertices_V3)
+  pixels = pose.project(subject.asset.mesh.vertices)
   low = np.clip(np.floor(pixels.min(0)).astype(int), 0, [size[1] - 1, size[0] - 1])
   high = np.clip(np.ceil(pixels.max(0)).astype(int), low + 1, [size[1], size[0]])
   return slice(low[1], high[1]), slice(low[0], high[0])

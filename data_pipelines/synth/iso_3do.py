@@ -106,9 +106,9 @@ def make_shard(spec: ShardSpec, refuse: Callable[[Quarantined], None]) -> Iterat
 
 def make_examples(asset: Asset, config: IsoConfig) -> Iterator[schema.Example]:
   """One example per view of a mesh."""
-  scene = render.Scene(asset)
-  voxels = voxelize.voxelize(asset.vertices_V3, asset.faces_F3)
-  radius = float(np.linalg.norm(asset.vertices_V3, axis=1).max())
+  scene = render.Scene(asset.mesh, asset.source)
+  voxels = voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces)
+  radius = float(np.linalg.norm(asset.mesh.vertices, axis=1).max())
   low, high = np.log(config.camera.scale)
   scale = float(np.exp(generator(config.seed, asset.key).uniform(low, high)))
   for view in range(config.views):

@@ -20,6 +20,7 @@ from data_pipelines.synth.camera import Camera
 from data_pipelines.synth.lighting import LightConfig, Lights, random_lights, turned
 from data_pipelines.synth.scene import Annotated, Scene
 from sam3d_jax.geometry import cameras
+from sam3d_jax.render.colour import linear_to_srgb8, srgb_to_linear
 
 LICENSE = "CC0-1.0"
 ASPECT = 0.75  # height over width
@@ -99,7 +100,7 @@ def make_room(seed: int, index: int, image_size: int) -> Room:
     rng, LightConfig(ambient=(0.3, 0.5), elevation_deg=(35.0, 70.0)), -np.pi / 2
   )
   objects, turns = _furnish(rng, seed, index, view)
-  prepared = [render.Scene(o.asset) for o in objects]
+  prepared = [render.Scene(o.asset.mesh, o.asset.source) for o in objects]
   shown = [
     render.render(s, o.camera, turned(lights, turn), samples=SAMPLES)
     for s, o, turn in zip(prepared, objects, turns, strict=True)
@@ -111,7 +112,7 @@ def make_room(seed: int, index: int, image_size: int) -> Room:
   nearest = np.min([depth, *(np.where(s.mask_HW, s.depth_HW, np.inf) for s in shown)], axis=0)
   far_first = sorted(range(len(objects)), key=lambda i: -objects[i].camera.translation[2])
   image = composite.paste(
-    render.to_srgb(colour), [(shown[i].lit_HW3, shown[i].alpha_HW) for i in far_first]
+    linear_to_srgb8(colour), [(shown[i].lit_HW3, shown[i].alpha_HW) for i in far_first]
   )
   image = np.clip(np.rint(image + rng.normal(0, NOISE, image.shape)), 0, 255).astype(np.uint8)
   masks = [s.mask_HW & (s.depth_HW <= nearest) for s in shown]
@@ -144,8 +145,8 @@ def _shell(rng: np.random.Generator) -> Shell:
     ],
     float,
   )
-  paint = assets.srgb_to_linear(rng.uniform(0.55, 0.95, 3))
-  wood = assets.srgb_to_linear(
+  paint = srgb_to_linear(rng.uniform(0.55, 0.95, 3))
+  wood = srgb_to_linear(
     np.array([0.72, 0.55, 0.38]) * rng.uniform(0.6, 1.1) + rng.uniform(-0.06, 0.06, 3)
   )
   colours = np.stack([wood, np.full(3, 0.85), paint * rng.uniform(0.8, 1.0, 3), paint, paint])
@@ -165,14 +166,14 @@ def _furnish(
       license=LICENSE,
     )
     scale, yaw = rng.uniform(0.45, 1.1), rng.uniform(0, 2 * np.pi)
-    radius = scale * float(np.linalg.norm(asset.vertices_V3[:, :2], axis=1).max())
+    radius = scale * float(np.linalg.norm(asset.mesh.vertices[:, :2], axis=1).max())
     for _ in range(20):
       along = rng.uniform(2.0, 4.2)
       across = rng.uniform(-0.8, 0.8) * along * view.camera.width / (2 * view.camera.fx)
       if all(np.hypot(along - y, across - x) > radius + r for x, y, r in taken):
         taken.append((across, along, radius))
         camera, turn = view.of_object(
-          yaw, np.array([across, along, -scale * asset.vertices_V3[:, 2].min()]), scale
+          yaw, np.array([across, along, -scale * asset.mesh.vertices[:, 2].min()]), scale
         )
         objects.append(Annotated(asset, camera))
         turns.append(turn)
@@ -232,13 +233,8 @@ def _blocked(
   near = np.flatnonzero((np.linalg.norm(nearest, axis=1) < 0.87) & (local @ towards < 0.87))
   blocked = np.zeros(len(local), bool)
   if len(near):
-    start = np.ascontiguousarray(local[near] + render.SHADOW_OFFSET * towards)
-    blocked[near] = (
-      scene.embree.run(
-        start, np.ascontiguousarray(np.broadcast_to(towards, start.shape)), query="OCCLUDED"
-      )
-      == 0
-    )
+    start = local[near] + render.SHADOW_OFFSET * towards
+    blocked[near] = scene.caster.blocked(start, np.broadcast_to(towards, start.shape))
   return blocked
 
 

@@ -10,16 +10,16 @@ through each pixel's centre; colours are averaged over samples within the pixel,
 import dataclasses
 import io
 
-from embreex import rtcore_scene
-from embreex.mesh_construction import TriangleMesh
 import numpy as np
 from PIL import Image
 from scipy import sparse
 
-from data_pipelines.synth.assets import Asset, srgb_to_linear
 from data_pipelines.synth.camera import Camera
 from data_pipelines.synth.filters import face_areas_normals
 from data_pipelines.synth.lighting import Lights
+from sam3d_jax.render.colour import linear_to_srgb8, srgb_to_linear
+from sam3d_jax.render.mesh import Mesh
+from sam3d_jax.render.raycast import Caster
 
 CREASE_DEG = 40.0  # faces that meet at a sharper angle are not smoothed across the edge
 # unit cubes, along the normal: above the float32 error of a hit, below visible detail
@@ -42,35 +42,32 @@ class View:
 
 
 class Scene:
-  """An asset prepared for ray casting. Build once, render many views."""
+  """A mesh prepared for rendering: build once, render many views. `name` is for messages."""
 
-  def __init__(self, asset: Asset):
-    self.asset = asset
-    self.embree = rtcore_scene.EmbreeScene()
-    TriangleMesh(
-      self.embree,
-      np.ascontiguousarray(asset.vertices_V3, np.float32),
-      np.ascontiguousarray(asset.faces_F3, np.int32),
-    )
-    area, self.normal_F3 = face_areas_normals(asset.vertices_V3, asset.faces_F3)
-    self.corner_normal_F33 = corner_normals(
-      asset.vertices_V3, asset.faces_F3, area, self.normal_F3
-    ).astype(np.float32)
-    self.pyramids = [None if m.texture is None else _pyramid(m.texture) for m in asset.materials]
+  def __init__(self, mesh: Mesh, name: str = "mesh"):
+    self.mesh = mesh.with_appearance()
+    self.name = name
+    self.caster = Caster(mesh)
+    area, self.normal_F3 = face_areas_normals(mesh.vertices, mesh.faces)
+    normals = corner_normals(mesh.vertices, mesh.faces, area, self.normal_F3)
+    self.corner_normal_F33 = normals.astype(np.float32)
+    self.pyramids = [
+      None if m.texture is None else _pyramid(m.texture) for m in self.mesh.materials
+    ]
     self.texels_F = self._texel_density(area)
 
   def _texel_density(self, area_F) -> np.ndarray:
     """Texels of the face's texture per unit of length on the surface."""
-    a, b, c = (self.asset.uv_V2[self.asset.faces_F3[:, i]].astype(np.float64) for i in range(3))
+    a, b, c = (self.mesh.uv[self.mesh.faces[:, i]].astype(np.float64) for i in range(3))
     d, e = b - a, c - a
     uv_area = np.abs(d[:, 0] * e[:, 1] - d[:, 1] * e[:, 0]) / 2
     texels = np.array(
       [
         0 if m.texture is None else m.texture.shape[0] * m.texture.shape[1]
-        for m in self.asset.materials
+        for m in self.mesh.materials
       ]
     )
-    return np.sqrt(uv_area * texels[self.asset.material_F] / np.maximum(area_F, 1e-300))
+    return np.sqrt(uv_area * texels[self.mesh.material] / np.maximum(area_F, 1e-300))
 
 
 def corner_normals(
@@ -156,13 +153,12 @@ def points_of(depth_HW: np.ndarray, camera: Camera) -> np.ndarray:
 
 def _window(scene: Scene, camera: Camera) -> tuple[int, int, int, int]:
   """The pixel rows and columns that the object can touch: top, bottom, left, right (half open)."""
-  points = camera.to_camera(scene.asset.vertices_V3)
+  points = camera.to_camera(scene.mesh.vertices)
   if points[:, 2].min() <= 0:
     raise ValueError(
-      f"{scene.asset.source}: part of the object lies behind the camera (z = "
-      f"{points[:, 2].min():.3g})"
+      f"{scene.name}: part of the object lies behind the camera (z = {points[:, 2].min():.3g})"
     )
-  uv = camera.project(scene.asset.vertices_V3)
+  uv = camera.project(scene.mesh.vertices)
   low = np.clip(np.floor(uv.min(0)).astype(int) - 1, 0, [camera.width, camera.height])
   high = np.clip(np.ceil(uv.max(0)).astype(int) + 1, 0, [camera.width, camera.height])
   return low[1], max(high[1], low[1]), low[0], max(high[0], low[0])
@@ -177,11 +173,16 @@ def _cast(scene: Scene, camera: Camera, u, v) -> dict[str, np.ndarray]:
   direction = np.ascontiguousarray(camera.rays(u, v) @ to_object, np.float32)
   origin = np.empty_like(direction)
   origin[:] = -camera.translation @ to_object
-  if len(direction) == 0:
-    return {"primID": np.zeros(0, np.int32), "tfar": np.zeros(0, np.float32)}
-  hit = scene.embree.run(origin, direction, output=1)
-  hit["direction"], hit["origin"] = direction, origin
-  if any(m.cutout is not None for m in scene.asset.materials):
+  found = scene.caster.nearest(origin, direction)
+  hit = {
+    "primID": found.face_N,
+    "tfar": found.distance_N,
+    "u": found.u_N,
+    "v": found.v_N,
+    "direction": direction,
+    "origin": origin,
+  }
+  if any(m.cutout is not None for m in scene.mesh.materials):
     _pass_cutouts(scene, hit, step=SHADOW_OFFSET * camera.scale)
   return hit
 
@@ -196,27 +197,25 @@ def _pass_cutouts(scene: Scene, hit: dict[str, np.ndarray], step: float) -> None
       return
     start = hit["tfar"][through] + np.float32(step)
     direction = hit["direction"][through]
-    behind = scene.embree.run(
-      hit["origin"][through] + start[:, None] * direction, direction, output=1
-    )
-    hit["tfar"][through] = start + behind["tfar"]
-    for name in ("primID", "u", "v"):
-      hit[name][through] = behind[name]
+    behind = scene.caster.nearest(hit["origin"][through] + start[:, None] * direction, direction)
+    hit["tfar"][through] = start + behind.distance_N
+    hit["primID"][through] = behind.face_N
+    hit["u"][through], hit["v"][through] = behind.u_N, behind.v_N
   hit["primID"][_is_cut_out(scene, hit)] = -1
 
 
 def _is_cut_out(scene: Scene, hit: dict[str, np.ndarray]) -> np.ndarray:
-  asset, face = scene.asset, hit["primID"]
+  mesh, face = scene.mesh, hit["primID"]
   cut = np.zeros(len(face), bool)
-  for index, material in enumerate(asset.materials):
+  for index, material in enumerate(mesh.materials):
     if material.cutout is None:
       continue
-    here = np.flatnonzero((face >= 0) & (asset.material_F[face] == index))
+    here = np.flatnonzero((face >= 0) & (mesh.material[face] == index))
     s, t = hit["u"][here, None], hit["v"][here, None]
     uv = np.einsum(
       "nk,nkd->nd",
       np.concatenate([1 - s - t, s, t], axis=1),
-      asset.uv_V2[asset.faces_F3[face[here]]],
+      mesh.uv[mesh.faces[face[here]]],
     )
     height, width = material.cutout.shape
     column, row = (
@@ -266,11 +265,8 @@ def _irradiance(scene: Scene, lights: Lights, point_N3, flat_N3, smooth_N3) -> n
     facing = np.flatnonzero((cosine > 0) & (flat_N3 @ direction > 0))
     if not len(facing):
       continue
-    towards = np.ascontiguousarray(np.broadcast_to(direction, (len(facing), 3)))
-    blocked = (
-      scene.embree.run(np.ascontiguousarray(point_N3[facing]), towards, query="OCCLUDED") == 0
-    )
-    seen = facing[~blocked]
+    towards = np.broadcast_to(direction, (len(facing), 3))
+    seen = facing[~scene.caster.blocked(point_N3[facing], towards)]
     total[seen] += cosine[seen, None] * colour
   return total
 
@@ -279,16 +275,16 @@ def _albedo(scene: Scene, face, weights, *, texel_footprint) -> np.ndarray:
   """Linear base colour (N, 3): material x vertex colour x texture. `texel_footprint` is a sample's
   width on the surface.
   """
-  asset = scene.asset
-  corner = asset.faces_F3[face]
-  colour = np.einsum("nk,nkd->nd", weights, asset.colour_V3[corner])
-  material = asset.material_F[face]
-  colour *= np.array([m.colour for m in asset.materials], np.float32)[material]
+  mesh = scene.mesh
+  corner = mesh.faces[face]
+  colour = np.einsum("nk,nkd->nd", weights, mesh.colours[corner])
+  material = mesh.material[face]
+  colour *= np.array([m.colour for m in mesh.materials], np.float32)[material]
   for index, pyramid in enumerate(scene.pyramids):
     here = np.flatnonzero(material == index) if pyramid is not None else ()
     if not len(here):
       continue
-    uv = np.einsum("nk,nkd->nd", weights[here], asset.uv_V2[corner[here]])
+    uv = np.einsum("nk,nkd->nd", weights[here], mesh.uv[corner[here]])
     texels = np.maximum(scene.texels_F[face[here]] * texel_footprint[here], 1.0)
     level = np.clip(np.rint(np.log2(texels)).astype(int), 0, len(pyramid) - 1)
     for l in np.unique(level):
@@ -327,14 +323,7 @@ def over(colour_HW3: np.ndarray, alpha_HW: np.ndarray, background) -> np.ndarray
   3), values 0..255.
   """
   behind = srgb_to_linear(np.asarray(background, np.float32) / 255.0)
-  return to_srgb(colour_HW3 + (1 - alpha_HW[..., None]) * behind)
-
-
-def to_srgb(linear: np.ndarray) -> np.ndarray:
-  """uint8 sRGB of linear colours, cut to 0..1."""
-  linear = np.clip(linear, 0.0, 1.0)
-  encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.power(linear, 1 / 2.4) - 0.055)
-  return np.rint(encoded * 255).astype(np.uint8)
+  return linear_to_srgb8(colour_HW3 + (1 - alpha_HW[..., None]) * behind)
 
 
 def encode(image: np.ndarray, format: str = "png", quality: int = 95) -> bytes:

@@ -278,7 +278,8 @@ class Stock:
 
 def subject_of(asset: Asset) -> Subject:
   """Prepares a mesh for rendering."""
-  return Subject(asset, render.Scene(asset), float(np.linalg.norm(asset.vertices_V3, axis=1).max()))
+  radius = float(np.linalg.norm(asset.mesh.vertices, axis=1).max())
+  return Subject(asset, render.Scene(asset.mesh, asset.source), radius)
 
 
 def make_shard(spec: ShardSpec, refuse: Refusals, *, draw: Draw) -> Iterator[schema.Example]:
@@ -310,7 +311,7 @@ def make_examples(
         refuse.draw(failures[-1])
         continue
       voxels = (
-        voxelize.voxelize(subject.asset.vertices_V3, subject.asset.faces_F3)
+        voxelize.voxelize(subject.asset.mesh.vertices, subject.asset.mesh.faces)
         if voxels is None
         else voxels
       )

@@ -5,14 +5,13 @@ Everything lies in the object's frame (z up, the object in its unit cube and sta
 so the object's camera serves the whole scene and the point map is complete.
 """
 
-from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
 from PIL import Image
 
-from data_pipelines.synth.assets import Asset, Material
 from data_pipelines.synth.camera import Camera
+from sam3d_jax.render.mesh import Material, Mesh
 
 MARGIN = 0.05  # of the image's side, by which floor and wall reach beyond the picture
 PATTERNS = ("plain", "checks", "planks")
@@ -31,16 +30,17 @@ class Spot:
   yaw: float
 
 
-def stand(asset: Asset, spot: Spot, floor: float) -> Asset:
-  """The asset on the floor (a height z) at a spot."""
+def stand(mesh: Mesh, spot: Spot, floor: float) -> Mesh:
+  """The mesh on the floor (a height z) at a spot."""
   c, s = np.cos(spot.yaw), np.sin(spot.yaw)
-  turned = asset.vertices_V3 @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]]) * spot.size
+  turn = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
+  turned = mesh.vertices @ turn * spot.size
   low, high = turned.min(0), turned.max(0)
-  centre = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])
-  return dataclasses.replace(asset, vertices_V3=turned - centre + [spot.x, spot.y, floor])
+  foot = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])
+  return dataclasses.replace(mesh, vertices=turned - foot + [spot.x, spot.y, floor])
 
 
-def backdrop(rng: np.random.Generator, camera: Camera, floor: float, far: float) -> list[Asset]:
+def backdrop(rng: np.random.Generator, camera: Camera, floor: float, far: float) -> list[Mesh]:
   """Floor and wall that fill the picture: the floor up to depth `far` (camera units), the wall at
   that depth.
 
@@ -49,13 +49,10 @@ def backdrop(rng: np.random.Generator, camera: Camera, floor: float, far: float)
   near_corners, far_corners, wall_corners = _corners(camera, floor, far)
   tiles = float(rng.uniform(0.6, 2.0))  # repeats of the texture over the unit cube's side
   quads = (
-    ("floor", [*near_corners, *far_corners[::-1]], lambda p: p[:, :2] * tiles),
-    ("wall", wall_corners, lambda p: np.array([[0, 1], [1, 1], [1, 0], [0, 0]]) * tiles * 2),
+    ([*near_corners, *far_corners[::-1]], lambda p: p[:, :2] * tiles),
+    (wall_corners, lambda p: np.array([[0, 1], [1, 1], [1, 0], [0, 0]]) * tiles * 2),
   )
-  return [
-    _quad(name, np.array(corners), uv(np.array(corners)), _texture(rng))
-    for name, corners, uv in quads
-  ]
+  return [_quad(np.array(corners), uv(np.array(corners)), _texture(rng)) for corners, uv in quads]
 
 
 def _corners(camera: Camera, floor: float, far: float):
@@ -107,34 +104,12 @@ def _texture(rng: np.random.Generator) -> np.ndarray:
   return np.clip(np.rint(colour), 0, 255).astype(np.uint8)
 
 
-def _quad(name: str, corners_43: np.ndarray, uv_42: np.ndarray, texture: np.ndarray) -> Asset:
-  return Asset(
-    vertices_V3=corners_43,
-    faces_F3=np.array([[0, 1, 2], [0, 2, 3]], np.int32),
-    uv_V2=uv_42.astype(np.float32),
-    colour_V3=np.ones((4, 3), np.float32),
-    material_F=np.zeros(2, np.int32),
+def _quad(corners_43: np.ndarray, uv_42: np.ndarray, texture: np.ndarray) -> Mesh:
+  return Mesh(
+    vertices=corners_43,
+    faces=np.array([[0, 1, 2], [0, 2, 3]], np.int32),
+    colours=np.ones((4, 3), np.float32),
+    uv=uv_42.astype(np.float32),
+    material=np.zeros(2, np.int32),
     materials=(Material((1.0, 1.0, 1.0), texture),),
-    key="",
-    source=name,
-  )
-
-
-def merge(assets: Sequence[Asset]) -> Asset:
-  """Several assets of one frame as one; the key and source are those of the first."""
-  vertices = np.cumsum([0] + [len(a.vertices_V3) for a in assets])
-  materials = np.cumsum([0] + [len(a.materials) for a in assets])
-  join = lambda name: np.concatenate([getattr(a, name) for a in assets])
-  return dataclasses.replace(
-    assets[0],
-    vertices_V3=join("vertices_V3"),
-    uv_V2=join("uv_V2"),
-    colour_V3=join("colour_V3"),
-    faces_F3=np.concatenate(
-      [a.faces_F3 + o for a, o in zip(assets, vertices, strict=False)]
-    ).astype(np.int32),
-    material_F=np.concatenate(
-      [a.material_F + o for a, o in zip(assets, materials, strict=False)]
-    ).astype(np.int32),
-    materials=tuple(m for a in assets for m in a.materials),
   )

@@ -10,6 +10,7 @@ import pathlib
 
 from data_pipelines.synth import assets, procedural
 from sam3d_jax.errors import ConfigError
+from sam3d_jax.files import meshes
 
 PROCEDURAL = "procedural"
 MAX_SHARDS = 99_999  # of a split: what the five digits of a shard's name can count
@@ -64,11 +65,11 @@ def list_inputs(config: SourceConfig) -> list[Input]:
   files = [
     path
     for path in sorted(root.rglob("*"))
-    if path.suffix.lower() in assets.SUFFIXES and path.is_file()
+    if path.suffix.lower() in meshes.SUFFIXES and path.is_file()
   ]
   if not files:
     raise ConfigError(
-      f"source = {config.source!r} holds no mesh files ({', '.join(assets.SUFFIXES)})"
+      f"source = {config.source!r} holds no mesh files ({', '.join(meshes.SUFFIXES)})"
     )
   inputs = [Input(path.relative_to(root).as_posix(), file_digest(path)) for path in files]
   return sorted(inputs, key=lambda i: (i.identity, i.name))

@@ -100,11 +100,11 @@ def fit(subject: Subject, rotation: np.ndarray, cleared: Cleared, scene: Scene) 
   Depth does not count: only the near side of the object was seen, so the depth of its box is too
   small. Raises Rejected (too_close).
   """
-  turned = subject.asset.vertices_V3 @ rotation.T
+  turned = subject.asset.mesh.vertices @ rotation.T
   low, high = turned.min(0), turned.max(0)
   scale = float((cleared.extent_3 / (high - low))[:2].min())
   camera = Camera(*scene.camera, rotation, cleared.centroid_3 - scale * (low + high) / 2, scale)
-  if camera.to_camera(subject.asset.vertices_V3)[:, 2].min() <= 0.05 * cleared.centroid_3[2]:
+  if camera.to_camera(subject.asset.mesh.vertices)[:, 2].min() <= 0.05 * cleared.centroid_3[2]:
     raise Rejected("too_close")
   return camera
 

@@ -133,7 +133,7 @@ def make_examples(found: Found, config: PasteConfig) -> Iterator[schema.Example]
   """One example a view, each under another light. Raises Rejected before the first."""
   cleared = swap.clear(found.scene, found.scene.masks[found.number], config.rules)
   asset, photographed = found.subject.asset, found.scene.masks[found.number]
-  voxels = voxelize.voxelize(asset.vertices_V3, asset.faces_F3)
+  voxels = voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces)
   for view in range(config.views):
     rng = iso_3do.generator(config.seed, asset.key, found.number, view)
     inserted = swap.insert(found.subject, found.camera, cleared, config, rng)
@@ -207,7 +207,7 @@ def item_object(config: PasteConfig, entry: sources.Input) -> Found:
       f"{entry.name}: scales {pose.scale_3} differ; bake the stretch into the mesh",
     )
   camera = Camera(*scene.camera, pose.rotation_33, pose.translation_3, float(pose.scale_3.mean()))
-  if camera.to_camera(asset.vertices_V3)[:, 2].min() <= 0:
+  if camera.to_camera(asset.mesh.vertices)[:, 2].min() <= 0:
     raise Refused("bad_pose", f"{entry.name}: part of the mesh lies behind the camera")
   return Found(
     render_paste.subject_of(dataclasses.replace(asset, source=entry.name)), scene, 0, camera

@@ -16,41 +16,39 @@ import time
 import numpy as np
 
 from data_pipelines.synth import assets, render, voxelize
-from data_pipelines.synth.assets import Asset
 from data_pipelines.synth.camera import ViewConfig, random_view
 from data_pipelines.synth.lighting import LightConfig, random_lights
+from sam3d_jax.render.mesh import Mesh
 
 
-def subdivided(asset: Asset, triangles: int) -> Asset:
+def subdivided(mesh: Mesh, triangles: int) -> Mesh:
   """The same surface with at least `triangles` triangles: each face is cut into four, as often as
   needed.
   """
-  while len(asset.faces_F3) < triangles:
-    count = len(asset.faces_F3)
+  while len(mesh.faces) < triangles:
+    count = len(mesh.faces)
     edges = np.sort(
-      np.concatenate(
-        [asset.faces_F3[:, [0, 1]], asset.faces_F3[:, [1, 2]], asset.faces_F3[:, [2, 0]]]
-      ),
+      np.concatenate([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]]),
       axis=1,
     )
     unique, index = np.unique(edges, axis=0, return_inverse=True)
     middle = lambda values, unique=unique: np.concatenate(
       [values, values[unique].mean(1, dtype=values.dtype)]
     )
-    ab, bc, ca = index.reshape(3, count) + len(asset.vertices_V3)
-    a, b, c = asset.faces_F3.T
+    ab, bc, ca = index.reshape(3, count) + len(mesh.vertices)
+    a, b, c = mesh.faces.T
     faces = np.concatenate(
       [np.stack(f, -1) for f in ((a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca))]
     ).astype(np.int32)
-    asset = dataclasses.replace(
-      asset,
-      faces_F3=faces,
-      material_F=np.tile(asset.material_F, 4),
-      vertices_V3=middle(asset.vertices_V3),
-      uv_V2=middle(asset.uv_V2),
-      colour_V3=middle(asset.colour_V3),
+    mesh = dataclasses.replace(
+      mesh,
+      faces=faces,
+      material=np.tile(mesh.material, 4),
+      vertices=middle(mesh.vertices),
+      uv=middle(mesh.uv),
+      colours=middle(mesh.colours),
     )
-  return asset
+  return mesh
 
 
 def timed(work: Callable):
@@ -78,16 +76,16 @@ def main() -> None:
   parser.add_argument("--views", type=int, default=8)
   args = parser.parse_args()
   asset, reading = timed(lambda: assets.load(args.mesh))
-  asset = subdivided(asset, args.triangles)
-  textures = [m.texture.shape[:2] for m in asset.materials if m.texture is not None]
+  asset = dataclasses.replace(asset, mesh=subdivided(asset.mesh, args.triangles))
+  textures = [m.texture.shape[:2] for m in asset.mesh.materials if m.texture is not None]
   print(
-    f"{args.mesh.name}: {len(asset.faces_F3)} triangles, textures {textures}, {args.image_size} "
+    f"{args.mesh.name}: {len(asset.mesh.faces)} triangles, textures {textures}, {args.image_size} "
     f"pixels, {args.samples}^2 rays a pixel"
   )
-  voxels, voxelising = timed(lambda: voxelize.voxelize(asset.vertices_V3, asset.faces_F3))
-  scene, preparing = timed(lambda: render.Scene(asset))
+  voxels, voxelising = timed(lambda: voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces))
+  scene, preparing = timed(lambda: render.Scene(asset.mesh, asset.source))
   radius, rng, views, encodings = (
-    float(np.linalg.norm(asset.vertices_V3, axis=1).max()),
+    float(np.linalg.norm(asset.mesh.vertices, axis=1).max()),
     np.random.default_rng(0),
     [],
     [],

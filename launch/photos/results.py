@@ -306,7 +306,7 @@ def draw(path: pathlib.Path, photo: Photo, outcomes: dict[str, Outcome]) -> None
       preprocessing.resize_nearest(photo.image_HW3, window, min(window.side, 192)),
       crop_of(over([name], width=1), window, factor),
     ]
-    shape = o.candidate.shape and dataclasses.replace(o.candidate.shape, colour=marks[name])
+    shape = o.candidate.shape and o.candidate.shape.painted(marks[name])
     rows.append(crops + [preview.render(shape, v) for v in (view, preview.turned(view, 120.0))])
     captions.append(caption(name, o))
   left_out = (

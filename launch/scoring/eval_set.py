@@ -23,7 +23,7 @@ from launch.console.progress import Progress
 from launch.scoring import pairs, split_samples
 from sam3d_jax.batch import Conditioning
 from sam3d_jax.errors import InputError
-from sam3d_jax.evaluation import layout, occupancy, surface
+from sam3d_jax.evaluation import layout, occupancy
 from sam3d_jax.files import atomic
 from sam3d_jax.geometry import normalisers, pose, preprocessing
 from sam3d_jax.inference.predictor import Predictor
@@ -236,7 +236,7 @@ def write_pair(folder: pathlib.Path, item: Item, found: Sample, seconds: float) 
   folder.mkdir(exist_ok=True)
   Image.fromarray(item.image_HW3).save(folder / "image.png")
   Image.fromarray(item.mask_HW.astype(np.uint8) * 255).save(folder / "mask.png")
-  surface.write_ply(folder / "truth.ply", item.truth)
+  mesh.write_ply(folder / "truth.ply", item.truth)
   if item.pose is not None:
     layout.write_pose(
       folder / "truth_pose.json", item.pose.rotation, item.pose.translation, item.pose.scale
@@ -245,7 +245,7 @@ def write_pair(folder: pathlib.Path, item: Item, found: Sample, seconds: float) 
   if shape is None:
     (folder / "pred.ply").unlink(missing_ok=True)
   else:
-    surface.write_ply(folder / "pred.ply", surface.Surface(shape.vertices, shape.faces))
+    mesh.write_ply(folder / "pred.ply", shape)
   quaternion = Rotation.from_matrix(found.rotation_33).as_quat(scalar_first=True)
   layout.write_pose(folder / "pred_pose.json", quaternion, found.translation, found.scale)
   record = {

@@ -165,9 +165,7 @@ def _surface_scores(
   meshes = [mesh.from_occupancy(grid) for grid in (pred_XYZ, truth_XYZ)]
   if meshes[0] is None or meshes[1] is None:
     return {"f1": 0.0, "chamfer": shape.WORST["chamfer"]}
-  pred, truth = (
-    surface.sample_surface(surface.Surface(2 * m.vertices, m.faces), POINTS, 0)[0] for m in meshes
-  )
+  pred, truth = (surface.sample_surface(m.transformed(scale=2), POINTS, 0)[0] for m in meshes)
   there, back = shape.nearest_distances(pred, truth), shape.nearest_distances(truth, pred)
   return {"f1": shape.f1(there, back, threshold), "chamfer": shape.chamfer(there, back)}
 

@@ -13,7 +13,8 @@ from data_pipelines.build import processes
 from launch.console.progress import Progress
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import aggregate, layout, report, shape, surface
-from sam3d_jax.files import atomic
+from sam3d_jax.files import atomic, meshes
+from sam3d_jax.render.mesh import Mesh
 
 SHAPE = tuple(shape.WORST)
 LAYOUT = tuple(layout.WORST)
@@ -128,7 +129,7 @@ def find_pairs(folder: pathlib.Path) -> list[pathlib.Path]:
   if not found:
     raise InputError(
       f"--pairs {folder} has no folder with a file truth.* and pred.* "
-      f"({', '.join(surface.MESH_SUFFIXES)})"
+      f"({', '.join(meshes.SUFFIXES)})"
     )
   return found
 
@@ -191,19 +192,17 @@ def score_pair(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> dict:
   }
 
 
-def read(folder: pathlib.Path, stem: str) -> tuple[surface.Surface | None, str]:
+def read(folder: pathlib.Path, stem: str) -> tuple[Mesh | None, str]:
   """The surface, None if there is none, and what is wrong with it ("" if nothing)."""
   try:
     path = surface.find_mesh(folder, stem)
     if path is None:
       return None, f"{folder / stem}.* is missing"
     found = surface.load_surface(path)
-    return (
-      found,
-      f"{path}: {found.non_finite} faces or points are not finite and were left out"
-      if found.non_finite
-      else "",
-    )
+    problem = ""
+    if found.non_finite:
+      problem = f"{path}: {found.non_finite} faces or points are not finite and were left out"
+    return found.mesh, problem
   except surface.SurfaceError as error:
     return None, str(error)
 

@@ -25,6 +25,7 @@ from scipy.spatial.transform import Rotation
 
 from sam3d_jax.evaluation import align, surface
 from sam3d_jax.evaluation.neighbours import Tree
+from sam3d_jax.render.mesh import Mesh
 
 WORST = {"iou_3d": 0.0, "icp_rot_deg": 180.0, "add_s": 1.0, "add_s_01": 0.0}
 
@@ -104,7 +105,7 @@ def write_pose(
   pathlib.Path(path).write_text(text + "\n")
 
 
-def place(shape: surface.Surface, pose: Pose) -> surface.Surface:
+def place(shape: Mesh, pose: Pose) -> Mesh:
   return shape.transformed(scale=pose.scale, rotation=pose.matrix, translation=pose.translation)
 
 
@@ -128,8 +129,8 @@ def add_s(pred_P3: np.ndarray, truth_P3: np.ndarray, true_diameter: float) -> fl
 
 
 def icp_rotation_deg(
-  pred: surface.Surface,
-  truth: surface.Surface,
+  pred: Mesh,
+  truth: Mesh,
   protocol: align.IcpProtocol = align.IcpProtocol(),
   *,
   points: int = 20_000,
@@ -144,9 +145,9 @@ def icp_rotation_deg(
 
 
 def layout_metrics(
-  pred: surface.Surface | None,
+  pred: Mesh | None,
   pred_pose: Pose | None,
-  truth: surface.Surface,
+  truth: Mesh,
   truth_pose: Pose,
   protocol: align.IcpProtocol = align.IcpProtocol(),
   *,

@@ -183,13 +183,15 @@ def picture(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> str:
   image.
   """
   truth_file = surface.find_mesh(folder, "truth")
-  truth = normalised(surface.load_surface(truth_file))
+  truth = surface.normalised(surface.load_surface(truth_file).mesh)
   try:
     pred_file = surface.find_mesh(folder, "pred")
-    pred = None if pred_file is None else surface.load_surface(pred_file)
+    pred = None if pred_file is None else surface.load_surface(pred_file).mesh
   except surface.SurfaceError:  # scored as missing, and the table says why
     pred = None
-  moved = None if pred is None else shape.align_prediction(normalised(pred), truth, protocol)
+  moved = (
+    None if pred is None else shape.align_prediction(surface.normalised(pred), truth, protocol)
+  )
   truth_pose, pred_pose = (read_pose(folder / f"{stem}_pose.json") for stem in ("truth", "pred"))
   if truth_pose is not None:
     views = {"": truth_pose.matrix, ", turned": preview.turned(truth_pose.matrix, 120.0)}
@@ -203,7 +205,9 @@ def picture(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> str:
   said = "aligned prediction" if moved is not None else "nothing predicted"
   for name, side, colour in (("truth", truth, mesh.GREY), (said, moved, TINT)):
     shots |= {
-      name + view: preview.render(None if side is None else as_mesh(side, colour), v, size=SIZE)
+      name + view: preview.render(
+        None if side is None else in_unit_cube(side, colour), v, size=SIZE
+      )
       for view, v in views.items()
     }
   if (
@@ -214,7 +218,7 @@ def picture(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> str:
     and truth_pose.placed
   ):
     shots["both as placed"] = together(
-      layout.place(surface.load_surface(truth_file), truth_pose), layout.place(pred, pred_pose)
+      layout.place(surface.load_surface(truth_file).mesh, truth_pose), layout.place(pred, pred_pose)
     )
   return embed(preview.grid([list(shots.values())], list(shots), [""], size=SIZE))
 
@@ -244,26 +248,17 @@ def read_pose(path: pathlib.Path) -> layout.Pose | None:
     return None
 
 
-def together(truth: surface.Surface, pred: surface.Surface) -> np.ndarray:
+def together(truth: mesh.Mesh, pred: mesh.Mesh) -> np.ndarray:
   """Both posed shapes as the camera sees them, from straight ahead, the truth filling the middle."""
   _, centre, half = surface.normalise(truth.vertices)
-  vertices = np.concatenate([(s.vertices - centre) / half / 2 for s in (truth, pred)])
-  colour = np.repeat([mesh.GREY, TINT], [len(truth.vertices), len(pred.vertices)], axis=0)
-  return preview.render(
-    mesh.Mesh(vertices, np.concatenate([truth.faces, pred.faces + len(truth.vertices)]), colour),
-    np.eye(3),
-    size=SIZE,
-    extent=1.8,
-  )
+  centred = [mesh.Mesh((side.vertices - centre) / half, side.faces) for side in (truth, pred)]
+  both = mesh.join([in_unit_cube(centred[0], mesh.GREY), in_unit_cube(centred[1], TINT)])
+  return preview.render(both, np.eye(3), size=SIZE, extent=1.8)
 
 
-def normalised(s: surface.Surface) -> surface.Surface:
-  return surface.Surface(surface.normalise(s.vertices)[0], s.faces)
-
-
-def as_mesh(s: surface.Surface, colour: np.ndarray) -> mesh.Mesh:
-  """A normalised surface ([-1, 1]) in the renderer's unit cube."""
-  return mesh.Mesh(s.vertices / 2, s.faces, colour)
+def in_unit_cube(shape: mesh.Mesh, colour: np.ndarray) -> mesh.Mesh:
+  """A normalised shape ([-1, 1]) in the renderer's unit cube, in one colour."""
+  return mesh.Mesh(shape.vertices / 2, shape.faces).painted(colour)
 
 
 def embed(image: Image.Image) -> str:

@@ -33,6 +33,7 @@ from scipy.spatial.distance import cdist
 
 from sam3d_jax.evaluation import align, surface
 from sam3d_jax.evaluation.neighbours import nearest_distances, spatial_order, strides
+from sam3d_jax.render.mesh import Mesh
 
 # of the entropic potentials that lead to the exact matching, over the mean distance
 SOFTNESS = (0.05, 0.015, 0.004)
@@ -118,9 +119,7 @@ def potentials(cost_AB: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return row[:, None], column[None]
 
 
-def align_prediction(
-  pred: surface.Surface, truth: surface.Surface, protocol: ShapeProtocol
-) -> surface.Surface:
+def align_prediction(pred: Mesh, truth: Mesh, protocol: ShapeProtocol) -> Mesh:
   """The prediction aligned to the truth, both normalised. An exact copy is left where it is: ICP
   would move it by its noise.
   """
@@ -142,14 +141,14 @@ def align_prediction(
     pose = align.refine(cloud, fixed, align.IDENTITY, protocol.icp)
     # its angle decides between equal costs
     total = align.Rigid(pose.rotation @ rotation, pose.translation, pose.cost)
-    candidates.append((total, surface.Surface(pose(turned), pred.faces)))
+    candidates.append((total, Mesh(pose(turned), pred.faces)))
   best = align.prefer([c[0] for c in candidates], protocol.icp.tie)
   return next(moved for total, moved in candidates if total is best)
 
 
 def shape_metrics(
-  pred: surface.Surface | None,
-  truth: surface.Surface | None,
+  pred: Mesh | None,
+  truth: Mesh | None,
   protocol: ShapeProtocol = ShapeProtocol(),
 ) -> dict[str, float]:
   """f1 (higher is better), viou (higher), chamfer (lower), emd (lower); definitions in the module's
@@ -159,8 +158,8 @@ def shape_metrics(
   """
   if pred is None or truth is None:
     return dict(WORST)
-  truth = surface.Surface(surface.normalise(truth.vertices)[0], truth.faces)
-  pred = surface.Surface(surface.normalise(pred.vertices)[0], pred.faces)
+  truth = surface.normalised(truth)
+  pred = surface.normalised(pred)
   pred = align_prediction(pred, truth, protocol)
   pred_P3, truth_P3 = (
     surface.sample_surface(side, protocol.points, protocol.seed)[0] for side in (pred, truth)

@@ -1,9 +1,12 @@
-"""From an occupancy grid to a mesh that any viewer opens.
+"""The project's one triangle mesh, how it comes from an occupancy grid, and how it is written.
 
-Grids are z up over the unit cube [-0.5, 0.5]^3, voxel i of R centred at (i + 0.5) / R - 0.5. glTF
-is y up: `write_glb` turns (x, y, z) into (x, z, -y).
+Builders, annotations, renderers, evaluation and export share `Mesh`. Its frame is its holder's: the
+object frame (z up, the unit cube [-0.5, 0.5]^3) where nothing else is said, a file's own frame
+where it was just read. Grids are in the object frame, voxel i of R centred at (i + 0.5) / R - 0.5.
+glTF is y up: `write_glb` turns (x, y, z) into (x, z, -y).
 """
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
 
@@ -13,118 +16,213 @@ from scipy import ndimage, sparse
 from sam3d_jax.files import atomic
 from sam3d_jax.geometry.cameras import GLTF_FROM_OBJECT
 
+GREY = np.array([176, 178, 184], np.uint8)  # of shapes that nobody coloured
+PADDING = 3  # voxels around a grid, beyond the reach of the blur
+# How full voxels count before the field is blurred (by BLUR voxels): see `surface_field`.
+SHELL, THIN, THIN_FLOOR, BLUR = 0.5, 0.65, 0.52, 0.7
+
+
+@dataclasses.dataclass(frozen=True)
+class Material:
+  """What a surface is made of: a linear base colour times a texture, where there is one."""
+
+  colour: tuple[float, float, float]
+  texture: np.ndarray | None = None  # (H, W, 3) uint8 sRGB, row 0 on top
+  # (H, W) bool, where the texture has no surface (leaves, lattices); None: nowhere
+  cutout: np.ndarray | None = None
+
+
+WHITE = Material((1.0, 1.0, 1.0))
+
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-  """Triangles, counter-clockwise seen from outside; `colour` is one RGB in 0..255 for all vertices
-  or one each.
+  """Triangles, counter-clockwise seen from outside. Without faces: a point cloud.
+
+  A surface's base colour is its material times its vertex colours; what is None is white.
   """
 
-  vertices: np.ndarray  # (P, 3) float64
-  faces: np.ndarray  # (F, 3) int64
-  colour: np.ndarray  # (3,) or (P, 3) uint8
+  vertices: np.ndarray  # (V, 3) float64
+  faces: np.ndarray  # (F, 3) int32 or int64
+  colours: np.ndarray | None = None  # (V, 3) float32 linear, 0..1
+  uv: np.ndarray | None = None  # (V, 2) float32, origin at the texture's lower left
+  material: np.ndarray | None = None  # (F,) int32 into `materials`
+  materials: tuple[Material, ...] = ()
+
+  def painted(self, colour_3: np.ndarray) -> "Mesh":
+    """The shape in one colour, 0..255 as vertex colours of a GLB store it."""
+    colour = np.asarray(colour_3, np.float32) / np.float32(255)
+    return dataclasses.replace(self, colours=np.broadcast_to(colour, (len(self.vertices), 3)))
+
+  def transformed(self, *, scale=1.0, rotation=None, translation=0.0) -> "Mesh":
+    """x -> rotation (scale * x) + translation; `scale` is a number or one per axis."""
+    vertices = self.vertices * scale
+    if rotation is not None:
+      vertices = vertices @ np.asarray(rotation).T
+    return dataclasses.replace(self, vertices=vertices + translation)
+
+  def with_appearance(self) -> "Mesh":
+    """The same with every optional field filled in: white where nothing was stated."""
+    count = len(self.vertices)
+    colours, uv, material = self.colours, self.uv, self.material
+    if colours is None:
+      colours = np.ones((count, 3), np.float32)
+    if uv is None:
+      uv = np.zeros((count, 2), np.float32)
+    if material is None:
+      material = np.zeros(len(self.faces), np.int32)
+    materials = self.materials or (WHITE,)
+    return Mesh(self.vertices, self.faces, colours, uv, material, materials)
 
 
-GREY = np.array([176, 178, 184], np.uint8)
-PADDING = 3  # voxels around a grid, beyond the reach of the blur
+def join(meshes: Sequence[Mesh]) -> Mesh:
+  """Several meshes of one frame as one, in their order; appearance only if one of them has any."""
+  vertices = np.concatenate([m.vertices for m in meshes])
+  first_vertex = np.cumsum([0] + [len(m.vertices) for m in meshes[:-1]])
+  faces = np.concatenate([m.faces + first for m, first in zip(meshes, first_vertex, strict=True)])
+  faces = faces.astype(meshes[0].faces.dtype)
+  if not any(has_appearance(m) for m in meshes):
+    return Mesh(vertices, faces)
+  whole = [m.with_appearance() for m in meshes]
+  first_material = np.cumsum([0] + [len(m.materials) for m in whole[:-1]])
+  material = np.concatenate(
+    [m.material + first for m, first in zip(whole, first_material, strict=True)]
+  )
+  return Mesh(
+    vertices,
+    faces,
+    colours=np.concatenate([m.colours for m in whole]),
+    uv=np.concatenate([m.uv for m in whole]),
+    material=material.astype(np.int32),
+    materials=tuple(material for m in whole for material in m.materials),
+  )
 
 
-# How full voxels count before the field is blurred (by BLUR voxels): see `surface_field`.
-SHELL, THIN, THIN_FLOOR, BLUR = 0.5, 0.65, 0.52, 0.7
+def has_appearance(mesh: Mesh) -> bool:
+  """Whether a mesh states more than its shape."""
+  return mesh.colours is not None or mesh.uv is not None or bool(mesh.materials)
+
+
+# --- From an occupancy grid -----------------------------------------------------------------------
 
 
 def from_occupancy(
   occupancy_XYZ: np.ndarray, *, colour: np.ndarray = GREY, smoothing: int = 4
 ) -> Mesh | None:
-  """The closed surface of a grid of surface voxels, in the object frame; None if the grid is empty.
+  """The closed surface of a grid of surface voxels, in the object frame; None if it is empty.
 
   The true surface passes through the voxels, so the mesh goes through their centres, not around
   them: `surface_field`, marching cubes at one half, and a little smoothing without shrinking
-  (Taubin, SIGGRAPH 1995).
+  (Taubin, SIGGRAPH 1995). `colour` is one RGB in 0..255 for all vertices.
   """
   from skimage import measure  # slow to import, and needed here only
 
   if not np.any(occupancy_XYZ):
     return None
-  vertices, faces, _, _ = measure.marching_cubes(
-    surface_field(np.pad(np.asarray(occupancy_XYZ, bool), PADDING)), 0.5
-  )
+  padded = np.pad(np.asarray(occupancy_XYZ, bool), PADDING)
+  vertices, faces, _, _ = measure.marching_cubes(surface_field(padded), 0.5)
   vertices = smooth(vertices.astype(np.float64), faces, smoothing)
+  # padding taken off, index to centre
   size = np.array(np.shape(occupancy_XYZ))
-  vertices = (vertices - PADDING + 0.5) / size - 0.5  # padding taken off, index to centre
+  vertices = (vertices - PADDING + 0.5) / size - 0.5
+  # Faces run counter-clockwise from outside if they enclose a positive volume (here six times it).
   corners = vertices[faces]
-  # six times the enclosed volume
-  if np.einsum("fi,fi->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])) < 0:
+  volume = np.einsum("fi,fi->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2]))
+  if volume < 0:
     faces = faces[:, ::-1]
-  return Mesh(vertices, np.ascontiguousarray(faces, np.int64), np.asarray(colour, np.uint8))
+  return Mesh(vertices, np.ascontiguousarray(faces, np.int64)).painted(colour)
 
 
 def surface_field(shell_XYZ: np.ndarray) -> np.ndarray:
-  """How full each voxel is, 0 to 1, given the voxels that the surface touches; the surface is where
-  it is one half.
+  """How full each voxel is, 0 to 1, given the voxels that the surface touches.
 
-  Cavities without a way out are filled: inside is 1, the shell around it SHELL, so that the blurred
-  field crosses one half in the middle of the shell, whichever way it is tilted. Parts too thin for
-  an inside (legs, sheets) would blur away: they count THIN and are kept at THIN_FLOOR at least,
-  which leaves them thinner than a voxel, as most of them are.
+  The surface is where the field is one half. Cavities without a way out are filled: inside is 1,
+  the shell around it SHELL, so that the blurred field crosses one half in the middle of the shell,
+  whichever way it is tilted. Parts too thin for an inside (legs, sheets) would blur away: they
+  count THIN and are kept at THIN_FLOOR at least, which leaves them thinner than a voxel, as most of
+  them are.
   """
   around = np.ones((3, 3, 3), bool)
   inside = ndimage.binary_fill_holes(shell_XYZ) & ~shell_XYZ
   full = np.where(inside, 1.0, np.where(shell_XYZ, SHELL, 0.0)).astype(np.float32)
   kept = ndimage.gaussian_filter(full, BLUR, mode="constant") >= 0.5
+  # What the blur would lose, and the voxel that joins it to the rest.
   lost = shell_XYZ & ~ndimage.binary_dilation(kept, around)
-  # and the voxel that joins it to the rest
   thin = ndimage.binary_dilation(lost, around) & shell_XYZ & ~kept
-  field = ndimage.gaussian_filter(np.where(thin, np.float32(THIN), full), BLUR, mode="constant")
+  thickened = np.where(thin, np.float32(THIN), full)
+  field = ndimage.gaussian_filter(thickened, BLUR, mode="constant")
   return np.where(thin, np.maximum(field, np.float32(THIN_FLOOR)), field)
 
 
 def smooth(
-  vertices_P3: np.ndarray,
+  vertices_V3: np.ndarray,
   faces_F3: np.ndarray,
   iterations: int,
   *,
   shrink: float = 0.5,
   grow: float = -0.53,
 ) -> np.ndarray:
-  """Taubin smoothing: alternating steps towards and away from the mean of each vertex's neighbours."""
-  ends = np.concatenate([faces_F3[:, [0, 1]], faces_F3[:, [1, 2]], faces_F3[:, [2, 0]]])
-  ends = np.concatenate([ends, ends[:, ::-1]])
-  count = len(vertices_P3)
+  """Taubin smoothing: steps towards and away from the mean of each vertex's neighbours in turn."""
+  edges = np.concatenate([faces_F3[:, [0, 1]], faces_F3[:, [1, 2]], faces_F3[:, [2, 0]]])
+  ends = np.concatenate([edges, edges[:, ::-1]])
+  count = len(vertices_V3)
   linked = sparse.csr_matrix((np.ones(len(ends)), ends.T), shape=(count, count))
   linked.data[:] = 1.0  # an edge of two faces counts once
-  mean = sparse.diags(1.0 / np.maximum(linked.sum(1).A1, 1)) @ linked
+  neighbours = np.maximum(linked.sum(1).A1, 1)
+  mean = sparse.diags(1.0 / neighbours) @ linked
   for _ in range(iterations):
     for step in (shrink, grow):
-      vertices_P3 = vertices_P3 + step * (mean @ vertices_P3 - vertices_P3)
-  return vertices_P3
+      vertices_V3 = vertices_V3 + step * (mean @ vertices_V3 - vertices_V3)
+  return vertices_V3
+
+
+# --- To files -------------------------------------------------------------------------------------
+
+
+def stored_colours(mesh: Mesh) -> np.ndarray:
+  """(V, 3) vertex colours in 0..255 as a GLB stores them (linear), GREY where there are none."""
+  if mesh.colours is None:
+    return np.broadcast_to(GREY, (len(mesh.vertices), 3))
+  return np.rint(mesh.colours * np.float32(255)).astype(np.uint8)
 
 
 def write_glb(
-  path: str | pathlib.Path, parts: dict[str, Mesh], placed: dict[str, np.ndarray] | None = None
+  path: str | pathlib.Path,
+  parts: Mapping[str, Mesh],
+  placed: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-  """Writes named meshes in the object frame as one binary glTF with vertex colours, turned from z
-  up to glTF's y up.
+  """Writes named meshes in the object frame as one binary glTF (y up) with vertex colours.
 
   placed: name -> 4 x 4 of the node that holds the mesh, acting on columns of the y-up vertices;
   identity where there is none.
   """
-  import trimesh
+  import trimesh  # slow to import, and needed for files only
 
   scene = trimesh.Scene()
   for name, part in parts.items():
-    colours = np.broadcast_to(part.colour, (len(part.vertices), 3))
-    rgba = np.concatenate([colours, np.full((len(colours), 1), 255, np.uint8)], -1)
-    mesh = trimesh.Trimesh(
-      part.vertices @ GLTF_FROM_OBJECT, part.faces, vertex_colors=rgba, process=False
-    )
-    scene.add_geometry(mesh, node_name=name, geom_name=name, transform=(placed or {}).get(name))
-  # else viewers shade every face flat
+    opaque = np.full((len(part.vertices), 1), 255, np.uint8)
+    rgba = np.concatenate([stored_colours(part), opaque], -1)
+    y_up = part.vertices @ GLTF_FROM_OBJECT
+    geometry = trimesh.Trimesh(y_up, part.faces, vertex_colors=rgba, process=False)
+    transform = (placed or {}).get(name)
+    scene.add_geometry(geometry, node_name=name, geom_name=name, transform=transform)
+  # With normals: else viewers shade every face flat.
   atomic.write_bytes(path, scene.export(file_type="glb", include_normals=True))
+
+
+def write_ply(path: str | pathlib.Path, mesh: Mesh) -> None:
+  """Writes a shape (triangles, or points where it has no faces) as binary PLY in its own frame."""
+  import trimesh  # slow to import, and needed for files only
+
+  if len(mesh.faces):
+    shape = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+  else:
+    shape = trimesh.PointCloud(mesh.vertices)
+  atomic.write_bytes(path, shape.export(file_type="ply"))
 
 
 def write_points(path: str | pathlib.Path, points_P3: np.ndarray, colours_P3: np.ndarray) -> None:
   """Writes coloured points as a binary .ply."""
-  import trimesh
+  import trimesh  # slow to import, and needed for files only
 
   atomic.write_bytes(path, trimesh.PointCloud(points_P3, colors=colours_P3).export(file_type="ply"))

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sam3d_jax.geometry import cameras
 from sam3d_jax.geometry.cameras import Camera
 from sam3d_jax.geometry.pose import Pose, transform_points
-from sam3d_jax.render.mesh import Mesh
+from sam3d_jax.render.mesh import Mesh, stored_colours
 from sam3d_jax.render.raycast import Caster
 
 BACKGROUND = np.array([250, 250, 252], np.float64)
@@ -52,7 +52,7 @@ def render(
   if mesh is not None and len(mesh.faces):
     hit, face, position = cast(mesh.vertices @ view_33.T, mesh.faces, fine, extent)
     normal = shading_normals(mesh.vertices @ view_33.T, mesh.faces, face, position)
-    colour = mesh.colour if mesh.colour.ndim == 1 else mesh.colour[mesh.faces[face]].mean(1)
+    colour = stored_colours(mesh)[mesh.faces[face]].mean(1)
     shaded[hit] = colour * light(normal)[:, None]
   picture = shaded.reshape(size, supersample, size, supersample, 3).mean((1, 3))
   return np.clip(np.round(picture), 0, 255).astype(np.uint8)

@@ -1,9 +1,13 @@
-"""Posed meshes seen by a pinhole camera, by ray casting (Embree): depth, silhouettes, and how well
-these fit a mask.
+"""The one ray caster (Embree): what rays hit, and posed meshes seen by a pinhole camera.
+
+On it stand the builders' renderer, the previews and, here, depth, silhouettes and how well these fit
+a mask.
 """
 
 from typing import NamedTuple
 
+from embreex import rtcore_scene
+from embreex.mesh_construction import TriangleMesh
 import numpy as np
 
 from sam3d_jax.geometry import cameras, pose
@@ -13,6 +17,18 @@ from sam3d_jax.geometry.pose import Pose
 from sam3d_jax.render.mesh import Mesh
 
 MEASURE_SIDE = 512  # pixels of the longer side of the picture in which mask IoU is counted
+NEAR = 1e-6  # depth in front of which a corner cannot be projected
+
+
+class RayHits(NamedTuple):
+  """The nearest hit of each of N rays."""
+
+  face_N: np.ndarray  # int32, -1 where there is nothing
+  # float32, in lengths of the ray's direction; anything where there is nothing
+  distance_N: np.ndarray
+  # float32 weights of the face's second and third corner at the hit
+  u_N: np.ndarray
+  v_N: np.ndarray
 
 
 class Hits(NamedTuple):
@@ -23,52 +39,60 @@ class Hits(NamedTuple):
 
 
 class Caster:
-  """A mesh prepared for ray casting: build once, look at many poses. Both sides of a face are seen."""
+  """A mesh prepared for ray casting: build once, look often. Both sides of a face are seen.
+
+  Rays are float32 and run in the mesh's own frame, so that a pose costs no new mesh.
+  """
 
   def __init__(self, mesh: Mesh):
-    from embreex import rtcore_scene  # loaded only where something is rendered
-    from embreex.mesh_construction import TriangleMesh
-
     self.mesh = mesh
-    self.scene = rtcore_scene.EmbreeScene()
+    self._scene = rtcore_scene.EmbreeScene()
     TriangleMesh(
-      self.scene,
+      self._scene,
       np.ascontiguousarray(mesh.vertices, np.float32),
       np.ascontiguousarray(mesh.faces, np.int32),
     )
-    low, high = mesh.vertices.min(0), mesh.vertices.max(0)
-    self.corners_83 = np.stack(
-      np.meshgrid(*zip(low, high, strict=True), indexing="ij"), -1
-    ).reshape(8, 3)
+    self._box_83 = box_corners(mesh.vertices)
+
+  def nearest(self, origins_N3: np.ndarray, directions_N3: np.ndarray) -> RayHits:
+    """First hits of rays; directions need not be of length 1."""
+    if not len(directions_N3):
+      nothing = np.zeros(0, np.float32)
+      return RayHits(np.zeros(0, np.int32), nothing, nothing, nothing)
+    found = self._scene.run(_rays(origins_N3), _rays(directions_N3), output=1)
+    return RayHits(found["primID"], found["tfar"], found["u"], found["v"])
+
+  def blocked(self, origins_N3: np.ndarray, directions_N3: np.ndarray) -> np.ndarray:
+    """Whether anything lies on each ray, (N,) bool."""
+    if not len(directions_N3):
+      return np.zeros(0, bool)
+    occluded = self._scene.run(_rays(origins_N3), _rays(directions_N3), query="OCCLUDED")
+    return occluded == 0
 
   def cast(self, where: Pose, camera: Camera) -> Hits:
-    """First hits of the rays through all pixel centres; rays run in the object's frame, so that a
-    pose costs no new mesh.
-    """
+    """First hits of the rays through all pixel centres."""
     face = np.full((camera.height, camera.width), -1, np.int32)
     depth = np.full((camera.height, camera.width), np.nan, np.float32)
     top, bottom, left, right = self.window(where, camera)
     if top < bottom and left < right:
       column, row = np.meshgrid(np.arange(left, right) + 0.5, np.arange(top, bottom) + 0.5)
       pixels = np.stack([column, row], -1).reshape(-1, 2)
+      # Rays of depth 1, turned and scaled into the mesh's frame: the ray parameter stays depth.
       rays = cameras.unproject(pixels, np.ones(len(pixels)), camera)
-      inverse = where.rotation / where.scale
-      directions = np.ascontiguousarray(rays @ inverse, np.float32)
-      origins = np.ascontiguousarray(
-        np.broadcast_to(-where.translation @ inverse, directions.shape), np.float32
-      )
-      found = self.scene.run(origins, directions, output=1)
+      to_object = where.rotation / where.scale
+      directions = rays @ to_object
+      origins = np.broadcast_to(-where.translation @ to_object, directions.shape)
+      found = self.nearest(origins, directions)
       shape = (bottom - top, right - left)
-      face[top:bottom, left:right] = found["primID"].reshape(shape)
-      depth[top:bottom, left:right] = np.where(found["primID"] >= 0, found["tfar"], np.nan).reshape(
-        shape
-      )
+      seen = np.where(found.face_N >= 0, found.distance_N, np.nan)
+      face[top:bottom, left:right] = found.face_N.reshape(shape)
+      depth[top:bottom, left:right] = seen.reshape(shape)
     return Hits(face, depth)
 
   def window(self, where: Pose, camera: Camera) -> tuple[int, int, int, int]:
     """Pixel rows and columns that the object can touch: top, bottom, left, right (half open)."""
-    corners = pose.transform_points(self.corners_83, where)
-    if corners[:, 2].min() <= 1e-6:
+    corners = pose.transform_points(self._box_83, where)
+    if corners[:, 2].min() <= NEAR:
       return 0, camera.height, 0, camera.width
     pixels, _ = cameras.project(corners, camera)
     limits = [camera.width, camera.height]
@@ -81,18 +105,29 @@ class Caster:
     return self.cast(where, camera).face_HW >= 0
 
 
+def _rays(vectors_N3: np.ndarray) -> np.ndarray:
+  """As Embree takes them."""
+  return np.ascontiguousarray(vectors_N3, np.float32)
+
+
+def box_corners(points_P3: np.ndarray) -> np.ndarray:
+  """The (8, 3) corners of the axis-aligned box of points."""
+  ends = zip(points_P3.min(0), points_P3.max(0), strict=True)
+  return np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(8, 3)
+
+
 def iou(a: np.ndarray, b: np.ndarray) -> float:
   """Intersection over union of two boolean arrays, 0 if both are empty."""
   union = np.count_nonzero(a | b)
-  return np.count_nonzero(a & b) / union if union else 0.0
+  if not union:
+    return 0.0
+  return np.count_nonzero(a & b) / union
 
 
 def mask_iou(caster: Caster, where: Pose, mask_HW: np.ndarray, camera: Camera) -> float:
-  """IoU of the object's silhouette and its mask, counted in the photo shrunk to MEASURE_SIDE
-  pixels.
-  """
-  mask_HW, camera = shrink(mask_HW, camera, MEASURE_SIDE)
-  return iou(caster.silhouette(where, camera), mask_HW)
+  """IoU of the object's silhouette and its mask, in the photo shrunk to MEASURE_SIDE pixels."""
+  small_mask, small_camera = shrink(mask_HW, camera, MEASURE_SIDE)
+  return iou(caster.silhouette(where, small_camera), small_mask)
 
 
 def shrink(mask_HW: np.ndarray, camera: Camera, side: int) -> tuple[np.ndarray, Camera]:
@@ -101,5 +136,6 @@ def shrink(mask_HW: np.ndarray, camera: Camera, side: int) -> tuple[np.ndarray, 
   if factor >= 1:
     return mask_HW, camera
   height, width = (max(1, round(n * factor)) for n in mask_HW.shape)
-  rows, columns = nearest_index(mask_HW.shape[0], height), nearest_index(mask_HW.shape[1], width)
+  rows = nearest_index(mask_HW.shape[0], height)
+  columns = nearest_index(mask_HW.shape[1], width)
   return mask_HW[rows[:, None], columns], cameras.resized(camera, width, height)

@@ -238,7 +238,7 @@ def test_a_matrix_of_the_files_own_coordinates_places_the_same_points(tmp_path, 
     "a", "x", mesh=tmp_path / f"a{suffix}", pose=layout.FilePose(matrix_44=matrix)
   )
   fields, _ = items.shape_fields(candidate, items.Recipe("m", "mitl_3do"))
-  unit = assets.load(tmp_path / f"a{suffix}").vertices_V3
+  unit = assets.load(tmp_path / f"a{suffix}").mesh.vertices
   placed = pose.transform_points(unit, schema.example_pose(fields))
   expected = mesh.vertices @ matrix[:3, :3].T + matrix[:3, 3]
   nearest = np.linalg.norm(placed[:, None] - expected[None], axis=-1).min(1)

@@ -36,7 +36,7 @@ def _object(index: int) -> assets.Asset:
 
 
 def _view(asset: assets.Asset, rng, *, scale: float) -> tuple[Camera, render.View]:
-  radius = float(np.linalg.norm(asset.vertices_V3, axis=1).max())
+  radius = float(np.linalg.norm(asset.mesh.vertices, axis=1).max())
   camera, azimuth = random_view(
     rng,
     ViewConfig(elevation_deg=(0, 50), fill=(0.7, 0.8)),
@@ -45,7 +45,7 @@ def _view(asset: assets.Asset, rng, *, scale: float) -> tuple[Camera, render.Vie
     scale=scale,
   )
   return camera, render.render(
-    render.Scene(asset),
+    render.Scene(asset.mesh),
     camera,
     lighting.random_lights(rng, lighting.LightConfig(), azimuth),
     samples=1,
@@ -130,7 +130,7 @@ def _members(index: int, cameras: list, *, occluded: bool = False) -> dict[str, 
   hidden by something nearer.
   """
   asset, rng = _object(index), np.random.default_rng(index)
-  voxels = voxelize.voxelize(asset.vertices_V3, asset.faces_F3)
+  voxels = voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces)
   order = rng.permutation(len(voxels))
   members = {
     "sha256.txt": f"{index:064x}".encode(),
@@ -324,7 +324,7 @@ def toolkit(tmp_path_factory) -> tuple[pathlib.Path, list[Camera]]:
     (root / folder).mkdir(parents=True)
   for index, sha in enumerate(shas[:2]):
     asset, rng = _object(index), np.random.default_rng(50 + index)
-    voxels = voxelize.voxelize(asset.vertices_V3, asset.faces_F3)
+    voxels = voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces)
     shuffled = rng.permutation(voxels)
     trimesh.PointCloud((shuffled + 0.5) / 64 - 0.5).export(root / "voxels" / f"{sha}.ply")
     np.savez(root / "ss_latents" / "enc" / f"{sha}.npz", mean=_latent(voxels))

@@ -44,7 +44,7 @@ def scene():
       0.2,
     )
     shown = render.render(
-      render.Scene(asset),
+      render.Scene(asset.mesh),
       camera,
       render.Lights(np.ones(3), np.zeros((0, 3)), np.zeros((0, 3))),
       samples=1,
@@ -70,7 +70,7 @@ def bop(scene, tmp_path_factory):
   root = tmp_path_factory.mktemp("bop") / "tiny"
   asset, views = scene
   (root / "models_eval").mkdir(parents=True)
-  trimesh.Trimesh(asset.vertices_V3 * 200, asset.faces_F3, process=False).export(
+  trimesh.Trimesh(asset.mesh.vertices * 200, asset.mesh.faces, process=False).export(
     root / "models_eval" / "obj_000007.ply"
   )
   folder, truth, cameras, info = root / "test" / "000002", {}, {}, {}
@@ -122,7 +122,9 @@ def folder(request, scene, tmp_path_factory):
     save(path("mask", ".png"), shown.mask_HW.astype(np.uint8) * 255)
     for kind in ("mesh", "pose", "pointmap"):
       path(kind, "").parent.mkdir(exist_ok=True)
-    trimesh.Trimesh(asset.vertices_V3, asset.faces_F3, process=False).export(path("mesh", ".ply"))
+    trimesh.Trimesh(asset.mesh.vertices, asset.mesh.faces, process=False).export(
+      path("mesh", ".ply")
+    )
     np.savez(path("pointmap", ".npz"), pointmap=shown.pointmap_HW3)
     pose = (
       {

@@ -16,6 +16,7 @@ import trimesh
 from data_pipelines.synth import assets, filters
 from data_pipelines.synth.camera import Camera
 from sam3d_jax.errors import Refused
+from sam3d_jax.files import meshes
 
 REASONS = {
   "truncated.glb": "unreadable",
@@ -44,13 +45,13 @@ def test_every_mesh_of_the_sample_folder_is_ingested(shared_dir):
   paths = [
     p
     for p in sorted((shared_dir / "data" / "meshes").iterdir())
-    if p.suffix.lower() in assets.SUFFIXES
+    if p.suffix.lower() in meshes.SUFFIXES
   ]
   assert len(paths) >= 20
   for path in paths:
     asset = assets.load(path)
     filters.check(asset, filters.FilterConfig())
-    low, high = asset.vertices_V3.min(0), asset.vertices_V3.max(0)
+    low, high = asset.mesh.vertices.min(0), asset.mesh.vertices.max(0)
     np.testing.assert_allclose(low + high, 0, atol=1e-9)
     assert (high - low).max() == pytest.approx(1.0), path.name
 
@@ -68,8 +69,8 @@ def test_formats_agree_on_shape_and_up_axis(tmp_path, suffix):
   asset = assets.load(path)
   # y-up formats turn (x, y, z) to (x, -z, y): the height 1 along y becomes height along z.
   expected = [1.0, 1 / 3, 2 / 3] if suffix == ".stl" else [1.0, 2 / 3, 1 / 3]
-  np.testing.assert_allclose(np.ptp(asset.vertices_V3, axis=0), expected, atol=1e-6)
-  signed = trimesh.Trimesh(asset.vertices_V3, asset.faces_F3, process=True).volume
+  np.testing.assert_allclose(np.ptp(asset.mesh.vertices, axis=0), expected, atol=1e-6)
+  signed = trimesh.Trimesh(asset.mesh.vertices, asset.mesh.faces, process=True).volume
   assert signed == pytest.approx(1 / 27, rel=1e-4)  # still facing outwards: 3 * 1 * 2 / 6 over 3^3
 
 
@@ -79,7 +80,7 @@ def test_gltf_y_up_becomes_z_up(tmp_path):
   # stands along y, as in glTF
   scene.apply_transform(trimesh.transformations.rotation_matrix(-np.pi / 2, [1, 0, 0]))
   scene.export(tmp_path / "pole.glb")
-  assert np.argmax(np.ptp(assets.load(tmp_path / "pole.glb").vertices_V3, axis=0)) == 2
+  assert np.argmax(np.ptp(assets.load(tmp_path / "pole.glb").mesh.vertices, axis=0)) == 2
 
 
 def test_sidecars_carry_licence_and_up_axis(tmp_path):
@@ -89,9 +90,9 @@ def test_sidecars_carry_licence_and_up_axis(tmp_path):
   (tmp_path / "b.obj.license").write_text("MIT\n")
   a, b = (assets.load(tmp_path / name, license="unknown") for name in ("a.obj", "b.obj"))
   assert (a.license, b.license) == ("CC-BY-4.0", "MIT")
-  assert np.ptp(a.vertices_V3, axis=0)[2] == pytest.approx(2 / 3) and np.ptp(b.vertices_V3, axis=0)[
-    2
-  ] == pytest.approx(1 / 3)
+  assert np.ptp(a.mesh.vertices, axis=0)[2] == pytest.approx(2 / 3) and np.ptp(
+    b.mesh.vertices, axis=0
+  )[2] == pytest.approx(1 / 3)
   (tmp_path / "b.obj.license").unlink()
   assert assets.load(tmp_path / "b.obj", license="unknown").license == "unknown"
 
@@ -104,11 +105,11 @@ def test_scene_transforms_and_instances_are_applied(tmp_path):
   scene.graph.update(frame_to="b", geometry="cube", matrix=mirror)
   scene.export(tmp_path / "two.glb")
   asset = assets.load(tmp_path / "two.glb")
-  assert len(asset.faces_F3) == 24
+  assert len(asset.mesh.faces) == 24
   np.testing.assert_allclose(
-    np.ptp(asset.vertices_V3, axis=0), np.array([6.5, 2, 2]) / 6.5, atol=1e-6
+    np.ptp(asset.mesh.vertices, axis=0), np.array([6.5, 2, 2]) / 6.5, atol=1e-6
   )
-  volume = trimesh.Trimesh(asset.vertices_V3, asset.faces_F3, process=True).volume
+  volume = trimesh.Trimesh(asset.mesh.vertices, asset.mesh.faces, process=True).volume
   assert volume == pytest.approx((1 + 8) / 6.5**3, rel=1e-4)  # the mirrored copy is not inside out
 
 
@@ -123,11 +124,13 @@ def test_textures_vertex_colours_and_material_colours_survive(tmp_path):
   painted.visual.vertex_colors = np.tile([0, 255, 0, 255], (8, 1))
   trimesh.Scene([textured, painted]).export(tmp_path / "mixed.glb")
   asset = assets.load(tmp_path / "mixed.glb")
-  textures = [m.texture for m in asset.materials if m.texture is not None]
+  textures = [m.texture for m in asset.mesh.materials if m.texture is not None]
   assert (
-    len(asset.materials) == 2 and len(textures) == 1 and tuple(textures[0][0, 0]) == (255, 0, 0)
+    len(asset.mesh.materials) == 2
+    and len(textures) == 1
+    and tuple(textures[0][0, 0]) == (255, 0, 0)
   )
-  green = asset.colour_V3[asset.vertices_V3[:, 0] > 0]
+  green = asset.mesh.colours[asset.mesh.vertices[:, 0] > 0]
   np.testing.assert_allclose(green, np.tile([0, 1, 0], (len(green), 1)), atol=1e-6)
 
 
@@ -136,7 +139,7 @@ def test_mtl_colours_are_read_as_srgb(tmp_path):
   tetrahedron = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 3 2\nf 1 2 4\nf 2 3 4\nf 1 4 3\n"
   (tmp_path / "m.obj").write_text("mtllib m.mtl\nusemtl a\n" + tetrahedron)
   np.testing.assert_allclose(
-    assets.load(tmp_path / "m.obj").materials[0].colour, [0.2140] * 3, atol=2e-3
+    assets.load(tmp_path / "m.obj").mesh.materials[0].colour, [0.2140] * 3, atol=2e-3
   )
 
 
@@ -145,7 +148,7 @@ def test_quads_are_triangulated(tmp_path):
     "".join(f"v {x} {y} {z}\n" for x in (0, 1) for y in (0, 1) for z in (0, 1))
     + "f 1 2 4 3\nf 5 7 8 6\nf 1 5 6 2\nf 3 4 8 7\nf 1 3 7 5\nf 2 6 8 4\n"
   )
-  assert len(assets.load(tmp_path / "q.obj").faces_F3) == 12
+  assert len(assets.load(tmp_path / "q.obj").mesh.faces) == 12
 
 
 def test_the_key_depends_on_the_surface_not_on_how_it_is_stored(tmp_path):
@@ -176,7 +179,7 @@ def test_what_a_mesh_names_must_be_there(tmp_path, shared_dir):
   source = shared_dir / "data" / "meshes"
   shutil.copy(source / "fuze.obj", tmp_path)
   # no material file: a shape without colours
-  assert len(assets.load(tmp_path / "fuze.obj").faces_F3) == 1000
+  assert len(assets.load(tmp_path / "fuze.obj").mesh.faces) == 1000
   shutil.copy(source / "fuze.obj.mtl", tmp_path)
   assert _refusal(tmp_path / "fuze.obj") == "missing_texture"
   stl = (source / "wing_nut.stl").read_bytes()
@@ -190,12 +193,12 @@ def test_what_a_mesh_names_must_be_there(tmp_path, shared_dir):
   (tmp_path / "model.gltf").write_text(json.dumps(gltf | {"images": [{"uri": "a%20skin.png"}]}))
   assert _refusal(tmp_path / "model.gltf") == "missing_texture"
   Image.new("RGB", (4, 4), (9, 8, 7)).save(tmp_path / "a skin.png")
-  assert tuple(assets.load(tmp_path / "model.gltf").materials[0].texture[0, 0]) == (9, 8, 7)
+  assert tuple(assets.load(tmp_path / "model.gltf").mesh.materials[0].texture[0, 0]) == (9, 8, 7)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a mesh", b"glTF\x02\x00\x00\x00\xff\xff\xff\x7f"])
 def test_garbage_is_refused_not_raised(tmp_path, content):
-  for suffix in assets.SUFFIXES:
+  for suffix in meshes.SUFFIXES:
     path = tmp_path / f"x{suffix}"
     path.write_bytes(content)
     with pytest.raises(Refused) as caught:

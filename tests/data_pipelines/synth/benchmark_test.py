@@ -14,6 +14,7 @@ from data_pipelines.read import rows
 from data_pipelines.synth import benchmark, render, room
 from sam3d_jax.errors import InputError
 from sam3d_jax.geometry import cameras
+from sam3d_jax.render.mesh import join
 
 NAME = "procedural_1"
 
@@ -119,20 +120,19 @@ def test_a_damaged_file_and_unknown_names_are_refused(tmp_path, monkeypatch):
     benchmark.load(NAME)
 
 
-def test_a_merged_mesh_keeps_every_face_with_its_material():
-  one, two = (benchmark.object_asset(0, i) for i in (0, 2))
-  both = room.merge([one, two])
-  assert len(both.faces_F3) == len(one.faces_F3) + len(two.faces_F3) and len(both.materials) == len(
-    one.materials
-  ) + len(two.materials)
-  last = both.vertices_V3[both.faces_F3[-1]]
-  np.testing.assert_array_equal(last, two.vertices_V3[two.faces_F3[-1]])
-  assert both.materials[both.material_F[-1]] == two.materials[two.material_F[-1]]
+def test_a_joined_mesh_keeps_every_face_with_its_material():
+  one, two = (benchmark.object_asset(0, i).mesh for i in (0, 2))
+  both = join([one, two])
+  assert len(both.faces) == len(one.faces) + len(two.faces)
+  assert len(both.materials) == len(one.materials) + len(two.materials)
+  last = both.vertices[both.faces[-1]]
+  np.testing.assert_array_equal(last, two.vertices[two.faces[-1]])
+  assert both.materials[both.material[-1]] == two.materials[two.material[-1]]
 
 
 def test_standing_puts_the_lowest_point_on_the_floor_at_the_spot():
-  asset = benchmark.object_asset(0, 1)
-  placed = room.stand(asset, room.Spot(1.0, -2.0, 0.5, 0.7), floor=-0.3)
-  low, high = placed.vertices_V3.min(0), placed.vertices_V3.max(0)
+  mesh = benchmark.object_asset(0, 1).mesh
+  placed = room.stand(mesh, room.Spot(1.0, -2.0, 0.5, 0.7), floor=-0.3)
+  low, high = placed.vertices.min(0), placed.vertices.max(0)
   np.testing.assert_allclose([*((low + high) / 2)[:2], low[2]], [1.0, -2.0, -0.3], atol=1e-12)
-  assert high[2] - low[2] == pytest.approx(0.5 * np.ptp(asset.vertices_V3[:, 2]))
+  assert high[2] - low[2] == pytest.approx(0.5 * np.ptp(mesh.vertices[:, 2]))

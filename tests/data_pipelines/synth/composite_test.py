@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.synth import composite, flying, removal, swap
-from data_pipelines.synth.assets import srgb_to_linear
 from data_pipelines.synth.render_paste import Rejected
+from sam3d_jax.render.colour import srgb_to_linear
 
 SIZE = 40
 ROWS, COLUMNS = np.mgrid[:SIZE, :SIZE]

@@ -53,7 +53,7 @@ def test_shapes_within_a_family_differ_strongly():
     for seed in range(4):
       asset = _asset(0, (family,), seed)
       grid = np.zeros((16,) * 3, bool)
-      grid[tuple(voxelize.voxelize(asset.vertices_V3, asset.faces_F3, 16).T)] = True
+      grid[tuple(voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces, 16).T)] = True
       grids.append(grid)
     ious = [(a & b).sum() / (a | b).sum() for i, a in enumerate(grids) for b in grids[:i]]
     assert np.mean(ious) < 0.75, family
@@ -71,8 +71,8 @@ def test_glb_export_round_trips_geometry_and_colour(tmp_path):
   for index, path in enumerate(paths):
     read, made = assets.load(path), _asset(index, seed=1)
     np.testing.assert_allclose(
-      np.ptp(read.vertices_V3, axis=0), np.ptp(made.vertices_V3, axis=0), atol=1e-5
+      np.ptp(read.mesh.vertices, axis=0), np.ptp(made.mesh.vertices, axis=0), atol=1e-5
     )
-    area = [trimesh.Trimesh(a.vertices_V3, a.faces_F3).area for a in (read, made)]
+    area = [trimesh.Trimesh(a.mesh.vertices, a.mesh.faces).area for a in (read, made)]
     assert area[0] == pytest.approx(area[1], rel=1e-4)
-    assert {m.colour for m in read.materials} == {m.colour for m in made.materials}
+    assert {m.colour for m in read.mesh.materials} == {m.colour for m in made.mesh.materials}

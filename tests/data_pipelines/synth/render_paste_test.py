@@ -200,7 +200,7 @@ def test_a_swapped_mesh_stands_at_the_centroid_and_fits_the_box_of_what_was_ther
     points = scene.pointmap_HW3[scene.masks[number]]
     assert (np.abs(cleared.centroid_3 - points.mean(0)) < 0.2 * np.ptp(points, axis=0) + 0.01).all()
     camera = swap.fit(subject, render_paste.random_rotation(rng), cleared, scene)
-    posed = camera.to_camera(subject.asset.vertices_V3)
+    posed = camera.to_camera(subject.asset.mesh.vertices)
     np.testing.assert_allclose((posed.min(0) + posed.max(0)) / 2, cleared.centroid_3, atol=1e-9)
     assert (np.ptp(posed, axis=0) / cleared.extent_3)[:2].max() == pytest.approx(1)
 
@@ -261,7 +261,9 @@ def test_annotated_photos_of_a_folder_are_swapped_in_place(tmp_path):
     # y up by convention: turned, shifted and larger than the unit cube
     mesh = tmp_path / f"{i}.ply"
     trimesh.Trimesh(
-      3 * placed.asset.vertices_V3 @ assets.Y_UP_TO_Z_UP + 7, placed.asset.faces_F3, process=False
+      3 * placed.asset.mesh.vertices @ assets.Y_UP_TO_Z_UP + 7,
+      placed.asset.mesh.faces,
+      process=False,
     ).export(mesh)
     at = pose.Pose(
       placed.camera.rotation, placed.camera.translation, np.full(3, placed.camera.scale)

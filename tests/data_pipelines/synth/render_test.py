@@ -9,13 +9,14 @@ import trimesh
 from data_pipelines.synth import assets, procedural, render
 from data_pipelines.synth.camera import Camera, ViewConfig, look_at, random_view
 from data_pipelines.synth.lighting import LightConfig, Lights, random_lights
+from sam3d_jax.files import mesh_materials
 
 SIZE = 48
 NO_LIGHT = Lights(np.ones(3), np.zeros((0, 3)), np.zeros((0, 3)))
 
 
 def _scene(mesh: trimesh.Trimesh) -> render.Scene:
-  return render.Scene(assets.from_scene(trimesh.Scene(mesh), source="x", up="z"))
+  return render.Scene(assets.from_scene(trimesh.Scene(mesh), source="x", up="z").mesh)
 
 
 def _camera(
@@ -89,7 +90,7 @@ def test_mask_is_the_projected_outline():
   scene = _scene(trimesh.creation.box((1, 0.6, 0.8)))
   for _ in range(5):
     camera, _ = random_view(rng, ViewConfig(), image_size=SIZE, radius=0.72, scale=1.3)
-    outline = spatial.ConvexHull(camera.project(scene.asset.vertices_V3))
+    outline = spatial.ConvexHull(camera.project(scene.mesh.vertices))
     centers = np.stack(np.meshgrid(np.arange(SIZE) + 0.5, np.arange(SIZE) + 0.5), -1)
     side = (centers @ outline.equations[:, :2].T + outline.equations[:, 2]).max(-1)
     mask = _render(scene, camera).mask_HW
@@ -106,7 +107,7 @@ def test_point_map_projects_onto_the_pixel_centres_and_lies_on_the_surface():
   )
   v, u = np.nonzero(view.mask_HW)
   np.testing.assert_allclose(camera.project(on_object), np.stack([u, v], -1) + 0.5, atol=1e-3)
-  surface = trimesh.Trimesh(scene.asset.vertices_V3, scene.asset.faces_F3)
+  surface = trimesh.Trimesh(scene.mesh.vertices, scene.mesh.faces)
   assert trimesh.proximity.closest_point_naive(surface, on_object)[1].max() < 1e-4
   assert (
     np.isnan(view.pointmap_HW3[~view.mask_HW]).all()
@@ -156,7 +157,7 @@ def test_cut_out_texels_show_what_lies_behind():
   back.visual = trimesh.visual.TextureVisuals(uv=np.zeros((4, 2)), material=red)
   back.apply_translation([0, 0.5, 0])
   alone, both = (
-    render.Scene(assets.from_scene(trimesh.Scene(g), source="x", up="z"))
+    render.Scene(assets.from_scene(trimesh.Scene(g), source="x", up="z").mesh)
     for g in ([front], [front, back])
   )
   camera = _camera(azimuth_deg=-90, elevation_deg=0)
@@ -198,7 +199,9 @@ def test_delit_colour_does_not_know_the_light():
   assert np.abs(one.lit_HW3 - two.lit_HW3).max() > 0.2
   inside = one.alpha_HW == 1
   np.testing.assert_allclose(
-    one.delit_HW3[inside], np.broadcast_to(assets.GREY, one.delit_HW3[inside].shape), rtol=1e-5
+    one.delit_HW3[inside],
+    np.broadcast_to(mesh_materials.GREY.colour, one.delit_HW3[inside].shape),
+    rtol=1e-5,
   )
 
 
@@ -209,7 +212,9 @@ def test_light_falls_with_the_cosine_and_is_blocked_by_what_stands_between():
   direction = np.array([0.0, 0.6, 0.8])
   light = Lights(np.zeros(3), direction[None], np.ones((1, 3)))
   open_sky = _render(_scene(floor), _camera(elevation_deg=80), light)
-  assert open_sky.lit_HW3[SIZE // 2, SIZE // 2, 0] == pytest.approx(0.8 * assets.GREY[0], rel=1e-4)
+  assert open_sky.lit_HW3[SIZE // 2, SIZE // 2, 0] == pytest.approx(
+    0.8 * mesh_materials.GREY.colour[0], rel=1e-4
+  )
   scene = _scene(trimesh.util.concatenate([floor, roof]))
   view = _render(scene, camera, light)
   on_object = (view.pointmap_HW3 - camera.translation) @ camera.rotation
@@ -226,7 +231,9 @@ def test_both_sides_of_a_face_are_lit():
   for azimuth, toward in ((-90, -1.0), (90, 1.0)):
     light = Lights(np.zeros(3), np.array([[0.0, toward, 0.0]]), np.ones((1, 3)))
     view = _render(scene, _camera(azimuth_deg=azimuth, elevation_deg=0), light)
-    assert view.lit_HW3[SIZE // 2, SIZE // 2, 0] == pytest.approx(assets.GREY[0], rel=1e-4)
+    assert view.lit_HW3[SIZE // 2, SIZE // 2, 0] == pytest.approx(
+      mesh_materials.GREY.colour[0], rel=1e-4
+    )
 
 
 def test_normals_are_flat_on_a_cube_and_radial_on_a_sphere():
@@ -234,7 +241,7 @@ def test_normals_are_flat_on_a_cube_and_radial_on_a_sphere():
   np.testing.assert_allclose(
     cube.corner_normal_F33, np.repeat(cube.normal_F3[:, None], 3, 1), atol=1e-6
   )
-  radial = sphere.asset.vertices_V3[sphere.asset.faces_F3] * 2
+  radial = sphere.mesh.vertices[sphere.mesh.faces] * 2
   np.testing.assert_allclose(sphere.corner_normal_F33, radial, atol=0.02)
 
 

@@ -14,6 +14,8 @@ from scipy.spatial.transform import Rotation
 import trimesh
 
 from sam3d_jax.evaluation import layout, neighbours, shape, surface
+from sam3d_jax.files import meshes
+from sam3d_jax.render.mesh import Mesh
 from tests.sam3d_jax.evaluation.layout_test import FAST as FAST_ICP
 from tests.sam3d_jax.evaluation.layout_test import pose
 from tests.sam3d_jax.evaluation.shape_test import FAST, wedge
@@ -27,12 +29,12 @@ def pair(request, shared_dir):
   files = [
     p
     for p in sorted((shared_dir / "data" / "meshes").iterdir())
-    if p.suffix.lower() in surface.MESH_SUFFIXES
+    if p.suffix.lower() in meshes.SUFFIXES
   ]
   if len(files) < 2:
     pytest.skip("needs two meshes")
   chosen = [files[(request.param * 7 + i * 3) % len(files)] for i in range(2)]
-  return [surface.load_surface(f) for f in chosen], [
+  return [surface.load_surface(f).mesh for f in chosen], [
     trimesh.load_scene(f).to_mesh() for f in chosen
   ]
 
@@ -51,10 +53,7 @@ def test_area_and_box_are_those_of_trimesh(pair):
 
 
 def test_point_metrics_are_those_of_scipy(pair):
-  a, b = (
-    surface.sample_surface(surface.Surface(surface.normalise(s.vertices)[0], s.faces), 6000, i)[0]
-    for i, s in enumerate(pair[0])
-  )
+  a, b = (surface.sample_surface(surface.normalised(s), 6000, i)[0] for i, s in enumerate(pair[0]))
   b = a * 0.97 + 0.01 if np.ptp(b) == 0 else b
   found = shape.point_metrics(a, b, FAST)
   there, back = cKDTree(b).query(a)[0], cKDTree(a).query(b)[0]
@@ -77,8 +76,7 @@ def test_point_metrics_are_those_of_scipy(pair):
 
 def test_probed_distances_of_large_clouds_keep_the_mean(pair, monkeypatch):
   a, b = (
-    surface.sample_surface(surface.Surface(surface.normalise(s.vertices)[0], s.faces), 40_000, i)[0]
-    for i, s in enumerate(pair[0])
+    surface.sample_surface(surface.normalised(s), 40_000, i)[0] for i, s in enumerate(pair[0])
   )
   a, b = (points[neighbours.spatial_order(points)] for points in (a, b))
   exact = cKDTree(b).query(a)[0]
@@ -92,12 +90,12 @@ def test_probed_distances_of_large_clouds_keep_the_mean(pair, monkeypatch):
 
 def test_alignment_is_as_near_as_trimeshs_icp_from_the_true_start(pair):
   truth = pair[0][0]
-  truth = surface.Surface(surface.normalise(truth.vertices)[0], truth.faces)
+  truth = surface.normalised(truth)
   turned = truth.transformed(
     rotation=Rotation.from_rotvec([0.1, -0.15, 0.05]).as_matrix(), translation=[0.02, 0.01, -0.03]
   )
   ours = shape.align_prediction(
-    surface.Surface(surface.normalise(turned.vertices)[0], truth.faces), truth, FAST
+    Mesh(surface.normalise(turned.vertices)[0], truth.faces), truth, FAST
   )
   points = surface.sample_surface(turned, 1500, 1)[0]
   _, moved, _ = trimesh.registration.icp(
@@ -124,7 +122,7 @@ def test_layout_metrics_follow_their_definitions(pair):
   iou = shared / (np.prod(a.extents) + np.prod(b.extents) - shared)
   assert layout.box_iou(a.vertices, b.vertices) == pytest.approx(iou, abs=1e-9)
   x, y = (
-    surface.sample_surface(surface.Surface(m.vertices, truth.faces), 700 + 100 * i, i)[0]
+    surface.sample_surface(Mesh(m.vertices, truth.faces), 700 + 100 * i, i)[0]
     for i, m in enumerate((a, b))
   )
   assert surface.diameter(y) == pytest.approx(pdist(y).max(), rel=1e-9)
@@ -134,7 +132,7 @@ def test_layout_metrics_follow_their_definitions(pair):
   )
 
 
-def solid(kind: str) -> surface.Surface:
+def solid(kind: str) -> Mesh:
   made = {
     "ball": lambda: trimesh.creation.icosphere(subdivisions=3),
     "rod": lambda: trimesh.creation.cylinder(0.3, 2.0, sections=64),

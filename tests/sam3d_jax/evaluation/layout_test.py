@@ -8,6 +8,7 @@ from scipy.spatial.transform import Rotation
 import trimesh
 
 from sam3d_jax.evaluation import align, layout, surface
+from sam3d_jax.render.mesh import Mesh
 from tests.sam3d_jax.evaluation.shape_test import wedge
 
 FAST = align.IcpProtocol(
@@ -50,7 +51,7 @@ def test_boxes_without_volume_have_a_defined_iou():
 def test_scale_is_applied_per_object_axis_before_rotation():
   quaternion = Rotation.from_euler("z", 90, degrees=True).as_quat(scalar_first=True)
   turned = layout.Pose(quaternion, np.zeros(3), np.array([2.0, 1.0, 1.0]))
-  placed = layout.place(surface.Surface(np.array([[1.0, 0, 0]]), np.zeros((0, 3), int)), turned)
+  placed = layout.place(Mesh(np.array([[1.0, 0, 0]]), np.zeros((0, 3), int)), turned)
   np.testing.assert_allclose(placed.vertices, [[0, 2, 0]], atol=1e-12)
 
 

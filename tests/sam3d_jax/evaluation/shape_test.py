@@ -8,6 +8,7 @@ from scipy.spatial.transform import Rotation
 import trimesh
 
 from sam3d_jax.evaluation import align, neighbours, shape, surface
+from sam3d_jax.render.mesh import Mesh
 
 FAST = shape.ShapeProtocol(
   points=20_000,
@@ -19,7 +20,7 @@ FAST = shape.ShapeProtocol(
 )
 
 
-def box(extents=(2.0, 1.2, 0.6)) -> surface.Surface:
+def box(extents=(2.0, 1.2, 0.6)) -> Mesh:
   mesh = trimesh.creation.box(extents)
   return surface.make_surface(mesh.vertices, mesh.faces)
 
@@ -33,7 +34,7 @@ def sphere(radius: float) -> np.ndarray:
   return radius * np.stack([ring * np.cos(angle), ring * np.sin(angle), z], -1)
 
 
-def wedge() -> surface.Surface:
+def wedge() -> Mesh:
   """A shape without any symmetry: three boxes of different size."""
   boxes = [
     trimesh.creation.box(e, trimesh.transformations.translation_matrix(t))

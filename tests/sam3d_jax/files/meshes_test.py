@@ -1,0 +1,80 @@
+"""The one reader of mesh files: same checks for builders and evaluation."""
+
+import numpy as np
+import pytest
+import trimesh
+
+from data_pipelines.synth import assets
+from sam3d_jax.errors import Refused
+from sam3d_jax.evaluation import surface
+from sam3d_jax.files import meshes
+
+
+def cut_stl(folder):
+  path = folder / "box.stl"
+  trimesh.creation.box().export(path)
+  path.write_bytes(path.read_bytes()[:-60])
+  return path
+
+
+def face_of_a_missing_vertex(folder):
+  path = folder / "far.off"
+  path.write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 7\n")
+  return path
+
+
+def garbage(folder):
+  path = folder / "x.glb"
+  path.write_bytes(b"glTF\x02\x00\x00\x00\xff\xff\xff\x7f")
+  return path
+
+
+@pytest.mark.parametrize("broken", [cut_stl, face_of_a_missing_vertex, garbage])
+def test_builders_and_evaluation_refuse_the_same_files_for_the_same_reason(tmp_path, broken):
+  path = broken(tmp_path)
+  with pytest.raises(Refused) as refused:
+    assets.load(path)
+  assert refused.value.reason == "unreadable"
+  with pytest.raises(surface.SurfaceError, match="unreadable") as error:
+    surface.load_surface(path)
+  assert refused.value.detail in str(error.value)
+
+
+def test_a_missing_texture_matters_only_to_who_looks_at_colours(tmp_path):
+  (tmp_path / "a.mtl").write_text("newmtl m\nmap_Kd lost.png\n")
+  (tmp_path / "a.obj").write_text(
+    "mtllib a.mtl\nv 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nusemtl m\nf 1/1 2/1 3/1\n"
+  )
+  with pytest.raises(Refused, match="missing_texture"):
+    meshes.read(tmp_path / "a.obj")
+  shape = meshes.read(tmp_path / "a.obj", appearance=False).mesh
+  assert len(shape.faces) == 1 and shape.colours is None and shape.uv is None
+
+
+def test_points_beside_triangles_are_dropped_with_a_word_and_alone_they_are_the_mesh(tmp_path):
+  points = trimesh.PointCloud(np.arange(12.0).reshape(4, 3), colors=[[255, 0, 0, 255]] * 4)
+  trimesh.Scene([trimesh.creation.box(), points]).export(tmp_path / "both.glb")
+  both = meshes.read(tmp_path / "both.glb")
+  assert len(both.mesh.faces) == 12 and both.dropped == ("4 points beside triangles",)
+  points.export(tmp_path / "points.ply")
+  alone = meshes.read(tmp_path / "points.ply")
+  assert not len(alone.mesh.faces) and alone.dropped == ()
+  np.testing.assert_array_equal(alone.mesh.vertices, points.vertices)
+  np.testing.assert_array_equal(alone.mesh.colours, [[1, 0, 0]] * 4)
+
+
+@pytest.mark.parametrize("name, up", [("a.glb", "y"), ("a.stl", "z"), ("a.ply", "y")])
+def test_coordinates_stay_as_stored_and_the_format_says_what_is_up(tmp_path, name, up):
+  box = trimesh.creation.box((1, 2, 3)).apply_translation([10, 0, 0])
+  box.export(tmp_path / name)
+  found = meshes.read(tmp_path / name)
+  assert found.up == up
+  np.testing.assert_allclose(found.mesh.vertices.min(0), [9.5, -1, -1.5])
+  np.testing.assert_allclose(found.mesh.vertices.max(0), [10.5, 1, 1.5])
+
+
+def test_a_file_that_is_not_there_and_an_unknown_format_are_refused_by_name(tmp_path):
+  with pytest.raises(Refused, match=r"a\.obj: no such file"):
+    meshes.read(tmp_path / "a.obj")
+  with pytest.raises(Refused, match=r"a\.fbx: unknown mesh format, expected one of \.glb"):
+    meshes.read(tmp_path / "a.fbx")
