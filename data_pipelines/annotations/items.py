@@ -1,5 +1,6 @@
-"""From an annotated item to the fields of a record: photo, masks, point map, camera; a candidate's
-shape and pose.
+"""From an annotated item to the fields of a record.
+
+They are those of the photo (image, masks, point map, camera) and those of a candidate (shape, pose).
 """
 
 import contextlib
@@ -10,15 +11,24 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines.annotations.layout import Candidate, FilePose, Item
+from data_pipelines.annotations.layout import Candidate, Item
 from data_pipelines.format import schema
 from data_pipelines.synth import assets, render, voxelize
 from sam3d_jax.errors import ConfigError, InputError, Refused
 from sam3d_jax.files import photos
 from sam3d_jax.geometry import cameras
+from sam3d_jax.geometry.pose import Pose
 
 # how far the columns of a pose matrix may be from orthogonal, relative to their lengths
 UNIFORM = 1e-3
+# what a .npz of latents may hold
+LATENT_NAMES = (
+  "voxels",
+  "structure_latent",
+  "structure_latent_autoencoder",
+  "slat",
+  "slat_autoencoder",
+)
 HALF_MAX = float(np.finfo(np.float16).max)  # point maps are stored in half precision
 
 
@@ -30,27 +40,21 @@ class SetAside(Refused):
 class Recipe:
   """What annotated items are turned into.
 
-  name: of the dataset.  builder: mitl_3do, art_3do or preferences.  synthetic: whether the items
-  are made up. min_rating: r from which the best candidate is accepted (alpha); 0 accepts unrated
-  items too. families: of generators whose candidates become preference pairs; empty: all. pairs:
-  "best": the best candidate against all that lost; "all": also pairs among candidates that did not
-  win the whole chain. max_losers: kept of each winner, those that lost last (the hardest) first; 0
-  keeps all. max_side: longer side of the photo, pixels; larger ones are reduced, 0 keeps them.
-  image_format: jpeg or png, of photos that are encoded anew.  license: of items that state none.
-  max_coordinate: as in assets.load.
+  pairs: "best": the best candidate against all that lost; "all": also pairs among candidates that
+  did not win the whole chain.
   """
 
-  name: str
-  builder: str
-  synthetic: bool = False
-  min_rating: float = 0.0
-  families: tuple[str, ...] = ()
+  name: str  # of the dataset
+  builder: str  # mitl_3do, art_3do or preferences
+  synthetic: bool = False  # whether the items are made up
+  min_rating: float = 0.0  # r from which the best candidate is accepted; 0: unrated ones too
+  families: tuple[str, ...] = ()  # of generators that preference pairs are made of; empty: all
   pairs: str = "best"
-  max_losers: int = 0
-  max_side: int = 0
-  image_format: str = "jpeg"
-  license: str = "unknown"
-  max_coordinate: float = 1e6
+  max_losers: int = 0  # of each winner, those that lost last (the hardest) first; 0: all
+  max_side: int = 0  # pixels of the photo's longer side, larger ones are reduced; 0: kept
+  image_format: str = "jpeg"  # or png, of photos that are encoded anew
+  license: str = "unknown"  # of items that state none
+  max_coordinate: float = 1e6  # as in assets.load
 
   def __post_init__(self):
     if self.pairs not in ("best", "all"):
@@ -89,16 +93,15 @@ def photo_fields(item: Item, recipe: Recipe) -> dict[str, Any]:
     points[(np.abs(points) > HALF_MAX).any(-1)] = np.nan
     fields["pointmap"] = points.astype(np.float16)
   if photo.camera is not None:
-    fields["camera"] = _camera_field(photo.camera, shown)
+    fields["camera"] = schema.camera_field(_stored_camera(photo.camera, shown))
   return fields
 
 
-def _camera_field(camera: cameras.Camera, shown: tuple[int, int]) -> dict[str, Any]:
-  """A record's camera, of a photo that is stored at the size `shown` (H, W)."""
+def _stored_camera(camera: cameras.Camera, shown: tuple[int, int]) -> cameras.Camera:
+  """The photo's camera for a record that stores the photo at the size `shown` (H, W)."""
   height, width = shown
-  by = width / camera.width
-  lengths = {name: np.float32(by * getattr(camera, name)) for name in ("fx", "fy", "cx", "cy")}
-  return lengths | {"width": np.int32(width), "height": np.int32(height)}
+  by = width / camera.width  # both sides are reduced alike
+  return cameras.Camera(*(by * value for value in camera[:4]), width, height)
 
 
 @contextlib.contextmanager
@@ -111,6 +114,7 @@ def refusing(reason: str):
 
 
 def _reduced_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:
+  """(H, W) with a longer side of at most `max_side`; 0: as it is."""
   if not max_side or max(size) <= max_side:
     return size
   return tuple(max(1, round(n * max_side / max(size))) for n in size)
@@ -135,123 +139,99 @@ def _encoded_photo(
 
 
 def shape_fields(candidate: Candidate, recipe: Recipe) -> tuple[dict[str, Any], str]:
-  """(voxels, latents and pose of a record or loser, content key of the shape). Raises Refused.
+  """(voxels, latents and pose of a record or loser, content key of the shape).
 
-  Reasons: those of assets.load for a mesh, bad_latents for a .npz, bad_pose for a matrix that is no
-  pose.
+  Raises Refused with the reasons of assets.load for a mesh, bad_latents for a .npz, bad_pose for a
+  matrix that is no pose.
   """
   if candidate.latents is not None:
     fields = _latent_fields(candidate.latents)
     parts = [fields[name] for name in ("voxels", "structure_latent", "slat") if name in fields]
-    return fields | _pose_fields(candidate.pose), schema.example_key("latents", *parts)
-  asset = assets.load(candidate.mesh, max_coordinate=recipe.max_coordinate)
-  return {"voxels": voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces)} | _pose_fields(
-    mesh_pose(candidate, asset)
-  ), asset.key
+    key, pose = schema.example_key("latents", *parts), candidate.pose
+  else:
+    asset = assets.load(candidate.mesh, max_coordinate=recipe.max_coordinate)
+    fields = {"voxels": voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces)}
+    key, pose = asset.key, mesh_pose(candidate, asset)
+  if pose is not None:
+    fields |= schema.pose_fields(pose)
+  return fields, key
 
 
-def mesh_pose(candidate: Candidate, asset: assets.Asset) -> FilePose | None:
-  """Rotation, translation and scale of a candidate's mesh from the unit cube to the camera. Raises
-  Refused (bad_pose).
-  """
-  pose = candidate.pose
-  return (
-    _from_matrix(pose.matrix_44, asset, candidate.mesh)
-    if pose is not None and pose.matrix_44 is not None
-    else pose
-  )
+def mesh_pose(candidate: Candidate, asset: assets.Asset) -> Pose | None:
+  """The pose of a candidate's mesh, unit cube to camera. Raises Refused (bad_pose)."""
+  if candidate.file_matrix_44 is None:
+    return candidate.pose
+  return _from_matrix(candidate.file_matrix_44, asset, candidate.mesh)
 
 
-def _pose_fields(pose: FilePose | None) -> dict[str, np.ndarray]:
-  if pose is None:
-    return {}
-  return {
-    "rotation": pose.rotation_33.astype(np.float32),
-    "translation": pose.translation_3.astype(np.float32),
-    "scale": pose.scale_3.astype(np.float32),
-  }
+def _from_matrix(matrix_44: np.ndarray, asset: assets.Asset, path: pathlib.Path) -> Pose:
+  """The pose of the unit cube from a matrix of the file's coordinates.
 
-
-def _from_matrix(matrix_44: np.ndarray, asset: assets.Asset, path: pathlib.Path) -> FilePose:
-  """The pose of the unit cube from that of the file's coordinates: p = A q + b, q = turn (extent x
-  + centre).
+  A point of the file is q = turn (extent x + centre), in the camera it is A q + b.
   """
   turn = assets.Y_UP_TO_Z_UP.T if asset.up == "y" else np.eye(3)
   linear = matrix_44[:3, :3] @ turn
   scale = np.linalg.norm(linear, axis=0)
-  if (
-    (scale <= 0).any()
-    or np.abs((linear / scale).T @ (linear / scale) - np.eye(3)).max() > UNIFORM
-    or np.linalg.det(linear) < 0
-  ):
+  if (scale <= 0).any() or np.linalg.det(linear) < 0 or not _orthonormal(linear / scale):
     raise Refused(
       "bad_pose",
       f"{path}: pose.matrix is no rotation times a scale along the object's axes; remove shear and "
       "mirroring",
     )
-  return FilePose(linear / scale, linear @ asset.centre_3 + matrix_44[:3, 3], scale * asset.extent)
+  return Pose(linear / scale, linear @ asset.centre_3 + matrix_44[:3, 3], scale * asset.extent)
+
+
+def _orthonormal(matrix_33: np.ndarray) -> bool:
+  return bool(np.abs(matrix_33.T @ matrix_33 - np.eye(3)).max() <= UNIFORM)
 
 
 def _latent_fields(path: pathlib.Path) -> dict[str, Any]:
+  """The fields of a .npz of latents. Raises Refused (bad_latents)."""
+
+  def refuse(why: str) -> None:
+    raise Refused("bad_latents", f"{path}{why}")
+
+  # what the file holds
   try:
     with np.load(path, allow_pickle=False) as stored:
       arrays = {name: stored[name] for name in stored.files}
   except (OSError, ValueError, EOFError) as error:
     raise Refused("bad_latents", f"{path}: not a .npz file ({error})") from error
-  known = ("voxels", "structure_latent", "structure_latent_autoencoder", "slat", "slat_autoencoder")
-  wrong = [name for name in arrays if name not in known]
-  if wrong or not {"voxels", "structure_latent"} & set(arrays):
-    raise Refused(
-      "bad_latents",
-      f"{path} holds {', '.join(arrays) or 'nothing'}; it needs voxels or structure_latent, and "
-      "may hold only "
-      f"{', '.join(known)}",
+  unknown = set(arrays) - set(LATENT_NAMES)
+  if unknown or not {"voxels", "structure_latent"} & set(arrays):
+    refuse(
+      f" holds {', '.join(arrays) or 'nothing'}; it needs voxels or structure_latent, and may hold "
+      f"only {', '.join(LATENT_NAMES)}"
     )
+
   fields: dict[str, Any] = {}
   if "voxels" in arrays:
-    voxels = arrays["voxels"]
-    if (
-      voxels.ndim != 2
-      or voxels.shape[1:] != (3,)
-      or not len(voxels)
-      or not 0 <= voxels.min() <= voxels.max() < schema.VOXEL_RESOLUTION
-    ):
-      raise Refused(
-        "bad_latents",
-        f"{path}: voxels of shape {voxels.shape} must be N x 3 integers in "
-        f"0..{schema.VOXEL_RESOLUTION - 1}",
-      )
+    voxels, top = arrays["voxels"], schema.VOXEL_RESOLUTION - 1
+    listed = voxels.ndim == 2 and voxels.shape[1:] == (3,) and len(voxels) > 0
+    if not listed or not 0 <= voxels.min() <= voxels.max() <= top:
+      refuse(f": voxels of shape {voxels.shape} must be N x 3 integers in 0..{top}")
     # Records want lexicographic order without repeats; rows of `slat` follow their voxels.
     unique, index = np.unique(voxels.astype(np.uint8), axis=0, return_index=True)
     fields["voxels"] = unique
   if "slat" in arrays:
-    if "voxels" not in fields or arrays["slat"].shape != (
-      len(arrays["voxels"]),
-      schema.SLAT_CHANNELS,
-    ):
-      raise Refused(
-        "bad_latents",
-        f"{path}: slat of shape {arrays['slat'].shape} must have one row of {schema.SLAT_CHANNELS} "
-        "a voxel",
-      )
-    fields["slat"] = arrays["slat"][index].astype(np.float16)
+    slat = arrays["slat"]
+    if "voxels" not in fields or slat.shape != (len(arrays["voxels"]), schema.SLAT_CHANNELS):
+      refuse(f": slat of shape {slat.shape} must have one row of {schema.SLAT_CHANNELS} a voxel")
+    fields["slat"] = slat[index].astype(np.float16)
   if "structure_latent" in arrays:
-    if arrays["structure_latent"].ndim != 4:
-      raise Refused(
-        "bad_latents",
-        f"{path}: structure_latent of shape {arrays['structure_latent'].shape} must be x, y, z, "
-        "channels",
-      )
-    fields["structure_latent"] = arrays["structure_latent"].astype(np.float32)
+    latent = arrays["structure_latent"]
+    if latent.ndim != 4:
+      refuse(f": structure_latent of shape {latent.shape} must be x, y, z, channels")
+    fields["structure_latent"] = latent.astype(np.float32)
+
+  # who made the latents
   for name in ("structure_latent", "slat"):
-    if name in fields:
-      if f"{name}_autoencoder" not in arrays:
-        raise Refused(
-          "bad_latents",
-          f"{path}: {name} without {name}_autoencoder; add the digest of the autoencoder that made "
-          "it",
-        )
-      if not np.isfinite(fields[name]).all():
-        raise Refused("bad_latents", f"{path}: {name} holds NaN or infinity")
-      fields[f"{name}_autoencoder"] = str(arrays[f"{name}_autoencoder"])
+    maker = f"{name}_autoencoder"
+    if name not in fields:
+      continue
+    if maker not in arrays:
+      refuse(f": {name} without {maker}; add the digest of the autoencoder that made it")
+    if not np.isfinite(fields[name]).all():
+      refuse(f": {name} holds NaN or infinity")
+    fields[maker] = str(arrays[maker])
   return fields

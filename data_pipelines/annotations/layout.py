@@ -2,21 +2,23 @@
 
     {
       "format": 1,
-      "image": "photo.jpg",                    as sam3d_jax/files/images.py reads it
-      "mask": "mask.png",                      visible part of the object, size of the photo
-      "mask_full": "whole.png",                optional: the object as if nothing stood before it
-      "pointmap": "points.npz",                optional: points or depth, as sam3d_jax/files/pointmaps.py reads them
-      "camera": {"fx": 900, "fy": 900, "cx": 512, "cy": 384},     optional: pixels of the photo; else that of the point map
-      "frame": "pytorch3d",                    optional: of poses and point map; pytorch3d, opencv or gltf
-      "license": "CC-BY-4.0",                  optional: of photo and shapes
+      "image": "photo.jpg",          as sam3d_jax/files/images.py reads it
+      "mask": "mask.png",            visible part of the object, size of the photo
+      "mask_full": "whole.png",      optional: the object as if nothing stood before it
+      "pointmap": "points.npz",      optional: points or depth, see sam3d_jax/files/pointmaps.py
+      "camera": {"fx": 900, "fy": 900, "cx": 512, "cy": 384},
+                                     optional: pixels of the photo; else that of the point map
+      "frame": "pytorch3d",          optional: of poses and point map; pytorch3d, opencv or gltf
+      "license": "CC-BY-4.0",        optional: of photo and shapes
       "candidates": {
         "a": {"generator": "sam3d/iteration-2", "mesh": "a.glb",
               "pose": {"rotation": [1, 0, 0, 0], "translation": [0, 0, 2], "scale": 0.4}},
         "b": {"generator": "retrieval", "latents": "b.npz"}
       },
       "choices": [{"left": "a", "right": "b", "answer": "left"}],
-      "rating": 4.0,                           optional: r, of the candidate that won
-      "artist": {"mesh": "artist.glb", "pose": {...}}             optional: what an artist made where no candidate was good enough
+      "rating": 4.0,                 optional: r, of the candidate that won
+      "artist": {"mesh": "artist.glb", "pose": {...}}
+                                     optional: what an artist made where no candidate was good
     }
 
 Paths are relative to the JSON file. `generator` is "family" or "family/version". A shape is a mesh
@@ -40,6 +42,7 @@ import numpy as np
 from data_pipelines.annotations import choices as chain
 from sam3d_jax.errors import InputError
 from sam3d_jax.geometry import cameras, rotations
+from sam3d_jax.geometry.pose import Pose
 
 FILE = "annotation.json"
 FORMAT = 1
@@ -60,6 +63,7 @@ KEYS = (
   "artist",
   "note",
 )
+CHOICE_KEYS = {"left", "right", "answer"}
 CANDIDATE_KEYS = ("generator", "mesh", "latents", "pose", "license")
 
 
@@ -68,27 +72,24 @@ class AnnotationError(InputError):
 
 
 @dataclasses.dataclass(frozen=True)
-class FilePose:
-  """Where a shape stands. Either `matrix` (file coordinates to camera) or the other three (unit
-  cube to camera), columns, our frame.
-  """
-
-  rotation_33: np.ndarray | None = None
-  translation_3: np.ndarray | None = None
-  scale_3: np.ndarray | None = None
-  matrix_44: np.ndarray | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class Candidate:
-  """One shape proposed for an object; exactly one of `mesh` and `latents` is a file."""
+  """One shape proposed for an object; exactly one of `mesh` and `latents` is a file.
+
+  At most one of `pose` (unit cube to camera) and `file_matrix_44` (coordinates of the mesh file to
+  camera) says where it stands, in our camera frame.
+  """
 
   name: str
   generator: str
   mesh: pathlib.Path | None = None
   latents: pathlib.Path | None = None
-  pose: FilePose | None = None
+  pose: Pose | None = None
+  file_matrix_44: np.ndarray | None = None
   license: str = ""
+
+  @property
+  def has_pose(self) -> bool:
+    return self.pose is not None or self.file_matrix_44 is not None
 
   @property
   def family(self) -> str:
@@ -125,12 +126,10 @@ class Item:
   @property
   def files(self) -> list[pathlib.Path]:
     """Every file that the item is made of, its JSON first."""
-    shapes = [c.shape_file for c in (*self.candidates.values(), *filter(None, [self.artist]))]
-    return [
-      self.file,
-      *filter(None, [self.image, self.mask, self.mask_full, self.pointmap]),
-      *shapes,
-    ]
+    pictures = [self.image, self.mask, self.mask_full, self.pointmap]
+    proposed = [*self.candidates.values(), self.artist]
+    shapes = [candidate.shape_file for candidate in proposed if candidate is not None]
+    return [self.file, *(path for path in pictures if path is not None), *shapes]
 
 
 def find(root: pathlib.Path) -> list[pathlib.Path]:
@@ -139,8 +138,9 @@ def find(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read(path: pathlib.Path) -> Item:
-  """Reads and checks one annotation file; the files that it names must exist, they are not opened.
-  Raises AnnotationError.
+  """Reads and checks one annotation file. Raises AnnotationError.
+
+  The files that it names must exist, they are not opened.
   """
   path = pathlib.Path(path)
   try:
@@ -152,11 +152,9 @@ def read(path: pathlib.Path) -> Item:
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-  """Checks the values of one file; `path` is for messages and for resolving the files that it
-  names.
-  """
+  """Checks the values of one file."""
 
-  path: pathlib.Path
+  path: pathlib.Path  # for messages, and for finding the files that it names
 
   def fail(self, key: str, value: Any, remedy: str) -> None:
     raise AnnotationError(f"{self.path}: {key} = {json.dumps(value)}: {remedy}")
@@ -180,13 +178,10 @@ class _Reader:
       for name, value in given.items()
     }
     artist = stated.get("artist")
+    if isinstance(artist, dict):
+      artist = {"generator": ARTIST} | artist
     if artist is not None:
-      artist = self.candidate(
-        "artist",
-        ARTIST,
-        {"generator": ARTIST} | artist if isinstance(artist, dict) else artist,
-        frame,
-      )
+      artist = self.candidate("artist", ARTIST, artist, frame)
     if not candidates and artist is None:
       self.fail("candidates", given, "give at least one candidate, or an artist's mesh")
     return Item(
@@ -223,7 +218,9 @@ class _Reader:
     return found
 
   def optional_file(self, key: str, stated: dict) -> pathlib.Path | None:
-    return self.file(key, stated[key]) if stated.get(key) is not None else None
+    if stated.get(key) is None:
+      return None
+    return self.file(key, stated[key])
 
   def numbers(self, key: str, value: Any, *shape: int) -> np.ndarray:
     try:
@@ -242,9 +239,8 @@ class _Reader:
       self.fail(
         "camera", value, 'write {"fx": ..., "fy": ..., "cx": ..., "cy": ...} in pixels of the photo'
       )
-    fx, fy, cx, cy = (
-      float(self.numbers(f"camera.{key}", value[key])) for key in ("fx", "fy", "cx", "cy")
-    )
+    keys = ("fx", "fy", "cx", "cy")
+    fx, fy, cx, cy = (float(self.numbers(f"camera.{key}", value[key])) for key in keys)
     if min(fx, fy) <= 0:
       self.fail("camera", value, "focal lengths must be positive")
     return fx, fy, cx, cy
@@ -266,23 +262,21 @@ class _Reader:
     shapes = [k for k in ("mesh", "latents") if value.get(k) is not None]
     if len(shapes) != 1:
       self.fail(key, value, "give exactly one of mesh (a mesh file) and latents (a .npz)")
-    pose = self.pose(f"{key}.pose", value["pose"], frame) if value.get("pose") is not None else None
-    if pose is not None and pose.matrix_44 is not None and shapes == ["latents"]:
+    place = self.place(f"{key}.pose", value.get("pose"), frame)
+    if "file_matrix_44" in place and shapes == ["latents"]:
       self.fail(
         f"{key}.pose",
         value["pose"],
         "latents have no coordinates of their own: give rotation, translation and scale",
       )
-    return Candidate(
-      name,
-      generator,
-      pose=pose,
-      license=self.text(f"{key}.license", value.get("license", "")),
-      **{shapes[0]: self.file(f"{key}.{shapes[0]}", value[shapes[0]])},
-    )
+    file = self.file(f"{key}.{shapes[0]}", value[shapes[0]])
+    license = self.text(f"{key}.license", value.get("license", ""))
+    return Candidate(name, generator, license=license, **place, **{shapes[0]: file})
 
-  def pose(self, key: str, value: Any, frame: str) -> FilePose:
-    """The pose in our frame."""
+  def place(self, key: str, value: Any, frame: str) -> dict[str, Any]:
+    """The field of a Candidate that says where it stands, in our frame; none without a pose."""
+    if value is None:
+      return {}
     # a change of frame negates rows of whatever yields camera coordinates
     turn = np.array(cameras.AXES[frame])[:, None]
     if isinstance(value, dict) and set(value) == {"matrix"}:
@@ -293,19 +287,20 @@ class _Reader:
           value["matrix"],
           "the last row must be 0 0 0 1 (column vectors: translation in the last column)",
         )
-      return FilePose(matrix_44=np.concatenate([matrix[:3] * turn, matrix[3:]]))
+      return {"file_matrix_44": np.concatenate([matrix[:3] * turn, matrix[3:]])}
+
     if not isinstance(value, dict) or set(value) != {"rotation", "translation", "scale"}:
       self.fail(
         key, value, 'write {"rotation": ..., "translation": ..., "scale": ...} or {"matrix": 4 x 4}'
       )
-    scale = self.numbers(
-      f"{key}.scale", value["scale"], *((3,) if isinstance(value["scale"], list) else ())
-    )
+    shape = (3,) if isinstance(value["scale"], list) else ()
+    scale = self.numbers(f"{key}.scale", value["scale"], *shape)
     if (scale <= 0).any():
       self.fail(f"{key}.scale", value["scale"], "a scale is positive")
     translation = self.numbers(f"{key}.translation", value["translation"], 3)
     rotation = self.rotation(f"{key}.rotation", value["rotation"])
-    return FilePose(rotation * turn, translation * turn[:, 0], np.broadcast_to(scale, (3,)).copy())
+    scale_3 = np.broadcast_to(scale, (3,)).copy()
+    return {"pose": Pose(rotation * turn, translation * turn[:, 0], scale_3)}
 
   def rotation(self, key: str, value: Any) -> np.ndarray:
     if isinstance(value, list) and len(value) == 4:
@@ -323,17 +318,12 @@ class _Reader:
   def verdict(self, names: list[str], value: Any) -> chain.Verdict:
     if not isinstance(value, list):
       self.fail("choices", value, 'write a list of {"left": ..., "right": ..., "answer": ...}')
+    made = []
     for i, choice in enumerate(value):
-      if not isinstance(choice, dict) or not {"left", "right", "answer"} <= set(choice) <= {
-        "left",
-        "right",
-        "answer",
-        "kept",
-      }:
+      if not isinstance(choice, dict) or not CHOICE_KEYS <= set(choice) <= CHOICE_KEYS | {"kept"}:
         self.fail(f"choices[{i}]", choice, 'write {"left": ..., "right": ..., "answer": ...}')
+      made.append(chain.Choice(**choice))
     try:
-      return chain.judge(
-        names, [chain.Choice(c["left"], c["right"], c["answer"], c.get("kept", "")) for c in value]
-      )
+      return chain.judge(names, made)
     except chain.ChoiceError as error:
       raise AnnotationError(f"{self.path}: {error}") from error

@@ -2,8 +2,12 @@
 a judge's scores.
 
     from data_pipelines.annotations import choices, write
-    proposals = {"a": write.Proposal("sam3d/step-2000", voxels=voxels_a), "b": write.Proposal("sam3d/step-2000", voxels=voxels_b)}
-    write.from_example(folder / "0001", example, proposals, choices.from_scores({"a": 0.41, "b": 0.37}), rating=4.1)
+    proposals = {
+      "a": write.Proposal("sam3d/step-2000", voxels=voxels_a),
+      "b": write.Proposal("sam3d/step-2000", voxels=voxels_b),
+    }
+    chain = choices.from_scores({"a": 0.41, "b": 0.37})
+    write.from_example(folder / "0001", example, proposals, chain, rating=4.1)
 
 Every item is a folder of its own; its `annotation.json` is written last, so an item that can be
 read is whole.
@@ -26,12 +30,19 @@ from sam3d_jax.files import atomic
 from sam3d_jax.geometry import rotations
 from sam3d_jax.geometry.pose import Pose
 
+# fields of a Proposal that its .npz holds
+LATENT_FIELDS = (
+  "voxels",
+  "structure_latent",
+  "structure_latent_autoencoder",
+  "slat",
+  "slat_autoencoder",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-  """A shape to write: a mesh file that is copied, or voxels and latents; `pose` as in
-  sam3d_jax.geometry.pose.
-  """
+  """A shape to write: a mesh file that is copied, or voxels and latents."""
 
   generator: str  # "family" or "family/version"
   mesh: pathlib.Path | None = None
@@ -54,17 +65,20 @@ def from_example(
   artist: Proposal | None = None,
   note: str = "",
 ) -> pathlib.Path:
-  """Writes an item about the photo, mask, point map and camera of a record; returns its JSON file."""
+  """Writes an item about the photo, mask, point map and camera of a record.
+
+  Returns its JSON file.
+  """
+  jpeg = example["image"][:2] == b"\xff\xd8"
   names = {
     "mask_full": "mask_full.png",
     "mask": "mask.png",
-    "image": "image.jpg" if example["image"][:2] == b"\xff\xd8" else "image.png",
+    "image": "image.jpg" if jpeg else "image.png",
   }
-  files = {
-    field: (name, example[field])
-    for field, name in names.items()
-    if schema.is_present(example, field)
-  }
+  files = {}
+  for field, name in names.items():
+    if schema.is_present(example, field):
+      files[field] = (name, example[field])
   pointmap = example["pointmap"] if schema.is_present(example, "pointmap") else None
   camera = None
   if schema.is_present(example, "camera"):
@@ -98,16 +112,21 @@ def from_arrays(
   license: str = "",
   note: str = "",
 ) -> pathlib.Path:
-  """Writes an item about an image (uint8), masks (bool), a point map (camera frame, NaN unknown)
-  and fx, fy, cx, cy in its pixels.
+  """Writes an item about arrays; returns its JSON file.
+
+  Args:
+    image_HW3: uint8.
+    mask_HW, mask_full_HW: bool, the visible part of the object and all of it.
+    pointmap_HW3: camera frame, NaN unknown.
+    camera: fx, fy, cx, cy in pixels of the image.
   """
   folder.mkdir(parents=True, exist_ok=True)
   files = {"image": ("image.png", image_HW3), "mask": ("mask.png", mask_HW.astype(np.uint8) * 255)}
   if mask_full_HW is not None:
     files["mask_full"] = ("mask_full.png", mask_full_HW.astype(np.uint8) * 255)
-  stated = (
-    None if camera is None else dict(zip(("fx", "fy", "cx", "cy"), map(float, camera), strict=True))
-  )
+  stated = None
+  if camera is not None:
+    stated = dict(zip(("fx", "fy", "cx", "cy"), map(float, camera), strict=True))
   return _write(
     folder,
     files,
@@ -146,20 +165,27 @@ def _write(
   if pointmap is not None:
     stated["pointmap"] = "pointmap.npz"
     np.savez_compressed(folder / "pointmap.npz", pointmap=pointmap)
-  stated |= {"camera": camera} if camera is not None else {}
-  stated |= {"license": license} if license else {}
+  if camera is not None:
+    stated["camera"] = camera
+  if license:
+    stated["license"] = license
+
+  # what was proposed, and what people said about it
   stated["candidates"] = {
     name: _proposal(folder, name, proposal) for name, proposal in proposals.items()
   }
-  stated["choices"] = [
-    {k: v for k, v in dataclasses.asdict(choice).items() if v} for choice in choices
-  ]
-  stated |= {"rating": float(rating)} if rating is not None else {}
+  stated["choices"] = []
+  for choice in choices:
+    said = {key: value for key, value in dataclasses.asdict(choice).items() if value}
+    stated["choices"].append(said)
+  if rating is not None:
+    stated["rating"] = float(rating)
   if artist is not None:
-    stated["artist"] = {
-      k: v for k, v in _proposal(folder, layout.ARTIST, artist).items() if k != "generator"
-    }
-  stated |= {"note": note} if note else {}
+    made = _proposal(folder, layout.ARTIST, artist)
+    del made["generator"]
+    stated["artist"] = made
+  if note:
+    stated["note"] = note
   path = folder / layout.FILE
   text = json.dumps(stated, indent=2) + "\n"
   atomic.write_text(path, text)
@@ -173,23 +199,19 @@ def _proposal(folder: pathlib.Path, name: str, proposal: Proposal) -> dict[str, 
     shutil.copyfile(proposal.mesh, folder / stated["mesh"])
   else:
     stated["latents"] = f"{name}.npz"
-    fields = (
-      "voxels",
-      "structure_latent",
-      "structure_latent_autoencoder",
-      "slat",
-      "slat_autoencoder",
-    )
-    arrays = {field: getattr(proposal, field) for field in fields}
-    np.savez_compressed(
-      folder / stated["latents"], **{k: v for k, v in arrays.items() if v is not None and len(v)}
-    )
+    arrays = {}
+    for field in LATENT_FIELDS:
+      value = getattr(proposal, field)
+      if value is not None and len(value):
+        arrays[field] = value
+    np.savez_compressed(folder / stated["latents"], **arrays)
   if proposal.pose is not None:
+    rotation, translation, scale = (np.asarray(x, np.float64) for x in proposal.pose)
     stated["pose"] = {
-      "rotation": rotations.matrix_to_quaternion(
-        np.asarray(proposal.pose.rotation, np.float64)
-      ).tolist(),
-      "translation": np.asarray(proposal.pose.translation, np.float64).tolist(),
-      "scale": np.broadcast_to(np.asarray(proposal.pose.scale, np.float64), (3,)).tolist(),
+      "rotation": rotations.matrix_to_quaternion(rotation).tolist(),
+      "translation": translation.tolist(),
+      "scale": np.broadcast_to(scale, (3,)).tolist(),
     }
-  return stated | ({"license": proposal.license} if proposal.license else {})
+  if proposal.license:
+    stated["license"] = proposal.license
+  return stated

@@ -24,6 +24,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
 
 from sam3d_jax.errors import InputError
+from sam3d_jax.geometry.cameras import Camera
 from sam3d_jax.geometry.pose import Pose
 
 VERSION = "1.1.0"  # of the fields below; readers refuse datasets of another major version
@@ -239,6 +240,21 @@ def example_pose(example: Mapping[str, Any]) -> Pose:
     np.asarray(example["translation"], np.float32),
     np.asarray(example["scale"], np.float32),
   )
+
+
+def pose_fields(pose: Pose) -> dict[str, np.ndarray]:
+  """The fields of a record that state a pose; the inverse of `example_pose`."""
+  return {
+    "rotation": np.asarray(pose.rotation).astype(np.float32),
+    "translation": np.asarray(pose.translation).astype(np.float32),
+    "scale": np.asarray(pose.scale).astype(np.float32),
+  }
+
+
+def camera_field(camera: Camera) -> dict[str, Any]:
+  """The field `camera` of a record."""
+  lengths = {name: np.float32(getattr(camera, name)) for name in ("fx", "fy", "cx", "cy")}
+  return lengths | {"width": np.int32(camera.width), "height": np.int32(camera.height)}
 
 
 def check_example(example: Mapping[str, Any], kind: str = "example") -> None:

@@ -175,11 +175,7 @@ def item_object(config: PasteConfig, entry: sources.Input) -> Found:
   except layout.AnnotationError as error:
     raise Refused("bad_annotation", str(error)) from error
   candidate = next(
-    (
-      c
-      for c in (item.best, item.artist)
-      if c is not None and c.mesh is not None and c.pose is not None
-    ),
+    (c for c in (item.best, item.artist) if c is not None and c.mesh is not None and c.has_pose),
     None,
   )
   if candidate is None:
@@ -201,12 +197,12 @@ def item_object(config: PasteConfig, entry: sources.Input) -> Found:
       f"{config.rules.min_object_share:g}",
     )
   pose = items.mesh_pose(candidate, asset)
-  if np.ptp(pose.scale_3) > UNIFORM * pose.scale_3.max():
+  if np.ptp(pose.scale) > UNIFORM * pose.scale.max():
     raise items.SetAside(
       "stretched_pose",
-      f"{entry.name}: scales {pose.scale_3} differ; bake the stretch into the mesh",
+      f"{entry.name}: scales {pose.scale} differ; bake the stretch into the mesh",
     )
-  camera = Camera(*scene.camera, pose.rotation_33, pose.translation_3, float(pose.scale_3.mean()))
+  camera = Camera(*scene.camera, pose.rotation, pose.translation, float(pose.scale.mean()))
   if camera.to_camera(asset.mesh.vertices)[:, 2].min() <= 0:
     raise Refused("bad_pose", f"{entry.name}: part of the mesh lies behind the camera")
   return Found(

@@ -234,18 +234,14 @@ def test_a_matrix_of_the_files_own_coordinates_places_the_same_points(tmp_path, 
   )
   matrix = np.eye(4)
   matrix[:3, :3], matrix[:3, 3] = 0.3 * turn, (0.1, 0.2, 9.0)
-  candidate = layout.Candidate(
-    "a", "x", mesh=tmp_path / f"a{suffix}", pose=layout.FilePose(matrix_44=matrix)
-  )
+  candidate = layout.Candidate("a", "x", mesh=tmp_path / f"a{suffix}", file_matrix_44=matrix)
   fields, _ = items.shape_fields(candidate, items.Recipe("m", "mitl_3do"))
   unit = assets.load(tmp_path / f"a{suffix}").mesh.vertices
   placed = pose.transform_points(unit, schema.example_pose(fields))
   expected = mesh.vertices @ matrix[:3, :3].T + matrix[:3, 3]
   nearest = np.linalg.norm(placed[:, None] - expected[None], axis=-1).min(1)
   assert nearest.max() < 1e-5 and len(np.unique(np.round(placed, 4), axis=0)) == 8
-  candidate = dataclasses.replace(
-    candidate, pose=layout.FilePose(matrix_44=matrix * [[1], [2], [1], [1]])
-  )
+  candidate = dataclasses.replace(candidate, file_matrix_44=matrix * [[1], [2], [1], [1]])
   with pytest.raises(Refused, match="bad_pose"):
     items.shape_fields(candidate, items.Recipe("m", "mitl_3do"))
 
@@ -263,8 +259,8 @@ def test_poses_in_another_frame_are_converted(folder, tmp_path):
         "translation": moved.tolist(),
       }
   theirs = layout.read(_copy(folder, 0, tmp_path, frame="opencv", candidates=stated["candidates"]))
-  np.testing.assert_allclose(theirs.best.pose.rotation_33, ours.best.pose.rotation_33, atol=1e-6)
-  np.testing.assert_allclose(theirs.best.pose.translation_3, ours.best.pose.translation_3)
+  np.testing.assert_allclose(theirs.best.pose.rotation, ours.best.pose.rotation, atol=1e-6)
+  np.testing.assert_allclose(theirs.best.pose.translation, ours.best.pose.translation)
 
 
 # The builders.
