@@ -8,10 +8,14 @@ import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and run little: code generation at its quickest, here and in the processes that
-# tests start.
-os.environ.setdefault(
-  "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# tests start. Kernels of fused operations come from the older emitters, which take 40 % less time
+# for a training step.
+QUICK_COMPILATION = (
+  "--xla_backend_optimization_level=0",
+  "--xla_llvm_disable_expensive_passes=true",
+  "--xla_cpu_use_fusion_emitters=false",
 )
+os.environ.setdefault("XLA_FLAGS", " ".join(QUICK_COMPILATION))
 
 # workers and processes that tests start inherit it: a program is compiled once a session
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
