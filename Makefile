@@ -1,7 +1,8 @@
 # The two set-up commands of README.md. Each makes its own virtual environment from the requirements files and may be run first.
 PYTHON ?= python3
 WORK ?= quickstart_run
-PYTEST_ARGS ?= -n 2
+# A file goes to a worker as a whole, for what its tests share; the longest are begun first (tests/conftest.py).
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test test-all lint format lock clean
 
