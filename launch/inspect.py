@@ -81,19 +81,13 @@ def release_keys(config):
   from sam3d_jax.torch_bridge import parts
 
   sections = [config.model]
-  if config.model.name == "geometry":
-    vae = base.structure_vae_model()
-    latent = vae.resolution // 2 ** (len(vae.channels) - 1)
-    if (config.model.flow.latent_channels, config.model.flow.shape_resolution) == (
-      vae.latent_channels,
-      latent,
-    ):
-      sections.append(vae)
+  vae = base.structure_vae_model()
+  if config.model.name != vae.name and parts.latents_of(config.model) == parts.latents_of(vae):
+    sections.append(vae)
   out = {}
   for section in sections:
-    out |= parts.release_keys(
-      registry.typed_config(section), parameters.flat_shapes(registry.abstract_model(section))
-    )
+    shapes = parameters.flat_shapes(registry.abstract_model(section))
+    out |= parts.release_keys(section, shapes)
   yield json.dumps(out, indent=1)
 
 

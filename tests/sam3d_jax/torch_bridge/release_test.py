@@ -1,5 +1,6 @@
 """Laws of release folders: what export writes, import reads back, and what is refused."""
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -14,15 +15,30 @@ from launch import export_torch, import_torch
 from sam3d_jax.errors import InputError
 from sam3d_jax.models import parameters, registry
 from sam3d_jax.torch_bridge import (
+  export as exporting,
+)
+from sam3d_jax.torch_bridge import (
+  load,
   names_conditioning,
   parts,
   release,
-  release_yaml,
+  release_writer,
   save,
   stream,
+  yaml_files,
+  yaml_geometry,
+  yaml_pipeline,
+  yaml_structure,
 )
 from sam3d_jax.training import checkpoint
 from tests.sam3d_jax.torch_bridge.torch_bridge_test import tiny_model
+
+SAFETENSORS = release_writer.Storage(suffix=".safetensors")
+STAGE_2 = [file.name for file in parts.FILES if file.name.startswith("slat_")]
+
+
+def settings(*, half: bool) -> yaml_files.Settings:
+  return yaml_files.Settings(base.sampler().to_dict(), half)
 
 
 def tiny_config(name: str) -> ConfigDict:
@@ -89,12 +105,12 @@ def export(run, out, *extra: str, **flags) -> int:
   return export_torch.main(argv)
 
 
-def in_memory(name: str, seed: int, lineage: dict | None = None, **model) -> release.Model:
+def in_memory(name: str, seed: int, lineage: dict | None = None, **model) -> release_writer.Model:
   """A random model to release that never was a checkpoint."""
   config = tiny_config(name)
   config.model.update(model)
   params = random_params(config, seed)
-  return release.Model(
+  return release_writer.Model(
     config=config,
     params=params,
     shapes={p: a.shape for p, a in params.items()},
@@ -156,11 +172,11 @@ def published_rows(generator: dict) -> tuple[int, dict[str, int]]:
 def test_every_stream_reads_its_groups_row_of_a_published_table_of_three(tmp_path, streams):
   model = in_memory("geometry", 3)
   model.config.model.condition.streams = streams
-  release.write_release(tmp_path / "release", model, suffix=".safetensors")
+  release_writer.write_release(tmp_path / "release", model, storage=SAFETENSORS)
   rows, row_of = published_rows(
     yaml.safe_load((tmp_path / "release" / "ss_generator.yaml").read_text())
   )
-  file = release.load.open_state(tmp_path / "release" / "ss_generator.safetensors")
+  file = load.open_state(tmp_path / "release" / "ss_generator.safetensors")
   table, ours = (
     file.read("_base_models.condition_embedder.idx_emb"),
     model.params["condition/group_embed"],
@@ -177,7 +193,7 @@ def test_every_stream_reads_its_groups_row_of_a_published_table_of_three(tmp_pat
   np.testing.assert_array_equal(opened["condition/group_embed"], ours)
   assert not any(
     "group embedding" in why
-    for why in release_yaml.obstacles(registry.typed_config(model.config.model))
+    for why in yaml_pipeline.obstacles(registry.typed_config(model.config.model))
   )
 
 
@@ -224,7 +240,7 @@ def test_the_sidecar_says_where_everything_comes_from(runs):
   assert record["latents"]["std"] == [1.0] * 8 and record["decoder"]["verified"]
   assert record["config"]["model"]["flow"]["width"] == 16
   for part, entry in record["parts"].items():
-    assert entry["sha256"] == release.load.file_digest(runs / "release" / entry["file"]), part
+    assert entry["sha256"] == load.file_digest(runs / "release" / entry["file"]), part
   assert not record["published_pipeline"]["loads"]
   assert any(
     "slat_generator is missing" in why for why in record["published_pipeline"]["obstacles"]
@@ -236,11 +252,9 @@ def test_a_pipeline_says_whether_point_maps_are_resized_twice(twice):
   model = base.geometry_model()
   model.condition.pointmap.resize_twice = twice
   cfg = registry.typed_config(model)
-  tree = release_yaml.pipeline_yaml(
-    cfg, {}, sampler=base.sampler().to_dict(), half=False, base=None
-  )
-  assert release_yaml.resizes_twice(tree, model.to_dict()) == twice
-  assert release_yaml.resizes_twice(None, model.to_dict())
+  tree = yaml_pipeline.pipeline_yaml(cfg, {}, settings(half=False), base=None)
+  assert yaml_pipeline.resizes_twice(tree, model.to_dict()) == twice
+  assert yaml_pipeline.resizes_twice(None, model.to_dict())
 
 
 def test_every_yaml_reads_back_as_the_configuration_it_was_written_from():
@@ -256,10 +270,8 @@ def test_every_yaml_reads_back_as_the_configuration_it_was_written_from():
   compute = {"dtype", "remat", "unroll", "attention", "absorb_layout_kv", "cls_only"}
   for model in (full, small, crop, no_points):
     cfg = registry.typed_config(model)
-    tree = yaml.safe_load(
-      yaml.safe_dump(release_yaml.generator_yaml(cfg, sampler=base.sampler().to_dict(), half=False))
-    )
-    back = release_yaml.geometry_section(tree, "x.yaml")
+    tree = yaml.safe_load(yaml.safe_dump(yaml_geometry.generator_yaml(cfg, settings(half=False))))
+    back = yaml_geometry.geometry_section(tree, "x.yaml")
     for section, written in (
       ("flow", model.flow),
       ("condition", model.condition),
@@ -275,12 +287,12 @@ def test_every_yaml_reads_back_as_the_configuration_it_was_written_from():
       for key in set(written.keys()) - compute - fixed - {"dino", "pointmap", "streams"}:
         assert got[key] == written[key], (section, key)
     assert set(back["condition"]["streams"]) == set(model.condition.streams)
-    assert release_yaml.sampler_section(tree, None, "x.yaml")["steps"] == 25
+    assert yaml_pipeline.sampler_section(tree, None, "x.yaml")["steps"] == 25
 
 
 def test_the_default_model_is_described_as_published():
   cfg = registry.typed_config(base.geometry_model())
-  tree = release_yaml.generator_yaml(cfg, sampler=base.sampler().to_dict(), half=True)["module"]
+  tree = yaml_geometry.generator_yaml(cfg, settings(half=True))["module"]
   generator, fuser = tree["generator"]["backbone"], tree["condition_embedder"]["backbone"]
   backbone = generator["reverse_fn"]["backbone"]
   assert generator["_target_"] == "sam3d_objects.model.backbone.generator.shortcut.model.ShortCut"
@@ -300,10 +312,9 @@ def test_the_default_model_is_described_as_published():
     ("dinov2_vitl14_reg", [["mask", "cropped"], ["rgb_image_mask", "full"]]),
     (None, [["pointmap", "cropped"], ["rgb_pointmap", "full"]]),
   ]
-  assert release_yaml.obstacles(cfg) == []
-  assert release_yaml.decoder_yaml(registry.typed_config(base.structure_vae_model()), half=False)[
-    "channels"
-  ] == [512, 128, 32]
+  assert yaml_pipeline.obstacles(cfg) == []
+  vae = registry.typed_config(base.structure_vae_model())
+  assert yaml_structure.decoder_yaml(vae, settings(half=False))["channels"] == [512, 128, 32]
 
 
 @pytest.mark.parametrize(
@@ -317,15 +328,15 @@ def test_the_default_model_is_described_as_published():
 )
 def test_a_yaml_that_asks_for_more_than_is_implemented_is_refused(path, value, words):
   cfg = registry.typed_config(base.geometry_model())
-  tree = release_yaml.generator_yaml(cfg, sampler=base.sampler().to_dict(), half=False)
+  tree = yaml_geometry.generator_yaml(cfg, settings(half=False))
   *parents, key = ("module.generator.backbone." + path).split(".")
-  node = release_yaml.at(tree, ".".join(parents), "x.yaml")
+  node = yaml_files.at(tree, ".".join(parents), "x.yaml")
   if value is None:
     del node[key]
   else:
     node[key] = value
   with pytest.raises(InputError, match=words):
-    release_yaml.geometry_section(tree, "x.yaml")
+    yaml_geometry.geometry_section(tree, "x.yaml")
 
 
 def test_the_average_asked_for_is_exported(tmp_path):
@@ -339,15 +350,11 @@ def test_the_average_asked_for_is_exported(tmp_path):
   )
   writer.close()
   for which, expected in (("raw", raw), ("ema", slow), ("ema:0.9", fast)):
-    model = export_torch.open_model(
-      str(tmp_path / "run"), "structure_vae", which=which, step=None, merge_lora=False
-    )
+    model = exporting.open_model(exporting.Source(str(tmp_path / "run"), which))
     for path in ("decoder/conv_in/kernel", "encoder/conv_out/bias"):
       np.testing.assert_array_equal(model.params[path], expected[path])
   with pytest.raises(InputError, match="0.5"):
-    export_torch.open_model(
-      str(tmp_path / "run"), "structure_vae", which="ema:0.5", step=None, merge_lora=False
-    )
+    exporting.open_model(exporting.Source(str(tmp_path / "run"), "ema:0.5"))
 
 
 def test_adapters_are_merged_when_asked_and_refused_otherwise(tmp_path, capsys):
@@ -380,16 +387,16 @@ def test_a_decoder_of_other_latents_is_refused_and_nothing_is_written(tmp_path):
     "geometry", 1, {"datasets": {"a": {"latents": {"autoencoder": right.autoencoder}}}}
   )
   with pytest.raises(InputError, match="latents of autoencoder"):
-    release.write_release(tmp_path / "release", geometry, wrong, suffix=".safetensors")
+    release_writer.write_release(tmp_path / "release", geometry, wrong, storage=SAFETENSORS)
   assert not list(tmp_path.iterdir())
-  assert release.write_release(tmp_path / "release", geometry, right, suffix=".safetensors")[
+  assert release_writer.write_release(tmp_path / "release", geometry, right, storage=SAFETENSORS)[
     "decoder"
   ]["verified"]
 
 
 def test_a_decoder_of_another_size_is_refused(tmp_path):
   with pytest.raises(InputError, match=r"4\^3 x 8, the flow model's 2\^3 x 8"):
-    release.write_release(
+    release_writer.write_release(
       tmp_path / "release", in_memory("geometry", 1), in_memory("structure_vae", 0, resolution=8)
     )
   assert not list(tmp_path.iterdir())
@@ -402,7 +409,7 @@ def test_export_reports_every_misfit_of_all_models_at_once(tmp_path):
   with pytest.raises(
     InputError, match=r"(?s)missing     flow/time/out/bias.*unexpected  decoder/stray"
   ):
-    release.write_release(tmp_path / "release", geometry, vae)
+    release_writer.write_release(tmp_path / "release", geometry, vae)
   assert not list(tmp_path.iterdir())
 
 
@@ -426,7 +433,7 @@ def published_like(runs, tmp_path) -> pathlib.Path:
   for path in (runs / "release").iterdir():
     if path.name not in ("release.json", "ss_encoder.ckpt", "ss_encoder.yaml"):
       (folder / path.name).write_bytes(path.read_bytes())
-  for part in release.STAGE_2:
+  for part in STAGE_2:
     (folder / f"{part}.ckpt").write_bytes(part.encode())
     (folder / f"{part}.yaml").write_text("_target_: x\n")
     pipeline |= {f"{part}_ckpt_path": f"{part}.ckpt", f"{part}_config_path": f"{part}.yaml"}
@@ -437,16 +444,14 @@ def published_like(runs, tmp_path) -> pathlib.Path:
 
 
 def test_parts_not_trained_here_are_taken_over(published_like, tmp_path):
-  record = release.write_release(
+  record = release_writer.write_release(
     tmp_path / "out", in_memory("geometry", 1), take_from=published_like
   )
   assert record["parts"] == json.loads((tmp_path / "out" / "release.json").read_text())["parts"]
-  for part in (*release.STAGE_2, "ss_decoder"):
+  for part in (*STAGE_2, "ss_decoder"):
     # linked, not copied
     assert (tmp_path / "out" / f"{part}.ckpt").samefile(published_like / f"{part}.ckpt")
-    assert record["parts"][part]["sha256"] == release.load.file_digest(
-      published_like / f"{part}.ckpt"
-    )
+    assert record["parts"][part]["sha256"] == load.file_digest(published_like / f"{part}.ckpt")
   pipeline = yaml.safe_load((tmp_path / "out" / "pipeline.yaml").read_text())
   assert (
     pipeline["slat_mean"] == [0.5] * 8
@@ -468,7 +473,7 @@ def test_a_published_release_can_be_continued_and_given_back(runs, published_lik
   (published_like / "ss_decoder.ckpt").write_bytes(
     (runs / "release" / "ss_encoder.ckpt").read_bytes()
   )
-  other = release.decoder_identity(None, release.read_release(published_like))
+  other = release_writer.decoder_identity(None, release.read_release(published_like))
   assert not release.check_latents(release.latents_of(meta["lineage"]), other)
 
 
@@ -479,7 +484,7 @@ def test_a_taken_over_file_that_changed_since_is_refused(runs, tmp_path):
     (broken / path.name).write_bytes(path.read_bytes())
   (broken / "ss_encoder.ckpt").write_bytes(b"something else")
   with pytest.raises(InputError, match="ss_encoder.ckpt is not the file that"):
-    release.write_release(tmp_path / "out", in_memory("geometry", 1), take_from=broken)
+    release_writer.write_release(tmp_path / "out", in_memory("geometry", 1), take_from=broken)
   assert sorted(p.name for p in tmp_path.iterdir()) == ["broken"]
 
 
@@ -537,3 +542,30 @@ def test_models_of_a_release_come_back_in_memory(runs):
     parameters.flat_params(geometry)["flow/time/out/bias"], trained["flow/time/out/bias"]
   )
   assert parts.find_file(runs / "release", "slat_generator") is None
+
+
+def test_an_entry_of_the_table_is_all_that_an_export_needs(tmp_path, monkeypatch):
+  model = in_memory("structure_vae", 0)
+
+  def toy_parts(cfg):
+    rules = [rule for part in parts.structure_vae_parts(cfg) for rule in part.rules]
+    names = [f"{number}.weight" for number in range(len(rules))]
+    renamed = [dataclasses.replace(r, torch=n) for r, n in zip(rules, names, strict=True)]
+    return [parts.Part("toy", "toy_file", None, renamed)]
+
+  def toy_yaml(cfg, settings):
+    return {"channels": cfg.latent_channels, "half": settings.half}
+
+  monkeypatch.delitem(parts.PUBLISHED, "structure_vae")
+  with pytest.raises(InputError, match="a structure_vae model has no published form"):
+    release_writer.write_release(tmp_path / "out", model, storage=SAFETENSORS)
+  entry = parts.Published(parts=toy_parts, yamls={"toy_file": toy_yaml})
+  monkeypatch.setitem(parts.PUBLISHED, "structure_vae", entry)
+  record = release_writer.write_release(tmp_path / "out", model, storage=SAFETENSORS)
+  files = sorted(path.name for path in (tmp_path / "out").iterdir())
+  assert files == ["release.json", "toy_file.safetensors", "toy_file.yaml"]
+  assert not record["published_pipeline"]["loads"]
+  assert yaml.safe_load((tmp_path / "out" / "toy_file.yaml").read_text())["channels"] == 8
+  opened = release.open_file(tmp_path / "out" / "toy_file.safetensors", model.config.model)
+  for path, array in model.params.items():
+    np.testing.assert_array_equal(opened[path], array, err_msg=path)

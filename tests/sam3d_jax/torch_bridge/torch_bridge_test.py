@@ -33,7 +33,7 @@ def published():
   """Rules, our shapes and random parameters of the tiny model."""
   model = tiny_model()
   shapes = parameters.flat_shapes(registry.abstract_model(model))
-  rules = [rule for part in parts.parts_of(registry.typed_config(model)) for rule in part.rules]
+  rules = [rule for part in parts.parts_of(model) for rule in part.rules]
   rng = np.random.default_rng(0)
   return rules, shapes, {p: rng.standard_normal(s, dtype=np.float32) for p, s in shapes.items()}
 
@@ -77,7 +77,7 @@ def test_default_models_have_the_published_names_shapes_and_dtypes(shared_dir):
   golden = json.loads((shared_dir / "golden" / "state_dict_full_keys.json").read_text())
   for model in (base.geometry_model(), base.structure_vae_model()):
     shapes = parameters.flat_shapes(registry.abstract_model(model))
-    for part in parts.parts_of(registry.typed_config(model)):
+    for part in parts.parts_of(model):
       entries = {e["name"]: e for e in golden[part.name]["entries"]}
       assert keys.torch_names(part.rules, shapes) == {
         name: tuple(e["shape"]) for name, e in entries.items()

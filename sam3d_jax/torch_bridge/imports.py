@@ -1,0 +1,177 @@
+"""From published weights to a checkpoint: what `launch.import_torch` does."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+from flax import nnx
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from sam3d_jax.errors import InputError
+from sam3d_jax.models import parameters, registry
+from sam3d_jax.models.parameters import LazyParams
+from sam3d_jax.torch_bridge import load, names_conditioning, release, stream
+from sam3d_jax.torch_bridge.release import Release
+from sam3d_jax.training import checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+  """What to import.
+
+  source: release folder or state dict file. part: which model of a folder, geometry or
+  structure_vae. encoder: file of the structure encoder, which the published release lacks. config:
+  the run's configuration; a folder can do without. unsafe_pickle: also reads files that run code on
+  loading.
+  """
+
+  source: pathlib.Path
+  workdir: str
+  part: str = "geometry"
+  encoder: str | None = None
+  config: ConfigDict | None = None
+  unsafe_pickle: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What the source holds: the run's configuration, parameters read lazily, and the files."""
+
+  config: ConfigDict
+  params: LazyParams
+  files: list[pathlib.Path]
+
+
+# Makes the run's configuration from a release folder and the `model` section that its yamls say.
+MakeConfig = Callable[[Release, ConfigDict], ConfigDict]
+
+
+def import_weights(spec: Import, make_config: MakeConfig) -> LazyParams:
+  """Opens and checks, then writes the checkpoint; returns the parameters, read again if asked for.
+
+  Arrays are converted and written one at a time. Every missing, unexpected or misshapen entry is
+  reported before anything is written.
+  """
+  if checkpoint.steps(spec.workdir):
+    raise InputError(f"--workdir {spec.workdir} already holds a checkpoint; give an empty folder")
+  if spec.source.is_dir():
+    found = from_release(spec, make_config)
+  else:
+    found = from_file(spec)
+  digests = {str(path): load.file_digest(path) for path in found.files}
+  lineage = {
+    "stage": "import",
+    "parents": [],
+    "datasets": {},
+    "source": str(spec.source),
+    "files": digests,
+  }
+  latents = latents_beside(spec.source, found.params)
+  if latents:
+    lineage["latents"] = latents
+  meta = {"config": found.config.to_dict(), "lineage": lineage}
+  stream.write_params(spec.workdir, found.params, meta)
+  return found.params
+
+
+def count_values(params: LazyParams) -> int:
+  """How many numbers the parameters are."""
+  return sum(math.prod(shape) for shape in params.shapes.values())
+
+
+def from_release(spec: Import, make_config: MakeConfig) -> Found:
+  """One model of a release folder."""
+  folder = release.read_release(spec.source)
+  unsafe = spec.unsafe_pickle
+  if spec.part == "structure_vae":
+    if folder.structure_vae is None:
+      raise InputError(f"{spec.source} has no ss_decoder.yaml")
+    config = chosen_config(spec.config, ConfigDict(folder.structure_vae), folder, make_config)
+    params = release.open_structure_vae(
+      folder, config.model, encoder=spec.encoder, unsafe_pickle=unsafe
+    )
+    encoder = pathlib.Path(spec.encoder or folder.files["ss_encoder"])
+    return Found(config, params, [folder.files["ss_decoder"], encoder])
+  config = chosen_config(spec.config, ConfigDict(folder.geometry), folder, make_config)
+  params = release.open_geometry(folder, config.model, unsafe_pickle=unsafe)
+  return Found(config, params, [folder.files["ss_generator"]])
+
+
+def chosen_config(
+  given: ConfigDict | None, model: ConfigDict, folder: Release, make_config: MakeConfig
+) -> ConfigDict:
+  """The configuration to store.
+
+  The given one, if its model has the release's sizes, or one made from the release's yamls.
+  """
+  if given is None:
+    return make_config(folder, model)
+  needed = parameters.flat_shapes(registry.abstract_model(model))
+  parameters.check_shapes(parameters.flat_shapes(registry.abstract_model(given.model)), needed)
+  return given
+
+
+def from_file(spec: Import) -> Found:
+  """The configured model from a single state dict file."""
+  path, config, unsafe = spec.source, spec.config, spec.unsafe_pickle
+  if config is None:
+    raise InputError(f"{path} is a single file: say with --config FILE which model it is")
+  if config.model.name == "structure_vae":
+    if spec.encoder is None:
+      raise InputError(f"{path} is taken as the decoder: give the encoder with --encoder FILE")
+    params = release.open_autoencoder(path, spec.encoder, config.model, unsafe_pickle=unsafe)
+    return Found(config, params, [path, pathlib.Path(spec.encoder)])
+  file = load.open_state(path, unsafe_pickle=unsafe)
+  if "cls_token" in file.shapes and "patch_embed.proj.weight" in file.shapes:
+    return Found(config, with_dinov2(config, file), [path])
+  params = release.open_file(path, config.model, unsafe_pickle=unsafe)
+  return Found(config, params, [path])
+
+
+def with_dinov2(config: ConfigDict, file: load.StateFile) -> LazyParams:
+  """Parameters of the configured model with both image encoders from a DINOv2 state dict.
+
+  Everything else is freshly initialised.
+  """
+  shapes = parameters.flat_shapes(registry.abstract_model(config.model))
+  prefixes = [f"condition/{name}/" for name in names_conditioning.DINO_MODULES]
+
+  # The two encoders are alike, so one set of converted parameters serves both.
+  first, encoder_shapes = prefixes[0], {}
+  for path, shape in shapes.items():
+    if path.startswith(first):
+      encoder_shapes[path.removeprefix(first)] = shape
+  rules = names_conditioning.dinov2_rules(registry.typed_config(config.model).condition.dino)
+  encoder = load.convert(rules, file, encoder_shapes)
+
+  @jax.jit  # so that the encoders' random parameters, which are not returned, are never made
+  def fresh():
+    model = registry.build_model(config.model, rngs=nnx.Rngs(config.seed))
+    flat = parameters.flat_params(model)
+    return {path: x for path, x in flat.items() if not path.startswith(tuple(prefixes))}
+
+  rest = fresh()
+
+  def make(path: str) -> np.ndarray:
+    for prefix in prefixes:
+      if path.startswith(prefix):
+        return encoder[path.removeprefix(prefix)]
+    return np.asarray(rest[path])
+
+  return LazyParams(shapes, make)
+
+
+def latents_beside(source: pathlib.Path, params: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
+  """Which decoder an imported flow model belongs to: the one that lies beside it, if any."""
+  if not source.is_dir() or not any(path.startswith("flow/") for path in params):
+    return None
+  folder = release.read_release(source)
+  known = dict(folder.sidecar.get("latents") or {})
+  if "ss_decoder" in folder.files:
+    known["decoder_sha256"] = load.file_digest(folder.files["ss_decoder"])
+    known.setdefault("autoencoder", folder.sidecar.get("decoder", {}).get("autoencoder"))
+  return known or None

@@ -1,0 +1,244 @@
+"""Writing a release folder: files and yamls for the published PyTorch pipeline, and a record.
+
+The folder (see `release`) appears whole or not at all. What a model becomes stands in
+`parts.PUBLISHED`; what is not made here can be taken over from another release.
+"""
+
+import base64
+from collections.abc import Mapping
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from ml_collections import ConfigDict
+import numpy as np
+
+import sam3d_jax
+from sam3d_jax.errors import InputError
+from sam3d_jax.files import atomic
+from sam3d_jax.models import parameters, registry
+from sam3d_jax.torch_bridge import load, parts, save, yaml_files
+from sam3d_jax.torch_bridge.release import (
+  SIDECAR,
+  Release,
+  check_latents,
+  latents_of,
+  read_pipeline,
+  read_release,
+)
+
+FORMAT = 1  # of release.json
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A model to be released: configuration, parameters, and what the checkpoint says about itself.
+
+  digest: short name of the checkpoint's content (training.checkpoint.digest). autoencoder: of a
+  structure VAE, the digest that its latents carry (parameters.params_digest).
+  """
+
+  config: ConfigDict
+  params: Mapping[str, np.ndarray]
+  shapes: Mapping[str, tuple[int, ...]]
+  lineage: Mapping[str, Any]
+  digest: str
+  autoencoder: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+  """How weights are stored: fp32, fp16 or bf16, in files of this suffix."""
+
+  dtype: str = "fp32"
+  suffix: str = ".ckpt"
+
+  @property
+  def half(self) -> bool:
+    """Whether the published modules are to hold their blocks in fp16."""
+    return self.dtype == "fp16"
+
+
+def write_release(
+  out: str | pathlib.Path,
+  model: Model,
+  vae: Model | None = None,
+  *,
+  take_from: str | pathlib.Path | None = None,
+  storage: Storage = Storage(),
+) -> dict[str, Any]:
+  """Writes a release folder and returns what its release.json says.
+
+  model: of any kind that has a published form; a Geometry model makes a folder that the published
+  pipeline loads. vae: the autoencoder of its structure latents, for ss_decoder and ss_encoder.
+  take_from: a release folder whose parts are taken over where none is given here: the second stage,
+  and the decoder without `vae`. Raises InputError if the folder exists, keys do not fit, or the
+  decoder is not the one that belongs to the latents.
+  """
+  out = pathlib.Path(out)
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise InputError(f"{out} exists and is not an empty folder")
+  source = read_release(take_from) if take_from is not None else None
+  _check_fit(model, vae)
+  decoder = decoder_identity(vae, source)
+  verified = check_latents(latents_of(model.lineage), decoder)
+  if storage.suffix != ".safetensors":
+    load.require_torch(f"writing {storage.suffix} files (give --safetensors to do without)")
+  with atomic.folder(out) as temporary:
+    record = _fill(temporary, model, vae, source, storage)
+    record["decoder"] = {**decoder, "verified": verified}
+    (temporary / SIDECAR).write_text(json.dumps(record, indent=2, default=list) + "\n")
+  return record
+
+
+def _check_fit(model: Model, vae: Model | None) -> None:
+  """Everything that can be wrong with names and sizes, all models together, before any writing."""
+  problems = []
+  for one in (model, vae):
+    if one is None:
+      continue
+    needed = parameters.flat_shapes(registry.abstract_model(one.config.model))
+    try:
+      parameters.check_shapes(one.shapes, needed)
+    except parameters.ParameterMismatch as error:
+      problems.append(str(error))
+  read = parts.latents_of(model.config.model)
+  if vae is not None and read is None:
+    problems.append(f"a {model.config.model.name} model has no structure latents to be decoded")
+  elif vae is not None:
+    made = parts.latents_of(vae.config.model)
+    if made != read:
+      problems.append(
+        f"the autoencoder's latents are {made[0]}^3 x {made[1]}, the flow model's "
+        f"{read[0]}^3 x {read[1]}"
+      )
+  if problems:
+    raise InputError("\n".join(problems))
+
+
+def _fill(
+  folder: pathlib.Path, model: Model, vae: Model | None, source: Release | None, storage: Storage
+) -> dict[str, Any]:
+  """Writes everything but release.json into the folder and returns the record so far."""
+  # What is made here.
+  record = _write_model(folder, model, storage)
+  if vae is not None:
+    record |= _write_model(folder, vae, storage)
+
+  # What another release has beyond that, and the terms it comes under.
+  if source is not None:
+    for name in source.files:
+      if name not in record:
+        record[name] = _take_over(folder, source, name)
+    for path in source.folder.glob("LICENSE*"):
+      shutil.copyfile(path, folder / path.name)
+
+  # How the published pipeline puts it together.
+  published, typed = parts.published(model.config.model), registry.typed_config(model.config.model)
+  if published.pipeline is not None:
+    base = read_pipeline(source.folder) if source is not None else None
+    files = {name: entry["file"] for name, entry in record.items()}
+    pipeline = published.pipeline(typed, files, _settings(model, storage), base)
+    yaml_files.write(folder / "pipeline.yaml", pipeline)
+  why = published.obstacles(typed) if published.obstacles is not None else []
+  for file in parts.FILES:
+    if file.required and file.name not in record:
+      why.append(f"{file.name} is missing: take it over from a release that has it")
+  return {
+    "format": FORMAT,
+    "made_by": f"sam3d_jax {sam3d_jax.__version__}",
+    "storage": storage.dtype,
+    "config": model.config.to_dict(),
+    "vae_config": vae.config.to_dict() if vae is not None else None,
+    "lineage": dict(model.lineage),
+    "latents": latents_of(model.lineage),
+    "checkpoint": model.digest,
+    "parts": record,
+    "unused_rows": unused_rows(model),
+    "published_pipeline": {"loads": not why, "obstacles": why},
+  }
+
+
+def _settings(model: Model, storage: Storage) -> yaml_files.Settings:
+  sampler = model.config.get("sampler")
+  return yaml_files.Settings(sampler.to_dict() if sampler else {}, storage.half)
+
+
+def _write_model(folder: pathlib.Path, model: Model, storage: Storage) -> dict[str, Any]:
+  """Writes every file that one model becomes; file without suffix -> its entry in the record."""
+  section = model.config.model
+  record = {}
+  for name, (root, rules) in parts.files_of(section).items():
+    path = folder / f"{name}{storage.suffix}"
+    shapes = {rule.ours: model.shapes[rule.ours] for rule in rules if rule.ours is not None}
+    save.write_state(path, rules, model.params, shapes, storage=storage.dtype, root=root)
+    record[name] = _entry(path, load.file_digest(path), origin=model.digest)
+  for name, make in parts.published(section).yamls.items():
+    tree = make(registry.typed_config(section), _settings(model, storage))
+    yaml_files.write(folder / f"{name}.yaml", tree)
+  return record
+
+
+def _entry(path: pathlib.Path, digest: str, origin: str) -> dict[str, Any]:
+  return {
+    "file": path.name,
+    "bytes": path.stat().st_size,
+    "sha256": digest,
+    "origin": origin,
+  }
+
+
+def _take_over(folder: pathlib.Path, source: Release, name: str) -> dict[str, Any]:
+  """Takes a file and its yaml from another release, checked against its record if it has one."""
+  path = source.files[name]
+  digest = load.file_digest(path)
+  said = source.sidecar.get("parts", {}).get(name, {})
+  if said and said["sha256"] != digest:
+    raise InputError(
+      f"{path} is not the file that {source.folder / SIDECAR} describes (sha256 {digest}, not "
+      f"{said['sha256']})"
+    )
+  for file in (path, source.folder / f"{name}.yaml"):
+    if not file.is_file():
+      raise InputError(f"{file} does not exist, and {path.name} cannot be used without it")
+    _link(file.resolve(), folder / file.name)
+  return _entry(path, digest, origin=f"taken over from {source.folder}")
+
+
+def _link(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Hard-links a file, or copies it."""
+  try:
+    os.link(source, target)
+  except OSError:  # another file system, or one without hard links
+    shutil.copyfile(source, target)
+
+
+def unused_rows(model: Model) -> dict[str, dict[str, str]]:
+  """Rows of tables that the published file has no place for because nothing reads them.
+
+  Path -> row -> fp32 values in base64. Only models that look at the crop alone (or the photo alone)
+  have any. Kept, so that an import gives back the checkpoint bit for bit.
+  """
+  kept: dict[str, dict[str, str]] = {}
+  for rule in parts.rules_of(model.config.model):
+    if rule.rows is None:
+      continue
+    for n in range(model.shapes[rule.ours][0]):
+      if n not in rule.rows:
+        values = np.asarray(model.params[rule.ours][n], "<f4").tobytes()
+        kept.setdefault(rule.ours, {})[str(n)] = base64.b64encode(values).decode()
+  return kept
+
+
+def decoder_identity(vae: Model | None, source: Release | None) -> dict[str, Any]:
+  """Which decoder a release would have: {autoencoder, sha256, from}, None for what is not known."""
+  if vae is not None:
+    return {"autoencoder": vae.autoencoder, "sha256": None, "from": "checkpoint"}
+  if source is not None and "ss_decoder" in source.files:
+    said = source.sidecar.get("decoder", {})
+    digest = load.file_digest(source.files["ss_decoder"])
+    return {"autoencoder": said.get("autoencoder"), "sha256": digest, "from": str(source.folder)}
+  return {"autoencoder": None, "sha256": None, "from": None}
