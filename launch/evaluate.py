@@ -23,7 +23,7 @@ import argparse
 import os
 
 from launch.console import cli
-from launch.trainer.train import prepare_workdir
+from launch.console.folders import prepare_workdir
 from sam3d_jax.errors import InputError
 
 # modes in which a model is run on an evaluation set

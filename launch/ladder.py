@@ -16,9 +16,9 @@ import pathlib
 from launch import quickstart
 from launch.console import cli
 from launch.console.chain import Step, commands, run_all
+from launch.console.folders import prepare_workdir
 from launch.console.progress import duration
 from launch.ladders import report
-from launch.trainer.train import prepare_workdir
 from sam3d_jax.errors import InputError
 from sam3d_jax.training import checkpoint
 

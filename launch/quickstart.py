@@ -14,8 +14,8 @@ import shutil
 
 from launch.console import cli
 from launch.console.chain import Step, commands, run_all
+from launch.console.folders import prepare_workdir
 from launch.console.progress import duration
-from launch.trainer.train import prepare_workdir
 from sam3d_jax.errors import InputError
 
 FREE_BYTES_NEEDED = 1 << 30

@@ -16,7 +16,7 @@ import argparse
 import pathlib
 
 from launch.console import cli
-from launch.trainer.train import prepare_workdir
+from launch.console.folders import prepare_workdir
 from sam3d_jax.errors import InputError
 from sam3d_jax.files import pointmaps
 

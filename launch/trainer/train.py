@@ -9,15 +9,15 @@ import functools
 import importlib.util
 import os
 import pathlib
-import platform
 import sys
 
 from ml_collections import ConfigDict
 
 from launch.console import cli
+from launch.console.folders import prepare_workdir
 from launch.console.progress import Progress
 from launch.trainer import hosts, plan, starting
-from sam3d_jax.errors import ConfigError, InputError
+from sam3d_jax.errors import ConfigError
 from sam3d_jax.training.ledger import Ledger
 from sam3d_jax.training.preemption import StopFlag
 
@@ -77,23 +77,6 @@ def recorded(setup: "Setup", ledger: Ledger, stop: StopFlag) -> None:
       train(setup, ledger, stop)
     finally:
       ledger.record("end", outcome=getattr(sys.exc_info()[0], "__name__", "done"))
-
-
-def prepare_workdir(path: str) -> pathlib.Path:
-  """The work folder, made if need be. Raises InputError if it cannot be written."""
-  workdir = pathlib.Path(path).absolute()
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    # several hosts may probe at once
-    probe = workdir / f".write_test_{platform.node()}_{os.getpid()}"
-    probe.write_text("x")
-    probe.unlink()
-  except OSError as error:
-    raise InputError(
-      f"--workdir {path}: {error.strerror}; give a folder on a disk with space that you may write "
-      "to"
-    ) from error
-  return workdir
 
 
 def check(config: ConfigDict, stages: tuple[str, ...]) -> None:
