@@ -18,6 +18,8 @@ RECIPES = {  # TFLOP a sample: anchors of the published recipe, counted from sha
   "configs/midtrain_os_geometry.py": 33.4,
 }
 
+VAE = "configs/vae_structure.py:fake"  # the smallest step
+
 PROGRAM = """HloModule step
 %body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %gathered = f32[16,4]{1,0} all-gather(%x), replica_groups=[4,2]<=[8], dimensions={0}
@@ -104,19 +106,11 @@ def run(tmp_path, *arguments: str):
   return code, json.loads(path.read_text()) if path.exists() else None
 
 
-def test_the_report_is_of_the_program_that_training_runs(tmp_path):
-  code, report = run(
-    tmp_path, "--config", "configs/pretrain_geometry.py:fake", "--topology", "cpu:1"
-  )
+@pytest.mark.parametrize("path", ["configs/pretrain_geometry.py:fake", VAE])
+def test_the_report_is_of_the_program_that_training_runs(tmp_path, path):
+  code, report = run(tmp_path, "--config", path, "--topology", "cpu:1")
   assert code == 0 and report["fits"]
-  assert report["fingerprint"] == lowering.fingerprint(lowering.step(train.Setup(fake())))
-  assert report["fingerprint"] != lowering.fingerprint(
-    lowering.step(train.Setup(fake("batch_size=4")))
-  )
-  # inputs of one program
-  assert report["fingerprint"] == lowering.fingerprint(
-    lowering.step(train.Setup(fake("seed=7", "optim.lr=0.5")))
-  )
+  assert report["fingerprint"] == fingerprint(path)
   assert {
     "hbm_bytes",
     "hbm_capacity_bytes",
@@ -129,15 +123,26 @@ def test_the_report_is_of_the_program_that_training_runs(tmp_path):
   } <= set(report)
 
 
+def fingerprint(path: str, *overrides: str) -> str:
+  """Of the program that training runs."""
+  config = cli.load_config(path, [f"--config.{o}" for o in overrides])
+  return lowering.fingerprint(lowering.step(train.Setup(config)))
+
+
+def test_another_batch_is_another_program_another_seed_or_learning_rate_is_not():
+  program = fingerprint(VAE)
+  assert program != fingerprint(VAE, "batch_size=4")
+  # inputs of one program
+  assert program == fingerprint(VAE, "seed=7", "optim.lr=0.5")
+
+
 def test_a_step_that_does_not_fit_ends_with_one(tmp_path, monkeypatch):
   monkeypatch.setitem(
     hardware.CHIPS,
     "cpu",
     hardware.Chip(peak=1e12, memory=1e5, bandwidth=1e10, link=1e9, network=1e9),
   )
-  code, report = run(
-    tmp_path, "--config", "configs/pretrain_geometry.py:fake", "--topology", "cpu:1"
-  )
+  code, report = run(tmp_path, "--config", VAE, "--topology", "cpu:1")
   assert code == 1 and not report["fits"] and report["hbm_bytes"] > report["hbm_capacity_bytes"]
 
 
@@ -169,7 +174,7 @@ def test_the_search_ends_at_the_last_batch_that_fits_after_few_compilations(byte
 
 
 def test_the_search_compiles_until_a_batch_does_not_fit(tmp_path, monkeypatch, capsys):
-  vae = ("--config", "configs/vae_structure.py:fake", "--topology", "cpu:1")
+  vae = ("--config", VAE, "--topology", "cpu:1")
   used = [run(tmp_path, *vae, f"--config.batch_size={n}")[1]["hbm_bytes"] for n in (2, 3)]
   monkeypatch.setitem(
     hardware.CHIPS,

@@ -30,6 +30,7 @@ def settings(tmp_path_factory):
   """
   data = chaos.make_dataset(tmp_path_factory.mktemp("hosts") / "data")
   small = [
+    "--config.model.channels=(4,8)",
     "--config.model.res_blocks=1",
     "--config.model.middle_blocks=1",
     "--config.checkpoint.every=4",

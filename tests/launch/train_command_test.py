@@ -4,6 +4,7 @@ run ends.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,14 +37,14 @@ def run(config, workdir, *overrides, dry_run=False):
   )
 
 
-def final_arrays(workdir):
-  step = checkpoint.resolve_step(workdir)
+def final_arrays(workdir, step=None):
+  step = checkpoint.resolve_step(workdir, step)
   stored = checkpoint.stored_shapes(workdir, step)
   return step, {p: np.asarray(x) for p, x in checkpoint.read_arrays(workdir, step, stored).items()}
 
 
-def assert_same_run(a, b):
-  (step_a, arrays_a), (step_b, arrays_b) = final_arrays(a), final_arrays(b)
+def assert_same_run(a, b, step=None):
+  (step_a, arrays_a), (step_b, arrays_b) = final_arrays(a, step), final_arrays(b, step)
   assert step_a == step_b and set(arrays_a) == set(arrays_b)
   for path in arrays_a:
     np.testing.assert_array_equal(arrays_a[path], arrays_b[path], err_msg=path)
@@ -60,6 +61,18 @@ def unbroken(tmp_path_factory):
   folder = tmp_path_factory.mktemp("unbroken")
   assert run("configs/pretrain_geometry.py", folder) == 0
   return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+  """A run of its own that ended half-way; tests go on with a copy."""
+  folder = tmp_path_factory.mktemp("stopped")
+  assert run("configs/pretrain_geometry.py", folder, "--config.steps=4") == 0
+  return folder
+
+
+def copy(folder, to):
+  return shutil.copytree(folder, to / "run")
 
 
 def test_a_run_leaves_checkpoints_metrics_and_a_ledger(unbroken):
@@ -81,14 +94,14 @@ def test_the_ledger_sums_to_the_wall_time(unbroken):
   assert {"compile", "step", "checkpoint", "eval"} <= set(rows[-1]["seconds"])
 
 
-def test_resumed_equals_unbroken_bit_for_bit(unbroken, tmp_path):
-  assert run("configs/pretrain_geometry.py", tmp_path, "--config.steps=4") == 0
-  assert run("configs/pretrain_geometry.py", tmp_path) == 0
-  assert_same_run(unbroken, tmp_path)
+def test_resumed_equals_unbroken_bit_for_bit(unbroken, stopped, tmp_path):
+  resumed = copy(stopped, tmp_path)
+  assert run("configs/pretrain_geometry.py", resumed) == 0
+  assert_same_run(unbroken, resumed)
   strip = lambda rows: [
     {k: v for k, v in r.items() if not k.startswith("time/")} for r in rows if r["step"] > 4
   ]
-  assert strip(metric_rows(tmp_path)) == strip(metric_rows(unbroken))
+  assert strip(metric_rows(resumed)) == strip(metric_rows(unbroken))
 
 
 def test_a_finished_run_is_not_trained_again(unbroken, capsys):
@@ -107,26 +120,26 @@ def test_a_work_folder_of_another_experiment_is_refused(unbroken, capsys):
   assert "optim.lr = 0.002, now it is 0.5" in capsys.readouterr().err
 
 
-def test_speed_may_change_on_resume(unbroken, tmp_path):
-  assert run("configs/pretrain_geometry.py", tmp_path, "--config.steps=4") == 0
+def test_speed_may_change_on_resume(stopped, tmp_path):
+  resumed = copy(stopped, tmp_path)
   assert (
     run(
       "configs/pretrain_geometry.py",
-      tmp_path,
+      resumed,
       "--config.data.prefetch=2",
       "--config.model.flow.remat=full",
     )
     == 0
   )
-  assert checkpoint.steps(tmp_path)[-1] == 8
+  assert checkpoint.steps(resumed)[-1] == 8
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(unbroken, tmp_path):
-  assert run("configs/pretrain_geometry.py", tmp_path / "same") == 0
-  assert_same_run(unbroken, tmp_path / "same")
-  assert run("configs/pretrain_geometry.py", tmp_path / "other", "--config.seed=1") == 0
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(unbroken, stopped, tmp_path):
+  assert_same_run(unbroken, stopped, step=4)
+  few = ("--config.steps=4", "--config.eval.every=0")
+  assert run("configs/pretrain_geometry.py", tmp_path, *few, "--config.seed=1") == 0
   with pytest.raises(AssertionError):
-    assert_same_run(unbroken, tmp_path / "other")
+    assert_same_run(unbroken, tmp_path, step=4)
 
 
 @pytest.mark.multidevice
@@ -187,19 +200,21 @@ def test_the_vae_trains_and_its_reconstruction_improves(tmp_path):
   assert losses[-1] < losses[0]
 
 
-def test_sigterm_saves_exits_75_and_the_next_start_ends_where_an_unbroken_run_does(tmp_path):
-  overrides = ("--config.steps=60", "--config.checkpoint.every=1000", "--config.eval.every=0")
-  command = [
-    sys.executable,
-    "-m",
-    "launch.pretrain",
-    "--config",
-    "configs/pretrain_geometry.py:fake",
-    *overrides,
-  ]
+@pytest.mark.parametrize(
+  "command, config",
+  [
+    ("launch.train_vae", "configs/vae_structure.py"),
+    pytest.param("launch.pretrain", "configs/pretrain_geometry.py", marks=pytest.mark.slow),
+  ],
+)
+def test_sigterm_saves_exits_75_and_the_next_start_ends_where_an_unbroken_run_does(
+  tmp_path, command, config
+):
+  overrides = ("--config.steps=150", "--config.checkpoint.every=1000", "--config.eval.every=0")
+  argv = [sys.executable, "-m", command, "--config", f"{config}:fake", *overrides]
   env = {**os.environ, "JAX_PLATFORMS": "cpu"}
   child = subprocess.Popen(
-    [*command, "--workdir", str(tmp_path / "broken")],
+    [*argv, "--workdir", str(tmp_path / "broken")],
     env=env,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
@@ -213,9 +228,9 @@ def test_sigterm_saves_exits_75_and_the_next_start_ends_where_an_unbroken_run_do
   output = child.communicate()[0].decode()
   assert child.returncode == cli.EXIT_RETRY, output
   (saved,) = checkpoint.steps(tmp_path / "broken")
-  assert 0 < saved < 60
+  assert 0 < saved < 150
   for folder in ("broken", "unbroken"):
     subprocess.run(
-      [*command, "--workdir", str(tmp_path / folder)], env=env, check=True, capture_output=True
+      [*argv, "--workdir", str(tmp_path / folder)], env=env, check=True, capture_output=True
     )
   assert_same_run(tmp_path / "broken", tmp_path / "unbroken")
