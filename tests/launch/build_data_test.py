@@ -25,18 +25,7 @@ from launch.console import cli
 from launch.planners import builders
 from sam3d_jax.errors import ConfigError, InputError, JobFailed
 from sam3d_jax.files import atomic
-
-ROOT = pathlib.Path(__file__).parents[2]
-CONFIG = str(ROOT / "configs/data/iso_3do.py") + ":tiny"
-SMALL = (
-  "procedural.count=6",
-  "procedural.families=('mug','crate','hammer')",
-  "views=2",
-  "image_size=40",
-  "objects_per_shard=2",
-  "test_fraction=0.3",
-  "workers=1",
-)
+from tests.support.tiny_build import CONFIG, ROOT, SMALL
 
 
 def _command(*overrides: str) -> list[str]:

@@ -14,7 +14,7 @@ from launch.scoring import pairs
 from sam3d_jax.geometry import pose, preprocessing
 from sam3d_jax.inference import predictor
 from sam3d_jax.sampling.generate import SamplerConfig
-from tests.sam3d_jax.evaluation.shape_test import FAST
+from tests.support.solids import FAST
 
 
 @pytest.fixture(scope="module")

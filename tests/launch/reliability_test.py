@@ -16,7 +16,7 @@ from sam3d_jax.errors import JobFailed
 from sam3d_jax.training import checkpoint, ledger, loop, watchdog
 from sam3d_jax.training.preemption import StopFlag
 from sam3d_jax.training.step import GuardConfig
-from tests.sam3d_jax.training.training_test import OPTIM, make, make_batch
+from tests.support.tiny_training import OPTIM, make, make_batch
 
 GOOD_STEPS, IN_A_ROW = 4, 3
 

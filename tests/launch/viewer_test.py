@@ -13,14 +13,8 @@ import pytest
 from launch import sample
 from launch.photos import viewer
 from sam3d_jax.render import mesh, raycast
-from tests.sam3d_jax.inference.placement_test import (
-  candidate_of,
-  known_pose,
-  photo_of,
-  results,
-  solid,
-)
 from tests.support import browser
+from tests.support.placed import candidate_of, known_pose, photo_of, solid, write_results
 
 pytest.importorskip(
   "viser", reason="viser is not installed: pip install -r requirements-viewer.txt"
@@ -43,7 +37,7 @@ def results_folder(tmp_path_factory):
   photo = photo_of(raycast.Caster(mesh.from_occupancy(solid())), known_pose())
   image = np.where(photo.masks["thing"][..., None], (220, 20, 30), (60, 70, 80)).astype(np.uint8)
   Image.fromarray(image).save(folder / "photo.png")
-  results(folder, [candidate_of(dataclasses.replace(photo, image_HW3=image), known_pose())])
+  write_results(folder, [candidate_of(dataclasses.replace(photo, image_HW3=image), known_pose())])
   return folder
 
 

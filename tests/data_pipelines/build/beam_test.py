@@ -12,7 +12,7 @@ import pytest
 
 from launch import build_data
 from launch.console import cli
-from tests.launch.build_data_test import CONFIG, SMALL
+from tests.support.tiny_build import CONFIG, SMALL
 
 ROOT = pathlib.Path(__file__).parents[3]
 

@@ -16,9 +16,9 @@ import trimesh
 from sam3d_jax.evaluation import layout, neighbours, shape, surface
 from sam3d_jax.files import meshes
 from sam3d_jax.render.mesh import Mesh
-from tests.sam3d_jax.evaluation.layout_test import FAST as FAST_ICP
-from tests.sam3d_jax.evaluation.layout_test import pose
-from tests.sam3d_jax.evaluation.shape_test import FAST, wedge
+from tests.support.layouts import FAST as FAST_ICP
+from tests.support.layouts import pose
+from tests.support.solids import FAST, wedge
 
 
 @pytest.fixture(scope="module", params=range(3))

@@ -7,18 +7,10 @@ import pytest
 from scipy.spatial.transform import Rotation
 import trimesh
 
-from sam3d_jax.evaluation import align, layout, surface
+from sam3d_jax.evaluation import layout, surface
 from sam3d_jax.render.mesh import Mesh
-from tests.sam3d_jax.evaluation.shape_test import wedge
-
-FAST = align.IcpProtocol(
-  spiral=101, scan_points=128, keep=8, coarse_points=400, medium_points=2000, fine_points=2000
-)
-
-
-def pose(rotvec_deg=(0, 0, 0), translation=(0, 0, 0), scale=1.0) -> layout.Pose:
-  rotation = Rotation.from_rotvec(rotvec_deg, degrees=True).as_quat(scalar_first=True)
-  return layout.Pose(rotation, np.array(translation, float), np.broadcast_to(np.float64(scale), 3))
+from tests.support.layouts import FAST, pose
+from tests.support.solids import wedge
 
 
 def score(pred_pose, truth_pose=pose(), shape=None):

@@ -5,24 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
-import trimesh
 
 from sam3d_jax.evaluation import align, neighbours, shape, surface
-from sam3d_jax.render.mesh import Mesh
-
-FAST = shape.ShapeProtocol(
-  points=20_000,
-  emd_points=256,
-  align_points=4000,
-  icp=align.IcpProtocol(
-    spiral=101, scan_points=128, keep=6, coarse_points=400, medium_points=2000, fine_points=2000
-  ),
-)
-
-
-def box(extents=(2.0, 1.2, 0.6)) -> Mesh:
-  mesh = trimesh.creation.box(extents)
-  return surface.make_surface(mesh.vertices, mesh.faces)
+from tests.support.solids import FAST, box, wedge
 
 
 def sphere(radius: float) -> np.ndarray:
@@ -32,20 +17,6 @@ def sphere(radius: float) -> np.ndarray:
   angle = np.pi * (1 + 5**0.5) * np.arange(count)
   ring = np.sqrt(1 - z**2)
   return radius * np.stack([ring * np.cos(angle), ring * np.sin(angle), z], -1)
-
-
-def wedge() -> Mesh:
-  """A shape without any symmetry: three boxes of different size."""
-  boxes = [
-    trimesh.creation.box(e, trimesh.transformations.translation_matrix(t))
-    for e, t in (
-      ((2, 0.3, 0.5), (0, 0, 0)),
-      ((0.3, 1.1, 0.4), (0.8, 0.5, 0)),
-      ((0.25, 0.25, 0.9), (-0.8, 0.05, 0.5)),
-    )
-  ]
-  mesh = trimesh.util.concatenate(boxes)
-  return surface.make_surface(mesh.vertices, mesh.faces)
 
 
 def test_chamfer_of_concentric_spheres_is_the_difference_of_their_radii():

@@ -9,19 +9,11 @@ import numpy as np
 import pytest
 
 from sam3d_jax.geometry import cameras, grids, normalisers, pose, preprocessing, remap, rotations
+from tests.support.poses import RNG, scene_poses
 
-RNG = np.random.default_rng(2)
 QUATERNIONS = RNG.standard_normal((50, 4))
 MATRICES = rotations.quaternion_to_matrix(QUATERNIONS)
 CAMERA = cameras.Camera(50.0, 60.0, 20.5, 14.0, 40, 30)
-
-
-def scene_poses(batch=3, objects=1, channels=3, unit=False):
-  scale = np.repeat(RNG.uniform(0.5, 2, (batch, objects, 1)), channels, -1)
-  q = rotations.standardise(rotations.normalise(RNG.standard_normal((batch, objects, 4))))
-  translation = RNG.standard_normal((batch, objects, 3)) + [0, 0, 4]
-  scene_scale = np.ones((batch, 3)) if unit else np.repeat(RNG.uniform(0.5, 2, (batch, 1)), 3, -1)
-  return pose.ScenePose(scale, q, translation, scene_scale, RNG.standard_normal((batch, 3)))
 
 
 def random_pose(*lead):

@@ -1,7 +1,6 @@
 """Condition encoder: streams, token order, projections, modality dropout, point maps, names."""
 
 import dataclasses
-import functools
 import json
 
 from flax import nnx
@@ -13,62 +12,21 @@ import pytest
 from sam3d_jax.batch import Conditioning
 from sam3d_jax.models import conditioning, parameters, pointmap
 from sam3d_jax.models.conditioning import STREAMS, ConditionConfig, ConditionEncoder
-from sam3d_jax.models.dinov2 import DinoConfig
 from sam3d_jax.torch_bridge import keys, names_conditioning
 from tests import parity
 from tests.parity_cases import conditioning_and_pose
-from tests.support.random_module import random_module
-
-DINO = DinoConfig(width=16, depth=1, heads=2, patch=4, image_size=8, input_size=8, dtype="float32")
-POINTS = pointmap.PointmapConfig(width=32, input_size=8, patch=4, heads=4, dtype="float32")
-TINY = ConditionConfig(dino=DINO, pointmap=POINTS, width=16, dtype="float32")
-RNG = np.random.default_rng(1)
-
-
-def conditioning_of(size=8, batch=2):
-  draw = lambda channels: RNG.random((batch, size, size, channels)).astype(np.float32)
-  masks = {s: np.round(draw(1)) for s in ("mask", "rgb_image_mask")}
-  return Conditioning(
-    **masks, **{s: draw(3) for s in ("image", "rgb_image", "pointmap", "rgb_pointmap")}
-  )
-
-
-COND = conditioning_of()
-
-
-@functools.cache
-def built(make, cfg):
-  return random_module(lambda rngs: make(cfg, rngs=rngs))
-
-
-def encoder(cfg=TINY):
-  return nnx.clone(built(ConditionEncoder, cfg))
-
-
-def point_encoder(cfg=POINTS):
-  return nnx.clone(built(pointmap.PointmapEncoder, cfg))
-
-
-@nnx.jit
-def encode(module, cond, drop=None):
-  return module(cond, drop)
-
-
-def gradients(module, loss):
-  graph, params = nnx.split(module)
-  grads = jax.jit(jax.grad(lambda p: loss(nnx.merge(graph, p))))(params)
-  return {k: np.asarray(v) for k, v in parameters.flat_params(nnx.merge(graph, grads)).items()}
-
-
-def spans(cfg):
-  """Stream -> slice of the token axis."""
-  out, start = {}, 0
-  for stream in STREAMS:
-    if stream in cfg.streams:
-      length = cfg.pointmap.tokens if "pointmap" in stream else cfg.dino.tokens
-      out[stream] = slice(start, start + length)
-      start += length
-  return out
+from tests.support.tiny_condition import (
+  COND,
+  POINTS,
+  RNG,
+  TINY,
+  conditioning_of,
+  encode,
+  encoder,
+  gradients,
+  point_encoder,
+  spans,
+)
 
 
 def test_default_config_has_the_published_names_and_shapes(shared_dir):

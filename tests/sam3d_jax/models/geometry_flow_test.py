@@ -21,119 +21,38 @@ from sam3d_jax.models.layers import REMAT_POLICIES
 from sam3d_jax.torch_bridge import names_geometry
 from tests import parity
 from tests.parity_cases import flow_and_vae
+from tests.support import tiny_flow as flow
 from tests.support.programs import equations
-
-TINY = GeometryFlowConfig(
-  width=24, depth=2, heads=2, cond_width=20, shape_resolution=2, latent_channels=3, dtype="float32"
-)
-BATCH, TOKENS = 3, 5
-
-
-@functools.cache
-def _model(cfg: GeometryFlowConfig = TINY):
-  """Graph and parameters, all drawn at random: zero-initialised ones would hide most of a block."""
-  model = nnx.eval_shape(lambda: GeometryFlow(cfg, rngs=nnx.Rngs(0)))
-  rng = np.random.default_rng(1)
-  parameters.load_params(
-    model, {k: 0.3 * rng.normal(size=s) for k, s in parameters.flat_shapes(model).items()}
-  )
-  return nnx.split(model)
-
-
-@functools.cache
-def _untrained():
-  """Graph and parameters as initialised."""
-  return _model()[0], _jit(lambda: nnx.split(GeometryFlow(TINY, rngs=nnx.Rngs(0)))[1])()
-
-
-@functools.cache
-def _inputs(cfg: GeometryFlowConfig = TINY):
-  rng = np.random.default_rng(2)
-  x = {
-    k: jnp.asarray(rng.normal(size=(BATCH, *shape)), jnp.float32)
-    for k, shape in cfg.latent_shapes().items()
-  }
-  return (
-    x,
-    jnp.asarray([0.1, 0.5, 0.9]),
-    jnp.asarray(rng.normal(size=(BATCH, TOKENS, cfg.cond_width)), jnp.float32),
-  )
-
-
-# Compiling is what these tests spend their time on: the CPU compiler's optimisations are left out.
-_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-def _apply(cfg: GeometryFlowConfig):
-  graph, _ = _model(cfg)
-  return lambda params, x, t, tokens, d=None: nnx.merge(graph, params)(x, t, tokens, d)
-
-
-@functools.cache
-def _forward(cfg: GeometryFlowConfig = TINY):
-  return _jit(_apply(cfg))
-
-
-def _gradient(cfg: GeometryFlowConfig, latents: tuple[str, ...]):
-  """Gradients of a weighted sum of the latents' velocities for parameters, latents and tokens;
-  beside them the velocities.
-  """
-  apply = _apply(cfg)
-
-  def loss(params, x, tokens, t, d):
-    y = apply(params, x, t, tokens, d)
-    return sum(
-      (jnp.cos(jnp.arange(y[k].size)).reshape(y[k].shape) * y[k]).sum() for k in latents
-    ), y
-
-  return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
-
-
-@functools.cache
-def _grad(cfg: GeometryFlowConfig = TINY, latents: tuple[str, ...] = LATENTS):
-  return _jit(_gradient(cfg, latents))
-
-
-def _assert_close(a, b, tol=2e-5):
-  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-    np.testing.assert_allclose(x, y, atol=tol * max(1.0, float(jnp.abs(y).max())))
-
-
-def _norms(tree) -> dict[str, float]:
-  return {
-    "/".join(map(str, path)): float(jnp.linalg.norm(leaf.get_value()))
-    for path, leaf in nnx.to_flat_state(tree)
-  }
 
 
 def test_layout_velocity_depends_on_shape_latent():
-  x, t, tokens = _inputs()
+  x, t, tokens = flow.inputs()
   a, b = (
-    _forward()(_model()[1], x | {"shape": shape}, t, tokens)
+    flow.forward()(flow.model()[1], x | {"shape": shape}, t, tokens)
     for shape in (x["shape"], x["shape"] + 1.0)
   )
   assert all(float(jnp.abs(a[k] - b[k]).max()) > 1e-3 for k in LAYOUT_LATENTS)
 
 
 def test_absorbed_layout_keys_and_values_equal_the_plain_form():
-  plain = dataclasses.replace(TINY, absorb_layout_kv=False)
-  (x, t, tokens), params = _inputs(), _model()[1]
-  _assert_close(_grad()(params, x, tokens, t, t), _grad(plain)(params, x, tokens, t, t))
+  plain = dataclasses.replace(flow.TINY, absorb_layout_kv=False)
+  (x, t, tokens), params = flow.inputs(), flow.model()[1]
+  flow.assert_close(flow.grad()(params, x, tokens, t, t), flow.grad(plain)(params, x, tokens, t, t))
 
 
 def test_absorbed_form_never_projects_the_condition_tokens():
   def projects_tokens(cfg):
-    graph, params = _model(cfg)
+    graph, params = flow.model(cfg)
     block = nnx.merge(graph, params).blocks.layer.layout
     one = jax.tree.map(lambda a: a[0], nnx.state(block.cross_attn))
     cross = nnx.merge(nnx.graphdef(block.cross_attn), one)
     text = str(
-      jax.make_jaxpr(cross)(jnp.ones((1, 4, cfg.width)), jnp.ones((1, TOKENS, cfg.cond_width)))
+      jax.make_jaxpr(cross)(jnp.ones((1, 4, cfg.width)), jnp.ones((1, flow.TOKENS, cfg.cond_width)))
     )
-    return f"f32[1,{TOKENS},{cfg.heads},{cfg.width // cfg.heads}]" in text
+    return f"f32[1,{flow.TOKENS},{cfg.heads},{cfg.width // cfg.heads}]" in text
 
-  assert projects_tokens(dataclasses.replace(TINY, absorb_layout_kv=False))
-  assert not projects_tokens(TINY)
+  assert projects_tokens(dataclasses.replace(flow.TINY, absorb_layout_kv=False))
+  assert not projects_tokens(flow.TINY)
 
 
 def test_normalised_keys_cannot_be_absorbed():
@@ -152,17 +71,19 @@ def test_normalised_keys_cannot_be_absorbed():
 
 @pytest.mark.parametrize("remat", [p for p in REMAT_POLICIES if p != "none"])
 def test_remat_changes_neither_outputs_nor_gradients(remat):
-  cfg = dataclasses.replace(TINY, remat=remat)
-  (x, t, tokens), params = _inputs(), _model()[1]
-  _assert_close(_grad(cfg)(params, x, tokens, t, t), _grad()(params, x, tokens, t, t), 1e-5)
+  cfg = dataclasses.replace(flow.TINY, remat=remat)
+  (x, t, tokens), params = flow.inputs(), flow.model()[1]
+  flow.assert_close(
+    flow.grad(cfg)(params, x, tokens, t, t), flow.grad()(params, x, tokens, t, t), 1e-5
+  )
 
 
 def test_remat_policies_keep_less_for_the_backward_pass_in_their_order():
   kept = {}
-  x, t, tokens = _inputs()
+  x, t, tokens = flow.inputs()
   for remat in REMAT_POLICIES:
-    jaxpr = jax.make_jaxpr(_gradient(dataclasses.replace(TINY, remat=remat), LATENTS))(
-      _model()[1], x, tokens, t, t
+    jaxpr = jax.make_jaxpr(flow.gradient(dataclasses.replace(flow.TINY, remat=remat), LATENTS))(
+      flow.model()[1], x, tokens, t, t
     )
     forward_scan = next(e for e in equations(jaxpr.jaxpr) if e.primitive.name == "scan")
     kept[remat] = sum(v.aval.size for v in forward_scan.outvars)
@@ -171,42 +92,42 @@ def test_remat_policies_keep_less_for_the_backward_pass_in_their_order():
 
 @pytest.mark.parametrize("remat", ["none", "operands"])
 def test_blocks_one_after_the_other_are_the_blocks_in_a_loop(remat):
-  looped, unrolled = (dataclasses.replace(TINY, remat=remat, unroll=u) for u in (False, True))
-  (x, t, tokens), params = _inputs(), _model()[1]
-  _assert_close(
-    _grad(unrolled)(params, x, tokens, t, t), _grad(looped)(params, x, tokens, t, t), 1e-6
+  looped, unrolled = (dataclasses.replace(flow.TINY, remat=remat, unroll=u) for u in (False, True))
+  (x, t, tokens), params = flow.inputs(), flow.model()[1]
+  flow.assert_close(
+    flow.grad(unrolled)(params, x, tokens, t, t), flow.grad(looped)(params, x, tokens, t, t), 1e-6
   )
   scans = lambda cfg: sum(
     e.primitive.name == "scan" and e.params["unroll"] < e.params["length"]
-    for e in equations(jax.make_jaxpr(_gradient(cfg, LATENTS))(params, x, tokens, t, t).jaxpr)
+    for e in equations(jax.make_jaxpr(flow.gradient(cfg, LATENTS))(params, x, tokens, t, t).jaxpr)
   )
   assert scans(looped) > 0 == scans(unrolled)
 
 
 def test_program_size_does_not_grow_with_depth():
   def lines(depth):
-    cfg = dataclasses.replace(TINY, depth=depth)
-    x, t, tokens = _inputs()
-    return _forward(cfg).lower(_model(cfg)[1], x, t, tokens).as_text().count("\n")
+    cfg = dataclasses.replace(flow.TINY, depth=depth)
+    x, t, tokens = flow.inputs()
+    return flow.forward(cfg).lower(flow.model(cfg)[1], x, t, tokens).as_text().count("\n")
 
   assert lines(2) == lines(6)
 
 
 def test_untrained_step_embedder_changes_nothing():
-  graph, params = _untrained()
-  x, t, tokens = _inputs()
-  forward = _jit(lambda params, d: nnx.merge(graph, params)(x, t, tokens, d))
-  _assert_close(forward(params, None), forward(params, t), 0.0)
+  graph, params = flow.untrained()
+  x, t, tokens = flow.inputs()
+  forward = flow.jit(lambda params, d: nnx.merge(graph, params)(x, t, tokens, d))
+  flow.assert_close(forward(params, None), forward(params, t), 0.0)
 
 
 def test_untrained_blocks_pass_self_attention_and_mlp_by():
   """Zero modulation means zero gates: only the cross-attention, which has none, touches the
   residual stream.
   """
-  graph, params = _untrained()
-  x, t, tokens = _inputs()
-  norms = _norms(
-    _jit(jax.grad(lambda params: nnx.merge(graph, params)(x, t, tokens)["shape"].sum()))(params)
+  graph, params = flow.untrained()
+  x, t, tokens = flow.inputs()
+  norms = flow.norms(
+    flow.jit(jax.grad(lambda params: nnx.merge(graph, params)(x, t, tokens)["shape"].sum()))(params)
   )
   assert (
     norms["blocks/layer/shape/mlp/up/kernel"]
@@ -219,17 +140,20 @@ def test_untrained_blocks_pass_self_attention_and_mlp_by():
 
 
 def test_time_is_multiplied_by_its_scale_and_broadcasts_over_the_batch():
-  (x, _, tokens), params = _inputs(), _model()[1]
-  cfg = dataclasses.replace(TINY, time_scale=1.0)
-  a = _forward()(params, x, jnp.full(BATCH, 0.25), tokens, jnp.full(BATCH, 0.5))
-  _assert_close(_forward(cfg)(params, x, jnp.full(BATCH, 250.0), tokens, jnp.full(BATCH, 500.0)), a)
-  _assert_close(_forward()(params, x, jnp.full(1, 0.25), tokens, jnp.full(1, 0.5)), a)
+  (x, _, tokens), params = flow.inputs(), flow.model()[1]
+  cfg = dataclasses.replace(flow.TINY, time_scale=1.0)
+  a = flow.forward()(params, x, jnp.full(flow.BATCH, 0.25), tokens, jnp.full(flow.BATCH, 0.5))
+  flow.assert_close(
+    flow.forward(cfg)(params, x, jnp.full(flow.BATCH, 250.0), tokens, jnp.full(flow.BATCH, 500.0)),
+    a,
+  )
+  flow.assert_close(flow.forward()(params, x, jnp.full(1, 0.25), tokens, jnp.full(1, 0.5)), a)
 
 
 def test_velocities_are_fp32_whatever_the_compute_dtype():
-  cfg = dataclasses.replace(TINY, dtype="bfloat16")
-  x, t, tokens = _inputs()
-  y = jax.eval_shape(_forward(cfg), _model(cfg)[1], x, t, tokens.astype(jnp.bfloat16))
+  cfg = dataclasses.replace(flow.TINY, dtype="bfloat16")
+  x, t, tokens = flow.inputs()
+  y = jax.eval_shape(flow.forward(cfg), flow.model(cfg)[1], x, t, tokens.astype(jnp.bfloat16))
   assert {k: (v.dtype, v.shape) for k, v in y.items()} == {
     k: (jnp.float32, v.shape) for k, v in x.items()
   }
@@ -245,7 +169,7 @@ def test_bf16_stays_within_two_percent_of_fp32_on_the_fixture(golden_dir):
   x = flow_and_vae.ours(fixture.group("in/x"), flow_and_vae.LATENTS)
   rounded = dataclasses.replace(exact, dtype="bfloat16")
   a, b = (
-    _forward(cfg)(params, x, fixture.inputs["t"], fixture.inputs["cond"], fixture.inputs["d"])
+    flow.forward(cfg)(params, x, fixture.inputs["t"], fixture.inputs["cond"], fixture.inputs["d"])
     for cfg in (exact, rounded)
   )
   errors = {k: float(jnp.linalg.norm(a[k] - b[k]) / jnp.linalg.norm(a[k])) for k in a}
@@ -253,11 +177,11 @@ def test_bf16_stays_within_two_percent_of_fp32_on_the_fixture(golden_dir):
 
 
 def test_with_both_gates_shut_only_the_cross_attention_acts():
-  cfg = dataclasses.replace(TINY, depth=1)
-  block = nnx.merge(*_model()).blocks.layer.shape
+  cfg = dataclasses.replace(flow.TINY, depth=1)
+  block = nnx.merge(*flow.model()).blocks.layer.shape
   one = nnx.merge(nnx.graphdef(block), jax.tree.map(lambda a: a[0], nnx.state(block)))
   x, attended = jnp.ones((1, 2, cfg.width)), jnp.ones((1, 2, cfg.heads, cfg.width // cfg.heads))
-  tokens = _inputs()[2][:1]
+  tokens = flow.inputs()[2][:1]
   # shift, scale, gate; twice
   silent = one.finish(x, attended, tokens, (9.0, 9.0, 0.0, 9.0, 9.0, 0.0))
   np.testing.assert_allclose(silent, x + one.cross_attn(one.cross_norm(x), tokens), rtol=1e-6)
@@ -272,22 +196,22 @@ def test_with_both_gates_shut_only_the_cross_attention_acts():
   ids=["missing", "misshapen"],
 )
 def test_latents_that_do_not_fit_are_refused(change, message):
-  x, t, tokens = _inputs()
+  x, t, tokens = flow.inputs()
   with pytest.raises(ValueError, match=message):
-    _forward()(_model()[1], change(x), t, tokens)
+    flow.forward()(flow.model()[1], change(x), t, tokens)
 
 
 def test_step_size_without_an_embedder_is_refused():
-  cfg = dataclasses.replace(TINY, shortcut=False)
-  x, t, tokens = _inputs()
+  cfg = dataclasses.replace(flow.TINY, shortcut=False)
+  x, t, tokens = flow.inputs()
   with pytest.raises(ValueError, match="shortcut=True"):
-    _forward(cfg)(_model(cfg)[1], x, t, tokens, t)
+    flow.forward(cfg)(flow.model(cfg)[1], x, t, tokens, t)
 
 
 @pytest.mark.parametrize("change", [{"heads": 5}, {"remat": "some"}, {"attention": "flash"}])
 def test_configuration_is_checked(change):
   with pytest.raises(ValueError, match=next(iter(change))):
-    dataclasses.replace(TINY, **change)
+    dataclasses.replace(flow.TINY, **change)
 
 
 def test_default_configuration_has_the_published_parameter_count(shared_dir):

@@ -2,7 +2,7 @@
 
 The fixtures of `python -m tests.parity` pin all of them numerically; here each is a law of its own,
 which needs no fixture and says what broke. Helpers and tiny models are those of the part's own
-tests.
+tests (tests/support).
 """
 
 import dataclasses
@@ -20,16 +20,20 @@ from sam3d_jax.geometry import normalisers, pose, preprocessing
 from sam3d_jax.models import conditioning, dinov2, geometry_flow, parameters, sparse, structure_vae
 from sam3d_jax.models.layers import MLP, Dense, LayerNorm, layer_norm
 from sam3d_jax.models.sparse_layers import SparseGroupNorm, SparseResBlock
-from sam3d_jax.objectives import shortcut
+from sam3d_jax.objectives import draws, shortcut
 from sam3d_jax.sampling import generate, guidance
 from sam3d_jax.sampling.generate import SamplerConfig
 from sam3d_jax.torch_bridge import keys, names_sparse
-from tests.sam3d_jax.geometry import geometry_test
-from tests.sam3d_jax.models import conditioning_test, dinov2_test, geometry_flow_test
-from tests.sam3d_jax.models.sparse_test import brute_force_conv, downsample, tensor
-from tests.sam3d_jax.objectives import objectives_test
-from tests.sam3d_jax.sampling import sampling_test
+from tests.support import (
+  counting_model,
+  poses,
+  tiny_condition,
+  tiny_dino,
+  tiny_flow,
+  tiny_objectives,
+)
 from tests.support.random_module import random_module
+from tests.support.sparse_tensors import brute_force_conv, downsample, tensor
 
 RNG = np.random.default_rng(3)
 FAINT = 1e-3 * np.asarray([[1.0, -1.0, 1.0, -1.0]], np.float32)  # mean 0, variance 1e-6
@@ -74,13 +78,13 @@ def test_03_sparse_convolution_weights_are_out_x_y_z_in_and_correlate():
 
 
 def test_04_shape_attends_to_itself_and_layout_sends_it_no_gradient():
-  flow = geometry_flow_test
-  x, t, tokens = flow._inputs()
-  graph_params = flow._model()
-  (params_bar, x_bar, _), velocity = flow._grad(flow.TINY, LAYOUT_LATENTS)(
+  flow = tiny_flow
+  x, t, tokens = flow.inputs()
+  graph_params = flow.model()
+  (params_bar, x_bar, _), velocity = flow.grad(flow.TINY, LAYOUT_LATENTS)(
     graph_params[1], x, tokens, t, t
   )
-  norms = flow._norms(params_bar)
+  norms = flow.norms(params_bar)
   assert all(v == 0.0 for k, v in norms.items() if "/shape/" in k), (
     "layout losses moved parameters of the shape stream"
   )
@@ -89,7 +93,7 @@ def test_04_shape_attends_to_itself_and_layout_sends_it_no_gradient():
     and norms["blocks/layer/layout/self_attn/qkv/kernel"] > 0
   )
   moved = {k: v if k == "shape" else v + 1.0 for k, v in x.items()}
-  _, other = flow._grad(flow.TINY, LAYOUT_LATENTS)(graph_params[1], moved, tokens, t, t)
+  _, other = flow.grad(flow.TINY, LAYOUT_LATENTS)(graph_params[1], moved, tokens, t, t)
   np.testing.assert_array_equal(other["shape"], velocity["shape"])
   model = nnx.merge(*graph_params)
   assert [p for p in parameters.flat_shapes(model) if "adaln" in p] == [
@@ -103,11 +107,11 @@ def test_04_shape_attends_to_itself_and_layout_sends_it_no_gradient():
 
 
 def test_05_the_sampler_feeds_d_zero_which_is_not_the_same_as_no_d():
-  flow, sampling = geometry_flow_test, sampling_test
-  (x, t, tokens), params = flow._inputs(), flow._model()[1]
+  flow, sampling = tiny_flow, counting_model
+  (x, t, tokens), params = flow.inputs(), flow.model()[1]
   skipped, zero = (
-    flow._forward()(params, x, t, tokens),
-    flow._forward()(params, x, t, tokens, jnp.zeros(len(t))),
+    flow.forward()(params, x, t, tokens),
+    flow.forward()(params, x, t, tokens, jnp.zeros(len(t))),
   )
   assert float(jnp.abs(skipped["shape"] - zero["shape"]).max()) > 1e-3
   model = sampling.CountingModel()
@@ -121,26 +125,26 @@ def test_05_the_sampler_feeds_d_zero_which_is_not_the_same_as_no_d():
 def _steps_of_the_main_call(step_sizes) -> set[float]:
   seen = []
 
-  class Spy(objectives_test.TinyModel):
+  class Spy(tiny_objectives.TinyModel):
     def velocity(self, x, t_B, tokens_BSD, d_B=None):
       seen.append(d_B)
       return super().velocity(x, t_B, tokens_BSD, d_B)
 
   def feed(batch):
-    model = Spy(objectives_test.tiny_model().params)
+    model = Spy(tiny_objectives.tiny_model().params)
     shortcut.shortcut(
       model,
       None,
       batch,
-      objectives_test.KEY,
-      weights=objectives_test.WEIGHTS,
+      tiny_objectives.KEY,
+      weights=tiny_objectives.WEIGHTS,
       consistency_fraction=1.0,
       step_sizes=step_sizes,
     )
     return seen[0]
 
   return set(
-    np.asarray(objectives_test.quick_jit(feed)(objectives_test.geometry_batch(4))).tolist()
+    np.asarray(tiny_objectives.quick_jit(feed)(tiny_objectives.geometry_batch(4))).tolist()
   )
 
 
@@ -150,17 +154,17 @@ def test_06_guidance_is_on_at_both_ends_of_its_interval_and_off_without_one():
   assert at(np.nextafter(0.5, 1.0)) is None and at(np.nextafter(0.25, 0.0)) is None
   assert at(0.3, interval=None) is None and at(0.3, s=-0.5) is None and at(0.3, s=0.0) is None
   # its velocity is the mean token - 0.1 x
-  model, x = sampling_test.CountingModel(), {"a": jnp.full((1, 1, 1), 10.0)}
+  model, x = counting_model.CountingModel(), {"a": jnp.full((1, 1, 1), 10.0)}
   field = generate.guided_velocity(
     model.velocity, jnp.full((1, 4, 3), 2.0), jnp.zeros(1), (("a", 7.0),)
   )
-  guided = sampling_test.quick_jit(field)(x, jnp.float32(0.1))["a"][0, 0, 0]
+  guided = counting_model.quick_jit(field)(x, jnp.float32(0.1))["a"][0, 0, 0]
   # unconditional: tokens times zero
   assert float(guided) == pytest.approx((1 + 7) * (2.0 - 1.0) - 7 * (0.0 - 1.0))
 
 
 def test_07_group_embedding_has_three_rows_and_dropped_point_maps_are_zero_after_it():
-  parts = conditioning_test
+  parts = tiny_condition
   module, points = (
     parts.encoder(),
     slice(parts.spans(parts.TINY)["pointmap"].start, parts.TINY.tokens),
@@ -189,7 +193,7 @@ def test_07_group_embedding_has_three_rows_and_dropped_point_maps_are_zero_after
 
 
 def test_08_only_the_prenorm_tokens_of_dino_keep_the_registers():
-  dino = dinov2_test
+  dino = tiny_dino
   assert dinov2.DinoConfig().tokens == 1370 and dinov2.DinoConfig(prenorm=True).tokens == 1374
   module = dino.model()
   x = dino.prenorm(module, dinov2.preprocess(dino.IMAGE, dino.TINY.input_size))
@@ -218,8 +222,8 @@ def _group_norm(x):
 
 def test_09_layer_norm_eps_differs_by_layer():
   """An input of variance 1e-6 is scaled by sqrt(1/2) under eps = 1e-6 and by sqrt(1/11) under 1e-5."""
-  dino = dinov2_test.model()
-  points = conditioning_test.point_encoder()
+  dino = tiny_dino.model()
+  points = tiny_condition.point_encoder()
   abstract = lambda make: nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
   voxels = abstract(functools.partial(SparseResBlock, 4, 4, 4))
   volume = abstract(functools.partial(structure_vae.ResBlock3D, 4, 4))
@@ -329,9 +333,9 @@ def test_13_noise_does_not_depend_on_the_order_of_the_latents():
   """The published draws follow the sorted names; here every latent has its own stream, so that no
   order exists to get wrong.
   """
-  tests, content = objectives_test, objectives_test.geometry_batch().key
+  tests, content = tiny_objectives, tiny_objectives.geometry_batch().key
   draw = lambda shapes: tests.quick_jit(
-    lambda c: tests.draws.noise(tests.draws.example_keys(tests.KEY, c), shapes)
+    lambda c: draws.noise(draws.example_keys(tests.KEY, c), shapes)
   )(content)
   forward, backward = draw(tests.SHAPES), draw(dict(reversed(tests.SHAPES.items())))
   assert list(tests.SHAPES) != sorted(tests.SHAPES) or len(tests.SHAPES) > 1
@@ -340,7 +344,7 @@ def test_13_noise_does_not_depend_on_the_order_of_the_latents():
 
 
 def test_14_published_tiling_pairs_objects_with_the_wrong_scenes_and_is_off_by_default():
-  given = geometry_test.scene_poses(2, 2)
+  given = poses.scene_poses(2, 2)
   scene_of = {False: lambda b, k: b, True: lambda b, k: (2 * b + k) % 2}
   for tiling, scene in scene_of.items():
     encoded = pose.encode(
@@ -369,7 +373,7 @@ def test_15_two_levels_of_downsampling_each_keep_their_own_parents():
 
 
 def test_16_unknown_points_do_not_poison_gradients_under_a_logarithmic_remap():
-  parts = conditioning_test
+  parts = tiny_condition
   module = parts.point_encoder(dataclasses.replace(parts.POINTS, remap="exp_disparity"))
   grads = parts.gradients(module, lambda m: m(parts.points_with_gaps()).sum())
   assert all(np.isfinite(g).all() for g in grads.values())

@@ -31,7 +31,7 @@ from sam3d_jax.torch_bridge import (
   yaml_structure,
 )
 from sam3d_jax.training import checkpoint
-from tests.sam3d_jax.torch_bridge.torch_bridge_test import tiny_model
+from tests.support.tiny_release import tiny_model
 
 SAFETENSORS = release_writer.Storage(suffix=".safetensors")
 STAGE_2 = [file.name for file in parts.FILES if file.name.startswith("slat_")]

@@ -6,7 +6,6 @@ import pickle
 import sys
 import weakref
 
-from ml_collections import ConfigDict
 import ml_dtypes
 import numpy as np
 import pytest
@@ -16,16 +15,7 @@ from sam3d_jax.errors import InputError
 from sam3d_jax.models import parameters, registry
 from sam3d_jax.torch_bridge import keys, load, lora, parts, save, stream
 from sam3d_jax.training import checkpoint
-
-
-def tiny_model() -> ConfigDict:
-  """A Geometry model with every kind of part, small."""
-  model = base.geometry_model()
-  model.flow.update(dict(width=16, depth=2, heads=2, cond_width=16, shape_resolution=2))
-  model.condition.update(dict(width=16, hidden_multiplier=2.0))
-  model.condition.dino.update(dict(width=16, depth=2, heads=2, patch=4, image_size=8, input_size=8))
-  model.condition.pointmap.update(dict(width=16, input_size=8, patch=4))
-  return model
+from tests.support.tiny_release import tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """The training step: what it changes, what it must not, and what it equals."""
 
-import functools
 import types
-from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -12,43 +10,10 @@ import optax
 import pytest
 
 from sam3d_jax.errors import ConfigError
-from sam3d_jax.models.layers import Dense, LayerNorm
-from sam3d_jax.models.parameters import flat_params
 from sam3d_jax.training import hardware, loop, optim
-from sam3d_jax.training.state import ModelGraph, init_state
-from sam3d_jax.training.step import GuardConfig, make_train_step
-
-OPTIM = optim.OptimConfig(lr=1e-2, warmup_steps=0, clip_norm=0.0, ema=(0.5, 0.9))
-LR = np.float32(1e-2)
-
-
-class Batch(NamedTuple):
-  key: np.ndarray
-  x: np.ndarray
-  y: np.ndarray
-
-
-class Net(nnx.Module):
-  def __init__(self, rngs):
-    self.body = Dense(4, 8, rngs=rngs)
-    self.norm = LayerNorm(8, eps=1e-6)
-    self.head = Dense(8, 2, rngs=rngs)
-
-  def __call__(self, x):
-    return self.head(jnp.tanh(self.norm(self.body(x))))
-
-
-def squared_error(model, frozen, batch, key):
-  noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(key, k[0]), (2,)))(batch.key)
-  loss = jnp.square(model(batch.x) - batch.y + 0.1 * noise).mean()
-  return loss, {"mse": loss}
-
-
-def make(cfg=OPTIM, guard=GuardConfig(), **kwargs):
-  net = Net(nnx.Rngs(0))
-  state = init_state(cfg, flat_params(net))
-  step = jax.jit(make_train_step(ModelGraph.of(net), squared_error, cfg, guard, **kwargs))
-  return state, functools.partial(step, seed=np.uint32(0))
+from sam3d_jax.training.state import ModelGraph
+from sam3d_jax.training.step import GuardConfig
+from tests.support.tiny_training import LR, OPTIM, Net, make, make_batch, squared_error
 
 
 def test_the_seed_is_an_input_that_changes_the_noise():
@@ -59,15 +24,6 @@ def test_the_seed_is_an_input_that_changes_the_noise():
     for seed in (0, 1, 0)
   ]
   assert losses[0] == losses[2] != losses[1]
-
-
-def make_batch(seed=0, size=8):
-  rng = np.random.default_rng(seed)
-  return Batch(
-    rng.integers(0, 2**32, (size, 2), np.uint32),
-    rng.normal(size=(size, 4)).astype(np.float32),
-    rng.normal(size=(size, 2)).astype(np.float32),
-  )
 
 
 def equal(a, b):

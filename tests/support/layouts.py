@@ -1,0 +1,15 @@
+"""Poses by angles, and an alignment of few points."""
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from sam3d_jax.evaluation import align, layout
+
+FAST = align.IcpProtocol(
+  spiral=101, scan_points=128, keep=8, coarse_points=400, medium_points=2000, fine_points=2000
+)
+
+
+def pose(rotvec_deg=(0, 0, 0), translation=(0, 0, 0), scale=1.0) -> layout.Pose:
+  rotation = Rotation.from_rotvec(rotvec_deg, degrees=True).as_quat(scalar_first=True)
+  return layout.Pose(rotation, np.array(translation, float), np.broadcast_to(np.float64(scale), 3))
