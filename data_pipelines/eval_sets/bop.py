@@ -17,13 +17,13 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from data_pipelines.eval_sets.item import Item
 from sam3d_jax.errors import InputError
-from sam3d_jax.evaluation import layout, surface
+from sam3d_jax.evaluation import surface
 from sam3d_jax.files import photos
 from sam3d_jax.geometry.cameras import AXES
+from sam3d_jax.geometry.pose import Pose
 from sam3d_jax.render.mesh import Mesh
 
 MIN_VISIBLE = 0.1  # share of an instance's pixels
@@ -174,7 +174,7 @@ class Scene:
       raise InputError(f"{self.folder / 'scene_camera.json'} has no entry {image}") from error
 
 
-def pose(truth: dict, folder: pathlib.Path) -> layout.Pose:
+def pose(truth: dict, folder: pathlib.Path) -> Pose:
   """The model-to-camera pose of a scene_gt.json entry in our camera frame, metres. Raises
   InputError.
   """
@@ -185,8 +185,7 @@ def pose(truth: dict, folder: pathlib.Path) -> layout.Pose:
     raise InputError(
       f"{folder / 'scene_gt.json'}: cam_R_m2c has 9 numbers and cam_t_m2c 3, not so in {truth}"
     ) from error
-  quaternion = Rotation.from_matrix(FLIP[:, None] * rotation).as_quat(scalar_first=True)
-  return layout.Pose(quaternion, FLIP * translation * METRE, np.full(3, METRE))
+  return Pose(FLIP[:, None] * rotation, FLIP * translation * METRE, np.full(3, METRE))
 
 
 def read_targets(path: pathlib.Path) -> set[tuple[int, int, int]] | None:

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sam3d_jax.evaluation.layout import Pose
 from sam3d_jax.geometry.cameras import Camera
+from sam3d_jax.geometry.pose import Pose
 from sam3d_jax.render.mesh import Mesh
 
 

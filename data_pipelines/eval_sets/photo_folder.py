@@ -31,8 +31,9 @@ from scipy.spatial.transform import Rotation
 
 from data_pipelines.eval_sets.item import Item
 from sam3d_jax.errors import InputError
-from sam3d_jax.evaluation import layout, surface
+from sam3d_jax.evaluation import surface
 from sam3d_jax.files import meshes, photos
+from sam3d_jax.geometry.pose import Pose
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 KINDS = {
@@ -150,7 +151,7 @@ def one(
   return found[0] if found else None
 
 
-def read_pose(path: pathlib.Path) -> layout.Pose:
+def read_pose(path: pathlib.Path) -> Pose:
   """A pose file as described above. Raises InputError."""
   try:
     data = json.loads(path.read_text())
@@ -191,7 +192,7 @@ def read_pose(path: pathlib.Path) -> layout.Pose:
     else proper(rotation.reshape(3, 3), path)
   )
   turn = turn.inv() if form == "rows" else turn
-  return layout.Pose(turn.as_quat(scalar_first=True), translation, np.broadcast_to(scale, 3).copy())
+  return Pose(turn.as_matrix(), translation, np.broadcast_to(scale, 3).copy())
 
 
 def proper(matrix_33: np.ndarray, path: pathlib.Path) -> Rotation:

@@ -3,14 +3,13 @@
 import json
 import pathlib
 
-from scipy.spatial.transform import Rotation
-
 from data_pipelines.eval_sets.item import Item
 from data_pipelines.read import rows
 from data_pipelines.synth import benchmark
 from sam3d_jax.errors import InputError
-from sam3d_jax.evaluation import layout, surface
+from sam3d_jax.evaluation import surface
 from sam3d_jax.geometry.cameras import Camera
+from sam3d_jax.geometry.pose import Pose
 
 
 class ProceduralSet:
@@ -36,7 +35,6 @@ class ProceduralSet:
         f"({asset.key[:12]} for "
         f"{example['mesh_key'][:12]}); install the versions in requirements.txt"
       )
-    quaternion = Rotation.from_matrix(example["rotation"]).as_quat(scalar_first=True)
     lineage = json.loads(example["lineage"])
     return Item(
       name=self.names[index],
@@ -48,7 +46,9 @@ class ProceduralSet:
       camera=Camera(**{name: example["camera"][name] for name in Camera._fields}),
       voxels_N3=example["voxels"],
       truth=surface.make_surface(asset.mesh.vertices, asset.mesh.faces, name=self.names[index]),
-      pose=layout.Pose(
-        quaternion, example["translation"].astype(float), example["scale"].astype(float)
+      pose=Pose(
+        example["rotation"].astype(float),
+        example["translation"].astype(float),
+        example["scale"].astype(float),
       ),
     )

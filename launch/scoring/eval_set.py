@@ -11,7 +11,6 @@ import time
 
 import numpy as np
 from PIL import Image
-from scipy.spatial.transform import Rotation
 
 from data_pipelines.build import shard_jobs
 from data_pipelines.eval_sets import reprojection
@@ -26,6 +25,7 @@ from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import layout, occupancy
 from sam3d_jax.files import atomic
 from sam3d_jax.geometry import normalisers, pose, preprocessing
+from sam3d_jax.geometry.pose import Pose
 from sam3d_jax.inference.predictor import Predictor
 from sam3d_jax.render import mesh
 
@@ -39,9 +39,7 @@ class Sample:
   """What a model says about one item."""
 
   occupancy_XYZ: np.ndarray  # bool, the model's object frame
-  rotation_33: np.ndarray  # object to camera, acts on column vectors
-  translation: np.ndarray | None  # (3,) None if the model does not know
-  scale: np.ndarray | None  # (3,)
+  pose: Pose  # object to camera
 
 
 def run(args: argparse.Namespace, out: pathlib.Path) -> None:
@@ -171,7 +169,7 @@ def oracle(items: list[Item]) -> list[Sample]:
         "for it"
       )
     grid = rows.occupancy(item.voxels_N3, schema.VOXEL_RESOLUTION).astype(bool)
-    out.append(Sample(grid, item.pose.matrix, item.pose.translation, item.pose.scale))
+    out.append(Sample(grid, item.pose))
   return out
 
 
@@ -194,16 +192,15 @@ def predict(
   )
   out = []
   for i, row in enumerate(rows):
-    rotation, translation, scale = found.rotation[i], None, None
+    said = pose.rotation_only(found.rotation[i])
     if predictor.placed and "pointmap_scale" in row:
-      placed = pose.decode_latents(
+      said = pose.decode_latents(
         {name: x[i] for name, x in found.latents.items() if name != "shape"},
         row["pointmap_scale"],
         row["pointmap_shift"],
         convention=predictor.convention,
       )
-      rotation, translation, scale = placed.rotation, placed.translation, placed.scale
-    out.append(Sample(found.occupancy[i], rotation, translation, scale))
+    out.append(Sample(found.occupancy[i], said))
   return out
 
 
@@ -238,16 +235,13 @@ def write_pair(folder: pathlib.Path, item: Item, found: Sample, seconds: float) 
   Image.fromarray(item.mask_HW.astype(np.uint8) * 255).save(folder / "mask.png")
   mesh.write_ply(folder / "truth.ply", item.truth)
   if item.pose is not None:
-    layout.write_pose(
-      folder / "truth_pose.json", item.pose.rotation, item.pose.translation, item.pose.scale
-    )
+    layout.write_pose(folder / "truth_pose.json", item.pose)
   shape = mesh.from_occupancy(found.occupancy_XYZ)
   if shape is None:
     (folder / "pred.ply").unlink(missing_ok=True)
   else:
     mesh.write_ply(folder / "pred.ply", shape)
-  quaternion = Rotation.from_matrix(found.rotation_33).as_quat(scalar_first=True)
-  layout.write_pose(folder / "pred_pose.json", quaternion, found.translation, found.scale)
+  layout.write_pose(folder / "pred_pose.json", found.pose)
   record = {
     "group": item.group,
     "subject": item.subject,

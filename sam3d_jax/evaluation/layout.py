@@ -1,30 +1,28 @@
 """Layout metrics: where the posed prediction is in the scene, against the truth.
 
-A pose maps object points to the scene: x_scene = R (scale * x) + t, scale one number or one per
-object axis.
+A `Pose` (sam3d_jax.geometry.pose) maps object points to the scene: x_scene = R (scale * x) + t.
 
 - iou_3d: intersection over union of the axis-aligned boxes of the two posed shapes, in the scene's
   axes.
 - icp_rot_deg: angle of the rotation that ICP still finds from the posed prediction to the posed
-  truth. Both are centred and
-  scaled to one size first, so that errors of translation and scale, which the other metrics
-  measure, do not disturb it. Protocol in `align`; of equally good rotations the smallest counts, so
-  a symmetric object is not punished.
+  truth. Both are centred and scaled to one size first, so that errors of translation and scale,
+  which the other metrics measure, do not disturb it. Protocol in `align`; of equally good rotations
+  the smallest counts, so a symmetric object is not punished.
 - add_s: mean distance from the points of one posed shape to the nearest of the other, mean of both
-  directions ("symmetrised"),
-  over the diameter of the posed truth (largest distance between two of its points).
+  directions ("symmetrised"), over the diameter of the posed truth (largest distance between two of its points).
 - add_s_01: 1 if add_s < 0.1, else 0; its mean is ADD-S@0.1.
 """
 
-import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from sam3d_jax.evaluation import align, surface
 from sam3d_jax.evaluation.neighbours import Tree
+from sam3d_jax.geometry.pose import Pose, is_placed, rotation_only
 from sam3d_jax.render.mesh import Mesh
 
 WORST = {"iou_3d": 0.0, "icp_rot_deg": 180.0, "add_s": 1.0, "add_s_01": 0.0}
@@ -34,79 +32,62 @@ class PoseError(ValueError):
   """A pose file that cannot be used; the message names file, key and value."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Pose:
-  """Object to scene: x -> R(rotation) (scale * x) + translation."""
-
-  rotation: np.ndarray  # (4,) unit quaternion w, x, y, z
-  translation: np.ndarray  # (3,)
-  scale: np.ndarray  # (3,) positive
-  # False: translation and scale are not known (they are 0 and 1) and only the rotation counts
-  placed: bool = True
-
-  @property
-  def matrix(self) -> np.ndarray:
-    return Rotation.from_quat(self.rotation, scalar_first=True).as_matrix()
-
-
 def load_pose(path: str | pathlib.Path) -> Pose:
   """Reads {"rotation": [w, x, y, z], "translation": [x, y, z], "scale": number or [x, y, z]}.
-  Raises PoseError.
 
-  translation and scale may both be null: whatever made the pose says nothing of them. Only the
-  rotation is scored then.
+  translation and scale may both be null: whatever made the pose says nothing of them, and only the
+  rotation is scored. Raises PoseError.
   """
   path = pathlib.Path(path)
   try:
     data = json.loads(path.read_text())
   except (OSError, ValueError) as error:
     raise PoseError(f"{path}: cannot be read as JSON ({error})") from error
-  values = {}
-  placed = not (
-    isinstance(data, dict)
-    and all(name in data and data[name] is None for name in ("translation", "scale"))
-  )
-  if not placed:
-    data = {**data, "translation": [0, 0, 0], "scale": 1}
-  for name, sizes in (("rotation", (4,)), ("translation", (3,)), ("scale", (1, 3))):
-    try:
-      value = np.asarray(data[name], np.float64).reshape(-1)
-    except (KeyError, TypeError, ValueError) as error:
-      raise PoseError(f"{path}: {name} is missing or not numeric") from error
-    if value.size not in sizes or not np.isfinite(value).all():
-      raise PoseError(
-        f"{path}: {name} = {data[name]!r} needs {' or '.join(map(str, sizes))} finite numbers"
-      )
-    values[name] = value
-  norm = np.linalg.norm(values["rotation"])
+  quaternion = _numbers(path, data, "rotation", (4,))
+  norm = np.linalg.norm(quaternion)
   if norm < 1e-6:
     raise PoseError(f"{path}: rotation = {data['rotation']!r} is not a quaternion (norm 0)")
-  if (values["scale"] <= 0).any():
+  rotation = Rotation.from_quat(quaternion / norm, scalar_first=True).as_matrix()
+  if all(data.get(name, 0) is None for name in ("translation", "scale")):
+    return rotation_only(rotation)
+
+  translation = _numbers(path, data, "translation", (3,))
+  scale = _numbers(path, data, "scale", (1, 3))
+  if (scale <= 0).any():
     raise PoseError(f"{path}: scale = {data['scale']!r} must be positive")
-  return Pose(
-    values["rotation"] / norm, values["translation"], np.broadcast_to(values["scale"], 3), placed
-  )
+  return Pose(rotation, translation, np.broadcast_to(scale, 3))
 
 
-def write_pose(
-  path: str | pathlib.Path,
-  rotation: np.ndarray,
-  translation: np.ndarray | None,
-  scale: np.ndarray | None,
-) -> None:
-  """Writes what `load_pose` reads; a translation and a scale of None become null."""
-  values = {"rotation": rotation, "translation": translation, "scale": scale}
-  text = json.dumps(
-    {
-      name: None if x is None else [float(v) for v in np.reshape(x, -1)]
-      for name, x in values.items()
-    }
-  )
-  pathlib.Path(path).write_text(text + "\n")
+def _numbers(path: pathlib.Path, data: Any, name: str, sizes: tuple[int, ...]) -> np.ndarray:
+  """The numbers of a key, of which there must be one of `sizes`. Raises PoseError."""
+  try:
+    value = np.asarray(data[name], np.float64).reshape(-1)
+  except (KeyError, TypeError, ValueError) as error:
+    raise PoseError(f"{path}: {name} is missing or not numeric") from error
+  if value.size not in sizes or not np.isfinite(value).all():
+    raise PoseError(
+      f"{path}: {name} = {data[name]!r} needs {' or '.join(map(str, sizes))} finite numbers"
+    )
+  return value
+
+
+def write_pose(path: str | pathlib.Path, pose: Pose) -> None:
+  """Writes what `load_pose` reads; unknown translation and scale become null."""
+  quaternion = Rotation.from_matrix(pose.rotation).as_quat(scalar_first=True)
+  values = {"rotation": quaternion, "translation": None, "scale": None}
+  if is_placed(pose):
+    values |= {"translation": pose.translation, "scale": pose.scale}
+  stated = {}
+  for name, value in values.items():
+    stated[name] = None if value is None else [float(v) for v in np.reshape(value, -1)]
+  pathlib.Path(path).write_text(json.dumps(stated) + "\n")
 
 
 def place(shape: Mesh, pose: Pose) -> Mesh:
-  return shape.transformed(scale=pose.scale, rotation=pose.matrix, translation=pose.translation)
+  """The posed shape; only turned where the pose knows nothing but the rotation."""
+  if not is_placed(pose):
+    return shape.transformed(rotation=pose.rotation)
+  return shape.transformed(scale=pose.scale, rotation=pose.rotation, translation=pose.translation)
 
 
 def box_iou(a_P3: np.ndarray, b_P3: np.ndarray) -> float:
@@ -157,12 +138,12 @@ def layout_metrics(
   """iou_3d, icp_rot_deg, add_s, add_s_01. A prediction without surface or without pose scores
   WORST.
 
-  A pose that is not `placed` has an icp_rot_deg, and None for the metrics that need a place.
+  A pose of which only the rotation is known has an icp_rot_deg, and None for the metrics that need a place.
   """
   if pred is None or pred_pose is None:
     return dict(WORST)
   pred, truth = place(pred, pred_pose), place(truth, truth_pose)
-  if not (pred_pose.placed and truth_pose.placed):
+  if not (is_placed(pred_pose) and is_placed(truth_pose)):
     return dict.fromkeys(WORST) | {
       "icp_rot_deg": icp_rotation_deg(pred, truth, protocol, points=points, seed=seed)
     }

@@ -16,6 +16,7 @@ from PIL import Image
 
 from sam3d_jax.evaluation import layout, shape, surface
 from sam3d_jax.geometry.cameras import OBJECT_FROM_GLTF
+from sam3d_jax.geometry.pose import Pose, is_placed
 from sam3d_jax.render import mesh, preview
 
 LABELS = {
@@ -194,7 +195,7 @@ def picture(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> str:
   )
   truth_pose, pred_pose = (read_pose(folder / f"{stem}_pose.json") for stem in ("truth", "pred"))
   if truth_pose is not None:
-    views = {"": truth_pose.matrix, ", turned": preview.turned(truth_pose.matrix, 120.0)}
+    views = {"": truth_pose.rotation, ", turned": preview.turned(truth_pose.rotation, 120.0)}
   else:
     upright = OBJECT_FROM_GLTF if truth_file.suffix.lower() in (".glb", ".gltf") else np.eye(3)
     views = {
@@ -214,8 +215,8 @@ def picture(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> str:
     pred is not None
     and truth_pose is not None
     and pred_pose is not None
-    and pred_pose.placed
-    and truth_pose.placed
+    and is_placed(pred_pose)
+    and is_placed(truth_pose)
   ):
     shots["both as placed"] = together(
       layout.place(surface.load_surface(truth_file).mesh, truth_pose), layout.place(pred, pred_pose)
@@ -240,7 +241,7 @@ def photos(folder: pathlib.Path) -> dict[str, np.ndarray]:
   )
 
 
-def read_pose(path: pathlib.Path) -> layout.Pose | None:
+def read_pose(path: pathlib.Path) -> Pose | None:
   """The pose, None if there is none that can be used (the scores say so)."""
   try:
     return layout.load_pose(path)

@@ -53,7 +53,10 @@ TRANSLATION_STD = np.array([1.341888666152954, 0.7665449380874634, 3.17513060569
 
 
 class Pose(NamedTuple):
-  """Object to camera: p_camera = rotation (scale * p) + translation, of column vectors."""
+  """Object to camera: p_camera = rotation (scale * p) + translation, of column vectors.
+
+  Where nothing but the rotation is known, translation and scale are NaN (`rotation_only`).
+  """
 
   rotation: np.ndarray  # (..., 3, 3), acts on columns: those are the object's axes in the camera
   translation: np.ndarray  # (..., 3) camera frame, the point map's unit
@@ -91,6 +94,17 @@ class Invariant(NamedTuple):
   distance: np.ndarray  # (B, K, 1) |t_rel|
   scale: np.ndarray  # (B, K, 3) s_rel
   apparent_scale: np.ndarray  # (B, K, 3) s_rel / |t_rel|
+
+
+def rotation_only(rotation) -> Pose:
+  """The pose of an object of which nothing but the rotation is known."""
+  unknown = np.full(rotation.shape[:-1], np.nan)
+  return Pose(rotation, unknown, unknown)
+
+
+def is_placed(pose: Pose) -> bool:
+  """Whether translation and scale are known, not only the rotation."""
+  return bool(np.isfinite(pose.translation).all() and np.isfinite(pose.scale).all())
 
 
 def transform_points(points, pose: Pose):

@@ -87,7 +87,7 @@ class KnowsTruth(predictor.Predictor):
       pointmap_size=32,
       streams=("pointmap",),
     )
-    truth = pose.Pose(item.pose.matrix, item.pose.translation, item.pose.scale)
+    truth = pose.Pose(item.pose.rotation, item.pose.translation, item.pose.scale)
     latents = pose.encode_latents(truth, inputs["pointmap_scale"], inputs["pointmap_shift"])
     grid = rows.occupancy(item.voxels_N3, 32).astype(bool)
     return predictor.Prediction(

@@ -148,7 +148,7 @@ def check_items(found, views):
   for item, (camera, shown) in zip(found, views, strict=True):
     np.testing.assert_array_equal(item.mask_HW, shown.mask_HW)
     np.testing.assert_allclose(item.pose.translation, camera.translation, atol=1e-6)
-    np.testing.assert_allclose(item.pose.matrix, camera.rotation, atol=1e-6)
+    np.testing.assert_allclose(item.pose.rotation, camera.rotation, atol=1e-6)
     np.testing.assert_allclose(item.pointmap_HW3, shown.pointmap_HW3, atol=2e-4)
     np.testing.assert_allclose(
       [item.camera.fx, item.camera.cx, item.camera.cy], [camera.fx, camera.cx, camera.cy], atol=0.1

@@ -68,7 +68,7 @@ def test_levels_differ_by_the_occluder_alone(photos):
 
 def test_truth_placed_by_its_pose_covers_the_mask_and_meets_the_point_map(photos):
   for item in photos:
-    points = item.pose.matrix @ (item.truth.vertices * item.pose.scale).T
+    points = item.pose.rotation @ (item.truth.vertices * item.pose.scale).T
     pixels, _ = cameras.project(points.T + item.pose.translation, item.camera)
     down, across = np.nonzero(photos[0].mask_HW)
     np.testing.assert_allclose(
@@ -77,7 +77,9 @@ def test_truth_placed_by_its_pose_covers_the_mask_and_meets_the_point_map(photos
       atol=1.5,
     )
     seen = (
-      (item.pointmap_HW3[item.mask_HW] - item.pose.translation) @ item.pose.matrix / item.pose.scale
+      (item.pointmap_HW3[item.mask_HW] - item.pose.translation)
+      @ item.pose.rotation
+      / item.pose.scale
     )
     grid = rows.occupancy(item.voxels_N3, 64)
     index = np.clip(np.floor((seen + 0.5) * 64), 0, 63).astype(int)
@@ -87,7 +89,7 @@ def test_truth_placed_by_its_pose_covers_the_mask_and_meets_the_point_map(photos
 def test_the_point_map_is_complete_and_a_floor_lies_under_the_object(photos):
   item = photos[0]
   assert np.isfinite(item.pointmap_HW3).all()
-  heights = ((item.pointmap_HW3 - item.pose.translation) @ item.pose.matrix)[
+  heights = ((item.pointmap_HW3 - item.pose.translation) @ item.pose.rotation)[
     ..., 2
   ] / item.pose.scale[2]
   assert heights[~item.mask_HW].min() == pytest.approx(item.truth.vertices[:, 2].min(), abs=0.02)

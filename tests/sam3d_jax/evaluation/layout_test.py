@@ -8,6 +8,7 @@ from scipy.spatial.transform import Rotation
 import trimesh
 
 from sam3d_jax.evaluation import layout, surface
+from sam3d_jax.geometry.pose import Pose, is_placed, rotation_only
 from sam3d_jax.render.mesh import Mesh
 from tests.support.layouts import FAST, pose
 from tests.support.solids import wedge
@@ -41,8 +42,8 @@ def test_boxes_without_volume_have_a_defined_iou():
 
 
 def test_scale_is_applied_per_object_axis_before_rotation():
-  quaternion = Rotation.from_euler("z", 90, degrees=True).as_quat(scalar_first=True)
-  turned = layout.Pose(quaternion, np.zeros(3), np.array([2.0, 1.0, 1.0]))
+  rotation = Rotation.from_euler("z", 90, degrees=True).as_matrix()
+  turned = Pose(rotation, np.zeros(3), np.array([2.0, 1.0, 1.0]))
   placed = layout.place(Mesh(np.array([[1.0, 0, 0]]), np.zeros((0, 3), int)), turned)
   np.testing.assert_allclose(placed.vertices, [[0, 2, 0]], atol=1e-12)
 
@@ -92,8 +93,24 @@ def test_pose_files_round_trip_and_quaternions_are_normalised(tmp_path):
   path = tmp_path / "pose.json"
   path.write_text(json.dumps({"rotation": [2, 0, 0, 0], "translation": [1, 2, 3], "scale": 2}))
   read = layout.load_pose(path)
-  np.testing.assert_array_equal(read.matrix, np.eye(3))
+  np.testing.assert_array_equal(read.rotation, np.eye(3))
   np.testing.assert_array_equal(read.scale, [2, 2, 2])
+  layout.write_pose(path, read)
+  for found, value in zip(layout.load_pose(path), read, strict=True):
+    np.testing.assert_array_equal(found, value)
+
+
+def test_a_pose_of_which_only_the_rotation_is_known_stays_one_in_its_file(tmp_path):
+  known = rotation_only(pose((10, 20, 30)).rotation)
+  layout.write_pose(tmp_path / "pose.json", known)
+  stated = json.loads((tmp_path / "pose.json").read_text())
+  assert stated["translation"] is None and stated["scale"] is None
+  read = layout.load_pose(tmp_path / "pose.json")
+  assert not is_placed(read)
+  np.testing.assert_allclose(read.rotation, known.rotation, atol=1e-12)
+  scores = score(read, pose((10, 20, 30), (1, 2, 3), 0.5))
+  assert scores["icp_rot_deg"] == pytest.approx(0, abs=0.3)
+  assert [scores[name] for name in ("iou_3d", "add_s", "add_s_01")] == [None] * 3
 
 
 @pytest.mark.parametrize(
