@@ -1,7 +1,7 @@
-"""Distils a flow model into one that needs few steps (shortcut models), and draws quality over the
-number of steps.
+r"""Distils a flow model into one that needs few steps, and draws quality over their number.
 
-    python -m launch.distill --config configs/distill_geometry.py --workdir DIR --config.init_from=CHECKPOINT --config.eval.decoder=VAE
+    python -m launch.distill --config configs/distill_geometry.py --workdir DIR \
+        --config.init_from=CHECKPOINT --config.eval.decoder=VAE
 """
 
 from launch.trainer import train

@@ -1,8 +1,7 @@
-r"""Aligns a flow model with preferences: pairs of a better and a worse shape for the same photo,
-against a frozen reference.
+r"""Aligns a flow model with preferences: a better and a worse shape of each photo.
 
-    python -m launch.dpo --config configs/dpo_geometry.py --workdir DIR --config.init_from=CHECKPOINT \
-        --config.data.mixture.preferences.path=DATA
+    python -m launch.dpo --config configs/dpo_geometry.py --workdir DIR \
+        --config.init_from=CHECKPOINT --config.data.mixture.preferences.path=DATA
 """
 
 from launch.trainer import train

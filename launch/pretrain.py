@@ -1,6 +1,7 @@
-"""Pre-trains or mid-trains a flow model; the configuration says which.
+r"""Pre-trains or mid-trains a flow model; the configuration says which.
 
-python -m launch.pretrain --config configs/pretrain_geometry.py --workdir DIR --config.data.mixture.iso_3do.path=DATA
+    python -m launch.pretrain --config configs/pretrain_geometry.py --workdir DIR \
+        --config.data.mixture.iso_3do.path=DATA
 """
 
 from launch.trainer import train

@@ -1,6 +1,7 @@
-"""Trains an autoencoder.
+r"""Trains an autoencoder.
 
-python -m launch.train_vae --config configs/vae_structure.py --workdir DIR --config.data.mixture.iso_3do.path=DATA
+    python -m launch.train_vae --config configs/vae_structure.py --workdir DIR \
+        --config.data.mixture.iso_3do.path=DATA
 """
 
 from launch.trainer import train

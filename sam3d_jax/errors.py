@@ -1,5 +1,6 @@
-"""Errors that carry a meaning for whoever started the job; `launch.console.cli` turns each into its exit
-code.
+"""Errors that carry a meaning for whoever started the job.
+
+`launch.console.cli` turns each into its exit code.
 """
 
 

@@ -179,7 +179,7 @@ def assert_gone(pids: list[int], *, timeout: float = 30.0) -> None:
 
 
 def check_ledger(workdir: pathlib.Path, begun: float) -> None:
-  """The ledger's phases sum to the wall time as its own clock and as ours measured it, within 1 %."""
+  """The ledger's phases sum to the wall time, by its own clock and by ours, within 1 %."""
   rows = jobs.ledger_rows(workdir)
   summary = ledger.summarize(rows)
   assert abs(sum(summary["seconds"].values()) - summary["wall"]) <= 0.01 * summary["wall"], summary

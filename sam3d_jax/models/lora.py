@@ -142,7 +142,7 @@ def folded(params: Mapping, scale: float) -> dict:
 
 
 def layer_count(name: str, kernel: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> int:
-  """Layers of a stack (1 if there is no layer axis); raises InputError unless the three shapes fit."""
+  """Layers of a stack, 1 if there is no layer axis. Raises InputError unless the shapes fit."""
   rank = a[-1]
   if b[0] == rank and (*a[:-1], *b[1:]) == tuple(kernel):
     return 1

@@ -53,7 +53,7 @@ class PointmapConfig:
 
 
 class WindowBlock(nnx.Module):
-  """Pre-norm transformer block without layer scale, of which only the first row's output is used."""
+  """Pre-norm transformer block without layer scale; only its first row's output is used."""
 
   def __init__(self, cfg: PointmapConfig, *, rngs: nnx.Rngs):
     dtype = jnp.dtype(cfg.dtype)
@@ -68,16 +68,22 @@ class WindowBlock(nnx.Module):
 
   @jax.default_matmul_precision("float32")
   def values_closed(self, features_WLF, basis_FD, first_D, position_LD):
-    """What `attn.out` gets in `attend` of the rows [first, features @ basis + position] of every
-    window, without any of those rows:
-    (windows, H, K) fp32.
+    """What `attn.out` gets in `attend`, computed without the rows: (windows, H, K) fp32.
 
-    With one query a head, q·(W_k y) = (W_k^T q)·y and sum_l w_l W_v y_l = W_v (sum_l w_l y_l), the key bias cancels in the softmax and
-    the value bias passes through it. Here the query is the same in every window, and what is left after the norm,
-    y_l = (f_l @ M + p_l) / std_l * scale + bias with M and p centred over D, is linear in the few features of a point but for std_l, whose
-    square is a quadratic form in them: |f_l @ M + p_l|² = f G f^T + 2 f·(M p_l) + |p_l|² with G = M
-    M^T. So M, p and q meet once for all
-    windows, and a window costs L H numbers instead of L D. Products are small and in true fp32: coordinates have a large range.
+    The rows of a window are [first, features @ basis + position].
+
+    With one query a head, q·(W_k y) = (W_k^T q)·y and sum_l w_l W_v y_l = W_v (sum_l w_l y_l); the
+    key bias cancels in the softmax and the value bias passes through it. Here the query is the same
+    in every window, and what is left after the norm,
+
+        y_l = (f_l @ M + p_l) / std_l * scale + bias    with M and p centred over D,
+
+    is linear in the few features of a point but for std_l, whose square is a quadratic form in them:
+
+        |f_l @ M + p_l|² = f G f^T + 2 f·(M p_l) + |p_l|²    with G = M M^T.
+
+    So M, p and q meet once for all windows, and a window costs L H numbers instead of L D. Products
+    are small and in true fp32: coordinates have a large range.
     """
     scale_D, shift_D = self.norm1.scale[...], self.norm1.bias[...]
     basis_FD, position_LD = centred(basis_FD), centred(position_LD)

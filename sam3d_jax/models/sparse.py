@@ -268,7 +268,7 @@ def attend_in_windows(q_BVHK, k_BVHK, v_BVHK, groups: Groups, window: int):
 
 
 def _attend_nearby(q_BVHK, k_BVHK, v_BVHK, rank_BV, block: int):
-  """Attention to equal ranks, which lie in the query's own block, the one before or the one after."""
+  """Attention to equal ranks, which lie in the query's own block or in one beside it."""
   voxels = q_BVHK.shape[1]
   blocks = -(-voxels // block)
   tail = blocks * block - voxels

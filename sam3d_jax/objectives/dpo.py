@@ -41,7 +41,7 @@ def candidate_error(
   weights: Mapping[str, float],
   sigma_min: float,
 ) -> jax.Array:
-  """Weighted squared velocity error of one candidate, (B,); latents that the pair lacks count zero."""
+  """Weighted squared velocity error of one candidate, (B,); absent latents count zero."""
   x_t, target = flow_matching.masked_inputs(noise, data, present, t_B, sigma_min)
   prediction = model.velocity(x_t, t_B, tokens_BSD, flow_matching.step_zero(model))
   return flow_matching.weighted_errors(prediction, target, present, weights)[2]
@@ -65,18 +65,19 @@ def dpo(
   Args:
     model, frozen: the model being aligned and the reference it started from.
     batch: winners and losers of the same condition; a pair that lacks one of `latents` in a sample
-    is not trained on it.
+      is not trained on it.
     beta, T: strength of the pull to the reference and number of diffusion steps it stands for; only
-    their product matters.
+      their product matters.
     latents: which latents are compared, with equal weights. All that the batch holds are fed to the
-    model.
+      model.
     time_weight: name of w(t) in paths.TIME_WEIGHTS. t is uniform.
     whole: as in flow matching.
 
   Returns:
-    The loss and `dpo/margin` (reward of the winner minus that of the loser), `dpo/accuracy` (share of pairs with a positive
-    margin), `dpo/reward_win`, `dpo/reward_lose`, and the winner's plain flow error of model and reference, `dpo/error`,
-    `dpo/error_ref`.
+    The loss, and metrics: `dpo/margin` (reward of the winner minus that of the loser),
+    `dpo/accuracy` (share of pairs with a positive margin), `dpo/reward_win`, `dpo/reward_lose`, and
+    the winner's plain flow error of model and reference, `dpo/error`, `dpo/error_ref`.
+
   Raises:
     ValueError: there is no frozen reference.
   """

@@ -209,25 +209,23 @@ def shortcut(
   Args:
     model: a model with a step embedder, initialised from the trained checkpoint.
     frozen: where the targets come from (e.g. a running average of the model); None for the model
-    itself.
+      itself.
     consistency_fraction: share of the batch that learns self-consistency; a static split of the
-    rows, the rest learns the flow.
+      rows, the rest learns the flow.
     step_sizes: half step sizes d, drawn with equal probability; the prediction is made at 2 d.
     guidance, guided_latents, guided_fraction: weight of guidance in the targets, the latents that
-    take it, and the share of
-      consistency rows that do.
+      take it, and the share of consistency rows that do.
     guided_levels: "flow": only targets that step along d = 0 are guided, and larger steps inherit
-    it, as in Frans et al. 2024;
-      "all": every target. Guidance of velocities that are guided already multiplies what the condition changes by 1 + w at each
-      doubling (the "compounding guidance" of arXiv 2510.21250), which diverges.
+      it, as in Frans et al. 2024; "all": every target. Guidance of velocities that are guided
+      already multiplies what the condition changes by 1 + w at each doubling (the "compounding
+      guidance" of arXiv 2510.21250), which diverges.
     consistency_weight: factor of the consistency loss in the total.
     finest_is_flow: the targets of the smallest d step along d = 0, the flow itself, as no smaller
-    step teaches that d.
+      step teaches that d.
     keep_on_path: moves t back to the last start from which 2 d ends at t <= 1 (to 0 if 2 d >= 1);
-    the published loss lets it
-      run over.
+      the published loss lets it run over.
     drop_condition: as in flow matching, on flow rows only: a consistency target is always
-    conditional.
+      conditional.
     whole: as in flow matching. Which rows are consistency rows is decided in each part by itself.
 
   Raises:

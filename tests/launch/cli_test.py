@@ -104,9 +104,10 @@ def test_outcomes_map_to_exit_codes(error, code):
 
 def test_a_configuration_error_is_found_before_jax_is_imported():
   code = (
-    "import sys; from launch.console import cli; code = cli.run_command(lambda a: 0, description='x', "
-    f"argv=['--config={CONFIG}', '--config.optim.lrr=1']); assert code == 2; assert 'jax' not in "
-    "sys.modules"
+    "import sys; from launch.console import cli;"
+    f"argv = ['--config={CONFIG}', '--config.optim.lrr=1'];"
+    "code = cli.run_command(lambda a: 0, description='x', argv=argv);"
+    "assert code == 2; assert 'jax' not in sys.modules"
   )
   subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 

@@ -209,7 +209,7 @@ def blocks(fixture: Fixture):
 
 
 def _gradients(module, rules, r, args) -> dict[str, np.ndarray]:
-  """Gradients of sum(module(*args) * r), r cut to the module's width, under their published names."""
+  """Gradients of sum(module(*args) * r), r cut to its width, under their published names."""
   graph, params = nnx.split(module)
 
   @jax.jit

@@ -1,5 +1,7 @@
-"""A command for tests of chains: `python -m tests.support.chain_step NAME FOLDER` notes that it ran, then
-ends as FOLDER/NAME.exit says.
+"""A command for tests of chains.
+
+`python -m tests.support.chain_step NAME FOLDER` notes that it ran, then ends as FOLDER/NAME.exit
+says.
 """
 
 import os

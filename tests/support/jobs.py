@@ -93,7 +93,7 @@ class Job:
       process.wait()
 
   def until(self, condition: Callable[[], bool], *, timeout: float = 600.0) -> bool:
-    """Waits until `condition()`; False if the job ended before. Raises TimeoutError with the logs."""
+    """Waits until `condition()`; False if the job ended. Raises TimeoutError with the logs."""
     deadline = time.monotonic() + timeout
     while not condition():
       if any(p.poll() is not None for p in self.processes):

@@ -1,6 +1,8 @@
 """Point maps made up for photographs that have none: for tests, not measured, not estimated.
 
-    python -m tests.support.synthetic_depth PHOTOS OUT        copies a folder of scenes (image, masks) and puts pointmap.npz beside each image
+    python -m tests.support.synthetic_depth PHOTOS OUT
+
+copies a folder of scenes (image, masks) and puts pointmap.npz beside each image.
 
 The photo is taken to show a floor, seen from 1.5 m under 15 degrees, up to a wall at 6 m; every
 mask is an upright half cylinder that stands on the floor at its lowest pixel.

@@ -94,7 +94,8 @@ def test_skipped_fields_come_back_absent_and_the_others_unchanged():
 
 def test_equal_examples_give_equal_bytes_in_another_process():
   code = (
-    "import hashlib; from data_pipelines.format import schema; from tests.support import tiny_dataset; import sys;"
+    "import hashlib, sys; from data_pipelines.format import schema;"
+    "from tests.support import tiny_dataset;"
     "print(hashlib.sha256(schema.serialise(tiny_dataset.make_example(3, kind='preference'), "
     "'preference')).hexdigest());"
     "print('tensorflow' in sys.modules)"

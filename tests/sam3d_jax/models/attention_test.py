@@ -77,7 +77,7 @@ def test_rows_share_their_keys_as_heads_with_equal_keys_do():
   [lambda q, k, v: attend(q, k, v, backend="xla"), lambda q, k, v: attend_few(q, (k,), (v,))],
 )
 def test_half_precision_products_are_not_widened_by_their_gradients(attention):
-  """fp32 comes out of bf16 products, and bf16 goes back into them: no product has an fp32 operand."""
+  """fp32 comes out of bf16 products, bf16 goes back in: no product has an fp32 operand."""
   q, k, v = _qkv((3, 9), dtype=jnp.bfloat16)
   jaxpr = jax.make_jaxpr(
     jax.grad(lambda *qkv: attention(*qkv).astype(jnp.float32).sum(), argnums=(0, 1, 2))
