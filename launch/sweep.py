@@ -14,19 +14,10 @@ On a SLURM cluster `--cluster job.yaml` runs every trial as a job of the size th
 """
 
 import argparse
-import json
 import pathlib
-import shlex
 
-from launch.cluster import slurm
-from launch.cluster import spec as cluster_spec
 from launch.console import cli
-from launch.sweeps import report, space
-from launch.sweeps.trials import Runner, command_of
-from sam3d_jax.errors import InputError, JobFailed
-from sam3d_jax.files import atomic
-
-RECORD = "sweep.json"
+from launch.sweeps import run as sweep_run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,75 +69,21 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Checks every trial's configuration, then runs what is left of the sweep."""
-  if args.parallel < 1 or args.retries < 0:
-    raise InputError(
-      f"--parallel {args.parallel} must be at least 1 and --retries {args.retries} at least 0"
+  """Runs what is left of the sweep."""
+  sweep_run.run(
+    sweep_run.Spec(
+      sweep=args.sweep,
+      workdir=pathlib.Path(args.workdir).absolute(),
+      base=args.base,
+      overrides=tuple(args.set),
+      parallel=args.parallel,
+      retries=args.retries,
+      launcher=args.launcher,
+      cluster=args.cluster,
+      dry_run=args.dry_run,
+      report=args.report,
     )
-  sweep = space.load(args.sweep, base=args.base, extra=args.set)
-  workdir = pathlib.Path(args.workdir).absolute()
-  launcher = launcher_of(args)
-  print(
-    f"{len(sweep.trials)} trials of launch.{sweep.command} {sweep.config}, ranked by "
-    f"{sweep.metric} ({sweep.goal}, {sweep.pick})"
   )
-  if args.dry_run:
-    for trial in sweep.trials:
-      print(f"{trial.id}  {shlex.join([*launcher, *command_of(sweep, trial, workdir)])}")
-    return
-  record(workdir, sweep)
-  runner = Runner(sweep, workdir, parallel=args.parallel, retries=args.retries, launcher=launcher)
-  if not args.report:
-    runner.run(lambda: report.write(sweep, workdir))
-  rows = report.write(sweep, workdir)
-  print(report.text(sweep, rows))
-  print(f"wrote {workdir / 'table.csv'} and {workdir / 'report.html'}")
-  failed = [row["id"] for row in rows if row["status"] == "failed"]
-  if failed and not args.report:
-    raise JobFailed(
-      f"{len(failed)} of {len(rows)} trials failed: "
-      + ", ".join(f"{workdir / i / 'log.txt'}" for i in failed)
-    )
-
-
-def launcher_of(args: argparse.Namespace) -> list[str]:
-  """What stands before the command line of every trial."""
-  if not args.cluster:
-    return shlex.split(args.launcher)
-  if args.launcher:
-    raise InputError(
-      f"--cluster {args.cluster} and --launcher {args.launcher!r} both say how trials are "
-      "submitted: give one"
-    )
-  spec = cluster_spec.load(args.cluster)
-  if spec.slurm is None:
-    raise InputError(
-      f"--cluster {args.cluster} has no section slurm, the only kind of cluster that sweeps run on"
-    )
-  return slurm.launcher(spec)
-
-
-def record(workdir: pathlib.Path, sweep: space.Sweep) -> None:
-  """Writes down what the folder is a sweep of. Raises InputError if it is one of other trials; more
-  of the same may be added.
-  """
-  now = {
-    "command": sweep.command,
-    "config": sweep.config,
-    "trials": {t.id: t.swept for t in sweep.trials},
-  }
-  path = workdir / RECORD
-  if path.exists():
-    before = json.loads(path.read_text())
-    gone = [i for i in before["trials"] if i not in now["trials"]]
-    if gone or (before["command"], before["config"]) != (now["command"], now["config"]):
-      raise InputError(
-        f"{workdir} holds a sweep of launch.{before['command']} {before['config']} with other "
-        "trials "
-        f"({', '.join(gone[:3]) or 'another command'}): give another --workdir, or the settings it "
-        "was started with"
-      )
-  atomic.write_json(path, now)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,75 @@
+"""What a checkpoint holds and where it comes from, as lines of text."""
+
+from collections.abc import Iterator, Mapping
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+
+from launch.inspection.trees import tree_lines
+from sam3d_jax.torch_bridge import stream
+from sam3d_jax.training import checkpoint
+
+SHOWN_PATHS = 4  # of leaves that differ between a checkpoint and its parent
+
+
+def arrays(workdir: str, step: int | None) -> Iterator[str]:
+  """A checkpoint's arrays as a tree."""
+  step = checkpoint.resolve_step(workdir, step)
+  meta = checkpoint.read_meta(workdir, step)
+  model = (meta["config"].get("model") or {}).get("name", "unknown")
+  stage = meta["lineage"].get("stage", "unknown")
+  digest = checkpoint.digest(meta)
+  others = [str(other) for other in checkpoint.steps(workdir) if other != step]
+  yield f"{workdir} step {step}, model {model}, stage {stage}, digest {digest}"
+  yield f"other steps: {', '.join(others) or 'none'}"
+  yield from tree_lines(checkpoint.stored_shapes(workdir, step))
+
+
+def digests(workdir: str, step: int | None) -> Iterator[str]:
+  """`<path> <dtype> <shape> <sha256>` per array, sorted; of the array's bytes in C order."""
+  step = checkpoint.resolve_step(workdir, step)
+  paths = sorted(checkpoint.stored_shapes(workdir, step))
+  stored = stream.read_params(workdir, step, {path: path for path in paths})
+  for path in stored:
+    array = np.asarray(stored[path])
+    shape = ",".join(map(str, array.shape))
+    digest = hashlib.sha256(array.tobytes()).hexdigest()
+    yield f"{path} {array.dtype} ({shape}) {digest}"
+
+
+def lineage(workdir: str, step: int | None) -> Iterator[str]:
+  """The chain from this checkpoint to its first ancestors."""
+  step = checkpoint.resolve_step(workdir, step)
+  meta = checkpoint.read_meta(workdir, step)
+  name = f"{workdir} step {step}  digest {checkpoint.digest(meta)}"
+  yield from _ancestors(meta["lineage"], name, depth=0)
+
+
+def _ancestors(recorded: Mapping[str, Any], name: str, depth: int) -> Iterator[str]:
+  """A checkpoint, what it was made from and on, and then its parents, each a level deeper."""
+  pad = "  " * depth
+  yield f"{pad}{name}  stage {recorded.get('stage', 'unknown')}"
+  for key in ("source", "commit", "seed"):
+    if recorded.get(key) not in (None, ""):
+      yield f"{pad}  {key} {recorded[key]}"
+  for file, digest in recorded.get("files", {}).items():
+    yield f"{pad}  file {file} sha256 {digest}"
+  for dataset, identity in recorded.get("datasets", {}).items():
+    yield f"{pad}  dataset {dataset} {json.dumps(identity, sort_keys=True)}"
+  if recorded.get("latents"):
+    yield f"{pad}  latents {json.dumps(recorded['latents'], sort_keys=True)}"
+  for parent in recorded.get("parents", ()):
+    for key, said in (("fresh", "new leaves"), ("left_out", "leaves not taken over")):
+      if parent.get(key):
+        yield f"{pad}  {_listed(parent[key], said)}"
+    where = f"{parent['path']} step {parent['step']} ({parent['which']})"
+    label = f"from {where}  digest {parent['digest']}"
+    yield from _ancestors(parent["lineage"], label, depth + 1)
+
+
+def _listed(paths: list[str], said: str) -> str:
+  """How many leaves, and the first few."""
+  more = " ..." if len(paths) > SHOWN_PATHS else ""
+  return f"{len(paths)} {said}: {', '.join(paths[:SHOWN_PATHS])}{more}"
