@@ -1,0 +1,67 @@
+"""The documents name files, commands, tests and flags that exist."""
+
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md"))
+FOLDERS = "sam3d_jax|data_pipelines|launch|configs|tests|docs"
+
+
+def names(pages: list[pathlib.Path]) -> list:
+  return [pytest.param(page, id=page.name) for page in pages]
+
+
+@pytest.mark.parametrize("page", names(PAGES))
+def test_every_file_and_module_that_a_page_names_exists(page):
+  text = page.read_text()
+  files = set(re.findall(rf"\b(?:{FOLDERS})/[\w/]+\.(?:py|md|json|png)\b", text))
+  missing = [name for name in files if not (ROOT / name).is_file()]
+
+  for module in set(re.findall(rf"python -m ((?:{FOLDERS})(?:\.\w+)+)", text)):
+    path = ROOT / module.replace(".", "/")
+    if not path.with_suffix(".py").is_file() and not (path / "__main__.py").is_file():
+      missing.append(module)
+  assert missing == []
+
+
+@pytest.mark.parametrize("page", names(PAGES))
+def test_every_link_of_a_page_leads_somewhere(page):
+  broken = []
+  for target, anchor in re.findall(r"\]\(([^)#:]*)(#[^)]*)?\)", page.read_text()):
+    file = page.parent / target if target else page
+    if not file.exists():
+      broken.append(target)
+    elif anchor and anchor not in anchors(file):
+      broken.append(target + anchor)
+  assert broken == []
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+  """The anchors of a page's headings, as GitHub makes them."""
+  headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+  return {"#" + re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in headings}
+
+
+def test_every_test_that_a_page_names_exists():
+  defined = {
+    (path.stem, name)
+    for path in (ROOT / "tests").rglob("*_test.py")
+    for name in re.findall(r"def (test_\w+)", path.read_text())
+  }
+  everywhere = {name for _, name in defined}
+  missing = []
+  for page in PAGES:
+    text = page.read_text()
+    of_a_file = re.findall(r"`(?:[\w/]*/)?(\w+_test)(?:\.py)?::(test_\w+)`", text)
+    missing += [f"{file}::{name}" for file, name in of_a_file if (file, name) not in defined]
+    missing += [name for name in re.findall(r"`(test_\w+)`", text) if name not in everywhere]
+  assert missing == []
+
+
+def test_every_page_is_in_the_index():
+  index = (ROOT / "docs" / "index.md").read_text()
+  pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+  assert {page for page in pages if f"({page})" not in index} == set()
