@@ -106,7 +106,9 @@ def run(tmp_path, *arguments: str):
   return code, json.loads(path.read_text()) if path.exists() else None
 
 
-@pytest.mark.parametrize("path", ["configs/pretrain_geometry.py:fake", VAE])
+@pytest.mark.parametrize(
+  "path", [VAE, pytest.param("configs/pretrain_geometry.py:fake", marks=pytest.mark.slow)]
+)
 def test_the_report_is_of_the_program_that_training_runs(tmp_path, path):
   code, report = run(tmp_path, "--config", path, "--topology", "cpu:1")
   assert code == 0 and report["fits"]

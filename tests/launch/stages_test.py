@@ -19,7 +19,7 @@ from launch.trainer import train
 from sam3d_jax.models import parameters, registry
 from sam3d_jax.torch_bridge import release
 from sam3d_jax.training import checkpoint
-from tests.support import tiny_dataset
+from tests.support import jobs, tiny_dataset
 
 STAGES = {  # stage -> (configuration, stage of the command, stage before, source in the mixture)
   "pretrain": ("configs/pretrain_geometry.py", "pretrain", None, "iso_3do"),
@@ -29,6 +29,7 @@ STAGES = {  # stage -> (configuration, stage of the command, stage before, sourc
   "distill": ("configs/distill_geometry.py", "distill", "dpo", "mitl_3do"),
 }
 STEPS, KILLED_AT = 4, 2
+KILLED = ("dpo", "distill")  # one keeps a reference, one starts where that ended
 LAYOUT_ONLY = "flow/(latents/(rotation|translation|scale|translation_scale)|blocks/layer/layout)/.*"
 
 
@@ -73,8 +74,8 @@ class Work:
     )
 
   def _trained(self, stage: str):
-    """The stage's folder after it was stopped once and resumed; with evaluation of shapes where
-    that is cheap to compile.
+    """The stage's folder, some after they were stopped once and resumed; with evaluation of shapes
+    where that is cheap to compile.
     """
     folder, before = self.root / stage, STAGES[stage][2]
     if before is None:  # its own training is tests/launch/train_command_test.py's
@@ -88,12 +89,17 @@ class Work:
     scored += ["--config.eval.steps_curve=(1,2)"] if stage == "distill" else []
     # fine-tuning has the same losses and evaluates them
     scored += ["--config.eval.every=0"] if stage == "midtrain_os" else []
-    with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(train, "Progress", Killer)
-      assert self.run(stage, folder, *scored, parent=parent) == cli.EXIT_RETRY
-    assert checkpoint.steps(folder) == [KILLED_AT]
+    if stage in KILLED:
+      self.kill(stage, folder, *scored, parent=parent)
     assert self.run(stage, folder, *scored, parent=parent) == 0
     return folder
+
+  def kill(self, stage: str, folder, *overrides: str, parent) -> None:
+    """Starts the stage and stops it as a cluster would."""
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(train, "Progress", Killer)
+      assert self.run(stage, folder, *overrides, parent=parent) == cli.EXIT_RETRY
+    assert checkpoint.steps(folder) == [KILLED_AT]
 
 
 class Killer(train.Progress):
@@ -150,14 +156,25 @@ def rows(folder):
 
 
 @pytest.mark.parametrize("stage", ["midtrain_os", "sft", "dpo", "distill"])
-def test_a_stage_starts_from_the_one_before_is_killed_resumes_and_evaluates(work, stage):
+def test_a_stage_starts_from_the_one_before_and_evaluates_killed_and_resumed_or_not(work, stage):
   folder, before = work.trained(stage), STAGES[stage][2]
   assert checkpoint.steps(folder)[-1] == STEPS
+  assert len(jobs.ledger_rows(folder)) == (2 if stage in KILLED else 1)
   (parent,) = checkpoint.read_meta(folder)["lineage"]["parents"]
   assert parent["digest"] == checkpoint.digest(checkpoint.read_meta(work.trained(before)))
   if stage != "midtrain_os":
     (evaluated,) = [r for r in rows(folder) if "eval/loss" in r]
     assert evaluated["step"] == STEPS and np.isfinite(evaluated["eval/loss"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["midtrain_os", "sft"])
+def test_a_killed_stage_ends_bit_for_bit_where_an_unbroken_one_does(work, stage, tmp_path):
+  unbroken, parent = work.trained(stage), work.trained(STAGES[stage][2])
+  plain = "--config.eval.every=0"
+  work.kill(stage, tmp_path / "run", plain, parent=parent)
+  assert work.run(stage, tmp_path / "run", plain, parent=parent) == 0
+  jobs.assert_same_run(unbroken, tmp_path / "run")
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo", "distill"])
