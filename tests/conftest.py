@@ -41,7 +41,6 @@ LONGEST = (
   "launch/hosts_test.py",
   "sam3d_jax/models/geometry_flow_test.py",
   "launch/aot_test.py",
-  "sam3d_jax/objectives/objectives_test.py",
   "launch/sample_command_test.py",
   "launch/torch_twin_test.py",
   "sam3d_jax/torch_bridge/release_test.py",
