@@ -95,7 +95,9 @@ def test_the_twin_trains_on_the_batches_of_a_configuration():
   config = cli.load_config("configs/pretrain_geometry.py:fake", [])
   setup = train.Setup(config)
   side = benchmark.TorchSide(
-    types.SimpleNamespace(setup=setup, state=types.SimpleNamespace(params=setup.random_params()))
+    types.SimpleNamespace(
+      setup=setup, state=types.SimpleNamespace(params=jax.jit(setup.random_params)())
+    )
   )
   before = {name: p.detach().clone() for name, p in side.training.model.named_parameters()}
   for counted in (False, True):
