@@ -65,3 +65,15 @@ def test_every_page_is_in_the_index():
   index = (ROOT / "docs" / "index.md").read_text()
   pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
   assert {page for page in pages if f"({page})" not in index} == set()
+
+
+def test_the_architecture_names_every_room():
+  page = (ROOT / "docs" / "architecture.md").read_text()
+  rooms = {
+    marker.parent.relative_to(ROOT).as_posix()
+    for package in ("sam3d_jax", "data_pipelines", "launch")
+    for marker in (ROOT / package).rglob("__init__.py")
+  }
+  assert {room for room in rooms if f"`{room}`" not in page} == set()
+  named = set(re.findall(r"`((?:sam3d_jax|data_pipelines|launch)/[\w/]+)`", page))
+  assert {room for room in named if not (ROOT / room).is_dir()} == set()
