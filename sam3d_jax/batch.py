@@ -65,3 +65,12 @@ class PreferenceBatch(NamedTuple):
   lose: dict[str, np.ndarray]
   # latent name -> (B,) bool, true where both candidates have the latent
   present: dict[str, np.ndarray]
+
+
+# Batch type -> path of each array that holds the tokens of an example -> axis along which they lie.
+# That axis may be split over devices besides the batch (`mesh.context`); a batch type without such
+# arrays needs no entry.
+TOKEN_AXES: dict[type, dict[str, int]] = {
+  GeometryBatch: {"latents/shape": 1},
+  PreferenceBatch: {"win/shape": 1, "lose/shape": 1},
+}

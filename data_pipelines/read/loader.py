@@ -16,7 +16,7 @@ import functools
 import itertools
 import sys
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 import grain
@@ -24,14 +24,13 @@ from ml_collections import ConfigDict
 
 from data_pipelines.format import records, schema
 from data_pipelines.format.records import CorruptRecord
-from data_pipelines.read import fake, mixture, rows
+from data_pipelines.read import fake, kinds, mixture, rows
 from data_pipelines.read.augment import AugmentConfig
-from sam3d_jax.batch import GeometryBatch, PreferenceBatch, StructureBatch
 from sam3d_jax.errors import ConfigError, InputError
 
 PROBED = 8  # records of each source that are looked at before a run starts
 
-Batch = GeometryBatch | StructureBatch | PreferenceBatch
+Batch = Any  # a type of sam3d_jax.batch: the one that the kind of batch delivers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +107,7 @@ class Reader:
   """
 
   config: DataConfig
-  kind: str
+  kind: kinds.BatchKind
   splits: Mapping[str, records.Split]
   mixture: mixture.Mixture
   batch_size: int  # global
@@ -141,14 +140,8 @@ class Reader:
     rng = (
       rows.generator(self.seed, step, example["key"]) if self.config.augment is not None else None
     )
-    if self.kind == "structure":
-      row = rows.structure_row(example, self.config)
-    elif self.kind == "geometry":
-      row = rows.geometry_row(example, self.config, rng)
-    else:
-      # changes with the epoch: never cached
-      return rows.preference_row(example, self.config, rng, draw.epoch)
-    if self.cache is not None:
+    row = self.kind.row(example, self.config, rng, draw.epoch)
+    if self.cache is not None and not self.kind.by_epoch:
       self.cache.put(key, row)
     return row
 
@@ -174,7 +167,7 @@ class Loader:
   @property
   def spec(self) -> Batch:
     """A batch in shape and type, read from nowhere."""
-    return rows.spec(self._reader.config, self._reader.kind, self.rows)
+    return self._reader.kind.spec(self._reader.config, self.rows)
 
   def __len__(self) -> int:
     """Records of all sources together."""
@@ -247,7 +240,7 @@ class Loader:
       raise QuarantineExceeded(
         f"{len(self.corrupt)} unreadable records, data.quarantine_budget = {budget}:\n  {listed}"
       )
-    return rows.stack([sample.row for sample in read])
+    return self._reader.kind.collate([sample.row for sample in read], self._reader.config)
 
 
 def _read_step(reader: Reader, host_index: int, rows: int, step: int) -> list[Sample]:
@@ -273,28 +266,29 @@ def make_loader(
 ) -> Loader:
   """Opens the sources of `config` and checks that they hold what is asked for.
 
-  kind: "geometry", "structure" or "preference", the batch type delivered.  batch_size: global, a
+  kind: one of kinds.KINDS, the kind of batch delivered.  batch_size: global, a
   multiple of host_count. Raises InputError for a missing or half-built dataset, a kind or latent
   that no source has, or latents of two autoencoders.
   """
-  if kind not in rows.KINDS:
-    raise ConfigError(f"data kind {kind!r} is not one of {', '.join(rows.KINDS)}")
+  batch_kind = kinds.lookup(kind)
   if batch_size < 1 or batch_size % host_count:
     raise ConfigError(f"batch_size = {batch_size} does not divide among {host_count} hosts")
   if not 0 <= host_index < host_count:
     raise ConfigError(f"host {host_index} is not one of {host_count}")
-  skip = rows.unused_fields(kind, config)
+  skip = kinds.unused_fields(batch_kind, config)
   splits = {
     name: records.open_split(path, config.split, skip=skip)
     for name, (path, _) in config.mixture.items()
   }
   for name, split in splits.items():
-    if kind == "preference" and split.kind != "preference":
-      raise InputError(f"source {name!r} ({split.directory}) holds no preference examples")
+    if batch_kind.records not in ("example", split.kind):
+      raise InputError(
+        f"source {name!r} ({split.directory}) holds no {batch_kind.records} examples"
+      )
   if config.min_rating is not None:
     splits = {name: records.accepted(split, config.min_rating) for name, split in splits.items()}
-  if kind != "structure":
-    config = _probe(config, splits)
+  if batch_kind.latents:
+    config = _probe(config, splits, batch_kind.latents)
   try:
     mix = mixture.make_mixture(
       {n: len(s) for n, s in splits.items()}, {n: w for n, (_, w) in config.mixture.items()}, seed
@@ -302,7 +296,8 @@ def make_loader(
   except ValueError as error:
     raise ConfigError(f"data.mixture: {error}") from error
   cache = RowCache(config.cache_mb * 2**20) if config.cache_mb else None
-  return Loader(Reader(config, kind, splits, mix, batch_size, seed, cache), host_index, host_count)
+  reader = Reader(config, batch_kind, splits, mix, batch_size, seed, cache)
+  return Loader(reader, host_index, host_count)
 
 
 def from_config(
@@ -330,15 +325,7 @@ def from_config(
     "min_rating": threshold(settings.pop("thresholds"), settings.pop("iteration")),
   }
   sources = {name: entry for name, entry in sources.items() if entry["weight"] != 0}
-  if kind != "structure":
-    pointmap = model_config.condition.pointmap
-    settings |= {
-      "resize_twice": pointmap is None or pointmap.resize_twice,
-      "streams": tuple(model_config.condition.streams),
-      "latents": latents,
-      "shape_resolution": model_config.flow.shape_resolution,
-      "latent_channels": model_config.flow.latent_channels,
-    }
+  settings |= kinds.lookup(kind).form(model_config, latents)
   augment = _typed(AugmentConfig, settings.pop("augment"), "data.augment")
   settings["augment"] = augment if augmented and augment.active else None
   place = {
@@ -389,16 +376,11 @@ def _typed(cls, values: Mapping, section: str):
   return cls(**values)
 
 
-LATENT_FIELDS = {
-  "shape": ("structure_latent",),
-  "rotation": ("rotation",),
-  "translation": ("translation", "scale", "pointmap"),
-  "scale": ("translation", "scale", "pointmap"),
-  "translation_scale": ("translation", "scale", "pointmap"),
-}
-
-
-def _probe(config: DataConfig, splits: Mapping[str, records.Split]) -> DataConfig:
+def _probe(
+  config: DataConfig,
+  splits: Mapping[str, records.Split],
+  sources: Mapping[str, kinds.LatentSource],
+) -> DataConfig:
   """Looks at the first records: every latent must occur, and the autoencoder's digest is fixed from
   them if not configured.
 
@@ -406,20 +388,17 @@ def _probe(config: DataConfig, splits: Mapping[str, records.Split]) -> DataConfi
   """
   looked_at = list(_first_examples(splits))
   for latent in config.latents:
-    if not any(all(schema.is_present(e, f) for f in LATENT_FIELDS[latent]) for e in looked_at):
-      remedy = " (launch.encode_latents adds it)" if latent == "shape" else ""
+    source = sources[latent]
+    holders = [e for e in looked_at if all(schema.is_present(e, f) for f in source.fields)]
+    if not holders:
+      remedy = f" ({source.remedy})" if source.remedy else ""
+      listed = ", ".join(f"{name} ({split.directory})" for name, split in splits.items())
       raise InputError(
-        f"latent {latent!r} needs {' and '.join(LATENT_FIELDS[latent])}{remedy}; none of the first "
-        "records of "
-        f"{', '.join(f'{n} ({s.directory})' for n, s in splits.items())} has that"
+        f"latent {latent!r} needs {' and '.join(source.fields)}{remedy}; none of the first records "
+        f"of {listed} has that"
       )
-  if "shape" in config.latents and not config.autoencoder:
-    digest = next(
-      e["structure_latent_autoencoder"]
-      for e in looked_at
-      if schema.is_present(e, "structure_latent")
-    )
-    config = dataclasses.replace(config, autoencoder=digest)
+    if source.autoencoder and not config.autoencoder:
+      config = dataclasses.replace(config, autoencoder=holders[0][source.autoencoder])
   return config
 
 

@@ -1,9 +1,9 @@
-"""From one record to one row of a batch: decode, transform, and the latents to be learned.
+"""What rows of batches are made of: decoded images, conditions, occupancy grids, latents to learn.
 
-A row is the NamedTuple of `sam3d_jax.batch` without its leading axis.
+A row is the NamedTuple of `sam3d_jax.batch` without its leading axis; kinds.py makes whole ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import io
 from typing import Any
@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from data_pipelines.format import schema
 from data_pipelines.format.records import CorruptRecord
 from data_pipelines.read.augment import AugmentConfig, augment
-from sam3d_jax.batch import LATENTS, Conditioning, GeometryBatch, PreferenceBatch, StructureBatch
+from sam3d_jax.batch import LATENTS, Conditioning
 from sam3d_jax.errors import ConfigError, InputError
 from sam3d_jax.geometry import pose, preprocessing
 
@@ -67,26 +67,6 @@ class SampleConfig:
     )
 
 
-def unused_fields(kind: str, config: SampleConfig) -> frozenset[str]:
-  """Large fields that rows of this kind do not need."""
-  large = {
-    "image",
-    "image_delit",
-    "mask",
-    "mask_full",
-    "pointmap",
-    "voxels",
-    "structure_latent",
-    "slat",
-  }
-  if kind == "structure":
-    return frozenset(large - {"voxels"})
-  needed = {"image", "mask"} | ({"structure_latent"} if "shape" in config.latents else set())
-  if set(config.streams) & set(POINTMAP_STREAMS) or set(config.latents) - {"shape", "rotation"}:
-    needed.add("pointmap")  # translation and scale are relative to it
-  return frozenset(large - needed)
-
-
 def decode_image(data: bytes, field: str, *, mode: str) -> np.ndarray:
   """Encoded bytes -> uint8 array, (H, W, 3) for mode "RGB", (H, W) for "L". Raises CorruptRecord."""
   try:
@@ -124,14 +104,6 @@ def occupancy(voxels_N3: np.ndarray, resolution: int) -> np.ndarray:
 def generator(seed: int, step: int, key: str) -> np.random.Generator:
   """The randomness of one example at one step, whatever the host or thread that asks."""
   return np.random.default_rng([seed, step, *schema.key_words(key).tolist()])
-
-
-def structure_row(example: schema.Example, config: SampleConfig) -> StructureBatch:
-  """Row of the structure VAE's batch."""
-  require(example, "voxels")
-  return StructureBatch(
-    schema.key_words(example["key"]), occupancy(example["voxels"], config.resolution)
-  )
 
 
 def condition(example: schema.Example, config: SampleConfig, rng: np.random.Generator | None):
@@ -231,56 +203,15 @@ def _shape_tokens(example: Mapping[str, Any], config: SampleConfig, name: str) -
   return latent_XYZC.reshape(-1, config.latent_channels)
 
 
-def geometry_row(
-  example: schema.Example, config: SampleConfig, rng: np.random.Generator | None
-) -> GeometryBatch:
-  """Row of the Geometry model's batch."""
-  cond, scale, shift = condition(example, config, rng)
-  values, present = latents(example, config, scale, shift, f"example {example['key']}")
-  return GeometryBatch(schema.key_words(example["key"]), cond, values, present)
+def zeros(count: int, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+  """(count, *shape) zeros that take no memory: the shape and type of an array of a batch."""
+  return np.broadcast_to(np.zeros((), dtype), (count, *shape))
 
 
-def preference_row(
-  example: schema.Example, config: SampleConfig, rng: np.random.Generator | None, epoch: int
-) -> PreferenceBatch:
-  """Row of a preference batch. An example with several losers shows another one each epoch, in
-  turn.
-  """
-  if not example["losers"]:
-    raise CorruptRecord("the preference example has no loser")
-  cond, scale, shift = condition(example, config, rng)
-  loser = example["losers"][epoch % len(example["losers"])]
-  win, present = latents(example, config, scale, shift, f"winner of {example['key']}")
-  lose, present_too = latents(loser, config, scale, shift, f"loser of {example['key']}")
-  return PreferenceBatch(
-    schema.key_words(example["key"]),
-    cond,
-    win,
-    lose,
-    {n: present[n] & present_too[n] for n in present},
-  )
-
-
-KINDS = ("geometry", "structure", "preference")
-
-
-def spec(config: SampleConfig, kind: str, rows: int) -> Any:
-  """A batch of `rows` rows in shape and type, all zeros that take no memory."""
-  zeros = lambda shape, dtype: np.broadcast_to(np.zeros((), dtype), (rows, *shape))
-  keys = zeros((2,), np.uint32)
-  if kind == "structure":
-    return StructureBatch(keys, zeros((config.resolution,) * 3, np.uint8))
-  cond = {}
-  for name in config.streams:
-    if name in POINTMAP_STREAMS:
-      cond[name] = zeros((config.pointmap_size,) * 2 + (3,), np.float16)
-    else:
-      cond[name] = zeros((config.image_size,) * 2 + (1 if "mask" in name else 3,), np.uint8)
-  values = {name: zeros(config.latent_shape(name), np.float32) for name in LATENTS}
-  present = {name: zeros((), np.bool_) for name in LATENTS}
-  if kind == "geometry":
-    return GeometryBatch(keys, Conditioning(**cond), values, present)
-  return PreferenceBatch(keys, Conditioning(**cond), values, dict(values), present)
+def collate(rows: Sequence[Any], config: SampleConfig) -> Any:
+  """Rows of one size -> batch."""
+  del config
+  return stack(list(rows))
 
 
 def stack(rows: list) -> Any:

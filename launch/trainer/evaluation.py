@@ -167,7 +167,7 @@ class Samples:
     self.replicated = NamedSharding(self.mesh, P())
     self.decoder = jax.device_put(decoder, self.replicated)
     self.row = row_config(config.model)
-    self.learned = objectives.learned_latents(config.objective)
+    self.learned = objectives.learned_latents(config.objective, config.model.name)
     folders = [entry.path for entry in config.data.mixture.values() if entry.weight]
     self.objects = held_out.read(
       folders, config.eval.split, self.row, vae_config.model.resolution, config.eval.objects

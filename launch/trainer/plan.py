@@ -56,12 +56,13 @@ def uneven(setup) -> str:
 
 
 def model_flops(setup, *, plain: bool = True) -> float:
-  """Training FLOPs of one sample, see sam3d_jax/training/flops.py."""
+  """Training FLOPs of one sample, see sam3d_jax/models/flops.py."""
+  from sam3d_jax.models import registry
   from sam3d_jax.training import flops as flops_lib
 
-  return flops_lib.per_sample(
-    setup.model_config, setup.config.objective.to_dict(), setup.abstract_state.params, plain=plain
-  )
+  cost = registry.forward_cost(setup.config.model, plain=plain)
+  objective = setup.config.objective.to_dict()
+  return flops_lib.per_sample(cost, objective, setup.abstract_state.params, plain=plain)
 
 
 def flops(setup) -> str:

@@ -174,13 +174,14 @@ def learned(config: ConfigDict, parents: list[dict]) -> list[str]:
   """Latents that this run or an ancestor of it has trained: a stage that trains fewer does not
   unlearn the others.
   """
-  from sam3d_jax.batch import LATENTS
+  from sam3d_jax.models import registry as models
   from sam3d_jax.objectives import registry
 
-  known = set(registry.learned_latents(config.objective)).union(
-    *(p["lineage"].get("learned", ()) for p in parents)
-  )
-  return [name for name in LATENTS if name in known]
+  name = config.model.name
+  known = set(registry.learned_latents(config.objective, name))
+  for parent in parents:
+    known.update(parent["lineage"].get("learned", ()))
+  return [latent for latent in models.lookup(name).latents if latent in known]
 
 
 def git_commit() -> str:

@@ -350,7 +350,7 @@ def make_loader(config: ConfigDict, model_config, split: str, *, augmented: bool
     config,
     model_config,
     kind=registry.batch_kind(config.objective.name, config.model.name),
-    latents=registry.learned_latents(config.objective),
+    latents=registry.learned_latents(config.objective, config.model.name),
     split=split,
     augmented=augmented,
     host_index=jax.process_index(),

@@ -9,11 +9,13 @@ t and one noise.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sam3d_jax.batch import PreferenceBatch
+from sam3d_jax.models.flops import Cost, Passes
 from sam3d_jax.objectives import draws, flow_matching, paths
 from sam3d_jax.objectives.paths import Latents, VelocityModel
 
@@ -111,3 +113,19 @@ def dpo(
     "dpo/error": mean(win_B),
     "dpo/error_ref": mean(ref_win_B),
   }
+
+
+def passes(settings: Mapping[str, Any], cost: Cost, trained: set[str], plain: bool) -> Passes:
+  """Winner and loser pass the streams twice each: by the model and, without gradient, by the
+  reference. The condition is encoded once by each of the two.
+
+  A reference that shares frozen encoders could share their tokens: the plain count lets it, the
+  executed one counts what is computed.
+  """
+  del settings
+  forward = sum(2 * cost.parts[name].forward for name in cost.streams)
+  for name, part in cost.parts.items():
+    encodes_again = name in trained or not plain
+    if name not in cost.streams and encodes_again:
+      forward += part.forward
+  return Passes(trained=dict.fromkeys(cost.streams, 2), forward=forward)

@@ -1,5 +1,8 @@
-"""Objectives by name. A stage of training is an objective, its data and what is frozen; this table
-holds the first of the three.
+"""Every objective, in one explicit table. A stage of training is an objective, its data and what is
+frozen; this table holds the first of the three.
+
+Which models an objective trains, and on which kind of batch, is part of the model's entry in
+models/registry.py.
 """
 
 from collections.abc import Callable, Mapping
@@ -8,34 +11,41 @@ import functools
 import inspect
 from typing import Any
 
-from sam3d_jax.batch import LATENTS
 from sam3d_jax.errors import ConfigError
+from sam3d_jax.models import registry as models
+from sam3d_jax.models.flops import Cost, Passes
 from sam3d_jax.objectives import autoencoder, dpo, flow_matching, shortcut
+
+# arguments of an objective that are no settings of it
+GIVEN = frozenset(("model", "frozen", "batch", "key", "whole"))
+
+
+def one_pass(settings: Mapping[str, Any], cost: Cost, trained: set[str], plain: bool) -> Passes:
+  """The passes of an objective that runs the model once."""
+  del settings, cost, trained, plain
+  return Passes()
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """A loss `function(model, frozen, batch, key, **settings) -> (loss, metrics)` and what it needs
-  besides the model.
+  """A loss and what it needs besides the model.
 
-  models: kinds of model that it trains.  pairs: reads preference pairs in place of single examples.
-  reference: is given a frozen copy of the parameters that the run starts from.
+  function: `(model, frozen, batch, key, **settings) -> (loss, metrics)`. reference: it is given, as
+  `frozen`, a copy of the parameters that the run starts from. passes: `(settings, cost of the model,
+  trained parts, plain) -> Passes`, how it runs the model, for counting FLOPs.
   """
 
   function: Callable
-  models: tuple[str, ...]
-  pairs: bool = False
   reference: bool = False
+  passes: Callable[[Mapping[str, Any], Cost, set[str], bool], Passes] = one_pass
 
 
-OBJECTIVES = {
-  "structure_autoencoder": Objective(autoencoder.structure_autoencoder, ("structure_vae",)),
-  "flow_matching": Objective(flow_matching.flow_matching, ("geometry",)),
-  "dpo": Objective(dpo.dpo, ("geometry",), pairs=True, reference=True),
-  "shortcut": Objective(shortcut.shortcut, ("geometry",)),
+OBJECTIVES: dict[str, Objective] = {
+  "structure_autoencoder": Objective(autoencoder.structure_autoencoder),
+  "flow_matching": Objective(flow_matching.flow_matching),
+  "dpo": Objective(dpo.dpo, reference=True, passes=dpo.passes),
+  "shortcut": Objective(shortcut.shortcut, passes=shortcut.passes),
 }
-# kind of single examples that a model reads
-BATCH_OF_MODEL = {"structure_vae": "structure", "geometry": "geometry"}
 
 
 def lookup(name: str) -> Objective:
@@ -46,24 +56,16 @@ def lookup(name: str) -> Objective:
 
 
 def bind(settings: Mapping[str, Any], model: str) -> Callable:
-  """`(model, frozen, batch, key) -> (loss, metrics)` of an `objective` section. Raises ConfigError
-  for what does not fit.
+  """`(model, frozen, batch, key) -> (loss, metrics)` of an `objective` section.
+
+  Raises ConfigError for an objective that does not train this kind of model, or a setting that it
+  does not take.
   """
   settings = dict(settings)
   name = settings.pop("name")
   objective = lookup(name)
-  if model not in objective.models:
-    raise ConfigError(
-      f"objective.name = {name!r} does not train a model of kind {model!r}, but "
-      f"{', '.join(objective.models)}"
-    )
-  takes = set(inspect.signature(objective.function).parameters) - {
-    "model",
-    "frozen",
-    "batch",
-    "key",
-    "whole",
-  }
+  batch_kind(name, model)
+  takes = set(inspect.signature(objective.function).parameters) - GIVEN
   unknown = sorted(set(settings) - takes)
   if unknown:
     raise ConfigError(
@@ -73,16 +75,21 @@ def bind(settings: Mapping[str, Any], model: str) -> Callable:
 
 
 def batch_kind(name: str, model: str) -> str:
-  """Kind of batch (data_pipelines.read.rows.KINDS) that a model is trained with under an objective."""
-  return "preference" if lookup(name).pairs else BATCH_OF_MODEL[model]
+  """Kind of batch that a model is trained with under an objective. Raises ConfigError if it is not."""
+  kinds = models.lookup(model).objectives
+  if name not in kinds:
+    trains = [other for other, kind in models.MODELS.items() if name in kind.objectives]
+    raise ConfigError(
+      f"objective.name = {name!r} does not train a model of kind {model!r}, but {', '.join(trains)}"
+    )
+  return kinds[name]
 
 
-def learned_latents(settings: Mapping[str, Any]) -> tuple[str, ...]:
-  """Latents that an `objective` section trains, in their canonical order; none for a model without
-  latents.
-  """
+def learned_latents(settings: Mapping[str, Any], model: str) -> tuple[str, ...]:
+  """Latents of a kind of model that an `objective` section trains, in the model's order."""
+  latents = models.lookup(model).latents
   named = settings.get("weights") or settings.get("latents") or ()
-  unknown = sorted(set(named) - set(LATENTS))
+  unknown = sorted(set(named) - set(latents))
   if unknown:
-    raise ConfigError(f"objective: {unknown[0]!r} is not one of the latents {', '.join(LATENTS)}")
-  return tuple(n for n in LATENTS if n in named)
+    raise ConfigError(f"objective: {unknown[0]!r} is not one of the latents {', '.join(latents)}")
+  return tuple(name for name in latents if name in named)

@@ -8,13 +8,14 @@ guidance, from guided velocities.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sam3d_jax.batch import GeometryBatch
+from sam3d_jax.models.flops import Cost, Passes
 from sam3d_jax.objectives import draws, flow_matching, paths
 from sam3d_jax.objectives.paths import Latents, VelocityModel
 
@@ -288,3 +289,16 @@ def shortcut(
   metrics |= {f"flow/{k}": v for k, v in terms.flow_parts.items()}
   metrics |= {f"consistency/{k}": v for k, v in terms.consistency_parts.items()}
   return terms.flow + consistency_weight * terms.consistency, metrics
+
+
+def passes(settings: Mapping[str, Any], cost: Cost, trained: set[str], plain: bool) -> Passes:
+  """One pass, and for the targets of a share of the rows two steps without gradient, of which the
+  guided ones take a second pass.
+  """
+  del trained, plain
+  share, guided_share = settings["consistency_fraction"], settings.get("guided_fraction", 1.0)
+  forward = 0.0
+  for name in cost.streams:
+    step = cost.parts[name].forward + guided_share * cost.unconditional[name].forward
+    forward += 2 * share * step
+  return Passes(forward=forward)

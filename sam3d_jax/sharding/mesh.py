@@ -9,6 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
+from sam3d_jax.batch import TOKEN_AXES
 from sam3d_jax.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor", "context")
@@ -82,13 +83,14 @@ def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
   return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def batch_spec(path: str, ndim: int) -> P:
-  """Partition of one batch array: the batch dimension over data and fsdp, shape tokens (B, L, C)
-  also over context.
+def batch_spec(ndim: int, token_axis: int | None) -> P:
+  """Partition of one batch array: axis 0 over data and fsdp, the tokens of an example, if the array
+  holds any, over context.
   """
-  if path.rpartition("/")[2] == "shape" and ndim == 3:
-    return P(BATCH_AXES, "context", None)
-  return P(BATCH_AXES, *(None,) * (ndim - 1))
+  axes: list = [BATCH_AXES, *(None,) * (ndim - 1)]
+  if token_axis is not None:
+    axes[token_axis] = "context"
+  return P(*axes)
 
 
 def path_of(key_path) -> str:
@@ -97,10 +99,14 @@ def path_of(key_path) -> str:
 
 
 def batch_shardings(mesh: Mesh, batch):
-  """A tree of shardings for a batch (arrays or shape structs)."""
-  return jax.tree_util.tree_map_with_path(
-    lambda p, x: NamedSharding(mesh, batch_spec(path_of(p), len(x.shape))), batch
-  )
+  """A tree of shardings for a batch (arrays or shape structs); its type says where tokens lie."""
+  token_axes = TOKEN_AXES.get(type(batch), {})
+
+  def sharding(key_path, leaf):
+    spec = batch_spec(len(leaf.shape), token_axes.get(path_of(key_path)))
+    return NamedSharding(mesh, spec)
+
+  return jax.tree_util.tree_map_with_path(sharding, batch)
 
 
 def place_batch(mesh: Mesh, batch):

@@ -1,0 +1,247 @@
+"""Every kind of batch, in one explicit table: how its rows come from records, and what they hold.
+
+A further kind is one more entry of `KINDS`. Which models read it, and for which objective, stands in
+sam3d_jax/models/registry.py.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.format import schema
+from data_pipelines.format.records import CorruptRecord
+from data_pipelines.read import rows
+from data_pipelines.read.rows import SampleConfig
+from sam3d_jax.batch import LATENTS, Conditioning, GeometryBatch, PreferenceBatch, StructureBatch
+from sam3d_jax.errors import ConfigError
+
+# fields of a record whose decoding costs enough to leave it out where nothing reads them
+LARGE_FIELDS = frozenset(
+  (
+    "image",
+    "image_delit",
+    "mask",
+    "mask_full",
+    "pointmap",
+    "voxels",
+    "structure_latent",
+    "slat",
+  )
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentSource:
+  """Where records hold a latent.
+
+  fields: those that it is made from. autoencoder: field with the digest of the autoencoder that made
+  it, if one did. remedy: what adds it to a dataset that lacks it.
+  """
+
+  fields: tuple[str, ...]
+  autoencoder: str = ""
+  remedy: str = ""
+
+
+def random_row(template: Any, rng: np.random.Generator, name: str = "") -> Any:
+  """Random content in the form of the one row of `template`: images full range, masks and occupancy
+  of their two values, everything present.
+  """
+  if template is None:
+    return None
+  if isinstance(template, dict):
+    return {key: random_row(value, rng, key) for key, value in template.items()}
+  if isinstance(template, tuple):
+    fields = template._asdict().items()
+    return type(template)(*(random_row(value, rng, key) for key, value in fields))
+  shape, dtype = template.shape[1:], template.dtype
+  if dtype == np.bool_:
+    return np.ones(shape, dtype)
+  if np.issubdtype(dtype, np.floating):
+    return rng.standard_normal(shape, np.float32).astype(dtype)
+  if name == "occupancy" or "mask" in name:
+    return rng.integers(0, 2, shape, dtype)
+  return rng.integers(0, 256, shape, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchKind:
+  """One kind of batch.
+
+  row: (example, config, rng or None, epoch) -> one row. spec: (config, rows) -> a batch in shape and
+  type. needs: config -> the large fields of a record that a row is made from. form: (typed
+  configuration of the model, latents to learn) -> fields of SampleConfig that the model decides.
+  records: kind of record that it is made from, "example" (which every dataset has) or another.
+  by_epoch: rows change with the epoch, so that none is kept. latents: those that a model may be asked
+  to learn from it, and where records hold them. collate: (a host's rows, config) -> batch. random:
+  (batch of one row in shape and type, rng) -> a made-up row.
+  """
+
+  row: Callable[[schema.Example, SampleConfig, np.random.Generator | None, int], Any]
+  spec: Callable[[SampleConfig, int], Any]
+  needs: Callable[[SampleConfig], set[str]]
+  form: Callable[[Any, tuple[str, ...]], dict[str, Any]]
+  records: str = "example"
+  by_epoch: bool = False
+  latents: Mapping[str, LatentSource] = dataclasses.field(default_factory=dict)
+  collate: Callable[[Sequence[Any], SampleConfig], Any] = rows.collate
+  random: Callable[[Any, np.random.Generator], Any] = random_row
+
+
+# structure: occupancy grids
+
+
+def structure_row(
+  example: schema.Example, config: SampleConfig, rng: np.random.Generator | None, epoch: int
+) -> StructureBatch:
+  """Row of the structure VAE's batch."""
+  del rng, epoch  # nothing is augmented
+  rows.require(example, "voxels")
+  occupancy = rows.occupancy(example["voxels"], config.resolution)
+  return StructureBatch(schema.key_words(example["key"]), occupancy)
+
+
+def structure_spec(config: SampleConfig, count: int) -> StructureBatch:
+  return StructureBatch(
+    key=rows.zeros(count, (2,), np.uint32),
+    occupancy=rows.zeros(count, (config.resolution,) * 3, np.uint8),
+  )
+
+
+def structure_needs(config: SampleConfig) -> set[str]:
+  del config
+  return {"voxels"}
+
+
+def no_form(model_config: Any, latents: tuple[str, ...]) -> dict[str, Any]:
+  """For kinds whose rows are as `config.data` says, whatever the model."""
+  del model_config, latents
+  return {}
+
+
+# geometry and preference: a photo, and the latents of the object seen or of two candidates for it
+
+# translation and scale are relative to the point map
+PLACED = LatentSource(("translation", "scale", "pointmap"))
+GEOMETRY_LATENTS = {
+  "shape": LatentSource(
+    ("structure_latent",),
+    autoencoder="structure_latent_autoencoder",
+    remedy="launch.encode_latents adds it",
+  ),
+  "rotation": LatentSource(("rotation",)),
+  "translation": PLACED,
+  "scale": PLACED,
+  "translation_scale": PLACED,
+}
+
+
+def geometry_row(
+  example: schema.Example, config: SampleConfig, rng: np.random.Generator | None, epoch: int
+) -> GeometryBatch:
+  """Row of the Geometry model's batch."""
+  del epoch
+  cond, scale, shift = rows.condition(example, config, rng)
+  values, present = rows.latents(example, config, scale, shift, f"example {example['key']}")
+  return GeometryBatch(schema.key_words(example["key"]), cond, values, present)
+
+
+def preference_row(
+  example: schema.Example, config: SampleConfig, rng: np.random.Generator | None, epoch: int
+) -> PreferenceBatch:
+  """Row of a preference batch.
+
+  An example with several losers shows another one each epoch, in turn.
+  """
+  if not example["losers"]:
+    raise CorruptRecord("the preference example has no loser")
+  cond, scale, shift = rows.condition(example, config, rng)
+  loser = example["losers"][epoch % len(example["losers"])]
+  win, present = rows.latents(example, config, scale, shift, f"winner of {example['key']}")
+  lose, present_too = rows.latents(loser, config, scale, shift, f"loser of {example['key']}")
+  both = {name: present[name] & present_too[name] for name in present}
+  return PreferenceBatch(schema.key_words(example["key"]), cond, win, lose, both)
+
+
+def geometry_spec(config: SampleConfig, count: int) -> GeometryBatch:
+  streams = {}
+  for name in config.streams:
+    if name in rows.POINTMAP_STREAMS:
+      shape, dtype = (config.pointmap_size, config.pointmap_size, 3), np.float16
+    else:
+      channels = 1 if "mask" in name else 3
+      shape, dtype = (config.image_size, config.image_size, channels), np.uint8
+    streams[name] = rows.zeros(count, shape, dtype)
+  return GeometryBatch(
+    key=rows.zeros(count, (2,), np.uint32),
+    cond=Conditioning(**streams),
+    latents={name: rows.zeros(count, config.latent_shape(name), np.float32) for name in LATENTS},
+    present={name: rows.zeros(count, (), np.bool_) for name in LATENTS},
+  )
+
+
+def preference_spec(config: SampleConfig, count: int) -> PreferenceBatch:
+  one = geometry_spec(config, count)
+  return PreferenceBatch(one.key, one.cond, one.latents, dict(one.latents), one.present)
+
+
+def geometry_needs(config: SampleConfig) -> set[str]:
+  needed = {"image", "mask"}
+  if "shape" in config.latents:
+    needed.add("structure_latent")
+  looks_at_points = set(config.streams) & set(rows.POINTMAP_STREAMS)
+  if looks_at_points or set(config.latents) - {"shape", "rotation"}:
+    needed.add("pointmap")
+  return needed
+
+
+def geometry_form(model_config: Any, latents: tuple[str, ...]) -> dict[str, Any]:
+  """The form that a GeometryConfig asks for."""
+  pointmap = model_config.condition.pointmap
+  return {
+    "resize_twice": pointmap is None or pointmap.resize_twice,
+    "streams": tuple(model_config.condition.streams),
+    "latents": latents,
+    "shape_resolution": model_config.flow.shape_resolution,
+    "latent_channels": model_config.flow.latent_channels,
+  }
+
+
+KINDS: dict[str, BatchKind] = {
+  "geometry": BatchKind(
+    row=geometry_row,
+    spec=geometry_spec,
+    needs=geometry_needs,
+    form=geometry_form,
+    latents=GEOMETRY_LATENTS,
+  ),
+  "structure": BatchKind(
+    row=structure_row,
+    spec=structure_spec,
+    needs=structure_needs,
+    form=no_form,
+  ),
+  "preference": BatchKind(
+    row=preference_row,
+    spec=preference_spec,
+    needs=geometry_needs,
+    form=geometry_form,
+    records="preference",
+    by_epoch=True,
+    latents=GEOMETRY_LATENTS,
+  ),
+}
+
+
+def lookup(name: str) -> BatchKind:
+  """The entry of that name. Raises ConfigError."""
+  if name not in KINDS:
+    raise ConfigError(f"data kind {name!r} is not one of {', '.join(KINDS)}")
+  return KINDS[name]
+
+
+def unused_fields(kind: BatchKind, config: SampleConfig) -> frozenset[str]:
+  """Large fields that rows of this kind do not need."""
+  return LARGE_FIELDS - kind.needs(config)
