@@ -50,11 +50,12 @@ class Result:
 class Evaluation:
   """What `training.loop` calls: `start`, `poll` and `finish`."""
 
-  def __init__(self, setup):
+  def __init__(self, setup, preview=None):
+    """preview: `launch.trainer.previews.Preview` of the run, None for losses alone."""
     self.config, self.workdir, self.mesh = setup.config, setup.workdir, setup.mesh
     self.decay = f"{max(setup.optim.ema):g}" if setup.optim.ema else None
     self.losses = Losses(setup)
-    self.samples = Samples(setup) if setup.config.eval.decoder else None
+    self.samples = preview
     self.worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="evaluation")
     self.pending: deque[concurrent.futures.Future] = deque()
 

@@ -105,7 +105,9 @@ def check(config: ConfigDict, stages: tuple[str, ...]) -> None:
       "or leave it empty"
     )
   check_data(config)
-  check_eval(config)
+  from launch.trainer import previews
+
+  previews.check(config)
   optim_config(config), guard_config(config), make_objective(config)  # these raise too
 
 
@@ -131,27 +133,6 @@ def check_data(config: ConfigDict) -> None:
         f"data.mixture.{name}.path = {entry.path!r} is not a folder (build it with "
         "launch.build_data)"
       )
-
-
-def check_eval(config: ConfigDict) -> None:
-  """What is asked to be sampled can be sampled: it takes a model with latents and examples on disk."""
-  if not config.eval.decoder:
-    return
-  if config.model.name != "geometry":
-    raise ConfigError(
-      f"eval.decoder = {config.eval.decoder!r}: a {config.model.name} has no latents to decode; "
-      "leave it empty"
-    )
-  if config.data.kind != "shards":
-    raise ConfigError(
-      f"eval.decoder = {config.eval.decoder!r} needs held-out objects and data.kind = "
-      f"{config.data.kind!r} has none; "
-      "leave it empty"
-    )
-  if config.eval.objects < 1:
-    raise ConfigError(
-      f"eval.objects = {config.eval.objects}: with eval.decoder set it must be positive"
-    )
 
 
 class Setup:
@@ -362,8 +343,9 @@ def make_evaluation(setup: Setup):
   """The compiled evaluation of a run, None if it has none."""
   if setup.eval_loader is None:
     return None
+  from launch.trainer import previews
   from launch.trainer.evaluation import Evaluation
 
-  evaluation = Evaluation(setup)
+  evaluation = Evaluation(setup, previews.make(setup))
   evaluation.compile(setup.abstract_state)
   return evaluation
