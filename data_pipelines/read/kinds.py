@@ -1,7 +1,7 @@
-"""Every kind of batch, in one explicit table: how its rows come from records, and what they hold.
+"""Every kind of batch, in one explicit table: how rows come from records, and what they hold.
 
-A further kind is one more entry of `KINDS`. Which models read it, and for which objective, stands in
-sam3d_jax/models/registry.py.
+A further kind is one more entry of `KINDS`. Which models read it, and for which objective, stands
+in sam3d_jax/models/registry.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence

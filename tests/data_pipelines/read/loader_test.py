@@ -231,7 +231,7 @@ def test_memory_of_a_reader_does_not_depend_on_the_size_of_the_dataset(tmp_path)
       frozenset(),
     )
     mix = mixture.make_mixture({"a": len(records_)}, {"a": 1.0}, seed=0)
-    reader = loader.Reader(config(path), "geometry", {"a": records_}, mix, 4, 0, None)
+    reader = loader.Reader(config(path), kinds.KINDS["geometry"], {"a": records_}, mix, 4, 0, None)
     reader.sample(0)
     tracemalloc.start()
     for position in range(8):
