@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.format import records, schema
-from data_pipelines.read import fake, loader, mixture, rows
+from data_pipelines.read import fake, kinds, loader, mixture, rows
 from data_pipelines.read.augment import AugmentConfig
 from launch.console import cli
 from sam3d_jax.batch import LATENTS, Conditioning
