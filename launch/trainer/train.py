@@ -5,6 +5,7 @@ the stages they accept.
 """
 
 import argparse
+import concurrent.futures
 import functools
 import importlib.util
 import os
@@ -281,8 +282,11 @@ def train(setup: Setup, ledger, stop) -> None:
     lowered = lowering.step(setup)
     program = lowering.fingerprint(lowered)
     hosts.check_same_program("the training step", program)
-    compiled = lowered.compile()
-    evaluation = make_evaluation(setup)
+    # Beside each other: much of a compilation is the work of one thread.
+    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="compile") as pool:
+      compiling = pool.submit(lowered.compile)
+      evaluation = make_evaluation(setup)
+      compiled = compiling.result()
     checkpointer.prepare(state)
   job = loop.Job(
     cfg=loop.LoopConfig(
