@@ -13,6 +13,7 @@ import sys
 import time
 
 from launch.console import cli
+from launch.console.progress import duration
 from sam3d_jax.errors import JobFailed, Preempted
 from sam3d_jax.files import atomic
 
@@ -49,21 +50,43 @@ def run_all(steps: list[Step], work: pathlib.Path) -> float:
   Output goes to work/logs/<name>.log, a record of what was done to work/logs/<name>.json. A step
   that ran makes every later one stale.
   """
-  (work / "logs").mkdir(exist_ok=True)
-  stale = False
-  for index, step in enumerate(steps):
-    record = work / "logs" / f"{step.name}.json"
+  logs = work / "logs"
+  logs.mkdir(exist_ok=True)
+  stale, total = False, 0.0
+  for number, step in enumerate(steps, start=1):
+    record = logs / f"{step.name}.json"
+    title = f"[{number}/{len(steps)}] {step.name}: {step.says}"
     if not stale and finished(record, step):
-      continue
-    stale = True
-    print(f"[{index + 1}/{len(steps)}] {step.name}: {step.says}", file=sys.stderr, flush=True)
-    execute(step, work / "logs" / f"{step.name}.log", record, environment(work))
-  return sum(json.loads((work / "logs" / f"{s.name}.json").read_text())["seconds"] for s in steps)
+      seconds = recorded_seconds(record)
+      say(f"{title}, done before in {duration(seconds)}")
+    else:
+      stale = True
+      say(f"{title}\n  {command_line(step)}")
+      execute(step, logs / f"{step.name}.log", record, environment(work))
+      seconds = recorded_seconds(record)
+      say(f"  {step.name} took {duration(seconds)}")
+    total += seconds
+  return total
+
+
+def say(text: str) -> None:
+  """A line for the screen; standard output is left to what a chain makes."""
+  print(text, file=sys.stderr, flush=True)
+
+
+def command_line(step: Step) -> str:
+  """The step as a person would type it."""
+  return f"python -m {shlex.join(step.command)}"
 
 
 def commands(steps: list[Step]) -> str:
   """The steps as a person would type them."""
-  return "\n".join(f"python -m {shlex.join(step.command)}" for step in steps)
+  return "\n".join(command_line(step) for step in steps)
+
+
+def recorded_seconds(record: pathlib.Path) -> float:
+  """Seconds that a step took, over all its attempts."""
+  return json.loads(record.read_text())["seconds"]
 
 
 def finished(record: pathlib.Path, step: Step) -> bool:
@@ -110,8 +133,8 @@ def execute(step: Step, log: pathlib.Path, record: pathlib.Path, env: dict[str, 
   if code != 0:
     print("\n".join(log.read_text().splitlines()[-SHOWN_LOG_LINES:]), file=sys.stderr)
     raise JobFailed(
-      f"{step.name} ended with code {code}; its output is in {log}. The command was:\n  python -m "
-      f"{shlex.join(step.command)}"
+      f"{step.name} ended with code {code}; its output is in {log}. The command was:\n"
+      f"  {command_line(step)}"
     )
 
 
