@@ -1,5 +1,6 @@
-"""The one attention entry point of all models: full (non-causal) attention through XLA, cuDNN or
-TPU splash attention.
+"""The one attention entry point of all models.
+
+Full (non-causal) attention through XLA, cuDNN or TPU splash attention.
 """
 
 import functools
@@ -44,11 +45,10 @@ def attend(q_BLHK, k_BMHK, v_BMHK, *, backend: str = "auto", key_count_B=None):
   if backend == "auto":
     backend = choose_backend(target_platform(), q_BLHK, k_BMHK)
   if backend == "xla":
-    mask = (
-      None
-      if key_count_B is None
-      else (jnp.arange(k_BMHK.shape[1]) < key_count_B[:, None])[:, None, None]
-    )
+    mask = None
+    if key_count_B is not None:
+      exists_BM = jnp.arange(k_BMHK.shape[1]) < key_count_B[:, None]
+      mask = exists_BM[:, None, None]
     return attend_xla(q_BLHK, k_BMHK, v_BMHK, mask=mask)
   if backend == "cudnn" and not _suits_cudnn(q_BLHK):
     raise ValueError(
@@ -63,8 +63,9 @@ def attend(q_BLHK, k_BMHK, v_BMHK, *, backend: str = "auto", key_count_B=None):
 
 
 def choose_backend(platform: str, q_BLHK, k_BMHK) -> str:
-  """The fastest backend for a platform ("cpu", "gpu", "tpu"): its kernel where lengths and dtype
-  suit it, else "xla".
+  """The fastest backend for a platform ("cpu", "gpu", "tpu").
+
+  Its kernel where lengths and dtype suit it, else "xla".
   """
   if min(q_BLHK.shape[1], k_BMHK.shape[1]) < KERNEL_MIN_LENGTH:
     return "xla"
@@ -76,8 +77,9 @@ def choose_backend(platform: str, q_BLHK, k_BMHK) -> str:
 
 
 def _suits_cudnn(q_BLHK) -> bool:
-  """Whether cuDNN's fused attention covers the dtype and the head dimension; `_cudnn` makes any
-  length fit.
+  """Whether cuDNN's fused attention covers the dtype and the head dimension.
+
+  `_cudnn` makes any length fit.
   """
   head_dim = q_BLHK.shape[-1]
   return (
@@ -97,14 +99,14 @@ def attend_xla(q_BLHK, k_BMHK, v_BMHK, *, mask=None):
   if mask is not None:
     logits_BHLM = jnp.where(mask, logits_BHLM, jnp.finfo(jnp.float32).min)
   weights_BHLM = jax.nn.softmax(logits_BHLM, axis=-1).astype(v_BMHK.dtype)
-  return checkpoint_name(
-    product("bhlm,bmhk->blhk", weights_BHLM, v_BMHK).astype(q_BLHK.dtype), SAVED_NAME
-  )
+  out_BLHK = product("bhlm,bmhk->blhk", weights_BHLM, v_BMHK)
+  return checkpoint_name(out_BLHK.astype(q_BLHK.dtype), SAVED_NAME)
 
 
 def attend_few(q_BLHK, ks, vs):
-  """Attention of a few queries to many keys and values, tuples of (B, M, H, K) that count as if
-  they were concatenated.
+  """Attention of a few queries to many keys and values.
+
+  Both are tuples of (B, M, H, K) that count as if they were concatenated.
 
   All heads go through one product with the keys as they lie in memory: a query's row for head h is
   zero in the columns of the other heads. That is H times the arithmetic, all of it little, and
@@ -112,42 +114,50 @@ def attend_few(q_BLHK, ks, vs):
   values. A shard of the heads (`tensor`) makes its own product: one over all would sum logits
   between shards.
   """
-  few = lambda q, *kv: _attend_few(q, kv[: len(ks)], kv[len(ks) :])
-  return _per_shard(few, q_BLHK, keys=len(ks) + len(vs), only=HEAD_AXES)(q_BLHK, *ks, *vs)
+
+  def few(q_BLHK, *keys_then_values):
+    return _attend_few(q_BLHK, keys_then_values[: len(ks)], keys_then_values[len(ks) :])
+
+  mapped = _per_shard(few, q_BLHK, keys=len(ks) + len(vs), only=HEAD_AXES)
+  return mapped(q_BLHK, *ks, *vs)
 
 
 def _attend_few(q_BLHK, ks, vs):
   B, L, H, K = q_BLHK.shape
-  own = jnp.eye(H, dtype=q_BLHK.dtype)[:, :, None]  # (H, H, 1)
-  rows_BRD = (q_BLHK[:, :, :, None] * own).reshape(B, L * H, H * K)
-  flat = lambda parts: tuple(x.reshape(B, -1, H * K) for x in parts)
-  out_BRD = attend_rows(rows_BRD, flat(ks), flat(vs), scale=K**-0.5)
-  return (out_BRD.reshape(B, L, H, H, K) * own).sum(3)
+  own_HH1 = jnp.eye(H, dtype=q_BLHK.dtype)[:, :, None]
+  # a row for each query and head, zero in the columns of the other heads
+  rows_BRD = (q_BLHK[:, :, :, None] * own_HH1).reshape(B, L * H, H * K)
+  keys = tuple(k.reshape(B, -1, H * K) for k in ks)
+  values = tuple(v.reshape(B, -1, H * K) for v in vs)
+  out_BRD = attend_rows(rows_BRD, keys, values, scale=K**-0.5)
+  # of each row the columns of its own head
+  return (out_BRD.reshape(B, L, H, H, K) * own_HH1).sum(3)
 
 
 def attend_rows(q_BRD, ks, vs, *, scale: float):
-  """Attention of rows (B, R, D) to keys and values that all rows share, tuples of (B, M, D) that
-  count as if they were concatenated.
+  """Attention of rows (B, R, D) to keys and values that all rows share.
 
-  Only the logits are joined: long keys are neither copied nor stored twice.
+  Both are tuples of (B, M, D) that count as if they were concatenated. Only the logits are joined:
+  long keys are neither copied nor stored twice.
   """
-  logits_BRM = jnp.concatenate([product("brd,bmd->brm", q_BRD, k) for k in ks], axis=-1) * scale
+  logits = [product("brd,bmd->brm", q_BRD, k_BMD) for k_BMD in ks]
+  logits_BRM = jnp.concatenate(logits, axis=-1) * scale
   weights_BRM = jax.nn.softmax(logits_BRM, axis=-1)
   out_BRD, start = 0.0, 0
-  for v in vs:
-    part_BRM = jax.lax.slice_in_dim(weights_BRM, start, start + v.shape[1], axis=-1).astype(v.dtype)
-    out_BRD = out_BRD + product("brm,bmd->brd", part_BRM, v)
-    start += v.shape[1]
+  for v_BMD in vs:
+    end = start + v_BMD.shape[1]
+    part_BRM = jax.lax.slice_in_dim(weights_BRM, start, end, axis=-1).astype(v_BMD.dtype)
+    out_BRD = out_BRD + product("brm,bmd->brd", part_BRM, v_BMD)
+    start = end
   return checkpoint_name(out_BRD.astype(q_BRD.dtype), SAVED_NAME)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(spec: str, a, b):
-  """einsum with an fp32 result, whose gradient is rounded to the operands' dtype before it is
-  multiplied, as fused kernels do it.
+  """einsum with an fp32 result, and a gradient that is rounded to the operands' dtype.
 
-  Otherwise half-precision operands would be widened, and copied, for products of two precisions in
-  the backward pass.
+  It is rounded before it is multiplied, as fused kernels do it. Otherwise half-precision operands
+  would be widened, and copied, for products of two precisions in the backward pass.
   """
   return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
@@ -157,76 +167,82 @@ def _product_forward(spec, a, b):
 
 
 def _product_backward(spec, operands, gradient):
-  return jax.vjp(functools.partial(jnp.einsum, spec), *operands)[1](
-    gradient.astype(jnp.result_type(*operands))
-  )
+  rounded = gradient.astype(jnp.result_type(*operands))
+  _, backward = jax.vjp(functools.partial(jnp.einsum, spec), *operands)
+  return backward(rounded)
 
 
 product.defvjp(_product_forward, _product_backward)
 
 
 def keep_attention(primitive, *unused, **params) -> bool:
-  """Rematerialisation policy (of jax.checkpoint) that keeps what a backward pass needs of `attend`,
-  whichever backend it took.
+  """Rematerialisation policy that keeps what a backward pass needs of `attend`.
 
-  cuDNN's backward kernel reads the statistics of its softmax as well as its output. They cannot be
-  tagged from outside, and without them the forward kernel would run again, so that primitive's
-  results are kept by its name.
+  For jax.checkpoint, whichever backend it took. cuDNN's backward kernel reads the statistics of its
+  softmax as well as its output. They cannot be tagged from outside, and without them the forward
+  kernel would run again, so that primitive's results are kept by its name.
   """
-  return primitive.name == CUDNN_FORWARD or (
-    primitive.name == "name" and params["name"] == SAVED_NAME
-  )
+  tagged = primitive.name == "name" and params["name"] == SAVED_NAME
+  return tagged or primitive.name == CUDNN_FORWARD
 
 
 def _cudnn(q_BLHK, k_BMHK, v_BMHK, key_count_B=None):
-  """cuDNN's fused attention; its derivative refuses odd lengths, so those get a padded key (left
-  out by count) or query (dropped).
+  """cuDNN's fused attention.
+
+  Its derivative refuses odd lengths, so those get a padded key (left out by count) or query
+  (dropped).
   """
   (batch, length), keys = q_BLHK.shape[:2], k_BMHK.shape[1]
   if keys % 2 and key_count_B is None:
     key_count_B = jnp.full(batch, keys, jnp.int32)
-  even = lambda x: jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) if x.shape[1] % 2 else x
   out = jax.nn.dot_product_attention(
-    even(q_BLHK),
-    even(k_BMHK),
-    even(v_BMHK),
+    _even_length(q_BLHK),
+    _even_length(k_BMHK),
+    _even_length(v_BMHK),
     key_value_seq_lengths=key_count_B,
     implementation="cudnn",
   )
   return out[:, :length]
 
 
+def _even_length(x_BLHK):
+  if x_BLHK.shape[1] % 2 == 0:
+    return x_BLHK
+  return jnp.pad(x_BLHK, ((0, 0), (0, 1), (0, 0), (0, 0)))
+
+
 def _splash(q_BLHK, k_BMHK, v_BMHK, key_count_B=None):
-  """Splash attention: lengths padded to whole blocks, padded keys kept out by segment ids, padded
-  queries dropped.
+  """Splash attention, on lengths padded to whole blocks.
+
+  Padded keys are kept out by segment ids, padded queries dropped.
   """
   (length, heads), keys = q_BLHK.shape[1:3], k_BMHK.shape[1]
   q_block, padded_length = _splash_block(length)
   k_block, padded_keys = _splash_block(keys)
   kernel = _splash_kernel(heads, padded_length, padded_keys, q_block, k_block)
-  q, k, v = (
-    _pad_length(x.swapaxes(1, 2), n)  # (B, H, padded, K)
-    for x, n in (
-      (q_BLHK * q_BLHK.shape[-1] ** -0.5, padded_length),
-      (k_BMHK, padded_keys),
-      (v_BMHK, padded_keys),
-    )
-  )
+  # (B, H, padded, K); the kernel does not scale the logits
+  scaled_BLHK = q_BLHK * q_BLHK.shape[-1] ** -0.5
+  q = _pad_length(scaled_BLHK.swapaxes(1, 2), padded_length)
+  k = _pad_length(k_BMHK.swapaxes(1, 2), padded_keys)
+  v = _pad_length(v_BMHK.swapaxes(1, 2), padded_keys)
   if padded_keys == keys and key_count_B is None:
     out = jax.vmap(kernel)(q, k, v)
   else:
     counts_B = jnp.full(len(q), keys, jnp.int32) if key_count_B is None else key_count_B
     is_padding_BM = (jnp.arange(padded_keys) >= counts_B[:, None]).astype(jnp.int32)
     of_query = jnp.zeros(padded_length, jnp.int32)
-    out = jax.vmap(
-      lambda q, k, v, kv: kernel(q, k, v, segment_ids=splash.SegmentIds(q=of_query, kv=kv))
-    )(q, k, v, is_padding_BM)
+
+    def masked(q, k, v, of_key):
+      return kernel(q, k, v, segment_ids=splash.SegmentIds(q=of_query, kv=of_key))
+
+    out = jax.vmap(masked)(q, k, v, is_padding_BM)
   return out[:, :, :length].swapaxes(1, 2).astype(q_BLHK.dtype)
 
 
 def _splash_block(length: int) -> tuple[int, int]:
-  """Block size and padded length: whole blocks of SPLASH_BLOCK, or one block of whole lanes for a
-  short sequence.
+  """Block size and padded length.
+
+  Whole blocks of SPLASH_BLOCK, or one block of whole lanes for a short sequence.
   """
   block = min(SPLASH_BLOCK, _round_up(length, SPLASH_LANES))
   return block, _round_up(length, block)
@@ -258,16 +274,17 @@ def _splash_kernel(heads: int, length: int, keys: int, q_block: int, k_block: in
 
 
 def _per_shard(kernel, q_BLHK, *, keys: int = 2, counted: bool = False, only: tuple[str, ...] = ()):
-  """`kernel` mapped over the shards of the ambient mesh, which the compiler cannot cut by itself;
-  unchanged without a mesh.
+  """`kernel` mapped over the shards of the ambient mesh; unchanged without a mesh.
 
-  Its arguments are the queries, `keys` arrays (B, M, H, K) of keys and values and, if `counted`, a
-  number (B,) of each sample. Every shard holds the keys and values of its batch rows and heads
-  whole. An axis that does not divide its dimension is left out. `only`: unchanged too where the
-  mesh has one shard along all of these axes.
+  The compiler cannot cut it by itself. Its arguments are the queries, `keys` arrays (B, M, H, K) of
+  keys and values and, if `counted`, a number (B,) of each sample. Every shard holds the keys and
+  values of its batch rows and heads whole. An axis that does not divide its dimension is left out.
+  `only`: unchanged too where the mesh has one shard along all of these axes.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1 or (only and all(mesh.shape.get(axis, 1) == 1 for axis in only)):
+  if mesh.empty or mesh.size == 1:
+    return kernel
+  if only and all(mesh.shape.get(axis, 1) == 1 for axis in only):
     return kernel
   batch = _dividing_axes(mesh, BATCH_AXES, q_BLHK.shape[0])
   heads = _dividing_axes(mesh, HEAD_AXES, q_BLHK.shape[2])

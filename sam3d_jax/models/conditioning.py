@@ -1,5 +1,6 @@
-"""Condition encoder: images, masks and point maps -> one sequence of tokens for the flow models'
-cross-attention.
+"""Condition encoder: images, masks and point maps to one sequence of tokens.
+
+The flow models attend to it by cross-attention.
 
 Images (crop and whole photo) share one DINOv2 encoder, masks a second one, point maps a third
 encoder. The tokens of each encoder go through LayerNorm and a SwiGLU feed-forward to the common
@@ -8,6 +9,7 @@ encoder: image, rgb_image, mask, rgb_image_mask, pointmap, rgb_pointmap.
 """
 
 import dataclasses
+import math
 
 from flax import nnx
 import jax
@@ -53,19 +55,21 @@ class ConditionConfig:
 
   @property
   def hidden(self) -> int:
-    """Hidden width of the SwiGLU projections: two thirds of multiplier x width, rounded up to a
-    multiple of 256.
+    """Hidden width of the SwiGLU projections.
+
+    Two thirds of multiplier x width, rounded up to a multiple of 256.
     """
-    return (
-      -(-int(2 * int(self.hidden_multiplier * self.width) / 3) // HIDDEN_MULTIPLE) * HIDDEN_MULTIPLE
-    )
+    wanted = int(2 * int(self.hidden_multiplier * self.width) / 3)
+    return math.ceil(wanted / HIDDEN_MULTIPLE) * HIDDEN_MULTIPLE
 
   @property
   def tokens(self) -> int:
     """Length of the condition sequence."""
-    return sum(
-      self.pointmap.tokens if s in POINTMAP_STREAMS else self.dino.tokens for s in self.streams
-    )
+    total = 0
+    for stream in self.streams:
+      encoder = self.pointmap if stream in POINTMAP_STREAMS else self.dino
+      total += encoder.tokens
+    return total
 
 
 class SwiGLU(nnx.Module):
@@ -100,12 +104,12 @@ class ConditionEncoder(nnx.Module):
     self.mask_encoder = Dino(cfg.dino, rngs=rngs)
     self.image_projection = Projection(cfg.dino.width, cfg, rngs=rngs)
     self.mask_projection = Projection(cfg.dino.width, cfg, rngs=rngs)
-    self.pointmap_encoder = (
-      None if cfg.pointmap is None else PointmapEncoder(cfg.pointmap, rngs=rngs)
-    )
-    self.pointmap_projection = (
-      None if cfg.pointmap is None else Projection(cfg.pointmap.width, cfg, rngs=rngs)
-    )
+    if cfg.pointmap is None:
+      self.pointmap_encoder = None
+      self.pointmap_projection = None
+    else:
+      self.pointmap_encoder = PointmapEncoder(cfg.pointmap, rngs=rngs)
+      self.pointmap_projection = Projection(cfg.pointmap.width, cfg, rngs=rngs)
     rows = 0.02 * jax.random.normal(rngs.params(), (GROUPS, cfg.width), jnp.float32)
     # the published row that nothing reads is zero
     self.group_embed = nnx.Param(jnp.pad(rows, ((0, 1), (0, 0))))
@@ -138,8 +142,9 @@ class ConditionEncoder(nnx.Module):
     return jnp.concatenate([x for x in tokens if x is not None], axis=1)
 
   def encode(self, cond: Conditioning, streams, prepare, encoder, projection):
-    """Tokens (B, S, D) of those of the two `streams` that the config names; None if it names
-    neither.
+    """Tokens (B, S, D) of those of the two `streams` that the config names.
+
+    None if it names neither.
     """
     groups = [g for g, stream in enumerate(streams) if stream in self.cfg.streams]
     if not groups:
@@ -152,12 +157,10 @@ class ConditionEncoder(nnx.Module):
     x_BSD = x_BGSD.reshape(x_BGSD.shape[0], -1, self.cfg.width)
     # A product with rows that name their group: its gradient is a product too, where that of a
     # broadcast would be a sum over all tokens into two rows, for which GPUs are too wide.
-    of_row_SG = jax.nn.one_hot(
-      np.repeat(groups, x_BGSD.shape[2]), len(self.group_embed), dtype=jnp.float32
-    )
-    return x_BSD + jnp.matmul(of_row_SG, self.group_embed[...], precision="highest").astype(
-      x_BSD.dtype
-    )
+    group_of_row = np.repeat(groups, x_BGSD.shape[2])
+    of_row_SG = jax.nn.one_hot(group_of_row, len(self.group_embed), dtype=jnp.float32)
+    embedding_SD = jnp.matmul(of_row_SG, self.group_embed[...], precision="highest")
+    return x_BSD + embedding_SD.astype(x_BSD.dtype)
 
 
 def together(streams):
@@ -179,7 +182,10 @@ def as_float(image):
 
 
 def as_mask(mask):
-  """Integer or bool masks become 1 where they are not zero (0/1 and 0/255 mean the same); float
-  masks pass.
+  """Integer or bool masks become 1 where they are not zero; float masks pass.
+
+  So 0/1 and 0/255 mean the same.
   """
-  return mask if jnp.issubdtype(mask.dtype, jnp.floating) else (mask != 0).astype(jnp.float32)
+  if jnp.issubdtype(mask.dtype, jnp.floating):
+    return mask
+  return (mask != 0).astype(jnp.float32)

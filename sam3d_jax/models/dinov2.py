@@ -41,17 +41,18 @@ class DinoConfig:
 
   def __post_init__(self):
     for name in ("image_size", "input_size"):
-      if getattr(self, name) % self.patch:
-        raise ValueError(
-          f"DinoConfig.{name}={getattr(self, name)} is not a multiple of patch={self.patch}"
-        )
+      size = getattr(self, name)
+      if size % self.patch:
+        raise ValueError(f"DinoConfig.{name}={size} is not a multiple of patch={self.patch}")
     if self.width % self.heads:
       raise ValueError(f"DinoConfig.width={self.width} is not a multiple of heads={self.heads}")
 
   @property
   def tokens(self) -> int:
     """Tokens that one image becomes."""
-    return 1 + (self.registers if self.prenorm else 0) + (self.input_size // self.patch) ** 2
+    registers = self.registers if self.prenorm else 0
+    patches = (self.input_size // self.patch) ** 2
+    return 1 + registers + patches
 
 
 def initial_positions(grid: int, width: int):
@@ -61,10 +62,10 @@ def initial_positions(grid: int, width: int):
   from small random values it has to find out.
   """
   axis = np.arange(grid, dtype=np.int32)
-  patches = layers.position_sincos(
-    np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2), width
-  )
-  return jnp.concatenate([jnp.zeros((1, width), jnp.float32), patches])
+  rows_columns = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
+  patches_LD = layers.position_sincos(rows_columns, width)
+  cls_1D = jnp.zeros((1, width), jnp.float32)
+  return jnp.concatenate([cls_1D, patches_LD])
 
 
 class SelfAttention(nnx.Module):
@@ -78,9 +79,9 @@ class SelfAttention(nnx.Module):
   def __call__(self, x_BLD):
     # that of keys cancels in the softmax, that of values passes through it
     q, k, v = self.qkv.parts(x_BLD, biased=(True, False, False))
-    return self.out.of_sum(
-      attention_lib.attend(q, k, v, backend=self.backend), self.qkv.bias[...][2]
-    )
+    attended_BLHK = attention_lib.attend(q, k, v, backend=self.backend)
+    v_bias_HK = self.qkv.bias[...][2]
+    return self.out.of_sum(attended_BLHK, v_bias_HK)
 
 
 class Mlp(nnx.Module):
@@ -108,8 +109,10 @@ class DinoBlock(nnx.Module):
 
   def __call__(self, x_BLD):
     dtype = x_BLD.dtype
-    x_BLD = x_BLD + (self.attn(self.norm1(x_BLD)) * self.ls1[...]).astype(dtype)
-    return x_BLD + (self.mlp(self.norm2(x_BLD)) * self.ls2[...]).astype(dtype)
+    attended_BLD = self.attn(self.norm1(x_BLD)) * self.ls1[...]
+    x_BLD = x_BLD + attended_BLD.astype(dtype)
+    processed_BLD = self.mlp(self.norm2(x_BLD)) * self.ls2[...]
+    return x_BLD + processed_BLD.astype(dtype)
 
 
 class Dino(nnx.Module):
@@ -118,7 +121,10 @@ class Dino(nnx.Module):
   def __init__(self, cfg: DinoConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg
     grid = cfg.image_size // cfg.patch
-    normal = lambda *shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32))
+
+    def normal(*shape: int) -> nnx.Param:
+      return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32))
+
     self.cls_token = normal(cfg.width)
     self.register_tokens = normal(cfg.registers, cfg.width) if cfg.registers else None
     self.mask_token = nnx.Param(jnp.zeros(cfg.width, jnp.float32))
@@ -132,23 +138,24 @@ class Dino(nnx.Module):
     self.norm = layers.LayerNorm(cfg.width, eps=NORM_EPS)
 
   def __call__(self, image_BHWC):
-    """image_BHWC: (B, H, W, 1 or 3) float in 0..1, any size -> (B, cfg.tokens, D) in the compute
-    dtype.
-    """
+    """(B, H, W, 1 or 3) float in 0..1, any size -> (B, cfg.tokens, D) in the compute dtype."""
     x_BLD = self.prenorm(preprocess(image_BHWC, self.cfg.input_size))
     if self.cfg.prenorm:
       return layers.layer_norm(x_BLD, PRENORM_EPS).astype(x_BLD.dtype)
     return self.drop_registers(self.norm(x_BLD))
 
   def prenorm(self, image_BHWC):
-    """Tokens before the final norm, registers included; image_BHWC is already resized and
-    normalised.
+    """Tokens before the final norm, registers included.
+
+    `image_BHWC` is already resized and normalised.
     """
     cfg = self.cfg
     batch, height, width, _ = image_BHWC.shape
     rows, columns = height // cfg.patch, width // cfg.patch
+    # patches, row by row
     patches = image_BHWC.reshape(batch, rows, cfg.patch, columns, cfg.patch, 3).swapaxes(2, 3)
     x_BLD = self.patch_embed(patches).reshape(batch, rows * columns, cfg.width)
+    # before them the CLS token, which has a position, and the registers, which have none
     pos_LD = position_embedding(self.pos_embed[...], rows, columns).astype(x_BLD.dtype)
     prefix_LD = self.cls_token[...].astype(x_BLD.dtype)[None] + pos_LD[:1]
     if self.register_tokens is not None:
@@ -162,8 +169,9 @@ class Dino(nnx.Module):
 
 
 def preprocess(image_BHWC, size: int):
-  """Resizes (bilinear, no antialiasing), repeats a single channel to three, applies ImageNet
-  normalisation; masks included.
+  """Resizes (bilinear, no antialiasing) and normalises as ImageNet, masks included.
+
+  A single channel is repeated to three.
   """
   batch, height, width, channels = image_BHWC.shape
   image_BHWC = image_BHWC.astype(jnp.float32)
@@ -177,11 +185,10 @@ def preprocess(image_BHWC, size: int):
 
 
 def position_embedding(pos_LD, rows: int, columns: int):
-  """Position embedding (1 + grid², D) for a rows x columns patch grid; the CLS row is kept, the
-  grid is resized in fp32.
+  """Position embedding (1 + grid², D) for a grid of rows x columns patches.
 
-  The resize is bicubic with a = -0.5 and antialiasing (Keys' kernel, widened when shrinking),
-  unlike plain bicubic (a = -0.75).
+  The CLS row is kept, the grid is resized in fp32. The resize is bicubic with a = -0.5 and
+  antialiasing (Keys' kernel, widened when shrinking), unlike plain bicubic (a = -0.75).
   """
   grid = int((pos_LD.shape[0] - 1) ** 0.5)
   if (rows, columns) == (grid, grid):

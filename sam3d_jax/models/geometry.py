@@ -1,5 +1,6 @@
-"""The Geometry model: what the photo says (condition encoder) and how the latents flow
-(Mixture-of-Transformers).
+"""The Geometry model: condition encoder and flow.
+
+What the photo says, and how the latents flow (Mixture of Transformers).
 """
 
 import dataclasses
@@ -18,8 +19,9 @@ class GeometryConfig:
 
 
 class GeometryModel(nnx.Module):
-  """p(shape, rotation, translation, scale | image, mask, point map) as a velocity field (arXiv
-  2511.16624 §2).
+  """p(shape, rotation, translation, scale | image, mask, point map) as a velocity field.
+
+  arXiv 2511.16624 §2.
   """
 
   def __init__(self, cfg: GeometryConfig, *, rngs: nnx.Rngs):
@@ -29,19 +31,22 @@ class GeometryModel(nnx.Module):
 
   @property
   def step_conditioned(self) -> bool:
-    """Whether the flow has an embedder for the step size d; objectives and samplers then feed d = 0
-    where none is meant.
+    """Whether the flow has an embedder for the step size d.
+
+    Objectives and samplers then feed d = 0 where none is meant.
     """
     return self.cfg.flow.shortcut
 
   def encode(self, cond: Conditioning, drop_pointmap_B=None):
-    """Condition tokens (B, S, D). `drop_pointmap_B` (B,) bool zeroes the tokens of both point-map
-    streams.
+    """Condition tokens (B, S, D).
+
+    `drop_pointmap_B` (B,) bool zeroes the tokens of both point-map streams.
     """
     return self.condition(cond, drop_pointmap_B)
 
   def velocity(self, x, t_B, tokens_BSD, d_B=None):
-    """Velocity of every latent at time t (0 noise, 1 data); d is the step size of shortcut models,
-    None to leave it out.
+    """Velocity of every latent at time t (0 noise, 1 data).
+
+    `d_B` is the step size of shortcut models, None to leave it out.
     """
     return self.flow(x, t_B, tokens_BSD, d_B)

@@ -1,5 +1,6 @@
-"""Layers shared by every model: parameters in fp32, matrix products in a compute dtype, the
-numerically delicate rest in fp32.
+"""Layers shared by every model.
+
+Parameters are fp32, matrix products run in a compute dtype, the numerically delicate rest in fp32.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ OPERAND = "operand"  # tags what the policy "operands" keeps
 
 
 def xavier_uniform(key, shape_in, shape_out):
-  """Xavier-uniform kernel of shape (*shape_in, *shape_out), fans counted over the flattened sides."""
+  """Xavier-uniform kernel (*shape_in, *shape_out), fans counted over the flattened sides."""
   bound = math.sqrt(6.0 / (math.prod(shape_in) + math.prod(shape_out)))
   return jax.random.uniform(key, (*shape_in, *shape_out), jnp.float32, -bound, bound)
 
@@ -45,40 +46,40 @@ class Dense(nnx.Module):
   ):
     d_in = (d_in,) if isinstance(d_in, int) else tuple(d_in)
     d_out = (d_out,) if isinstance(d_out, int) else tuple(d_out)
-    kernel = (
-      jnp.zeros((*d_in, *d_out), jnp.float32)
-      if zero
-      else xavier_uniform(rngs.params(), d_in, d_out)
-    )
+    if zero:
+      kernel = jnp.zeros((*d_in, *d_out), jnp.float32)
+    else:
+      kernel = xavier_uniform(rngs.params(), d_in, d_out)
     self.kernel = nnx.Param(kernel)
     self.bias = nnx.Param(jnp.zeros(d_out, jnp.float32)) if bias else None
-    self.dims_in, self.dtype = len(d_in), dtype
+    self.dims_in = len(d_in)
+    self.dtype = dtype
 
   def __call__(self, x):
-    return self._affine(x, self.kernel[...], None if self.bias is None else self.bias[...])
+    bias = None if self.bias is None else self.bias[...]
+    return self._affine(x, self.kernel[...], bias)
 
   def parts(self, x, biased: Sequence[bool] | None = None):
-    """Its result cut along the first output dimension, d_out[0] arrays (..., *d_out[1:]), each from
-    a product of its own.
+    """Its result cut along the first output dimension, each part a product of its own.
 
-    For queries, keys and values: cutting one product's result would copy every part, and joining
-    their gradients once more. `biased`
-    says which parts get their bias, by default all: adding one is a pass over the part.
+    d_out[0] arrays (..., *d_out[1:]), for queries, keys and values: cutting one product's result
+    would copy every part, and joining their gradients once more. `biased` says which parts get
+    their bias, by default all: adding one is a pass over the part.
     """
     kernels = jnp.unstack(self.kernel[...], axis=self.dims_in)
-    biases = [None] * len(kernels) if self.bias is None else jnp.unstack(self.bias[...])
-    biased = [True] * len(kernels) if biased is None else biased
-    return tuple(
-      self._affine(x, kernel, bias if wanted else None)
-      for kernel, bias, wanted in zip(kernels, biases, biased, strict=True)
-    )
+    count = len(kernels)
+    biases = [None] * count if self.bias is None else jnp.unstack(self.bias[...])
+    biased = [True] * count if biased is None else biased
+    results = []
+    for kernel, bias, wanted in zip(kernels, biases, biased, strict=True):
+      results.append(self._affine(x, kernel, bias if wanted else None))
+    return tuple(results)
 
   def of_sum(self, x, offset):
-    """Its result for x + offset, with `offset` (*d_in,) joined to the bias instead of added to x."""
+    """Its result for x + offset, `offset` (*d_in,) joined to the bias instead of added to x."""
     along = tuple(range(self.dims_in))
-    bias = jnp.tensordot(offset, self.kernel[...], (along, along)) + (
-      0.0 if self.bias is None else self.bias[...]
-    )
+    own_bias = 0.0 if self.bias is None else self.bias[...]
+    bias = jnp.tensordot(offset, self.kernel[...], (along, along)) + own_bias
     return self._affine(x, self.kernel[...], bias)
 
   def _affine(self, x, kernel, bias):
@@ -89,8 +90,9 @@ class Dense(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-  """Layer norm over the last axis, computed in fp32 and returned in the input's dtype. Without
-  `affine` it has no parameters.
+  """Layer norm over the last axis, computed in fp32 and returned in the input's dtype.
+
+  Without `affine` it has no parameters.
   """
 
   def __init__(self, dim: int, *, eps: float, affine: bool = True):
@@ -119,13 +121,16 @@ def _layer_norm_forward(x, eps):
 
 
 def _layer_norm_backward(eps, saved, gradient):
-  """d x = (g - mean(g) - y mean(g y)) / std: two reductions a row, where derivatives taken step by
-  step need four.
+  """d x = (g - mean(g) - y mean(g y)) / std.
+
+  Two reductions a row, where derivatives taken step by step need four.
   """
   del eps
   x, mean, inverse_std = saved
   y = (x.astype(jnp.float32) - mean) * inverse_std
-  centred = gradient - gradient.mean(-1, keepdims=True) - y * (gradient * y).mean(-1, keepdims=True)
+  mean_gradient = gradient.mean(-1, keepdims=True)
+  mean_product = (gradient * y).mean(-1, keepdims=True)
+  centred = gradient - mean_gradient - y * mean_product
   return ((centred * inverse_std).astype(x.dtype),)
 
 
@@ -133,8 +138,7 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class HeadRMSNorm(nnx.Module):
-  """RMS norm over the head dimension with a gain per head, computed in fp32 and returned in the
-  input's dtype.
+  """RMS norm over the head dimension with a gain per head, in fp32, returned in the input's dtype.
 
   y = x / max(|x|, 1e-12) * sqrt(K) * scale, the floor written on the squared norm so that the
   gradient at x = 0 is finite.
@@ -165,31 +169,34 @@ class MLP(nnx.Module):
 
 
 def gelu(x, *, exact: bool):
-  """x Phi(x) (Hendrycks and Gimpel 2016), with Phi by erf or by the tanh approximation: computed in
-  fp32, returned in the dtype of x.
+  """x Phi(x) (Hendrycks and Gimpel 2016), with Phi by erf or by the tanh approximation.
+
+  Computed in fp32, returned in the dtype of x.
   """
   return _gelu(x, exact)
 
 
-SQRT_HALF, TANH_SLOPE, TANH_CUBIC = math.sqrt(0.5), math.sqrt(2 / math.pi), 0.044715
+SQRT_HALF = math.sqrt(0.5)
+TANH_SLOPE = math.sqrt(2 / math.pi)
+TANH_CUBIC = 0.044715
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gelu(x, exact):
   wide = x.astype(jnp.float32)
-  odd = (
-    jax.lax.erf(wide * SQRT_HALF)
-    if exact
-    else jnp.tanh(TANH_SLOPE * (wide + TANH_CUBIC * wide * wide * wide))
-  )
+  if exact:
+    odd = jax.lax.erf(wide * SQRT_HALF)
+  else:
+    odd = jnp.tanh(TANH_SLOPE * (wide + TANH_CUBIC * wide * wide * wide))
   return (0.5 * wide * (1 + odd)).astype(x.dtype)
 
 
 def _gelu_backward(exact, x, gradient):
-  """One pass over x and the gradient, in fp32; derivatives taken step by step would be rounded to
-  the dtype of x at each.
+  """One pass over x and the gradient, in fp32.
 
-  0.5 (1 + tanh u) is written as sigmoid(2 u): were it the forward pass's expression, compilers would keep its fp32 value for this.
+  Derivatives taken step by step would be rounded to the dtype of x at each. 0.5 (1 + tanh u) is
+  written as sigmoid(2 u): were it the forward pass's expression, compilers would keep its fp32
+  value for this.
   """
   wide = x.astype(jnp.float32)
   if exact:
@@ -204,30 +211,8 @@ def _gelu_backward(exact, x, gradient):
 _gelu.defvjp(lambda x, exact: (_gelu(x, exact), x), _gelu_backward)
 
 
-class SwiGLU(nnx.Module):
-  """Gated feed-forward without biases: down(silu(gate(x)) * up(x)) (Shazeer 2020, "GLU variants
-  improve transformer").
-  """
-
-  def __init__(self, d_in: int, hidden: int, d_out: int, *, rngs: nnx.Rngs, dtype=jnp.float32):
-    self.gate = Dense(d_in, hidden, rngs=rngs, dtype=dtype, bias=False)
-    self.up = Dense(d_in, hidden, rngs=rngs, dtype=dtype, bias=False)
-    self.down = Dense(hidden, d_out, rngs=rngs, dtype=dtype, bias=False)
-
-  def __call__(self, x):
-    return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
-
-
-def swiglu_hidden(width: int, multiplier: float, multiple_of: int = 256) -> int:
-  """Hidden width of a SwiGLU with about the parameters of a plain MLP of `multiplier * width`: two
-  thirds of it, rounded up.
-  """
-  return -(-int(2 * int(multiplier * width) / 3) // multiple_of) * multiple_of
-
-
 class TimestepEmbedder(nnx.Module):
-  """Scalars (N,), in the sinusoid's own units (here time * 1000), to embeddings (N, width). All in
-  fp32.
+  """Scalars (N,), in the sinusoid's own units (here time * 1000), to embeddings (N, width) fp32.
 
   `zero` starts the last layer at zero, so that an embedder added to a trained model changes nothing
   at first.
@@ -243,15 +228,15 @@ class TimestepEmbedder(nnx.Module):
 
 
 def sinusoid(t_N, dim: int, max_period: float = 10_000.0):
-  """Sinusoidal embedding (N,) -> (N, dim): cosines first, then sines; an odd `dim` ends in a zero
-  (Vaswani et al. 2017, 3.5).
+  """Sinusoidal embedding (N,) -> (N, dim) (Vaswani et al. 2017, 3.5).
+
+  Cosines first, then sines; an odd `dim` ends in a zero.
   """
   half = dim // 2
   frequencies = np.exp(-math.log(max_period) * np.arange(half) / half).astype(np.float32)
   angles = t_N.astype(jnp.float32)[:, None] * frequencies
-  return jnp.pad(
-    jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1), ((0, 0), (0, dim % 2))
-  )
+  waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+  return jnp.pad(waves, ((0, 0), (0, dim % 2)))
 
 
 def position_sincos(coords_LA, dim: int):
@@ -264,24 +249,24 @@ def position_sincos(coords_LA, dim: int):
   n = dim // axes // 2
   frequencies = (10_000.0 ** (-np.arange(n) / n)).astype(np.float32)
   angles = coords_LA.astype(jnp.float32)[..., None] * frequencies
-  table = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(
-    len(coords_LA), axes * 2 * n
-  )
-  return jnp.pad(table, ((0, 0), (0, dim - axes * 2 * n)))
+  waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+  used = axes * 2 * n
+  table = waves.reshape(len(coords_LA), used)
+  return jnp.pad(table, ((0, 0), (0, dim - used)))
 
 
 def grid_positions(resolution: int):
   """Integer coordinates (resolution^3, 3) of a cubic grid in token order: x slowest, z fastest."""
   axis = np.arange(resolution, dtype=np.int32)
-  return np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+  xyz = np.meshgrid(axis, axis, axis, indexing="ij")
+  return np.stack(xyz, axis=-1).reshape(-1, 3)
 
 
 class Stack(nnx.Module):
-  """`depth` equal layers with stacked parameters, applied with one scan: compile time and HLO size
-  do not grow with depth.
+  """`depth` equal layers with stacked parameters, applied with one scan.
 
-  With `unroll` they do grow; in return what the backward pass needs is not copied into and out of
-  stacks.
+  Compile time and HLO size do not grow with depth. With `unroll` they do; in return what the
+  backward pass needs is not copied into and out of stacks.
 
   `make(rngs)` builds one layer; parameters live under `layer/` with a leading axis of size `depth`.
   The layer is called as `layer(carry, *shared)` and returns the next carry.
@@ -296,7 +281,9 @@ class Stack(nnx.Module):
     remat: str = "none",
     unroll: bool = False,
   ):
-    self.depth, self.remat, self.unroll = depth, remat, unroll
+    self.depth = depth
+    self.remat = remat
+    self.unroll = unroll
     keys = jax.random.split(rngs.params(), depth)
     self.layer = nnx.vmap(lambda key: make(nnx.Rngs(key)), in_axes=0, out_axes=0)(keys)
 
@@ -309,15 +296,16 @@ class Stack(nnx.Module):
       return nnx.merge(graph, layer_params)(carry, *shared), None
 
     body = rematerialise(body, self.remat, looped=not self.unroll)
-    return jax.lax.scan(
-      body, carry, params, unroll=self.depth if self.unroll or _unroll.get() else 1
-    )[0]
+    layers_a_turn = self.depth if self.unroll or _unroll.get() else 1
+    carry, _ = jax.lax.scan(body, carry, params, unroll=layers_a_turn)
+    return carry
 
 
 @jax.custom_vjp
 def stacked_gradient(x):
-  """x, whose gradient is written out as one array: gathering it from its layers element by element,
-  wherever it is used, is slow.
+  """x, whose gradient is written out as one array.
+
+  Gathering it from its layers element by element, wherever it is used, is slow.
   """
   return x
 
@@ -332,8 +320,9 @@ _unroll = contextvars.ContextVar("unroll", default=False)
 
 @contextlib.contextmanager
 def unrolled():
-  """Within it stacks are traced layer by layer: XLA's cost analysis counts the body of a loop once,
-  however often it runs.
+  """Within it stacks are traced layer by layer.
+
+  XLA's cost analysis counts the body of a loop once, however often it runs.
   """
   token = _unroll.set(True)
   try:
@@ -343,21 +332,28 @@ def unrolled():
 
 
 def operand(x, dtype=None):
-  """x, in `dtype` if one is given, tagged as something that the backward pass reads: the policy
-  "operands" keeps it.
+  """x, in `dtype` if one is given, tagged as something that the backward pass reads.
+
+  The policy "operands" keeps it.
   """
-  return checkpoint_name(x if dtype is None else x.astype(dtype), OPERAND)
+  read = x if dtype is None else x.astype(dtype)
+  return checkpoint_name(read, OPERAND)
 
 
 def rematerialise(fn, policy: str, *, looped: bool = True):
-  """Wraps `fn` in a named rematerialisation policy: what is kept for the backward pass, from most
-  memory to least. `looped`: it is the body of a loop, where the compiler cannot find out that it
-  computes something again, and undo it.
+  """Wraps `fn` in a named rematerialisation policy: what is kept for the backward pass.
 
-  none: every intermediate. operands: attention, matrix products, and what is tagged as their
-  operand, so that nothing but single fused passes is computed again. dots: attention, and matrix
-  products without batch dimensions. attention: attention alone, the most expensive product. full:
-  only the inputs.
+  From most memory to least:
+
+  none: every intermediate.
+  operands: attention, matrix products, and what is tagged as their operand, so that nothing but
+    single fused passes is computed again.
+  dots: attention, and matrix products without batch dimensions.
+  attention: attention alone, the most expensive product.
+  full: only the inputs.
+
+  `looped`: `fn` is the body of a loop, where the compiler cannot find out that it computes
+  something again, and undo it.
   """
   if policy not in REMAT_POLICIES:
     raise ValueError(f"remat policy {policy!r} is not one of {REMAT_POLICIES}")

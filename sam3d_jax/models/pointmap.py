@@ -87,36 +87,44 @@ class WindowBlock(nnx.Module):
     """
     scale_D, shift_D = self.norm1.scale[...], self.norm1.bias[...]
     basis_FD, position_LD = centred(basis_FD), centred(position_LD)
+
+    # the norm's divisor of every row, from the quadratic form
+    gram_FF = basis_FD @ basis_FD.T
+    cross_LF = position_LD @ basis_FD.T
     square_WL = (
-      jnp.einsum("wlf,fg,wlg->wl", features_WLF, basis_FD @ basis_FD.T, features_WLF)
-      + 2 * jnp.einsum("wlf,lf->wl", features_WLF, position_LD @ basis_FD.T)
+      jnp.einsum("wlf,fg,wlg->wl", features_WLF, gram_FF, features_WLF)
+      + 2 * jnp.einsum("wlf,lf->wl", features_WLF, cross_LF)
       + jnp.square(position_LD).sum(-1)
     )
     # rounding may leave less than nothing
     inverse_std_WL = jax.lax.rsqrt(jnp.maximum(square_WL, 0.0) / len(first_D) + NORM_EPS)
+    inverse_std_WL1 = inverse_std_WL[:, :, None]
+
+    # the one query, carried over to the side of the rows
     q_DHK, k_DHK, v_DHK = jnp.unstack(self.attn.qkv.kernel[...], axis=1)
     q_bias, _, v_bias = jnp.unstack(self.attn.qkv.bias[...])
     first_D = self.norm1(first_D)
     q_HK = (jnp.einsum("d,dhk->hk", first_D, q_DHK) + q_bias) * q_DHK.shape[-1] ** -0.5
     query_HD = jnp.einsum("hk,dhk->hd", q_HK, k_DHK)
-    affine = lambda table, rows: jnp.einsum("wlf,fh->wlh", features_WLF, table) + rows
+
+    # attention weights of the first row and of the points
     along_HD = query_HD * scale_D
-    logits_WLH = (
-      affine(basis_FD @ along_HD.T, position_LD @ along_HD.T) * inverse_std_WL[:, :, None]
-      + query_HD @ shift_D
-    )
+    projected_WLH = jnp.einsum("wlf,fh->wlh", features_WLF, basis_FD @ along_HD.T)
+    projected_WLH = projected_WLH + position_LD @ along_HD.T
+    logits_WLH = projected_WLH * inverse_std_WL1 + query_HD @ shift_D
     of_first_WLH = jnp.broadcast_to(query_HD @ first_D, (len(features_WLF), 1, len(query_HD)))
     weights_WLH = jax.nn.softmax(jnp.concatenate([of_first_WLH, logits_WLH], axis=1), axis=1)
-    of_first_WH, by_std_WLH = weights_WLH[:, 0], weights_WLH[:, 1:] * inverse_std_WL[:, :, None]
-    value = lambda rows_ND: jnp.einsum("nd,dhk->nhk", rows_ND, v_DHK)
+    of_first_WH, by_std_WLH = weights_WLH[:, 0], weights_WLH[:, 1:] * inverse_std_WL1
+
+    # the weighted sum of values, term by term of y_l
+    def value(rows_ND):
+      return jnp.einsum("nd,dhk->nhk", rows_ND, v_DHK)
+
     value_shift_HK, value_first_HK = value(jnp.stack([shift_D, first_D]))
+    mixed_WHF = jnp.einsum("wlh,wlf->whf", by_std_WLH, features_WLF)
     return (
       jnp.einsum("wlh,lhk->whk", by_std_WLH, value(position_LD * scale_D))
-      + jnp.einsum(
-        "whf,fhk->whk",
-        jnp.einsum("wlh,wlf->whf", by_std_WLH, features_WLF),
-        value(basis_FD * scale_D),
-      )
+      + jnp.einsum("whf,fhk->whk", mixed_WHF, value(basis_FD * scale_D))
       + value_shift_HK
       + of_first_WH[:, :, None] * (value_first_HK - value_shift_HK)
       + v_bias
@@ -139,7 +147,10 @@ class PointmapEncoder(nnx.Module):
   def __init__(self, cfg: PointmapConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg
     side = cfg.input_size // cfg.patch
-    normal = lambda *shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32))
+
+    def normal(*shape: int) -> nnx.Param:
+      return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32))
+
     # fp32: coordinates have a large range, and bf16 would round them to 8 bits before the first
     # product.
     self.point_proj = layers.Dense(3, cfg.width, rngs=rngs, dtype=jnp.float32)
@@ -169,31 +180,28 @@ class PointmapEncoder(nnx.Module):
     points_BHW3 = resize_nearest(points_BHW3.astype(jnp.float32), cfg.input_size)
     if valid_BHW is None:
       valid_BHW = jnp.isfinite(points_BHW3).all(-1)
-    points_WL3, valid_WL = (
-      windows(points_BHW3, cfg.patch),
-      windows(valid_BHW[..., None], cfg.patch)[..., 0],
-    )
+    points_WL3 = windows(points_BHW3, cfg.patch)
+    valid_WL = windows(valid_BHW[..., None], cfg.patch)[..., 0]
+    # the block's first row, which is all that is used of it
     position_LD = self.pos_embed_window[...]
     first_D = self.cls_token[...] + position_LD[0]
     if cfg.cls_only:
       features_WLF, basis_FD = self.features(points_WL3, valid_WL)
-      attended_WD = self.block.attn.out(
-        self.block.values_closed(features_WLF, basis_FD, first_D, position_LD[1:])
-      )
+      values_WHK = self.block.values_closed(features_WLF, basis_FD, first_D, position_LD[1:])
+      attended_WD = self.block.attn.out(values_WHK)
     else:
       x_WLD = self.embed_points(points_WL3, valid_WL) + position_LD[1:].astype(cfg.dtype)
       rows_W1D = jnp.broadcast_to(first_D.astype(cfg.dtype), (len(x_WLD), 1, cfg.width))
       attended_WD = self.block.attend(jnp.concatenate([rows_W1D, x_WLD], axis=1))
-    tokens_BSD = self.block.finish(first_D.astype(cfg.dtype), attended_WD).reshape(
-      -1, side * side, cfg.width
-    )
+    tokens_WD = self.block.finish(first_D.astype(cfg.dtype), attended_WD)
+    tokens_BSD = tokens_WD.reshape(-1, side * side, cfg.width)
     if drop_B is not None:
       if self.dropped_token is None:
         raise ValueError("drop_B was given, but the encoder was built without drop_token=True")
-      tokens_BSD = jnp.where(
-        drop_B[:, None, None], self.dropped_token[...].astype(tokens_BSD.dtype), tokens_BSD
-      )
-    return tokens_BSD + self.pos_embed[...].reshape(cfg.width, -1).T.astype(tokens_BSD.dtype)
+      dropped_D = self.dropped_token[...].astype(tokens_BSD.dtype)
+      tokens_BSD = jnp.where(drop_B[:, None, None], dropped_D, tokens_BSD)
+    window_position_SD = self.pos_embed[...].reshape(cfg.width, -1).T
+    return tokens_BSD + window_position_SD.astype(tokens_BSD.dtype)
 
   @jax.default_matmul_precision("float32")
   def embed_points(self, points, valid):
@@ -202,17 +210,19 @@ class PointmapEncoder(nnx.Module):
     return (features @ basis_FD).astype(self.cfg.dtype)
 
   def features(self, points, valid):
-    """(..., 3), (...) bool -> features (..., 5) and their basis (5, D) fp32, whose product is the
-    embedding: the remapped point, one for a
-    known point, one for an unknown one."""
+    """(..., 3), (...) bool -> features (..., 5) and their basis (5, D) fp32.
+
+    Their product is the embedding. The features are the remapped point, one for a known point, and
+    one for an unknown one.
+    """
     points, valid = jax.lax.stop_gradient(points), valid[..., None]
     # Zeroed before the remap (which may not accept NaN) and again after it (log 0 would reach the
     # kernel's gradient as 0 * inf).
-    points = jnp.where(valid, remap_lib.remap(jnp.where(valid, points, 0.0), self.cfg.remap), 0.0)
+    remapped = remap_lib.remap(jnp.where(valid, points, 0.0), self.cfg.remap)
+    points = jnp.where(valid, remapped, 0.0)
     known = valid.astype(jnp.float32)
-    basis_FD = jnp.concatenate(
-      [self.point_proj.kernel[...], self.point_proj.bias[...][None], self.invalid_token[...][None]]
-    )
+    kernel_3D, bias_D = self.point_proj.kernel[...], self.point_proj.bias[...]
+    basis_FD = jnp.concatenate([kernel_3D, bias_D[None], self.invalid_token[...][None]])
     return jnp.concatenate([points, known, 1 - known], axis=-1), basis_FD
 
 

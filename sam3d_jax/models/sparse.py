@@ -1,11 +1,10 @@
-"""Sparse voxel tensors with static shapes: neighbours, convolution, pooling, windows. Everything
-runs under `jit` and has gradients.
+"""Sparse voxel tensors with static shapes: neighbours, convolution, pooling, windows.
 
-A batch holds the active voxels of each sample in its own row, padded to a common V: (B, V, C)
-features, (B, V, 3) coordinates and a count of the valid ones, which come first. The published code
-joins all samples into one list with a batch column instead. With rows, a batch is cut over a mesh
-like any other, no search or gather leaves its sample, and the blocks of the dense models serve
-unchanged.
+Everything runs under `jit` and has gradients. A batch holds the active voxels of each sample in its
+own row, padded to a common V: (B, V, C) features, (B, V, 3) coordinates and a count of the valid
+ones, which come first. The published code joins all samples into one list with a batch column
+instead. With rows, a batch is cut over a mesh like any other, no search or gather leaves its
+sample, and the blocks of the dense models serve unchanged.
 
 Rows beyond the count hold zeros; every operation that adds something (a bias, a shift) clears them
 again through `SparseTensor.of`. Voxels of a sample are distinct, in any order, with coordinates in
@@ -31,9 +30,7 @@ CHILDREN = np.stack(np.meshgrid(*[np.arange(2)] * 3, indexing="ij"), axis=-1).re
 
 
 class SparseTensor(NamedTuple):
-  """Active voxels of a batch: features, integer (x, y, z), and how many of the rows are voxels
-  rather than padding.
-  """
+  """Active voxels of a batch: features, integer (x, y, z), and how many rows are no padding."""
 
   feats_BVC: jax.Array
   coords_BV3: jax.Array
@@ -50,19 +47,16 @@ class SparseTensor(NamedTuple):
 
 
 def pack(feats_NC, coords_N4, batch: int, size: int) -> SparseTensor:
-  """From the published form, one list with coordinates (sample, x, y, z), to rows of `size`; the
-  order within a sample is kept.
+  """From the published form, one list with coordinates (sample, x, y, z), to rows of `size`.
 
-  Host side (NumPy). Raises ValueError for a sample with more than `size` voxels or coordinates
-  outside 0..MAX_COORDINATE.
+  The order within a sample is kept. Host side (NumPy). Raises ValueError for a sample with more
+  than `size` voxels or coordinates outside 0..MAX_COORDINATE.
   """
   feats_NC, coords_N4 = np.asarray(feats_NC), np.asarray(coords_N4)
-  if len(coords_N4) and not (
-    0 <= coords_N4[:, 1:].min() and coords_N4[:, 1:].max() <= MAX_COORDINATE
-  ):
+  xyz_N3 = coords_N4[:, 1:]
+  if len(xyz_N3) and not (0 <= xyz_N3.min() and xyz_N3.max() <= MAX_COORDINATE):
     raise ValueError(
-      f"voxel coordinates {coords_N4[:, 1:].min()}..{coords_N4[:, 1:].max()} are not within "
-      f"0..{MAX_COORDINATE}"
+      f"voxel coordinates {xyz_N3.min()}..{xyz_N3.max()} are not within 0..{MAX_COORDINATE}"
     )
   feats_BVC = np.zeros((batch, size, feats_NC.shape[1]), feats_NC.dtype)
   coords_BV3 = np.zeros((batch, size, 3), np.int32)
@@ -70,37 +64,38 @@ def pack(feats_NC, coords_N4, batch: int, size: int) -> SparseTensor:
   if len(count_B) > batch or count_B.max(initial=0) > size:
     raise ValueError(f"samples of {count_B.tolist()} voxels do not fit into {batch} rows of {size}")
   for b in range(batch):
-    rows = coords_N4[:, 0] == b
-    feats_BVC[b, : count_B[b]], coords_BV3[b, : count_B[b]] = feats_NC[rows], coords_N4[rows, 1:]
+    of_sample_N = coords_N4[:, 0] == b
+    feats_BVC[b, : count_B[b]] = feats_NC[of_sample_N]
+    coords_BV3[b, : count_B[b]] = xyz_N3[of_sample_N]
   return SparseTensor(jnp.asarray(feats_BVC), jnp.asarray(coords_BV3), jnp.asarray(count_B))
 
 
 def unpack(x: SparseTensor) -> tuple[np.ndarray, np.ndarray]:
   """The published form: features (N, C) and coordinates (N, 4), sample by sample. Host side."""
-  counts, coords = np.asarray(x.count_B), np.asarray(x.coords_BV3)
-  flat = [
-    np.concatenate([np.full((n, 1), b, np.int32), coords[b, :n]], axis=1)
-    for b, n in enumerate(counts)
-  ]
-  return np.concatenate(
-    [np.asarray(x.feats_BVC)[b, :n] for b, n in enumerate(counts)]
-  ), np.concatenate(flat)
+  feats_BVC, coords_BV3 = np.asarray(x.feats_BVC), np.asarray(x.coords_BV3)
+  feats, coords = [], []
+  for b, count in enumerate(np.asarray(x.count_B)):
+    sample_N1 = np.full((count, 1), b, np.int32)
+    feats.append(feats_BVC[b, :count])
+    coords.append(np.concatenate([sample_N1, coords_BV3[b, :count]], axis=1))
+  return np.concatenate(feats), np.concatenate(coords)
 
 
 def voxel_keys(coords_BV3, valid_BV):
-  """One integer a voxel, ordered as (x, y, z); NO_VOXEL in the padding. A step of one along an axis
-  adds a constant.
+  """One integer a voxel, ordered as (x, y, z); NO_VOXEL in the padding.
+
+  A step of one along an axis adds a constant.
   """
   x, y, z = jnp.unstack(coords_BV3 + 1, axis=-1)
   return jnp.where(valid_BV, (x * SIDE + y) * SIDE + z, NO_VOXEL)
 
 
 def neighbours(x: SparseTensor):
-  """Where the 27 neighbours of each voxel are: (27, B, V) rows of its own sample, V where there is
-  none. Order of TAPS.
+  """Where the 27 neighbours of each voxel are, in the order of TAPS.
 
-  Made once for a set of coordinates and used by all its convolutions. Memory does not depend on the
-  resolution: the keys are sorted and searched, no dense grid is made.
+  (27, B, V) rows of its own sample, V where there is none. Made once for a set of coordinates and
+  used by all its convolutions. Memory does not depend on the resolution: the keys are sorted and
+  searched, no dense grid is made.
   """
   steps = (TAPS @ np.array([SIDE * SIDE, SIDE, 1])).astype(np.int32)
 
@@ -116,19 +111,20 @@ def neighbours(x: SparseTensor):
 
 def gather(x_BVC, index_BW):
   """Rows of each sample by index, zero where the index is V."""
-  return jax.vmap(lambda x_VC, index_W: x_VC.at[index_W].get(mode="fill", fill_value=0))(
-    x_BVC, index_BW
-  )
+
+  def sample(x_VC, index_W):
+    return x_VC.at[index_W].get(mode="fill", fill_value=0)
+
+  return jax.vmap(sample)(x_BVC, index_BW)
 
 
 @jax.custom_vjp
 def submanifold_conv(x_BVI, kernel_TIO, neighbours_TBV):
-  """3x3x3 cross-correlation at the active voxels only: y[p] = sum over offsets d of x[p + d] @
-  kernel[d]; fp32 out.
+  """3x3x3 cross-correlation at the active voxels only, fp32 out.
 
-  One tap at a time, so that the 27 gathered copies of x never exist together. The gradient gathers
-  too, where automatic differentiation would scatter: q is p's neighbour at d exactly if p is q's at
-  -d, and -d is tap 26 - d.
+  y[p] = sum over offsets d of x[p + d] @ kernel[d]. One tap at a time, so that the 27 gathered
+  copies of x never exist together. The gradient gathers too, where automatic differentiation would
+  scatter: q is p's neighbour at d exactly if p is q's at -d, and -d is tap 26 - d.
   """
   return _conv(x_BVI, kernel_TIO, neighbours_TBV)
 
@@ -136,9 +132,9 @@ def submanifold_conv(x_BVI, kernel_TIO, neighbours_TBV):
 def _conv(x_BVI, kernel_TIO, neighbours_TBV):
   def tap(sum_BVO, one):
     index_BV, kernel_IO = one
-    return sum_BVO + jnp.einsum(
-      "bvi,io->bvo", gather(x_BVI, index_BV), kernel_IO, preferred_element_type=jnp.float32
-    ), None
+    seen_BVI = gather(x_BVI, index_BV)
+    term_BVO = jnp.einsum("bvi,io->bvo", seen_BVI, kernel_IO, preferred_element_type=jnp.float32)
+    return sum_BVO + term_BVO, None
 
   zero = jnp.zeros((*x_BVI.shape[:2], kernel_TIO.shape[-1]), jnp.float32)
   return jax.lax.scan(tap, zero, (neighbours_TBV, kernel_TIO))[0]
@@ -154,9 +150,8 @@ def _conv_backward(residuals, grad_BVO):
   x_bar = _conv(grad_BVO, kernel_TIO[::-1].swapaxes(1, 2), neighbours_TBV)
 
   def kernel_tap(_, index_BV):
-    return None, jnp.einsum(
-      "bvi,bvo->io", gather(x_BVI, index_BV), grad_BVO, preferred_element_type=jnp.float32
-    )
+    seen_BVI = gather(x_BVI, index_BV)
+    return None, jnp.einsum("bvi,bvo->io", seen_BVI, grad_BVO, preferred_element_type=jnp.float32)
 
   kernel_bar = jax.lax.scan(kernel_tap, None, neighbours_TBV)[1]
   no_gradient = np.zeros(neighbours_TBV.shape, jax.dtypes.float0)
@@ -167,8 +162,9 @@ submanifold_conv.defvjp(_conv_forward, _conv_backward)
 
 
 class Groups(NamedTuple):
-  """Voxels of each sample sorted so that those of one group (coarse voxel, window) lie together,
-  groups in (x, y, z) order.
+  """Voxels of each sample sorted so that those of one group lie together.
+
+  A group is a coarse voxel or a window; groups are in (x, y, z) order.
   """
 
   order_BV: jax.Array  # row of the sorted position
@@ -186,11 +182,8 @@ def group_by(cells_BV3, valid_BV) -> Groups:
     valid_V = sorted_V != NO_VOXEL
     first_V = jnp.concatenate([jnp.ones(1, bool), sorted_V[1:] != sorted_V[:-1]]) & valid_V
     rank_V = jnp.where(valid_V, jnp.cumsum(first_V) - 1, len(keys_V)).astype(jnp.int32)
-    inverse_V = (
-      jnp.zeros_like(order_V)
-      .at[order_V]
-      .set(jnp.arange(len(keys_V), dtype=jnp.int32), unique_indices=True)
-    )
+    place_V = jnp.arange(len(keys_V), dtype=jnp.int32)
+    inverse_V = jnp.zeros_like(order_V).at[order_V].set(place_V, unique_indices=True)
     return Groups(order_V, inverse_V, rank_V, first_V.sum(dtype=jnp.int32))
 
   return jax.vmap(sample)(voxel_keys(cells_BV3, valid_BV))
@@ -212,26 +205,28 @@ def downsample(
 
   def sample(feats_VC, coords_V3, order_V, rank_V, inverse_V, count):
     ids_V = jnp.where(rank_V < voxels, rank_V, size)  # out of range: dropped
-    add = lambda x: jax.ops.segment_sum(x, ids_V, size, indices_are_sorted=True)
+
+    def add(x):
+      return jax.ops.segment_sum(x, ids_V, size, indices_are_sorted=True)
+
     sums_SC = add(feats_VC[order_V].astype(jnp.float32))
     members_S = add(jnp.ones(voxels, jnp.float32))
-    coords_S3 = (
-      jnp.zeros((size, 3), jnp.int32).at[ids_V].set(coords_V3[order_V] // factor, mode="drop")
-    )
+    coarse_V3 = coords_V3[order_V] // factor
+    coords_S3 = jnp.zeros((size, 3), jnp.int32).at[ids_V].set(coarse_V3, mode="drop")
     feats_SC = jnp.where(count <= size, sums_SC / (members_S[:, None] + 1), jnp.nan)
     return feats_SC.astype(feats_VC.dtype), coords_S3, rank_V[inverse_V]
 
   feats, coords, parent_BV = jax.vmap(sample)(
     x.feats_BVC, x.coords_BV3, groups.order_BV, groups.rank_BV, groups.inverse_BV, groups.count_B
   )
-  return SparseTensor(feats, coords, jnp.minimum(groups.count_B, size)), jnp.where(
-    x.valid_BV, parent_BV, size
-  )
+  coarse = SparseTensor(feats, coords, jnp.minimum(groups.count_B, size))
+  return coarse, jnp.where(x.valid_BV, parent_BV, size)
 
 
 def upsample(coarse: SparseTensor, parent_BV, like: SparseTensor) -> SparseTensor:
-  """Every voxel of `like` gets its parent's features; `parent_BV` is what `downsample` of `like`
-  returned.
+  """Every voxel of `like` gets its parent's features.
+
+  `parent_BV` is what `downsample` of `like` returned.
   """
   return like.of(gather(coarse.feats_BVC, parent_BV))
 
@@ -244,8 +239,9 @@ def subdivide(x: SparseTensor) -> SparseTensor:
 
 
 def windows(x: SparseTensor, window: int, shift: int = 0) -> Groups:
-  """Which voxels attend to each other: those of one cell (coordinate + shift) // window. Made once
-  for all blocks of one shift.
+  """Which voxels attend to each other: those of one cell (coordinate + shift) // window.
+
+  Made once for all blocks of one shift.
   """
   return group_by((x.coords_BV3 + shift) // window, x.valid_BV)
 
@@ -272,20 +268,24 @@ def _attend_nearby(q_BVHK, k_BVHK, v_BVHK, rank_BV, block: int):
   voxels = q_BVHK.shape[1]
   blocks = -(-voxels // block)
   tail = blocks * block - voxels
-  pad = lambda x, before, after, value=0: jnp.pad(
-    x, ((0, 0), (before, after)) + ((0, 0),) * (x.ndim - 2), constant_values=value
-  )
+
+  def pad(x, before, after, value=0):
+    margins = ((0, 0), (before, after)) + ((0, 0),) * (x.ndim - 2)
+    return jnp.pad(x, margins, constant_values=value)
+
+  # whole blocks of queries; a block of keys more on either side. Ranks of padding meet none.
   q, query_rank = pad(q_BVHK, 0, tail), pad(rank_BV, 0, tail, voxels)
-  k, v, key_rank = (
-    pad(k_BVHK, block, block + tail),
-    pad(v_BVHK, block, block + tail),
-    pad(rank_BV, block, block + tail, -1),
-  )
+  k, v = pad(k_BVHK, block, block + tail), pad(v_BVHK, block, block + tail)
+  key_rank = pad(rank_BV, block, block + tail, -1)
 
   @jax.checkpoint
   def one(start):
-    near = lambda x, n: jax.lax.dynamic_slice_in_dim(x, start, n, axis=1)
-    same = (near(query_rank, block)[:, :, None] == near(key_rank, 3 * block)[:, None])[:, None]
+    def near(x, length):
+      return jax.lax.dynamic_slice_in_dim(x, start, length, axis=1)
+
+    of_query = near(query_rank, block)[:, :, None]
+    of_key = near(key_rank, 3 * block)[:, None]
+    same = (of_query == of_key)[:, None]
     return attend_xla(near(q, block), near(k, 3 * block), near(v, 3 * block), mask=same)
 
   out = jax.lax.map(one, jnp.arange(blocks) * block)  # (blocks, B, block, H, K)
@@ -294,8 +294,9 @@ def _attend_nearby(q_BVHK, k_BVHK, v_BVHK, rank_BV, block: int):
 
 
 def group_norm(x: SparseTensor, groups: int, eps: float):
-  """Per sample and group of channels, over all voxels of the sample; (B, V, C) fp32 without gain,
-  zero in the padding.
+  """Per sample and group of channels, over all voxels of the sample.
+
+  (B, V, C) fp32 without gain, zero in the padding.
   """
   b, v, c = x.feats_BVC.shape
   values = x.feats_BVC.astype(jnp.float32).reshape(b, v, groups, c // groups)

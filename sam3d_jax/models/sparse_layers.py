@@ -20,8 +20,9 @@ GROUP_EPS = 1e-5
 
 
 class SubmanifoldConv(nnx.Module):
-  """3x3x3 convolution at the active voxels. `kernel` (3, 3, 3, C_in, C_out) over (x, y, z), `bias`
-  (C_out,); fp32 out.
+  """3x3x3 convolution at the active voxels, fp32 out.
+
+  `kernel` is (3, 3, 3, C_in, C_out) over (x, y, z), `bias` (C_out,).
   """
 
   def __init__(
@@ -35,18 +36,18 @@ class SubmanifoldConv(nnx.Module):
     zero: bool = False,
   ):
     shape = (3, 3, 3, channels, out_channels)
-    self.kernel = nnx.Param(
-      jnp.zeros(shape, jnp.float32) if zero else fan_in_uniform(rngs.params(), shape)
-    )
+    kernel = jnp.zeros(shape, jnp.float32) if zero else fan_in_uniform(rngs.params(), shape)
+    self.kernel = nnx.Param(kernel)
     self.bias = nnx.Param(jnp.zeros(out_channels, jnp.float32)) if bias else None
     self.dtype = dtype
 
   def __call__(self, x: SparseTensor, neighbours_TBV) -> SparseTensor:
     kernel = self.kernel[...].astype(self.dtype)
-    y = sparse.submanifold_conv(
-      x.feats_BVC.astype(self.dtype), kernel.reshape(27, *kernel.shape[3:]), neighbours_TBV
-    )
-    return x.of(y if self.bias is None else y + self.bias[...])
+    taps = kernel.reshape(27, *kernel.shape[3:])
+    y = sparse.submanifold_conv(x.feats_BVC.astype(self.dtype), taps, neighbours_TBV)
+    if self.bias is not None:
+      y = y + self.bias[...]
+    return x.of(y)
 
 
 class SparseGroupNorm(nnx.Module):
@@ -63,11 +64,10 @@ class SparseGroupNorm(nnx.Module):
 
 
 class SparseResBlock(nnx.Module):
-  """Residual block with the time embedding as scale and shift (in that order) of its second norm;
-  the last convolution starts at zero.
+  """Residual block, the time embedding as scale and shift (in that order) of its second norm.
 
-  It works on voxels that are already down- or upsampled, whose neighbours it is given; `skip`
-  changes the width.
+  The last convolution starts at zero. It works on voxels that are already down- or upsampled, whose
+  neighbours it is given; `skip` changes the width.
   """
 
   def __init__(
@@ -77,16 +77,18 @@ class SparseResBlock(nnx.Module):
     self.conv1 = SubmanifoldConv(channels, out_channels, rngs=rngs, dtype=dtype)
     self.conv2 = SubmanifoldConv(out_channels, out_channels, rngs=rngs, dtype=dtype, zero=True)
     self.mod = Dense(mod_width, (2, out_channels), rngs=rngs)
-    self.skip = (
-      Dense(channels, out_channels, rngs=rngs, dtype=dtype) if channels != out_channels else None
-    )
+    if channels == out_channels:
+      self.skip = None
+    else:
+      self.skip = Dense(channels, out_channels, rngs=rngs, dtype=dtype)
 
   def __call__(self, x: SparseTensor, neighbours_TBV, mod_BD) -> SparseTensor:
     scale_BC, shift_BC = jnp.unstack(self.mod(jax.nn.silu(mod_BD)), axis=1)
     h = self.conv1(x.of(jax.nn.silu(self.norm1(x.feats_BVC))), neighbours_TBV)
     modulated = layer_norm(h.feats_BVC, BLOCK_EPS) * (1 + scale_BC[:, None]) + shift_BC[:, None]
     h = self.conv2(h.of(jax.nn.silu(modulated)), neighbours_TBV)
-    return x.of(h.feats_BVC + (x.feats_BVC if self.skip is None else self.skip(x.feats_BVC)))
+    shortcut = x.feats_BVC if self.skip is None else self.skip(x.feats_BVC)
+    return x.of(h.feats_BVC + shortcut)
 
 
 class SparseSelfAttention(nnx.Module):
@@ -108,8 +110,9 @@ class SparseSelfAttention(nnx.Module):
   def __call__(
     self, x: SparseTensor, groups: sparse.Groups | None = None, window: int | None = None
   ):
-    """Features (B, V, D) to add. groups, window: from `sparse.windows(x, window, shift)`; None: the
-    whole sample.
+    """Features (B, V, D) to add.
+
+    groups, window: from `sparse.windows(x, window, shift)`; None: the whole sample.
     """
     q, k, v = self.projections.project(x.feats_BVC)
     if groups is None:
@@ -120,8 +123,9 @@ class SparseSelfAttention(nnx.Module):
 
 
 class WindowBlock(nnx.Module):
-  """Pre-norm transformer block of the latent autoencoders: attention in windows, then an MLP; norms
-  without affine.
+  """Pre-norm transformer block of the latent autoencoders.
+
+  Attention in windows, then an MLP; norms without affine.
   """
 
   def __init__(
@@ -139,8 +143,7 @@ class WindowBlock(nnx.Module):
     self.window = window
 
   def __call__(self, x: SparseTensor, groups: sparse.Groups) -> SparseTensor:
-    """groups: `sparse.windows(x, window, shift)`, shift 0 in even blocks and window // 2 in odd
-    ones.
-    """
-    x = x.of(x.feats_BVC + self.attn(x.of(layer_norm(x.feats_BVC, BLOCK_EPS)), groups, self.window))
+    """groups: `sparse.windows(x, window, shift)`, shift 0 in even blocks, window // 2 in odd."""
+    normed = x.of(layer_norm(x.feats_BVC, BLOCK_EPS))
+    x = x.of(x.feats_BVC + self.attn(normed, groups, self.window))
     return x.of(x.feats_BVC + self.mlp(layer_norm(x.feats_BVC, BLOCK_EPS)))
