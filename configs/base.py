@@ -147,8 +147,9 @@ def geometry_model() -> ConfigDict:
   m.flow.heads = 16  # of 64
   m.flow.mlp_ratio = 4.0  # feed-forward width over width
   m.flow.cond_width = 1024  # of the condition tokens
-  m.flow.shape_resolution = 16  # side of the latent grid, its cube is the number of shape tokens
-  m.flow.latent_channels = 8  # of a shape token
+  m.flow.shape_resolution = 16  # side of the latent grid
+  m.flow.latent_channels = 8  # of a cell of it
+  m.flow.patch = 1  # cells along a side of a shape token
   m.flow.qk_rms_norm = True  # RMS-norm queries and keys of self-attention
   m.flow.shortcut = True  # has an embedder for the step size, which distillation needs
   m.flow.time_scale = 1000.0  # times enter the sinusoid multiplied by it
@@ -207,6 +208,7 @@ def structure_vae_model() -> ConfigDict:
   m.channels = (32, 128, 512)  # per level; each level after the first halves the grid
   m.res_blocks = 2  # residual blocks a level
   m.middle_blocks = 2  # residual blocks at the coarsest level
+  m.patch = 1  # voxels a side of a cell of the finest level
   m.dtype = "float32"  # of the convolutions
   return m
 

@@ -32,6 +32,7 @@ def tiny(c: ConfigDict) -> None:
   c.data.augment = base.augment()  # none, so that the cache can be used
   c.data.cache_mb = 500
   c.steps = 400
+  c.batch_size = 16
   c.optim.lr = 1e-3
   c.optim.warmup_steps = 20
   c.checkpoint.every = 200

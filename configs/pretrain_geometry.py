@@ -35,11 +35,12 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def tiny(c: ConfigDict) -> None:
   flow = c.model.flow
-  flow.width = 96
+  flow.width = 128
   flow.depth = 3
   flow.heads = 4
   flow.cond_width = 96
   flow.shape_resolution = 4
+  flow.patch = 2  # eight shape tokens: overheads of a small model grow with their number
   flow.dtype = "float32"
   flow.remat = "none"
 
@@ -65,15 +66,15 @@ def tiny(c: ConfigDict) -> None:
   c.data.resolution = 32
   c.data.cache_mb = 500
   c.data.threads = 2
-  c.steps = 4000
-  c.batch_size = 16
+  c.steps = 1000
+  c.batch_size = 64
   c.optim.lr = 2e-3
   c.optim.warmup_steps = 100
   c.optim.schedule = "cosine"
   c.optim.ema = (0.995,)
   c.optim.b2 = 0.99  # a short run cannot wait for a long memory
   c.checkpoint.every = 500
-  c.eval.every = 2000
+  c.eval.every = 500
   c.log.every = 25
   c.sampler.guidance = 2.0
 
@@ -88,6 +89,7 @@ def fake(c: ConfigDict) -> None:
   flow.heads = 2
   flow.cond_width = 16
   flow.shape_resolution = 2
+  flow.patch = 1
 
   c.model.condition.width = 16
   dino = c.model.condition.dino

@@ -19,6 +19,7 @@ from launch.console.progress import duration
 from sam3d_jax.errors import InputError
 
 FREE_BYTES_NEEDED = 1 << 30
+CHECKED_EXAMPLES = 200  # of each split; the builder itself refuses what is wrong with a mesh
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,114 +39,75 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def chain(work: pathlib.Path, seed: int) -> list[Step]:
   """The commands, in order."""
-  data, latents, vae, geometry = (
-    work / "data" / "iso_3do",
-    work / "data" / "iso_3do_latents",
-    work / "vae",
-    work / "geometry",
-  )
-  common = (f"--config.seed={seed}",)
-  sample = (
-    "launch.sample",
-    "--checkpoint",
-    str(geometry),
-    "--decoder",
-    str(vae),
-    "--data",
-    str(latents),
-    "--split",
-    "test",
-    "--seed",
-    str(seed),
-  )
+  data = work / "data" / "iso_3do"
+  latents = work / "data" / "iso_3do_latents"
+  vae = work / "vae"
+  geometry = work / "geometry"
+  samples = work / "samples"
+
+  def built(path: pathlib.Path) -> tuple[str, str]:
+    return f"--config.data.mixture.iso_3do.path={path}", f"--config.seed={seed}"
+
   return [
-    Step(
+    command(
       "build_data",
       "make objects, render and voxelise them",
-      (
-        "launch.build_data",
-        "--config",
-        "configs/data/iso_3do.py:tiny",
-        f"--config.out={data}",
-        *common,
-      ),
+      "--config", "configs/data/iso_3do.py:tiny",
+      f"--config.out={data}",
+      f"--config.seed={seed}",
     ),
-    Step(
+    command(
       "validate_data",
       "check records of every shard",
-      (
-        "launch.validate_data",
-        "--data",
-        str(data),
-        "--html",
-        str(work / "data.html"),
-        "--max_examples",
-        "400",
-      ),
+      "--data", data,
+      "--html", work / "data.html",
+      "--max_examples", CHECKED_EXAMPLES,
     ),
-    Step(
+    command(
       "train_vae",
       "train the structure autoencoder",
-      (
-        "launch.train_vae",
-        "--config",
-        "configs/vae_structure.py:tiny",
-        "--workdir",
-        str(vae),
-        f"--config.data.mixture.iso_3do.path={data}",
-        *common,
-      ),
+      "--config", "configs/vae_structure.py:tiny",
+      "--workdir", vae,
+      *built(data),
     ),
-    Step(
+    command(
       "encode_latents",
       "encode every shape",
-      (
-        "launch.encode_latents",
-        "--data",
-        str(data),
-        "--checkpoint",
-        str(vae),
-        "--out",
-        str(latents),
-      ),
+      "--data", data,
+      "--checkpoint", vae,
+      "--out", latents,
     ),
-    Step(
+    command(
       "pretrain",
       "train the Geometry model",
-      (
-        "launch.pretrain",
-        "--config",
-        "configs/pretrain_geometry.py:tiny",
-        "--workdir",
-        str(geometry),
-        f"--config.data.mixture.iso_3do.path={latents}",
-        *common,
-      ),
+      "--config", "configs/pretrain_geometry.py:tiny",
+      "--workdir", geometry,
+      *built(latents),
     ),
-    Step("sample", "reconstruct held-out objects", (*sample, "--out", str(work / "samples"))),
-    Step(
-      "sample_shuffled",
-      "the same from the wrong images, as a baseline",
-      (*sample, "--shuffle_images", "--out", str(work / "samples_shuffled")),
+    command(
+      "sample",
+      "reconstruct held-out objects",
+      "--checkpoint", geometry,
+      "--decoder", vae,
+      "--data", latents,
+      "--split", "test",
+      "--seed", seed,
+      "--out", samples,
     ),
-    Step(
+    command(
       "evaluate",
       "score",
-      (
-        "launch.evaluate",
-        "--samples",
-        str(work / "samples"),
-        "--shuffled",
-        str(work / "samples_shuffled"),
-        "--data",
-        str(latents),
-        "--split",
-        "test",
-        "--out",
-        str(work),
-      ),
+      "--samples", samples,
+      "--data", latents,
+      "--split", "test",
+      "--out", work,
     ),
-  ]
+  ]  # fmt: skip
+
+
+def command(name: str, says: str, *arguments) -> Step:
+  """The step that runs `launch.<name>`."""
+  return Step(name, says, (f"launch.{name}", *map(str, arguments)))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -171,20 +133,23 @@ def report(work: pathlib.Path, seconds: float) -> None:
   path = work / "metrics.json"
   metrics = {**json.loads(path.read_text()), "seconds": round(seconds, 1)}
   path.write_text(json.dumps(metrics, indent=2) + "\n")
-  score, constant, shuffled = (
-    metrics[k] for k in ("voxel_iou", "voxel_iou_constant", "voxel_iou_shuffled")
-  )
+  score = metrics["voxel_iou"]
+  constant = metrics["voxel_iou_constant"]
+  shuffled = metrics["voxel_iou_shuffled"]
   print(f"""
-held-out voxel IoU {score:.3f} = {score / constant:.2f} x the best constant shape ({constant:.3f}), {score / shuffled:.2f} x samples from \
-shuffled images ({shuffled:.3f})
+held-out voxel IoU {score:.3f}
+  {score / constant:.2f} x the best constant shape ({constant:.3f})
+  {score / shuffled:.2f} x shuffled images ({shuffled:.3f})
 time {duration(seconds)}
 
 look at    {work / "preview.png"}         input, mask, truth and sample from two views
            {work / "samples"}/*.glb       the meshes, for any viewer
            {work / "data.html"}           the training data
            tensorboard --logdir {work}
-try next   python -m launch.sample --checkpoint {work / "geometry"} --decoder {work / "vae"} --image PHOTO --mask MASK --out DIR
-           python -m launch.pretrain --config configs/pretrain_geometry.py:tiny --config.steps=20000 ...   (longer is better)
+try next   python -m launch.sample --checkpoint {work / "geometry"} --decoder {work / "vae"} \\
+             --image PHOTO --mask MASK --out DIR
+           python -m launch.pretrain --config configs/pretrain_geometry.py:tiny \\
+             --config.steps=20000 ...   (longer is better)
            docs/quickstart.md walks through what happened and how the same commands scale""")
 
 

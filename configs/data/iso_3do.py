@@ -21,6 +21,7 @@ def get_config(variant: str = ""):
     c.views = 3
     c.image_size = 96
     c.image_format = "png"
+    c.delit = False  # textures are not what is learned from these
     c.procedural.families = base.TINY_FAMILIES
     c.procedural.count = 2400
     c.test_fraction = 0.025

@@ -16,6 +16,7 @@ from sam3d_jax.files import atomic
 from sam3d_jax.geometry import pose
 from sam3d_jax.render import mesh, preview
 
+MEAN_SHAPE_FIELDS = {"key", "mesh_key", "voxels"}  # all that is read of the training examples
 COLUMNS = (
   "input",
   "mask",
@@ -41,7 +42,12 @@ def run(args: argparse.Namespace, out: pathlib.Path) -> None:
   resolution = found.occupancy.shape[1]
   truth = np.stack([truth_grid(source[index[k]], resolution) for k in found.key])
   iou = occupancy.voxel_iou(found.occupancy, truth)
-  mean = mean_shape(records.open_split(args.train_data or args.data, args.train_split), resolution)
+  training = records.open_split(
+    args.train_data or args.data,
+    args.train_split,
+    skip=set(schema.features("example")) - MEAN_SHAPE_FIELDS,
+  )
+  mean = mean_shape(training, resolution)
   constant, threshold = occupancy.best_constant(mean, truth)
   shuffled = shuffled_score(args.shuffled, found, truth)
   errors = rotation_errors(found, [source[index[k]] for k in found.key])

@@ -107,6 +107,10 @@ RESUMABLE_CHANGES = (
 )
 
 
+# Keys that runs of older code lack, with the value that means what they did.
+SAME_AS_ABSENT = {("model", "patch"): 1, ("model", "flow", "patch"): 1}
+
+
 def check_same_run(before: dict, config: ConfigDict, workdir: pathlib.Path) -> None:
   """A work folder belongs to one experiment: resuming it with other science is an error that names
   the first difference.
@@ -121,6 +125,8 @@ def check_same_run(before: dict, config: ConfigDict, workdir: pathlib.Path) -> N
   for key, old, new in differences(before, now):
     if old is None and key[-1] == "resize_twice":
       continue  # not a key when the run began: see keep_recorded_resizes
+    if old is None and new == SAME_AS_ABSENT.get(key):
+      continue
     if (
       key[0] in RESUMABLE_CHANGES
       or key[:2] in performance

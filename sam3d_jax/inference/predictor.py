@@ -260,7 +260,7 @@ def decoder_folder(lineage: Mapping[str, Any]) -> str | None:
 def check_latent_shape(geometry: ConfigDict, vae: ConfigDict, where: str) -> None:
   """Raises InputError if the decoder does not take the latents that the model makes."""
   makes = geometry.flow.shape_resolution, geometry.flow.latent_channels
-  takes = vae.resolution // 2 ** (len(vae.channels) - 1), vae.latent_channels
+  takes = registry.typed_config(vae).latent_resolution, vae.latent_channels
   if makes != takes:
     raise InputError(
       f"{where}: the decoder takes latents of {takes[0]}^3 x {takes[1]}, "

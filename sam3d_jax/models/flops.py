@@ -147,7 +147,7 @@ def flow(cfg: GeometryFlowConfig, cond_tokens: int, *, plain: bool) -> dict[str,
   the shape stream).
   """
   d, c, hidden, m = cfg.width, cfg.cond_width, int(cfg.width * cfg.mlp_ratio), cond_tokens
-  tokens, layout = cfg.shape_resolution**3, len(LAYOUT_CHANNELS)
+  tokens, layout = cfg.token_resolution**3, len(LAYOUT_CHANNELS)
   # q, k, v, out, cross q, cross out; feed-forward
   linears = lambda n: 12 * n * d**2 + 4 * n * d * hidden
   cross_kv = 4 * m * c * d
@@ -159,7 +159,7 @@ def flow(cfg: GeometryFlowConfig, cond_tokens: int, *, plain: bool) -> dict[str,
   else:
     pose += Part(4 * layout * c * d, 4 * layout * cfg.heads * m * c)
   ends = Part(
-    4 * tokens * cfg.latent_channels * d + (2 if cfg.shortcut else 1) * (2 * 256 * d + 2 * d**2)
+    4 * tokens * cfg.token_channels * d + (2 if cfg.shortcut else 1) * (2 * 256 * d + 2 * d**2)
   )
   return {
     "flow/shape": shape * cfg.depth + ends,
@@ -170,17 +170,21 @@ def flow(cfg: GeometryFlowConfig, cond_tokens: int, *, plain: bool) -> dict[str,
 def structure_coders(cfg: StructureVAEConfig) -> dict[str, Part]:
   """Encoder and decoder; a convolution of size k costs 2 k^3 C_in C_out a voxel."""
   conv = lambda side, c_in, c_out, k=3: Part(2 * side**3 * k**3 * c_in * c_out)
-  sides = [cfg.resolution // 2**i for i in range(len(cfg.channels))]
+  sides = [cfg.resolution // cfg.patch // 2**i for i in range(len(cfg.channels))]
+  voxels = cfg.patch**3  # of a cell of the finest level
   top, side = cfg.channels[-1], sides[-1]
   middle = conv(side, top, top) * (2 * cfg.middle_blocks)
   levels = Part(0.0)
   for s, c in zip(sides, cfg.channels, strict=True):
     levels = levels + conv(s, c, c) * (2 * cfg.res_blocks)
   encoder = (
-    conv(sides[0], 1, cfg.channels[0]) + levels + middle + conv(side, top, 2 * cfg.latent_channels)
+    conv(sides[0], voxels, cfg.channels[0])
+    + levels
+    + middle
+    + conv(side, top, 2 * cfg.latent_channels)
   )
   decoder = (
-    conv(side, cfg.latent_channels, top) + levels + middle + conv(sides[0], cfg.channels[0], 1)
+    conv(side, cfg.latent_channels, top) + levels + middle + conv(sides[0], cfg.channels[0], voxels)
   )
   for i, (c, c_next) in enumerate(itertools.pairwise(cfg.channels)):
     encoder = encoder + conv(sides[i + 1], c, c_next, k=2)

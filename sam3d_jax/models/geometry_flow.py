@@ -1,5 +1,6 @@
-"""The Geometry flow model: a Mixture of Transformers over shape tokens and layout tokens (arXiv
-2511.16624, appendix C).
+"""The Geometry flow model: a Mixture of Transformers over shape and layout tokens.
+
+arXiv 2511.16624, appendix C.
 
 Two parameter sets ("streams"): `shape` for the structure latent, `layout` shared by rotation,
 translation, scale and translation scale. Every block is adaLN self-attention, cross-attention to
@@ -36,6 +37,12 @@ from sam3d_jax.models.layers import (
   operand,
   position_sincos,
 )
+from sam3d_jax.models.structure_vae import (
+  depth_to_space,
+  grid_to_tokens,
+  space_to_depth,
+  tokens_to_grid,
+)
 
 STREAMS = ("shape", "layout")
 LAYOUT_CHANNELS = {"rotation": 6, "translation": 3, "scale": 3, "translation_scale": 1}
@@ -47,15 +54,22 @@ OUTPUT_EPS = 1e-5  # layer norm before each latent's output projection
 class GeometryFlowConfig:
   """The defaults are the published model.
 
-  width, depth, heads, mlp_ratio: the transformer; the head dimension is width / heads. cond_width:
-  width of the condition tokens. shape_resolution: the structure latent has shape_resolution^3
-  tokens. latent_channels: channels of the structure latent. qk_rms_norm: RMS norm of queries and
-  keys in self-attention. shortcut: has an embedder for the step size d. time_scale: t and d are
-  multiplied by it before their sinusoids. absorb_layout_kv: fold the layout stream's
-  cross-attention key and value projections into its few queries and outputs. remat:
-  rematerialisation policy of a block, one of layers.REMAT_POLICIES. unroll: trace the blocks one
-  after the other instead of as a loop: longer compilation, less copying. attention: attention
-  backend, one of attention.BACKENDS. dtype: compute dtype of the blocks.
+  width, depth, heads, mlp_ratio: the transformer; the head dimension is width / heads.
+  cond_width: width of the condition tokens.
+  shape_resolution: the structure latent has shape_resolution^3 cells.
+  latent_channels: channels of a cell.
+  patch: cells along a side of a shape token, which carries the channels of its patch^3 cells; the
+    published model has 1.
+  qk_rms_norm: RMS norm of queries and keys in self-attention.
+  shortcut: has an embedder for the step size d.
+  time_scale: t and d are multiplied by it before their sinusoids.
+  absorb_layout_kv: fold the layout stream's cross-attention key and value projections into its few
+    queries and outputs.
+  remat: rematerialisation policy of a block, one of layers.REMAT_POLICIES.
+  unroll: trace the blocks one after the other instead of as a loop: longer compilation, less
+    copying.
+  attention: attention backend, one of attention.BACKENDS.
+  dtype: compute dtype of the blocks.
   """
 
   width: int = 1024
@@ -65,6 +79,7 @@ class GeometryFlowConfig:
   cond_width: int = 1024
   shape_resolution: int = 16
   latent_channels: int = 8
+  patch: int = 1
   qk_rms_norm: bool = True
   shortcut: bool = True
   time_scale: float = 1000.0
@@ -77,13 +92,27 @@ class GeometryFlowConfig:
   def __post_init__(self):
     if self.width % self.heads:
       raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
+    if self.shape_resolution % self.patch:
+      raise ValueError(
+        f"shape_resolution={self.shape_resolution} is not a multiple of patch={self.patch}"
+      )
     if self.remat not in REMAT_POLICIES:
       raise ValueError(f"remat={self.remat!r} is not one of {REMAT_POLICIES}")
     if self.attention not in BACKENDS:
       raise ValueError(f"attention={self.attention!r} is not one of {BACKENDS}")
 
+  @property
+  def token_resolution(self) -> int:
+    """Side of the grid of shape tokens."""
+    return self.shape_resolution // self.patch
+
+  @property
+  def token_channels(self) -> int:
+    """Channels of the structure latent that a shape token carries."""
+    return self.latent_channels * self.patch**3
+
   def latent_shapes(self) -> dict[str, tuple[int, int]]:
-    """Latent name -> (tokens, channels)."""
+    """Latent name -> (rows, channels)."""
     return {"shape": (self.shape_resolution**3, self.latent_channels)} | {
       k: (1, c) for k, c in LAYOUT_CHANNELS.items()
     }
@@ -97,11 +126,10 @@ class GeometryFlow(nnx.Module):
     self.time = TimestepEmbedder(cfg.width, rngs=rngs)
     self.step = TimestepEmbedder(cfg.width, rngs=rngs, zero=True) if cfg.shortcut else None
     self.latents = nnx.Dict(
-      {
-        name: LatentProjection(
-          channels, cfg.width, learned_positions=0 if name == "shape" else tokens, rngs=rngs
-        )
-        for name, (tokens, channels) in cfg.latent_shapes().items()
+      {"shape": LatentProjection(cfg.token_channels, cfg.width, learned_positions=0, rngs=rngs)}
+      | {
+        name: LatentProjection(channels, cfg.width, learned_positions=1, rngs=rngs)
+        for name, channels in LAYOUT_CHANNELS.items()
       }
     )
     self.blocks = Stack(
@@ -116,9 +144,9 @@ class GeometryFlow(nnx.Module):
     """Velocities, latent name -> (B, n, c) fp32.
 
     x: latent name -> (B, n, c), all five. t_B: time in [0, 1], 0 noise, 1 data, shape (B,) or (1,).
-    tokens_BSD: condition
-    tokens. d_B: step size in [0, 1] of a shortcut model, shape (B,) or (1,); None leaves its embedding out, which is not the
-    same as d = 0. Raises ValueError for missing or misshapen latents and for a d that the model has no embedder for.
+    tokens_BSD: condition tokens. d_B: step size in [0, 1] of a shortcut model, shape (B,) or (1,);
+    None leaves its embedding out, which is not the same as d = 0. Raises ValueError for missing or
+    misshapen latents and for a d that the model has no embedder for.
     """
     self._check(x)
     if d_B is not None and self.step is None:
@@ -133,19 +161,19 @@ class GeometryFlow(nnx.Module):
 
   def embed(self, x):
     """Latents to streams: stream name -> (B, L, D) fp32."""
-    table_LD = position_sincos(grid_positions(self.cfg.shape_resolution), self.cfg.width)
+    table_LD = position_sincos(grid_positions(self.cfg.token_resolution), self.cfg.width)
     layout = [self.latents[k].embed(x[k]) for k in LAYOUT_LATENTS]
     return {
-      "shape": self.latents["shape"].embed(x["shape"], table_LD),
+      "shape": self.latents["shape"].embed(pack_cells(x["shape"], self.cfg.patch), table_LD),
       "layout": jnp.concatenate(layout, axis=1),
     }
 
   def readout(self, streams):
     """Streams to velocities: latent name -> (B, n, c) fp32."""
-    rows = dict(
-      zip(LAYOUT_LATENTS, jnp.split(streams["layout"], len(LAYOUT_LATENTS), axis=1), strict=True)
-    )
-    return {k: self.latents[k].readout((rows | {"shape": streams["shape"]})[k]) for k in LATENTS}
+    rows = jnp.split(streams["layout"], len(LAYOUT_LATENTS), axis=1)
+    tokens = {"shape": streams["shape"], **dict(zip(LAYOUT_LATENTS, rows, strict=True))}
+    velocity = {name: self.latents[name].readout(tokens[name]) for name in LATENTS}
+    return velocity | {"shape": unpack_cells(velocity["shape"], self.cfg.patch)}
 
   def _check(self, x):
     expected = self.cfg.latent_shapes()
@@ -158,11 +186,25 @@ class GeometryFlow(nnx.Module):
         )
 
 
+def pack_cells(z_BLC, patch: int):
+  """Cells (B, L, C) of a structure latent to tokens of patch^3 cells: (B, L / p^3, C p^3)."""
+  if patch == 1:
+    return z_BLC
+  return grid_to_tokens(space_to_depth(tokens_to_grid(z_BLC), patch))
+
+
+def unpack_cells(x_BLC, patch: int):
+  """The inverse of `pack_cells`."""
+  if patch == 1:
+    return x_BLC
+  return grid_to_tokens(depth_to_space(tokens_to_grid(x_BLC), patch))
+
+
 class LatentProjection(nnx.Module):
   """One latent into and out of the model width.
 
-  `position` (L, D) is learned for `learned_positions` tokens, on the scale of a sin/cos table; with
-  none, a table is given.
+  `position` (L, D) is learned for `learned_positions` tokens, on the scale of a sin/cos table;
+  with none, a table is given.
   """
 
   def __init__(self, channels: int, width: int, *, learned_positions: int, rngs: nnx.Rngs):
@@ -188,9 +230,7 @@ class MoTBlock(nnx.Module):
     self.attention = cfg.attention
 
   def __call__(self, x, mod_BD, tokens_BSD):
-    """x: stream name -> (B, L, D) fp32; mod_BD: time embedding, (B, D) or (1, D); returns the
-    streams.
-    """
+    """Stream name -> (B, L, D) fp32, in and out; mod_BD: time embedding, (B, D) or (1, D)."""
     modulation = modulations(self.adaln, mod_BD)
     q, k, v = {}, {}, {}
     for s in STREAMS:
@@ -200,10 +240,10 @@ class MoTBlock(nnx.Module):
 
 
 def mot_attend(q, k, v, *, backend: str):
-  """Self-attention of both streams, stream name -> (B, L, H, K): shape sees shape; layout sees
-  layout and shape.
+  """Self-attention of both streams, stream name -> (B, L, H, K).
 
-  The layout's view of shape keys and values sends no gradient back into the shape stream.
+  Shape sees shape; layout sees layout and shape. The layout's view of shape keys and values sends
+  no gradient back into the shape stream.
   """
   seen_k, seen_v = jax.lax.stop_gradient((k["shape"], v["shape"]))
   return {
@@ -218,9 +258,7 @@ def modulations(adaln: Dense, mod_BD):
 
 
 class StreamBlock(nnx.Module):
-  """The parameters of one stream in one block: everything but the modulation and the attention
-  between streams.
-  """
+  """One stream in one block: all but the modulation and the attention between streams."""
 
   def __init__(self, cfg: GeometryFlowConfig, *, absorb_kv: bool, rngs: nnx.Rngs):
     self.dtype = dtype = jnp.dtype(cfg.dtype)
@@ -248,10 +286,12 @@ class StreamBlock(nnx.Module):
     """The rest of the block, given the attended values of its self-attention."""
     _, _, attn_gate, mlp_shift, mlp_scale, mlp_gate = modulation
     x_BLD = operand(x_BLD + attn_gate * self.self_attn.out(attended_BLHK))
-    x_BLD = operand(
-      x_BLD + self.cross_attn(operand(self.cross_norm(x_BLD), self.dtype), tokens_BSD)
-    )
-    return x_BLD + mlp_gate * self.mlp(operand(modulate(x_BLD, mlp_shift, mlp_scale), self.dtype))
+    # what the photo says
+    queries_BLD = operand(self.cross_norm(x_BLD), self.dtype)
+    x_BLD = operand(x_BLD + self.cross_attn(queries_BLD, tokens_BSD))
+    # feed-forward
+    h_BLD = operand(modulate(x_BLD, mlp_shift, mlp_scale), self.dtype)
+    return x_BLD + mlp_gate * self.mlp(h_BLD)
 
 
 def modulate(x_BLD, shift_B1D, scale_B1D):
@@ -260,8 +300,9 @@ def modulate(x_BLD, shift_B1D, scale_B1D):
 
 
 class SelfAttention(nnx.Module):
-  """Projections of a self-attention; `qkv/kernel` is (D, 3, H, K) and `out/kernel` (H, K, D), so
-  that heads can be sharded.
+  """Projections of a self-attention.
+
+  `qkv/kernel` is (D, 3, H, K) and `out/kernel` (H, K, D), so that heads can be sharded.
   """
 
   def __init__(self, width: int, heads: int, *, qk_rms_norm: bool, dtype, rngs: nnx.Rngs):
@@ -274,19 +315,19 @@ class SelfAttention(nnx.Module):
   def project(self, x_BLD):
     """Queries, keys and values, each (B, L, H, K)."""
     q, k, v = self.qkv.parts(x_BLD)
-    return tuple(
-      map(operand, (q, k, v) if self.q_norm is None else (self.q_norm(q), self.k_norm(k), v))
-    )
+    if self.q_norm is not None:
+      q, k = self.q_norm(q), self.k_norm(k)
+    return operand(q), operand(k), operand(v)
 
 
 class CrossAttention(nnx.Module):
-  """Attention of x (B, L, D) to condition tokens (B, S, D). `absorb_kv` chooses between two forms
-  of the same function.
+  """Attention of x (B, L, D) to condition tokens (B, S, D).
 
-  With weights w = softmax_S(q . k), k = W_k c + b_k and v = W_v c + b_v, the absorbed form uses q .
-  k = (W_k^T q) . c + q . b_k, whose last term is the same for all tokens and drops out of the
-  softmax, and sum_S w v = W_v (sum_S w c) + b_v. It never projects the tokens: cheaper while there
-  are fewer queries than D / H.
+  `absorb_kv` chooses between two forms of the same function. With weights w = softmax_S(q . k),
+  k = W_k c + b_k and v = W_v c + b_v, the absorbed form uses q . k = (W_k^T q) . c + q . b_k, whose
+  last term is the same for all tokens and drops out of the softmax, and
+  sum_S w v = W_v (sum_S w c) + b_v. It never projects the tokens: cheaper while there are fewer
+  queries than D / H.
   """
 
   def __init__(
@@ -314,23 +355,24 @@ class CrossAttention(nnx.Module):
     self.absorb_kv, self.dtype, self.attention = absorb_kv, dtype, attention
 
   def __call__(self, x_BLD, tokens_BSD):
-    q_BLHK, v_bias_HK = operand(self.q(x_BLD)), self.kv.bias[...][1]
+    q_BLHK = operand(self.q(x_BLD))
+    v_bias_HK = self.kv.bias[...][1]
     if self.absorb_kv:
-      return self.out.of_sum(
-        self._attend_absorbed(q_BLHK, tokens_BSD.astype(self.dtype)), v_bias_HK
-      )
+      attended_BLHK = self._attend_absorbed(q_BLHK, tokens_BSD.astype(self.dtype))
+      return self.out.of_sum(attended_BLHK, v_bias_HK)
     normed = self.q_norm is not None
     # without a norm the keys' bias cancels in the softmax
     k, v = self.kv.parts(tokens_BSD, biased=(normed, False))
     if normed:
       q_BLHK, k = self.q_norm(q_BLHK), self.k_norm(k)
-    return self.out.of_sum(attend(q_BLHK, k, v, backend=self.attention), v_bias_HK)
+    attended_BLHK = attend(q_BLHK, k, v, backend=self.attention)
+    return self.out.of_sum(attended_BLHK, v_bias_HK)
 
   def _attend_absorbed(self, q_BLHK, tokens_BSD):
     k_kernel_DHK, v_kernel_DHK = jnp.unstack(self.kv.kernel[...].astype(self.dtype), axis=1)
     queries_BLHD = jnp.einsum("blhk,dhk->blhd", q_BLHK, k_kernel_DHK)
     rows_BRD = queries_BLHD.reshape(len(queries_BLHD), -1, tokens_BSD.shape[-1])
-    mixed_BLHD = attend_rows(
-      rows_BRD, (tokens_BSD,), (tokens_BSD,), scale=q_BLHK.shape[-1] ** -0.5
-    ).reshape(queries_BLHD.shape)
+    scale = q_BLHK.shape[-1] ** -0.5
+    mixed_BRD = attend_rows(rows_BRD, (tokens_BSD,), (tokens_BSD,), scale=scale)
+    mixed_BLHD = mixed_BRD.reshape(queries_BLHD.shape)
     return jnp.einsum("blhd,dhk->blhk", mixed_BLHD, v_kernel_DHK)

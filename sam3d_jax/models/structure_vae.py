@@ -1,5 +1,6 @@
-"""The structure VAE: occupancy on a cubic grid to a coarse latent grid and back (arXiv 2411.07136
-§3; reference sizes of SAM 3D).
+"""The structure VAE: occupancy on a cubic grid to a coarse latent grid and back.
+
+arXiv 2411.07136 §3, with the sizes of SAM 3D.
 
 Channels last throughout. Parameters are fp32; convolutions of the residual and resampling blocks
 run in `cfg.dtype`, norms and the first and last convolutions in fp32.
@@ -24,10 +25,12 @@ PACKED_PRODUCT = 8  # C_in * C_out up to which packing makes a convolution faste
 class StructureVAEConfig:
   """The defaults are the published model.
 
-  resolution: side of the occupancy grid; the latent grid's is resolution / 2^(levels - 1).
+  resolution: side of the occupancy grid; the latent grid's is resolution / downsampling.
   latent_channels: channels of the latent.
   channels: width of each level, finest first (the decoder runs them backwards).
   res_blocks, middle_blocks: residual blocks of a level, and between encoder levels and latent.
+  patch: voxels along a side of a cell of the finest level, which sees its patch^3 voxels as
+    channels. The published model has 1; a small model on a CPU saves the full resolution.
   dtype: compute dtype of the convolutions inside blocks.
   """
 
@@ -36,6 +39,7 @@ class StructureVAEConfig:
   channels: tuple[int, ...] = (32, 128, 512)
   res_blocks: int = 2
   middle_blocks: int = 2
+  patch: int = 1
   dtype: str = "float32"
 
   def __post_init__(self):
@@ -44,13 +48,13 @@ class StructureVAEConfig:
     if self.resolution % self.downsampling:
       raise ValueError(
         f"resolution={self.resolution} is not a multiple of {self.downsampling}, the factor of "
-        f"{len(self.channels)} levels"
+        f"{len(self.channels)} levels" + (f" on patches of {self.patch}" if self.patch > 1 else "")
       )
 
   @property
   def downsampling(self) -> int:
     """Voxels per latent cell along an axis."""
-    return 2 ** (len(self.channels) - 1)
+    return self.patch * 2 ** (len(self.channels) - 1)
 
   @property
   def latent_resolution(self) -> int:
@@ -67,65 +71,74 @@ class StructureVAE(nnx.Module):
 
 
 class StructureEncoder(nnx.Module):
-  """Occupancy (B, X, Y, Z), 0 or 1, to the posterior's mean and log variance, each (B, x, y, z, C)
-  fp32.
+  """Occupancy (B, X, Y, Z), 0 or 1, to the posterior's mean and log variance.
+
+  Both are (B, x, y, z, C) fp32.
   """
 
   def __init__(self, cfg: StructureVAEConfig, *, rngs: nnx.Rngs):
     top = cfg.channels[-1]
-    self.dtype = jnp.dtype(cfg.dtype)
-    self.conv_in = Conv3D(1, cfg.channels[0], rngs=rngs)
+    self.patch, self.dtype = cfg.patch, jnp.dtype(cfg.dtype)
+    self.conv_in = Conv3D(cfg.patch**3, cfg.channels[0], rngs=rngs)
+    next_channels = (*cfg.channels[1:], None)
     self.levels = nnx.List(
       [
         EncoderLevel(c, c_next, cfg.res_blocks, dtype=self.dtype, rngs=rngs)
-        for c, c_next in zip(cfg.channels, (*cfg.channels[1:], None), strict=True)
+        for c, c_next in zip(cfg.channels, next_channels, strict=True)
       ]
     )
-    self.middle = nnx.List(
-      [ResBlock3D(top, top, dtype=self.dtype, rngs=rngs) for _ in range(cfg.middle_blocks)]
-    )
+    self.middle = middle_blocks(cfg, dtype=self.dtype, rngs=rngs)
     self.norm_out = LayerNorm(top, eps=NORM_EPS)
     self.conv_out = Conv3D(top, 2 * cfg.latent_channels, rngs=rngs)
 
   def __call__(self, occupancy_BXYZ):
-    h = self.conv_in(occupancy_BXYZ.astype(jnp.float32)[..., None]).astype(self.dtype)
+    cells_BXYZC = occupancy_BXYZ.astype(jnp.float32)[..., None]
+    if self.patch > 1:
+      cells_BXYZC = space_to_depth(cells_BXYZC, self.patch)
+    h = self.conv_in(cells_BXYZC).astype(self.dtype)
     for block in (*self.levels, *self.middle):
       h = block(h)
-    mean, logvar = jnp.split(
-      self.conv_out(jax.nn.silu(self.norm_out(h.astype(jnp.float32)))), 2, axis=-1
-    )
+    h = jax.nn.silu(self.norm_out(h.astype(jnp.float32)))
+    mean, logvar = jnp.split(self.conv_out(h), 2, axis=-1)
     return mean, logvar
 
 
 class StructureDecoder(nnx.Module):
-  """Latent (B, x, y, z, C) to occupancy logits (B, X, Y, Z) fp32; a voxel is occupied where its
-  logit is positive.
+  """Latent (B, x, y, z, C) to occupancy logits (B, X, Y, Z) fp32.
+
+  A voxel is occupied where its logit is positive.
   """
 
   def __init__(self, cfg: StructureVAEConfig, *, rngs: nnx.Rngs):
     channels = cfg.channels[::-1]
-    self.dtype = jnp.dtype(cfg.dtype)
+    self.patch, self.dtype = cfg.patch, jnp.dtype(cfg.dtype)
     self.conv_in = Conv3D(cfg.latent_channels, channels[0], rngs=rngs)
-    self.middle = nnx.List(
-      [
-        ResBlock3D(channels[0], channels[0], dtype=self.dtype, rngs=rngs)
-        for _ in range(cfg.middle_blocks)
-      ]
-    )
+    self.middle = middle_blocks(cfg, dtype=self.dtype, rngs=rngs)
+    next_channels = (*channels[1:], None)
     self.levels = nnx.List(
       [
         DecoderLevel(c, c_next, cfg.res_blocks, dtype=self.dtype, rngs=rngs)
-        for c, c_next in zip(channels, (*channels[1:], None), strict=True)
+        for c, c_next in zip(channels, next_channels, strict=True)
       ]
     )
     self.norm_out = LayerNorm(channels[-1], eps=NORM_EPS)
-    self.conv_out = Conv3D(channels[-1], 1, rngs=rngs)
+    self.conv_out = Conv3D(channels[-1], cfg.patch**3, rngs=rngs)
 
   def __call__(self, z_BxyzC):
     h = self.conv_in(z_BxyzC.astype(jnp.float32)).astype(self.dtype)
     for block in (*self.middle, *self.levels):
       h = block(h)
-    return self.conv_out(jax.nn.silu(self.norm_out(h.astype(jnp.float32))))[..., 0]
+    h = jax.nn.silu(self.norm_out(h.astype(jnp.float32)))
+    logits = self.conv_out(h)
+    if self.patch > 1:
+      logits = depth_to_space(logits, self.patch)
+    return logits[..., 0]
+
+
+def middle_blocks(cfg: StructureVAEConfig, *, dtype, rngs: nnx.Rngs) -> nnx.List:
+  """The residual blocks at the coarsest level."""
+  top = cfg.channels[-1]
+  return nnx.List([ResBlock3D(top, top, dtype=dtype, rngs=rngs) for _ in range(cfg.middle_blocks)])
 
 
 class EncoderLevel(nnx.Module):
@@ -137,11 +150,10 @@ class EncoderLevel(nnx.Module):
     self.blocks = nnx.List(
       [ResBlock3D(channels, channels, dtype=dtype, rngs=rngs) for _ in range(res_blocks)]
     )
-    self.downsample = (
-      None
-      if next_channels is None
-      else Downsample3D(channels, next_channels, dtype=dtype, rngs=rngs)
-    )
+    if next_channels is None:
+      self.downsample = None
+    else:
+      self.downsample = Downsample3D(channels, next_channels, dtype=dtype, rngs=rngs)
 
   def __call__(self, x_BXYZC):
     for block in self.blocks:
@@ -158,9 +170,10 @@ class DecoderLevel(nnx.Module):
     self.blocks = nnx.List(
       [ResBlock3D(channels, channels, dtype=dtype, rngs=rngs) for _ in range(res_blocks)]
     )
-    self.upsample = (
-      None if next_channels is None else Upsample3D(channels, next_channels, dtype=dtype, rngs=rngs)
-    )
+    if next_channels is None:
+      self.upsample = None
+    else:
+      self.upsample = Upsample3D(channels, next_channels, dtype=dtype, rngs=rngs)
 
   def __call__(self, x_BXYZC):
     for block in self.blocks:
@@ -169,8 +182,9 @@ class DecoderLevel(nnx.Module):
 
 
 class ResBlock3D(nnx.Module):
-  """x + conv(silu(norm(conv(silu(norm(x)))))); the second convolution starts at zero; a 1x1x1
-  `skip` changes the width.
+  """x + conv(silu(norm(conv(silu(norm(x)))))).
+
+  The second convolution starts at zero; a 1x1x1 `skip` changes the width.
   """
 
   def __init__(self, channels: int, out_channels: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
@@ -178,21 +192,22 @@ class ResBlock3D(nnx.Module):
     self.norm2 = LayerNorm(out_channels, eps=NORM_EPS)
     self.conv1 = Conv3D(channels, out_channels, dtype=dtype, rngs=rngs)
     self.conv2 = Conv3D(out_channels, out_channels, dtype=dtype, zero=True, rngs=rngs)
-    self.skip = (
-      Conv3D(channels, out_channels, size=1, dtype=dtype, rngs=rngs)
-      if channels != out_channels
-      else None
-    )
+    if channels == out_channels:
+      self.skip = None
+    else:
+      self.skip = Conv3D(channels, out_channels, size=1, dtype=dtype, rngs=rngs)
 
   def __call__(self, x_BXYZC):
     h = self.conv1(jax.nn.silu(self.norm1(x_BXYZC)))
     h = self.conv2(jax.nn.silu(self.norm2(h)))
-    return h + (x_BXYZC if self.skip is None else self.skip(x_BXYZC))
+    shortcut = x_BXYZC if self.skip is None else self.skip(x_BXYZC)
+    return h + shortcut
 
 
 class Conv3D(nnx.Module):
-  """Convolution of odd `size`, stride 1, zero padding to the same extent. `kernel` (s, s, s, C_in,
-  C_out), `bias` (C_out,).
+  """Convolution of odd `size`, stride 1, zero padding to the same extent.
+
+  `kernel` is (s, s, s, C_in, C_out), `bias` (C_out,).
   """
 
   def __init__(
@@ -206,21 +221,21 @@ class Conv3D(nnx.Module):
     rngs: nnx.Rngs,
   ):
     shape = (size, size, size, channels, out_channels)
-    self.kernel = nnx.Param(
-      jnp.zeros(shape, jnp.float32) if zero else fan_in_uniform(rngs.params(), shape)
-    )
+    kernel = jnp.zeros(shape, jnp.float32) if zero else fan_in_uniform(rngs.params(), shape)
+    self.kernel = nnx.Param(kernel)
     self.bias = nnx.Param(jnp.zeros(out_channels, jnp.float32))
     self.dtype = dtype
 
   def __call__(self, x_BXYZC):
-    return conv3d(x_BXYZC.astype(self.dtype), self.kernel[...].astype(self.dtype)) + self.bias[
-      ...
-    ].astype(self.dtype)
+    kernel = self.kernel[...].astype(self.dtype)
+    bias = self.bias[...].astype(self.dtype)
+    return conv3d(x_BXYZC.astype(self.dtype), kernel) + bias
 
 
 class Downsample3D(nnx.Module):
-  """Convolution of size 2 and stride 2, (B, X, Y, Z, C) -> (B, X/2, Y/2, Z/2, C_out): one product
-  per non-overlapping patch.
+  """Convolution of size 2 and stride 2, (B, X, Y, Z, C) -> (B, X/2, Y/2, Z/2, C_out).
+
+  One product per patch, since patches do not overlap.
   """
 
   def __init__(self, channels: int, out_channels: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
@@ -230,9 +245,9 @@ class Downsample3D(nnx.Module):
 
   def __call__(self, x_BXYZC):
     patches = space_to_depth(x_BXYZC.astype(self.dtype), 2)
-    return patches @ self.kernel[...].astype(self.dtype).reshape(patches.shape[-1], -1) + self.bias[
-      ...
-    ].astype(self.dtype)
+    kernel = self.kernel[...].astype(self.dtype).reshape(patches.shape[-1], -1)
+    bias = self.bias[...].astype(self.dtype)
+    return patches @ kernel + bias
 
 
 class Upsample3D(nnx.Module):
@@ -248,14 +263,14 @@ class Upsample3D(nnx.Module):
     self.dtype = dtype
 
   def __call__(self, x_BXYZC):
-    kernel, bias = (
-      channels_fastest(p[...].astype(self.dtype), 2) for p in (self.kernel, self.bias)
-    )
-    return depth_to_space(conv3d(x_BXYZC.astype(self.dtype), kernel) + bias, 2)
+    kernel = channels_fastest(self.kernel[...].astype(self.dtype), 2)
+    bias = channels_fastest(self.bias[...].astype(self.dtype), 2)
+    h = conv3d(x_BXYZC.astype(self.dtype), kernel) + bias
+    return depth_to_space(h, 2)
 
 
 def fan_in_uniform(key, shape):
-  """Uniform initialisation of a convolution kernel (*size, C_in, C_out) with variance 1 / fan-in."""
+  """A convolution kernel (*size, C_in, C_out), uniform with variance 1 / fan-in."""
   bound = math.sqrt(3.0 / math.prod(shape[:-1]))
   return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
@@ -267,13 +282,17 @@ def conv3d(x_BXYZC, kernel):
   ones on packed voxels, the others plane by plane (narrow nets on two cores: 30 against 6 GFLOP/s
   forward, 27 against 4.5 with gradients).
   """
+  # accelerators have good convolutions of their own
   if target_platform() != "cpu":
     return jax.lax.conv_general_dilated(
       x_BXYZC, kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
     )
+  # a few channels do not fill a vector register: eight voxels of them do
+  narrow = kernel.shape[0] == 3 and math.prod(kernel.shape[3:]) <= PACKED_PRODUCT
   even = all(n % 2 == 0 for n in x_BXYZC.shape[1:4])
-  if kernel.shape[0] == 3 and math.prod(kernel.shape[3:]) <= PACKED_PRODUCT and even:
-    return depth_to_space(_conv3d_by_planes(space_to_depth(x_BXYZC, 2), pack_kernel(kernel)), 2)
+  if narrow and even:
+    packed = _conv3d_by_planes(space_to_depth(x_BXYZC, 2), pack_kernel(kernel))
+    return depth_to_space(packed, 2)
   return _conv3d_by_planes(x_BXYZC, kernel)
 
 
@@ -281,8 +300,9 @@ def _conv3d_by_planes(x_BXYZC, kernel):
   """The convolution as a sum of s 2-D convolutions over shifted planes."""
   batch, planes, *extent = x_BXYZC.shape
   size = kernel.shape[0]
-  padded = jnp.pad(x_BXYZC, ((0, 0), (size // 2, size // 2), (0, 0), (0, 0), (0, 0)))
-  out = 0.0
+  margin = (size // 2, size // 2)
+  padded = jnp.pad(x_BXYZC, ((0, 0), margin, (0, 0), (0, 0), (0, 0)))
+  out = 0.0  # a sum over the taps across planes
   for i in range(size):
     plane = padded[:, i : i + planes].reshape(batch * planes, *extent)
     out = out + jax.lax.conv_general_dilated(
@@ -329,8 +349,9 @@ def depth_to_space(x_BXYZC, factor: int):
 
 
 def channels_fastest(x, factor: int):
-  """(..., C factor^3) of a published pixel shuffle, its channel slowest, in the order of
-  `depth_to_space`; any further axes lead.
+  """(..., C factor^3) of a published pixel shuffle, in the order of `depth_to_space`.
+
+  The published order has the channel slowest. Any further axes lead.
   """
   return x.reshape(*x.shape[:-1], -1, factor**3).swapaxes(-1, -2).reshape(x.shape)
 
@@ -341,8 +362,9 @@ def grid_to_tokens(z_BxyzC):
 
 
 def tokens_to_grid(z_BLC):
-  """Tokens (B, L, C) to the cubic latent grid (B, x, y, z, C). Raises ValueError if L is not a
-  cube.
+  """Tokens (B, L, C) to the cubic latent grid (B, x, y, z, C).
+
+  Raises ValueError if L is not a cube.
   """
   side = round(z_BLC.shape[1] ** (1 / 3))
   if side**3 != z_BLC.shape[1]:

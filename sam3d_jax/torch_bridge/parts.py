@@ -84,7 +84,12 @@ FILES = (
 
 
 def geometry_parts(cfg: GeometryConfig) -> list[Part]:
-  """Flow model and condition encoder, in one file."""
+  """Flow model and condition encoder, in one file. Raises InputError for tokens of several cells."""
+  if cfg.flow.patch != 1:
+    raise InputError(
+      f"model.flow.patch = {cfg.flow.patch}: the published flow model has a token for every cell; "
+      "train one with model.flow.patch = 1 to exchange it"
+    )
   flow = names_geometry.geometry_flow_rules(cfg.flow)
   condition = names_conditioning.condition_encoder_rules(cfg.condition)
   return [
@@ -104,7 +109,15 @@ def geometry_parts(cfg: GeometryConfig) -> list[Part]:
 
 
 def structure_vae_parts(cfg: StructureVAEConfig) -> list[Part]:
-  """Decoder and encoder, each a bare state dict in a file of its own."""
+  """Decoder and encoder, each a bare state dict in a file of its own.
+
+  Raises InputError for a model on patches.
+  """
+  if cfg.patch != 1:
+    raise InputError(
+      f"model.patch = {cfg.patch}: the published structure VAE sees single voxels; train one with "
+      "model.patch = 1 to exchange it"
+    )
   decoder = names_geometry.structure_decoder_rules(cfg)
   encoder = names_geometry.structure_encoder_rules(cfg)
   return [

@@ -16,8 +16,11 @@ from sam3d_jax.models.geometry_flow import (
   CrossAttention,
   GeometryFlow,
   GeometryFlowConfig,
+  pack_cells,
+  unpack_cells,
 )
 from sam3d_jax.models.layers import REMAT_POLICIES
+from sam3d_jax.models.structure_vae import grid_to_tokens
 from sam3d_jax.torch_bridge import names_geometry
 from tests import parity
 from tests.parity_cases import flow_and_vae
@@ -222,3 +225,27 @@ def test_default_configuration_has_the_published_parameter_count(shared_dir):
     nnx.eval_shape(lambda: GeometryFlow(GeometryFlowConfig(), rngs=nnx.Rngs(0)))
   )
   assert sum(int(np.prod(s)) for s in shapes.values()) == published["n_parameters"]
+
+
+def test_a_token_of_several_cells_carries_their_channels_and_gives_them_back():
+  cells = jnp.arange(2 * 4**3 * 3.0).reshape(2, 64, 3)
+  grid_BxyzC = cells.reshape(2, 4, 4, 4, 3)
+  tokens = pack_cells(cells, 2)
+  # the last token holds the last two cells along each axis
+  assert tokens.shape == (2, 8, 24)
+  np.testing.assert_array_equal(
+    tokens[:, -1], grid_to_tokens(grid_BxyzC[:, 2:, 2:, 2:]).reshape(2, 24)
+  )
+  np.testing.assert_array_equal(unpack_cells(tokens, 2), cells)
+
+
+def test_with_patches_every_cell_has_a_velocity_and_there_are_fewer_tokens():
+  cfg = dataclasses.replace(flow.TINY, shape_resolution=4, patch=2)
+  x, t, tokens = flow.inputs(cfg)
+  graph, params = flow.model(cfg)
+  velocity = jax.eval_shape(flow.apply(cfg), params, x, t, tokens)
+  assert {k: v.shape for k, v in velocity.items()} == {k: v.shape for k, v in x.items()}
+  streams = jax.eval_shape(lambda params: nnx.merge(graph, params).embed(x), params)
+  assert streams["shape"].shape == (flow.BATCH, 8, cfg.width)
+  with pytest.raises(ValueError, match="shape_resolution=2 is not a multiple of patch=4"):
+    dataclasses.replace(flow.TINY, patch=4)

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sam3d_jax.errors import InputError
 from sam3d_jax.models import parameters
 from sam3d_jax.models import structure_vae as vae
-from sam3d_jax.torch_bridge import names_geometry
+from sam3d_jax.torch_bridge import names_geometry, parts
 from tests import parity
 from tests.parity_cases import flow_and_vae
 from tests.support.programs import equations
@@ -97,6 +98,33 @@ def test_encoder_and_decoder_fit_together_and_answer_in_fp32():
   assert mean.shape == logvar.shape == (2, 4, 4, 4, 3) and cfg.latent_resolution == 4
   assert logits.shape == (2, 8, 8, 8)
   assert mean.dtype == logvar.dtype == logits.dtype == jnp.float32
+
+
+def test_a_model_on_patches_answers_every_voxel_at_its_place():
+  cfg = dataclasses.replace(TINY, patch=2)
+  assert cfg.latent_resolution == TINY.latent_resolution // 2
+  decoder = vae.StructureDecoder(cfg, rngs=nnx.Rngs(0))
+  # logits that say nothing but where in its patch a voxel lies
+  decoder.conv_out.kernel[...] = jnp.zeros_like(decoder.conv_out.kernel[...])
+  decoder.conv_out.bias[...] = jnp.arange(8.0)
+  logits = decoder(_random(1, 2, 2, 2, 3))
+  assert logits.shape == (1, 8, 8, 8)
+  x, y, z = np.indices((8, 8, 8)) % 2
+  np.testing.assert_array_equal(logits[0], 4 * x + 2 * y + z)
+
+
+def test_an_encoder_on_patches_sees_every_voxel_of_them():
+  cfg = dataclasses.replace(TINY, patch=2)
+  graph, params = _filled(lambda: vae.StructureEncoder(cfg, rngs=nnx.Rngs(0)))
+  gradient = _jit(
+    jax.grad(lambda occupancy: nnx.merge(graph, params)(occupancy)[0].sum()),
+  )(_random(1, 8, 8, 8))
+  assert np.all(np.asarray(gradient) != 0)
+
+
+def test_a_model_on_patches_has_no_published_form():
+  with pytest.raises(InputError, match="model.patch = 2"):
+    parts.structure_vae_parts(dataclasses.replace(TINY, patch=2))
 
 
 def test_untrained_residual_block_is_the_identity():
