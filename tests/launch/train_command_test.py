@@ -212,7 +212,12 @@ def test_the_vae_trains_and_its_reconstruction_improves(tmp_path):
 def test_sigterm_saves_exits_75_and_the_next_start_ends_where_an_unbroken_run_does(
   tmp_path, command, config
 ):
-  overrides = ("--config.steps=150", "--config.checkpoint.every=1000", "--config.eval.every=0")
+  overrides = (
+    "--config.steps=100",
+    "--config.batch_size=2",
+    "--config.checkpoint.every=1000",
+    "--config.eval.every=0",
+  )
   argv = [sys.executable, "-m", command, "--config", f"{config}:fake", *overrides]
   env = {**os.environ, "JAX_PLATFORMS": "cpu"}
   child = subprocess.Popen(
@@ -230,7 +235,7 @@ def test_sigterm_saves_exits_75_and_the_next_start_ends_where_an_unbroken_run_do
   output = child.communicate()[0].decode()
   assert child.returncode == cli.EXIT_RETRY, output
   (saved,) = checkpoint.steps(tmp_path / "broken")
-  assert 0 < saved < 150
+  assert 0 < saved < 100
   for folder in ("broken", "unbroken"):
     subprocess.run(
       [*argv, "--workdir", str(tmp_path / folder)], env=env, check=True, capture_output=True
