@@ -21,6 +21,7 @@ writes metrics.json and preview.png.
 
 import argparse
 import os
+import pathlib
 
 from launch.console import cli
 from launch.console.folders import prepare_workdir
@@ -153,22 +154,94 @@ def run(args: argparse.Namespace) -> None:
   # threads that wait must not spin: the cores are for the other processes
   os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
   out = prepare_workdir(args.out)
-  if args.samples is not None:
-    from launch.scoring import split_scores
+  MODE_RUNS[modes[0]](args, out)
 
-    split_scores.run(args, out)
-  elif args.pairs is not None:
-    from launch.scoring import pairs
 
-    pairs.run(args, out)
-  elif args.views is not None or args.votes is not None:
-    from launch.scoring import views
+def run_samples(args: argparse.Namespace, out: pathlib.Path) -> None:
+  """--samples: scores the samples of a dataset."""
+  from launch.scoring import split_scores
 
-    (views.run_views if args.views is not None else views.run_votes)(args, out)
-  else:
-    from launch.scoring import eval_set
+  config = split_scores.SplitScoresConfig(
+    samples=args.samples,
+    data=args.data,
+    split=args.split,
+    shuffled=args.shuffled,
+    train_data=args.train_data,
+    train_split=args.train_split,
+    rows=args.rows,
+  )
+  split_scores.run(config, out)
 
-    eval_set.run(args, out)
+
+def run_pairs(args: argparse.Namespace, out: pathlib.Path) -> None:
+  """--pairs: scores the folder that the user gives."""
+  from launch.scoring import pairs
+
+  workers = pairs.workers_of(args.workers)
+  pairs.evaluate(pathlib.Path(args.pairs), out, protocol_of(args), workers)
+
+
+def run_views(args: argparse.Namespace, out: pathlib.Path) -> None:
+  """--views: scores rendered pictures."""
+  from launch.scoring import views
+
+  views.run_views(pathlib.Path(args.views), args.lpips, out)
+
+
+def run_votes(args: argparse.Namespace, out: pathlib.Path) -> None:
+  """--votes: rates models by people's choices."""
+  from launch.scoring import views
+
+  views.run_votes(pathlib.Path(args.votes), out)
+
+
+def run_set(args: argparse.Namespace, out: pathlib.Path) -> None:
+  """--benchmark, --bop, --sa3dao, --photos: samples a set with a model and scores it."""
+  from launch.scoring import eval_set
+  from sam3d_jax.inference.weights import WeightsConfig
+
+  weights = WeightsConfig(
+    checkpoint=args.checkpoint,
+    decoder=args.decoder,
+    release=args.release,
+    which=args.which,
+    steps=args.steps,
+    guidance=args.guidance,
+    shortcut=args.shortcut,
+  )
+  config = eval_set.EvalSetConfig(
+    weights=None if args.oracle else weights,
+    benchmark=args.benchmark,
+    benchmark_data=args.benchmark_data,
+    bop=args.bop,
+    sa3dao=args.sa3dao,
+    photos=args.photos,
+    split=args.split,
+    most=args.max,
+    seed=args.seed,
+    batch_size=args.batch_size,
+    dry_run=args.dry_run,
+    workers=args.workers,
+    protocol=protocol_of(args),
+  )
+  eval_set.run(config, out)
+
+
+def protocol_of(args: argparse.Namespace):
+  """How meshes are compared."""
+  from sam3d_jax.evaluation.shape import ShapeProtocol
+
+  return ShapeProtocol(points=args.points)
+
+
+# Each imports what it needs itself, so that --help and wrong flags cost no JAX.
+MODE_RUNS = {
+  "samples": run_samples,
+  "pairs": run_pairs,
+  "views": run_views,
+  "votes": run_votes,
+  **dict.fromkeys(SETS, run_set),
+}
 
 
 def check_weights(args: argparse.Namespace) -> None:

@@ -6,12 +6,18 @@ distillation, each scored on the same photos.
 A chain of the commands that a large run uses, with `:tiny` configurations on procedural objects.
 Interrupted, it continues where it stopped. It leaves `ladder.csv`, `ladder.html` and `ladder.png`
 in DIR; several DIRs of other seeds are put into one table with `--workdir DIR --summarise DIR1 DIR2
-...`. `--dry_run` prints the commands.
+...`. `--dry_run` prints the commands. Three of its steps are its own:
+
+    python -m launch.ladder rated --data PHOTOS --out DIR [--seed N]
+    python -m launch.ladder pairs --data PHOTOS --checkpoint RUN --decoder VAE --out DIR [--seed N]
+    python -m launch.ladder score --checkpoint RUN --decoder VAE --data DIR ... --out FILE.json
 """
 
 import argparse
+from collections.abc import Callable
 import dataclasses
 import pathlib
+import sys
 
 from launch import quickstart
 from launch.console import cli
@@ -45,13 +51,21 @@ SCALES = {
 # added to the seed: photos of the target domain show other objects in other rooms than those of
 # mid-training
 PHOTO_SEED = 1000
+# data that the ladder makes itself -> what it is
+MADE = {"rated": "rate shapes, right and faulty ones", "pairs": "pair the model's own samples"}
 # as scored, in order
 STAGES = ("pretrain", "midtrain_fo", "midtrain_os", "sft", "dpo", "distill", "distill_4_steps")
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs the command and returns its exit code."""
-  return cli.run_command(run, description=__doc__, flags=flags, config="none", argv=argv)
+  """Runs the ladder, or one of its own steps; returns the exit code."""
+  argv = sys.argv[1:] if argv is None else argv
+  step = OWN_STEPS.get(argv[0]) if argv else None
+  if step is None:
+    return cli.run_command(run, description=__doc__, flags=flags, config="none", argv=argv)
+  return cli.run_command(
+    step.run, description=step.description, flags=step.flags, config="none", argv=argv[1:]
+  )
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -151,12 +165,9 @@ class Ladder:
   def ladder_data(self, make: str, *arguments) -> Step:
     return Step(
       f"make_{make}",
-      {"rated": "rate shapes, right and faulty ones", "pairs": "pair the model's own samples"}[
-        make
-      ],
+      MADE[make],
       (
-        "launch.ladders.data",
-        "--make",
+        "launch.ladder",
         make,
         "--out",
         str(self.data(make)),
@@ -214,7 +225,8 @@ class Ladder:
       f"score_{name}",
       "score on held-out photos",
       (
-        "launch.ladders.score",
+        "launch.ladder",
+        "score",
         "--checkpoint",
         str(checkpoint),
         "--decoder",
@@ -261,6 +273,80 @@ def quickstart_steps(start: pathlib.Path, seed: int) -> list[Step]:
   """The quickstart up to its pre-trained model."""
   steps = quickstart.chain(start, seed)
   return steps[: [s.name for s in steps].index("pretrain") + 1]
+
+
+def rated_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--data", required=True, type=pathlib.Path, help="dataset of photos")
+  parser.add_argument("--out", required=True, type=pathlib.Path, help="folder of the new dataset")
+  parser.add_argument("--seed", type=int, default=0, help="of faults and ratings, or of samples")
+
+
+def pairs_flags(parser: argparse.ArgumentParser) -> None:
+  rated_flags(parser)
+  weights_flags(parser)
+
+
+def score_flags(parser: argparse.ArgumentParser) -> None:
+  weights_flags(parser)
+  parser.add_argument(
+    "--data", required=True, action="append", help="dataset of photos; may be given more than once"
+  )
+  parser.add_argument("--split", default="test")
+  parser.add_argument("--max", type=int, default=120, help="objects scored of each dataset")
+  parser.add_argument("--shortcut", action="store_true", help="4 steps of the distilled sampler")
+  parser.add_argument("--steps", type=int, help="sampling steps")
+  parser.add_argument("--seed", type=int, default=0, help="of the samples' noise")
+  parser.add_argument("--out", required=True, type=pathlib.Path, help="JSON file")
+
+
+def weights_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--checkpoint", required=True, help="work folder of the model")
+  parser.add_argument("--decoder", required=True, help="work folder of the structure VAE")
+
+
+# The steps import what they need themselves, so that the chain and --help cost no JAX.
+def run_rated(args: argparse.Namespace) -> None:
+  from launch.ladders import data
+
+  data.make_rated(args.data, args.out, args.seed)
+
+
+def run_pairs(args: argparse.Namespace) -> None:
+  from launch.ladders import data
+  from sam3d_jax.inference.weights import WeightsConfig
+
+  weights = WeightsConfig(checkpoint=args.checkpoint, decoder=args.decoder)
+  data.make_pairs(args.data, args.out, weights, args.seed)
+
+
+def run_score(args: argparse.Namespace) -> None:
+  from launch.ladders import score
+  from sam3d_jax.inference.weights import WeightsConfig
+
+  weights = WeightsConfig(
+    checkpoint=args.checkpoint,
+    decoder=args.decoder,
+    steps=args.steps,
+    shortcut=args.shortcut,
+  )
+  config = score.ScoreConfig(weights, tuple(args.data), args.split, args.max, args.seed)
+  score.run(config, args.out)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnStep:
+  """A step of the chain that no other command does."""
+
+  description: str
+  flags: Callable[[argparse.ArgumentParser], None]
+  run: Callable[[argparse.Namespace], None]
+
+
+OWN_STEPS = {
+  "rated": OwnStep("Rates the shapes of photos, right and faulty ones.", rated_flags, run_rated),
+  "pairs": OwnStep("Pairs a model's own samples of photos.", pairs_flags, run_pairs),
+  "score": OwnStep("Scores a stage on held-out photos.", score_flags, run_score),
+}
 
 
 if __name__ == "__main__":

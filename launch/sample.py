@@ -142,27 +142,91 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Checks the flags, then hands over to the mode."""
+  # imported here so that --help and wrong flags cost no JAX
   inputs = [name for name in ("image", "images", "data") if getattr(args, name) is not None]
-  if args.viewer and not inputs:
-    from launch.photos import viewer
-
-    return viewer.run(args, pathlib.Path(args.out))
-  check_flags(args, inputs)
+  only_look = args.viewer and not inputs
+  if not only_look:
+    check_flags(args, inputs)
   if args.viewer:
     from launch.photos import viewer
 
-    viewer.check(args)
+    page = viewer.ViewerConfig(host=args.viewer_host, port=args.viewer_port)
+    viewer.check(page)
+  if only_look:
+    return viewer.run(page, pathlib.Path(args.out))
+
   out = prepare_workdir(args.out)
   if args.data is not None:
     from launch.scoring import split_samples
 
-    split_samples.run(args, out)
-  else:
-    from launch.photos import run
+    return split_samples.run(split_config(args), out)
+  from launch.photos import run as photos
 
-    run.run(args, out)
-    if args.viewer and not args.dry_run:
-      viewer.run(args, out)
+  photos.run(photos_config(args), out)
+  if args.viewer and not args.dry_run:
+    viewer.run(page, out)
+
+
+def photos_config(args: argparse.Namespace):
+  """What the flags ask to be done with photos."""
+  from launch.photos.jobs import PhotoSource
+  from launch.photos.run import PhotosConfig
+  from sam3d_jax.inference.rewards import RewardConfig
+
+  models = None if args.reward_models is None else tuple(args.reward_models)
+  return PhotosConfig(
+    source=PhotoSource(
+      image=args.image,
+      images=args.images,
+      masks=tuple(args.mask),
+      labels=args.labels,
+      ids=args.ids,
+      pointmap=args.pointmap,
+      intrinsics=args.intrinsics,
+      pointmap_frame=args.pointmap_frame,
+      depth_unit=args.depth_unit,
+    ),
+    weights=weights_config(args),
+    reward=RewardConfig(args.reward, models, args.which),
+    pointmap_command=args.pointmap_command,
+    samples=args.samples,
+    refine=args.refine,
+    seed=args.seed,
+    batch_size=args.batch_size,
+    dry_run=args.dry_run,
+  )
+
+
+def split_config(args: argparse.Namespace):
+  """What the flags ask to be done with a dataset."""
+  from launch.scoring.split_samples import SplitConfig
+
+  return SplitConfig(
+    data=args.data,
+    split=args.split,
+    weights=weights_config(args),
+    most=args.max,
+    glb=args.glb,
+    shuffle_images=args.shuffle_images,
+    seed=args.seed,
+    batch_size=args.batch_size,
+    dry_run=args.dry_run,
+  )
+
+
+def weights_config(args: argparse.Namespace):
+  """Which weights the flags name."""
+  from sam3d_jax.inference.weights import WeightsConfig
+
+  return WeightsConfig(
+    checkpoint=args.checkpoint,
+    decoder=args.decoder,
+    release=args.release,
+    which=args.which,
+    steps=args.steps,
+    guidance=args.guidance,
+    shortcut=args.shortcut,
+  )
 
 
 def check_flags(args: argparse.Namespace, inputs: list[str]) -> None:
@@ -176,13 +240,16 @@ def check_flags(args: argparse.Namespace, inputs: list[str]) -> None:
       "give one of --image FILE (a photo), --images DIR (a folder of photos) and --data DIR (a "
       "dataset)"
     )
-  given = lambda *names: [f"--{n}" for n in names if getattr(args, n) not in (None, [], False)]
-  if args.image is None and given("mask", "pointmap", "labels", "ids"):
-    raise InputError(f"{', '.join(given('mask', 'pointmap', 'labels', 'ids'))} go with --image")
-  if args.data is not None and (
-    found := given("pointmap_command", "intrinsics", "refine", "viewer", "reward_models")
-  ):
-    raise InputError(f"{', '.join(found)} go with --image or --images")
+
+  def given(*names: str) -> str:
+    return ", ".join(f"--{n}" for n in names if getattr(args, n) not in (None, [], False))
+
+  of_photo = given("mask", "pointmap", "labels", "ids")
+  if args.image is None and of_photo:
+    raise InputError(f"{of_photo} go with --image")
+  of_photos = given("pointmap_command", "intrinsics", "refine", "viewer", "reward_models")
+  if args.data is not None and of_photos:
+    raise InputError(f"{of_photos} go with --image or --images")
   if args.data is not None and args.samples != 1:
     raise InputError("--samples goes with --image or --images")
   if args.data is None and args.shuffle_images:
@@ -209,16 +276,6 @@ def check_reward(args: argparse.Namespace) -> None:
     raise InputError("--reward implicit and --reward_models ALIGNED REFERENCE go together")
   if args.reward != "mask_iou" and args.samples == 1:
     raise InputError(f"--reward {args.reward} chooses among several samples: give --samples N")
-
-
-def load_predictor(args: argparse.Namespace):
-  """The weights that the flags name."""
-  from sam3d_jax.inference import predictor
-
-  settings = dict(steps=args.steps, guidance=args.guidance, shortcut=args.shortcut)
-  if args.release is not None:
-    return predictor.from_release(args.release, **settings)
-  return predictor.from_checkpoint(args.checkpoint, args.decoder, which=args.which, **settings)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ so `rotation` is R with its columns the object's axes seen from the camera, as i
 
 from collections.abc import Mapping
 import functools
-import hashlib
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
 
+from sam3d_jax.content_keys import example_key, key_words  # noqa: F401 (records are keyed by them)
 from sam3d_jax.errors import InputError
 from sam3d_jax.geometry.cameras import Camera
 from sam3d_jax.geometry.pose import Pose
@@ -213,24 +213,6 @@ def is_present(example: Mapping[str, Any], field: str) -> bool:
   if field in ("rotation", "translation", "scale", "rating"):
     return bool(np.isfinite(value).all())
   return value.size > 0
-
-
-def example_key(*parts: str | bytes | int | np.ndarray) -> str:
-  """A stable key (32 hex digits) of the parts' content, in order; the same on every machine and
-  Python version.
-  """
-  digest = hashlib.sha256()
-  for part in parts:
-    if isinstance(part, np.ndarray):
-      part = f"{part.dtype.str}{part.shape}".encode() + np.ascontiguousarray(part).tobytes()
-    data = part if isinstance(part, bytes) else str(part).encode()
-    digest.update(type(part).__name__.encode() + len(data).to_bytes(8, "little") + data)
-  return digest.hexdigest()[:32]
-
-
-def key_words(key: str) -> np.ndarray:
-  """The example's key as (2,) uint32, the seed of all of its randomness (`GeometryBatch.key`)."""
-  return np.frombuffer(hashlib.sha256(key.encode()).digest()[:8], dtype="<u4").astype(np.uint32)
 
 
 def example_pose(example: Mapping[str, Any]) -> Pose:

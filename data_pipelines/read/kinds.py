@@ -145,7 +145,7 @@ def geometry_row(
   del epoch
   cond, scale, shift = rows.condition(example, config, rng)
   values, present = rows.latents(example, config, scale, shift, f"example {example['key']}")
-  return GeometryBatch(schema.key_words(example["key"]), cond, values, present)
+  return GeometryBatch(schema.key_words(example["key"]), rows.as_stored(cond), values, present)
 
 
 def preference_row(
@@ -162,7 +162,8 @@ def preference_row(
   win, present = rows.latents(example, config, scale, shift, f"winner of {example['key']}")
   lose, present_too = rows.latents(loser, config, scale, shift, f"loser of {example['key']}")
   both = {name: present[name] & present_too[name] for name in present}
-  return PreferenceBatch(schema.key_words(example["key"]), cond, win, lose, both)
+  key = schema.key_words(example["key"])
+  return PreferenceBatch(key, rows.as_stored(cond), win, lose, both)
 
 
 def geometry_spec(config: SampleConfig, count: int) -> GeometryBatch:

@@ -16,32 +16,24 @@ from data_pipelines.format.records import CorruptRecord
 from data_pipelines.read.augment import AugmentConfig, augment
 from sam3d_jax.batch import LATENTS, Conditioning
 from sam3d_jax.errors import ConfigError, InputError
-from sam3d_jax.geometry import pose, preprocessing
+from sam3d_jax.geometry import conditions, pose, preprocessing
+from sam3d_jax.geometry.conditions import POINTMAP_STREAMS, STREAMS, Condition, InputConfig
 
-STREAMS = Conditioning._fields
-POINTMAP_STREAMS = ("pointmap", "rgb_pointmap")
 LAYOUT_CHANNELS = {"rotation": 6, "translation": 3, "scale": 3, "translation_scale": 1}
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleConfig:
-  """What a row holds.
+class SampleConfig(InputConfig):
+  """What a row holds: inputs in the form of InputConfig, and what is learned from them.
 
-  image_size, pointmap_size: pixels a side of the images and masks, and of the point maps, that are
-  delivered. resolution: voxels a side of the occupancy grid, a divisor of 64. resize_twice: point
-  maps are resized by way of image_size, as published. streams: fields of
-  Conditioning to deliver.  latents: of `sam3d_jax.batch.LATENTS`, those to learn; the others are
-  delivered as absent, because the model has a place for each. shape_resolution, latent_channels: of
-  the structure latents in the records. autoencoder: digest that every structure latent must carry;
-  empty: whatever the caller found in the data. augment: settings of the read-time augmentations, or
-  None.
+  resolution: voxels a side of the occupancy grid, a divisor of 64. latents: of
+  `sam3d_jax.batch.LATENTS`, those to learn; the others are delivered as absent, because the model
+  has a place for each. shape_resolution, latent_channels: of the structure latents in the records.
+  autoencoder: digest that every structure latent must carry; empty: whatever the caller found in
+  the data. augment: settings of the read-time augmentations, or None.
   """
 
-  image_size: int = 518
-  pointmap_size: int = 256
   resolution: int = 64
-  resize_twice: bool = True
-  streams: tuple[str, ...] = STREAMS
   latents: tuple[str, ...] = LATENTS
   shape_resolution: int = 16
   latent_channels: int = 8
@@ -106,11 +98,12 @@ def generator(seed: int, step: int, key: str) -> np.random.Generator:
   return np.random.default_rng([seed, step, *schema.key_words(key).tolist()])
 
 
-def condition(example: schema.Example, config: SampleConfig, rng: np.random.Generator | None):
-  """(Conditioning row, point-map scale, point-map shift); the latter two are None without a point
-  map.
+def condition(
+  example: schema.Example, config: InputConfig, rng: np.random.Generator | None
+) -> Condition:
+  """The condition of an example as the model reads it, augmented if there is an `rng`.
 
-  A point-map stream of an example without point map is all NaN: unknown everywhere.
+  Raises CorruptRecord for an image or mask that cannot be used.
   """
   require(example, "image", "mask")
   image = decode_image(example["image"], "image", mode="RGB")
@@ -119,36 +112,28 @@ def condition(example: schema.Example, config: SampleConfig, rng: np.random.Gene
     raise CorruptRecord(
       f"mask is {mask.shape[1]} x {mask.shape[0]} but image is {image.shape[1]} x {image.shape[0]}"
     )
-  pointmap = (
-    example["pointmap"].astype(np.float32) if schema.is_present(example, "pointmap") else None
-  )
+  pointmap = None
+  if schema.is_present(example, "pointmap"):
+    pointmap = example["pointmap"].astype(np.float32)
   crop = {}
   if rng is not None:
     augmented = augment(image, mask, rng, config.augment)
     image, mask = augmented.image, augmented.mask
     crop = {"box_factor": augmented.box_factor, "shift": augmented.shift}
-  streams = tuple(s for s in config.streams if pointmap is not None or s not in POINTMAP_STREAMS)
   try:
-    out = preprocessing.preprocess(
-      image,
-      mask,
-      pointmap,
-      image_size=config.image_size,
-      pointmap_size=config.pointmap_size,
-      resize_twice=config.resize_twice,
-      streams=streams,
-      **crop,
-    )
+    return conditions.condition(image, mask, pointmap, config, **crop)
   except preprocessing.MaskError as error:
     raise CorruptRecord(str(error)) from error
-  fields = {}
-  for name in config.streams:
-    value = out.get(name)
-    if value is None:
-      value = np.full((config.pointmap_size,) * 2 + (3,), np.nan, np.float16)
-    # as precise as it was stored
-    fields[name] = value.astype(np.float16) if name in POINTMAP_STREAMS else value
-  return Conditioning(**fields), out.get("pointmap_scale"), out.get("pointmap_shift")
+
+
+def as_stored(streams: Conditioning) -> Conditioning:
+  """Point maps as precise as records store them: half the bytes of a batch on its way to a device."""
+  halved = {
+    name: getattr(streams, name).astype(np.float16)
+    for name in POINTMAP_STREAMS
+    if getattr(streams, name) is not None
+  }
+  return streams._replace(**halved)
 
 
 def latents(

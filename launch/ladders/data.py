@@ -1,8 +1,5 @@
 """Data that the ladder makes of its own photos: shapes with noisy ratings, and pairs of the model's
-own samples.
-
-    python -m launch.ladders.data --make rated --data PHOTOS --out DIR [--seed N]
-    python -m launch.ladders.data --make pairs --data PHOTOS --checkpoint RUN --decoder VAE --out DIR [--seed N]
+own samples. They are the steps `launch.ladder rated` and `launch.ladder pairs`.
 
 `rated` stands in for annotators: half of the shapes get a fault that annotators meet in candidates
 (parts that float beside the object, parts that are missing) and ratings are noisy, so that some
@@ -10,20 +7,18 @@ faulty shapes pass a threshold and some right ones do not. `pairs` draws several
 keeps the one with the fewest and the one with the most faults, as a chain of choices would.
 """
 
-import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import pathlib
 
 import numpy as np
 
 from data_pipelines.format import records, schema
 from data_pipelines.read import rows
-from launch.console import cli
 from launch.console.progress import Progress
 from launch.scoring import held_out
-from sam3d_jax.errors import InputError
-from sam3d_jax.inference import predictor
+from sam3d_jax.inference import weights
 from sam3d_jax.inference.predictor import Predictor
+from sam3d_jax.inference.weights import WeightsConfig
 
 FAULTY = 0.5  # share of the shapes
 # faulty? -> mean and standard deviation, clipped to 1..5
@@ -33,50 +28,69 @@ MIN_GAP = 0.05  # in faults between the two shapes of a pair; closer ones are le
 BATCH = 32
 
 
-def main(argv: list[str] | None = None) -> int:
-  """Runs the command and returns its exit code."""
-  return cli.run_command(run, description=__doc__, flags=flags, config="none", argv=argv)
+def make_rated(photos: pathlib.Path, out: pathlib.Path, seed: int) -> None:
+  """Makes a dataset of rated shapes; one that stands is left alone. seed: of faults and ratings."""
+
+  def make(source: records.Split) -> Iterator[schema.Example]:
+    return rated(source, seed, faulty=source.split == "train")
+
+  if not is_made(out):
+    write_splits(photos, out, make, name="rated_photos", kind="example")
+    identity = {"made": "rated", "seed": seed, "source": records.dataset_identity(photos)}
+    write_identity(out, identity, name="rated_photos", kind="example")
 
 
-def flags(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--make", choices=("rated", "pairs"), required=True)
-  parser.add_argument("--data", required=True, type=pathlib.Path, help="dataset of photos")
-  parser.add_argument("--out", required=True, type=pathlib.Path, help="folder of the new dataset")
-  parser.add_argument("--seed", type=int, default=0, help="of faults, ratings and samples")
-  parser.add_argument("--checkpoint", help="work folder of the model whose samples become pairs")
-  parser.add_argument("--decoder", help="work folder of the structure VAE")
+def make_pairs(photos: pathlib.Path, out: pathlib.Path, config: WeightsConfig, seed: int) -> None:
+  """Makes a dataset of pairs of a model's samples; one that stands is left alone.
 
-
-def run(args: argparse.Namespace) -> None:
-  """Makes both splits of the dataset; one that stands is left alone."""
-  if args.make == "pairs" and not (args.checkpoint and args.decoder):
-    raise InputError("--make pairs needs --checkpoint and --decoder")
-  if (args.out / records.INFO_FILE).is_file():
-    print(f"{args.out} is there already")
+  config: of the model. seed: of the samples' noise.
+  """
+  if is_made(out):
     return
-  model = None
-  if args.make == "pairs":
-    model = predictor.from_checkpoint(
-      args.checkpoint, args.decoder, steps=None, guidance=None, shortcut=False
-    )
-  name, kind = ("rated_photos", "example") if args.make == "rated" else ("own_pairs", "preference")
+  model = weights.load(config)
+
+  def make(source: records.Split) -> Iterator[schema.Example]:
+    return pairs(source, model, seed)
+
+  write_splits(photos, out, make, name="own_pairs", kind="preference")
+  identity = {
+    "made": "pairs",
+    "seed": seed,
+    "source": records.dataset_identity(photos),
+    "weights": dict(model.identity),
+    "autoencoder": model.identity["decoder"],
+  }
+  write_identity(out, identity, name="own_pairs", kind="preference")
+
+
+def is_made(out: pathlib.Path) -> bool:
+  """Whether the dataset stands, which is said."""
+  made = (out / records.INFO_FILE).is_file()
+  if made:
+    print(f"{out} is there already")
+  return made
+
+
+def write_splits(
+  photos: pathlib.Path,
+  out: pathlib.Path,
+  make: Callable[[records.Split], Iterable[schema.Example]],
+  *,
+  name: str,
+  kind: str,
+) -> None:
+  """Writes what `make` makes of both splits."""
   for split in ("train", "test"):
-    source = records.open_split(args.data, split)
-    made = (
-      rated(source, args.seed, faulty=split == "train")
-      if model is None
-      else pairs(source, model, args.seed)
-    )
-    count = records.write_shard(records.shard_path(args.out, name, split, 0, 1), made, kind=kind)
-    print(f"{args.out}: {count} of {len(source)} examples in split {split}", flush=True)
-  identity = {"made": args.make, "seed": args.seed, "source": records.dataset_identity(args.data)}
-  weights = (
-    {}
-    if model is None
-    else {"weights": dict(model.identity), "autoencoder": model.identity["decoder"]}
-  )
-  records.write_json(args.out / records.BUILD_FILE, identity | weights)
-  records.write_metadata(args.out, name=name, kind=kind)
+    source = records.open_split(photos, split)
+    path = records.shard_path(out, name, split, 0, 1)
+    count = records.write_shard(path, make(source), kind=kind)
+    print(f"{out}: {count} of {len(source)} examples in split {split}", flush=True)
+
+
+def write_identity(out: pathlib.Path, identity: dict, *, name: str, kind: str) -> None:
+  """What the dataset was made of, and last the file that says it is whole."""
+  records.write_json(out / records.BUILD_FILE, identity)
+  records.write_metadata(out, name=name, kind=kind)
 
 
 def rated(source: records.Split, seed: int, *, faulty: bool) -> Iterator[schema.Example]:
@@ -86,10 +100,11 @@ def rated(source: records.Split, seed: int, *, faulty: bool) -> Iterator[schema.
     rng = rows.generator(seed, 0, example["key"])
     bad = faulty and rng.uniform() < FAULTY
     if bad:
-      example["voxels"] = (add_floaters if rng.uniform() < 0.5 else remove_part)(
-        example["voxels"], rng
-      )
-    rating = float(np.clip(rng.normal(*RATINGS[bool(bad)]), 1, 5)) if faulty else 5.0
+      spoil = add_floaters if rng.uniform() < 0.5 else remove_part
+      example["voxels"] = spoil(example["voxels"], rng)
+    rating = 5.0
+    if faulty:
+      rating = float(np.clip(rng.normal(*RATINGS[bool(bad)]), 1, 5))
     yield example | {"rating": rating, "key": schema.example_key(example["key"], "rated", int(bad))}
 
 
@@ -116,17 +131,18 @@ def pairs(source: records.Split, model: Predictor, seed: int) -> Iterator[schema
   with Progress(len(source), f"sampling {source.split}", "photos") as bar:
     for start in range(0, len(source), BATCH):
       examples = [source[i] for i in range(start, min(start + BATCH, len(source)))]
-      objects = [held_out.object_of(e, model.row, model.resolution) for e in examples]
-      cond, content = held_out.batch(objects, BATCH)
-      drawn = [model(cond, content, seed + n) for n in range(CANDIDATES)]
+      objects = [held_out.object_of(e, model.form, model.resolution) for e in examples]
+      requests = held_out.requests(objects)
+      drawn = [model(requests, BATCH, seed + n) for n in range(CANDIDATES)]
       for row, (example, found) in enumerate(zip(examples, objects, strict=True)):
         pair = chosen(found.occupancy, [d.occupancy[row] for d in drawn])
-        if pair is not None:
-          best, worst = (
-            {"occupancy": drawn[n].occupancy[row], "shape": drawn[n].latents["shape"][row]}
-            for n in pair
-          )
-          yield preference(example, best, worst, model)
+        if pair is None:
+          continue
+        best, worst = (
+          {"occupancy": drawn[n].occupancy[row], "shape": drawn[n].latents["shape"][row]}
+          for n in pair
+        )
+        yield preference(example, best, worst, model)
       bar.update(len(examples))
 
 
@@ -147,7 +163,9 @@ def preference(
   example: schema.Example, best: Mapping, worst: Mapping, model: Predictor
 ) -> schema.Example:
   """The record of a pair; both shapes keep the latents that they were sampled as."""
-  grid = (*(model.row.shape_resolution,) * 3, model.row.latent_channels)
+  tokens, channels = model.latent_shapes["shape"]
+  side = round(tokens ** (1 / 3))
+  grid = (side, side, side, channels)
   fields = [
     {
       "voxels": fine_voxels(side["occupancy"]),
@@ -172,7 +190,3 @@ def fine_voxels(grid_XYZ: np.ndarray) -> np.ndarray:
   for axis in range(3):
     fine = np.repeat(fine, factor, axis)
   return np.argwhere(fine).astype(np.uint8)
-
-
-if __name__ == "__main__":
-  raise SystemExit(main())

@@ -1,85 +1,83 @@
-"""Scores one stage of the ladder on held-out photos.
+"""Scores one stage of the ladder on held-out photos: the step `launch.ladder score`.
 
-    python -m launch.ladders.score --checkpoint RUN --decoder VAE --data DIR --data DIR --out FILE.json [--shortcut] [--seed N]
-
-Every stage sees the same objects with the same noise. The scores are those of `launch.scoring.held_out`,
-here with 95 % bootstrap intervals; the constant is the strongest shape that ignores the photo,
-taken from the truth of the very objects that are scored.
+Every stage sees the same objects with the same noise. The scores are those of
+`launch.scoring.held_out`, here with 95 % bootstrap intervals; the constant is the strongest shape
+that ignores the photo, taken from the truth of the very objects that are scored.
 """
 
-import argparse
+import dataclasses
 import pathlib
 
 import numpy as np
 
-from launch.console import cli
 from launch.console.progress import Progress
 from launch.scoring import held_out
 from sam3d_jax.evaluation import aggregate, occupancy
 from sam3d_jax.files import atomic
-from sam3d_jax.inference import predictor
+from sam3d_jax.inference import weights
+from sam3d_jax.inference.predictor import Predictor
+from sam3d_jax.inference.weights import WeightsConfig
 
 BATCH = 32
 F1_THRESHOLD = 0.05
 
 
-def main(argv: list[str] | None = None) -> int:
-  """Runs the command and returns its exit code."""
-  return cli.run_command(run, description=__doc__, flags=flags, config="none", argv=argv)
+@dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+  """Which model is scored on which photos.
 
-
-def flags(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--checkpoint", required=True, help="work folder of the model")
-  parser.add_argument("--decoder", required=True, help="work folder of the structure VAE")
-  parser.add_argument(
-    "--data", required=True, action="append", help="dataset of photos; may be given more than once"
-  )
-  parser.add_argument("--split", default="test")
-  parser.add_argument("--max", type=int, default=120, help="objects scored of each dataset")
-  parser.add_argument("--shortcut", action="store_true", help="4 steps of the distilled sampler")
-  parser.add_argument("--steps", type=int, help="sampling steps")
-  parser.add_argument("--seed", type=int, default=0, help="of the samples' noise")
-  parser.add_argument("--out", required=True, type=pathlib.Path, help="JSON file")
-
-
-def run(args: argparse.Namespace) -> None:
-  """Writes {dataset: {score: mean, score_interval: [low, high]}} with `constant` and the number of
-  objects.
+  data: datasets of photos. most: objects scored of each. seed: of the samples' noise.
   """
-  model = predictor.from_checkpoint(
-    args.checkpoint, args.decoder, steps=args.steps, guidance=None, shortcut=args.shortcut
-  )
+
+  weights: WeightsConfig
+  data: tuple[str, ...]
+  split: str = "test"
+  most: int = 120
+  seed: int = 0
+
+
+def run(config: ScoreConfig, out: pathlib.Path) -> None:
+  """Writes {dataset: scores} to the JSON file `out`.
+
+  Scores are `name: mean` and `name_interval: [low, high]`, beside `constant` and the number of
+  `objects`.
+  """
+  model = weights.load(config.weights)
   result = {}
-  for folder in args.data:
-    objects = held_out.read([folder], args.split, model.row, model.resolution, args.max)
-    rows = {}
-    with Progress(len(objects), f"scoring {pathlib.Path(folder).name}", "objects") as bar:
-      for start in range(0, len(objects), BATCH):
-        part = objects[start : start + BATCH]
-        found = model(*held_out.batch(part, BATCH), args.seed)
-        for i, truth in enumerate(part):
-          one = found.one(i)
-          row = held_out.score(
-            truth, one.occupancy, one.latents, model.trained, f1_threshold=F1_THRESHOLD
-          )
-          rows[truth.key] = {k: v if np.isfinite(v) else None for k, v in row.items()}
-        bar.update(len(part))
+  for folder in config.data:
+    objects = held_out.read([folder], config.split, model.form, model.resolution, config.most)
+    name = pathlib.Path(folder).name
+    rows = score_objects(model, objects, config.seed, name)
     truth = np.stack([o.occupancy for o in objects])
     constant, _ = occupancy.best_constant(truth.mean(0), truth)
-    result[pathlib.Path(folder).name] = aggregate.summarise(
-      rows, list(held_out.HIGHER_IS_BETTER)
-    ) | {"objects": len(objects), "constant": constant}
-  args.out.parent.mkdir(parents=True, exist_ok=True)
-  atomic.write_json(args.out, result)
+    means = aggregate.summarise(rows, list(held_out.HIGHER_IS_BETTER))
+    result[name] = means | {"objects": len(objects), "constant": constant}
+
+  out.parent.mkdir(parents=True, exist_ok=True)
+  atomic.write_json(out, result)
   for name, scores in result.items():
-    shown = ", ".join(
-      f"{k} {scores[k]:.3f}" for k in held_out.HIGHER_IS_BETTER if scores[k] is not None
-    )
+    known = [k for k in held_out.HIGHER_IS_BETTER if scores[k] is not None]
+    shown = ", ".join(f"{k} {scores[k]:.3f}" for k in known)
     print(
       f"{name}: {shown} ({scores['objects']} objects; best constant shape viou "
       f"{scores['constant']:.3f})"
     )
 
 
-if __name__ == "__main__":
-  raise SystemExit(main())
+def score_objects(
+  model: Predictor, objects: list[held_out.Object], seed: int, name: str
+) -> dict[str, dict[str, float | None]]:
+  """Key of each object -> its scores, None where it cannot be scored."""
+  rows = {}
+  with Progress(len(objects), f"scoring {name}", "objects") as bar:
+    for start in range(0, len(objects), BATCH):
+      part = objects[start : start + BATCH]
+      found = model(held_out.requests(part), BATCH, seed)
+      for i, truth in enumerate(part):
+        one = found.one(i)
+        row = held_out.score(
+          truth, one.occupancy, one.latents, model.trained, f1_threshold=F1_THRESHOLD
+        )
+        rows[truth.key] = {k: v if np.isfinite(v) else None for k, v in row.items()}
+      bar.update(len(part))
+  return rows

@@ -12,7 +12,6 @@ A folder given with --images holds one folder a photo,
 or, beside them, photos whose alpha channel is the mask.
 """
 
-import argparse
 from collections.abc import Iterable
 import dataclasses
 import hashlib
@@ -22,7 +21,6 @@ from launch.console.progress import Progress
 from sam3d_jax.errors import InputError
 from sam3d_jax.files import commands, photos, pointmaps
 from sam3d_jax.files.photos import Photo
-from sam3d_jax.inference import placement
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MASK_SUFFIXES = (".png", ".npy", ".bmp", ".tif", ".tiff")
@@ -56,26 +54,27 @@ class Job:
     return digest.hexdigest()[:16]
 
 
-def find(args: argparse.Namespace, out: pathlib.Path) -> list[Job]:
-  """The jobs that the flags name, at least one."""
-  common = {"frame": args.pointmap_frame, "depth_unit": args.depth_unit}
-  if args.image is not None:
-    path = lambda value: None if value is None else pathlib.Path(value)
-    ids = None if args.ids is None else parse_ids(args.ids)
-    return [
-      Job(
-        pathlib.Path(args.image).stem,
-        path(args.image),
-        out,
-        tuple(map(pathlib.Path, args.mask)),
-        path(args.labels),
-        ids,
-        path(args.pointmap),
-        args.intrinsics,
-        **common,
-      )
-    ]
-  folder = pathlib.Path(args.images)
+@dataclasses.dataclass(frozen=True)
+class PhotoSource:
+  """Which photos, as launch.sample's flags of the same names say."""
+
+  image: str | None = None
+  images: str | None = None
+  masks: tuple[str, ...] = ()
+  labels: str | None = None
+  ids: str | None = None
+  pointmap: str | None = None
+  intrinsics: str | None = None
+  pointmap_frame: str = "pytorch3d"
+  depth_unit: float = pointmaps.DEPTH_UNIT
+
+
+def find(source: PhotoSource, out: pathlib.Path) -> list[Job]:
+  """The jobs of a source, at least one. Raises InputError."""
+  common = {"frame": source.pointmap_frame, "depth_unit": source.depth_unit}
+  if source.image is not None:
+    return [single_job(source, out, common)]
+  folder = pathlib.Path(source.images)
   if not folder.is_dir():
     raise InputError(f"--images {folder} is not a folder")
   jobs: dict[str, Job] = {}
@@ -85,7 +84,7 @@ def find(args: argparse.Namespace, out: pathlib.Path) -> list[Job]:
     if entry.is_dir():
       job = folder_job(entry, out / entry.name, common)
     elif entry.suffix.lower() in PHOTO_SUFFIXES:
-      job = Job(entry.stem, entry, out / entry.stem, intrinsics=args.intrinsics, **common)
+      job = Job(entry.stem, entry, out / entry.stem, intrinsics=source.intrinsics, **common)
     else:
       continue
     if job is not None and job.name in jobs:
@@ -101,6 +100,26 @@ def find(args: argparse.Namespace, out: pathlib.Path) -> list[Job]:
       f"({', '.join(PHOTO_SUFFIXES)})"
     )
   return list(jobs.values())
+
+
+def single_job(source: PhotoSource, out: pathlib.Path, common: dict) -> Job:
+  """The job of a photo that is given by flags."""
+
+  def path_of(value: str | None) -> pathlib.Path | None:
+    return None if value is None else pathlib.Path(value)
+
+  image = pathlib.Path(source.image)
+  return Job(
+    image.stem,
+    image,
+    out,
+    masks=tuple(map(pathlib.Path, source.masks)),
+    labels=path_of(source.labels),
+    ids=None if source.ids is None else parse_ids(source.ids),
+    pointmap=path_of(source.pointmap),
+    intrinsics=source.intrinsics,
+    **common,
+  )
 
 
 def parse_ids(text: str) -> tuple[int, ...]:
@@ -184,11 +203,7 @@ def read(job: Job) -> Photo:
   elif intrinsics is not None:
     photo = photo.with_camera(intrinsics)
 
-  if photo.camera is not None:
-    return photo
-  height, width = photo.size
-  assumed = placement.assumed_camera(width, height)
-  return dataclasses.replace(photo, camera=assumed, camera_source="assumed")
+  return photo.with_some_camera()
 
 
 def make_pointmaps(jobs: Iterable[Job], command: str) -> list[Job]:

@@ -1,6 +1,5 @@
 """Reconstructs the masked objects of photos: launch.sample --image, --images."""
 
-import argparse
 from collections.abc import Iterable, Iterator
 import contextlib
 import dataclasses
@@ -10,40 +9,44 @@ import pathlib
 import resource
 import time
 
-import numpy as np
-
-from data_pipelines.format import schema
-from data_pipelines.read import rows
-from launch import sample
 from launch.console.progress import Progress
 from launch.photos import jobs as photo_jobs
-from launch.photos import results
-from launch.photos.jobs import Job
-from sam3d_jax.batch import Conditioning
-from sam3d_jax.errors import InputError
+from launch.photos.jobs import Job, PhotoSource
 from sam3d_jax.files import atomic
 from sam3d_jax.files.photos import Photo
-from sam3d_jax.geometry import preprocessing
-from sam3d_jax.inference import rewards
-from sam3d_jax.inference.candidates import Candidate
-from sam3d_jax.inference.predictor import Predictor, needs_pointmap
+from sam3d_jax.inference import rewards, scene_files, weights
+from sam3d_jax.inference.predictor import Predictor
+from sam3d_jax.inference.reconstruction import Choice, Reconstructor
+from sam3d_jax.inference.rewards import RewardConfig
+from sam3d_jax.inference.weights import WeightsConfig
+
+SHOWN_PHOTOS, SHOWN_OBJECTS = 20, 12  # in the plan
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-  """One sample to draw."""
+class PhotosConfig:
+  """What launch.sample does with photos.
 
-  job: Job
-  photo: Photo
-  name: str  # of the object
-  index: int  # of the sample
-  streams: dict[str, np.ndarray]  # without batch axis
-  content: np.ndarray  # (2,) uint32
+  pointmap_command: makes the point maps of photos without one; None: they stay without. samples: of
+  each object, of which the best by `reward` is kept. refine: fit each object's place to its mask.
+  batch_size: objects sampled at once. dry_run: check the inputs, print the plan and stop.
+  """
+
+  source: PhotoSource
+  weights: WeightsConfig
+  reward: RewardConfig = RewardConfig()
+  pointmap_command: str | None = None
+  samples: int = 1
+  refine: bool = False
+  seed: int = 0
+  batch_size: int = 32
+  dry_run: bool = False
 
 
 class Phases:
-  """Seconds of the parts of the work, on the wall's clock and of this process's threads; time is in
-  one part at most.
+  """Seconds of the parts of the work, on the wall's clock and of this process's threads.
+
+  Time is in one part at most.
   """
 
   def __init__(self):
@@ -60,191 +63,111 @@ class Phases:
       self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + time.process_time() - start[1]
 
 
-def run(args: argparse.Namespace, out: pathlib.Path) -> None:
-  """Writes the files of every photo that is not done yet (see photo_results)."""
+def run(config: PhotosConfig, out: pathlib.Path) -> None:
+  """Writes the files of every photo that is not done yet (see sam3d_jax.inference.scene_files)."""
+  # Every photo is read and checked before a model is loaded.
   phases = Phases()
-  jobs = photo_jobs.find(args, out)
-  if args.pointmap_command and not args.dry_run:
+  jobs = photo_jobs.find(config.source, out)
+  if config.pointmap_command and not config.dry_run:
     with phases("point maps"):
-      jobs = photo_jobs.make_pointmaps(jobs, args.pointmap_command)
+      jobs = photo_jobs.make_pointmaps(jobs, config.pointmap_command)
   with phases("read"):
     objects = photo_jobs.check_all(jobs)
-  print_plan(args, jobs, objects, out)
-  if args.dry_run:
+  print_plan(config, jobs, objects, out)
+  if config.dry_run:
     return
+
   with phases("load"):
-    predictor = sample.load_predictor(args)
-    reward = rewards.load(args, predictor)
-  settings = {
-    "weights": dict(predictor.identity),
-    "sampler": dataclasses.asdict(predictor.sampler),
-    "seed": args.seed,
-    "samples": args.samples,
-    "reward": reward.name if reward else None,
-    "refine": args.refine,
-  }
-  settings = json.loads(json.dumps(settings))  # as it will be read back
-  inputs = {job.name: job.digest() for job in jobs}
-  todo = [
-    (job, found)
-    for job, found in zip(jobs, objects, strict=True)
-    if not results.is_done(job, settings, inputs[job.name])
-  ]
-  total = args.samples * sum(len(found) for _, found in todo)
-  if total:
-    # one size for all batches: one compilation
-    bucket = min(args.batch_size, 1 << (total - 1).bit_length())
-    rows = make_rows([job for job, _ in todo], predictor, args.samples, phases)
-    with Progress(
-      args.samples * sum(map(len, objects)),
-      "sampling",
-      "samples",
-      done=args.samples * sum(map(len, objects)) - total,
-    ) as bar:
-      for job, found in itertools.groupby(
-        draw(rows, predictor, bucket, args.seed, phases), key=lambda pair: pair[0]
-      ):
-        drawn = [candidate for _, candidate in found]
-        results.write(
-          job,
-          drawn,
-          reward,
-          settings | {"inputs": inputs[job.name]},
-          refine=args.refine,
-          phases=phases,
-        )
-        bar.update(len(drawn))
-  report(jobs, objects, todo, predictor, phases, out)
+    predictor = weights.load(config.weights)
+    reward = None
+    if config.samples > 1:
+      reward = rewards.load(config.reward, predictor, config.seed)
+  model = Reconstructor(predictor, batch_size=config.batch_size)
+  choice = Choice(config.seed, config.samples, reward, config.refine)
+
+  # What is done already is left alone.
+  settings = json.loads(json.dumps(model.settings(choice)))  # as it will be read back
+  settings_of = {job.name: settings | {"inputs": job.digest()} for job in jobs}
+  todo, counts = [], []
+  for job, found in zip(jobs, objects, strict=True):
+    if not is_done(job, settings_of[job.name]):
+      todo.append(job)
+      counts.append(config.samples * len(found))
+
+  if todo:
+    every = config.samples * sum(map(len, objects))
+    scenes = model.reconstruct(photos_of(todo, phases), choice, count=sum(counts), phases=phases)
+    with Progress(every, "sampling", "samples", done=every - sum(counts)) as bar:
+      for job, count, scene in zip(todo, counts, scenes, strict=True):
+        scene = dataclasses.replace(scene, settings=settings_of[job.name])
+        scene.save(job.out, phases=phases)
+        bar.update(count)
+  report(len(jobs), len(todo), sum(counts) // config.samples, predictor, phases, out)
 
 
-def print_plan(
-  args: argparse.Namespace, jobs: list[Job], objects: list[dict[str, int]], out: pathlib.Path
-) -> None:
-  count = sum(map(len, objects))
-  known = sum(job.pointmap is not None for job in jobs)
-  print(
-    f"plan: {count} object(s) of {len(jobs)} photo(s), {known} with a point map; {args.samples} "
-    f"sample(s) each, into {out}"
-  )
-  for job, found in itertools.islice(zip(jobs, objects, strict=True), 20):
-    print(
-      f"  {job.image}: "
-      + ", ".join(f"{name} ({pixels} px)" for name, pixels in itertools.islice(found.items(), 12))
-      + (", ..." if len(found) > 12 else "")
-    )
-  if len(jobs) > 20:
-    print(f"  ... and {len(jobs) - 20} more photos")
-
-
-def make_rows(
-  jobs: Iterable[Job], predictor: Predictor, count: int, phases: Phases
-) -> Iterator[Row]:
-  """The samples to draw, photo by photo. Noise depends on the seed, the photo, the object's mask
-  and the sample's number.
-  """
+def photos_of(jobs: Iterable[Job], phases: Phases) -> Iterator[Photo]:
+  """The photos of jobs, read when they are asked for."""
   for job in jobs:
     with phases("read"):
       photo = photo_jobs.read(job)
-    image_key = schema.example_key(photo.image_HW3)
-    for name, mask in photo.masks.items():
-      with phases("prepare"):
-        streams = prepare(predictor, photo, mask, f"{job.image}: {name}")
-      for index in range(count):
-        content = schema.key_words(schema.example_key(image_key, mask, *([index] if index else [])))
-        yield Row(job, photo, name, index, streams, content)
+    yield photo
 
 
-def prepare(
-  predictor: Predictor, photo: Photo, mask: np.ndarray, name: str
-) -> dict[str, np.ndarray]:
-  """The conditioning streams of one object; without a point map its streams are unknown everywhere."""
-  row, known = predictor.row, photo.pointmap_HW3 is not None
-  streams = tuple(s for s in row.streams if known or s not in rows.POINTMAP_STREAMS)
-  try:
-    out = preprocessing.preprocess(
-      photo.image_HW3,
-      mask,
-      photo.pointmap_HW3,
-      image_size=row.image_size,
-      pointmap_size=row.pointmap_size,
-      resize_twice=row.resize_twice,
-      streams=streams,
-    )
-  except preprocessing.MaskError as error:
-    raise InputError(f"{name}: {error}") from error
-  unknown = np.full((row.pointmap_size,) * 2 + (3,), np.nan, np.float32)
-  return {s: unknown for s in row.streams if s not in streams} | out
+def is_done(job: Job, settings: dict) -> bool:
+  """Whether the job's folder holds the complete results of these settings."""
+  layout = scene_files.read_layout(job.out)
+  if layout is None or layout["settings"] != settings:
+    return False
+  return all((job.out / name).exists() for name in layout["files"])
 
 
-def draw(
-  rows: Iterable[Row], predictor: Predictor, bucket: int, seed: int, phases: Phases
-) -> Iterator[tuple[Job, Candidate]]:
-  """Samples rows in batches of one size. The device works on a batch while the host takes care of
-  the one before.
-  """
-  waiting = None
-  rows = iter(rows)
-  while chunk := list(itertools.islice(rows, bucket)):
-    padded = chunk + [chunk[0]] * (bucket - len(chunk))
-    cond = Conditioning(
-      **{s: np.stack([row.streams[s] for row in padded]) for s in predictor.row.streams}
-    )
-    drop_B = np.array(
-      [row.photo.pointmap_HW3 is None and needs_pointmap(predictor.row) for row in padded]
-    )
-    with phases("compile" if not predictor.programs else "sample"):
-      started = predictor.start(cond, np.stack([row.content for row in padded]), seed, drop_B)
-    if waiting is not None:
-      yield from collect(*waiting, predictor, phases)
-    waiting = chunk, started
-  if waiting is not None:
-    yield from collect(*waiting, predictor, phases)
-
-
-def collect(
-  chunk: list[Row], started, predictor: Predictor, phases: Phases
-) -> Iterator[tuple[Job, Candidate]]:
-  with phases("sample"):
-    found = predictor.finish(started)
-  for i, row in enumerate(chunk):
-    yield row.job, Candidate(row.photo, row.name, row.index, row.streams, predictor, found.one(i))
+def print_plan(
+  config: PhotosConfig, jobs: list[Job], objects: list[dict[str, int]], out: pathlib.Path
+) -> None:
+  """Says what will be reconstructed. objects: object -> pixels of its mask, for each job."""
+  count = sum(map(len, objects))
+  known = sum(job.pointmap is not None for job in jobs)
+  print(
+    f"plan: {count} object(s) of {len(jobs)} photo(s), {known} with a point map; {config.samples} "
+    f"sample(s) each, into {out}"
+  )
+  for job, found in itertools.islice(zip(jobs, objects, strict=True), SHOWN_PHOTOS):
+    shown = [f"{name} ({pixels} px)" for name, pixels in found.items()]
+    more = ", ..." if len(shown) > SHOWN_OBJECTS else ""
+    print(f"  {job.image}: {', '.join(shown[:SHOWN_OBJECTS])}{more}")
+  if len(jobs) > SHOWN_PHOTOS:
+    print(f"  ... and {len(jobs) - SHOWN_PHOTOS} more photos")
 
 
 def report(
-  jobs: list[Job],
-  objects: list[dict],
-  todo: list,
-  predictor: Predictor,
-  phases: Phases,
-  out: pathlib.Path,
+  photos: int, made: int, objects: int, predictor: Predictor, phases: Phases, out: pathlib.Path
 ) -> None:
-  """Says what was made and where the time went, and keeps that as timing.json."""
-  done, count = len(jobs) - len(todo), sum(len(found) for _, found in todo)
-  seconds, cpu_seconds = (
-    {name: round(value, 3) for name, value in found.items()}
-    for found in (phases.seconds, phases.cpu_seconds)
-  )
-  if todo:
-    atomic.write_json(
-      out / "timing.json",
-      {
-        "photos": len(todo),
-        "objects": count,
-        "seconds": seconds,
-        "cpu_seconds": cpu_seconds,
-        "compilations": len(predictor.programs),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "sampler": dataclasses.asdict(predictor.sampler),
-      },
-    )
-    print(
-      "seconds: "
-      + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
-      + f"; {len(predictor.programs)} compilation(s)"
-    )
-  where = out if len(jobs) == 1 else out / "<photo>"
+  """Says what was made and where the time went, and keeps that as timing.json.
+
+  photos: of the run. made, objects: photos that were not done before, and their objects.
+  """
+  compilations = len(predictor.programs)
+  if made:
+    timing = {
+      "photos": made,
+      "objects": objects,
+      "seconds": rounded(phases.seconds),
+      "cpu_seconds": rounded(phases.cpu_seconds),
+      "compilations": compilations,
+      "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+      "sampler": dataclasses.asdict(predictor.sampler),
+    }
+    atomic.write_json(out / "timing.json", timing)
+    shown = ", ".join(f"{name} {value:.1f}" for name, value in phases.seconds.items())
+    print(f"seconds: {shown}; {compilations} compilation(s)")
+  where = out if photos == 1 else out / "<photo>"
+  before = f", {photos - made} photo(s) were done before" if photos > made else ""
   print(
-    f"{where}: {count} object(s) of {len(todo)} photo(s)"
-    + (f", {done} photo(s) were done before" if done else "")
-    + "; meshes, layout.json, scene.glb, preview.png"
+    f"{where}: {objects} object(s) of {made} photo(s){before}"
+    "; meshes, layout.json, scene.glb, preview.png"
   )
+
+
+def rounded(seconds: dict[str, float]) -> dict[str, float]:
+  """Seconds to a millisecond."""
+  return {name: round(value, 3) for name, value in seconds.items()}

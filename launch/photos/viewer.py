@@ -5,7 +5,7 @@ The page is served by viser on this machine only, unless --viewer_host says othe
 that of scene.glb: the photo's camera at the origin, x right, y up, looking along -z.
 """
 
-import argparse
+import dataclasses
 import os
 import pathlib
 import sys
@@ -13,10 +13,10 @@ import webbrowser
 
 import numpy as np
 
-from launch.photos.results import read_layout
 from sam3d_jax.errors import InputError
 from sam3d_jax.files import images
 from sam3d_jax.geometry import rotations
+from sam3d_jax.inference.scene_files import read_layout
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # (w, x, y, z), half a turn about y: (x, y, z) -> (-x, y, -z)
@@ -25,7 +25,15 @@ OPENCV_TO_SCENE = (0.0, 1.0, 0.0, 0.0)  # half a turn about x
 PHOTO_SIDE = 1024  # pixels of the photo on the page
 
 
-def check(args: argparse.Namespace) -> None:
+@dataclasses.dataclass(frozen=True)
+class ViewerConfig:
+  """Where the page is served. host: address that the viewer listens on."""
+
+  host: str = "127.0.0.1"
+  port: int = 8080
+
+
+def check(config: ViewerConfig) -> None:
   """Raises InputError if the viewer cannot be started."""
   try:
     import viser  # noqa: F401
@@ -33,17 +41,18 @@ def check(args: argparse.Namespace) -> None:
     raise InputError(
       f"--viewer needs viser ({error}): pip install -r requirements-viewer.txt"
     ) from error
-  if not 0 < args.viewer_port < 65536:
-    raise InputError(f"--viewer_port {args.viewer_port} is not a port: give 1 to 65535")
+  if not 0 < config.port < 65536:
+    raise InputError(f"--viewer_port {config.port} is not a port: give 1 to 65535")
 
 
-def run(args: argparse.Namespace, out: pathlib.Path) -> None:
+def run(config: ViewerConfig, out: pathlib.Path) -> None:
   """Serves the results in a folder until interrupted."""
-  check(args)
-  server = serve(find(out), host=args.viewer_host, port=args.viewer_port)
-  host = "localhost" if args.viewer_host in LOOPBACK else args.viewer_host
+  check(config)
+  server = serve(find(out), host=config.host, port=config.port)
+  private = config.host in LOOPBACK
+  host = "localhost" if private else config.host
   url = f"http://{host}:{server.get_port()}"
-  note = "" if args.viewer_host in LOOPBACK else "; whoever reaches this address sees the photos"
+  note = "" if private else "; whoever reaches this address sees the photos"
   print(f"viewer: {url} (Ctrl-C stops it{note})", flush=True)
   if (
     sys.platform in ("darwin", "win32")
@@ -162,9 +171,9 @@ def toggle(server, label: str, handle, shown: list) -> None:
   shown.append(box)
 
 
-def read_picture(path: str) -> np.ndarray | None:
+def read_picture(path: str | None) -> np.ndarray | None:
   """The photo, shrunk; None if it is no longer where it was."""
-  if not pathlib.Path(path).exists():
+  if path is None or not pathlib.Path(path).exists():
     return None
   image = images.open_image(path, "photo")
   image = images.to_eight_bit(image).convert("RGB")

@@ -2,7 +2,6 @@
 --sa3dao, --photos.
 """
 
-import argparse
 import dataclasses
 import json
 import pathlib
@@ -14,19 +13,25 @@ from PIL import Image
 
 from data_pipelines.build import shard_jobs
 from data_pipelines.eval_sets import reprojection
+from data_pipelines.eval_sets.bop import BopSet
 from data_pipelines.eval_sets.item import EvalSet, Item, Subset
+from data_pipelines.eval_sets.photo_folder import PhotoFolder
+from data_pipelines.eval_sets.procedural import ProceduralSet
 from data_pipelines.format import schema
 from data_pipelines.read import rows
-from launch import sample
+from data_pipelines.synth import benchmark
 from launch.console.progress import Progress
 from launch.scoring import pairs, split_samples
-from sam3d_jax.batch import Conditioning
+from sam3d_jax.content_keys import example_key, key_words
 from sam3d_jax.errors import InputError
-from sam3d_jax.evaluation import layout, occupancy
+from sam3d_jax.evaluation import layout, occupancy, shape
 from sam3d_jax.files import atomic
-from sam3d_jax.geometry import normalisers, pose, preprocessing
+from sam3d_jax.geometry import conditions, normalisers, pose, preprocessing
+from sam3d_jax.geometry.conditions import Condition
 from sam3d_jax.geometry.pose import Pose
-from sam3d_jax.inference.predictor import Predictor
+from sam3d_jax.inference import weights
+from sam3d_jax.inference.predictor import Prediction, Predictor, Request
+from sam3d_jax.inference.weights import WeightsConfig
 from sam3d_jax.render import mesh
 
 # in the folder of an item, written last: what the sample was and what the item belongs to
@@ -42,78 +47,106 @@ class Sample:
   pose: Pose  # object to camera
 
 
-def run(args: argparse.Namespace, out: pathlib.Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class EvalSetConfig:
+  """Which evaluation set, and what is evaluated on it; exactly one of the four sets is given.
+
+  benchmark: NAME[:N]. benchmark_data: folder of its photos; None: beside the results. bop, sa3dao,
+  photos: folders. split: of a BOP set. most: objects at most, evenly spaced; 0: all. weights: None
+  for the oracle, which takes the truth in place of a model. workers: processes that build the
+  benchmark and score; 0: one that builds, one a core that score.
+  """
+
+  weights: WeightsConfig | None
+  benchmark: str | None = None
+  benchmark_data: str | None = None
+  bop: str | None = None
+  sa3dao: str | None = None
+  photos: str | None = None
+  split: str = "test"
+  most: int = 0
+  seed: int = 0
+  batch_size: int = 32
+  dry_run: bool = False
+  workers: int = 0
+  protocol: shape.ShapeProtocol = shape.ShapeProtocol()
+
+
+def run(config: EvalSetConfig, out: pathlib.Path) -> None:
   """Samples what is not sampled yet into OUT/pairs and scores it as pairs."""
-  chosen = open_set(args, out)
+  chosen = open_set(config, out)
   print(
-    f"plan: {len(chosen.names)} objects of {chosen.identity['set']}, batches of {args.batch_size}, "
-    f"into {out}",
+    f"plan: {len(chosen.names)} objects of {chosen.identity['set']}, batches of "
+    f"{config.batch_size}, into {out}",
     flush=True,
   )
-  if args.dry_run:
+  if config.dry_run:
     check_poses(chosen)
     return
-  if args.oracle:
-    settings = {"oracle": True}
-  else:
-    predictor = sample.load_predictor(args)
+  predictor, settings, size = None, {"oracle": True}, 1
+  if config.weights is not None:
+    predictor, size = weights.load(config.weights), config.batch_size
     settings = {
       "weights": dict(predictor.identity),
       "sampler": dataclasses.asdict(predictor.sampler),
-      "seed": args.seed,
+      "seed": config.seed,
     }
   identity = json.loads(json.dumps(chosen.identity | settings))
   folder = prepare_pairs(out, identity)
-  draw = oracle if args.oracle else lambda items: predict(predictor, chosen, items, args)
+  sample_set(chosen, folder, predictor, config, size)
+  pairs.evaluate(folder, out, config.protocol, pairs.workers_of(config.workers), run=identity)
+
+
+def sample_set(
+  chosen: EvalSet,
+  folder: pathlib.Path,
+  predictor: Predictor | None,
+  config: EvalSetConfig,
+  size: int,
+) -> None:
+  """Writes a pair for every item that has none yet, `size` items at a time; no predictor: oracle."""
   todo = [i for i, name in enumerate(chosen.names) if not (folder / name / RECORD).exists()]
-  size = 1 if args.oracle else args.batch_size
-  with Progress(
-    len(chosen.names), "sampling", "objects", done=len(chosen.names) - len(todo)
-  ) as bar:
+  done = len(chosen.names) - len(todo)
+  with Progress(len(chosen.names), "sampling", "objects", done=done) as bar:
     for start in range(0, len(todo), size):
       items = [chosen[i] for i in todo[start : start + size]]
       began = time.monotonic()
-      drawn = draw(items)
+      if predictor is None:
+        drawn = oracle(items)
+      else:
+        drawn = predict(predictor, chosen, items, config)
       seconds = (time.monotonic() - began) / len(items)
       for item, found in zip(items, drawn, strict=True):
         write_pair(folder / item.name, item, found, seconds)
       bar.update(len(items))
-  pairs.evaluate(folder, out, pairs.protocol_of(args), pairs.workers_of(args), run=identity)
 
 
-def open_set(args: argparse.Namespace, out: pathlib.Path) -> EvalSet:
-  """The set that the flags name, or `--max` evenly spaced items of it."""
-  if args.benchmark is not None:
-    whole = open_benchmark(args, out)
-  elif args.bop is not None:
-    from data_pipelines.eval_sets.bop import BopSet
-
-    whole = BopSet(args.bop, args.split)
+def open_set(config: EvalSetConfig, out: pathlib.Path) -> EvalSet:
+  """The set that is asked for, or `most` evenly spaced items of it."""
+  if config.benchmark is not None:
+    whole = open_benchmark(config, out)
+  elif config.bop is not None:
+    whole = BopSet(config.bop, config.split)
   else:
-    from data_pipelines.eval_sets.photo_folder import PhotoFolder
-
-    whole = PhotoFolder(args.sa3dao or args.photos, "sa3dao" if args.sa3dao else "photos")
-  few = split_samples.choose(len(whole.names), args.max)
+    name = "sa3dao" if config.sa3dao else "photos"
+    whole = PhotoFolder(config.sa3dao or config.photos, name)
+  few = split_samples.choose(len(whole.names), config.most)
   return whole if len(few) == len(whole.names) else Subset(whole, tuple(few))
 
 
-def open_benchmark(args: argparse.Namespace, out: pathlib.Path) -> EvalSet:
+def open_benchmark(config: EvalSetConfig, out: pathlib.Path) -> EvalSet:
   """The frozen benchmark, built first if it is not there yet."""
-  from data_pipelines.eval_sets.procedural import ProceduralSet
-  from data_pipelines.synth import benchmark
-
-  chosen = benchmark.load(args.benchmark)
-  folder = pathlib.Path(args.benchmark_data or out / "benchmark")
+  chosen = benchmark.load(config.benchmark)
+  folder = pathlib.Path(config.benchmark_data or out / "benchmark")
   plan = benchmark.plan(chosen)
-  with Progress(
-    plan.inputs, f"building {chosen.name}", "photos", done=shard_jobs.finished_inputs(plan, folder)
-  ) as bar:
+  done = shard_jobs.finished_inputs(plan, folder)
+  with Progress(plan.inputs, f"building {chosen.name}", "photos", done=done) as bar:
+
+    def progress(count: int, refused) -> None:
+      bar.update(count)
+
     shard_jobs.build(
-      plan,
-      folder,
-      workers=args.workers or 1,
-      quarantine_budget=0.0,
-      progress=lambda n, refused: bar.update(n),
+      plan, folder, workers=config.workers or 1, quarantine_budget=0.0, progress=progress
     )
   return ProceduralSet(chosen, folder)
 
@@ -146,15 +179,15 @@ def check_poses(chosen: EvalSet) -> None:
 
 def prepare_pairs(out: pathlib.Path, identity: dict) -> pathlib.Path:
   """The folder of sampled items; samples of other settings are dropped."""
-  pairs = out / "pairs"
-  record, text = pairs / "run.json", json.dumps(identity, sort_keys=True, indent=1)
+  folder = out / "pairs"
+  record, text = folder / "run.json", json.dumps(identity, sort_keys=True, indent=1)
   if record.exists() and record.read_text() == text:
-    return pairs
-  if pairs.exists():
-    shutil.rmtree(pairs)
-  pairs.mkdir()
+    return folder
+  if folder.exists():
+    shutil.rmtree(folder)
+  folder.mkdir()
   atomic.write_text(record, text)
-  return pairs
+  return folder
 
 
 def oracle(items: list[Item]) -> list[Sample]:
@@ -174,56 +207,33 @@ def oracle(items: list[Item]) -> list[Sample]:
 
 
 def predict(
-  predictor: Predictor, chosen: EvalSet, items: list[Item], args: argparse.Namespace
+  predictor: Predictor, chosen: EvalSet, items: list[Item], config: EvalSetConfig
 ) -> list[Sample]:
-  """Samples a batch; a short one is padded, so there is one compilation. Noise depends on the seed
-  and the item alone.
-  """
-  rows = [condition(predictor, item) for item in items]
-  keys = [schema.key_words(schema.example_key(chosen.identity["set"], item.name)) for item in items]
-  spare = args.batch_size - len(items)
-  stack = lambda name: np.stack([row[name] for row in rows] + [rows[0][name]] * spare)
-  lacks_pointmap = np.array([item.pointmap_HW3 is None for item in items] + [False] * spare)
-  found = predictor(
-    Conditioning(**{s: stack(s) for s in predictor.row.streams}),
-    np.stack(keys + [keys[0]] * spare),
-    args.seed,
-    lacks_pointmap,
-  )
-  out = []
-  for i, row in enumerate(rows):
-    said = pose.rotation_only(found.rotation[i])
-    if predictor.placed and "pointmap_scale" in row:
-      said = pose.decode_latents(
-        {name: x[i] for name, x in found.latents.items() if name != "shape"},
-        row["pointmap_scale"],
-        row["pointmap_shift"],
-        convention=predictor.convention,
-      )
-    out.append(Sample(found.occupancy[i], said))
-  return out
+  """Samples a batch of items; the noise depends on the seed and the item alone."""
+  found = [condition(predictor, item) for item in items]
+  keys = [key_words(example_key(chosen.identity["set"], item.name)) for item in items]
+  requests = [Request(one.streams, key) for one, key in zip(found, keys, strict=True)]
+  drawn = predictor(requests, config.batch_size, config.seed)
+  return [sample_of(predictor, drawn.one(i), found[i]) for i in range(len(items))]
 
 
-def condition(predictor: Predictor, item: Item) -> dict[str, np.ndarray]:
-  """The model's inputs for one item, and the scale and shift of its point map."""
-  row = predictor.row
-  streams = tuple(
-    s for s in row.streams if item.pointmap_HW3 is not None or s not in rows.POINTMAP_STREAMS
+def sample_of(predictor: Predictor, drawn: Prediction, told: Condition) -> Sample:
+  """What a drawn sample says about its item, in the camera's frame where a point map was given."""
+  if not predictor.placed or told.scale is None:
+    return Sample(drawn.occupancy, pose.rotation_only(drawn.rotation))
+  layout_latents = {name: x for name, x in drawn.latents.items() if name != "shape"}
+  said = pose.decode_latents(
+    layout_latents, told.scale, told.shift, convention=predictor.convention
   )
+  return Sample(drawn.occupancy, said)
+
+
+def condition(predictor: Predictor, item: Item) -> Condition:
+  """The model's inputs for one item. Raises InputError for a mask that cannot be used."""
   try:
-    out = preprocessing.preprocess(
-      item.image_HW3,
-      item.mask_HW,
-      item.pointmap_HW3,
-      image_size=row.image_size,
-      pointmap_size=row.pointmap_size,
-      resize_twice=row.resize_twice,
-      streams=streams,
-    )
+    return conditions.condition(item.image_HW3, item.mask_HW, item.pointmap_HW3, predictor.form)
   except (preprocessing.MaskError, normalisers.NoValidPoints) as error:
     raise InputError(f"{item.name}: {error}") from error
-  unknown = np.full((row.pointmap_size,) * 2 + (3,), np.nan, np.float32)
-  return {s: unknown for s in row.streams if s not in streams} | out
 
 
 def write_pair(folder: pathlib.Path, item: Item, found: Sample, seconds: float) -> None:
@@ -236,11 +246,11 @@ def write_pair(folder: pathlib.Path, item: Item, found: Sample, seconds: float) 
   mesh.write_ply(folder / "truth.ply", item.truth)
   if item.pose is not None:
     layout.write_pose(folder / "truth_pose.json", item.pose)
-  shape = mesh.from_occupancy(found.occupancy_XYZ)
-  if shape is None:
+  predicted = mesh.from_occupancy(found.occupancy_XYZ)
+  if predicted is None:
     (folder / "pred.ply").unlink(missing_ok=True)
   else:
-    mesh.write_ply(folder / "pred.ply", shape)
+    mesh.write_ply(folder / "pred.ply", predicted)
   layout.write_pose(folder / "pred_pose.json", found.pose)
   record = {
     "group": item.group,

@@ -14,9 +14,12 @@ from scipy import ndimage
 from data_pipelines.format import records, schema
 from data_pipelines.read import rows
 from sam3d_jax.batch import Conditioning
+from sam3d_jax.content_keys import key_words
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import layout, occupancy, shape, surface
 from sam3d_jax.geometry import pose
+from sam3d_jax.geometry.conditions import InputConfig
+from sam3d_jax.inference.predictor import Request
 from sam3d_jax.render import mesh
 
 POINTS = 8192  # on each surface
@@ -37,7 +40,7 @@ class Object:
   """One held-out object as the model sees it, and the truth about it."""
 
   key: str
-  cond: Conditioning  # one row
+  streams: Conditioning  # without batch axis
   photo: np.ndarray  # (H, W, 3) uint8
   mask: np.ndarray  # (H, W) uint8
   occupancy: np.ndarray  # (X, Y, Z) bool
@@ -48,7 +51,7 @@ class Object:
 
 
 def read(
-  folders: Sequence[str], split: str, row: rows.SampleConfig, resolution: int, count: int
+  folders: Sequence[str], split: str, form: InputConfig, resolution: int, count: int
 ) -> list[Object]:
   """`count` objects spread evenly over the split of each dataset, the same ones every time; fewer
   if there are fewer.
@@ -61,7 +64,7 @@ def read(
     share = count * (number + 1) // len(folders) - count * number // len(folders)
     for i in sorted({i * len(source) // share for i in range(share)}):
       try:
-        found.append(object_of(source[i], row, resolution))
+        found.append(object_of(source[i], form, resolution))
       except records.CorruptRecord as error:
         raise InputError(
           f"{folder} split {split} example {i} cannot be used for evaluation: {error}"
@@ -71,13 +74,17 @@ def read(
   return found
 
 
-def object_of(example: schema.Example, row: rows.SampleConfig, resolution: int) -> Object:
-  """An example in the form that the model reads, with its truth. Raises CorruptRecord if it lacks
-  its photo, mask or voxels.
+def object_of(example: schema.Example, form: InputConfig, resolution: int) -> Object:
+  """An example in the form that the model reads, with its truth.
+
+  Raises CorruptRecord if it lacks its photo, mask or voxels.
   """
   rows.require(example, "image", "mask", "voxels")
-  cond, scale, shift = rows.condition(example, row, None)
-  has = lambda *fields: all(schema.is_present(example, f) for f in fields)
+  streams, scale, shift = rows.condition(example, form, None)
+
+  def has(*fields: str) -> bool:
+    return all(schema.is_present(example, f) for f in fields)
+
   known = (
     schema.example_pose(example)
     if scale is not None and has("rotation", "translation", "scale")
@@ -85,7 +92,7 @@ def object_of(example: schema.Example, row: rows.SampleConfig, resolution: int) 
   )
   return Object(
     key=example["key"],
-    cond=cond,
+    streams=streams,
     photo=rows.decode_image(example["image"], "image", mode="RGB"),
     mask=rows.decode_image(example["mask"], "mask", mode="L"),
     occupancy=rows.occupancy(example["voxels"], resolution).astype(bool),
@@ -96,15 +103,9 @@ def object_of(example: schema.Example, row: rows.SampleConfig, resolution: int) 
   )
 
 
-def batch(objects: Sequence[Object], count: int) -> tuple[Conditioning, np.ndarray]:
-  """Condition (count, ...) and content keys (count, 2) of the objects, filled up with copies of the
-  first.
-  """
-  padded = [*objects, *[objects[0]] * (count - len(objects))]
-  return (
-    Conditioning(*rows.stack([o.cond for o in padded])),
-    np.stack([schema.key_words(o.key) for o in padded]),
-  )
+def requests(objects: Sequence[Object]) -> list[Request]:
+  """One sample to draw for each object."""
+  return [Request(o.streams, key_words(o.key)) for o in objects]
 
 
 def score(

@@ -1,6 +1,5 @@
 """Shape and layout scores of pairs of meshes: launch.evaluate --pairs."""
 
-import argparse
 from concurrent import futures
 import dataclasses
 import hashlib
@@ -24,17 +23,9 @@ PHASES = ("reading", "shape", "layout")
 RECORD = "sample.json"
 
 
-def run(args: argparse.Namespace, out: pathlib.Path) -> None:
-  """Scores the folder that the user gives."""
-  evaluate(pathlib.Path(args.pairs), out, protocol_of(args), workers_of(args))
-
-
-def protocol_of(args: argparse.Namespace) -> shape.ShapeProtocol:
-  return shape.ShapeProtocol(points=args.points)
-
-
-def workers_of(args: argparse.Namespace) -> int:
-  return args.workers or os.cpu_count() or 1
+def workers_of(asked: int) -> int:
+  """Processes that score: those asked for, or one a core if that is 0."""
+  return asked or os.cpu_count() or 1
 
 
 def evaluate(

@@ -1,77 +1,100 @@
 """Samples the examples of a dataset split: launch.sample --data."""
 
-import argparse
 import dataclasses
 import json
 import pathlib
 
 import numpy as np
 
-from data_pipelines.format import records, schema
+from data_pipelines.format import records
 from data_pipelines.read import rows
-from launch import sample
 from launch.console.progress import Progress
-from sam3d_jax.batch import Conditioning
+from sam3d_jax.content_keys import key_words
 from sam3d_jax.errors import InputError
 from sam3d_jax.files import atomic
 from sam3d_jax.geometry import pose
+from sam3d_jax.inference import weights
 from sam3d_jax.inference.candidates import object_colour
-from sam3d_jax.inference.predictor import Predictor
+from sam3d_jax.inference.predictor import Predictor, Request
+from sam3d_jax.inference.weights import WeightsConfig
 from sam3d_jax.render import mesh
 
 SAMPLES_FILE = "samples.npz"
 
 
 @dataclasses.dataclass(frozen=True)
-class Samples:
-  """Contents of rows.npz. `rotation` are quaternions (w, x, y, z) object -> camera in the
-  release's form (pose.release_quaternion).
+class SplitConfig:
+  """What launch.sample does with a dataset.
+
+  most: examples at most, evenly spaced; 0: all. glb: how many of the samples are written as GLB.
+  shuffle_images: take each image from another object. batch_size: objects sampled at once.
+  dry_run: print the plan and stop.
   """
 
-  key: np.ndarray  # (N,) str, keys of the examples
-  occupancy: np.ndarray  # (N, X, Y, Z) bool
-  rotation: np.ndarray  # (N, 4) float32
+  data: str
+  split: str
+  weights: WeightsConfig
+  most: int = 0
+  glb: int = 12
+  shuffle_images: bool = False
+  seed: int = 0
+  batch_size: int = 32
+  dry_run: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+  """Contents of samples.npz.
+
+  key: (N,) str, keys of the examples. occupancy: (N, X, Y, Z) bool. rotation: (N, 4) float32,
+  quaternions (w, x, y, z) object -> camera in the release's form (pose.release_quaternion).
+  """
+
+  key: np.ndarray
+  occupancy: np.ndarray
+  rotation: np.ndarray
   settings: dict
 
 
-def run(args: argparse.Namespace, out: pathlib.Path) -> None:
-  """Samples what is not sampled yet, then writes rows.npz and the meshes."""
-  source = records.open_split(args.data, args.split)
-  chosen = choose(len(source), args.max)
-  if args.shuffle_images and len(chosen) < 2:
+def run(config: SplitConfig, out: pathlib.Path) -> None:
+  """Samples what is not sampled yet, then writes samples.npz and the meshes."""
+  source = records.open_split(config.data, config.split)
+  chosen = choose(len(source), config.most)
+  if config.shuffle_images and len(chosen) < 2:
     raise InputError("--shuffle_images needs at least 2 examples")
+  size = config.batch_size
   print(
-    f"plan: {len(chosen)} of {len(source)} examples of {args.data} {args.split}, batches of "
-    f"{args.batch_size}, into {out}"
+    f"plan: {len(chosen)} of {len(source)} examples of {config.data} {config.split}, batches of "
+    f"{size}, into {out}"
   )
-  if args.dry_run:
+  if config.dry_run:
     return
-  predictor = sample.load_predictor(args)
+
+  predictor = weights.load(config.weights)
   settings = {
     "weights": dict(predictor.identity),
     "sampler": dataclasses.asdict(predictor.sampler),
-    "seed": args.seed,
-    "data": records.dataset_identity(args.data),
-    "split": args.split,
+    "seed": config.seed,
+    "data": records.dataset_identity(config.data),
+    "split": config.split,
     "examples": len(chosen),
-    "shuffle_images": args.shuffle_images,
-    "batch_size": args.batch_size,
+    "shuffle_images": config.shuffle_images,
+    "batch_size": size,
   }
   parts = prepare_parts(out, settings)
-  images = shuffled(source, chosen) if args.shuffle_images else chosen
-  starts = range(0, len(chosen), args.batch_size)
+  images = shuffled(source, chosen) if config.shuffle_images else chosen
+  starts = range(0, len(chosen), size)
   todo = [s for s in starts if not part_file(parts, s).exists()]
-  done = len(chosen) - sum(min(args.batch_size, len(chosen) - s) for s in todo)
-  with Progress(len(chosen), "sampling", "objects", done=done) as bar:
+  left = sum(len(chosen[s : s + size]) for s in todo)
+  with Progress(len(chosen), "sampling", "objects", done=len(chosen) - left) as bar:
     for start in todo:
-      rows = chosen[start : start + args.batch_size]
-      write_part(
-        part_file(parts, start),
-        *sample_batch(predictor, source, rows, images[start : start + args.batch_size], args),
-      )
-      bar.update(len(rows))
+      part = slice(start, start + size)
+      drawn = sample_batch(predictor, source, chosen[part], images[part], config)
+      write_part(part_file(parts, start), *drawn)
+      bar.update(len(chosen[part]))
+
   result = join_parts(out, [part_file(parts, s) for s in starts], predictor.resolution, settings)
-  written = write_meshes(out, source, chosen, result, args.glb)
+  written = write_meshes(out, source, chosen, result, config.glb)
   empty = int((~result.occupancy.any((1, 2, 3))).sum())
   print(
     f"{out / SAMPLES_FILE}: {len(result.key)} samples, {empty} of them empty; {written} GLB files"
@@ -80,9 +103,9 @@ def run(args: argparse.Namespace, out: pathlib.Path) -> None:
 
 def choose(count: int, most: int) -> list[int]:
   """Indices of the examples to sample: all, or `most` evenly spaced ones."""
-  return (
-    list(range(count)) if not most or most >= count else [i * count // most for i in range(most)]
-  )
+  if not most or most >= count:
+    return list(range(count))
+  return [i * count // most for i in range(most)]
 
 
 def shuffled(source, chosen: list[int]) -> list[int]:
@@ -100,20 +123,17 @@ def shuffled(source, chosen: list[int]) -> list[int]:
 
 
 def sample_batch(
-  predictor: Predictor, source, chosen: list[int], images: list[int], args: argparse.Namespace
+  predictor: Predictor, source, chosen: list[int], images: list[int], config: SplitConfig
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-  """(keys, occupancy, rotation quaternions) of some examples. Short batches are padded, so there is
-  one compilation.
-  """
+  """(keys, occupancy, rotation quaternions) of some examples, each with the image of another's."""
   keys = [source[i]["key"] for i in chosen]
-  conditions = [rows.condition(source[i], predictor.row, None)[0] for i in images]
-  padded = conditions + [conditions[0]] * (args.batch_size - len(chosen))
-  content = np.stack(
-    [schema.key_words(k) for k in keys] + [np.zeros(2, np.uint32)] * (args.batch_size - len(chosen))
-  )
-  found = predictor(Conditioning(*rows.stack(padded)), content, args.seed)
+  requests = [
+    Request(rows.condition(source[i], predictor.form, None).streams, key_words(key))
+    for i, key in zip(images, keys, strict=True)
+  ]
+  found = predictor(requests, config.batch_size, config.seed)
   rotation = pose.release_quaternion(found.rotation)
-  return keys, found.occupancy[: len(chosen)], np.asarray(rotation[: len(chosen)], np.float32)
+  return keys, found.occupancy, np.asarray(rotation, np.float32)
 
 
 def prepare_parts(out: pathlib.Path, settings: dict) -> pathlib.Path:
@@ -152,7 +172,7 @@ def write_part(
 def join_parts(
   out: pathlib.Path, files: list[pathlib.Path], resolution: int, settings: dict
 ) -> Samples:
-  """Writes rows.npz from the finished batches."""
+  """Writes samples.npz from the finished batches."""
   columns: dict[str, list] = {"key": [], "occupancy": [], "rotation": []}
   for file in files:
     with np.load(file) as part:
@@ -165,7 +185,7 @@ def join_parts(
 
 
 def load_samples(folder: str | pathlib.Path) -> Samples:
-  """Reads rows.npz of a folder. Raises InputError if there is none."""
+  """Reads samples.npz of a folder. Raises InputError if there is none."""
   path = pathlib.Path(folder) / SAMPLES_FILE
   if not path.is_file():
     raise InputError(f"{path} does not exist; make it with launch.sample --data DIR --out {folder}")

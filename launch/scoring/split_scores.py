@@ -1,6 +1,6 @@
 """Voxel scores of dataset samples with their baselines, and a picture: launch.evaluate --samples."""
 
-import argparse
+import dataclasses
 import json
 import pathlib
 
@@ -27,30 +27,48 @@ COLUMNS = (
 )
 
 
-def run(args: argparse.Namespace, out: pathlib.Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class SplitScoresConfig:
+  """Which samples are scored against what.
+
+  samples: folder with samples.npz. data, split: that were sampled. shuffled: folder of samples of
+  --shuffle_images; None: every sample meets each other object. train_data, train_split: whose mean
+  shape is the constant baseline; None: `data`. rows: objects in preview.png.
+  """
+
+  samples: str
+  data: str
+  split: str = "test"
+  shuffled: str | None = None
+  train_data: str | None = None
+  train_split: str = "train"
+  rows: int = 8
+
+
+def run(config: SplitScoresConfig, out: pathlib.Path) -> None:
   """Writes metrics.json and preview.png."""
-  found = load_samples(args.samples)
-  source = records.open_split(args.data, args.split)
+  found = load_samples(config.samples)
+  source = records.open_split(config.data, config.split)
   index = index_of(source)
   missing = [k for k in found.key if k not in index]
   if missing:
     raise InputError(
-      f"{args.samples}: {len(missing)} of {len(found.key)} samples are of no example of "
-      f"{args.data} {args.split}, "
+      f"{config.samples}: {len(missing)} of {len(found.key)} samples are of no example of "
+      f"{config.data} {config.split}, "
       f"first {missing[0]}; give the dataset and split that were sampled"
     )
   resolution = found.occupancy.shape[1]
-  truth = np.stack([truth_grid(source[index[k]], resolution) for k in found.key])
+  examples = [source[index[k]] for k in found.key]
+  truth = np.stack([truth_grid(example, resolution) for example in examples])
   iou = occupancy.voxel_iou(found.occupancy, truth)
   training = records.open_split(
-    args.train_data or args.data,
-    args.train_split,
+    config.train_data or config.data,
+    config.train_split,
     skip=set(schema.features("example")) - MEAN_SHAPE_FIELDS,
   )
-  mean = mean_shape(training, resolution)
-  constant, threshold = occupancy.best_constant(mean, truth)
-  shuffled = shuffled_score(args.shuffled, found, truth)
-  errors = rotation_errors(found, [source[index[k]] for k in found.key])
+  constant, threshold = occupancy.best_constant(mean_shape(training, resolution), truth)
+  shuffled = shuffled_score(config.shuffled, found, truth)
+  errors = rotation_errors(found, examples)
   metrics = {
     "voxel_iou": float(iou.mean()),
     "voxel_iou_interval": list(aggregate.bootstrap_interval(iou)),
@@ -63,14 +81,8 @@ def run(args: argparse.Namespace, out: pathlib.Path) -> None:
     "resolution": resolution,
   }
   atomic.write_json(out / "metrics.json", metrics)
-  draw(
-    out / "preview.png",
-    found,
-    truth,
-    iou,
-    [source[index[found.key[i]]] for i in choose(len(iou), args.rows)],
-    args.rows,
-  )
+  shown = [examples[i] for i in choose(len(iou), config.rows)]
+  draw(out / "preview.png", found, truth, iou, shown, config.rows)
   print(json.dumps(metrics, indent=2))
   score, (low, high) = metrics["voxel_iou"], metrics["voxel_iou_interval"]
   print(

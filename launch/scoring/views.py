@@ -2,7 +2,6 @@
 (launch.evaluate --votes).
 """
 
-import argparse
 import csv
 import pathlib
 
@@ -18,20 +17,20 @@ MAX_PSNR = 100.0  # dB; of equal pictures, whose PSNR is infinite
 WORST = {"psnr": 0.0, "ssim": 0.0, "lpips": 1.0}
 
 
-def run_views(args: argparse.Namespace, out: pathlib.Path) -> None:
-  """Writes metrics.json and metrics.csv: per object the mean over its views."""
-  lpips = None
-  if args.lpips is not None:
-    from sam3d_jax.evaluation import perceptual
+def run_views(root: pathlib.Path, lpips_weights: str | None, out: pathlib.Path) -> None:
+  """Writes metrics.json and metrics.csv: per object the mean over its views.
 
-    lpips = perceptual.load_lpips(args.lpips)
+  lpips_weights: file with the weights of LPIPS; None: without that score.
+  """
+  lpips = None
+  if lpips_weights is not None:
+    from sam3d_jax.evaluation import perceptual  # needs JAX, which the other scores do not
+
+    lpips = perceptual.load_lpips(lpips_weights)
   names = ("psnr", "ssim", "lpips") if lpips else ("psnr", "ssim")
-  root = pathlib.Path(args.views)
-  folders = (
-    [f for f in sorted(root.iterdir()) if f.is_dir() and pictures(f, "truth")]
-    if root.is_dir()
-    else []
-  )
+  folders = []
+  if root.is_dir():
+    folders = [f for f in sorted(root.iterdir()) if f.is_dir() and pictures(f, "truth")]
   if not folders:
     raise InputError(f"--views {root} has no folder with truth_<view>.png and pred_<view>.png")
   rows = {}
@@ -103,9 +102,9 @@ def score_view(pred_HW3: np.ndarray, truth_HW3: np.ndarray, lpips) -> dict[str, 
   return out | ({"lpips": lpips(pred_HW3, truth_HW3)} if lpips else {})
 
 
-def run_votes(args: argparse.Namespace, out: pathlib.Path) -> None:
+def run_votes(file: pathlib.Path, out: pathlib.Path) -> None:
   """Writes votes.json: Elo ratings and win rates with 95 % intervals."""
-  votes = read_votes(pathlib.Path(args.votes))
+  votes = read_votes(file)
   ratings, intervals = preference.elo(votes), preference.elo_intervals(votes)
   names = sorted(ratings, key=lambda name: -ratings[name])
   rates = {

@@ -20,12 +20,10 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from launch.scoring import held_out
-from sam3d_jax.batch import LATENTS
 from sam3d_jax.errors import ConfigError
-from sam3d_jax.inference.predictor import check_latent_shape, row_config
+from sam3d_jax.inference import predictor, weights
 from sam3d_jax.models import parameters
-from sam3d_jax.models.structure_vae import tokens_to_grid
-from sam3d_jax.objectives import draws, paths
+from sam3d_jax.objectives import paths
 from sam3d_jax.objectives import registry as objectives
 from sam3d_jax.render import mesh as meshes
 from sam3d_jax.render import preview
@@ -162,16 +160,22 @@ class Samples:
     config = self.config = setup.config
     self.setup, self.workdir, self.mesh = setup, setup.workdir, setup.mesh
     vae, vae_config = checkpoint.restore_model(config.eval.decoder)
-    check_latent_shape(config.model, vae_config.model, f"eval.decoder {config.eval.decoder}")
+    weights.check_latent_shape(
+      config.model, vae_config.model, f"eval.decoder {config.eval.decoder}"
+    )
     check_autoencoder(setup, parameters.params_digest(parameters.flat_params(vae)))
     self.decoder_graph, decoder = nnx.split(vae.decoder)
     self.replicated = NamedSharding(self.mesh, P())
     self.decoder = jax.device_put(decoder, self.replicated)
-    self.row = row_config(config.model)
+    self.latent_shapes = weights.latent_shapes(config.model)
     self.learned = objectives.learned_latents(config.objective, config.model.name)
     folders = [entry.path for entry in config.data.mixture.values() if entry.weight]
     self.objects = held_out.read(
-      folders, config.eval.split, self.row, vae_config.model.resolution, config.eval.objects
+      folders,
+      config.eval.split,
+      weights.input_config(config.model),
+      vae_config.model.resolution,
+      config.eval.objects,
     )
     self.inputs = self._place_inputs()
     self.sampler = generate.SamplerConfig(**config.sampler.to_dict())
@@ -181,22 +185,19 @@ class Samples:
     """Condition and noise keys of the objects, on the mesh; every host gives its rows."""
     ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
     rows = -(-len(self.objects) // ways) * ways
-    cond, content = held_out.batch(self.objects, rows)
-    noise = np.asarray(
-      draws.raw_keys(draws.example_keys(jax.random.key(self.config.seed), content))
-    )
+    cond, keys_B2 = predictor.batch(held_out.requests(self.objects), rows, self.config.seed)
+    noise = np.asarray(keys_B2)
     share = rows // jax.process_count()
     mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
     return mesh_lib.place_batch(self.mesh, jax.tree.map(lambda x: x[mine], (cond, noise)))
 
   def program(self, sampler: generate.SamplerConfig):
     """(params, frozen, decoder, cond, noise keys) -> latents and occupancy, whole on every device."""
-    shapes = {name: self.row.latent_shape(name) for name in LATENTS}
 
     def sample(params, frozen, decoder, cond, key_B2):
       model = self.setup.graph.merge({**params, **frozen})
-      latents = generate.sample_latents(model, cond, key_B2, sampler, shapes)
-      return latents, nnx.merge(self.decoder_graph, decoder)(tokens_to_grid(latents["shape"])) > 0
+      decode = nnx.merge(self.decoder_graph, decoder)
+      return predictor.sample_objects(model, decode, cond, key_B2, sampler, self.latent_shapes)
 
     return jax.jit(sample, out_shardings=self.replicated)
 

@@ -35,7 +35,7 @@ class Photo:
   image_HW3: uint8, upright.  masks: object -> (H, W) bool.  pointmap_HW3: float32, any size with
   the photo's aspect, camera frame, NaN unknown; None without one.  camera: of the photo; None if
   nothing tells it.  camera_source: "given", "of the point map" (in its file, or fitted to its
-  points), or "unknown".  pointmap_camera: of the point map's pixels.  alpha_HW: uint8, of a photo
+  points), "assumed", or "unknown".  pointmap_camera: of the point map's pixels.  alpha_HW: uint8, of a photo
   that is not opaque everywhere.  path: for messages.
   """
 
@@ -73,18 +73,26 @@ class Photo:
     given = cameras.Camera(*camera[:4], width, height)
     return dataclasses.replace(self, camera=given, camera_source="given")
 
+  def with_some_camera(self) -> "Photo":
+    """The photo itself, or with an assumed camera if nothing has told its own."""
+    if self.camera is not None:
+      return self
+    height, width = self.size
+    assumed = cameras.assumed_camera(width, height)
+    return dataclasses.replace(self, camera=assumed, camera_source="assumed")
+
   def with_pointmap(
     self,
-    path: str | pathlib.Path,
+    path: str | pathlib.Path | np.ndarray,
     *,
     intrinsics: pointmaps.Intrinsics | None = None,
     frame: str = "pytorch3d",
     depth_unit: float = pointmaps.DEPTH_UNIT,
   ) -> "Photo":
-    """With the point map of a file, and its camera where the photo has none yet.
+    """With the point map of a file or array, and its camera where the photo has none yet.
 
     Args:
-      path: points or depth, see pointmaps.py.
+      path: points or depth, see pointmaps.py; or an array of them.
       intrinsics: in pixels of the map. Without them those of the photo's camera are taken, scaled
         to the map, then those in the file, then those that fit the points.
       frame, depth_unit: as pointmaps.read_pointmap takes them.
@@ -92,13 +100,17 @@ class Photo:
     Raises:
       InputError: the file is no point map, or not one of this photo.
     """
-    points, found = pointmaps.read_pointmap(
-      path,
-      intrinsics=intrinsics,
-      photo_camera=self.camera,
-      frame=frame,
-      depth_unit=depth_unit,
-    )
+    settings = {
+      "intrinsics": intrinsics,
+      "photo_camera": self.camera,
+      "frame": frame,
+      "depth_unit": depth_unit,
+    }
+    if isinstance(path, np.ndarray):
+      points, found = pointmaps.from_array(path, **settings)
+      path = "(an array)"
+    else:
+      points, found = pointmaps.read_pointmap(path, **settings)
     check_aspect(points.shape[:2], self.size, path, self.path)
     read = dataclasses.replace(self, pointmap_HW3=points, pointmap_camera=found)
     if self.camera is not None or found is None:

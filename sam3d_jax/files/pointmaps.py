@@ -76,9 +76,44 @@ def read_pointmap(
     InputError: anything that keeps the file from being a point map.
   """
   name = f"{what} {path}"
+  values, found, valid = read_arrays(pathlib.Path(path), name)
+  return from_array(
+    values,
+    valid,
+    found=found,
+    intrinsics=intrinsics,
+    photo_camera=photo_camera,
+    frame=frame,
+    depth_unit=depth_unit,
+    name=name,
+  )
+
+
+def from_array(
+  values: np.ndarray,
+  valid: np.ndarray | None = None,
+  *,
+  found: Intrinsics | None = None,
+  intrinsics: Intrinsics | None = None,
+  photo_camera: cameras.Camera | None = None,
+  frame: str = "pytorch3d",
+  depth_unit: float = DEPTH_UNIT,
+  name: str = "point map",
+) -> PointMap:
+  """The point map of H x W x 3 points or H x W depths, as read_pointmap makes it of a file's.
+
+  Args:
+    values: of real numbers.
+    valid: (H, W), non-zero where the values mean something; None: wherever they are finite.
+    found: intrinsics that come with the values.
+    intrinsics, photo_camera, frame, depth_unit: as in read_pointmap.
+    name: how messages name the input.
+
+  Raises:
+    InputError: anything that keeps the values from being a point map.
+  """
   if frame not in FRAMES:
     raise InputError(f"{name}: frame {frame!r} is not one of {', '.join(FRAMES)}")
-  values, found, valid = read_arrays(pathlib.Path(path), name)
   if intrinsics is None and photo_camera is not None and values.ndim >= 2:
     height, width = values.shape[:2]
     intrinsics = Intrinsics(*cameras.resized(photo_camera, width, height)[:4])

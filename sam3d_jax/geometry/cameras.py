@@ -22,6 +22,7 @@ AXES = {"pytorch3d": (1.0, 1.0, 1.0), "opencv": (-1.0, -1.0, 1.0), "gltf": (-1.0
 # -z, y).
 OBJECT_FROM_GLTF = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
 GLTF_FROM_OBJECT = OBJECT_FROM_GLTF.T
+ASSUMED_FOV_DEG = 60.0  # of a photo's longer side, where no intrinsics are known
 
 
 class Camera(NamedTuple):
@@ -178,3 +179,13 @@ def fit_camera(pointmap_HW3: np.ndarray, *, rounds: int = 4) -> tuple[Camera, fl
   return Camera(
     float(focal[0]), float(focal[1]), float(centre[0]), float(centre[1]), width, height
   ), float(np.median(error))
+
+
+def assumed_camera(width: int, height: int) -> Camera:
+  """The camera of a photo of which nothing is known.
+
+  ASSUMED_FOV_DEG along the longer side, centred, square pixels.
+  """
+  side = max(width, height)
+  focal = camera_from_fov(side, side, np.radians(ASSUMED_FOV_DEG)).fx
+  return Camera(focal, focal, width / 2, height / 2, width, height)

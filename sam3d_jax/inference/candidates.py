@@ -1,5 +1,5 @@
-"""One sample of one object of a photo: its mesh, its pose, its place in the photo, and how well
-that fits the mask.
+"""One sample of one object of a photo: its mesh, its pose, its place in the photo, and how well that
+fits the mask.
 
 Everything is worked out when first asked for, so that a reward which needs no mesh costs none.
 """
@@ -11,6 +11,7 @@ import numpy as np
 
 from sam3d_jax.files.photos import Photo
 from sam3d_jax.geometry import pose
+from sam3d_jax.geometry.conditions import Condition
 from sam3d_jax.geometry.normalisers import masked_points
 from sam3d_jax.geometry.pose import Pose
 from sam3d_jax.inference import placement
@@ -20,32 +21,36 @@ from sam3d_jax.render import mesh, raycast
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-  """`index` counts the samples of an object; `streams` are the model's inputs for it, without batch
-  axis.
+  """What a reward can look at.
+
+  photo: the whole photo. name: of the object in `photo.masks`. index: counts the samples of an
+  object. condition: the model's inputs for it. predictor, prediction: who drew it, and what.
   """
 
   photo: Photo
   name: str
   index: int
-  streams: dict[str, np.ndarray]
+  condition: Condition
   predictor: Predictor
   prediction: Prediction
 
   @property
   def mask_HW(self) -> np.ndarray:
+    """Its mask, bool, of the photo's size."""
     return self.photo.masks[self.name]
 
   @functools.cached_property
   def shape(self) -> mesh.Mesh | None:
-    """The object as a mesh in the object frame, None if the sample is empty. What decodes more than
-    occupancy goes here.
+    """The object as a mesh in the object frame, None if the sample is empty.
+
+    What decodes more than occupancy goes here.
     """
-    return mesh.from_occupancy(
-      self.prediction.occupancy, colour=object_colour(self.photo.image_HW3, self.mask_HW)
-    )
+    colour = object_colour(self.photo.image_HW3, self.mask_HW)
+    return mesh.from_occupancy(self.prediction.occupancy, colour=colour)
 
   @functools.cached_property
   def caster(self) -> raycast.Caster | None:
+    """Casts rays at `shape`; None if the sample is empty."""
     return None if self.shape is None else raycast.Caster(self.shape)
 
   @property
@@ -55,54 +60,51 @@ class Candidate:
 
   @functools.cached_property
   def pose(self) -> Pose:
-    """What the model says: metric with a point map, else in the normalised frame; the rotation
-    alone if no more was learned.
+    """What the model says: object frame to camera.
+
+    Metric with a point map, else in the normalised frame; the rotation alone if no more was learned.
     """
     if not self.predictor.placed:
       return Pose(self.prediction.rotation.astype(np.float64), np.zeros(3), np.ones(3))
     latents = {name: x for name, x in self.prediction.latents.items() if name != "shape"}
-    scale = self.streams.get("pointmap_scale", np.ones(3, np.float32))
-    shift = self.streams.get("pointmap_shift", np.zeros(3, np.float32))
+    # Without a point map the pose stays relative to the unknown one.
+    known = self.condition.scale is not None
+    scale = self.condition.scale if known else np.ones(3, np.float32)
+    shift = self.condition.shift if known else np.zeros(3, np.float32)
     found = pose.decode_latents(latents, scale, shift, convention=self.predictor.convention)
     return Pose(*(np.asarray(x, np.float64) for x in found))
 
   @functools.cached_property
   def placement(self) -> Pose | None:
-    """Where the object stands in the photo's camera: its pose if that is metric, else the model's
-    rotation fitted to the mask.
+    """Where the object stands in the photo's camera: its pose if that is metric.
 
+    Otherwise the model's rotation fitted to the mask, at the point map's depth if there is one.
     None for an empty sample that would have to be fitted.
     """
     if self.metric:
       return self.pose
     if self.shape is None:
       return None
-    points = self.photo.pointmap_HW3
-    depth = (
-      placement.ASSUMED_DEPTH
-      if points is None
-      else float(np.nanmedian(masked_points(points, self.mask_HW)[:, 2]))
-    )
+    points_HW3 = self.photo.pointmap_HW3
+    depth = placement.ASSUMED_DEPTH
+    if points_HW3 is not None:
+      depth = float(np.nanmedian(masked_points(points_HW3, self.mask_HW)[:, 2]))
     fitted = placement.fit_to_mask(
       self.shape.vertices, self.pose.rotation, self.mask_HW, self.photo.camera, depth
     )
-    return (
-      fitted
-      if points is None
-      else placement.onto_points(self.caster, fitted, self.mask_HW, points, self.photo.camera)
-    )
+    if points_HW3 is None:
+      return fitted
+    return placement.onto_points(self.caster, fitted, self.mask_HW, points_HW3, self.photo.camera)
 
   @functools.cached_property
   def mask_iou(self) -> float:
     """IoU of silhouette and mask, 0 for an empty sample."""
-    return (
-      0.0
-      if self.caster is None
-      else raycast.mask_iou(self.caster, self.placement, self.mask_HW, self.photo.camera)
-    )
+    if self.caster is None:
+      return 0.0
+    return raycast.mask_iou(self.caster, self.placement, self.mask_HW, self.photo.camera)
 
 
-def object_colour(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def object_colour(image_HW3: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
   """Median colour of the masked pixels, (3,) uint8: the tint of a mesh that has no texture."""
-  inside = image[mask > 0]
+  inside = image_HW3[mask_HW > 0]
   return np.median(inside, axis=0).astype(np.uint8) if len(inside) else mesh.GREY

@@ -17,7 +17,6 @@ from sam3d_jax.geometry.grids import nearest_index
 from sam3d_jax.geometry.pose import Pose
 from sam3d_jax.render import raycast
 
-ASSUMED_FOV_DEG = 60.0  # of the photo's longer side, where no intrinsics are known
 ASSUMED_DEPTH = 1.0  # of every object, where no depth is known
 
 SEARCH_SIDE = 128  # pixels of the crop in which the search compares silhouettes
@@ -35,15 +34,6 @@ class Refined(NamedTuple):
   accepted: bool
   iou_before: float
   iou_after: float
-
-
-def assumed_camera(width: int, height: int) -> Camera:
-  """The camera of a photo of which nothing is known: ASSUMED_FOV_DEG along the longer side,
-  centred, square pixels.
-  """
-  side = max(width, height)
-  focal = cameras.camera_from_fov(side, side, np.radians(ASSUMED_FOV_DEG)).fx
-  return Camera(focal, focal, width / 2, height / 2, width, height)
 
 
 def box(mask_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

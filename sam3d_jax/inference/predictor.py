@@ -1,77 +1,103 @@
-"""A trained Geometry model and the decoder of its latents, ready to sample: what launch.sample
-runs.
+"""A trained Geometry model and the decoder of its latents, ready to sample: one program a batch size.
+
+Photos, datasets, evaluation sets and the ladder call the `Predictor`; previews during training trace
+the same `sample_objects` over the training mesh.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
-from ml_collections import ConfigDict
 import numpy as np
 
-from data_pipelines.read.rows import POINTMAP_STREAMS, SampleConfig
-from sam3d_jax.batch import LATENTS, Conditioning
-from sam3d_jax.errors import InputError
+from sam3d_jax.batch import Conditioning
 from sam3d_jax.geometry import pose
-from sam3d_jax.models import parameters, registry
+from sam3d_jax.geometry.conditions import InputConfig
 from sam3d_jax.models.structure_vae import tokens_to_grid
 from sam3d_jax.objectives import draws
 from sam3d_jax.sampling import generate
-from sam3d_jax.torch_bridge import release
-from sam3d_jax.training import checkpoint
+
+
+class Request(NamedTuple):
+  """One sample to draw.
+
+  streams: what the model looks at, without batch axis. content: (2,) uint32 content key; the noise
+  of the sample depends on it and on the seed alone.
+  """
+
+  streams: Conditioning
+  content: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """A batch of samples on the host, or without the axis B one of them."""
+  """A batch of samples on the host, or without the axis B one of them.
 
-  occupancy: np.ndarray  # (B, X, Y, Z) bool
-  latents: dict[str, np.ndarray]  # latent name -> (B, tokens, channels) float32
-  rotation: np.ndarray  # (B, 3, 3) object to camera, as in Pose
+  occupancy: (B, X, Y, Z) bool in the object frame. latents: name -> (B, tokens, channels) float32.
+  rotation: (B, 3, 3) object to camera, as in Pose.
+  """
+
+  occupancy: np.ndarray
+  latents: dict[str, np.ndarray]
+  rotation: np.ndarray
 
   def one(self, index: int) -> "Prediction":
-    return Prediction(
-      self.occupancy[index], {k: x[index] for k, x in self.latents.items()}, self.rotation[index]
-    )
+    latents = {name: x[index] for name, x in self.latents.items()}
+    return Prediction(self.occupancy[index], latents, self.rotation[index])
+
+
+class Started(NamedTuple):
+  """A batch on its way: what the device will give, and how many of its rows were asked for."""
+
+  arrays: Any
+  count: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-  """Models on the device with everything that decides the samples but the inputs and the seed."""
+  """Models on the device with everything that decides the samples but the inputs and the seed.
 
-  model: nnx.Module  # GeometryModel
-  decoder: nnx.Module  # StructureDecoder
+  model: GeometryModel. decoder: StructureDecoder. form: of the inputs that the model reads.
+  latent_shapes: latent name -> (tokens, channels) that it makes. trained: latents that it has
+  learned. convention: of the layout latents. resolution: voxels a side. identity: names of the
+  weights, for the record.
+  """
+
+  model: nnx.Module
+  decoder: nnx.Module
   sampler: generate.SamplerConfig
-  row: SampleConfig  # form of the inputs and latents
-  trained: tuple[str, ...]  # latents that the model has learned
-  convention: str  # of the layout latents
-  resolution: int  # voxels a side
-  identity: Mapping[str, Any]  # names of the weights, for the record
+  form: InputConfig
+  latent_shapes: Mapping[str, tuple[int, int]]
+  trained: tuple[str, ...]
+  convention: str
+  resolution: int
+  identity: Mapping[str, Any]
+
+  @property
+  def placed(self) -> bool:
+    """Whether the model has learned where objects are, not only how they are turned."""
+    return {"translation", "scale"} <= set(self.trained)
 
   @functools.cached_property
   def _jitted(self):
-    """(params, traced function of params, cond, key_B2, drop_pointmap_B)."""
+    """(params, traced function of params, cond, key_B2)."""
     graphs, params = zip(*(nnx.split(m) for m in (self.model, self.decoder)), strict=True)
-    shapes = {name: self.row.latent_shape(name) for name in LATENTS}
 
     @jax.jit
-    def run(params, cond, key_B2, drop_pointmap_B):
+    def run(params, cond, key_B2):
       model, decoder = (nnx.merge(g, p) for g, p in zip(graphs, params, strict=True))
-      latents = generate.sample_latents(
-        DroppingPointmap(model, drop_pointmap_B), cond, key_B2, self.sampler, shapes
-      )
-      return latents, decoder(tokens_to_grid(latents["shape"])) > 0
+      return sample_objects(model, decoder, cond, key_B2, self.sampler, self.latent_shapes)
 
     return params, run
 
   @functools.cached_property
   def programs(self) -> dict[tuple, Any]:
-    """Compiled programs by the shapes and types of their inputs. It only grows: its length is the
-    number of compilations.
+    """Compiled programs by the shapes and types of their inputs.
+
+    It only grows: its length is the number of compilations.
     """
     return {}
 
@@ -83,190 +109,52 @@ class Predictor:
       self.programs[signature] = run.lower(params, *inputs).compile()
     return functools.partial(self.programs[signature], params)
 
-  def start(
-    self,
-    cond: Conditioning,
-    content_B2: np.ndarray,
-    seed: int,
-    drop_pointmap_B: np.ndarray | None = None,
-  ):
+  def start(self, requests: Sequence[Request], bucket: int, seed: int) -> Started:
     """Sends one batch to the device and returns at once; `finish` waits for it.
 
     Args:
-      cond: the inputs; every batch size is compiled once.
-      content_B2: content keys; the noise of an example depends on `seed` and its key alone.
-      drop_pointmap_B: (B,) bool, examples without a point map: its tokens are zero for them, as in
-      training where they are dropped.
+      requests: at most `bucket`, at least one; short batches are filled up, so that every bucket is
+        compiled once.
+      bucket: rows of the batch.
+      seed: of the noise.
     """
-    key_B2 = draws.raw_keys(draws.example_keys(jax.random.key(seed), content_B2))
-    drop_B = np.zeros(len(content_B2), bool) if drop_pointmap_B is None else drop_pointmap_B
-    inputs = (cond, key_B2, drop_B)
-    return self.program(*inputs)(*inputs)
+    inputs = batch(requests, bucket, seed)
+    return Started(self.program(*inputs)(*inputs), len(requests))
 
-  def finish(self, started) -> Prediction:
-    """The samples of a batch that `start` sent."""
-    latents, occupancy = jax.device_get(started)
+  def finish(self, started: Started) -> Prediction:
+    """The samples of a batch that `start` sent, one for each request."""
+    latents, occupancy = jax.device_get(started.arrays)
+    latents = {name: x[: started.count] for name, x in latents.items()}
     rotation = pose.decode_rotation(latents["rotation"][:, 0])
-    return Prediction(occupancy, latents, rotation)
+    return Prediction(occupancy[: started.count], latents, rotation)
 
-  def __call__(
-    self,
-    cond: Conditioning,
-    content_B2: np.ndarray,
-    seed: int,
-    drop_pointmap_B: np.ndarray | None = None,
-  ) -> Prediction:
+  def __call__(self, requests: Sequence[Request], bucket: int, seed: int) -> Prediction:
     """`start` and `finish`."""
-    return self.finish(self.start(cond, content_B2, seed, drop_pointmap_B))
-
-  @property
-  def placed(self) -> bool:
-    """Whether the model has learned where objects are, not only how they are turned."""
-    return {"translation", "scale"} <= set(self.trained)
+    return self.finish(self.start(requests, bucket, seed))
 
 
-@dataclasses.dataclass(frozen=True)
-class DroppingPointmap:
-  """A Geometry model that drops the point-map tokens of some examples."""
-
-  model: Any
-  drop_B: jax.Array
-
-  @property
-  def step_conditioned(self) -> bool:
-    return self.model.step_conditioned
-
-  def encode(self, cond, drop_pointmap_B=None):
-    return self.model.encode(
-      cond, self.drop_B if drop_pointmap_B is None else self.drop_B | drop_pointmap_B
-    )
-
-  def velocity(self, *args):
-    return self.model.velocity(*args)
+def sample_objects(
+  model: nnx.Module,
+  decoder: nnx.Module,
+  cond: Conditioning,
+  key_B2: jax.Array,
+  sampler: generate.SamplerConfig,
+  latent_shapes: Mapping[str, tuple[int, int]],
+) -> tuple[dict[str, jax.Array], jax.Array]:
+  """Latents and occupancy (B, X, Y, Z) bool sampled for a batch of conditions. Pure; to be traced."""
+  latents = generate.sample_latents(model, cond, key_B2, sampler, latent_shapes)
+  logits_BXYZ = decoder(tokens_to_grid(latents["shape"]))
+  return latents, logits_BXYZ > 0
 
 
-def row_config(model: ConfigDict) -> SampleConfig:
-  """Inputs and latents in the form that a `model` section reads."""
-  cfg = registry.typed_config(model)
-  pointmap = cfg.condition.pointmap
-  return SampleConfig(
-    image_size=cfg.condition.dino.input_size,
-    pointmap_size=pointmap.input_size if pointmap else 256,
-    resize_twice=pointmap is None or pointmap.resize_twice,
-    streams=tuple(cfg.condition.streams),
-    shape_resolution=cfg.flow.shape_resolution,
-    latent_channels=cfg.flow.latent_channels,
-  )
+def batch(requests: Sequence[Request], bucket: int, seed: int) -> tuple[Conditioning, jax.Array]:
+  """Condition (bucket, ...) and noise keys (bucket, 2) of requests, filled up with the first."""
+  padded = [*requests, *[requests[0]] * (bucket - len(requests))]
 
+  def stacked(*rows):
+    return np.stack(rows)
 
-def sampler_config(
-  settings: Mapping[str, Any], *, steps: int | None, guidance: float | None, shortcut: bool
-) -> generate.SamplerConfig:
-  """The sampler recorded with the weights, with what the command line says in place of it."""
-  settings = dict(settings)
-  if shortcut:
-    settings |= {"shortcut": True, "steps": 4, "pointmap_guidance": None}
-  if steps is not None:
-    settings["steps"] = steps
-  if guidance is not None:
-    settings["guidance"] = guidance
-  try:
-    return generate.SamplerConfig(**settings)
-  except (TypeError, ValueError) as error:
-    raise InputError(f"sampler {settings}: {error}") from error
-
-
-def from_checkpoint(
-  folder: str, decoder: str | None, *, which: str = "ema", **sampler
-) -> Predictor:
-  """A Predictor from the work folder of a Geometry model and that of its structure VAE. Raises
-  InputError.
-  """
-  meta = checkpoint.read_meta(folder)
-  config = ConfigDict(meta["config"])
-  if config.model.name != "geometry":
-    raise InputError(
-      f"--checkpoint {folder} holds a model of kind {config.model.name!r}, a geometry model is "
-      "needed"
-    )
-  decoder = decoder or decoder_folder(meta["lineage"])
-  if not decoder:
-    raise InputError(
-      f"--checkpoint {folder} does not say where the structure VAE of its latents is; give it with "
-      "--decoder DIR"
-    )
-  vae_meta = checkpoint.read_meta(decoder)
-  vae_model = ConfigDict(vae_meta["config"]).model
-  if vae_model.name != "structure_vae":
-    raise InputError(
-      f"--decoder {decoder} holds a model of kind {vae_model.name!r}, a structure_vae is needed"
-    )
-  vae, _ = checkpoint.restore_model(decoder, which=which)
-  vae_name = parameters.params_digest(parameters.flat_params(vae))  # the name that latents carry
-  release.check_latents(
-    release.latents_of(meta["lineage"]),
-    {"autoencoder": vae_name, "sha256": None, "from": str(decoder)},
-  )
-  check_latent_shape(config.model, vae_model, decoder)
-  model, _ = checkpoint.restore_model(folder, which=which)
-  # an imported model has learned all of them
-  trained = tuple(meta["lineage"].get("learned") or LATENTS)
-  return Predictor(
-    model=model,
-    decoder=vae.decoder,
-    sampler=sampler_config(config.sampler.to_dict(), **sampler),
-    row=row_config(config.model),
-    trained=trained,
-    convention="ScaleShiftInvariant",
-    resolution=vae_model.resolution,
-    identity={
-      "checkpoint": checkpoint.digest(meta),
-      "step": meta["step"],
-      "decoder": vae_name,
-      "which": which,
-    },
-  )
-
-
-def from_release(folder: str, **sampler) -> Predictor:
-  """A Predictor from a release folder. Raises InputError."""
-  found = release.read_release(folder)
-  if found.structure_vae is None:
-    raise InputError(f"--release {folder} has no ss_decoder.yaml: its shapes cannot be decoded")
-  model, vae_model = ConfigDict(found.geometry), ConfigDict(found.structure_vae)
-  check_latent_shape(model, vae_model, folder)
-  parts = {name: entry["sha256"][:16] for name, entry in found.sidecar.get("parts", {}).items()}
-  return Predictor(
-    model=release.restore_geometry(found, model),
-    decoder=release.restore_decoder(found),
-    sampler=sampler_config(found.sampler, **sampler),
-    row=row_config(model),
-    trained=LATENTS,
-    convention=found.pose_convention,
-    resolution=vae_model.resolution,
-    identity={"release": pathlib.Path(folder).name, "parts": parts},
-  )
-
-
-def decoder_folder(lineage: Mapping[str, Any]) -> str | None:
-  """Folder of the structure VAE that encoded the training data, if the lineage names one that is
-  still there.
-  """
-  latents = release.latents_of(lineage) or {}
-  folder = latents.get("path")
-  return folder if folder and checkpoint.steps(folder) else None
-
-
-def check_latent_shape(geometry: ConfigDict, vae: ConfigDict, where: str) -> None:
-  """Raises InputError if the decoder does not take the latents that the model makes."""
-  makes = geometry.flow.shape_resolution, geometry.flow.latent_channels
-  takes = registry.typed_config(vae).latent_resolution, vae.latent_channels
-  if makes != takes:
-    raise InputError(
-      f"{where}: the decoder takes latents of {takes[0]}^3 x {takes[1]}, "
-      f"the model makes {makes[0]}^3 x {makes[1]}"
-    )
-
-
-def needs_pointmap(row: SampleConfig) -> bool:
-  return bool(set(row.streams) & set(POINTMAP_STREAMS))
+  cond = jax.tree.map(stacked, *(request.streams for request in padded))
+  content_B2 = np.stack([request.content for request in padded])
+  keys_B = draws.example_keys(jax.random.key(seed), content_B2)
+  return cond, draws.raw_keys(keys_B)

@@ -8,7 +8,6 @@
 inputs, latents, occupancy, mesh, pose.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
@@ -20,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sam3d_jax.batch import LATENTS, Conditioning
+from sam3d_jax.batch import LATENTS
 from sam3d_jax.errors import InputError
+from sam3d_jax.inference import weights
 from sam3d_jax.inference.candidates import Candidate
-from sam3d_jax.inference.predictor import DroppingPointmap, Predictor, needs_pointmap, row_config
+from sam3d_jax.inference.predictor import Predictor
 from sam3d_jax.objectives import dpo, draws
 from sam3d_jax.training import checkpoint
 
@@ -53,42 +53,56 @@ def mask_iou(candidates: Sequence[Candidate]) -> list[float]:
   return [candidate.mask_iou for candidate in candidates]
 
 
-def load(args: argparse.Namespace, predictor: Predictor) -> Reward | None:
-  """The reward that the flags name; None for a single sample."""
-  if args.samples == 1:
-    return None
-  if args.reward == "mask_iou":
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+  """Which reward chooses among several samples of an object.
+
+  name: mask_iou, implicit, or MODULE:FUNCTION. models: work folders of the implicit reward's
+  aligned and reference model. which: parameters of these two, as in WeightsConfig.
+  """
+
+  name: str = "mask_iou"
+  models: tuple[str, str] | None = None
+  which: str = "ema"
+
+
+def load(config: RewardConfig, predictor: Predictor, seed: int) -> Reward:
+  """The reward that a configuration names. Raises InputError.
+
+  seed: of the times and noise that the implicit reward averages over.
+  """
+  if config.name == "mask_iou":
     return Reward("mask_iou", mask_iou)
-  if args.reward == "implicit":
-    models = [load_model(folder, predictor, args.which) for folder in args.reward_models]
-    return Reward("implicit", functools.partial(implicit, build_implicit(*models), args.seed))
-  module, _, name = args.reward.partition(":")
+  if config.name == "implicit":
+    aligned, reference = (load_model(folder, predictor, config.which) for folder in config.models)
+    run = build_implicit(aligned, reference)
+    return Reward("implicit", functools.partial(implicit, run, seed))
+  module, _, name = config.name.partition(":")
   try:
-    return Reward(args.reward, getattr(importlib.import_module(module), name))
+    return Reward(config.name, getattr(importlib.import_module(module), name))
   except (ImportError, AttributeError) as error:
-    raise InputError(f"--reward {args.reward}: {error}") from error
+    raise InputError(f"--reward {config.name}: {error}") from error
 
 
 def load_model(folder: str, predictor: Predictor, which: str) -> nnx.Module:
-  """A Geometry model with the predictor's inputs and latents."""
+  """A Geometry model with the predictor's inputs and latents. Raises InputError."""
   model, config = checkpoint.restore_model(folder, which=which)
   if config.model.name != "geometry":
     raise InputError(
       f"--reward_models {folder} holds a model of kind {config.model.name!r}, a geometry model is "
       "needed"
     )
-  if row_config(config.model) != predictor.row:
+  form, shapes = weights.input_config(config.model), weights.latent_shapes(config.model)
+  if (form, shapes) != (predictor.form, predictor.latent_shapes):
     raise InputError(
-      f"--reward_models {folder} reads or makes other inputs or latents "
-      f"({row_config(config.model)}) "
-      f"than the sampled model ({predictor.row})"
+      f"--reward_models {folder} reads or makes other inputs or latents ({form}, {shapes}) than the "
+      f"sampled model ({predictor.form}, {predictor.latent_shapes})"
     )
   return model
 
 
 def build_implicit(aligned: nnx.Module, reference: nnx.Module):
-  """A jitted function (cond, shape latents (N, L, C), drop, key) -> (N,) rewards up to a positive
-  factor.
+  """A jitted function (cond, latents name -> (N, L, C), key) -> (N,) rewards up to a positive factor.
 
   reward = mean over (t, noise) of err_reference - err_aligned of the shape latents: -beta T w(t)
   (err_aligned - err_reference) of objectives/dpo.py with its factor left out, which does not change
@@ -97,23 +111,22 @@ def build_implicit(aligned: nnx.Module, reference: nnx.Module):
   graphs, params = zip(*(nnx.split(m) for m in (aligned, reference)), strict=True)
 
   @jax.jit
-  def run(params, cond, data, drop_B, key):
-    present = {name: jnp.full(len(drop_B), name == "shape") for name in data}
-    models = [
-      DroppingPointmap(nnx.merge(g, p), drop_B) for g, p in zip(graphs, params, strict=True)
-    ]
-    tokens = [m.encode(cond) for m in models]
+  def run(params, cond, data, key):
+    count = len(data["shape"])
+    present = {name: jnp.full(count, name == "shape") for name in data}
+    models = [nnx.merge(g, p) for g, p in zip(graphs, params, strict=True)]
+    tokens = [model.encode(cond) for model in models]
 
     def one(k):
       # candidates share time and noise
-      keys_B = jnp.broadcast_to(jax.random.fold_in(key, k), drop_B.shape)
+      keys_B = jnp.broadcast_to(jax.random.fold_in(key, k), (count,))
       noise = draws.noise(keys_B, {name: x.shape[1:] for name, x in data.items()})
-      t_B = jnp.full(drop_B.shape, (k + 0.5) / IMPLICIT_DRAWS)
-      error = [
-        dpo.candidate_error(m, t, noise, data, present, t_B, {"shape": 1.0}, 0.0)
-        for m, t in zip(models, tokens, strict=True)
-      ]
-      return error[1] - error[0]
+      t_B = jnp.full(count, (k + 0.5) / IMPLICIT_DRAWS)
+      of_aligned, of_reference = (
+        dpo.candidate_error(model, tokens_BSD, noise, data, present, t_B, {"shape": 1.0}, 0.0)
+        for model, tokens_BSD in zip(models, tokens, strict=True)
+      )
+      return of_reference - of_aligned
 
     return jax.lax.map(one, jnp.arange(IMPLICIT_DRAWS)).mean(0)
 
@@ -121,10 +134,11 @@ def build_implicit(aligned: nnx.Module, reference: nnx.Module):
 
 
 def implicit(run, seed: int, candidates: Sequence[Candidate]) -> list[float]:
-  """Scores of `build_implicit`'s function."""
-  first = candidates[0]
-  repeat = lambda x: np.broadcast_to(x, (len(candidates), *np.shape(x)))
-  cond = Conditioning(**{s: repeat(first.streams[s]) for s in first.predictor.row.streams})
+  """Scores of `build_implicit`'s function for the candidates of one object."""
+
+  def repeated(x):
+    return np.broadcast_to(x, (len(candidates), *np.shape(x)))
+
+  cond = jax.tree.map(repeated, candidates[0].condition.streams)
   data = {name: np.stack([c.prediction.latents[name] for c in candidates]) for name in LATENTS}
-  drop = first.photo.pointmap_HW3 is None and needs_pointmap(first.predictor.row)
-  return np.asarray(run(cond, data, np.full(len(candidates), drop), jax.random.key(seed))).tolist()
+  return np.asarray(run(cond, data, jax.random.key(seed))).tolist()

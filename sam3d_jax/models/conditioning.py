@@ -9,6 +9,7 @@ encoder: image, rgb_image, mask, rgb_image_mask, pointmap, rgb_pointmap.
 """
 
 import dataclasses
+import functools
 import math
 
 from flax import nnx
@@ -120,7 +121,8 @@ class ConditionEncoder(nnx.Module):
     Args:
       cond: its streams are (B, H, W, channels) of any size; a stream that the config does not name
       is ignored.
-      drop_pointmap_B: (B,) bool; the tokens of both point maps become zero where it is true.
+      drop_pointmap_B: (B,) bool; the tokens of both point maps become zero where it is true, and
+        where neither map knows any point: that is how an example without a point map comes.
 
     Raises:
       ValueError: a configured stream is missing.
@@ -136,10 +138,19 @@ class ConditionEncoder(nnx.Module):
       points_BSD = self.encode(
         cond, POINTMAP_STREAMS, lambda x: x, self.pointmap_encoder, self.pointmap_projection
       )
-      if points_BSD is not None and drop_pointmap_B is not None:
-        points_BSD = jnp.where(drop_pointmap_B[:, None, None], 0, points_BSD)
+      if points_BSD is not None:
+        drop_B = self.lacks_pointmap(cond)
+        if drop_pointmap_B is not None:
+          drop_B = drop_B | drop_pointmap_B
+        points_BSD = jnp.where(drop_B[:, None, None], 0, points_BSD)
       tokens.append(points_BSD)
     return jnp.concatenate([x for x in tokens if x is not None], axis=1)
+
+  def lacks_pointmap(self, cond: Conditioning):
+    """(B,) bool, true where no configured point map knows a point."""
+    maps = [getattr(cond, s) for s in POINTMAP_STREAMS if s in self.cfg.streams]
+    known = [jnp.isfinite(points_BHW3).all(-1).any((1, 2)) for points_BHW3 in maps]
+    return ~functools.reduce(jnp.logical_or, known)
 
   def encode(self, cond: Conditioning, streams, prepare, encoder, projection):
     """Tokens (B, S, D) of those of the two `streams` that the config names.

@@ -12,7 +12,7 @@ from configs import base
 from launch.console import cli
 from launch.trainer import starting, train
 from sam3d_jax.errors import ConfigError
-from sam3d_jax.inference import predictor
+from sam3d_jax.inference import weights
 from sam3d_jax.models import registry
 from sam3d_jax.models.conditioning import ConditionConfig, DinoConfig, PointmapConfig
 from sam3d_jax.models.geometry_flow import GeometryFlowConfig
@@ -61,7 +61,7 @@ def test_section_and_dataclass_have_the_same_keys_and_defaults(section, cls):
 def test_a_model_from_before_the_key_resizes_point_maps_once_wherever_it_is_read():
   config = cli.load_config("configs/midtrain_os_geometry.py:fake", [])
   read = lambda: (
-    predictor.row_config(config.model).resize_twice,
+    weights.input_config(config.model).resize_twice,
     train.make_loader(config, registry.typed_config(config.model), "train").config.resize_twice,
   )
   assert read() == (True, True)

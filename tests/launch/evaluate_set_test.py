@@ -9,10 +9,10 @@ from data_pipelines.build import shard_jobs
 from data_pipelines.eval_sets.procedural import ProceduralSet
 from data_pipelines.read import rows
 from data_pipelines.synth import benchmark
-from launch import evaluate, sample
-from launch.scoring import pairs
-from sam3d_jax.geometry import pose, preprocessing
-from sam3d_jax.inference import predictor
+from launch import evaluate
+from sam3d_jax.geometry import conditions, pose
+from sam3d_jax.geometry.conditions import InputConfig
+from sam3d_jax.inference import predictor, weights
 from sam3d_jax.sampling.generate import SamplerConfig
 from tests.support.solids import FAST
 
@@ -29,7 +29,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def command(data, monkeypatch):
   """Runs the command on the first object of the benchmark; returns its metrics."""
-  monkeypatch.setattr(pairs, "protocol_of", lambda args: FAST)
+  monkeypatch.setattr(evaluate, "protocol_of", lambda args: FAST)
 
   def run(out, *flags):
     argv = [
@@ -55,14 +55,15 @@ class KnowsTruth(predictor.Predictor):
   """
 
   def __init__(self, data: str, trained: tuple = ("shape", "rotation", "translation", "scale")):
-    row = rows.SampleConfig(
+    form = InputConfig(
       image_size=32, pointmap_size=32, streams=("image", "rgb_image_mask", "pointmap")
     )
     super().__init__(
       model=None,
       decoder=None,
       sampler=SamplerConfig(),
-      row=row,
+      form=form,
+      latent_shapes={},
       trained=trained,
       convention="ScaleShiftInvariant",
       resolution=32,
@@ -71,29 +72,22 @@ class KnowsTruth(predictor.Predictor):
     object.__setattr__(self, "data", data)
     object.__setattr__(self, "batches", [])
 
-  def start(self, cond, content_B2, seed, drop_pointmap_B=None):
-    assert (
-      cond.image.shape == (2, 32, 32, 3)
-      and cond.pointmap.shape == (2, 32, 32, 3)
-      and not drop_pointmap_B.any()
-    )
+  def start(self, requests, bucket, seed):
+    for request in requests:
+      assert request.streams.image.shape == (32, 32, 3)
+      assert np.isfinite(request.streams.pointmap).any()
+    assert bucket == 2
     self.batches.append(seed)
     item = ProceduralSet(benchmark.load("procedural_1:1"), self.data)[0]
-    inputs = preprocessing.preprocess(
-      item.image_HW3,
-      item.mask_HW,
-      item.pointmap_HW3,
-      image_size=32,
-      pointmap_size=32,
-      streams=("pointmap",),
-    )
+    told = conditions.condition(item.image_HW3, item.mask_HW, item.pointmap_HW3, self.form)
     truth = pose.Pose(item.pose.rotation, item.pose.translation, item.pose.scale)
-    latents = pose.encode_latents(truth, inputs["pointmap_scale"], inputs["pointmap_shift"])
+    latents = pose.encode_latents(truth, told.scale, told.shift)
     grid = rows.occupancy(item.voxels_N3, 32).astype(bool)
+    count = len(requests)
     return predictor.Prediction(
-      np.stack([grid] * 2),
-      {n: np.stack([x] * 2) for n, x in latents.items()},
-      np.stack([truth.rotation] * 2),
+      np.stack([grid] * count),
+      {n: np.stack([x] * count) for n, x in latents.items()},
+      np.stack([truth.rotation] * count),
     )
 
   def finish(self, started):
@@ -125,7 +119,7 @@ def test_a_model_that_knows_the_truth_is_scored_as_the_truth(command, data, tmp_
   refer to.
   """
   model = KnowsTruth(data)
-  monkeypatch.setattr(sample, "load_predictor", lambda args: model)
+  monkeypatch.setattr(weights, "load", lambda config: model)
   flags = ["--checkpoint", "anything", "--batch_size", "2"]
   metrics = command(tmp_path, *flags)
   row = metrics["objects"]["000-0-none"]
@@ -145,9 +139,8 @@ def test_a_model_that_knows_the_truth_is_scored_as_the_truth(command, data, tmp_
 def test_a_model_without_places_is_scored_by_its_rotation_alone(
   command, data, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(
-    sample, "load_predictor", lambda args: KnowsTruth(data, trained=("shape", "rotation"))
-  )
+  model = KnowsTruth(data, trained=("shape", "rotation"))
+  monkeypatch.setattr(weights, "load", lambda config: model)
   metrics = command(tmp_path, "--checkpoint", "anything", "--batch_size", "2")
   row = metrics["objects"]["000-2-heavy"]
   assert (

@@ -7,19 +7,19 @@ import pytest
 
 from data_pipelines.format import schema
 from data_pipelines.read import rows
-from data_pipelines.read.rows import SampleConfig
 from launch.ladders import data, report
 from launch.scoring import held_out
 from sam3d_jax.geometry import pose
+from sam3d_jax.geometry.conditions import InputConfig
 from tests.support import tiny_dataset
 
-ROW = SampleConfig(image_size=16, pointmap_size=16, shape_resolution=2)
+FORM = InputConfig(image_size=16, pointmap_size=16)
 LEARNED = ("shape", "rotation", "translation", "scale")
 
 
 @pytest.fixture(scope="module")
 def found():
-  return held_out.object_of(tiny_dataset.make_example(3), ROW, 32)
+  return held_out.object_of(tiny_dataset.make_example(3), FORM, 32)
 
 
 def latents(found):
@@ -68,7 +68,7 @@ def test_what_the_model_never_learned_is_not_scored(found):
 
 def test_the_same_objects_come_every_time(tmp_path):
   tiny_dataset.write_dataset(tmp_path, 7, split="test", shards=1)
-  first, again = (held_out.read([str(tmp_path)], "test", ROW, 32, 3) for _ in range(2))
+  first, again = (held_out.read([str(tmp_path)], "test", FORM, 32, 3) for _ in range(2))
   assert [o.key for o in first] == [o.key for o in again] and len({o.key for o in first}) == 3
 
 

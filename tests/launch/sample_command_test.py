@@ -16,9 +16,10 @@ import trimesh
 from launch import evaluate, export_torch, sample
 from launch.console import cli
 from launch.scoring import split_samples
-from sam3d_jax.batch import LATENTS
 from sam3d_jax.files.photos import Photo
+from sam3d_jax.geometry import conditions
 from sam3d_jax.inference import predictor, rewards
+from sam3d_jax.inference import weights as weights_lib
 from sam3d_jax.inference.candidates import Candidate
 from sam3d_jax.models import parameters, registry
 from sam3d_jax.training import checkpoint
@@ -56,13 +57,11 @@ def weights(tmp_path_factory):
     ["--config.model.flow.shape_resolution=4"],
     folder / "geometry",
   )
-  loaded = functools.cache(
-    lambda: predictor.from_checkpoint(geometry, vae, steps=2, guidance=None, shortcut=False)
-  )
+  loaded = functools.cache(functools.partial(weights_lib.from_checkpoint, geometry, vae, steps=2))
   with pytest.MonkeyPatch.context() as patch:
-    real = sample.load_predictor
-    named = lambda args: (args.checkpoint, args.decoder) == (geometry, vae)
-    patch.setattr(sample, "load_predictor", lambda args: loaded() if named(args) else real(args))
+    real = weights_lib.load
+    named = lambda config: (config.checkpoint, config.decoder) == (geometry, vae)
+    patch.setattr(weights_lib, "load", lambda c: loaded() if named(c) else real(c))
     yield ["--checkpoint", geometry, "--decoder", vae, "--steps", "2", "--batch_size", "4"]
 
 
@@ -362,9 +361,9 @@ def test_photos_of_all_sizes_share_one_compilation_and_are_done_once(
   weights, photo_folder, monkeypatch
 ):
   args = [*weights, "--images", str(photo_folder / "photos"), "--out", str(photo_folder / "out")]
-  before = len(sample.load_predictor(argparse_of(args)).programs)
+  predictor_used = loaded_by(args)
+  before = len(predictor_used.programs)
   assert sample.main(args) == 0
-  predictor_used = sample.load_predictor(argparse_of(args))
   # 6 objects in batches of 4, the last one padded
   assert len(predictor_used.programs) <= before + 1
   assert [
@@ -381,10 +380,11 @@ def test_photos_of_all_sizes_share_one_compilation_and_are_done_once(
   assert sample.main(args) == 0
 
 
-def argparse_of(args: list[str]):
+def loaded_by(args: list[str]) -> predictor.Predictor:
+  """The model that the command loads for these flags."""
   parser = argparse.ArgumentParser()
   sample.flags(parser)
-  return parser.parse_args(args)
+  return weights_lib.load(sample.weights_config(parser.parse_args(args)))
 
 
 def test_a_photos_samples_do_not_depend_on_its_company(weights, photo_folder):
@@ -527,63 +527,30 @@ def test_a_label_map_gives_one_object_an_id(weights, photo):
   assert all(o["mask_iou"] >= o["refined"]["mask_iou_before"] for o in objects.values())
 
 
-def test_the_implicit_reward_of_a_model_over_itself_is_zero(weights, photo):
-  args = argparse_of(
-    [
-      *weights,
-      "--out",
-      "unused",
-      "--samples",
-      "2",
-      "--reward",
-      "implicit",
-      "--reward_models",
-      weights[1],
-      weights[1],
-    ]
-  )
-  loaded = sample.load_predictor(args)
-  reward = rewards.load(args, loaded)
+def test_the_implicit_reward_of_a_model_over_itself_is_zero(weights):
+  loaded = loaded_by([*weights, "--out", "unused"])
+  reward = rewards.load(rewards.RewardConfig("implicit", (weights[1], weights[1])), loaded, seed=0)
+  image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+  mask = np.zeros((40, 60), bool)
+  mask[10:30, 20:45] = True
+  condition = conditions.condition(image, mask, None, loaded.form)
   rng = np.random.default_rng(0)
-  shapes = {name: loaded.row.latent_shape(name) for name in LATENTS}
-  streams = {
-    s: rng.integers(0, 2, (loaded.row.image_size,) * 2 + (1 if "mask" in s else 3,), dtype=np.uint8)
-    for s in loaded.row.streams
-  }
-  drawn = [
-    Candidate(
-      Photo(None),
-      "cup",
-      i,
-      streams,
-      loaded,
-      predictor.Prediction(
-        None, {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}, None
-      ),
-    )
-    for i in range(2)
-  ]
+
+  def candidate(index: int) -> Candidate:
+    latents = {
+      name: rng.normal(size=shape).astype(np.float32)
+      for name, shape in loaded.latent_shapes.items()
+    }
+    drawn = predictor.Prediction(None, latents, None)
+    return Candidate(Photo(image), "cup", index, condition, loaded, drawn)
+
+  drawn = [candidate(i) for i in range(2)]
   assert reward(drawn) == [0.0, 0.0]
-  model = rewards.load_model(weights[1], loaded, "ema")
-  graph, params = nnx.split(model)
-  model = nnx.merge(graph, jax.tree.map(lambda x: 0.5 * x, params))
-  scores = rewards.implicit(
-    rewards.build_implicit(model, rewards.load_model(weights[1], loaded, "ema")), 0, drawn
-  )
+  reference = rewards.load_model(weights[1], loaded, "ema")
+  graph, params = nnx.split(reference)
+  aligned = nnx.merge(graph, jax.tree.map(lambda x: 0.5 * x, params))
+  scores = rewards.implicit(rewards.build_implicit(aligned, reference), 0, drawn)
   assert len(set(scores)) == 2 and all(np.isfinite(scores))
-
-
-def test_examples_without_point_map_are_dropped_one_by_one():
-  class Model:
-    step_conditioned = True
-
-    def encode(self, cond, drop_B):
-      return drop_B
-
-  drop = np.array([True, False, False])
-  model = predictor.DroppingPointmap(Model(), drop)
-  np.testing.assert_array_equal(model.encode(None), drop)
-  np.testing.assert_array_equal(model.encode(None, np.ones(3, bool)), [True] * 3)
 
 
 def test_flags_of_rewards_that_do_not_go_together_are_refused(tmp_path, capsys):

@@ -37,7 +37,8 @@ def results_folder(tmp_path_factory):
   photo = photo_of(raycast.Caster(mesh.from_occupancy(solid())), known_pose())
   image = np.where(photo.masks["thing"][..., None], (220, 20, 30), (60, 70, 80)).astype(np.uint8)
   Image.fromarray(image).save(folder / "photo.png")
-  write_results(folder, [candidate_of(dataclasses.replace(photo, image_HW3=image), known_pose())])
+  photo = dataclasses.replace(photo, image_HW3=image, path=folder / "photo.png")
+  write_results(folder, [candidate_of(photo, known_pose())])
   return folder
 
 

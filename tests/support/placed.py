@@ -6,13 +6,13 @@ import pathlib
 
 import numpy as np
 
-from launch.photos import results
-from launch.photos.jobs import Job
 from sam3d_jax.files.photos import Photo
-from sam3d_jax.geometry import cameras, pose, preprocessing
+from sam3d_jax.geometry import cameras, conditions, pose
+from sam3d_jax.geometry.conditions import InputConfig
 from sam3d_jax.geometry.pose import Pose
 from sam3d_jax.inference.candidates import Candidate
 from sam3d_jax.inference.predictor import Prediction
+from sam3d_jax.inference.reconstruction import Choice, scene_of
 from sam3d_jax.inference.rewards import Reward
 from tests.support import tiny_dataset
 
@@ -53,22 +53,14 @@ def candidate_of(
   photo: Photo, where: Pose, *, placed: bool = True, index: int = 0, name: str = "thing"
 ) -> Candidate:
   """A sample that has exactly this shape and pose, in the form in which a model gives it."""
-  streams = {}
+  form = InputConfig(image_size=16, pointmap_size=16, streams=())
+  condition = conditions.condition(photo.image_HW3, photo.masks[name], photo.pointmap_HW3, form)
   scale, shift = np.ones(3, np.float32), np.zeros(3, np.float32)
-  if photo.pointmap_HW3 is not None:
-    streams = preprocessing.preprocess(
-      photo.image_HW3,
-      photo.masks[name],
-      photo.pointmap_HW3,
-      image_size=16,
-      pointmap_size=16,
-      streams=(),
-    )
-    scale, shift = streams["pointmap_scale"], streams["pointmap_shift"]
+  if condition.scale is not None:
+    scale, shift = condition.scale, condition.shift
   latents = {k: np.asarray(v) for k, v in pose.encode_latents(where, scale, shift).items()}
-  return Candidate(
-    photo, name, index, streams, Weights(placed), Prediction(solid(), latents, where.rotation)
-  )
+  drawn = Prediction(solid(), latents, where.rotation)
+  return Candidate(photo, name, index, condition, Weights(placed), drawn)
 
 
 def write_results(
@@ -79,12 +71,6 @@ def write_results(
   reward: Reward | None = None,
 ) -> dict:
   settings = {"seed": 0, "sampler": {"steps": 1}, "weights": {}}
-  results.write(
-    Job("photo", folder / "photo.png", folder),
-    drawn,
-    reward,
-    settings,
-    refine=refine,
-    phases=contextlib.nullcontext,
-  )
+  choice = Choice(0, len(drawn), reward, refine)
+  scene_of(drawn, choice, settings, contextlib.nullcontext).save(folder)
   return json.loads((folder / "layout.json").read_text())

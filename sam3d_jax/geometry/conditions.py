@@ -1,0 +1,86 @@
+"""From photo, mask and point map to what a model looks at: the one road there.
+
+Training, photos, datasets, evaluation sets and previews all come by here, so that an object looks
+the same to a model wherever it comes from. On the host and without JAX, because reading processes
+do it.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from sam3d_jax.batch import Conditioning
+from sam3d_jax.geometry import preprocessing
+
+STREAMS = Conditioning._fields
+POINTMAP_STREAMS = ("pointmap", "rgb_pointmap")
+
+
+@dataclasses.dataclass(frozen=True)
+class InputConfig:
+  """The form in which a model reads its inputs.
+
+  image_size, pointmap_size: pixels a side of the images and masks, and of the point maps, that are
+  delivered. resize_twice: point maps are resized by way of image_size, as published. streams: the
+  fields of Conditioning to deliver.
+  """
+
+  image_size: int = 518
+  pointmap_size: int = 256
+  resize_twice: bool = True
+  streams: tuple[str, ...] = STREAMS
+
+
+class Condition(NamedTuple):
+  """What a model is told about one object.
+
+  streams: float or uint8 arrays without batch axis. scale, shift: (3,) float32 of the point map's
+  normalisation, which the layout latents are relative to; None without a point map.
+  """
+
+  streams: Conditioning
+  scale: np.ndarray | None
+  shift: np.ndarray | None
+
+
+def condition(
+  image_HW3: np.ndarray,
+  mask_HW: np.ndarray,
+  pointmap_HW3: np.ndarray | None,
+  form: InputConfig,
+  *,
+  box_factor: float = preprocessing.BOX_FACTOR,
+  shift: tuple[float, float] = (0.0, 0.0),
+) -> Condition:
+  """The condition of one object of a photo.
+
+  Without a point map its streams are NaN, which is to say unknown, in every place; the model then
+  drops their tokens, as it does in training.
+
+  Args:
+    image_HW3: uint8 photo.
+    mask_HW: bool or integer, of the photo's size; non-zero is object.
+    pointmap_HW3: camera-frame points, NaN where unknown, of any size with the photo's aspect; None
+      if there is none.
+    form: what the model reads.
+    box_factor, shift: of the crop, see preprocessing.crop_window.
+
+  Raises:
+    preprocessing.MaskError: the mask is empty or too small to crop around.
+  """
+  known = pointmap_HW3 is not None
+  made = preprocessing.preprocess(
+    image_HW3,
+    mask_HW,
+    pointmap_HW3,
+    image_size=form.image_size,
+    pointmap_size=form.pointmap_size,
+    resize_twice=form.resize_twice,
+    streams=tuple(s for s in form.streams if known or s not in POINTMAP_STREAMS),
+    box_factor=box_factor,
+    shift=shift,
+  )
+  unknown = np.full((form.pointmap_size, form.pointmap_size, 3), np.nan, np.float32)
+  streams = {name: made.get(name, unknown) for name in form.streams}
+  return Condition(Conditioning(**streams), made.get("pointmap_scale"), made.get("pointmap_shift"))

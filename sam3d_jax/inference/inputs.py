@@ -1,0 +1,95 @@
+"""Photos, masks and point maps as users of the Python API hand them over: arrays or files."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+
+from sam3d_jax.errors import InputError
+from sam3d_jax.files import images, photos
+from sam3d_jax.files.photos import Photo
+
+File = str | os.PathLike
+Image = np.ndarray | File
+Mask = np.ndarray | File
+Masks = Mask | Sequence[Mask] | Mapping[str, Mask] | None
+
+
+def photo_of(
+  image: Image,
+  masks: Masks = None,
+  pointmap: np.ndarray | File | None = None,
+  *,
+  intrinsics: Sequence[float] | None = None,
+  pointmap_frame: str = "pytorch3d",
+) -> Photo:
+  """A photo with what belongs to it, read and checked; arguments as Reconstructor takes them.
+
+  Raises InputError naming the file or argument at fault, and the remedy.
+  """
+  photo = photo_from(image)
+  photo = dataclasses.replace(photo, masks=masks_of(photo, masks))
+  if intrinsics is not None:
+    photo = photo.with_camera(intrinsics)
+  if pointmap is not None:
+    photo = photo.with_pointmap(pointmap, frame=pointmap_frame)
+    shown = "(an array)" if isinstance(pointmap, np.ndarray) else pointmap
+    photos.check_cover(photo, shown)
+  return photo.with_some_camera()
+
+
+def photo_from(image: Image) -> Photo:
+  """The photo alone. Raises InputError for an array that is no uint8 RGB or RGBA picture."""
+  if not isinstance(image, np.ndarray):
+    return photos.read_photo(image)
+  shown = f"image has shape {image.shape} and type {image.dtype}"
+  if image.ndim != 3 or image.shape[-1] not in (3, 4):
+    raise InputError(f"{shown}: give H x W x 3 (RGB) or H x W x 4 (RGBA, whose alpha is the mask)")
+  if image.dtype != np.uint8:
+    raise InputError(f"{shown}: give uint8 in 0..255 (of floats in 0..1, (255 * x).round())")
+  alpha = image[..., 3] if image.shape[-1] == 4 else None
+  return Photo(np.ascontiguousarray(image[..., :3]), alpha_HW=alpha)
+
+
+def masks_of(photo: Photo, masks: Masks) -> dict[str, np.ndarray]:
+  """Object name -> (H, W) bool mask. Raises InputError for what is no mask of the photo.
+
+  Names are the mapping's, those of the files, or object_1, object_2, ...; the alpha channel's is
+  object.
+  """
+  if masks is None:
+    return dict(photo.with_masks(()).masks)
+  if isinstance(masks, Mapping):
+    return {name: mask_of(photo, mask, f"mask {name!r}") for name, mask in masks.items()}
+  several: list[Any] = list(masks) if is_sequence(masks) else [masks]
+  if not several:
+    raise InputError("masks is empty: give one mask for each object")
+  found: dict[str, np.ndarray] = {}
+  for number, mask in enumerate(several, 1):
+    if isinstance(mask, np.ndarray):
+      name = images.free_name(f"object_{number}", found)
+      found[name] = mask_of(photo, mask, f"mask {number}")
+    else:
+      (read,) = photo.with_masks([mask]).masks.items()
+      found[images.free_name(read[0], found)] = read[1]
+  return found
+
+
+def mask_of(photo: Photo, mask: Mask, name: str) -> np.ndarray:
+  """One mask, checked."""
+  if not isinstance(mask, np.ndarray):
+    return photo.read_mask(mask)
+  if mask.dtype.kind not in "buif" or mask.ndim != 2:
+    raise InputError(
+      f"{name} has shape {mask.shape} and type {mask.dtype}: give one H x W array of booleans or "
+      "numbers"
+    )
+  images.check_size(mask, photo.size, name)
+  return images.check_mask(images.binarise(mask, name), name)
+
+
+def is_sequence(value: Any) -> bool:
+  """Whether an argument is several things rather than one array or file."""
+  return isinstance(value, Sequence) and not isinstance(value, (str, bytes))

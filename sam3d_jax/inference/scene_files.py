@@ -1,0 +1,279 @@
+"""The files of a scene: meshes, layout.json, scene.glb, points.ply, preview.png.
+
+layout.json is written last: a folder that has it is complete.
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from sam3d_jax.files import atomic
+from sam3d_jax.files.photos import Photo
+from sam3d_jax.geometry import cameras, preprocessing, rotations
+from sam3d_jax.geometry.grids import nearest_index
+from sam3d_jax.geometry.pose import Pose
+from sam3d_jax.inference import placement
+from sam3d_jax.inference.objects import Phases, SceneObject
+from sam3d_jax.render import mesh, preview
+
+FORMAT = 1  # of layout.json
+FRAMES = {
+  "camera": "x left, y up, z forward",
+  "object": "unit cube [-0.5, 0.5]^3, z up; `rotation` (w, x, y, z) and `matrix` take it to the "
+  "camera: "
+  "matrix @ (scale * x) + translation",
+  "glb": "the object's GLB is y up, as glTF prescribes: (x, y, z) -> (x, z, -y); `rotation_glb` "
+  "takes it to the camera",
+  "scene": "scene.glb and points.ply are in glTF's camera frame, x right, y up, z backward: (x, y, "
+  "z) of the camera -> (-x, y, -z)",
+  "pixels": "u = cx - fx x / z, v = cy - fy y / z; the centre of the top left pixel is (0.5, 0.5)",
+}
+NOTES = {
+  "camera": "translation and scale are in the point map's unit",
+  "normalised": "no point map was given: translation and scale are relative to the unknown centre "
+  "and scale of each object's point map",
+  "rotation only": "the model has learned shape and rotation; translation and scale are unknown",
+}
+MAX_POINTS = 100_000  # of points.ply
+PREVIEW_SIDE = 720  # pixels of each of the two large pictures, longer side
+PREVIEW_ROWS = 24  # objects that get a row of their own
+
+
+def read_layout(folder: pathlib.Path) -> dict | None:
+  """layout.json of a folder of this format, None if there is none."""
+  path = folder / "layout.json"
+  if not path.exists():
+    return None
+  layout = json.loads(path.read_text())
+  return layout if layout.get("format") == FORMAT else None
+
+
+def write(
+  out: pathlib.Path,
+  photo: Photo,
+  objects: Sequence[SceneObject],
+  frame: str,
+  settings: Mapping[str, Any],
+  phases: Phases,
+) -> None:
+  """Writes the files of a scene into a folder; see Scene for the arguments."""
+  out.mkdir(parents=True, exist_ok=True)
+  discard(out)
+  with phases("write"):
+    files = write_meshes(out, objects)
+    if photo.pointmap_HW3 is not None:
+      mesh.write_points(out / "points.ply", *coloured_points(photo))
+      files.append("points.ply")
+  with phases("preview"):
+    draw(out / "preview.png", photo, objects)
+  files.append("preview.png")
+  atomic.write_json(out / "layout.json", layout(photo, objects, frame, settings, files))
+
+
+def discard(folder: pathlib.Path) -> None:
+  """Removes the files of an earlier result, which may have had other objects."""
+  earlier = read_layout(folder)
+  if earlier is not None:
+    (folder / "layout.json").unlink()
+    for name in earlier["files"]:
+      (folder / name).unlink(missing_ok=True)
+
+
+def write_meshes(out: pathlib.Path, objects: Sequence[SceneObject]) -> list[str]:
+  """<object>.glb of every object that has a mesh, and scene.glb with all of them in place.
+
+  Returns the names of the files.
+  """
+  shapes = {o.name: o.mesh for o in objects if o.mesh is not None}
+  if not shapes:
+    return []
+  for name, shape in shapes.items():
+    mesh.write_glb(out / f"{name}.glb", {name: shape})
+  places = {o.name: scene_matrix(o.placement) for o in objects if o.name in shapes}
+  mesh.write_glb(out / "scene.glb", shapes, places)
+  return [*(f"{name}.glb" for name in shapes), "scene.glb"]
+
+
+def scene_matrix(where: Pose) -> np.ndarray:
+  """4 x 4, acting on columns, from the vertices of an object's GLB to scene.glb."""
+  to_gltf = np.diag(cameras.convert_frame(np.ones(3), "pytorch3d", "gltf"))
+  out = np.eye(4)
+  out[:3, :3] = to_gltf @ where.rotation @ np.diag(where.scale) @ cameras.OBJECT_FROM_GLTF.T
+  out[:3, 3] = to_gltf @ where.translation
+  return out
+
+
+def coloured_points(photo: Photo) -> tuple[np.ndarray, np.ndarray]:
+  """(points in scene.glb's frame, RGB) of the known part of the point map, evenly thinned."""
+  points_HW3 = photo.pointmap_HW3
+  rows, columns = (
+    nearest_index(n, m) for n, m in zip(photo.size, points_HW3.shape[:2], strict=True)
+  )
+  colours_P3 = photo.image_HW3[rows[:, None], columns].reshape(-1, 3)
+  known = np.flatnonzero(np.isfinite(points_HW3[..., 2]))
+  stride = max(1, -(-len(known) // MAX_POINTS))
+  chosen = known[::stride]
+  points_P3 = points_HW3.reshape(-1, 3)[chosen]
+  return cameras.convert_frame(points_P3, "pytorch3d", "gltf"), colours_P3[chosen]
+
+
+def layout(
+  photo: Photo,
+  objects: Sequence[SceneObject],
+  frame: str,
+  settings: Mapping[str, Any],
+  files: list[str],
+) -> dict:
+  """Contents of layout.json."""
+  height, width = photo.size
+  camera = dict(zip(("fx", "fy", "cx", "cy"), map(float, photo.camera[:4]), strict=True))
+  camera["source"] = photo.camera_source
+  if photo.camera_source == "assumed":
+    camera["fov_deg"] = cameras.ASSUMED_FOV_DEG
+
+  in_unit = photo.pointmap_HW3 is not None
+  if frame == "camera":
+    note = "objects stand as `placement` says, which is their pose"
+  elif in_unit:
+    note = "objects are fitted to their masks at the point map's depth"
+  else:
+    note = (
+      f"objects are fitted to their masks at distance {placement.ASSUMED_DEPTH:g} of an arbitrary "
+      "unit"
+    )
+  return {
+    "format": FORMAT,
+    "frame": frame,
+    "units": "of the point map" if frame == "camera" else None,
+    "note": NOTES[frame],
+    "frames": FRAMES,
+    "image": str(photo.path) or None,
+    "width": width,
+    "height": height,
+    "camera": camera,
+    "scene": {"units": "of the point map" if in_unit else None, "note": note},
+    "seed": settings["seed"],
+    "steps": settings["sampler"]["steps"],
+    "weights": settings["weights"],
+    "settings": settings,
+    "files": files,
+    "objects": {o.name: entry(o, frame) for o in objects},
+  }
+
+
+def entry(found: SceneObject, frame: str) -> dict:
+  """One object of layout.json."""
+  where = found.pose
+  placed = None
+  if found.placement is not None:
+    placed = pose_fields(found.placement, True) | {"source": found.source}
+  out = {
+    "file": None if found.mesh is None else f"{found.name}.glb",
+    **pose_fields(where, frame != "rotation only"),
+    "matrix": where.rotation.tolist(),
+    "placement": placed,
+    "mask_iou": found.mask_iou,
+  }
+  if found.scores is not None:
+    out |= {"sample": found.candidate.index, "rewards": list(found.scores)}
+  if found.refined is not None:
+    out["refined"] = {
+      "accepted": found.refined.accepted,
+      "mask_iou_before": found.refined.iou_before,
+      "mask_iou_after": found.refined.iou_after,
+    }
+  return out
+
+
+def pose_fields(where: Pose, known: bool) -> dict:
+  """A pose as layout.json writes it; translation and scale are null where they are not known."""
+  return {
+    "rotation": quaternion(where.rotation),
+    "rotation_glb": quaternion(where.rotation @ cameras.OBJECT_FROM_GLTF.T),
+    "translation": where.translation.tolist() if known else None,
+    "scale": where.scale.tolist() if known else None,
+  }
+
+
+def quaternion(matrix_33: np.ndarray) -> list[float]:
+  """(w, x, y, z) of a rotation that acts on column vectors."""
+  return [float(v) for v in rotations.matrix_to_quaternion(np.asarray(matrix_33, np.float64))]
+
+
+def draw(path: pathlib.Path, photo: Photo, objects: Sequence[SceneObject]) -> None:
+  """preview.png: the photo with its masks and the objects over it, then one row an object.
+
+  A row shows the object's crop, the object in place, and its mesh from two sides.
+  """
+  # Everything is drawn over a small copy of the photo.
+  height, width = photo.size
+  factor = min(1.0, PREVIEW_SIDE / max(height, width))
+  small = max(1, round(height * factor)), max(1, round(width * factor))
+  image = preprocessing.resize_float(photo.image_HW3, small).round().clip(0, 255).astype(np.uint8)
+  camera = cameras.resized(photo.camera, small[1], small[0])
+  rows, columns = nearest_index(height, small[0]), nearest_index(width, small[1])
+  masks = {o.name: photo.masks[o.name][rows[:, None], columns] for o in objects}
+  marks = {o.name: preview.mark(i) for i, o in enumerate(objects)}
+
+  def over(chosen: Sequence[SceneObject]) -> np.ndarray:
+    """The photo with some objects over it, and the outlines of their masks."""
+    placed = [
+      (o.candidate.caster, o.placement, marks[o.name]) for o in chosen if o.candidate.caster
+    ]
+    return preview.outline(
+      preview.overlay(image, camera, placed),
+      [masks[o.name] for o in chosen],
+      [marks[o.name] for o in chosen],
+      width=1,
+    )
+
+  marked = preview.outline(image, list(masks.values()), list(marks.values()))
+  whole = preview.beside(
+    [marked, over(objects)],
+    ("photo and masks", f"objects in place, camera {photo.camera_source}"),
+  )
+
+  pictures, captions = [], []
+  for found in objects[:PREVIEW_ROWS]:
+    window = preprocessing.crop_window(photo.masks[found.name])
+    crop = preprocessing.resize_nearest(photo.image_HW3, window, min(window.side, 192))
+    in_place = crop_of(over([found]), window, factor)
+    shape = found.mesh and found.mesh.painted(marks[found.name])
+    view = (found.placement or found.candidate.pose).rotation
+    sides = [preview.render(shape, v) for v in (view, preview.turned(view, 120.0))]
+    pictures.append([crop, in_place, *sides])
+    captions.append(caption(found))
+  left_out = ""
+  if len(pictures) < len(objects):
+    left_out = f"the first {len(pictures)} of {len(objects)} objects"
+  table = preview.grid(
+    pictures,
+    ("object", "in place", "sample, photo's view", "sample, turned 120°"),
+    captions,
+    title=left_out,
+  )
+  with atomic.write(path) as temporary:
+    preview.stack([whole, table]).save(temporary)
+
+
+def crop_of(picture: np.ndarray, window: preprocessing.Window, factor: float) -> np.ndarray:
+  """The part of a picture, which is the photo times `factor`, that a window of the photo shows."""
+  scaled = lambda v: int(round(v * factor))
+  side = max(1, scaled(window.side))
+  x, y = scaled(window.x), scaled(window.y)
+  return preprocessing.cut(picture, preprocessing.Window((x, y, x + side, y + side), x, y, side))
+
+
+def caption(found: SceneObject) -> str:
+  """What preview.png says about an object."""
+  if found.mesh is None:
+    return f"{found.name}: empty sample"
+  text = f"{found.name}: {found.source}, mask IoU {found.mask_iou:.2f}"
+  if found.refined is None:
+    return text
+  verdict = "taken" if found.refined.accepted else "not taken"
+  change = f"{found.refined.iou_before:.2f} -> {found.refined.iou_after:.2f}"
+  return f"{text} (refinement {verdict}: {change})"

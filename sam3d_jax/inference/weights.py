@@ -1,0 +1,200 @@
+"""Predictors from the weights on disk: work folders of this project, or a published release."""
+
+from collections.abc import Mapping
+import dataclasses
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from sam3d_jax.batch import LATENTS
+from sam3d_jax.errors import InputError
+from sam3d_jax.geometry.conditions import InputConfig
+from sam3d_jax.inference.predictor import Predictor
+from sam3d_jax.models import parameters, registry
+from sam3d_jax.sampling import generate
+from sam3d_jax.torch_bridge import release
+from sam3d_jax.training import checkpoint
+
+SHORTCUT_STEPS = 4  # of a distilled model, where nothing else is asked for
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsConfig:
+  """Which weights, and how to sample from them.
+
+  checkpoint: work folder of a Geometry model. decoder: work folder of the structure VAE of its
+  data; None: as the checkpoint says. release: release folder with both, in place of the two. which:
+  parameters of a checkpoint: raw, ema or ema:<decay>. steps, guidance: of the sampler; None: as
+  recorded with the weights. shortcut: few-step sampling of a distilled model.
+  """
+
+  checkpoint: str | None = None
+  decoder: str | None = None
+  release: str | None = None
+  which: str = "ema"
+  steps: int | None = None
+  guidance: float | None = None
+  shortcut: bool = False
+
+
+def load(config: WeightsConfig) -> Predictor:
+  """The Predictor of some weights. Raises InputError."""
+  sampler = {
+    "steps": config.steps,
+    "guidance": config.guidance,
+    "shortcut": config.shortcut,
+  }
+  if config.release is not None:
+    return from_release(config.release, **sampler)
+  return from_checkpoint(config.checkpoint, config.decoder, which=config.which, **sampler)
+
+
+def from_checkpoint(
+  folder: str,
+  decoder: str | None = None,
+  *,
+  which: str = "ema",
+  steps: int | None = None,
+  guidance: float | None = None,
+  shortcut: bool = False,
+) -> Predictor:
+  """A Predictor from the work folder of a Geometry model and that of its structure VAE.
+
+  Arguments as in WeightsConfig. Raises InputError.
+  """
+  meta = checkpoint.read_meta(folder)
+  config = ConfigDict(meta["config"])
+  if config.model.name != "geometry":
+    raise InputError(
+      f"--checkpoint {folder} holds a model of kind {config.model.name!r}, a geometry model is "
+      "needed"
+    )
+  decoder = decoder or decoder_folder(meta["lineage"])
+  if not decoder:
+    raise InputError(
+      f"--checkpoint {folder} does not say where the structure VAE of its latents is; give it with "
+      "--decoder DIR"
+    )
+  vae_model = ConfigDict(checkpoint.read_meta(decoder)["config"]).model
+  if vae_model.name != "structure_vae":
+    raise InputError(
+      f"--decoder {decoder} holds a model of kind {vae_model.name!r}, a structure_vae is needed"
+    )
+
+  # The decoder must be that of the latents which the model was trained on.
+  vae, _ = checkpoint.restore_model(decoder, which=which)
+  vae_name = parameters.params_digest(parameters.flat_params(vae))  # the name that latents carry
+  release.check_latents(
+    release.latents_of(meta["lineage"]),
+    {"autoencoder": vae_name, "sha256": None, "from": str(decoder)},
+  )
+  check_latent_shape(config.model, vae_model, decoder)
+
+  model, _ = checkpoint.restore_model(folder, which=which)
+  return Predictor(
+    model=model,
+    decoder=vae.decoder,
+    sampler=sampler_config(
+      config.sampler.to_dict(), steps=steps, guidance=guidance, shortcut=shortcut
+    ),
+    form=input_config(config.model),
+    latent_shapes=latent_shapes(config.model),
+    # an imported model has learned all of them
+    trained=tuple(meta["lineage"].get("learned") or LATENTS),
+    convention="ScaleShiftInvariant",
+    resolution=vae_model.resolution,
+    identity={
+      "checkpoint": checkpoint.digest(meta),
+      "step": meta["step"],
+      "decoder": vae_name,
+      "which": which,
+    },
+  )
+
+
+def from_release(
+  folder: str,
+  *,
+  steps: int | None = None,
+  guidance: float | None = None,
+  shortcut: bool = False,
+) -> Predictor:
+  """A Predictor from a release folder; arguments as in WeightsConfig. Raises InputError."""
+  found = release.read_release(folder)
+  if found.structure_vae is None:
+    raise InputError(f"--release {folder} has no ss_decoder.yaml: its shapes cannot be decoded")
+  model, vae_model = ConfigDict(found.geometry), ConfigDict(found.structure_vae)
+  check_latent_shape(model, vae_model, folder)
+  parts = {name: entry["sha256"][:16] for name, entry in found.sidecar.get("parts", {}).items()}
+  return Predictor(
+    model=release.restore_geometry(found, model),
+    decoder=release.restore_decoder(found),
+    sampler=sampler_config(found.sampler, steps=steps, guidance=guidance, shortcut=shortcut),
+    form=input_config(model),
+    latent_shapes=latent_shapes(model),
+    trained=LATENTS,
+    convention=found.pose_convention,
+    resolution=vae_model.resolution,
+    identity={"release": pathlib.Path(folder).name, "parts": parts},
+  )
+
+
+def input_config(model: ConfigDict) -> InputConfig:
+  """The form of the inputs that a `model` section reads."""
+  condition = registry.typed_config(model).condition
+  pointmap = condition.pointmap
+  default = InputConfig()
+  return InputConfig(
+    image_size=condition.dino.input_size,
+    pointmap_size=pointmap.input_size if pointmap else default.pointmap_size,
+    resize_twice=pointmap.resize_twice if pointmap else default.resize_twice,
+    streams=tuple(condition.streams),
+  )
+
+
+def latent_shapes(model: ConfigDict) -> dict[str, tuple[int, int]]:
+  """Latent name -> (tokens, channels) that a `model` section makes."""
+  return registry.typed_config(model).flow.latent_shapes()
+
+
+def sampler_config(
+  settings: Mapping[str, Any],
+  *,
+  steps: int | None = None,
+  guidance: float | None = None,
+  shortcut: bool = False,
+) -> generate.SamplerConfig:
+  """The sampler recorded with the weights, with what is asked for in place of it."""
+  settings = dict(settings)
+  if shortcut:
+    settings |= {"shortcut": True, "steps": SHORTCUT_STEPS, "pointmap_guidance": None}
+  if steps is not None:
+    settings["steps"] = steps
+  if guidance is not None:
+    settings["guidance"] = guidance
+  try:
+    return generate.SamplerConfig(**settings)
+  except (TypeError, ValueError) as error:
+    raise InputError(f"sampler {settings}: {error}") from error
+
+
+def decoder_folder(lineage: Mapping[str, Any]) -> str | None:
+  """Folder of the structure VAE that encoded the training data.
+
+  None if the lineage does not name it, or it is no longer there.
+  """
+  latents = release.latents_of(lineage) or {}
+  folder = latents.get("path")
+  return folder if folder and checkpoint.steps(folder) else None
+
+
+def check_latent_shape(geometry: ConfigDict, vae: ConfigDict, where: str) -> None:
+  """Raises InputError if the decoder does not take the latents that the model makes."""
+  makes = geometry.flow.shape_resolution, geometry.flow.latent_channels
+  takes = registry.typed_config(vae).latent_resolution, vae.latent_channels
+  if makes != takes:
+    raise InputError(
+      f"{where}: the decoder takes latents of {takes[0]}^3 x {takes[1]}, "
+      f"the model makes {makes[0]}^3 x {makes[1]}"
+    )
