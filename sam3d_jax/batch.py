@@ -6,11 +6,12 @@ the arrays are placed on a mesh, the host's own rows before that.
 The five latents of the Geometry model (reference order of the layout tokens) and their shapes after
 `(B,)`:
 
-    shape              (L, C)   structure latent, L = resolution**3 tokens in x-major, z-fastest order
+    shape              (L, C)   structure latent, L = resolution**3 tokens, x-major, z fastest
     rotation           (1, 6)   normalised 6-D rotation
     translation        (1, 3)   (t - shift) / scale of the point map
     scale              (1, 3)   log(s / scale of the point map)
-    translation_scale  (1, 1)   log of the translation's own scale (0 unless the unit-translation convention is used)
+    translation_scale  (1, 1)   log of the translation's own scale; 0 but in the convention of unit
+                                translations
 """
 
 from typing import NamedTuple

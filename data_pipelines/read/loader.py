@@ -1,7 +1,8 @@
-"""Batches from shards. The global batch of a step is a pure function of (seed, step), whatever the
-number of hosts.
+"""Batches from shards: that of a step is a function of (seed, step), whatever the number of hosts.
 
-    loader = make_loader(config, kind="geometry", batch_size=256, seed=0, host_index=0, host_count=1)
+    loader = make_loader(
+      config, kind="geometry", batch_size=256, seed=0, host_index=0, host_count=1
+    )
     loader.batch(1000)              # this host's rows of global batch 1000, as numpy arrays
     for batch in loader.iterate(1000): ...
 
@@ -182,7 +183,8 @@ class Loader:
   def iterate(self, start_step: int = 0) -> Iterator[Batch]:
     """Batches start_step, start_step + 1, ... without end, read ahead in the background.
 
-    Close the iterator (or exhaust the program) to end its threads and worker processes: `with contextlib.closing(it)`.
+    Close the iterator (`with contextlib.closing(it)`) or exhaust the program to end its threads and
+    worker processes.
     """
     config, rows = self._reader.config, self.rows
     if config.workers:

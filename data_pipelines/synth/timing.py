@@ -1,7 +1,7 @@
-"""CPU time of what a builder does with one mesh: reading, voxelising, preparing, one view,
-encoding.
+r"""CPU time of what a builder does with a mesh: reading, voxelising, preparing, a view, encoding.
 
-    python -m data_pipelines.synth.timing MESH [--triangles 20000] [--image_size 518] [--samples 2] [--views 8]
+    python -m data_pipelines.synth.timing MESH [--triangles 20000] [--image_size 518] \
+        [--samples 2] [--views 8]
 
 A mesh of fewer triangles is subdivided until it has enough; textures stay. Prints seconds of one
 core (process time), median of the views.

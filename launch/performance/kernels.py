@@ -33,7 +33,7 @@ class Kernel:
 
 
 def read(folder: pathlib.Path) -> list[Kernel]:
-  """All kernels of the newest trace under a folder, on all GPUs; none if it ran on something else."""
+  """All kernels of the newest trace under a folder, on all GPUs; none if it ran elsewhere."""
   import jax
 
   files = sorted(folder.glob("**/*.xplane.pb"), key=lambda f: f.stat().st_mtime)

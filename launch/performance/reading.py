@@ -1,8 +1,7 @@
-"""How fast records are read: a made-up dataset, read through the loader on one core, in samples per
-CPU second.
+"""How fast records are read through the loader on one core, in samples per CPU second.
 
-    python -m launch.performance.reading                      # JPEG and PNG, crop alone and crop with whole photo
-    python -m launch.performance.reading --data DIR           # a dataset of your own
+    python -m launch.performance.reading                # made up: JPEG, PNG, with and without photo
+    python -m launch.performance.reading --data DIR     # a dataset of your own
 
 CPU seconds of all threads of the process count, so that other work on the machine disturbs little.
 The photos are noise of all scales, which compresses somewhat worse than photographs do.

@@ -284,7 +284,8 @@ def preprocess(
     interpolation: of images, "bilinear" or "bicubic".
 
   Returns:
-    stream -> array without batch axis, and with a point map also `pointmap_scale` and `pointmap_shift` (3,) float32.
+    stream -> array without batch axis, and with a point map also `pointmap_scale` and
+    `pointmap_shift`, (3,) float32.
 
   Raises:
     MaskError: empty or tiny mask. ValueError: sizes of image and mask differ, or a point-map stream

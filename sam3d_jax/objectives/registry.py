@@ -30,9 +30,10 @@ def one_pass(settings: Mapping[str, Any], cost: Cost, trained: set[str], plain: 
 class Objective:
   """A loss and what it needs besides the model.
 
-  function: `(model, frozen, batch, key, **settings) -> (loss, metrics)`. reference: it is given, as
-  `frozen`, a copy of the parameters that the run starts from. passes: `(settings, cost of the model,
-  trained parts, plain) -> Passes`, how it runs the model, for counting FLOPs.
+  function: `(model, frozen, batch, key, **settings) -> (loss, metrics)`.
+  reference: it is given, as `frozen`, a copy of the parameters that the run starts from.
+  passes: `(settings, cost of the model, trained parts, plain) -> Passes`, how it runs the model, for
+    counting FLOPs.
   """
 
   function: Callable
@@ -75,7 +76,7 @@ def bind(settings: Mapping[str, Any], model: str) -> Callable:
 
 
 def batch_kind(name: str, model: str) -> str:
-  """Kind of batch that a model is trained with under an objective. Raises ConfigError if it is not."""
+  """Kind of batch that an objective trains a model with. Raises ConfigError if it does not."""
   kinds = models.lookup(model).objectives
   if name not in kinds:
     trains = [other for other, kind in models.MODELS.items() if name in kind.objectives]

@@ -58,7 +58,7 @@ def combine_pointmap(
   strengths: Mapping[str, float],
   pointmap_strength: float,
 ) -> dict[str, jax.Array]:
-  """v_c + p (v_c - v_n) + s (v_n - v_0) with each latent's own s; a latent whose s is 0 keeps v_c."""
+  """v_c + p (v_c - v_n) + s (v_n - v_0) with each latent's own s; where s is 0, v_c stays."""
 
   def one(k, c):
     if strengths[k] == 0:

@@ -55,11 +55,11 @@ def halve(coords_V3: np.ndarray) -> np.ndarray:
 def active_voxels(
   logits_XYZ: np.ndarray, *, max_voxels: int = MAX_VOXELS
 ) -> tuple[np.ndarray, int]:
-  """Active voxels of a decoded occupancy: thresholded, without interior, halved if more than
-  `max_voxels` remain.
+  """Active voxels of a decoded occupancy: thresholded, without interior, halved if too many remain.
 
   Returns:
-    coords (V, 3) int32 and the factor (1 or 2) by which they were shrunk: a size found later has to be multiplied by it.
+    coords (V, 3) int32 and the factor (1 or 2) by which they were shrunk, so that at most
+    `max_voxels` remain: a size found later has to be multiplied by it.
   """
   return limit(surface(occupied(logits_XYZ)), max_voxels=max_voxels)
 

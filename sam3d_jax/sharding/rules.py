@@ -50,7 +50,7 @@ REPLICATED_LIMIT = 0.02
 
 
 def rule_of(path: str) -> tuple[str | None, ...]:
-  """The axes of a parameter's last dimensions. Raises ValueError unless exactly one rule matches."""
+  """The axes of a parameter's last dimensions. Raises ValueError unless one rule matches."""
   hits = [(pattern, axes) for pattern, axes in RULES if re.fullmatch(pattern, path)]
   if len(hits) != 1:
     raise ValueError(

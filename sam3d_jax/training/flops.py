@@ -14,7 +14,7 @@ def per_sample(
 ) -> float:
   """Training FLOPs of one sample (of one pair for preference alignment).
 
-  cost: of the model. objective: the `objective` section. trainable: paths of the trained parameters.
+  cost: of the model. objective: the `objective` section. trainable: paths of what is trained.
   plain: as `cost` was counted: the fixed reference; False is what the configured forms compute.
   """
   trained = cost.trained(trainable)

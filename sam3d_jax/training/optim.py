@@ -1,4 +1,4 @@
-"""Optimisers, learning-rate schedules, clipping and the split into trainable and frozen parameters."""
+"""Optimisers, learning-rate schedules, clipping, and which parameters are trained."""
 
 from collections.abc import Mapping
 import dataclasses

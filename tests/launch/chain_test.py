@@ -1,6 +1,4 @@
-"""Chains of commands (`launch.console.chain`): what is repeated, what is not, and what a user sees of a
-step that failed.
-"""
+"""Chains of commands: what is repeated, what is not, and what a user sees of a step that failed."""
 
 import os
 import pathlib

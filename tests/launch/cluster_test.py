@@ -130,9 +130,11 @@ def test_a_wrong_specification_is_refused_with_key_value_and_remedy(
 
 STAND_INS = {
   # The training process: ends with the next of the codes.
-  "python": """code=$(head -n 1 {folder}/codes); sed -i 1d {folder}/codes; echo "$XLA_PYTHON_CLIENT_MEM_FRACTION $@" >> {folder}/starts
+  "python": """code=$(head -n 1 {folder}/codes); sed -i 1d {folder}/codes
+echo "$XLA_PYTHON_CLIENT_MEM_FRACTION $@" >> {folder}/starts
 if [[ $code == killed ]]; then kill -9 $PPID; fi
-if [[ $code == told ]]; then trap "exit 75" TERM; kill -TERM $PPID; for ((;;)); do :; done; fi; exit $code""",
+if [[ $code == told ]]; then trap "exit 75" TERM; kill -TERM $PPID; for ((;;)); do :; done; fi
+exit $code""",
   "srun": """while [[ $1 == --* ]]; do shift; done; SLURM_PROCID=0 "$@" """,
   "scontrol": """echo "$@" >> {folder}/requeued""",
   "gcloud": """bash -c "${{@: -1}}" """,  # ... --command WHAT
@@ -187,9 +189,7 @@ def test_slurm_requeues_after_75_and_failures_but_never_after_bad_input(cluster,
   assert "0.92 -m launch.pretrain --config=" in (tmp_path / "starts").read_text()
 
 
-def test_a_process_of_slurm_is_told_to_stop_and_its_exit_code_kept_when_only_its_shell_gets_the_signal(
-  cluster, tmp_path
-):
+def test_slurm_telling_only_the_shell_stops_the_process_and_keeps_its_exit_code(cluster, tmp_path):
   (script, _) = command.render_all(load(write_spec(tmp_path, slurm={"time": "1:00:00"})))[
     "slurm.sh"
   ]

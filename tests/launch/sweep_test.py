@@ -25,7 +25,8 @@ import json, pathlib, re, signal, sys, time
 text = " ".join(sys.argv[1:])
 value = lambda pattern: re.search(pattern, text)[1]
 folder, lr = pathlib.Path(value(r"--workdir=(\\\\S+)")), float(value(r"optim.lr=(\\\\S+)"))
-script = json.loads((folder.parent / "script.json").read_text()).get(value(r"optim.lr=(\\\\S+)"), [0])
+scripts = json.loads((folder.parent / "script.json").read_text())
+script = scripts.get(value(r"optim.lr=(\\\\S+)"), [0])
 events = (folder.parent / "events.txt").open("a")
 tries = len((folder / "tries.txt").read_text()) if (folder / "tries.txt").exists() else 0
 (folder / "tries.txt").write_text("x" * (tries + 1))
@@ -174,7 +175,7 @@ def test_the_command_in_the_table_is_that_of_the_trial(tmp_path):
   assert len({row["id"] for row in table(tmp_path)}) == 3
 
 
-def test_the_dead_are_tried_again_the_misconfigured_are_not_and_the_preempted_go_on_while_they_progress(
+def test_the_dead_are_tried_again_the_misconfigured_are_not_and_the_preempted_go_on(
   tmp_path, capsys
 ):
   script = {"0.1": [1, 0], "0.2": [1], "0.3": [2], "0.4": [75, 75, 75, 0]}

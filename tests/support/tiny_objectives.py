@@ -100,7 +100,7 @@ def rows(batch, index):
 
 @functools.cache
 def compiled(objective, settings):
-  """(loss, metrics), gradient in the model, compiled once for each objective, settings and shapes."""
+  """(loss, metrics) and gradient in the model, compiled once for the same arguments and shapes."""
   config = {k: dict(v) if k == "weights" else v for k, v in settings}
   return quick_jit(
     jax.value_and_grad(lambda m, frozen, b: objective(m, frozen, b, KEY, **config), has_aux=True)

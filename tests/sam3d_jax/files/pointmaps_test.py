@@ -1,4 +1,4 @@
-"""The reader of point maps: every form gives the same points; everything else is refused by name."""
+"""The reader of point maps: every form gives the same points; all else is refused by name."""
 
 import json
 

@@ -221,7 +221,7 @@ def _group_norm(x):
 
 
 def test_09_layer_norm_eps_differs_by_layer():
-  """An input of variance 1e-6 is scaled by sqrt(1/2) under eps = 1e-6 and by sqrt(1/11) under 1e-5."""
+  """Variance 1e-6 is scaled by sqrt(1/2) under eps = 1e-6 and by sqrt(1/11) under 1e-5."""
   dino = tiny_dino.model()
   points = tiny_condition.point_encoder()
   abstract = lambda make: nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
