@@ -1,6 +1,7 @@
 """Builds a dataset: meshes in, ArrayRecord shards out.
 
-    python -m launch.build_data --config configs/data/iso_3do.py --config.source=MESHES --config.out=DATA
+    python -m launch.build_data --config configs/data/iso_3do.py --config.source=MESHES \\
+        --config.out=DATA
 
 Stopped or killed, the same command continues; finished shards are not made again. Refused inputs
 are listed in DATA/quarantine.jsonl with reasons; more than `quarantine_budget` of them fail the

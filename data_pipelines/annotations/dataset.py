@@ -1,8 +1,10 @@
 """The builders mitl_3do, art_3do and preferences: a folder of annotated items in, shards out.
 
-    mitl_3do     items whose best candidate is rated r >= min_rating: photo, that candidate's shape, pose and rating
+    mitl_3do     items whose best candidate is rated r >= min_rating:
+                 photo, that candidate's shape, pose and rating
     art_3do      items with an artist's mesh: photo, that mesh and its pose
-    preferences  pairs of winner and losers from the chains of choices, candidates of the given generator families only
+    preferences  pairs of winner and losers from the chains of choices,
+                 candidates of the given generator families only
 
 Items of one photo, and items that share a shape file, fall into the same split. An item that is in
 order but does not meet the recipe is listed in quarantine.jsonl with its reason and does not count
@@ -14,7 +16,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import hashlib
 from importlib import metadata
 import json
 import pathlib
@@ -22,7 +23,7 @@ import tempfile
 
 from data_pipelines.annotations import accepted, layout, preferences, synthetic
 from data_pipelines.annotations.items import Recipe, SetAside
-from data_pipelines.build.shard_jobs import Plan, Quarantined, ShardJob
+from data_pipelines.build.shard_jobs import Plan, Quarantined
 from data_pipelines.format import schema
 from data_pipelines.synth import sources
 from sam3d_jax.errors import ConfigError, Refused
@@ -39,11 +40,11 @@ MAKERS: dict[str, Callable[[layout.Item, Recipe, str], Iterator[schema.Example]]
 
 @dataclasses.dataclass(frozen=True)
 class AnnotationConfig:
-  """source: a folder with annotation.json files at any depth, or "procedural" for synthetic items."""
+  """Which items, and what they are turned into."""
 
-  source: str
+  source: str  # a folder with annotation.json files at any depth, or "procedural": made up
   recipe: Recipe
-  synthetic: synthetic.SyntheticConfig
+  synthetic: synthetic.SyntheticConfig  # of made-up ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,17 +56,14 @@ class ShardSpec:
 
 
 def plan(config: AnnotationConfig, *, test_fraction: float, items_per_shard: int) -> Plan:
-  """Lists the items, splits them and cuts them into shards. Raises ConfigError for a wrong source
-  or fraction.
-  """
+  """Lists the items, splits them and cuts them into shards. Raises ConfigError."""
   inputs, contents = list_items(config)
-  jobs = []
-  for split, part in sources.split_inputs(inputs, test_fraction).items():
-    shards = sources.deal(part, items_per_shard)
-    jobs += [
-      ShardJob(split, i, len(shards), len(dealt), ShardSpec(config, dealt))
-      for i, dealt in enumerate(shards)
-    ]
+  jobs = sources.deal_jobs(
+    inputs,
+    test_fraction=test_fraction,
+    per_shard=items_per_shard,
+    spec=functools.partial(ShardSpec, config),
+  )
   # where a folder lies changes no byte
   settings = {"recipe": json.loads(json.dumps(dataclasses.asdict(config.recipe)))}
   if config.source == sources.PROCEDURAL:
@@ -80,6 +78,9 @@ def plan(config: AnnotationConfig, *, test_fraction: float, items_per_shard: int
     "inputs": {"count": len(inputs), "digest": contents},
   }
   kind = "preference" if config.recipe.builder == "preferences" else "example"
+  description = f"{config.recipe.builder}: annotated photos"
+  if config.source == sources.PROCEDURAL:
+    description += " (synthetic)"
   return Plan(
     name=config.recipe.name,
     jobs=tuple(jobs),
@@ -87,8 +88,7 @@ def plan(config: AnnotationConfig, *, test_fraction: float, items_per_shard: int
     identity=identity,
     lineage=_versions(),
     kind=kind,
-    description=f"{config.recipe.builder}: annotated photos"
-    + (" (synthetic)" if config.source == sources.PROCEDURAL else ""),
+    description=description,
   )
 
 
@@ -100,7 +100,7 @@ def _versions() -> dict[str, str]:
 
 
 def make_shard(spec: ShardSpec, refuse: Callable[[Quarantined], None]) -> Iterator[schema.Example]:
-  """Yields the examples of a shard in order; items that give none are reported with their reason."""
+  """Yields the examples of a shard in order; items that give none are reported."""
   config, make = spec.config, MAKERS[spec.config.recipe.builder]
   for entry in spec.inputs:
     with _located(config, entry) as path:
@@ -109,18 +109,17 @@ def make_shard(spec: ShardSpec, refuse: Callable[[Quarantined], None]) -> Iterat
       except layout.AnnotationError as error:
         refuse(_quarantined(entry, path, "bad_annotation", str(error)))
       except Refused as error:
-        refuse(
-          _quarantined(
-            entry, path, error.reason, error.detail, fault=not isinstance(error, SetAside)
-          )
-        )
+        fault = not isinstance(error, SetAside)
+        refuse(_quarantined(entry, path, error.reason, error.detail, fault=fault))
 
 
 def _quarantined(
   entry: sources.Input, path: pathlib.Path, reason: str, detail: str, fault: bool = True
 ) -> Quarantined:
   """The same wherever the folder lies."""
-  root = str(path).removesuffix(entry.name) if str(path).endswith(entry.name) else f"{path.parent}/"
+  root = f"{path.parent}/"
+  if str(path).endswith(entry.name):
+    root = str(path).removesuffix(entry.name)
   return Quarantined(entry.name, reason, detail.replace(root, ""), fault)
 
 
@@ -137,14 +136,15 @@ def _located(config: AnnotationConfig, entry: sources.Input) -> Iterator[pathlib
 
 
 def list_items(config: AnnotationConfig) -> tuple[list[sources.Input], str]:
-  """(items in the order of their identity, which decides the split; digest of all that they are
-  made of). Raises ConfigError.
+  """(items by identity, which decides the split; digest of all that they are made of).
+
+  Raises ConfigError.
   """
   if config.source == sources.PROCEDURAL:
     if config.synthetic.count <= 0:
       raise ConfigError(f"synthetic.count = {config.synthetic.count}: it must be positive")
     inputs = [
-      sources.Input(f"synthetic-{i}", _digest(f"{config.synthetic.seed} {i}".encode()))
+      sources.Input(f"synthetic-{i}", sources.short_digest(f"{config.synthetic.seed} {i}".encode()))
       for i in range(config.synthetic.count)
     ]
     return sorted(inputs, key=lambda i: i.identity), sources.digest(inputs)
@@ -170,26 +170,27 @@ def list_folder(source: str) -> tuple[list[sources.Input], str]:
   inputs = [
     sources.Input(name, identity) for name, identity in zip(names, _joined(looks), strict=True)
   ]
-  contents = _digest(
-    "".join(f"{name}\n{' '.join(look)}\n" for name, look in zip(names, looks, strict=True)).encode()
-  )
+  lines = [f"{name}\n{' '.join(look)}\n" for name, look in zip(names, looks, strict=True)]
+  contents = sources.short_digest("".join(lines).encode())
   return sorted(inputs, key=lambda i: (i.identity, i.name)), contents
 
 
 def _look(path: pathlib.Path) -> list[str]:
-  """Digests of the item's files, first the JSON, then those that tie items together: photo and
-  shapes. A broken item has its JSON only.
+  """Digests of the item's files: the JSON, then those that tie items together, photo and shapes.
+
+  A broken item has its JSON only.
   """
   try:
     files = layout.read(path).files
   except layout.AnnotationError:
     files = [path]  # refused when its shard is built
-  return [_peek(file) for file in files]
+  return [sources.file_digest(file, PEEK) for file in files]
 
 
 def _joined(looks: Sequence[Sequence[str]]) -> list[str]:
-  """One identity an item, the same for items that share a file (JSON apart), directly or by way of
-  others.
+  """One identity an item, the same for items that share a file (JSON apart).
+
+  Items that share one by way of others have the same identity too.
   """
   parent: dict[str, str] = {}
 
@@ -204,16 +205,3 @@ def _joined(looks: Sequence[Sequence[str]]) -> list[str]:
       a, b = sorted((root(tie[0]), root(other)))
       parent[b] = a
   return [root(tie[0]) for tie in ties]
-
-
-def _digest(data: bytes) -> str:
-  return hashlib.sha256(data).hexdigest()[:16]
-
-
-def _peek(path: pathlib.Path) -> str:
-  """Of the size, head and tail."""
-  size = path.stat().st_size
-  with path.open("rb") as file:
-    head = file.read(PEEK)
-    file.seek(max(0, size - PEEK))
-    return _digest(str(size).encode() + head + file.read(PEEK))

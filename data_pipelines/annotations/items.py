@@ -1,6 +1,6 @@
 """From an annotated item to the fields of a record.
 
-They are those of the photo (image, masks, point map, camera) and those of a candidate (shape, pose).
+They are those of the photo (image, masks, point map, camera) and of a candidate (shape, pose).
 """
 
 import contextlib

@@ -6,7 +6,7 @@ loser; where they rejected everything and an artist made the mesh, that mesh win
 admits "artist".
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from data_pipelines.annotations import accepted
 from data_pipelines.annotations.items import Recipe, SetAside, shape_fields
@@ -15,23 +15,19 @@ from data_pipelines.format import schema
 
 
 def pairs(item: Item, recipe: Recipe) -> list[tuple[Candidate, list[Candidate]]]:
-  """(winner, its losers, those that lost last first) of one item; winners in the order of
-  candidates.
+  """(winner, its losers, those that lost last first) of one item, in the order of candidates.
 
   Raises SetAside: no_rating, low_rating (for pairs = "best"), other_generator (the best is of
   another family), no_pair.
   """
-  own = lambda c: not recipe.families or c.family in recipe.families
-  losers_of = lambda name: [
-    item.candidates[n]
-    for n in reversed(item.verdict.beaten.get(name, ()))
-    if own(item.candidates[n])
-  ]
   if recipe.pairs == "all":
-    winners = [(c, losers_of(name)) for name, c in item.candidates.items() if own(c)]
+    winners = []
+    for candidate in _own(item.candidates.values(), recipe):
+      winners.append((candidate, _losers_of(candidate, item, recipe)))
   else:
-    winners = _of_the_best(item, recipe, own, losers_of)
-  winners = [(winner, losers[: recipe.max_losers or None]) for winner, losers in winners if losers]
+    winners = [_best_pair(item, recipe)]
+  limit = recipe.max_losers or None
+  winners = [(winner, losers[:limit]) for winner, losers in winners if losers]
   if not winners:
     raise SetAside(
       "no_pair",
@@ -40,24 +36,34 @@ def pairs(item: Item, recipe: Recipe) -> list[tuple[Candidate, list[Candidate]]]
   return winners
 
 
-def _of_the_best(
-  item: Item, recipe: Recipe, own, losers_of
-) -> list[tuple[Candidate, list[Candidate]]]:
+def _own(candidates: Iterable[Candidate], recipe: Recipe) -> list[Candidate]:
+  """Those of the recipe's generator families."""
+  return [c for c in candidates if not recipe.families or c.family in recipe.families]
+
+
+def _losers_of(winner: Candidate, item: Item, recipe: Recipe) -> list[Candidate]:
+  """What the winner beat, those that lost last first."""
+  beaten = item.verdict.beaten.get(winner.name, ())
+  return _own((item.candidates[name] for name in reversed(beaten)), recipe)
+
+
+def _best_pair(item: Item, recipe: Recipe) -> tuple[Candidate, list[Candidate]]:
+  """The best candidate and what lost to it, or the artist's mesh where people rejected all."""
   try:
     accepted.check_rating(item, recipe)
   except SetAside:
-    if item.artist is None or not own(item.artist):
+    if item.artist is None or not _own([item.artist], recipe):
       raise
-    # the best of them first
+    # the best of the rejected ones first
     rejected = sorted(reversed(item.verdict.shown), key=lambda name: name != item.verdict.best)
-    return [(item.artist, [item.candidates[n] for n in rejected if own(item.candidates[n])])]
-  if item.best is None or not own(item.best):
+    return item.artist, _own((item.candidates[name] for name in rejected), recipe)
+  if item.best is None or not _own([item.best], recipe):
     made_by = item.best.generator if item.best is not None else ARTIST
     raise SetAside(
       "other_generator",
       f"the best shape was made by {made_by}, not by one of {', '.join(recipe.families)}",
     )
-  return [(item.best, losers_of(item.best.name))]
+  return item.best, _losers_of(item.best, item, recipe)
 
 
 def examples(item: Item, recipe: Recipe, name: str) -> Iterator[schema.Example]:

@@ -1,10 +1,9 @@
-"""Synthetic annotated items: procedural objects before a made-up backdrop, distorted shapes as
-candidates, a judge who knows the truth.
+"""Synthetic annotated items: a procedural object, distorted candidates, an informed judge.
 
-They exercise every builder of annotations without a download; nobody looked at them, and their
-records say so. The judge compares candidates by voxel IoU with the object and rates the best 1 + 4
-IoU. In every fourth item all candidates are bad and an artist's mesh is there; in every fifth the
-best comes from another generator.
+The object stands before a made-up backdrop. The items exercise every builder of annotations without
+a download; nobody looked at them, and their records say so. The judge compares candidates by voxel
+IoU with the object and rates the best 1 + 4 IoU. In every fourth item all candidates are bad and an
+artist's mesh is there; in every fifth the best comes from another generator.
 
 `python -m launch.make_examples items` writes some to look at, or to copy the layout from.
 """
@@ -39,26 +38,23 @@ class SyntheticConfig:
 
 
 def write_item(folder: pathlib.Path, index: int, config: SyntheticConfig) -> pathlib.Path:
-  """Writes item `index`, a pure function of the configuration, into `folder`; returns its
-  annotation file.
-  """
+  """Writes item `index`, a pure function of the configuration; returns its annotation file."""
   rng = np.random.default_rng([config.seed, index, 3])
   scene = procedural.make_scene(config.seed, index, config.families)
   asset = assets.from_scene(
     scene, source=f"procedural/{config.seed}/{index}", up="z", license="CC0-1.0"
   )
+
+  # the photo; the order of the draws decides its bytes
   low, high = np.log(VIEW.scale)
-  camera, azimuth = random_view(
-    rng,
-    VIEW,
-    image_size=config.image_size,
-    radius=float(np.linalg.norm(asset.mesh.vertices, axis=1).max()),
-    scale=float(np.exp(rng.uniform(low, high))),
-  )
-  image, mask, points = _photo(
-    asset, camera, lighting.random_lights(rng, lighting.LightConfig(), azimuth), rng
-  )
+  scale = float(np.exp(rng.uniform(low, high)))
+  radius = float(np.linalg.norm(asset.mesh.vertices, axis=1).max())
+  camera, azimuth = random_view(rng, VIEW, image_size=config.image_size, radius=radius, scale=scale)
+  lights = lighting.random_lights(rng, lighting.LightConfig(), azimuth)
+  image, mask, points = _photo(asset, camera, lights, rng)
   pose = Pose(camera.rotation, camera.translation, np.full(3, camera.scale))
+
+  # what is proposed, and what the judge says
   by_artist = index % 4 == 3
   with tempfile.TemporaryDirectory() as scratch:
     truth = pathlib.Path(scratch) / "truth.stl"
@@ -95,17 +91,17 @@ def _photo(
   """Image, mask and point map of the object before a wall that faces the camera."""
   shown = render.render(render.Scene(asset.mesh, asset.source), camera, lights, samples=1)
   height, width = shown.mask_HW.shape
+
+  # the wall is a ramp between two colours
   ramp = np.linspace(0, 1, height)[:, None, None]
   top, bottom = rng.uniform(60, 200, (2, 3))
   wall = np.broadcast_to(np.round((1 - ramp) * top + ramp * bottom), (height, width, 3))
   image = render.over(shown.lit_HW3, shown.alpha_HW, wall)
+
   u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
   behind = camera.rays(u, v) * (FAR * camera.translation[2])
-  return (
-    image,
-    shown.mask_HW,
-    np.where(shown.mask_HW[..., None], shown.pointmap_HW3, behind).astype(np.float32),
-  )
+  points = np.where(shown.mask_HW[..., None], shown.pointmap_HW3, behind)
+  return image, shown.mask_HW, points.astype(np.float32)
 
 
 def _candidates(
@@ -117,23 +113,25 @@ def _candidates(
   *,
   all_bad: bool,
   best_from_elsewhere: bool,
-):
-  """(proposals in random order, their voxel IoU with the object). The first is the object itself
-  unless all are to be bad.
+) -> tuple[dict[str, write.Proposal], dict[str, float]]:
+  """(proposals in random order, their voxel IoU with the object).
+
+  The first is the object itself unless all are to be bad.
   """
-  true_voxels = voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces)
+  vertices, faces = asset.mesh.vertices, asset.mesh.faces
+  true_voxels = voxelize.voxelize(vertices, faces)
   proposals, scores = {}, {}
   for number in rng.permutation(count):
-    name, strength = f"c{number}", 0.25 * number + (1.0 if all_bad else 0.0)
+    name = f"c{number}"
+    strength = 0.25 * number + (1.0 if all_bad else 0.0)
     generator = OTHER if best_from_elsewhere and number == 0 else OWN
     if strength == 0:
-      proposals[name], scores[name] = write.Proposal(generator, mesh=truth, pose=pose), 1.0
+      proposals[name] = write.Proposal(generator, mesh=truth, pose=pose)
+      scores[name] = 1.0
       continue
-    voxels = voxelize.voxelize(_distorted(asset.mesh.vertices, strength, rng), asset.mesh.faces)
-    proposals[name], scores[name] = (
-      write.Proposal(generator, voxels=voxels),
-      _iou(voxels, true_voxels),
-    )
+    voxels = voxelize.voxelize(_distorted(vertices, strength, rng), faces)
+    proposals[name] = write.Proposal(generator, voxels=voxels)
+    scores[name] = _iou(voxels, true_voxels)
   return proposals, scores
 
 

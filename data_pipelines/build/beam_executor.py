@@ -1,10 +1,10 @@
 """The shards of a build made by Apache Beam: its own runner, Dataflow, Flink or Spark.
 
-Beam distributes the jobs; each worker runs `shard_jobs.run_job`, the same function that local processes
-run, so the bytes are the same. Shards and reports are written to the build's folder, which workers
-and this process must see under one path (NFS, Lustre, a mounted bucket); the same holds for the
-source. Workers need this package and requirements-beam.txt: an image of both, or the runner's own
-means.
+Beam distributes the jobs; each worker runs `shard_jobs.run_job`, the same function that local
+processes run, so the bytes are the same. Shards and reports are written to the build's folder,
+which workers and this process must see under one path (NFS, Lustre, a mounted bucket); the same
+holds for the source. Workers need this package and requirements-beam.txt: an image of both, or the
+runner's own means.
 
 A retried bundle finds its shard finished and leaves it alone; a killed build continues with the
 shards that are left, with this executor or the local one.

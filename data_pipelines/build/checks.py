@@ -1,5 +1,6 @@
-"""Checks of one example against the schema and against physics. Each finding is a short reason
-(counted) and a detail (shown).
+"""Checks of one example against the schema and against physics.
+
+Each finding is a short reason (counted) and a detail (shown).
 """
 
 from collections.abc import Callable, Mapping
@@ -21,6 +22,8 @@ INSIDE_SHARE = 0.95  # of the voxel centres in view that must project onto the o
 SILHOUETTE_IOU = 0.5
 # how far a point may project from its own pixel (95th percentile, pixels of the point map)
 POINTMAP_PIXELS = 2.0
+# fields that a projection of the voxels needs
+PROJECTED = ("camera", "voxels", "rotation", "translation", "scale", "mask")
 SURFACE_SHARE = 0.8  # of the points under the mask that must lie on a voxel or next to one
 VOXEL_PIXELS = 2.0  # silhouettes are compared at a size at which a voxel is this large
 MAX_ENLARGED = 4.0  # times the image's size at most, for objects of few pixels
@@ -52,6 +55,8 @@ def check_example(example: schema.Example, kind: str = "example") -> Report:
     schema.check_example(example, kind)
   except schema.SchemaError as error:
     return Report([Finding("schema", str(error))], np.nan)
+
+  # every check by itself
   findings = []
   for check in (
     check_identity,
@@ -63,13 +68,13 @@ def check_example(example: schema.Example, kind: str = "example") -> Report:
     check_losers,
   ):
     findings += _run(check, example)
-  if findings or not all(
-    schema.is_present(example, f)
-    for f in ("camera", "voxels", "rotation", "translation", "scale", "mask")
-  ):
+
+  # what only a sound example can be asked: whether its parts fit each other
+  if findings or not all(schema.is_present(example, field) for field in PROJECTED):
     return Report(findings, np.nan)
   iou, finding = check_projection(example)
-  findings += [] if finding is None else [finding]
+  if finding is not None:
+    findings.append(finding)
   return Report(findings + _run(check_surface, example), iou)
 
 
@@ -197,9 +202,9 @@ def voxel_points(example: Mapping) -> np.ndarray:
 
 
 def _resized(mask_HW: np.ndarray, height: int, width: int) -> np.ndarray:
-  rows, columns = (
-    np.arange(n) * m // n for n, m in ((height, mask_HW.shape[0]), (width, mask_HW.shape[1]))
-  )
+  """The mask at another size, nearest."""
+  rows = np.arange(height) * mask_HW.shape[0] // height
+  columns = np.arange(width) * mask_HW.shape[1] // width
   return mask_HW[rows[:, None], columns]
 
 
@@ -212,23 +217,21 @@ def _hit(points_P3: np.ndarray, camera: cameras.Camera) -> tuple[np.ndarray, np.
 
 
 def silhouette(example: schema.Example) -> tuple[np.ndarray, np.ndarray, cameras.Camera]:
-  """(projected voxels, mask of the whole object, camera), at a size at which voxels are one or two
-  pixels apart.
+  """(projected voxels, mask of the whole object, camera of both pictures).
 
-  Larger than the image for objects of few pixels, whose outline their pixels would blur. The
-  centres are drawn and gaps of one pixel closed. Whole cubes would overlap the outline by half a
-  voxel and more: every voxel that the surface touches is set.
+  Their size is one at which voxels are one or two pixels apart, larger than the image for objects
+  of few pixels, whose outline their pixels would blur. The centres are drawn and gaps of one pixel
+  closed. Whole cubes would overlap the outline by half a voxel and more: every voxel that the
+  surface touches is set.
   """
+  # the size, from that of a voxel in the image
   camera = camera_of(example)
-  voxel = (
-    camera.fx
-    * float(example["scale"].max())
-    / schema.VOXEL_RESOLUTION
-    / max(float(example["translation"][2]), 1e-6)
-  )
-  camera = camera_of(
-    example, max(16, round(camera.width * min(MAX_ENLARGED, VOXEL_PIXELS / voxel)))
-  )
+  distance = max(float(example["translation"][2]), 1e-6)
+  voxel = camera.fx * float(example["scale"].max()) / schema.VOXEL_RESOLUTION / distance
+  enlarged = camera.width * min(MAX_ENLARGED, VOXEL_PIXELS / voxel)
+  camera = camera_of(example, max(16, round(enlarged)))
+
+  # the voxels, with a border that closing may grow into
   drawn = np.zeros((camera.height + 2, camera.width + 2), bool)
   rows, columns = _hit(voxel_points(example), camera)
   drawn[rows + 1, columns + 1] = True
@@ -251,21 +254,20 @@ def check_projection(example: schema.Example) -> tuple[float, Finding | None]:
   rows, columns = _hit(voxel_points(example), camera)
   if not len(rows):
     return 0.0, Finding("out_of_view", "no voxel projects into the image")
+
+  # the mask and what touches it, by a pixel of the image at least
   around = mask
-  # a pixel of the image at least
   for _ in range(max(2, math.ceil(camera.width / example["camera"]["width"]))):
     around = _grow(around)
   inside = around[rows, columns].mean()
   iou = float((drawn & mask).sum() / max((drawn | mask).sum(), 1))
+
   # an occluded object is larger than what is seen of it
   if not schema.is_present(example, "mask_full"):
     covered = (_grow(drawn) & mask).sum() / max(mask.sum(), 1)
-    finding = (
-      Finding("silhouette", f"the voxels cover {covered:.2f} of the visible mask")
-      if covered < INSIDE_SHARE
-      else None
-    )
-    return np.nan, finding
+    if covered < INSIDE_SHARE:
+      return np.nan, Finding("silhouette", f"the voxels cover {covered:.2f} of the visible mask")
+    return np.nan, None
   if inside < INSIDE_SHARE:
     return iou, Finding(
       "voxels_outside_mask",
@@ -280,20 +282,16 @@ def check_projection(example: schema.Example) -> tuple[float, Finding | None]:
 
 
 def check_pointmap(example: schema.Example) -> None:
-  """The point map has the image's aspect, its points lie before the camera and project to their own
-  pixels.
-  """
+  """The point map has the image's aspect, its points lie before the camera, on their own pixels."""
   if not schema.is_present(example, "pointmap"):
     return
   points = example["pointmap"].astype(np.float32)
   known = np.isfinite(points).all(-1)
   if not known.any():
     fail("pointmap_empty", "no point is known")
-  if (points[known][:, 2] <= 0).any():
-    fail(
-      "pointmap_behind_camera",
-      f"{int((points[known][:, 2] <= 0).sum())} points lie behind the camera",
-    )
+  behind = int((points[known][:, 2] <= 0).sum())
+  if behind:
+    fail("pointmap_behind_camera", f"{behind} points lie behind the camera")
   if not schema.is_present(example, "camera"):
     return
   height, width = points.shape[:2]
@@ -323,11 +321,14 @@ def check_surface(example: schema.Example) -> None:
   points = points[mask & np.isfinite(points).all(-1)]
   if not len(points):
     fail("pointmap_misses_object", "no point is known under the mask")
+
+  # voxels that the surface passes through, and their neighbours, in a grid with a border
   local = pose.untransform_points(points, schema.example_pose(example))
   index = np.floor((local + 0.5) * schema.VOXEL_RESOLUTION).astype(np.int64) + 1
   grid = np.zeros((schema.VOXEL_RESOLUTION + 2,) * 3, bool)
   around = np.stack(np.meshgrid(*[range(3)] * 3), -1).reshape(-1, 3)
-  grid[tuple((example["voxels"][:, None].astype(np.int64) + around).reshape(-1, 3).T)] = True
+  near = (example["voxels"][:, None].astype(np.int64) + around).reshape(-1, 3)
+  grid[tuple(near.T)] = True
   inside = ((index >= 0) & (index < grid.shape[0])).all(-1)
   share = grid[tuple(index[inside].T)].sum() / len(points)
   if share < SURFACE_SHARE:
@@ -343,10 +344,9 @@ def check_losers(example: schema.Example) -> None:
     return
   if not example["losers"]:
     fail("no_losers", "the preference example has no loser")
-  for name, candidate in [
-    ("winner", example),
-    *((f"loser {i}", x) for i, x in enumerate(example["losers"])),
-  ]:
+  named = [("winner", example)]
+  named += [(f"loser {i}", loser) for i, loser in enumerate(example["losers"])]
+  for name, candidate in named:
     if not candidate["generator"]:
       fail("no_generator", f"{name} does not say which model made it")
     if not (

@@ -3,8 +3,10 @@
 A job writes one shard and nothing else, so any executor gives the same bytes: local processes
 (here) or Apache Beam (beam_executor.py). The folder of a build holds, beside its shards:
 
-    build.json        the configuration and its digest, lineage, counts; written before the first shard
-    reports/*.json    one a shard: records, refused inputs, rejected draws; on disk before its shard, so a shard that exists is finished
+    build.json        the configuration and its digest, lineage, counts;
+                      written before the first shard
+    reports/*.json    one a shard: records, refused inputs, rejected draws;
+                      on disk before its shard, so a shard that exists is finished
     quarantine.jsonl  every refused input: path, reason, detail
 
 A build that was killed continues when it is started again; finished shards are never touched.
@@ -58,7 +60,7 @@ class Refusals:
     self.inputs.append(bad)
 
   def draw(self, reason: str) -> None:
-    """Counts a random draw that broke one of the builder's thresholds; the input itself is sound."""
+    """Counts a random draw that broke a threshold of the builder; the input itself is sound."""
     self.draws[reason] += 1
 
 

@@ -15,15 +15,21 @@ from data_pipelines.read import rows
 from sam3d_jax.geometry import cameras
 
 TILE = 256  # pixels a side of a picture
-# Control colours of a perceptually even ramp from dark violet over green to yellow (near to far is
-# bright to dark).
+# control colours of a perceptually even ramp from dark violet over green to yellow
 RAMP = np.array(
   [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], np.float32
 )
-STYLE = """body{font:14px sans-serif;margin:1.5em;background:#fff;color:#222}figure{display:inline-block;margin:0 .6em .6em 0}
-figcaption{font-size:12px;color:#666}img{width:256px;image-rendering:pixelated;border:1px solid #ccc}
-section{border-top:1px solid #ccc;padding:.6em 0}code{font-size:12px}.bad{color:#b00}table{border-collapse:collapse}
-td,th{padding:.1em .8em;text-align:left}pre{white-space:pre-wrap}"""
+STYLE = "\n".join(
+  (
+    "body{font:14px sans-serif;margin:1.5em;background:#fff;color:#222}"
+    "figure{display:inline-block;margin:0 .6em .6em 0}",
+    "figcaption{font-size:12px;color:#666}"
+    "img{width:256px;image-rendering:pixelated;border:1px solid #ccc}",
+    "section{border-top:1px solid #ccc;padding:.6em 0}code{font-size:12px}.bad{color:#b00}"
+    "table{border-collapse:collapse}",
+    "td,th{padding:.1em .8em;text-align:left}pre{white-space:pre-wrap}",
+  )
+)
 
 
 def colour_ramp(values: np.ndarray) -> np.ndarray:
@@ -52,36 +58,39 @@ def outline(image_HW3: np.ndarray, mask_HW: np.ndarray, colour: tuple[int, int, 
 
 
 def voxels_on_image(example: schema.Example, image_HW3: np.ndarray) -> np.ndarray:
-  """Voxels projected with the pose as squares of their size, near bright, on the darkened image."""
+  """Voxels projected with the pose, near bright, on the darkened image; squares of their size."""
   height, width = image_HW3.shape[:2]
   camera = checks.camera_of(example, width)
   pixels, depth = cameras.project(checks.voxel_points(example), camera)
   order = np.argsort(-depth)  # the nearest is drawn last
+  pixels, depth = pixels[order], depth[order]
+
+  # a square of pixels around every voxel's centre: (N, side, side) columns and rows
   voxel = camera.fx * float(example["scale"].max()) / schema.VOXEL_RESOLUTION / np.median(depth)
-  reach = np.arange(max(1, round(voxel))) - max(1, round(voxel)) // 2
-  corner = np.floor(pixels[order]).astype(int)
+  side = max(1, round(voxel))
+  reach = np.arange(side) - side // 2
+  corner = np.floor(pixels).astype(int)
   column, row = np.broadcast_arrays(
     corner[:, None, None, 0] + reach[:, None], corner[:, None, None, 1] + reach
   )
-  seen = (
-    (depth[order] > 0)[:, None, None]
-    & (column >= 0)
-    & (column < width)
-    & (row >= 0)
-    & (row < height)
-  )
+  in_picture = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+  seen = (depth > 0)[:, None, None] & in_picture
+
   out = (image_HW3 * 0.4).astype(np.uint8)
-  out[row[seen], column[seen]] = np.broadcast_to(
-    by_depth(depth[order])[:, None, None], (*row.shape, 3)
-  )[seen]
+  colours = np.broadcast_to(by_depth(depth)[:, None, None], (*row.shape, 3))
+  out[row[seen], column[seen]] = colours[seen]
   return out
 
 
 def pictures(example: schema.Example) -> list[tuple[str, np.ndarray]]:
-  """(caption, picture) of everything that the example has. Raises CorruptRecord for undecodable
-  images.
+  """(caption, picture) of everything that the example has.
+
+  Raises CorruptRecord for undecodable images.
   """
-  has = lambda *fields: all(schema.is_present(example, f) for f in fields)
+
+  def has(*fields: str) -> bool:
+    return all(schema.is_present(example, field) for field in fields)
+
   shown = []
   if has("image"):
     image = rows.decode_image(example["image"], "image", mode="RGB")
@@ -90,7 +99,8 @@ def pictures(example: schema.Example) -> list[tuple[str, np.ndarray]]:
     for field, colour in (("mask_full", (30, 90, 255)), ("mask", (255, 30, 30))):
       if has(field):
         mask = rows.decode_image(example[field], field, mode="L") > 0
-        outlined = outline(outlined, mask, colour) if mask.shape == image.shape[:2] else outlined
+        if mask.shape == image.shape[:2]:
+          outlined = outline(outlined, mask, colour)
     if has("mask"):
       shown.append(("mask (red), whole object (blue)", outlined))
   if has("image_delit"):
@@ -136,22 +146,22 @@ def _figure(caption: str, picture: np.ndarray) -> str:
 
 
 def _section(place: str, example: schema.Example, findings: list[checks.Finding]) -> str:
+  """One example: where it lies, what is wrong with it, its pictures."""
   try:
     figures = "".join(_figure(caption, picture) for caption, picture in pictures(example))
   except CorruptRecord as error:
     figures = f'<p class="bad">{html.escape(str(error))}</p>'
-  bad = "".join(
-    f'<p class="bad">{html.escape(f.reason)}: {html.escape(f.detail)}</p>' for f in findings
-  )
-  scalars = ", ".join(
-    f"{name} {np.array2string(np.asarray(example[name]), precision=3)}"
-    for name in ("translation", "scale", "rating")
-    if schema.is_present(example, name)
-  )
+  bad = ""
+  for finding in findings:
+    bad += f'<p class="bad">{html.escape(finding.reason)}: {html.escape(finding.detail)}</p>'
+  scalars = []
+  for name in ("translation", "scale", "rating"):
+    if schema.is_present(example, name):
+      scalars.append(f"{name} {np.array2string(np.asarray(example[name]), precision=3)}")
   return (
     f"<section><b>{html.escape(place)}</b> <code>{html.escape(example['key'])}</code> "
-    f"{html.escape(example['source'])} "
-    f"{html.escape(example['license'])}<br>{html.escape(scalars)}{bad}<div>{figures}</div></section>"
+    f"{html.escape(example['source'])} {html.escape(example['license'])}<br>"
+    f"{html.escape(', '.join(scalars))}{bad}<div>{figures}</div></section>"
   )
 
 

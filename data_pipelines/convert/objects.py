@@ -22,7 +22,7 @@ VERSION = "1"  # raise it when the same objects give other bytes
 
 @dataclasses.dataclass(frozen=True)
 class ShardSpec:
-  """What one shard is made of. `examples(config, input, refuse)` yields the records of an object."""
+  """What one shard is made of; `examples(config, input, refuse)` yields an object's records."""
 
   examples: Callable[[Any, sources.Input, shard_jobs.Refusals], Iterator[schema.Example]]
   config: Any
@@ -42,13 +42,12 @@ def plan(
   """A plan of shards over objects; `config` is a dataclass with the field `source`, whose place
   changes no byte.
   """
-  jobs = []
-  for split, part in sources.split_inputs(inputs, test_fraction).items():
-    shards = sources.deal(part, objects_per_shard)
-    jobs += [
-      shard_jobs.ShardJob(split, i, len(shards), len(dealt), ShardSpec(examples, config, dealt))
-      for i, dealt in enumerate(shards)
-    ]
+  jobs = sources.deal_jobs(
+    inputs,
+    test_fraction=test_fraction,
+    per_shard=objects_per_shard,
+    spec=functools.partial(ShardSpec, examples, config),
+  )
   settings = json.loads(json.dumps(dataclasses.asdict(config))) | {"source": "folder"}
   identity = {
     "builder": name,

@@ -12,9 +12,10 @@ What the members mean follows from that repository's public loader, inference co
     quaternion w, x, y, z on column vectors.
   - The normalised camera is q = s p + u of camera points p. With the points under the visible mask
     (depth known, farther than 5 cm) and
-    variant `median_quantile_<k>per`, 1 / s is twice the spread of their distances from the median between the quantiles k % and
-    1 - k %, and u puts the median at 0.5; with `minmax` the box of the points fills [0, 1]^3, centred. Published statistics confirm the
-    0.5: translations average 0.500, 0.494, 0.657.
+    variant `median_quantile_<k>per`, 1 / s is twice the spread of their distances from the median
+    between the quantiles k % and 1 - k %, and u puts the median at 0.5; with `minmax` the box of
+    the points fills [0, 1]^3, centred. Published statistics confirm the 0.5: translations average
+    0.500, 0.494, 0.657.
 
 So the metric pose is undone with s and u recomputed from the shard's own depth and mask. Assumed,
 because nothing public states it: that the stored poses were normalised with the stored (not eroded)
@@ -41,6 +42,7 @@ from data_pipelines.format import schema
 from data_pipelines.synth import render, sources
 from sam3d_jax.errors import ConfigError, Refused
 from sam3d_jax.geometry import cameras, rotations
+from sam3d_jax.geometry.pose import Pose
 
 PIXEL_CENTRE = 0.5  # ours minus theirs
 NEAREST = 0.05  # metres: closer points do not count in their normalisation
@@ -54,25 +56,21 @@ SCANNERS = 16  # threads that index tars
 class RecgenConfig:
   """Which views of which objects become records.
 
-  pose_variant: suffix of the pose file, which names its normalisation.  stereo: take stereo depth
-  and its poses. views: at most so many a object, the first that pass; 0: all. min_visible,
-  min_pixels, scale_range, max_translation, max_pose_norm: thresholds on a view, as the public
-  loader has them. min_aesthetic: threshold on the object (4.5 for texture). autoencoder,
-  slat_autoencoder: what the records name as the makers of the latents.
+  The thresholds on a view are those of the public loader.
   """
 
   name: str
   source: str
-  pose_variant: str = "median_quantile_5per"
-  stereo: bool = False
-  views: int = 0
-  min_visible: float = 0.2
-  min_pixels: int = 400
+  pose_variant: str = "median_quantile_5per"  # suffix of the pose file: its normalisation
+  stereo: bool = False  # take stereo depth and its poses
+  views: int = 0  # at most so many an object, the first that pass; 0: all
+  min_visible: float = 0.2  # share of the object
+  min_pixels: int = 400  # of the mask
   scale_range: tuple[float, float] = (0.3, 3.0)
   max_translation: float = 4.0
-  max_pose_norm: float = 10.0
-  min_aesthetic: float = 0.0
-  autoencoder: str = ""
+  max_pose_norm: float = 10.0  # of quaternion, translation and scale together
+  min_aesthetic: float = 0.0  # of the object (4.5 for texture)
+  autoencoder: str = ""  # what the records name as the makers of the latents
   slat_autoencoder: str = ""
   license: str = "unknown"
 
@@ -274,15 +272,8 @@ def _view(
   if whole is not None and whole.shape == mask.shape:
     seen["mask_full"] = render.encode((whole > 0) | (mask > 0))
   known = np.where((depth > 0)[..., None], points * OPENCV, np.nan)
-  lengths = {name: np.float32(getattr(camera, name)) for name in ("fx", "fy", "cx", "cy")}
-  return (
-    seen
-    | metric_pose(pose, *normalised)
-    | {
-      "pointmap": known.astype(np.float16),
-      "camera": lengths | {"width": np.int32(width), "height": np.int32(height)},
-    }
-  )
+  seen |= schema.pose_fields(metric_pose(pose, *normalised))
+  return seen | {"pointmap": known.astype(np.float16), "camera": schema.camera_field(camera)}
 
 
 def _pose_passes(pose: Mapping[str, float], config: RecgenConfig) -> bool:
@@ -356,12 +347,8 @@ def normalisation(points_P3: np.ndarray, variant: str) -> tuple[float, np.ndarra
   return (1 / spread, 0.5 - centre / spread) if spread > 0 else None
 
 
-def metric_pose(pose: Mapping[str, float], s: float, u_3: np.ndarray) -> dict[str, np.ndarray]:
-  """rotation, translation and scale of a record from a pose in the normalised OpenCV camera."""
+def metric_pose(pose: Mapping[str, float], s: float, u_3: np.ndarray) -> Pose:
+  """The pose in our camera from one in the normalised OpenCV camera."""
   quaternion, translation, scale = _numbers(pose)
   rotation = rotations.quaternion_to_matrix(quaternion)
-  return {
-    "rotation": (OPENCV[:, None] * rotation).astype(np.float32),
-    "translation": (OPENCV * (translation - u_3) / s).astype(np.float32),
-    "scale": np.full(3, scale / s, np.float32),
-  }
+  return Pose(OPENCV[:, None] * rotation, OPENCV * (translation - u_3) / s, np.full(3, scale / s))

@@ -32,6 +32,7 @@ from data_pipelines.format import schema
 from data_pipelines.synth import render, sources
 from sam3d_jax.errors import ConfigError, Refused
 from sam3d_jax.geometry import cameras
+from sam3d_jax.geometry.pose import Pose
 
 GLTF = np.array(cameras.AXES["gltf"])
 ORTHONORMAL = 1e-3  # largest error of a camera's rotation
@@ -41,25 +42,22 @@ ORTHONORMAL = 1e-3  # largest error of a camera's rotation
 class TrellisConfig:
   """Which views of which objects become records.
 
-  views: at most so many an object, the first; 0: all.  image_size: pixels a side of stored
-  pictures. background: grey level behind the object (TRELLIS trains on 0).  alpha_threshold:
-  coverage from which a pixel is the object's. structure_encoder, slat_encoder: folder of ss_latents
-  and latents to take, "" for none; records name them as makers of the latents unless autoencoder,
-  slat_autoencoder say otherwise.  min_aesthetic: threshold on the object, 0 for none.
+  Records name the encoders as makers of the latents unless autoencoder and slat_autoencoder say
+  otherwise.
   """
 
   name: str
   source: str
-  views: int = 0
-  image_size: int = 518
+  views: int = 0  # at most so many an object, the first; 0: all
+  image_size: int = 518  # pixels a side of stored pictures
   image_format: str = "jpeg"
-  background: int = 255
-  alpha_threshold: float = 0.5
-  structure_encoder: str = ""
-  slat_encoder: str = ""
+  background: int = 255  # grey level behind the object (TRELLIS trains on 0)
+  alpha_threshold: float = 0.5  # coverage from which a pixel is the object's
+  structure_encoder: str = ""  # folder of ss_latents to take, "" for none
+  slat_encoder: str = ""  # folder of latents to take, "" for none
   autoencoder: str = ""
   slat_autoencoder: str = ""
-  min_aesthetic: float = 0.0
+  min_aesthetic: float = 0.0  # of the object; 0: any
   license: str = "unknown"
 
 
@@ -109,7 +107,7 @@ def plan(config: TrellisConfig, *, test_fraction: float, objects_per_shard: int)
 def examples(
   config: TrellisConfig, item: sources.Input, refuse: shard_jobs.Refusals
 ) -> Iterator[schema.Example]:
-  """The records of one object, one a view; views with nothing to see are counted. Raises Refused."""
+  """The records of one object, one a view; empty views are counted. Raises Refused."""
   folder = pathlib.Path(config.source) / "renders_cond" / item.name
   if not (folder / "transforms.json").is_file():
     refuse(
@@ -195,14 +193,9 @@ def _pose(frame: dict, size: int) -> dict[str, Any]:
       "is wrong",
     )
   rotation = GLTF[:, None] * turn.T  # world to camera, then to our frame
-  lengths = {"fx": focal, "fy": focal, "cx": size / 2, "cy": size / 2}
-  return {
-    "camera": {k: np.float32(v) for k, v in lengths.items()}
-    | {"width": np.int32(size), "height": np.int32(size)},
-    "rotation": rotation.astype(np.float32),
-    "translation": (-rotation @ matrix[:3, 3]).astype(np.float32),
-    "scale": np.ones(3, np.float32),
-  }
+  pose = Pose(rotation, -rotation @ matrix[:3, 3], np.ones(3))
+  camera = cameras.Camera(focal, focal, size / 2, size / 2, size, size)
+  return schema.pose_fields(pose) | {"camera": schema.camera_field(camera)}
 
 
 def _shape(config: TrellisConfig, sha: str) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """BOP-format datasets (bop.felk.cvut.cz: LM-O, YCB-V, HOPE, HB, ...) as an evaluation set.
 
     ROOT/models_eval or models/   obj_000001.ply (millimetres), models_info.json
-    ROOT/<split>/000002/          rgb (or gray)/000003.png|jpg   depth/000003.png   mask_visib/000003_000001.png
+    ROOT/<split>/000002/          rgb (or gray)/000003.png|jpg   depth/000003.png
+                                  mask_visib/000003_000001.png
                                   scene_gt.json   scene_camera.json   scene_gt_info.json (optional)
-    ROOT/test_targets_bop19.json  optional: of the split "test", only the images and objects that it lists
+    ROOT/test_targets_bop19.json  optional: of the split "test", only the images and objects
+                                  that it lists
 
 One item is one object instance in one image. As the BOP challenge does, instances of which less
 than 10 % is visible are left out, and those that span fewer than 3 x 3 pixels. Conversions: the

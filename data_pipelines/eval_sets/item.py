@@ -15,23 +15,23 @@ from sam3d_jax.render.mesh import Mesh
 class Item:
   """One object of one photo with its truth.
 
-  name: unique in the set, usable as a folder name. image_HW3: uint8.  mask_HW: bool, the visible
-  part of the object. truth: the true surface, in any object frame and unit. pose: truth's frame ->
-  camera (x left, y up, z forward), in the unit of the point map; None if unknown. pointmap_HW3:
-  camera-frame points, NaN where unknown; None if there is none. camera: intrinsics in pixels of the
-  photo; None if unknown. group: scores are also averaged within groups (an occlusion level, a
-  scene); empty: no groups. subject: items of one subject are not independent and are drawn together
-  by the bootstrap; empty: the item alone. voxels_N3: true surface voxels in the model's own object
-  frame (unit cube, z up, 64^3); None where the set does not know it.
+  name: unique in the set, usable as a folder name.
+  truth: the true surface, in any object frame and unit.
+  pose: truth's frame -> camera, in the unit of the point map; None if unknown.
+  group: scores are also averaged within groups (an occlusion level, a scene); empty: no groups.
+  subject: items of one subject are not independent and are drawn together by the bootstrap; empty:
+    the item alone.
+  voxels_N3: true surface voxels in the model's own object frame (unit cube, z up, 64^3); None where
+    the set does not know it.
   """
 
   name: str
-  image_HW3: np.ndarray
-  mask_HW: np.ndarray
+  image_HW3: np.ndarray  # uint8
+  mask_HW: np.ndarray  # bool, the visible part of the object
   truth: Mesh
   pose: Pose | None
-  pointmap_HW3: np.ndarray | None = None
-  camera: Camera | None = None
+  pointmap_HW3: np.ndarray | None = None  # camera frame, NaN where unknown
+  camera: Camera | None = None  # in pixels of the photo
   group: str = ""
   subject: str = ""
   voxels_N3: np.ndarray | None = None

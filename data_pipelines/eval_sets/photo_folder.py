@@ -3,7 +3,8 @@
 Either one folder an object, or one folder a kind; files of an object share its name:
 
     ROOT/<object>/image.* mask.png mesh.* [pose.json] [pointmap.*] [camera.json]
-    ROOT/images/<object>.*  masks/<object>.png  meshes/<object>.*  [poses/<object>.json]  [pointmaps/<object>.*]  [cameras/<object>.json]
+    ROOT/images/<object>.*  masks/<object>.png  meshes/<object>.*
+         [poses/<object>.json]  [pointmaps/<object>.*]  [cameras/<object>.json]
 
 (kinds in singular or plural; `truth` and `gt` are taken for `mesh`). The SA-3DAO download was not
 at hand when this was written: that it holds an image, a mask, a mesh and a pose for each of its 100
@@ -12,11 +13,9 @@ names. Assumed of its poses, and checked by `launch.evaluate --dry_run` where a 
 camera tells (projected truth must cover its mask):
 
 - pose.json holds `rotation`, `translation` and `scale` of mesh -> camera in the frame x left, y up,
-  z forward, in the unit of the point
-  map; lists of one element around them are taken off.
+  z forward, in the unit of the point map; lists of one element around them are taken off.
 - rotation is a quaternion w, x, y, z or a 3 x 3 matrix that acts on columns, R (scale x) + t. The
-  published inference code writes
-  poses for rows (x scale) R + t: such a file says "form": "rows".
+  published inference code writes poses for rows (x scale) R + t: such a file says "form": "rows".
 - mesh coordinates are those of the file; a GLB is y up.
 
 camera.json holds fx, fy, cx, cy in pixels of the photo; without it the camera is fitted to the

@@ -1,5 +1,6 @@
-"""Whether a set's poses mean what we take them to mean: the truth, placed by its pose and
-projected, must lie on its mask.
+"""Whether a set's poses mean what we take them to mean.
+
+The truth, placed by its pose and projected, must lie on its mask.
 """
 
 import dataclasses
@@ -30,18 +31,29 @@ def fit(item: Item) -> Fit | None:
   """How well the posed truth lies on its mask and on the point map; None without pose or camera."""
   if item.pose is None or item.camera is None:
     return None
+  mask, points = item.mask_HW, item.pointmap_HW3
+  height, width = mask.shape
+
+  # samples of the posed truth, projected
   placed = layout.place(item.truth, item.pose)
-  pixels, depth = cameras.project(surface.sample_surface(placed, POINTS, 0)[0], item.camera)
-  height, width = item.mask_HW.shape
+  samples, _ = surface.sample_surface(placed, POINTS, 0)
+  pixels, depth = cameras.project(samples, item.camera)
   column, row = np.floor(pixels).T
   inside = (depth > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+  row, column = row[inside].astype(int), column[inside].astype(int)
   nearest = np.full((height, width), np.inf)
-  np.minimum.at(nearest, (row[inside].astype(int), column[inside].astype(int)), depth[inside])
+  np.minimum.at(nearest, (row, column), depth[inside])
+
+  # the part of the mask that has a sample within reach
   reach = max(1, round(REACH * max(height, width) / 640))
-  near = item.mask_HW & ndimage.maximum_filter(np.isfinite(nearest), 2 * reach + 1)
-  measured = None
-  if item.pointmap_HW3 is not None and item.pointmap_HW3.shape[:2] == item.mask_HW.shape:
-    gap = (item.pointmap_HW3[..., 2] - nearest)[item.mask_HW]
-    gap = gap[np.isfinite(gap)]
-    measured = float(np.median(gap) / surface.diameter(placed.vertices)) if len(gap) else None
-  return Fit(float(near.sum() / item.mask_HW.sum()), measured)
+  near = mask & ndimage.maximum_filter(np.isfinite(nearest), 2 * reach + 1)
+  covered = float(near.sum() / mask.sum())
+
+  # measured depth against that of the samples
+  if points is None or points.shape[:2] != mask.shape:
+    return Fit(covered, None)
+  gap = (points[..., 2] - nearest)[mask]
+  gap = gap[np.isfinite(gap)]
+  if not len(gap):
+    return Fit(covered, None)
+  return Fit(covered, float(np.median(gap) / surface.diameter(placed.vertices)))

@@ -336,7 +336,7 @@ def _serialiser(kind: str) -> example_serializer.ExampleSerializer:
 
 
 def serialise(example: Example, kind: str = "example") -> bytes:
-  """One example as bytes; equal examples give equal bytes. Raises SchemaError if it does not fit."""
+  """One example as bytes, equal for equal ones. Raises SchemaError if it does not fit."""
   check_example(example, kind)
   if kind == "preference":
     example = example | {"losers": _join_losers(example["losers"])}

@@ -12,7 +12,7 @@ import json
 
 import numpy as np
 
-from data_pipelines.build.shard_jobs import Plan, Quarantined, ShardJob
+from data_pipelines.build.shard_jobs import Plan, Quarantined
 from data_pipelines.format import schema
 from data_pipelines.synth import filters, render, sources, voxelize
 from data_pipelines.synth.assets import Asset
@@ -55,13 +55,12 @@ def plan(config: IsoConfig, *, test_fraction: float, objects_per_shard: int) -> 
   fraction.
   """
   inputs = sources.list_inputs(config.source)
-  jobs = []
-  for split, items in sources.split_inputs(inputs, test_fraction).items():
-    shards = sources.deal(items, objects_per_shard)
-    jobs += [
-      ShardJob(split, i, len(shards), len(part), ShardSpec(config, part))
-      for i, part in enumerate(shards)
-    ]
+  jobs = sources.deal_jobs(
+    inputs,
+    test_fraction=test_fraction,
+    per_shard=objects_per_shard,
+    spec=functools.partial(ShardSpec, config),
+  )
   settings = json.loads(json.dumps(dataclasses.asdict(config)))
   if config.source.source != sources.PROCEDURAL:
     settings["source"]["source"] = "folder"  # where it lies changes no byte

@@ -13,7 +13,6 @@ is run with {image}, the upright photo as PNG, and {out} replaced by file names 
 
 from collections.abc import Callable
 import dataclasses
-import hashlib
 import pathlib
 
 import cv2
@@ -80,7 +79,7 @@ def list_scenes(config: PhotoConfig) -> list[Input]:
       raise ConfigError(f"photos.count = {config.count}: it must be positive")
     names = [f"room-{i}" for i in range(config.count)]
     return sorted(
-      (Input(name, _digest(f"{config.seed} {name}".encode())) for name in names),
+      (Input(name, sources.short_digest(f"{config.seed} {name}".encode())) for name in names),
       key=lambda i: i.identity,
     )
   root = pathlib.Path(config.source)
@@ -131,7 +130,7 @@ def content_digest(config: PhotoConfig, items: list[Input]) -> str:
       for path in (*files.masks, files.pointmap, files.intrinsics)
       if path is not None
     ]
-  return _digest("\n".join(lines).encode())
+  return sources.short_digest("\n".join(lines).encode())
 
 
 def has_depth(config: PhotoConfig, item: Input) -> bool:
@@ -252,11 +251,7 @@ def _estimated(config: PhotoConfig, item: Input, photo: photos.Photo) -> pathlib
   Raises InputError if the command fails.
   """
   estimator = commands.parse(config.depth_command, "photos.depth_command")
-  stem = _digest(f"{config.depth_command} {item.identity}".encode())
+  stem = sources.short_digest(f"{config.depth_command} {item.identity}".encode())
   return estimator.make_once(
     photo.image_HW3, pathlib.Path(config.depth_cache), stem, suffix=".npz", photo=str(photo.path)
   )
-
-
-def _digest(data: bytes) -> str:
-  return hashlib.sha256(data).hexdigest()[:16]

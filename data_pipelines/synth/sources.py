@@ -1,13 +1,16 @@
-"""Where meshes come from: a folder of mesh files, or the procedural families. Also how they are
-split and dealt to shards.
+"""Where meshes come from: a folder of mesh files, or the procedural families.
+
+Also how inputs of any kind are split and dealt to shards.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import hashlib
 import math
 import pathlib
+from typing import Any
 
+from data_pipelines.build.shard_jobs import ShardJob
 from data_pipelines.synth import assets, procedural
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.files import meshes
@@ -53,7 +56,7 @@ def list_inputs(config: SourceConfig) -> list[Input]:
     except ValueError as error:
       raise ConfigError(f"procedural.{error}") from error
     return sorted(
-      (Input(name, _digest(f"{config.seed} {name}".encode())) for name in names),
+      (Input(name, short_digest(f"{config.seed} {name}".encode())) for name in names),
       key=lambda i: i.identity,
     )
   root = pathlib.Path(config.source)
@@ -125,19 +128,42 @@ def deal(items: Sequence[Input], per_shard: int) -> list[tuple[Input, ...]]:
   ]
 
 
+def deal_jobs(
+  inputs: Sequence[Input],
+  *,
+  test_fraction: float,
+  per_shard: int,
+  spec: Callable[[tuple[Input, ...]], Any],
+) -> list[ShardJob]:
+  """The shard jobs of a dataset: inputs dealt to splits, and every split cut into shards.
+
+  spec: what a shard is made of, from its inputs. Raises ConfigError.
+  """
+  jobs = []
+  for split, items in split_inputs(inputs, test_fraction).items():
+    shards = deal(items, per_shard)
+    for index, part in enumerate(shards):
+      jobs.append(ShardJob(split, index, len(shards), len(part), spec(part)))
+  return jobs
+
+
 def digest(inputs: Sequence[Input]) -> str:
   """Changes when an input is added, removed, renamed or altered."""
-  return _digest("".join(f"{item.name}\n{item.identity}\n" for item in inputs).encode())
+  return short_digest("".join(f"{item.name}\n{item.identity}\n" for item in inputs).encode())
 
 
-def _digest(data: bytes) -> str:
+def short_digest(data: bytes) -> str:
+  """16 hexadecimal digits of SHA-256."""
   return hashlib.sha256(data).hexdigest()[:16]
 
 
-def file_digest(path: pathlib.Path) -> str:
-  """Of the size, head and tail: enough to tell meshes apart without reading terabytes twice."""
+def file_digest(path: pathlib.Path, most: int = IDENTITY_BYTES) -> str:
+  """Of the size and of up to `most` bytes of head and tail.
+
+  Enough to tell meshes apart without reading terabytes twice.
+  """
   size = path.stat().st_size
   with path.open("rb") as file:
-    head = file.read(IDENTITY_BYTES)
-    file.seek(max(0, size - IDENTITY_BYTES))
-    return _digest(str(size).encode() + head + file.read(IDENTITY_BYTES))
+    head = file.read(most)
+    file.seek(max(0, size - most))
+    return short_digest(str(size).encode() + head + file.read(most))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.annotations import dataset, items, layout
-from data_pipelines.build.shard_jobs import Plan, Quarantined, Refusals, ShardJob
+from data_pipelines.build.shard_jobs import Plan, Quarantined, Refusals
 from data_pipelines.format import schema
 from data_pipelines.synth import (
   assets,
@@ -65,13 +65,13 @@ def plan(config: PasteConfig, *, test_fraction: float, items_per_shard: int) -> 
         "`pointmap`. Add one to their annotation.json, or name an estimator with "
         "--config.photos.depth_command='COMMAND {image} {out}'"
       )
-  jobs = []
-  for split, part in sources.split_inputs(inputs, test_fraction).items():
-    shards = sources.deal(part, items_per_shard)
-    jobs += [
-      ShardJob(split, i, len(shards), len(dealt), ShardSpec(config, dealt, (), ()))
-      for i, dealt in enumerate(shards)
-    ]
+
+  def spec(items: tuple[sources.Input, ...]) -> ShardSpec:
+    return ShardSpec(config, items, (), ())
+
+  jobs = sources.deal_jobs(
+    inputs, test_fraction=test_fraction, per_shard=items_per_shard, spec=spec
+  )
   identity = render_paste.settings(config) | {
     "test_fraction": test_fraction,
     "items_per_shard": items_per_shard,

@@ -1,4 +1,4 @@
-"""Reading the pictures that users bring: images, masks and label maps in the forms in which they come.
+"""Reading the pictures that users bring, in the forms in which they come: images, masks, labels.
 
 Every refusal is an InputError that names the file; `what` says in its message what the file was to
 be. Point maps: pointmaps.py; a photo with all that belongs to it: photos.py.
@@ -194,7 +194,7 @@ def check_size(values_HW: np.ndarray, size: tuple[int, int], name: str) -> None:
 
 
 def check_mask(mask_HW: np.ndarray, name: str) -> np.ndarray:
-  """The mask itself. Raises InputError if it is empty, covers everything, or spans too few pixels."""
+  """The mask. Raises InputError if it is empty, covers everything, or spans too few pixels."""
   if not mask_HW.any():
     raise InputError(f"{name} is empty: no pixel is marked as object")
   if mask_HW.all():

@@ -150,7 +150,7 @@ def check_aspect(
 
 
 def check_cover(photo: Photo, pointmap: str | pathlib.Path) -> None:
-  """Raises InputError if the photo's point map, read from `pointmap`, knows nothing of an object."""
+  """Raises InputError if the photo's point map, that of a file, knows nothing of an object."""
   for name, mask in photo.masks.items():
     if not np.isfinite(masked_points(photo.pointmap_HW3, mask)).any():
       raise InputError(

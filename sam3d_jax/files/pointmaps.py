@@ -1,10 +1,12 @@
 """Reading point maps and depth maps in the forms in which they come: the one reader of the photo
 command and the data builders.
 
-    .npy, .npz   points (H, W, 3) or depth (H, W). In a .npz: `pointmap` or `points` or `depth` (or its only array), and if it is there
-                 `intrinsics` or `K` (3 x 3, or fx fy cx cy) and `mask` or `valid` (H, W; zero: unknown)
+    .npy, .npz   points (H, W, 3) or depth (H, W). In a .npz: `pointmap` or `points` or `depth` (or
+                 its only array), and if it is there `intrinsics` or `K` (3 x 3, or fx fy cx cy) and
+                 `mask` or `valid` (H, W; zero: unknown)
     .exr         channels X Y Z or R G B are points; one channel, or Z, Y or R alone, is depth
-    .png, .tiff  one channel is depth: 16-bit integers (multiples of `depth_unit`, 0 unknown) or 32-bit floats
+    .png, .tiff  one channel is depth: 16-bit integers (multiples of `depth_unit`, 0 unknown) or
+                 32-bit floats
 
 Depth is z, not distance; it needs intrinsics, in pixels of the depth map. Integers count in
 `depth_unit`, floats are taken as they are. What comes out is float32 in the project's camera frame
@@ -24,13 +26,13 @@ from sam3d_jax.geometry import cameras
 
 FRAMES = tuple(cameras.AXES)
 DEPTH_UNIT = 0.001  # 16-bit depth maps count millimetres
+AGAINST = -0.8  # correlation with the pixels below which points run the wrong way
 MAX_FIT_ERROR = 0.02  # of the width: beyond it the points are not those of a pinhole camera
-POINT_NAMES, DEPTH_NAMES, CAMERA_NAMES, VALID_NAMES = (
-  ("pointmap", "points"),
-  ("depth",),
-  ("intrinsics", "K"),
-  ("mask", "valid"),
-)
+# names of arrays in a .npz
+POINT_NAMES = ("pointmap", "points")
+DEPTH_NAMES = ("depth",)
+CAMERA_NAMES = ("intrinsics", "K")
+VALID_NAMES = ("mask", "valid")
 
 
 class Intrinsics(NamedTuple):
@@ -43,11 +45,10 @@ class Intrinsics(NamedTuple):
 
 
 class PointMap(NamedTuple):
-  """`camera` has the map's size; it is as given, else fitted to the points, and None where no
-  pinhole camera explains them.
-  """
+  """Points and the camera that sees them."""
 
   points_HW3: np.ndarray  # float32, x left, y up, z forward, NaN unknown
+  # of the map's size: as given, else fitted; None where no pinhole camera explains the points
   camera: cameras.Camera | None
 
 
@@ -118,11 +119,14 @@ def from_array(
     height, width = values.shape[:2]
     intrinsics = Intrinsics(*cameras.resized(photo_camera, width, height)[:4])
   intrinsics = intrinsics or found
+
+  # lengths: integers count in the depth unit, floats are taken as they are
   if values.dtype.kind not in "uif":
     raise InputError(f"{name} holds values of type {values.dtype}; give real numbers")
-  values = values.astype(np.float32) * (
-    np.float32(depth_unit) if values.dtype.kind in "ui" else np.float32(1)
-  )
+  unit = np.float32(depth_unit) if values.dtype.kind in "ui" else np.float32(1)
+  values = values.astype(np.float32) * unit
+
+  # points, whichever of the two the file holds
   if values.ndim == 3 and values.shape[-1] == 1:
     values = values[..., 0]
   if values.ndim == 2 and min(values.shape) > 1:
@@ -130,11 +134,9 @@ def from_array(
   elif values.ndim == 3 and values.shape[-1] == 3 and min(values.shape[:2]) > 1:
     points = cameras.convert_frame(values, frame, "pytorch3d")
   else:
-    hint = (
-      "; it looks like 3 x H x W: move the first axis to the end"
-      if values.ndim == 3 and values.shape[0] == 3
-      else ""
-    )
+    hint = ""
+    if values.ndim == 3 and values.shape[0] == 3:
+      hint = "; it looks like 3 x H x W: move the first axis to the end"
     raise InputError(
       f"{name} has shape {values.shape}: H x W x 3 points or H x W depths are needed{hint}"
     )
@@ -146,6 +148,7 @@ def from_array(
 
 
 def unproject(depth_HW: np.ndarray, intrinsics: Intrinsics | None, name: str) -> np.ndarray:
+  """Points of a depth map. Raises InputError without intrinsics."""
   if intrinsics is None:
     raise InputError(
       f"{name} is a depth map ({depth_HW.shape[1]} x {depth_HW.shape[0]}): give the camera's "
@@ -153,16 +156,16 @@ def unproject(depth_HW: np.ndarray, intrinsics: Intrinsics | None, name: str) ->
       "(--intrinsics), or a point map"
     )
   height, width = depth_HW.shape
-  return cameras.pointmap_from_depth(depth_HW, cameras.Camera(*intrinsics, width, height)).astype(
-    np.float32
-  )
+  camera = cameras.Camera(*intrinsics, width, height)
+  return cameras.pointmap_from_depth(depth_HW, camera).astype(np.float32)
 
 
 def forget(
   points_HW3: np.ndarray, valid_HW: np.ndarray | None, frame: str, name: str
 ) -> np.ndarray:
-  """NaN where a point is not finite, not valid, or not in front of the camera. Raises InputError if
-  little is left.
+  """NaN where a point is not finite, not valid, or not in front of the camera.
+
+  Raises InputError if little is left.
   """
   finite = np.isfinite(points_HW3).all(-1)
   if valid_HW is not None:
@@ -183,26 +186,25 @@ def forget(
 
 
 def check_frame(points_HW3: np.ndarray, frame: str, name: str) -> None:
-  """Raises InputError if the points plainly run the wrong way across the picture, as those of
-  another frame do.
-  """
+  """Raises InputError if the points plainly run against a frame, as those of another one do."""
   try:
-    along_x, along_y = cameras.pixel_trend(points_HW3)
+    trends = cameras.pixel_trend(points_HW3)
   except ValueError:
     return  # too few points to tell
-  if along_x < -0.8 or along_y < -0.8:
-    signs = tuple(
-      a * (-1.0 if trend < -0.8 else 1.0)
-      for a, trend in zip(cameras.AXES[frame], (along_x, along_y), strict=False)
-    )
-    fits = [f for f, axes in cameras.AXES.items() if axes == (*signs, cameras.AXES[frame][2])]
-    fix = (
-      f"they fit {fits[0]}: add --pointmap_frame {fits[0]}" if fits else "is the picture mirrored?"
-    )
-    raise InputError(
-      f"{name}: its points run against the frame {frame!r} (x left, y up, z forward is pytorch3d); "
-      f"{fix}"
-    )
+  against = [trend < AGAINST for trend in trends]
+  if not any(against):
+    return
+  # the frame in which they would run the right way
+  x, y, z = cameras.AXES[frame]
+  axes = (-x if against[0] else x, -y if against[1] else y, z)
+  fits = [name for name, known in cameras.AXES.items() if known == axes]
+  fix = "is the picture mirrored?"
+  if fits:
+    fix = f"they fit {fits[0]}: add --pointmap_frame {fits[0]}"
+  raise InputError(
+    f"{name}: its points run against the frame {frame!r} (x left, y up, z forward is pytorch3d); "
+    f"{fix}"
+  )
 
 
 def pinhole(points_HW3: np.ndarray) -> cameras.Camera | None:
@@ -247,10 +249,12 @@ def read_numpy(path: pathlib.Path, name: str):
 
 
 def from_npz(arrays: dict[str, np.ndarray], name: str):
-  pick = lambda names: next((arrays[n] for n in names if n in arrays), None)
-  values = pick(POINT_NAMES)
-  values = pick(DEPTH_NAMES) if values is None else values
+  """What `read_arrays` gives, from the arrays of a .npz."""
+  values = first_of(arrays, POINT_NAMES)
   if values is None:
+    values = first_of(arrays, DEPTH_NAMES)
+  if values is None:
+    # an array of any name will do if there is only one
     rest = [n for n in arrays if n not in CAMERA_NAMES + VALID_NAMES]
     if len(rest) != 1:
       raise InputError(
@@ -258,20 +262,28 @@ def from_npz(arrays: dict[str, np.ndarray], name: str):
         "depth map `depth`"
       )
     values = arrays[rest[0]]
-  camera, valid = pick(CAMERA_NAMES), pick(VALID_NAMES)
-  return values, None if camera is None else to_intrinsics(camera, name), valid
+  camera, valid = first_of(arrays, CAMERA_NAMES), first_of(arrays, VALID_NAMES)
+  intrinsics = None if camera is None else to_intrinsics(camera, name)
+  return values, intrinsics, valid
+
+
+def first_of(arrays: dict[str, np.ndarray], names: tuple[str, ...]) -> np.ndarray | None:
+  """The array of the first of these names that is there."""
+  for name in names:
+    if name in arrays:
+      return arrays[name]
+  return None
 
 
 def read_exr(path: pathlib.Path, name: str) -> np.ndarray:
   """(H, W, 3) or (H, W) from the first part of an OpenEXR file."""
   import OpenEXR  # needed for this one format
 
+  pixels = {}
   try:
     with OpenEXR.File(str(path), separate_channels=True) as file:
-      pixels = {
-        key.rpartition(".")[2].upper(): np.array(channel.pixels)
-        for key, channel in file.channels().items()
-      }
+      for key, channel in file.channels().items():
+        pixels[key.rpartition(".")[2].upper()] = np.array(channel.pixels)
   # the library raises RuntimeError, TypeError or ValueError with its own text
   except Exception as error:
     raise InputError(f"{name}: cannot be decoded as OpenEXR ({error})") from error
@@ -307,30 +319,14 @@ def read_depth_image(path: pathlib.Path, name: str) -> np.ndarray:
 
 
 def parse_intrinsics(text: str, what: str = "--intrinsics") -> Intrinsics:
-  """Intrinsics from "fx,fy,cx,cy", or from a file: .json (keys fx fy cx cy, or a 3 x 3 `intrinsics`
-  or `K`), .npy, or text numbers.
+  """Intrinsics from "fx,fy,cx,cy", or from a file.
 
+  The file is .json (keys fx fy cx cy, or a 3 x 3 `intrinsics` or `K`), .npy, or text numbers.
   Raises InputError.
   """
-  path, name = pathlib.Path(text), f"{what} {text}"
+  name = f"{what} {text}"
   try:
-    if not path.is_file():
-      return to_intrinsics(np.array([float(v) for v in text.split(",")]), name)
-    if path.suffix == ".npy":
-      return to_intrinsics(np.load(path, allow_pickle=False), name)
-    if path.suffix == ".json":
-      found = json.loads(path.read_text())
-      if isinstance(found, dict):
-        found = next((found[k] for k in CAMERA_NAMES if k in found), found)
-      return to_intrinsics(
-        np.array(
-          [found[k] for k in Intrinsics._fields] if isinstance(found, dict) else found, float
-        ),
-        name,
-      )
-    return to_intrinsics(
-      np.array([float(v) for v in path.read_text().replace(",", " ").split()]), name
-    )
+    return to_intrinsics(_stated_numbers(text), name)
   except InputError:
     raise
   except (OSError, ValueError, KeyError, TypeError) as error:
@@ -338,6 +334,23 @@ def parse_intrinsics(text: str, what: str = "--intrinsics") -> Intrinsics:
       f"{name}: give fx,fy,cx,cy in pixels, or a .json, .npy or text file with these or a 3 x 3 "
       f"matrix ({error})"
     ) from error
+
+
+def _stated_numbers(text: str) -> np.ndarray:
+  """The numbers of "fx,fy,cx,cy" or of the file of that name."""
+  path = pathlib.Path(text)
+  if not path.is_file():
+    return np.array([float(v) for v in text.split(",")])
+  if path.suffix == ".npy":
+    return np.load(path, allow_pickle=False)
+  if path.suffix != ".json":
+    return np.array([float(v) for v in path.read_text().replace(",", " ").split()])
+  found = json.loads(path.read_text())
+  if isinstance(found, dict) and any(name in found for name in CAMERA_NAMES):
+    found = first_of(found, CAMERA_NAMES)
+  if isinstance(found, dict):
+    found = [found[k] for k in Intrinsics._fields]
+  return np.array(found, float)
 
 
 def to_intrinsics(values: np.ndarray, name: str) -> Intrinsics:

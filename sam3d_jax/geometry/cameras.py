@@ -18,11 +18,13 @@ from sam3d_jax.geometry.arrays import namespace
 
 # Sign of each axis of a frame relative to pytorch3d; a frame change is its own inverse.
 AXES = {"pytorch3d": (1.0, 1.0, 1.0), "opencv": (-1.0, -1.0, 1.0), "gltf": (-1.0, 1.0, -1.0)}
-# Object frames, row-vector form: glTF meshes are y up, voxels and latents z up: (x, y, z) -> (x,
-# -z, y).
+# Object frames: glTF meshes are y up, voxels and latents z up, (x, y, z) -> (x, -z, y). These turn
+# rows of points, `points @ OBJECT_FROM_GLTF`.
 OBJECT_FROM_GLTF = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
 GLTF_FROM_OBJECT = OBJECT_FROM_GLTF.T
 ASSUMED_FOV_DEG = 60.0  # of a photo's longer side, where no intrinsics are known
+
+MIN_FIT_POINTS = 16  # known points that a camera can be fitted to
 
 
 class Camera(NamedTuple):
@@ -37,17 +39,16 @@ class Camera(NamedTuple):
 
 
 def camera_from_fov(width: int, height: int, fov_x: float) -> Camera:
-  """A camera with square pixels, the principal point in the centre and horizontal field of view
-  `fov_x` in radians.
+  """A camera with square pixels and the principal point in the centre.
+
+  fov_x: horizontal field of view in radians.
   """
   focal = 0.5 * width / np.tan(0.5 * fov_x)
   return Camera(focal, focal, width / 2, height / 2, width, height)
 
 
 def convert_frame(points, source: str, target: str):
-  """Camera-frame points or directions (..., 3) from one frame to another; rotations have a
-  row-vector matrix's last axis.
-  """
+  """Camera-frame points or directions (..., 3) from one frame to another."""
   for name in (source, target):
     if name not in AXES:
       raise ValueError(f"camera frame {name!r} is not one of {tuple(AXES)}")
@@ -56,8 +57,9 @@ def convert_frame(points, source: str, target: str):
 
 
 def project(points, camera: Camera):
-  """Camera points (..., 3) -> pixel coordinates (..., 2) and depth (...,). Points with depth <= 0
-  are behind the camera.
+  """Camera points (..., 3) -> pixel coordinates (..., 2) and depth (...,).
+
+  Points with depth <= 0 are behind the camera.
   """
   xp = namespace(points)
   depth = points[..., 2]
@@ -84,10 +86,10 @@ def pixel_centres(camera: Camera) -> np.ndarray:
 
 
 def pointmap_from_depth(depth_HW, camera: Camera):
-  """Depth (height, width) -> point map (height, width, 3); NaN where the depth is not finite or not
-  positive.
+  """Depth (height, width) -> point map (height, width, 3).
 
-  Raises ValueError if the depth's size is not the camera's.
+  NaN where the depth is not finite or not positive. Raises ValueError if the depth's size is not
+  the camera's.
   """
   if depth_HW.shape != (camera.height, camera.width):
     raise ValueError(
@@ -96,11 +98,8 @@ def pointmap_from_depth(depth_HW, camera: Camera):
     )
   xp = namespace(depth_HW)
   known = xp.isfinite(depth_HW) & (depth_HW > 0)
-  return unproject(
-    xp.asarray(pixel_centres(camera), dtype=depth_HW.dtype),
-    xp.where(known, depth_HW, xp.nan),
-    camera,
-  )
+  pixels = xp.asarray(pixel_centres(camera), dtype=depth_HW.dtype)
+  return unproject(pixels, xp.where(known, depth_HW, xp.nan), camera)
 
 
 def resized(camera: Camera, width: int, height: int) -> Camera:
@@ -109,12 +108,10 @@ def resized(camera: Camera, width: int, height: int) -> Camera:
   return Camera(camera.fx * x, camera.fy * y, camera.cx * x, camera.cy * y, width, height)
 
 
-MIN_FIT_POINTS = 16
-
-
 def _rays(pointmap_HW3: np.ndarray, most: int = 50_000) -> tuple[np.ndarray, np.ndarray]:
-  """(pixel centres (P, 2), x / z and y / z (P, 2)) of at most about `most` known points. Raises
-  ValueError if there are too few.
+  """(pixel centres (P, 2), x / z and y / z (P, 2)) of at most about `most` known points.
+
+  Raises ValueError if there are too few.
   """
   height, width = pointmap_HW3.shape[:2]
   known = np.flatnonzero(np.isfinite(pointmap_HW3).all(-1) & (pointmap_HW3[..., 2] > 0))
@@ -129,10 +126,10 @@ def _rays(pointmap_HW3: np.ndarray, most: int = 50_000) -> tuple[np.ndarray, np.
 
 
 def pixel_trend(pointmap_HW3: np.ndarray) -> tuple[float, float]:
-  """Correlation of -x / z with the column and of -y / z with the row: near 1 in the pytorch3d
-  frame, 0 where nothing can be told.
+  """Correlation of -x / z with the column and of -y / z with the row.
 
-  Raises ValueError if there are too few known points.
+  Near 1 in the pytorch3d frame, 0 where nothing can be told. Raises ValueError if there are too few
+  known points.
   """
   pixels, rays = _rays(pointmap_HW3)
   pixels, rays = pixels - pixels.mean(0), rays - rays.mean(0)
@@ -142,8 +139,7 @@ def pixel_trend(pointmap_HW3: np.ndarray) -> tuple[float, float]:
 
 
 def fit_camera(pointmap_HW3: np.ndarray, *, rounds: int = 4) -> tuple[Camera, float]:
-  """The pinhole camera whose projection puts a point map's points at their own pixels, and how far
-  off it is.
+  """The pinhole camera that puts a point map's points at their own pixels, and how far off it is.
 
   Least squares of u = cx - fx x / z and v = cy - fy y / z, repeated without the points that lie off
   by more than three times the median error, so that stray points do not count.
@@ -162,6 +158,7 @@ def fit_camera(pointmap_HW3: np.ndarray, *, rounds: int = 4) -> tuple[Camera, fl
   pixels, rays = _rays(pointmap_HW3)
   kept = np.ones(len(pixels), bool)
   for _ in range(rounds):
+    # each axis is a line: pixel = centre - focal * ray
     focal, centre = [], []
     for axis in range(2):
       ray, pixel = rays[kept, axis], pixels[kept, axis]
@@ -172,13 +169,13 @@ def fit_camera(pointmap_HW3: np.ndarray, *, rounds: int = 4) -> tuple[Camera, fl
       slope, offset = np.polyfit(ray, pixel, 1)
       focal.append(-slope)
       centre.append(offset)
-    error = np.linalg.norm(np.array(centre) - np.array(focal) * rays - pixels, axis=-1)
+    found = np.array(centre) - np.array(focal) * rays
+    error = np.linalg.norm(found - pixels, axis=-1)
     kept = error <= max(3 * np.median(error), 1e-3)
   if min(focal) <= 0:
     raise ValueError("the points run against the pytorch3d frame: they do not determine a camera")
-  return Camera(
-    float(focal[0]), float(focal[1]), float(centre[0]), float(centre[1]), width, height
-  ), float(np.median(error))
+  fx, fy, cx, cy = (float(v) for v in (*focal, *centre))
+  return Camera(fx, fy, cx, cy, width, height), float(np.median(error))
 
 
 def assumed_camera(width: int, height: int) -> Camera:

@@ -41,8 +41,8 @@ class ObjectCentric:
   the shift.
 
   use_scene_scale: True, as above; False, twice the spread between the quantiles `quantile_drop` and
-  1 - `quantile_drop` of the
-    distances of the object's points from the shift; "object_norm_median", the median of those distances.
+  1 - `quantile_drop` of the distances of the object's points from the shift; "object_norm_median",
+  the median of those distances.
   clip_beyond: normalised points farther than this from the origin become unknown. fallback: scale
   factor and zero shift where the mask covers no known point; False raises NoValidPoints instead.
   """
@@ -192,7 +192,7 @@ def inverse_affine(points, moments: ScaleShift):
 
 
 def masked_points(pointmap_HW3, mask_HW):
-  """(P, 3) points under the mask, which is resized (nearest) to the point map's size if it differs."""
+  """(P, 3) points under the mask, which is resized (nearest) to the point map's size."""
   if mask_HW.shape != pointmap_HW3.shape[:2]:
     rows, columns = (
       nearest_index(n, m) for n, m in zip(mask_HW.shape, pointmap_HW3.shape[:2], strict=True)

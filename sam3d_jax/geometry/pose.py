@@ -6,9 +6,9 @@ published code keeps its transpose, which acts on rows of points, `(p * scale) @
 latents, `ScenePose` and `PoseTarget` are made of R_rows, and only this module turns one into the
 other. All functions take numpy or JAX arrays; leading dimensions are free unless stated.
 
-A convention rewrites a pose relative to the scene (its point map has the scale and shift of
-sam3d_jax/geometry/preprocessing.py). With t_rel = t / scene_scale, s_rel = s / scene_scale and u = (t -
-scene_shift) / scene_scale:
+A convention rewrites a pose relative to the scene, whose point map has a scale and a shift
+(sam3d_jax/geometry/normalisers.py). With t_rel = t / scene_scale, s_rel = s / scene_scale and
+u = (t - scene_shift) / scene_scale:
 
     convention                             scale          translation            translation_scale
     Identity                               s              t                      1
@@ -85,8 +85,9 @@ class PoseTarget(NamedTuple):
 
 
 class Invariant(NamedTuple):
-  """Quantities of a ScenePose that do not depend on the unit of length; t and s are relative to the
-  scene's scale.
+  """Quantities of a ScenePose that do not depend on the unit of length.
+
+  t_rel and s_rel are relative to the scene's scale.
   """
 
   rotation: np.ndarray  # (B, K, 4)
@@ -152,8 +153,9 @@ def compose(scale, rotation, translation):
 
 
 def decompose(matrix):
-  """4 x 4 row-vector matrix -> (scale, rotation, translation); the scales are the norms of the rows
-  of the 3 x 3 part.
+  """4 x 4 row-vector matrix -> (scale, rotation, translation).
+
+  The scales are the norms of the rows of the 3 x 3 part.
   """
   scale = rotations.norm(matrix[..., :3, :3])
   return scale[..., 0], matrix[..., :3, :3] / scale, matrix[..., 3, :3]
@@ -274,7 +276,11 @@ def encode_latents(
   """
   xp = namespace(*pose)
   lead = pose.translation.shape[:-1]
-  flat = lambda x, *shape: xp.reshape(xp.broadcast_to(xp.asarray(x), (*lead, *shape)), (-1, *shape))
+
+  def flat(x, *shape: int):
+    """(..., *shape) -> (N, *shape) over all poses."""
+    return xp.reshape(xp.broadcast_to(xp.asarray(x), (*lead, *shape)), (-1, *shape))
+
   quaternion = release_quaternion(flat(pose.rotation, 3, 3))
   scenes = ScenePose(
     flat(pose.scale, 3)[:, None],
@@ -304,14 +310,17 @@ def decode_latents(
   convention: str = "ScaleShiftInvariant",
   isotropic: bool = True,
 ) -> Pose:
-  """The four layout latents -> metric pose; the inverse of `encode_latents` for one scale per
-  object.
+  """The four layout latents -> metric pose; inverts `encode_latents` for one scale an object.
 
   isotropic: average the three scales, as the published decoder does.
   """
   xp = namespace(*latents.values())
   lead = latents["translation"].shape[:-2]
-  flat = lambda x: xp.reshape(xp.broadcast_to(xp.asarray(x), (*lead, 3)), (-1, 3))
+
+  def flat(x):
+    """(..., 3) -> (N, 3) over all poses."""
+    return xp.reshape(xp.broadcast_to(xp.asarray(x), (*lead, 3)), (-1, 3))
+
   six = rotations.denormalise_6d(latents["rotation"]).reshape(-1, 1, 6)
   target = PoseTarget(
     scale=xp.exp(latents["scale"]).reshape(-1, 1, 3),
@@ -336,8 +345,9 @@ def decode_latents(
 
 
 def average_layout(latents: dict) -> dict:
-  """Latents of the baseline that puts an object of average size at the scene's centre, with the
-  predicted rotation.
+  """Latents of the baseline that predicts only the rotation.
+
+  It puts an object of average size at the scene's centre.
   """
   xp = namespace(*latents.values())
   centred = {name: xp.zeros_like(latents[name]) for name in ("translation", "translation_scale")}
@@ -352,9 +362,7 @@ def _check(convention, whiten):
 
 
 def _rescale(pose: ScenePose, scene_scale, scene_shift, published_tiling):
-  """Follows each pose with p -> p * scene_scale + scene_shift and decomposes the result again, per
-  scene.
-  """
+  """Follows each pose with p -> p * scene_scale + scene_shift and decomposes the result again."""
   xp = namespace(*pose)
   batch, objects = pose.translation.shape[:2]
   if published_tiling:

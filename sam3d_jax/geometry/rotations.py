@@ -1,5 +1,4 @@
-"""Rotations: quaternions (w, x, y, z), 3 x 3 matrices, and the normalised 6-D form that the flow
-model predicts.
+"""Rotations: quaternions (w, x, y, z), 3 x 3 matrices, and the 6-D form of the flow model.
 
 Conversions follow PyTorch3D: `quaternion_to_matrix(q)` is the textbook matrix of q, which acts on
 columns as `quaternion_apply` does.
@@ -9,8 +8,7 @@ import numpy as np
 
 from sam3d_jax.geometry.arrays import namespace
 
-# Mean and standard deviation of the 6-D rotation over the published training set (reference
-# release).
+# mean and standard deviation of the 6-D rotation over the published training set
 SIX_D_MEAN = np.array(
   [-0.06366085, 0.00843822, 0.00017085, 0.00071266, -0.00309167, 0.51660938], np.float32
 )
@@ -118,15 +116,14 @@ def quaternion_apply(q, points):
 
 
 def matrix_to_6d(matrix):
-  """(..., 3, 3) -> (..., 6): the first column, then the second (Zhou et al. 2019, arXiv
-  1812.07035).
-  """
+  """(..., 3, 3) -> (..., 6): the first column, then the second (arXiv 1812.07035)."""
   return namespace(matrix).concatenate([matrix[..., :, 0], matrix[..., :, 1]], axis=-1)
 
 
 def matrix_from_6d(six):
-  """(..., 6) -> (..., 3, 3) by Gram-Schmidt; the inverse of `matrix_to_6d`, defined for any two
-  independent vectors.
+  """(..., 6) -> (..., 3, 3) by Gram-Schmidt; the inverse of `matrix_to_6d`.
+
+  It is defined for any two independent vectors.
   """
   xp = namespace(six)
   first, second = six[..., :3], six[..., 3:]
@@ -136,9 +133,7 @@ def matrix_from_6d(six):
 
 
 def normalise_6d(six):
-  """6-D rotation -> the model's latent: zero mean and unit variance over the published training
-  set.
-  """
+  """6-D rotation -> the latent: zero mean, unit variance over the published training set."""
   return (six - SIX_D_MEAN) / SIX_D_STD
 
 
