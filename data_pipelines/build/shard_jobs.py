@@ -35,13 +35,12 @@ REPORTS = "reports"
 
 @dataclasses.dataclass(frozen=True)
 class Quarantined:
-  """An input that became no example: a fault, which counts towards the budget, or one in order that
-  the recipe does not want.
-  """
+  """An input that became no example."""
 
   path: str
   reason: str  # machine-readable, counted
   detail: str
+  # whether it counts towards the budget; False: in order, but not what the recipe wants
   fault: bool = True
 
 
@@ -133,36 +132,49 @@ def build(
   execute: Executor | None = None,
   progress: Callable[[int, dict[str, int]], None] | None = None,
 ) -> BuildResult:
-  """Builds or continues the dataset in `out` with `workers` processes (1: in this process, 0: one a
-  core) or by `execute`.
+  """Builds or continues a dataset. Interrupted, it leaves whole shards only.
 
-  `progress(inputs of the shard, refused so far by reason)` is called after every shard. Raises
-  InputError if `out` cannot be written or belongs to another build, or if more than
-  `quarantine_budget` (a fraction) of the inputs are refused; JobFailed if a worker dies.
-  Interrupted, it leaves whole shards only.
+  Args:
+    plan: what to build.
+    out: the dataset's folder.
+    quarantine_budget: fraction of the inputs that may be refused.
+    workers: processes; 1: in this process, 0: one a core.
+    execute: what runs the jobs in place of processes of this machine.
+    progress: called after every shard with its inputs and all refused so far by reason.
+
+  Raises:
+    InputError: `out` cannot be written or belongs to another build, or too many inputs are refused.
+    JobFailed: a worker died.
   """
   out = pathlib.Path(out)
-  with _explained(out):
+  with _explaining_os_errors(out):
     _claim(plan, out)
     _remove_partial(out)
     reports = {job: finished_report(plan, out, job) for job in plan.jobs}
-    refused = _count(reports.values())
+    refused = _refused_by_reason(reports.values())
+
+    # the shards that are left
     try:
       left = [job for job in plan.jobs if reports[job] is None]
-      with contextlib.closing(
-        execute(plan, out, left) if execute else _execute(plan, out, left, workers)
-      ) as finished:
-        for job, report in finished:
+      if execute is not None:
+        running = execute(plan, out, left)
+      else:
+        running = _run_locally(plan, out, left, workers)
+      with contextlib.closing(running):
+        for job, report in running:
           reports[job] = report
-          refused = _count(reports.values())
+          refused = _refused_by_reason(reports.values())
           if progress:
             progress(job.inputs, dict(refused))
-          if _count(reports.values(), faults=True).total() > quarantine_budget * plan.all_inputs:
+          faults = _refused_by_reason(reports.values(), faults=True)
+          if faults.total() > quarantine_budget * plan.all_inputs:
             break
     finally:
       _write_quarantine(out, reports)
       _remove_partial(out)
-    _check_budget(plan, out, _count(reports.values(), faults=True), quarantine_budget)
+    _check_budget(plan, out, _refused_by_reason(reports.values(), faults=True), quarantine_budget)
+
+    # what they hold together
     lengths, draws = Counter(), Counter()
     for job, report in reports.items():
       lengths[job.split] += report["records"]
@@ -173,16 +185,13 @@ def build(
         f"none of {plan.inputs} inputs became an example ({reasons}); see "
         f"{out / records.QUARANTINE_FILE}"
       )
-    _write_build_file(
-      plan,
-      out,
-      {
-        "records": lengths,
-        "inputs": plan.inputs,
-        "refused": dict(sorted(refused.items())),
-        "rejected_draws": dict(sorted(draws.items())),
-      },
-    )
+    counts = {
+      "records": lengths,
+      "inputs": plan.inputs,
+      "refused": dict(sorted(refused.items())),
+      "rejected_draws": dict(sorted(draws.items())),
+    }
+    _write_build_file(plan, out, counts)
     # Last: its presence declares the dataset whole.
     records.write_metadata(out, name=plan.name, kind=plan.kind, description=plan.description)
   return BuildResult(dict(lengths), plan.inputs, dict(refused), dict(draws))
@@ -290,7 +299,7 @@ def _flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
       yield prefix + key, value
 
 
-def _execute(
+def _run_locally(
   plan: Plan, out: pathlib.Path, jobs: list[ShardJob], workers: int
 ) -> Iterator[tuple[ShardJob, dict[str, Any]]]:
   """Runs the jobs, yielding each with its report as it ends."""
@@ -327,25 +336,25 @@ def _remove_partial(out: pathlib.Path) -> None:
     atomic.remove_leftovers(folder)
 
 
-def _count(reports, *, faults: bool = False) -> Counter:
-  """Reason -> inputs that became no example, those that several shards met counted once; only the
-  faulty ones if `faults`.
+def _refused_by_reason(reports, *, faults: bool = False) -> Counter:
+  """Reason -> inputs that became no example; only the faulty ones if `faults`.
+
+  An input that several shards met counts once.
   """
-  refused = {
-    (bad["path"], bad["reason"]): bad for report in reports if report for bad in report["refused"]
-  }
-  return Counter(reason for (_, reason), bad in refused.items() if bad["fault"] or not faults)
+  refused = {(bad["path"], bad["reason"]): bad["fault"] for bad in _refused(reports)}
+  return Counter(reason for (_, reason), fault in refused.items() if fault or not faults)
+
+
+def _refused(reports) -> Iterator[dict[str, Any]]:
+  """What the shards that stand have refused."""
+  for report in reports:
+    if report is not None:
+      yield from report["refused"]
 
 
 def _write_quarantine(out: pathlib.Path, reports: dict[ShardJob, dict[str, Any] | None]) -> None:
-  lines = {
-    json.dumps(bad, sort_keys=True) + "\n"
-    for report in reports.values()
-    if report
-    for bad in report["refused"]
-  }
-  text = "".join(sorted(lines))
-  atomic.write_text(out / records.QUARANTINE_FILE, text)
+  lines = {json.dumps(bad, sort_keys=True) + "\n" for bad in _refused(reports.values())}
+  atomic.write_text(out / records.QUARANTINE_FILE, "".join(sorted(lines)))
 
 
 def _check_budget(plan: Plan, out: pathlib.Path, faults: Counter, budget: float) -> None:
@@ -361,7 +370,7 @@ def _check_budget(plan: Plan, out: pathlib.Path, faults: Counter, budget: float)
 
 
 @contextlib.contextmanager
-def _explained(out: pathlib.Path):
+def _explaining_os_errors(out: pathlib.Path):
   """Turns what the file system refuses into a message that says what to do."""
   try:
     yield
