@@ -12,11 +12,11 @@
 
     python -m launch.evaluate --samples DIR --data DIR --out DIR [--shuffled DIR]
 
---pairs reads DIR/<object>/{pred,truth}.<glb|obj|ply|stl|off|gltf> with optional pred_pose.json and truth_pose.json and writes
-metrics.json, metrics.csv and report.html. --benchmark, --bop, --sa3dao and --photos sample a set with a trained model first
-(docs/evaluation.md).
---samples scores the samples.npz of launch.sample on the dataset they were drawn for, with the baselines they have to beat, and
-writes metrics.json and preview.png.
+--pairs reads DIR/<object>/{pred,truth}.<glb|obj|ply|stl|off|gltf> with optional pred_pose.json and
+truth_pose.json and writes metrics.json, metrics.csv and report.html. --benchmark, --bop, --sa3dao
+and --photos sample a set with a trained model first (docs/evaluation.md). --samples scores the
+samples.npz of launch.sample on the dataset they were drawn for, with the baselines they have to
+beat, and writes metrics.json and preview.png.
 """
 
 import argparse

@@ -1,7 +1,9 @@
-"""The whole ladder at small scale: pre-training, two mid-trainings, fine-tuning, alignment,
-distillation, each scored on the same photos.
+r"""The whole ladder at small scale, each stage scored on the same photos.
 
-    python -m launch.ladder --workdir DIR [--seed N] [--scale full|small] [--pretrained QUICKSTART_WORKDIR]
+    python -m launch.ladder --workdir DIR [--seed N] [--scale full|small] \
+        [--pretrained QUICKSTART_WORKDIR]
+
+The stages are pre-training, two mid-trainings, fine-tuning, alignment and distillation.
 
 A chain of the commands that a large run uses, with `:tiny` configurations on procedural objects.
 Interrupted, it continues where it stopped. It leaves `ladder.csv`, `ladder.html` and `ladder.png`

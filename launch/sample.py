@@ -1,6 +1,7 @@
-"""Reconstructs objects: of photos, or of the held-out part of a dataset (docs/inference.md).
+r"""Reconstructs objects: of photos, or of the held-out part of a dataset (docs/inference.md).
 
-    python -m launch.sample --checkpoint DIR --image PHOTO --mask MASK [--mask MASK ...] [--pointmap FILE] --out DIR
+    python -m launch.sample --checkpoint DIR --image PHOTO --mask MASK [--mask MASK ...] \
+        [--pointmap FILE] --out DIR
 
     python -m launch.sample --checkpoint DIR --images DIR --out DIR
 

@@ -36,8 +36,8 @@ LARGE_FIELDS = frozenset(
 class LatentSource:
   """Where records hold a latent.
 
-  fields: those that it is made from. autoencoder: field with the digest of the autoencoder that made
-  it, if one did. remedy: what adds it to a dataset that lacks it.
+  fields: those that it is made from. autoencoder: field with the digest of the autoencoder that
+  made it, if one did. remedy: what adds it to a dataset that lacks it.
   """
 
   fields: tuple[str, ...]
@@ -70,13 +70,13 @@ def random_row(template: Any, rng: np.random.Generator, name: str = "") -> Any:
 class BatchKind:
   """One kind of batch.
 
-  row: (example, config, rng or None, epoch) -> one row. spec: (config, rows) -> a batch in shape and
-  type. needs: config -> the large fields of a record that a row is made from. form: (typed
+  row: (example, config, rng or None, epoch) -> one row. spec: (config, rows) -> a batch in shape
+  and type. needs: config -> the large fields of a record that a row is made from. form: (typed
   configuration of the model, latents to learn) -> fields of SampleConfig that the model decides.
   records: kind of record that it is made from, "example" (which every dataset has) or another.
-  by_epoch: rows change with the epoch, so that none is kept. latents: those that a model may be asked
-  to learn from it, and where records hold them. collate: (a host's rows, config) -> batch. random:
-  (batch of one row in shape and type, rng) -> a made-up row.
+  by_epoch: rows change with the epoch, so that none is kept. latents: those that a model may be
+  asked to learn from it, and where records hold them. collate: (a host's rows, config) -> batch.
+  random: (batch of one row in shape and type, rng) -> a made-up row.
   """
 
   row: Callable[[schema.Example, SampleConfig, np.random.Generator | None, int], Any]

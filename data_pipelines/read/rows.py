@@ -60,7 +60,7 @@ class SampleConfig(InputConfig):
 
 
 def decode_image(data: bytes, field: str, *, mode: str) -> np.ndarray:
-  """Encoded bytes -> uint8 array, (H, W, 3) for mode "RGB", (H, W) for "L". Raises CorruptRecord."""
+  """Encoded bytes -> uint8, (H, W, 3) for mode "RGB", (H, W) for "L". Raises CorruptRecord."""
   try:
     with Image.open(io.BytesIO(data)) as image:
       return np.asarray(image if image.mode == mode else image.convert(mode))
@@ -127,7 +127,7 @@ def condition(
 
 
 def as_stored(streams: Conditioning) -> Conditioning:
-  """Point maps as precise as records store them: half the bytes of a batch on its way to a device."""
+  """Point maps as precise as records store them: half the bytes of a batch on its way."""
   halved = {
     name: getattr(streams, name).astype(np.float16)
     for name in POINTMAP_STREAMS

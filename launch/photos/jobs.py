@@ -187,7 +187,10 @@ def check_all(jobs: list[Job]) -> list[dict[str, int]]:
 
 
 def read(job: Job) -> Photo:
-  """Reads and checks the files of a job; a camera that nothing tells is assumed. Raises InputError."""
+  """Reads and checks the files of a job; a camera that nothing tells is assumed.
+
+  Raises InputError.
+  """
   photo = photos.read_photo(job.image)
   if job.labels is not None:
     photo = photo.with_labels(job.labels, job.ids)

@@ -104,7 +104,10 @@ def sample_set(
   config: EvalSetConfig,
   size: int,
 ) -> None:
-  """Writes a pair for every item that has none yet, `size` items at a time; no predictor: oracle."""
+  """Writes a pair for every item that has none yet, `size` items at a time.
+
+  No predictor: oracle.
+  """
   todo = [i for i, name in enumerate(chosen.names) if not (folder / name / RECORD).exists()]
   done = len(chosen.names) - len(todo)
   with Progress(len(chosen.names), "sampling", "objects", done=done) as bar:

@@ -201,7 +201,10 @@ def read(folder: pathlib.Path, stem: str) -> tuple[Mesh | None, str]:
 def layout_scores(
   folder: pathlib.Path, pred, truth, protocol: shape.ShapeProtocol
 ) -> tuple[dict, str]:
-  """Layout metrics, all None where the truth has no pose; an unusable predicted pose scores worst."""
+  """Layout metrics, all None where the truth has no pose.
+
+  An unusable predicted pose scores worst.
+  """
   unknown = dict.fromkeys(LAYOUT)
   truth_file, pred_file = folder / "truth_pose.json", folder / "pred_pose.json"
   if truth is None or not truth_file.exists():

@@ -1,4 +1,4 @@
-"""Voxel scores of dataset samples with their baselines, and a picture: launch.evaluate --samples."""
+"""Voxel scores of dataset samples, their baselines, a picture: launch.evaluate --samples."""
 
 import dataclasses
 import json

@@ -125,7 +125,10 @@ def run_votes(file: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def read_votes(path: pathlib.Path) -> list[preference.Vote]:
-  """Rows left,right,outcome of a CSV file with these headings. Raises InputError naming the line."""
+  """Rows left,right,outcome of a CSV file with these headings.
+
+  Raises InputError naming the line.
+  """
   try:
     with path.open(newline="") as file:
       rows = list(csv.DictReader(file))

@@ -58,7 +58,7 @@ class Evaluation:
     self.pending: deque[concurrent.futures.Future] = deque()
 
   def compile(self, abstract_state) -> None:
-    """Compiles everything that runs during training, so that none of it is compiled in the middle."""
+    """Compiles everything that runs during training, so that nothing is compiled in the middle."""
     state = abstract_state
     self.losses.compile(state)
     if self.samples is not None:
@@ -86,7 +86,10 @@ class Evaluation:
     return done
 
   def finish(self, timeout: float | None = None) -> list[Result]:
-    """Waits for what is under way, each at most `timeout` seconds; what takes longer is given up."""
+    """Waits for what is under way, each at most `timeout` seconds.
+
+    What takes longer is given up.
+    """
     done = []
     try:
       while self.pending:
@@ -192,7 +195,7 @@ class Samples:
     return mesh_lib.place_batch(self.mesh, jax.tree.map(lambda x: x[mine], (cond, noise)))
 
   def program(self, sampler: generate.SamplerConfig):
-    """(params, frozen, decoder, cond, noise keys) -> latents and occupancy, whole on every device."""
+    """(params, frozen, decoder, cond, noise keys) -> latents, occupancy; whole on every device."""
 
     def sample(params, frozen, decoder, cond, key_B2):
       model = self.setup.graph.merge({**params, **frozen})

@@ -1,5 +1,4 @@
-"""One sample of one object of a photo: its mesh, its pose, its place in the photo, and how well that
-fits the mask.
+"""One sample of one object of a photo: mesh, pose, place in the photo, and how well that fits.
 
 Everything is worked out when first asked for, so that a reward which needs no mesh costs none.
 """
@@ -62,7 +61,8 @@ class Candidate:
   def pose(self) -> Pose:
     """What the model says: object frame to camera.
 
-    Metric with a point map, else in the normalised frame; the rotation alone if no more was learned.
+    Metric with a point map, else in the normalised frame; the rotation alone if no more was
+    learned.
     """
     if not self.predictor.placed:
       return Pose(self.prediction.rotation.astype(np.float64), np.zeros(3), np.ones(3))

@@ -1,7 +1,9 @@
-"""A trained Geometry model and the decoder of its latents, ready to sample: one program a batch size.
+"""A trained Geometry model and the decoder of its latents, ready to sample.
 
-Photos, datasets, evaluation sets and the ladder call the `Predictor`; previews during training trace
-the same `sample_objects` over the training mesh.
+There is one program a batch size.
+
+Photos, datasets, evaluation sets and the ladder call the `Predictor`; previews during training
+trace the same `sample_objects` over the training mesh.
 """
 
 from collections.abc import Mapping, Sequence
@@ -141,7 +143,10 @@ def sample_objects(
   sampler: generate.SamplerConfig,
   latent_shapes: Mapping[str, tuple[int, int]],
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-  """Latents and occupancy (B, X, Y, Z) bool sampled for a batch of conditions. Pure; to be traced."""
+  """Latents and occupancy (B, X, Y, Z) bool sampled for a batch of conditions.
+
+  Pure; to be traced.
+  """
   latents = generate.sample_latents(model, cond, key_B2, sampler, latent_shapes)
   logits_BXYZ = decoder(tokens_to_grid(latents["shape"]))
   return latents, logits_BXYZ > 0

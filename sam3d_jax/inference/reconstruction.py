@@ -132,7 +132,7 @@ class Reconstructor:
     """
     if texture is not None:
       raise InputError(
-        f"texture = {os.fspath(texture)!r}: this release has no texture model yet; leave texture out"
+        f"texture = {os.fspath(texture)!r}: this release has no texture model yet; leave it out"
       )
     predictor = weights.from_checkpoint(
       os.fspath(geometry),
@@ -162,8 +162,8 @@ class Reconstructor:
     Args:
       image: (H, W, 3) uint8 RGB, or a file of any form that docs/inference.md lists. A list of
         photos is one batch; `masks` and `pointmap` are then lists of the same length.
-      masks: one for each object: (H, W) booleans or numbers, non-zero is object, or files; alone, in
-        a list, or as {name: mask}. None: the alpha channel of the image.
+      masks: one for each object: (H, W) booleans or numbers, non-zero is object, or files; alone,
+        in a list, or as {name: mask}. None: the alpha channel of the image.
       pointmap: camera-frame points (H, W, 3), NaN where unknown, of any size with the photo's
         aspect, or a file of any form that docs/inference.md lists. None: there is none, and poses
         are relative.

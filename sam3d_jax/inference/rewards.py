@@ -1,11 +1,13 @@
 """What chooses among several samples of one object: launch.sample --samples N --reward ...
 
     mask_iou          IoU of silhouette and mask, render-and-compare
-    implicit          the implicit reward of a model aligned by preferences, over the reference it started from
-    MODULE:FUNCTION   a function of your own: (list of Candidate, all of one object) -> one number each, the highest wins
+    implicit          the implicit reward of a model aligned by preferences, over the reference it
+                      started from
+    MODULE:FUNCTION   a function of your own: (list of Candidate, all of one object) -> one number
+                      each, the highest wins
 
-`sam3d_jax.inference.candidates.Candidate` says what a reward can look at: photo, mask, camera, the model's
-inputs, latents, occupancy, mesh, pose.
+`sam3d_jax.inference.candidates.Candidate` says what a reward can look at: photo, mask, camera, the
+model's inputs, latents, occupancy, mesh, pose.
 """
 
 from collections.abc import Callable, Sequence
@@ -95,14 +97,14 @@ def load_model(folder: str, predictor: Predictor, which: str) -> nnx.Module:
   form, shapes = weights.input_config(config.model), weights.latent_shapes(config.model)
   if (form, shapes) != (predictor.form, predictor.latent_shapes):
     raise InputError(
-      f"--reward_models {folder} reads or makes other inputs or latents ({form}, {shapes}) than the "
-      f"sampled model ({predictor.form}, {predictor.latent_shapes})"
+      f"--reward_models {folder} reads or makes other inputs or latents ({form}, {shapes}) than "
+      f"the sampled model ({predictor.form}, {predictor.latent_shapes})"
     )
   return model
 
 
 def build_implicit(aligned: nnx.Module, reference: nnx.Module):
-  """A jitted function (cond, latents name -> (N, L, C), key) -> (N,) rewards up to a positive factor.
+  """A jitted (cond, latents name -> (N, L, C), key) -> (N,) rewards up to a positive factor.
 
   reward = mean over (t, noise) of err_reference - err_aligned of the shape latents: -beta T w(t)
   (err_aligned - err_reference) of objectives/dpo.py with its factor left out, which does not change

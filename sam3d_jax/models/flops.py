@@ -56,8 +56,8 @@ class Cost:
   parts: name -> FLOPs; a part's name is the prefix of its parameters unless `paths` says otherwise.
   streams: of them, those that predict from condition tokens; an objective may run them more than
   once, the others encode what is looked at once. unconditional: name -> FLOPs of a stream in a pass
-  that looks at nothing. paths: part -> regular expression of its parameters. before: part -> regular
-  expression of the parts whose gradient passes through it.
+  that looks at nothing. paths: part -> regular expression of its parameters. before: part ->
+  regular expression of the parts whose gradient passes through it.
   """
 
   parts: Mapping[str, Part]

@@ -78,7 +78,7 @@ class WindowBlock(nnx.Module):
 
         y_l = (f_l @ M + p_l) / std_l * scale + bias    with M and p centred over D,
 
-    is linear in the few features of a point but for std_l, whose square is a quadratic form in them:
+    is linear in the few features of a point but for std_l, whose square is a quadratic form:
 
         |f_l @ M + p_l|² = f G f^T + 2 f·(M p_l) + |p_l|²    with G = M M^T.
 

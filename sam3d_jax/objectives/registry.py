@@ -32,8 +32,8 @@ class Objective:
 
   function: `(model, frozen, batch, key, **settings) -> (loss, metrics)`.
   reference: it is given, as `frozen`, a copy of the parameters that the run starts from.
-  passes: `(settings, cost of the model, trained parts, plain) -> Passes`, how it runs the model, for
-    counting FLOPs.
+  passes: `(settings, cost of the model, trained parts, plain) -> Passes`, how it runs the model,
+    for counting FLOPs.
   """
 
   function: Callable

@@ -84,7 +84,10 @@ FILES = (
 
 
 def geometry_parts(cfg: GeometryConfig) -> list[Part]:
-  """Flow model and condition encoder, in one file. Raises InputError for tokens of several cells."""
+  """Flow model and condition encoder, in one file.
+
+  Raises InputError for tokens of several cells.
+  """
   if cfg.flow.patch != 1:
     raise InputError(
       f"model.flow.patch = {cfg.flow.patch}: the published flow model has a token for every cell; "

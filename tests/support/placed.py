@@ -1,4 +1,4 @@
-"""An object at a known pose, its photo, and the sample and the results that a perfect model gives."""
+"""An object at a known pose, its photo, and what a perfect model gives for it."""
 
 import contextlib
 import json
