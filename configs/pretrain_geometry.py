@@ -66,15 +66,15 @@ def tiny(c: ConfigDict) -> None:
   c.data.resolution = 32
   c.data.cache_mb = 500
   c.data.threads = 2
-  c.steps = 1000
+  c.steps = 1200
   c.batch_size = 64
   c.optim.lr = 2e-3
   c.optim.warmup_steps = 100
   c.optim.schedule = "cosine"
   c.optim.ema = (0.995,)
   c.optim.b2 = 0.99  # a short run cannot wait for a long memory
-  c.checkpoint.every = 500
-  c.eval.every = 500
+  c.checkpoint.every = 400
+  c.eval.every = 400
   c.log.every = 25
   c.sampler.guidance = 2.0
 

@@ -375,6 +375,7 @@ def check_torch(args: argparse.Namespace) -> None:
   from launch.performance import torch_twin
 
   torch_twin.check(registry.typed_config(c.model).condition)
+  torch_twin.check_flow(registry.typed_config(c.model).flow)
   if jax.default_backend() != "cpu" or jax.device_count() != 1:
     raise ConfigError(
       f"--torch runs on one CPU device, here are {jax.device_count()} x {jax.default_backend()}: "

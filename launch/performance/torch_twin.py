@@ -305,6 +305,15 @@ def check(cfg) -> None:
     )
 
 
+def check_flow(cfg) -> None:
+  """Raises ConfigError for a flow model (models.geometry_flow.GeometryFlowConfig) without a twin."""
+  if cfg.patch != 1:
+    raise ConfigError(
+      f"model.flow.patch = {cfg.patch}: the PyTorch twin has a token for every cell; measure with "
+      "--config.model.flow.patch=1"
+    )
+
+
 class ConditionEmbedder(nn.Module):
   """Condition tokens from images and masks, ours: models.conditioning.ConditionEncoder."""
 
@@ -346,6 +355,7 @@ class Geometry(nn.Module):
 
   def __init__(self, cfg):
     super().__init__()
+    check_flow(cfg.flow)
     self.cfg = cfg
     self.condition, self.flow = ConditionEmbedder(cfg.condition), Backbone(cfg.flow)
 
