@@ -1,6 +1,7 @@
 """Exports a trained model as a folder that the published PyTorch pipeline loads.
 
-    python -m launch.export_torch --checkpoint RUN --vae VAE_RUN --out FOLDER [--which ema:0.9999] [--dtype fp16]
+    python -m launch.export_torch --checkpoint RUN --vae VAE_RUN --out FOLDER
+        [--which ema:0.9999] [--dtype fp16]
     python -m launch.export_torch --checkpoint RUN --take_from PUBLISHED_FOLDER --out FOLDER
 
 The structure decoder comes from a checkpoint (--vae) or, like the second stage, from another

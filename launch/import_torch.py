@@ -1,13 +1,14 @@
 """Imports published weights as a checkpoint from which any stage can start.
 
-    python -m launch.import_torch --from RELEASE_FOLDER --workdir DIR                       the Geometry model of a release
-    python -m launch.import_torch --from RELEASE_FOLDER --workdir DIR --part structure_vae [--encoder FILE]
-    python -m launch.import_torch --from FILE --workdir DIR --config configs/x.py           one .ckpt, .pt, .pth or .safetensors
-    python -m launch.import_torch --from dinov2_vitl14_reg4_pretrain.pth --workdir DIR --config configs/pretrain_geometry.py
+    python -m launch.import_torch --from RELEASE --workdir DIR
+        [--part structure_vae] [--encoder FILE]
+    python -m launch.import_torch --from FILE --workdir DIR --config configs/x.py
 
-An original DINOv2 checkpoint goes into the image and the mask encoder of the configured model; the
-other parameters are initialised at random. Arrays are converted and written one at a time. Every
-missing, unexpected or misshapen entry is reported before anything is written.
+A release is a folder, of which the Geometry model is imported or another part; a file is a .ckpt,
+.pt, .pth or .safetensors of the configured model. An original DINOv2 checkpoint goes into the image
+and the mask encoder of the configured model; the other parameters are initialised at random. Arrays
+are converted and written one at a time. Every missing, unexpected or misshapen entry is reported
+before anything is written.
 """
 
 import argparse

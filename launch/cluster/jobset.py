@@ -1,4 +1,4 @@
-"""A JobSet for Kubernetes: one indexed Job a slice, one pod a machine, all started again together."""
+"""A JobSet for Kubernetes: one indexed Job a slice, one pod a machine, all started together."""
 
 from typing import Any
 
@@ -12,9 +12,11 @@ PORT = 8476
 JOB, CONTAINER = "slice", "train"
 INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 
-HEADER = """# {name}: launch.{command}. Rendered by launch.cluster; submit it with kubectl create -f.
-# Exit code 2 (bad configuration or input) fails the JobSet at once. Exit code 75 (stopped after saving) and every failure start all pods
-# again, at most {retries} times together: JobSet does not tell the two apart.
+HEADER = """\
+# {name}: launch.{command}. Rendered by launch.cluster; submit it with kubectl create -f.
+# Exit code 2 (bad configuration or input) fails the JobSet at once. Exit code 75 (stopped after
+# saving) and every failure start all pods again, at most {retries} times together: JobSet does not
+# tell the two apart.
 """
 
 

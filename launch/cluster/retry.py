@@ -22,7 +22,8 @@ verdict() {
   if [[ $failed ]]; then echo failed; elif [[ $stopped ]]; then echo stopped; else echo done; fi
 }
 
-# again CODE...: returns 0 if the job should be started again, else exits; failures in a row are counted in $launch/failures
+# again CODE...: returns 0 if the job should be started again, else exits;
+# failures in a row are counted in $launch/failures
 again() {
   local outcome; outcome=$(verdict "$@")
   echo "launcher: exit codes $*: $outcome" >&2
@@ -32,7 +33,10 @@ again() {
     stopped) rm -f "$launch/failures" ;;
     failed)
       echo "$(date -u +%FT%TZ) $*" >> "$launch/failures"
-      if (( $(wc -l < "$launch/failures") > retries )); then echo "launcher: failed more than $retries times in a row" >&2; exit 1; fi ;;
+      if (( $(wc -l < "$launch/failures") > retries )); then
+        echo "launcher: failed more than $retries times in a row" >&2
+        exit 1
+      fi ;;
   esac
 }
 """

@@ -10,7 +10,8 @@ from launch.cluster.spec import Spec
 PROCESS = """'
   "$@" & process=$!; told=; trap "told=1; kill -TERM $process" TERM
   wait $process; code=$?
-  while (( code > 128 )) && [[ $told ]]; do told=; wait $process; code=$?; done  # a signal ends `wait`, not the process
+  # a signal ends the wait, not the process
+  while (( code > 128 )) && [[ $told ]]; do told=; wait $process; code=$?; done
   echo $code > "$0/$SLURM_PROCID"; exit $code'"""
 
 
@@ -49,8 +50,9 @@ def render(spec: Spec) -> str:
   processes = spec.hosts * (spec.chips if spec.kind == "gpu" else 1)
   setup = f"\n{cfg.setup.rstrip()}\n" if cfg.setup else ""
   return f"""#!/bin/bash
-# {spec.name}: launch.{spec.command}. Rendered by launch.cluster; submit it from the checkout with sbatch.
-# --signal: {spec.grace_seconds} s before the time limit every process is told to save and stop; the job then goes back into the queue.
+# {spec.name}: launch.{spec.command}. Rendered by launch.cluster; submit it from the checkout with
+# sbatch. --signal: {spec.grace_seconds} s before the time limit every process is told to save and
+# stop; the job then goes back into the queue.
 {header}
 set -uo pipefail
 {setup}
@@ -59,17 +61,21 @@ launch={shlex.quote(spec.workdir + "/launch")}
 retries={spec.retries}
 processes={processes}
 {retry.DECIDE}
-codes="$launch/${{SLURM_JOB_ID}}_${{SLURM_RESTART_COUNT:-0}}"  # every process leaves its exit code here
+# every process leaves its exit code here
+codes="$launch/${{SLURM_JOB_ID}}_${{SLURM_RESTART_COUNT:-0}}"
 mkdir -p "$codes"
 rm -f "$codes"/*
 told=
-trap told=1 TERM  # by scancel or a preemption, not by --signal: SLURM itself decides what becomes of the job
+# by scancel or a preemption, not by --signal: SLURM itself decides what becomes of the job
+trap told=1 TERM
 srun --wait=300 --cpu-bind=none bash -c {PROCESS} "$codes" \\
   {spec.shell_command}
 ended=$?
 answers=("$codes"/*)
 all=($(cat "${{answers[@]}}" 2>/dev/null))
-if (( ${{#all[@]}} < processes )); then all+=($(( ended == 0 || ended == 2 || ended == 75 ? 1 : ended ))); fi  # one was killed
+if (( ${{#all[@]}} < processes )); then  # one was killed
+  all+=($(( ended == 0 || ended == 2 || ended == 75 ? 1 : ended )))
+fi
 again "${{all[@]}}"
 if [[ $told ]]; then exit 75; fi
 scontrol requeue "$SLURM_JOB_ID"

@@ -233,5 +233,6 @@ def _check(spec: Spec, path: str) -> None:
   if spec.kubernetes and not f"{spec.workdir}/".startswith(f"{spec.kubernetes.mount.rstrip('/')}/"):
     refuse(
       "workdir",
-      f"is not below kubernetes.mount = {spec.kubernetes.mount!r}, so it would be lost with the pod",
+      f"is not below kubernetes.mount = {spec.kubernetes.mount!r}, so it would be lost with the "
+      "pod",
     )

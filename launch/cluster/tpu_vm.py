@@ -20,9 +20,11 @@ def render(spec: Spec) -> str:
   if spec.hosts == 1:
     remote = remote.removesuffix(" --multihost")
   place = shlex.join([f"--project={cfg.project}", f"--zone={cfg.zone}"])
+  end = shlex.quote(f"kill -TERM $(cat {pid})")
   return f"""#!/bin/bash
-# {spec.name}: launch.{spec.command}. Rendered by launch.cluster. Stays until the job is done (run it in tmux or as a service); Ctrl-C or
-# SIGTERM tells every machine to save and stop. Logs and the count of failures are in ./{spec.name}_launch.
+# {spec.name}: launch.{spec.command}. Rendered by launch.cluster. Stays until the job is done (run
+# it in tmux or as a service); Ctrl-C or SIGTERM tells every machine to save and stop. Logs and the
+# count of failures are in ./{spec.name}_launch.
 set -uo pipefail
 
 launch={shlex.quote(spec.name + "_launch")}
@@ -30,12 +32,16 @@ retries={spec.retries}
 hosts={spec.hosts}
 pause=${{RETRY_SECONDS:-30}}  # before another start
 {retry.DECIDE}
-on() {{ gcloud compute tpus tpu-vm ssh {shlex.quote(cfg.tpu)} {place} --worker="$1" --command "$2"; }}
+on() {{
+  gcloud compute tpus tpu-vm ssh {shlex.quote(cfg.tpu)} {place} --worker="$1" --command "$2"
+}}
 
 stopping= told=
 stop() {{
   stopping=1 told=1
-  for (( host = 0; host < hosts; host++ )); do on "$host" {shlex.quote(f"kill -TERM $(cat {pid})")} & done
+  for (( host = 0; host < hosts; host++ )); do
+    on "$host" {end} &
+  done
 }}
 trap stop TERM INT
 
@@ -48,7 +54,8 @@ while true; do
   done
   for process in "${{processes[@]}}"; do
     wait "$process"; code=$?
-    while (( code > 128 )) && [[ $told ]]; do told=; wait "$process"; code=$?; done  # a signal ends `wait`, not the process
+    # a signal ends the wait, not the process
+    while (( code > 128 )) && [[ $told ]]; do told=; wait "$process"; code=$?; done
     codes+=("$code")
   done
   again "${{codes[@]}}"

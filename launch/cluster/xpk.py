@@ -31,8 +31,9 @@ def render(spec: Spec) -> str:
   )
   arguments = " \\\n".join(f"  {shlex.quote(line)}" for line in lines)
   return f"""#!/bin/bash
-# {spec.name}: launch.{spec.command}. Rendered by launch.cluster. All machines are started again together after exit code 75, a failure
-# or a kill, at most {spec.retries} times; never after exit code 2.
+# {spec.name}: launch.{spec.command}. Rendered by launch.cluster. All machines are started again
+# together after exit code 75, a failure or a kill, at most {spec.retries} times; never after exit
+# code 2.
 set -euo pipefail
 xpk workload create \\
 {arguments}

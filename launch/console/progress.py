@@ -1,5 +1,6 @@
-"""Progress of long work on stderr: rate and time left, one line on a terminal, a line now and then
-in a log.
+"""Progress of long work on stderr: rate and time left.
+
+One line on a terminal, a line now and then in a log.
 """
 
 import sys
@@ -11,10 +12,11 @@ TERMINAL_SECONDS = 0.2
 
 def duration(seconds: float) -> str:
   """3725 -> '1h02m', 75 -> '1m15s', 9.4 -> '9s'."""
-  seconds = int(round(seconds))
-  if seconds >= 3600:
-    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
-  return f"{seconds // 60}m{seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"
+  minutes, seconds = divmod(int(round(seconds)), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f"{hours}h{minutes:02d}m"
+  return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
 
 
 class Progress:
@@ -27,7 +29,8 @@ class Progress:
   """
 
   def __init__(self, total: int, label: str, unit: str = "", *, done: int = 0, stream=None):
-    self.total, self.label, self.unit, self.count, self.start_count = total, label, unit, done, done
+    self.total, self.label, self.unit = total, label, unit
+    self.count = self.start_count = done
     self.stream = stream or sys.stderr
     self.terminal = self.stream.isatty()
     self.start = self.last_print = time.monotonic()
@@ -46,10 +49,8 @@ class Progress:
     self.count += n
     self.fields.update(fields)
     now = time.monotonic()
-    if (
-      now - self.last_print >= (TERMINAL_SECONDS if self.terminal else LOG_SECONDS)
-      and self.count < self.total
-    ):
+    pause = TERMINAL_SECONDS if self.terminal else LOG_SECONDS
+    if now - self.last_print >= pause and self.count < self.total:
       self.last_print = now
       self._print(end="\r" if self.terminal else "\n")
 
@@ -62,9 +63,8 @@ class Progress:
       parts.append(f"done in {duration(seconds)}")
     elif rate > 0:
       parts.append(f"{rate:.3g}/s, {duration((self.total - self.count) / rate)} left")
-    parts += [
-      f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.fields.items()
-    ]
+    for name, value in self.fields.items():
+      parts.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
     return "  ".join(parts)
 
   def _print(self, end: str) -> None:

@@ -7,7 +7,8 @@ import jax
 
 
 def tree_lines(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[str]:
-  """A tree of leaves with shape and dtype; every folder with its number of values, and the total."""
+  """A tree of leaves with shape and dtype; every folder with its number of values, and the
+  total."""
   # Values below every folder.
   below: dict[str, int] = {}
   for path, leaf in leaves.items():

@@ -13,11 +13,24 @@ from launch.sweeps.trials import command_of, metric_rows, read_status
 from sam3d_jax.files import atomic
 
 WIDTH, HEIGHT, MARGIN = 560, 300, 56  # of a plot, in pixels
-STYLE = """body{font:14px sans-serif;margin:1.5em;color:#222}table{border-collapse:collapse}td,th{padding:.25em .7em;text-align:left;
-border-bottom:1px solid #ddd;font-variant-numeric:tabular-nums}th{background:#f4f4f4}code{font-size:11px;color:#555}figure{display:
-inline-block;margin:0 1em 1em 0;vertical-align:top}figcaption{font-weight:bold}.failed{color:#b00}polyline{fill:none;stroke-width:1.6}
-polyline:hover{stroke-width:4}circle:hover{r:7}.axis{stroke:#999}.tick{font-size:11px;fill:#555}.swatch{display:inline-block;width:1em;
-height:.7em;margin-right:.4em}details{margin:.2em 0}"""
+STYLE = (
+  "body{font:14px sans-serif;margin:1.5em;color:#222}"
+  "table{border-collapse:collapse}"
+  "td,th{padding:.25em .7em;text-align:left;border-bottom:1px solid #ddd;"
+  "font-variant-numeric:tabular-nums}"
+  "th{background:#f4f4f4}"
+  "code{font-size:11px;color:#555}"
+  "figure{display:inline-block;margin:0 1em 1em 0;vertical-align:top}"
+  "figcaption{font-weight:bold}"
+  ".failed{color:#b00}"
+  "polyline{fill:none;stroke-width:1.6}"
+  "polyline:hover{stroke-width:4}"
+  "circle:hover{r:7}"
+  ".axis{stroke:#999}"
+  ".tick{font-size:11px;fill:#555}"
+  ".swatch{display:inline-block;width:1em;height:.7em;margin-right:.4em}"
+  "details{margin:.2em 0}"
+)
 
 
 def collect(sweep: Sweep, workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -6,9 +6,10 @@ or best). `space` is a list of blocks, each one of
 
     {"product": {key: values, ...}}                       every combination
     {"zip": {key: values, ...}}                           values of equal length, taken together
-    {"random": {key: draw, ...}, "trials": n, "seed": s}  n independent draws; a draw is {"uniform": (a, b)}, {"log_uniform": (a, b)},
-                                                          {"integer": (a, b)} (both ends included) or {"choice": values}
+    {"random": {key: draw, ...}, "trials": n, "seed": s}  n independent draws
 
+where a draw is {"uniform": (a, b)}, {"log_uniform": (a, b)}, {"integer": (a, b)} (both ends
+included) or {"choice": values},
 and the trials are every combination of one choice from each block.
 """
 
@@ -27,13 +28,30 @@ from sam3d_jax.errors import ConfigError
 
 COMMANDS = ("pretrain", "sft", "dpo", "distill", "train_vae")
 KEYS = ("command", "config", "overrides", "space", "metric", "goal", "pick")
+
+
+def _uniform(rng: random.Random, values) -> float:
+  return float(f"{rng.uniform(*values):.4g}")
+
+
+def _log_uniform(rng: random.Random, values) -> float:
+  low, high = values
+  return float(f"{low * (high / low) ** rng.random():.4g}")
+
+
+def _integer(rng: random.Random, values) -> int:
+  return rng.randint(*values)
+
+
+def _choice(rng: random.Random, values):
+  return rng.choice(list(values))
+
+
 DRAWS = {
-  "uniform": lambda rng, values: float(f"{rng.uniform(*values):.4g}"),
-  "log_uniform": lambda rng, values: float(
-    f"{values[0] * (values[1] / values[0]) ** rng.random():.4g}"
-  ),
-  "integer": lambda rng, values: rng.randint(*values),
-  "choice": lambda rng, values: rng.choice(list(values)),
+  "uniform": _uniform,
+  "log_uniform": _log_uniform,
+  "integer": _integer,
+  "choice": _choice,
 }
 
 
@@ -116,8 +134,9 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def expand(space: list[dict[str, Any]], path: str) -> list[dict[str, Any]]:
-  """The combinations of the blocks' choices, the last block varying fastest. Raises ConfigError
-  naming block and key.
+  """The combinations of the blocks' choices, the last block varying fastest.
+
+  Raises ConfigError naming block and key.
   """
   if not space:
     raise ConfigError(f"{path}: space is empty")
@@ -134,9 +153,8 @@ def expand(space: list[dict[str, Any]], path: str) -> list[dict[str, Any]]:
 
 def _choices(block: dict[str, Any], where: str) -> list[dict[str, Any]]:
   kinds = [kind for kind in ("product", "zip", "random") if kind in block]
-  if len(kinds) != 1 or (
-    set(block) - {"trials", "seed"} if kinds[0] == "random" else set(block)
-  ) != set(kinds):
+  allowed = {*kinds, "trials", "seed"} if kinds == ["random"] else set(kinds)
+  if len(kinds) != 1 or not set(block) <= allowed:
     raise ConfigError(
       f"{where} is not one of product, zip, random (with trials and seed): {sorted(block)}"
     )
@@ -155,8 +173,9 @@ def _choices(block: dict[str, Any], where: str) -> list[dict[str, Any]]:
 
 
 def _draws(keys: dict[str, Any], trials: int, seed: int, where: str) -> list[dict[str, Any]]:
-  """Each key draws from a stream of its own, so that adding a key or more trials leaves the other
-  draws alone.
+  """Each key draws from a stream of its own.
+
+  So adding a key or more trials leaves the other draws alone.
   """
   if trials < 1:
     raise ConfigError(f"{where}.trials = {trials} is not a positive number")
@@ -166,7 +185,8 @@ def _draws(keys: dict[str, Any], trials: int, seed: int, where: str) -> list[dic
       raise ConfigError(
         f"{where}.{key} = {draw!r} is not one of {', '.join(DRAWS)} with its values"
       )
-    (kind, values), rng = next(iter(draw.items())), random.Random(f"{seed} {key}")
+    kind, values = next(iter(draw.items()))
+    rng = random.Random(f"{seed} {key}")
     if kind == "log_uniform" and not 0 < values[0] <= values[1]:
       raise ConfigError(f"{where}.{key}: log_uniform needs two positive ends, not {values}")
     columns[key] = [DRAWS[kind](rng, values) for _ in range(trials)]
@@ -175,8 +195,9 @@ def _draws(keys: dict[str, Any], trials: int, seed: int, where: str) -> list[dic
 
 def _trial(index: int, config: str, swept: dict[str, Any], common: dict[str, Any]) -> Trial:
   overrides = {**common, **swept}
-  content = json.dumps([config, sorted((key, text_of(value)) for key, value in overrides.items())])
-  return Trial(f"{index:03d}_{hashlib.sha256(content.encode()).hexdigest()[:8]}", swept, overrides)
+  texts = sorted((key, text_of(value)) for key, value in overrides.items())
+  digest = hashlib.sha256(json.dumps([config, texts]).encode()).hexdigest()
+  return Trial(f"{index:03d}_{digest[:8]}", swept, overrides)
 
 
 def _pair(text: str) -> tuple[str, str]:

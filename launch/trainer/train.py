@@ -267,10 +267,11 @@ def needs_reference(config: ConfigDict) -> bool:
 def train(setup: Setup, ledger, stop) -> None:
   """Restores or initialises, compiles and runs the loop."""
   from launch.trainer import lowering
-  from sam3d_jax.training import checkpoint, loop
+  from sam3d_jax.training import loop
+  from sam3d_jax.training.checkpointer import Checkpointer
 
   config = setup.config
-  checkpointer = checkpoint.Checkpointer(setup.workdir, keep=config.checkpoint.keep)
+  checkpointer = Checkpointer(setup.workdir, keep=config.checkpoint.keep)
   with ledger.phase("restore"):
     state, lineage = starting.starting_state(setup, checkpointer)
   first = int(state.step)

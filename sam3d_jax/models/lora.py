@@ -1,12 +1,12 @@
-"""Low-rank adapters beside any projection: kernel + (alpha / rank) * lora_a @ lora_b (Hu et al.
-2021, arXiv 2106.09685, eq. 3).
+"""Low-rank adapters beside any projection: kernel + (alpha / rank) * lora_a @ lora_b.
 
-Beside a kernel (*d_in, *d_out) lie lora_a (*d_in, r) and lora_b (r, *d_out), all three with a
-leading layer axis in a scanned stack. The factors are parameters like any other; the sum is formed
-where parameters meet the module (`training.state.ModelGraph.merge`), so no layer knows of adapters
-and a projection that is used in another form (the absorbed keys and values of the layout stream) is
-adapted too. What training saves is optimiser state, averages and, for alignment, the reference; the
-arithmetic of a step stays that of full fine-tuning, plus one small product a kernel.
+Hu et al. 2021, arXiv 2106.09685, eq. 3. Beside a kernel (*d_in, *d_out) lie lora_a (*d_in, r) and
+lora_b (r, *d_out), all three with a leading layer axis in a scanned stack. The factors are
+parameters like any other; the sum is formed where parameters meet the module
+(`training.state.ModelGraph.merge`), so no layer knows of adapters and a projection that is used in
+another form (the absorbed keys and values of the layout stream) is adapted too. What training saves
+is optimiser state, averages and, for alignment, the reference; the arithmetic of a step stays that
+of full fine-tuning, plus one small product a kernel.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,7 +28,9 @@ PATTERN = r".*/lora_[ab]"  # paths of factors, and of nothing else
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-  """targets: regular expression over the paths of modules with a kernel (full match); empty: no
+  """Which projections are adapted, and how.
+
+  targets: regular expression over the paths of modules with a kernel (full match); empty: no
   adapters. The product of the factors counts alpha / rank.
   """
 
@@ -59,28 +61,37 @@ def scale_of(config: Mapping) -> float:
 
 
 def factor_shapes(model: nnx.Module, cfg: LoraConfig) -> dict[str, jax.ShapeDtypeStruct]:
-  """path -> shape of all factors that `cfg` adds to a model (abstract or not). Raises ConfigError
-  if `targets` hits no projection.
+  """path -> shape of all factors that `cfg` adds to a model (abstract or not).
+
+  Raises ConfigError if `targets` hits no projection.
   """
   if not cfg.targets:
     return {}
-  modules = {
-    "/".join(map(str, path)): module
-    for path, module in nnx.iter_graph(model)
-    if isinstance(module, nnx.Module)
-  }
-  stacked = tuple(f"{path}/layer/" for path, module in modules.items() if isinstance(module, Stack))
-  projections = {path: module for path, module in modules.items() if isinstance(module, Dense)}
+
+  # Projections, and the stacks whose layers carry a leading axis.
+  projections: dict[str, Dense] = {}
+  stacks: list[str] = []
+  for keys, module in nnx.iter_graph(model):
+    path = "/".join(map(str, keys))
+    if isinstance(module, Stack):
+      stacks.append(f"{path}/layer/")
+    if isinstance(module, Dense):
+      projections[path] = module
+
   shapes = {}
   for path, module in projections.items():
-    if re.fullmatch(cfg.targets, path):
-      shape = module.kernel.shape
-      first = 1 if f"{path}/".startswith(stacked) else 0
-      split = first + module.dims_in
-      shapes[f"{path}/lora_a"] = jax.ShapeDtypeStruct((*shape[:split], cfg.rank), jnp.float32)
-      shapes[f"{path}/lora_b"] = jax.ShapeDtypeStruct(
-        (*shape[:first], cfg.rank, *shape[split:]), jnp.float32
-      )
+    if not re.fullmatch(cfg.targets, path):
+      continue
+    shape = module.kernel.shape
+    first = 1 if f"{path}/".startswith(tuple(stacks)) else 0
+    layers, inputs, outputs = (
+      shape[:first],
+      shape[first : first + module.dims_in],
+      shape[first + module.dims_in :],
+    )
+    a, b = (*layers, *inputs, cfg.rank), (*layers, cfg.rank, *outputs)
+    shapes[f"{path}/lora_a"] = jax.ShapeDtypeStruct(a, jnp.float32)
+    shapes[f"{path}/lora_b"] = jax.ShapeDtypeStruct(b, jnp.float32)
   if not shapes:
     raise ConfigError(
       f"lora.targets = {cfg.targets!r} matches no projection; there are "
@@ -90,8 +101,9 @@ def factor_shapes(model: nnx.Module, cfg: LoraConfig) -> dict[str, jax.ShapeDtyp
 
 
 def random_factors(shapes: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> dict[str, jax.Array]:
-  """lora_a normal with variance 1 / fan-in, lora_b zero: the adapted model starts as the model it
-  adapts, bit for bit.
+  """lora_a normal with variance 1 / fan-in, lora_b zero.
+
+  So the adapted model starts as the model it adapts, bit for bit.
   """
 
   def one(path: str, shape: tuple[int, ...]):
@@ -111,8 +123,9 @@ def factor_paths(paths: Iterable[str]) -> list[str]:
 
 
 def adapted_kernels(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, str]]:
-  """Kernel path -> paths of its two factors. Raises InputError for a factor without partner or
-  kernel, or that does not fit.
+  """Kernel path -> paths of its two factors.
+
+  Raises InputError for a factor without partner or kernel, or that does not fit.
   """
   adapted = {}
   for path in factor_paths(shapes):
@@ -128,27 +141,34 @@ def adapted_kernels(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[st
 
 def adapted(kernel, a, b, scale: float):
   """kernel + scale * a @ b, for NumPy and JAX arrays alike."""
-  layers, rank = layer_count("kernel", kernel.shape, a.shape, b.shape), a.shape[-1]
+  layers = layer_count("kernel", kernel.shape, a.shape, b.shape)
+  rank = a.shape[-1]
   delta = a.reshape(layers, -1, rank) @ b.reshape(layers, rank, -1)
   return kernel + kernel.dtype.type(scale) * delta.reshape(kernel.shape)
 
 
 def folded(params: Mapping, scale: float) -> dict:
   """The parameters with every adapted kernel in place of the kernel and its factors."""
-  kernels = adapted_kernels({p: x.shape for p, x in params.items()})
-  factors = {p for pair in kernels.values() for p in pair}
-  fold = lambda p, x: adapted(x, *(params[f] for f in kernels[p]), scale) if p in kernels else x
-  return {p: fold(p, x) for p, x in params.items() if p not in factors}
+  kernels = adapted_kernels({path: x.shape for path, x in params.items()})
+  factors = {factor for pair in kernels.values() for factor in pair}
+  out = {}
+  for path, x in params.items():
+    if path in kernels:
+      a, b = kernels[path]
+      out[path] = adapted(x, params[a], params[b], scale)
+    elif path not in factors:
+      out[path] = x
+  return out
 
 
 def layer_count(name: str, kernel: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> int:
   """Layers of a stack, 1 if there is no layer axis. Raises InputError unless the shapes fit."""
-  rank = a[-1]
-  if b[0] == rank and (*a[:-1], *b[1:]) == tuple(kernel):
+  rank, kernel = a[-1], tuple(kernel)
+  if b[0] == rank and (*a[:-1], *b[1:]) == kernel:
     return 1
-  if (
-    len(b) > 1 and a[0] == b[0] == kernel[0] and b[1] == rank and (*a[:-1], *b[2:]) == tuple(kernel)
-  ):
+  # A stack: all three have its layers in front.
+  stacked = len(b) > 1 and a[0] == b[0] == kernel[0] and b[1] == rank
+  if stacked and (*a[:-1], *b[2:]) == kernel:
     return kernel[0]
   raise InputError(
     f"{name}: factors {tuple(a)} and {tuple(b)} do not fit the kernel {tuple(kernel)}"

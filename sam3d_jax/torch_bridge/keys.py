@@ -19,25 +19,26 @@ LAYOUTS = ("plain", "linear", "conv", "sparse_conv")
 
 
 class KeyMismatch(ParameterMismatch):
-  """State dict and model do not fit; the message lists every missing, unexpected, misshapen entry."""
+  """State dict and model do not fit; the message lists every missing, unexpected, misshapen
+  entry."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
   """One correspondence.
 
-  torch: published name, with `{n}` where a layer index stands if `stacked`. ours: our parameter
-  path, `/`-separated; None for a buffer that we compute (then `buffer` makes it). layout: plain
-  (same order, any reshape), linear (torch (out, in), ours (*in, *out)), conv (torch (O, I, *k),
-  ours (*k, I, O)),
-    sparse_conv (torch (O, *k, I), ours (*k, I, O)).
-  dims_in: how many leading dimensions of our kernel (after the layer axis) are inputs, for
-  `linear`. torch_shape: shape on the torch side where a plain reshape cannot tell it; otherwise
-  derived. stacked: our leaf has a leading layer axis. buffer: makes the torch-side array of a
-  buffer. half: the published fp16 storage keeps this entry in fp16 (norms, embeddings and output
-  layers stay fp32). rows: of a table whose rows the published code numbers otherwise, which of ours
-  each of its rows holds. One of ours that none holds
-    comes back as zeros, which is how an unread row starts.
+  torch: published name, with `{n}` where a layer index stands if `stacked`.
+  ours: our parameter path, `/`-separated; None for a buffer that we compute (`buffer` makes it).
+  layout: plain (same order, any reshape), linear (torch (out, in), ours (*in, *out)), conv (torch
+    (O, I, *k), ours (*k, I, O)), sparse_conv (torch (O, *k, I), ours (*k, I, O)).
+  dims_in: how many leading dimensions of our kernel (after the layer axis) are inputs, of `linear`.
+  torch_shape: shape on the torch side where a plain reshape cannot tell it; otherwise derived.
+  stacked: our leaf has a leading layer axis.
+  buffer: makes the torch-side array of a buffer.
+  half: the published fp16 storage keeps this entry in fp16 (norms, embeddings and output layers
+    stay fp32).
+  rows: of a table whose rows the published code numbers otherwise, which of ours each of its rows
+    holds. One of ours that none holds comes back as zeros, which is how an unread row starts.
   """
 
   torch: str
@@ -63,7 +64,8 @@ class Rule:
     if self.torch_shape is not None:
       return self.torch_shape
     if self.layout == "linear":
-      return math.prod(our_shape[self.dims_in :]), math.prod(our_shape[: self.dims_in])
+      inputs, outputs = our_shape[: self.dims_in], our_shape[self.dims_in :]
+      return math.prod(outputs), math.prod(inputs)
     if self.layout == "conv":
       return our_shape[-1], our_shape[-2], *our_shape[:-2]
     if self.layout == "sparse_conv":
@@ -73,12 +75,9 @@ class Rule:
   def to_ours(self, array: np.ndarray, our_shape: tuple[int, ...]) -> np.ndarray:
     """One torch entry in our layout."""
     if self.rows is not None:
-      array = np.stack(
-        [
-          array[self.rows.index(n)] if n in self.rows else np.zeros_like(array[0])
-          for n in range(len(array))
-        ]
-      )
+      published, array = array, np.zeros_like(array)
+      for n in set(self.rows):  # the first that holds it, if several do
+        array[n] = published[self.rows.index(n)]
     if self.layout == "linear":
       array = array.T
     elif self.layout == "conv":
@@ -103,16 +102,15 @@ class Rule:
 
 def prefixed(rules: Iterable[Rule], torch: str = "", ours: str = "") -> list[Rule]:
   """The rules with a prefix put before both kinds of name."""
-  return [
-    dataclasses.replace(r, torch=torch + r.torch, ours=None if r.ours is None else ours + r.ours)
-    for r in rules
-  ]
+  out = []
+  for rule in rules:
+    path = None if rule.ours is None else ours + rule.ours
+    out.append(dataclasses.replace(rule, torch=torch + rule.torch, ours=path))
+  return out
 
 
 def expand(rules: Iterable[Rule], our_shapes: Mapping[str, tuple[int, ...]]):
-  """Yields (torch name, rule, layer index or None, torch shape) for every published entry, in rule
-  order.
-  """
+  """Every published entry in rule order: (torch name, rule, layer index or None, torch shape)."""
   for rule in rules:
     if rule.ours is None:
       yield rule.torch, rule, None, tuple(rule.buffer().shape)
@@ -139,26 +137,28 @@ def to_ours(
   Raises KeyMismatch naming every missing, unexpected and misshapen entry, before anything is
   converted.
   """
-  check(rules, {k: tuple(v.shape) for k, v in state.items()}, our_shapes)
+  check(rules, {name: tuple(array.shape) for name, array in state.items()}, our_shapes)
   out: dict[str, np.ndarray] = {}
   for name, rule, n, _ in expand(rules, our_shapes):
     if rule.ours is None:
       continue
+    array, shape = np.asarray(state[name]), our_shapes[rule.ours]
     if n is None:
-      out[rule.ours] = rule.to_ours(np.asarray(state[name]), our_shapes[rule.ours])
-    else:
-      leaf = out.setdefault(
-        rule.ours, np.empty(our_shapes[rule.ours], np.asarray(state[name]).dtype)
-      )
-      leaf[n] = rule.to_ours(np.asarray(state[name]), our_shapes[rule.ours][1:])
+      out[rule.ours] = rule.to_ours(array, shape)
+      continue
+    # One layer of a stack.
+    if rule.ours not in out:
+      out[rule.ours] = np.empty(shape, array.dtype)
+    out[rule.ours][n] = rule.to_ours(array, shape[1:])
   return out
 
 
 def to_torch(rules: list[Rule], params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Converts our flat parameters to the published state dict, buffers included. Raises KeyMismatch
-  for paths no rule names.
+  """Converts our flat parameters to the published state dict, buffers included.
+
+  Raises KeyMismatch for paths that no rule names.
   """
-  shapes = {k: tuple(v.shape) for k, v in params.items()}
+  shapes = {path: tuple(array.shape) for path, array in params.items()}
   check_paths(rules, shapes)
   out = {}
   for name, rule, n, _ in expand(rules, shapes):
@@ -178,26 +178,27 @@ def check(
   """Raises KeyMismatch unless the two sides fit exactly."""
   check_paths(rules, our_shapes)
   expected = torch_names(rules, our_shapes)
-  problems = [f"missing     {k} {expected[k]}" for k in expected if k not in torch_shapes]
-  problems += [f"unexpected  {k} {torch_shapes[k]}" for k in torch_shapes if k not in expected]
-  problems += [
-    f"misshapen   {k}: file has {torch_shapes[k]}, model needs {expected[k]}"
-    for k in expected
-    if k in torch_shapes and tuple(torch_shapes[k]) != tuple(expected[k])
-  ]
+  problems = []
+  for name, shape in expected.items():
+    if name not in torch_shapes:
+      problems.append(f"missing     {name} {shape}")
+  for name, shape in torch_shapes.items():
+    if name not in expected:
+      problems.append(f"unexpected  {name} {shape}")
+  for name, shape in expected.items():
+    if name in torch_shapes and tuple(torch_shapes[name]) != tuple(shape):
+      problems.append(f"misshapen   {name}: file has {torch_shapes[name]}, model needs {shape}")
   if problems:
-    raise KeyMismatch(f"{len(problems)} entries do not fit the model:\n  " + "\n  ".join(problems))
+    lines = "\n  ".join(problems)
+    raise KeyMismatch(f"{len(problems)} entries do not fit the model:\n  {lines}")
 
 
 def check_paths(rules: list[Rule], our_shapes: Mapping[str, tuple[int, ...]]) -> None:
-  """Raises KeyMismatch unless every parameter of ours is named by exactly one rule and every rule
-  names one.
-  """
-  named = collections.Counter(r.ours for r in rules if r.ours is not None)
-  problems = [f"no parameter   {p}" for p in named if p not in our_shapes]
-  problems += [f"no rule for    {p}" for p in our_shapes if p not in named]
-  problems += [f"named twice    {p}" for p, n in named.items() if n > 1]
+  """Raises KeyMismatch unless every rule names a parameter, and each is named by exactly one."""
+  named = collections.Counter(rule.ours for rule in rules if rule.ours is not None)
+  problems = [f"no parameter   {path}" for path in named if path not in our_shapes]
+  problems += [f"no rule for    {path}" for path in our_shapes if path not in named]
+  problems += [f"named twice    {path}" for path, times in named.items() if times > 1]
   if problems:
-    raise KeyMismatch(
-      "the rules and the model's parameters do not fit:\n  " + "\n  ".join(problems)
-    )
+    lines = "\n  ".join(problems)
+    raise KeyMismatch(f"the rules and the model's parameters do not fit:\n  {lines}")

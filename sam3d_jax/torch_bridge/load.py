@@ -44,8 +44,9 @@ BUFFER_TOLERANCE = 2e-3  # a stored fixed table may have been through fp16
 
 @dataclasses.dataclass(frozen=True)
 class StateFile:
-  """An opened state dict: what it holds, and `read(name)` for one entry as a fresh array in its
-  stored dtype.
+  """An opened state dict.
+
+  read: one entry by name, as a fresh array in its stored dtype.
   """
 
   path: pathlib.Path
@@ -73,9 +74,8 @@ def open_state(path: str | pathlib.Path, *, unsafe_pickle: bool = False) -> Stat
 
 def select(file: StateFile, prefix: str) -> StateFile:
   """The entries whose names start with `prefix`, without it."""
-  return rename(
-    file, {name: name.removeprefix(prefix) for name in file.shapes if name.startswith(prefix)}
-  )
+  chosen = [name for name in file.shapes if name.startswith(prefix)]
+  return rename(file, {name: name.removeprefix(prefix) for name in chosen})
 
 
 def rename(file: StateFile, names: Mapping[str, str]) -> StateFile:
@@ -151,7 +151,7 @@ def _check_buffer(rule: keys.Rule, file: StateFile) -> None:
 
 
 def require_torch(purpose: str):
-  """The torch module. Raises InputError that says how to install it, or to use safetensors instead."""
+  """The torch module. Raises InputError that says how to install it, or to do without."""
   try:
     import torch
   except ImportError as error:
@@ -176,48 +176,39 @@ def _open_torch(path: pathlib.Path, unsafe_pickle: bool) -> StateFile:
 
   def read(name: str) -> np.ndarray:
     tensor = tensors[name].detach().contiguous()
-    view = (
-      tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-      if tensor.dtype == torch.bfloat16
-      else tensor.numpy()
-    )
+    if tensor.dtype == torch.bfloat16:  # which NumPy does not know
+      view = tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    else:
+      view = tensor.numpy()
     array = np.array(view)  # a copy, so that the mapped pages can go
     if mapped:
       _release_pages(tensors[name])
     return array
 
-  dtypes = {
-    name: np.dtype(ml_dtypes.bfloat16)
-    if t.dtype == torch.bfloat16
-    else torch.empty(0, dtype=t.dtype).numpy().dtype
-    for name, t in tensors.items()
-  }
-  return StateFile(
-    path=path,
-    shapes={name: tuple(t.shape) for name, t in tensors.items()},
-    dtypes=dtypes,
-    read=read,
-  )
+  shapes, dtypes = {}, {}
+  for name, tensor in tensors.items():
+    shapes[name] = tuple(tensor.shape)
+    if tensor.dtype == torch.bfloat16:
+      dtypes[name] = np.dtype(ml_dtypes.bfloat16)
+    else:
+      dtypes[name] = torch.empty(0, dtype=tensor.dtype).numpy().dtype
+  return StateFile(path=path, shapes=shapes, dtypes=dtypes, read=read)
 
 
 def _why_not_loaded(torch, path: pathlib.Path, error: Exception, mapped: bool) -> str:
   """Tells a file that would run code from one that is damaged."""
-  if "Weights only load failed" not in str(error):
-    return (
-      f"{path} cannot be read: "
-      f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
-    )
+  said = str(error).strip()
+  if "Weights only load failed" not in said:
+    return f"{path} cannot be read: {said.splitlines()[0] if said else type(error).__name__}"
   names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if mapped else []
-  needs = (
-    f"it refers to {', '.join(names)}"
-    if names
-    else str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0]
-  )
+  if names:
+    needs = f"it refers to {', '.join(names)}"
+  else:
+    needs = said.split("WeightsUnpickler error:")[-1].strip().splitlines()[0]
   return (
     f"{path} holds more than tensors: {needs}. Loading that would run code chosen by the file's "
-    "author; it was not loaded. "
-    "Ask for a file of plain tensors or .safetensors, or, if you trust the author, give "
-    "--unsafe_pickle."
+    "author; it was not loaded. Ask for a file of plain tensors or .safetensors, or, if you trust "
+    "the author, give --unsafe_pickle."
   )
 
 
@@ -236,8 +227,9 @@ def _state_dict(torch, path: pathlib.Path, root) -> dict:
 
 
 def _release_pages(tensor) -> None:
-  """Drops the mapped file's pages below a tensor from this process; they are clean and would be
-  read again if needed.
+  """Drops the mapped file's pages below a tensor from this process.
+
+  They are clean and would be read again if needed.
   """
   storage = tensor.untyped_storage()
   start = -(-storage.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -260,8 +252,9 @@ def _open_safetensors(path: pathlib.Path) -> StateFile:
 
 
 def read_safetensors_header(path: pathlib.Path) -> tuple[dict[str, dict], int]:
-  """Entries of a safetensors file (name -> dtype, shape, data_offsets) and the data's offset,
-  checked against the file's size.
+  """Entries of a safetensors file (name -> dtype, shape, data_offsets) and the data's offset.
+
+  Both are checked against the file's size.
   """
   size = path.stat().st_size
   with open(path, "rb") as file:

@@ -11,8 +11,7 @@ from sam3d_jax.models.parameters import LazyParams
 def merge(
   params: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], scale: float
 ) -> LazyParams:
-  """The parameters with kernel + scale * lora_a @ lora_b in place of every adapted kernel, and
-  without the factors.
+  """The parameters with kernel + scale * lora_a @ lora_b for every adapted kernel, without factors.
 
   Shapes as in `models.lora`. Raises InputError for a factor without its partner or kernel, or whose
   shape does not fit.
@@ -22,7 +21,9 @@ def merge(
   def make(path: str) -> np.ndarray:
     if path not in kernels:
       return params[path]
-    return adapted(*(np.asarray(params[p]) for p in (path, *kernels[path])), scale)
+    kernel, a, b = (np.asarray(params[p]) for p in (path, *kernels[path]))
+    return adapted(kernel, a, b, scale)
 
   factors = set(factor_paths(shapes))
-  return LazyParams({p: s for p, s in shapes.items() if p not in factors}, make)
+  left = {path: shape for path, shape in shapes.items() if path not in factors}
+  return LazyParams(left, make)

@@ -134,7 +134,8 @@ def self_attention_rules(
 def cross_attention_rules(
   width: int, torch: str = "", ours: str = "", *, qk_rms_norm: bool = False, stacked: bool = False
 ) -> list[Rule]:
-  """Cross-attention projections; the flow model's have no RMS norms, but the published layer can."""
+  """Cross-attention projections; the flow model's have no RMS norms, but the published layer
+  can."""
   return [
     *affine_rules(f"{torch}to_q", f"{ours}q", out=width, stacked=stacked, half=True),
     *affine_rules(f"{torch}to_kv", f"{ours}kv", out=2 * width, stacked=stacked, half=True),

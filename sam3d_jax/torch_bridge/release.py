@@ -1,8 +1,10 @@
 """Reading a release folder: what the published PyTorch pipeline loads, and where it comes from.
 
     pipeline.yaml        what the pipeline is made of and how it samples
-    <part>.yaml .ckpt    ss_generator (flow model and condition encoder), ss_decoder, ss_encoder (optional), slat_* (second stage)
-    release.json         configuration, lineage, statistics of the latents, digest of every file; the pipeline ignores it
+    <part>.yaml .ckpt    ss_generator (flow model and condition encoder), ss_decoder, ss_encoder
+                         (optional), slat_* (second stage)
+    release.json         configuration, lineage, statistics of the latents, digest of every file;
+                         the pipeline ignores it
 
 `release_writer` writes such folders.
 """

@@ -1,12 +1,11 @@
-"""Writing published state dicts: .ckpt / .pt with PyTorch, .safetensors without. Files appear whole
-or not at all.
+"""Writing published state dicts: .ckpt / .pt with PyTorch, .safetensors without.
 
-Storage types. The published code keeps what its `use_fp16` modules hold: weights and biases of the
-transformer blocks and inner convolutions in half precision, norms, embeddings, input and output
-layers in fp32.
+Files appear whole or not at all. Storage types. The published code keeps what its `use_fp16`
+modules hold: weights and biases of the transformer blocks and inner convolutions in half precision,
+norms, embeddings, input and output layers in fp32.
 
     fp32   every entry float32
-    fp16   the entries that the published fp16 modules hold in half (`Rule.half`) float16, the rest float32
+    fp16   what the published fp16 modules hold in half (`Rule.half`) float16, the rest float32
     bf16   entries with two or more dimensions bfloat16, vectors and fixed tables float32
 """
 
@@ -52,8 +51,9 @@ def published_entries(
   shapes: Mapping[str, tuple[int, ...]],
   storage: str,
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields (published name, array in its stored dtype), one at a time. Raises InputError if a value
-  exceeds the range of fp16.
+  """Yields (published name, array in its stored dtype), one at a time.
+
+  Raises InputError if a value exceeds the range of fp16.
   """
   for name, rule, n, shape in keys.expand(rules, shapes):
     if rule.ours is None:
@@ -93,9 +93,8 @@ def write_state(
   keys.check_paths(rules, shapes)
   entries = published_entries(rules, params, shapes, storage)
   if path.suffix == ".safetensors":
-    _write_safetensors(
-      path, keys.torch_names(rules, shapes), published_dtypes(rules, shapes, storage), entries
-    )
+    names, dtypes = keys.torch_names(rules, shapes), published_dtypes(rules, shapes, storage)
+    _write_safetensors(path, names, dtypes, entries)
   elif path.suffix in load.TORCH_SUFFIXES:
     torch = load.require_torch(f"writing {path}")
     state = {name: _tensor(torch, array) for name, array in entries}

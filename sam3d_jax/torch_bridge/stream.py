@@ -1,5 +1,6 @@
-"""Reading and writing checkpoints a few arrays at a time, so that a model larger than memory can be
-imported and exported.
+"""Reading and writing checkpoints a few arrays at a time.
+
+So a model larger than memory can be imported and exported.
 """
 
 from collections.abc import Callable, Mapping
@@ -53,12 +54,11 @@ class DeferredHandler(type_handlers.NumpyHandler):
 def write_params(
   workdir: str | pathlib.Path, params: Mapping[str, np.ndarray], meta: Mapping[str, Any]
 ) -> None:
-  """Writes parameters as a checkpoint of step 0, from which any stage can start, holding one of
-  them in memory at a time.
+  """Writes parameters as a checkpoint of step 0, from which any stage can start.
 
-  params: path -> array; a lazy mapping is asked for each array twice, once for its checksum and
-  once to write it. Raises InputError if the folder has checkpoints or an array is not finite; then
-  nothing is written.
+  One of them is held in memory at a time. params: path -> array; a lazy mapping is asked for each
+  array twice, once for its checksum and once to write it. Raises InputError if the folder has
+  checkpoints or an array is not finite; then nothing is written.
   """
   if checkpoint.steps(workdir):
     raise InputError(
@@ -102,22 +102,28 @@ def read_params(workdir: str | pathlib.Path, step: int, sources: Mapping[str, st
   order costs time, not memory.
   """
   stored = checkpoint.stored_shapes(workdir, step)
-  order = {path: i for i, path in enumerate(sources)}
-  paths, held = list(sources), {}
+  paths = list(sources)
+  order = {path: i for i, path in enumerate(paths)}
+  held: dict[str, jax.Array] = {}
+
+  def read_ahead(path: str) -> None:
+    """Holds this array and as many of the following ones as may be read in one go."""
+    held.clear()
+    batch, size = [], 0
+    for following in paths[order[path] :]:
+      leaf = stored[sources[following]]
+      size += leaf.size * leaf.dtype.itemsize
+      if batch and size > READ_AHEAD:
+        break
+      batch.append(following)
+    wanted = {sources[p]: stored[sources[p]] for p in batch}
+    arrays = checkpoint.read_arrays(workdir, step, wanted, partial=True)
+    for following in batch:
+      held[following] = arrays[sources[following]]
 
   def read_from(path: str) -> np.ndarray:
     if path not in held:
-      held.clear()
-      batch, size = [], 0
-      for following in paths[order[path] :]:
-        leaf = stored[sources[following]]
-        size += leaf.size * leaf.dtype.itemsize
-        if batch and size > READ_AHEAD:
-          break
-        batch.append(following)
-      wanted = {sources[p]: stored[sources[p]] for p in batch}
-      arrays = checkpoint.read_arrays(workdir, step, wanted, partial=True)
-      held.update({p: arrays[sources[p]] for p in batch})
+      read_ahead(path)
     return np.asarray(held.pop(path))
 
   return LazyParams(

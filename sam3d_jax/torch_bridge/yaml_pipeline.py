@@ -81,7 +81,8 @@ def resizes_twice(pipeline: Mapping[str, Any] | None, geometry: Mapping[str, Any
 def preprocessor(size: int, pointmap_side: int) -> dict:
   """How the published pipeline prepares photo, mask and point map.
 
-  Crop around the mask with margin, pad to a square, resize to `size`, point maps to `pointmap_side`.
+  Crop around the mask with margin, pad to a square, resize to `size`, point maps to
+  `pointmap_side`.
   """
   crop = {
     "_partial_": True,

@@ -1,5 +1,4 @@
-"""Checksums of arrays: of their bits, whatever their sharding; the devices and the host compute the
-same one.
+"""Checksums of arrays: of their bits, whatever their sharding, on devices and host alike.
 
 A checksum is two position-weighted sums of the bits modulo 2**32, as 16 hexadecimal digits.
 Addition commutes, so the result does not depend on how an array is split; the weights make it
@@ -42,16 +41,13 @@ def _inspect(x) -> jax.Array:
   for axis in reversed(range(words.ndim)):
     index += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
     stride *= words.shape[axis]
+  weight = 2 * index + 1
   mixed = (words ^ (index * jnp.uint32(SPREAD))) * jnp.uint32(MIX)
-  mixed = (mixed ^ (mixed >> 15)) * (2 * index + 1)
+  mixed = (mixed ^ (mixed >> 15)) * weight
   finite = jnp.isfinite(x).all() if jnp.issubdtype(x.dtype, jnp.inexact) else True
-  return jnp.stack(
-    [
-      jnp.sum(words * (2 * index + 1), dtype=jnp.uint32),
-      jnp.sum(mixed, dtype=jnp.uint32),
-      jnp.uint32(finite),
-    ]
-  )
+  plain_sum = jnp.sum(words * weight, dtype=jnp.uint32)
+  mixed_sum = jnp.sum(mixed, dtype=jnp.uint32)
+  return jnp.stack([plain_sum, mixed_sum, jnp.uint32(finite)])
 
 
 def inspect(flat: Mapping[str, jax.Array]) -> tuple[dict[str, str], list[str]]:
@@ -60,10 +56,8 @@ def inspect(flat: Mapping[str, jax.Array]) -> tuple[dict[str, str], list[str]]:
   for path, x in flat.items():  # one at a time: hundreds of collectives in flight can deadlock
     if in_host_memory(x):
       array = np.asarray(x)
-      sums[path], finite = (
-        on_host(array),
-        not jnp.issubdtype(x.dtype, jnp.inexact) or np.isfinite(array).all(),
-      )
+      sums[path] = on_host(array)
+      finite = not jnp.issubdtype(x.dtype, jnp.inexact) or np.isfinite(array).all()
     else:
       a, b, finite = np.asarray(_inspect(x))
       sums[path] = _text(a, b)
@@ -73,8 +67,9 @@ def inspect(flat: Mapping[str, jax.Array]) -> tuple[dict[str, str], list[str]]:
 
 
 def in_host_memory(x) -> bool:
-  """Whether numpy can read the array where it lies: then nothing needs to be compiled, a fifth of a
-  second a shape.
+  """Whether NumPy can read the array where it lies.
+
+  Then nothing needs to be compiled, which takes a fifth of a second a shape.
   """
   if not isinstance(x, jax.Array) or jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
     return False
@@ -91,16 +86,16 @@ def on_host(array: np.ndarray) -> str:
   """The checksum of an array in host memory."""
   flat = np.ascontiguousarray(array).reshape(-1)
   flat = flat.view({1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}[flat.dtype.itemsize])
-  plain = mixed_sum = 0
+  plain_sum = mixed_sum = 0
   for start in range(0, flat.size, CHUNK):
     words = flat[start : start + CHUNK].astype(np.uint32)
     index = np.arange(start, start + words.size, dtype=np.uint64).astype(np.uint32)
     weight = 2 * index + 1
     mixed = (words ^ (index * np.uint32(SPREAD))) * np.uint32(MIX)
     mixed = (mixed ^ (mixed >> np.uint32(15))) * weight
-    plain += int((words * weight).sum(dtype=np.uint32))
+    plain_sum += int((words * weight).sum(dtype=np.uint32))
     mixed_sum += int(mixed.sum(dtype=np.uint32))
-  return _text(plain % 2**32, mixed_sum % 2**32)
+  return _text(plain_sum % 2**32, mixed_sum % 2**32)
 
 
 def _text(a, b) -> str:

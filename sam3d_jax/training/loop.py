@@ -13,7 +13,8 @@ import numpy as np
 
 from sam3d_jax.errors import JobFailed, Preempted
 from sam3d_jax.sharding import mesh as mesh_lib
-from sam3d_jax.training import checkpoint, hardware, optim
+from sam3d_jax.training import hardware, optim
+from sam3d_jax.training.checkpointer import Checkpointer
 from sam3d_jax.training.ledger import Ledger
 from sam3d_jax.training.preemption import StopFlag
 from sam3d_jax.training.pulse import Pulse, SlowestHost
@@ -82,7 +83,7 @@ class StoppedOnBadGradients(JobFailed):
 
 
 def train(
-  job: Job, state: TrainState, checkpointer: checkpoint.Checkpointer, ledger: Ledger, stop: StopFlag
+  job: Job, state: TrainState, checkpointer: Checkpointer, ledger: Ledger, stop: StopFlag
 ) -> TrainState:
   """Trains from `state.step` to `cfg.steps`, saving, evaluating and reporting on the way; returns
   the final state.

@@ -5,11 +5,11 @@ import signal
 
 
 class StopFlag:
-  """While entered, the first SIGTERM or SIGINT asks for a stop at the next safe point; a second
-  SIGINT stops at once.
+  """While entered, the first SIGTERM or SIGINT asks for a stop at the next safe point.
 
-  The flag is armed before JAX is imported, so a signal during imports, compilation or restore is
-  kept, not lost. Which step is the safe point is agreed between the hosts by `training.pulse`.
+  A second SIGINT stops at once. The flag is armed before JAX is imported, so a signal during
+  imports, compilation or restore is kept, not lost. Which step is the safe point is agreed between
+  the hosts by `training.pulse`.
   """
 
   SIGNALS = (signal.SIGTERM, signal.SIGINT)

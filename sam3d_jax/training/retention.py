@@ -15,9 +15,7 @@ from sam3d_jax.training.checksums import CorruptCheckpoint
 
 
 def set_aside(folder: pathlib.Path) -> None:
-  """Renames a damaged step to `<step>.damaged` (or `.damaged.2`, ...), for whoever wants to look
-  into it.
-  """
+  """Renames a damaged step to `<step>.damaged` (or `.damaged.2`, ...), to be looked into."""
   target, number = folder.with_name(f"{folder.name}.damaged"), 1
   while target.exists():
     number += 1
@@ -39,12 +37,8 @@ class Keeper:
     *,
     verify: Callable[[pathlib.Path, int, Callable[[], bool]], None],
   ):
-    self.folder, self.workdir, self.keep, self.verify = (
-      workdir / "checkpoints",
-      workdir,
-      keep,
-      verify,
-    )
+    self.workdir, self.folder = workdir, workdir / "checkpoints"
+    self.keep, self.verify = keep, verify
     self.good: int | None = None
     self.damaged: list[int] = []
     self.thread: threading.Thread | None = None
@@ -54,8 +48,9 @@ class Keeper:
       shutil.rmtree(leftover)
 
   def committed(self, step: int) -> None:
-    """Starts reading `step` back, unless an earlier one is still being read: training never waits
-    for it.
+    """Starts reading `step` back, unless an earlier one is still being read.
+
+    Training never waits for it.
     """
     if self.thread is None or not self.thread.is_alive():
       self.thread = threading.Thread(

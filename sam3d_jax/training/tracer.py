@@ -1,8 +1,8 @@
-"""A profile of a running job, without stopping it: `touch <workdir>/profile`, or SIGUSR1 to a
-process.
+"""A profile of a running job: `touch <workdir>/profile`, or SIGUSR1 to a process.
 
-The file makes every host trace the next few steps, the signal only the process that gets it. Traces
-lie in `<workdir>/traces/`, for TensorBoard's profile plugin, XProf or Perfetto.
+The job goes on. The file makes every host trace the next few steps, the signal only the process
+that gets it. Traces lie in `<workdir>/traces/`, for TensorBoard's profile plugin, XProf or
+Perfetto.
 """
 
 import pathlib

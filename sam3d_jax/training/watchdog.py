@@ -1,9 +1,9 @@
-"""Finding out why a job hangs: when a step takes far too long, every host writes the stacks of all
-its threads.
+"""Finding out why a job hangs: every host writes the stacks of all its threads.
 
-The watchdog is a thread that looks at the ledger: how long ago the phase last changed, against the
-median of the latest steps. The first host that is stuck leaves a request in `<workdir>/stacks/`,
-and the watchdogs of the others, which see the same folder, follow.
+It does so when a step takes far too long. The watchdog is a thread that looks at the ledger: how
+long ago the phase last changed, against the median of the latest steps. The first host that is
+stuck leaves a request in `<workdir>/stacks/`, and the watchdogs of the others, which see the same
+folder, follow.
 """
 
 import dataclasses
@@ -46,13 +46,9 @@ class Watchdog:
     host: int = 0,
     poll_seconds: float = 2.0,
   ):
-    self.ledger, self.folder, self.cfg, self.host, self.poll = (
-      ledger,
-      workdir / "stacks",
-      cfg,
-      host,
-      poll_seconds,
-    )
+    self.ledger, self.cfg = ledger, cfg
+    self.folder = workdir / "stacks"
+    self.host, self.poll = host, poll_seconds
     self.dumped_at: float | None = None  # `changed` of the ledger when stacks were last written
     self.answered = time.time()
     self._end = threading.Event()

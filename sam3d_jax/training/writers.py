@@ -1,5 +1,6 @@
-"""Metrics out: JSONL, TensorBoard and, if asked for, Weights & Biases; the same names everywhere,
-written by the first process only.
+"""Metrics out: JSONL, TensorBoard and, if asked for, Weights & Biases.
+
+The same names everywhere, written by the first process only.
 """
 
 from collections.abc import Mapping
@@ -49,11 +50,11 @@ class Writers:
 
   def _drop_rows_after(self, step: int) -> None:
     if self.path.exists():
-      rows = [
-        line
-        for line in self.path.read_text().splitlines()
-        if line.endswith("}") and json.loads(line)["step"] <= step
-      ]
+      rows = []
+      for line in self.path.read_text().splitlines():
+        whole = line.endswith("}")  # the last line of a killed run may be cut off
+        if whole and json.loads(line)["step"] <= step:
+          rows.append(line)
       atomic.write_text(self.path, "".join(row + "\n" for row in rows))
 
   def has(self, step: int, name: str) -> bool:
@@ -64,11 +65,10 @@ class Writers:
   def scalars(self, step: int, values: dict[str, float]) -> None:
     if not self.enabled:
       return
-    values = {k: float(v) for k, v in values.items()}
-    self.file.write(
-      json.dumps({"step": step, **{k: v if np.isfinite(v) else None for k, v in values.items()}})
-      + "\n"
-    )
+    values = {name: float(value) for name, value in values.items()}
+    # JSON has no NaN
+    shown = {name: value if np.isfinite(value) else None for name, value in values.items()}
+    self.file.write(json.dumps({"step": step, **shown}) + "\n")
     self.file.flush()
     for name, value in values.items():
       self.board.add_scalar(name, value, step)
@@ -93,9 +93,7 @@ class Writers:
 
 
 def start_wandb(workdir: pathlib.Path, project: str, config: dict[str, Any]):
-  """The run of this work folder in a Weights & Biases project; its id is kept in
-  `<workdir>/wandb_id`.
-  """
+  """The run of this work folder in a project; its id is kept in `<workdir>/wandb_id`."""
   import wandb  # optional, and slow to import
 
   file = workdir / "wandb_id"

@@ -13,7 +13,8 @@ from launch import inspect
 from launch.console import cli
 from launch.console.progress import Progress
 from sam3d_jax.errors import JobFailed
-from sam3d_jax.training import checkpoint, ledger, loop, watchdog
+from sam3d_jax.training import ledger, loop, watchdog
+from sam3d_jax.training.checkpointer import Checkpointer
 from sam3d_jax.training.preemption import StopFlag
 from sam3d_jax.training.step import GuardConfig
 from tests.support.tiny_training import OPTIM, make, make_batch
@@ -53,11 +54,11 @@ def test_non_finite_inputs_stop_the_run_and_leave_the_last_good_checkpoint_and_t
     flops_per_sample=1.0,
     progress=Progress,
   )
-  checkpointer = checkpoint.Checkpointer(tmp_path, keep=3)
+  checkpointer = Checkpointer(tmp_path, keep=3)
   with pytest.raises(JobFailed, match="3 steps in a row up to step 7"):
     loop.train(job, state, checkpointer, ledger.Ledger(tmp_path / "goodput.jsonl"), StopFlag())
   checkpointer.close()
-  restored, meta = checkpoint.Checkpointer(tmp_path, keep=3).restore(jax.eval_shape(lambda: state))
+  restored, meta = Checkpointer(tmp_path, keep=3).restore(jax.eval_shape(lambda: state))
   assert meta["step"] >= GOOD_STEPS and int(restored.skipped) == meta["step"] - GOOD_STEPS
   for kept, expected in (
     (restored.params, good.params),

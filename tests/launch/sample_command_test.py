@@ -22,7 +22,7 @@ from sam3d_jax.inference import predictor, rewards
 from sam3d_jax.inference import weights as weights_lib
 from sam3d_jax.inference.candidates import Candidate
 from sam3d_jax.models import parameters, registry
-from sam3d_jax.training import checkpoint
+from sam3d_jax.torch_bridge import stream
 from tests.support import tiny_dataset
 
 
@@ -37,7 +37,7 @@ def save_random(config: str, overrides: list[str], folder) -> str:
     path: rng.normal(0, 0.1, shape).astype(np.float32) for path, shape in sorted(shapes.items())
   }
   lineage = {"stage": "test", "parents": [], "datasets": {}, "learned": ["shape", "rotation"]}
-  checkpoint.write_params(folder, arrays, {"config": c.to_dict(), "lineage": lineage})
+  stream.write_params(folder, arrays, {"config": c.to_dict(), "lineage": lineage})
   return str(folder)
 
 

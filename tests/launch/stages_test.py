@@ -17,7 +17,7 @@ from launch import export_torch, inspect
 from launch.console import cli
 from launch.trainer import train
 from sam3d_jax.models import parameters, registry
-from sam3d_jax.torch_bridge import release
+from sam3d_jax.torch_bridge import release, stream
 from sam3d_jax.training import checkpoint
 from tests.support import jobs, tiny_dataset
 
@@ -127,7 +127,7 @@ def write_random(folder, config, *, seed):
       registry.build_model(config.model, rngs=nnx.Rngs(seed))
     ).items()
   }
-  checkpoint.write_params(
+  stream.write_params(
     folder, params, {"config": config.to_dict(), "lineage": {"stage": config.stage}}
   )
   return folder, parameters.params_digest(params)

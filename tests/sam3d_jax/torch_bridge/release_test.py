@@ -31,6 +31,7 @@ from sam3d_jax.torch_bridge import (
   yaml_structure,
 )
 from sam3d_jax.training import checkpoint
+from sam3d_jax.training.checkpointer import Checkpointer
 from tests.support.tiny_release import tiny_model
 
 SAFETENSORS = release_writer.Storage(suffix=".safetensors")
@@ -342,7 +343,7 @@ def test_a_yaml_that_asks_for_more_than_is_implemented_is_refused(path, value, w
 def test_the_average_asked_for_is_exported(tmp_path):
   config = tiny_config("structure_vae")
   raw, fast, slow = (random_params(config, seed) for seed in range(3))
-  writer = checkpoint.Checkpointer(tmp_path / "run")
+  writer = Checkpointer(tmp_path / "run")
   writer.save(
     5,
     {"params": raw, "ema": {"0.9": fast, "0.99": slow}},

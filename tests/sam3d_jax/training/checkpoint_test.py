@@ -14,6 +14,7 @@ import pytest
 
 from sam3d_jax.errors import InputError, JobFailed
 from sam3d_jax.training import checkpoint, checksums, retention
+from sam3d_jax.training.checkpointer import Checkpointer, NonFiniteState, explained
 
 
 def make_state(scale=1.0):
@@ -38,7 +39,7 @@ def equal(a, b):
 
 
 def saved(tmp_path, *steps):
-  checkpointer = checkpoint.Checkpointer(tmp_path, keep=5)
+  checkpointer = Checkpointer(tmp_path, keep=5)
   for step in steps:
     checkpointer.save(step, make_state(step), {"config": {"model": {}}, "lineage": {}})
     checkpointer.wait()
@@ -75,7 +76,7 @@ def test_a_damaged_step_is_named_and_the_one_before_is_used(tmp_path, capfd, dam
   ]
   for file in state_files:
     damage(file)
-  checkpointer = checkpoint.Checkpointer(tmp_path)
+  checkpointer = Checkpointer(tmp_path)
   state, meta = checkpointer.restore(abstract(make_state()))
   assert meta["step"] == 1 and equal(state, make_state(1)) and checkpointer.bad_steps == [2]
   assert "step 2 is damaged" in capfd.readouterr().err
@@ -105,7 +106,7 @@ def test_whatever_file_is_damaged_a_restore_gives_a_whole_step_bit_for_bit(
     folder = tmp_path / str(number)
     shutil.copytree(two_steps, folder)
     damage(folder / file)
-    checkpointer = checkpoint.Checkpointer(folder)
+    checkpointer = Checkpointer(folder)
     state, meta = checkpointer.restore(abstract(make_state()))
     assert equal(state, make_state(meta["step"])) and checkpointer.bad_steps == (
       [2] if meta["step"] == 1 else []
@@ -127,7 +128,7 @@ def test_a_seal_covers_what_is_written_beside_the_arrays(two_steps, tmp_path):
 def test_old_steps_go_but_the_last_one_that_reads_back_stays_however_many_newer_ones_are_bad(
   tmp_path, capfd
 ):
-  checkpointer = checkpoint.Checkpointer(tmp_path, keep=2)
+  checkpointer = Checkpointer(tmp_path, keep=2)
   for step in range(1, 10):
     checkpointer.save(step, make_state(step), {"config": {}, "lineage": {}})
     if step > 4:  # from here on the disk swallows bits of what is written, before it is read back
@@ -141,7 +142,7 @@ def test_old_steps_go_but_the_last_one_that_reads_back_stays_however_many_newer_
     checkpointer.keeper.damaged == [5, 6, 7, 8, 9]
     and "step 9 did not read back" in capfd.readouterr().err
   )
-  state, meta = checkpoint.Checkpointer(tmp_path, keep=2).restore(abstract(make_state()))
+  state, meta = Checkpointer(tmp_path, keep=2).restore(abstract(make_state()))
   assert meta["step"] == 4 and equal(state, make_state(4))
 
 
@@ -156,7 +157,7 @@ def test_the_last_good_step_outlives_keep_newer_ones_that_were_damaged_after_the
   saved(tmp_path, 1, 2, 3, 4).close()
   for step in (2, 3, 4):
     damage_data(tmp_path, step)
-  checkpointer = checkpoint.Checkpointer(tmp_path, keep=1)
+  checkpointer = Checkpointer(tmp_path, keep=1)
   assert checkpointer.restore(abstract(make_state()))[1]["step"] == 1
   checkpointer.discard_bad_steps()
   checkpointer.save(2, make_state(2), {"config": {}, "lineage": {}})
@@ -215,7 +216,7 @@ def test_a_save_returns_before_it_is_committed_and_what_is_written_is_the_state_
   tmp_path, monkeypatch
 ):
   checkpointer, gate, write = (
-    checkpoint.Checkpointer(tmp_path),
+    Checkpointer(tmp_path),
     threading.Event(),
     ocp.JsonCheckpointHandler._save_fn,
   )
@@ -241,7 +242,7 @@ def test_a_write_that_fails_is_an_error_that_names_the_folder(tmp_path):
     match="could not be written to .*checkpoints: No space left.*checkpoints before it are "
     "untouched",
   ):
-    with checkpoint.writing(checkpointer.workdir):
+    with explained(checkpointer.workdir):
       raise OSError("No space left on device")
 
 
@@ -250,7 +251,7 @@ def test_bits_changed_under_the_storage_layer_are_found_by_the_checksums(tmp_pat
   other = tmp_path / "other"
   changed = make_state(1)
   changed["params"]["a/kernel"] = changed["params"]["a/kernel"].at[3, 2].add(1e-6)
-  checkpointer = checkpoint.Checkpointer(other)
+  checkpointer = Checkpointer(other)
   checkpointer.save(1, changed, {"config": {}, "lineage": {}})
   checkpointer.close()
   state = other / "checkpoints" / "1" / "state"
@@ -265,7 +266,7 @@ def test_a_non_finite_state_is_never_written(tmp_path):
   checkpointer = saved(tmp_path, 1)
   state = make_state(2)
   state["ema"]["0.9"]["b/bias"] = state["ema"]["0.9"]["b/bias"].at[0].set(jnp.inf)
-  with pytest.raises(checkpoint.NonFiniteState, match="ema/0.9/b/bias"):
+  with pytest.raises(NonFiniteState, match="ema/0.9/b/bias"):
     checkpointer.save(2, state, {"config": {}, "lineage": {}})
   assert checkpoint.steps(tmp_path) == [1]
 
@@ -296,7 +297,7 @@ def test_a_checkpoint_moves_to_another_mesh_and_precision(tmp_path):
     lambda x: NamedSharding(mesh, P("x", "y") if x.ndim == 2 and x.shape[0] == 8 else P())
   )
   state = jax.tree.map(lambda x: jax.device_put(x, place(meshes[0])(x)), make_state(3))
-  checkpointer = checkpoint.Checkpointer(tmp_path)
+  checkpointer = Checkpointer(tmp_path)
   checkpointer.save(1, state, {"config": {}, "lineage": {}})
   checkpointer.wait()
   for mesh in meshes[1:]:

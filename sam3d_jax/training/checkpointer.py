@@ -1,0 +1,170 @@
+"""Writing and restoring the training state of a run: whole or not at all, beside training.
+
+Arrays are copied to the host, then written in the background; what was written is read back. A step
+that fails its checksums is named and the one before it is used. `checkpoint` says what lies where.
+"""
+
+from collections.abc import Mapping
+import contextlib
+import pathlib
+import sys
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import orbax.checkpoint as ocp
+
+from sam3d_jax.errors import JobFailed
+from sam3d_jax.training import checkpoint, checksums, retention
+from sam3d_jax.training.checksums import CorruptCheckpoint
+
+
+class NonFiniteState(JobFailed):
+  """The state holds a NaN or an infinity; such a state is never written."""
+
+
+class Checkpointer:
+  """Checkpoints of one work folder; every process of the job has one and calls it alike.
+
+  present: committed steps, agreed by all processes. bad_steps: those found unreadable by `restore`.
+  restored: meta of the step that `restore` gave.
+  """
+
+  def __init__(self, workdir: str | pathlib.Path, *, keep: int = 3):
+    self.workdir = pathlib.Path(workdir).absolute()
+    self.bad_steps: list[int] = []
+    # agreed by all processes, unlike a later look at a network disk
+    self.present = set(checkpoint.steps(self.workdir))
+    self.keeper: retention.Keeper | None = None
+    if jax.process_index() == 0:
+      self.keeper = retention.Keeper(self.workdir, keep, verify=checkpoint.verify)
+    self.writing: int | None = None
+    self.restored: dict[str, Any] | None = None
+    options = ocp.CheckpointManagerOptions(
+      enable_async_checkpointing=True, create=True, cleanup_tmp_directories=True
+    )
+    self.manager = ocp.CheckpointManager(self.workdir / "checkpoints", options=options)
+
+  def prepare(self, state) -> None:
+    """Compiles what a save computes on the devices, so that the first one does not hold training
+    up.
+
+    After a restore it is compiled already.
+    """
+    if self.restored is None:
+      checksums.inspect(checkpoint.flatten(state))
+
+  def save(self, step: int, state, meta: Mapping[str, Any]) -> bool:
+    """Starts writing `state` as of `step` and returns; False if that step is there already.
+
+    Returns when the arrays are copied to the host and the save before is committed; the disk is
+    written in the background. Raises NonFiniteState naming the leaves if any is not finite: such a
+    state is never written.
+    """
+    if step in self.present:
+      return False
+    flat = checkpoint.flatten(state)
+    sums, bad = checksums.inspect(flat)
+    if bad:
+      raise NonFiniteState(
+        f"step {step} is not saved: {len(bad)} arrays are not finite, first {bad[0]}"
+      )
+    self.wait()
+    args = ocp.args.Composite(
+      state=ocp.args.PyTreeSave(checkpoint.nest(flat)),
+      meta=ocp.args.JsonSave(checkpoint.make_meta(meta, step, flat, sums)),
+    )
+    with explained(self.workdir):
+      self.manager.save(step, args=args)
+    self.writing = step
+    self.present.add(step)
+    return True
+
+  def wait(self) -> None:
+    """Returns when everything started is committed.
+
+    What was committed is then read back in the background.
+    """
+    with explained(self.workdir):
+      self.manager.wait_until_finished()
+    if self.writing is not None and self.keeper is not None:
+      self.keeper.committed(self.writing)
+    self.writing = None
+
+  def read_back(self) -> None:
+    """Waits until the newest step was read back.
+
+    Raises JobFailed if it did not survive being written.
+    """
+    if self.keeper is None:
+      return
+    self.keeper.wait()
+    if self.latest() in self.keeper.damaged:
+      raise JobFailed(
+        f"step {self.latest()} did not read back as it was written; "
+        f"{self.workdir / 'checkpoints'} is on a bad disk"
+      )
+
+  def close(self) -> None:
+    """Commits what was started and ends all threads."""
+    self.wait()
+    self.manager.close()
+    if self.keeper is not None:
+      self.keeper.close()
+
+  def latest(self) -> int | None:
+    """The newest committed step, or None."""
+    return max(self.present, default=None)
+
+  def restore(self, abstract_state):
+    """The newest readable state and its meta, or None if nothing was ever saved.
+
+    abstract_state: the state as shape structs with shardings; every one of its leaves must come
+    from disk and every leaf on disk must be in it, or InputError lists the differences. Steps that
+    fail their checksums are reported, remembered in `bad_steps`, and the one before is tried;
+    CorruptCheckpoint is raised if none is left.
+    """
+    for step in sorted(self.present, reverse=True):
+      try:
+        state = checkpoint.read_state(self.workdir, step, abstract_state)
+        meta = checkpoint.read_meta(self.workdir, step)
+      except CorruptCheckpoint as error:
+        self.bad_steps.append(step)
+        print(
+          f"checkpoint: step {step} is damaged ({error}); trying the one before", file=sys.stderr
+        )
+        continue
+      if self.keeper is not None:
+        self.keeper.good = step
+      self.restored = meta
+      return state, meta
+    if self.present:
+      raise CorruptCheckpoint(
+        f"none of the {len(self.present)} checkpoints in {self.workdir / 'checkpoints'} can be read"
+      )
+    return None
+
+  def discard_bad_steps(self) -> None:
+    """Moves damaged steps to `<step>.damaged`, so that training can write them again."""
+    for step in self.bad_steps:
+      if jax.process_index() == 0:
+        retention.set_aside(checkpoint.folder_of(self.workdir, step))
+      self.present.discard(step)
+    if self.bad_steps and jax.process_count() > 1:
+      multihost_utils.sync_global_devices("damaged steps are out of the way")
+    self.manager.reload()
+
+
+@contextlib.contextmanager
+def explained(workdir: pathlib.Path):
+  """Turns what the storage layer raises while writing into a JobFailed that names the folder."""
+  try:
+    yield
+  except JobFailed:
+    raise
+  except (OSError, ValueError, RuntimeError) as error:
+    raise JobFailed(
+      f"a checkpoint could not be written to {workdir / 'checkpoints'}: "
+      f"{str(error).splitlines()[0]} "
+      "(is the disk full or gone? the checkpoints before it are untouched)"
+    ) from error
