@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from launch import pretrain
+from launch import export_torch, pretrain
 from sam3d_jax.models import parameters
-from sam3d_jax.torch_bridge import load, parts, save
+from sam3d_jax.torch_bridge import load, release
 from sam3d_jax.training import checkpoint
 from tests.support import jobs, tiny_dataset, toy_model
 
@@ -125,14 +125,11 @@ def test_it_reads_records_of_a_dataset(toy, tmp_path):
 
 def test_it_is_published_and_read_back(unbroken, tmp_path):
   module, config = checkpoint.restore_model(unbroken)
-  params = {path: np.asarray(leaf) for path, leaf in parameters.flat_params(module).items()}
-  shapes = parameters.flat_shapes(module)
-  for name, (root, rules) in parts.files_of(config.model).items():
-    file = tmp_path / f"{name}.safetensors"
-    save.write_state(file, rules, params, shapes, root=root)
-    state = load.open_state(file)
-    assert state.shapes["hidden.weight"] == (8, 3)
-    back = load.convert(rules, state, shapes)
+  params = parameters.flat_params(module)
+  out = tmp_path / "release"
+  assert export_torch.main(["--checkpoint", str(unbroken), "--out", str(out), "--safetensors"]) == 0
+  assert load.open_state(out / "toy.safetensors").shapes["hidden.weight"] == (8, 3)
+  back = release.open_file(out / "toy.safetensors", config.model)
   assert set(back) == set(params)
   for path in params:
     np.testing.assert_array_equal(back[path], params[path])

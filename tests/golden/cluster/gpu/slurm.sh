@@ -1,6 +1,7 @@
 #!/bin/bash
-# pretrain-geometry: launch.pretrain. Rendered by launch.cluster; submit it from the checkout with sbatch.
-# --signal: 300 s before the time limit every process is told to save and stop; the job then goes back into the queue.
+# pretrain-geometry: launch.pretrain. Rendered by launch.cluster; submit it from the checkout with
+# sbatch. --signal: 300 s before the time limit every process is told to save and
+# stop; the job then goes back into the queue.
 #SBATCH --job-name=pretrain-geometry
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=8
@@ -43,7 +44,8 @@ verdict() {
   if [[ $failed ]]; then echo failed; elif [[ $stopped ]]; then echo stopped; else echo done; fi
 }
 
-# again CODE...: returns 0 if the job should be started again, else exits; failures in a row are counted in $launch/failures
+# again CODE...: returns 0 if the job should be started again, else exits;
+# failures in a row are counted in $launch/failures
 again() {
   local outcome; outcome=$(verdict "$@")
   echo "launcher: exit codes $*: $outcome" >&2
@@ -53,25 +55,33 @@ again() {
     stopped) rm -f "$launch/failures" ;;
     failed)
       echo "$(date -u +%FT%TZ) $*" >> "$launch/failures"
-      if (( $(wc -l < "$launch/failures") > retries )); then echo "launcher: failed more than $retries times in a row" >&2; exit 1; fi ;;
+      if (( $(wc -l < "$launch/failures") > retries )); then
+        echo "launcher: failed more than $retries times in a row" >&2
+        exit 1
+      fi ;;
   esac
 }
 
-codes="$launch/${SLURM_JOB_ID}_${SLURM_RESTART_COUNT:-0}"  # every process leaves its exit code here
+# every process leaves its exit code here
+codes="$launch/${SLURM_JOB_ID}_${SLURM_RESTART_COUNT:-0}"
 mkdir -p "$codes"
 rm -f "$codes"/*
 told=
-trap told=1 TERM  # by scancel or a preemption, not by --signal: SLURM itself decides what becomes of the job
+# by scancel or a preemption, not by --signal: SLURM itself decides what becomes of the job
+trap told=1 TERM
 srun --wait=300 --cpu-bind=none bash -c '
   "$@" & process=$!; told=; trap "told=1; kill -TERM $process" TERM
   wait $process; code=$?
-  while (( code > 128 )) && [[ $told ]]; do told=; wait $process; code=$?; done  # a signal ends `wait`, not the process
+  # a signal ends the wait, not the process
+  while (( code > 128 )) && [[ $told ]]; do told=; wait $process; code=$?; done
   echo $code > "$0/$SLURM_PROCID"; exit $code' "$codes" \
   python -m launch.pretrain --config=configs/pretrain_geometry.py --workdir=/data/runs/pretrain --config.optim.lr=2e-4 --config.mesh.fsdp=8 '--config.data.mixture.iso_3do.path=/data/iso 3do'
 ended=$?
 answers=("$codes"/*)
 all=($(cat "${answers[@]}" 2>/dev/null))
-if (( ${#all[@]} < processes )); then all+=($(( ended == 0 || ended == 2 || ended == 75 ? 1 : ended ))); fi  # one was killed
+if (( ${#all[@]} < processes )); then  # one was killed
+  all+=($(( ended == 0 || ended == 2 || ended == 75 ? 1 : ended )))
+fi
 again "${all[@]}"
 if [[ $told ]]; then exit 75; fi
 scontrol requeue "$SLURM_JOB_ID"

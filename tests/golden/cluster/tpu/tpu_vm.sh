@@ -1,6 +1,7 @@
 #!/bin/bash
-# sft-geometry: launch.sft. Rendered by launch.cluster. Stays until the job is done (run it in tmux or as a service); Ctrl-C or
-# SIGTERM tells every machine to save and stop. Logs and the count of failures are in ./sft-geometry_launch.
+# sft-geometry: launch.sft. Rendered by launch.cluster. Stays until the job is done (run
+# it in tmux or as a service); Ctrl-C or SIGTERM tells every machine to save and stop. Logs and the
+# count of failures are in ./sft-geometry_launch.
 set -uo pipefail
 
 launch=sft-geometry_launch
@@ -22,7 +23,8 @@ verdict() {
   if [[ $failed ]]; then echo failed; elif [[ $stopped ]]; then echo stopped; else echo done; fi
 }
 
-# again CODE...: returns 0 if the job should be started again, else exits; failures in a row are counted in $launch/failures
+# again CODE...: returns 0 if the job should be started again, else exits;
+# failures in a row are counted in $launch/failures
 again() {
   local outcome; outcome=$(verdict "$@")
   echo "launcher: exit codes $*: $outcome" >&2
@@ -32,16 +34,23 @@ again() {
     stopped) rm -f "$launch/failures" ;;
     failed)
       echo "$(date -u +%FT%TZ) $*" >> "$launch/failures"
-      if (( $(wc -l < "$launch/failures") > retries )); then echo "launcher: failed more than $retries times in a row" >&2; exit 1; fi ;;
+      if (( $(wc -l < "$launch/failures") > retries )); then
+        echo "launcher: failed more than $retries times in a row" >&2
+        exit 1
+      fi ;;
   esac
 }
 
-on() { gcloud compute tpus tpu-vm ssh sft-v6e-16 --project=shapes --zone=us-east5-b --worker="$1" --command "$2"; }
+on() {
+  gcloud compute tpus tpu-vm ssh sft-v6e-16 --project=shapes --zone=us-east5-b --worker="$1" --command "$2"
+}
 
 stopping= told=
 stop() {
   stopping=1 told=1
-  for (( host = 0; host < hosts; host++ )); do on "$host" 'kill -TERM $(cat /tmp/sft-geometry.pid)' & done
+  for (( host = 0; host < hosts; host++ )); do
+    on "$host" 'kill -TERM $(cat /tmp/sft-geometry.pid)' &
+  done
 }
 trap stop TERM INT
 
@@ -54,7 +63,8 @@ while true; do
   done
   for process in "${processes[@]}"; do
     wait "$process"; code=$?
-    while (( code > 128 )) && [[ $told ]]; do told=; wait "$process"; code=$?; done  # a signal ends `wait`, not the process
+    # a signal ends the wait, not the process
+    while (( code > 128 )) && [[ $told ]]; do told=; wait "$process"; code=$?; done
     codes+=("$code")
   done
   again "${codes[@]}"

@@ -1,6 +1,7 @@
 #!/bin/bash
-# sft-geometry: launch.sft. Rendered by launch.cluster. All machines are started again together after exit code 75, a failure
-# or a kill, at most 10 times; never after exit code 2.
+# sft-geometry: launch.sft. Rendered by launch.cluster. All machines are started again
+# together after exit code 75, a failure or a kill, at most 10 times; never after exit
+# code 2.
 set -euo pipefail
 xpk workload create \
   --workload=sft-geometry \
