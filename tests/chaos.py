@@ -61,7 +61,13 @@ def make_dataset(folder: pathlib.Path) -> pathlib.Path:
   return write_dataset(folder, 8, split="test", shards=1, first=100)
 
 
-def overrides(data: pathlib.Path, cache: pathlib.Path, *, workers: int = 0) -> list[str]:
+def overrides(
+  data: pathlib.Path,
+  cache: pathlib.Path,
+  *,
+  workers: int = 0,
+  channels: tuple[int, ...] = (4, 8, 16, 16),
+) -> list[str]:
   """A structure VAE on the shards in `data` that saves and evaluates often."""
   values = {
     "data.kind": "shards",
@@ -76,7 +82,7 @@ def overrides(data: pathlib.Path, cache: pathlib.Path, *, workers: int = 0) -> l
     "checkpoint.every": SAVE_EVERY,
     "eval.every": EVAL_EVERY,
     "eval.batches": 8,
-    "model.channels": (4, 8, 16, 16),
+    "model.channels": channels,
     "optim.warmup_steps": 1,
   }
   return [f"--config.{key}={value}" for key, value in values.items()]

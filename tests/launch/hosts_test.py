@@ -30,14 +30,14 @@ def settings(tmp_path_factory):
   """
   data = chaos.make_dataset(tmp_path_factory.mktemp("hosts") / "data")
   small = [
-    "--config.model.channels=(4,8)",
     "--config.model.res_blocks=1",
     "--config.model.middle_blocks=1",
     "--config.checkpoint.every=4",
     # not a function of the number of steps, which differs between the runs compared here
     "--config.optim.schedule=constant",
   ]
-  return [*chaos.overrides(data, os.environ["JAX_COMPILATION_CACHE_DIR"]), *small]
+  cache = os.environ["JAX_COMPILATION_CACHE_DIR"]
+  return [*chaos.overrides(data, cache, channels=(4, 8)), *small]
 
 
 @pytest.fixture(scope="module")
