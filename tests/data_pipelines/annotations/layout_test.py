@@ -1,0 +1,165 @@
+"""The layout of an annotated item: what is read, and what is wrong is named with file, key and value."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import trimesh
+
+from data_pipelines.annotations import choices, items, layout, write
+from data_pipelines.build import checks
+from data_pipelines.format import schema
+from data_pipelines.read import rows
+from data_pipelines.synth import assets
+from sam3d_jax.errors import Refused
+from sam3d_jax.geometry import cameras, pose, rotations
+from tests.support import tiny_dataset
+from tests.support.annotated import built, copy
+
+
+@pytest.mark.parametrize(
+  "changes, key, words",
+  [
+    ({"format": 2}, "format", "format 1"),
+    ({"photo": "x.jpg"}, "photo", "no such key"),
+    ({"mask": "gone.png"}, "mask", "there is no file"),
+    ({"frame": "blender"}, "frame", "pytorch3d, opencv, gltf"),
+    ({"rating": "good"}, "rating", "finite number"),
+    ({"camera": {"fx": 1}}, "camera", "pixels of the photo"),
+    ({"candidates": {}, "choices": []}, "candidates", "at least one"),
+    (
+      {"candidates": {"c0": {"generator": "a", "mesh": "c0.stl", "latents": "c1.npz"}}},
+      "candidates.c0",
+      "exactly one of",
+    ),
+    (
+      {"candidates": {"c0": {"generator": "a,b", "mesh": "c0.stl"}}},
+      "candidates.c0.generator",
+      "without commas",
+    ),
+    (
+      {
+        "artist": {
+          "mesh": "c0.stl",
+          "pose": {"rotation": [2, 0, 0, 0], "translation": [0, 0, 1], "scale": 1},
+        }
+      },
+      "artist.pose.rotation",
+      "unit quaternion",
+    ),
+    (
+      {
+        "artist": {
+          "mesh": "c0.stl",
+          "pose": {"rotation": [1, 0, 0, 0], "translation": [0, 0, 1], "scale": -1},
+        }
+      },
+      "artist.pose.scale",
+      "positive",
+    ),
+    (
+      {"artist": {"latents": "c1.npz", "pose": {"matrix": np.eye(4).tolist()}}},
+      "artist.pose",
+      "no coordinates of their own",
+    ),
+  ],
+)
+def test_a_wrong_value_is_reported_with_file_key_value_and_remedy(
+  folder, tmp_path, changes, key, words
+):
+  path = copy(folder, 0, tmp_path, **changes)
+  with pytest.raises(layout.AnnotationError) as caught:
+    layout.read(path)
+  assert str(caught.value).startswith(f"{path}: {key} = ") and words in str(caught.value)
+
+
+def test_what_is_no_json_is_reported(tmp_path):
+  (tmp_path / layout.FILE).write_text('{"format": 1,')
+  with pytest.raises(layout.AnnotationError, match="cannot be read as JSON"):
+    layout.read(tmp_path / layout.FILE)
+
+
+def test_an_item_written_from_a_record_gives_back_the_record(tmp_path):
+  example = tiny_dataset.make_example(5)
+  truth = schema.example_pose(example)
+  rng = np.random.default_rng(0)
+  other = write.Proposal("model/v1", voxels=tiny_dataset.ellipsoid_voxels(rng))
+  same = write.Proposal(
+    "model/v2",
+    voxels=example["voxels"],
+    structure_latent=example["structure_latent"],
+    structure_latent_autoencoder=example["structure_latent_autoencoder"],
+    pose=truth,
+  )
+  write.from_example(
+    tmp_path / "item",
+    example,
+    {"x": other, "y": same},
+    choices.from_scores({"x": 0.2, "y": 0.9}),
+    rating=4.5,
+  )
+  (got,), refused = built(tmp_path, "preferences", tmp_path / "out", families=("model",))
+  assert not refused and checks.check_example(got, "preference").findings == []
+  for field in (
+    "image",
+    "pointmap",
+    "camera",
+    "voxels",
+    "structure_latent",
+    "structure_latent_autoencoder",
+    "license",
+  ):
+    assert tiny_dataset.equal(got[field], example[field]), field
+  for field in ("mask", "mask_full"):  # encoded anew
+    assert np.array_equal(
+      *(rows.decode_image(x[field], field, mode="L") > 0 for x in (got, example))
+    )
+  for name, value in schema.example_pose(got)._asdict().items():
+    np.testing.assert_allclose(value, getattr(truth, name), atol=1e-6)
+  assert (got["rating"], got["generator"], [x["generator"] for x in got["losers"]]) == (
+    4.5,
+    "model/v2",
+    ["model/v1"],
+  )
+  np.testing.assert_array_equal(got["losers"][0]["voxels"], other.voxels)
+
+
+@pytest.mark.parametrize("suffix", [".glb", ".stl"])
+def test_a_matrix_of_the_files_own_coordinates_places_the_same_points(tmp_path, suffix):
+  """A mesh in free units, far from the origin, y up (GLB) or z up (STL)."""
+  mesh = trimesh.creation.box((2, 3, 5))
+  mesh.apply_translation((7, -4, 11))
+  mesh.export(tmp_path / f"a{suffix}")
+  turn = rotations.quaternion_to_matrix(
+    np.array([0.5, 0.1, -0.7, 0.5]) / np.linalg.norm([0.5, 0.1, -0.7, 0.5])
+  )
+  matrix = np.eye(4)
+  matrix[:3, :3], matrix[:3, 3] = 0.3 * turn, (0.1, 0.2, 9.0)
+  candidate = layout.Candidate("a", "x", mesh=tmp_path / f"a{suffix}", file_matrix_44=matrix)
+  fields, _ = items.shape_fields(candidate, items.Recipe("m", "mitl_3do"))
+  unit = assets.load(tmp_path / f"a{suffix}").mesh.vertices
+  placed = pose.transform_points(unit, schema.example_pose(fields))
+  expected = mesh.vertices @ matrix[:3, :3].T + matrix[:3, 3]
+  nearest = np.linalg.norm(placed[:, None] - expected[None], axis=-1).min(1)
+  assert nearest.max() < 1e-5 and len(np.unique(np.round(placed, 4), axis=0)) == 8
+  candidate = dataclasses.replace(candidate, file_matrix_44=matrix * [[1], [2], [1], [1]])
+  with pytest.raises(Refused, match="bad_pose"):
+    items.shape_fields(candidate, items.Recipe("m", "mitl_3do"))
+
+
+def test_poses_in_another_frame_are_converted(folder, tmp_path):
+  ours = layout.read(folder / "0" / layout.FILE)
+  stated = json.loads((folder / "0" / layout.FILE).read_text())
+  flip = np.array(cameras.AXES["opencv"])
+  for candidate in stated["candidates"].values():
+    if "pose" in candidate:
+      matrix = rotations.quaternion_to_matrix(np.array(candidate["pose"]["rotation"]))
+      moved = candidate["pose"]["translation"] * flip
+      candidate["pose"] |= {
+        "rotation": (matrix * flip[:, None]).tolist(),
+        "translation": moved.tolist(),
+      }
+  theirs = layout.read(copy(folder, 0, tmp_path, frame="opencv", candidates=stated["candidates"]))
+  np.testing.assert_allclose(theirs.best.pose.rotation, ours.best.pose.rotation, atol=1e-6)
+  np.testing.assert_allclose(theirs.best.pose.translation, ours.best.pose.translation)
