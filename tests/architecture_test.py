@@ -35,8 +35,6 @@ FORBIDDEN = {
 }
 # Published names live in the bridge; these readers open published releases or weights through it.
 READERS_OF_RELEASES = ("sam3d_jax.inference", "sam3d_jax.evaluation.perceptual")
-# Imports that break a rule until the work on them is done: (module, imported).
-EXCEPTIONS: set[tuple[str, str]] = set()
 
 
 @functools.cache
@@ -87,8 +85,7 @@ def test_a_circle_is_found_and_a_chain_is_none():
 
 
 def test_no_module_imports_itself_through_others():
-  graph = {module: names - exceptions_of(module) for module, names in imports().items()}
-  assert circles(graph) == []
+  assert circles(imports()) == []
 
 
 def test_every_layer_imports_only_what_lies_below_it():
@@ -97,7 +94,7 @@ def test_every_layer_imports_only_what_lies_below_it():
     for package, forbidden in FORBIDDEN.items():
       if inside(module, package):
         broken += [(module, name) for name in names if any(inside(name, f) for f in forbidden)]
-  assert sorted(set(broken) - EXCEPTIONS) == []
+  assert sorted(set(broken)) == []
 
 
 def test_only_the_bridge_and_readers_of_releases_know_published_names():
@@ -107,7 +104,3 @@ def test_only_the_bridge_and_readers_of_releases_know_published_names():
     if not inside(module, "sam3d_jax.torch_bridge") and not allowed:
       broken += [(module, name) for name in names if inside(name, "sam3d_jax.torch_bridge")]
   assert broken == []
-
-
-def exceptions_of(module: str) -> set[str]:
-  return {imported for importer, imported in EXCEPTIONS if importer == module}
