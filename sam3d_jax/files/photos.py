@@ -35,8 +35,8 @@ class Photo:
   image_HW3: uint8, upright.  masks: object -> (H, W) bool.  pointmap_HW3: float32, any size with
   the photo's aspect, camera frame, NaN unknown; None without one.  camera: of the photo; None if
   nothing tells it.  camera_source: "given", "of the point map" (in its file, or fitted to its
-  points), "assumed", or "unknown".  pointmap_camera: of the point map's pixels.  alpha_HW: uint8, of a photo
-  that is not opaque everywhere.  path: for messages.
+  points), "assumed", or "unknown".  pointmap_camera: of the point map's pixels.  alpha_HW: uint8,
+  of a photo that is not opaque everywhere.  path: for messages.
   """
 
   image_HW3: np.ndarray

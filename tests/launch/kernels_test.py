@@ -8,7 +8,8 @@ PROGRAM = """
   ROOT %mul.3 = f32[2]{0} multiply(%p, %p), metadata={op_name="jit(step)/inner/mul"}
 }
 ENTRY %main {
-  %loop_multiply_fusion.4 = bf16[12,8]{1,0} fusion(%x), kind=kLoop, metadata={op_name="jit(step)/transpose(jvp())/while/body/block/mul"}
+  %loop_multiply_fusion.4 = bf16[12,8]{1,0} fusion(%x), kind=kLoop, \
+metadata={op_name="jit(step)/transpose(jvp())/while/body/block/mul"}
   ROOT %copy.1 = f32[] copy(%y)
 }
 """
