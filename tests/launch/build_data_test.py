@@ -350,7 +350,7 @@ def test_a_build_is_identified_by_what_changes_its_bytes():
     "image_format=jpeg",
     "background=(0,9)",
     "pointmap=False",
-    "delit=False",
+    "delit=True",
     "name=x",
     "test_fraction=0.4",
     "objects_per_shard=3",
