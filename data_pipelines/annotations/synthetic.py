@@ -17,7 +17,7 @@ import trimesh
 
 from data_pipelines.annotations import choices, write
 from data_pipelines.synth import assets, lighting, procedural, render, voxelize
-from data_pipelines.synth.camera import Camera, ViewConfig, random_view
+from data_pipelines.synth.camera import ViewConfig, Viewpoint, random_view, rays
 from sam3d_jax.geometry.pose import Pose
 
 OWN, OTHER = "sam3d/synthetic", "retrieval/synthetic"
@@ -49,10 +49,12 @@ def write_item(folder: pathlib.Path, index: int, config: SyntheticConfig) -> pat
   low, high = np.log(VIEW.scale)
   scale = float(np.exp(rng.uniform(low, high)))
   radius = float(np.linalg.norm(asset.mesh.vertices, axis=1).max())
-  camera, azimuth = random_view(rng, VIEW, image_size=config.image_size, radius=radius, scale=scale)
+  viewpoint, azimuth = random_view(
+    rng, VIEW, image_size=config.image_size, radius=radius, scale=scale
+  )
   lights = lighting.random_lights(rng, lighting.LightConfig(), azimuth)
-  image, mask, points = _photo(asset, camera, lights, rng)
-  pose = Pose(camera.rotation, camera.translation, np.full(3, camera.scale))
+  image, mask, points = _photo(asset, viewpoint, lights, rng)
+  camera, pose = viewpoint
 
   # what is proposed, and what the judge says
   by_artist = index % 4 == 3
@@ -86,10 +88,10 @@ def write_item(folder: pathlib.Path, index: int, config: SyntheticConfig) -> pat
 
 
 def _photo(
-  asset: assets.Asset, camera: Camera, lights: lighting.Lights, rng
+  asset: assets.Asset, viewpoint: Viewpoint, lights: lighting.Lights, rng
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Image, mask and point map of the object before a wall that faces the camera."""
-  shown = render.render(render.Scene(asset.mesh, asset.source), camera, lights, samples=1)
+  shown = render.render(render.Scene(asset.mesh, asset.source), viewpoint, lights, samples=1)
   height, width = shown.mask_HW.shape
 
   # the wall is a ramp between two colours
@@ -99,7 +101,7 @@ def _photo(
   image = render.over(shown.lit_HW3, shown.alpha_HW, wall)
 
   u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-  behind = camera.rays(u, v) * (FAR * camera.translation[2])
+  behind = rays(viewpoint.camera, u, v) * (FAR * viewpoint.pose.translation[2])
   points = np.where(shown.mask_HW[..., None], shown.pointmap_HW3, behind)
   return image, shown.mask_HW, points.astype(np.float32)
 

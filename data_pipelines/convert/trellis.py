@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-import trimesh
 
 from data_pipelines.build import shard_jobs
 from data_pipelines.convert import objects
 from data_pipelines.format import schema
 from data_pipelines.synth import render, sources
 from sam3d_jax.errors import ConfigError, Refused
+from sam3d_jax.files import meshes
 from sam3d_jax.geometry import cameras
 from sam3d_jax.geometry.pose import Pose
 
@@ -233,9 +233,9 @@ def _shape(config: TrellisConfig, sha: str) -> dict[str, Any]:
 
 def _voxels(path: pathlib.Path) -> np.ndarray:
   try:
-    centres = np.asarray(trimesh.load(path, process=False).vertices, np.float64)
-  except Exception as error:  # parsers raise whatever a broken byte leads them to
-    raise Refused("bad_array", f"{path.name}: {type(error).__name__}: {error}") from error
+    centres = meshes.read(path, appearance=False).mesh.vertices
+  except Refused as error:
+    raise Refused("bad_array", error.detail) from error
   voxels = np.floor((centres + 0.5) * schema.VOXEL_RESOLUTION).astype(np.int64)
   if not len(voxels) or voxels.min() < 0 or voxels.max() >= schema.VOXEL_RESOLUTION:
     raise Refused("bad_array", f"{path.name}: voxel centres must lie in [-0.5, 0.5]^3")

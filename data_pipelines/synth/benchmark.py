@@ -1,5 +1,4 @@
-"""The frozen procedural benchmark: held-out objects in rooms, photographed without and behind
-occluders.
+"""The frozen procedural benchmark: held-out objects in rooms, alone and behind occluders.
 
 Every object is photographed from one camera under one light at each level of `LEVELS`; only the
 occluder differs, so the levels compare like with like. Objects are those of `procedural` under a
@@ -8,11 +7,10 @@ candidate); which candidate occluder leaves the right part of the object visible
 and is kept in `benchmarks/<name>.json` with a digest of every photo's truth:
 
 - covered by the digest, exactly: the mesh (vertices to 1e-5), its 64^3 voxels, the object's pose
-  and the camera (to 1e-5), the
-  occluder's mesh and place. These are scored, and they must be equal on every machine.
+  and the camera (to 1e-5), the occluder's mesh and place. These are scored, and they must be equal
+  on every machine.
 - checked within VISIBLE_TOLERANCE: the visible share of the object. Pixels come from a float32 ray
-  caster, which may decide a
-  pixel on an edge otherwise on another processor.
+  caster, which may decide a pixel on an edge otherwise on another processor.
 
 `python -m launch.make_examples benchmark` searches and freezes a new one.
 """
@@ -30,9 +28,10 @@ from data_pipelines.build import shard_jobs
 from data_pipelines.format import records, schema
 from data_pipelines.read import rows
 from data_pipelines.synth import assets, iso_3do, procedural, render, room, voxelize
-from data_pipelines.synth.camera import Camera, ViewConfig, random_view
+from data_pipelines.synth.camera import ViewConfig, Viewpoint, random_view
 from data_pipelines.synth.lighting import LightConfig, Lights, random_lights
 from sam3d_jax.errors import InputError
+from sam3d_jax.geometry import cameras
 from sam3d_jax.render.mesh import Mesh, join
 
 FOLDER = pathlib.Path(__file__).with_name("benchmarks")
@@ -52,14 +51,13 @@ SPLIT = "test"
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-  """A frozen benchmark. `photos` has one entry a photo, in order: object, level, candidate (-1: no
-  occluder), visible, digest.
-  """
+  """A frozen benchmark."""
 
   name: str
   seed: int
   image_size: int
   digest: str  # of all photos' digests
+  # one a photo, in order: object, level, candidate (-1: no occluder), visible, digest
   photos: tuple[dict, ...]
 
   @property
@@ -69,10 +67,10 @@ class Benchmark:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """One object with its camera, light and room."""
+  """One object, how it is seen, its light and its room."""
 
   asset: assets.Asset
-  camera: Camera
+  viewpoint: Viewpoint
   lights: Lights
   backdrop: tuple[Mesh, ...]
   floor: float  # height in the object frame
@@ -83,8 +81,9 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Benchmark:
-  """A benchmark that ships with the project; `<name>:<n>` takes its first n objects. Raises
-  InputError on an unknown name.
+  """A benchmark that ships with the project; `<name>:<n>` takes its first n objects.
+
+  Raises InputError on an unknown name.
   """
   name, colon, count = name.partition(":")
   path = FOLDER / f"{name}.json"
@@ -124,11 +123,11 @@ def make_subject(seed: int, index: int, image_size: int) -> Subject:
   rng = np.random.default_rng([seed, index, 1])
   radius = float(np.linalg.norm(asset.mesh.vertices, axis=1).max())
   scale = float(np.exp(rng.uniform(*np.log(VIEW.scale))))
-  camera, azimuth = random_view(rng, VIEW, image_size=image_size, radius=radius, scale=scale)
+  seen, azimuth = random_view(rng, VIEW, image_size=image_size, radius=radius, scale=scale)
   lights = random_lights(rng, LIGHT, azimuth)
   floor = float(asset.mesh.vertices[:, 2].min())
-  far = float(camera.translation[2] * rng.uniform(1.6, 2.6))
-  return Subject(asset, camera, lights, tuple(room.backdrop(rng, camera, floor, far)), floor)
+  far = float(seen.pose.translation[2] * rng.uniform(1.6, 2.6))
+  return Subject(asset, seen, lights, tuple(room.backdrop(rng, seen, floor, far)), floor)
 
 
 def occluder(
@@ -140,30 +139,23 @@ def occluder(
   """
   rng = np.random.default_rng([seed, index, 2, list(LEVELS).index(level), candidate])
   thing = object_asset(seed, OCCLUDERS + int(rng.integers(OCCLUDERS)))
-  eye = -subject.camera.translation @ subject.camera.rotation / subject.camera.scale
+  pose = subject.viewpoint.pose
+  eye = -pose.translation @ pose.rotation / subject.viewpoint.scale
   reach = float(np.hypot(*eye[:2]))
   towards = eye[:2] / reach
-  size, yaw = float(rng.uniform(0.4, 1.5)), float(rng.uniform(0, 2 * np.pi))
-  spread = lambda asset: float(np.linalg.norm(asset.mesh.vertices[:, :2], axis=1).max())
-  clear = spread(subject.asset) + size * spread(thing)
-  along, aside = rng.uniform(clear, max(clear, 0.75 * reach)), rng.uniform(-0.5, 0.5)
+  size = float(rng.uniform(0.4, 1.5))
+  yaw = float(rng.uniform(0, 2 * np.pi))
+  clear = _spread(subject.asset) + size * _spread(thing)
+  along = rng.uniform(clear, max(clear, 0.75 * reach))
+  aside = rng.uniform(-0.5, 0.5)
   x, y = along * towards + aside * np.array([-towards[1], towards[0]])
   spot = room.Spot(float(x), float(y), size, yaw)
   return thing, room.stand(thing.mesh, spot, subject.floor), spot
 
 
-def at_size(camera: Camera, size: int) -> Camera:
-  """The same view with `size` pixels a side."""
-  ratio = size / camera.width
-  return dataclasses.replace(
-    camera,
-    fx=camera.fx * ratio,
-    fy=camera.fy * ratio,
-    cx=camera.cx * ratio,
-    cy=camera.cy * ratio,
-    width=size,
-    height=size,
-  )
+def _spread(asset: assets.Asset) -> float:
+  """Radius of the circle about the z axis that holds an object."""
+  return float(np.linalg.norm(asset.mesh.vertices[:, :2], axis=1).max())
 
 
 def visible_part(alone: render.View, together: render.View) -> np.ndarray:
@@ -188,7 +180,6 @@ def occluder_of(subject: Subject, benchmark: Benchmark, photo: dict) -> tuple[li
 
 def truth_record(subject: Subject, benchmark: Benchmark, photo: dict) -> schema.Example:
   """The record of one photo without its pixels: everything that the digest covers."""
-  camera = subject.camera
   lineage = {
     "builder": "benchmark",
     "benchmark": benchmark.name,
@@ -201,14 +192,11 @@ def truth_record(subject: Subject, benchmark: Benchmark, photo: dict) -> schema.
     "key": schema.example_key(benchmark.name, benchmark.seed, photo["object"], photo["level"]),
     "source": benchmark.name,
     "view": np.int32(list(LEVELS).index(photo["level"])),
-    "camera": iso_3do.camera_fields(camera),
     "voxels": voxelize.voxelize(subject.asset.mesh.vertices, subject.asset.mesh.faces),
-    "rotation": camera.rotation.astype(np.float32),
-    "translation": camera.translation.astype(np.float32),
-    "scale": np.full(3, camera.scale, np.float32),
     "mesh_key": subject.asset.key,
     "license": "CC0-1.0",
     "lineage": json.dumps(lineage, sort_keys=True),
+    **iso_3do.viewpoint_fields(subject.viewpoint),
   }
 
 
@@ -216,10 +204,10 @@ def photograph(
   subject: Subject, benchmark: Benchmark, photo: dict, alone: render.View
 ) -> schema.Example:
   """The record of one photo; `alone` is the object without anything around it."""
-  parts = [subject.asset.mesh, *subject.backdrop, *occluder_of(subject, benchmark, photo)[0]]
-  shown = render.render(
-    render.Scene(join(parts), subject.asset.source), subject.camera, subject.lights
-  )
+  standing, _ = occluder_of(subject, benchmark, photo)
+  everything = join([subject.asset.mesh, *subject.backdrop, *standing])
+  scene = render.Scene(everything, subject.asset.source)
+  shown = render.render(scene, subject.viewpoint, subject.lights)
   return truth_record(subject, benchmark, photo) | {
     "image": render.encode(render.over(shown.lit_HW3, shown.alpha_HW, (0, 0, 0))),
     "mask": render.encode(visible_part(alone, shown)),
@@ -248,11 +236,9 @@ def record_digest(example: schema.Example) -> str:
 
 def visible_share(example: schema.Example) -> float:
   """Visible pixels of the object over all of its pixels."""
-  visible, full = (
-    int((rows.decode_image(example[name], name, mode="L") > 0).sum())
-    for name in ("mask", "mask_full")
-  )
-  return visible / full
+  visible = rows.decode_image(example["mask"], "mask", mode="L") > 0
+  full = rows.decode_image(example["mask_full"], "mask_full", mode="L") > 0
+  return int(visible.sum()) / int(full.sum())
 
 
 def check(example: schema.Example, photo: dict) -> None:
@@ -265,22 +251,20 @@ def check(example: schema.Example, photo: dict) -> None:
   )
   raise InputError(
     f"benchmark photo {photo['object']}-{photo['level']} is not the frozen one: digest "
-    f"{found[:12]} for "
-    f"{photo['digest'][:12]}, {share:.3f} visible for {photo['visible']:.3f}. Its scores would not "
-    "compare with those "
-    f"of others. It was made with {versions}; install the versions in requirements.txt and build "
-    "it anew"
+    f"{found[:12]} for {photo['digest'][:12]}, {share:.3f} visible for {photo['visible']:.3f}. Its "
+    f"scores would not compare with those of others. It was made with {versions}; install the "
+    "versions in requirements.txt and build it anew"
   )
 
 
 def plan(benchmark: Benchmark) -> shard_jobs.Plan:
   """The benchmark as a dataset to build: one shard an object."""
   jobs = []
+  shards = len(benchmark.objects)
   for number, index in enumerate(benchmark.objects):
-    part = dataclasses.replace(
-      benchmark, photos=tuple(p for p in benchmark.photos if p["object"] == index)
-    )
-    jobs.append(shard_jobs.ShardJob(SPLIT, number, len(benchmark.objects), len(part.photos), part))
+    photos = tuple(p for p in benchmark.photos if p["object"] == index)
+    part = dataclasses.replace(benchmark, photos=photos)
+    jobs.append(shard_jobs.ShardJob(SPLIT, number, shards, len(photos), part))
   identity = {
     "builder": "benchmark",
     "schema": schema.VERSION,
@@ -302,12 +286,7 @@ def make_shard(
 ) -> Iterator[schema.Example]:
   """The photos of one object, each checked against its frozen digest."""
   subject = make_subject(part.seed, part.photos[0]["object"], part.image_size)
-  alone = render.render(
-    render.Scene(subject.asset.mesh, subject.asset.source),
-    subject.camera,
-    subject.lights,
-    samples=1,
-  )
+  alone = seen_alone(subject, subject.viewpoint)
   for photo in part.photos:
     example = photograph(subject, part, photo, alone)
     check(example, photo)
@@ -315,8 +294,9 @@ def make_shard(
 
 
 def open_checked(benchmark: Benchmark, directory: str) -> tuple[records.Split, list[int]]:
-  """The built dataset and the position of every photo in it. Raises InputError if one is not the
-  frozen photo.
+  """The built dataset and the position of every photo in it.
+
+  Raises InputError if one is not the frozen photo.
   """
   source = records.open_split(directory, SPLIT)
   at = {}
@@ -330,34 +310,36 @@ def open_checked(benchmark: Benchmark, directory: str) -> tuple[records.Split, l
     if position is None:
       raise InputError(
         f"{directory} lacks photo {photo['object']}-{photo['level']} of benchmark "
-        f"{benchmark.name}; delete it and "
-        "evaluate again"
+        f"{benchmark.name}; delete it and evaluate again"
       )
     check(source[position], photo)
     order.append(position)
   return source, order
 
 
+def seen_alone(subject: Subject, viewpoint: Viewpoint) -> render.View:
+  """The object without anything around it."""
+  scene = render.Scene(subject.asset.mesh, subject.asset.source)
+  return render.render(scene, viewpoint, subject.lights, samples=1)
+
+
 def search(benchmark: Benchmark, subject: Subject, index: int, level: str) -> int:
-  """The first candidate that leaves a share of the object visible well within the level. Raises
-  InputError if there is none.
+  """The first candidate that leaves a share of the object visible well within the level.
+
+  Raises InputError if there is none.
   """
   low, high = LEVELS[level]
-  camera = at_size(subject.camera, PROBE_SIZE)
-  alone = render.render(
-    render.Scene(subject.asset.mesh, subject.asset.source), camera, subject.lights, samples=1
-  )
+  camera, pose = subject.viewpoint
+  probe = Viewpoint(cameras.resized(camera, PROBE_SIZE, PROBE_SIZE), pose)
+  alone = seen_alone(subject, probe)
   for candidate in range(CANDIDATES):
     _, standing, _ = occluder(subject, benchmark.seed, index, level, candidate)
-    if camera.to_camera(standing.vertices)[:, 2].min() < 0.1 * camera.translation[2]:
+    if probe.points(standing.vertices)[:, 2].min() < 0.1 * pose.translation[2]:
       continue  # too near the camera
-    together = render.render(
-      render.Scene(join([subject.asset.mesh, standing]), subject.asset.source),
-      camera,
-      subject.lights,
-      samples=1,
-    )
-    if low + 0.02 < visible_part(alone, together).sum() / alone.mask_HW.sum() < high - 0.02:
+    scene = render.Scene(join([subject.asset.mesh, standing]), subject.asset.source)
+    together = render.render(scene, probe, subject.lights, samples=1)
+    share = visible_part(alone, together).sum() / alone.mask_HW.sum()
+    if low + 0.02 < share < high - 0.02:
       return candidate
   raise InputError(
     f"object {index}: none of {CANDIDATES} occluders leaves {low} to {high} of it visible"
@@ -370,23 +352,17 @@ def freeze(name: str, *, seed: int, objects: int, image_size: int) -> None:
   photos = []
   for index in range(objects):
     subject = make_subject(seed, index, image_size)
-    alone = render.render(
-      render.Scene(subject.asset.mesh, subject.asset.source),
-      subject.camera,
-      subject.lights,
-      samples=1,
-    )
+    alone = seen_alone(subject, subject.viewpoint)
     for level in LEVELS:
       candidate = -1 if level == "none" else search(empty, subject, index, level)
       photo = {"object": index, "level": level, "candidate": candidate}
       example = photograph(subject, empty, photo, alone)
-      photos.append(
-        photo | {"visible": round(visible_share(example), 4), "digest": record_digest(example)}
-      )
+      visible = round(visible_share(example), 4)
+      photos.append(photo | {"visible": visible, "digest": record_digest(example)})
       print(photos[-1], flush=True)
+  # One photo a line, so that a change shows where it is.
   lines = ",\n".join("  " + json.dumps(photo) for photo in photos)
-  head = json.dumps(
-    {"name": name, "seed": seed, "image_size": image_size, "digest": total_digest(photos)}
-  )
+  about = {"name": name, "seed": seed, "image_size": image_size, "digest": total_digest(photos)}
+  head = json.dumps(about)
   FOLDER.mkdir(exist_ok=True)
   (FOLDER / f"{name}.json").write_text(f'{head[:-1]}, "photos": [\n{lines}\n]}}\n')

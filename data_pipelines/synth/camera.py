@@ -1,47 +1,64 @@
-"""Pinhole cameras of the renderer and random viewpoints around an object.
+"""Where the renderer looks from: random viewpoints around an object.
 
-Camera frame: x left, y up, z forward. A point projects to pixel coordinates u = cx - fx x / z (to
-the right) and v = cy - fy y / z (downwards); the centre of pixel (row r, column c) is (u, v) = (c +
-0.5, r + 0.5).
+A viewpoint is a camera (sam3d_jax/geometry/cameras.py) and the pose in which it sees the object.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
+from sam3d_jax.geometry import cameras, pose
+from sam3d_jax.geometry.cameras import Camera
+from sam3d_jax.geometry.pose import Pose
 
-@dataclasses.dataclass(frozen=True)
-class Camera:
-  """Intrinsics in pixels and the pose of the object: p_camera = rotation @ (scale * p_object) +
-  translation.
-  """
 
-  fx: float
-  fy: float
-  cx: float
-  cy: float
-  width: int
-  height: int
-  rotation: np.ndarray  # (3, 3), acts on column vectors
-  translation: np.ndarray  # (3,)
-  scale: float = 1.0
+class Viewpoint(NamedTuple):
+  """A camera and the object before it, which is as large along all axes."""
 
-  def to_camera(self, points_P3: np.ndarray) -> np.ndarray:
+  camera: Camera
+  pose: Pose  # object to camera
+
+  @property
+  def scale(self) -> float:
+    """Camera units along the unit cube's edge."""
+    return float(self.pose.scale[0])
+
+  @property
+  def eye(self) -> np.ndarray:
+    """The camera's centre in the object frame, (3,)."""
+    return -self.pose.translation @ self.to_object
+
+  @property
+  def to_object(self) -> np.ndarray:
+    """(3, 3) that takes directions of the camera frame (rows) to the object frame."""
+    return self.pose.rotation / self.scale
+
+  def points(self, points_P3: np.ndarray) -> np.ndarray:
     """Object points in the camera frame."""
-    return (self.scale * np.asarray(points_P3)) @ self.rotation.T + self.translation
+    return pose.transform_points(np.asarray(points_P3), self.pose)
 
   def project(self, points_P3: np.ndarray) -> np.ndarray:
-    """Pixel coordinates (P, 2) as (u, v) of object points; meaningless for points behind the
-    camera.
-    """
-    x, y, z = self.to_camera(points_P3).T
-    return np.stack([self.cx - self.fx * x / z, self.cy - self.fy * y / z], -1)
+    """Pixel coordinates (P, 2) of object points; meaningless for points behind the camera."""
+    return cameras.project(self.points(points_P3), self.camera)[0]
 
-  def rays(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Directions (..., 3) through pixel coordinates, camera frame, with z = 1: depth times
-    direction is the point.
-    """
-    return np.stack([(self.cx - u) / self.fx, (self.cy - v) / self.fy, np.ones_like(u)], -1)
+  def moved(self, factor: float) -> "Viewpoint":
+    """The object at `factor` of its distance and size: the picture is the same."""
+    return viewpoint(
+      self.camera, self.pose.rotation, self.pose.translation * factor, self.scale * factor
+    )
+
+
+def viewpoint(
+  camera: Camera, rotation_33: np.ndarray, translation_3: np.ndarray, scale: float = 1.0
+) -> Viewpoint:
+  """A viewpoint from p_camera = rotation (scale p_object) + translation."""
+  return Viewpoint(camera, Pose(rotation_33, translation_3, np.full(3, scale)))
+
+
+def rays(camera: Camera, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+  """Directions (..., 3) through pixel coordinates; times a depth they are the point at it."""
+  return cameras.unproject(np.stack([u, v], -1), np.ones_like(u), camera)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +75,12 @@ class ViewConfig:
 
 
 def look_at(azimuth: float, elevation: float, roll: float = 0.0) -> np.ndarray:
-  """Rotation (column form) of a camera that looks at the origin from a direction on the sphere;
-  angles in radians, z up.
+  """Rotation (acts on columns) of a camera that looks at the origin; angles in radians, z up.
 
   Azimuth 0 looks from +x, pi/2 from +y. Roll turns the camera about its forward axis.
   """
-  position = np.array(
-    [np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)]
-  )
+  flat = np.cos(elevation)
+  position = np.array([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)])
   forward = -position
   left = np.cross([0.0, 0.0, 1.0], forward)
   left /= np.linalg.norm(left)
@@ -76,30 +91,23 @@ def look_at(azimuth: float, elevation: float, roll: float = 0.0) -> np.ndarray:
 
 def random_view(
   rng: np.random.Generator, config: ViewConfig, *, image_size: int, radius: float, scale: float
-) -> tuple[Camera, float]:
-  """A camera that sees the whole bounding sphere of `radius` (object units) at `scale` metres, and
-  its azimuth (radians).
+) -> tuple[Viewpoint, float]:
+  """A view of the whole bounding sphere of `radius` (object units), and its azimuth (radians).
 
-  The object's origin is off the optical axis by what `fill` leaves free.
+  `scale` is in metres. The object's origin is off the optical axis by what `fill` leaves free.
   """
   azimuth = np.radians(rng.uniform(*config.azimuth_deg))
-  elevation = np.arcsin(rng.uniform(*np.sin(np.radians(config.elevation_deg))))
+  band = np.sin(np.radians(config.elevation_deg))
+  elevation = np.arcsin(rng.uniform(*band))
   roll = np.radians(rng.uniform(*config.roll_deg))
   half = np.radians(rng.uniform(*config.fov_deg)) / 2
   fill = rng.uniform(*config.fill)
+  # At this distance the sphere fills that part of the picture.
   distance = scale * radius / (fill * np.sin(half))
   free = (1 - fill) * distance * np.tan(half)
   offset = rng.uniform(-0.5, 0.5, 2) * free
   focal = image_size / 2 / np.tan(half)
-  camera = Camera(
-    focal,
-    focal,
-    image_size / 2,
-    image_size / 2,
-    image_size,
-    image_size,
-    look_at(azimuth, elevation, roll),
-    np.array([offset[0], offset[1], distance]),
-    scale,
-  )
-  return camera, azimuth
+  middle = image_size / 2
+  camera = Camera(focal, focal, middle, middle, image_size, image_size)
+  place = np.array([offset[0], offset[1], distance])
+  return viewpoint(camera, look_at(azimuth, elevation, roll), place, scale), azimuth

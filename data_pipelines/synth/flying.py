@@ -1,7 +1,7 @@
-"""RP-3DO FO, flying occlusions: a random target and a random occluder, both randomly oriented,
-before a photograph.
+"""RP-3DO FO, flying occlusions: a target and an occluder, randomly oriented, before a photograph.
 
-    M_vis = M_obj * (1 - M_occ),   kept if 0.1 <= |M_vis| / |M_obj| <= 0.9 and |M_vis| / |image| >= 0.2 %
+    M_vis = M_obj * (1 - M_occ)
+    kept if 0.1 <= |M_vis| / |M_obj| <= 0.9 and |M_vis| / |image| >= 0.2 %
 
 In one third of the samples the target is the object in front: its mask is complete. The bounds on
 the hidden object's share hold for them too, so that something is always hidden.
@@ -17,7 +17,7 @@ import dataclasses
 import numpy as np
 
 from data_pipelines.synth import composite, lighting, render
-from data_pipelines.synth.camera import Camera, look_at
+from data_pipelines.synth.camera import Viewpoint, look_at, rays, viewpoint
 from data_pipelines.synth.render_paste import (
   PasteConfig,
   Pasted,
@@ -51,10 +51,12 @@ class FlyingRules:
 
 
 def is_front(view: int, phase: float, share: float) -> bool:
-  """Whether sample `view` of a mesh shows it in front: exactly `share` of any run of samples, up to
-  rounding.
+  """Whether sample `view` of a mesh shows it in front.
+
+  It does in exactly `share` of any run of samples, up to rounding.
   """
-  return int(np.floor((view + 1) * share + phase)) > int(np.floor(view * share + phase))
+  before, after = np.floor(view * share + phase), np.floor((view + 1) * share + phase)
+  return int(after) > int(before)
 
 
 def visible_part(hidden_HW: np.ndarray, front_HW: np.ndarray) -> np.ndarray:
@@ -82,48 +84,44 @@ def draw(
 ) -> Pasted:
   """One draw. Raises Rejected."""
   rules: FlyingRules = config.rules
-  scene, partner = stock.draw_scene(rng), stock.draw_partner(rng, subject)
-  front = is_front(view, int(subject.asset.key[:8], 16) / 2**32, rules.front_share)
+  scene = stock.draw_scene(rng)
+  partner = stock.draw_partner(rng, subject)
+  phase = int(subject.asset.key[:8], 16) / 2**32
+  front = is_front(view, phase, rules.front_share)
   order = (partner, subject) if front else (subject, partner)  # hidden, in front
-  poses = place(rng, order, scene_camera(rng, scene, rules), scene, rules)
-  masks = [np.isfinite(render.trace(s.scene, pose)) for s, pose in zip(order, poses, strict=True)]
-  whole = masks[1] if front else masks[0]
-  mask = whole if front else visible_part(*masks)
-  check(*masks, mask, rules)
+  target = 1 if front else 0
+  viewpoints = place(rng, order, scene_camera(rng, scene, rules), scene, rules)
+
+  # Whether the draw is worth rendering.
+  hidden_HW, front_HW = (
+    np.isfinite(render.trace(s.scene, v)) for s, v in zip(order, viewpoints, strict=True)
+  )
+  whole = front_HW if front else hidden_HW
+  mask = whole if front else visible_part(hidden_HW, front_HW)
+  check(hidden_HW, front_HW, mask, rules)
+
   lights = lighting.random_lights(rng, config.light, 0.0)
-  shown = [
-    render.render(s.scene, pose, camera_lights(lights, pose.rotation), samples=config.samples)
-    for s, pose in zip(order, poses, strict=True)
-  ]
+  shown = []
+  for one, at in zip(order, viewpoints, strict=True):
+    seen_lights = camera_lights(lights, at.pose.rotation)
+    shown.append(render.render(one.scene, at, seen_lights, samples=config.samples))
   image = composite.paste(scene.image_HW3, [(s.lit_HW3, s.alpha_HW) for s in shown])
   delit = None
   if config.delit:
-    delit = composite.paste(
-      scene.image_HW3,
-      [(s.delit_HW3 if (i == 1) == front else s.lit_HW3, s.alpha_HW) for i, s in enumerate(shown)],
-    )
-  points = (
-    np.full((*scene.size, 3), np.nan, np.float32)
-    if scene.pointmap_HW3 is None
-    else scene.pointmap_HW3
-  )
+    # The target loses its light; what stands before or behind it keeps it.
+    colours = [s.lit_HW3 for s in shown]
+    colours[target] = shown[target].delit_HW3
+    alphas = [s.alpha_HW for s in shown]
+    delit = composite.paste(scene.image_HW3, list(zip(colours, alphas, strict=True)))
+  points = scene.pointmap_HW3
+  if points is None:
+    points = np.full((*scene.size, 3), np.nan, np.float32)
   for s in shown:
     points = np.where(s.mask_HW[..., None], s.pointmap_HW3, points)
-  lineage = {
-    "photo": scene.name,
-    "partner": partner.asset.source,
-    "role": "front" if front else "hidden",
-  }
-  return Pasted(
-    image,
-    delit,
-    mask,
-    whole,
-    points,
-    poses[1] if front else poses[0],
-    lineage,
-    (partner.asset.license, scene.license),
-  )
+  role = "front" if front else "hidden"
+  lineage = {"photo": scene.name, "partner": partner.asset.source, "role": role}
+  licenses = (partner.asset.license, scene.license)
+  return Pasted(image, delit, mask, whole, points, viewpoints[target], lineage, licenses)
 
 
 def scene_camera(rng: np.random.Generator, scene: Scene, rules: FlyingRules) -> cameras.Camera:
@@ -133,9 +131,8 @@ def scene_camera(rng: np.random.Generator, scene: Scene, rules: FlyingRules) -> 
   if scene.camera is not None:
     return scene.camera
   height, width = scene.size
-  return cameras.camera_from_fov(
-    width, height, 2 * np.arctan(np.tan(fov / 2) * width / max(height, width))
-  )
+  fov_x = 2 * np.arctan(np.tan(fov / 2) * width / max(height, width))
+  return cameras.camera_from_fov(width, height, fov_x)
 
 
 def place(
@@ -144,42 +141,48 @@ def place(
   camera: cameras.Camera,
   scene: Scene,
   rules: FlyingRules,
-) -> tuple[Camera, Camera]:
-  """Poses of the hidden object and of the one in front. Raises Rejected (outside_image) if one of
-  them leaves the image.
+) -> tuple[Viewpoint, Viewpoint]:
+  """Where the hidden object and the one in front are seen from.
+
+  Raises Rejected (outside_image, too_close) if one of them leaves the image.
   """
+  # The hidden object lies anywhere in the image, the other one beside it so that they overlap.
   short = min(scene.size)
   radii = rng.uniform(*rules.size, 2) * short / 2  # pixels
   extent = np.array([camera.width, camera.height], float)
-  centre = np.where(
-    extent > 2 * radii[0], rng.uniform(size=2) * (extent - 2 * radii[0]) + radii[0], extent / 2
-  )
+  free = extent - 2 * radii[0]
+  centre = np.where(free > 0, rng.uniform(size=2) * free + radii[0], extent / 2)
   angle = rng.uniform(0, 2 * np.pi)
-  other = centre + rng.uniform(*rules.overlap) * radii.sum() * np.array(
-    [np.cos(angle), np.sin(angle)]
-  )
-  other = np.clip(
-    other, np.minimum(radii[1], extent / 2), np.maximum(extent - radii[1], extent / 2)
-  )
+  apart = rng.uniform(*rules.overlap) * radii.sum()
+  other = centre + apart * np.array([np.cos(angle), np.sin(angle)])
+  lowest, highest = np.minimum(radii[1], extent / 2), np.maximum(extent - radii[1], extent / 2)
+  other = np.clip(other, lowest, highest)
+
   low, high = np.log(rules.scale)
-  hidden, front = (
-    pose(rng, s, camera, at, radius, float(np.exp(rng.uniform(low, high))), rules.largest_turn_deg)
-    for s, at, radius in zip(order, (centre, other), radii, strict=True)
-  )
-  front = before(front, order[1], nearest(hidden, order[0]))
-  if scene.pointmap_HW3 is not None:
-    depth = np.where(np.isfinite(scene.pointmap_HW3[..., 2]), scene.pointmap_HW3[..., 2], np.inf)
-    behind = [
-      float(depth[box(p, s, scene.size)].min()) for p, s in zip((hidden, front), order, strict=True)
-    ]
-    factor = min(
-      1.0, GAP * min(behind) / max(farthest(hidden, order[0]), farthest(front, order[1]))
+  viewpoints = []
+  for subject, at_2, radius in zip(order, (centre, other), radii, strict=True):
+    scale = float(np.exp(rng.uniform(low, high)))
+    viewpoints.append(
+      random_viewpoint(rng, subject, camera, at_2, radius, scale, rules.largest_turn_deg)
     )
-    hidden, front = closer(hidden, factor), closer(front, factor)
+  hidden, front = viewpoints
+  front = before(front, order[1], nearest(hidden, order[0]))
+
+  # Both before the photo, where its depth is known.
+  if scene.pointmap_HW3 is not None:
+    depth = scene.pointmap_HW3[..., 2]
+    depth = np.where(np.isfinite(depth), depth, np.inf)
+    behind = min(
+      float(depth[box(hidden, order[0], scene.size)].min()),
+      float(depth[box(front, order[1], scene.size)].min()),
+    )
+    deepest = max(farthest(hidden, order[0]), farthest(front, order[1]))
+    factor = min(1.0, GAP * behind / deepest)
+    hidden, front = hidden.moved(factor), front.moved(factor)
   return hidden, front
 
 
-def pose(
+def random_viewpoint(
   rng: np.random.Generator,
   subject: Subject,
   camera: cameras.Camera,
@@ -187,16 +190,12 @@ def pose(
   radius: float,
   scale: float,
   largest_turn_deg: float,
-) -> Camera:
-  """A random orientation at a pixel, at the distance at which the bounding sphere has `radius`
-  pixels.
-  """
+) -> Viewpoint:
+  """A random orientation at a pixel, so far that the bounding sphere has `radius` pixels."""
   distance = camera.fx * scale * subject.radius / radius
-  place = (
-    np.array([(camera.cx - at_2[0]) / camera.fx, (camera.cy - at_2[1]) / camera.fy, 1.0]) * distance
-  )
-  found = Camera(*camera, random_rotation(rng, largest_turn_deg), place, scale)
-  if found.to_camera(subject.asset.mesh.vertices)[:, 2].min() <= 0.1 * distance:
+  place = rays(camera, at_2[0], at_2[1]) * distance
+  found = viewpoint(camera, random_rotation(rng, largest_turn_deg), place, scale)
+  if nearest(found, subject) <= 0.1 * distance:
     raise Rejected("too_close")
   pixels = found.project(subject.asset.mesh.vertices)
   if pixels.min() < 0 or (pixels > [camera.width, camera.height]).any():
@@ -204,36 +203,33 @@ def pose(
   return found
 
 
-def nearest(pose: Camera, subject: Subject) -> float:
+def nearest(seen: Viewpoint, subject: Subject) -> float:
   """The smallest depth of the posed mesh."""
-  return float(pose.to_camera(subject.asset.mesh.vertices)[:, 2].min())
+  return float(seen.points(subject.asset.mesh.vertices)[:, 2].min())
 
 
-def farthest(pose: Camera, subject: Subject) -> float:
+def farthest(seen: Viewpoint, subject: Subject) -> float:
   """The largest depth of the posed mesh."""
-  return float(pose.to_camera(subject.asset.mesh.vertices)[:, 2].max())
+  return float(seen.points(subject.asset.mesh.vertices)[:, 2].max())
 
 
-def closer(pose: Camera, factor: float) -> Camera:
-  """The pose at `factor` of its distance and size: the picture is the same."""
-  return dataclasses.replace(pose, translation=pose.translation * factor, scale=pose.scale * factor)
+def before(seen: Viewpoint, subject: Subject, depth: float) -> Viewpoint:
+  """The object brought closer until all of it is nearer than `depth`."""
+  return seen.moved(min(1.0, GAP * depth / farthest(seen, subject)))
 
 
-def before(pose: Camera, subject: Subject, depth: float) -> Camera:
-  """The pose, brought closer until all of the object is nearer than `depth`."""
-  return closer(pose, min(1.0, GAP * depth / farthest(pose, subject)))
-
-
-def box(pose: Camera, subject: Subject, size: tuple[int, int]) -> tuple[slice, slice]:
+def box(seen: Viewpoint, subject: Subject, size: tuple[int, int]) -> tuple[slice, slice]:
   """Rows and columns of the posed mesh's box in the image."""
-  pixels = pose.project(subject.asset.mesh.vertices)
+  pixels = seen.project(subject.asset.mesh.vertices)
   low = np.clip(np.floor(pixels.min(0)).astype(int), 0, [size[1] - 1, size[0] - 1])
   high = np.clip(np.ceil(pixels.max(0)).astype(int), low + 1, [size[1], size[0]])
   return slice(low[1], high[1]), slice(low[0], high[0])
 
 
 def camera_lights(lights: lighting.Lights, rotation: np.ndarray) -> lighting.Lights:
-  """Lights drawn about a viewer at azimuth 0 with the world's z up, as an object posed by
-  `rotation` before the camera sees them.
+  """Lights drawn about a viewer at azimuth 0 with the world's z up, in an object's frame.
+
+  The object is posed by `rotation` before the camera.
   """
-  return lighting.turned(lighting.turned(lights, VIEWER.T), rotation)
+  in_camera = lighting.turned(lights, VIEWER.T)
+  return lighting.turned(in_camera, rotation)

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 from importlib import metadata
 import json
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from data_pipelines.build.shard_jobs import Plan, Quarantined
 from data_pipelines.format import schema
 from data_pipelines.synth import filters, render, sources, voxelize
 from data_pipelines.synth.assets import Asset
-from data_pipelines.synth.camera import Camera, ViewConfig, random_view
+from data_pipelines.synth.camera import ViewConfig, Viewpoint, random_view
 from data_pipelines.synth.lighting import LightConfig, random_lights
 from sam3d_jax.errors import Refused
 
@@ -51,8 +52,9 @@ class ShardSpec:
 
 
 def plan(config: IsoConfig, *, test_fraction: float, objects_per_shard: int) -> Plan:
-  """Lists the source, splits it and cuts it into shards. Raises ConfigError on a wrong source or
-  fraction.
+  """Lists the source, splits it and cuts it into shards.
+
+  Raises ConfigError on a wrong source or fraction.
   """
   inputs = sources.list_inputs(config.source)
   jobs = sources.deal_jobs(
@@ -86,9 +88,8 @@ def plan(config: IsoConfig, *, test_fraction: float, objects_per_shard: int) -> 
 @functools.cache
 def _versions() -> dict[str, str]:
   packages = ("embreex", "numpy", "pillow", "trimesh")
-  return {"renderer": f"embreex-numpy {RENDERER_VERSION}"} | {
-    name: metadata.version(name) for name in packages
-  }
+  installed = {name: metadata.version(name) for name in packages}
+  return {"renderer": f"embreex-numpy {RENDERER_VERSION}"} | installed
 
 
 def make_shard(spec: ShardSpec, refuse: Callable[[Quarantined], None]) -> Iterator[schema.Example]:
@@ -108,17 +109,18 @@ def make_examples(asset: Asset, config: IsoConfig) -> Iterator[schema.Example]:
   scene = render.Scene(asset.mesh, asset.source)
   voxels = voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces)
   radius = float(np.linalg.norm(asset.mesh.vertices, axis=1).max())
+  # The object has one size in all of its views.
   low, high = np.log(config.camera.scale)
   scale = float(np.exp(generator(config.seed, asset.key).uniform(low, high)))
   for view in range(config.views):
     rng = generator(config.seed, asset.key, view)
-    camera, azimuth = random_view(
+    viewpoint, azimuth = random_view(
       rng, config.camera, image_size=config.image_size, radius=radius, scale=scale
     )
     lights = random_lights(rng, config.light, azimuth)
     grey = int(rng.integers(config.background[0], config.background[1] + 1))
-    shown = render.render(scene, camera, lights, samples=config.samples)
-    yield _example(asset, config, view, camera, shown, grey, voxels)
+    shown = render.render(scene, viewpoint, lights, samples=config.samples)
+    yield _example(asset, config, view, viewpoint, shown, grey, voxels)
 
 
 def generator(seed: int, key: str, *indices: int) -> np.random.Generator:
@@ -128,10 +130,26 @@ def generator(seed: int, key: str, *indices: int) -> np.random.Generator:
 
 
 def _example(
-  asset: Asset, config: IsoConfig, view: int, camera: Camera, shown: render.View, grey: int, voxels
+  asset: Asset,
+  config: IsoConfig,
+  view: int,
+  viewpoint: Viewpoint,
+  shown: render.View,
+  grey: int,
+  voxels: np.ndarray,
 ) -> schema.Example:
-  image = render.over(shown.lit_HW3, shown.alpha_HW, (grey, grey, grey))
+  """The record of one view before a plain grey."""
+  background = (grey, grey, grey)
+  image = render.over(shown.lit_HW3, shown.alpha_HW, background)
   mask = render.encode(shown.mask_HW)
+  lineage = {
+    "builder": "iso_3do",
+    "mesh": asset.source,
+    "seed": config.seed,
+    "view": view,
+    "background": grey,
+    **_versions(),
+  }
   example = schema.empty_example()
   example.update(
     key=schema.example_key(config.name, config.seed, asset.source, asset.key, view),
@@ -140,35 +158,28 @@ def _example(
     image=render.encode(image, config.image_format),
     mask=mask,
     mask_full=mask,
-    camera=camera_fields(camera),
     voxels=voxels,
-    rotation=camera.rotation.astype(np.float32),
-    translation=camera.translation.astype(np.float32),
-    scale=np.full(3, camera.scale, np.float32),
     mesh_key=asset.key,
     license=asset.license,
-    lineage=json.dumps(
-      {
-        "builder": "iso_3do",
-        "mesh": asset.source,
-        "seed": config.seed,
-        "view": view,
-        "background": grey,
-        **_versions(),
-      },
-      sort_keys=True,
-    ),
+    lineage=json.dumps(lineage, sort_keys=True),
+    **viewpoint_fields(viewpoint),
   )
   if config.pointmap:
     example["pointmap"] = shown.pointmap_HW3.astype(np.float16)
   if config.delit:
-    example["image_delit"] = render.encode(
-      render.over(shown.delit_HW3, shown.alpha_HW, (grey, grey, grey)), config.image_format
-    )
+    delit = render.over(shown.delit_HW3, shown.alpha_HW, background)
+    example["image_delit"] = render.encode(delit, config.image_format)
   return example
 
 
-def camera_fields(camera: Camera) -> dict[str, np.generic]:
-  """The record's `camera` dict."""
+def viewpoint_fields(viewpoint: Viewpoint) -> dict[str, Any]:
+  """A record's camera, rotation, translation and scale."""
+  camera, pose = viewpoint
   lengths = {name: np.float32(getattr(camera, name)) for name in ("fx", "fy", "cx", "cy")}
-  return lengths | {name: np.int32(getattr(camera, name)) for name in ("width", "height")}
+  sides = {name: np.int32(getattr(camera, name)) for name in ("width", "height")}
+  return {
+    "camera": lengths | sides,
+    "rotation": pose.rotation.astype(np.float32),
+    "translation": pose.translation.astype(np.float32),
+    "scale": pose.scale.astype(np.float32),
+  }

@@ -1,11 +1,11 @@
 """RP-3DO, render-and-paste: objects rendered into photographs. What the three variants share.
 
     rp_3do_fo    flying occlusions: two objects float before the photo, one covers the other
-    (flying.py)
+                 (flying.py)
     rp_3do_osr   object swap, random: a photographed object is taken out and a random mesh put in
-    its place (swap.py)
+                 its place (swap.py)
     rp_3do_osa   object swap, annotated: the annotated mesh of the object is put in its place with
-    its pose (swap_annotated.py)
+                 its pose (swap_annotated.py)
 
 A shard is a pure function of its specification: some meshes to make samples of, a few more as
 partners, and photos to draw from. Every random number of a sample follows from (seed, mesh key,
@@ -27,7 +27,7 @@ from data_pipelines.build.shard_jobs import Plan, Quarantined, Refusals, ShardJo
 from data_pipelines.format import schema
 from data_pipelines.synth import filters, iso_3do, render, scenes, sources, voxelize
 from data_pipelines.synth.assets import Asset
-from data_pipelines.synth.camera import Camera, look_at
+from data_pipelines.synth.camera import Viewpoint, look_at
 from data_pipelines.synth.lighting import LightConfig
 from data_pipelines.synth.scene import Scene
 from sam3d_jax.errors import ConfigError, Refused
@@ -45,9 +45,7 @@ class Rejected(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class PasteConfig:
-  """What the examples of every variant depend on, apart from meshes and photos. `rules` are the
-  variant's own thresholds.
-  """
+  """What the examples of every variant depend on, apart from meshes and photos."""
 
   builder: str
   name: str
@@ -63,7 +61,7 @@ class PasteConfig:
   photos: scenes.PhotoConfig
   light: LightConfig
   filters: filters.FilterConfig
-  rules: Any
+  rules: Any  # the variant's own thresholds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,16 +83,14 @@ class Subject(NamedTuple):
 
 
 class Pasted(NamedTuple):
-  """One sample. `camera` holds the intrinsics and the target's pose; `lineage` and `licenses` say
-  what else went in.
-  """
+  """One sample; `lineage` and `licenses` say what went in beside the target."""
 
   image_HW3: np.ndarray
   delit_HW3: np.ndarray | None
   mask_HW: np.ndarray
   whole_HW: np.ndarray  # the target as if nothing stood before it
   pointmap_HW3: np.ndarray
-  camera: Camera
+  viewpoint: Viewpoint  # of the target
   lineage: dict[str, Any]
   licenses: tuple[str, ...]
 
@@ -116,38 +112,31 @@ def plan(
   Raises ConfigError on wrong sources, and where `needs_depth` and no photo has a point map nor an
   estimator is named.
   """
-  meshes, photos = sources.list_inputs(config.source), scenes.list_scenes(config.photos)
+  meshes = sources.list_inputs(config.source)
+  photos = scenes.list_scenes(config.photos)
   if needs_depth:
     photos = with_depth(config, photos)
   by_split = {"train": (meshes, photos)}
-  parts = [sources.split_inputs(items, test_fraction) for items in (meshes, photos)]
-  if all("test" in part for part in parts):
-    by_split = {split: (parts[0][split], parts[1][split]) for split in parts[0]}
+  mesh_parts = sources.split_inputs(meshes, test_fraction)
+  photo_parts = sources.split_inputs(photos, test_fraction)
+  if "test" in mesh_parts and "test" in photo_parts:
+    by_split = {split: (mesh_parts[split], photo_parts[split]) for split in mesh_parts}
+  # Every shard draws its own partners and photos from those of its split.
   jobs = []
   for number, (split, (own, shots)) in enumerate(by_split.items()):
     shards = sources.deal(own, objects_per_shard)
     for i, dealt in enumerate(shards):
       rng = np.random.default_rng([config.seed, number, i])
-      some = lambda items, most, rng=rng: tuple(
-        items[j] for j in rng.permutation(len(items))[:most]
-      )
-      jobs.append(
-        ShardJob(
-          split,
-          i,
-          len(shards),
-          len(dealt),
-          ShardSpec(
-            config, dealt, some(own, config.partners), some(shots, config.photos_per_shard)
-          ),
-        )
-      )
+      partners = _some(rng, own, config.partners)
+      spec = ShardSpec(config, dealt, partners, _some(rng, shots, config.photos_per_shard))
+      jobs.append(ShardJob(split, i, len(shards), len(dealt), spec))
   identity = settings(config) | {
     "test_fraction": test_fraction,
     "objects_per_shard": objects_per_shard,
     "inputs": {"count": len(meshes), "digest": sources.digest(meshes)},
     "photos": {"count": len(photos), "digest": scenes.content_digest(config.photos, photos)},
   }
+  kind = ", synthetic ones" if synthetic(config) else ""
   return Plan(
     name=config.name,
     jobs=tuple(jobs),
@@ -155,9 +144,13 @@ def plan(
     identity=identity,
     lineage=versions(),
     drawn_from=len(photos),
-    description=f"{config.builder}: objects rendered into "
-    f"photographs{', synthetic ones' * synthetic(config)}",
+    description=f"{config.builder}: objects rendered into photographs{kind}",
   )
+
+
+def _some(rng: np.random.Generator, items: list, most: int) -> tuple:
+  """At most `most` of the items, in random order."""
+  return tuple(items[i] for i in rng.permutation(len(items))[:most])
 
 
 def with_depth(config: PasteConfig, photos: list[sources.Input]) -> list[sources.Input]:
@@ -166,9 +159,8 @@ def with_depth(config: PasteConfig, photos: list[sources.Input]) -> list[sources
   if not kept:
     raise ConfigError(
       f"{config.builder} needs depth, and none of the {len(photos)} photos in photos.source = "
-      f"{config.photos.source!r} has "
-      f"a point map beside it ({', '.join(scenes.POINTMAP_NAMES)}). Put one there, or name an "
-      "estimator with "
+      f"{config.photos.source!r} has a point map beside it ({', '.join(scenes.POINTMAP_NAMES)}). "
+      "Put one there, or name an estimator with "
       "--config.photos.depth_command='COMMAND {image} {out}'"
     )
   return kept
@@ -197,19 +189,21 @@ def settings(config: PasteConfig) -> dict[str, Any]:
 @functools.cache
 def versions() -> dict[str, str]:
   packages = ("embreex", "numpy", "opencv-python-headless", "pillow", "scipy", "trimesh")
-  return {"renderer": f"embreex-numpy {iso_3do.RENDERER_VERSION}", "render_paste": VERSION} | {
-    n: metadata.version(n) for n in packages
-  }
+  ours = {"renderer": f"embreex-numpy {iso_3do.RENDERER_VERSION}", "render_paste": VERSION}
+  return ours | {name: metadata.version(name) for name in packages}
 
 
 class Stock:
-  """What a shard draws from: partner meshes and photos, loaded when first needed. Unusable photos
-  are reported once.
+  """What a shard draws from: partner meshes and photos, loaded when first needed.
+
+  Unusable photos are reported once.
   """
 
   def __init__(self, spec: ShardSpec, refuse: Refusals):
-    self.config, self.refuse = spec.config, refuse
-    self.partners, self.photos = spec.partners, spec.photos
+    self.config = spec.config
+    self.refuse = refuse
+    self.partners = spec.partners
+    self.photos = spec.photos
     self.subject = functools.lru_cache(maxsize=max(1, len(spec.partners)))(self._subject)
     self.scene = functools.lru_cache(maxsize=len(spec.photos))(self._scene)
     self.kept: OrderedDict[Any, Any] = OrderedDict()
@@ -230,22 +224,26 @@ class Stock:
       self.refuse(Quarantined(path=path, reason=reason, detail=detail))
 
   def draw_partner(self, rng: np.random.Generator, fallback: Subject) -> Subject:
-    """A random other mesh, `fallback` where there is none; unusable ones are passed over (a shard
-    that has them as input reports them).
+    """A random other mesh, `fallback` where there is none.
+
+    Unusable ones are passed over: a shard that has them as input reports them.
     """
-    others = lambda found: found.asset.key != fallback.asset.key
-    return (
-      self._draw(rng, self.partners, self.subject, lambda item, error: None, others) or fallback
-    )
+
+    def failed(item: sources.Input, error: Refused) -> None:
+      pass
+
+    def another(found: Subject) -> bool:
+      return found.asset.key != fallback.asset.key
+
+    return self._draw(rng, self.partners, self.subject, failed, another) or fallback
 
   def draw_scene(self, rng: np.random.Generator) -> Scene:
     """A random photo. Raises Rejected where none is usable."""
-    scene = self._draw(
-      rng,
-      self.photos,
-      self.scene,
-      lambda item, error: self._report(item.name, error.reason, error.detail),
-    )
+
+    def failed(item: sources.Input, error: Refused) -> None:
+      self._report(item.name, error.reason, error.detail)
+
+    scene = self._draw(rng, self.photos, self.scene, failed)
     if scene is None:
       raise Rejected("no_usable_photo")
     return scene
@@ -259,7 +257,8 @@ class Stock:
       self.kept.popitem(last=False)
     return self.kept[key]
 
-  def _draw(self, rng, items, load, failed, wanted=lambda found: True):
+  def _draw(self, rng, items, load, failed, wanted=None):
+    """The first item in random order that loads and is wanted; None where there is none."""
     # The order is drawn in one go: how many items are unusable must not shift the numbers that
     # follow.
     for i in rng.permutation(len(items)):
@@ -271,7 +270,7 @@ class Stock:
         self.bad.add(items[i])
         failed(items[i], error)
         continue
-      if wanted(found):
+      if wanted is None or wanted(found):
         return found
     return None
 
@@ -283,8 +282,9 @@ def subject_of(asset: Asset) -> Subject:
 
 
 def make_shard(spec: ShardSpec, refuse: Refusals, *, draw: Draw) -> Iterator[schema.Example]:
-  """Yields the examples of a shard in order; refused meshes are reported, and so are those that no
-  draw could place (no_sample).
+  """Yields the examples of a shard in order.
+
+  Refused meshes are reported, and so are those that no draw could place (no_sample).
   """
   stock = Stock(spec, refuse)
   for item in spec.inputs:
@@ -310,11 +310,8 @@ def make_examples(
         failures.append(str(rejected))
         refuse.draw(failures[-1])
         continue
-      voxels = (
-        voxelize.voxelize(subject.asset.mesh.vertices, subject.asset.mesh.faces)
-        if voxels is None
-        else voxels
-      )
+      if voxels is None:
+        voxels = voxelize.voxelize(subject.asset.mesh.vertices, subject.asset.mesh.faces)
       yield make_example(subject.asset, pasted, config, view, voxels)
       break
   if voxels is None:
@@ -327,7 +324,16 @@ def make_example(
   asset: Asset, pasted: Pasted, config: PasteConfig, view: int, voxels: np.ndarray
 ) -> schema.Example:
   """The record of a sample."""
-  camera = pasted.camera
+  lineage = {
+    "builder": config.builder,
+    "mesh": asset.source,
+    "seed": config.seed,
+    "view": view,
+    **pasted.lineage,
+    **versions(),
+  }
+  if synthetic(config):
+    lineage["synthetic_photo"] = True
   example = schema.empty_example()
   example.update(
     key=schema.example_key(config.name, config.seed, asset.source, asset.key, view),
@@ -336,26 +342,12 @@ def make_example(
     image=render.encode(pasted.image_HW3, config.image_format),
     mask=render.encode(pasted.mask_HW),
     mask_full=render.encode(pasted.whole_HW),
-    camera=iso_3do.camera_fields(camera),
     voxels=voxels,
     pointmap=pasted.pointmap_HW3.astype(np.float16),
-    rotation=camera.rotation.astype(np.float32),
-    translation=camera.translation.astype(np.float32),
-    scale=np.full(3, camera.scale, np.float32),
     mesh_key=asset.key,
     license="; ".join(dict.fromkeys((asset.license, *pasted.licenses))),
-    lineage=json.dumps(
-      {
-        "builder": config.builder,
-        "mesh": asset.source,
-        "seed": config.seed,
-        "view": view,
-        **pasted.lineage,
-        **versions(),
-        **({"synthetic_photo": True} if synthetic(config) else {}),
-      },
-      sort_keys=True,
-    ),
+    lineage=json.dumps(lineage, sort_keys=True),
+    **iso_3do.viewpoint_fields(pasted.viewpoint),
   )
   if pasted.delit_HW3 is not None:
     example["image_delit"] = render.encode(pasted.delit_HW3, config.image_format)
@@ -363,22 +355,23 @@ def make_example(
 
 
 def random_rotation(rng: np.random.Generator, largest_turn_deg: float = 180.0) -> np.ndarray:
-  """A rotation (3, 3), object to camera, drawn uniformly from all; or from those at most so far
-  from the view of the front.
+  """A rotation (3, 3), object to camera, drawn uniformly from those near the view of the front.
 
-  The angle of a uniform rotation has the distribution function (a - sin a) / pi on [0, pi]; a
-  smaller range is the same law cut off.
+  At most `largest_turn_deg` away; 180 are all rotations. The angle of a uniform rotation has the
+  distribution function (a - sin a) / pi on [0, pi]; a smaller range is the same law cut off.
   """
   quaternion = rng.standard_normal(4)
   quaternion /= np.linalg.norm(quaternion)
   if largest_turn_deg == 180.0:
     return rotations.quaternion_to_matrix(quaternion)
-  law = lambda angle: (angle - np.sin(angle)) / np.pi
+
+  def law(angle: float) -> float:
+    return (angle - np.sin(angle)) / np.pi
+
+  # The drawn angle keeps its rank, within the smaller range.
   largest = np.radians(largest_turn_deg)
   rank = law(2 * np.arccos(abs(quaternion[0]))) * law(largest)
   angle = scipy.optimize.brentq(lambda a: law(a) - rank, 0.0, largest)
   axis = np.sign(quaternion[0]) * quaternion[1:] / np.linalg.norm(quaternion[1:])
-  turn = rotations.quaternion_to_matrix(
-    np.concatenate([[np.cos(angle / 2)], np.sin(angle / 2) * axis])
-  )
-  return turn @ FRONT
+  half_turn = np.concatenate([[np.cos(angle / 2)], np.sin(angle / 2) * axis])
+  return rotations.quaternion_to_matrix(half_turn) @ FRONT

@@ -1,8 +1,8 @@
-"""A room around an object: floor, wall and, in front of the object, another one. All of it is one
-mesh that the renderer draws.
+"""A room around an object: floor, wall and, in front of the object, another one.
 
 Everything lies in the object's frame (z up, the object in its unit cube and standing on the floor),
-so the object's camera serves the whole scene and the point map is complete.
+so all of it can be joined to one mesh, the object's camera serves the whole scene and the point map
+is complete.
 """
 
 import dataclasses
@@ -10,24 +10,23 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from data_pipelines.synth.camera import Camera
+from data_pipelines.synth.camera import Viewpoint, rays
 from sam3d_jax.render.mesh import Material, Mesh
 
 MARGIN = 0.05  # of the image's side, by which floor and wall reach beyond the picture
 PATTERNS = ("plain", "checks", "planks")
 TEXTURE = 256  # pixels a side
+STAINS = ((4, 24), (16, 12), (64, 8))  # patches a side, and their strength in grey levels
 
 
 @dataclasses.dataclass(frozen=True)
 class Spot:
-  """Where an object stands: turned by `yaw` (radians) about z, `size` times the unit cube, its box
-  centred at x, y.
-  """
+  """Where an object stands."""
 
-  x: float
+  x: float  # centre of its box
   y: float
-  size: float
-  yaw: float
+  size: float  # times the unit cube
+  yaw: float  # radians about z
 
 
 def stand(mesh: Mesh, spot: Spot, floor: float) -> Mesh:
@@ -40,45 +39,44 @@ def stand(mesh: Mesh, spot: Spot, floor: float) -> Mesh:
   return dataclasses.replace(mesh, vertices=turned - foot + [spot.x, spot.y, floor])
 
 
-def backdrop(rng: np.random.Generator, camera: Camera, floor: float, far: float) -> list[Mesh]:
-  """Floor and wall that fill the picture: the floor up to depth `far` (camera units), the wall at
-  that depth.
+def backdrop(
+  rng: np.random.Generator, viewpoint: Viewpoint, floor: float, far: float
+) -> list[Mesh]:
+  """Floor and wall that fill the picture: the floor up to depth `far`, the wall at that depth.
 
   The camera must look at the floor from above, at least through the lower edge of the picture.
   """
-  near_corners, far_corners, wall_corners = _corners(camera, floor, far)
+  floor_43, wall_43 = _corners(viewpoint, floor, far)
   tiles = float(rng.uniform(0.6, 2.0))  # repeats of the texture over the unit cube's side
-  quads = (
-    ([*near_corners, *far_corners[::-1]], lambda p: p[:, :2] * tiles),
-    (wall_corners, lambda p: np.array([[0, 1], [1, 1], [1, 0], [0, 0]]) * tiles * 2),
-  )
-  return [_quad(np.array(corners), uv(np.array(corners)), _texture(rng)) for corners, uv in quads]
+  once = np.array([[0, 1], [1, 1], [1, 0], [0, 0]])
+  return [
+    _quad(floor_43, floor_43[:, :2] * tiles, _texture(rng)),
+    _quad(wall_43, once * tiles * 2, _texture(rng)),
+  ]
 
 
-def _corners(camera: Camera, floor: float, far: float):
-  """Corners in the object frame: of the floor's near and far edge (left, right) and of the wall
-  (around).
-  """
-  to_object = camera.rotation / camera.scale
-  origin = -camera.translation @ to_object
+def _corners(viewpoint: Viewpoint, floor: float, far: float) -> tuple[np.ndarray, np.ndarray]:
+  """Corners (4, 3) of the floor and of the wall in the object frame, each the way around."""
+  camera, eye = viewpoint.camera, viewpoint.eye
   left, right = -MARGIN * camera.width, (1 + MARGIN) * camera.width
   top, bottom = -MARGIN * camera.height, (1 + MARGIN) * camera.height
-  ray = lambda u, v: camera.rays(np.float64(u), np.float64(v)) @ to_object
-  at_depth = lambda u, v, depth: origin + depth * ray(u, v)
+
+  def ray(u, v):
+    return rays(camera, np.float64(u), np.float64(v)) @ viewpoint.to_object
+
   near_corners, far_corners = [], []
   for u in (left, right):
     steepest, flattest = ray(u, bottom)[2], ray(u, top)[2]
     if steepest >= 0:
       raise ValueError("the camera does not see the floor through the lower edge of its picture")
-    near_corners.append(at_depth(u, bottom, (floor - origin[2]) / steepest))
+    near_corners.append(eye + (floor - eye[2]) / steepest * ray(u, bottom))
     # z per unit of depth of the ray that ends the floor
-    slope = min(max((floor - origin[2]) / far, steepest), flattest)
+    slope = min(max((floor - eye[2]) / far, steepest), flattest)
     v = bottom + (slope - steepest) / (flattest - steepest) * (top - bottom)
-    far_corners.append(at_depth(u, v, (floor - origin[2]) / slope))
-  wall = [
-    at_depth(u, v, far) for u, v in ((left, top), (right, top), (right, bottom), (left, bottom))
-  ]
-  return near_corners, far_corners, wall
+    far_corners.append(eye + (floor - eye[2]) / slope * ray(u, v))
+  around = ((left, top), (right, top), (right, bottom), (left, bottom))
+  wall = [eye + far * ray(u, v) for u, v in around]
+  return np.array([*near_corners, *far_corners[::-1]]), np.array(wall)
 
 
 def _texture(rng: np.random.Generator) -> np.ndarray:
@@ -90,26 +88,27 @@ def _texture(rng: np.random.Generator) -> np.ndarray:
   if pattern == "checks":
     mix = (x // (TEXTURE // 4) + y // (TEXTURE // 4)) % 2
   elif pattern == "planks":
+    width = TEXTURE // 8
     tone = rng.integers(0, 256, 8)
-    mix = np.where(y % (TEXTURE // 8) < 3, 1.5, tone[y // (TEXTURE // 8)] / 255)
+    mix = np.where(y % width < 3, 1.5, tone[y // width] / 255)
   else:
     mix = np.zeros((TEXTURE, TEXTURE))
   stains = np.zeros((TEXTURE, TEXTURE))
-  for side, strength in ((4, 24), (16, 12), (64, 8)):
+  for side, strength in STAINS:
     noise = Image.fromarray(rng.integers(0, 256, (side, side), np.uint8))
-    stains += (
-      np.asarray(noise.resize((TEXTURE, TEXTURE), Image.Resampling.BICUBIC), np.float64) / 255 - 0.5
-    ) * strength
+    blurred = noise.resize((TEXTURE, TEXTURE), Image.Resampling.BICUBIC)
+    stains += (np.asarray(blurred, np.float64) / 255 - 0.5) * strength
   colour = base + mix[..., None] * (second - base) + stains[..., None]
   return np.clip(np.rint(colour), 0, 255).astype(np.uint8)
 
 
-def _quad(corners_43: np.ndarray, uv_42: np.ndarray, texture: np.ndarray) -> Mesh:
+def _quad(corners_43: np.ndarray, uv_42: np.ndarray, texture_HW3: np.ndarray) -> Mesh:
+  """Two triangles with a texture."""
   return Mesh(
     vertices=corners_43,
     faces=np.array([[0, 1, 2], [0, 2, 3]], np.int32),
     colours=np.ones((4, 3), np.float32),
     uv=uv_42.astype(np.float32),
     material=np.zeros(2, np.int32),
-    materials=(Material((1.0, 1.0, 1.0), texture),),
+    materials=(Material((1.0, 1.0, 1.0), texture_HW3),),
   )

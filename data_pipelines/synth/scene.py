@@ -5,22 +5,23 @@ import dataclasses
 import numpy as np
 
 from data_pipelines.synth.assets import Asset
-from data_pipelines.synth.camera import Camera
+from data_pipelines.synth.camera import Viewpoint
 from sam3d_jax.geometry import cameras
 
 
 @dataclasses.dataclass(frozen=True)
 class Annotated:
-  """The mesh of a photographed object and where it stands (intrinsics and pose)."""
+  """The mesh of a photographed object and how the camera sees it."""
 
   asset: Asset
-  camera: Camera
+  viewpoint: Viewpoint
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """A photo, its objects and, if known, its point map: one camera-frame point a pixel that projects
-  to that pixel's centre.
+  """A photo, its objects and, if known, its point map.
+
+  The map has one camera-frame point a pixel, which projects to that pixel's centre.
   """
 
   name: str

@@ -1,8 +1,9 @@
-"""RP-3DO OS-R and OS-A, object swap: a photographed object is taken out of the photo and a rendered
-one put in its place.
+"""RP-3DO OS-R and OS-A, object swap: a rendered object takes the place of a photographed one.
 
-    OS-R   a random mesh with a random rotation, at the centroid of the object's point-map points, scaled to their 3-D box
-    OS-A   the annotated mesh with the annotated pose, aligned with the pixels of the object that it replaces
+    OS-R   a random mesh with a random rotation, at the centroid of the object's point-map points,
+           scaled to their 3-D box
+    OS-A   the annotated mesh with the annotated pose, aligned with the pixels of the object that it
+           replaces
 
 The object is inpainted in colours and depth (removal.py). The z-buffer against the remaining point
 map decides what of the new object is seen; where it is, the point map takes the new surface. A
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.synth import composite, flying, lighting, removal, render
-from data_pipelines.synth.camera import Camera
+from data_pipelines.synth.camera import Viewpoint, viewpoint
 from data_pipelines.synth.render_paste import (
   PasteConfig,
   Pasted,
@@ -69,33 +70,44 @@ def clear(scene: Scene, mask_HW: np.ndarray, rules: SwapRules) -> Cleared:
   points = points[np.isfinite(points).all(-1)].astype(np.float64)
   if len(points) < MIN_POINTS:
     raise Rejected("few_points")
+  # Its box, without strays.
   low, high = np.percentile(points, (rules.box_percent, 100 - rules.box_percent), axis=0)
   core = points[((points >= low) & (points <= high)).all(1)]
   region = removal.enlarged(mask_HW, rules.margin)
   depth = removal.fill_depth(scene.pointmap_HW3[..., 2], region)
-  filled = render.points_of(depth, Camera(*scene.camera, np.eye(3), np.zeros(3)))
+  filled = render.points_of(depth, scene.camera)
   return Cleared(
-    removal.remove(scene.image_HW3, region),
-    np.where(region[..., None], filled, scene.pointmap_HW3),
-    (core if len(core) else points).mean(0),
-    high - low,
+    image_HW3=removal.remove(scene.image_HW3, region),
+    points_HW3=np.where(region[..., None], filled, scene.pointmap_HW3),
+    centroid_3=(core if len(core) else points).mean(0),
+    extent_3=high - low,
   )
+
+
+class Inserted(NamedTuple):
+  """A cleared photo with a posed mesh put in."""
+
+  image_HW3: np.ndarray
+  delit_HW3: np.ndarray | None
+  visible_HW: np.ndarray
+  whole_HW: np.ndarray
+  points_HW3: np.ndarray
+  measures: dict[str, float]  # of `check`
 
 
 def usable_objects(scene: Scene, rules: SwapRules) -> list[int]:
   """Which of the scene's objects may be swapped."""
   if scene.pointmap_HW3 is None:
     return []
-  return [
-    i
-    for i, mask in enumerate(scene.masks)
-    if mask is not None and mask.mean() >= rules.min_object_share
-  ]
+  usable = []
+  for number, mask in enumerate(scene.masks):
+    if mask is not None and mask.mean() >= rules.min_object_share:
+      usable.append(number)
+  return usable
 
 
-def fit(subject: Subject, rotation: np.ndarray, cleared: Cleared, scene: Scene) -> Camera:
-  """The pose that puts the turned mesh's box at the centroid and lets it just fit the object's box
-  across and upwards.
+def fit(subject: Subject, rotation: np.ndarray, cleared: Cleared, scene: Scene) -> Viewpoint:
+  """The turned mesh with its box at the centroid, just fitting the object's across and upwards.
 
   Depth does not count: only the near side of the object was seen, so the depth of its box is too
   small. Raises Rejected (too_close).
@@ -103,17 +115,19 @@ def fit(subject: Subject, rotation: np.ndarray, cleared: Cleared, scene: Scene) 
   turned = subject.asset.mesh.vertices @ rotation.T
   low, high = turned.min(0), turned.max(0)
   scale = float((cleared.extent_3 / (high - low))[:2].min())
-  camera = Camera(*scene.camera, rotation, cleared.centroid_3 - scale * (low + high) / 2, scale)
-  if camera.to_camera(subject.asset.mesh.vertices)[:, 2].min() <= 0.05 * cleared.centroid_3[2]:
+  place = cleared.centroid_3 - scale * (low + high) / 2
+  seen = viewpoint(scene.camera, rotation, place, scale)
+  if flying.nearest(seen, subject) <= 0.05 * cleared.centroid_3[2]:
     raise Rejected("too_close")
-  return camera
+  return seen
 
 
 def check(
   depth_HW: np.ndarray, visible_HW: np.ndarray, scene_HW: np.ndarray, rules: SwapRules
 ) -> dict[str, float]:
-  """What was measured of a kept sample. Raises Rejected: nothing_in_view, too_hidden or
-  neither_supported_nor_occluded.
+  """What was measured of a kept sample.
+
+  Raises Rejected: nothing_in_view, too_hidden or neither_supported_nor_occluded.
   """
   whole = np.isfinite(depth_HW)
   if not whole.any():
@@ -125,7 +139,8 @@ def check(
     depth_HW, scene_HW, band=rules.support_band, tolerance=rules.support_tolerance
   )
   contour = composite.hidden_contour(visible_HW, depth_HW, scene_HW, margin=rules.contour_margin)
-  if not (support > 0 and support >= rules.min_support) and contour < rules.min_contour:
+  supported = support > 0 and support >= rules.min_support
+  if not supported and contour < rules.min_contour:
     raise Rejected("neither_supported_nor_occluded")
   return {
     "visible": round(float(share), 4),
@@ -135,42 +150,41 @@ def check(
 
 
 def insert(
-  subject: Subject, camera: Camera, cleared: Cleared, config: PasteConfig, rng: np.random.Generator
-):
-  """(image, de-lit image or None, visible mask, whole mask, point map, measures) with the posed
-  mesh put in. Raises Rejected.
-  """
-  depth, behind = render.trace(subject.scene, camera), cleared.points_HW3[..., 2]
+  subject: Subject, seen: Viewpoint, cleared: Cleared, config: PasteConfig, rng: np.random.Generator
+) -> Inserted:
+  """Puts the posed mesh into the photo. Raises Rejected."""
+  depth, behind = render.trace(subject.scene, seen), cleared.points_HW3[..., 2]
   visible = composite.in_front(depth, behind)
   measures = check(depth, visible, behind, config.rules)
-  lights = flying.camera_lights(lighting.random_lights(rng, config.light, 0.0), camera.rotation)
-  shown = render.render(subject.scene, camera, lights, samples=config.samples)
-  layer = lambda colour: composite.paste(
-    cleared.image_HW3, [composite.limited(colour, shown.alpha_HW, shown.mask_HW, visible)]
-  )
-  points = np.where(visible[..., None], shown.pointmap_HW3, cleared.points_HW3)
-  return (
-    layer(shown.lit_HW3),
-    layer(shown.delit_HW3) if config.delit else None,
-    visible,
-    shown.mask_HW,
-    points,
-    measures,
+  lights = lighting.random_lights(rng, config.light, 0.0)
+  lights = flying.camera_lights(lights, seen.pose.rotation)
+  shown = render.render(subject.scene, seen, lights, samples=config.samples)
+
+  def pasted(colour_HW3: np.ndarray) -> np.ndarray:
+    layer = composite.limited(colour_HW3, shown.alpha_HW, shown.mask_HW, visible)
+    return composite.paste(cleared.image_HW3, [layer])
+
+  return Inserted(
+    image_HW3=pasted(shown.lit_HW3),
+    delit_HW3=pasted(shown.delit_HW3) if config.delit else None,
+    visible_HW=visible,
+    whole_HW=shown.mask_HW,
+    points_HW3=np.where(visible[..., None], shown.pointmap_HW3, cleared.points_HW3),
+    measures=measures,
   )
 
 
-def record(subject: Subject, camera: Camera, scene: Scene, inserted, lineage: dict) -> Pasted:
-  """What `insert` returned as a sample."""
-  image, delit, visible, whole, points, measures = inserted
+def record(seen: Viewpoint, scene: Scene, inserted: Inserted, lineage: dict) -> Pasted:
+  """What `insert` made as a sample."""
   return Pasted(
-    image,
-    delit,
-    visible,
-    whole,
-    points,
-    camera,
-    {"photo": scene.name, **lineage, **measures},
-    (scene.license,),
+    image_HW3=inserted.image_HW3,
+    delit_HW3=inserted.delit_HW3,
+    mask_HW=inserted.visible_HW,
+    whole_HW=inserted.whole_HW,
+    pointmap_HW3=inserted.points_HW3,
+    viewpoint=seen,
+    lineage={"photo": scene.name, **lineage, **inserted.measures},
+    licenses=(scene.license,),
   )
 
 
@@ -184,9 +198,11 @@ def draw_random(
     raise Rejected("no_object_with_depth")
   number = choices[int(rng.integers(len(choices)))]
   rotation = random_rotation(rng, config.rules.largest_turn_deg)
-  cleared = stock.memory(
-    ("cleared", scene.name, number), lambda: clear(scene, scene.masks[number], config.rules)
-  )
-  camera = fit(subject, rotation, cleared, scene)
-  inserted = insert(subject, camera, cleared, config, rng)
-  return record(subject, camera, scene, inserted, {"object": number})
+
+  def cleared_photo() -> Cleared:
+    return clear(scene, scene.masks[number], config.rules)
+
+  cleared = stock.memory(("cleared", scene.name, number), cleared_photo)
+  seen = fit(subject, rotation, cleared, scene)
+  inserted = insert(subject, seen, cleared, config, rng)
+  return record(seen, scene, inserted, {"object": number})

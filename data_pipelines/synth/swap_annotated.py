@@ -1,5 +1,4 @@
-"""The builder rp_3do_osa: annotated objects replaced by their own meshes, aligned with the pixels
-they had.
+"""The builder rp_3do_osa: annotated objects replaced by their own meshes, in their own pixels.
 
 Inputs are annotated photos in the layout of data_pipelines/annotations/layout.py, with point maps:
 of each item the best candidate or the artist's, if it is a mesh with a pose. Or "procedural":
@@ -28,7 +27,7 @@ from data_pipelines.synth import (
   swap,
   voxelize,
 )
-from data_pipelines.synth.camera import Camera
+from data_pipelines.synth.camera import Viewpoint, viewpoint
 from data_pipelines.synth.render_paste import PasteConfig, Rejected, ShardSpec, Subject
 from data_pipelines.synth.scene import Scene
 from sam3d_jax.errors import ConfigError, Refused
@@ -38,17 +37,18 @@ UNIFORM = 0.02
 
 
 class Found(NamedTuple):
-  """An annotated object. `camera`: the photo's intrinsics at its working size and the mesh's pose."""
+  """An annotated object."""
 
   subject: Subject
   scene: Scene
   number: int  # of its mask
-  camera: Camera
+  viewpoint: Viewpoint  # the photo's camera at its working size, and the mesh's pose
 
 
 def plan(config: PasteConfig, *, test_fraction: float, items_per_shard: int) -> Plan:
-  """Lists annotated photos, splits them and cuts them into shards. Raises ConfigError on a wrong
-  source, or where none has depth.
+  """Lists annotated photos, splits them and cuts them into shards.
+
+  Raises ConfigError on a wrong source, or where none has depth.
   """
   procedural = config.source.source == sources.PROCEDURAL
   if procedural:
@@ -56,15 +56,7 @@ def plan(config: PasteConfig, *, test_fraction: float, items_per_shard: int) -> 
     contents = sources.digest(inputs)
   else:
     inputs, contents = dataset.list_folder(config.source.source)
-    if not config.photos.depth_command and not any(
-      _has_depth(pathlib.Path(config.source.source) / item.name) for item in inputs
-    ):
-      raise ConfigError(
-        f"{config.builder} needs depth, and none of the {len(inputs)} items in source = "
-        f"{config.source.source!r} names a "
-        "`pointmap`. Add one to their annotation.json, or name an estimator with "
-        "--config.photos.depth_command='COMMAND {image} {out}'"
-      )
+    _check_depth(config, inputs)
 
   def spec(items: tuple[sources.Input, ...]) -> ShardSpec:
     return ShardSpec(config, items, (), ())
@@ -77,14 +69,26 @@ def plan(config: PasteConfig, *, test_fraction: float, items_per_shard: int) -> 
     "items_per_shard": items_per_shard,
     "inputs": {"count": len(inputs), "digest": contents},
   }
+  kind = ", synthetic ones" if procedural else ""
   return Plan(
     name=config.name,
     jobs=tuple(jobs),
     make=make_shard,
     identity=identity,
     lineage=render_paste.versions(),
-    description=f"{config.builder}: annotated meshes rendered into their "
-    f"photographs{', synthetic ones' * procedural}",
+    description=f"{config.builder}: annotated meshes rendered into their photographs{kind}",
+  )
+
+
+def _check_depth(config: PasteConfig, inputs: list[sources.Input]) -> None:
+  """Raises ConfigError if no item has a point map and nothing can make one."""
+  folder = pathlib.Path(config.source.source)
+  if config.photos.depth_command or any(_has_depth(folder / item.name) for item in inputs):
+    return
+  raise ConfigError(
+    f"{config.builder} needs depth, and none of the {len(inputs)} items in source = "
+    f"{config.source.source!r} names a `pointmap`. Add one to their annotation.json, or name an "
+    "estimator with --config.photos.depth_command='COMMAND {image} {out}'"
   )
 
 
@@ -96,20 +100,13 @@ def _has_depth(path: pathlib.Path) -> bool:
 
 
 def make_shard(spec: ShardSpec, refuse: Refusals) -> Iterator[schema.Example]:
-  """Yields the examples of a shard in order; items that give none are reported with their reason."""
+  """Yields the examples of a shard in order; items without any are reported with their reason."""
   for entry in spec.inputs:
     try:
-      found = (
-        rooms_objects(spec.config, entry)
-        if spec.config.source.source == sources.PROCEDURAL
-        else [item_object(spec.config, entry)]
-      )
+      found = annotated_objects(spec.config, entry)
     except Refused as error:
-      refuse(
-        Quarantined(
-          entry.name, error.reason, error.detail, fault=not isinstance(error, items.SetAside)
-        )
-      )
+      fault = not isinstance(error, items.SetAside)
+      refuse(Quarantined(entry.name, error.reason, error.detail, fault=fault))
       continue
     failures = []
     for one in found:
@@ -119,65 +116,60 @@ def make_shard(spec: ShardSpec, refuse: Refusals) -> Iterator[schema.Example]:
         failures.append(str(rejected))
         refuse.draw(failures[-1])
     if len(failures) == len(found):
-      refuse(
-        Quarantined(
-          entry.name,
-          "no_sample",
-          f"no object kept to the thresholds: {', '.join(failures)}",
-          fault=False,
-        )
-      )
+      detail = f"no object kept to the thresholds: {', '.join(failures)}"
+      refuse(Quarantined(entry.name, "no_sample", detail, fault=False))
+
+
+def annotated_objects(config: PasteConfig, entry: sources.Input) -> list[Found]:
+  """The objects of an input. Raises Refused."""
+  if config.source.source == sources.PROCEDURAL:
+    return rooms_objects(config, entry)
+  return [item_object(config, entry)]
 
 
 def make_examples(found: Found, config: PasteConfig) -> Iterator[schema.Example]:
   """One example a view, each under another light. Raises Rejected before the first."""
-  cleared = swap.clear(found.scene, found.scene.masks[found.number], config.rules)
   asset, photographed = found.subject.asset, found.scene.masks[found.number]
+  cleared = swap.clear(found.scene, photographed, config.rules)
   voxels = voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces)
   for view in range(config.views):
     rng = iso_3do.generator(config.seed, asset.key, found.number, view)
-    inserted = swap.insert(found.subject, found.camera, cleared, config, rng)
-    visible = inserted[2]
-    overlap = float((visible & photographed).sum() / (visible | photographed).sum())
-    pasted = swap.record(
-      found.subject,
-      found.camera,
-      found.scene,
-      inserted,
-      {"object": found.number, "mask_iou": round(overlap, 4)},
-    )
+    inserted = swap.insert(found.subject, found.viewpoint, cleared, config, rng)
+    both = inserted.visible_HW & photographed
+    either = inserted.visible_HW | photographed
+    overlap = float(both.sum() / either.sum())
+    lineage = {"object": found.number, "mask_iou": round(overlap, 4)}
+    pasted = swap.record(found.viewpoint, found.scene, inserted, lineage)
     yield render_paste.make_example(asset, pasted, config, view, voxels)
 
 
 def rooms_objects(config: PasteConfig, entry: sources.Input) -> list[Found]:
   """The objects of a synthetic room that may be swapped."""
-  room = procedural_scenes.make_room(
-    config.photos.seed, int(entry.name.rpartition("-")[2]), config.photos.image_size
-  )
+  index = int(entry.name.rpartition("-")[2])
+  room = procedural_scenes.make_room(config.photos.seed, index, config.photos.image_size)
   chosen = swap.usable_objects(room.scene, config.rules)
   if not chosen:
-    raise items.SetAside(
-      "no_object", f"{entry.name}: nothing in the room is larger than min_object_share"
-    )
-  return [
-    Found(render_paste.subject_of(room.objects[i].asset), room.scene, i, room.objects[i].camera)
-    for i in chosen
-  ]
+    detail = f"{entry.name}: nothing in the room is larger than min_object_share"
+    raise items.SetAside("no_object", detail)
+  found = []
+  for number in chosen:
+    thing = room.objects[number]
+    subject = render_paste.subject_of(thing.asset)
+    found.append(Found(subject, room.scene, number, thing.viewpoint))
+  return found
 
 
 def item_object(config: PasteConfig, entry: sources.Input) -> Found:
-  """The object of an annotated item. Raises Refused; SetAside where the item has no posed mesh, no
-  point map or too small an object.
+  """The object of an annotated item.
+
+  Raises Refused; SetAside where the item has no posed mesh, no point map or too small an object.
   """
   path = pathlib.Path(config.source.source) / entry.name
   try:
     item = layout.read(path)
   except layout.AnnotationError as error:
     raise Refused("bad_annotation", str(error)) from error
-  candidate = next(
-    (c for c in (item.best, item.artist) if c is not None and c.mesh is not None and c.has_pose),
-    None,
-  )
+  candidate = posed_mesh(item)
   if candidate is None:
     raise items.SetAside(
       "no_posed_mesh",
@@ -202,26 +194,37 @@ def item_object(config: PasteConfig, entry: sources.Input) -> Found:
       "stretched_pose",
       f"{entry.name}: scales {pose.scale} differ; bake the stretch into the mesh",
     )
-  camera = Camera(*scene.camera, pose.rotation, pose.translation, float(pose.scale.mean()))
-  if camera.to_camera(asset.mesh.vertices)[:, 2].min() <= 0:
+  scale = float(pose.scale.mean())
+  seen = viewpoint(scene.camera, pose.rotation, pose.translation, scale)
+  if seen.points(asset.mesh.vertices)[:, 2].min() <= 0:
     raise Refused("bad_pose", f"{entry.name}: part of the mesh lies behind the camera")
-  return Found(
-    render_paste.subject_of(dataclasses.replace(asset, source=entry.name)), scene, 0, camera
-  )
+  named = dataclasses.replace(asset, source=entry.name)
+  return Found(render_paste.subject_of(named), scene, 0, seen)
+
+
+def posed_mesh(item: layout.Item) -> layout.Candidate | None:
+  """The best candidate or the artist's, whichever first is a mesh file with a pose."""
+  for candidate in (item.best, item.artist):
+    if candidate is not None and candidate.mesh is not None and candidate.has_pose:
+      return candidate
+  return None
 
 
 def item_scene(config: PasteConfig, entry: sources.Input, item: layout.Item) -> Scene:
-  """The item's photo with one mask and a point map. Raises Refused with the reason of what cannot
-  be used; SetAside (no_pointmap).
+  """The item's photo with one mask and a point map.
+
+  Raises Refused with the reason of what cannot be used; SetAside (no_pointmap).
   """
   problems: list[Refused] = []
+
+  def note(path: str, reason: str, detail: str) -> None:
+    problems.append(Refused(reason, detail))
+
   files = scenes.Files(
     item.image, (item.mask,), item.pointmap, camera=item.camera, frame=item.frame
   )
   photo = dataclasses.replace(config.photos, license=item.license or config.photos.license)
-  scene = scenes.read(
-    photo, entry, files, lambda _, reason, detail: problems.append(Refused(reason, detail))
-  )
+  scene = scenes.read(photo, entry, files, note)
   if problems:
     raise problems[0]
   if scene.pointmap_HW3 is None:

@@ -14,9 +14,10 @@ import webbrowser
 import numpy as np
 
 from sam3d_jax.errors import InputError
-from sam3d_jax.files import images
+from sam3d_jax.files import images, meshes
 from sam3d_jax.geometry import rotations
 from sam3d_jax.inference.scene_files import read_layout
+from sam3d_jax.render.colour import linear_to_srgb8
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # (w, x, y, z), half a turn about y: (x, y, z) -> (-x, y, -z)
@@ -150,13 +151,11 @@ def show(server, folder: pathlib.Path, shown: list) -> None:
 
 def add_points(server, path: pathlib.Path, reach: float, shown: list) -> None:
   """The point map's points, with a switch."""
-  import trimesh
-
-  cloud = trimesh.load(path)
+  cloud = meshes.read(path).mesh
   handle = server.scene.add_point_cloud(
     "/points",
-    np.asarray(cloud.vertices, np.float32),
-    np.asarray(cloud.colors)[:, :3],
+    cloud.vertices.astype(np.float32),
+    linear_to_srgb8(cloud.colours),
     point_size=0.003 * reach,
     precision="float32",
   )

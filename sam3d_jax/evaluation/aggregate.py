@@ -18,8 +18,9 @@ def bootstrap_interval(
   draws: int = 2000,
   seed: int = 0,
 ) -> tuple[float, float]:
-  """Percentile bootstrap interval of the mean (Efron 1979). One value gives an interval of no
-  width; none gives NaN.
+  """Percentile bootstrap interval of the mean (Efron 1979).
+
+  One value gives an interval of no width; none gives NaN.
 
   clusters: label of each value. Values of one label depend on each other (photos of one object), so
   labels are drawn, not values (Davison & Hinkley 1997, section 3.8); None: every value is on its
@@ -28,27 +29,28 @@ def bootstrap_interval(
   values = np.asarray(values, np.float64)
   if not len(values):
     return math.nan, math.nan
-  labels = (
-    {label: i for i, label in enumerate(dict.fromkeys(clusters))} if clusters is not None else None
-  )
-  index = (
-    np.arange(len(values)) if labels is None else np.array([labels[label] for label in clusters])
-  )
+  if clusters is None:
+    index = np.arange(len(values))
+  else:
+    numbers = {label: i for i, label in enumerate(dict.fromkeys(clusters))}
+    index = np.array([numbers[label] for label in clusters])
+  # Sum and count of each cluster; a draw picks as many clusters as there are.
   totals, counts = np.bincount(index, values), np.bincount(index)
   rng = np.random.default_rng(seed)
-  picked = (rng.integers(0, len(totals), len(totals)) for _ in range(draws))
-  means = np.array([totals[i].sum() / counts[i].sum() for i in picked])
+  means = np.empty(draws)
+  for draw in range(draws):
+    picked = rng.integers(0, len(totals), len(totals))
+    means[draw] = totals[picked].sum() / counts[picked].sum()
   low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
   return float(low), float(high)
 
 
 def summarise(rows: Mapping[str, Mapping[str, float | None]], names: Sequence[str]) -> dict:
-  """For each metric its mean over the objects that have it, `<name>_interval`, a 95 % interval, and
-  `<name>_count`.
+  """For each metric its mean over the objects that have it, and its interval and count.
 
-  Mean and interval are None where no object has the metric. Objects with the same `subject` are
-  drawn together. Raises ValueError for a value that is not finite: it would spoil a mean, or hide
-  from it.
+  `<name>_interval` is a 95 % interval, `<name>_count` the number of those objects. Mean and
+  interval are None where no object has the metric. Objects with the same `subject` are drawn
+  together. Raises ValueError for a value that is not finite: it would spoil a mean, or hide from it.
   """
   out: dict = {}
   for name in names:
@@ -56,25 +58,24 @@ def summarise(rows: Mapping[str, Mapping[str, float | None]], names: Sequence[st
     bad = [key for key, value in found.items() if not math.isfinite(value)]
     if bad:
       raise ValueError(f"{name} of {bad[0]} is {found[bad[0]]}: a score must be finite")
-    clusters = [rows[key].get("subject") or key for key in found]
-    out[name] = float(np.mean(list(found.values()))) if found else None
-    out[f"{name}_interval"] = (
-      list(bootstrap_interval(list(found.values()), clusters)) if found else None
-    )
-    out[f"{name}_count"] = len(found)
+    out |= {name: None, f"{name}_interval": None, f"{name}_count": len(found)}
+    if found:
+      values = list(found.values())
+      clusters = [rows[key].get("subject") or key for key in found]
+      out[name] = float(np.mean(values))
+      out[f"{name}_interval"] = list(bootstrap_interval(values, clusters))
   return out
 
 
 def by_group(rows: Mapping[str, Mapping], names: Sequence[str]) -> dict[str, dict]:
-  """`summarise` of the objects of each `group`, groups in order of appearance; nothing if no object
-  has one.
-  """
+  """`summarise` of the objects of each `group`, in order of appearance; empty without groups."""
   groups: dict[str, dict] = {}
   for key, row in rows.items():
     if row.get("group"):
       groups.setdefault(row["group"], {})[key] = row
   return {
-    group: summarise(groups[group], names) | {"objects": len(groups[group])} for group in groups
+    group: summarise(members, names) | {"objects": len(members)}
+    for group, members in groups.items()
   }
 
 
@@ -84,6 +85,5 @@ def write_csv(path: pathlib.Path, rows: Mapping[str, Mapping], columns: Sequence
     writer = csv.writer(file)
     writer.writerow(["object", *columns])
     for name in sorted(rows):
-      writer.writerow(
-        [name, *("" if rows[name].get(c) is None else rows[name][c] for c in columns)]
-      )
+      values = [rows[name].get(column) for column in columns]
+      writer.writerow([name, *("" if value is None else value for value in values)])

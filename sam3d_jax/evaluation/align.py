@@ -1,21 +1,19 @@
-"""Rigid alignment of two surfaces by ICP with a fixed protocol, so that two users get the same
-score.
+"""Rigid alignment of two surfaces by ICP with a fixed protocol: two users get the same score.
 
 The published evaluation says "aligned by ICP" and nothing more. Ours, from coarse to fine:
 
 1. Both clouds are centred at their centroid and scaled to unit RMS radius (both independent of
-  orientation).
+   orientation).
 2. 525 rotations (the 24 of the cube, identity first, and a super-Fibonacci spiral of 501: Alexa,
-  CVPR 2022) are scored by the
-   symmetric mean nearest-neighbour distance of 256 points; the best ones at least 20 degrees apart, and the identity, go on.
+   CVPR 2022) are scored by the symmetric mean nearest-neighbour distance of 256 points; the best
+   ones at least 20 degrees apart, and the identity, go on.
 3. Each is refined by 25 iterations of symmetric, trimmed point-to-plane ICP on 1 000 points.
 4. The winner is the lowest untrimmed symmetric distance; among those within `tie` of it the
-  smallest rotation wins, so that a
-   symmetric object is not turned for nothing.
+   smallest rotation wins, so that a symmetric object is not turned for nothing.
 5. The winner is refined by at most 40 iterations on 2 500 points, until an update is below 5e-3
-  (few points drift along the motions
-   that a round object leaves free), then by at most 10 on 10 000, until one is below 1e-5. Far from its points a search tree is slow, so
-   that most of the way is gone with few of them.
+   (few points drift along the motions that a round object leaves free), then by at most 10 on
+   10 000, until one is below 1e-5. Far from its points a search tree is slow, so that most of the
+   way is gone with few of them.
 
 The two clouds are sampled independently: were they equal up to a symmetry, that symmetry would look
 better than no motion.
@@ -91,9 +89,7 @@ def rotation_angle_deg(rotation_33: np.ndarray) -> float:
 
 
 def make_cloud(points_P3: np.ndarray, normals_P3: np.ndarray | None = None) -> Cloud:
-  """The cloud of points in any order; normals that are not given are fitted to the 12 nearest
-  points.
-  """
+  """The cloud of points in any order; without normals, they are fitted to the nearest points."""
   order = neighbours.spatial_order(points_P3)
   points = points_P3[order]
   tree = Tree(points)
@@ -102,23 +98,26 @@ def make_cloud(points_P3: np.ndarray, normals_P3: np.ndarray | None = None) -> C
 
 
 def fit_normals(points_P3: np.ndarray, tree: Tree, count: int = 12) -> np.ndarray:
-  """Unit normals of a point cloud: direction of least variance of each point's nearest neighbours."""
+  """Unit normals: the direction of least variance of each point's `count` nearest neighbours."""
   _, index = tree.query(points_P3, k=min(count, len(points_P3)))
   local = points_P3[index.reshape(len(points_P3), -1)]
   local = local - local.mean(1, keepdims=True)
-  return np.linalg.eigh(np.einsum("pki,pkj->pij", local, local))[1][..., 0]
+  scatter = np.einsum("pki,pkj->pij", local, local)
+  _, axes = np.linalg.eigh(scatter)  # in order of variance
+  return axes[..., 0]
 
 
 @functools.cache
 def start_rotations(spiral: int) -> np.ndarray:
-  """(24 + spiral, 3, 3): the rotations of the cube with the identity first, then a super-Fibonacci
-  spiral over SO(3).
-  """
+  """(24 + spiral, 3, 3): the rotations of the cube, identity first, then a spiral over SO(3)."""
   cube = Rotation.create_group("O").as_matrix()
-  cube = cube[np.argsort([rotation_angle_deg(r) for r in cube], kind="stable")]
+  angles = [rotation_angle_deg(rotation) for rotation in cube]
+  cube = cube[np.argsort(angles, kind="stable")]
+  # The super-Fibonacci spiral, in its publication's letters.
   s = np.arange(spiral) + 0.5
   r, big_r = np.sqrt(s / spiral), np.sqrt(1 - s / spiral)
-  alpha, beta = 2 * np.pi * s / np.sqrt(2.0), 2 * np.pi * s / 1.533751168755204288118041
+  alpha = 2 * np.pi * s / np.sqrt(2.0)
+  beta = 2 * np.pi * s / 1.533751168755204288118041
   quaternions = np.stack(
     [r * np.sin(alpha), r * np.cos(alpha), big_r * np.sin(beta), big_r * np.cos(beta)], -1
   )
@@ -135,22 +134,26 @@ def symmetric_cost(moving: Cloud, fixed: Cloud, pose: Rigid) -> float:
 def icp(
   moving: Cloud, fixed: Cloud, start: Rigid, *, iterations: int, trim: float, until: float = 1e-5
 ) -> Rigid:
-  """Symmetric point-to-plane ICP from `start`; every update uses the nearest `trim` of the pairs of
-  both directions; one whose numbers (radians, units) are all below `until` is the last.
+  """Symmetric point-to-plane ICP from `start`.
 
-  The planes are those of the fixed cloud. The update is damped, so that the motions a sphere or a
-  plane leaves free stay put.
+  Every update uses the nearest `trim` of the pairs of both directions; one whose numbers (radians,
+  units) are all below `until` is the last. The planes are those of the fixed cloud. The update is
+  damped, so that the motions a sphere or a plane leaves free stay put.
   """
   pose = start
   for _ in range(iterations):
+    # Pairs from each point to the nearest of the other cloud, both ways.
     moved = pose(moving.points)
     there, at = fixed.tree.query(moved)
     back, of = moving.tree.query(pose.inverse(fixed.points))
     source = np.concatenate([moved, moved[of]])
-    target, normal = (np.concatenate([a[at], a]) for a in (fixed.points, fixed.normals))
+    target = np.concatenate([fixed.points[at], fixed.points])
+    normal = np.concatenate([fixed.normals[at], fixed.normals])
     distance = np.concatenate([there, back])
     near = distance <= np.quantile(distance, trim)
     source, target, normal = source[near], target[near], normal[near]
+
+    # One damped Gauss-Newton step on the distances along the normals.
     residual = ((target - source) * normal).sum(-1)
     jacobian = np.concatenate([np.cross(source, normal), normal], -1)
     hessian = jacobian.T @ jacobian
@@ -180,9 +183,10 @@ def refine(moving: Cloud, fixed: Cloud, start: Rigid, protocol: IcpProtocol) -> 
 
 
 def prefer(candidates: list[Rigid], tie: float) -> Rigid:
-  """The smallest rotation among the candidates whose cost is within `tie` (relative) of the lowest."""
+  """The smallest rotation among those whose cost is within `tie` (relative) of the lowest."""
   limit = min(c.cost for c in candidates) * (1 + tie) + 1e-9
-  return min((c for c in candidates if c.cost <= limit), key=lambda c: c.angle_deg)
+  good = [c for c in candidates if c.cost <= limit]
+  return min(good, key=lambda c: c.angle_deg)
 
 
 def scan(moving: Cloud, fixed: Cloud, protocol: IcpProtocol) -> list[Rigid]:
@@ -191,30 +195,33 @@ def scan(moving: Cloud, fixed: Cloud, protocol: IcpProtocol) -> list[Rigid]:
   a, b = moving.subset(protocol.scan_points), fixed.subset(protocol.scan_points)
   moved = np.einsum("nij,pj->npi", rotations, a.points)
   returned = np.einsum("nji,pj->npi", rotations, b.points)
-  cost = b.tree.query(moved)[0].mean(-1) + a.tree.query(returned)[0].mean(-1)
+  there, _ = b.tree.query(moved)
+  back, _ = a.tree.query(returned)
+  cost = there.mean(-1) + back.mean(-1)
+  # tr(A^T B) = 1 + 2 cos(angle between A and B)
+  too_near = 1 + 2 * np.cos(np.radians(protocol.apart_deg))
   kept = [rotations[0]]
   for index in np.argsort(cost, kind="stable"):
-    # tr(A^T B) = 1 + 2 cos(angle between A and B)
-    if all(
-      (rotations[index] * other).sum() < 1 + 2 * np.cos(np.radians(protocol.apart_deg))
-      for other in kept
-    ):
-      kept.append(rotations[index])
+    rotation = rotations[index]
+    if all((rotation * other).sum() < too_near for other in kept):
+      kept.append(rotation)
     if len(kept) == protocol.keep:
       break
-  return [Rigid(r, np.zeros(3)) for r in kept]
+  return [Rigid(rotation, np.zeros(3)) for rotation in kept]
 
 
 def search(moving: Cloud, fixed: Cloud, protocol: IcpProtocol = IcpProtocol()) -> Rigid:
   """The whole protocol between two clouds that are centred and of one size (steps 2 to 5)."""
   a, b = moving.subset(protocol.coarse_points), fixed.subset(protocol.coarse_points)
-  options = dict(iterations=protocol.coarse_iterations, trim=protocol.trim)
-  candidates = [icp(a, b, start, **options) for start in scan(moving, fixed, protocol)]
+  candidates = []
+  for start in scan(moving, fixed, protocol):
+    candidates.append(icp(a, b, start, iterations=protocol.coarse_iterations, trim=protocol.trim))
   return refine(moving, fixed, prefer(candidates, protocol.tie), protocol)
 
 
 def centred(cloud: Cloud) -> Cloud:
   """Step 1: centroid at the origin, unit RMS radius. Normals keep their direction."""
   points = cloud.points - cloud.points.mean(0)
-  points = points / (np.sqrt(np.square(points).sum(-1).mean()) or 1.0)
+  radius = np.sqrt(np.square(points).sum(-1).mean())
+  points = points / (radius or 1.0)  # a cloud of one place stays there
   return Cloud(points, cloud.normals, Tree(points))

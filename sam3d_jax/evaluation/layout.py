@@ -9,7 +9,8 @@ A `Pose` (sam3d_jax.geometry.pose) maps object points to the scene: x_scene = R 
   which the other metrics measure, do not disturb it. Protocol in `align`; of equally good rotations
   the smallest counts, so a symmetric object is not punished.
 - add_s: mean distance from the points of one posed shape to the nearest of the other, mean of both
-  directions ("symmetrised"), over the diameter of the posed truth (largest distance between two of its points).
+  directions ("symmetrised"), over the diameter of the posed truth (largest distance between two of
+  its points).
 - add_s_01: 1 if add_s < 0.1, else 0; its mean is ADD-S@0.1.
 """
 
@@ -91,11 +92,14 @@ def place(shape: Mesh, pose: Pose) -> Mesh:
 
 
 def box_iou(a_P3: np.ndarray, b_P3: np.ndarray) -> float:
-  """IoU of the axis-aligned boxes of two point sets. Boxes without volume share none: 1 if they are
-  equal, else 0.
+  """IoU of the axis-aligned boxes of two point sets.
+
+  Boxes without volume share none: 1 if they are equal, else 0.
   """
-  a_low, a_high, b_low, b_high = a_P3.min(0), a_P3.max(0), b_P3.min(0), b_P3.max(0)
-  shared = np.clip(np.minimum(a_high, b_high) - np.maximum(a_low, b_low), 0, None).prod()
+  a_low, a_high = a_P3.min(0), a_P3.max(0)
+  b_low, b_high = b_P3.min(0), b_P3.max(0)
+  sides = np.minimum(a_high, b_high) - np.maximum(a_low, b_low)
+  shared = np.clip(sides, 0, None).prod()
   union = (a_high - a_low).prod() + (b_high - b_low).prod() - shared
   if union <= 0:
     return float(np.array_equal(a_low, b_low) and np.array_equal(a_high, b_high))
@@ -135,26 +139,23 @@ def layout_metrics(
   points: int = 20_000,
   seed: int = 0,
 ) -> dict[str, float | None]:
-  """iou_3d, icp_rot_deg, add_s, add_s_01. A prediction without surface or without pose scores
-  WORST.
+  """iou_3d, icp_rot_deg, add_s, add_s_01.
 
-  A pose of which only the rotation is known has an icp_rot_deg, and None for the metrics that need a place.
+  A prediction without surface or without pose scores WORST. A pose of which only the rotation is
+  known has an icp_rot_deg, and None for the metrics that need a place.
   """
   if pred is None or pred_pose is None:
     return dict(WORST)
   pred, truth = place(pred, pred_pose), place(truth, truth_pose)
+  angle = icp_rotation_deg(pred, truth, protocol, points=points, seed=seed)
   if not (is_placed(pred_pose) and is_placed(truth_pose)):
-    return dict.fromkeys(WORST) | {
-      "icp_rot_deg": icp_rotation_deg(pred, truth, protocol, points=points, seed=seed)
-    }
-  distance = add_s(
-    surface.sample_surface(pred, points, seed)[0],
-    surface.sample_surface(truth, points, seed)[0],
-    surface.diameter(truth.vertices),
-  )
+    return dict.fromkeys(WORST) | {"icp_rot_deg": angle}
+  pred_P3, _ = surface.sample_surface(pred, points, seed)
+  truth_P3, _ = surface.sample_surface(truth, points, seed)
+  distance = add_s(pred_P3, truth_P3, surface.diameter(truth.vertices))
   return {
     "iou_3d": box_iou(pred.vertices, truth.vertices),
-    "icp_rot_deg": icp_rotation_deg(pred, truth, protocol, points=points, seed=seed),
+    "icp_rot_deg": angle,
     "add_s": distance,
     "add_s_01": float(distance < 0.1),
   }

@@ -1,5 +1,6 @@
-"""Nearest neighbours in point clouds. Exact (float64); the threads it uses (OMP_NUM_THREADS) do not
-change a result.
+"""Nearest neighbours in point clouds, exact (float64).
+
+The threads it uses (OMP_NUM_THREADS) do not change a result.
 """
 
 import functools
@@ -22,15 +23,14 @@ class Tree:
   def query(
     self, points: np.ndarray, *, k: int = 1, within: float = np.inf
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Distances and indices of the k nearest points to each of `points` (..., 3): (...,), or (...,
-    k) for k > 1.
+    """Distances and indices of the k nearest points to each of `points` (..., 3).
 
-    The distance is infinite where nothing lies `within` that distance.
+    They are (...,), or (..., k) for k > 1. The distance is infinite where nothing lies `within`
+    that distance.
     """
     flat = np.ascontiguousarray(points, np.float64).reshape(-1, 3)
-    distance, index = self._tree.query(
-      flat, k=k, distance_upper_bound=None if np.isinf(within) else within
-    )
+    bound = None if np.isinf(within) else within
+    distance, index = self._tree.query(flat, k=k, distance_upper_bound=bound)
     shape = points.shape[:-1] + ((k,) if k > 1 else ())
     return distance.reshape(shape), index.reshape(shape)
 
@@ -43,8 +43,7 @@ def spread_bits() -> np.ndarray:
 
 
 def spatial_order(points_P3: np.ndarray) -> np.ndarray:
-  """Indices that sort the points along a Z-order curve over their box; points of one cell keep
-  their order.
+  """Indices that sort points along a Z-order curve over their box; in a cell they keep their order.
 
   Nearest-neighbour queries in this order are about three times faster at 10^6 points (neighbouring
   queries hit the cache), and every n-th point of it is an even subset (`strides`).
@@ -53,32 +52,32 @@ def spatial_order(points_P3: np.ndarray) -> np.ndarray:
   cells_per_unit = 2**BITS / (float((high - low).max()) or 1.0)
   code = np.zeros(len(points_P3), np.uint32)
   for axis in range(3):
-    cell = np.minimum((points_P3[:, axis] - low[axis]) * cells_per_unit, 2**BITS - 1).astype(
-      np.uint8
-    )
+    along = (points_P3[:, axis] - low[axis]) * cells_per_unit
+    cell = np.minimum(along, 2**BITS - 1).astype(np.uint8)
     code |= spread_bits()[cell] << np.uint32(axis)
-  # of 16 bits and fewer NumPy's stable sort is a radix sort
+  # Lower bits first: of 16 bits and fewer NumPy's stable sort is a radix sort.
   order = np.argsort(code.astype(np.uint16), kind="stable")
-  return order[np.argsort((code >> 16).astype(np.uint8)[order], kind="stable")]
+  upper = (code >> 16).astype(np.uint8)[order]
+  return order[np.argsort(upper, kind="stable")]
 
 
 def strides(total: int, count: int) -> np.ndarray:
-  """Indices of `count` of `total` points, equally far apart: an even subset of a cloud in spatial
-  order (all, if there are fewer).
+  """Indices of `count` of `total` points, equally far apart (all, if there are fewer).
+
+  They are an even subset of a cloud in spatial order.
   """
-  return (
-    np.arange(total) if total <= count else (np.arange(count) * (total / count)).astype(np.int64)
-  )
+  if total <= count:
+    return np.arange(total)
+  return (np.arange(count) * (total / count)).astype(np.int64)
 
 
 def nearest_distances(a_P3: np.ndarray, b_P3: np.ndarray) -> np.ndarray:
-  """Distance (P,) from each point of a to the nearest point of b. Large clouds have to be in
-  spatial order.
+  """Distance (P,) from each point of a to the nearest point of b.
 
-  Exact up to FAR. Of the farther points of large clouds every 32nd is measured exactly and speaks
-  for the 32 that it leads along the Z-order curve (their distances differ by no more than their
-  spacing): a search tree slows down a hundredfold far from its points, and the mean hardly changes,
-  being over an even subset.
+  Large clouds have to be in spatial order. Exact up to FAR. Of the farther points of large clouds
+  every 32nd is measured exactly and speaks for the 32 that it leads along the Z-order curve (their
+  distances differ by no more than their spacing): a search tree slows down a hundredfold far from
+  its points, and the mean hardly changes, being over an even subset.
   """
   tree = Tree(b_P3)
   if len(b_P3) <= PROBE_ABOVE:

@@ -1,29 +1,27 @@
-"""Voxel metrics of occupancy grids and the baselines a sample has to beat. Works on numpy and JAX
-arrays alike.
-"""
+"""Voxel metrics of occupancy grids and the baselines a sample has to beat; numpy or JAX arrays."""
 
 import numpy as np
 
 
 def voxel_iou(pred_BXYZ, truth_BXYZ):
-  """Intersection over union of two boolean grids, one number per example: (B,). Two empty grids
-  score 1.
-  """
+  """Intersection over union of boolean grids, one an example: (B,). Two empty ones score 1."""
   axes = tuple(range(1, pred_BXYZ.ndim))
   pred, truth = pred_BXYZ.astype(bool), truth_BXYZ.astype(bool)
-  shared, union = (pred & truth).sum(axes), (pred | truth).sum(axes)
-  return (shared + (union == 0)) / (union + (union == 0))
+  shared = (pred & truth).sum(axes)
+  union = (pred | truth).sum(axes)
+  empty = union == 0
+  return (shared + empty) / (union + empty)
 
 
 def best_constant(mean_XYZ: np.ndarray, truth_BXYZ: np.ndarray) -> tuple[float, float]:
-  """The strongest prediction that ignores the image: the mean training shape, cut at its best
-  threshold.
+  """The strongest prediction that ignores the image: the mean shape, cut at its best threshold.
 
   `mean_XYZ` is the share of training objects that occupy each voxel. Every threshold that gives a
   different grid is tried, and the one with the highest mean IoU on the very objects it is scored on
   is taken, so the baseline is as strong as it can be. Returns (mean IoU, threshold): the grid is
   mean >= threshold.
   """
+  # Voxels in the order in which a falling threshold takes them in.
   order = np.argsort(-mean_XYZ.reshape(-1), kind="stable")
   level = mean_XYZ.reshape(-1)[order]
   # voxels of one level enter together
@@ -38,8 +36,7 @@ def best_constant(mean_XYZ: np.ndarray, truth_BXYZ: np.ndarray) -> tuple[float, 
 
 
 def shuffled_iou(pred_BXYZ: np.ndarray, truth_BXYZ: np.ndarray) -> float:
-  """Mean IoU of samples with the truth of OTHER objects: what a sample scores when its image says
-  nothing about the object.
+  """Mean IoU of samples with the truth of other objects: the score of an image that says nothing.
 
   The mean over all B (B - 1) mismatched pairs, which is the expectation over all shuffles without a
   fixed point. Needs B >= 2.

@@ -1,9 +1,9 @@
-"""LPIPS (Zhang et al., CVPR 2018): distance of two pictures in the features of a trained network,
-weighted channel by channel.
+"""LPIPS (Zhang et al., CVPR 2018): distance of two pictures in the features of a trained network.
 
-The weights are the user's: the state dict of `lpips.LPIPS(net="alex")` or `net="vgg"` saved as
-.safetensors (or .pth, with PyTorch installed). Which network it is, is told from its shapes. Pure
-functions of arrays; `distance` may be jitted and differentiated.
+Channels are weighted one by one. The weights are the user's: the state dict of
+`lpips.LPIPS(net="alex")` or `net="vgg"` saved as .safetensors (or .pth, with PyTorch installed).
+Which network it is, is told from its shapes. Pure functions of arrays; `distance` may be jitted and
+differentiated.
 """
 
 from collections.abc import Mapping
@@ -18,23 +18,20 @@ from sam3d_jax.errors import InputError
 from sam3d_jax.torch_bridge import load
 
 # The published input scaling, of pictures in -1..1.
-SHIFT, SCALE = (
-  np.array([-0.030, -0.088, -0.188], np.float32),
-  np.array([0.458, 0.448, 0.450], np.float32),
-)
+SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
+SCALE = np.array([0.458, 0.448, 0.450], np.float32)
+SMALLEST = 32  # pixels a side that the networks can look at
 NORM_EPS = 1e-10
 
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
-  """A convolution and ReLU, with a max-pool before it if `pool` (window, stride; no padding) is
-  given.
-  """
+  """A convolution and ReLU, with a max-pool before it where `pool` is given."""
 
   index: int  # of the layer in the published network
   stride: int = 1
   padding: int = 1
-  pool: tuple[int, int] | None = None
+  pool: tuple[int, int] | None = None  # window, stride; without padding
 
 
 # Network -> its five slices; features are compared after each. Pools come before the first
@@ -60,34 +57,29 @@ FIRST_SHAPES = {(64, 3, 11, 11): "alex", (64, 3, 3, 3): "vgg"}
 
 @dataclasses.dataclass(frozen=True)
 class Lpips:
-  """A network with its weights. `params` has "<slice>.<layer>.weight" (O, I, H, W), ".bias" (O,)
-  and "head<slice>" (C,).
-  """
+  """A network with its weights."""
 
   network: str
+  # "<slice>.<layer>.weight" (O, I, H, W), ".bias" (O,) and "head<slice>" (C,)
   params: Mapping[str, jax.Array]
 
   def __call__(self, image_HW3: np.ndarray, truth_HW3: np.ndarray) -> float:
-    """Distance of two pictures in 0..1; 0 for equal ones. Raises ValueError for different or too
-    small sizes.
+    """Distance of two pictures in 0..1; 0 for equal ones.
+
+    Raises ValueError for different or too small sizes.
     """
-    if np.shape(image_HW3) != np.shape(truth_HW3) or min(np.shape(truth_HW3)[:2]) < 32:
+    shape, true_shape = np.shape(image_HW3), np.shape(truth_HW3)
+    if shape != true_shape or min(true_shape[:2]) < SMALLEST:
       raise ValueError(
-        f"LPIPS needs two pictures of one size, at least 32 x 32, got {np.shape(image_HW3)} and "
-        f"{np.shape(truth_HW3)}"
+        f"LPIPS needs two pictures of one size, at least {SMALLEST} x {SMALLEST}, got {shape} and "
+        f"{true_shape}"
       )
-    return float(
-      _distance(
-        self.params,
-        jnp.asarray(image_HW3)[None],
-        jnp.asarray(truth_HW3)[None],
-        network=self.network,
-      )[0]
-    )
+    image, truth = jnp.asarray(image_HW3)[None], jnp.asarray(truth_HW3)[None]
+    return float(_distance(self.params, image, truth, network=self.network)[0])
 
 
 def load_lpips(path: str | os.PathLike) -> Lpips:
-  """Reads the weights. Raises InputError if the file is not an LPIPS state dict of a known network."""
+  """Reads the weights. Raises InputError if the file is no LPIPS state dict of a known network."""
   file = load.open_state(path)
   first = file.shapes.get("net.slice1.0.weight")
   if first not in FIRST_SHAPES:
@@ -98,31 +90,30 @@ def load_lpips(path: str | os.PathLike) -> Lpips:
   network = FIRST_SHAPES[first]
   names = {f"head{i}": f"lin{i - 1}.model.1.weight" for i in range(1, 6)}
   for i, convs in enumerate(NETWORKS[network], 1):
-    names |= {
-      f"{i}.{c.index}.{part}": f"net.slice{i}.{c.index}.{part}"
-      for c in convs
-      for part in ("weight", "bias")
-    }
+    for conv in convs:
+      for part in ("weight", "bias"):
+        names[f"{i}.{conv.index}.{part}"] = f"net.slice{i}.{conv.index}.{part}"
   missing = sorted(set(names.values()) - set(file.shapes))
   if missing:
     raise InputError(f"{path}: lacks {len(missing)} entries of LPIPS {network}, first {missing[0]}")
-  params = {ours: jnp.asarray(file.read(theirs), jnp.float32) for ours, theirs in names.items()}
-  return Lpips(
-    network, {name: x.reshape(-1) if name.startswith("head") else x for name, x in params.items()}
-  )
+  params = {}
+  for ours, theirs in names.items():
+    weights = jnp.asarray(file.read(theirs), jnp.float32)
+    # heads are stored as 1 x 1 convolutions to one channel
+    params[ours] = weights.reshape(-1) if ours.startswith("head") else weights
+  return Lpips(network, params)
 
 
 def distance(params: Mapping[str, jax.Array], image_BHW3, truth_BHW3, *, network: str) -> jax.Array:
   """LPIPS of pictures in 0..1, (B,) float32."""
   total = 0.0
-  pairs = zip(
-    features(params, image_BHW3, network), features(params, truth_BHW3, network), strict=True
-  )
-  for i, (a_BHWC, b_BHWC) in enumerate(pairs, 1):
+  images = features(params, image_BHW3, network)
+  truths = features(params, truth_BHW3, network)
+  for i, (a_BHWC, b_BHWC) in enumerate(zip(images, truths, strict=True), 1):
     difference = jnp.square(unit(a_BHWC) - unit(b_BHWC))
-    total = total + jnp.einsum(
-      "bhwc,c->bhw", difference, params[f"head{i}"], precision="highest"
-    ).mean((1, 2))
+    head_C = params[f"head{i}"]
+    weighted_BHW = jnp.einsum("bhwc,c->bhw", difference, head_C, precision="highest")
+    total = total + weighted_BHW.mean((1, 2))
   return total
 
 

@@ -48,13 +48,20 @@ def wilson_interval(points: float, votes: int, level: float = 0.95) -> tuple[flo
 
 def win_rate(votes: Sequence[Vote], model: str, against: str, level: float = 0.95) -> WinRate:
   """How often `model` is preferred to `against`."""
-  points = [
-    OUTCOMES[v.outcome] if v.left == model else 1 - OUTCOMES[v.outcome]
-    for v in votes
-    if {v.left, v.right} == {model, against}
-  ]
+  points = []
+  for vote in votes:
+    if {vote.left, vote.right} != {model, against}:
+      continue
+    for_left = OUTCOMES[vote.outcome]
+    points.append(for_left if vote.left == model else 1 - for_left)
   rate = float(np.mean(points)) if points else float("nan")
-  return WinRate(rate, *wilson_interval(sum(points), len(points), level), len(points))
+  low, high = wilson_interval(sum(points), len(points), level)
+  return WinRate(rate, low, high, len(points))
+
+
+def models(votes: Sequence[Vote]) -> list[str]:
+  """Names that occur in votes, sorted."""
+  return sorted({name for vote in votes for name in (vote.left, vote.right)})
 
 
 def elo(votes: Sequence[Vote], *, mean: float = 1000.0, prior: float = 0.1) -> dict[str, float]:
@@ -63,7 +70,7 @@ def elo(votes: Sequence[Vote], *, mean: float = 1000.0, prior: float = 0.1) -> d
   prior: imaginary ties of every model with an average one; they keep the rating of a model that
   never lost finite.
   """
-  names = sorted({name for v in votes for name in (v.left, v.right)})
+  names = models(votes)
   index = {name: i for i, name in enumerate(names)}
   points = np.zeros((len(names), len(names)))  # points[i, j]: points of i against j
   for v in votes:
@@ -72,33 +79,36 @@ def elo(votes: Sequence[Vote], *, mean: float = 1000.0, prior: float = 0.1) -> d
 
   def negative_log_likelihood(rating):
     lead = rating[:, None] - rating[None]
-    loss = (points * np.logaddexp(0, -lead)).sum() + prior / 2 * (
-      np.logaddexp(0, rating) + np.logaddexp(0, -rating)
-    ).sum()
+    ties = np.logaddexp(0, rating) + np.logaddexp(0, -rating)
+    loss = (points * np.logaddexp(0, -lead)).sum() + prior / 2 * ties.sum()
     pull = points * expit(-lead)
-    return loss, pull.sum(0) - pull.sum(1) + prior / 2 * (expit(rating) - expit(-rating))
+    pull_of_ties = prior / 2 * (expit(rating) - expit(-rating))
+    return loss, pull.sum(0) - pull.sum(1) + pull_of_ties
 
   found = minimize(
     negative_log_likelihood, np.zeros(len(names)), jac=True, method="BFGS", options={"gtol": 1e-7}
   )
   rating = found.x * ELO_PER_NAT
-  return {name: float(r) for name, r in zip(names, rating - rating.mean() + mean, strict=True)}
+  centred = rating - rating.mean() + mean
+  return {name: float(value) for name, value in zip(names, centred, strict=True)}
 
 
 def elo_intervals(
   votes: Sequence[Vote], *, level: float = 0.95, draws: int = 200, seed: int = 0, prior: float = 0.1
 ) -> dict[str, tuple[float, float]]:
-  """Percentile bootstrap interval of each rating over the votes; a draw in which a model has no
-  votes says nothing about it.
+  """Percentile bootstrap interval of each rating over the votes.
+
+  A draw in which a model has no votes says nothing about it.
   """
   rng = np.random.default_rng(seed)
-  drawn = [
-    elo([votes[i] for i in rng.integers(0, len(votes), len(votes))], prior=prior)
-    for _ in range(draws)
-  ]
+  drawn = []
+  for _ in range(draws):
+    picked = [votes[i] for i in rng.integers(0, len(votes), len(votes))]
+    drawn.append(elo(picked, prior=prior))
   quantiles = (1 - level) / 2, (1 + level) / 2
   out = {}
-  for name in sorted({name for v in votes for name in (v.left, v.right)}):
-    low, high = np.quantile([d[name] for d in drawn if name in d], quantiles)
+  for name in models(votes):
+    ratings = [draw[name] for draw in drawn if name in draw]
+    low, high = np.quantile(ratings, quantiles)
     out[name] = (float(low), float(high))
   return out

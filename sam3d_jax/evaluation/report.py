@@ -1,5 +1,4 @@
-"""The page to look at: aggregate scores, groups, every object, and renders of the best, the median
-and the worst.
+"""The page to look at: scores, groups, every object, renders of the best, median and worst.
 
 It stands alone: pictures are inside, and the few lines of script only sort the table.
 """
@@ -48,22 +47,30 @@ STYLE = """
 :root{color-scheme:light}
 body{font:15px/1.45 system-ui,-apple-system,"Segoe UI",sans-serif;color:#1d2026;background:#fff;
 max-width:1320px;margin:32px auto;padding:0 24px}
-h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:36px 0 8px}p{margin:4px 0 12px}.dim{color:#6a6f7a}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}th{font-weight:600;color:#4a4f5a;vertical-align:bottom}
+h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:36px 0 8px}p{margin:4px 0 12px}
+.dim{color:#6a6f7a}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th{font-weight:600;color:#4a4f5a;vertical-align:bottom}
 td,th{padding:5px 12px;border-bottom:1px solid #e6e8ec;text-align:right;white-space:nowrap}
 td:first-child,th:first-child{text-align:left;padding-left:0}td.text{text-align:left;white-space:normal}
 small{color:#8a8f9a;font-size:12px;display:block}img{display:block;max-width:100%;margin:8px 0}
 td.problem,th.problem{text-align:left}td.problem{color:#a33;white-space:normal;min-width:180px}
 #objects th{cursor:pointer}#objects tr:hover td{background:#f5f7fa}
-.wide{overflow-x:auto}pre{background:#f5f7fa;padding:10px 14px;border-radius:6px;overflow-x:auto;font-size:12px}"""
-SORT = """document.querySelectorAll('#objects th').forEach((th,i)=>th.onclick=()=>{const b=th.closest('table').tBodies[0];
-const v=r=>{const t=r.cells[i].textContent,n=parseFloat(t);return isNaN(n)?(t=='–'?-Infinity:t):n};th.up=!th.up;
-[...b.rows].sort((p,q)=>{const x=v(p),y=v(q);return (x>y?1:x<y?-1:0)*(th.up?1:-1)}).forEach(r=>b.append(r))})"""
+.wide{overflow-x:auto}
+pre{background:#f5f7fa;padding:10px 14px;border-radius:6px;overflow-x:auto;font-size:12px}"""
+SORT = """document.querySelectorAll('#objects th').forEach((th,i)=>th.onclick=()=>{
+const b=th.closest('table').tBodies[0];
+const v=r=>{const t=r.cells[i].textContent,n=parseFloat(t);return isNaN(n)?(t=='–'?-Infinity:t):n};
+th.up=!th.up;
+[...b.rows].sort((p,q)=>{const x=v(p),y=v(q);return (x>y?1:x<y?-1:0)*(th.up?1:-1)})
+.forEach(r=>b.append(r))})"""
 
 
 def number(value: float | None, name: str) -> str:
   """A score as shown; degrees need fewer digits."""
-  return "–" if value is None else f"{value:.{2 if name == 'icp_rot_deg' else 4}f}"
+  if value is None:
+    return "–"
+  return f"{value:.2f}" if name == "icp_rot_deg" else f"{value:.4f}"
 
 
 def label(name: str) -> str:
@@ -72,16 +79,13 @@ def label(name: str) -> str:
 
 def text_table(total: Mapping, groups: Mapping[str, Mapping], names: Sequence[str]) -> str:
   """Mean and 95 % interval of each metric, then the means of the groups, for a terminal."""
-  lines = [
-    f"{'':24}{'mean':>9}  {'95 % interval':20}" + "".join(f"{group:>10}" for group in groups)
-  ]
+  heads = "".join(f"{group:>10}" for group in groups)
+  lines = [f"{'':24}{'mean':>9}  {'95 % interval':20}{heads}"]
   for name in names:
     interval = total[f"{name}_interval"]
     between = f"[{number(interval[0], name)}, {number(interval[1], name)}]" if interval else ""
-    lines.append(
-      f"{label(name):24}{number(total[name], name):>9}  {between:20}"
-      + "".join(f"{number(g[name], name):>10}" for g in groups.values())
-    )
+    means = "".join(f"{number(g[name], name):>10}" for g in groups.values())
+    lines.append(f"{label(name):24}{number(total[name], name):>9}  {between:20}{means}")
   return "\n".join(lines)
 
 
@@ -94,62 +98,67 @@ def html(
   protocol: shape.ShapeProtocol,
   run: Mapping | None = None,
 ) -> str:
-  """The page. `rows`: object -> scores, `pairs` the folder they were read from, `run` where the
-  predictions come from.
+  """The page.
+
+  rows: object -> scores. pairs: the folder they were read from. run: where the predictions come
+  from.
   """
-  order = sorted(
-    (name for name, row in rows.items() if row["scored"]),
-    key=lambda n: (-rows[n]["f1"], rows[n]["chamfer"], n),
-  )
-  shown = dict.fromkeys(order[i] for i in (0, len(order) // 2, len(order) - 1)) if order else {}
   title = f"Evaluation: {run['set']}" if run and "set" in run else "Evaluation"
   problems = f", {total['problems']} with a problem" if total["problems"] else ""
   names = [n for n in names if total[n] is not None] or names  # without poses, nothing of layout
   parts = [
-    "<!doctype html><html lang='en'><meta "
-    f"charset='utf-8'><title>{markup.escape(title)}</title><style>{STYLE}</style>",
+    "<!doctype html><html lang='en'><meta charset='utf-8'>"
+    f"<title>{markup.escape(title)}</title><style>{STYLE}</style>",
     f"<h1>{markup.escape(title)}</h1>",
-    f"<p class='dim'>{total['objects']} objects, {total['scored']} scored, {total['with_pose']} "
-    f"with pose{problems}. "
-    f"{protocol.points:,} surface samples a shape. Means over objects with 95 % bootstrap "
-    "intervals; "
+    f"<p class='dim'>{total['objects']} objects, {total['scored']} scored, "
+    f"{total['with_pose']} with pose{problems}. {protocol.points:,} surface samples a shape. "
+    "Means over objects with 95 % bootstrap intervals; "
     f"{UP} higher is better, {DOWN} lower is better.</p>",
     aggregate_table(total, groups, names),
   ]
-  for name, place in zip(shown, ("best", "median", "worst"), strict=False):
-    scores = " · ".join(
-      f"{LABELS[n]} {number(rows[name][n], n)}" for n in names if rows[name].get(n) is not None
-    )
+  for place, name in examples(rows).items():
+    known = [n for n in names if rows[name].get(n) is not None]
+    scores = " · ".join(f"{LABELS[n]} {number(rows[name][n], n)}" for n in known)
     parts.append(
-      f"<h2>{place.capitalize()} by F1: {markup.escape(name)}</h2><p "
-      f"class='dim'>{scores}</p>{picture(pairs / name, protocol)}"
+      f"<h2>{place.capitalize()} by F1: {markup.escape(name)}</h2>"
+      f"<p class='dim'>{scores}</p>{picture(pairs / name, protocol)}"
     )
   parts.append(f"<h2>All objects</h2><div class='wide'>{object_table(rows, names, pairs)}</div>")
   if run:
-    parts.append(
-      "<h2>Where the predictions come "
-      f"from</h2><pre>{markup.escape(json.dumps(run, indent=1))}</pre>"
-    )
+    said = markup.escape(json.dumps(run, indent=1))
+    parts.append(f"<h2>Where the predictions come from</h2><pre>{said}</pre>")
   return "\n".join(parts) + f"<script>{SORT}</script></html>\n"
 
 
+def examples(rows: Mapping[str, Mapping]) -> dict[str, str]:
+  """The best, the median and the worst object by F1; of few objects none twice."""
+
+  def rank(name: str) -> tuple:
+    return -rows[name]["f1"], rows[name]["chamfer"], name
+
+  order = sorted((name for name, row in rows.items() if row["scored"]), key=rank)
+  if not order:
+    return {}
+  chosen = dict.fromkeys([order[0], order[len(order) // 2], order[-1]])
+  return dict(zip(("best", "median", "worst"), chosen, strict=False))
+
+
 def aggregate_table(total: Mapping, groups: Mapping[str, Mapping], names: Sequence[str]) -> str:
+  """Means and intervals, a column for all objects and for each group."""
   columns = {"all": total, **groups}
-  head = "".join(
-    f"<th>{markup.escape(group)}<small>{g.get('scored', g['objects'])} objects</small></th>"
-    for group, g in columns.items()
-  )
+  head = ""
+  for group, scores in columns.items():
+    count = scores.get("scored", scores["objects"])
+    head += f"<th>{markup.escape(group)}<small>{count} objects</small></th>"
   body = []
   for name in names:
     cells = ""
-    for g in columns.values():
-      interval = g[f"{name}_interval"]
-      between = (
-        ""
-        if interval is None
-        else f"<small>{number(interval[0], name)} … {number(interval[1], name)}</small>"
-      )
-      cells += f"<td>{number(g[name], name)}{between}</td>"
+    for scores in columns.values():
+      interval = scores[f"{name}_interval"]
+      between = ""
+      if interval is not None:
+        between = f"<small>{number(interval[0], name)} … {number(interval[1], name)}</small>"
+      cells += f"<td>{number(scores[name], name)}{between}</td>"
     body.append(f"<tr><td>{label(name)}</td>{cells}</tr>")
   return (
     f"<table><thead><tr><th>metric</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
@@ -157,32 +166,35 @@ def aggregate_table(total: Mapping, groups: Mapping[str, Mapping], names: Sequen
 
 
 def object_table(rows: Mapping[str, Mapping], names: Sequence[str], pairs: pathlib.Path) -> str:
-  """One line an object; no scores where the truth is unusable. Files in messages are named from the
-  object's folder on.
+  """One line an object; no scores where the truth is unusable.
+
+  Files in messages are named from the object's folder on.
   """
   problems = any(row["problem"] for row in rows.values())
-  head = "".join(f"<th>{label(n)}</th>" for n in names) + (
-    "<th class='problem'>problem</th>" if problems else ""
-  )
+  head = "".join(f"<th>{label(n)}</th>" for n in names)
+  if problems:
+    head += "<th class='problem'>problem</th>"
   body = []
   for name in sorted(rows):
     row = rows[name]
-    scores = "".join(f"<td>{number(row.get(n) if row['scored'] else None, n)}</td>" for n in names)
-    text = ("" if row["scored"] else "not scored: ") + row["problem"].replace(
-      f"{pairs / name}/", ""
-    )
-    problem = f"<td class='problem'>{markup.escape(text)}</td>" if problems else ""
-    body.append(f"<tr><td>{markup.escape(name)}</td>{scores}{problem}</tr>")
+    cells = f"<td>{markup.escape(name)}</td>"
+    for metric in names:
+      value = row.get(metric) if row["scored"] else None
+      cells += f"<td>{number(value, metric)}</td>"
+    if problems:
+      text = row["problem"].replace(f"{pairs / name}/", "")
+      if not row["scored"]:
+        text = "not scored: " + text
+      cells += f"<td class='problem'>{markup.escape(text)}</td>"
+    body.append(f"<tr>{cells}</tr>")
   return (
-    "<table "
-    f"id='objects'><thead><tr><th>object</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    f"<table id='objects'><thead><tr><th>object</th>{head}</tr></thead>"
+    f"<tbody>{''.join(body)}</tbody></table>"
   )
 
 
 def picture(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> str:
-  """Photo, truth and aligned prediction from two views, and both as they are placed, as an embedded
-  image.
-  """
+  """Photo, truth and aligned prediction from two views, and both as placed: an embedded image."""
   truth_file = surface.find_mesh(folder, "truth")
   truth = surface.normalised(surface.load_surface(truth_file).mesh)
   try:
@@ -203,42 +215,31 @@ def picture(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> str:
       ", behind": preview.orbit(120.0, 25.0) @ upright.T,
     }
   shots = photos(folder)
-  said = "aligned prediction" if moved is not None else "nothing predicted"
-  for name, side, colour in (("truth", truth, mesh.GREY), (said, moved, TINT)):
-    shots |= {
-      name + view: preview.render(
-        None if side is None else in_unit_cube(side, colour), v, size=SIZE
-      )
-      for view, v in views.items()
-    }
-  if (
-    pred is not None
-    and truth_pose is not None
-    and pred_pose is not None
-    and is_placed(pred_pose)
-    and is_placed(truth_pose)
-  ):
-    shots["both as placed"] = together(
-      layout.place(surface.load_surface(truth_file).mesh, truth_pose), layout.place(pred, pred_pose)
-    )
+  sides = {"truth": in_unit_cube(truth, mesh.GREY)}
+  if moved is None:
+    sides["nothing predicted"] = None
+  else:
+    sides["aligned prediction"] = in_unit_cube(moved, TINT)
+  for name, side in sides.items():
+    for view, view_33 in views.items():
+      shots[name + view] = preview.render(side, view_33, size=SIZE)
+  posed = pred is not None and truth_pose is not None and pred_pose is not None
+  if posed and is_placed(pred_pose) and is_placed(truth_pose):
+    placed_truth = layout.place(surface.load_surface(truth_file).mesh, truth_pose)
+    shots["both as placed"] = together(placed_truth, layout.place(pred, pred_pose))
   return embed(preview.grid([list(shots.values())], list(shots), [""], size=SIZE))
 
 
 def photos(folder: pathlib.Path) -> dict[str, np.ndarray]:
-  """The photo with everything but the object dimmed, if the folder holds photo and mask of one
-  size.
-  """
-  if not ((folder / "image.png").is_file() and (folder / "mask.png").is_file()):
+  """The photo, and it with all but the object dimmed; empty without photo and mask of one size."""
+  image_file, mask_file = folder / "image.png", folder / "mask.png"
+  if not (image_file.is_file() and mask_file.is_file()):
     return {}
-  image, mask = (
-    np.asarray(Image.open(folder / f"{name}.png").convert(mode))
-    for name, mode in (("image", "RGB"), ("mask", "L"))
-  )
-  return (
-    {"photo": image, "object": np.where(mask[..., None] > 0, image, image // 3 + 150)}
-    if mask.shape == image.shape[:2]
-    else {}
-  )
+  image = np.asarray(Image.open(image_file).convert("RGB"))
+  mask = np.asarray(Image.open(mask_file).convert("L"))
+  if mask.shape != image.shape[:2]:
+    return {}
+  return {"photo": image, "object": np.where(mask[..., None] > 0, image, image // 3 + 150)}
 
 
 def read_pose(path: pathlib.Path) -> Pose | None:
@@ -250,7 +251,7 @@ def read_pose(path: pathlib.Path) -> Pose | None:
 
 
 def together(truth: mesh.Mesh, pred: mesh.Mesh) -> np.ndarray:
-  """Both posed shapes as the camera sees them, from straight ahead, the truth filling the middle."""
+  """Both posed shapes as the camera sees them from straight ahead, the truth filling the middle."""
   _, centre, half = surface.normalise(truth.vertices)
   centred = [mesh.Mesh((side.vertices - centre) / half, side.faces) for side in (truth, pred)]
   both = mesh.join([in_unit_cube(centred[0], mesh.GREY), in_unit_cube(centred[1], TINT)])
@@ -265,7 +266,5 @@ def in_unit_cube(shape: mesh.Mesh, colour: np.ndarray) -> mesh.Mesh:
 def embed(image: Image.Image) -> str:
   buffer = io.BytesIO()
   image.save(buffer, "PNG")
-  return (
-    "<img alt='renders' "
-    f"src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
-  )
+  text = base64.b64encode(buffer.getvalue()).decode()
+  return f"<img alt='renders' src='data:image/png;base64,{text}'>"

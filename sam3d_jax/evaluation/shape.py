@@ -1,14 +1,12 @@
-"""Shape metrics of a predicted against a true surface: F1, voxel IoU, Chamfer distance, earth
-mover's distance.
+"""Shape metrics of a predicted against a true surface: F1, voxel IoU, Chamfer and EMD.
 
 As published: each surface is normalised to [-1, 1], the prediction is aligned to the truth by ICP,
 and 1 M points are sampled on each. The choices the publication leaves open, and ours:
 
 - Normalising: the axis-aligned box is centred and its longest side scaled to [-1, 1]. A box depends
-  on orientation, so the
-  prediction is normalised in the truth's axes: after its rotation has been found it is normalised
-  again and aligned once more. Its own orientation is always tried too (normalise, then ICP from the
-  identity) and kept unless the search is clearly better.
+  on orientation, so the prediction is normalised in the truth's axes: after its rotation has been
+  found it is normalised again and aligned once more. Its own orientation is always tried too
+  (normalise, then ICP from the identity) and kept unless the search is clearly better.
 - ICP is rigid: scale is fixed by the normalisation. Protocol in `align`.
 - F1@0.01: harmonic mean of precision (predicted points within 0.01 of a true point) and recall, in
   normalised units.
@@ -16,10 +14,9 @@ and 1 M points are sampled on each. The choices the publication leaves open, and
   the nearest border voxel.
 - Chamfer: mean distance to the nearest point, not squared, averaged over both directions (their sum
   divided by 2).
-- EMD: mean distance under the optimal one-to-one matching of 2 048 points a side, an exact
-  assignment over an even subset of the
-  samples. The subset makes it an estimate, biased upwards by the spacing of the points; exact
-  copies still score 0.
+- EMD: earth mover's distance, the mean distance under the optimal one-to-one matching of 2 048
+  points a side, an exact assignment over an even subset of the samples. The subset makes it an
+  estimate, biased upwards by the spacing of the points; exact copies still score 0.
 
 A side without surface (missing, unreadable, empty, zero area) scores WORST: no overlap, and the
 distance from the centre of the normalised cube to its faces.
@@ -60,15 +57,18 @@ def chamfer(a_to_b: np.ndarray, b_to_a: np.ndarray) -> float:
 
 def f1(pred_to_truth: np.ndarray, truth_to_pred: np.ndarray, threshold: float) -> float:
   """Harmonic mean of precision and recall at a distance; 0 if both are."""
-  precision, recall = (pred_to_truth < threshold).mean(), (truth_to_pred < threshold).mean()
+  precision = (pred_to_truth < threshold).mean()
+  recall = (truth_to_pred < threshold).mean()
   return float(2 * precision * recall / max(precision + recall, 1e-12))
 
 
 def occupied_voxels(points_P3: np.ndarray, grid: int) -> np.ndarray:
-  """(grid, grid, grid) bool: cells of [-1, 1]^3 that hold a point; points outside count for the
-  border cell nearest to them.
+  """(grid, grid, grid) bool: cells of [-1, 1]^3 that hold a point.
+
+  Points outside count for the border cell nearest to them.
   """
-  cell = np.clip(np.floor((points_P3 + 1) * (grid / 2)).astype(np.int64), 0, grid - 1)
+  cell = np.floor((points_P3 + 1) * (grid / 2)).astype(np.int64)
+  cell = np.clip(cell, 0, grid - 1)
   occupied = np.zeros((grid,) * 3, bool)
   occupied[tuple(cell.T)] = True
   return occupied
@@ -80,21 +80,24 @@ def point_voxel_iou(a_P3: np.ndarray, b_P3: np.ndarray, grid: int) -> float:
 
 
 def emd(a_P3: np.ndarray, b_P3: np.ndarray, points: int) -> float:
-  """Mean distance of the optimal matching of `points` points a side (fewer if a cloud has fewer),
-  exact for them.
+  """Mean distance of the optimal matching of `points` points a side, exact for them.
 
-  They are chosen at equal strides, which is evenly over the surfaces if the clouds are in spatial
-  order.
+  Fewer if a cloud has fewer. They are chosen at equal strides, which is evenly over the surfaces if
+  the clouds are in spatial order.
   """
   count = min(points, len(a_P3), len(b_P3))
-  distance = cdist(a_P3[strides(len(a_P3), count)], b_P3[strides(len(b_P3), count)])
+  a, b = a_P3[strides(len(a_P3), count)], b_P3[strides(len(b_P3), count)]
+  distance = cdist(a, b)
+  # The solver is quick where the costs are nearly reduced.
   matched = linear_sum_assignment(distance - sum(potentials(distance)))
   return float(distance[matched].mean())
 
 
 def potentials(cost_AB: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Row and column terms (A, 1), (1, B) near the dual solution of a matching problem, by annealed,
-  over-relaxed Sinkhorn iterations (Thibault et al. 2021, "Overrelaxed Sinkhorn-Knopp algorithm").
+  """Row and column terms (A, 1), (1, B) near the dual solution of a matching problem.
+
+  By annealed, over-relaxed Sinkhorn iterations (Thibault et al. 2021, "Overrelaxed Sinkhorn-Knopp
+  algorithm").
 
   Subtracting them from the costs changes no matching's rank, whatever their error (the kernel is in
   float32), and saves the exact solver most of its path search.
@@ -102,9 +105,8 @@ def potentials(cost_AB: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   row, column = np.zeros(len(cost_AB)), np.zeros(cost_AB.shape[1])
   for softness in SOFTNESS:
     scale = softness * cost_AB.mean() + 1e-12
-    kernel = np.exp(
-      np.minimum((row[:, None] + column - cost_AB) / scale, 50.0).astype(np.float32)
-    ) + np.float32(1e-30)
+    exponent = np.minimum((row[:, None] + column - cost_AB) / scale, 50.0)
+    kernel = np.exp(exponent.astype(np.float32)) + np.float32(1e-30)
     r = np.ones(len(row), np.float32)
     c = 1 / (r @ kernel)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
@@ -112,38 +114,40 @@ def potentials(cost_AB: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         w = RELAXATION if i > 1 else 1.0  # the first steps are long ones
         r = r ** (1 - w) * (kernel @ c) ** -w
         c = c ** (1 - w) * (r @ kernel) ** -w
-    moved = scale * np.log(r, dtype=np.float64), scale * np.log(c, dtype=np.float64)
-    if not all(np.isfinite(m).all() for m in moved):
+    row_step = scale * np.log(r, dtype=np.float64)
+    column_step = scale * np.log(c, dtype=np.float64)
+    if not (np.isfinite(row_step).all() and np.isfinite(column_step).all()):
       break  # what there is so far serves; only time is lost
-    row, column = row + moved[0], column + moved[1]
+    row, column = row + row_step, column + column_step
   return row[:, None], column[None]
 
 
 def align_prediction(pred: Mesh, truth: Mesh, protocol: ShapeProtocol) -> Mesh:
-  """The prediction aligned to the truth, both normalised. An exact copy is left where it is: ICP
-  would move it by its noise.
+  """The prediction aligned to the truth, both normalised.
+
+  An exact copy is left where it is: ICP would move it by its noise.
   """
-  if pred.vertices.shape == truth.vertices.shape and np.allclose(
-    pred.vertices, truth.vertices, rtol=0, atol=1e-9
-  ):
-    return pred
+  if pred.vertices.shape == truth.vertices.shape:
+    if np.allclose(pred.vertices, truth.vertices, rtol=0, atol=1e-9):
+      return pred
   fixed = align.make_cloud(*surface.sample_surface(truth, protocol.align_points, protocol.seed))
   points, normals = surface.sample_surface(pred, protocol.align_points, protocol.seed + 1)
-  found = align.search(
-    align.centred(align.make_cloud(points, normals)), align.centred(fixed), protocol.icp
-  )
-  candidates = []
+  moving = align.make_cloud(points, normals)
+  found = align.search(align.centred(moving), align.centred(fixed), protocol.icp)
+
+  # Both orientations, the prediction's own and the found one, normalised and refined.
+  poses, moved = [], []
   for rotation in (np.eye(3), found.rotation):
     turned, centre, half = surface.normalise(pred.vertices @ rotation.T)
-    cloud = align.make_cloud(
-      (points @ rotation.T - centre) / half, None if normals is None else normals @ rotation.T
-    )
+    turned_points = (points @ rotation.T - centre) / half
+    turned_normals = None if normals is None else normals @ rotation.T
+    cloud = align.make_cloud(turned_points, turned_normals)
     pose = align.refine(cloud, fixed, align.IDENTITY, protocol.icp)
-    # its angle decides between equal costs
-    total = align.Rigid(pose.rotation @ rotation, pose.translation, pose.cost)
-    candidates.append((total, Mesh(pose(turned), pred.faces)))
-  best = align.prefer([c[0] for c in candidates], protocol.icp.tie)
-  return next(moved for total, moved in candidates if total is best)
+    # the whole turn's angle decides between equal costs
+    poses.append(align.Rigid(pose.rotation @ rotation, pose.translation, pose.cost))
+    moved.append(Mesh(pose(turned), pred.faces))
+  best = align.prefer(poses, protocol.icp.tie)
+  return next(mesh for pose, mesh in zip(poses, moved, strict=True) if pose is best)
 
 
 def shape_metrics(
@@ -151,8 +155,7 @@ def shape_metrics(
   truth: Mesh | None,
   protocol: ShapeProtocol = ShapeProtocol(),
 ) -> dict[str, float]:
-  """f1 (higher is better), viou (higher), chamfer (lower), emd (lower); definitions in the module's
-  docstring.
+  """f1 (higher is better), viou (higher), chamfer and emd (lower), as the module defines them.
 
   Surfaces are in any frame and unit. None stands for a side without surface and scores WORST.
   """
@@ -161,19 +164,17 @@ def shape_metrics(
   truth = surface.normalised(truth)
   pred = surface.normalised(pred)
   pred = align_prediction(pred, truth, protocol)
-  pred_P3, truth_P3 = (
-    surface.sample_surface(side, protocol.points, protocol.seed)[0] for side in (pred, truth)
-  )
+  pred_P3, _ = surface.sample_surface(pred, protocol.points, protocol.seed)
+  truth_P3, _ = surface.sample_surface(truth, protocol.points, protocol.seed)
   return point_metrics(pred_P3, truth_P3, protocol)
 
 
 def point_metrics(
   pred_P3: np.ndarray, truth_P3: np.ndarray, protocol: ShapeProtocol
 ) -> dict[str, float]:
-  """The four metrics between two aligned point clouds, in any order, in the truth's normalised
-  frame.
-  """
-  pred_P3, truth_P3 = (points.take(spatial_order(points), 0) for points in (pred_P3, truth_P3))
+  """The four metrics between two aligned point clouds, in the truth's normalised frame."""
+  pred_P3 = pred_P3.take(spatial_order(pred_P3), 0)
+  truth_P3 = truth_P3.take(spatial_order(truth_P3), 0)
   pred_to_truth = nearest_distances(pred_P3, truth_P3)
   truth_to_pred = nearest_distances(truth_P3, pred_P3)
   return {

@@ -10,23 +10,22 @@ def psnr(image_HWC: np.ndarray, truth_HWC: np.ndarray) -> float:
 
 
 def ssim(image_HWC: np.ndarray, truth_HWC: np.ndarray) -> float:
-  """Structural similarity (Wang et al. 2004): Gaussian window of sigma 1.5 cut at 11 x 11, K1 0.01,
-  K2 0.03, mean over channels.
+  """Structural similarity (Wang et al. 2004), mean over channels.
 
-  Raises ValueError for pictures smaller than the window.
+  Gaussian window of sigma 1.5 cut at 11 x 11, K1 0.01, K2 0.03. Raises ValueError for pictures
+  smaller than the window.
   """
-  from skimage.metrics import structural_similarity
+  from skimage.metrics import structural_similarity  # slow to import, and needed here only
 
   if min(truth_HWC.shape[:2]) < 11:
     raise ValueError(f"SSIM needs pictures of at least 11 x 11 pixels, got {truth_HWC.shape[:2]}")
-  return float(
-    structural_similarity(
-      np.asarray(image_HWC, np.float64),
-      np.asarray(truth_HWC, np.float64),
-      data_range=1.0,
-      channel_axis=-1,
-      gaussian_weights=True,
-      sigma=1.5,
-      use_sample_covariance=False,
-    )
+  similarity = structural_similarity(
+    np.asarray(image_HWC, np.float64),
+    np.asarray(truth_HWC, np.float64),
+    data_range=1.0,
+    channel_axis=-1,
+    gaussian_weights=True,
+    sigma=1.5,
+    use_sample_covariance=False,
   )
+  return float(similarity)

@@ -17,6 +17,7 @@ INK = (40, 42, 48)
 # (direction to the light in the camera frame, strength)
 LIGHTS = (((0.45, 0.75, -0.75), 0.70), ((-0.8, 0.1, -0.4), 0.22))
 AMBIENT = 0.28
+START = -4.0  # camera z of parallel rays, before anything in the unit cube
 # Colours that tell objects apart (Okabe & Ito 2008, without black), in order and then again.
 MARKS = np.array(
   [
@@ -40,67 +41,71 @@ def render(
   extent: float = 1.4,
   supersample: int = 2,
 ) -> np.ndarray:
-  """Orthographic render of a mesh: (size, size, 3) uint8. An empty mesh (None) gives the
-  background.
+  """Orthographic render of a mesh: (size, size, 3) uint8; an empty mesh (None) is background.
+
+  Vertex colours are shown as they are stored. Textures are not: pictures tell objects apart.
 
   view_33: object -> camera, acts on columns, as in Pose; the camera frame is x left, y up, z
-  forward. extent: width of the picture in object units (the unit cube is 1 wide, 1.73 along its
-  diagonal).
+    forward.
+  extent: width of the picture in object units (the unit cube is 1 wide, 1.73 along its diagonal).
   """
   fine = size * supersample
   shaded = np.broadcast_to(BACKGROUND, (fine * fine, 3)).copy()
   if mesh is not None and len(mesh.faces):
-    hit, face, position = cast(mesh.vertices @ view_33.T, mesh.faces, fine, extent)
-    normal = shading_normals(mesh.vertices @ view_33.T, mesh.faces, face, position)
+    in_camera = mesh.vertices @ view_33.T
+    ray, face, position = cast(in_camera, mesh.faces, fine, extent)
+    normal = shading_normals(in_camera, mesh.faces, face, position)
     colour = stored_colours(mesh)[mesh.faces[face]].mean(1)
-    shaded[hit] = colour * light(normal)[:, None]
+    shaded[ray] = colour * light(normal)[:, None]
   picture = shaded.reshape(size, supersample, size, supersample, 3).mean((1, 3))
   return np.clip(np.round(picture), 0, 255).astype(np.uint8)
 
 
-def cast(vertices_P3, faces_F3, size: int, extent: float):
-  """First hits of a grid of parallel rays along camera z: (ray index, face index, hit point), one
-  row a hit.
-  """
-  import trimesh
-
-  # needs embreex; loaded only where pictures are made
-  from trimesh.ray.ray_pyembree import RayMeshIntersector
-
-  offset = ((np.arange(size) + 0.5) / size - 0.5) * extent
+def cast(
+  vertices_V3: np.ndarray, faces_F3: np.ndarray, size: int, extent: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """First hits of a grid of parallel rays along camera z: (ray index, face index, point) each."""
   # x is left, rows go down
-  origins = np.stack(np.broadcast_arrays(-offset[None, :], -offset[:, None], -4.0), -1).reshape(
-    -1, 3
-  )
-  direction = np.broadcast_to([0.0, 0.0, 1.0], origins.shape)
-  solid = trimesh.Trimesh(vertices_P3, faces_F3, process=False)
-  face = RayMeshIntersector(solid).intersects_first(origins, direction)
-  hit = np.flatnonzero(face >= 0)
-  face = face[hit]
-  corner = vertices_P3[faces_F3[face]]
-  plane = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
-  depth = ((corner[:, 0] - origins[hit]) * plane).sum(-1) / np.where(
-    plane[:, 2] == 0, 1e-12, plane[:, 2]
-  )
-  return hit, face, origins[hit] + depth[:, None] * [0.0, 0.0, 1.0]
+  offset = ((np.arange(size) + 0.5) / size - 0.5) * extent
+  grid = np.broadcast_arrays(-offset[None, :], -offset[:, None], START)
+  origins = np.stack(grid, -1).reshape(-1, 3)
+  directions = np.broadcast_to([0.0, 0.0, 1.0], origins.shape)
+  found = Caster(Mesh(vertices_V3, faces_F3)).nearest(origins, directions)
+  ray = np.flatnonzero(found.face_N >= 0)
+  face = found.face_N[ray]
+
+  # Where the ray meets the face's plane, in float64.
+  a, b, c = vertices_V3[faces_F3[face]].swapaxes(0, 1)
+  plane = np.cross(b - a, c - a)
+  slope = np.where(plane[:, 2] == 0, 1e-12, plane[:, 2])
+  depth = ((a - origins[ray]) * plane).sum(-1) / slope
+  return ray, face, origins[ray] + depth[:, None] * [0.0, 0.0, 1.0]
 
 
-def shading_normals(vertices_P3, faces_F3, face, position) -> np.ndarray:
+def shading_normals(vertices_V3, faces_F3, face_N, position_N3) -> np.ndarray:
   """Unit normals at hit points, interpolated between vertex normals, turned towards the camera."""
-  corner = vertices_P3[faces_F3]
+  # A vertex's normal is the area-weighted mean of its faces'.
+  corner = vertices_V3[faces_F3]
   cross = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
-  smooth = np.zeros_like(vertices_P3)
+  smooth = np.zeros_like(vertices_V3)
   for i in range(3):
     np.add.at(smooth, faces_F3[:, i], cross)
-  a, b, c = (corner[face][:, i] for i in range(3))
-  area = np.maximum(np.square(cross[face]).sum(-1), 1e-30)
-  weight_b = (np.cross(position - a, c - a) * cross[face]).sum(-1) / area
-  weight_c = (np.cross(b - a, position - a) * cross[face]).sum(-1) / area
+  unit = _unit(smooth)
+
+  # Barycentric weights from the areas of the triangles that the point makes with the edges.
+  a, b, c = corner[face_N].swapaxes(0, 1)
+  here = cross[face_N]
+  area = np.maximum(np.square(here).sum(-1), 1e-30)
+  weight_b = (np.cross(position_N3 - a, c - a) * here).sum(-1) / area
+  weight_c = (np.cross(b - a, position_N3 - a) * here).sum(-1) / area
   weights = np.stack([1 - weight_b - weight_c, weight_b, weight_c], -1)
-  unit = smooth / np.maximum(np.linalg.norm(smooth, axis=-1, keepdims=True), 1e-30)
-  normal = (unit[faces_F3[face]] * weights[..., None]).sum(1)
-  normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-30)
+  normal = _unit((unit[faces_F3[face_N]] * weights[..., None]).sum(1))
   return np.where(normal[:, 2:] > 0, -normal, normal)
+
+
+def _unit(vectors_N3: np.ndarray) -> np.ndarray:
+  length = np.linalg.norm(vectors_N3, axis=-1, keepdims=True)
+  return vectors_N3 / np.maximum(length, 1e-30)
 
 
 def light(normal_P3: np.ndarray) -> np.ndarray:

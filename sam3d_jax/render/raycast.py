@@ -1,7 +1,7 @@
 """The one ray caster (Embree): what rays hit, and posed meshes seen by a pinhole camera.
 
-On it stand the builders' renderer, the previews and, here, depth, silhouettes and how well these fit
-a mask.
+On it stand the builders' renderer, the previews and, here, depth, silhouettes and how well these
+fit a mask.
 """
 
 from typing import NamedTuple

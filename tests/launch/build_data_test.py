@@ -19,12 +19,13 @@ import trimesh
 from data_pipelines.build import shard_jobs
 from data_pipelines.format import records, schema
 from data_pipelines.synth import sources
-from data_pipelines.synth.camera import Camera
+from data_pipelines.synth.camera import viewpoint
 from launch import build_data
 from launch.console import cli
 from launch.planners import builders
 from sam3d_jax.errors import ConfigError, InputError, JobFailed
 from sam3d_jax.files import atomic
+from sam3d_jax.geometry.cameras import Camera
 from tests.support.tiny_build import CONFIG, ROOT, SMALL
 
 
@@ -255,27 +256,18 @@ def test_voxels_projected_with_the_pose_cover_the_mask(tmp_path):
   for i in range(len(split)):
     e = split[i]
     c = {k: float(v) for k, v in e["camera"].items()}
-    camera = Camera(
-      c["fx"],
-      c["fy"],
-      c["cx"],
-      c["cy"],
-      int(c["width"]),
-      int(c["height"]),
-      e["rotation"].astype(float),
-      e["translation"].astype(float),
-      float(e["scale"][0]),
-    )
+    camera = Camera(c["fx"], c["fy"], c["cx"], c["cy"], int(c["width"]), int(c["height"]))
+    rotation, translation = e["rotation"].astype(float), e["translation"].astype(float)
+    scale = float(e["scale"][0])
+    seen = viewpoint(camera, rotation, translation, scale)
     inner = np.stack(np.meshgrid(*[[0.3, 0.5, 0.7]] * 3), -1).reshape(-1, 3)
     points = ((e["voxels"][:, None] + inner) / 64 - 0.5).reshape(-1, 3)
-    column, row = np.floor(camera.project(points)).astype(int).T
+    column, row = np.floor(seen.project(points)).astype(int).T
     drawn = np.zeros((160, 160), bool)
     drawn[row, column] = True
     mask = np.asarray(Image.open(io.BytesIO(e["mask"]))) > 0
     ious.append((drawn & mask).sum() / (drawn | mask).sum())
-    on_object = (
-      (e["pointmap"][mask].astype(float) - camera.translation) @ camera.rotation / camera.scale
-    )
+    on_object = (e["pointmap"][mask].astype(float) - translation) @ rotation / scale
     assert np.abs(on_object).max() < 0.51
   assert np.mean(ious) > 0.9 and min(ious) > 0.8, ious
 

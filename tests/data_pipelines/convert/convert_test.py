@@ -16,7 +16,7 @@ from data_pipelines.build import checks, shard_jobs
 from data_pipelines.convert import recgen, trellis
 from data_pipelines.format import records, schema
 from data_pipelines.synth import assets, lighting, procedural, render, voxelize
-from data_pipelines.synth.camera import Camera, ViewConfig, random_view
+from data_pipelines.synth.camera import ViewConfig, Viewpoint, random_view
 from launch import build_data
 from launch.console import cli
 from launch.planners import builders
@@ -35,18 +35,18 @@ def _object(index: int) -> assets.Asset:
   return assets.from_scene(scene, source=str(index), up="z", license="CC0-1.0")
 
 
-def _view(asset: assets.Asset, rng, *, scale: float) -> tuple[Camera, render.View]:
+def _view(asset: assets.Asset, rng, *, scale: float) -> tuple[Viewpoint, render.View]:
   radius = float(np.linalg.norm(asset.mesh.vertices, axis=1).max())
-  camera, azimuth = random_view(
+  viewpoint, azimuth = random_view(
     rng,
     ViewConfig(elevation_deg=(0, 50), fill=(0.7, 0.8)),
     image_size=SIZE,
     radius=radius,
     scale=scale,
   )
-  return camera, render.render(
+  return viewpoint, render.render(
     render.Scene(asset.mesh),
-    camera,
+    viewpoint,
     lighting.random_lights(rng, lighting.LightConfig(), azimuth),
     samples=1,
   )
@@ -88,10 +88,12 @@ def _npy(array: np.ndarray) -> bytes:
   return stream.getvalue()
 
 
-def _close(example: schema.Example, camera: Camera, scale_tolerance: float = 1e-4) -> None:
-  np.testing.assert_allclose(example["rotation"], camera.rotation, atol=1e-5)
-  np.testing.assert_allclose(example["translation"], camera.translation, rtol=1e-4, atol=1e-4)
-  np.testing.assert_allclose(example["scale"], np.full(3, camera.scale), rtol=scale_tolerance)
+def _close(example: schema.Example, viewpoint: Viewpoint, scale_tolerance: float = 1e-4) -> None:
+  np.testing.assert_allclose(example["rotation"], viewpoint.pose.rotation, atol=1e-5)
+  np.testing.assert_allclose(
+    example["translation"], viewpoint.pose.translation, rtol=1e-4, atol=1e-4
+  )
+  np.testing.assert_allclose(example["scale"], np.full(3, viewpoint.scale), rtol=scale_tolerance)
 
 
 # RecGen. `_to_recgen` is written from the public loader and inference code, independently of the
@@ -99,10 +101,16 @@ def _close(example: schema.Example, camera: Camera, scale_tolerance: float = 1e-
 
 
 def _to_recgen(
-  camera: Camera, depth_mm: np.ndarray, mask: np.ndarray, quantile: float
+  viewpoint: Viewpoint, depth_mm: np.ndarray, mask: np.ndarray, quantile: float
 ) -> tuple[dict, np.ndarray]:
   """(pose entry, intrinsics) of a view whose metric pose is known."""
-  k = np.array([[camera.fx, 0, camera.cx - 0.5], [0, camera.fy, camera.cy - 0.5], [0, 0, 1]])
+  k = np.array(
+    [
+      [viewpoint.camera.fx, 0, viewpoint.camera.cx - 0.5],
+      [0, viewpoint.camera.fy, viewpoint.camera.cy - 0.5],
+      [0, 0, 1],
+    ]
+  )
   cloud = []
   for row, column in np.argwhere((mask > 0) & (depth_mm > 0)):
     z = depth_mm[row, column] / 1000
@@ -111,15 +119,15 @@ def _to_recgen(
   median = np.median(cloud, axis=0)
   radii = np.sort(np.linalg.norm(cloud - median, axis=1))
   s = 0.5 / (np.quantile(radii, 1 - quantile) - np.quantile(radii, quantile))
-  turn = OURS_TO_OPENCV @ camera.rotation
-  translation = s * (OURS_TO_OPENCV @ camera.translation - median) + 0.5
+  turn = OURS_TO_OPENCV @ viewpoint.pose.rotation
+  translation = s * (OURS_TO_OPENCV @ viewpoint.pose.translation - median) + 0.5
   w, x, y, z = rotations.matrix_to_quaternion(turn)
   pose = {
     "quat_w": w,
     "quat_x": x,
     "quat_y": y,
     "quat_z": z,
-    "scale": s * camera.scale,
+    "scale": s * viewpoint.scale,
     **{f"trans_{axis}": value for axis, value in zip("xyz", translation, strict=True)},
   }
   return {name: float(value) for name, value in pose.items()}, k
@@ -143,7 +151,7 @@ def _members(index: int, cameras: list, *, occluded: bool = False) -> dict[str, 
   }
   poses, details = [], []
   for view in range(VIEWS):
-    camera, shown = _view(asset, rng, scale=0.4 + 0.3 * view)
+    viewpoint, shown = _view(asset, rng, scale=0.4 + 0.3 * view)
     mask = shown.mask_HW.copy()
     depth = np.where(mask, shown.depth_HW, 5.0)
     if occluded:
@@ -152,12 +160,12 @@ def _members(index: int, cameras: list, *, occluded: bool = False) -> dict[str, 
       mask[hidden], depth[hidden] = False, 0.3
     depth_mm = np.round(depth * 1000).astype(np.uint16)
     depth_mm[:3] = 0
-    pose, k = _to_recgen(camera, depth_mm, mask, 0.05)
+    pose, k = _to_recgen(viewpoint, depth_mm, mask, 0.05)
     poses.append(pose)
     details.append(
       {"intrinsics": k.tolist(), "visible_fraction": float(mask.sum() / shown.mask_HW.sum())}
     )
-    cameras.append(camera)
+    cameras.append(viewpoint)
     members |= {
       f"cond_image_{view:02d}.jpg": _encoded(
         render.over(shown.lit_HW3, shown.alpha_HW, (200, 200, 200)), "JPEG"
@@ -203,7 +211,7 @@ def _examples(folder: pathlib.Path) -> list[schema.Example]:
 
 
 @pytest.fixture(scope="module")
-def tars(tmp_path_factory) -> tuple[pathlib.Path, list[Camera]]:
+def tars(tmp_path_factory) -> tuple[pathlib.Path, list[Viewpoint]]:
   """Two tars: two objects in the first, a half hidden one in the second."""
   root, cameras = tmp_path_factory.mktemp("tars"), []
   _write_tar(root / "shard-000000.tar", {"a": _members(0, cameras), "b": _members(1, cameras)})
@@ -215,11 +223,11 @@ def test_recgen_poses_are_metric_again_and_voxels_land_on_the_masks(tars, tmp_pa
   assert _command("recgen", tars[0], tmp_path) == 0
   examples = _examples(tmp_path)
   assert len(examples) == 3 * VIEWS
-  for example, camera in zip(examples, tars[1], strict=True):
-    _close(example, camera)
+  for example, viewpoint in zip(examples, tars[1], strict=True):
+    _close(example, viewpoint)
     report = checks.check_example(example)
     assert report.findings == [] and report.silhouette_iou > 0.8
-    assert example["camera"]["cx"] == camera.cx and example[
+    assert example["camera"]["cx"] == viewpoint.camera.cx and example[
       "structure_latent_autoencoder"
     ].startswith("trellis/")
     _check_latent(example)
@@ -312,7 +320,7 @@ def test_wrong_recgen_settings_are_named(tmp_path, settings, words):
 
 
 @pytest.fixture(scope="module")
-def toolkit(tmp_path_factory) -> tuple[pathlib.Path, list[Camera]]:
+def toolkit(tmp_path_factory) -> tuple[pathlib.Path, list[Viewpoint]]:
   """Two objects as the toolkit leaves them, a third that was never rendered."""
   root, cameras = tmp_path_factory.mktemp("toolkit"), []
   shas = [f"{i:064x}" for i in range(3)]
@@ -332,14 +340,14 @@ def toolkit(tmp_path_factory) -> tuple[pathlib.Path, list[Camera]]:
     folder, frames = root / "renders_cond" / sha, []
     folder.mkdir(parents=True)
     for view in range(VIEWS):
-      camera, shown = _view(asset, rng, scale=1.0)
+      viewpoint, shown = _view(asset, rng, scale=1.0)
       to_world = np.eye(4)
-      to_world[:3, :3] = (OURS_TO_BLENDER @ camera.rotation).T
-      to_world[:3, 3] = -camera.rotation.T @ camera.translation
+      to_world[:3, :3] = (OURS_TO_BLENDER @ viewpoint.pose.rotation).T
+      to_world[:3, 3] = -viewpoint.pose.rotation.T @ viewpoint.pose.translation
       frames.append(
         {
           "file_path": f"{view:03d}.png",
-          "camera_angle_x": 2 * np.arctan(SIZE / 2 / camera.fx),
+          "camera_angle_x": 2 * np.arctan(SIZE / 2 / viewpoint.camera.fx),
           "transform_matrix": to_world.tolist(),
         }
       )
@@ -347,7 +355,7 @@ def toolkit(tmp_path_factory) -> tuple[pathlib.Path, list[Camera]]:
       Image.fromarray(np.dstack([colour, np.round(shown.alpha_HW * 255).astype(np.uint8)])).save(
         folder / f"{view:03d}.png"
       )
-      cameras.append((camera, shown))
+      cameras.append((viewpoint, shown))
     (folder / "transforms.json").write_text(
       json.dumps({"aabb": [], "scale": 1.0, "offset": [0, 0, 0], "frames": frames})
     )
@@ -369,9 +377,9 @@ def test_trellis_cameras_become_poses_and_voxels_land_on_the_masks(toolkit, tmp_
   )
   examples = _examples(tmp_path)
   assert len(examples) == 2 * VIEWS
-  for example, (camera, _) in zip(examples, toolkit[1], strict=True):
-    np.testing.assert_allclose(example["rotation"], camera.rotation, atol=1e-5)
-    np.testing.assert_allclose(example["translation"], camera.translation, atol=1e-5)
+  for example, (viewpoint, _) in zip(examples, toolkit[1], strict=True):
+    np.testing.assert_allclose(example["rotation"], viewpoint.pose.rotation, atol=1e-5)
+    np.testing.assert_allclose(example["translation"], viewpoint.pose.translation, atol=1e-5)
     _check_latent(example)
     assert example["structure_latent_autoencoder"] == "enc" and not schema.is_present(
       example, "pointmap"

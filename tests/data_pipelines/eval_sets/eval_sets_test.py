@@ -15,10 +15,11 @@ from data_pipelines.eval_sets import reprojection
 from data_pipelines.eval_sets.bop import BopSet
 from data_pipelines.eval_sets.photo_folder import PhotoFolder
 from data_pipelines.synth import benchmark, render
-from data_pipelines.synth.camera import Camera
+from data_pipelines.synth.camera import viewpoint
 from launch import evaluate
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import layout
+from sam3d_jax.geometry.cameras import Camera
 
 SIZE = (120, 160)  # height, width
 OPENCV = np.diag([-1.0, -1.0, 1.0])
@@ -32,24 +33,16 @@ def scene():
   asset = benchmark.object_asset(0, 1)
   views = []
   for turn, place in (((20, 30, 10), (0.02, -0.03, 0.8)), ((200, -15, 70), (-0.05, 0.02, 1.1))):
-    camera = Camera(
-      150.0,
-      155.0,
-      82.3,
-      57.9,
-      SIZE[1],
-      SIZE[0],
-      Rotation.from_euler("xyz", turn, degrees=True).as_matrix(),
-      np.array(place),
-      0.2,
-    )
+    camera = Camera(150.0, 155.0, 82.3, 57.9, SIZE[1], SIZE[0])
+    rotation = Rotation.from_euler("xyz", turn, degrees=True).as_matrix()
+    seen = viewpoint(camera, rotation, np.array(place), 0.2)
     shown = render.render(
       render.Scene(asset.mesh),
-      camera,
+      seen,
       render.Lights(np.ones(3), np.zeros((0, 3)), np.zeros((0, 3))),
       samples=1,
     )
-    views.append((camera, shown))
+    views.append((seen, shown))
   return asset, views
 
 
@@ -74,7 +67,7 @@ def bop(scene, tmp_path_factory):
     root / "models_eval" / "obj_000007.ply"
   )
   folder, truth, cameras, info = root / "test" / "000002", {}, {}, {}
-  for i, (camera, shown) in enumerate(views):
+  for i, (seen, shown) in enumerate(views):
     image = str(3 + i)
     save(folder / "rgb" / f"{3 + i:06d}.png", picture(shown))
     save(
@@ -84,12 +77,22 @@ def bop(scene, tmp_path_factory):
     save(folder / "mask_visib" / f"{3 + i:06d}_000000.png", shown.mask_HW.astype(np.uint8) * 255)
     entry = {
       "obj_id": 7,
-      "cam_R_m2c": (OPENCV @ camera.rotation).ravel().tolist(),
-      "cam_t_m2c": (OPENCV @ camera.translation * 1000).tolist(),
+      "cam_R_m2c": (OPENCV @ seen.pose.rotation).ravel().tolist(),
+      "cam_t_m2c": (OPENCV @ seen.pose.translation * 1000).tolist(),
     }
     truth[image] = [entry, entry | {"obj_id": 8}]  # the second one is hidden
     cameras[image] = {
-      "cam_K": [camera.fx, 0, camera.cx - 0.5, 0, camera.fy, camera.cy - 0.5, 0, 0, 1],
+      "cam_K": [
+        seen.camera.fx,
+        0,
+        seen.camera.cx - 0.5,
+        0,
+        seen.camera.fy,
+        seen.camera.cy - 0.5,
+        0,
+        0,
+        1,
+      ],
       "depth_scale": 0.1,
     }
     info[image] = [
@@ -108,7 +111,7 @@ def folder(request, scene, tmp_path_factory):
   """
   root = tmp_path_factory.mktemp("photos")
   asset, views = scene
-  for i, (camera, shown) in enumerate(views):
+  for i, (seen, shown) in enumerate(views):
     path = (
       (lambda kind, suffix, i=i: root / f"view{i}" / f"{kind}{suffix}")
       if request.param == "folder an object"
@@ -128,15 +131,15 @@ def folder(request, scene, tmp_path_factory):
     np.savez(path("pointmap", ".npz"), pointmap=shown.pointmap_HW3)
     pose = (
       {
-        "rotation": [Rotation.from_matrix(camera.rotation).as_quat(scalar_first=True).tolist()],
-        "translation": [camera.translation.tolist()],
+        "rotation": [Rotation.from_matrix(seen.pose.rotation).as_quat(scalar_first=True).tolist()],
+        "translation": [seen.pose.translation.tolist()],
         "scale": [[0.2, 0.2, 0.2]],
       }
       if request.param == "folder an object"
       else {
         "form": "rows",
-        "rotation": camera.rotation.T.tolist(),
-        "translation": camera.translation.tolist(),
+        "rotation": seen.pose.rotation.T.tolist(),
+        "translation": seen.pose.translation.tolist(),
         "scale": 0.2,
       }
     )
@@ -145,13 +148,15 @@ def folder(request, scene, tmp_path_factory):
 
 
 def check_items(found, views):
-  for item, (camera, shown) in zip(found, views, strict=True):
+  for item, (seen, shown) in zip(found, views, strict=True):
     np.testing.assert_array_equal(item.mask_HW, shown.mask_HW)
-    np.testing.assert_allclose(item.pose.translation, camera.translation, atol=1e-6)
-    np.testing.assert_allclose(item.pose.rotation, camera.rotation, atol=1e-6)
+    np.testing.assert_allclose(item.pose.translation, seen.pose.translation, atol=1e-6)
+    np.testing.assert_allclose(item.pose.rotation, seen.pose.rotation, atol=1e-6)
     np.testing.assert_allclose(item.pointmap_HW3, shown.pointmap_HW3, atol=2e-4)
     np.testing.assert_allclose(
-      [item.camera.fx, item.camera.cx, item.camera.cy], [camera.fx, camera.cx, camera.cy], atol=0.1
+      [item.camera.fx, item.camera.cx, item.camera.cy],
+      [seen.camera.fx, seen.camera.cx, seen.camera.cy],
+      atol=0.1,
     )
     fit = reprojection.fit(item)
     assert fit.covered > 0.99 and abs(fit.depth) < 0.03  # a pixel is 0.03 diameters wide

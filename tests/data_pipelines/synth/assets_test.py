@@ -14,9 +14,10 @@ import pytest
 import trimesh
 
 from data_pipelines.synth import assets, filters
-from data_pipelines.synth.camera import Camera
+from data_pipelines.synth.camera import viewpoint
 from sam3d_jax.errors import Refused
 from sam3d_jax.files import meshes
+from sam3d_jax.geometry.cameras import Camera
 
 REASONS = {
   "truncated.glb": "unreadable",
@@ -264,17 +265,9 @@ def test_the_way_from_a_file_to_a_pixel_in_the_documentation_is_right(tmp_path):
   asset = assets.load(tmp_path / "box.glb")
   point = (assets.Y_UP_TO_Z_UP @ stated["point in the file"] - asset.centre_3) / asset.extent
   fx, fy, cx, cy = stated["camera fx fy cx cy"]
-  camera = Camera(
-    fx,
-    fy,
-    cx,
-    cy,
-    518,
-    518,
-    stated["rotation, row by row"].reshape(3, 3),
-    stated["translation"],
-    float(stated["scale"][0]),
-  )
+  camera = Camera(fx, fy, cx, cy, 518, 518)
+  rotation = stated["rotation, row by row"].reshape(3, 3)
+  seen = viewpoint(camera, rotation, stated["translation"], float(stated["scale"][0]))
   voxel = np.floor((point + 0.5) * 64)
   computed = {
     "turned to z up, (x, -z, y)": assets.Y_UP_TO_Z_UP @ stated["point in the file"],
@@ -283,8 +276,8 @@ def test_the_way_from_a_file_to_a_pixel_in_the_documentation_is_right(tmp_path):
     "point in the unit cube": point,
     "voxel that holds it, floor((p + 0.5) 64)": voxel,
     "centre of that voxel, (i + 0.5) / 64 - 0.5": (voxel + 0.5) / 64 - 0.5,
-    "point in the camera": camera.to_camera(point[None])[0],
-    "pixel": camera.project(point[None])[0],
+    "point in the camera": seen.points(point[None])[0],
+    "pixel": seen.project(point[None])[0],
   }
   for name, value in computed.items():
     np.testing.assert_allclose(value, np.squeeze(stated[name]), atol=1e-6, err_msg=name)

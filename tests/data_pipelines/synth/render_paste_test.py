@@ -199,8 +199,8 @@ def test_a_swapped_mesh_stands_at_the_centroid_and_fits_the_box_of_what_was_ther
     cleared = swap.clear(scene, scene.masks[number], rules)
     points = scene.pointmap_HW3[scene.masks[number]]
     assert (np.abs(cleared.centroid_3 - points.mean(0)) < 0.2 * np.ptp(points, axis=0) + 0.01).all()
-    camera = swap.fit(subject, render_paste.random_rotation(rng), cleared, scene)
-    posed = camera.to_camera(subject.asset.mesh.vertices)
+    seen = swap.fit(subject, render_paste.random_rotation(rng), cleared, scene)
+    posed = seen.points(subject.asset.mesh.vertices)
     np.testing.assert_allclose((posed.min(0) + posed.max(0)) / 2, cleared.centroid_3, atol=1e-9)
     assert (np.ptp(posed, axis=0) / cleared.extent_3)[:2].max() == pytest.approx(1)
 
@@ -265,9 +265,7 @@ def test_annotated_photos_of_a_folder_are_swapped_in_place(tmp_path):
       placed.asset.mesh.faces,
       process=False,
     ).export(mesh)
-    at = pose.Pose(
-      placed.camera.rotation, placed.camera.translation, np.full(3, placed.camera.scale)
-    )
+    at = placed.viewpoint.pose
     points = room.scene.pointmap_HW3 if i else None
     write.from_arrays(
       tmp_path / "items" / f"{i}",

@@ -7,9 +7,11 @@ from scipy import spatial
 import trimesh
 
 from data_pipelines.synth import assets, procedural, render
-from data_pipelines.synth.camera import Camera, ViewConfig, look_at, random_view
+from data_pipelines.synth import camera as camera_module
+from data_pipelines.synth.camera import ViewConfig, Viewpoint, look_at, random_view, rays
 from data_pipelines.synth.lighting import LightConfig, Lights, random_lights
 from sam3d_jax.files import mesh_materials
+from sam3d_jax.geometry.cameras import Camera
 
 SIZE = 48
 NO_LIGHT = Lights(np.ones(3), np.zeros((0, 3)), np.zeros((0, 3)))
@@ -19,7 +21,7 @@ def _scene(mesh: trimesh.Trimesh) -> render.Scene:
   return render.Scene(assets.from_scene(trimesh.Scene(mesh), source="x", up="z").mesh)
 
 
-def _camera(
+def _viewpoint(
   azimuth_deg=20.0,
   elevation_deg=30.0,
   distance=2.0,
@@ -27,23 +29,14 @@ def _camera(
   size=SIZE,
   offset=(0.0, 0.0),
   roll_deg=0.0,
-) -> Camera:
+) -> Viewpoint:
   rotation = look_at(*np.radians([azimuth_deg, elevation_deg, roll_deg]))
-  return Camera(
-    1.4 * size,
-    1.4 * size,
-    size / 2,
-    size / 2,
-    size,
-    size,
-    rotation,
-    np.array([*offset, distance]),
-    scale,
-  )
+  camera = Camera(1.4 * size, 1.4 * size, size / 2, size / 2, size, size)
+  return camera_module.viewpoint(camera, rotation, np.array([*offset, distance]), scale)
 
 
-def _render(scene, camera, lights=NO_LIGHT, samples=2) -> render.View:
-  return render.render(scene, camera, lights, samples=samples)
+def _render(scene, viewpoint, lights=NO_LIGHT, samples=2) -> render.View:
+  return render.render(scene, viewpoint, lights, samples=samples)
 
 
 def _quad(image=None) -> trimesh.Trimesh:
@@ -62,12 +55,12 @@ def _quad(image=None) -> trimesh.Trimesh:
 
 
 def test_depth_of_a_sphere_is_the_ray_sphere_distance():
-  camera = _camera(scale=0.7, offset=(0.1, -0.05))
-  view = _render(_scene(trimesh.creation.icosphere(6)), camera)
+  viewpoint = _viewpoint(scale=0.7, offset=(0.1, -0.05))
+  view = _render(_scene(trimesh.creation.icosphere(6)), viewpoint)
   v, u = np.mgrid[:SIZE, :SIZE] + 0.5
-  ray = camera.rays(u, v)
-  b, a = ray @ camera.translation, (ray**2).sum(-1)
-  root = b**2 - a * (camera.translation @ camera.translation - 0.35**2)
+  ray = rays(viewpoint.camera, u, v)
+  b, a = ray @ viewpoint.pose.translation, (ray**2).sum(-1)
+  root = b**2 - a * (viewpoint.pose.translation @ viewpoint.pose.translation - 0.35**2)
   inside = root > 1e-3  # away from the silhouette, where the polyhedron and the sphere part
   expected = (b - np.sqrt(np.maximum(root, 0))) / a
   assert view.mask_HW[inside].all() and not view.mask_HW[root < -1e-4].any()
@@ -75,12 +68,12 @@ def test_depth_of_a_sphere_is_the_ray_sphere_distance():
 
 
 def test_depth_of_a_tilted_plane_is_exact():
-  camera = _camera(azimuth_deg=-60, elevation_deg=10)
-  view = _render(_scene(_quad()), camera)
+  viewpoint = _viewpoint(azimuth_deg=-60, elevation_deg=10)
+  view = _render(_scene(_quad()), viewpoint)
   # the plane y = 0 of the object passes through its origin
-  normal = camera.rotation @ [0.0, 1.0, 0.0]
+  normal = viewpoint.pose.rotation @ [0.0, 1.0, 0.0]
   v, u = np.mgrid[:SIZE, :SIZE] + 0.5
-  expected = (normal @ camera.translation) / (camera.rays(u, v) @ normal)
+  expected = (normal @ viewpoint.pose.translation) / (rays(viewpoint.camera, u, v) @ normal)
   assert view.mask_HW.sum() > 100
   np.testing.assert_allclose(view.depth_HW[view.mask_HW], expected[view.mask_HW], rtol=1e-5)
 
@@ -89,24 +82,26 @@ def test_mask_is_the_projected_outline():
   rng = np.random.default_rng(0)
   scene = _scene(trimesh.creation.box((1, 0.6, 0.8)))
   for _ in range(5):
-    camera, _ = random_view(rng, ViewConfig(), image_size=SIZE, radius=0.72, scale=1.3)
-    outline = spatial.ConvexHull(camera.project(scene.mesh.vertices))
+    viewpoint, _ = random_view(rng, ViewConfig(), image_size=SIZE, radius=0.72, scale=1.3)
+    outline = spatial.ConvexHull(viewpoint.project(scene.mesh.vertices))
     centers = np.stack(np.meshgrid(np.arange(SIZE) + 0.5, np.arange(SIZE) + 0.5), -1)
     side = (centers @ outline.equations[:, :2].T + outline.equations[:, 2]).max(-1)
-    mask = _render(scene, camera).mask_HW
+    mask = _render(scene, viewpoint).mask_HW
     clear = np.abs(side) > 1e-3
     np.testing.assert_array_equal(mask[clear], (side < 0)[clear])
 
 
 def test_point_map_projects_onto_the_pixel_centres_and_lies_on_the_surface():
   scene = _scene(procedural.make_parts(0, 1)[0].mesh)
-  camera = _camera(scale=0.5, offset=(0.05, 0.1), roll_deg=10)
-  view = _render(scene, camera)
+  viewpoint = _viewpoint(scale=0.5, offset=(0.05, 0.1), roll_deg=10)
+  view = _render(scene, viewpoint)
   on_object = (
-    (view.pointmap_HW3[view.mask_HW] - camera.translation) @ camera.rotation / camera.scale
+    (view.pointmap_HW3[view.mask_HW] - viewpoint.pose.translation)
+    @ viewpoint.pose.rotation
+    / viewpoint.scale
   )
   v, u = np.nonzero(view.mask_HW)
-  np.testing.assert_allclose(camera.project(on_object), np.stack([u, v], -1) + 0.5, atol=1e-3)
+  np.testing.assert_allclose(viewpoint.project(on_object), np.stack([u, v], -1) + 0.5, atol=1e-3)
   surface = trimesh.Trimesh(scene.mesh.vertices, scene.mesh.faces)
   assert trimesh.proximity.closest_point_naive(surface, on_object)[1].max() < 1e-4
   assert (
@@ -116,12 +111,12 @@ def test_point_map_projects_onto_the_pixel_centres_and_lies_on_the_surface():
 
 
 def test_camera_axes_are_left_up_forward():
-  camera = _camera(azimuth_deg=-90, elevation_deg=0)  # from -y, the object's front
-  # object right is camera -left
-  np.testing.assert_allclose(camera.rotation @ [1, 0, 0], [-1, 0, 0], atol=1e-12)
-  np.testing.assert_allclose(camera.rotation @ [0, 0, 1], [0, 1, 0], atol=1e-12)
-  np.testing.assert_allclose(camera.rotation @ [0, 1, 0], [0, 0, 1], atol=1e-12)
-  right, up = camera.project(np.array([[0.5, 0, 0], [0, 0, 0.5]]))
+  viewpoint = _viewpoint(azimuth_deg=-90, elevation_deg=0)  # from -y, the object's front
+  # object right is viewpoint -left
+  np.testing.assert_allclose(viewpoint.pose.rotation @ [1, 0, 0], [-1, 0, 0], atol=1e-12)
+  np.testing.assert_allclose(viewpoint.pose.rotation @ [0, 0, 1], [0, 1, 0], atol=1e-12)
+  np.testing.assert_allclose(viewpoint.pose.rotation @ [0, 1, 0], [0, 0, 1], atol=1e-12)
+  right, up = viewpoint.project(np.array([[0.5, 0, 0], [0, 0, 0.5]]))
   assert right[0] > SIZE / 2 and up[1] < SIZE / 2
   for azimuth, elevation, roll in ((0.3, 0.5, 0.1), (4.0, -1.2, -0.4)):
     r = look_at(azimuth, elevation, roll)
@@ -140,7 +135,7 @@ def test_textures_are_the_right_way_round():
   }
   for corner, colour in corners.items():
     image.paste(colour, (*corner, corner[0] + 32, corner[1] + 32))
-  view = _render(_scene(_quad(image)), _camera(azimuth_deg=-90, elevation_deg=0))
+  view = _render(_scene(_quad(image)), _viewpoint(azimuth_deg=-90, elevation_deg=0))
   shown = render.over(view.delit_HW3, view.alpha_HW, (0, 0, 0))
   for (left, top), colour in corners.items():
     row, column = (SIZE // 2 + (-8 if start == 0 else 8) for start in (top, left))
@@ -160,10 +155,10 @@ def test_cut_out_texels_show_what_lies_behind():
     render.Scene(assets.from_scene(trimesh.Scene(g), source="x", up="z").mesh)
     for g in ([front], [front, back])
   )
-  camera = _camera(azimuth_deg=-90, elevation_deg=0)
-  shown = _render(alone, camera).mask_HW[SIZE // 2]
+  viewpoint = _viewpoint(azimuth_deg=-90, elevation_deg=0)
+  shown = _render(alone, viewpoint).mask_HW[SIZE // 2]
   assert shown[SIZE // 2 - 10] and not shown[SIZE // 2 + 10]
-  view = _render(both, camera)
+  view = _render(both, viewpoint)
   left, right = view.delit_HW3[SIZE // 2, SIZE // 2 - 10], view.delit_HW3[SIZE // 2, SIZE // 2 + 10]
   np.testing.assert_allclose([left, right], [[0, 1, 0], [1, 0, 0]], atol=1e-6)
   depth = view.depth_HW[SIZE // 2]
@@ -174,7 +169,7 @@ def test_small_textures_on_screen_are_averaged_not_aliased():
   checks = Image.fromarray(
     np.tile(np.kron(np.eye(2), np.ones((1, 1)))[..., None] * 255, (256, 256, 3)).astype(np.uint8)
   )
-  view = _render(_scene(_quad(checks)), _camera(azimuth_deg=-90, elevation_deg=0))
+  view = _render(_scene(_quad(checks)), _viewpoint(azimuth_deg=-90, elevation_deg=0))
   inner = view.delit_HW3[SIZE // 2 - 10 : SIZE // 2 + 10, SIZE // 2 - 10 : SIZE // 2 + 10]
   assert inner.std() < 0.02 and 0.15 < inner.mean() < 0.55
 
@@ -187,14 +182,14 @@ def test_vertex_colours_are_interpolated():
     [0, 0, 255, 255],
     [255, 0, 0, 255],
   ]
-  view = _render(_scene(mesh), _camera(azimuth_deg=-90, elevation_deg=0))
+  view = _render(_scene(mesh), _viewpoint(azimuth_deg=-90, elevation_deg=0))
   np.testing.assert_allclose(view.delit_HW3[SIZE // 2, SIZE // 2], [0.5, 0, 0.5], atol=0.03)
 
 
 def test_delit_colour_does_not_know_the_light():
-  scene, camera = _scene(trimesh.creation.icosphere(2)), _camera()
+  scene, viewpoint = _scene(trimesh.creation.icosphere(2)), _viewpoint()
   bright = Lights(np.full(3, 0.1), np.array([[0.0, 0.0, 1.0]]), np.full((1, 3), 0.9))
-  one, two = _render(scene, camera), _render(scene, camera, bright)
+  one, two = _render(scene, viewpoint), _render(scene, viewpoint, bright)
   np.testing.assert_array_equal(one.delit_HW3, two.delit_HW3)
   assert np.abs(one.lit_HW3 - two.lit_HW3).max() > 0.2
   inside = one.alpha_HW == 1
@@ -208,16 +203,16 @@ def test_delit_colour_does_not_know_the_light():
 def test_light_falls_with_the_cosine_and_is_blocked_by_what_stands_between():
   floor = trimesh.creation.box((1, 1, 0.02)).apply_translation([0, 0, -0.3])
   roof = trimesh.creation.box((0.4, 0.4, 0.02)).apply_translation([0, 0, 0.3])
-  camera = _camera(elevation_deg=35)
+  viewpoint = _viewpoint(elevation_deg=35)
   direction = np.array([0.0, 0.6, 0.8])
   light = Lights(np.zeros(3), direction[None], np.ones((1, 3)))
-  open_sky = _render(_scene(floor), _camera(elevation_deg=80), light)
+  open_sky = _render(_scene(floor), _viewpoint(elevation_deg=80), light)
   assert open_sky.lit_HW3[SIZE // 2, SIZE // 2, 0] == pytest.approx(
     0.8 * mesh_materials.GREY.colour[0], rel=1e-4
   )
   scene = _scene(trimesh.util.concatenate([floor, roof]))
-  view = _render(scene, camera, light)
-  on_object = (view.pointmap_HW3 - camera.translation) @ camera.rotation
+  view = _render(scene, viewpoint, light)
+  on_object = (view.pointmap_HW3 - viewpoint.pose.translation) @ viewpoint.pose.rotation
   ground = view.mask_HW & (on_object[..., 2] < 0) & (view.alpha_HW == 1)
   steps = (0.3 - 0.01 - on_object[..., 2]) / 0.8
   # where the ray to the light meets the roof
@@ -230,7 +225,7 @@ def test_both_sides_of_a_face_are_lit():
   scene = _scene(_quad())
   for azimuth, toward in ((-90, -1.0), (90, 1.0)):
     light = Lights(np.zeros(3), np.array([[0.0, toward, 0.0]]), np.ones((1, 3)))
-    view = _render(scene, _camera(azimuth_deg=azimuth, elevation_deg=0), light)
+    view = _render(scene, _viewpoint(azimuth_deg=azimuth, elevation_deg=0), light)
     assert view.lit_HW3[SIZE // 2, SIZE // 2, 0] == pytest.approx(
       mesh_materials.GREY.colour[0], rel=1e-4
     )
@@ -250,8 +245,8 @@ def test_the_same_view_gives_the_same_bits():
   views = []
   for _ in range(2):
     rng = np.random.default_rng(7)
-    camera, azimuth = random_view(rng, ViewConfig(), image_size=SIZE, radius=0.8, scale=1.0)
-    views.append(_render(scene, camera, random_lights(rng, LightConfig(), azimuth)))
+    viewpoint, azimuth = random_view(rng, ViewConfig(), image_size=SIZE, radius=0.8, scale=1.0)
+    views.append(_render(scene, viewpoint, random_lights(rng, LightConfig(), azimuth)))
   for field, array in vars(views[0]).items():
     np.testing.assert_array_equal(array, getattr(views[1], field), err_msg=field)
 
@@ -260,22 +255,22 @@ def test_random_views_contain_the_whole_object():
   rng = np.random.default_rng(1)
   box = trimesh.creation.box()
   for _ in range(50):
-    camera, _ = random_view(
+    viewpoint, _ = random_view(
       rng, ViewConfig(), image_size=SIZE, radius=np.sqrt(0.75), scale=rng.uniform(0.2, 2)
     )
-    uv = camera.project(box.vertices)
-    assert uv.min() >= 0 and uv.max() <= SIZE and camera.to_camera(box.vertices)[:, 2].min() > 0
+    uv = viewpoint.project(box.vertices)
+    assert uv.min() >= 0 and uv.max() <= SIZE and viewpoint.points(box.vertices)[:, 2].min() > 0
 
 
 def test_an_object_behind_the_camera_is_an_error():
   with pytest.raises(ValueError, match="behind the camera"):
-    _render(_scene(trimesh.creation.box()), _camera(distance=0.2))
+    _render(_scene(trimesh.creation.box()), _viewpoint(distance=0.2))
 
 
 def test_partly_visible_objects_are_cut_at_the_border():
-  full = _render(_scene(trimesh.creation.icosphere(3)), _camera(offset=(0.6, 0.0)))
+  full = _render(_scene(trimesh.creation.icosphere(3)), _viewpoint(offset=(0.6, 0.0)))
   assert full.mask_HW[:, 0].any() and not full.mask_HW[:, -1].any()
-  gone = _render(_scene(trimesh.creation.icosphere(3)), _camera(offset=(5.0, 0.0)))
+  gone = _render(_scene(trimesh.creation.icosphere(3)), _viewpoint(offset=(5.0, 0.0)))
   assert not gone.mask_HW.any() and not gone.alpha_HW.any()
 
 
