@@ -1,8 +1,7 @@
-"""Pasting rendered objects into photographs: alpha compositing, visibility, and whether an object
-belongs where it was put.
+"""Pasting rendered objects into photographs.
 
-Depth maps are z in camera units, NaN where nothing is known or hit. A surface whose depth is
-unknown hides nothing.
+Alpha compositing, visibility, and whether an object belongs where it was put. Depth maps are z in
+camera units, NaN where nothing is known or hit. A surface whose depth is unknown hides nothing.
 """
 
 from collections.abc import Iterable
@@ -13,10 +12,10 @@ from sam3d_jax.render.colour import linear_to_srgb8, srgb_to_linear
 
 
 def paste(image_HW3: np.ndarray, layers: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-  """An sRGB uint8 image under layers (linear colour over black (H, W, 3), coverage (H, W)), the
-  farthest first.
+  """An sRGB uint8 image under layers, the farthest first.
 
-  Blends in linear light and rounds once: pixels that no layer covers keep their exact values.
+  A layer is a linear colour over black (H, W, 3) and its coverage (H, W). Blends in linear light
+  and rounds once: pixels that no layer covers keep their exact values.
   """
   linear = srgb_to_linear(image_HW3 / np.float32(255))
   for colour_HW3, alpha_HW in layers:
@@ -27,17 +26,16 @@ def paste(image_HW3: np.ndarray, layers: Iterable[tuple[np.ndarray, np.ndarray]]
 def limited(
   colour_HW3: np.ndarray, alpha_HW: np.ndarray, whole_HW: np.ndarray, visible_HW: np.ndarray
 ):
-  """A layer cut to the visible part of its object. Border pixels, covered in part but not at their
-  centre, follow their neighbours.
+  """A layer cut to the visible part of its object.
+
+  Border pixels, covered in part but not at their centre, follow their neighbours.
   """
   keep = np.where(whole_HW, visible_HW, grow(visible_HW))
   return np.where(keep[..., None], colour_HW3, 0), np.where(keep, alpha_HW, 0)
 
 
 def in_front(depth_HW: np.ndarray, scene_HW: np.ndarray) -> np.ndarray:
-  """The z-buffer: where an object of depth `depth_HW` is hit and no known part of the scene is
-  nearer, (H, W) bool.
-  """
+  """The z-buffer: where an object is hit and no known part of the scene is nearer, (H, W) bool."""
   with np.errstate(invalid="ignore"):
     return np.isfinite(depth_HW) & ~(scene_HW < depth_HW)
 
@@ -55,7 +53,9 @@ def support(
   rows = np.flatnonzero(np.isfinite(depth_HW).any(1))
   if not len(rows):
     return 0.0
-  lowest = slice(rows[-1] + 1 - max(1, round(band * (rows[-1] + 1 - rows[0]))), rows[-1] + 1)
+  first, last = rows[0], rows[-1] + 1
+  count = max(1, round(band * (last - first)))
+  lowest = slice(last - count, last)
   hit = np.isfinite(depth_HW[lowest])
   with np.errstate(invalid="ignore"):
     nearer = scene_HW[lowest] < depth_HW[lowest] * (1 + tolerance)
@@ -65,12 +65,13 @@ def support(
 def hidden_contour(
   visible_HW: np.ndarray, depth_HW: np.ndarray, scene_HW: np.ndarray, *, margin: float
 ) -> float:
-  """Share of the visible part's contour with an outside that is nearer by more than `margin` of the
-  depth: something stands before it.
+  """Share of the visible part's contour before which something stands.
 
-  The contour is the visible pixels with a neighbour (of four) inside the image that is not visible.
+  Its outside is nearer there by more than `margin` of the depth. The contour is the visible pixels
+  with a neighbour (of four) inside the image that is not visible.
   """
-  deepest = np.where(visible_HW, np.inf, np.where(np.isfinite(scene_HW), scene_HW, np.inf))
+  known = np.where(np.isfinite(scene_HW), scene_HW, np.inf)
+  deepest = np.where(visible_HW, np.inf, known)
   padded = np.pad(deepest, 1, constant_values=np.inf)
   outside = np.pad(~visible_HW, 1, constant_values=False)
   around = [
@@ -90,4 +91,5 @@ def grow(mask_HW: np.ndarray) -> np.ndarray:
   """The mask and its eight neighbours."""
   padded = np.pad(mask_HW, 1)
   height, width = mask_HW.shape
-  return np.any([padded[i : i + height, j : j + width] for i in range(3) for j in range(3)], axis=0)
+  shifted = [padded[i : i + height, j : j + width] for i in range(3) for j in range(3)]
+  return np.any(shifted, axis=0)

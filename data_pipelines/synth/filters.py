@@ -1,5 +1,6 @@
-"""Geometry filters: which meshes are worth training on. Every rejection has a reason; thresholds
-are configuration.
+"""Geometry filters: which meshes are worth training on.
+
+Every rejection has a reason; thresholds are configuration.
 """
 
 import dataclasses
@@ -9,6 +10,8 @@ from scipy import spatial
 
 from data_pipelines.synth.assets import Asset
 from sam3d_jax.errors import Refused
+
+FLAT = 1e-9  # extent below which points lie in a plane
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +37,18 @@ def face_areas_normals(
 
 def hull_volume(vertices_V3: np.ndarray) -> float:
   """Volume of the convex hull; 0 where the points lie in a plane."""
-  # The support points along a fixed fan of directions decide flatness exactly enough and keep Qhull
-  # away from degenerate input.
-  spread = np.linalg.svd(vertices_V3 - vertices_V3.mean(0), full_matrices=False)[2]
-  if np.ptp((vertices_V3 - vertices_V3.mean(0)) @ spread.T, axis=0).min() < 1e-9:
+  # Along their principal axes flat points have no extent; Qhull is kept away from them.
+  centred = vertices_V3 - vertices_V3.mean(0)
+  axes = np.linalg.svd(centred, full_matrices=False)[2]
+  if np.ptp(centred @ axes.T, axis=0).min() < FLAT:
     return 0.0
   return float(spatial.ConvexHull(vertices_V3).volume)
 
 
 def normal_share(vertices_V3: np.ndarray, faces_F3: np.ndarray) -> float:
-  """How far one direction dominates the face normals, either side counted alike: 1/3 (isotropic) to
-  1 (one plane).
+  """How far one direction dominates the face normals: 1/3 (isotropic) to 1 (one plane).
+
+  Either side of a face counts alike.
   """
   area, normal = face_areas_normals(vertices_V3, faces_F3)
   moment = np.einsum("f,fi,fj->ij", area / area.sum(), normal, normal)
@@ -52,17 +56,21 @@ def normal_share(vertices_V3: np.ndarray, faces_F3: np.ndarray) -> float:
 
 
 def core_extent(vertices_V3: np.ndarray, faces_F3: np.ndarray, share: float = 0.99) -> float:
-  """Longest side of the box of the central `share` of the surface (per axis), over the longest side
-  of the whole box.
+  """Longest side of the box of the surface's central `share`, over that of the whole box.
+
+  The share is taken along each axis by itself.
   """
+  # A third of each face's area lies at each of its corners.
   area, _ = face_areas_normals(vertices_V3, faces_F3)
-  points, weight = vertices_V3[faces_F3].reshape(-1, 3), np.repeat(area / 3, 3)
+  points = vertices_V3[faces_F3].reshape(-1, 3)
+  weight = np.repeat(area / 3, 3)
   sides = []
   for axis in range(3):
     order = np.argsort(points[:, axis], kind="stable")
     level = np.cumsum(weight[order]) / weight.sum()
     low, high = np.searchsorted(level, [(1 - share) / 2, (1 + share) / 2])
-    sides.append(points[order[min(high, len(order) - 1)], axis] - points[order[low], axis])
+    high = min(high, len(order) - 1)
+    sides.append(points[order[high], axis] - points[order[low], axis])
   return float(max(sides) / np.ptp(points, axis=0).max())
 
 

@@ -7,8 +7,9 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class LightConfig:
-  """Ranges from which `random_lights` draws uniformly. Radiance 1 renders a white surface facing
-  the light as white.
+  """Ranges from which `random_lights` draws uniformly.
+
+  Radiance 1 renders a white surface that faces the light as white.
   """
 
   count: tuple[int, int] = (1, 3)
@@ -21,40 +22,35 @@ class LightConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Lights:
-  """`directions_L3` point from the surface to each light, unit length, object frame; colours are
-  linear radiances.
-  """
+  """An ambient term and L directional lights, in the object frame."""
 
-  ambient_3: np.ndarray
-  directions_L3: np.ndarray
-  colours_L3: np.ndarray
+  ambient_3: np.ndarray  # linear radiance
+  directions_L3: np.ndarray  # from the surface to each light, unit length
+  colours_L3: np.ndarray  # linear radiances
   # towards the sky, as the directions
   up_3: np.ndarray = dataclasses.field(default_factory=lambda: np.array([0.0, 0.0, 1.0]))
 
 
 def random_lights(rng: np.random.Generator, config: LightConfig, camera_azimuth: float) -> Lights:
-  """Draws a light set. The key light stays within 100 degrees of the camera's azimuth (radians), so
-  the seen side is lit.
+  """Draws a light set.
+
+  The key light stays within 100 degrees of the camera's azimuth (radians), so the seen side is lit.
   """
   count = int(rng.integers(config.count[0], config.count[1] + 1))
   spread = np.radians(100.0)
-  azimuth = np.append(
-    camera_azimuth + rng.uniform(-spread, spread), rng.uniform(0, 2 * np.pi, count - 1)
-  )
+  key_azimuth = camera_azimuth + rng.uniform(-spread, spread)
+  azimuth = np.append(key_azimuth, rng.uniform(0, 2 * np.pi, count - 1))
   elevation = np.radians(rng.uniform(*config.elevation_deg, count))
-  directions = np.stack(
-    [np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)],
-    -1,
-  )
+  flat = np.cos(elevation)
+  directions = np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)], -1)
   radiance = np.append(rng.uniform(*config.key), rng.uniform(*config.fill, count - 1))
   tint = 1 + rng.uniform(-config.tint, config.tint, (count + 1, 3))
-  return Lights(rng.uniform(*config.ambient) * tint[0], directions, radiance[:, None] * tint[1:])
+  ambient = rng.uniform(*config.ambient) * tint[0]
+  return Lights(ambient, directions, radiance[:, None] * tint[1:])
 
 
 def turned(lights: Lights, rotation_33: np.ndarray) -> Lights:
-  """The same lights seen from a frame that `rotation_33` (acts on columns) takes to the lights'
-  frame.
-  """
+  """The same lights in another frame; `rotation_33` (acts on columns) takes it to the lights'."""
   return dataclasses.replace(
     lights, directions_L3=lights.directions_L3 @ rotation_33, up_3=lights.up_3 @ rotation_33
   )

@@ -38,4 +38,5 @@ def draw_palette(rng: np.random.Generator) -> Palette:
 
 
 def _colour(hue: float, saturation: float, value: float) -> Colour:
-  return tuple(int(round(255 * c)) for c in colorsys.hsv_to_rgb(hue % 1.0, saturation, value))
+  rgb = colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
+  return tuple(int(round(255 * channel)) for channel in rgb)

@@ -1,5 +1,4 @@
-"""Closed triangle solids from which procedural objects are composed. All are pure numpy, z up,
-outward-facing.
+"""Closed triangle solids from which procedural objects are composed; z up, facing outward.
 
 Vertices are not merged between solids: an object is a list of parts that may touch or
 interpenetrate, as in most artists' meshes.
@@ -12,29 +11,27 @@ import trimesh
 
 
 def _mesh(vertices, faces) -> trimesh.Trimesh:
-  return trimesh.Trimesh(
-    vertices=np.asarray(vertices, np.float64), faces=np.asarray(faces, np.int64), process=False
-  )
+  vertices, faces = np.asarray(vertices, np.float64), np.asarray(faces, np.int64)
+  return trimesh.Trimesh(vertices=vertices, faces=faces, process=False)
 
 
 def box(size: Sequence[float], center: Sequence[float]) -> trimesh.Trimesh:
   """Axis-aligned box of the given edge lengths around `center`."""
   corners = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
   quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
-  return _mesh(
-    corners * np.asarray(size) + np.asarray(center),
-    [t for a, b, c, d in quads for t in ((a, b, c), (a, c, d))],
-  )
+  faces = []
+  for a, b, c, d in quads:
+    faces += [(a, b, c), (a, c, d)]
+  return _mesh(corners * np.asarray(size) + np.asarray(center), faces)
 
 
 def lathe(
   profile_rz: Sequence[Sequence[float]], *, segments: int = 24, center=(0.0, 0.0, 0.0)
 ) -> trimesh.Trimesh:
-  """Solid of revolution about z through (r, z) points listed from the bottom axis, up the outside,
-  back to the axis.
+  """Solid of revolution about z through (r, z) points.
 
-  The profile must start and end at r = 0, so the surface is closed; an inner wall (mug, bowl) is
-  part of the profile.
+  They are listed from the bottom axis, up the outside, back to the axis. The profile must start and
+  end at r = 0, so the surface is closed; an inner wall (mug, bowl) is part of the profile.
   """
   profile = np.asarray(profile_rz, np.float64)
   if profile[0, 0] != 0.0 or profile[-1, 0] != 0.0:
@@ -45,15 +42,15 @@ def lathe(
   angle = np.linspace(0.0, 2 * np.pi, segments, endpoint=False)
   ring = np.stack([np.cos(angle), np.sin(angle)], -1)  # (S, 2)
   inner = profile[1:-1]
-  rings = np.concatenate(
-    [inner[:, None, :1] * ring, np.broadcast_to(inner[:, None, 1:], (len(inner), segments, 1))], -1
-  )
-  vertices = np.concatenate([rings.reshape(-1, 3), [[0, 0, profile[0, 1]], [0, 0, profile[-1, 1]]]])
+  heights = np.broadcast_to(inner[:, None, 1:], (len(inner), segments, 1))
+  rings = np.concatenate([inner[:, None, :1] * ring, heights], -1)
+  apexes = [[0, 0, profile[0, 1]], [0, 0, profile[-1, 1]]]
+  vertices = np.concatenate([rings.reshape(-1, 3), apexes])
   return _mesh(vertices + np.asarray(center), _grid_faces(len(inner), segments))
 
 
 def _grid_faces(rows: int, columns: int) -> np.ndarray:
-  """Faces of `rows` closed rings of `columns` vertices, followed by a bottom and a top apex vertex."""
+  """Faces of `rows` closed rings of `columns` vertices, then a bottom and a top apex vertex."""
   i = np.arange(columns)
   j = (i + 1) % columns
   bottom, top = rows * columns, rows * columns + 1
@@ -77,9 +74,8 @@ def cylinder(
   """Cylinder, or a frustum when `top_radius` differs; `center` is the middle of its axis."""
   top = radius if top_radius is None else top_radius
   h = height / 2
-  return lathe(
-    [(0, -h), (radius, -h), (max(top, 1e-3 * radius), h), (0, h)], segments=segments, center=center
-  )
+  profile = [(0, -h), (radius, -h), (max(top, 1e-3 * radius), h), (0, h)]
+  return lathe(profile, segments=segments, center=center)
 
 
 def ellipsoid(
@@ -94,8 +90,9 @@ def ellipsoid(
 
 
 def tube(path_P3, radius, *, segments: int = 12) -> trimesh.Trimesh:
-  """Round rod along a polyline (P >= 2 points), with flat ends; `radius` is a number or one per
-  point.
+  """Round rod along a polyline (P >= 2 points), with flat ends.
+
+  `radius` is a number or one per point.
   """
   path = np.asarray(path_P3, np.float64)
   radius_P = np.broadcast_to(np.asarray(radius, np.float64), len(path))
@@ -107,12 +104,10 @@ def tube(path_P3, radius, *, segments: int = 12) -> trimesh.Trimesh:
   normal /= np.linalg.norm(normal, axis=1, keepdims=True)
   binormal = np.cross(tangent, normal)
   angle = np.linspace(0.0, 2 * np.pi, segments, endpoint=False)[None, :, None]
-  rings = path[:, None] + radius_P[:, None, None] * (
-    np.cos(angle) * normal[:, None] + np.sin(angle) * binormal[:, None]
-  )
-  return _mesh(
-    np.concatenate([rings.reshape(-1, 3), path[[0, -1]]]), _grid_faces(len(path), segments)
-  )
+  around = np.cos(angle) * normal[:, None] + np.sin(angle) * binormal[:, None]
+  rings = path[:, None] + radius_P[:, None, None] * around
+  vertices = np.concatenate([rings.reshape(-1, 3), path[[0, -1]]])
+  return _mesh(vertices, _grid_faces(len(path), segments))
 
 
 def rod(
@@ -125,8 +120,9 @@ def rod(
 def prism(
   polygon_K2, depth: float, *, plane: str = "xz", center=(0.0, 0.0, 0.0)
 ) -> trimesh.Trimesh:
-  """Extrudes a convex polygon, given in the named plane ("xz", "yz" or "xy"), by `depth` along the
-  third axis.
+  """Extrudes a convex polygon of the named plane by `depth` along the third axis.
+
+  plane: "xz", "yz" or "xy".
   """
   axes = ["xyz".index(c) for c in plane]
   third = ({0, 1, 2} - set(axes)).pop()
@@ -138,9 +134,8 @@ def prism(
     vertices[side * k : (side + 1) * k, third] = offset
   i, j = np.arange(k), (np.arange(k) + 1) % k
   fan = np.stack([np.zeros(k - 2, int), np.arange(1, k - 1), np.arange(2, k)], -1)
-  faces = np.concatenate(
-    [fan[:, ::-1], fan + k, np.stack([i, j, j + k], -1), np.stack([i, j + k, i + k], -1)]
-  )
+  sides = [np.stack([i, j, j + k], -1), np.stack([i, j + k, i + k], -1)]
+  faces = np.concatenate([fan[:, ::-1], fan + k, *sides])
   mesh = _mesh(vertices + np.asarray(center), faces)
   # the polygon's winding and the plane's handedness decide which way round the faces came out
   if mesh.volume < 0:
@@ -152,6 +147,7 @@ def rotated(
   mesh: trimesh.Trimesh, degrees: float, axis: Sequence[float], point=(0.0, 0.0, 0.0)
 ) -> trimesh.Trimesh:
   """A copy turned about the line through `point` along `axis`, right-handed."""
+  turn = trimesh.transformations.rotation_matrix(np.radians(degrees), axis, point)
   out = mesh.copy()
-  out.apply_transform(trimesh.transformations.rotation_matrix(np.radians(degrees), axis, point))
+  out.apply_transform(turn)
   return out

@@ -39,15 +39,12 @@ FAMILIES: dict[str, Callable[[np.random.Generator, Palette], list[Part]]] = {
   "aeroplane": things.aeroplane,
 }
 
-# Object frame (z up) to glTF (y up): x stays, z becomes y, y becomes -z. assets.py undoes it on the
-# way in.
+# Object frame (z up) to glTF (y up), column form; assets.py undoes it on the way in.
 Z_UP_TO_Y_UP = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
 
 
 def family_of(index: int, families: Sequence[str] = ()) -> str:
-  """The family of object `index`. An empty `families` means all of them. Raises ValueError on an
-  unknown name.
-  """
+  """The family of object `index`; no `families` means all. Raises ValueError on a wrong one."""
   names = tuple(families) or tuple(FAMILIES)
   unknown = [name for name in names if name not in FAMILIES]
   if unknown:
@@ -69,17 +66,17 @@ def make_scene(seed: int, index: int, families: Sequence[str] = ()) -> trimesh.S
       baseColorFactor=_linear_factor(part.colour), metallicFactor=0.0, roughnessFactor=0.7
     )
     mesh = part.mesh.copy()
-    mesh.visual = trimesh.visual.TextureVisuals(
-      uv=np.zeros((len(mesh.vertices), 2)), material=material
-    )
+    uv = np.zeros((len(mesh.vertices), 2))
+    mesh.visual = trimesh.visual.TextureVisuals(uv=uv, material=material)
     scene.add_geometry(mesh, geom_name=f"part{i}", node_name=f"part{i}")
   return scene
 
 
 def _linear_factor(colour) -> list[float]:
-  """glTF base colour factors are linear; palettes are sRGB."""
-  c = np.asarray(colour) / 255.0
-  return [*np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4), 1.0]
+  """glTF base colour factors are linear (float64 here); palettes are sRGB."""
+  encoded = np.asarray(colour) / 255.0
+  dark, bright = encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4
+  return [*np.where(encoded <= 0.04045, dark, bright), 1.0]
 
 
 def write_glbs(out: pathlib.Path, *, seed: int, count: int, families: Sequence[str] = ()) -> None:

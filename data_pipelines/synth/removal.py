@@ -1,5 +1,6 @@
-"""Taking a photographed object out of its photo and point map: OpenCV's inpainting of the colours,
-harmonic filling of the depth.
+"""Taking a photographed object out of its photo and point map.
+
+Colours are inpainted by OpenCV, depth is filled harmonically.
 """
 
 import cv2
@@ -11,14 +12,14 @@ RADIUS = 3.0  # pixels that the inpainting looks at around each one it fills
 
 def remove(image_HW3: np.ndarray, region_HW: np.ndarray) -> np.ndarray:
   """The photo (uint8) with `region_HW` filled from around it (Telea's fast marching)."""
-  return cv2.inpaint(
-    np.ascontiguousarray(image_HW3), region_HW.astype(np.uint8), RADIUS, cv2.INPAINT_TELEA
-  )
+  image, region = np.ascontiguousarray(image_HW3), region_HW.astype(np.uint8)
+  return cv2.inpaint(image, region, RADIUS, cv2.INPAINT_TELEA)
 
 
 def enlarged(mask_HW: np.ndarray, margin: float) -> np.ndarray:
-  """The mask grown by `margin` of the image's longer side: cut-out masks leave a rim of the object
-  behind.
+  """The mask grown by `margin` of the image's longer side.
+
+  Masks that are cut out exactly leave a rim of the object behind.
   """
   reach = max(1, round(margin * max(mask_HW.shape)))
   disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1,) * 2)
@@ -35,8 +36,10 @@ def fill_depth(depth_HW: np.ndarray, region_HW: np.ndarray) -> np.ndarray:
   """
   known = np.isfinite(depth_HW) & ~region_HW
   filled = np.where(known, depth_HW, np.nan).astype(np.float32)
-  number = np.where(region_HW, np.cumsum(region_HW.ravel()).reshape(region_HW.shape) - 1, -1)
+  # The unknowns are numbered; each is the mean of its neighbours, which are unknowns or the rim.
   count = int(region_HW.sum())
+  running = np.cumsum(region_HW.ravel()).reshape(region_HW.shape)
+  number = np.where(region_HW, running - 1, -1)
   degree, total = np.zeros(count), np.zeros(count)
   rows, columns = [], []
   for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
@@ -45,15 +48,17 @@ def fill_depth(depth_HW: np.ndarray, region_HW: np.ndarray) -> np.ndarray:
     rows.append(here[inner])
     columns.append(there[inner])
     np.add.at(degree, here[inner], 1)
-    rim = (here >= 0) & _neighbours(known, axis, step)[1]
+    _, known_there = _neighbours(known, axis, step)
+    _, depth_there = _neighbours(depth_HW, axis, step)
+    rim = (here >= 0) & known_there
     np.add.at(degree, here[rim], 1)
-    np.add.at(total, here[rim], 1 / _neighbours(depth_HW, axis, step)[1][rim].astype(np.float64))
-  links = sparse.coo_matrix(
-    (np.ones(sum(map(len, rows))), (np.concatenate(rows), np.concatenate(columns))),
-    shape=(count, count),
-  ).tocsr()
+    np.add.at(total, here[rim], 1 / depth_there[rim].astype(np.float64))
+  ends = (np.concatenate(rows), np.concatenate(columns))
+  links = sparse.coo_matrix((np.ones(len(ends[0])), ends), shape=(count, count)).tocsr()
+
+  # Solved for the connected parts that touch something known.
   _, part = sparse.csgraph.connected_components(links, directed=False)
-  solvable = np.bincount(part, total) > 0  # parts that touch something known
+  solvable = np.bincount(part, total) > 0
   chosen = np.flatnonzero(solvable[part])
   if len(chosen):
     system = (sparse.diags(degree) - links).tocsc()[chosen][:, chosen]
@@ -64,7 +69,7 @@ def fill_depth(depth_HW: np.ndarray, region_HW: np.ndarray) -> np.ndarray:
 
 
 def _neighbours(array: np.ndarray, axis: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-  """(the array, its neighbours `step` along `axis`), both cut to where the neighbour lies inside."""
-  size = array.shape[axis]
-  take = lambda start, stop: array[(slice(None),) * axis + (slice(start, stop),)]
-  return (take(0, size - 1), take(1, size)) if step > 0 else (take(1, size), take(0, size - 1))
+  """(the array, its neighbours a `step` along `axis`), both cut to where these lie inside."""
+  along = np.moveaxis(array, axis, 0)
+  here, there = (along[:-1], along[1:]) if step > 0 else (along[1:], along[:-1])
+  return np.moveaxis(here, 0, axis), np.moveaxis(there, 0, axis)

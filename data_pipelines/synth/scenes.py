@@ -1,9 +1,12 @@
 """Photographs to paste into: a folder of photos with masks and point maps, or procedural rooms.
 
-    <scene>/image.jpg                 the photo (any format of images.py); a licence may lie beside it as image.jpg.license
+    <scene>/image.jpg                 the photo (any format of images.py); a licence may lie beside
+                                      it as image.jpg.license
     <scene>/0.png, 1.png, ...         masks of its objects, size of the photo
-    <scene>/pointmap.{npz,npy,exr}    optional: points or depth as pointmaps.py reads them, or depth.{png,tiff,exr,npy,npz}
-    <scene>/intrinsics.{json,txt,npy} optional: fx fy cx cy of that map, in its pixels; needed for depth without its own
+    <scene>/pointmap.{npz,npy,exr}    optional: points or depth as pointmaps.py reads them, or
+                                      depth.{png,tiff,exr,npy,npz}
+    <scene>/intrinsics.{json,txt,npy} optional: fx fy cx cy of that map, in its pixels; needed for
+                                      depth without its own
     <anything else>.jpg               a photo by itself, in a folder that is no scene: a background
 
 Scenes lie at any depth. Where a photo has no point map, an estimator can make it: `depth_command`
@@ -11,7 +14,7 @@ is run with {image}, the upright photo as PNG, and {out} replaced by file names 
 {out}, a .npz for pointmaps.py; its results are kept in `depth_cache`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import pathlib
 
@@ -78,16 +81,13 @@ def list_scenes(config: PhotoConfig) -> list[Input]:
     if config.count <= 0:
       raise ConfigError(f"photos.count = {config.count}: it must be positive")
     names = [f"room-{i}" for i in range(config.count)]
-    return sorted(
-      (Input(name, sources.short_digest(f"{config.seed} {name}".encode())) for name in names),
-      key=lambda i: i.identity,
-    )
+    rooms = [Input(name, sources.short_digest(f"{config.seed} {name}".encode())) for name in names]
+    return sorted(rooms, key=lambda item: item.identity)
   root = pathlib.Path(config.source)
   if not config.source or not root.is_dir():
     raise ConfigError(
       f"photos.source = {config.source!r} is not a folder; give --config.photos.source=DIR with "
-      "photos, or "
-      f"{PROCEDURAL!r} for synthetic rooms"
+      f"photos, or {PROCEDURAL!r} for synthetic rooms"
     )
   if config.frame not in cameras.AXES:
     raise ConfigError(f"photos.frame = {config.frame!r} is not one of {', '.join(cameras.AXES)}")
@@ -107,29 +107,35 @@ def find_files(root: pathlib.Path, name: str) -> Files:
   image = root / name
   if image.stem != "image":
     return Files(image)
-  masks = sorted(
-    (p for p in image.parent.iterdir() if p.stem.isdigit() and p.suffix.lower() == ".png"),
-    key=lambda p: int(p.stem),
-  )
-  first = lambda names: next(
-    (image.parent / n for n in names if (image.parent / n).is_file()), None
-  )
-  return Files(image, tuple(masks), first(POINTMAP_NAMES), first(INTRINSICS_NAMES))
+  numbered = []
+  for path in image.parent.iterdir():
+    if path.stem.isdigit() and path.suffix.lower() == ".png":
+      numbered.append(path)
+  masks = sorted(numbered, key=lambda path: int(path.stem))
+  pointmap = _first_file(image.parent, POINTMAP_NAMES)
+  intrinsics = _first_file(image.parent, INTRINSICS_NAMES)
+  return Files(image, tuple(masks), pointmap, intrinsics)
+
+
+def _first_file(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
+  for name in names:
+    if (folder / name).is_file():
+      return folder / name
+  return None
 
 
 def content_digest(config: PhotoConfig, items: list[Input]) -> str:
   """Changes when a photo, a mask or a point map is added, removed, renamed or altered."""
   if config.source == PROCEDURAL:
     return sources.digest(items)
-  root, lines = pathlib.Path(config.source), []
+  root = pathlib.Path(config.source)
+  lines = []
   for item in items:
     files = find_files(root, item.name)
     lines.append(f"{item.name} {item.identity}")
-    lines += [
-      f"{path.name} {sources.file_digest(path)}"
-      for path in (*files.masks, files.pointmap, files.intrinsics)
-      if path is not None
-    ]
+    for path in (*files.masks, files.pointmap, files.intrinsics):
+      if path is not None:
+        lines.append(f"{path.name} {sources.file_digest(path)}")
   return sources.short_digest("\n".join(lines).encode())
 
 

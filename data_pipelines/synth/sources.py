@@ -22,31 +22,28 @@ IDENTITY_BYTES = 1 << 20  # of a file's head and tail that decide its split
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-  """`source` is a folder of meshes (searched recursively) or "procedural": `count` objects of the
-  named families (empty: all).
-  """
+  """Which meshes."""
 
-  source: str
+  source: str  # a folder, searched recursively, or "procedural"
   seed: int = 0
-  count: int = 520
-  families: tuple[str, ...] = ()
+  count: int = 520  # procedural objects
+  families: tuple[str, ...] = ()  # of them; empty: all
   license: str = "unknown"  # of files that have no side-car
   max_coordinate: float = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-  """One mesh to be: a path relative to the source folder, or an object number. `identity` decides
-  its split.
-  """
+  """One mesh to be."""
 
-  name: str
-  identity: str
+  name: str  # path relative to the source folder, or family and number of an object
+  identity: str  # decides its split
 
 
 def list_inputs(config: SourceConfig) -> list[Input]:
-  """Every input in the order of its identity, which is random with respect to names. Raises
-  ConfigError if there are none.
+  """Every input in the order of its identity, which is random with respect to names.
+
+  Raises ConfigError if there are none.
   """
   if config.source == PROCEDURAL:
     if config.count <= 0:
@@ -55,21 +52,18 @@ def list_inputs(config: SourceConfig) -> list[Input]:
       names = [f"{procedural.family_of(i, config.families)}-{i}" for i in range(config.count)]
     except ValueError as error:
       raise ConfigError(f"procedural.{error}") from error
-    return sorted(
-      (Input(name, short_digest(f"{config.seed} {name}".encode())) for name in names),
-      key=lambda i: i.identity,
-    )
+    inputs = [Input(name, short_digest(f"{config.seed} {name}".encode())) for name in names]
+    return sorted(inputs, key=lambda item: item.identity)
   root = pathlib.Path(config.source)
   if not config.source or not root.is_dir():
     raise ConfigError(
       f"source = {config.source!r} is not a folder; give --config.source=DIR with meshes, or "
       f"{PROCEDURAL!r}"
     )
-  files = [
-    path
-    for path in sorted(root.rglob("*"))
-    if path.suffix.lower() in meshes.SUFFIXES and path.is_file()
-  ]
+  files = []
+  for path in sorted(root.rglob("*")):
+    if path.suffix.lower() in meshes.SUFFIXES and path.is_file():
+      files.append(path)
   if not files:
     raise ConfigError(
       f"source = {config.source!r} holds no mesh files ({', '.join(meshes.SUFFIXES)})"
@@ -83,9 +77,8 @@ def load(config: SourceConfig, item: Input) -> assets.Asset:
   if config.source == PROCEDURAL:
     index = int(item.name.rpartition("-")[2])
     scene = procedural.make_scene(config.seed, index, config.families)
-    return assets.from_scene(
-      scene, source=f"procedural/{config.seed}/{item.name}", up="z", license="CC0-1.0"
-    )
+    source = f"procedural/{config.seed}/{item.name}"
+    return assets.from_scene(scene, source=source, up="z", license="CC0-1.0")
   root = pathlib.Path(config.source)
   return assets.load(
     root / item.name, root=root, license=config.license, max_coordinate=config.max_coordinate
@@ -120,12 +113,10 @@ def deal(items: Sequence[Input], per_shard: int) -> list[tuple[Input, ...]]:
   if count > MAX_SHARDS:
     raise ConfigError(
       f"objects_per_shard = {per_shard}: {len(items)} objects would need {count} shards, more than "
-      f"{MAX_SHARDS}; "
-      f"use at least {math.ceil(len(items) / MAX_SHARDS)}"
+      f"{MAX_SHARDS}; use at least {math.ceil(len(items) / MAX_SHARDS)}"
     )
-  return [
-    tuple(items[len(items) * i // count : len(items) * (i + 1) // count]) for i in range(count)
-  ]
+  ends = [len(items) * i // count for i in range(count + 1)]
+  return [tuple(items[ends[i] : ends[i + 1]]) for i in range(count)]
 
 
 def deal_jobs(

@@ -50,7 +50,8 @@ def summarise(rows: Mapping[str, Mapping[str, float | None]], names: Sequence[st
 
   `<name>_interval` is a 95 % interval, `<name>_count` the number of those objects. Mean and
   interval are None where no object has the metric. Objects with the same `subject` are drawn
-  together. Raises ValueError for a value that is not finite: it would spoil a mean, or hide from it.
+  together. Raises ValueError for a value that is not finite: it would spoil a mean, or hide from
+  it.
   """
   out: dict = {}
   for name in names:

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
 from sam3d_jax.geometry import cameras
 from sam3d_jax.geometry.cameras import Camera
@@ -112,9 +113,8 @@ def light(normal_P3: np.ndarray) -> np.ndarray:
   """Lambertian shading under LIGHTS, (P,)."""
   total = np.full(len(normal_P3), AMBIENT)
   for direction, strength in LIGHTS:
-    total += strength * np.clip(
-      normal_P3 @ (np.array(direction) / np.linalg.norm(direction)), 0, None
-    )
+    unit = np.array(direction) / np.linalg.norm(direction)
+    total += strength * np.clip(normal_P3 @ unit, 0, None)
   return total
 
 
@@ -125,24 +125,25 @@ def overlay(
   *,
   opacity: float = 0.85,
 ) -> np.ndarray:
-  """A photo with posed objects drawn over it as its camera sees them, the nearest in front; (H, W,
-  3) uint8.
+  """A photo with posed objects over it as its camera sees them, the nearest in front.
 
-  objects: (mesh, pose, colour in 0..255) each.
+  objects: (mesh, pose, colour in 0..255) each. Returns (H, W, 3) uint8.
   """
   out = image_HW3.astype(np.float64)
   nearest = np.full(image_HW3.shape[:2], np.inf)
   for caster, where, colour in objects:
+    # Pixels in which this object is the nearest so far.
     hits = caster.cast(where, camera)
-    row, column = np.nonzero(
-      (hits.face_HW >= 0) & (np.nan_to_num(hits.depth_HW, nan=np.inf) < nearest)
-    )
-    face, depth = hits.face_HW[row, column], hits.depth_HW[row, column].astype(np.float64)
+    depth_HW = np.nan_to_num(hits.depth_HW, nan=np.inf)
+    row, column = np.nonzero((hits.face_HW >= 0) & (depth_HW < nearest))
+    face = hits.face_HW[row, column]
+    depth = hits.depth_HW[row, column].astype(np.float64)
     nearest[row, column] = depth
+
+    # Shaded where they are hit.
     position = cameras.unproject(np.stack([column, row], -1) + 0.5, depth, camera)
-    normal = shading_normals(
-      transform_points(caster.mesh.vertices, where), caster.mesh.faces, face, position
-    )
+    posed = transform_points(caster.mesh.vertices, where)
+    normal = shading_normals(posed, caster.mesh.faces, face, position)
     shaded = np.asarray(colour, np.float64) * light(normal)[:, None]
     out[row, column] = (1 - opacity) * image_HW3[row, column] + opacity * shaded
   return np.clip(np.round(out), 0, 255).astype(np.uint8)
@@ -156,8 +157,6 @@ def outline(
   width: int = 2,
 ) -> np.ndarray:
   """A photo with the outlines of masks drawn just inside them."""
-  from scipy import ndimage
-
   out = image_HW3.copy()
   for mask, colour in zip(masks, colours, strict=True):
     out[mask & ~ndimage.binary_erosion(mask, iterations=width)] = colour
@@ -187,16 +186,17 @@ def orbit(azimuth: float, elevation: float) -> np.ndarray:
 
 
 def beside(pictures: Sequence[np.ndarray], titles: Sequence[str], *, gap: int = 8) -> Image.Image:
-  """Pictures of one height side by side in their own size, a title above each, which no picture is
-  too narrow for.
+  """Pictures side by side in their own size, a title above each.
+
+  No picture is too narrow for its title.
   """
   top, font = 24, ImageFont.load_default(13)
-  widths = [
-    max(p.shape[1], math.ceil(font.getlength(title)))
-    for p, title in zip(pictures, titles, strict=True)
-  ]
-  height = max(p.shape[0] for p in pictures)
-  sheet = Image.new("RGB", (sum(widths) + gap * (len(widths) + 1), top + height + gap), "white")
+  widths = []
+  for picture, title in zip(pictures, titles, strict=True):
+    widths.append(max(picture.shape[1], math.ceil(font.getlength(title))))
+  height = max(picture.shape[0] for picture in pictures)
+  size = (sum(widths) + gap * (len(widths) + 1), top + height + gap)
+  sheet = Image.new("RGB", size, "white")
   draw, left = ImageDraw.Draw(sheet), gap
   for picture, title, width in zip(pictures, titles, widths, strict=True):
     draw.text((left, 4), title, fill=INK, font=font)
@@ -207,7 +207,8 @@ def beside(pictures: Sequence[np.ndarray], titles: Sequence[str], *, gap: int = 
 
 def stack(sheets: Sequence[Image.Image]) -> Image.Image:
   """Sheets one below the other, on white."""
-  out = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), "white")
+  width, height = max(s.width for s in sheets), sum(s.height for s in sheets)
+  out = Image.new("RGB", (width, height), "white")
   top = 0
   for sheet in sheets:
     out.paste(sheet, (0, top))
@@ -216,14 +217,13 @@ def stack(sheets: Sequence[Image.Image]) -> Image.Image:
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
-  """An image of any size as (size, size, 3) uint8: shrunk to fit, centred on the background; grey
-  values become RGB.
-  """
-  picture = Image.fromarray(image if image.ndim == 3 else np.repeat(image[..., None], 3, -1))
+  """An image, grey or RGB, of any size as (size, size, 3) uint8: fitted in, on the background."""
+  if image.ndim == 2:
+    image = np.repeat(image[..., None], 3, -1)
+  picture = Image.fromarray(image)
   scale = size / max(picture.size)
-  picture = picture.resize(
-    [max(1, round(n * scale)) for n in picture.size], Image.Resampling.LANCZOS
-  )
+  fitted = [max(1, round(side * scale)) for side in picture.size]
+  picture = picture.resize(fitted, Image.Resampling.LANCZOS)
   canvas = Image.new("RGB", (size, size), tuple(int(v) for v in BACKGROUND))
   canvas.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
   return np.asarray(canvas)
@@ -238,9 +238,7 @@ def grid(
   size: int = 192,
   gap: int = 8,
 ) -> Image.Image:
-  """A labelled grid: one row of pictures an object, a header above each column, a caption under
-  each row.
-  """
+  """A labelled grid: a row of pictures an object, headers above columns, captions under rows."""
   header, caption, top = 22, 20, 30 if title else 0
   width = len(columns) * (size + gap) + gap
   height = top + header + len(rows) * (size + caption + gap) + gap
@@ -253,6 +251,7 @@ def grid(
   for i, (pictures, text) in enumerate(zip(rows, captions, strict=True)):
     y = top + header + i * (size + caption + gap)
     for column, picture in enumerate(pictures):
-      sheet.paste(Image.fromarray(fit(picture, size)), (gap + column * (size + gap), y))
+      fitted = Image.fromarray(fit(picture, size))
+      sheet.paste(fitted, (gap + column * (size + gap), y))
     draw.text((gap, y + size + 2), text, fill=(110, 112, 120), font=small)
   return sheet
