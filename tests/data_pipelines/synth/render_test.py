@@ -12,6 +12,7 @@ from data_pipelines.synth.camera import ViewConfig, Viewpoint, look_at, random_v
 from data_pipelines.synth.lighting import LightConfig, Lights, random_lights
 from sam3d_jax.files import mesh_materials
 from sam3d_jax.geometry.cameras import Camera
+from sam3d_jax.render.raycast import Caster
 
 SIZE = 48
 NO_LIGHT = Lights(np.ones(3), np.zeros((0, 3)), np.zeros((0, 3)))
@@ -110,9 +111,20 @@ def test_point_map_projects_onto_the_pixel_centres_and_lies_on_the_surface():
   )
 
 
+def test_the_renderer_and_the_ray_caster_see_one_depth():
+  scene = procedural.make_scene(0, 4)
+  mesh = assets.from_scene(scene, source="x", up="z").mesh
+  viewpoint = _viewpoint(scale=0.6, offset=(0.03, -0.02), roll_deg=5)
+  depth = render.trace(render.Scene(mesh), viewpoint)
+  hits = Caster(mesh).cast(viewpoint.pose, viewpoint.camera)
+  assert np.isfinite(depth).sum() > 100
+  np.testing.assert_allclose(hits.depth_HW, depth, rtol=1e-6)
+  np.testing.assert_array_equal(hits.face_HW >= 0, np.isfinite(depth))
+
+
 def test_camera_axes_are_left_up_forward():
   viewpoint = _viewpoint(azimuth_deg=-90, elevation_deg=0)  # from -y, the object's front
-  # object right is viewpoint -left
+  # object right is camera -left
   np.testing.assert_allclose(viewpoint.pose.rotation @ [1, 0, 0], [-1, 0, 0], atol=1e-12)
   np.testing.assert_allclose(viewpoint.pose.rotation @ [0, 0, 1], [0, 1, 0], atol=1e-12)
   np.testing.assert_allclose(viewpoint.pose.rotation @ [0, 1, 0], [0, 0, 1], atol=1e-12)
