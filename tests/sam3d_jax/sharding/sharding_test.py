@@ -107,16 +107,14 @@ def on_one_device():
   return three_steps(mesh_lib.MeshConfig(), 1)
 
 
+# Between them the two meshes split along every axis; each axis alone runs in `make test-all`.
+MESHES = [dict(data=2, fsdp=2, tensor=2), dict(data=2, fsdp=1, tensor=2, context=2)]
+ONE_AXIS = [dict(data=8), dict(data=1, fsdp=8), dict(data=1, tensor=2), dict(data=1, context=8)]
+
+
 @pytest.mark.parametrize(
   "sizes",
-  [
-    dict(data=8),
-    dict(data=1, fsdp=8),
-    dict(data=1, tensor=2),
-    dict(data=1, context=8),
-    dict(data=2, fsdp=2, tensor=2),
-    dict(data=2, fsdp=1, tensor=2, context=2),
-  ],
+  [*MESHES, *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in ONE_AXIS)],
   ids=str,
 )
 def test_losses_gradients_and_parameters_equal_the_one_device_run(on_one_device, sizes):
