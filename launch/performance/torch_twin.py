@@ -306,7 +306,7 @@ def check(cfg) -> None:
 
 
 def check_flow(cfg) -> None:
-  """Raises ConfigError for a flow model (models.geometry_flow.GeometryFlowConfig) without a twin."""
+  """Raises ConfigError for a flow model (GeometryFlowConfig) without a twin."""
   if cfg.patch != 1:
     raise ConfigError(
       f"model.flow.patch = {cfg.patch}: the PyTorch twin has a token for every cell; measure with "

@@ -31,7 +31,7 @@ def batches_that_go_bad(first: int):
     yield batch
 
 
-def test_non_finite_inputs_stop_the_run_and_leave_the_last_good_checkpoint_and_the_names_of_the_examples(
+def test_non_finite_inputs_stop_the_run_and_leave_the_last_good_checkpoint_and_the_examples_names(
   tmp_path,
 ):
   state, step_fn = make(guard=GuardConfig(max_in_a_row=IN_A_ROW))

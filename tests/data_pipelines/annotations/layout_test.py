@@ -1,4 +1,4 @@
-"""The layout of an annotated item: what is read, and what is wrong is named with file, key and value."""
+"""The layout of an annotated item: what is read, and what is wrong is named with its remedy."""
 
 import dataclasses
 import json
