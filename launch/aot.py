@@ -144,10 +144,10 @@ def measure(config: ConfigDict, devices) -> dict:
 
   from launch.performance import hlo
   from launch.trainer import lowering, plan
-  from launch.trainer.train import Setup
+  from launch.trainer.setup import prepare
   from sam3d_jax.training import hardware
 
-  setup = Setup(config, devices=devices)
+  setup = prepare(config, devices=devices)
   chips, chip = len(devices), hardware.chip(devices[0].device_kind)
   capacity = chip.memory if chip else None
   report = {
@@ -265,7 +265,7 @@ def xla_flops_per_sample(config: ConfigDict) -> float:
   import jax
 
   from launch.trainer import lowering
-  from launch.trainer.train import Setup
+  from launch.trainer.setup import prepare
   from sam3d_jax.models import layers
 
   rows = 4  # enough for an objective that treats a quarter of its rows in another way
@@ -281,7 +281,7 @@ def xla_flops_per_sample(config: ConfigDict) -> float:
     plain |= {f"{s}__{k}": v for s in stacks for k, v in (("attention", "xla"), ("remat", "none"))}
 
   def count(depths: dict[str, int]) -> float:
-    setup = Setup(
+    setup = prepare(
       without_data(config, **plain, **{f"{s}__depth": n for s, n in depths.items()}),
       devices=jax.devices("cpu")[:1],
     )

@@ -28,7 +28,7 @@ import time
 
 from launch.console import cli
 from launch.console.progress import Progress
-from launch.trainer import plan
+from launch.trainer import checks, plan
 from sam3d_jax.errors import ConfigError
 
 TWIN_NEEDS = {
@@ -106,8 +106,6 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-  from launch.trainer import train
-
   if args.steps < 1:
     raise ConfigError(f"--steps {args.steps} is not a positive number")
   if args.vs_set and not args.vs:
@@ -118,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
   if args.vs:
     configs["vs"] = cli.load_config(args.vs, [f"--config.{pair}" for pair in args.vs_set])
   for config in configs.values():
-    train.check(config, (config.stage,))
+    checks.check(config, (config.stage,))
   if args.torch:
     check_torch(args)
   sides = {name: Side(config) for name, config in configs.items()}
@@ -170,11 +168,12 @@ class Side:
   def __init__(self, config):
     import jax
 
-    from launch.trainer import lowering, starting, train
+    from launch.trainer import lowering, starting
+    from launch.trainer.setup import prepare
     from sam3d_jax.training.state import init_state
 
     begin = time.monotonic()
-    self.setup = setup = train.Setup(config)
+    self.setup = setup = prepare(config)
     self.startup = {"init": time.monotonic() - begin}
     begin = time.monotonic()
     start = lambda: init_state(

@@ -4,12 +4,12 @@ r"""Distils a flow model into one that needs few steps, and draws quality over t
         --config.init_from=CHECKPOINT --config.eval.decoder=VAE
 """
 
-from launch.trainer import train
+from launch.trainer import command
 
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command and returns its exit code."""
-  return train.command(("distill",), __doc__, argv)
+  return command.main(("distill",), __doc__, argv)
 
 
 if __name__ == "__main__":

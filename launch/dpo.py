@@ -4,12 +4,12 @@ r"""Aligns a flow model with preferences: a better and a worse shape of each pho
         --config.init_from=CHECKPOINT --config.data.mixture.preferences.path=DATA
 """
 
-from launch.trainer import train
+from launch.trainer import command
 
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command and returns its exit code."""
-  return train.command(("dpo",), __doc__, argv)
+  return command.main(("dpo",), __doc__, argv)
 
 
 if __name__ == "__main__":

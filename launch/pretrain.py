@@ -4,12 +4,12 @@ r"""Pre-trains or mid-trains a flow model; the configuration says which.
         --config.data.mixture.iso_3do.path=DATA
 """
 
-from launch.trainer import train
+from launch.trainer import command
 
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command and returns its exit code."""
-  return train.command(("pretrain", "midtrain"), __doc__, argv)
+  return command.main(("pretrain", "midtrain"), __doc__, argv)
 
 
 if __name__ == "__main__":

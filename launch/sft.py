@@ -4,12 +4,12 @@ r"""Fine-tunes a flow model on chosen data: all of it, part of it, or low-rank a
         --config.init_from=CHECKPOINT --config.data.mixture.mitl_3do.path=DATA
 """
 
-from launch.trainer import train
+from launch.trainer import command
 
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command and returns its exit code."""
-  return train.command(("sft",), __doc__, argv)
+  return command.main(("sft",), __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@ r"""Trains an autoencoder.
         --config.data.mixture.iso_3do.path=DATA
 """
 
-from launch.trainer import train
+from launch.trainer import command
 
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command and returns its exit code."""
-  return train.command(("train_vae",), __doc__, argv)
+  return command.main(("train_vae",), __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,16 @@ JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; --multihost, a SL
 tasks, or a TPU slice of several hosts, where JAX finds the rest itself; otherwise one process.
 """
 
-import argparse
+import importlib.metadata
 import json
 import os
 
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
 from launch.trainer import starting
+from launch.trainer.specs import HostsSpec
 from sam3d_jax.errors import ConfigError, InputError, JobFailed
 
 EXPLICIT = {
@@ -19,25 +24,11 @@ EXPLICIT = {
 }
 
 
-def flags(parser: argparse.ArgumentParser) -> None:
-  group = parser.add_argument_group(
-    "several processes (found in the environment under SLURM, Kubernetes and on TPUs)"
-  )
-  group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
-  group.add_argument("--num_processes", help="processes of this job")
-  group.add_argument("--process_id", help="number of this process, from 0")
-  group.add_argument(
-    "--multihost",
-    action="store_true",
-    help="let JAX find the other processes (TPU, SLURM, Open MPI)",
-  )
-
-
-def explicit(args: argparse.Namespace, env) -> tuple[str, int, int] | None:
+def explicit(spec: HostsSpec, env) -> tuple[str, int, int] | None:
   """(coordinator, processes, this one) if they were given, by flag before environment. Raises
   ConfigError if only some were.
   """
-  values = {name: getattr(args, name) or env.get(variable) for name, variable in EXPLICIT.items()}
+  values = {name: getattr(spec, name) or env.get(variable) for name, variable in EXPLICIT.items()}
   missing = [f"--{name} (or {EXPLICIT[name]})" for name, value in values.items() if not value]
   if len(missing) == len(values):
     return None
@@ -60,23 +51,21 @@ def explicit(args: argparse.Namespace, env) -> tuple[str, int, int] | None:
   return values["coordinator"], count, index
 
 
-def found_by_jax(args: argparse.Namespace, env) -> bool:
+def found_by_jax(spec: HostsSpec, env) -> bool:
   """Whether this process is one of several that JAX can find on its own."""
   tpu_hosts = env.get("TPU_WORKER_HOSTNAMES", "").count(",") + int(
     env.get("MEGASCALE_NUM_SLICES", "1")
   )
-  return args.multihost or int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1 or tpu_hosts > 1
+  return spec.multihost or int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1 or tpu_hosts > 1
 
 
-def connect(args: argparse.Namespace, env=os.environ) -> None:
+def connect(spec: HostsSpec, env=os.environ) -> None:
   """Joins the job's other processes, if there are any; to be called before any device is touched."""
-  place = explicit(args, env)
-  if place is None and not found_by_jax(args, env):
+  place = explicit(spec, env)
+  if place is None and not found_by_jax(spec, env):
     return
   if place is not None and place[1] == 1:
     return
-  import jax
-
   # it would take SIGTERM from training.preemption
   jax.config.update("jax_enable_preemption_service", False)
   coordinator, count, index = place or (None, None, None)
@@ -92,10 +81,6 @@ def connect(args: argparse.Namespace, env=os.environ) -> None:
 
 def exchange(text: str) -> list[str]:
   """One text from every process, by process index. Every process must call it."""
-  import jax
-  from jax.experimental import multihost_utils
-  import numpy as np
-
   if jax.process_count() == 1:
     return [text]
   data = np.frombuffer(text.encode(), np.uint8)
@@ -125,8 +110,6 @@ def check_same_program(name: str, fingerprint: str) -> None:
   Such a job would hang or compute nonsense at its first collective; the cause is nearly always
   another version of some package.
   """
-  import importlib.metadata
-
   versions = " ".join(
     f"{p} {importlib.metadata.version(p)}" for p in ("jax", "jaxlib", "flax", "optax")
   )

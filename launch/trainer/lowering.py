@@ -13,13 +13,13 @@ import re
 import jax
 import numpy as np
 
+from launch.trainer.setup import Setup
 from sam3d_jax.sharding import mesh as mesh_lib
 from sam3d_jax.training.step import make_train_step
 
 
-def step(setup) -> jax.stages.Lowered:
-  """The lowered `train_step(state, batch, lr, seed=...)` of a prepared run (`launch.trainer.train.Setup`),
-  the state donated.
+def step(setup: Setup) -> jax.stages.Lowered:
+  """The lowered `train_step(state, batch, lr, seed=...)` of a prepared run, the state donated.
 
   It is traced under the run's mesh, so that attention kernels, which the compiler cannot cut, are
   mapped over its shards, and chosen for the platform of its devices rather than for that of this

@@ -3,14 +3,18 @@
 from collections import defaultdict
 import math
 
+import jax
+
+from launch.trainer.setup import Setup
+from sam3d_jax.models import registry
 from sam3d_jax.sharding import rules
 from sam3d_jax.sharding.mesh import BATCH_AXES
+from sam3d_jax.training import flops as flops_lib
+from sam3d_jax.training import hardware
 
 
-def text(setup) -> str:
-  """The plan of a prepared run (`launch.trainer.train.Setup`): what is trained, on what, from which data,
-  and what it costs in memory.
-  """
+def text(setup: Setup) -> str:
+  """The plan of a prepared run: what is trained, on what, from which data, in how much memory."""
   config = setup.config
   shapes = {p: math.prod(x.shape) for p, x in setup.param_shapes.items()}
   trainable = sum(shapes[p] for p in setup.abstract_state.params)
@@ -36,7 +40,7 @@ def text(setup) -> str:
   return "\n".join(lines)
 
 
-def uneven(setup) -> str:
+def uneven(setup: Setup) -> str:
   """A warning, '' without cause, where the rows that learn self-consistency are no whole number on
   every shard of the batch.
   """
@@ -55,20 +59,15 @@ def uneven(setup) -> str:
   )
 
 
-def model_flops(setup, *, plain: bool = True) -> float:
+def model_flops(setup: Setup, *, plain: bool = True) -> float:
   """Training FLOPs of one sample, see sam3d_jax/models/flops.py."""
-  from sam3d_jax.models import registry
-  from sam3d_jax.training import flops as flops_lib
-
   cost = registry.forward_cost(setup.config.model, plain=plain)
   objective = setup.config.objective.to_dict()
   return flops_lib.per_sample(cost, objective, setup.abstract_state.params, plain=plain)
 
 
-def flops(setup) -> str:
+def flops(setup: Setup) -> str:
   """What a step computes, and the rate at which the devices' peak would allow it."""
-  from sam3d_jax.training import hardware
-
   each = model_flops(setup)
   kind = setup.mesh.devices.flat[0].device_kind
   full = hardware.full_rate(kind, each)
@@ -84,7 +83,7 @@ def flops(setup) -> str:
   )
 
 
-def data(setup) -> str:
+def data(setup: Setup) -> str:
   """What is read."""
   settings = setup.config.data
   if settings.kind == "fake":
@@ -127,8 +126,6 @@ def by_part(shapes: dict[str, int]) -> dict[str, int]:
 
 def bytes_per_device(abstract_state) -> dict[str, int]:
   """Bytes one device holds of each kind of state."""
-  import jax
-
   kinds = {
     "params": abstract_state.params,
     "frozen": abstract_state.frozen,

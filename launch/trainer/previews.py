@@ -38,7 +38,7 @@ class Preview(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class PreviewKind:
-  """make: `launch.trainer.train.Setup` -> Preview. wanted: whether a configuration asks for it.
+  """make: `launch.trainer.setup.Setup` -> Preview. wanted: whether a configuration asks for it.
   check: raises ConfigError if it cannot be had.
   """
 

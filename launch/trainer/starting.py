@@ -8,22 +8,27 @@ import pathlib
 import platform
 import subprocess
 
+import jax
 from ml_collections import ConfigDict
 
+from data_pipelines.format import records
+from launch.trainer.setup import Setup
 from sam3d_jax.errors import ConfigError
+from sam3d_jax.models import registry as models
+from sam3d_jax.objectives import registry as objectives
+from sam3d_jax.training import checkpoint
+from sam3d_jax.training.checkpointer import Checkpointer
+from sam3d_jax.training.state import init_state
 
 SHOWN_LEAVES = 6
 
 
-def starting_state(setup, checkpointer):
+def starting_state(setup: Setup, checkpointer: Checkpointer):
   """The state to start from and the lineage of what will be saved; prints which of the three it is.
 
-  setup: `launch.trainer.train.Setup`. A leaf of `init_from` that does not fit is an error unless
+  A leaf of `init_from` that does not fit is an error unless
   `init_allow` matches its path.
   """
-  from sam3d_jax.training import checkpoint
-  from sam3d_jax.training.state import init_state
-
   config = setup.config
   restored = checkpointer.restore(setup.abstract_state)
   if restored is not None:
@@ -67,8 +72,6 @@ def run_once(fn, shardings, *args):
   """Runs a function that is worth no optimisation: on CPU its compile time is all that it costs (7
   times less this way).
   """
-  import jax
-
   options = (
     {"xla_llvm_disable_expensive_passes": True, "xla_backend_optimization_level": 0}
     if jax.default_backend() == "cpu"
@@ -79,8 +82,6 @@ def run_once(fn, shardings, *args):
 
 def keep_recorded_resizes(config: ConfigDict, workdir: pathlib.Path) -> None:
   """Lets a run that began before `resize_twice` was a key go on with what it began with."""
-  from sam3d_jax.training import checkpoint
-
   if config.model.name != "geometry" or config.model.condition.pointmap is None:
     return
   if not checkpoint.steps(workdir):
@@ -152,8 +153,6 @@ def differences(a, b, prefix: tuple[str, ...] = ()):
 
 def make_lineage(config: ConfigDict, parents: list[dict]) -> dict:
   """Where a checkpoint comes from: stage, parents, datasets, versions."""
-  from data_pipelines.format import records
-
   datasets = {}
   if config.data.kind == "shards":
     datasets = {
@@ -180,11 +179,8 @@ def learned(config: ConfigDict, parents: list[dict]) -> list[str]:
   """Latents that this run or an ancestor of it has trained: a stage that trains fewer does not
   unlearn the others.
   """
-  from sam3d_jax.models import registry as models
-  from sam3d_jax.objectives import registry
-
   name = config.model.name
-  known = set(registry.learned_latents(config.objective, name))
+  known = set(objectives.learned_latents(config.objective, name))
   for parent in parents:
     known.update(parent["lineage"].get("learned", ()))
   return [latent for latent in models.lookup(name).latents if latent in known]

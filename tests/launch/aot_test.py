@@ -9,7 +9,8 @@ import pytest
 from launch import aot
 from launch.console import cli
 from launch.performance import hlo
-from launch.trainer import lowering, plan, train
+from launch.trainer import lowering, plan
+from launch.trainer.setup import prepare
 from sam3d_jax.training import hardware
 
 RECIPES = {  # TFLOP a sample: anchors of the published recipe, counted from shapes
@@ -41,14 +42,14 @@ def fake(*overrides: str):
 
 @pytest.mark.parametrize("path, teraflops", RECIPES.items())
 def test_closed_form_of_the_full_recipes_is_the_reference_count(path, teraflops):
-  setup = train.Setup(aot.without_data(cli.load_config(path), batch_size=1))
+  setup = prepare(aot.without_data(cli.load_config(path), batch_size=1))
   assert plan.model_flops(setup) / 1e12 == pytest.approx(teraflops, rel=2e-3)
 
 
 def test_forms_that_save_arithmetic_do_so_in_the_executed_count_and_not_in_the_reference():
   config = cli.load_config("configs/midtrain_os_geometry.py")
-  setup = train.Setup(aot.without_data(config, batch_size=1))
-  plain = train.Setup(
+  setup = prepare(aot.without_data(config, batch_size=1))
+  plain = prepare(
     aot.without_data(
       config,
       batch_size=1,
@@ -68,7 +69,7 @@ def test_forms_that_save_arithmetic_do_so_in_the_executed_count_and_not_in_the_r
 def test_closed_form_agrees_with_xlas_count_of_the_full_size_step_within_five_percent():
   config = cli.load_config("configs/midtrain_os_geometry.py")
   counted = aot.xla_flops_per_sample(config)
-  closed = plan.model_flops(train.Setup(aot.without_data(config, batch_size=1)), plain=False)
+  closed = plan.model_flops(prepare(aot.without_data(config, batch_size=1)), plain=False)
   assert counted == pytest.approx(closed, rel=0.05)
 
 
@@ -128,7 +129,7 @@ def test_the_report_is_of_the_program_that_training_runs(tmp_path, path):
 def fingerprint(path: str, *overrides: str) -> str:
   """Of the program that training runs."""
   config = cli.load_config(path, [f"--config.{o}" for o in overrides])
-  return lowering.fingerprint(lowering.step(train.Setup(config)))
+  return lowering.fingerprint(lowering.step(prepare(config)))
 
 
 def test_another_batch_is_another_program_another_seed_or_learning_rate_is_not():

@@ -10,7 +10,8 @@ import pytest
 
 from configs import base
 from launch.console import cli
-from launch.trainer import starting, train
+from launch.trainer import checks, setup, starting
+from launch.trainer.setup import make_loader
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.inference import weights
 from sam3d_jax.models import registry
@@ -61,8 +62,13 @@ def test_section_and_dataclass_have_the_same_keys_and_defaults(section, cls):
 def test_a_model_from_before_the_key_resizes_point_maps_once_wherever_it_is_read():
   config = cli.load_config("configs/midtrain_os_geometry.py:fake", [])
   read = lambda: (
+<<<<<<< HEAD
     weights.input_config(config.model).resize_twice,
     train.make_loader(config, registry.typed_config(config.model), "train").config.resize_twice,
+=======
+    predictor.row_config(config.model).resize_twice,
+    make_loader(config, registry.typed_config(config.model), "train").config.resize_twice,
+>>>>>>> 93e9ac2 (Training commands: a frozen spec, checks without JAX, one wall, a typed setup; imports at the top)
   )
   assert read() == (True, True)
   with config.unlocked():
@@ -117,15 +123,15 @@ def test_every_experiment_states_its_command_and_what_it_costs(path):
 def test_every_experiment_loads_and_its_model_and_objective_take_its_keys(path, variant):
   config = cli.load_config(path + variant)
   registry.typed_config(config.model)
-  train.make_objective(config)
+  setup.read(config)
 
 
 def test_an_objective_setting_that_nothing_takes_is_an_error():
   config = cli.load_config("configs/vae_structure.py:tiny").copy_and_resolve_references()
   with config.unlocked():
     config.objective.kl_wait = 1.0
-  with pytest.raises(train.ConfigError, match="kl_wait"):
-    train.make_objective(config)
+  with pytest.raises(ConfigError, match="kl_wait"):
+    setup.read(config)
 
 
 @pytest.mark.parametrize(
@@ -139,4 +145,4 @@ def test_an_objective_setting_that_nothing_takes_is_an_error():
 def test_a_value_that_cannot_work_is_refused_with_its_key(override, words):
   config = cli.load_config("configs/pretrain_geometry.py:fake", [f"--config.{override}"])
   with pytest.raises(ConfigError, match=words):
-    train.check(config, ("pretrain",))
+    checks.check(config, ("pretrain",))

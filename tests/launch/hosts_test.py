@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from launch.console import cli
-from launch.trainer import hosts, train
+from launch.trainer import command, hosts
+from launch.trainer.setup import make_loader
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.models import registry
 from sam3d_jax.training import checkpoint
@@ -54,9 +55,7 @@ def expected_fingerprints(settings, steps: int) -> dict[int, float]:
   training has touched.
   """
   config = cli.load_config("configs/vae_structure.py:fake", settings)
-  batches = train.make_loader(
-    config, registry.typed_config(config.model), config.data.split
-  ).iterate(0)
+  batches = make_loader(config, registry.typed_config(config.model), config.data.split).iterate(0)
   found = {step: float(fingerprint(next(batches).key)) for step in range(1, steps + 1)}
   batches.close()
   return found
@@ -118,8 +117,8 @@ def test_a_job_killed_in_a_commit_and_in_a_step_ends_bit_for_bit_where_an_unbrok
 
 def place(argv: list[str], env: dict[str, str]):
   parser = argparse.ArgumentParser()
-  hosts.flags(parser)
-  return hosts.explicit(parser.parse_args(argv), env)
+  command.hosts_flags(parser)
+  return hosts.explicit(command.hosts_spec(parser.parse_args(argv)), env)
 
 
 def test_a_process_finds_its_place_by_flag_before_environment():

@@ -15,7 +15,7 @@ import pytest
 
 from launch import export_torch, inspect
 from launch.console import cli
-from launch.trainer import train
+from launch.trainer import command, train
 from sam3d_jax.models import parameters, registry
 from sam3d_jax.torch_bridge import release, stream
 from sam3d_jax.training import checkpoint
@@ -69,9 +69,7 @@ class Work:
     ]
     if parent is not None:
       argv.append(f"--config.init_from={parent}")
-    return cli.run_command(
-      lambda args: train.run(args, stages=(name,)), description="x", flags=train.flags, argv=argv
-    )
+    return command.main((name,), "x", argv)
 
   def _trained(self, stage: str):
     """The stage's folder, some after they were stopped once and resumed; with evaluation of shapes

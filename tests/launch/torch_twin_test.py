@@ -11,7 +11,7 @@ import torch
 from launch import benchmark
 from launch.console import cli
 from launch.performance import torch_twin
-from launch.trainer import train
+from launch.trainer.setup import prepare
 from sam3d_jax.batch import Conditioning
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.models import parameters, registry
@@ -93,7 +93,7 @@ def test_same_loss_and_gradients_from_the_same_parameters(streams):
 
 def test_the_twin_trains_on_the_batches_of_a_configuration():
   config = cli.load_config("configs/pretrain_geometry.py:fake", [])
-  setup = train.Setup(config)
+  setup = prepare(config)
   side = benchmark.TorchSide(
     types.SimpleNamespace(
       setup=setup, state=types.SimpleNamespace(params=jax.jit(setup.random_params)())

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from launch.console import cli
-from launch.trainer import train
+from launch.trainer import command
 from sam3d_jax.training import checkpoint
 
 STAGES = {"configs/pretrain_geometry.py": "pretrain", "configs/vae_structure.py": "train_vae"}
@@ -29,12 +29,7 @@ def run(config, workdir, *overrides, dry_run=False):
     *(["--dry_run"] if dry_run else []),
     *overrides,
   ]
-  return cli.run_command(
-    lambda args: train.run(args, stages=(STAGES[config],)),
-    description="x",
-    flags=train.flags,
-    argv=argv,
-  )
+  return command.main((STAGES[config],), "x", argv)
 
 
 def final_arrays(workdir, step=None):

@@ -9,7 +9,8 @@ import pytest
 from launch import aot
 from launch.console import cli
 from launch.performance import hlo
-from launch.trainer import lowering, train
+from launch.trainer import lowering
+from launch.trainer.setup import prepare
 
 pytestmark = pytest.mark.multidevice
 
@@ -23,7 +24,7 @@ def compiled(stage: str, sizes: dict[str, int], **changes):
     **changes,
     **{f"mesh__{a}": n for a, n in sizes.items()},
   )
-  setup = train.Setup(config, devices=jax.devices()[: math.prod(sizes.values())])
+  setup = prepare(config, devices=jax.devices()[: math.prod(sizes.values())])
   return setup, hlo.summary(hlo.collectives(lowering.step(setup).compile().as_text()))
 
 
@@ -57,7 +58,7 @@ def test_the_plan_warns_where_shards_hold_no_whole_number_of_consistency_rows():
   from launch.trainer import plan
 
   setups = (
-    train.Setup(
+    prepare(
       aot.without_data(
         cli.load_config("configs/distill_geometry.py:fake"),
         batch_size=n,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from launch.console import cli
-from launch.trainer import train
+from launch.trainer.setup import make_loader, read
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.models import registry
 from sam3d_jax.models.parameters import flat_params
@@ -80,19 +80,19 @@ def three_steps(mesh_config: mesh_lib.MeshConfig, devices: int):
   model_config = registry.typed_config(config.model)
   graph = ModelGraph.of(registry.abstract_model(config.model))
   shapes = flat_params(registry.abstract_model(config.model))
-  optim = train.optim_config(config)
+  settings = read(config)
+  optim = settings.optim
   rng = np.random.default_rng(0)
   # nothing at zero: all paths live
   params = {p: jnp.asarray(0.1 * rng.standard_normal(x.shape), x.dtype) for p, x in shapes.items()}
   state = init_state(optim, params)
   shardings = rules.state_shardings(mesh, jax.eval_shape(lambda: state), shapes)
   state = jax.device_put(state, shardings)
-  objective = train.make_objective(config)
   step = jax.jit(
-    make_train_step(graph, objective, optim, train.guard_config(config)),
+    make_train_step(graph, settings.objective, optim, settings.guard),
     out_shardings=(shardings, None),
   )
-  loader = train.make_loader(config, model_config, "train")
+  loader = make_loader(config, model_config, "train")
   losses = []
   for i in range(3):
     state, metrics = step(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from launch.console import cli
-from launch.trainer import train
+from launch.trainer import checks
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.training.writers import Writers
 
@@ -58,7 +58,7 @@ def test_one_run_in_weights_and_biases_goes_on_over_restarts_with_the_same_rows_
 
 
 def test_a_project_without_the_package_is_a_configuration_error(monkeypatch):
-  monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
   config = cli.load_config("configs/vae_structure.py:fake", ["--config.log.wandb=shapes"])
   with pytest.raises(ConfigError, match="log.wandb = 'shapes'.*pip install wandb"):
-    train.check(config, ("train_vae",))
+    checks.check(config, ("train_vae",))

@@ -1,0 +1,67 @@
+"""What can be wrong with a training configuration by itself.
+
+Nothing here or in what it imports needs JAX: such an error is found in the time that it takes to
+read the file.
+"""
+
+import importlib.util
+import pathlib
+
+from ml_collections import ConfigDict
+
+from sam3d_jax.errors import ConfigError
+
+
+def check(config: ConfigDict, stages: tuple[str, ...]) -> None:
+  """Raises ConfigError naming the key, its value and the fix.
+
+  What only the typed parts of a run can tell is found by `launch.trainer.setup.read`.
+  """
+  if config.stage not in stages:
+    raise ConfigError(f"stage = {config.stage!r}: this command runs {', '.join(stages)}")
+  for key in ("steps", "batch_size", "accumulate"):
+    if config[key] < 1:
+      raise ConfigError(f"{key} = {config[key]} is not a positive number")
+  if not 0 <= config.seed < 2**32:
+    raise ConfigError(f"seed = {config.seed} is not a whole number from 0 to 4294967295")
+  for section, key in (("log", "every"), ("checkpoint", "every"), ("checkpoint", "keep")):
+    if config[section][key] < 1:
+      raise ConfigError(f"{section}.{key} = {config[section][key]} is not a positive number")
+  if config.batch_size % config.accumulate:
+    raise ConfigError(
+      f"batch_size = {config.batch_size} does not divide into accumulate = {config.accumulate} "
+      "parts"
+    )
+  for key in ("factor", "seconds", "other_seconds"):
+    if not config.watchdog[key] > 0:
+      raise ConfigError(f"watchdog.{key} = {config.watchdog[key]} is not a positive number")
+  if config.log.wandb and importlib.util.find_spec("wandb") is None:
+    raise ConfigError(
+      f"log.wandb = {config.log.wandb!r}: the package wandb is not installed (pip install wandb); "
+      "or leave it empty"
+    )
+  check_data(config)
+
+
+def check_data(config: ConfigDict) -> None:
+  """Raises ConfigError unless the mixture names datasets that exist."""
+  if config.data.kind not in ("shards", "fake"):
+    raise ConfigError(f"data.kind = {config.data.kind!r} is not one of shards, fake")
+  if config.data.kind == "fake":
+    return
+  if not config.data.mixture:
+    raise ConfigError("data.mixture names no dataset")
+  entries = {name: entry for name, entry in config.data.mixture.items() if entry.weight}
+  if not entries:
+    raise ConfigError("data.mixture: every source has weight 0")
+  for name, entry in entries.items():
+    if not entry.path:
+      raise ConfigError(
+        f"data.mixture.{name}.path is empty: give the dataset folder with "
+        f"--config.data.mixture.{name}.path=DIR"
+      )
+    if not pathlib.Path(entry.path).is_dir():
+      raise ConfigError(
+        f"data.mixture.{name}.path = {entry.path!r} is not a folder (build it with "
+        "launch.build_data)"
+      )

@@ -1,0 +1,71 @@
+"""The command line of every training command: parse, check, and only then touch JAX.
+
+`launch.pretrain`, `launch.sft`, `launch.dpo`, `launch.distill` and `launch.train_vae` are this with
+the stages they accept.
+"""
+
+import argparse
+
+from launch.console import cli
+from launch.trainer import checks
+from launch.trainer.specs import HostsSpec, RunSpec
+from sam3d_jax.training.preemption import StopFlag
+
+
+def main(stages: tuple[str, ...], description: str, argv: list[str] | None = None) -> int:
+  """Runs a training command that accepts configurations of the given stages: its exit code."""
+
+  def run(args: argparse.Namespace) -> None:
+    # from here on a signal to stop is kept until there is something to save
+    with StopFlag() as stop:
+      spec = run_spec(args)
+      checks.check(spec.config, stages)
+      # The wall: what is imported here needs JAX, which takes seconds that no wrong configuration
+      # and no --help should cost.
+      from launch.trainer import train
+
+      train.run(spec, stop)
+
+  return cli.run_command(run, description=description, flags=flags, argv=argv)
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--workdir",
+    required=True,
+    help="folder for checkpoints and metrics; an existing one is resumed",
+  )
+  parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+  hosts_flags(parser)
+
+
+def hosts_flags(parser: argparse.ArgumentParser) -> None:
+  group = parser.add_argument_group(
+    "several processes (found in the environment under SLURM, Kubernetes and on TPUs)"
+  )
+  group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+  group.add_argument("--num_processes", help="processes of this job")
+  group.add_argument("--process_id", help="number of this process, from 0")
+  group.add_argument(
+    "--multihost",
+    action="store_true",
+    help="let JAX find the other processes (TPU, SLURM, Open MPI)",
+  )
+
+
+def run_spec(args: argparse.Namespace) -> RunSpec:
+  return RunSpec(
+    config=args.config,
+    workdir=args.workdir,
+    dry_run=args.dry_run,
+    hosts=hosts_spec(args),
+  )
+
+
+def hosts_spec(args: argparse.Namespace) -> HostsSpec:
+  return HostsSpec(
+    coordinator=args.coordinator,
+    num_processes=args.num_processes,
+    process_id=args.process_id,
+    multihost=args.multihost,
+  )

@@ -1,0 +1,194 @@
+"""What exists of a run before any parameter does, typed: first what the configuration alone says,
+then model structure, mesh, shardings and data.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+from flax import nnx
+import jax
+from ml_collections import ConfigDict
+
+from data_pipelines.read import loader
+from data_pipelines.read.fake import FakeLoader
+from data_pipelines.read.loader import Loader
+from launch.trainer import previews
+from sam3d_jax.errors import ConfigError
+from sam3d_jax.models import lora
+from sam3d_jax.models import registry as models
+from sam3d_jax.models.parameters import flat_params
+from sam3d_jax.objectives import registry as objectives
+from sam3d_jax.sharding import mesh as mesh_lib
+from sam3d_jax.sharding import rules
+from sam3d_jax.training import optim
+from sam3d_jax.training.state import ModelGraph, TrainState, init_state
+from sam3d_jax.training.step import GuardConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """A configuration, checked and typed; no device is touched.
+
+  config: as it was given, for the record and for what is read one key at a time. model_config: typed
+  configuration of the model. objective: `(model, frozen, batch, key) -> (loss, metrics)`.
+  keeps_reference: it compares with a frozen copy of the parameters that the run starts from.
+  """
+
+  config: ConfigDict
+  model_config: Any
+  objective: Callable
+  keeps_reference: bool
+  optim: optim.OptimConfig
+  guard: GuardConfig
+  lora: lora.LoraConfig
+  mesh_config: mesh_lib.MeshConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup(Settings):
+  """A run up to its first parameter.
+
+  workdir: None for a program that is only compiled. init_allow: regular expression over parameters
+  that `init_from` may lack. factor_shapes: of the low-rank adapters. param_shapes: of everything,
+  path -> shape struct. abstract_state: the training state as shape structs with shardings.
+  """
+
+  workdir: pathlib.Path | None
+  mesh: jax.sharding.Mesh
+  graph: ModelGraph
+  factor_shapes: Mapping[str, jax.ShapeDtypeStruct]
+  param_shapes: Mapping[str, jax.ShapeDtypeStruct]
+  init_allow: str
+  abstract_state: TrainState
+  shardings: TrainState
+  train_loader: Loader | FakeLoader
+  eval_loader: Loader | FakeLoader | None
+
+  def random_params(self) -> dict[str, jax.Array]:
+    """All parameters at their initial values, path -> array; pure, for jit."""
+    seed = self.config.seed
+    whole = flat_params(models.build_model(self.config.model, rngs=nnx.Rngs(seed)))
+    return whole | lora.random_factors(self.factor_shapes, seed)
+
+
+def read(config: ConfigDict) -> Settings:
+  """The typed parts of a configuration. Raises ConfigError for what cannot work; `checks.check` has
+  seen to what can be known without JAX.
+  """
+  previews.check(config)
+  return Settings(
+    config=config,
+    model_config=models.typed_config(config.model),
+    objective=objectives.bind(config.objective.to_dict(), config.model.name),
+    keeps_reference=objectives.lookup(config.objective.name).reference,
+    optim=optim_config(config),
+    guard=GuardConfig(**config.guard.to_dict()),
+    lora=lora.LoraConfig(**config.lora.to_dict()),
+    mesh_config=mesh_lib.MeshConfig(**config.mesh.to_dict()),
+  )
+
+
+def prepare(
+  config: ConfigDict, workdir: pathlib.Path | None = None, devices: Sequence | None = None
+) -> Setup:
+  """The setup of a run.
+
+  devices: those of the mesh, which may be described rather than present (`launch.aot`); by default
+  all that there are.
+  """
+  # everything that the configuration alone can get wrong comes before the devices
+  settings = read(config)
+  module = models.abstract_model(config.model)
+  factor_shapes = lora.factor_shapes(module, settings.lora)
+  param_shapes = flat_params(module) | factor_shapes
+  optim.split_trainable(settings.optim, param_shapes)
+  init_allow = config.init_allow
+  if factor_shapes:
+    init_allow = f"({init_allow})|({lora.PATTERN})"
+
+  # devices
+  cache = compile_cache(config, workdir)
+  if cache:
+    jax.config.update("jax_compilation_cache_dir", cache)
+  mesh = mesh_lib.make_mesh(settings.mesh_config, devices)
+  mesh_lib.check_batch_size(config.batch_size // config.accumulate, mesh)
+
+  # how the state lies on them
+  def fresh_state(params):
+    return init_state(settings.optim, params, keep_reference=settings.keeps_reference)
+
+  shapes = jax.eval_shape(fresh_state, param_shapes)
+  shardings = rules.state_shardings(mesh, shapes, param_shapes)
+  abstract_state = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+  )
+
+  # data
+  train_loader = make_loader(config, settings.model_config, config.data.split)
+  eval_loader = None
+  if config.eval.every:
+    eval_loader = make_loader(config, settings.model_config, config.eval.split, augmented=False)
+  return Setup(
+    **vars(settings),
+    workdir=workdir,
+    mesh=mesh,
+    graph=ModelGraph.of(module, lora_scale=settings.lora.scale),
+    factor_shapes=factor_shapes,
+    param_shapes=param_shapes,
+    init_allow=init_allow,
+    abstract_state=abstract_state,
+    shardings=shardings,
+    train_loader=train_loader,
+    eval_loader=eval_loader,
+  )
+
+
+def optim_config(config: ConfigDict) -> optim.OptimConfig:
+  """The typed `optim` section, checked. With low-rank adapters their factors are all that is
+  trained.
+  """
+  settings = {**config.optim.to_dict(), "ema": tuple(config.optim.ema)}
+  if config.lora.targets:
+    if config.optim.trainable != ".*":
+      raise ConfigError(
+        f"optim.trainable = {config.optim.trainable!r} and lora.targets = {config.lora.targets!r}: "
+        "adapters are trained alone, leave optim.trainable as it is"
+      )
+    settings |= {"trainable": lora.PATTERN, "frozen": ""}
+  cfg = optim.OptimConfig(**settings)
+  optim.check(cfg)
+  return cfg
+
+
+def compile_cache(config: ConfigDict, workdir: pathlib.Path | None) -> str:
+  """Folder of compiled programs: what the configuration says, else JAX's own variable, else one in
+  the work folder; '' without any.
+
+  Which programs are worth storing is JAX's choice (JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS, by
+  default those that took a second).
+  """
+  if config.compile_cache:
+    return config.compile_cache
+  if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    return os.environ["JAX_COMPILATION_CACHE_DIR"]
+  return str(workdir / "compile_cache") if workdir else ""
+
+
+def make_loader(
+  config: ConfigDict, model_config: Any, split: str, *, augmented: bool = True
+) -> Loader | FakeLoader:
+  """The reader of one split for this configuration's model and objective."""
+  name = config.model.name
+  return loader.from_config(
+    config,
+    model_config,
+    kind=objectives.batch_kind(config.objective.name, name),
+    latents=objectives.learned_latents(config.objective, name),
+    split=split,
+    augmented=augmented,
+    host_index=jax.process_index(),
+    host_count=jax.process_count(),
+  )
