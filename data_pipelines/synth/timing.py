@@ -1,15 +1,11 @@
-r"""CPU time of what a builder does with a mesh: reading, voxelising, preparing, a view, encoding.
+"""CPU time of what a builder does with one mesh: reading, voxelising, preparing, one view, encoding.
 
-    python -m data_pipelines.synth.timing MESH [--triangles 20000] [--image_size 518] \
-        [--samples 2] [--views 8]
-
-A mesh of fewer triangles is subdivided until it has enough; textures stay. Prints seconds of one
-core (process time), median of the views.
+Seconds are those of one core (process time), the median of the views.
 """
 
-import argparse
 from collections.abc import Callable
 import dataclasses
+import functools
 import pathlib
 import time
 
@@ -67,48 +63,53 @@ def encode(shown: render.View) -> list[bytes]:
   return [*pair, render.encode(shown.mask_HW), shown.pointmap_HW3.astype(np.float16).tobytes()]
 
 
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-  parser.add_argument("mesh", type=pathlib.Path)
-  parser.add_argument("--triangles", type=int, default=0)
-  parser.add_argument("--image_size", type=int, default=518)
-  parser.add_argument("--samples", type=int, default=2)
-  parser.add_argument("--views", type=int, default=8)
-  args = parser.parse_args()
-  asset, reading = timed(lambda: assets.load(args.mesh))
-  asset = dataclasses.replace(asset, mesh=subdivided(asset.mesh, args.triangles))
+@dataclasses.dataclass(frozen=True)
+class TimingSpec:
+  """mesh: file. triangles: a mesh of fewer is subdivided until it has enough; textures stay.
+  samples: rays a pixel along each axis.
+  """
+
+  mesh: pathlib.Path
+  triangles: int = 0
+  image_size: int = 518
+  samples: int = 2
+  views: int = 8
+
+
+def measure(spec: TimingSpec) -> None:
+  """Prints the seconds of every part. Raises InputError for a file that is no mesh."""
+  # the mesh
+  asset, reading = timed(lambda: assets.load(spec.mesh))
+  asset = dataclasses.replace(asset, mesh=subdivided(asset.mesh, spec.triangles))
   textures = [m.texture.shape[:2] for m in asset.mesh.materials if m.texture is not None]
   print(
-    f"{args.mesh.name}: {len(asset.mesh.faces)} triangles, textures {textures}, {args.image_size} "
-    f"pixels, {args.samples}^2 rays a pixel"
+    f"{spec.mesh.name}: {len(asset.mesh.faces)} triangles, textures {textures}, "
+    f"{spec.image_size} pixels, {spec.samples}^2 rays a pixel"
   )
   voxels, voxelising = timed(lambda: voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces))
   scene, preparing = timed(lambda: render.Scene(asset.mesh, asset.source))
-  radius, rng, views, encodings = (
-    float(np.linalg.norm(asset.mesh.vertices, axis=1).max()),
-    np.random.default_rng(0),
-    [],
-    [],
-  )
-  for _ in range(args.views):
+
+  # its views
+  radius = float(np.linalg.norm(asset.mesh.vertices, axis=1).max())
+  rng = np.random.default_rng(0)
+  rendering, encoding = [], []
+  for _ in range(spec.views):
     camera, azimuth = random_view(
-      rng, ViewConfig(), image_size=args.image_size, radius=radius, scale=1.0
+      rng, ViewConfig(), image_size=spec.image_size, radius=radius, scale=1.0
     )
     lights = random_lights(rng, LightConfig(), azimuth)
-    shown, seconds = timed(
-      lambda c=camera, l=lights: render.render(scene, c, l, samples=args.samples)
-    )
-    views.append(seconds)
-    encodings.append(timed(lambda s=shown: encode(s))[1])
+    shown, seconds = timed(functools.partial(draw, scene, camera, lights, spec.samples))
+    rendering.append(seconds)
+    encoding.append(timed(functools.partial(encode, shown))[1])
   print(
-    f"reading {reading:.2f}  preparing {preparing:.2f}  voxelising {voxelising:.2f} ({len(voxels)} "
-    "voxels)"
+    f"reading {reading:.2f}  preparing {preparing:.2f}  voxelising {voxelising:.2f} "
+    f"({len(voxels)} voxels)"
   )
   print(
-    f"a view: rendering {np.median(views):.2f} (at most {max(views):.2f})  encoding images and "
-    f"mask {np.median(encodings):.2f}"
+    f"a view: rendering {np.median(rendering):.2f} (at most {max(rendering):.2f})  "
+    f"encoding images and mask {np.median(encoding):.2f}"
   )
 
 
-if __name__ == "__main__":
-  main()
+def draw(scene: render.Scene, camera, lights, samples: int) -> render.View:
+  return render.render(scene, camera, lights, samples=samples)

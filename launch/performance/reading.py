@@ -1,14 +1,12 @@
-"""How fast records are read through the loader on one core, in samples per CPU second.
-
-    python -m launch.performance.reading                # made up: JPEG, PNG, with and without photo
-    python -m launch.performance.reading --data DIR     # a dataset of your own
+"""How fast records are read: a made-up dataset, read through the loader on one core, in samples per
+CPU second.
 
 CPU seconds of all threads of the process count, so that other work on the machine disturbs little.
 The photos are noise of all scales, which compresses somewhat worse than photographs do.
 """
 
-import argparse
 import contextlib
+import dataclasses
 import io
 import os
 import pathlib
@@ -121,36 +119,56 @@ def rate(
     return samples / (time.process_time() - start)
 
 
-def main() -> None:
-  parser = argparse.ArgumentParser(description="Samples per CPU second of the loader, on one core.")
-  parser.add_argument(
-    "--data", type=pathlib.Path, help="dataset to read; a made-up one if not given"
-  )
-  parser.add_argument("--size", type=int, default=518, help="side of the made-up photos, pixels")
-  parser.add_argument("--image_size", type=int, default=518, help="pixels of what is delivered")
-  parser.add_argument("--samples", type=int, default=256)
-  parser.add_argument("--repeat", type=int, default=3, help="the best of so many is printed")
-  args = parser.parse_args()
-  if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-  with tempfile.TemporaryDirectory() as scratch:
-    sets = {args.data.name: args.data} if args.data else {}
-    for kind in () if args.data else ("jpeg", "png"):
-      sets[kind] = pathlib.Path(scratch) / kind
-      write_dataset(sets[kind], kind=kind, size=args.size)
-    for name, folder in sets.items():
-      split = records.open_split(folder)
-      size = len(split[0]["image"])
+@dataclasses.dataclass(frozen=True)
+class ReadingSpec:
+  """data: dataset to read, None for made-up ones. size: side of the made-up photos, pixels.
+  image_size: pixels of what is delivered. samples: read in each of `repeat` runs, of which the best
+  is printed.
+  """
+
+  data: pathlib.Path | None = None
+  size: int = 518
+  image_size: int = 518
+  samples: int = 256
+  repeat: int = 3
+
+
+def measure(spec: ReadingSpec) -> None:
+  """Prints samples per CPU second of the loader, on one core, for each dataset and set of streams."""
+  with one_core(), tempfile.TemporaryDirectory() as scratch:
+    for name, folder in datasets(spec, pathlib.Path(scratch)).items():
+      size = len(records.open_split(folder)[0]["image"])
       for title, streams in STREAMS.items():
-        best = max(
-          rate(folder, streams=streams, image_size=args.image_size, samples=args.samples)
-          for _ in range(args.repeat)
-        )
+        rates = [
+          rate(folder, streams=streams, image_size=spec.image_size, samples=spec.samples)
+          for _ in range(spec.repeat)
+        ]
         print(
-          f"{name:8} {size / 1000:6.0f} kB  {title:15} {best:6.0f} samples per CPU second",
+          f"{name:8} {size / 1000:6.0f} kB  {title:15} {max(rates):6.0f} samples per CPU second",
           flush=True,
         )
 
 
-if __name__ == "__main__":
-  main()
+@contextlib.contextmanager
+def one_core():
+  """Keeps this process on one core, where the system lets it."""
+  if not hasattr(os, "sched_setaffinity"):
+    yield
+    return
+  allowed = os.sched_getaffinity(0)
+  os.sched_setaffinity(0, {min(allowed)})
+  try:
+    yield
+  finally:
+    os.sched_setaffinity(0, allowed)
+
+
+def datasets(spec: ReadingSpec, scratch: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Name -> folder of what is read; made-up ones are written into `scratch`."""
+  if spec.data is not None:
+    return {spec.data.name: spec.data}
+  folders = {}
+  for kind in ("jpeg", "png"):
+    folders[kind] = scratch / kind
+    write_dataset(folders[kind], kind=kind, size=spec.size)
+  return folders

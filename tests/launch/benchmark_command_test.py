@@ -5,14 +5,17 @@ table.
 import json
 
 import pytest
+import trimesh
 
 from launch import benchmark
 from launch.console import cli
+from launch.performance import steps
+from tests.support import tiny_dataset
 
 
 def run(*arguments: str) -> int:
   argv = ["--config", "configs/vae_structure.py:fake", *arguments]
-  return cli.run_command(benchmark.run, description="x", flags=benchmark.flags, argv=argv)
+  return benchmark.main(argv)
 
 
 def test_two_configurations_are_measured_in_one_run_and_written_down(tmp_path, monkeypatch):
@@ -47,9 +50,7 @@ def test_two_configurations_are_measured_in_one_run_and_written_down(tmp_path, m
     )
     assert reports[side]["samples_per_second_per_chip"] > 0 and reports[side]["memory_bytes"] > 0
   text = document.read_text()
-  assert (
-    text.startswith("# Benchmarks\n\n## Reading\nfast\n") and text.count(benchmark.SECTION) == 1
-  )
+  assert text.startswith("# Benchmarks\n\n## Reading\nfast\n") and text.count(steps.SECTION) == 1
   assert (
     sum("train_vae structure_vae" in line and line.endswith("|") for line in text.splitlines()) == 4
   )
@@ -66,3 +67,23 @@ def test_two_configurations_are_measured_in_one_run_and_written_down(tmp_path, m
 def test_what_cannot_be_measured_is_bad_input(arguments, message, capsys):
   assert run(*arguments) == cli.EXIT_BAD_INPUT
   assert message in capsys.readouterr().err
+
+
+def test_reading_is_measured_without_a_configuration(tmp_path, capsys):
+  data = tiny_dataset.write_dataset(tmp_path / "data", 8)
+  argv = ["--reading", "--data", str(data), "--image_size", "28", "--samples", "16"]
+  assert benchmark.main([*argv, "--repeat", "1"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == 3 and all("samples per CPU second" in line for line in lines)
+
+
+def test_the_work_on_a_mesh_is_measured_without_a_configuration(tmp_path, capsys):
+  trimesh.creation.box().export(tmp_path / "box.ply")
+  argv = ["--mesh", str(tmp_path / "box.ply"), "--triangles", "48", "--views", "1"]
+  assert benchmark.main([*argv, "--image_size", "16", "--samples", "1"]) == 0
+  assert "box.ply: 48 triangles" in capsys.readouterr().out
+
+
+def test_one_thing_is_measured_at_a_time(capsys):
+  assert run("--reading") == cli.EXIT_BAD_INPUT
+  assert "exactly one of --config FILE, --reading, --mesh FILE" in capsys.readouterr().err

@@ -62,13 +62,8 @@ def test_section_and_dataclass_have_the_same_keys_and_defaults(section, cls):
 def test_a_model_from_before_the_key_resizes_point_maps_once_wherever_it_is_read():
   config = cli.load_config("configs/midtrain_os_geometry.py:fake", [])
   read = lambda: (
-<<<<<<< HEAD
     weights.input_config(config.model).resize_twice,
-    train.make_loader(config, registry.typed_config(config.model), "train").config.resize_twice,
-=======
-    predictor.row_config(config.model).resize_twice,
     make_loader(config, registry.typed_config(config.model), "train").config.resize_twice,
->>>>>>> 93e9ac2 (Training commands: a frozen spec, checks without JAX, one wall, a typed setup; imports at the top)
   )
   assert read() == (True, True)
   with config.unlocked():

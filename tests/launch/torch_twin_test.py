@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from launch import benchmark
 from launch.console import cli
-from launch.performance import torch_twin
+from launch.performance import comparison, steps, torch_twin
+from launch.performance.torch_side import TorchSide
 from launch.trainer.setup import prepare
 from sam3d_jax.batch import Conditioning
 from sam3d_jax.errors import ConfigError
@@ -94,7 +94,7 @@ def test_same_loss_and_gradients_from_the_same_parameters(streams):
 def test_the_twin_trains_on_the_batches_of_a_configuration():
   config = cli.load_config("configs/pretrain_geometry.py:fake", [])
   setup = prepare(config)
-  side = benchmark.TorchSide(
+  side = TorchSide(
     types.SimpleNamespace(
       setup=setup, state=types.SimpleNamespace(params=jax.jit(setup.random_params)())
     )
@@ -111,7 +111,7 @@ def test_the_twin_trains_on_the_batches_of_a_configuration():
   assert (
     report["steps"] == 1
     and report["batch_size"] == config.batch_size
-    and "PyTorch eager" in benchmark.row(report)
+    and "PyTorch eager" in steps.row(report)
   )
 
 
@@ -135,7 +135,7 @@ def test_what_the_twin_does_otherwise_is_refused_before_anything_is_compiled(
     f"configs/{stage}_geometry.py:fake", [f"--config.{o}" for o in overrides]
   )
   with pytest.raises(ConfigError, match=message):
-    benchmark.check_torch(types.SimpleNamespace(config=config, vs=None))
+    comparison.check_torch(types.SimpleNamespace(config=config, vs=None))
 
 
 def test_a_model_with_point_maps_is_refused():
