@@ -14,31 +14,13 @@ import pytest
 import trimesh
 
 from launch import evaluate, export_torch, sample
-from launch.console import cli
 from launch.scoring import split_samples
 from sam3d_jax.files.photos import Photo
 from sam3d_jax.geometry import conditions
 from sam3d_jax.inference import predictor, rewards
 from sam3d_jax.inference import weights as weights_lib
 from sam3d_jax.inference.candidates import Candidate
-from sam3d_jax.models import parameters, registry
-from sam3d_jax.torch_bridge import stream
-from tests.support import tiny_dataset
-
-
-def save_random(config: str, overrides: list[str], folder) -> str:
-  """A checkpoint of random parameters, drawn on the host: initialising operation by operation takes
-  long.
-  """
-  c = cli.load_config(config, overrides)
-  rng = np.random.default_rng(0)
-  shapes = parameters.flat_shapes(registry.abstract_model(c.model))
-  arrays = {
-    path: rng.normal(0, 0.1, shape).astype(np.float32) for path, shape in sorted(shapes.items())
-  }
-  lineage = {"stage": "test", "parents": [], "datasets": {}, "learned": ["shape", "rotation"]}
-  stream.write_params(folder, arrays, {"config": c.to_dict(), "lineage": lineage})
-  return str(folder)
+from tests.support import tiny_dataset, tiny_weights
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +29,9 @@ def weights(tmp_path_factory):
   again.
   """
   folder = tmp_path_factory.mktemp("weights")
-  vae = save_random(
-    "configs/vae_structure.py:fake",
-    ["--config.model.resolution=8", "--config.model.channels=(4,8)"],
-    folder / "vae",
-  )
-  geometry = save_random(
-    "configs/pretrain_geometry.py:fake",
-    ["--config.model.flow.shape_resolution=4"],
-    folder / "geometry",
+  vae = tiny_weights.save_vae(folder / "vae")
+  geometry = tiny_weights.save_random(
+    "configs/pretrain_geometry.py:fake", tiny_weights.GEOMETRY, folder / "geometry"
   )
   loaded = functools.cache(functools.partial(weights_lib.from_checkpoint, geometry, vae, steps=2))
   with pytest.MonkeyPatch.context() as patch:

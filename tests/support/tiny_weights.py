@@ -6,7 +6,7 @@ import numpy as np
 
 from launch.console import cli
 from sam3d_jax.models import parameters, registry
-from sam3d_jax.training import checkpoint
+from sam3d_jax.torch_bridge import stream
 
 VAE = ("--config.model.resolution=8", "--config.model.channels=(4,8)")
 GEOMETRY = ("--config.model.flow.shape_resolution=4",)
@@ -26,7 +26,7 @@ def save_random(
     path: rng.normal(0, 0.1, shape).astype(np.float32) for path, shape in sorted(shapes.items())
   }
   lineage = {"stage": "test", "parents": [], "datasets": {}, "learned": list(learned)}
-  checkpoint.write_params(folder, arrays, {"config": c.to_dict(), "lineage": lineage})
+  stream.write_params(folder, arrays, {"config": c.to_dict(), "lineage": lineage})
   return str(folder)
 
 
