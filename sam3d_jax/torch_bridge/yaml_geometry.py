@@ -71,7 +71,7 @@ def _backbone(flow: GeometryFlowConfig, half: bool) -> dict:
     "num_blocks": flow.depth,
     "num_heads": flow.heads,
     "out_channels": flow.latent_channels,
-    "patch_size": 1,
+    "patch_size": flow.patch,
     "pe_mode": "ape",
     "qk_rms_norm": flow.qk_rms_norm,
     "resolution": flow.shape_resolution,
@@ -87,7 +87,7 @@ def _latent(name: str, flow: GeometryFlowConfig) -> dict:
     position = {
       "_target_": TARGETS["shape_position"],
       "model_channels": flow.width,
-      "patch_size": 1,
+      "patch_size": flow.patch,
       "resolution": flow.shape_resolution,
     }
   else:
@@ -189,7 +189,6 @@ def geometry_section(tree: Mapping[str, Any], file: str) -> dict[str, Any]:
     "pe_mode": "ape",
     "share_mod": False,
     "qk_rms_norm_cross": False,
-    "patch_size": 1,
     "force_zeros_cond": True,
   }
   require(backbone, implemented, file)
@@ -205,6 +204,7 @@ def geometry_section(tree: Mapping[str, Any], file: str) -> dict[str, Any]:
     "heads": backbone.get("num_heads") or width // backbone.get("num_head_channels", 64),
     "mlp_ratio": float(backbone.get("mlp_ratio", 4)),
     "cond_width": at(backbone, "cond_channels", file),
+    "patch": backbone.get("patch_size", 1),
     "shape_resolution": at(latents, "shape.pos_embedder.resolution", file),
     "latent_channels": at(latents, "shape.in_channels", file),
     "qk_rms_norm": backbone.get("qk_rms_norm", False),
