@@ -1,13 +1,14 @@
-"""Compiles a configuration's training step for hardware that is not there, and says whether it fits
-and what it costs.
+r"""Compiles a configuration's training step for hardware that is not there; fit and cost.
 
-    python -m launch.aot --config configs/pretrain_geometry.py --topology v5p:8x8x8 --config.mesh.fsdp=8 --json report.json
+    python -m launch.aot --config configs/pretrain_geometry.py --topology v5p:8x8x8 \
+        --config.mesh.fsdp=8 --json report.json
 
-The step is the one that `launch.trainer.train` runs: same code, shardings and donation. `--topology` is a
-TPU slice as `v5p:4x4x4`, `v5e:16x16` or `v6e:16x16` (needs requirements-tpu.txt, no TPU), several
-of them with `--slices N`, or `cpu:N` for N host devices. No data and no checkpoint is read. Exit
-code 1 if the step does not fit the memory of a chip. `--search attention,full` finds the largest
-batch a chip for each of these rematerialisation policies, in about five compilations each.
+The step is the one that `launch.trainer.train` runs: same code, shardings and donation.
+`--topology` is a TPU slice as `v5p:4x4x4`, `v5e:16x16` or `v6e:16x16` (needs requirements-tpu.txt,
+no TPU), several of them with `--slices N`, or `cpu:N` for N host devices. No data and no checkpoint
+is read. Exit code 1 if the step does not fit the memory of a chip. `--search attention,full` finds
+the largest batch a chip for each of these rematerialisation policies, in about five compilations
+each.
 """
 
 import argparse
@@ -411,7 +412,8 @@ def text(report: dict) -> str:
     + ", ".join(f"{k} {size(n)}" for k, n in report["state_bytes"].items())
     + ")",
     f"FLOPs a sample: model {report['model_flops_per_sample'] / 1e12:.2f} T in closed form, "
-    f"{report['xla_flops_per_step'] / report['batch_size'] / 1e12:.2f} T counted by XLA as executed",
+    f"{report['xla_flops_per_step'] / report['batch_size'] / 1e12:.2f} T counted by XLA "
+    "as executed",
   ]
   for kind, row in (report["collectives"] or {}).items():
     lines.append(

@@ -1,15 +1,15 @@
-"""Measures training as configured on the devices at hand: step time, samples/s a chip, MFU, waiting
-for input, start-up, memory.
+r"""Measures training on the devices at hand: step time, samples/s a chip, MFU, input, memory.
 
-    python -m launch.benchmark --config configs/midtrain_os_geometry.py --config.data.kind=fake --steps 30 --write
+    python -m launch.benchmark --config configs/midtrain_os_geometry.py --config.data.kind=fake \
+        --steps 30 --write
 
 `--vs FILE[:VARIANT]` measures a second configuration in the same run, taking turns step by step, so
 that both see the same machine; `--config.KEY=VALUE` goes to the first, `--vs_set KEY=VALUE` to the
 second. `--torch` takes turns with the same model, parameters and batches in eager PyTorch on this
-CPU (launch/performance/torch_twin.py). `--write` appends a row for each to docs/benchmarks.md. Parameters are
-random and nothing is saved. A configuration that is measured alone runs as in the training loop,
-which hands a step to the devices before the one before it is finished, and reads the next batch
-meanwhile; where two take turns, every step is waited for.
+CPU (launch/performance/torch_twin.py). `--write` appends a row for each to docs/benchmarks.md.
+Parameters are random and nothing is saved. A configuration that is measured alone runs as in the
+training loop, which hands a step to the devices before the one before it is finished, and reads the
+next batch meanwhile; where two take turns, every step is waited for.
 
 `--trace DIR` traces two further steps of the first configuration with JAX's profiler (for XProf or
 Perfetto) and prints where the time of an NVIDIA GPU goes, kernel by kernel.

@@ -1,4 +1,4 @@
-"""CPU time of what a builder does with one mesh: reading, voxelising, preparing, one view, encoding.
+"""CPU time of what a builder does with one mesh: reading, voxelising, a view, encoding.
 
 Seconds are those of one core (process time), the median of the views.
 """

@@ -134,7 +134,7 @@ class ReadingSpec:
 
 
 def measure(spec: ReadingSpec) -> None:
-  """Prints samples per CPU second of the loader, on one core, for each dataset and set of streams."""
+  """Prints samples per CPU second of one core, for each dataset and set of streams."""
   with one_core(), tempfile.TemporaryDirectory() as scratch:
     for name, folder in datasets(spec, pathlib.Path(scratch)).items():
       size = len(records.open_split(folder)[0]["image"])

@@ -1,4 +1,4 @@
-"""Training steps as configured, measured: time, rate, utilisation, waiting for input, memory; and the
+"""Training steps as configured, measured: time, rate, utilisation, input wait, memory; and the
 table of docs/benchmarks.md that the figures are written into.
 """
 

@@ -60,7 +60,7 @@ def found_by_jax(spec: HostsSpec, env) -> bool:
 
 
 def connect(spec: HostsSpec, env=os.environ) -> None:
-  """Joins the job's other processes, if there are any; to be called before any device is touched."""
+  """Joins the job's other processes, if there are any; call it before a device is touched."""
   place = explicit(spec, env)
   if place is None and not found_by_jax(spec, env):
     return

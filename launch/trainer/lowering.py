@@ -1,8 +1,8 @@
 """The training step as a program: the one place that lowers it, for the devices at hand or for
 hardware that is only described.
 
-`launch.trainer.train` compiles what `step` returns and runs it; `launch.aot` compiles the same for a
-topology and reads off what it costs.
+`launch.trainer.train` compiles what `step` returns and runs it; `launch.aot` compiles the same
+for a topology and reads off what it costs.
 """
 
 from collections.abc import Callable

@@ -32,8 +32,8 @@ from sam3d_jax.training.step import GuardConfig
 class Settings:
   """A configuration, checked and typed; no device is touched.
 
-  config: as it was given, for the record and for what is read one key at a time. model_config: typed
-  configuration of the model. objective: `(model, frozen, batch, key) -> (loss, metrics)`.
+  config: as it was given, for the record and for what is read one key at a time. model_config:
+  typed configuration of the model. objective: `(model, frozen, batch, key) -> (loss, metrics)`.
   keeps_reference: it compares with a frozen copy of the parameters that the run starts from.
   """
 

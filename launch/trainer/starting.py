@@ -142,7 +142,7 @@ def check_same_run(before: dict, config: ConfigDict, workdir: pathlib.Path) -> N
 
 
 def differences(a, b, prefix: tuple[str, ...] = ()):
-  """(key path, value in a, value in b) of every leaf that differs between two nested dictionaries."""
+  """(key path, value in a, value in b) of every leaf that differs between nested dictionaries."""
   for key in sorted(set(a) | set(b)):
     x, y = a.get(key), b.get(key)
     if isinstance(x, dict) and isinstance(y, dict):

@@ -29,11 +29,11 @@ PROGRAM = """HloModule step
   %limit = s32[] constant(24)
 }
 ENTRY %main (a: f32[8]) -> f32[8] {
-  %loop = (s32[], f32[8]) while(%init), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"24"}}
+  %loop = (s32[], f32[8]) while(%init), condition=%cond, body=%body, COUNT
   %sum = bf16[100]{0} all-reduce(%g), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
   %alone = f32[7]{0} all-reduce(%h), replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}, to_apply=%add
 }
-"""
+""".replace("COUNT", 'backend_config={"known_trip_count":{"n":"24"}}')
 
 
 def fake(*overrides: str):

@@ -1,4 +1,4 @@
-"""launch.sample and launch.evaluate --samples with a tiny random model: files, resuming, refusals."""
+"""launch.sample and launch.evaluate --samples with a tiny random model: files, resuming, errors."""
 
 import argparse
 import functools
