@@ -62,3 +62,12 @@ def spans(cfg):
       out[stream] = slice(start, start + length)
       start += length
   return out
+
+
+def points_with_gaps(size=8):
+  """Two point maps with unknown points: a corner that is NaN, one coordinate that is infinite."""
+  points = RNG.standard_normal((2, size, size, 3)).astype(np.float32)
+  points[..., 2] = 1 + np.abs(points[..., 2])
+  points[0, :3, :3] = np.nan
+  points[1, 4, 5, 1] = np.inf
+  return points

@@ -175,7 +175,8 @@ def test_points_beyond_the_box_are_unknown_but_those_beside_the_photo_are_filled
   corner = np.zeros_like(MASK)
   corner[5:20, :12] = True  # the box leaves the photo on the left, the padding surrounds the box
   window = preprocessing.crop_window(corner, padding=0.5)
-  out = preprocess(mask=corner, padding=0.5, pointmap_size=window.side)["pointmap"]
+  whole = {"image_size": window.side, "pointmap_size": window.side}  # nothing is resized
+  out = preprocess(mask=corner, padding=0.5, **whole)["pointmap"]
   x1, y1, x2, y2 = window.box
   columns = np.arange(window.side) + window.x
   assert x1 < 0 and np.isnan(out[:, columns < x1]).all() and np.isnan(out[:, columns >= x2]).all()
@@ -192,9 +193,11 @@ def test_point_maps_of_another_size_are_brought_to_the_photo_and_keep_their_gaps
 
 
 def test_a_point_map_is_resized_to_the_images_size_and_from_there_to_its_own():
-  twice, once = preprocess(), preprocess(resize_twice=False)
-  between = preprocess(resize_twice=False, pointmap_size=SIZES["image_size"])
-  index = nearest_index(SIZES["image_size"], SIZES["pointmap_size"])
+  image_size = 18  # with 16 of the point map, both windows have points that one resize would miss
+  twice = preprocess(image_size=image_size)
+  once = preprocess(image_size=image_size, resize_twice=False)
+  between = preprocess(image_size=image_size, resize_twice=False, pointmap_size=image_size)
+  index = nearest_index(image_size, SIZES["pointmap_size"])
   for name in ("pointmap", "rgb_pointmap"):
     np.testing.assert_array_equal(twice[name], between[name][index][:, index])
     assert not np.array_equal(twice[name], once[name], equal_nan=True)

@@ -25,6 +25,7 @@ from tests.support.tiny_condition import (
   encoder,
   gradients,
   point_encoder,
+  points_with_gaps,
   spans,
 )
 
@@ -134,14 +135,6 @@ def test_streams_are_batched_example_by_example():
   batched = conditioning.together(streams)
   assert np.asarray(batched)[:, 0].tolist() == [0, 1, 10, 11, 20, 21]
   np.testing.assert_array_equal(conditioning.apart(batched, 2)[:, 1], streams[1])
-
-
-def points_with_gaps(size=8):
-  points = RNG.standard_normal((2, size, size, 3)).astype(np.float32)
-  points[..., 2] = 1 + np.abs(points[..., 2])
-  points[0, :3, :3] = np.nan
-  points[1, 4, 5, 1] = np.inf
-  return points
 
 
 @nnx.jit
