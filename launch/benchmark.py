@@ -27,6 +27,7 @@ import shlex
 import sys
 
 from launch.console import cli
+from launch.console.flags import json_flag
 from launch.trainer import checks
 from sam3d_jax.errors import ConfigError
 
@@ -67,7 +68,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--write", action="store_true", help="append a row for each to docs/benchmarks.md"
   )
-  parser.add_argument("--json", metavar="FILE", help="write the figures here")
+  json_flag(parser)
   reading = parser.add_argument_group("reading records, in place of --config")
   reading.add_argument(
     "--reading", action="store_true", help="samples per CPU second of the loader, on one core"

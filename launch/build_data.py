@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.build import beam_executor, shard_jobs
 from launch.console import cli
+from launch.console.flags import dry_run_flag
 from launch.console.progress import Progress
 from launch.planners.builders import PLANNERS
 from sam3d_jax.errors import ConfigError, Preempted
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+  dry_run_flag(parser, "print the plan")
   parser.add_argument(
     "--executor", choices=("local", "beam"), default="local", help="local processes, or Apache Beam"
   )

@@ -14,6 +14,7 @@ import dataclasses
 import pathlib
 
 from launch.console import cli
+from launch.console.flags import which_flag
 from launch.console.progress import Progress
 from sam3d_jax.errors import InputError
 
@@ -52,7 +53,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--out", required=True, type=pathlib.Path, metavar="DIR", help="folder of the new dataset"
   )
-  parser.add_argument("--which", default="ema", help="parameters to use: ema, ema:<decay> or raw")
+  which_flag(parser)
   parser.add_argument("--batch_size", type=int, default=16, help="shapes encoded at a time")
   parser.add_argument(
     "--task_index", type=int, default=0, help="this job's number among those that share the work"

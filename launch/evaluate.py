@@ -24,6 +24,7 @@ import os
 import pathlib
 
 from launch.console import cli
+from launch.console.flags import dry_run_flag, sampler_flags, weights_flags
 from launch.console.folders import prepare_workdir
 from sam3d_jax.errors import InputError
 
@@ -66,38 +67,15 @@ def flags(parser: argparse.ArgumentParser) -> None:
     help="your own photos with masks, meshes and poses, in the same layout",
   )
   sets.add_argument("--max", type=int, default=0, help="objects at most, evenly spaced; 0: all")
-  sets.add_argument("--checkpoint", help="work folder of a Geometry model")
-  sets.add_argument(
-    "--decoder",
-    help="work folder of the structure VAE of its data (default: as the checkpoint says)",
-  )
-  sets.add_argument("--release", help="release folder with both")
+  weights_flags(sets)
   sets.add_argument(
     "--oracle",
     action="store_true",
     help="take the true voxels and poses in place of a model: the set's ceiling",
   )
-  sets.add_argument(
-    "--which", default="ema", help="parameters of the checkpoint: raw, ema (default) or ema:<decay>"
-  )
-  sets.add_argument(
-    "--steps", type=int, help="of the sampler (default: as recorded with the weights)"
-  )
-  sets.add_argument(
-    "--guidance", type=float, help="strength (default: as recorded with the weights)"
-  )
-  sets.add_argument(
-    "--shortcut",
-    action="store_true",
-    help="few-step sampling of a distilled model (4 steps unless --steps)",
-  )
+  sampler_flags(sets)
   sets.add_argument("--seed", type=int, default=0, help="of the noise")
-  sets.add_argument("--batch_size", type=int, default=32, help="objects sampled at once")
-  sets.add_argument(
-    "--dry_run",
-    action="store_true",
-    help="check the inputs and their poses, print the plan and stop",
-  )
+  dry_run_flag(sets, "check the inputs and their poses, print the plan")
   pictures = parser.add_argument_group("rendered views, and people's choices")
   pictures.add_argument(
     "--views", metavar="DIR", help="DIR/<object>/truth_<view>.png and pred_<view>.png: PSNR, SSIM"

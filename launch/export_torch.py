@@ -13,6 +13,7 @@ import argparse
 from typing import Any
 
 from launch.console import cli
+from launch.console.flags import step_flag, which_flag
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,12 +24,8 @@ def main(argv: list[str] | None = None) -> int:
 def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--checkpoint", required=True, help="work folder of the model")
   parser.add_argument("--out", required=True, help="release folder to write; must not exist")
-  parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
-  parser.add_argument(
-    "--which",
-    default="ema",
-    help="parameters: raw, ema (slowest decay) or ema:<decay> (default: ema)",
-  )
+  step_flag(parser)
+  which_flag(parser)
   parser.add_argument(
     "--vae", help="work folder of the structure VAE that encoded the training data"
   )

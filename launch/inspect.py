@@ -15,6 +15,7 @@ import argparse
 from collections.abc import Iterator
 
 from launch.console import cli
+from launch.console.flags import step_flag
 from sam3d_jax.errors import InputError
 
 
@@ -25,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--checkpoint", help="work folder")
-  parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+  step_flag(parser)
   parser.add_argument(
     "--digest", action="store_true", help="one line per array, with the SHA-256 of its bytes"
   )

@@ -24,11 +24,10 @@ import sys
 from launch import quickstart
 from launch.console import cli
 from launch.console.chain import Step, commands, run_all
+from launch.console.flags import dry_run_flag
 from launch.console.folders import prepare_workdir
 from launch.console.progress import duration
-from launch.ladders import report
 from sam3d_jax.errors import InputError
-from sam3d_jax.training import checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +84,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     metavar="DIR",
     help="put the results of finished ladders into one table, and stop",
   )
-  parser.add_argument("--dry_run", action="store_true", help="print the commands and stop")
+  dry_run_flag(parser, "print the commands")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,34 +246,60 @@ def run(args: argparse.Namespace) -> int:
   """Runs what is not done yet and writes the table."""
   work = prepare_workdir(args.workdir)
   if args.summarise:
-    report.write(work, [pathlib.Path(d) for d in args.summarise], STAGES)
+    summarise(work, [pathlib.Path(folder) for folder in args.summarise])
     return 0
-  start = pathlib.Path(args.pretrained).absolute() if args.pretrained else work / "quickstart"
+
+  # A finished quickstart is taken as it is, else the ladder begins with one of its own.
+  if args.pretrained:
+    start = pathlib.Path(args.pretrained).absolute()
+    before = []
+  else:
+    start = work / "quickstart"
+    before = quickstart_steps(start, args.seed)
   ladder = Ladder(work, start, args.seed, SCALES[args.scale])
-  before = [] if args.pretrained else quickstart_steps(start, args.seed)
   if args.dry_run:
     print(commands([*before, *ladder.steps()]))
     return 0
-  for part in ("vae", "geometry") if args.pretrained else ():
-    if not checkpoint.steps(start / part):
-      raise InputError(
-        f"--pretrained {args.pretrained}: no checkpoint in {start / part}; give the work folder of "
-        "a finished quickstart"
-      )
+  if args.pretrained:
+    check_pretrained(args.pretrained, start)
+
+  # Each chain skips what an earlier start of it has finished.
   seconds = 0.0
   if before:
     start.mkdir(parents=True, exist_ok=True)
     seconds += run_all(before, start)
   seconds += run_all(ladder.steps(), work)
-  report.write(work, [work], STAGES)
+  summarise(work, [work])
   print(f"time {duration(seconds)}")
   return 0
+
+
+def summarise(out: pathlib.Path, folders: list[pathlib.Path]) -> None:
+  """Writes one table of the ladders in `folders`. Raises InputError for one that has no scores."""
+  # The wall, here and below: what knows JAX is imported only once there is work for it, so that
+  # --help, --dry_run and the chain itself cost none.
+  from launch.ladders import report
+
+  report.write(out, folders, STAGES)
+
+
+def check_pretrained(given: str, start: pathlib.Path) -> None:
+  """Raises InputError unless the quickstart in `start` has trained both of its models."""
+  from sam3d_jax.training import checkpoint
+
+  for part in ("vae", "geometry"):
+    if not checkpoint.steps(start / part):
+      raise InputError(
+        f"--pretrained {given}: no checkpoint in {start / part}; give the work folder of "
+        "a finished quickstart"
+      )
 
 
 def quickstart_steps(start: pathlib.Path, seed: int) -> list[Step]:
   """The quickstart up to its pre-trained model."""
   steps = quickstart.chain(start, seed)
-  return steps[: [s.name for s in steps].index("pretrain") + 1]
+  names = [step.name for step in steps]
+  return steps[: names.index("pretrain") + 1]
 
 
 def rated_flags(parser: argparse.ArgumentParser) -> None:
@@ -306,7 +331,6 @@ def weights_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--decoder", required=True, help="work folder of the structure VAE")
 
 
-# The steps import what they need themselves, so that the chain and --help cost no JAX.
 def run_rated(args: argparse.Namespace) -> None:
   from launch.ladders import data
 

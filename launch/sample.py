@@ -17,6 +17,7 @@ import argparse
 import pathlib
 
 from launch.console import cli
+from launch.console.flags import dry_run_flag, sampler_flags, weights_flags
 from launch.console.folders import prepare_workdir
 from sam3d_jax.errors import InputError
 from sam3d_jax.files import pointmaps
@@ -29,15 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def flags(parser: argparse.ArgumentParser) -> None:
   weights = parser.add_argument_group("weights")
-  weights.add_argument("--checkpoint", help="work folder of a Geometry model")
-  weights.add_argument(
-    "--decoder",
-    help="work folder of the structure VAE of its data (default: as the checkpoint says)",
-  )
-  weights.add_argument("--release", help="release folder with both")
-  weights.add_argument(
-    "--which", default="ema", help="parameters of the checkpoint: raw, ema (default) or ema:<decay>"
-  )
+  weights_flags(weights)
   photo = parser.add_argument_group("photos")
   photo.add_argument(
     "--image", help="photo; its alpha channel is the mask if neither --mask nor --labels is given"
@@ -123,22 +116,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
     "--shuffle_images", action="store_true", help="take each image from another object (baseline)"
   )
   parser.add_argument("--out", required=True, help="folder for the results")
-  parser.add_argument(
-    "--steps", type=int, help="of the sampler (default: as recorded with the weights)"
-  )
-  parser.add_argument(
-    "--guidance", type=float, help="strength (default: as recorded with the weights)"
-  )
-  parser.add_argument(
-    "--shortcut",
-    action="store_true",
-    help="few-step sampling of a distilled model (4 steps unless --steps)",
-  )
+  sampler_flags(parser)
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--batch_size", type=int, default=32, help="objects sampled at once")
-  parser.add_argument(
-    "--dry_run", action="store_true", help="check the inputs, print the plan and stop"
-  )
+  dry_run_flag(parser, "check the inputs, print the plan")
 
 
 def run(args: argparse.Namespace) -> None:

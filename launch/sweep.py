@@ -18,6 +18,7 @@ import argparse
 import pathlib
 
 from launch.console import cli
+from launch.console.flags import dry_run_flag
 from launch.sweeps import run as sweep_run
 
 
@@ -65,7 +66,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     metavar="FILE",
     help="file of launch.cluster with a section slurm: size of a trial",
   )
-  parser.add_argument("--dry_run", action="store_true", help="print the trials and stop")
+  dry_run_flag(parser, "print the trials")
   parser.add_argument("--report", action="store_true", help="only renew table.csv and report.html")
 
 

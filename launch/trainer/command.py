@@ -7,6 +7,7 @@ the stages they accept.
 import argparse
 
 from launch.console import cli
+from launch.console.flags import dry_run_flag
 from launch.trainer import checks
 from launch.trainer.specs import HostsSpec, RunSpec
 from sam3d_jax.training.preemption import StopFlag
@@ -35,7 +36,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     required=True,
     help="folder for checkpoints and metrics; an existing one is resumed",
   )
-  parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+  dry_run_flag(parser, "print the plan")
   hosts_flags(parser)
 
 
