@@ -25,18 +25,31 @@ class Palette(NamedTuple):
 
   def any(self, rng: np.random.Generator) -> Colour:
     """A colour outside the palette, for contents (books, windows)."""
-    return _colour(rng.uniform(), rng.uniform(0.3, 0.9), rng.uniform(0.4, 0.95))
+    hue = rng.uniform()
+    return _draw_colour(rng, hue, saturation=(0.3, 0.9), value=(0.4, 0.95))
 
 
 def draw_palette(rng: np.random.Generator) -> Palette:
   """Three colours: a main hue, a duller second and a contrasting accent."""
   hue = rng.uniform()
-  main = _colour(hue, rng.uniform(0.25, 0.85), rng.uniform(0.55, 0.95))
-  second = _colour(hue + rng.uniform(-0.15, 0.15), rng.uniform(0.05, 0.5), rng.uniform(0.3, 0.85))
-  accent = _colour(hue + rng.uniform(0.35, 0.65), rng.uniform(0.4, 0.95), rng.uniform(0.5, 0.95))
+  main = _draw_colour(rng, hue, saturation=(0.25, 0.85), value=(0.55, 0.95))
+  near = hue + rng.uniform(-0.15, 0.15)
+  second = _draw_colour(rng, near, saturation=(0.05, 0.5), value=(0.3, 0.85))
+  opposite = hue + rng.uniform(0.35, 0.65)
+  accent = _draw_colour(rng, opposite, saturation=(0.4, 0.95), value=(0.5, 0.95))
   return Palette(main, second, accent)
 
 
-def _colour(hue: float, saturation: float, value: float) -> Colour:
-  rgb = colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
+def _draw_colour(
+  rng: np.random.Generator,
+  hue: float,
+  *,
+  saturation: tuple[float, float],
+  value: tuple[float, float],
+) -> Colour:
+  """An sRGB colour of a hue (turns); saturation and value are drawn from ranges in 0..1."""
+  # The saturation is drawn before the value: the order decides every colour after it.
+  drawn_saturation = rng.uniform(*saturation)
+  drawn_value = rng.uniform(*value)
+  rgb = colorsys.hsv_to_rgb(hue % 1.0, drawn_saturation, drawn_value)
   return tuple(int(round(255 * channel)) for channel in rgb)

@@ -5,24 +5,37 @@ interpenetrate, as in most artists' meshes.
 """
 
 from collections.abc import Sequence
+import itertools
 
 import numpy as np
 import trimesh
 
 
 def _mesh(vertices, faces) -> trimesh.Trimesh:
-  vertices, faces = np.asarray(vertices, np.float64), np.asarray(faces, np.int64)
-  return trimesh.Trimesh(vertices=vertices, faces=faces, process=False)
+  return trimesh.Trimesh(
+    vertices=np.asarray(vertices, np.float64),
+    faces=np.asarray(faces, np.int64),
+    process=False,
+  )
 
 
 def box(size: Sequence[float], center: Sequence[float]) -> trimesh.Trimesh:
   """Axis-aligned box of the given edge lengths around `center`."""
-  corners = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
-  quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
+  corners = np.array(list(itertools.product((-0.5, 0.5), repeat=3)))  # z runs fastest
+  quads = [
+    (0, 1, 3, 2),
+    (4, 6, 7, 5),
+    (0, 4, 5, 1),
+    (2, 3, 7, 6),
+    (0, 2, 6, 4),
+    (1, 5, 7, 3),
+  ]
   faces = []
   for a, b, c, d in quads:
-    faces += [(a, b, c), (a, c, d)]
-  return _mesh(corners * np.asarray(size) + np.asarray(center), faces)
+    faces.append((a, b, c))
+    faces.append((a, c, d))
+  vertices = corners * np.asarray(size) + np.asarray(center)
+  return _mesh(vertices, faces)
 
 
 def lathe(
@@ -34,32 +47,45 @@ def lathe(
   end at r = 0, so the surface is closed; an inner wall (mug, bowl) is part of the profile.
   """
   profile = np.asarray(profile_rz, np.float64)
-  if profile[0, 0] != 0.0 or profile[-1, 0] != 0.0:
+  first_radius, first_z = profile[0]
+  last_radius, last_z = profile[-1]
+  if first_radius != 0.0 or last_radius != 0.0:
     raise ValueError(
-      f"a lathe profile starts and ends on the axis (r = 0), got r = {profile[0, 0]} and "
-      f"{profile[-1, 0]}"
+      f"a lathe profile starts and ends on the axis (r = 0), got r = {first_radius} and "
+      f"{last_radius}"
     )
+
+  # A ring of vertices for every point off the axis.
   angle = np.linspace(0.0, 2 * np.pi, segments, endpoint=False)
-  ring = np.stack([np.cos(angle), np.sin(angle)], -1)  # (S, 2)
+  circle_S2 = np.stack([np.cos(angle), np.sin(angle)], -1)
   inner = profile[1:-1]
+  radii = inner[:, None, :1]
   heights = np.broadcast_to(inner[:, None, 1:], (len(inner), segments, 1))
-  rings = np.concatenate([inner[:, None, :1] * ring, heights], -1)
-  apexes = [[0, 0, profile[0, 1]], [0, 0, profile[-1, 1]]]
+  rings = np.concatenate([radii * circle_S2, heights], -1)
+
+  # The two points on the axis close it.
+  apexes = [[0, 0, first_z], [0, 0, last_z]]
   vertices = np.concatenate([rings.reshape(-1, 3), apexes])
-  return _mesh(vertices + np.asarray(center), _grid_faces(len(inner), segments))
+  faces = _grid_faces(len(inner), segments)
+  return _mesh(vertices + np.asarray(center), faces)
 
 
 def _grid_faces(rows: int, columns: int) -> np.ndarray:
   """Faces of `rows` closed rings of `columns` vertices, then a bottom and a top apex vertex."""
-  i = np.arange(columns)
-  j = (i + 1) % columns
-  bottom, top = rows * columns, rows * columns + 1
-  faces = [np.stack([np.full(columns, bottom), j, i], -1)]
+  here = np.arange(columns)
+  after = (here + 1) % columns
+  bottom = np.full(columns, rows * columns)
+  top = np.full(columns, rows * columns + 1)
+
+  # A fan below, two triangles a cell between the rings, a fan above.
+  faces = [np.stack([bottom, after, here], -1)]
   for row in range(rows - 1):
-    a, b = row * columns + i, row * columns + j
-    faces += [np.stack([a, b, b + columns], -1), np.stack([a, b + columns, a + columns], -1)]
+    a = row * columns + here
+    b = row * columns + after
+    faces.append(np.stack([a, b, b + columns], -1))
+    faces.append(np.stack([a, b + columns, a + columns], -1))
   last = (rows - 1) * columns
-  faces.append(np.stack([last + i, last + j, np.full(columns, top)], -1))
+  faces.append(np.stack([last + here, last + after, top], -1))
   return np.concatenate(faces)
 
 
@@ -73,8 +99,14 @@ def cylinder(
 ):
   """Cylinder, or a frustum when `top_radius` differs; `center` is the middle of its axis."""
   top = radius if top_radius is None else top_radius
-  h = height / 2
-  profile = [(0, -h), (radius, -h), (max(top, 1e-3 * radius), h), (0, h)]
+  top = max(top, 1e-3 * radius)  # a cone's point keeps a ring of its own
+  half = height / 2
+  profile = [
+    (0, -half),
+    (radius, -half),
+    (top, half),
+    (0, half),
+  ]
   return lathe(profile, segments=segments, center=center)
 
 
@@ -84,9 +116,10 @@ def ellipsoid(
   """Ellipsoid with semi-axes `radii`."""
   phi = np.linspace(-np.pi / 2, np.pi / 2, segments // 2 + 1)
   profile = np.stack([np.cos(phi), np.sin(phi)], -1)
-  profile[[0, -1], 0] = 0.0
+  profile[[0, -1], 0] = 0.0  # the cosine is not exactly zero there
   sphere = lathe(profile, segments=segments)
-  return _mesh(sphere.vertices * np.asarray(radii) + np.asarray(center), sphere.faces)
+  vertices = sphere.vertices * np.asarray(radii) + np.asarray(center)
+  return _mesh(vertices, sphere.faces)
 
 
 def tube(path_P3, radius, *, segments: int = 12) -> trimesh.Trimesh:
@@ -98,16 +131,21 @@ def tube(path_P3, radius, *, segments: int = 12) -> trimesh.Trimesh:
   radius_P = np.broadcast_to(np.asarray(radius, np.float64), len(path))
   tangent = np.gradient(path, axis=0)
   tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
+
   # One reference direction least aligned with the whole path keeps neighbouring rings untwisted.
-  reference = np.eye(3)[np.argmin(np.abs(tangent).max(0))]
+  alignment = np.abs(tangent).max(0)
+  reference = np.eye(3)[np.argmin(alignment)]
   normal = np.cross(tangent, reference)
   normal /= np.linalg.norm(normal, axis=1, keepdims=True)
   binormal = np.cross(tangent, normal)
+
+  # A ring about every point, and the two ends of the path in the middle of the flat ends.
   angle = np.linspace(0.0, 2 * np.pi, segments, endpoint=False)[None, :, None]
   around = np.cos(angle) * normal[:, None] + np.sin(angle) * binormal[:, None]
   rings = path[:, None] + radius_P[:, None, None] * around
   vertices = np.concatenate([rings.reshape(-1, 3), path[[0, -1]]])
-  return _mesh(vertices, _grid_faces(len(path), segments))
+  faces = _grid_faces(len(path), segments)
+  return _mesh(vertices, faces)
 
 
 def rod(
@@ -127,15 +165,23 @@ def prism(
   axes = ["xyz".index(c) for c in plane]
   third = ({0, 1, 2} - set(axes)).pop()
   polygon = np.asarray(polygon_K2, np.float64)
-  k = len(polygon)
-  vertices = np.zeros((2 * k, 3))
-  for side, offset in enumerate((-depth / 2, depth / 2)):
-    vertices[side * k : (side + 1) * k, axes] = polygon
-    vertices[side * k : (side + 1) * k, third] = offset
-  i, j = np.arange(k), (np.arange(k) + 1) % k
-  fan = np.stack([np.zeros(k - 2, int), np.arange(1, k - 1), np.arange(2, k)], -1)
-  sides = [np.stack([i, j, j + k], -1), np.stack([i, j + k, i + k], -1)]
-  faces = np.concatenate([fan[:, ::-1], fan + k, *sides])
+  count = len(polygon)
+
+  # The polygon twice, half the depth to either side.
+  vertices = np.zeros((2 * count, 3))
+  vertices[:count, axes] = polygon
+  vertices[:count, third] = -depth / 2
+  vertices[count:, axes] = polygon
+  vertices[count:, third] = depth / 2
+
+  # Each end is a fan about its first corner, each side two triangles.
+  here = np.arange(count)
+  after = (here + 1) % count
+  first = np.zeros(count - 2, int)
+  fan = np.stack([first, here[1:-1], here[2:]], -1)
+  lower = np.stack([here, after, after + count], -1)
+  upper = np.stack([here, after + count, here + count], -1)
+  faces = np.concatenate([fan[:, ::-1], fan + count, lower, upper])
   mesh = _mesh(vertices + np.asarray(center), faces)
   # the polygon's winding and the plane's handedness decide which way round the faces came out
   if mesh.volume < 0:

@@ -14,29 +14,31 @@ import numpy as np
 import trimesh
 
 from data_pipelines.synth import families_furniture as furniture
+from data_pipelines.synth import families_outdoors as outdoors
 from data_pipelines.synth import families_things as things
+from data_pipelines.synth import families_vessels as vessels
 from data_pipelines.synth.palette import Palette, Part, draw_palette
 
 FAMILIES: dict[str, Callable[[np.random.Generator, Palette], list[Part]]] = {
   "table": furniture.table,
   "chair": furniture.chair,
-  "mug": furniture.mug,
+  "mug": vessels.mug,
   "lamp": furniture.lamp,
-  "bottle": furniture.bottle,
+  "bottle": vessels.bottle,
   "arrow": things.arrow,
   "letter": things.letter,
   "crate": things.crate,
-  "car": things.car,
+  "car": outdoors.car,
   "hammer": things.hammer,
   "shelf": furniture.shelf,
-  "bowl": furniture.bowl,
+  "bowl": vessels.bowl,
   "dumbbell": things.dumbbell,
   "stairs": furniture.stairs,
-  "tree": things.tree,
+  "tree": outdoors.tree,
   "stool": furniture.stool,
-  "house": things.house,
+  "house": outdoors.house,
   "bed": furniture.bed,
-  "aeroplane": things.aeroplane,
+  "aeroplane": outdoors.aeroplane,
 }
 
 # Object frame (z up) to glTF (y up), column form; assets.py undoes it on the way in.
@@ -55,7 +57,9 @@ def family_of(index: int, families: Sequence[str] = ()) -> str:
 def make_parts(seed: int, index: int, families: Sequence[str] = ()) -> list[Part]:
   """The coloured solids of object `index`, z up, in free units."""
   rng = np.random.default_rng([seed, index])
-  return FAMILIES[family_of(index, families)](rng, draw_palette(rng))
+  make = FAMILIES[family_of(index, families)]
+  paint = draw_palette(rng)
+  return make(rng, paint)
 
 
 def make_scene(seed: int, index: int, families: Sequence[str] = ()) -> trimesh.Scene:
@@ -63,20 +67,26 @@ def make_scene(seed: int, index: int, families: Sequence[str] = ()) -> trimesh.S
   scene = trimesh.Scene()
   for i, part in enumerate(make_parts(seed, index, families)):
     material = trimesh.visual.material.PBRMaterial(
-      baseColorFactor=_linear_factor(part.colour), metallicFactor=0.0, roughnessFactor=0.7
+      baseColorFactor=_linear_factor(part.colour),
+      metallicFactor=0.0,
+      roughnessFactor=0.7,
     )
     mesh = part.mesh.copy()
+    # trimesh keeps a material only with texture coordinates
     uv = np.zeros((len(mesh.vertices), 2))
     mesh.visual = trimesh.visual.TextureVisuals(uv=uv, material=material)
-    scene.add_geometry(mesh, geom_name=f"part{i}", node_name=f"part{i}")
+    name = f"part{i}"
+    scene.add_geometry(mesh, geom_name=name, node_name=name)
   return scene
 
 
 def _linear_factor(colour) -> list[float]:
   """glTF base colour factors are linear (float64 here); palettes are sRGB."""
   encoded = np.asarray(colour) / 255.0
-  dark, bright = encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4
-  return [*np.where(encoded <= 0.04045, dark, bright), 1.0]
+  dark = encoded / 12.92
+  bright = ((encoded + 0.055) / 1.055) ** 2.4
+  linear = np.where(encoded <= 0.04045, dark, bright)
+  return [*linear, 1.0]
 
 
 def write_glbs(out: pathlib.Path, *, seed: int, count: int, families: Sequence[str] = ()) -> None:
@@ -85,4 +95,5 @@ def write_glbs(out: pathlib.Path, *, seed: int, count: int, families: Sequence[s
   for index in range(count):
     scene = make_scene(seed, index, families)
     scene.apply_transform(Z_UP_TO_Y_UP)
-    scene.export(out / f"{index:05d}_{family_of(index, families)}.glb")
+    family = family_of(index, families)
+    scene.export(out / f"{index:05d}_{family}.glb")
