@@ -13,7 +13,6 @@ import dataclasses
 import pathlib
 import sys
 
-from data_pipelines.build import sheet, validation
 from launch.console import cli
 from launch.console.progress import Progress
 from sam3d_jax.files import atomic
@@ -51,11 +50,16 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Validates what the flags name; the exit code."""
-  return validate(ValidationSpec(args.data, args.html, args.max_examples))
+  spec = ValidationSpec(args.data, args.html, args.max_examples)
+  return validate(spec)
 
 
 def validate(spec: ValidationSpec) -> int:
   """Validates, prints, draws; the exit code."""
+  # The wall: what reads datasets is loaded only once there is one to check.
+  from data_pipelines.build import sheet, validation
+
+  # the examples
   chosen = validation.choose(spec.data, spec.max_examples)
   total = sum(len(choice.indices) for choice in chosen)
   with Progress(total, "checking", "examples") as bar:
@@ -64,7 +68,10 @@ def validate(spec: ValidationSpec) -> int:
       bar.update(1, failed=failed)
 
     tally, rows = validation.check(chosen, show)
-  text = validation.describe(spec.data, tally, validation.quarantined(spec.data))
+
+  # what was found, as text and as a page
+  refused = validation.quarantined(spec.data)
+  text = validation.describe(spec.data, tally, refused)
   print(text)
   if spec.html is not None:
     page = sheet.write_sheet(spec.data.name, text, rows)

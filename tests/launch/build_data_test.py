@@ -22,7 +22,7 @@ from data_pipelines.synth import sources
 from data_pipelines.synth.camera import viewpoint
 from launch import build_data
 from launch.console import cli
-from launch.planners import builders
+from launch.planners import builders, building
 from sam3d_jax.errors import ConfigError, InputError, JobFailed
 from sam3d_jax.files import atomic
 from sam3d_jax.geometry.cameras import Camera
@@ -407,4 +407,4 @@ def test_values_no_builder_can_use_end_with_code_2(tmp_path, capsys, override, m
   assert capsys.readouterr().err.startswith("error: ") and not list(tmp_path.iterdir())
   config = cli.load_config(CONFIG, [f"--config.out={tmp_path}", f"--config.{override}"])
   with pytest.raises(ConfigError, match=message):
-    build_data.check(config)
+    building.check(config)
