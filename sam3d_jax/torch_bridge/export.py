@@ -53,17 +53,27 @@ def export(spec: Export) -> dict[str, Any]:
 def open_model(source: Source, *, kind: str | None = None) -> Model:
   """A checkpoint as a model to release; arrays are read as they are written.
 
-  Raises InputError if it holds another kind of model than asked for, a kind that has no published
-  form, or adapters that are not to be merged.
+  Raises InputError if it holds another kind of model than asked for, one that has no published
+  form (a kind that is not published, a flow model or structure VAE on patches), or adapters that
+  are not to be merged.
   """
-  workdir, step = source.workdir, checkpoint.resolve_step(source.workdir, source.step)
+  workdir = source.workdir
+  step = checkpoint.resolve_step(workdir, source.step)
   meta = checkpoint.read_meta(workdir, step)
   config = ConfigDict(meta["config"])
   if kind is not None and config.model.name != kind:
     raise InputError(f"{workdir} holds a {config.model.name} model, not a {kind} model")
-  sources = checkpoint.param_sources(checkpoint.stored_shapes(workdir, step), source.which)
-  params = stream.read_params(workdir, step, in_file_order(config.model, sources))
 
+  # Parameters in the order of the published files; a model without published form is refused here.
+  stored = checkpoint.stored_shapes(workdir, step)
+  sources = checkpoint.param_sources(stored, source.which)
+  try:
+    ordered = in_file_order(config.model, sources)
+  except InputError as error:
+    raise InputError(f"{workdir}: {error}") from error
+  params = stream.read_params(workdir, step, ordered)
+
+  # Published files have no adapters: they are folded into what they adapt.
   factors = adapters.factor_paths(sources)
   if factors and not source.merge_lora:
     raise InputError(
@@ -75,32 +85,45 @@ def open_model(source: Source, *, kind: str | None = None) -> Model:
   if factors:
     params = lora.merge(params, params.shapes, adapters.scale_of(config))
 
+  # Where it comes from; a structure VAE also has the name that its latents carry.
+  digest = checkpoint.digest(meta)
   parent = {
     "path": str(workdir),
     "step": step,
     "which": source.which,
-    "digest": checkpoint.digest(meta),
+    "digest": digest,
     "lineage": meta["lineage"],
   }
-  makes_latents = config.model.name == "structure_vae"
+  autoencoder = None
+  if config.model.name == "structure_vae":
+    autoencoder = parameters.params_digest(params)
   return Model(
     config=config,
     params=params,
     shapes=params.shapes,
     lineage={"stage": "export", "parents": [parent], "merged_lora": bool(factors)},
-    digest=parent["digest"],
-    autoencoder=parameters.params_digest(params) if makes_latents else None,
+    digest=digest,
+    autoencoder=autoencoder,
   )
 
 
 def in_file_order(model: ConfigDict, sources: Mapping[str, str]) -> dict[str, str]:
-  """The paths as the published files hold them, each kernel followed by its low-rank factors."""
-  ours = [rule.ours for rule in parts.rules_of(model) if rule.ours is not None]
-  rank = {path: i for i, path in enumerate(ours)}
+  """The paths as the published files hold them, each kernel followed by its low-rank factors.
+
+  model: a `model` section. sources: path -> path in the checkpoint. Raises InputError if the model
+  has no published form.
+  """
+  rank: dict[str, int] = {}
+  for rule in parts.rules_of(model):
+    if rule.ours is not None:
+      rank[rule.ours] = len(rank)
 
   def place(path: str) -> tuple[int, str]:
+    """A factor stands beside its kernel; what no rule names comes last, and is refused later."""
     module, _, name = path.rpartition("/")
-    beside = f"{module}/kernel" if name.startswith("lora_") else path
-    return rank.get(beside, len(rank)), name
+    if name.startswith("lora_"):
+      path = f"{module}/kernel"
+    return rank.get(path, len(rank)), name
 
-  return {path: sources[path] for path in sorted(sources, key=place)}
+  ordered = sorted(sources, key=place)
+  return {path: sources[path] for path in ordered}

@@ -79,44 +79,71 @@ def write_release(
   decoder is not the one that belongs to the latents.
   """
   out = pathlib.Path(out)
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise InputError(f"{out} exists and is not an empty folder")
+  if out.exists():
+    empty_folder = out.is_dir() and not any(out.iterdir())
+    if not empty_folder:
+      raise InputError(f"{out} exists and is not an empty folder")
+
+  # Everything that can be refused is, before anything is written.
   source = read_release(take_from) if take_from is not None else None
   _check_fit(model, vae)
   decoder = decoder_identity(vae, source)
-  verified = check_latents(latents_of(model.lineage), decoder)
+  latents = latents_of(model.lineage)
+  verified = check_latents(latents, decoder)
   if storage.suffix != ".safetensors":
     load.require_torch(f"writing {storage.suffix} files (give --safetensors to do without)")
+
+  # The record is written last: it has the digests of all other files.
   with atomic.folder(out) as temporary:
     record = _fill(temporary, model, vae, source, storage)
     record["decoder"] = {**decoder, "verified": verified}
-    (temporary / SIDECAR).write_text(json.dumps(record, indent=2, default=list) + "\n")
+    text = json.dumps(record, indent=2, default=list)
+    (temporary / SIDECAR).write_text(text + "\n")
   return record
 
 
 def _check_fit(model: Model, vae: Model | None) -> None:
   """Everything that can be wrong with names and sizes, all models together, before any writing."""
-  problems = []
-  for one in (model, vae):
-    if one is None:
-      continue
-    needed = parameters.flat_shapes(registry.abstract_model(one.config.model))
-    try:
-      parameters.check_shapes(one.shapes, needed)
-    except parameters.ParameterMismatch as error:
-      problems.append(str(error))
-  read = parts.latents_of(model.config.model)
-  if vae is not None and read is None:
-    problems.append(f"a {model.config.model.name} model has no structure latents to be decoded")
-  elif vae is not None:
-    made = parts.latents_of(vae.config.model)
-    if made != read:
-      problems.append(
-        f"the autoencoder's latents are {made[0]}^3 x {made[1]}, the flow model's "
-        f"{read[0]}^3 x {read[1]}"
-      )
+  problems = _misfits(model)
+  if vae is not None:
+    problems += _misfits(vae)
+    problems += _latent_misfits(model, vae)
   if problems:
     raise InputError("\n".join(problems))
+
+
+def _misfits(model: Model) -> list[str]:
+  """What keeps one model from its published form: its kind or sizes, or stray parameters."""
+  section = model.config.model
+  problems = []
+
+  # What the published classes do not have, such as patches.
+  try:
+    parts.parts_of(section)
+  except InputError as error:
+    problems.append(str(error))
+
+  # Parameters other than those that the configuration says.
+  needed = parameters.flat_shapes(registry.abstract_model(section))
+  try:
+    parameters.check_shapes(model.shapes, needed)
+  except parameters.ParameterMismatch as error:
+    problems.append(str(error))
+  return problems
+
+
+def _latent_misfits(model: Model, vae: Model) -> list[str]:
+  """Why the autoencoder could not decode what the flow model makes."""
+  read = parts.latents_of(model.config.model)
+  if read is None:
+    return [f"a {model.config.model.name} model has no structure latents to be decoded"]
+  made = parts.latents_of(vae.config.model)
+  if made == read:
+    return []
+  return [
+    f"the autoencoder's latents are {made[0]}^3 x {made[1]}, the flow model's "
+    f"{read[0]}^3 x {read[1]}"
+  ]
 
 
 def _fill(
@@ -137,16 +164,20 @@ def _fill(
       shutil.copyfile(path, folder / path.name)
 
   # How the published pipeline puts it together.
-  published, typed = parts.published(model.config.model), registry.typed_config(model.config.model)
+  published = parts.published(model.config.model)
+  typed = registry.typed_config(model.config.model)
   if published.pipeline is not None:
     base = read_pipeline(source.folder) if source is not None else None
     files = {name: entry["file"] for name, entry in record.items()}
     pipeline = published.pipeline(typed, files, _settings(model, storage), base)
     yaml_files.write(folder / "pipeline.yaml", pipeline)
-  why = published.obstacles(typed) if published.obstacles is not None else []
+
+  # Why it could not load the folder: the model's sizes, or files that it does not start without.
+  obstacles = published.obstacles(typed) if published.obstacles is not None else []
   for file in parts.FILES:
     if file.required and file.name not in record:
-      why.append(f"{file.name} is missing: take it over from a release that has it")
+      obstacles.append(f"{file.name} is missing: take it over from a release that has it")
+
   return {
     "format": FORMAT,
     "made_by": f"sam3d_jax {sam3d_jax.__version__}",
@@ -158,31 +189,43 @@ def _fill(
     "checkpoint": model.digest,
     "parts": record,
     "unused_rows": unused_rows(model),
-    "published_pipeline": {"loads": not why, "obstacles": why},
+    "published_pipeline": {"loads": not obstacles, "obstacles": obstacles},
   }
 
 
 def _settings(model: Model, storage: Storage) -> yaml_files.Settings:
+  """What the yamls say beside the network; a model that is not sampled has no sampler."""
   sampler = model.config.get("sampler")
-  return yaml_files.Settings(sampler.to_dict() if sampler else {}, storage.half)
+  fields = sampler.to_dict() if sampler else {}
+  return yaml_files.Settings(fields, storage.half)
 
 
 def _write_model(folder: pathlib.Path, model: Model, storage: Storage) -> dict[str, Any]:
   """Writes every file that one model becomes; file without suffix -> its entry in the record."""
   section = model.config.model
+  typed = registry.typed_config(section)
   record = {}
+
+  # weights
   for name, (root, rules) in parts.files_of(section).items():
     path = folder / f"{name}{storage.suffix}"
-    shapes = {rule.ours: model.shapes[rule.ours] for rule in rules if rule.ours is not None}
+    shapes = {}
+    for rule in rules:
+      if rule.ours is not None:
+        shapes[rule.ours] = model.shapes[rule.ours]
     save.write_state(path, rules, model.params, shapes, storage=storage.dtype, root=root)
-    record[name] = _entry(path, load.file_digest(path), origin=model.digest)
+    digest = load.file_digest(path)
+    record[name] = _entry(path, digest, origin=model.digest)
+
+  # what describes them
+  settings = _settings(model, storage)
   for name, make in parts.published(section).yamls.items():
-    tree = make(registry.typed_config(section), _settings(model, storage))
-    yaml_files.write(folder / f"{name}.yaml", tree)
+    yaml_files.write(folder / f"{name}.yaml", make(typed, settings))
   return record
 
 
 def _entry(path: pathlib.Path, digest: str, origin: str) -> dict[str, Any]:
+  """What the record says of one checkpoint file."""
   return {
     "file": path.name,
     "bytes": path.stat().st_size,
@@ -194,14 +237,18 @@ def _entry(path: pathlib.Path, digest: str, origin: str) -> dict[str, Any]:
 def _take_over(folder: pathlib.Path, source: Release, name: str) -> dict[str, Any]:
   """Takes a file and its yaml from another release, checked against its record if it has one."""
   path = source.files[name]
+  yaml_path = source.folder / f"{name}.yaml"
+
+  # A file that changed since the release was made is not what its record vouches for.
   digest = load.file_digest(path)
-  said = source.sidecar.get("parts", {}).get(name, {})
-  if said and said["sha256"] != digest:
+  recorded = source.sidecar.get("parts", {}).get(name)
+  if recorded and recorded["sha256"] != digest:
     raise InputError(
       f"{path} is not the file that {source.folder / SIDECAR} describes (sha256 {digest}, not "
-      f"{said['sha256']})"
+      f"{recorded['sha256']})"
     )
-  for file in (path, source.folder / f"{name}.yaml"):
+
+  for file in (path, yaml_path):
     if not file.is_file():
       raise InputError(f"{file} does not exist, and {path.name} cannot be used without it")
     _link(file.resolve(), folder / file.name)
@@ -224,21 +271,27 @@ def unused_rows(model: Model) -> dict[str, dict[str, str]]:
   """
   kept: dict[str, dict[str, str]] = {}
   for rule in parts.rules_of(model.config.model):
+    # only a table that the published code numbers otherwise can lose a row
     if rule.rows is None:
       continue
-    for n in range(model.shapes[rule.ours][0]):
-      if n not in rule.rows:
-        values = np.asarray(model.params[rule.ours][n], "<f4").tobytes()
-        kept.setdefault(rule.ours, {})[str(n)] = base64.b64encode(values).decode()
+    for row in range(model.shapes[rule.ours][0]):
+      if row in rule.rows:
+        continue
+      values = np.asarray(model.params[rule.ours][row], "<f4")
+      encoded = base64.b64encode(values.tobytes())
+      kept.setdefault(rule.ours, {})[str(row)] = encoded.decode()
   return kept
 
 
 def decoder_identity(vae: Model | None, source: Release | None) -> dict[str, Any]:
   """Which decoder a release would have: {autoencoder, sha256, from}, None for what is not known."""
+  identity = {"autoencoder": None, "sha256": None, "from": None}
   if vae is not None:
-    return {"autoencoder": vae.autoencoder, "sha256": None, "from": "checkpoint"}
-  if source is not None and "ss_decoder" in source.files:
-    said = source.sidecar.get("decoder", {})
-    digest = load.file_digest(source.files["ss_decoder"])
-    return {"autoencoder": said.get("autoencoder"), "sha256": digest, "from": str(source.folder)}
-  return {"autoencoder": None, "sha256": None, "from": None}
+    identity["autoencoder"] = vae.autoencoder
+    identity["from"] = "checkpoint"
+  elif source is not None and "ss_decoder" in source.files:
+    recorded = source.sidecar.get("decoder", {})
+    identity["autoencoder"] = recorded.get("autoencoder")
+    identity["sha256"] = load.file_digest(source.files["ss_decoder"])
+    identity["from"] = str(source.folder)
+  return identity

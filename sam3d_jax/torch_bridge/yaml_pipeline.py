@@ -138,8 +138,6 @@ def obstacles(cfg: GeometryConfig) -> list[str]:
     found.append(
       f"the published fuser's width is that of its widest encoder, the model's is {condition.width}"
     )
-  if flow.patch != 1:
-    found.append(f"the published pipeline has a token a cell, the model patches of {flow.patch}")
   if (flow.shape_resolution, flow.latent_channels) != (16, 8):
     found.append(
       "the published pipeline has 16^3 structure latents with 8 channels, the model "

@@ -1,0 +1,69 @@
+"""What the tests of release folders share: runs to export, and a release as users download it."""
+
+import pathlib
+
+import pytest
+import yaml
+
+from sam3d_jax.models import parameters
+from tests.support.tiny_release import STAGE_2, export, random_params, save_run, tiny_config
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory) -> pathlib.Path:
+  """Folder with a VAE run, a Geometry run trained on its latents, and the release made of both.
+
+  Tests only read it.
+  """
+  folder = tmp_path_factory.mktemp("runs")
+
+  # the autoencoder
+  vae = tiny_config("structure_vae")
+  vae_params = random_params(vae, 0)
+  save_run(folder / "vae", vae, vae_params, {"stage": "train_vae"})
+
+  # a flow model whose lineage names it
+  latents = {
+    "autoencoder": parameters.params_digest(vae_params),
+    "mean": [0.0] * 8,
+    "std": [1.0] * 8,
+  }
+  lineage = {
+    "stage": "pretrain",
+    "parents": [],
+    "datasets": {"iso_3do": {"name": "iso_3do", "latents": latents}},
+  }
+  geometry = tiny_config("geometry")
+  save_run(folder / "geometry", geometry, random_params(geometry, 1), lineage)
+
+  assert export(folder / "geometry", folder / "release", vae=folder / "vae") == 0
+  return folder
+
+
+@pytest.fixture
+def published_like(runs, tmp_path) -> pathlib.Path:
+  """A release folder with second-stage parts and a licence, and no release.json: as a user
+  downloads it.
+  """
+  folder = tmp_path / "published"
+  folder.mkdir()
+
+  # the first stage, without what the published release lacks
+  lacking = ("release.json", "ss_encoder.ckpt", "ss_encoder.yaml")
+  for path in (runs / "release").iterdir():
+    if path.name not in lacking:
+      (folder / path.name).write_bytes(path.read_bytes())
+
+  # the second stage, whose files nothing here looks into
+  pipeline = yaml.safe_load((folder / "pipeline.yaml").read_text())
+  for part in STAGE_2:
+    (folder / f"{part}.ckpt").write_bytes(part.encode())
+    (folder / f"{part}.yaml").write_text("_target_: x\n")
+    pipeline[f"{part}_ckpt_path"] = f"{part}.ckpt"
+    pipeline[f"{part}_config_path"] = f"{part}.yaml"
+  pipeline["slat_mean"] = [0.5] * 8
+  pipeline["slat_cfg_strength"] = 1
+  (folder / "pipeline.yaml").write_text(yaml.safe_dump(pipeline))
+
+  (folder / "LICENSE").write_text("terms")
+  return folder

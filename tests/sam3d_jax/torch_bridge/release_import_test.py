@@ -1,0 +1,98 @@
+"""Laws of what an import reads from release folders and state dict files."""
+
+import pathlib
+
+from ml_collections import ConfigDict
+import numpy as np
+import pytest
+
+from sam3d_jax.models import parameters, registry
+from sam3d_jax.torch_bridge import names_conditioning, parts, release, save
+from sam3d_jax.training import checkpoint
+from tests.support.tiny_release import (
+  assert_same_arrays,
+  config_file,
+  import_,
+  random_params,
+  tiny_config,
+)
+
+
+@pytest.fixture(scope="module")
+def imported(runs, tmp_path_factory) -> pathlib.Path:
+  """Work folder of the Geometry model, imported from the release it was exported to."""
+  folder = tmp_path_factory.mktemp("imported")
+  assert import_(runs / "release", folder) == 0
+  return folder
+
+
+def test_importing_an_export_gives_the_same_arrays(runs, imported, tmp_path):
+  assert_same_arrays(imported, runs / "geometry")
+  assert import_(runs / "release", tmp_path / "vae", "--part", "structure_vae") == 0
+  assert_same_arrays(tmp_path / "vae", runs / "vae")
+
+
+def test_importing_an_export_gives_the_same_configuration(runs, imported):
+  typed = []
+  for run in (imported, runs / "geometry"):
+    model = ConfigDict(checkpoint.read_meta(run)["config"]["model"])
+    # their order in a configuration means nothing
+    model.condition.streams = tuple(sorted(model.condition.streams))
+    typed.append(registry.typed_config(model))
+  assert typed[0] == typed[1]
+
+  sampler = checkpoint.read_meta(imported)["config"]["sampler"]
+  assert sampler["steps"] == 7
+  assert sampler["guidance"] == 7.0
+  assert list(sampler["interval"]) == [0.0, 0.5]
+
+
+def test_models_of_a_release_come_back_in_memory(runs):
+  opened = release.read_release(runs / "release")
+
+  decoder = parameters.flat_params(release.restore_decoder(opened))
+  trained = checkpoint.load_params(runs / "vae", which="raw")
+  np.testing.assert_array_equal(decoder["conv_in/kernel"], trained["decoder/conv_in/kernel"])
+
+  model = release.restore_geometry(opened, ConfigDict(opened.geometry))
+  geometry = parameters.flat_params(model)
+  trained = checkpoint.load_params(runs / "geometry", which="raw")
+  np.testing.assert_array_equal(geometry["flow/time/out/bias"], trained["flow/time/out/bias"])
+
+  assert parts.find_file(runs / "release", "slat_generator") is None
+
+
+def test_an_import_that_does_not_fit_lists_everything_and_writes_nothing(runs, tmp_path, capsys):
+  config = tiny_config("geometry")
+  config.model.flow.shortcut = False
+  config.model.flow.depth = 3
+  source = runs / "release" / "ss_generator.ckpt"
+  assert import_(source, tmp_path / "run", "--config", config_file(tmp_path, config)) == 2
+  text = capsys.readouterr().err
+  backbone = "_base_models.generator.reverse_fn.backbone"
+  assert text.count(f"unexpected  {backbone}.d_embedder.") == 4
+  assert f"missing     {backbone}.blocks.2.mlp.shape.mlp.0.weight" in text
+  assert not (tmp_path / "run").exists()
+
+
+def test_an_original_dinov2_file_fills_both_encoders(tmp_path):
+  config = tiny_config("geometry")
+  params = random_params(config, 3)
+
+  # the image encoder's parameters under the names of an original checkpoint
+  prefix = "condition/image_encoder/"
+  encoder = {}
+  for path, array in params.items():
+    if path.startswith(prefix):
+      encoder[path.removeprefix(prefix)] = array
+  rules = names_conditioning.dinov2_rules(registry.typed_config(config.model).condition.dino)
+  file = tmp_path / "dino.pth"
+  save.write_state(file, rules, encoder, parameters.shapes_of(encoder))
+
+  assert import_(file, tmp_path / "run", "--config", config_file(tmp_path, config)) == 0
+  got = checkpoint.load_params(tmp_path / "run", which="raw")
+  assert set(got) == set(params)
+  for path, array in encoder.items():
+    np.testing.assert_array_equal(got["condition/image_encoder/" + path], array)
+    np.testing.assert_array_equal(got["condition/mask_encoder/" + path], array)
+  assert 0 < got["flow/time/hidden/kernel"].std() < 1  # initialised, not taken from anywhere

@@ -1,0 +1,57 @@
+"""Laws of what a release takes over from another one."""
+
+import json
+
+import pytest
+import yaml
+
+from sam3d_jax.errors import InputError
+from sam3d_jax.torch_bridge import load, release, release_writer
+from sam3d_jax.training import checkpoint
+from tests.support.tiny_release import STAGE_2, export, import_, in_memory
+
+
+def test_parts_not_trained_here_are_taken_over(published_like, tmp_path):
+  out = tmp_path / "out"
+  record = release_writer.write_release(out, in_memory("geometry", 1), take_from=published_like)
+  assert record["parts"] == json.loads((out / "release.json").read_text())["parts"]
+  for part in (*STAGE_2, "ss_decoder"):
+    theirs = published_like / f"{part}.ckpt"
+    assert (out / f"{part}.ckpt").samefile(theirs)  # linked, not copied
+    assert record["parts"][part]["sha256"] == load.file_digest(theirs)
+
+  # with the settings and the terms that come with them
+  pipeline = yaml.safe_load((out / "pipeline.yaml").read_text())
+  assert pipeline["slat_mean"] == [0.5] * 8
+  assert pipeline["slat_decoder_mesh_ckpt_path"] == "slat_decoder_mesh.ckpt"
+  assert (out / "LICENSE").read_text() == "terms"
+  assert "missing" not in "\n".join(record["published_pipeline"]["obstacles"])
+
+
+def test_a_published_release_can_be_continued_and_given_back(runs, published_like, tmp_path):
+  assert import_(published_like, tmp_path / "start") == 0
+  lineage = checkpoint.read_meta(tmp_path / "start")["lineage"]
+  assert list(lineage["files"]) == [str(published_like / "ss_generator.ckpt")]
+
+  # it is the very decoder that lay beside the imported model
+  assert export(tmp_path / "start", tmp_path / "out", take_from=published_like) == 0
+  record = json.loads((tmp_path / "out" / "release.json").read_text())
+  assert record["decoder"]["verified"]
+
+  # another decoder in its place; the file is a hard link by now, and writing into it changes both
+  other = (runs / "release" / "ss_encoder.ckpt").read_bytes()
+  (published_like / "ss_decoder.ckpt").unlink()
+  (published_like / "ss_decoder.ckpt").write_bytes(other)
+  decoder = release_writer.decoder_identity(None, release.read_release(published_like))
+  assert not release.check_latents(release.latents_of(lineage), decoder)
+
+
+def test_a_taken_over_file_that_changed_since_is_refused(runs, tmp_path):
+  broken = tmp_path / "broken"
+  broken.mkdir()
+  for path in (runs / "release").iterdir():
+    (broken / path.name).write_bytes(path.read_bytes())
+  (broken / "ss_encoder.ckpt").write_bytes(b"something else")
+  with pytest.raises(InputError, match="ss_encoder.ckpt is not the file that"):
+    release_writer.write_release(tmp_path / "out", in_memory("geometry", 1), take_from=broken)
+  assert [path.name for path in tmp_path.iterdir()] == ["broken"]
