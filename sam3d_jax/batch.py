@@ -75,3 +75,6 @@ TOKEN_AXES: dict[type, dict[str, int]] = {
   GeometryBatch: {"latents/shape": 1},
   PreferenceBatch: {"win/shape": 1, "lose/shape": 1},
 }
+
+# Batch types whose examples may lack some of the latents; `present` says who has which.
+MAY_LACK_LATENTS: frozenset[type] = frozenset((GeometryBatch, PreferenceBatch))

@@ -80,18 +80,26 @@ def run_once(fn, shardings, *args):
   return jax.jit(fn, out_shardings=shardings).lower(*args).compile(compiler_options=options)(*args)
 
 
-def keep_recorded_resizes(config: ConfigDict, workdir: pathlib.Path) -> None:
-  """Lets a run that began before `resize_twice` was a key go on with what it began with."""
-  if config.model.name != "geometry" or config.model.condition.pointmap is None:
+def keep_recorded_values(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Lets a run that began before a key was there go on with what it began with."""
+  # Only keys that this configuration has, and that do not have to be set by hand.
+  kept = {}
+  for path, later in models.lookup(config.model.name).later_keys.items():
+    section = models.section_of(config.model, path)
+    if later.told and section is not None:
+      kept[path] = later, section
+  if not kept or not checkpoint.steps(workdir):
     return
-  if not checkpoint.steps(workdir):
-    return
-  recorded = checkpoint.read_meta(workdir)["config"]["model"]["condition"]["pointmap"]
-  if recorded is not None and "resize_twice" not in recorded:
-    config.model.condition.pointmap.resize_twice = False
+
+  recorded = checkpoint.read_meta(workdir)["config"]["model"]
+  for path, (later, section) in kept.items():
+    then = models.section_of(recorded, path)
+    if then is None or path[-1] in then:
+      continue
+    section[path[-1]] = later.value
     print(
-      f"{workdir} was started with point maps resized in one step and goes on so "
-      "(model.condition.pointmap.resize_twice = False)"
+      f"{workdir} was started with {later.told} and goes on so "
+      f"(model.{'.'.join(path)} = {later.value})"
     )
 
 
@@ -108,10 +116,6 @@ RESUMABLE_CHANGES = (
 )
 
 
-# Keys that runs of older code lack, with the value that means what they did.
-SAME_AS_ABSENT = {("model", "patch"): 1, ("model", "flow", "patch"): 1}
-
-
 def check_same_run(before: dict, config: ConfigDict, workdir: pathlib.Path) -> None:
   """A work folder belongs to one experiment: resuming it with other science is an error that names
   the first difference.
@@ -123,10 +127,11 @@ def check_same_run(before: dict, config: ConfigDict, workdir: pathlib.Path) -> N
     ("data", "cache_mb"),
     ("data", "workers"),
   }
+  later_keys = models.lookup(config.model.name).later_keys
   for key, old, new in differences(before, now):
-    if old is None and key[-1] == "resize_twice":
-      continue  # not a key when the run began: see keep_recorded_resizes
-    if old is None and new == SAME_AS_ABSENT.get(key):
+    # It was not a key when the run began.
+    later = later_keys.get(key[1:]) if key[0] == "model" else None
+    if old is None and later is not None and new == later.value:
       continue
     if (
       key[0] in RESUMABLE_CHANGES

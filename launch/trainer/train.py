@@ -31,7 +31,7 @@ def run(spec: RunSpec, stop: StopFlag) -> None:
   workdir = prepare_workdir(spec.workdir)
   ledger = Ledger(workdir / "goodput.jsonl")
   hosts.connect(spec.hosts)
-  starting.keep_recorded_resizes(config, workdir)
+  starting.keep_recorded_values(config, workdir)
   hosts.check_same_config(config)
   prepared = setup.prepare(config, workdir)
   print(plan.text(prepared), flush=True)

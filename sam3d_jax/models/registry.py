@@ -20,32 +20,41 @@ from sam3d_jax.models.geometry import GeometryConfig, GeometryModel
 from sam3d_jax.models.geometry_flow import GeometryFlowConfig
 from sam3d_jax.models.structure_vae import StructureVAE, StructureVAEConfig
 
-# Keys of model.condition.pointmap that configurations recorded in older checkpoints lack, with what
-# their models were trained with.
-WHEN_ABSENT = {"resize_twice": False}
-
 
 def geometry_config(model: ConfigDict) -> GeometryConfig:
   """The typed configuration of a Geometry model."""
-  condition = dict(model.condition.to_dict())
-  dino = _typed(DinoConfig, condition.pop("dino"), "model.condition.dino")
-  pointmap = condition.pop("pointmap")
+  # The encoders are sections of the condition's.
+  condition = model.condition.to_dict()
+  condition["dino"] = _typed(DinoConfig, condition["dino"], "model.condition.dino")
+  pointmap = condition["pointmap"]
   if pointmap is not None:
-    pointmap = {**WHEN_ABSENT, **pointmap}
-    pointmap = _typed(PointmapConfig, pointmap, "model.condition.pointmap")
+    condition["pointmap"] = _typed(PointmapConfig, pointmap, "model.condition.pointmap")
+
+  flow = _typed(GeometryFlowConfig, model.flow.to_dict(), "model.flow")
   return GeometryConfig(
-    flow=_typed(GeometryFlowConfig, model.flow.to_dict(), "model.flow"),
-    condition=_typed(
-      ConditionConfig, {**condition, "dino": dino, "pointmap": pointmap}, "model.condition"
-    ),
+    flow=flow,
+    condition=_typed(ConditionConfig, condition, "model.condition"),
   )
 
 
 def structure_vae_config(model: ConfigDict) -> StructureVAEConfig:
   """The typed configuration of a structure VAE."""
-  return _typed(
-    StructureVAEConfig, {k: v for k, v in model.to_dict().items() if k != "name"}, "model"
-  )
+  settings = model.to_dict()
+  del settings["name"]
+  return _typed(StructureVAEConfig, settings, "model")
+
+
+@dataclasses.dataclass(frozen=True)
+class LaterKey:
+  """A key of a `model` section that configurations recorded before it lack.
+
+  value: what their models were trained with. told: how, in words, where a run that was started
+  without the key goes on with `value` whatever its configuration says by now, and tells so; '':
+  its configuration has to say `value`.
+  """
+
+  value: Any
+  told: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +65,7 @@ class ModelKind:
   objectives: name of each objective (objectives/registry.py) that trains it -> kind of batch
   (data_pipelines/read/kinds.py) that it reads for that. latents: that it generates, in the order in
   which they are listed; none for a model without. cost: (typed configuration, plain=) -> FLOPs of a
-  forward pass.
+  forward pass. later_keys: path in the `model` section -> what models recorded without it had.
   """
 
   config: Callable[[ConfigDict], Any]
@@ -64,6 +73,7 @@ class ModelKind:
   objectives: Mapping[str, str]
   cost: Callable[..., flops.Cost]
   latents: tuple[str, ...] = ()
+  later_keys: Mapping[tuple[str, ...], LaterKey] = dataclasses.field(default_factory=dict)
 
 
 MODELS: dict[str, ModelKind] = {
@@ -77,12 +87,19 @@ MODELS: dict[str, ModelKind] = {
     },
     cost=flops.geometry,
     latents=LATENTS,
+    later_keys={
+      ("flow", "patch"): LaterKey(1),
+      ("condition", "pointmap", "resize_twice"): LaterKey(
+        False, told="point maps resized in one step"
+      ),
+    },
   ),
   "structure_vae": ModelKind(
     config=structure_vae_config,
     module=StructureVAE,
     objectives={"structure_autoencoder": "structure"},
     cost=flops.structure_vae,
+    later_keys={("patch",): LaterKey(1)},
   ),
 }
 
@@ -94,15 +111,37 @@ def lookup(name: str) -> ModelKind:
   return MODELS[name]
 
 
+def section_of(model: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+  """The section, within a `model` section, of the key at `path`; None where it is switched off."""
+  section = model
+  for name in path[:-1]:
+    section = section.get(name)
+    if section is None:
+      return None
+  return section
+
+
+def completed(model: ConfigDict) -> ConfigDict:
+  """A `model` section with the keys that it was recorded without. Raises ConfigError for an unknown
+  model.
+  """
+  whole = model.copy_and_resolve_references()
+  with whole.unlocked():
+    for path, later in lookup(model.name).later_keys.items():
+      section = section_of(whole, path)
+      if section is not None and path[-1] not in section:
+        section[path[-1]] = later.value
+  return whole
+
+
 def typed_config(model: ConfigDict) -> Any:
   """The frozen dataclass of a `model` section. Raises ConfigError for an unknown model or key."""
-  return lookup(model.name).config(model)
+  return lookup(model.name).config(completed(model))
 
 
 def build_model(model: ConfigDict, *, rngs: nnx.Rngs) -> nnx.Module:
   """Builds the module of a `model` section with freshly initialised parameters."""
-  kind = lookup(model.name)
-  return kind.module(kind.config(model), rngs=rngs)
+  return lookup(model.name).module(typed_config(model), rngs=rngs)
 
 
 def abstract_model(model: ConfigDict) -> nnx.Module:
@@ -112,16 +151,14 @@ def abstract_model(model: ConfigDict) -> nnx.Module:
 
 def forward_cost(model: ConfigDict, *, plain: bool) -> flops.Cost:
   """FLOPs of a forward pass of a `model` section; `plain`: the fixed reference count."""
-  kind = lookup(model.name)
-  return kind.cost(kind.config(model), plain=plain)
+  return lookup(model.name).cost(typed_config(model), plain=plain)
 
 
 def _typed(cls, values: dict[str, Any], section: str):
-  known = {f.name for f in dataclasses.fields(cls)}
+  """The dataclass of a section. Raises ConfigError for a key that it does not have."""
+  known = {field.name for field in dataclasses.fields(cls)}
   unknown = sorted(set(values) - known)
   if unknown:
-    raise ConfigError(
-      f"{section}.{unknown[0]} is not a key of {cls.__name__}; its keys are "
-      f"{', '.join(sorted(known))}"
-    )
+    keys = ", ".join(sorted(known))
+    raise ConfigError(f"{section}.{unknown[0]} is not a key of {cls.__name__}; its keys are {keys}")
   return cls(**values)

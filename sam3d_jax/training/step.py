@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sam3d_jax.batch import MAY_LACK_LATENTS
 from sam3d_jax.training import optim
 from sam3d_jax.training.state import ModelGraph, TrainState
 
@@ -38,7 +39,7 @@ def make_train_step(
   objective: (model, frozen, batch, key) -> (loss, metrics); `frozen` is the reference model or
   None. All randomness comes from (seed, step, example key). With `accumulate` = k the batch is
   taken in k parts, one after the other, and the gradients are averaged in fp32, which equals the
-  gradient of the whole batch. Where samples may lack what is learned (batches with `present`), the
+  gradient of the whole batch. Where samples may lack what is learned (batch.MAY_LACK_LATENTS), the
   objective is then told as `whole` who has it in all parts, since a mean over those who do is no
   mean of the parts' means.
   """
@@ -114,7 +115,7 @@ def accumulated(loss_and_grad: Callable, state: TrainState, batch, key, parts: i
   batch = jax.tree.map(
     lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0), batch
   )
-  whole = {"whole": batch.present} if hasattr(batch, "present") else {}
+  whole = {"whole": batch.present} if type(batch) in MAY_LACK_LATENTS else {}
   of_part = lambda part: loss_and_grad(state, part, key, **whole)
   zero = jax.tree.map(
     lambda s: jnp.zeros(s.shape, jnp.float32),

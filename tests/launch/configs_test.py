@@ -77,10 +77,10 @@ def test_a_run_from_before_the_key_goes_on_with_one_resize(tmp_path, monkeypatch
   monkeypatch.setattr(checkpoint, "steps", lambda _: [3])
   monkeypatch.setattr(checkpoint, "read_meta", lambda _: {"config": recorded})
   pointmap = config.model.condition.pointmap
-  starting.keep_recorded_resizes(config, tmp_path)
+  starting.keep_recorded_values(config, tmp_path)
   assert pointmap.resize_twice
   del recorded["model"]["condition"]["pointmap"]["resize_twice"]
-  starting.keep_recorded_resizes(config, tmp_path)
+  starting.keep_recorded_values(config, tmp_path)
   assert not pointmap.resize_twice
   starting.check_same_run(recorded, config, tmp_path)
 
