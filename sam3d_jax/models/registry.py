@@ -66,6 +66,9 @@ class ModelKind:
   (data_pipelines/read/kinds.py) that it reads for that. latents: that it generates, in the order in
   which they are listed; none for a model without. cost: (typed configuration, plain=) -> FLOPs of a
   forward pass. later_keys: path in the `model` section -> what models recorded without it had.
+  stacks: dotted sections of `model` that hold a stack of equal layers, each with `depth`,
+  `attention` and `remat`. remat: dotted key of `model` with the rematerialisation policy that
+  decides the memory of a step; '' for a model without.
   """
 
   config: Callable[[ConfigDict], Any]
@@ -74,6 +77,8 @@ class ModelKind:
   cost: Callable[..., flops.Cost]
   latents: tuple[str, ...] = ()
   later_keys: Mapping[tuple[str, ...], LaterKey] = dataclasses.field(default_factory=dict)
+  stacks: tuple[str, ...] = ()
+  remat: str = ""
 
 
 MODELS: dict[str, ModelKind] = {
@@ -93,6 +98,8 @@ MODELS: dict[str, ModelKind] = {
         False, told="point maps resized in one step"
       ),
     },
+    stacks=("flow", "condition.dino"),
+    remat="flow.remat",
   ),
   "structure_vae": ModelKind(
     config=structure_vae_config,
@@ -152,6 +159,26 @@ def abstract_model(model: ConfigDict) -> nnx.Module:
 def forward_cost(model: ConfigDict, *, plain: bool) -> flops.Cost:
   """FLOPs of a forward pass of a `model` section; `plain`: the fixed reference count."""
   return lookup(model.name).cost(typed_config(model), plain=plain)
+
+
+def stack_depths(model: ConfigDict) -> dict[str, int]:
+  """Layers of each stack of a `model` section: dotted section -> configured depth."""
+  stacks = lookup(model.name).stacks
+  return {stack: _at(model, stack).depth for stack in stacks}
+
+
+def remat_policy(model: ConfigDict) -> str:
+  """The configured rematerialisation policy of a `model` section; '' for a model without."""
+  key = lookup(model.name).remat
+  return _at(model, key) if key else ""
+
+
+def _at(model: ConfigDict, key: str) -> Any:
+  """The value, or section, of a dotted key."""
+  value = model
+  for name in key.split("."):
+    value = value[name]
+  return value
 
 
 def _typed(cls, values: dict[str, Any], section: str):

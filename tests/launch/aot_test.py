@@ -8,7 +8,7 @@ import pytest
 
 from launch import aot
 from launch.console import cli
-from launch.performance import hlo
+from launch.performance import compiled, counting, hlo, search
 from launch.trainer import lowering, plan
 from launch.trainer.setup import prepare
 from sam3d_jax.training import hardware
@@ -42,15 +42,15 @@ def fake(*overrides: str):
 
 @pytest.mark.parametrize("path, teraflops", RECIPES.items())
 def test_closed_form_of_the_full_recipes_is_the_reference_count(path, teraflops):
-  setup = prepare(aot.without_data(cli.load_config(path), batch_size=1))
+  setup = prepare(compiled.without_data(cli.load_config(path), batch_size=1))
   assert plan.model_flops(setup) / 1e12 == pytest.approx(teraflops, rel=2e-3)
 
 
 def test_forms_that_save_arithmetic_do_so_in_the_executed_count_and_not_in_the_reference():
   config = cli.load_config("configs/midtrain_os_geometry.py")
-  setup = prepare(aot.without_data(config, batch_size=1))
+  setup = prepare(compiled.without_data(config, batch_size=1))
   plain = prepare(
-    aot.without_data(
+    compiled.without_data(
       config,
       batch_size=1,
       model__flow__absorb_layout_kv=False,
@@ -68,8 +68,8 @@ def test_forms_that_save_arithmetic_do_so_in_the_executed_count_and_not_in_the_r
 
 def test_closed_form_agrees_with_xlas_count_of_the_full_size_step_within_five_percent():
   config = cli.load_config("configs/midtrain_os_geometry.py")
-  counted = aot.xla_flops_per_sample(config)
-  closed = plan.model_flops(prepare(aot.without_data(config, batch_size=1)), plain=False)
+  counted = counting.xla_flops_per_sample(config)
+  closed = plan.model_flops(prepare(compiled.without_data(config, batch_size=1)), plain=False)
   assert counted == pytest.approx(closed, rel=0.05)
 
 
@@ -150,8 +150,8 @@ def test_a_step_that_does_not_fit_ends_with_one(tmp_path, monkeypatch):
 
 
 def test_slices_exchange_each_gradient_once_shared_out_among_the_chips_that_hold_it():
-  assert aot.between_slices(1600, data=8, slices=1) == 0
-  assert aot.between_slices(1600, data=8, slices=2) == 2 * 0.5 * 800 / 4
+  assert compiled.between_slices(1600, data=8, slices=1) == 0
+  assert compiled.between_slices(1600, data=8, slices=2) == 2 * 0.5 * 800 / 4
 
 
 @pytest.mark.parametrize(
@@ -169,9 +169,9 @@ def test_slices_exchange_each_gradient_once_shared_out_among_the_chips_that_hold
 )
 def test_the_search_ends_at_the_last_batch_that_fits_after_few_compilations(bytes_at):
   asked = []
-  found = aot.largest(lambda n: asked.append(n) or bytes_at(n), 100)
+  found = search.largest(lambda n: asked.append(n) or bytes_at(n), 100)
   assert found == max(
-    (n for n in range(1, aot.SEARCHED_UP_TO + 1) if bytes_at(n) <= 100), default=0
+    (n for n in range(1, search.SEARCHED_UP_TO + 1) if bytes_at(n) <= 100), default=0
   )
   assert len(asked) == len(set(asked)) <= 6
 
@@ -212,5 +212,6 @@ def test_a_search_over_unknown_policies_is_bad_configuration(
 
 def test_a_search_names_policies_or_takes_all():
   assert (
-    aot.searched("full,dots", fake()) == ("full", "dots") and len(aot.searched("", fake())) == 5
+    search.searched("full,dots", fake()) == ("full", "dots")
+    and len(search.searched("", fake())) == 5
   )

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from launch import aot
 from launch.console import cli
 from launch.performance import hlo
+from launch.performance.compiled import without_data
 from launch.trainer import lowering
 from launch.trainer.setup import prepare
 
@@ -19,7 +19,7 @@ def compiled(stage: str, sizes: dict[str, int], **changes):
   """The prepared run of a small configuration on some of eight devices, and what its step sends."""
   import jax
 
-  config = aot.without_data(
+  config = without_data(
     cli.load_config(f"configs/{stage}_geometry.py:fake"),
     **changes,
     **{f"mesh__{a}": n for a, n in sizes.items()},
@@ -59,7 +59,7 @@ def test_the_plan_warns_where_shards_hold_no_whole_number_of_consistency_rows():
 
   setups = (
     prepare(
-      aot.without_data(
+      without_data(
         cli.load_config("configs/distill_geometry.py:fake"),
         batch_size=n,
         mesh__data=4,

@@ -1,0 +1,109 @@
+"""A configuration's training step, or the largest batch of it, for hardware that is not there."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from launch.performance import search, topologies
+from launch.performance.compiled import measure, without_data
+from launch.performance.counting import xla_flops_per_sample
+from launch.trainer.plan import size
+
+
+@dataclasses.dataclass(frozen=True)
+class AheadSpec:
+  """What is compiled, and where the report goes.
+
+  topology: as topologies.described_devices takes it, `slices` of them. policies: names of
+  rematerialisation policies, comma-separated, for each of which the largest batch is searched, all
+  of them if empty; None: the step is compiled as configured. json: file for the report.
+  """
+
+  config: ConfigDict
+  topology: str
+  slices: int = 1
+  policies: str | None = None
+  json: pathlib.Path | None = None
+
+
+def run(spec: AheadSpec) -> bool:
+  """Compiles and prints: whether the step, or any batch that was tried, fits.
+
+  Raises ConfigError or InputError for what cannot be compiled.
+  """
+  config = without_data(spec.config)
+  policies = None if spec.policies is None else search.searched(spec.policies, config)
+  devices = topologies.described_devices(spec.topology, spec.slices)
+  report = {
+    "config": str(spec.config.stage),
+    "topology": spec.topology,
+    "slices": spec.slices,
+  }
+  if policies is None:
+    report |= measure(config, devices)
+    report["xla_flops_per_step"] = xla_flops_per_sample(config) * config.batch_size
+    fits = report["fits"]
+    print(text(report))
+  else:
+    report["search"] = search.search(config, devices, policies)
+    fits = any(row["batch_per_chip"] for row in report["search"])
+  if spec.json is not None:
+    spec.json.write_text(json.dumps(report, indent=2) + "\n")
+  return fits
+
+
+def text(report: dict[str, Any]) -> str:
+  """The report for people."""
+  lines = [what(report), memory(report), arithmetic(report)]
+  for kind, row in (report["collectives"] or {}).items():
+    arrays = size(row["bytes"])
+    sent = size(row["traffic"])
+    lines.append(f"  {kind}: {row['count']} a step, arrays {arrays}, sent by a chip {sent}")
+  if "bound_seconds" in report:
+    lines.append(bound(report))
+  return "\n".join(lines)
+
+
+def what(report: dict[str, Any]) -> str:
+  """What was compiled, on how much."""
+  slices = f" x {report['slices']}" if report["slices"] > 1 else ""
+  axes = [f"{axis} {n}" for axis, n in report["mesh"].items() if n > 1]
+  mesh = " x ".join(axes) or "one device"
+  return (
+    f"{report['chips']} x {report['device_kind']} ({report['topology']}{slices}), mesh {mesh}, "
+    f"batch {report['batch_size']} ({report['batch_per_chip']:g} a chip, in "
+    f"{report['accumulate']} parts), remat {report['remat'] or '-'}; compiled in "
+    f"{report['compile_seconds']:.0f} s, program {report['fingerprint']}"
+  )
+
+
+def memory(report: dict[str, Any]) -> str:
+  """How much of a chip's memory it takes."""
+  capacity = report["hbm_capacity_bytes"]
+  there_is = "unknown" if capacity is None else size(capacity)
+  verdict = "fits" if report["fits"] else "DOES NOT FIT"
+  state = ", ".join(f"{kind} {size(n)}" for kind, n in report["state_bytes"].items())
+  return f"memory a chip {size(report['hbm_bytes'])} of {there_is}: {verdict} (state {state})"
+
+
+def arithmetic(report: dict[str, Any]) -> str:
+  """What a sample costs, counted in two ways."""
+  closed = report["model_flops_per_sample"] / 1e12
+  counted = report["xla_flops_per_step"] / report["batch_size"] / 1e12
+  return (
+    f"FLOPs a sample: model {closed:.2f} T in closed form, {counted:.2f} T counted by XLA "
+    "as executed"
+  )
+
+
+def bound(report: dict[str, Any]) -> str:
+  """How fast it can be at best."""
+  parts = [f"{kind} {seconds * 1e3:.1f} ms" for kind, seconds in report["bound_seconds"].items()]
+  rate = report["samples_per_second_per_chip_upper_bound"]
+  return (
+    f"at least {', '.join(parts)} a step: at most {rate:.2f} samples/s a chip, MFU "
+    f"{report['mfu_upper_bound']:.0%}. A bound from shapes, not a measurement."
+  )
