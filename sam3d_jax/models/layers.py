@@ -23,8 +23,23 @@ OPERAND = "operand"  # tags what the policy "operands" keeps
 
 def xavier_uniform(key, shape_in, shape_out):
   """Xavier-uniform kernel (*shape_in, *shape_out), fans counted over the flattened sides."""
-  bound = math.sqrt(6.0 / (math.prod(shape_in) + math.prod(shape_out)))
-  return jax.random.uniform(key, (*shape_in, *shape_out), jnp.float32, -bound, bound)
+  fan_in = math.prod(shape_in)
+  fan_out = math.prod(shape_out)
+  bound = math.sqrt(6.0 / (fan_in + fan_out))
+  return jax.random.uniform(
+    key,
+    (*shape_in, *shape_out),
+    jnp.float32,
+    minval=-bound,
+    maxval=bound,
+  )
+
+
+def as_dims(size: int | Sequence[int]) -> tuple[int, ...]:
+  """One dimension or several, as a tuple."""
+  if isinstance(size, int):
+    return (size,)
+  return tuple(size)
 
 
 class Dense(nnx.Module):
@@ -44,19 +59,25 @@ class Dense(nnx.Module):
     bias: bool = True,
     zero: bool = False,
   ):
-    d_in = (d_in,) if isinstance(d_in, int) else tuple(d_in)
-    d_out = (d_out,) if isinstance(d_out, int) else tuple(d_out)
+    d_in = as_dims(d_in)
+    d_out = as_dims(d_out)
     if zero:
       kernel = jnp.zeros((*d_in, *d_out), jnp.float32)
     else:
       kernel = xavier_uniform(rngs.params(), d_in, d_out)
     self.kernel = nnx.Param(kernel)
-    self.bias = nnx.Param(jnp.zeros(d_out, jnp.float32)) if bias else None
+    if bias:
+      self.bias = nnx.Param(jnp.zeros(d_out, jnp.float32))
+    else:
+      self.bias = None
     self.dims_in = len(d_in)
     self.dtype = dtype
 
   def __call__(self, x):
-    bias = None if self.bias is None else self.bias[...]
+    if self.bias is None:
+      bias = None
+    else:
+      bias = self.bias[...]
     return self._affine(x, self.kernel[...], bias)
 
   def parts(self, x, biased: Sequence[bool] | None = None):
@@ -66,27 +87,56 @@ class Dense(nnx.Module):
     would copy every part, and joining their gradients once more. `biased` says which parts get
     their bias, by default all: adding one is a pass over the part.
     """
+    # one kernel and one bias a part
     kernels = jnp.unstack(self.kernel[...], axis=self.dims_in)
     count = len(kernels)
-    biases = [None] * count if self.bias is None else jnp.unstack(self.bias[...])
-    biased = [True] * count if biased is None else biased
+    if self.bias is None:
+      biases = [None] * count
+    else:
+      biases = jnp.unstack(self.bias[...])
+    if biased is None:
+      biased = [True] * count
+
+    # one product a part
     results = []
     for kernel, bias, wanted in zip(kernels, biases, biased, strict=True):
-      results.append(self._affine(x, kernel, bias if wanted else None))
+      if not wanted:
+        bias = None
+      part = self._affine(x, kernel, bias)
+      results.append(part)
     return tuple(results)
 
   def of_sum(self, x, offset):
     """Its result for x + offset, `offset` (*d_in,) joined to the bias instead of added to x."""
+    if self.bias is None:
+      own_bias = 0.0
+    else:
+      own_bias = self.bias[...]
+    # W (x + o) + b = W x + (W o + b)
     along = tuple(range(self.dims_in))
-    own_bias = 0.0 if self.bias is None else self.bias[...]
-    bias = jnp.tensordot(offset, self.kernel[...], (along, along)) + own_bias
+    moved = jnp.tensordot(
+      offset,
+      self.kernel[...],
+      (along, along),
+    )
+    bias = moved + own_bias
     return self._affine(x, self.kernel[...], bias)
 
   def _affine(self, x, kernel, bias):
-    n = self.dims_in
-    contract = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
-    y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (contract, ((), ())))
-    return y if bias is None else y + bias.astype(self.dtype)
+    # contract the trailing dimensions of x with the leading ones of the kernel
+    leading = x.ndim - self.dims_in
+    of_x = tuple(range(leading, x.ndim))
+    of_kernel = tuple(range(self.dims_in))
+    contract = (of_x, of_kernel)
+    no_batch = ((), ())
+    y = jax.lax.dot_general(
+      x.astype(self.dtype),
+      kernel.astype(self.dtype),
+      (contract, no_batch),
+    )
+    if bias is None:
+      return y
+    return y + bias.astype(self.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -97,8 +147,12 @@ class LayerNorm(nnx.Module):
 
   def __init__(self, dim: int, *, eps: float, affine: bool = True):
     self.eps = eps
-    self.scale = nnx.Param(jnp.ones(dim, jnp.float32)) if affine else None
-    self.bias = nnx.Param(jnp.zeros(dim, jnp.float32)) if affine else None
+    if affine:
+      self.scale = nnx.Param(jnp.ones(dim, jnp.float32))
+      self.bias = nnx.Param(jnp.zeros(dim, jnp.float32))
+    else:
+      self.scale = None
+      self.bias = None
 
   def __call__(self, x):
     y = layer_norm(x, self.eps)
@@ -110,14 +164,20 @@ class LayerNorm(nnx.Module):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def layer_norm(x, eps: float):
   """Parameter-free layer norm over the last axis; always returns fp32."""
-  return _layer_norm_forward(x, eps)[0]
+  y, _ = _layer_norm_forward(x, eps)
+  return y
 
 
 def _layer_norm_forward(x, eps):
   wide = x.astype(jnp.float32)
   mean = wide.mean(-1, keepdims=True)
-  inverse_std = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + eps)
-  return (wide - mean) * inverse_std, (x, mean, inverse_std)
+  squares = jnp.square(wide - mean)
+  variance = squares.mean(-1, keepdims=True)
+  inverse_std = jax.lax.rsqrt(variance + eps)
+  y = (wide - mean) * inverse_std
+  # x rather than y is kept: it is in the dtype of the model, and often kept anyway
+  saved = (x, mean, inverse_std)
+  return y, saved
 
 
 def _layer_norm_backward(eps, saved, gradient):
@@ -126,12 +186,16 @@ def _layer_norm_backward(eps, saved, gradient):
   Two reductions a row, where derivatives taken step by step need four.
   """
   del eps
+  # the forward pass's result again
   x, mean, inverse_std = saved
   y = (x.astype(jnp.float32) - mean) * inverse_std
+  # what moves the mean or the variance of a row has no effect
   mean_gradient = gradient.mean(-1, keepdims=True)
-  mean_product = (gradient * y).mean(-1, keepdims=True)
+  product = gradient * y
+  mean_product = product.mean(-1, keepdims=True)
   centred = gradient - mean_gradient - y * mean_product
-  return ((centred * inverse_std).astype(x.dtype),)
+  gradient_x = centred * inverse_std
+  return (gradient_x.astype(x.dtype),)
 
 
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
@@ -149,9 +213,15 @@ class HeadRMSNorm(nnx.Module):
 
   def __call__(self, x_BLHK):
     x = x_BLHK.astype(jnp.float32)
-    squared_norm = jnp.square(x).sum(-1, keepdims=True)
-    unit = x * jax.lax.rsqrt(jnp.maximum(squared_norm, 1e-24))
-    return (unit * self.scale[...] * math.sqrt(x.shape[-1])).astype(x_BLHK.dtype)
+    # to unit length
+    squares = jnp.square(x)
+    squared_norm = squares.sum(-1, keepdims=True)
+    floored = jnp.maximum(squared_norm, 1e-24)
+    unit = x * jax.lax.rsqrt(floored)
+    # a unit vector has RMS 1 / sqrt(K)
+    root = math.sqrt(x.shape[-1])
+    y = unit * self.scale[...] * root
+    return y.astype(x_BLHK.dtype)
 
 
 class MLP(nnx.Module):
@@ -160,12 +230,24 @@ class MLP(nnx.Module):
   def __init__(
     self, width: int, hidden: int, *, rngs: nnx.Rngs, dtype=jnp.float32, exact_gelu: bool = False
   ):
-    self.up = Dense(width, hidden, rngs=rngs, dtype=dtype)
-    self.down = Dense(hidden, width, rngs=rngs, dtype=dtype)
+    self.up = Dense(
+      width,
+      hidden,
+      rngs=rngs,
+      dtype=dtype,
+    )
+    self.down = Dense(
+      hidden,
+      width,
+      rngs=rngs,
+      dtype=dtype,
+    )
     self.exact_gelu = exact_gelu
 
   def __call__(self, x_BLD):
-    return self.down(operand(gelu(self.up(x_BLD), exact=self.exact_gelu)))
+    hidden = self.up(x_BLD)
+    active = gelu(hidden, exact=self.exact_gelu)
+    return self.down(operand(active))
 
 
 def gelu(x, *, exact: bool):
@@ -177,6 +259,7 @@ def gelu(x, *, exact: bool):
 
 
 SQRT_HALF = math.sqrt(0.5)
+SQRT_INVERSE_TAU = 1 / math.sqrt(2 * math.pi)
 TANH_SLOPE = math.sqrt(2 / math.pi)
 TANH_CUBIC = 0.044715
 
@@ -187,8 +270,10 @@ def _gelu(x, exact):
   if exact:
     odd = jax.lax.erf(wide * SQRT_HALF)
   else:
-    odd = jnp.tanh(TANH_SLOPE * (wide + TANH_CUBIC * wide * wide * wide))
-  return (0.5 * wide * (1 + odd)).astype(x.dtype)
+    cubic = TANH_CUBIC * wide * wide * wide
+    odd = jnp.tanh(TANH_SLOPE * (wide + cubic))
+  y = 0.5 * wide * (1 + odd)
+  return y.astype(x.dtype)
 
 
 def _gelu_backward(exact, x, gradient):
@@ -199,16 +284,30 @@ def _gelu_backward(exact, x, gradient):
   value for this.
   """
   wide = x.astype(jnp.float32)
+  # Phi(x) and its derivative, the density of a normal distribution
   if exact:
-    cdf = 0.5 * jax.lax.erfc(-wide * SQRT_HALF)
-    density = jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
+    tail = -wide * SQRT_HALF
+    cdf = 0.5 * jax.lax.erfc(tail)
+    bell = jnp.exp(-0.5 * wide * wide)
+    density = bell * SQRT_INVERSE_TAU
   else:
-    cdf = jax.nn.sigmoid(2 * TANH_SLOPE * (wide + TANH_CUBIC * wide * wide * wide))
-    density = 2 * cdf * (1 - cdf) * TANH_SLOPE * (1 + 3 * TANH_CUBIC * wide * wide)
-  return ((gradient.astype(jnp.float32) * (cdf + wide * density)).astype(x.dtype),)
+    # of the tanh approximation: slope of the sigmoid times that of its argument
+    cubic = TANH_CUBIC * wide * wide * wide
+    cdf = jax.nn.sigmoid(2 * TANH_SLOPE * (wide + cubic))
+    outer = 2 * cdf * (1 - cdf) * TANH_SLOPE
+    inner = 1 + 3 * TANH_CUBIC * wide * wide
+    density = outer * inner
+  # d (x Phi) = Phi + x phi
+  gradient = gradient.astype(jnp.float32)
+  gradient_x = gradient * (cdf + wide * density)
+  return (gradient_x.astype(x.dtype),)
 
 
-_gelu.defvjp(lambda x, exact: (_gelu(x, exact), x), _gelu_backward)
+def _gelu_forward(x, exact):
+  return _gelu(x, exact), x
+
+
+_gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 class TimestepEmbedder(nnx.Module):
@@ -220,11 +319,23 @@ class TimestepEmbedder(nnx.Module):
 
   def __init__(self, width: int, *, rngs: nnx.Rngs, frequencies: int = 256, zero: bool = False):
     self.frequencies = frequencies
-    self.hidden = Dense(frequencies, width, rngs=rngs)
-    self.out = Dense(width, width, rngs=rngs, zero=zero)
+    self.hidden = Dense(
+      frequencies,
+      width,
+      rngs=rngs,
+    )
+    self.out = Dense(
+      width,
+      width,
+      rngs=rngs,
+      zero=zero,
+    )
 
   def __call__(self, t_N):
-    return self.out(jax.nn.silu(self.hidden(sinusoid(t_N, self.frequencies))))
+    waves = sinusoid(t_N, self.frequencies)
+    hidden = self.hidden(waves)
+    active = jax.nn.silu(hidden)
+    return self.out(active)
 
 
 def sinusoid(t_N, dim: int, max_period: float = 10_000.0):
@@ -232,10 +343,17 @@ def sinusoid(t_N, dim: int, max_period: float = 10_000.0):
 
   Cosines first, then sines; an odd `dim` ends in a zero.
   """
+  # on the host: a table of `half` frequencies, from 1 down to 1 / max_period
   half = dim // 2
-  frequencies = np.exp(-math.log(max_period) * np.arange(half) / half).astype(np.float32)
-  angles = t_N.astype(jnp.float32)[:, None] * frequencies
-  waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+  exponents = -math.log(max_period) * np.arange(half) / half
+  frequencies = np.exp(exponents).astype(np.float32)
+  # one angle a frequency
+  t_N1 = t_N.astype(jnp.float32)[:, None]
+  angles = t_N1 * frequencies
+  waves = jnp.concatenate(
+    [jnp.cos(angles), jnp.sin(angles)],
+    axis=-1,
+  )
   return jnp.pad(waves, ((0, 0), (0, dim % 2)))
 
 
@@ -245,13 +363,20 @@ def position_sincos(coords_LA, dim: int):
   Each axis in turn contributes [sin(x f), cos(x f)] with f = 10000^(-i / n), n = dim // axes // 2;
   the rest is zero.
   """
-  axes = coords_LA.shape[-1]
+  # the same frequencies for every axis
+  length, axes = coords_LA.shape
   n = dim // axes // 2
-  frequencies = (10_000.0 ** (-np.arange(n) / n)).astype(np.float32)
-  angles = coords_LA.astype(jnp.float32)[..., None] * frequencies
-  waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+  exponents = -np.arange(n) / n
+  frequencies = (10_000.0**exponents).astype(np.float32)
+  # sines and cosines, axis by axis
+  coords_LA1 = coords_LA.astype(jnp.float32)[..., None]
+  angles = coords_LA1 * frequencies
+  waves = jnp.concatenate(
+    [jnp.sin(angles), jnp.cos(angles)],
+    axis=-1,
+  )
   used = axes * 2 * n
-  table = waves.reshape(len(coords_LA), used)
+  table = waves.reshape(length, used)
   return jnp.pad(table, ((0, 0), (0, dim - used)))
 
 
@@ -259,7 +384,8 @@ def grid_positions(resolution: int):
   """Integer coordinates (resolution^3, 3) of a cubic grid in token order: x slowest, z fastest."""
   axis = np.arange(resolution, dtype=np.int32)
   xyz = np.meshgrid(axis, axis, axis, indexing="ij")
-  return np.stack(xyz, axis=-1).reshape(-1, 3)
+  grid = np.stack(xyz, axis=-1)
+  return grid.reshape(-1, 3)
 
 
 class Stack(nnx.Module):
@@ -284,20 +410,40 @@ class Stack(nnx.Module):
     self.depth = depth
     self.remat = remat
     self.unroll = unroll
+
+    # every layer from a key of its own; their parameters are stacked
+    def one(key):
+      return make(nnx.Rngs(key))
+
     keys = jax.random.split(rngs.params(), depth)
-    self.layer = nnx.vmap(lambda key: make(nnx.Rngs(key)), in_axes=0, out_axes=0)(keys)
+    stacked = nnx.vmap(one, in_axes=0, out_axes=0)
+    self.layer = stacked(keys)
 
   def __call__(self, carry, *shared):
     graph, params = nnx.split(self.layer)
     if self.unroll:
       params = jax.tree.map(stacked_gradient, params)
 
+    # one layer as the body of the scan: its parameters are what is scanned over
     def body(carry, layer_params):
-      return nnx.merge(graph, layer_params)(carry, *shared), None
+      layer = nnx.merge(graph, layer_params)
+      return layer(carry, *shared), None
 
-    body = rematerialise(body, self.remat, looped=not self.unroll)
-    layers_a_turn = self.depth if self.unroll or _unroll.get() else 1
-    carry, _ = jax.lax.scan(body, carry, params, unroll=layers_a_turn)
+    body = rematerialise(
+      body,
+      self.remat,
+      looped=not self.unroll,
+    )
+
+    layers_a_turn = 1
+    if self.unroll or _unroll.get():
+      layers_a_turn = self.depth
+    carry, _ = jax.lax.scan(
+      body,
+      carry,
+      params,
+      unroll=layers_a_turn,
+    )
     return carry
 
 
@@ -310,9 +456,16 @@ def stacked_gradient(x):
   return x
 
 
-stacked_gradient.defvjp(
-  lambda x: (x, None), lambda _, gradient: (jax.lax.optimization_barrier(gradient),)
-)
+def _stacked_gradient_forward(x):
+  return x, None
+
+
+def _stacked_gradient_backward(_, gradient):
+  # past the barrier the gradient is one array, not a fusion into its users
+  return (jax.lax.optimization_barrier(gradient),)
+
+
+stacked_gradient.defvjp(_stacked_gradient_forward, _stacked_gradient_backward)
 
 
 _unroll = contextvars.ContextVar("unroll", default=False)
@@ -336,8 +489,9 @@ def operand(x, dtype=None):
 
   The policy "operands" keeps it.
   """
-  read = x if dtype is None else x.astype(dtype)
-  return checkpoint_name(read, OPERAND)
+  if dtype is not None:
+    x = x.astype(dtype)
+  return checkpoint_name(x, OPERAND)
 
 
 def rematerialise(fn, policy: str, *, looped: bool = True):
@@ -359,12 +513,26 @@ def rematerialise(fn, policy: str, *, looped: bool = True):
     raise ValueError(f"remat policy {policy!r} is not one of {REMAT_POLICIES}")
   if policy == "none":
     return fn
+
+  # each policy keeps what the one after it keeps, and something more
   policies = jax.checkpoint_policies
-  dots = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, keep_attention)
+  both = policies.save_from_both_policies
+  dots = both(
+    policies.dots_with_no_batch_dims_saveable,
+    keep_attention,
+  )
+  operands = both(
+    dots,
+    policies.save_only_these_names(OPERAND),
+  )
   kept = {
-    "operands": policies.save_from_both_policies(dots, policies.save_only_these_names(OPERAND)),
+    "operands": operands,
     "dots": dots,
     "attention": keep_attention,
     "full": policies.nothing_saveable,
-  }[policy]
-  return jax.checkpoint(fn, prevent_cse=not looped, policy=kept)
+  }
+  return jax.checkpoint(
+    fn,
+    prevent_cse=not looped,
+    policy=kept[policy],
+  )
