@@ -44,21 +44,23 @@ class Viewpoint(NamedTuple):
 
   def moved(self, factor: float) -> "Viewpoint":
     """The object at `factor` of its distance and size: the picture is the same."""
-    return viewpoint(
-      self.camera, self.pose.rotation, self.pose.translation * factor, self.scale * factor
-    )
+    place = self.pose.translation * factor
+    return viewpoint(self.camera, self.pose.rotation, place, self.scale * factor)
 
 
 def viewpoint(
   camera: Camera, rotation_33: np.ndarray, translation_3: np.ndarray, scale: float = 1.0
 ) -> Viewpoint:
   """A viewpoint from p_camera = rotation (scale p_object) + translation."""
-  return Viewpoint(camera, Pose(rotation_33, translation_3, np.full(3, scale)))
+  placed = Pose(rotation_33, translation_3, np.full(3, scale))
+  return Viewpoint(camera, placed)
 
 
 def rays(camera: Camera, u: np.ndarray, v: np.ndarray) -> np.ndarray:
   """Directions (..., 3) through pixel coordinates; times a depth they are the point at it."""
-  return cameras.unproject(np.stack([u, v], -1), np.ones_like(u), camera)
+  pixels = np.stack([u, v], -1)
+  depth = np.ones_like(u)
+  return cameras.unproject(pixels, depth, camera)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +81,21 @@ def look_at(azimuth: float, elevation: float, roll: float = 0.0) -> np.ndarray:
 
   Azimuth 0 looks from +x, pi/2 from +y. Roll turns the camera about its forward axis.
   """
+  # The camera's axes without roll: it looks from the unit sphere at the middle.
   flat = np.cos(elevation)
-  position = np.array([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)])
+  x = flat * np.cos(azimuth)
+  y = flat * np.sin(azimuth)
+  position = np.array([x, y, np.sin(elevation)])
   forward = -position
   left = np.cross([0.0, 0.0, 1.0], forward)
   left /= np.linalg.norm(left)
   up = np.cross(forward, left)
-  c, s = np.cos(roll), np.sin(roll)
-  return np.stack([c * left + s * up, c * up - s * left, forward])
+
+  c = np.cos(roll)
+  s = np.sin(roll)
+  rolled_left = c * left + s * up
+  rolled_up = c * up - s * left
+  return np.stack([rolled_left, rolled_up, forward])
 
 
 def random_view(
@@ -96,18 +105,29 @@ def random_view(
 
   `scale` is in metres. The object's origin is off the optical axis by what `fill` leaves free.
   """
+  # From where: uniform on the band of the sphere between the two elevations.
   azimuth = np.radians(rng.uniform(*config.azimuth_deg))
   band = np.sin(np.radians(config.elevation_deg))
   elevation = np.arcsin(rng.uniform(*band))
   roll = np.radians(rng.uniform(*config.roll_deg))
-  half = np.radians(rng.uniform(*config.fov_deg)) / 2
+  rotation = look_at(azimuth, elevation, roll)
+
+  # How far: the sphere takes the drawn part of the picture.
+  half_fov = np.radians(rng.uniform(*config.fov_deg)) / 2
   fill = rng.uniform(*config.fill)
-  # At this distance the sphere fills that part of the picture.
-  distance = scale * radius / (fill * np.sin(half))
-  free = (1 - fill) * distance * np.tan(half)
-  offset = rng.uniform(-0.5, 0.5, 2) * free
-  focal = image_size / 2 / np.tan(half)
+  distance = scale * radius / (fill * np.sin(half_fov))
+  free = (1 - fill) * distance * np.tan(half_fov)
+  across, up = rng.uniform(-0.5, 0.5, 2) * free
+  place = np.array([across, up, distance])
+
+  focal = image_size / 2 / np.tan(half_fov)
   middle = image_size / 2
-  camera = Camera(focal, focal, middle, middle, image_size, image_size)
-  place = np.array([offset[0], offset[1], distance])
-  return viewpoint(camera, look_at(azimuth, elevation, roll), place, scale), azimuth
+  camera = Camera(
+    fx=focal,
+    fy=focal,
+    cx=middle,
+    cy=middle,
+    width=image_size,
+    height=image_size,
+  )
+  return viewpoint(camera, rotation, place, scale), azimuth

@@ -31,13 +31,17 @@ def limited(
   Border pixels, covered in part but not at their centre, follow their neighbours.
   """
   keep = np.where(whole_HW, visible_HW, grow(visible_HW))
-  return np.where(keep[..., None], colour_HW3, 0), np.where(keep, alpha_HW, 0)
+  colour = np.where(keep[..., None], colour_HW3, 0)
+  alpha = np.where(keep, alpha_HW, 0)
+  return colour, alpha
 
 
 def in_front(depth_HW: np.ndarray, scene_HW: np.ndarray) -> np.ndarray:
   """The z-buffer: where an object is hit and no known part of the scene is nearer, (H, W) bool."""
+  # comparisons with NaN are False: an unknown scene hides nothing
   with np.errstate(invalid="ignore"):
-    return np.isfinite(depth_HW) & ~(scene_HW < depth_HW)
+    hidden = scene_HW < depth_HW
+  return np.isfinite(depth_HW) & ~hidden
 
 
 def support(
@@ -53,13 +57,18 @@ def support(
   rows = np.flatnonzero(np.isfinite(depth_HW).any(1))
   if not len(rows):
     return 0.0
-  first, last = rows[0], rows[-1] + 1
+
+  # The lowest band of the object's rows.
+  first = rows[0]
+  last = rows[-1] + 1
   count = max(1, round(band * (last - first)))
   lowest = slice(last - count, last)
-  hit = np.isfinite(depth_HW[lowest])
+  depth = depth_HW[lowest]
+  hit = np.isfinite(depth)
   with np.errstate(invalid="ignore"):
-    nearer = scene_HW[lowest] < depth_HW[lowest] * (1 + tolerance)
-  return float((nearer & hit).sum() / hit.sum())
+    nearer = scene_HW[lowest] < depth * (1 + tolerance)
+  supported = nearer & hit
+  return float(supported.sum() / hit.sum())
 
 
 def hidden_contour(
@@ -70,26 +79,35 @@ def hidden_contour(
   Its outside is nearer there by more than `margin` of the depth. The contour is the visible pixels
   with a neighbour (of four) inside the image that is not visible.
   """
-  known = np.where(np.isfinite(scene_HW), scene_HW, np.inf)
-  deepest = np.where(visible_HW, np.inf, known)
-  padded = np.pad(deepest, 1, constant_values=np.inf)
-  outside = np.pad(~visible_HW, 1, constant_values=False)
   around = [
     (slice(0, -2), slice(1, -1)),
     (slice(2, None), slice(1, -1)),
     (slice(1, -1), slice(0, -2)),
     (slice(1, -1), slice(2, None)),
   ]
-  contour = visible_HW & np.any([outside[at] for at in around], axis=0)
+
+  # The contour; beyond the image there is no outside.
+  outside = np.pad(~visible_HW, 1, constant_values=False)
+  beside_outside = np.any([outside[at] for at in around], axis=0)
+  contour = visible_HW & beside_outside
   if not contour.any():
     return 0.0
+
+  # The nearest of the scene beside each pixel, whatever of it is known and outside.
+  known = np.where(np.isfinite(scene_HW), scene_HW, np.inf)
+  outer_depth = np.where(visible_HW, np.inf, known)
+  padded = np.pad(outer_depth, 1, constant_values=np.inf)
   nearest = np.min([padded[at] for at in around], axis=0)
-  return float((nearest[contour] < depth_HW[contour] * (1 - margin)).mean())
+  clearly_nearer = nearest[contour] < depth_HW[contour] * (1 - margin)
+  return float(clearly_nearer.mean())
 
 
 def grow(mask_HW: np.ndarray) -> np.ndarray:
   """The mask and its eight neighbours."""
   padded = np.pad(mask_HW, 1)
   height, width = mask_HW.shape
-  shifted = [padded[i : i + height, j : j + width] for i in range(3) for j in range(3)]
+  shifted = []
+  for row in range(3):
+    for column in range(3):
+      shifted.append(padded[row : row + height, column : column + width])
   return np.any(shifted, axis=0)

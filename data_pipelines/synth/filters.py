@@ -29,20 +29,23 @@ def face_areas_normals(
   vertices_V3: np.ndarray, faces_F3: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """Areas (F,) and unit normals (F, 3); the normal of a degenerate face is zero."""
-  corner = vertices_V3[faces_F3]
-  cross = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+  a, b, c = vertices_V3[faces_F3].swapaxes(0, 1)
+  cross = np.cross(b - a, c - a)
   length = np.linalg.norm(cross, axis=1)
-  return length / 2, cross / np.maximum(length, 1e-300)[:, None]
+  normal = cross / np.maximum(length, 1e-300)[:, None]
+  return length / 2, normal
 
 
 def hull_volume(vertices_V3: np.ndarray) -> float:
   """Volume of the convex hull; 0 where the points lie in a plane."""
   # Along their principal axes flat points have no extent; Qhull is kept away from them.
   centred = vertices_V3 - vertices_V3.mean(0)
-  axes = np.linalg.svd(centred, full_matrices=False)[2]
-  if np.ptp(centred @ axes.T, axis=0).min() < FLAT:
+  _, _, axes = np.linalg.svd(centred, full_matrices=False)
+  extent = np.ptp(centred @ axes.T, axis=0)
+  if extent.min() < FLAT:
     return 0.0
-  return float(spatial.ConvexHull(vertices_V3).volume)
+  hull = spatial.ConvexHull(vertices_V3)
+  return float(hull.volume)
 
 
 def normal_share(vertices_V3: np.ndarray, faces_F3: np.ndarray) -> float:
@@ -51,7 +54,8 @@ def normal_share(vertices_V3: np.ndarray, faces_F3: np.ndarray) -> float:
   Either side of a face counts alike.
   """
   area, normal = face_areas_normals(vertices_V3, faces_F3)
-  moment = np.einsum("f,fi,fj->ij", area / area.sum(), normal, normal)
+  weight = area / area.sum()
+  moment = np.einsum("f,fi,fj->ij", weight, normal, normal)
   return float(np.linalg.eigvalsh(moment)[-1])
 
 
@@ -64,32 +68,43 @@ def core_extent(vertices_V3: np.ndarray, faces_F3: np.ndarray, share: float = 0.
   area, _ = face_areas_normals(vertices_V3, faces_F3)
   points = vertices_V3[faces_F3].reshape(-1, 3)
   weight = np.repeat(area / 3, 3)
+
+  # Along each axis, between the points where that much of the area lies below.
+  cut = [(1 - share) / 2, (1 + share) / 2]
   sides = []
   for axis in range(3):
     order = np.argsort(points[:, axis], kind="stable")
     level = np.cumsum(weight[order]) / weight.sum()
-    low, high = np.searchsorted(level, [(1 - share) / 2, (1 + share) / 2])
+    low, high = np.searchsorted(level, cut)
     high = min(high, len(order) - 1)
-    sides.append(points[order[high], axis] - points[order[low], axis])
-  return float(max(sides) / np.ptp(points, axis=0).max())
+    lowest = points[order[low], axis]
+    highest = points[order[high], axis]
+    sides.append(highest - lowest)
+  whole = np.ptp(points, axis=0).max()
+  return float(max(sides) / whole)
 
 
 def check(asset: Asset, config: FilterConfig) -> None:
   """Raises Refused with reason near_zero_volume, flat_normals or spatial_outliers."""
-  volume = hull_volume(asset.mesh.vertices)
+  vertices = asset.mesh.vertices
+  faces = asset.mesh.faces
+
+  volume = hull_volume(vertices)
   if volume < config.min_hull_volume:
     raise Refused(
       "near_zero_volume",
       f"{asset.source}: hull volume {volume:.2g} < {config.min_hull_volume:g} of the unit cube",
     )
-  share = normal_share(asset.mesh.vertices, asset.mesh.faces)
+
+  share = normal_share(vertices, faces)
   if share > config.max_normal_share:
     raise Refused(
       "flat_normals",
       f"{asset.source}: {share:.4f} of the surface faces one axis, above "
       f"{config.max_normal_share:g}",
     )
-  core = core_extent(asset.mesh.vertices, asset.mesh.faces)
+
+  core = core_extent(vertices, faces)
   if core < config.min_core_extent:
     raise Refused(
       "spatial_outliers",

@@ -36,21 +36,36 @@ def random_lights(rng: np.random.Generator, config: LightConfig, camera_azimuth:
 
   The key light stays within 100 degrees of the camera's azimuth (radians), so the seen side is lit.
   """
+  # Where the lights stand, the key light first.
   count = int(rng.integers(config.count[0], config.count[1] + 1))
   spread = np.radians(100.0)
   key_azimuth = camera_azimuth + rng.uniform(-spread, spread)
-  azimuth = np.append(key_azimuth, rng.uniform(0, 2 * np.pi, count - 1))
+  other_azimuths = rng.uniform(0, 2 * np.pi, count - 1)
+  azimuth = np.append(key_azimuth, other_azimuths)
   elevation = np.radians(rng.uniform(*config.elevation_deg, count))
   flat = np.cos(elevation)
-  directions = np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)], -1)
-  radiance = np.append(rng.uniform(*config.key), rng.uniform(*config.fill, count - 1))
+  x = flat * np.cos(azimuth)
+  y = flat * np.sin(azimuth)
+  z = np.sin(elevation)
+
+  # How bright they are, each with a tint of its own; the first tint is the ambient term's.
+  key_radiance = rng.uniform(*config.key)
+  fill_radiances = rng.uniform(*config.fill, count - 1)
+  radiance = np.append(key_radiance, fill_radiances)
   tint = 1 + rng.uniform(-config.tint, config.tint, (count + 1, 3))
-  ambient = rng.uniform(*config.ambient) * tint[0]
-  return Lights(ambient, directions, radiance[:, None] * tint[1:])
+  ambient = rng.uniform(*config.ambient)
+  return Lights(
+    ambient_3=ambient * tint[0],
+    directions_L3=np.stack([x, y, z], -1),
+    colours_L3=radiance[:, None] * tint[1:],
+  )
 
 
 def turned(lights: Lights, rotation_33: np.ndarray) -> Lights:
   """The same lights in another frame; `rotation_33` (acts on columns) takes it to the lights'."""
+  # rows times R are R^T times columns
   return dataclasses.replace(
-    lights, directions_L3=lights.directions_L3 @ rotation_33, up_3=lights.up_3 @ rotation_33
+    lights,
+    directions_L3=lights.directions_L3 @ rotation_33,
+    up_3=lights.up_3 @ rotation_33,
   )

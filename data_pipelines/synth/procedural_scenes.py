@@ -84,7 +84,9 @@ class Shell:
 
   def hit(self, origin_3: np.ndarray, rays_N3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(ray parameter, index of the plane) where each ray leaves the room."""
-    normals, offsets = self.planes_P4[:, :3], self.planes_P4[:, 3]
+    normals = self.planes_P4[:, :3]
+    offsets = self.planes_P4[:, 3]
+    # A ray along a plane never meets it.
     with np.errstate(divide="ignore"):
       along = (offsets - normals @ origin_3) / (rays_N3 @ normals.T)
     along = np.where(along > 0, along, np.inf)
@@ -93,11 +95,18 @@ class Shell:
   def albedo(self, points_N3: np.ndarray, plane_N: np.ndarray) -> np.ndarray:
     """Linear base colour of points on the shell: boards on the floor, a skirting on the walls."""
     colour = self.colours_P3[plane_N].copy()
+
+    # Boards run away from the camera, with a dark joint between them.
     floor = plane_N == 0
     board = points_N3[floor, 0] / self.plank
-    tone = self.tones[np.floor(board).astype(int) % len(self.tones)]
-    colour[floor] *= np.where(board % 1 < 0.04, 0.5, tone)[:, None]
-    colour[(plane_N > 1) & (points_N3[:, 2] < 0.09)] = 0.75
+    number = np.floor(board).astype(int)
+    tone = self.tones[number % len(self.tones)]
+    is_joint = board % 1 < 0.04
+    colour[floor] *= np.where(is_joint, 0.5, tone)[:, None]
+
+    is_wall = plane_N > 1
+    skirting = is_wall & (points_N3[:, 2] < 0.09)
+    colour[skirting] = 0.75
     return colour
 
 
@@ -116,76 +125,122 @@ def make_room(seed: int, index: int, image_size: int) -> Room:
   # The shell behind, then the objects, the farthest first.
   depth = _shell_depth(view, shell)
   colour = _shell_colour(view, shell, lights, standing)
-  hits = [np.where(s.mask_HW, s.depth_HW, np.inf) for s in shown]
-  nearest = np.min([depth, *hits], axis=0)
   distances = [one.viewpoint.pose.translation[2] for one in standing]
   far_first = sorted(range(len(standing)), key=lambda i: -distances[i])
   layers = [(shown[i].lit_HW3, shown[i].alpha_HW) for i in far_first]
-  image = composite.paste(linear_to_srgb8(colour), layers)
-  image = np.clip(np.rint(image + rng.normal(0, NOISE, image.shape)), 0, 255).astype(np.uint8)
+  clean = composite.paste(linear_to_srgb8(colour), layers)
+
+  # The sensor's noise.
+  noisy = clean + rng.normal(0, NOISE, clean.shape)
+  image = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+
+  # The point map takes the nearest surface of each pixel.
+  hits = [np.where(s.mask_HW, s.depth_HW, np.inf) for s in shown]
+  nearest = np.min([depth, *hits], axis=0)
+  points = cameras.pointmap_from_depth(nearest, view.camera).astype(np.float32)
 
   # Objects that are seen well enough have masks.
-  masks = [s.mask_HW & (s.depth_HW <= nearest) for s in shown]
-  kept = [i for i, mask in enumerate(masks) if mask.mean() >= MIN_VISIBLE]
-  points = cameras.pointmap_from_depth(nearest, view.camera).astype(np.float32)
-  kept_masks = tuple(masks[i] for i in kept)
-  scene = Scene(f"room-{index}", image, kept_masks, points, view.camera, LICENSE)
-  return Room(scene, tuple(Annotated(standing[i].asset, standing[i].viewpoint) for i in kept))
+  masks = []
+  objects = []
+  for one, s in zip(standing, shown, strict=True):
+    visible = s.mask_HW & (s.depth_HW <= nearest)
+    if visible.mean() >= MIN_VISIBLE:
+      masks.append(visible)
+      objects.append(Annotated(one.asset, one.viewpoint))
+  scene = Scene(
+    name=f"room-{index}",
+    image_HW3=image,
+    masks=tuple(masks),
+    pointmap_HW3=points,
+    camera=view.camera,
+    license=LICENSE,
+  )
+  return Room(scene, tuple(objects))
 
 
 def _view(rng: np.random.Generator, image_size: int) -> View:
+  """A camera at a person's height that looks a little down."""
   fov_x = np.radians(rng.uniform(50, 70))
-  camera = cameras.camera_from_fov(image_size, round(image_size * ASPECT), fov_x)
+  height = round(image_size * ASPECT)
+  camera = cameras.camera_from_fov(image_size, height, fov_x)
   pitch = np.radians(rng.uniform(12, 28))  # downwards
-  c, s = np.cos(pitch), np.sin(pitch)
+  c = np.cos(pitch)
+  s = np.sin(pitch)
   rotation = np.array([[-1.0, 0, 0], [0, s, c], [0, c, -s]])
-  return View(camera, rotation, np.array([0, 0, rng.uniform(1.2, 1.7)]))
+  position = np.array([0, 0, rng.uniform(1.2, 1.7)])
+  return View(camera, rotation, position)
 
 
 def _shell(rng: np.random.Generator) -> Shell:
+  """A room of random size with painted walls and a wooden floor."""
   depth = rng.uniform(4.5, 6.5)
   half_width = rng.uniform(2.2, 3.2)
   height = rng.uniform(2.4, 2.9)
-  floor, ceiling = [0, 0, 1, 0], [0, 0, -1, -height]
-  back, left, right = [0, -1, 0, -depth], [1, 0, 0, -half_width], [-1, 0, 0, -half_width]
-  planes = np.array([floor, ceiling, back, left, right], float)
+  planes = [
+    [0, 0, 1, 0],  # floor
+    [0, 0, -1, -height],  # ceiling
+    [0, -1, 0, -depth],  # back
+    [1, 0, 0, -half_width],  # left
+    [-1, 0, 0, -half_width],  # right
+  ]
+
+  # Side walls share a paint; the back wall's differs a little.
   paint = srgb_to_linear(rng.uniform(0.55, 0.95, 3))
   brown = np.array([0.72, 0.55, 0.38]) * rng.uniform(0.6, 1.1)
   wood = srgb_to_linear(brown + rng.uniform(-0.06, 0.06, 3))
   back_paint = paint * rng.uniform(0.8, 1.0, 3)
-  colours = np.stack([wood, np.full(3, 0.85), back_paint, paint, paint])
-  return Shell(planes, colours, rng.uniform(0.1, 0.22), rng.uniform(0.8, 1.15, 61))
+  ceiling = np.full(3, 0.85)
+  return Shell(
+    planes_P4=np.array(planes, float),
+    colours_P3=np.stack([wood, ceiling, back_paint, paint, paint]),
+    plank=rng.uniform(0.1, 0.22),
+    tones=rng.uniform(0.8, 1.15, 61),
+  )
 
 
 def _furnish(rng: np.random.Generator, seed: int, index: int, view: View) -> list[Standing]:
   """Objects that stand on the floor in view, none inside another."""
-  standing, taken = [], []
+  standing = []
+  taken = []  # (across, along, radius) of what stands already
   for slot in range(int(rng.integers(3, 6))):
     made = procedural.make_scene(seed, FIRST_OBJECT + 8 * index + slot)
     asset = assets.from_scene(made, source=f"room-{index}/{slot}", up="z", license=LICENSE)
     vertices = asset.mesh.vertices
     scale = rng.uniform(0.45, 1.1)
     yaw = rng.uniform(0, 2 * np.pi)
-    radius = scale * float(np.linalg.norm(vertices[:, :2], axis=1).max())
+    reach = np.linalg.norm(vertices[:, :2], axis=1).max()
+    radius = scale * float(reach)
+
+    # The first free place of those tried; where there is none the object is left out.
     for _ in range(PLACES_TRIED):
       along = rng.uniform(2.0, 4.2)
       across = rng.uniform(-0.8, 0.8) * along * view.camera.width / (2 * view.camera.fx)
       if any(np.hypot(along - y, across - x) <= radius + r for x, y, r in taken):
         continue
       taken.append((across, along, radius))
-      c, s = np.cos(yaw), np.sin(yaw)
+      c = np.cos(yaw)
+      s = np.sin(yaw)
       turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
-      place = np.array([across, along, -scale * vertices[:, 2].min()])
-      scene = render.Scene(asset.mesh, asset.source)
-      standing.append(Standing(asset, scene, view.of_object(turn, place, scale), turn))
+      lowest = vertices[:, 2].min()
+      place = np.array([across, along, -scale * lowest])
+      one = Standing(
+        asset=asset,
+        scene=render.Scene(asset.mesh, asset.source),
+        viewpoint=view.of_object(turn, place, scale),
+        turn_33=turn,
+      )
+      standing.append(one)
       break
   return standing
 
 
 def _shell_depth(view: View, shell: Shell) -> np.ndarray:
   """Depth (H, W) float32 of the shell at the pixels' centres."""
-  u, v = np.meshgrid(np.arange(view.camera.width) + 0.5, np.arange(view.camera.height) + 0.5)
-  depth, _ = shell.hit(view.position_3, view.rays(u, v))
+  columns = np.arange(view.camera.width) + 0.5
+  rows = np.arange(view.camera.height) + 0.5
+  u, v = np.meshgrid(columns, rows)
+  world_rays = view.rays(u, v)
+  depth, _ = shell.hit(view.position_3, world_rays)
   return depth.reshape(u.shape).astype(np.float32)
 
 
@@ -193,7 +248,9 @@ def _shell_colour(
   view: View, shell: Shell, lights: Lights, standing: Sequence[Standing]
 ) -> np.ndarray:
   """Linear colours (H, W, 3) of the shell, with the shadows of the first light."""
-  height, width = view.camera.height, view.camera.width
+  # SAMPLES x SAMPLES rays a pixel meet the shell.
+  height = view.camera.height
+  width = view.camera.width
   offset = (np.arange(SAMPLES) + 0.5) / SAMPLES
   fine_rows = (np.arange(height)[:, None] + offset).ravel()
   fine_columns = (np.arange(width)[:, None] + offset).ravel()
@@ -203,45 +260,67 @@ def _shell_colour(
   points = view.position_3 + along[:, None] * world_rays
   normals = shell.planes_P4[plane, :3]
 
+  # The first light is blocked by what stands in the room; the others cast no shadow.
   shaded = np.zeros(len(points), bool)
   for one in standing:
     shaded |= _blocked(one, view, points, lights.directions_L3[0])
+
+  # The ambient term falls off away from the sky, as in the renderer.
   light = lights.ambient_3 * (0.75 + 0.25 * normals[:, 2:])
   for number, direction in enumerate(lights.directions_L3):
     lit = ~shaded if number == 0 else 1.0
     cosine = np.maximum(normals @ direction, 0) * lit
     light = light + cosine[:, None] * lights.colours_L3[number]
-  colour = (shell.albedo(points, plane) * light).astype(np.float32)
-  return colour.reshape(height, SAMPLES, width, SAMPLES, 3).mean((1, 3))
+
+  # A pixel is the mean of its samples.
+  albedo = shell.albedo(points, plane)
+  colour = (albedo * light).astype(np.float32)
+  samples = colour.reshape(height, SAMPLES, width, SAMPLES, 3)
+  return samples.mean((1, 3))
 
 
 def _blocked(
   one: Standing, view: View, points_N3: np.ndarray, direction_3: np.ndarray
 ) -> np.ndarray:
   """Whether the object stands between each world point and a light in the given direction."""
+  # Points and direction in the object's frame.
   place = view.position_3 + view.rotation_33.T @ one.viewpoint.pose.translation
-  local = ((points_N3 - place) @ one.turn_33 / one.viewpoint.scale).astype(np.float32)
+  local = (points_N3 - place) @ one.turn_33 / one.viewpoint.scale
+  local = local.astype(np.float32)
   towards = (direction_3 @ one.turn_33).astype(np.float32)
+
   # Only rays that pass the object's bounding sphere need to be cast.
   ahead = local @ towards
-  miss = np.linalg.norm(local - ahead[:, None] * towards, axis=1)
+  aside = local - ahead[:, None] * towards
+  miss = np.linalg.norm(aside, axis=1)
   near = np.flatnonzero((miss < SPHERE) & (ahead < SPHERE))
   start = local[near] + render.SHADOW_OFFSET * towards
+  directions = np.broadcast_to(towards, start.shape)
   blocked = np.zeros(len(local), bool)
-  blocked[near] = one.scene.caster.blocked(start, np.broadcast_to(towards, start.shape))
+  blocked[near] = one.scene.caster.blocked(start, directions)
   return blocked
 
 
 def write_room(folder: pathlib.Path, room: Room) -> None:
   """Writes a room as a scene folder: image.png, masks, pointmap.npz, licence."""
   folder.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(room.scene.image_HW3).save(folder / "image.png")
+  scene = room.scene
+  Image.fromarray(scene.image_HW3).save(folder / "image.png")
   (folder / "image.png.license").write_text(LICENSE + "\n")
-  for i, mask in enumerate(room.scene.masks):
-    Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{i}.png")
-  camera = room.scene.camera
+  for i, mask in enumerate(scene.masks):
+    grey = mask.astype(np.uint8) * 255
+    Image.fromarray(grey).save(folder / f"{i}.png")
+
+  # The point map with the matrix of its camera.
+  camera = scene.camera
   matrix = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
-  np.savez_compressed(folder / "pointmap.npz", pointmap=room.scene.pointmap_HW3, intrinsics=matrix)
-  (folder / "scene.json").write_text(
-    json.dumps({"synthetic": True, "made by": "data_pipelines.synth.procedural_scenes"}) + "\n"
+  np.savez_compressed(
+    folder / "pointmap.npz",
+    pointmap=scene.pointmap_HW3,
+    intrinsics=matrix,
   )
+  about = {
+    "synthetic": True,
+    "made by": "data_pipelines.synth.procedural_scenes",
+  }
+  (folder / "scene.json").write_text(json.dumps(about) + "\n")

@@ -12,7 +12,8 @@ RADIUS = 3.0  # pixels that the inpainting looks at around each one it fills
 
 def remove(image_HW3: np.ndarray, region_HW: np.ndarray) -> np.ndarray:
   """The photo (uint8) with `region_HW` filled from around it (Telea's fast marching)."""
-  image, region = np.ascontiguousarray(image_HW3), region_HW.astype(np.uint8)
+  image = np.ascontiguousarray(image_HW3)
+  region = region_HW.astype(np.uint8)
   return cv2.inpaint(image, region, RADIUS, cv2.INPAINT_TELEA)
 
 
@@ -22,8 +23,10 @@ def enlarged(mask_HW: np.ndarray, margin: float) -> np.ndarray:
   Masks that are cut out exactly leave a rim of the object behind.
   """
   reach = max(1, round(margin * max(mask_HW.shape)))
-  disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1,) * 2)
-  return cv2.dilate(mask_HW.astype(np.uint8), disk).astype(bool)
+  width = 2 * reach + 1
+  disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
+  grown = cv2.dilate(mask_HW.astype(np.uint8), disk)
+  return grown.astype(bool)
 
 
 def fill_depth(depth_HW: np.ndarray, region_HW: np.ndarray) -> np.ndarray:
@@ -36,25 +39,33 @@ def fill_depth(depth_HW: np.ndarray, region_HW: np.ndarray) -> np.ndarray:
   """
   known = np.isfinite(depth_HW) & ~region_HW
   filled = np.where(known, depth_HW, np.nan).astype(np.float32)
+
   # The unknowns are numbered; each is the mean of its neighbours, which are unknowns or the rim.
   count = int(region_HW.sum())
   running = np.cumsum(region_HW.ravel()).reshape(region_HW.shape)
   number = np.where(region_HW, running - 1, -1)
-  degree, total = np.zeros(count), np.zeros(count)
-  rows, columns = [], []
+  degree = np.zeros(count)
+  total = np.zeros(count)
+  rows = []
+  columns = []
   for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
+    # Neighbours that are unknowns too are linked.
     here, there = _neighbours(number, axis, step)
     inner = (here >= 0) & (there >= 0)
     rows.append(here[inner])
     columns.append(there[inner])
     np.add.at(degree, here[inner], 1)
+
+    # Neighbours on the rim give their disparity.
     _, known_there = _neighbours(known, axis, step)
     _, depth_there = _neighbours(depth_HW, axis, step)
     rim = (here >= 0) & known_there
+    disparity_there = 1 / depth_there[rim].astype(np.float64)
     np.add.at(degree, here[rim], 1)
-    np.add.at(total, here[rim], 1 / depth_there[rim].astype(np.float64))
+    np.add.at(total, here[rim], disparity_there)
   ends = (np.concatenate(rows), np.concatenate(columns))
-  links = sparse.coo_matrix((np.ones(len(ends[0])), ends), shape=(count, count)).tocsr()
+  ones = np.ones(len(ends[0]))
+  links = sparse.coo_matrix((ones, ends), shape=(count, count)).tocsr()
 
   # Solved for the connected parts that touch something known.
   _, part = sparse.csgraph.connected_components(links, directed=False)
@@ -71,5 +82,10 @@ def fill_depth(depth_HW: np.ndarray, region_HW: np.ndarray) -> np.ndarray:
 def _neighbours(array: np.ndarray, axis: int, step: int) -> tuple[np.ndarray, np.ndarray]:
   """(the array, its neighbours a `step` along `axis`), both cut to where these lie inside."""
   along = np.moveaxis(array, axis, 0)
-  here, there = (along[:-1], along[1:]) if step > 0 else (along[1:], along[:-1])
+  if step > 0:
+    here = along[:-1]
+    there = along[1:]
+  else:
+    here = along[1:]
+    there = along[:-1]
   return np.moveaxis(here, 0, axis), np.moveaxis(there, 0, axis)

@@ -62,22 +62,33 @@ class Scene:
     self.mesh = mesh.with_appearance()
     self.name = name
     self.caster = Caster(mesh)
+
+    # Geometry: normals of faces and, smoothed, of their corners.
     area, self.normal_F3 = face_areas_normals(mesh.vertices, mesh.faces)
     normals = corner_normals(mesh.vertices, mesh.faces, area, self.normal_F3)
     self.corner_normal_F33 = normals.astype(np.float32)
-    self.pyramids = [_pyramid(m.texture) for m in self.mesh.materials]
-    self.has_cutouts = any(m.cutout is not None for m in self.mesh.materials)
+
+    # Appearance: textures at every size, and how finely they lie on the faces.
+    materials = self.mesh.materials
+    self.pyramids = [_pyramid(material.texture) for material in materials]
+    self.has_cutouts = any(material.cutout is not None for material in materials)
     self.texels_F = self._texel_density(area)
 
   def _texel_density(self, area_F: np.ndarray) -> np.ndarray:
     """Texels of the face's texture per unit of length on the surface."""
-    a, b, c = (self.mesh.uv[self.mesh.faces[:, i]].astype(np.float64) for i in range(3))
-    d, e = b - a, c - a
+    # Area of each face in the unit square of its texture.
+    corners_F32 = self.mesh.uv[self.mesh.faces].astype(np.float64)
+    a, b, c = corners_F32.swapaxes(0, 1)
+    d = b - a
+    e = c - a
     uv_area = np.abs(d[:, 0] * e[:, 1] - d[:, 1] * e[:, 0]) / 2
+
+    # Texels of each texture, none where a material has no texture.
     texels = np.zeros(len(self.mesh.materials), int)
     for slot, material in enumerate(self.mesh.materials):
       if material.texture is not None:
-        texels[slot] = material.texture.shape[0] * material.texture.shape[1]
+        height, width = material.texture.shape[:2]
+        texels[slot] = height * width
     on_face = uv_area * texels[self.mesh.material]
     return np.sqrt(on_face / np.maximum(area_F, 1e-300))
 
@@ -96,29 +107,39 @@ def corner_normals(
   corner = np.arange(3 * count).reshape(-1, 3)
 
   # Half-edges: the points at both ends, lower number first, and the face corners that lie there.
-  tail, head = faces.ravel(), np.roll(faces, -1, axis=1).ravel()
-  at_tail, at_head = corner.ravel(), np.roll(corner, -1, axis=1).ravel()
+  tail = faces.ravel()
+  head = np.roll(faces, -1, axis=1).ravel()
+  at_tail = corner.ravel()
+  at_head = np.roll(corner, -1, axis=1).ravel()
   flip = tail > head
-  low, high = np.where(flip, head, tail), np.where(flip, tail, head)
-  at_low, at_high = np.where(flip, at_head, at_tail), np.where(flip, at_tail, at_head)
+  low = np.where(flip, head, tail)
+  high = np.where(flip, tail, head)
+  at_low = np.where(flip, at_head, at_tail)
+  at_high = np.where(flip, at_tail, at_head)
 
   # Sorted, those of one edge lie together: neighbours a, b are two faces that share it.
   order = np.lexsort((high, low))
-  a, b = order[:-1], order[1:]
-  smooth = (low[a] == low[b]) & (high[a] == high[b])
+  a = order[:-1]
+  b = order[1:]
+  is_same_edge = (low[a] == low[b]) & (high[a] == high[b])
   cosine = np.einsum("ij,ij->i", normal_F3[a // 3], normal_F3[b // 3])
-  smooth &= cosine > np.cos(np.radians(crease_deg))
-  a, b = a[smooth], b[smooth]
+  is_flat = cosine > np.cos(np.radians(crease_deg))
+  smooth = is_same_edge & is_flat
+  a = a[smooth]
+  b = b[smooth]
 
-  # Corners that are linked across smooth edges share a normal: the area-weighted mean.
+  # Corners that are linked across smooth edges share a normal.
   low_links = np.stack([at_low[a], at_low[b]])
   high_links = np.stack([at_high[a], at_high[b]])
   links = np.concatenate([low_links, high_links], axis=1)
   linked = np.ones(links.shape[1], bool)
   graph = sparse.coo_matrix((linked, links), shape=(3 * count, 3 * count))
   groups, label = sparse.csgraph.connected_components(graph, directed=False)
+
+  # It is the area-weighted mean of their faces'; where that cancels, each keeps its face's.
   weighted = np.repeat(normal_F3 * area_F[:, None], 3, axis=0)
-  total = np.stack([np.bincount(label, weighted[:, k], groups) for k in range(3)], -1)
+  sums = [np.bincount(label, weighted[:, k], groups) for k in range(3)]
+  total = np.stack(sums, -1)
   length = np.linalg.norm(total, axis=1, keepdims=True)
   unit = total / np.maximum(length, 1e-300)
   smoothed = unit[label].reshape(-1, 3, 3)
@@ -139,7 +160,8 @@ def render(scene: Scene, viewpoint: Viewpoint, lights: Lights, *, samples: int =
 
   # Colour rays through a regular grid within each pixel of the window.
   top, bottom, left, right = _window(scene, viewpoint)
-  rows, columns = np.arange(top, bottom), np.arange(left, right)
+  rows = np.arange(top, bottom)
+  columns = np.arange(left, right)
   offset = (np.arange(samples) + 0.5) / samples
   fine_rows = (rows[:, None] + offset).ravel()
   fine_columns = (columns[:, None] + offset).ravel()
@@ -148,14 +170,22 @@ def render(scene: Scene, viewpoint: Viewpoint, lights: Lights, *, samples: int =
 
   # Their means, put where the window lies in the picture.
   size = (camera.height, camera.width)
-  lit_HW3, delit_HW3 = np.zeros((*size, 3), np.float32), np.zeros((*size, 3), np.float32)
+  lit_HW3 = np.zeros((*size, 3), np.float32)
+  delit_HW3 = np.zeros((*size, 3), np.float32)
   alpha_HW = np.zeros(size, np.float32)
   window = (slice(top, bottom), slice(left, right))
   pixels = (len(rows), samples, len(columns), samples)
   lit_HW3[window] = lit.reshape(*pixels, 3).mean((1, 3))
   delit_HW3[window] = delit.reshape(*pixels, 3).mean((1, 3))
   alpha_HW[window] = covered.reshape(pixels).mean((1, 3))
-  return View(lit_HW3, delit_HW3, alpha_HW, np.isfinite(depth), depth, points_of(depth, camera))
+  return View(
+    lit_HW3=lit_HW3,
+    delit_HW3=delit_HW3,
+    alpha_HW=alpha_HW,
+    mask_HW=np.isfinite(depth),
+    depth_HW=depth,
+    pointmap_HW3=points_of(depth, camera),
+  )
 
 
 def trace(scene: Scene, viewpoint: Viewpoint) -> np.ndarray:
@@ -166,7 +196,8 @@ def trace(scene: Scene, viewpoint: Viewpoint) -> np.ndarray:
   camera = viewpoint.camera
   depth = np.full((camera.height, camera.width), np.nan, np.float32)
   top, bottom, left, right = _window(scene, viewpoint)
-  rows, columns = np.arange(top, bottom) + 0.5, np.arange(left, right) + 0.5
+  rows = np.arange(top, bottom) + 0.5
+  columns = np.arange(left, right) + 0.5
   v, u = np.meshgrid(rows, columns, indexing="ij")
   shot = _cast(scene, viewpoint, u.ravel(), v.ravel())
   seen = np.where(shot.face_N >= 0, shot.depth_N, np.nan)
@@ -176,20 +207,28 @@ def trace(scene: Scene, viewpoint: Viewpoint) -> np.ndarray:
 
 def points_of(depth_HW: np.ndarray, camera: Camera) -> np.ndarray:
   """Camera-frame points (H, W, 3) float32 of depths at the pixels' centres."""
-  u, v = np.meshgrid(np.arange(camera.width) + 0.5, np.arange(camera.height) + 0.5, indexing="xy")
-  return rays(camera, u, v).astype(np.float32) * depth_HW[..., None]
+  columns = np.arange(camera.width) + 0.5
+  rows = np.arange(camera.height) + 0.5
+  u, v = np.meshgrid(columns, rows, indexing="xy")
+  directions = rays(camera, u, v).astype(np.float32)
+  return directions * depth_HW[..., None]
 
 
 def _window(scene: Scene, viewpoint: Viewpoint) -> tuple[int, int, int, int]:
   """The pixel rows and columns that the object can touch: top, bottom, left, right (half open)."""
-  nearest = viewpoint.points(scene.mesh.vertices)[:, 2].min()
+  vertices = scene.mesh.vertices
+  nearest = viewpoint.points(vertices)[:, 2].min()
   if nearest <= 0:
     raise ValueError(f"{scene.name}: part of the object lies behind the camera (z = {nearest:.3g})")
-  uv = viewpoint.project(scene.mesh.vertices)
+
+  # The projected box, a pixel wider on every side, within the picture.
+  uv = viewpoint.project(vertices)
   limits = [viewpoint.camera.width, viewpoint.camera.height]
-  low = np.clip(np.floor(uv.min(0)).astype(int) - 1, 0, limits)
-  high = np.clip(np.ceil(uv.max(0)).astype(int) + 1, 0, limits)
-  return low[1], max(high[1], low[1]), low[0], max(high[0], low[0])
+  first = np.floor(uv.min(0)).astype(int) - 1
+  last = np.ceil(uv.max(0)).astype(int) + 1
+  left, top = np.clip(first, 0, limits)
+  right, bottom = np.clip(last, 0, limits)
+  return top, max(bottom, top), left, max(right, left)
 
 
 # --- Rays -----------------------------------------------------------------------------------------
@@ -205,7 +244,14 @@ def _cast(scene: Scene, viewpoint: Viewpoint, u_N: np.ndarray, v_N: np.ndarray) 
   origin = np.empty_like(direction)
   origin[:] = viewpoint.eye
   hits = scene.caster.nearest(origin, direction)
-  shot = Shot(origin, direction, hits.face_N, hits.distance_N, hits.u_N, hits.v_N)
+  shot = Shot(
+    origin_N3=origin,
+    direction_N3=direction,
+    face_N=hits.face_N,
+    depth_N=hits.distance_N,
+    u_N=hits.u_N,
+    v_N=hits.v_N,
+  )
   if scene.has_cutouts:
     _pass_cutouts(scene, shot, step=SHADOW_OFFSET * viewpoint.scale)
   return shot
@@ -217,26 +263,36 @@ def _pass_cutouts(scene: Scene, shot: Shot, step: float) -> None:
     through = np.flatnonzero(_is_cut_out(scene, shot))
     if not len(through):
       return
+    # They start anew just behind what they hit.
     start = shot.depth_N[through] + np.float32(step)
     direction = shot.direction_N3[through]
-    behind = scene.caster.nearest(shot.origin_N3[through] + start[:, None] * direction, direction)
+    origin = shot.origin_N3[through] + start[:, None] * direction
+    behind = scene.caster.nearest(origin, direction)
     shot.face_N[through] = behind.face_N
     shot.depth_N[through] = start + behind.distance_N
     shot.u_N[through] = behind.u_N
     shot.v_N[through] = behind.v_N
-  shot.face_N[_is_cut_out(scene, shot)] = -1
+  # Too many layers count as a miss.
+  still_cut_out = _is_cut_out(scene, shot)
+  shot.face_N[still_cut_out] = -1
 
 
 def _is_cut_out(scene: Scene, shot: Shot) -> np.ndarray:
   """Which rays hit a texel that has no surface, (N,) bool."""
-  mesh, face = scene.mesh, shot.face_N
+  mesh = scene.mesh
+  face = shot.face_N
+  is_hit = face >= 0
   cut = np.zeros(len(face), bool)
   for slot, material in enumerate(mesh.materials):
     if material.cutout is None:
       continue
-    here = np.flatnonzero((face >= 0) & (mesh.material[face] == slot))
+    # Texture coordinates of the hits on this material.
+    here = np.flatnonzero(is_hit & (mesh.material[face] == slot))
     weights = _corner_weights(shot, here)
-    uv = np.einsum("nk,nkd->nd", weights, mesh.uv[mesh.faces[face[here]]])
+    corners_uv = mesh.uv[mesh.faces[face[here]]]
+    uv = np.einsum("nk,nkd->nd", weights, corners_uv)
+
+    # The texel that they fall into; textures repeat, and their origin is the lower left.
     height, width = material.cutout.shape
     column = np.floor(uv[:, 0] * width).astype(int)
     row = np.floor((1 - uv[:, 1]) * height).astype(int)
@@ -246,7 +302,8 @@ def _is_cut_out(scene: Scene, shot: Shot) -> np.ndarray:
 
 def _corner_weights(shot: Shot, chosen: np.ndarray) -> np.ndarray:
   """Barycentric weights (n, 3) of the chosen hits."""
-  u, v = shot.u_N[chosen, None], shot.v_N[chosen, None]
+  u = shot.u_N[chosen, None]
+  v = shot.v_N[chosen, None]
   return np.concatenate([1 - u - v, u, v], axis=1)
 
 
@@ -257,10 +314,15 @@ def _shade(scene: Scene, viewpoint: Viewpoint, lights: Lights, u_N, v_N, samples
   """Linear lit and de-lit colours (N, 3) and hit flags (N,) of colour rays."""
   shot = _cast(scene, viewpoint, u_N, v_N)
   covered = shot.face_N >= 0
-  lit, delit = np.zeros((len(u_N), 3), np.float32), np.zeros((len(u_N), 3), np.float32)
+  lit = np.zeros((len(u_N), 3), np.float32)
+  delit = np.zeros((len(u_N), 3), np.float32)
   if not covered.any():
     return lit, delit, covered
-  face, depth, direction = shot.face_N[covered], shot.depth_N[covered], shot.direction_N3[covered]
+
+  # Base colours of the hits.
+  face = shot.face_N[covered]
+  depth = shot.depth_N[covered]
+  direction = shot.direction_N3[covered]
   weights = _corner_weights(shot, covered)
   footprint = depth / (viewpoint.camera.fx * samples * viewpoint.scale)
   albedo = _albedo(scene, face, weights, footprint)
@@ -272,11 +334,13 @@ def _shade(scene: Scene, viewpoint: Viewpoint, lights: Lights, u_N, v_N, samples
   turn = np.where(away, -1.0, 1.0).astype(np.float32)[:, None]
   flat = flat * turn
   smooth = np.einsum("nk,nkd->nd", weights, scene.corner_normal_F33[face]) * turn
-  smooth /= np.maximum(np.linalg.norm(smooth, axis=1, keepdims=True), 1e-6)
+  length = np.linalg.norm(smooth, axis=1, keepdims=True)
+  smooth /= np.maximum(length, 1e-6)
 
   # Shadow rays start a little off the surface.
   point = shot.origin_N3[covered] + depth[:, None] * direction + SHADOW_OFFSET * flat
-  lit[covered] = albedo * _irradiance(scene, lights, point, flat, smooth)
+  irradiance = _irradiance(scene, lights, point, flat, smooth)
+  lit[covered] = albedo * irradiance
   delit[covered] = albedo
   return lit, delit, covered
 
@@ -286,17 +350,19 @@ def _irradiance(scene: Scene, lights: Lights, point_N3, flat_N3, smooth_N3) -> n
 
   The ambient term falls off away from `up`; direct light is shadowed.
   """
-  sky = 0.75 + 0.25 * (smooth_N3 @ lights.up_3.astype(np.float32))[:, None]
+  up = lights.up_3.astype(np.float32)
+  sky = 0.75 + 0.25 * (smooth_N3 @ up)[:, None]
   total = (sky * lights.ambient_3).astype(np.float32)
-  directions, colours = (
-    lights.directions_L3.astype(np.float32),
-    lights.colours_L3.astype(np.float32),
-  )
+  directions = lights.directions_L3.astype(np.float32)
+  colours = lights.colours_L3.astype(np.float32)
   for direction, colour in zip(directions, colours, strict=True):
+    # Only what faces the light by both normals can be lit.
     cosine = smooth_N3 @ direction
-    facing = np.flatnonzero((cosine > 0) & (flat_N3 @ direction > 0))
+    is_facing = (cosine > 0) & (flat_N3 @ direction > 0)
+    facing = np.flatnonzero(is_facing)
     towards = np.broadcast_to(direction, (len(facing), 3))
-    seen = facing[~scene.caster.blocked(point_N3[facing], towards)]
+    blocked = scene.caster.blocked(point_N3[facing], towards)
+    seen = facing[~blocked]
     total[seen] += cosine[seen, None] * colour
   return total
 
@@ -312,6 +378,7 @@ def _albedo(scene: Scene, face_N, weights_N3, footprint_N) -> np.ndarray:
   material = mesh.material[face_N]
   base = np.array([m.colour for m in mesh.materials], np.float32)
   colour *= base[material]
+
   for slot, pyramid in enumerate(scene.pyramids):
     if pyramid is None:
       continue
@@ -321,7 +388,8 @@ def _albedo(scene: Scene, face_N, weights_N3, footprint_N) -> np.ndarray:
     uv = np.einsum("nk,nkd->nd", weights_N3[here], mesh.uv[corner[here]])
     # The level of which a texel is about as wide as a sample.
     texels = np.maximum(scene.texels_F[face_N[here]] * footprint_N[here], 1.0)
-    level = np.clip(np.rint(np.log2(texels)).astype(int), 0, len(pyramid) - 1)
+    nearest = np.rint(np.log2(texels)).astype(int)
+    level = np.clip(nearest, 0, len(pyramid) - 1)
     for number in np.unique(level):
       at = level == number
       colour[here[at]] *= _bilinear(pyramid[number], uv[at])
@@ -343,18 +411,22 @@ def _pyramid(texture_HW3: np.ndarray | None) -> list[np.ndarray] | None:
 
 def _bilinear(texture_HW3: np.ndarray, uv_N2: np.ndarray) -> np.ndarray:
   """Linear colours (N, 3) at texture coordinates (origin lower left, repeating)."""
+  # The texel up and left of each point, and how far the point lies from it.
   height, width = texture_HW3.shape[:2]
   x = uv_N2[:, 0] * width - 0.5
   y = (1 - uv_N2[:, 1]) * height - 0.5
-  x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
-  fx, fy = (x - x0)[:, None].astype(np.float32), (y - y0)[:, None].astype(np.float32)
+  column = np.floor(x).astype(int)
+  row = np.floor(y).astype(int)
+  right = (x - column)[:, None].astype(np.float32)
+  down = (y - row)[:, None].astype(np.float32)
 
   def texel(row, column):
-    return SRGB_TO_LINEAR[texture_HW3[row % height, column % width]]
+    encoded = texture_HW3[row % height, column % width]
+    return SRGB_TO_LINEAR[encoded]
 
-  top = texel(y0, x0) * (1 - fx) + texel(y0, x0 + 1) * fx
-  bottom = texel(y0 + 1, x0) * (1 - fx) + texel(y0 + 1, x0 + 1) * fx
-  return top * (1 - fy) + bottom * fy
+  top = texel(row, column) * (1 - right) + texel(row, column + 1) * right
+  bottom = texel(row + 1, column) * (1 - right) + texel(row + 1, column + 1) * right
+  return top * (1 - down) + bottom * down
 
 
 # --- Pictures -------------------------------------------------------------------------------------
@@ -365,8 +437,10 @@ def over(colour_HW3: np.ndarray, alpha_HW: np.ndarray, background) -> np.ndarray
 
   background: a colour (3,) or an image (H, W, 3), values 0..255.
   """
-  behind = srgb_to_linear(np.asarray(background, np.float32) / 255.0)
-  return linear_to_srgb8(colour_HW3 + (1 - alpha_HW[..., None]) * behind)
+  encoded = np.asarray(background, np.float32) / 255.0
+  behind = srgb_to_linear(encoded)
+  blended = colour_HW3 + (1 - alpha_HW[..., None]) * behind
+  return linear_to_srgb8(blended)
 
 
 def encode(image: np.ndarray, format: str = "png", quality: int = 95) -> bytes:

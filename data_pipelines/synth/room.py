@@ -31,12 +31,19 @@ class Spot:
 
 def stand(mesh: Mesh, spot: Spot, floor: float) -> Mesh:
   """The mesh on the floor (a height z) at a spot."""
-  c, s = np.cos(spot.yaw), np.sin(spot.yaw)
-  turn = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
+  c = np.cos(spot.yaw)
+  s = np.sin(spot.yaw)
+  turn = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])  # acts on rows
   turned = mesh.vertices @ turn * spot.size
-  low, high = turned.min(0), turned.max(0)
-  foot = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])
-  return dataclasses.replace(mesh, vertices=turned - foot + [spot.x, spot.y, floor])
+
+  # The middle of the underside of its box comes to lie at the spot.
+  low = turned.min(0)
+  high = turned.max(0)
+  middle_x = (low[0] + high[0]) / 2
+  middle_y = (low[1] + high[1]) / 2
+  foot = np.array([middle_x, middle_y, low[2]])
+  vertices = turned - foot + [spot.x, spot.y, floor]
+  return dataclasses.replace(mesh, vertices=vertices)
 
 
 def backdrop(
@@ -48,35 +55,47 @@ def backdrop(
   """
   floor_43, wall_43 = _corners(viewpoint, floor, far)
   tiles = float(rng.uniform(0.6, 2.0))  # repeats of the texture over the unit cube's side
+  floor_uv = floor_43[:, :2] * tiles
   once = np.array([[0, 1], [1, 1], [1, 0], [0, 0]])
+  wall_uv = once * tiles * 2
   return [
-    _quad(floor_43, floor_43[:, :2] * tiles, _texture(rng)),
-    _quad(wall_43, once * tiles * 2, _texture(rng)),
+    _quad(floor_43, floor_uv, _texture(rng)),
+    _quad(wall_43, wall_uv, _texture(rng)),
   ]
 
 
 def _corners(viewpoint: Viewpoint, floor: float, far: float) -> tuple[np.ndarray, np.ndarray]:
   """Corners (4, 3) of the floor and of the wall in the object frame, each the way around."""
-  camera, eye = viewpoint.camera, viewpoint.eye
-  left, right = -MARGIN * camera.width, (1 + MARGIN) * camera.width
-  top, bottom = -MARGIN * camera.height, (1 + MARGIN) * camera.height
+  camera = viewpoint.camera
+  eye = viewpoint.eye
+  left = -MARGIN * camera.width
+  right = (1 + MARGIN) * camera.width
+  top = -MARGIN * camera.height
+  bottom = (1 + MARGIN) * camera.height
 
   def ray(u, v):
     return rays(camera, np.float64(u), np.float64(v)) @ viewpoint.to_object
 
-  near_corners, far_corners = [], []
+  # The floor, on the left and on the right edge of the picture.
+  near_corners = []
+  far_corners = []
+  drop = floor - eye[2]
   for u in (left, right):
-    steepest, flattest = ray(u, bottom)[2], ray(u, top)[2]
+    steepest = ray(u, bottom)[2]
+    flattest = ray(u, top)[2]
     if steepest >= 0:
       raise ValueError("the camera does not see the floor through the lower edge of its picture")
-    near_corners.append(eye + (floor - eye[2]) / steepest * ray(u, bottom))
+    near_corners.append(eye + drop / steepest * ray(u, bottom))
     # z per unit of depth of the ray that ends the floor
-    slope = min(max((floor - eye[2]) / far, steepest), flattest)
+    slope = min(max(drop / far, steepest), flattest)
     v = bottom + (slope - steepest) / (flattest - steepest) * (top - bottom)
-    far_corners.append(eye + (floor - eye[2]) / slope * ray(u, v))
+    far_corners.append(eye + drop / slope * ray(u, v))
+  floor_corners = [*near_corners, *far_corners[::-1]]
+
+  # The wall, through the corners of the picture.
   around = ((left, top), (right, top), (right, bottom), (left, bottom))
-  wall = [eye + far * ray(u, v) for u, v in around]
-  return np.array([*near_corners, *far_corners[::-1]]), np.array(wall)
+  wall_corners = [eye + far * ray(u, v) for u, v in around]
+  return np.array(floor_corners), np.array(wall_corners)
 
 
 def _texture(rng: np.random.Generator) -> np.ndarray:
@@ -84,31 +103,39 @@ def _texture(rng: np.random.Generator) -> np.ndarray:
   pattern = PATTERNS[int(rng.integers(len(PATTERNS)))]
   base = rng.integers(90, 225, 3)
   second = np.clip(base + rng.integers(-45, 46, 3), 20, 245)
+
+  # How much of the second colour each pixel has.
   y, x = np.indices((TEXTURE, TEXTURE))
   if pattern == "checks":
-    mix = (x // (TEXTURE // 4) + y // (TEXTURE // 4)) % 2
+    side = TEXTURE // 4
+    mix = (x // side + y // side) % 2
   elif pattern == "planks":
     width = TEXTURE // 8
     tone = rng.integers(0, 256, 8)
-    mix = np.where(y % width < 3, 1.5, tone[y // width] / 255)
+    is_joint = y % width < 3
+    mix = np.where(is_joint, 1.5, tone[y // width] / 255)
   else:
     mix = np.zeros((TEXTURE, TEXTURE))
+
+  # Stains: noise of a few sizes, blurred by enlarging it.
   stains = np.zeros((TEXTURE, TEXTURE))
   for side, strength in STAINS:
     noise = Image.fromarray(rng.integers(0, 256, (side, side), np.uint8))
     blurred = noise.resize((TEXTURE, TEXTURE), Image.Resampling.BICUBIC)
-    stains += (np.asarray(blurred, np.float64) / 255 - 0.5) * strength
+    share = np.asarray(blurred, np.float64) / 255
+    stains += (share - 0.5) * strength
   colour = base + mix[..., None] * (second - base) + stains[..., None]
   return np.clip(np.rint(colour), 0, 255).astype(np.uint8)
 
 
 def _quad(corners_43: np.ndarray, uv_42: np.ndarray, texture_HW3: np.ndarray) -> Mesh:
   """Two triangles with a texture."""
+  white = (1.0, 1.0, 1.0)
   return Mesh(
     vertices=corners_43,
     faces=np.array([[0, 1, 2], [0, 2, 3]], np.int32),
     colours=np.ones((4, 3), np.float32),
     uv=uv_42.astype(np.float32),
     material=np.zeros(2, np.int32),
-    materials=(Material((1.0, 1.0, 1.0), texture_HW3),),
+    materials=(Material(white, texture_HW3),),
   )

@@ -24,31 +24,41 @@ def voxelize(
   Index i covers [i, i+1] / resolution - 0.5. `resolution` is a power of two, at most 256. Parts
   outside the cube are left out. Raises ValueError on another resolution.
   """
-  if resolution & (resolution - 1) or not 1 <= resolution <= 256:
+  is_power_of_two = resolution & (resolution - 1) == 0
+  if not is_power_of_two or not 1 <= resolution <= 256:
     raise ValueError(f"resolution is a power of two up to 256, got {resolution}")
-  corners_F33 = (np.asarray(vertices_V3, np.float64)[faces_F3] + 0.5) * resolution
+  vertices_V3 = np.asarray(vertices_V3, np.float64)
+  corners_F33 = (vertices_V3[faces_F3] + 0.5) * resolution
   triangles = _Triangles(corners_F33)
-  extent = np.ptp(corners_F33, axis=1).max(1)
+
   # Start each triangle at boxes of about its own size: at most 3^3 of them meet its bounding box.
+  extent = np.ptp(corners_F33, axis=1).max(1)
   own_level = np.floor(np.log2(np.maximum(extent, 1.0)))
   start_F = np.clip(own_level, 0, np.log2(resolution)).astype(int)
 
   # Level by level, the boxes that a triangle meets are cut into eight, down to voxels.
   occupied = np.zeros((resolution,) * 3, bool)
-  pending = (np.zeros(0, int), np.zeros((0, 3), int))
+  pending_triangle = np.zeros(0, int)
+  pending_box = np.zeros((0, 3), int)
   for level in range(int(start_F.max(initial=0)), -1, -1):
-    fresh = _boxes_of(triangles, np.flatnonzero(start_F == level), level, resolution)
-    triangle = np.concatenate([pending[0], fresh[0]])
-    box = np.concatenate([pending[1], fresh[1]])
+    # Triangles of this size join those whose boxes were cut.
+    starting = np.flatnonzero(start_F == level)
+    fresh_triangle, fresh_box = _boxes_of(triangles, starting, level, resolution)
+    triangle = np.concatenate([pending_triangle, fresh_triangle])
+    box = np.concatenate([pending_box, fresh_box])
+
     hit = np.zeros(len(triangle), bool)
     for start in range(0, len(triangle), CHUNK):
       chunk = slice(start, start + CHUNK)
       hit[chunk] = triangles.meet(triangle[chunk], box[chunk], 1 << level)
-    triangle, box = triangle[hit], box[hit]
+    triangle = triangle[hit]
+    box = box[hit]
     if level == 0:
       occupied[tuple(box.T)] = True
     else:
-      pending = (np.repeat(triangle, 8), (box[:, None] * 2 + OCTANTS).reshape(-1, 3))
+      children = box[:, None] * 2 + OCTANTS
+      pending_triangle = np.repeat(triangle, 8)
+      pending_box = children.reshape(-1, 3)
   return np.argwhere(occupied).astype(np.uint8)
 
 
@@ -64,33 +74,41 @@ class _Triangles:
   """
 
   def __init__(self, corners_F33: np.ndarray):
+    # The normal, and every edge times every axis of the box.
     edges_F33 = np.roll(corners_F33, -1, axis=1) - corners_F33
     normal_F13 = np.cross(edges_F33[:, :1], edges_F33[:, 1:2])
-    crosses_F93 = np.cross(edges_F33[:, :, None], np.eye(3)[None, None]).reshape(-1, 9, 3)
-    axes = np.concatenate([normal_F13, crosses_F93], axis=1)
+    crosses_F333 = np.cross(edges_F33[:, :, None], np.eye(3)[None, None])
+    crosses_F93 = crosses_F333.reshape(-1, 9, 3)
+    axes_FA3 = np.concatenate([normal_F13, crosses_F93], axis=1)
+
     # Unit length makes TOUCH a distance. A degenerate axis becomes zero and separates nothing.
-    length = np.linalg.norm(axes, axis=-1, keepdims=True)
-    axes = np.where(length > 1e-12, axes / np.maximum(length, 1e-300), 0.0)
-    spans = np.einsum("fak,fck->fac", axes, corners_F33)
-    self.axes_A3F = np.ascontiguousarray(axes.transpose(1, 2, 0))
-    self.reach_AF = np.ascontiguousarray(np.abs(axes).sum(-1).T)
-    self.low_AF = np.ascontiguousarray(spans.min(-1).T)
-    self.high_AF = np.ascontiguousarray(spans.max(-1).T)
+    length_FA1 = np.linalg.norm(axes_FA3, axis=-1, keepdims=True)
+    unit_FA3 = axes_FA3 / np.maximum(length_FA1, 1e-300)
+    axes_FA3 = np.where(length_FA1 > 1e-12, unit_FA3, 0.0)
+    spans_FAC = np.einsum("fak,fck->fac", axes_FA3, corners_F33)
+
+    self.axes_A3F = np.ascontiguousarray(axes_FA3.transpose(1, 2, 0))
+    self.reach_AF = np.ascontiguousarray(np.abs(axes_FA3).sum(-1).T)
+    self.low_AF = np.ascontiguousarray(spans_FAC.min(-1).T)
+    self.high_AF = np.ascontiguousarray(spans_FAC.max(-1).T)
     self.box_low_3F = np.ascontiguousarray(corners_F33.min(1).T)
     self.box_high_3F = np.ascontiguousarray(corners_F33.max(1).T)
 
   def meet(self, triangle, box, size: int) -> np.ndarray:
     """Whether each (triangle, box) pair meets; boxes are closed cubes, `size` voxels a side."""
-    # Cheapest first: bounding boxes, then the triangle's plane, then the nine other axes.
     half = size / 2
     center = np.ascontiguousarray((box.T + 0.5) * size)
+
+    # Cheapest first: bounding boxes, then the triangle's plane, then the nine other axes.
+    reach = half + TOUCH
     near = np.ones(len(triangle), bool)
     for k in range(3):
-      near &= self.box_low_3F[k][triangle] <= center[k] + (half + TOUCH)
-      near &= self.box_high_3F[k][triangle] >= center[k] - (half + TOUCH)
+      near &= self.box_low_3F[k][triangle] <= center[k] + reach
+      near &= self.box_high_3F[k][triangle] >= center[k] - reach
     alive = np.flatnonzero(near)
-    alive = alive[self._overlap(triangle[alive], center[:, alive], half, range(1))]
-    alive = alive[self._overlap(triangle[alive], center[:, alive], half, range(1, 10))]
+    for axes in (range(1), range(1, 10)):
+      overlap = self._overlap(triangle[alive], center[:, alive], half, axes)
+      alive = alive[overlap]
     hit = np.zeros(len(triangle), bool)
     hit[alive] = True
     return hit
@@ -99,11 +117,15 @@ class _Triangles:
     """Whether the projections of each pair overlap on all of the listed axes."""
     overlap = np.ones(len(triangle), bool)
     for a in axes:
-      zero = None if a == 0 else (a - 1) % 3  # edge x unit vector k has no component k
-      along = sum(self.axes_A3F[a, k][triangle] * center[k] for k in range(3) if k != zero)
+      # an edge times the unit vector k has no component k
+      zero = None if a == 0 else (a - 1) % 3
+      components = [k for k in range(3) if k != zero]
+      along = sum(self.axes_A3F[a, k][triangle] * center[k] for k in components)
       reach = half * self.reach_AF[a] + TOUCH
-      overlap &= along >= (self.low_AF[a] - reach)[triangle]
-      overlap &= along <= (self.high_AF[a] + reach)[triangle]
+      lowest = (self.low_AF[a] - reach)[triangle]
+      highest = (self.high_AF[a] + reach)[triangle]
+      overlap &= along >= lowest
+      overlap &= along <= highest
     return overlap
 
 
@@ -112,17 +134,30 @@ def _boxes_of(triangles: _Triangles, triangle, level: int, resolution: int):
 
   Returns (P,) triangle and (P, 3) box index.
   """
-  size, count = 1 << level, resolution >> level
+  size = 1 << level
+  count = resolution >> level
+
   # A face on a boundary belongs to the boxes on both sides, hence one box more than the floor of
   # its lower bound.
-  low = np.ceil((triangles.box_low_3F[:, triangle].T - TOUCH) / size).astype(int) - 1
-  high = np.floor((triangles.box_high_3F[:, triangle].T + TOUCH) / size).astype(int)
-  low, high = np.clip(low, 0, count), np.clip(high, -1, count - 1)
+  lowest = triangles.box_low_3F[:, triangle].T
+  highest = triangles.box_high_3F[:, triangle].T
+  low = np.ceil((lowest - TOUCH) / size).astype(int) - 1
+  high = np.floor((highest + TOUCH) / size).astype(int)
+  low = np.clip(low, 0, count)
+  high = np.clip(high, -1, count - 1)
+
   # Every triangle's boxes in a row, numbered by rank within the triangle.
   nx, ny, nz = np.maximum(high - low + 1, 0).T
   total = nx * ny * nz
+  first = np.cumsum(total) - total
   owner = np.repeat(np.arange(len(triangle)), total)
-  rank = np.arange(total.sum()) - np.repeat(np.cumsum(total) - total, total)
-  sy, sz = ny[owner], nz[owner]
-  offset = np.stack([rank // (sy * sz), rank // sz % sy, rank % sz], -1)
+  rank = np.arange(total.sum()) - np.repeat(first, total)
+
+  # The rank counts boxes along z first, then y, then x.
+  sy = ny[owner]
+  sz = nz[owner]
+  x = rank // (sy * sz)
+  y = rank // sz % sy
+  z = rank % sz
+  offset = np.stack([x, y, z], -1)
   return triangle[owner], low[owner] + offset
