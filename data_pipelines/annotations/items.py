@@ -29,7 +29,6 @@ LATENT_NAMES = (
   "slat",
   "slat_autoencoder",
 )
-HALF_MAX = float(np.finfo(np.float16).max)  # point maps are stored in half precision
 
 
 class SetAside(Refused):
@@ -90,7 +89,8 @@ def photo_fields(item: Item, recipe: Recipe) -> dict[str, Any]:
     fields[name] = render.encode(mask)
   if photo.pointmap_HW3 is not None:
     points = photo.pointmap_HW3
-    points[(np.abs(points) > HALF_MAX).any(-1)] = np.nan
+    too_far = (np.abs(points) > schema.POINTMAP_MAX).any(-1)
+    points[too_far] = np.nan
     fields["pointmap"] = points.astype(np.float16)
   if photo.camera is not None:
     fields["camera"] = schema.camera_field(_stored_camera(photo.camera, shown))

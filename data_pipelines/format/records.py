@@ -284,7 +284,8 @@ def dataset_identity(directory: str | os.PathLike) -> dict:
 
 def dataset_kind(builder: tfds.core.DatasetBuilder) -> str:
   """Whether the dataset holds plain or preference examples."""
-  return "preference" if "losers" in builder.info.features else "example"
+  has_losers = "losers" in builder.info.features
+  return next(name for name, kind in schema.KINDS.items() if kind.losers == has_losers)
 
 
 def open_split(

@@ -15,6 +15,7 @@ so `rotation` is R with its columns the object's axes seen from the camera, as i
 """
 
 from collections.abc import Mapping
+import dataclasses
 import functools
 from typing import Any
 
@@ -29,11 +30,32 @@ from sam3d_jax.geometry.pose import Pose
 
 VERSION = "1.1.0"  # of the fields below; readers refuse datasets of another major version
 ADDED = ("image_delit",)  # fields that datasets of 1.0.0 lack; they read as absent
-KINDS = ("example", "preference")
 VOXEL_RESOLUTION = 64
 SLAT_CHANNELS = 8
+# largest coordinate that a point map holds; points beyond it are stored as unknown
+POINTMAP_MAX = float(np.finfo(np.float16).max)
+CAMERA_LENGTHS = ("fx", "fy", "cx", "cy")  # pixels
+CAMERA_SIZES = ("width", "height")  # pixels
+POSE_FIELDS = ("rotation", "translation", "scale")
 
 Example = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordKind:
+  """One kind of record.
+
+  losers: whether it is the winner of comparisons: it has `generator` and a list `losers` beside the
+  fields of every example.
+  """
+
+  losers: bool = False
+
+
+KINDS: dict[str, RecordKind] = {
+  "example": RecordKind(),
+  "preference": RecordKind(losers=True),
+}
 
 
 class SchemaError(InputError):
@@ -46,8 +68,8 @@ def _tensor(shape: tuple[int | None, ...], dtype: type, doc: str) -> tfds.featur
   # Raw bytes are the cheapest to write and read. With several unknown dimensions TFDS cannot read
   # an empty array back from raw bytes (it cuts the stored shape to the number of bytes), from
   # compressed ones it can.
-  unknown = shape.count(None)
-  encoding = "none" if unknown == 0 else "bytes" if unknown == 1 else "zlib"
+  encodings = {0: "none", 1: "bytes"}
+  encoding = encodings.get(shape.count(None), "zlib")
   return tfds.features.Tensor(shape=shape, dtype=dtype, encoding=encoding, doc=doc)
 
 
@@ -61,15 +83,12 @@ def _scalar(dtype: type, doc: str) -> tfds.features.Scalar:
 
 
 def _camera_fields() -> dict[str, tfds.features.Scalar]:
-  lengths = {
-    name: _scalar(np.float32, f"{name} of the pinhole camera, pixels of `image`")
-    for name in ("fx", "fy", "cx", "cy")
-  }
-  sizes = {
-    name: _scalar(np.int32, f"{name} that fx, fy, cx, cy refer to, pixels")
-    for name in ("width", "height")
-  }
-  return lengths | sizes
+  fields = {}
+  for name in CAMERA_LENGTHS:
+    fields[name] = _scalar(np.float32, f"{name} of the pinhole camera, pixels of `image`")
+  for name in CAMERA_SIZES:
+    fields[name] = _scalar(np.int32, f"{name} that fx, fy, cx, cy refer to, pixels")
+  return fields
 
 
 def _example_fields() -> dict[str, Any]:
@@ -115,6 +134,9 @@ def _example_fields() -> dict[str, Any]:
   }
 
 
+# Losers are stored one column a field. How a column is joined depends on the field:
+LOSER_ROWS = ("voxels", "structure_latent", "slat")  # end to end, with the rows of each
+LOSER_TEXTS = ("structure_latent_autoencoder", "slat_autoencoder", "generator")  # comma-separated
 LOSER_FIELDS = (
   "voxels",
   "structure_latent",
@@ -151,13 +173,18 @@ def _loser_fields() -> dict[str, Any]:
   }
 
 
+def lookup(kind: str) -> RecordKind:
+  """The entry of that name. Raises ValueError."""
+  if kind not in KINDS:
+    raise ValueError(f"kind {kind!r} is not one of {tuple(KINDS)}")
+  return KINDS[kind]
+
+
 @functools.cache
 def features(kind: str = "example") -> tfds.features.FeaturesDict:
-  """The fields as stored. `kind` is "example" or "preference"."""
-  if kind not in KINDS:
-    raise ValueError(f"kind {kind!r} is not one of {KINDS}")
+  """The fields as stored. `kind` is one of KINDS."""
   fields = _example_fields()
-  if kind == "preference":
+  if lookup(kind).losers:
     fields["generator"] = tfds.features.Text(doc="model that made the winner")
     fields["losers"] = _loser_fields()
   return tfds.features.FeaturesDict(fields)
@@ -170,19 +197,26 @@ def _empty_value(feature: tfds.features.FeatureConnector) -> Any:
     return ""
   if feature.np_dtype == np.object_:
     return b""
-  fill = (
-    np.nan if np.issubdtype(feature.np_dtype, np.floating) else -1 if feature.shape == () else 0
-  )
-  value = np.full([n or 0 for n in feature.shape], fill, feature.np_dtype)
-  return value[()] if feature.shape == () else value
+
+  # NaN for numbers of a fixed size, -1 for an index, length zero for the rest
+  is_scalar = feature.shape == ()
+  fill = 0
+  if np.issubdtype(feature.np_dtype, np.floating):
+    fill = np.nan
+  elif is_scalar:
+    fill = -1
+  smallest = [length or 0 for length in feature.shape]
+  value = np.full(smallest, fill, feature.np_dtype)
+  return value[()] if is_scalar else value
 
 
 def empty_example(kind: str = "example") -> Example:
   """An example in which every field is absent; builders fill in what they have."""
-  example = {
-    name: _empty_value(feature) for name, feature in features(kind).items() if name != "losers"
-  }
-  return example | {"losers": []} if kind == "preference" else example
+  example = {}
+  for name, feature in features(kind).items():
+    # in memory losers are a list, stored they are columns
+    example[name] = [] if name == "losers" else _empty_value(feature)
+  return example
 
 
 def empty_loser() -> Example:
@@ -200,19 +234,23 @@ def is_present(example: Mapping[str, Any], field: str) -> bool:
     raise KeyError(f"no field {field!r}; known: {', '.join(sorted(example))}")
   value = example[field]
   if field == "camera":
-    return bool(
-      all(np.isfinite(value[n]) for n in ("fx", "fy", "cx", "cy"))
-      and value["width"] > 0
-      and value["height"] > 0
-    )
+    return _camera_is_present(value)
   if isinstance(value, (bytes, str, list)):
     return len(value) > 0
+
+  # numbers: an index is not negative, what has a fixed size is not NaN, an array is not empty
   value = np.asarray(value)
   if np.issubdtype(value.dtype, np.integer) and value.ndim == 0:
     return bool(value >= 0)
-  if field in ("rotation", "translation", "scale", "rating"):
+  if field in POSE_FIELDS or field == "rating":
     return bool(np.isfinite(value).all())
   return value.size > 0
+
+
+def _camera_is_present(camera: Mapping[str, Any]) -> bool:
+  lengths_known = all(np.isfinite(camera[name]) for name in CAMERA_LENGTHS)
+  sizes_known = all(camera[name] > 0 for name in CAMERA_SIZES)
+  return lengths_known and sizes_known
 
 
 def example_pose(example: Mapping[str, Any]) -> Pose:
@@ -235,7 +273,7 @@ def pose_fields(pose: Pose) -> dict[str, np.ndarray]:
 
 def camera_field(camera: Camera) -> dict[str, Any]:
   """The field `camera` of a record."""
-  lengths = {name: np.float32(getattr(camera, name)) for name in ("fx", "fy", "cx", "cy")}
+  lengths = {name: np.float32(getattr(camera, name)) for name in CAMERA_LENGTHS}
   return lengths | {"width": np.int32(camera.width), "height": np.int32(camera.height)}
 
 
@@ -243,87 +281,107 @@ def check_example(example: Mapping[str, Any], kind: str = "example") -> None:
   """Raises SchemaError naming every field that is missing, unknown, or of another type or shape
   than prescribed.
   """
+  # the fields there are
   expected = features(kind)
-  problems = [f"field {n!r} is missing" for n in expected if n not in example]
-  problems += [f"field {n!r} is unknown" for n in example if n not in expected]
+  problems = [f"field {name!r} is missing" for name in expected if name not in example]
+  problems += [f"field {name!r} is unknown" for name in example if name not in expected]
+
+  # what they hold; losers are looked at one by one
   for name, feature in expected.items():
     if name in example and name != "losers":
       problems += _problems(name, feature, example[name])
-  for i, loser in enumerate(example.get("losers", ())):
-    problems += [f"losers[{i}]: field {n!r} is missing" for n in LOSER_FIELDS if n not in loser]
-    problems += [
-      p
-      for n in LOSER_FIELDS
-      if n in loser
-      for p in _problems(f"losers[{i}].{n}", expected[n], loser[n])
-    ]
-    if "," in loser.get("generator", ""):
-      problems.append(
-        f"field losers[{i}].generator: expected a name without comma, got {loser['generator']!r}"
-      )
+  if lookup(kind).losers:
+    for index, loser in enumerate(example.get("losers", ())):
+      problems += _loser_problems(f"losers[{index}]", loser, expected)
+
   if problems:
-    raise SchemaError(
-      f"example {example.get('key', '?')!r} does not fit schema {VERSION} ({kind}): "
-      + "; ".join(problems)
-    )
+    key = example.get("key", "?")
+    found = "; ".join(problems)
+    raise SchemaError(f"example {key!r} does not fit schema {VERSION} ({kind}): {found}")
+
+
+def _loser_problems(
+  place: str, loser: Mapping[str, Any], expected: tfds.features.FeaturesDict
+) -> list[str]:
+  """What is wrong with one loser; `place` is its name in messages."""
+  problems = [f"{place}: field {name!r} is missing" for name in LOSER_FIELDS if name not in loser]
+  for name in LOSER_FIELDS:
+    if name in loser:
+      problems += _problems(f"{place}.{name}", expected[name], loser[name])
+
+  # generators are stored comma-separated
+  generator = loser.get("generator", "")
+  if "," in generator:
+    problems.append(f"field {place}.generator: expected a name without comma, got {generator!r}")
+  return problems
 
 
 def _problems(name: str, feature: tfds.features.FeatureConnector, value: Any) -> list[str]:
+  """What is wrong with the value of one field."""
+  # a dict: its keys, then what they hold
   if isinstance(feature, tfds.features.FeaturesDict):
-    if not isinstance(value, Mapping) or set(value) != set(feature):
-      got = sorted(value) if isinstance(value, Mapping) else repr(value)
+    is_dict = isinstance(value, Mapping)
+    if not is_dict or set(value) != set(feature):
+      got = sorted(value) if is_dict else repr(value)
       return [f"field {name!r}: expected a dict of {sorted(feature)}, got {got}"]
-    return [
-      p for inner, f in feature.items() for p in _problems(f"{name}.{inner}", f, value[inner])
-    ]
-  if isinstance(feature, tfds.features.Text) or feature.np_dtype == np.object_:
-    wanted = str if isinstance(feature, tfds.features.Text) else bytes
-    return (
-      []
-      if isinstance(value, wanted)
-      else [f"field {name!r}: expected {wanted.__name__}, got {type(value).__name__}"]
-    )
-  shape = feature.shape
+    problems = []
+    for key, inner in feature.items():
+      problems += _problems(f"{name}.{key}", inner, value[key])
+    return problems
+
+  # text and encoded bytes
+  is_text = isinstance(feature, tfds.features.Text)
+  if is_text or feature.np_dtype == np.object_:
+    wanted = str if is_text else bytes
+    if isinstance(value, wanted):
+      return []
+    return [f"field {name!r}: expected {wanted.__name__}, got {type(value).__name__}"]
+
+  # Arrays and numbers. Python's own numbers have no type to compare; NumPy's must have the stored.
   got = np.asarray(value)
-  fits = got.ndim == len(shape) and all(
-    n is None or n == m for n, m in zip(shape, got.shape, strict=True)
-  )
-  # Python numbers have no type of their own; arrays and numpy scalars must have the stored one.
   typed = isinstance(value, (int, float)) or got.dtype == feature.np_dtype
-  if fits and typed:
+  if typed and _fits(got.shape, feature.shape):
     return []
-  drawn = tuple("*" if n is None else n for n in shape)
-  return [
-    f"field {name!r}: expected {np.dtype(feature.np_dtype)} {drawn}, got {got.dtype} {got.shape}"
-  ]
+  drawn = tuple("*" if length is None else length for length in feature.shape)
+  dtype = np.dtype(feature.np_dtype)
+  return [f"field {name!r}: expected {dtype} {drawn}, got {got.dtype} {got.shape}"]
+
+
+def _fits(shape: tuple[int, ...], prescribed: tuple[int | None, ...]) -> bool:
+  """Whether an array of this shape may be stored; None is any length."""
+  if len(shape) != len(prescribed):
+    return False
+  pairs = zip(prescribed, shape, strict=True)
+  return all(wanted is None or wanted == length for wanted, length in pairs)
 
 
 def _join_losers(losers: list[Example]) -> dict[str, Any]:
-  columns = {name: [loser[name] for loser in losers] for name in LOSER_FIELDS}
-  joined = {}
+  """The columns in which losers are stored."""
   empty = _empty_value(features("preference")["losers"])
-  for name, values in columns.items():
-    if name in ("generator", "structure_latent_autoencoder", "slat_autoencoder"):
+  joined = {}
+  for name in LOSER_FIELDS:
+    values = [loser[name] for loser in losers]
+    if name in LOSER_TEXTS:
       joined[name] = ",".join(values)
-    elif name in ("rotation", "translation", "scale"):
-      joined[name] = np.stack(values) if values else empty[name]
+    elif name in LOSER_ROWS:
+      filled = [value for value in values if len(value)]
+      joined[name] = np.concatenate(filled) if filled else empty[name]
+      joined[name + "_count"] = np.array([len(value) for value in values], np.int32)
     else:
-      full = [v for v in values if len(v)]
-      joined[name] = np.concatenate(full) if full else empty[name]
-      joined[name + "_count"] = np.array([len(v) for v in values], np.int32)
+      joined[name] = np.stack(values) if values else empty[name]
   return joined
 
 
 def _split_losers(joined: Mapping[str, Any]) -> list[Example]:
-  count = len(joined["rotation"])
-  losers: list[Example] = [{} for _ in range(count)]
+  """The inverse of _join_losers."""
+  losers: list[Example] = [{} for _ in joined["rotation"]]
   for name in LOSER_FIELDS:
-    if name in ("generator", "structure_latent_autoencoder", "slat_autoencoder"):
-      values = joined[name].split(",")
-    elif name in ("rotation", "translation", "scale"):
-      values = joined[name]
-    else:
-      values = np.split(joined[name], np.cumsum(joined[name + "_count"])[:-1])
+    values = joined[name]
+    if name in LOSER_TEXTS:
+      values = values.split(",")
+    elif name in LOSER_ROWS:
+      ends = np.cumsum(joined[name + "_count"])
+      values = np.split(values, ends[:-1])
     # joining no text at all gives one empty entry
     for loser, value in zip(losers, values, strict=False):
       loser[name] = value
@@ -338,17 +396,17 @@ def _serialiser(kind: str) -> example_serializer.ExampleSerializer:
 def serialise(example: Example, kind: str = "example") -> bytes:
   """One example as bytes, equal for equal ones. Raises SchemaError if it does not fit."""
   check_example(example, kind)
-  if kind == "preference":
+  if lookup(kind).losers:
     example = example | {"losers": _join_losers(example["losers"])}
-  proto = _serialiser(kind).get_tf_example(features(kind).encode_example(example))
+  encoded = features(kind).encode_example(example)
+  proto = _serialiser(kind).get_tf_example(encoded)
   return proto.SerializeToString(deterministic=True)  # a proto map has no order of its own
 
 
 @functools.cache
 def _partial_features(kind: str, skip: frozenset[str]) -> tfds.features.FeaturesDict:
-  return tfds.features.FeaturesDict(
-    {name: feature for name, feature in features(kind).items() if name not in skip}
-  )
+  kept = {name: feature for name, feature in features(kind).items() if name not in skip}
+  return tfds.features.FeaturesDict(kept)
 
 
 def deserialise(
@@ -361,18 +419,19 @@ def deserialise(
   """
   try:
     wanted = _partial_features(kind, skip)
-    example = _decode_text(wanted, wanted.deserialize_example_np(record))
+    stored = wanted.deserialize_example_np(record)
+    example = _decode_text(wanted, stored)
     if "losers" in wanted:
       example["losers"] = _split_losers(example["losers"])
     return empty_example(kind) | example if skip else example
   # protobuf and TFDS raise many kinds; to a reader they all mean a broken record
   except Exception as error:
-    raise SchemaError(
-      f"not a record of schema {VERSION} ({kind}): {type(error).__name__}: {error}"
-    ) from error
+    cause = f"{type(error).__name__}: {error}"
+    raise SchemaError(f"not a record of schema {VERSION} ({kind}): {cause}") from error
 
 
 def _decode_text(feature: tfds.features.FeaturesDict, example: Mapping[str, Any]) -> Example:
+  """The example with text as str; TFDS gives bytes."""
   decoded = {}
   for name, inner in feature.items():
     value = example[name]

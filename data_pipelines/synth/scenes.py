@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from data_pipelines.format import schema
 from data_pipelines.synth import procedural_scenes, sources
 from data_pipelines.synth.scene import Scene
 from data_pipelines.synth.sources import PROCEDURAL, Input
@@ -41,7 +42,6 @@ POINTMAP_NAMES = (
   "depth.tiff",
 )
 INTRINSICS_NAMES = ("intrinsics.json", "intrinsics.txt", "intrinsics.npy")
-HALF_MAX = float(np.finfo(np.float16).max)  # point maps are stored in half precision
 MIN_SIDE = 32  # pixels of a photo that is worth pasting into
 
 
@@ -247,7 +247,8 @@ def _read_pointmap(config: PhotoConfig, item: Input, files: Files, photo: photos
   rows, columns = ((np.arange(n) + 0.5) * m / n for n, m in ((shown[0], height), (shown[1], width)))
   depth = photo.pointmap_HW3[rows.astype(int)[:, None], columns.astype(int), 2]
   points = cameras.pointmap_from_depth(depth, camera).astype(np.float32)
-  points[(np.abs(points) > HALF_MAX).any(-1)] = np.nan
+  too_far = (np.abs(points) > schema.POINTMAP_MAX).any(-1)
+  points[too_far] = np.nan
   return points, camera
 
 
