@@ -58,21 +58,25 @@ def import_weights(spec: Import, make_config: MakeConfig) -> LazyParams:
   """
   if checkpoint.steps(spec.workdir):
     raise InputError(f"--workdir {spec.workdir} already holds a checkpoint; give an empty folder")
+
+  # What is to be imported; entries that do not fit are reported here.
   if spec.source.is_dir():
     found = from_release(spec, make_config)
   else:
     found = from_file(spec)
-  digests = {str(path): load.file_digest(path) for path in found.files}
+
+  # Where it comes from, and which decoder it belongs to.
   lineage = {
     "stage": "import",
     "parents": [],
     "datasets": {},
     "source": str(spec.source),
-    "files": digests,
+    "files": {str(path): load.file_digest(path) for path in found.files},
   }
   latents = latents_beside(spec.source, found.params)
   if latents:
     lineage["latents"] = latents
+
   meta = {"config": found.config.to_dict(), "lineage": lineage}
   stream.write_params(spec.workdir, found.params, meta)
   return found.params
@@ -84,19 +88,23 @@ def count_values(params: LazyParams) -> int:
 
 
 def from_release(spec: Import, make_config: MakeConfig) -> Found:
-  """One model of a release folder."""
+  """One model of a release folder. Raises InputError if the folder does not have it."""
   folder = release.read_release(spec.source)
   unsafe = spec.unsafe_pickle
+
   if spec.part == "structure_vae":
     if folder.structure_vae is None:
       raise InputError(f"{spec.source} has no ss_decoder.yaml")
-    config = chosen_config(spec.config, ConfigDict(folder.structure_vae), folder, make_config)
+    model = ConfigDict(folder.structure_vae)
+    config = chosen_config(spec.config, model, folder, make_config)
     params = release.open_structure_vae(
       folder, config.model, encoder=spec.encoder, unsafe_pickle=unsafe
     )
     encoder = pathlib.Path(spec.encoder or folder.files["ss_encoder"])
     return Found(config, params, [folder.files["ss_decoder"], encoder])
-  config = chosen_config(spec.config, ConfigDict(folder.geometry), folder, make_config)
+
+  model = ConfigDict(folder.geometry)
+  config = chosen_config(spec.config, model, folder, make_config)
   params = release.open_geometry(folder, config.model, unsafe_pickle=unsafe)
   return Found(config, params, [folder.files["ss_generator"]])
 
@@ -106,12 +114,14 @@ def chosen_config(
 ) -> ConfigDict:
   """The configuration to store.
 
-  The given one, if its model has the release's sizes, or one made from the release's yamls.
+  The given one, if its model has the release's sizes, or one made from the release's yamls. Raises
+  ParameterMismatch, listing every difference, if the sizes differ.
   """
   if given is None:
     return make_config(folder, model)
-  needed = parameters.flat_shapes(registry.abstract_model(model))
-  parameters.check_shapes(parameters.flat_shapes(registry.abstract_model(given.model)), needed)
+  released = parameters.flat_shapes(registry.abstract_model(model))
+  configured = parameters.flat_shapes(registry.abstract_model(given.model))
+  parameters.check_shapes(configured, released)
   return given
 
 
@@ -120,14 +130,20 @@ def from_file(spec: Import) -> Found:
   path, config, unsafe = spec.source, spec.config, spec.unsafe_pickle
   if config is None:
     raise InputError(f"{path} is a single file: say with --config FILE which model it is")
+
+  # a structure VAE, whose other half is in a file of its own
   if config.model.name == "structure_vae":
     if spec.encoder is None:
       raise InputError(f"{path} is taken as the decoder: give the encoder with --encoder FILE")
     params = release.open_autoencoder(path, spec.encoder, config.model, unsafe_pickle=unsafe)
     return Found(config, params, [path, pathlib.Path(spec.encoder)])
+
+  # an original DINOv2 checkpoint, known by its names
   file = load.open_state(path, unsafe_pickle=unsafe)
   if "cls_token" in file.shapes and "patch_embed.proj.weight" in file.shapes:
     return Found(config, with_dinov2(config, file), [path])
+
+  # a whole model
   params = release.open_file(path, config.model, unsafe_pickle=unsafe)
   return Found(config, params, [path])
 
@@ -135,43 +151,47 @@ def from_file(spec: Import) -> Found:
 def with_dinov2(config: ConfigDict, file: load.StateFile) -> LazyParams:
   """Parameters of the configured model with both image encoders from a DINOv2 state dict.
 
-  Everything else is freshly initialised.
+  Everything else is freshly initialised. Raises KeyMismatch if the file's encoder has other sizes.
   """
   shapes = parameters.flat_shapes(registry.abstract_model(config.model))
-  prefixes = [f"condition/{name}/" for name in names_conditioning.DINO_MODULES]
+  encoders = tuple(f"condition/{name}/" for name in names_conditioning.DINO_MODULES)
 
   # The two encoders are alike, so one set of converted parameters serves both.
-  first, encoder_shapes = prefixes[0], {}
+  first = encoders[0]
+  encoder_shapes = {}
   for path, shape in shapes.items():
     if path.startswith(first):
       encoder_shapes[path.removeprefix(first)] = shape
-  rules = names_conditioning.dinov2_rules(registry.typed_config(config.model).condition.dino)
+  typed = registry.typed_config(config.model)
+  rules = names_conditioning.dinov2_rules(typed.condition.dino)
   encoder = load.convert(rules, file, encoder_shapes)
 
   @jax.jit  # so that the encoders' random parameters, which are not returned, are never made
   def fresh():
     model = registry.build_model(config.model, rngs=nnx.Rngs(config.seed))
     flat = parameters.flat_params(model)
-    return {path: x for path, x in flat.items() if not path.startswith(tuple(prefixes))}
+    return {path: x for path, x in flat.items() if not path.startswith(encoders)}
 
-  rest = fresh()
+  others = fresh()
 
   def make(path: str) -> np.ndarray:
-    for prefix in prefixes:
+    for prefix in encoders:
       if path.startswith(prefix):
         return encoder[path.removeprefix(prefix)]
-    return np.asarray(rest[path])
+    return np.asarray(others[path])
 
   return LazyParams(shapes, make)
 
 
 def latents_beside(source: pathlib.Path, params: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
   """Which decoder an imported flow model belongs to: the one that lies beside it, if any."""
-  if not source.is_dir() or not any(path.startswith("flow/") for path in params):
+  is_flow_model = any(path.startswith("flow/") for path in params)
+  if not source.is_dir() or not is_flow_model:
     return None
   folder = release.read_release(source)
   known = dict(folder.sidecar.get("latents") or {})
   if "ss_decoder" in folder.files:
     known["decoder_sha256"] = load.file_digest(folder.files["ss_decoder"])
-    known.setdefault("autoencoder", folder.sidecar.get("decoder", {}).get("autoencoder"))
+    recorded = folder.sidecar.get("decoder", {})
+    known.setdefault("autoencoder", recorded.get("autoencoder"))
   return known or None

@@ -7,9 +7,10 @@ ours must be hit exactly once, both ways; anything else is reported, all at once
 """
 
 import collections
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -54,7 +55,8 @@ class Rule:
   def __post_init__(self):
     if self.layout not in LAYOUTS:
       raise ValueError(f"{self.torch}: layout {self.layout!r} is not one of {LAYOUTS}")
-    if self.stacked != ("{n}" in self.torch):
+    has_layer_index = "{n}" in self.torch
+    if self.stacked != has_layer_index:
       raise ValueError(
         f"{self.torch}: a stacked rule, and only a stacked rule, has {{n}} in its name"
       )
@@ -64,20 +66,21 @@ class Rule:
     if self.torch_shape is not None:
       return self.torch_shape
     if self.layout == "linear":
-      inputs, outputs = our_shape[: self.dims_in], our_shape[self.dims_in :]
+      inputs = our_shape[: self.dims_in]
+      outputs = our_shape[self.dims_in :]
       return math.prod(outputs), math.prod(inputs)
     if self.layout == "conv":
-      return our_shape[-1], our_shape[-2], *our_shape[:-2]
+      *kernel, channels_in, channels_out = our_shape
+      return channels_out, channels_in, *kernel
     if self.layout == "sparse_conv":
-      return our_shape[-1], *our_shape[:-1]
+      *kernel, channels_in, channels_out = our_shape
+      return channels_out, *kernel, channels_in
     return our_shape
 
   def to_ours(self, array: np.ndarray, our_shape: tuple[int, ...]) -> np.ndarray:
     """One torch entry in our layout."""
     if self.rows is not None:
-      published, array = array, np.zeros_like(array)
-      for n in set(self.rows):  # the first that holds it, if several do
-        array[n] = published[self.rows.index(n)]
+      array = self._our_rows(array)
     if self.layout == "linear":
       array = array.T
     elif self.layout == "conv":
@@ -86,18 +89,45 @@ class Rule:
       array = np.moveaxis(array, 0, -1)
     return array.reshape(our_shape)
 
+  def _our_rows(self, published: np.ndarray) -> np.ndarray:
+    """A published table with its rows where ours have them."""
+    table = np.zeros_like(published)
+    for row in set(self.rows):
+      first = self.rows.index(row)  # of those that hold it, if several do
+      table[row] = published[first]
+    return table
+
   def to_torch(self, array: np.ndarray) -> np.ndarray:
     """One of our arrays (no layer axis) in torch's layout, contiguous."""
     shape = self.shape_in_torch(array.shape)
     if self.rows is not None:
       array = array[list(self.rows)]
     if self.layout == "linear":
-      array = array.reshape(shape[::-1]).T
+      outputs, inputs = shape
+      array = array.reshape(inputs, outputs).T
     elif self.layout == "conv":
       array = np.moveaxis(array, (-1, -2), (0, 1))
     elif self.layout == "sparse_conv":
       array = np.moveaxis(array, -1, 0)
     return np.ascontiguousarray(array.reshape(shape))
+
+
+class Entry(NamedTuple):
+  """One published entry of a model."""
+
+  name: str
+  rule: Rule
+  layer: int | None  # of a stacked rule
+  shape: tuple[int, ...]  # in torch
+
+  def array(self, params: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The entry in torch's layout, of our flat parameters, or computed if it is a buffer."""
+    if self.rule.ours is None:
+      return self.rule.buffer()
+    leaf = np.asarray(params[self.rule.ours])
+    if self.layer is not None:
+      leaf = leaf[self.layer]
+    return self.rule.to_torch(leaf)
 
 
 def prefixed(rules: Iterable[Rule], torch: str = "", ours: str = "") -> list[Rule]:
@@ -109,24 +139,33 @@ def prefixed(rules: Iterable[Rule], torch: str = "", ours: str = "") -> list[Rul
   return out
 
 
-def expand(rules: Iterable[Rule], our_shapes: Mapping[str, tuple[int, ...]]):
-  """Every published entry in rule order: (torch name, rule, layer index or None, torch shape)."""
+def expand(rules: Iterable[Rule], our_shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Entry]:
+  """Every published entry of the model whose parameters have `our_shapes`, in rule order."""
   for rule in rules:
+    # a buffer
     if rule.ours is None:
-      yield rule.torch, rule, None, tuple(rule.buffer().shape)
-    elif rule.stacked:
-      depth, *rest = our_shapes[rule.ours]
-      for n in range(depth):
-        yield rule.torch.format(n=n), rule, n, rule.shape_in_torch(tuple(rest))
-    else:
-      yield rule.torch, rule, None, rule.shape_in_torch(tuple(our_shapes[rule.ours]))
+      shape = tuple(rule.buffer().shape)
+      yield Entry(rule.torch, rule, None, shape)
+      continue
+
+    # one parameter
+    our_shape = tuple(our_shapes[rule.ours])
+    if not rule.stacked:
+      yield Entry(rule.torch, rule, None, rule.shape_in_torch(our_shape))
+      continue
+
+    # every layer of a stack
+    depth, *rest = our_shape
+    shape = rule.shape_in_torch(tuple(rest))
+    for layer in range(depth):
+      yield Entry(rule.torch.format(n=layer), rule, layer, shape)
 
 
 def torch_names(
   rules: Iterable[Rule], our_shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
   """Published name -> shape of the model whose parameters have `our_shapes`. Takes no memory."""
-  return {name: shape for name, _, _, shape in expand(rules, our_shapes)}
+  return {entry.name: entry.shape for entry in expand(rules, our_shapes)}
 
 
 def to_ours(
@@ -137,19 +176,22 @@ def to_ours(
   Raises KeyMismatch naming every missing, unexpected and misshapen entry, before anything is
   converted.
   """
-  check(rules, {name: tuple(array.shape) for name, array in state.items()}, our_shapes)
+  torch_shapes = {name: tuple(array.shape) for name, array in state.items()}
+  check(rules, torch_shapes, our_shapes)
   out: dict[str, np.ndarray] = {}
-  for name, rule, n, _ in expand(rules, our_shapes):
-    if rule.ours is None:
+  for name, rule, layer, _ in expand(rules, our_shapes):
+    path = rule.ours
+    if path is None:  # a buffer, which we compute
       continue
-    array, shape = np.asarray(state[name]), our_shapes[rule.ours]
-    if n is None:
-      out[rule.ours] = rule.to_ours(array, shape)
+    array = np.asarray(state[name])
+    shape = our_shapes[path]
+    if layer is None:
+      out[path] = rule.to_ours(array, shape)
       continue
-    # One layer of a stack.
-    if rule.ours not in out:
-      out[rule.ours] = np.empty(shape, array.dtype)
-    out[rule.ours][n] = rule.to_ours(array, shape[1:])
+    # one layer of a stack
+    if path not in out:
+      out[path] = np.empty(shape, array.dtype)
+    out[path][layer] = rule.to_ours(array, shape[1:])
   return out
 
 
@@ -160,14 +202,7 @@ def to_torch(rules: list[Rule], params: Mapping[str, np.ndarray]) -> dict[str, n
   """
   shapes = {path: tuple(array.shape) for path, array in params.items()}
   check_paths(rules, shapes)
-  out = {}
-  for name, rule, n, _ in expand(rules, shapes):
-    if rule.ours is None:
-      out[name] = rule.buffer()
-    else:
-      leaf = np.asarray(params[rule.ours])
-      out[name] = rule.to_torch(leaf if n is None else leaf[n])
-  return out
+  return {entry.name: entry.array(params) for entry in expand(rules, shapes)}
 
 
 def check(
@@ -178,6 +213,8 @@ def check(
   """Raises KeyMismatch unless the two sides fit exactly."""
   check_paths(rules, our_shapes)
   expected = torch_names(rules, our_shapes)
+
+  # What is missing, then what is too much, then what has another shape.
   problems = []
   for name, shape in expected.items():
     if name not in torch_shapes:
@@ -196,9 +233,16 @@ def check(
 def check_paths(rules: list[Rule], our_shapes: Mapping[str, tuple[int, ...]]) -> None:
   """Raises KeyMismatch unless every rule names a parameter, and each is named by exactly one."""
   named = collections.Counter(rule.ours for rule in rules if rule.ours is not None)
-  problems = [f"no parameter   {path}" for path in named if path not in our_shapes]
-  problems += [f"no rule for    {path}" for path in our_shapes if path not in named]
-  problems += [f"named twice    {path}" for path, times in named.items() if times > 1]
+  problems = []
+  for path in named:
+    if path not in our_shapes:
+      problems.append(f"no parameter   {path}")
+  for path in our_shapes:
+    if path not in named:
+      problems.append(f"no rule for    {path}")
+  for path, times in named.items():
+    if times > 1:
+      problems.append(f"named twice    {path}")
   if problems:
     lines = "\n  ".join(problems)
     raise KeyMismatch(f"the rules and the model's parameters do not fit:\n  {lines}")

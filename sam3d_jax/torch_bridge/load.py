@@ -72,34 +72,6 @@ def open_state(path: str | pathlib.Path, *, unsafe_pickle: bool = False) -> Stat
   raise InputError(f"{path}: a state dict is a file ending in {', '.join(SUFFIXES)}")
 
 
-def select(file: StateFile, prefix: str) -> StateFile:
-  """The entries whose names start with `prefix`, without it."""
-  chosen = [name for name in file.shapes if name.startswith(prefix)]
-  return rename(file, {name: name.removeprefix(prefix) for name in chosen})
-
-
-def rename(file: StateFile, names: Mapping[str, str]) -> StateFile:
-  """The entries of `names` (name in the file -> new name); the others are left out."""
-  back = {new: old for old, new in names.items()}
-  return StateFile(
-    path=file.path,
-    shapes={new: file.shapes[old] for new, old in back.items()},
-    dtypes={new: file.dtypes[old] for new, old in back.items()},
-    read=lambda name: file.read(back[name]),
-  )
-
-
-def merge(files: Mapping[str, StateFile]) -> StateFile:
-  """Several files as one: prefix -> file, the prefix put before its names."""
-  where = {prefix + name: (file, name) for prefix, file in files.items() for name in file.shapes}
-  return StateFile(
-    path=next(iter(files.values())).path,
-    shapes={k: f.shapes[n] for k, (f, n) in where.items()},
-    dtypes={k: f.dtypes[n] for k, (f, n) in where.items()},
-    read=lambda k: where[k][0].read(where[k][1]),
-  )
-
-
 def file_digest(path: str | pathlib.Path) -> str:
   """SHA-256 of a file's bytes."""
   with open(path, "rb") as file:
@@ -115,35 +87,48 @@ def convert(
   for an entry that is not of a floating type or a fixed table that differs from the one this model
   computes.
   """
+  # Everything is checked before anything is read.
   rules = list(rules)
   keys.check(rules, file.shapes, our_shapes)
-  wrong = [f"{name} is {dtype}" for name, dtype in file.dtypes.items() if not _is_float(dtype)]
-  if wrong:
-    raise InputError(f"{file.path}: parameters must be floating point: {', '.join(wrong)}")
+  _check_floating(file)
   for rule in rules:
     if rule.ours is None:
       _check_buffer(rule, file)
-  by_path = {rule.ours: rule for rule in rules}
+
+  rule_of = {rule.ours: rule for rule in rules}
 
   def make(path: str) -> np.ndarray:
-    rule, shape = by_path[path], our_shapes[path]
+    """One of our parameters as fp32, a stack layer by layer."""
+    rule = rule_of[path]
+    shape = our_shapes[path]
     if not rule.stacked:
-      return np.asarray(rule.to_ours(file.read(rule.torch), shape), np.float32, order="C")
-    leaf = np.empty(shape, np.float32)
-    for n in range(shape[0]):
-      leaf[n] = rule.to_ours(file.read(rule.torch.format(n=n)), shape[1:])
-    return leaf
+      array = rule.to_ours(file.read(rule.torch), shape)
+      return np.asarray(array, np.float32, order="C")
+    stack = np.empty(shape, np.float32)
+    for layer in range(shape[0]):
+      entry = file.read(rule.torch.format(n=layer))
+      stack[layer] = rule.to_ours(entry, shape[1:])
+    return stack
 
   return parameters.LazyParams(our_shapes, make)
 
 
-def _is_float(dtype) -> bool:
-  return dtype == ml_dtypes.bfloat16 or np.issubdtype(dtype, np.floating)
+def _check_floating(file: StateFile) -> None:
+  """Parameters are floating point: an integer entry is something else."""
+  wrong = []
+  for name, dtype in file.dtypes.items():
+    floating = dtype == ml_dtypes.bfloat16 or np.issubdtype(dtype, np.floating)
+    if not floating:
+      wrong.append(f"{name} is {dtype}")
+  if wrong:
+    raise InputError(f"{file.path}: parameters must be floating point: {', '.join(wrong)}")
 
 
 def _check_buffer(rule: keys.Rule, file: StateFile) -> None:
-  difference = np.abs(file.read(rule.torch).astype(np.float32) - rule.buffer()).max()
-  if not difference <= BUFFER_TOLERANCE:
+  """A fixed table that differs would mean that the file's model computes something else."""
+  stored = file.read(rule.torch).astype(np.float32)
+  difference = np.abs(stored - rule.buffer()).max()
+  if not difference <= BUFFER_TOLERANCE:  # NaN is refused too
     raise InputError(
       f"{file.path}: the fixed table {rule.torch} differs by {difference:.2g} from the one this "
       "model computes"
@@ -164,6 +149,7 @@ def require_torch(purpose: str):
 
 
 def _open_torch(path: pathlib.Path, unsafe_pickle: bool) -> StateFile:
+  """Opens a PyTorch file, mapped where its kind allows it."""
   torch = require_torch(f"reading {path}")
   # files of PyTorch before 1.6 are no zip archives and can only be read whole
   mapped = zipfile.is_zipfile(path)
@@ -174,10 +160,17 @@ def _open_torch(path: pathlib.Path, unsafe_pickle: bool) -> StateFile:
     raise InputError(_why_not_loaded(torch, path, error, mapped)) from error
   tensors = _state_dict(torch, path, root)
 
+  # Shapes and types are known without reading a value.
+  shapes, dtypes = {}, {}
+  for name, tensor in tensors.items():
+    shapes[name] = tuple(tensor.shape)
+    dtypes[name] = _numpy_dtype(torch, tensor.dtype)
+
   def read(name: str) -> np.ndarray:
     tensor = tensors[name].detach().contiguous()
     if tensor.dtype == torch.bfloat16:  # which NumPy does not know
-      view = tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+      bits = tensor.view(torch.uint16).numpy()
+      view = bits.view(ml_dtypes.bfloat16)
     else:
       view = tensor.numpy()
     array = np.array(view)  # a copy, so that the mapped pages can go
@@ -185,26 +178,33 @@ def _open_torch(path: pathlib.Path, unsafe_pickle: bool) -> StateFile:
       _release_pages(tensors[name])
     return array
 
-  shapes, dtypes = {}, {}
-  for name, tensor in tensors.items():
-    shapes[name] = tuple(tensor.shape)
-    if tensor.dtype == torch.bfloat16:
-      dtypes[name] = np.dtype(ml_dtypes.bfloat16)
-    else:
-      dtypes[name] = torch.empty(0, dtype=tensor.dtype).numpy().dtype
   return StateFile(path=path, shapes=shapes, dtypes=dtypes, read=read)
+
+
+def _numpy_dtype(torch, dtype) -> np.dtype:
+  """The NumPy type of a torch type."""
+  if dtype == torch.bfloat16:
+    return np.dtype(ml_dtypes.bfloat16)
+  empty = torch.empty(0, dtype=dtype)
+  return empty.numpy().dtype
 
 
 def _why_not_loaded(torch, path: pathlib.Path, error: Exception, mapped: bool) -> str:
   """Tells a file that would run code from one that is damaged."""
   said = str(error).strip()
   if "Weights only load failed" not in said:
-    return f"{path} cannot be read: {said.splitlines()[0] if said else type(error).__name__}"
-  names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if mapped else []
+    reason = said.splitlines()[0] if said else type(error).__name__
+    return f"{path} cannot be read: {reason}"
+
+  # What it would call: an archive can be asked, an old file has it in the error alone.
+  names = []
+  if mapped:
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
   if names:
     needs = f"it refers to {', '.join(names)}"
   else:
-    needs = said.split("WeightsUnpickler error:")[-1].strip().splitlines()[0]
+    reason = said.split("WeightsUnpickler error:")[-1]
+    needs = reason.strip().splitlines()[0]
   return (
     f"{path} holds more than tensors: {needs}. Loading that would run code chosen by the file's "
     "author; it was not loaded. Ask for a file of plain tensors or .safetensors, or, if you trust "
@@ -213,16 +213,18 @@ def _why_not_loaded(torch, path: pathlib.Path, error: Exception, mapped: bool) -
 
 
 def _state_dict(torch, path: pathlib.Path, root) -> dict:
+  """The names and tensors of a loaded file. Raises InputError if it has none, or more than them."""
+  # Trainers put the state dict beside epoch, optimiser and so on.
   while isinstance(root, Mapping) and isinstance(root.get("state_dict"), Mapping):
     root = root["state_dict"]
   if not isinstance(root, Mapping):
     raise InputError(f"{path} holds a {type(root).__name__}, not a state dict")
+
   other = [str(name) for name, value in root.items() if not isinstance(value, torch.Tensor)]
-  if other or not root:
-    raise InputError(
-      f"{path} is no state dict: "
-      + (f"{', '.join(other[:8])} are no tensors" if other else "it is empty")
-    )
+  if other:
+    raise InputError(f"{path} is no state dict: {', '.join(other[:8])} are no tensors")
+  if not root:
+    raise InputError(f"{path} is no state dict: it is empty")
   return dict(root)
 
 
@@ -231,22 +233,34 @@ def _release_pages(tensor) -> None:
 
   They are clean and would be read again if needed.
   """
+  if not hasattr(mmap, "MADV_DONTNEED"):
+    return
+  # Only whole pages can go: from the first that starts in the tensor's storage.
   storage = tensor.untyped_storage()
-  start = -(-storage.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-  length = (storage.data_ptr() + storage.nbytes() - start) // mmap.PAGESIZE * mmap.PAGESIZE
-  if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+  first = storage.data_ptr()
+  end = first + storage.nbytes()
+  start = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
+  length = (end - start) // mmap.PAGESIZE * mmap.PAGESIZE
+  if length > 0:
+    libc = ctypes.CDLL(None)
+    libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
 def _open_safetensors(path: pathlib.Path) -> StateFile:
-  header, offset = read_safetensors_header(path)
-  shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
-  dtypes = {name: np.dtype(SAFETENSORS_DTYPES[entry["dtype"]]) for name, entry in header.items()}
+  """Opens a safetensors file; entries are read by their offset."""
+  header, data_start = read_safetensors_header(path)
+  shapes, dtypes = {}, {}
+  for name, entry in header.items():
+    shapes[name] = tuple(entry["shape"])
+    dtypes[name] = np.dtype(SAFETENSORS_DTYPES[entry["dtype"]])
 
   def read(name: str) -> np.ndarray:
+    shape = shapes[name]
+    start, _ = header[name]["data_offsets"]
     with open(path, "rb") as file:
-      file.seek(offset + header[name]["data_offsets"][0])
-      return np.fromfile(file, dtypes[name], math.prod(shapes[name])).reshape(shapes[name])
+      file.seek(data_start + start)
+      values = np.fromfile(file, dtypes[name], math.prod(shape))
+    return values.reshape(shape)
 
   return StateFile(path=path, shapes=shapes, dtypes=dtypes, read=read)
 
@@ -254,33 +268,38 @@ def _open_safetensors(path: pathlib.Path) -> StateFile:
 def read_safetensors_header(path: pathlib.Path) -> tuple[dict[str, dict], int]:
   """Entries of a safetensors file (name -> dtype, shape, data_offsets) and the data's offset.
 
-  Both are checked against the file's size.
+  Both are checked against the file's size. Raises InputError if they do not fit it.
   """
   size = path.stat().st_size
   with open(path, "rb") as file:
+    # eight bytes of length, the header as JSON, the data
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(size - 8, MAX_SAFETENSORS_HEADER):
       raise InputError(f"{path} is not a safetensors file, or is cut off")
+    data_start = 8 + length
     try:
       header = json.loads(file.read(length))
       entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
       for name, entry in entries.items():
-        _check_safetensors_entry(path, name, entry, size - 8 - length)
+        _check_safetensors_entry(path, name, entry, size - data_start)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
       raise InputError(f"{path} has a damaged safetensors header: {error!r}") from error
-  return entries, 8 + length
+  return entries, data_start
 
 
 def _check_safetensors_entry(path: pathlib.Path, name: str, entry: dict, data_size: int) -> None:
+  """Raises InputError for an unknown type, or a place that is not the entry's size or not there."""
   if entry["dtype"] not in SAFETENSORS_DTYPES:
     raise InputError(
       f"{path}: {name} has dtype {entry['dtype']}, which is not one of "
       f"{', '.join(SAFETENSORS_DTYPES)}"
     )
+  dtype = np.dtype(SAFETENSORS_DTYPES[entry["dtype"]])
+  needed = math.prod(entry["shape"]) * dtype.itemsize
   start, end = entry["data_offsets"]
-  expected = math.prod(entry["shape"]) * np.dtype(SAFETENSORS_DTYPES[entry["dtype"]]).itemsize
-  if not 0 <= start <= end <= data_size or end - start != expected:
+  within_file = 0 <= start <= end <= data_size
+  if not within_file or end - start != needed:
     raise InputError(
-      f"{path}: {name} needs {expected} bytes at {start}, the file has {data_size} bytes of data; "
+      f"{path}: {name} needs {needed} bytes at {start}, the file has {data_size} bytes of data; "
       "is it cut off?"
     )

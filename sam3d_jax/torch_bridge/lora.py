@@ -21,7 +21,11 @@ def merge(
   def make(path: str) -> np.ndarray:
     if path not in kernels:
       return params[path]
-    kernel, a, b = (np.asarray(params[p]) for p in (path, *kernels[path]))
+    # the kernel first: files hold its factors right after it
+    kernel = np.asarray(params[path])
+    a_path, b_path = kernels[path]
+    a = np.asarray(params[a_path])
+    b = np.asarray(params[b_path])
     return adapted(kernel, a, b, scale)
 
   factors = set(factor_paths(shapes))

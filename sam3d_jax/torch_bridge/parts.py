@@ -95,6 +95,7 @@ def geometry_parts(cfg: GeometryConfig) -> list[Part]:
     )
   flow = names_geometry.geometry_flow_rules(cfg.flow)
   condition = names_conditioning.condition_encoder_rules(cfg.condition)
+  # both of one run, so in one file, as the published trainer saved them
   return [
     Part(
       name="ss_generator",
@@ -124,8 +125,18 @@ def structure_vae_parts(cfg: StructureVAEConfig) -> list[Part]:
   decoder = names_geometry.structure_decoder_rules(cfg)
   encoder = names_geometry.structure_encoder_rules(cfg)
   return [
-    Part("ss_decoder", "ss_decoder", None, keys.prefixed(decoder, ours="decoder/")),
-    Part("ss_encoder", "ss_encoder", None, keys.prefixed(encoder, ours="encoder/")),
+    Part(
+      name="ss_decoder",
+      file="ss_decoder",
+      root=None,
+      rules=keys.prefixed(decoder, ours="decoder/"),
+    ),
+    Part(
+      name="ss_encoder",
+      file="ss_encoder",
+      root=None,
+      rules=keys.prefixed(encoder, ours="encoder/"),
+    ),
   ]
 
 
@@ -168,25 +179,35 @@ def published(model: ConfigDict) -> Published:
 
 
 def parts_of(model: ConfigDict) -> list[Part]:
-  """The parts that a model of this `model` section becomes."""
-  return published(model).parts(registry.typed_config(model))
+  """The parts that a model of this `model` section becomes.
+
+  Raises InputError if the published classes have no such model.
+  """
+  entry = published(model)
+  return entry.parts(registry.typed_config(model))
 
 
 def rules_of(model: ConfigDict) -> list[keys.Rule]:
   """The rules of all parts, in the order of the files."""
-  return [rule for part in parts_of(model) for rule in part.rules]
+  rules = []
+  for part in parts_of(model):
+    rules += part.rules
+  return rules
 
 
 def latents_of(model: ConfigDict) -> tuple[int, int] | None:
   """Resolution and channels of the structure latents that a model makes or reads, if any."""
   latents = published(model).latents
-  return None if latents is None else latents(registry.typed_config(model))
+  if latents is None:
+    return None
+  return latents(registry.typed_config(model))
 
 
 def files_of(model: ConfigDict) -> dict[str, tuple[str | None, list[keys.Rule]]]:
   """File name without suffix -> (root key, rules of everything in it)."""
   files: dict[str, tuple[str | None, list[keys.Rule]]] = {}
   for part in parts_of(model):
+    # parts that share a file lie under one root
     root, rules = files.get(part.file, (part.root, []))
     files[part.file] = (root, rules + part.rules)
   return files

@@ -68,33 +68,41 @@ def read_release(folder: str | pathlib.Path) -> Release:
   if not folder.is_dir():
     raise InputError(f"{folder} is not a folder")
   pipeline = read_pipeline(folder)
+  sidecar = {}
   sidecar_file = folder / SIDECAR
-  sidecar = json.loads(sidecar_file.read_text()) if sidecar_file.is_file() else {}
+  if sidecar_file.is_file():
+    sidecar = json.loads(sidecar_file.read_text())
 
-  # The first stage is described by its generator, its autoencoder by the decoder.
+  # The flow model and its conditions are described by the generator.
   generator_file = folder / "ss_generator.yaml"
   if not generator_file.is_file():
     raise InputError(f"{folder} is no release folder: it has no ss_generator.yaml")
   generator = yaml_files.read(generator_file)
   geometry = yaml_geometry.geometry_section(generator, str(generator_file))
-  if geometry["condition"]["pointmap"] is not None:
-    twice = yaml_pipeline.resizes_twice(pipeline, geometry)
-    geometry["condition"]["pointmap"]["resize_twice"] = twice
-  structure_vae, decoder_file = None, folder / "ss_decoder.yaml"
+  pointmap = geometry["condition"]["pointmap"]
+  if pointmap is not None:
+    pointmap["resize_twice"] = yaml_pipeline.resizes_twice(pipeline, geometry)
+  sampler = yaml_pipeline.sampler_section(generator, pipeline, str(generator_file))
+
+  # The autoencoder is described by the decoder.
+  structure_vae = None
+  decoder_file = folder / "ss_decoder.yaml"
   if decoder_file.is_file():
     structure_vae = yaml_structure.structure_vae_section(
       yaml_files.read(decoder_file),
       str(decoder_file),
       latent_resolution=geometry["flow"]["shape_resolution"],
     )
+
+  said = pipeline or {}
   return Release(
     folder=folder,
     geometry=geometry,
     structure_vae=structure_vae,
+    sampler=sampler,
+    pose_convention=said.get("pose_decoder_name", "ScaleShiftInvariant"),
+    files=_checkpoint_files(folder, said),
     sidecar=sidecar,
-    files=_checkpoint_files(folder, pipeline or {}),
-    sampler=yaml_pipeline.sampler_section(generator, pipeline, str(generator_file)),
-    pose_convention=(pipeline or {}).get("pose_decoder_name", "ScaleShiftInvariant"),
   )
 
 
@@ -108,10 +116,12 @@ def _checkpoint_files(folder: pathlib.Path, pipeline: Mapping[str, Any]) -> dict
   """The files that are there: where pipeline.yaml says, else by their usual name."""
   files = {}
   for published in parts.FILES:
-    named = folder / pipeline.get(f"{published.name}_ckpt_path", "")
-    file = named if named.is_file() else parts.find_file(folder, published.name)
+    name = published.name
+    file = folder / pipeline.get(f"{name}_ckpt_path", "")
+    if not file.is_file():
+      file = parts.find_file(folder, name)
     if file is not None:
-      files[published.name] = file
+      files[name] = file
   return files
 
 
@@ -161,13 +171,16 @@ def open_autoencoder(
 
   # Both halves are checked before either is refused.
   halves, problems = {}, []
-  for half, path in (("decoder", decoder), ("encoder", encoder)):
-    own = {p: shape for p, shape in shapes.items() if p.startswith(f"{half}/")}
+  for half, file in (("decoder", decoder), ("encoder", encoder)):
+    own = {}
+    for path, shape in shapes.items():
+      if path.startswith(f"{half}/"):
+        own[path] = shape
     try:
-      state = load.open_state(path, unsafe_pickle=unsafe_pickle)
+      state = load.open_state(file, unsafe_pickle=unsafe_pickle)
       halves[half] = load.convert(rules[f"ss_{half}"], state, own)
     except keys.KeyMismatch as error:
-      problems.append(f"{path}: {error}")
+      problems.append(f"{file}: {error}")
   if problems:
     raise keys.KeyMismatch("\n".join(problems))
 
@@ -194,8 +207,9 @@ def _with_rows(
 
   def make(path: str) -> np.ndarray:
     array = params[path]
-    for n, values in rows.get(path, {}).items():
-      array[int(n)] = np.frombuffer(base64.b64decode(values), "<f4")
+    for row, encoded in rows.get(path, {}).items():
+      values = base64.b64decode(encoded)
+      array[int(row)] = np.frombuffer(values, "<f4")
     return array
 
   return parameters.LazyParams(params.shapes, make)
@@ -207,7 +221,8 @@ def restore_geometry(release: Release, model: ConfigDict) -> nnx.Module:
   model: ConfigDict(release.geometry), compute settings changed at will.
   """
   module = registry.abstract_model(model)
-  parameters.load_params(module, open_geometry(release, model))
+  params = open_geometry(release, model)
+  parameters.load_params(module, params)
   return module
 
 
@@ -221,9 +236,12 @@ def restore_decoder(release: Release) -> nnx.Module:
 
   # The rules name parameters as they stand in the whole autoencoder.
   prefix = "decoder/"
-  shapes = {prefix + p: shape for p, shape in parameters.flat_shapes(module).items()}
-  params = load.convert(rules, load.open_state(release.file("ss_decoder")), shapes)
-  parameters.load_params(module, {p.removeprefix(prefix): params[p] for p in params})
+  own_shapes = parameters.flat_shapes(module)
+  shapes = {prefix + path: shape for path, shape in own_shapes.items()}
+  state = load.open_state(release.file("ss_decoder"))
+  params = load.convert(rules, state, shapes)
+  own_params = {path: params[prefix + path] for path in own_shapes}
+  parameters.load_params(module, own_params)
   return module
 
 
@@ -233,6 +251,7 @@ def latents_of(lineage: Mapping[str, Any]) -> dict[str, Any] | None:
   The digest of the autoencoder, mean and std where recorded; None if nothing is recorded, as for
   random weights. Raises InputError if datasets of one run name different autoencoders.
   """
+  # what the datasets of the run say
   found = []
   for entry in lineage.get("datasets", {}).values():
     if entry and entry.get("latents"):
@@ -245,6 +264,8 @@ def latents_of(lineage: Mapping[str, Any]) -> dict[str, Any] | None:
       )
   if found:
     return found[0]
+
+  # what it was trained from, down to an import, which notes the decoder that lay beside
   for parent in lineage.get("parents", ()):
     inherited = latents_of(parent.get("lineage", {}))
     if inherited is not None:
@@ -260,12 +281,19 @@ def check_latents(latents: Mapping[str, Any] | None, decoder: Mapping[str, Any])
   """
   if latents is None or decoder["from"] is None:
     return False
-  trained_on, decodes = latents.get("autoencoder"), decoder["autoencoder"]
-  file = latents.get("decoder_sha256")
-  same_file = file is not None and file == decoder["sha256"]
+
+  # The very file that lay beside an imported model belongs to it, whatever its name.
+  recorded_file = latents.get("decoder_sha256")
+  same_file = recorded_file is not None and recorded_file == decoder["sha256"]
+  if same_file:
+    return True
+
+  # Otherwise the autoencoder's name decides, if both sides give one.
+  trained_on = latents.get("autoencoder")
+  decodes = decoder["autoencoder"]
   if trained_on is None or decodes is None:
-    return same_file
-  if trained_on != decodes and not same_file:
+    return False
+  if trained_on != decodes:
     raise InputError(
       f"the model was trained on latents of autoencoder {trained_on}, the decoder "
       f"({decoder['from']}) is of {decodes}: its shapes would be wrong. "

@@ -11,6 +11,7 @@ norms, embeddings, input and output layers in fp32.
 
 from collections.abc import Iterable, Iterator, Mapping
 import json
+import math
 import pathlib
 
 import ml_dtypes
@@ -39,10 +40,10 @@ def published_dtypes(
   rules: Iterable[keys.Rule], our_shapes: Mapping[str, tuple[int, ...]], storage: str
 ) -> dict[str, np.dtype]:
   """Published name -> stored dtype, in file order. Takes no memory."""
-  return {
-    name: storage_dtype(rule, shape, storage)
-    for name, rule, _, shape in keys.expand(rules, our_shapes)
-  }
+  dtypes = {}
+  for entry in keys.expand(rules, our_shapes):
+    dtypes[entry.name] = storage_dtype(entry.rule, entry.shape, storage)
+  return dtypes
 
 
 def published_entries(
@@ -55,21 +56,21 @@ def published_entries(
 
   Raises InputError if a value exceeds the range of fp16.
   """
-  for name, rule, n, shape in keys.expand(rules, shapes):
-    if rule.ours is None:
-      array = rule.buffer()
-    else:
-      leaf = np.asarray(params[rule.ours])
-      array = rule.to_torch(leaf if n is None else leaf[n])
-    yield name, _cast(name, array, storage_dtype(rule, shape, storage))
+  for entry in keys.expand(rules, shapes):
+    dtype = storage_dtype(entry.rule, entry.shape, storage)
+    yield entry.name, _cast(entry.name, entry.array(params), dtype)
 
 
 def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-  if dtype == np.float16 and not (np.abs(array) <= np.finfo(np.float16).max).all():
-    raise InputError(
-      f"{name} has values up to {np.abs(array).max():.3g}, beyond the range of fp16; store it as "
-      "bf16 or fp32"
-    )
+  """The array in its stored dtype. Raises InputError for what fp16 cannot hold."""
+  if dtype == np.float16:
+    sizes = np.abs(array)
+    in_range = sizes <= np.finfo(np.float16).max  # NaN is not
+    if not in_range.all():
+      raise InputError(
+        f"{name} has values up to {sizes.max():.3g}, beyond the range of fp16; store it as "
+        "bf16 or fp32"
+      )
   return np.asarray(array, dtype, order="C")
 
 
@@ -93,13 +94,16 @@ def write_state(
   keys.check_paths(rules, shapes)
   entries = published_entries(rules, params, shapes, storage)
   if path.suffix == ".safetensors":
-    names, dtypes = keys.torch_names(rules, shapes), published_dtypes(rules, shapes, storage)
+    names = keys.torch_names(rules, shapes)
+    dtypes = published_dtypes(rules, shapes, storage)
     _write_safetensors(path, names, dtypes, entries)
   elif path.suffix in load.TORCH_SUFFIXES:
     torch = load.require_torch(f"writing {path}")
     state = {name: _tensor(torch, array) for name, array in entries}
+    if root is not None:
+      state = {root: state}
     with atomic.write(path) as temporary:
-      torch.save(state if root is None else {root: state}, temporary)
+      torch.save(state, temporary)
   else:
     raise InputError(
       f"{path}: a state dict is written to a file ending in {', '.join(load.SUFFIXES)}"
@@ -107,9 +111,13 @@ def write_state(
 
 
 def _tensor(torch, array: np.ndarray):
+  """The array as a tensor, in the same memory where torch may write to it."""
   if array.dtype == ml_dtypes.bfloat16:
-    return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-  return torch.from_numpy(array if array.flags.writeable else array.copy())
+    bits = array.view(np.uint16)
+    return torch.from_numpy(bits).view(torch.bfloat16)
+  if not array.flags.writeable:
+    array = array.copy()
+  return torch.from_numpy(array)
 
 
 def _write_safetensors(
@@ -119,18 +127,25 @@ def _write_safetensors(
   entries: Iterable[tuple[str, np.ndarray]],
 ) -> None:
   """Header first, then entry by entry: one of them in memory at a time."""
-  header, offset = {"__metadata__": {"format": "pt"}}, 0
+  # Where every entry will lie.
+  header = {"__metadata__": {"format": "pt"}}
+  start = 0
   for name, shape in shapes.items():
-    size = int(np.prod(shape)) * dtypes[name].itemsize
+    dtype = dtypes[name]
+    end = start + math.prod(shape) * dtype.itemsize
     header[name] = {
-      "dtype": _SAFETENSORS_NAMES[dtypes[name]],
+      "dtype": _SAFETENSORS_NAMES[dtype],
       "shape": list(shape),
-      "data_offsets": [offset, offset + size],
+      "data_offsets": [start, end],
     }
-    offset += size
+    start = end
   text = json.dumps(header).encode()
   text += b" " * (-len(text) % 8)  # the format asks for data aligned to 8 bytes
+  length = len(text).to_bytes(8, "little")
+
   with atomic.write(path) as temporary, open(temporary, "wb") as file:
-    file.write(len(text).to_bytes(8, "little") + text)
+    file.write(length + text)
     for _, array in entries:
-      file.write(array.tobytes() if array.dtype == ml_dtypes.bfloat16 else array.data)
+      # a bfloat16 array has no buffer of its own
+      data = array.tobytes() if array.dtype == ml_dtypes.bfloat16 else array.data
+      file.write(data)

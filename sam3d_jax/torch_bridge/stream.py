@@ -24,7 +24,9 @@ class Deferred:
   """A leaf of known shape and dtype whose array is made when it is written."""
 
   def __init__(self, shape: tuple[int, ...], dtype, make: Callable[[], np.ndarray]):
-    self.shape, self.dtype, self.make = tuple(shape), np.dtype(dtype), make
+    self.shape = tuple(shape)
+    self.dtype = np.dtype(dtype)
+    self.make = make
 
   @property
   def size(self) -> int:
@@ -43,11 +45,12 @@ class DeferredHandler(type_handlers.NumpyHandler):
   """Writes deferred leaves strictly one after the other; on disk they are ordinary arrays."""
 
   async def serialize(self, values, infos, args=None):
-    for value, info, arg in zip(
-      values, infos, args or [type_handlers.SaveArgs()] * len(values), strict=True
-    ):
-      for write in await super().serialize([value.make()], [info], [arg]):
-        write.result()
+    if not args:
+      args = [type_handlers.SaveArgs()] * len(values)
+    for value, info, arg in zip(values, infos, args, strict=True):
+      writes = await super().serialize([value.make()], [info], [arg])
+      for write in writes:
+        write.result()  # on disk before the next array is made
     return []
 
 
@@ -60,11 +63,13 @@ def write_params(
   array twice, once for its checksum and once to write it. Raises InputError if the folder has
   checkpoints or an array is not finite; then nothing is written.
   """
-  if checkpoint.steps(workdir):
+  existing = checkpoint.steps(workdir)
+  if existing:
     raise InputError(
-      f"{workdir} already holds checkpoints of steps {checkpoint.steps(workdir)}; give an empty "
-      "folder"
+      f"{workdir} already holds checkpoints of steps {existing}; give an empty folder"
     )
+
+  # First pass: checksums, and that everything is finite, before anything is written.
   leaves, sums = {}, {}
   for path in params:
     array = params[path]
@@ -74,7 +79,10 @@ def write_params(
       raise InputError(f"{path} holds a NaN or an infinity; nothing was written")
     sums |= checksum
     leaves[name] = Deferred(array.shape, array.dtype, lambda path=path: np.asarray(params[path]))
-    del array
+    del array  # so that it is gone before the next is made
+  meta = checkpoint.make_meta(meta, 0, leaves, sums)
+
+  # Second pass: a checkpoint like any other, each array made when it is written.
   registry = type_handlers.create_type_handler_registry(
     (Deferred, DeferredHandler(deepcopy_host_arrays=False)),
     (jax.Array, type_handlers.ArrayHandler()),
@@ -83,16 +91,14 @@ def write_params(
     "state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
     "meta": ocp.JsonCheckpointHandler(),
   }
+  items = ocp.args.Composite(
+    state=ocp.args.PyTreeSave(checkpoint.nest(leaves)),
+    meta=ocp.args.JsonSave(meta),
+  )
   options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
   folder = pathlib.Path(workdir).absolute() / "checkpoints"
   with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
-    meta = checkpoint.make_meta(meta, 0, leaves, sums)
-    manager.save(
-      0,
-      args=ocp.args.Composite(
-        state=ocp.args.PyTreeSave(checkpoint.nest(leaves)), meta=ocp.args.JsonSave(meta)
-      ),
-    )
+    manager.save(0, args=items)
 
 
 def read_params(workdir: str | pathlib.Path, step: int, sources: Mapping[str, str]) -> LazyParams:
@@ -103,29 +109,33 @@ def read_params(workdir: str | pathlib.Path, step: int, sources: Mapping[str, st
   """
   stored = checkpoint.stored_shapes(workdir, step)
   paths = list(sources)
-  order = {path: i for i, path in enumerate(paths)}
+  position = {path: i for i, path in enumerate(paths)}
   held: dict[str, jax.Array] = {}
 
   def read_ahead(path: str) -> None:
     """Holds this array and as many of the following ones as may be read in one go."""
     held.clear()
+
+    # which ones
     batch, size = [], 0
-    for following in paths[order[path] :]:
+    for following in paths[position[path] :]:
       leaf = stored[sources[following]]
       size += leaf.size * leaf.dtype.itemsize
       if batch and size > READ_AHEAD:
         break
       batch.append(following)
-    wanted = {sources[p]: stored[sources[p]] for p in batch}
+
+    # read them
+    names = [sources[following] for following in batch]
+    wanted = {name: stored[name] for name in names}
     arrays = checkpoint.read_arrays(workdir, step, wanted, partial=True)
-    for following in batch:
-      held[following] = arrays[sources[following]]
+    for following, name in zip(batch, names, strict=True):
+      held[following] = arrays[name]
 
   def read_from(path: str) -> np.ndarray:
     if path not in held:
       read_ahead(path)
     return np.asarray(held.pop(path))
 
-  return LazyParams(
-    {path: tuple(stored[source].shape) for path, source in sources.items()}, read_from
-  )
+  shapes = {path: tuple(stored[source].shape) for path, source in sources.items()}
+  return LazyParams(shapes, read_from)
