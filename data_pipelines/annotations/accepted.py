@@ -34,11 +34,13 @@ def artist_examples(item: Item, recipe: Recipe, name: str) -> Iterator[schema.Ex
 
 def check_rating(item: Item, recipe: Recipe) -> None:
   """Raises SetAside where the item is not rated at least `min_rating`."""
-  if recipe.min_rating > 0 and item.rating is None:
-    raise SetAside(
-      "no_rating", f"the item states no rating, min_rating = {recipe.min_rating:g} asks for one"
-    )
-  if item.rating is not None and item.rating < recipe.min_rating:
+  if item.rating is None:
+    if recipe.min_rating > 0:
+      raise SetAside(
+        "no_rating",
+        f"the item states no rating, min_rating = {recipe.min_rating:g} asks for one",
+      )
+  elif item.rating < recipe.min_rating:
     raise SetAside("low_rating", f"rated {item.rating:g}, below min_rating = {recipe.min_rating:g}")
 
 
@@ -53,25 +55,31 @@ def make_example(
   **lineage: Any,
 ) -> schema.Example:
   """The record of a photo with a candidate's shape. Raises Refused."""
+  # what is seen, and the shape
   example = schema.empty_example(kind)
   example.update(photo_fields(item, recipe))
-  shape, key = shape_fields(candidate, recipe)
+  shape, mesh_key = shape_fields(candidate, recipe)
   example.update(shape)
-  license = candidate.license or item.license or recipe.license
+  if rating is not None:
+    example["rating"] = np.float32(rating)
+
+  # where it comes from
   parents = {
     "builder": recipe.builder,
     "item": name,
     "candidate": candidate.name,
     "generator": candidate.generator,
   }
+  parents |= lineage
+  if recipe.synthetic:
+    parents["synthetic"] = True
   example.update(
-    key=schema.example_key(recipe.name, example["image"], example["mask"], key, candidate.name),
-    source=recipe.name,
-    mesh_key=key,
-    rating=np.float32(np.nan if rating is None else rating),
-    license=license,
-    lineage=json.dumps(
-      parents | lineage | ({"synthetic": True} if recipe.synthetic else {}), sort_keys=True
+    key=schema.example_key(
+      recipe.name, example["image"], example["mask"], mesh_key, candidate.name
     ),
+    source=recipe.name,
+    mesh_key=mesh_key,
+    license=candidate.license or item.license or recipe.license,
+    lineage=json.dumps(parents, sort_keys=True),
   )
   return example

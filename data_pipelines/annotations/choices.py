@@ -50,62 +50,80 @@ def judge(names: Sequence[str], choices: Sequence[Choice]) -> Verdict:
   where the choices are no chain.
   """
   if not choices:
-    if len(names) > 1:
-      raise ChoiceError(
-        f"choices = []: {len(names)} candidates need a chain of choices; add it, or leave one "
-        "candidate"
-      )
-    return Verdict(names[0] if names else "", {}, tuple(names))
+    return _without_choices(names)
+
   # the candidate that stays, those that are like it (itself included), all that they beat
   standing, alike, below = "", [], []
   beaten: dict[str, list[str]] = {}
+  shown: dict[str, None] = {}  # in order
   for number, choice in enumerate(choices):
+    # who is met: the one that stays, or one like it, and one that is new
     _check(number, choice, names)
     pair = (choice.left, choice.right)
+    shown.update(dict.fromkeys(pair))
     if not standing:
       standing, alike = choice.left, [choice.left]
-    fresh = [n for n in pair if n not in alike and n not in below]
-    if len(fresh) != 1 or not set(pair) & set(alike):
+    fresh = [name for name in pair if name not in alike and name not in below]
+    meets = any(name in alike for name in pair)
+    if len(fresh) != 1 or not meets:
       raise ChoiceError(
         f"choices[{number}] compares {choice.left!r} with {choice.right!r}: in a chain the one "
-        "that stays "
-        f"({standing!r}) meets one that was not shown before"
+        f"that stays ({standing!r}) meets one that was not shown before"
       )
-    new, old = fresh[0], next(n for n in pair if n != fresh[0])
+    new = fresh[0]
+    old = choice.right if new == choice.left else choice.left
+
+    # who stays, and who beat whom
+    preferred = choice.left if choice.answer == "left" else choice.right
     if choice.answer == "equal":
       standing = choice.kept or old
       alike.append(new)
       beaten[new] = list(below)
-    elif (choice.answer == "left") == (choice.left == new):
-      standing, below, alike = new, below + alike, [new]
+    elif preferred == new:
+      below = below + alike
+      standing, alike = new, [new]
       beaten[new] = list(below)
     else:
-      standing, below = old, below + [new]
+      standing = old
+      below = below + [new]
       for name in alike:
         beaten.setdefault(name, []).append(new)
-  shown = dict.fromkeys(name for choice in choices for name in (choice.left, choice.right))
-  return Verdict(
-    standing, {winner: tuple(losers) for winner, losers in beaten.items() if losers}, tuple(shown)
-  )
+
+  winners = {winner: tuple(losers) for winner, losers in beaten.items() if losers}
+  return Verdict(standing, winners, tuple(shown))
+
+
+def _without_choices(names: Sequence[str]) -> Verdict:
+  """The verdict on one candidate or none. Raises ChoiceError for more."""
+  if len(names) > 1:
+    raise ChoiceError(
+      f"choices = []: {len(names)} candidates need a chain of choices; add it, or leave one "
+      "candidate"
+    )
+  best = names[0] if names else ""
+  return Verdict(best, {}, tuple(names))
 
 
 def _check(number: int, choice: Choice, names: Sequence[str]) -> None:
+  """Raises ChoiceError for a choice that means nothing by itself."""
+  place = f"choices[{number}]"
   if choice.answer not in ANSWERS:
-    raise ChoiceError(
-      f"choices[{number}].answer = {choice.answer!r}: write one of {', '.join(ANSWERS)}"
-    )
+    raise ChoiceError(f"{place}.answer = {choice.answer!r}: write one of {', '.join(ANSWERS)}")
   for side in ("left", "right"):
-    if getattr(choice, side) not in names:
+    name = getattr(choice, side)
+    if name not in names:
       raise ChoiceError(
-        f"choices[{number}].{side} = {getattr(choice, side)!r}: no such candidate; there are "
-        f"{', '.join(names)}"
+        f"{place}.{side} = {name!r}: no such candidate; there are {', '.join(names)}"
       )
   if choice.left == choice.right:
-    raise ChoiceError(f"choices[{number}] compares {choice.left!r} with itself")
-  if choice.kept and (choice.answer != "equal" or choice.kept not in (choice.left, choice.right)):
+    raise ChoiceError(f"{place} compares {choice.left!r} with itself")
+
+  # which of two equal ones stayed
+  names_one_of_two = choice.kept in (choice.left, choice.right)
+  may_name = choice.answer == "equal" and names_one_of_two
+  if choice.kept and not may_name:
     raise ChoiceError(
-      f'choices[{number}].kept = {choice.kept!r}: it names one of the two candidates of an "equal" '
-      "answer"
+      f'{place}.kept = {choice.kept!r}: it names one of the two candidates of an "equal" answer'
     )
 
 
@@ -113,11 +131,15 @@ def from_scores(scores: Mapping[str, float], *, tie: float = 0.0) -> list[Choice
   """The chain that a judge with these scores (higher is better) would make, in the order given;
   differences up to `tie` are equal.
   """
-  names = list(scores)
-  standing, made = names[0], []
-  for name in names[1:]:
-    difference = scores[standing] - scores[name]
-    answer = "equal" if abs(difference) <= tie else "left" if difference > 0 else "right"
-    made.append(Choice(standing, name, answer, kept=standing if answer == "equal" else ""))
-    standing = name if answer == "right" else standing
-  return made
+  standing, *others = scores
+  chain = []
+  for name in others:
+    lead = scores[standing] - scores[name]
+    if abs(lead) <= tie:
+      chain.append(Choice(standing, name, "equal", kept=standing))
+    elif lead > 0:
+      chain.append(Choice(standing, name, "left"))
+    else:
+      chain.append(Choice(standing, name, "right"))
+      standing = name
+  return chain

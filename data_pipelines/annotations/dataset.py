@@ -31,10 +31,20 @@ from sam3d_jax.errors import ConfigError, Refused
 VERSION = "1"  # raise it when the same items give other bytes
 PEEK = 1 << 16  # bytes of a file's head and tail that tell it apart when items are dealt to splits
 READERS = 16  # threads that look at files when a build is planned
-MAKERS: dict[str, Callable[[layout.Item, Recipe, str], Iterator[schema.Example]]] = {
-  "mitl_3do": accepted.mitl_examples,
-  "art_3do": accepted.artist_examples,
-  "preferences": preferences.examples,
+
+
+@dataclasses.dataclass(frozen=True)
+class Builder:
+  """What makes the examples of an item: `make(item, recipe, name)`; and the kind of its records."""
+
+  make: Callable[[layout.Item, Recipe, str], Iterator[schema.Example]]
+  records: str = "example"
+
+
+BUILDERS = {
+  "mitl_3do": Builder(accepted.mitl_examples),
+  "art_3do": Builder(accepted.artist_examples),
+  "preferences": Builder(preferences.examples, records="preference"),
 }
 
 
@@ -57,6 +67,7 @@ class ShardSpec:
 
 def plan(config: AnnotationConfig, *, test_fraction: float, items_per_shard: int) -> Plan:
   """Lists the items, splits them and cuts them into shards. Raises ConfigError."""
+  # the shards
   inputs, contents = list_items(config)
   jobs = sources.deal_jobs(
     inputs,
@@ -64,10 +75,13 @@ def plan(config: AnnotationConfig, *, test_fraction: float, items_per_shard: int
     per_shard=items_per_shard,
     spec=functools.partial(ShardSpec, config),
   )
-  # where a folder lies changes no byte
-  settings = {"recipe": json.loads(json.dumps(dataclasses.asdict(config.recipe)))}
+
+  # what their bytes depend on; where a folder lies changes none
+  settings = {"recipe": _as_json(config.recipe)}
+  description = f"{config.recipe.builder}: annotated photos"
   if config.source == sources.PROCEDURAL:
-    settings["synthetic"] = json.loads(json.dumps(dataclasses.asdict(config.synthetic)))
+    settings["synthetic"] = _as_json(config.synthetic)
+    description += " (synthetic)"
   identity = {
     "builder": config.recipe.builder,
     "schema": schema.VERSION,
@@ -77,35 +91,38 @@ def plan(config: AnnotationConfig, *, test_fraction: float, items_per_shard: int
     "items_per_shard": items_per_shard,
     "inputs": {"count": len(inputs), "digest": contents},
   }
-  kind = "preference" if config.recipe.builder == "preferences" else "example"
-  description = f"{config.recipe.builder}: annotated photos"
-  if config.source == sources.PROCEDURAL:
-    description += " (synthetic)"
   return Plan(
     name=config.recipe.name,
     jobs=tuple(jobs),
     make=make_shard,
     identity=identity,
     lineage=_versions(),
-    kind=kind,
+    kind=BUILDERS[config.recipe.builder].records,
     description=description,
   )
 
 
+def _as_json(settings: Recipe | synthetic.SyntheticConfig) -> dict:
+  """The settings as they read when they come back from a file: lists for tuples."""
+  text = json.dumps(dataclasses.asdict(settings))
+  return json.loads(text)
+
+
 @functools.cache
 def _versions() -> dict[str, str]:
-  return {"annotations": VERSION} | {
-    name: metadata.version(name) for name in ("numpy", "pillow", "trimesh")
-  }
+  packages = ("numpy", "pillow", "trimesh")
+  return {"annotations": VERSION} | {name: metadata.version(name) for name in packages}
 
 
 def make_shard(spec: ShardSpec, refuse: Callable[[Quarantined], None]) -> Iterator[schema.Example]:
   """Yields the examples of a shard in order; items that give none are reported."""
-  config, make = spec.config, MAKERS[spec.config.recipe.builder]
+  config = spec.config
+  builder = BUILDERS[config.recipe.builder]
   for entry in spec.inputs:
     with _located(config, entry) as path:
       try:
-        yield from make(layout.read(path), config.recipe, entry.name)
+        item = layout.read(path)
+        yield from builder.make(item, config.recipe, entry.name)
       except layout.AnnotationError as error:
         refuse(_quarantined(entry, path, "bad_annotation", str(error)))
       except Refused as error:
@@ -120,7 +137,12 @@ def _quarantined(
   root = f"{path.parent}/"
   if str(path).endswith(entry.name):
     root = str(path).removesuffix(entry.name)
-  return Quarantined(entry.name, reason, detail.replace(root, ""), fault)
+  return Quarantined(
+    path=entry.name,
+    reason=reason,
+    detail=detail.replace(root, ""),
+    fault=fault,
+  )
 
 
 @contextlib.contextmanager
@@ -129,10 +151,9 @@ def _located(config: AnnotationConfig, entry: sources.Input) -> Iterator[pathlib
   if config.source != sources.PROCEDURAL:
     yield pathlib.Path(config.source) / entry.name
     return
+  number = int(entry.name.rpartition("-")[2])
   with tempfile.TemporaryDirectory() as folder:
-    yield synthetic.write_item(
-      pathlib.Path(folder), int(entry.name.rpartition("-")[2]), config.synthetic
-    )
+    yield synthetic.write_item(pathlib.Path(folder), number, config.synthetic)
 
 
 def list_items(config: AnnotationConfig) -> tuple[list[sources.Input], str]:
@@ -141,14 +162,20 @@ def list_items(config: AnnotationConfig) -> tuple[list[sources.Input], str]:
   Raises ConfigError.
   """
   if config.source == sources.PROCEDURAL:
-    if config.synthetic.count <= 0:
-      raise ConfigError(f"synthetic.count = {config.synthetic.count}: it must be positive")
-    inputs = [
-      sources.Input(f"synthetic-{i}", sources.short_digest(f"{config.synthetic.seed} {i}".encode()))
-      for i in range(config.synthetic.count)
-    ]
-    return sorted(inputs, key=lambda i: i.identity), sources.digest(inputs)
+    return list_synthetic(config.synthetic)
   return list_folder(config.source)
+
+
+def list_synthetic(config: synthetic.SyntheticConfig) -> tuple[list[sources.Input], str]:
+  """The same of made-up items."""
+  if config.count <= 0:
+    raise ConfigError(f"synthetic.count = {config.count}: it must be positive")
+  inputs = []
+  for number in range(config.count):
+    identity = sources.short_digest(f"{config.seed} {number}".encode())
+    inputs.append(sources.Input(f"synthetic-{number}", identity))
+  by_identity = sorted(inputs, key=lambda entry: entry.identity)
+  return by_identity, sources.digest(inputs)
 
 
 def list_folder(source: str) -> tuple[list[sources.Input], str]:
@@ -164,15 +191,20 @@ def list_folder(source: str) -> tuple[list[sources.Input], str]:
     raise ConfigError(
       f"source = {source!r} holds no {layout.FILE}; docs/data.md describes the layout"
     )
+
+  # what every item is made of
   with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
     looks = list(pool.map(_look, files))
   names = [path.relative_to(root).as_posix() for path in files]
-  inputs = [
-    sources.Input(name, identity) for name, identity in zip(names, _joined(looks), strict=True)
-  ]
-  lines = [f"{name}\n{' '.join(look)}\n" for name, look in zip(names, looks, strict=True)]
+  inputs = list(map(sources.Input, names, _joined(looks)))
+
+  # all of it together
+  lines = []
+  for name, look in zip(names, looks, strict=True):
+    lines.append(f"{name}\n{' '.join(look)}\n")
   contents = sources.short_digest("".join(lines).encode())
-  return sorted(inputs, key=lambda i: (i.identity, i.name)), contents
+  in_order = sorted(inputs, key=lambda entry: (entry.identity, entry.name))
+  return in_order, contents
 
 
 def _look(path: pathlib.Path) -> list[str]:
@@ -192,16 +224,19 @@ def _joined(looks: Sequence[Sequence[str]]) -> list[str]:
 
   Items that share one by way of others have the same identity too.
   """
+  # a forest: items whose files have one root belong together
   parent: dict[str, str] = {}
 
   def root(x: str) -> str:
     while parent.setdefault(x, x) != x:
-      parent[x] = x = parent[parent[x]]
+      parent[x] = x = parent[parent[x]]  # halves the way for whoever comes next
     return x
 
+  # the files that tie items together; a broken item has its JSON only
   ties = [look[1:] or look[:1] for look in looks]
   for tie in ties:
-    for other in tie[1:]:
-      a, b = sorted((root(tie[0]), root(other)))
-      parent[b] = a
+    first, *others = tie
+    for other in others:
+      smaller, larger = sorted((root(first), root(other)))
+      parent[larger] = smaller
   return [root(tie[0]) for tie in ties]

@@ -21,6 +21,8 @@ from sam3d_jax.geometry.pose import Pose
 
 # how far the columns of a pose matrix may be from orthogonal, relative to their lengths
 UNIFORM = 1e-3
+EXIF_ORIENTATION = 0x0112  # tag
+UPRIGHT = 1  # its value where there is nothing to turn
 # what a .npz of latents may hold
 LATENT_NAMES = (
   "voxels",
@@ -59,8 +61,9 @@ class Recipe:
     if self.pairs not in ("best", "all"):
       raise ConfigError(f"pairs = {self.pairs!r}: it must be best or all")
     for key in ("max_losers", "max_side"):
-      if getattr(self, key) < 0:
-        raise ConfigError(f"{key} = {getattr(self, key)}: it must be 0 (no limit) or more")
+      value = getattr(self, key)
+      if value < 0:
+        raise ConfigError(f"{key} = {value}: it must be 0 (no limit) or more")
 
 
 def photo_fields(item: Item, recipe: Recipe) -> dict[str, Any]:
@@ -68,32 +71,37 @@ def photo_fields(item: Item, recipe: Recipe) -> dict[str, Any]:
 
   Raises Refused with reason bad_image, bad_mask or bad_pointmap.
   """
+  # the files
   with refusing("bad_image"):
     photo = photos.read_photo(item.image)
   with refusing("bad_mask"):
     masks = {"mask": photo.read_mask(item.mask)}
     if item.mask_full is not None:
-      masks["mask_full"] = masks["mask"] | photo.read_mask(item.mask_full, "full mask")
+      whole = photo.read_mask(item.mask_full, "full mask")
+      masks["mask_full"] = masks["mask"] | whole
   if item.camera is not None:
     photo = photo.with_camera(item.camera)
   if item.pointmap is not None:
     with refusing("bad_pointmap"):
       photo = photo.with_pointmap(item.pointmap, frame=item.frame)
 
-  # pictures at the size in which records have them; the point map keeps its own
+  # pictures, at the size in which records have them
   shown = _reduced_size(photo.size, recipe.max_side)
   fields: dict[str, Any] = {"image": _encoded_photo(item.image, photo.image_HW3, shown, recipe)}
   for name, mask in masks.items():
     if shown != photo.size:
       mask = _resized(mask, shown, Image.Resampling.NEAREST)
     fields[name] = render.encode(mask)
+
+  # the point map keeps its own size; the camera is that of the pictures
   if photo.pointmap_HW3 is not None:
     points = photo.pointmap_HW3
     too_far = (np.abs(points) > schema.POINTMAP_MAX).any(-1)
     points[too_far] = np.nan
     fields["pointmap"] = points.astype(np.float16)
   if photo.camera is not None:
-    fields["camera"] = schema.camera_field(_stored_camera(photo.camera, shown))
+    camera = _stored_camera(photo.camera, shown)
+    fields["camera"] = schema.camera_field(camera)
   return fields
 
 
@@ -101,7 +109,14 @@ def _stored_camera(camera: cameras.Camera, shown: tuple[int, int]) -> cameras.Ca
   """The photo's camera for a record that stores the photo at the size `shown` (H, W)."""
   height, width = shown
   by = width / camera.width  # both sides are reduced alike
-  return cameras.Camera(*(by * value for value in camera[:4]), width, height)
+  return cameras.Camera(
+    fx=by * camera.fx,
+    fy=by * camera.fy,
+    cx=by * camera.cx,
+    cy=by * camera.cy,
+    width=width,
+    height=height,
+  )
 
 
 @contextlib.contextmanager
@@ -115,27 +130,37 @@ def refusing(reason: str):
 
 def _reduced_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:
   """(H, W) with a longer side of at most `max_side`; 0: as it is."""
-  if not max_side or max(size) <= max_side:
+  longest = max(size)
+  if not max_side or longest <= max_side:
     return size
-  return tuple(max(1, round(n * max_side / max(size))) for n in size)
+  height, width = (round(side * max_side / longest) for side in size)
+  return max(1, height), max(1, width)
 
 
 def _resized(array: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:
-  return np.asarray(Image.fromarray(array).resize(size[::-1], how))
+  height, width = size
+  picture = Image.fromarray(array)
+  return np.asarray(picture.resize((width, height), how))
 
 
 def _encoded_photo(
   path: pathlib.Path, image: np.ndarray, shown: tuple[int, int], recipe: Recipe
 ) -> bytes:
   """The file's own bytes where a decoder sees in them what `image` is; else encoded anew."""
-  if image.shape[:2] == shown:
-    with Image.open(path) as stored:
-      # the EXIF orientation, which a reader of records does not apply
-      upright = stored.getexif().get(0x0112, 1) == 1
-      if upright and stored.format in ("JPEG", "PNG") and stored.mode == "RGB":
-        return path.read_bytes()
-    return render.encode(image, recipe.image_format)
-  return render.encode(_resized(image, shown, Image.Resampling.BILINEAR), recipe.image_format)
+  if image.shape[:2] != shown:
+    smaller = _resized(image, shown, Image.Resampling.BILINEAR)
+    return render.encode(smaller, recipe.image_format)
+  if _reads_as_is(path):
+    return path.read_bytes()
+  return render.encode(image, recipe.image_format)
+
+
+def _reads_as_is(path: pathlib.Path) -> bool:
+  """Whether a plain decoder sees in the file what we do: it applies no EXIF orientation."""
+  with Image.open(path) as stored:
+    orientation = stored.getexif().get(EXIF_ORIENTATION, UPRIGHT)
+    known_format = stored.format in ("JPEG", "PNG")
+    return orientation == UPRIGHT and known_format and stored.mode == "RGB"
 
 
 def shape_fields(candidate: Candidate, recipe: Recipe) -> tuple[dict[str, Any], str]:
@@ -147,11 +172,13 @@ def shape_fields(candidate: Candidate, recipe: Recipe) -> tuple[dict[str, Any], 
   if candidate.latents is not None:
     fields = _latent_fields(candidate.latents)
     parts = [fields[name] for name in ("voxels", "structure_latent", "slat") if name in fields]
-    key, pose = schema.example_key("latents", *parts), candidate.pose
+    key = schema.example_key("latents", *parts)
+    pose = candidate.pose
   else:
     asset = assets.load(candidate.mesh, max_coordinate=recipe.max_coordinate)
     fields = {"voxels": voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces)}
-    key, pose = asset.key, mesh_pose(candidate, asset)
+    key = asset.key
+    pose = mesh_pose(candidate, asset)
   if pose is not None:
     fields |= schema.pose_fields(pose)
   return fields, key
@@ -169,20 +196,28 @@ def _from_matrix(matrix_44: np.ndarray, asset: assets.Asset, path: pathlib.Path)
 
   A point of the file is q = turn (extent x + centre), in the camera it is A q + b.
   """
+  # A turned to our axes is a rotation times a scale
   turn = assets.Y_UP_TO_Z_UP.T if asset.up == "y" else np.eye(3)
   linear = matrix_44[:3, :3] @ turn
   scale = np.linalg.norm(linear, axis=0)
-  if (scale <= 0).any() or np.linalg.det(linear) < 0 or not _orthonormal(linear / scale):
+  vanishes = (scale <= 0).any()
+  mirrors = np.linalg.det(linear) < 0
+  if vanishes or mirrors or not _orthonormal(linear / scale):
     raise Refused(
       "bad_pose",
       f"{path}: pose.matrix is no rotation times a scale along the object's axes; remove shear and "
       "mirroring",
     )
-  return Pose(linear / scale, linear @ asset.centre_3 + matrix_44[:3, 3], scale * asset.extent)
+  return Pose(
+    rotation=linear / scale,
+    translation=linear @ asset.centre_3 + matrix_44[:3, 3],
+    scale=scale * asset.extent,
+  )
 
 
 def _orthonormal(matrix_33: np.ndarray) -> bool:
-  return bool(np.abs(matrix_33.T @ matrix_33 - np.eye(3)).max() <= UNIFORM)
+  error = np.abs(matrix_33.T @ matrix_33 - np.eye(3))
+  return bool(error.max() <= UNIFORM)
 
 
 def _latent_fields(path: pathlib.Path) -> dict[str, Any]:
@@ -198,24 +233,30 @@ def _latent_fields(path: pathlib.Path) -> dict[str, Any]:
   except (OSError, ValueError, EOFError) as error:
     raise Refused("bad_latents", f"{path}: not a .npz file ({error})") from error
   unknown = set(arrays) - set(LATENT_NAMES)
-  if unknown or not {"voxels", "structure_latent"} & set(arrays):
+  has_shape = "voxels" in arrays or "structure_latent" in arrays
+  if unknown or not has_shape:
+    found = ", ".join(arrays) or "nothing"
     refuse(
-      f" holds {', '.join(arrays) or 'nothing'}; it needs voxels or structure_latent, and may hold "
-      f"only {', '.join(LATENT_NAMES)}"
+      f" holds {found}; it needs voxels or structure_latent, and may hold only "
+      f"{', '.join(LATENT_NAMES)}"
     )
 
+  # voxels
   fields: dict[str, Any] = {}
   if "voxels" in arrays:
-    voxels, top = arrays["voxels"], schema.VOXEL_RESOLUTION - 1
+    voxels = arrays["voxels"]
+    top = schema.VOXEL_RESOLUTION - 1
     listed = voxels.ndim == 2 and voxels.shape[1:] == (3,) and len(voxels) > 0
     if not listed or not 0 <= voxels.min() <= voxels.max() <= top:
       refuse(f": voxels of shape {voxels.shape} must be N x 3 integers in 0..{top}")
     # Records want lexicographic order without repeats; rows of `slat` follow their voxels.
     unique, index = np.unique(voxels.astype(np.uint8), axis=0, return_index=True)
     fields["voxels"] = unique
+
+  # latents
   if "slat" in arrays:
     slat = arrays["slat"]
-    if "voxels" not in fields or slat.shape != (len(arrays["voxels"]), schema.SLAT_CHANNELS):
+    if "voxels" not in fields or slat.shape != (len(voxels), schema.SLAT_CHANNELS):
       refuse(f": slat of shape {slat.shape} must have one row of {schema.SLAT_CHANNELS} a voxel")
     fields["slat"] = slat[index].astype(np.float16)
   if "structure_latent" in arrays:

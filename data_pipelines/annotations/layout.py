@@ -64,6 +64,7 @@ KEYS = (
   "note",
 )
 CHOICE_KEYS = {"left", "right", "answer"}
+CAMERA_KEYS = ("fx", "fy", "cx", "cy")
 CANDIDATE_KEYS = ("generator", "mesh", "latents", "pose", "license")
 
 
@@ -127,9 +128,12 @@ class Item:
   def files(self) -> list[pathlib.Path]:
     """Every file that the item is made of, its JSON first."""
     pictures = [self.image, self.mask, self.mask_full, self.pointmap]
-    proposed = [*self.candidates.values(), self.artist]
-    shapes = [candidate.shape_file for candidate in proposed if candidate is not None]
-    return [self.file, *(path for path in pictures if path is not None), *shapes]
+    named = [path for path in pictures if path is not None]
+    proposed = list(self.candidates.values())
+    if self.artist is not None:
+      proposed.append(self.artist)
+    shapes = [candidate.shape_file for candidate in proposed]
+    return [self.file, *named, *shapes]
 
 
 def find(root: pathlib.Path) -> list[pathlib.Path]:
@@ -160,23 +164,26 @@ class _Reader:
     raise AnnotationError(f"{self.path}: {key} = {json.dumps(value)}: {remedy}")
 
   def item(self, stated: Any) -> Item:
+    # the file as a whole
     if not isinstance(stated, dict):
       raise AnnotationError(f"{self.path} must hold a JSON object, not a {type(stated).__name__}")
     self.known(stated, KEYS, "")
-    if stated.get("format") != FORMAT:
+    stated_format = stated.get("format")
+    if stated_format != FORMAT:
       self.fail(
-        "format", stated.get("format"), f'this code reads format {FORMAT}; write "format": {FORMAT}'
+        "format", stated_format, f'this code reads format {FORMAT}; write "format": {FORMAT}'
       )
     frame = stated.get("frame", "pytorch3d")
     if frame not in cameras.AXES:
       self.fail("frame", frame, f"name one of {', '.join(cameras.AXES)}")
+
+    # the shapes
     given = stated.get("candidates", {})
     if not isinstance(given, dict):
       self.fail("candidates", given, 'write an object: {"name": {"generator": ..., "mesh": ...}}')
-    candidates = {
-      name: self.candidate(f"candidates.{name}", name, value, frame)
-      for name, value in given.items()
-    }
+    candidates = {}
+    for name, value in given.items():
+      candidates[name] = self.candidate(f"candidates.{name}", name, value, frame)
     artist = stated.get("artist")
     if isinstance(artist, dict):
       artist = {"generator": ARTIST} | artist
@@ -184,6 +191,8 @@ class _Reader:
       artist = self.candidate("artist", ARTIST, artist, frame)
     if not candidates and artist is None:
       self.fail("candidates", given, "give at least one candidate, or an artist's mesh")
+
+    # the photo, and what people said
     return Item(
       file=self.path,
       image=self.file("image", stated.get("image")),
@@ -202,7 +211,8 @@ class _Reader:
   def known(self, value: dict, keys: tuple[str, ...], prefix: str) -> None:
     unknown = sorted(set(value) - set(keys))
     if unknown:
-      self.fail(prefix + unknown[0], value[unknown[0]], f"no such key; there are {', '.join(keys)}")
+      first = unknown[0]
+      self.fail(prefix + first, value[first], f"no such key; there are {', '.join(keys)}")
 
   def text(self, key: str, value: Any) -> str:
     if not isinstance(value, str):
@@ -228,27 +238,32 @@ class _Reader:
     except (TypeError, ValueError):
       array = np.array(np.nan)
     if array.shape != shape or not np.isfinite(array).all():
-      drawn = " x ".join(map(str, shape)) or "a single"
-      self.fail(key, value, f"give {drawn} finite number{'s' if shape else ''}")
+      wanted = "a single finite number"
+      if shape:
+        wanted = " x ".join(map(str, shape)) + " finite numbers"
+      self.fail(key, value, f"give {wanted}")
     return array
 
   def camera(self, value: Any) -> tuple[float, float, float, float] | None:
     if value is None:
       return None
-    if not isinstance(value, dict) or set(value) != {"fx", "fy", "cx", "cy"}:
+    if not isinstance(value, dict) or set(value) != set(CAMERA_KEYS):
       self.fail(
         "camera", value, 'write {"fx": ..., "fy": ..., "cx": ..., "cy": ...} in pixels of the photo'
       )
-    keys = ("fx", "fy", "cx", "cy")
-    fx, fy, cx, cy = (float(self.numbers(f"camera.{key}", value[key])) for key in keys)
+    stated = [self.numbers(f"camera.{key}", value[key]) for key in CAMERA_KEYS]
+    fx, fy, cx, cy = map(float, stated)
     if min(fx, fy) <= 0:
       self.fail("camera", value, "focal lengths must be positive")
     return fx, fy, cx, cy
 
   def rating(self, value: Any) -> float | None:
-    return None if value is None else float(self.numbers("rating", value))
+    if value is None:
+      return None
+    return float(self.numbers("rating", value))
 
   def candidate(self, key: str, name: str, value: Any, frame: str) -> Candidate:
+    # who made it
     if not isinstance(value, dict):
       self.fail(key, value, 'write an object: {"generator": ..., "mesh": ...}')
     self.known(value, CANDIDATE_KEYS, f"{key}.")
@@ -259,19 +274,22 @@ class _Reader:
         generator,
         "name the model that made the shape, without commas: family or family/version",
       )
-    shapes = [k for k in ("mesh", "latents") if value.get(k) is not None]
+
+    # its shape, and where it stands
+    shapes = [form for form in ("mesh", "latents") if value.get(form) is not None]
     if len(shapes) != 1:
       self.fail(key, value, "give exactly one of mesh (a mesh file) and latents (a .npz)")
+    form = shapes[0]
     place = self.place(f"{key}.pose", value.get("pose"), frame)
-    if "file_matrix_44" in place and shapes == ["latents"]:
+    if "file_matrix_44" in place and form == "latents":
       self.fail(
         f"{key}.pose",
         value["pose"],
         "latents have no coordinates of their own: give rotation, translation and scale",
       )
-    file = self.file(f"{key}.{shapes[0]}", value[shapes[0]])
+    shape_file = {form: self.file(f"{key}.{form}", value[form])}
     license = self.text(f"{key}.license", value.get("license", ""))
-    return Candidate(name, generator, license=license, **place, **{shapes[0]: file})
+    return Candidate(name, generator, license=license, **shape_file, **place)
 
   def place(self, key: str, value: Any, frame: str) -> dict[str, Any]:
     """The field of a Candidate that says where it stands, in our frame; none without a pose."""
@@ -279,7 +297,10 @@ class _Reader:
       return {}
     # a change of frame negates rows of whatever yields camera coordinates
     turn = np.array(cameras.AXES[frame])[:, None]
-    if isinstance(value, dict) and set(value) == {"matrix"}:
+    keys = set(value) if isinstance(value, dict) else set()
+
+    # a matrix of the mesh file's own coordinates
+    if keys == {"matrix"}:
       matrix = self.numbers(f"{key}.matrix", value["matrix"], 4, 4)
       if not np.allclose(matrix[3], [0, 0, 0, 1]):
         self.fail(
@@ -287,9 +308,11 @@ class _Reader:
           value["matrix"],
           "the last row must be 0 0 0 1 (column vectors: translation in the last column)",
         )
-      return {"file_matrix_44": np.concatenate([matrix[:3] * turn, matrix[3:]])}
+      turned = np.concatenate([matrix[:3] * turn, matrix[3:]])
+      return {"file_matrix_44": turned}
 
-    if not isinstance(value, dict) or set(value) != {"rotation", "translation", "scale"}:
+    # a pose of the unit cube; a single scale is that of all three axes
+    if keys != {"rotation", "translation", "scale"}:
       self.fail(
         key, value, 'write {"rotation": ..., "translation": ..., "scale": ...} or {"matrix": 4 x 4}'
       )
@@ -299,17 +322,27 @@ class _Reader:
       self.fail(f"{key}.scale", value["scale"], "a scale is positive")
     translation = self.numbers(f"{key}.translation", value["translation"], 3)
     rotation = self.rotation(f"{key}.rotation", value["rotation"])
-    scale_3 = np.broadcast_to(scale, (3,)).copy()
-    return {"pose": Pose(rotation * turn, translation * turn[:, 0], scale_3)}
+    pose = Pose(
+      rotation=rotation * turn,
+      translation=translation * turn[:, 0],
+      scale=np.broadcast_to(scale, (3,)).copy(),
+    )
+    return {"pose": pose}
 
   def rotation(self, key: str, value: Any) -> np.ndarray:
+    # a quaternion
     if isinstance(value, list) and len(value) == 4:
       quaternion = self.numbers(key, value, 4)
-      if not math.isclose(float(np.linalg.norm(quaternion)), 1.0, abs_tol=1e-2):
+      norm = float(np.linalg.norm(quaternion))
+      if not math.isclose(norm, 1.0, abs_tol=1e-2):
         self.fail(key, value, "a rotation is a unit quaternion w, x, y, z")
       return rotations.quaternion_to_matrix(quaternion)
+
+    # a matrix
     matrix = self.numbers(key, value, 3, 3)
-    if np.abs(matrix @ matrix.T - np.eye(3)).max() > ORTHONORMAL or np.linalg.det(matrix) < 0:
+    error = np.abs(matrix @ matrix.T - np.eye(3)).max()
+    mirrors = np.linalg.det(matrix) < 0
+    if error > ORTHONORMAL or mirrors:
       self.fail(
         key, value, "give an orthonormal matrix of determinant 1, or a unit quaternion w, x, y, z"
       )
@@ -318,11 +351,16 @@ class _Reader:
   def verdict(self, names: list[str], value: Any) -> chain.Verdict:
     if not isinstance(value, list):
       self.fail("choices", value, 'write a list of {"left": ..., "right": ..., "answer": ...}')
+
+    # each choice by itself
     made = []
-    for i, choice in enumerate(value):
-      if not isinstance(choice, dict) or not CHOICE_KEYS <= set(choice) <= CHOICE_KEYS | {"kept"}:
-        self.fail(f"choices[{i}]", choice, 'write {"left": ..., "right": ..., "answer": ...}')
+    for number, choice in enumerate(value):
+      keys = set(choice) if isinstance(choice, dict) else set()
+      if not CHOICE_KEYS <= keys <= CHOICE_KEYS | {"kept"}:
+        self.fail(f"choices[{number}]", choice, 'write {"left": ..., "right": ..., "answer": ...}')
       made.append(chain.Choice(**choice))
+
+    # whether they are a chain
     try:
       return chain.judge(names, made)
     except chain.ChoiceError as error:

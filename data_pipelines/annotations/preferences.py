@@ -20,31 +20,39 @@ def pairs(item: Item, recipe: Recipe) -> list[tuple[Candidate, list[Candidate]]]
   Raises SetAside: no_rating, low_rating (for pairs = "best"), other_generator (the best is of
   another family), no_pair.
   """
+  # who won, with all that it beat
   if recipe.pairs == "all":
     winners = []
     for candidate in _own(item.candidates.values(), recipe):
-      winners.append((candidate, _losers_of(candidate, item, recipe)))
+      losers = _losers_of(candidate, item, recipe)
+      winners.append((candidate, losers))
   else:
     winners = [_best_pair(item, recipe)]
+
+  # the hardest of them
   limit = recipe.max_losers or None
-  winners = [(winner, losers[:limit]) for winner, losers in winners if losers]
-  if not winners:
-    raise SetAside(
-      "no_pair",
-      f"nothing of {', '.join(recipe.families) or 'any family'} was preferred to another of them",
-    )
-  return winners
+  found = []
+  for winner, losers in winners:
+    if losers:
+      found.append((winner, losers[:limit]))
+  if not found:
+    families = ", ".join(recipe.families) or "any family"
+    raise SetAside("no_pair", f"nothing of {families} was preferred to another of them")
+  return found
 
 
 def _own(candidates: Iterable[Candidate], recipe: Recipe) -> list[Candidate]:
   """Those of the recipe's generator families."""
-  return [c for c in candidates if not recipe.families or c.family in recipe.families]
+  if not recipe.families:
+    return list(candidates)
+  return [candidate for candidate in candidates if candidate.family in recipe.families]
 
 
 def _losers_of(winner: Candidate, item: Item, recipe: Recipe) -> list[Candidate]:
   """What the winner beat, those that lost last first."""
-  beaten = item.verdict.beaten.get(winner.name, ())
-  return _own((item.candidates[name] for name in reversed(beaten)), recipe)
+  names = item.verdict.beaten.get(winner.name, ())
+  beaten = [item.candidates[name] for name in reversed(names)]
+  return _own(beaten, recipe)
 
 
 def _best_pair(item: Item, recipe: Recipe) -> tuple[Candidate, list[Candidate]]:
@@ -55,10 +63,13 @@ def _best_pair(item: Item, recipe: Recipe) -> tuple[Candidate, list[Candidate]]:
     if item.artist is None or not _own([item.artist], recipe):
       raise
     # the best of the rejected ones first
-    rejected = sorted(reversed(item.verdict.shown), key=lambda name: name != item.verdict.best)
-    return item.artist, _own((item.candidates[name] for name in rejected), recipe)
+    last_first = reversed(item.verdict.shown)
+    names = sorted(last_first, key=lambda name: name != item.verdict.best)
+    rejected = [item.candidates[name] for name in names]
+    return item.artist, _own(rejected, recipe)
+
   if item.best is None or not _own([item.best], recipe):
-    made_by = item.best.generator if item.best is not None else ARTIST
+    made_by = ARTIST if item.best is None else item.best.generator
     raise SetAside(
       "other_generator",
       f"the best shape was made by {made_by}, not by one of {', '.join(recipe.families)}",
@@ -70,13 +81,22 @@ def examples(item: Item, recipe: Recipe, name: str) -> Iterator[schema.Example]:
   """One example a winner. Raises Refused, before anything is yielded."""
   made = []
   for winner, losers in pairs(item, recipe):
-    rating = item.rating if winner is item.best else None
+    # the winner with the photo; the rating is of the best candidate
     example = accepted.make_example(
-      item, winner, recipe, name, rating=rating, kind="preference", losers=[c.name for c in losers]
+      item,
+      winner,
+      recipe,
+      name,
+      rating=item.rating if winner is item.best else None,
+      kind="preference",
+      losers=[loser.name for loser in losers],
     )
     example["generator"] = winner.generator
-    example["losers"] = [
-      schema.empty_loser() | shape_fields(c, recipe)[0] | {"generator": c.generator} for c in losers
-    ]
+
+    # what lost to it
+    for loser in losers:
+      shape, _ = shape_fields(loser, recipe)
+      beaten = schema.empty_loser() | shape | {"generator": loser.generator}
+      example["losers"].append(beaten)
     made.append(example)
   yield from made

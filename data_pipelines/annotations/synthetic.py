@@ -39,18 +39,22 @@ class SyntheticConfig:
 
 def write_item(folder: pathlib.Path, index: int, config: SyntheticConfig) -> pathlib.Path:
   """Writes item `index`, a pure function of the configuration; returns its annotation file."""
+  # the object
   rng = np.random.default_rng([config.seed, index, 3])
   scene = procedural.make_scene(config.seed, index, config.families)
-  asset = assets.from_scene(
-    scene, source=f"procedural/{config.seed}/{index}", up="z", license="CC0-1.0"
-  )
+  source = f"procedural/{config.seed}/{index}"
+  asset = assets.from_scene(scene, source=source, up="z", license="CC0-1.0")
 
   # the photo; the order of the draws decides its bytes
   low, high = np.log(VIEW.scale)
   scale = float(np.exp(rng.uniform(low, high)))
-  radius = float(np.linalg.norm(asset.mesh.vertices, axis=1).max())
+  reaches = np.linalg.norm(asset.mesh.vertices, axis=1)
   viewpoint, azimuth = random_view(
-    rng, VIEW, image_size=config.image_size, radius=radius, scale=scale
+    rng,
+    VIEW,
+    image_size=config.image_size,
+    radius=float(reaches.max()),
+    scale=scale,
   )
   lights = lighting.random_lights(rng, lighting.LightConfig(), azimuth)
   image, mask, points = _photo(asset, viewpoint, lights, rng)
@@ -60,7 +64,8 @@ def write_item(folder: pathlib.Path, index: int, config: SyntheticConfig) -> pat
   by_artist = index % 4 == 3
   with tempfile.TemporaryDirectory() as scratch:
     truth = pathlib.Path(scratch) / "truth.stl"
-    trimesh.Trimesh(asset.mesh.vertices, asset.mesh.faces, process=False).export(truth)
+    exact = trimesh.Trimesh(asset.mesh.vertices, asset.mesh.faces, process=False)
+    exact.export(truth)
     proposals, scores = _candidates(
       asset,
       truth,
@@ -70,17 +75,22 @@ def write_item(folder: pathlib.Path, index: int, config: SyntheticConfig) -> pat
       all_bad=by_artist,
       best_from_elsewhere=index % 5 == 4,
     )
-    artist = write.Proposal("artist", mesh=truth, pose=pose) if by_artist else None
+    chain = choices.from_scores(scores, tie=TIE)
+    best_iou = max(scores.values())
+    artist = None
+    if by_artist:
+      artist = write.Proposal("artist", mesh=truth, pose=pose)
+
     return write.from_arrays(
       folder,
       image,
       mask,
       proposals,
-      choices.from_scores(scores, tie=TIE),
+      chain,
       pointmap_HW3=points,
       mask_full_HW=mask,
       camera=(camera.fx, camera.fy, camera.cx, camera.cy),
-      rating=round(1 + 4 * max(scores.values()), 1),
+      rating=round(1 + 4 * best_iou, 1),
       artist=artist,
       license="CC0-1.0",
       note="synthetic: procedural object, distorted candidates, choices by voxel IoU",
@@ -91,17 +101,24 @@ def _photo(
   asset: assets.Asset, viewpoint: Viewpoint, lights: lighting.Lights, rng
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Image, mask and point map of the object before a wall that faces the camera."""
-  shown = render.render(render.Scene(asset.mesh, asset.source), viewpoint, lights, samples=1)
+  # the object
+  scene = render.Scene(asset.mesh, asset.source)
+  shown = render.render(scene, viewpoint, lights, samples=1)
   height, width = shown.mask_HW.shape
 
   # the wall is a ramp between two colours
-  ramp = np.linspace(0, 1, height)[:, None, None]
   top, bottom = rng.uniform(60, 200, (2, 3))
-  wall = np.broadcast_to(np.round((1 - ramp) * top + ramp * bottom), (height, width, 3))
+  part = np.linspace(0, 1, height)[:, None, None]
+  ramp = np.round((1 - part) * top + part * bottom)
+  wall = np.broadcast_to(ramp, (height, width, 3))
   image = render.over(shown.lit_HW3, shown.alpha_HW, wall)
 
-  u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-  behind = rays(viewpoint.camera, u, v) * (FAR * viewpoint.pose.translation[2])
+  # where the object is not, rays meet the wall
+  columns = np.arange(width) + 0.5
+  rows = np.arange(height) + 0.5
+  u, v = np.meshgrid(columns, rows)
+  distance = FAR * viewpoint.pose.translation[2]
+  behind = rays(viewpoint.camera, u, v) * distance
   points = np.where(shown.mask_HW[..., None], shown.pointmap_HW3, behind)
   return image, shown.mask_HW, points.astype(np.float32)
 
@@ -122,16 +139,23 @@ def _candidates(
   """
   vertices, faces = asset.mesh.vertices, asset.mesh.faces
   true_voxels = voxelize.voxelize(vertices, faces)
+  least = 1.0 if all_bad else 0.0
   proposals, scores = {}, {}
   for number in rng.permutation(count):
     name = f"c{number}"
-    strength = 0.25 * number + (1.0 if all_bad else 0.0)
-    generator = OTHER if best_from_elsewhere and number == 0 else OWN
+    elsewhere = best_from_elsewhere and number == 0
+    generator = OTHER if elsewhere else OWN
+
+    # the object itself, with its pose
+    strength = 0.25 * number + least
     if strength == 0:
       proposals[name] = write.Proposal(generator, mesh=truth, pose=pose)
       scores[name] = 1.0
       continue
-    voxels = voxelize.voxelize(_distorted(vertices, strength, rng), faces)
+
+    # a distorted shape, the more the higher its number
+    distorted = _distorted(vertices, strength, rng)
+    voxels = voxelize.voxelize(distorted, faces)
     proposals[name] = write.Proposal(generator, voxels=voxels)
     scores[name] = _iou(voxels, true_voxels)
   return proposals, scores
@@ -139,14 +163,28 @@ def _candidates(
 
 def _distorted(vertices_V3: np.ndarray, strength: float, rng) -> np.ndarray:
   """The shape stretched along random axes and bent by a wave, in the unit cube again."""
-  out = vertices_V3 * np.exp(strength * rng.uniform(-1, 1, 3))
-  out = out + 0.2 * strength * np.sin(2 * np.pi * (out[:, [1, 2, 0]] + rng.uniform(0, 1, 3)))
+  # stretched
+  stretch = np.exp(strength * rng.uniform(-1, 1, 3))
+  out = vertices_V3 * stretch
+
+  # bent: each axis by a wave along the next one
+  along = out[:, [1, 2, 0]]
+  phase = rng.uniform(0, 1, 3)
+  wave = np.sin(2 * np.pi * (along + phase))
+  out = out + 0.2 * strength * wave
+
+  # in the unit cube again
   low, high = out.min(0), out.max(0)
-  return np.clip((out - (low + high) / 2) / (high - low).max(), -0.5, 0.5)
+  side = (high - low).max()
+  centred = (out - (low + high) / 2) / side
+  return np.clip(centred, -0.5, 0.5)
 
 
 def _iou(a_N3: np.ndarray, b_N3: np.ndarray) -> float:
+  """Intersection over union of two sets of voxels."""
   grids = np.zeros((2, *(voxelize.RESOLUTION,) * 3), bool)
   for grid, voxels in zip(grids, (a_N3, b_N3), strict=True):
     grid[tuple(voxels.T)] = True
-  return float((grids[0] & grids[1]).sum() / (grids[0] | grids[1]).sum())
+  joint = grids[0] & grids[1]
+  either = grids[0] | grids[1]
+  return float(joint.sum() / either.sum())

@@ -30,6 +30,7 @@ from sam3d_jax.files import atomic
 from sam3d_jax.geometry import rotations
 from sam3d_jax.geometry.pose import Pose
 
+JPEG_START = b"\xff\xd8"
 # fields of a Proposal that its .npz holds
 LATENT_FIELDS = (
   "voxels",
@@ -69,20 +70,24 @@ def from_example(
 
   Returns its JSON file.
   """
-  jpeg = example["image"][:2] == b"\xff\xd8"
+  # its pictures, byte for byte
+  is_jpeg = example["image"].startswith(JPEG_START)
   names = {
     "mask_full": "mask_full.png",
     "mask": "mask.png",
-    "image": "image.jpg" if jpeg else "image.png",
+    "image": "image.jpg" if is_jpeg else "image.png",
   }
   files = {}
   for field, name in names.items():
     if schema.is_present(example, field):
       files[field] = (name, example[field])
-  pointmap = example["pointmap"] if schema.is_present(example, "pointmap") else None
-  camera = None
+
+  # its points
+  pointmap = camera = None
+  if schema.is_present(example, "pointmap"):
+    pointmap = example["pointmap"]
   if schema.is_present(example, "camera"):
-    camera = {key: float(example["camera"][key]) for key in ("fx", "fy", "cx", "cy")}
+    camera = {key: float(example["camera"][key]) for key in schema.CAMERA_LENGTHS}
   return _write(
     folder,
     files,
@@ -121,12 +126,16 @@ def from_arrays(
     camera: fx, fy, cx, cy in pixels of the image.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  files = {"image": ("image.png", image_HW3), "mask": ("mask.png", mask_HW.astype(np.uint8) * 255)}
+  files = {
+    "image": ("image.png", image_HW3),
+    "mask": ("mask.png", _mask_picture(mask_HW)),
+  }
   if mask_full_HW is not None:
-    files["mask_full"] = ("mask_full.png", mask_full_HW.astype(np.uint8) * 255)
+    files["mask_full"] = ("mask_full.png", _mask_picture(mask_full_HW))
   stated = None
   if camera is not None:
-    stated = dict(zip(("fx", "fy", "cx", "cy"), map(float, camera), strict=True))
+    lengths = map(float, camera)
+    stated = dict(zip(schema.CAMERA_LENGTHS, lengths, strict=True))
   return _write(
     folder,
     files,
@@ -141,19 +150,26 @@ def from_arrays(
   )
 
 
+def _mask_picture(mask_HW: np.ndarray) -> np.ndarray:
+  """White inside, black outside."""
+  return mask_HW.astype(np.uint8) * 255
+
+
 def _write(
   folder: pathlib.Path,
   files: Mapping[str, tuple[str, Any]],
-  pointmap,
-  camera,
-  proposals,
-  choices,
+  pointmap: np.ndarray | None,
+  camera: Mapping[str, float] | None,
+  proposals: Mapping[str, Proposal],
+  choices: Sequence[chain.Choice],
   *,
-  rating,
-  artist,
-  note,
-  license,
+  rating: float | None,
+  artist: Proposal | None,
+  note: str,
+  license: str,
 ) -> pathlib.Path:
+  """Writes an item's files, its JSON last. files: key -> (name, encoded bytes or an image)."""
+  # the photo
   folder.mkdir(parents=True, exist_ok=True)
   stated: dict[str, Any] = {"format": layout.FORMAT}
   for key, (name, content) in files.items():
@@ -171,9 +187,9 @@ def _write(
     stated["license"] = license
 
   # what was proposed, and what people said about it
-  stated["candidates"] = {
-    name: _proposal(folder, name, proposal) for name, proposal in proposals.items()
-  }
+  stated["candidates"] = {}
+  for name, proposal in proposals.items():
+    stated["candidates"][name] = _proposal(folder, name, proposal)
   stated["choices"] = []
   for choice in choices:
     said = {key: value for key, value in dataclasses.asdict(choice).items() if value}
@@ -186,6 +202,8 @@ def _write(
     stated["artist"] = made
   if note:
     stated["note"] = note
+
+  # last: who can read it finds everything that it names
   path = folder / layout.FILE
   text = json.dumps(stated, indent=2) + "\n"
   atomic.write_text(path, text)
@@ -193,9 +211,13 @@ def _write(
 
 
 def _proposal(folder: pathlib.Path, name: str, proposal: Proposal) -> dict[str, Any]:
+  """Writes the file of a shape; the entry that names it."""
   stated: dict[str, Any] = {"generator": proposal.generator}
+
+  # the shape: a copied mesh, or latents
   if proposal.mesh is not None:
-    stated["mesh"] = f"{name}{proposal.mesh.suffix.lower()}"
+    suffix = proposal.mesh.suffix.lower()
+    stated["mesh"] = f"{name}{suffix}"
     shutil.copyfile(proposal.mesh, folder / stated["mesh"])
   else:
     stated["latents"] = f"{name}.npz"
@@ -205,12 +227,16 @@ def _proposal(folder: pathlib.Path, name: str, proposal: Proposal) -> dict[str, 
       if value is not None and len(value):
         arrays[field] = value
     np.savez_compressed(folder / stated["latents"], **arrays)
+
+  # where it stands
   if proposal.pose is not None:
     rotation, translation, scale = (np.asarray(x, np.float64) for x in proposal.pose)
+    quaternion = rotations.matrix_to_quaternion(rotation)
+    scale_3 = np.broadcast_to(scale, (3,))
     stated["pose"] = {
-      "rotation": rotations.matrix_to_quaternion(rotation).tolist(),
+      "rotation": quaternion.tolist(),
       "translation": translation.tolist(),
-      "scale": np.broadcast_to(scale, (3,)).tolist(),
+      "scale": scale_3.tolist(),
     }
   if proposal.license:
     stated["license"] = proposal.license
