@@ -12,6 +12,8 @@ from launch.sweeps.space import Sweep, text_of
 from launch.sweeps.trials import command_of, metric_rows, read_status
 from sam3d_jax.files import atomic
 
+Point = tuple[int, float]  # step, value of a metric
+
 WIDTH, HEIGHT, MARGIN = 560, 300, 56  # of a plot, in pixels
 STYLE = (
   "body{font:14px sans-serif;margin:1.5em;color:#222}"
@@ -40,36 +42,50 @@ def collect(sweep: Sweep, workdir: pathlib.Path) -> list[dict[str, Any]]:
   sign = 1 if sweep.goal == "min" else -1
   rows = []
   for trial in sweep.trials:
-    curve = series(workdir / trial.id, sweep.metric)
-    value = None
-    if curve:
-      value = (
-        curve[-1][1] if sweep.pick == "last" else min(curve, key=lambda point: sign * point[1])[1]
-      )
-    status = read_status(workdir / trial.id)
+    folder = workdir / trial.id
+    curve = series(folder, sweep.metric)
+    status = read_status(folder)
     rows.append(
       {
         "id": trial.id,
         "swept": trial.swept,
-        "value": value,
+        "value": picked(curve, sweep.pick, sign),
         "step": curve[-1][0] if curve else None,
         "curve": curve,
-        "loss": series(workdir / trial.id, "loss"),
+        "loss": series(folder, "loss"),
         "status": status["state"],
         "exit_code": status["exit_code"],
         "seconds": status["seconds"],
         "command": shlex.join(command_of(sweep, trial, workdir)),
       }
     )
-  rows.sort(key=lambda row: (row["value"] is None, sign * (row["value"] or 0)))
-  return [
-    {"rank": i + 1 if row["value"] is not None else None, **row} for i, row in enumerate(rows)
-  ]
+
+  def place(row: dict[str, Any]) -> tuple[bool, float]:
+    return row["value"] is None, sign * (row["value"] or 0)
+
+  # Only a trial with a value has a rank.
+  rows.sort(key=place)
+  ranked = []
+  for number, row in enumerate(rows, start=1):
+    rank = None if row["value"] is None else number
+    ranked.append({"rank": rank, **row})
+  return ranked
 
 
-def series(folder: pathlib.Path, name: str) -> list[tuple[int, float]]:
+def picked(curve: list[Point], pick: str, sign: int) -> float | None:
+  """The value that a trial is ranked by, None without any. sign: 1 where the least is best."""
+  if not curve:
+    return None
+  values = [value for _, value in curve]
+  if pick == "last":
+    return values[-1]
+  return min(values, key=lambda value: sign * value)
+
+
+def series(folder: pathlib.Path, name: str) -> list[Point]:
   """(step, value) of a metric wherever it was written and finite."""
-  return [(row["step"], row[name]) for row in metric_rows(folder) if row.get(name) is not None]
+  rows = metric_rows(folder)
+  return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
 
 
 def write(sweep: Sweep, workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -83,95 +99,103 @@ def write(sweep: Sweep, workdir: pathlib.Path) -> list[dict[str, Any]]:
 def table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
   """The ranking as CSV: one column for every swept key."""
   keys = swept_keys(rows)
+  after = ("step", "status", "exit_code", "seconds", "command")
   out = io.StringIO()
   writer = csv.writer(out, lineterminator="\n")
-  writer.writerow(
-    ["rank", "id", *keys, sweep.metric, "step", "status", "exit_code", "seconds", "command"]
-  )
+  writer.writerow(["rank", "id", *keys, sweep.metric, *after])
   for row in rows:
-    writer.writerow(
-      [
-        row["rank"],
-        row["id"],
-        *(text_of(row["swept"][key]) for key in keys),
-        row["value"],
-        row["step"],
-        row["status"],
-        row["exit_code"],
-        row["seconds"],
-        row["command"],
-      ]
-    )
+    swept = [text_of(row["swept"][key]) for key in keys]
+    rest = [row[name] for name in after]
+    writer.writerow([row["rank"], row["id"], *swept, row["value"], *rest])
   return out.getvalue()
 
 
 def swept_keys(rows: list[dict[str, Any]]) -> list[str]:
-  return list(dict.fromkeys(key for row in rows for key in row["swept"]))
+  """Every key that some trial sweeps, in the order in which they are met."""
+  keys: dict[str, None] = {}
+  for row in rows:
+    keys |= dict.fromkeys(row["swept"])
+  return list(keys)
+
+
+def swept_text(row: dict[str, Any]) -> str:
+  """What tells a trial from the others: key and value, one after the other."""
+  return ", ".join(f"{key} {text_of(value)}" for key, value in row["swept"].items())
 
 
 def text(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
   """The ranking for the terminal."""
   lines = []
   for row in rows:
-    value = f"{row['value']:.4g}" if row["value"] is not None else "-"
-    swept = ", ".join(f"{key} {text_of(value)}" for key, value in row["swept"].items())
+    rank = row["rank"] or "-"
+    value = "-" if row["value"] is None else f"{row['value']:.4g}"
     lines.append(
-      f"{row['rank'] or '-':>3}  {sweep.metric} {value:>9}  {row['status']:8} {row['id']}  {swept}"
+      f"{rank:>3}  {sweep.metric} {value:>9}  {row['status']:8} {row['id']}  {swept_text(row)}"
     )
   return "\n".join(lines)
 
 
 def colour(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
   """By rank: the best blue, the worst orange."""
-  ranked = max(1, sum(r["rank"] is not None for r in rows) - 1)
-  place = ((row["rank"] or 1) - 1) / ranked
-  return f"hsl({225 - 195 * place:.0f},70%,{42 + 8 * place:.0f}%)"
+  ranked = [other for other in rows if other["rank"] is not None]
+  steps = max(1, len(ranked) - 1)
+  rank = row["rank"] or 1
+  # 0 for the best, 1 for the worst
+  place = (rank - 1) / steps
+  hue = 225 - 195 * place
+  lightness = 42 + 8 * place
+  return f"hsl({hue:.0f},70%,{lightness:.0f}%)"
 
 
 def page(sweep: Sweep, rows: list[dict[str, Any]], name: str) -> str:
   """The whole report as one page without scripts or links."""
+  title = html.escape(name)
+  metric = html.escape(sweep.metric)
+  config = html.escape(sweep.config)
+  first = "lowest" if sweep.goal == "min" else "highest"
+  done = sum(row["status"] == "done" for row in rows)
+
+  # Curves of all trials, then the ranking value over each swept key.
   plots = [
     curves(f"{sweep.metric} over steps", [(row, row["curve"]) for row in rows], rows),
     curves("training loss over steps", [(row, row["loss"]) for row in rows], rows),
   ]
-  plots += [scatter(sweep.metric, key, rows) for key in swept_keys(rows)]
-  done = sum(row["status"] == "done" for row in rows)
+  for key in swept_keys(rows):
+    plots.append(scatter(sweep.metric, key, rows))
+
   return (
-    "<!doctype html><meta charset=utf-8><title>Sweep "
-    f"{html.escape(name)}</title><style>{STYLE}</style>"
-    f"<h1>Sweep {html.escape(name)}</h1><p>launch.{sweep.command} {html.escape(sweep.config)}: "
+    f"<!doctype html><meta charset=utf-8><title>Sweep {title}</title><style>{STYLE}</style>"
+    f"<h1>Sweep {title}</h1><p>launch.{sweep.command} {config}: "
     f"{done} of {len(rows)} trials done; "
-    f"ranked by the {sweep.pick} {html.escape(sweep.metric)}, "
-    f"{'lowest' if sweep.goal == 'min' else 'highest'} first. "
+    f"ranked by the {sweep.pick} {metric}, {first} first. "
     "The best is blue; point at a curve to see which it "
     f"is.</p>{''.join(plots)}{html_table(sweep, rows)}"
   )
 
 
 def html_table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
+  """The ranking as a table, and the command of every trial."""
   keys = swept_keys(rows)
-  head = "".join(
-    f"<th>{html.escape(h)}</th>"
-    for h in ("rank", "trial", *keys, sweep.metric, "step", "status", "seconds")
-  )
-  body = []
+  titles = ("rank", "trial", *keys, sweep.metric, "step", "status", "seconds")
+  head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
+
+  lines, commands = [], []
   for row in rows:
-    value = f"{row['value']:.5g}" if row["value"] is not None else "–"
+    trial, status = row["id"], row["status"]
     cells = [
       row["rank"] or "–",
-      f'<span class=swatch style="background:{colour(row, rows)}"></span>{row["id"]}',
-      *(html.escape(text_of(row["swept"][key])) for key in keys),
-      value,
+      f'<span class=swatch style="background:{colour(row, rows)}"></span>{trial}',
+      *[html.escape(text_of(row["swept"][key])) for key in keys],
+      "–" if row["value"] is None else f"{row['value']:.5g}",
       row["step"] or "–",
-      f'<span class="{row["status"]}">{row["status"]}</span>',
+      f'<span class="{status}">{status}</span>',
       f"{row['seconds']:.0f}",
     ]
-    body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-  commands = "".join(
-    f"<details><summary>{row['id']}</summary><code>{html.escape(row['command'])}</code></details>"
-    for row in rows
-  )
-  return f"<table><tr>{head}</tr>{''.join(body)}</table><h2>Commands</h2>{commands}"
+    line = "".join(f"<td>{cell}</td>" for cell in cells)
+    lines.append(f"<tr>{line}</tr>")
+    command = html.escape(row["command"])
+    commands.append(f"<details><summary>{trial}</summary><code>{command}</code></details>")
+  return f"<table><tr>{head}</tr>{''.join(lines)}</table><h2>Commands</h2>{''.join(commands)}"
 
 
 class Scale:
@@ -180,20 +204,28 @@ class Scale:
   """
 
   def __init__(self, values: list[float], first: float, last: float, *, log: bool | None = None):
+    """first, last: pixels of the least and of the greatest value. log: None: by the values."""
     low, high = min(values), max(values)
-    self.log = (low > 0 and high > 10 * low) if log is None else log
-    self.low, self.high = (math.log10(low), math.log10(high)) if self.log else (low, high)
-    if self.low == self.high:
-      self.low, self.high = self.low - 0.5, self.high + 0.5
+    if log is None:
+      log = low > 0 and high > 10 * low
+    if log:
+      low, high = math.log10(low), math.log10(high)
+    # one value alone lies in the middle
+    if low == high:
+      low, high = low - 0.5, high + 0.5
+    self.log = log
+    self.low, self.high = low, high
     self.first, self.last = first, last
 
   def __call__(self, value: float) -> float:
     value = math.log10(value) if self.log else value
-    return self.first + (value - self.low) / (self.high - self.low) * (self.last - self.first)
+    share = (value - self.low) / (self.high - self.low)
+    return self.first + share * (self.last - self.first)
 
   def ticks(self) -> list[float]:
+    """Five values, evenly spaced on the axis."""
     values = [self.low + i / 4 * (self.high - self.low) for i in range(5)]
-    return [10**v if self.log else v for v in values]
+    return [10**value for value in values] if self.log else values
 
 
 def frame(
@@ -202,23 +234,26 @@ def frame(
   """A plot: axes with ticks around drawn content. names: of the values 0, 1, 2, ... of a horizontal
   axis that has no numbers.
   """
-  marks = (
-    [(i, html.escape(name)) for i, name in enumerate(names)]
-    if names
-    else [(t, f"{t:.3g}") for t in x.ticks()]
-  )
-  ticks = "".join(
-    f'<text class=tick x="{x(t):.0f}" y="{HEIGHT - MARGIN + 16}" text-anchor="middle">{text}</text>'
-    for t, text in marks
-  )
-  ticks += "".join(
-    f'<text class=tick x="{MARGIN - 6}" y="{y(t) + 4:.0f}" text-anchor="end">{t:.3g}</text>'
-    for t in y.ticks()
-  )
+  left, right, bottom = MARGIN, WIDTH - 10, HEIGHT - MARGIN
+
+  # Ticks of the horizontal axis, then of the vertical one.
+  if names:
+    marks = [(i, html.escape(name)) for i, name in enumerate(names)]
+  else:
+    marks = [(value, f"{value:.3g}") for value in x.ticks()]
+  ticks = []
+  for value, said in marks:
+    ticks.append(
+      f'<text class=tick x="{x(value):.0f}" y="{bottom + 16}" text-anchor="middle">{said}</text>'
+    )
+  for value in y.ticks():
+    ticks.append(
+      f'<text class=tick x="{left - 6}" y="{y(value) + 4:.0f}" text-anchor="end">{value:.3g}</text>'
+    )
+
   axes = (
-    f'<line class=axis x1="{MARGIN}" y1="{HEIGHT - MARGIN}" x2="{WIDTH - 10}" '
-    f'y2="{HEIGHT - MARGIN}"/>'
-    f'<line class=axis x1="{MARGIN}" y1="10" x2="{MARGIN}" y2="{HEIGHT - MARGIN}"/>'
+    f'<line class=axis x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}"/>'
+    f'<line class=axis x1="{left}" y1="10" x2="{left}" y2="{bottom}"/>'
   )
   label = (
     f'<text class=tick x="{WIDTH / 2}" y="{HEIGHT - 16}" '
@@ -226,31 +261,33 @@ def frame(
   )
   return (
     f'<figure><figcaption>{html.escape(caption)}</figcaption><svg width="{WIDTH}" '
-    f'height="{HEIGHT}">{axes}{ticks}{label}{content}'
+    f'height="{HEIGHT}">{axes}{"".join(ticks)}{label}{content}'
     "</svg></figure>"
   )
 
 
 def curves(
   caption: str,
-  lines: list[tuple[dict[str, Any], list[tuple[int, float]]]],
+  lines: list[tuple[dict[str, Any], list[Point]]],
   rows: list[dict[str, Any]],
 ) -> str:
   """One line a trial, the best drawn last; nothing if there is no point."""
   points = [point for _, line in lines for point in line]
   if not points:
     return ""
-  x = Scale([p[0] for p in points], MARGIN, WIDTH - 10, log=False)
-  y = Scale([p[1] for p in points], HEIGHT - MARGIN, 10)
+  steps, values = zip(*points, strict=True)
+  x = Scale(steps, MARGIN, WIDTH - 10, log=False)
+  y = Scale(values, HEIGHT - MARGIN, 10)
   drawn = []
   for row, line in reversed(lines):
-    if line:
-      path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in line)
-      swept = ", ".join(f"{key} {text_of(value)}" for key, value in row["swept"].items())
-      name = html.escape(f"{row['rank'] or '–'}. {row['id']}: {swept}")
-      drawn.append(
-        f'<polyline points="{path}" stroke="{colour(row, rows)}"><title>{name}</title></polyline>'
-      )
+    if not line:
+      continue
+    path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in line)
+    rank = row["rank"] or "–"
+    name = html.escape(f"{rank}. {row['id']}: {swept_text(row)}")
+    drawn.append(
+      f'<polyline points="{path}" stroke="{colour(row, rows)}"><title>{name}</title></polyline>'
+    )
   return frame(caption, x, y, "step", "".join(drawn))
 
 
@@ -259,19 +296,26 @@ def scatter(metric: str, key: str, rows: list[dict[str, Any]]) -> str:
   shown = [row for row in rows if row["value"] is not None]
   if not shown:
     return ""
-  kinds = sorted({text_of(row["swept"][key]) for row in shown})
-  numeric = all(isinstance(row["swept"][key], (int, float)) for row in shown)
-  place = lambda row: row["swept"][key] if numeric else kinds.index(text_of(row["swept"][key]))
-  x = Scale([place(row) for row in shown], MARGIN + 20, WIDTH - 30, log=None if numeric else False)
+
+  # Where each value of the key stands along the axis.
+  chosen = [row["swept"][key] for row in shown]
+  numeric = all(isinstance(value, (int, float)) for value in chosen)
+  if numeric:
+    kinds, places = None, chosen
+  else:
+    texts = [text_of(value) for value in chosen]
+    kinds = sorted(set(texts))
+    places = [kinds.index(text) for text in texts]
+
+  x = Scale(places, MARGIN + 20, WIDTH - 30, log=None if numeric else False)
   y = Scale([row["value"] for row in shown], HEIGHT - MARGIN, 10)
-  dots = ""
-  for row in reversed(shown):
-    name = html.escape(
-      f"{row['rank']}. {row['id']}: {text_of(row['swept'][key])}, {row['value']:.5g}"
-    )
-    dots += (
-      f'<circle cx="{x(place(row)):.1f}" cy="{y(row["value"]):.1f}" r="5" '
+  dots = []
+  for row, place in reversed(list(zip(shown, places, strict=True))):
+    swept = text_of(row["swept"][key])
+    name = html.escape(f"{row['rank']}. {row['id']}: {swept}, {row['value']:.5g}")
+    dots.append(
+      f'<circle cx="{x(place):.1f}" cy="{y(row["value"]):.1f}" r="5" '
       f'fill="{colour(row, rows)}" fill-opacity=".8">'
       f"<title>{name}</title></circle>"
     )
-  return frame(f"{metric} by {key}", x, y, key, dots, None if numeric else kinds)
+  return frame(f"{metric} by {key}", x, y, key, "".join(dots), kinds)

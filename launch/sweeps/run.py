@@ -47,6 +47,7 @@ def run(spec: Spec) -> None:
 
   Raises JobFailed naming the logs if trials failed.
   """
+  # What there is to run. Nothing is written before all of it is known to be right.
   sweep = space.load(spec.sweep, base=spec.base, extra=list(spec.overrides))
   launcher = launcher_of(spec)
   print(
@@ -58,12 +59,20 @@ def run(spec: Spec) -> None:
       words = [*launcher, *command_of(sweep, trial, spec.workdir)]
       print(f"{trial.id}  {shlex.join(words)}")
     return
+
+  # Trials that are not done yet; table and report are renewed whenever one ends.
   claim(spec.workdir, sweep)
-  runner = Runner(
-    sweep, spec.workdir, parallel=spec.parallel, retries=spec.retries, launcher=launcher
-  )
   if not spec.report:
+    runner = Runner(
+      sweep,
+      spec.workdir,
+      parallel=spec.parallel,
+      retries=spec.retries,
+      launcher=launcher,
+    )
     runner.run(lambda: report.write(sweep, spec.workdir))
+
+  # The ranking, and which trials came to nothing.
   rows = report.write(sweep, spec.workdir)
   print(report.text(sweep, rows))
   print(f"wrote {spec.workdir / 'table.csv'} and {spec.workdir / 'report.html'}")
@@ -103,12 +112,13 @@ def claim(workdir: pathlib.Path, sweep: space.Sweep) -> None:
   path = workdir / RECORD
   if path.exists():
     before = json.loads(path.read_text())
+    # trials may be added, none may go
     gone = [name for name in before["trials"] if name not in now["trials"]]
     same_command = all(before[key] == now[key] for key in ("command", "config"))
     if gone or not same_command:
+      differs = ", ".join(gone[:3]) or "another command"
       raise InputError(
         f"{workdir} holds a sweep of launch.{before['command']} {before['config']} with other "
-        f"trials ({', '.join(gone[:3]) or 'another command'}): give another --workdir, or the "
-        "settings it was started with"
+        f"trials ({differs}): give another --workdir, or the settings it was started with"
       )
   atomic.write_json(path, now)

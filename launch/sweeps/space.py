@@ -27,16 +27,24 @@ from launch.console import cli
 from sam3d_jax.errors import ConfigError
 
 COMMANDS = ("pretrain", "sft", "dpo", "distill", "train_vae")
+# keys of a sweep's file, those that it must have, and those with few values
 KEYS = ("command", "config", "overrides", "space", "metric", "goal", "pick")
+NEEDED = ("command", "config", "space", "metric")
+CHOICES = {"command": COMMANDS, "goal": ("min", "max"), "pick": ("last", "best")}
+
+
+def _rounded(value: float) -> float:
+  """To four digits, as it will stand on a command line."""
+  return float(f"{value:.4g}")
 
 
 def _uniform(rng: random.Random, values) -> float:
-  return float(f"{rng.uniform(*values):.4g}")
+  return _rounded(rng.uniform(*values))
 
 
 def _log_uniform(rng: random.Random, values) -> float:
   low, high = values
-  return float(f"{low * (high / low) ** rng.random():.4g}")
+  return _rounded(low * (high / low) ** rng.random())
 
 
 def _integer(rng: random.Random, values) -> int:
@@ -84,24 +92,30 @@ def load(path: str, *, base: str | None = None, extra: list[str] = ()) -> Sweep:
   """
   spec = _read(path)
   config = base or spec["config"]
-  common = {**spec.get("overrides", {}), **dict(_pair(text) for text in extra)}
-  choices = expand(spec["space"], path)
-  trials = tuple(_trial(i, config, swept, common) for i, swept in enumerate(choices))
-  seen = {}
-  for trial in trials:
-    if trial.id[4:] in seen:
+  # what is given with the command wins over the file
+  given = dict(_pair(text) for text in extra)
+  common = {**spec.get("overrides", {}), **given}
+
+  trials = []
+  first_of: dict[str, str] = {}
+  for number, swept in enumerate(expand(spec["space"], path)):
+    trial = _trial(number, config, swept, common)
+    # the same digest: the same overrides
+    _, _, digest = trial.id.partition("_")
+    if digest in first_of:
       raise ConfigError(
-        f"{path}: trials {seen[trial.id[4:]]} and {trial.id} are the same: {trial.swept}"
+        f"{path}: trials {first_of[digest]} and {trial.id} are the same: {trial.swept}"
       )
-    seen[trial.id[4:]] = trial.id
+    first_of[digest] = trial.id
+    trials.append(trial)
     cli.load_config(config, arguments(trial))
   return Sweep(
-    spec["command"],
-    config,
-    spec["metric"],
-    spec.get("goal", "min"),
-    spec.get("pick", "last"),
-    trials,
+    command=spec["command"],
+    config=config,
+    metric=spec["metric"],
+    goal=spec.get("goal", "min"),
+    pick=spec.get("pick", "last"),
+    trials=tuple(trials),
   )
 
 
@@ -110,24 +124,23 @@ def _read(path: str) -> dict[str, Any]:
   file = pathlib.Path(cli.find_file(path))
   if file.suffix != ".py" or not file.is_file():
     raise ConfigError(f"--sweep {path}: {cli.nearest_file(path)}")
-  module = importlib.util.module_from_spec(
-    importlib.util.spec_from_file_location("sweep_file", file)
-  )
-  module.__spec__.loader.exec_module(module)
+  found = importlib.util.spec_from_file_location("sweep_file", file)
+  module = importlib.util.module_from_spec(found)
+  found.loader.exec_module(module)
   if not hasattr(module, "get_sweep"):
     raise ConfigError(f"{path} has no get_sweep()")
   spec = module.get_sweep()
+
+  # every key is known, every needed one is there, every choice is one of its values
   for key in spec:
     if key not in KEYS:
       near = difflib.get_close_matches(key, KEYS, n=1)
-      raise ConfigError(
-        f"{path} has an unknown key {key!r}"
-        + (f"; the nearest is {near[0]!r}" if near else f": {', '.join(KEYS)}")
-      )
-  missing = [key for key in ("command", "config", "space", "metric") if key not in spec]
+      remedy = f"; the nearest is {near[0]!r}" if near else f": {', '.join(KEYS)}"
+      raise ConfigError(f"{path} has an unknown key {key!r}{remedy}")
+  missing = [key for key in NEEDED if key not in spec]
   if missing:
     raise ConfigError(f"{path} lacks {', '.join(missing)}")
-  for key, values in (("command", COMMANDS), ("goal", ("min", "max")), ("pick", ("last", "best"))):
+  for key, values in CHOICES.items():
     if key in spec and spec[key] not in values:
       raise ConfigError(f"{path}: {key} = {spec[key]!r} is not one of {', '.join(values)}")
   return spec
@@ -141,35 +154,48 @@ def expand(space: list[dict[str, Any]], path: str) -> list[dict[str, Any]]:
   if not space:
     raise ConfigError(f"{path}: space is empty")
   blocks = [_choices(block, f"{path}: space[{i}]") for i, block in enumerate(space)]
-  out = []
-  for chosen in itertools.product(*blocks):
-    keys = [key for part in chosen for key in part]
-    double = sorted({key for key in keys if keys.count(key) > 1})
+  combined = []
+  for parts in itertools.product(*blocks):
+    swept: dict[str, Any] = {}
+    double = set()
+    for part in parts:
+      double |= swept.keys() & part.keys()
+      swept |= part
     if double:
-      raise ConfigError(f"{path}: {', '.join(double)} is swept by more than one block")
-    out.append({key: value for part in chosen for key, value in part.items()})
-  return out
+      names = ", ".join(sorted(double))
+      raise ConfigError(f"{path}: {names} is swept by more than one block")
+    combined.append(swept)
+  return combined
 
 
 def _choices(block: dict[str, Any], where: str) -> list[dict[str, Any]]:
+  """The choices of one block, each key -> value."""
+  # which kind of block it is
   kinds = [kind for kind in ("product", "zip", "random") if kind in block]
-  allowed = {*kinds, "trials", "seed"} if kinds == ["random"] else set(kinds)
+  allowed = set(kinds)
+  if kinds == ["random"]:
+    allowed |= {"trials", "seed"}
   if len(kinds) != 1 or not set(block) <= allowed:
     raise ConfigError(
       f"{where} is not one of product, zip, random (with trials and seed): {sorted(block)}"
     )
-  kind, keys = kinds[0], block[kinds[0]]
+  (kind,) = kinds
+  keys = block[kind]
   if kind == "random":
     return _draws(keys, block.get("trials", 0), block.get("seed", 0), where)
+
+  # listed values: every combination of them, or one after the other
   for key, values in keys.items():
     if not isinstance(values, (tuple, list)) or not values:
       raise ConfigError(f"{where}.{key} = {values!r} is not a list of values")
   if kind == "product":
-    return [dict(zip(keys, values, strict=True)) for values in itertools.product(*keys.values())]
-  lengths = {key: len(values) for key, values in keys.items()}
-  if len(set(lengths.values())) > 1:
-    raise ConfigError(f"{where}: zipped values differ in number: {lengths}")
-  return [dict(zip(keys, values, strict=True)) for values in zip(*keys.values(), strict=True)]
+    rows = itertools.product(*keys.values())
+  else:
+    lengths = {key: len(values) for key, values in keys.items()}
+    if len(set(lengths.values())) > 1:
+      raise ConfigError(f"{where}: zipped values differ in number: {lengths}")
+    rows = zip(*keys.values(), strict=True)
+  return [dict(zip(keys, row, strict=True)) for row in rows]
 
 
 def _draws(keys: dict[str, Any], trials: int, seed: int, where: str) -> list[dict[str, Any]]:
@@ -179,28 +205,39 @@ def _draws(keys: dict[str, Any], trials: int, seed: int, where: str) -> list[dic
   """
   if trials < 1:
     raise ConfigError(f"{where}.trials = {trials} is not a positive number")
-  columns = {}
+  drawn: list[dict[str, Any]] = [{} for _ in range(trials)]
   for key, draw in keys.items():
-    if not isinstance(draw, dict) or len(draw) != 1 or next(iter(draw)) not in DRAWS:
-      raise ConfigError(
-        f"{where}.{key} = {draw!r} is not one of {', '.join(DRAWS)} with its values"
-      )
-    kind, values = next(iter(draw.items()))
-    rng = random.Random(f"{seed} {key}")
+    if not _is_draw(draw):
+      known = ", ".join(DRAWS)
+      raise ConfigError(f"{where}.{key} = {draw!r} is not one of {known} with its values")
+    ((kind, values),) = draw.items()
     if kind == "log_uniform" and not 0 < values[0] <= values[1]:
       raise ConfigError(f"{where}.{key}: log_uniform needs two positive ends, not {values}")
-    columns[key] = [DRAWS[kind](rng, values) for _ in range(trials)]
-  return [{key: column[i] for key, column in columns.items()} for i in range(trials)]
+    rng = random.Random(f"{seed} {key}")
+    for row in drawn:
+      row[key] = DRAWS[kind](rng, values)
+  return drawn
 
 
-def _trial(index: int, config: str, swept: dict[str, Any], common: dict[str, Any]) -> Trial:
+def _is_draw(draw: Any) -> bool:
+  """Whether it is one kind of draw with its values."""
+  if not isinstance(draw, dict) or len(draw) != 1:
+    return False
+  (kind,) = draw
+  return kind in DRAWS
+
+
+def _trial(number: int, config: str, swept: dict[str, Any], common: dict[str, Any]) -> Trial:
+  """The trial with its name: its number, and a digest of all that decides it."""
   overrides = {**common, **swept}
   texts = sorted((key, text_of(value)) for key, value in overrides.items())
-  digest = hashlib.sha256(json.dumps([config, texts]).encode()).hexdigest()
-  return Trial(f"{index:03d}_{digest[:8]}", swept, overrides)
+  decides = json.dumps([config, texts])
+  digest = hashlib.sha256(decides.encode()).hexdigest()
+  return Trial(f"{number:03d}_{digest[:8]}", swept, overrides)
 
 
 def _pair(text: str) -> tuple[str, str]:
+  """Key and value of --set KEY=VALUE. Raises ConfigError without a value."""
   key, equals, value = text.partition("=")
   if not equals:
     raise ConfigError(f"--set {text}: write it as --set KEY=VALUE")

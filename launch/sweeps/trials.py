@@ -17,6 +17,7 @@ from launch.sweeps.space import Sweep, Trial, arguments
 from sam3d_jax.errors import InputError, Preempted
 from sam3d_jax.files import atomic
 
+METRICS = "metrics.jsonl"
 CACHE = "compile_cache"  # of the sweep: trials whose programs agree compile once
 POLL_SECONDS = 0.2
 STATES = ("waiting", "running", "stopped", "done", "failed")
@@ -40,11 +41,9 @@ def read_status(folder: pathlib.Path) -> dict:
   starts.
   """
   path = folder / "status.json"
-  return (
-    json.loads(path.read_text())
-    if path.exists()
-    else {"state": "waiting", "failures": 0, "exit_code": None, "seconds": 0.0}
-  )
+  if not path.exists():
+    return {"state": "waiting", "failures": 0, "exit_code": None, "seconds": 0.0}
+  return json.loads(path.read_text())
 
 
 def write_status(folder: pathlib.Path, status: dict) -> None:
@@ -53,13 +52,23 @@ def write_status(folder: pathlib.Path, status: dict) -> None:
 
 def metric_rows(folder: pathlib.Path) -> list[dict]:
   """The rows of a trial's metrics.jsonl; a last line that is still being written is left out."""
-  path = folder / "metrics.jsonl"
-  lines = path.read_text().splitlines() if path.exists() else []
+  path = folder / METRICS
+  if not path.exists():
+    return []
+  lines = path.read_text().splitlines()
   return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def last_step(folder: pathlib.Path) -> int:
+  """The last step that a trial has recorded, 0 before the first."""
+  rows = metric_rows(folder)
+  return rows[-1]["step"] if rows else 0
 
 
 @dataclasses.dataclass
 class Running:
+  """A trial that was started."""
+
   trial: Trial
   process: subprocess.Popen
   start: float
@@ -74,36 +83,39 @@ class Runner:
   def __init__(
     self, sweep: Sweep, workdir: pathlib.Path, *, parallel: int, retries: int, launcher: list[str]
   ):
-    self.sweep, self.workdir = sweep, workdir
-    self.parallel, self.retries, self.launcher = parallel, retries, launcher
+    """parallel: trials that run at a time. retries: starts after a death. launcher: words before
+    the command line of a trial.
+    """
+    self.sweep = sweep
+    self.workdir = workdir
+    self.parallel = parallel
+    self.retries = retries
+    self.launcher = launcher
     self.running: list[Running] = []
     self.waiting: list[Trial] = []
-    self.stop = ""
+    self.stop = ""  # name of the signal that said so
 
   def run(self, report: Callable[[], object]) -> None:
     """Runs everything that is not done. Raises Preempted when told to stop, after every running
     trial has saved and ended.
     """
-    state = lambda trial: read_status(self.workdir / trial.id)["state"]
-    self.waiting = [trial for trial in self.sweep.trials if state(trial) not in ("done", "failed")]
-    settled = len(self.sweep.trials) - len(self.waiting)
+    for trial in self.sweep.trials:
+      if read_status(self.workdir / trial.id)["state"] not in ("done", "failed"):
+        self.waiting.append(trial)
+    total = len(self.sweep.trials)
+    settled = total - len(self.waiting)
     with (
       self._lock() as lock,
       self._signals(),
-      Progress(len(self.sweep.trials), "sweep", "trials", done=settled) as progress,
+      Progress(total, "sweep", "trials", done=settled) as progress,
     ):
       while self.running or (self.waiting and not self.stop):
-        while (
-          not self.stop
-          and self.waiting
-          and len(self.running) < self.parallel
-          and not self._first_compiles()
-        ):
+        while self._may_start():
           self._start(self.waiting.pop(0), lock)
-        ended = [r for r in self.running if r.process.poll() is not None]
-        for r in ended:
-          self.running.remove(r)
-          progress.update(self._settle(r))
+        ended = [one for one in self.running if one.process.poll() is not None]
+        for one in ended:
+          self.running.remove(one)
+          progress.update(self._settle(one))
         if ended:
           report()
         else:
@@ -111,21 +123,28 @@ class Runner:
     if self.stop:
       raise Preempted(f"{self.stop}, {len(self.waiting)} trials are left in {self.workdir}")
 
+  def _may_start(self) -> bool:
+    """Whether there is a trial to start, and room for it."""
+    room = len(self.running) < self.parallel
+    return bool(self.waiting) and room and not self.stop and not self._first_compiles()
+
   def _first_compiles(self) -> bool:
     """Whether the sweep's first trial is still compiling what the others will need: starting them
     now would compile it N times over.
     """
-    if (self.workdir / CACHE).exists() and any(
-      (self.workdir / t.id / "metrics.jsonl").exists() for t in self.sweep.trials
-    ):
+    if not self.running:
       return False
-    return bool(self.running)
+    if not (self.workdir / CACHE).exists():
+      return True
+    trained = [(self.workdir / trial.id / METRICS).exists() for trial in self.sweep.trials]
+    return not any(trained)
 
   def _start(self, trial: Trial, lock: int) -> None:
+    """Starts a trial. lock: descriptor of the sweep's lock, which it inherits."""
     folder = self.workdir / trial.id
     status = read_status(folder)
     write_status(folder, {**status, "state": "running"})
-    rows = metric_rows(folder)
+    step = last_step(folder)
     with (folder / "log.txt").open("a") as log:
       process = subprocess.Popen(
         [*self.launcher, *command_of(self.sweep, trial, self.workdir)],
@@ -133,31 +152,33 @@ class Runner:
         stdout=log,
         stderr=subprocess.STDOUT,
         pass_fds=(lock,),
+        # what interrupts the sweep reaches a trial only through `_signals`
         start_new_session=True,
       )
-    self.running.append(Running(trial, process, time.monotonic(), rows[-1]["step"] if rows else 0))
+    self.running.append(Running(trial, process, time.monotonic(), step))
 
-  def _settle(self, r: Running) -> int:
+  def _settle(self, ended: Running) -> int:
     """Books the end of a trial; returns 1 if it is settled and 0 if it will be started again."""
-    folder = self.workdir / r.trial.id
-    status, code = read_status(folder), r.process.returncode
-    rows = metric_rows(folder)
-    status |= {
-      "exit_code": code,
-      "seconds": round(status["seconds"] + time.monotonic() - r.start, 1),
-    }
+    folder = self.workdir / ended.trial.id
+    code = ended.process.returncode
+    progressed = last_step(folder) > ended.step
+    status = read_status(folder)
+    seconds = status["seconds"] + time.monotonic() - ended.start
+    status |= {"exit_code": code, "seconds": round(seconds, 1)}
+
+    # Preempted trials go on for as long as they get anywhere; the dead are tried a few times more.
     if code == 0:
       status["state"] = "done"
-    elif code == cli.EXIT_RETRY and (self.stop or (rows and rows[-1]["step"] > r.step)):
+    elif code == cli.EXIT_RETRY and (self.stop or progressed):
       status["state"] = "stopped"
     else:
       status["failures"] += 1
-      status["state"] = (
-        "failed" if code == cli.EXIT_BAD_INPUT or status["failures"] > self.retries else "stopped"
-      )
+      hopeless = code == cli.EXIT_BAD_INPUT or status["failures"] > self.retries
+      status["state"] = "failed" if hopeless else "stopped"
     write_status(folder, status)
+
     if status["state"] == "stopped":
-      self.waiting.append(r.trial)
+      self.waiting.append(ended.trial)
       return 0
     return 1
 
@@ -182,10 +203,12 @@ class Runner:
 
     def handle(number, frame):
       self.stop = signal.Signals(number).name
-      for r in self.running:
-        r.process.send_signal(signal.SIGTERM)
+      for one in self.running:
+        one.process.send_signal(signal.SIGTERM)
 
-    previous = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
+    previous = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+      previous[number] = signal.signal(number, handle)
     try:
       yield
     finally:
