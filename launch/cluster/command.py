@@ -9,17 +9,30 @@ start the job again after exit code 75, and never after exit code 2.
 """
 
 import argparse
+from collections.abc import Callable
+import dataclasses
 import pathlib
 
 from launch.cluster import jobset, slurm, tpu_vm, xpk
 from launch.cluster.spec import Spec, load
 from launch.console import cli
 
+
+@dataclasses.dataclass(frozen=True)
+class Renderer:
+  """What becomes of a section: the name of its file, its text, and the command that submits it."""
+
+  file: str
+  render: Callable[[Spec], str]
+  submit: str
+
+
+# section of a specification -> its renderer
 RENDERERS = {
-  "slurm": ("slurm.sh", slurm.render, "sbatch {}"),
-  "kubernetes": ("jobset.yaml", jobset.render, "kubectl create -f {}"),
-  "xpk": ("xpk.sh", xpk.render, "bash {}"),
-  "tpu_vm": ("tpu_vm.sh", tpu_vm.render, "bash {}"),
+  "slurm": Renderer("slurm.sh", slurm.render, "sbatch {}"),
+  "kubernetes": Renderer("jobset.yaml", jobset.render, "kubectl create -f {}"),
+  "xpk": Renderer("xpk.sh", xpk.render, "bash {}"),
+  "tpu_vm": Renderer("tpu_vm.sh", tpu_vm.render, "bash {}"),
 }
 
 
@@ -35,18 +48,20 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Checks the specification and the configuration that it names, then writes every file."""
-  rendered = render_all(load(args.spec))
+  spec = load(args.spec)
+  rendered = render_all(spec)
   out = pathlib.Path(args.out)
   out.mkdir(parents=True, exist_ok=True)
   for name, (text, submit) in rendered.items():
-    (out / name).write_text(text)
-    print(f"wrote {out / name}; start it with: {submit.format(out / name)}")
+    file = out / name
+    file.write_text(text)
+    print(f"wrote {file}; start it with: {submit.format(file)}")
 
 
 def render_all(spec: Spec) -> dict[str, tuple[str, str]]:
   """File name -> (text, command that submits it) for every section of the specification."""
-  return {
-    name: (render(spec), submit)
-    for section, (name, render, submit) in RENDERERS.items()
-    if getattr(spec, section) is not None
-  }
+  rendered = {}
+  for section, renderer in RENDERERS.items():
+    if getattr(spec, section) is not None:
+      rendered[renderer.file] = (renderer.render(spec), renderer.submit)
+  return rendered

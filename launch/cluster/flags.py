@@ -51,7 +51,7 @@ GPU_ENVIRONMENT = (
   ("NCCL_DEBUG", "WARN"),  # say why a connection failed, and nothing else
 )
 
-# Platform -> (kind of accelerator, compiler flags, further environment).
+# platform -> (kind of accelerator, compiler flags, further environment)
 PLATFORMS = {
   "v5e": ("tpu", TPU_FLAGS, ()),
   "v5p": ("tpu", TPU_FLAGS, ()),
@@ -78,17 +78,20 @@ def environment(platform: str, extra: Mapping[str, str] = {}) -> dict[str, str]:
   """
   accelerator, compiler_flags, variables = PLATFORMS[platform]
   values = dict((*COMMON, *variables))
+  # the bundle's flags are the value of one variable, which depends on the compiler
   if compiler_flags:
-    values[FLAG_VARIABLES[accelerator]] = " ".join(
-      f"--{name}={value}" for name, value in compiler_flags
-    )
+    bundle = [f"--{name}={value}" for name, value in compiler_flags]
+    values[FLAG_VARIABLES[accelerator]] = " ".join(bundle)
   for name, value in extra.items():
-    values[name] = (
-      f"{values[name]} {value}" if name in FLAG_VARIABLES.values() and name in values else value
-    )
+    holds_flags = name in FLAG_VARIABLES.values()
+    if holds_flags and name in values:
+      values[name] = f"{values[name]} {value}"
+    else:
+      values[name] = value
   return values
 
 
 def recorded(env: Mapping[str, str]) -> dict[str, str]:
   """The variables of a process that are written into the record of its run."""
-  return {name: value for name, value in sorted(env.items()) if name.startswith(RECORDED)}
+  names = [name for name in sorted(env) if name.startswith(RECORDED)]
+  return {name: env[name] for name in names}

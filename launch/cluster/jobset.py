@@ -22,22 +22,33 @@ HEADER = """\
 
 def render(spec: Spec) -> str:
   """`jobset.yaml`."""
-  return HEADER.format(name=spec.name, command=spec.command, retries=spec.retries) + yaml.safe_dump(
-    document(spec), sort_keys=False, width=10_000
-  )
+  header = HEADER.format(name=spec.name, command=spec.command, retries=spec.retries)
+  # as wide as it needs: a folded line of a command could not be read
+  return header + yaml.safe_dump(document(spec), sort_keys=False, width=10_000)
 
 
 def document(spec: Spec) -> dict[str, Any]:
   """The JobSet as data."""
   cfg = spec.kubernetes
-  labels = {"labels": {"kueue.x-k8s.io/queue-name": cfg.queue}} if cfg.queue else {}
-  # GKE numbers its TPU pods by it
-  whole_slice = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
-  annotations = {"annotations": whole_slice} if spec.kind == "tpu" else {}
+  metadata: dict[str, Any] = {"name": spec.name, "namespace": cfg.namespace}
+  if cfg.queue:
+    metadata["labels"] = {"kueue.x-k8s.io/queue-name": cfg.queue}
+  if spec.kind == "tpu":
+    # one node pool a slice; GKE numbers its TPU pods by it
+    topology = "alpha.jobset.sigs.k8s.io/exclusive-topology"
+    metadata["annotations"] = {topology: "cloud.google.com/gke-nodepool"}
+
+  # Bad input fails the Job, and with it the JobSet; anything else starts all pods again.
   refused = {
     "action": "FailJob",
     "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [2]},
   }
+  bad_input = {
+    "name": "bad-input",
+    "action": "FailJobSet",
+    "onJobFailureReasons": ["PodFailurePolicy"],
+  }
+  # A pod a machine, and never one pod alone a second time.
   job = {
     "parallelism": spec.hosts,
     "completions": spec.hosts,
@@ -46,19 +57,20 @@ def document(spec: Spec) -> dict[str, Any]:
     "podFailurePolicy": {"rules": [refused]},
     "template": {"spec": pod(spec)},
   }
+  slices = {
+    "name": JOB,
+    "replicas": spec.slices,
+    "template": {"spec": job},
+  }
   return {
     "apiVersion": API,
     "kind": "JobSet",
-    "metadata": {"name": spec.name, "namespace": cfg.namespace, **labels, **annotations},
+    "metadata": metadata,
     "spec": {
+      # processes find each other by name
       "network": {"enableDNSHostnames": True},
-      "failurePolicy": {
-        "maxRestarts": spec.retries,
-        "rules": [
-          {"name": "bad-input", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
-        ],
-      },
-      "replicatedJobs": [{"name": JOB, "replicas": spec.slices, "template": {"spec": job}}],
+      "failurePolicy": {"maxRestarts": spec.retries, "rules": [bad_input]},
+      "replicatedJobs": [slices],
     },
   }
 
@@ -66,9 +78,6 @@ def document(spec: Spec) -> dict[str, Any]:
 def pod(spec: Spec) -> dict[str, Any]:
   """The specification of one pod."""
   cfg = spec.kubernetes
-  chips = (
-    {"resources": {"limits": {RESOURCES[spec.kind]: spec.chips}}} if spec.kind in RESOURCES else {}
-  )
   volumes = [
     {"name": "data", "persistentVolumeClaim": {"claimName": cfg.claim}},
     # NCCL and reading processes share memory there; the default is 64 MiB
@@ -80,17 +89,20 @@ def pod(spec: Spec) -> dict[str, Any]:
     "image": cfg.image,
     "command": spec.argv,
     "env": variables(spec),
-    **chips,
-    "volumeMounts": mounts,
   }
-  selector = {"nodeSelector": dict(cfg.node_selector)} if cfg.node_selector else {}
-  return {
+  if spec.kind in RESOURCES:
+    container["resources"] = {"limits": {RESOURCES[spec.kind]: spec.chips}}
+  container["volumeMounts"] = mounts
+
+  document: dict[str, Any] = {
     "restartPolicy": "Never",
     "terminationGracePeriodSeconds": spec.grace_seconds,
-    **selector,
-    "containers": [container],
-    "volumes": volumes,
   }
+  if cfg.node_selector:
+    document["nodeSelector"] = dict(cfg.node_selector)
+  document["containers"] = [container]
+  document["volumes"] = volumes
+  return document
 
 
 def variables(spec: Spec) -> list[dict[str, Any]]:
@@ -99,8 +111,10 @@ def variables(spec: Spec) -> list[dict[str, Any]]:
   """
   out = [{"name": name, "value": value} for name, value in spec.environment.items()]
   if spec.kind != "tpu" and spec.hosts > 1:
+    # the first pod of the first slice, by the name that the JobSet's network gives it
+    first = f"{spec.name}-{JOB}-0-0.{spec.name}:{PORT}"
     out += [
-      {"name": "JAX_COORDINATOR_ADDRESS", "value": f"{spec.name}-{JOB}-0-0.{spec.name}:{PORT}"},
+      {"name": "JAX_COORDINATOR_ADDRESS", "value": first},
       {"name": "JAX_NUM_PROCESSES", "value": str(spec.hosts)},
       {"name": "JAX_PROCESS_ID", "valueFrom": {"fieldRef": {"fieldPath": INDEX}}},
     ]

@@ -44,4 +44,7 @@ again() {
 
 def exports(environment: dict[str, str]) -> str:
   """`export NAME=VALUE` lines."""
-  return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in environment.items())
+  lines = []
+  for name, value in environment.items():
+    lines.append(f"export {name}={shlex.quote(value)}")
+  return "\n".join(lines)

@@ -19,9 +19,23 @@ def options(spec: Spec) -> list[str]:
   """What is asked for, as options of sbatch and srun alike. One process an accelerator, which is
   what JAX expects under SLURM.
   """
-  processes = spec.chips if spec.kind == "gpu" else 1
-  gpus = [f"--gpus-per-node={spec.chips}"] if spec.kind == "gpu" else []
-  return [f"--nodes={spec.hosts}", f"--ntasks-per-node={processes}", *gpus]
+  asked = [
+    f"--nodes={spec.hosts}",
+    f"--ntasks-per-node={processes_of(spec)}",
+  ]
+  if spec.kind == "gpu":
+    asked.append(f"--gpus-per-node={spec.chips}")
+  return asked
+
+
+def processes_of(spec: Spec) -> int:
+  """Processes of a machine."""
+  return spec.chips if spec.kind == "gpu" else 1
+
+
+def given(**settings: str) -> list[str]:
+  """Options for the settings that are not empty."""
+  return [f"--{name}={value}" for name, value in settings.items() if value]
 
 
 def render(spec: Spec) -> str:
@@ -34,11 +48,8 @@ def render(spec: Spec) -> str:
     "--exclusive",
     "--mem=0",
   ]
-  asked += [
-    f"--{key}={value}"
-    for key, value in (("partition", cfg.partition), ("account", cfg.account))
-    if value
-  ]
+  asked += given(partition=cfg.partition, account=cfg.account)
+  # Told in time to save; put back into the queue, its log continued. Own options come last and win.
   asked += [
     f"--signal=TERM@{spec.grace_seconds}",
     "--requeue",
@@ -47,7 +58,7 @@ def render(spec: Spec) -> str:
     *cfg.options,
   ]
   header = "\n".join(f"#SBATCH {option}" for option in asked)
-  processes = spec.hosts * (spec.chips if spec.kind == "gpu" else 1)
+  processes = spec.hosts * processes_of(spec)
   setup = f"\n{cfg.setup.rstrip()}\n" if cfg.setup else ""
   return f"""#!/bin/bash
 # {spec.name}: launch.{spec.command}. Rendered by launch.cluster; submit it from the checkout with
@@ -88,11 +99,7 @@ def launcher(spec: Spec) -> list[str]:
   command line follows.
   """
   cfg = spec.slurm
-  asked = [
-    f"--{key}={value}"
-    for key, value in (("partition", cfg.partition), ("account", cfg.account), ("time", cfg.time))
-    if value
-  ]
+  asked = given(partition=cfg.partition, account=cfg.account, time=cfg.time)
   variables = [f"{name}={value}" for name, value in spec.environment.items()]
   return [
     "env",

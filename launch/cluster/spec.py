@@ -144,48 +144,56 @@ def load(path: str) -> Spec:
 def _typed(cls, values: Any, path: str, prefix: str):
   """The dataclass made of a mapping, its keys and types checked, sections likewise."""
   if not isinstance(values, dict):
-    raise ConfigError(
-      f"{path}: {prefix.rstrip('.') or 'the file'} = {values!r} is not a mapping of keys to values"
-    )
-  fields, hints = {f.name: f for f in dataclasses.fields(cls)}, typing.get_type_hints(cls)
+    what = prefix.rstrip(".") or "the file"
+    raise ConfigError(f"{path}: {what} = {values!r} is not a mapping of keys to values")
+
+  # every key is a field, and every field without a default is there
+  fields = {field.name: field for field in dataclasses.fields(cls)}
   for key in values:
     if key not in fields:
       near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
-      raise ConfigError(
-        f"{path} has an unknown key '{prefix}{key}'"
-        + (f"; the nearest is '{prefix}{near[0]}'" if near else f"; known are {', '.join(fields)}")
-      )
-  missing = [
-    f"{prefix}{name}"
-    for name, field in fields.items()
-    if name not in values
-    and field.default is dataclasses.MISSING
-    and field.default_factory is dataclasses.MISSING
-  ]
+      remedy = f"the nearest is '{prefix}{near[0]}'" if near else f"known are {', '.join(fields)}"
+      raise ConfigError(f"{path} has an unknown key '{prefix}{key}'; {remedy}")
+  needed = [name for name, field in fields.items() if _is_needed(field)]
+  missing = [f"{prefix}{name}" for name in needed if name not in values]
   if missing:
     raise ConfigError(f"{path} lacks {', '.join(missing)}")
-  return cls(
-    **{key: _value(hints[key], value, path, prefix + key) for key, value in values.items()}
-  )
+
+  hints = typing.get_type_hints(cls)
+  typed = {}
+  for key, value in values.items():
+    typed[key] = _value(hints[key], value, path, prefix + key)
+  return cls(**typed)
+
+
+def _is_needed(field: dataclasses.Field) -> bool:
+  """Whether a field has no default."""
+  no_value = field.default is dataclasses.MISSING
+  return no_value and field.default_factory is dataclasses.MISSING
 
 
 def _value(hint, value: Any, path: str, key: str):
   """A value of the declared type. Numbers and true/false may stand for text where YAML makes them
   of it (env: {NCCL_IB: 1}).
   """
+  # Section | None
   if isinstance(hint, types.UnionType):
-    return _typed(typing.get_args(hint)[0], value, path, f"{key}.")
+    section, *_ = typing.get_args(hint)
+    return _typed(section, value, path, f"{key}.")
+
   origin = typing.get_origin(hint)
-  wanted = {
-    tuple: (list, "a list"),
-    Mapping: (dict, "a mapping"),
-    None: (hint, "a number" if hint is int else "text"),
-  }[origin]
-  if not isinstance(value, wanted[0]) or isinstance(value, bool):
-    raise ConfigError(
-      f"{path}: {key} = {value!r} is not {wanted[1]}"
-      + ("; put it in quotes" if hint is str else "")
-    )
+  if origin is tuple:
+    wanted, said = list, "a list"
+  elif origin is Mapping:
+    wanted, said = dict, "a mapping"
+  else:
+    wanted, said = hint, "a number" if hint is int else "text"
+  # to Python true is a number
+  if not isinstance(value, wanted) or isinstance(value, bool):
+    remedy = "; put it in quotes" if hint is str else ""
+    raise ConfigError(f"{path}: {key} = {value!r} is not {said}{remedy}")
+
+  # what stands in a list or mapping of texts becomes text
   if origin is tuple:
     return tuple(str(item) for item in value)
   if origin is Mapping and typing.get_args(hint)[1] is str:
@@ -199,6 +207,7 @@ def _check(spec: Spec, path: str) -> None:
   def refuse(key: str, why: str):
     raise ConfigError(f"{path}: {key} = {getattr(spec, key)!r} {why}")
 
+  # keys that are wrong by themselves
   if not re.fullmatch(NAME, spec.name):
     refuse(
       "name", "must be at most 40 lower-case letters, digits and dashes, beginning with a letter"
@@ -214,6 +223,8 @@ def _check(spec: Spec, path: str) -> None:
       refuse(key, "must be at least 1")
   if spec.retries < 0:
     refuse("retries", "must be at least 0")
+
+  # a platform has what it is asked for, and somewhere to run
   if spec.slices > 1 and spec.kind != "tpu":
     refuse(
       "slices",
@@ -223,6 +234,8 @@ def _check(spec: Spec, path: str) -> None:
     raise ConfigError(
       f"{path} says nowhere to run: add at least one of the sections {', '.join(SECTIONS)}"
     )
+
+  # every section suits the platform
   if spec.slurm and spec.kind == "tpu":
     refuse("platform", "is a TPU, which SLURM does not run: remove the section slurm")
   for section in ("xpk", "tpu_vm"):
@@ -230,9 +243,10 @@ def _check(spec: Spec, path: str) -> None:
       refuse("platform", f"is no TPU: remove the section {section}")
   if spec.tpu_vm and spec.slices > 1:
     refuse("slices", "but one TPU VM is one slice: use kubernetes or xpk for several")
-  if spec.kubernetes and not f"{spec.workdir}/".startswith(f"{spec.kubernetes.mount.rstrip('/')}/"):
-    refuse(
-      "workdir",
-      f"is not below kubernetes.mount = {spec.kubernetes.mount!r}, so it would be lost with the "
-      "pod",
-    )
+  if spec.kubernetes:
+    mount = spec.kubernetes.mount
+    if not f"{spec.workdir}/".startswith(f"{mount.rstrip('/')}/"):
+      refuse(
+        "workdir",
+        f"is not below kubernetes.mount = {mount!r}, so it would be lost with the pod",
+      )

@@ -11,15 +11,16 @@ from launch.cluster.spec import Spec
 def render(spec: Spec) -> str:
   """`tpu_vm.sh`."""
   cfg = spec.tpu_vm
-  pid = shlex.quote(f"/tmp/{spec.name}.pid")
-  settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in spec.environment.items())
-  remote = (
-    f"cd {shlex.quote(cfg.folder)} && echo $$ > {pid} && exec env {settings} {spec.shell_command} "
-    "--multihost"
-  )
-  if spec.hosts == 1:
-    remote = remote.removesuffix(" --multihost")
   place = shlex.join([f"--project={cfg.project}", f"--zone={cfg.zone}"])
+
+  # What every machine runs, in place of its shell, so that the shell's id is that of the process.
+  pid = shlex.quote(f"/tmp/{spec.name}.pid")
+  folder = shlex.quote(cfg.folder)
+  settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in spec.environment.items())
+  command = spec.shell_command
+  if spec.hosts > 1:
+    command += " --multihost"
+  remote = f"cd {folder} && echo $$ > {pid} && exec env {settings} {command}"
   end = shlex.quote(f"kill -TERM $(cat {pid})")
   return f"""#!/bin/bash
 # {spec.name}: launch.{spec.command}. Rendered by launch.cluster. Stays until the job is done (run

@@ -23,12 +23,9 @@ def render(spec: Spec) -> str:
     "restart-on-exit-codes": RETRIED,
     "termination-grace-period-seconds": spec.grace_seconds,
   }
-  environment = [f"--env={name}={value}" for name, value in spec.environment.items()]
-  lines = (
-    [f"--{name}={value}" for name, value in options.items()]
-    + environment
-    + [f"--command={spec.shell_command}"]
-  )
+  lines = [f"--{name}={value}" for name, value in options.items()]
+  lines += [f"--env={name}={value}" for name, value in spec.environment.items()]
+  lines.append(f"--command={spec.shell_command}")
   arguments = " \\\n".join(f"  {shlex.quote(line)}" for line in lines)
   return f"""#!/bin/bash
 # {spec.name}: launch.{spec.command}. Rendered by launch.cluster. All machines are started again

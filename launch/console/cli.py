@@ -38,13 +38,17 @@ def run_command(
   parsed in `args.config` (None when optional and not given); "none" adds neither.
   """
   argv = sys.argv[1:] if argv is None else argv
+  takes_config = config != "none"
+
+  # Help shows the first two paragraphs: what the command is for, and how it is called.
+  purpose, *more = description.split("\n\n")
   parser = argparse.ArgumentParser(
-    description=description.split("\n\n")[0],
-    epilog="\n".join(description.split("\n\n")[1:2]),
+    description=purpose,
+    epilog="".join(more[:1]),
     allow_abbrev=False,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  if config != "none":
+  if takes_config:
     parser.add_argument(
       "--config",
       required=config == "required",
@@ -53,13 +57,18 @@ def run_command(
     )
   if flags is not None:
     flags(parser)
+
+  # What argparse itself refuses ends with 2 too.
   try:
-    overrides = [a for a in argv if a.startswith("--config.")] if config != "none" else []
-    args = parser.parse_args([a for a in argv if a not in overrides])
-    if config != "none":
-      if overrides and args.config is None:
-        raise ConfigError(f"{overrides[0]} needs --config FILE")
-      args.config = load_config(args.config, overrides) if args.config is not None else None
+    overrides, others = [], argv
+    if takes_config:
+      overrides = [word for word in argv if word.startswith("--config.")]
+      others = [word for word in argv if not word.startswith("--config.")]
+    args = parser.parse_args(others)
+    if overrides and args.config is None:
+      raise ConfigError(f"{overrides[0]} needs --config FILE")
+    if takes_config and args.config is not None:
+      args.config = load_config(args.config, overrides)
     return run(args) or 0
   except InputError as error:
     print(f"error: {error}", file=sys.stderr)
@@ -78,39 +87,46 @@ def load_config(spec: str, overrides: list[str] = ()) -> ConfigDict:
 
   Raises ConfigError naming the file, the key, the value and the nearest key.
   """
-  given = spec.partition(":")[0]
+  # the file, here or where this is installed, and its variant
+  given, _, _ = spec.partition(":")
   path = find_file(given)
   if not path.endswith(".py") or not os.path.isfile(path):
     raise ConfigError(f"--config {spec}: {nearest_file(path)}")
   spec = path + spec.removeprefix(given)
+
+  # First without overrides, so that what is wrong is blamed on the file or on one of them.
   try:
     config = _parse(spec, [])
   except (absl_flags.Error, TypeError, ValueError) as error:
-    raise ConfigError(f"--config {spec}: {str(error).strip().splitlines()[-1]}") from error
+    *_, reason = str(error).strip().splitlines()
+    raise ConfigError(f"--config {spec}: {reason}") from error
   for override in overrides:
     key, equals, value = override.removeprefix("--config.").partition("=")
     if not equals:
       raise ConfigError(f"--config.{key}: write it as --config.{key}=VALUE")
     if not _has(config, key):
-      raise ConfigError(
-        f"{path} has no key '{key}' (given value {value!r}){nearest_key(key, config)}"
-      )
+      near = nearest_key(key, config)
+      raise ConfigError(f"{path} has no key '{key}' (given value {value!r}){near}")
   try:
     return _parse(spec, list(overrides))
   except (absl_flags.Error, TypeError, ValueError) as error:
-    raise ConfigError(f"{path}: {_blame(spec, overrides, config) or error}") from error
+    reason = _blame(spec, overrides, config) or error
+    raise ConfigError(f"{path}: {reason}") from error
 
 
 def find_file(path: str) -> str:
   """The file to read for `path`: a `configs/...` that is not here is the one that is installed."""
+  if os.path.exists(path):
+    return path
   installed = pathlib.Path(INSTALLED, path)
-  among_configs = pathlib.Path(path).parts[:1] == (CONFIGS,)
-  if among_configs and not os.path.exists(path) and installed.is_file():
+  top = pathlib.Path(path).parts[:1]
+  if top == (CONFIGS,) and installed.is_file():
     return str(installed)
   return path
 
 
 def _parse(spec: str, overrides: list[str]) -> ConfigDict:
+  """The locked configuration; absl's errors are those of its flags, as they come."""
   argv = ["command", f"--config={spec}", *overrides]
   values = absl_flags.FlagValues()
   config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True, sys_argv=argv)
@@ -125,11 +141,13 @@ def _blame(spec: str, overrides: list[str], config: ConfigDict) -> str | None:
       _parse(spec, [override])
     except (absl_flags.Error, TypeError, ValueError):
       key, _, value = override.removeprefix("--config.").partition("=")
-      return f"{key} = {value!r} is not of type {type(_get(config, key)).__name__}"
+      wanted = type(_get(config, key))
+      return f"{key} = {value!r} is not of type {wanted.__name__}"
   return None
 
 
 def _get(config, key: str):
+  """The value or section of a dotted key. Raises what a part that is not there raises."""
   for part in key.split("."):
     config = config[part]
   return config
@@ -156,19 +174,21 @@ def all_keys(config: ConfigDict, prefix: str = "") -> list[str]:
 def nearest_key(key: str, config: ConfigDict) -> str:
   """'; the nearest key is ...', or '' if none is near."""
   keys = all_keys(config)
-  # the right name in the wrong section
-  near = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]
-  near = near or difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+  # the right name in the wrong section comes before a name that is spelt alike
+  _, _, name = key.rpartition(".")
+  near = [known for known in keys if known.rpartition(".")[2] == name]
+  if not near:
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
   return f"; the nearest key is '{near[0]}'" if near else ""
 
 
 def nearest_file(path: str) -> str:
   """Says that a configuration file does not exist and which existing one is nearest."""
-  known = [
-    str(file.relative_to(folder))
-    for folder in (pathlib.Path(), pathlib.Path(INSTALLED))
-    for file in sorted((folder / CONFIGS).rglob("*.py"))
-    if file.name != "__init__.py"
-  ]
+  known = []
+  for folder in (pathlib.Path(), pathlib.Path(INSTALLED)):
+    for file in sorted((folder / CONFIGS).rglob("*.py")):
+      if file.name != "__init__.py":
+        known.append(str(file.relative_to(folder)))
   near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
-  return f"no such configuration file ({path})" + (f"; the nearest is {near[0]}" if near else "")
+  remedy = f"; the nearest is {near[0]}" if near else ""
+  return f"no such configuration file ({path}){remedy}"

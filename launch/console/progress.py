@@ -12,11 +12,14 @@ TERMINAL_SECONDS = 0.2
 
 def duration(seconds: float) -> str:
   """3725 -> '1h02m', 75 -> '1m15s', 9.4 -> '9s'."""
-  minutes, seconds = divmod(int(round(seconds)), 60)
+  whole = int(round(seconds))
+  minutes, seconds = divmod(whole, 60)
   hours, minutes = divmod(minutes, 60)
   if hours:
     return f"{hours}h{minutes:02d}m"
-  return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
+  if minutes:
+    return f"{minutes}m{seconds:02d}s"
+  return f"{seconds}s"
 
 
 class Progress:
@@ -29,12 +32,15 @@ class Progress:
   """
 
   def __init__(self, total: int, label: str, unit: str = "", *, done: int = 0, stream=None):
-    self.total, self.label, self.unit = total, label, unit
+    self.total = total
+    self.label = label
+    self.unit = unit
     self.count = self.start_count = done
+    self.fields: dict[str, object] = {}
+    # where it is shown, when that was last done, and how wide the line was
     self.stream = stream or sys.stderr
     self.terminal = self.stream.isatty()
     self.start = self.last_print = time.monotonic()
-    self.fields: dict[str, object] = {}
     self.width = 0
 
   def __enter__(self):
@@ -48,27 +54,43 @@ class Progress:
     """Adds n finished units; `fields` are shown behind the rate."""
     self.count += n
     self.fields.update(fields)
+    # the last line is printed on leaving
+    if self.count >= self.total:
+      return
+    if self.terminal:
+      pause, end = TERMINAL_SECONDS, "\r"
+    else:
+      pause, end = LOG_SECONDS, "\n"
     now = time.monotonic()
-    pause = TERMINAL_SECONDS if self.terminal else LOG_SECONDS
-    if now - self.last_print >= pause and self.count < self.total:
+    if now - self.last_print >= pause:
       self.last_print = now
-      self._print(end="\r" if self.terminal else "\n")
+      self._print(end)
 
   def text(self) -> str:
     """The line as shown."""
+    counted = f"{self.label} {self.count}/{self.total} {self.unit}"
+    parts = [counted.rstrip()]
+
+    # Time taken, or time left at the rate of this run.
     seconds = time.monotonic() - self.start
-    rate = (self.count - self.start_count) / seconds if seconds > 0 else 0.0
-    parts = [f"{self.label} {self.count}/{self.total} {self.unit}".rstrip()]
+    done_here = self.count - self.start_count
     if self.count >= self.total:
       parts.append(f"done in {duration(seconds)}")
-    elif rate > 0:
-      parts.append(f"{rate:.3g}/s, {duration((self.total - self.count) / rate)} left")
+    elif seconds > 0 and done_here > 0:
+      rate = done_here / seconds
+      left = (self.total - self.count) / rate
+      parts.append(f"{rate:.3g}/s, {duration(left)} left")
+
     for name, value in self.fields.items():
-      parts.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
+      shown = f"{value:.4g}" if isinstance(value, float) else value
+      parts.append(f"{name} {shown}")
     return "  ".join(parts)
 
   def _print(self, end: str) -> None:
     text = self.text()
-    padding = " " * max(0, self.width - len(text)) if self.terminal else ""
+    line = text
+    # on a terminal it covers the one before it
+    if self.terminal:
+      line = text.ljust(self.width)
     self.width = len(text)
-    print(text + padding, end=end, file=self.stream, flush=True)
+    print(line, end=end, file=self.stream, flush=True)

@@ -41,11 +41,19 @@ def plan_recgen(c: ConfigDict) -> shard_jobs.Plan:
   """The plan of a conversion of RecGen shards."""
   same = {key: c[key] for key in RECGEN_KEYS}
   config = recgen.RecgenConfig(views=c.max_views, **same)
-  return recgen.plan(config, test_fraction=c.test_fraction, objects_per_shard=c.objects_per_shard)
+  return recgen.plan(
+    config,
+    test_fraction=c.test_fraction,
+    objects_per_shard=c.objects_per_shard,
+  )
 
 
 def plan_trellis(c: ConfigDict) -> shard_jobs.Plan:
   """The plan of a conversion of a TRELLIS toolkit folder."""
   same = {key: c[key] for key in TRELLIS_KEYS}
   config = trellis.TrellisConfig(views=c.max_views, **same)
-  return trellis.plan(config, test_fraction=c.test_fraction, objects_per_shard=c.objects_per_shard)
+  return trellis.plan(
+    config,
+    test_fraction=c.test_fraction,
+    objects_per_shard=c.objects_per_shard,
+  )

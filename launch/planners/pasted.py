@@ -61,10 +61,11 @@ def _plan_drawn(c: ConfigDict, rules: type, draw, *, needs_depth: bool) -> shard
 def paste_config(c: ConfigDict, rules: type) -> render_paste.PasteConfig:
   """The builder's configuration. Raises ConfigError on values that it cannot work with."""
   check(c, rules)
+  # point maps that are made on the way are kept with the dataset, unless told where
   cache = c.photos.depth_cache or os.path.join(c.out, "pointmaps")
-  photos = scenes.PhotoConfig(
-    **{**c.photos, "depth_cache": cache}, seed=c.seed, image_size=c.image_size
-  )
+  photo_keys = {**c.photos, "depth_cache": cache}
+  photos = scenes.PhotoConfig(seed=c.seed, image_size=c.image_size, **photo_keys)
+
   same = {key: c[key] for key in SAME_KEYS}
   return render_paste.PasteConfig(
     **same,
@@ -92,7 +93,8 @@ def check(c: ConfigDict, rules: type) -> None:
 def check_rule(name: str, value) -> None:
   """Raises ConfigError for a rule that is neither a range of positive numbers nor in its bounds."""
   if isinstance(value, tuple):
-    if len(value) != 2 or not 0 <= value[0] <= value[1]:
+    is_range = len(value) == 2 and 0 <= value[0] <= value[1]
+    if not is_range:
       raise ConfigError(
         f"rules.{name} = {value}: it must be a range (low, high) of positive numbers"
       )
