@@ -6,7 +6,8 @@ from ml_collections import ConfigDict
 from launch.performance.compiled import without_data
 from launch.trainer import lowering
 from launch.trainer.setup import prepare
-from sam3d_jax.models import layers, registry
+from sam3d_jax.models import registry
+from sam3d_jax.models.stack import unrolled
 
 ROWS = 4  # enough for an objective that treats a quarter of its rows in another way
 
@@ -42,5 +43,5 @@ def flops_at(config: ConfigDict, depths: dict[str, int]) -> float:
     changes[f"model.{stack}.remat"] = "none"
     changes[f"model.{stack}.depth"] = depth
   setup = prepare(without_data(config, **changes), devices=jax.devices("cpu")[:1])
-  with layers.unrolled():
+  with unrolled():
     return lowering.step(setup).cost_analysis()["flops"]

@@ -11,7 +11,7 @@ from launch.performance.compiled import measure, without_data
 from launch.trainer import plan
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.models import registry
-from sam3d_jax.models.layers import REMAT_POLICIES
+from sam3d_jax.models.stack import REMAT_POLICIES
 from sam3d_jax.sharding.mesh import BATCH_AXES, MeshConfig, axis_sizes
 from sam3d_jax.training import hardware
 

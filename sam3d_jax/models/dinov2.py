@@ -13,6 +13,7 @@ import numpy as np
 
 from sam3d_jax.models import attention as attention_lib
 from sam3d_jax.models import layers
+from sam3d_jax.models.stack import Stack
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -132,7 +133,7 @@ class Dino(nnx.Module):
     self.patch_embed = layers.Dense(
       (cfg.patch, cfg.patch, 3), cfg.width, rngs=rngs, dtype=jnp.dtype(cfg.dtype)
     )
-    self.blocks = layers.Stack(
+    self.blocks = Stack(
       lambda rngs: DinoBlock(cfg, rngs=rngs), cfg.depth, rngs=rngs, remat=cfg.remat
     )
     self.norm = layers.LayerNorm(cfg.width, eps=NORM_EPS)

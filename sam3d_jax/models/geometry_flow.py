@@ -26,17 +26,15 @@ from sam3d_jax.batch import LATENTS, LAYOUT_LATENTS
 from sam3d_jax.models.attention import BACKENDS, attend, attend_few, attend_rows
 from sam3d_jax.models.layers import (
   MLP,
-  REMAT_POLICIES,
   Dense,
   HeadRMSNorm,
   LayerNorm,
-  Stack,
   TimestepEmbedder,
   grid_positions,
   layer_norm,
-  operand,
   position_sincos,
 )
+from sam3d_jax.models.stack import REMAT_POLICIES, Stack, operand
 from sam3d_jax.models.structure_vae import (
   depth_to_space,
   grid_to_tokens,
@@ -65,7 +63,7 @@ class GeometryFlowConfig:
   time_scale: t and d are multiplied by it before their sinusoids.
   absorb_layout_kv: fold the layout stream's cross-attention key and value projections into its few
     queries and outputs.
-  remat: rematerialisation policy of a block, one of layers.REMAT_POLICIES.
+  remat: rematerialisation policy of a block, one of stack.REMAT_POLICIES.
   unroll: trace the blocks one after the other instead of as a loop: longer compilation, less
     copying.
   attention: attention backend, one of attention.BACKENDS.

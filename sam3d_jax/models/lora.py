@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from sam3d_jax.errors import ConfigError, InputError
-from sam3d_jax.models.layers import Dense, Stack
+from sam3d_jax.models.layers import Dense
+from sam3d_jax.models.stack import Stack
 
 FACTORS = ("lora_a", "lora_b")
 PATTERN = r".*/lora_[ab]"  # paths of factors, and of nothing else

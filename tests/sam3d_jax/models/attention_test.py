@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from launch.performance import hlo
-from sam3d_jax.models import attention, layers
+from sam3d_jax.models import attention, stack
 from sam3d_jax.models.attention import attend, attend_few, attend_rows
 from sam3d_jax.sharding.mesh import MeshConfig, make_mesh
 from tests.support.programs import equations
@@ -235,7 +235,7 @@ def test_cudnn_runs_its_forward_kernel_again_only_where_everything_is_recomputed
     return x_BLD + attend(q, k, v, backend="cudnn").reshape(x_BLD.shape), None
 
   loss = lambda x, kernels: (
-    jax.lax.scan(layers.rematerialise(layer, policy), x, kernels)[0].astype(jnp.float32).sum()
+    jax.lax.scan(stack.rematerialise(layer, policy), x, kernels)[0].astype(jnp.float32).sum()
   )
   shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.bfloat16)
   traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(

@@ -19,7 +19,7 @@ from sam3d_jax.models.geometry_flow import (
   pack_cells,
   unpack_cells,
 )
-from sam3d_jax.models.layers import REMAT_POLICIES
+from sam3d_jax.models.stack import REMAT_POLICIES
 from sam3d_jax.models.structure_vae import grid_to_tokens
 from sam3d_jax.torch_bridge import names_geometry
 from tests import parity

@@ -12,8 +12,9 @@ import pytest
 
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.models import lora
-from sam3d_jax.models.layers import Dense, Stack
+from sam3d_jax.models.layers import Dense
 from sam3d_jax.models.parameters import flat_params
+from sam3d_jax.models.stack import Stack
 from sam3d_jax.sharding import rules
 from sam3d_jax.training import optim
 from sam3d_jax.training.state import ModelGraph, init_state
