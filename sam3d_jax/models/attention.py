@@ -44,12 +44,17 @@ def attend(q_BLHK, k_BMHK, v_BMHK, *, backend: str = "auto", key_count_B=None):
     raise ValueError(f"attention backend {backend!r} is not one of {BACKENDS}")
   if backend == "auto":
     backend = choose_backend(target_platform(), q_BLHK, k_BMHK)
+
+  # plain XLA, which the compiler partitions by itself
   if backend == "xla":
     mask = None
     if key_count_B is not None:
-      exists_BM = jnp.arange(k_BMHK.shape[1]) < key_count_B[:, None]
+      position_M = jnp.arange(k_BMHK.shape[1])
+      exists_BM = position_M < key_count_B[:, None]
       mask = exists_BM[:, None, None]
     return attend_xla(q_BLHK, k_BMHK, v_BMHK, mask=mask)
+
+  # a fused kernel, shard by shard
   if backend == "cudnn" and not _suits_cudnn(q_BLHK):
     raise ValueError(
       "attention backend 'cudnn' needs bfloat16 or float16 and a head dimension that is a "
@@ -57,9 +62,15 @@ def attend(q_BLHK, k_BMHK, v_BMHK, *, backend: str = "auto", key_count_B=None):
       f"{CUDNN_MAX_HEAD_DIM}, not {q_BLHK.dtype} and {q_BLHK.shape[-1]}: choose dtype=bfloat16, or "
       "attention=xla"
     )
-  kernel = {"cudnn": _cudnn, "splash": _splash}[backend]
-  counts = () if key_count_B is None else (key_count_B.astype(jnp.int32),)
-  return _per_shard(kernel, q_BLHK, counted=bool(counts))(q_BLHK, k_BMHK, v_BMHK, *counts)
+  if backend == "cudnn":
+    kernel = _cudnn
+  else:
+    kernel = _splash
+  counts = ()
+  if key_count_B is not None:
+    counts = (key_count_B.astype(jnp.int32),)
+  mapped = _per_shard(kernel, q_BLHK, counted=bool(counts))
+  return mapped(q_BLHK, k_BMHK, v_BMHK, *counts)
 
 
 def choose_backend(platform: str, q_BLHK, k_BMHK) -> str:
@@ -67,7 +78,8 @@ def choose_backend(platform: str, q_BLHK, k_BMHK) -> str:
 
   Its kernel where lengths and dtype suit it, else "xla".
   """
-  if min(q_BLHK.shape[1], k_BMHK.shape[1]) < KERNEL_MIN_LENGTH:
+  shortest = min(q_BLHK.shape[1], k_BMHK.shape[1])
+  if shortest < KERNEL_MIN_LENGTH:
     return "xla"
   if platform == "tpu":
     return "splash"
@@ -82,11 +94,9 @@ def _suits_cudnn(q_BLHK) -> bool:
   `_cudnn` makes any length fit.
   """
   head_dim = q_BLHK.shape[-1]
-  return (
-    q_BLHK.dtype in (jnp.bfloat16, jnp.float16)
-    and head_dim % 8 == 0
-    and head_dim <= CUDNN_MAX_HEAD_DIM
-  )
+  half_precision = q_BLHK.dtype in (jnp.bfloat16, jnp.float16)
+  fits = head_dim % 8 == 0 and head_dim <= CUDNN_MAX_HEAD_DIM
+  return half_precision and fits
 
 
 def attend_xla(q_BLHK, k_BMHK, v_BMHK, *, mask=None):
@@ -95,12 +105,18 @@ def attend_xla(q_BLHK, k_BMHK, v_BMHK, *, mask=None):
   `mask`, broadcastable to (B, H, L, M), is true where a query may look; a query that may look
   nowhere gets the mean of all values, not NaN.
   """
-  logits_BHLM = product("blhk,bmhk->bhlm", q_BLHK, k_BMHK) * q_BLHK.shape[-1] ** -0.5
+  scale = q_BLHK.shape[-1] ** -0.5
+  logits_BHLM = product("blhk,bmhk->bhlm", q_BLHK, k_BMHK) * scale
   if mask is not None:
-    logits_BHLM = jnp.where(mask, logits_BHLM, jnp.finfo(jnp.float32).min)
-  weights_BHLM = jax.nn.softmax(logits_BHLM, axis=-1).astype(v_BMHK.dtype)
+    # finite, so that a row without any key has a softmax
+    lowest = jnp.finfo(jnp.float32).min
+    logits_BHLM = jnp.where(mask, logits_BHLM, lowest)
+  # softmax in fp32, the weights in the dtype of what they weigh
+  weights_BHLM = jax.nn.softmax(logits_BHLM, axis=-1)
+  weights_BHLM = weights_BHLM.astype(v_BMHK.dtype)
   out_BLHK = product("bhlm,bmhk->blhk", weights_BHLM, v_BMHK)
-  return checkpoint_name(out_BLHK.astype(q_BLHK.dtype), SAVED_NAME)
+  out_BLHK = out_BLHK.astype(q_BLHK.dtype)
+  return checkpoint_name(out_BLHK, SAVED_NAME)
 
 
 def attend_few(q_BLHK, ks, vs):
@@ -114,24 +130,44 @@ def attend_few(q_BLHK, ks, vs):
   values. A shard of the heads (`tensor`) makes its own product: one over all would sum logits
   between shards.
   """
+  count = len(ks)
 
+  # a mapped function takes arrays only, so keys and values come in one row
   def few(q_BLHK, *keys_then_values):
-    return _attend_few(q_BLHK, keys_then_values[: len(ks)], keys_then_values[len(ks) :])
+    keys = keys_then_values[:count]
+    values = keys_then_values[count:]
+    return _attend_few(q_BLHK, keys, values)
 
-  mapped = _per_shard(few, q_BLHK, keys=len(ks) + len(vs), only=HEAD_AXES)
+  mapped = _per_shard(
+    few,
+    q_BLHK,
+    keys=count + len(vs),
+    only=HEAD_AXES,
+  )
   return mapped(q_BLHK, *ks, *vs)
 
 
 def _attend_few(q_BLHK, ks, vs):
   B, L, H, K = q_BLHK.shape
-  own_HH1 = jnp.eye(H, dtype=q_BLHK.dtype)[:, :, None]
+  width = H * K
+  identity_HH = jnp.eye(H, dtype=q_BLHK.dtype)
+  own_HH1 = identity_HH[:, :, None]
   # a row for each query and head, zero in the columns of the other heads
-  rows_BRD = (q_BLHK[:, :, :, None] * own_HH1).reshape(B, L * H, H * K)
-  keys = tuple(k.reshape(B, -1, H * K) for k in ks)
-  values = tuple(v.reshape(B, -1, H * K) for v in vs)
-  out_BRD = attend_rows(rows_BRD, keys, values, scale=K**-0.5)
+  spread_BLHHK = q_BLHK[:, :, :, None] * own_HH1
+  rows_BRD = spread_BLHHK.reshape(B, L * H, width)
+  # keys and values with their heads side by side, as they lie in memory
+  keys = tuple(k.reshape(B, -1, width) for k in ks)
+  values = tuple(v.reshape(B, -1, width) for v in vs)
+  out_BRD = attend_rows(
+    rows_BRD,
+    keys,
+    values,
+    scale=K**-0.5,
+  )
   # of each row the columns of its own head
-  return (out_BRD.reshape(B, L, H, H, K) * own_HH1).sum(3)
+  out_BLHHK = out_BRD.reshape(B, L, H, H, K)
+  own_BLHHK = out_BLHHK * own_HH1
+  return own_BLHHK.sum(3)
 
 
 def attend_rows(q_BRD, ks, vs, *, scale: float):
@@ -140,16 +176,26 @@ def attend_rows(q_BRD, ks, vs, *, scale: float):
   Both are tuples of (B, M, D) that count as if they were concatenated. Only the logits are joined:
   long keys are neither copied nor stored twice.
   """
+  # one softmax over all keys
   logits = [product("brd,bmd->brm", q_BRD, k_BMD) for k_BMD in ks]
   logits_BRM = jnp.concatenate(logits, axis=-1) * scale
   weights_BRM = jax.nn.softmax(logits_BRM, axis=-1)
-  out_BRD, start = 0.0, 0
+  # the values, part by part: each has its own run of the weights
+  out_BRD = 0.0
+  start = 0
   for v_BMD in vs:
     end = start + v_BMD.shape[1]
-    part_BRM = jax.lax.slice_in_dim(weights_BRM, start, end, axis=-1).astype(v_BMD.dtype)
+    part_BRM = jax.lax.slice_in_dim(
+      weights_BRM,
+      start,
+      end,
+      axis=-1,
+    )
+    part_BRM = part_BRM.astype(v_BMD.dtype)
     out_BRD = out_BRD + product("brm,bmd->brd", part_BRM, v_BMD)
     start = end
-  return checkpoint_name(out_BRD.astype(q_BRD.dtype), SAVED_NAME)
+  out_BRD = out_BRD.astype(q_BRD.dtype)
+  return checkpoint_name(out_BRD, SAVED_NAME)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -159,7 +205,12 @@ def product(spec: str, a, b):
   It is rounded before it is multiplied, as fused kernels do it. Otherwise half-precision operands
   would be widened, and copied, for products of two precisions in the backward pass.
   """
-  return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+  return jnp.einsum(
+    spec,
+    a,
+    b,
+    preferred_element_type=jnp.float32,
+  )
 
 
 def _product_forward(spec, a, b):
@@ -167,8 +218,10 @@ def _product_forward(spec, a, b):
 
 
 def _product_backward(spec, operands, gradient):
-  rounded = gradient.astype(jnp.result_type(*operands))
-  _, backward = jax.vjp(functools.partial(jnp.einsum, spec), *operands)
+  dtype = jnp.result_type(*operands)
+  rounded = gradient.astype(dtype)
+  plain = functools.partial(jnp.einsum, spec)
+  _, backward = jax.vjp(plain, *operands)
   return backward(rounded)
 
 
@@ -192,23 +245,26 @@ def _cudnn(q_BLHK, k_BMHK, v_BMHK, key_count_B=None):
   Its derivative refuses odd lengths, so those get a padded key (left out by count) or query
   (dropped).
   """
-  (batch, length), keys = q_BLHK.shape[:2], k_BMHK.shape[1]
+  batch, length = q_BLHK.shape[:2]
+  keys = k_BMHK.shape[1]
+  # the key that pads an odd length is left out by count
   if keys % 2 and key_count_B is None:
     key_count_B = jnp.full(batch, keys, jnp.int32)
-  out = jax.nn.dot_product_attention(
+  out_BLHK = jax.nn.dot_product_attention(
     _even_length(q_BLHK),
     _even_length(k_BMHK),
     _even_length(v_BMHK),
     key_value_seq_lengths=key_count_B,
     implementation="cudnn",
   )
-  return out[:, :length]
+  return out_BLHK[:, :length]
 
 
 def _even_length(x_BLHK):
   if x_BLHK.shape[1] % 2 == 0:
     return x_BLHK
-  return jnp.pad(x_BLHK, ((0, 0), (0, 1), (0, 0), (0, 0)))
+  one_more = (0, 1)
+  return jnp.pad(x_BLHK, ((0, 0), one_more, (0, 0), (0, 0)))
 
 
 def _splash(q_BLHK, k_BMHK, v_BMHK, key_count_B=None):
@@ -216,27 +272,46 @@ def _splash(q_BLHK, k_BMHK, v_BMHK, key_count_B=None):
 
   Padded keys are kept out by segment ids, padded queries dropped.
   """
-  (length, heads), keys = q_BLHK.shape[1:3], k_BMHK.shape[1]
+  length, heads, head_dim = q_BLHK.shape[1:]
+  keys = k_BMHK.shape[1]
   q_block, padded_length = _splash_block(length)
   k_block, padded_keys = _splash_block(keys)
-  kernel = _splash_kernel(heads, padded_length, padded_keys, q_block, k_block)
+  kernel = _splash_kernel(
+    heads,
+    padded_length,
+    padded_keys,
+    q_block,
+    k_block,
+  )
+
   # (B, H, padded, K); the kernel does not scale the logits
-  scaled_BLHK = q_BLHK * q_BLHK.shape[-1] ** -0.5
+  scaled_BLHK = q_BLHK * head_dim**-0.5
   q = _pad_length(scaled_BLHK.swapaxes(1, 2), padded_length)
   k = _pad_length(k_BMHK.swapaxes(1, 2), padded_keys)
   v = _pad_length(v_BMHK.swapaxes(1, 2), padded_keys)
+
   if padded_keys == keys and key_count_B is None:
+    # every key exists
     out = jax.vmap(kernel)(q, k, v)
   else:
-    counts_B = jnp.full(len(q), keys, jnp.int32) if key_count_B is None else key_count_B
-    is_padding_BM = (jnp.arange(padded_keys) >= counts_B[:, None]).astype(jnp.int32)
+    # queries see keys of their own segment: 0 for those that exist, 1 for padding
+    counts_B = key_count_B
+    if counts_B is None:
+      counts_B = jnp.full(len(q), keys, jnp.int32)
+    position_M = jnp.arange(padded_keys)
+    is_padding_BM = position_M >= counts_B[:, None]
+    of_key_BM = is_padding_BM.astype(jnp.int32)
     of_query = jnp.zeros(padded_length, jnp.int32)
 
     def masked(q, k, v, of_key):
-      return kernel(q, k, v, segment_ids=splash.SegmentIds(q=of_query, kv=of_key))
+      segments = splash.SegmentIds(q=of_query, kv=of_key)
+      return kernel(q, k, v, segment_ids=segments)
 
-    out = jax.vmap(masked)(q, k, v, is_padding_BM)
-  return out[:, :, :length].swapaxes(1, 2).astype(q_BLHK.dtype)
+    out = jax.vmap(masked)(q, k, v, of_key_BM)
+
+  # back to (B, L, H, K), without the padded queries
+  out_BLHK = out[:, :, :length].swapaxes(1, 2)
+  return out_BLHK.astype(q_BLHK.dtype)
 
 
 def _splash_block(length: int) -> tuple[int, int]:
@@ -244,7 +319,8 @@ def _splash_block(length: int) -> tuple[int, int]:
 
   Whole blocks of SPLASH_BLOCK, or one block of whole lanes for a short sequence.
   """
-  block = min(SPLASH_BLOCK, _round_up(length, SPLASH_LANES))
+  whole_lanes = _round_up(length, SPLASH_LANES)
+  block = min(SPLASH_BLOCK, whole_lanes)
   return block, _round_up(length, block)
 
 
@@ -253,10 +329,12 @@ def _round_up(n: int, multiple: int) -> int:
 
 
 def _pad_length(x_BHLK, length: int):
-  return jnp.pad(x_BHLK, ((0, 0), (0, 0), (0, length - x_BHLK.shape[2]), (0, 0)))
+  padding = length - x_BHLK.shape[2]
+  return jnp.pad(x_BHLK, ((0, 0), (0, 0), (0, padding), (0, 0)))
 
 
 def _splash_kernel(heads: int, length: int, keys: int, q_block: int, k_block: int):
+  # forward, and the two passes backward
   blocks = splash.BlockSizes(
     block_q=q_block,
     block_kv=k_block,
@@ -265,11 +343,16 @@ def _splash_kernel(heads: int, length: int, keys: int, q_block: int, k_block: in
     block_q_dq=q_block,
     block_kv_dq=k_block,
   )
-  mask = splash_mask.MultiHeadMask([splash_mask.FullMask((length, keys))] * heads)
+  full = splash_mask.FullMask((length, keys))
+  mask = splash_mask.MultiHeadMask([full] * heads)
   # The name sits inside the kernel's own derivative rule: a tag on the output alone would not spare
   # it a second forward pass.
   return splash.make_splash_mha(
-    mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, residual_checkpoint_name=SAVED_NAME
+    mask,
+    block_sizes=blocks,
+    head_shards=1,
+    q_seq_shards=1,
+    residual_checkpoint_name=SAVED_NAME,
   )
 
 
@@ -286,13 +369,20 @@ def _per_shard(kernel, q_BLHK, *, keys: int = 2, counted: bool = False, only: tu
     return kernel
   if only and all(mesh.shape.get(axis, 1) == 1 for axis in only):
     return kernel
-  batch = _dividing_axes(mesh, BATCH_AXES, q_BLHK.shape[0])
-  heads = _dividing_axes(mesh, HEAD_AXES, q_BLHK.shape[2])
-  queries = P(batch, _dividing_axes(mesh, QUERY_AXES, q_BLHK.shape[1]), heads)
-  counts = (P(batch),) if counted else ()
+
+  # which mesh axes split which dimension
+  batch_size, length, head_count = q_BLHK.shape[:3]
+  batch = _dividing_axes(mesh, BATCH_AXES, batch_size)
+  heads = _dividing_axes(mesh, HEAD_AXES, head_count)
+  context = _dividing_axes(mesh, QUERY_AXES, length)
+  queries = P(batch, context, heads)
+  keys_and_values = [P(batch, None, heads)] * keys
+  counts = ()
+  if counted:
+    counts = (P(batch),)
   return jax.shard_map(
     kernel,
-    in_specs=(queries, *[P(batch, None, heads)] * keys, *counts),
+    in_specs=(queries, *keys_and_values, *counts),
     out_specs=queries,
     check_vma=False,
   )
@@ -300,9 +390,13 @@ def _per_shard(kernel, q_BLHK, *, keys: int = 2, counted: bool = False, only: tu
 
 def _dividing_axes(mesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:
   """The leading ones of `axes` that the mesh has and whose product divides `size`."""
-  chosen, ways = [], 1
+  chosen = []
+  ways = 1
   for axis in axes:
-    if axis in mesh.shape and size % (ways * mesh.shape[axis]) == 0:
+    if axis not in mesh.shape:
+      continue
+    more_ways = ways * mesh.shape[axis]
+    if size % more_ways == 0:
       chosen.append(axis)
-      ways *= mesh.shape[axis]
+      ways = more_ways
   return tuple(chosen)
