@@ -29,19 +29,29 @@ def bootstrap_interval(
   values = np.asarray(values, np.float64)
   if not len(values):
     return math.nan, math.nan
+
+  # Number the clusters in order of appearance.
   if clusters is None:
     index = np.arange(len(values))
   else:
-    numbers = {label: i for i, label in enumerate(dict.fromkeys(clusters))}
+    labels = dict.fromkeys(clusters)
+    numbers = {label: i for i, label in enumerate(labels)}
     index = np.array([numbers[label] for label in clusters])
+
   # Sum and count of each cluster; a draw picks as many clusters as there are.
-  totals, counts = np.bincount(index, values), np.bincount(index)
+  totals = np.bincount(index, values)
+  counts = np.bincount(index)
   rng = np.random.default_rng(seed)
   means = np.empty(draws)
   for draw in range(draws):
     picked = rng.integers(0, len(totals), len(totals))
-    means[draw] = totals[picked].sum() / counts[picked].sum()
-  low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    total = totals[picked].sum()
+    count = counts[picked].sum()
+    means[draw] = total / count
+
+  # The quantiles that leave the level between them.
+  outside = (1 - level) / 2
+  low, high = np.quantile(means, [outside, (1 + level) / 2])
   return float(low), float(high)
 
 
@@ -55,16 +65,28 @@ def summarise(rows: Mapping[str, Mapping[str, float | None]], names: Sequence[st
   """
   out: dict = {}
   for name in names:
-    found = {key: row[name] for key, row in rows.items() if row.get(name) is not None}
-    bad = [key for key, value in found.items() if not math.isfinite(value)]
-    if bad:
-      raise ValueError(f"{name} of {bad[0]} is {found[bad[0]]}: a score must be finite")
-    out |= {name: None, f"{name}_interval": None, f"{name}_count": len(found)}
-    if found:
-      values = list(found.values())
-      clusters = [rows[key].get("subject") or key for key in found]
-      out[name] = float(np.mean(values))
-      out[f"{name}_interval"] = list(bootstrap_interval(values, clusters))
+    # Only objects that have the metric count.
+    found = {}
+    for key, row in rows.items():
+      value = row.get(name)
+      if value is None:
+        continue
+      if not math.isfinite(value):
+        raise ValueError(f"{name} of {key} is {value}: a score must be finite")
+      found[key] = value
+
+    out[name] = None
+    out[f"{name}_interval"] = None
+    out[f"{name}_count"] = len(found)
+    if not found:
+      continue
+
+    # An object without a subject is a cluster of its own.
+    values = list(found.values())
+    clusters = [rows[key].get("subject") or key for key in found]
+    interval = bootstrap_interval(values, clusters)
+    out[name] = float(np.mean(values))
+    out[f"{name}_interval"] = list(interval)
   return out
 
 
@@ -72,12 +94,16 @@ def by_group(rows: Mapping[str, Mapping], names: Sequence[str]) -> dict[str, dic
   """`summarise` of the objects of each `group`, in order of appearance; empty without groups."""
   groups: dict[str, dict] = {}
   for key, row in rows.items():
-    if row.get("group"):
-      groups.setdefault(row["group"], {})[key] = row
-  return {
-    group: summarise(members, names) | {"objects": len(members)}
-    for group, members in groups.items()
-  }
+    group = row.get("group")
+    if group:
+      groups.setdefault(group, {})[key] = row
+
+  summaries = {}
+  for group, members in groups.items():
+    summary = summarise(members, names)
+    summary["objects"] = len(members)
+    summaries[group] = summary
+  return summaries
 
 
 def write_csv(path: pathlib.Path, rows: Mapping[str, Mapping], columns: Sequence[str]) -> None:
@@ -86,5 +112,8 @@ def write_csv(path: pathlib.Path, rows: Mapping[str, Mapping], columns: Sequence
     writer = csv.writer(file)
     writer.writerow(["object", *columns])
     for name in sorted(rows):
-      values = [rows[name].get(column) for column in columns]
-      writer.writerow([name, *("" if value is None else value for value in values)])
+      cells = [name]
+      for column in columns:
+        value = rows[name].get(column)
+        cells.append("" if value is None else value)
+      writer.writerow(cells)

@@ -58,7 +58,9 @@ class Cloud:
 
   def subset(self, count: int) -> "Cloud":
     index = neighbours.strides(len(self.points), count)
-    return Cloud(self.points[index], self.normals[index], Tree(self.points[index]))
+    points = self.points[index]
+    normals = self.normals[index]
+    return Cloud(points, normals, Tree(points))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +72,12 @@ class Rigid:
   cost: float = np.inf
 
   def __call__(self, points_P3: np.ndarray) -> np.ndarray:
-    return points_P3 @ self.rotation.T + self.translation
+    turned = points_P3 @ self.rotation.T
+    return turned + self.translation
 
   def inverse(self, points_P3: np.ndarray) -> np.ndarray:
-    return (points_P3 - self.translation) @ self.rotation
+    centred = points_P3 - self.translation
+    return centred @ self.rotation
 
   @property
   def angle_deg(self) -> float:
@@ -85,7 +89,8 @@ IDENTITY = Rigid(np.eye(3), np.zeros(3))
 
 def rotation_angle_deg(rotation_33: np.ndarray) -> float:
   """Angle of a rotation in degrees, in [0, 180]."""
-  return float(np.degrees(Rotation.from_matrix(rotation_33).magnitude()))
+  radians = Rotation.from_matrix(rotation_33).magnitude()
+  return float(np.degrees(radians))
 
 
 def make_cloud(points_P3: np.ndarray, normals_P3: np.ndarray | None = None) -> Cloud:
@@ -93,42 +98,62 @@ def make_cloud(points_P3: np.ndarray, normals_P3: np.ndarray | None = None) -> C
   order = neighbours.spatial_order(points_P3)
   points = points_P3[order]
   tree = Tree(points)
-  normals = fit_normals(points, tree) if normals_P3 is None else normals_P3[order]
+  if normals_P3 is None:
+    normals = fit_normals(points, tree)
+  else:
+    normals = normals_P3[order]
   return Cloud(points, normals, tree)
 
 
 def fit_normals(points_P3: np.ndarray, tree: Tree, count: int = 12) -> np.ndarray:
   """Unit normals: the direction of least variance of each point's `count` nearest neighbours."""
-  _, index = tree.query(points_P3, k=min(count, len(points_P3)))
-  local = points_P3[index.reshape(len(points_P3), -1)]
+  # The neighbourhood of each point, about its centre.
+  total = len(points_P3)
+  _, index = tree.query(points_P3, k=min(count, total))
+  neighbourhoods = index.reshape(total, -1)
+  local = points_P3[neighbourhoods]
   local = local - local.mean(1, keepdims=True)
+
+  # The axes come in order of variance, the least first.
   scatter = np.einsum("pki,pkj->pij", local, local)
-  _, axes = np.linalg.eigh(scatter)  # in order of variance
+  _, axes = np.linalg.eigh(scatter)
   return axes[..., 0]
 
 
 @functools.cache
 def start_rotations(spiral: int) -> np.ndarray:
   """(24 + spiral, 3, 3): the rotations of the cube, identity first, then a spiral over SO(3)."""
+  # The cube's rotations, the smallest first: that is the identity.
   cube = Rotation.create_group("O").as_matrix()
   angles = [rotation_angle_deg(rotation) for rotation in cube]
-  cube = cube[np.argsort(angles, kind="stable")]
+  by_angle = np.argsort(angles, kind="stable")
+  cube = cube[by_angle]
+
   # The super-Fibonacci spiral, in its publication's letters.
   s = np.arange(spiral) + 0.5
-  r, big_r = np.sqrt(s / spiral), np.sqrt(1 - s / spiral)
+  r = np.sqrt(s / spiral)
+  big_r = np.sqrt(1 - s / spiral)
   alpha = 2 * np.pi * s / np.sqrt(2.0)
   beta = 2 * np.pi * s / 1.533751168755204288118041
-  quaternions = np.stack(
-    [r * np.sin(alpha), r * np.cos(alpha), big_r * np.sin(beta), big_r * np.cos(beta)], -1
-  )
-  return np.concatenate([cube, Rotation.from_quat(quaternions).as_matrix()])
+  components = [
+    r * np.sin(alpha),
+    r * np.cos(alpha),
+    big_r * np.sin(beta),
+    big_r * np.cos(beta),
+  ]
+  quaternions = np.stack(components, -1)
+  turns = Rotation.from_quat(quaternions).as_matrix()
+  return np.concatenate([cube, turns])
 
 
 def symmetric_cost(moving: Cloud, fixed: Cloud, pose: Rigid) -> float:
   """Mean nearest-neighbour distance, both directions, halved."""
-  there = fixed.tree.query(pose(moving.points))[0]
-  back = moving.tree.query(pose.inverse(fixed.points))[0]
-  return float(there.mean() + back.mean()) / 2
+  moved = pose(moving.points)
+  returned = pose.inverse(fixed.points)
+  there, _ = fixed.tree.query(moved)
+  back, _ = moving.tree.query(returned)
+  total = there.mean() + back.mean()
+  return float(total) / 2
 
 
 def icp(
@@ -144,30 +169,46 @@ def icp(
   for _ in range(iterations):
     # Pairs from each point to the nearest of the other cloud, both ways.
     moved = pose(moving.points)
+    returned = pose.inverse(fixed.points)
     there, at = fixed.tree.query(moved)
-    back, of = moving.tree.query(pose.inverse(fixed.points))
+    back, of = moving.tree.query(returned)
     source = np.concatenate([moved, moved[of]])
     target = np.concatenate([fixed.points[at], fixed.points])
     normal = np.concatenate([fixed.normals[at], fixed.normals])
+
+    # Far pairs may have no partner at all: they have no say.
     distance = np.concatenate([there, back])
-    near = distance <= np.quantile(distance, trim)
-    source, target, normal = source[near], target[near], normal[near]
+    limit = np.quantile(distance, trim)
+    near = distance <= limit
+    source = source[near]
+    target = target[near]
+    normal = normal[near]
 
     # One damped Gauss-Newton step on the distances along the normals.
     residual = ((target - source) * normal).sum(-1)
-    jacobian = np.concatenate([np.cross(source, normal), normal], -1)
+    lever = np.cross(source, normal)
+    jacobian = np.concatenate([lever, normal], -1)
     hessian = jacobian.T @ jacobian
-    damped = hessian + 1e-4 * np.trace(hessian) / 6 * np.eye(6)
-    update = np.linalg.solve(damped, jacobian.T @ residual)
+    damping = 1e-4 * np.trace(hessian) / 6
+    damped = hessian + damping * np.eye(6)
+    gradient = jacobian.T @ residual
+    update = np.linalg.solve(damped, gradient)
+
+    # The first three numbers turn about the origin, the others move.
     turn = Rotation.from_rotvec(update[:3]).as_matrix()
-    pose = Rigid(turn @ pose.rotation, turn @ pose.translation + update[3:])
-    if np.abs(update).max() < until:
+    rotation = turn @ pose.rotation
+    translation = turn @ pose.translation + update[3:]
+    pose = Rigid(rotation, translation)
+    largest = np.abs(update).max()
+    if largest < until:
       break
-  return dataclasses.replace(pose, cost=symmetric_cost(moving, fixed, pose))
+  cost = symmetric_cost(moving, fixed, pose)
+  return dataclasses.replace(pose, cost=cost)
 
 
 def refine(moving: Cloud, fixed: Cloud, start: Rigid, protocol: IcpProtocol) -> Rigid:
   """Step 5; returns the start itself where ICP ends farther away than it began."""
+  # Most of the way with few points.
   medium = icp(
     moving.subset(protocol.medium_points),
     fixed.subset(protocol.medium_points),
@@ -176,34 +217,50 @@ def refine(moving: Cloud, fixed: Cloud, start: Rigid, protocol: IcpProtocol) -> 
     trim=protocol.trim,
     until=protocol.medium_until,
   )
-  moving, fixed = moving.subset(protocol.fine_points), fixed.subset(protocol.fine_points)
+
+  # The rest with many, on which start and end are compared too.
+  moving = moving.subset(protocol.fine_points)
+  fixed = fixed.subset(protocol.fine_points)
   start = dataclasses.replace(start, cost=symmetric_cost(moving, fixed, start))
-  end = icp(moving, fixed, medium, iterations=protocol.fine_iterations, trim=protocol.trim)
+  end = icp(
+    moving,
+    fixed,
+    medium,
+    iterations=protocol.fine_iterations,
+    trim=protocol.trim,
+  )
   return end if end.cost < start.cost else start
 
 
 def prefer(candidates: list[Rigid], tie: float) -> Rigid:
   """The smallest rotation among those whose cost is within `tie` (relative) of the lowest."""
-  limit = min(c.cost for c in candidates) * (1 + tie) + 1e-9
-  good = [c for c in candidates if c.cost <= limit]
-  return min(good, key=lambda c: c.angle_deg)
+  lowest = min(pose.cost for pose in candidates)
+  limit = lowest * (1 + tie) + 1e-9
+  good = [pose for pose in candidates if pose.cost <= limit]
+  return min(good, key=lambda pose: pose.angle_deg)
 
 
 def scan(moving: Cloud, fixed: Cloud, protocol: IcpProtocol) -> list[Rigid]:
   """Step 2: the starts worth refining, the identity among them."""
   rotations = start_rotations(protocol.spiral)
-  a, b = moving.subset(protocol.scan_points), fixed.subset(protocol.scan_points)
+  a = moving.subset(protocol.scan_points)
+  b = fixed.subset(protocol.scan_points)
+
+  # The symmetric cost of every rotation, one query a direction.
   moved = np.einsum("nij,pj->npi", rotations, a.points)
   returned = np.einsum("nji,pj->npi", rotations, b.points)
   there, _ = b.tree.query(moved)
   back, _ = a.tree.query(returned)
   cost = there.mean(-1) + back.mean(-1)
-  # tr(A^T B) = 1 + 2 cos(angle between A and B)
-  too_near = 1 + 2 * np.cos(np.radians(protocol.apart_deg))
+
+  # The best that are apart: tr(A^T B) = 1 + 2 cos(angle between A and B).
+  least_angle = np.radians(protocol.apart_deg)
+  too_near = 1 + 2 * np.cos(least_angle)
   kept = [rotations[0]]
   for index in np.argsort(cost, kind="stable"):
     rotation = rotations[index]
-    if all((rotation * other).sum() < too_near for other in kept):
+    traces = [(rotation * other).sum() for other in kept]
+    if max(traces) < too_near:
       kept.append(rotation)
     if len(kept) == protocol.keep:
       break
@@ -212,16 +269,29 @@ def scan(moving: Cloud, fixed: Cloud, protocol: IcpProtocol) -> list[Rigid]:
 
 def search(moving: Cloud, fixed: Cloud, protocol: IcpProtocol = IcpProtocol()) -> Rigid:
   """The whole protocol between two clouds that are centred and of one size (steps 2 to 5)."""
-  a, b = moving.subset(protocol.coarse_points), fixed.subset(protocol.coarse_points)
+  # Every start is refined with few points.
+  a = moving.subset(protocol.coarse_points)
+  b = fixed.subset(protocol.coarse_points)
   candidates = []
   for start in scan(moving, fixed, protocol):
-    candidates.append(icp(a, b, start, iterations=protocol.coarse_iterations, trim=protocol.trim))
-  return refine(moving, fixed, prefer(candidates, protocol.tie), protocol)
+    candidate = icp(
+      a,
+      b,
+      start,
+      iterations=protocol.coarse_iterations,
+      trim=protocol.trim,
+    )
+    candidates.append(candidate)
+
+  # The winner is refined with all of them.
+  winner = prefer(candidates, protocol.tie)
+  return refine(moving, fixed, winner, protocol)
 
 
 def centred(cloud: Cloud) -> Cloud:
   """Step 1: centroid at the origin, unit RMS radius. Normals keep their direction."""
   points = cloud.points - cloud.points.mean(0)
-  radius = np.sqrt(np.square(points).sum(-1).mean())
+  squared = np.square(points).sum(-1)
+  radius = np.sqrt(squared.mean())
   points = points / (radius or 1.0)  # a cloud of one place stays there
   return Cloud(points, cloud.normals, Tree(points))

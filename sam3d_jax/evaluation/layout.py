@@ -41,15 +41,23 @@ def load_pose(path: str | pathlib.Path) -> Pose:
   """
   path = pathlib.Path(path)
   try:
-    data = json.loads(path.read_text())
+    text = path.read_text()
+    data = json.loads(text)
   except (OSError, ValueError) as error:
     raise PoseError(f"{path}: cannot be read as JSON ({error})") from error
+
+  # A quaternion of any length stands for the rotation of its direction.
   quaternion = _numbers(path, data, "rotation", (4,))
   norm = np.linalg.norm(quaternion)
   if norm < 1e-6:
     raise PoseError(f"{path}: rotation = {data['rotation']!r} is not a quaternion (norm 0)")
-  rotation = Rotation.from_quat(quaternion / norm, scalar_first=True).as_matrix()
-  if all(data.get(name, 0) is None for name in ("translation", "scale")):
+  turn = Rotation.from_quat(quaternion / norm, scalar_first=True)
+  rotation = turn.as_matrix()
+
+  # Both null says that there is no place; a key that is missing is an error below.
+  no_translation = data.get("translation", 0) is None
+  no_scale = data.get("scale", 0) is None
+  if no_translation and no_scale:
     return rotation_only(rotation)
 
   translation = _numbers(path, data, "translation", (3,))
@@ -62,33 +70,49 @@ def load_pose(path: str | pathlib.Path) -> Pose:
 def _numbers(path: pathlib.Path, data: Any, name: str, sizes: tuple[int, ...]) -> np.ndarray:
   """The numbers of a key, of which there must be one of `sizes`. Raises PoseError."""
   try:
-    value = np.asarray(data[name], np.float64).reshape(-1)
+    value = np.asarray(data[name], np.float64)
   except (KeyError, TypeError, ValueError) as error:
     raise PoseError(f"{path}: {name} is missing or not numeric") from error
+  value = value.reshape(-1)
   if value.size not in sizes or not np.isfinite(value).all():
-    raise PoseError(
-      f"{path}: {name} = {data[name]!r} needs {' or '.join(map(str, sizes))} finite numbers"
-    )
+    counts = " or ".join(map(str, sizes))
+    raise PoseError(f"{path}: {name} = {data[name]!r} needs {counts} finite numbers")
   return value
 
 
 def write_pose(path: str | pathlib.Path, pose: Pose) -> None:
   """Writes what `load_pose` reads; unknown translation and scale become null."""
-  quaternion = Rotation.from_matrix(pose.rotation).as_quat(scalar_first=True)
-  values = {"rotation": quaternion, "translation": None, "scale": None}
+  turn = Rotation.from_matrix(pose.rotation)
+  values = {
+    "rotation": turn.as_quat(scalar_first=True),
+    "translation": None,
+    "scale": None,
+  }
   if is_placed(pose):
-    values |= {"translation": pose.translation, "scale": pose.scale}
+    values["translation"] = pose.translation
+    values["scale"] = pose.scale
+
+  # JSON knows lists of numbers, not arrays.
   stated = {}
   for name, value in values.items():
-    stated[name] = None if value is None else [float(v) for v in np.reshape(value, -1)]
-  pathlib.Path(path).write_text(json.dumps(stated) + "\n")
+    if value is None:
+      stated[name] = None
+      continue
+    flat = np.reshape(value, -1)
+    stated[name] = [float(v) for v in flat]
+  text = json.dumps(stated) + "\n"
+  pathlib.Path(path).write_text(text)
 
 
 def place(shape: Mesh, pose: Pose) -> Mesh:
   """The posed shape; only turned where the pose knows nothing but the rotation."""
   if not is_placed(pose):
     return shape.transformed(rotation=pose.rotation)
-  return shape.transformed(scale=pose.scale, rotation=pose.rotation, translation=pose.translation)
+  return shape.transformed(
+    scale=pose.scale,
+    rotation=pose.rotation,
+    translation=pose.translation,
+  )
 
 
 def box_iou(a_P3: np.ndarray, b_P3: np.ndarray) -> float:
@@ -98,19 +122,28 @@ def box_iou(a_P3: np.ndarray, b_P3: np.ndarray) -> float:
   """
   a_low, a_high = a_P3.min(0), a_P3.max(0)
   b_low, b_high = b_P3.min(0), b_P3.max(0)
-  sides = np.minimum(a_high, b_high) - np.maximum(a_low, b_low)
-  shared = np.clip(sides, 0, None).prod()
-  union = (a_high - a_low).prod() + (b_high - b_low).prod() - shared
+
+  # Boxes that are apart along an axis have a negative side there.
+  low = np.maximum(a_low, b_low)
+  high = np.minimum(a_high, b_high)
+  sides = np.clip(high - low, 0, None)
+  shared = sides.prod()
+
+  a_volume = (a_high - a_low).prod()
+  b_volume = (b_high - b_low).prod()
+  union = a_volume + b_volume - shared
   if union <= 0:
-    return float(np.array_equal(a_low, b_low) and np.array_equal(a_high, b_high))
+    equal = np.array_equal(a_low, b_low) and np.array_equal(a_high, b_high)
+    return float(equal)
   return float(shared / union)
 
 
 def add_s(pred_P3: np.ndarray, truth_P3: np.ndarray, true_diameter: float) -> float:
   """Symmetrised ADD-S over the true diameter, of points in scene coordinates."""
-  there = Tree(truth_P3).query(pred_P3)[0].mean()
-  back = Tree(pred_P3).query(truth_P3)[0].mean()
-  return float(there + back) / 2 / true_diameter
+  there, _ = Tree(truth_P3).query(pred_P3)
+  back, _ = Tree(pred_P3).query(truth_P3)
+  total = there.mean() + back.mean()
+  return float(total) / 2 / true_diameter
 
 
 def icp_rotation_deg(
@@ -122,11 +155,19 @@ def icp_rotation_deg(
   seed: int = 0,
 ) -> float:
   """Residual rotation in degrees between two posed surfaces, in [0, 180]."""
-  moving = align.centred(align.make_cloud(*surface.sample_surface(pred, points, seed + 1)))
-  fixed = align.centred(align.make_cloud(*surface.sample_surface(truth, points, seed)))
+  # Independent samples: equal ones would hide what a symmetry leaves open.
+  pred_points, pred_normals = surface.sample_surface(pred, points, seed + 1)
+  truth_points, truth_normals = surface.sample_surface(truth, points, seed)
+  moving = align.make_cloud(pred_points, pred_normals)
+  fixed = align.make_cloud(truth_points, truth_normals)
+  moving = align.centred(moving)
+  fixed = align.centred(fixed)
+
+  # The best rotation found, unless staying where it is does about as well.
   found = align.search(moving, fixed, protocol)
   still = align.refine(moving, fixed, align.IDENTITY, protocol)
-  return align.prefer([still, found], protocol.tie).angle_deg
+  preferred = align.prefer([still, found], protocol.tie)
+  return preferred.angle_deg
 
 
 def layout_metrics(
@@ -146,13 +187,17 @@ def layout_metrics(
   """
   if pred is None or pred_pose is None:
     return dict(WORST)
-  pred, truth = place(pred, pred_pose), place(truth, truth_pose)
+  pred = place(pred, pred_pose)
+  truth = place(truth, truth_pose)
   angle = icp_rotation_deg(pred, truth, protocol, points=points, seed=seed)
-  if not (is_placed(pred_pose) and is_placed(truth_pose)):
+  both_placed = is_placed(pred_pose) and is_placed(truth_pose)
+  if not both_placed:
     return dict.fromkeys(WORST) | {"icp_rot_deg": angle}
+
   pred_P3, _ = surface.sample_surface(pred, points, seed)
   truth_P3, _ = surface.sample_surface(truth, points, seed)
-  distance = add_s(pred_P3, truth_P3, surface.diameter(truth.vertices))
+  true_diameter = surface.diameter(truth.vertices)
+  distance = add_s(pred_P3, truth_P3, true_diameter)
   return {
     "iou_3d": box_iou(pred.vertices, truth.vertices),
     "icp_rot_deg": angle,

@@ -6,10 +6,11 @@ import numpy as np
 def voxel_iou(pred_BXYZ, truth_BXYZ):
   """Intersection over union of boolean grids, one an example: (B,). Two empty ones score 1."""
   axes = tuple(range(1, pred_BXYZ.ndim))
-  pred, truth = pred_BXYZ.astype(bool), truth_BXYZ.astype(bool)
+  pred = pred_BXYZ.astype(bool)
+  truth = truth_BXYZ.astype(bool)
   shared = (pred & truth).sum(axes)
   union = (pred | truth).sum(axes)
-  empty = union == 0
+  empty = union == 0  # 0 / 0 becomes 1 / 1
   return (shared + empty) / (union + empty)
 
 
@@ -22,17 +23,25 @@ def best_constant(mean_XYZ: np.ndarray, truth_BXYZ: np.ndarray) -> tuple[float, 
   mean >= threshold.
   """
   # Voxels in the order in which a falling threshold takes them in.
-  order = np.argsort(-mean_XYZ.reshape(-1), kind="stable")
-  level = mean_XYZ.reshape(-1)[order]
-  # voxels of one level enter together
-  ends = np.flatnonzero(np.append(level[1:] != level[:-1], True))
+  mean = mean_XYZ.reshape(-1)
+  order = np.argsort(-mean, kind="stable")
+  level = mean[order]
+  # Voxels of one level enter together: a grid ends where the level changes.
+  changes = level[1:] != level[:-1]
+  ends = np.flatnonzero(np.append(changes, True))
+  sizes = ends + 1
+
+  # One object at a time: B x 64^3 counts would not fit.
+  count = len(truth_BXYZ)
   total = np.zeros(len(ends))
-  # one at a time: B x 64^3 counts would not fit
-  for truth in truth_BXYZ.reshape(len(truth_BXYZ), -1).astype(bool):
+  for truth in truth_BXYZ.reshape(count, -1).astype(bool):
     shared = np.cumsum(truth[order])[ends]
-    total += shared / (ends + 1 + truth.sum() - shared)
+    union = sizes + truth.sum() - shared
+    total += shared / union
+
   best = int(total.argmax())
-  return float(total[best] / len(truth_BXYZ)), float(level[ends[best]])
+  threshold = level[ends[best]]
+  return float(total[best] / count), float(threshold)
 
 
 def shuffled_iou(pred_BXYZ: np.ndarray, truth_BXYZ: np.ndarray) -> float:
@@ -46,15 +55,24 @@ def shuffled_iou(pred_BXYZ: np.ndarray, truth_BXYZ: np.ndarray) -> float:
     raise ValueError(f"shuffling {count} object(s) is not possible: give at least 2")
   pred = pred_BXYZ.reshape(count, -1).astype(np.float32)
   truth = truth_BXYZ.reshape(count, -1).astype(np.float32)
-  shared = pred @ truth.T  # counts below 2^24: exact in float32
-  union = pred.sum(1)[:, None] + truth.sum(1)[None] - shared
+
+  # IoU of every sample with every truth; counts below 2^24 are exact in float32.
+  shared = pred @ truth.T
+  pred_sizes = pred.sum(1)[:, None]
+  truth_sizes = truth.sum(1)[None]
+  union = pred_sizes + truth_sizes - shared
   iou = np.where(union > 0, shared / np.maximum(union, 1), 1.0)
-  return float((iou.sum() - np.trace(iou)) / (count * (count - 1)))
+
+  # The diagonal holds the matched pairs.
+  mismatched = iou.sum() - np.trace(iou)
+  return float(mismatched / (count * (count - 1)))
 
 
 def rotation_error_deg(pred_B4: np.ndarray, truth_B4: np.ndarray) -> np.ndarray:
   """Angle in degrees between unit quaternions (either component order, the same for both): (B,) in
   [0, 180].
   """
-  cosine = np.abs((pred_B4 * truth_B4).sum(-1)).clip(0, 1)
-  return np.degrees(2 * np.arccos(cosine))
+  dot = (pred_B4 * truth_B4).sum(-1)
+  cosine = np.abs(dot).clip(0, 1)  # q and -q are one rotation
+  half_angle = np.arccos(cosine)
+  return np.degrees(2 * half_angle)

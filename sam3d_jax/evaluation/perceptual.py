@@ -68,18 +68,28 @@ class Lpips:
 
     Raises ValueError for different or too small sizes.
     """
-    shape, true_shape = np.shape(image_HW3), np.shape(truth_HW3)
-    if shape != true_shape or min(true_shape[:2]) < SMALLEST:
+    shape = np.shape(image_HW3)
+    true_shape = np.shape(truth_HW3)
+    too_small = min(true_shape[:2]) < SMALLEST
+    if shape != true_shape or too_small:
       raise ValueError(
         f"LPIPS needs two pictures of one size, at least {SMALLEST} x {SMALLEST}, got {shape} and "
         f"{true_shape}"
       )
-    image, truth = jnp.asarray(image_HW3)[None], jnp.asarray(truth_HW3)[None]
-    return float(_distance(self.params, image, truth, network=self.network)[0])
+    image_1HW3 = jnp.asarray(image_HW3)[None]
+    truth_1HW3 = jnp.asarray(truth_HW3)[None]
+    found_1 = _distance(
+      self.params,
+      image_1HW3,
+      truth_1HW3,
+      network=self.network,
+    )
+    return float(found_1[0])
 
 
 def load_lpips(path: str | os.PathLike) -> Lpips:
   """Reads the weights. Raises InputError if the file is no LPIPS state dict of a known network."""
+  # The first convolution tells which network it is.
   file = load.open_state(path)
   first = file.shapes.get("net.slice1.0.weight")
   if first not in FIRST_SHAPES:
@@ -88,31 +98,44 @@ def load_lpips(path: str | os.PathLike) -> Lpips:
       f"{first or 'missing'}"
     )
   network = FIRST_SHAPES[first]
+
+  # Our names and the published ones of everything that it needs.
   names = {f"head{i}": f"lin{i - 1}.model.1.weight" for i in range(1, 6)}
   for i, convs in enumerate(NETWORKS[network], 1):
     for conv in convs:
-      for part in ("weight", "bias"):
-        names[f"{i}.{conv.index}.{part}"] = f"net.slice{i}.{conv.index}.{part}"
+      layer = f"{i}.{conv.index}"
+      names[f"{layer}.weight"] = f"net.slice{layer}.weight"
+      names[f"{layer}.bias"] = f"net.slice{layer}.bias"
   missing = sorted(set(names.values()) - set(file.shapes))
   if missing:
     raise InputError(f"{path}: lacks {len(missing)} entries of LPIPS {network}, first {missing[0]}")
+
+  # Heads are stored as 1 x 1 convolutions to one channel.
   params = {}
   for ours, theirs in names.items():
-    weights = jnp.asarray(file.read(theirs), jnp.float32)
-    # heads are stored as 1 x 1 convolutions to one channel
-    params[ours] = weights.reshape(-1) if ours.startswith("head") else weights
+    stored = file.read(theirs)
+    weights = jnp.asarray(stored, jnp.float32)
+    if ours.startswith("head"):
+      weights = weights.reshape(-1)
+    params[ours] = weights
   return Lpips(network, params)
 
 
 def distance(params: Mapping[str, jax.Array], image_BHW3, truth_BHW3, *, network: str) -> jax.Array:
   """LPIPS of pictures in 0..1, (B,) float32."""
-  total = 0.0
   images = features(params, image_BHW3, network)
   truths = features(params, truth_BHW3, network)
-  for i, (a_BHWC, b_BHWC) in enumerate(zip(images, truths, strict=True), 1):
+  slices = zip(images, truths, strict=True)
+  total = 0.0
+  for i, (a_BHWC, b_BHWC) in enumerate(slices, 1):
     difference = jnp.square(unit(a_BHWC) - unit(b_BHWC))
-    head_C = params[f"head{i}"]
-    weighted_BHW = jnp.einsum("bhwc,c->bhw", difference, head_C, precision="highest")
+    # a head is a weight for each channel
+    weighted_BHW = jnp.einsum(
+      "bhwc,c->bhw",
+      difference,
+      params[f"head{i}"],
+      precision="highest",
+    )
     total = total + weighted_BHW.mean((1, 2))
   return total
 
@@ -122,24 +145,33 @@ _distance = jax.jit(distance, static_argnames="network")
 
 def features(params: Mapping[str, jax.Array], image_BHW3, network: str) -> list[jax.Array]:
   """Activations after each slice, (B, H, W, C)."""
-  x = (jnp.asarray(image_BHW3, jnp.float32) * 2 - 1 - SHIFT) / SCALE
+  # Pictures in -1..1, then the published scaling.
+  image = jnp.asarray(image_BHW3, jnp.float32)
+  x = (image * 2 - 1 - SHIFT) / SCALE
   out = []
   for i, convs in enumerate(NETWORKS[network], 1):
     for conv in convs:
       if conv.pool:
         window, stride = conv.pool
         x = jax.lax.reduce_window(
-          x, -jnp.inf, jax.lax.max, (1, window, window, 1), (1, stride, stride, 1), "VALID"
+          x,
+          -jnp.inf,
+          jax.lax.max,
+          window_dimensions=(1, window, window, 1),
+          window_strides=(1, stride, stride, 1),
+          padding="VALID",
         )
+      layer = f"{i}.{conv.index}"
       x = jax.lax.conv_general_dilated(
         x,
-        params[f"{i}.{conv.index}.weight"],
-        (conv.stride,) * 2,
-        [(conv.padding,) * 2] * 2,
+        params[f"{layer}.weight"],
+        window_strides=(conv.stride,) * 2,
+        padding=[(conv.padding,) * 2] * 2,
         dimension_numbers=("NHWC", "OIHW", "NHWC"),
         precision="highest",
       )
-      x = jax.nn.relu(x + params[f"{i}.{conv.index}.bias"])
+      x = x + params[f"{layer}.bias"]
+      x = jax.nn.relu(x)
     out.append(x)
   return out
 
@@ -147,4 +179,6 @@ def features(params: Mapping[str, jax.Array], image_BHW3, network: str) -> list[
 def unit(x_BHWC: jax.Array) -> jax.Array:
   """Every pixel's channels over their norm."""
   squared = jnp.square(x_BHWC).sum(-1, keepdims=True)
-  return x_BHWC / (jnp.sqrt(jnp.maximum(squared, 1e-30)) + NORM_EPS)
+  # the floor keeps the gradient finite where all channels are zero
+  norm = jnp.sqrt(jnp.maximum(squared, 1e-30))
+  return x_BHWC / (norm + NORM_EPS)

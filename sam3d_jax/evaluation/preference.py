@@ -41,27 +41,38 @@ def wilson_interval(points: float, votes: int, level: float = 0.95) -> tuple[flo
     return 0.0, 1.0
   z = norm.ppf((1 + level) / 2)
   share = points / votes
-  centre = (share + z**2 / (2 * votes)) / (1 + z**2 / votes)
-  half = z / (1 + z**2 / votes) * np.sqrt(share * (1 - share) / votes + z**2 / (4 * votes**2))
-  return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+  # Wilson 1927: the shares that are within z standard errors of what was seen.
+  shrink = 1 + z**2 / votes
+  centre = (share + z**2 / (2 * votes)) / shrink
+  variance = share * (1 - share) / votes + z**2 / (4 * votes**2)
+  half = z / shrink * np.sqrt(variance)
+  low = float(centre - half)
+  high = float(centre + half)
+  return max(0.0, low), min(1.0, high)
 
 
 def win_rate(votes: Sequence[Vote], model: str, against: str, level: float = 0.95) -> WinRate:
   """How often `model` is preferred to `against`."""
+  pair = {model, against}
   points = []
   for vote in votes:
-    if {vote.left, vote.right} != {model, against}:
+    if {vote.left, vote.right} != pair:
       continue
     for_left = OUTCOMES[vote.outcome]
     points.append(for_left if vote.left == model else 1 - for_left)
   rate = float(np.mean(points)) if points else float("nan")
   low, high = wilson_interval(sum(points), len(points), level)
-  return WinRate(rate, low, high, len(points))
+  return WinRate(rate, low, high, votes=len(points))
 
 
 def models(votes: Sequence[Vote]) -> list[str]:
   """Names that occur in votes, sorted."""
-  return sorted({name for vote in votes for name in (vote.left, vote.right)})
+  names = set()
+  for vote in votes:
+    names.add(vote.left)
+    names.add(vote.right)
+  return sorted(names)
 
 
 def elo(votes: Sequence[Vote], *, mean: float = 1000.0, prior: float = 0.1) -> dict[str, float]:
@@ -70,27 +81,41 @@ def elo(votes: Sequence[Vote], *, mean: float = 1000.0, prior: float = 0.1) -> d
   prior: imaginary ties of every model with an average one; they keep the rating of a model that
   never lost finite.
   """
+  # points[i, j]: points of i against j.
   names = models(votes)
   index = {name: i for i, name in enumerate(names)}
-  points = np.zeros((len(names), len(names)))  # points[i, j]: points of i against j
-  for v in votes:
-    points[index[v.left], index[v.right]] += OUTCOMES[v.outcome]
-    points[index[v.right], index[v.left]] += 1 - OUTCOMES[v.outcome]
+  points = np.zeros((len(names), len(names)))
+  for vote in votes:
+    left = index[vote.left]
+    right = index[vote.right]
+    for_left = OUTCOMES[vote.outcome]
+    points[left, right] += for_left
+    points[right, left] += 1 - for_left
 
   def negative_log_likelihood(rating):
+    """Of the votes and the imaginary ties, and its gradient."""
     lead = rating[:, None] - rating[None]
+    surprise = np.logaddexp(0, -lead)
     ties = np.logaddexp(0, rating) + np.logaddexp(0, -rating)
-    loss = (points * np.logaddexp(0, -lead)).sum() + prior / 2 * ties.sum()
+    loss = (points * surprise).sum() + prior / 2 * ties.sum()
+
     pull = points * expit(-lead)
     pull_of_ties = prior / 2 * (expit(rating) - expit(-rating))
-    return loss, pull.sum(0) - pull.sum(1) + pull_of_ties
+    gradient = pull.sum(0) - pull.sum(1) + pull_of_ties
+    return loss, gradient
 
   found = minimize(
-    negative_log_likelihood, np.zeros(len(names)), jac=True, method="BFGS", options={"gtol": 1e-7}
+    negative_log_likelihood,
+    np.zeros(len(names)),
+    jac=True,
+    method="BFGS",
+    options={"gtol": 1e-7},
   )
+
+  # From log odds to the Elo scale, about the asked mean.
   rating = found.x * ELO_PER_NAT
   centred = rating - rating.mean() + mean
-  return {name: float(value) for name, value in zip(names, centred, strict=True)}
+  return dict(zip(names, centred.tolist(), strict=True))
 
 
 def elo_intervals(
@@ -100,12 +125,17 @@ def elo_intervals(
 
   A draw in which a model has no votes says nothing about it.
   """
+  # Ratings of votes drawn with replacement.
   rng = np.random.default_rng(seed)
   drawn = []
   for _ in range(draws):
-    picked = [votes[i] for i in rng.integers(0, len(votes), len(votes))]
+    chosen = rng.integers(0, len(votes), len(votes))
+    picked = [votes[i] for i in chosen]
     drawn.append(elo(picked, prior=prior))
-  quantiles = (1 - level) / 2, (1 + level) / 2
+
+  # A model has as many ratings as draws in which it occurs.
+  outside = (1 - level) / 2
+  quantiles = outside, (1 + level) / 2
   out = {}
   for name in models(votes):
     ratings = [draw[name] for draw in drawn if name in draw]

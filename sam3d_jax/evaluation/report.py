@@ -70,7 +70,8 @@ def number(value: float | None, name: str) -> str:
   """A score as shown; degrees need fewer digits."""
   if value is None:
     return "–"
-  return f"{value:.2f}" if name == "icp_rot_deg" else f"{value:.4f}"
+  digits = 2 if name == "icp_rot_deg" else 4
+  return f"{value:.{digits}f}"
 
 
 def label(name: str) -> str:
@@ -82,10 +83,19 @@ def text_table(total: Mapping, groups: Mapping[str, Mapping], names: Sequence[st
   heads = "".join(f"{group:>10}" for group in groups)
   lines = [f"{'':24}{'mean':>9}  {'95 % interval':20}{heads}"]
   for name in names:
+    mean = number(total[name], name)
+
+    # An interval is missing where no object has the metric.
     interval = total[f"{name}_interval"]
-    between = f"[{number(interval[0], name)}, {number(interval[1], name)}]" if interval else ""
-    means = "".join(f"{number(g[name], name):>10}" for g in groups.values())
-    lines.append(f"{label(name):24}{number(total[name], name):>9}  {between:20}{means}")
+    between = ""
+    if interval:
+      low, high = interval
+      between = f"[{number(low, name)}, {number(high, name)}]"
+
+    means = ""
+    for group in groups.values():
+      means += f"{number(group[name], name):>10}"
+    lines.append(f"{label(name):24}{mean:>9}  {between:20}{means}")
   return "\n".join(lines)
 
 
@@ -104,65 +114,88 @@ def html(
   from.
   """
   title = f"Evaluation: {run['set']}" if run and "set" in run else "Evaluation"
+  title = markup.escape(title)
   problems = f", {total['problems']} with a problem" if total["problems"] else ""
-  names = [n for n in names if total[n] is not None] or names  # without poses, nothing of layout
+  # Without poses, nothing of layout is shown.
+  names = [n for n in names if total[n] is not None] or names
+
+  # What was scored, and the means.
   parts = [
     "<!doctype html><html lang='en'><meta charset='utf-8'>"
-    f"<title>{markup.escape(title)}</title><style>{STYLE}</style>",
-    f"<h1>{markup.escape(title)}</h1>",
+    f"<title>{title}</title><style>{STYLE}</style>",
+    f"<h1>{title}</h1>",
     f"<p class='dim'>{total['objects']} objects, {total['scored']} scored, "
     f"{total['with_pose']} with pose{problems}. {protocol.points:,} surface samples a shape. "
     "Means over objects with 95 % bootstrap intervals; "
     f"{UP} higher is better, {DOWN} lower is better.</p>",
     aggregate_table(total, groups, names),
   ]
+
+  # Examples to look at, with their scores.
   for place, name in examples(rows).items():
-    known = [n for n in names if rows[name].get(n) is not None]
-    scores = " · ".join(f"{LABELS[n]} {number(rows[name][n], n)}" for n in known)
+    row = rows[name]
+    scores = []
+    for metric in names:
+      value = row.get(metric)
+      if value is not None:
+        scores.append(f"{LABELS[metric]} {number(value, metric)}")
+    listed = " · ".join(scores)
+    renders = picture(pairs / name, protocol)
     parts.append(
       f"<h2>{place.capitalize()} by F1: {markup.escape(name)}</h2>"
-      f"<p class='dim'>{scores}</p>{picture(pairs / name, protocol)}"
+      f"<p class='dim'>{listed}</p>{renders}"
     )
-  parts.append(f"<h2>All objects</h2><div class='wide'>{object_table(rows, names, pairs)}</div>")
+
+  # Every object, and what made the predictions.
+  objects = object_table(rows, names, pairs)
+  parts.append(f"<h2>All objects</h2><div class='wide'>{objects}</div>")
   if run:
     said = markup.escape(json.dumps(run, indent=1))
     parts.append(f"<h2>Where the predictions come from</h2><pre>{said}</pre>")
-  return "\n".join(parts) + f"<script>{SORT}</script></html>\n"
+  body = "\n".join(parts)
+  return f"{body}<script>{SORT}</script></html>\n"
 
 
 def examples(rows: Mapping[str, Mapping]) -> dict[str, str]:
   """The best, the median and the worst object by F1; of few objects none twice."""
 
   def rank(name: str) -> tuple:
-    return -rows[name]["f1"], rows[name]["chamfer"], name
+    row = rows[name]
+    return -row["f1"], row["chamfer"], name
 
-  order = sorted((name for name, row in rows.items() if row["scored"]), key=rank)
-  if not order:
+  scored = [name for name, row in rows.items() if row["scored"]]
+  if not scored:
     return {}
-  chosen = dict.fromkeys([order[0], order[len(order) // 2], order[-1]])
-  return dict(zip(("best", "median", "worst"), chosen, strict=False))
+  order = sorted(scored, key=rank)
+  middle = order[len(order) // 2]
+  chosen = dict.fromkeys([order[0], middle, order[-1]])
+  places = ("best", "median", "worst")
+  return dict(zip(places, chosen, strict=False))
 
 
 def aggregate_table(total: Mapping, groups: Mapping[str, Mapping], names: Sequence[str]) -> str:
   """Means and intervals, a column for all objects and for each group."""
   columns = {"all": total, **groups}
+
+  # The heads say of how many objects a column is.
   head = ""
   for group, scores in columns.items():
     count = scores.get("scored", scores["objects"])
     head += f"<th>{markup.escape(group)}<small>{count} objects</small></th>"
-  body = []
+
+  # A line a metric; a cell has the mean and below it the interval.
+  lines = ""
   for name in names:
     cells = ""
     for scores in columns.values():
       interval = scores[f"{name}_interval"]
       between = ""
       if interval is not None:
-        between = f"<small>{number(interval[0], name)} … {number(interval[1], name)}</small>"
+        low, high = interval
+        between = f"<small>{number(low, name)} … {number(high, name)}</small>"
       cells += f"<td>{number(scores[name], name)}{between}</td>"
-    body.append(f"<tr><td>{label(name)}</td>{cells}</tr>")
-  return (
-    f"<table><thead><tr><th>metric</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-  )
+    lines += f"<tr><td>{label(name)}</td>{cells}</tr>"
+  return f"<table><thead><tr><th>metric</th>{head}</tr></thead><tbody>{lines}</tbody></table>"
 
 
 def object_table(rows: Mapping[str, Mapping], names: Sequence[str], pairs: pathlib.Path) -> str:
@@ -170,52 +203,71 @@ def object_table(rows: Mapping[str, Mapping], names: Sequence[str], pairs: pathl
 
   Files in messages are named from the object's folder on.
   """
+  # The column of problems is there if anything has one.
   problems = any(row["problem"] for row in rows.values())
-  head = "".join(f"<th>{label(n)}</th>" for n in names)
+  head = "".join(f"<th>{label(name)}</th>" for name in names)
   if problems:
     head += "<th class='problem'>problem</th>"
-  body = []
+
+  lines = ""
   for name in sorted(rows):
     row = rows[name]
     cells = f"<td>{markup.escape(name)}</td>"
     for metric in names:
       value = row.get(metric) if row["scored"] else None
       cells += f"<td>{number(value, metric)}</td>"
+
     if problems:
-      text = row["problem"].replace(f"{pairs / name}/", "")
+      folder = f"{pairs / name}/"
+      text = row["problem"].replace(folder, "")
       if not row["scored"]:
         text = "not scored: " + text
       cells += f"<td class='problem'>{markup.escape(text)}</td>"
-    body.append(f"<tr>{cells}</tr>")
+    lines += f"<tr>{cells}</tr>"
   return (
     f"<table id='objects'><thead><tr><th>object</th>{head}</tr></thead>"
-    f"<tbody>{''.join(body)}</tbody></table>"
+    f"<tbody>{lines}</tbody></table>"
   )
 
 
 def picture(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> str:
   """Photo, truth and aligned prediction from two views, and both as placed: an embedded image."""
+  # The two shapes; a prediction that cannot be read is scored as missing, and the table says why.
   truth_file = surface.find_mesh(folder, "truth")
-  truth = surface.normalised(surface.load_surface(truth_file).mesh)
+  truth = surface.load_surface(truth_file).mesh
   try:
     pred_file = surface.find_mesh(folder, "pred")
     pred = None if pred_file is None else surface.load_surface(pred_file).mesh
-  except surface.SurfaceError:  # scored as missing, and the table says why
+  except surface.SurfaceError:
     pred = None
-  moved = (
-    None if pred is None else shape.align_prediction(surface.normalised(pred), truth, protocol)
-  )
-  truth_pose, pred_pose = (read_pose(folder / f"{stem}_pose.json") for stem in ("truth", "pred"))
+
+  # As the shape metrics compare them.
+  unit_truth = surface.normalised(truth)
+  moved = None
+  if pred is not None:
+    unit_pred = surface.normalised(pred)
+    moved = shape.align_prediction(unit_pred, unit_truth, protocol)
+
+  # Two views: the photo's and another one, or two upright ones where there is no pose.
+  truth_pose = read_pose(folder / "truth_pose.json")
+  pred_pose = read_pose(folder / "pred_pose.json")
   if truth_pose is not None:
-    views = {"": truth_pose.rotation, ", turned": preview.turned(truth_pose.rotation, 120.0)}
+    rotation = truth_pose.rotation
+    views = {
+      "": rotation,
+      ", turned": preview.turned(rotation, 120.0),
+    }
   else:
-    upright = OBJECT_FROM_GLTF if truth_file.suffix.lower() in (".glb", ".gltf") else np.eye(3)
+    is_gltf = truth_file.suffix.lower() in (".glb", ".gltf")
+    upright = OBJECT_FROM_GLTF if is_gltf else np.eye(3)
     views = {
       "": preview.orbit(-60.0, 25.0) @ upright.T,
       ", behind": preview.orbit(120.0, 25.0) @ upright.T,
     }
+
+  # Photo, then both shapes in every view.
   shots = photos(folder)
-  sides = {"truth": in_unit_cube(truth, mesh.GREY)}
+  sides = {"truth": in_unit_cube(unit_truth, mesh.GREY)}
   if moved is None:
     sides["nothing predicted"] = None
   else:
@@ -223,23 +275,32 @@ def picture(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> str:
   for name, side in sides.items():
     for view, view_33 in views.items():
       shots[name + view] = preview.render(side, view_33, size=SIZE)
+
+  # Both in the scene, where both have a place.
   posed = pred is not None and truth_pose is not None and pred_pose is not None
   if posed and is_placed(pred_pose) and is_placed(truth_pose):
-    placed_truth = layout.place(surface.load_surface(truth_file).mesh, truth_pose)
-    shots["both as placed"] = together(placed_truth, layout.place(pred, pred_pose))
-  return embed(preview.grid([list(shots.values())], list(shots), [""], size=SIZE))
+    placed_truth = layout.place(truth, truth_pose)
+    placed_pred = layout.place(pred, pred_pose)
+    shots["both as placed"] = together(placed_truth, placed_pred)
+
+  row = list(shots.values())
+  sheet = preview.grid([row], list(shots), [""], size=SIZE)
+  return embed(sheet)
 
 
 def photos(folder: pathlib.Path) -> dict[str, np.ndarray]:
   """The photo, and it with all but the object dimmed; empty without photo and mask of one size."""
-  image_file, mask_file = folder / "image.png", folder / "mask.png"
+  image_file = folder / "image.png"
+  mask_file = folder / "mask.png"
   if not (image_file.is_file() and mask_file.is_file()):
     return {}
   image = np.asarray(Image.open(image_file).convert("RGB"))
   mask = np.asarray(Image.open(mask_file).convert("L"))
   if mask.shape != image.shape[:2]:
     return {}
-  return {"photo": image, "object": np.where(mask[..., None] > 0, image, image // 3 + 150)}
+  is_object = mask[..., None] > 0
+  dimmed = image // 3 + 150
+  return {"photo": image, "object": np.where(is_object, image, dimmed)}
 
 
 def read_pose(path: pathlib.Path) -> Pose | None:
@@ -252,19 +313,24 @@ def read_pose(path: pathlib.Path) -> Pose | None:
 
 def together(truth: mesh.Mesh, pred: mesh.Mesh) -> np.ndarray:
   """Both posed shapes as the camera sees them from straight ahead, the truth filling the middle."""
+  # The truth's box decides what is in the middle and how large.
   _, centre, half = surface.normalise(truth.vertices)
-  centred = [mesh.Mesh((side.vertices - centre) / half, side.faces) for side in (truth, pred)]
-  both = mesh.join([in_unit_cube(centred[0], mesh.GREY), in_unit_cube(centred[1], TINT)])
+  coloured = []
+  for side, colour in ((truth, mesh.GREY), (pred, TINT)):
+    centred = (side.vertices - centre) / half
+    coloured.append(in_unit_cube(mesh.Mesh(centred, side.faces), colour))
+  both = mesh.join(coloured)
   return preview.render(both, np.eye(3), size=SIZE, extent=1.8)
 
 
 def in_unit_cube(shape: mesh.Mesh, colour: np.ndarray) -> mesh.Mesh:
   """A normalised shape ([-1, 1]) in the renderer's unit cube, in one colour."""
-  return mesh.Mesh(shape.vertices / 2, shape.faces).painted(colour)
+  halved = mesh.Mesh(shape.vertices / 2, shape.faces)
+  return halved.painted(colour)
 
 
 def embed(image: Image.Image) -> str:
   buffer = io.BytesIO()
   image.save(buffer, "PNG")
-  text = base64.b64encode(buffer.getvalue()).decode()
-  return f"<img alt='renders' src='data:image/png;base64,{text}'>"
+  encoded = base64.b64encode(buffer.getvalue())
+  return f"<img alt='renders' src='data:image/png;base64,{encoded.decode()}'>"

@@ -52,14 +52,16 @@ class ShapeProtocol:
 
 def chamfer(a_to_b: np.ndarray, b_to_a: np.ndarray) -> float:
   """Mean of the two directed mean distances (not squared)."""
-  return float(a_to_b.mean() + b_to_a.mean()) / 2
+  total = a_to_b.mean() + b_to_a.mean()
+  return float(total) / 2
 
 
 def f1(pred_to_truth: np.ndarray, truth_to_pred: np.ndarray, threshold: float) -> float:
   """Harmonic mean of precision and recall at a distance; 0 if both are."""
   precision = (pred_to_truth < threshold).mean()
   recall = (truth_to_pred < threshold).mean()
-  return float(2 * precision * recall / max(precision + recall, 1e-12))
+  both = max(precision + recall, 1e-12)
+  return float(2 * precision * recall / both)
 
 
 def occupied_voxels(points_P3: np.ndarray, grid: int) -> np.ndarray:
@@ -70,13 +72,17 @@ def occupied_voxels(points_P3: np.ndarray, grid: int) -> np.ndarray:
   cell = np.floor((points_P3 + 1) * (grid / 2)).astype(np.int64)
   cell = np.clip(cell, 0, grid - 1)
   occupied = np.zeros((grid,) * 3, bool)
-  occupied[tuple(cell.T)] = True
+  x, y, z = cell.T
+  occupied[x, y, z] = True
   return occupied
 
 
 def point_voxel_iou(a_P3: np.ndarray, b_P3: np.ndarray, grid: int) -> float:
-  a, b = occupied_voxels(a_P3, grid), occupied_voxels(b_P3, grid)
-  return float((a & b).sum() / max((a | b).sum(), 1))
+  a = occupied_voxels(a_P3, grid)
+  b = occupied_voxels(b_P3, grid)
+  shared = (a & b).sum()
+  union = (a | b).sum()
+  return float(shared / max(union, 1))
 
 
 def emd(a_P3: np.ndarray, b_P3: np.ndarray, points: int) -> float:
@@ -86,10 +92,14 @@ def emd(a_P3: np.ndarray, b_P3: np.ndarray, points: int) -> float:
   the clouds are in spatial order.
   """
   count = min(points, len(a_P3), len(b_P3))
-  a, b = a_P3[strides(len(a_P3), count)], b_P3[strides(len(b_P3), count)]
+  a = a_P3[strides(len(a_P3), count)]
+  b = b_P3[strides(len(b_P3), count)]
   distance = cdist(a, b)
+
   # The solver is quick where the costs are nearly reduced.
-  matched = linear_sum_assignment(distance - sum(potentials(distance)))
+  row, column = potentials(distance)
+  reduced = distance - (row + column)
+  matched = linear_sum_assignment(reduced)
   return float(distance[matched].mean())
 
 
@@ -102,23 +112,33 @@ def potentials(cost_AB: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   Subtracting them from the costs changes no matching's rank, whatever their error (the kernel is in
   float32), and saves the exact solver most of its path search.
   """
-  row, column = np.zeros(len(cost_AB)), np.zeros(cost_AB.shape[1])
+  rows, columns = cost_AB.shape
+  row = np.zeros(rows)
+  column = np.zeros(columns)
   for softness in SOFTNESS:
+    # The kernel of what the potentials so far leave of the costs.
     scale = softness * cost_AB.mean() + 1e-12
-    exponent = np.minimum((row[:, None] + column - cost_AB) / scale, 50.0)
+    reduced = row[:, None] + column - cost_AB
+    exponent = np.minimum(reduced / scale, 50.0)
     kernel = np.exp(exponent.astype(np.float32)) + np.float32(1e-30)
-    r = np.ones(len(row), np.float32)
+
+    # Sinkhorn's scalings r and c; the first steps are long ones, and not over-relaxed.
+    r = np.ones(rows, np.float32)
     c = 1 / (r @ kernel)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
       for i in range(SOFT_ITERATIONS):
-        w = RELAXATION if i > 1 else 1.0  # the first steps are long ones
+        w = RELAXATION if i > 1 else 1.0
         r = r ** (1 - w) * (kernel @ c) ** -w
         c = c ** (1 - w) * (r @ kernel) ** -w
+
+    # Scalings that overflowed are left out: what there is so far serves, only time is lost.
     row_step = scale * np.log(r, dtype=np.float64)
     column_step = scale * np.log(c, dtype=np.float64)
-    if not (np.isfinite(row_step).all() and np.isfinite(column_step).all()):
-      break  # what there is so far serves; only time is lost
-    row, column = row + row_step, column + column_step
+    steps = np.concatenate([row_step, column_step])
+    if not np.isfinite(steps).all():
+      break
+    row = row + row_step
+    column = column + column_step
   return row[:, None], column[None]
 
 
@@ -128,26 +148,41 @@ def align_prediction(pred: Mesh, truth: Mesh, protocol: ShapeProtocol) -> Mesh:
   An exact copy is left where it is: ICP would move it by its noise.
   """
   if pred.vertices.shape == truth.vertices.shape:
-    if np.allclose(pred.vertices, truth.vertices, rtol=0, atol=1e-9):
+    is_copy = np.allclose(pred.vertices, truth.vertices, rtol=0, atol=1e-9)
+    if is_copy:
       return pred
-  fixed = align.make_cloud(*surface.sample_surface(truth, protocol.align_points, protocol.seed))
-  points, normals = surface.sample_surface(pred, protocol.align_points, protocol.seed + 1)
+
+  # Independent samples of both: equal ones would prefer a symmetry to no motion.
+  count = protocol.align_points
+  fixed_points, fixed_normals = surface.sample_surface(truth, count, protocol.seed)
+  points, normals = surface.sample_surface(pred, count, protocol.seed + 1)
+  fixed = align.make_cloud(fixed_points, fixed_normals)
   moving = align.make_cloud(points, normals)
-  found = align.search(align.centred(moving), align.centred(fixed), protocol.icp)
+
+  # The rotation, between clouds of one size.
+  found = align.search(
+    align.centred(moving),
+    align.centred(fixed),
+    protocol.icp,
+  )
 
   # Both orientations, the prediction's own and the found one, normalised and refined.
-  poses, moved = [], []
+  poses = []
+  moved = []
   for rotation in (np.eye(3), found.rotation):
     turned, centre, half = surface.normalise(pred.vertices @ rotation.T)
     turned_points = (points @ rotation.T - centre) / half
     turned_normals = None if normals is None else normals @ rotation.T
     cloud = align.make_cloud(turned_points, turned_normals)
     pose = align.refine(cloud, fixed, align.IDENTITY, protocol.icp)
-    # the whole turn's angle decides between equal costs
-    poses.append(align.Rigid(pose.rotation @ rotation, pose.translation, pose.cost))
+
+    # The whole turn's angle decides between equal costs.
+    whole_turn = pose.rotation @ rotation
+    poses.append(align.Rigid(whole_turn, pose.translation, pose.cost))
     moved.append(Mesh(pose(turned), pred.faces))
   best = align.prefer(poses, protocol.icp.tie)
-  return next(mesh for pose, mesh in zip(poses, moved, strict=True) if pose is best)
+  own = best is poses[0]
+  return moved[0] if own else moved[1]
 
 
 def shape_metrics(
@@ -164,6 +199,8 @@ def shape_metrics(
   truth = surface.normalised(truth)
   pred = surface.normalised(pred)
   pred = align_prediction(pred, truth, protocol)
+
+  # One seed for both, so that an exact copy is at distance 0.
   pred_P3, _ = surface.sample_surface(pred, protocol.points, protocol.seed)
   truth_P3, _ = surface.sample_surface(truth, protocol.points, protocol.seed)
   return point_metrics(pred_P3, truth_P3, protocol)
@@ -173,8 +210,12 @@ def point_metrics(
   pred_P3: np.ndarray, truth_P3: np.ndarray, protocol: ShapeProtocol
 ) -> dict[str, float]:
   """The four metrics between two aligned point clouds, in the truth's normalised frame."""
-  pred_P3 = pred_P3.take(spatial_order(pred_P3), 0)
-  truth_P3 = truth_P3.take(spatial_order(truth_P3), 0)
+  # Nearest neighbours and the subset of EMD both want spatial order.
+  pred_order = spatial_order(pred_P3)
+  truth_order = spatial_order(truth_P3)
+  pred_P3 = pred_P3.take(pred_order, 0)
+  truth_P3 = truth_P3.take(truth_order, 0)
+
   pred_to_truth = nearest_distances(pred_P3, truth_P3)
   truth_to_pred = nearest_distances(truth_P3, pred_P3)
   return {

@@ -38,32 +38,50 @@ def clean(mesh: Mesh, *, name: str) -> Surface:
   A mesh without faces keeps its finite points. Raises SurfaceError, with `name` in it, if nothing
   of positive extent is left.
   """
-  vertices, faces = mesh.vertices, mesh.faces
+  vertices = mesh.vertices
+  faces = mesh.faces
   finite = np.isfinite(vertices).all(-1)
+
+  # A point cloud: its finite points, if they are not all in one place.
   if not len(faces):
     points = vertices[finite]
-    if len(points) < 2 or not np.ptp(points, axis=0).any():
+    has_extent = len(points) >= 2 and np.ptp(points, axis=0).any()
+    if not has_extent:
       raise SurfaceError(f"{name}: no faces and {len(points)} finite points of zero extent")
-    return Surface(Mesh(points, NO_FACES), int((~finite).sum()))
+    dropped = int((~finite).sum())
+    return Surface(Mesh(points, NO_FACES), dropped)
+
+  # Faces of which all corners exist and are finite.
   if faces.min() < 0 or faces.max() >= len(vertices):
     raise SurfaceError(f"{name}: faces refer to vertex {faces.max()} of {len(vertices)}")
-  kept = faces[finite[faces].all(-1)]
+  all_finite = finite[faces].all(-1)
+  kept = faces[all_finite]
   non_finite = len(faces) - len(kept)
+
+  # Those with an area, in normalised units: areas of huge or tiny coordinates must not overflow.
   if len(kept):
-    # areas of huge or tiny coordinates must not overflow
-    unit, _, _ = normalise(vertices[kept].reshape(-1, 3))
-    kept = kept[triangle_areas(unit.reshape(-1, 3, 3)) > MIN_AREA]
+    corners = vertices[kept].reshape(-1, 3)
+    unit, _, _ = normalise(corners)
+    areas = triangle_areas(unit.reshape(-1, 3, 3))
+    kept = kept[areas > MIN_AREA]
   if not len(kept):
     raise SurfaceError(f"{name}: none of the {len(faces)} faces has an area")
+
+  # Number the vertices that are left anew.
   used, index = np.unique(kept, return_inverse=True)
-  return Surface(Mesh(vertices[used], index.reshape(-1, 3)), non_finite)
+  cleaned = Mesh(vertices[used], index.reshape(-1, 3))
+  return Surface(cleaned, non_finite)
 
 
 def make_surface(vertices, faces=None, *, name: str = "surface") -> Mesh:
   """Arrays as a mesh to be scored, cleaned as `clean` does; without `faces` a point cloud."""
   vertices = np.asarray(vertices, np.float64).reshape(-1, 3)
-  faces = NO_FACES if faces is None else np.asarray(faces, np.int64).reshape(-1, 3)
-  return clean(Mesh(vertices, faces), name=name).mesh
+  if faces is None:
+    faces = NO_FACES
+  else:
+    faces = np.asarray(faces, np.int64).reshape(-1, 3)
+  mesh = Mesh(vertices, faces)
+  return clean(mesh, name=name).mesh
 
 
 def load_surface(path: str | pathlib.Path) -> Surface:
@@ -87,7 +105,8 @@ def find_mesh(folder: pathlib.Path, stem: str) -> pathlib.Path | None:
 
   Raises SurfaceError if there are several.
   """
-  found = [p for p in sorted(folder.glob(f"{stem}.*")) if p.suffix.lower() in meshes.SUFFIXES]
+  candidates = sorted(folder.glob(f"{stem}.*"))
+  found = [p for p in candidates if p.suffix.lower() in meshes.SUFFIXES]
   if len(found) > 1:
     names = ", ".join(p.name for p in found)
     raise SurfaceError(f"{folder}: several files for {stem}: {names}; leave one")
@@ -99,26 +118,34 @@ def normalise(vertices_P3: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
 
   Returns (points, centre, half_extent).
   """
-  low, high = vertices_P3.min(0), vertices_P3.max(0)
-  # halved first: sums and differences of huge coordinates would overflow
-  centre = low / 2 + high / 2
-  half = float((high / 2 - low / 2).max()) or 1.0
-  return (vertices_P3 - centre) / half, centre, half
+  low = vertices_P3.min(0)
+  high = vertices_P3.max(0)
+  # Halved first: sums and differences of huge coordinates would overflow.
+  half_low = low / 2
+  half_high = high / 2
+  centre = half_low + half_high
+  longest = (half_high - half_low).max()
+  half = float(longest) or 1.0  # a shape of one place stays there
+  points = (vertices_P3 - centre) / half
+  return points, centre, half
 
 
 def normalised(mesh: Mesh) -> Mesh:
   """The shape moved and scaled by `normalise`."""
-  return Mesh(normalise(mesh.vertices)[0], mesh.faces)
+  vertices, _, _ = normalise(mesh.vertices)
+  return Mesh(vertices, mesh.faces)
 
 
 def triangle_areas(triangles_F33: np.ndarray) -> np.ndarray:
-  return np.linalg.norm(triangle_cross(triangles_F33), axis=-1) / 2
+  cross = triangle_cross(triangles_F33)
+  return np.linalg.norm(cross, axis=-1) / 2
 
 
 def triangle_cross(triangles_F33: np.ndarray) -> np.ndarray:
   """Cross product of two edges: the normal with length twice the area."""
-  ab = triangles_F33[:, 1] - triangles_F33[:, 0]
-  ac = triangles_F33[:, 2] - triangles_F33[:, 0]
+  a, b, c = triangles_F33.swapaxes(0, 1)
+  ab = b - a
+  ac = c - a
   return np.cross(ab, ac)
 
 
@@ -130,27 +157,37 @@ def sample_surface(mesh: Mesh, count: int, seed: int) -> tuple[np.ndarray, np.nd
   fewer) and None for the normals.
   """
   rng = np.random.default_rng(seed)
+
+  # A point cloud: some of its points, in its order.
   if not len(mesh.faces):
-    if len(mesh.vertices) <= count:
+    total = len(mesh.vertices)
+    if total <= count:
       return mesh.vertices, None
-    chosen = np.sort(rng.choice(len(mesh.vertices), count, replace=False))
+    drawn = rng.choice(total, count, replace=False)
+    chosen = np.sort(drawn)
     return mesh.vertices[chosen], None
+
   triangles = mesh.vertices[mesh.faces]
   cross = triangle_cross(triangles)
   twice_area = np.linalg.norm(cross, axis=-1)
   normals = cross / twice_area[:, None]
+
   # Each sample falls on the face in whose share of the total area its draw lies.
-  total = np.cumsum(twice_area)
-  draws = np.sort(rng.random(count)) * total[-1]
-  face = np.searchsorted(total, draws, side="right")
-  face = np.minimum(face, len(total) - 1)
+  cumulative = np.cumsum(twice_area)
+  draws = np.sort(rng.random(count)) * cumulative[-1]
+  face = np.searchsorted(cumulative, draws, side="right")
+  face = np.minimum(face, len(cumulative) - 1)
+
+  # a + root ((b - a) + v (c - b)) is uniform in the triangle (Osada et al. 2002, equation 1). In
+  # place: fresh arrays of this size cost more than the arithmetic.
   root = np.sqrt(rng.random(count))[:, None]
   v = rng.random(count)[:, None]
-  # a + root ((b - a) + v (c - b)) is uniform in the triangle (Osada et al. 2002, equation 1)
   a, b, c = triangles.swapaxes(0, 1)
-  points = (c - b).take(face, 0)
-  points *= v  # in place: fresh arrays of this size cost more than the arithmetic
-  points += (b - a).take(face, 0)
+  ab = b - a
+  bc = c - b
+  points = bc.take(face, 0)
+  points *= v
+  points += ab.take(face, 0)
   points *= root
   points += a.take(face, 0)
   return points, normals.take(face, 0)
@@ -162,12 +199,19 @@ def diameter(points_P3: np.ndarray) -> float:
   Over the vertices of the convex hull, or over all points of a flat or tiny set.
   """
   try:
-    corners = points_P3[ConvexHull(points_P3).vertices]
-  except QhullError:  # flat or collinear sets have no 3-D hull
-    ordered = points_P3[neighbours.spatial_order(points_P3)]
-    corners = ordered[neighbours.strides(len(points_P3), HULL_CORNERS)]
+    hull = ConvexHull(points_P3)
+    corners = points_P3[hull.vertices]
+  except QhullError:
+    # Flat or collinear sets have no 3-D hull: an even subset stands for them.
+    order = neighbours.spatial_order(points_P3)
+    chosen = neighbours.strides(len(points_P3), HULL_CORNERS)
+    corners = points_P3[order][chosen]
+
+  # In blocks, so that the pairs fit into memory.
   best = 0.0
   for start in range(0, len(corners), 512):
-    apart = corners[start : start + 512, None] - corners[None]
-    best = max(best, np.square(apart).sum(-1).max())
+    block = corners[start : start + 512, None]
+    apart = block - corners[None]
+    squared = np.square(apart).sum(-1)
+    best = max(best, squared.max())
   return float(np.sqrt(best))

@@ -5,8 +5,11 @@ import numpy as np
 
 def psnr(image_HWC: np.ndarray, truth_HWC: np.ndarray) -> float:
   """Peak signal-to-noise ratio in dB at peak 1; infinite for equal pictures."""
-  error = np.square(np.asarray(image_HWC, np.float64) - truth_HWC).mean()
-  return float(np.inf if error == 0 else -10 * np.log10(error))
+  image = np.asarray(image_HWC, np.float64)
+  error = np.square(image - truth_HWC).mean()
+  if error == 0:
+    return float(np.inf)
+  return float(-10 * np.log10(error))
 
 
 def ssim(image_HWC: np.ndarray, truth_HWC: np.ndarray) -> float:
@@ -15,10 +18,12 @@ def ssim(image_HWC: np.ndarray, truth_HWC: np.ndarray) -> float:
   Gaussian window of sigma 1.5 cut at 11 x 11, K1 0.01, K2 0.03. Raises ValueError for pictures
   smaller than the window.
   """
-  from skimage.metrics import structural_similarity  # slow to import, and needed here only
+  # Slow to import, and needed here only.
+  from skimage.metrics import structural_similarity
 
-  if min(truth_HWC.shape[:2]) < 11:
-    raise ValueError(f"SSIM needs pictures of at least 11 x 11 pixels, got {truth_HWC.shape[:2]}")
+  size = truth_HWC.shape[:2]
+  if min(size) < 11:
+    raise ValueError(f"SSIM needs pictures of at least 11 x 11 pixels, got {size}")
   similarity = structural_similarity(
     np.asarray(image_HWC, np.float64),
     np.asarray(truth_HWC, np.float64),

@@ -10,6 +10,8 @@ def namespace(*arrays):
   numpy inputs.
   """
   for array in arrays:
-    if hasattr(array, "__array_namespace__") and not isinstance(array, np.ndarray | np.generic):
+    # NumPy's own arrays have a namespace too: it is NumPy.
+    is_numpy = isinstance(array, np.ndarray | np.generic)
+    if hasattr(array, "__array_namespace__") and not is_numpy:
       return array.__array_namespace__()
   return np

@@ -44,7 +44,14 @@ def camera_from_fov(width: int, height: int, fov_x: float) -> Camera:
   fov_x: horizontal field of view in radians.
   """
   focal = 0.5 * width / np.tan(0.5 * fov_x)
-  return Camera(focal, focal, width / 2, height / 2, width, height)
+  return Camera(
+    fx=focal,
+    fy=focal,
+    cx=width / 2,
+    cy=height / 2,
+    width=width,
+    height=height,
+  )
 
 
 def convert_frame(points, source: str, target: str):
@@ -53,7 +60,8 @@ def convert_frame(points, source: str, target: str):
     if name not in AXES:
       raise ValueError(f"camera frame {name!r} is not one of {tuple(AXES)}")
   xp = namespace(points)
-  return points * xp.asarray(np.array(AXES[source]) * np.array(AXES[target]), dtype=points.dtype)
+  signs = np.array(AXES[source]) * np.array(AXES[target])
+  return points * xp.asarray(signs, dtype=points.dtype)
 
 
 def project(points, camera: Camera):
@@ -62,26 +70,27 @@ def project(points, camera: Camera):
   Points with depth <= 0 are behind the camera.
   """
   xp = namespace(points)
-  depth = points[..., 2]
-  u = camera.cx - camera.fx * points[..., 0] / depth
-  v = camera.cy - camera.fy * points[..., 1] / depth
+  x, y, depth = (points[..., i] for i in range(3))
+  u = camera.cx - camera.fx * x / depth
+  v = camera.cy - camera.fy * y / depth
   return xp.stack([u, v], axis=-1), depth
 
 
 def unproject(pixels, depth, camera: Camera):
   """Inverse of `project`: pixel coordinates (..., 2) and depth (...,) -> camera points (..., 3)."""
   xp = namespace(pixels, depth)
-  x = (camera.cx - pixels[..., 0]) * depth / camera.fx
-  y = (camera.cy - pixels[..., 1]) * depth / camera.fy
+  u = pixels[..., 0]
+  v = pixels[..., 1]
+  x = (camera.cx - u) * depth / camera.fx
+  y = (camera.cy - v) * depth / camera.fy
   return xp.stack([x, y, depth], axis=-1)
 
 
 def pixel_centres(camera: Camera) -> np.ndarray:
   """(height, width, 2) pixel coordinates of all pixel centres, fp32."""
-  u, v = np.meshgrid(
-    np.arange(camera.width, dtype=np.float32) + 0.5,
-    np.arange(camera.height, dtype=np.float32) + 0.5,
-  )
+  columns = np.arange(camera.width, dtype=np.float32)
+  rows = np.arange(camera.height, dtype=np.float32)
+  u, v = np.meshgrid(columns + 0.5, rows + 0.5)
   return np.stack([u, v], axis=-1)
 
 
@@ -98,14 +107,23 @@ def pointmap_from_depth(depth_HW, camera: Camera):
     )
   xp = namespace(depth_HW)
   known = xp.isfinite(depth_HW) & (depth_HW > 0)
+  known_depth = xp.where(known, depth_HW, xp.nan)
   pixels = xp.asarray(pixel_centres(camera), dtype=depth_HW.dtype)
-  return unproject(pixels, xp.where(known, depth_HW, xp.nan), camera)
+  return unproject(pixels, known_depth, camera)
 
 
 def resized(camera: Camera, width: int, height: int) -> Camera:
   """The same camera for a picture of another size."""
-  x, y = width / camera.width, height / camera.height
-  return Camera(camera.fx * x, camera.fy * y, camera.cx * x, camera.cy * y, width, height)
+  x = width / camera.width
+  y = height / camera.height
+  return Camera(
+    fx=camera.fx * x,
+    fy=camera.fy * y,
+    cx=camera.cx * x,
+    cy=camera.cy * y,
+    width=width,
+    height=height,
+  )
 
 
 def _rays(pointmap_HW3: np.ndarray, most: int = 50_000) -> tuple[np.ndarray, np.ndarray]:
@@ -113,16 +131,26 @@ def _rays(pointmap_HW3: np.ndarray, most: int = 50_000) -> tuple[np.ndarray, np.
 
   Raises ValueError if there are too few.
   """
+  # Indices of the known points, evenly thinned.
   height, width = pointmap_HW3.shape[:2]
-  known = np.flatnonzero(np.isfinite(pointmap_HW3).all(-1) & (pointmap_HW3[..., 2] > 0))
-  known = known[:: max(1, len(known) // most)]
+  finite = np.isfinite(pointmap_HW3).all(-1)
+  in_front = pointmap_HW3[..., 2] > 0
+  known = np.flatnonzero(finite & in_front)
+  stride = max(1, len(known) // most)
+  known = known[::stride]
   if len(known) < MIN_FIT_POINTS:
     raise ValueError(
       f"{len(known)} known points; at least {MIN_FIT_POINTS} are needed to find the camera"
     )
-  points = pointmap_HW3.reshape(-1, 3)[known].astype(np.float64)
-  pixels = np.stack([known % width, known // width], -1) + 0.5
-  return pixels, points[:, :2] / points[:, 2:]
+
+  # Where each is seen, and in which direction.
+  flat = pointmap_HW3.reshape(-1, 3)
+  points = flat[known].astype(np.float64)
+  columns = known % width
+  rows = known // width
+  pixels = np.stack([columns, rows], -1) + 0.5
+  depth = points[:, 2:]
+  return pixels, points[:, :2] / depth
 
 
 def pixel_trend(pointmap_HW3: np.ndarray) -> tuple[float, float]:
@@ -132,10 +160,15 @@ def pixel_trend(pointmap_HW3: np.ndarray) -> tuple[float, float]:
   known points.
   """
   pixels, rays = _rays(pointmap_HW3)
-  pixels, rays = pixels - pixels.mean(0), rays - rays.mean(0)
+  pixels = pixels - pixels.mean(0)
+  rays = rays - rays.mean(0)
+
+  # Pearson's correlation of each axis; without spread there is none.
+  covariance = (pixels * rays).mean(0)
   scale = np.sqrt((pixels**2).mean(0) * (rays**2).mean(0))
-  trend = -(pixels * rays).mean(0) / np.where(scale > 0, scale, np.inf)
-  return float(trend[0]), float(trend[1])
+  divisor = np.where(scale > 0, scale, np.inf)
+  across, down = -covariance / divisor
+  return float(across), float(down)
 
 
 def fit_camera(pointmap_HW3: np.ndarray, *, rounds: int = 4) -> tuple[Camera, float]:
@@ -158,10 +191,12 @@ def fit_camera(pointmap_HW3: np.ndarray, *, rounds: int = 4) -> tuple[Camera, fl
   pixels, rays = _rays(pointmap_HW3)
   kept = np.ones(len(pixels), bool)
   for _ in range(rounds):
-    # each axis is a line: pixel = centre - focal * ray
-    focal, centre = [], []
+    # Each axis is a line: pixel = centre - focal * ray.
+    focal = []
+    centre = []
     for axis in range(2):
-      ray, pixel = rays[kept, axis], pixels[kept, axis]
+      ray = rays[kept, axis]
+      pixel = pixels[kept, axis]
       if np.ptp(ray) < 1e-6:
         raise ValueError(
           "the known points lie in one row or column: they do not determine a camera"
@@ -169,13 +204,24 @@ def fit_camera(pointmap_HW3: np.ndarray, *, rounds: int = 4) -> tuple[Camera, fl
       slope, offset = np.polyfit(ray, pixel, 1)
       focal.append(-slope)
       centre.append(offset)
+
+    # The next round goes without the points that are far off.
     found = np.array(centre) - np.array(focal) * rays
     error = np.linalg.norm(found - pixels, axis=-1)
-    kept = error <= max(3 * np.median(error), 1e-3)
+    limit = max(3 * np.median(error), 1e-3)
+    kept = error <= limit
   if min(focal) <= 0:
     raise ValueError("the points run against the pytorch3d frame: they do not determine a camera")
-  fx, fy, cx, cy = (float(v) for v in (*focal, *centre))
-  return Camera(fx, fy, cx, cy, width, height), float(np.median(error))
+
+  camera = Camera(
+    fx=float(focal[0]),
+    fy=float(focal[1]),
+    cx=float(centre[0]),
+    cy=float(centre[1]),
+    width=width,
+    height=height,
+  )
+  return camera, float(np.median(error))
 
 
 def assumed_camera(width: int, height: int) -> Camera:
@@ -183,6 +229,13 @@ def assumed_camera(width: int, height: int) -> Camera:
 
   ASSUMED_FOV_DEG along the longer side, centred, square pixels.
   """
-  side = max(width, height)
-  focal = camera_from_fov(side, side, np.radians(ASSUMED_FOV_DEG)).fx
-  return Camera(focal, focal, width / 2, height / 2, width, height)
+  longer = max(width, height)
+  square = camera_from_fov(longer, longer, np.radians(ASSUMED_FOV_DEG))
+  return Camera(
+    fx=square.fx,
+    fy=square.fx,
+    cx=width / 2,
+    cy=height / 2,
+    width=width,
+    height=height,
+  )

@@ -69,7 +69,10 @@ def condition(
   Raises:
     preprocessing.MaskError: the mask is empty or too small to crop around.
   """
-  known = pointmap_HW3 is not None
+  # Streams of point maps can only be made from one.
+  streams = form.streams
+  if pointmap_HW3 is None:
+    streams = tuple(name for name in streams if name not in POINTMAP_STREAMS)
   made = preprocessing.preprocess(
     image_HW3,
     mask_HW,
@@ -77,10 +80,17 @@ def condition(
     image_size=form.image_size,
     pointmap_size=form.pointmap_size,
     resize_twice=form.resize_twice,
-    streams=tuple(s for s in form.streams if known or s not in POINTMAP_STREAMS),
+    streams=streams,
     box_factor=box_factor,
     shift=shift,
   )
-  unknown = np.full((form.pointmap_size, form.pointmap_size, 3), np.nan, np.float32)
-  streams = {name: made.get(name, unknown) for name in form.streams}
-  return Condition(Conditioning(**streams), made.get("pointmap_scale"), made.get("pointmap_shift"))
+
+  # The others are unknown everywhere.
+  side = form.pointmap_size
+  unknown = np.full((side, side, 3), np.nan, np.float32)
+  delivered = {name: made.get(name, unknown) for name in form.streams}
+  return Condition(
+    streams=Conditioning(**delivered),
+    scale=made.get("pointmap_scale"),
+    shift=made.get("pointmap_shift"),
+  )

@@ -9,7 +9,7 @@ def nearest_index(size_in: int, size_out: int) -> np.ndarray:
   The ratio is rounded to fp32 first, as in the published code: some indices differ from those of
   exact arithmetic.
   """
-  index = np.floor(
-    np.arange(size_out, dtype=np.float32) * (np.float32(size_in) / np.float32(size_out))
-  )
-  return np.minimum(index.astype(np.int64), size_in - 1)
+  ratio = np.float32(size_in) / np.float32(size_out)
+  places = np.arange(size_out, dtype=np.float32) * ratio
+  index = np.floor(places).astype(np.int64)
+  return np.minimum(index, size_in - 1)

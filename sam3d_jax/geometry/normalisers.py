@@ -58,20 +58,25 @@ class ObjectCentric:
     if not np.isfinite(points).any():
       if not self.fallback:
         raise NoValidPoints("the mask covers no known point of the point map")
-      return ScaleShift(np.full(3, self.scale_factor, np.float32), np.zeros(3, np.float32))
-    shift = np.array([lower_median(points[:, i]) for i in range(3)], np.float32)
+      return same_everywhere(self.scale_factor, np.zeros(3, np.float32))
+    shift = medians(points)
     scale = self._scale(pointmap_HW3, points, shift) * self.scale_factor
-    return ScaleShift(np.full(3, scale, np.float32), shift)
+    return same_everywhere(scale, shift)
 
   def _scale(self, pointmap_HW3, points, shift):
+    # Of the scene: axis by axis, which needs no copy of the point map.
     if self.use_scene_scale is True:
       size = np.abs(pointmap_HW3[..., 0] - shift[0])
       for i in (1, 2):
-        np.maximum(size, np.abs(pointmap_HW3[..., i] - shift[i]), out=size)
+        along = np.abs(pointmap_HW3[..., i] - shift[i])
+        np.maximum(size, along, out=size)
       return lower_median(size.ravel())
+
+    # Of the object.
     distance = np.linalg.norm(points - shift, axis=-1)
     if self.use_scene_scale is False:
-      low, high = np.nanquantile(distance, [self.quantile_drop, 1 - self.quantile_drop])
+      quantiles = [self.quantile_drop, 1 - self.quantile_drop]
+      low, high = np.nanquantile(distance, quantiles)
       return 2 * (high - low)
     if self.use_scene_scale == "object_norm_median":
       return lower_median(distance)
@@ -84,9 +89,8 @@ class ObjectCentric:
     points = affine(points, moments)
     if not self.clip_beyond:
       return points
-    return np.where(
-      np.linalg.norm(points, axis=-1, keepdims=True) > self.clip_beyond, np.float32(np.nan), points
-    )
+    distance = np.linalg.norm(points, axis=-1, keepdims=True)
+    return np.where(distance > self.clip_beyond, np.float32(np.nan), points)
 
   def invert(self, points, moments: ScaleShift):
     return inverse_affine(points, moments)
@@ -99,8 +103,10 @@ class ScaleShiftInvariant:
   """
 
   def scale_shift(self, pointmap_HW3, mask_HW) -> ScaleShift:
-    shift = np.array([0, 0, lower_median(pointmap_HW3[..., 2].ravel())], np.float32)
-    return ScaleShift(np.full(3, np.nanmean(np.abs(pointmap_HW3 - shift)), np.float32), shift)
+    depth = pointmap_HW3[..., 2]
+    shift = np.array([0, 0, lower_median(depth.ravel())], np.float32)
+    size = np.abs(pointmap_HW3 - shift)
+    return same_everywhere(np.nanmean(size), shift)
 
   def apply(self, points, moments: ScaleShift):
     return affine(points, moments)
@@ -120,21 +126,19 @@ class ApparentSize:
   scale_factor: float = 1.0
 
   def scale_shift(self, pointmap_HW3, mask_HW) -> ScaleShift:
-    points = (
-      pointmap_HW3.reshape(-1, 3) if self.use_scene_scale else masked_points(pointmap_HW3, mask_HW)
-    )
-    return ScaleShift(
-      np.full(3, lower_median(points[:, 2]) * self.scale_factor, np.float32),
-      np.zeros(3, np.float32),
-    )
+    if self.use_scene_scale:
+      points = pointmap_HW3.reshape(-1, 3)
+    else:
+      points = masked_points(pointmap_HW3, mask_HW)
+    scale = lower_median(points[:, 2]) * self.scale_factor
+    return same_everywhere(scale, np.zeros(3, np.float32))
 
   def apply(self, points, moments: ScaleShift):
     points = affine(points, moments)
-    return (
-      np.where(points[..., 2:] > self.clip_beyond, np.float32(np.nan), points)
-      if self.clip_beyond
-      else points
-    )
+    if not self.clip_beyond:
+      return points
+    depth = points[..., 2:]
+    return np.where(depth > self.clip_beyond, np.float32(np.nan), points)
 
   def invert(self, points, moments: ScaleShift):
     return inverse_affine(points, moments)
@@ -153,32 +157,45 @@ class Disparity:
   def scale_shift(self, pointmap_HW3, mask_HW) -> ScaleShift:
     points = remap.remap(pointmap_HW3, "exp_disparity")
     if self.use_scene_scale:
-      shift = np.array(
-        [0, 0, lower_median(points[..., 2].ravel()) + self.log_disparity_shift], np.float32
-      )
+      log_depth = points[..., 2].ravel()
+      along = lower_median(log_depth) + self.log_disparity_shift
+      shift = np.array([0, 0, along], np.float32)
     else:
-      masked = masked_points(points, mask_HW)
-      shift = np.array([lower_median(masked[:, i]) for i in range(3)], np.float32)
-    return ScaleShift(np.ones(3, np.float32), shift)
+      shift = medians(masked_points(points, mask_HW))
+    return same_everywhere(1, shift)
 
   def apply(self, points, moments: ScaleShift):
-    points = affine(remap.remap(points, "exp_disparity"), moments)
-    return (
-      np.where(np.abs(points[..., 2:]) > self.clip_beyond, np.float32(np.nan), points)
-      if self.clip_beyond
-      else points
-    )
+    disparity = remap.remap(points, "exp_disparity")
+    points = affine(disparity, moments)
+    if not self.clip_beyond:
+      return points
+    depth = np.abs(points[..., 2:])
+    return np.where(depth > self.clip_beyond, np.float32(np.nan), points)
 
   def invert(self, points, moments: ScaleShift):
-    return remap.unmap(inverse_affine(points, moments), "exp_disparity")
+    disparity = inverse_affine(points, moments)
+    return remap.unmap(disparity, "exp_disparity")
 
 
 def clip_far(pointmap_HW3, mask_HW, factor: float):
   """Points whose depth exceeds `factor` times the object's median depth become unknown (before any
   normalisation).
   """
-  limit = factor * lower_median(masked_points(pointmap_HW3, mask_HW)[:, 2])
-  return np.where(np.abs(pointmap_HW3[..., 2:]) > limit, np.float32(np.nan), pointmap_HW3)
+  object_depth = masked_points(pointmap_HW3, mask_HW)[:, 2]
+  limit = factor * lower_median(object_depth)
+  depth = np.abs(pointmap_HW3[..., 2:])
+  return np.where(depth > limit, np.float32(np.nan), pointmap_HW3)
+
+
+def same_everywhere(scale, shift) -> ScaleShift:
+  """One scale for all three axes."""
+  return ScaleShift(np.full(3, scale, np.float32), shift)
+
+
+def medians(points):
+  """(3,) float32 lower median of each coordinate of (P, 3) points."""
+  found = [lower_median(points[:, i]) for i in range(3)]
+  return np.array(found, np.float32)
 
 
 def affine(points, moments: ScaleShift):
@@ -193,12 +210,14 @@ def inverse_affine(points, moments: ScaleShift):
 
 def masked_points(pointmap_HW3, mask_HW):
   """(P, 3) points under the mask, which is resized (nearest) to the point map's size."""
-  if mask_HW.shape != pointmap_HW3.shape[:2]:
-    rows, columns = (
-      nearest_index(n, m) for n, m in zip(mask_HW.shape, pointmap_HW3.shape[:2], strict=True)
-    )
+  shape = pointmap_HW3.shape[:2]
+  if mask_HW.shape != shape:
+    rows = nearest_index(mask_HW.shape[0], shape[0])
+    columns = nearest_index(mask_HW.shape[1], shape[1])
     mask_HW = mask_HW[rows[:, None], columns]
-  return np.take(pointmap_HW3.reshape(-1, 3), np.flatnonzero(mask_HW > 0.5), axis=0)
+  chosen = np.flatnonzero(mask_HW > 0.5)
+  flat = pointmap_HW3.reshape(-1, 3)
+  return np.take(flat, chosen, axis=0)
 
 
 def lower_median(values):
@@ -209,4 +228,5 @@ def lower_median(values):
   if not len(values):
     return np.float32(np.nan)
   middle = (len(values) - 1) // 2
-  return np.partition(values, middle)[middle]
+  partly_sorted = np.partition(values, middle)
+  return partly_sorted[middle]

@@ -105,27 +105,33 @@ def rotation_only(rotation) -> Pose:
 
 def is_placed(pose: Pose) -> bool:
   """Whether translation and scale are known, not only the rotation."""
-  return bool(np.isfinite(pose.translation).all() and np.isfinite(pose.scale).all())
+  known_place = np.isfinite(pose.translation).all()
+  known_size = np.isfinite(pose.scale).all()
+  return bool(known_place and known_size)
 
 
 def transform_points(points, pose: Pose):
   """Object points (..., P, 3) -> camera points."""
   scaled = points * pose.scale[..., None, :]
-  return scaled @ transpose(pose.rotation) + pose.translation[..., None, :]
+  turned = scaled @ transpose(pose.rotation)
+  return turned + pose.translation[..., None, :]
 
 
 def untransform_points(points, pose: Pose):
   """Inverse of `transform_points` for a rotation matrix."""
   centred = points - pose.translation[..., None, :]
-  return centred @ pose.rotation / pose.scale[..., None, :]
+  turned = centred @ pose.rotation
+  return turned / pose.scale[..., None, :]
 
 
 def transpose(rotation):
   """(..., 3, 3) -> R_rows of R and R of R_rows; a contiguous array in numpy."""
   xp = namespace(rotation)
   swapped = xp.swapaxes(rotation, -1, -2)
-  # products with one point round otherwise where a matrix is only seen as transposed
-  return np.ascontiguousarray(swapped) if xp is np else swapped
+  if xp is not np:
+    return swapped
+  # Products with one point round otherwise where a matrix is only seen as transposed.
+  return np.ascontiguousarray(swapped)
 
 
 def release_quaternion(rotation):
@@ -135,20 +141,26 @@ def release_quaternion(rotation):
 
 def encode_rotation(rotation):
   """(..., 3, 3) of a Pose -> the latent `rotation` (..., 6)."""
-  return rotations.normalise_6d(rotations.matrix_to_6d(transpose(rotation)))
+  rows = transpose(rotation)
+  six = rotations.matrix_to_6d(rows)
+  return rotations.normalise_6d(six)
 
 
 def decode_rotation(latent):
   """The latent `rotation` (..., 6) -> (..., 3, 3) of a Pose; the inverse of `encode_rotation`."""
-  return transpose(rotations.matrix_from_6d(rotations.denormalise_6d(latent)))
+  six = rotations.denormalise_6d(latent)
+  rows = rotations.matrix_from_6d(six)
+  return transpose(rows)
 
 
 def compose(scale, rotation, translation):
   """4 x 4 row-vector matrix of scale, then rotation, then translation: [p, 1] @ M."""
   xp = namespace(scale, rotation, translation)
   linear = scale[..., :, None] * rotation
-  top = xp.concatenate([linear, xp.zeros_like(linear[..., :1])], axis=-1)
-  bottom = xp.concatenate([translation, xp.ones_like(translation[..., :1])], axis=-1)
+  zeros = xp.zeros_like(linear[..., :1])
+  top = xp.concatenate([linear, zeros], axis=-1)
+  one = xp.ones_like(translation[..., :1])
+  bottom = xp.concatenate([translation, one], axis=-1)
   return xp.concatenate([top, bottom[..., None, :]], axis=-2)
 
 
@@ -157,8 +169,10 @@ def decompose(matrix):
 
   The scales are the norms of the rows of the 3 x 3 part.
   """
-  scale = rotations.norm(matrix[..., :3, :3])
-  return scale[..., 0], matrix[..., :3, :3] / scale, matrix[..., 3, :3]
+  linear = matrix[..., :3, :3]
+  scale = rotations.norm(linear)
+  rotation = linear / scale
+  return scale[..., 0], rotation, matrix[..., 3, :3]
 
 
 def invariants(pose: ScenePose) -> Invariant:
@@ -168,7 +182,13 @@ def invariants(pose: ScenePose) -> Invariant:
   relative = pose.translation / scene
   distance = xp.maximum(rotations.norm(relative), 1e-8)
   scale = pose.scale / scene
-  return Invariant(pose.rotation, relative / distance, distance, scale, scale / distance)
+  return Invariant(
+    rotation=pose.rotation,
+    direction=relative / distance,
+    distance=distance,
+    scale=scale,
+    apparent_scale=scale / distance,
+  )
 
 
 def encode(
@@ -192,40 +212,54 @@ def encode(
   ones = xp.ones_like(pose.translation[..., :1])
   scene = pose.scene_scale[:, None]
   rotation = pose.rotation
+
+  # One branch for each row of the table, or two that differ in the scale.
   if convention == "Identity":
-    scale, translation, length = pose.scale, pose.translation, ones
+    scale = pose.scale
+    translation = pose.translation
+    length = ones
+
   elif convention in ("Naive", "NormalizedSceneScale"):
-    scale, translation, length = (
-      pose.scale / (1 if convention == "Naive" else scene),
-      pose.translation / scene,
-      ones,
-    )
+    unit = 1 if convention == "Naive" else scene
+    scale = pose.scale / unit
+    translation = pose.translation / scene
+    length = ones
+
   elif convention in ("NormalizedSceneScaleAndTranslation", "ApparentSize"):
     inv = invariants(pose)
     scale = inv.apparent_scale if convention == "ApparentSize" else inv.scale
-    translation, length = inv.direction, inv.distance
+    translation = inv.direction
+    length = inv.distance
+
   elif convention == "DisparitySpace":
     depth = pose.translation[..., 2:] / scene[..., 2:]
-    offset = pose.translation[..., :2] / scene[..., :2] / depth - pose.scene_shift[:, None, :2]
-    scale, translation = (
-      pose.scale / scene / depth,
-      xp.concatenate([offset, xp.zeros_like(depth)], axis=-1),
-    )
+    across = pose.translation[..., :2] / scene[..., :2]
+    offset = across / depth - pose.scene_shift[:, None, :2]
+    scale = pose.scale / scene / depth
+    translation = xp.concatenate([offset, xp.zeros_like(depth)], axis=-1)
     length = depth / xp.exp(pose.scene_shift[:, None, 2:])
+
   else:
-    scale, rotation, translation = _rescale(
-      pose, 1 / pose.scene_scale, -pose.scene_shift / pose.scene_scale, published_tiling
-    )
+    # the two that are invariant to scale and shift
+    to_unit = 1 / pose.scene_scale
+    to_centre = -pose.scene_shift / pose.scene_scale
+    scale, rotation, translation = _rescale(pose, to_unit, to_centre, published_tiling)
     length = ones
     if convention == "ScaleShiftInvariantWTranslationScale":
       length = rotations.norm(translation)
       translation = translation / xp.maximum(length, UNIT_FLOOR)
+
   if whiten:
-    scale, translation = (
-      (scale - SCALE_MEAN) / SCALE_STD,
-      (translation - TRANSLATION_MEAN) / TRANSLATION_STD,
-    )
-  return PoseTarget(scale, rotation, translation, length, pose.scene_scale, pose.scene_shift)
+    scale = (scale - SCALE_MEAN) / SCALE_STD
+    translation = (translation - TRANSLATION_MEAN) / TRANSLATION_STD
+  return PoseTarget(
+    scale=scale,
+    rotation=rotation,
+    translation=translation,
+    translation_scale=length,
+    scene_scale=pose.scene_scale,
+    scene_shift=pose.scene_shift,
+  )
 
 
 def decode(
@@ -235,36 +269,57 @@ def decode(
   _check(convention, whiten)
   xp = namespace(*target)
   scene = target.scene_scale[:, None]
-  scale, translation, length, rotation = (
-    target.scale,
-    target.translation,
-    target.translation_scale,
-    target.rotation,
-  )
+  scale = target.scale
+  translation = target.translation
+  length = target.translation_scale
+  rotation = target.rotation
   if whiten:
-    scale, translation = (
-      scale * SCALE_STD + SCALE_MEAN,
-      translation * TRANSLATION_STD + TRANSLATION_MEAN,
-    )
+    scale = scale * SCALE_STD + SCALE_MEAN
+    translation = translation * TRANSLATION_STD + TRANSLATION_MEAN
+
+  # The branches of `encode`, undone; Identity has nothing to undo.
   if convention in ("Naive", "NormalizedSceneScale"):
-    scale, translation = scale * (1 if convention == "Naive" else scene), translation * scene
+    unit = 1 if convention == "Naive" else scene
+    scale = scale * unit
+    translation = translation * scene
+
   elif convention in ("NormalizedSceneScaleAndTranslation", "ApparentSize"):
-    scale = scale * scene * (length if convention == "ApparentSize" else 1)
+    unit = length if convention == "ApparentSize" else 1
+    scale = scale * scene * unit
     translation = translation * length * scene
+
   elif convention == "DisparitySpace":
     depth = length * xp.exp(target.scene_shift[:, None, 2:])
-    ray = xp.concatenate(
-      [translation[..., :2] + target.scene_shift[:, None, :2], xp.ones_like(depth)], axis=-1
-    )
-    scale, translation = scale * depth * scene, ray * depth * scene
+    across = translation[..., :2] + target.scene_shift[:, None, :2]
+    ray = xp.concatenate([across, xp.ones_like(depth)], axis=-1)
+    scale = scale * depth * scene
+    translation = ray * depth * scene
+
   elif convention != "Identity":
     if convention == "ScaleShiftInvariantWTranslationScale":
-      translation = translation / xp.maximum(rotations.norm(translation), UNIT_FLOOR) * length
-    relative = ScenePose(scale, rotation, translation, target.scene_scale, target.scene_shift)
-    scale, rotation, translation = _rescale(
-      relative, target.scene_scale, target.scene_shift, published_tiling
+      norm = xp.maximum(rotations.norm(translation), UNIT_FLOOR)
+      translation = translation / norm * length
+    relative = ScenePose(
+      scale=scale,
+      rotation=rotation,
+      translation=translation,
+      scene_scale=target.scene_scale,
+      scene_shift=target.scene_shift,
     )
-  return ScenePose(scale, rotation, translation, target.scene_scale, target.scene_shift)
+    scale, rotation, translation = _rescale(
+      relative,
+      target.scene_scale,
+      target.scene_shift,
+      published_tiling,
+    )
+
+  return ScenePose(
+    scale=scale,
+    rotation=rotation,
+    translation=translation,
+    scene_scale=target.scene_scale,
+    scene_shift=target.scene_shift,
+  )
 
 
 def encode_latents(
@@ -279,22 +334,25 @@ def encode_latents(
 
   def flat(x, *shape: int):
     """(..., *shape) -> (N, *shape) over all poses."""
-    return xp.reshape(xp.broadcast_to(xp.asarray(x), (*lead, *shape)), (-1, *shape))
+    whole = xp.broadcast_to(xp.asarray(x), (*lead, *shape))
+    return xp.reshape(whole, (-1, *shape))
 
+  # Each pose is the one object of a scene of its own.
   quaternion = release_quaternion(flat(pose.rotation, 3, 3))
   scenes = ScenePose(
-    flat(pose.scale, 3)[:, None],
-    quaternion[:, None],
-    flat(pose.translation, 3)[:, None],
-    flat(scene_scale, 3),
-    flat(scene_shift, 3),
+    scale=flat(pose.scale, 3)[:, None],
+    rotation=quaternion[:, None],
+    translation=flat(pose.translation, 3)[:, None],
+    scene_scale=flat(scene_scale, 3),
+    scene_shift=flat(scene_shift, 3),
   )
   target = encode(scenes, convention)
-  six = rotations.normalise_6d(
-    rotations.matrix_to_6d(rotations.quaternion_to_matrix(target.rotation))
-  )
+
+  # Rotations as whitened 6-D vectors, lengths as logarithms.
+  rows = rotations.quaternion_to_matrix(target.rotation)
+  six = rotations.matrix_to_6d(rows)
   out = {
-    "rotation": six,
+    "rotation": rotations.normalise_6d(six),
     "translation": target.translation,
     "scale": xp.log(target.scale),
     "translation_scale": xp.log(target.translation_scale),
@@ -319,28 +377,31 @@ def decode_latents(
 
   def flat(x):
     """(..., 3) -> (N, 3) over all poses."""
-    return xp.reshape(xp.broadcast_to(xp.asarray(x), (*lead, 3)), (-1, 3))
+    whole = xp.broadcast_to(xp.asarray(x), (*lead, 3))
+    return xp.reshape(whole, (-1, 3))
 
+  # Each pose is the one object of a scene of its own.
   six = rotations.denormalise_6d(latents["rotation"]).reshape(-1, 1, 6)
+  rows = rotations.matrix_from_6d(six)
   target = PoseTarget(
     scale=xp.exp(latents["scale"]).reshape(-1, 1, 3),
-    rotation=rotations.matrix_to_quaternion(rotations.matrix_from_6d(six)),
+    rotation=rotations.matrix_to_quaternion(rows),
     translation=latents["translation"].reshape(-1, 1, 3),
     translation_scale=xp.exp(latents["translation_scale"]).reshape(-1, 1, 1),
     scene_scale=flat(scene_scale),
     scene_shift=flat(scene_shift),
   )
   scenes = decode(target, convention)
-  scale = (
-    xp.broadcast_to(scenes.scale.mean(-1, keepdims=True), scenes.scale.shape)
-    if isotropic
-    else scenes.scale
-  )
-  rotation = rotations.quaternion_to_matrix(scenes.rotation)
+
+  scale = scenes.scale
+  if isotropic:
+    mean = scale.mean(-1, keepdims=True)
+    scale = xp.broadcast_to(mean, scale.shape)
+  rows = rotations.quaternion_to_matrix(scenes.rotation)
   return Pose(
-    transpose(rotation).reshape(*lead, 3, 3),
-    scenes.translation.reshape(*lead, 3),
-    scale.reshape(*lead, 3),
+    rotation=transpose(rows).reshape(*lead, 3, 3),
+    translation=scenes.translation.reshape(*lead, 3),
+    scale=scale.reshape(*lead, 3),
   )
 
 
@@ -350,8 +411,12 @@ def average_layout(latents: dict) -> dict:
   It puts an object of average size at the scene's centre.
   """
   xp = namespace(*latents.values())
-  centred = {name: xp.zeros_like(latents[name]) for name in ("translation", "translation_scale")}
-  return latents | centred | {"scale": xp.full_like(latents["scale"], MEAN_LOG_SCALE)}
+  average = {
+    "translation": xp.zeros_like(latents["translation"]),
+    "translation_scale": xp.zeros_like(latents["translation_scale"]),
+    "scale": xp.full_like(latents["scale"], MEAN_LOG_SCALE),
+  }
+  return latents | average
 
 
 def _check(convention, whiten):
@@ -364,20 +429,26 @@ def _check(convention, whiten):
 def _rescale(pose: ScenePose, scene_scale, scene_shift, published_tiling):
   """Follows each pose with p -> p * scene_scale + scene_shift and decomposes the result again."""
   xp = namespace(*pose)
+
+  # The scene of each object.
   batch, objects = pose.translation.shape[:2]
   if published_tiling:
-    index = np.arange(batch * objects).reshape(batch, objects) % batch
-    scene_scale, scene_shift = scene_scale[index], scene_shift[index]
+    number = np.arange(batch * objects).reshape(batch, objects)
+    index = number % batch
+    scene_scale = scene_scale[index]
+    scene_shift = scene_shift[index]
   else:
-    scene_scale, scene_shift = scene_scale[:, None], scene_shift[:, None]
+    scene_scale = scene_scale[:, None]
+    scene_shift = scene_shift[:, None]
+
+  # Scale, then rotation, then the scene's scale, as one matrix; the norms of its rows are scales.
   scale3 = xp.broadcast_to(pose.scale, pose.translation.shape)
-  linear = (
-    scale3[..., :, None] * rotations.quaternion_to_matrix(pose.rotation) * scene_scale[..., None, :]
-  )
-  scale = rotations.norm(linear)
-  rotation = rotations.matrix_to_quaternion(linear / scale)
-  return (
-    scale[..., 0][..., : pose.scale.shape[-1]],
-    rotation,
-    pose.translation * scene_scale + scene_shift,
-  )
+  rows = scale3[..., :, None] * rotations.quaternion_to_matrix(pose.rotation)
+  linear = rows * scene_scale[..., None, :]
+  norms = rotations.norm(linear)
+  rotation = rotations.matrix_to_quaternion(linear / norms)
+
+  # as many scales as the pose came with
+  scale = norms[..., 0][..., : pose.scale.shape[-1]]
+  translation = pose.translation * scene_scale + scene_shift
+  return scale, rotation, translation

@@ -57,18 +57,30 @@ def mask_box(
   Raises:
     MaskError: no pixel is set, or the mask spans fewer than 3 x 3 pixels.
   """
-  rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
+  rows = np.flatnonzero(mask_HW.any(1))
+  columns = np.flatnonzero(mask_HW.any(0))
   if not len(rows):
     raise MaskError("the mask is empty")
-  top, bottom, left, right = (int(v) for v in (rows[0], rows[-1], columns[0], columns[-1]))
-  if right - left < 2 or bottom - top < 2:
+  top, bottom = int(rows[0]), int(rows[-1])
+  left, right = int(columns[0]), int(columns[-1])
+  width = right - left
+  height = bottom - top
+  if width < 2 or height < 2:
     raise MaskError(
-      f"the mask spans {right - left + 1} x {bottom - top + 1} pixels; a crop needs at least 3 x 3"
+      f"the mask spans {width + 1} x {height + 1} pixels; a crop needs at least 3 x 3"
     )
-  size = int(max(right - left, bottom - top) * box_factor)
-  centre_x, centre_y = (left + right) / 2 + shift[0] * size, (top + bottom) / 2 + shift[1] * size
+
+  # A square about the box's centre, moved by the shift.
+  size = int(max(width, height) * box_factor)
+  centre_x = (left + right) / 2 + shift[0] * size
+  centre_y = (top + bottom) / 2 + shift[1] * size
   half = size // 2
-  return int(centre_x - half), int(centre_y - half), int(centre_x + half), int(centre_y + half)
+  return (
+    int(centre_x - half),
+    int(centre_y - half),
+    int(centre_x + half),
+    int(centre_y + half),
+  )
 
 
 def crop_window(
@@ -82,21 +94,27 @@ def crop_window(
   Raises MaskError.
   """
   x1, y1, x2, y2 = mask_box(mask_HW, box_factor, shift)
-  width, height = x2 - x1, y2 - y1
+  width = x2 - x1
+  height = y2 - y1
   side = max(width, height)
   extend = int(side * padding)
   return Window(
-    (x1, y1, x2, y2),
-    x1 - (side - width) // 2 - extend,
-    y1 - (side - height) // 2 - extend,
-    side + 2 * extend,
+    box=(x1, y1, x2, y2),
+    x=x1 - (side - width) // 2 - extend,
+    y=y1 - (side - height) // 2 - extend,
+    side=side + 2 * extend,
   )
 
 
 def square_window(height: int, width: int) -> Window:
   """The whole image, centred in a square."""
   side = max(height, width)
-  return Window((0, 0, width, height), -((side - width) // 2), -((side - height) // 2), side)
+  return Window(
+    box=(0, 0, width, height),
+    x=-((side - width) // 2),
+    y=-((side - height) // 2),
+    side=side,
+  )
 
 
 def cut(
@@ -118,21 +136,29 @@ def cut(
   """
   height, width = array.shape[:2]
   x1, y1, x2, y2 = window.box
-  index = np.arange(window.side) if index is None else index
-  rows, columns = index + window.y, index + window.x
-  (r0, r1), (c0, c1) = (
-    _span(rows, max(0, y1), min(height, y2)),
-    _span(columns, max(0, x1), min(width, x2)),
-  )
-  seen = (rows[r0:r1], columns[c0:c1])
-  pixels = (
-    array.at(*seen)
-    if isinstance(array, Enlarged)
-    else _gather(_gather(array, seen[0], 0), seen[1], 1)
-  )
-  pixels = pixels if convert is None else convert(pixels)
-  out = np.full((len(index), len(index), array.shape[2]), beyond_box, pixels.dtype)
-  (b0, b1), (d0, d1) = _span(rows, y1, y2), _span(columns, x1, x2)
+  if index is None:
+    index = np.arange(window.side)
+  rows = index + window.y
+  columns = index + window.x
+
+  # The pixels that lie in the image and in the box.
+  r0, r1 = _span(rows, max(0, y1), min(height, y2))
+  c0, c1 = _span(columns, max(0, x1), min(width, x2))
+  seen_rows = rows[r0:r1]
+  seen_columns = columns[c0:c1]
+  if isinstance(array, Enlarged):
+    pixels = array.at(seen_rows, seen_columns)
+  else:
+    band = _gather(array, seen_rows, 0)
+    pixels = _gather(band, seen_columns, 1)
+  if convert is not None:
+    pixels = convert(pixels)
+
+  # Fills from the outside in: beyond the box, outside the image, the image.
+  size = len(index)
+  out = np.full((size, size, array.shape[2]), beyond_box, pixels.dtype)
+  b0, b1 = _span(rows, y1, y2)
+  d0, d1 = _span(columns, x1, x2)
   out[b0:b1, d0:d1] = outside
   out[r0:r1, c0:c1] = pixels
   return out
@@ -140,16 +166,18 @@ def cut(
 
 def _span(index, low: int, high: int) -> tuple[int, int]:
   """Range of positions of an ascending index whose values are in [low, high)."""
-  start, stop = np.searchsorted(index, (low, high))
-  return int(start), max(int(start), int(stop))
+  bounds = np.searchsorted(index, (low, high))
+  start, stop = (int(v) for v in bounds)
+  return start, max(start, stop)
 
 
 def _gather(array, index, axis: int):
   """np.take, as a view where the index is a run."""
-  if len(index) and index[-1] - index[0] + 1 == len(index):
-    run = slice(int(index[0]), int(index[-1]) + 1)
-    return array[run] if axis == 0 else array[:, run]
-  return np.take(array, index, axis=axis)
+  is_run = len(index) and index[-1] - index[0] + 1 == len(index)
+  if not is_run:
+    return np.take(array, index, axis=axis)
+  run = slice(int(index[0]), int(index[-1]) + 1)
+  return array[run] if axis == 0 else array[:, run]
 
 
 def resize_nearest(array, window: Window, size: int, *, through: int | None = None, **fills):
@@ -161,7 +189,9 @@ def resize_nearest(array, window: Window, size: int, *, through: int | None = No
   if through is None:
     index = nearest_index(window.side, size)
   else:
-    index = nearest_index(window.side, through)[nearest_index(through, size)]
+    first = nearest_index(window.side, through)
+    second = nearest_index(through, size)
+    index = first[second]
   return cut(array, window, index, **fills)
 
 
@@ -170,15 +200,16 @@ def resize_image(image_HWC, window: Window, size: int, *, interpolation: str = "
   float32 (exact).
   """
   square = cut(image_HWC, window)
-  if image_HWC.dtype == np.uint8:
-    if interpolation == "bilinear" and window.side <= size:
-      # Enlarging needs no antialiasing, and OpenCV does the same sums eight times faster; shrinking
-      # by it would alias.
-      return cv2.resize(square, (size, size), interpolation=cv2.INTER_LINEAR).reshape(
-        size, size, -1
-      )
-    return np.asarray(Image.fromarray(square).resize((size, size), INTERPOLATIONS[interpolation]))
-  return resize_float(square, (size, size), interpolation)
+  shape = (size, size)
+  if image_HWC.dtype != np.uint8:
+    return resize_float(square, shape, interpolation)
+  if interpolation == "bilinear" and window.side <= size:
+    # Enlarging needs no antialiasing, and OpenCV does the same sums eight times faster; shrinking
+    # by it would alias.
+    enlarged = cv2.resize(square, shape, interpolation=cv2.INTER_LINEAR)
+    return enlarged.reshape(size, size, -1)
+  resized = Image.fromarray(square).resize(shape, INTERPOLATIONS[interpolation])
+  return np.asarray(resized)
 
 
 def resize_float(array_HWC, shape: tuple[int, int], interpolation: str = "bilinear"):
@@ -186,24 +217,33 @@ def resize_float(array_HWC, shape: tuple[int, int], interpolation: str = "biline
   array_HWC = array_HWC.astype(np.float32)
   if array_HWC.shape[:2] == tuple(shape):
     return array_HWC
-  resize = lambda plane: Image.fromarray(np.ascontiguousarray(plane)).resize(
-    shape[::-1], INTERPOLATIONS[interpolation]
-  )
-  return np.stack(
-    [np.asarray(resize(array_HWC[..., c])) for c in range(array_HWC.shape[-1])], axis=-1
-  )
+
+  # Pillow keeps the precision of single float planes only; its sizes are (width, height).
+  height, width = shape
+  planes = []
+  for c in range(array_HWC.shape[-1]):
+    plane = np.ascontiguousarray(array_HWC[..., c])
+    resized = Image.fromarray(plane).resize((width, height), INTERPOLATIONS[interpolation])
+    planes.append(np.asarray(resized))
+  return np.stack(planes, axis=-1)
 
 
 def resize_pointmap(pointmap_HW3, shape: tuple[int, int]):
   """Point map resized (bilinear, antialiased) to an image's size; unknown points count as zero and
   stay unknown (nearest).
   """
-  if pointmap_HW3.shape[:2] == tuple(shape):
+  height, width = pointmap_HW3.shape[:2]
+  if (height, width) == tuple(shape):
     return pointmap_HW3
   unknown = np.isnan(pointmap_HW3)
-  out = resize_float(np.where(unknown, 0, pointmap_HW3), shape)
-  rows, columns = (nearest_index(n, m) for n, m in zip(pointmap_HW3.shape[:2], shape, strict=True))
-  out[unknown.any(-1)[rows[:, None], columns]] = np.nan
+  filled = np.where(unknown, 0, pointmap_HW3)
+  out = resize_float(filled, shape)
+
+  # Unknown again where the nearest point of the map is.
+  rows = nearest_index(height, shape[0])
+  columns = nearest_index(width, shape[1])
+  unknown_HW = unknown.any(-1)
+  out[unknown_HW[rows[:, None], columns]] = np.nan
   return out
 
 
@@ -211,8 +251,9 @@ class Enlarged:
   """A point map as `resize_pointmap` enlarges it, computed only at the pixels that are read."""
 
   def __init__(self, pointmap_HW3, shape: tuple[int, int]):
-    self.unknown_HW = np.isnan(pointmap_HW3).any(-1)
-    self.points_HW3 = np.where(np.isnan(pointmap_HW3), np.float32(0), pointmap_HW3)
+    unknown = np.isnan(pointmap_HW3)
+    self.unknown_HW = unknown.any(-1)
+    self.points_HW3 = np.where(unknown, np.float32(0), pointmap_HW3)
     self.shape = (*shape, 3)
 
   def at(self, rows, columns):
@@ -221,27 +262,44 @@ class Enlarged:
     """
     out = self._between(self.points_HW3, rows, 0)
     out = self._between(out, columns, 1)
-    near = [
-      nearest_index(n, m)[index]
-      for n, m, index in zip(self.unknown_HW.shape, self.shape, (rows, columns), strict=False)
-    ]
-    out[self.unknown_HW[near[0][:, None], near[1]]] = np.nan
+
+    # Unknown where the nearest point of the map is.
+    height, width = self.unknown_HW.shape
+    near_rows = nearest_index(height, self.shape[0])[rows]
+    near_columns = nearest_index(width, self.shape[1])[columns]
+    unknown = self.unknown_HW[near_rows[:, None], near_columns]
+    out[unknown] = np.nan
     return out
 
   def _between(self, array, index, axis: int):
     """Linear interpolation at pixel centres along an axis; beyond the outermost centres the value
     stays.
     """
+    # The place of every pixel centre between two centres of the map.
     size = array.shape[axis]
-    place = np.clip((index + 0.5) * (size / self.shape[axis]) - 0.5, 0, size - 1)
+    ratio = size / self.shape[axis]
+    place = np.clip((index + 0.5) * ratio - 0.5, 0, size - 1)
     low = np.minimum(place.astype(np.int64), max(size - 2, 0))
-    part = (place - low).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+    high = np.minimum(low + 1, size - 1)
+    along = (-1, 1, 1) if axis == 0 else (1, -1, 1)
+    part = (place - low).astype(np.float32).reshape(along)
+
+    # first + part (second - first), in place
     first = np.take(array, low, axis)
-    step = np.take(array, np.minimum(low + 1, size - 1), axis)
-    step -= first
-    step *= part
-    step += first
-    return step
+    value = np.take(array, high, axis)
+    value -= first
+    value *= part
+    value += first
+    return value
+
+
+def resampled(pointmap_HW3, shape: tuple[int, int]):
+  """A point map at an image's size, as something that `cut` reads: enlarging is done lazily."""
+  height, width = pointmap_HW3.shape[:2]
+  enlarges = height <= shape[0] and width <= shape[1]
+  if enlarges:
+    return Enlarged(pointmap_HW3, shape)
+  return resize_pointmap(pointmap_HW3, shape)
 
 
 def preprocess(
@@ -293,10 +351,13 @@ def preprocess(
   """
   if image_HW3.shape[:2] != mask_HW.shape:
     raise ValueError(f"the image is {image_HW3.shape[:2]}, its mask {mask_HW.shape}")
-  if pointmap_HW3 is None and {"pointmap", "rgb_pointmap"} & set(streams):
+  wants_pointmap = {"pointmap", "rgb_pointmap"} & set(streams)
+  if pointmap_HW3 is None and wants_pointmap:
     raise ValueError(f"streams {streams} need a point map, and there is none")
   if not np.issubdtype(mask_HW.dtype, np.floating):
     mask_HW = (mask_HW != 0).astype(np.uint8)
+
+  # The object's crop and the whole photo, as image and as mask.
   crop = crop_window(mask_HW, box_factor=box_factor, padding=padding, shift=shift)
   photo = square_window(*mask_HW.shape)
   out = {}
@@ -308,20 +369,30 @@ def preprocess(
       out[name] = resize_nearest(mask_HW[..., None], window, image_size)
   if pointmap_HW3 is None:
     return out
+
+  # What makes the point map independent of the scene's unit.
   pointmap_HW3 = pointmap_HW3.astype(np.float32, copy=False)
   moments = normaliser.scale_shift(pointmap_HW3, mask_HW)
-  convert = lambda points: normaliser.apply(points, moments) if normalise_pointmap else points
+  out["pointmap_scale"] = moments.scale
+  out["pointmap_shift"] = moments.shift
   through = image_size if resize_twice else None
+
+  def convert(points):
+    """The points in the units that are asked for."""
+    return normaliser.apply(points, moments) if normalise_pointmap else points
+
+  # The object's part: beyond the crop's box nothing is known.
   if "pointmap" in streams:
     fills = {"outside": pointmap_fill, "beyond_box": np.nan}
     if pointmap_HW3.shape[:2] == mask_HW.shape:
-      out["pointmap"] = resize_nearest(
-        pointmap_HW3, crop, pointmap_size, through=through, convert=convert, **fills
-      )
-    else:  # resampled to the photo's pixels after normalisation: unknown points count as zero there
-      enlarges = all(n <= m for n, m in zip(pointmap_HW3.shape, mask_HW.shape, strict=False))
-      resampled = (Enlarged if enlarges else resize_pointmap)(convert(pointmap_HW3), mask_HW.shape)
-      out["pointmap"] = resize_nearest(resampled, crop, pointmap_size, through=through, **fills)
+      source = pointmap_HW3
+      fills["convert"] = convert
+    else:
+      # Resampled to the photo's pixels after normalisation: unknown points count as zero there.
+      source = resampled(convert(pointmap_HW3), mask_HW.shape)
+    out["pointmap"] = resize_nearest(source, crop, pointmap_size, through=through, **fills)
+
+  # The whole map.
   if "rgb_pointmap" in streams:
     out["rgb_pointmap"] = resize_nearest(
       pointmap_HW3,
@@ -332,4 +403,4 @@ def preprocess(
       outside=pointmap_fill,
       beyond_box=pointmap_fill,
     )
-  return out | {"pointmap_scale": moments.scale, "pointmap_shift": moments.shift}
+  return out

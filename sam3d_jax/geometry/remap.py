@@ -21,11 +21,18 @@ def remap(points, kind: str):
     return points
   if kind == "sinh":
     return xp.arcsinh(points)
+
+  # The other maps treat x and y unlike z.
   if kind == "exp":
-    return xp.concatenate([xy / (1 + z), xp.log1p(z)], axis=-1)
-  if kind == "sinh_exp":
-    return xp.concatenate([xp.arcsinh(xy), xp.log(xp.maximum(z, MIN_DEPTH))], axis=-1)
-  return xp.concatenate([xy / z, xp.log(z)], axis=-1)
+    across = xy / (1 + z)
+    depth = xp.log1p(z)
+  elif kind == "sinh_exp":
+    across = xp.arcsinh(xy)
+    depth = xp.log(xp.maximum(z, MIN_DEPTH))
+  else:
+    across = xy / z
+    depth = xp.log(z)
+  return xp.concatenate([across, depth], axis=-1)
 
 
 def unmap(points, kind: str):
@@ -35,11 +42,18 @@ def unmap(points, kind: str):
     return points
   if kind == "sinh":
     return xp.sinh(points)
+
+  # The depth first, because x and y may be relative to it.
   if kind == "exp":
     depth = xp.expm1(z)
-    return xp.concatenate([xy * (1 + depth), depth], axis=-1)
-  depth = xp.exp(z)
-  return xp.concatenate([xp.sinh(xy) if kind == "sinh_exp" else xy * depth, depth], axis=-1)
+    across = xy * (1 + depth)
+  elif kind == "sinh_exp":
+    depth = xp.exp(z)
+    across = xp.sinh(xy)
+  else:
+    depth = xp.exp(z)
+    across = xy * depth
+  return xp.concatenate([across, depth], axis=-1)
 
 
 REMAPS = ("linear", "sinh", "exp", "sinh_exp", "exp_disparity")
@@ -48,4 +62,5 @@ REMAPS = ("linear", "sinh", "exp", "sinh_exp", "exp_disparity")
 def _split(points, kind):
   if kind not in REMAPS:
     raise ValueError(f"point remap {kind!r} is not one of {REMAPS}")
-  return namespace(points), points[..., :2], points[..., 2:]
+  xp = namespace(points)
+  return xp, points[..., :2], points[..., 2:]

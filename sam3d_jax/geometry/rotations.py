@@ -28,7 +28,10 @@ def norm(x):
   """Euclidean norm over the last axis, which is kept; its gradient at zero is zero."""
   xp = namespace(x)
   squared = (x * x).sum(-1, keepdims=True)
-  return xp.where(squared > 0, xp.sqrt(xp.where(squared > 0, squared, 1)), 0)
+  positive = squared > 0
+  # The inner choice keeps the square root's infinite slope out of the gradient.
+  safe = xp.where(squared > 0, squared, 1)
+  return xp.where(positive, xp.sqrt(safe), 0)
 
 
 def quaternion_to_matrix(q):
@@ -36,7 +39,8 @@ def quaternion_to_matrix(q):
   xp = namespace(q)
   w, x, y, z = (q[..., i] for i in range(4))
   s = 2.0 / (q * q).sum(-1)
-  rows = [
+  # the nine entries, row by row
+  entries = [
     1 - s * (y * y + z * z),
     s * (x * y - z * w),
     s * (x * z + y * w),
@@ -47,7 +51,8 @@ def quaternion_to_matrix(q):
     s * (y * z + x * w),
     1 - s * (x * x + y * y),
   ]
-  return xp.stack(rows, axis=-1).reshape(*q.shape[:-1], 3, 3)
+  lead = q.shape[:-1]
+  return xp.stack(entries, axis=-1).reshape(*lead, 3, 3)
 
 
 def matrix_to_quaternion(matrix):
@@ -58,6 +63,8 @@ def matrix_to_quaternion(matrix):
   """
   xp = namespace(matrix)
   m = [[matrix[..., i, j] for j in range(3)] for i in range(3)]
+
+  # 4 w^2, 4 x^2, 4 y^2, 4 z^2, and from them 2|w|, 2|x|, 2|y|, 2|z|
   trace = [
     1 + m[0][0] + m[1][1] + m[2][2],
     1 + m[0][0] - m[1][1] - m[2][2],
@@ -65,23 +72,40 @@ def matrix_to_quaternion(matrix):
     1 - m[0][0] - m[1][1] + m[2][2],
   ]
   squared = xp.stack(trace, axis=-1)
-  # 2|w|, 2|x|, 2|y|, 2|z|
-  size = xp.where(squared > 0, xp.sqrt(xp.where(squared > 0, squared, 1)), 0)
-  wx, wy, wz = m[2][1] - m[1][2], m[0][2] - m[2][0], m[1][0] - m[0][1]
-  xy, xz, yz = m[1][0] + m[0][1], m[2][0] + m[0][2], m[2][1] + m[1][2]
+  positive = squared > 0
+  safe = xp.where(squared > 0, squared, 1)
+  size = xp.where(positive, xp.sqrt(safe), 0)
+
+  # four times the products of two components
+  wx = m[2][1] - m[1][2]
+  wy = m[0][2] - m[2][0]
+  wz = m[1][0] - m[0][1]
+  xy = m[1][0] + m[0][1]
+  xz = m[2][0] + m[0][2]
+  yz = m[2][1] + m[1][2]
   ww, xx, yy, zz = (squared[..., i] for i in range(4))
-  table = [[ww, wx, wy, wz], [wx, xx, xy, xz], [wy, xy, yy, yz], [wz, xz, yz, zz]]
-  candidates = (
-    xp.stack([xp.stack(row, axis=-1) for row in table], axis=-2)
-    / (2 * xp.maximum(size, 0.1))[..., None]
-  )
+
+  # Row i is the quaternion times four times component i; the row of the largest is taken.
+  table = [
+    [ww, wx, wy, wz],
+    [wx, xx, xy, xz],
+    [wy, xy, yy, yz],
+    [wz, xz, yz, zz],
+  ]
+  rows = [xp.stack(row, axis=-1) for row in table]
+  candidates = xp.stack(rows, axis=-2)
+  divisor = 2 * xp.maximum(size, 0.1)
+  candidates = candidates / divisor[..., None]
   best = xp.argmax(size, axis=-1)[..., None, None]
-  return standardise(xp.take_along_axis(candidates, best, axis=-2)[..., 0, :])
+  chosen = xp.take_along_axis(candidates, best, axis=-2)
+  return standardise(chosen[..., 0, :])
 
 
 def standardise(q):
   """The one of q and -q (the same rotation) with a non-negative real part."""
-  return namespace(q).where(q[..., :1] < 0, -q, q)
+  xp = namespace(q)
+  negative = q[..., :1] < 0
+  return xp.where(negative, -q, q)
 
 
 def quaternion_multiply(a, b):
@@ -89,22 +113,20 @@ def quaternion_multiply(a, b):
   xp = namespace(a, b)
   aw, ax, ay, az = (a[..., i] for i in range(4))
   bw, bx, by, bz = (b[..., i] for i in range(4))
-  return standardise(
-    xp.stack(
-      [
-        aw * bw - ax * bx - ay * by - az * bz,
-        aw * bx + ax * bw + ay * bz - az * by,
-        aw * by - ax * bz + ay * bw + az * bx,
-        aw * bz + ax * by - ay * bx + az * bw,
-      ],
-      axis=-1,
-    )
-  )
+  product = [
+    aw * bw - ax * bx - ay * by - az * bz,
+    aw * bx + ax * bw + ay * bz - az * by,
+    aw * by - ax * bz + ay * bw + az * bx,
+    aw * bz + ax * by - ay * bx + az * bw,
+  ]
+  return standardise(xp.stack(product, axis=-1))
 
 
 def quaternion_invert(q):
   """Inverse of a unit quaternion."""
-  return q * namespace(q).asarray([1, -1, -1, -1], dtype=q.dtype)
+  xp = namespace(q)
+  conjugate = xp.asarray([1, -1, -1, -1], dtype=q.dtype)
+  return q * conjugate
 
 
 def quaternion_apply(q, points):
@@ -117,7 +139,10 @@ def quaternion_apply(q, points):
 
 def matrix_to_6d(matrix):
   """(..., 3, 3) -> (..., 6): the first column, then the second (arXiv 1812.07035)."""
-  return namespace(matrix).concatenate([matrix[..., :, 0], matrix[..., :, 1]], axis=-1)
+  xp = namespace(matrix)
+  first = matrix[..., :, 0]
+  second = matrix[..., :, 1]
+  return xp.concatenate([first, second], axis=-1)
 
 
 def matrix_from_6d(six):
@@ -126,10 +151,13 @@ def matrix_from_6d(six):
   It is defined for any two independent vectors.
   """
   xp = namespace(six)
-  first, second = six[..., :3], six[..., 3:]
+  first = six[..., :3]
+  second = six[..., 3:]
   b1 = normalise(first)
-  b2 = normalise(second - (b1 * second).sum(-1, keepdims=True) * b1)
-  return xp.stack([b1, b2, xp.cross(b1, b2)], axis=-1)
+  along = (b1 * second).sum(-1, keepdims=True)
+  b2 = normalise(second - along * b1)
+  b3 = xp.cross(b1, b2)
+  return xp.stack([b1, b2, b3], axis=-1)
 
 
 def normalise_6d(six):

@@ -64,15 +64,30 @@ class Candidate:
     Metric with a point map, else in the normalised frame; the rotation alone if no more was
     learned.
     """
+    said = self.prediction
     if not self.predictor.placed:
-      return Pose(self.prediction.rotation.astype(np.float64), np.zeros(3), np.ones(3))
-    latents = {name: x for name, x in self.prediction.latents.items() if name != "shape"}
+      rotation = said.rotation.astype(np.float64)
+      return Pose(rotation, np.zeros(3), np.ones(3))
+
     # Without a point map the pose stays relative to the unknown one.
-    known = self.condition.scale is not None
-    scale = self.condition.scale if known else np.ones(3, np.float32)
-    shift = self.condition.shift if known else np.zeros(3, np.float32)
-    found = pose.decode_latents(latents, scale, shift, convention=self.predictor.convention)
-    return Pose(*(np.asarray(x, np.float64) for x in found))
+    scale = self.condition.scale
+    shift = self.condition.shift
+    if scale is None:
+      scale = np.ones(3, np.float32)
+      shift = np.zeros(3, np.float32)
+
+    layout = {name: x for name, x in said.latents.items() if name != "shape"}
+    found = pose.decode_latents(
+      layout,
+      scale,
+      shift,
+      convention=self.predictor.convention,
+    )
+    return Pose(
+      rotation=np.asarray(found.rotation, np.float64),
+      translation=np.asarray(found.translation, np.float64),
+      scale=np.asarray(found.scale, np.float64),
+    )
 
   @functools.cached_property
   def placement(self) -> Pose | None:
@@ -85,26 +100,43 @@ class Candidate:
       return self.pose
     if self.shape is None:
       return None
+
+    # The object's depth, where it is known.
     points_HW3 = self.photo.pointmap_HW3
     depth = placement.ASSUMED_DEPTH
     if points_HW3 is not None:
-      depth = float(np.nanmedian(masked_points(points_HW3, self.mask_HW)[:, 2]))
+      points_P3 = masked_points(points_HW3, self.mask_HW)
+      depth = float(np.nanmedian(points_P3[:, 2]))
+
+    camera = self.photo.camera
     fitted = placement.fit_to_mask(
-      self.shape.vertices, self.pose.rotation, self.mask_HW, self.photo.camera, depth
+      self.shape.vertices,
+      self.pose.rotation,
+      self.mask_HW,
+      camera,
+      depth,
     )
     if points_HW3 is None:
       return fitted
-    return placement.onto_points(self.caster, fitted, self.mask_HW, points_HW3, self.photo.camera)
+    return placement.onto_points(self.caster, fitted, self.mask_HW, points_HW3, camera)
 
   @functools.cached_property
   def mask_iou(self) -> float:
     """IoU of silhouette and mask, 0 for an empty sample."""
     if self.caster is None:
       return 0.0
-    return raycast.mask_iou(self.caster, self.placement, self.mask_HW, self.photo.camera)
+    return raycast.mask_iou(
+      self.caster,
+      self.placement,
+      self.mask_HW,
+      self.photo.camera,
+    )
 
 
 def object_colour(image_HW3: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
   """Median colour of the masked pixels, (3,) uint8: the tint of a mesh that has no texture."""
   inside = image_HW3[mask_HW > 0]
-  return np.median(inside, axis=0).astype(np.uint8) if len(inside) else mesh.GREY
+  if not len(inside):
+    return mesh.GREY
+  median = np.median(inside, axis=0)
+  return median.astype(np.uint8)

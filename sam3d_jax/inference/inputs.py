@@ -44,13 +44,18 @@ def photo_from(image: Image) -> Photo:
   """The photo alone. Raises InputError for an array that is no uint8 RGB or RGBA picture."""
   if not isinstance(image, np.ndarray):
     return photos.read_photo(image)
+
+  # An array must be as it comes out of a file.
   shown = f"image has shape {image.shape} and type {image.dtype}"
-  if image.ndim != 3 or image.shape[-1] not in (3, 4):
+  channels = image.shape[-1] if image.ndim == 3 else 0
+  if channels not in (3, 4):
     raise InputError(f"{shown}: give H x W x 3 (RGB) or H x W x 4 (RGBA, whose alpha is the mask)")
   if image.dtype != np.uint8:
     raise InputError(f"{shown}: give uint8 in 0..255 (of floats in 0..1, (255 * x).round())")
-  alpha = image[..., 3] if image.shape[-1] == 4 else None
-  return Photo(np.ascontiguousarray(image[..., :3]), alpha_HW=alpha)
+
+  alpha = image[..., 3] if channels == 4 else None
+  colours = np.ascontiguousarray(image[..., :3])
+  return Photo(colours, alpha_HW=alpha)
 
 
 def masks_of(photo: Photo, masks: Masks) -> dict[str, np.ndarray]:
@@ -60,20 +65,28 @@ def masks_of(photo: Photo, masks: Masks) -> dict[str, np.ndarray]:
   object.
   """
   if masks is None:
-    return dict(photo.with_masks(()).masks)
+    from_alpha = photo.with_masks(())
+    return dict(from_alpha.masks)
+
+  found: dict[str, np.ndarray] = {}
   if isinstance(masks, Mapping):
-    return {name: mask_of(photo, mask, f"mask {name!r}") for name, mask in masks.items()}
+    for name, mask in masks.items():
+      found[name] = mask_of(photo, mask, f"mask {name!r}")
+    return found
+
   several: list[Any] = list(masks) if is_sequence(masks) else [masks]
   if not several:
     raise InputError("masks is empty: give one mask for each object")
-  found: dict[str, np.ndarray] = {}
   for number, mask in enumerate(several, 1):
     if isinstance(mask, np.ndarray):
-      name = images.free_name(f"object_{number}", found)
-      found[name] = mask_of(photo, mask, f"mask {number}")
+      wanted = f"object_{number}"
+      read = mask_of(photo, mask, f"mask {number}")
     else:
-      (read,) = photo.with_masks([mask]).masks.items()
-      found[images.free_name(read[0], found)] = read[1]
+      # a file gives its own name
+      with_mask = photo.with_masks([mask])
+      ((wanted, read),) = with_mask.masks.items()
+    name = images.free_name(wanted, found)
+    found[name] = read
   return found
 
 
@@ -81,13 +94,15 @@ def mask_of(photo: Photo, mask: Mask, name: str) -> np.ndarray:
   """One mask, checked."""
   if not isinstance(mask, np.ndarray):
     return photo.read_mask(mask)
-  if mask.dtype.kind not in "buif" or mask.ndim != 2:
+  is_number = mask.dtype.kind in "buif"
+  if not is_number or mask.ndim != 2:
     raise InputError(
       f"{name} has shape {mask.shape} and type {mask.dtype}: give one H x W array of booleans or "
       "numbers"
     )
   images.check_size(mask, photo.size, name)
-  return images.check_mask(images.binarise(mask, name), name)
+  binary = images.binarise(mask, name)
+  return images.check_mask(binary, name)
 
 
 def is_sequence(value: Any) -> bool:

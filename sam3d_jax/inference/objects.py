@@ -56,10 +56,14 @@ class SceneObject:
   @property
   def mask_iou(self) -> float:
     """IoU of the placed object's silhouette and its mask, 0 for an empty sample."""
-    if self.candidate.caster is None:
+    caster = self.candidate.caster
+    if caster is None:
       return 0.0
     return raycast.mask_iou(
-      self.candidate.caster, self.placement, self.candidate.mask_HW, self.candidate.photo.camera
+      caster,
+      self.placement,
+      self.candidate.mask_HW,
+      self.candidate.photo.camera,
     )
 
 
@@ -70,25 +74,42 @@ def resolve(
 
   The sample with the highest reward is kept, the first without a reward.
   """
+  # The choice.
   scores = None
+  best = 0
   if reward is not None:
     with phases("mesh"):
       for candidate in found:
         _ = candidate.shape  # worked out here, so that the reward is not charged with it
     with phases("reward"):
       scores = tuple(reward(found))
-  chosen = found[0] if scores is None else found[int(np.argmax(scores))]
+    best = int(np.argmax(scores))
+  chosen = found[best]
 
+  # Its place.
   with phases("placement"):
     where = chosen.placement
   source = "model" if chosen.metric else "fitted to the mask"
 
+  # A better place, if one is asked for and found.
   refined = None
   if refine and chosen.caster is not None:
     with phases("refine"):
       refined = placement.refine(
-        chosen.caster, where, chosen.mask_HW, chosen.photo.camera, chosen.photo.pointmap_HW3
+        chosen.caster,
+        where,
+        chosen.mask_HW,
+        chosen.photo.camera,
+        chosen.photo.pointmap_HW3,
       )
     if refined.accepted:
-      where, source = refined.pose, "refined"
-  return SceneObject(chosen.name, chosen, scores, where, source, refined)
+      where = refined.pose
+      source = "refined"
+  return SceneObject(
+    name=chosen.name,
+    candidate=chosen,
+    scores=scores,
+    placement=where,
+    source=source,
+    refined=refined,
+  )

@@ -38,9 +38,12 @@ class Refined(NamedTuple):
 
 def box(mask_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """(centre, size) of the box around a mask, (u, v) in pixels."""
-  rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
-  low, high = np.array([columns[0], rows[0]], float), np.array([columns[-1], rows[-1]]) + 1.0
-  return (low + high) / 2, high - low
+  rows = np.flatnonzero(mask_HW.any(1))
+  columns = np.flatnonzero(mask_HW.any(0))
+  low = np.array([columns[0], rows[0]], float)
+  high = np.array([columns[-1], rows[-1]]) + 1.0
+  centre = (low + high) / 2
+  return centre, high - low
 
 
 def fit_to_mask(
@@ -60,23 +63,40 @@ def fit_to_mask(
     rotation_33: as in Pose.
     depth: z of the object's origin.
   """
+  # A first guess: the unit cube's half as large as the mask at that depth.
   centre, size = box(mask_HW)
-  scale = 0.5 * depth * max(size[0] / camera.fx, size[1] / camera.fy)
-  at = centre
+  across = size[0] / camera.fx
+  down = size[1] / camera.fy
+  scale = 0.5 * depth * max(across, down)
+  at = centre  # the pixel where the object's origin is seen
+
+  def pose_at() -> Pose:
+    """The pose with the place and the scale so far."""
+    translation = cameras.unproject(at, np.float64(depth), camera)
+    return Pose(rotation_33, translation, np.full(3, scale))
+
   for _ in range(rounds):
-    where = Pose(rotation_33, cameras.unproject(at, np.float64(depth), camera), np.full(3, scale))
-    points = pose.transform_points(vertices_P3, where)
-    pixels, _ = cameras.project(points[points[:, 2] > 0.05 * depth], camera)
-    low, high = pixels.min(0), pixels.max(0)
+    # The box of what is seen of the object; corners near the camera would blow it up.
+    points = pose.transform_points(vertices_P3, pose_at())
+    in_front = points[:, 2] > 0.05 * depth
+    pixels, _ = cameras.project(points[in_front], camera)
+    low = pixels.min(0)
+    high = pixels.max(0)
+
+    # Move it to the mask's centre, grow it to the mask's size, but not around the camera.
     at = at + centre - (low + high) / 2
-    # not around the camera
-    scale = min(scale * np.sqrt(np.prod(size / np.maximum(high - low, 1e-6))), depth)
-  return Pose(rotation_33, cameras.unproject(at, np.float64(depth), camera), np.full(3, scale))
+    growth = size / np.maximum(high - low, 1e-6)
+    scale = min(scale * np.sqrt(np.prod(growth)), depth)
+  return pose_at()
 
 
 def rescaled(where: Pose, factor: float) -> Pose:
   """The pose grown about the camera's centre: nearer or farther, with the same silhouette."""
-  return Pose(where.rotation, where.translation * factor, where.scale * factor)
+  return Pose(
+    rotation=where.rotation,
+    translation=where.translation * factor,
+    scale=where.scale * factor,
+  )
 
 
 def onto_points(
@@ -88,12 +108,20 @@ def onto_points(
   Returned as it is where mask, silhouette and known points do not meet.
   """
   depth = caster.cast(where, camera).depth_HW
+
+  # The point map's depth at the photo's pixels.
   known = pointmap_HW3[..., 2]
   if known.shape != depth.shape:
-    rows, columns = (nearest_index(n, m) for n, m in zip(known.shape, depth.shape, strict=True))
+    rows = nearest_index(known.shape[0], depth.shape[0])
+    columns = nearest_index(known.shape[1], depth.shape[1])
     known = known[rows[:, None], columns]
-  ratio = (known / depth)[mask_HW & np.isfinite(known) & np.isfinite(depth)]
-  return rescaled(where, float(np.median(ratio))) if len(ratio) else where
+
+  # How much farther the points are than the surface, where both are known.
+  both = mask_HW & np.isfinite(known) & np.isfinite(depth)
+  ratio = (known / depth)[both]
+  if not len(ratio):
+    return where
+  return rescaled(where, float(np.median(ratio)))
 
 
 def refine(
@@ -112,11 +140,28 @@ def refine(
   """
   before = raycast.mask_iou(caster, where, mask_HW, camera)
   crop_mask, crop_camera = search_window(mask_HW, camera)
-  score = lambda p: raycast.iou(caster.silhouette(p, crop_camera), crop_mask)
-  depth = float(where.translation[2]) if where.translation[2] > 0 else ASSUMED_DEPTH
-  fitted = fit_to_mask(caster.mesh.vertices, where.rotation, mask_HW, camera, depth)
+
+  def score(trial: Pose) -> float:
+    """IoU of silhouette and mask, in the crop."""
+    silhouette = caster.silhouette(trial, crop_camera)
+    return raycast.iou(silhouette, crop_mask)
+
+  # The better of the pose as it is and the mask's box.
+  depth = float(where.translation[2])
+  if not depth > 0:
+    depth = ASSUMED_DEPTH
+  fitted = fit_to_mask(
+    caster.mesh.vertices,
+    where.rotation,
+    mask_HW,
+    camera,
+    depth,
+  )
   start = max((where, fitted), key=score)
-  found = search(start, score, box(mask_HW)[1].max() / camera.fx)
+
+  # The search measures in a small crop; whether it helped is measured as before.
+  _, size = box(mask_HW)
+  found = search(start, score, size.max() / camera.fx)
   after = raycast.mask_iou(caster, found, mask_HW, camera)
   if not after > before:
     return Refined(where, False, before, after)
@@ -129,28 +174,34 @@ def search_window(mask_HW: np.ndarray, camera: Camera) -> tuple[np.ndarray, Came
   """(mask, camera) of a square around the mask, SEARCH_SIDE pixels wide; outside the photo the mask
   is empty.
   """
+  height, width = mask_HW.shape
   centre, size = box(mask_HW)
   side = WINDOW_FACTOR * size.max()
-  corner, factor = centre - side / 2, SEARCH_SIDE / side
+  corner = centre - side / 2
+  factor = SEARCH_SIDE / side
+
+  # The photo's pixel at the centre of each of the window's.
   grid = (np.arange(SEARCH_SIDE) + 0.5) / factor
-  columns, rows = (np.floor(corner[i] + grid).astype(int) for i in range(2))
-  inside = (
-    ((rows >= 0) & (rows < mask_HW.shape[0]))[:, None]
-    & (columns >= 0)
-    & (columns < mask_HW.shape[1])
-  )
-  clipped = mask_HW[
-    np.clip(rows, 0, mask_HW.shape[0] - 1)[:, None], np.clip(columns, 0, mask_HW.shape[1] - 1)
-  ]
+  columns = np.floor(corner[0] + grid).astype(int)
+  rows = np.floor(corner[1] + grid).astype(int)
+
+  # Outside the photo there is no mask.
+  row_inside = (rows >= 0) & (rows < height)
+  column_inside = (columns >= 0) & (columns < width)
+  inside = row_inside[:, None] & column_inside
+  near_rows = np.clip(rows, 0, height - 1)
+  near_columns = np.clip(columns, 0, width - 1)
+  mask = mask_HW[near_rows[:, None], near_columns] & inside
+
   seen_by = Camera(
-    camera.fx * factor,
-    camera.fy * factor,
-    (camera.cx - corner[0]) * factor,
-    (camera.cy - corner[1]) * factor,
-    SEARCH_SIDE,
-    SEARCH_SIDE,
+    fx=camera.fx * factor,
+    fy=camera.fy * factor,
+    cx=(camera.cx - corner[0]) * factor,
+    cy=(camera.cy - corner[1]) * factor,
+    width=SEARCH_SIDE,
+    height=SEARCH_SIDE,
   )
-  return clipped & inside, seen_by
+  return mask, seen_by
 
 
 def search(start: Pose, score, angle: float) -> Pose:
@@ -159,17 +210,21 @@ def search(start: Pose, score, angle: float) -> Pose:
   angle: size of the mask as a tangent: its side over the focal length, which shifts are relative
   to.
   """
-  best, value = start, score(start)
+  best = start
+  value = score(start)
   steps = FIRST_STEPS.copy()
   for _ in range(LEVELS):
     for _ in range(SWEEPS):
+      # A coordinate after the other, in the first direction that helps.
       improved = False
       for coordinate in range(6):
         for sign in (1.0, -1.0):
           trial = moved(best, coordinate, sign * steps[coordinate], angle)
           found = score(trial)
           if found > value:
-            best, value, improved = trial, found, True
+            best = trial
+            value = found
+            improved = True
             break
       if not improved:
         break
@@ -181,10 +236,14 @@ def moved(where: Pose, coordinate: int, step: float, angle: float) -> Pose:
   """A pose after one step: 0..2 turned about a camera axis through its origin, 3..4 shifted along x
   or y, 5 scaled.
   """
+  axes = np.eye(3)
   if coordinate < 3:
-    turn = Rotation.from_rotvec(step * np.eye(3)[coordinate]).as_matrix()
+    rotvec = step * axes[coordinate]
+    turn = Rotation.from_rotvec(rotvec).as_matrix()
     return where._replace(rotation=turn @ where.rotation)
   if coordinate < 5:
+    # by a part of the mask's side, at the object's depth
     shift = step * angle * where.translation[2]
-    return where._replace(translation=where.translation + shift * np.eye(3)[coordinate - 3])
+    translation = where.translation + shift * axes[coordinate - 3]
+    return where._replace(translation=translation)
   return where._replace(scale=where.scale * np.exp(step))

@@ -48,7 +48,11 @@ class Prediction:
 
   def one(self, index: int) -> "Prediction":
     latents = {name: x[index] for name, x in self.latents.items()}
-    return Prediction(self.occupancy[index], latents, self.rotation[index])
+    return Prediction(
+      occupancy=self.occupancy[index],
+      latents=latents,
+      rotation=self.rotation[index],
+    )
 
 
 class Started(NamedTuple):
@@ -81,19 +85,30 @@ class Predictor:
   @property
   def placed(self) -> bool:
     """Whether the model has learned where objects are, not only how they are turned."""
-    return {"translation", "scale"} <= set(self.trained)
+    place = {"translation", "scale"}
+    return place <= set(self.trained)
 
   @functools.cached_property
   def _jitted(self):
     """(params, traced function of params, cond, key_B2)."""
-    graphs, params = zip(*(nnx.split(m) for m in (self.model, self.decoder)), strict=True)
+    model_graph, model_params = nnx.split(self.model)
+    decoder_graph, decoder_params = nnx.split(self.decoder)
 
     @jax.jit
     def run(params, cond, key_B2):
-      model, decoder = (nnx.merge(g, p) for g, p in zip(graphs, params, strict=True))
-      return sample_objects(model, decoder, cond, key_B2, self.sampler, self.latent_shapes)
+      model_params, decoder_params = params
+      model = nnx.merge(model_graph, model_params)
+      decoder = nnx.merge(decoder_graph, decoder_params)
+      return sample_objects(
+        model,
+        decoder,
+        cond,
+        key_B2,
+        self.sampler,
+        self.latent_shapes,
+      )
 
-    return params, run
+    return (model_params, decoder_params), run
 
   @functools.cached_property
   def programs(self) -> dict[tuple, Any]:
@@ -106,9 +121,11 @@ class Predictor:
   def program(self, *inputs):
     """The compiled program for inputs of these shapes."""
     params, run = self._jitted
-    signature = tuple((tuple(x.shape), str(x.dtype)) for x in jax.tree.leaves(inputs))
+    leaves = jax.tree.leaves(inputs)
+    signature = tuple((tuple(x.shape), str(x.dtype)) for x in leaves)
     if signature not in self.programs:
-      self.programs[signature] = run.lower(params, *inputs).compile()
+      lowered = run.lower(params, *inputs)
+      self.programs[signature] = lowered.compile()
     return functools.partial(self.programs[signature], params)
 
   def start(self, requests: Sequence[Request], bucket: int, seed: int) -> Started:
@@ -121,18 +138,26 @@ class Predictor:
       seed: of the noise.
     """
     inputs = batch(requests, bucket, seed)
-    return Started(self.program(*inputs)(*inputs), len(requests))
+    program = self.program(*inputs)
+    return Started(program(*inputs), len(requests))
 
   def finish(self, started: Started) -> Prediction:
     """The samples of a batch that `start` sent, one for each request."""
     latents, occupancy = jax.device_get(started.arrays)
-    latents = {name: x[: started.count] for name, x in latents.items()}
-    rotation = pose.decode_rotation(latents["rotation"][:, 0])
-    return Prediction(occupancy[: started.count], latents, rotation)
+    # Rows beyond the count only filled the batch up.
+    count = started.count
+    latents = {name: x[:count] for name, x in latents.items()}
+    rotation_token = latents["rotation"][:, 0]
+    return Prediction(
+      occupancy=occupancy[:count],
+      latents=latents,
+      rotation=pose.decode_rotation(rotation_token),
+    )
 
   def __call__(self, requests: Sequence[Request], bucket: int, seed: int) -> Prediction:
     """`start` and `finish`."""
-    return self.finish(self.start(requests, bucket, seed))
+    started = self.start(requests, bucket, seed)
+    return self.finish(started)
 
 
 def sample_objects(
@@ -148,18 +173,24 @@ def sample_objects(
   Pure; to be traced.
   """
   latents = generate.sample_latents(model, cond, key_B2, sampler, latent_shapes)
-  logits_BXYZ = decoder(tokens_to_grid(latents["shape"]))
+  grid = tokens_to_grid(latents["shape"])
+  logits_BXYZ = decoder(grid)
   return latents, logits_BXYZ > 0
 
 
 def batch(requests: Sequence[Request], bucket: int, seed: int) -> tuple[Conditioning, jax.Array]:
   """Condition (bucket, ...) and noise keys (bucket, 2) of requests, filled up with the first."""
-  padded = [*requests, *[requests[0]] * (bucket - len(requests))]
+  filler = [requests[0]] * (bucket - len(requests))
+  padded = [*requests, *filler]
 
   def stacked(*rows):
     return np.stack(rows)
 
-  cond = jax.tree.map(stacked, *(request.streams for request in padded))
+  streams = [request.streams for request in padded]
+  cond = jax.tree.map(stacked, *streams)
+
+  # The noise of a row depends on its own content and the seed alone.
   content_B2 = np.stack([request.content for request in padded])
-  keys_B = draws.example_keys(jax.random.key(seed), content_B2)
+  key = jax.random.key(seed)
+  keys_B = draws.example_keys(key, content_B2)
   return cond, draws.raw_keys(keys_B)

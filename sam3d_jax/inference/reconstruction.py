@@ -101,7 +101,10 @@ class Reconstructor:
       InputError: the folder is no release, or lacks a part.
     """
     predictor = weights.from_release(
-      os.fspath(folder), steps=steps, guidance=guidance, shortcut=shortcut
+      os.fspath(folder),
+      steps=steps,
+      guidance=guidance,
+      shortcut=shortcut,
     )
     return cls(predictor, batch_size=batch_size)
 
@@ -134,9 +137,11 @@ class Reconstructor:
       raise InputError(
         f"texture = {os.fspath(texture)!r}: this release has no texture model yet; leave it out"
       )
+    if decoder is not None:
+      decoder = os.fspath(decoder)
     predictor = weights.from_checkpoint(
       os.fspath(geometry),
-      None if decoder is None else os.fspath(decoder),
+      decoder,
       which=which,
       steps=steps,
       guidance=guidance,
@@ -180,21 +185,37 @@ class Reconstructor:
     Raises:
       InputError: an input that cannot be used, by name and with the remedy.
     """
+    # The photos, whether one or several are given.
     several = inputs.is_sequence(image)
     if several:
       each = paired(image, masks, pointmap)
     else:
       each = [(image, masks, pointmap)]
-    photos = [
-      inputs.photo_of(*one, intrinsics=intrinsics, pointmap_frame=pointmap_frame) for one in each
-    ]
+    photos = []
+    for one in each:
+      photo = inputs.photo_of(
+        *one,
+        intrinsics=intrinsics,
+        pointmap_frame=pointmap_frame,
+      )
+      photos.append(photo)
+
+    # Of one sample there is nothing to choose.
     if samples < 1:
       raise InputError(f"samples = {samples}: give at least 1")
-    if samples > 1 and reward is None:
+    if samples == 1:
+      reward = None
+    elif reward is None:
       reward = Reward("mask_iou", mask_iou)
-    choice = Choice(seed, samples, reward if samples > 1 else None, refine)
-    count = samples * sum(len(photo.masks) for photo in photos)
-    scenes = list(self.reconstruct(photos, choice, count=count))
+    choice = Choice(
+      seed=seed,
+      samples=samples,
+      reward=reward,
+      refine=refine,
+    )
+
+    objects = sum(len(photo.masks) for photo in photos)
+    scenes = list(self.reconstruct(photos, choice, count=samples * objects))
     return scenes if several else scenes[0]
 
   def reconstruct(
@@ -218,9 +239,13 @@ class Reconstructor:
     """
     if not count:
       return
-    bucket = min(self.batch_size, 1 << (count - 1).bit_length())
+    next_power_of_two = 1 << (count - 1).bit_length()
+    bucket = min(self.batch_size, next_power_of_two)
     settings = self.settings(choice)
-    drawn = self._draw(self._rows(photos, choice, phases), bucket, choice.seed, phases)
+
+    # Everything is drawn on demand; a photo is done when the first sample of the next comes.
+    rows = self._rows(photos, choice, phases)
+    drawn = self._draw(rows, bucket, choice.seed, phases)
     for _, group in itertools.groupby(drawn, key=position_of):
       candidates = [candidate for _, candidate in group]
       yield scene_of(candidates, choice, settings, phases)
@@ -263,8 +288,10 @@ class Reconstructor:
     """(position of the photo, candidate) of each row; one batch is always under way."""
     waiting: tuple[list[Drawn], Started] | None = None
     while chunk := list(itertools.islice(rows, bucket)):
+      # The device gets its next batch before the host uses the one before.
       requests = [Request(row.condition.streams, row.content) for row in chunk]
-      with phases("sample" if self.predictor.programs else "compile"):
+      phase = "sample" if self.predictor.programs else "compile"
+      with phases(phase):
         started = self.predictor.start(requests, bucket, seed)
       if waiting is not None:
         yield from self._collect(*waiting, phases)
@@ -278,10 +305,15 @@ class Reconstructor:
     with phases("sample"):
       found = self.predictor.finish(started)
     for number, row in enumerate(chunk):
-      yield (
-        row.position,
-        Candidate(row.photo, row.name, row.index, row.condition, self.predictor, found.one(number)),
+      candidate = Candidate(
+        photo=row.photo,
+        name=row.name,
+        index=row.index,
+        condition=row.condition,
+        predictor=self.predictor,
+        prediction=found.one(number),
       )
+      yield row.position, candidate
 
 
 def position_of(pair: tuple[int, Candidate]) -> int:
@@ -296,11 +328,12 @@ def scene_of(
   by_name: dict[str, list[Candidate]] = {}
   for candidate in candidates:
     by_name.setdefault(candidate.name, []).append(candidate)
-  found = tuple(
-    objects.resolve(several, choice.reward, refine=choice.refine, phases=phases)
-    for several in by_name.values()
-  )
-  return Scene(candidates[0].photo, found, settings)
+
+  objects_found = []
+  for samples in by_name.values():
+    chosen = objects.resolve(samples, choice.reward, refine=choice.refine, phases=phases)
+    objects_found.append(chosen)
+  return Scene(candidates[0].photo, tuple(objects_found), settings)
 
 
 def paired(images: Sequence, masks: Any, pointmaps: Any) -> list[tuple]:

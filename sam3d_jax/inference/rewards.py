@@ -41,8 +41,10 @@ class Reward:
   score: Callable[[Sequence[Candidate]], Sequence[float]]
 
   def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
-    scores = [float(v) for v in np.asarray(self.score(candidates)).ravel()]
-    if len(scores) != len(candidates) or not all(map(math.isfinite, scores)):
+    given = np.asarray(self.score(candidates))
+    scores = [float(v) for v in given.ravel()]
+    all_finite = all(map(math.isfinite, scores))
+    if len(scores) != len(candidates) or not all_finite:
       raise InputError(
         f"--reward {self.name} gave {scores} for {len(candidates)} samples; one finite number each "
         "is needed"
@@ -75,15 +77,22 @@ def load(config: RewardConfig, predictor: Predictor, seed: int) -> Reward:
   """
   if config.name == "mask_iou":
     return Reward("mask_iou", mask_iou)
+
   if config.name == "implicit":
-    aligned, reference = (load_model(folder, predictor, config.which) for folder in config.models)
+    aligned_folder, reference_folder = config.models
+    aligned = load_model(aligned_folder, predictor, config.which)
+    reference = load_model(reference_folder, predictor, config.which)
     run = build_implicit(aligned, reference)
     return Reward("implicit", functools.partial(implicit, run, seed))
-  module, _, name = config.name.partition(":")
+
+  # A function of the user's own.
+  module_name, _, name = config.name.partition(":")
   try:
-    return Reward(config.name, getattr(importlib.import_module(module), name))
+    module = importlib.import_module(module_name)
+    function = getattr(module, name)
   except (ImportError, AttributeError) as error:
     raise InputError(f"--reward {config.name}: {error}") from error
+  return Reward(config.name, function)
 
 
 def load_model(folder: str, predictor: Predictor, which: str) -> nnx.Module:
@@ -94,8 +103,11 @@ def load_model(folder: str, predictor: Predictor, which: str) -> nnx.Module:
       f"--reward_models {folder} holds a model of kind {config.model.name!r}, a geometry model is "
       "needed"
     )
-  form, shapes = weights.input_config(config.model), weights.latent_shapes(config.model)
-  if (form, shapes) != (predictor.form, predictor.latent_shapes):
+
+  # It is shown the same inputs, and judges the same latents.
+  form = weights.input_config(config.model)
+  shapes = weights.latent_shapes(config.model)
+  if form != predictor.form or shapes != predictor.latent_shapes:
     raise InputError(
       f"--reward_models {folder} reads or makes other inputs or latents ({form}, {shapes}) than "
       f"the sampled model ({predictor.form}, {predictor.latent_shapes})"
@@ -110,37 +122,64 @@ def build_implicit(aligned: nnx.Module, reference: nnx.Module):
   (err_aligned - err_reference) of objectives/dpo.py with its factor left out, which does not change
   the order of candidates for one condition.
   """
-  graphs, params = zip(*(nnx.split(m) for m in (aligned, reference)), strict=True)
+  aligned_graph, aligned_params = nnx.split(aligned)
+  reference_graph, reference_params = nnx.split(reference)
 
   @jax.jit
   def run(params, cond, data, key):
+    # Only the shape latents count.
     count = len(data["shape"])
     present = {name: jnp.full(count, name == "shape") for name in data}
-    models = [nnx.merge(g, p) for g, p in zip(graphs, params, strict=True)]
-    tokens = [model.encode(cond) for model in models]
+    shapes = {name: x.shape[1:] for name, x in data.items()}
+
+    # Both models look at the condition once.
+    aligned_params, reference_params = params
+    aligned = nnx.merge(aligned_graph, aligned_params)
+    reference = nnx.merge(reference_graph, reference_params)
+    aligned_tokens_BSD = aligned.encode(cond)
+    reference_tokens_BSD = reference.encode(cond)
 
     def one(k):
-      # candidates share time and noise
-      keys_B = jnp.broadcast_to(jax.random.fold_in(key, k), (count,))
-      noise = draws.noise(keys_B, {name: x.shape[1:] for name, x in data.items()})
+      # Candidates share time and noise.
+      key_k = jax.random.fold_in(key, k)
+      keys_B = jnp.broadcast_to(key_k, (count,))
+      noise = draws.noise(keys_B, shapes)
       t_B = jnp.full(count, (k + 0.5) / IMPLICIT_DRAWS)
-      of_aligned, of_reference = (
-        dpo.candidate_error(model, tokens_BSD, noise, data, present, t_B, {"shape": 1.0}, 0.0)
-        for model, tokens_BSD in zip(models, tokens, strict=True)
-      )
+
+      def error(model, tokens_BSD):
+        return dpo.candidate_error(
+          model,
+          tokens_BSD,
+          noise,
+          data,
+          present,
+          t_B,
+          {"shape": 1.0},
+          0.0,
+        )
+
+      of_aligned = error(aligned, aligned_tokens_BSD)
+      of_reference = error(reference, reference_tokens_BSD)
       return of_reference - of_aligned
 
-    return jax.lax.map(one, jnp.arange(IMPLICIT_DRAWS)).mean(0)
+    rewards_KB = jax.lax.map(one, jnp.arange(IMPLICIT_DRAWS))
+    return rewards_KB.mean(0)
 
-  return functools.partial(run, params)
+  return functools.partial(run, (aligned_params, reference_params))
 
 
 def implicit(run, seed: int, candidates: Sequence[Candidate]) -> list[float]:
   """Scores of `build_implicit`'s function for the candidates of one object."""
+  count = len(candidates)
 
   def repeated(x):
-    return np.broadcast_to(x, (len(candidates), *np.shape(x)))
+    return np.broadcast_to(x, (count, *np.shape(x)))
 
+  # One condition for all, the latents of each.
   cond = jax.tree.map(repeated, candidates[0].condition.streams)
-  data = {name: np.stack([c.prediction.latents[name] for c in candidates]) for name in LATENTS}
-  return np.asarray(run(cond, data, jax.random.key(seed))).tolist()
+  data = {}
+  for name in LATENTS:
+    data[name] = np.stack([c.prediction.latents[name] for c in candidates])
+  key = jax.random.key(seed)
+  rewards = run(cond, data, key)
+  return np.asarray(rewards).tolist()

@@ -47,5 +47,10 @@ class Scene:
       phases: measures the parts "write" and "preview".
     """
     scene_files.write(
-      pathlib.Path(folder), self.photo, self.objects, self.frame, self.settings, phases
+      pathlib.Path(folder),
+      self.photo,
+      self.objects,
+      self.frame,
+      self.settings,
+      phases,
     )

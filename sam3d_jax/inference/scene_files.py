@@ -5,6 +5,7 @@ layout.json is written last: a folder that has it is complete.
 
 from collections.abc import Mapping, Sequence
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -47,7 +48,8 @@ def read_layout(folder: pathlib.Path) -> dict | None:
   path = folder / "layout.json"
   if not path.exists():
     return None
-  layout = json.loads(path.read_text())
+  text = path.read_text()
+  layout = json.loads(text)
   return layout if layout.get("format") == FORMAT else None
 
 
@@ -65,21 +67,27 @@ def write(
   with phases("write"):
     files = write_meshes(out, objects)
     if photo.pointmap_HW3 is not None:
-      mesh.write_points(out / "points.ply", *coloured_points(photo))
+      points_P3, colours_P3 = coloured_points(photo)
+      mesh.write_points(out / "points.ply", points_P3, colours_P3)
       files.append("points.ply")
   with phases("preview"):
     draw(out / "preview.png", photo, objects)
   files.append("preview.png")
-  atomic.write_json(out / "layout.json", layout(photo, objects, frame, settings, files))
+
+  # Last, because it says that all the others are there.
+  contents = layout(photo, objects, frame, settings, files)
+  atomic.write_json(out / "layout.json", contents)
 
 
 def discard(folder: pathlib.Path) -> None:
   """Removes the files of an earlier result, which may have had other objects."""
   earlier = read_layout(folder)
-  if earlier is not None:
-    (folder / "layout.json").unlink()
-    for name in earlier["files"]:
-      (folder / name).unlink(missing_ok=True)
+  if earlier is None:
+    return
+  # First what says that the folder is complete.
+  (folder / "layout.json").unlink()
+  for name in earlier["files"]:
+    (folder / name).unlink(missing_ok=True)
 
 
 def write_meshes(out: pathlib.Path, objects: Sequence[SceneObject]) -> list[str]:
@@ -87,37 +95,55 @@ def write_meshes(out: pathlib.Path, objects: Sequence[SceneObject]) -> list[str]
 
   Returns the names of the files.
   """
-  shapes = {o.name: o.mesh for o in objects if o.mesh is not None}
+  shapes = {}
+  places = {}
+  for found in objects:
+    if found.mesh is not None:
+      shapes[found.name] = found.mesh
+      places[found.name] = scene_matrix(found.placement)
   if not shapes:
     return []
+
+  # Each alone, in the unit cube, then all in place.
+  files = []
   for name, shape in shapes.items():
     mesh.write_glb(out / f"{name}.glb", {name: shape})
-  places = {o.name: scene_matrix(o.placement) for o in objects if o.name in shapes}
+    files.append(f"{name}.glb")
   mesh.write_glb(out / "scene.glb", shapes, places)
-  return [*(f"{name}.glb" for name in shapes), "scene.glb"]
+  files.append("scene.glb")
+  return files
 
 
 def scene_matrix(where: Pose) -> np.ndarray:
   """4 x 4, acting on columns, from the vertices of an object's GLB to scene.glb."""
-  to_gltf = np.diag(cameras.convert_frame(np.ones(3), "pytorch3d", "gltf"))
+  # From the GLB's y up to the object frame, to the camera, to glTF's camera.
+  signs = cameras.convert_frame(np.ones(3), "pytorch3d", "gltf")
+  to_gltf = np.diag(signs)
+  sized = np.diag(where.scale)
+  linear = to_gltf @ where.rotation @ sized @ cameras.OBJECT_FROM_GLTF.T
+
   out = np.eye(4)
-  out[:3, :3] = to_gltf @ where.rotation @ np.diag(where.scale) @ cameras.OBJECT_FROM_GLTF.T
+  out[:3, :3] = linear
   out[:3, 3] = to_gltf @ where.translation
   return out
 
 
 def coloured_points(photo: Photo) -> tuple[np.ndarray, np.ndarray]:
   """(points in scene.glb's frame, RGB) of the known part of the point map, evenly thinned."""
+  # The photo's colours at the size of the point map.
   points_HW3 = photo.pointmap_HW3
-  rows, columns = (
-    nearest_index(n, m) for n, m in zip(photo.size, points_HW3.shape[:2], strict=True)
-  )
+  height, width = photo.size
+  rows = nearest_index(height, points_HW3.shape[0])
+  columns = nearest_index(width, points_HW3.shape[1])
   colours_P3 = photo.image_HW3[rows[:, None], columns].reshape(-1, 3)
+
+  # Every n-th known point, so that at most MAX_POINTS are left.
   known = np.flatnonzero(np.isfinite(points_HW3[..., 2]))
-  stride = max(1, -(-len(known) // MAX_POINTS))
+  stride = max(1, math.ceil(len(known) / MAX_POINTS))
   chosen = known[::stride]
   points_P3 = points_HW3.reshape(-1, 3)[chosen]
-  return cameras.convert_frame(points_P3, "pytorch3d", "gltf"), colours_P3[chosen]
+  converted = cameras.convert_frame(points_P3, "pytorch3d", "gltf")
+  return converted, colours_P3[chosen]
 
 
 def layout(
@@ -129,11 +155,17 @@ def layout(
 ) -> dict:
   """Contents of layout.json."""
   height, width = photo.size
-  camera = dict(zip(("fx", "fy", "cx", "cy"), map(float, photo.camera[:4]), strict=True))
-  camera["source"] = photo.camera_source
+  camera = {
+    "fx": float(photo.camera.fx),
+    "fy": float(photo.camera.fy),
+    "cx": float(photo.camera.cx),
+    "cy": float(photo.camera.cy),
+    "source": photo.camera_source,
+  }
   if photo.camera_source == "assumed":
     camera["fov_deg"] = cameras.ASSUMED_FOV_DEG
 
+  # What the objects' places in the scene mean.
   in_unit = photo.pointmap_HW3 is not None
   if frame == "camera":
     note = "objects stand as `placement` says, which is their pose"
@@ -144,6 +176,11 @@ def layout(
       f"objects are fitted to their masks at distance {placement.ASSUMED_DEPTH:g} of an arbitrary "
       "unit"
     )
+  scene = {
+    "units": "of the point map" if in_unit else None,
+    "note": note,
+  }
+
   return {
     "format": FORMAT,
     "frame": frame,
@@ -154,22 +191,24 @@ def layout(
     "width": width,
     "height": height,
     "camera": camera,
-    "scene": {"units": "of the point map" if in_unit else None, "note": note},
+    "scene": scene,
     "seed": settings["seed"],
     "steps": settings["sampler"]["steps"],
     "weights": settings["weights"],
     "settings": settings,
     "files": files,
-    "objects": {o.name: entry(o, frame) for o in objects},
+    "objects": {found.name: entry(found, frame) for found in objects},
   }
 
 
 def entry(found: SceneObject, frame: str) -> dict:
   """One object of layout.json."""
-  where = found.pose
   placed = None
   if found.placement is not None:
-    placed = pose_fields(found.placement, True) | {"source": found.source}
+    placed = pose_fields(found.placement, True)
+    placed["source"] = found.source
+
+  where = found.pose
   out = {
     "file": None if found.mesh is None else f"{found.name}.glb",
     **pose_fields(where, frame != "rotation only"),
@@ -177,8 +216,11 @@ def entry(found: SceneObject, frame: str) -> dict:
     "placement": placed,
     "mask_iou": found.mask_iou,
   }
+
+  # What was asked for beyond one sample as it is.
   if found.scores is not None:
-    out |= {"sample": found.candidate.index, "rewards": list(found.scores)}
+    out["sample"] = found.candidate.index
+    out["rewards"] = list(found.scores)
   if found.refined is not None:
     out["refined"] = {
       "accepted": found.refined.accepted,
@@ -190,9 +232,10 @@ def entry(found: SceneObject, frame: str) -> dict:
 
 def pose_fields(where: Pose, known: bool) -> dict:
   """A pose as layout.json writes it; translation and scale are null where they are not known."""
+  from_glb = where.rotation @ cameras.OBJECT_FROM_GLTF.T
   return {
     "rotation": quaternion(where.rotation),
-    "rotation_glb": quaternion(where.rotation @ cameras.OBJECT_FROM_GLTF.T),
+    "rotation_glb": quaternion(from_glb),
     "translation": where.translation.tolist() if known else None,
     "scale": where.scale.tolist() if known else None,
   }
@@ -200,7 +243,8 @@ def pose_fields(where: Pose, known: bool) -> dict:
 
 def quaternion(matrix_33: np.ndarray) -> list[float]:
   """(w, x, y, z) of a rotation that acts on column vectors."""
-  return [float(v) for v in rotations.matrix_to_quaternion(np.asarray(matrix_33, np.float64))]
+  matrix_33 = np.asarray(matrix_33, np.float64)
+  return rotations.matrix_to_quaternion(matrix_33).tolist()
 
 
 def draw(path: pathlib.Path, photo: Photo, objects: Sequence[SceneObject]) -> None:
@@ -211,40 +255,54 @@ def draw(path: pathlib.Path, photo: Photo, objects: Sequence[SceneObject]) -> No
   # Everything is drawn over a small copy of the photo.
   height, width = photo.size
   factor = min(1.0, PREVIEW_SIDE / max(height, width))
-  small = max(1, round(height * factor)), max(1, round(width * factor))
-  image = preprocessing.resize_float(photo.image_HW3, small).round().clip(0, 255).astype(np.uint8)
-  camera = cameras.resized(photo.camera, small[1], small[0])
-  rows, columns = nearest_index(height, small[0]), nearest_index(width, small[1])
-  masks = {o.name: photo.masks[o.name][rows[:, None], columns] for o in objects}
-  marks = {o.name: preview.mark(i) for i, o in enumerate(objects)}
+  small_height = max(1, round(height * factor))
+  small_width = max(1, round(width * factor))
+  resized = preprocessing.resize_float(photo.image_HW3, (small_height, small_width))
+  image = resized.round().clip(0, 255).astype(np.uint8)
+  camera = cameras.resized(photo.camera, small_width, small_height)
+
+  # Each object has a mask of that size, and a colour.
+  rows = nearest_index(height, small_height)
+  columns = nearest_index(width, small_width)
+  masks = {}
+  marks = {}
+  for number, found in enumerate(objects):
+    masks[found.name] = photo.masks[found.name][rows[:, None], columns]
+    marks[found.name] = preview.mark(number)
 
   def over(chosen: Sequence[SceneObject]) -> np.ndarray:
     """The photo with some objects over it, and the outlines of their masks."""
-    placed = [
-      (o.candidate.caster, o.placement, marks[o.name]) for o in chosen if o.candidate.caster
-    ]
+    placed = []
+    for found in chosen:
+      if found.candidate.caster:
+        placed.append((found.candidate.caster, found.placement, marks[found.name]))
+    covered = preview.overlay(image, camera, placed)
     return preview.outline(
-      preview.overlay(image, camera, placed),
-      [masks[o.name] for o in chosen],
-      [marks[o.name] for o in chosen],
+      covered,
+      [masks[found.name] for found in chosen],
+      [marks[found.name] for found in chosen],
       width=1,
     )
 
+  # All of it.
   marked = preview.outline(image, list(masks.values()), list(marks.values()))
   whole = preview.beside(
     [marked, over(objects)],
     ("photo and masks", f"objects in place, camera {photo.camera_source}"),
   )
 
-  pictures, captions = [], []
+  # One row an object; an empty sample shows how it would have been turned.
+  pictures = []
+  captions = []
   for found in objects[:PREVIEW_ROWS]:
     window = preprocessing.crop_window(photo.masks[found.name])
     crop = preprocessing.resize_nearest(photo.image_HW3, window, min(window.side, 192))
     in_place = crop_of(over([found]), window, factor)
     shape = found.mesh and found.mesh.painted(marks[found.name])
-    view = (found.placement or found.candidate.pose).rotation
-    sides = [preview.render(shape, v) for v in (view, preview.turned(view, 120.0))]
-    pictures.append([crop, in_place, *sides])
+    where = found.placement or found.candidate.pose
+    front = preview.render(shape, where.rotation)
+    turned = preview.render(shape, preview.turned(where.rotation, 120.0))
+    pictures.append([crop, in_place, front, turned])
     captions.append(caption(found))
   left_out = ""
   if len(pictures) < len(objects):
@@ -255,16 +313,24 @@ def draw(path: pathlib.Path, photo: Photo, objects: Sequence[SceneObject]) -> No
     captions,
     title=left_out,
   )
+
+  sheet = preview.stack([whole, table])
   with atomic.write(path) as temporary:
-    preview.stack([whole, table]).save(temporary)
+    sheet.save(temporary)
 
 
 def crop_of(picture: np.ndarray, window: preprocessing.Window, factor: float) -> np.ndarray:
   """The part of a picture, which is the photo times `factor`, that a window of the photo shows."""
-  scaled = lambda v: int(round(v * factor))
-  side = max(1, scaled(window.side))
-  x, y = scaled(window.x), scaled(window.y)
-  return preprocessing.cut(picture, preprocessing.Window((x, y, x + side, y + side), x, y, side))
+  x = round(window.x * factor)
+  y = round(window.y * factor)
+  side = max(1, round(window.side * factor))
+  scaled = preprocessing.Window(
+    box=(x, y, x + side, y + side),
+    x=x,
+    y=y,
+    side=side,
+  )
+  return preprocessing.cut(picture, scaled)
 
 
 def caption(found: SceneObject) -> str:

@@ -30,7 +30,8 @@ class StructureEncoder:
     graph, self._state = nnx.split(vae.encoder)
 
     def mean(state, occupancy_BRRR):
-      return nnx.merge(graph, state)(occupancy_BRRR)[0]
+      encoder = nnx.merge(graph, state)
+      return encoder(occupancy_BRRR)[0]
 
     self._encode = jax.jit(mean)
 
@@ -39,9 +40,13 @@ class StructureEncoder:
     latents: list[np.ndarray] = []
     for first in range(0, len(grids), self.batch_size):
       batch = list(grids[first : first + self.batch_size])
-      filler = [np.zeros_like(batch[0])] * (self.batch_size - len(batch))
-      means = np.asarray(self._encode(self._state, np.stack(batch + filler)), np.float32)
-      latents += list(means[: len(batch)])
+      count = len(batch)
+      # Empty grids fill the batch up, so that there is one program.
+      empty = np.zeros_like(batch[0])
+      batch += [empty] * (self.batch_size - count)
+      means = self._encode(self._state, np.stack(batch))
+      means = np.asarray(means, np.float32)
+      latents += list(means[:count])
     return latents
 
 

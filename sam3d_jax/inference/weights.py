@@ -70,13 +70,15 @@ def from_checkpoint(
       f"--checkpoint {folder} holds a model of kind {config.model.name!r}, a geometry model is "
       "needed"
     )
-  decoder = decoder or decoder_folder(meta["lineage"])
+  lineage = meta["lineage"]
+  decoder = decoder or decoder_folder(lineage)
   if not decoder:
     raise InputError(
       f"--checkpoint {folder} does not say where the structure VAE of its latents is; give it with "
       "--decoder DIR"
     )
-  vae_model = ConfigDict(checkpoint.read_meta(decoder)["config"]).model
+  vae_meta = checkpoint.read_meta(decoder)
+  vae_model = ConfigDict(vae_meta["config"]).model
   if vae_model.name != "structure_vae":
     raise InputError(
       f"--decoder {decoder} holds a model of kind {vae_model.name!r}, a structure_vae is needed"
@@ -84,24 +86,32 @@ def from_checkpoint(
 
   # The decoder must be that of the latents which the model was trained on.
   vae, _ = checkpoint.restore_model(decoder, which=which)
-  vae_name = parameters.params_digest(parameters.flat_params(vae))  # the name that latents carry
-  release.check_latents(
-    release.latents_of(meta["lineage"]),
-    {"autoencoder": vae_name, "sha256": None, "from": str(decoder)},
-  )
+  vae_params = parameters.flat_params(vae)
+  vae_name = parameters.params_digest(vae_params)  # the name that latents carry
+  given = {
+    "autoencoder": vae_name,
+    "sha256": None,
+    "from": str(decoder),
+  }
+  release.check_latents(release.latents_of(lineage), given)
   check_latent_shape(config.model, vae_model, decoder)
 
+  # An imported model has learned all latents.
   model, _ = checkpoint.restore_model(folder, which=which)
+  learned = lineage.get("learned") or LATENTS
+  sampler = sampler_config(
+    config.sampler.to_dict(),
+    steps=steps,
+    guidance=guidance,
+    shortcut=shortcut,
+  )
   return Predictor(
     model=model,
     decoder=vae.decoder,
-    sampler=sampler_config(
-      config.sampler.to_dict(), steps=steps, guidance=guidance, shortcut=shortcut
-    ),
+    sampler=sampler,
     form=input_config(config.model),
     latent_shapes=latent_shapes(config.model),
-    # an imported model has learned all of them
-    trained=tuple(meta["lineage"].get("learned") or LATENTS),
+    trained=tuple(learned),
     convention="ScaleShiftInvariant",
     resolution=vae_model.resolution,
     identity={
@@ -124,13 +134,25 @@ def from_release(
   found = release.read_release(folder)
   if found.structure_vae is None:
     raise InputError(f"--release {folder} has no ss_decoder.yaml: its shapes cannot be decoded")
-  model, vae_model = ConfigDict(found.geometry), ConfigDict(found.structure_vae)
+  model = ConfigDict(found.geometry)
+  vae_model = ConfigDict(found.structure_vae)
   check_latent_shape(model, vae_model, folder)
-  parts = {name: entry["sha256"][:16] for name, entry in found.sidecar.get("parts", {}).items()}
+
+  # The name of each part, for the record.
+  parts = {}
+  for name, entry in found.sidecar.get("parts", {}).items():
+    parts[name] = entry["sha256"][:16]
+
+  sampler = sampler_config(
+    found.sampler,
+    steps=steps,
+    guidance=guidance,
+    shortcut=shortcut,
+  )
   return Predictor(
     model=release.restore_geometry(found, model),
     decoder=release.restore_decoder(found),
-    sampler=sampler_config(found.sampler, steps=steps, guidance=guidance, shortcut=shortcut),
+    sampler=sampler,
     form=input_config(model),
     latent_shapes=latent_shapes(model),
     trained=LATENTS,
@@ -144,18 +166,23 @@ def input_config(model: ConfigDict) -> InputConfig:
   """The form of the inputs that a `model` section reads."""
   condition = registry.typed_config(model).condition
   pointmap = condition.pointmap
-  default = InputConfig()
-  return InputConfig(
+  form = InputConfig(
     image_size=condition.dino.input_size,
-    pointmap_size=pointmap.input_size if pointmap else default.pointmap_size,
-    resize_twice=pointmap.resize_twice if pointmap else default.resize_twice,
     streams=tuple(condition.streams),
+  )
+  if not pointmap:
+    return form
+  return dataclasses.replace(
+    form,
+    pointmap_size=pointmap.input_size,
+    resize_twice=pointmap.resize_twice,
   )
 
 
 def latent_shapes(model: ConfigDict) -> dict[str, tuple[int, int]]:
   """Latent name -> (tokens, channels) that a `model` section makes."""
-  return registry.typed_config(model).flow.latent_shapes()
+  typed = registry.typed_config(model)
+  return typed.flow.latent_shapes()
 
 
 def sampler_config(

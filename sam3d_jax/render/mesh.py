@@ -52,55 +52,74 @@ class Mesh:
   def painted(self, colour_3: np.ndarray) -> "Mesh":
     """The shape in one colour, 0..255 as vertex colours of a GLB store it."""
     colour = np.asarray(colour_3, np.float32) / np.float32(255)
-    return dataclasses.replace(self, colours=np.broadcast_to(colour, (len(self.vertices), 3)))
+    colours = np.broadcast_to(colour, (len(self.vertices), 3))
+    return dataclasses.replace(self, colours=colours)
 
   def transformed(self, *, scale=1.0, rotation=None, translation=0.0) -> "Mesh":
     """x -> rotation (scale * x) + translation; `scale` is a number or one per axis."""
     vertices = self.vertices * scale
     if rotation is not None:
-      vertices = vertices @ np.asarray(rotation).T
+      rotation = np.asarray(rotation)
+      vertices = vertices @ rotation.T
     return dataclasses.replace(self, vertices=vertices + translation)
 
   def with_appearance(self) -> "Mesh":
     """The same with every optional field filled in: white where nothing was stated."""
     count = len(self.vertices)
-    colours, uv, material = self.colours, self.uv, self.material
+    colours = self.colours
     if colours is None:
       colours = np.ones((count, 3), np.float32)
+    uv = self.uv
     if uv is None:
       uv = np.zeros((count, 2), np.float32)
+    material = self.material
     if material is None:
       material = np.zeros(len(self.faces), np.int32)
-    materials = self.materials or (WHITE,)
-    return Mesh(self.vertices, self.faces, colours, uv, material, materials)
+    return Mesh(
+      vertices=self.vertices,
+      faces=self.faces,
+      colours=colours,
+      uv=uv,
+      material=material,
+      materials=self.materials or (WHITE,),
+    )
 
 
 def join(meshes: Sequence[Mesh]) -> Mesh:
   """Several meshes of one frame as one, in their order; appearance only if one of them has any."""
-  vertices = np.concatenate([m.vertices for m in meshes])
-  first_vertex = np.cumsum([0] + [len(m.vertices) for m in meshes[:-1]])
-  faces = np.concatenate([m.faces + first for m, first in zip(meshes, first_vertex, strict=True)])
-  faces = faces.astype(meshes[0].faces.dtype)
-  if not any(has_appearance(m) for m in meshes):
-    return Mesh(vertices, faces)
-  whole = [m.with_appearance() for m in meshes]
-  first_material = np.cumsum([0] + [len(m.materials) for m in whole[:-1]])
-  material = np.concatenate(
-    [m.material + first for m, first in zip(whole, first_material, strict=True)]
-  )
+  # Each mesh's faces refer to its own vertices, which begin further on.
+  faces = []
+  first = 0
+  for one in meshes:
+    faces.append(one.faces + first)
+    first += len(one.vertices)
+  joined_vertices = np.concatenate([one.vertices for one in meshes])
+  joined_faces = np.concatenate(faces).astype(meshes[0].faces.dtype)
+  if not any(has_appearance(one) for one in meshes):
+    return Mesh(joined_vertices, joined_faces)
+
+  # So do their materials.
+  whole = [one.with_appearance() for one in meshes]
+  material = []
+  materials: list[Material] = []
+  for one in whole:
+    material.append(one.material + len(materials))
+    materials.extend(one.materials)
   return Mesh(
-    vertices,
-    faces,
-    colours=np.concatenate([m.colours for m in whole]),
-    uv=np.concatenate([m.uv for m in whole]),
-    material=material.astype(np.int32),
-    materials=tuple(material for m in whole for material in m.materials),
+    joined_vertices,
+    joined_faces,
+    colours=np.concatenate([one.colours for one in whole]),
+    uv=np.concatenate([one.uv for one in whole]),
+    material=np.concatenate(material).astype(np.int32),
+    materials=tuple(materials),
   )
 
 
 def has_appearance(mesh: Mesh) -> bool:
   """Whether a mesh states more than its shape."""
-  return mesh.colours is not None or mesh.uv is not None or bool(mesh.materials)
+  if mesh.colours is not None or mesh.uv is not None:
+    return True
+  return bool(mesh.materials)
 
 
 # --- From an occupancy grid -----------------------------------------------------------------------
@@ -115,22 +134,27 @@ def from_occupancy(
   them: `surface_field`, marching cubes at one half, and a little smoothing without shrinking
   (Taubin, SIGGRAPH 1995). `colour` is one RGB in 0..255 for all vertices.
   """
-  from skimage import measure  # slow to import, and needed here only
+  # Slow to import, and needed here only.
+  from skimage import measure
 
   if not np.any(occupancy_XYZ):
     return None
-  padded = np.pad(np.asarray(occupancy_XYZ, bool), PADDING)
-  vertices, faces, _, _ = measure.marching_cubes(surface_field(padded), 0.5)
+  occupied = np.asarray(occupancy_XYZ, bool)
+  field = surface_field(np.pad(occupied, PADDING))
+  vertices, faces, _, _ = measure.marching_cubes(field, 0.5)
   vertices = smooth(vertices.astype(np.float64), faces, smoothing)
-  # padding taken off, index to centre
-  size = np.array(np.shape(occupancy_XYZ))
+
+  # From indices of the padded grid to centres of voxels in the unit cube.
+  size = np.array(occupied.shape)
   vertices = (vertices - PADDING + 0.5) / size - 0.5
+
   # Faces run counter-clockwise from outside if they enclose a positive volume (here six times it).
-  corners = vertices[faces]
-  volume = np.einsum("fi,fi->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2]))
+  a, b, c = vertices[faces].swapaxes(0, 1)
+  volume = np.einsum("fi,fi->", a, np.cross(b, c))
   if volume < 0:
     faces = faces[:, ::-1]
-  return Mesh(vertices, np.ascontiguousarray(faces, np.int64)).painted(colour)
+  faces = np.ascontiguousarray(faces, np.int64)
+  return Mesh(vertices, faces).painted(colour)
 
 
 def surface_field(shell_XYZ: np.ndarray) -> np.ndarray:
@@ -142,16 +166,26 @@ def surface_field(shell_XYZ: np.ndarray) -> np.ndarray:
   count THIN and are kept at THIN_FLOOR at least, which leaves them thinner than a voxel, as most of
   them are.
   """
+  # Full voxels: the inside wholly, the shell by half.
   around = np.ones((3, 3, 3), bool)
-  inside = ndimage.binary_fill_holes(shell_XYZ) & ~shell_XYZ
-  full = np.where(inside, 1.0, np.where(shell_XYZ, SHELL, 0.0)).astype(np.float32)
-  kept = ndimage.gaussian_filter(full, BLUR, mode="constant") >= 0.5
+  filled = ndimage.binary_fill_holes(shell_XYZ)
+  inside = filled & ~shell_XYZ
+  outer = np.where(shell_XYZ, SHELL, 0.0)
+  full = np.where(inside, 1.0, outer).astype(np.float32)
+
   # What the blur would lose, and the voxel that joins it to the rest.
-  lost = shell_XYZ & ~ndimage.binary_dilation(kept, around)
-  thin = ndimage.binary_dilation(lost, around) & shell_XYZ & ~kept
+  blurred = ndimage.gaussian_filter(full, BLUR, mode="constant")
+  kept = blurred >= 0.5
+  near_kept = ndimage.binary_dilation(kept, around)
+  lost = shell_XYZ & ~near_kept
+  near_lost = ndimage.binary_dilation(lost, around)
+  thin = near_lost & shell_XYZ & ~kept
+
+  # Thin parts count more before the blur and are held up after it.
   thickened = np.where(thin, np.float32(THIN), full)
   field = ndimage.gaussian_filter(thickened, BLUR, mode="constant")
-  return np.where(thin, np.maximum(field, np.float32(THIN_FLOOR)), field)
+  held_up = np.maximum(field, np.float32(THIN_FLOOR))
+  return np.where(thin, held_up, field)
 
 
 def smooth(
@@ -163,16 +197,23 @@ def smooth(
   grow: float = -0.53,
 ) -> np.ndarray:
   """Taubin smoothing: steps towards and away from the mean of each vertex's neighbours in turn."""
-  edges = np.concatenate([faces_F3[:, [0, 1]], faces_F3[:, [1, 2]], faces_F3[:, [2, 0]]])
+  # Every edge of every face, in both directions.
+  sides = [faces_F3[:, [0, 1]], faces_F3[:, [1, 2]], faces_F3[:, [2, 0]]]
+  edges = np.concatenate(sides)
   ends = np.concatenate([edges, edges[:, ::-1]])
+
+  # The matrix that takes the mean over a vertex's neighbours; an edge of two faces counts once.
   count = len(vertices_V3)
-  linked = sparse.csr_matrix((np.ones(len(ends)), ends.T), shape=(count, count))
-  linked.data[:] = 1.0  # an edge of two faces counts once
+  ones = np.ones(len(ends))
+  linked = sparse.csr_matrix((ones, ends.T), shape=(count, count))
+  linked.data[:] = 1.0
   neighbours = np.maximum(linked.sum(1).A1, 1)
   mean = sparse.diags(1.0 / neighbours) @ linked
+
   for _ in range(iterations):
     for step in (shrink, grow):
-      vertices_V3 = vertices_V3 + step * (mean @ vertices_V3 - vertices_V3)
+      towards_mean = mean @ vertices_V3 - vertices_V3
+      vertices_V3 = vertices_V3 + step * towards_mean
   return vertices_V3
 
 
@@ -183,7 +224,8 @@ def stored_colours(mesh: Mesh) -> np.ndarray:
   """(V, 3) vertex colours in 0..255 as a GLB stores them (linear), GREY where there are none."""
   if mesh.colours is None:
     return np.broadcast_to(GREY, (len(mesh.vertices), 3))
-  return np.rint(mesh.colours * np.float32(255)).astype(np.uint8)
+  scaled = mesh.colours * np.float32(255)
+  return np.rint(scaled).astype(np.uint8)
 
 
 def write_glb(
@@ -196,23 +238,35 @@ def write_glb(
   placed: name -> 4 x 4 of the node that holds the mesh, acting on columns of the y-up vertices;
   identity where there is none.
   """
-  import trimesh  # slow to import, and needed for files only
+  # Slow to import, and needed for files only.
+  import trimesh
 
+  placed = placed or {}
   scene = trimesh.Scene()
   for name, part in parts.items():
-    opaque = np.full((len(part.vertices), 1), 255, np.uint8)
-    rgba = np.concatenate([stored_colours(part), opaque], -1)
-    y_up = part.vertices @ GLTF_FROM_OBJECT
-    geometry = trimesh.Trimesh(y_up, part.faces, vertex_colors=rgba, process=False)
-    transform = (placed or {}).get(name)
-    scene.add_geometry(geometry, node_name=name, geom_name=name, transform=transform)
+    rgb = stored_colours(part)
+    opaque = np.full((len(rgb), 1), 255, np.uint8)
+    geometry = trimesh.Trimesh(
+      part.vertices @ GLTF_FROM_OBJECT,
+      part.faces,
+      vertex_colors=np.concatenate([rgb, opaque], -1),
+      process=False,
+    )
+    scene.add_geometry(
+      geometry,
+      node_name=name,
+      geom_name=name,
+      transform=placed.get(name),
+    )
   # With normals: else viewers shade every face flat.
-  atomic.write_bytes(path, scene.export(file_type="glb", include_normals=True))
+  data = scene.export(file_type="glb", include_normals=True)
+  atomic.write_bytes(path, data)
 
 
 def write_ply(path: str | pathlib.Path, mesh: Mesh) -> None:
   """Writes a shape (triangles, or points where it has no faces) as binary PLY in its own frame."""
-  import trimesh  # slow to import, and needed for files only
+  # Slow to import, and needed for files only.
+  import trimesh
 
   if len(mesh.faces):
     shape = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
@@ -223,6 +277,8 @@ def write_ply(path: str | pathlib.Path, mesh: Mesh) -> None:
 
 def write_points(path: str | pathlib.Path, points_P3: np.ndarray, colours_P3: np.ndarray) -> None:
   """Writes coloured points as a binary .ply."""
-  import trimesh  # slow to import, and needed for files only
+  # Slow to import, and needed for files only.
+  import trimesh
 
-  atomic.write_bytes(path, trimesh.PointCloud(points_P3, colors=colours_P3).export(file_type="ply"))
+  cloud = trimesh.PointCloud(points_P3, colors=colours_P3)
+  atomic.write_bytes(path, cloud.export(file_type="ply"))

@@ -50,58 +50,82 @@ def render(
     forward.
   extent: width of the picture in object units (the unit cube is 1 wide, 1.73 along its diagonal).
   """
+  # More pixels than asked for, averaged in the end.
   fine = size * supersample
   shaded = np.broadcast_to(BACKGROUND, (fine * fine, 3)).copy()
   if mesh is not None and len(mesh.faces):
     in_camera = mesh.vertices @ view_33.T
     ray, face, position = cast(in_camera, mesh.faces, fine, extent)
     normal = shading_normals(in_camera, mesh.faces, face, position)
-    colour = stored_colours(mesh)[mesh.faces[face]].mean(1)
+    corners = mesh.faces[face]
+    colour = stored_colours(mesh)[corners].mean(1)
     shaded[ray] = colour * light(normal)[:, None]
-  picture = shaded.reshape(size, supersample, size, supersample, 3).mean((1, 3))
-  return np.clip(np.round(picture), 0, 255).astype(np.uint8)
+
+  blocks = shaded.reshape(size, supersample, size, supersample, 3)
+  return to_uint8(blocks.mean((1, 3)))
+
+
+def to_uint8(picture: np.ndarray) -> np.ndarray:
+  """Colours in 0..255, rounded and cut."""
+  rounded = np.round(picture)
+  return np.clip(rounded, 0, 255).astype(np.uint8)
 
 
 def cast(
   vertices_V3: np.ndarray, faces_F3: np.ndarray, size: int, extent: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """First hits of a grid of parallel rays along camera z: (ray index, face index, point) each."""
-  # x is left, rows go down
-  offset = ((np.arange(size) + 0.5) / size - 0.5) * extent
+  # Camera x is left and y is up: columns and rows of the picture run against both.
+  places = (np.arange(size) + 0.5) / size - 0.5
+  offset = places * extent
   grid = np.broadcast_arrays(-offset[None, :], -offset[:, None], START)
   origins = np.stack(grid, -1).reshape(-1, 3)
-  directions = np.broadcast_to([0.0, 0.0, 1.0], origins.shape)
+  forward = np.array([0.0, 0.0, 1.0])
+  directions = np.broadcast_to(forward, origins.shape)
   found = Caster(Mesh(vertices_V3, faces_F3)).nearest(origins, directions)
   ray = np.flatnonzero(found.face_N >= 0)
   face = found.face_N[ray]
+  start = origins[ray]
 
-  # Where the ray meets the face's plane, in float64.
-  a, b, c = vertices_V3[faces_F3[face]].swapaxes(0, 1)
+  # Where the ray meets the face's plane, in float64; a plane along the ray has no slope.
+  corners = vertices_V3[faces_F3[face]]
+  a, b, c = corners.swapaxes(0, 1)
   plane = np.cross(b - a, c - a)
   slope = np.where(plane[:, 2] == 0, 1e-12, plane[:, 2])
-  depth = ((a - origins[ray]) * plane).sum(-1) / slope
-  return ray, face, origins[ray] + depth[:, None] * [0.0, 0.0, 1.0]
+  depth = ((a - start) * plane).sum(-1) / slope
+  return ray, face, start + depth[:, None] * forward
 
 
 def shading_normals(vertices_V3, faces_F3, face_N, position_N3) -> np.ndarray:
   """Unit normals at hit points, interpolated between vertex normals, turned towards the camera."""
   # A vertex's normal is the area-weighted mean of its faces'.
-  corner = vertices_V3[faces_F3]
-  cross = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+  corners = vertices_V3[faces_F3]
+  ab = corners[:, 1] - corners[:, 0]
+  ac = corners[:, 2] - corners[:, 0]
+  cross = np.cross(ab, ac)
   smooth = np.zeros_like(vertices_V3)
   for i in range(3):
     np.add.at(smooth, faces_F3[:, i], cross)
   unit = _unit(smooth)
 
   # Barycentric weights from the areas of the triangles that the point makes with the edges.
-  a, b, c = corner[face_N].swapaxes(0, 1)
+  a, b, c = corners[face_N].swapaxes(0, 1)
   here = cross[face_N]
   area = np.maximum(np.square(here).sum(-1), 1e-30)
-  weight_b = (np.cross(position_N3 - a, c - a) * here).sum(-1) / area
-  weight_c = (np.cross(b - a, position_N3 - a) * here).sum(-1) / area
-  weights = np.stack([1 - weight_b - weight_c, weight_b, weight_c], -1)
-  normal = _unit((unit[faces_F3[face_N]] * weights[..., None]).sum(1))
-  return np.where(normal[:, 2:] > 0, -normal, normal)
+  from_a = position_N3 - a
+  part_b = np.cross(from_a, c - a)
+  part_c = np.cross(b - a, from_a)
+  weight_b = (part_b * here).sum(-1) / area
+  weight_c = (part_c * here).sum(-1) / area
+  weight_a = 1 - weight_b - weight_c
+  weights = np.stack([weight_a, weight_b, weight_c], -1)
+
+  # The weighted mean of the corners' normals; a face seen from behind turns its own round.
+  corner_normals = unit[faces_F3[face_N]]
+  mean = (corner_normals * weights[..., None]).sum(1)
+  normal = _unit(mean)
+  away = normal[:, 2:] > 0
+  return np.where(away, -normal, normal)
 
 
 def _unit(vectors_N3: np.ndarray) -> np.ndarray:
@@ -114,7 +138,8 @@ def light(normal_P3: np.ndarray) -> np.ndarray:
   total = np.full(len(normal_P3), AMBIENT)
   for direction, strength in LIGHTS:
     unit = np.array(direction) / np.linalg.norm(direction)
-    total += strength * np.clip(normal_P3 @ unit, 0, None)
+    facing = np.clip(normal_P3 @ unit, 0, None)
+    total += strength * facing
   return total
 
 
@@ -135,18 +160,23 @@ def overlay(
     # Pixels in which this object is the nearest so far.
     hits = caster.cast(where, camera)
     depth_HW = np.nan_to_num(hits.depth_HW, nan=np.inf)
-    row, column = np.nonzero((hits.face_HW >= 0) & (depth_HW < nearest))
+    in_front = (hits.face_HW >= 0) & (depth_HW < nearest)
+    row, column = np.nonzero(in_front)
     face = hits.face_HW[row, column]
     depth = hits.depth_HW[row, column].astype(np.float64)
     nearest[row, column] = depth
 
     # Shaded where they are hit.
-    position = cameras.unproject(np.stack([column, row], -1) + 0.5, depth, camera)
+    pixels = np.stack([column, row], -1) + 0.5
+    position = cameras.unproject(pixels, depth, camera)
     posed = transform_points(caster.mesh.vertices, where)
     normal = shading_normals(posed, caster.mesh.faces, face, position)
     shaded = np.asarray(colour, np.float64) * light(normal)[:, None]
-    out[row, column] = (1 - opacity) * image_HW3[row, column] + opacity * shaded
-  return np.clip(np.round(out), 0, 255).astype(np.uint8)
+
+    # Mixed with the photo, not with objects behind.
+    behind = image_HW3[row, column]
+    out[row, column] = (1 - opacity) * behind + opacity * shaded
+  return to_uint8(out)
 
 
 def outline(
@@ -159,7 +189,8 @@ def outline(
   """A photo with the outlines of masks drawn just inside them."""
   out = image_HW3.copy()
   for mask, colour in zip(masks, colours, strict=True):
-    out[mask & ~ndimage.binary_erosion(mask, iterations=width)] = colour
+    inner = ndimage.binary_erosion(mask, iterations=width)
+    out[mask & ~inner] = colour
   return out
 
 
@@ -170,16 +201,32 @@ def mark(index: int) -> np.ndarray:
 
 def turned(view_33: np.ndarray, degrees: float) -> np.ndarray:
   """The view of an object that has first been turned about its own vertical axis (z)."""
-  c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-  return view_33 @ np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
+  angle = np.radians(degrees)
+  c = np.cos(angle)
+  s = np.sin(angle)
+  turn = np.array(
+    [
+      [c, -s, 0.0],
+      [s, c, 0.0],
+      [0.0, 0.0, 1.0],
+    ]
+  )
+  return view_33 @ turn
 
 
 def orbit(azimuth: float, elevation: float) -> np.ndarray:
   """Object -> camera, as in Pose, of a camera that looks at the origin from these angles
   (degrees, object frame z up).
   """
-  a, e = np.radians(azimuth), np.radians(elevation)
-  forward = -np.array([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)])
+  a = np.radians(azimuth)
+  e = np.radians(elevation)
+  # From the origin to the camera, and the camera's own axes.
+  towards = [
+    np.cos(e) * np.cos(a),
+    np.cos(e) * np.sin(a),
+    np.sin(e),
+  ]
+  forward = -np.array(towards)
   left = np.array([np.sin(a), -np.cos(a), 0.0])
   up = np.cross(forward, left)
   return np.stack([left, up, forward])
@@ -190,24 +237,30 @@ def beside(pictures: Sequence[np.ndarray], titles: Sequence[str], *, gap: int = 
 
   No picture is too narrow for its title.
   """
-  top, font = 24, ImageFont.load_default(13)
+  top = 24
+  font = ImageFont.load_default(13)
   widths = []
   for picture, title in zip(pictures, titles, strict=True):
-    widths.append(max(picture.shape[1], math.ceil(font.getlength(title))))
-  height = max(picture.shape[0] for picture in pictures)
-  size = (sum(widths) + gap * (len(widths) + 1), top + height + gap)
-  sheet = Image.new("RGB", size, "white")
-  draw, left = ImageDraw.Draw(sheet), gap
-  for picture, title, width in zip(pictures, titles, widths, strict=True):
+    title_width = math.ceil(font.getlength(title))
+    widths.append(max(picture.shape[1], title_width))
+
+  # A gap on both sides of every picture, and below.
+  width = sum(widths) + gap * (len(widths) + 1)
+  tallest = max(picture.shape[0] for picture in pictures)
+  sheet = Image.new("RGB", (width, top + tallest + gap), "white")
+  draw = ImageDraw.Draw(sheet)
+  left = gap
+  for picture, title, column in zip(pictures, titles, widths, strict=True):
     draw.text((left, 4), title, fill=INK, font=font)
     sheet.paste(Image.fromarray(picture), (left, top))
-    left += width + gap
+    left += column + gap
   return sheet
 
 
 def stack(sheets: Sequence[Image.Image]) -> Image.Image:
   """Sheets one below the other, on white."""
-  width, height = max(s.width for s in sheets), sum(s.height for s in sheets)
+  width = max(sheet.width for sheet in sheets)
+  height = sum(sheet.height for sheet in sheets)
   out = Image.new("RGB", (width, height), "white")
   top = 0
   for sheet in sheets:
@@ -220,12 +273,20 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
   """An image, grey or RGB, of any size as (size, size, 3) uint8: fitted in, on the background."""
   if image.ndim == 2:
     image = np.repeat(image[..., None], 3, -1)
+
+  # The longer side becomes `size`.
   picture = Image.fromarray(image)
   scale = size / max(picture.size)
-  fitted = [max(1, round(side * scale)) for side in picture.size]
-  picture = picture.resize(fitted, Image.Resampling.LANCZOS)
-  canvas = Image.new("RGB", (size, size), tuple(int(v) for v in BACKGROUND))
-  canvas.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
+  width = max(1, round(picture.width * scale))
+  height = max(1, round(picture.height * scale))
+  picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+
+  # In the middle of the canvas.
+  background = tuple(int(v) for v in BACKGROUND)
+  canvas = Image.new("RGB", (size, size), background)
+  left = (size - width) // 2
+  top = (size - height) // 2
+  canvas.paste(picture, (left, top))
   return np.asarray(canvas)
 
 
@@ -239,19 +300,31 @@ def grid(
   gap: int = 8,
 ) -> Image.Image:
   """A labelled grid: a row of pictures an object, headers above columns, captions under rows."""
-  header, caption, top = 22, 20, 30 if title else 0
-  width = len(columns) * (size + gap) + gap
-  height = top + header + len(rows) * (size + caption + gap) + gap
+  # Sizes of the parts, in pixels.
+  top = 30 if title else 0
+  header = 22
+  caption = 20
+  across = size + gap
+  down = size + caption + gap
+  width = len(columns) * across + gap
+  height = top + header + len(rows) * down + gap
+
   sheet = Image.new("RGB", (width, height), "white")
   draw = ImageDraw.Draw(sheet)
-  draw.text((gap, 8), title, fill=INK, font=ImageFont.load_default(15))
+  large = ImageFont.load_default(15)
   small = ImageFont.load_default(13)
+  draw.text((gap, 8), title, fill=INK, font=large)
   for column, name in enumerate(columns):
-    draw.text((gap + column * (size + gap), top + 2), name, fill=INK, font=small)
-  for i, (pictures, text) in enumerate(zip(rows, captions, strict=True)):
-    y = top + header + i * (size + caption + gap)
+    x = gap + column * across
+    draw.text((x, top + 2), name, fill=INK, font=small)
+
+  # A row: its pictures, and the caption below them.
+  captioned = zip(rows, captions, strict=True)
+  for row, (pictures, text) in enumerate(captioned):
+    y = top + header + row * down
     for column, picture in enumerate(pictures):
+      x = gap + column * across
       fitted = Image.fromarray(fit(picture, size))
-      sheet.paste(fitted, (gap + column * (size + gap), y))
+      sheet.paste(fitted, (x, y))
     draw.text((gap, y + size + 2), text, fill=(110, 112, 120), font=small)
   return sheet

@@ -46,63 +46,87 @@ class Caster:
 
   def __init__(self, mesh: Mesh):
     self.mesh = mesh
-    self._scene = rtcore_scene.EmbreeScene()
-    TriangleMesh(
-      self._scene,
-      np.ascontiguousarray(mesh.vertices, np.float32),
-      np.ascontiguousarray(mesh.faces, np.int32),
-    )
     self._box_83 = box_corners(mesh.vertices)
+    # Triangles register themselves with the scene that they are given.
+    self._scene = rtcore_scene.EmbreeScene()
+    vertices = np.ascontiguousarray(mesh.vertices, np.float32)
+    faces = np.ascontiguousarray(mesh.faces, np.int32)
+    TriangleMesh(self._scene, vertices, faces)
 
   def nearest(self, origins_N3: np.ndarray, directions_N3: np.ndarray) -> RayHits:
     """First hits of rays; directions need not be of length 1."""
     if not len(directions_N3):
       nothing = np.zeros(0, np.float32)
       return RayHits(np.zeros(0, np.int32), nothing, nothing, nothing)
-    found = self._scene.run(_rays(origins_N3), _rays(directions_N3), output=1)
-    return RayHits(found["primID"], found["tfar"], found["u"], found["v"])
+    origins = _rays(origins_N3)
+    directions = _rays(directions_N3)
+    found = self._scene.run(origins, directions, output=1)
+    return RayHits(
+      face_N=found["primID"],
+      distance_N=found["tfar"],
+      u_N=found["u"],
+      v_N=found["v"],
+    )
 
   def blocked(self, origins_N3: np.ndarray, directions_N3: np.ndarray) -> np.ndarray:
     """Whether anything lies on each ray, (N,) bool."""
     if not len(directions_N3):
       return np.zeros(0, bool)
-    occluded = self._scene.run(_rays(origins_N3), _rays(directions_N3), query="OCCLUDED")
+    origins = _rays(origins_N3)
+    directions = _rays(directions_N3)
+    occluded = self._scene.run(origins, directions, query="OCCLUDED")
     return occluded == 0
 
   def cast(self, where: Pose, camera: Camera) -> Hits:
     """First hits of the rays through all pixel centres."""
-    face = np.full((camera.height, camera.width), -1, np.int32)
-    depth = np.full((camera.height, camera.width), np.nan, np.float32)
+    size = (camera.height, camera.width)
+    face = np.full(size, -1, np.int32)
+    depth = np.full(size, np.nan, np.float32)
     top, bottom, left, right = self.window(where, camera)
-    if top < bottom and left < right:
-      column, row = np.meshgrid(np.arange(left, right) + 0.5, np.arange(top, bottom) + 0.5)
-      pixels = np.stack([column, row], -1).reshape(-1, 2)
-      # Rays of depth 1, turned and scaled into the mesh's frame: the ray parameter stays depth.
-      rays = cameras.unproject(pixels, np.ones(len(pixels)), camera)
-      to_object = where.rotation / where.scale
-      directions = rays @ to_object
-      origins = np.broadcast_to(-where.translation @ to_object, directions.shape)
-      found = self.nearest(origins, directions)
-      shape = (bottom - top, right - left)
-      seen = np.where(found.face_N >= 0, found.distance_N, np.nan)
-      face[top:bottom, left:right] = found.face_N.reshape(shape)
-      depth[top:bottom, left:right] = seen.reshape(shape)
+    if top >= bottom or left >= right:
+      return Hits(face, depth)
+
+    # The centres of the pixels that the object can touch.
+    columns = np.arange(left, right) + 0.5
+    rows = np.arange(top, bottom) + 0.5
+    column, row = np.meshgrid(columns, rows)
+    pixels = np.stack([column, row], -1).reshape(-1, 2)
+
+    # Rays of depth 1, turned and scaled into the mesh's frame: the ray parameter stays depth.
+    rays = cameras.unproject(pixels, np.ones(len(pixels)), camera)
+    to_object = where.rotation / where.scale
+    directions = rays @ to_object
+    origin = -where.translation @ to_object
+    origins = np.broadcast_to(origin, directions.shape)
+    found = self.nearest(origins, directions)
+
+    # Back into the picture.
+    shape = (bottom - top, right - left)
+    seen = np.where(found.face_N >= 0, found.distance_N, np.nan)
+    face[top:bottom, left:right] = found.face_N.reshape(shape)
+    depth[top:bottom, left:right] = seen.reshape(shape)
     return Hits(face, depth)
 
   def window(self, where: Pose, camera: Camera) -> tuple[int, int, int, int]:
     """Pixel rows and columns that the object can touch: top, bottom, left, right (half open)."""
+    # A box that reaches behind the camera can be anywhere.
     corners = pose.transform_points(self._box_83, where)
     if corners[:, 2].min() <= NEAR:
       return 0, camera.height, 0, camera.width
+
+    # One pixel more on every side, within the picture.
     pixels, _ = cameras.project(corners, camera)
+    low = np.floor(pixels.min(0)) - 1
+    high = np.ceil(pixels.max(0)) + 1
     limits = [camera.width, camera.height]
-    low = np.clip(np.floor(pixels.min(0)) - 1, 0, limits).astype(int)
-    high = np.clip(np.ceil(pixels.max(0)) + 1, 0, limits).astype(int)
-    return int(low[1]), int(high[1]), int(low[0]), int(high[0])
+    left, top = np.clip(low, 0, limits).astype(int)
+    right, bottom = np.clip(high, 0, limits).astype(int)
+    return int(top), int(bottom), int(left), int(right)
 
   def silhouette(self, where: Pose, camera: Camera) -> np.ndarray:
     """(height, width) bool."""
-    return self.cast(where, camera).face_HW >= 0
+    hits = self.cast(where, camera)
+    return hits.face_HW >= 0
 
 
 def _rays(vectors_N3: np.ndarray) -> np.ndarray:
@@ -112,8 +136,11 @@ def _rays(vectors_N3: np.ndarray) -> np.ndarray:
 
 def box_corners(points_P3: np.ndarray) -> np.ndarray:
   """The (8, 3) corners of the axis-aligned box of points."""
-  ends = zip(points_P3.min(0), points_P3.max(0), strict=True)
-  return np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(8, 3)
+  low = points_P3.min(0)
+  high = points_P3.max(0)
+  ends = zip(low, high, strict=True)
+  x, y, z = np.meshgrid(*ends, indexing="ij")
+  return np.stack([x, y, z], -1).reshape(8, 3)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -121,21 +148,26 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
   union = np.count_nonzero(a | b)
   if not union:
     return 0.0
-  return np.count_nonzero(a & b) / union
+  shared = np.count_nonzero(a & b)
+  return shared / union
 
 
 def mask_iou(caster: Caster, where: Pose, mask_HW: np.ndarray, camera: Camera) -> float:
   """IoU of the object's silhouette and its mask, in the photo shrunk to MEASURE_SIDE pixels."""
   small_mask, small_camera = shrink(mask_HW, camera, MEASURE_SIDE)
-  return iou(caster.silhouette(where, small_camera), small_mask)
+  silhouette = caster.silhouette(where, small_camera)
+  return iou(silhouette, small_mask)
 
 
 def shrink(mask_HW: np.ndarray, camera: Camera, side: int) -> tuple[np.ndarray, Camera]:
   """A mask (nearest) and its camera with a longer side of at most `side` pixels."""
-  factor = side / max(mask_HW.shape)
+  height, width = mask_HW.shape
+  factor = side / max(height, width)
   if factor >= 1:
     return mask_HW, camera
-  height, width = (max(1, round(n * factor)) for n in mask_HW.shape)
-  rows = nearest_index(mask_HW.shape[0], height)
-  columns = nearest_index(mask_HW.shape[1], width)
-  return mask_HW[rows[:, None], columns], cameras.resized(camera, width, height)
+  small_height = max(1, round(height * factor))
+  small_width = max(1, round(width * factor))
+  rows = nearest_index(height, small_height)
+  columns = nearest_index(width, small_width)
+  small_mask = mask_HW[rows[:, None], columns]
+  return small_mask, cameras.resized(camera, small_width, small_height)
