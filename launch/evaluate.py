@@ -31,6 +31,15 @@ from sam3d_jax.errors import InputError
 # modes in which a model is run on an evaluation set
 SETS = ("benchmark", "bop", "sa3dao", "photos")
 MODES = ("pairs", "samples", "views", "votes", *SETS)
+# the lowest value of flags
+LOWEST = {
+  "points": 1000,
+  "workers": 0,
+  "rows": 1,
+  "batch_size": 1,
+  "steps": 1,
+  "max": 0,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -109,30 +118,25 @@ def run(args: argparse.Namespace) -> None:
   """Checks the flags, then hands over to the mode."""
   modes = [mode for mode in MODES if getattr(args, mode) is not None]
   if len(modes) != 1:
-    raise InputError(
-      f"give one of {', '.join(f'--{mode}' for mode in MODES)}"
-      + (f", not {len(modes)} of them" if modes else "")
-    )
+    choices = ", ".join(f"--{mode}" for mode in MODES)
+    many = f", not {len(modes)} of them" if modes else ""
+    raise InputError(f"give one of {choices}{many}")
+  (mode,) = modes
   if args.samples is not None and args.data is None:
     raise InputError("--samples needs --data DIR, the dataset that was sampled")
-  if modes[0] in SETS and not args.dry_run:
+  if mode in SETS and not args.dry_run:
     check_weights(args)
-  for flag, low in (
-    ("points", 1000),
-    ("workers", 0),
-    ("rows", 1),
-    ("batch_size", 1),
-    ("steps", 1),
-    ("max", 0),
-  ):
-    if getattr(args, flag) is not None and getattr(args, flag) < low:
-      raise InputError(f"--{flag} {getattr(args, flag)}: give at least {low}")
+  for flag, low in LOWEST.items():
+    value = getattr(args, flag)
+    if value is not None and value < low:
+      raise InputError(f"--{flag} {value}: give at least {low}")
   if args.lpips is not None and args.views is None:
     raise InputError("--lpips goes with --views")
-  # threads that wait must not spin: the cores are for the other processes
+
+  # Threads that wait must not spin: the cores are for the other processes.
   os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
   out = prepare_workdir(args.out)
-  MODE_RUNS[modes[0]](args, out)
+  MODE_RUNS[mode](args, out)
 
 
 def run_samples(args: argparse.Namespace, out: pathlib.Path) -> None:
@@ -224,7 +228,8 @@ MODE_RUNS = {
 
 def check_weights(args: argparse.Namespace) -> None:
   """Raises InputError unless the flags name exactly one source of predictions."""
-  if (args.checkpoint is not None) + (args.release is not None) + args.oracle != 1:
+  sources = [args.checkpoint is not None, args.release is not None, args.oracle]
+  if sum(sources) != 1:
     raise InputError("an evaluation set needs one of --checkpoint DIR, --release DIR and --oracle")
   if args.decoder is not None and args.checkpoint is None:
     raise InputError("--decoder goes with --checkpoint; a release folder has its own")

@@ -22,6 +22,15 @@ from launch.console.folders import prepare_workdir
 from sam3d_jax.errors import InputError
 from sam3d_jax.files import pointmaps
 
+# the lowest value of flags
+LOWEST = {
+  "steps": 1,
+  "max": 0,
+  "batch_size": 1,
+  "glb": 0,
+  "samples": 1,
+}
+
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command and returns its exit code."""
@@ -123,11 +132,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Checks the flags, then hands over to the mode."""
-  # imported here so that --help and wrong flags cost no JAX
   inputs = [name for name in ("image", "images", "data") if getattr(args, name) is not None]
   only_look = args.viewer and not inputs
   if not only_look:
     check_flags(args, inputs)
+
+  # Imports here and below, so that --help and wrong flags cost no JAX.
   if args.viewer:
     from launch.photos import viewer
 
@@ -136,6 +146,7 @@ def run(args: argparse.Namespace) -> None:
   if only_look:
     return viewer.run(page, pathlib.Path(args.out))
 
+  # A dataset, or photos.
   out = prepare_workdir(args.out)
   if args.data is not None:
     from launch.scoring import split_samples
@@ -212,6 +223,7 @@ def weights_config(args: argparse.Namespace):
 
 def check_flags(args: argparse.Namespace, inputs: list[str]) -> None:
   """Raises InputError for flags that do not go together or have no meaning."""
+  # Where the weights and the inputs are.
   if (args.checkpoint is None) == (args.release is None):
     raise InputError("give one of --checkpoint DIR and --release DIR")
   if args.release is not None and args.decoder is not None:
@@ -223,8 +235,11 @@ def check_flags(args: argparse.Namespace, inputs: list[str]) -> None:
     )
 
   def given(*names: str) -> str:
-    return ", ".join(f"--{n}" for n in names if getattr(args, n) not in (None, [], False))
+    """Those of some flags that are given, as the user writes them."""
+    found = [name for name in names if getattr(args, name) not in (None, [], False)]
+    return ", ".join(f"--{name}" for name in found)
 
+  # Flags of one kind of input.
   of_photo = given("mask", "pointmap", "labels", "ids")
   if args.image is None and of_photo:
     raise InputError(f"{of_photo} go with --image")
@@ -235,6 +250,8 @@ def check_flags(args: argparse.Namespace, inputs: list[str]) -> None:
     raise InputError("--samples goes with --image or --images")
   if args.data is None and args.shuffle_images:
     raise InputError("--shuffle_images goes with --data")
+
+  # Flags that say the same thing, or need another.
   if args.labels is not None and args.mask:
     raise InputError("give one of --mask and --labels")
   if args.ids is not None and args.labels is None:
@@ -242,7 +259,9 @@ def check_flags(args: argparse.Namespace, inputs: list[str]) -> None:
   if args.pointmap is not None and args.pointmap_command is not None:
     raise InputError("give one of --pointmap and --pointmap_command")
   check_reward(args)
-  for flag, low in (("steps", 1), ("max", 0), ("batch_size", 1), ("glb", 0), ("samples", 1)):
+
+  # Numbers out of range.
+  for flag, low in LOWEST.items():
     value = getattr(args, flag)
     if value is not None and value < low:
       raise InputError(f"--{flag} {value}: give at least {low}")

@@ -26,6 +26,7 @@ PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MASK_SUFFIXES = (".png", ".npy", ".bmp", ".tif", ".tiff")
 SIDE_FILES = ("image", "labels", "pointmap", "depth", "intrinsics")
 MADE_SUFFIX = ".npz"  # of the file that --pointmap_command is asked to write
+SHOWN_FAULTS = 20  # of photos that cannot be used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +46,18 @@ class Job:
 
   def digest(self) -> str:
     """Of everything that is read."""
-    digest = hashlib.sha256(repr((self.ids, self.frame, self.depth_unit)).encode())
+    how_read = (self.ids, self.frame, self.depth_unit)
+    digest = hashlib.sha256(repr(how_read).encode())
     for path in (self.image, *self.masks, self.labels, self.pointmap):
-      if path is not None:
-        digest.update(path.stem.encode() + hashlib.sha256(path.read_bytes()).digest())
+      if path is None:
+        continue
+      # The stem counts, because it names the object.
+      contents = hashlib.sha256(path.read_bytes())
+      digest.update(path.stem.encode())
+      digest.update(contents.digest())
     if self.intrinsics is not None:
-      digest.update(repr(pointmaps.parse_intrinsics(self.intrinsics)).encode())
+      numbers = pointmaps.parse_intrinsics(self.intrinsics)
+      digest.update(repr(numbers).encode())
     return digest.hexdigest()[:16]
 
 
@@ -74,26 +81,37 @@ def find(source: PhotoSource, out: pathlib.Path) -> list[Job]:
   common = {"frame": source.pointmap_frame, "depth_unit": source.depth_unit}
   if source.image is not None:
     return [single_job(source, out, common)]
+
   folder = pathlib.Path(source.images)
   if not folder.is_dir():
     raise InputError(f"--images {folder} is not a folder")
   jobs: dict[str, Job] = {}
   for entry in sorted(folder.iterdir()):
+    # A folder may be a photo with its files, a file may be a photo with an alpha channel.
     if entry.name.startswith("."):
       continue
     if entry.is_dir():
       job = folder_job(entry, out / entry.name, common)
     elif entry.suffix.lower() in PHOTO_SUFFIXES:
-      job = Job(entry.stem, entry, out / entry.stem, intrinsics=source.intrinsics, **common)
+      job = Job(
+        entry.stem,
+        entry,
+        out / entry.stem,
+        intrinsics=source.intrinsics,
+        **common,
+      )
     else:
       continue
-    if job is not None and job.name in jobs:
+    if job is None:
+      continue
+
+    # Two photos must not write into one folder.
+    if job.name in jobs:
       raise InputError(
         f"--images {folder}: {job.image} and {jobs[job.name].image} would both be named "
         f"{job.name}; rename one"
       )
-    if job is not None:
-      jobs[job.name] = job
+    jobs[job.name] = job
   if not jobs:
     raise InputError(
       f"--images {folder} holds neither folders with a photo image.* nor photos "
@@ -124,8 +142,9 @@ def single_job(source: PhotoSource, out: pathlib.Path, common: dict) -> Job:
 
 def parse_ids(text: str) -> tuple[int, ...]:
   """ "1,5,9" -> (1, 5, 9)."""
+  words = text.split(",")
   try:
-    ids = tuple(int(v) for v in text.split(","))
+    ids = [int(word) for word in words]
   except ValueError as error:
     raise InputError(f"--ids {text}: give whole numbers with commas between them") from error
   if min(ids) < 1:
@@ -135,31 +154,43 @@ def parse_ids(text: str) -> tuple[int, ...]:
 
 def folder_job(folder: pathlib.Path, out: pathlib.Path, common: dict) -> Job | None:
   """The job of DIR/<name>, None if it has no photo."""
-  files = [f for f in sorted(folder.iterdir()) if f.is_file() and not f.name.startswith(".")]
-  images = [f for f in files if f.stem == "image" and f.suffix.lower() in PHOTO_SUFFIXES]
+  # What the names of the files say they are.
+  images = []
+  masks = []
+  others: dict[str, pathlib.Path] = {}
+  for file in sorted(folder.iterdir()):
+    if not file.is_file() or file.name.startswith("."):
+      continue
+    suffix = file.suffix.lower()
+    if file.stem == "image" and suffix in PHOTO_SUFFIXES:
+      images.append(file)
+    if file.stem in SIDE_FILES:
+      others.setdefault(file.stem, file)
+    elif suffix in MASK_SUFFIXES:
+      masks.append(file)
+
+  # One photo, one kind of masks.
   if not images:
     return None
   if len(images) > 1:
-    raise InputError(
-      f"--images: {folder} has several photos {', '.join(f.name for f in images)}; keep one"
-    )
-  named = lambda stem: next((f for f in files if f.stem == stem), None)
-  masks = [f for f in files if f.suffix.lower() in MASK_SUFFIXES and f.stem not in SIDE_FILES]
-  labels, intrinsics = named("labels"), named("intrinsics")
+    names = ", ".join(file.name for file in images)
+    raise InputError(f"--images: {folder} has several photos {names}; keep one")
+  labels = others.get("labels")
   if labels is not None and masks:
     raise InputError(
       f"--images: {folder} has both {labels.name} and masks ({masks[0].name}, ...); keep one of "
       "the two"
     )
+
+  intrinsics = others.get("intrinsics")
   return Job(
     folder.name,
     images[0],
     out,
-    tuple(masks),
-    labels,
-    None,
-    named("pointmap") or named("depth"),
-    None if intrinsics is None else str(intrinsics),
+    masks=tuple(masks),
+    labels=labels,
+    pointmap=others.get("pointmap") or others.get("depth"),
+    intrinsics=None if intrinsics is None else str(intrinsics),
     **common,
   )
 
@@ -168,22 +199,26 @@ def check_all(jobs: list[Job]) -> list[dict[str, int]]:
   """Reads every job once; object -> pixels of its mask, for each. Raises one InputError for all
   faults.
   """
-  found, faults = [], []
+  found = []
+  faults = []
   with Progress(len(jobs), "reading", "photos") as bar:
     for job in jobs:
       try:
-        found.append({name: int(mask.sum()) for name, mask in read(job).masks.items()})
+        photo = read(job)
+        found.append({name: int(mask.sum()) for name, mask in photo.masks.items()})
       except InputError as error:
         faults.append(str(error))
       bar.update()
-  if faults:
-    more = f"\n({len(faults)} of {len(jobs)} photos cannot be used)" if len(jobs) > 1 else ""
-    raise InputError(
-      "\n".join(faults[:20])
-      + (f"\n... and {len(faults) - 20} more" if len(faults) > 20 else "")
-      + more
-    )
-  return found
+  if not faults:
+    return found
+
+  # All faults at once, but not more than can be read.
+  lines = faults[:SHOWN_FAULTS]
+  if len(faults) > SHOWN_FAULTS:
+    lines.append(f"... and {len(faults) - SHOWN_FAULTS} more")
+  if len(jobs) > 1:
+    lines.append(f"({len(faults)} of {len(jobs)} photos cannot be used)")
+  raise InputError("\n".join(lines))
 
 
 def read(job: Job) -> Photo:
@@ -197,15 +232,20 @@ def read(job: Job) -> Photo:
   else:
     photo = photo.with_masks(job.masks)
 
-  intrinsics = None if job.intrinsics is None else pointmaps.parse_intrinsics(job.intrinsics)
+  # A point map may bring the camera, or need it.
+  intrinsics = None
+  if job.intrinsics is not None:
+    intrinsics = pointmaps.parse_intrinsics(job.intrinsics)
   if job.pointmap is not None:
     photo = photo.with_pointmap(
-      job.pointmap, intrinsics=intrinsics, frame=job.frame, depth_unit=job.depth_unit
+      job.pointmap,
+      intrinsics=intrinsics,
+      frame=job.frame,
+      depth_unit=job.depth_unit,
     )
     photos.check_cover(photo, job.pointmap)
   elif intrinsics is not None:
     photo = photo.with_camera(intrinsics)
-
   return photo.with_some_camera()
 
 
@@ -219,11 +259,13 @@ def make_pointmaps(jobs: Iterable[Job], command: str) -> list[Job]:
   Raises InputError: the command fails or writes nothing.
   """
   estimator = commands.parse(command, "--pointmap_command")
-  jobs, done = list(jobs), []
+  jobs = list(jobs)
+  done = []
   with Progress(len(jobs), "point maps", "photos") as bar:
     for job in jobs:
       if job.pointmap is None:
-        job = dataclasses.replace(job, pointmap=make_pointmap(job, estimator))
+        made = make_pointmap(job, estimator)
+        job = dataclasses.replace(job, pointmap=made)
       done.append(job)
       bar.update()
   return done
@@ -232,8 +274,14 @@ def make_pointmaps(jobs: Iterable[Job], command: str) -> list[Job]:
 def make_pointmap(job: Job, estimator: commands.PhotoCommand) -> pathlib.Path:
   """Runs the command for one photo; the file it made, now or earlier."""
   image = photos.read_photo(job.image).image_HW3
+  # Named by picture and command: one that is there was made of these.
   identity = repr((image.shape, list(estimator.words)))
-  key = hashlib.sha256(image.tobytes() + identity.encode()).hexdigest()[:12]
+  digest = hashlib.sha256(image.tobytes() + identity.encode())
+  key = digest.hexdigest()[:12]
   return estimator.make_once(
-    image, job.out, f"pointmap_{key}", suffix=MADE_SUFFIX, photo=str(job.image)
+    image,
+    job.out,
+    f"pointmap_{key}",
+    suffix=MADE_SUFFIX,
+    photo=str(job.image),
   )

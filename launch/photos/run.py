@@ -55,12 +55,15 @@ class Phases:
 
   @contextlib.contextmanager
   def __call__(self, name: str):
-    start = time.monotonic(), time.process_time()
+    start = time.monotonic()
+    cpu_start = time.process_time()
     try:
       yield
     finally:
-      self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start[0]
-      self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + time.process_time() - start[1]
+      spent = time.monotonic() - start
+      cpu_spent = time.process_time() - cpu_start
+      self.seconds[name] = self.seconds.get(name, 0.0) + spent
+      self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + cpu_spent
 
 
 def run(config: PhotosConfig, out: pathlib.Path) -> None:
@@ -77,32 +80,43 @@ def run(config: PhotosConfig, out: pathlib.Path) -> None:
   if config.dry_run:
     return
 
+  # The model, and what chooses among its samples.
   with phases("load"):
     predictor = weights.load(config.weights)
     reward = None
     if config.samples > 1:
       reward = rewards.load(config.reward, predictor, config.seed)
   model = Reconstructor(predictor, batch_size=config.batch_size)
-  choice = Choice(config.seed, config.samples, reward, config.refine)
+  choice = Choice(
+    seed=config.seed,
+    samples=config.samples,
+    reward=reward,
+    refine=config.refine,
+  )
 
-  # What is done already is left alone.
-  settings = json.loads(json.dumps(model.settings(choice)))  # as it will be read back
-  settings_of = {job.name: settings | {"inputs": job.digest()} for job in jobs}
-  todo, counts = [], []
+  # What is done already is left alone; settings are compared as they are read back.
+  settings = json.loads(json.dumps(model.settings(choice)))
+  settings_of = {}
+  todo = []
+  counts = []
   for job, found in zip(jobs, objects, strict=True):
+    settings_of[job.name] = settings | {"inputs": job.digest()}
     if not is_done(job, settings_of[job.name]):
       todo.append(job)
       counts.append(config.samples * len(found))
 
+  # Scenes come one by one and are written at once.
+  left = sum(counts)
   if todo:
     every = config.samples * sum(map(len, objects))
-    scenes = model.reconstruct(photos_of(todo, phases), choice, count=sum(counts), phases=phases)
-    with Progress(every, "sampling", "samples", done=every - sum(counts)) as bar:
+    photos = photos_of(todo, phases)
+    scenes = model.reconstruct(photos, choice, count=left, phases=phases)
+    with Progress(every, "sampling", "samples", done=every - left) as bar:
       for job, count, scene in zip(todo, counts, scenes, strict=True):
         scene = dataclasses.replace(scene, settings=settings_of[job.name])
         scene.save(job.out, phases=phases)
         bar.update(count)
-  report(len(jobs), len(todo), sum(counts) // config.samples, predictor, phases, out)
+  report(len(jobs), len(todo), left // config.samples, predictor, phases, out)
 
 
 def photos_of(jobs: Iterable[Job], phases: Phases) -> Iterator[Photo]:
@@ -118,7 +132,8 @@ def is_done(job: Job, settings: dict) -> bool:
   layout = scene_files.read_layout(job.out)
   if layout is None or layout["settings"] != settings:
     return False
-  return all((job.out / name).exists() for name in layout["files"])
+  files = [job.out / name for name in layout["files"]]
+  return all(file.exists() for file in files)
 
 
 def print_plan(
@@ -131,10 +146,14 @@ def print_plan(
     f"plan: {count} object(s) of {len(jobs)} photo(s), {known} with a point map; {config.samples} "
     f"sample(s) each, into {out}"
   )
-  for job, found in itertools.islice(zip(jobs, objects, strict=True), SHOWN_PHOTOS):
-    shown = [f"{name} ({pixels} px)" for name, pixels in found.items()]
-    more = ", ..." if len(shown) > SHOWN_OBJECTS else ""
-    print(f"  {job.image}: {', '.join(shown[:SHOWN_OBJECTS])}{more}")
+
+  # The first photos, and of each the first objects.
+  pairs = zip(jobs, objects, strict=True)
+  for job, found in itertools.islice(pairs, SHOWN_PHOTOS):
+    named = [f"{name} ({pixels} px)" for name, pixels in found.items()]
+    shown = ", ".join(named[:SHOWN_OBJECTS])
+    more = ", ..." if len(named) > SHOWN_OBJECTS else ""
+    print(f"  {job.image}: {shown}{more}")
   if len(jobs) > SHOWN_PHOTOS:
     print(f"  ... and {len(jobs) - SHOWN_PHOTOS} more photos")
 

@@ -55,11 +55,7 @@ def run(config: ViewerConfig, out: pathlib.Path) -> None:
   url = f"http://{host}:{server.get_port()}"
   note = "" if private else "; whoever reaches this address sees the photos"
   print(f"viewer: {url} (Ctrl-C stops it{note})", flush=True)
-  if (
-    sys.platform in ("darwin", "win32")
-    or os.environ.get("DISPLAY")
-    or os.environ.get("WAYLAND_DISPLAY")
-  ):
+  if has_desktop():
     webbrowser.open(url)
   try:
     server.sleep_forever()
@@ -67,14 +63,23 @@ def run(config: ViewerConfig, out: pathlib.Path) -> None:
     server.stop()
 
 
+def has_desktop() -> bool:
+  """Whether a browser can be opened here."""
+  if sys.platform in ("darwin", "win32"):
+    return True
+  return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
 def find(out: pathlib.Path) -> dict[str, pathlib.Path]:
   """Name -> folder of every photo with results in a folder. Raises InputError if there is none."""
-  folders = [
-    f for f in [out, *sorted(p for p in out.glob("*") if p.is_dir())] if read_layout(f) is not None
-  ]
+  candidates = [out]
+  for path in sorted(out.glob("*")):
+    if path.is_dir():
+      candidates.append(path)
+  folders = [folder for folder in candidates if read_layout(folder) is not None]
   if not folders:
     raise InputError(f"--viewer: {out} holds no results of launch.sample (layout.json)")
-  return {f.name: f for f in folders}
+  return {folder.name: folder for folder in folders}
 
 
 def serve(folders: dict[str, pathlib.Path], *, host: str, port: int):
@@ -83,12 +88,18 @@ def serve(folders: dict[str, pathlib.Path], *, host: str, port: int):
 
   server = viser.ViserServer(host=host, port=port, label="sam3d_jax", verbose=False)
   server.scene.set_up_direction("+y")
-  server.gui.configure_theme(control_layout="fixed", control_width="large", show_share_button=False)
+  server.gui.configure_theme(
+    control_layout="fixed",
+    control_width="large",
+    show_share_button=False,
+  )
+
   shown: list = []
-  if len(folders) > 1:
-    menu = server.gui.add_dropdown("Photo", list(folders))
+  names = list(folders)
+  if len(names) > 1:
+    menu = server.gui.add_dropdown("Photo", names)
     menu.on_update(lambda _: show(server, folders[menu.value], shown))
-  show(server, next(iter(folders.values())), shown)
+  show(server, folders[names[0]], shown)
   return server
 
 
@@ -98,22 +109,26 @@ def show(server, folder: pathlib.Path, shown: list) -> None:
     shown.pop().remove()
   layout = read_layout(folder)
   objects = {name: o for name, o in layout["objects"].items() if o["file"] is not None}
-  reach = (
-    float(np.median([np.linalg.norm(o["placement"]["translation"]) for o in objects.values()]))
-    if objects
-    else 1.0
-  )
+
+  # How far away things are decides how large the camera and the points are drawn.
+  reach = 1.0
+  if objects:
+    distances = [np.linalg.norm(o["placement"]["translation"]) for o in objects.values()]
+    reach = float(np.median(distances))
+
+  # What the page says.
   camera = layout["camera"]
-  fov = 2 * np.arctan(layout["height"] / 2 / camera["fy"])
   units = layout["scene"]["units"] or "arbitrary"
-  shown.append(
-    server.gui.add_markdown(
-      f"**{folder.name}** · frame {layout['frame']} · units {units} · camera {camera['source']}"
-    )
+  heading = server.gui.add_markdown(
+    f"**{folder.name}** · frame {layout['frame']} · units {units} · camera {camera['source']}"
   )
+  shown.append(heading)
+
+  # The photo, beside the scene and in it.
   picture = read_picture(layout["image"])
   if picture is not None:
     shown.append(server.gui.add_image(picture, label="Photo"))
+  fov = 2 * np.arctan(layout["height"] / 2 / camera["fy"])
   frustum = server.scene.add_camera_frustum(
     "/photo",
     float(fov),
@@ -124,29 +139,33 @@ def show(server, folder: pathlib.Path, shown: list) -> None:
   )
   shown.append(frustum)
   toggle(server, "photo's camera", frustum, shown)
-  if (folder / "points.ply").exists():
-    add_points(server, folder / "points.ply", reach, shown)
+
+  # Its points, and the objects, whose GLB is y up: y and z change places in the scale.
+  points = folder / "points.ply"
+  if points.exists():
+    add_points(server, points, reach, shown)
   for name, o in objects.items():
     place = o["placement"]
     x, y, z = place["scale"]
+    to_camera = np.array(place["rotation_glb"])
     handle = server.scene.add_glb(
       f"/objects/{name}",
       (folder / o["file"]).read_bytes(),
       scale=(x, z, y),
-      wxyz=rotations.quaternion_multiply(CAMERA_TO_SCENE, np.array(place["rotation_glb"])),
+      wxyz=rotations.quaternion_multiply(CAMERA_TO_SCENE, to_camera),
       position=np.array(place["translation"]) * (-1.0, 1.0, -1.0),
     )
     shown.append(handle)
     toggle(server, f"{name} (mask IoU {o['mask_iou']:.2f})", handle, shown)
-  server.initial_camera.position, server.initial_camera.look_at = (
-    (0.0, 0.15 * reach, 0.5 * reach),
-    (0.0, 0.0, -reach),
-  )
-  for client in server.get_clients().values():
-    client.camera.position, client.camera.look_at = (
-      server.initial_camera.position,
-      server.initial_camera.look_at,
-    )
+
+  # Everyone looks from behind the photo's camera.
+  position = (0.0, 0.15 * reach, 0.5 * reach)
+  look_at = (0.0, 0.0, -reach)
+  views = [server.initial_camera]
+  views += [client.camera for client in server.get_clients().values()]
+  for view in views:
+    view.position = position
+    view.look_at = look_at
 
 
 def add_points(server, path: pathlib.Path, reach: float, shown: list) -> None:

@@ -83,18 +83,32 @@ def run(config: EvalSetConfig, out: pathlib.Path) -> None:
   if config.dry_run:
     check_poses(chosen)
     return
-  predictor, settings, size = None, {"oracle": True}, 1
-  if config.weights is not None:
-    predictor, size = weights.load(config.weights), config.batch_size
+
+  # Who predicts: the truth itself, one item at a time, or a model.
+  if config.weights is None:
+    predictor = None
+    size = 1
+    settings = {"oracle": True}
+  else:
+    predictor = weights.load(config.weights)
+    size = config.batch_size
     settings = {
       "weights": dict(predictor.identity),
       "sampler": dataclasses.asdict(predictor.sampler),
       "seed": config.seed,
     }
-  identity = json.loads(json.dumps(chosen.identity | settings))
+
+  identity = chosen.identity | settings
+  identity = json.loads(json.dumps(identity))  # as it will be read back
   folder = prepare_pairs(out, identity)
   sample_set(chosen, folder, predictor, config, size)
-  pairs.evaluate(folder, out, config.protocol, pairs.workers_of(config.workers), run=identity)
+  pairs.evaluate(
+    folder,
+    out,
+    config.protocol,
+    pairs.workers_of(config.workers),
+    run=identity,
+  )
 
 
 def sample_set(
@@ -108,17 +122,27 @@ def sample_set(
 
   No predictor: oracle.
   """
-  todo = [i for i, name in enumerate(chosen.names) if not (folder / name / RECORD).exists()]
-  done = len(chosen.names) - len(todo)
-  with Progress(len(chosen.names), "sampling", "objects", done=done) as bar:
+  # The record is written last: who has it is done.
+  todo = []
+  for i, name in enumerate(chosen.names):
+    record = folder / name / RECORD
+    if not record.exists():
+      todo.append(i)
+
+  total = len(chosen.names)
+  with Progress(total, "sampling", "objects", done=total - len(todo)) as bar:
     for start in range(0, len(todo), size):
-      items = [chosen[i] for i in todo[start : start + size]]
+      batch = todo[start : start + size]
+      items = [chosen[i] for i in batch]
+
+      # Items of a batch share its time.
       began = time.monotonic()
       if predictor is None:
         drawn = oracle(items)
       else:
         drawn = predict(predictor, chosen, items, config)
       seconds = (time.monotonic() - began) / len(items)
+
       for item, found in zip(items, drawn, strict=True):
         write_pair(folder / item.name, item, found, seconds)
       bar.update(len(items))
@@ -130,11 +154,14 @@ def open_set(config: EvalSetConfig, out: pathlib.Path) -> EvalSet:
     whole = open_benchmark(config, out)
   elif config.bop is not None:
     whole = BopSet(config.bop, config.split)
+  elif config.sa3dao:
+    whole = PhotoFolder(config.sa3dao, "sa3dao")
   else:
-    name = "sa3dao" if config.sa3dao else "photos"
-    whole = PhotoFolder(config.sa3dao or config.photos, name)
-  few = split_samples.choose(len(whole.names), config.most)
-  return whole if len(few) == len(whole.names) else Subset(whole, tuple(few))
+    whole = PhotoFolder(config.photos, "photos")
+
+  total = len(whole.names)
+  few = split_samples.choose(total, config.most)
+  return whole if len(few) == total else Subset(whole, tuple(few))
 
 
 def open_benchmark(config: EvalSetConfig, out: pathlib.Path) -> EvalSet:
@@ -148,29 +175,45 @@ def open_benchmark(config: EvalSetConfig, out: pathlib.Path) -> EvalSet:
     def progress(count: int, refused) -> None:
       bar.update(count)
 
+    # A benchmark with a photo left out would be another one.
     shard_jobs.build(
-      plan, folder, workers=config.workers or 1, quarantine_budget=0.0, progress=progress
+      plan,
+      folder,
+      workers=config.workers or 1,
+      quarantine_budget=0.0,
+      progress=progress,
     )
   return ProceduralSet(chosen, folder)
 
 
 def check_poses(chosen: EvalSet) -> None:
   """Prints whether the poses of some items put the truth where the photo shows it."""
-  few = [chosen[i] for i in split_samples.choose(len(chosen.names), CHECKED)]
-  fits = {item.name: found for item in few if (found := reprojection.fit(item)) is not None}
+  # The items whose pose can be compared with their photo.
+  fits = {}
+  for i in split_samples.choose(len(chosen.names), CHECKED):
+    item = chosen[i]
+    found = reprojection.fit(item)
+    if found is not None:
+      fits[item.name] = found
   if not fits:
     print(
       "poses: no item has both a pose and a camera or point map, so they cannot be checked against "
       "the photos"
     )
     return
-  covered = np.median([f.covered for f in fits.values()])
-  gaps = [f.depth for f in fits.values() if f.depth is not None]
+
+  # How well they fit, in the median.
+  covered = np.median([found.covered for found in fits.values()])
+  gaps = [found.depth for found in fits.values() if found.depth is not None]
+  behind = ""
+  if gaps:
+    behind = f", the point map lies {np.median(gaps):+.3f} diameters behind it"
   print(
     f"poses: placed and projected, the truth covers {covered:.1%} of the mask (median of "
-    f"{len(fits)})"
-    + (f", the point map lies {np.median(gaps):+.3f} diameters behind it" if gaps else "")
+    f"{len(fits)}){behind}"
   )
+
+  # Those that do not.
   bad = [name for name, found in fits.items() if found.covered < reprojection.GOOD]
   if bad:
     print(
@@ -183,7 +226,8 @@ def check_poses(chosen: EvalSet) -> None:
 def prepare_pairs(out: pathlib.Path, identity: dict) -> pathlib.Path:
   """The folder of sampled items; samples of other settings are dropped."""
   folder = out / "pairs"
-  record, text = folder / "run.json", json.dumps(identity, sort_keys=True, indent=1)
+  record = folder / "run.json"
+  text = json.dumps(identity, sort_keys=True, indent=1)
   if record.exists() and record.read_text() == text:
     return folder
   if folder.exists():
@@ -204,8 +248,8 @@ def oracle(items: list[Item]) -> list[Sample]:
         f"{item.name}: this set does not know the voxels of its objects, so there is no --oracle "
         "for it"
       )
-    grid = rows.occupancy(item.voxels_N3, schema.VOXEL_RESOLUTION).astype(bool)
-    out.append(Sample(grid, item.pose))
+    grid = rows.occupancy(item.voxels_N3, schema.VOXEL_RESOLUTION)
+    out.append(Sample(grid.astype(bool), item.pose))
   return out
 
 
@@ -213,11 +257,20 @@ def predict(
   predictor: Predictor, chosen: EvalSet, items: list[Item], config: EvalSetConfig
 ) -> list[Sample]:
   """Samples a batch of items; the noise depends on the seed and the item alone."""
-  found = [condition(predictor, item) for item in items]
-  keys = [key_words(example_key(chosen.identity["set"], item.name)) for item in items]
-  requests = [Request(one.streams, key) for one, key in zip(found, keys, strict=True)]
+  set_name = chosen.identity["set"]
+  told = []
+  requests = []
+  for item in items:
+    one = condition(predictor, item)
+    content = key_words(example_key(set_name, item.name))
+    told.append(one)
+    requests.append(Request(one.streams, content))
+
   drawn = predictor(requests, config.batch_size, config.seed)
-  return [sample_of(predictor, drawn.one(i), found[i]) for i in range(len(items))]
+  samples = []
+  for i, one in enumerate(told):
+    samples.append(sample_of(predictor, drawn.one(i), one))
+  return samples
 
 
 def sample_of(predictor: Predictor, drawn: Prediction, told: Condition) -> Sample:
@@ -226,7 +279,10 @@ def sample_of(predictor: Predictor, drawn: Prediction, told: Condition) -> Sampl
     return Sample(drawn.occupancy, pose.rotation_only(drawn.rotation))
   layout_latents = {name: x for name, x in drawn.latents.items() if name != "shape"}
   said = pose.decode_latents(
-    layout_latents, told.scale, told.shift, convention=predictor.convention
+    layout_latents,
+    told.scale,
+    told.shift,
+    convention=predictor.convention,
   )
   return Sample(drawn.occupancy, said)
 
@@ -234,7 +290,12 @@ def sample_of(predictor: Predictor, drawn: Prediction, told: Condition) -> Sampl
 def condition(predictor: Predictor, item: Item) -> Condition:
   """The model's inputs for one item. Raises InputError for a mask that cannot be used."""
   try:
-    return conditions.condition(item.image_HW3, item.mask_HW, item.pointmap_HW3, predictor.form)
+    return conditions.condition(
+      item.image_HW3,
+      item.mask_HW,
+      item.pointmap_HW3,
+      predictor.form,
+    )
   except (preprocessing.MaskError, normalisers.NoValidPoints) as error:
     raise InputError(f"{item.name}: {error}") from error
 
@@ -243,18 +304,25 @@ def write_pair(folder: pathlib.Path, item: Item, found: Sample, seconds: float) 
   """The folder of one item: photo, mask, truth and prediction with their poses, and last the
   record.
   """
+  # What is given: photo, mask, truth.
   folder.mkdir(exist_ok=True)
-  Image.fromarray(item.image_HW3).save(folder / "image.png")
-  Image.fromarray(item.mask_HW.astype(np.uint8) * 255).save(folder / "mask.png")
+  image = Image.fromarray(item.image_HW3)
+  image.save(folder / "image.png")
+  mask = item.mask_HW.astype(np.uint8) * 255
+  Image.fromarray(mask).save(folder / "mask.png")
   mesh.write_ply(folder / "truth.ply", item.truth)
   if item.pose is not None:
     layout.write_pose(folder / "truth_pose.json", item.pose)
+
+  # What is predicted; no file stands for an empty sample.
   predicted = mesh.from_occupancy(found.occupancy_XYZ)
+  pred_file = folder / "pred.ply"
   if predicted is None:
-    (folder / "pred.ply").unlink(missing_ok=True)
+    pred_file.unlink(missing_ok=True)
   else:
-    mesh.write_ply(folder / "pred.ply", predicted)
+    mesh.write_ply(pred_file, predicted)
   layout.write_pose(folder / "pred_pose.json", found.pose)
+
   record = {
     "group": item.group,
     "subject": item.subject,
@@ -270,5 +338,7 @@ def voxel_iou(item: Item, found: Sample) -> float | None:
   """
   if item.voxels_N3 is None:
     return None
-  truth = rows.occupancy(item.voxels_N3, len(found.occupancy_XYZ)).astype(bool)
-  return float(occupancy.voxel_iou(found.occupancy_XYZ[None], truth[None])[0])
+  resolution = len(found.occupancy_XYZ)
+  truth = rows.occupancy(item.voxels_N3, resolution).astype(bool)
+  iou_1 = occupancy.voxel_iou(found.occupancy_XYZ[None], truth[None])
+  return float(iou_1[0])

@@ -24,6 +24,7 @@ from sam3d_jax.render import mesh
 
 POINTS = 8192  # on each surface
 NEAR = 2.0  # voxels between what is predicted and what is true that still count as the same part
+LAYOUT = ("rotation", "translation", "scale", "translation_scale")  # latents
 HIGHER_IS_BETTER = {
   "viou": True,
   "f1": True,
@@ -60,14 +61,19 @@ def read(
   """
   found: list[Object] = []
   for number, folder in enumerate(folders):
+    # Datasets share the count evenly, and each gives evenly spaced examples.
     source = records.open_split(folder, split)
-    share = count * (number + 1) // len(folders) - count * number // len(folders)
-    for i in sorted({i * len(source) // share for i in range(share)}):
+    before = count * number // len(folders)
+    after = count * (number + 1) // len(folders)
+    share = after - before
+    positions = {i * len(source) // share for i in range(share)}
+    for position in sorted(positions):
       try:
-        found.append(object_of(source[i], form, resolution))
+        example = source[position]
+        found.append(object_of(example, form, resolution))
       except records.CorruptRecord as error:
         raise InputError(
-          f"{folder} split {split} example {i} cannot be used for evaluation: {error}"
+          f"{folder} split {split} example {position} cannot be used for evaluation: {error}"
         ) from error
   if not found:
     raise InputError(f"no held-out object in split {split!r} of {', '.join(folders)}")
@@ -82,24 +88,25 @@ def object_of(example: schema.Example, form: InputConfig, resolution: int) -> Ob
   rows.require(example, "image", "mask", "voxels")
   streams, scale, shift = rows.condition(example, form, None)
 
-  def has(*fields: str) -> bool:
-    return all(schema.is_present(example, f) for f in fields)
+  # Layout latents are relative to the point map: without one the pose cannot be compared.
+  has_rotation = schema.is_present(example, "rotation")
+  has_translation = schema.is_present(example, "translation")
+  has_scale = schema.is_present(example, "scale")
+  known = None
+  if scale is not None and has_rotation and has_translation and has_scale:
+    known = schema.example_pose(example)
 
-  known = (
-    schema.example_pose(example)
-    if scale is not None and has("rotation", "translation", "scale")
-    else None
-  )
+  voxels = rows.occupancy(example["voxels"], resolution)
   return Object(
     key=example["key"],
     streams=streams,
     photo=rows.decode_image(example["image"], "image", mode="RGB"),
     mask=rows.decode_image(example["mask"], "mask", mode="L"),
-    occupancy=rows.occupancy(example["voxels"], resolution).astype(bool),
+    occupancy=voxels.astype(bool),
     pose=known,
-    scene_scale=scale if known is not None else None,
-    scene_shift=shift if known is not None else None,
-    rotation=example["rotation"] if has("rotation") else None,
+    scene_scale=None if known is None else scale,
+    scene_shift=None if known is None else shift,
+    rotation=example["rotation"] if has_rotation else None,
   )
 
 
@@ -125,66 +132,83 @@ def score(
   learned: latents that the model was trained on.
   """
   row = dict.fromkeys(HIGHER_IS_BETTER, np.nan)
-  row["viou"] = float(occupancy.voxel_iou(occupancy_XYZ[None], found.occupancy[None])[0])
-  row |= _surface_scores(occupancy_XYZ, found.occupancy, f1_threshold) | part_scores(
-    occupancy_XYZ, found.occupancy
-  )
+
+  # The shape.
+  iou_1 = occupancy.voxel_iou(occupancy_XYZ[None], found.occupancy[None])
+  row["viou"] = float(iou_1[0])
+  row |= _surface_scores(occupancy_XYZ, found.occupancy, f1_threshold)
+  row |= part_scores(occupancy_XYZ, found.occupancy)
+
+  # The rotation: tr(A^T B) = 1 + 2 cos(angle between A and B).
   if found.rotation is not None and "rotation" in learned:
     turned = pose.decode_rotation(latents["rotation"][0])
     cosine = (np.trace(turned.T @ found.rotation) - 1) / 2
-    row["rotation_deg"] = float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
-  if found.pose is not None and {"rotation", "translation", "scale"} <= set(learned):
-    placed = pose.decode_latents(
-      {k: latents[k] for k in ("rotation", "translation", "scale", "translation_scale")}
-      | (
-        {}
-        if "translation_scale" in learned
-        else {"translation_scale": np.zeros((1, 1), np.float32)}
-      ),
-      found.scene_scale,
-      found.scene_shift,
-    )
-    points = [voxel_centres(grid) for grid in (occupancy_XYZ, found.occupancy)]
-    row["iou_3d"] = (
-      layout.box_iou(
-        pose.transform_points(points[0], placed), pose.transform_points(points[1], found.pose)
-      )
-      if len(points[0])
-      else 0.0
-    )
+    radians = np.arccos(np.clip(cosine, -1, 1))
+    row["rotation_deg"] = float(np.degrees(radians))
+
+  # The place: boxes of both grids, each where its pose puts it.
+  knows_place = {"rotation", "translation", "scale"} <= set(learned)
+  if found.pose is not None and knows_place:
+    layout_latents = {name: latents[name] for name in LAYOUT}
+    if "translation_scale" not in learned:
+      layout_latents["translation_scale"] = np.zeros((1, 1), np.float32)
+    placed = pose.decode_latents(layout_latents, found.scene_scale, found.scene_shift)
+
+    pred_P3 = voxel_centres(occupancy_XYZ)
+    truth_P3 = voxel_centres(found.occupancy)
+    row["iou_3d"] = 0.0
+    if len(pred_P3):
+      pred_P3 = pose.transform_points(pred_P3, placed)
+      truth_P3 = pose.transform_points(truth_P3, found.pose)
+      row["iou_3d"] = layout.box_iou(pred_P3, truth_P3)
   return row
 
 
 def voxel_centres(grid_XYZ: np.ndarray) -> np.ndarray:
   """(N, 3) in the object frame."""
-  return (np.argwhere(grid_XYZ) + 0.5) / np.array(grid_XYZ.shape) - 0.5
+  index = np.argwhere(grid_XYZ)
+  size = np.array(grid_XYZ.shape)
+  return (index + 0.5) / size - 0.5
 
 
 def _surface_scores(
   pred_XYZ: np.ndarray, truth_XYZ: np.ndarray, threshold: float
 ) -> dict[str, float]:
-  meshes = [mesh.from_occupancy(grid) for grid in (pred_XYZ, truth_XYZ)]
-  if meshes[0] is None or meshes[1] is None:
+  pred_mesh = mesh.from_occupancy(pred_XYZ)
+  truth_mesh = mesh.from_occupancy(truth_XYZ)
+  if pred_mesh is None or truth_mesh is None:
     return {"f1": 0.0, "chamfer": shape.WORST["chamfer"]}
-  pred, truth = (surface.sample_surface(m.transformed(scale=2), POINTS, 0)[0] for m in meshes)
-  there, back = shape.nearest_distances(pred, truth), shape.nearest_distances(truth, pred)
-  return {"f1": shape.f1(there, back, threshold), "chamfer": shape.chamfer(there, back)}
+
+  # Half the object cube becomes the unit.
+  pred, _ = surface.sample_surface(pred_mesh.transformed(scale=2), POINTS, 0)
+  truth, _ = surface.sample_surface(truth_mesh.transformed(scale=2), POINTS, 0)
+  there = shape.nearest_distances(pred, truth)
+  back = shape.nearest_distances(truth, pred)
+  return {
+    "f1": shape.f1(there, back, threshold),
+    "chamfer": shape.chamfer(there, back),
+  }
 
 
 def part_scores(pred_XYZ: np.ndarray, truth_XYZ: np.ndarray) -> dict[str, float]:
   """`floaters` and `missing` of a sample, see `score`."""
   if not pred_XYZ.any() or not truth_XYZ.any():
     return {"floaters": 0.0, "missing": float(truth_XYZ.any())}
-  far = lambda grid: ndimage.distance_transform_edt(~grid) > NEAR
+  from_truth = ndimage.distance_transform_edt(~truth_XYZ)
+  from_pred = ndimage.distance_transform_edt(~pred_XYZ)
+  floats = from_truth[pred_XYZ] > NEAR
+  misses = from_pred[truth_XYZ] > NEAR
   return {
-    "floaters": float(far(truth_XYZ)[pred_XYZ].mean()),
-    "missing": float(far(pred_XYZ)[truth_XYZ].mean()),
+    "floaters": float(floats.mean()),
+    "missing": float(misses.mean()),
   }
 
 
 def mean_scores(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
   """Mean of every score over the objects that have it; scores that none has are left out."""
-  columns = {name: np.array([row[name] for row in rows], float) for name in rows[0]}
-  return {
-    name: float(np.nanmean(values)) for name, values in columns.items() if np.isfinite(values).any()
-  }
+  means = {}
+  for name in rows[0]:
+    values = np.array([row[name] for row in rows], float)
+    if np.isfinite(values).any():
+      means[name] = float(np.nanmean(values))
+  return means

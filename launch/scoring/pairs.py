@@ -21,6 +21,7 @@ NAMES = (*SHAPE, *LAYOUT)
 PHASES = ("reading", "shape", "layout")
 # optional in an object's folder: group, subject and voxel_iou, shown beside the scores
 RECORD = "sample.json"
+NOTES = ("group", "subject", "voxel_iou", "seconds")
 
 
 def workers_of(asked: int) -> int:
@@ -40,6 +41,7 @@ def evaluate(
 
   run: where the predictions come from, for the record.
   """
+  # Score what has no score of these files and this protocol.
   folders = find_pairs(pairs)
   (out / "objects").mkdir(exist_ok=True)
   todo = {}
@@ -48,42 +50,53 @@ def evaluate(
     if not is_scored(result_file(out, folder), identity):
       todo[folder] = identity
   score_all(out, todo, protocol, workers, len(folders))
-  results = {f.name: json.loads(result_file(out, f).read_text()) for f in folders}
-  rows = {f.name: results[f.name]["scores"] | notes(f) for f in folders}
-  names = NAMES + (
-    ("voxel_iou",) if any(row.get("voxel_iou") is not None for row in rows.values()) else ()
-  )
+
+  # Read all scores, with what the folders say beside them.
+  rows = {}
+  seconds = {phase: [] for phase in ("sampling", *PHASES)}
+  for folder in folders:
+    result = json.loads(result_file(out, folder).read_text())
+    row = result["scores"] | notes(folder)
+    if "seconds" in row:
+      seconds["sampling"].append(row.pop("seconds"))
+    for phase in PHASES:
+      seconds[phase].append(result["seconds"][phase])
+    rows[folder.name] = row
+
+  # Voxels are a metric where the set knows them.
+  names = NAMES
+  if any(row.get("voxel_iou") is not None for row in rows.values()):
+    names = (*NAMES, "voxel_iou")
+
+  # Objects whose truth cannot be used stay out of the means.
   scored = {name: row for name, row in rows.items() if row["scored"]}
-  total = aggregate.summarise(scored, names) | {
-    "objects": len(rows),
-    "scored": len(scored),
-    "with_pose": sum(row["icp_rot_deg"] is not None for row in scored.values()),
-    "problems": sum(bool(row["problem"]) for row in rows.values()),
-  }
+  total = aggregate.summarise(scored, names)
+  total["objects"] = len(rows)
+  total["scored"] = len(scored)
+  total["with_pose"] = sum(row["icp_rot_deg"] is not None for row in scored.values())
+  total["problems"] = sum(bool(row["problem"]) for row in rows.values())
   groups = aggregate.by_group(scored, names)
-  timing = {
-    phase: sum(r["seconds"][phase] for r in results.values()) / len(results) for phase in PHASES
+  timing = {phase: sum(spent) / len(spent) for phase, spent in seconds.items() if spent}
+
+  # The files.
+  contents = {
+    "aggregate": total,
+    "groups": groups,
+    "objects": rows,
+    "protocol": dataclasses.asdict(protocol),
+    "run": run,
+    "seconds_per_object": {phase: round(mean, 3) for phase, mean in timing.items()},
   }
-  sampling = [row.pop("seconds") for row in rows.values() if "seconds" in row]
-  if sampling:
-    timing = {"sampling": sum(sampling) / len(sampling)} | timing
-  atomic.write_json(
-    out / "metrics.json",
-    {
-      "aggregate": total,
-      "groups": groups,
-      "objects": rows,
-      "protocol": dataclasses.asdict(protocol),
-      "run": run,
-      "seconds_per_object": {phase: round(seconds, 3) for phase, seconds in timing.items()},
-    },
-  )
-  aggregate.write_csv(out / "metrics.csv", rows, (*names, "group", "subject", "scored", "problem"))
-  (out / "report.html").write_text(report.html(pairs, rows, total, groups, names, protocol, run))
+  atomic.write_json(out / "metrics.json", contents)
+  columns = (*names, "group", "subject", "scored", "problem")
+  aggregate.write_csv(out / "metrics.csv", rows, columns)
+  page = report.html(pairs, rows, total, groups, names, protocol, run)
+  (out / "report.html").write_text(page)
+
+  # What the terminal shows.
   print(report.text_table(total, groups, names))
-  print(
-    "seconds an object: " + ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in timing.items())
-  )
+  shown = ", ".join(f"{phase} {mean:.2f}" for phase, mean in timing.items())
+  print(f"seconds an object: {shown}")
   print(
     f"{len(rows)} objects, {len(scored)} scored, {total['problems']} with a problem\n"
     f"{out / 'metrics.json'}, metrics.csv, report.html"
@@ -99,9 +112,7 @@ def notes(folder: pathlib.Path) -> dict:
     return {}
   try:
     found = json.loads(path.read_text())
-    return {
-      name: found[name] for name in ("group", "subject", "voxel_iou", "seconds") if name in found
-    }
+    return {name: found[name] for name in NOTES if name in found}
   except (ValueError, TypeError) as error:
     raise InputError(f"{path}: not a JSON object ({error})") from error
 
@@ -112,24 +123,27 @@ def find_pairs(folder: pathlib.Path) -> list[pathlib.Path]:
   """
   if not folder.is_dir():
     raise InputError(f"--pairs {folder} is not a folder")
-  found = [
-    f
-    for f in sorted(folder.iterdir())
-    if f.is_dir() and (list(f.glob("truth.*")) or list(f.glob("pred.*")))
-  ]
+  found = []
+  for candidate in sorted(folder.iterdir()):
+    if not candidate.is_dir():
+      continue
+    files = [*candidate.glob("truth.*"), *candidate.glob("pred.*")]
+    if files:
+      found.append(candidate)
   if not found:
-    raise InputError(
-      f"--pairs {folder} has no folder with a file truth.* and pred.* "
-      f"({', '.join(meshes.SUFFIXES)})"
-    )
+    suffixes = ", ".join(meshes.SUFFIXES)
+    raise InputError(f"--pairs {folder} has no folder with a file truth.* and pred.* ({suffixes})")
   return found
 
 
 def pair_identity(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> str:
   """Digest of the files and the protocol: a score that carries it is still valid."""
   digest = hashlib.sha256(repr(protocol).encode())
-  for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name != RECORD):
-    digest.update(path.name.encode() + path.read_bytes())
+  for path in sorted(folder.iterdir()):
+    # the record says nothing that is scored
+    if path.is_file() and path.name != RECORD:
+      digest.update(path.name.encode())
+      digest.update(path.read_bytes())
   return digest.hexdigest()
 
 
@@ -138,7 +152,10 @@ def result_file(out: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
 
 
 def is_scored(path: pathlib.Path, identity: str) -> bool:
-  return path.exists() and json.loads(path.read_text())["identity"] == identity
+  if not path.exists():
+    return False
+  result = json.loads(path.read_text())
+  return result["identity"] == identity
 
 
 def score_all(
@@ -148,15 +165,21 @@ def score_all(
   with Progress(total, "scoring", "pairs", done=total - len(todo)) as bar:
 
     def keep(folder, scores):
-      atomic.write_json(result_file(out, folder), {"identity": todo[folder]} | scores)
+      """The identity says later whether the scores are still valid."""
+      result = {"identity": todo[folder]} | scores
+      atomic.write_json(result_file(out, folder), result)
       bar.update()
 
     if workers == 1:
       for folder in todo:
         keep(folder, score_pair(folder, protocol))
       return
+
     with processes.pool(workers) as pool:
-      jobs = {pool.submit(score_pair, folder, protocol): folder for folder in todo}
+      jobs = {}
+      for folder in todo:
+        job = pool.submit(score_pair, folder, protocol)
+        jobs[job] = folder
       for job in futures.as_completed(jobs):
         keep(jobs[job], job.result())
 
@@ -173,13 +196,19 @@ def score_pair(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> dict:
   clock.append(time.monotonic())
   placed, pose_problem = layout_scores(folder, pred, truth, protocol)
   clock.append(time.monotonic())
-  problem = "; ".join(p for p in (truth_problem, pred_problem, pose_problem) if p)
+
+  problems = [truth_problem, pred_problem, pose_problem]
+  seconds = {}
+  for phase, start, end in zip(PHASES, clock[:-1], clock[1:], strict=True):
+    seconds[phase] = round(end - start, 3)
   return {
-    "scores": scores | placed | {"scored": truth is not None, "problem": problem},
-    "seconds": {
-      phase: round(end - start, 3)
-      for phase, start, end in zip(PHASES, clock, clock[1:], strict=False)
+    "scores": {
+      **scores,
+      **placed,
+      "scored": truth is not None,
+      "problem": "; ".join(filter(None, problems)),
     },
+    "seconds": seconds,
   }
 
 
@@ -205,17 +234,24 @@ def layout_scores(
 
   An unusable predicted pose scores worst.
   """
-  unknown = dict.fromkeys(LAYOUT)
-  truth_file, pred_file = folder / "truth_pose.json", folder / "pred_pose.json"
+  truth_file = folder / "truth_pose.json"
   if truth is None or not truth_file.exists():
-    return unknown, ""
+    return dict.fromkeys(LAYOUT), ""
   try:
     truth_pose = layout.load_pose(truth_file)
   except layout.PoseError as error:
-    return unknown, str(error)
+    return dict.fromkeys(LAYOUT), str(error)
+
   try:
-    return layout.layout_metrics(
-      pred, layout.load_pose(pred_file), truth, truth_pose, protocol.icp, seed=protocol.seed
-    ), ""
+    pred_pose = layout.load_pose(folder / "pred_pose.json")
   except layout.PoseError as error:
     return dict(layout.WORST), str(error)
+  scores = layout.layout_metrics(
+    pred,
+    pred_pose,
+    truth,
+    truth_pose,
+    protocol.icp,
+    seed=protocol.seed,
+  )
+  return scores, ""

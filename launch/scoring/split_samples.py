@@ -70,6 +70,7 @@ def run(config: SplitConfig, out: pathlib.Path) -> None:
   if config.dry_run:
     return
 
+  # Finished batches of the same settings are kept.
   predictor = weights.load(config.weights)
   settings = {
     "weights": dict(predictor.identity),
@@ -82,20 +83,31 @@ def run(config: SplitConfig, out: pathlib.Path) -> None:
     "batch_size": size,
   }
   parts = prepare_parts(out, settings)
-  images = shuffled(source, chosen) if config.shuffle_images else chosen
   starts = range(0, len(chosen), size)
-  todo = [s for s in starts if not part_file(parts, s).exists()]
-  left = sum(len(chosen[s : s + size]) for s in todo)
+  todo = [start for start in starts if not part_file(parts, start).exists()]
+  left = sum(len(chosen[start : start + size]) for start in todo)
+
+  # Whose image each example is shown.
+  images = shuffled(source, chosen) if config.shuffle_images else chosen
   with Progress(len(chosen), "sampling", "objects", done=len(chosen) - left) as bar:
     for start in todo:
       part = slice(start, start + size)
-      drawn = sample_batch(predictor, source, chosen[part], images[part], config)
-      write_part(part_file(parts, start), *drawn)
-      bar.update(len(chosen[part]))
+      keys, occupancy, rotation = sample_batch(
+        predictor,
+        source,
+        chosen[part],
+        images[part],
+        config,
+      )
+      write_part(part_file(parts, start), keys, occupancy, rotation)
+      bar.update(len(keys))
 
-  result = join_parts(out, [part_file(parts, s) for s in starts], predictor.resolution, settings)
+  # All of them as one file, some of them as meshes.
+  files = [part_file(parts, start) for start in starts]
+  result = join_parts(out, files, predictor.resolution, settings)
   written = write_meshes(out, source, chosen, result, config.glb)
-  empty = int((~result.occupancy.any((1, 2, 3))).sum())
+  filled = result.occupancy.any((1, 2, 3))
+  empty = int((~filled).sum())
   print(
     f"{out / SAMPLES_FILE}: {len(result.key)} samples, {empty} of them empty; {written} GLB files"
   )
@@ -114,10 +126,18 @@ def shuffled(source, chosen: list[int]) -> list[int]:
 
   Raises InputError if more than half of the examples are of one mesh.
   """
-  mesh_of = {i: source[i]["mesh_key"] or source[i]["key"] for i in chosen}
+  mesh_of = {}
+  for i in chosen:
+    example = source[i]
+    mesh_of[i] = example["mesh_key"] or example["key"]
+
+  # Half a turn on, the partner is of another mesh unless one mesh has more than half.
   order = sorted(chosen, key=lambda i: (mesh_of[i], i))
-  partner = dict(zip(order, order[len(order) // 2 :] + order[: len(order) // 2], strict=True))
-  if any(mesh_of[i] == mesh_of[partner[i]] for i in chosen):
+  half = len(order) // 2
+  turned = order[half:] + order[:half]
+  partner = dict(zip(order, turned, strict=True))
+  same_mesh = [i for i in chosen if mesh_of[i] == mesh_of[partner[i]]]
+  if same_mesh:
     raise InputError("--shuffle_images: more than half of the examples are of one mesh")
   return [partner[i] for i in chosen]
 
@@ -127,10 +147,10 @@ def sample_batch(
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
   """(keys, occupancy, rotation quaternions) of some examples, each with the image of another's."""
   keys = [source[i]["key"] for i in chosen]
-  requests = [
-    Request(rows.condition(source[i], predictor.form, None).streams, key_words(key))
-    for i, key in zip(images, keys, strict=True)
-  ]
+  requests = []
+  for i, key in zip(images, keys, strict=True):
+    condition = rows.condition(source[i], predictor.form, None)
+    requests.append(Request(condition.streams, key_words(key)))
   found = predictor(requests, config.batch_size, config.seed)
   rotation = pose.release_quaternion(found.rotation)
   return keys, found.occupancy, np.asarray(rotation, np.float32)
@@ -140,11 +160,13 @@ def prepare_parts(out: pathlib.Path, settings: dict) -> pathlib.Path:
   """The folder of finished batches; those of other settings are dropped."""
   parts = out / "parts"
   parts.mkdir(exist_ok=True)
-  record, text = parts / "settings.json", json.dumps(settings, sort_keys=True, indent=1)
-  if not record.exists() or record.read_text() != text:
-    for stale in parts.glob("*.npz"):
-      stale.unlink()
-    atomic.write_text(record, text)
+  record = parts / "settings.json"
+  text = json.dumps(settings, sort_keys=True, indent=1)
+  if record.exists() and record.read_text() == text:
+    return parts
+  for stale in parts.glob("*.npz"):
+    stale.unlink()
+  atomic.write_text(record, text)
   return parts
 
 
@@ -161,10 +183,11 @@ def write_npz(path: pathlib.Path, **arrays: np.ndarray) -> None:
 def write_part(
   path: pathlib.Path, keys: list[str], occupancy: np.ndarray, rotation: np.ndarray
 ) -> None:
+  flat = occupancy.reshape(len(keys), -1)
   write_npz(
     path,
     key=np.array(keys),
-    occupancy=np.packbits(occupancy.reshape(len(keys), -1), axis=-1),
+    occupancy=np.packbits(flat, axis=-1),
     rotation=rotation,
   )
 
@@ -178,9 +201,16 @@ def join_parts(
     with np.load(file) as part:
       for name, column in columns.items():
         column.append(part[name])
-  arrays = {name: np.concatenate(column) for name, column in columns.items()}
+
   text = json.dumps(settings, sort_keys=True)
-  write_npz(out / SAMPLES_FILE, **arrays, resolution=np.array(resolution), settings=np.array(text))
+  write_npz(
+    out / SAMPLES_FILE,
+    key=np.concatenate(columns["key"]),
+    occupancy=np.concatenate(columns["occupancy"]),
+    rotation=np.concatenate(columns["rotation"]),
+    resolution=np.array(resolution),
+    settings=np.array(text),
+  )
   return load_samples(out)
 
 
@@ -190,25 +220,29 @@ def load_samples(folder: str | pathlib.Path) -> Samples:
   if not path.is_file():
     raise InputError(f"{path} does not exist; make it with launch.sample --data DIR --out {folder}")
   with np.load(path) as file:
+    # Grids are stored as bits, the last byte filled up.
     resolution = int(file["resolution"])
     bits = np.unpackbits(file["occupancy"], axis=-1, count=resolution**3)
+    grids = bits.reshape(-1, resolution, resolution, resolution)
+    settings = json.loads(str(file["settings"]))
     return Samples(
       key=file["key"],
-      occupancy=bits.reshape(-1, *(resolution,) * 3).astype(bool),
+      occupancy=grids.astype(bool),
       rotation=file["rotation"],
-      settings=json.loads(str(file["settings"])),
+      settings=settings,
     )
 
 
 def write_meshes(out: pathlib.Path, source, chosen: list[int], result: Samples, count: int) -> int:
   """Writes evenly spaced samples as <key>.glb and returns how many are not empty."""
+  if not count:
+    return 0
   written = 0
-  for position in choose(len(chosen), count) if count else []:
+  for position in choose(len(chosen), count):
     example = source[chosen[position]]
-    colour = object_colour(
-      rows.decode_image(example["image"], "image", mode="RGB"),
-      rows.decode_image(example["mask"], "mask", mode="L"),
-    )
+    image = rows.decode_image(example["image"], "image", mode="RGB")
+    mask = rows.decode_image(example["mask"], "mask", mode="L")
+    colour = object_colour(image, mask)
     shape = mesh.from_occupancy(result.occupancy[position], colour=colour)
     if shape is not None:
       mesh.write_glb(out / f"{result.key[position]}.glb", {"object": shape})

@@ -47,44 +47,56 @@ class SplitScoresConfig:
 
 def run(config: SplitScoresConfig, out: pathlib.Path) -> None:
   """Writes metrics.json and preview.png."""
+  # The examples that were sampled.
   found = load_samples(config.samples)
   source = records.open_split(config.data, config.split)
   index = index_of(source)
-  missing = [k for k in found.key if k not in index]
+  missing = [key for key in found.key if key not in index]
   if missing:
     raise InputError(
       f"{config.samples}: {len(missing)} of {len(found.key)} samples are of no example of "
       f"{config.data} {config.split}, "
       f"first {missing[0]}; give the dataset and split that were sampled"
     )
+  examples = [source[index[key]] for key in found.key]
+
+  # Their true voxels, and the scores.
   resolution = found.occupancy.shape[1]
-  examples = [source[index[k]] for k in found.key]
   truth = np.stack([truth_grid(example, resolution) for example in examples])
   iou = occupancy.voxel_iou(found.occupancy, truth)
+  low, high = aggregate.bootstrap_interval(iou)
+  errors = rotation_errors(found, examples)
+  error = None
+  if np.isfinite(errors).any():
+    error = float(np.nanmedian(errors))
+
+  # What they have to beat: one shape for all, and what is said of other objects.
   training = records.open_split(
     config.train_data or config.data,
     config.train_split,
     skip=set(schema.features("example")) - MEAN_SHAPE_FIELDS,
   )
-  constant, threshold = occupancy.best_constant(mean_shape(training, resolution), truth)
+  mean = mean_shape(training, resolution)
+  constant, threshold = occupancy.best_constant(mean, truth)
   shuffled = shuffled_score(config.shuffled, found, truth)
-  errors = rotation_errors(found, examples)
+
+  filled = found.occupancy.any((1, 2, 3))
+  score = float(iou.mean())
   metrics = {
-    "voxel_iou": float(iou.mean()),
-    "voxel_iou_interval": list(aggregate.bootstrap_interval(iou)),
+    "voxel_iou": score,
+    "voxel_iou_interval": [low, high],
     "voxel_iou_constant": constant,
     "voxel_iou_constant_threshold": threshold,
     "voxel_iou_shuffled": shuffled,
-    "rotation_error_deg": float(np.nanmedian(errors)) if np.isfinite(errors).any() else None,
+    "rotation_error_deg": error,
     "samples": len(iou),
-    "empty": int((~found.occupancy.any((1, 2, 3))).sum()),
+    "empty": int((~filled).sum()),
     "resolution": resolution,
   }
   atomic.write_json(out / "metrics.json", metrics)
   shown = [examples[i] for i in choose(len(iou), config.rows)]
   draw(out / "preview.png", found, truth, iou, shown, config.rows)
   print(json.dumps(metrics, indent=2))
-  score, (low, high) = metrics["voxel_iou"], metrics["voxel_iou_interval"]
   print(
     f"voxel IoU {score:.3f} (95 % interval {low:.3f} to {high:.3f}, {len(iou)} samples at "
     f"{resolution}^3)\n"
@@ -94,7 +106,9 @@ def run(config: SplitScoresConfig, out: pathlib.Path) -> None:
 
 
 def ratio(score: float, baseline: float) -> str:
-  return f"{score / baseline:.2f} times that" if baseline > 0 else "no multiple of 0"
+  if baseline <= 0:
+    return "no multiple of 0"
+  return f"{score / baseline:.2f} times that"
 
 
 def index_of(source) -> dict[str, int]:
@@ -108,21 +122,24 @@ def truth_grid(example: schema.Example, resolution: int) -> np.ndarray:
   """
   try:
     rows.require(example, "voxels")
-    return rows.occupancy(example["voxels"], resolution).astype(bool)
+    grid = rows.occupancy(example["voxels"], resolution)
   except records.CorruptRecord as error:
     raise InputError(f"example {example['key']} cannot be scored: {error}") from error
+  return grid.astype(bool)
 
 
 def mean_shape(source, resolution: int) -> np.ndarray:
   """Share of the meshes of a split that occupy each voxel, (X, Y, Z); each mesh counts once,
   whatever its number of views.
   """
-  total, seen = np.zeros((resolution,) * 3), set()
+  total = np.zeros((resolution,) * 3)
+  seen = set()
   with Progress(len(source), "mean training shape", "examples") as bar:
     for i in range(len(source)):
       example = source[i]
       name = example["mesh_key"] or example["key"]
-      if name not in seen and schema.is_present(example, "voxels"):
+      is_new = name not in seen
+      if is_new and schema.is_present(example, "voxels"):
         seen.add(name)
         total += truth_grid(example, resolution)
       bar.update()
@@ -141,23 +158,29 @@ def shuffled_score(folder: str | None, found: Samples, truth: np.ndarray) -> flo
   other = load_samples(folder)
   if not other.settings["shuffle_images"]:
     raise InputError(f"--shuffled {folder} was not drawn with --shuffle_images")
-  if not np.array_equal(other.key, found.key) or other.occupancy.shape != found.occupancy.shape:
+  same_examples = np.array_equal(other.key, found.key)
+  if not same_examples or other.occupancy.shape != found.occupancy.shape:
     raise InputError(
       f"--shuffled {folder} and --samples are not of the same examples at the same resolution: "
       "draw both with the "
       "same --data, --split and --max"
     )
-  return float(occupancy.voxel_iou(other.occupancy, truth).mean())
+  iou = occupancy.voxel_iou(other.occupancy, truth)
+  return float(iou.mean())
 
 
 def rotation_errors(found: Samples, examples: list[schema.Example]) -> np.ndarray:
   """Angle in degrees between sampled and true rotation, NaN where the example has none. Symmetry is
   not taken into account.
   """
-  truth = np.stack([e["rotation"] for e in examples]).astype(np.float64)
+  truth = np.stack([example["rotation"] for example in examples])
+  truth = truth.astype(np.float64)
   known = np.isfinite(truth).all((1, 2))
-  quaternion = np.asarray(pose.release_quaternion(np.where(known[:, None, None], truth, np.eye(3))))
-  return np.where(known, occupancy.rotation_error_deg(found.rotation, quaternion), np.nan)
+  # Any rotation serves in the place of an unknown one.
+  filled = np.where(known[:, None, None], truth, np.eye(3))
+  quaternion = np.asarray(pose.release_quaternion(filled))
+  errors = occupancy.rotation_error_deg(found.rotation, quaternion)
+  return np.where(known, errors, np.nan)
 
 
 def draw(
@@ -171,15 +194,26 @@ def draw(
   """preview.png: evenly spaced samples, one a row; both shapes from the input's camera, then
   turned.
   """
-  pictures, captions = [], []
+  pictures = []
+  captions = []
   for position, example in zip(choose(len(iou), count), examples, strict=True):
-    view = example["rotation"] if schema.is_present(example, "rotation") else preview.orbit(30, 25)
-    shapes = [mesh.from_occupancy(grid) for grid in (truth[position], found.occupancy[position])]
+    # From the photo's camera, where that is known, and from the side.
+    if schema.is_present(example, "rotation"):
+      view = example["rotation"]
+    else:
+      view = preview.orbit(30, 25)
     views = (view, preview.turned(view, 120.0))
+
     photo = rows.decode_image(example["image"], "image", mode="RGB")
     mask = rows.decode_image(example["mask"], "mask", mode="L")
-    pictures.append([photo, mask, *(preview.render(shape, v) for shape in shapes for v in views)])
+    row = [photo, mask]
+    for grid in (truth[position], found.occupancy[position]):
+      shape = mesh.from_occupancy(grid)
+      row += [preview.render(shape, view_33) for view_33 in views]
+    pictures.append(row)
     captions.append(f"{example['key'][:12]}   voxel IoU {iou[position]:.2f}")
+
   title = f"Held-out objects, evenly spaced: mean voxel IoU {iou.mean():.3f} over {len(iou)}"
+  sheet = preview.grid(pictures, COLUMNS, captions, title=title)
   with atomic.write(path) as temporary:
-    preview.grid(pictures, COLUMNS, captions, title=title).save(temporary)
+    sheet.save(temporary)

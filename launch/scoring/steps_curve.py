@@ -18,19 +18,23 @@ def write(folder: pathlib.Path, rows: Sequence[Mapping]) -> None:
   """steps_quality.csv and steps_quality.png. A row has `sampler`, `steps` and scores, among them
   `viou`.
   """
-  columns = list(dict.fromkeys(name for row in rows for name in row))
+  # The table: whatever any row has is a column.
+  columns: dict[str, None] = {}
+  for row in rows:
+    columns |= dict.fromkeys(row)
   with (folder / "steps_quality.csv").open("w", newline="") as file:
-    table = csv.DictWriter(file, columns)
+    table = csv.DictWriter(file, list(columns))
     table.writeheader()
     table.writerows(rows)
-  series = {
-    name: [(row["steps"], row["viou"]) for row in rows if row["sampler"] == name]
-    for name in ("shortcut", "plain")
-  }
-  series = {k: v for k, v in series.items() if v}
-  chart(series, title="voxel IoU over sampling steps", axis="sampling steps").save(
-    folder / "steps_quality.png"
-  )
+
+  # The picture: a line for each sampler that was used.
+  series: dict[str, list] = {}
+  for name in ("shortcut", "plain"):
+    points = [(row["steps"], row["viou"]) for row in rows if row["sampler"] == name]
+    if points:
+      series[name] = points
+  picture = chart(series, title="voxel IoU over sampling steps", axis="sampling steps")
+  picture.save(folder / "steps_quality.png")
 
 
 def chart(
@@ -39,30 +43,51 @@ def chart(
   """Lines with points: series name -> (position, value). Positions are equally spaced in the order
   in which they come; values from 0 up.
   """
-  steps = list(dict.fromkeys(x for points in series.values() for x, _ in points))
-  top = max(y for points in series.values() for _, y in points) * 1.1 or 1.0
-  across = lambda x: LEFT + (WIDTH - LEFT - RIGHT) * (steps.index(x) + 0.5) / len(steps)
-  up = lambda y: HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * y / top
+  every = [point for points in series.values() for point in points]
+  steps = list(dict.fromkeys(x for x, _ in every))
+  top = max(y for _, y in every) * 1.1 or 1.0
+  right = WIDTH - RIGHT
+  bottom = HEIGHT - BOTTOM
+
+  def across(x: Any) -> float:
+    """Pixel column of a position: the middle of its share of the axis."""
+    share = (steps.index(x) + 0.5) / len(steps)
+    return LEFT + (right - LEFT) * share
+
+  def up(y: float) -> float:
+    """Pixel row of a value."""
+    return bottom - (bottom - TOP) * y / top
+
   picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
-  draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
-  draw.text((LEFT, 14), title, fill=INK, font=ImageFont.load_default(16))
+  draw = ImageDraw.Draw(picture)
+  small = ImageFont.load_default(13)
+  medium = ImageFont.load_default(14)
+  large = ImageFont.load_default(16)
+  draw.text((LEFT, 14), title, fill=INK, font=large)
+
+  # Five lines above zero, with their values.
   for k in range(6):
     value = top * k / 5
-    draw.line([(LEFT, up(value)), (WIDTH - RIGHT, up(value))], fill=GRID)
-    draw.text((LEFT - 44, up(value) - 8), f"{value:.2f}", fill=INK, font=font)
-  for x in steps:
-    draw.text((across(x) - 3.5 * len(str(x)), HEIGHT - BOTTOM + 8), str(x), fill=INK, font=font)
-  draw.text((WIDTH / 2 - 3.5 * len(axis), HEIGHT - 28), axis, fill=INK, font=font)
+    y = up(value)
+    draw.line([(LEFT, y), (right, y)], fill=GRID)
+    draw.text((LEFT - 44, y - 8), f"{value:.2f}", fill=INK, font=small)
+
+  # Positions and the axis' name, centred: a character is about 7 pixels wide.
+  for step in steps:
+    text = str(step)
+    x = across(step) - 3.5 * len(text)
+    draw.text((x, bottom + 8), text, fill=INK, font=small)
+  x = WIDTH / 2 - 3.5 * len(axis)
+  draw.text((x, HEIGHT - 28), axis, fill=INK, font=small)
+
+  # The lines; the first has its values above, the others below.
   for number, (name, points) in enumerate(series.items()):
     colour = COLOURS[number % len(COLOURS)]
     path = [(across(x), up(y)) for x, y in points]
     draw.line(path, fill=colour, width=3)
-    for (px, py), (_, value) in zip(path, points, strict=True):
-      draw.ellipse([px - 4, py - 4, px + 4, py + 4], fill=colour)
-      draw.text(
-        (px - 14, py - 20 if number == 0 else py + 6), f"{value:.3f}", fill=colour, font=font
-      )
-    draw.text(
-      (WIDTH - RIGHT - 90, 12 + 16 * number), name, fill=colour, font=ImageFont.load_default(14)
-    )
+    beside = -20 if number == 0 else 6
+    for (x, y), (_, value) in zip(path, points, strict=True):
+      draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill=colour)
+      draw.text((x - 14, y + beside), f"{value:.3f}", fill=colour, font=small)
+    draw.text((right - 90, 12 + 16 * number), name, fill=colour, font=medium)
   return picture

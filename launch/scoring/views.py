@@ -22,27 +22,35 @@ def run_views(root: pathlib.Path, lpips_weights: str | None, out: pathlib.Path) 
 
   lpips_weights: file with the weights of LPIPS; None: without that score.
   """
+  names = ("psnr", "ssim")
   lpips = None
   if lpips_weights is not None:
-    from sam3d_jax.evaluation import perceptual  # needs JAX, which the other scores do not
+    # Needs JAX, which the other scores do not.
+    from sam3d_jax.evaluation import perceptual
 
     lpips = perceptual.load_lpips(lpips_weights)
-  names = ("psnr", "ssim", "lpips") if lpips else ("psnr", "ssim")
+    names = ("psnr", "ssim", "lpips")
+
+  # The objects: folders that hold a true view.
   folders = []
   if root.is_dir():
-    folders = [f for f in sorted(root.iterdir()) if f.is_dir() and pictures(f, "truth")]
+    for folder in sorted(root.iterdir()):
+      if folder.is_dir() and pictures(folder, "truth"):
+        folders.append(folder)
   if not folders:
     raise InputError(f"--views {root} has no folder with truth_<view>.png and pred_<view>.png")
+
   rows = {}
   with Progress(len(folders), "scoring views", "objects") as bar:
     for folder in folders:
       rows[folder.name] = score_views(folder, names, lpips)
       bar.update()
-  total = aggregate.summarise(rows, names) | {
-    "objects": len(rows),
-    "views": sum(row["views"] for row in rows.values()),
-    "problems": sum(bool(row["problem"]) for row in rows.values()),
-  }
+
+  # The means, as files and in the terminal.
+  total = aggregate.summarise(rows, names)
+  total["objects"] = len(rows)
+  total["views"] = sum(row["views"] for row in rows.values())
+  total["problems"] = sum(bool(row["problem"]) for row in rows.values())
   atomic.write_json(out / "metrics.json", {"aggregate": total, "objects": rows})
   aggregate.write_csv(out / "metrics.csv", rows, (*names, "views", "problem"))
   for name in names:
@@ -56,63 +64,94 @@ def run_views(root: pathlib.Path, lpips_weights: str | None, out: pathlib.Path) 
 
 def pictures(folder: pathlib.Path, stem: str) -> dict[str, pathlib.Path]:
   """View name -> file of `<stem>_<view>.<suffix>` (or `<stem>.<suffix>`, the view "")."""
-  found = [
-    p
-    for p in sorted(folder.iterdir())
-    if p.suffix.lower() in SUFFIXES and (p.stem == stem or p.stem.startswith(f"{stem}_"))
-  ]
-  return {p.stem.removeprefix(stem).removeprefix("_"): p for p in found}
+  found = {}
+  for path in sorted(folder.iterdir()):
+    is_picture = path.suffix.lower() in SUFFIXES
+    is_stem = path.stem == stem or path.stem.startswith(f"{stem}_")
+    if is_picture and is_stem:
+      view = path.stem.removeprefix(stem).removeprefix("_")
+      found[view] = path
+  return found
 
 
 def score_views(folder: pathlib.Path, names: tuple[str, ...], lpips) -> dict:
   """Mean scores over the true views of one object. A view that is missing or cannot be compared
   scores WORST, and `problem` says why.
   """
-  truth, pred = pictures(folder, "truth"), pictures(folder, "pred")
-  scores, problems = [], []
+  truth = pictures(folder, "truth")
+  pred = pictures(folder, "pred")
+  scores = []
+  problems = []
   for view, path in truth.items():
     try:
       if view not in pred:
         raise InputError(f"{folder}: pred_{view} is missing")
-      scores.append(
-        score_view(
-          *(images.read_image(p, "view")[0] / np.float32(255) for p in (pred[view], path)), lpips
-        )
-      )
-    except ValueError as error:  # of another size, too small, unreadable
+      pred_HW3 = read_view(pred[view])
+      truth_HW3 = read_view(path)
+      scores.append(score_view(pred_HW3, truth_HW3, lpips))
+    except ValueError as error:
+      # missing, unreadable, too small or of another size
       scores.append(WORST)
       problems.append(str(error))
-  return {name: float(np.mean([s[name] for s in scores])) for name in names} | {
-    "views": len(scores),
-    "problem": "; ".join(problems),
-  }
+
+  row = {}
+  for name in names:
+    values = [score[name] for score in scores]
+    row[name] = float(np.mean(values))
+  row["views"] = len(scores)
+  row["problem"] = "; ".join(problems)
+  return row
+
+
+def read_view(path: pathlib.Path) -> np.ndarray:
+  """(H, W, 3) float32 in 0..1. Raises InputError."""
+  image, _ = images.read_image(path, "view")
+  return image / np.float32(255)
 
 
 def score_view(pred_HW3: np.ndarray, truth_HW3: np.ndarray, lpips) -> dict[str, float]:
   """Scores of one picture. Raises ValueError if the two cannot be compared."""
+  height, width = pred_HW3.shape[:2]
+  true_height, true_width = truth_HW3.shape[:2]
   if pred_HW3.shape != truth_HW3.shape:
-    raise ValueError(
-      f"the view is {pred_HW3.shape[1]} x {pred_HW3.shape[0]}, its truth {truth_HW3.shape[1]} x "
-      f"{truth_HW3.shape[0]}"
-    )
+    raise ValueError(f"the view is {width} x {height}, its truth {true_width} x {true_height}")
   out = {
     "psnr": min(views.psnr(pred_HW3, truth_HW3), MAX_PSNR),
     "ssim": views.ssim(pred_HW3, truth_HW3),
   }
-  return out | ({"lpips": lpips(pred_HW3, truth_HW3)} if lpips else {})
+  if lpips:
+    out["lpips"] = lpips(pred_HW3, truth_HW3)
+  return out
 
 
 def run_votes(file: pathlib.Path, out: pathlib.Path) -> None:
   """Writes votes.json: Elo ratings and win rates with 95 % intervals."""
   votes = read_votes(file)
-  ratings, intervals = preference.elo(votes), preference.elo_intervals(votes)
+  ratings = preference.elo(votes)
+  intervals = preference.elo_intervals(votes)
   names = sorted(ratings, key=lambda name: -ratings[name])
-  rates = {
-    a: {b: preference.win_rate(votes, a, b)._asdict() for b in names if b != a} for a in names
+  elo = {}
+  for name in names:
+    elo[name] = {"elo": ratings[name], "interval": list(intervals[name])}
+
+  # Win rates of the pairs that met.
+  met: dict[str, dict] = {}
+  for name in names:
+    met[name] = {}
+    for other in names:
+      if other == name:
+        continue
+      rate = preference.win_rate(votes, name, other)
+      if rate.votes:
+        met[name][other] = rate._asdict()
+  contents = {
+    "votes": len(votes),
+    "elo": elo,
+    "win_rate": met,
   }
-  met = {a: {b: rate for b, rate in others.items() if rate["votes"]} for a, others in rates.items()}
-  elo = {name: {"elo": ratings[name], "interval": list(intervals[name])} for name in names}
-  atomic.write_json(out / "votes.json", {"votes": len(votes), "elo": elo, "win_rate": met})
+  atomic.write_json(out / "votes.json", contents)
+
+  # The best first.
   for name in names:
     low, high = intervals[name]
     print(f"{name:24} Elo {ratings[name]:7.1f}   [{low:.1f}, {high:.1f}]")
@@ -134,16 +173,29 @@ def read_votes(path: pathlib.Path) -> list[preference.Vote]:
       rows = list(csv.DictReader(file))
   except (OSError, UnicodeDecodeError) as error:
     raise InputError(f"--votes {path} cannot be read ({error})") from error
+
+  # Line 1 holds the headings.
   votes = []
   for line, row in enumerate(rows, 2):
-    left, right, outcome = (str(row.get(k) or "").strip() for k in ("left", "right", "outcome"))
-    if not left or not right or left == right or outcome not in preference.OUTCOMES:
+    vote = preference.Vote(
+      left=cell(row, "left"),
+      right=cell(row, "right"),
+      outcome=cell(row, "outcome"),
+    )
+    named = vote.left and vote.right
+    if not named or vote.left == vote.right or vote.outcome not in preference.OUTCOMES:
+      outcomes = ", ".join(preference.OUTCOMES)
       raise InputError(
         f"--votes {path} line {line}: {row} needs two different models in the columns left and "
-        "right and "
-        f"{', '.join(preference.OUTCOMES)} in the column outcome"
+        f"right and {outcomes} in the column outcome"
       )
-    votes.append(preference.Vote(left, right, outcome))
+    votes.append(vote)
   if not votes:
     raise InputError(f"--votes {path} holds no vote below its headings left,right,outcome")
   return votes
+
+
+def cell(row: dict[str, str | None], column: str) -> str:
+  """The text of a cell, "" where the line is too short."""
+  text = row.get(column) or ""
+  return text.strip()
