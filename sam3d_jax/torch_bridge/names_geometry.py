@@ -31,8 +31,13 @@ def geometry_flow_rules(cfg: GeometryFlowConfig) -> list[Rule]:
 
 def backbone_rules(cfg: GeometryFlowConfig) -> list[Rule]:
   """Names inside the flow model itself."""
-  rules = timestep_embedder_rules("d_embedder.", "step/") if cfg.shortcut else []
+  # what it is told: the step size, if it has shortcuts, and the time
+  rules = []
+  if cfg.shortcut:
+    rules += timestep_embedder_rules("d_embedder.", "step/")
   rules += timestep_embedder_rules("t_embedder.", "time/")
+
+  # the transformer, and the way into and out of it
   rules += mot_block_rules(cfg.width, cfg.qk_rms_norm, "blocks.{n}.", "blocks/layer/", stacked=True)
   for name, torch in LATENT_NAMES.items():
     rules += latent_rules(cfg, name, f"latent_mapping.{torch}.", f"latents/{name}/")
@@ -41,9 +46,10 @@ def backbone_rules(cfg: GeometryFlowConfig) -> list[Rule]:
 
 def timestep_embedder_rules(torch: str = "", ours: str = "") -> list[Rule]:
   """A timestep embedder."""
-  return affine_rules(f"{torch}mlp.0", f"{ours}hidden") + affine_rules(
-    f"{torch}mlp.2", f"{ours}out"
-  )
+  return [
+    *affine_rules(f"{torch}mlp.0", f"{ours}hidden"),
+    *affine_rules(f"{torch}mlp.2", f"{ours}out"),
+  ]
 
 
 def latent_rules(cfg: GeometryFlowConfig, name: str, torch: str, ours: str) -> list[Rule]:
@@ -63,7 +69,8 @@ def latent_rules(cfg: GeometryFlowConfig, name: str, torch: str, ours: str) -> l
 
 def shape_position_table(cfg: GeometryFlowConfig) -> np.ndarray:
   """The sin/cos table (resolution^3, width) of the shape tokens."""
-  return np.asarray(position_sincos(grid_positions(cfg.shape_resolution), cfg.width))
+  positions = grid_positions(cfg.shape_resolution)
+  return np.asarray(position_sincos(positions, cfg.width))
 
 
 def mot_block_rules(
@@ -71,9 +78,14 @@ def mot_block_rules(
 ) -> list[Rule]:
   """One Mixture-of-Transformers block; in its modules the stream's name comes after the layer's."""
   rules = adaln_rules(width, torch, ours, stacked=stacked)
-  for s in STREAMS:
+  for name in STREAMS:
     rules += stream_rules(
-      width, qk_rms_norm, torch, f"{ours}{s}/", stream=f".{STREAM_NAMES[s]}", stacked=stacked
+      width,
+      qk_rms_norm,
+      torch,
+      f"{ours}{name}/",
+      stream=f".{STREAM_NAMES[name]}",
+      stacked=stacked,
     )
   return rules
 
@@ -83,7 +95,11 @@ def adaln_rules(
 ) -> list[Rule]:
   """The modulation of a block."""
   return affine_rules(
-    f"{torch}adaLN_modulation.1", f"{ours}adaln", out=6 * width, stacked=stacked, half=True
+    f"{torch}adaLN_modulation.1",
+    f"{ours}adaln",
+    out=6 * width,  # shift, scale and gate of two branches
+    stacked=stacked,
+    half=True,
   )
 
 
@@ -99,17 +115,26 @@ def stream_rules(
   """One stream of a block: self-attention, cross-attention and its norm, MLP. `stream` is what the
   published names insert.
   """
-  return [
-    *layer_norm_rules(f"{torch}norm2{stream}", f"{ours}cross_norm", stacked=stacked),
-    *self_attention_rules(
-      width, qk_rms_norm, f"{torch}self_attn.", f"{ours}self_attn/", stream=stream, stacked=stacked
-    ),
-    *cross_attention_rules(
-      width, f"{torch}cross_attn{stream}.", f"{ours}cross_attn/", stacked=stacked
-    ),
-    *affine_rules(f"{torch}mlp{stream}.mlp.0", f"{ours}mlp/up", stacked=stacked, half=True),
-    *affine_rules(f"{torch}mlp{stream}.mlp.2", f"{ours}mlp/down", stacked=stacked, half=True),
-  ]
+  # Of the three norms only the one before cross-attention has parameters.
+  rules = layer_norm_rules(f"{torch}norm2{stream}", f"{ours}cross_norm", stacked=stacked)
+  rules += self_attention_rules(
+    width,
+    qk_rms_norm,
+    f"{torch}self_attn.",
+    f"{ours}self_attn/",
+    stream=stream,
+    stacked=stacked,
+  )
+  rules += cross_attention_rules(
+    width,
+    f"{torch}cross_attn{stream}.",
+    f"{ours}cross_attn/",
+    stacked=stacked,
+  )
+  mlp = f"{torch}mlp{stream}.mlp"
+  rules += affine_rules(f"{mlp}.0", f"{ours}mlp/up", stacked=stacked, half=True)
+  rules += affine_rules(f"{mlp}.2", f"{ours}mlp/down", stacked=stacked, half=True)
+  return rules
 
 
 def self_attention_rules(
@@ -122,13 +147,12 @@ def self_attention_rules(
   stacked: bool = False,
 ) -> list[Rule]:
   """Self-attention projections and, with `qk_rms_norm`, the gains of queries and keys."""
-  return [
-    *affine_rules(
-      f"{torch}to_qkv{stream}", f"{ours}qkv", out=3 * width, stacked=stacked, half=True
-    ),
-    *(_head_gains(torch, ours, stream=stream, stacked=stacked) if qk_rms_norm else []),
-    *affine_rules(f"{torch}to_out{stream}", f"{ours}out", dims_in=2, stacked=stacked, half=True),
-  ]
+  qkv, out = f"{torch}to_qkv{stream}", f"{torch}to_out{stream}"
+  rules = affine_rules(qkv, f"{ours}qkv", out=3 * width, stacked=stacked, half=True)
+  if qk_rms_norm:
+    rules += _head_gains(torch, ours, stream=stream, stacked=stacked)
+  rules += affine_rules(out, f"{ours}out", dims_in=2, stacked=stacked, half=True)
+  return rules
 
 
 def cross_attention_rules(
@@ -136,52 +160,63 @@ def cross_attention_rules(
 ) -> list[Rule]:
   """Cross-attention projections; the flow model's have no RMS norms, but the published layer
   can."""
-  return [
-    *affine_rules(f"{torch}to_q", f"{ours}q", out=width, stacked=stacked, half=True),
-    *affine_rules(f"{torch}to_kv", f"{ours}kv", out=2 * width, stacked=stacked, half=True),
-    *(_head_gains(torch, ours, stacked=stacked) if qk_rms_norm else []),
-    *affine_rules(f"{torch}to_out", f"{ours}out", dims_in=2, stacked=stacked, half=True),
-  ]
+  rules = affine_rules(f"{torch}to_q", f"{ours}q", out=width, stacked=stacked, half=True)
+  rules += affine_rules(f"{torch}to_kv", f"{ours}kv", out=2 * width, stacked=stacked, half=True)
+  if qk_rms_norm:
+    rules += _head_gains(torch, ours, stacked=stacked)
+  rules += affine_rules(f"{torch}to_out", f"{ours}out", dims_in=2, stacked=stacked, half=True)
+  return rules
 
 
 def structure_encoder_rules(cfg: StructureVAEConfig) -> list[Rule]:
   """Names of `ss_encoder`: levels of residual blocks with a strided convolution between them, the
   middle, the output.
   """
-  rules = conv_rules("input_layer", "conv_in")
-  rules += _level_rules(cfg, "downsample")
-  rules += _middle_rules(cfg)
-  return rules + layer_norm_rules("out_layer.0", "norm_out") + conv_rules("out_layer.2", "conv_out")
+  return [
+    *conv_rules("input_layer", "conv_in"),
+    *_level_rules(cfg, "downsample"),
+    *_middle_rules(cfg),
+    *layer_norm_rules("out_layer.0", "norm_out"),
+    *conv_rules("out_layer.2", "conv_out"),
+  ]
 
 
 def structure_decoder_rules(cfg: StructureVAEConfig) -> list[Rule]:
   """Names of `ss_decoder`: the middle, then levels of residual blocks with an upsampling
   convolution between them.
   """
-  rules = conv_rules("input_layer", "conv_in")
-  rules += _middle_rules(cfg)
-  rules += _level_rules(cfg, "upsample")
-  return rules + layer_norm_rules("out_layer.0", "norm_out") + conv_rules("out_layer.2", "conv_out")
+  return [
+    *conv_rules("input_layer", "conv_in"),
+    *_middle_rules(cfg),
+    *_level_rules(cfg, "upsample"),
+    *layer_norm_rules("out_layer.0", "norm_out"),
+    *conv_rules("out_layer.2", "conv_out"),
+  ]
 
 
 def resblock_rules(torch: str, ours: str, *, skip: bool = False) -> list[Rule]:
   """A 3-D residual block; `skip` where its 1x1x1 convolution exists."""
-  return [
+  rules = [
     *layer_norm_rules(f"{torch}norm1", f"{ours}norm1"),
     *layer_norm_rules(f"{torch}norm2", f"{ours}norm2"),
     *conv_rules(f"{torch}conv1", f"{ours}conv1", half=True),
     *conv_rules(f"{torch}conv2", f"{ours}conv2", half=True),
-    *(conv_rules(f"{torch}skip_connection", f"{ours}skip", half=True) if skip else []),
   ]
+  if skip:
+    rules += conv_rules(f"{torch}skip_connection", f"{ours}skip", half=True)
+  return rules
 
 
 def _level_rules(cfg: StructureVAEConfig, resample: str) -> list[Rule]:
   """The published `blocks` list runs through residual blocks and resamplers alike."""
-  rules, index, last = [], 0, len(cfg.channels) - 1
+  rules = []
+  index = 0  # in the published list
+  last = len(cfg.channels) - 1
   for level in range(len(cfg.channels)):
     for i in range(cfg.res_blocks):
       rules += resblock_rules(f"blocks.{index}.", f"levels/{level}/blocks/{i}/")
       index += 1
+    # the last level has nothing to go on to
     if level < last:
       rules += conv_rules(f"blocks.{index}.conv", f"levels/{level}/{resample}", half=True)
       index += 1
@@ -189,11 +224,11 @@ def _level_rules(cfg: StructureVAEConfig, resample: str) -> list[Rule]:
 
 
 def _middle_rules(cfg: StructureVAEConfig) -> list[Rule]:
-  return [
-    r
-    for i in range(cfg.middle_blocks)
-    for r in resblock_rules(f"middle_block.{i}.", f"middle/{i}/")
-  ]
+  """The residual blocks at the coarsest level."""
+  rules = []
+  for i in range(cfg.middle_blocks):
+    rules += resblock_rules(f"middle_block.{i}.", f"middle/{i}/")
+  return rules
 
 
 def affine_rules(
@@ -208,23 +243,22 @@ def affine_rules(
   """Weight and bias of a linear layer; `out` is its output width where ours is split over several
   dimensions.
   """
-  return [
-    Rule(
-      f"{torch}.weight",
-      f"{ours}/kernel",
-      layout="linear",
-      dims_in=dims_in,
-      stacked=stacked,
-      half=half,
-    ),
-    Rule(
-      f"{torch}.bias",
-      f"{ours}/bias",
-      torch_shape=None if out is None else (out,),
-      stacked=stacked,
-      half=half,
-    ),
-  ]
+  weight = Rule(
+    f"{torch}.weight",
+    f"{ours}/kernel",
+    layout="linear",
+    dims_in=dims_in,
+    stacked=stacked,
+    half=half,
+  )
+  bias = Rule(
+    f"{torch}.bias",
+    f"{ours}/bias",
+    torch_shape=None if out is None else (out,),
+    stacked=stacked,
+    half=half,
+  )
+  return [weight, bias]
 
 
 def conv_rules(torch: str, ours: str, *, half: bool = False) -> list[Rule]:
@@ -236,6 +270,7 @@ def conv_rules(torch: str, ours: str, *, half: bool = False) -> list[Rule]:
 
 
 def layer_norm_rules(torch: str, ours: str, *, stacked: bool = False) -> list[Rule]:
+  """A layer norm with gain and bias."""
   return [
     Rule(f"{torch}.weight", f"{ours}/scale", stacked=stacked),
     Rule(f"{torch}.bias", f"{ours}/bias", stacked=stacked),
@@ -243,7 +278,9 @@ def layer_norm_rules(torch: str, ours: str, *, stacked: bool = False) -> list[Ru
 
 
 def _head_gains(torch: str, ours: str, *, stream: str = "", stacked: bool = False) -> list[Rule]:
-  return [
-    Rule(f"{torch}{n}_rms_norm{stream}.gamma", f"{ours}{n}_norm/scale", stacked=stacked)
-    for n in ("q", "k")
-  ]
+  """The gains of the RMS norms of queries and keys."""
+  rules = []
+  for name in ("q", "k"):
+    gamma = f"{torch}{name}_rms_norm{stream}.gamma"
+    rules.append(Rule(gamma, f"{ours}{name}_norm/scale", stacked=stacked))
+  return rules

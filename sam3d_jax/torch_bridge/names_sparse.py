@@ -13,7 +13,9 @@ def submanifold_conv_rules(
 ) -> list[Rule]:
   """A 3x3x3 convolution, stored as (out, x, y, z, in)."""
   rules = [Rule(f"{torch}.weight", f"{ours}/kernel", layout="sparse_conv", half=half)]
-  return rules + ([Rule(f"{torch}.bias", f"{ours}/bias", half=half)] if bias else [])
+  if bias:
+    rules.append(Rule(f"{torch}.bias", f"{ours}/bias", half=half))
+  return rules
 
 
 def pointwise_conv_rules(
@@ -24,10 +26,9 @@ def pointwise_conv_rules(
   The published library keeps a buffer of shape (out, 1, 1, 1, in) and multiplies by its memory read
   as (in, out): not the transpose, the same numbers in the same order.
   """
+  buffer_shape = (out_channels, 1, 1, 1, channels)
   return [
-    Rule(
-      f"{torch}.weight", f"{ours}/kernel", torch_shape=(out_channels, 1, 1, 1, channels), half=half
-    ),
+    Rule(f"{torch}.weight", f"{ours}/kernel", torch_shape=buffer_shape, half=half),
     Rule(f"{torch}.bias", f"{ours}/bias", half=half),
   ]
 
@@ -40,11 +41,10 @@ def res_block_rules(
   rules += submanifold_conv_rules(f"{torch}conv1.conv", f"{ours}conv1", half=True)
   rules += submanifold_conv_rules(f"{torch}conv2.conv", f"{ours}conv2", half=True)
   rules += affine_rules(f"{torch}emb_layers.1", f"{ours}mod", out=2 * out_channels, half=True)
-  return rules + (
-    affine_rules(f"{torch}skip_connection", f"{ours}skip", half=True)
-    if channels != out_channels
-    else []
-  )
+  # widths that differ are brought together on the way around
+  if channels != out_channels:
+    rules += affine_rules(f"{torch}skip_connection", f"{ours}skip", half=True)
+  return rules
 
 
 def window_block_rules(width: int, torch: str = "", ours: str = "") -> list[Rule]:
