@@ -54,28 +54,44 @@ def run(args: argparse.Namespace) -> None:
   # The wall: what knows JAX is imported only once there is work to do.
   from sam3d_jax.torch_bridge import export
 
-  spec = export.Export(
-    model=export.Source(args.checkpoint, args.which, args.step, args.merge_lora),
-    out=args.out,
-    vae=export.Source(args.vae, args.vae_which) if args.vae else None,
-    take_from=args.take_from,
-    storage=export.Storage(args.dtype, ".safetensors" if args.safetensors else ".ckpt"),
+  model = export.Source(
+    workdir=args.checkpoint,
+    which=args.which,
+    step=args.step,
+    merge_lora=args.merge_lora,
   )
-  print(summary(args.out, export.export(spec)))
+  vae = None
+  if args.vae:
+    vae = export.Source(workdir=args.vae, which=args.vae_which)
+  suffix = ".safetensors" if args.safetensors else ".ckpt"
+  spec = export.Export(
+    model=model,
+    out=args.out,
+    vae=vae,
+    take_from=args.take_from,
+    storage=export.Storage(args.dtype, suffix),
+  )
+  record = export.export(spec)
+  print(summary(args.out, record))
 
 
 def summary(out: str, record: dict[str, Any]) -> str:
   """What was written, for the terminal."""
+  # the files
   lines = [f"wrote {out} ({record['storage']})"]
   for part, entry in record["parts"].items():
     megabytes = entry["bytes"] / 1e6
     lines.append(f"{part:18} {entry['file']:28} {megabytes:9.1f} MB  {entry['origin']}")
+
+  # whether the published pipeline can use them
   pipeline = record["published_pipeline"]
   if pipeline["loads"]:
     lines.append("the published pipeline can load this folder")
   else:
     lines.append("the published pipeline cannot load this folder as it is:")
     lines += [f"  {why}" for why in pipeline["obstacles"]]
+
+  # what nobody has vouched for
   if not record["decoder"]["verified"]:
     lines.append(
       "not checked: whether the decoder belongs to the latents trained on (one of them does not "

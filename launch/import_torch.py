@@ -69,6 +69,8 @@ def make_config(release, model: ConfigDict) -> ConfigDict:
   """A configuration for one model of a release, from its yamls. release: torch_bridge's Release."""
   config = base.training("import")
   config.model = model
+
+  # a flow model's photos, point maps and sampling; `interval` may be a tuple or None
   if model.name == "geometry":
     config.data.image_size = model.condition.dino.input_size
     if model.condition.pointmap is not None:
@@ -76,6 +78,8 @@ def make_config(release, model: ConfigDict) -> ConfigDict:
     config.sampler = base.sampler()
     with config.ignore_type():
       config.sampler.update(release.sampler)
+
+  # the voxels that its latents decode to
   if release.structure_vae is not None:
     config.data.resolution = release.structure_vae["resolution"]
   return config

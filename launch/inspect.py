@@ -60,7 +60,8 @@ def check(args: argparse.Namespace) -> None:
     raise InputError(
       "give exactly one of --checkpoint DIR, --data DIR, --config FILE, --goodput DIR"
     )
-  if (args.digest or args.lineage or args.step is not None) and args.checkpoint is None:
+  of_a_checkpoint = args.digest or args.lineage or args.step is not None
+  if of_a_checkpoint and args.checkpoint is None:
     raise InputError("--digest, --lineage and --step go with --checkpoint DIR")
   if args.release_keys and args.config is None:
     raise InputError("--release_keys goes with --config FILE")
@@ -70,18 +71,28 @@ def view(args: argparse.Namespace) -> Iterator[str]:
   """The lines that were asked for."""
   # The wall: each view imports what it needs only once it is asked for, so that help comes at once
   # and a dataset or a ledger is shown without JAX.
+
+  # a dataset
   if args.data is not None:
     from launch.inspection import datasets
 
     return datasets.contents(args.data)
+
+  # the ledger of a run
   if args.goodput is not None:
     from launch.inspection import goodput
 
     return goodput.phases(args.goodput)
+
+  # a configuration
   if args.config is not None:
     from launch.inspection import configs
 
-    return configs.release_keys(args.config) if args.release_keys else configs.model(args.config)
+    if args.release_keys:
+      return configs.release_keys(args.config)
+    return configs.model(args.config)
+
+  # a checkpoint
   from launch.inspection import checkpoints
 
   if args.digest:

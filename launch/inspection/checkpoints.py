@@ -18,11 +18,15 @@ def arrays(workdir: str, step: int | None) -> Iterator[str]:
   """A checkpoint's arrays as a tree."""
   step = checkpoint.resolve_step(workdir, step)
   meta = checkpoint.read_meta(workdir, step)
+
+  # what it is
   model = (meta["config"].get("model") or {}).get("name", "unknown")
   stage = meta["lineage"].get("stage", "unknown")
   digest = checkpoint.digest(meta)
-  others = [str(other) for other in checkpoint.steps(workdir) if other != step]
   yield f"{workdir} step {step}, model {model}, stage {stage}, digest {digest}"
+
+  # what lies beside it, and in it
+  others = [str(other) for other in checkpoint.steps(workdir) if other != step]
   yield f"other steps: {', '.join(others) or 'none'}"
   yield from tree_lines(checkpoint.stored_shapes(workdir, step))
 
@@ -34,7 +38,7 @@ def digests(workdir: str, step: int | None) -> Iterator[str]:
   stored = stream.read_params(workdir, step, {path: path for path in paths})
   for path in stored:
     array = np.asarray(stored[path])
-    shape = ",".join(map(str, array.shape))
+    shape = ",".join(str(size) for size in array.shape)
     digest = hashlib.sha256(array.tobytes()).hexdigest()
     yield f"{path} {array.dtype} ({shape}) {digest}"
 
@@ -50,16 +54,22 @@ def lineage(workdir: str, step: int | None) -> Iterator[str]:
 def _ancestors(recorded: Mapping[str, Any], name: str, depth: int) -> Iterator[str]:
   """A checkpoint, what it was made from and on, and then its parents, each a level deeper."""
   pad = "  " * depth
+
+  # the checkpoint itself
   yield f"{pad}{name}  stage {recorded.get('stage', 'unknown')}"
   for key in ("source", "commit", "seed"):
     if recorded.get(key) not in (None, ""):
       yield f"{pad}  {key} {recorded[key]}"
+
+  # what it was made from and on
   for file, digest in recorded.get("files", {}).items():
     yield f"{pad}  file {file} sha256 {digest}"
   for dataset, identity in recorded.get("datasets", {}).items():
     yield f"{pad}  dataset {dataset} {json.dumps(identity, sort_keys=True)}"
   if recorded.get("latents"):
     yield f"{pad}  latents {json.dumps(recorded['latents'], sort_keys=True)}"
+
+  # its parents, with what was not taken over from them
   for parent in recorded.get("parents", ()):
     for key, said in (("fresh", "new leaves"), ("left_out", "leaves not taken over")):
       if parent.get(key):

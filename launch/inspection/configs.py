@@ -14,15 +14,19 @@ from sam3d_jax.torch_bridge import parts
 def model(config: ConfigDict) -> Iterator[str]:
   """The configuration's model as a tree of parameters."""
   yield f"model {config.model.name}, stage {config.stage}"
-  yield from tree_lines(parameters.flat_params(registry.abstract_model(config.model)))
+  abstract = registry.abstract_model(config.model)
+  yield from tree_lines(parameters.flat_params(abstract))
 
 
 def release_keys(config: ConfigDict) -> Iterator[str]:
   """JSON {part: {published name: shape}} of the model and of the structure VAE it comes with."""
+  # A release of a flow model has the autoencoder of its latents too.
   sections = [config.model]
   vae = base.structure_vae_model()
-  if config.model.name != vae.name and parts.latents_of(config.model) == parts.latents_of(vae):
-    sections.append(vae)
+  if config.model.name != vae.name:
+    if parts.latents_of(config.model) == parts.latents_of(vae):
+      sections.append(vae)
+
   keys = {}
   for section in sections:
     shapes = parameters.flat_shapes(registry.abstract_model(section))

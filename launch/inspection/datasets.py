@@ -10,26 +10,38 @@ from data_pipelines.format import records
 
 def contents(folder: str) -> Iterator[str]:
   """A dataset's splits, fields, quarantined inputs and how it was built."""
+  # the dataset, its splits and its fields
   builder = records.open_dataset(folder)
-  yield f"{folder}: {builder.name} {builder.version}, {records.dataset_kind(builder)} examples"
+  kind = records.dataset_kind(builder)
+  yield f"{folder}: {builder.name} {builder.version}, {kind} examples"
   for name, info in builder.info.splits.items():
-    size = f"{info.num_bytes / 2**20:.1f} MiB"
-    yield f"split {name}: {info.num_examples} records in {info.num_shards} shards, {size}"
+    size = info.num_bytes / 2**20
+    yield f"split {name}: {info.num_examples} records in {info.num_shards} shards, {size:.1f} MiB"
   for name, feature in builder.info.features.items():
-    shape = feature.shape if hasattr(feature, "shape") else ""
-    yield f"  {name}  {shape} {getattr(feature, 'np_dtype', '')}".rstrip()
+    # a text has neither
+    shape = getattr(feature, "shape", "")
+    dtype = getattr(feature, "np_dtype", "")
+    yield f"  {name}  {shape} {dtype}".rstrip()
 
+  # what was left out of it
   reasons = quarantined(pathlib.Path(folder) / records.QUARANTINE_FILE)
   counts = [f"{count} {reason}" for reason, count in sorted(reasons.items())]
   yield f"quarantined: {', '.join(counts) or 'none'}"
-  build = pathlib.Path(folder) / records.BUILD_FILE
-  if build.is_file():
-    yield f"build: {json.dumps(json.loads(build.read_text()), sort_keys=True)}"
+
+  # how it was built
+  build_file = pathlib.Path(folder) / records.BUILD_FILE
+  if build_file.is_file():
+    build = json.loads(build_file.read_text())
+    yield f"build: {json.dumps(build, sort_keys=True)}"
 
 
 def quarantined(file: pathlib.Path) -> Counter[str]:
   """Reason -> how many inputs were refused for it."""
+  reasons: Counter[str] = Counter()
   if not file.is_file():
-    return Counter()
-  lines = [line for line in file.read_text().splitlines() if line.strip()]
-  return Counter(json.loads(line)["reason"] for line in lines)
+    return reasons
+  for line in file.read_text().splitlines():
+    if line.strip():
+      refused = json.loads(line)
+      reasons[refused["reason"]] += 1
+  return reasons

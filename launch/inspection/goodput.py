@@ -14,20 +14,30 @@ def phases(workdir: str) -> Iterator[str]:
   processes = ledger.read(path) if path.is_file() else []
   if not processes:
     raise InputError(f"{path} holds no ledger: give the work folder of a run that was started")
-  yield from ledger.table(ledger.summarize(processes))
+
+  # the whole run
+  summary = ledger.summarize(processes)
+  yield from ledger.table(summary)
+
+  # every start of it, and where the last one ran
   for number, rows in enumerate(processes, 1):
     yield f"start {number}: {_start(rows)}"
-  for name, value in processes[-1][0].get("environment", {}).items():
+  started = processes[-1][0]
+  for name, value in started.get("environment", {}).items():
     yield f"  {name}={value}"
 
 
 def _start(rows: list[dict[str, Any]]) -> str:
   """Steps, duration and end of one process."""
   last = rows[-1]
+
+  # from which step to which
   started = [row["step"] for row in rows if row["event"] == "start"]
   steps = "no step"
   if started and started[0] is not None:
     steps = f"steps {started[0]} to {last['step']}"
+
+  # how it ended, and how often it hung
   end = last.get("outcome", "no end recorded (killed, or still running)")
   stuck = sum(row["event"] == "stuck" for row in rows)
   said = f", stuck {stuck} times" if stuck else ""

@@ -1,6 +1,8 @@
 """Arrays by path as an indented tree."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
+import itertools
 import math
 
 import jax
@@ -9,36 +11,48 @@ import jax
 def tree_lines(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[str]:
   """A tree of leaves with shape and dtype; every folder with its number of values, and the
   total."""
-  # Values below every folder.
-  below: dict[str, int] = {}
-  for path, leaf in leaves.items():
+  # Values of every leaf, and below every folder.
+  values = {path: math.prod(leaf.shape) for path, leaf in leaves.items()}
+  below: Counter[str] = Counter()
+  for path, count in values.items():
     for folder in _folders(path):
-      below[folder] = below.get(folder, 0) + math.prod(leaf.shape)
+      below[folder] += count
 
   # Each folder above its first leaf.
   shown: set[str] = set()
   for path in sorted(leaves, key=lambda p: p.split("/")):
     folders = _folders(path)
     for depth, folder in enumerate(folders):
-      if folder not in shown:
-        shown.add(folder)
-        yield f"{'  ' * depth}{folder.rpartition('/')[2]}/  {count_text(below[folder])}"
-    leaf, name = leaves[path], path.rpartition("/")[2]
-    yield f"{'  ' * len(folders)}{name}  {tuple(leaf.shape)} {leaf.dtype}"
+      if folder in shown:
+        continue
+      shown.add(folder)
+      pad = "  " * depth
+      yield f"{pad}{_name(folder)}/  {count_text(below[folder])}"
+    leaf = leaves[path]
+    pad = "  " * len(folders)
+    yield f"{pad}{_name(path)}  {tuple(leaf.shape)} {leaf.dtype}"
 
-  values = sum(math.prod(leaf.shape) for leaf in leaves.values())
-  size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves.values())
-  yield f"{len(leaves)} arrays, {count_text(values)} values, {size / 2**20:.1f} MiB"
+  # The total.
+  size = sum(values[path] * leaf.dtype.itemsize for path, leaf in leaves.items())
+  total = count_text(sum(values.values()))
+  yield f"{len(leaves)} arrays, {total} values, {size / 2**20:.1f} MiB"
+
+
+def _name(path: str) -> str:
+  """a/b/c -> c."""
+  return path.rpartition("/")[2]
 
 
 def _folders(path: str) -> list[str]:
   """a/b/c -> a, a/b."""
-  names = path.split("/")[:-1]
-  return ["/".join(names[: depth + 1]) for depth in range(len(names))]
+  *names, _ = path.split("/")
+  return list(itertools.accumulate(names, "{}/{}".format))
 
 
 def count_text(n: int) -> str:
   """1234567 -> '1.235 M'."""
   if n >= 1e6:
     return f"{n / 1e6:.3f} M"
-  return f"{n / 1e3:.1f} K" if n >= 1000 else str(n)
+  if n >= 1e3:
+    return f"{n / 1e3:.1f} K"
+  return str(n)

@@ -37,6 +37,7 @@ def res_block_rules(
   channels: int, out_channels: int, torch: str = "", ours: str = ""
 ) -> list[Rule]:
   """A residual block under a time embedding; its second norm has no parameters."""
+  # the norm, two convolutions and the modulation between them
   rules = layer_norm_rules(f"{torch}norm1", f"{ours}norm1")
   rules += submanifold_conv_rules(f"{torch}conv1.conv", f"{ours}conv1", half=True)
   rules += submanifold_conv_rules(f"{torch}conv2.conv", f"{ours}conv2", half=True)

@@ -132,11 +132,15 @@ def open_geometry(
 
   model: a `model` section of the release's sizes.
   """
+  # The release's streams decide the order of rows in the file.
   model = ConfigDict(model.to_dict())
-  # which decide the order of rows in the file
-  model.condition.streams = tuple(release.geometry["condition"]["streams"])
-  params = open_file(release.file("ss_generator"), model, unsafe_pickle=unsafe_pickle)
-  return _with_rows(params, release.sidecar.get("unused_rows", {}))
+  streams = release.geometry["condition"]["streams"]
+  model.condition.streams = tuple(streams)
+
+  file = release.file("ss_generator")
+  params = open_file(file, model, unsafe_pickle=unsafe_pickle)
+  unused_rows = release.sidecar.get("unused_rows", {})
+  return _with_rows(params, unused_rows)
 
 
 def open_structure_vae(

@@ -53,7 +53,10 @@ def at(node: Any, path: str, file: str) -> Any:
   """The value at a dotted path of a tree. Raises InputError naming file and key."""
   for part in path.split("."):
     try:
-      node = node[int(part) if isinstance(node, list) else part]
+      if isinstance(node, list):
+        node = node[int(part)]
+      else:
+        node = node[part]
     except (KeyError, IndexError, TypeError, ValueError) as error:
       raise InputError(f"{file} has no {path}") from error
   return node
@@ -70,13 +73,16 @@ def require(node: Mapping[str, Any], expected: Mapping[str, Any], file: str) -> 
 
 
 class _WithoutAliases(yaml.SafeDumper):
+  """Spells out what occurs twice, for people to read."""
+
   def ignore_aliases(self, data):
     return True
 
 
 def write(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
   """Writes a tree, keys sorted, equal parts spelt out each time."""
-  path.write_text(yaml.dump(tree, Dumper=_WithoutAliases, sort_keys=True))
+  text = yaml.dump(tree, Dumper=_WithoutAliases, sort_keys=True)
+  path.write_text(text)
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:

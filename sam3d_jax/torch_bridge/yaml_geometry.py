@@ -23,6 +23,8 @@ CUSTOM_DINO = "custom"  # a size that torch.hub does not know
 def generator_yaml(cfg: GeometryConfig, settings: Settings) -> dict:
   """ss_generator.yaml."""
   flow, sampler = cfg.flow, settings.sampler
+
+  # the flow model inside guidance, guidance inside the generator
   guided = {
     "_target_": TARGETS["guidance"],
     "backbone": _backbone(flow, settings.half),
@@ -31,29 +33,32 @@ def generator_yaml(cfg: GeometryConfig, settings: Settings) -> dict:
     "strength": sampler["guidance"],
     "unconditional_handling": "add_flag",
   }
+  kind = "shortcut" if flow.shortcut else "flow_matching"
   generator = {
-    "_target_": TARGETS["shortcut" if flow.shortcut else "flow_matching"],
+    "_target_": TARGETS[kind],
     "inference_steps": sampler["steps"],
     "rescale_t": sampler["rescale_t"],
     "sigma_min": 0.0,
     "time_scale": flow.time_scale,
     "reverse_fn": guided,
   }
-  return {
-    "module": {
-      "condition_embedder": {"backbone": _fuser(cfg.condition)},
-      "generator": {"backbone": generator},
-    }
+  module = {
+    "condition_embedder": {"backbone": _fuser(cfg.condition)},
+    "generator": {"backbone": generator},
   }
+  return {"module": module}
 
 
 def interval_yaml(sampler: Mapping[str, Any], flow: GeometryFlowConfig) -> list[float] | None:
   """The times between which guidance acts, counted up to `time_scale` as published."""
   interval = sampler["interval"]
-  return None if interval is None else [t * flow.time_scale for t in interval]
+  if interval is None:
+    return None
+  return [t * flow.time_scale for t in interval]
 
 
 def _backbone(flow: GeometryFlowConfig, half: bool) -> dict:
+  """The flow model."""
   by_published_name = sorted(LATENTS, key=LATENT_NAMES.__getitem__)
   latents = {LATENT_NAMES[name]: _latent(name, flow) for name in by_published_name}
   layout = [LATENT_NAMES[name] for name in LATENTS if name != "shape"]
@@ -106,10 +111,13 @@ def _latent(name: str, flow: GeometryFlowConfig) -> dict:
 
 
 def _fuser(cfg: ConditionConfig) -> dict:
+  """The condition encoder: encoders with their streams, and how they are joined."""
   embedders = [
     [_dino(cfg.dino), _streams(cfg, "image", "rgb_image")],
     [_dino(cfg.dino), _streams(cfg, "mask", "rgb_image_mask")],
   ]
+
+  # Point maps, which training drops now and then and inference may lack.
   dropped = None
   if cfg.pointmap is not None:
     pointmap = {
@@ -146,14 +154,25 @@ def _streams(cfg: ConditionConfig, *names: str) -> list[list[str]]:
 
 def dino_hub_name(cfg: DinoConfig) -> str:
   """The torch.hub name of an encoder's size, or CUSTOM_DINO."""
-  sizes = {dimensions: letter for letter, dimensions in DINO_SIZES.items()}
-  size = sizes.get((cfg.width, cfg.depth, cfg.heads))
-  if size is None or cfg.patch != 14 or cfg.mlp_ratio != 4 or cfg.registers not in (0, 4):
-    return CUSTOM_DINO
-  return f"dinov2_vit{size}14" + ("_reg" if cfg.registers else "")
+  dimensions = (cfg.width, cfg.depth, cfg.heads)
+  if cfg.patch == 14 and cfg.mlp_ratio == 4:
+    for name, known in _hub_models().items():
+      if known == (*dimensions, cfg.registers):
+        return name
+  return CUSTOM_DINO
+
+
+def _hub_models() -> dict[str, tuple[int, int, int, int]]:
+  """Width, depth, heads and registers of torch.hub's models on patches of 14 pixels."""
+  models = {}
+  for size, dimensions in DINO_SIZES.items():
+    models[f"dinov2_vit{size}14"] = (*dimensions, 0)
+    models[f"dinov2_vit{size}14_reg"] = (*dimensions, 4)
+  return models
 
 
 def _dino(cfg: DinoConfig) -> dict:
+  """An image encoder: by name where torch.hub knows its size."""
   name = dino_hub_name(cfg)
   out = {
     "_target_": TARGETS["dino"],
@@ -163,6 +182,9 @@ def _dino(cfg: DinoConfig) -> dict:
   }
   if cfg.prenorm:
     out["prenorm_features"] = True
+
+  # What the name does not say: the size of one that torch.hub does not know, and the image side
+  # that position embeddings were made for.
   kwargs = {}
   if name == CUSTOM_DINO:
     kwargs = {
@@ -192,16 +214,18 @@ def geometry_section(tree: Mapping[str, Any], file: str) -> dict[str, Any]:
     "force_zeros_cond": True,
   }
   require(backbone, implemented, file)
-  latents, known = at(backbone, "latent_mapping", file), LATENT_NAMES.values()
+  latents = at(backbone, "latent_mapping", file)
+  known = LATENT_NAMES.values()
   if set(latents) != set(known):
     raise InputError(f"{file}: latent_mapping has {', '.join(latents)}, not {', '.join(known)}")
 
   # Where an argument is left out, the published class has a default.
   width = at(backbone, "model_channels", file)
+  heads = backbone.get("num_heads") or width // backbone.get("num_head_channels", 64)
   flow = {
     "width": width,
     "depth": at(backbone, "num_blocks", file),
-    "heads": backbone.get("num_heads") or width // backbone.get("num_head_channels", 64),
+    "heads": heads,
     "mlp_ratio": float(backbone.get("mlp_ratio", 4)),
     "cond_width": at(backbone, "cond_channels", file),
     "patch": backbone.get("patch_size", 1),
@@ -212,10 +236,12 @@ def geometry_section(tree: Mapping[str, Any], file: str) -> dict[str, Any]:
     "time_scale": float(generator.get("time_scale", 1000.0)),
   }
   fuser = at(tree, "module.condition_embedder.backbone", file)
-  return {"name": "geometry", "flow": flow, "condition": _condition_section(fuser, file)}
+  condition = _condition_section(fuser, file)
+  return {"name": "geometry", "flow": flow, "condition": condition}
 
 
 def _condition_section(fuser: Mapping[str, Any], file: str) -> dict[str, Any]:
+  """The `condition` section that a fuser describes."""
   implemented = {
     "_target_": TARGETS["fuser"],
     "use_pos_embedding": "learned",
@@ -228,8 +254,9 @@ def _condition_section(fuser: Mapping[str, Any], file: str) -> dict[str, Any]:
   # Two image encoders of one size, then perhaps one of point maps.
   embedders = at(fuser, "embedder_list", file)
   kinds = [network["_target_"] for network, _ in embedders]
-  two = [TARGETS["dino"]] * 2
-  if kinds not in (two, [*two, TARGETS["pointmap"]]):
+  two = [TARGETS["dino"], TARGETS["dino"]]
+  three = [*two, TARGETS["pointmap"]]
+  if kinds not in (two, three):
     raise InputError(
       f"{file}: embedder_list is {', '.join(kinds)}; expected two Dinos, then perhaps a "
       "PointPatchEmbed"
@@ -239,7 +266,9 @@ def _condition_section(fuser: Mapping[str, Any], file: str) -> dict[str, Any]:
     raise InputError(f"{file}: the image and the mask encoder differ in size: {image}, {mask}")
 
   # The groups decide which row of the group embedding a stream reads.
-  used = dict(pair for _, streams in embedders for pair in streams)
+  used = {}
+  for _, streams in embedders:
+    used |= dict(streams)
   expected = stream_groups(list(used))
   if _numbered(used) != _numbered(expected):
     raise InputError(
@@ -247,8 +276,9 @@ def _condition_section(fuser: Mapping[str, Any], file: str) -> dict[str, Any]:
     )
 
   pointmap = None
+  widest = image["width"]
   if len(embedders) == 3:
-    network = embedders[2][0]
+    network, _ = embedders[2]
     pointmap = {
       "width": network.get("embed_dim", 768),
       "input_size": network.get("input_size", 256),
@@ -256,8 +286,9 @@ def _condition_section(fuser: Mapping[str, Any], file: str) -> dict[str, Any]:
       "remap": network.get("remap_output", "exp"),
       "drop_token": network.get("dropout_prob", 0.0) > 0,
     }
+    widest = max(widest, pointmap["width"])
   return {
-    "width": max(image["width"], pointmap["width"] if pointmap else 0),
+    "width": widest,
     "hidden_multiplier": float(fuser.get("projection_net_hidden_dim_multiplier", 4.0)),
     "streams": tuple(stream for stream in STREAMS if stream in used),
     "dino": image,
@@ -272,6 +303,7 @@ def _numbered(groups: Mapping[str, str]) -> dict[str, int]:
 
 
 def _dino_section(node: Mapping[str, Any], file: str) -> dict[str, Any]:
+  """The `dino` section that an image encoder describes."""
   require(node, {"normalize_images": True, "prune_network": False}, file)
   name = node.get("dino_model", "dinov2_vitb14")
   kwargs = dict(node.get("backbone_kwargs") or {})
@@ -280,6 +312,8 @@ def _dino_section(node: Mapping[str, Any], file: str) -> dict[str, Any]:
     "prenorm": node.get("prenorm_features", False),
     "image_size": kwargs.get("img_size", 518),
   }
+
+  # a size that is spelt out
   if name == CUSTOM_DINO:
     return section | {
       "width": kwargs["embed_dim"],
@@ -289,10 +323,9 @@ def _dino_section(node: Mapping[str, Any], file: str) -> dict[str, Any]:
       "patch": kwargs["patch_size"],
       "registers": kwargs["num_register_tokens"],
     }
-  known = {}
-  for size, dimensions in DINO_SIZES.items():
-    known[f"dinov2_vit{size}14"] = (*dimensions, 0)
-    known[f"dinov2_vit{size}14_reg"] = (*dimensions, 4)
+
+  # one that is named
+  known = _hub_models()
   if name not in known:
     raise InputError(f"{file}: dino_model {name!r} is not one of {', '.join(known)}")
   width, depth, heads, registers = known[name]

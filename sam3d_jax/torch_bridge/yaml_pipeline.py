@@ -21,6 +21,8 @@ def pipeline_yaml(
   preprocessing are kept.
   """
   prepared = preprocessor(cfg.condition.dino.input_size, pointmap_side(cfg))
+
+  # What a published pipeline has, or the one that parts were taken over from.
   out = {
     "_target_": TARGETS["pipeline"],
     "dtype": "float16" if settings.half else "bfloat16",
@@ -65,17 +67,23 @@ def pointmap_side(cfg: GeometryConfig) -> int:
   its encoder's resize leaves as they are.
   """
   pointmap = cfg.condition.pointmap
-  once = pointmap is not None and not pointmap.resize_twice
-  return pointmap.input_size if once else cfg.condition.dino.input_size
+  if pointmap is not None and not pointmap.resize_twice:
+    return pointmap.input_size
+  return cfg.condition.dino.input_size
 
 
 def resizes_twice(pipeline: Mapping[str, Any] | None, geometry: Mapping[str, Any]) -> bool:
   """Whether a pipeline.yaml resizes point maps to another side than their encoder does."""
-  transform = ((pipeline or {}).get("ss_preprocessor") or {}).get("pointmap_transform") or {}
-  steps = [step for step in transform.get("transforms", ()) if isinstance(step, Mapping)]
-  sides = [step["size"] for step in steps if "size" in step]
+  prepared = (pipeline or {}).get("ss_preprocessor") or {}
+  transform = prepared.get("pointmap_transform") or {}
+
+  # the last resize decides; a pipeline that does not say does as published
+  side = None
+  for step in transform.get("transforms", ()):
+    if isinstance(step, Mapping) and "size" in step:
+      side = step["size"]
   images = geometry["condition"]["dino"]["input_size"]
-  return not sides or sides[-1] == images
+  return side is None or side == images
 
 
 def preprocessor(size: int, pointmap_side: int) -> dict:
@@ -84,6 +92,7 @@ def preprocessor(size: int, pointmap_side: int) -> dict:
   Crop around the mask with margin, pad to a square, resize to `size`, point maps to
   `pointmap_side`.
   """
+  # photo, mask and point map together: one size, then the crop
   crop = {
     "_partial_": True,
     "_target_": DATASET + "img_and_mask_transforms.crop_around_mask_with_padding",
@@ -94,6 +103,8 @@ def preprocessor(size: int, pointmap_side: int) -> dict:
     "_partial_": True,
     "_target_": DATASET + "img_and_mask_transforms.resize_all_to_same_size",
   }
+
+  # each on its own: a square, then its side
   pad = {"_partial_": True, "_target_": DATASET + "img_processing.pad_to_square_centered"}
 
   def compose(size: int, **options) -> dict:
@@ -121,6 +132,8 @@ def obstacles(cfg: GeometryConfig) -> list[str]:
   condition, flow = cfg.condition, cfg.flow
   dino, pointmap = condition.dino, condition.pointmap
   found = []
+
+  # the condition encoder
   if len(condition.streams) == 1:
     found.append(
       f"{condition.streams[0]} is the only stream: the published fuser then has 2 rows of group "
@@ -133,11 +146,15 @@ def obstacles(cfg: GeometryConfig) -> list[str]:
     )
   if pointmap is not None and (pointmap.heads, pointmap.mlp_ratio) != (16, 2.0):
     found.append("the published point-map encoder has 16 heads and MLP ratio 2")
-  widest = max(dino.width, pointmap.width if pointmap else 0)
+  widest = dino.width
+  if pointmap is not None:
+    widest = max(widest, pointmap.width)
   if condition.width != widest:
     found.append(
       f"the published fuser's width is that of its widest encoder, the model's is {condition.width}"
     )
+
+  # the latents, which the published decoder and second stage read
   if (flow.shape_resolution, flow.latent_channels) != (16, 8):
     found.append(
       "the published pipeline has 16^3 structure latents with 8 channels, the model "
@@ -169,8 +186,10 @@ def sampler_section(
       "guidance": guidance.get("strength", 3.0),
       "interval": guidance.get("interval"),
     }
+
   # Published intervals count time up to `time_scale`, ours up to one.
-  interval, scale = read["interval"], float(generator.get("time_scale", 1000.0))
+  interval = read["interval"]
+  scale = float(generator.get("time_scale", 1000.0))
   if interval is not None:
     interval = tuple(float(t) / scale for t in interval)
   return {

@@ -46,6 +46,7 @@ def structure_vae_section(
     "reshape_input_to_cube": False,
   }
   require(tree, implemented, file)
+  # the decoder's levels run from coarse to fine, ours from fine to coarse
   channels = tuple(reversed(at(tree, "channels", file)))
   # every level of the decoder but the first doubles the resolution
   resolution = latent_resolution * 2 ** (len(channels) - 1)
