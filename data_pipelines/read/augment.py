@@ -16,6 +16,9 @@ from scipy import ndimage
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.geometry.preprocessing import BOX_FACTOR
 
+CHANCES = ("erode", "dilate", "blur", "colour", "light")  # probabilities of an AugmentConfig
+FRACTIONS = ("brightness", "contrast", "saturation", "light_range", "shift")
+RANGES = {"kernel": (1, np.inf), "blur_scale": (0, 1), "box_factor": (1, np.inf)}  # their limits
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
@@ -46,35 +49,35 @@ class AugmentConfig:
   shift: float = 0.0
 
   def __post_init__(self):
-    for name in ("erode", "dilate", "blur", "colour", "light"):
-      if not 0 <= getattr(self, name) <= 1:
-        raise ConfigError(f"data.augment.{name} = {getattr(self, name)}: it must be a probability")
-    if self.erode + self.dilate > 1:
-      raise ConfigError(
-        f"data.augment.erode + dilate = {self.erode + self.dilate}: together at most 1"
-      )
-    for name, lowest, highest in (
-      ("kernel", 1, np.inf),
-      ("blur_scale", 0, 1),
-      ("box_factor", 1, np.inf),
-    ):
+    # probabilities
+    for name in CHANCES:
+      value = getattr(self, name)
+      if not 0 <= value <= 1:
+        raise ConfigError(f"data.augment.{name} = {value}: it must be a probability")
+    either = self.erode + self.dilate
+    if either > 1:
+      raise ConfigError(f"data.augment.erode + dilate = {either}: together at most 1")
+
+    # ranges
+    for name, (lowest, highest) in RANGES.items():
       low, high = getattr(self, name)
-      if not lowest <= low <= high <= highest or high <= 0:
+      ascends = lowest <= low <= high <= highest
+      if not ascends or high <= 0:
         raise ConfigError(
           f"data.augment.{name} = {(low, high)}: it must be a range (low, high) within "
           f"{lowest}..{highest}"
         )
-    for name in ("brightness", "contrast", "saturation", "light_range", "shift"):
-      if not 0 <= getattr(self, name) < 1:
-        raise ConfigError(f"data.augment.{name} = {getattr(self, name)}: it must lie in [0, 1)")
+    for name in FRACTIONS:
+      value = getattr(self, name)
+      if not 0 <= value < 1:
+        raise ConfigError(f"data.augment.{name} = {value}: it must lie in [0, 1)")
 
   @property
   def active(self) -> bool:
     """Whether anything can change."""
-    still = all(
-      getattr(self, name) == 0 for name in ("erode", "dilate", "blur", "colour", "light", "shift")
-    )
-    return not (still and tuple(self.box_factor) == (BOX_FACTOR, BOX_FACTOR))
+    happens = any(getattr(self, name) != 0 for name in CHANCES)
+    moves = self.shift != 0 or tuple(self.box_factor) != (BOX_FACTOR, BOX_FACTOR)
+    return happens or moves
 
 
 class Augmented(NamedTuple):
@@ -92,23 +95,37 @@ def augment(image_HW3, mask_HW, rng: np.random.Generator, cfg: AugmentConfig) ->
   """Draws and applies all augmentations. image_HW3 is uint8, mask_HW bool or uint8; both keep dtype
   and size.
   """
-  chance = dict(zip(("mask", "blur", "colour", "light"), rng.random(4), strict=True))
+  # every draw, whether or not it is used
+  chance_mask, chance_blur, chance_colour, chance_light = rng.random(4)
   kernel = int(rng.integers(cfg.kernel[0], cfg.kernel[1] + 1))
   blur_scale = rng.uniform(*cfg.blur_scale)
-  factors = 1 + rng.uniform(-1, 1, 3) * (cfg.brightness, cfg.contrast, cfg.saturation)
-  angle, gain = rng.uniform(0, 2 * np.pi), rng.uniform(0, cfg.light_range)
-  box_factor, shift = rng.uniform(*cfg.box_factor), rng.uniform(-cfg.shift, cfg.shift, 2)
-  if chance["mask"] < cfg.erode:
+  reach_3 = (cfg.brightness, cfg.contrast, cfg.saturation)
+  brightness, contrast, saturation = 1 + rng.uniform(-1, 1, 3) * reach_3
+  angle = rng.uniform(0, 2 * np.pi)
+  gain = rng.uniform(0, cfg.light_range)
+  box_factor = rng.uniform(*cfg.box_factor)
+  shift_x, shift_y = rng.uniform(-cfg.shift, cfg.shift, 2)
+
+  # the mask: one number decides between shrinking and growing
+  if chance_mask < cfg.erode:
     mask_HW = erode(mask_HW, kernel)
-  elif chance["mask"] < cfg.erode + cfg.dilate:
+  elif chance_mask < cfg.erode + cfg.dilate:
     mask_HW = dilate(mask_HW, kernel)
-  if chance["blur"] < cfg.blur:
+
+  # the photo
+  if chance_blur < cfg.blur:
     image_HW3 = resample_blur(image_HW3, blur_scale)
-  if chance["colour"] < cfg.colour:
-    image_HW3 = adjust_colour(image_HW3, *factors)
-  if chance["light"] < cfg.light:
+  if chance_colour < cfg.colour:
+    image_HW3 = adjust_colour(image_HW3, brightness, contrast, saturation)
+  if chance_light < cfg.light:
     image_HW3 = light_ramp(image_HW3, angle, gain)
-  return Augmented(image_HW3, mask_HW, float(box_factor), (float(shift[0]), float(shift[1])))
+
+  return Augmented(
+    image_HW3,
+    mask_HW,
+    box_factor=float(box_factor),
+    shift=(float(shift_x), float(shift_y)),
+  )
 
 
 def dilate(mask_HW, kernel: int):
@@ -121,59 +138,85 @@ def erode(mask_HW, kernel: int):
   as it is.
   """
   out = _morph(mask_HW, kernel, ndimage.minimum_filter)
-  rows, columns = np.flatnonzero(out.any(1)), np.flatnonzero(out.any(0))
-  vanishes = len(rows) == 0 or rows[-1] - rows[0] < 2 or columns[-1] - columns[0] < 2
+  box = _box(out)
+  if box is None:
+    return mask_HW
+  top, bottom, left, right = box
+  vanishes = bottom - top < 2 or right - left < 2
   return mask_HW if vanishes else out
 
 
-def _morph(mask_HW, kernel, filter_fn):
+def _morph(mask_HW, kernel: int, filter_fn):
   """Filters the mask's box and a margin around it, which is all that can change."""
-  rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
-  if not len(rows):
+  box = _box(mask_HW)
+  if box is None:
     return mask_HW
-  box = (
-    slice(max(0, rows[0] - kernel), rows[-1] + kernel + 1),
-    slice(max(0, columns[0] - kernel), columns[-1] + kernel + 1),
-  )
+  top, bottom, left, right = box
+  rows = slice(max(0, top - kernel), bottom + kernel + 1)
+  columns = slice(max(0, left - kernel), right + kernel + 1)
   out = mask_HW.copy()
-  out[box] = filter_fn(mask_HW[box], size=kernel, mode="nearest")
+  out[rows, columns] = filter_fn(mask_HW[rows, columns], size=kernel, mode="nearest")
   return out
+
+
+def _box(mask_HW) -> tuple[int, int, int, int] | None:
+  """(top, bottom, left, right) of the pixels that are set, all inclusive; None if none is."""
+  rows = np.flatnonzero(mask_HW.any(1))
+  columns = np.flatnonzero(mask_HW.any(0))
+  if not len(rows):
+    return None
+  return rows[0], rows[-1], columns[0], columns[-1]
 
 
 def resample_blur(image_HW3, scale: float):
   """Shrinks a uint8 image by `scale` (bilinear, antialiased) and enlarges it to its size again."""
   height, width = image_HW3.shape[:2]
-  small = Image.fromarray(image_HW3).resize(
-    (max(1, int(width * scale)), max(1, int(height * scale))), Image.Resampling.BILINEAR
-  )
-  return np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
+  reduced = (max(1, int(width * scale)), max(1, int(height * scale)))
+  image = Image.fromarray(image_HW3)
+  small = image.resize(reduced, Image.Resampling.BILINEAR)
+  blurred = small.resize((width, height), Image.Resampling.BILINEAR)
+  return np.asarray(blurred)
 
 
 def adjust_colour(image_HW3, brightness: float, contrast: float, saturation: float):
   """Multiplies brightness, contrast about the mean luma, and saturation about each pixel's luma: a
   matrix and an offset.
   """
-  mean = float(image_HW3[::4, ::4].reshape(-1, 3).astype(np.float32).mean(0) @ LUMA) * brightness
-  to_grey = np.broadcast_to(LUMA[:, None], (3, 3))
-  matrix = (
-    brightness * contrast * (saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * to_grey)
-  ).astype(np.float32)
-  out = image_HW3.reshape(-1, 3).astype(np.float32) @ matrix + np.float32((1 - contrast) * mean)
-  return _to_uint8(out).reshape(image_HW3.shape)
+  # the mean luma of the brightened photo, from every fourth pixel of every fourth row
+  sample_P3 = image_HW3[::4, ::4].reshape(-1, 3).astype(np.float32)
+  mean = float(sample_P3.mean(0) @ LUMA) * brightness
+
+  # saturation first, then brightness and contrast; what contrast takes away comes back at the mean
+  colour_33 = np.eye(3, dtype=np.float32)
+  grey_33 = np.broadcast_to(LUMA[:, None], (3, 3))
+  saturate_33 = saturation * colour_33 + (1 - saturation) * grey_33
+  matrix_33 = (brightness * contrast * saturate_33).astype(np.float32)
+  offset = np.float32((1 - contrast) * mean)
+
+  pixels_P3 = image_HW3.reshape(-1, 3).astype(np.float32)
+  changed_P3 = pixels_P3 @ matrix_33 + offset
+  return _to_uint8(changed_P3).reshape(image_HW3.shape)
 
 
 def light_ramp(image_HW3, angle: float, gain: float):
   """Multiplies the image by a linear ramp from 1 - gain to 1 + gain along direction `angle`
   (radians, from right to down).
   """
+  # coordinates in -1..1 along the direction
   height, width = image_HW3.shape[:2]
-  x, y = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)
-  reach = abs(np.cos(angle)) + abs(np.sin(angle))
-  ramp = 1 + np.float32(gain / reach) * (
-    np.float32(np.cos(angle)) * x[None, :] + np.float32(np.sin(angle)) * y[:, None]
-  )
-  return _to_uint8(image_HW3 * ramp[..., None])
+  x_W = np.linspace(-1, 1, width, dtype=np.float32)
+  y_H = np.linspace(-1, 1, height, dtype=np.float32)
+  right, down = np.cos(angle), np.sin(angle)
+  along_HW = np.float32(right) * x_W[None, :] + np.float32(down) * y_H[:, None]
+
+  # the corners get the whole gain
+  reach = abs(right) + abs(down)
+  ramp_HW = 1 + np.float32(gain / reach) * along_HW
+  return _to_uint8(image_HW3 * ramp_HW[..., None])
 
 
 def _to_uint8(image):
-  return np.clip(np.rint(image, out=image), 0, 255, out=image).astype(np.uint8)
+  """Rounds and clips in place of the float array."""
+  np.rint(image, out=image)
+  np.clip(image, 0, 255, out=image)
+  return image.astype(np.uint8)

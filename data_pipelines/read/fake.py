@@ -31,8 +31,12 @@ class FakeLoader:
   ):
     if batch_size < 1 or batch_size % host_count:
       raise ConfigError(f"batch_size = {batch_size} does not divide among {host_count} hosts")
-    self.config, self.kind, self.seed = config, kinds.lookup(kind), seed
-    self.batch_size, self.rows, self.host_index = batch_size, batch_size // host_count, host_index
+    self.config = config
+    self.kind = kinds.lookup(kind)
+    self.seed = seed
+    self.batch_size = batch_size
+    self.rows = batch_size // host_count
+    self.host_index = host_index
     self.corrupt: dict[str, str] = {}
 
   @property
@@ -44,7 +48,8 @@ class FakeLoader:
     """This host's rows of global batch `step`."""
     template = self.kind.spec(self.config, 1)
     first = step * self.batch_size + self.host_index * self.rows
-    made = [self._row(template, first + row) for row in range(self.rows)]
+    positions = range(first, first + self.rows)
+    made = [self._row(template, position) for position in positions]
     return self.kind.collate(made, self.config)
 
   def iterate(self, start_step: int = 0) -> Iterator[Any]:
@@ -54,7 +59,8 @@ class FakeLoader:
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
       ahead = pool.submit(self.batch, start_step)
       for step in itertools.count(start_step + 1):
-        batch, ahead = ahead.result(), pool.submit(self.batch, step)
+        batch = ahead.result()
+        ahead = pool.submit(self.batch, step)
         yield batch
 
   def metrics(self, step: int) -> dict[str, float]:
@@ -62,6 +68,8 @@ class FakeLoader:
     return {"data/samples/fake": float(step * self.batch_size)}
 
   def _row(self, template: Any, position: int) -> Any:
-    key = schema.key_words(schema.example_key("fake", self.seed, position))
-    rng = np.random.default_rng(key.tolist())
-    return self.kind.random(template, rng)._replace(key=key)
+    key = schema.example_key("fake", self.seed, position)
+    words = schema.key_words(key)
+    rng = np.random.default_rng(words.tolist())
+    row = self.kind.random(template, rng)
+    return row._replace(key=words)

@@ -54,14 +54,17 @@ def random_row(template: Any, rng: np.random.Generator, name: str = "") -> Any:
   if isinstance(template, dict):
     return {key: random_row(value, rng, key) for key, value in template.items()}
   if isinstance(template, tuple):
-    fields = template._asdict().items()
-    return type(template)(*(random_row(value, rng, key) for key, value in fields))
+    fields = template._asdict()
+    return type(template)(**{key: random_row(value, rng, key) for key, value in fields.items()})
+
+  # one array, without the axis of the batch
   shape, dtype = template.shape[1:], template.dtype
+  has_two_values = name == "occupancy" or "mask" in name
   if dtype == np.bool_:
     return np.ones(shape, dtype)
   if np.issubdtype(dtype, np.floating):
     return rng.standard_normal(shape, np.float32).astype(dtype)
-  if name == "occupancy" or "mask" in name:
+  if has_two_values:
     return rng.integers(0, 2, shape, dtype)
   return rng.integers(0, 256, shape, dtype)
 
@@ -99,11 +102,12 @@ def structure_row(
   """Row of the structure VAE's batch."""
   del rng, epoch  # nothing is augmented
   rows.require(example, "voxels")
-  occupancy = rows.occupancy(example["voxels"], config.resolution)
-  return StructureBatch(schema.key_words(example["key"]), occupancy)
+  key = schema.key_words(example["key"])
+  return StructureBatch(key, rows.occupancy(example["voxels"], config.resolution))
 
 
 def structure_spec(config: SampleConfig, count: int) -> StructureBatch:
+  """A batch of `count` rows in shape and type."""
   return StructureBatch(
     key=rows.zeros(count, (2,), np.uint32),
     occupancy=rows.zeros(count, (config.resolution,) * 3, np.uint8),
@@ -111,6 +115,7 @@ def structure_spec(config: SampleConfig, count: int) -> StructureBatch:
 
 
 def structure_needs(config: SampleConfig) -> set[str]:
+  """The large fields of a record that a row is made from."""
   del config
   return {"voxels"}
 
@@ -144,8 +149,10 @@ def geometry_row(
   """Row of the Geometry model's batch."""
   del epoch
   cond, scale, shift = rows.condition(example, config, rng)
-  values, present = rows.latents(example, config, scale, shift, f"example {example['key']}")
-  return GeometryBatch(schema.key_words(example["key"]), rows.as_stored(cond), values, present)
+  name = f"example {example['key']}"
+  values, present = rows.latents(example, config, scale, shift, name)
+  key = schema.key_words(example["key"])
+  return GeometryBatch(key, rows.as_stored(cond), values, present)
 
 
 def preference_row(
@@ -155,45 +162,68 @@ def preference_row(
 
   An example with several losers shows another one each epoch, in turn.
   """
-  if not example["losers"]:
+  # whose turn it is
+  losers = example["losers"]
+  if not losers:
     raise CorruptRecord("the preference example has no loser")
+  loser = losers[epoch % len(losers)]
+
+  # one photo, two candidates; a latent is there where both have it
   cond, scale, shift = rows.condition(example, config, rng)
-  loser = example["losers"][epoch % len(example["losers"])]
-  win, present = rows.latents(example, config, scale, shift, f"winner of {example['key']}")
-  lose, present_too = rows.latents(loser, config, scale, shift, f"loser of {example['key']}")
-  both = {name: present[name] & present_too[name] for name in present}
+  win, win_has = rows.latents(example, config, scale, shift, f"winner of {example['key']}")
+  lose, lose_has = rows.latents(loser, config, scale, shift, f"loser of {example['key']}")
+  present = {name: win_has[name] & lose_has[name] for name in win_has}
   key = schema.key_words(example["key"])
-  return PreferenceBatch(key, rows.as_stored(cond), win, lose, both)
+  return PreferenceBatch(key, rows.as_stored(cond), win, lose, present)
 
 
 def geometry_spec(config: SampleConfig, count: int) -> GeometryBatch:
+  """A batch of `count` rows in shape and type."""
+  # the condition
   streams = {}
   for name in config.streams:
     if name in rows.POINTMAP_STREAMS:
-      shape, dtype = (config.pointmap_size, config.pointmap_size, 3), np.float16
+      side, channels, dtype = config.pointmap_size, 3, np.float16
+    elif "mask" in name:
+      side, channels, dtype = config.image_size, 1, np.uint8
     else:
-      channels = 1 if "mask" in name else 3
-      shape, dtype = (config.image_size, config.image_size, channels), np.uint8
-    streams[name] = rows.zeros(count, shape, dtype)
+      side, channels, dtype = config.image_size, 3, np.uint8
+    streams[name] = rows.zeros(count, (side, side, channels), dtype)
+
+  # the latents, those that nobody learns too
+  latents, present = {}, {}
+  for name in LATENTS:
+    latents[name] = rows.zeros(count, config.latent_shape(name), np.float32)
+    present[name] = rows.zeros(count, (), np.bool_)
   return GeometryBatch(
     key=rows.zeros(count, (2,), np.uint32),
     cond=Conditioning(**streams),
-    latents={name: rows.zeros(count, config.latent_shape(name), np.float32) for name in LATENTS},
-    present={name: rows.zeros(count, (), np.bool_) for name in LATENTS},
+    latents=latents,
+    present=present,
   )
 
 
 def preference_spec(config: SampleConfig, count: int) -> PreferenceBatch:
+  """A batch of `count` rows in shape and type."""
   one = geometry_spec(config, count)
-  return PreferenceBatch(one.key, one.cond, one.latents, dict(one.latents), one.present)
+  return PreferenceBatch(
+    key=one.key,
+    cond=one.cond,
+    win=one.latents,
+    lose=dict(one.latents),
+    present=one.present,
+  )
 
 
 def geometry_needs(config: SampleConfig) -> set[str]:
+  """The large fields of a record that a row is made from."""
   needed = {"image", "mask"}
   if "shape" in config.latents:
     needed.add("structure_latent")
-  looks_at_points = set(config.streams) & set(rows.POINTMAP_STREAMS)
-  if looks_at_points or set(config.latents) - {"shape", "rotation"}:
+  # the encoder sees the point map, or a latent is relative to it
+  sees_points = any(name in rows.POINTMAP_STREAMS for name in config.streams)
+  relative = set(config.latents) - {"shape", "rotation"}
+  if sees_points or relative:
     needed.add("pointmap")
   return needed
 

@@ -86,7 +86,8 @@ class RowCache:
   """
 
   def __init__(self, limit: int):
-    self.limit, self.bytes = limit, 0
+    self.limit = limit
+    self.bytes = 0
     self._rows: dict[tuple[str, int], Batch] = {}
     self._lock = threading.Lock()
 
@@ -96,7 +97,8 @@ class RowCache:
   def put(self, key: tuple[str, int], row: Batch) -> None:
     size = rows.nbytes(row)
     with self._lock:
-      if key not in self._rows and self.bytes + size <= self.limit:
+      fits = self.bytes + size <= self.limit
+      if fits and key not in self._rows:
         self._rows[key] = row
         self.bytes += size
 
@@ -119,28 +121,34 @@ class Reader:
     """The sample at global `position`; an unreadable record is replaced by the next of its source
     that can be read.
     """
-    draw, corrupt = self.mixture.draw(position), []
-    for _ in range(len(self.splits[draw.source])):
+    step = position // self.batch_size
+    draw = self.mixture.draw(position)
+    split = self.splits[draw.source]
+    corrupt = []
+    for _ in range(len(split)):
       try:
-        return Sample(
-          self._row(draw, step=position // self.batch_size), draw.source, tuple(corrupt)
-        )
+        row = self._row(draw, step)
+        return Sample(row, draw.source, tuple(corrupt))
       except CorruptRecord as error:
-        path, record = self.splits[draw.source].locate(draw.record)
+        path, record = split.locate(draw.record)
         corrupt.append((f"{path} record {record}", str(error)))
       draw = self.mixture.after(draw)
-    raise QuarantineExceeded(
-      f"source {draw.source!r} has no readable record; {': '.join(corrupt[0])}"
-    )
+    first = ": ".join(corrupt[0])
+    raise QuarantineExceeded(f"source {draw.source!r} has no readable record; {first}")
 
   def _row(self, draw: mixture.Draw, step: int) -> Batch:
+    # one that was made before
     key = (draw.source, draw.record)
-    if self.cache is not None and (row := self.cache.get(key)) is not None:
-      return row
+    if self.cache is not None:
+      kept = self.cache.get(key)
+      if kept is not None:
+        return kept
+
+    # a new one
     example = self.splits[draw.source][draw.record]
-    rng = (
-      rows.generator(self.seed, step, example["key"]) if self.config.augment is not None else None
-    )
+    rng = None
+    if self.config.augment is not None:
+      rng = rows.generator(self.seed, step, example["key"])
     row = self.kind.row(example, self.config, rng, draw.epoch)
     if self.cache is not None and not self.kind.by_epoch:
       self.cache.put(key, row)
@@ -156,7 +164,8 @@ class Loader:
 
   def __init__(self, reader: Reader, host_index: int, host_count: int):
     self._reader = reader
-    self._host_index, self.rows = host_index, reader.batch_size // host_count
+    self._host_index = host_index
+    self.rows = reader.batch_size // host_count
     self.corrupt: dict[str, str] = {}
     self.replaced: Counter[str] = Counter()
 
@@ -178,7 +187,8 @@ class Loader:
     """This host's rows of global batch `step`, read here and now. Raises QuarantineExceeded over
     the budget.
     """
-    return self._collect(_read_step(self._reader, self._host_index, self.rows, step))
+    samples = _read_step(self._reader, self._host_index, self.rows, step)
+    return self._collect(samples)
 
   def iterate(self, start_step: int = 0) -> Iterator[Batch]:
     """Batches start_step, start_step + 1, ... without end, read ahead in the background.
@@ -186,75 +196,90 @@ class Loader:
     Close the iterator (`with contextlib.closing(it)`) or exhaust the program to end its threads and
     worker processes.
     """
-    config, rows = self._reader.config, self.rows
-    if config.workers:
-      if not flags.FLAGS.is_parsed():
-        # Grain's worker start-up reads absl flags, which a program without absl never parses
-        flags.FLAGS.mark_as_parsed()
-      per_worker = max(1, config.prefetch // config.workers)
-      options = grain.ReadOptions(
-        num_threads=max(1, config.threads // config.workers), prefetch_buffer_size=per_worker
-      )
-      steps = grain.MapDataset.range(start_step, sys.maxsize)
-      steps = steps.map(functools.partial(_read_step, self._reader, self._host_index, rows))
-      source = steps.to_iter_dataset(options).mp_prefetch(
-        grain.MultiprocessingOptions(config.workers, per_worker)
-      )
-      group = None
-    else:
-      options = grain.ReadOptions(
-        num_threads=config.threads, prefetch_buffer_size=max(config.threads, config.prefetch * rows)
-      )
-      singles = grain.MapDataset.range(start_step * rows, sys.maxsize)
-      source = singles.map(
-        functools.partial(_read_single, self._reader, self._host_index, rows)
-      ).to_iter_dataset(options)
-      group = rows
-    iterator = iter(source)
+    whole_steps = self.config.workers > 0
+    samples = self._in_processes(start_step) if whole_steps else self._in_threads(start_step)
+    source = iter(samples)
     try:
       while True:
-        yield self._collect(
-          next(iterator) if group is None else list(itertools.islice(iterator, group))
-        )
+        if whole_steps:
+          read = next(source)
+        else:
+          read = list(itertools.islice(source, self.rows))
+        yield self._collect(read)
     finally:
-      iterator.close()
+      source.close()
+
+  def _in_threads(self, start_step: int) -> grain.IterDataset:
+    """This host's samples from a step on, one by one: threads share the work of a batch."""
+    config = self.config
+    read_single = functools.partial(_read_single, self._reader, self._host_index, self.rows)
+    ordinals = grain.MapDataset.range(start_step * self.rows, sys.maxsize)
+    options = grain.ReadOptions(
+      num_threads=config.threads,
+      prefetch_buffer_size=max(config.threads, config.prefetch * self.rows),
+    )
+    return ordinals.map(read_single).to_iter_dataset(options)
+
+  def _in_processes(self, start_step: int) -> grain.IterDataset:
+    """This host's samples from a step on, a step at a time: each process reads whole steps."""
+    if not flags.FLAGS.is_parsed():
+      # Grain's worker start-up reads absl flags, which a program without absl never parses
+      flags.FLAGS.mark_as_parsed()
+    config = self.config
+    read_step = functools.partial(_read_step, self._reader, self._host_index, self.rows)
+    steps = grain.MapDataset.range(start_step, sys.maxsize)
+    steps_ahead = max(1, config.prefetch // config.workers)
+    options = grain.ReadOptions(
+      num_threads=max(1, config.threads // config.workers),
+      prefetch_buffer_size=steps_ahead,
+    )
+    workers = grain.MultiprocessingOptions(config.workers, steps_ahead)
+    return steps.map(read_step).to_iter_dataset(options).mp_prefetch(workers)
 
   def metrics(self, step: int) -> dict[str, float]:
     """Counters before `step`: samples and epochs of each source (of the whole job), unreadable
     records (of this host).
     """
     position = step * self._reader.batch_size
-    counts = {
-      f"data/samples/{name}": float(n) for name, n in self._reader.mixture.counts(position).items()
-    }
-    epochs = {f"data/epochs/{name}": n for name, n in self._reader.mixture.epochs(position).items()}
-    return counts | epochs | {"data/corrupt_records": float(len(self.corrupt))}
+    mix = self._reader.mixture
+    found = {}
+    for name, count in mix.counts(position).items():
+      found[f"data/samples/{name}"] = float(count)
+    for name, epochs in mix.epochs(position).items():
+      found[f"data/epochs/{name}"] = epochs
+    found["data/corrupt_records"] = float(len(self.corrupt))
+    return found
 
-  def _collect(self, read: list[Sample]) -> Batch:
-    for sample in read:
+  def _collect(self, samples: list[Sample]) -> Batch:
+    """The batch of these samples; keeps the account of what could not be read."""
+    for sample in samples:
       self.corrupt.update(sample.corrupt)
       self.replaced.update(record for record, _ in sample.corrupt)
-    budget = self._reader.config.quarantine_budget
+
+    # too many
+    budget = self.config.quarantine_budget
     if len(self.corrupt) > budget:
-      listed = "\n  ".join(
-        f"{record}: {reason}" for record, reason in list(self.corrupt.items())[:10]
-      )
+      first_ten = itertools.islice(self.corrupt.items(), 10)
+      listed = "\n  ".join(f"{record}: {reason}" for record, reason in first_ten)
       raise QuarantineExceeded(
         f"{len(self.corrupt)} unreadable records, data.quarantine_budget = {budget}:\n  {listed}"
       )
-    return self._reader.kind.collate([sample.row for sample in read], self._reader.config)
+
+    read = [sample.row for sample in samples]
+    return self._reader.kind.collate(read, self.config)
 
 
 def _read_step(reader: Reader, host_index: int, rows: int, step: int) -> list[Sample]:
   """A host's samples of one step."""
   first = step * reader.batch_size + host_index * rows
-  return [reader.sample(first + row) for row in range(rows)]
+  return [reader.sample(position) for position in range(first, first + rows)]
 
 
 def _read_single(reader: Reader, host_index: int, rows: int, ordinal: int) -> Sample:
   """The `ordinal`-th sample of a host, counted from step 0."""
   step, row = divmod(ordinal, rows)
-  return reader.sample(step * reader.batch_size + host_index * rows + row)
+  first = step * reader.batch_size + host_index * rows
+  return reader.sample(first + row)
 
 
 def make_loader(
@@ -277,26 +302,33 @@ def make_loader(
     raise ConfigError(f"batch_size = {batch_size} does not divide among {host_count} hosts")
   if not 0 <= host_index < host_count:
     raise ConfigError(f"host {host_index} is not one of {host_count}")
+
+  # the sources
   skip = kinds.unused_fields(batch_kind, config)
-  splits = {
-    name: records.open_split(path, config.split, skip=skip)
-    for name, (path, _) in config.mixture.items()
-  }
+  splits = {}
+  for name, (path, _) in config.mixture.items():
+    splits[name] = records.open_split(path, config.split, skip=skip)
   for name, split in splits.items():
     if batch_kind.records not in ("example", split.kind):
       raise InputError(
         f"source {name!r} ({split.directory}) holds no {batch_kind.records} examples"
       )
+
+  # what of them is read
   if config.min_rating is not None:
-    splits = {name: records.accepted(split, config.min_rating) for name, split in splits.items()}
+    for name, split in splits.items():
+      splits[name] = records.accepted(split, config.min_rating)
   if batch_kind.latents:
     config = _probe(config, splits, batch_kind.latents)
+
+  # in which order
+  sizes = {name: len(split) for name, split in splits.items()}
+  weights = {name: weight for name, (_, weight) in config.mixture.items()}
   try:
-    mix = mixture.make_mixture(
-      {n: len(s) for n, s in splits.items()}, {n: w for n, (_, w) in config.mixture.items()}, seed
-    )
+    mix = mixture.make_mixture(sizes, weights, seed)
   except ValueError as error:
     raise ConfigError(f"data.mixture: {error}") from error
+
   cache = RowCache(config.cache_mb * 2**20) if config.cache_mb else None
   reader = Reader(config, batch_kind, splits, mix, batch_size, seed, cache)
   return Loader(reader, host_index, host_count)
@@ -320,16 +352,19 @@ def from_config(
   the objective's business. Not `augmented`, rows come as they are stored, for evaluation. Sources
   of weight 0 are left out. Returns a Loader, or a FakeLoader if `config.data.kind` is "fake".
   """
+  # what is read
   settings = config.data.to_dict()
-  source, sources = settings.pop("kind"), settings.pop("mixture")
-  settings |= {
-    "split": split,
-    "min_rating": threshold(settings.pop("thresholds"), settings.pop("iteration")),
-  }
-  sources = {name: entry for name, entry in sources.items() if entry["weight"] != 0}
+  source = settings.pop("kind")
+  mixture_settings = settings.pop("mixture")
+  settings["split"] = split
+  settings["min_rating"] = threshold(settings.pop("thresholds"), settings.pop("iteration"))
+
+  # in which form
   settings |= kinds.lookup(kind).form(model_config, latents)
   augment = _typed(AugmentConfig, settings.pop("augment"), "data.augment")
   settings["augment"] = augment if augmented and augment.active else None
+
+  # by whom
   place = {
     "kind": kind,
     "batch_size": config.batch_size,
@@ -338,19 +373,28 @@ def from_config(
     "host_count": host_count,
   }
   if source == "fake":
-    names = {f.name for f in dataclasses.fields(rows.SampleConfig)}
-    return fake.FakeLoader(
-      rows.SampleConfig(**{k: v for k, v in settings.items() if k in names}), **place
-    )
+    held = _field_names(rows.SampleConfig)
+    sample_config = rows.SampleConfig(**{key: settings[key] for key in held if key in settings})
+    return fake.FakeLoader(sample_config, **place)
   if source != "shards":
     raise ConfigError(f"data.kind = {source!r} is not one of shards, fake")
-  for name, entry in sources.items():
-    if not entry["path"]:
+  settings["mixture"] = _sources(mixture_settings)
+  return make_loader(_typed(DataConfig, settings, "data"), **place)
+
+
+def _sources(stated: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, float]]:
+  """The mixture of a DataConfig, without sources of weight 0. Raises ConfigError for no path."""
+  sources = {}
+  for name, entry in stated.items():
+    path, weight = entry["path"], entry["weight"]
+    if weight == 0:
+      continue
+    if not path:
       raise ConfigError(
         f"data.mixture.{name}.path is not set: add --config.data.mixture.{name}.path=DATASET_FOLDER"
       )
-  mix = {name: (entry["path"], entry["weight"]) for name, entry in sources.items()}
-  return make_loader(_typed(DataConfig, {**settings, "mixture": mix}, "data"), **place)
+    sources[name] = (path, weight)
+  return sources
 
 
 def threshold(thresholds: Sequence[float], iteration: int) -> float | None:
@@ -359,16 +403,20 @@ def threshold(thresholds: Sequence[float], iteration: int) -> float | None:
   """
   if iteration < 0:
     raise ConfigError(f"data.iteration = {iteration} is negative")
-  if any(b < a for a, b in itertools.pairwise(thresholds)):
+  falls = any(later < earlier for earlier, later in itertools.pairwise(thresholds))
+  if falls:
     raise ConfigError(
       f"data.thresholds = {tuple(thresholds)}: a threshold never falls from one iteration to the "
       "next"
     )
-  return float(thresholds[min(iteration, len(thresholds) - 1)]) if thresholds else None
+  if not thresholds:
+    return None
+  last = len(thresholds) - 1
+  return float(thresholds[min(iteration, last)])
 
 
 def _typed(cls, values: Mapping, section: str):
-  known = {f.name for f in dataclasses.fields(cls)}
+  known = _field_names(cls)
   unknown = sorted(set(values) - known)
   if unknown:
     raise ConfigError(
@@ -376,6 +424,10 @@ def _typed(cls, values: Mapping, section: str):
       f"{', '.join(sorted(known))}"
     )
   return cls(**values)
+
+
+def _field_names(cls) -> set[str]:
+  return {field.name for field in dataclasses.fields(cls)}
 
 
 def _probe(
@@ -390,24 +442,33 @@ def _probe(
   """
   looked_at = list(_first_examples(splits))
   for latent in config.latents:
+    # who has it
     source = sources[latent]
-    holders = [e for e in looked_at if all(schema.is_present(e, f) for f in source.fields)]
+    holders = []
+    for example in looked_at:
+      if all(schema.is_present(example, field) for field in source.fields):
+        holders.append(example)
     if not holders:
+      needed = " and ".join(source.fields)
       remedy = f" ({source.remedy})" if source.remedy else ""
       listed = ", ".join(f"{name} ({split.directory})" for name, split in splits.items())
       raise InputError(
-        f"latent {latent!r} needs {' and '.join(source.fields)}{remedy}; none of the first records "
-        f"of {listed} has that"
+        f"latent {latent!r} needs {needed}{remedy}; none of the first records of {listed} has that"
       )
+
+    # who made it
     if source.autoencoder and not config.autoencoder:
-      config = dataclasses.replace(config, autoencoder=holders[0][source.autoencoder])
+      digest = holders[0][source.autoencoder]
+      config = dataclasses.replace(config, autoencoder=digest)
   return config
 
 
 def _first_examples(splits: Mapping[str, records.Split]) -> Iterator[schema.Example]:
+  """The first records of every source, those that can be read."""
   for name in sorted(splits):
-    for i in range(min(PROBED, len(splits[name]))):
+    split = splits[name]
+    for index in range(min(PROBED, len(split))):
       try:
-        yield splits[name][i]
+        yield split[index]
       except CorruptRecord:  # met again, counted and replaced, when its turn comes
         continue

@@ -28,8 +28,14 @@ def _hash(x: int) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def _round_keys(*seed: int | str) -> tuple[int, ...]:
-  digest = hashlib.sha512("/".join(map(str, seed)).encode()).digest()
-  return tuple(int.from_bytes(digest[8 * i : 8 * i + 8], "little") for i in range(ROUNDS))
+  """A 64-bit word for every round."""
+  text = "/".join(map(str, seed))
+  digest = hashlib.sha512(text.encode()).digest()
+  keys = []
+  for start in range(0, 8 * ROUNDS, 8):
+    word = digest[start : start + 8]
+    keys.append(int.from_bytes(word, "little"))
+  return tuple(keys)
 
 
 def permute(index: int, size: int, *seed: int | str) -> int:
@@ -52,12 +58,20 @@ def _feistel(x: int, bits: int, keys: tuple[int, ...]) -> int:
   """A bijection of range(2**bits). The halves swap places each round, so they may differ in width
   (the rounds are even).
   """
-  width_left, width_right = bits // 2, bits - bits // 2
-  left, right = x >> width_right, x & (1 << width_right) - 1
+  width_left = bits // 2
+  width_right = bits - width_left
+  left = x >> width_right
+  right = x & _ones(width_right)
   for key in keys:
-    left, right = right, left ^ (_hash(right ^ key) & (1 << width_left) - 1)
+    mixed = _hash(right ^ key) & _ones(width_left)
+    left, right = right, left ^ mixed
     width_left, width_right = width_right, width_left
   return left << width_right | right
+
+
+def _ones(bits: int) -> int:
+  """A word whose lowest `bits` are set."""
+  return (1 << bits) - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,21 +124,27 @@ class Mixture:
     cyclically.
     """
     source = self.names.index(draw.source)
-    return self._at(source, draw.epoch, (draw.place + 1) % self.sizes[source])
+    following = (draw.place + 1) % self.sizes[source]
+    return self._at(source, draw.epoch, following)
 
   def counts(self, position: int) -> dict[str, int]:
     """How many samples of each source stand before `position`."""
+    # whole cycles
     cycles, rest = divmod(position, self.cycle)
-    counts = {name: cycles * places for name, places in zip(self.names, self.places, strict=True)}
-    for p in range(cycles * self.cycle, cycles * self.cycle + rest):
-      counts[self.draw(p).source] += 1
+    counts = {}
+    for name, places in zip(self.names, self.places, strict=True):
+      counts[name] = cycles * places
+
+    # the one that has begun
+    for drawn in range(position - rest, position):
+      counts[self.draw(drawn).source] += 1
     return counts
 
   def epochs(self, position: int) -> dict[str, float]:
     """Epochs of each source that have passed before `position`."""
-    return {
-      name: count / self.sizes[i] for i, (name, count) in enumerate(self.counts(position).items())
-    }
+    counts = self.counts(position)
+    sizes = zip(self.names, self.sizes, strict=True)
+    return {name: counts[name] / size for name, size in sizes}
 
 
 def make_mixture(sizes: Mapping[str, int], weights: Mapping[str, float], seed: int) -> Mixture:
@@ -135,29 +155,38 @@ def make_mixture(sizes: Mapping[str, int], weights: Mapping[str, float], seed: i
   Raises ValueError for an empty source, or a weight that is not positive or under 1 / 1 000 of the
   total.
   """
+  # what cannot be drawn from
   names = tuple(sorted(sizes))
   if not names:
     raise ValueError("a mixture needs at least one source")
   for name in names:
+    weight = weights[name]
     if sizes[name] < 1:
       raise ValueError(f"source {name!r} is empty")
-    if not weights[name] > 0 or not math.isfinite(weights[name]):
-      raise ValueError(
-        f"source {name!r} has weight {weights[name]!r}; a weight is a positive number"
-      )
+    if not weight > 0 or not math.isfinite(weight):
+      raise ValueError(f"source {name!r} has weight {weight!r}; a weight is a positive number")
+
+  # weights in parts of a cycle: rounded down, what is left goes to the largest remainders
   total = sum(weights[name] for name in names)
   exact = [weights[name] / total * CYCLE for name in names]
-  places = [int(x) for x in exact]
-  by_remainder = sorted(range(len(names)), key=lambda i: (places[i] - exact[i], names[i]))
-  for i in by_remainder[: CYCLE - sum(places)]:
-    places[i] += 1
+  places = [int(share) for share in exact]
+  left = CYCLE - sum(places)
+  sources = range(len(names))
+  by_remainder = sorted(sources, key=lambda source: (places[source] - exact[source], names[source]))
+  for source in by_remainder[:left]:
+    places[source] += 1
   if 0 in places:
     name = names[places.index(0)]
     raise ValueError(
       f"source {name!r} has weight {weights[name]!r}, less than 1/{CYCLE} of the total: leave it "
       "out or raise it"
     )
+
+  # the shortest cycle with these shares
   divisor = math.gcd(*places)
   return Mixture(
-    names, tuple(sizes[name] for name in names), tuple(p // divisor for p in places), seed
+    names=names,
+    sizes=tuple(sizes[name] for name in names),
+    places=tuple(places_of // divisor for places_of in places),
+    seed=seed,
   )

@@ -22,19 +22,26 @@ def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
       raise ValueError(
         f"item {index} has {length} tokens; between 1 and the budget of {budget} fit into a row"
       )
+
+  # the longest first, each into the fullest row that takes it
   rows: list[list[int]] = []
   free: list[int] = []
-  for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-    open_rows = [r for r in range(len(rows)) if free[r] >= lengths[index]]
-    if open_rows:
-      row = min(open_rows, key=lambda r: (free[r], r))
+  longest_first = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+  for index in longest_first:
+    length = lengths[index]
+    fitting = [row for row in range(len(rows)) if free[row] >= length]
+    if fitting:
+      row = min(fitting, key=lambda row: (free[row], row))
     else:
       row = len(rows)
       rows.append([])
       free.append(budget)
     rows[row].append(index)
-    free[row] -= lengths[index]
-  return sorted((sorted(row) for row in rows), key=lambda row: row[0])
+    free[row] -= length
+
+  # an order that does not depend on the lengths
+  ascending = [sorted(row) for row in rows]
+  return sorted(ascending, key=lambda row: row[0])
 
 
 def fill(
@@ -43,16 +50,24 @@ def fill(
   """One packed row: (tokens (budget, ...) zero where unused, segment (budget,) int32: place in the
   row, -1 where unused).
   """
-  parts = [arrays[i] for i in row]
-  tokens = np.zeros((budget, *parts[0].shape[1:]), parts[0].dtype)
+  parts = [arrays[index] for index in row]
+  first = parts[0]
+  tokens = np.zeros((budget, *first.shape[1:]), first.dtype)
   segment = np.full(budget, -1, np.int32)
   start = 0
   for place, part in enumerate(parts):
-    tokens[start : start + len(part)], segment[start : start + len(part)] = part, place
-    start += len(part)
+    stop = start + len(part)
+    tokens[start:stop] = part
+    segment[start:stop] = place
+    start = stop
   return tokens, segment
 
 
 def utilisation(rows: Sequence[Sequence[int]], lengths: Sequence[int], budget: int) -> float:
   """Share of the rows' tokens that are in use."""
-  return sum(lengths[i] for row in rows for i in row) / (len(rows) * budget) if rows else 1.0
+  if not rows:
+    return 1.0
+  used = 0
+  for row in rows:
+    used += sum(lengths[index] for index in row)
+  return used / (len(rows) * budget)

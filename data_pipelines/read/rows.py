@@ -45,18 +45,17 @@ class SampleConfig(InputConfig):
       raise ConfigError(
         f"data.resolution = {self.resolution}: choose a divisor of {schema.VOXEL_RESOLUTION}"
       )
-    for key, got, known in (("streams", self.streams, STREAMS), ("latents", self.latents, LATENTS)):
-      unknown = sorted(set(got) - set(known))
+    chosen = {"streams": (self.streams, STREAMS), "latents": (self.latents, LATENTS)}
+    for key, (names, known) in chosen.items():
+      unknown = sorted(set(names) - set(known))
       if unknown:
         raise ConfigError(f"data.{key}: {', '.join(unknown)} is not one of {', '.join(known)}")
 
   def latent_shape(self, name: str) -> tuple[int, int]:
     """(tokens, channels) of a latent."""
-    return (
-      (self.shape_resolution**3, self.latent_channels)
-      if name == "shape"
-      else (1, LAYOUT_CHANNELS[name])
-    )
+    if name == "shape":
+      return self.shape_resolution**3, self.latent_channels
+    return 1, LAYOUT_CHANNELS[name]
 
 
 def decode_image(data: bytes, field: str, *, mode: str) -> np.ndarray:
@@ -73,7 +72,7 @@ def decode_image(data: bytes, field: str, *, mode: str) -> np.ndarray:
 
 def require(example: Mapping[str, Any], *fields: str) -> None:
   """Raises CorruptRecord if the example lacks one of the fields."""
-  missing = [f for f in fields if not schema.is_present(example, f)]
+  missing = [field for field in fields if not schema.is_present(example, field)]
   if missing:
     raise CorruptRecord(f"the record has no {', '.join(missing)}")
 
@@ -84,18 +83,20 @@ def occupancy(voxels_N3: np.ndarray, resolution: int) -> np.ndarray:
 
   Raises CorruptRecord for an index outside the grid.
   """
-  if voxels_N3.size and int(voxels_N3.max()) >= schema.VOXEL_RESOLUTION:
-    raise CorruptRecord(
-      f"voxel index {int(voxels_N3.max())} is outside the {schema.VOXEL_RESOLUTION}^3 grid"
-    )
+  largest = int(voxels_N3.max()) if voxels_N3.size else 0
+  if largest >= schema.VOXEL_RESOLUTION:
+    raise CorruptRecord(f"voxel index {largest} is outside the {schema.VOXEL_RESOLUTION}^3 grid")
+  factor = schema.VOXEL_RESOLUTION // resolution
+  coarse_N3 = voxels_N3 // factor
   grid = np.zeros((resolution,) * 3, np.uint8)
-  grid[tuple((voxels_N3 // (schema.VOXEL_RESOLUTION // resolution)).T)] = 1
+  grid[tuple(coarse_N3.T)] = 1
   return grid
 
 
 def generator(seed: int, step: int, key: str) -> np.random.Generator:
   """The randomness of one example at one step, whatever the host or thread that asks."""
-  return np.random.default_rng([seed, step, *schema.key_words(key).tolist()])
+  words = schema.key_words(key).tolist()
+  return np.random.default_rng([seed, step, *words])
 
 
 def condition(
@@ -105,21 +106,27 @@ def condition(
 
   Raises CorruptRecord for an image or mask that cannot be used.
   """
+  # what is stored
   require(example, "image", "mask")
   image = decode_image(example["image"], "image", mode="RGB")
   mask = decode_image(example["mask"], "mask", mode="L")
-  if mask.shape != image.shape[:2]:
+  height, width = image.shape[:2]
+  if mask.shape != (height, width):
     raise CorruptRecord(
-      f"mask is {mask.shape[1]} x {mask.shape[0]} but image is {image.shape[1]} x {image.shape[0]}"
+      f"mask is {mask.shape[1]} x {mask.shape[0]} but image is {width} x {height}"
     )
   pointmap = None
   if schema.is_present(example, "pointmap"):
     pointmap = example["pointmap"].astype(np.float32)
+
+  # augmented
   crop = {}
   if rng is not None:
     augmented = augment(image, mask, rng, config.augment)
     image, mask = augmented.image, augmented.mask
     crop = {"box_factor": augmented.box_factor, "shift": augmented.shift}
+
+  # as the model reads it
   try:
     return conditions.condition(image, mask, pointmap, config, **crop)
   except preprocessing.MaskError as error:
@@ -128,11 +135,11 @@ def condition(
 
 def as_stored(streams: Conditioning) -> Conditioning:
   """Point maps as precise as records store them: half the bytes of a batch on its way."""
-  halved = {
-    name: getattr(streams, name).astype(np.float16)
-    for name in POINTMAP_STREAMS
-    if getattr(streams, name) is not None
-  }
+  halved = {}
+  for name in POINTMAP_STREAMS:
+    points = getattr(streams, name)
+    if points is not None:
+      halved[name] = points.astype(np.float16)
   return streams._replace(**halved)
 
 
@@ -149,48 +156,55 @@ def latents(
   Translation and scale are relative to the point map (`scale`, `shift` of its normalisation), so
   without one they are absent.
   """
+  # what the record has
   values = {}
   if "shape" in config.latents and schema.is_present(example, "structure_latent"):
     values["shape"] = _shape_tokens(example, config, name)
-  if scale is not None and all(
-    schema.is_present(example, f) for f in ("rotation", "translation", "scale")
-  ):
+  has_pose = all(schema.is_present(example, field) for field in schema.POSE_FIELDS)
+  if scale is not None and has_pose:
     values |= pose.encode_latents(schema.example_pose(example), scale, shift)
   elif schema.is_present(example, "rotation"):
     values["rotation"] = pose.encode_rotation(example["rotation"])
-  out, present = {}, {}
+
+  # a place for each, whether it is there or not
+  tokens, present = {}, {}
   for latent in LATENTS:
-    shape, there = config.latent_shape(latent), latent in values and latent in config.latents
+    shape = config.latent_shape(latent)
+    there = latent in values and latent in config.latents
     present[latent] = np.array(there)
-    out[latent] = (
-      np.asarray(values[latent], np.float32).reshape(shape)
-      if there
-      else np.zeros(shape, np.float32)
-    )
-  return out, present
+    if there:
+      tokens[latent] = np.asarray(values[latent], np.float32).reshape(shape)
+    else:
+      tokens[latent] = np.zeros(shape, np.float32)
+  return tokens, present
 
 
 def _shape_tokens(example: Mapping[str, Any], config: SampleConfig, name: str) -> np.ndarray:
-  latent_XYZC, digest = example["structure_latent"], example["structure_latent_autoencoder"]
-  expected = (config.shape_resolution,) * 3 + (config.latent_channels,)
+  """The structure latent, (tokens, channels). Raises InputError for one that the model cannot
+  learn from.
+  """
+  latent_XYZC = example["structure_latent"]
+  side = config.shape_resolution
+  expected = (side, side, side, config.latent_channels)
   if latent_XYZC.shape != expected:
     raise InputError(
       f"{name}: structure latent has shape {latent_XYZC.shape}, the model needs {expected}; encode "
-      "the dataset "
-      "with the structure VAE that the model is trained for (launch.encode_latents)"
+      "the dataset with the structure VAE that the model is trained for (launch.encode_latents)"
     )
+  digest = example["structure_latent_autoencoder"]
   if config.autoencoder and digest != config.autoencoder:
     raise InputError(
       f"{name}: structure latent was made by autoencoder {digest[:12]}, expected "
-      f"{config.autoencoder[:12]}; "
-      "latents of two autoencoders do not mix: encode the dataset again (launch.encode_latents)"
+      f"{config.autoencoder[:12]}; latents of two autoencoders do not mix: encode the dataset "
+      "again (launch.encode_latents)"
     )
   return latent_XYZC.reshape(-1, config.latent_channels)
 
 
 def zeros(count: int, shape: tuple[int, ...], dtype: type) -> np.ndarray:
   """(count, *shape) zeros that take no memory: the shape and type of an array of a batch."""
-  return np.broadcast_to(np.zeros((), dtype), (count, *shape))
+  zero = np.zeros((), dtype)
+  return np.broadcast_to(zero, (count, *shape))
 
 
 def collate(rows: Sequence[Any], config: SampleConfig) -> Any:
@@ -207,7 +221,9 @@ def stack(rows: list) -> Any:
   if isinstance(first, dict):
     return {name: stack([row[name] for row in rows]) for name in first}
   if isinstance(first, tuple):
-    return type(first)(*(stack(list(column)) for column in zip(*rows, strict=True)))
+    columns = zip(*rows, strict=True)
+    stacked = [stack(list(column)) for column in columns]
+    return type(first)(*stacked)
   return np.stack(rows)
 
 
@@ -216,5 +232,7 @@ def nbytes(row: Any) -> int:
   if row is None:
     return 0
   if isinstance(row, dict):
-    return sum(nbytes(value) for value in row.values())
-  return sum(nbytes(value) for value in row) if isinstance(row, tuple) else row.nbytes
+    return sum(map(nbytes, row.values()))
+  if isinstance(row, tuple):
+    return sum(map(nbytes, row))
+  return row.nbytes
