@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import operator
 import pathlib
 
 import jax
@@ -54,8 +55,10 @@ def measure(spec: ComparisonSpec) -> None:
   if spec.torch:
     check_torch(spec)
   with contextlib.ExitStack() as opened:
-    sides = {"config": steps.Side(spec.config)}
-    opened.callback(sides["config"].batches.close)
+    # One side or two, ready to step.
+    first = steps.Side(spec.config)
+    opened.callback(first.batches.close)
+    sides = {"config": first}
     if spec.vs is not None:
       sides["vs"] = steps.Side(spec.vs)
       opened.callback(sides["vs"].batches.close)
@@ -63,11 +66,12 @@ def measure(spec: ComparisonSpec) -> None:
       # PyTorch is optional; check_torch has found it
       from launch.performance.torch_side import TorchSide
 
-      sides["torch"] = TorchSide(sides["config"])
+      sides["torch"] = TorchSide(first)
       opened.callback(sides["torch"].batches.close)
+
     take_turns(sides, spec.steps)
     if spec.trace is not None:
-      steps.trace(sides["config"], spec.trace)
+      steps.trace(first, spec.trace)
     reports = {name: side.report(spec.steps) for name, side in sides.items()}
   write(spec, reports)
 
@@ -75,10 +79,12 @@ def measure(spec: ComparisonSpec) -> None:
 def take_turns(sides: dict, counted: int) -> None:
   """Steps of every side, one after the other, so that all see the same machine."""
   total = steps.WARM_UP + counted
+  alone = len(sides) == 1
   with Progress(total * len(sides), "measuring", "steps") as progress:
-    for i in range(total):
+    for number in range(total):
+      counted_now = number >= steps.WARM_UP
       for side in sides.values():
-        side.step(counted=i >= steps.WARM_UP, ahead=len(sides) == 1)
+        side.step(counted=counted_now, ahead=alone)
         progress.update(1)
 
 
@@ -87,11 +93,15 @@ def write(spec: ComparisonSpec, reports: dict[str, dict]) -> None:
   rows = [steps.row(report) for report in reports.values()]
   for name, report in reports.items():
     print(f"{name}: {steps.text(report)}")
-  first = reports["config"]["step_seconds"]["median"]
-  for other in [name for name in reports if name != "config"]:
-    ratio = reports[other]["step_seconds"]["median"] / first
+
+  # There is at most one other side.
+  medians = {name: report["step_seconds"]["median"] for name, report in reports.items()}
+  first = medians.pop("config")
+  for other, median in medians.items():
+    ratio = median / first
     print(f"a step of --{other} takes {ratio:.3f} times that of --config")
     reports = {**reports, "ratio": ratio}
+
   if spec.json is not None:
     spec.json.write_text(json.dumps(reports, indent=2) + "\n")
   if spec.document is not None:
@@ -102,6 +112,7 @@ def check_torch(spec: ComparisonSpec) -> None:
   """Raises ConfigError or InputError where the twin would not be the same computation on the same
   hardware.
   """
+  # What is asked for: one more side, of the model and objective that have a twin.
   config = spec.config
   if spec.vs is not None:
     raise ConfigError("--torch and --vs both name a second side: give one of them")
@@ -110,10 +121,12 @@ def check_torch(spec: ComparisonSpec) -> None:
       "--torch: PyTorch has a twin of flow matching with the Geometry model, not of stage "
       f"{config.stage}, model {config.model.name}"
     )
+
+  # Settings that would make it another computation, all named at once.
   settings = config.to_dict()
   others = []
   for key, needed in TWIN_NEEDS.items():
-    value = functools.reduce(lambda section, name: section[name], key.split("."), settings)
+    value = functools.reduce(operator.getitem, key.split("."), settings)
     if value != needed:
       others.append(f"{key}={needed!r} (it is {value!r})")
   if config.optim.clip_norm == 0:
@@ -124,6 +137,8 @@ def check_torch(spec: ComparisonSpec) -> None:
     raise ConfigError(
       f"--torch: the PyTorch twin is one plain fp32 training step; set {', '.join(others)}"
     )
+
+  # PyTorch is there, and both run on the same hardware.
   load.require_torch("--torch")
   # PyTorch is optional
   from launch.performance import torch_twin
@@ -131,8 +146,8 @@ def check_torch(spec: ComparisonSpec) -> None:
   typed = registry.typed_config(config.model)
   torch_twin.check(typed.condition)
   torch_twin.check_flow(typed.flow)
-  if jax.default_backend() != "cpu" or jax.device_count() != 1:
+  devices, backend = jax.device_count(), jax.default_backend()
+  if (devices, backend) != (1, "cpu"):
     raise ConfigError(
-      f"--torch runs on one CPU device, here are {jax.device_count()} x {jax.default_backend()}: "
-      "set JAX_PLATFORMS=cpu"
+      f"--torch runs on one CPU device, here are {devices} x {backend}: set JAX_PLATFORMS=cpu"
     )

@@ -3,7 +3,7 @@ which of them leave a slice.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import math
 import re
@@ -11,6 +11,8 @@ import re
 import numpy as np
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+COLLECTIVE = re.compile(r" = (.*?) (" + "|".join(KINDS) + r")(-start)?\(")
+# of an element
 BYTES = {
   "pred": 1,
   "s8": 1,
@@ -44,12 +46,14 @@ class Collective:
   @property
   def traffic(self) -> float:
     """Bytes that one participant sends in all runs of a step, with the ring algorithms."""
-    share = (self.group - 1) / self.group
-    return (
-      self.count
-      * self.size
-      * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
-    )
+    share = (self.group - 1) / self.group  # everything but one's own part
+    if self.kind == "all-reduce":
+      sent = 2 * share  # a reduce-scatter and an all-gather
+    elif self.kind == "collective-permute":
+      sent = 1.0
+    else:
+      sent = share
+    return self.count * self.size * sent
 
 
 def collectives(text: str, slice_of: Sequence[int] = ()) -> list[Collective]:
@@ -61,15 +65,19 @@ def collectives(text: str, slice_of: Sequence[int] = ()) -> list[Collective]:
   """
   computations, entry = _computations(text)
   runs = _runs(computations, entry)
-  found: dict[tuple, int] = defaultdict(int)
+  # equal collectives are one entry: (kind, size, group, crosses) -> runs a step
+  counts: dict[tuple[str, int, int, bool], int] = defaultdict(int)
   for name, lines in computations.items():
-    for line in lines if runs[name] else ():
+    if not runs[name]:
+      continue
+    for line in lines:
       one = _collective(line, name, slice_of)
       if one is not None:
-        found[one] += runs[name]
-  return [
-    Collective(kind, n, size, group, crosses) for (kind, size, group, crosses), n in found.items()
-  ]
+        counts[one] += runs[name]
+  found = []
+  for (kind, size, group, crosses), count in counts.items():
+    found.append(Collective(kind, count, size, group, crosses))
+  return found
 
 
 def summary(found: Sequence[Collective]) -> dict[str, dict[str, float]]:
@@ -78,9 +86,8 @@ def summary(found: Sequence[Collective]) -> dict[str, dict[str, float]]:
   """
   out: dict[str, dict[str, float]] = {}
   for c in found:
-    row = out.setdefault(
-      c.kind + ("/dcn" if c.crosses else ""), {"count": 0, "bytes": 0, "traffic": 0.0}
-    )
+    name = f"{c.kind}/dcn" if c.crosses else c.kind
+    row = out.setdefault(name, {"count": 0, "bytes": 0, "traffic": 0.0})
     row["count"] += c.count
     row["bytes"] += c.count * c.size
     row["traffic"] += c.traffic
@@ -94,9 +101,10 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
   for line in text.splitlines():
     header = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line)
     if header and not line.startswith("HloModule"):
-      current = header.group(2)
+      is_entry, current = header.groups()
       computations[current] = []
-      entry = current if header.group(1) else entry
+      if is_entry:
+        entry = current
     elif current is not None and " = " in line:
       computations[current].append(line)
   return computations, entry
@@ -119,6 +127,7 @@ def _runs(computations: dict[str, list[str]], entry: str) -> dict[str, int]:
 
 def _calls(line: str, computations: dict[str, list[str]]) -> Iterator[tuple[str, int]]:
   """Computations that an instruction runs, and how often."""
+  # a loop, a call or a fusion, a choice by a number
   body = re.search(r"\bbody=%?([\w.\-]+)", line)
   if body:
     yield body.group(1), _trips(line, computations)
@@ -136,30 +145,38 @@ def _trips(line: str, computations: dict[str, list[str]]) -> int:
   noted = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
   if noted:
     return int(noted.group(1))
-  condition = computations.get(re.search(r"\bcondition=%?([\w.\-]+)", line).group(1), ())
-  limits = [
-    int(n) for text in condition for n in re.findall(r"= s32\[\]\S* constant\((\d+)\)", text)
-  ]
+  condition = re.search(r"\bcondition=%?([\w.\-]+)", line).group(1)
+  limits = []
+  for instruction in computations.get(condition, ()):
+    constants = re.findall(r"= s32\[\]\S* constant\((\d+)\)", instruction)
+    limits += map(int, constants)
   return max(limits, default=1)
 
 
 def _collective(
   line: str, computation: str, slice_of: Sequence[int]
 ) -> tuple[str, int, int, bool] | None:
-  match = re.search(r" = (.*?) (" + "|".join(KINDS) + r")(-start)?\(", line)
+  """(kind, bytes, participants, whether it crosses slices) of an instruction; None if it is no
+  collective, or one of every device with itself.
+  """
+  match = COLLECTIVE.search(line)
   if match is None:
     return None
-  kind, size = (
-    match.group(2),
-    _size(match.group(1), started=bool(match.group(3)) and match.group(2) != "all-reduce"),
-  )
+  shape, kind, started = match.groups()
+  # the result of a started all-reduce is its result alone
+  with_operands = started is not None and kind != "all-reduce"
+  size = _size(shape, started=with_operands)
+
+  # Who takes part; no groups: everyone.
   groups = _groups(line)
-  group = max((len(g) for g in groups), default=len(slice_of) or 1)
+  if groups:
+    group = max(len(members) for members in groups)
+  else:
+    group = len(slice_of) or 1
   if group == 1 and kind != "collective-permute":
     return None
-  crosses = bool(slice_of) and any(
-    len({slice_of[i] for i in g}) > 1 for g in groups or [range(len(slice_of))]
-  )
+  crosses = bool(slice_of) and _crosses(groups or [range(len(slice_of))], slice_of)
+
   if kind == "reduce-scatter":
     size *= group
   elif kind == "all-reduce" and "all-reduce-scatter" in computation:
@@ -168,18 +185,32 @@ def _collective(
   return kind, size, group, crosses
 
 
+def _crosses(groups: Iterable[Iterable[int]], slice_of: Sequence[int]) -> bool:
+  """Whether some group has members in several slices."""
+  for members in groups:
+    slices = {slice_of[member] for member in members}
+    if len(slices) > 1:
+      return True
+  return False
+
+
 def _size(shape: str, *, started: bool) -> int:
   """Bytes of a result shape; the result tuple of a started operation also holds its operands, which
   are half of it or less.
   """
-  sizes = [
-    BYTES.get(t, 4) * math.prod(int(n) for n in dims.split(",") if n)
-    for t, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape)
-  ]
+  sizes = []
+  for dtype, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape):
+    elements = math.prod(_numbers(dims))
+    sizes.append(BYTES.get(dtype, 4) * elements)
   if started:
-    sizes = [n for n in sizes if n > 16]  # without context words
+    sizes = [size for size in sizes if size > 16]  # without context words
     return sum(sizes[len(sizes) // 2 :])
   return sum(sizes)
+
+
+def _numbers(text: str) -> list[int]:
+  """'2,4' -> [2, 4], '' -> []."""
+  return [int(number) for number in text.split(",") if number]
 
 
 def _groups(line: str) -> list[list[int]]:
@@ -188,36 +219,56 @@ def _groups(line: str) -> list[list[int]]:
   `{{0,1},{2,3}}`, `[2,4]<=[8]`, `[2,4]<=[4,2]T(1,0)`, `mesh['a'=4,'b'=2] {'b'}` (groups along b;
   `'a':(2)2` is a part of an axis), or `source_target_pairs={{0,1}}`.
   """
+  # the devices in order, reshaped, transposed and reshaped again
   iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
   if iota:
-    shape, dims = ([int(n) for n in iota.group(i).split(",")] for i in (1, 2))
-    ids = np.arange(math.prod(dims)).reshape(dims)
-    if iota.group(3):
-      ids = ids.transpose([int(n) for n in iota.group(3).split(",")])
-    return ids.reshape(shape).tolist()
+    shape, dims, order = iota.groups()
+    ids = _in_order(_numbers(dims))
+    if order:
+      ids = ids.transpose(_numbers(order))
+    return ids.reshape(_numbers(shape)).tolist()
+
+  # some axes of a mesh
   mesh = re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", line)
   if mesh:
-    return _mesh_groups(
-      re.findall(r"'([^']+)'=(\d+)", mesh.group(1)),
-      re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", mesh.group(2)),
-    )
+    axes = re.findall(r"'([^']+)'=(\d+)", mesh.group(1))
+    along = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", mesh.group(2))
+    return _mesh_groups(axes, along)
+
+  # one by one
   listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}", line)
-  return (
-    [[int(n) for n in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", listed.group(1))]
-    if listed
-    else []
-  )
+  if listed:
+    groups = re.findall(r"\{([\d,]+)\}", listed.group(1))
+    return [_numbers(group) for group in groups]
+  return []
+
+
+def _in_order(dims: Sequence[int]) -> np.ndarray:
+  """The numbers of devices, counted up along the last dimension first."""
+  return np.arange(math.prod(dims)).reshape(dims)
 
 
 def _mesh_groups(axes: list[tuple[str, str]], along: list[tuple[str, str, str]]) -> list[list[int]]:
-  """Groups along some axes, or parts of axes, of a mesh whose devices are numbered in order."""
-  parts = {name: (int(before), int(size)) if size else None for name, before, size in along}
-  dims, chosen = [], []
+  """Groups along some axes, or parts of axes, of a mesh whose devices are numbered in order.
+
+  axes: (name, size). along: (name, before, size), the last two empty where the whole axis is meant.
+  """
+  parts = {name: (before, size) for name, before, size in along}
+  # Every axis is split in three: what lies before the part, the part, what lies behind it.
+  dims, inside_dims = [], []
   for name, text in axes:
     size = int(text)
-    before, inside = parts[name] or (1, size) if name in parts else (size, 1)
-    chosen.append(len(dims) + 1)
+    if name not in parts:
+      before, inside = size, 1
+    elif not any(parts[name]):
+      before, inside = 1, size
+    else:
+      before, inside = map(int, parts[name])
+    inside_dims.append(len(dims) + 1)
     dims += [before, inside, size // (before * inside)]
-  ids = np.arange(math.prod(dims)).reshape(dims)
-  rest = [i for i in range(len(dims)) if i not in chosen]
-  return ids.transpose(rest + chosen).reshape(-1, math.prod(dims[i] for i in chosen)).tolist()
+
+  # Devices that differ in the parts alone are one group.
+  outside_dims = [i for i in range(len(dims)) if i not in inside_dims]
+  group = math.prod(dims[i] for i in inside_dims)
+  ids = _in_order(dims).transpose(outside_dims + inside_dims)
+  return ids.reshape(-1, group).tolist()

@@ -2,6 +2,7 @@
 table of docs/benchmarks.md that the figures are written into.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import pathlib
@@ -9,6 +10,7 @@ import platform
 import time
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 
 from launch.performance import kernels
@@ -16,7 +18,7 @@ from launch.trainer import lowering, plan, starting
 from launch.trainer.setup import prepare
 from sam3d_jax.sharding import mesh as mesh_lib
 from sam3d_jax.training import hardware
-from sam3d_jax.training.state import init_state
+from sam3d_jax.training.state import TrainState, init_state
 
 WARM_UP = 2  # steps that are not counted: the first ones load kernels and fill queues
 TRACED = 2  # steps under the profiler
@@ -58,26 +60,35 @@ class Times:
 class Side:
   """One configuration, ready to step."""
 
-  def __init__(self, config):
-    begin = time.monotonic()
-    self.setup = setup = prepare(config)
-    self.startup = {"init": time.monotonic() - begin}
-    begin = time.monotonic()
-    start = lambda: init_state(
-      setup.optim, setup.random_params(), keep_reference=setup.keeps_reference
-    )
-    self.state = jax.block_until_ready(starting.run_once(start, setup.shardings))
-    self.startup["parameters"] = time.monotonic() - begin
-    begin = time.monotonic()
-    self.compiled = lowering.step(setup).compile()
-    self.step_fn = lowering.bind(self.compiled, config)
-    self.startup["compile"] = time.monotonic() - begin
-    begin = time.monotonic()
-    self.batches = setup.train_loader.iterate(0)
-    self.batch = self.next_batch()
-    self.startup["first batch"] = time.monotonic() - begin
+  def __init__(self, config: ConfigDict):
+    """Prepares a run as launch.trainer.train does, and keeps how long each part of it took."""
+    self.startup: dict[str, float] = {}
+    with self._timed("init"):
+      self.setup = setup = prepare(config)
+
+    def start() -> TrainState:
+      params = setup.random_params()
+      return init_state(setup.optim, params, keep_reference=setup.keeps_reference)
+
+    with self._timed("parameters"):
+      self.state = jax.block_until_ready(starting.run_once(start, setup.shardings))
+    with self._timed("compile"):
+      self.compiled = lowering.step(setup).compile()
+      self.step_fn = lowering.bind(self.compiled, config)
+    with self._timed("first batch"):
+      self.batches = setup.train_loader.iterate(0)
+      self.batch = self.next_batch()
+
     self.times: list[Times] = []
-    self.pending, self.mark = (), clocks()
+    self.pending = ()  # what the devices may still be computing
+    self.mark = clocks()  # at the end of the last step
+
+  @contextlib.contextmanager
+  def _timed(self, part: str):
+    """Keeps the wall time of a part of the start."""
+    begin = time.monotonic()
+    yield
+    self.startup[part] = time.monotonic() - begin
 
   def next_batch(self):
     """The next batch, on its way to the devices."""
@@ -90,15 +101,16 @@ class Side:
     """
     begin = self.mark if ahead else clocks()
     self.state, metrics = self.step_fn(self.state, self.batch, np.float32(1e-6))
+    # the next batch is read while the devices compute
     dispatched = time.monotonic()
     self.batch = self.next_batch()
     read = time.monotonic() - dispatched
     jax.block_until_ready(self.pending if ahead else metrics)
-    self.pending, self.mark = metrics, clocks()
+    self.pending = metrics
+    self.mark = clocks()
     if counted:
-      self.times.append(
-        Times(read, *(end - start for start, end in zip(begin, self.mark, strict=True)))
-      )
+      wall, cpu = (end - start for start, end in zip(begin, self.mark, strict=True))
+      self.times.append(Times(read, wall, cpu))
 
   def report(self, batches: int) -> dict:
     """All figures. Reads `batches` batches more, without training, for the rate of the input
@@ -106,27 +118,33 @@ class Side:
     """
     jax.block_until_ready(self.state)
     config, mesh = self.setup.config, self.setup.mesh
-    kind = mesh.devices.flat[0].device_kind
+    device = mesh.devices.flat[0]
+
+    # The rate of the steps, and what share of the hardware's it is.
     times = timing(self.times, config.batch_size / mesh.size)
-    full, each = (
-      hardware.full_rate(kind, plan.model_flops(self.setup)),
-      times["samples_per_second_per_chip"],
-    )
+    model_flops = plan.model_flops(self.setup)
+    full = hardware.full_rate(device.device_kind, model_flops)
+    mfu = None
+    if full is not None:
+      mfu = times["samples_per_second_per_chip"] / full
+
+    # The input pipeline alone.
     begin = time.monotonic()
     for _ in range(batches):
       self.rows = next(self.batches)
-    alone = batches * len(self.rows.key) / (time.monotonic() - begin)
+    seconds = time.monotonic() - begin
+
     return {
       **times,
       "config": f"{config.stage} {config.model.name}",
-      "device": f"{mesh.size} x {kind}",
+      "device": f"{mesh.size} x {device.device_kind}",
       "batch_size": config.batch_size,
       "versions": f"jax {jax.__version__}",
-      "mfu": None if full is None else each / full,
-      "model_flops_per_sample": plan.model_flops(self.setup),
-      "input_samples_per_second": alone,
+      "mfu": mfu,
+      "model_flops_per_sample": model_flops,
+      "input_samples_per_second": batches * len(self.rows.key) / seconds,
       "startup_seconds": self.startup,
-      "memory_bytes": memory(self.compiled, mesh.devices.flat[0]),
+      "memory_bytes": memory(self.compiled, device),
     }
 
 
@@ -140,10 +158,8 @@ def trace(side: Side, folder: pathlib.Path) -> None:
   print(f"{TRACED} steps are traced in {folder}")
   found = kernels.read(folder)
   if found:
-    print(
-      "a GPU was busy "
-      f"with\n{kernels.text(found, kernels.sources(side.compiled.as_text()), steps=TRACED)}"
-    )
+    sources = kernels.sources(side.compiled.as_text())
+    print(f"a GPU was busy with\n{kernels.text(found, sources, steps=TRACED)}")
 
 
 def clocks() -> tuple[float, float]:
@@ -153,15 +169,18 @@ def clocks() -> tuple[float, float]:
 
 def timing(times: list[Times], samples_per_chip: float) -> dict:
   """What both kinds of sides measure alike."""
-  whole = np.array([t.whole for t in times])
+  whole = np.array([step.whole for step in times])
+  cpu = np.array([step.cpu for step in times])
+  waited = sum(step.wait for step in times)
+  median = float(np.median(whole))
   return {
     "python": platform.python_version(),
     "date": datetime.date.today().isoformat(),
     "steps": len(times),
-    "step_seconds": {"median": float(np.median(whole)), "p90": float(np.quantile(whole, 0.9))},
-    "cpu_seconds_per_step": float(np.median([t.cpu for t in times])),
-    "samples_per_second_per_chip": samples_per_chip / float(np.median(whole)),
-    "input_wait_share": sum(t.wait for t in times) / float(whole.sum()),
+    "step_seconds": {"median": median, "p90": float(np.quantile(whole, 0.9))},
+    "cpu_seconds_per_step": float(np.median(cpu)),
+    "samples_per_second_per_chip": samples_per_chip / median,
+    "input_wait_share": waited / float(whole.sum()),
   }
 
 
@@ -170,8 +189,11 @@ def memory(compiled, device) -> int:
   for the step.
   """
   counted = device.memory_stats() or {}
+  most = counted.get("peak_bytes_in_use")
+  if most:
+    return most
   planned = compiled.memory_analysis()
-  return counted.get("peak_bytes_in_use") or (
+  return (
     planned.argument_size_in_bytes
     + planned.output_size_in_bytes
     - planned.alias_size_in_bytes
@@ -185,24 +207,25 @@ def known(value, form: str) -> str:
 
 
 def memory_text(report: dict) -> str:
-  return "–" if report["memory_bytes"] is None else plan.size(report["memory_bytes"])
+  """Memory of a device, a dash where it is not known."""
+  taken = report["memory_bytes"]
+  return "–" if taken is None else plan.size(taken)
 
 
 def text(report: dict) -> str:
   """The report for people."""
-  step, startup = (
-    report["step_seconds"],
-    ", ".join(f"{k} {s:.1f}" for k, s in report["startup_seconds"].items()),
-  )
+  step = report["step_seconds"]
+  median, p90 = step["median"] * 1e3, step["p90"] * 1e3
+  startup = ", ".join(f"{part} {s:.1f}" for part, s in report["startup_seconds"].items())
+  mfu = known(report["mfu"], ".1%")
+  alone = known(report["input_samples_per_second"], ".4g")
   return (
     f"{report['config']} on {report['device']}, batch {report['batch_size']}, {report['steps']} "
     "steps\n"
-    f"  step {step['median'] * 1e3:.4g} ms median, {step['p90'] * 1e3:.4g} ms p90, "
+    f"  step {median:.4g} ms median, {p90:.4g} ms p90, "
     f"{report['cpu_seconds_per_step']:.3g} CPU s\n"
-    f"  {report['samples_per_second_per_chip']:.4g} samples/s a chip, MFU "
-    f"{known(report['mfu'], '.1%')}, waiting for input "
-    f"{report['input_wait_share']:.1%}; input alone "
-    f"{known(report['input_samples_per_second'], '.4g')} samples/s\n"
+    f"  {report['samples_per_second_per_chip']:.4g} samples/s a chip, MFU {mfu}, "
+    f"waiting for input {report['input_wait_share']:.1%}; input alone {alone} samples/s\n"
     f"  start-up {startup} s; memory {memory_text(report)} a device"
   )
 
@@ -210,18 +233,20 @@ def text(report: dict) -> str:
 def row(report: dict) -> str:
   """The report as a row of the document's table."""
   step = report["step_seconds"]
+  median, p90 = step["median"] * 1e3, step["p90"] * 1e3
+  startup = sum(report["startup_seconds"].values())
   machine = f"{report['device']}, {report['versions']}, Python {report['python']}"
   cells = (
     report["date"],
     report["config"],
     machine,
     report["batch_size"],
-    f"{step['median'] * 1e3:.4g} / {step['p90'] * 1e3:.4g}",
+    f"{median:.4g} / {p90:.4g}",
     f"{report['samples_per_second_per_chip']:.4g}",
     known(report["mfu"], ".1%"),
     f"{report['input_wait_share']:.1%}",
     f"{report['cpu_seconds_per_step']:.3g}",
-    f"{sum(report['startup_seconds'].values()):.3g}",
+    f"{startup:.3g}",
     memory_text(report),
     known(report["input_samples_per_second"], ".4g"),
   )
@@ -232,11 +257,16 @@ def write(document: pathlib.Path, rows: list[str], command: str) -> None:
   """Appends rows to the table of measured steps, made at the end of the document if it is not
   there; the last cell ends in the command.
   """
-  old = document.read_text().rstrip("\n") + "\n" if document.exists() else ""
+  old = ""
+  if document.exists():
+    old = document.read_text().rstrip("\n") + "\n"
   if SECTION not in old:
     old += HEADER
+
+  # behind the last row of the section's table
   before, section, after = old.partition(SECTION)
   lines = after.splitlines()
-  last = max(i for i, line in enumerate(lines) if line.startswith("|"))
-  lines[last + 1 : last + 1] = [f"{r[:-2]} <br> `{command}` |" for r in rows]
+  last = max(number for number, line in enumerate(lines) if line.startswith("|"))
+  added = [row.removesuffix(" |") + f" <br> `{command}` |" for row in rows]
+  lines[last + 1 : last + 1] = added
   document.write_text(before + section + "\n".join(lines) + "\n")

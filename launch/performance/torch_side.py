@@ -15,14 +15,15 @@ class TorchSide:
   """The same model, parameters and batches as another side's, in eager PyTorch on CPU."""
 
   def __init__(self, side: steps.Side):
-    begin, self.config, optim, objective = (
-      time.monotonic(),
-      side.setup.config,
-      side.setup.optim,
-      side.setup.config.objective,
-    )
+    begin = time.monotonic()
+    self.config = side.setup.config
+    optim = side.setup.optim
+    objective = self.config.objective
+
+    # the same model with the same parameters, trained with the same settings
     model = torch_twin.Geometry(registry.typed_config(self.config.model))
-    model.load({path: np.asarray(leaf) for path, leaf in side.state.params.items()})
+    params = {path: np.asarray(leaf) for path, leaf in side.state.params.items()}
+    model.load(params)
     self.training = torch_twin.Training(
       model,
       weights=dict(objective.weights),
@@ -42,12 +43,14 @@ class TorchSide:
   def step(self, *, counted: bool, ahead: bool = False) -> None:
     """One training step, until its loss is known."""
     del ahead  # takes turns
-    begin, cpu = time.monotonic(), time.process_time()
+    wall_begin, cpu_begin = steps.clocks()
     rows = next(self.batches)
-    wait = time.monotonic() - begin
-    self.training.step(*torch_twin.tensors(rows))
+    wait = time.monotonic() - wall_begin
+    cond, latents = torch_twin.tensors(rows)
+    self.training.step(cond, latents)
+    wall_end, cpu_end = steps.clocks()
     if counted:
-      self.times.append(steps.Times(wait, time.monotonic() - begin, time.process_time() - cpu))
+      self.times.append(steps.Times(wait, wall_end - wall_begin, cpu_end - cpu_begin))
 
   def report(self, batches: int) -> dict:
     """The figures that Side.report gives, as far as they make sense here: the input pipeline is the
