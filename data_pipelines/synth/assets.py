@@ -58,9 +58,10 @@ def load(
   path = pathlib.Path(path)
   sidecar = _read_sidecar(path)
   found = meshes.read(path)
+  source = str(path.relative_to(root)) if root else path.name
   return normalised(
     found.mesh,
-    source=str(path.relative_to(root)) if root else path.name,
+    source=source,
     up=sidecar.get("up", found.up),
     license=sidecar.get("license", license),
     max_coordinate=max_coordinate,
@@ -69,13 +70,17 @@ def load(
 
 def _read_sidecar(path: pathlib.Path) -> Mapping[str, str]:
   """What the side-cars of a mesh state: license, up. Raises Refused (unreadable)."""
+  # The folder's table.
   entry = {}
   table = path.parent / "sources.json"
   if table.is_file():
-    entry = dict(json.loads(table.read_text()).get(path.name, {}))
+    stated = json.loads(table.read_text())
+    entry = dict(stated.get(path.name, {}))
   if entry.get("up", "y") not in ("y", "z"):
     detail = f"{table}: 'up' of {path.name} is {entry['up']!r}, expected 'y' or 'z'"
     raise Refused("unreadable", detail)
+
+  # The mesh's own licence file goes before it.
   text = path.with_name(path.name + ".license")
   if text.is_file():
     entry["license"] = text.read_text().strip()
@@ -103,18 +108,35 @@ def normalised(
   with np.errstate(invalid="ignore", over="ignore"):
     vertices = mesh.vertices @ turn
   kept = _faces_with_area(vertices, mesh.faces, source, max_coordinate)
+
   # Vertices that no face uses go, and count for neither the box nor the key.
   used, faces = np.unique(mesh.faces[kept], return_inverse=True)
   faces = faces.reshape(-1, 3).astype(np.int32)
   vertices = vertices[used]
-  low, high = vertices.min(0), vertices.max(0)
-  centre, extent = (low + high) / 2, float((high - low).max())
+
+  # The box's centre comes to the origin, its longest side to 1.
+  low = vertices.min(0)
+  high = vertices.max(0)
+  centre = (low + high) / 2
+  extent = float((high - low).max())
   vertices = np.clip((vertices - centre) / extent, -0.5, 0.5)
   in_cube = Mesh(
-    vertices, faces, mesh.colours[used], mesh.uv[used], mesh.material[kept], mesh.materials
+    vertices=vertices,
+    faces=faces,
+    colours=mesh.colours[used],
+    uv=mesh.uv[used],
+    material=mesh.material[kept],
+    materials=mesh.materials,
   )
-  key = geometry_key(vertices, faces)
-  return Asset(in_cube, key, source, license, up, centre, extent)
+  return Asset(
+    mesh=in_cube,
+    key=geometry_key(vertices, faces),
+    source=source,
+    license=license,
+    up=up,
+    centre_3=centre,
+    extent=extent,
+  )
 
 
 def _faces_with_area(vertices, faces, source: str, max_coordinate: float) -> np.ndarray:
@@ -128,10 +150,12 @@ def _faces_with_area(vertices, faces, source: str, max_coordinate: float) -> np.
   if largest > max_coordinate:
     detail = f"{source}: a coordinate of {largest:.3g} exceeds {max_coordinate:.3g}"
     raise Refused("huge_coordinates", detail)
-  corner = vertices[faces]
-  cross = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
-  area = np.linalg.norm(cross, axis=1) / 2
-  kept = area > MIN_AREA * np.ptp(used, axis=0).max() ** 2
+
+  # An area that counts is one against the square of the longest side.
+  a, b, c = vertices[faces].swapaxes(0, 1)
+  area = np.linalg.norm(np.cross(b - a, c - a), axis=1) / 2
+  longest = np.ptp(used, axis=0).max()
+  kept = area > MIN_AREA * longest**2
   if not kept.any():
     raise Refused("zero_area", f"{source}: none of {len(faces)} triangles has an area")
   return kept
@@ -143,10 +167,14 @@ def geometry_key(vertices_V3: np.ndarray, faces_F3: np.ndarray) -> str:
   Neither the order of vertices or faces nor duplicated vertices change them.
   """
   # The three integers of a corner, each below 2^21, in one.
-  corners = np.rint(vertices_V3[faces_F3] / KEY_STEP).astype(np.int64) + (1 << 20)
-  packed = (corners[..., 0] << 42) | (corners[..., 1] << 21) | corners[..., 2]
+  steps_F33 = np.rint(vertices_V3[faces_F3] / KEY_STEP).astype(np.int64)
+  x, y, z = np.moveaxis(steps_F33 + (1 << 20), -1, 0)
+  packed_F3 = (x << 42) | (y << 21) | z
+
   # Every face starts with its smallest corner, and faces are sorted.
-  first = packed.argmin(1)[:, None]
-  rolled = np.take_along_axis(packed, (first + np.arange(3)) % 3, axis=1)
-  ordered = rolled[np.lexsort(rolled.T[::-1])]
-  return hashlib.sha256(ordered.astype("<i8").tobytes()).hexdigest()[:32]
+  first_F1 = packed_F3.argmin(1)[:, None]
+  order_F3 = (first_F1 + np.arange(3)) % 3
+  rolled_F3 = np.take_along_axis(packed_F3, order_F3, axis=1)
+  by_corners = np.lexsort(rolled_F3.T[::-1])
+  content = rolled_F3[by_corners].astype("<i8").tobytes()
+  return hashlib.sha256(content).hexdigest()[:32]

@@ -27,7 +27,7 @@ import numpy as np
 from data_pipelines.build import shard_jobs
 from data_pipelines.format import records, schema
 from data_pipelines.read import rows
-from data_pipelines.synth import assets, iso_3do, procedural, render, room, voxelize
+from data_pipelines.synth import assets, procedural, render, room, voxelize
 from data_pipelines.synth.camera import ViewConfig, Viewpoint, random_view
 from data_pipelines.synth.lighting import LightConfig, Lights, random_lights
 from sam3d_jax.errors import InputError
@@ -91,43 +91,62 @@ def load(name: str) -> Benchmark:
     raise InputError(f"--benchmark {name!r} does not exist; there is {', '.join(names())}")
   data = json.loads(path.read_text())
   photos = data["photos"]
-  if total_digest(photos) != data["digest"]:
+
+  # A file that was edited is no benchmark any more.
+  found = total_digest(photos)
+  stated = data["digest"]
+  if found != stated:
     raise InputError(
-      f"{path} was changed: its photos give digest {total_digest(photos)[:12]}, it says "
-      f"{data['digest'][:12]}"
+      f"{path} was changed: its photos give digest {found[:12]}, it says {stated[:12]}"
     )
+
   if colon:
     known = len({photo["object"] for photo in photos})
     if not count.isdecimal() or not 1 <= int(count) <= known:
       raise InputError(f"--benchmark {name}:{count}: give a number of objects from 1 to {known}")
     photos = [photo for photo in photos if photo["object"] < int(count)]
-  return Benchmark(name, data["seed"], data["image_size"], total_digest(photos), tuple(photos))
+  return Benchmark(
+    name=name,
+    seed=data["seed"],
+    image_size=data["image_size"],
+    digest=total_digest(photos),
+    photos=tuple(photos),
+  )
 
 
 def total_digest(photos) -> str:
-  text = "".join(f"{p['object']} {p['level']} {p['digest']}\n" for p in photos)
+  """Digest of all photos' digests, with whose they are."""
+  lines = [f"{photo['object']} {photo['level']} {photo['digest']}\n" for photo in photos]
+  text = "".join(lines)
   return hashlib.sha256(text.encode()).hexdigest()
 
 
 def object_asset(seed: int, index: int) -> assets.Asset:
   """Object `index` of a benchmark."""
-  source = f"procedural/{seed}/{procedural.family_of(index)}-{index}"
-  return assets.from_scene(
-    procedural.make_scene(seed, index), source=source, up="z", license="CC0-1.0"
-  )
+  family = procedural.family_of(index)
+  source = f"procedural/{seed}/{family}-{index}"
+  scene = procedural.make_scene(seed, index)
+  return assets.from_scene(scene, source=source, up="z", license="CC0-1.0")
 
 
 def make_subject(seed: int, index: int, image_size: int) -> Subject:
   """Object `index` with everything that its photos share."""
   asset = object_asset(seed, index)
+  vertices = asset.mesh.vertices
   rng = np.random.default_rng([seed, index, 1])
-  radius = float(np.linalg.norm(asset.mesh.vertices, axis=1).max())
-  scale = float(np.exp(rng.uniform(*np.log(VIEW.scale))))
+
+  # Camera and light.
+  radius = float(np.linalg.norm(vertices, axis=1).max())
+  low, high = np.log(VIEW.scale)
+  scale = float(np.exp(rng.uniform(low, high)))
   seen, azimuth = random_view(rng, VIEW, image_size=image_size, radius=radius, scale=scale)
   lights = random_lights(rng, LIGHT, azimuth)
-  floor = float(asset.mesh.vertices[:, 2].min())
+
+  # The room: the object stands on its floor, the wall is behind it.
+  floor = float(vertices[:, 2].min())
   far = float(seen.pose.translation[2] * rng.uniform(1.6, 2.6))
-  return Subject(asset, seen, lights, tuple(room.backdrop(rng, seen, floor, far)), floor)
+  backdrop = room.backdrop(rng, seen, floor, far)
+  return Subject(asset, seen, lights, tuple(backdrop), floor)
 
 
 def occluder(
@@ -137,66 +156,87 @@ def occluder(
 
   It stands between the object and the camera, clear of the object.
   """
-  rng = np.random.default_rng([seed, index, 2, list(LEVELS).index(level), candidate])
+  number = list(LEVELS).index(level)
+  rng = np.random.default_rng([seed, index, 2, number, candidate])
   thing = object_asset(seed, OCCLUDERS + int(rng.integers(OCCLUDERS)))
+
+  # Towards the camera, seen on the floor from the object.
   pose = subject.viewpoint.pose
   eye = -pose.translation @ pose.rotation / subject.viewpoint.scale
   reach = float(np.hypot(*eye[:2]))
   towards = eye[:2] / reach
+  sideways = np.array([-towards[1], towards[0]])
+
+  # Somewhere on that way, and off it to either side.
   size = float(rng.uniform(0.4, 1.5))
   yaw = float(rng.uniform(0, 2 * np.pi))
   clear = _spread(subject.asset) + size * _spread(thing)
   along = rng.uniform(clear, max(clear, 0.75 * reach))
   aside = rng.uniform(-0.5, 0.5)
-  x, y = along * towards + aside * np.array([-towards[1], towards[0]])
+  x, y = along * towards + aside * sideways
   spot = room.Spot(float(x), float(y), size, yaw)
-  return thing, room.stand(thing.mesh, spot, subject.floor), spot
+  standing = room.stand(thing.mesh, spot, subject.floor)
+  return thing, standing, spot
 
 
 def _spread(asset: assets.Asset) -> float:
   """Radius of the circle about the z axis that holds an object."""
-  return float(np.linalg.norm(asset.mesh.vertices[:, :2], axis=1).max())
+  across = asset.mesh.vertices[:, :2]
+  return float(np.linalg.norm(across, axis=1).max())
 
 
 def visible_part(alone: render.View, together: render.View) -> np.ndarray:
   """Pixels in which the object is the nearest surface."""
+  # its own surface may come out a rounding error nearer in the joined mesh
+  nearest = alone.depth_HW * (1 - 1e-4)
   with np.errstate(invalid="ignore"):
-    return alone.mask_HW & (together.depth_HW >= alone.depth_HW * (1 - 1e-4))
+    return alone.mask_HW & (together.depth_HW >= nearest)
 
 
 def occluder_of(subject: Subject, benchmark: Benchmark, photo: dict) -> tuple[list[Mesh], dict]:
   """The photo's occluder, if it has one, and what is recorded of it."""
-  if photo["candidate"] < 0:
+  candidate = photo["candidate"]
+  if candidate < 0:
     return [], {"candidate": -1}
   thing, standing, spot = occluder(
-    subject, benchmark.seed, photo["object"], photo["level"], photo["candidate"]
+    subject,
+    benchmark.seed,
+    photo["object"],
+    photo["level"],
+    candidate,
   )
-  return [standing], {
-    "candidate": photo["candidate"],
+  stated = {
+    "candidate": candidate,
     "mesh": thing.key,
     "spot": integers(dataclasses.astuple(spot)),
   }
+  return [standing], stated
 
 
 def truth_record(subject: Subject, benchmark: Benchmark, photo: dict) -> schema.Example:
   """The record of one photo without its pixels: everything that the digest covers."""
+  asset = subject.asset
+  number = photo["object"]
+  level = photo["level"]
+  _, occluder_stated = occluder_of(subject, benchmark, photo)
   lineage = {
     "builder": "benchmark",
     "benchmark": benchmark.name,
-    "object": photo["object"],
-    "level": photo["level"],
-    "mesh": subject.asset.source,
-    "occluder": occluder_of(subject, benchmark, photo)[1],
+    "object": number,
+    "level": level,
+    "mesh": asset.source,
+    "occluder": occluder_stated,
   }
   return schema.empty_example() | {
-    "key": schema.example_key(benchmark.name, benchmark.seed, photo["object"], photo["level"]),
+    "key": schema.example_key(benchmark.name, benchmark.seed, number, level),
     "source": benchmark.name,
-    "view": np.int32(list(LEVELS).index(photo["level"])),
-    "voxels": voxelize.voxelize(subject.asset.mesh.vertices, subject.asset.mesh.faces),
-    "mesh_key": subject.asset.key,
+    "view": np.int32(list(LEVELS).index(level)),
+    "voxels": voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces),
+    "camera": schema.camera_field(subject.viewpoint.camera),
+    "mesh_key": asset.key,
     "license": "CC0-1.0",
     "lineage": json.dumps(lineage, sort_keys=True),
-    **iso_3do.viewpoint_fields(subject.viewpoint),
+    **schema.pose_fields(subject.viewpoint.pose),
   }
 
 
@@ -208,8 +248,9 @@ def photograph(
   everything = join([subject.asset.mesh, *subject.backdrop, *standing])
   scene = render.Scene(everything, subject.asset.source)
   shown = render.render(scene, subject.viewpoint, subject.lights)
+  image = render.over(shown.lit_HW3, shown.alpha_HW, (0, 0, 0))
   return truth_record(subject, benchmark, photo) | {
-    "image": render.encode(render.over(shown.lit_HW3, shown.alpha_HW, (0, 0, 0))),
+    "image": render.encode(image),
     "mask": render.encode(visible_part(alone, shown)),
     "mask_full": render.encode(alone.mask_HW),
     "pointmap": shown.pointmap_HW3.astype(np.float16),
@@ -217,38 +258,46 @@ def photograph(
 
 
 def integers(values) -> list[int]:
-  return np.rint(np.asarray(values, np.float64).reshape(-1) / PLACES).astype(np.int64).tolist()
+  """Numbers in units of PLACES, rounded."""
+  flat = np.asarray(values, np.float64).reshape(-1)
+  return np.rint(flat / PLACES).astype(np.int64).tolist()
 
 
 def record_digest(example: schema.Example) -> str:
   """Digest of what is scored: integers only, so that it is the same on every machine."""
   camera = example["camera"]
+  lineage = json.loads(example["lineage"])
   content = {
     "key": example["key"],
     "mesh": example["mesh_key"],
     "voxels": hashlib.sha256(example["voxels"].tobytes()).hexdigest(),
-    "occluder": json.loads(example["lineage"])["occluder"],
-    **{name: integers(example[name]) for name in ("rotation", "translation", "scale")},
+    "occluder": lineage["occluder"],
+    "rotation": integers(example["rotation"]),
+    "translation": integers(example["translation"]),
+    "scale": integers(example["scale"]),
     "camera": integers([camera[name] for name in ("fx", "fy", "cx", "cy", "width", "height")]),
   }
-  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+  text = json.dumps(content, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def visible_share(example: schema.Example) -> float:
   """Visible pixels of the object over all of its pixels."""
   visible = rows.decode_image(example["mask"], "mask", mode="L") > 0
   full = rows.decode_image(example["mask_full"], "mask_full", mode="L") > 0
-  return int(visible.sum()) / int(full.sum())
+  count = int(visible.sum())
+  return count / int(full.sum())
 
 
 def check(example: schema.Example, photo: dict) -> None:
   """Raises InputError if a record is not the frozen photo."""
-  found, share = record_digest(example), visible_share(example)
-  if found == photo["digest"] and abs(share - photo["visible"]) <= VISIBLE_TOLERANCE:
+  found = record_digest(example)
+  share = visible_share(example)
+  is_same = found == photo["digest"]
+  if is_same and abs(share - photo["visible"]) <= VISIBLE_TOLERANCE:
     return
-  versions = ", ".join(
-    f"{name} {metadata.version(name)}" for name in ("numpy", "trimesh", "embreex")
-  )
+  packages = ("numpy", "trimesh", "embreex")
+  versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
   raise InputError(
     f"benchmark photo {photo['object']}-{photo['level']} is not the frozen one: digest "
     f"{found[:12]} for {photo['digest'][:12]}, {share:.3f} visible for {photo['visible']:.3f}. Its "
@@ -262,7 +311,7 @@ def plan(benchmark: Benchmark) -> shard_jobs.Plan:
   jobs = []
   shards = len(benchmark.objects)
   for number, index in enumerate(benchmark.objects):
-    photos = tuple(p for p in benchmark.photos if p["object"] == index)
+    photos = tuple(photo for photo in benchmark.photos if photo["object"] == index)
     part = dataclasses.replace(benchmark, photos=photos)
     jobs.append(shard_jobs.ShardJob(SPLIT, number, shards, len(photos), part))
   identity = {
@@ -285,7 +334,8 @@ def make_shard(
   part: Benchmark, refuse: Callable[[shard_jobs.Quarantined], None]
 ) -> Iterator[schema.Example]:
   """The photos of one object, each checked against its frozen digest."""
-  subject = make_subject(part.seed, part.photos[0]["object"], part.image_size)
+  index = part.photos[0]["object"]
+  subject = make_subject(part.seed, index, part.image_size)
   alone = seen_alone(subject, subject.viewpoint)
   for photo in part.photos:
     example = photograph(subject, part, photo, alone)
@@ -298,15 +348,17 @@ def open_checked(benchmark: Benchmark, directory: str) -> tuple[records.Split, l
 
   Raises InputError if one is not the frozen photo.
   """
+  # Where each photo lies in the dataset.
   source = records.open_split(directory, SPLIT)
-  at = {}
+  position_of = {}
   for position in range(len(source)):
-    example = source[position]
-    lineage = json.loads(example["lineage"])
-    at[lineage["object"], lineage["level"]] = position
+    lineage = json.loads(source[position]["lineage"])
+    position_of[lineage["object"], lineage["level"]] = position
+
+  # Those of the benchmark in its order, each checked.
   order = []
   for photo in benchmark.photos:
-    position = at.get((photo["object"], photo["level"]))
+    position = position_of.get((photo["object"], photo["level"]))
     if position is None:
       raise InputError(
         f"{directory} lacks photo {photo['object']}-{photo['level']} of benchmark "
@@ -328,17 +380,22 @@ def search(benchmark: Benchmark, subject: Subject, index: int, level: str) -> in
 
   Raises InputError if there is none.
   """
+  # Candidates are tried in small pictures.
   low, high = LEVELS[level]
   camera, pose = subject.viewpoint
   probe = Viewpoint(cameras.resized(camera, PROBE_SIZE, PROBE_SIZE), pose)
   alone = seen_alone(subject, probe)
+  closest = 0.1 * pose.translation[2]
   for candidate in range(CANDIDATES):
     _, standing, _ = occluder(subject, benchmark.seed, index, level, candidate)
-    if probe.points(standing.vertices)[:, 2].min() < 0.1 * pose.translation[2]:
+    depth = probe.points(standing.vertices)[:, 2]
+    if depth.min() < closest:
       continue  # too near the camera
-    scene = render.Scene(join([subject.asset.mesh, standing]), subject.asset.source)
+    both = join([subject.asset.mesh, standing])
+    scene = render.Scene(both, subject.asset.source)
     together = render.render(scene, probe, subject.lights, samples=1)
-    share = visible_part(alone, together).sum() / alone.mask_HW.sum()
+    visible = visible_part(alone, together)
+    share = visible.sum() / alone.mask_HW.sum()
     if low + 0.02 < share < high - 0.02:
       return candidate
   raise InputError(
@@ -348,7 +405,7 @@ def search(benchmark: Benchmark, subject: Subject, index: int, level: str) -> in
 
 def freeze(name: str, *, seed: int, objects: int, image_size: int) -> None:
   """Searches the occluders of a new benchmark and writes its file."""
-  empty = Benchmark(name, seed, image_size, "", ())
+  empty = Benchmark(name, seed, image_size, digest="", photos=())
   photos = []
   for index in range(objects):
     subject = make_subject(seed, index, image_size)
@@ -357,9 +414,11 @@ def freeze(name: str, *, seed: int, objects: int, image_size: int) -> None:
       candidate = -1 if level == "none" else search(empty, subject, index, level)
       photo = {"object": index, "level": level, "candidate": candidate}
       example = photograph(subject, empty, photo, alone)
-      visible = round(visible_share(example), 4)
-      photos.append(photo | {"visible": visible, "digest": record_digest(example)})
-      print(photos[-1], flush=True)
+      photo["visible"] = round(visible_share(example), 4)
+      photo["digest"] = record_digest(example)
+      photos.append(photo)
+      print(photo, flush=True)
+
   # One photo a line, so that a change shows where it is.
   lines = ",\n".join("  " + json.dumps(photo) for photo in photos)
   about = {"name": name, "seed": seed, "image_size": image_size, "digest": total_digest(photos)}

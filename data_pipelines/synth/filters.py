@@ -9,6 +9,7 @@ import numpy as np
 from scipy import spatial
 
 from data_pipelines.synth.assets import Asset
+from data_pipelines.synth.normals import face_areas_normals
 from sam3d_jax.errors import Refused
 
 FLAT = 1e-9  # extent below which points lie in a plane
@@ -23,17 +24,6 @@ class FilterConfig:
   # largest eigenvalue of the area-weighted mean of n n^T; 1 for a flat sheet, 1/3 for a sphere
   max_normal_share: float = 0.985
   min_core_extent: float = 0.35  # extent of the central 99 % of the surface over the whole extent
-
-
-def face_areas_normals(
-  vertices_V3: np.ndarray, faces_F3: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Areas (F,) and unit normals (F, 3); the normal of a degenerate face is zero."""
-  a, b, c = vertices_V3[faces_F3].swapaxes(0, 1)
-  cross = np.cross(b - a, c - a)
-  length = np.linalg.norm(cross, axis=1)
-  normal = cross / np.maximum(length, 1e-300)[:, None]
-  return length / 2, normal
 
 
 def hull_volume(vertices_V3: np.ndarray) -> float:

@@ -55,7 +55,8 @@ def is_front(view: int, phase: float, share: float) -> bool:
 
   It does in exactly `share` of any run of samples, up to rounding.
   """
-  before, after = np.floor(view * share + phase), np.floor((view + 1) * share + phase)
+  before = np.floor(view * share + phase)
+  after = np.floor((view + 1) * share + phase)
   return int(after) > int(before)
 
 
@@ -70,10 +71,12 @@ def check(
   """Raises Rejected: nothing_in_view, too_hidden, too_visible or too_small."""
   if not hidden_HW.any():
     raise Rejected("nothing_in_view")
-  share = visible_part(hidden_HW, front_HW).sum() / hidden_HW.sum()
-  if share < rules.visible[0]:
+  visible_HW = visible_part(hidden_HW, front_HW)
+  share = visible_HW.sum() / hidden_HW.sum()
+  least, most = rules.visible
+  if share < least:
     raise Rejected("too_hidden")
-  if share > rules.visible[1]:
+  if share > most:
     raise Rejected("too_visible")
   if target_HW.mean() < rules.min_image_share:
     raise Rejected("too_small")
@@ -83,6 +86,7 @@ def draw(
   subject: Subject, stock: Stock, config: PasteConfig, rng: np.random.Generator, view: int
 ) -> Pasted:
   """One draw. Raises Rejected."""
+  # What is drawn: a photo, an occluder or an object to hide, and where both float.
   rules: FlyingRules = config.rules
   scene = stock.draw_scene(rng)
   partner = stock.draw_partner(rng, subject)
@@ -90,38 +94,54 @@ def draw(
   front = is_front(view, phase, rules.front_share)
   order = (partner, subject) if front else (subject, partner)  # hidden, in front
   target = 1 if front else 0
-  viewpoints = place(rng, order, scene_camera(rng, scene, rules), scene, rules)
+  camera = scene_camera(rng, scene, rules)
+  viewpoints = place(rng, order, camera, scene, rules)
 
   # Whether the draw is worth rendering.
-  hidden_HW, front_HW = (
-    np.isfinite(render.trace(s.scene, v)) for s, v in zip(order, viewpoints, strict=True)
-  )
-  whole = front_HW if front else hidden_HW
+  traced = []
+  for one, at in zip(order, viewpoints, strict=True):
+    depth = render.trace(one.scene, at)
+    traced.append(np.isfinite(depth))
+  hidden_HW, front_HW = traced
+  whole = traced[target]
   mask = whole if front else visible_part(hidden_HW, front_HW)
   check(hidden_HW, front_HW, mask, rules)
 
+  # Both objects under one light, pasted over the photo.
   lights = lighting.random_lights(rng, config.light, 0.0)
   shown = []
   for one, at in zip(order, viewpoints, strict=True):
     seen_lights = camera_lights(lights, at.pose.rotation)
     shown.append(render.render(one.scene, at, seen_lights, samples=config.samples))
-  image = composite.paste(scene.image_HW3, [(s.lit_HW3, s.alpha_HW) for s in shown])
+  layers = [(s.lit_HW3, s.alpha_HW) for s in shown]
+  image = composite.paste(scene.image_HW3, layers)
+
+  # The target loses its light; what stands before or behind it keeps it.
   delit = None
   if config.delit:
-    # The target loses its light; what stands before or behind it keeps it.
-    colours = [s.lit_HW3 for s in shown]
-    colours[target] = shown[target].delit_HW3
-    alphas = [s.alpha_HW for s in shown]
-    delit = composite.paste(scene.image_HW3, list(zip(colours, alphas, strict=True)))
+    layers[target] = (shown[target].delit_HW3, shown[target].alpha_HW)
+    delit = composite.paste(scene.image_HW3, layers)
+
+  # The point map shows the nearest surface.
   points = scene.pointmap_HW3
   if points is None:
     points = np.full((*scene.size, 3), np.nan, np.float32)
   for s in shown:
     points = np.where(s.mask_HW[..., None], s.pointmap_HW3, points)
-  role = "front" if front else "hidden"
-  lineage = {"photo": scene.name, "partner": partner.asset.source, "role": role}
-  licenses = (partner.asset.license, scene.license)
-  return Pasted(image, delit, mask, whole, points, viewpoints[target], lineage, licenses)
+  return Pasted(
+    image_HW3=image,
+    delit_HW3=delit,
+    mask_HW=mask,
+    whole_HW=whole,
+    pointmap_HW3=points,
+    viewpoint=viewpoints[target],
+    lineage={
+      "photo": scene.name,
+      "partner": partner.asset.source,
+      "role": "front" if front else "hidden",
+    },
+    licenses=(partner.asset.license, scene.license),
+  )
 
 
 def scene_camera(rng: np.random.Generator, scene: Scene, rules: FlyingRules) -> cameras.Camera:
@@ -131,7 +151,8 @@ def scene_camera(rng: np.random.Generator, scene: Scene, rules: FlyingRules) -> 
   if scene.camera is not None:
     return scene.camera
   height, width = scene.size
-  fov_x = 2 * np.arctan(np.tan(fov / 2) * width / max(height, width))
+  half_width = np.tan(fov / 2) * width / max(height, width)  # at depth 1
+  fov_x = 2 * np.arctan(half_width)
   return cameras.camera_from_fov(width, height, fov_x)
 
 
@@ -146,40 +167,45 @@ def place(
 
   Raises Rejected (outside_image, too_close) if one of them leaves the image.
   """
-  # The hidden object lies anywhere in the image, the other one beside it so that they overlap.
+  # The hidden object lies anywhere in the image.
   short = min(scene.size)
   radii = rng.uniform(*rules.size, 2) * short / 2  # pixels
+  hidden_radius, front_radius = radii
   extent = np.array([camera.width, camera.height], float)
-  free = extent - 2 * radii[0]
-  centre = np.where(free > 0, rng.uniform(size=2) * free + radii[0], extent / 2)
+  free = extent - 2 * hidden_radius
+  inside = rng.uniform(size=2) * free + hidden_radius
+  centre = np.where(free > 0, inside, extent / 2)
+
+  # The other one lies beside it so that they overlap, and within the image.
   angle = rng.uniform(0, 2 * np.pi)
   apart = rng.uniform(*rules.overlap) * radii.sum()
   other = centre + apart * np.array([np.cos(angle), np.sin(angle)])
-  lowest, highest = np.minimum(radii[1], extent / 2), np.maximum(extent - radii[1], extent / 2)
+  lowest = np.minimum(front_radius, extent / 2)
+  highest = np.maximum(extent - front_radius, extent / 2)
   other = np.clip(other, lowest, highest)
 
+  # Each at a random size in metres and turned at random.
   low, high = np.log(rules.scale)
   viewpoints = []
   for subject, at_2, radius in zip(order, (centre, other), radii, strict=True):
     scale = float(np.exp(rng.uniform(low, high)))
-    viewpoints.append(
-      random_viewpoint(rng, subject, camera, at_2, radius, scale, rules.largest_turn_deg)
-    )
+    seen = random_viewpoint(rng, subject, camera, at_2, radius, scale, rules.largest_turn_deg)
+    viewpoints.append(seen)
   hidden, front = viewpoints
-  front = before(front, order[1], nearest(hidden, order[0]))
+  hidden_subject, front_subject = order
+  front = before(front, front_subject, nearest(hidden, hidden_subject))
+  if scene.pointmap_HW3 is None:
+    return hidden, front
 
   # Both before the photo, where its depth is known.
-  if scene.pointmap_HW3 is not None:
-    depth = scene.pointmap_HW3[..., 2]
-    depth = np.where(np.isfinite(depth), depth, np.inf)
-    behind = min(
-      float(depth[box(hidden, order[0], scene.size)].min()),
-      float(depth[box(front, order[1], scene.size)].min()),
-    )
-    deepest = max(farthest(hidden, order[0]), farthest(front, order[1]))
-    factor = min(1.0, GAP * behind / deepest)
-    hidden, front = hidden.moved(factor), front.moved(factor)
-  return hidden, front
+  depth = scene.pointmap_HW3[..., 2]
+  depth = np.where(np.isfinite(depth), depth, np.inf)
+  behind_hidden = depth[box(hidden, hidden_subject, scene.size)].min()
+  behind_front = depth[box(front, front_subject, scene.size)].min()
+  behind = min(float(behind_hidden), float(behind_front))
+  deepest = max(farthest(hidden, hidden_subject), farthest(front, front_subject))
+  factor = min(1.0, GAP * behind / deepest)
+  return hidden.moved(factor), front.moved(factor)
 
 
 def random_viewpoint(
@@ -191,39 +217,52 @@ def random_viewpoint(
   scale: float,
   largest_turn_deg: float,
 ) -> Viewpoint:
-  """A random orientation at a pixel, so far that the bounding sphere has `radius` pixels."""
+  """A random orientation at a pixel, so far that the bounding sphere has `radius` pixels.
+
+  Raises Rejected: too_close or outside_image.
+  """
   distance = camera.fx * scale * subject.radius / radius
   place = rays(camera, at_2[0], at_2[1]) * distance
-  found = viewpoint(camera, random_rotation(rng, largest_turn_deg), place, scale)
+  rotation = random_rotation(rng, largest_turn_deg)
+  found = viewpoint(camera, rotation, place, scale)
   if nearest(found, subject) <= 0.1 * distance:
     raise Rejected("too_close")
   pixels = found.project(subject.asset.mesh.vertices)
-  if pixels.min() < 0 or (pixels > [camera.width, camera.height]).any():
+  is_beyond = (pixels > [camera.width, camera.height]).any()
+  if pixels.min() < 0 or is_beyond:
     raise Rejected("outside_image")
   return found
 
 
 def nearest(seen: Viewpoint, subject: Subject) -> float:
   """The smallest depth of the posed mesh."""
-  return float(seen.points(subject.asset.mesh.vertices)[:, 2].min())
+  posed = seen.points(subject.asset.mesh.vertices)
+  return float(posed[:, 2].min())
 
 
 def farthest(seen: Viewpoint, subject: Subject) -> float:
   """The largest depth of the posed mesh."""
-  return float(seen.points(subject.asset.mesh.vertices)[:, 2].max())
+  posed = seen.points(subject.asset.mesh.vertices)
+  return float(posed[:, 2].max())
 
 
 def before(seen: Viewpoint, subject: Subject, depth: float) -> Viewpoint:
   """The object brought closer until all of it is nearer than `depth`."""
-  return seen.moved(min(1.0, GAP * depth / farthest(seen, subject)))
+  factor = min(1.0, GAP * depth / farthest(seen, subject))
+  return seen.moved(factor)
 
 
 def box(seen: Viewpoint, subject: Subject, size: tuple[int, int]) -> tuple[slice, slice]:
-  """Rows and columns of the posed mesh's box in the image."""
+  """Rows and columns of the posed mesh's box in the image; at least one of each."""
+  height, width = size
   pixels = seen.project(subject.asset.mesh.vertices)
-  low = np.clip(np.floor(pixels.min(0)).astype(int), 0, [size[1] - 1, size[0] - 1])
-  high = np.clip(np.ceil(pixels.max(0)).astype(int), low + 1, [size[1], size[0]])
-  return slice(low[1], high[1]), slice(low[0], high[0])
+  first = np.floor(pixels.min(0)).astype(int)
+  last = np.ceil(pixels.max(0)).astype(int)
+  low = np.clip(first, 0, [width - 1, height - 1])
+  high = np.clip(last, low + 1, [width, height])
+  rows = slice(low[1], high[1])
+  columns = slice(low[0], high[0])
+  return rows, columns
 
 
 def camera_lights(lights: lighting.Lights, rotation: np.ndarray) -> lighting.Lights:

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 from importlib import metadata
 import json
-from typing import Any
 
 import numpy as np
 
@@ -63,9 +62,11 @@ def plan(config: IsoConfig, *, test_fraction: float, objects_per_shard: int) -> 
     per_shard=objects_per_shard,
     spec=functools.partial(ShardSpec, config),
   )
+
+  # What the bytes depend on; where the meshes lie changes none.
   settings = json.loads(json.dumps(dataclasses.asdict(config)))
   if config.source.source != sources.PROCEDURAL:
-    settings["source"]["source"] = "folder"  # where it lies changes no byte
+    settings["source"]["source"] = "folder"
   identity = {
     "builder": "iso_3do",
     "schema": schema.VERSION,
@@ -106,25 +107,33 @@ def make_shard(spec: ShardSpec, refuse: Callable[[Quarantined], None]) -> Iterat
 
 def make_examples(asset: Asset, config: IsoConfig) -> Iterator[schema.Example]:
   """One example per view of a mesh."""
+  vertices = asset.mesh.vertices
   scene = render.Scene(asset.mesh, asset.source)
-  voxels = voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces)
-  radius = float(np.linalg.norm(asset.mesh.vertices, axis=1).max())
+  voxels = voxelize.voxelize(vertices, asset.mesh.faces)
+  distances = np.linalg.norm(vertices, axis=1)
+  radius = float(distances.max())
+
   # The object has one size in all of its views.
   low, high = np.log(config.camera.scale)
-  scale = float(np.exp(generator(config.seed, asset.key).uniform(low, high)))
+  own = generator(config.seed, asset.key)
+  scale = float(np.exp(own.uniform(low, high)))
+
+  # Camera, light and background of a view are drawn by themselves.
   for view in range(config.views):
     rng = generator(config.seed, asset.key, view)
     viewpoint, azimuth = random_view(
       rng, config.camera, image_size=config.image_size, radius=radius, scale=scale
     )
     lights = random_lights(rng, config.light, azimuth)
-    grey = int(rng.integers(config.background[0], config.background[1] + 1))
+    darkest, brightest = config.background
+    grey = int(rng.integers(darkest, brightest + 1))
     shown = render.render(scene, viewpoint, lights, samples=config.samples)
     yield _example(asset, config, view, viewpoint, shown, grey, voxels)
 
 
 def generator(seed: int, key: str, *indices: int) -> np.random.Generator:
   """The random numbers of (seed, content key, indices), the same on every machine."""
+  # the key's 32 hexadecimal digits are four words
   words = [int(key[i : i + 8], 16) for i in range(0, 32, 8)]
   return np.random.default_rng([seed, len(indices), *indices, *words])
 
@@ -150,6 +159,7 @@ def _example(
     "background": grey,
     **_versions(),
   }
+
   example = schema.empty_example()
   example.update(
     key=schema.example_key(config.name, config.seed, asset.source, asset.key, view),
@@ -157,12 +167,13 @@ def _example(
     view=np.int32(view),
     image=render.encode(image, config.image_format),
     mask=mask,
-    mask_full=mask,
+    mask_full=mask,  # nothing stands before the object
+    camera=schema.camera_field(viewpoint.camera),
     voxels=voxels,
     mesh_key=asset.key,
     license=asset.license,
     lineage=json.dumps(lineage, sort_keys=True),
-    **viewpoint_fields(viewpoint),
+    **schema.pose_fields(viewpoint.pose),
   )
   if config.pointmap:
     example["pointmap"] = shown.pointmap_HW3.astype(np.float16)
@@ -170,16 +181,3 @@ def _example(
     delit = render.over(shown.delit_HW3, shown.alpha_HW, background)
     example["image_delit"] = render.encode(delit, config.image_format)
   return example
-
-
-def viewpoint_fields(viewpoint: Viewpoint) -> dict[str, Any]:
-  """A record's camera, rotation, translation and scale."""
-  camera, pose = viewpoint
-  lengths = {name: np.float32(getattr(camera, name)) for name in ("fx", "fy", "cx", "cy")}
-  sides = {name: np.int32(getattr(camera, name)) for name in ("width", "height")}
-  return {
-    "camera": lengths | sides,
-    "rotation": pose.rotation.astype(np.float32),
-    "translation": pose.translation.astype(np.float32),
-    "scale": pose.scale.astype(np.float32),
-  }

@@ -12,22 +12,19 @@ import io
 
 import numpy as np
 from PIL import Image
-from scipy import sparse
 
+from data_pipelines.synth import textures
 from data_pipelines.synth.camera import Viewpoint, rays
-from data_pipelines.synth.filters import face_areas_normals
 from data_pipelines.synth.lighting import Lights
+from data_pipelines.synth.normals import corner_normals, face_areas_normals
 from sam3d_jax.geometry.cameras import Camera
 from sam3d_jax.render.colour import linear_to_srgb8, srgb_to_linear
 from sam3d_jax.render.mesh import Mesh
 from sam3d_jax.render.raycast import Caster
 
-CREASE_DEG = 40.0  # faces that meet at a sharper angle are not smoothed across the edge
-SAME_POINT = 1e-6  # vertices that differ by less are one
 # unit cubes, along the normal: above the float32 error of a hit, below visible detail
 SHADOW_OFFSET = 2e-4
 MAX_CUTOUTS = 16  # transparent layers that a ray passes before it counts as a miss
-SRGB_TO_LINEAR = srgb_to_linear(np.arange(256) / 255.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Scene:
 
     # Appearance: textures at every size, and how finely they lie on the faces.
     materials = self.mesh.materials
-    self.pyramids = [_pyramid(material.texture) for material in materials]
+    self.pyramids = [textures.pyramid(material.texture) for material in materials]
     self.has_cutouts = any(material.cutout is not None for material in materials)
     self.texels_F = self._texel_density(area)
 
@@ -91,60 +88,6 @@ class Scene:
         texels[slot] = height * width
     on_face = uv_area * texels[self.mesh.material]
     return np.sqrt(on_face / np.maximum(area_F, 1e-300))
-
-
-def corner_normals(
-  vertices_V3, faces_F3, area_F, normal_F3, crease_deg: float = CREASE_DEG
-) -> np.ndarray:
-  """Normals (F, 3, 3) of every face corner, smoothed over edges flatter than `crease_deg`.
-
-  Vertices at one place are one.
-  """
-  places = np.rint(vertices_V3 / SAME_POINT).astype(np.int64)
-  _, point = np.unique(places, axis=0, return_inverse=True)
-  faces = point.reshape(-1)[faces_F3]
-  count = len(faces)
-  corner = np.arange(3 * count).reshape(-1, 3)
-
-  # Half-edges: the points at both ends, lower number first, and the face corners that lie there.
-  tail = faces.ravel()
-  head = np.roll(faces, -1, axis=1).ravel()
-  at_tail = corner.ravel()
-  at_head = np.roll(corner, -1, axis=1).ravel()
-  flip = tail > head
-  low = np.where(flip, head, tail)
-  high = np.where(flip, tail, head)
-  at_low = np.where(flip, at_head, at_tail)
-  at_high = np.where(flip, at_tail, at_head)
-
-  # Sorted, those of one edge lie together: neighbours a, b are two faces that share it.
-  order = np.lexsort((high, low))
-  a = order[:-1]
-  b = order[1:]
-  is_same_edge = (low[a] == low[b]) & (high[a] == high[b])
-  cosine = np.einsum("ij,ij->i", normal_F3[a // 3], normal_F3[b // 3])
-  is_flat = cosine > np.cos(np.radians(crease_deg))
-  smooth = is_same_edge & is_flat
-  a = a[smooth]
-  b = b[smooth]
-
-  # Corners that are linked across smooth edges share a normal.
-  low_links = np.stack([at_low[a], at_low[b]])
-  high_links = np.stack([at_high[a], at_high[b]])
-  links = np.concatenate([low_links, high_links], axis=1)
-  linked = np.ones(links.shape[1], bool)
-  graph = sparse.coo_matrix((linked, links), shape=(3 * count, 3 * count))
-  groups, label = sparse.csgraph.connected_components(graph, directed=False)
-
-  # It is the area-weighted mean of their faces'; where that cancels, each keeps its face's.
-  weighted = np.repeat(normal_F3 * area_F[:, None], 3, axis=0)
-  sums = [np.bincount(label, weighted[:, k], groups) for k in range(3)]
-  total = np.stack(sums, -1)
-  length = np.linalg.norm(total, axis=1, keepdims=True)
-  unit = total / np.maximum(length, 1e-300)
-  smoothed = unit[label].reshape(-1, 3, 3)
-  known = length[label].reshape(-1, 3, 1) > 1e-12
-  return np.where(known, smoothed, normal_F3[:, None])
 
 
 # --- Views ----------------------------------------------------------------------------------------
@@ -392,41 +335,8 @@ def _albedo(scene: Scene, face_N, weights_N3, footprint_N) -> np.ndarray:
     level = np.clip(nearest, 0, len(pyramid) - 1)
     for number in np.unique(level):
       at = level == number
-      colour[here[at]] *= _bilinear(pyramid[number], uv[at])
+      colour[here[at]] *= textures.bilinear(pyramid[number], uv[at])
   return colour
-
-
-def _pyramid(texture_HW3: np.ndarray | None) -> list[np.ndarray] | None:
-  """Box-filtered halvings of an sRGB texture, full size first; None where there is none."""
-  if texture_HW3 is None:
-    return None
-  levels = [texture_HW3]
-  while min(levels[-1].shape[:2]) > 4:
-    height, width = levels[-1].shape[:2]
-    image = Image.fromarray(levels[-1])
-    halved = image.resize((width // 2, height // 2), Image.Resampling.BOX)
-    levels.append(np.asarray(halved))
-  return levels
-
-
-def _bilinear(texture_HW3: np.ndarray, uv_N2: np.ndarray) -> np.ndarray:
-  """Linear colours (N, 3) at texture coordinates (origin lower left, repeating)."""
-  # The texel up and left of each point, and how far the point lies from it.
-  height, width = texture_HW3.shape[:2]
-  x = uv_N2[:, 0] * width - 0.5
-  y = (1 - uv_N2[:, 1]) * height - 0.5
-  column = np.floor(x).astype(int)
-  row = np.floor(y).astype(int)
-  right = (x - column)[:, None].astype(np.float32)
-  down = (y - row)[:, None].astype(np.float32)
-
-  def texel(row, column):
-    encoded = texture_HW3[row % height, column % width]
-    return SRGB_TO_LINEAR[encoded]
-
-  top = texel(row, column) * (1 - right) + texel(row, column + 1) * right
-  bottom = texel(row + 1, column) * (1 - right) + texel(row + 1, column + 1) * right
-  return top * (1 - down) + bottom * down
 
 
 # --- Pictures -------------------------------------------------------------------------------------

@@ -116,20 +116,29 @@ def plan(
   photos = scenes.list_scenes(config.photos)
   if needs_depth:
     photos = with_depth(config, photos)
-  by_split = {"train": (meshes, photos)}
+
+  # A test split needs meshes and photos of its own.
   mesh_parts = sources.split_inputs(meshes, test_fraction)
   photo_parts = sources.split_inputs(photos, test_fraction)
   if "test" in mesh_parts and "test" in photo_parts:
     by_split = {split: (mesh_parts[split], photo_parts[split]) for split in mesh_parts}
+  else:
+    by_split = {"train": (meshes, photos)}
+
   # Every shard draws its own partners and photos from those of its split.
   jobs = []
   for number, (split, (own, shots)) in enumerate(by_split.items()):
     shards = sources.deal(own, objects_per_shard)
     for i, dealt in enumerate(shards):
       rng = np.random.default_rng([config.seed, number, i])
-      partners = _some(rng, own, config.partners)
-      spec = ShardSpec(config, dealt, partners, _some(rng, shots, config.photos_per_shard))
+      spec = ShardSpec(
+        config=config,
+        inputs=dealt,
+        partners=_some(rng, own, config.partners),
+        photos=_some(rng, shots, config.photos_per_shard),
+      )
       jobs.append(ShardJob(split, i, len(shards), len(dealt), spec))
+
   identity = settings(config) | {
     "test_fraction": test_fraction,
     "objects_per_shard": objects_per_shard,
@@ -150,7 +159,8 @@ def plan(
 
 def _some(rng: np.random.Generator, items: list, most: int) -> tuple:
   """At most `most` of the items, in random order."""
-  return tuple(items[i] for i in rng.permutation(len(items))[:most])
+  chosen = rng.permutation(len(items))[:most]
+  return tuple(items[i] for i in chosen)
 
 
 def with_depth(config: PasteConfig, photos: list[sources.Input]) -> list[sources.Input]:
@@ -188,8 +198,12 @@ def settings(config: PasteConfig) -> dict[str, Any]:
 
 @functools.cache
 def versions() -> dict[str, str]:
+  """What a record's lineage says of the programs that made it."""
+  ours = {
+    "renderer": f"embreex-numpy {iso_3do.RENDERER_VERSION}",
+    "render_paste": VERSION,
+  }
   packages = ("embreex", "numpy", "opencv-python-headless", "pillow", "scipy", "trimesh")
-  ours = {"renderer": f"embreex-numpy {iso_3do.RENDERER_VERSION}", "render_paste": VERSION}
   return ours | {name: metadata.version(name) for name in packages}
 
 
@@ -262,13 +276,14 @@ class Stock:
     # The order is drawn in one go: how many items are unusable must not shift the numbers that
     # follow.
     for i in rng.permutation(len(items)):
-      if items[i] in self.bad:
+      item = items[i]
+      if item in self.bad:
         continue
       try:
-        found = load(items[i])
+        found = load(item)
       except Refused as error:
-        self.bad.add(items[i])
-        failed(items[i], error)
+        self.bad.add(item)
+        failed(item, error)
         continue
       if wanted is None or wanted(found):
         return found
@@ -277,8 +292,9 @@ class Stock:
 
 def subject_of(asset: Asset) -> Subject:
   """Prepares a mesh for rendering."""
-  radius = float(np.linalg.norm(asset.mesh.vertices, axis=1).max())
-  return Subject(asset, render.Scene(asset.mesh, asset.source), radius)
+  distances = np.linalg.norm(asset.mesh.vertices, axis=1)
+  scene = render.Scene(asset.mesh, asset.source)
+  return Subject(asset, scene, radius=float(distances.max()))
 
 
 def make_shard(spec: ShardSpec, refuse: Refusals, *, draw: Draw) -> Iterator[schema.Example]:
@@ -300,22 +316,28 @@ def make_examples(
   subject: Subject, name: str, stock: Stock, config: PasteConfig, refuse: Refusals, draw: Draw
 ) -> Iterator[schema.Example]:
   """Up to `views` examples of one mesh."""
-  voxels, failures = None, []
+  mesh = subject.asset.mesh
+  voxels = None  # made with the first example
+  failures = []
   for view in range(config.views):
     rng = iso_3do.generator(config.seed, subject.asset.key, view)
     for _ in range(config.attempts):
       try:
         pasted = draw(subject, stock, config, rng, view)
       except Rejected as rejected:
-        failures.append(str(rejected))
-        refuse.draw(failures[-1])
+        reason = str(rejected)
+        failures.append(reason)
+        refuse.draw(reason)
         continue
       if voxels is None:
-        voxels = voxelize.voxelize(subject.asset.mesh.vertices, subject.asset.mesh.faces)
+        voxels = voxelize.voxelize(mesh.vertices, mesh.faces)
       yield make_example(subject.asset, pasted, config, view, voxels)
       break
+
+  # A mesh without any example is set aside with the counts of what went wrong.
   if voxels is None:
-    counts = ", ".join(f"{reason} {failures.count(reason)}" for reason in sorted(set(failures)))
+    reasons = sorted(set(failures))
+    counts = ", ".join(f"{reason} {failures.count(reason)}" for reason in reasons)
     detail = f"none of {len(failures)} draws kept to the thresholds: {counts}"
     refuse(Quarantined(path=name, reason="no_sample", detail=detail, fault=False))
 
@@ -334,6 +356,8 @@ def make_example(
   }
   if synthetic(config):
     lineage["synthetic_photo"] = True
+  licenses = dict.fromkeys((asset.license, *pasted.licenses))  # each once, in order
+
   example = schema.empty_example()
   example.update(
     key=schema.example_key(config.name, config.seed, asset.source, asset.key, view),
@@ -342,12 +366,13 @@ def make_example(
     image=render.encode(pasted.image_HW3, config.image_format),
     mask=render.encode(pasted.mask_HW),
     mask_full=render.encode(pasted.whole_HW),
+    camera=schema.camera_field(pasted.viewpoint.camera),
     voxels=voxels,
     pointmap=pasted.pointmap_HW3.astype(np.float16),
     mesh_key=asset.key,
-    license="; ".join(dict.fromkeys((asset.license, *pasted.licenses))),
+    license="; ".join(licenses),
     lineage=json.dumps(lineage, sort_keys=True),
-    **iso_3do.viewpoint_fields(pasted.viewpoint),
+    **schema.pose_fields(pasted.viewpoint.pose),
   )
   if pasted.delit_HW3 is not None:
     example["image_delit"] = render.encode(pasted.delit_HW3, config.image_format)
@@ -369,9 +394,15 @@ def random_rotation(rng: np.random.Generator, largest_turn_deg: float = 180.0) -
     return (angle - np.sin(angle)) / np.pi
 
   # The drawn angle keeps its rank, within the smaller range.
+  real = quaternion[0]
+  imaginary = quaternion[1:]
+  drawn = 2 * np.arccos(abs(real))
   largest = np.radians(largest_turn_deg)
-  rank = law(2 * np.arccos(abs(quaternion[0]))) * law(largest)
+  rank = law(drawn) * law(largest)
   angle = scipy.optimize.brentq(lambda a: law(a) - rank, 0.0, largest)
-  axis = np.sign(quaternion[0]) * quaternion[1:] / np.linalg.norm(quaternion[1:])
+
+  # The axis stays as it was drawn.
+  axis = np.sign(real) * imaginary / np.linalg.norm(imaginary)
   half_turn = np.concatenate([[np.cos(angle / 2)], np.sin(angle / 2) * axis])
-  return rotations.quaternion_to_matrix(half_turn) @ FRONT
+  turn = rotations.quaternion_to_matrix(half_turn)
+  return turn @ FRONT

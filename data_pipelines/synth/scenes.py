@@ -78,11 +78,7 @@ class Files:
 def list_scenes(config: PhotoConfig) -> list[Input]:
   """Every photo in the order of its identity. Raises ConfigError if there are none."""
   if config.source == PROCEDURAL:
-    if config.count <= 0:
-      raise ConfigError(f"photos.count = {config.count}: it must be positive")
-    names = [f"room-{i}" for i in range(config.count)]
-    rooms = [Input(name, sources.short_digest(f"{config.seed} {name}".encode())) for name in names]
-    return sorted(rooms, key=lambda item: item.identity)
+    return _list_rooms(config)
   root = pathlib.Path(config.source)
   if not config.source or not root.is_dir():
     raise ConfigError(
@@ -91,30 +87,51 @@ def list_scenes(config: PhotoConfig) -> list[Input]:
     )
   if config.frame not in cameras.AXES:
     raise ConfigError(f"photos.frame = {config.frame!r} is not one of {', '.join(cameras.AXES)}")
-  images = [
-    path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()
-  ]
-  in_scenes = {path.parent for path in images if path.stem == "image"}
-  images = [path for path in images if path.stem == "image" or path.parent not in in_scenes]
-  if not images:
+
+  # In the folder of a scene only the photo counts: the other pictures are its masks and maps.
+  pictures = []
+  for path in sorted(root.rglob("*")):
+    if path.suffix.lower() in SUFFIXES and path.is_file():
+      pictures.append(path)
+  scene_folders = {path.parent for path in pictures if path.stem == "image"}
+  items = []
+  for path in pictures:
+    if path.stem == "image" or path.parent not in scene_folders:
+      name = path.relative_to(root).as_posix()
+      items.append(Input(name, sources.file_digest(path)))
+  if not items:
     raise ConfigError(f"photos.source = {config.source!r} holds no photos ({', '.join(SUFFIXES)})")
-  items = [Input(path.relative_to(root).as_posix(), sources.file_digest(path)) for path in images]
-  return sorted(items, key=lambda i: (i.identity, i.name))
+  return sorted(items, key=lambda item: (item.identity, item.name))
+
+
+def _list_rooms(config: PhotoConfig) -> list[Input]:
+  """Procedural rooms in the order of their identity."""
+  if config.count <= 0:
+    raise ConfigError(f"photos.count = {config.count}: it must be positive")
+  rooms = []
+  for i in range(config.count):
+    name = f"room-{i}"
+    identity = sources.short_digest(f"{config.seed} {name}".encode())
+    rooms.append(Input(name, identity))
+  return sorted(rooms, key=lambda room: room.identity)
 
 
 def find_files(root: pathlib.Path, name: str) -> Files:
   """The files of the scene whose photo is `name`, relative to `root`."""
   image = root / name
+  folder = image.parent
   if image.stem != "image":
     return Files(image)
   numbered = []
-  for path in image.parent.iterdir():
+  for path in folder.iterdir():
     if path.stem.isdigit() and path.suffix.lower() == ".png":
       numbered.append(path)
-  masks = sorted(numbered, key=lambda path: int(path.stem))
-  pointmap = _first_file(image.parent, POINTMAP_NAMES)
-  intrinsics = _first_file(image.parent, INTRINSICS_NAMES)
-  return Files(image, tuple(masks), pointmap, intrinsics)
+  return Files(
+    image=image,
+    masks=tuple(sorted(numbered, key=lambda path: int(path.stem))),
+    pointmap=_first_file(folder, POINTMAP_NAMES),
+    intrinsics=_first_file(folder, INTRINSICS_NAMES),
+  )
 
 
 def _first_file(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
@@ -131,30 +148,31 @@ def content_digest(config: PhotoConfig, items: list[Input]) -> str:
   root = pathlib.Path(config.source)
   lines = []
   for item in items:
-    files = find_files(root, item.name)
     lines.append(f"{item.name} {item.identity}")
+    files = find_files(root, item.name)
     for path in (*files.masks, files.pointmap, files.intrinsics):
       if path is not None:
         lines.append(f"{path.name} {sources.file_digest(path)}")
-  return sources.short_digest("\n".join(lines).encode())
+  text = "\n".join(lines)
+  return sources.short_digest(text.encode())
 
 
 def has_depth(config: PhotoConfig, item: Input) -> bool:
   """Whether the scene has a point map or can be given one."""
-  return (
-    config.source == PROCEDURAL
-    or bool(config.depth_command)
-    or find_files(pathlib.Path(config.source), item.name).pointmap is not None
-  )
+  if config.source == PROCEDURAL or config.depth_command:
+    return True
+  files = find_files(pathlib.Path(config.source), item.name)
+  return files.pointmap is not None
 
 
 def load(config: PhotoConfig, item: Input, report: Callable[[str, str, str], None]) -> Scene:
   """The scene at its working size; see `read`."""
   if config.source == PROCEDURAL:
-    return procedural_scenes.make_room(
-      config.seed, int(item.name.rpartition("-")[2]), config.image_size
-    ).scene
-  return read(config, item, find_files(pathlib.Path(config.source), item.name), report)
+    index = int(item.name.rpartition("-")[2])
+    room = procedural_scenes.make_room(config.seed, index, config.image_size)
+    return room.scene
+  files = find_files(pathlib.Path(config.source), item.name)
+  return read(config, item, files, report)
 
 
 def read(
@@ -169,36 +187,54 @@ def read(
     photo = photos.read_photo(files.image)
   except InputError as error:
     raise Refused("bad_image", str(error)) from error
-  size = photo.size
-  if min(size) < MIN_SIDE:
+  height, width = photo.size
+  if min(height, width) < MIN_SIDE:
     raise Refused(
-      "small_image", f"{files.image} is {size[1]} x {size[0]} pixels; {MIN_SIDE} a side are needed"
+      "small_image", f"{files.image} is {width} x {height} pixels; {MIN_SIDE} a side are needed"
     )
-  by = min(1.0, config.image_size / max(size))
-  shown = (max(1, round(size[0] * by)), max(1, round(size[1] * by)))
+
+  # Larger photos are reduced to the working size, and what belongs to them with them.
+  by = min(1.0, config.image_size / max(height, width))
+  shown_height = max(1, round(height * by))
+  shown_width = max(1, round(width * by))
+  shown = (shown_height, shown_width)
+  image = _resized(photo.image_HW3, shown)
   masks = [_read_mask(photo, path, shown, report) for path in files.masks]
   points, camera = None, None
   try:
     points, camera = _read_pointmap(config, item, files, photo, shown)
   except Refused as error:
     report(str(files.pointmap or files.image), error.reason, error.detail)
+
   license_file = files.image.with_name(files.image.name + ".license")
-  license = license_file.read_text().strip() if license_file.is_file() else config.license
-  image = _resized(photo.image_HW3, shown)
-  return Scene(item.name, image, tuple(masks), points, camera, license)
+  license = config.license
+  if license_file.is_file():
+    license = license_file.read_text().strip()
+  return Scene(
+    name=item.name,
+    image_HW3=image,
+    masks=tuple(masks),
+    pointmap_HW3=points,
+    camera=camera,
+    license=license,
+  )
 
 
 def _resized(image_HW3: np.ndarray, shown: tuple[int, int]) -> np.ndarray:
+  """The photo at the working size (height, width)."""
   if image_HW3.shape[:2] == shown:
     return image_HW3
-  return np.asarray(Image.fromarray(image_HW3).resize(shown[::-1], Image.Resampling.LANCZOS))
+  height, width = shown
+  resized = Image.fromarray(image_HW3).resize((width, height), Image.Resampling.LANCZOS)
+  return np.asarray(resized)
 
 
 def _read_mask(photo: photos.Photo, path: pathlib.Path, shown, report) -> np.ndarray | None:
   """The mask at the working size; None, and reported, if it is unusable."""
+  height, width = shown
   try:
     mask = photo.read_mask(path)
-    share = cv2.resize(mask.astype(np.float32), shown[::-1], interpolation=cv2.INTER_AREA)
+    share = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
     return images.check_mask(share >= 0.5, f"mask {path}, reduced,")
   except InputError as error:
     report(str(path), "bad_mask", str(error))
@@ -209,13 +245,15 @@ def _read_pointmap(config: PhotoConfig, item: Input, files: Files, photo: photos
   """(points of every pixel at the working size, camera); None, None where there is no point map.
 
   Each pixel takes the depth of the map's pixel that it falls into and is put on its own ray again,
-  so that points project exactly.
+  so that points project exactly. Raises Refused (bad_pointmap); InputError if the estimator fails.
   """
   path = files.pointmap
   if path is None and config.depth_command:
     path = _estimated(config, item, photo)
   if path is None:
     return None, None
+
+  # The map and the camera that it was taken with.
   intrinsics = None
   try:
     if files.intrinsics is not None:
@@ -235,16 +273,22 @@ def _read_pointmap(config: PhotoConfig, item: Input, files: Files, photo: photos
     raise Refused(
       "bad_pointmap", f"{path}: no pinhole camera fits its points; give intrinsics beside it"
     )
+
+  # That camera at the working size.
+  shown_height, shown_width = shown
   height, width = photo.pointmap_HW3.shape[:2]
   camera = cameras.Camera(
-    found.fx * shown[1] / width,
-    found.fy * shown[0] / height,
-    found.cx * shown[1] / width,
-    found.cy * shown[0] / height,
-    shown[1],
-    shown[0],
+    fx=found.fx * shown_width / width,
+    fy=found.fy * shown_height / height,
+    cx=found.cx * shown_width / width,
+    cy=found.cy * shown_height / height,
+    width=shown_width,
+    height=shown_height,
   )
-  rows, columns = ((np.arange(n) + 0.5) * m / n for n, m in ((shown[0], height), (shown[1], width)))
+
+  # Depths at the pixels' centres, back on their rays; what half precision cannot hold is unknown.
+  rows = (np.arange(shown_height) + 0.5) * height / shown_height
+  columns = (np.arange(shown_width) + 0.5) * width / shown_width
   depth = photo.pointmap_HW3[rows.astype(int)[:, None], columns.astype(int), 2]
   points = cameras.pointmap_from_depth(depth, camera).astype(np.float32)
   too_far = (np.abs(points) > schema.POINTMAP_MAX).any(-1)
@@ -258,7 +302,11 @@ def _estimated(config: PhotoConfig, item: Input, photo: photos.Photo) -> pathlib
   Raises InputError if the command fails.
   """
   estimator = commands.parse(config.depth_command, "photos.depth_command")
-  stem = sources.short_digest(f"{config.depth_command} {item.identity}".encode())
+  made_of = f"{config.depth_command} {item.identity}"
   return estimator.make_once(
-    photo.image_HW3, pathlib.Path(config.depth_cache), stem, suffix=".npz", photo=str(photo.path)
+    photo.image_HW3,
+    pathlib.Path(config.depth_cache),
+    sources.short_digest(made_of.encode()),
+    suffix=".npz",
+    photo=str(photo.path),
   )

@@ -46,30 +46,39 @@ def list_inputs(config: SourceConfig) -> list[Input]:
   Raises ConfigError if there are none.
   """
   if config.source == PROCEDURAL:
-    if config.count <= 0:
-      raise ConfigError(f"procedural.count = {config.count}: it must be positive")
-    try:
-      names = [f"{procedural.family_of(i, config.families)}-{i}" for i in range(config.count)]
-    except ValueError as error:
-      raise ConfigError(f"procedural.{error}") from error
-    inputs = [Input(name, short_digest(f"{config.seed} {name}".encode())) for name in names]
-    return sorted(inputs, key=lambda item: item.identity)
+    return _list_procedural(config)
   root = pathlib.Path(config.source)
   if not config.source or not root.is_dir():
     raise ConfigError(
       f"source = {config.source!r} is not a folder; give --config.source=DIR with meshes, or "
       f"{PROCEDURAL!r}"
     )
-  files = []
+  inputs = []
   for path in sorted(root.rglob("*")):
     if path.suffix.lower() in meshes.SUFFIXES and path.is_file():
-      files.append(path)
-  if not files:
+      name = path.relative_to(root).as_posix()
+      inputs.append(Input(name, file_digest(path)))
+  if not inputs:
     raise ConfigError(
       f"source = {config.source!r} holds no mesh files ({', '.join(meshes.SUFFIXES)})"
     )
-  inputs = [Input(path.relative_to(root).as_posix(), file_digest(path)) for path in files]
-  return sorted(inputs, key=lambda i: (i.identity, i.name))
+  return sorted(inputs, key=lambda item: (item.identity, item.name))
+
+
+def _list_procedural(config: SourceConfig) -> list[Input]:
+  """Procedural objects in the order of their identity."""
+  if config.count <= 0:
+    raise ConfigError(f"procedural.count = {config.count}: it must be positive")
+  inputs = []
+  for i in range(config.count):
+    try:
+      family = procedural.family_of(i, config.families)
+    except ValueError as error:
+      raise ConfigError(f"procedural.{error}") from error
+    name = f"{family}-{i}"
+    identity = short_digest(f"{config.seed} {name}".encode())
+    inputs.append(Input(name, identity))
+  return sorted(inputs, key=lambda item: item.identity)
 
 
 def load(config: SourceConfig, item: Input) -> assets.Asset:
@@ -81,7 +90,10 @@ def load(config: SourceConfig, item: Input) -> assets.Asset:
     return assets.from_scene(scene, source=source, up="z", license="CC0-1.0")
   root = pathlib.Path(config.source)
   return assets.load(
-    root / item.name, root=root, license=config.license, max_coordinate=config.max_coordinate
+    root / item.name,
+    root=root,
+    license=config.license,
+    max_coordinate=config.max_coordinate,
   )
 
 
@@ -93,16 +105,22 @@ def split_inputs(inputs: Sequence[Input], test_fraction: float) -> dict[str, lis
   """
   if not 0 <= test_fraction < 1:
     raise ConfigError(f"test_fraction = {test_fraction}: it must lie in [0, 1)")
+
+  # The first identities are held out: their order is random with respect to names.
   identities = sorted({item.identity for item in inputs})
   held_out = round(test_fraction * len(identities))
   if test_fraction > 0 and len(identities) > 1:
     held_out = min(max(held_out, 1), len(identities) - 1)
-  test = set(identities[:held_out])
-  splits = {
-    "train": [i for i in inputs if i.identity not in test],
-    "test": [i for i in inputs if i.identity in test],
-  }
-  return {split: items for split, items in splits.items() if items}
+  test_identities = set(identities[:held_out])
+
+  train = [item for item in inputs if item.identity not in test_identities]
+  test = [item for item in inputs if item.identity in test_identities]
+  splits = {}
+  if train:
+    splits["train"] = train
+  if test:
+    splits["test"] = test
+  return splits
 
 
 def deal(items: Sequence[Input], per_shard: int) -> list[tuple[Input, ...]]:
@@ -111,12 +129,17 @@ def deal(items: Sequence[Input], per_shard: int) -> list[tuple[Input, ...]]:
     raise ConfigError(f"objects_per_shard = {per_shard}: it must be positive")
   count = math.ceil(len(items) / per_shard)
   if count > MAX_SHARDS:
+    least = math.ceil(len(items) / MAX_SHARDS)
     raise ConfigError(
       f"objects_per_shard = {per_shard}: {len(items)} objects would need {count} shards, more than "
-      f"{MAX_SHARDS}; use at least {math.ceil(len(items) / MAX_SHARDS)}"
+      f"{MAX_SHARDS}; use at least {least}"
     )
-  ends = [len(items) * i // count for i in range(count + 1)]
-  return [tuple(items[ends[i] : ends[i + 1]]) for i in range(count)]
+  shards = []
+  for i in range(count):
+    start = len(items) * i // count
+    end = len(items) * (i + 1) // count
+    shards.append(tuple(items[start:end]))
+  return shards
 
 
 def deal_jobs(
@@ -140,7 +163,9 @@ def deal_jobs(
 
 def digest(inputs: Sequence[Input]) -> str:
   """Changes when an input is added, removed, renamed or altered."""
-  return short_digest("".join(f"{item.name}\n{item.identity}\n" for item in inputs).encode())
+  lines = [f"{item.name}\n{item.identity}\n" for item in inputs]
+  text = "".join(lines)
+  return short_digest(text.encode())
 
 
 def short_digest(data: bytes) -> str:
@@ -157,4 +182,5 @@ def file_digest(path: pathlib.Path, most: int = IDENTITY_BYTES) -> str:
   with path.open("rb") as file:
     head = file.read(most)
     file.seek(max(0, size - most))
-    return short_digest(str(size).encode() + head + file.read(most))
+    tail = file.read(most)
+  return short_digest(str(size).encode() + head + tail)

@@ -67,19 +67,25 @@ class Cleared(NamedTuple):
 def clear(scene: Scene, mask_HW: np.ndarray, rules: SwapRules) -> Cleared:
   """Takes the object out. Raises Rejected (few_points) if too little of its point map is known."""
   points = scene.pointmap_HW3[mask_HW]
-  points = points[np.isfinite(points).all(-1)].astype(np.float64)
+  known = np.isfinite(points).all(-1)
+  points = points[known].astype(np.float64)
   if len(points) < MIN_POINTS:
     raise Rejected("few_points")
+
   # Its box, without strays.
-  low, high = np.percentile(points, (rules.box_percent, 100 - rules.box_percent), axis=0)
-  core = points[((points >= low) & (points <= high)).all(1)]
+  percentiles = (rules.box_percent, 100 - rules.box_percent)
+  low, high = np.percentile(points, percentiles, axis=0)
+  is_core = ((points >= low) & (points <= high)).all(1)
+  core = points[is_core] if is_core.any() else points
+
+  # Colours and depth behind it.
   region = removal.enlarged(mask_HW, rules.margin)
   depth = removal.fill_depth(scene.pointmap_HW3[..., 2], region)
   filled = render.points_of(depth, scene.camera)
   return Cleared(
     image_HW3=removal.remove(scene.image_HW3, region),
     points_HW3=np.where(region[..., None], filled, scene.pointmap_HW3),
-    centroid_3=(core if len(core) else points).mean(0),
+    centroid_3=core.mean(0),
     extent_3=high - low,
   )
 
@@ -113,8 +119,10 @@ def fit(subject: Subject, rotation: np.ndarray, cleared: Cleared, scene: Scene) 
   small. Raises Rejected (too_close).
   """
   turned = subject.asset.mesh.vertices @ rotation.T
-  low, high = turned.min(0), turned.max(0)
-  scale = float((cleared.extent_3 / (high - low))[:2].min())
+  low = turned.min(0)
+  high = turned.max(0)
+  ratio = cleared.extent_3 / (high - low)
+  scale = float(ratio[:2].min())
   place = cleared.centroid_3 - scale * (low + high) / 2
   seen = viewpoint(scene.camera, rotation, place, scale)
   if flying.nearest(seen, subject) <= 0.05 * cleared.centroid_3[2]:
@@ -129,14 +137,20 @@ def check(
 
   Raises Rejected: nothing_in_view, too_hidden or neither_supported_nor_occluded.
   """
+  # Enough of the object is seen.
   whole = np.isfinite(depth_HW)
   if not whole.any():
     raise Rejected("nothing_in_view")
   share = visible_HW.sum() / whole.sum()
   if not visible_HW.any() or share < rules.min_visible:
     raise Rejected("too_hidden")
+
+  # It stands on something, or something stands before it.
   support = composite.support(
-    depth_HW, scene_HW, band=rules.support_band, tolerance=rules.support_tolerance
+    depth_HW,
+    scene_HW,
+    band=rules.support_band,
+    tolerance=rules.support_tolerance,
   )
   contour = composite.hidden_contour(visible_HW, depth_HW, scene_HW, margin=rules.contour_margin)
   supported = support > 0 and support >= rules.min_support
@@ -153,9 +167,12 @@ def insert(
   subject: Subject, seen: Viewpoint, cleared: Cleared, config: PasteConfig, rng: np.random.Generator
 ) -> Inserted:
   """Puts the posed mesh into the photo. Raises Rejected."""
-  depth, behind = render.trace(subject.scene, seen), cleared.points_HW3[..., 2]
+  # Whether the sample is worth rendering.
+  depth = render.trace(subject.scene, seen)
+  behind = cleared.points_HW3[..., 2]
   visible = composite.in_front(depth, behind)
   measures = check(depth, visible, behind, config.rules)
+
   lights = lighting.random_lights(rng, config.light, 0.0)
   lights = flying.camera_lights(lights, seen.pose.rotation)
   shown = render.render(subject.scene, seen, lights, samples=config.samples)
@@ -164,9 +181,10 @@ def insert(
     layer = composite.limited(colour_HW3, shown.alpha_HW, shown.mask_HW, visible)
     return composite.paste(cleared.image_HW3, [layer])
 
+  delit = pasted(shown.delit_HW3) if config.delit else None
   return Inserted(
     image_HW3=pasted(shown.lit_HW3),
-    delit_HW3=pasted(shown.delit_HW3) if config.delit else None,
+    delit_HW3=delit,
     visible_HW=visible,
     whole_HW=shown.mask_HW,
     points_HW3=np.where(visible[..., None], shown.pointmap_HW3, cleared.points_HW3),
@@ -192,6 +210,7 @@ def draw_random(
   subject: Subject, stock: Stock, config: PasteConfig, rng: np.random.Generator, view: int
 ) -> Pasted:
   """One draw of OS-R. Raises Rejected."""
+  # A photo, one of its objects, and how the mesh is turned.
   scene = stock.draw_scene(rng)
   choices = usable_objects(scene, config.rules)
   if not choices:
@@ -199,6 +218,7 @@ def draw_random(
   number = choices[int(rng.integers(len(choices)))]
   rotation = random_rotation(rng, config.rules.largest_turn_deg)
 
+  # Clearing a photo takes longest; other draws from it meet it again.
   def cleared_photo() -> Cleared:
     return clear(scene, scene.masks[number], config.rules)
 

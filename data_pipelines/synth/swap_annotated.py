@@ -59,7 +59,8 @@ def plan(config: PasteConfig, *, test_fraction: float, items_per_shard: int) -> 
     _check_depth(config, inputs)
 
   def spec(items: tuple[sources.Input, ...]) -> ShardSpec:
-    return ShardSpec(config, items, (), ())
+    # every mesh goes into its own photo: nothing else is drawn from
+    return ShardSpec(config, items, partners=(), photos=())
 
   jobs = sources.deal_jobs(
     inputs, test_fraction=test_fraction, per_shard=items_per_shard, spec=spec
@@ -82,8 +83,10 @@ def plan(config: PasteConfig, *, test_fraction: float, items_per_shard: int) -> 
 
 def _check_depth(config: PasteConfig, inputs: list[sources.Input]) -> None:
   """Raises ConfigError if no item has a point map and nothing can make one."""
+  if config.photos.depth_command:
+    return
   folder = pathlib.Path(config.source.source)
-  if config.photos.depth_command or any(_has_depth(folder / item.name) for item in inputs):
+  if any(_has_depth(folder / item.name) for item in inputs):
     return
   raise ConfigError(
     f"{config.builder} needs depth, and none of the {len(inputs)} items in source = "
@@ -93,6 +96,7 @@ def _check_depth(config: PasteConfig, inputs: list[sources.Input]) -> None:
 
 
 def _has_depth(path: pathlib.Path) -> bool:
+  """Whether an item names a point map."""
   try:
     return layout.read(path).pointmap is not None
   except layout.AnnotationError:
@@ -108,13 +112,15 @@ def make_shard(spec: ShardSpec, refuse: Refusals) -> Iterator[schema.Example]:
       fault = not isinstance(error, items.SetAside)
       refuse(Quarantined(entry.name, error.reason, error.detail, fault=fault))
       continue
+
     failures = []
     for one in found:
       try:
         yield from make_examples(one, spec.config)
       except Rejected as rejected:
-        failures.append(str(rejected))
-        refuse.draw(failures[-1])
+        reason = str(rejected)
+        failures.append(reason)
+        refuse.draw(reason)
     if len(failures) == len(found):
       detail = f"no object kept to the thresholds: {', '.join(failures)}"
       refuse(Quarantined(entry.name, "no_sample", detail, fault=False))
@@ -129,12 +135,15 @@ def annotated_objects(config: PasteConfig, entry: sources.Input) -> list[Found]:
 
 def make_examples(found: Found, config: PasteConfig) -> Iterator[schema.Example]:
   """One example a view, each under another light. Raises Rejected before the first."""
-  asset, photographed = found.subject.asset, found.scene.masks[found.number]
+  asset = found.subject.asset
+  photographed = found.scene.masks[found.number]
   cleared = swap.clear(found.scene, photographed, config.rules)
   voxels = voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces)
   for view in range(config.views):
     rng = iso_3do.generator(config.seed, asset.key, found.number, view)
     inserted = swap.insert(found.subject, found.viewpoint, cleared, config, rng)
+
+    # How well the mesh lies on the pixels of what it replaces.
     both = inserted.visible_HW & photographed
     either = inserted.visible_HW | photographed
     overlap = float(both.sum() / either.sum())
@@ -169,6 +178,8 @@ def item_object(config: PasteConfig, entry: sources.Input) -> Found:
     item = layout.read(path)
   except layout.AnnotationError as error:
     raise Refused("bad_annotation", str(error)) from error
+
+  # The mesh that the annotators chose or made.
   candidate = posed_mesh(item)
   if candidate is None:
     raise items.SetAside(
@@ -181,6 +192,8 @@ def item_object(config: PasteConfig, entry: sources.Input) -> Found:
     max_coordinate=config.source.max_coordinate,
   )
   filters.check(asset, config.filters)
+
+  # The photo, in which the object is large enough.
   scene = item_scene(config, entry, item)
   if not swap.usable_objects(scene, config.rules):
     raise items.SetAside(
@@ -188,6 +201,8 @@ def item_object(config: PasteConfig, entry: sources.Input) -> Found:
       f"{entry.name}: the mask covers less than min_object_share = "
       f"{config.rules.min_object_share:g}",
     )
+
+  # The pose, of one scale along all axes and before the camera.
   pose = items.mesh_pose(candidate, asset)
   if np.ptp(pose.scale) > UNIFORM * pose.scale.max():
     raise items.SetAside(
@@ -196,7 +211,8 @@ def item_object(config: PasteConfig, entry: sources.Input) -> Found:
     )
   scale = float(pose.scale.mean())
   seen = viewpoint(scene.camera, pose.rotation, pose.translation, scale)
-  if seen.points(asset.mesh.vertices)[:, 2].min() <= 0:
+  depth = seen.points(asset.mesh.vertices)[:, 2]
+  if depth.min() <= 0:
     raise Refused("bad_pose", f"{entry.name}: part of the mesh lies behind the camera")
   named = dataclasses.replace(asset, source=entry.name)
   return Found(render_paste.subject_of(named), scene, 0, seen)
@@ -221,14 +237,18 @@ def item_scene(config: PasteConfig, entry: sources.Input, item: layout.Item) -> 
     problems.append(Refused(reason, detail))
 
   files = scenes.Files(
-    item.image, (item.mask,), item.pointmap, camera=item.camera, frame=item.frame
+    image=item.image,
+    masks=(item.mask,),
+    pointmap=item.pointmap,
+    camera=item.camera,
+    frame=item.frame,
   )
-  photo = dataclasses.replace(config.photos, license=item.license or config.photos.license)
+  license = item.license or config.photos.license
+  photo = dataclasses.replace(config.photos, license=license)
   scene = scenes.read(photo, entry, files, note)
   if problems:
     raise problems[0]
   if scene.pointmap_HW3 is None:
-    raise items.SetAside(
-      "no_pointmap", f"{entry.name} names no point map, and photos.depth_command is not set"
-    )
+    detail = f"{entry.name} names no point map, and photos.depth_command is not set"
+    raise items.SetAside("no_pointmap", detail)
   return dataclasses.replace(scene, name=entry.name)

@@ -22,29 +22,37 @@ def subdivided(mesh: Mesh, triangles: int) -> Mesh:
   needed.
   """
   while len(mesh.faces) < triangles:
-    count = len(mesh.faces)
-    edges = np.sort(
-      np.concatenate([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]]),
-      axis=1,
-    )
-    unique, index = np.unique(edges, axis=0, return_inverse=True)
-    middle = lambda values, unique=unique: np.concatenate(
-      [values, values[unique].mean(1, dtype=values.dtype)]
-    )
-    ab, bc, ca = index.reshape(3, count) + len(mesh.vertices)
-    a, b, c = mesh.faces.T
-    faces = np.concatenate(
-      [np.stack(f, -1) for f in ((a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca))]
-    ).astype(np.int32)
-    mesh = dataclasses.replace(
-      mesh,
-      faces=faces,
-      material=np.tile(mesh.material, 4),
-      vertices=middle(mesh.vertices),
-      uv=middle(mesh.uv),
-      colours=middle(mesh.colours),
-    )
+    mesh = _cut_into_four(mesh)
   return mesh
+
+
+def _cut_into_four(mesh: Mesh) -> Mesh:
+  """Each face cut at the middles of its edges, which neighbours share."""
+  count = len(mesh.faces)
+  a, b, c = mesh.faces.T
+  ends = np.concatenate([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]])
+  edges, index = np.unique(np.sort(ends, axis=1), axis=0, return_inverse=True)
+
+  def with_middles(values: np.ndarray) -> np.ndarray:
+    middles = values[edges].mean(1, dtype=values.dtype)
+    return np.concatenate([values, middles])
+
+  # Three corners and the triangle in the middle.
+  ab, bc, ca = index.reshape(3, count) + len(mesh.vertices)
+  parts = [
+    np.stack([a, ab, ca], -1),
+    np.stack([ab, b, bc], -1),
+    np.stack([ca, bc, c], -1),
+    np.stack([ab, bc, ca], -1),
+  ]
+  return dataclasses.replace(
+    mesh,
+    faces=np.concatenate(parts).astype(np.int32),
+    material=np.tile(mesh.material, 4),
+    vertices=with_middles(mesh.vertices),
+    uv=with_middles(mesh.uv),
+    colours=with_middles(mesh.colours),
+  )
 
 
 def timed(work: Callable):
@@ -56,11 +64,14 @@ def timed(work: Callable):
 
 def encode(shown: render.View) -> list[bytes]:
   """What a record stores of a view: both images, the mask, the point map."""
-  pair = [
-    render.encode(render.over(c, shown.alpha_HW, (240, 240, 240)), "jpeg")
-    for c in (shown.lit_HW3, shown.delit_HW3)
-  ]
-  return [*pair, render.encode(shown.mask_HW), shown.pointmap_HW3.astype(np.float16).tobytes()]
+  stored = []
+  for colour in (shown.lit_HW3, shown.delit_HW3):
+    image = render.over(colour, shown.alpha_HW, (240, 240, 240))
+    stored.append(render.encode(image, "jpeg"))
+  stored.append(render.encode(shown.mask_HW))
+  points = shown.pointmap_HW3.astype(np.float16)
+  stored.append(points.tobytes())
+  return stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,29 +89,33 @@ class TimingSpec:
 
 def measure(spec: TimingSpec) -> None:
   """Prints the seconds of every part. Raises InputError for a file that is no mesh."""
-  # the mesh
+  # The mesh.
   asset, reading = timed(lambda: assets.load(spec.mesh))
-  asset = dataclasses.replace(asset, mesh=subdivided(asset.mesh, spec.triangles))
-  textures = [m.texture.shape[:2] for m in asset.mesh.materials if m.texture is not None]
+  mesh = subdivided(asset.mesh, spec.triangles)
+  textures = [m.texture.shape[:2] for m in mesh.materials if m.texture is not None]
   print(
-    f"{spec.mesh.name}: {len(asset.mesh.faces)} triangles, textures {textures}, "
+    f"{spec.mesh.name}: {len(mesh.faces)} triangles, textures {textures}, "
     f"{spec.image_size} pixels, {spec.samples}^2 rays a pixel"
   )
-  voxels, voxelising = timed(lambda: voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces))
-  scene, preparing = timed(lambda: render.Scene(asset.mesh, asset.source))
+  voxels, voxelising = timed(lambda: voxelize.voxelize(mesh.vertices, mesh.faces))
+  scene, preparing = timed(lambda: render.Scene(mesh, asset.source))
 
-  # its views
-  radius = float(np.linalg.norm(asset.mesh.vertices, axis=1).max())
+  # Its views.
+  radius = float(np.linalg.norm(mesh.vertices, axis=1).max())
   rng = np.random.default_rng(0)
-  rendering, encoding = [], []
+  rendering = []
+  encoding = []
   for _ in range(spec.views):
     camera, azimuth = random_view(
       rng, ViewConfig(), image_size=spec.image_size, radius=radius, scale=1.0
     )
     lights = random_lights(rng, LightConfig(), azimuth)
-    shown, seconds = timed(functools.partial(draw, scene, camera, lights, spec.samples))
+    draw = functools.partial(render.render, scene, camera, lights, samples=spec.samples)
+    shown, seconds = timed(draw)
     rendering.append(seconds)
-    encoding.append(timed(functools.partial(encode, shown))[1])
+    _, seconds = timed(functools.partial(encode, shown))
+    encoding.append(seconds)
+
   print(
     f"reading {reading:.2f}  preparing {preparing:.2f}  voxelising {voxelising:.2f} "
     f"({len(voxels)} voxels)"
@@ -109,7 +124,3 @@ def measure(spec: TimingSpec) -> None:
     f"a view: rendering {np.median(rendering):.2f} (at most {max(rendering):.2f})  "
     f"encoding images and mask {np.median(encoding):.2f}"
   )
-
-
-def draw(scene: render.Scene, camera, lights, samples: int) -> render.View:
-  return render.render(scene, camera, lights, samples=samples)

@@ -1,0 +1,41 @@
+"""Textures as the renderer samples them: a pyramid of sizes, bilinear within each."""
+
+import numpy as np
+from PIL import Image
+
+from sam3d_jax.render.colour import srgb_to_linear
+
+SRGB_TO_LINEAR = srgb_to_linear(np.arange(256) / 255.0)
+
+
+def pyramid(texture_HW3: np.ndarray | None) -> list[np.ndarray] | None:
+  """Box-filtered halvings of an sRGB texture, full size first; None where there is none."""
+  if texture_HW3 is None:
+    return None
+  levels = [texture_HW3]
+  while min(levels[-1].shape[:2]) > 4:
+    height, width = levels[-1].shape[:2]
+    image = Image.fromarray(levels[-1])
+    halved = image.resize((width // 2, height // 2), Image.Resampling.BOX)
+    levels.append(np.asarray(halved))
+  return levels
+
+
+def bilinear(texture_HW3: np.ndarray, uv_N2: np.ndarray) -> np.ndarray:
+  """Linear colours (N, 3) at texture coordinates (origin lower left, repeating)."""
+  # The texel up and left of each point, and how far the point lies from it.
+  height, width = texture_HW3.shape[:2]
+  x = uv_N2[:, 0] * width - 0.5
+  y = (1 - uv_N2[:, 1]) * height - 0.5
+  column = np.floor(x).astype(int)
+  row = np.floor(y).astype(int)
+  right = (x - column)[:, None].astype(np.float32)
+  down = (y - row)[:, None].astype(np.float32)
+
+  def texel(row, column):
+    encoded = texture_HW3[row % height, column % width]
+    return SRGB_TO_LINEAR[encoded]
+
+  top = texel(row, column) * (1 - right) + texel(row, column + 1) * right
+  bottom = texel(row + 1, column) * (1 - right) + texel(row + 1, column + 1) * right
+  return top * (1 - down) + bottom * down
