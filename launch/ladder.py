@@ -104,52 +104,102 @@ class Ladder:
   def data(self, name: str) -> pathlib.Path:
     return self.work / "data" / name
 
+  def trained(self, stage: str) -> pathlib.Path:
+    return self.work / stage
+
   def steps(self) -> list[Step]:
     """Every command, in order."""
-    s = self.scale
-    stages = [
-      *self.stage(
-        "midtrain_fo", "pretrain", self.start / "geometry", "rp_3do_fo", "fo_latents", s.fo
-      ),
-      *self.stage(
-        "midtrain_os", "pretrain", self.work / "midtrain_fo", "rp_3do_osr", "os_latents", s.os
-      ),
-      *self.stage("sft", "sft", self.work / "midtrain_os", "mitl_3do", "rated_latents", s.sft),
+    return [*self.data_steps(), *self.stage_steps()]
+
+  def data_steps(self) -> list[Step]:
+    """Photos to train on and photos to score on, of other objects; then what is made of them."""
+    held_out_seed = self.seed + PHOTO_SEED
+    return [
+      self.photos("fo", "rp_3do_fo", self.seed),
+      self.photos("os", "rp_3do_osr", self.seed),
+      self.photos("photos", "rp_3do_osr", held_out_seed),
+      self.photos("occluded", "rp_3do_fo", held_out_seed),
+      self.ladder_data("rated", "--data", self.data("photos")),
+      self.encode("fo"),
+      self.encode("os"),
+      self.encode("rated"),
+    ]
+
+  def stage_steps(self) -> list[Step]:
+    """Training and score of every stage, each from the one before it."""
+    scale = self.scale
+    pretrained = self.start / "geometry"
+    steps = [self.score("pretrain", pretrained)]
+
+    # Mid-training: flying occlusions, then swapped objects.
+    steps += self.stage(
+      "midtrain_fo",
+      command="pretrain",
+      parent=pretrained,
+      source="rp_3do_fo",
+      data="fo_latents",
+      steps=scale.fo,
+    )
+    steps += self.stage(
+      "midtrain_os",
+      command="pretrain",
+      parent=self.trained("midtrain_fo"),
+      source="rp_3do_osr",
+      data="os_latents",
+      steps=scale.os,
+    )
+
+    # Fine-tuning on shapes that were rated well.
+    steps += self.stage(
+      "sft",
+      command="sft",
+      parent=self.trained("midtrain_os"),
+      source="mitl_3do",
+      data="rated_latents",
+      steps=scale.sft,
+    )
+
+    # Alignment on pairs of the fine-tuned model's own samples.
+    steps.append(
       self.ladder_data(
         "pairs",
         "--data",
         self.data("photos"),
         "--checkpoint",
-        self.work / "sft",
+        self.trained("sft"),
         "--decoder",
         self.vae,
-      ),
-      *self.stage("dpo", "dpo", self.work / "sft", "preferences", "pairs", s.dpo),
-      *self.stage(
-        "distill",
-        "distill",
-        self.work / "dpo",
-        "mitl_3do",
-        "rated_latents",
-        s.distill,
+      )
+    )
+    steps += self.stage(
+      "dpo",
+      command="dpo",
+      parent=self.trained("sft"),
+      source="preferences",
+      data="pairs",
+      steps=scale.dpo,
+    )
+
+    # Distillation, scored as a model of many steps and as one of four.
+    steps += self.stage(
+      "distill",
+      command="distill",
+      parent=self.trained("dpo"),
+      source="mitl_3do",
+      data="rated_latents",
+      steps=scale.distill,
+      more=(
         f"--config.eval.decoder={self.vae}",
-        f"--config.eval.every={s.distill}",
+        f"--config.eval.every={scale.distill}",
         "--config.eval.objects=48",
       ),
-      self.score("distill_4_steps", self.work / "distill", "--shortcut", "--steps", "4"),
-    ]
-    return [
-      self.photos("fo", "rp_3do_fo", self.seed),
-      self.photos("os", "rp_3do_osr", self.seed),
-      self.photos("photos", "rp_3do_osr", self.seed + PHOTO_SEED),
-      self.photos("occluded", "rp_3do_fo", self.seed + PHOTO_SEED),
-      self.ladder_data("rated", "--data", self.data("photos")),
-      *(self.encode(name) for name in ("fo", "os", "rated")),
-      self.score("pretrain", self.start / "geometry"),
-      *stages,
-    ]
+    )
+    few = ("--shortcut", "--steps", "4")
+    steps.append(self.score("distill_4_steps", self.trained("distill"), *few))
+    return steps
 
   def photos(self, name: str, builder: str, seed: int) -> Step:
+    """Photos that a builder composes of rendered objects."""
     return Step(
       f"build_{name}",
       f"compose photos ({builder})",
@@ -164,6 +214,7 @@ class Ladder:
     )
 
   def ladder_data(self, make: str, *arguments) -> Step:
+    """Data that the ladder makes itself."""
     return Step(
       f"make_{make}",
       MADE[make],
@@ -179,6 +230,7 @@ class Ladder:
     )
 
   def encode(self, name: str) -> Step:
+    """Latents of a dataset's shapes, beside it."""
     return Step(
       f"encode_{name}",
       "encode every shape",
@@ -196,32 +248,39 @@ class Ladder:
   def stage(
     self,
     name: str,
+    *,
     command: str,
     parent: pathlib.Path,
     source: str,
     data: str,
     steps: int,
-    *more: str,
+    more: tuple[str, ...] = (),
   ) -> list[Step]:
-    """Training of a stage and its score."""
+    """Training of a stage and its score.
+
+    parent: work folder that it starts from. source: entry of the mixture that reads `data`. more:
+    arguments of the training.
+    """
     train = (
       "launch." + command,
       "--config",
       f"configs/{name}_geometry.py:tiny",
       "--workdir",
-      str(self.work / name),
+      str(self.trained(name)),
       f"--config.init_from={parent}",
       f"--config.data.mixture.{source}.path={self.data(data)}",
       f"--config.steps={steps}",
       f"--config.seed={self.seed}",
       *more,
     )
-    return [Step(name, f"train, {steps} steps", train), self.score(name, self.work / name)]
+    return [
+      Step(name, f"train, {steps} steps", train),
+      self.score(name, self.trained(name)),
+    ]
 
   def score(self, name: str, checkpoint: pathlib.Path, *more: str) -> Step:
-    data = [
-      word for folder in ("photos", "occluded") for word in ("--data", str(self.data(folder)))
-    ]
+    """Score of a checkpoint on the held-out photos of both kinds."""
+    out = self.work / "scores" / f"{name}.json"
     return Step(
       f"score_{name}",
       "score on held-out photos",
@@ -232,9 +291,12 @@ class Ladder:
         str(checkpoint),
         "--decoder",
         str(self.vae),
-        *data,
+        "--data",
+        str(self.data("photos")),
+        "--data",
+        str(self.data("occluded")),
         "--out",
-        str(self.work / "scores" / f"{name}.json"),
+        str(out),
         "--seed",
         str(self.seed),
         *more,

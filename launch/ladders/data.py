@@ -7,8 +7,9 @@ faulty shapes pass a threshold and some right ones do not. `pairs` draws several
 keeps the one with the fewest and the one with the most faults, as a chain of choices would.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from data_pipelines.read import rows
 from launch.console.progress import Progress
 from launch.scoring import held_out
 from sam3d_jax.inference import weights
-from sam3d_jax.inference.predictor import Predictor
+from sam3d_jax.inference.predictor import Prediction, Predictor
 from sam3d_jax.inference.weights import WeightsConfig
 
 FAULTY = 0.5  # share of the shapes
@@ -30,14 +31,19 @@ BATCH = 32
 
 def make_rated(photos: pathlib.Path, out: pathlib.Path, seed: int) -> None:
   """Makes a dataset of rated shapes; one that stands is left alone. seed: of faults and ratings."""
+  if is_made(out):
+    return
 
   def make(source: records.Split) -> Iterator[schema.Example]:
     return rated(source, seed, faulty=source.split == "train")
 
-  if not is_made(out):
-    write_splits(photos, out, make, name="rated_photos", kind="example")
-    identity = {"made": "rated", "seed": seed, "source": records.dataset_identity(photos)}
-    write_identity(out, identity, name="rated_photos", kind="example")
+  write_splits(photos, out, make, name="rated_photos", kind="example")
+  identity = {
+    "made": "rated",
+    "seed": seed,
+    "source": records.dataset_identity(photos),
+  }
+  write_identity(out, identity, name="rated_photos", kind="example")
 
 
 def make_pairs(photos: pathlib.Path, out: pathlib.Path, config: WeightsConfig, seed: int) -> None:
@@ -102,47 +108,57 @@ def rated(source: records.Split, seed: int, *, faulty: bool) -> Iterator[schema.
     if bad:
       spoil = add_floaters if rng.uniform() < 0.5 else remove_part
       example["voxels"] = spoil(example["voxels"], rng)
+
+    # held-out shapes are right, and known to be
     rating = 5.0
     if faulty:
-      rating = float(np.clip(rng.normal(*RATINGS[bool(bad)]), 1, 5))
-    yield example | {"rating": rating, "key": schema.example_key(example["key"], "rated", int(bad))}
+      mean, spread = RATINGS[bool(bad)]
+      rating = float(np.clip(rng.normal(mean, spread), 1, 5))
+    key = schema.example_key(example["key"], "rated", int(bad))
+    yield example | {"rating": rating, "key": key}
 
 
 def add_floaters(voxels_N3: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """The shape with two or three hollow balls beside it."""
   size = schema.VOXEL_RESOLUTION
-  centres_XYZ3 = np.stack(np.meshgrid(*[np.arange(size)] * 3, indexing="ij"), -1)
-  grid = np.zeros((size,) * 3, bool)
-  grid[tuple(voxels_N3.T)] = True
+  along = np.arange(size)
+  centres_XYZ3 = np.stack(np.meshgrid(along, along, along, indexing="ij"), -1)
+  grid_XYZ = np.zeros((size, size, size), bool)
+  grid_XYZ[tuple(voxels_N3.T)] = True
   for _ in range(rng.integers(2, 4)):
-    distance = np.linalg.norm(centres_XYZ3 - rng.uniform(6, size - 6, 3), axis=-1)
-    grid |= np.abs(distance - rng.uniform(3, 6)) < 0.8
-  return np.argwhere(grid).astype(np.uint8)
+    centre = rng.uniform(6, size - 6, 3)
+    distance_XYZ = np.linalg.norm(centres_XYZ3 - centre, axis=-1)
+    radius = rng.uniform(3, 6)
+    grid_XYZ |= np.abs(distance_XYZ - radius) < 0.8
+  return np.argwhere(grid_XYZ).astype(np.uint8)
 
 
 def remove_part(voxels_N3: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """The shape without the 30 to 60 per cent of it that lie farthest in some direction."""
-  along = voxels_N3 @ rng.normal(size=3)
-  return voxels_N3[along <= np.quantile(along, rng.uniform(0.4, 0.7))]
+  direction = rng.normal(size=3)
+  along_N = voxels_N3 @ direction
+  kept = rng.uniform(0.4, 0.7)
+  return voxels_N3[along_N <= np.quantile(along_N, kept)]
 
 
 def pairs(source: records.Split, model: Predictor, seed: int) -> Iterator[schema.Example]:
   """One preference example for each photo whose best and worst sample differ enough."""
   with Progress(len(source), f"sampling {source.split}", "photos") as bar:
     for start in range(0, len(source), BATCH):
-      examples = [source[i] for i in range(start, min(start + BATCH, len(source)))]
-      objects = [held_out.object_of(e, model.form, model.resolution) for e in examples]
+      # Some samples of every photo of a batch, each with noise of its own.
+      end = min(start + BATCH, len(source))
+      examples = [source[i] for i in range(start, end)]
+      objects = [held_out.object_of(one, model.form, model.resolution) for one in examples]
       requests = held_out.requests(objects)
       drawn = [model(requests, BATCH, seed + n) for n in range(CANDIDATES)]
-      for row, (example, found) in enumerate(zip(examples, objects, strict=True)):
-        pair = chosen(found.occupancy, [d.occupancy[row] for d in drawn])
+
+      for row, (example, truth) in enumerate(zip(examples, objects, strict=True)):
+        grids = [sample.occupancy[row] for sample in drawn]
+        pair = chosen(truth.occupancy, grids)
         if pair is None:
           continue
-        best, worst = (
-          {"occupancy": drawn[n].occupancy[row], "shape": drawn[n].latents["shape"][row]}
-          for n in pair
-        )
-        yield preference(example, best, worst, model)
+        best, worst = pair
+        yield preference(example, drawn[best].one(row), drawn[worst].one(row), model)
       bar.update(len(examples))
 
 
@@ -150,37 +166,45 @@ def chosen(truth_XYZ: np.ndarray, drawn: Sequence[np.ndarray]) -> tuple[int, int
   """Positions of the sample with the fewest and of that with the most faults, None if there is not
   much between them.
   """
-  faults = [
-    sum(held_out.part_scores(grid, truth_XYZ).values()) if grid.any() else np.nan for grid in drawn
-  ]
+  faults = [faults_of(grid_XYZ, truth_XYZ) for grid_XYZ in drawn]
   if np.isfinite(faults).sum() < 2:
     return None
   best, worst = int(np.nanargmin(faults)), int(np.nanargmax(faults))
-  return (best, worst) if faults[worst] - faults[best] >= MIN_GAP else None
+  if faults[worst] - faults[best] < MIN_GAP:
+    return None
+  return best, worst
+
+
+def faults_of(grid_XYZ: np.ndarray, truth_XYZ: np.ndarray) -> float:
+  """How much of a shape floats or is missing, NaN for an empty one."""
+  if not grid_XYZ.any():
+    return np.nan
+  return sum(held_out.part_scores(grid_XYZ, truth_XYZ).values())
 
 
 def preference(
-  example: schema.Example, best: Mapping, worst: Mapping, model: Predictor
+  example: schema.Example, best: Prediction, worst: Prediction, model: Predictor
 ) -> schema.Example:
   """The record of a pair; both shapes keep the latents that they were sampled as."""
+  generator = {"generator": "ladder"}
+  loser = schema.empty_loser() | shape_fields(worst, model) | generator
+  record = schema.empty_example("preference") | example | shape_fields(best, model) | generator
+  record["key"] = schema.example_key(example["key"], "pair")
+  record["losers"] = [loser]
+  return record
+
+
+def shape_fields(sample: Prediction, model: Predictor) -> dict[str, Any]:
+  """What a record says about a sampled shape."""
+  # the latent's tokens are a cubic grid
   tokens, channels = model.latent_shapes["shape"]
   side = round(tokens ** (1 / 3))
-  grid = (side, side, side, channels)
-  fields = [
-    {
-      "voxels": fine_voxels(side["occupancy"]),
-      "structure_latent_autoencoder": model.identity["decoder"],
-      "structure_latent": side["shape"].reshape(grid).astype(np.float32),
-    }
-    for side in (best, worst)
-  ]
-  loser = schema.empty_loser() | fields[1] | {"generator": "ladder"}
-  return (
-    schema.empty_example("preference")
-    | example
-    | fields[0]
-    | {"key": schema.example_key(example["key"], "pair"), "generator": "ladder", "losers": [loser]}
-  )
+  latent = sample.latents["shape"].reshape(side, side, side, channels)
+  return {
+    "voxels": fine_voxels(sample.occupancy),
+    "structure_latent_autoencoder": model.identity["decoder"],
+    "structure_latent": latent.astype(np.float32),
+  }
 
 
 def fine_voxels(grid_XYZ: np.ndarray) -> np.ndarray:

@@ -13,22 +13,24 @@ from launch.scoring.steps_curve import chart
 from sam3d_jax.errors import InputError
 
 STYLE = (
-  "body{font:15px "
-  "system-ui;margin:2em;color:#222}table{border-collapse:collapse}td,th{padding:.35em "
-  ".8em;text-align:right}"
-  "th{border-bottom:2px solid "
-  "#888}td:first-child,th:first-child{text-align:left}tr:nth-child(even){background:#f4f5f8}"
+  "body{font:15px system-ui;margin:2em;color:#222}"
+  "table{border-collapse:collapse}"
+  "td,th{padding:.35em .8em;text-align:right}"
+  "th{border-bottom:2px solid #888}"
+  "td:first-child,th:first-child{text-align:left}"
+  "tr:nth-child(even){background:#f4f5f8}"
 )
 
 
 def read(folder: pathlib.Path, stages: Sequence[str]) -> dict[str, dict]:
   """stage -> set of photos -> scores of one seed. Raises InputError for a stage without scores."""
-  missing = [s for s in stages if not (folder / "scores" / f"{s}.json").is_file()]
+  files = {stage: folder / "scores" / f"{stage}.json" for stage in stages}
+  missing = [stage for stage, file in files.items() if not file.is_file()]
   if missing:
     raise InputError(
       f"{folder} holds no scores of {', '.join(missing)}: let launch.ladder finish there first"
     )
-  return {s: json.loads((folder / "scores" / f"{s}.json").read_text()) for s in stages}
+  return {stage: json.loads(file.read_text()) for stage, file in files.items()}
 
 
 def table(seeds: Sequence[dict], stages: Sequence[str]) -> list[dict]:
@@ -43,15 +45,22 @@ def table(seeds: Sequence[dict], stages: Sequence[str]) -> list[dict]:
         "photos": photos,
         "stage": stage,
         "seeds": len(seeds),
-        "objects": sum(f["objects"] for f in found),
+        "objects": sum(scores["objects"] for scores in found),
       }
       for name in HIGHER_IS_BETTER:
-        values = [f[name] for f in found if f[name] is not None]
-        row[name] = round(float(np.mean(values)), 4) if values else None
+        # a score that no object of a seed has is None
+        values = [scores[name] for scores in found if scores[name] is not None]
+        row[name] = rounded(np.mean(values)) if values else None
         if len(seeds) > 1:
-          row[f"{name}_std"] = round(float(np.std(values, ddof=1)), 4) if len(values) > 1 else None
+          spread = rounded(np.std(values, ddof=1)) if len(values) > 1 else None
+          row[f"{name}_std"] = spread
       rows.append(row)
   return rows
+
+
+def rounded(value: np.floating) -> float:
+  """To the digits that the table keeps."""
+  return round(float(value), 4)
 
 
 def write(out: pathlib.Path, folders: Sequence[pathlib.Path], stages: Sequence[str]) -> None:
@@ -62,59 +71,65 @@ def write(out: pathlib.Path, folders: Sequence[pathlib.Path], stages: Sequence[s
     writer = csv.DictWriter(file, list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-  sets = list(dict.fromkeys(row["photos"] for row in rows))
-  series = {
-    photos: [
-      (row["stage"].removesuffix("_steps"), row["viou"]) for row in rows if row["photos"] == photos
-    ]
-    for photos in sets
-  }
-  chart(series, title=f"voxel IoU after each stage, {counted(len(seeds))}", axis="stage").save(
-    out / "ladder.png"
-  )
-  constant = {p: float(np.mean([seed[stages[0]][p]["constant"] for seed in seeds])) for p in sets}
-  (out / "ladder.html").write_text(page(rows, constant, len(seeds)))
+
+  # One curve for each set of photos.
+  series: dict[str, list[tuple[str, float]]] = {}
   for row in rows:
-    shown = (
-      f"{name} {'-' if row[name] is None else format(row[name], '.3f')}"
-      for name in HIGHER_IS_BETTER
-    )
+    stage = row["stage"].removesuffix("_steps")
+    series.setdefault(row["photos"], []).append((stage, row["viou"]))
+  title = f"voxel IoU after each stage, {counted(len(seeds))}"
+  chart(series, title=title, axis="stage").save(out / "ladder.png")
+
+  # The best shape that ignores the photo is that of the objects, whichever stage is scored.
+  constant = {}
+  for photos in series:
+    each = [seed[stages[0]][photos]["constant"] for seed in seeds]
+    constant[photos] = float(np.mean(each))
+  (out / "ladder.html").write_text(page(rows, constant, len(seeds)))
+
+  # The same on the screen.
+  for row in rows:
+    shown = []
+    for name in HIGHER_IS_BETTER:
+      value = "-" if row[name] is None else f"{row[name]:.3f}"
+      shown.append(f"{name} {value}")
     print(f"{row['photos']:10} {row['stage']:16} {'  '.join(shown)}")
-  print(
-    "best shape that ignores the photo: "
-    + ", ".join(f"{p} viou {v:.3f}" for p, v in constant.items())
-  )
+  best = ", ".join(f"{photos} viou {value:.3f}" for photos, value in constant.items())
+  print(f"best shape that ignores the photo: {best}")
   print(f"wrote {out / 'ladder.csv'}, ladder.html, ladder.png")
 
 
 def page(rows: list[dict], constant: dict[str, float], seeds: int) -> str:
-  """The table as a web page."""
-  head = "".join(
-    f"<th>{html.escape(name)} {'↑' if up else '↓'}</th>" for name, up in HIGHER_IS_BETTER.items()
-  )
+  """The table as a web page. constant: set of photos -> score of the best constant shape."""
+  titles = []
+  for name, higher in HIGHER_IS_BETTER.items():
+    arrow = "↑" if higher else "↓"
+    titles.append(f"<th>{html.escape(name)} {arrow}</th>")
+  head = "".join(titles)
+
   parts = [
     f"<!doctype html><meta charset=utf-8><title>ladder</title><style>{STYLE}</style><h1>The "
     f"ladder, {counted(seeds)}</h1>"
   ]
   for photos, value in constant.items():
-    body = "".join(
-      "<tr><td>"
-      + html.escape(row["stage"])
-      + "</td>"
-      + "".join(f"<td>{cell(row, name)}</td>" for name in HIGHER_IS_BETTER)
-      + "</tr>"
-      for row in rows
-      if row["photos"] == photos
-    )
+    lines = [html_row(row) for row in rows if row["photos"] == photos]
     parts.append(
       f"<h2>{html.escape(photos)}: held-out photos (best constant shape: voxel IoU "
       f"{value:.3f})</h2>"
-      f"<table><tr><th>after</th>{head}</tr>{body}</table>"
+      f"<table><tr><th>after</th>{head}</tr>{''.join(lines)}</table>"
     )
-  return "".join([*parts, "<p><img src=ladder.png alt='voxel IoU after each stage'></p>"])
+  parts.append("<p><img src=ladder.png alt='voxel IoU after each stage'></p>")
+  return "".join(parts)
+
+
+def html_row(row: dict) -> str:
+  """The scores after one stage."""
+  cells = "".join(f"<td>{cell(row, name)}</td>" for name in HIGHER_IS_BETTER)
+  return f"<tr><td>{html.escape(row['stage'])}</td>{cells}</tr>"
 
 
 def counted(seeds: int) -> str:
+  """1 -> '1 seed', 3 -> '3 seeds'."""
   return f"{seeds} seed" + "s" * (seeds > 1)
 
 
@@ -123,4 +138,6 @@ def cell(row: dict, name: str) -> str:
   if row[name] is None:
     return "–"
   spread = row.get(f"{name}_std")
-  return f"{row[name]:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
+  if spread is None:
+    return f"{row[name]:.3f}"
+  return f"{row[name]:.3f} ± {spread:.3f}"

@@ -48,18 +48,22 @@ def run(config: ScoreConfig, out: pathlib.Path) -> None:
     objects = held_out.read([folder], config.split, model.form, model.resolution, config.most)
     name = pathlib.Path(folder).name
     rows = score_objects(model, objects, config.seed, name)
-    truth = np.stack([o.occupancy for o in objects])
+    scores = aggregate.summarise(rows, list(held_out.HIGHER_IS_BETTER))
+
+    # the strongest shape that ignores the photo
+    truth = np.stack([one.occupancy for one in objects])
     constant, _ = occupancy.best_constant(truth.mean(0), truth)
-    means = aggregate.summarise(rows, list(held_out.HIGHER_IS_BETTER))
-    result[name] = means | {"objects": len(objects), "constant": constant}
+    result[name] = scores | {"objects": len(objects), "constant": constant}
 
   out.parent.mkdir(parents=True, exist_ok=True)
   atomic.write_json(out, result)
   for name, scores in result.items():
-    known = [k for k in held_out.HIGHER_IS_BETTER if scores[k] is not None]
-    shown = ", ".join(f"{k} {scores[k]:.3f}" for k in known)
+    shown = []
+    for score in held_out.HIGHER_IS_BETTER:
+      if scores[score] is not None:
+        shown.append(f"{score} {scores[score]:.3f}")
     print(
-      f"{name}: {shown} ({scores['objects']} objects; best constant shape viou "
+      f"{name}: {', '.join(shown)} ({scores['objects']} objects; best constant shape viou "
       f"{scores['constant']:.3f})"
     )
 
@@ -73,11 +77,20 @@ def score_objects(
     for start in range(0, len(objects), BATCH):
       part = objects[start : start + BATCH]
       found = model(held_out.requests(part), BATCH, seed)
-      for i, truth in enumerate(part):
-        one = found.one(i)
-        row = held_out.score(
-          truth, one.occupancy, one.latents, model.trained, f1_threshold=F1_THRESHOLD
+      for number, truth in enumerate(part):
+        one = found.one(number)
+        scores = held_out.score(
+          truth,
+          one.occupancy,
+          one.latents,
+          model.trained,
+          f1_threshold=F1_THRESHOLD,
         )
-        rows[truth.key] = {k: v if np.isfinite(v) else None for k, v in row.items()}
+        rows[truth.key] = {name: finite_or_none(value) for name, value in scores.items()}
       bar.update(len(part))
   return rows
+
+
+def finite_or_none(value: float) -> float | None:
+  """The form of a score in JSON, which has no NaN."""
+  return value if np.isfinite(value) else None
