@@ -46,7 +46,7 @@ LONGEST = (
   "launch/aot_test.py",
   "launch/sample_command_test.py",
   "launch/torch_twin_test.py",
-  "sam3d_jax/torch_bridge/release_test.py",
+  "sam3d_jax/torch_bridge/release_export_test.py",
 )
 
 SHARED = pathlib.Path(

@@ -5,7 +5,6 @@ taking memory.
 import json
 
 from flax import nnx
-import jax
 import numpy as np
 import pytest
 
@@ -18,50 +17,63 @@ from sam3d_jax.torch_bridge.names_geometry import (
   structure_decoder_rules,
   structure_encoder_rules,
 )
+from tests.support.tiny_release import normal_arrays
 
 PARTS = {
-  "ss_generator": (GeometryFlow, GeometryFlowConfig, geometry_flow_rules),
-  "ss_encoder": (StructureEncoder, StructureVAEConfig, structure_encoder_rules),
-  "ss_decoder": (StructureDecoder, StructureVAEConfig, structure_decoder_rules),
+  "ss_generator": (GeometryFlow, GeometryFlowConfig(), geometry_flow_rules),
+  "ss_encoder": (StructureEncoder, StructureVAEConfig(), structure_encoder_rules),
+  "ss_decoder": (StructureDecoder, StructureVAEConfig(), structure_decoder_rules),
 }
 
-
-def _published(shared_dir, part):
-  return json.loads((shared_dir / "golden" / "state_dict_full_keys.json").read_text())[part][
-    "entries"
-  ]
+TINY_FLOW = dict(width=12, heads=2, cond_width=10, shape_resolution=2)
+TINY_VAE = dict(resolution=8, channels=(2, 3), res_blocks=1)
 
 
-def _abstract(part):
-  model, config, rules = PARTS[part]
-  return nnx.eval_shape(lambda: model(config(), rngs=nnx.Rngs(0))), rules(config())
+def published_entries(shared_dir, part):
+  """What the published code says of each entry of a part."""
+  golden = json.loads((shared_dir / "golden" / "state_dict_full_keys.json").read_text())
+  return golden[part]["entries"]
+
+
+def shapes_of(model, config):
+  """Path -> shape of our parameters, without making them."""
+  module = nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0)))
+  return parameters.flat_shapes(module)
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_default_configuration_has_exactly_the_published_names_and_shapes(shared_dir, part):
-  model, rules = _abstract(part)
-  expected = {e["module_name"]: tuple(e["shape"]) for e in _published(shared_dir, part)}
-  keys.check(rules, expected, parameters.flat_shapes(model))
-  assert keys.torch_names(rules, parameters.flat_shapes(model)) == expected
+  model, config, rules = PARTS[part]
+  shapes = shapes_of(model, config)
+  expected = {}
+  for entry in published_entries(shared_dir, part):
+    expected[entry["module_name"]] = tuple(entry["shape"])
+  keys.check(rules(config), expected, shapes)
+  assert keys.torch_names(rules(config), shapes) == expected
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_half_precision_storage_follows_the_published_column(shared_dir, part):
-  model, rules = _abstract(part)
-  half = {
-    name for name, rule, _, _ in keys.expand(rules, parameters.flat_shapes(model)) if rule.half
-  }
-  assert half == {
-    e["module_name"] for e in _published(shared_dir, part) if e["dtype_if_use_fp16"] == "float16"
-  }
+  model, config, rules = PARTS[part]
+  half = set()
+  for entry in keys.expand(rules(config), shapes_of(model, config)):
+    if entry.rule.half:
+      half.add(entry.name)
+  expected = set()
+  for entry in published_entries(shared_dir, part):
+    if entry["dtype_if_use_fp16"] == "float16":
+      expected.add(entry["module_name"])
+  assert half == expected
 
 
 def test_only_the_shape_position_table_is_a_buffer(shared_dir):
-  _, rules = _abstract("ss_generator")
-  buffers = {
-    e["module_name"] for e in _published(shared_dir, "ss_generator") if e["kind"] == "buffer"
-  }
-  assert {r.torch for r in rules if r.ours is None} == buffers
+  _, config, rules = PARTS["ss_generator"]
+  buffers = {rule.torch for rule in rules(config) if rule.ours is None}
+  expected = set()
+  for entry in published_entries(shared_dir, "ss_generator"):
+    if entry["kind"] == "buffer":
+      expected.add(entry["module_name"])
+  assert buffers == expected
 
 
 @pytest.mark.parametrize(
@@ -69,40 +81,34 @@ def test_only_the_shape_position_table_is_a_buffer(shared_dir):
   [
     (
       GeometryFlow,
-      GeometryFlowConfig(width=12, depth=2, heads=2, cond_width=10, shape_resolution=2),
+      GeometryFlowConfig(**TINY_FLOW, depth=2),
       geometry_flow_rules,
     ),
     (
       GeometryFlow,
-      GeometryFlowConfig(
-        width=12,
-        depth=1,
-        heads=2,
-        cond_width=10,
-        shape_resolution=2,
-        shortcut=False,
-        qk_rms_norm=False,
-      ),
+      GeometryFlowConfig(**TINY_FLOW, depth=1, shortcut=False, qk_rms_norm=False),
       geometry_flow_rules,
     ),
     (
       StructureEncoder,
-      StructureVAEConfig(resolution=8, channels=(2, 3), res_blocks=1),
+      StructureVAEConfig(**TINY_VAE),
       structure_encoder_rules,
     ),
     (
       StructureDecoder,
-      StructureVAEConfig(resolution=8, channels=(2, 3), res_blocks=1),
+      StructureVAEConfig(**TINY_VAE),
       structure_decoder_rules,
     ),
   ],
   ids=["flow", "flow_without_options", "encoder", "decoder"],
 )
 def test_there_and_back_again_is_the_identity(model, config, rules):
-  shapes = parameters.flat_shapes(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0))))
-  rng = np.random.default_rng(0)
-  params = {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
+  shapes = shapes_of(model, config)
+  params = normal_arrays(shapes, seed=0)
   state = keys.to_torch(rules(config), params)
+  for name, array in state.items():
+    assert array.dtype == np.float32, name
   back = keys.to_ours(rules(config), state, shapes)
-  assert jax.tree.all(jax.tree.map(np.array_equal, params, back))
-  assert all(a.dtype == np.float32 for a in state.values())
+  assert set(back) == set(params)
+  for path, array in params.items():
+    np.testing.assert_array_equal(back[path], array, err_msg=path)
