@@ -48,7 +48,8 @@ class ConditionConfig:
     unknown = [s for s in self.streams if s not in STREAMS]
     if unknown or not self.streams:
       raise ValueError(f"ConditionConfig.streams={self.streams}: give some of {STREAMS}")
-    if self.pointmap is None and set(self.streams) & set(POINTMAP_STREAMS):
+    has_pointmaps = set(self.streams) & set(POINTMAP_STREAMS)
+    if self.pointmap is None and has_pointmaps:
       raise ValueError(
         f"ConditionConfig.streams={self.streams} has point maps, but ConditionConfig.pointmap is "
         "None"
@@ -60,16 +61,21 @@ class ConditionConfig:
 
     Two thirds of multiplier x width, rounded up to a multiple of 256.
     """
-    wanted = int(2 * int(self.hidden_multiplier * self.width) / 3)
-    return math.ceil(wanted / HIDDEN_MULTIPLE) * HIDDEN_MULTIPLE
+    # cut to an integer twice, as published
+    full = int(self.hidden_multiplier * self.width)
+    wanted = int(2 * full / 3)
+    multiples = math.ceil(wanted / HIDDEN_MULTIPLE)
+    return multiples * HIDDEN_MULTIPLE
 
   @property
   def tokens(self) -> int:
     """Length of the condition sequence."""
     total = 0
     for stream in self.streams:
-      encoder = self.pointmap if stream in POINTMAP_STREAMS else self.dino
-      total += encoder.tokens
+      if stream in POINTMAP_STREAMS:
+        total += self.pointmap.tokens
+      else:
+        total += self.dino.tokens
     return total
 
 
@@ -77,12 +83,20 @@ class SwiGLU(nnx.Module):
   """w2(silu(w1 x) * w3 x) without biases (Shazeer 2020)."""
 
   def __init__(self, width: int, hidden: int, width_out: int, *, rngs: nnx.Rngs, dtype):
-    self.w1 = layers.Dense(width, hidden, rngs=rngs, dtype=dtype, bias=False)
-    self.w2 = layers.Dense(hidden, width_out, rngs=rngs, dtype=dtype, bias=False)
-    self.w3 = layers.Dense(width, hidden, rngs=rngs, dtype=dtype, bias=False)
+    dense = functools.partial(
+      layers.Dense,
+      rngs=rngs,
+      dtype=dtype,
+      bias=False,
+    )
+    self.w1 = dense(width, hidden)
+    self.w2 = dense(hidden, width_out)
+    self.w3 = dense(width, hidden)
 
   def __call__(self, x):
-    return self.w2(jax.nn.silu(self.w1(x)) * self.w3(x))
+    gate = jax.nn.silu(self.w1(x))
+    hidden = gate * self.w3(x)
+    return self.w2(hidden)
 
 
 class Projection(nnx.Module):
@@ -90,10 +104,17 @@ class Projection(nnx.Module):
 
   def __init__(self, width: int, cfg: ConditionConfig, *, rngs: nnx.Rngs):
     self.norm = layers.LayerNorm(width, eps=NORM_EPS)
-    self.mlp = SwiGLU(width, cfg.hidden, cfg.width, rngs=rngs, dtype=jnp.dtype(cfg.dtype))
+    self.mlp = SwiGLU(
+      width,
+      cfg.hidden,
+      cfg.width,
+      rngs=rngs,
+      dtype=jnp.dtype(cfg.dtype),
+    )
 
   def __call__(self, x):
-    return self.mlp(self.norm(x))
+    normed = self.norm(x)
+    return self.mlp(normed)
 
 
 class ConditionEncoder(nnx.Module):
@@ -101,18 +122,31 @@ class ConditionEncoder(nnx.Module):
 
   def __init__(self, cfg: ConditionConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg
+    projection = functools.partial(
+      Projection,
+      cfg=cfg,
+      rngs=rngs,
+    )
+
+    # one encoder for each kind of stream
     self.image_encoder = Dino(cfg.dino, rngs=rngs)
     self.mask_encoder = Dino(cfg.dino, rngs=rngs)
-    self.image_projection = Projection(cfg.dino.width, cfg, rngs=rngs)
-    self.mask_projection = Projection(cfg.dino.width, cfg, rngs=rngs)
+    self.image_projection = projection(cfg.dino.width)
+    self.mask_projection = projection(cfg.dino.width)
     if cfg.pointmap is None:
       self.pointmap_encoder = None
       self.pointmap_projection = None
     else:
       self.pointmap_encoder = PointmapEncoder(cfg.pointmap, rngs=rngs)
-      self.pointmap_projection = Projection(cfg.pointmap.width, cfg, rngs=rngs)
-    rows = 0.02 * jax.random.normal(rngs.params(), (GROUPS, cfg.width), jnp.float32)
+      self.pointmap_projection = projection(cfg.pointmap.width)
+
     # the published row that nothing reads is zero
+    normal = jax.random.normal(
+      rngs.params(),
+      (GROUPS, cfg.width),
+      jnp.float32,
+    )
+    rows = 0.02 * normal
     self.group_embed = nnx.Param(jnp.pad(rows, ((0, 1), (0, 0))))
 
   def __call__(self, cond: Conditioning, drop_pointmap_B=None):
@@ -130,26 +164,55 @@ class ConditionEncoder(nnx.Module):
     missing = [s for s in self.cfg.streams if getattr(cond, s) is None]
     if missing:
       raise ValueError(f"the conditioning lacks {missing}, which ConditionConfig.streams asks for")
-    tokens = [
-      self.encode(cond, IMAGE_STREAMS, as_float, self.image_encoder, self.image_projection),
-      self.encode(cond, MASK_STREAMS, as_mask, self.mask_encoder, self.mask_projection),
-    ]
+
+    # what the photo shows, and of it the object
+    images_BSD = self.encode(
+      cond,
+      IMAGE_STREAMS,
+      as_float,
+      self.image_encoder,
+      self.image_projection,
+    )
+    masks_BSD = self.encode(
+      cond,
+      MASK_STREAMS,
+      as_mask,
+      self.mask_encoder,
+      self.mask_projection,
+    )
+
+    # where it is; zero where that is unknown or dropped
+    points_BSD = None
     if self.pointmap_encoder is not None:
       points_BSD = self.encode(
-        cond, POINTMAP_STREAMS, lambda x: x, self.pointmap_encoder, self.pointmap_projection
+        cond,
+        POINTMAP_STREAMS,
+        as_is,
+        self.pointmap_encoder,
+        self.pointmap_projection,
       )
-      if points_BSD is not None:
-        drop_B = self.lacks_pointmap(cond)
-        if drop_pointmap_B is not None:
-          drop_B = drop_B | drop_pointmap_B
-        points_BSD = jnp.where(drop_B[:, None, None], 0, points_BSD)
-      tokens.append(points_BSD)
-    return jnp.concatenate([x for x in tokens if x is not None], axis=1)
+    if points_BSD is not None:
+      drop_B = self.lacks_pointmap(cond)
+      if drop_pointmap_B is not None:
+        drop_B = drop_B | drop_pointmap_B
+      drop_B11 = drop_B[:, None, None]
+      points_BSD = jnp.where(drop_B11, 0, points_BSD)
+
+    # one sequence of those that the configuration names
+    sequences = (images_BSD, masks_BSD, points_BSD)
+    present = [x for x in sequences if x is not None]
+    return jnp.concatenate(present, axis=1)
 
   def lacks_pointmap(self, cond: Conditioning):
     """(B,) bool, true where no configured point map knows a point."""
-    maps = [getattr(cond, s) for s in POINTMAP_STREAMS if s in self.cfg.streams]
-    known = [jnp.isfinite(points_BHW3).all(-1).any((1, 2)) for points_BHW3 in maps]
+    known = []
+    for stream in POINTMAP_STREAMS:
+      if stream not in self.cfg.streams:
+        continue
+      points_BHW3 = getattr(cond, stream)
+      known_BHW = jnp.isfinite(points_BHW3).all(-1)
+      known_B = known_BHW.any((1, 2))
+      known.append(known_B)
     return ~functools.reduce(jnp.logical_or, known)
 
   def encode(self, cond: Conditioning, streams, prepare, encoder, projection):
@@ -160,17 +223,36 @@ class ConditionEncoder(nnx.Module):
     groups = [g for g, stream in enumerate(streams) if stream in self.cfg.streams]
     if not groups:
       return None
-    inputs = [prepare(getattr(cond, streams[g])) for g in groups]
-    if len({x.shape for x in inputs}) == 1:
-      x_BGSD = apart(projection(encoder(together(inputs))), len(inputs))
+    inputs = []
+    for g in groups:
+      given = getattr(cond, streams[g])
+      inputs.append(prepare(given))
+
+    # through encoder and projection, as one batch if the sizes allow
+    sizes = {x.shape for x in inputs}
+    if len(sizes) == 1:
+      encoded = encoder(together(inputs))
+      projected = projection(encoded)
+      x_BGSD = apart(projected, len(inputs))
     else:  # the crop and the photo differ in size: one pass each
-      x_BGSD = jnp.stack([projection(encoder(x)) for x in inputs], axis=1)
-    x_BSD = x_BGSD.reshape(x_BGSD.shape[0], -1, self.cfg.width)
+      passes = [projection(encoder(x)) for x in inputs]
+      x_BGSD = jnp.stack(passes, axis=1)
+    batch, _, tokens, _ = x_BGSD.shape
+    x_BSD = x_BGSD.reshape(batch, -1, self.cfg.width)
+
     # A product with rows that name their group: its gradient is a product too, where that of a
     # broadcast would be a sum over all tokens into two rows, for which GPUs are too wide.
-    group_of_row = np.repeat(groups, x_BGSD.shape[2])
-    of_row_SG = jax.nn.one_hot(group_of_row, len(self.group_embed), dtype=jnp.float32)
-    embedding_SD = jnp.matmul(of_row_SG, self.group_embed[...], precision="highest")
+    group_of_row = np.repeat(groups, tokens)
+    of_row_SG = jax.nn.one_hot(
+      group_of_row,
+      len(self.group_embed),
+      dtype=jnp.float32,
+    )
+    embedding_SD = jnp.matmul(
+      of_row_SG,
+      self.group_embed[...],
+      precision="highest",
+    )
     return x_BSD + embedding_SD.astype(x_BSD.dtype)
 
 
@@ -179,17 +261,27 @@ def together(streams):
 
   Interleaved rather than end to end, so that on a mesh which shards B no example leaves its device.
   """
-  return jnp.stack(streams, axis=1).reshape(-1, *streams[0].shape[1:])
+  each = streams[0].shape[1:]
+  interleaved = jnp.stack(streams, axis=1)
+  return interleaved.reshape(-1, *each)
 
 
 def apart(x, streams: int):
   """Inverse of `together`, the streams on axis 1."""
-  return x.reshape(-1, streams, *x.shape[1:])
+  each = x.shape[1:]
+  return x.reshape(-1, streams, *each)
 
 
 def as_float(image):
   """uint8 images become float in 0..1; float images pass."""
-  return image.astype(jnp.float32) / 255 if image.dtype == jnp.uint8 else image
+  if image.dtype == jnp.uint8:
+    return image.astype(jnp.float32) / 255
+  return image
+
+
+def as_is(pointmap):
+  """Point maps pass."""
+  return pointmap
 
 
 def as_mask(mask):
@@ -199,4 +291,5 @@ def as_mask(mask):
   """
   if jnp.issubdtype(mask.dtype, jnp.floating):
     return mask
-  return (mask != 0).astype(jnp.float32)
+  is_object = mask != 0
+  return is_object.astype(jnp.float32)

@@ -51,7 +51,9 @@ class DinoConfig:
   @property
   def tokens(self) -> int:
     """Tokens that one image becomes."""
-    registers = self.registers if self.prenorm else 0
+    registers = 0
+    if self.prenorm:
+      registers = self.registers
     patches = (self.input_size // self.patch) ** 2
     return 1 + registers + patches
 
@@ -63,8 +65,9 @@ def initial_positions(grid: int, width: int):
   from small random values it has to find out.
   """
   axis = np.arange(grid, dtype=np.int32)
-  rows_columns = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
-  patches_LD = layers.position_sincos(rows_columns, width)
+  rows_columns = np.meshgrid(axis, axis, indexing="ij")
+  places_L2 = np.stack(rows_columns, axis=-1).reshape(-1, 2)
+  patches_LD = layers.position_sincos(places_L2, width)
   cls_1D = jnp.zeros((1, width), jnp.float32)
   return jnp.concatenate([cls_1D, patches_LD])
 
@@ -73,14 +76,31 @@ class SelfAttention(nnx.Module):
   """Multi-head self-attention with one fused q, k, v projection: kernel (D, 3, H, K)."""
 
   def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs, dtype, backend: str = "auto"):
-    self.qkv = layers.Dense(width, (3, heads, width // heads), rngs=rngs, dtype=dtype)
-    self.out = layers.Dense((heads, width // heads), width, rngs=rngs, dtype=dtype)
+    head_dim = width // heads
+    self.qkv = layers.Dense(
+      width,
+      (3, heads, head_dim),
+      rngs=rngs,
+      dtype=dtype,
+    )
+    self.out = layers.Dense(
+      (heads, head_dim),
+      width,
+      rngs=rngs,
+      dtype=dtype,
+    )
     self.backend = backend
 
   def __call__(self, x_BLD):
     # that of keys cancels in the softmax, that of values passes through it
-    q, k, v = self.qkv.parts(x_BLD, biased=(True, False, False))
-    attended_BLHK = attention_lib.attend(q, k, v, backend=self.backend)
+    biased = (True, False, False)
+    q, k, v = self.qkv.parts(x_BLD, biased=biased)
+    attended_BLHK = attention_lib.attend(
+      q,
+      k,
+      v,
+      backend=self.backend,
+    )
     v_bias_HK = self.qkv.bias[...][2]
     return self.out.of_sum(attended_BLHK, v_bias_HK)
 
@@ -89,11 +109,23 @@ class Mlp(nnx.Module):
   """Two affine maps around an exact (erf) GELU."""
 
   def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs, dtype):
-    self.fc1 = layers.Dense(width, hidden, rngs=rngs, dtype=dtype)
-    self.fc2 = layers.Dense(hidden, width, rngs=rngs, dtype=dtype)
+    self.fc1 = layers.Dense(
+      width,
+      hidden,
+      rngs=rngs,
+      dtype=dtype,
+    )
+    self.fc2 = layers.Dense(
+      hidden,
+      width,
+      rngs=rngs,
+      dtype=dtype,
+    )
 
   def __call__(self, x_BLD):
-    return self.fc2(layers.gelu(self.fc1(x_BLD), exact=True))
+    hidden = self.fc1(x_BLD)
+    active = layers.gelu(hidden, exact=True)
+    return self.fc2(active)
 
 
 class DinoBlock(nnx.Module):
@@ -101,18 +133,36 @@ class DinoBlock(nnx.Module):
 
   def __init__(self, cfg: DinoConfig, *, rngs: nnx.Rngs):
     dtype = jnp.dtype(cfg.dtype)
-    self.norm1 = layers.LayerNorm(cfg.width, eps=NORM_EPS)
-    self.attn = SelfAttention(cfg.width, cfg.heads, rngs=rngs, dtype=dtype, backend=cfg.attention)
-    self.ls1 = nnx.Param(jnp.ones(cfg.width, jnp.float32))
-    self.norm2 = layers.LayerNorm(cfg.width, eps=NORM_EPS)
-    self.mlp = Mlp(cfg.width, int(cfg.width * cfg.mlp_ratio), rngs=rngs, dtype=dtype)
-    self.ls2 = nnx.Param(jnp.ones(cfg.width, jnp.float32))
+    width = cfg.width
+    # attention
+    self.norm1 = layers.LayerNorm(width, eps=NORM_EPS)
+    self.attn = SelfAttention(
+      width,
+      cfg.heads,
+      rngs=rngs,
+      dtype=dtype,
+      backend=cfg.attention,
+    )
+    self.ls1 = nnx.Param(jnp.ones(width, jnp.float32))
+    # feed-forward
+    self.norm2 = layers.LayerNorm(width, eps=NORM_EPS)
+    self.mlp = Mlp(
+      width,
+      int(width * cfg.mlp_ratio),
+      rngs=rngs,
+      dtype=dtype,
+    )
+    self.ls2 = nnx.Param(jnp.ones(width, jnp.float32))
 
   def __call__(self, x_BLD):
     dtype = x_BLD.dtype
-    attended_BLD = self.attn(self.norm1(x_BLD)) * self.ls1[...]
+    # attention
+    normed_BLD = self.norm1(x_BLD)
+    attended_BLD = self.attn(normed_BLD) * self.ls1[...]
     x_BLD = x_BLD + attended_BLD.astype(dtype)
-    processed_BLD = self.mlp(self.norm2(x_BLD)) * self.ls2[...]
+    # feed-forward
+    normed_BLD = self.norm2(x_BLD)
+    processed_BLD = self.mlp(normed_BLD) * self.ls2[...]
     return x_BLD + processed_BLD.astype(dtype)
 
 
@@ -124,25 +174,45 @@ class Dino(nnx.Module):
     grid = cfg.image_size // cfg.patch
 
     def normal(*shape: int) -> nnx.Param:
-      return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32))
+      draw = jax.random.normal(rngs.params(), shape, jnp.float32)
+      return nnx.Param(0.02 * draw)
 
+    def block(rngs: nnx.Rngs) -> DinoBlock:
+      return DinoBlock(cfg, rngs=rngs)
+
+    # tokens that are no patch, and the patches' positions
     self.cls_token = normal(cfg.width)
-    self.register_tokens = normal(cfg.registers, cfg.width) if cfg.registers else None
+    if cfg.registers:
+      self.register_tokens = normal(cfg.registers, cfg.width)
+    else:
+      self.register_tokens = None
     self.mask_token = nnx.Param(jnp.zeros(cfg.width, jnp.float32))
     self.pos_embed = nnx.Param(initial_positions(grid, cfg.width))
+
+    # from pixels to tokens
     self.patch_embed = layers.Dense(
-      (cfg.patch, cfg.patch, 3), cfg.width, rngs=rngs, dtype=jnp.dtype(cfg.dtype)
+      (cfg.patch, cfg.patch, 3),
+      cfg.width,
+      rngs=rngs,
+      dtype=jnp.dtype(cfg.dtype),
     )
+
+    # the transformer
     self.blocks = Stack(
-      lambda rngs: DinoBlock(cfg, rngs=rngs), cfg.depth, rngs=rngs, remat=cfg.remat
+      block,
+      cfg.depth,
+      rngs=rngs,
+      remat=cfg.remat,
     )
     self.norm = layers.LayerNorm(cfg.width, eps=NORM_EPS)
 
   def __call__(self, image_BHWC):
     """(B, H, W, 1 or 3) float in 0..1, any size -> (B, cfg.tokens, D) in the compute dtype."""
-    x_BLD = self.prenorm(preprocess(image_BHWC, self.cfg.input_size))
+    image = preprocess(image_BHWC, self.cfg.input_size)
+    x_BLD = self.prenorm(image)
     if self.cfg.prenorm:
-      return layers.layer_norm(x_BLD, PRENORM_EPS).astype(x_BLD.dtype)
+      normed_BLD = layers.layer_norm(x_BLD, PRENORM_EPS)
+      return normed_BLD.astype(x_BLD.dtype)
     return self.drop_registers(self.norm(x_BLD))
 
   def prenorm(self, image_BHWC):
@@ -150,23 +220,46 @@ class Dino(nnx.Module):
 
     `image_BHWC` is already resized and normalised.
     """
-    cfg = self.cfg
+    patch, dim = self.cfg.patch, self.cfg.width
     batch, height, width, _ = image_BHWC.shape
-    rows, columns = height // cfg.patch, width // cfg.patch
+    rows = height // patch
+    columns = width // patch
+
     # patches, row by row
-    patches = image_BHWC.reshape(batch, rows, cfg.patch, columns, cfg.patch, 3).swapaxes(2, 3)
-    x_BLD = self.patch_embed(patches).reshape(batch, rows * columns, cfg.width)
+    pixels = image_BHWC.reshape(batch, rows, patch, columns, patch, 3)
+    patches = pixels.swapaxes(2, 3)
+    x_BLD = self.patch_embed(patches)
+    x_BLD = x_BLD.reshape(batch, rows * columns, dim)
+    dtype = x_BLD.dtype
+
     # before them the CLS token, which has a position, and the registers, which have none
-    pos_LD = position_embedding(self.pos_embed[...], rows, columns).astype(x_BLD.dtype)
-    prefix_LD = self.cls_token[...].astype(x_BLD.dtype)[None] + pos_LD[:1]
+    pos_LD = position_embedding(
+      self.pos_embed[...],
+      rows,
+      columns,
+    )
+    pos_LD = pos_LD.astype(dtype)
+    cls_1D = self.cls_token[...].astype(dtype)[None]
+    prefix_LD = cls_1D + pos_LD[:1]
     if self.register_tokens is not None:
-      prefix_LD = jnp.concatenate([prefix_LD, self.register_tokens[...].astype(x_BLD.dtype)])
-    prefix_BLD = jnp.broadcast_to(prefix_LD, (batch, *prefix_LD.shape))
-    return self.blocks(jnp.concatenate([prefix_BLD, x_BLD + pos_LD[1:]], axis=1))
+      registers_RD = self.register_tokens[...].astype(dtype)
+      prefix_LD = jnp.concatenate([prefix_LD, registers_RD])
+    prefix_BLD = jnp.broadcast_to(
+      prefix_LD,
+      (batch, *prefix_LD.shape),
+    )
+
+    # the transformer sees them as one sequence
+    patches_BLD = x_BLD + pos_LD[1:]
+    sequence_BLD = jnp.concatenate([prefix_BLD, patches_BLD], axis=1)
+    return self.blocks(sequence_BLD)
 
   def drop_registers(self, x_BLD):
     """[CLS, registers, patches] -> [CLS, patches]."""
-    return jnp.concatenate([x_BLD[:, :1], x_BLD[:, 1 + self.cfg.registers :]], axis=1)
+    first_patch = 1 + self.cfg.registers
+    cls_B1D = x_BLD[:, :1]
+    patches_BLD = x_BLD[:, first_patch:]
+    return jnp.concatenate([cls_B1D, patches_BLD], axis=1)
 
 
 def preprocess(image_BHWC, size: int):
@@ -178,11 +271,15 @@ def preprocess(image_BHWC, size: int):
   image_BHWC = image_BHWC.astype(jnp.float32)
   if (height, width) != (size, size):
     image_BHWC = jax.image.resize(
-      image_BHWC, (batch, size, size, channels), "linear", antialias=False
+      image_BHWC,
+      (batch, size, size, channels),
+      "linear",
+      antialias=False,
     )
   if channels == 1:
     image_BHWC = jnp.repeat(image_BHWC, 3, axis=-1)
-  return (image_BHWC - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)
+  centred_BHWC = image_BHWC - jnp.asarray(IMAGENET_MEAN)
+  return centred_BHWC / jnp.asarray(IMAGENET_STD)
 
 
 def position_embedding(pos_LD, rows: int, columns: int):
@@ -191,11 +288,18 @@ def position_embedding(pos_LD, rows: int, columns: int):
   The CLS row is kept, the grid is resized in fp32. The resize is bicubic with a = -0.5 and
   antialiasing (Keys' kernel, widened when shrinking), unlike plain bicubic (a = -0.75).
   """
-  grid = int((pos_LD.shape[0] - 1) ** 0.5)
+  length, width = pos_LD.shape
+  grid = int((length - 1) ** 0.5)
   if (rows, columns) == (grid, grid):
     return pos_LD
   grid_HWD = pos_LD[1:].reshape(grid, grid, -1)
   grid_HWD = jax.image.resize(
-    grid_HWD, (rows, columns, grid_HWD.shape[-1]), "cubic", antialias=True
+    grid_HWD,
+    (rows, columns, width),
+    "cubic",
+    antialias=True,
   )
-  return jnp.concatenate([pos_LD[:1], grid_HWD.reshape(rows * columns, -1)])
+  # the CLS token has no place on the grid
+  cls_1D = pos_LD[:1]
+  patches_LD = grid_HWD.reshape(rows * columns, -1)
+  return jnp.concatenate([cls_1D, patches_LD])

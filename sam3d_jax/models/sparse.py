@@ -39,11 +39,14 @@ class SparseTensor(NamedTuple):
   @property
   def valid_BV(self):
     """True where a row is a voxel."""
-    return jnp.arange(self.coords_BV3.shape[1]) < self.count_B[:, None]
+    rows = self.coords_BV3.shape[1]
+    return jnp.arange(rows) < self.count_B[:, None]
 
   def of(self, feats_BVC) -> "SparseTensor":
     """The same voxels with other features, zero in the padding."""
-    return self._replace(feats_BVC=jnp.where(self.valid_BV[..., None], feats_BVC, 0))
+    valid_BV1 = self.valid_BV[..., None]
+    cleared_BVC = jnp.where(valid_BV1, feats_BVC, 0)
+    return self._replace(feats_BVC=cleared_BVC)
 
 
 def pack(feats_NC, coords_N4, batch: int, size: int) -> SparseTensor:
@@ -52,32 +55,48 @@ def pack(feats_NC, coords_N4, batch: int, size: int) -> SparseTensor:
   The order within a sample is kept. Host side (NumPy). Raises ValueError for a sample with more
   than `size` voxels or coordinates outside 0..MAX_COORDINATE.
   """
-  feats_NC, coords_N4 = np.asarray(feats_NC), np.asarray(coords_N4)
+  feats_NC = np.asarray(feats_NC)
+  coords_N4 = np.asarray(coords_N4)
+  sample_N = coords_N4[:, 0]
   xyz_N3 = coords_N4[:, 1:]
-  if len(xyz_N3) and not (0 <= xyz_N3.min() and xyz_N3.max() <= MAX_COORDINATE):
-    raise ValueError(
-      f"voxel coordinates {xyz_N3.min()}..{xyz_N3.max()} are not within 0..{MAX_COORDINATE}"
-    )
-  feats_BVC = np.zeros((batch, size, feats_NC.shape[1]), feats_NC.dtype)
-  coords_BV3 = np.zeros((batch, size, 3), np.int32)
-  count_B = np.bincount(coords_N4[:, 0], minlength=batch).astype(np.int32)
+
+  # what does not fit
+  if len(xyz_N3):
+    lowest, highest = xyz_N3.min(), xyz_N3.max()
+    if not (lowest >= 0 and highest <= MAX_COORDINATE):
+      raise ValueError(
+        f"voxel coordinates {lowest}..{highest} are not within 0..{MAX_COORDINATE}",
+      )
+  count_B = np.bincount(sample_N, minlength=batch).astype(np.int32)
   if len(count_B) > batch or count_B.max(initial=0) > size:
     raise ValueError(f"samples of {count_B.tolist()} voxels do not fit into {batch} rows of {size}")
-  for b in range(batch):
-    of_sample_N = coords_N4[:, 0] == b
-    feats_BVC[b, : count_B[b]] = feats_NC[of_sample_N]
-    coords_BV3[b, : count_B[b]] = xyz_N3[of_sample_N]
-  return SparseTensor(jnp.asarray(feats_BVC), jnp.asarray(coords_BV3), jnp.asarray(count_B))
+
+  # a row for each sample, its voxels first
+  channels = feats_NC.shape[1]
+  feats_BVC = np.zeros((batch, size, channels), feats_NC.dtype)
+  coords_BV3 = np.zeros((batch, size, 3), np.int32)
+  for b, count in enumerate(count_B):
+    of_sample_N = sample_N == b
+    feats_BVC[b, :count] = feats_NC[of_sample_N]
+    coords_BV3[b, :count] = xyz_N3[of_sample_N]
+  return SparseTensor(
+    feats_BVC=jnp.asarray(feats_BVC),
+    coords_BV3=jnp.asarray(coords_BV3),
+    count_B=jnp.asarray(count_B),
+  )
 
 
 def unpack(x: SparseTensor) -> tuple[np.ndarray, np.ndarray]:
   """The published form: features (N, C) and coordinates (N, 4), sample by sample. Host side."""
-  feats_BVC, coords_BV3 = np.asarray(x.feats_BVC), np.asarray(x.coords_BV3)
+  feats_BVC = np.asarray(x.feats_BVC)
+  coords_BV3 = np.asarray(x.coords_BV3)
+  count_B = np.asarray(x.count_B)
   feats, coords = [], []
-  for b, count in enumerate(np.asarray(x.count_B)):
+  for b, count in enumerate(count_B):
     sample_N1 = np.full((count, 1), b, np.int32)
+    xyz_N3 = coords_BV3[b, :count]
     feats.append(feats_BVC[b, :count])
-    coords.append(np.concatenate([sample_N1, coords_BV3[b, :count]], axis=1))
+    coords.append(np.concatenate([sample_N1, xyz_N3], axis=1))
   return np.concatenate(feats), np.concatenate(coords)
 
 
@@ -86,8 +105,10 @@ def voxel_keys(coords_BV3, valid_BV):
 
   A step of one along an axis adds a constant.
   """
+  # with a margin, so that a step below 0 is no voxel of the row before
   x, y, z = jnp.unstack(coords_BV3 + 1, axis=-1)
-  return jnp.where(valid_BV, (x * SIDE + y) * SIDE + z, NO_VOXEL)
+  keys_BV = (x * SIDE + y) * SIDE + z
+  return jnp.where(valid_BV, keys_BV, NO_VOXEL)
 
 
 def neighbours(x: SparseTensor):
@@ -97,23 +118,33 @@ def neighbours(x: SparseTensor):
   used by all its convolutions. Memory does not depend on the resolution: the keys are sorted and
   searched, no dense grid is made.
   """
-  steps = (TAPS @ np.array([SIDE * SIDE, SIDE, 1])).astype(np.int32)
+  # what a step to each neighbour adds to a key
+  strides = np.array([SIDE * SIDE, SIDE, 1])
+  steps_T = (TAPS @ strides).astype(np.int32)
 
   def sample(keys_V):
+    voxels = len(keys_V)
     order_V = jnp.argsort(keys_V).astype(jnp.int32)
     sorted_V = keys_V[order_V]
-    wanted_TV = jnp.where(keys_V == NO_VOXEL, -1, keys_V + steps[:, None])
-    at_TV = jnp.minimum(jnp.searchsorted(sorted_V, wanted_TV), len(keys_V) - 1)
-    return jnp.where(sorted_V[at_TV] == wanted_TV, order_V[at_TV], len(keys_V))
+    # the key that a neighbour would have; padding has none
+    is_padding_V = keys_V == NO_VOXEL
+    wanted_TV = jnp.where(is_padding_V, -1, keys_V + steps_T[:, None])
+    # where it would lie, and whether it does
+    place_TV = jnp.searchsorted(sorted_V, wanted_TV)
+    at_TV = jnp.minimum(place_TV, voxels - 1)
+    found_TV = sorted_V[at_TV] == wanted_TV
+    return jnp.where(found_TV, order_V[at_TV], voxels)
 
-  return jax.vmap(sample, out_axes=1)(voxel_keys(x.coords_BV3, x.valid_BV))
+  keys_BV = voxel_keys(x.coords_BV3, x.valid_BV)
+  return jax.vmap(sample, out_axes=1)(keys_BV)
 
 
 def gather(x_BVC, index_BW):
   """Rows of each sample by index, zero where the index is V."""
 
   def sample(x_VC, index_W):
-    return x_VC.at[index_W].get(mode="fill", fill_value=0)
+    rows = x_VC.at[index_W]
+    return rows.get(mode="fill", fill_value=0)
 
   return jax.vmap(sample)(x_BVC, index_BW)
 
@@ -133,29 +164,55 @@ def _conv(x_BVI, kernel_TIO, neighbours_TBV):
   def tap(sum_BVO, one):
     index_BV, kernel_IO = one
     seen_BVI = gather(x_BVI, index_BV)
-    term_BVO = jnp.einsum("bvi,io->bvo", seen_BVI, kernel_IO, preferred_element_type=jnp.float32)
+    term_BVO = jnp.einsum(
+      "bvi,io->bvo",
+      seen_BVI,
+      kernel_IO,
+      preferred_element_type=jnp.float32,
+    )
     return sum_BVO + term_BVO, None
 
-  zero = jnp.zeros((*x_BVI.shape[:2], kernel_TIO.shape[-1]), jnp.float32)
-  return jax.lax.scan(tap, zero, (neighbours_TBV, kernel_TIO))[0]
+  batch, voxels = x_BVI.shape[:2]
+  channels_out = kernel_TIO.shape[-1]
+  zero_BVO = jnp.zeros((batch, voxels, channels_out), jnp.float32)
+  taps = (neighbours_TBV, kernel_TIO)
+  sum_BVO, _ = jax.lax.scan(tap, zero_BVO, taps)
+  return sum_BVO
 
 
 def _conv_forward(x_BVI, kernel_TIO, neighbours_TBV):
-  return _conv(x_BVI, kernel_TIO, neighbours_TBV), (x_BVI, kernel_TIO, neighbours_TBV)
+  out_BVO = _conv(x_BVI, kernel_TIO, neighbours_TBV)
+  return out_BVO, (x_BVI, kernel_TIO, neighbours_TBV)
 
 
 def _conv_backward(residuals, grad_BVO):
   x_BVI, kernel_TIO, neighbours_TBV = residuals
   grad_BVO = grad_BVO.astype(x_BVI.dtype)
-  x_bar = _conv(grad_BVO, kernel_TIO[::-1].swapaxes(1, 2), neighbours_TBV)
 
+  # of the features: the same convolution with every offset reversed
+  reversed_TOI = kernel_TIO[::-1].swapaxes(1, 2)
+  x_bar = _conv(grad_BVO, reversed_TOI, neighbours_TBV)
+
+  # of the kernel: what each tap saw, times what came of it
   def kernel_tap(_, index_BV):
     seen_BVI = gather(x_BVI, index_BV)
-    return None, jnp.einsum("bvi,bvo->io", seen_BVI, grad_BVO, preferred_element_type=jnp.float32)
+    bar_IO = jnp.einsum(
+      "bvi,bvo->io",
+      seen_BVI,
+      grad_BVO,
+      preferred_element_type=jnp.float32,
+    )
+    return None, bar_IO
 
-  kernel_bar = jax.lax.scan(kernel_tap, None, neighbours_TBV)[1]
+  _, kernel_bar = jax.lax.scan(kernel_tap, None, neighbours_TBV)
+
+  # rows are integers and have none
   no_gradient = np.zeros(neighbours_TBV.shape, jax.dtypes.float0)
-  return x_bar.astype(x_BVI.dtype), kernel_bar.astype(kernel_TIO.dtype), no_gradient
+  return (
+    x_bar.astype(x_BVI.dtype),
+    kernel_bar.astype(kernel_TIO.dtype),
+    no_gradient,
+  )
 
 
 submanifold_conv.defvjp(_conv_forward, _conv_backward)
@@ -177,16 +234,30 @@ def group_by(cells_BV3, valid_BV) -> Groups:
   """Sorts voxels by the cell they lie in; within a cell their order is kept."""
 
   def sample(keys_V):
+    voxels = len(keys_V)
+    # equal keys side by side, padding last
     order_V = jnp.argsort(keys_V, stable=True).astype(jnp.int32)
     sorted_V = keys_V[order_V]
     valid_V = sorted_V != NO_VOXEL
-    first_V = jnp.concatenate([jnp.ones(1, bool), sorted_V[1:] != sorted_V[:-1]]) & valid_V
-    rank_V = jnp.where(valid_V, jnp.cumsum(first_V) - 1, len(keys_V)).astype(jnp.int32)
-    place_V = jnp.arange(len(keys_V), dtype=jnp.int32)
-    inverse_V = jnp.zeros_like(order_V).at[order_V].set(place_V, unique_indices=True)
-    return Groups(order_V, inverse_V, rank_V, first_V.sum(dtype=jnp.int32))
+    # a group begins where the key changes
+    head_1 = jnp.ones(1, bool)
+    changes = sorted_V[1:] != sorted_V[:-1]
+    first_V = jnp.concatenate([head_1, changes]) & valid_V
+    number_V = jnp.cumsum(first_V) - 1
+    rank_V = jnp.where(valid_V, number_V, voxels).astype(jnp.int32)
+    # the way back
+    place_V = jnp.arange(voxels, dtype=jnp.int32)
+    at_order_V = jnp.zeros_like(order_V).at[order_V]
+    inverse_V = at_order_V.set(place_V, unique_indices=True)
+    return Groups(
+      order_BV=order_V,
+      inverse_BV=inverse_V,
+      rank_BV=rank_V,
+      count_B=first_V.sum(dtype=jnp.int32),
+    )
 
-  return jax.vmap(sample)(voxel_keys(cells_BV3, valid_BV))
+  keys_BV = voxel_keys(cells_BV3, valid_BV)
+  return jax.vmap(sample)(keys_BV)
 
 
 def downsample(
@@ -200,26 +271,46 @@ def downsample(
   its features become NaN, rather than some being lost.
   """
   voxels = x.coords_BV3.shape[1]
-  size = voxels if size is None else size
+  if size is None:
+    size = voxels
   groups = group_by(x.coords_BV3 // factor, x.valid_BV)
 
   def sample(feats_VC, coords_V3, order_V, rank_V, inverse_V, count):
-    ids_V = jnp.where(rank_V < voxels, rank_V, size)  # out of range: dropped
+    exists_V = rank_V < voxels
+    ids_V = jnp.where(exists_V, rank_V, size)  # out of range: dropped
 
     def add(x):
-      return jax.ops.segment_sum(x, ids_V, size, indices_are_sorted=True)
+      return jax.ops.segment_sum(
+        x,
+        ids_V,
+        size,
+        indices_are_sorted=True,
+      )
 
-    sums_SC = add(feats_VC[order_V].astype(jnp.float32))
+    # sums and members of each coarse voxel
+    sorted_VC = feats_VC[order_V].astype(jnp.float32)
+    sums_SC = add(sorted_VC)
     members_S = add(jnp.ones(voxels, jnp.float32))
+    # where it lies
     coarse_V3 = coords_V3[order_V] // factor
-    coords_S3 = jnp.zeros((size, 3), jnp.int32).at[ids_V].set(coarse_V3, mode="drop")
-    feats_SC = jnp.where(count <= size, sums_SC / (members_S[:, None] + 1), jnp.nan)
+    at_S3 = jnp.zeros((size, 3), jnp.int32).at[ids_V]
+    coords_S3 = at_S3.set(coarse_V3, mode="drop")
+    # its features, unless some did not fit
+    fits = count <= size
+    divisor_S1 = members_S[:, None] + 1
+    feats_SC = jnp.where(fits, sums_SC / divisor_S1, jnp.nan)
     return feats_SC.astype(feats_VC.dtype), coords_S3, rank_V[inverse_V]
 
   feats, coords, parent_BV = jax.vmap(sample)(
-    x.feats_BVC, x.coords_BV3, groups.order_BV, groups.rank_BV, groups.inverse_BV, groups.count_B
+    x.feats_BVC,
+    x.coords_BV3,
+    groups.order_BV,
+    groups.rank_BV,
+    groups.inverse_BV,
+    groups.count_B,
   )
-  coarse = SparseTensor(feats, coords, jnp.minimum(groups.count_B, size))
+  count_B = jnp.minimum(groups.count_B, size)
+  coarse = SparseTensor(feats, coords, count_B)
   return coarse, jnp.where(x.valid_BV, parent_BV, size)
 
 
@@ -228,14 +319,21 @@ def upsample(coarse: SparseTensor, parent_BV, like: SparseTensor) -> SparseTenso
 
   `parent_BV` is what `downsample` of `like` returned.
   """
-  return like.of(gather(coarse.feats_BVC, parent_BV))
+  feats_BVC = gather(coarse.feats_BVC, parent_BV)
+  return like.of(feats_BVC)
 
 
 def subdivide(x: SparseTensor) -> SparseTensor:
   """Each voxel becomes its 8 halves with its features, voxel by voxel: (B, 8 V, C)."""
-  b, v, c = x.feats_BVC.shape
-  coords = (2 * x.coords_BV3[:, :, None] + CHILDREN.astype(np.int32)).reshape(b, 8 * v, 3)
-  return SparseTensor(jnp.repeat(x.feats_BVC, 8, axis=1), coords, 8 * x.count_B)
+  batch, voxels, _ = x.feats_BVC.shape
+  doubled_BV13 = 2 * x.coords_BV3[:, :, None]
+  halves_BV83 = doubled_BV13 + CHILDREN.astype(np.int32)
+  coords = halves_BV83.reshape(batch, 8 * voxels, 3)
+  return SparseTensor(
+    feats_BVC=jnp.repeat(x.feats_BVC, 8, axis=1),
+    coords_BV3=coords,
+    count_B=8 * x.count_B,
+  )
 
 
 def windows(x: SparseTensor, window: int, shift: int = 0) -> Groups:
@@ -243,7 +341,8 @@ def windows(x: SparseTensor, window: int, shift: int = 0) -> Groups:
 
   Made once for all blocks of one shift.
   """
-  return group_by((x.coords_BV3 + shift) // window, x.valid_BV)
+  cells_BV3 = (x.coords_BV3 + shift) // window
+  return group_by(cells_BV3, x.valid_BV)
 
 
 def attend_in_windows(q_BVHK, k_BVHK, v_BVHK, groups: Groups, window: int):
@@ -253,13 +352,25 @@ def attend_in_windows(q_BVHK, k_BVHK, v_BVHK, groups: Groups, window: int):
   many queries needs the keys of its own block and of the two beside it, masked to equal windows: 3
   V window^3 products instead of V^2, block after block.
   """
-  voxels, reach = q_BVHK.shape[1], window**3
-  q, k, v = (gather(x, groups.order_BV) for x in (q_BVHK, k_BVHK, v_BVHK))
+  voxels = q_BVHK.shape[1]
+  reach = window**3
+  q = gather(q_BVHK, groups.order_BV)
+  k = gather(k_BVHK, groups.order_BV)
+  v = gather(v_BVHK, groups.order_BV)
   if voxels <= 3 * reach:
-    same = (groups.rank_BV[:, :, None] == groups.rank_BV[:, None])[:, None]
+    # all pairs cost no more than blocks would
+    of_query = groups.rank_BV[:, :, None]
+    of_key = groups.rank_BV[:, None]
+    same = (of_query == of_key)[:, None]
     out = attend_xla(q, k, v, mask=same)
   else:
-    out = _attend_nearby(q, k, v, groups.rank_BV, reach)
+    out = _attend_nearby(
+      q,
+      k,
+      v,
+      groups.rank_BV,
+      reach,
+    )
   return gather(out, groups.inverse_BV)
 
 
@@ -270,26 +381,47 @@ def _attend_nearby(q_BVHK, k_BVHK, v_BVHK, rank_BV, block: int):
   tail = blocks * block - voxels
 
   def pad(x, before, after, value=0):
-    margins = ((0, 0), (before, after)) + ((0, 0),) * (x.ndim - 2)
+    no_margin = (0, 0)
+    others = (no_margin,) * (x.ndim - 2)
+    margins = (no_margin, (before, after), *others)
     return jnp.pad(x, margins, constant_values=value)
 
   # whole blocks of queries; a block of keys more on either side. Ranks of padding meet none.
-  q, query_rank = pad(q_BVHK, 0, tail), pad(rank_BV, 0, tail, voxels)
-  k, v = pad(k_BVHK, block, block + tail), pad(v_BVHK, block, block + tail)
+  q = pad(q_BVHK, 0, tail)
+  query_rank = pad(rank_BV, 0, tail, voxels)
+  k = pad(k_BVHK, block, block + tail)
+  v = pad(v_BVHK, block, block + tail)
   key_rank = pad(rank_BV, block, block + tail, -1)
 
+  # a block of queries and the three blocks of keys around it; its logits are not kept
   @jax.checkpoint
   def one(start):
     def near(x, length):
-      return jax.lax.dynamic_slice_in_dim(x, start, length, axis=1)
+      return jax.lax.dynamic_slice_in_dim(
+        x,
+        start,
+        length,
+        axis=1,
+      )
 
     of_query = near(query_rank, block)[:, :, None]
     of_key = near(key_rank, 3 * block)[:, None]
     same = (of_query == of_key)[:, None]
-    return attend_xla(near(q, block), near(k, 3 * block), near(v, 3 * block), mask=same)
+    return attend_xla(
+      near(q, block),
+      near(k, 3 * block),
+      near(v, 3 * block),
+      mask=same,
+    )
 
-  out = jax.lax.map(one, jnp.arange(blocks) * block)  # (blocks, B, block, H, K)
-  out_BVHK = jnp.moveaxis(out, 0, 1).reshape(len(q), blocks * block, *q.shape[2:])[:, :voxels]
+  starts = jnp.arange(blocks) * block
+  out = jax.lax.map(one, starts)  # (blocks, B, block, H, K)
+
+  # the blocks end to end, without the tail
+  batch, _, *head = q.shape
+  blocks_second = jnp.moveaxis(out, 0, 1)
+  padded = blocks_second.reshape(batch, blocks * block, *head)
+  out_BVHK = padded[:, :voxels]
   return jax.ad_checkpoint.checkpoint_name(out_BVHK, SAVED_NAME)
 
 
@@ -299,10 +431,20 @@ def group_norm(x: SparseTensor, groups: int, eps: float):
   (B, V, C) fp32 without gain, zero in the padding.
   """
   b, v, c = x.feats_BVC.shape
-  values = x.feats_BVC.astype(jnp.float32).reshape(b, v, groups, c // groups)
+  width = c // groups
+  feats = x.feats_BVC.astype(jnp.float32)
+  values = feats.reshape(b, v, groups, width)
   valid = x.valid_BV[:, :, None, None]
-  members = jnp.maximum(x.count_B * (c // groups), 1).astype(jnp.float32)[:, None, None, None]
-  mean = jnp.where(valid, values, 0).sum((1, 3), keepdims=True) / members
+  # numbers that a mean is of; one where a sample has no voxel
+  members_B = jnp.maximum(x.count_B * width, 1)
+  members = members_B.astype(jnp.float32)[:, None, None, None]
+
+  # padding counts for nothing
+  existing = jnp.where(valid, values, 0)
+  mean = existing.sum((1, 3), keepdims=True) / members
   centred = jnp.where(valid, values - mean, 0)
-  variance = jnp.square(centred).sum((1, 3), keepdims=True) / members
-  return (centred * jax.lax.rsqrt(variance + eps)).reshape(b, v, c)
+  squares = jnp.square(centred)
+  variance = squares.sum((1, 3), keepdims=True) / members
+  inverse_std = jax.lax.rsqrt(variance + eps)
+  normed = centred * inverse_std
+  return normed.reshape(b, v, c)

@@ -36,18 +36,30 @@ class SubmanifoldConv(nnx.Module):
     zero: bool = False,
   ):
     shape = (3, 3, 3, channels, out_channels)
-    kernel = jnp.zeros(shape, jnp.float32) if zero else fan_in_uniform(rngs.params(), shape)
+    if zero:
+      kernel = jnp.zeros(shape, jnp.float32)
+    else:
+      kernel = fan_in_uniform(rngs.params(), shape)
     self.kernel = nnx.Param(kernel)
-    self.bias = nnx.Param(jnp.zeros(out_channels, jnp.float32)) if bias else None
+    if bias:
+      self.bias = nnx.Param(jnp.zeros(out_channels, jnp.float32))
+    else:
+      self.bias = None
     self.dtype = dtype
 
   def __call__(self, x: SparseTensor, neighbours_TBV) -> SparseTensor:
+    # 27 taps, in the order of the neighbours
     kernel = self.kernel[...].astype(self.dtype)
-    taps = kernel.reshape(27, *kernel.shape[3:])
-    y = sparse.submanifold_conv(x.feats_BVC.astype(self.dtype), taps, neighbours_TBV)
+    taps_TIO = kernel.reshape(27, *kernel.shape[3:])
+    feats_BVI = x.feats_BVC.astype(self.dtype)
+    y_BVO = sparse.submanifold_conv(
+      feats_BVI,
+      taps_TIO,
+      neighbours_TBV,
+    )
     if self.bias is not None:
-      y = y + self.bias[...]
-    return x.of(y)
+      y_BVO = y_BVO + self.bias[...]
+    return x.of(y_BVO)
 
 
 class SparseGroupNorm(nnx.Module):
@@ -59,8 +71,10 @@ class SparseGroupNorm(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(channels, jnp.float32))
 
   def __call__(self, x: SparseTensor) -> SparseTensor:
-    y = sparse.group_norm(x, self.groups, GROUP_EPS) * self.scale[...] + self.bias[...]
-    return x.of(y.astype(x.feats_BVC.dtype))
+    dtype = x.feats_BVC.dtype
+    normed = sparse.group_norm(x, self.groups, GROUP_EPS)
+    y = normed * self.scale[...] + self.bias[...]
+    return x.of(y.astype(dtype))
 
 
 class SparseResBlock(nnx.Module):
@@ -74,20 +88,54 @@ class SparseResBlock(nnx.Module):
     self, channels: int, out_channels: int, mod_width: int, *, rngs: nnx.Rngs, dtype=jnp.float32
   ):
     self.norm1 = LayerNorm(channels, eps=BLOCK_EPS)
-    self.conv1 = SubmanifoldConv(channels, out_channels, rngs=rngs, dtype=dtype)
-    self.conv2 = SubmanifoldConv(out_channels, out_channels, rngs=rngs, dtype=dtype, zero=True)
-    self.mod = Dense(mod_width, (2, out_channels), rngs=rngs)
+    self.conv1 = SubmanifoldConv(
+      channels,
+      out_channels,
+      rngs=rngs,
+      dtype=dtype,
+    )
+    self.conv2 = SubmanifoldConv(
+      out_channels,
+      out_channels,
+      rngs=rngs,
+      dtype=dtype,
+      zero=True,
+    )
+    self.mod = Dense(
+      mod_width,
+      (2, out_channels),
+      rngs=rngs,
+    )
     if channels == out_channels:
       self.skip = None
     else:
-      self.skip = Dense(channels, out_channels, rngs=rngs, dtype=dtype)
+      self.skip = Dense(
+        channels,
+        out_channels,
+        rngs=rngs,
+        dtype=dtype,
+      )
 
   def __call__(self, x: SparseTensor, neighbours_TBV, mod_BD) -> SparseTensor:
-    scale_BC, shift_BC = jnp.unstack(self.mod(jax.nn.silu(mod_BD)), axis=1)
-    h = self.conv1(x.of(jax.nn.silu(self.norm1(x.feats_BVC))), neighbours_TBV)
-    modulated = layer_norm(h.feats_BVC, BLOCK_EPS) * (1 + scale_BC[:, None]) + shift_BC[:, None]
-    h = self.conv2(h.of(jax.nn.silu(modulated)), neighbours_TBV)
-    shortcut = x.feats_BVC if self.skip is None else self.skip(x.feats_BVC)
+    # of the time
+    active_BD = jax.nn.silu(mod_BD)
+    scale_BC, shift_BC = jnp.unstack(self.mod(active_BD), axis=1)
+
+    # first convolution
+    normed = self.norm1(x.feats_BVC)
+    active = x.of(jax.nn.silu(normed))
+    h = self.conv1(active, neighbours_TBV)
+
+    # second convolution, modulated
+    normed = layer_norm(h.feats_BVC, BLOCK_EPS)
+    modulated = normed * (1 + scale_BC[:, None])
+    modulated = modulated + shift_BC[:, None]
+    active = h.of(jax.nn.silu(modulated))
+    h = self.conv2(active, neighbours_TBV)
+
+    shortcut = x.feats_BVC
+    if self.skip is not None:
+      shortcut = self.skip(shortcut)
     return x.of(h.feats_BVC + shortcut)
 
 
@@ -104,7 +152,13 @@ class SparseSelfAttention(nnx.Module):
     dtype=jnp.float32,
     attention: str = "auto",
   ):
-    self.projections = SelfAttention(width, heads, qk_rms_norm=qk_rms_norm, dtype=dtype, rngs=rngs)
+    self.projections = SelfAttention(
+      width,
+      heads,
+      qk_rms_norm=qk_rms_norm,
+      dtype=dtype,
+      rngs=rngs,
+    )
     self.attention = attention
 
   def __call__(
@@ -116,9 +170,21 @@ class SparseSelfAttention(nnx.Module):
     """
     q, k, v = self.projections.project(x.feats_BVC)
     if groups is None:
-      attended = attend(q, k, v, backend=self.attention, key_count_B=x.count_B)
+      attended = attend(
+        q,
+        k,
+        v,
+        backend=self.attention,
+        key_count_B=x.count_B,
+      )
     else:
-      attended = sparse.attend_in_windows(q, k, v, groups, window)
+      attended = sparse.attend_in_windows(
+        q,
+        k,
+        v,
+        groups,
+        window,
+      )
     return self.projections.out(attended)
 
 
@@ -138,12 +204,30 @@ class WindowBlock(nnx.Module):
     mlp_ratio: float = 4.0,
     dtype=jnp.float32,
   ):
-    self.attn = SparseSelfAttention(width, heads, rngs=rngs, dtype=dtype)
-    self.mlp = MLP(width, int(width * mlp_ratio), rngs=rngs, dtype=dtype)
+    self.attn = SparseSelfAttention(
+      width,
+      heads,
+      rngs=rngs,
+      dtype=dtype,
+    )
+    self.mlp = MLP(
+      width,
+      int(width * mlp_ratio),
+      rngs=rngs,
+      dtype=dtype,
+    )
     self.window = window
 
   def __call__(self, x: SparseTensor, groups: sparse.Groups) -> SparseTensor:
     """groups: `sparse.windows(x, window, shift)`, shift 0 in even blocks, window // 2 in odd."""
-    normed = x.of(layer_norm(x.feats_BVC, BLOCK_EPS))
-    x = x.of(x.feats_BVC + self.attn(normed, groups, self.window))
-    return x.of(x.feats_BVC + self.mlp(layer_norm(x.feats_BVC, BLOCK_EPS)))
+    # attention
+    normed = layer_norm(x.feats_BVC, BLOCK_EPS)
+    attended = self.attn(
+      x.of(normed),
+      groups,
+      self.window,
+    )
+    x = x.of(x.feats_BVC + attended)
+    # feed-forward
+    normed = layer_norm(x.feats_BVC, BLOCK_EPS)
+    return x.of(x.feats_BVC + self.mlp(normed))
