@@ -44,7 +44,7 @@ LONGEST = (
   "launch/hosts_test.py",
   "sam3d_jax/models/geometry_flow_test.py",
   "launch/aot_test.py",
-  "launch/sample_command_test.py",
+  "launch/sample_photos_test.py",
   "launch/torch_twin_test.py",
   "sam3d_jax/torch_bridge/release_export_test.py",
 )
