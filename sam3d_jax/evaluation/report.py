@@ -21,6 +21,7 @@ from sam3d_jax.render import mesh, preview
 LABELS = {
   "f1": "F1@0.01",
   "viou": "voxel IoU, aligned",
+  "viou_fixed": "voxel IoU, one grid",
   "chamfer": "Chamfer",
   "emd": "EMD",
   "iou_3d": "3-D IoU",
@@ -33,6 +34,7 @@ UP, DOWN = "↑", "↓"
 BETTER = {
   "f1": UP,
   "viou": UP,
+  "viou_fixed": UP,
   "chamfer": DOWN,
   "emd": DOWN,
   "iou_3d": UP,

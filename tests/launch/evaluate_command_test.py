@@ -11,7 +11,17 @@ import trimesh
 from launch import evaluate
 from launch.scoring import pairs as scoring_pairs
 
-NAMES = ("f1", "viou", "chamfer", "emd", "iou_3d", "icp_rot_deg", "add_s", "add_s_01")
+NAMES = (
+  "f1",
+  "viou",
+  "viou_fixed",
+  "chamfer",
+  "emd",
+  "iou_3d",
+  "icp_rot_deg",
+  "add_s",
+  "add_s_01",
+)
 
 
 def write_pair(folder, pred, truth, *, pred_pose=None, truth_pose=None, suffix="ply"):

@@ -64,7 +64,7 @@ def test_point_metrics_are_those_of_scipy(pair):
   )
   cells = [np.histogramdd(np.clip(x, -1, 1), bins=64, range=[(-1, 1)] * 3)[0] > 0 for x in (a, b)]
   # edges of cells
-  assert found["viou"] == pytest.approx(
+  assert found["viou_fixed"] == pytest.approx(
     (cells[0] & cells[1]).sum() / (cells[0] | cells[1]).sum(), abs=1e-3
   )
   chosen = [
