@@ -14,10 +14,12 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 import trimesh
 
+from data_pipelines.synth import trimesh_scenes
 from sam3d_jax.errors import Refused
 from sam3d_jax.files import meshes
 from sam3d_jax.geometry.cameras import OBJECT_FROM_GLTF
@@ -40,6 +42,7 @@ class Asset:
   up: str = "z"
   centre_3: np.ndarray | None = None
   extent: float = 1.0
+  dropped: tuple[str, ...] = ()  # what its file holds beside it, in words
 
 
 def load(
@@ -51,31 +54,32 @@ def load(
 ) -> Asset:
   """Reads one mesh file into an Asset. `license` applies where no side-car states one.
 
-  Raises Refused with the reasons of `meshes.read` (unreadable, missing_texture) and: empty (no
-  triangles), non_finite (NaN or infinity in a vertex), huge_coordinates (beyond `max_coordinate`),
-  zero_area (no triangle has an area).
+  Raises Refused with the reasons of `meshes.read` (unreadable, missing_texture, unsupported) and:
+  empty (no triangles), non_finite (NaN or infinity in a vertex), huge_coordinates (beyond
+  `max_coordinate`), zero_area (no triangle has an area).
   """
   path = pathlib.Path(path)
   sidecar = _read_sidecar(path)
   found = meshes.read(path)
   source = str(path.relative_to(root)) if root else path.name
-  return normalised(
+  asset = normalised(
     found.mesh,
     source=source,
     up=sidecar.get("up", found.up),
     license=sidecar.get("license", license),
     max_coordinate=max_coordinate,
   )
+  return dataclasses.replace(asset, dropped=found.dropped)
 
 
 def _read_sidecar(path: pathlib.Path) -> Mapping[str, str]:
   """What the side-cars of a mesh state: license, up. Raises Refused (unreadable)."""
   # The folder's table.
-  entry = {}
+  entry = _table_entry(path)
   table = path.parent / "sources.json"
-  if table.is_file():
-    stated = json.loads(table.read_text())
-    entry = dict(stated.get(path.name, {}))
+  for key, value in entry.items():
+    if key in ("license", "up") and not isinstance(value, str):
+      raise Refused("unreadable", f"{table}: {key!r} of {path.name} is {value!r}, expected a text")
   if entry.get("up", "y") not in ("y", "z"):
     detail = f"{table}: 'up' of {path.name} is {entry['up']!r}, expected 'y' or 'z'"
     raise Refused("unreadable", detail)
@@ -83,13 +87,41 @@ def _read_sidecar(path: pathlib.Path) -> Mapping[str, str]:
   # The mesh's own licence file goes before it.
   text = path.with_name(path.name + ".license")
   if text.is_file():
-    entry["license"] = text.read_text().strip()
+    entry["license"] = _text(text).strip()
   return entry
+
+
+def _table_entry(path: pathlib.Path) -> dict[str, Any]:
+  """What sources.json says of a mesh; nothing if it is not there or does not name it."""
+  table = path.parent / "sources.json"
+  if not table.is_file():
+    return {}
+  try:
+    content = json.loads(_text(table))
+  # nested so deeply that no tool wrote it
+  except (ValueError, RecursionError) as error:
+    raise Refused("unreadable", f"{table} of {path.name} is no JSON: {error}") from error
+  if not isinstance(content, dict):
+    raise Refused("unreadable", f"{table} of {path.name}: expected an object of file names")
+  entry = content.get(path.name, {})
+  if not isinstance(entry, dict):
+    detail = f"{table}: {path.name} is {entry!r}, expected an object with 'license' and 'up'"
+    raise Refused("unreadable", detail)
+  return dict(entry)
+
+
+def _text(path: pathlib.Path) -> str:
+  """The text of a side-car: UTF-8 with or without its mark, else Latin-1."""
+  data = path.read_bytes()
+  try:
+    return data.decode("utf-8-sig")
+  except UnicodeDecodeError:
+    return data.decode("latin-1")
 
 
 def from_scene(scene: trimesh.Scene, *, source: str, up: str, license: str = "") -> Asset:
   """An Asset of a trimesh scene with linear colours. Raises Refused as `load` does."""
-  mesh, _ = meshes.flatten(scene)
+  mesh = trimesh_scenes.flatten(scene)
   return normalised(mesh, source=source, up=up, license=license)
 
 

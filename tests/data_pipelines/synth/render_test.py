@@ -10,7 +10,7 @@ from data_pipelines.synth import assets, procedural, render
 from data_pipelines.synth import camera as camera_module
 from data_pipelines.synth.camera import ViewConfig, Viewpoint, look_at, random_view, rays
 from data_pipelines.synth.lighting import LightConfig, Lights, random_lights
-from sam3d_jax.files import mesh_materials
+from sam3d_jax.files.mesh_formats import surfaces
 from sam3d_jax.geometry.cameras import Camera
 from sam3d_jax.render.raycast import Caster
 
@@ -207,7 +207,7 @@ def test_delit_colour_does_not_know_the_light():
   inside = one.alpha_HW == 1
   np.testing.assert_allclose(
     one.delit_HW3[inside],
-    np.broadcast_to(mesh_materials.GREY.colour, one.delit_HW3[inside].shape),
+    np.broadcast_to(surfaces.GREY.colour, one.delit_HW3[inside].shape),
     rtol=1e-5,
   )
 
@@ -220,7 +220,7 @@ def test_light_falls_with_the_cosine_and_is_blocked_by_what_stands_between():
   light = Lights(np.zeros(3), direction[None], np.ones((1, 3)))
   open_sky = _render(_scene(floor), _viewpoint(elevation_deg=80), light)
   assert open_sky.lit_HW3[SIZE // 2, SIZE // 2, 0] == pytest.approx(
-    0.8 * mesh_materials.GREY.colour[0], rel=1e-4
+    0.8 * surfaces.GREY.colour[0], rel=1e-4
   )
   scene = _scene(trimesh.util.concatenate([floor, roof]))
   view = _render(scene, viewpoint, light)
@@ -238,9 +238,7 @@ def test_both_sides_of_a_face_are_lit():
   for azimuth, toward in ((-90, -1.0), (90, 1.0)):
     light = Lights(np.zeros(3), np.array([[0.0, toward, 0.0]]), np.ones((1, 3)))
     view = _render(scene, _viewpoint(azimuth_deg=azimuth, elevation_deg=0), light)
-    assert view.lit_HW3[SIZE // 2, SIZE // 2, 0] == pytest.approx(
-      mesh_materials.GREY.colour[0], rel=1e-4
-    )
+    assert view.lit_HW3[SIZE // 2, SIZE // 2, 0] == pytest.approx(surfaces.GREY.colour[0], rel=1e-4)
 
 
 def test_normals_are_flat_on_a_cube_and_radial_on_a_sphere():

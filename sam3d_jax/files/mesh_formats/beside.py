@@ -1,0 +1,74 @@
+"""Files that a mesh file names: buffers, material libraries, textures.
+
+Names are written by many tools on many systems: percent-encoded, with backslashes, with a drive
+letter of somebody else's machine, in other case than the file has. They are looked for from the
+folder of the file that names them; `../` is followed, absolute paths are not.
+"""
+
+from collections.abc import Iterator
+import pathlib
+import re
+import urllib.parse
+
+from sam3d_jax.errors import Refused
+
+# "https:", "file:", and other schemes; one letter is a drive of Windows
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+DRIVE = re.compile(r"[A-Za-z]:")
+
+
+def find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
+  """The file that `name` means, seen from `folder`; None if there is none.
+
+  The name is taken as it is, then percent-decoded, each first in its own case and then in any. Of
+  an absolute path only the last part counts: it is a path of the machine that wrote the file.
+  """
+  if SCHEME.match(name) or "\0" in name:
+    return None
+  for spelling in dict.fromkeys((name, urllib.parse.unquote(name))):
+    for parts in _places(spelling):
+      found = _walk(folder, parts)
+      if found is not None:
+        return found
+  return None
+
+
+def needed(folder: pathlib.Path, name: str, *, of: str) -> pathlib.Path:
+  """The texture `name` that the file `of` needs. Raises Refused (missing_texture)."""
+  found = find(folder, name)
+  if found is None:
+    raise Refused("missing_texture", f"{of} needs {name!r}, which is not beside it")
+  return found
+
+
+def _places(name: str) -> Iterator[list[str]]:
+  """Where a name may lie, as parts of a path: as it says, or else right beside."""
+  slashed = name.strip().replace("\\", "/")
+  parts = [part for part in slashed.split("/") if part not in ("", ".")]
+  if not parts:
+    return
+  absolute = slashed.startswith("/") or DRIVE.match(slashed)
+  if not absolute:
+    yield parts
+  if absolute and parts[-1] != "..":
+    yield parts[-1:]
+
+
+def _walk(folder: pathlib.Path, parts: list[str]) -> pathlib.Path | None:
+  """The file at the end of a path, each part in its own case or in any; None if there is none."""
+  exact = folder.joinpath(*parts)
+  if exact.is_file():
+    return exact
+  place = folder
+  for part in parts:
+    inner = place / part
+    if part != ".." and not inner.exists():
+      if not place.is_dir():
+        return None
+      wanted = part.casefold()
+      alike = [entry for entry in place.iterdir() if entry.name.casefold() == wanted]
+      if not alike:
+        return None
+      inner = min(alike)  # the same one on every machine
+    place = inner
+  return place if place.is_file() else None
