@@ -23,13 +23,15 @@ SILHOUETTE_IOU = 0.5
 # how far a point may project from its own pixel (95th percentile, pixels of the point map)
 POINTMAP_PIXELS = 2.0
 # fields that a projection of the voxels needs
-PROJECTED = ("camera", "voxels", "rotation", "translation", "scale", "mask")
+PROJECTED = ("camera", "voxels", *schema.POSE_FIELDS, "mask")
 SURFACE_SHARE = 0.8  # of the points under the mask that must lie on a voxel or next to one
 VOXEL_PIXELS = 2.0  # silhouettes are compared at a size at which a voxel is this large
 MAX_ENLARGED = 4.0  # times the image's size at most, for objects of few pixels
 
 
 class Finding(NamedTuple):
+  """What is wrong with an example."""
+
   reason: str
   detail: str
 
@@ -70,12 +72,14 @@ def check_example(example: schema.Example, kind: str = "example") -> Report:
     findings += _run(check, example)
 
   # what only a sound example can be asked: whether its parts fit each other
-  if findings or not all(schema.is_present(example, field) for field in PROJECTED):
+  complete = all(schema.is_present(example, field) for field in PROJECTED)
+  if findings or not complete:
     return Report(findings, np.nan)
   iou, finding = check_projection(example)
   if finding is not None:
     findings.append(finding)
-  return Report(findings + _run(check_surface, example), iou)
+  findings += _run(check_surface, example)
+  return Report(findings, iou)
 
 
 def _run(check: Callable[[schema.Example], None], example: schema.Example) -> list[Finding]:
@@ -104,33 +108,39 @@ def check_images(example: schema.Example) -> None:
   """Image, masks and camera agree in size; the mask is not empty and lies inside the full mask."""
   if not schema.is_present(example, "image"):
     return
-  size = _decode(example, "image", "RGB").shape[:2]
+  height, width = _decode(example, "image", "RGB").shape[:2]
+
+  # pictures and camera of another size
   camera = example["camera"]
-  if schema.is_present(example, "camera") and (camera["height"], camera["width"]) != size:
+  camera_fits = (camera["height"], camera["width"]) == (height, width)
+  if schema.is_present(example, "camera") and not camera_fits:
     fail(
       "camera_size",
-      f"camera is of {camera['width']} x {camera['height']} pixels, image {size[1]} x {size[0]}",
+      f"camera is of {camera['width']} x {camera['height']} pixels, image {width} x {height}",
     )
-  if (
-    schema.is_present(example, "image_delit")
-    and _decode(example, "image_delit", "RGB").shape[:2] != size
-  ):
-    fail("delit_size", "image_delit has another size than image")
+  if schema.is_present(example, "image_delit"):
+    delit = _decode(example, "image_delit", "RGB")
+    if delit.shape[:2] != (height, width):
+      fail("delit_size", "image_delit has another size than image")
+
+  # masks
   masks = {}
   for field in ("mask", "mask_full"):
-    if schema.is_present(example, field):
-      masks[field] = _decode(example, field, "L") > 0
-      if masks[field].shape != size:
-        fail(
-          "mask_size",
-          f"{field} is {masks[field].shape[1]} x {masks[field].shape[0]}, image {size[1]} x "
-          f"{size[0]}",
-        )
-      if not masks[field].any():
-        fail("empty_mask", f"{field} has no pixel set")
-  if len(masks) == 2 and (masks["mask"] & ~masks["mask_full"]).any():
+    if not schema.is_present(example, field):
+      continue
+    mask = _decode(example, field, "L") > 0
+    if mask.shape != (height, width):
+      fail(
+        "mask_size",
+        f"{field} is {mask.shape[1]} x {mask.shape[0]}, image {width} x {height}",
+      )
+    if not mask.any():
+      fail("empty_mask", f"{field} has no pixel set")
+    masks[field] = mask
+  if len(masks) == 2:
     outside = int((masks["mask"] & ~masks["mask_full"]).sum())
-    fail("mask_outside_full", f"{outside} pixels of the visible mask are not in the full mask")
+    if outside:
+      fail("mask_outside_full", f"{outside} pixels of the visible mask are not in the full mask")
 
 
 def check_voxels(example: schema.Example) -> None:
@@ -138,11 +148,11 @@ def check_voxels(example: schema.Example) -> None:
   if not schema.is_present(example, "voxels"):
     return
   voxels = example["voxels"].astype(np.int64)
-  if voxels.max() >= schema.VOXEL_RESOLUTION:
-    fail("voxel_range", f"index {voxels.max()} in a grid of {schema.VOXEL_RESOLUTION}")
-  if (
-    np.diff(voxels @ np.array([schema.VOXEL_RESOLUTION**2, schema.VOXEL_RESOLUTION, 1])) <= 0
-  ).any():
+  size = schema.VOXEL_RESOLUTION
+  if voxels.max() >= size:
+    fail("voxel_range", f"index {voxels.max()} in a grid of {size}")
+  place_in_grid = voxels @ np.array([size**2, size, 1])
+  if (np.diff(place_in_grid) <= 0).any():
     fail("voxel_order", "voxels are not in strictly ascending lexicographic order")
 
 
@@ -155,28 +165,31 @@ def check_latents(example: Mapping) -> None:
       fail("latent_not_finite", f"{field} holds NaN or infinity")
     if not example[f"{field}_autoencoder"]:
       fail("latent_without_autoencoder", f"{field} does not name the autoencoder that made it")
-  if schema.is_present(example, "slat") and len(example["slat"]) != len(example["voxels"]):
-    fail(
-      "slat_length",
-      f"{len(example['slat'])} structured latents for {len(example['voxels'])} voxels",
-    )
+  if schema.is_present(example, "slat"):
+    latents, voxels = len(example["slat"]), len(example["voxels"])
+    if latents != voxels:
+      fail("slat_length", f"{latents} structured latents for {voxels} voxels")
 
 
 def check_pose(example: Mapping) -> None:
   """The rotation is proper and orthonormal, the scale positive, the object before the camera; a
   pose is whole or absent.
   """
-  fields = ("rotation", "translation", "scale")
-  for field in fields:
-    if np.isnan(example[field]).any() and not np.isnan(example[field]).all():
+  # whole or absent
+  for field in schema.POSE_FIELDS:
+    unknown = np.isnan(example[field])
+    if unknown.any() and not unknown.all():
       fail("pose_partly_nan", f"{field} is {np.array2string(example[field])}")
+
+  # possible
   if schema.is_present(example, "rotation"):
     rotation = example["rotation"].astype(np.float64)
     error = np.abs(rotation @ rotation.T - np.eye(3)).max()
-    if error > ORTHONORMAL_TOLERANCE or np.linalg.det(rotation) < 0:
+    determinant = np.linalg.det(rotation)
+    if error > ORTHONORMAL_TOLERANCE or determinant < 0:
       fail(
         "rotation",
-        f"not a rotation: |R R^T - 1| = {error:.2g}, determinant {np.linalg.det(rotation):.3f}",
+        f"not a rotation: |R R^T - 1| = {error:.2g}, determinant {determinant:.3f}",
       )
   if schema.is_present(example, "scale") and (example["scale"] <= 0).any():
     fail("scale", f"scale {example['scale']} is not positive")
@@ -191,8 +204,14 @@ def camera_of(example: schema.Example, width: int | None = None) -> cameras.Came
   """The example's camera, rescaled to an image of `width` pixels if given."""
   camera = cameras.Camera(**{name: float(value) for name, value in example["camera"].items()})
   factor = 1.0 if width is None else width / camera.width
-  fx, fy, cx, cy = (factor * getattr(camera, n) for n in ("fx", "fy", "cx", "cy"))
-  return cameras.Camera(fx, fy, cx, cy, round(camera.width * factor), round(camera.height * factor))
+  return cameras.Camera(
+    fx=factor * camera.fx,
+    fy=factor * camera.fy,
+    cx=factor * camera.cx,
+    cy=factor * camera.cy,
+    width=round(camera.width * factor),
+    height=round(camera.height * factor),
+  )
 
 
 def voxel_points(example: Mapping) -> np.ndarray:
@@ -203,8 +222,9 @@ def voxel_points(example: Mapping) -> np.ndarray:
 
 def _resized(mask_HW: np.ndarray, height: int, width: int) -> np.ndarray:
   """The mask at another size, nearest."""
-  rows = np.arange(height) * mask_HW.shape[0] // height
-  columns = np.arange(width) * mask_HW.shape[1] // width
+  own_height, own_width = mask_HW.shape
+  rows = np.arange(height) * own_height // height
+  columns = np.arange(width) * own_width // width
   return mask_HW[rows[:, None], columns]
 
 
@@ -212,7 +232,9 @@ def _hit(points_P3: np.ndarray, camera: cameras.Camera) -> tuple[np.ndarray, np.
   """(rows, columns) of the pixels that the points in view hit."""
   pixels, depth = cameras.project(points_P3, camera)
   column, row = np.floor(pixels).astype(np.int64).T
-  seen = (depth > 0) & (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height)
+  in_width = (column >= 0) & (column < camera.width)
+  in_height = (row >= 0) & (row < camera.height)
+  seen = (depth > 0) & in_width & in_height
   return row[seen], column[seen]
 
 
@@ -235,7 +257,11 @@ def silhouette(example: schema.Example) -> tuple[np.ndarray, np.ndarray, cameras
   drawn = np.zeros((camera.height + 2, camera.width + 2), bool)
   rows, columns = _hit(voxel_points(example), camera)
   drawn[rows + 1, columns + 1] = True
-  drawn = ~_grow(~_grow(drawn))[1:-1, 1:-1]
+  grown = _grow(drawn)
+  closed = ~_grow(~grown)
+  drawn = closed[1:-1, 1:-1]
+
+  # the mask at that size
   whole = "mask_full" if schema.is_present(example, "mask_full") else "mask"
   mask = _decode(example, whole, "L") > 0
   return drawn, _resized(mask, camera.height, camera.width), camera
@@ -243,9 +269,13 @@ def silhouette(example: schema.Example) -> tuple[np.ndarray, np.ndarray, cameras
 
 def _grow(mask_HW: np.ndarray) -> np.ndarray:
   """The mask and its 8-neighbours."""
-  padded = np.pad(mask_HW, 1)
   height, width = mask_HW.shape
-  return np.any([padded[i : i + height, j : j + width] for i in range(3) for j in range(3)], axis=0)
+  padded = np.pad(mask_HW, 1)
+  shifted = []
+  for down in range(3):
+    for right in range(3):
+      shifted.append(padded[down : down + height, right : right + width])
+  return np.any(shifted, axis=0)
 
 
 def check_projection(example: schema.Example) -> tuple[float, Finding | None]:
@@ -257,17 +287,22 @@ def check_projection(example: schema.Example) -> tuple[float, Finding | None]:
 
   # the mask and what touches it, by a pixel of the image at least
   around = mask
-  for _ in range(max(2, math.ceil(camera.width / example["camera"]["width"]))):
+  image_pixel = math.ceil(camera.width / example["camera"]["width"])
+  for _ in range(max(2, image_pixel)):
     around = _grow(around)
   inside = around[rows, columns].mean()
-  iou = float((drawn & mask).sum() / max((drawn | mask).sum(), 1))
+  joint, either = (drawn & mask).sum(), (drawn | mask).sum()
+  iou = float(joint / max(either, 1))
 
   # an occluded object is larger than what is seen of it
   if not schema.is_present(example, "mask_full"):
-    covered = (_grow(drawn) & mask).sum() / max(mask.sum(), 1)
+    covered_pixels = (_grow(drawn) & mask).sum()
+    covered = covered_pixels / max(mask.sum(), 1)
     if covered < INSIDE_SHARE:
       return np.nan, Finding("silhouette", f"the voxels cover {covered:.2f} of the visible mask")
     return np.nan, None
+
+  # the whole of it
   if inside < INSIDE_SHARE:
     return iou, Finding(
       "voxels_outside_mask",
@@ -285,6 +320,7 @@ def check_pointmap(example: schema.Example) -> None:
   """The point map has the image's aspect, its points lie before the camera, on their own pixels."""
   if not schema.is_present(example, "pointmap"):
     return
+  # before the camera
   points = example["pointmap"].astype(np.float32)
   known = np.isfinite(points).all(-1)
   if not known.any():
@@ -294,6 +330,8 @@ def check_pointmap(example: schema.Example) -> None:
     fail("pointmap_behind_camera", f"{behind} points lie behind the camera")
   if not schema.is_present(example, "camera"):
     return
+
+  # of the photo's aspect
   height, width = points.shape[:2]
   camera = camera_of(example)
   if not photos.same_aspect((height, width), (camera.height, camera.width)):
@@ -301,10 +339,14 @@ def check_pointmap(example: schema.Example) -> None:
       "pointmap_aspect",
       f"point map is {width} x {height}, the photo {camera.width} x {camera.height}",
     )
+
+  # on their own pixels
   camera = cameras.resized(camera, width, height)
   pixels, _ = cameras.project(points[known], camera)
   rows, columns = np.nonzero(known)
-  distance = np.percentile(np.abs(pixels - np.stack([columns + 0.5, rows + 0.5], -1)).max(-1), 95)
+  centres = np.stack([columns + 0.5, rows + 0.5], -1)
+  off = np.abs(pixels - centres).max(-1)
+  distance = np.percentile(off, 95)
   if distance > POINTMAP_PIXELS:
     fail(
       "pointmap_camera",
@@ -316,21 +358,29 @@ def check_surface(example: schema.Example) -> None:
   """Points of the point map under the mask lie on the posed voxels."""
   if not schema.is_present(example, "pointmap"):
     return
+  # the points of the object
   points = example["pointmap"].astype(np.float32)
-  mask = _resized(_decode(example, "mask", "L") > 0, *points.shape[:2])
-  points = points[mask & np.isfinite(points).all(-1)]
+  height, width = points.shape[:2]
+  mask = _decode(example, "mask", "L") > 0
+  mask = _resized(mask, height, width)
+  known = np.isfinite(points).all(-1)
+  points = points[mask & known]
   if not len(points):
     fail("pointmap_misses_object", "no point is known under the mask")
 
   # voxels that the surface passes through, and their neighbours, in a grid with a border
-  local = pose.untransform_points(points, schema.example_pose(example))
-  index = np.floor((local + 0.5) * schema.VOXEL_RESOLUTION).astype(np.int64) + 1
-  grid = np.zeros((schema.VOXEL_RESOLUTION + 2,) * 3, bool)
+  size = schema.VOXEL_RESOLUTION
+  grid = np.zeros((size + 2,) * 3, bool)
   around = np.stack(np.meshgrid(*[range(3)] * 3), -1).reshape(-1, 3)
-  near = (example["voxels"][:, None].astype(np.int64) + around).reshape(-1, 3)
-  grid[tuple(near.T)] = True
-  inside = ((index >= 0) & (index < grid.shape[0])).all(-1)
-  share = grid[tuple(index[inside].T)].sum() / len(points)
+  near = example["voxels"][:, None].astype(np.int64) + around
+  grid[tuple(near.reshape(-1, 3).T)] = True
+
+  # the share of the points that lie there
+  local = pose.untransform_points(points, schema.example_pose(example))
+  index = np.floor((local + 0.5) * size).astype(np.int64) + 1
+  in_grid = ((index >= 0) & (index < size + 2)).all(-1)
+  on_object = grid[tuple(index[in_grid].T)]
+  share = on_object.sum() / len(points)
   if share < SURFACE_SHARE:
     fail(
       "pointmap_off_surface",
@@ -344,14 +394,16 @@ def check_losers(example: schema.Example) -> None:
     return
   if not example["losers"]:
     fail("no_losers", "the preference example has no loser")
-  named = [("winner", example)]
-  named += [(f"loser {i}", loser) for i, loser in enumerate(example["losers"])]
-  for name, candidate in named:
+  # the winner is judged like those that lost to it
+  named = {"winner": example}
+  for number, loser in enumerate(example["losers"]):
+    named[f"loser {number}"] = loser
+  for name, candidate in named.items():
     if not candidate["generator"]:
       fail("no_generator", f"{name} does not say which model made it")
-    if not (
-      schema.is_present(candidate, "voxels") or schema.is_present(candidate, "structure_latent")
-    ):
+    has_voxels = schema.is_present(candidate, "voxels")
+    has_latent = schema.is_present(candidate, "structure_latent")
+    if not has_voxels and not has_latent:
       fail("no_shape", f"{name} has neither voxels nor a structure latent")
     for check in (check_latents, check_pose):
       for finding in _run(check, candidate):

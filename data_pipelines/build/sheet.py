@@ -14,6 +14,9 @@ from data_pipelines.format.records import CorruptRecord
 from data_pipelines.read import rows
 from sam3d_jax.geometry import cameras
 
+GREY = 200  # where no depth is known
+# fields of masks -> colour of their outline, the later on top
+OUTLINES = {"mask_full": (30, 90, 255), "mask": (255, 30, 30)}
 TILE = 256  # pixels a side of a picture
 # control colours of a perceptually even ramp from dark violet over green to yellow
 RAMP = np.array(
@@ -34,52 +37,67 @@ STYLE = "\n".join(
 
 def colour_ramp(values: np.ndarray) -> np.ndarray:
   """Values in 0..1 -> (..., 3) uint8 colours."""
+  # each value lies between two colours of the ramp
   place = np.clip(values, 0, 1) * (len(RAMP) - 1)
   low = np.minimum(place.astype(int), len(RAMP) - 2)
   part = (place - low)[..., None]
-  return (RAMP[low] * (1 - part) + RAMP[low + 1] * part).astype(np.uint8)
+  colours = RAMP[low] * (1 - part) + RAMP[low + 1] * part
+  return colours.astype(np.uint8)
 
 
 def by_depth(depth: np.ndarray) -> np.ndarray:
   """Colours of depths, near bright; NaN gives grey."""
   known = np.isfinite(depth)
   if not known.any():
-    return np.full((*depth.shape, 3), 200, np.uint8)
+    return np.full((*depth.shape, 3), GREY, np.uint8)
   near, far = np.percentile(depth[known], (2, 98))
-  colours = colour_ramp(1 - (np.where(known, depth, near) - near) / max(far - near, 1e-6))
-  return np.where(known[..., None], colours, np.uint8(200))
+  span = max(far - near, 1e-6)
+  filled = np.where(known, depth, near)
+  colours = colour_ramp(1 - (filled - near) / span)
+  return np.where(known[..., None], colours, np.uint8(GREY))
 
 
 def outline(image_HW3: np.ndarray, mask_HW: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
   """The image with the mask's inner edge drawn on it."""
+  # pixels whose four neighbours are in the mask too
   padded = np.pad(mask_HW, 1)
-  core = mask_HW & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-  return np.where((mask_HW & ~core)[..., None], np.array(colour, np.uint8), image_HW3)
+  beside = padded[1:-1, :-2] & padded[1:-1, 2:]
+  above_and_below = padded[:-2, 1:-1] & padded[2:, 1:-1]
+  core = mask_HW & above_and_below & beside
+
+  edge = mask_HW & ~core
+  return np.where(edge[..., None], np.array(colour, np.uint8), image_HW3)
 
 
 def voxels_on_image(example: schema.Example, image_HW3: np.ndarray) -> np.ndarray:
   """Voxels projected with the pose, near bright, on the darkened image; squares of their size."""
+  # from far to near, so that the nearest is drawn last
   height, width = image_HW3.shape[:2]
   camera = checks.camera_of(example, width)
   pixels, depth = cameras.project(checks.voxel_points(example), camera)
-  order = np.argsort(-depth)  # the nearest is drawn last
+  order = np.argsort(-depth)
   pixels, depth = pixels[order], depth[order]
 
   # a square of pixels around every voxel's centre: (N, side, side) columns and rows
-  voxel = camera.fx * float(example["scale"].max()) / schema.VOXEL_RESOLUTION / np.median(depth)
-  side = max(1, round(voxel))
+  side_in_space = float(example["scale"].max()) / schema.VOXEL_RESOLUTION
+  side = max(1, round(camera.fx * side_in_space / np.median(depth)))
   reach = np.arange(side) - side // 2
   corner = np.floor(pixels).astype(int)
-  column, row = np.broadcast_arrays(
-    corner[:, None, None, 0] + reach[:, None], corner[:, None, None, 1] + reach
-  )
-  in_picture = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-  seen = (depth > 0)[:, None, None] & in_picture
+  columns = corner[:, None, None, 0] + reach[:, None]
+  rows = corner[:, None, None, 1] + reach
+  columns, rows = np.broadcast_arrays(columns, rows)
 
-  out = (image_HW3 * 0.4).astype(np.uint8)
-  colours = np.broadcast_to(by_depth(depth)[:, None, None], (*row.shape, 3))
-  out[row[seen], column[seen]] = colours[seen]
-  return out
+  # those in the picture
+  in_width = (columns >= 0) & (columns < width)
+  in_height = (rows >= 0) & (rows < height)
+  in_front = (depth > 0)[:, None, None]
+  seen = in_front & in_width & in_height
+
+  darkened = (image_HW3 * 0.4).astype(np.uint8)
+  colours = by_depth(depth)[:, None, None]
+  colours = np.broadcast_to(colours, (*rows.shape, 3))
+  darkened[rows[seen], columns[seen]] = colours[seen]
+  return darkened
 
 
 def pictures(example: schema.Example) -> list[tuple[str, np.ndarray]]:
@@ -91,29 +109,38 @@ def pictures(example: schema.Example) -> list[tuple[str, np.ndarray]]:
   def has(*fields: str) -> bool:
     return all(schema.is_present(example, field) for field in fields)
 
+  # the photo and its masks
   shown = []
   if has("image"):
     image = rows.decode_image(example["image"], "image", mode="RGB")
     shown.append(("image", image))
     outlined = image
-    for field, colour in (("mask_full", (30, 90, 255)), ("mask", (255, 30, 30))):
-      if has(field):
-        mask = rows.decode_image(example[field], field, mode="L") > 0
-        if mask.shape == image.shape[:2]:
-          outlined = outline(outlined, mask, colour)
+    for field, colour in OUTLINES.items():
+      if not has(field):
+        continue
+      mask = rows.decode_image(example[field], field, mode="L") > 0
+      if mask.shape == image.shape[:2]:
+        outlined = outline(outlined, mask, colour)
     if has("mask"):
       shown.append(("mask (red), whole object (blue)", outlined))
   if has("image_delit"):
-    shown.append(("de-lit", rows.decode_image(example["image_delit"], "image_delit", mode="RGB")))
+    delit = rows.decode_image(example["image_delit"], "image_delit", mode="RGB")
+    shown.append(("de-lit", delit))
+
+  # its geometry
   if has("pointmap"):
-    shown.append(("point map, depth", by_depth(example["pointmap"].astype(np.float32)[..., 2])))
-  if has("image", "voxels", "rotation", "translation", "scale", "camera"):
+    depth = example["pointmap"][..., 2].astype(np.float32)
+    shown.append(("point map, depth", by_depth(depth)))
+  if has("image", "voxels", "camera", *schema.POSE_FIELDS):
     shown.append(("voxels on the image", voxels_on_image(example, image)))
   if has("voxels"):
     shown.append(("voxels, two sides", two_sides(example["voxels"])))
-  for i, loser in enumerate(example.get("losers", ())):
+
+  # what lost to it
+  for number, loser in enumerate(example.get("losers", ()), 1):
     if len(loser["voxels"]):
-      shown.append((f"loser {i + 1} ({loser['generator']})", two_sides(loser["voxels"])))
+      caption = f"loser {number} ({loser['generator']})"
+      shown.append((caption, two_sides(loser["voxels"])))
   return shown
 
 
@@ -126,17 +153,25 @@ def voxel_side(voxels_N3: np.ndarray, axis: int) -> np.ndarray:
   """Depth picture (64, 64, 3) of the grid seen along x or y, z up."""
   size = schema.VOXEL_RESOLUTION
   depth = np.full((size, size), np.nan, np.float32)
-  for voxel in voxels_N3[np.argsort(-voxels_N3[:, axis].astype(int), kind="stable")]:
-    depth[size - 1 - voxel[2], voxel[1 - axis]] = voxel[axis]
+  # from far to near, so that the nearest is drawn last
+  order = np.argsort(-voxels_N3[:, axis].astype(int), kind="stable")
+  for voxel in voxels_N3[order]:
+    row = size - 1 - voxel[2]
+    column = voxel[1 - axis]
+    depth[row, column] = voxel[axis]
   return by_depth(depth)
 
 
 def _figure(caption: str, picture: np.ndarray) -> str:
+  """A picture that the page itself holds."""
+  # as PNG, not larger than is looked at
   image = Image.fromarray(picture)
-  if max(image.size) > 2 * TILE:
-    image.thumbnail((2 * TILE, 2 * TILE))
+  largest = 2 * TILE
+  if max(image.size) > largest:
+    image.thumbnail((largest, largest))
   buffer = io.BytesIO()
   image.save(buffer, "PNG")
+
   data = base64.b64encode(buffer.getvalue()).decode()
   caption = html.escape(caption)
   return (
@@ -147,21 +182,34 @@ def _figure(caption: str, picture: np.ndarray) -> str:
 
 def _section(place: str, example: schema.Example, findings: list[checks.Finding]) -> str:
   """One example: where it lies, what is wrong with it, its pictures."""
+  # pictures
   try:
     figures = "".join(_figure(caption, picture) for caption, picture in pictures(example))
   except CorruptRecord as error:
     figures = f'<p class="bad">{html.escape(str(error))}</p>'
+
+  # what is wrong
   bad = ""
   for finding in findings:
-    bad += f'<p class="bad">{html.escape(finding.reason)}: {html.escape(finding.detail)}</p>'
-  scalars = []
+    reason, detail = html.escape(finding.reason), html.escape(finding.detail)
+    bad += f'<p class="bad">{reason}: {detail}</p>'
+
+  # a few numbers
+  numbers = []
   for name in ("translation", "scale", "rating"):
     if schema.is_present(example, name):
-      scalars.append(f"{name} {np.array2string(np.asarray(example[name]), precision=3)}")
+      value = np.asarray(example[name])
+      numbers.append(f"{name} {np.array2string(value, precision=3)}")
+
+  place = html.escape(place)
+  key = html.escape(example["key"])
+  source = html.escape(example["source"])
+  license = html.escape(example["license"])
+  listed = html.escape(", ".join(numbers))
   return (
-    f"<section><b>{html.escape(place)}</b> <code>{html.escape(example['key'])}</code> "
-    f"{html.escape(example['source'])} {html.escape(example['license'])}<br>"
-    f"{html.escape(', '.join(scalars))}{bad}<div>{figures}</div></section>"
+    f"<section><b>{place}</b> <code>{key}</code> "
+    f"{source} {license}<br>"
+    f"{listed}{bad}<div>{figures}</div></section>"
   )
 
 
@@ -171,9 +219,11 @@ def write_sheet(
   """The page. rows: (where the example lies, example, what is wrong with it); summary: plain text
   shown above them.
   """
+  title = html.escape(title)
+  summary = html.escape(summary)
   sections = "".join(_section(*row) for row in rows)
   return (
     '<!doctype html><html lang="en"><meta '
-    f'charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    f"<h1>{html.escape(title)}</h1><pre>{html.escape(summary)}</pre>{sections}</html>\n"
+    f'charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    f"<h1>{title}</h1><pre>{summary}</pre>{sections}</html>\n"
   )
