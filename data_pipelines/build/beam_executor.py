@@ -33,20 +33,22 @@ def make_executor(options: Sequence[str]) -> shard_jobs.Executor:
   except ImportError as error:
     raise ConfigError(
       "--executor beam needs apache-beam, which is not in this environment (it wants older "
-      "packages than training): make "
-      "one with `pip install -r requirements-beam.txt` and run this command in it, or use "
-      "--executor local"
+      "packages than training): make one with `pip install -r requirements-beam.txt` and run this "
+      "command in it, or use --executor local"
     ) from error
-  words = [word for option in options for word in shlex.split(option)]
-  known = PipelineOptions(words)
-  unknown = [
-    word
-    for word in words
-    if word.startswith("--") and word[2:].partition("=")[0] not in known.get_all_options()
-  ]
-  if unknown:
-    raise ConfigError(f"--beam_options {unknown[0]}: Beam knows no such option")
-  return functools.partial(_execute, known)
+  # what was given, word by word
+  words = []
+  for option in options:
+    words += shlex.split(option)
+
+  # Beam itself passes over options that it does not know
+  parsed = PipelineOptions(words)
+  known = parsed.get_all_options()
+  for word in words:
+    name, _, _ = word.removeprefix("--").partition("=")
+    if word.startswith("--") and name not in known:
+      raise ConfigError(f"--beam_options {word}: Beam knows no such option")
+  return functools.partial(_execute, parsed)
 
 
 def make_shard(job: shard_jobs.ShardJob, *, make, out: pathlib.Path, name: str, kind: str) -> str:
@@ -63,14 +65,15 @@ class _Run(threading.Thread):
 
   def __init__(self, pipeline):
     super().__init__(daemon=True)  # a direct runner cannot be interrupted: it ends with the process
-    self.pipeline, self.result, self.error = pipeline, None, None
+    self.pipeline = pipeline
+    self.result = None
+    self.error = None
 
   def run(self):
     try:
       self.result = self.pipeline.run()
       self.result.wait_until_finish()
-    # every runner wraps what went wrong in its own way; it is raised again by the thread that looks
-    # on
+    # Every runner wraps what went wrong in its own way. The thread that looks on raises it again.
     except Exception as error:
       self.error = error
 
@@ -83,8 +86,8 @@ def _execute(
   if not jobs:
     return
   out = out.resolve()
-  pipeline = beam.Pipeline(options=options)
   make = functools.partial(make_shard, make=plan.make, out=out, name=plan.name, kind=plan.kind)
+  pipeline = beam.Pipeline(options=options)
   # Without the reshuffle a runner may fuse all jobs into one bundle, that is, onto one worker.
   _ = (
     pipeline
@@ -92,28 +95,30 @@ def _execute(
     | "Spread" >> beam.Reshuffle()
     | "Make" >> beam.Map(make)
   )
-  run, left = _Run(pipeline), {shard_jobs.shard_path(plan.name, out, job).name: job for job in jobs}
+
+  # the folder says which shards have been finished
+  left = {shard_jobs.shard_path(plan.name, out, job).name: job for job in jobs}
+  run = _Run(pipeline)
   run.start()
   try:
     running = True
     while running:
       # looked at before the folder: what ends in between is seen in one more round
       running = run.is_alive()
-      for name in sorted(left.keys() & {path.name for path in out.iterdir()}):
+      present = {path.name for path in out.iterdir()}
+      for name in sorted(present & left.keys()):
         job = left.pop(name)
         yield job, shard_jobs.finished_report(plan, out, job)
       run.join(POLL_SECONDS if running else 0)
   finally:
     if run.is_alive() and run.result is not None:
       run.result.cancel()
+
+  # how it ended
+  count = f"{len(left)} of {len(jobs)} shards left"
   if run.error is not None:
     raise JobFailed(
-      f"Beam failed with {len(left)} of {len(jobs)} shards left: {run.error}. Finished shards are "
-      "kept: run the same command "
-      "again"
+      f"Beam failed with {count}: {run.error}. Finished shards are kept: run the same command again"
     ) from run.error
   if left:
-    raise JobFailed(
-      f"Beam ended as {run.result.state} with {len(left)} of {len(jobs)} shards left; run the same "
-      "command again"
-    )
+    raise JobFailed(f"Beam ended as {run.result.state} with {count}; run the same command again")

@@ -68,13 +68,17 @@ def make_plan(data: pathlib.Path, encoder: Encoder) -> shard_jobs.Plan:
   """One job for every shard of the dataset, in its place and with its name."""
   builder = records.open_dataset(data)
   source = records.dataset_identity(data)
+
+  # a shard holds the records from `start` on
   jobs = []
   for split, info in sorted(builder.info.splits.items()):
+    count = len(info.shard_lengths)
     start = 0
     for index, length in enumerate(info.shard_lengths):
       spec = Source(data, split, index, start, start + length)
-      jobs.append(shard_jobs.ShardJob(split, index, len(info.shard_lengths), length, spec))
+      jobs.append(shard_jobs.ShardJob(split, index, count, length, spec))
       start += length
+
   return shard_jobs.Plan(
     name=source["name"],
     jobs=tuple(jobs),
@@ -101,10 +105,14 @@ def encode(
   claim(plan, out)
   if (out / records.INFO_FILE).is_file():
     return records.dataset_identity(out)["records"]
+
+  # what is left of this share
   for job in mine(plan, share):
     if shard_jobs.finished_report(plan, out, job) is None:
       shard_jobs.run_job(job, make=plan.make, out=out, name=plan.name, kind=plan.kind)
       progress(job.inputs)
+
+  # whoever comes last declares the dataset whole
   reports = [shard_jobs.finished_report(plan, out, job) for job in plan.jobs]
   if None in reports:
     return None
@@ -119,12 +127,16 @@ def mine(plan: shard_jobs.Plan, share: Share) -> tuple[shard_jobs.ShardJob, ...]
 def finished_examples(plan: shard_jobs.Plan, out: pathlib.Path, share: Share) -> int:
   """Examples of a share whose shards stand already."""
   jobs = mine(plan, share)
-  return sum(job.inputs for job in jobs if shard_jobs.shard_path(plan.name, out, job).is_file())
+  return sum(job.inputs for job in jobs if _stands(plan, out, job))
 
 
 def shards_left(plan: shard_jobs.Plan, out: pathlib.Path) -> int:
   """How many shards do not stand yet, whoever is to write them."""
-  return sum(not shard_jobs.shard_path(plan.name, out, job).is_file() for job in plan.jobs)
+  return sum(not _stands(plan, out, job) for job in plan.jobs)
+
+
+def _stands(plan: shard_jobs.Plan, out: pathlib.Path, job: shard_jobs.ShardJob) -> bool:
+  return shard_jobs.shard_path(plan.name, out, job).is_file()
 
 
 def claim(plan: shard_jobs.Plan, out: pathlib.Path) -> None:
@@ -132,30 +144,36 @@ def claim(plan: shard_jobs.Plan, out: pathlib.Path) -> None:
   file = out / records.BUILD_FILE
   if file.is_file():
     before = json.loads(file.read_text())
-    if before != plan.identity:
-      different = [key for key, value in plan.identity.items() if before.get(key) != value]
-      raise InputError(
-        f"--out {out} is another encoding (different: {', '.join(different)}); give another folder"
-      )
-  elif out.is_dir() and any(out.iterdir()):
+    if before == plan.identity:
+      return
+    different = [key for key, value in plan.identity.items() if before.get(key) != value]
+    raise InputError(
+      f"--out {out} is another encoding (different: {', '.join(different)}); give another folder"
+    )
+  if out.is_dir() and any(out.iterdir()):
     raise InputError(f"--out {out} is not empty and holds no encoding; give an empty folder")
-  else:
-    records.write_json(file, plan.identity)
+  records.write_json(file, plan.identity)
 
 
 def read_statistics(out: pathlib.Path) -> dict[str, Any]:
   """Mean and standard deviation of each channel, of a folder that is whole."""
-  return json.loads((out / records.STATISTICS_FILE).read_text())
+  text = (out / records.STATISTICS_FILE).read_text()
+  return json.loads(text)
 
 
 def finish(plan: shard_jobs.Plan, out: pathlib.Path, reports: list[dict]) -> dict[str, int]:
   """Writes the statistics of all shards and declares the dataset whole."""
   atomic.remove_leftovers(out)
+
+  # beside the shards: their statistics, and what the source's builder refused
   moments = [report["moments"] for report in reports]
   records.write_json(out / records.STATISTICS_FILE, combined(moments))
-  quarantined = plan.jobs[0].spec.data / records.QUARANTINE_FILE
+  source: Source = plan.jobs[0].spec
+  quarantined = source.data / records.QUARANTINE_FILE
   if quarantined.is_file():
     shutil.copyfile(quarantined, out / records.QUARANTINE_FILE)
+
+  # last: its presence declares the dataset whole
   return records.write_metadata(out, name=plan.name, kind=plan.kind)
 
 
@@ -191,9 +209,10 @@ def read_shard(source: Source) -> list[schema.Example]:
   """
   if source.start == source.stop:
     return []
-  split = records.open_split(source.data, f"{source.split}[{source.start}:{source.stop}]")
+  span = f"{source.split}[{source.start}:{source.stop}]"
+  split = records.open_split(source.data, span)
   try:
-    return [split[i] for i in range(len(split))]
+    return [split[index] for index in range(len(split))]
   except CorruptRecord as error:
     raise InputError(
       f"{source.data} split {source.split} shard {source.index}: {error}; launch.validate_data "
@@ -203,17 +222,21 @@ def read_shard(source: Source) -> list[schema.Example]:
 
 def moments_of(examples: list[schema.Example]) -> dict[str, Any]:
   """Sums over the latents of a shard's examples, channel by channel, in double precision."""
-  latents = []
+  # every cell of every latent is one observation of its channels
+  observations = []
   for example in examples:
     if schema.is_present(example, "structure_latent"):
-      latents.append(example["structure_latent"].astype(np.float64))
-  if not latents:
+      latent_XYZC = example["structure_latent"].astype(np.float64)
+      observations.append(latent_XYZC.reshape(-1, latent_XYZC.shape[-1]))
+  if not observations:
     return {"cells": 0, "sum": [], "sum_of_squares": []}
-  cells = np.concatenate([latent.reshape(-1, latent.shape[-1]) for latent in latents])
+
+  cells_PC = np.concatenate(observations)
+  squares_PC = cells_PC**2
   return {
-    "cells": len(cells),
-    "sum": cells.sum(0).tolist(),
-    "sum_of_squares": (cells**2).sum(0).tolist(),
+    "cells": len(cells_PC),
+    "sum": cells_PC.sum(0).tolist(),
+    "sum_of_squares": squares_PC.sum(0).tolist(),
   }
 
 
@@ -221,6 +244,9 @@ def combined(moments: list[dict[str, Any]]) -> dict[str, Any]:
   """Mean and standard deviation of every channel over all shards."""
   filled = [one for one in moments if one["cells"]]
   count = sum(one["cells"] for one in filled)
-  mean = np.sum([one["sum"] for one in filled], 0) / count
-  variance = np.sum([one["sum_of_squares"] for one in filled], 0) / count - mean**2
-  return {"cells": count, "mean": mean.tolist(), "std": np.sqrt(np.maximum(variance, 0)).tolist()}
+  total_C = np.sum([one["sum"] for one in filled], 0)
+  squares_C = np.sum([one["sum_of_squares"] for one in filled], 0)
+  mean_C = total_C / count
+  variance_C = squares_C / count - mean_C**2
+  deviation_C = np.sqrt(np.maximum(variance_C, 0))
+  return {"cells": count, "mean": mean_C.tolist(), "std": deviation_C.tolist()}

@@ -19,10 +19,9 @@ def pool(workers: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
   """An executor of fresh processes, which inherit no state of JAX or of a renderer. At the end what
   is not finished is given up.
   """
+  fresh = multiprocessing.get_context("spawn")
   with single_threaded_children():
-    executor = concurrent.futures.ProcessPoolExecutor(
-      workers, multiprocessing.get_context("spawn"), initializer=_start
-    )
+    executor = concurrent.futures.ProcessPoolExecutor(workers, fresh, initializer=_start)
     try:
       yield executor
     finally:
@@ -40,7 +39,10 @@ def single_threaded_children():
     yield
   finally:
     for name, value in saved.items():
-      os.environ.pop(name) if value is None else os.environ.update({name: value})
+      if value is None:
+        del os.environ[name]
+      else:
+        os.environ[name] = value
 
 
 def _start() -> None:

@@ -13,11 +13,12 @@ A build that was killed continues when it is started again; finished shards are 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -31,6 +32,7 @@ from sam3d_jax.errors import InputError, JobFailed
 from sam3d_jax.files import atomic
 
 REPORTS = "reports"
+DIFFERENCES_SHOWN = 4  # of the configurations of two builds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,9 @@ class Plan:
 
   @property
   def digest(self) -> str:
-    return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:32]
+    """Name of the bytes that the plan makes."""
+    text = json.dumps(self.identity, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
   @property
   def inputs(self) -> int:
@@ -120,7 +124,8 @@ class BuildResult:
 
 
 # Runs jobs of a plan into a folder and yields each with its report as it ends.
-Executor = Callable[[Plan, pathlib.Path, list[ShardJob]], Iterator[tuple[ShardJob, dict[str, Any]]]]
+Report = dict[str, Any]
+Executor = Callable[[Plan, pathlib.Path, list[ShardJob]], Iterator[tuple[ShardJob, Report]]]
 
 
 def build(
@@ -154,8 +159,8 @@ def build(
     refused = _refused_by_reason(reports.values())
 
     # the shards that are left
+    left = [job for job in plan.jobs if reports[job] is None]
     try:
-      left = [job for job in plan.jobs if reports[job] is None]
       if execute is not None:
         running = execute(plan, out, left)
       else:
@@ -172,7 +177,8 @@ def build(
     finally:
       _write_quarantine(out, reports)
       _remove_partial(out)
-    _check_budget(plan, out, _refused_by_reason(reports.values(), faults=True), quarantine_budget)
+    faults = _refused_by_reason(reports.values(), faults=True)
+    _check_budget(plan, out, faults, quarantine_budget)
 
     # what they hold together
     lengths, draws = Counter(), Counter()
@@ -180,9 +186,8 @@ def build(
       lengths[job.split] += report["records"]
       draws.update(report["draws"])
     if not lengths.total():
-      reasons = ", ".join(f"{reason} {n}" for reason, n in refused.most_common())
       raise InputError(
-        f"none of {plan.inputs} inputs became an example ({reasons}); see "
+        f"none of {plan.inputs} inputs became an example ({_most_common(refused)}); see "
         f"{out / records.QUARANTINE_FILE}"
       )
     counts = {
@@ -199,16 +204,16 @@ def build(
 
 def finished_inputs(plan: Plan, out: str | os.PathLike) -> int:
   """How many inputs an earlier run of the same build has dealt with."""
-  return sum(
-    job.inputs for job in plan.jobs if shard_path(plan.name, pathlib.Path(out), job).exists()
-  )
+  folder = pathlib.Path(out)
+  finished = [job for job in plan.jobs if shard_path(plan.name, folder, job).exists()]
+  return sum(job.inputs for job in finished)
 
 
-def run_job(job: ShardJob, *, make, out: pathlib.Path, name: str, kind: str) -> dict[str, Any]:
+def run_job(job: ShardJob, *, make, out: pathlib.Path, name: str, kind: str) -> Report:
   """Makes one shard and returns its report. The only function an executor has to call; equal jobs
   write equal bytes.
   """
-  report: dict[str, Any] = {}
+  report: Report = {}
   refusals = Refusals()
 
   def examples() -> Iterator[schema.Example]:
@@ -216,12 +221,10 @@ def run_job(job: ShardJob, *, make, out: pathlib.Path, name: str, kind: str) -> 
     for example in make(job.spec, refusals):
       count += 1
       yield example
-    report.update(
-      records=count,
-      refused=[dataclasses.asdict(bad) for bad in refusals.inputs],
-      draws=dict(sorted(refusals.draws.items())),
-      **refusals.notes,
-    )
+    report["records"] = count
+    report["refused"] = [dataclasses.asdict(bad) for bad in refusals.inputs]
+    report["draws"] = dict(sorted(refusals.draws.items()))
+    report.update(refusals.notes)
     # The shard is committed when this generator ends: whoever sees a shard also finds its report.
     records.write_json(_report_path(out, job), report)
 
@@ -230,6 +233,7 @@ def run_job(job: ShardJob, *, make, out: pathlib.Path, name: str, kind: str) -> 
 
 
 def shard_path(name: str, out: pathlib.Path, job: ShardJob) -> pathlib.Path:
+  """Where the shard of a job lies."""
   return records.shard_path(out, name, job.split, job.index, job.count)
 
 
@@ -237,7 +241,7 @@ def _report_path(out: pathlib.Path, job: ShardJob) -> pathlib.Path:
   return out / REPORTS / f"{job.split}-{job.index:05d}-of-{job.count:05d}.json"
 
 
-def finished_report(plan: Plan, out: pathlib.Path, job: ShardJob) -> dict[str, Any] | None:
+def finished_report(plan: Plan, out: pathlib.Path, job: ShardJob) -> Report | None:
   """The report of a shard that stands; None if it does not."""
   if not shard_path(plan.name, out, job).exists():
     return None
@@ -251,47 +255,53 @@ def _claim(plan: Plan, out: pathlib.Path) -> None:
   """Marks `out` as this build's. Raises InputError if it is another one's."""
   out.mkdir(parents=True, exist_ok=True)
   path = out / records.BUILD_FILE
+
+  # a build that was begun
   if path.exists():
     found = json.loads(path.read_text())
     if found["digest"] == plan.digest:
       return
+    difference = _difference(found["identity"], plan.identity)
     raise InputError(
-      f"{out} holds a build of another configuration "
-      f"({_difference(found['identity'], plan.identity)}). Give "
-      f"another folder with --config.out=DIR, go back to that configuration, or delete {out} to "
-      "build anew"
+      f"{out} holds a build of another configuration ({difference}). Give another folder with "
+      f"--config.out=DIR, go back to that configuration, or delete {out} to build anew"
     )
+
+  # a new one
   if any(out.glob("*.array_record-*")):
     raise InputError(
       f"{out} holds shards but no {records.BUILD_FILE}: it was not made by this command. Give "
-      "another folder with "
-      "--config.out=DIR"
+      "another folder with --config.out=DIR"
     )
   _write_build_file(plan, out, None)
 
 
 def _write_build_file(plan: Plan, out: pathlib.Path, counts: dict[str, Any] | None) -> None:
-  records.write_json(
-    out / records.BUILD_FILE,
-    {
-      "name": plan.name,
-      "digest": plan.digest,
-      "identity": plan.identity,
-      "lineage": plan.lineage,
-      "counts": counts,
-    },
-  )
+  described = {
+    "name": plan.name,
+    "digest": plan.digest,
+    "identity": plan.identity,
+    "lineage": plan.lineage,
+    "counts": counts,
+  }
+  records.write_json(out / records.BUILD_FILE, described)
 
 
 def _difference(old: dict, new: dict) -> str:
   """The first few values that differ, as dotted keys."""
-  old, new = dict(_flatten(old)), dict(_flatten(new))
-  keys = [k for k in sorted(old | new) if old.get(k) != new.get(k)]
-  shown = [f"{k}: {old.get(k, 'absent')} there, {new.get(k, 'absent')} here" for k in keys[:4]]
-  return "; ".join(shown) + (f"; and {len(keys) - 4} more" if len(keys) > 4 else "")
+  there, here = dict(_flatten(old)), dict(_flatten(new))
+  differ = [key for key in sorted(there | here) if there.get(key) != here.get(key)]
+  shown = []
+  for key in differ[:DIFFERENCES_SHOWN]:
+    was, is_now = there.get(key, "absent"), here.get(key, "absent")
+    shown.append(f"{key}: {was} there, {is_now} here")
+  if len(differ) > DIFFERENCES_SHOWN:
+    shown.append(f"and {len(differ) - DIFFERENCES_SHOWN} more")
+  return "; ".join(shown)
 
 
 def _flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+  """(dotted key, value) of every leaf."""
   for key, value in tree.items():
     if isinstance(value, dict):
       yield from _flatten(value, f"{prefix}{key}.")
@@ -301,33 +311,35 @@ def _flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _run_locally(
   plan: Plan, out: pathlib.Path, jobs: list[ShardJob], workers: int
-) -> Iterator[tuple[ShardJob, dict[str, Any]]]:
+) -> Iterator[tuple[ShardJob, Report]]:
   """Runs the jobs, yielding each with its report as it ends."""
-  call = dict(make=plan.make, out=out, name=plan.name, kind=plan.kind)
+  run = functools.partial(run_job, make=plan.make, out=out, name=plan.name, kind=plan.kind)
   workers = min(workers or os.cpu_count() or 1, len(jobs))
   if workers <= 1:
     for job in jobs:
-      yield job, run_job(job, **call)
+      yield job, run(job)
     return
+
   with processes.pool(workers) as pool:
     running: dict[concurrent.futures.Future, ShardJob] = {}
     queue = iter(jobs)
     try:
       # a short queue: over budget or interrupted, little is left to cancel
       for job in itertools.islice(queue, 2 * workers):
-        running[pool.submit(run_job, job, **call)] = job
+        running[pool.submit(run, job)] = job
       while running:
         done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
         for future in done:
           job = running.pop(future)
           yield job, future.result()
-          if (following := next(queue, None)) is not None:
-            running[pool.submit(run_job, following, **call)] = following
+          # one comes in for each that has ended
+          following = next(queue, None)
+          if following is not None:
+            running[pool.submit(run, following)] = following
     except concurrent.futures.process.BrokenProcessPool as error:
       raise JobFailed(
         f"a worker process died while building {out} (usually out of memory). Finished shards are "
-        "kept: run the "
-        "same command again, with fewer --config.workers if memory was short"
+        "kept: run the same command again, with fewer --config.workers if memory was short"
       ) from error
 
 
@@ -336,37 +348,45 @@ def _remove_partial(out: pathlib.Path) -> None:
     atomic.remove_leftovers(folder)
 
 
-def _refused_by_reason(reports, *, faults: bool = False) -> Counter:
+def _refused_by_reason(reports: Iterable[Report | None], *, faults: bool = False) -> Counter[str]:
   """Reason -> inputs that became no example; only the faulty ones if `faults`.
 
   An input that several shards met counts once.
   """
-  refused = {(bad["path"], bad["reason"]): bad["fault"] for bad in _refused(reports)}
-  return Counter(reason for (_, reason), fault in refused.items() if fault or not faults)
+  is_fault = {(bad["path"], bad["reason"]): bad["fault"] for bad in _refused(reports)}
+  counts = Counter()
+  for (_, reason), fault in is_fault.items():
+    if fault or not faults:
+      counts[reason] += 1
+  return counts
 
 
-def _refused(reports) -> Iterator[dict[str, Any]]:
+def _most_common(counts: Counter[str]) -> str:
+  return ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
+
+
+def _refused(reports: Iterable[Report | None]) -> Iterator[dict[str, Any]]:
   """What the shards that stand have refused."""
   for report in reports:
     if report is not None:
       yield from report["refused"]
 
 
-def _write_quarantine(out: pathlib.Path, reports: dict[ShardJob, dict[str, Any] | None]) -> None:
+def _write_quarantine(out: pathlib.Path, reports: dict[ShardJob, Report | None]) -> None:
   lines = {json.dumps(bad, sort_keys=True) + "\n" for bad in _refused(reports.values())}
   atomic.write_text(out / records.QUARANTINE_FILE, "".join(sorted(lines)))
 
 
 def _check_budget(plan: Plan, out: pathlib.Path, faults: Counter, budget: float) -> None:
-  if faults.total() > budget * plan.all_inputs:
-    reasons = ", ".join(f"{reason} {n}" for reason, n in faults.most_common())
-    raise InputError(
-      f"{faults.total()} of {plan.all_inputs} inputs were refused ({reasons}), more than "
-      "quarantine_budget = "
-      f"{budget:g} allows. They are listed in {out / records.QUARANTINE_FILE}. Raise "
-      "--config.quarantine_budget "
-      f"to continue without them, or mend them and delete {out} before building again"
-    )
+  if faults.total() <= budget * plan.all_inputs:
+    return
+  reasons = _most_common(faults)
+  raise InputError(
+    f"{faults.total()} of {plan.all_inputs} inputs were refused ({reasons}), more than "
+    f"quarantine_budget = {budget:g} allows. They are listed in {out / records.QUARANTINE_FILE}. "
+    "Raise --config.quarantine_budget to continue without them, or mend them and delete "
+    f"{out} before building again"
+  )
 
 
 @contextlib.contextmanager
@@ -378,8 +398,7 @@ def _explaining_os_errors(out: pathlib.Path):
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
       raise InputError(
         f"{out}: the disk is full. Free space or give another folder with --config.out=DIR; "
-        "finished shards are "
-        "kept and the same command continues"
+        "finished shards are kept and the same command continues"
       ) from error
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
       raise InputError(

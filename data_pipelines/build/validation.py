@@ -63,21 +63,27 @@ class Tally:
 
   def look(self, split: str, place: str, example: schema.Example, report: checks.Report) -> None:
     """Counts an example and what only shows across examples."""
+    # what is wrong with it, and what it has
     for finding in report.findings:
       self.add(place, finding.reason, finding.detail)
     self.sources[split][example["source"]] += 1
-    self.present.update(f for f in example if schema.is_present(example, f))
-    if example["key"] in self.keys:
-      first = self.keys[example["key"]]
-      self.add(place, "duplicate_key", f"key {example['key']} is also that of {first}")
-    self.keys.setdefault(example["key"], place)
-    if example["mesh_key"]:
-      self.mesh_splits[example["mesh_key"]].add(split)
+    for field in example:
+      if schema.is_present(example, field):
+        self.present[field] += 1
+    if np.isfinite(report.silhouette_iou):
+      self.ious.append(report.silhouette_iou)
+
+    # what it shares with others
+    key, mesh_key = example["key"], example["mesh_key"]
+    if key in self.keys:
+      first = self.keys[key]
+      self.add(place, "duplicate_key", f"key {key} is also that of {first}")
+    self.keys.setdefault(key, place)
+    if mesh_key:
+      self.mesh_splits[mesh_key].add(split)
     for latent in ("structure_latent", "slat"):
       if schema.is_present(example, latent):
         self.autoencoders[latent].add(example[f"{latent}_autoencoder"])
-    if np.isfinite(report.silhouette_iou):
-      self.ious.append(report.silhouette_iou)
 
   def finish(self) -> None:
     """Adds the findings that concern the dataset as a whole."""
@@ -87,7 +93,8 @@ class Tally:
       self.add("dataset", "mesh_in_two_splits", detail)
     for latent, digests in self.autoencoders.items():
       if len(digests) > 1:
-        detail = f"{latent} was made by {len(digests)} autoencoders: {', '.join(sorted(digests))}"
+        listed = ", ".join(sorted(digests))
+        detail = f"{latent} was made by {len(digests)} autoencoders: {listed}"
         self.add("dataset", "mixed_autoencoders", detail)
 
 
@@ -107,7 +114,8 @@ def choose(data: pathlib.Path, max_examples: int = 0) -> list[Choice]:
   chosen = []
   for name in names:
     split = records.open_split(data, name)
-    chosen.append(Choice(name, split, pick(len(split), max_examples)))
+    indices = pick(len(split), max_examples)
+    chosen.append(Choice(name, split, indices))
   return chosen
 
 
@@ -115,7 +123,7 @@ def pick(length: int, count: int) -> list[int]:
   """Up to `count` indices of range(length), evenly spread; all of them if count is 0."""
   if not 0 < count < length:
     return list(range(length))
-  return [i * length // count for i in range(count)]
+  return [number * length // count for number in range(count)]
 
 
 def check(
@@ -128,19 +136,22 @@ def check(
   Returns:
     The tally, and examples for a sheet: some that failed, then some of every split.
   """
-  tally, rows, bad = Tally(), [], []
+  tally = Tally()
+  spread, bad = [], []
   for choice in chosen:
     shown = set(pick(len(choice.indices), SHOWN))
-    for n, index in enumerate(choice.indices):
+    for number, index in enumerate(choice.indices):
       row = check_record(tally, choice.name, choice.split, index)
-      if row is not None and n in shown:
-        rows.append(row)
-      elif row is not None and row.findings and len(bad) < SHOWN_BAD:
-        bad.append(row)
+      if row is not None:
+        # a failed one that is shown in any case is not shown twice
+        if number in shown:
+          spread.append(row)
+        elif row.findings and len(bad) < SHOWN_BAD:
+          bad.append(row)
       if progress is not None:
         progress(len(tally.failed))
   tally.finish()
-  return tally, bad + rows
+  return tally, bad + spread
 
 
 def check_record(tally: Tally, name: str, split: records.Split, index: int) -> Checked | None:
@@ -163,12 +174,14 @@ def quarantined(data: pathlib.Path) -> Counter:
 
   Raises InputError for a line that is no JSON object with a reason.
   """
-  file, reasons = data / records.QUARANTINE_FILE, Counter()
+  reasons = Counter()
+  file = data / records.QUARANTINE_FILE
   if not file.is_file():
     return reasons
   for number, line in enumerate(file.read_text().splitlines(), 1):
     try:
-      reasons[json.loads(line)["reason"]] += 1
+      refused = json.loads(line)
+      reasons[refused["reason"]] += 1
     except (ValueError, KeyError, TypeError) as error:
       raise InputError(
         f"{file} line {number} is not a JSON object with a reason ({error}); build the dataset "
@@ -179,22 +192,25 @@ def quarantined(data: pathlib.Path) -> Counter:
 
 def describe(data: pathlib.Path, tally: Tally, refused: Mapping[str, int]) -> str:
   """The report, as text."""
+  # which dataset
   identity = records.dataset_identity(data)
-  lines = [
-    f"{data}: {identity['name']}, schema {identity['version']}, build {identity['digest'][:12]}"
-  ]
+  build = identity["digest"][:12]
+  lines = [f"{data}: {identity['name']}, schema {identity['version']}, build {build}"]
 
   # what there is
   for split, total in identity["records"].items():
     counts = sorted(tally.sources[split].items())
-    sources = ", ".join(f"{source or '(no source)'} {n}" for source, n in counts)
+    sources = ", ".join(f"{source or '(no source)'} {count}" for source, count in counts)
     lines.append(f"  {split:10} {total:8} examples, {tally.examples[split]} checked: {sources}")
   checked = tally.examples.total()
-  shares = sorted((field, 100 * n // checked) for field, n in tally.present.items())
-  lines.append("  fields     " + ", ".join(f"{field} {share}%" for field, share in shares))
+  fields = []
+  for field, count in sorted(tally.present.items()):
+    fields.append(f"{field} {100 * count // checked}%")
+  lines.append("  fields     " + ", ".join(fields))
   lines.append(f"  meshes     {len(tally.mesh_splits)}")
   for latent, digests in sorted(tally.autoencoders.items()):
-    lines.append(f"  {latent} made by {', '.join(sorted(d[:12] for d in digests))}")
+    makers = sorted(digest[:12] for digest in digests)
+    lines.append(f"  {latent} made by {', '.join(makers)}")
   if tally.ious:
     mean, worst = np.mean(tally.ious), min(tally.ious)
     lines.append(
@@ -204,15 +220,15 @@ def describe(data: pathlib.Path, tally: Tally, refused: Mapping[str, int]) -> st
   # what never became an example
   refused = Counter(refused)
   lines.append(f"  quarantine: {refused.total()} inputs refused when building")
-  for reason, n in refused.most_common():
-    lines.append(f"    {n:6}  {reason}")
+  for reason, count in refused.most_common():
+    lines.append(f"    {count:6}  {reason}")
 
   # what is wrong
   if not tally.reasons:
     lines.append(f"ok: {checked} examples, nothing wrong")
     return "\n".join(lines)
   lines.append(f"FAILED: {len(tally.failed)} of {checked} examples")
-  for reason, n in tally.reasons.most_common():
+  for reason, count in tally.reasons.most_common():
     place, detail = tally.first[reason]
-    lines.append(f"  {n:6}  {reason}: {place}: {detail}")
+    lines.append(f"  {count:6}  {reason}: {place}: {detail}")
   return "\n".join(lines)
