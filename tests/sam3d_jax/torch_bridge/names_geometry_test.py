@@ -31,7 +31,8 @@ TINY_VAE = dict(resolution=8, channels=(2, 3), res_blocks=1)
 
 def published_entries(shared_dir, part):
   """What the published code says of each entry of a part."""
-  golden = json.loads((shared_dir / "golden" / "state_dict_full_keys.json").read_text())
+  file = shared_dir / "golden" / "state_dict_full_keys.json"
+  golden = json.loads(file.read_text())
   return golden[part]["entries"]
 
 

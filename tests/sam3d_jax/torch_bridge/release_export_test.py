@@ -21,6 +21,7 @@ from tests.support.tiny_release import (
   export,
   import_,
   in_memory,
+  normal_arrays,
   random_params,
   save_run,
   tiny_config,
@@ -116,54 +117,70 @@ def test_every_stream_reads_its_groups_row_of_a_published_table_of_three(tmp_pat
     np.testing.assert_array_equal(table[row], ours[group], err_msg=name)
 
   # read back, the rows that nothing reads included
-  opened = release.open_geometry(release.read_release(folder), tiny_config("geometry").model)
+  opened = release.open_geometry(release.read_release(folder), model.config.model)
   np.testing.assert_array_equal(opened["condition/group_embed"], ours)
   obstacles = yaml_pipeline.obstacles(registry.typed_config(model.config.model))
   assert "group embedding" not in "\n".join(obstacles)
 
 
 def test_safetensors_releases_need_no_torch(runs, tmp_path, monkeypatch, capsys):
-  monkeypatch.setitem(sys.modules, "torch", None)
-  assert export(runs / "geometry", tmp_path / "x", vae=runs / "vae") == 2
+  geometry, vae = runs / "geometry", runs / "vae"
+  monkeypatch.setitem(sys.modules, "torch", None)  # importing it now fails
+
+  # .ckpt files do need it, to write and to read
+  assert export(geometry, tmp_path / "x", vae=vae) == 2
   assert "--safetensors" in capsys.readouterr().err
-  assert export(runs / "geometry", tmp_path / "release", "--safetensors", vae=runs / "vae") == 0
-  assert import_(tmp_path / "release", tmp_path / "geometry") == 0
-  assert_same_arrays(tmp_path / "geometry", runs / "geometry")
-  assert import_(runs / "release", tmp_path / "y") == 2  # .ckpt files do need it
+  assert import_(runs / "release", tmp_path / "y") == 2
   assert "requirements-torch.txt" in capsys.readouterr().err
+
+  # there and back without
+  folder, back = tmp_path / "release", tmp_path / "geometry"
+  assert export(geometry, folder, "--safetensors", vae=vae) == 0
+  assert import_(folder, back) == 0
+  assert_same_arrays(back, geometry)
 
 
 def test_the_average_asked_for_is_exported(tmp_path):
+  # a run with two averages
+  run = str(tmp_path / "run")
   config = tiny_config("structure_vae")
-  raw, fast, slow = (random_params(config, seed) for seed in range(3))
+  raw = random_params(config, 0)
+  fast = random_params(config, 1)
+  slow = random_params(config, 2)
   state = {"params": raw, "ema": {"0.9": fast, "0.99": slow}}
-  writer = Checkpointer(tmp_path / "run")
+  writer = Checkpointer(run)
   writer.save(5, state, {"config": config.to_dict(), "lineage": {}})
   writer.close()
+
   for which, expected in (("raw", raw), ("ema", slow), ("ema:0.9", fast)):
-    model = exporting.open_model(exporting.Source(str(tmp_path / "run"), which))
+    model = exporting.open_model(exporting.Source(run, which))
     for path in ("decoder/conv_in/kernel", "encoder/conv_out/bias"):
       np.testing.assert_array_equal(model.params[path], expected[path])
   with pytest.raises(InputError, match="0.5"):
-    exporting.open_model(exporting.Source(str(tmp_path / "run"), "ema:0.5"))
+    exporting.open_model(exporting.Source(run, "ema:0.5"))
 
 
 def test_adapters_are_merged_when_asked_and_refused_otherwise(tmp_path, capsys):
+  run, out = tmp_path / "run", tmp_path / "release"
+
+  # a run with one adapted kernel
   config = tiny_config("geometry")
   config.lora = ConfigDict({"targets": "flow/time/out", "rank": 2, "alpha": 4.0})
   params = random_params(config, 0)
   kernel = params["flow/time/out/kernel"]
-  rng = np.random.default_rng(9)
-  a = rng.standard_normal((kernel.shape[0], 2), dtype=np.float32)
-  b = rng.standard_normal((2, kernel.shape[1]), dtype=np.float32)
-  factors = {"flow/time/out/lora_a": a, "flow/time/out/lora_b": b}
-  save_run(tmp_path / "run", config, params | factors, {})
+  width_in, width_out = kernel.shape
+  shapes = {"flow/time/out/lora_a": (width_in, 2), "flow/time/out/lora_b": (2, width_out)}
+  factors = normal_arrays(shapes, seed=9)
+  save_run(run, config, params | factors, {})
 
-  assert export(tmp_path / "run", tmp_path / "release", "--safetensors") == 2
+  # not asked for
+  assert export(run, out, "--safetensors") == 2
   assert "--merge_lora" in capsys.readouterr().err
 
-  assert export(tmp_path / "run", tmp_path / "release", "--safetensors", "--merge_lora") == 0
-  opened = release.open_geometry(release.read_release(tmp_path / "release"), config.model)
+  # asked for
+  assert export(run, out, "--safetensors", "--merge_lora") == 0
+  opened = release.open_geometry(release.read_release(out), config.model)
+  a, b = factors.values()
   merged = kernel + 2 * a @ b  # alpha / rank = 2
   np.testing.assert_allclose(opened["flow/time/out/kernel"], merged, rtol=1e-5, atol=1e-5)
 

@@ -28,8 +28,10 @@ def imported(runs, tmp_path_factory) -> pathlib.Path:
 
 def test_importing_an_export_gives_the_same_arrays(runs, imported, tmp_path):
   assert_same_arrays(imported, runs / "geometry")
-  assert import_(runs / "release", tmp_path / "vae", "--part", "structure_vae") == 0
-  assert_same_arrays(tmp_path / "vae", runs / "vae")
+
+  vae = tmp_path / "vae"
+  assert import_(runs / "release", vae, "--part", "structure_vae") == 0
+  assert_same_arrays(vae, runs / "vae")
 
 
 def test_importing_an_export_gives_the_same_configuration(runs, imported):
@@ -48,31 +50,39 @@ def test_importing_an_export_gives_the_same_configuration(runs, imported):
 
 
 def test_models_of_a_release_come_back_in_memory(runs):
-  opened = release.read_release(runs / "release")
+  folder = release.read_release(runs / "release")
 
-  decoder = parameters.flat_params(release.restore_decoder(opened))
+  # the decoder alone
+  decoder = release.restore_decoder(folder)
+  got = parameters.flat_params(decoder)
   trained = checkpoint.load_params(runs / "vae", which="raw")
-  np.testing.assert_array_equal(decoder["conv_in/kernel"], trained["decoder/conv_in/kernel"])
+  np.testing.assert_array_equal(got["conv_in/kernel"], trained["decoder/conv_in/kernel"])
 
-  model = release.restore_geometry(opened, ConfigDict(opened.geometry))
-  geometry = parameters.flat_params(model)
+  # the flow model with its condition encoder
+  geometry = release.restore_geometry(folder, ConfigDict(folder.geometry))
+  got = parameters.flat_params(geometry)
   trained = checkpoint.load_params(runs / "geometry", which="raw")
-  np.testing.assert_array_equal(geometry["flow/time/out/bias"], trained["flow/time/out/bias"])
+  np.testing.assert_array_equal(got["flow/time/out/bias"], trained["flow/time/out/bias"])
 
+  # of the second stage there is nothing
   assert parts.find_file(runs / "release", "slat_generator") is None
 
 
 def test_an_import_that_does_not_fit_lists_everything_and_writes_nothing(runs, tmp_path, capsys):
+  # no step sizes, and a block more
   config = tiny_config("geometry")
   config.model.flow.shortcut = False
   config.model.flow.depth = 3
+  file = config_file(tmp_path, config)
+
   source = runs / "release" / "ss_generator.ckpt"
-  assert import_(source, tmp_path / "run", "--config", config_file(tmp_path, config)) == 2
+  workdir = tmp_path / "run"
+  assert import_(source, workdir, "--config", file) == 2
   text = capsys.readouterr().err
   backbone = "_base_models.generator.reverse_fn.backbone"
   assert text.count(f"unexpected  {backbone}.d_embedder.") == 4
   assert f"missing     {backbone}.blocks.2.mlp.shape.mlp.0.weight" in text
-  assert not (tmp_path / "run").exists()
+  assert not workdir.exists()
 
 
 def test_an_original_dinov2_file_fills_both_encoders(tmp_path):
@@ -85,14 +95,18 @@ def test_an_original_dinov2_file_fills_both_encoders(tmp_path):
   for path, array in params.items():
     if path.startswith(prefix):
       encoder[path.removeprefix(prefix)] = array
-  rules = names_conditioning.dinov2_rules(registry.typed_config(config.model).condition.dino)
+  dino = registry.typed_config(config.model).condition.dino
+  rules = names_conditioning.dinov2_rules(dino)
   file = tmp_path / "dino.pth"
   save.write_state(file, rules, encoder, parameters.shapes_of(encoder))
 
-  assert import_(file, tmp_path / "run", "--config", config_file(tmp_path, config)) == 0
-  got = checkpoint.load_params(tmp_path / "run", which="raw")
+  workdir = tmp_path / "run"
+  assert import_(file, workdir, "--config", config_file(tmp_path, config)) == 0
+  got = checkpoint.load_params(workdir, which="raw")
   assert set(got) == set(params)
+
+  # both encoders are the file's; the rest is initialised, not taken from anywhere
   for path, array in encoder.items():
     np.testing.assert_array_equal(got["condition/image_encoder/" + path], array)
     np.testing.assert_array_equal(got["condition/mask_encoder/" + path], array)
-  assert 0 < got["flow/time/hidden/kernel"].std() < 1  # initialised, not taken from anywhere
+  assert 0 < got["flow/time/hidden/kernel"].std() < 1

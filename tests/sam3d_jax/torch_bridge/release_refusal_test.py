@@ -16,36 +16,40 @@ from tests.support.tiny_release import (
   tiny_config,
 )
 
-# What of our models the published classes have no argument for, and what the refusal says.
+# The published classes have no patches: key, value and remedy of what is refused.
 FLOW_PATCH = r"model\.flow\.patch = 2: .*train one with model\.flow\.patch = 1"
 VAE_PATCH = r"model\.patch = 2: .*train one with model\.patch = 1"
 
 
-def save_on_patches(folder, name: str) -> None:
-  """A run whose model works on patches of two cells or voxels a side."""
-  config = tiny_config(name)
-  section = config.model.flow if name == "geometry" else config.model
-  section.patch = 2
-  save_run(folder, config, random_params(config, 0), {})
-
-
 def test_a_flow_model_on_patches_is_not_exported(tmp_path, capsys):
-  save_on_patches(tmp_path / "run", "geometry")
-  assert export(tmp_path / "run", tmp_path / "release", "--safetensors") == 2
-  run = re.escape(str(tmp_path / "run"))
-  assert re.search(f"{run}: {FLOW_PATCH}", capsys.readouterr().err)
-  assert not (tmp_path / "release").exists()
+  run, out = tmp_path / "run", tmp_path / "release"
+  config = tiny_config("geometry")
+  config.model.flow.patch = 2
+  save_run(run, config, random_params(config, 0), {})
+
+  assert export(run, out, "--safetensors") == 2
+  message = capsys.readouterr().err
+  assert re.search(FLOW_PATCH, message)
+  assert f"{run}: model.flow.patch" in message
+  assert not out.exists()
 
 
 def test_a_structure_vae_on_patches_is_not_exported(runs, tmp_path, capsys):
-  save_on_patches(tmp_path / "vae", "structure_vae")
-  vae = re.escape(str(tmp_path / "vae"))
-  # beside a flow model that could be, and alone
-  assert export(runs / "geometry", tmp_path / "a", "--safetensors", vae=tmp_path / "vae") == 2
-  assert re.search(f"{vae}: {VAE_PATCH}", capsys.readouterr().err)
-  assert export(tmp_path / "vae", tmp_path / "b", "--safetensors") == 2
-  assert re.search(f"{vae}: {VAE_PATCH}", capsys.readouterr().err)
-  assert [path.name for path in tmp_path.iterdir()] == ["vae"]
+  vae, out = tmp_path / "vae", tmp_path / "release"
+  config = tiny_config("structure_vae")
+  config.model.patch = 2
+  save_run(vae, config, random_params(config, 0), {})
+
+  # beside a flow model that could be
+  assert export(runs / "geometry", out, "--safetensors", vae=vae) == 2
+  message = capsys.readouterr().err
+  assert re.search(VAE_PATCH, message)
+  assert f"{vae}: model.patch" in message
+
+  # alone
+  assert export(vae, out, "--safetensors") == 2
+  assert re.search(VAE_PATCH, capsys.readouterr().err)
+  assert not out.exists()
 
 
 def test_patches_of_both_models_are_refused_at_once(tmp_path):
@@ -62,22 +66,28 @@ def test_a_decoder_of_other_latents_is_refused_and_nothing_is_written(tmp_path):
   right, wrong = in_memory("structure_vae", 0), in_memory("structure_vae", 5)
   latents = {"autoencoder": right.autoencoder}
   geometry = in_memory("geometry", 1, {"datasets": {"a": {"latents": latents}}})
+
+  # of another autoencoder than the lineage names
   with pytest.raises(InputError, match="latents of autoencoder"):
     release_writer.write_release(out, geometry, wrong, storage=SAFETENSORS)
   assert not list(tmp_path.iterdir())
+
+  # of that one
   record = release_writer.write_release(out, geometry, right, storage=SAFETENSORS)
   assert record["decoder"]["verified"]
 
 
 def test_a_decoder_of_another_size_is_refused(tmp_path):
-  geometry, vae = in_memory("geometry", 1), in_memory("structure_vae", 0, resolution=8)
+  geometry = in_memory("geometry", 1)
+  vae = in_memory("structure_vae", 0, resolution=8)
   with pytest.raises(InputError, match=r"4\^3 x 8, the flow model's 2\^3 x 8"):
     release_writer.write_release(tmp_path / "release", geometry, vae)
   assert not list(tmp_path.iterdir())
 
 
 def test_export_reports_every_misfit_of_all_models_at_once(tmp_path):
-  geometry, vae = in_memory("geometry", 1), in_memory("structure_vae", 0)
+  geometry = in_memory("geometry", 1)
+  vae = in_memory("structure_vae", 0)
   del geometry.shapes["flow/time/out/bias"]
   vae.shapes["decoder/stray"] = (3,)
   words = r"(?s)missing     flow/time/out/bias.*unexpected  decoder/stray"
@@ -96,9 +106,10 @@ def test_mixed_latents_are_refused():
 
 
 def test_existing_outputs_are_left_alone(runs, capsys):
-  record = runs / "release" / "release.json"
+  geometry, folder = runs / "geometry", runs / "release"
+  record = folder / "release.json"
   before = record.stat().st_mtime_ns
-  assert export(runs / "geometry", runs / "release", vae=runs / "vae") == 2
-  assert import_(runs / "release", runs / "geometry") == 2
+  assert export(geometry, folder, vae=runs / "vae") == 2
+  assert import_(folder, geometry) == 2
   assert capsys.readouterr().err.count("error:") == 2
   assert record.stat().st_mtime_ns == before

@@ -41,9 +41,10 @@ def test_parameters_survive_a_published_file_bit_for_bit(tmp_path, published, su
   back = write_and_read(tmp_path / f"x{suffix}", published)
   assert set(back) == set(params)
   for path, array in params.items():
-    got = back[path]
-    assert got.dtype == np.float32
-    np.testing.assert_array_equal(got.view(np.uint32), array.view(np.uint32), err_msg=path)
+    assert back[path].dtype == np.float32
+    got = back[path].view(np.uint32)
+    bits = array.view(np.uint32)
+    np.testing.assert_array_equal(got, bits, err_msg=path)
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
@@ -72,33 +73,35 @@ def test_half_storage_rounds_the_entries_it_should_and_no_others(
 
 @pytest.mark.parametrize("model", [base.geometry_model(), base.structure_vae_model()])
 def test_default_models_have_the_published_names_shapes_and_dtypes(shared_dir, model):
-  golden = json.loads((shared_dir / "golden" / "state_dict_full_keys.json").read_text())
+  file = shared_dir / "golden" / "state_dict_full_keys.json"
+  golden = json.loads(file.read_text())
   shapes = parameters.flat_shapes(registry.abstract_model(model))
   for part in parts.parts_of(model):
-    entries = golden[part.name]["entries"]
-    assert part.root == golden[part.name]["checkpoint_root_key"]
+    published = golden[part.name]
+    assert part.root == published["checkpoint_root_key"]
 
-    # names and shapes
-    expected = {entry["name"]: tuple(entry["shape"]) for entry in entries}
-    assert keys.torch_names(part.rules, shapes) == expected
+    # what the published code says of each entry; one that no fp16 module holds stays as it is
+    expected_shapes, fp32, fp16 = {}, {}, {}
+    for entry in published["entries"]:
+      name = entry["name"]
+      expected_shapes[name] = tuple(entry["shape"])
+      fp32[name] = np.dtype(entry["dtype"])
+      fp16[name] = np.dtype(entry.get("dtype_if_use_fp16", entry["dtype"]))
 
-    # types of both storages; an entry that stays in fp32 does not say so again
-    fp32 = {entry["name"]: entry["dtype"] for entry in entries}
-    fp16 = {entry["name"]: entry.get("dtype_if_use_fp16", entry["dtype"]) for entry in entries}
-    for storage, expected in (("fp32", fp32), ("fp16", fp16)):
-      dtypes = save.published_dtypes(part.rules, shapes, storage)
-      assert {name: str(dtype) for name, dtype in dtypes.items()} == expected
+    assert keys.torch_names(part.rules, shapes) == expected_shapes
+    assert save.published_dtypes(part.rules, shapes, "fp32") == fp32
+    assert save.published_dtypes(part.rules, shapes, "fp16") == fp16
 
 
 def test_a_value_beyond_fp16_is_refused_by_name(tmp_path, published):
   rules, shapes, params = published
   path = "flow/blocks/layer/shape/mlp/up/bias"
   large = np.full(shapes[path], 7e4, np.float32)
+  params = params | {path: large}
   for suffix in (".ckpt", ".safetensors"):
+    file = tmp_path / f"x{suffix}"
     with pytest.raises(InputError, match=r"blocks\.0\.mlp\.shape\.mlp\.0\.bias.*7e\+04"):
-      save.write_state(
-        tmp_path / f"x{suffix}", rules, params | {path: large}, shapes, storage="fp16"
-      )
+      save.write_state(file, rules, params, shapes, storage="fp16")
   assert not list(tmp_path.iterdir())  # no half-written file either
 
 
@@ -116,7 +119,8 @@ def test_a_file_that_would_run_code_is_refused_with_the_reason(tmp_path):
   torch = pytest.importorskip("torch")
   file = tmp_path / "x.ckpt"
   marker = tmp_path / "ran"
-  torch.save({"w": torch.zeros(2), "payload": RunsOnLoading(str(marker))}, file)
+  payload = RunsOnLoading(str(marker))
+  torch.save({"w": torch.zeros(2), "payload": payload}, file)
   with pytest.raises(InputError, match=r"holds more than tensors.*mkdir.*--unsafe_pickle"):
     load.open_state(file)
   assert not marker.exists()

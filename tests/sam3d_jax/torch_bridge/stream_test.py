@@ -44,7 +44,8 @@ def test_streaming_holds_one_array_at_a_time_and_reads_back_exactly(tmp_path):
     np.testing.assert_array_equal(back[path], array)
 
   # and as they are asked for
-  lazy = stream.read_params(tmp_path, 0, {path: f"params/{path}" for path in values})
+  sources = {path: f"params/{path}" for path in values}
+  lazy = stream.read_params(tmp_path, 0, sources)
   path = "stack/layer/w7/kernel"
   np.testing.assert_array_equal(lazy[path], values[path])
 
