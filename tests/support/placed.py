@@ -23,7 +23,8 @@ class Weights:
   """What a Candidate asks of a predictor."""
 
   def __init__(self, placed: bool):
-    self.placed, self.convention = placed, "ScaleShiftInvariant"
+    self.placed = placed
+    self.convention = "ScaleShiftInvariant"
 
 
 def solid() -> np.ndarray:
@@ -35,18 +36,23 @@ def solid() -> np.ndarray:
 
 
 def known_pose(seed: int = 3) -> Pose:
-  rotation = tiny_dataset.random_rotation(np.random.default_rng(seed)).astype(np.float64)
-  return Pose(rotation, np.array([0.25, 0.1, 2.5]), np.full(3, 0.8))
+  rng = np.random.default_rng(seed)
+  rotation = tiny_dataset.random_rotation(rng).astype(np.float64)
+  translation = np.array([0.25, 0.1, 2.5])
+  return Pose(rotation, translation, np.full(3, 0.8))
 
 
 def photo_of(caster, where: Pose, *, pointmap: bool = True) -> Photo:
   """The photo of a posed object before a wall, with its exact mask and point map."""
   hits = caster.cast(where, CAMERA)
-  mask = hits.face_HW >= 0
-  depth = np.where(mask, hits.depth_HW, 4.0)
-  image = np.repeat(np.where(mask, 200, 60).astype(np.uint8)[..., None], 3, -1)
-  points = cameras.pointmap_from_depth(depth, CAMERA).astype(np.float32)
-  return Photo(image, {"thing": mask}, points if pointmap else None, CAMERA, "given")
+  mask_HW = hits.face_HW >= 0
+  grey_HW = np.where(mask_HW, 200, 60).astype(np.uint8)
+  image_HW3 = np.repeat(grey_HW[..., None], 3, -1)
+  points_HW3 = None
+  if pointmap:
+    depth_HW = np.where(mask_HW, hits.depth_HW, 4.0)
+    points_HW3 = cameras.pointmap_from_depth(depth_HW, CAMERA).astype(np.float32)
+  return Photo(image_HW3, {"thing": mask_HW}, points_HW3, CAMERA, "given")
 
 
 def candidate_of(
@@ -55,10 +61,13 @@ def candidate_of(
   """A sample that has exactly this shape and pose, in the form in which a model gives it."""
   form = InputConfig(image_size=16, pointmap_size=16, streams=())
   condition = conditions.condition(photo.image_HW3, photo.masks[name], photo.pointmap_HW3, form)
-  scale, shift = np.ones(3, np.float32), np.zeros(3, np.float32)
-  if condition.scale is not None:
-    scale, shift = condition.scale, condition.shift
-  latents = {k: np.asarray(v) for k, v in pose.encode_latents(where, scale, shift).items()}
+
+  # Layout latents are relative to the points, where there are any.
+  scale, shift = condition.scale, condition.shift
+  if scale is None:
+    scale, shift = np.ones(3, np.float32), np.zeros(3, np.float32)
+  encoded = pose.encode_latents(where, scale, shift)
+  latents = {key: np.asarray(value) for key, value in encoded.items()}
   drawn = Prediction(solid(), latents, where.rotation)
   return Candidate(photo, name, index, condition, Weights(placed), drawn)
 
@@ -70,7 +79,10 @@ def write_results(
   refine: bool = False,
   reward: Reward | None = None,
 ) -> dict:
+  """Saves the scene of one photo's samples; what layout.json says."""
   settings = {"seed": 0, "sampler": {"steps": 1}, "weights": {}}
   choice = Choice(0, len(drawn), reward, refine)
-  scene_of(drawn, choice, settings, contextlib.nullcontext).save(folder)
-  return json.loads((folder / "layout.json").read_text())
+  scene = scene_of(drawn, choice, settings, contextlib.nullcontext)
+  scene.save(folder)
+  layout = (folder / "layout.json").read_text()
+  return json.loads(layout)

@@ -13,8 +13,10 @@ def random_module(make, seed: int = 0):
   """
   module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
   rng = np.random.default_rng(seed)
-  for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+  params = nnx.state(module, nnx.Param)
+  for path, leaf in nnx.to_flat_state(params):
     struct = leaf.get_value()
-    value = 0.2 * rng.standard_normal(struct.shape) + (path[-1] == "scale")
+    centre = 1 if path[-1] == "scale" else 0
+    value = 0.2 * rng.standard_normal(struct.shape) + centre
     leaf.set_value(jnp.asarray(value, struct.dtype))
   return module

@@ -18,25 +18,35 @@ from PIL import Image
 from sam3d_jax.files import images
 from sam3d_jax.geometry import cameras
 
-HEIGHT, PITCH, WALL, FOV = 1.5, np.radians(15), 6.0, np.radians(60)
+HEIGHT, WALL = 1.5, 6.0  # metres
+PITCH, FOV = np.radians(15), np.radians(60)
 
 
 def make(size: tuple[int, int], masks: list[np.ndarray]) -> tuple[np.ndarray, cameras.Camera]:
   """(points (H, W, 3), camera) for a photo of `size` (H, W)."""
-  camera = cameras.camera_from_fov(size[1], size[0], FOV)
+  height, width = size
+  camera = cameras.camera_from_fov(width, height, FOV)
+
+  # Floor and wall, whichever is nearer.
   pixels = cameras.pixel_centres(camera)
   up = (camera.cy - pixels[..., 1]) / camera.fy  # of the ray with z = 1
   fall = np.sin(PITCH) - np.cos(PITCH) * up  # downwards per unit of depth
   floor = np.where(fall > 1e-3, HEIGHT / np.maximum(fall, 1e-3), np.inf)
-  depth = np.minimum(floor, WALL / (np.cos(PITCH) + np.sin(PITCH) * up))
-  background = depth.copy()
-  for mask in sorted(masks, key=lambda m: -m.sum()):
+  wall = WALL / (np.cos(PITCH) + np.sin(PITCH) * up)
+  background = np.minimum(floor, wall)
+
+  # Half cylinders on the floor, the largest first, so that small ones are seen before it.
+  depth = background.copy()
+  for mask in sorted(masks, key=lambda mask: -mask.sum()):
     rows, columns = np.nonzero(mask)
     base = background[rows.max(), columns[rows.argmax()]]
-    across = (np.arange(size[1]) - columns.mean()) / max(1.0, np.ptp(columns) / 2)
-    bulge = base * np.ptp(columns) / 2 / camera.fx * np.sqrt(np.clip(1 - across**2, 0, 1))
-    depth = np.where(mask, np.maximum(base - 0.5 * bulge, 0.3), depth)
-  return cameras.pointmap_from_depth(depth.astype(np.float32), camera), camera
+    spread = np.ptp(columns)
+    across = (np.arange(width) - columns.mean()) / max(1.0, spread / 2)
+    bulge = base * spread / 2 / camera.fx * np.sqrt(np.clip(1 - across**2, 0, 1))
+    surface = np.maximum(base - 0.5 * bulge, 0.3)
+    depth = np.where(mask, surface, depth)
+  points = cameras.pointmap_from_depth(depth.astype(np.float32), camera)
+  return points, camera
 
 
 def add(scene: pathlib.Path) -> None:
@@ -46,13 +56,24 @@ def add(scene: pathlib.Path) -> None:
     size = opened.height, opened.width
   masks = [images.read_mask(path, size) for path in sorted(scene.glob("[0-9]*.png"))]
   points, camera = make(size, masks)
-  matrix = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
-  np.savez_compressed(scene / "pointmap.npz", pointmap=points.astype(np.float32), intrinsics=matrix)
+  matrix = np.array(
+    [
+      [camera.fx, 0, camera.cx],
+      [0, camera.fy, camera.cy],
+      [0, 0, 1],
+    ]
+  )
+  np.savez_compressed(
+    scene / "pointmap.npz",
+    pointmap=points.astype(np.float32),
+    intrinsics=matrix,
+  )
 
 
 def copy_scenes(source: pathlib.Path, out: pathlib.Path) -> None:
   """Copies every scene folder of `source` and adds a made-up point map."""
-  for scene in sorted(path.parent for path in source.rglob("image.*")):
+  scenes = [path.parent for path in source.rglob("image.*")]
+  for scene in sorted(scenes):
     target = out / scene.relative_to(source)
     target.mkdir(parents=True, exist_ok=True)
     for file in scene.iterdir():

@@ -44,14 +44,16 @@ class Timing:
   def pytest_runtest_makereport(self, item, call):
     report = yield
     if report.when == "teardown":
-      spent = processor_seconds() - self.begun[0], time.monotonic() - self.begun[1]
+      processor, wall = self.begun
+      spent = processor_seconds() - processor, time.monotonic() - wall
       report.user_properties.append((NAME, spent))
     return report
 
   def pytest_runtest_logreport(self, report) -> None:
     if report.when == "teardown":
       spent = dict(report.user_properties)[NAME]
-      self.rows[report.nodeid.partition("::")[0]].append(tuple(spent))
+      file, _, _ = report.nodeid.partition("::")
+      self.rows[file].append(tuple(spent))
 
   @pytest.hookimpl(trylast=True)
   def pytest_sessionfinish(self, session) -> None:
@@ -62,12 +64,19 @@ class Timing:
 
 def table(rows: dict[str, list[tuple[float, float]]]) -> str:
   """Processor seconds, wall seconds and number of tests of each file, and their sum."""
-  sums = {}
+  sums = []
+  whole_processor, whole_wall, whole_count = 0.0, 0.0, 0
   for file, tests in rows.items():
-    sums[file] = sum(t[0] for t in tests), sum(t[1] for t in tests), len(tests)
-  ordered = sorted(sums.items(), key=lambda item: -item[1][0])
-  whole = [sum(column) for column in zip(*sums.values(), strict=True)] or [0.0, 0.0, 0]
+    processor = sum(spent for spent, _ in tests)
+    wall = sum(spent for _, spent in tests)
+    sums.append((processor, wall, len(tests), file))
+    whole_processor += processor
+    whole_wall += wall
+    whole_count += len(tests)
+  sums.sort(key=lambda row: -row[0])
+  sums.append((whole_processor, whole_wall, whole_count, "all"))
+
   lines = [f"{'processor s':>11s} {'wall s':>8s} {'tests':>6s}  file"]
-  for file, (processor, wall, count) in [*ordered, ("all", tuple(whole))]:
+  for processor, wall, count, file in sums:
     lines.append(f"{processor:11.1f} {wall:8.1f} {count:6d}  {file}")
   return "\n".join(lines) + "\n"

@@ -19,11 +19,15 @@ RNG = np.random.default_rng(1)
 
 
 def conditioning_of(size=8, batch=2):
-  draw = lambda channels: RNG.random((batch, size, size, channels)).astype(np.float32)
-  masks = {s: np.round(draw(1)) for s in ("mask", "rgb_image_mask")}
-  return Conditioning(
-    **masks, **{s: draw(3) for s in ("image", "rgb_image", "pointmap", "rgb_pointmap")}
-  )
+  def draw(channels):
+    return RNG.random((batch, size, size, channels)).astype(np.float32)
+
+  streams = {}
+  for name in ("mask", "rgb_image_mask"):
+    streams[name] = np.round(draw(1))
+  for name in ("image", "rgb_image", "pointmap", "rgb_pointmap"):
+    streams[name] = draw(3)
+  return Conditioning(**streams)
 
 
 COND = conditioning_of()
@@ -48,9 +52,17 @@ def encode(module, cond, drop=None):
 
 
 def gradients(module, loss):
+  """Path -> gradient of `loss(module)`."""
   graph, params = nnx.split(module)
-  grads = jax.jit(jax.grad(lambda p: loss(nnx.merge(graph, p))))(params)
-  return {k: np.asarray(v) for k, v in parameters.flat_params(nnx.merge(graph, grads)).items()}
+
+  @jax.jit
+  @jax.grad
+  def grad(params):
+    return loss(nnx.merge(graph, params))
+
+  as_module = nnx.merge(graph, grad(params))
+  flat = parameters.flat_params(as_module)
+  return {path: np.asarray(gradient) for path, gradient in flat.items()}
 
 
 def spans(cfg):

@@ -9,7 +9,13 @@ from sam3d_jax.models import dinov2
 from tests.support.random_module import random_module
 
 TINY = dinov2.DinoConfig(
-  width=16, depth=2, heads=2, patch=4, image_size=16, input_size=16, dtype="float32"
+  width=16,
+  depth=2,
+  heads=2,
+  patch=4,
+  image_size=16,
+  input_size=16,
+  dtype="float32",
 )
 
 RNG = np.random.default_rng(0)
@@ -30,5 +36,10 @@ def prenorm(module, image):
   return module.prenorm(image)
 
 
+@nnx.jit
+def _called(module, *args):
+  return module(*args)
+
+
 def call(module, *args):
-  return np.asarray(nnx.jit(lambda module, *args: module(*args))(module, *args))
+  return np.asarray(_called(module, *args))

@@ -31,26 +31,34 @@ class Net(nnx.Module):
     self.head = Dense(8, 2, rngs=rngs)
 
   def __call__(self, x):
-    return self.head(jnp.tanh(self.norm(self.body(x))))
+    hidden = self.norm(self.body(x))
+    return self.head(jnp.tanh(hidden))
 
 
 def squared_error(model, frozen, batch, key):
-  noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(key, k[0]), (2,)))(batch.key)
-  loss = jnp.square(model(batch.x) - batch.y + 0.1 * noise).mean()
+  """Of targets with noise that is keyed by example."""
+
+  def draw(words):
+    own = jax.random.fold_in(key, words[0])
+    return jax.random.normal(own, (2,))
+
+  noise = jax.vmap(draw)(batch.key)
+  error = model(batch.x) - batch.y + 0.1 * noise
+  loss = jnp.square(error).mean()
   return loss, {"mse": loss}
 
 
 def make(cfg=OPTIM, guard=GuardConfig(), **kwargs):
+  """(state, compiled step) of a fresh net."""
   net = Net(nnx.Rngs(0))
   state = init_state(cfg, flat_params(net))
-  step = jax.jit(make_train_step(ModelGraph.of(net), squared_error, cfg, guard, **kwargs))
-  return state, functools.partial(step, seed=np.uint32(0))
+  step = make_train_step(ModelGraph.of(net), squared_error, cfg, guard, **kwargs)
+  return state, functools.partial(jax.jit(step), seed=np.uint32(0))
 
 
 def make_batch(seed=0, size=8):
   rng = np.random.default_rng(seed)
-  return Batch(
-    rng.integers(0, 2**32, (size, 2), np.uint32),
-    rng.normal(size=(size, 4)).astype(np.float32),
-    rng.normal(size=(size, 2)).astype(np.float32),
-  )
+  key = rng.integers(0, 2**32, (size, 2), np.uint32)
+  x = rng.normal(size=(size, 4))
+  y = rng.normal(size=(size, 2))
+  return Batch(key, x.astype(np.float32), y.astype(np.float32))
