@@ -37,7 +37,9 @@ class Page:
 
   def __init__(self, program: str, url: str, profile: pathlib.Path):
     self.command = [program, *FLAGS, f"--user-data-dir={profile}", url]
-    self.port_file, self.url, self.count = profile / "DevToolsActivePort", url, 0
+    self.port_file = profile / "DevToolsActivePort"
+    self.url = url
+    self.count = 0  # of calls, which numbers them
 
   def __enter__(self):
     self.process = subprocess.Popen(
@@ -51,19 +53,29 @@ class Page:
     return self
 
   def _connect(self, seconds: float = 60.0):
+    # comes with the viewer, which not every environment has
     from websockets.sync.client import connect
 
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-      if self.port_file.exists() and (lines := self.port_file.read_text().splitlines()):
-        with urllib.request.urlopen(f"http://127.0.0.1:{lines[0]}/json") as answer:
-          pages = [
-            p for p in json.load(answer) if p["type"] == "page" and p["url"].startswith(self.url)
-          ]
-        if pages:
-          return connect(pages[0]["webSocketDebuggerUrl"], max_size=None)
+      address = self._address()
+      if address is not None:
+        return connect(address, max_size=None)
       time.sleep(0.2)
     raise TimeoutError(f"{self.command[0]} did not open {self.url} within {seconds} s")
+
+  def _address(self) -> str | None:
+    """Where the page listens, None until it is open."""
+    lines = self.port_file.read_text().splitlines() if self.port_file.exists() else []
+    if not lines:
+      return None
+    port, *_ = lines
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as answer:
+      pages = json.load(answer)
+    for page in pages:
+      if page["type"] == "page" and page["url"].startswith(self.url):
+        return page["webSocketDebuggerUrl"]
+    return None
 
   def __exit__(self, *error):
     self.socket.close()
@@ -80,14 +92,15 @@ class Page:
 
   def screenshot(self) -> np.ndarray:
     """(H, W, 3) uint8."""
-    data = self.call("Page.captureScreenshot", format="png")["data"]
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
+    answer = self.call("Page.captureScreenshot", format="png")
+    png = base64.b64decode(answer["data"])
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    return np.asarray(image)
 
   def evaluate(self, expression: str):
     """The value of a JavaScript expression on the page, None where it has none."""
-    return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get(
-      "value"
-    )
+    answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+    return answer["result"].get("value")
 
   def text(self) -> str:
     """The words on the page."""

@@ -13,20 +13,22 @@ import time
 name, folder = sys.argv[1], pathlib.Path(sys.argv[2])
 with (folder / "ran").open("a") as out:
   out.write(name + "\n")
-print(
-  f"output of {name}: "
-  + " ".join(
-    os.environ.get(k, "-") for k in ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS", "MALLOC_ARENA_MAX")
-  )
-)
+variables = ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS", "MALLOC_ARENA_MAX")
+values = [os.environ.get(variable, "-") for variable in variables]
+print(f"output of {name}: {' '.join(values)}")
+
 wanted = folder / f"{name}.exit"
 code = wanted.read_text() if wanted.exists() else "0"
-# "ignore": it ends by itself, as one does that was at its end when told to stop
-if code in ("wait", "ignore"):
-  signal.signal(
-    signal.SIGTERM, (lambda *unused: sys.exit(75)) if code == "wait" else signal.SIG_IGN
-  )
+if code == "wait":
+  # ends when it is told to stop
+  signal.signal(signal.SIGTERM, lambda *unused: sys.exit(75))
   (folder / "waiting").touch()
-  time.sleep(60 if code == "wait" else 1)
+  time.sleep(60)
+  code = 0
+elif code == "ignore":
+  # ends by itself, as one does that was at its end when told to stop
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  (folder / "waiting").touch()
+  time.sleep(1)
   code = 0
 sys.exit(int(code))

@@ -38,6 +38,9 @@ class Job:
     hosts: int = 1,
     of_host: dict[int, Sequence[str]] | None = None,
   ):
+    """command: module that is run. variant: of its configuration. hosts: processes that train
+    together. of_host: further overrides of some of them.
+    """
     self.workdir = pathlib.Path(workdir)
     argv = [
       sys.executable,
@@ -49,15 +52,22 @@ class Job:
       str(workdir),
       *overrides,
     ]
+    # what the tests themselves run under wins, but lines are seen as they are printed
+    defaults = {
+      "JAX_PLATFORMS": "cpu",
+      "JAX_NUM_CPU_DEVICES": "1",
+      "PYTHONPATH": str(ROOT),
+    }
+    env = {**defaults, **os.environ, "PYTHONUNBUFFERED": "1"}
+
     port = free_port()
-    env = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"} | (
-      {"PYTHONPATH": str(ROOT)} | os.environ | {"PYTHONUNBUFFERED": "1"}
-    )
     self.started = time.time()
     self.processes, self.logs = [], []
     for host in range(hosts):
-      place = (
-        [
+      # how it finds the others
+      place: list[str] = []
+      if hosts > 1:
+        place = [
           "--coordinator",
           f"localhost:{port}",
           "--num_processes",
@@ -65,22 +75,19 @@ class Job:
           "--process_id",
           str(host),
         ]
-        if hosts > 1
-        else []
-      )
+      own = (of_host or {}).get(host, ())
       log = self.workdir.with_name(f"{self.workdir.name}_{time.time_ns()}_host{host}.log")
       log.parent.mkdir(parents=True, exist_ok=True)
       with log.open("wb") as file:
-        self.processes.append(
-          subprocess.Popen(
-            [*argv, *place, *(of_host or {}).get(host, ())],
-            cwd=ROOT,
-            env=env,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-          )
+        process = subprocess.Popen(
+          [*argv, *place, *own],
+          cwd=ROOT,
+          env=env,
+          stdout=file,
+          stderr=subprocess.STDOUT,
+          start_new_session=True,
         )
+      self.processes.append(process)
       self.logs.append(log)
 
   def __enter__(self):
@@ -96,7 +103,8 @@ class Job:
     """Waits until `condition()`; False if the job ended. Raises TimeoutError with the logs."""
     deadline = time.monotonic() + timeout
     while not condition():
-      if any(p.poll() is not None for p in self.processes):
+      ended = [process for process in self.processes if process.poll() is not None]
+      if ended:
         return False
       if time.monotonic() > deadline:
         raise TimeoutError(self.output())
@@ -117,18 +125,27 @@ class Job:
     return [process.wait(timeout) for process in self.processes]
 
   def output(self) -> str:
-    return "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')}" for log in self.logs)
+    """What every process has printed, one after the other."""
+    parts = []
+    for log in self.logs:
+      printed = log.read_text(errors="replace")
+      parts.append(f"--- {log.name}\n{printed}")
+    return "\n".join(parts)
 
   def workers(self) -> list[int]:
     """Process ids of the reading processes that host 0 started."""
-    children = pathlib.Path(f"/proc/{self.processes[0].pid}/task").glob("*/children")
+    process = pathlib.Path(f"/proc/{self.processes[0].pid}")
+    readers = []
     try:
-      pids = [int(pid) for file in children for pid in file.read_text().split()]
-      return [
-        pid for pid in pids if b"spawn_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
-      ]
+      for children in (process / "task").glob("*/children"):
+        for pid in children.read_text().split():
+          command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+          if b"spawn_main" in command:
+            readers.append(int(pid))
     except OSError:
+      # a process ended while it was looked at
       return []
+    return readers
 
 
 def free_port() -> int:
@@ -140,12 +157,17 @@ def free_port() -> int:
 def metric_rows(workdir: pathlib.Path) -> list[dict]:
   """Whole rows of metrics.jsonl so far."""
   file = workdir / "metrics.jsonl"
-  return [json.loads(line) for line in file.read_text().split("\n")[:-1]] if file.exists() else []
+  if not file.exists():
+    return []
+  # behind the last newline a row may still be being written
+  *whole, _ = file.read_text().split("\n")
+  return [json.loads(line) for line in whole]
 
 
 def trained_to(workdir: pathlib.Path) -> int:
   """The last step whose metrics are written, 0 if none is."""
-  return max((row["step"] for row in metric_rows(workdir) if "loss" in row), default=0)
+  steps = [row["step"] for row in metric_rows(workdir) if "loss" in row]
+  return max(steps, default=0)
 
 
 def ledger_rows(workdir: pathlib.Path) -> list[list[dict]]:
@@ -158,12 +180,14 @@ def final_arrays(workdir: pathlib.Path) -> tuple[int, dict[str, np.ndarray]]:
   """The newest step and every array of it: parameters, averages, optimiser, counters."""
   step = checkpoint.resolve_step(workdir)
   stored = checkpoint.stored_shapes(workdir, step)
-  return step, {p: np.asarray(x) for p, x in checkpoint.read_arrays(workdir, step, stored).items()}
+  arrays = checkpoint.read_arrays(workdir, step, stored)
+  return step, {path: np.asarray(x) for path, x in arrays.items()}
 
 
 def assert_same_run(a: pathlib.Path, b: pathlib.Path) -> None:
   """Bit for bit the same final state."""
-  (step_a, arrays_a), (step_b, arrays_b) = final_arrays(a), final_arrays(b)
+  step_a, arrays_a = final_arrays(a)
+  step_b, arrays_b = final_arrays(b)
   assert step_a == step_b and set(arrays_a) == set(arrays_b)
   for path in arrays_a:
     np.testing.assert_array_equal(arrays_a[path], arrays_b[path], err_msg=path)
@@ -175,10 +199,11 @@ def science(workdir: pathlib.Path, kind: str = "loss") -> dict[int, dict]:
   """
   rows = [row for row in metric_rows(workdir) if kind in row]
   assert len({row["step"] for row in rows}) == len(rows), "a step was logged twice"
-  return {
-    row["step"]: {k: v for k, v in row.items() if not k.startswith(("time/", "hosts/"))}
-    for row in rows
-  }
+  found = {}
+  for row in rows:
+    lasting = [name for name in row if not name.startswith(("time/", "hosts/"))]
+    found[row["step"]] = {name: row[name] for name in lasting}
+  return found
 
 
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}

@@ -10,7 +10,12 @@ FAST = shape.ShapeProtocol(
   emd_points=256,
   align_points=4000,
   icp=align.IcpProtocol(
-    spiral=101, scan_points=128, keep=6, coarse_points=400, medium_points=2000, fine_points=2000
+    spiral=101,
+    scan_points=128,
+    keep=6,
+    coarse_points=400,
+    medium_points=2000,
+    fine_points=2000,
   ),
 )
 
@@ -22,13 +27,13 @@ def box(extents=(2.0, 1.2, 0.6)) -> Mesh:
 
 def wedge() -> Mesh:
   """A shape without any symmetry: three boxes of different size."""
-  boxes = [
-    trimesh.creation.box(e, trimesh.transformations.translation_matrix(t))
-    for e, t in (
-      ((2, 0.3, 0.5), (0, 0, 0)),
-      ((0.3, 1.1, 0.4), (0.8, 0.5, 0)),
-      ((0.25, 0.25, 0.9), (-0.8, 0.05, 0.5)),
-    )
-  ]
+  boxes = []
+  for extents, centre in (
+    ((2, 0.3, 0.5), (0, 0, 0)),
+    ((0.3, 1.1, 0.4), (0.8, 0.5, 0)),
+    ((0.25, 0.25, 0.9), (-0.8, 0.05, 0.5)),
+  ):
+    moved = trimesh.transformations.translation_matrix(centre)
+    boxes.append(trimesh.creation.box(extents, moved))
   mesh = trimesh.util.concatenate(boxes)
   return surface.make_surface(mesh.vertices, mesh.faces)

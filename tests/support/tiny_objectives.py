@@ -15,11 +15,8 @@ SHAPES = {"shape": (8, 2), "rotation": (1, 6), "scale": (1, 3)}
 WEIGHTS = {"shape": 1.0, "rotation": 0.1, "scale": 0.3}
 KEY = jax.random.key(7)
 
-
 # compiling is all that takes time here
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
 quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
@@ -35,25 +32,21 @@ class TinyModel:
 
   def encode(self, cond, drop_pointmap_B=None):
     tokens = cond.image.reshape(len(cond.image), -1, 3) * self.params["gain"]
-    return (
-      tokens
-      if drop_pointmap_B is None
-      else tokens * (1.0 - drop_pointmap_B.astype(jnp.float32))[:, None, None]
-    )
+    if drop_pointmap_B is None:
+      return tokens
+    kept_B = 1.0 - drop_pointmap_B.astype(jnp.float32)
+    return tokens * kept_B[:, None, None]
 
   def velocity(self, x, t_B, tokens_BSD, d_B=None):
     assert (d_B is None) == (not self.step_conditioned)
     c_B1D = tokens_BSD.mean(1, keepdims=True)
     d = 0.0 if d_B is None else d_B[:, None, None]
-    return {
-      k: jnp.tanh(
-        v @ self.params[k]["A"]
-        + t_B[:, None, None] * self.params[k]["b"]
-        + d * self.params[k]["e"]
-        + c_B1D @ self.params[k]["C"]
-      )
-      for k, v in x.items()
-    }
+    out = {}
+    for name, v in x.items():
+      of = self.params[name]
+      summed = v @ of["A"] + t_B[:, None, None] * of["b"] + d * of["e"] + c_B1D @ of["C"]
+      out[name] = jnp.tanh(summed)
+    return out
 
 
 def tiny_model(seed=0, step_conditioned=True):
@@ -67,8 +60,10 @@ def tiny_model(seed=0, step_conditioned=True):
       "C": rng.normal(size=(3, c)),
     }
 
-  params = {k: one(c) for k, (_, c) in SHAPES.items()} | {"gain": np.ones(())}
-  return TinyModel(jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params), step_conditioned)
+  params = {name: one(channels) for name, (_, channels) in SHAPES.items()}
+  params["gain"] = np.ones(())
+  params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
+  return TinyModel(params, step_conditioned)
 
 
 def latents(rng, batch):
@@ -76,21 +71,28 @@ def latents(rng, batch):
 
 
 def geometry_batch(batch=4, seed=1, present=None):
+  """present: latent -> (B,) bool, of those that not every sample has."""
   rng = np.random.default_rng(seed)
-  present = {k: np.ones(batch, bool) for k in SHAPES} | (present or {})
+  everywhere = {name: np.ones(batch, bool) for name in SHAPES}
+  key = rng.integers(0, 2**32, (batch, 2), dtype=np.uint32)
+  image = rng.uniform(size=(batch, 2, 2, 3)).astype(np.float32)
   return GeometryBatch(
-    key=rng.integers(0, 2**32, (batch, 2), dtype=np.uint32),
-    cond=Conditioning(image=rng.uniform(size=(batch, 2, 2, 3)).astype(np.float32)),
+    key=key,
+    cond=Conditioning(image=image),
     latents=latents(rng, batch),
-    present=present,
+    present=everywhere | (present or {}),
   )
 
 
 def preference_batch(batch=3, seed=2):
   rng = np.random.default_rng(seed)
-  g = geometry_batch(batch, seed)
+  shared = geometry_batch(batch, seed)
   return PreferenceBatch(
-    g.key, g.cond, win=latents(rng, batch), lose=latents(rng, batch), present=g.present
+    key=shared.key,
+    cond=shared.cond,
+    win=latents(rng, batch),
+    lose=latents(rng, batch),
+    present=shared.present,
   )
 
 
@@ -101,29 +103,33 @@ def rows(batch, index):
 @functools.cache
 def compiled(objective, settings):
   """(loss, metrics) and gradient in the model, compiled once for the same arguments and shapes."""
-  config = {k: dict(v) if k == "weights" else v for k, v in settings}
-  return quick_jit(
-    jax.value_and_grad(lambda m, frozen, b: objective(m, frozen, b, KEY, **config), has_aux=True)
-  )
+  config = dict(settings)
+  if "weights" in config:
+    config["weights"] = dict(config["weights"])
+
+  def loss(model, frozen, batch):
+    return objective(model, frozen, batch, KEY, **config)
+
+  return quick_jit(jax.value_and_grad(loss, has_aux=True))
 
 
 def run(objective, model, frozen, batch, config):
-  settings = {k: tuple(sorted(v.items())) if k == "weights" else v for k, v in config.items()}
-  return compiled(objective, tuple(sorted(settings.items())))(model, frozen, batch)
+  # what can be hashed, so that a program is found again
+  settings = dict(config)
+  if "weights" in settings:
+    settings["weights"] = tuple(sorted(settings["weights"].items()))
+  program = compiled(objective, tuple(sorted(settings.items())))
+  return program(model, frozen, batch)
 
 
 def run_flow(model, batch, **config):
-  return run(
-    flow_matching.flow_matching,
-    model,
-    None,
-    batch,
-    {"weights": WEIGHTS, "drop_condition": 0.5} | config,
-  )
+  settings = {"weights": WEIGHTS, "drop_condition": 0.5} | config
+  return run(flow_matching.flow_matching, model, None, batch, settings)
 
 
 def flow_loss(model, batch, **config):
-  return run_flow(model, batch, **config)[0]
+  loss_and_metrics, _ = run_flow(model, batch, **config)
+  return loss_and_metrics
 
 
 def run_dpo(model, reference, batch, **config):

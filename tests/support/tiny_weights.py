@@ -20,12 +20,18 @@ def save_random(
   They are drawn on the host: initialising operation by operation takes long.
   """
   c = cli.load_config(config, list(overrides))
-  rng = np.random.default_rng(0)
   shapes = parameters.flat_shapes(registry.abstract_model(c.model))
-  arrays = {
-    path: rng.normal(0, 0.1, shape).astype(np.float32) for path, shape in sorted(shapes.items())
+  rng = np.random.default_rng(0)
+  arrays = {}
+  for path in sorted(shapes):
+    drawn = rng.normal(0, 0.1, shapes[path])
+    arrays[path] = drawn.astype(np.float32)
+  lineage = {
+    "stage": "test",
+    "parents": [],
+    "datasets": {},
+    "learned": list(learned),
   }
-  lineage = {"stage": "test", "parents": [], "datasets": {}, "learned": list(learned)}
   stream.write_params(folder, arrays, {"config": c.to_dict(), "lineage": lineage})
   return str(folder)
 

@@ -53,7 +53,8 @@ class ToyNet(nnx.Module):
     self.out = layers.Dense(cfg.width, 2, rngs=rngs)
 
   def __call__(self, points_BP3):
-    return self.out(jnp.tanh(self.hidden(points_BP3)).mean(1))
+    hidden_BPD = jnp.tanh(self.hidden(points_BP3))
+    return self.out(hidden_BPD.mean(1))
 
 
 def toy_config(model: ConfigDict) -> ToyConfig:
@@ -62,15 +63,18 @@ def toy_config(model: ConfigDict) -> ToyConfig:
 
 def toy_cost(cfg: ToyConfig, *, plain: bool) -> flops.Cost:
   del plain
-  return flops.Cost(parts={"toy": flops.Part(2 * POINTS * 3 * cfg.width + 2 * cfg.width * 2)})
+  hidden = 2 * POINTS * 3 * cfg.width
+  out = 2 * cfg.width * 2
+  return flops.Cost(parts={"toy": flops.Part(hidden + out)})
 
 
 def toy_regression(model, frozen, batch: ToyBatch, key, *, noise: float):
   """Squared error of mean and extent, of points with noise that is drawn for each step."""
   del frozen
   points = batch.points + noise * jax.random.normal(key, batch.points.shape)
-  truth = jnp.stack([points.mean((1, 2)), jnp.ptp(points, axis=(1, 2))], -1)
-  loss = jnp.square(model(points) - truth).mean()
+  mean_B, extent_B = points.mean((1, 2)), jnp.ptp(points, axis=(1, 2))
+  truth_B2 = jnp.stack([mean_B, extent_B], -1)
+  loss = jnp.square(model(points) - truth_B2).mean()
   return loss, {"toy/error": loss}
 
 
@@ -118,10 +122,14 @@ class ToyPreview:
 
   def read(self, step: int, sampled) -> tuple[dict[str, float], np.ndarray | None]:
     mean, extent = (float(x) for x in jax.device_get(sampled))
+    # kept beside the metrics
     folder = self.setup.workdir / "previews"
     folder.mkdir(exist_ok=True)
-    (folder / f"{step:08d}.json").write_text(json.dumps([mean, extent]))
-    grey = np.clip(128 + 50 * np.array([mean, extent]), 0, 255).astype(np.uint8)
+    said = json.dumps([mean, extent])
+    (folder / f"{step:08d}.json").write_text(said)
+    # and looked at
+    grey = 128 + 50 * np.array([mean, extent])
+    grey = np.clip(grey, 0, 255).astype(np.uint8)
     picture = np.broadcast_to(grey[None, :, None], (2, 2, 3))
     return {"eval/toy_mean": mean, "eval/toy_extent": extent}, picture
 
