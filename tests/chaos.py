@@ -31,6 +31,9 @@ from tests.support.tiny_dataset import write_dataset
 
 STEPS, SAVE_EVERY, EVAL_EVERY = 8, 2, 4
 PHASES = ("import", "compile", "step", "eval", "save", "commit", "worker")
+# steps with such a phase; any step has the others
+STEPS_OF = {"eval": [EVAL_EVERY], "save": [2, 4, 6], "commit": [2, 4, 6]}
+LONGEST_DELAY = {"import": 2.0, "compile": 3.0, "eval": 0.2, "save": 0.05}  # seconds
 EXIT_RETRY = 75
 
 
@@ -49,14 +52,13 @@ class Strike:
 def draw(rng: random.Random, phase: str) -> Strike:
   """A random interruption in a phase. A data worker is only ever killed."""
   how = "kill" if phase == "worker" else rng.choice(("kill", "kill", "term", "int"))
-  step = rng.choice(
-    {"eval": [EVAL_EVERY], "save": [2, 4, 6], "commit": [2, 4, 6]}.get(phase, range(1, STEPS - 1))
-  )
-  longest = {"import": 2.0, "compile": 3.0, "eval": 0.2, "save": 0.05}.get(phase, 0.02)
+  step = rng.choice(STEPS_OF.get(phase, range(1, STEPS - 1)))
+  longest = LONGEST_DELAY.get(phase, 0.02)
   return Strike(how, phase, step, rng.uniform(0.0, longest))
 
 
 def make_dataset(folder: pathlib.Path) -> pathlib.Path:
+  """Shards to train on and to evaluate on."""
   write_dataset(folder, 24, shards=2)
   return write_dataset(folder, 8, split="test", shards=1, first=100)
 
@@ -97,25 +99,31 @@ def reached(job: jobs.Job, strike: Strike, starts: int) -> bool:
     return False
   if strike.phase == "compile":
     return True
+  # A checkpoint has another name until it is whole; its meta is written last.
   if strike.phase in ("save", "commit"):
     partial = list((workdir / "checkpoints").glob(f"{strike.step}.*-tmp-*"))
-    return (
-      any((p / "meta" / "metadata").exists() for p in partial)
-      if strike.phase == "commit"
-      else bool(partial)
-    )
+    if strike.phase == "save":
+      return bool(partial)
+    committed = [folder for folder in partial if (folder / "meta" / "metadata").exists()]
+    return bool(committed)
   if strike.phase == "worker" and not job.workers():
     return False
   # Metrics are read a step late: when row n - 1 is there, step n was dispatched and what is due
   # after it comes next.
-  return jobs.trained_to(workdir) >= (strike.step - 1 if strike.phase == "eval" else strike.step)
+  due = strike.step - 1 if strike.phase == "eval" else strike.step
+  return jobs.trained_to(workdir) >= due
 
 
 def interrupt(job: jobs.Job, strike: Strike, starts: int) -> tuple[bool, int, list[int]]:
   """Waits for the moment and strikes. Returns (whether the job still ran, its exit code, reading
   processes it had).
   """
-  job.until(lambda: reached(job, strike, starts) or jobs.trained_to(job.workdir) >= STEPS - 1)
+
+  def due() -> bool:
+    almost_done = jobs.trained_to(job.workdir) >= STEPS - 1
+    return almost_done or reached(job, strike, starts)
+
+  job.until(due)
   time.sleep(strike.delay)
   workers = job.workers()
   alive = job.processes[0].poll() is None
@@ -135,37 +143,52 @@ def expected_exits(strike: Strike) -> tuple[int, ...]:
     return (1, 0)
   if strike.how == "kill":
     return (-signal.SIGKILL,)
+  if strike.phase != "import":
+    return (EXIT_RETRY, 0)
   # before Python has armed the stop flag
   by_signal = (-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGINT, 1)
-  return (EXIT_RETRY, 0, *by_signal) if strike.phase == "import" else (EXIT_RETRY, 0)
+  return (EXIT_RETRY, 0, *by_signal)
 
 
 def one_run(workdir: pathlib.Path, strikes: list[Strike], settings, unbroken: pathlib.Path) -> dict:
   """A job interrupted by `strikes`, one a start, and then left to finish. Raises AssertionError if
   anything is not as it should be.
   """
-  begun, record, starts = time.time(), [], 0
+  begun = time.time()
+  record, starts = [], 0
   for strike in strikes:
-    with jobs.Job(workdir, settings(2 if strike.phase == "worker" else 0)) as job:
-      if not strike.phase == "import":
+    workers = 2 if strike.phase == "worker" else 0
+    with jobs.Job(workdir, settings(workers)) as job:
+      # struck while it imports, it never gets as far as the ledger
+      if strike.phase != "import":
         starts += 1
-      alive, code, workers = interrupt(job, strike, starts)
+      alive, code, readers = interrupt(job, strike, starts)
       starts = max(starts, len(jobs.ledger_rows(workdir)))
-      assert not alive or code in expected_exits(strike), f"{strike}: exit {code}\n{job.output()}"
-      assert_gone(workers)
+      if alive:
+        assert code in expected_exits(strike), f"{strike}: exit {code}\n{job.output()}"
+      assert_gone(readers)
+
+    # Told to stop, it has saved.
     steps = jobs.checkpoint.steps(workdir)
     if code == EXIT_RETRY and strike.phase != "import":
       assert steps and f"saved at step {steps[-1]} of" in job.output(), job.output()
     record.append(
-      dataclasses.asdict(strike)
-      | {"exit": code, "trained_to": jobs.trained_to(workdir), "saved": steps}
+      {
+        **dataclasses.asdict(strike),
+        "exit": code,
+        "trained_to": jobs.trained_to(workdir),
+        "saved": steps,
+      }
     )
   if record[-1]["exit"] != 0:
     with jobs.Job(workdir, settings(0)) as job:
       assert job.wait() == [0], job.output()
+
+  # The end is that of the unbroken run, and so is every metric on the way.
   jobs.assert_same_run(unbroken, workdir)
   assert jobs.science(workdir) == jobs.science(unbroken)
-  evaluations, all_of_them = (jobs.science(folder, "eval/loss") for folder in (workdir, unbroken))
+  evaluations = jobs.science(workdir, "eval/loss")
+  all_of_them = jobs.science(unbroken, "eval/loss")
   # one that was under way at a kill may be lost
   assert evaluations.items() <= all_of_them.items() and STEPS in evaluations
   check_ledger(workdir, begun)
@@ -188,17 +211,23 @@ def check_ledger(workdir: pathlib.Path, begun: float) -> None:
   """The ledger's phases sum to the wall time, by its own clock and by ours, within 1 %."""
   rows = jobs.ledger_rows(workdir)
   summary = ledger.summarize(rows)
-  assert abs(sum(summary["seconds"].values()) - summary["wall"]) <= 0.01 * summary["wall"], summary
-  first = rows[0][0]["unix_time"] - rows[0][0]["wall"]
-  assert abs(summary["wall"] - (rows[-1][-1]["unix_time"] - first)) <= 0.01 * summary["wall"], (
-    summary
-  )
+  wall = summary["wall"]
+  tolerance = 0.01 * wall
+  phases = sum(summary["seconds"].values())
+  assert abs(phases - wall) <= tolerance, summary
+
+  # from the begin of the first start to the last row
+  first, last = rows[0][0], rows[-1][-1]
+  begin = first["unix_time"] - first["wall"]
+  assert abs(wall - (last["unix_time"] - begin)) <= tolerance, summary
   # the clock of the day may be set between the two
-  assert first >= begun - 0.01 * summary["wall"], (first, begun)
+  assert begin >= begun - tolerance, (begin, begun)
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+  """Runs what the command line says; 1 if any run failed."""
+  purpose, *_ = __doc__.split("\n\n")
+  parser = argparse.ArgumentParser(description=purpose)
   parser.add_argument("--runs", type=int, default=10)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--phases", default=",".join(PHASES), help="comma-separated")
@@ -209,23 +238,32 @@ def main() -> int:
   args = parser.parse_args()
   folder = args.keep or pathlib.Path(tempfile.mkdtemp(prefix="chaos_"))
   folder.mkdir(parents=True, exist_ok=True)
-  rng, phases, rows = random.Random(args.seed), args.phases.split(","), []
   data = make_dataset(folder / "data")
-  settings = lambda workers: overrides(data, folder / "cache", workers=workers)
-  with jobs.Job(folder / "unbroken", settings(0)) as job:
+
+  def settings(workers: int) -> list[str]:
+    return overrides(data, folder / "cache", workers=workers)
+
+  # What every run is compared with.
+  unbroken = folder / "unbroken"
+  with jobs.Job(unbroken, settings(0)) as job:
     assert job.wait() == [0], job.output()
-  failures = 0
+
+  # The phases take turns, moments are random. Only a run that failed is kept.
+  rng = random.Random(args.seed)
+  phases = args.phases.split(",")
+  rows, failures = [], 0
   with Progress(args.runs, "chaos", "runs") as progress:
     for number in range(args.runs):
       strike = draw(rng, phases[number % len(phases)])
+      workdir = folder / f"run_{number}"
       try:
-        row = one_run(folder / f"run_{number}", [strike], settings, folder / "unbroken")
+        row = one_run(workdir, [strike], settings, unbroken)
       except AssertionError as error:
         failures += 1
         row = {"strikes": [dataclasses.asdict(strike)], "failure": str(error)}
         print(f"run {number}: {error}", file=sys.stderr, flush=True)
       else:
-        shutil.rmtree(folder / f"run_{number}")
+        shutil.rmtree(workdir)
       rows.append(row)
       if args.out:
         args.out.write_text(json.dumps(rows, indent=1))
@@ -245,9 +283,9 @@ def table(rows: list[dict]) -> str:
     count[0] += 1
     count[1] += "failure" in row
   lines = [f"{'phase':10s} {'signal':8s} {'runs':>5s} {'failed':>7s}"]
-  return "\n".join(
-    lines + [f"{p:10s} {h:8s} {n:5d} {bad:7d}" for (p, h), (n, bad) in sorted(counts.items())]
-  )
+  for (phase, how), (runs, failed) in sorted(counts.items()):
+    lines.append(f"{phase:10s} {how:8s} {runs:5d} {failed:7d}")
+  return "\n".join(lines)
 
 
 if __name__ == "__main__":

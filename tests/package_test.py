@@ -15,8 +15,12 @@ EXTRAS = PROJECT["project"]["optional-dependencies"]
 
 def requirements(name: str) -> list[str]:
   """The requirements that a file itself lists; of files that it includes, only their names."""
-  lines = (ROOT / name).read_text().splitlines()
-  return [line.partition("#")[0].strip() for line in lines if line.partition("#")[0].strip()]
+  found = []
+  for line in (ROOT / name).read_text().splitlines():
+    requirement, _, _ = line.partition("#")
+    if requirement.strip():
+      found.append(requirement.strip())
+  return found
 
 
 def own_requirements(name: str) -> list[str]:
@@ -32,13 +36,16 @@ def own_requirements(name: str) -> list[str]:
 
 
 def test_every_command_is_installed_under_its_name():
-  modules = {p.stem for p in (ROOT / "launch").glob("*.py")} - {"__init__"}
-  packages = {p.parent.name for p in (ROOT / "launch").glob("*/__main__.py")}
+  launch = ROOT / "launch"
+  modules = {file.stem for file in launch.glob("*.py")} - {"__init__"}
+  packages = {file.parent.name for file in launch.glob("*/__main__.py")}
   scripts = PROJECT["project"]["scripts"]
   assert set(scripts) == {f"sam3d-{name}" for name in modules | packages}
+
+  # each is `main(argv) -> exit code` of its module
   for name, entry in scripts.items():
     module, _, function = entry.partition(":")
-    source = ROOT / f"{module.replace('.', '/')}.py"
+    source = (ROOT / module.replace(".", "/")).with_suffix(".py")
     assert module.split(".")[1] == name.removeprefix("sam3d-")
     assert f"\ndef {function}(argv: list[str] | None = None) -> int:" in source.read_text()
 
@@ -58,7 +65,8 @@ def test_every_file_of_the_packages_is_packed():
       package = ".".join(folder.relative_to(ROOT).parts)
       patterns = settings["package-data"]["*"] + settings["package-data"].get(package, [])
       for pattern in ("*.py", *patterns):
-        packed |= {p.relative_to(ROOT).as_posix() for p in folder.glob(pattern)}
+        for file in folder.glob(pattern):
+          packed.add(file.relative_to(ROOT).as_posix())
 
   listed = subprocess.run(
     ["git", "ls-files", *tops], cwd=ROOT, capture_output=True, text=True, check=True
@@ -78,13 +86,18 @@ def test_the_extra_for_beam_adds_beam_alone():
   assert set(EXTRAS["beam"]) == set(listed) - set(requirements("requirements.txt"))
 
 
+def normalised(name: str) -> str:
+  """A package's name as package indexes compare it."""
+  return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def test_the_lock_file_names_a_version_within_the_range_of_every_requirement():
   locked = {}
   for line in requirements("requirements-lock.txt"):
     assert re.fullmatch(r"[\w.-]+==[\w.]+", line), f"{line}: neither address nor local version"
     name, _, version = line.partition("==")
-    locked[re.sub(r"[-_.]+", "-", name).lower()] = version
+    locked[normalised(name)] = version
   for line in requirements("requirements.txt") + own_requirements("requirements-dev.txt"):
     wanted = Requirement(line)
-    version = locked[re.sub(r"[-_.]+", "-", wanted.name).lower()]
+    version = locked[normalised(wanted.name)]
     assert wanted.specifier.contains(version), f"{line}, locked at {version}"

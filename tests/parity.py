@@ -41,7 +41,9 @@ class Fixture:
 
   def group(self, prefix: str) -> dict[str, np.ndarray]:
     """Arrays below `prefix/`, the prefix taken off: group("param"), group("in/x1")."""
-    return {k[len(prefix) + 1 :]: v for k, v in self.arrays.items() if k.startswith(prefix + "/")}
+    folder = prefix + "/"
+    names = [name for name in self.arrays if name.startswith(folder)]
+    return {name.removeprefix(folder): self.arrays[name] for name in names}
 
   @property
   def inputs(self) -> dict[str, np.ndarray]:
@@ -53,11 +55,14 @@ class Fixture:
 
   @property
   def expected(self) -> dict[str, np.ndarray]:
-    return {k: v for k, v in self.arrays.items() if k.startswith(("out/", "grad/"))}
+    names = [name for name in self.arrays if name.startswith(("out/", "grad/"))]
+    return {name: self.arrays[name] for name in names}
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
+  """What came of one fixture."""
+
   name: str
   error: float  # worst over arrays of max|a - ref| / max(1, max|ref|)
   tol: float
@@ -89,12 +94,12 @@ def load_cases() -> None:
 def fixtures(folder: pathlib.Path, only: str = "*") -> Iterable[Fixture]:
   """The fixtures listed in the folder's manifest, in name order."""
   manifest = json.loads((folder / "manifest.json").read_text())
-  for name in sorted(manifest):
-    if fnmatch.fnmatch(name, only):
-      with np.load(folder / name) as arrays:
-        yield Fixture(
-          name.removesuffix(".npz"), manifest[name]["kwargs"], manifest[name]["tol"], dict(arrays)
-        )
+  for file in sorted(manifest):
+    if not fnmatch.fnmatch(file, only):
+      continue
+    entry = manifest[file]
+    with np.load(folder / file) as arrays:
+      yield Fixture(file.removesuffix(".npz"), entry["kwargs"], entry["tol"], dict(arrays))
 
 
 def relative_error(got: np.ndarray, ref: np.ndarray) -> float:
@@ -107,23 +112,34 @@ def relative_error(got: np.ndarray, ref: np.ndarray) -> float:
   if ref.size == 0:
     return 0.0
   got, ref = got.astype(np.float64), ref.astype(np.float64)
+
+  # NaN and infinity stand in the same places
   finite = np.isfinite(ref)
-  if not np.array_equal(finite, np.isfinite(got)) or not np.array_equal(
-    got[~finite], ref[~finite], equal_nan=True
-  ):
+  if not np.array_equal(finite, np.isfinite(got)):
+    return np.inf
+  if not np.array_equal(got[~finite], ref[~finite], equal_nan=True):
     return np.inf
   if not finite.any():
     return 0.0
-  return float(np.abs(got[finite] - ref[finite]).max() / max(1.0, np.abs(ref[finite]).max()))
+
+  off = np.abs(got[finite] - ref[finite]).max()
+  largest = np.abs(ref[finite]).max()
+  return float(off / max(1.0, largest))
 
 
 def compare(fixture: Fixture, got: dict[str, np.ndarray]) -> Row:
   """Compares what a case returned with what the fixture expects."""
-  missing = sorted(set(fixture.expected) - set(got))
-  unknown = sorted(set(got) - set(fixture.expected))
-  errors = {k: relative_error(got[k], ref) for k, ref in fixture.expected.items() if k in got}
+  expected = fixture.expected
+  missing = sorted(set(expected) - set(got))
+  unknown = sorted(set(got) - set(expected))
+  errors = {}
+  for name, ref in expected.items():
+    if name in got:
+      errors[name] = relative_error(got[name], ref)
   worst = max(errors, key=errors.get, default="")
   error = errors.get(worst, 0.0)
+
+  # The first thing that is wrong, if anything is.
   problem = ""
   if missing:
     problem = f"{len(missing)} arrays not computed: {', '.join(missing[:4])}"
@@ -132,42 +148,44 @@ def compare(fixture: Fixture, got: dict[str, np.ndarray]) -> Row:
   elif not errors:
     problem = "the fixture has no expected arrays"
   elif not error <= fixture.tol:
-    got_shape, ref_shape = np.shape(got[worst]), np.shape(fixture.expected[worst])
-    problem = (
-      f"{worst} is off"
-      if got_shape == ref_shape
-      else f"{worst} has shape {got_shape}, expected {ref_shape}"
-    )
+    shape, wanted = np.shape(got[worst]), np.shape(expected[worst])
+    problem = f"{worst} is off"
+    if shape != wanted:
+      problem = f"{worst} has shape {shape}, expected {wanted}"
   return Row(fixture.name, error, fixture.tol, worst, problem)
 
 
 def find_case(name: str):
   """The case registered for the longest prefix of `name`, or None."""
-  prefixes = [p for p in CASES if name.startswith(p)]
-  return CASES[max(prefixes, key=len)] if prefixes else None
+  prefixes = [prefix for prefix in CASES if name.startswith(prefix)]
+  if not prefixes:
+    return None
+  longest = max(prefixes, key=len)
+  return CASES[longest]
 
 
 def run_fixture(fixture: Fixture) -> Row:
   """Runs one fixture; an exception in its case is a failed row."""
-  fn = find_case(fixture.name)
-  if fn is None:
-    return Row(fixture.name, np.nan, fixture.tol, "", "no parity case is registered for this name")
+
+  def failed(problem: str) -> Row:
+    return Row(fixture.name, np.nan, fixture.tol, "", problem)
+
+  compute = find_case(fixture.name)
+  if compute is None:
+    return failed("no parity case is registered for this name")
   try:
-    return compare(fixture, {k: np.asarray(v) for k, v in fn(fixture).items()})
+    computed = compute(fixture)
+    arrays = {name: np.asarray(value) for name, value in computed.items()}
+    return compare(fixture, arrays)
   except Exception:
-    return Row(
-      fixture.name,
-      np.nan,
-      fixture.tol,
-      "",
-      traceback.format_exc(limit=-3).strip().replace("\n", " | "),
-    )
+    trace = traceback.format_exc(limit=-3).strip()
+    return failed(trace.replace("\n", " | "))
 
 
 def main(argv: list[str]) -> int:
-  parser = argparse.ArgumentParser(
-    prog="python -m tests.parity", description=__doc__.split("\n")[0]
-  )
+  """Prints a row a fixture; 1 if any failed or none ran."""
+  purpose, *_ = __doc__.split("\n")
+  parser = argparse.ArgumentParser(prog="python -m tests.parity", description=purpose)
   parser.add_argument("dir", type=pathlib.Path)
   parser.add_argument(
     "--only", default="*", help="run fixtures whose file name matches this pattern"
@@ -178,12 +196,15 @@ def main(argv: list[str]) -> int:
       f"{args.dir} holds no manifest.json: give the folder with the fixture files", file=sys.stderr
     )
     return 1
+
+  # only now: an answer about the folder should not wait for it
   import jax
 
   jax.config.update("jax_default_matmul_precision", "highest")
   # a fixture is compiled once and run once
   jax.config.update("jax_disable_most_optimizations", True)
   load_cases()
+
   rows, left_out = [], []
   for fixture in fixtures(args.dir, args.only):
     if find_case(fixture.name) is None and fixture.name.startswith(UNSUPPORTED_PREFIXES):
@@ -197,7 +218,8 @@ def main(argv: list[str]) -> int:
       f"{row.problem or row.worst}",
       flush=True,
     )
-  failed = sum(bool(r.problem) for r in rows)
+
+  failed = sum(bool(row.problem) for row in rows)
   if left_out:
     print(f"not covered (texture stage): {', '.join(left_out)}")
   print(f"{len(rows) - failed} passed, {failed} failed")

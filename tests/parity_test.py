@@ -16,11 +16,8 @@ def fixture_names() -> list[str]:
   """The fixtures of the Geometry model; one entry that skips where the folder is absent."""
   if not (GOLDEN / "manifest.json").is_file():
     return ["absent"]
-  return [
-    n
-    for n in sorted(json.loads((GOLDEN / "manifest.json").read_text()))
-    if not n.startswith(parity.UNSUPPORTED_PREFIXES)
-  ]
+  manifest = json.loads((GOLDEN / "manifest.json").read_text())
+  return [name for name in sorted(manifest) if not name.startswith(parity.UNSUPPORTED_PREFIXES)]
 
 
 @pytest.mark.parametrize("name", fixture_names())
@@ -34,10 +31,10 @@ def test_published_fixture(golden_dir, name):
 
 def write_folder(folder, fixture, arrays):
   """A folder with one fixture, its arrays replaced."""
-  np.savez(folder / f"{fixture.name}.npz", **arrays)
-  (folder / "manifest.json").write_text(
-    json.dumps({f"{fixture.name}.npz": {"kwargs": fixture.kwargs, "tol": fixture.tol}})
-  )
+  file = f"{fixture.name}.npz"
+  np.savez(folder / file, **arrays)
+  manifest = {file: {"kwargs": fixture.kwargs, "tol": fixture.tol}}
+  (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.fixture
@@ -48,10 +45,12 @@ def small(golden_dir):
 
 
 def test_an_output_disturbed_in_one_element_beyond_tolerance_fails(small, tmp_path, capsys):
-  (name,) = [k for k in small.expected if k.startswith("out/")]
+  (name,) = [name for name in small.expected if name.startswith("out/")]
+  # in units of the tolerance
   for disturbance, code in ((0.0, 0), (0.5, 0), (3.0, 1)):
-    arrays = {k: v.copy() for k, v in small.arrays.items()}
-    arrays[name].flat[7] += disturbance * small.tol * max(1.0, np.abs(arrays[name]).max())
+    arrays = {name: array.copy() for name, array in small.arrays.items()}
+    largest = max(1.0, np.abs(arrays[name]).max())
+    arrays[name].flat[7] += disturbance * small.tol * largest
     write_folder(tmp_path, small, arrays)
     assert parity.main([os.fspath(tmp_path)]) == code
   assert "FAIL" in capsys.readouterr().out
@@ -71,7 +70,9 @@ def test_a_run_in_which_nothing_ran_fails(small, tmp_path, capsys):
 
 def test_comparison_agrees_on_nan_and_is_relative_to_the_largest_value():
   nan = np.array([np.nan, 100.0])
+  off_by_one = np.array([np.nan, 101.0])
+  number = np.array([0.0, 100.0])
   assert parity.relative_error(nan, nan) == 0.0
-  assert parity.relative_error(np.array([np.nan, 101.0]), nan) == pytest.approx(0.01)
-  assert parity.relative_error(np.array([0.0, 100.0]), nan) == np.inf
+  assert parity.relative_error(off_by_one, nan) == pytest.approx(0.01)
+  assert parity.relative_error(number, nan) == np.inf
   assert parity.relative_error(np.zeros(3), nan) == np.inf
