@@ -68,23 +68,29 @@ def run(args: argparse.Namespace) -> None:
   from data_pipelines.build import latents
   from sam3d_jax.inference import structure_encoder
 
+  # the encoder, and what its latents depend on
   share = latents.Share(spec.task_index, spec.task_count)
-  encoder = structure_encoder.from_checkpoint(
-    spec.checkpoint, which=spec.which, batch_size=spec.batch_size
+  model = structure_encoder.from_checkpoint(
+    spec.checkpoint,
+    which=spec.which,
+    batch_size=spec.batch_size,
   )
   identity = {
     "which": spec.which,
-    "step": encoder.step,
+    "step": model.step,
     "batch_size": spec.batch_size,
-    "latent": encoder.latent,
+    "latent": model.latent,
   }
-  plan = latents.make_plan(
-    spec.data, latents.Encoder(encoder, encoder.resolution, encoder.digest, identity)
-  )
+  encoder = latents.Encoder(model, model.resolution, model.digest, identity)
+
+  # the plan
+  plan = latents.make_plan(spec.data, encoder)
   print(
     f"{spec.data}: {plan.inputs} examples in {len(plan.jobs)} shards, autoencoder "
     f"{encoder.digest[:12]} -> {spec.out}"
   )
+
+  # this job's share of the shards
   total = sum(job.inputs for job in latents.mine(plan, share))
   done = latents.finished_examples(plan, spec.out, share)
   with Progress(total, "encoding", "examples", done=done) as progress:
@@ -92,8 +98,9 @@ def run(args: argparse.Namespace) -> None:
   if counts is None:
     left = latents.shards_left(plan, spec.out)
     print(f"{left} of {len(plan.jobs)} shards are left to other jobs")
-  else:
-    print(f"{spec.out}: {summary(counts, latents.read_statistics(spec.out))}")
+    return
+  statistics = latents.read_statistics(spec.out)
+  print(f"{spec.out}: {summary(counts, statistics)}")
 
 
 def summary(counts: dict[str, int], statistics: dict) -> str:

@@ -62,15 +62,35 @@ def write_items(spec: ExamplesSpec) -> None:
   """Annotated photos with candidates and choices; their annotation.json shows every key."""
   from data_pipelines.annotations import synthetic
 
-  config = synthetic.SyntheticConfig(seed=spec.seed, count=spec.count, image_size=spec.image_size)
+  config = synthetic.SyntheticConfig(
+    seed=spec.seed,
+    count=spec.count,
+    image_size=spec.image_size,
+  )
   for index in range(spec.count):
-    synthetic.write_item(spec.out / f"{index:05d}", index, config)
+    folder = spec.out / f"{index:05d}"
+    synthetic.write_item(folder, index, config)
 
 
 KINDS = {
-  "objects": Kind("procedural objects as GLB files", 19, 0, write_objects),
-  "rooms": Kind("rooms in the layout of a photo folder", 8, 518, write_rooms),
-  "items": Kind("annotated photos, a folder an item", 12, 160, write_items),
+  "objects": Kind(
+    help="procedural objects as GLB files",
+    count=19,
+    image_size=0,
+    write=write_objects,
+  ),
+  "rooms": Kind(
+    help="rooms in the layout of a photo folder",
+    count=8,
+    image_size=518,
+    write=write_rooms,
+  ),
+  "items": Kind(
+    help="annotated photos, a folder an item",
+    count=12,
+    image_size=160,
+    write=write_items,
+  ),
 }
 BENCHMARK_SEED = 20_251_120
 BENCHMARK_OBJECTS = 57  # three of each family
@@ -84,6 +104,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def flags(parser: argparse.ArgumentParser) -> None:
   kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+
+  # what is written to a folder
   for name, kind in KINDS.items():
     sub = kinds.add_parser(name, help=kind.help, allow_abbrev=False)
     sub.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
@@ -91,8 +113,13 @@ def flags(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--seed", type=int, default=0)
     if kind.image_size:
       sub.add_argument(
-        "--image_size", type=int, default=kind.image_size, help="pixels wide (%(default)s)"
+        "--image_size",
+        type=int,
+        default=kind.image_size,
+        help="pixels wide (%(default)s)",
       )
+
+  # what is frozen beside the benchmarks that ship with the project
   benchmark = kinds.add_parser("benchmark", help="a new frozen benchmark", allow_abbrev=False)
   benchmark.add_argument("--name", required=True, help="of the new benchmark")
   benchmark.add_argument("--count", type=int, default=BENCHMARK_OBJECTS, help="objects")
@@ -102,6 +129,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Writes what was asked for."""
+  # kinds without pictures have no image_size
   for name in ("count", "image_size"):
     value = getattr(args, name, 1)
     if value < 1:
@@ -109,8 +137,14 @@ def run(args: argparse.Namespace) -> None:
   if args.kind == "benchmark":
     freeze_benchmark(args.name, seed=args.seed, objects=args.count, image_size=args.image_size)
     return
+
   kind = KINDS[args.kind]
-  spec = ExamplesSpec(args.out, args.count, args.seed, getattr(args, "image_size", 0))
+  spec = ExamplesSpec(
+    out=args.out,
+    count=args.count,
+    seed=args.seed,
+    image_size=getattr(args, "image_size", 0),
+  )
   kind.write(spec)
   print(f"wrote {spec.count} {args.kind} to {spec.out}")
 

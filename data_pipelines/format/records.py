@@ -52,7 +52,8 @@ def shard_path(
   """Where shard `index` of `count` lies. TFDS allows letters, digits and underscores in `name` and
   `split`.
   """
-  path = pathlib.Path(directory) / f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
+  file = f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
+  path = pathlib.Path(directory) / file
   if not _SHARD.fullmatch(path.name):
     raise ValueError(
       f"name {name!r} or split {split!r}: only letters, digits and underscores are allowed"
@@ -62,7 +63,8 @@ def shard_path(
 
 def write_json(path: str | os.PathLike, value) -> None:
   """Writes JSON atomically, keys sorted."""
-  atomic.write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+  text = json.dumps(value, indent=2, sort_keys=True)
+  atomic.write_text(path, text + "\n")
 
 
 def write_shard(
@@ -104,13 +106,21 @@ def find_shards(directory: str | os.PathLike) -> dict[tuple[str, str], list[path
   shard counts.
   """
   directory = pathlib.Path(directory)
+  if not directory.is_dir():
+    return {}
+
+  # what the names of files say
   found: dict[tuple[str, str], dict[int, pathlib.Path]] = {}
   counts: dict[tuple[str, str], set[int]] = {}
-  for path in sorted(directory.iterdir()) if directory.is_dir() else ():
-    if match := _SHARD.fullmatch(path.name):
-      split = match["name"], match["split"]
-      found.setdefault(split, {})[int(match["index"])] = path
-      counts.setdefault(split, set()).add(int(match["count"]))
+  for path in sorted(directory.iterdir()):
+    match = _SHARD.fullmatch(path.name)
+    if match:
+      split = (match["name"], match["split"])
+      index, count = int(match["index"]), int(match["count"])
+      found.setdefault(split, {})[index] = path
+      counts.setdefault(split, set()).add(count)
+
+  # every split is whole
   for split, shards in found.items():
     if len(counts[split]) > 1:
       raise DatasetError(
@@ -118,14 +128,17 @@ def find_shards(directory: str | os.PathLike) -> dict[tuple[str, str], list[path
         "delete those of the older build"
       )
     (count,) = counts[split]
-    missing = [i for i in range(count) if i not in shards]
+    missing = [index for index in range(count) if index not in shards]
     if missing:
       raise DatasetError(
         f"{directory}: split {split[1]!r} has {len(shards)} of {count} shards (first missing: "
-        f"{missing[0]}); "
-        "the build did not finish: run the same command again, it continues"
+        f"{missing[0]}); the build did not finish: run the same command again, it continues"
       )
-  return {split: [shards[i] for i in sorted(shards)] for split, shards in found.items()}
+
+  in_order = {}
+  for split, shards in found.items():
+    in_order[split] = [shards[index] for index in sorted(shards)]
+  return in_order
 
 
 def write_metadata(
@@ -135,36 +148,47 @@ def write_metadata(
 
   Raises DatasetError if shards are missing or unreadable or belong to another `name`.
   """
+  directory = pathlib.Path(directory)
   shards = find_shards(directory)
   if not shards:
     raise DatasetError(f"{directory} holds no shards: nothing to declare a dataset")
-  foreign = sorted(
-    path.name for (other, _), paths in shards.items() if other != name for path in paths
-  )
+
+  # shards of another dataset
+  foreign = []
+  for (other, _), paths in shards.items():
+    if other != name:
+      foreign += [path.name for path in paths]
   if foreign:
-    raise DatasetError(
-      f"{directory} holds shards of another dataset than {name!r}: {', '.join(foreign[:4])}"
-    )
-  lengths = {split: [shard_length(p) for p in paths] for (_, split), paths in shards.items()}
-  sizes = {split: sum(p.stat().st_size for p in paths) for (_, split), paths in shards.items()}
-  infos = [
-    tfds.core.SplitInfo(name=split, shard_lengths=lengths[split], num_bytes=sizes[split])
-    for split in sorted(lengths)
-  ]
-  with tempfile.TemporaryDirectory() as scratch:
-    _write_tfds_files(pathlib.Path(scratch), name, kind, description, infos)
-    # the marker comes last
-    for file in sorted(pathlib.Path(scratch).glob("*.json"), key=lambda p: p.name == INFO_FILE):
-      atomic.write_text(pathlib.Path(directory) / file.name, file.read_text())
-  return {split: sum(counts) for split, counts in lengths.items()}
+    first_four = ", ".join(sorted(foreign)[:4])
+    raise DatasetError(f"{directory} holds shards of another dataset than {name!r}: {first_four}")
+
+  # how much they hold
+  totals, infos = {}, {}
+  for (_, split), paths in shards.items():
+    lengths = [shard_length(path) for path in paths]
+    size = sum(path.stat().st_size for path in paths)
+    totals[split] = sum(lengths)
+    infos[split] = tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size)
+
+  # TFDS writes its files elsewhere, they are put in place one by one, the marker last
+  with tempfile.TemporaryDirectory() as folder:
+    scratch = pathlib.Path(folder)
+    by_name = [infos[split] for split in sorted(infos)]
+    _write_tfds_files(scratch, name, kind, description, by_name)
+    files = sorted(scratch.glob("*.json"), key=lambda file: file.name == INFO_FILE)
+    for file in files:
+      atomic.write_text(directory / file.name, file.read_text())
+  return totals
 
 
 def _write_tfds_files(
   scratch: pathlib.Path, name: str, kind: str, description: str, infos: list[tfds.core.SplitInfo]
 ) -> None:
-  for info in infos:  # TFDS wants to see files by these names; it does not read them
-    for i in range(len(info.shard_lengths)):
-      shard_path(scratch, name, info.name, i, len(info.shard_lengths)).touch()
+  # TFDS wants to see files by these names; it does not read them
+  for info in infos:
+    count = len(info.shard_lengths)
+    for index in range(count):
+      shard_path(scratch, name, info.name, index, count).touch()
   tfds.folder_dataset.write_metadata(
     data_dir=scratch,
     features=schema.features(kind),
@@ -192,7 +216,10 @@ class Split:
     files: list[tuple[str, int, int]],
     skip: frozenset[str],
   ):
-    self.directory, self.split, self.kind, self.skip = directory, split, kind, skip
+    self.directory = directory
+    self.split = split
+    self.kind = kind
+    self.skip = skip
     self._source = source  # TFDS data source of raw bytes
     self._files = files  # (path, records skipped, records taken), in order
 
@@ -204,13 +231,13 @@ class Split:
     where it lies.
     """
     try:
-      return schema.deserialise(self._source[index], self.kind, skip=self.skip)
+      record = self._source[index]
+      return schema.deserialise(record, self.kind, skip=self.skip)
     except (schema.SchemaError, RuntimeError, ValueError, OSError) as error:
-      if not 0 <= index < len(self):
-        raise IndexError(
-          f"record {index} of {len(self)} in {self.directory} {self.split}"
-        ) from error
-      raise CorruptRecord(str(error)) from error
+      if 0 <= index < len(self):
+        raise CorruptRecord(str(error)) from error
+      where = f"{self.directory} {self.split}"
+      raise IndexError(f"record {index} of {len(self)} in {where}") from error
 
   def locate(self, index: int) -> tuple[str, int]:
     """(shard file, record within it) of example `index`."""
@@ -225,6 +252,7 @@ def open_dataset(directory: str | os.PathLike) -> tfds.core.DatasetBuilder:
   """The folder's TFDS builder. Raises DatasetError, with the remedy, if it is not a whole dataset
   of this schema.
   """
+  # a folder that is whole
   directory = pathlib.Path(directory)
   if not directory.is_dir():
     raise DatasetError(
@@ -232,22 +260,32 @@ def open_dataset(directory: str | os.PathLike) -> tfds.core.DatasetBuilder:
     )
   if not (directory / INFO_FILE).is_file():
     shards = find_shards(directory)
-    state = f"{sum(map(len, shards.values()))} shards but" if shards else "no shards and"
+    state = "no shards and"
+    if shards:
+      state = f"{sum(map(len, shards.values()))} shards but"
     raise DatasetError(
       f"{directory} has {state} no {INFO_FILE}: it is not a finished dataset; "
       "run its launch.build_data command again, it continues where it stopped"
     )
+
+  # a version that this code reads
   builder = tfds.builder_from_directory(os.fspath(directory))
-  kind = dataset_kind(builder)
   version, ours = str(builder.version), schema.VERSION
-  if version.split(".")[0] != ours.split(".")[0]:
+  major, _, _ = version.partition(".")
+  our_major, _, _ = ours.partition(".")
+  if major != our_major:
     raise DatasetError(f"{directory} has schema {version}, this code reads {ours}: build it again")
-  stored, known = (
-    builder.info.features.get_serialized_info(),
-    schema.features(kind).get_serialized_info(),
-  )
-  if stored != {name: known[name] for name in known if name in stored or name not in schema.ADDED}:
-    theirs, needed = set(stored), set(known) - set(schema.ADDED)
+
+  # the fields of that version; it may lack those that were added since
+  stored = builder.info.features.get_serialized_info()
+  known = schema.features(dataset_kind(builder)).get_serialized_info()
+  expected = {}
+  for name, field in known.items():
+    if name in stored or name not in schema.ADDED:
+      expected[name] = field
+  if stored != expected:
+    theirs = set(stored)
+    needed = set(known) - set(schema.ADDED)
     raise DatasetError(
       f"{directory} is not a dataset of schema {ours}: it lacks {sorted(needed - theirs)} and has "
       f"{sorted(theirs - needed)} beyond it, or a field has another type"
@@ -260,26 +298,34 @@ def dataset_identity(directory: str | os.PathLike) -> dict:
   digest of how it was built, and, for structure latents, the digest of their autoencoder and their
   statistics.
   """
+  directory = pathlib.Path(directory)
   builder = open_dataset(directory)
-  build = pathlib.Path(directory) / BUILD_FILE
-  described = (pathlib.Path(directory) / INFO_FILE).read_bytes() + (
-    build.read_bytes() if build.is_file() else b""
-  )
+  build_file = directory / BUILD_FILE
+  build = build_file.read_bytes() if build_file.is_file() else b""
+
+  # what it holds, and how it was built
+  described = (directory / INFO_FILE).read_bytes() + build
   identity = {
     "name": builder.name,
     "version": str(builder.version),
     "digest": hashlib.sha256(described).hexdigest(),
     "records": {name: info.num_examples for name, info in builder.info.splits.items()},
   }
-  autoencoder = json.loads(build.read_text()).get("autoencoder") if build.is_file() else None
+
+  # its latents
+  autoencoder = json.loads(build).get("autoencoder") if build else None
   if autoencoder:
-    statistics = pathlib.Path(directory) / STATISTICS_FILE
-    found = json.loads(statistics.read_text()) if statistics.is_file() else {}
-    identity["latents"] = {
-      "autoencoder": autoencoder,
-      **{k: found[k] for k in ("mean", "std") if k in found},
-    }
+    identity["latents"] = {"autoencoder": autoencoder} | _mean_and_std(directory)
   return identity
+
+
+def _mean_and_std(directory: pathlib.Path) -> dict:
+  """Of each channel of the latents, as far as they are stated."""
+  file = directory / STATISTICS_FILE
+  if not file.is_file():
+    return {}
+  stated = json.loads(file.read_text())
+  return {key: stated[key] for key in ("mean", "std") if key in stated}
 
 
 def dataset_kind(builder: tfds.core.DatasetBuilder) -> str:
@@ -298,15 +344,16 @@ def open_split(
   """
   directory = pathlib.Path(directory)
   builder = open_dataset(directory)
-  if split.split("[")[0] not in builder.info.splits:
-    raise DatasetError(
-      f"{directory} has no split {split!r}; it has {', '.join(sorted(builder.info.splits))}"
-    )
-  info = builder.info.splits[split]
-  files = [
-    (str(f.filename), f.skip, f.take if f.take >= 0 else f.examples_in_shard - f.skip)
-    for f in info.file_instructions
-  ]
+  name, _, _ = split.partition("[")
+  if name not in builder.info.splits:
+    there_are = ", ".join(sorted(builder.info.splits))
+    raise DatasetError(f"{directory} has no split {split!r}; it has {there_are}")
+
+  # the shards of it, which may be taken in part
+  files = []
+  for file in builder.info.splits[split].file_instructions:
+    take = file.take if file.take >= 0 else file.examples_in_shard - file.skip
+    files.append((str(file.filename), file.skip, take))
   if not files:
     raise DatasetError(f"{directory}: split {split!r} is empty")
   missing = [path for path, _, _ in files if not os.path.isfile(path)]
@@ -315,22 +362,24 @@ def open_split(
       f"{directory}: {len(missing)} of {len(files)} shards of split {split!r} are missing, "
       f"first {missing[0]}; copy them or build the dataset again"
     )
+
+  # fields that the dataset lacks read as absent
   source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
   lacking = set(schema.ADDED) - set(builder.info.features)
-  return Split(directory, split, dataset_kind(builder), source, files, frozenset(skip) | lacking)
+  not_decoded = frozenset(skip) | lacking
+  return Split(directory, split, dataset_kind(builder), source, files, not_decoded)
 
 
 class Subset:
   """Some examples of a split, in its order; behaves as a split. `left_out` are the others."""
 
   def __init__(self, split: Split, indices: np.ndarray):
-    self.whole, self.indices = split, indices
-    self.directory, self.split, self.kind, self.skip = (
-      split.directory,
-      split.split,
-      split.kind,
-      split.skip,
-    )
+    self.whole = split
+    self.indices = indices
+    self.directory = split.directory
+    self.split = split.split
+    self.kind = split.kind
+    self.skip = split.skip
     self.left_out = len(split) - len(indices)
 
   def __len__(self) -> int:
@@ -350,23 +399,25 @@ def accepted(split: Split, min_rating: float) -> Subset:
   A record that cannot be read stays in: whoever reads it in turn counts and replaces it. Raises
   DatasetError if none is left.
   """
-  ratings = open_split(
-    split.directory, split.split, skip=set(schema.features(split.kind)) - {"rating"}
-  )
+  # nothing but the rating is decoded
+  skip = set(schema.features(split.kind)) - {"rating"}
+  ratings = open_split(split.directory, split.split, skip=skip)
+  count = len(ratings)
 
   def passes(index: int) -> bool:
     try:
       example = ratings[index]
     except CorruptRecord:
       return True
-    return not schema.is_present(example, "rating") or float(example["rating"]) >= min_rating
+    is_rated = schema.is_present(example, "rating")
+    return not is_rated or float(example["rating"]) >= min_rating
 
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    indices = np.flatnonzero(np.fromiter(pool.map(passes, range(len(ratings))), bool, len(ratings)))
+    passed = np.fromiter(pool.map(passes, range(count)), bool, count)
+  indices = np.flatnonzero(passed)
   if not len(indices):
     raise DatasetError(
-      f"{split.directory}: none of the {len(ratings)} examples of split {split.split!r} is rated "
-      f"{min_rating:g} or "
-      "better; lower the threshold (data.thresholds)"
+      f"{split.directory}: none of the {count} examples of split {split.split!r} is rated "
+      f"{min_rating:g} or better; lower the threshold (data.thresholds)"
     )
   return Subset(split, indices)
