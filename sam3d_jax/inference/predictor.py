@@ -18,7 +18,7 @@ import numpy as np
 from sam3d_jax.batch import Conditioning
 from sam3d_jax.geometry import pose
 from sam3d_jax.geometry.conditions import InputConfig
-from sam3d_jax.models.structure_vae import tokens_to_grid
+from sam3d_jax.models.volumes import tokens_to_grid
 from sam3d_jax.objectives import draws
 from sam3d_jax.sampling import generate
 

@@ -33,10 +33,16 @@ class Part:
   mixing: float = 0.0  # products of activations with each other (attention)
 
   def __add__(self, other: "Part") -> "Part":
-    return Part(self.weights + other.weights, self.mixing + other.mixing)
+    return Part(
+      weights=self.weights + other.weights,
+      mixing=self.mixing + other.mixing,
+    )
 
   def __mul__(self, n: float) -> "Part":
-    return Part(n * self.weights, n * self.mixing)
+    return Part(
+      weights=n * self.weights,
+      mixing=n * self.mixing,
+    )
 
   @property
   def forward(self) -> float:
@@ -46,7 +52,9 @@ class Part:
     """FLOPs of a forward and the backward pass that it needs."""
     if trained:
       return 3 * self.forward
-    return 2 * self.weights + 3 * self.mixing if passes_gradient else self.forward
+    if passes_gradient:
+      return 2 * self.weights + 3 * self.mixing
+    return self.forward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +79,17 @@ class Cost:
     parameters = list(parameters)
     found = set()
     for part in self.parts:
-      pattern = re.compile(self.paths.get(part, f"{part}/.*"))
+      # by default a part's name is the prefix of its parameters
+      own = self.paths.get(part, f"{part}/.*")
+      pattern = re.compile(own)
       if any(pattern.fullmatch(path) for path in parameters):
         found.add(part)
     return found
 
   def passes_gradient(self, part: str, trained: Iterable[str]) -> bool:
     """Whether the gradient of a trained part passes through this one."""
-    pattern = re.compile(self.before.get(part, ""))
+    behind = self.before.get(part, "")
+    pattern = re.compile(behind)
     return any(pattern.fullmatch(other) for other in trained)
 
 
@@ -96,49 +107,73 @@ class Passes:
 
 def transformer_block(tokens: int, width: int, hidden: int) -> Part:
   """Self-attention and feed-forward: 8 T D^2 + 4 T D F, and 4 T^2 D."""
-  return Part(8 * tokens * width**2 + 4 * tokens * width * hidden, 4 * tokens**2 * width)
+  # q, k, v, out; the two maps of the feed-forward
+  projections = 8 * tokens * width**2
+  feed_forward = 4 * tokens * width * hidden
+  return Part(
+    weights=projections + feed_forward,
+    mixing=4 * tokens**2 * width,
+  )
 
 
 def dino(cfg: DinoConfig) -> Part:
   """One image."""
+  width = cfg.width
+  hidden = int(width * cfg.mlp_ratio)
   patches = (cfg.input_size // cfg.patch) ** 2
   tokens = 1 + cfg.registers + patches
-  embed = Part(2 * patches * 3 * cfg.patch**2 * cfg.width)
-  return embed + transformer_block(tokens, cfg.width, int(cfg.width * cfg.mlp_ratio)) * cfg.depth
+  pixels = 3 * cfg.patch**2  # of a patch, all channels
+  embed = Part(2 * patches * pixels * width)
+  block = transformer_block(tokens, width, hidden)
+  return embed + block * cfg.depth
 
 
 def pointmap(cfg: PointmapConfig, *, plain: bool) -> Part:
   """One point map."""
-  d, window, hidden = cfg.width, 1 + cfg.patch**2, int(cfg.width * cfg.mlp_ratio)
+  d = cfg.width
+  window = 1 + cfg.patch**2
+  hidden = int(d * cfg.mlp_ratio)
   if plain or not cfg.cls_only:
-    return Part(2 * cfg.input_size**2 * 3 * d) + transformer_block(window, d, hidden) * cfg.tokens
+    points = cfg.input_size**2
+    embed = Part(2 * points * 3 * d)
+    block = transformer_block(window, d, hidden)
+    return embed + block * cfg.tokens
   # of the rest (WindowBlock.values_closed) values meet positions, once a head
-  block = Part(2 * d**2 + 4 * d * hidden, 2 * window * d)
+  block = Part(
+    weights=2 * d**2 + 4 * d * hidden,
+    mixing=2 * window * d,
+  )
   return block * cfg.tokens
 
 
 def condition(cfg: ConditionConfig, *, plain: bool) -> dict[str, Part]:
   """Parts of the condition encoder, by the prefix of their parameters."""
-  counts = {
-    name: sum(s in cfg.streams for s in streams)
-    for name, streams in (
-      ("image", conditioning.IMAGE_STREAMS),
-      ("mask", conditioning.MASK_STREAMS),
-      ("pointmap", conditioning.POINTMAP_STREAMS),
-    )
-  }
-  projection = lambda tokens, width: Part(2 * tokens * cfg.hidden * (2 * width + cfg.width))
+
+  def count(streams):
+    """How many of the streams are read."""
+    return len(set(streams) & set(cfg.streams))
+
+  def projection(encoder):
+    """SwiGLU of all tokens of one input: two maps up, one to the common width."""
+    widths = 2 * encoder.width + cfg.width
+    return Part(2 * encoder.tokens * cfg.hidden * widths)
+
   parts = {}
-  for name in ("image", "mask"):
-    parts[f"condition/{name}_encoder"] = dino(cfg.dino) * counts[name]
-    parts[f"condition/{name}_projection"] = (
-      projection(cfg.dino.tokens, cfg.dino.width) * counts[name]
-    )
-  if counts["pointmap"]:
-    parts["condition/pointmap_encoder"] = pointmap(cfg.pointmap, plain=plain) * counts["pointmap"]
-    parts["condition/pointmap_projection"] = (
-      projection(cfg.pointmap.tokens, cfg.pointmap.width) * counts["pointmap"]
-    )
+  images = {
+    "image": conditioning.IMAGE_STREAMS,
+    "mask": conditioning.MASK_STREAMS,
+  }
+  for name, streams in images.items():
+    inputs = count(streams)
+    parts[f"condition/{name}_encoder"] = dino(cfg.dino) * inputs
+    parts[f"condition/{name}_projection"] = projection(cfg.dino) * inputs
+
+  # there may be no point-map encoder at all
+  inputs = count(conditioning.POINTMAP_STREAMS)
+  if inputs:
+    encoder = pointmap(cfg.pointmap, plain=plain)
+    parts["condition/pointmap_encoder"] = encoder * inputs
+    parts["condition/pointmap_projection"] = projection(cfg.pointmap) * inputs
   return parts
 
 
@@ -146,49 +181,90 @@ def flow(cfg: GeometryFlowConfig, cond_tokens: int, *, plain: bool) -> dict[str,
   """The two streams of the flow model (the time embedding and the modulation, 0.01 %, count with
   the shape stream).
   """
-  d, c, hidden, m = cfg.width, cfg.cond_width, int(cfg.width * cfg.mlp_ratio), cond_tokens
-  tokens, layout = cfg.token_resolution**3, len(LAYOUT_CHANNELS)
-  # q, k, v, out, cross q, cross out; feed-forward
-  linears = lambda n: 12 * n * d**2 + 4 * n * d * hidden
+  d = cfg.width
+  c = cfg.cond_width
+  m = cond_tokens
+  hidden = int(d * cfg.mlp_ratio)
+  tokens = cfg.token_resolution**3
+  layout = len(LAYOUT_CHANNELS)
+
+  def linears(n):
+    """q, k, v, out, cross q, cross out; feed-forward."""
+    return 12 * n * d**2 + 4 * n * d * hidden
+
+  # a block of the shape stream, which attends to itself and to the condition
   cross_kv = 4 * m * c * d
-  shape = Part(linears(tokens) + cross_kv + 12 * d**2, 4 * tokens * (tokens + m) * d)
-  # all heads in one product: attend_few
-  pose = Part(linears(layout), 4 * layout * (layout + tokens) * d * (1 if plain else cfg.heads))
-  if plain or not cfg.absorb_layout_kv:
-    pose += Part(cross_kv, 4 * layout * m * d)
-  else:
-    pose += Part(4 * layout * c * d, 4 * layout * cfg.heads * m * c)
-  ends = Part(
-    4 * tokens * cfg.token_channels * d + (2 if cfg.shortcut else 1) * (2 * 256 * d + 2 * d**2)
+  modulation = 12 * d**2
+  shape = Part(
+    weights=linears(tokens) + cross_kv + modulation,
+    mixing=4 * tokens * (tokens + m) * d,
   )
+
+  # a block of the layout stream, which attends to both streams and to the condition
+  heads_at_once = cfg.heads  # all heads in one product: attend_few
+  if plain:
+    heads_at_once = 1
+  seen = layout + tokens
+  pose = Part(
+    weights=linears(layout),
+    mixing=4 * layout * seen * d * heads_at_once,
+  )
+  if plain or not cfg.absorb_layout_kv:
+    pose += Part(
+      weights=cross_kv,
+      mixing=4 * layout * m * d,
+    )
+  else:
+    # queries and results go through the projections instead of the condition tokens
+    pose += Part(
+      weights=4 * layout * c * d,
+      mixing=4 * layout * cfg.heads * m * c,
+    )
+
+  # into and out of the width, and the embedders of time and step size
+  embedders = 1
+  if cfg.shortcut:
+    embedders = 2
+  embedder = 2 * 256 * d + 2 * d**2
+  shape_ends = Part(4 * tokens * cfg.token_channels * d + embedders * embedder)
+  layout_channels = sum(LAYOUT_CHANNELS.values())
+  layout_ends = Part(4 * layout_channels * d)
   return {
-    "flow/shape": shape * cfg.depth + ends,
-    "flow/layout": pose * cfg.depth + Part(4 * sum(LAYOUT_CHANNELS.values()) * d),
+    "flow/shape": shape * cfg.depth + shape_ends,
+    "flow/layout": pose * cfg.depth + layout_ends,
   }
 
 
 def structure_coders(cfg: StructureVAEConfig) -> dict[str, Part]:
   """Encoder and decoder; a convolution of size k costs 2 k^3 C_in C_out a voxel."""
-  conv = lambda side, c_in, c_out, k=3: Part(2 * side**3 * k**3 * c_in * c_out)
-  sides = [cfg.resolution // cfg.patch // 2**i for i in range(len(cfg.channels))]
+
+  def conv(side, c_in, c_out, k=3):
+    return Part(2 * side**3 * k**3 * c_in * c_out)
+
+  cells = cfg.resolution // cfg.patch
+  sides = [cells // 2**i for i in range(len(cfg.channels))]
   voxels = cfg.patch**3  # of a cell of the finest level
-  top, side = cfg.channels[-1], sides[-1]
+  finest = cfg.channels[0]
+  top = cfg.channels[-1]
+  side = sides[-1]
+
+  # the residual blocks, which both have: two convolutions each
   middle = conv(side, top, top) * (2 * cfg.middle_blocks)
   levels = Part(0.0)
   for s, c in zip(sides, cfg.channels, strict=True):
     levels = levels + conv(s, c, c) * (2 * cfg.res_blocks)
+
+  # from voxels to latent, and back
   encoder = (
-    conv(sides[0], voxels, cfg.channels[0])
-    + levels
-    + middle
-    + conv(side, top, 2 * cfg.latent_channels)
+    conv(sides[0], voxels, finest) + levels + middle + conv(side, top, 2 * cfg.latent_channels)
   )
-  decoder = (
-    conv(side, cfg.latent_channels, top) + levels + middle + conv(sides[0], cfg.channels[0], voxels)
-  )
-  for i, (c, c_next) in enumerate(itertools.pairwise(cfg.channels)):
-    encoder = encoder + conv(sides[i + 1], c, c_next, k=2)
-    decoder = decoder + conv(sides[i + 1], c_next, 8 * c)
+  decoder = conv(side, cfg.latent_channels, top) + levels + middle + conv(sides[0], finest, voxels)
+
+  # between the levels
+  widths = itertools.pairwise(cfg.channels)
+  for coarse_side, (c, c_next) in zip(sides[1:], widths, strict=True):
+    encoder = encoder + conv(coarse_side, c, c_next, k=2)
+    decoder = decoder + conv(coarse_side, c_next, 8 * c)
   return {"encoder": encoder, "decoder": decoder}
 
 
@@ -196,7 +272,9 @@ def geometry(cfg: GeometryConfig, *, plain: bool) -> Cost:
   """The Geometry model: condition encoder and the two streams."""
   streams = flow(cfg.flow, cfg.condition.tokens, plain=plain)
   # without condition a stream sees one zero token in place of all
-  unconditional = streams if plain else flow(cfg.flow, 1, plain=False)
+  unconditional = streams
+  if not plain:
+    unconditional = flow(cfg.flow, 1, plain=False)
   return Cost(
     parts=condition(cfg.condition, plain=plain) | streams,
     streams=tuple(streams),

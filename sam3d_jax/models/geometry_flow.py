@@ -35,7 +35,7 @@ from sam3d_jax.models.layers import (
   position_sincos,
 )
 from sam3d_jax.models.stack import REMAT_POLICIES, Stack, operand
-from sam3d_jax.models.structure_vae import (
+from sam3d_jax.models.volumes import (
   depth_to_space,
   grid_to_tokens,
   space_to_depth,

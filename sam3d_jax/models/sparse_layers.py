@@ -14,7 +14,7 @@ from sam3d_jax.models.attention import attend
 from sam3d_jax.models.geometry_flow import BLOCK_EPS, SelfAttention
 from sam3d_jax.models.layers import MLP, Dense, LayerNorm, layer_norm
 from sam3d_jax.models.sparse import SparseTensor
-from sam3d_jax.models.structure_vae import fan_in_uniform
+from sam3d_jax.models.volumes import fan_in_uniform
 
 GROUP_EPS = 1e-5
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sam3d_jax.models import parameters
+from sam3d_jax.models import parameters, volumes
 from sam3d_jax.models import structure_vae as vae
 from sam3d_jax.models.attention import attend
 from sam3d_jax.models.geometry_flow import (
@@ -314,8 +314,8 @@ def vae_blocks(fixture: Fixture):
     {
       "res": vae.ResBlock3D(c, out_c, rngs=rngs),
       "res_same": vae.ResBlock3D(c, c, rngs=rngs),
-      "down": vae.Downsample3D(c, out_c, rngs=rngs),
-      "up": vae.Upsample3D(c, out_c, rngs=rngs),
+      "down": volumes.Downsample3D(c, out_c, rngs=rngs),
+      "up": volumes.Upsample3D(c, out_c, rngs=rngs),
     }
   )
   rules = names.resblock_rules("res.", "res/", skip=c != out_c) + names.resblock_rules(
@@ -325,9 +325,9 @@ def vae_blocks(fixture: Fixture):
   modules = loaded(make, rules, fixture.params)
   x = channels_last(fixture.inputs["x"])
   out = {name: module(x) for name, module in modules.items()}
-  shuffle = lambda x: vae.depth_to_space(vae.channels_fastest(x, 2), 2)
+  shuffle = lambda x: volumes.depth_to_space(volumes.channels_fastest(x, 2), 2)
   out["pixel_shuffle_3d"] = shuffle(channels_last(fixture.inputs["ps"]))
-  patches = vae.space_to_depth(channels_last(fixture.inputs["pa"]), 2)
+  patches = volumes.space_to_depth(channels_last(fixture.inputs["pa"]), 2)
   # published: channel slowest
   out["patchify2"] = (
     patches.reshape(*patches.shape[:-1], 8, -1).swapaxes(-1, -2).reshape(patches.shape)
@@ -367,7 +367,7 @@ def structure_decoder(fixture: Fixture):
     functools.partial(vae.StructureDecoder, cfg), names.structure_decoder_rules(cfg), fixture.params
   )
   logits = run(decoder, z)
-  from_tokens = run(decoder, vae.tokens_to_grid(jnp.asarray(fixture.inputs["tokens"])))[:, None]
+  from_tokens = run(decoder, volumes.tokens_to_grid(jnp.asarray(fixture.inputs["tokens"])))[:, None]
   return {
     "out/logits": logits[:, None],
     "out/logits_from_tokens_pipeline": from_tokens,

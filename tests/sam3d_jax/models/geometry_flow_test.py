@@ -20,7 +20,7 @@ from sam3d_jax.models.geometry_flow import (
   unpack_cells,
 )
 from sam3d_jax.models.stack import REMAT_POLICIES
-from sam3d_jax.models.structure_vae import grid_to_tokens
+from sam3d_jax.models.volumes import grid_to_tokens
 from sam3d_jax.torch_bridge import names_geometry
 from tests import parity
 from tests.parity_cases import flow_and_vae

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sam3d_jax.errors import InputError
-from sam3d_jax.models import parameters
+from sam3d_jax.models import parameters, volumes
 from sam3d_jax.models import structure_vae as vae
 from sam3d_jax.torch_bridge import names_geometry, parts
 from tests import parity
@@ -41,14 +41,14 @@ def _filled(make):
 def test_convolution_by_planes_equals_the_three_dimensional_one_with_gradients(monkeypatch, size):
   x, kernel = _random(2, 4, 5, 6, 3), _random(size, size, size, 3, 4, seed=1)
   run = lambda: _jit(
-    lambda x, kernel: jax.vjp(vae.conv3d, x, kernel)[1](_random(2, 4, 5, 6, 4, seed=2))
+    lambda x, kernel: jax.vjp(volumes.conv3d, x, kernel)[1](_random(2, 4, 5, 6, 4, seed=2))
   )(x, kernel)
   by_planes = run()
   # what is compiled for, not what this process runs on
-  monkeypatch.setattr(vae, "target_platform", lambda: "tpu")
+  monkeypatch.setattr(volumes, "target_platform", lambda: "tpu")
   for a, b in zip(by_planes, run(), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-5)
-  traced = equations(jax.make_jaxpr(vae.conv3d)(x, kernel).jaxpr)
+  traced = equations(jax.make_jaxpr(volumes.conv3d)(x, kernel).jaxpr)
   # one three-dimensional convolution
   assert [e.outvars[0].aval.ndim for e in traced if e.primitive.name == "conv_general_dilated"] == [
     5
@@ -56,7 +56,7 @@ def test_convolution_by_planes_equals_the_three_dimensional_one_with_gradients(m
 
 
 def test_downsampling_equals_a_strided_convolution():
-  graph, params = _filled(lambda: vae.Downsample3D(3, 5, rngs=nnx.Rngs(0)))
+  graph, params = _filled(lambda: volumes.Downsample3D(3, 5, rngs=nnx.Rngs(0)))
   x = _random(2, 4, 6, 8, 3)
   got = _jit(lambda params: nnx.merge(graph, params)(x))(params)
   module = nnx.merge(graph, params)
@@ -68,21 +68,21 @@ def test_downsampling_equals_a_strided_convolution():
 
 def test_depth_to_space_undoes_space_to_depth_and_keeps_the_channel_fastest():
   x = _random(1, 4, 6, 2, 3)
-  patches = vae.space_to_depth(x, 2)
-  np.testing.assert_array_equal(vae.depth_to_space(patches, 2), x)
+  patches = volumes.space_to_depth(x, 2)
+  np.testing.assert_array_equal(volumes.depth_to_space(patches, 2), x)
   # x slowest, then y, z, channel
   np.testing.assert_array_equal(patches[0, 0, 0, 0, ::3], x[0, :2, :2, :2, 0].reshape(8))
 
 
 def test_tokens_run_through_the_grid_with_x_slowest_and_z_fastest():
   grid = jnp.arange(8.0).reshape(1, 2, 2, 2, 1)
-  np.testing.assert_array_equal(vae.grid_to_tokens(grid)[0, :, 0], np.arange(8))
-  np.testing.assert_array_equal(vae.tokens_to_grid(vae.grid_to_tokens(grid)), grid)
+  np.testing.assert_array_equal(volumes.grid_to_tokens(grid)[0, :, 0], np.arange(8))
+  np.testing.assert_array_equal(volumes.tokens_to_grid(volumes.grid_to_tokens(grid)), grid)
 
 
 def test_tokens_that_fill_no_cube_are_refused():
   with pytest.raises(ValueError, match="9 tokens"):
-    vae.tokens_to_grid(jnp.zeros((1, 9, 2)))
+    volumes.tokens_to_grid(jnp.zeros((1, 9, 2)))
 
 
 def test_encoder_and_decoder_fit_together_and_answer_in_fp32():
@@ -206,6 +206,6 @@ def test_packed_convolution_is_the_convolution_with_its_gradients(channels):
   )(x, kernel)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-    outcome(vae.conv3d),
+    outcome(volumes.conv3d),
     outcome(reference),
   )
