@@ -23,11 +23,11 @@ import jax
 import jax.numpy as jnp
 
 from sam3d_jax.batch import LATENTS, LAYOUT_LATENTS
-from sam3d_jax.models.attention import BACKENDS, attend, attend_few, attend_rows
+from sam3d_jax.models.attention import BACKENDS, attend, attend_few
+from sam3d_jax.models.attention_layers import CrossAttention, SelfAttention
 from sam3d_jax.models.layers import (
   MLP,
   Dense,
-  HeadRMSNorm,
   LayerNorm,
   TimestepEmbedder,
   grid_positions,
@@ -111,9 +111,11 @@ class GeometryFlowConfig:
 
   def latent_shapes(self) -> dict[str, tuple[int, int]]:
     """Latent name -> (rows, channels)."""
-    return {"shape": (self.shape_resolution**3, self.latent_channels)} | {
-      k: (1, c) for k, c in LAYOUT_CHANNELS.items()
-    }
+    cells = self.shape_resolution**3
+    shapes = {"shape": (cells, self.latent_channels)}
+    for name, channels in LAYOUT_CHANNELS.items():
+      shapes[name] = (1, channels)
+    return shapes
 
 
 class GeometryFlow(nnx.Module):
@@ -121,17 +123,37 @@ class GeometryFlow(nnx.Module):
 
   def __init__(self, cfg: GeometryFlowConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg
+
+    # embedders of time and step size
     self.time = TimestepEmbedder(cfg.width, rngs=rngs)
-    self.step = TimestepEmbedder(cfg.width, rngs=rngs, zero=True) if cfg.shortcut else None
-    self.latents = nnx.Dict(
-      {"shape": LatentProjection(cfg.token_channels, cfg.width, learned_positions=0, rngs=rngs)}
-      | {
-        name: LatentProjection(channels, cfg.width, learned_positions=1, rngs=rngs)
-        for name, channels in LAYOUT_CHANNELS.items()
-      }
+    if cfg.shortcut:
+      self.step = TimestepEmbedder(cfg.width, rngs=rngs, zero=True)
+    else:
+      self.step = None
+
+    # each latent into and out of the width
+    latents = {}
+    latents["shape"] = LatentProjection(
+      cfg.token_channels,
+      cfg.width,
+      learned_positions=0,
+      rngs=rngs,
     )
+    for name, channels in LAYOUT_CHANNELS.items():
+      latents[name] = LatentProjection(
+        channels,
+        cfg.width,
+        learned_positions=1,
+        rngs=rngs,
+      )
+    self.latents = nnx.Dict(latents)
+
+    # the transformer
+    def block(rngs: nnx.Rngs) -> MoTBlock:
+      return MoTBlock(cfg, rngs=rngs)
+
     self.blocks = Stack(
-      lambda rngs: MoTBlock(cfg, rngs=rngs),
+      block,
       cfg.depth,
       rngs=rngs,
       remat=cfg.remat,
@@ -151,36 +173,60 @@ class GeometryFlow(nnx.Module):
       raise ValueError(
         "a step size d was given, but the model has no embedder for it: set shortcut=True"
       )
-    mod_BD = self.time(t_B * self.cfg.time_scale)
+    # what modulates every block
+    scale = self.cfg.time_scale
+    mod_BD = self.time(t_B * scale)
     if d_B is not None:
-      mod_BD = mod_BD + self.step(d_B * self.cfg.time_scale)
-    streams = self.blocks(self.embed(x), mod_BD, tokens_BSD)
+      mod_BD = mod_BD + self.step(d_B * scale)
+    # latents in, velocities out
+    streams = self.embed(x)
+    streams = self.blocks(streams, mod_BD, tokens_BSD)
     return self.readout(streams)
 
   def embed(self, x):
     """Latents to streams: stream name -> (B, L, D) fp32."""
-    table_LD = position_sincos(grid_positions(self.cfg.token_resolution), self.cfg.width)
-    layout = [self.latents[k].embed(x[k]) for k in LAYOUT_LATENTS]
+    cfg = self.cfg
+    grid_L3 = grid_positions(cfg.token_resolution)
+    table_LD = position_sincos(grid_L3, cfg.width)
+    # one row a latent
+    layout = []
+    for name in LAYOUT_LATENTS:
+      row_B1D = self.latents[name].embed(x[name])
+      layout.append(row_B1D)
+    # tokens of the grid
+    cells_BLC = pack_cells(x["shape"], cfg.patch)
+    shape_BLD = self.latents["shape"].embed(cells_BLC, table_LD)
     return {
-      "shape": self.latents["shape"].embed(pack_cells(x["shape"], self.cfg.patch), table_LD),
+      "shape": shape_BLD,
       "layout": jnp.concatenate(layout, axis=1),
     }
 
   def readout(self, streams):
     """Streams to velocities: latent name -> (B, n, c) fp32."""
-    rows = jnp.split(streams["layout"], len(LAYOUT_LATENTS), axis=1)
-    tokens = {"shape": streams["shape"], **dict(zip(LAYOUT_LATENTS, rows, strict=True))}
-    velocity = {name: self.latents[name].readout(tokens[name]) for name in LATENTS}
-    return velocity | {"shape": unpack_cells(velocity["shape"], self.cfg.patch)}
+    rows = jnp.split(
+      streams["layout"],
+      len(LAYOUT_LATENTS),
+      axis=1,
+    )
+    tokens = dict(zip(LAYOUT_LATENTS, rows, strict=True))
+    tokens["shape"] = streams["shape"]
+    velocity = {}
+    for name in LATENTS:
+      projection = self.latents[name]
+      velocity[name] = projection.readout(tokens[name])
+    velocity["shape"] = unpack_cells(velocity["shape"], self.cfg.patch)
+    return velocity
 
   def _check(self, x):
     expected = self.cfg.latent_shapes()
     if set(x) != set(expected):
       raise ValueError(f"latents {sorted(x)} were given, the model needs {sorted(expected)}")
     for name, shape in expected.items():
-      if x[name].shape[1:] != shape:
+      given = x[name].shape
+      if given[1:] != shape:
+        tokens, channels = shape
         raise ValueError(
-          f"latent {name!r} has shape {x[name].shape}, the model needs (B, {shape[0]}, {shape[1]})"
+          f"latent {name!r} has shape {given}, the model needs (B, {tokens}, {channels})"
         )
 
 
@@ -188,14 +234,18 @@ def pack_cells(z_BLC, patch: int):
   """Cells (B, L, C) of a structure latent to tokens of patch^3 cells: (B, L / p^3, C p^3)."""
   if patch == 1:
     return z_BLC
-  return grid_to_tokens(space_to_depth(tokens_to_grid(z_BLC), patch))
+  cells = tokens_to_grid(z_BLC)
+  packed = space_to_depth(cells, patch)
+  return grid_to_tokens(packed)
 
 
 def unpack_cells(x_BLC, patch: int):
   """The inverse of `pack_cells`."""
   if patch == 1:
     return x_BLC
-  return grid_to_tokens(depth_to_space(tokens_to_grid(x_BLC), patch))
+  packed = tokens_to_grid(x_BLC)
+  cells = depth_to_space(packed, patch)
+  return grid_to_tokens(cells)
 
 
 class LatentProjection(nnx.Module):
@@ -208,33 +258,75 @@ class LatentProjection(nnx.Module):
   def __init__(self, channels: int, width: int, *, learned_positions: int, rngs: nnx.Rngs):
     self.proj_in = Dense(channels, width, rngs=rngs)
     self.proj_out = Dense(width, channels, rngs=rngs)
-    position = jax.random.normal(rngs.params(), (learned_positions, width)) * math.sqrt(0.5)
-    self.position = nnx.Param(position) if learned_positions else None
+    # drawn in either case, so that what is drawn after it does not depend on it
+    normal = jax.random.normal(rngs.params(), (learned_positions, width))
+    position = normal * math.sqrt(0.5)
+    if learned_positions:
+      self.position = nnx.Param(position)
+    else:
+      self.position = None
 
   def embed(self, x_BLC, table_LD=None):
-    return self.proj_in(x_BLC) + (table_LD if self.position is None else self.position[...])
+    projected_BLD = self.proj_in(x_BLC)
+    if self.position is None:
+      return projected_BLD + table_LD
+    return projected_BLD + self.position[...]
 
   def readout(self, h_BLD):
-    return self.proj_out(layer_norm(h_BLD, OUTPUT_EPS))
+    normed_BLD = layer_norm(h_BLD, OUTPUT_EPS)
+    return self.proj_out(normed_BLD)
 
 
 class MoTBlock(nnx.Module):
   """One block: a shared modulation and two streams."""
 
   def __init__(self, cfg: GeometryFlowConfig, *, rngs: nnx.Rngs):
-    self.adaln = Dense(cfg.width, (6, cfg.width), rngs=rngs, zero=True)
-    self.shape = StreamBlock(cfg, absorb_kv=False, rngs=rngs)
-    self.layout = StreamBlock(cfg, absorb_kv=cfg.absorb_layout_kv, rngs=rngs)
+    self.adaln = Dense(
+      cfg.width,
+      (6, cfg.width),
+      rngs=rngs,
+      zero=True,
+    )
+    self.shape = StreamBlock(
+      cfg,
+      absorb_kv=False,
+      rngs=rngs,
+    )
+    self.layout = StreamBlock(
+      cfg,
+      absorb_kv=cfg.absorb_layout_kv,
+      rngs=rngs,
+    )
     self.attention = cfg.attention
 
   def __call__(self, x, mod_BD, tokens_BSD):
     """Stream name -> (B, L, D) fp32, in and out; mod_BD: time embedding, (B, D) or (1, D)."""
     modulation = modulations(self.adaln, mod_BD)
+    blocks = {"shape": self.shape, "layout": self.layout}
+
+    # each stream by itself, up to its queries, keys and values
     q, k, v = {}, {}, {}
-    for s in STREAMS:
-      q[s], k[s], v[s] = getattr(self, s).project(x[s], modulation)
-    attended = mot_attend(q, k, v, backend=self.attention)
-    return {s: getattr(self, s).finish(x[s], attended[s], tokens_BSD, modulation) for s in STREAMS}
+    for s, block in blocks.items():
+      q[s], k[s], v[s] = block.project(x[s], modulation)
+
+    # where they meet
+    attended = mot_attend(
+      q,
+      k,
+      v,
+      backend=self.attention,
+    )
+
+    # each stream by itself again
+    out = {}
+    for s, block in blocks.items():
+      out[s] = block.finish(
+        x[s],
+        attended[s],
+        tokens_BSD,
+        modulation,
+      )
+    return out
 
 
 def mot_attend(q, k, v, *, backend: str):
@@ -243,25 +335,41 @@ def mot_attend(q, k, v, *, backend: str):
   Shape sees shape; layout sees layout and shape. The layout's view of shape keys and values sends
   no gradient back into the shape stream.
   """
+  # the shape stream can be trained apart from the layout stream
   seen_k, seen_v = jax.lax.stop_gradient((k["shape"], v["shape"]))
-  return {
-    "shape": attend(q["shape"], k["shape"], v["shape"], backend=backend),
-    "layout": attend_few(q["layout"], (k["layout"], seen_k), (v["layout"], seen_v)),
-  }
+  shape_BLHK = attend(
+    q["shape"],
+    k["shape"],
+    v["shape"],
+    backend=backend,
+  )
+  layout_BLHK = attend_few(
+    q["layout"],
+    (k["layout"], seen_k),
+    (v["layout"], seen_v),
+  )
+  return {"shape": shape_BLHK, "layout": layout_BLHK}
 
 
 def modulations(adaln: Dense, mod_BD):
   """Shift, scale and gate of self-attention, then of the MLP: six arrays (B, 1, D) fp32."""
-  return tuple(m_BD[:, None] for m_BD in jnp.unstack(adaln(jax.nn.silu(mod_BD)), axis=1))
+  active_BD = jax.nn.silu(mod_BD)
+  six_B6D = adaln(active_BD)
+  each = jnp.unstack(six_B6D, axis=1)
+  return tuple(m_BD[:, None] for m_BD in each)
 
 
 class StreamBlock(nnx.Module):
   """One stream in one block: all but the modulation and the attention between streams."""
 
   def __init__(self, cfg: GeometryFlowConfig, *, absorb_kv: bool, rngs: nnx.Rngs):
-    self.dtype = dtype = jnp.dtype(cfg.dtype)
+    self.dtype = jnp.dtype(cfg.dtype)
     self.self_attn = SelfAttention(
-      cfg.width, cfg.heads, qk_rms_norm=cfg.qk_rms_norm, dtype=dtype, rngs=rngs
+      cfg.width,
+      cfg.heads,
+      qk_rms_norm=cfg.qk_rms_norm,
+      dtype=self.dtype,
+      rngs=rngs,
     )
     self.cross_norm = LayerNorm(cfg.width, eps=BLOCK_EPS)
     self.cross_attn = CrossAttention(
@@ -269,108 +377,42 @@ class StreamBlock(nnx.Module):
       cfg.cond_width,
       cfg.heads,
       absorb_kv=absorb_kv,
-      dtype=dtype,
+      dtype=self.dtype,
       attention=cfg.attention,
       rngs=rngs,
     )
-    self.mlp = MLP(cfg.width, int(cfg.width * cfg.mlp_ratio), dtype=dtype, rngs=rngs)
+    self.mlp = MLP(
+      cfg.width,
+      int(cfg.width * cfg.mlp_ratio),
+      dtype=self.dtype,
+      rngs=rngs,
+    )
 
   def project(self, x_BLD, modulation):
     """Queries, keys and values of the self-attention, each (B, L, H, K)."""
     shift, scale, *_ = modulation
-    return self.self_attn.project(operand(modulate(x_BLD, shift, scale), self.dtype))
+    h_BLD = modulate(x_BLD, shift, scale)
+    h_BLD = operand(h_BLD, self.dtype)
+    return self.self_attn.project(h_BLD)
 
   def finish(self, x_BLD, attended_BLHK, tokens_BSD, modulation):
     """The rest of the block, given the attended values of its self-attention."""
     _, _, attn_gate, mlp_shift, mlp_scale, mlp_gate = modulation
-    x_BLD = operand(x_BLD + attn_gate * self.self_attn.out(attended_BLHK))
+    # what the other tokens say
+    seen_BLD = self.self_attn.out(attended_BLHK)
+    x_BLD = operand(x_BLD + attn_gate * seen_BLD)
     # what the photo says
-    queries_BLD = operand(self.cross_norm(x_BLD), self.dtype)
-    x_BLD = operand(x_BLD + self.cross_attn(queries_BLD, tokens_BSD))
+    queries_BLD = self.cross_norm(x_BLD)
+    queries_BLD = operand(queries_BLD, self.dtype)
+    told_BLD = self.cross_attn(queries_BLD, tokens_BSD)
+    x_BLD = operand(x_BLD + told_BLD)
     # feed-forward
-    h_BLD = operand(modulate(x_BLD, mlp_shift, mlp_scale), self.dtype)
+    h_BLD = modulate(x_BLD, mlp_shift, mlp_scale)
+    h_BLD = operand(h_BLD, self.dtype)
     return x_BLD + mlp_gate * self.mlp(h_BLD)
 
 
 def modulate(x_BLD, shift_B1D, scale_B1D):
   """Parameter-free layer norm, then the modulation's scale and shift, in fp32."""
-  return layer_norm(x_BLD, BLOCK_EPS) * (1 + scale_B1D) + shift_B1D
-
-
-class SelfAttention(nnx.Module):
-  """Projections of a self-attention.
-
-  `qkv/kernel` is (D, 3, H, K) and `out/kernel` (H, K, D), so that heads can be sharded.
-  """
-
-  def __init__(self, width: int, heads: int, *, qk_rms_norm: bool, dtype, rngs: nnx.Rngs):
-    head_dim = width // heads
-    self.qkv = Dense(width, (3, heads, head_dim), dtype=dtype, rngs=rngs)
-    self.out = Dense((heads, head_dim), width, dtype=dtype, rngs=rngs)
-    self.q_norm = HeadRMSNorm(heads, head_dim) if qk_rms_norm else None
-    self.k_norm = HeadRMSNorm(heads, head_dim) if qk_rms_norm else None
-
-  def project(self, x_BLD):
-    """Queries, keys and values, each (B, L, H, K)."""
-    q, k, v = self.qkv.parts(x_BLD)
-    if self.q_norm is not None:
-      q, k = self.q_norm(q), self.k_norm(k)
-    return operand(q), operand(k), operand(v)
-
-
-class CrossAttention(nnx.Module):
-  """Attention of x (B, L, D) to condition tokens (B, S, D).
-
-  `absorb_kv` chooses between two forms of the same function. With weights w = softmax_S(q . k),
-  k = W_k c + b_k and v = W_v c + b_v, the absorbed form uses q . k = (W_k^T q) . c + q . b_k, whose
-  last term is the same for all tokens and drops out of the softmax, and
-  sum_S w v = W_v (sum_S w c) + b_v. It never projects the tokens: cheaper while there are fewer
-  queries than D / H.
-  """
-
-  def __init__(
-    self,
-    width: int,
-    cond_width: int,
-    heads: int,
-    *,
-    absorb_kv: bool,
-    dtype,
-    attention: str,
-    rngs: nnx.Rngs,
-    qk_rms_norm: bool = False,
-  ):
-    if absorb_kv and qk_rms_norm:
-      raise ValueError(
-        "absorb_kv needs keys that are linear in the tokens: qk_rms_norm rules it out"
-      )
-    head_dim = width // heads
-    self.q = Dense(width, (heads, head_dim), dtype=dtype, rngs=rngs)
-    self.kv = Dense(cond_width, (2, heads, head_dim), dtype=dtype, rngs=rngs)
-    self.out = Dense((heads, head_dim), width, dtype=dtype, rngs=rngs)
-    self.q_norm = HeadRMSNorm(heads, head_dim) if qk_rms_norm else None
-    self.k_norm = HeadRMSNorm(heads, head_dim) if qk_rms_norm else None
-    self.absorb_kv, self.dtype, self.attention = absorb_kv, dtype, attention
-
-  def __call__(self, x_BLD, tokens_BSD):
-    q_BLHK = operand(self.q(x_BLD))
-    v_bias_HK = self.kv.bias[...][1]
-    if self.absorb_kv:
-      attended_BLHK = self._attend_absorbed(q_BLHK, tokens_BSD.astype(self.dtype))
-      return self.out.of_sum(attended_BLHK, v_bias_HK)
-    normed = self.q_norm is not None
-    # without a norm the keys' bias cancels in the softmax
-    k, v = self.kv.parts(tokens_BSD, biased=(normed, False))
-    if normed:
-      q_BLHK, k = self.q_norm(q_BLHK), self.k_norm(k)
-    attended_BLHK = attend(q_BLHK, k, v, backend=self.attention)
-    return self.out.of_sum(attended_BLHK, v_bias_HK)
-
-  def _attend_absorbed(self, q_BLHK, tokens_BSD):
-    k_kernel_DHK, v_kernel_DHK = jnp.unstack(self.kv.kernel[...].astype(self.dtype), axis=1)
-    queries_BLHD = jnp.einsum("blhk,dhk->blhd", q_BLHK, k_kernel_DHK)
-    rows_BRD = queries_BLHD.reshape(len(queries_BLHD), -1, tokens_BSD.shape[-1])
-    scale = q_BLHK.shape[-1] ** -0.5
-    mixed_BRD = attend_rows(rows_BRD, (tokens_BSD,), (tokens_BSD,), scale=scale)
-    mixed_BLHD = mixed_BRD.reshape(queries_BLHD.shape)
-    return jnp.einsum("blhd,dhk->blhk", mixed_BLHD, v_kernel_DHK)
+  normed_BLD = layer_norm(x_BLD, BLOCK_EPS)
+  return normed_BLD * (1 + scale_B1D) + shift_B1D

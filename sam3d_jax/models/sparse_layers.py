@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from sam3d_jax.models import sparse
 from sam3d_jax.models.attention import attend
-from sam3d_jax.models.geometry_flow import BLOCK_EPS, SelfAttention
+from sam3d_jax.models.attention_layers import SelfAttention
+from sam3d_jax.models.geometry_flow import BLOCK_EPS
 from sam3d_jax.models.layers import MLP, Dense, LayerNorm, layer_norm
 from sam3d_jax.models.sparse import SparseTensor
 from sam3d_jax.models.volumes import fan_in_uniform

@@ -12,13 +12,12 @@ import numpy as np
 from sam3d_jax.models import parameters, volumes
 from sam3d_jax.models import structure_vae as vae
 from sam3d_jax.models.attention import attend
+from sam3d_jax.models.attention_layers import CrossAttention, SelfAttention
 from sam3d_jax.models.geometry_flow import (
-  CrossAttention,
   GeometryFlow,
   GeometryFlowConfig,
   LatentProjection,
   MoTBlock,
-  SelfAttention,
   StreamBlock,
   modulations,
   mot_attend,

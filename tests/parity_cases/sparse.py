@@ -12,8 +12,8 @@ import numpy as np
 
 from sam3d_jax.models import parameters, sparse
 from sam3d_jax.models.attention import attend
+from sam3d_jax.models.attention_layers import CrossAttention
 from sam3d_jax.models.geometry_flow import (
-  CrossAttention,
   GeometryFlowConfig,
   StreamBlock,
   modulations,

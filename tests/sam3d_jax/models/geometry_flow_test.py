@@ -12,8 +12,8 @@ import pytest
 
 from sam3d_jax.batch import LATENTS, LAYOUT_LATENTS
 from sam3d_jax.models import parameters
+from sam3d_jax.models.attention_layers import CrossAttention
 from sam3d_jax.models.geometry_flow import (
-  CrossAttention,
   GeometryFlow,
   GeometryFlowConfig,
   pack_cells,
