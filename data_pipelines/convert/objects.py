@@ -48,7 +48,8 @@ def plan(
     per_shard=objects_per_shard,
     spec=functools.partial(ShardSpec, examples, config),
   )
-  settings = json.loads(json.dumps(dataclasses.asdict(config))) | {"source": "folder"}
+  settings = json.loads(json.dumps(dataclasses.asdict(config)))
+  settings["source"] = "folder"
   identity = {
     "builder": name,
     "schema": schema.VERSION,
@@ -70,7 +71,10 @@ def plan(
 
 @functools.cache
 def versions() -> dict[str, str]:
-  return {"converter": VERSION} | {name: metadata.version(name) for name in ("numpy", "pillow")}
+  """What a dataset's lineage says of the programs that made it."""
+  packages = ("numpy", "pillow")
+  installed = {name: metadata.version(name) for name in packages}
+  return {"converter": VERSION} | installed
 
 
 def make_shard(spec: ShardSpec, refuse: shard_jobs.Refusals) -> Iterator[schema.Example]:
@@ -92,23 +96,29 @@ def load_array(data: bytes, what: str, *, shape: tuple[int | None, ...]) -> np.n
     array = np.load(io.BytesIO(data), allow_pickle=False)
   except (OSError, ValueError, EOFError) as error:
     raise Refused("bad_array", f"{what}: not a .npy file ({error})") from error
-  if array.ndim != len(shape) or any(
-    n is not None and n != m for n, m in zip(shape, array.shape, strict=True)
-  ):
-    raise Refused(
-      "bad_array",
-      f"{what} has shape {array.shape}, expected {tuple('*' if n is None else n for n in shape)}",
-    )
+  if not _has_shape(array, shape):
+    expected = tuple("*" if length is None else length for length in shape)
+    raise Refused("bad_array", f"{what} has shape {array.shape}, expected {expected}")
   if not np.isfinite(array).all():
     raise Refused("bad_array", f"{what} holds NaN or infinity")
   return array
+
+
+def _has_shape(array: np.ndarray, shape: tuple[int | None, ...]) -> bool:
+  """Whether an array has a shape of which None may be any length."""
+  if array.ndim != len(shape):
+    return False
+  return all(
+    wanted is None or length == wanted for length, wanted in zip(array.shape, shape, strict=True)
+  )
 
 
 def structure_latent(latent_CXYZ: np.ndarray) -> np.ndarray:
   """TRELLIS stores channels first over a grid that it fills as grid[x, y, z]; records store (x, y,
   z, c) of the same z-up cube.
   """
-  return np.ascontiguousarray(np.moveaxis(latent_CXYZ, 0, -1), np.float32)
+  latent_XYZC = np.moveaxis(latent_CXYZ, 0, -1)
+  return np.ascontiguousarray(latent_XYZC, np.float32)
 
 
 def sorted_slat(
@@ -119,14 +129,9 @@ def sorted_slat(
   """
   if len(coords_N3) != len(feats_N8):
     raise Refused("bad_array", f"{what}: {len(coords_N3)} coordinates but {len(feats_N8)} features")
+  highest = schema.VOXEL_RESOLUTION - 1
   unique, index = np.unique(coords_N3, axis=0, return_index=True)
-  if (
-    not len(unique)
-    or unique.min() < 0
-    or unique.max() >= schema.VOXEL_RESOLUTION
-    or len(unique) != len(coords_N3)
-  ):
-    raise Refused(
-      "bad_array", f"{what}: coordinates must be distinct and in 0..{schema.VOXEL_RESOLUTION - 1}"
-    )
+  is_distinct = len(unique) > 0 and len(unique) == len(coords_N3)
+  if not is_distinct or unique.min() < 0 or unique.max() > highest:
+    raise Refused("bad_array", f"{what}: coordinates must be distinct and in 0..{highest}")
   return unique.astype(np.uint8), feats_N8[index].astype(np.float16)

@@ -26,7 +26,7 @@ masks. RecGen's data come with licences of their own; see the release.
 from collections.abc import Iterator, Mapping
 import concurrent.futures
 import dataclasses
-import hashlib
+import functools
 import io
 import json
 import pathlib
@@ -75,13 +75,13 @@ class RecgenConfig:
   license: str = "unknown"
 
   def __post_init__(self):
-    if self.pose_variant != "minmax" and not re.fullmatch(
-      r"median_quantile_[\d.]+per", self.pose_variant
-    ):
+    is_quantile = re.fullmatch(r"median_quantile_[\d.]+per", self.pose_variant)
+    if self.pose_variant != "minmax" and not is_quantile:
       raise ConfigError(
         f"pose_variant = {self.pose_variant!r}: it must be minmax or median_quantile_<percent>per"
       )
-    if not self.scale_range[0] < self.scale_range[1]:
+    low, high = self.scale_range
+    if not low < high:
       raise ConfigError(f"scale_range = {self.scale_range}: it must be (low, high)")
 
 
@@ -98,13 +98,17 @@ def plan(config: RecgenConfig, *, test_fraction: float, objects_per_shard: int) 
   if not paths:
     packed = " (there are .tar.gz: unpack them first)" if any(root.rglob("*.tar.gz")) else ""
     raise ConfigError(f"source = {config.source!r} holds no .tar shards{packed}")
+
+  # Indexing waits for the disk, hence threads.
+  inputs = []
   with concurrent.futures.ThreadPoolExecutor(SCANNERS) as pool:
-    inputs = [item for found in pool.map(lambda path: _index(path, root), paths) for item in found]
+    for found in pool.map(functools.partial(_index, root=root), paths):
+      inputs += found
   return objects.plan(
     "recgen",
     examples,
     config,
-    sorted(inputs, key=lambda i: (i.identity, i.name)),
+    sorted(inputs, key=lambda item: (item.identity, item.name)),
     test_fraction=test_fraction,
     objects_per_shard=objects_per_shard,
     description="RecGen shards, poses in our conventions",
@@ -119,13 +123,12 @@ def _index(path: pathlib.Path, root: pathlib.Path) -> list[sources.Input]:
   found = []
   try:
     for key, offset, sha in tars.scan(path, "sha256.txt"):
-      found.append(
-        sources.Input(
-          f"{name}#{offset}", hashlib.sha256((sha or f"{name} {key}").encode()).hexdigest()[:16]
-        )
-      )
+      # one object in two tars has one identity, and so one split
+      identity = sources.short_digest((sha or f"{name} {key}").encode())
+      found.append(sources.Input(f"{name}#{offset}", identity))
   except Refused:
-    found.append(sources.Input(f"{name}#-1", hashlib.sha256(name.encode()).hexdigest()[:16]))
+    identity = sources.short_digest(name.encode())
+    found.append(sources.Input(f"{name}#-1", identity))
   return found
 
 
@@ -143,83 +146,101 @@ def examples(
     )
   members = tars.read(pathlib.Path(config.source) / tar, int(offset))
   sha = members.get("sha256.txt", b"").decode().strip()
-  aesthetic = (
-    float(_json(members, "aesthetic_score.json")) if "aesthetic_score.json" in members else None
-  )
-  if config.min_aesthetic > 0 and (aesthetic is None or aesthetic < config.min_aesthetic):
-    refuse(
-      shard_jobs.Quarantined(
-        item.name, "low_aesthetic", f"{aesthetic} is below {config.min_aesthetic:g}", fault=False
-      )
-    )
+
+  # Objects below the wanted score are left out.
+  aesthetic = None
+  if "aesthetic_score.json" in members:
+    aesthetic = float(_json(members, "aesthetic_score.json"))
+  least = config.min_aesthetic
+  if least > 0 and (aesthetic is None or aesthetic < least):
+    detail = f"{aesthetic} is below {least:g}"
+    refuse(shard_jobs.Quarantined(item.name, "low_aesthetic", detail, fault=False))
     return
+
+  # What its views share, and what there is of each.
   shape = _shape(members, config)
-  poses, details = _json(members, _pose_file(config)), _json(members, "view_metadata.json")
-  views = sorted(int(match[1]) for match in map(VIEW.fullmatch, members) if match)
+  poses = _json(members, _pose_file(config))
+  details = _json(members, "view_metadata.json")
+  views = _view_numbers(members)
   if min(len(poses), len(details)) < len(views):
     raise Refused(
       "bad_object",
       f"{len(views)} views but {len(poses)} poses and {len(details)} entries of view_metadata",
     )
+
   made = 0
   for place, view in enumerate(views):  # lists are in the order of the views that are there
-    detail = json.loads(details[place]) if isinstance(details[place], str) else details[place] or {}
+    detail = _detail(details[place])
     fields = _view(members, view, poses[place], detail, config, refuse)
     if fields is None:
       continue
-    yield (
-      schema.empty_example()
-      | shape
-      | fields
-      | {
-        "key": schema.example_key(config.name, sha, item.name, view),
-        "source": config.name,
-        "view": np.int32(view),
-        "mesh_key": sha or item.identity,
-        "license": config.license,
-        "lineage": json.dumps(
-          {
-            "converter": "recgen",
-            "tar": tar,
-            "view": view,
-            "pose_variant": config.pose_variant,
-            "aesthetic": aesthetic,
-            "visible": detail.get("visible_fraction"),
-          },
-          sort_keys=True,
-        ),
-      }
-    )
+    lineage = {
+      "converter": "recgen",
+      "tar": tar,
+      "view": view,
+      "pose_variant": config.pose_variant,
+      "aesthetic": aesthetic,
+      "visible": detail.get("visible_fraction"),
+    }
+    stated = {
+      "key": schema.example_key(config.name, sha, item.name, view),
+      "source": config.name,
+      "view": np.int32(view),
+      "mesh_key": sha or item.identity,
+      "license": config.license,
+      "lineage": json.dumps(lineage, sort_keys=True),
+    }
+    yield schema.empty_example() | shape | fields | stated
     made += 1
     if made == config.views:
       return
 
 
+def _view_numbers(members: Mapping[str, bytes]) -> list[int]:
+  """The numbers of the views that have an image, ascending."""
+  numbers = []
+  for name in members:
+    match = VIEW.fullmatch(name)
+    if match:
+      numbers.append(int(match[1]))
+  return sorted(numbers)
+
+
+def _detail(entry: str | Mapping | None) -> Mapping:
+  """An entry of view_metadata.json, which may be JSON in JSON."""
+  if isinstance(entry, str):
+    return json.loads(entry)
+  return entry or {}
+
+
 def _json(members: Mapping[str, bytes], name: str) -> Any:
+  """A member's JSON. Raises Refused (missing_member, bad_object)."""
   try:
     return json.loads(members[name])
   except KeyError as error:
-    raise Refused(
-      "missing_member", f"no member {name}; there are {', '.join(sorted(members)[:12])}"
-    ) from error
+    there = ", ".join(sorted(members)[:12])
+    raise Refused("missing_member", f"no member {name}; there are {there}") from error
   except ValueError as error:
     raise Refused("bad_object", f"{name} is no JSON: {error}") from error
 
 
 def _pose_file(config: RecgenConfig) -> str:
+  """The member with the poses of the configured depth and normalisation."""
   variant = ("st_" if config.stereo else "") + config.pose_variant
-  return "pose_data.json" if variant == "minmax" else f"pose_data_{variant}.json"
+  if variant == "minmax":
+    return "pose_data.json"
+  return f"pose_data_{variant}.json"
 
 
 def _shape(members: Mapping[str, bytes], config: RecgenConfig) -> dict[str, Any]:
-  """Voxels and latents."""
+  """Voxels and latents; what the object lacks is absent. Raises Refused."""
   fields: dict[str, Any] = {}
   if "ss_latent.npy" in members:
-    latent = objects.load_array(members["ss_latent.npy"], "ss_latent.npy", shape=(8, 16, 16, 16))
-    fields |= {
-      "structure_latent": objects.structure_latent(latent),
-      "structure_latent_autoencoder": config.autoencoder,
-    }
+    shape = (8, 16, 16, 16)
+    latent = objects.load_array(members["ss_latent.npy"], "ss_latent.npy", shape=shape)
+    fields["structure_latent"] = objects.structure_latent(latent)
+    fields["structure_latent_autoencoder"] = config.autoencoder
+
   if "slat_coords.npy" in members and "slat_feats.npy" in members:
     coords = objects.load_array(members["slat_coords.npy"], "slat_coords.npy", shape=(None, 3))
     feats = objects.load_array(
@@ -228,7 +249,9 @@ def _shape(members: Mapping[str, bytes], config: RecgenConfig) -> dict[str, Any]
     if len(coords) > MAX_VOXELS:
       raise Refused("too_many_voxels", f"{len(coords)} voxels, at most {MAX_VOXELS}")
     voxels, slat = objects.sorted_slat(coords, feats, "slat_coords.npy")
-    fields |= {"voxels": voxels, "slat": slat, "slat_autoencoder": config.slat_autoencoder}
+    fields["voxels"] = voxels
+    fields["slat"] = slat
+    fields["slat_autoencoder"] = config.slat_autoencoder
   if not fields:
     raise Refused("missing_member", "neither ss_latent.npy nor slat_coords.npy and slat_feats.npy")
   return fields
@@ -245,6 +268,7 @@ def _view(
   """Image, masks, point map, camera and pose of a view; None, and the reason counted, where it does
   not pass.
   """
+  # Whether enough of the object is seen, with a pose within the thresholds.
   if detail.get("visible_fraction", 1.0) < config.min_visible:
     return refuse.draw("hidden")
   if pose is None or not _pose_passes(pose, config):
@@ -252,64 +276,89 @@ def _view(
   mask = _mask(members, f"cond_mask_{view:02d}.png")
   if mask is None or np.count_nonzero(mask) <= config.min_pixels:
     return refuse.draw("small_mask")
-  depth = _depth(members, f"cond_depth_{'st_' if config.stereo else ''}{view:02d}.png")
+  stereo = "st_" if config.stereo else ""
+  depth = _depth(members, f"cond_depth_{stereo}{view:02d}.png")
   if depth is None or depth.shape != mask.shape or "intrinsics" not in detail:
     return refuse.draw("no_depth")
+
+  # Their normalisation, of the points under the mask.
   k = np.array(detail["intrinsics"], np.float64)
   points = _unproject(depth, k)
-  normalised = normalisation(
-    points[(mask > 0) & (depth > 0) & (np.linalg.norm(points, axis=-1) > NEAREST)],
-    config.pose_variant,
-  )
+  is_known = depth > 0
+  is_far_enough = np.linalg.norm(points, axis=-1) > NEAREST
+  counted = (mask > 0) & is_known & is_far_enough
+  normalised = normalisation(points[counted], config.pose_variant)
   if normalised is None:
     return refuse.draw("no_depth")
-  whole = _mask(members, f"cond_mask_full_{view:02d}.png")
+  shrink, shift = normalised
+
   height, width = mask.shape
   camera = cameras.Camera(
-    k[0, 0], k[1, 1], k[0, 2] + PIXEL_CENTRE, k[1, 2] + PIXEL_CENTRE, width, height
+    fx=k[0, 0],
+    fy=k[1, 1],
+    cx=k[0, 2] + PIXEL_CENTRE,
+    cy=k[1, 2] + PIXEL_CENTRE,
+    width=width,
+    height=height,
   )
-  seen = {"image": members[f"cond_image_{view:02d}.jpg"], "mask": render.encode(mask > 0)}
+  known_points = np.where(is_known[..., None], points * OPENCV, np.nan)
+  seen = {
+    "image": members[f"cond_image_{view:02d}.jpg"],
+    "mask": render.encode(mask > 0),
+    "pointmap": known_points.astype(np.float16),
+    "camera": schema.camera_field(camera),
+    **schema.pose_fields(metric_pose(pose, shrink, shift)),
+  }
+
+  # The whole object's mask holds at least what is visible.
+  whole = _mask(members, f"cond_mask_full_{view:02d}.png")
   if whole is not None and whole.shape == mask.shape:
     seen["mask_full"] = render.encode((whole > 0) | (mask > 0))
-  known = np.where((depth > 0)[..., None], points * OPENCV, np.nan)
-  seen |= schema.pose_fields(metric_pose(pose, *normalised))
-  return seen | {"pointmap": known.astype(np.float16), "camera": schema.camera_field(camera)}
+  return seen
 
 
 def _pose_passes(pose: Mapping[str, float], config: RecgenConfig) -> bool:
+  """Whether a pose lies within the thresholds of the public loader."""
   try:
     quaternion, translation, scale = _numbers(pose)
   except KeyError:
     return False
   low, high = config.scale_range
+  distance = np.linalg.norm(translation)
   whole = np.linalg.norm([*quaternion, *translation, scale])
-  return bool(
-    low < scale < high
-    and np.linalg.norm(translation) <= config.max_translation
-    and whole <= config.max_pose_norm
-  )
+  is_within = low < scale < high and distance <= config.max_translation
+  return bool(is_within and whole <= config.max_pose_norm)
 
 
 def _numbers(pose: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray, float]:
-  quaternion = np.array([pose[f"quat_{axis}"] for axis in "wxyz"], np.float64)
+  """Quaternion w, x, y, z, translation and scale of a pose. Raises KeyError if one is missing."""
+  quaternion = [pose[f"quat_{axis}"] for axis in "wxyz"]
+  translation = [pose[f"trans_{axis}"] for axis in "xyz"]
   return (
-    quaternion,
-    np.array([pose[f"trans_{axis}"] for axis in "xyz"], np.float64),
+    np.array(quaternion, np.float64),
+    np.array(translation, np.float64),
     float(pose["scale"]),
   )
 
 
 def _mask(members: Mapping[str, bytes], name: str) -> np.ndarray | None:
+  """(H, W) of a mask, non-zero inside; None where it is missing."""
   array = _image(members, name)
-  return array[..., 0] if array is not None and array.ndim == 3 else array
+  if array is not None and array.ndim == 3:
+    return array[..., 0]
+  return array
 
 
 def _depth(members: Mapping[str, bytes], name: str) -> np.ndarray | None:
+  """(H, W) metres, 0 unknown; None where it is missing."""
   array = _image(members, name)
-  return None if array is None else array.astype(np.float64) / 1000
+  if array is None:
+    return None
+  return array.astype(np.float64) / 1000
 
 
 def _image(members: Mapping[str, bytes], name: str) -> np.ndarray | None:
+  """A decoded image; None where it is missing. Raises Refused (bad_image)."""
   if name not in members:
     return None
   try:
@@ -321,34 +370,43 @@ def _image(members: Mapping[str, bytes], name: str) -> np.ndarray | None:
 
 def _unproject(depth_HW: np.ndarray, k_33: np.ndarray) -> np.ndarray:
   """OpenCV camera points (H, W, 3) of pixels whose centres are whole numbers."""
-  row, column = np.mgrid[: depth_HW.shape[0], : depth_HW.shape[1]]
-  return np.stack(
-    [
-      (column - k_33[0, 2]) * depth_HW / k_33[0, 0],
-      (row - k_33[1, 2]) * depth_HW / k_33[1, 1],
-      depth_HW,
-    ],
-    -1,
-  )
+  height, width = depth_HW.shape
+  row, column = np.mgrid[:height, :width]
+  fx, fy = k_33[0, 0], k_33[1, 1]
+  cx, cy = k_33[0, 2], k_33[1, 2]
+  x = (column - cx) * depth_HW / fx
+  y = (row - cy) * depth_HW / fy
+  return np.stack([x, y, depth_HW], -1)
 
 
 def normalisation(points_P3: np.ndarray, variant: str) -> tuple[float, np.ndarray] | None:
   """(s, u) of q = s p + u for the visible points of an object; None where they have no extent."""
   if not len(points_P3):
     return None
+  # `spread` comes to 1, `centre` to 0.5.
   if variant == "minmax":
-    low, high = points_P3.min(0), points_P3.max(0)
-    spread, centre = float((high - low).max()), (low + high) / 2
+    low = points_P3.min(0)
+    high = points_P3.max(0)
+    centre = (low + high) / 2
+    spread = float((high - low).max())
   else:
-    share = float(variant.removeprefix("median_quantile_").removesuffix("per")) / 100
+    percent = variant.removeprefix("median_quantile_").removesuffix("per")
+    share = float(percent) / 100
     centre = np.median(points_P3, axis=0)
-    near, far = np.quantile(np.linalg.norm(points_P3 - centre, axis=1), [share, 1 - share])
+    distance = np.linalg.norm(points_P3 - centre, axis=1)
+    near, far = np.quantile(distance, [share, 1 - share])
     spread = 2 * float(far - near)
-  return (1 / spread, 0.5 - centre / spread) if spread > 0 else None
+  if not spread > 0:
+    return None
+  return 1 / spread, 0.5 - centre / spread
 
 
 def metric_pose(pose: Mapping[str, float], s: float, u_3: np.ndarray) -> Pose:
   """The pose in our camera from one in the normalised OpenCV camera."""
   quaternion, translation, scale = _numbers(pose)
   rotation = rotations.quaternion_to_matrix(quaternion)
-  return Pose(OPENCV[:, None] * rotation, OPENCV * (translation - u_3) / s, np.full(3, scale / s))
+  return Pose(
+    rotation=OPENCV[:, None] * rotation,
+    translation=OPENCV * (translation - u_3) / s,
+    scale=np.full(3, scale / s),
+  )

@@ -23,12 +23,14 @@ def scan(path: pathlib.Path, field: str) -> Iterator[tuple[str, int, str]]:
       found: tuple[str, int, str] | None = None
       for member in tar:
         key, name = _split(member.name)
+        # Another key begins the next object.
         if found is None or key != found[0]:
           if found is not None:
             yield found
           found = (key, member.offset, "")
         if name == field:
-          found = (*found[:2], tar.extractfile(member).read().decode().strip())
+          text = tar.extractfile(member).read().decode().strip()
+          found = (*found[:2], text)
       if found is not None:
         yield found
   except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
@@ -47,7 +49,8 @@ def read(path: pathlib.Path, offset: int) -> Mapping[str, bytes]:
       with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
           key, name = _split(member.name)
-          wanted = wanted if wanted is not None else key
+          if wanted is None:
+            wanted = key
           if key != wanted:
             break
           fields[name] = tar.extractfile(member).read()

@@ -17,7 +17,6 @@ are converted. There is no depth, hence no point map: such records teach shape a
 from collections.abc import Iterator
 import csv
 import dataclasses
-import hashlib
 import json
 import pathlib
 from typing import Any
@@ -64,43 +63,50 @@ class TrellisConfig:
 def plan(config: TrellisConfig, *, test_fraction: float, objects_per_shard: int) -> shard_jobs.Plan:
   """Lists the objects of metadata.csv and deals them to shards. Raises ConfigError."""
   root = pathlib.Path(config.source)
-  if not config.source or not (root / "metadata.csv").is_file():
+  table = root / "metadata.csv"
+  if not config.source or not table.is_file():
     raise ConfigError(
       f"source = {config.source!r}: there is no metadata.csv; give the output_dir of the TRELLIS "
       "toolkit"
     )
-  for key, folder in (("structure_encoder", "ss_latents"), ("slat_encoder", "latents")):
-    name = getattr(config, key)
-    if name and not (root / folder / name).is_dir():
-      there = sorted(p.name for p in (root / folder).glob("*")) or ["none"]
-      raise ConfigError(
-        f"{key} = {name!r}: there is no {folder}/{name}; there are {', '.join(there)}"
-      )
-  with (root / "metadata.csv").open(newline="") as file:
+  _check_encoder("structure_encoder", config.structure_encoder, root / "ss_latents")
+  _check_encoder("slat_encoder", config.slat_encoder, root / "latents")
+  with table.open(newline="") as file:
     rows = list(csv.DictReader(file))
   if not rows or "sha256" not in rows[0]:
-    raise ConfigError(f"{root / 'metadata.csv'} has no rows with a column sha256")
-  wanted = [
-    row["sha256"]
-    for row in rows
-    if config.min_aesthetic <= 0 or float(row.get("aesthetic_score") or 0) >= config.min_aesthetic
-  ]
+    raise ConfigError(f"{table} has no rows with a column sha256")
+
+  # Objects of at least the wanted score, each once.
+  takes_any = config.min_aesthetic <= 0
+  wanted = []
+  for row in rows:
+    if takes_any or float(row.get("aesthetic_score") or 0) >= config.min_aesthetic:
+      wanted.append(row["sha256"])
   if not wanted:
     raise ConfigError(
       f"min_aesthetic = {config.min_aesthetic:g} leaves none of {len(rows)} objects"
     )
-  inputs = [
-    sources.Input(sha, hashlib.sha256(sha.encode()).hexdigest()[:16])
-    for sha in dict.fromkeys(wanted)
-  ]
+  inputs = []
+  for sha in dict.fromkeys(wanted):
+    inputs.append(sources.Input(sha, sources.short_digest(sha.encode())))
   return objects.plan(
     "trellis",
     examples,
     config,
-    sorted(inputs, key=lambda i: i.identity),
+    sorted(inputs, key=lambda item: item.identity),
     test_fraction=test_fraction,
     objects_per_shard=objects_per_shard,
     description="TRELLIS toolkit renders, poses in our conventions",
+  )
+
+
+def _check_encoder(key: str, name: str, folder: pathlib.Path) -> None:
+  """Raises ConfigError if the folder of latents lacks the encoder that a key names."""
+  if not name or (folder / name).is_dir():
+    return
+  there = sorted(path.name for path in folder.glob("*")) or ["none"]
+  raise ConfigError(
+    f"{key} = {name!r}: there is no {folder.name}/{name}; there are {', '.join(there)}"
   )
 
 
@@ -109,19 +115,18 @@ def examples(
 ) -> Iterator[schema.Example]:
   """The records of one object, one a view; empty views are counted. Raises Refused."""
   folder = pathlib.Path(config.source) / "renders_cond" / item.name
-  if not (folder / "transforms.json").is_file():
-    refuse(
-      shard_jobs.Quarantined(
-        item.name, "not_rendered", "no renders_cond/<sha256>/transforms.json", fault=False
-      )
-    )
+  transforms = folder / "transforms.json"
+  if not transforms.is_file():
+    detail = "no renders_cond/<sha256>/transforms.json"
+    refuse(shard_jobs.Quarantined(item.name, "not_rendered", detail, fault=False))
     return
   try:
-    frames = json.loads((folder / "transforms.json").read_text())["frames"]
+    frames = json.loads(transforms.read_text())["frames"]
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise Refused(
       "bad_transforms", f"transforms.json has no readable `frames`: {error!r}"
     ) from error
+
   shape = _shape(config, item.name)
   for view, frame in enumerate(frames[: config.views or None]):
     seen = _picture(folder, frame, config)
@@ -129,23 +134,23 @@ def examples(
       refuse.draw("empty_view")
       continue
     size = seen.pop("size")
-    yield (
-      schema.empty_example()
-      | shape
-      | seen
-      | _pose(frame, size)
-      | {
-        "key": schema.example_key(config.name, item.name, view),
-        "source": config.name,
-        "view": np.int32(view),
-        "mesh_key": item.name,
-        "license": config.license,
-        "lineage": json.dumps({"converter": "trellis", "view": view}, sort_keys=True),
-      }
-    )
+    lineage = {"converter": "trellis", "view": view}
+    stated = {
+      "key": schema.example_key(config.name, item.name, view),
+      "source": config.name,
+      "view": np.int32(view),
+      "mesh_key": item.name,
+      "license": config.license,
+      "lineage": json.dumps(lineage, sort_keys=True),
+    }
+    yield schema.empty_example() | shape | seen | _pose(frame, size) | stated
 
 
 def _picture(folder: pathlib.Path, frame: dict, config: TrellisConfig) -> dict[str, Any] | None:
+  """Image and masks of a view, and its `size` in pixels; None where nothing is seen.
+
+  Raises Refused (bad_image).
+  """
   try:
     with Image.open(folder / frame["file_path"]) as stored:
       rgba = stored.convert("RGBA")
@@ -156,14 +161,17 @@ def _picture(folder: pathlib.Path, frame: dict, config: TrellisConfig) -> dict[s
       "bad_image",
       f"{frame['file_path']} is {rgba.width} x {rgba.height}: the toolkit renders squares",
     )
-  plain = Image.new("RGBA", rgba.size, (config.background,) * 3 + (255,))
-  image, alpha = Image.alpha_composite(plain, rgba).convert("RGB"), rgba.getchannel("A")
+
+  # Before a plain background, at the wanted size.
+  grey = config.background
+  plain = Image.new("RGBA", rgba.size, (grey, grey, grey, 255))
+  image = Image.alpha_composite(plain, rgba).convert("RGB")
+  alpha = rgba.getchannel("A")
   if config.image_size != rgba.width:
-    size = (config.image_size,) * 2
-    image, alpha = (
-      image.resize(size, Image.Resampling.BILINEAR),
-      alpha.resize(size, Image.Resampling.BILINEAR),
-    )
+    size = (config.image_size, config.image_size)
+    image = image.resize(size, Image.Resampling.BILINEAR)
+    alpha = alpha.resize(size, Image.Resampling.BILINEAR)
+
   mask = np.asarray(alpha) >= 255 * config.alpha_threshold
   if not mask.any():
     return None
@@ -177,42 +185,63 @@ def _picture(folder: pathlib.Path, frame: dict, config: TrellisConfig) -> dict[s
 
 
 def _pose(frame: dict, size: int) -> dict[str, Any]:
-  """Camera and pose from Blender's camera-to-world matrix."""
+  """Camera and pose from Blender's camera-to-world matrix. Raises Refused (bad_transforms)."""
   try:
     matrix = np.array(frame["transform_matrix"], np.float64)
-    focal = 0.5 * size / np.tan(0.5 * float(frame["camera_angle_x"]))
+    half_fov = 0.5 * float(frame["camera_angle_x"])
+    focal = 0.5 * size / np.tan(half_fov)
   except (KeyError, TypeError, ValueError) as error:
     raise Refused("bad_transforms", f"frame {frame.get('file_path')}: {error!r}") from error
-  turn = matrix[:3, :3]
-  if (
-    matrix.shape != (4, 4) or np.abs(turn @ turn.T - np.eye(3)).max() > ORTHONORMAL or not focal > 0
-  ):
+  if not _is_rigid(matrix) or not focal > 0:
     raise Refused(
       "bad_transforms",
       f"frame {frame['file_path']}: transform_matrix is no rotation and translation, or the angle "
       "is wrong",
     )
-  rotation = GLTF[:, None] * turn.T  # world to camera, then to our frame
-  pose = Pose(rotation, -rotation @ matrix[:3, 3], np.ones(3))
-  camera = cameras.Camera(focal, focal, size / 2, size / 2, size, size)
+
+  # World to camera, then to our frame.
+  rotation = GLTF[:, None] * matrix[:3, :3].T
+  translation = -rotation @ matrix[:3, 3]
+  pose = Pose(rotation, translation, np.ones(3))
+  middle = size / 2
+  camera = cameras.Camera(
+    fx=focal,
+    fy=focal,
+    cx=middle,
+    cy=middle,
+    width=size,
+    height=size,
+  )
   return schema.pose_fields(pose) | {"camera": schema.camera_field(camera)}
 
 
+def _is_rigid(matrix: np.ndarray) -> bool:
+  """Whether a matrix is 4 x 4 with a rotation, within ORTHONORMAL, or a mirrored one."""
+  if matrix.shape != (4, 4):
+    return False
+  turn = matrix[:3, :3]
+  error = np.abs(turn @ turn.T - np.eye(3)).max()
+  return not error > ORTHONORMAL
+
+
 def _shape(config: TrellisConfig, sha: str) -> dict[str, Any]:
-  """Voxels and latents; what the folder lacks is absent."""
-  root, fields = pathlib.Path(config.source), {}
-  if (root / "voxels" / f"{sha}.ply").is_file():
-    fields["voxels"] = _voxels(root / "voxels" / f"{sha}.ply")
+  """Voxels and latents; what the folder lacks is absent. Raises Refused."""
+  root = pathlib.Path(config.source)
+  fields: dict[str, Any] = {}
+  voxel_file = root / "voxels" / f"{sha}.ply"
+  if voxel_file.is_file():
+    fields["voxels"] = _voxels(voxel_file)
+
   if config.structure_encoder:
-    arrays = _npz(root / "ss_latents" / config.structure_encoder / f"{sha}.npz", "mean")
-    if arrays["mean"].ndim != 4:
+    latent = _npz(root / "ss_latents" / config.structure_encoder / f"{sha}.npz", "mean")["mean"]
+    if latent.ndim != 4:
       raise Refused(
-        "bad_array", f"ss_latents mean has shape {arrays['mean'].shape}, expected channels, x, y, z"
+        "bad_array", f"ss_latents mean has shape {latent.shape}, expected channels, x, y, z"
       )
-    fields |= {
-      "structure_latent": objects.structure_latent(arrays["mean"]),
-      "structure_latent_autoencoder": config.autoencoder or config.structure_encoder,
-    }
+    fields["structure_latent"] = objects.structure_latent(latent)
+    fields["structure_latent_autoencoder"] = config.autoencoder or config.structure_encoder
+
+  # A structured latent says its voxels itself; they must be those of the object.
   if config.slat_encoder:
     arrays = _npz(root / "latents" / config.slat_encoder / f"{sha}.npz", "coords", "feats")
     voxels, slat = objects.sorted_slat(arrays["coords"], arrays["feats"], "latents coords")
@@ -221,34 +250,36 @@ def _shape(config: TrellisConfig, sha: str) -> dict[str, Any]:
         "bad_array",
         f"latents cover {len(voxels)} voxels, voxels/{sha}.ply has {len(fields['voxels'])} others",
       )
-    fields |= {
-      "voxels": voxels,
-      "slat": slat,
-      "slat_autoencoder": config.slat_autoencoder or config.slat_encoder,
-    }
+    fields["voxels"] = voxels
+    fields["slat"] = slat
+    fields["slat_autoencoder"] = config.slat_autoencoder or config.slat_encoder
   if not fields:
     raise Refused("no_shape", "neither voxels nor latents")
   return fields
 
 
 def _voxels(path: pathlib.Path) -> np.ndarray:
+  """Voxels (N, 3) uint8 of a file of their centres, lexicographic. Raises Refused (bad_array)."""
   try:
     centres = meshes.read(path, appearance=False).mesh.vertices
   except Refused as error:
     raise Refused("bad_array", error.detail) from error
-  voxels = np.floor((centres + 0.5) * schema.VOXEL_RESOLUTION).astype(np.int64)
+  scaled = (centres + 0.5) * schema.VOXEL_RESOLUTION
+  voxels = np.floor(scaled).astype(np.int64)
   if not len(voxels) or voxels.min() < 0 or voxels.max() >= schema.VOXEL_RESOLUTION:
     raise Refused("bad_array", f"{path.name}: voxel centres must lie in [-0.5, 0.5]^3")
   return np.unique(voxels, axis=0).astype(np.uint8)
 
 
 def _npz(path: pathlib.Path, *names: str) -> dict[str, np.ndarray]:
+  """Named arrays of a file. Raises Refused (missing_latent, bad_array)."""
   try:
     with np.load(path, allow_pickle=False) as stored:
       return {name: stored[name] for name in names}
   except FileNotFoundError as error:
+    encoder = path.parent
     raise Refused(
-      "missing_latent", f"no {path.parent.parent.name}/{path.parent.name}/{path.name}"
+      "missing_latent", f"no {encoder.parent.name}/{encoder.name}/{path.name}"
     ) from error
   except (OSError, ValueError, EOFError, KeyError) as error:
     raise Refused("bad_array", f"{path.name}: {error}") from error

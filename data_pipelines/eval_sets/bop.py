@@ -14,6 +14,8 @@ to (0.5, 0.5), millimetres of depth and pose become metres. Meshes stay in milli
 frame; the pose's scale is 0.001.
 """
 
+from collections.abc import Sequence
+import itertools
 import json
 import pathlib
 from typing import Any
@@ -39,46 +41,40 @@ class BopSet:
   """The instances of a split. Images and meshes are read when an item is asked for."""
 
   def __init__(self, root: str | pathlib.Path, split: str = "test"):
+    """Lists the instances of a split.
+
+    Raises InputError where the split or the models are not there, or no instance is to be scored.
+    """
     self.root = pathlib.Path(root)
     folder = self.root / split
     if not folder.is_dir():
-      found = (
-        sorted(p.parent.parent.name for p in self.root.glob("*/*/scene_gt.json"))
-        if self.root.is_dir()
-        else []
-      )
-      raise InputError(
-        f"--bop {root} has no folder {split}"
-        + (
-          f"; give --split, one of {', '.join(dict.fromkeys(found))}"
-          if found
-          else " with scenes (<split>/000001/scene_gt.json)"
-        )
-      )
-    self.models = next(
-      (self.root / n for n in ("models_eval", "models") if (self.root / n).is_dir()), None
-    )
+      raise InputError(_no_split(self.root, root, split))
+    self.models = _first_folder(self.root, ("models_eval", "models"))
     if self.models is None:
       raise InputError(
         f"--bop {root} has neither models_eval nor models, the folder of obj_000001.ply and so on"
       )
-    targets = read_targets(self.root / "test_targets_bop19.json") if split == "test" else None
-    self._scenes = {
-      int(p.parent.name): Scene(p.parent) for p in sorted(folder.glob("*/scene_gt.json"))
-    }
-    self._instances = [
-      (scene, *found)
-      for scene, content in self._scenes.items()
-      for found in content.instances(scene, targets)
-    ]
+    targets = None
+    if split == "test":
+      targets = read_targets(self.root / "test_targets_bop19.json")
+
+    # Every instance that is to be scored, in the order of scenes and images.
+    self._scenes: dict[int, Scene] = {}
+    self._instances = []
+    for path in sorted(folder.glob("*/scene_gt.json")):
+      number = int(path.parent.name)
+      scene = Scene(path.parent)
+      self._scenes[number] = scene
+      for image, place, truth in scene.instances(number, targets):
+        self._instances.append((number, image, place, truth))
     if not self._instances:
       raise InputError(
         f"--bop {folder} holds no instance of which {MIN_VISIBLE:.0%} or more is visible"
       )
-    self.names = [
-      f"{scene:06d}-{image:06d}-{place:06d}-obj_{content['obj_id']:06d}"
-      for scene, image, place, content in self._instances
-    ]
+
+    self.names = []
+    for number, image, place, truth in self._instances:
+      self.names.append(f"{number:06d}-{image:06d}-{place:06d}-obj_{truth['obj_id']:06d}")
     self.identity = {
       "set": f"bop {self.root.name} {split}",
       "instances": len(self.names),
@@ -87,10 +83,10 @@ class BopSet:
     self._meshes: dict[int, Mesh] = {}
 
   def __getitem__(self, index: int) -> Item:
-    scene_id, image_id, place, truth = self._instances[index]
-    scene = self._scenes[scene_id]
-    photo = scene.photo(image_id)
-    mask_file = scene.folder / "mask_visib" / f"{image_id:06d}_{place:06d}.png"
+    number, image, place, truth = self._instances[index]
+    scene = self._scenes[number]
+    photo = scene.photo(image)
+    mask_file = scene.folder / "mask_visib" / f"{image:06d}_{place:06d}.png"
     return Item(
       name=self.names[index],
       image_HW3=photo.image_HW3,
@@ -100,60 +96,91 @@ class BopSet:
       pointmap_HW3=photo.pointmap_HW3,
       camera=photo.camera,
       subject=f"object {truth['obj_id']}",
-      group=next(name for least, name in LEVELS if scene.visible(image_id, place) >= least),
+      group=level_of(scene.visible(image, place)),
     )
 
   def _mesh(self, number: int) -> Mesh:
+    """The mesh of an object, read once."""
     if number not in self._meshes:
+      path = self.models / f"obj_{number:06d}.ply"
       try:
-        self._meshes[number] = surface.load_surface(self.models / f"obj_{number:06d}.ply").mesh
+        self._meshes[number] = surface.load_surface(path).mesh
       except surface.SurfaceError as error:
         raise InputError(f"--bop: {error}") from error
     return self._meshes[number]
+
+
+def _no_split(folder: pathlib.Path, root: str | pathlib.Path, split: str) -> str:
+  """What to say where the folder of a split is missing; `root` is as it was given."""
+  found = []
+  if folder.is_dir():
+    found = sorted(path.parent.parent.name for path in folder.glob("*/*/scene_gt.json"))
+  said = f"--bop {root} has no folder {split}"
+  if found:
+    splits = ", ".join(dict.fromkeys(found))
+    return f"{said}; give --split, one of {splits}"
+  return f"{said} with scenes (<split>/000001/scene_gt.json)"
+
+
+def _first_folder(root: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
+  for name in names:
+    if (root / name).is_dir():
+      return root / name
+  return None
+
+
+def level_of(visible: float) -> str:
+  """The group of an instance by its visible share, 0..1."""
+  for least, name in LEVELS:
+    if visible >= least:
+      return name
+  raise ValueError(f"a visible share lies in 0..1, got {visible}")
 
 
 class Scene:
   """The JSON files of one scene folder."""
 
   def __init__(self, folder: pathlib.Path):
+    """Reads the folder's JSON. Raises InputError naming the file that cannot be read."""
     self.folder = folder
-    self.truth, self.cameras = (
-      read_json(folder / "scene_gt.json"),
-      read_json(folder / "scene_camera.json"),
-    )
+    self.truth = read_json(folder / "scene_gt.json")
+    self.cameras = read_json(folder / "scene_camera.json")
     info = folder / "scene_gt_info.json"
     self.info = read_json(info) if info.exists() else {}
 
-  def instances(self, scene: int, targets: dict | None):
+  def instances(self, scene: int, targets: set | None):
     """(image, place in the image's list, entry of scene_gt.json) of what is to be scored."""
-    for image in sorted(self.truth, key=int):
-      for place, entry in enumerate(self.truth[image]):
-        wanted = targets is None or (scene, int(image), entry["obj_id"]) in targets
-        if (
-          wanted
-          and self.visible(int(image), place) >= MIN_VISIBLE
-          and self.is_large(int(image), place)
-        ):
-          yield int(image), place, entry
+    for name in sorted(self.truth, key=int):
+      image = int(name)
+      for place, entry in enumerate(self.truth[name]):
+        if targets is not None and (scene, image, entry["obj_id"]) not in targets:
+          continue
+        if self.visible(image, place) >= MIN_VISIBLE and self.is_large(image, place):
+          yield image, place, entry
 
   def visible(self, image: int, place: int) -> float:
     """Visible share of an instance; 1 where the dataset does not say."""
     entries = self.info.get(str(image))
-    return float(entries[place]["visib_fract"]) if entries else 1.0
+    if not entries:
+      return 1.0
+    return float(entries[place]["visib_fract"])
 
   def is_large(self, image: int, place: int) -> bool:
     """Whether the visible part spans 3 x 3 pixels, the least that can be cropped; true where the
     dataset does not say.
     """
     entries = self.info.get(str(image))
-    return not entries or min(entries[place].get("bbox_visib", [0, 0, 3, 3])[2:]) >= 3
+    if not entries:
+      return True
+    box = entries[place].get("bbox_visib", [0, 0, 3, 3])
+    return min(box[2:]) >= 3
 
   def picture(self, image: int) -> pathlib.Path:
-    for folder in ("rgb", "gray"):
-      for suffix in (".png", ".jpg", ".tif"):
-        path = self.folder / folder / f"{image:06d}{suffix}"
-        if path.exists():
-          return path
+    """The file of an image. Raises InputError if there is none."""
+    for folder, suffix in itertools.product(("rgb", "gray"), (".png", ".jpg", ".tif")):
+      path = self.folder / folder / f"{image:06d}{suffix}"
+      if path.exists():
+        return path
     raise InputError(f"{self.folder}: image {image:06d} is in neither rgb nor gray")
 
   def photo(self, image: int) -> photos.Photo:
@@ -163,6 +190,7 @@ class Scene:
     # BOP counts pixels from the centre of the first
     intrinsics = (k[0, 0], k[1, 1], k[0, 2] + 0.5, k[1, 2] + 0.5)
     photo = photos.read_photo(self.picture(image)).with_camera(intrinsics)
+
     depth = self.folder / "depth" / f"{image:06d}.png"
     if not depth.exists():
       return photo
@@ -170,6 +198,7 @@ class Scene:
     return photo.with_pointmap(depth, depth_unit=unit)
 
   def _entry(self, image: int) -> dict[str, Any]:
+    """An image's entry of scene_camera.json. Raises InputError if there is none."""
     try:
       return self.cameras[str(image)]
     except KeyError as error:
@@ -187,14 +216,21 @@ def pose(truth: dict, folder: pathlib.Path) -> Pose:
     raise InputError(
       f"{folder / 'scene_gt.json'}: cam_R_m2c has 9 numbers and cam_t_m2c 3, not so in {truth}"
     ) from error
-  return Pose(FLIP[:, None] * rotation, FLIP * translation * METRE, np.full(3, METRE))
+  return Pose(
+    rotation=FLIP[:, None] * rotation,
+    translation=FLIP * translation * METRE,
+    scale=np.full(3, METRE),
+  )
 
 
 def read_targets(path: pathlib.Path) -> set[tuple[int, int, int]] | None:
   """(scene, image, object) of a targets file; None if there is no such file."""
-  return (
-    {(t["scene_id"], t["im_id"], t["obj_id"]) for t in read_json(path)} if path.exists() else None
-  )
+  if not path.exists():
+    return None
+  targets = set()
+  for entry in read_json(path):
+    targets.add((entry["scene_id"], entry["im_id"], entry["obj_id"]))
+  return targets
 
 
 def read_json(path: pathlib.Path) -> Any:

@@ -67,4 +67,5 @@ class Subset:
 
 def items(chosen: EvalSet) -> Iterator[Item]:
   """All items in order."""
-  return (chosen[i] for i in range(len(chosen.names)))
+  for index in range(len(chosen.names)):
+    yield chosen[index]

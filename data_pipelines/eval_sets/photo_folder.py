@@ -22,6 +22,7 @@ camera.json holds fx, fy, cx, cy in pixels of the photo; without it the camera i
 point map, if there is one.
 """
 
+from collections.abc import Mapping
 import json
 import pathlib
 
@@ -58,6 +59,7 @@ class PhotoFolder:
   """An evaluation set of files. Raises InputError if an object lacks its image, mask or mesh."""
 
   def __init__(self, root: str | pathlib.Path, name: str):
+    """Lists the objects of a folder; `name` is that of the flag, for messages."""
     self.root = pathlib.Path(root)
     if not self.root.is_dir():
       raise InputError(f"--{name} {root} is not a folder")
@@ -65,33 +67,41 @@ class PhotoFolder:
     if not self._files:
       raise InputError(
         f"--{name} {root} holds neither folders images, masks and meshes nor one folder an object "
-        "with image.*, "
-        "mask.png and mesh.*"
+        "with image.*, mask.png and mesh.*"
       )
+    # Pose, point map and camera may be missing, the rest may not.
     for key, files in self._files.items():
       lacking = [kind for kind in NEEDED if kind not in files]
       if lacking:
         raise InputError(f"--{name} {root}: object {key} has no {' and no '.join(lacking)}")
     self.names = list(self._files)
-    self.identity = {"set": f"{name} {self.root.name}", "objects": len(self.names)}
+    self.identity = {
+      "set": f"{name} {self.root.name}",
+      "objects": len(self.names),
+    }
 
   def __getitem__(self, index: int) -> Item:
     files = self._files[self.names[index]]
+
+    # The photo with what is known of its camera and depth.
     photo = photos.read_photo(files["image"])
     if "camera" in files:
       photo = photo.with_camera(read_camera(files["camera"]))
     if "pointmap" in files:
       photo = photo.with_pointmap(files["pointmap"])
+
+    # The truth and, if known, its pose.
     try:
       truth = surface.load_surface(files["mesh"]).mesh
     except surface.SurfaceError as error:
       raise InputError(str(error)) from error
+    pose = read_pose(files["pose"]) if "pose" in files else None
     return Item(
       name=self.names[index],
       image_HW3=photo.image_HW3,
       mask_HW=photo.read_mask(files["mask"]),
       truth=truth,
-      pose=read_pose(files["pose"]) if "pose" in files else None,
+      pose=pose,
       pointmap_HW3=photo.pointmap_HW3,
       camera=photo.camera,
     )
@@ -101,10 +111,12 @@ def by_object(root: pathlib.Path) -> dict[str, dict[str, pathlib.Path]]:
   """Files of one folder an object: object -> kind -> file. Folders without any of the kinds are
   passed over.
   """
+  names = {kind: stems(kind) for kind in KINDS}
   found = {}
-  for folder in sorted(p for p in root.iterdir() if p.is_dir()):
-    files = {kind: one(folder, stems(kind), KINDS[kind]) for kind in KINDS}
-    files = {kind: path for kind, path in files.items() if path is not None}
+  for folder in sorted(root.iterdir()):
+    if not folder.is_dir():
+      continue
+    files = files_of(dict.fromkeys(KINDS, folder), names)
     if files:
       found[folder.name] = files
   return found
@@ -112,23 +124,41 @@ def by_object(root: pathlib.Path) -> dict[str, dict[str, pathlib.Path]]:
 
 def by_kind(root: pathlib.Path) -> dict[str, dict[str, pathlib.Path]]:
   """Files of one folder a kind; empty if there is no folder of images. An object is an image."""
-  folders = {
-    kind: next((root / n for n in stems(kind) if (root / n).is_dir()), None) for kind in KINDS
-  }
-  if folders["image"] is None or folders["mask"] is None:
+  # The first folder that is there under a name of its kind.
+  folders = {}
+  for kind in KINDS:
+    for name in stems(kind):
+      if (root / name).is_dir():
+        folders[kind] = root / name
+        break
+  if "image" not in folders or "mask" not in folders:
     return {}
+
+  # An object's files have the name of its image.
   found = {}
-  for image in sorted(p for p in folders["image"].iterdir() if p.suffix.lower() in IMAGE_SUFFIXES):
-    files = {
-      kind: one(folder, (image.stem,), KINDS[kind])
-      for kind, folder in folders.items()
-      if folder is not None
-    }
-    found[image.stem] = {kind: path for kind, path in files.items() if path is not None}
+  for image in sorted(folders["image"].iterdir()):
+    if image.suffix.lower() in IMAGE_SUFFIXES:
+      names = dict.fromkeys(folders, (image.stem,))
+      found[image.stem] = files_of(folders, names)
   return found
 
 
+def files_of(
+  folders: Mapping[str, pathlib.Path], names: Mapping[str, tuple[str, ...]]
+) -> dict[str, pathlib.Path]:
+  """kind -> file of one object, from the folders and with the names of each kind; kinds that it
+  lacks are left out.
+  """
+  files = {}
+  for kind, folder in folders.items():
+    path = one(folder, names[kind], KINDS[kind])
+    if path is not None:
+      files[kind] = path
+  return files
+
+
 def stems(kind: str) -> tuple[str, ...]:
+  """The names, without suffix, that a file or folder of a kind may have."""
   return (kind, *OTHER_NAMES[kind])
 
 
@@ -138,15 +168,14 @@ def one(
   """The one file of these names and suffixes, None if there is none. Raises InputError if there are
   several.
   """
-  found = [
-    p
-    for p in sorted(folder.iterdir())
-    if p.is_file() and p.stem in names and p.suffix.lower() in suffixes
-  ]
+  found = []
+  for path in sorted(folder.iterdir()):
+    is_named = path.stem in names and path.suffix.lower() in suffixes
+    if is_named and path.is_file():
+      found.append(path)
   if len(found) > 1:
-    raise InputError(
-      f"{folder}: several files where one is meant: {', '.join(p.name for p in found)}; leave one"
-    )
+    listed = ", ".join(path.name for path in found)
+    raise InputError(f"{folder}: several files where one is meant: {listed}; leave one")
   return found[0] if found else None
 
 
@@ -154,49 +183,46 @@ def read_pose(path: pathlib.Path) -> Pose:
   """A pose file as described above. Raises InputError."""
   try:
     data = json.loads(path.read_text())
-    values = {
-      name: np.asarray(data[name], np.float64) for name in ("rotation", "translation", "scale")
-    }
+    rotation = np.asarray(data["rotation"], np.float64)
+    translation = np.asarray(data["translation"], np.float64).reshape(-1)
+    scale = np.asarray(data["scale"], np.float64).reshape(-1)
   except (OSError, ValueError, TypeError, KeyError) as error:
     raise InputError(
       f"{path}: a pose has rotation, translation and scale ({type(error).__name__}: {error})"
     ) from error
   form = data.get("form", "columns")
-  rotation, translation, scale = (
-    values["rotation"],
-    values["translation"].reshape(-1),
-    values["scale"].reshape(-1),
-  )
-  if (
-    rotation.size not in (4, 9)
-    or translation.size != 3
-    or scale.size not in (1, 3)
-    or form not in ("columns", "rows")
-  ):
+
+  # Everything has the right size, and values that a pose can have.
+  sizes_fit = rotation.size in (4, 9) and translation.size == 3 and scale.size in (1, 3)
+  if not sizes_fit or form not in ("columns", "rows"):
     raise InputError(
       f"{path}: rotation has 4 or 9 numbers, translation 3, scale 1 or 3, and form is columns or "
       "rows"
     )
-  if (
-    not all(np.isfinite(x).all() for x in values.values())
-    or (scale <= 0).any()
-    or not rotation.any()
-  ):
+  all_finite = all(np.isfinite(values).all() for values in (rotation, translation, scale))
+  if not all_finite or (scale <= 0).any() or not rotation.any():
     raise InputError(
       f"{path}: all numbers must be finite, the scale positive, the rotation not zero"
     )
-  turn = (
-    Rotation.from_quat(rotation.reshape(4), scalar_first=True)
-    if rotation.size == 4
-    else proper(rotation.reshape(3, 3), path)
+
+  # A pose for rows holds the transposed rotation.
+  if rotation.size == 4:
+    turn = Rotation.from_quat(rotation.reshape(4), scalar_first=True)
+  else:
+    turn = proper(rotation.reshape(3, 3), path)
+  if form == "rows":
+    turn = turn.inv()
+  return Pose(
+    rotation=turn.as_matrix(),
+    translation=translation,
+    scale=np.broadcast_to(scale, 3).copy(),
   )
-  turn = turn.inv() if form == "rows" else turn
-  return Pose(turn.as_matrix(), translation, np.broadcast_to(scale, 3).copy())
 
 
 def proper(matrix_33: np.ndarray, path: pathlib.Path) -> Rotation:
   """The rotation of a matrix. Raises InputError for a matrix that is none (mirrored, scaled)."""
-  if np.abs(matrix_33 @ matrix_33.T - np.eye(3)).max() > 1e-3 or np.linalg.det(matrix_33) < 0:
+  error = np.abs(matrix_33 @ matrix_33.T - np.eye(3)).max()
+  if error > 1e-3 or np.linalg.det(matrix_33) < 0:
     raise InputError(f"{path}: rotation is not a rotation matrix (orthonormal, determinant +1)")
   return Rotation.from_matrix(matrix_33)
 

@@ -18,37 +18,50 @@ class ProceduralSet:
   """
 
   def __init__(self, chosen: benchmark.Benchmark, directory: str | pathlib.Path):
+    """Opens the built dataset. Raises InputError if a photo is missing or not the frozen one."""
     self.benchmark = chosen
     self._source, self._order = benchmark.open_checked(chosen, directory)
-    self.names = [
-      f"{p['object']:03d}-{list(benchmark.LEVELS).index(p['level'])}-{p['level']}"
-      for p in chosen.photos
-    ]
-    self.identity = {"set": chosen.name, "photos": len(chosen.photos), "digest": chosen.digest}
+    levels = list(benchmark.LEVELS)
+    self.names = []
+    for photo in chosen.photos:
+      level = photo["level"]
+      self.names.append(f"{photo['object']:03d}-{levels.index(level)}-{level}")
+    self.identity = {
+      "set": chosen.name,
+      "photos": len(chosen.photos),
+      "digest": chosen.digest,
+    }
 
   def __getitem__(self, index: int) -> Item:
-    photo, example = self.benchmark.photos[index], self._source[self._order[index]]
+    photo = self.benchmark.photos[index]
+    example = self._source[self._order[index]]
+
+    # The truth is made anew; it must be the mesh that was photographed.
     asset = benchmark.object_asset(self.benchmark.seed, photo["object"])
     if asset.key != example["mesh_key"]:
       raise InputError(
         f"benchmark photo {self.names[index]}: the object's mesh is another one here "
-        f"({asset.key[:12]} for "
-        f"{example['mesh_key'][:12]}); install the versions in requirements.txt"
+        f"({asset.key[:12]} for {example['mesh_key'][:12]}); install the versions in "
+        "requirements.txt"
       )
+    truth = surface.make_surface(asset.mesh.vertices, asset.mesh.faces, name=self.names[index])
+
     lineage = json.loads(example["lineage"])
+    mesh_name = lineage["mesh"].rpartition("/")[2]
+    intrinsics = {name: example["camera"][name] for name in Camera._fields}
     return Item(
       name=self.names[index],
       group=photo["level"],
-      subject=f"object {photo['object']}: {lineage['mesh'].rpartition('/')[2]}",
+      subject=f"object {photo['object']}: {mesh_name}",
       image_HW3=rows.decode_image(example["image"], "image", mode="RGB"),
       mask_HW=rows.decode_image(example["mask"], "mask", mode="L") > 0,
       pointmap_HW3=example["pointmap"].astype("float32"),
-      camera=Camera(**{name: example["camera"][name] for name in Camera._fields}),
+      camera=Camera(**intrinsics),
       voxels_N3=example["voxels"],
-      truth=surface.make_surface(asset.mesh.vertices, asset.mesh.faces, name=self.names[index]),
+      truth=truth,
       pose=Pose(
-        example["rotation"].astype(float),
-        example["translation"].astype(float),
-        example["scale"].astype(float),
+        rotation=example["rotation"].astype(float),
+        translation=example["translation"].astype(float),
+        scale=example["scale"].astype(float),
       ),
     )

@@ -31,29 +31,37 @@ def fit(item: Item) -> Fit | None:
   """How well the posed truth lies on its mask and on the point map; None without pose or camera."""
   if item.pose is None or item.camera is None:
     return None
-  mask, points = item.mask_HW, item.pointmap_HW3
+  mask = item.mask_HW
   height, width = mask.shape
 
-  # samples of the posed truth, projected
+  # Samples of the posed truth, projected.
   placed = layout.place(item.truth, item.pose)
   samples, _ = surface.sample_surface(placed, POINTS, 0)
   pixels, depth = cameras.project(samples, item.camera)
   column, row = np.floor(pixels).T
-  inside = (depth > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-  row, column = row[inside].astype(int), column[inside].astype(int)
+  in_columns = (column >= 0) & (column < width)
+  in_rows = (row >= 0) & (row < height)
+  inside = (depth > 0) & in_columns & in_rows
+  row = row[inside].astype(int)
+  column = column[inside].astype(int)
+
+  # The nearest sample of each pixel.
   nearest = np.full((height, width), np.inf)
   np.minimum.at(nearest, (row, column), depth[inside])
 
-  # the part of the mask that has a sample within reach
+  # The part of the mask that has a sample within reach.
   reach = max(1, round(REACH * max(height, width) / 640))
-  near = mask & ndimage.maximum_filter(np.isfinite(nearest), 2 * reach + 1)
+  has_sample = np.isfinite(nearest)
+  near = mask & ndimage.maximum_filter(has_sample, 2 * reach + 1)
   covered = float(near.sum() / mask.sum())
 
-  # measured depth against that of the samples
+  # Measured depth against that of the samples.
+  points = item.pointmap_HW3
   if points is None or points.shape[:2] != mask.shape:
     return Fit(covered, None)
   gap = (points[..., 2] - nearest)[mask]
   gap = gap[np.isfinite(gap)]
   if not len(gap):
     return Fit(covered, None)
-  return Fit(covered, float(np.median(gap) / surface.diameter(placed.vertices)))
+  share = np.median(gap) / surface.diameter(placed.vertices)
+  return Fit(covered, float(share))
