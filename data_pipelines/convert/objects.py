@@ -48,6 +48,8 @@ def plan(
     per_shard=objects_per_shard,
     spec=functools.partial(ShardSpec, examples, config),
   )
+
+  # What the bytes depend on; where the objects lie changes none.
   settings = json.loads(json.dumps(dataclasses.asdict(config)))
   settings["source"] = "folder"
   identity = {
@@ -129,9 +131,14 @@ def sorted_slat(
   """
   if len(coords_N3) != len(feats_N8):
     raise Refused("bad_array", f"{what}: {len(coords_N3)} coordinates but {len(feats_N8)} features")
-  highest = schema.VOXEL_RESOLUTION - 1
+
+  # unique rows come out in lexicographic order
   unique, index = np.unique(coords_N3, axis=0, return_index=True)
-  is_distinct = len(unique) > 0 and len(unique) == len(coords_N3)
+  highest = schema.VOXEL_RESOLUTION - 1
+  count = len(unique)
+  is_distinct = count > 0 and count == len(coords_N3)
   if not is_distinct or unique.min() < 0 or unique.max() > highest:
     raise Refused("bad_array", f"{what}: coordinates must be distinct and in 0..{highest}")
-  return unique.astype(np.uint8), feats_N8[index].astype(np.float16)
+  voxels = unique.astype(np.uint8)
+  slat = feats_N8[index].astype(np.float16)
+  return voxels, slat

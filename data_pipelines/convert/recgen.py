@@ -168,6 +168,7 @@ def examples(
       f"{len(views)} views but {len(poses)} poses and {len(details)} entries of view_metadata",
     )
 
+  # The first views that pass, at most as many as are wanted.
   made = 0
   for place, view in enumerate(views):  # lists are in the order of the views that are there
     detail = _detail(details[place])
@@ -292,6 +293,7 @@ def _view(
     return refuse.draw("no_depth")
   shrink, shift = normalised
 
+  # In our frame and unit, where depth is known.
   height, width = mask.shape
   camera = cameras.Camera(
     fx=k[0, 0],

@@ -86,6 +86,7 @@ def plan(config: TrellisConfig, *, test_fraction: float, objects_per_shard: int)
     raise ConfigError(
       f"min_aesthetic = {config.min_aesthetic:g} leaves none of {len(rows)} objects"
     )
+
   inputs = []
   for sha in dict.fromkeys(wanted):
     inputs.append(sources.Input(sha, sources.short_digest(sha.encode())))
@@ -127,6 +128,7 @@ def examples(
       "bad_transforms", f"transforms.json has no readable `frames`: {error!r}"
     ) from error
 
+  # All views have the object's shape, each an image and a pose of its own.
   shape = _shape(config, item.name)
   for view, frame in enumerate(frames[: config.views or None]):
     seen = _picture(folder, frame, config)
@@ -172,6 +174,7 @@ def _picture(folder: pathlib.Path, frame: dict, config: TrellisConfig) -> dict[s
     image = image.resize(size, Image.Resampling.BILINEAR)
     alpha = alpha.resize(size, Image.Resampling.BILINEAR)
 
+  # What the object covers enough is its own.
   mask = np.asarray(alpha) >= 255 * config.alpha_threshold
   if not mask.any():
     return None

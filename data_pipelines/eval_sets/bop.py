@@ -54,6 +54,8 @@ class BopSet:
       raise InputError(
         f"--bop {root} has neither models_eval nor models, the folder of obj_000001.ply and so on"
       )
+
+    # Of the split "test" the challenge scores only some images and objects.
     targets = None
     if split == "test":
       targets = read_targets(self.root / "test_targets_bop19.json")
@@ -187,10 +189,14 @@ class Scene:
     """The picture with its camera and, where there is a depth image, its point map in metres."""
     entry = self._entry(image)
     k = np.array(entry["cam_K"], np.float64).reshape(3, 3)
+    fx, fy = k[0, 0], k[1, 1]
+    cx, cy = k[0, 2], k[1, 2]
     # BOP counts pixels from the centre of the first
-    intrinsics = (k[0, 0], k[1, 1], k[0, 2] + 0.5, k[1, 2] + 0.5)
-    photo = photos.read_photo(self.picture(image)).with_camera(intrinsics)
+    intrinsics = (fx, fy, cx + 0.5, cy + 0.5)
+    photo = photos.read_photo(self.picture(image))
+    photo = photo.with_camera(intrinsics)
 
+    # depth_scale is the millimetres that a step of the depth image stands for
     depth = self.folder / "depth" / f"{image:06d}.png"
     if not depth.exists():
       return photo

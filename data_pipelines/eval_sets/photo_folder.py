@@ -221,8 +221,10 @@ def read_pose(path: pathlib.Path) -> Pose:
 
 def proper(matrix_33: np.ndarray, path: pathlib.Path) -> Rotation:
   """The rotation of a matrix. Raises InputError for a matrix that is none (mirrored, scaled)."""
-  error = np.abs(matrix_33 @ matrix_33.T - np.eye(3)).max()
-  if error > 1e-3 or np.linalg.det(matrix_33) < 0:
+  squared = matrix_33 @ matrix_33.T
+  error = np.abs(squared - np.eye(3)).max()
+  is_mirrored = np.linalg.det(matrix_33) < 0
+  if error > 1e-3 or is_mirrored:
     raise InputError(f"{path}: rotation is not a rotation matrix (orthonormal, determinant +1)")
   return Rotation.from_matrix(matrix_33)
 

@@ -116,8 +116,9 @@ def load(name: str) -> Benchmark:
 
 def total_digest(photos) -> str:
   """Digest of all photos' digests, with whose they are."""
-  lines = [f"{photo['object']} {photo['level']} {photo['digest']}\n" for photo in photos]
-  text = "".join(lines)
+  text = ""
+  for photo in photos:
+    text += f"{photo['object']} {photo['level']} {photo['digest']}\n"
   return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -55,9 +55,10 @@ def is_front(view: int, phase: float, share: float) -> bool:
 
   It does in exactly `share` of any run of samples, up to rounding.
   """
-  before = np.floor(view * share + phase)
-  after = np.floor((view + 1) * share + phase)
-  return int(after) > int(before)
+  # How many samples did so before this one, and with it.
+  before = int(np.floor(view * share + phase))
+  after = int(np.floor((view + 1) * share + phase))
+  return after > before
 
 
 def visible_part(hidden_HW: np.ndarray, front_HW: np.ndarray) -> np.ndarray:

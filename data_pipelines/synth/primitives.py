@@ -114,10 +114,14 @@ def ellipsoid(
   radii: Sequence[float], center=(0.0, 0.0, 0.0), *, segments: int = 24
 ) -> trimesh.Trimesh:
   """Ellipsoid with semi-axes `radii`."""
-  phi = np.linspace(-np.pi / 2, np.pi / 2, segments // 2 + 1)
-  profile = np.stack([np.cos(phi), np.sin(phi)], -1)
-  profile[[0, -1], 0] = 0.0  # the cosine is not exactly zero there
+  # The unit sphere, from the lowest point to the highest.
+  latitude = np.linspace(-np.pi / 2, np.pi / 2, segments // 2 + 1)
+  radius = np.cos(latitude)
+  radius[[0, -1]] = 0.0  # the cosine is not exactly zero there
+  height = np.sin(latitude)
+  profile = np.stack([radius, height], -1)
   sphere = lathe(profile, segments=segments)
+
   vertices = sphere.vertices * np.asarray(radii) + np.asarray(center)
   return _mesh(vertices, sphere.faces)
 

@@ -23,19 +23,22 @@ def pyramid(texture_HW3: np.ndarray | None) -> list[np.ndarray] | None:
 
 def bilinear(texture_HW3: np.ndarray, uv_N2: np.ndarray) -> np.ndarray:
   """Linear colours (N, 3) at texture coordinates (origin lower left, repeating)."""
-  # The texel up and left of each point, and how far the point lies from it.
+  # The texel up and left of each point.
   height, width = texture_HW3.shape[:2]
   x = uv_N2[:, 0] * width - 0.5
   y = (1 - uv_N2[:, 1]) * height - 0.5
   column = np.floor(x).astype(int)
   row = np.floor(y).astype(int)
-  right = (x - column)[:, None].astype(np.float32)
-  down = (y - row)[:, None].astype(np.float32)
 
-  def texel(row, column):
-    encoded = texture_HW3[row % height, column % width]
+  def texel(down: int, right: int) -> np.ndarray:
+    at_row = (row + down) % height
+    at_column = (column + right) % width
+    encoded = texture_HW3[at_row, at_column]
     return SRGB_TO_LINEAR[encoded]
 
-  top = texel(row, column) * (1 - right) + texel(row, column + 1) * right
-  bottom = texel(row + 1, column) * (1 - right) + texel(row + 1, column + 1) * right
+  # The four around it, by how far the point lies from the first.
+  right = (x - column)[:, None].astype(np.float32)
+  down = (y - row)[:, None].astype(np.float32)
+  top = texel(0, 0) * (1 - right) + texel(0, 1) * right
+  bottom = texel(1, 0) * (1 - right) + texel(1, 1) * right
   return top * (1 - down) + bottom * down
