@@ -13,7 +13,7 @@ import trimesh
 from data_pipelines.eval_sets import item as eval_item
 from data_pipelines.eval_sets import reprojection
 from data_pipelines.eval_sets.bop import BopSet
-from data_pipelines.eval_sets.photo_folder import PhotoFolder
+from data_pipelines.eval_sets.photo_folder import PhotoFolder, read_pose
 from data_pipelines.synth import benchmark, render
 from data_pipelines.synth.camera import viewpoint
 from launch import evaluate
@@ -31,17 +31,13 @@ def scene():
   and has no symmetry.
   """
   asset = benchmark.object_asset(0, 1)
+  camera = Camera(150.0, 155.0, 82.3, 57.9, SIZE[1], SIZE[0])
+  ambient = render.Lights(np.ones(3), np.zeros((0, 3)), np.zeros((0, 3)))
   views = []
   for turn, place in (((20, 30, 10), (0.02, -0.03, 0.8)), ((200, -15, 70), (-0.05, 0.02, 1.1))):
-    camera = Camera(150.0, 155.0, 82.3, 57.9, SIZE[1], SIZE[0])
     rotation = Rotation.from_euler("xyz", turn, degrees=True).as_matrix()
     seen = viewpoint(camera, rotation, np.array(place), 0.2)
-    shown = render.render(
-      render.Scene(asset.mesh),
-      seen,
-      render.Lights(np.ones(3), np.zeros((0, 3)), np.zeros((0, 3))),
-      samples=1,
-    )
+    shown = render.render(render.Scene(asset.mesh), seen, ambient, samples=1)
     views.append((seen, shown))
   return asset, views
 
@@ -55,6 +51,47 @@ def picture(shown):
   return render.over(shown.delit_HW3, shown.alpha_HW, (90, 120, 150))
 
 
+def grey(mask):
+  return mask.astype(np.uint8) * 255
+
+
+def in_folder_of_object(root, i, kind, suffix):
+  """The file of an object in the layout of a folder an object."""
+  return root / f"view{i}" / f"{kind}{suffix}"
+
+
+def in_folder_of_kind(root, i, kind, suffix):
+  """The file of an object in the layout of a folder a kind."""
+  folder = "meshes" if kind == "mesh" else f"{kind}s"
+  return root / folder / f"view{i}{suffix}"
+
+
+def pose_of_columns(seen):
+  """A pose as a quaternion in lists of one element, as it is published."""
+  quaternion = Rotation.from_matrix(seen.pose.rotation).as_quat(scalar_first=True)
+  return {
+    "rotation": [quaternion.tolist()],
+    "translation": [seen.pose.translation.tolist()],
+    "scale": [[0.2, 0.2, 0.2]],
+  }
+
+
+def pose_of_rows(seen):
+  """A pose as a matrix for rows, as the published inference code writes it."""
+  return {
+    "form": "rows",
+    "rotation": seen.pose.rotation.T.tolist(),
+    "translation": seen.pose.translation.tolist(),
+    "scale": 0.2,
+  }
+
+
+LAYOUTS = {
+  "folder an object": (in_folder_of_object, pose_of_columns),
+  "folder a kind": (in_folder_of_kind, pose_of_rows),
+}
+
+
 @pytest.fixture(scope="module")
 def bop(scene, tmp_path_factory):
   """The views as a BOP dataset: millimetres, OpenCV frame, pixel centres at whole numbers, depth in
@@ -63,87 +100,57 @@ def bop(scene, tmp_path_factory):
   root = tmp_path_factory.mktemp("bop") / "tiny"
   asset, views = scene
   (root / "models_eval").mkdir(parents=True)
-  trimesh.Trimesh(asset.mesh.vertices * 200, asset.mesh.faces, process=False).export(
-    root / "models_eval" / "obj_000007.ply"
-  )
-  folder, truth, cameras, info = root / "test" / "000002", {}, {}, {}
+  mesh = trimesh.Trimesh(asset.mesh.vertices * 200, asset.mesh.faces, process=False)
+  mesh.export(root / "models_eval" / "obj_000007.ply")
+
+  folder = root / "test" / "000002"
+  truth = {}
+  cameras = {}
+  info = {}
   for i, (seen, shown) in enumerate(views):
-    image = str(3 + i)
-    save(folder / "rgb" / f"{3 + i:06d}.png", picture(shown))
-    save(
-      folder / "depth" / f"{3 + i:06d}.png",
-      np.nan_to_num(shown.depth_HW * 10_000).round().astype(np.uint16),
-    )
-    save(folder / "mask_visib" / f"{3 + i:06d}_000000.png", shown.mask_HW.astype(np.uint8) * 255)
+    number = 3 + i
+    tenths = np.nan_to_num(shown.depth_HW * 10_000).round().astype(np.uint16)
+    save(folder / "rgb" / f"{number:06d}.png", picture(shown))
+    save(folder / "depth" / f"{number:06d}.png", tenths)
+    save(folder / "mask_visib" / f"{number:06d}_000000.png", grey(shown.mask_HW))
     entry = {
       "obj_id": 7,
       "cam_R_m2c": (OPENCV @ seen.pose.rotation).ravel().tolist(),
       "cam_t_m2c": (OPENCV @ seen.pose.translation * 1000).tolist(),
     }
-    truth[image] = [entry, entry | {"obj_id": 8}]  # the second one is hidden
-    cameras[image] = {
-      "cam_K": [
-        seen.camera.fx,
-        0,
-        seen.camera.cx - 0.5,
-        0,
-        seen.camera.fy,
-        seen.camera.cy - 0.5,
-        0,
-        0,
-        1,
-      ],
-      "depth_scale": 0.1,
-    }
+    # The second object is hidden.
+    image = str(number)
+    truth[image] = [entry, entry | {"obj_id": 8}]
     info[image] = [
       {"visib_fract": 0.95 - i / 2, "bbox_visib": [0, 0, 50, 50]},
       {"visib_fract": 0.05, "bbox_visib": [0, 0, 9, 9]},
     ]
+    camera = seen.camera
+    first_row = [camera.fx, 0, camera.cx - 0.5]
+    second_row = [0, camera.fy, camera.cy - 0.5]
+    cameras[image] = {"cam_K": [*first_row, *second_row, 0, 0, 1], "depth_scale": 0.1}
   for name, content in (("scene_gt", truth), ("scene_camera", cameras), ("scene_gt_info", info)):
     (folder / f"{name}.json").write_text(json.dumps(content))
   return root
 
 
-@pytest.fixture(scope="module", params=["folder an object", "folder a kind"])
+@pytest.fixture(scope="module", params=LAYOUTS)
 def folder(request, scene, tmp_path_factory):
   """The views as plain files in either layout; the second one in the published row form with a
   matrix.
   """
   root = tmp_path_factory.mktemp("photos")
+  path_of, pose_of = LAYOUTS[request.param]
   asset, views = scene
+  mesh = trimesh.Trimesh(asset.mesh.vertices, asset.mesh.faces, process=False)
   for i, (seen, shown) in enumerate(views):
-    path = (
-      (lambda kind, suffix, i=i: root / f"view{i}" / f"{kind}{suffix}")
-      if request.param == "folder an object"
-      else (
-        lambda kind, suffix, i=i: (
-          root / {"mesh": "meshes"}.get(kind, kind + "s") / f"view{i}{suffix}"
-        )
-      )
-    )
-    save(path("image", ".png"), picture(shown))
-    save(path("mask", ".png"), shown.mask_HW.astype(np.uint8) * 255)
+    save(path_of(root, i, "image", ".png"), picture(shown))
+    save(path_of(root, i, "mask", ".png"), grey(shown.mask_HW))
     for kind in ("mesh", "pose", "pointmap"):
-      path(kind, "").parent.mkdir(exist_ok=True)
-    trimesh.Trimesh(asset.mesh.vertices, asset.mesh.faces, process=False).export(
-      path("mesh", ".ply")
-    )
-    np.savez(path("pointmap", ".npz"), pointmap=shown.pointmap_HW3)
-    pose = (
-      {
-        "rotation": [Rotation.from_matrix(seen.pose.rotation).as_quat(scalar_first=True).tolist()],
-        "translation": [seen.pose.translation.tolist()],
-        "scale": [[0.2, 0.2, 0.2]],
-      }
-      if request.param == "folder an object"
-      else {
-        "form": "rows",
-        "rotation": seen.pose.rotation.T.tolist(),
-        "translation": seen.pose.translation.tolist(),
-        "scale": 0.2,
-      }
-    )
-    path("pose", ".json").write_text(json.dumps(pose))
+      path_of(root, i, kind, "").parent.mkdir(exist_ok=True)
+    mesh.export(path_of(root, i, "mesh", ".ply"))
+    np.savez(path_of(root, i, "pointmap", ".npz"), pointmap=shown.pointmap_HW3)
+    path_of(root, i, "pose", ".json").write_text(json.dumps(pose_of(seen)))
   return root
 
 
@@ -169,9 +176,8 @@ def test_bop_scenes_are_read_in_metres_in_our_frame(bop, scene):
   # the hidden ones are left out
   assert chosen.names == ["000002-000003-000000-obj_000007", "000002-000004-000000-obj_000007"]
   found = list(eval_item.items(chosen))
-  assert [i.group for i in found] == ["visible 90-100 %", "visible 10-50 %"] and {
-    i.subject for i in found
-  } == {"object 7"}
+  assert [item.group for item in found] == ["visible 90-100 %", "visible 10-50 %"]
+  assert [item.subject for item in found] == ["object 7", "object 7"]
   check_items(found, scene[1])
 
 
@@ -189,26 +195,29 @@ def test_photo_folders_are_read_in_both_layouts_and_both_pose_forms(folder, scen
 
 
 def test_a_pose_in_the_wrong_form_is_seen_by_projecting_it(folder, scene, capsys, tmp_path):
-  for path in folder.rglob("*.json"):
-    pose = json.loads(path.read_text())
-    path.write_text(
-      json.dumps(pose | {"form": "rows" if pose.get("form") != "rows" else "columns"})
-    )
-  assert evaluate.main(["--photos", str(folder), "--out", str(tmp_path), "--dry_run"]) == 0
-  for path in folder.rglob("*.json"):
-    pose = json.loads(path.read_text())
-    path.write_text(json.dumps(pose | {"form": "rows" if pose["form"] != "rows" else "columns"}))
+  command = ["--photos", str(folder), "--out", str(tmp_path), "--dry_run"]
+  exchange_forms(folder)
+  assert evaluate.main(command) == 0
+  exchange_forms(folder)
   assert "WARNING: " in capsys.readouterr().out
-  assert evaluate.main(["--photos", str(folder), "--out", str(tmp_path), "--dry_run"]) == 0
+  assert evaluate.main(command) == 0
   assert "WARNING" not in capsys.readouterr().out
+
+
+def exchange_forms(folder):
+  """Every pose says the other form than it did."""
+  for path in folder.rglob("*.json"):
+    pose = json.loads(path.read_text())
+    was_rows = pose.get("form") == "rows"
+    pose["form"] = "columns" if was_rows else "rows"
+    path.write_text(json.dumps(pose))
 
 
 def test_a_subset_keeps_names_and_items_together(bop):
   some = eval_item.Subset(BopSet(bop), (1,))
-  assert (
-    some.names == [some[0].name] == ["000002-000004-000000-obj_000007"]
-    and some.identity["chosen"] == 1
-  )
+  assert some.names == ["000002-000004-000000-obj_000007"]
+  assert some[0].name == some.names[0]
+  assert some.identity["chosen"] == 1
 
 
 @pytest.mark.parametrize(
@@ -222,8 +231,6 @@ def test_a_subset_keeps_names_and_items_together(bop):
   ],
 )
 def test_bad_poses_are_refused_by_file(tmp_path, change, message):
-  from data_pipelines.eval_sets.photo_folder import read_pose
-
   path = tmp_path / "pose.json"
   path.write_text(
     json.dumps({"rotation": [1, 0, 0, 0], "translation": [0, 0, 1], "scale": 1} | change)

@@ -27,97 +27,123 @@ def _clip_touches(triangle_33, low_3, high_3) -> bool:
   return True
 
 
+def _as_set(voxels_N3: np.ndarray) -> set:
+  return set(map(tuple, voxels_N3))
+
+
 def _shell(low: int, high: int, n: int) -> set:
-  grid = np.zeros((n,) * 3, bool)
+  """The outermost voxels of a cube from `low` to `high`."""
+  inner = slice(low + 1, high - 1)
+  grid = np.zeros((n, n, n), bool)
   grid[low:high, low:high, low:high] = True
-  grid[low + 1 : high - 1, low + 1 : high - 1, low + 1 : high - 1] = False
-  return set(map(tuple, np.argwhere(grid)))
+  grid[inner, inner, inner] = False
+  return _as_set(np.argwhere(grid))
 
 
-def test_random_triangles_equal_the_clipped_polygon_reference():
+@pytest.mark.parametrize("scale", [0.1, 0.5, 1.0])
+def test_random_triangles_equal_the_clipped_polygon_reference(scale):
   rng = np.random.default_rng(0)
   n = 8
-  for scale in (0.1, 0.5, 1.0):
-    for _ in range(12):
-      triangle = np.clip(
-        rng.uniform(-0.5, 0.5, 3) + scale * rng.uniform(-0.5, 0.5, (3, 3)), -0.5, 0.5
-      )
-      got = set(map(tuple, voxelize.voxelize(triangle, np.array([[0, 1, 2]]), n)))
-      want = {
-        (i, j, k)
-        for i in range(n)
-        for j in range(n)
-        for k in range(n)
-        if _clip_touches(
-          triangle, np.array([i, j, k]) / n - 0.5, np.array([i + 1, j + 1, k + 1]) / n - 0.5
-        )
-      }
-      assert got == want
+  face = np.array([[0, 1, 2]])
+  for _ in range(12):
+    middle = rng.uniform(-0.5, 0.5, 3)
+    corners = middle + scale * rng.uniform(-0.5, 0.5, (3, 3))
+    triangle = np.clip(corners, -0.5, 0.5)
+    want = set()
+    for voxel in np.ndindex(n, n, n):
+      low = np.array(voxel) / n - 0.5
+      high = (np.array(voxel) + 1) / n - 0.5
+      if _clip_touches(triangle, low, high):
+        want.add(voxel)
+    assert _as_set(voxelize.voxelize(triangle, face, n)) == want
 
 
 def test_a_box_off_the_grid_is_a_shell_of_one_voxel():
   # faces in the middle of voxels 10 and 53
-  box = trimesh.creation.box(extents=[(64 - 2 * 10.5) / 64] * 3)
+  side = (64 - 2 * 10.5) / 64
+  box = trimesh.creation.box(extents=[side, side, side])
   voxels = voxelize.voxelize(box.vertices, box.faces)
-  assert set(map(tuple, voxels)) == _shell(10, 54, 64)
+  assert _as_set(voxels) == _shell(10, 54, 64)
 
 
 def test_a_face_on_a_voxel_boundary_belongs_to_both_sides():
-  square = np.array([[-0.4, -0.4, 0.0], [0.4, -0.4, 0.0], [0.4, 0.4, 0.0], [-0.4, 0.4, 0.0]])
-  voxels = voxelize.voxelize(square, np.array([[0, 1, 2], [0, 2, 3]]), 16)
+  square = np.array(
+    [
+      [-0.4, -0.4, 0.0],
+      [0.4, -0.4, 0.0],
+      [0.4, 0.4, 0.0],
+      [-0.4, 0.4, 0.0],
+    ]
+  )
+  faces = np.array([[0, 1, 2], [0, 2, 3]])
+  voxels = voxelize.voxelize(square, faces, 16)
   assert set(voxels[:, 2]) == {7, 8}
   assert len(voxels) == 2 * 14 * 14
 
 
 def test_the_unit_cube_touches_the_outermost_layer_only():
   box = trimesh.creation.box()
-  assert set(map(tuple, voxelize.voxelize(box.vertices, box.faces, 32))) == _shell(0, 32, 32)
+  voxels = voxelize.voxelize(box.vertices, box.faces, 32)
+  assert _as_set(voxels) == _shell(0, 32, 32)
 
 
 def test_a_sphere_is_every_voxel_its_surface_crosses():
-  n, radius = 32, 0.43
+  n = 32
+  radius = 0.43
   sphere = trimesh.creation.icosphere(6, radius=radius)
-  got = np.zeros((n,) * 3, bool)
-  got[tuple(voxelize.voxelize(sphere.vertices, sphere.faces, n).T)] = True
+  voxels = voxelize.voxelize(sphere.vertices, sphere.faces, n)
+  got = np.zeros((n, n, n), bool)
+  got[tuple(voxels.T)] = True
+
+  # Distances of each voxel's nearest and farthest corner from the middle.
   edges = np.arange(n + 1) / n - 0.5
-  near = np.maximum(np.maximum(edges[:-1], -edges[1:]), 0) ** 2
-  far = np.maximum(np.abs(edges[:-1]), np.abs(edges[1:])) ** 2
+  low = edges[:-1]
+  high = edges[1:]
+  near = np.maximum(np.maximum(low, -high), 0) ** 2
+  far = np.maximum(np.abs(low), np.abs(high)) ** 2
   nearest = np.sqrt(near[:, None, None] + near[:, None] + near)
   farthest = np.sqrt(far[:, None, None] + far[:, None] + far)
-  sagitta = 1e-3 * radius  # the polyhedron lies this much inside the sphere
-  assert got[(nearest < radius - sagitta) & (farthest > radius)].all()
-  assert not got[(nearest > radius) | (farthest < radius - sagitta)].any()
+
+  inner = radius - 1e-3 * radius  # the polyhedron lies this much inside the sphere
+  crossed = (nearest < inner) & (farthest > radius)
+  missed = (nearest > radius) | (farthest < inner)
+  assert got[crossed].all()
+  assert not got[missed].any()
 
 
 def test_subdividing_triangles_changes_nothing():
   rng = np.random.default_rng(1)
-  mesh = trimesh.Trimesh(
-    rng.uniform(-0.5, 0.5, (12, 3)), rng.integers(0, 12, (9, 3)), process=False
-  )
+  vertices = rng.uniform(-0.5, 0.5, (12, 3))
+  faces = rng.integers(0, 12, (9, 3))
+  mesh = trimesh.Trimesh(vertices, faces, process=False)
   mesh.update_faces(mesh.area_faces > 1e-3)
   fine = mesh.subdivide().subdivide()
-  np.testing.assert_array_equal(
-    voxelize.voxelize(mesh.vertices, mesh.faces), voxelize.voxelize(fine.vertices, fine.faces)
-  )
+  coarse_voxels = voxelize.voxelize(mesh.vertices, mesh.faces)
+  fine_voxels = voxelize.voxelize(fine.vertices, fine.faces)
+  np.testing.assert_array_equal(coarse_voxels, fine_voxels)
 
 
 def test_work_in_small_chunks_gives_the_same_voxels(monkeypatch):
   sphere = trimesh.creation.icosphere(2, radius=0.45)
   whole = voxelize.voxelize(sphere.vertices, sphere.faces)
   monkeypatch.setattr(voxelize, "CHUNK", 97)
-  np.testing.assert_array_equal(voxelize.voxelize(sphere.vertices, sphere.faces), whole)
+  in_chunks = voxelize.voxelize(sphere.vertices, sphere.faces)
+  np.testing.assert_array_equal(in_chunks, whole)
 
 
 def test_broken_meshes_are_voxelised_face_by_face():
   sphere = trimesh.creation.icosphere(2, radius=0.4)
   rng = np.random.default_rng(2)
-  faces = sphere.faces[rng.permutation(len(sphere.faces))[:200]]
-  flipped = np.where(rng.random((200, 1)) < 0.5, faces, faces[:, ::-1])
-  a, b, _ = faces[0]
+  chosen = rng.permutation(len(sphere.faces))[:200]
+  faces = sphere.faces[chosen]
+  is_flipped = rng.random((200, 1)) < 0.5
+  flipped = np.where(is_flipped, faces[:, ::-1], faces)
   # an edge and a corner of a face that is there anyway
-  degenerate = np.concatenate([flipped, [[a, a, b], [b, b, b]]])
+  a, b, _ = faces[0]
+  broken = np.concatenate([flipped, [[a, a, b], [b, b, b]]])
   np.testing.assert_array_equal(
-    voxelize.voxelize(sphere.vertices, degenerate), voxelize.voxelize(sphere.vertices, faces)
+    voxelize.voxelize(sphere.vertices, broken),
+    voxelize.voxelize(sphere.vertices, faces),
   )
 
 
@@ -131,9 +157,8 @@ def test_output_is_lexicographic_unique_uint8():
 def test_coarsening_equals_voxelising_at_the_coarse_resolution():
   mesh = trimesh.creation.icosphere(2, radius=0.437)
   fine = voxelize.voxelize(mesh.vertices, mesh.faces, 64)
-  np.testing.assert_array_equal(
-    voxelize.coarsen(fine), voxelize.voxelize(mesh.vertices, mesh.faces, 32)
-  )
+  coarse = voxelize.voxelize(mesh.vertices, mesh.faces, 32)
+  np.testing.assert_array_equal(voxelize.coarsen(fine), coarse)
 
 
 def test_an_unsupported_resolution_is_an_error():
