@@ -14,12 +14,14 @@ def dice_loss(logits_BXYZ: jax.Array, occupancy_BXYZ: jax.Array) -> jax.Array:
   2016, with add-one smoothing).
   """
   p, y = jax.nn.sigmoid(logits_BXYZ), occupancy_BXYZ
-  total = lambda a: a.reshape(a.shape[0], -1).sum(-1)
-  return 1.0 - (2.0 * total(p * y) + 1.0) / (total(p) + total(y) + 1.0)
+  shared_B = 2.0 * per_sample_sum(p * y) + 1.0
+  total_B = per_sample_sum(p) + per_sample_sum(y) + 1.0
+  return 1.0 - shared_B / total_B
 
 
 def binary_cross_entropy(logits_BXYZ: jax.Array, occupancy_BXYZ: jax.Array) -> jax.Array:
   """Mean over voxels of -y log p - (1 - y) log(1 - p) per sample, (B,)."""
+  # In the logits, so that no logarithm of a rounded 0 is taken.
   loss = (
     jnp.maximum(logits_BXYZ, 0.0)
     - logits_BXYZ * occupancy_BXYZ
@@ -42,10 +44,22 @@ def occupancy_metrics(logits_BXYZ: jax.Array, occupancy_BXYZ: jax.Array) -> dict
   averaged over samples.
   """
   guess, truth = logits_BXYZ > 0, occupancy_BXYZ > 0.5
-  count = lambda a: a.reshape(a.shape[0], -1).sum(-1)
-  union = count(guess | truth)
-  iou_B = jnp.where(union > 0, count(guess & truth) / jnp.maximum(union, 1), 1.0)
-  return {"iou": iou_B.mean(), "accuracy": (guess == truth).mean()}
+
+  union_B = per_sample_sum(guess | truth)
+  somewhere_B = union_B > 0
+  shared_B = per_sample_sum(guess & truth)
+  iou_B = jnp.where(somewhere_B, shared_B / jnp.maximum(union_B, 1), 1.0)
+
+  return {
+    "iou": iou_B.mean(),
+    "accuracy": (guess == truth).mean(),
+  }
+
+
+def per_sample_sum(values: jax.Array) -> jax.Array:
+  """Sum over everything but the batch, (B,)."""
+  flat = values.reshape(values.shape[0], -1)
+  return flat.sum(-1)
 
 
 def structure_autoencoder(
@@ -65,16 +79,29 @@ def structure_autoencoder(
   """
   del frozen
   if reconstruction not in RECONSTRUCTIONS:
-    raise ValueError(
-      f"reconstruction {reconstruction!r} is not one of {', '.join(RECONSTRUCTIONS)}"
-    )
+    known = ", ".join(RECONSTRUCTIONS)
+    raise ValueError(f"reconstruction {reconstruction!r} is not one of {known}")
+  reconstruction_loss = RECONSTRUCTIONS[reconstruction]
+
+  # The posterior; its statistics are fp32, whatever the encoder computes in.
   occupancy_BXYZ = jnp.asarray(batch.occupancy, jnp.float32)
-  mean, logvar = (a.astype(jnp.float32) for a in model.encoder(occupancy_BXYZ))
+  mean, logvar = model.encoder(occupancy_BXYZ)
+  mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
+
+  # One draw from it for each example, rebuilt.
   keys_B = draws.example_keys(key, batch.key)
-  latent = mean + jnp.exp(0.5 * logvar) * draws.normal(keys_B, "latent", mean.shape[1:])
+  deviation = jnp.exp(0.5 * logvar)
+  latent = mean + deviation * draws.normal(keys_B, "latent", mean.shape[1:])
   logits_BXYZ = model.decoder(latent).astype(jnp.float32)
-  rebuilt = RECONSTRUCTIONS[reconstruction](logits_BXYZ, occupancy_BXYZ).mean()
+
+  # The two terms.
+  rebuilt = reconstruction_loss(logits_BXYZ, occupancy_BXYZ).mean()
   kl = kl_divergence(mean, logvar).mean()
-  metrics = {"vae/reconstruction": rebuilt, "vae/kl": kl}
-  metrics |= {f"vae/{k}": v for k, v in occupancy_metrics(logits_BXYZ, occupancy_BXYZ).items()}
+
+  metrics = {
+    "vae/reconstruction": rebuilt,
+    "vae/kl": kl,
+  }
+  for name, value in occupancy_metrics(logits_BXYZ, occupancy_BXYZ).items():
+    metrics[f"vae/{name}"] = value
   return rebuilt + kl_weight * kl, metrics

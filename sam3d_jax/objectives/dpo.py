@@ -29,8 +29,11 @@ def preference_terms(
   The implicit reward of a candidate is -scale (err_theta - err_ref); the margin is the winner's
   minus the loser's, and the loss is -log sigmoid(margin).
   """
-  reward_win_B, reward_lose_B = -scale_B * (win - ref_win), -scale_B * (lose - ref_lose)
-  return -jax.nn.log_sigmoid(reward_win_B - reward_lose_B), reward_win_B, reward_lose_B
+  reward_win_B = -scale_B * (win - ref_win)
+  reward_lose_B = -scale_B * (lose - ref_lose)
+  margin_B = reward_win_B - reward_lose_B
+  loss_B = -jax.nn.log_sigmoid(margin_B)
+  return loss_B, reward_win_B, reward_lose_B
 
 
 def candidate_error(
@@ -45,8 +48,10 @@ def candidate_error(
 ) -> jax.Array:
   """Weighted squared velocity error of one candidate, (B,); absent latents count zero."""
   x_t, target = flow_matching.masked_inputs(noise, data, present, t_B, sigma_min)
-  prediction = model.velocity(x_t, t_B, tokens_BSD, flow_matching.step_zero(model))
-  return flow_matching.weighted_errors(prediction, target, present, weights)[2]
+  d = flow_matching.step_zero(model)
+  prediction = model.velocity(x_t, t_B, tokens_BSD, d)
+  _, _, error_B = flow_matching.weighted_errors(prediction, target, present, weights)
+  return error_B
 
 
 def dpo(
@@ -85,27 +90,58 @@ def dpo(
   """
   if frozen is None:
     raise ValueError("preference alignment needs the frozen reference model")
-  weights = dict.fromkeys(latents, 1.0)
+
+  # One noise and one time of each pair, shared by both candidates and both models.
   keys_B = draws.example_keys(key, batch.key)
-  noise = draws.noise(keys_B, {k: x.shape[1:] for k, x in batch.win.items()})
+  shapes = {name: x.shape[1:] for name, x in batch.win.items()}
+  noise = draws.noise(keys_B, shapes)
   t_B = draws.uniform(keys_B, "time")
 
-  def errors(m):
-    tokens_BSD = m.encode(batch.cond)
-    return [
-      candidate_error(m, tokens_BSD, noise, data, batch.present, t_B, weights, sigma_min)
-      for data in (batch.win, batch.lose)
-    ]
+  # The four errors.
+  weights = dict.fromkeys(latents, 1.0)
 
-  (win_B, lose_B), (ref_win_B, ref_lose_B) = errors(model), jax.lax.stop_gradient(errors(frozen))
+  def errors(of_model):
+    tokens_BSD = of_model.encode(batch.cond)
+    both = []
+    for candidate in (batch.win, batch.lose):
+      error_B = candidate_error(
+        of_model,
+        tokens_BSD,
+        noise,
+        candidate,
+        batch.present,
+        t_B,
+        weights,
+        sigma_min,
+      )
+      both.append(error_B)
+    return both
+
+  win_B, lose_B = errors(model)
+  ref_win_B, ref_lose_B = jax.lax.stop_gradient(errors(frozen))
+
+  # What the model prefers more than the reference does.
+  scale_B = beta * T * paths.time_weight(time_weight, t_B)
   loss_B, reward_win_B, reward_lose_B = preference_terms(
-    win_B, lose_B, ref_win_B, ref_lose_B, beta * T * paths.time_weight(time_weight, t_B)
+    win_B,
+    lose_B,
+    ref_win_B,
+    ref_lose_B,
+    scale_B,
   )
-  usable = lambda present: jnp.stack([jnp.asarray(present[k], bool) for k in latents]).any(0)
-  usable_B, usable_PB = usable(batch.present), None if whole is None else usable(whole)
-  mean = lambda values_B: flow_matching.masked_mean(values_B, usable_B, usable_PB)
+
+  # Means over the pairs that have one of the latents.
+  usable_B = has_any(batch.present, latents)
+  usable_PB = None
+  if whole is not None:
+    usable_PB = has_any(whole, latents)
+
+  def mean(values_B):
+    return flow_matching.masked_mean(values_B, usable_B, usable_PB)
+
   margin_B = reward_win_B - reward_lose_B
-  return mean(loss_B), {
+  loss = mean(loss_B)
+  return loss, {
     "dpo/margin": mean(margin_B),
     "dpo/accuracy": mean((margin_B > 0).astype(jnp.float32)),
     "dpo/reward_win": mean(reward_win_B),
@@ -113,6 +149,12 @@ def dpo(
     "dpo/error": mean(win_B),
     "dpo/error_ref": mean(ref_win_B),
   }
+
+
+def has_any(present: Latents, latents: Sequence[str]) -> jax.Array:
+  """Whether a sample has one of the latents: (B,) or (parts, B) bool, as `present` holds them."""
+  has = [jnp.asarray(present[name], bool) for name in latents]
+  return jnp.stack(has).any(0)
 
 
 def passes(settings: Mapping[str, Any], cost: Cost, trained: set[str], plain: bool) -> Passes:
@@ -123,9 +165,12 @@ def passes(settings: Mapping[str, Any], cost: Cost, trained: set[str], plain: bo
   executed one counts what is computed.
   """
   del settings
+  # The reference's streams, for both candidates.
   forward = sum(2 * cost.parts[name].forward for name in cost.streams)
+  # The reference's encoders.
   for name, part in cost.parts.items():
     encodes_again = name in trained or not plain
     if name not in cost.streams and encodes_again:
       forward += part.forward
-  return Passes(trained=dict.fromkeys(cost.streams, 2), forward=forward)
+  both_candidates = dict.fromkeys(cost.streams, 2)
+  return Passes(trained=both_candidates, forward=forward)

@@ -20,10 +20,12 @@ def example_keys(key: jax.Array, content_B2: jax.Array) -> jax.Array:
     content_B2: (B, 2) uint32 content keys of the examples.
   """
 
-  def one(content_2):
-    return jax.random.fold_in(jax.random.fold_in(key, content_2[0]), content_2[1])
+  def key_of(content_2):
+    half_way = jax.random.fold_in(key, content_2[0])
+    return jax.random.fold_in(half_way, content_2[1])
 
-  return jax.vmap(one)(jnp.asarray(content_B2, jnp.uint32))
+  content_B2 = jnp.asarray(content_B2, jnp.uint32)
+  return jax.vmap(key_of)(content_B2)
 
 
 def raw_keys(keys_B: jax.Array) -> jax.Array:
@@ -35,29 +37,55 @@ def raw_keys(keys_B: jax.Array) -> jax.Array:
 
 def wrap_keys(key_B2: jax.Array) -> jax.Array:
   """Typed keys (B,) from their (B, 2) uint32 form."""
-  return jax.random.wrap_key_data(jnp.asarray(key_B2, jnp.uint32), impl="threefry2x32")
+  key_B2 = jnp.asarray(key_B2, jnp.uint32)
+  return jax.random.wrap_key_data(key_B2, impl="threefry2x32")
 
 
 def named(keys_B: jax.Array, name: str) -> jax.Array:
   """The keys of one named draw."""
-  return jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(name.encode())))(keys_B)
+  # Python's own hash of a string differs between processes.
+  number = zlib.crc32(name.encode())
+
+  def of_draw(key):
+    return jax.random.fold_in(key, number)
+
+  return jax.vmap(of_draw)(keys_B)
 
 
 def normal(keys_B: jax.Array, name: str, shape: tuple[int, ...] = ()) -> jax.Array:
   """Standard normals (B, *shape), fp32."""
-  return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(named(keys_B, name))
+
+  def sample(key):
+    return jax.random.normal(key, shape, jnp.float32)
+
+  keys_B = named(keys_B, name)
+  return jax.vmap(sample)(keys_B)
 
 
 def uniform(keys_B: jax.Array, name: str) -> jax.Array:
   """Uniforms in [0, 1), (B,), fp32."""
-  return jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(named(keys_B, name))
+
+  def sample(key):
+    return jax.random.uniform(key, (), jnp.float32)
+
+  keys_B = named(keys_B, name)
+  return jax.vmap(sample)(keys_B)
 
 
 def choice(keys_B: jax.Array, name: str, count: int) -> jax.Array:
   """Indices in [0, count), (B,) int32, all equally likely."""
-  return jax.vmap(lambda key: jax.random.randint(key, (), 0, count))(named(keys_B, name))
+
+  def sample(key):
+    return jax.random.randint(key, (), 0, count)
+
+  keys_B = named(keys_B, name)
+  return jax.vmap(sample)(keys_B)
 
 
 def noise(keys_B: jax.Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, jax.Array]:
   """Standard normal latents: name -> (B, *shape)."""
-  return {name: normal(keys_B, f"noise/{name}", tuple(shape)) for name, shape in shapes.items()}
+  latents = {}
+  for name, shape in shapes.items():
+    # Each latent's name enters its key, so a further latent leaves the others as they were.
+    latents[name] = normal(keys_B, f"noise/{name}", tuple(shape))
+  return latents

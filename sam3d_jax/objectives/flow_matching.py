@@ -34,23 +34,33 @@ def masked_inputs(
   The layout latents attend to each other, so an absent one has to enter the model as something:
   noise carries no information and is never NaN.
   """
-  clean = {
-    k: jnp.where(per_element(present[k], x1), x1.astype(jnp.float32), 0.0) for k, x1 in data.items()
-  }
-  x_t = paths.interpolate(noise, clean, t_B, sigma_min=sigma_min)
-  x_t = {k: jnp.where(per_element(present[k], x), x, noise[k]) for k, x in x_t.items()}
-  return x_t, paths.target_velocity(noise, clean, sigma_min=sigma_min)
+  # What an absent latent holds may be NaN, which no weight of zero would remove.
+  clean = {}
+  for name, x1 in data.items():
+    has = per_element(present[name], x1)
+    clean[name] = jnp.where(has, x1.astype(jnp.float32), 0.0)
+
+  x_t = {}
+  for name, x in paths.interpolate(noise, clean, t_B, sigma_min=sigma_min).items():
+    has = per_element(present[name], x)
+    x_t[name] = jnp.where(has, x, noise[name])
+
+  target = paths.target_velocity(noise, clean, sigma_min=sigma_min)
+  return x_t, target
 
 
 def per_element(mask_B: jax.Array, like: jax.Array) -> jax.Array:
   """A (B,) mask with trailing axes added."""
-  return jnp.asarray(mask_B, bool).reshape(-1, *(1,) * (like.ndim - 1))
+  mask_B = jnp.asarray(mask_B, bool)
+  trailing = (1,) * (like.ndim - 1)
+  return mask_B.reshape(-1, *trailing)
 
 
 def squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
   """Mean over everything but the batch of |prediction - target|^2, (B,), in fp32."""
   error = prediction.astype(jnp.float32) - target.astype(jnp.float32)
-  return jnp.square(error).reshape(error.shape[0], -1).mean(-1)
+  squared = jnp.square(error).reshape(error.shape[0], -1)
+  return squared.mean(-1)
 
 
 def masked_mean(
@@ -61,10 +71,12 @@ def masked_mean(
   whole_PB: for one of P parts of a batch, who is present in all of them; the mean of the P results
   is then the mean over the whole batch, however unevenly the parts are filled.
   """
-  whole_PB = present_B[None] if whole_PB is None else whole_PB
-  return jnp.where(present_B, values_B, 0.0).sum() * (
-    whole_PB.shape[0] / jnp.maximum(whole_PB.sum(), 1)
-  )
+  if whole_PB is None:
+    whole_PB = present_B[None]
+  total = jnp.where(present_B, values_B, 0.0).sum()
+  parts = whole_PB.shape[0]
+  count = jnp.maximum(whole_PB.sum(), 1)
+  return total * (parts / count)
 
 
 def weighted_errors(
@@ -85,17 +97,29 @@ def weighted_errors(
   """
   missing = sorted(set(weights) - set(target))
   if missing:
+    named, held = ", ".join(missing), ", ".join(sorted(target))
     raise ValueError(
-      f"loss weights name {', '.join(missing)}, the batch holds {', '.join(sorted(target))}: "
-      "deliver the latent or drop its weight"
+      f"loss weights name {named}, the batch holds {held}: deliver the latent or drop its weight"
     )
-  errors = {k: squared_error(prediction[k], target[k]) for k in weights}
-  parts = {
-    k: masked_mean(errors[k], jnp.asarray(present[k], bool), None if whole is None else whole[k])
-    for k in weights
-  }
-  loss_B = sum(weights[k] * jnp.where(present[k], errors[k], 0.0) for k in weights)
-  return sum(weights[k] * parts[k] for k in weights), parts, loss_B
+
+  # Each latent by itself, averaged over the samples that have it.
+  errors = {name: squared_error(prediction[name], target[name]) for name in weights}
+  parts = {}
+  for name, error_B in errors.items():
+    present_B = jnp.asarray(present[name], bool)
+    whole_PB = None
+    if whole is not None:
+      whole_PB = whole[name]
+    parts[name] = masked_mean(error_B, present_B, whole_PB)
+
+  # Each sample by itself, over the latents that it has.
+  loss_B = 0
+  for name, weight in weights.items():
+    error_B = jnp.where(present[name], errors[name], 0.0)
+    loss_B = loss_B + weight * error_B
+
+  loss = sum(weight * parts[name] for name, weight in weights.items())
+  return loss, parts, loss_B
 
 
 def drop_tokens(tokens_BSD: jax.Array, uniform_B: jax.Array, p: float) -> jax.Array:
@@ -112,15 +136,17 @@ def encode(model: VelocityModel, batch, keys_B: jax.Array, *, drop_pointmap: flo
   """
   if drop_pointmap == 0.0:
     return model.encode(batch.cond)
-  return model.encode(batch.cond, draws.uniform(keys_B, "drop_pointmap") < drop_pointmap)
+  drop_B = draws.uniform(keys_B, "drop_pointmap") < drop_pointmap
+  return model.encode(batch.cond, drop_B)
 
 
 def draw(keys_B: jax.Array, latents: Latents, *, time_mean: float, time_std: float) -> FlowDraw:
   """Noise and time of each example."""
-  return FlowDraw(
-    noise=draws.noise(keys_B, {k: x.shape[1:] for k, x in latents.items()}),
-    t_B=paths.lognormal_time(draws.normal(keys_B, "time"), mean=time_mean, std=time_std),
-  )
+  shapes = {name: x.shape[1:] for name, x in latents.items()}
+  noise = draws.noise(keys_B, shapes)
+  normal_B = draws.normal(keys_B, "time")
+  t_B = paths.lognormal_time(normal_B, mean=time_mean, std=time_std)
+  return FlowDraw(noise, t_B)
 
 
 def flow_matching(
@@ -158,16 +184,45 @@ def flow_matching(
     (paths.bucketed).
   """
   del frozen
+
+  # A point on the path of each example, and where the path leads from there.
   keys_B = draws.example_keys(key, batch.key)
-  noise, t_B = draw(keys_B, batch.latents, time_mean=time_mean, time_std=time_std)
-  x_t, target = masked_inputs(noise, batch.latents, batch.present, t_B, sigma_min)
+  noise, t_B = draw(
+    keys_B,
+    batch.latents,
+    time_mean=time_mean,
+    time_std=time_std,
+  )
+  x_t, target = masked_inputs(
+    noise,
+    batch.latents,
+    batch.present,
+    t_B,
+    sigma_min,
+  )
+
+  # The condition, which some examples go without: the model learns both branches of guidance.
   tokens_BSD = encode(model, batch, keys_B, drop_pointmap=drop_pointmap)
-  tokens_BSD = drop_tokens(tokens_BSD, draws.uniform(keys_B, "drop_condition"), drop_condition)
-  prediction = model.velocity(x_t, t_B, tokens_BSD, step_zero(model))
-  loss, parts, loss_B = weighted_errors(prediction, target, batch.present, weights, whole)
-  metrics = {f"flow/{k}": v for k, v in parts.items()}
-  metrics |= {f"present/{k}": jnp.asarray(batch.present[k], jnp.float32).mean() for k in weights}
-  return loss, metrics | paths.bucketed("flow_time", loss_B, t_B)
+  uniform_B = draws.uniform(keys_B, "drop_condition")
+  tokens_BSD = drop_tokens(tokens_BSD, uniform_B, drop_condition)
+
+  d = step_zero(model)
+  prediction = model.velocity(x_t, t_B, tokens_BSD, d)
+  loss, parts, loss_B = weighted_errors(
+    prediction,
+    target,
+    batch.present,
+    weights,
+    whole,
+  )
+
+  # A part's mean alone does not say over how many samples it is.
+  metrics = {f"flow/{name}": value for name, value in parts.items()}
+  for name in weights:
+    present_B = jnp.asarray(batch.present[name], jnp.float32)
+    metrics[f"present/{name}"] = present_B.mean()
+  metrics |= paths.bucketed("flow_time", loss_B, t_B)
+  return loss, metrics
 
 
 def step_zero(model: VelocityModel) -> jax.Array | None:

@@ -40,12 +40,16 @@ def step_size(model: VelocityModel, d) -> jax.Array | None:
   plain sampling: the published sampler adds the embedding of d = 0 even without shortcuts, so
   leaving it out in training would make the two disagree.
   """
-  return jnp.asarray(d, jnp.float32) if model.step_conditioned else None
+  if not model.step_conditioned:
+    return None
+  return jnp.asarray(d, jnp.float32)
 
 
 def per_sample(values_B: jax.Array, like: jax.Array) -> jax.Array:
   """(B,) or (1,) values with trailing axes added so that they broadcast against `like` (B, ...)."""
-  return jnp.asarray(values_B, jnp.float32).reshape(-1, *(1,) * (like.ndim - 1))
+  values_B = jnp.asarray(values_B, jnp.float32)
+  trailing = (1,) * (like.ndim - 1)
+  return values_B.reshape(-1, *trailing)
 
 
 def interpolate(
@@ -55,23 +59,31 @@ def interpolate(
   sigma_min = 0).
   """
 
-  def one(x0, x1):
+  x_t = {}
+  for name, x1 in data.items():
+    x0 = noise[name]
     t = per_sample(t_B, x1)
-    return (1.0 - (1.0 - sigma_min) * t) * x0 + t * x1
-
-  return {k: one(noise[k], data[k]) for k in data}
+    x_t[name] = (1.0 - (1.0 - sigma_min) * t) * x0 + t * x1
+  return x_t
 
 
 def target_velocity(
   noise: Latents, data: Latents, *, sigma_min: float = 0.0
 ) -> dict[str, jax.Array]:
   """The path's derivative in t, v = data - (1 - sigma_min) noise (Lipman et al. 2023, eq. 23)."""
-  return {k: data[k] - (1.0 - sigma_min) * noise[k] for k in data}
+  v = {}
+  for name, x1 in data.items():
+    v[name] = x1 - (1.0 - sigma_min) * noise[name]
+  return v
 
 
 def advance(x: Latents, velocity: Latents, d_B: jax.Array) -> dict[str, jax.Array]:
   """One straight step of length d: x + d v."""
-  return {k: x[k] + per_sample(d_B, x[k]) * velocity[k] for k in x}
+  moved = {}
+  for name, start in x.items():
+    d = per_sample(d_B, start)
+    moved[name] = start + d * velocity[name]
+  return moved
 
 
 def lognormal_time(normal_B: jax.Array, *, mean: float, std: float) -> jax.Array:
@@ -98,8 +110,12 @@ def time_grid(steps: int, rescale_t: float = 1.0, *, reverse: bool = False) -> n
   if steps < 1:
     raise ValueError(f"steps = {steps}: a sampler needs at least one step")
   u = np.arange(steps + 1) / steps
-  t = u / (1.0 + (rescale_t - 1.0) * (1.0 - u)) if rescale_t else u
-  return 1.0 - t if reverse else t
+  t = u
+  if rescale_t:
+    t = u / (1.0 + (rescale_t - 1.0) * (1.0 - u))
+  if reverse:
+    t = 1.0 - t
+  return t
 
 
 TIME_WEIGHTS = {
@@ -114,7 +130,8 @@ TIME_WEIGHTS = {
 def time_weight(name: str, t_B: jax.Array) -> jax.Array:
   """w(t) by name, (B,). Raises ValueError for an unknown name."""
   if name not in TIME_WEIGHTS:
-    raise ValueError(f"time weight {name!r} is not one of {', '.join(TIME_WEIGHTS)}")
+    known = ", ".join(TIME_WEIGHTS)
+    raise ValueError(f"time weight {name!r} is not one of {known}")
   return TIME_WEIGHTS[name](t_B)
 
 
@@ -128,22 +145,30 @@ def bucketed(
   `<name>_share/<k>` the share of samples there. `bucket_means` turns their averages into the mean
   of each bucket; a mean on the device would be undefined for an empty one.
   """
-  index_B = jnp.clip((t_B * buckets).astype(jnp.int32), 0, buckets - 1)
+  # Who is where; t = 1 belongs to the last bucket.
+  index_B = (t_B * buckets).astype(jnp.int32)
+  index_B = jnp.clip(index_B, 0, buckets - 1)
   inside_BK = jax.nn.one_hot(index_B, buckets, dtype=jnp.float32)
-  sums_K, shares_K = (values_B[:, None] * inside_BK).mean(0), inside_BK.mean(0)
-  return {f"{name}_sum/{k}": sums_K[k] for k in range(buckets)} | {
-    f"{name}_share/{k}": shares_K[k] for k in range(buckets)
-  }
+
+  values_BK = values_B[:, None] * inside_BK
+  sums_K = values_BK.mean(0)
+  shares_K = inside_BK.mean(0)
+  metrics = {f"{name}_sum/{k}": sums_K[k] for k in range(buckets)}
+  metrics |= {f"{name}_share/{k}": shares_K[k] for k in range(buckets)}
+  return metrics
 
 
 def bucket_means(metrics: Mapping[str, Any], name: str) -> dict[str, float]:
   """Mean of each time bucket, `<name>/<k>`, from (averaged) metrics of `bucketed`; buckets without
   a sample are left out.
   """
+  means = {}
   prefix = f"{name}_sum/"
-  keys = [k.removeprefix(prefix) for k in metrics if k.startswith(prefix)]
-  return {
-    f"{name}/{k}": float(metrics[prefix + k]) / float(metrics[f"{name}_share/{k}"])
-    for k in keys
-    if float(metrics[f"{name}_share/{k}"]) > 0
-  }
+  for key, total in metrics.items():
+    if not key.startswith(prefix):
+      continue
+    bucket = key.removeprefix(prefix)
+    share = float(metrics[f"{name}_share/{bucket}"])
+    if share > 0:
+      means[f"{name}/{bucket}"] = float(total) / share
+  return means

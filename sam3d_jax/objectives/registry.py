@@ -52,7 +52,8 @@ OBJECTIVES: dict[str, Objective] = {
 def lookup(name: str) -> Objective:
   """The objective of that name. Raises ConfigError."""
   if name not in OBJECTIVES:
-    raise ConfigError(f"objective.name = {name!r} is not one of {', '.join(OBJECTIVES)}")
+    known = ", ".join(OBJECTIVES)
+    raise ConfigError(f"objective.name = {name!r} is not one of {known}")
   return OBJECTIVES[name]
 
 
@@ -64,24 +65,25 @@ def bind(settings: Mapping[str, Any], model: str) -> Callable:
   """
   settings = dict(settings)
   name = settings.pop("name")
-  objective = lookup(name)
+  function = lookup(name).function
   batch_kind(name, model)
-  takes = set(inspect.signature(objective.function).parameters) - GIVEN
+
+  # What is left are its keyword arguments, and all of them are to be known.
+  takes = set(inspect.signature(function).parameters) - GIVEN
   unknown = sorted(set(settings) - takes)
   if unknown:
-    raise ConfigError(
-      f"objective.{unknown[0]} is not taken by {name}; it takes {', '.join(sorted(takes))}"
-    )
-  return functools.partial(objective.function, **settings)
+    known = ", ".join(sorted(takes))
+    raise ConfigError(f"objective.{unknown[0]} is not taken by {name}; it takes {known}")
+  return functools.partial(function, **settings)
 
 
 def batch_kind(name: str, model: str) -> str:
   """Kind of batch that an objective trains a model with. Raises ConfigError if it does not."""
   kinds = models.lookup(model).objectives
   if name not in kinds:
-    trains = [other for other, kind in models.MODELS.items() if name in kind.objectives]
+    trains = ", ".join(other for other, kind in models.MODELS.items() if name in kind.objectives)
     raise ConfigError(
-      f"objective.name = {name!r} does not train a model of kind {model!r}, but {', '.join(trains)}"
+      f"objective.name = {name!r} does not train a model of kind {model!r}, but {trains}"
     )
   return kinds[name]
 
@@ -89,8 +91,10 @@ def batch_kind(name: str, model: str) -> str:
 def learned_latents(settings: Mapping[str, Any], model: str) -> tuple[str, ...]:
   """Latents of a kind of model that an `objective` section trains, in the model's order."""
   latents = models.lookup(model).latents
+  # Objectives name them under one of two keys; one that names none trains none.
   named = settings.get("weights") or settings.get("latents") or ()
   unknown = sorted(set(named) - set(latents))
   if unknown:
-    raise ConfigError(f"objective: {unknown[0]!r} is not one of the latents {', '.join(latents)}")
+    known = ", ".join(latents)
+    raise ConfigError(f"objective: {unknown[0]!r} is not one of the latents {known}")
   return tuple(name for name in latents if name in named)

@@ -42,21 +42,32 @@ def guided(
   attention uniform, so the result is the same.
   """
   conditional = velocity(x, t_B, tokens_BSD, d_B)
-  rows = len(t_B) if how.guided_rows is None else how.guided_rows
+  batch = len(t_B)
+  rows = how.guided_rows
+  if rows is None:
+    rows = batch
   if rows == 0:
     return conditional
+
+  # The unconditional branch, of the guided rows alone.
   unconditional = velocity(
-    {k: v[:rows] for k, v in x.items()},
+    {name: latent[:rows] for name, latent in x.items()},
     t_B[:rows],
     jnp.zeros_like(tokens_BSD[:rows, :1]),
     d_B[:rows],
   )
-  names = conditional if how.guided_latents is None else how.guided_latents
+
+  # Both mixed; the other latents and rows keep the conditional velocity.
+  names = how.guided_latents
+  if names is None:
+    names = conditional
   out = dict(conditional)
-  for k in names:
+  for name in names:
     w = jnp.reshape(how.guidance, (-1, 1, 1))
-    mixed = (1.0 + w) * conditional[k][:rows] - w * unconditional[k]
-    out[k] = jnp.concatenate([mixed, conditional[k][rows:]]) if rows < len(t_B) else mixed
+    mixed = (1.0 + w) * conditional[name][:rows] - w * unconditional[name]
+    if rows < batch:
+      mixed = jnp.concatenate([mixed, conditional[name][rows:]])
+    out[name] = mixed
   return out
 
 
@@ -69,10 +80,26 @@ def consistency_target(
   `fed_d_B` is the step size told to the model where it differs from the size of the step taken,
   e.g. 0 to step along the plain flow.
   """
-  fed_d_B = d_B if fed_d_B is None else fed_d_B
+  if fed_d_B is None:
+    fed_d_B = d_B
+
+  # Two steps, the second from where the first one ends.
   first = guided(velocity, x, t_B, tokens_BSD, fed_d_B, how)
-  second = guided(velocity, paths.advance(x, first, d_B), t_B + d_B, tokens_BSD, fed_d_B, how)
-  return {k: jax.lax.stop_gradient((first[k] + second[k]) / 2.0) for k in x}
+  half_way = paths.advance(x, first, d_B)
+  second = guided(
+    velocity,
+    half_way,
+    t_B + d_B,
+    tokens_BSD,
+    fed_d_B,
+    how,
+  )
+
+  target = {}
+  for name in x:
+    mean = (first[name] + second[name]) / 2.0
+    target[name] = jax.lax.stop_gradient(mean)
+  return target
 
 
 class ShortcutTerms(NamedTuple):
@@ -122,34 +149,54 @@ def shortcut_terms(
   Both losses are means over their own rows, so the split does not change how much a sample of
   either kind is worth on average.
   """
-  batch = len(t_B)
-  flow_rows = np.setdiff1d(np.arange(batch), consistency_rows)
+  # One prediction for all rows: flow rows have d = 0, the others step 2 d.
   x_t, flow_target = flow_matching.masked_inputs(noise, data, present, t_B, sigma_min)
   prediction = velocity(x_t, t_B, main_tokens_BSD, 2.0 * d_B)
 
   def error(rows, target):
-    mask = {k: take(present[k], rows) for k in target}
-    everywhere = None if whole is None else {k: whole[k][:, rows] for k in weights}
-    return flow_matching.weighted_errors(
-      {k: take(prediction[k], rows) for k in target}, target, mask, weights, everywhere
-    )[:2]
-
-  flow, flow_parts, consistency, consistency_parts, target = (
-    jnp.zeros(()),
-    {},
-    jnp.zeros(()),
-    {},
-    {},
-  )
-  if len(flow_rows):
-    flow, flow_parts = error(flow_rows, {k: take(v, flow_rows) for k, v in flow_target.items()})
-  if len(consistency_rows):
-    x, t, d, tokens = jax.tree.map(lambda a: take(a, consistency_rows), (x_t, t_B, d_B, tokens_BSD))
-    target = consistency_target(
-      target_velocity, x, t, d, jax.lax.stop_gradient(tokens), how, fed_d_B
+    """(loss, its parts) of some rows."""
+    mask = {name: take(present[name], rows) for name in target}
+    everywhere = None
+    if whole is not None:
+      everywhere = {name: whole[name][:, rows] for name in weights}
+    predicted = {name: take(prediction[name], rows) for name in target}
+    loss, parts, _ = flow_matching.weighted_errors(
+      predicted,
+      target,
+      mask,
+      weights,
+      everywhere,
     )
+    return loss, parts
+
+  flow, flow_parts = jnp.zeros(()), {}
+  consistency, consistency_parts = jnp.zeros(()), {}
+  target = {}
+
+  # Flow rows learn the path's own velocity.
+  flow_rows = np.setdiff1d(np.arange(len(t_B)), consistency_rows)
+  if len(flow_rows):
+    rows_target = {name: take(v, flow_rows) for name, v in flow_target.items()}
+    flow, flow_parts = error(flow_rows, rows_target)
+
+  # Consistency rows learn two steps of d in one.
+  if len(consistency_rows):
+    x, t, d, tokens = jax.tree.map(
+      lambda array: take(array, consistency_rows),
+      (x_t, t_B, d_B, tokens_BSD),
+    )
+    tokens = jax.lax.stop_gradient(tokens)
+    target = consistency_target(target_velocity, x, t, d, tokens, how, fed_d_B)
     consistency, consistency_parts = error(consistency_rows, target)
-  return ShortcutTerms(flow, consistency, prediction, target, flow_parts, consistency_parts)
+
+  return ShortcutTerms(
+    flow,
+    consistency,
+    prediction,
+    target,
+    flow_parts,
+    consistency_parts,
+  )
 
 
 def take(array: jax.Array, rows: np.ndarray) -> jax.Array:
@@ -158,20 +205,27 @@ def take(array: jax.Array, rows: np.ndarray) -> jax.Array:
   Rows that are the same ones of every `period` become an index into (batch / period, period): on a
   mesh whose shards hold whole periods nothing leaves its device.
   """
-  batch = array.shape[0]
+  batch, *features = array.shape
   if len(rows) == batch:
     return array
-  period = next(p for p in range(1, batch + 1) if batch % p == 0 and periodic(rows, batch, p))
+
+  # The shortest period; the whole batch is always one.
+  period = 1
+  while batch % period or not periodic(rows, batch, period):
+    period += 1
+
   inside = rows[rows < period]
-  return array.reshape(batch // period, period, *array.shape[1:])[:, inside].reshape(
-    len(rows), *array.shape[1:]
-  )
+  by_period = array.reshape(batch // period, period, *features)
+  taken = by_period[:, inside]
+  return taken.reshape(len(rows), *features)
 
 
 def periodic(rows: np.ndarray, batch: int, period: int) -> bool:
   """Whether the rows are the same ones of every `period` consecutive ones."""
   inside = rows[rows < period]
-  return np.array_equal(rows, (np.arange(0, batch, period)[:, None] + inside).reshape(-1))
+  starts = np.arange(0, batch, period)[:, None]
+  repeated = (starts + inside).reshape(-1)
+  return np.array_equal(rows, repeated)
 
 
 def spread_rows(batch: int, fraction: float) -> np.ndarray:
@@ -233,62 +287,86 @@ def shortcut(
     ValueError: the model has no step embedder, guided_levels is unknown, or the batch is too small
     to hold a consistency row.
   """
+  # What can be known before tracing.
   if not model.step_conditioned:
     raise ValueError(
       "shortcut distillation needs a model with a step embedder: set model.flow.shortcut = True"
     )
-  if (
-    guided_levels not in ("flow", "all")
-    or guided_levels == "flow"
-    and guidance
-    and not finest_is_flow
-  ):
+  known = guided_levels in ("flow", "all")
+  nothing_guided = guided_levels == "flow" and guidance and not finest_is_flow
+  if not known or nothing_guided:
     raise ValueError(
       f"guided_levels = {guided_levels!r} is not flow (which needs finest_is_flow) or all"
     )
-  rows = spread_rows(len(batch.key), consistency_fraction)
+  size = len(batch.key)
+  rows = spread_rows(size, consistency_fraction)
   if consistency_fraction > 0 and not len(rows):
     raise ValueError(
-      f"a batch of {len(batch.key)} holds no consistency row at consistency_fraction = "
-      f"{consistency_fraction}"
+      f"a batch of {size} holds no consistency row at consistency_fraction = {consistency_fraction}"
     )
+
+  # Noise and time of each example, and a step size where it learns self-consistency.
   keys_B = draws.example_keys(key, batch.key)
-  noise, t_B = flow_matching.draw(keys_B, batch.latents, time_mean=time_mean, time_std=time_std)
-  consistent_B = np.isin(np.arange(len(batch.key)), rows)
+  noise, t_B = flow_matching.draw(
+    keys_B,
+    batch.latents,
+    time_mean=time_mean,
+    time_std=time_std,
+  )
+  consistent_B = np.isin(np.arange(size), rows)
   sizes = jnp.asarray(step_sizes, jnp.float32)
-  d_B = jnp.where(consistent_B, sizes[draws.choice(keys_B, "step", len(step_sizes))], 0.0)
+  drawn_B = sizes[draws.choice(keys_B, "step", len(step_sizes))]
+  d_B = jnp.where(consistent_B, drawn_B, 0.0)
   if keep_on_path:
-    t_B = jnp.minimum(t_B, paths.latest_start(2.0 * d_B))
+    latest_B = paths.latest_start(2.0 * d_B)
+    t_B = jnp.minimum(t_B, latest_B)
+
+  # How the targets step and where they are guided.
   fed_d_B = take(d_B, rows)
   if finest_is_flow:
-    fed_d_B = jnp.where(fed_d_B == sizes.min(), 0.0, fed_d_B)
+    finest_B = fed_d_B == sizes.min()
+    fed_d_B = jnp.where(finest_B, 0.0, fed_d_B)
   guided_rows = round(guided_fraction * len(rows))
-  strength = (
-    guidance if guided_levels == "all" else jnp.where(fed_d_B[:guided_rows] == 0.0, guidance, 0.0)
-  )
+  strength = guidance
+  if guided_levels == "flow":
+    along_flow = fed_d_B[:guided_rows] == 0.0
+    strength = jnp.where(along_flow, guidance, 0.0)
+  how = ConsistencyTarget(strength, guided_latents, guided_rows)
+
+  # Condition tokens; a draw of 1 is never dropped.
   tokens_BSD = flow_matching.encode(model, batch, keys_B, drop_pointmap=drop_pointmap)
-  drop_B = jnp.where(consistent_B, 1.0, draws.uniform(keys_B, "drop_condition"))
+  uniform_B = draws.uniform(keys_B, "drop_condition")
+  drop_B = jnp.where(consistent_B, 1.0, uniform_B)
+  main_tokens_BSD = flow_matching.drop_tokens(tokens_BSD, drop_B, drop_condition)
+
+  teacher = model if frozen is None else frozen
   terms = shortcut_terms(
     model.velocity,
-    (model if frozen is None else frozen).velocity,
+    teacher.velocity,
     noise,
     batch.latents,
     batch.present,
     t_B,
     d_B,
     tokens_BSD,
-    main_tokens_BSD=flow_matching.drop_tokens(tokens_BSD, drop_B, drop_condition),
+    main_tokens_BSD=main_tokens_BSD,
     consistency_rows=rows,
     weights=weights,
-    how=ConsistencyTarget(strength, guided_latents, guided_rows),
+    how=how,
     fed_d_B=fed_d_B,
     sigma_min=sigma_min,
     whole=whole,
   )
-  metrics = {"shortcut/flow": terms.flow, "shortcut/consistency": terms.consistency}
-  metrics |= {f"flow/{k}": v for k, v in terms.flow_parts.items()}
-  metrics |= {f"consistency/{k}": v for k, v in terms.consistency_parts.items()}
-  return terms.flow + consistency_weight * terms.consistency, metrics
+  metrics = {
+    "shortcut/flow": terms.flow,
+    "shortcut/consistency": terms.consistency,
+  }
+  for name, value in terms.flow_parts.items():
+    metrics[f"flow/{name}"] = value
+  for name, value in terms.consistency_parts.items():
+    metrics[f"consistency/{name}"] = value
+  loss = terms.flow + consistency_weight * terms.consistency
+  return loss, metrics
 
 
 def passes(settings: Mapping[str, Any], cost: Cost, trained: set[str], plain: bool) -> Passes:
@@ -296,9 +374,12 @@ def passes(settings: Mapping[str, Any], cost: Cost, trained: set[str], plain: bo
   guided ones take a second pass.
   """
   del trained, plain
-  share, guided_share = settings["consistency_fraction"], settings.get("guided_fraction", 1.0)
+  share = settings["consistency_fraction"]
+  guided_share = settings.get("guided_fraction", 1.0)
   forward = 0.0
   for name in cost.streams:
-    step = cost.parts[name].forward + guided_share * cost.unconditional[name].forward
+    conditional = cost.parts[name].forward
+    unconditional = cost.unconditional[name].forward
+    step = conditional + guided_share * unconditional
     forward += 2 * share * step
   return Passes(forward=forward)

@@ -14,6 +14,7 @@ import numpy as np
 # odd constants: the golden ratio, and the finaliser of MurmurHash3
 SPREAD, MIX = 0x9E3779B9, 0x85EBCA6B
 CHUNK = 1 << 22  # words that the host handles at a time
+UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}  # by bytes of an element
 
 
 class CorruptCheckpoint(RuntimeError):
@@ -26,8 +27,9 @@ def _words(x) -> jax.Array:
     x = x.astype(jnp.uint8)
   if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
     x = jax.random.key_data(x)
-  width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
-  return jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32)
+  unsigned = UNSIGNED[x.dtype.itemsize]
+  words = jax.lax.bitcast_convert_type(x, unsigned)
+  return words.astype(jnp.uint32)
 
 
 # one small program per shape, shared by all arrays of that shape: a program over all arrays takes
@@ -36,15 +38,25 @@ def _words(x) -> jax.Array:
 def _inspect(x) -> jax.Array:
   """(3,) uint32: the two sums, and whether every value is finite."""
   words = _words(x)
+
+  # The place of every word in the whole array, from its place along each axis: no reshape, which
+  # would gather a sharded array.
   index = jnp.zeros(words.shape, jnp.uint32)
   stride = 1
   for axis in reversed(range(words.ndim)):
-    index += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
+    along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    index += along * jnp.uint32(stride % 2**32)
     stride *= words.shape[axis]
+
+  # Odd weights, so that no bit is lost modulo 2**32; the second sum mixes word and place, so that
+  # changes which cancel in the first do not in both.
   weight = 2 * index + 1
   mixed = (words ^ (index * jnp.uint32(SPREAD))) * jnp.uint32(MIX)
   mixed = (mixed ^ (mixed >> 15)) * weight
-  finite = jnp.isfinite(x).all() if jnp.issubdtype(x.dtype, jnp.inexact) else True
+
+  finite = True
+  if jnp.issubdtype(x.dtype, jnp.inexact):
+    finite = jnp.isfinite(x).all()
   plain_sum = jnp.sum(words * weight, dtype=jnp.uint32)
   mixed_sum = jnp.sum(mixed, dtype=jnp.uint32)
   return jnp.stack([plain_sum, mixed_sum, jnp.uint32(finite)])
@@ -53,14 +65,16 @@ def _inspect(x) -> jax.Array:
 def inspect(flat: Mapping[str, jax.Array]) -> tuple[dict[str, str], list[str]]:
   """(path -> checksum of every array, paths of those that hold a NaN or an infinity)."""
   sums, bad = {}, []
-  for path, x in flat.items():  # one at a time: hundreds of collectives in flight can deadlock
+  # One at a time: hundreds of collectives in flight can deadlock.
+  for path, x in flat.items():
     if in_host_memory(x):
       array = np.asarray(x)
       sums[path] = on_host(array)
-      finite = not jnp.issubdtype(x.dtype, jnp.inexact) or np.isfinite(array).all()
+      has_finite = jnp.issubdtype(x.dtype, jnp.inexact)
+      finite = not has_finite or np.isfinite(array).all()
     else:
-      a, b, finite = np.asarray(_inspect(x))
-      sums[path] = _text(a, b)
+      plain_sum, mixed_sum, finite = np.asarray(_inspect(x))
+      sums[path] = _text(plain_sum, mixed_sum)
     if not finite:
       bad.append(path)
   return sums, bad
@@ -71,32 +85,39 @@ def in_host_memory(x) -> bool:
 
   Then nothing needs to be compiled, which takes a fifth of a second a shape.
   """
-  if not isinstance(x, jax.Array) or jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+  if not isinstance(x, jax.Array):
     return False
-  devices = x.sharding.device_set
-  return len(devices) == 1 and next(iter(devices)).platform == "cpu"
+  if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    return False
+  device, *others = x.sharding.device_set
+  return not others and device.platform == "cpu"
 
 
 def on_device(flat: Mapping[str, jax.Array]) -> dict[str, str]:
   """path -> checksum of every array."""
-  return inspect(flat)[0]
+  sums, _ = inspect(flat)
+  return sums
 
 
 def on_host(array: np.ndarray) -> str:
   """The checksum of an array in host memory."""
   flat = np.ascontiguousarray(array).reshape(-1)
-  flat = flat.view({1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}[flat.dtype.itemsize])
+  flat = flat.view(UNSIGNED[flat.dtype.itemsize])
   plain_sum = mixed_sum = 0
+  # In pieces, since what is computed takes several times the memory of the words.
   for start in range(0, flat.size, CHUNK):
     words = flat[start : start + CHUNK].astype(np.uint32)
-    index = np.arange(start, start + words.size, dtype=np.uint64).astype(np.uint32)
+    index = np.arange(start, start + words.size, dtype=np.uint64)
+    index = index.astype(np.uint32)
     weight = 2 * index + 1
     mixed = (words ^ (index * np.uint32(SPREAD))) * np.uint32(MIX)
     mixed = (mixed ^ (mixed >> np.uint32(15))) * weight
-    plain_sum += int((words * weight).sum(dtype=np.uint32))
-    mixed_sum += int(mixed.sum(dtype=np.uint32))
+    plain_part = (words * weight).sum(dtype=np.uint32)
+    mixed_part = mixed.sum(dtype=np.uint32)
+    plain_sum += int(plain_part)
+    mixed_sum += int(mixed_part)
   return _text(plain_sum % 2**32, mixed_sum % 2**32)
 
 
-def _text(a, b) -> str:
-  return f"{int(a):08x}{int(b):08x}"
+def _text(plain_sum, mixed_sum) -> str:
+  return f"{int(plain_sum):08x}{int(mixed_sum):08x}"

@@ -18,11 +18,16 @@ def per_sample(
   plain: as `cost` was counted: the fixed reference; False is what the configured forms compute.
   """
   trained = cost.trained(trainable)
-  passes = registry.lookup(objective["name"]).passes(objective, cost, trained, plain)
+  kind = registry.lookup(objective["name"])
+  passes = kind.passes(objective, cost, trained, plain)
+
+  # Passes without gradient, then those with.
   total = passes.forward
   for name, part in cost.parts.items():
     once = part.training(
-      trained=name in trained, passes_gradient=cost.passes_gradient(name, trained)
+      trained=name in trained,
+      passes_gradient=cost.passes_gradient(name, trained),
     )
-    total += passes.trained.get(name, 1) * once
+    times = passes.trained.get(name, 1)
+    total += times * once
   return total

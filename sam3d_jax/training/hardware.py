@@ -39,7 +39,9 @@ CHIPS = {
 def full_rate(device_kind: str, flops_per_sample: float) -> float | None:
   """Samples/s of one chip at 100 % MFU; None where its peak is not known."""
   known = chip(device_kind)
-  return None if known is None else known.peak / flops_per_sample
+  if known is None:
+    return None
+  return known.peak / flops_per_sample
 
 
 def chip(device_kind: str) -> Chip | None:

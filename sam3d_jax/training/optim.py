@@ -35,19 +35,28 @@ class OptimConfig:
 def check(cfg: OptimConfig) -> None:
   """Raises ConfigError for values that cannot work."""
   if cfg.schedule not in SCHEDULES:
-    raise ConfigError(f"optim.schedule = {cfg.schedule!r} is not one of {', '.join(SCHEDULES)}")
+    known = ", ".join(SCHEDULES)
+    raise ConfigError(f"optim.schedule = {cfg.schedule!r} is not one of {known}")
   if not cfg.lr > 0 or not math.isfinite(cfg.lr):
     raise ConfigError(f"optim.lr = {cfg.lr} is not a positive number")
   for decay in cfg.ema:
     if not 0 < decay < 1:
       raise ConfigError(f"optim.ema holds {decay}, a decay lies between 0 and 1 (write 0.9999)")
-  for key in ("trainable", "frozen"):
+  for key, pattern in patterns(cfg).items():
     try:
-      re.compile(getattr(cfg, key))
+      re.compile(pattern)
     except re.error as error:
       raise ConfigError(
-        f"optim.{key} = {getattr(cfg, key)!r} is not a regular expression: {error}"
+        f"optim.{key} = {pattern!r} is not a regular expression: {error}"
       ) from error
+
+
+def patterns(cfg: OptimConfig) -> dict[str, str]:
+  """The regular expressions over parameter paths, by key."""
+  return {
+    "trainable": cfg.trainable,
+    "frozen": cfg.frozen,
+  }
 
 
 def learning_rate(cfg: OptimConfig, step: int, total_steps: int) -> float:
@@ -56,22 +65,28 @@ def learning_rate(cfg: OptimConfig, step: int, total_steps: int) -> float:
   Computed on the host and fed to the step as an input, so that runs that differ in it share one
   compiled program.
   """
-  warmup = min(1.0, (step + 1) / cfg.warmup_steps) if cfg.warmup_steps else 1.0
+  warmup = 1.0
+  if cfg.warmup_steps:
+    warmup = min(1.0, (step + 1) / cfg.warmup_steps)
   if cfg.schedule == "constant":
     return cfg.lr * warmup
+
+  # Half a period of the cosine over the steps after the warm-up.
   span = max(1, total_steps - cfg.warmup_steps)
-  progress = min(1.0, max(0.0, (step - cfg.warmup_steps) / span))
-  cosine = cfg.final_lr_fraction + (1 - cfg.final_lr_fraction) * 0.5 * (
-    1 + math.cos(math.pi * progress)
-  )
-  return cfg.lr * warmup * cosine
+  progress = (step - cfg.warmup_steps) / span
+  progress = min(1.0, max(0.0, progress))
+  wave = 1 + math.cos(math.pi * progress)
+  fraction = cfg.final_lr_fraction + (1 - cfg.final_lr_fraction) * 0.5 * wave
+  return cfg.lr * warmup * fraction
 
 
 def make_optimizer(cfg: OptimConfig) -> optax.GradientTransformation:
   """Clipping, Adam moments and decoupled weight decay; the caller scales the result by minus the
   learning rate.
   """
-  parts = [optax.clip_by_global_norm(cfg.clip_norm)] if cfg.clip_norm else []
+  parts = []
+  if cfg.clip_norm:
+    parts.append(optax.clip_by_global_norm(cfg.clip_norm))
   parts.append(optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps))
   if cfg.weight_decay:
     parts.append(optax.add_decayed_weights(cfg.weight_decay))
@@ -82,21 +97,24 @@ def split_trainable(cfg: OptimConfig, params: Mapping[str, jax.Array]) -> tuple[
   """(trainable, frozen) by the two regular expressions. Raises ConfigError if nothing is left to
   train or a pattern hits nothing.
   """
-  trainable = {
-    p for p in params if re.fullmatch(cfg.trainable, p) and not re.fullmatch(cfg.frozen, p)
-  }
-  for key in ("trainable", "frozen"):
-    pattern = getattr(cfg, key)
-    if pattern and not any(re.fullmatch(pattern, p) for p in params):
+  # A pattern that matches nothing is misspelt.
+  for key, pattern in patterns(cfg).items():
+    matched = any(re.fullmatch(pattern, path) for path in params)
+    if pattern and not matched:
+      starts = ", ".join(sorted({path.split("/")[0] for path in params}))
       raise ConfigError(
-        f"optim.{key} = {pattern!r} matches no parameter; the paths start with "
-        f"{', '.join(sorted({p.split('/')[0] for p in params}))}"
+        f"optim.{key} = {pattern!r} matches no parameter; the paths start with {starts}"
       )
+
+  trainable, frozen = {}, {}
+  for path, value in params.items():
+    named = re.fullmatch(cfg.trainable, path)
+    excepted = re.fullmatch(cfg.frozen, path)
+    side = trainable if named and not excepted else frozen
+    side[path] = value
   if not trainable:
     raise ConfigError(
       f"optim.trainable = {cfg.trainable!r} and optim.frozen = {cfg.frozen!r} leave nothing to "
       "train"
     )
-  return {p: x for p, x in params.items() if p in trainable}, {
-    p: x for p, x in params.items() if p not in trainable
-  }
+  return trainable, frozen

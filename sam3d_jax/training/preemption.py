@@ -19,7 +19,8 @@ class StopFlag:
     self._previous: dict[int, object] = {}
 
   def __enter__(self):
-    self._previous = {s: signal.signal(s, self._handle) for s in self.SIGNALS}
+    for number in self.SIGNALS:
+      self._previous[number] = signal.signal(number, self._handle)
     return self
 
   def __exit__(self, *unused):
@@ -31,8 +32,8 @@ class StopFlag:
       raise KeyboardInterrupt
     self.reason = signal.Signals(number).name
     # Written past Python's buffers: the signal may have come in the middle of a print.
-    os.write(
-      2,
+    told = (
       f"\n{self.reason}: saving at the next step (Ctrl-C again stops at once and loses the steps "
-      "since the last save)\n".encode(),
+      "since the last save)\n"
     )
+    os.write(2, told.encode())

@@ -19,28 +19,34 @@ class Pulse:
   def __init__(self, mesh: Mesh):
     self.hosts = jax.process_count()
     self._pending: jax.Array | None = None
-    devices = list(mesh.devices.flat)
-    self._first = [
-      next(i for i, d in enumerate(devices) if d.process_index == host)
-      for host in range(self.hosts)
-    ]
+
+    # Each device carries the row of its host; of each host one is read.
+    host_of_device = [device.process_index for device in mesh.devices.flat]
+    self._devices = len(host_of_device)
+    self._first = [host_of_device.index(host) for host in range(self.hosts)]
+
     self._split = NamedSharding(mesh, P(mesh.axis_names))
-    self._gather = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))
-    self._devices = len(devices)
+    replicated = NamedSharding(mesh, P())
+    self._gather = jax.jit(lambda x: x, out_shardings=replicated)
 
   def exchange(self, row: tuple[float, ...]) -> np.ndarray:
     """(hosts, numbers): every host's row of the call before; of this call at the first. Every host
     must call it at every step.
     """
-    if self.hosts == 1:
-      return np.array([row], np.float32)
     mine = np.array([row], np.float32)
+    if self.hosts == 1:
+      return mine
+
     shape = (self._devices, len(row))
-    answer = self._gather(
-      jax.make_array_from_callback(shape, self._split, functools.partial(_of_each_device, mine))
-    )
+    of_device = functools.partial(_of_each_device, mine)
+    spread = jax.make_array_from_callback(shape, self._split, of_device)
+    answer = self._gather(spread)
+
+    # The answer to the call before has arrived long ago; only the first call waits for its own.
     late, self._pending = self._pending, answer
-    return np.asarray(answer if late is None else late)[self._first]
+    if late is None:
+      late = answer
+    return np.asarray(late)[self._first]
 
 
 def _of_each_device(row: np.ndarray, index) -> np.ndarray:

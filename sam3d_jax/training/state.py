@@ -45,19 +45,23 @@ class ModelGraph:
   def of(cls, module: nnx.Module, *, lora_scale: float = 0.0) -> "ModelGraph":
     """Raises ValueError if the module holds state other than parameters."""
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
-    if nnx.to_flat_state(rest):
-      raise ValueError(
-        f"the module holds state that is not a parameter: {[p for p, _ in nnx.to_flat_state(rest)]}"
-      )
-    return cls(graphdef, tuple(path for path, _ in nnx.to_flat_state(params)), lora_scale)
+    others = [path for path, _ in nnx.to_flat_state(rest)]
+    if others:
+      raise ValueError(f"the module holds state that is not a parameter: {others}")
+    paths = tuple(path for path, _ in nnx.to_flat_state(params))
+    return cls(graphdef, paths, lora_scale)
 
   def merge(self, params: Mapping[str, jax.Array]) -> nnx.Module:
     """The module with these parameters (path -> array); low-rank factors among them are folded into
     their kernels.
     """
     params = lora.folded(params, self.lora_scale)
-    flat = [(path, nnx.Param(params["/".join(map(str, path))])) for path in self.paths]
-    return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
+    flat = []
+    for path in self.paths:
+      name = "/".join(map(str, path))
+      flat.append((path, nnx.Param(params[name])))
+    state = nnx.from_flat_state(flat)
+    return nnx.merge(self.graphdef, state)
 
 
 def init_state(
@@ -67,14 +71,24 @@ def init_state(
   ones as they are now.
   """
   trainable, frozen = optim.split_trainable(cfg, params)
-  copy = lambda tree: jax.tree.map(jnp.copy, tree)  # donated buffers must not be shared
+
+  # Copies: donated buffers must not be shared.
+  def copy(tree):
+    return jax.tree.map(jnp.copy, tree)
+
+  step = jnp.zeros((), jnp.int32)
+  reference = {}
+  if keep_reference:
+    reference = copy(trainable)
+  ema = {f"{decay:g}": copy(trainable) for decay in cfg.ema}
+  opt = optim.make_optimizer(cfg).init(trainable)
   return TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params=dict(trainable),
-    frozen=dict(frozen),
-    reference=copy(dict(trainable)) if keep_reference else {},
-    ema={f"{d:g}": copy(dict(trainable)) for d in cfg.ema},
-    opt=optim.make_optimizer(cfg).init(dict(trainable)),
+    step=step,
+    params=trainable,
+    frozen=frozen,
+    reference=reference,
+    ema=ema,
+    opt=opt,
     skipped=jnp.zeros((), jnp.int32),
     skipped_in_a_row=jnp.zeros((), jnp.int32),
     grad_norm_mean=jnp.zeros((), jnp.float32),

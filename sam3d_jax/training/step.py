@@ -48,26 +48,37 @@ def make_train_step(
   def loss_and_grad(state: TrainState, batch, key, **whole):
     def loss_fn(params):
       model = graph.merge({**params, **state.frozen})
-      reference = graph.merge({**state.reference, **state.frozen}) if state.reference else None
+      reference = None
+      if state.reference:
+        reference = graph.merge({**state.reference, **state.frozen})
       return objective(model, reference, batch, key, **whole)
 
-    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    # In the trainable parameters alone: what is frozen costs no gradient.
+    differentiated = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, metrics), grads = differentiated(state.params)
     return {**metrics, "loss": loss}, grads
 
   def train_step(state: TrainState, batch, lr, seed):
+    # The gradient, and whether it is to be trusted.
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     metrics, grads = accumulated(loss_and_grad, state, batch, key, accumulate)
     norm = optax.global_norm(grads)
     ok = accept(norm, metrics["loss"], state, guard)
+
+    # The update, accepted or not: one program serves both.
     updates, opt = tx.update(grads, state.opt, state.params)
     params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
-    ema = {
-      d: optax.incremental_update(params, average, 1 - float(d)) for d, average in state.ema.items()
-    }
-    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
-    mean = jnp.where(
-      state.step == 0, norm, NORM_MEMORY * state.grad_norm_mean + (1 - NORM_MEMORY) * norm
-    )
+    ema = {}
+    for decay, average in state.ema.items():
+      ema[decay] = optax.incremental_update(params, average, 1 - float(decay))
+
+    # A refused update leaves everything but the counters as it was.
+    def keep(new, old):
+      return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
+
+    at_start = state.step == 0
+    running = NORM_MEMORY * state.grad_norm_mean + (1 - NORM_MEMORY) * norm
+    mean = jnp.where(at_start, norm, running)
     new = state._replace(
       step=state.step + 1,
       params=keep(params, state.params),
@@ -94,15 +105,21 @@ def fingerprint(key_B2):
   """() float32 below 2**24: which examples a batch holds and in which order, the same on any number
   of devices and hosts.
   """
-  place = 2 * jnp.arange(key_B2.size, dtype=jnp.uint32).reshape(key_B2.shape) + 1
-  return (jnp.sum(key_B2 * place, dtype=jnp.uint32) >> 8).astype(jnp.float32)
+  # Odd weights, so that no bit of a key is lost modulo 2**32.
+  index = jnp.arange(key_B2.size, dtype=jnp.uint32)
+  weight = 2 * index.reshape(key_B2.shape) + 1
+  total = jnp.sum(key_B2 * weight, dtype=jnp.uint32)
+  # float32 holds 24 bits exactly.
+  return (total >> 8).astype(jnp.float32)
 
 
 def accept(norm, loss, state: TrainState, guard: GuardConfig):
   """() bool: the gradient is finite and no spike."""
   ok = jnp.isfinite(norm) & jnp.isfinite(loss)
   if guard.spike_factor:
-    ok &= (state.step < guard.spike_warmup) | (norm <= guard.spike_factor * state.grad_norm_mean)
+    warming_up = state.step < guard.spike_warmup
+    no_spike = norm <= guard.spike_factor * state.grad_norm_mean
+    ok &= warming_up | no_spike
   return ok
 
 
@@ -110,19 +127,31 @@ def accumulated(loss_and_grad: Callable, state: TrainState, batch, key, parts: i
   """Metrics and gradients of a batch taken in `parts` equal parts, averaged."""
   if parts == 1:
     return loss_and_grad(state, batch, key)
+
   # Part i takes rows i, i + parts, ...: with the batch dimension sharded, every device then works
   # on every part.
-  batch = jax.tree.map(
-    lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0), batch
-  )
-  whole = {"whole": batch.present} if type(batch) in MAY_LACK_LATENTS else {}
-  of_part = lambda part: loss_and_grad(state, part, key, **whole)
-  zero = jax.tree.map(
-    lambda s: jnp.zeros(s.shape, jnp.float32),
-    jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], batch)),
-  )
+  def split(x):
+    count = x.shape[0] // parts
+    return jnp.moveaxis(x.reshape(count, parts, *x.shape[1:]), 1, 0)
 
-  def body(total, part):
-    return jax.tree.map(lambda t, x: t + x.astype(jnp.float32) / parts, total, of_part(part)), None
+  batch = jax.tree.map(split, batch)
 
-  return jax.lax.scan(body, zero, batch)[0]
+  # Who has a latent in all parts, where a sample may lack one.
+  whole = {}
+  if type(batch) in MAY_LACK_LATENTS:
+    whole = {"whole": batch.present}
+
+  def of_part(part):
+    return loss_and_grad(state, part, key, **whole)
+
+  # One part after the other, summed in fp32.
+  first = jax.tree.map(lambda x: x[0], batch)
+  shapes = jax.eval_shape(of_part, first)
+  zero = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
+
+  def add(total, part):
+    share = lambda t, x: t + x.astype(jnp.float32) / parts
+    return jax.tree.map(share, total, of_part(part)), None
+
+  mean, _ = jax.lax.scan(add, zero, batch)
+  return mean

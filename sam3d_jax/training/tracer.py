@@ -19,10 +19,14 @@ class Tracer:
   """Entered for the time of training; told of every step."""
 
   def __init__(self, workdir: pathlib.Path):
-    self.request, self.folder = workdir / "profile", workdir / "traces"
-    self.asked, self.until, self._previous = False, None, None
+    self.request = workdir / "profile"
+    self.folder = workdir / "traces"
+    self.asked = False  # by a signal
+    self.until: int | None = None  # first step that the trace under way does not cover
+    self._previous = None
 
   def __enter__(self):
+    # Python lets no other thread handle signals.
     if threading.current_thread() is threading.main_thread():
       self._previous = signal.signal(signal.SIGUSR1, self._handle)
     return self
@@ -41,17 +45,21 @@ class Tracer:
       if step >= self.until:
         self._stop()
     elif self.asked or self.request.exists():
-      self.asked, self.until = False, step + STEPS
+      self.asked = False
+      self.until = step + STEPS
       jax.profiler.start_trace(self.folder / f"step_{step}")
 
   def _stop(self) -> None:
-    if self.until is not None:
-      jax.profiler.stop_trace()
-      if jax.process_index() == 0:
-        self.request.unlink(missing_ok=True)  # only now, so that every host has seen it
-      print(
-        f"profile: steps {self.until - STEPS} to {self.until - 1} are traced in {self.folder}",
-        file=sys.stderr,
-        flush=True,
-      )
-      self.until = None
+    if self.until is None:
+      return
+    jax.profiler.stop_trace()
+    # Only now, so that every host has seen it.
+    if jax.process_index() == 0:
+      self.request.unlink(missing_ok=True)
+    first, last = self.until - STEPS, self.until - 1
+    print(
+      f"profile: steps {first} to {last} are traced in {self.folder}",
+      file=sys.stderr,
+      flush=True,
+    )
+    self.until = None
