@@ -18,23 +18,33 @@ def check(config: ConfigDict, stages: tuple[str, ...]) -> None:
   What only the typed parts of a run can tell is found by `launch.trainer.setup.read`.
   """
   if config.stage not in stages:
-    raise ConfigError(f"stage = {config.stage!r}: this command runs {', '.join(stages)}")
+    accepted = ", ".join(stages)
+    raise ConfigError(f"stage = {config.stage!r}: this command runs {accepted}")
+
+  # Counts.
   for key in ("steps", "batch_size", "accumulate"):
-    if config[key] < 1:
-      raise ConfigError(f"{key} = {config[key]} is not a positive number")
+    value = config[key]
+    if value < 1:
+      raise ConfigError(f"{key} = {value} is not a positive number")
   if not 0 <= config.seed < 2**32:
     raise ConfigError(f"seed = {config.seed} is not a whole number from 0 to 4294967295")
   for section, key in (("log", "every"), ("checkpoint", "every"), ("checkpoint", "keep")):
-    if config[section][key] < 1:
-      raise ConfigError(f"{section}.{key} = {config[section][key]} is not a positive number")
+    value = config[section][key]
+    if value < 1:
+      raise ConfigError(f"{section}.{key} = {value} is not a positive number")
   if config.batch_size % config.accumulate:
     raise ConfigError(
       f"batch_size = {config.batch_size} does not divide into accumulate = {config.accumulate} "
       "parts"
     )
+
+  # Durations.
   for key in ("factor", "seconds", "other_seconds"):
-    if not config.watchdog[key] > 0:
-      raise ConfigError(f"watchdog.{key} = {config.watchdog[key]} is not a positive number")
+    value = config.watchdog[key]
+    if not value > 0:
+      raise ConfigError(f"watchdog.{key} = {value} is not a positive number")
+
+  # What lies outside the configuration.
   if config.log.wandb and importlib.util.find_spec("wandb") is None:
     raise ConfigError(
       f"log.wandb = {config.log.wandb!r}: the package wandb is not installed (pip install wandb); "
@@ -45,13 +55,16 @@ def check(config: ConfigDict, stages: tuple[str, ...]) -> None:
 
 def check_data(config: ConfigDict) -> None:
   """Raises ConfigError unless the mixture names datasets that exist."""
-  if config.data.kind not in ("shards", "fake"):
-    raise ConfigError(f"data.kind = {config.data.kind!r} is not one of shards, fake")
-  if config.data.kind == "fake":
+  kind, mixture = config.data.kind, config.data.mixture
+  if kind not in ("shards", "fake"):
+    raise ConfigError(f"data.kind = {kind!r} is not one of shards, fake")
+  if kind == "fake":
     return
-  if not config.data.mixture:
+  if not mixture:
     raise ConfigError("data.mixture names no dataset")
-  entries = {name: entry for name, entry in config.data.mixture.items() if entry.weight}
+
+  # A source of weight 0 is not read and need not be there.
+  entries = {name: entry for name, entry in mixture.items() if entry.weight}
   if not entries:
     raise ConfigError("data.mixture: every source has weight 0")
   for name, entry in entries.items():

@@ -9,6 +9,7 @@ what is ready. Noise and objects are the same every time.
 from collections import deque
 import concurrent.futures
 import dataclasses
+import math
 import pathlib
 import shutil
 from typing import Any
@@ -50,8 +51,10 @@ class Evaluation:
 
   def __init__(self, setup, preview=None):
     """preview: `launch.trainer.previews.Preview` of the run, None for losses alone."""
-    self.config, self.workdir, self.mesh = setup.config, setup.workdir, setup.mesh
-    self.decay = f"{max(setup.optim.ema):g}" if setup.optim.ema else None
+    # The slowest average is evaluated, if there is one.
+    self.decay = None
+    if setup.optim.ema:
+      self.decay = f"{max(setup.optim.ema):g}"
     self.losses = Losses(setup)
     self.samples = preview
     self.worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="evaluation")
@@ -59,23 +62,32 @@ class Evaluation:
 
   def compile(self, abstract_state) -> None:
     """Compiles everything that runs during training, so that nothing is compiled in the middle."""
-    state = abstract_state
-    self.losses.compile(state)
+    self.losses.compile(abstract_state)
     if self.samples is not None:
-      self.samples.compile(self._params(state), state.frozen)
+      params = self._params(abstract_state)
+      self.samples.compile(params, abstract_state.frozen)
 
   def start(self, step: int, state, last: bool) -> list[Result]:
     """Dispatches the evaluation of a state; returns what finished meanwhile. `last`: the run ends
     here.
     """
+    # Every evaluation under way holds buffers on the devices.
     done = []
     while len(self.pending) >= AHEAD:
       done.append(self.pending.popleft().result())
+
+    # The devices' part is queued before the next step, which overwrites the state.
     params = self._params(state)
     losses = self.losses.dispatch(params, state)
-    sampled = None if self.samples is None else self.samples.dispatch(params, state.frozen)
-    curve = self.samples.curve(params, state.frozen) if last and self.samples is not None else None
-    self.pending.append(self.worker.submit(self._read, step, losses, sampled, curve))
+    sampled = curve = None
+    if self.samples is not None:
+      sampled = self.samples.dispatch(params, state.frozen)
+      if last:
+        curve = self.samples.curve(params, state.frozen)
+
+    # The rest is the thread's.
+    reading = self.worker.submit(self._read, step, losses, sampled, curve)
+    self.pending.append(reading)
     return done
 
   def poll(self) -> list[Result]:
@@ -104,7 +116,10 @@ class Evaluation:
     self.worker.shutdown(wait=False, cancel_futures=True)
 
   def _params(self, state):
-    return state.ema[self.decay] if self.decay else state.params
+    """The parameters that are evaluated."""
+    if self.decay:
+      return state.ema[self.decay]
+    return state.params
 
   def _read(self, step: int, losses, sampled, curve) -> Result:
     """The thread's part: everything that waits for a device or works on the host."""
@@ -121,55 +136,96 @@ class Losses:
   """The objective on `eval.batches` held-out batches that are read once and kept on the host."""
 
   def __init__(self, setup):
-    self.setup, self.config = setup, setup.config
+    self.setup = setup
+    self.config = setup.config
     self.batches: list[Any] = []
     self.seed = np.uint32(self.config.seed)
 
     def loss(params, frozen, reference, batch, seed):
       model = setup.graph.merge({**params, **frozen})
-      teacher = setup.graph.merge({**reference, **frozen}) if reference else None
+      teacher = None
+      if reference:
+        teacher = setup.graph.merge({**reference, **frozen})
       value, metrics = setup.objective(model, teacher, batch, jax.random.key(seed))
       return {**metrics, "loss": value}
 
     self.loss = jax.jit(loss)
 
   def compile(self, state) -> None:
-    self.batches = [self.setup.eval_loader.batch(i) for i in range(self.config.eval.batches)]
+    """Reads the batches and compiles the loss for an abstract state."""
+    loader = self.setup.eval_loader
+    self.batches = [loader.batch(index) for index in range(self.config.eval.batches)]
     batch = mesh_lib.place_batch(self.setup.mesh, self.batches[0])
-    params = state.ema[max(state.ema, key=float)] if state.ema else state.params
+    # Any average will do: only shapes and shardings count.
+    params = state.params
+    if state.ema:
+      params = state.ema[max(state.ema, key=float)]
     with jax.set_mesh(self.setup.mesh):
-      self.loss = self.loss.lower(params, state.frozen, state.reference, batch, self.seed).compile()
+      lowered = self.loss.lower(
+        params,
+        state.frozen,
+        state.reference,
+        batch,
+        self.seed,
+      )
+      self.loss = lowered.compile()
 
   def dispatch(self, params, state) -> list:
-    place = lambda batch: mesh_lib.place_batch(self.setup.mesh, batch)
-    return [
-      self.loss(params, state.frozen, state.reference, place(b), self.seed) for b in self.batches
-    ]
+    """Starts the losses of all batches; what it returns goes to `read`."""
+    rows = []
+    for held_out_batch in self.batches:
+      batch = mesh_lib.place_batch(self.setup.mesh, held_out_batch)
+      row = self.loss(
+        params,
+        state.frozen,
+        state.reference,
+        batch,
+        self.seed,
+      )
+      rows.append(row)
+    return rows
 
   def read(self, rows: list) -> dict[str, float]:
     """Means over the batches; the loss of each bucket of time where the objective has them."""
     rows = jax.device_get(rows)
-    mean = {k: float(np.nanmean([r[k] for r in rows])) for k in rows[0]}
-    shown = {
-      k: v for k, v in mean.items() if not k.startswith(("flow_time_sum/", "flow_time_share/"))
-    }
-    return {f"eval/{k}": v for k, v in (shown | paths.bucket_means(mean, "flow_time")).items()}
+    mean = {}
+    for name in rows[0]:
+      values = [row[name] for row in rows]
+      mean[name] = float(np.nanmean(values))
+
+    # Sums and shares of buckets become the buckets' means, now that they are averaged.
+    shown = {}
+    for name, value in mean.items():
+      if not name.startswith(("flow_time_sum/", "flow_time_share/")):
+        shown[name] = value
+    shown |= paths.bucket_means(mean, "flow_time")
+    return {f"eval/{name}": value for name, value in shown.items()}
 
 
 class Samples:
   """Shapes and poses sampled for held-out objects, with their scores, picture and meshes."""
 
   def __init__(self, setup):
-    config = self.config = setup.config
-    self.setup, self.workdir, self.mesh = setup, setup.workdir, setup.mesh
+    config = setup.config
+    self.config = config
+    self.setup = setup
+    self.workdir = setup.workdir
+    self.mesh = setup.mesh
+
+    # The decoder, which has to be that of the latents.
     vae, vae_config = checkpoint.restore_model(config.eval.decoder)
     weights.check_latent_shape(
-      config.model, vae_config.model, f"eval.decoder {config.eval.decoder}"
+      config.model,
+      vae_config.model,
+      f"eval.decoder {config.eval.decoder}",
     )
-    check_autoencoder(setup, parameters.params_digest(parameters.flat_params(vae)))
+    digest = parameters.params_digest(parameters.flat_params(vae))
+    check_autoencoder(setup, digest)
     self.decoder_graph, decoder = nnx.split(vae.decoder)
     self.replicated = NamedSharding(self.mesh, P())
     self.decoder = jax.device_put(decoder, self.replicated)
+
+    # The objects, the same at every evaluation.
     self.latent_shapes = weights.latent_shapes(config.model)
     self.learned = objectives.learned_latents(config.objective, config.model.name)
     folders = [entry.path for entry in config.data.mixture.values() if entry.weight]
@@ -181,18 +237,23 @@ class Samples:
       config.eval.objects,
     )
     self.inputs = self._place_inputs()
+
     self.sampler = generate.SamplerConfig(**config.sampler.to_dict())
     self.compiled = None
 
   def _place_inputs(self):
     """Condition and noise keys of the objects, on the mesh; every host gives its rows."""
+    # As many rows as the mesh can split, at least the objects.
     ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-    rows = -(-len(self.objects) // ways) * ways
-    cond, keys_B2 = predictor.batch(held_out.requests(self.objects), rows, self.config.seed)
-    noise = np.asarray(keys_B2)
+    rows = math.ceil(len(self.objects) / ways) * ways
+    requests = held_out.requests(self.objects)
+    cond, keys_B2 = predictor.batch(requests, rows, self.config.seed)
+    whole = cond, np.asarray(keys_B2)
+
     share = rows // jax.process_count()
-    mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
-    return mesh_lib.place_batch(self.mesh, jax.tree.map(lambda x: x[mine], (cond, noise)))
+    first = jax.process_index() * share
+    mine = jax.tree.map(lambda x: x[first : first + share], whole)
+    return mesh_lib.place_batch(self.mesh, mine)
 
   def program(self, sampler: generate.SamplerConfig):
     """(params, frozen, decoder, cond, noise keys) -> latents, occupancy; whole on every device."""
@@ -200,32 +261,41 @@ class Samples:
     def sample(params, frozen, decoder, cond, key_B2):
       model = self.setup.graph.merge({**params, **frozen})
       decode = nnx.merge(self.decoder_graph, decoder)
-      return predictor.sample_objects(model, decode, cond, key_B2, sampler, self.latent_shapes)
+      return predictor.sample_objects(
+        model,
+        decode,
+        cond,
+        key_B2,
+        sampler,
+        self.latent_shapes,
+      )
 
     return jax.jit(sample, out_shardings=self.replicated)
 
   def compile(self, params, frozen) -> None:
+    """Compiles what `dispatch` runs."""
+    program = self.program(self.sampler)
     with jax.set_mesh(self.mesh):
-      self.compiled = (
-        self.program(self.sampler).lower(params, frozen, self.decoder, *self.inputs).compile()
-      )
+      lowered = program.lower(params, frozen, self.decoder, *self.inputs)
+      self.compiled = lowered.compile()
 
   def dispatch(self, params, frozen):
+    """Starts sampling; (latents, occupancy), still on the devices."""
     return self.compiled(params, frozen, self.decoder, *self.inputs)
 
   def scores(self, sampled) -> tuple[dict[str, float], np.ndarray]:
     """Mean scores of the objects, and their occupancy (objects, X, Y, Z)."""
     latents, occupancy = jax.device_get(sampled)
-    rows = [
-      held_out.score(
-        o,
-        occupancy[i],
-        {k: v[i] for k, v in latents.items()},
+    rows = []
+    for index, one in enumerate(self.objects):
+      row = held_out.score(
+        one,
+        occupancy[index],
+        {name: value[index] for name, value in latents.items()},
         self.learned,
         f1_threshold=self.config.eval.f1_threshold,
       )
-      for i, o in enumerate(self.objects)
-    ]
+      rows.append(row)
     return held_out.mean_scores(rows), occupancy
 
   def read(self, step: int, sampled) -> tuple[dict[str, float], np.ndarray | None]:
@@ -254,24 +324,28 @@ class Samples:
     """
     if not self.config.eval.steps_curve:
       return None
+    forms = {
+      "shortcut": {"shortcut": True, "pointmap_guidance": None},
+      "plain": {"shortcut": False},
+    }
     rows = []
     for steps in self.config.eval.steps_curve:
-      for name, change in (
-        ("shortcut", {"shortcut": True, "pointmap_guidance": None}),
-        ("plain", {"shortcut": False}),
-      ):
-        program = self.program(dataclasses.replace(self.sampler, steps=steps, **change))
+      for name, change in forms.items():
+        sampler = dataclasses.replace(self.sampler, steps=steps, **change)
+        program = self.program(sampler)
         with jax.set_mesh(self.mesh):
-          rows.append((name, steps, program(params, frozen, self.decoder, *self.inputs)))
+          sampled = program(params, frozen, self.decoder, *self.inputs)
+        rows.append((name, steps, sampled))
     return rows
 
   def write_curve(self, curve) -> None:
     """<workdir>/steps_quality.csv and .png."""
     from launch.scoring import steps_curve
 
-    rows = [
-      {"sampler": name, "steps": steps} | self.scores(sampled)[0] for name, steps, sampled in curve
-    ]
+    rows = []
+    for name, steps, sampled in curve:
+      scores, _ = self.scores(sampled)
+      rows.append({"sampler": name, "steps": steps, **scores})
     if jax.process_index() == 0:
       steps_curve.write(self.workdir, rows)
 
@@ -280,31 +354,30 @@ def check_autoencoder(setup, digest: str) -> None:
   """Raises ConfigError if the decoder belongs to other latents than those trained on."""
   trained = setup.train_loader.config.autoencoder
   if trained != digest:
+    given, wanted = digest[:12], trained[:12]
     raise ConfigError(
-      f"eval.decoder = {setup.config.eval.decoder!r} is autoencoder {digest[:12]}, the latents of "
-      "the data were made by "
-      f"{trained[:12]}; give the work folder of the structure VAE that encoded them"
+      f"eval.decoder = {setup.config.eval.decoder!r} is autoencoder {given}, the latents of the "
+      f"data were made by {wanted}; give the work folder of the structure VAE that encoded them"
     )
 
 
 def draw(objects, occupancy: np.ndarray, title: str):
   """The picture of some objects: input, truth and sample from two views each."""
   rows, captions = [], []
-  for i, o in enumerate(objects):
-    view = preview.orbit(30, 25) if o.rotation is None else o.rotation
-    shapes = [meshes.from_occupancy(grid) for grid in (o.occupancy, occupancy[i])]
-    rows.append(
-      [
-        o.photo,
-        o.mask,
-        *(
-          preview.render(s, v, size=128)
-          for s in shapes
-          for v in (view, preview.turned(view, 120.0))
-        ),
-      ]
-    )
-    captions.append(o.key[:12])
+  for index, one in enumerate(objects):
+    # As in the photo, where the object's rotation is known.
+    view = one.rotation
+    if view is None:
+      view = preview.orbit(30, 25)
+    turned = preview.turned(view, 120.0)
+
+    row = [one.photo, one.mask]
+    for grid in (one.occupancy, occupancy[index]):
+      shape = meshes.from_occupancy(grid)
+      row.append(preview.render(shape, view, size=128))
+      row.append(preview.render(shape, turned, size=128))
+    rows.append(row)
+    captions.append(one.key[:12])
   return preview.grid(rows, COLUMNS, captions, title=title, size=128)
 
 
@@ -312,12 +385,14 @@ def write_previews(folder: pathlib.Path, step: int, picture, shapes: dict[str, n
   """previews/<step>.png and previews/<step>/<object>.glb; the meshes of the newest KEPT evaluations
   stay.
   """
-  glbs = folder / f"{step:08d}"
+  name = f"{step:08d}"
+  glbs = folder / name
   glbs.mkdir(parents=True, exist_ok=True)
-  picture.save(folder / f"{step:08d}.png")
+  picture.save(folder / f"{name}.png")
   for key, grid in shapes.items():
     shape = meshes.from_occupancy(grid)
     if shape is not None:
       meshes.write_glb(glbs / f"{key}.glb", {"object": shape})
-  for old in sorted(p for p in folder.iterdir() if p.is_dir())[:-KEPT]:
+  evaluations = sorted(path for path in folder.iterdir() if path.is_dir())
+  for old in evaluations[:-KEPT]:
     shutil.rmtree(old)

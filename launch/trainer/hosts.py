@@ -28,35 +28,43 @@ def explicit(spec: HostsSpec, env) -> tuple[str, int, int] | None:
   """(coordinator, processes, this one) if they were given, by flag before environment. Raises
   ConfigError if only some were.
   """
-  values = {name: getattr(spec, name) or env.get(variable) for name, variable in EXPLICIT.items()}
-  missing = [f"--{name} (or {EXPLICIT[name]})" for name, value in values.items() if not value]
+  values, missing = {}, []
+  for name, variable in EXPLICIT.items():
+    values[name] = getattr(spec, name) or env.get(variable)
+    if not values[name]:
+      missing.append(f"--{name} (or {variable})")
   if len(missing) == len(values):
     return None
   if missing:
+    listed = " and ".join(missing)
     raise ConfigError(
-      f"{' and '.join(missing)} missing: --coordinator, --num_processes and --process_id go "
-      "together"
+      f"{listed} missing: --coordinator, --num_processes and --process_id go together"
     )
-  address, port = values["coordinator"].rpartition(":")[::2]
+
+  # All are there: what they say.
+  coordinator = values["coordinator"]
+  address, _, port = coordinator.rpartition(":")
   if not address or not port.isdigit():
-    raise ConfigError(f"coordinator = {values['coordinator']!r} is not of the form HOST:PORT")
+    raise ConfigError(f"coordinator = {coordinator!r} is not of the form HOST:PORT")
   for name in ("num_processes", "process_id"):
     if not values[name].isdigit():
       raise ConfigError(f"{name} = {values[name]!r} is not a number")
-  count, index = int(values["num_processes"]), int(values["process_id"])
+  count = int(values["num_processes"])
+  index = int(values["process_id"])
   if index >= count:
     raise ConfigError(
       f"process_id = {index} is not one of the {count} processes (they count from 0)"
     )
-  return values["coordinator"], count, index
+  return coordinator, count, index
 
 
 def found_by_jax(spec: HostsSpec, env) -> bool:
   """Whether this process is one of several that JAX can find on its own."""
-  tpu_hosts = env.get("TPU_WORKER_HOSTNAMES", "").count(",") + int(
-    env.get("MEGASCALE_NUM_SLICES", "1")
-  )
-  return spec.multihost or int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1 or tpu_hosts > 1
+  tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
+  slices = int(env.get("MEGASCALE_NUM_SLICES", "1"))
+  further_hosts = env.get("TPU_WORKER_HOSTNAMES", "").count(",")  # of this slice
+  tpu_hosts = further_hosts + slices
+  return spec.multihost or tasks > 1 or tpu_hosts > 1
 
 
 def connect(spec: HostsSpec, env=os.environ) -> None:
@@ -66,17 +74,21 @@ def connect(spec: HostsSpec, env=os.environ) -> None:
     return
   if place is not None and place[1] == 1:
     return
-  # it would take SIGTERM from training.preemption
+
+  # It would take SIGTERM from training.preemption.
   jax.config.update("jax_enable_preemption_service", False)
-  coordinator, count, index = place or (None, None, None)
+
+  # JAX finds what is not given.
+  coordinator = count = index = None
+  where = ""
+  if place is not None:
+    coordinator, count, index = place
+    where = f" at {coordinator} (this is {index} of {count})"
   try:
     jax.distributed.initialize(coordinator, count, index)
   except (RuntimeError, ValueError) as error:
-    raise JobFailed(
-      f"the processes of this job did not find each other"
-      f"{f' at {coordinator} (this is {index} of {count})' if place else ''}: "
-      f"{str(error).splitlines()[0]}"
-    ) from error
+    said = str(error).splitlines()[0]
+    raise JobFailed(f"the processes of this job did not find each other{where}: {said}") from error
 
 
 def exchange(text: str) -> list[str]:
@@ -84,9 +96,17 @@ def exchange(text: str) -> list[str]:
   if jax.process_count() == 1:
     return [text]
   data = np.frombuffer(text.encode(), np.uint8)
+
+  # Arrays of one length travel: the lengths first, then the texts, padded to the longest.
   sizes = multihost_utils.process_allgather(np.array(data.size)).reshape(-1)
-  padded = multihost_utils.process_allgather(np.pad(data, (0, int(sizes.max()) - data.size)))
-  return [bytes(row[:size]).decode() for row, size in zip(padded, sizes, strict=True)]
+  longest = int(sizes.max())
+  padded = np.pad(data, (0, longest - data.size))
+  rows = multihost_utils.process_allgather(padded)
+
+  texts = []
+  for row, size in zip(rows, sizes, strict=True):
+    texts.append(bytes(row[:size]).decode())
+  return texts
 
 
 def check_same_config(config) -> None:
@@ -96,10 +116,11 @@ def check_same_config(config) -> None:
   texts = exchange(json.dumps(config.to_dict(), sort_keys=True))
   first = json.loads(texts[0])
   for host, text in enumerate(texts):
-    for key, mine, theirs in starting.differences(first, json.loads(text)):
+    for path, mine, theirs in starting.differences(first, json.loads(text)):
+      key = ".".join(path)
       raise ConfigError(
-        f"host {host} was started with {'.'.join(key)} = {theirs!r}, host 0 with {mine!r}: start "
-        "all with one command"
+        f"host {host} was started with {key} = {theirs!r}, host 0 with {mine!r}: start all with "
+        "one command"
       )
 
 
@@ -110,19 +131,25 @@ def check_same_program(name: str, fingerprint: str) -> None:
   Such a job would hang or compute nonsense at its first collective; the cause is nearly always
   another version of some package.
   """
-  versions = " ".join(
-    f"{p} {importlib.metadata.version(p)}" for p in ("jax", "jaxlib", "flax", "optax")
+  packages = ("jax", "jaxlib", "flax", "optax")
+  versions = " ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
+
+  # The hosts by the program that they have, with the versions of the first of each group.
+  hosts_of: dict[str, list[str]] = {}
+  versions_of: dict[str, str] = {}
+  answers = exchange(json.dumps([fingerprint, versions]))
+  for host, answer in enumerate(answers):
+    program, installed = json.loads(answer)
+    hosts_of.setdefault(program, []).append(str(host))
+    versions_of.setdefault(program, installed)
+  if len(hosts_of) == 1:
+    return
+
+  groups = []
+  for program, hosts in hosts_of.items():
+    groups.append(f"{program[:12]} on hosts {', '.join(hosts)} ({versions_of[program]})")
+  listed = "; ".join(groups)
+  raise InputError(
+    f"the hosts compiled different programs for {name}: {listed}. Install the same versions and "
+    "code on all of them"
   )
-  answers = [json.loads(text) for text in exchange(json.dumps([fingerprint, versions]))]
-  groups: dict[str, list[int]] = {}
-  for host, (theirs, _) in enumerate(answers):
-    groups.setdefault(theirs, []).append(host)
-  if len(groups) > 1:
-    listed = "; ".join(
-      f"{f[:12]} on hosts {', '.join(map(str, hosts))} ({answers[hosts[0]][1]})"
-      for f, hosts in groups.items()
-    )
-    raise InputError(
-      f"the hosts compiled different programs for {name}: {listed}. Install the same versions and "
-      "code on all of them"
-    )

@@ -27,14 +27,21 @@ def step(setup: Setup) -> jax.stages.Lowered:
   """
   config = setup.config
   fn = make_train_step(
-    setup.graph, setup.objective, setup.optim, setup.guard, accumulate=config.accumulate
+    setup.graph,
+    setup.objective,
+    setup.optim,
+    setup.guard,
+    accumulate=config.accumulate,
   )
+
+  # What it is given; the metrics lie where the compiler puts them.
   batch = global_spec(setup.train_loader.spec, config.batch_size, setup.mesh)
-  lr, seed = jax.ShapeDtypeStruct((), "float32"), jax.ShapeDtypeStruct((), "uint32")
+  lr = jax.ShapeDtypeStruct((), "float32")
+  seed = jax.ShapeDtypeStruct((), "uint32")
+  out_shardings = (setup.shardings, None)
   with jax.set_mesh(setup.mesh):
-    return jax.jit(fn, donate_argnums=0, out_shardings=(setup.shardings, None)).lower(
-      setup.abstract_state, batch, lr, seed=seed
-    )
+    program = jax.jit(fn, donate_argnums=0, out_shardings=out_shardings)
+    return program.lower(setup.abstract_state, batch, lr, seed=seed)
 
 
 def bind(compiled: jax.stages.Compiled, config) -> Callable:
@@ -44,19 +51,22 @@ def bind(compiled: jax.stages.Compiled, config) -> Callable:
 
 def global_spec(local_spec, batch_size: int, mesh: jax.sharding.Mesh):
   """Shape structs of the global batch on the mesh, from the host's own rows."""
-  whole = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), local_spec
-  )
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    whole,
-    mesh_lib.batch_shardings(mesh, whole),
-  )
+
+  def of_all_hosts(x):
+    return jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype)
+
+  def on_mesh(x, sharding):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+  whole = jax.tree.map(of_all_hosts, local_spec)
+  shardings = mesh_lib.batch_shardings(mesh, whole)
+  return jax.tree.map(on_mesh, whole, shardings)
 
 
 def fingerprint(lowered: jax.stages.Lowered) -> str:
   """Sixteen hexadecimal digits that are equal for equal programs; names and source locations do not
   count.
   """
-  text = re.sub(r"\s*loc\(.*\)|^#loc.*$|module @\S+", "", lowered.as_text(), flags=re.MULTILINE)
+  names_and_locations = r"\s*loc\(.*\)|^#loc.*$|module @\S+"
+  text = re.sub(names_and_locations, "", lowered.as_text(), flags=re.MULTILINE)
   return hashlib.sha256(text.encode()).hexdigest()[:16]

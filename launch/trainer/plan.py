@@ -11,76 +11,102 @@ from sam3d_jax.sharding import rules
 from sam3d_jax.sharding.mesh import BATCH_AXES
 from sam3d_jax.training import flops as flops_lib
 from sam3d_jax.training import hardware
+from sam3d_jax.training.hardware import TERA
 
 
 def text(setup: Setup) -> str:
   """The plan of a prepared run: what is trained, on what, from which data, in how much memory."""
-  config = setup.config
-  shapes = {p: math.prod(x.shape) for p, x in setup.param_shapes.items()}
-  trainable = sum(shapes[p] for p in setup.abstract_state.params)
-  mesh = " x ".join(f"{axis} {n}" for axis, n in setup.mesh.shape.items() if n > 1) or "one device"
   lines = [
-    f"{config.stage}: {config.model.name}, {count(sum(shapes.values()))} parameters, "
-    f"{count(trainable)} trained "
-    f"({', '.join(f'{k} {count(n)}' for k, n in by_part(shapes).items())})",
-    f"objective {config.objective.name}; {config.steps} steps of {config.batch_size} samples, lr "
-    f"{config.optim.lr:g}, "
-    f"averages {', '.join(f'{d:g}' for d in config.optim.ema) or 'none'}",
-    f"devices {setup.mesh.size} {setup.mesh.devices.flat[0].device_kind}, mesh {mesh}; per device "
-    + ", ".join(f"{k} {size(n)}" for k, n in bytes_per_device(setup.abstract_state).items()),
+    model(setup),
+    objective(setup.config),
+    devices(setup),
     f"arithmetic {flops(setup)}",
     f"data {data(setup)}",
     f"evaluation {evaluation(setup.config.eval)}",
   ]
+
+  # What will work, but worse than it could.
   whole = rules.replicated(setup.mesh, setup.param_shapes)
   if whole:
-    lines.append(f"WARNING: replicated on every device although large: {', '.join(whole)}")
-  if uneven(setup):
-    lines.append(uneven(setup))
+    listed = ", ".join(whole)
+    lines.append(f"WARNING: replicated on every device although large: {listed}")
+  warning = uneven(setup)
+  if warning:
+    lines.append(warning)
   return "\n".join(lines)
+
+
+def model(setup: Setup) -> str:
+  """What is trained."""
+  config = setup.config
+  sizes = {path: math.prod(x.shape) for path, x in setup.param_shapes.items()}
+  whole = count(sum(sizes.values()))
+  trained = count(sum(sizes[path] for path in setup.abstract_state.params))
+  parts = ", ".join(f"{part} {count(n)}" for part, n in by_part(sizes).items())
+  return f"{config.stage}: {config.model.name}, {whole} parameters, {trained} trained ({parts})"
+
+
+def objective(config) -> str:
+  """What it learns, how long and how fast."""
+  averages = ", ".join(f"{decay:g}" for decay in config.optim.ema) or "none"
+  return (
+    f"objective {config.objective.name}; {config.steps} steps of {config.batch_size} samples, "
+    f"lr {config.optim.lr:g}, averages {averages}"
+  )
+
+
+def devices(setup: Setup) -> str:
+  """On what, and how much of the state each device holds."""
+  axes = [f"{axis} {n}" for axis, n in setup.mesh.shape.items() if n > 1]
+  mesh = " x ".join(axes) or "one device"
+  kind = setup.mesh.devices.flat[0].device_kind
+  held = bytes_per_device(setup.abstract_state)
+  memory = ", ".join(f"{what} {size(n)}" for what, n in held.items())
+  return f"devices {setup.mesh.size} {kind}, mesh {mesh}; per device {memory}"
 
 
 def uneven(setup: Setup) -> str:
   """A warning, '' without cause, where the rows that learn self-consistency are no whole number on
   every shard of the batch.
   """
-  share, shards = (
-    setup.config.objective.get("consistency_fraction", 0.0),
-    math.prod(setup.mesh.shape[a] for a in BATCH_AXES),
-  )
-  rows = setup.config.batch_size // setup.config.accumulate // shards
-  if shards == 1 or (rows * share).is_integer():
+  config = setup.config
+  share = config.objective.get("consistency_fraction", 0.0)
+  shards = math.prod(setup.mesh.shape[axis] for axis in BATCH_AXES)
+  rows = config.batch_size // config.accumulate // shards
+  learning = rows * share
+  if shards == 1 or learning.is_integer():
     return ""
   return (
     f"WARNING: of {rows} samples on each of {shards} shards a share of {share:g} "
-    "(objective.consistency_fraction) is no whole "
-    "number: samples and their activations then travel between chips at every step; choose another "
-    "batch_size or mesh"
+    "(objective.consistency_fraction) is no whole number: samples and their activations then "
+    "travel between chips at every step; choose another batch_size or mesh"
   )
 
 
 def model_flops(setup: Setup, *, plain: bool = True) -> float:
   """Training FLOPs of one sample, see sam3d_jax/models/flops.py."""
   cost = registry.forward_cost(setup.config.model, plain=plain)
-  objective = setup.config.objective.to_dict()
-  return flops_lib.per_sample(cost, objective, setup.abstract_state.params, plain=plain)
+  return flops_lib.per_sample(
+    cost,
+    setup.config.objective.to_dict(),
+    setup.abstract_state.params,
+    plain=plain,
+  )
 
 
 def flops(setup: Setup) -> str:
   """What a step computes, and the rate at which the devices' peak would allow it."""
   each = model_flops(setup)
+  of_sample = each / TERA
+  of_step = each * setup.config.batch_size / TERA
+  line = f"{of_sample:.3g} TFLOP a sample, {of_step:.3g} TFLOP a step"
+
   kind = setup.mesh.devices.flat[0].device_kind
   full = hardware.full_rate(kind, each)
-  rate = (
-    ""
-    if full is None
-    else f"; peak {hardware.chip(kind).peak / 1e12:.0f} TFLOP/s a chip: {full:.3g} samples/s a "
-    "chip at 100 % MFU"
-  )
-  return (
-    f"{each / 1e12:.3g} TFLOP a sample, {each * setup.config.batch_size / 1e12:.3g} TFLOP a "
-    f"step{rate}"
-  )
+  if full is None:
+    return line
+  peak = hardware.chip(kind).peak / TERA
+  return f"{line}; peak {peak:.0f} TFLOP/s a chip: {full:.3g} samples/s a chip at 100 % MFU"
 
 
 def data(setup: Setup) -> str:
@@ -88,18 +114,17 @@ def data(setup: Setup) -> str:
   settings = setup.config.data
   if settings.kind == "fake":
     return "random batches"
-  sources = ", ".join(
-    f"{name} ({entry.path}, weight {entry.weight:g})"
-    for name, entry in settings.mixture.items()
-    if entry.weight
-  )
-  epochs = setup.config.steps * setup.config.batch_size / len(setup.train_loader)
+  sources = []
+  for name, entry in settings.mixture.items():
+    if entry.weight:
+      sources.append(f"{name} ({entry.path}, weight {entry.weight:g})")
+  mixture = ", ".join(sources)
+
+  records = len(setup.train_loader)
+  epochs = setup.config.steps * setup.config.batch_size / records
   rated = setup.train_loader.config.min_rating
   chosen = "" if rated is None else f" (rated {rated:g} or better, or not at all)"
-  return (
-    f"{sources}: {len(setup.train_loader)} records of split {settings.split}{chosen}, {epochs:.3g} "
-    "epochs"
-  )
+  return f"{mixture}: {records} records of split {settings.split}{chosen}, {epochs:.3g} epochs"
 
 
 def evaluation(settings) -> str:
@@ -133,8 +158,12 @@ def bytes_per_device(abstract_state) -> dict[str, int]:
     "averages": abstract_state.ema,
     "optimiser": abstract_state.opt,
   }
-  sizes = {k: sum(rules.shard_bytes(x) for x in jax.tree.leaves(tree)) for k, tree in kinds.items()}
-  return {k: n for k, n in sizes.items() if n}
+  sizes = {}
+  for kind, tree in kinds.items():
+    held = sum(rules.shard_bytes(leaf) for leaf in jax.tree.leaves(tree))
+    if held:
+      sizes[kind] = held
+  return sizes
 
 
 def count(n: float) -> str:

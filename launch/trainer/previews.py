@@ -72,12 +72,13 @@ PREVIEWS: dict[str, PreviewKind] = {
 
 def check(config: ConfigDict) -> None:
   """Raises ConfigError if the configuration asks for samples that cannot be had."""
-  if config.eval.decoder and not registry.lookup(config.model.name).latents:
+  name, decoder = config.model.name, config.eval.decoder
+  latents = registry.lookup(name).latents
+  if decoder and not latents:
     raise ConfigError(
-      f"eval.decoder = {config.eval.decoder!r}: a {config.model.name} has no latents to decode; "
-      "leave it empty"
+      f"eval.decoder = {decoder!r}: a {name} has no latents to decode; leave it empty"
     )
-  kind = PREVIEWS.get(config.model.name)
+  kind = PREVIEWS.get(name)
   if kind is not None and kind.wanted(config):
     kind.check(config)
 

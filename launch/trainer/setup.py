@@ -70,8 +70,9 @@ class Setup(Settings):
   def random_params(self) -> dict[str, jax.Array]:
     """All parameters at their initial values, path -> array; pure, for jit."""
     seed = self.config.seed
-    whole = flat_params(models.build_model(self.config.model, rngs=nnx.Rngs(seed)))
-    return whole | lora.random_factors(self.factor_shapes, seed)
+    module = models.build_model(self.config.model, rngs=nnx.Rngs(seed))
+    factors = lora.random_factors(self.factor_shapes, seed)
+    return flat_params(module) | factors
 
 
 def read(config: ConfigDict) -> Settings:
@@ -99,7 +100,7 @@ def prepare(
   devices: those of the mesh, which may be described rather than present (`launch.aot`); by default
   all that there are.
   """
-  # everything that the configuration alone can get wrong comes before the devices
+  # Everything that the configuration alone can get wrong comes before the devices.
   settings = read(config)
   module = models.abstract_model(config.model)
   factor_shapes = lora.factor_shapes(module, settings.lora)

@@ -21,15 +21,18 @@ from sam3d_jax.training.checkpointer import Checkpointer
 from sam3d_jax.training.state import init_state
 
 SHOWN_LEAVES = 6
+# of which a checkpoint records the versions
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def starting_state(setup: Setup, checkpointer: Checkpointer):
   """The state to start from and the lineage of what will be saved; prints which of the three it is.
 
-  A leaf of `init_from` that does not fit is an error unless
-  `init_allow` matches its path.
+  A leaf of `init_from` that does not fit is an error unless `init_allow` matches its path.
   """
   config = setup.config
+
+  # Resume.
   restored = checkpointer.restore(setup.abstract_state)
   if restored is not None:
     checkpointer.discard_bad_steps()
@@ -37,13 +40,20 @@ def starting_state(setup: Setup, checkpointer: Checkpointer):
     check_same_run(meta["config"], config, setup.workdir)
     print(f"start: resuming {setup.workdir} at step {meta['step']}")
     return state, meta["lineage"]
-  start = lambda params: init_state(setup.optim, params, keep_reference=setup.keeps_reference)
+
+  def start(params):
+    return init_state(setup.optim, params, keep_reference=setup.keeps_reference)
+
+  # From scratch.
   if not config.init_from:
     print(
       f"start: random parameters, seed {config.seed} (no checkpoint in {setup.workdir}, init_from "
       "not set)"
     )
-    return run_once(lambda: start(setup.random_params()), setup.shardings), make_lineage(config, [])
+    state = run_once(lambda: start(setup.random_params()), setup.shardings)
+    return state, make_lineage(config, [])
+
+  # Initialise, with random parameters where the parent has none.
   params, parent = checkpoint.initial_params(
     config.init_from,
     setup.param_shapes,
@@ -55,29 +65,41 @@ def starting_state(setup: Setup, checkpointer: Checkpointer):
     f"start: the {config.init_which} parameters of {config.init_from} step {parent['step']} "
     f"(digest {parent['digest']})"
   )
-  for what, leaves in (
-    ("new, drawn at random", parent["fresh"]),
-    ("not taken over", parent["left_out"]),
-  ):
-    if leaves:
-      print(
-        f"  {what}: {len(leaves)} leaves, "
-        f"{', '.join(leaves[:SHOWN_LEAVES])}{' ...' if len(leaves) > SHOWN_LEAVES else ''}"
-      )
-  whole = (lambda given: start({**setup.random_params(), **given})) if parent["fresh"] else start
-  return run_once(whole, setup.shardings, params), make_lineage(config, [parent])
+  tell_leaves("new, drawn at random", parent["fresh"])
+  tell_leaves("not taken over", parent["left_out"])
+
+  def completed(given):
+    if parent["fresh"]:
+      given = {**setup.random_params(), **given}
+    return start(given)
+
+  state = run_once(completed, setup.shardings, params)
+  return state, make_lineage(config, [parent])
+
+
+def tell_leaves(what: str, leaves: list[str]) -> None:
+  """Prints how many leaves there are of a kind, and the first of them."""
+  if not leaves:
+    return
+  shown = ", ".join(leaves[:SHOWN_LEAVES])
+  if len(leaves) > SHOWN_LEAVES:
+    shown += " ..."
+  print(f"  {what}: {len(leaves)} leaves, {shown}")
 
 
 def run_once(fn, shardings, *args):
   """Runs a function that is worth no optimisation: on CPU its compile time is all that it costs (7
   times less this way).
   """
-  options = (
-    {"xla_llvm_disable_expensive_passes": True, "xla_backend_optimization_level": 0}
-    if jax.default_backend() == "cpu"
-    else None
-  )
-  return jax.jit(fn, out_shardings=shardings).lower(*args).compile(compiler_options=options)(*args)
+  options = None
+  if jax.default_backend() == "cpu":
+    options = {
+      "xla_llvm_disable_expensive_passes": True,
+      "xla_backend_optimization_level": 0,
+    }
+  lowered = jax.jit(fn, out_shardings=shardings).lower(*args)
+  compiled = lowered.compile(compiler_options=options)
+  return compiled(*args)
 
 
 def keep_recorded_values(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -103,6 +125,7 @@ def keep_recorded_values(config: ConfigDict, workdir: pathlib.Path) -> None:
     )
 
 
+# What may change from one start of a run to the next: sections and keys of the configuration,
 RESUMABLE_CHANGES = (
   "steps",
   "checkpoint",
@@ -114,6 +137,20 @@ RESUMABLE_CHANGES = (
   "guard",
   "watchdog",
 )
+# how fast data are read,
+READING_SPEED = (
+  ("data", "threads"),
+  ("data", "prefetch"),
+  ("data", "cache_mb"),
+  ("data", "workers"),
+)
+# and, in whatever section, how the model is computed and where its data lie.
+RESUMABLE_NAMES = (
+  "remat",
+  "unroll",
+  "attention",
+  "path",
+)
 
 
 def check_same_run(before: dict, config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -121,27 +158,17 @@ def check_same_run(before: dict, config: ConfigDict, workdir: pathlib.Path) -> N
   the first difference.
   """
   now = config.to_dict()
-  performance = {
-    ("data", "threads"),
-    ("data", "prefetch"),
-    ("data", "cache_mb"),
-    ("data", "workers"),
-  }
   later_keys = models.lookup(config.model.name).later_keys
   for key, old, new in differences(before, now):
     # It was not a key when the run began.
     later = later_keys.get(key[1:]) if key[0] == "model" else None
     if old is None and later is not None and new == later.value:
       continue
-    if (
-      key[0] in RESUMABLE_CHANGES
-      or key[:2] in performance
-      or key[-1] in ("remat", "unroll", "attention", "path")
-    ):
+    if key[0] in RESUMABLE_CHANGES or key[:2] in READING_SPEED or key[-1] in RESUMABLE_NAMES:
       continue
+    name = ".".join(key)
     raise ConfigError(
-      f"{workdir} was started with {'.'.join(key)} = {old!r}, now it is {new!r}: use another "
-      "--workdir, or "
+      f"{workdir} was started with {name} = {old!r}, now it is {new!r}: use another --workdir, or "
       "--config.init_from to start a new stage from its parameters"
     )
 
@@ -149,31 +176,35 @@ def check_same_run(before: dict, config: ConfigDict, workdir: pathlib.Path) -> N
 def differences(a, b, prefix: tuple[str, ...] = ()):
   """(key path, value in a, value in b) of every leaf that differs between nested dictionaries."""
   for key in sorted(set(a) | set(b)):
+    path = (*prefix, key)
     x, y = a.get(key), b.get(key)
     if isinstance(x, dict) and isinstance(y, dict):
-      yield from differences(x, y, (*prefix, key))
-    elif (list(x) if isinstance(x, tuple) else x) != (list(y) if isinstance(y, tuple) else y):
-      yield (*prefix, key), x, y
+      yield from differences(x, y, path)
+    elif as_recorded(x) != as_recorded(y):
+      yield path, x, y
+
+
+def as_recorded(value):
+  """A value of a configuration as JSON gives it back: tuples are lists there."""
+  if isinstance(value, tuple):
+    return list(value)
+  return value
 
 
 def make_lineage(config: ConfigDict, parents: list[dict]) -> dict:
   """Where a checkpoint comes from: stage, parents, datasets, versions."""
   datasets = {}
   if config.data.kind == "shards":
-    datasets = {
-      name: records.dataset_identity(entry.path)
-      for name, entry in config.data.mixture.items()
-      if entry.weight
-    }
-  versions = {
-    p: importlib.metadata.version(p)
-    for p in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-  }
+    for name, entry in config.data.mixture.items():
+      if entry.weight:
+        datasets[name] = records.dataset_identity(entry.path)
+  versions = {package: importlib.metadata.version(package) for package in PACKAGES}
+  versions["python"] = platform.python_version()
   return {
     "stage": config.stage,
     "parents": parents,
     "datasets": datasets,
-    "versions": versions | {"python": platform.python_version()},
+    "versions": versions,
     "commit": git_commit(),
     "seed": config.seed,
     "learned": learned(config, parents),

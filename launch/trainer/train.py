@@ -53,7 +53,8 @@ def recorded(setup: Setup, ledger: Ledger, stop: StopFlag) -> None:
     try:
       train(setup, ledger, stop)
     finally:
-      ledger.record("end", outcome=getattr(sys.exc_info()[0], "__name__", "done"))
+      error_type = sys.exc_info()[0]
+      ledger.record("end", outcome=getattr(error_type, "__name__", "done"))
 
 
 def train(setup: Setup, ledger: Ledger, stop: StopFlag) -> None:

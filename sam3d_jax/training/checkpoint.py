@@ -39,7 +39,8 @@ SHOWN_PROBLEMS = 40  # of leaves that do not fit
 
 def flatten(tree) -> dict[str, Any]:
   """A pytree as path -> leaf, paths '/'-separated."""
-  return {path_of(p): leaf for p, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {path_of(key_path): leaf for key_path, leaf in leaves}
 
 
 def nest(flat: Mapping[str, Any]) -> dict:
@@ -55,6 +56,7 @@ def nest(flat: Mapping[str, Any]) -> dict:
 
 
 def folder_of(workdir, step: int) -> pathlib.Path:
+  """Folder of one step, absolute."""
   return pathlib.Path(workdir).absolute() / "checkpoints" / str(step)
 
 
@@ -73,15 +75,13 @@ def resolve_step(workdir, step: int | None = None) -> int:
   """`step`, or the newest one. Raises InputError if there is no such checkpoint."""
   found = steps(workdir)
   if not found:
-    raise InputError(
-      f"{workdir} holds no checkpoint (looked for {pathlib.Path(workdir) / 'checkpoints'}/<step>)"
-    )
+    folder = pathlib.Path(workdir) / "checkpoints"
+    raise InputError(f"{workdir} holds no checkpoint (looked for {folder}/<step>)")
   if step is None:
     return found[-1]
   if step not in found:
-    raise InputError(
-      f"{workdir} has no checkpoint of step {step}; it has {', '.join(map(str, found))}"
-    )
+    listed = ", ".join(map(str, found))
+    raise InputError(f"{workdir} has no checkpoint of step {step}; it has {listed}")
   return step
 
 
@@ -89,17 +89,28 @@ def make_meta(
   meta: Mapping[str, Any], step: int, arrays: Mapping[str, Any], sums: Mapping[str, str]
 ) -> dict[str, Any]:
   """What is written beside the arrays: `meta` with what a reader needs to check them, sealed."""
-  shapes = {path: [str(jnp.dtype(x.dtype)), *x.shape] for path, x in arrays.items()}
-  whole = {**meta, "format": FORMAT, "step": step, "shapes": shapes, "checksums": dict(sums)}
+  shapes = {}
+  for path, x in arrays.items():
+    dtype = jnp.dtype(x.dtype)
+    shapes[path] = [str(dtype), *x.shape]
+  whole = {
+    **meta,
+    "format": FORMAT,
+    "step": step,
+    "shapes": shapes,
+    "checksums": dict(sums),
+  }
   return {**whole, "seal": seal(whole)}
 
 
 def seal(meta: Mapping[str, Any]) -> str:
   """SHA-256 of everything in meta but the seal."""
-  unsealed = {key: value for key, value in meta.items() if key != "seal"}
-  # as it reads back: tuples are lists
+  unsealed = dict(meta)
+  unsealed.pop("seal", None)
+  # As it reads back: tuples are lists.
   plain = json.loads(json.dumps(unsealed))
-  return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+  text = json.dumps(plain, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_meta(workdir, step: int | None = None) -> dict[str, Any]:
@@ -114,13 +125,19 @@ def read_meta(workdir, step: int | None = None) -> dict[str, Any]:
     meta = json.loads(file.read_text())
   except (OSError, ValueError) as error:
     raise CorruptCheckpoint(f"{file} cannot be read: {error}") from error
-  if isinstance(meta, dict) and "seal" not in meta and meta.get("format") == 1:
+
+  changed = f"{file} differs from what was written"
+  if not isinstance(meta, dict):
+    raise CorruptCheckpoint(changed)
+  # The first format had no seal.
+  if "seal" not in meta and meta.get("format") == 1:
     raise InputError(f"{workdir} step {step} has checkpoint format 1, this release reads {FORMAT}")
-  if not isinstance(meta, dict) or meta.get("seal") != seal(meta) or meta["step"] != step:
-    raise CorruptCheckpoint(f"{file} differs from what was written")
-  if meta["format"] != FORMAT:
+  if meta.get("seal") != seal(meta) or meta["step"] != step:
+    raise CorruptCheckpoint(changed)
+  written = meta["format"]
+  if written != FORMAT:
     raise InputError(
-      f"{workdir} step {step} has checkpoint format {meta['format']}, this release reads {FORMAT}"
+      f"{workdir} step {step} has checkpoint format {written}, this release reads {FORMAT}"
     )
   return meta
 
@@ -131,10 +148,10 @@ def read_state(workdir, step: int, abstract_state):
   Every array is checked against its checksum.
   """
   leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract_state)
-  paths = [path_of(key_path) for key_path, _ in leaves]
-  wanted = {path: leaf for path, (_, leaf) in zip(paths, leaves, strict=True)}
+  wanted = {path_of(key_path): leaf for key_path, leaf in leaves}
   arrays = read_arrays(workdir, step, wanted)
-  return jax.tree_util.tree_unflatten(treedef, [arrays[path] for path in paths])
+  in_order = [arrays[path] for path in wanted]
+  return jax.tree_util.tree_unflatten(treedef, in_order)
 
 
 def read_arrays(
@@ -156,10 +173,13 @@ def read_arrays(
   as_written = {}
   for path, leaf in wanted.items():
     as_written[path] = jax.ShapeDtypeStruct(
-      leaf.shape, stored[path].dtype, sharding=leaf.sharding or here
+      leaf.shape,
+      stored[path].dtype,
+      sharding=leaf.sharding or here,
     )
   restore_args = ocp.checkpoint_utils.construct_restore_args(nest(as_written))
-  arrays, problem = {}, ""
+  arrays = {}
+  problem = ""
   try:
     arrays = _read(workdir, step, nest(wanted), restore_args, partial)
   except READ_ERRORS as error:
@@ -168,21 +188,27 @@ def read_arrays(
   # What one host cannot read, all give up: the next step is tried together.
   shardings = [leaf.sharding for leaf in wanted.values() if leaf.sharding is not None]
   spread = not all(sharding.is_fully_addressable for sharding in shardings)
-  if spread and multihost_utils.process_allgather(np.array(bool(problem))).any():
-    problem = problem or "another host cannot read its part"
+  if spread:
+    failed = multihost_utils.process_allgather(np.array(bool(problem)))
+    if failed.any():
+      problem = problem or "another host cannot read its part"
   if problem:
     raise CorruptCheckpoint(problem)
 
   compare(checksums.on_device(arrays), meta)
+
   for path, array in arrays.items():
-    if array.dtype != wanted[path].dtype:
-      arrays[path] = array.astype(wanted[path].dtype)
+    dtype = wanted[path].dtype
+    if array.dtype != dtype:
+      arrays[path] = array.astype(dtype)
   return arrays
 
 
 def _unreadable(error: Exception) -> str:
+  """What the storage layer says, in a line."""
   lines = str(error).splitlines()
-  return f"its arrays cannot be read: {lines[0] if lines else type(error).__name__}"
+  said = lines[0] if lines else type(error).__name__
+  return f"its arrays cannot be read: {said}"
 
 
 # What the storage layer has been seen to raise over damaged files.
@@ -199,15 +225,20 @@ READ_ERRORS = (
 
 def _read(workdir, step: int, item, restore_args, partial: bool) -> dict[str, Any]:
   """path -> array, as the storage layer gives it."""
-  args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=partial)
-  return flatten(
-    ocp.PyTreeCheckpointHandler().restore(epath.Path(folder_of(workdir, step) / "state"), args=args)
+  folder = epath.Path(folder_of(workdir, step) / "state")
+  args = ocp.args.PyTreeRestore(
+    item=item,
+    restore_args=restore_args,
+    partial_restore=partial,
   )
+  tree = ocp.PyTreeCheckpointHandler().restore(folder, args=args)
+  return flatten(tree)
 
 
 def compare(sums: Mapping[str, str], meta: Mapping[str, Any]) -> None:
   """Raises CorruptCheckpoint naming what differs from the checksums in meta."""
-  damaged = [p for p, value in sums.items() if value != meta["checksums"][p]]
+  written = meta["checksums"]
+  damaged = [path for path, value in sums.items() if value != written[path]]
   if damaged:
     raise CorruptCheckpoint(
       f"{len(damaged)} arrays differ from what was written, first {damaged[0]}"
@@ -227,12 +258,13 @@ def verify(workdir, step: int, stop: Callable[[], bool] = lambda: False) -> None
   for group in grouped(shapes_of(meta), READ_BACK):
     if stop():
       return
-    restore_args = nest({p: ocp.RestoreArgs(restore_type=np.ndarray) for p in group})
+    in_memory = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in group}
     try:
-      arrays = _read(workdir, step, nest(group), restore_args, partial=True)
+      arrays = _read(workdir, step, nest(group), nest(in_memory), partial=True)
     except READ_ERRORS as error:
       raise CorruptCheckpoint(_unreadable(error)) from error
-    compare({path: checksums.on_host(array) for path, array in arrays.items()}, meta)
+    sums = {path: checksums.on_host(array) for path, array in arrays.items()}
+    compare(sums, meta)
 
 
 def grouped(arrays: Mapping[str, jax.ShapeDtypeStruct], limit: int):
@@ -240,7 +272,8 @@ def grouped(arrays: Mapping[str, jax.ShapeDtypeStruct], limit: int):
   group, size = {}, 0
   for path, leaf in arrays.items():
     nbytes = leaf.size * leaf.dtype.itemsize
-    if group and size + nbytes > limit:
+    full = size + nbytes > limit
+    if group and full:
       yield group
       group, size = {}, 0
     group[path] = leaf
@@ -266,19 +299,30 @@ def audit(
   wanted: Mapping[str, Any], on_disk: Mapping[str, Any], *, where: str, partial: bool = False
 ) -> None:
   """Raises InputError listing every leaf that is missing, unexpected or of another shape."""
-  problems = [f"missing on disk  {path}" for path in wanted if path not in on_disk]
-  if not partial:
-    problems += [f"not in the model  {path}" for path in on_disk if path not in wanted]
+  problems = []
+
+  # On one side only.
+  for path in wanted:
+    if path not in on_disk:
+      problems.append(f"missing on disk  {path}")
+  for path in on_disk:
+    if path not in wanted and not partial:
+      problems.append(f"not in the model  {path}")
+
+  # On both, of different shapes.
   for path, leaf in wanted.items():
     if path not in on_disk:
       continue
-    there, here = tuple(on_disk[path].shape), tuple(leaf.shape)
+    there = tuple(on_disk[path].shape)
+    here = tuple(leaf.shape)
     if there != here:
       problems.append(f"shape differs  {path}: {there} on disk, {here} in the model")
+
   if problems:
     shown = problems[:SHOWN_PROBLEMS]
-    if len(problems) > len(shown):
-      shown.append(f"... and {len(problems) - len(shown)} more")
+    hidden = len(problems) - len(shown)
+    if hidden:
+      shown.append(f"... and {hidden} more")
     lines = "\n  ".join(shown)
     raise InputError(f"{where} does not fit: {len(problems)} differences\n  {lines}")
 
@@ -293,14 +337,19 @@ def param_sources(stored: Iterable[str], which: str) -> dict[str, str]:
   kind, _, decay = which.partition(":")
   if kind not in ("raw", "ema"):
     raise InputError(f"which = {which!r} is not one of raw, ema, ema:<decay>")
-  decays = sorted({p.split("/")[1] for p in stored if p.startswith("ema/")}, key=float)
+
+  # The averages that there are, the slowest last.
+  averages = [path.split("/") for path in stored if path.startswith("ema/")]
+  decays = sorted({parts[1] for parts in averages}, key=float)
   if decay and decay not in decays:
-    raise InputError(
-      f"the checkpoint has no average of decay {decay}; it has {', '.join(decays) or 'none'}"
-    )
+    there = ", ".join(decays) or "none"
+    raise InputError(f"the checkpoint has no average of decay {decay}; it has {there}")
+
+  # A run without averages gives its parameters for one.
   trained = "params/"
   if kind == "ema" and decays:
-    trained = f"ema/{decay or decays[-1]}/"
+    chosen = decay or decays[-1]
+    trained = f"ema/{chosen}/"
   sources = {}
   for prefix in (trained, "frozen/"):
     for path in stored:
@@ -317,8 +366,12 @@ def load_params(workdir, *, which: str = "ema", step: int | None = None) -> dict
   step = resolve_step(workdir, step)
   stored = stored_shapes(workdir, step)
   sources = param_sources(stored, which)
-  arrays = read_arrays(workdir, step, {p: stored[p] for p in sources.values()}, partial=True)
-  return {path: np.asarray(arrays[source]) for path, source in sources.items()}
+  wanted = {source: stored[source] for source in sources.values()}
+  arrays = read_arrays(workdir, step, wanted, partial=True)
+  params = {}
+  for path, source in sources.items():
+    params[path] = np.asarray(arrays[source])
+  return params
 
 
 def initial_params(
@@ -332,7 +385,8 @@ def initial_params(
   are folded into their kernels. Raises InputError listing every other parameter that is missing,
   unexpected or of another shape.
   """
-  if (pathlib.Path(workdir) / "pipeline.yaml").is_file():
+  release = pathlib.Path(workdir) / "pipeline.yaml"
+  if release.is_file():
     raise InputError(
       f"init_from {workdir} is a release folder; import it first: python -m launch.import_torch"
     )
@@ -346,7 +400,8 @@ def initial_params(
   on_disk = {path: stored[source] for path, source in sources.items() if path not in factors}
   fits = set()
   for path, leaf in on_disk.items():
-    if path in param_shapes and tuple(leaf.shape) == tuple(param_shapes[path].shape):
+    here = param_shapes.get(path)
+    if here is not None and tuple(leaf.shape) == tuple(here.shape):
       fits.add(path)
   differing = {*on_disk, *param_shapes} - fits
   loose = {path for path in differing if re.fullmatch(allow, path)}
@@ -362,15 +417,18 @@ def initial_params(
   shardings, placed = {}, {}
   for path, leaf in wanted.items():
     spec = rules.param_spec(path, tuple(leaf.shape), mesh)
-    shardings[path] = NamedSharding(mesh, spec)
-    placed[sources[path]] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
+    sharding = NamedSharding(mesh, spec)
+    shardings[path] = sharding
+    placed[sources[path]] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
   arrays = read_arrays(workdir, step, placed, partial=True)
   params = {path: arrays[sources[path]] for path in wanted}
 
+  # A stage starts from the adapted model; its own adapters, if any, start anew.
   if factors:
     fold = functools.partial(lora.folded, scale=lora.scale_of(meta["config"]))
     folded = {path: sharding for path, sharding in shardings.items() if path not in factors}
     params = jax.jit(fold, out_shardings=folded)(params)
+
   parent = {
     "path": str(workdir),
     "step": step,
@@ -385,7 +443,8 @@ def initial_params(
 
 def digest(meta: Mapping[str, Any]) -> str:
   """A short name for the content of a checkpoint, from the checksums of its arrays."""
-  return hashlib.sha256(json.dumps(meta["checksums"], sort_keys=True).encode()).hexdigest()[:16]
+  text = json.dumps(meta["checksums"], sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def restore_model(workdir, *, which: str = "ema", step: int | None = None):

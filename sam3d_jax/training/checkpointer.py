@@ -33,15 +33,20 @@ class Checkpointer:
   def __init__(self, workdir: str | pathlib.Path, *, keep: int = 3):
     self.workdir = pathlib.Path(workdir).absolute()
     self.bad_steps: list[int] = []
-    # agreed by all processes, unlike a later look at a network disk
+    # Agreed by all processes, unlike a later look at a network disk.
     self.present = set(checkpoint.steps(self.workdir))
+    self.writing: int | None = None
+    self.restored: dict[str, Any] | None = None
+
+    # One process decides what stays.
     self.keeper: retention.Keeper | None = None
     if jax.process_index() == 0:
       self.keeper = retention.Keeper(self.workdir, keep, verify=checkpoint.verify)
-    self.writing: int | None = None
-    self.restored: dict[str, Any] | None = None
+
     options = ocp.CheckpointManagerOptions(
-      enable_async_checkpointing=True, create=True, cleanup_tmp_directories=True
+      enable_async_checkpointing=True,
+      create=True,
+      cleanup_tmp_directories=True,
     )
     self.manager = ocp.CheckpointManager(self.workdir / "checkpoints", options=options)
 
@@ -63,6 +68,8 @@ class Checkpointer:
     """
     if step in self.present:
       return False
+
+    # On the devices, while the save before is still being written.
     flat = checkpoint.flatten(state)
     sums, bad = checksums.inspect(flat)
     if bad:
@@ -70,9 +77,11 @@ class Checkpointer:
         f"step {step} is not saved: {len(bad)} arrays are not finite, first {bad[0]}"
       )
     self.wait()
+
+    whole = checkpoint.make_meta(meta, step, flat, sums)
     args = ocp.args.Composite(
       state=ocp.args.PyTreeSave(checkpoint.nest(flat)),
-      meta=ocp.args.JsonSave(checkpoint.make_meta(meta, step, flat, sums)),
+      meta=ocp.args.JsonSave(whole),
     )
     with explained(self.workdir):
       self.manager.save(step, args=args)
@@ -99,10 +108,11 @@ class Checkpointer:
     if self.keeper is None:
       return
     self.keeper.wait()
-    if self.latest() in self.keeper.damaged:
+    latest = self.latest()
+    if latest in self.keeper.damaged:
+      folder = self.workdir / "checkpoints"
       raise JobFailed(
-        f"step {self.latest()} did not read back as it was written; "
-        f"{self.workdir / 'checkpoints'} is on a bad disk"
+        f"step {latest} did not read back as it was written; {folder} is on a bad disk"
       )
 
   def close(self) -> None:
@@ -131,25 +141,28 @@ class Checkpointer:
       except CorruptCheckpoint as error:
         self.bad_steps.append(step)
         print(
-          f"checkpoint: step {step} is damaged ({error}); trying the one before", file=sys.stderr
+          f"checkpoint: step {step} is damaged ({error}); trying the one before",
+          file=sys.stderr,
         )
         continue
+      # It has just been read, so it stays whatever becomes of newer ones.
       if self.keeper is not None:
         self.keeper.good = step
       self.restored = meta
       return state, meta
-    if self.present:
-      raise CorruptCheckpoint(
-        f"none of the {len(self.present)} checkpoints in {self.workdir / 'checkpoints'} can be read"
-      )
-    return None
+    if not self.present:
+      return None
+    folder = self.workdir / "checkpoints"
+    raise CorruptCheckpoint(f"none of the {len(self.present)} checkpoints in {folder} can be read")
 
   def discard_bad_steps(self) -> None:
     """Moves damaged steps to `<step>.damaged`, so that training can write them again."""
     for step in self.bad_steps:
       if jax.process_index() == 0:
-        retention.set_aside(checkpoint.folder_of(self.workdir, step))
+        folder = checkpoint.folder_of(self.workdir, step)
+        retention.set_aside(folder)
       self.present.discard(step)
+    # No process looks at the folder before the first has renamed them.
     if self.bad_steps and jax.process_count() > 1:
       multihost_utils.sync_global_devices("damaged steps are out of the way")
     self.manager.reload()
@@ -163,8 +176,9 @@ def explained(workdir: pathlib.Path):
   except JobFailed:
     raise
   except (OSError, ValueError, RuntimeError) as error:
+    folder = workdir / "checkpoints"
+    said = str(error).splitlines()[0]
     raise JobFailed(
-      f"a checkpoint could not be written to {workdir / 'checkpoints'}: "
-      f"{str(error).splitlines()[0]} "
+      f"a checkpoint could not be written to {folder}: {said} "
       "(is the disk full or gone? the checkpoints before it are untouched)"
     ) from error

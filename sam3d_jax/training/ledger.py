@@ -8,7 +8,7 @@ process had to do again is `lost`, whatever phase it was in.
 """
 
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 import contextlib
 import json
 import os
@@ -31,7 +31,8 @@ class Ledger:
   """
 
   def __init__(self, path: str | pathlib.Path, *, write: bool = True):
-    self.path, self.write = pathlib.Path(path), write
+    self.path = pathlib.Path(path)
+    self.write = write
     self.seconds: dict[str, float] = defaultdict(float)
     self.step: int | None = None
     self.steps: deque[float] = deque(maxlen=101)
@@ -55,7 +56,9 @@ class Ledger:
 
   @contextlib.contextmanager
   def phase(self, name: str):
-    begin, previous = time.monotonic(), self._switch(name)
+    """Counts the time inside it as a phase's. Raises ValueError for an unknown one."""
+    begin = time.monotonic()
+    previous = self._switch(name)
     try:
       yield
     finally:
@@ -70,6 +73,7 @@ class Ledger:
     with self._lock:
       self._account()
       self.recorded = self.mark
+      seconds = {phase: round(value, 3) for phase, value in sorted(self.seconds.items())}
       row = {
         "event": event,
         "unix_time": time.time(),
@@ -77,7 +81,7 @@ class Ledger:
         "step": self.step,
         "phase": self.current,
         **fields,
-        "seconds": {k: round(v, 3) for k, v in sorted(self.seconds.items())},
+        "seconds": seconds,
       }
       if self.write:
         with self.path.open("a") as file:
@@ -92,16 +96,22 @@ class Ledger:
     """The fraction of the wall time so far that went into a phase."""
     with self._lock:
       self._account()
-      return self.seconds[name] / max(1e-9, self.mark - self.start)
+      wall = max(1e-9, self.mark - self.start)
+      return self.seconds[name] / wall
 
   def text(self) -> str:
     """'35.2 s: compile 24.1, init 8.0, ...', largest first."""
     with self._lock:
       self._account()
-      parts = sorted(self.seconds.items(), key=lambda item: -item[1])
-    return f"{self.mark - self.start:.1f} s: " + ", ".join(
-      f"{name} {value:.1f}" for name, value in parts if value >= 0.05
-    )
+      wall = self.mark - self.start
+      parts = largest_first(self.seconds)
+    shown = [f"{name} {value:.1f}" for name, value in parts if value >= 0.05]
+    return f"{wall:.1f} s: {', '.join(shown)}"
+
+
+def largest_first(seconds: Mapping[str, float]) -> list[tuple[str, float]]:
+  """(phase, seconds) in the order in which they are shown."""
+  return sorted(seconds.items(), key=lambda item: -item[1])
 
 
 def age_of_process() -> float:
@@ -109,10 +119,13 @@ def age_of_process() -> float:
   /proc does not tell.
   """
   try:
-    created = int(
-      pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
-    ) / os.sysconf("SC_CLK_TCK")
-    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - created)
+    # proc(5): field 22, start time in clock ticks after boot. The name of the command, field 2, is
+    # in brackets and may hold blanks.
+    stat = pathlib.Path("/proc/self/stat").read_text()
+    fields = stat.rpartition(")")[2].split()
+    created = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return max(0.0, now - created)
   except (OSError, AttributeError, IndexError, ValueError):
     return 0.0
 
@@ -142,23 +155,32 @@ def summarize(processes: Iterable[list[dict[str, Any]]]) -> dict[str, Any]:
   """
   processes = list(processes)
   seconds: dict[str, float] = defaultdict(float)
+  reached = []
   end = None
   for index, rows in enumerate(processes):
-    begin = rows[0]["unix_time"] - rows[0]["wall"]
+    first, last = rows[0], rows[-1]
+
+    # Between two processes nothing runs.
+    begin = first["unix_time"] - first["wall"]
     seconds["down"] += 0.0 if end is None else max(0.0, begin - end)
+
+    # What a later process had to do again is lost.
     kept = kept_until(rows, processes[index + 1 :])
-    for phase, total in rows[-1]["seconds"].items():
+    for phase, total in last["seconds"].items():
       seconds[phase] += kept.get(phase, 0.0)
       seconds["lost"] += total - kept.get(phase, 0.0)
-    end = rows[-1]["unix_time"]
+
+    reached += [row["step"] for row in rows if row["step"] is not None]
+    end = last["unix_time"]
+
   first = processes[0][0]
   wall = end - (first["unix_time"] - first["wall"])
-  reached = [row["step"] for rows in processes for row in rows if row["step"] is not None]
+  goodput = seconds["step"] / wall if wall else 0.0
   return {
     "wall": wall,
     "starts": len(processes),
     "step": max(reached, default=None),
-    "goodput": seconds["step"] / wall if wall else 0.0,
+    "goodput": goodput,
     "seconds": dict(seconds),
   }
 
@@ -167,24 +189,32 @@ def kept_until(rows: list[dict[str, Any]], later: list[list[dict[str, Any]]]) ->
   """Seconds by phase of one process up to the step from which a later one went on; all of them if
   none went on earlier.
   """
-  resumed = next(
-    (row["step"] for process in later for row in process if row["event"] == "start"), None
-  )
-  if resumed is None or (rows[-1]["step"] or 0) <= resumed:
-    return rows[-1]["seconds"]
-  marks = [
-    row for row in rows if row["event"] in ("start", "checkpoint") and row["step"] <= resumed
-  ]
-  return marks[-1]["seconds"] if marks else rows[-1]["seconds"]
+  last = rows[-1]
+  starts = [row["step"] for process in later for row in process if row["event"] == "start"]
+  resumed = starts[0] if starts else None
+  if resumed is None:
+    return last["seconds"]
+  reached = last["step"] or 0
+  if reached <= resumed:
+    return last["seconds"]
+
+  # The last row of which it is known that the step was saved.
+  saved = [row for row in rows if row["event"] in ("start", "checkpoint")]
+  kept = [row for row in saved if row["step"] <= resumed]
+  if not kept:
+    return last["seconds"]
+  return kept[-1]["seconds"]
 
 
 def table(summary: dict[str, Any]) -> list[str]:
   """The summary as lines: seconds and share of every phase, largest first."""
+  starts, step = summary["starts"], summary["step"]
+  wall, goodput = summary["wall"], summary["goodput"]
   lines = [
-    f"{summary['starts']} starts, {summary['wall']:.1f} s from the first to the last row, step "
-    f"{summary['step']}, "
-    f"goodput {summary['goodput']:.1%}"
+    f"{starts} starts, {wall:.1f} s from the first to the last row, step {step}, "
+    f"goodput {goodput:.1%}"
   ]
-  for phase, value in sorted(summary["seconds"].items(), key=lambda item: -item[1]):
-    lines.append(f"{phase:12s} {value:12.1f} s {value / summary['wall']:7.1%}")
+  for phase, value in largest_first(summary["seconds"]):
+    share = value / wall
+    lines.append(f"{phase:12s} {value:12.1f} s {share:7.1%}")
   return lines

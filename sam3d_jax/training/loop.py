@@ -31,6 +31,8 @@ SLOW_FACTOR = 1.5
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
+  """How long, and how often what."""
+
   steps: int
   batch_size: int  # global
   log_every: int
@@ -92,52 +94,61 @@ def train(
   Preempted after saving when asked to stop, StoppedOnBadGradients when the guard gives up (nothing
   of the bad state is saved).
   """
-  first = int(state.step)
-  writers = Writers(job.workdir, resume_step=first, wandb=job.cfg.wandb, config=job.meta["config"])
+  first, last = int(state.step), job.cfg.steps
+  writers = Writers(
+    job.workdir,
+    resume_step=first,
+    wandb=job.cfg.wandb,
+    config=job.meta["config"],
+  )
   batches = job.batches(first)
   meter = Meter(job, writers, ledger, skipped=int(state.skipped))
   pulse = Pulse(job.mesh)
   own_seconds = 0.0
   try:
     with (
-      job.progress(job.cfg.steps, "training", "steps", done=first) as progress,
+      job.progress(last, "training", "steps", done=first) as progress,
       Tracer(job.workdir) as tracer,
     ):
       catch_up(job, state, first, ledger, writers)
-      for step in range(first, job.cfg.steps):
+      for step in range(first, last):
+        # Whether any host was told to stop: all learn it at the same step.
         told = pulse.exchange((bool(stop.reason), own_seconds))
-        meter.hosts.add(told[:, 1])
-        if told[:, 0].any():
+        stopping, seconds = told[:, 0], told[:, 1]
+        meter.hosts.add(seconds)
+        if stopping.any():
           meter.flush()
           save(job, state, step, checkpointer, ledger)
           with ledger.phase("checkpoint"):
             checkpointer.wait()
-          with ledger.phase("eval"):
-            record(writers, job.evaluation.finish(LAST_RESULTS_SECONDS) if job.evaluation else [])
-          raise Preempted(
-            f"{stop.reason or 'another host was told to stop'}, saved at step {step} of "
-            f"{job.cfg.steps}"
-          )
+          last_results(job, writers, ledger, LAST_RESULTS_SECONDS)
+          reason = stop.reason or "another host was told to stop"
+          raise Preempted(f"{reason}, saved at step {step} of {last}")
+
         tracer.before_step(step)
         begin = time.monotonic()
         with ledger.phase("input_wait"):
           rows = next(batches)
+
+        # The step is dispatched; what is waited for here are the metrics of the one before.
         with ledger.phase("step"):
-          lr = np.float32(optim.learning_rate(job.optim, step, job.cfg.steps))
-          state, metrics = job.step_fn(state, mesh_lib.place_batch(job.mesh, rows), lr)
+          lr = np.float32(optim.learning_rate(job.optim, step, last))
+          batch = mesh_lib.place_batch(job.mesh, rows)
+          state, metrics = job.step_fn(state, batch, lr)
           own_seconds = time.monotonic() - begin
           meter.push(step + 1, metrics, rows.key)
         ledger.step = step + 1
         progress.update(1, **meter.shown)
         after_step(job, state, step + 1, checkpointer, ledger, writers)
       meter.flush()
-    if first < job.cfg.steps:
-      save(job, state, job.cfg.steps, checkpointer, ledger)
+
+    # The end: the last state, known to read back, and the last results.
+    if first < last:
+      save(job, state, last, checkpointer, ledger)
     with ledger.phase("checkpoint"):
       checkpointer.wait()
       checkpointer.read_back()
-    with ledger.phase("eval"):
-      record(writers, job.evaluation.finish() if job.evaluation else [])
+    last_results(job, writers, ledger)
     return state
   finally:
     if job.evaluation:
@@ -146,15 +157,29 @@ def train(
     writers.close()
 
 
+def last_results(job: Job, writers: Writers, ledger: Ledger, timeout: float | None = None) -> None:
+  """Writes what evaluations under way still find, waiting at most `timeout` seconds for each."""
+  with ledger.phase("eval"):
+    if job.evaluation:
+      record(writers, job.evaluation.finish(timeout))
+
+
 def after_step(
   job: Job, state: TrainState, step: int, checkpointer, ledger: Ledger, writers: Writers
 ) -> None:
   """Evaluation and checkpoint where they are due, and what earlier evaluations have found."""
+  last = step == job.cfg.steps
+
+  # Before the next step may overwrite the state.
   if job.evaluation is not None:
-    if step % job.cfg.eval_every == 0 or step == job.cfg.steps:
+    due = step % job.cfg.eval_every == 0
+    if due or last:
       with ledger.phase("eval"):
-        record(writers, job.evaluation.start(step, state, last=step == job.cfg.steps))
+        ready = job.evaluation.start(step, state, last=last)
+        record(writers, ready)
     record(writers, job.evaluation.poll())
+
+  # The last state is saved after the loop.
   if step % job.cfg.checkpoint_every == 0 and step < job.cfg.steps:
     save(job, state, step, checkpointer, ledger)
 
@@ -165,10 +190,13 @@ def catch_up(job: Job, state: TrainState, step: int, ledger: Ledger, writers: Wr
   """
   due = job.evaluation is not None and step > 0 and step % job.cfg.eval_every == 0
   missing = np.array(due and not writers.has(step, "eval/loss"))
-  # the first process has the file
-  if multihost_utils.broadcast_one_to_all(missing) if jax.process_count() > 1 else missing:
+  # The first process has the file, and all of them evaluate or none.
+  if jax.process_count() > 1:
+    missing = multihost_utils.broadcast_one_to_all(missing)
+  if missing:
     with ledger.phase("eval"):
-      record(writers, job.evaluation.start(step, state, last=False))
+      ready = job.evaluation.start(step, state, last=False)
+      record(writers, ready)
 
 
 def record(writers: Writers, results: list[Any]) -> None:
@@ -180,6 +208,7 @@ def record(writers: Writers, results: list[Any]) -> None:
 
 
 def save(job: Job, state: TrainState, step: int, checkpointer, ledger: Ledger) -> None:
+  """Starts writing a checkpoint, and says so in the ledger."""
   with ledger.phase("checkpoint"):
     checkpointer.save(step, state, job.meta)
   ledger.record("checkpoint", step=step)
@@ -191,12 +220,14 @@ class Meter:
   """
 
   def __init__(self, job: Job, writers: Writers, ledger: Ledger, *, skipped: int):
-    self.job, self.writers, self.ledger = job, writers, ledger
-    self.pending: tuple[int, Any, np.ndarray] | None = None
-    self.rows: list[dict[str, float]] = []
+    self.job = job
+    self.writers = writers
+    self.ledger = ledger
+    self.pending: tuple[int, Any, np.ndarray] | None = None  # dispatched, not read yet
+    self.rows: list[dict[str, float]] = []  # read, not written yet
     self.window_start = time.monotonic()
-    self.shown: dict[str, float] = {}
-    self.skipped = skipped
+    self.shown: dict[str, float] = {}  # on the console
+    self.skipped = skipped  # steps so far
     self.hosts = SlowestHost()
 
   def push(self, step: int, metrics, keys: np.ndarray) -> None:
@@ -207,57 +238,75 @@ class Meter:
     self.pending = (step, metrics, keys)
 
   def flush(self) -> None:
+    """Reads the metrics that are still on the devices; waits for their step."""
     if self.pending is None:
       return
-    (step, metrics, keys), self.pending = self.pending, None
-    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    step, metrics, keys = self.pending
+    self.pending = None
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     self._watch_skips(step, values, keys)
     self.rows.append(values)
     if step % self.job.cfg.log_every == 0 or step == self.job.cfg.steps:
       self._write(step)
 
   def _watch_skips(self, step: int, values: dict[str, float], keys: np.ndarray) -> None:
+    """Writes down which examples were in a refused step; raises StoppedOnBadGradients."""
     skipped = int(values["skipped"])
     if skipped > self.skipped:
+      # Every host knows the keys of its own rows.
       row = {
         "step": step,
         "grad_norm": str(values["norm/grad"]),
         "loss": str(values["loss"]),
         "keys": [f"{a:08x}{b:08x}" for a, b in np.asarray(keys).tolist()],
       }
-      with (self.job.workdir / f"skipped_{jax.process_index()}.jsonl").open("a") as file:
+      path = self.job.workdir / f"skipped_{jax.process_index()}.jsonl"
+      with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
     self.skipped = skipped
-    if values["skipped_in_a_row"] >= self.job.guard.max_in_a_row:
+
+    in_a_row = values["skipped_in_a_row"]
+    if in_a_row >= self.job.guard.max_in_a_row:
       raise StoppedOnBadGradients(
-        f"{int(values['skipped_in_a_row'])} steps in a row up to step {step} had a gradient that "
+        f"{int(in_a_row)} steps in a row up to step {step} had a gradient that "
         "was not finite or spiked; the "
         f"examples are in {self.job.workdir}/skipped_*.jsonl, the last good checkpoint is "
         "untouched (lower optim.lr?)"
       )
 
   def _write(self, step: int) -> None:
+    """Writes the means since the last time, and how fast it went."""
     now = time.monotonic()
-    mean = {
-      k: float(np.nanmean([r[k] for r in self.rows]))
-      if any(np.isfinite(r[k]) for r in self.rows)
-      else float("nan")
-      for k in self.rows[0]
-    }
+    mean = {name: finite_mean([row[name] for row in self.rows]) for name in self.rows[0]}
+
     seconds = (now - self.window_start) / len(self.rows)
+    samples_per_second = self.job.cfg.batch_size / seconds
     speed = {
       "time/step_seconds": seconds,
-      **speeds(self.job, self.job.cfg.batch_size / seconds),
+      **speeds(self.job, samples_per_second),
       "time/input_wait_share": self.ledger.share("input_wait"),
     }
     hosts = self.hosts.read()
     self.writers.scalars(step, {**mean, **speed, **hosts})
-    self.shown = {"loss": mean["loss"]} | (
-      {"MFU": speed["time/mfu"]} if "time/mfu" in speed else {}
-    )
-    if hosts and hosts["hosts/slowest_seconds"] > SLOW_FACTOR * hosts["hosts/median_seconds"]:
-      self.shown["slowest host"] = int(hosts["hosts/slowest"])
-    self.rows, self.window_start = [], now
+
+    # Of all that, what the console shows.
+    self.shown = {"loss": mean["loss"]}
+    if "time/mfu" in speed:
+      self.shown["MFU"] = speed["time/mfu"]
+    if hosts:
+      slow = SLOW_FACTOR * hosts["hosts/median_seconds"]
+      if hosts["hosts/slowest_seconds"] > slow:
+        self.shown["slowest host"] = int(hosts["hosts/slowest"])
+
+    self.rows = []
+    self.window_start = now
+
+
+def finite_mean(values: list[float]) -> float:
+  """The mean without NaNs; NaN where no value is finite."""
+  if not np.isfinite(values).any():
+    return float("nan")
+  return float(np.nanmean(values))
 
 
 def speeds(job: Job, samples_per_second: float) -> dict[str, float]:
@@ -265,6 +314,12 @@ def speeds(job: Job, samples_per_second: float) -> dict[str, float]:
   that is not known).
   """
   each = samples_per_second / job.mesh.size
-  full = hardware.full_rate(job.mesh.devices.flat[0].device_kind, job.flops_per_sample)
-  rates = {"time/samples_per_second": samples_per_second, "time/samples_per_second_per_chip": each}
-  return rates if full is None else {**rates, "time/mfu": each / full}
+  rates = {
+    "time/samples_per_second": samples_per_second,
+    "time/samples_per_second_per_chip": each,
+  }
+  kind = job.mesh.devices.flat[0].device_kind
+  full = hardware.full_rate(kind, job.flops_per_sample)
+  if full is not None:
+    rates["time/mfu"] = each / full
+  return rates

@@ -16,7 +16,9 @@ from sam3d_jax.training.checksums import CorruptCheckpoint
 
 def set_aside(folder: pathlib.Path) -> None:
   """Renames a damaged step to `<step>.damaged` (or `.damaged.2`, ...), to be looked into."""
-  target, number = folder.with_name(f"{folder.name}.damaged"), 1
+  target = folder.with_name(f"{folder.name}.damaged")
+  number = 1
+  # The same step may have been damaged before.
   while target.exists():
     number += 1
     target = folder.with_name(f"{folder.name}.damaged.{number}")
@@ -37,13 +39,15 @@ class Keeper:
     *,
     verify: Callable[[pathlib.Path, int, Callable[[], bool]], None],
   ):
-    self.workdir, self.folder = workdir, workdir / "checkpoints"
-    self.keep, self.verify = keep, verify
+    self.workdir = workdir
+    self.folder = workdir / "checkpoints"
+    self.keep = keep
+    self.verify = verify
     self.good: int | None = None
     self.damaged: list[int] = []
     self.thread: threading.Thread | None = None
     self.closing = threading.Event()
-    # of a process that was killed while it removed them
+    # Of a process that was killed while it removed them.
     for leftover in self.folder.glob("*.deleted"):
       shutil.rmtree(leftover)
 
@@ -52,11 +56,15 @@ class Keeper:
 
     Training never waits for it.
     """
-    if self.thread is None or not self.thread.is_alive():
-      self.thread = threading.Thread(
-        target=self._check, args=(step,), name="checkpoint-read-back", daemon=True
-      )
-      self.thread.start()
+    if self.thread is not None and self.thread.is_alive():
+      return
+    self.thread = threading.Thread(
+      target=self._check,
+      args=(step,),
+      name="checkpoint-read-back",
+      daemon=True,
+    )
+    self.thread.start()
 
   def close(self) -> None:
     """Ends the thread at the next array; what was not checked is kept."""
@@ -81,14 +89,18 @@ class Keeper:
       )
       set_aside(self.folder / str(step))
       return
+    # A check that was cut short says nothing of the step.
     if not self.closing.is_set():
       self.good = step
       self._remove_old()
 
   def _remove_old(self) -> None:
-    present = sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+    names = [path.name for path in self.folder.iterdir()]
+    present = sorted(int(name) for name in names if name.isdigit())
     for step in present[: -self.keep]:
-      if step != self.good:
-        # gone at once, however long removing takes
-        doomed = (self.folder / str(step)).rename(self.folder / f"{step}.deleted")
-        shutil.rmtree(doomed)
+      if step == self.good:
+        continue
+      # Gone at once, however long removing takes.
+      folder = self.folder / str(step)
+      doomed = folder.rename(self.folder / f"{step}.deleted")
+      shutil.rmtree(doomed)

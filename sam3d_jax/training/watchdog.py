@@ -46,9 +46,11 @@ class Watchdog:
     host: int = 0,
     poll_seconds: float = 2.0,
   ):
-    self.ledger, self.cfg = ledger, cfg
+    self.ledger = ledger
+    self.cfg = cfg
     self.folder = workdir / "stacks"
-    self.host, self.poll = host, poll_seconds
+    self.host = host
+    self.poll = poll_seconds
     self.dumped_at: float | None = None  # `changed` of the ledger when stacks were last written
     self.answered = time.time()
     self._end = threading.Event()
@@ -64,30 +66,38 @@ class Watchdog:
 
   def limit(self) -> float:
     """Seconds that the present phase may last."""
-    if self.ledger.current not in ("step", "input_wait") or not self.ledger.steps:
+    in_step = self.ledger.current in ("step", "input_wait")
+    durations = list(self.ledger.steps)
+    if not in_step or not durations:
       return self.cfg.other_seconds
-    return max(self.cfg.seconds, self.cfg.factor * statistics.median(list(self.ledger.steps)))
+    usual = statistics.median(durations)
+    return max(self.cfg.seconds, self.cfg.factor * usual)
 
   def _watch(self) -> None:
     while not self._end.wait(self.poll):
       self.ledger.alive()
       changed, phase = self.ledger.changed, self.ledger.current
-      waited, limit = time.monotonic() - changed, self.limit()
+      waited = time.monotonic() - changed
+      limit = self.limit()
+      # Once for each phase that takes too long.
       if waited > limit and self.dumped_at != changed:
         self.dumped_at = changed
         self._stuck(
-          f"host {self.host} has been in phase {phase} at step {self.ledger.step} for {waited:.1f} "
-          "s "
-          f"(allowed: {limit:.1f} s)"
+          f"host {self.host} has been in phase {phase} at step {self.ledger.step} "
+          f"for {waited:.1f} s (allowed: {limit:.1f} s)"
         )
       elif waited > limit + self.cfg.give_up_seconds > limit:
         print(
-          "watchdog: giving up, so that the job can be started again", file=sys.stderr, flush=True
+          "watchdog: giving up, so that the job can be started again",
+          file=sys.stderr,
+          flush=True,
         )
-        os._exit(EXIT_STUCK)  # the main thread cannot be asked
+        # The main thread cannot be asked.
+        os._exit(EXIT_STUCK)
       self._answer()
 
   def _stuck(self, reason: str) -> None:
+    """Writes this host's stacks and asks the other hosts for theirs."""
     print(
       f"watchdog: {reason}; the stacks of all hosts are in {self.folder}",
       file=sys.stderr,
@@ -95,6 +105,8 @@ class Watchdog:
     )
     self.ledger.record("stuck", host=self.host)
     self.folder.mkdir(parents=True, exist_ok=True)
+
+    # Hosts that are stuck at the same collective share one request.
     request = self._latest()
     if request is None or time.time() - request > REQUEST_SECONDS:
       request = round(time.time(), 1)
@@ -106,23 +118,25 @@ class Watchdog:
     """Time of the newest request."""
     if not self.folder.is_dir():
       return None
-    return max(
-      (float(p.name.removesuffix(".request")) for p in self.folder.glob("*.request")), default=None
-    )
+    names = [path.name for path in self.folder.glob("*.request")]
+    times = [float(name.removesuffix(".request")) for name in names]
+    return max(times, default=None)
 
   def _answer(self) -> None:
+    """Writes this host's stacks if another host has asked for them."""
     request = self._latest()
-    if request is not None and request > self.answered:
-      self.answered = request
-      self.dump(
-        request,
-        f"another host asked; host {self.host} is in phase {self.ledger.current} at step "
-        f"{self.ledger.step}",
-      )
+    if request is None or request <= self.answered:
+      return
+    self.answered = request
+    phase, step = self.ledger.current, self.ledger.step
+    self.dump(request, f"another host asked; host {self.host} is in phase {phase} at step {step}")
 
   def dump(self, request: float, reason: str) -> None:
     """Writes the stacks of all threads of this process to `<request>_host<number>.txt`."""
-    with (self.folder / f"{request}_host{self.host}.txt").open("a") as file:
-      file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {reason}\n\n")
+    path = self.folder / f"{request}_host{self.host}.txt"
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    with path.open("a") as file:
+      file.write(f"{now} {reason}\n\n")
+      # faulthandler writes past Python's buffer.
       file.flush()
       faulthandler.dump_traceback(file, all_threads=True)

@@ -42,34 +42,46 @@ class Writers:
     self.path = workdir / "metrics.jsonl"
     self._drop_rows_after(resume_step)
     self.file = self.path.open("a")
-    self.board = SummaryWriter(
-      str(workdir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None
-    )
+    # TensorBoard then drops what a killed run wrote beyond the step that it had saved.
+    purge_step = resume_step + 1 if resume_step else None
+    self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge_step)
     if wandb:
       self.wandb_run = start_wandb(workdir, wandb, dict(config or {}))
 
   def _drop_rows_after(self, step: int) -> None:
-    if self.path.exists():
-      rows = []
-      for line in self.path.read_text().splitlines():
-        whole = line.endswith("}")  # the last line of a killed run may be cut off
-        if whole and json.loads(line)["step"] <= step:
-          rows.append(line)
-      atomic.write_text(self.path, "".join(row + "\n" for row in rows))
+    if not self.path.exists():
+      return
+    rows = []
+    for line in self.path.read_text().splitlines():
+      # The last line of a killed run may be cut off.
+      whole = line.endswith("}")
+      if whole and json.loads(line)["step"] <= step:
+        rows.append(line + "\n")
+    atomic.write_text(self.path, "".join(rows))
 
   def has(self, step: int, name: str) -> bool:
     """Whether a value was written for a step, in this run or in those that it continues."""
-    rows = self.path.read_text().splitlines() if self.enabled else []
-    return any(name in row for row in map(json.loads, rows) if row["step"] == step)
+    if not self.enabled:
+      return False
+    for line in self.path.read_text().splitlines():
+      row = json.loads(line)
+      if row["step"] == step and name in row:
+        return True
+    return False
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
+    """Writes numbers everywhere; one that is not finite is null in the file, JSON has no NaN."""
     if not self.enabled:
       return
     values = {name: float(value) for name, value in values.items()}
-    # JSON has no NaN
-    shown = {name: value if np.isfinite(value) else None for name, value in values.items()}
-    self.file.write(json.dumps({"step": step, **shown}) + "\n")
+
+    row: dict[str, float | None] = {"step": step}
+    for name, value in values.items():
+      row[name] = value if np.isfinite(value) else None
+    self.file.write(json.dumps(row) + "\n")
+    # Others read the file while the run goes on.
     self.file.flush()
+
     for name, value in values.items():
       self.board.add_scalar(name, value, step)
     if self.wandb_run is not None:
@@ -80,7 +92,7 @@ class Writers:
     if self.enabled:
       self.board.add_image(name, picture_HW3, step, dataformats="HWC")
     if self.wandb_run is not None:
-      import wandb
+      import wandb  # optional, and slow to import
 
       self.wandb_run.log({"step": step, name: wandb.Image(picture_HW3)})
 
@@ -98,7 +110,8 @@ def start_wandb(workdir: pathlib.Path, project: str, config: dict[str, Any]):
 
   file = workdir / "wandb_id"
   if not file.exists():
-    atomic.write_text(file, secrets.token_hex(8))
+    new = secrets.token_hex(8)
+    atomic.write_text(file, new)
   run = wandb.init(
     project=project,
     id=file.read_text(),
@@ -107,5 +120,6 @@ def start_wandb(workdir: pathlib.Path, project: str, config: dict[str, Any]):
     resume="allow",
     config=config,
   )
+  # Rows may be sent twice, which Weights & Biases' own step, a counter, does not allow.
   run.define_metric("*", step_metric="step")
   return run
