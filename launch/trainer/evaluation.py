@@ -244,12 +244,14 @@ class Samples:
   def _place_inputs(self):
     """Condition and noise keys of the objects, on the mesh; every host gives its rows."""
     # As many rows as the mesh can split, at least the objects.
-    ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+    axes = self.mesh.shape
+    ways = axes["data"] * axes["fsdp"]
     rows = math.ceil(len(self.objects) / ways) * ways
     requests = held_out.requests(self.objects)
     cond, keys_B2 = predictor.batch(requests, rows, self.config.seed)
-    whole = cond, np.asarray(keys_B2)
+    whole = (cond, np.asarray(keys_B2))
 
+    # Every host prepares all rows, of which it places its own.
     share = rows // jax.process_count()
     first = jax.process_index() * share
     mine = jax.tree.map(lambda x: x[first : first + share], whole)
@@ -276,7 +278,12 @@ class Samples:
     """Compiles what `dispatch` runs."""
     program = self.program(self.sampler)
     with jax.set_mesh(self.mesh):
-      lowered = program.lower(params, frozen, self.decoder, *self.inputs)
+      lowered = program.lower(
+        params,
+        frozen,
+        self.decoder,
+        *self.inputs,
+      )
       self.compiled = lowered.compile()
 
   def dispatch(self, params, frozen):
@@ -393,6 +400,8 @@ def write_previews(folder: pathlib.Path, step: int, picture, shapes: dict[str, n
     shape = meshes.from_occupancy(grid)
     if shape is not None:
       meshes.write_glb(glbs / f"{key}.glb", {"object": shape})
+
+  # Pictures are small and stay.
   evaluations = sorted(path for path in folder.iterdir() if path.is_dir())
   for old in evaluations[:-KEPT]:
     shutil.rmtree(old)

@@ -67,6 +67,7 @@ def fingerprint(lowered: jax.stages.Lowered) -> str:
   """Sixteen hexadecimal digits that are equal for equal programs; names and source locations do not
   count.
   """
+  # Locations hold the folder in which the code lies.
   names_and_locations = r"\s*loc\(.*\)|^#loc.*$|module @\S+"
   text = re.sub(names_and_locations, "", lowered.as_text(), flags=re.MULTILINE)
   return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -39,16 +39,24 @@ def text(setup: Setup) -> str:
 def model(setup: Setup) -> str:
   """What is trained."""
   config = setup.config
-  sizes = {path: math.prod(x.shape) for path, x in setup.param_shapes.items()}
-  whole = count(sum(sizes.values()))
-  trained = count(sum(sizes[path] for path in setup.abstract_state.params))
-  parts = ", ".join(f"{part} {count(n)}" for part, n in by_part(sizes).items())
-  return f"{config.stage}: {config.model.name}, {whole} parameters, {trained} trained ({parts})"
+  sizes = {}
+  for path, leaf in setup.param_shapes.items():
+    sizes[path] = math.prod(leaf.shape)
+  whole = sum(sizes.values())
+  trained = sum(sizes[path] for path in setup.abstract_state.params)
+
+  parts = [f"{part} {count(n)}" for part, n in by_part(sizes).items()]
+  listed = ", ".join(parts)
+  return (
+    f"{config.stage}: {config.model.name}, {count(whole)} parameters, {count(trained)} trained "
+    f"({listed})"
+  )
 
 
 def objective(config) -> str:
   """What it learns, how long and how fast."""
-  averages = ", ".join(f"{decay:g}" for decay in config.optim.ema) or "none"
+  decays = [f"{decay:g}" for decay in config.optim.ema]
+  averages = ", ".join(decays) or "none"
   return (
     f"objective {config.objective.name}; {config.steps} steps of {config.batch_size} samples, "
     f"lr {config.optim.lr:g}, averages {averages}"
@@ -57,18 +65,22 @@ def objective(config) -> str:
 
 def devices(setup: Setup) -> str:
   """On what, and how much of the state each device holds."""
+  # Axes of one device split nothing.
   axes = [f"{axis} {n}" for axis, n in setup.mesh.shape.items() if n > 1]
   mesh = " x ".join(axes) or "one device"
   kind = setup.mesh.devices.flat[0].device_kind
+
   held = bytes_per_device(setup.abstract_state)
-  memory = ", ".join(f"{what} {size(n)}" for what, n in held.items())
-  return f"devices {setup.mesh.size} {kind}, mesh {mesh}; per device {memory}"
+  memory = [f"{what} {size(n)}" for what, n in held.items()]
+  listed = ", ".join(memory)
+  return f"devices {setup.mesh.size} {kind}, mesh {mesh}; per device {listed}"
 
 
 def uneven(setup: Setup) -> str:
   """A warning, '' without cause, where the rows that learn self-consistency are no whole number on
   every shard of the batch.
   """
+  # Only distillation has such rows.
   config = setup.config
   share = config.objective.get("consistency_fraction", 0.0)
   shards = math.prod(setup.mesh.shape[axis] for axis in BATCH_AXES)
@@ -101,6 +113,7 @@ def flops(setup: Setup) -> str:
   of_step = each * setup.config.batch_size / TERA
   line = f"{of_sample:.3g} TFLOP a sample, {of_step:.3g} TFLOP a step"
 
+  # No rate is claimed for devices whose peak is not known.
   kind = setup.mesh.devices.flat[0].device_kind
   full = hardware.full_rate(kind, each)
   if full is None:
@@ -120,6 +133,7 @@ def data(setup: Setup) -> str:
       sources.append(f"{name} ({entry.path}, weight {entry.weight:g})")
   mixture = ", ".join(sources)
 
+  # Of all sources together.
   records = len(setup.train_loader)
   epochs = setup.config.steps * setup.config.batch_size / records
   rated = setup.train_loader.config.min_rating
@@ -145,7 +159,8 @@ def by_part(shapes: dict[str, int]) -> dict[str, int]:
   """Parameter count by the first part of the path."""
   parts: dict[str, int] = defaultdict(int)
   for path, n in shapes.items():
-    parts[path.split("/")[0]] += n
+    part, _, _ = path.partition("/")
+    parts[part] += n
   return dict(parts)
 
 

@@ -110,14 +110,14 @@ def prepare(
   if factor_shapes:
     init_allow = f"({init_allow})|({lora.PATTERN})"
 
-  # devices
+  # Devices.
   cache = compile_cache(config, workdir)
   if cache:
     jax.config.update("jax_compilation_cache_dir", cache)
   mesh = mesh_lib.make_mesh(settings.mesh_config, devices)
   mesh_lib.check_batch_size(config.batch_size // config.accumulate, mesh)
 
-  # how the state lies on them
+  # How the state lies on them.
   def fresh_state(params):
     return init_state(settings.optim, params, keep_reference=settings.keeps_reference)
 
@@ -127,7 +127,7 @@ def prepare(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
   )
 
-  # data
+  # Data. What is evaluated on is not augmented.
   train_loader = make_loader(config, settings.model_config, config.data.split)
   eval_loader = None
   if config.eval.every:
@@ -151,7 +151,8 @@ def optim_config(config: ConfigDict) -> optim.OptimConfig:
   """The typed `optim` section, checked. With low-rank adapters their factors are all that is
   trained.
   """
-  settings = {**config.optim.to_dict(), "ema": tuple(config.optim.ema)}
+  settings = config.optim.to_dict()
+  settings["ema"] = tuple(config.optim.ema)
   if config.lora.targets:
     if config.optim.trainable != ".*":
       raise ConfigError(

@@ -193,6 +193,7 @@ def as_recorded(value):
 
 def make_lineage(config: ConfigDict, parents: list[dict]) -> dict:
   """Where a checkpoint comes from: stage, parents, datasets, versions."""
+  # Sources of weight 0 are not read.
   datasets = {}
   if config.data.kind == "shards":
     for name, entry in config.data.mixture.items():
@@ -217,9 +218,12 @@ def learned(config: ConfigDict, parents: list[dict]) -> list[str]:
   """
   name = config.model.name
   known = set(objectives.learned_latents(config.objective, name))
+  # Lineages that older code wrote do not say.
   for parent in parents:
-    known.update(parent["lineage"].get("learned", ()))
-  return [latent for latent in models.lookup(name).latents if latent in known]
+    before = parent["lineage"].get("learned", ())
+    known.update(before)
+  latents = models.lookup(name).latents
+  return [latent for latent in latents if latent in known]
 
 
 def git_commit() -> str:

@@ -26,13 +26,18 @@ def run(spec: RunSpec, stop: StopFlag) -> None:
   """Trains as configured. Everything that can be wrong with the configuration is found before a
   device is touched.
   """
+  # What the configuration alone can get wrong.
   config = spec.config
   setup.read(config)
+
+  # Every process of the job, with one configuration.
   workdir = prepare_workdir(spec.workdir)
   ledger = Ledger(workdir / "goodput.jsonl")
   hosts.connect(spec.hosts)
   starting.keep_recorded_values(config, workdir)
   hosts.check_same_config(config)
+
+  # The plan, which a dry run ends with.
   prepared = setup.prepare(config, workdir)
   print(plan.text(prepared), flush=True)
   if not spec.dry_run:
@@ -61,7 +66,7 @@ def train(setup: Setup, ledger: Ledger, stop: StopFlag) -> None:
   """Restores or initialises, compiles and runs the loop."""
   config = setup.config
 
-  # where it starts
+  # Where it starts.
   checkpointer = Checkpointer(setup.workdir, keep=config.checkpoint.keep)
   with ledger.phase("restore"):
     state, lineage = starting.starting_state(setup, checkpointer)
@@ -71,7 +76,7 @@ def train(setup: Setup, ledger: Ledger, stop: StopFlag) -> None:
     checkpointer.close()
     return
 
-  # the programs
+  # The programs.
   with ledger.phase("compile"):
     lowered = lowering.step(setup)
     program = lowering.fingerprint(lowered)
@@ -83,7 +88,7 @@ def train(setup: Setup, ledger: Ledger, stop: StopFlag) -> None:
       compiled = compiling.result()
     checkpointer.prepare(state)
 
-  # what the loop is given
+  # What the loop is given.
   loop_config = loop.LoopConfig(
     steps=config.steps,
     batch_size=config.batch_size,
@@ -111,6 +116,8 @@ def train(setup: Setup, ledger: Ledger, stop: StopFlag) -> None:
     flops_per_sample=plan.model_flops(setup),
     meta=meta,
   )
+
+  # For the ledger, training starts here.
   ledger.step = first
   ledger.record("start", damaged=checkpointer.bad_steps)
   print(f"ready for the first step after {ledger.text()}", file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ def dice_loss(logits_BXYZ: jax.Array, occupancy_BXYZ: jax.Array) -> jax.Array:
   2016, with add-one smoothing).
   """
   p, y = jax.nn.sigmoid(logits_BXYZ), occupancy_BXYZ
+  # The added ones make the loss of two empty grids 0 rather than undefined.
   shared_B = 2.0 * per_sample_sum(p * y) + 1.0
   total_B = per_sample_sum(p) + per_sample_sum(y) + 1.0
   return 1.0 - shared_B / total_B
@@ -45,6 +46,7 @@ def occupancy_metrics(logits_BXYZ: jax.Array, occupancy_BXYZ: jax.Array) -> dict
   """
   guess, truth = logits_BXYZ > 0, occupancy_BXYZ > 0.5
 
+  # Two grids that are both empty agree.
   union_B = per_sample_sum(guess | truth)
   somewhere_B = union_B > 0
   shared_B = per_sample_sum(guess & truth)

@@ -50,7 +50,12 @@ def candidate_error(
   x_t, target = flow_matching.masked_inputs(noise, data, present, t_B, sigma_min)
   d = flow_matching.step_zero(model)
   prediction = model.velocity(x_t, t_B, tokens_BSD, d)
-  _, _, error_B = flow_matching.weighted_errors(prediction, target, present, weights)
+  _, _, error_B = flow_matching.weighted_errors(
+    prediction,
+    target,
+    present,
+    weights,
+  )
   return error_B
 
 
@@ -97,7 +102,7 @@ def dpo(
   noise = draws.noise(keys_B, shapes)
   t_B = draws.uniform(keys_B, "time")
 
-  # The four errors.
+  # The four errors. Each model encodes the condition once.
   weights = dict.fromkeys(latents, 1.0)
 
   def errors(of_model):
@@ -117,6 +122,7 @@ def dpo(
       both.append(error_B)
     return both
 
+  # The reference is a constant, also where it is the model itself.
   win_B, lose_B = errors(model)
   ref_win_B, ref_lose_B = jax.lax.stop_gradient(errors(frozen))
 

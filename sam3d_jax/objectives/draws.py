@@ -24,6 +24,7 @@ def example_keys(key: jax.Array, content_B2: jax.Array) -> jax.Array:
     half_way = jax.random.fold_in(key, content_2[0])
     return jax.random.fold_in(half_way, content_2[1])
 
+  # Each by itself: what one draws does not depend on the batch around it.
   content_B2 = jnp.asarray(content_B2, jnp.uint32)
   return jax.vmap(key_of)(content_B2)
 

@@ -34,14 +34,16 @@ def masked_inputs(
   The layout latents attend to each other, so an absent one has to enter the model as something:
   noise carries no information and is never NaN.
   """
-  # What an absent latent holds may be NaN, which no weight of zero would remove.
+  # What an absent latent holds may be NaN, which a weight of zero would not remove.
   clean = {}
   for name, x1 in data.items():
     has = per_element(present[name], x1)
     clean[name] = jnp.where(has, x1.astype(jnp.float32), 0.0)
 
+  # The model sees noise in its place.
   x_t = {}
-  for name, x in paths.interpolate(noise, clean, t_B, sigma_min=sigma_min).items():
+  on_path = paths.interpolate(noise, clean, t_B, sigma_min=sigma_min)
+  for name, x in on_path.items():
     has = per_element(present[name], x)
     x_t[name] = jnp.where(has, x, noise[name])
 
@@ -59,8 +61,9 @@ def per_element(mask_B: jax.Array, like: jax.Array) -> jax.Array:
 def squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
   """Mean over everything but the batch of |prediction - target|^2, (B,), in fp32."""
   error = prediction.astype(jnp.float32) - target.astype(jnp.float32)
-  squared = jnp.square(error).reshape(error.shape[0], -1)
-  return squared.mean(-1)
+  squared = jnp.square(error)
+  flat_BN = squared.reshape(error.shape[0], -1)
+  return flat_BN.mean(-1)
 
 
 def masked_mean(
@@ -71,10 +74,12 @@ def masked_mean(
   whole_PB: for one of P parts of a batch, who is present in all of them; the mean of the P results
   is then the mean over the whole batch, however unevenly the parts are filled.
   """
+  # Alone, a batch is its only part.
   if whole_PB is None:
     whole_PB = present_B[None]
-  total = jnp.where(present_B, values_B, 0.0).sum()
   parts = whole_PB.shape[0]
+
+  total = jnp.where(present_B, values_B, 0.0).sum()
   count = jnp.maximum(whole_PB.sum(), 1)
   return total * (parts / count)
 
@@ -134,6 +139,7 @@ def encode(model: VelocityModel, batch, keys_B: jax.Array, *, drop_pointmap: flo
   """Condition tokens with both point-map streams dropped, together and per example, with
   probability `drop_pointmap`.
   """
+  # Neither a draw nor a mask, so that nothing is compiled for them.
   if drop_pointmap == 0.0:
     return model.encode(batch.cond)
   drop_B = draws.uniform(keys_B, "drop_pointmap") < drop_pointmap
@@ -145,7 +151,11 @@ def draw(keys_B: jax.Array, latents: Latents, *, time_mean: float, time_std: flo
   shapes = {name: x.shape[1:] for name, x in latents.items()}
   noise = draws.noise(keys_B, shapes)
   normal_B = draws.normal(keys_B, "time")
-  t_B = paths.lognormal_time(normal_B, mean=time_mean, std=time_std)
+  t_B = paths.lognormal_time(
+    normal_B,
+    mean=time_mean,
+    std=time_std,
+  )
   return FlowDraw(noise, t_B)
 
 
@@ -206,6 +216,7 @@ def flow_matching(
   uniform_B = draws.uniform(keys_B, "drop_condition")
   tokens_BSD = drop_tokens(tokens_BSD, uniform_B, drop_condition)
 
+  # What the model says, against the path's own velocity.
   d = step_zero(model)
   prediction = model.velocity(x_t, t_B, tokens_BSD, d)
   loss, parts, loss_B = weighted_errors(

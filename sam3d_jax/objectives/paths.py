@@ -150,11 +150,15 @@ def bucketed(
   index_B = jnp.clip(index_B, 0, buckets - 1)
   inside_BK = jax.nn.one_hot(index_B, buckets, dtype=jnp.float32)
 
+  # Means over the whole batch: those of a bucket alone would divide by zero where it is empty.
   values_BK = values_B[:, None] * inside_BK
   sums_K = values_BK.mean(0)
   shares_K = inside_BK.mean(0)
-  metrics = {f"{name}_sum/{k}": sums_K[k] for k in range(buckets)}
-  metrics |= {f"{name}_share/{k}": shares_K[k] for k in range(buckets)}
+  metrics = {}
+  for k in range(buckets):
+    metrics[f"{name}_sum/{k}"] = sums_K[k]
+  for k in range(buckets):
+    metrics[f"{name}_share/{k}"] = shares_K[k]
   return metrics
 
 

@@ -63,6 +63,7 @@ def bind(settings: Mapping[str, Any], model: str) -> Callable:
   Raises ConfigError for an objective that does not train this kind of model, or a setting that it
   does not take.
   """
+  # Whether it trains such a model at all.
   settings = dict(settings)
   name = settings.pop("name")
   function = lookup(name).function

@@ -149,7 +149,7 @@ def shortcut_terms(
   Both losses are means over their own rows, so the split does not change how much a sample of
   either kind is worth on average.
   """
-  # One prediction for all rows: flow rows have d = 0, the others step 2 d.
+  # One prediction for all rows: flow rows have d = 0, the others take a step of 2 d.
   x_t, flow_target = flow_matching.masked_inputs(noise, data, present, t_B, sigma_min)
   prediction = velocity(x_t, t_B, main_tokens_BSD, 2.0 * d_B)
 
@@ -209,7 +209,7 @@ def take(array: jax.Array, rows: np.ndarray) -> jax.Array:
   if len(rows) == batch:
     return array
 
-  # The shortest period; the whole batch is always one.
+  # The shortest period that the rows have; the whole batch always is one.
   period = 1
   while batch % period or not periodic(rows, batch, period):
     period += 1
@@ -224,16 +224,19 @@ def periodic(rows: np.ndarray, batch: int, period: int) -> bool:
   """Whether the rows are the same ones of every `period` consecutive ones."""
   inside = rows[rows < period]
   starts = np.arange(0, batch, period)[:, None]
-  repeated = (starts + inside).reshape(-1)
-  return np.array_equal(rows, repeated)
+  repeated = starts + inside
+  return np.array_equal(rows, repeated.reshape(-1))
 
 
 def spread_rows(batch: int, fraction: float) -> np.ndarray:
   """floor(batch * fraction) row indices spread evenly over the batch, so that every shard of it
   holds its share.
   """
-  ends = np.floor(np.arange(batch + 1) * fraction + 1e-9)
-  return np.flatnonzero(np.diff(ends))
+  # A row is one of them where the running count of them reaches the next whole number; the small
+  # term is for fractions that are not exact in binary.
+  counts = np.arange(batch + 1) * fraction
+  whole = np.floor(counts + 1e-9)
+  return np.flatnonzero(np.diff(whole))
 
 
 def shortcut(
@@ -287,7 +290,7 @@ def shortcut(
     ValueError: the model has no step embedder, guided_levels is unknown, or the batch is too small
     to hold a consistency row.
   """
-  # What can be known before tracing.
+  # What cannot work.
   if not model.step_conditioned:
     raise ValueError(
       "shortcut distillation needs a model with a step embedder: set model.flow.shortcut = True"
@@ -339,6 +342,7 @@ def shortcut(
   drop_B = jnp.where(consistent_B, 1.0, uniform_B)
   main_tokens_BSD = flow_matching.drop_tokens(tokens_BSD, drop_B, drop_condition)
 
+  # The two losses.
   teacher = model if frozen is None else frozen
   terms = shortcut_terms(
     model.velocity,
@@ -376,6 +380,7 @@ def passes(settings: Mapping[str, Any], cost: Cost, trained: set[str], plain: bo
   del trained, plain
   share = settings["consistency_fraction"]
   guided_share = settings.get("guided_fraction", 1.0)
+  # Tokens are computed once, for prediction and targets; only the streams run again.
   forward = 0.0
   for name in cost.streams:
     conditional = cost.parts[name].forward

@@ -68,7 +68,8 @@ def steps(workdir: str | pathlib.Path) -> list[int]:
   folder = pathlib.Path(workdir) / "checkpoints"
   if not folder.is_dir():
     return []
-  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+  names = [path.name for path in folder.iterdir()]
+  return sorted(int(name) for name in names if name.isdigit())
 
 
 def resolve_step(workdir, step: int | None = None) -> int:
@@ -148,6 +149,7 @@ def read_state(workdir, step: int, abstract_state):
   Every array is checked against its checksum.
   """
   leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract_state)
+  # In the order of the leaves, which the dictionary keeps.
   wanted = {path_of(key_path): leaf for key_path, leaf in leaves}
   arrays = read_arrays(workdir, step, wanted)
   in_order = [arrays[path] for path in wanted]
@@ -271,6 +273,7 @@ def grouped(arrays: Mapping[str, jax.ShapeDtypeStruct], limit: int):
   """The arrays in groups of at most `limit` bytes (or one that is larger)."""
   group, size = {}, 0
   for path, leaf in arrays.items():
+    # A single array may be larger than the limit; it is then a group by itself.
     nbytes = leaf.size * leaf.dtype.itemsize
     full = size + nbytes > limit
     if group and full:
@@ -285,8 +288,9 @@ def grouped(arrays: Mapping[str, jax.ShapeDtypeStruct], limit: int):
 def shapes_of(meta: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
   """path -> shape and dtype of every array that a checkpoint holds."""
   shapes = {}
-  for path, (dtype, *shape) in meta["shapes"].items():
-    shapes[path] = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
+  for path, (name, *shape) in meta["shapes"].items():
+    dtype = jnp.dtype(name)
+    shapes[path] = jax.ShapeDtypeStruct(tuple(shape), dtype)
   return shapes
 
 
@@ -350,6 +354,7 @@ def param_sources(stored: Iterable[str], which: str) -> dict[str, str]:
   if kind == "ema" and decays:
     chosen = decay or decays[-1]
     trained = f"ema/{chosen}/"
+
   sources = {}
   for prefix in (trained, "frozen/"):
     for path in stored:
@@ -390,6 +395,8 @@ def initial_params(
     raise InputError(
       f"init_from {workdir} is a release folder; import it first: python -m launch.import_torch"
     )
+
+  # What the checkpoint has, by the model's paths.
   step = resolve_step(workdir)
   meta = read_meta(workdir, step)
   stored = shapes_of(meta)
@@ -452,6 +459,7 @@ def restore_model(workdir, *, which: str = "ema", step: int | None = None):
   config = ConfigDict(read_meta(workdir, step)["config"])
   module = registry.abstract_model(config.model)
   params = load_params(workdir, which=which, step=step)
+  # The configuration's model knows nothing of adapters.
   if lora.factor_paths(params):
     params = lora.folded(params, lora.scale_of(config))
   parameters.load_params(module, params)

@@ -106,12 +106,16 @@ def on_host(array: np.ndarray) -> str:
   plain_sum = mixed_sum = 0
   # In pieces, since what is computed takes several times the memory of the words.
   for start in range(0, flat.size, CHUNK):
-    words = flat[start : start + CHUNK].astype(np.uint32)
+    chunk = flat[start : start + CHUNK]
+    words = chunk.astype(np.uint32)
+
+    # Places in the whole array, modulo 2**32 as on the devices.
     index = np.arange(start, start + words.size, dtype=np.uint64)
     index = index.astype(np.uint32)
     weight = 2 * index + 1
     mixed = (words ^ (index * np.uint32(SPREAD))) * np.uint32(MIX)
     mixed = (mixed ^ (mixed >> np.uint32(15))) * weight
+
     plain_part = (words * weight).sum(dtype=np.uint32)
     mixed_part = mixed.sum(dtype=np.uint32)
     plain_sum += int(plain_part)

@@ -37,16 +37,20 @@ class Ledger:
     self.step: int | None = None
     self.steps: deque[float] = deque(maxlen=101)
     self.current = "init"
-    self.start = self.mark = time.monotonic() - age_of_process()
-    self.changed = self.recorded = time.monotonic()
+    # The first phase began with the process: its imports count.
+    now = time.monotonic()
+    self.start = self.mark = now - age_of_process()
+    self.changed = self.recorded = now
     self._lock = threading.Lock()  # the watchdog's thread records too
 
   def _account(self) -> None:
+    """Gives the time since the last call to the present phase; to be called under the lock."""
     now = time.monotonic()
     self.seconds[self.current] += now - self.mark
     self.mark = now
 
   def _switch(self, name: str) -> str:
+    """Enters a phase; the one that was left."""
     if name not in PHASES:
       raise ValueError(f"{name!r} is not a phase of the ledger: {PHASES}")
     with self._lock:
@@ -135,6 +139,7 @@ def read(path: str | pathlib.Path) -> list[list[dict[str, Any]]]:
   dropped.
   """
   processes: list[list[dict[str, Any]]] = []
+  # Processes append to one file, one after the other.
   for line in pathlib.Path(path).read_text().splitlines():
     try:
       row = json.loads(line)

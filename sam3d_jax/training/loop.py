@@ -94,6 +94,7 @@ def train(
   Preempted after saving when asked to stop, StoppedOnBadGradients when the guard gives up (nothing
   of the bad state is saved).
   """
+  # What goes along with the steps.
   first, last = int(state.step), job.cfg.steps
   writers = Writers(
     job.workdir,
@@ -125,6 +126,7 @@ def train(
           reason = stop.reason or "another host was told to stop"
           raise Preempted(f"{reason}, saved at step {step} of {last}")
 
+        # This host's rows of the batch. What it works on its own is counted from here.
         tracer.before_step(step)
         begin = time.monotonic()
         with ledger.phase("input_wait"):
@@ -188,7 +190,8 @@ def catch_up(job: Job, state: TrainState, step: int, ledger: Ledger, writers: Wr
   """Repeats the evaluation of the state that a run resumes from, if it was due and was stopped
   before its result was written.
   """
-  due = job.evaluation is not None and step > 0 and step % job.cfg.eval_every == 0
+  started = job.evaluation is not None and step > 0
+  due = started and step % job.cfg.eval_every == 0
   missing = np.array(due and not writers.has(step, "eval/loss"))
   # The first process has the file, and all of them evaluate or none.
   if jax.process_count() > 1:
@@ -243,10 +246,13 @@ class Meter:
       return
     step, metrics, keys = self.pending
     self.pending = None
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    metrics = jax.device_get(metrics)
+    values = {name: float(value) for name, value in metrics.items()}
     self._watch_skips(step, values, keys)
+
     self.rows.append(values)
-    if step % self.job.cfg.log_every == 0 or step == self.job.cfg.steps:
+    due = step % self.job.cfg.log_every == 0
+    if due or step == self.job.cfg.steps:
       self._write(step)
 
   def _watch_skips(self, step: int, values: dict[str, float], keys: np.ndarray) -> None:

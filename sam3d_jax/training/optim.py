@@ -84,6 +84,7 @@ def make_optimizer(cfg: OptimConfig) -> optax.GradientTransformation:
   """Clipping, Adam moments and decoupled weight decay; the caller scales the result by minus the
   learning rate.
   """
+  # In this order: the moments are those of the clipped gradient, the decay passes them by.
   parts = []
   if cfg.clip_norm:
     parts.append(optax.clip_by_global_norm(cfg.clip_norm))
@@ -106,6 +107,7 @@ def split_trainable(cfg: OptimConfig, params: Mapping[str, jax.Array]) -> tuple[
         f"optim.{key} = {pattern!r} matches no parameter; the paths start with {starts}"
       )
 
+  # The second pattern takes out of what the first one names.
   trainable, frozen = {}, {}
   for path, value in params.items():
     named = re.fullmatch(cfg.trainable, path)

@@ -21,9 +21,9 @@ class Pulse:
     self._pending: jax.Array | None = None
 
     # Each device carries the row of its host; of each host one is read.
-    host_of_device = [device.process_index for device in mesh.devices.flat]
-    self._devices = len(host_of_device)
-    self._first = [host_of_device.index(host) for host in range(self.hosts)]
+    owners = [device.process_index for device in mesh.devices.flat]
+    self._devices = len(owners)
+    self._first = [owners.index(host) for host in range(self.hosts)]
 
     self._split = NamedSharding(mesh, P(mesh.axis_names))
     replicated = NamedSharding(mesh, P())
@@ -50,6 +50,8 @@ class Pulse:
 
 
 def _of_each_device(row: np.ndarray, index) -> np.ndarray:
+  """The part of a device, whichever it is, of the array that all hosts make together."""
+  del index
   return row
 
 
@@ -67,6 +69,7 @@ class SlowestHost:
   def read(self) -> dict[str, float]:
     """Scalars for the log; empty for a single host. Starts over."""
     rows, self.rows = self.rows, []
+    # A single host has nobody to be slower than.
     if not rows or len(rows[0]) == 1:
       return {}
     mean = np.mean(rows, axis=0)

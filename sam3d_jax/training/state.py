@@ -45,6 +45,7 @@ class ModelGraph:
   def of(cls, module: nnx.Module, *, lora_scale: float = 0.0) -> "ModelGraph":
     """Raises ValueError if the module holds state other than parameters."""
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+    # It would neither be trained nor saved.
     others = [path for path, _ in nnx.to_flat_state(rest)]
     if others:
       raise ValueError(f"the module holds state that is not a parameter: {others}")

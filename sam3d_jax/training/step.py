@@ -107,7 +107,8 @@ def fingerprint(key_B2):
   """
   # Odd weights, so that no bit of a key is lost modulo 2**32.
   index = jnp.arange(key_B2.size, dtype=jnp.uint32)
-  weight = 2 * index.reshape(key_B2.shape) + 1
+  index = index.reshape(key_B2.shape)
+  weight = 2 * index + 1
   total = jnp.sum(key_B2 * weight, dtype=jnp.uint32)
   # float32 holds 24 bits exactly.
   return (total >> 8).astype(jnp.float32)
@@ -145,9 +146,12 @@ def accumulated(loss_and_grad: Callable, state: TrainState, batch, key, parts: i
     return loss_and_grad(state, part, key, **whole)
 
   # One part after the other, summed in fp32.
+  def zeros(shape):
+    return jnp.zeros(shape.shape, jnp.float32)
+
   first = jax.tree.map(lambda x: x[0], batch)
   shapes = jax.eval_shape(of_part, first)
-  zero = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
+  zero = jax.tree.map(zeros, shapes)
 
   def add(total, part):
     share = lambda t, x: t + x.astype(jnp.float32) / parts

@@ -66,6 +66,7 @@ class Watchdog:
 
   def limit(self) -> float:
     """Seconds that the present phase may last."""
+    # Steps are measured by themselves, once there are some; anything else has a fixed limit.
     in_step = self.ledger.current in ("step", "input_wait")
     durations = list(self.ledger.steps)
     if not in_step or not durations:
@@ -76,7 +77,8 @@ class Watchdog:
   def _watch(self) -> None:
     while not self._end.wait(self.poll):
       self.ledger.alive()
-      changed, phase = self.ledger.changed, self.ledger.current
+      changed = self.ledger.changed
+      phase = self.ledger.current
       waited = time.monotonic() - changed
       limit = self.limit()
       # Once for each phase that takes too long.

@@ -75,6 +75,7 @@ class Writers:
       return
     values = {name: float(value) for name, value in values.items()}
 
+    # The file.
     row: dict[str, float | None] = {"step": step}
     for name, value in values.items():
       row[name] = value if np.isfinite(value) else None

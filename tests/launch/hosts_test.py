@@ -55,8 +55,12 @@ def expected_fingerprints(settings, steps: int) -> dict[int, float]:
   training has touched.
   """
   config = cli.load_config("configs/vae_structure.py:fake", settings)
-  batches = make_loader(config, registry.typed_config(config.model), config.data.split).iterate(0)
-  found = {step: float(fingerprint(next(batches).key)) for step in range(1, steps + 1)}
+  model_config = registry.typed_config(config.model)
+  batches = make_loader(config, model_config, config.data.split).iterate(0)
+  found = {}
+  for step in range(1, steps + 1):
+    batch = next(batches)
+    found[step] = float(fingerprint(batch.key))
   batches.close()
   return found
 
@@ -64,41 +68,46 @@ def expected_fingerprints(settings, steps: int) -> dict[int, float]:
 def test_all_hosts_stop_when_one_is_told_to_and_half_of_them_go_on_with_the_same_samples_and_losses(
   settings, unbroken, tmp_path
 ):
+  # One host is told to stop.
   workdir = tmp_path / "run"
   with jobs.Job(workdir, [*settings, *ENDLESS], hosts=HOSTS) as job:
     assert job.until(lambda: jobs.trained_to(workdir) >= 2), job.output()
     job.signal(signal.SIGTERM, host=HOSTS - 1)
     assert job.wait() == [cli.EXIT_RETRY] * HOSTS, job.output()
     (saved,) = checkpoint.steps(workdir)
-    logs = [log.read_text() for log in job.logs]
-  for log in logs[:-1]:
+    *others, told = [log.read_text() for log in job.logs]
+  for log in others:
     assert f"another host was told to stop, saved at step {saved} of" in log
-  assert f"SIGTERM, saved at step {saved} of" in logs[-1]
-  last = saved + 4  # the last step is evaluated too
-  with jobs.Job(
-    workdir,
-    [*settings, *ENDLESS, f"--config.steps={last}", f"--config.eval.every={last}"],
-    hosts=HOSTS // 2,
-  ) as job:
-    assert job.wait() == [0] * (HOSTS // 2), job.output()
+  assert f"SIGTERM, saved at step {saved} of" in told
+
+  # Half of them go on; the last step is evaluated too.
+  half = HOSTS // 2
+  last = saved + 4
+  end = (f"--config.steps={last}", f"--config.eval.every={last}")
+  with jobs.Job(workdir, [*settings, *ENDLESS, *end], hosts=half) as job:
+    assert job.wait() == [0] * half, job.output()
     assert f"resuming {workdir} at step {saved}" in job.output()
+  begun = [process[0]["hosts"] for process in jobs.ledger_rows(workdir)]
+  assert begun == [HOSTS, half]
+
+  # The samples of every step, ...
   rows = jobs.science(workdir)
-  assert {step: row["data/fingerprint"] for step, row in rows.items()} == expected_fingerprints(
-    settings, last
-  )
+  fingerprints = {step: row["data/fingerprint"] for step, row in rows.items()}
+  assert fingerprints == expected_fingerprints(settings, last)
+
+  # ... and the losses.
   alone = jobs.science(unbroken)
   for step in sorted(set(rows) & set(alone)):
-    np.testing.assert_allclose(
-      rows[step]["loss"], alone[step]["loss"], rtol=1e-5, err_msg=f"step {step}"
-    )
-  assert [rows[0]["hosts"] for rows in jobs.ledger_rows(workdir)] == [HOSTS, HOSTS // 2]
-  assert any(key.startswith("eval/") for row in jobs.metric_rows(workdir) for key in row)
+    loss, expected = rows[step]["loss"], alone[step]["loss"]
+    np.testing.assert_allclose(loss, expected, rtol=1e-5, err_msg=f"step {step}")
+  assert list(jobs.science(workdir, "eval/loss")) == [last]
 
 
 def test_hosts_with_different_configurations_all_refuse_to_start_and_name_host_and_key(
   settings, tmp_path
 ):
-  with jobs.Job(tmp_path / "run", settings, hosts=2, of_host={1: ["--config.optim.lr=0.5"]}) as job:
+  other = {1: ["--config.optim.lr=0.5"]}
+  with jobs.Job(tmp_path / "run", settings, hosts=2, of_host=other) as job:
     assert job.wait() == [cli.EXIT_BAD_INPUT] * 2, job.output()
     for log in job.logs:
       assert "host 1 was started with optim.lr = 0.5, host 0 with" in log.read_text()
@@ -107,27 +116,33 @@ def test_hosts_with_different_configurations_all_refuse_to_start_and_name_host_a
 def test_a_job_killed_in_a_commit_and_in_a_step_ends_bit_for_bit_where_an_unbroken_one_does(
   settings, unbroken, tmp_path
 ):
-  strikes = [chaos.Strike("kill", "commit", 4, 0.0), chaos.Strike("kill", "step", 6, 0.0)]
-  # asserts state, metrics, exit codes and ledger
+  strikes = [
+    chaos.Strike("kill", "commit", 4, 0.0),
+    chaos.Strike("kill", "step", 6, 0.0),
+  ]
+  # Asserts state, metrics, exit codes and ledger.
   record = chaos.one_run(tmp_path / "run", strikes, lambda workers: settings, unbroken)
-  assert (
-    record["strikes"][0]["exit"] == -signal.SIGKILL and record["goodput"]["step"] == chaos.STEPS
-  )
+  first = record["strikes"][0]
+  assert first["exit"] == -signal.SIGKILL
+  assert record["goodput"]["step"] == chaos.STEPS
 
 
 def place(argv: list[str], env: dict[str, str]):
   parser = argparse.ArgumentParser()
   command.hosts_flags(parser)
-  return hosts.explicit(command.hosts_spec(parser.parse_args(argv)), env)
+  args = parser.parse_args(argv)
+  return hosts.explicit(command.hosts_spec(args), env)
 
 
 def test_a_process_finds_its_place_by_flag_before_environment():
-  env = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
-  assert (
-    place([], {}) is None
-    and place([], env) == ("a:1", 4, 3)
-    and place(["--process_id=0"], env) == ("a:1", 4, 0)
-  )
+  env = {
+    "JAX_COORDINATOR_ADDRESS": "a:1",
+    "JAX_NUM_PROCESSES": "4",
+    "JAX_PROCESS_ID": "3",
+  }
+  assert place([], {}) is None
+  assert place([], env) == ("a:1", 4, 3)
+  assert place(["--process_id=0"], env) == ("a:1", 4, 0)
 
 
 @pytest.mark.parametrize(

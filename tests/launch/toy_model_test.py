@@ -58,10 +58,12 @@ def globals_of_the_tree() -> dict[tuple[str, str], tuple[object, object]]:
   """(module, global or attribute of a class) -> (place, contents), for all modules in memory."""
   found = {}
   for name, module in sorted(sys.modules.items()):
-    if name.partition(".")[0] not in PACKAGES:
+    package, _, _ = name.partition(".")
+    if package not in PACKAGES:
       continue
     for key, value in vars(module).items():
       found[name, key] = place(name, value), contents(value)
+      # Classes are looked into where they are defined.
       if isinstance(value, type) and value.__module__ == name:
         for attribute, inner in vars(value).items():
           found[name, f"{key}.{attribute}"] = name, contents(inner)
@@ -75,24 +77,28 @@ def changed_places(change) -> dict[object, list[str]]:
   after = globals_of_the_tree()
   places: dict[object, list[str]] = {}
   for name in before.keys() | after.keys():
-    if before.get(name) != after.get(name):
-      where = (after.get(name) or before[name])[0]
-      places.setdefault(where, []).append(".".join(name))
+    then, now = before.get(name), after.get(name)
+    if then == now:
+      continue
+    where, _ = now or then
+    places.setdefault(where, []).append(".".join(name))
   return places
 
 
 def test_a_further_model_is_entries_in_at_most_eight_files():
   with pytest.MonkeyPatch.context() as patch:
     places = changed_places(lambda: toy_model.register(patch))
-  assert any("sam3d_jax.models.registry.MODELS" in names for names in places.values())
-  assert len(places) <= FILES, sorted(places.values())
+  tables = sorted(places.values())
+  assert any("sam3d_jax.models.registry.MODELS" in names for names in tables)
+  assert len(tables) <= FILES, tables
 
 
 def test_no_file_outside_its_own_names_the_toy_model():
   naming = []
   for package in PACKAGES:
     for path in (ROOT / package).rglob("*.py"):
-      if "toy_model" in path.read_text() or '"toy"' in path.read_text():
+      text = path.read_text()
+      if "toy_model" in text or '"toy"' in text:
         naming.append(path)
   assert naming == []
 
@@ -101,9 +107,15 @@ def test_it_trains_and_draws_its_preview_while_it_trains(unbroken):
   rows = jobs.metric_rows(unbroken)
   assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
   assert checkpoint.steps(unbroken) == [2, 4]
-  drawn = [json.loads(f.read_text()) for f in sorted((unbroken / "previews").iterdir())]
-  shown = [[row["eval/toy_mean"], row["eval/toy_extent"]] for row in rows if "eval/loss" in row]
-  assert drawn == shown and len(drawn) == 2 and drawn[0] != drawn[1]
+
+  # The picture of each evaluation is of the numbers that were logged with it.
+  files = sorted((unbroken / "previews").iterdir())
+  drawn = [json.loads(file.read_text()) for file in files]
+  evaluated = [row for row in rows if "eval/loss" in row]
+  shown = [[row["eval/toy_mean"], row["eval/toy_extent"]] for row in evaluated]
+  assert drawn == shown
+  first, second = drawn
+  assert first != second
 
 
 def test_it_resumes_bit_for_bit(unbroken, tmp_path):
@@ -115,11 +127,14 @@ def test_it_resumes_bit_for_bit(unbroken, tmp_path):
 def test_it_reads_records_of_a_dataset(toy, tmp_path):
   data = tiny_dataset.write_dataset(tmp_path / "data", 4)
   run = tmp_path / "run"
-  mixture = [
+  code = train(
+    run,
+    "--config.steps=1",
+    "--config.eval.every=0",
     "--config.data.kind=shards",
     f"--config.data.mixture={{'a': {{'path': '{data}', 'weight': 1.0}}}}",
-  ]
-  assert train(run, "--config.steps=1", "--config.eval.every=0", *mixture) == 0
+  )
+  assert code == 0
   assert checkpoint.steps(run) == [1]
 
 
@@ -127,12 +142,16 @@ def test_it_is_published_and_read_back(unbroken, tmp_path):
   module, config = checkpoint.restore_model(unbroken)
   params = parameters.flat_params(module)
   out = tmp_path / "release"
-  assert export_torch.main(["--checkpoint", str(unbroken), "--out", str(out), "--safetensors"]) == 0
-  assert load.open_state(out / "toy.safetensors").shapes["hidden.weight"] == (8, 3)
-  back = release.open_file(out / "toy.safetensors", config.model)
+  argv = ["--checkpoint", str(unbroken), "--out", str(out), "--safetensors"]
+  assert export_torch.main(argv) == 0
+
+  # Under its published names, and back.
+  file = out / "toy.safetensors"
+  assert load.open_state(file).shapes["hidden.weight"] == (8, 3)
+  back = release.open_file(file, config.model)
   assert set(back) == set(params)
-  for path in params:
-    np.testing.assert_array_equal(back[path], params[path])
+  for path, value in params.items():
+    np.testing.assert_array_equal(back[path], value)
 
 
 def test_a_wrong_objective_is_refused_with_the_models_that_it_trains(toy, tmp_path, capsys):

@@ -1,0 +1,166 @@
+"""Checkpoints on a bad disk: what is damaged is found, named and survived."""
+
+import pathlib
+import shutil
+import threading
+
+import pytest
+
+from sam3d_jax.training import checkpoint, retention
+from sam3d_jax.training.checkpointer import Checkpointer
+from tests.support.tiny_checkpoints import (
+  DAMAGES,
+  META,
+  abstract,
+  damage_data,
+  data_files,
+  equal,
+  make_state,
+  restored,
+  saved,
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_step_is_named_and_the_one_before_is_used(tmp_path, capfd, damage):
+  saved(tmp_path, 1, 2).close()
+  for file in data_files(tmp_path, 2):
+    damage(file)
+
+  # The one before is used.
+  checkpointer = Checkpointer(tmp_path)
+  state, step = restored(checkpointer)
+  assert step == 1
+  assert equal(state, make_state(1))
+  assert checkpointer.bad_steps == [2]
+  assert "step 2 is damaged" in capfd.readouterr().err
+
+  # The step can be written again; what was there is kept beside it.
+  checkpointer.discard_bad_steps()
+  assert checkpointer.save(2, make_state(7), META)
+  checkpointer.wait()
+  assert (tmp_path / "checkpoints" / "2.damaged").exists()
+  state, step = restored(checkpointer)
+  assert step == 2
+  assert equal(state, make_state(7))
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("two_steps")
+  saved(folder, 1, 2).close()
+  return folder
+
+
+def files_of_step(workdir: pathlib.Path, step: int) -> list[pathlib.Path]:
+  """All files of a step, relative to the work folder."""
+  everything = (workdir / "checkpoints" / str(step)).rglob("*")
+  return sorted(path.relative_to(workdir) for path in everything if path.is_file())
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_whatever_file_is_damaged_a_restore_gives_a_whole_step_bit_for_bit(
+  two_steps, tmp_path, damage
+):
+  fell_back = 0
+  for number, file in enumerate(files_of_step(two_steps, 2)):
+    folder = tmp_path / str(number)
+    shutil.copytree(two_steps, folder)
+    damage(folder / file)
+    checkpointer = Checkpointer(folder)
+    state, step = restored(checkpointer)
+    assert equal(state, make_state(step)), file
+    assert checkpointer.bad_steps == ([2] if step == 1 else []), file
+    fell_back += step == 1
+  # The metadata, the index and the data; some files are only for other tools.
+  assert fell_back >= 3
+
+
+def test_a_seal_covers_what_is_written_beside_the_arrays(two_steps, tmp_path):
+  folder = tmp_path / "copy"
+  shutil.copytree(two_steps, folder)
+  file = folder / "checkpoints" / "2" / "meta" / "metadata"
+  text = file.read_text()
+  assert '"step": 2' in text
+  assert '"config": {"model": {}}' in text
+  changed = text.replace('"config": {"model": {}}', '"config": {"model": 7}')
+  file.write_text(changed)
+  with pytest.raises(checkpoint.CorruptCheckpoint, match="differs from what was written"):
+    checkpoint.read_meta(folder)
+
+
+def test_bits_changed_under_the_storage_layer_are_found_by_the_checksums(tmp_path):
+  saved(tmp_path / "here", 1).close()
+
+  # The same step with one number changed, written by the storage layer as it should be.
+  changed = make_state(1)
+  kernel = changed["params"]["a/kernel"]
+  changed["params"]["a/kernel"] = kernel.at[3, 2].add(1e-6)
+  checkpointer = Checkpointer(tmp_path / "there")
+  checkpointer.save(1, changed, META)
+  checkpointer.close()
+
+  state = tmp_path / "here" / "checkpoints" / "1" / "state"
+  shutil.rmtree(state)
+  shutil.move(tmp_path / "there" / "checkpoints" / "1" / "state", state)
+  with pytest.raises(checkpoint.CorruptCheckpoint, match="a/kernel"):
+    checkpoint.read_state(tmp_path / "here", 1, abstract(make_state()))
+
+
+def test_old_steps_go_but_the_last_one_that_reads_back_stays_however_many_newer_ones_are_bad(
+  tmp_path, capfd
+):
+  checkpointer = Checkpointer(tmp_path, keep=2)
+  for step in range(1, 10):
+    checkpointer.save(step, make_state(step), META)
+    # From here on the disk swallows bits of what is written, before it is read back.
+    if step > 4:
+      checkpointer.manager.wait_until_finished()
+      damage_data(tmp_path, step)
+    checkpointer.wait()
+    checkpointer.keeper.wait()
+    assert len(checkpoint.steps(tmp_path)) <= 2
+  checkpointer.close()
+  assert checkpointer.keeper.damaged == [5, 6, 7, 8, 9]
+  assert "step 9 did not read back" in capfd.readouterr().err
+
+  state, step = restored(Checkpointer(tmp_path, keep=2))
+  assert step == 4
+  assert equal(state, make_state(4))
+
+
+def test_the_last_good_step_outlives_keep_newer_ones_that_were_damaged_after_they_were_checked(
+  tmp_path,
+):
+  saved(tmp_path, 1, 2, 3, 4).close()
+  for step in (2, 3, 4):
+    damage_data(tmp_path, step)
+  checkpointer = Checkpointer(tmp_path, keep=1)
+  _, step = restored(checkpointer)
+  assert step == 1
+
+  # The next save is damaged too.
+  checkpointer.discard_bad_steps()
+  checkpointer.save(2, make_state(2), META)
+  checkpointer.manager.wait_until_finished()
+  damage_data(tmp_path, 2)
+  checkpointer.wait()
+  checkpointer.keeper.wait()
+  assert checkpoint.steps(tmp_path) == [1]
+
+
+def test_a_step_that_was_slow_to_read_back_stays_until_a_newer_one_was(tmp_path):
+  for step in range(1, 7):
+    (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+  gate = threading.Event()
+
+  def verify(workdir, step, stop):
+    del workdir, step, stop
+    gate.wait(60)
+
+  keeper = retention.Keeper(tmp_path, 2, verify=verify)
+  for step in range(3, 7):
+    keeper.committed(step)
+  gate.set()
+  keeper.wait()
+  assert checkpoint.steps(tmp_path) == [3, 5, 6]
