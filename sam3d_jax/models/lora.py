@@ -40,7 +40,8 @@ class LoraConfig:
   alpha: float = 16.0
 
   def __post_init__(self):
-    if self.targets and (self.rank < 1 or not self.alpha > 0):
+    positive = self.rank >= 1 and self.alpha > 0
+    if self.targets and not positive:
       raise ConfigError(
         f"lora.rank = {self.rank}, lora.alpha = {self.alpha}: both must be positive"
       )
@@ -58,7 +59,8 @@ class LoraConfig:
 
 def scale_of(config: Mapping) -> float:
   """Factor of the adapters' product in a run's configuration (as stored with its checkpoints)."""
-  return LoraConfig(**dict(config["lora"])).scale
+  section = dict(config["lora"])
+  return LoraConfig(**section).scale
 
 
 def factor_shapes(model: nnx.Module, cfg: LoraConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -69,7 +71,7 @@ def factor_shapes(model: nnx.Module, cfg: LoraConfig) -> dict[str, jax.ShapeDtyp
   if not cfg.targets:
     return {}
 
-  # Projections, and the stacks whose layers carry a leading axis.
+  # projections, and the stacks whose layers carry a leading axis
   projections: dict[str, Dense] = {}
   stacks: list[str] = []
   for keys, module in nnx.iter_graph(model):
@@ -79,24 +81,28 @@ def factor_shapes(model: nnx.Module, cfg: LoraConfig) -> dict[str, jax.ShapeDtyp
     if isinstance(module, Dense):
       projections[path] = module
 
+  # the two factors of every projection that is meant
   shapes = {}
   for path, module in projections.items():
     if not re.fullmatch(cfg.targets, path):
       continue
+    # its kernel is (layers, inputs, outputs)
     shape = module.kernel.shape
-    first = 1 if f"{path}/".startswith(tuple(stacks)) else 0
-    layers, inputs, outputs = (
-      shape[:first],
-      shape[first : first + module.dims_in],
-      shape[first + module.dims_in :],
-    )
-    a, b = (*layers, *inputs, cfg.rank), (*layers, cfg.rank, *outputs)
+    in_stack = f"{path}/".startswith(tuple(stacks))
+    first_input = 1 if in_stack else 0
+    first_output = first_input + module.dims_in
+    layers = shape[:first_input]
+    inputs = shape[first_input:first_output]
+    outputs = shape[first_output:]
+    a = (*layers, *inputs, cfg.rank)
+    b = (*layers, cfg.rank, *outputs)
     shapes[f"{path}/lora_a"] = jax.ShapeDtypeStruct(a, jnp.float32)
     shapes[f"{path}/lora_b"] = jax.ShapeDtypeStruct(b, jnp.float32)
+
   if not shapes:
+    some = ", ".join(sorted(projections)[:12])
     raise ConfigError(
-      f"lora.targets = {cfg.targets!r} matches no projection; there are "
-      f"{', '.join(sorted(projections)[:12])}, ..."
+      f"lora.targets = {cfg.targets!r} matches no projection; there are {some}, ..."
     )
   return shapes
 
@@ -110,17 +116,28 @@ def random_factors(shapes: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> dic
   def one(path: str, shape: tuple[int, ...]):
     if path.endswith("lora_b"):
       return jnp.zeros(shape, jnp.float32)
-    stacked = tuple(shapes[f"{path[:-1]}b"].shape)[:2] == (shape[0], shape[-1])
-    fan_in = math.prod(shape[1:-1] if stacked else shape[:-1])
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
-    return jax.random.normal(key, shape, jnp.float32) / math.sqrt(fan_in)
+    # lora_a, and lora_b of the same kernel, share their layers in a stack
+    partner = shapes[f"{path[:-1]}b"].shape
+    stacked = tuple(partner)[:2] == (shape[0], shape[-1])
+    inputs = shape[1:-1] if stacked else shape[:-1]
+    fan_in = math.prod(inputs)
+    # a draw depends on seed and path alone
+    number = zlib.crc32(path.encode())
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    normal = jax.random.normal(key, shape, jnp.float32)
+    return normal / math.sqrt(fan_in)
 
   return {path: one(path, tuple(x.shape)) for path, x in shapes.items()}
 
 
 def factor_paths(paths: Iterable[str]) -> list[str]:
   """Those of the paths that are low-rank factors."""
-  return [p for p in paths if p.rpartition("/")[2] in FACTORS]
+  found = []
+  for path in paths:
+    _, _, name = path.rpartition("/")
+    if name in FACTORS:
+      found.append(path)
+  return found
 
 
 def adapted_kernels(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, str]]:
@@ -130,33 +147,55 @@ def adapted_kernels(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[st
   """
   adapted = {}
   for path in factor_paths(shapes):
-    module = path.rpartition("/")[0]
+    module, _, _ = path.rpartition("/")
     needed = [f"{module}/{name}" for name in ("kernel", *FACTORS)]
     missing = [p for p in needed if p not in shapes]
     if missing:
       raise InputError(f"{path} cannot be merged: the checkpoint has no {', '.join(missing)}")
-    layer_count(module, *(tuple(shapes[p]) for p in needed))
-    adapted[needed[0]] = (needed[1], needed[2])
+    # raises if they do not fit
+    three = [tuple(shapes[p]) for p in needed]
+    layer_count(module, *three)
+    kernel, a, b = needed
+    adapted[kernel] = (a, b)
   return adapted
 
 
 def adapted(kernel, a, b, scale: float):
   """kernel + scale * a @ b, for NumPy and JAX arrays alike."""
-  layers = layer_count("kernel", kernel.shape, a.shape, b.shape)
+  layers = layer_count(
+    "kernel",
+    kernel.shape,
+    a.shape,
+    b.shape,
+  )
+  # one product a layer
   rank = a.shape[-1]
-  delta = a.reshape(layers, -1, rank) @ b.reshape(layers, rank, -1)
-  return kernel + kernel.dtype.type(scale) * delta.reshape(kernel.shape)
+  a_LIR = a.reshape(layers, -1, rank)
+  b_LRO = b.reshape(layers, rank, -1)
+  delta_LIO = a_LIR @ b_LRO
+  # of the kernel's own dtype, which the result keeps
+  factor = kernel.dtype.type(scale)
+  return kernel + factor * delta_LIO.reshape(kernel.shape)
 
 
 def folded(params: Mapping, scale: float) -> dict:
   """The parameters with every adapted kernel in place of the kernel and its factors."""
-  kernels = adapted_kernels({path: x.shape for path, x in params.items()})
-  factors = {factor for pair in kernels.values() for factor in pair}
+  shapes = {path: x.shape for path, x in params.items()}
+  kernels = adapted_kernels(shapes)
+  factors = set()
+  for pair in kernels.values():
+    factors.update(pair)
+
   out = {}
   for path, x in params.items():
     if path in kernels:
       a, b = kernels[path]
-      out[path] = adapted(x, params[a], params[b], scale)
+      out[path] = adapted(
+        x,
+        params[a],
+        params[b],
+        scale,
+      )
     elif path not in factors:
       out[path] = x
   return out
@@ -164,13 +203,18 @@ def folded(params: Mapping, scale: float) -> dict:
 
 def layer_count(name: str, kernel: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> int:
   """Layers of a stack, 1 if there is no layer axis. Raises InputError unless the shapes fit."""
-  rank, kernel = a[-1], tuple(kernel)
-  if b[0] == rank and (*a[:-1], *b[1:]) == kernel:
+  kernel = tuple(kernel)
+  rank = a[-1]
+  # one layer: (inputs, r) and (r, outputs)
+  single = (*a[:-1], *b[1:])
+  if b[0] == rank and single == kernel:
     return 1
-  # A stack: all three have its layers in front.
-  stacked = len(b) > 1 and a[0] == b[0] == kernel[0] and b[1] == rank
-  if stacked and (*a[:-1], *b[2:]) == kernel:
-    return kernel[0]
+  # a stack: all three have its layers in front
+  same_layers = len(b) > 1 and a[0] == b[0] == kernel[0]
+  if same_layers and b[1] == rank:
+    several = (*a[:-1], *b[2:])
+    if several == kernel:
+      return kernel[0]
   raise InputError(
     f"{name}: factors {tuple(a)} and {tuple(b)} do not fit the kernel {tuple(kernel)}"
   )
