@@ -19,9 +19,11 @@ def test_ties_count_half_and_sides_do_not_matter():
     Vote("b", "a", "left"),
     Vote("a", "c", "right"),
   ]
-  rate = win_rate(votes, "a", "b")
-  assert rate.rate == 2.5 / 4 and rate.votes == 4
-  assert win_rate(votes, "b", "a").rate == 1 - rate.rate
+  of_a = win_rate(votes, "a", "b")
+  of_b = win_rate(votes, "b", "a")
+  assert of_a.votes == 4
+  assert of_a.rate == 2.5 / 4
+  assert of_b.rate == 1 - of_a.rate
 
 
 def test_wilson_interval_matches_the_published_formula():
@@ -40,21 +42,25 @@ def test_elo_difference_of_odds_10_to_1_is_400():
 
 def test_elo_does_not_depend_on_the_order_of_votes():
   rng = np.random.default_rng(0)
-  votes = [
-    Vote(*rng.permutation(["a", "b", "c"])[:2], rng.choice(["left", "right", "equal"]))
-    for _ in range(60)
-  ]
+  votes = []
+  for _ in range(60):
+    left, right, _ = rng.permutation(["a", "b", "c"])
+    outcome = rng.choice(["left", "right", "equal"])
+    votes.append(Vote(left, right, outcome))
   shuffled = [votes[i] for i in rng.permutation(60)]
   assert elo(votes) == pytest.approx(elo(shuffled), abs=1e-4)
 
 
 def test_a_model_that_never_lost_has_a_finite_rating():
   ratings = elo([Vote("a", "b", "left")] * 5)
-  assert np.isfinite(list(ratings.values())).all() and ratings["a"] > ratings["b"]
+  assert np.isfinite(list(ratings.values())).all()
+  assert ratings["a"] > ratings["b"]
 
 
 def test_elo_intervals_hold_the_rating():
-  votes = [Vote("a", "b", "left")] * 30 + [Vote("a", "b", "right")] * 20
+  won = [Vote("a", "b", "left")] * 30
+  lost = [Vote("a", "b", "right")] * 20
+  votes = won + lost
   low, high = elo_intervals(votes, draws=50)["a"]
   assert low < elo(votes)["a"] < high
 
@@ -68,10 +74,14 @@ def test_bootstrap_interval_has_the_width_of_the_standard_error():
 
 
 def test_summary_counts_only_objects_that_have_the_metric():
-  total = aggregate.summarise(
-    {"x": {"f1": 1.0, "add_s": None}, "y": {"f1": 0.0, "add_s": None}}, ("f1", "add_s")
-  )
-  assert total["f1"] == 0.5 and total["add_s"] is None and total["add_s_interval"] is None
+  rows = {
+    "x": {"f1": 1.0, "add_s": None},
+    "y": {"f1": 0.0, "add_s": None},
+  }
+  total = aggregate.summarise(rows, ("f1", "add_s"))
+  assert total["f1"] == 0.5
+  assert total["add_s"] is None
+  assert total["add_s_interval"] is None
 
 
 def test_psnr_of_a_constant_error_is_its_closed_form():
@@ -83,10 +93,10 @@ def test_psnr_of_a_constant_error_is_its_closed_form():
 def test_ssim_is_one_for_equal_pictures_and_lower_for_noise():
   rng = np.random.default_rng(0)
   picture = rng.random((32, 32, 3))
+  noise = 0.3 * rng.standard_normal(picture.shape)
+  noisy = np.clip(picture + noise, 0, 1)
   assert views.ssim(picture, picture) == pytest.approx(1)
-  assert (
-    views.ssim(np.clip(picture + 0.3 * rng.standard_normal(picture.shape), 0, 1), picture) < 0.9
-  )
+  assert views.ssim(noisy, picture) < 0.9
   with pytest.raises(ValueError, match="11 x 11"):
     views.ssim(picture[:8], picture[:8])
 
@@ -94,27 +104,40 @@ def test_ssim_is_one_for_equal_pictures_and_lower_for_noise():
 def test_views_are_averaged_and_what_is_missing_scores_worst(tmp_path, capsys):
   rng = np.random.default_rng(0)
   truth = rng.integers(60, 196, (20, 24, 3), np.uint8)
-  for name, pred in (("same", truth), ("off", truth + 51), ("absent", None), ("small", truth[:12])):
-    (tmp_path / name).mkdir()
-    Image.fromarray(truth).save(tmp_path / name / "truth_0.png")
+  predictions = {"same": truth, "off": truth + 51, "absent": None, "small": truth[:12]}
+  for name, pred in predictions.items():
+    folder = tmp_path / name
+    folder.mkdir()
+    Image.fromarray(truth).save(folder / "truth_0.png")
     if pred is not None:
-      Image.fromarray(pred).save(tmp_path / name / "pred_0.png")
-  assert evaluate.main(["--views", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
-  rows = json.loads((tmp_path / "out" / "metrics.json").read_text())["objects"]
-  assert rows["same"]["psnr"] == 100 and rows["same"]["ssim"] == pytest.approx(1)
+      Image.fromarray(pred).save(folder / "pred_0.png")
+
+  out = tmp_path / "out"
+  assert evaluate.main(["--views", str(tmp_path), "--out", str(out)]) == 0
+  rows = json.loads((out / "metrics.json").read_text())["objects"]
+  assert rows["same"]["psnr"] == 100
+  assert rows["same"]["ssim"] == pytest.approx(1)
   # a constant error of 51 / 255
   assert rows["off"]["psnr"] == pytest.approx(-20 * np.log10(0.2), abs=1e-3)
-  assert rows["absent"]["psnr"] == 0 == rows["small"]["ssim"]
-  assert "pred_0 is missing" in rows["absent"]["problem"] and "24 x 12" in rows["small"]["problem"]
+  assert rows["absent"]["psnr"] == 0
+  assert rows["small"]["ssim"] == 0
+  assert "pred_0 is missing" in rows["absent"]["problem"]
+  assert "24 x 12" in rows["small"]["problem"]
 
 
 def test_votes_become_ratings_and_win_rates(tmp_path, capsys):
   path = tmp_path / "votes.csv"
-  path.write_text("left,right,outcome\n" + "a,b,left\n" * 6 + "b,a,equal\n" * 2 + "b,c,left\n" * 4)
-  assert evaluate.main(["--votes", str(path), "--out", str(tmp_path / "out")]) == 0
-  found = json.loads((tmp_path / "out" / "votes.json").read_text())
-  assert list(found["elo"]) == ["a", "b", "c"] and found["win_rate"]["a"]["b"]["rate"] == 7 / 8
-  assert "c" not in found["win_rate"]["a"]  # they never met
+  out = tmp_path / "out"
+  flags = ["--votes", str(path), "--out", str(out)]
+  rows = ["a,b,left"] * 6 + ["b,a,equal"] * 2 + ["b,c,left"] * 4
+  path.write_text("\n".join(["left,right,outcome", *rows]) + "\n")
+  assert evaluate.main(flags) == 0
+  found = json.loads((out / "votes.json").read_text())
+  assert list(found["elo"]) == ["a", "b", "c"]
+  rates_of_a = found["win_rate"]["a"]
+  assert rates_of_a["b"]["rate"] == 7 / 8
+  assert "c" not in rates_of_a  # they never met
+
   path.write_text("left,right,outcome\na,b,left\na,a,left\n")
-  assert evaluate.main(["--votes", str(path), "--out", str(tmp_path / "out")]) == 2
+  assert evaluate.main(flags) == 2
   assert "line 3" in capsys.readouterr().err
