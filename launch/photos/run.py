@@ -165,6 +165,7 @@ def report(
 
   photos: of the run. made, objects: photos that were not done before, and their objects.
   """
+  # Where the time went; a run that found everything done keeps the times of the one before.
   compilations = len(predictor.programs)
   if made:
     timing = {
@@ -179,6 +180,8 @@ def report(
     atomic.write_json(out / "timing.json", timing)
     shown = ", ".join(f"{name} {value:.1f}" for name, value in phases.seconds.items())
     print(f"seconds: {shown}; {compilations} compilation(s)")
+
+  # Where the results are.
   where = out if photos == 1 else out / "<photo>"
   before = f", {photos - made} photo(s) were done before" if photos > made else ""
   print(

@@ -50,6 +50,8 @@ def run(config: ViewerConfig, out: pathlib.Path) -> None:
   """Serves the results in a folder until interrupted."""
   check(config)
   server = serve(find(out), host=config.host, port=config.port)
+
+  # The address, with a warning where others can reach it.
   private = config.host in LOOPBACK
   host = "localhost" if private else config.host
   url = f"http://{host}:{server.get_port()}"
@@ -94,6 +96,7 @@ def serve(folders: dict[str, pathlib.Path], *, host: str, port: int):
     show_share_button=False,
   )
 
+  # A menu only if there is a choice.
   shown: list = []
   names = list(folders)
   if len(names) > 1:

@@ -150,6 +150,7 @@ def sample_set(
 
 def open_set(config: EvalSetConfig, out: pathlib.Path) -> EvalSet:
   """The set that is asked for, or `most` evenly spaced items of it."""
+  # The flags name exactly one set.
   if config.benchmark is not None:
     whole = open_benchmark(config, out)
   elif config.bop is not None:
@@ -159,6 +160,7 @@ def open_set(config: EvalSetConfig, out: pathlib.Path) -> EvalSet:
   else:
     whole = PhotoFolder(config.photos, "photos")
 
+  # All of it, or evenly spaced items.
   total = len(whole.names)
   few = split_samples.choose(total, config.most)
   return whole if len(few) == total else Subset(whole, tuple(few))
@@ -230,6 +232,8 @@ def prepare_pairs(out: pathlib.Path, identity: dict) -> pathlib.Path:
   text = json.dumps(identity, sort_keys=True, indent=1)
   if record.exists() and record.read_text() == text:
     return folder
+
+  # Other settings: nothing that is there can be kept.
   if folder.exists():
     shutil.rmtree(folder)
   folder.mkdir()
@@ -257,6 +261,7 @@ def predict(
   predictor: Predictor, chosen: EvalSet, items: list[Item], config: EvalSetConfig
 ) -> list[Sample]:
   """Samples a batch of items; the noise depends on the seed and the item alone."""
+  # What the model is told of each item, and the key of its noise.
   set_name = chosen.identity["set"]
   told = []
   requests = []
@@ -277,6 +282,8 @@ def sample_of(predictor: Predictor, drawn: Prediction, told: Condition) -> Sampl
   """What a drawn sample says about its item, in the camera's frame where a point map was given."""
   if not predictor.placed or told.scale is None:
     return Sample(drawn.occupancy, pose.rotation_only(drawn.rotation))
+
+  # Latents are relative to the point map's scale and shift.
   layout_latents = {name: x for name, x in drawn.latents.items() if name != "shape"}
   said = pose.decode_latents(
     layout_latents,

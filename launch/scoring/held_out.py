@@ -194,6 +194,8 @@ def part_scores(pred_XYZ: np.ndarray, truth_XYZ: np.ndarray) -> dict[str, float]
   """`floaters` and `missing` of a sample, see `score`."""
   if not pred_XYZ.any() or not truth_XYZ.any():
     return {"floaters": 0.0, "missing": float(truth_XYZ.any())}
+
+  # Distance of every voxel from the nearest that is occupied.
   from_truth = ndimage.distance_transform_edt(~truth_XYZ)
   from_pred = ndimage.distance_transform_edt(~pred_XYZ)
   floats = from_truth[pred_XYZ] > NEAR

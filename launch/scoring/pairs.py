@@ -123,6 +123,8 @@ def find_pairs(folder: pathlib.Path) -> list[pathlib.Path]:
   """
   if not folder.is_dir():
     raise InputError(f"--pairs {folder} is not a folder")
+
+  # An object's folder has one of the two files at least; what is missing is scored as missing.
   found = []
   for candidate in sorted(folder.iterdir()):
     if not candidate.is_dir():
@@ -175,6 +177,7 @@ def score_all(
         keep(folder, score_pair(folder, protocol))
       return
 
+    # Results are kept as they come, whoever is first.
     with processes.pool(workers) as pool:
       jobs = {}
       for folder in todo:
@@ -188,6 +191,7 @@ def score_pair(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> dict:
   """`scores`: all metrics of one pair, `scored` (false if the truth cannot be used) and `problem`
   (empty if there is none). `seconds`: wall time of each of PHASES.
   """
+  # The parts, timed.
   clock = [time.monotonic()]
   truth, truth_problem = read(folder, "truth")
   pred, pred_problem = read(folder, "pred")
@@ -197,6 +201,7 @@ def score_pair(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> dict:
   placed, pose_problem = layout_scores(folder, pred, truth, protocol)
   clock.append(time.monotonic())
 
+  # What was wrong, and how long each phase took.
   problems = [truth_problem, pred_problem, pose_problem]
   seconds = {}
   for phase, start, end in zip(PHASES, clock[:-1], clock[1:], strict=True):
@@ -234,6 +239,7 @@ def layout_scores(
 
   An unusable predicted pose scores worst.
   """
+  # Without a true pose there is nothing to compare with.
   truth_file = folder / "truth_pose.json"
   if truth is None or not truth_file.exists():
     return dict.fromkeys(LAYOUT), ""
@@ -242,6 +248,7 @@ def layout_scores(
   except layout.PoseError as error:
     return dict.fromkeys(LAYOUT), str(error)
 
+  # A predicted pose that is missing is the prediction's fault.
   try:
     pred_pose = layout.load_pose(folder / "pred_pose.json")
   except layout.PoseError as error:

@@ -164,6 +164,8 @@ def prepare_parts(out: pathlib.Path, settings: dict) -> pathlib.Path:
   text = json.dumps(settings, sort_keys=True, indent=1)
   if record.exists() and record.read_text() == text:
     return parts
+
+  # Other settings: their batches do not fit these.
   for stale in parts.glob("*.npz"):
     stale.unlink()
   atomic.write_text(record, text)
@@ -196,6 +198,7 @@ def join_parts(
   out: pathlib.Path, files: list[pathlib.Path], resolution: int, settings: dict
 ) -> Samples:
   """Writes samples.npz from the finished batches."""
+  # The columns of all batches.
   columns: dict[str, list] = {"key": [], "occupancy": [], "rotation": []}
   for file in files:
     with np.load(file) as part:
@@ -237,6 +240,7 @@ def write_meshes(out: pathlib.Path, source, chosen: list[int], result: Samples, 
   """Writes evenly spaced samples as <key>.glb and returns how many are not empty."""
   if not count:
     return 0
+  # In the colour of the photo's object; an empty sample has no mesh.
   written = 0
   for position in choose(len(chosen), count):
     example = source[chosen[position]]

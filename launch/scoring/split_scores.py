@@ -132,6 +132,7 @@ def mean_shape(source, resolution: int) -> np.ndarray:
   """Share of the meshes of a split that occupy each voxel, (X, Y, Z); each mesh counts once,
   whatever its number of views.
   """
+  # Views of one mesh have the same voxels: the first stands for all.
   total = np.zeros((resolution,) * 3)
   seen = set()
   with Progress(len(source), "mean training shape", "examples") as bar:
@@ -155,6 +156,8 @@ def shuffled_score(folder: str | None, found: Samples, truth: np.ndarray) -> flo
   """Mean IoU of samples drawn for other objects' images."""
   if folder is None:
     return occupancy.shuffled_iou(found.occupancy, truth)
+
+  # The samples must be of the same objects, shown photos of others.
   other = load_samples(folder)
   if not other.settings["shuffle_images"]:
     raise InputError(f"--shuffled {folder} was not drawn with --shuffle_images")

@@ -115,6 +115,8 @@ def score_view(pred_HW3: np.ndarray, truth_HW3: np.ndarray, lpips) -> dict[str, 
   true_height, true_width = truth_HW3.shape[:2]
   if pred_HW3.shape != truth_HW3.shape:
     raise ValueError(f"the view is {width} x {height}, its truth {true_width} x {true_height}")
+
+  # LPIPS where its weights were given.
   out = {
     "psnr": min(views.psnr(pred_HW3, truth_HW3), MAX_PSNR),
     "ssim": views.ssim(pred_HW3, truth_HW3),

@@ -92,6 +92,7 @@ def summarise(rows: Mapping[str, Mapping[str, float | None]], names: Sequence[st
 
 def by_group(rows: Mapping[str, Mapping], names: Sequence[str]) -> dict[str, dict]:
   """`summarise` of the objects of each `group`, in order of appearance; empty without groups."""
+  # Objects without a group are in none.
   groups: dict[str, dict] = {}
   for key, row in rows.items():
     group = row.get("group")

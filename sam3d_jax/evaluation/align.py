@@ -234,8 +234,8 @@ def refine(moving: Cloud, fixed: Cloud, start: Rigid, protocol: IcpProtocol) -> 
 
 def prefer(candidates: list[Rigid], tie: float) -> Rigid:
   """The smallest rotation among those whose cost is within `tie` (relative) of the lowest."""
-  lowest = min(pose.cost for pose in candidates)
-  limit = lowest * (1 + tie) + 1e-9
+  costs = [pose.cost for pose in candidates]
+  limit = min(costs) * (1 + tie) + 1e-9
   good = [pose for pose in candidates if pose.cost <= limit]
   return min(good, key=lambda pose: pose.angle_deg)
 
@@ -290,8 +290,10 @@ def search(moving: Cloud, fixed: Cloud, protocol: IcpProtocol = IcpProtocol()) -
 
 def centred(cloud: Cloud) -> Cloud:
   """Step 1: centroid at the origin, unit RMS radius. Normals keep their direction."""
-  points = cloud.points - cloud.points.mean(0)
+  centroid = cloud.points.mean(0)
+  points = cloud.points - centroid
   squared = np.square(points).sum(-1)
   radius = np.sqrt(squared.mean())
-  points = points / (radius or 1.0)  # a cloud of one place stays there
+  # A cloud of one place has no size, and stays there.
+  points = points / (radius or 1.0)
   return Cloud(points, cloud.normals, Tree(points))

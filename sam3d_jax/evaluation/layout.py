@@ -142,8 +142,9 @@ def add_s(pred_P3: np.ndarray, truth_P3: np.ndarray, true_diameter: float) -> fl
   """Symmetrised ADD-S over the true diameter, of points in scene coordinates."""
   there, _ = Tree(truth_P3).query(pred_P3)
   back, _ = Tree(pred_P3).query(truth_P3)
-  total = there.mean() + back.mean()
-  return float(total) / 2 / true_diameter
+  both = there.mean() + back.mean()
+  mean = float(both) / 2
+  return mean / true_diameter
 
 
 def icp_rotation_deg(
@@ -185,15 +186,20 @@ def layout_metrics(
   A prediction without surface or without pose scores WORST. A pose of which only the rotation is
   known has an icp_rot_deg, and None for the metrics that need a place.
   """
+  # Nothing to place.
   if pred is None or pred_pose is None:
     return dict(WORST)
+
+  # The rotation can always be compared, the rest needs two places.
   pred = place(pred, pred_pose)
   truth = place(truth, truth_pose)
   angle = icp_rotation_deg(pred, truth, protocol, points=points, seed=seed)
   both_placed = is_placed(pred_pose) and is_placed(truth_pose)
   if not both_placed:
-    return dict.fromkeys(WORST) | {"icp_rot_deg": angle}
+    unknown = dict.fromkeys(WORST)
+    return unknown | {"icp_rot_deg": angle}
 
+  # Distances in units of the true size.
   pred_P3, _ = surface.sample_surface(pred, points, seed)
   truth_P3, _ = surface.sample_surface(truth, points, seed)
   true_diameter = surface.diameter(truth.vertices)

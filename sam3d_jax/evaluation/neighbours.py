@@ -29,13 +29,17 @@ class Tree:
     They are (...,), or (..., k) for k > 1. The distance is infinite where nothing lies `within`
     that distance.
     """
+    # The tree takes a list of points, and None for no bound.
     lead = points.shape[:-1]
     flat = np.ascontiguousarray(points, np.float64).reshape(-1, 3)
+    bound = None if np.isinf(within) else within
     distance, index = self._tree.query(
       flat,
       k=k,
-      distance_upper_bound=None if np.isinf(within) else within,
+      distance_upper_bound=bound,
     )
+
+    # A single neighbour has no axis of its own.
     shape = (*lead, k) if k > 1 else lead
     return distance.reshape(shape), index.reshape(shape)
 

@@ -76,6 +76,7 @@ class Lpips:
         f"LPIPS needs two pictures of one size, at least {SMALLEST} x {SMALLEST}, got {shape} and "
         f"{true_shape}"
       )
+    # As batches of one.
     image_1HW3 = jnp.asarray(image_HW3)[None]
     truth_1HW3 = jnp.asarray(truth_HW3)[None]
     found_1 = _distance(
@@ -180,5 +181,6 @@ def unit(x_BHWC: jax.Array) -> jax.Array:
   """Every pixel's channels over their norm."""
   squared = jnp.square(x_BHWC).sum(-1, keepdims=True)
   # the floor keeps the gradient finite where all channels are zero
-  norm = jnp.sqrt(jnp.maximum(squared, 1e-30))
+  floored = jnp.maximum(squared, 1e-30)
+  norm = jnp.sqrt(floored)
   return x_BHWC / (norm + NORM_EPS)

@@ -54,6 +54,7 @@ def wilson_interval(points: float, votes: int, level: float = 0.95) -> tuple[flo
 
 def win_rate(votes: Sequence[Vote], model: str, against: str, level: float = 0.95) -> WinRate:
   """How often `model` is preferred to `against`."""
+  # Points of the model in the votes between the two.
   pair = {model, against}
   points = []
   for vote in votes:
@@ -94,11 +95,16 @@ def elo(votes: Sequence[Vote], *, mean: float = 1000.0, prior: float = 0.1) -> d
 
   def negative_log_likelihood(rating):
     """Of the votes and the imaginary ties, and its gradient."""
+    # A point of i against j has the likelihood expit(lead).
     lead = rating[:, None] - rating[None]
     surprise = np.logaddexp(0, -lead)
-    ties = np.logaddexp(0, rating) + np.logaddexp(0, -rating)
-    loss = (points * surprise).sum() + prior / 2 * ties.sum()
+    of_votes = points * surprise
+    won = np.logaddexp(0, rating)
+    lost = np.logaddexp(0, -rating)
+    of_ties = prior / 2 * (won + lost).sum()
+    loss = of_votes.sum() + of_ties
 
+    # Its derivative by each rating.
     pull = points * expit(-lead)
     pull_of_ties = prior / 2 * (expit(rating) - expit(-rating))
     gradient = pull.sum(0) - pull.sum(1) + pull_of_ties

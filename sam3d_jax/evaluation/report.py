@@ -77,7 +77,8 @@ def number(value: float | None, name: str) -> str:
 
 
 def label(name: str) -> str:
-  return f"{LABELS[name]} {BETTER[name]}"
+  arrow = BETTER[name]
+  return f"{LABELS[name]} {arrow}"
 
 
 def text_table(total: Mapping, groups: Mapping[str, Mapping], names: Sequence[str]) -> str:
@@ -165,6 +166,7 @@ def examples(rows: Mapping[str, Mapping]) -> dict[str, str]:
     row = rows[name]
     return -row["f1"], row["chamfer"], name
 
+  # The best first; ties are broken by Chamfer, then by name.
   scored = [name for name, row in rows.items() if row["scored"]]
   if not scored:
     return {}
@@ -300,6 +302,7 @@ def photos(folder: pathlib.Path) -> dict[str, np.ndarray]:
   mask = np.asarray(Image.open(mask_file).convert("L"))
   if mask.shape != image.shape[:2]:
     return {}
+  # All but the object becomes pale.
   is_object = mask[..., None] > 0
   dimmed = image // 3 + 150
   return {"photo": image, "object": np.where(is_object, image, dimmed)}

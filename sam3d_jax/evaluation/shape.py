@@ -77,8 +77,10 @@ def cells_of(points_P3: np.ndarray, count: int) -> np.ndarray:
 
   What is outside counts for the cell nearest to it.
   """
-  cell = np.floor((points_P3 + 1) * (count / 2))
-  return np.clip(cell, 0, count - 1).astype(np.int32)
+  place = (points_P3 + 1) * (count / 2)
+  cell = np.floor(place)
+  cell = np.clip(cell, 0, count - 1)
+  return cell.astype(np.int32)
 
 
 def occupied_voxels(cells_P3: np.ndarray, size: int) -> np.ndarray:
@@ -100,7 +102,9 @@ def cell_iou(a_P3: np.ndarray, b_P3: np.ndarray, size: int) -> float:
 
 def fixed_voxel_iou(a_P3: np.ndarray, b_P3: np.ndarray, grid: int) -> float:
   """IoU of the voxels that hold a point, of the one grid of `grid` voxels along [-1, 1]."""
-  return cell_iou(cells_of(a_P3, grid), cells_of(b_P3, grid), grid)
+  a_cells = cells_of(a_P3, grid)
+  b_cells = cells_of(b_P3, grid)
+  return cell_iou(a_cells, b_cells, grid)
 
 
 def mean_voxel_iou(a_P3: np.ndarray, b_P3: np.ndarray, grid: int, positions: int) -> float:

@@ -43,7 +43,9 @@ def camera_from_fov(width: int, height: int, fov_x: float) -> Camera:
 
   fov_x: horizontal field of view in radians.
   """
-  focal = 0.5 * width / np.tan(0.5 * fov_x)
+  # Half the width is seen under half the angle.
+  half_angle = 0.5 * fov_x
+  focal = 0.5 * width / np.tan(half_angle)
   return Camera(
     fx=focal,
     fy=focal,
@@ -70,7 +72,10 @@ def project(points, camera: Camera):
   Points with depth <= 0 are behind the camera.
   """
   xp = namespace(points)
-  x, y, depth = (points[..., i] for i in range(3))
+  x = points[..., 0]
+  y = points[..., 1]
+  depth = points[..., 2]
+  # x points left and y up, against columns and rows
   u = camera.cx - camera.fx * x / depth
   v = camera.cy - camera.fy * y / depth
   return xp.stack([u, v], axis=-1), depth
@@ -105,6 +110,7 @@ def pointmap_from_depth(depth_HW, camera: Camera):
       f"depth of shape {depth_HW.shape} does not fit a camera {camera.height} high, {camera.width} "
       "wide"
     )
+  # What is not known becomes NaN in all three coordinates.
   xp = namespace(depth_HW)
   known = xp.isfinite(depth_HW) & (depth_HW > 0)
   known_depth = xp.where(known, depth_HW, xp.nan)
@@ -229,6 +235,7 @@ def assumed_camera(width: int, height: int) -> Camera:
 
   ASSUMED_FOV_DEG along the longer side, centred, square pixels.
   """
+  # The focal length of a square photo with that side.
   longer = max(width, height)
   square = camera_from_fov(longer, longer, np.radians(ASSUMED_FOV_DEG))
   return Camera(

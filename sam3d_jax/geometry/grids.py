@@ -10,6 +10,7 @@ def nearest_index(size_in: int, size_out: int) -> np.ndarray:
   exact arithmetic.
   """
   ratio = np.float32(size_in) / np.float32(size_out)
-  places = np.arange(size_out, dtype=np.float32) * ratio
-  index = np.floor(places).astype(np.int64)
+  position = np.arange(size_out, dtype=np.float32)
+  index = np.floor(position * ratio)
+  index = index.astype(np.int64)
   return np.minimum(index, size_in - 1)

@@ -54,11 +54,13 @@ class ObjectCentric:
   fallback: bool = True
 
   def scale_shift(self, pointmap_HW3, mask_HW) -> ScaleShift:
+    # Nothing known of the object: the mask is no guide.
     points = masked_points(pointmap_HW3, mask_HW)
     if not np.isfinite(points).any():
       if not self.fallback:
         raise NoValidPoints("the mask covers no known point of the point map")
       return same_everywhere(self.scale_factor, np.zeros(3, np.float32))
+    # Else its centre, and the size of the scene or of itself.
     shift = medians(points)
     scale = self._scale(pointmap_HW3, points, shift) * self.scale_factor
     return same_everywhere(scale, shift)
@@ -90,7 +92,7 @@ class ObjectCentric:
     if not self.clip_beyond:
       return points
     distance = np.linalg.norm(points, axis=-1, keepdims=True)
-    return np.where(distance > self.clip_beyond, np.float32(np.nan), points)
+    return without(points, distance > self.clip_beyond)
 
   def invert(self, points, moments: ScaleShift):
     return inverse_affine(points, moments)
@@ -138,7 +140,7 @@ class ApparentSize:
     if not self.clip_beyond:
       return points
     depth = points[..., 2:]
-    return np.where(depth > self.clip_beyond, np.float32(np.nan), points)
+    return without(points, depth > self.clip_beyond)
 
   def invert(self, points, moments: ScaleShift):
     return inverse_affine(points, moments)
@@ -155,6 +157,7 @@ class Disparity:
   log_disparity_shift: float = 0.0
 
   def scale_shift(self, pointmap_HW3, mask_HW) -> ScaleShift:
+    # The scene moves along the depth alone, the object along all axes.
     points = remap.remap(pointmap_HW3, "exp_disparity")
     if self.use_scene_scale:
       log_depth = points[..., 2].ravel()
@@ -169,8 +172,8 @@ class Disparity:
     points = affine(disparity, moments)
     if not self.clip_beyond:
       return points
-    depth = np.abs(points[..., 2:])
-    return np.where(depth > self.clip_beyond, np.float32(np.nan), points)
+    log_depth = np.abs(points[..., 2:])
+    return without(points, log_depth > self.clip_beyond)
 
   def invert(self, points, moments: ScaleShift):
     disparity = inverse_affine(points, moments)
@@ -184,17 +187,25 @@ def clip_far(pointmap_HW3, mask_HW, factor: float):
   object_depth = masked_points(pointmap_HW3, mask_HW)[:, 2]
   limit = factor * lower_median(object_depth)
   depth = np.abs(pointmap_HW3[..., 2:])
-  return np.where(depth > limit, np.float32(np.nan), pointmap_HW3)
+  return without(pointmap_HW3, depth > limit)
+
+
+def without(points, is_far):
+  """The points, unknown where they are far; `is_far` is (..., 1)."""
+  unknown = np.float32(np.nan)
+  return np.where(is_far, unknown, points)
 
 
 def same_everywhere(scale, shift) -> ScaleShift:
   """One scale for all three axes."""
-  return ScaleShift(np.full(3, scale, np.float32), shift)
+  scales = np.full(3, scale, np.float32)
+  return ScaleShift(scales, shift)
 
 
 def medians(points):
   """(3,) float32 lower median of each coordinate of (P, 3) points."""
-  found = [lower_median(points[:, i]) for i in range(3)]
+  x, y, z = points.T
+  found = [lower_median(x), lower_median(y), lower_median(z)]
   return np.array(found, np.float32)
 
 
@@ -210,14 +221,17 @@ def inverse_affine(points, moments: ScaleShift):
 
 def masked_points(pointmap_HW3, mask_HW):
   """(P, 3) points under the mask, which is resized (nearest) to the point map's size."""
+  # The mask at the point map's size.
   shape = pointmap_HW3.shape[:2]
   if mask_HW.shape != shape:
     rows = nearest_index(mask_HW.shape[0], shape[0])
     columns = nearest_index(mask_HW.shape[1], shape[1])
     mask_HW = mask_HW[rows[:, None], columns]
-  chosen = np.flatnonzero(mask_HW > 0.5)
+
+  # A mask of numbers says how much of a pixel is object.
+  inside = np.flatnonzero(mask_HW > 0.5)
   flat = pointmap_HW3.reshape(-1, 3)
-  return np.take(flat, chosen, axis=0)
+  return np.take(flat, inside, axis=0)
 
 
 def lower_median(values):

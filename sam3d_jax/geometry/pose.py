@@ -136,7 +136,8 @@ def transpose(rotation):
 
 def release_quaternion(rotation):
   """(..., 3, 3) of a Pose -> quaternion (w, x, y, z) of R_rows, as the release writes it."""
-  return rotations.matrix_to_quaternion(transpose(rotation))
+  rows = transpose(rotation)
+  return rotations.matrix_to_quaternion(rows)
 
 
 def encode_rotation(rotation):
@@ -155,6 +156,7 @@ def decode_rotation(latent):
 
 def compose(scale, rotation, translation):
   """4 x 4 row-vector matrix of scale, then rotation, then translation: [p, 1] @ M."""
+  # Rows of the linear part, then the translation; the last column is 0, 0, 0, 1.
   xp = namespace(scale, rotation, translation)
   linear = scale[..., :, None] * rotation
   zeros = xp.zeros_like(linear[..., :1])
@@ -177,6 +179,7 @@ def decompose(matrix):
 
 def invariants(pose: ScenePose) -> Invariant:
   """The scale-free description of a pose. It ignores the scene's shift."""
+  # Lengths of the scene become 1; an object at the camera has no direction.
   xp = namespace(*pose)
   scene = pose.scene_scale[:, None]
   relative = pose.translation / scene

@@ -93,6 +93,7 @@ def crop_window(
   """The square around the mask; `padding` extends it on every side by that fraction of its side.
   Raises MaskError.
   """
+  # The smallest square with the box in its middle, then the padding.
   x1, y1, x2, y2 = mask_box(mask_HW, box_factor, shift)
   width = x2 - x1
   height = y2 - y1
@@ -166,17 +167,22 @@ def cut(
 
 def _span(index, low: int, high: int) -> tuple[int, int]:
   """Range of positions of an ascending index whose values are in [low, high)."""
-  bounds = np.searchsorted(index, (low, high))
-  start, stop = (int(v) for v in bounds)
+  start, stop = np.searchsorted(index, (low, high))
+  start = int(start)
+  stop = int(stop)
   return start, max(start, stop)
 
 
 def _gather(array, index, axis: int):
   """np.take, as a view where the index is a run."""
-  is_run = len(index) and index[-1] - index[0] + 1 == len(index)
+  if not len(index):
+    return np.take(array, index, axis=axis)
+  first = int(index[0])
+  stop = int(index[-1]) + 1
+  is_run = stop - first == len(index)
   if not is_run:
     return np.take(array, index, axis=axis)
-  run = slice(int(index[0]), int(index[-1]) + 1)
+  run = slice(first, stop)
   return array[run] if axis == 0 else array[:, run]
 
 
@@ -379,7 +385,9 @@ def preprocess(
 
   def convert(points):
     """The points in the units that are asked for."""
-    return normaliser.apply(points, moments) if normalise_pointmap else points
+    if not normalise_pointmap:
+      return points
+    return normaliser.apply(points, moments)
 
   # The object's part: beyond the crop's box nothing is known.
   if "pointmap" in streams:

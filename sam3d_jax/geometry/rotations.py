@@ -110,6 +110,7 @@ def standardise(q):
 
 def quaternion_multiply(a, b):
   """Hamilton product a b, standardised."""
+  # Components of the product, in order.
   xp = namespace(a, b)
   aw, ax, ay, az = (a[..., i] for i in range(4))
   bw, bx, by, bz = (b[..., i] for i in range(4))
@@ -132,9 +133,11 @@ def quaternion_invert(q):
 def quaternion_apply(q, points):
   """Rotates (..., 3) points by unit quaternions, as columns: matrix(q) p."""
   xp = namespace(q, points)
+  w = q[..., :1]
   v = q[..., 1:]
+  # p + w t + v x t with t = 2 v x p, which needs no matrix
   t = 2 * xp.cross(v, points)
-  return points + q[..., :1] * t + xp.cross(v, t)
+  return points + w * t + xp.cross(v, t)
 
 
 def matrix_to_6d(matrix):
@@ -153,6 +156,7 @@ def matrix_from_6d(six):
   xp = namespace(six)
   first = six[..., :3]
   second = six[..., 3:]
+  # The first vector stays, the second loses what it has of the first, the third is across both.
   b1 = normalise(first)
   along = (b1 * second).sum(-1, keepdims=True)
   b2 = normalise(second - along * b1)

@@ -31,6 +31,8 @@ def photo_of(
   """
   photo = photo_from(image)
   photo = dataclasses.replace(photo, masks=masks_of(photo, masks))
+
+  # A camera that is given comes before the point map's; without both one is assumed.
   if intrinsics is not None:
     photo = photo.with_camera(intrinsics)
   if pointmap is not None:
@@ -100,6 +102,7 @@ def mask_of(photo: Photo, mask: Mask, name: str) -> np.ndarray:
       f"{name} has shape {mask.shape} and type {mask.dtype}: give one H x W array of booleans or "
       "numbers"
     )
+  # Of the photo's size, neither empty nor full.
   images.check_size(mask, photo.size, name)
   binary = images.binarise(mask, name)
   return images.check_mask(binary, name)

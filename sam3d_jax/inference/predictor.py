@@ -91,6 +91,7 @@ class Predictor:
   @functools.cached_property
   def _jitted(self):
     """(params, traced function of params, cond, key_B2)."""
+    # Parameters are an argument: as constants they would be compiled into every program.
     model_graph, model_params = nnx.split(self.model)
     decoder_graph, decoder_params = nnx.split(self.decoder)
 

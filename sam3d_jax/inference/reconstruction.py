@@ -302,6 +302,7 @@ class Reconstructor:
   def _collect(
     self, chunk: list[Drawn], started: Started, phases: Phases
   ) -> Iterator[tuple[int, Candidate]]:
+    # Waits for the device.
     with phases("sample"):
       found = self.predictor.finish(started)
     for number, row in enumerate(chunk):
@@ -341,6 +342,7 @@ def paired(images: Sequence, masks: Any, pointmaps: Any) -> list[tuple]:
   count = len(images)
   if not count:
     raise InputError("image is an empty list: give at least one photo")
+  # Whatever is given must be given for each photo.
   columns = []
   for name, values in (("masks", masks), ("pointmap", pointmaps)):
     if values is None:

@@ -41,6 +41,7 @@ class Reward:
   score: Callable[[Sequence[Candidate]], Sequence[float]]
 
   def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
+    # A user's function may return anything.
     given = np.asarray(self.score(candidates))
     scores = [float(v) for v in given.ravel()]
     all_finite = all(map(math.isfinite, scores))

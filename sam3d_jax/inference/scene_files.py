@@ -321,6 +321,7 @@ def draw(path: pathlib.Path, photo: Photo, objects: Sequence[SceneObject]) -> No
 
 def crop_of(picture: np.ndarray, window: preprocessing.Window, factor: float) -> np.ndarray:
   """The part of a picture, which is the photo times `factor`, that a window of the photo shows."""
+  # The window in the picture's pixels, all of it counted as box.
   x = round(window.x * factor)
   y = round(window.y * factor)
   side = max(1, round(window.side * factor))

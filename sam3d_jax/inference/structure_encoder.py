@@ -27,6 +27,8 @@ class StructureEncoder:
     }
     self.step = step
     self.batch_size = batch_size
+
+    # Parameters are an argument: as constants they would be compiled into the program.
     graph, self._state = nnx.split(vae.encoder)
 
     def mean(state, occupancy_BRRR):

@@ -164,6 +164,7 @@ def from_release(
 
 def input_config(model: ConfigDict) -> InputConfig:
   """The form of the inputs that a `model` section reads."""
+  # A model without a point-map encoder leaves the defaults of the point maps.
   condition = registry.typed_config(model).condition
   pointmap = condition.pointmap
   form = InputConfig(
@@ -193,6 +194,7 @@ def sampler_config(
   shortcut: bool = False,
 ) -> generate.SamplerConfig:
   """The sampler recorded with the weights, with what is asked for in place of it."""
+  # What is asked for by name comes after what the shortcut implies.
   settings = dict(settings)
   if shortcut:
     settings |= {"shortcut": True, "steps": SHORTCUT_STEPS, "pointmap_guidance": None}

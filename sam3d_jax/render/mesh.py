@@ -51,8 +51,10 @@ class Mesh:
 
   def painted(self, colour_3: np.ndarray) -> "Mesh":
     """The shape in one colour, 0..255 as vertex colours of a GLB store it."""
-    colour = np.asarray(colour_3, np.float32) / np.float32(255)
-    colours = np.broadcast_to(colour, (len(self.vertices), 3))
+    colour = np.asarray(colour_3, np.float32)
+    colour = colour / np.float32(255)
+    count = len(self.vertices)
+    colours = np.broadcast_to(colour, (count, 3))
     return dataclasses.replace(self, colours=colours)
 
   def transformed(self, *, scale=1.0, rotation=None, translation=0.0) -> "Mesh":
@@ -65,6 +67,7 @@ class Mesh:
 
   def with_appearance(self) -> "Mesh":
     """The same with every optional field filled in: white where nothing was stated."""
+    # White, any place of no texture, the first material.
     count = len(self.vertices)
     colours = self.colours
     if colours is None:

@@ -82,7 +82,9 @@ def cast(
   origins = np.stack(grid, -1).reshape(-1, 3)
   forward = np.array([0.0, 0.0, 1.0])
   directions = np.broadcast_to(forward, origins.shape)
-  found = Caster(Mesh(vertices_V3, faces_F3)).nearest(origins, directions)
+  caster = Caster(Mesh(vertices_V3, faces_F3))
+  found = caster.nearest(origins, directions)
+  # Rays that hit something.
   ray = np.flatnonzero(found.face_N >= 0)
   face = found.face_N[ray]
   start = origins[ray]
@@ -91,9 +93,11 @@ def cast(
   corners = vertices_V3[faces_F3[face]]
   a, b, c = corners.swapaxes(0, 1)
   plane = np.cross(b - a, c - a)
-  slope = np.where(plane[:, 2] == 0, 1e-12, plane[:, 2])
+  along_ray = plane[:, 2]
+  slope = np.where(along_ray == 0, 1e-12, along_ray)
   depth = ((a - start) * plane).sum(-1) / slope
-  return ray, face, start + depth[:, None] * forward
+  position = start + depth[:, None] * forward
+  return ray, face, position
 
 
 def shading_normals(vertices_V3, faces_F3, face_N, position_N3) -> np.ndarray:
@@ -201,6 +205,7 @@ def mark(index: int) -> np.ndarray:
 
 def turned(view_33: np.ndarray, degrees: float) -> np.ndarray:
   """The view of an object that has first been turned about its own vertical axis (z)."""
+  # A turn about z before the view.
   angle = np.radians(degrees)
   c = np.cos(angle)
   s = np.sin(angle)

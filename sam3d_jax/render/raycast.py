@@ -58,6 +58,8 @@ class Caster:
     if not len(directions_N3):
       nothing = np.zeros(0, np.float32)
       return RayHits(np.zeros(0, np.int32), nothing, nothing, nothing)
+
+    # output=1: where on the face, not only which.
     origins = _rays(origins_N3)
     directions = _rays(directions_N3)
     found = self._scene.run(origins, directions, output=1)
@@ -161,6 +163,7 @@ def mask_iou(caster: Caster, where: Pose, mask_HW: np.ndarray, camera: Camera) -
 
 def shrink(mask_HW: np.ndarray, camera: Camera, side: int) -> tuple[np.ndarray, Camera]:
   """A mask (nearest) and its camera with a longer side of at most `side` pixels."""
+  # Masks are only made smaller.
   height, width = mask_HW.shape
   factor = side / max(height, width)
   if factor >= 1:

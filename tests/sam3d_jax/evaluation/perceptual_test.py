@@ -14,16 +14,22 @@ KERNELS = {"alex": (11, 5, 3, 3, 3), "vgg": (3, 3, 3, 3, 3)}
 
 def random_state(network: str) -> dict[str, np.ndarray]:
   """The published names and shapes; heads are positive, as trained ones are."""
-  rng, state, channels = np.random.default_rng(0), {}, 3
+  rng = np.random.default_rng(0)
+  state = {}
+  channels = 3
   for i, convs in enumerate(perceptual.NETWORKS[network]):
+    out = CHANNELS[network][i]
+    side = KERNELS[network][i]
     for conv in convs:
-      shape = (CHANNELS[network][i], channels, KERNELS[network][i], KERNELS[network][i])
-      state[f"net.slice{i + 1}.{conv.index}.weight"] = rng.normal(
-        0, np.sqrt(2 / np.prod(shape[1:])), shape
-      ).astype(np.float32)
-      state[f"net.slice{i + 1}.{conv.index}.bias"] = rng.normal(0, 0.1, shape[0]).astype(np.float32)
-      channels = shape[0]
-    state[f"lin{i}.model.1.weight"] = rng.random((1, channels, 1, 1)).astype(np.float32)
+      # weights that keep the size of what passes through
+      shape = (out, channels, side, side)
+      spread = np.sqrt(2 / np.prod(shape[1:]))
+      layer = f"net.slice{i + 1}.{conv.index}"
+      state[f"{layer}.weight"] = rng.normal(0, spread, shape).astype(np.float32)
+      state[f"{layer}.bias"] = rng.normal(0, 0.1, out).astype(np.float32)
+      channels = out
+    head = rng.random((1, channels, 1, 1))
+    state[f"lin{i}.model.1.weight"] = head.astype(np.float32)
   return state
 
 
@@ -67,33 +73,39 @@ def twin(network: str, state: dict, a: np.ndarray, b: np.ndarray) -> float:
     ("conv", 28, 1, 1),
     ("tap",),
   ]
-  weights = {
-    name.split(".", 2)[2]: torch.tensor(x) for name, x in state.items() if name.startswith("net.")
-  }
+  layers = {"alex": alex, "vgg": vgg}[network]
+  shift = torch.tensor(perceptual.SHIFT).view(1, 3, 1, 1)
+  scale = torch.tensor(perceptual.SCALE).view(1, 3, 1, 1)
+
+  # layer and part, without the slice that the published name begins with
+  weights = {}
+  for name, x in state.items():
+    if name.startswith("net."):
+      _, _, layer = name.split(".", 2)
+      weights[layer] = torch.tensor(x)
 
   def taps(picture):
-    x = torch.tensor(picture).permute(2, 0, 1)[None] * 2 - 1
-    x = (x - torch.tensor(perceptual.SHIFT).view(1, 3, 1, 1)) / torch.tensor(perceptual.SCALE).view(
-      1, 3, 1, 1
-    )
-    for kind, *numbers in {"alex": alex, "vgg": vgg}[network]:
+    image = torch.tensor(picture).permute(2, 0, 1)[None]
+    x = (image * 2 - 1 - shift) / scale
+    for kind, *numbers in layers:
       if kind == "conv":
         index, stride, padding = numbers
-        x = torch.relu(
-          torch.conv2d(x, weights[f"{index}.weight"], weights[f"{index}.bias"], stride, padding)
-        )
+        weight = weights[f"{index}.weight"]
+        bias = weights[f"{index}.bias"]
+        x = torch.relu(torch.conv2d(x, weight, bias, stride, padding))
       elif kind == "pool":
-        x = torch.max_pool2d(x, numbers[0], numbers[1])
+        window, stride = numbers
+        x = torch.max_pool2d(x, window, stride)
       else:
-        yield x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
+        length = x.square().sum(1, keepdim=True).sqrt()
+        yield x / (length + 1e-10)
 
-  pairs = zip(taps(a), taps(b), strict=True)
-  heads = (torch.tensor(state[f"lin{i}.model.1.weight"]) for i in range(5))
-  return float(
-    sum(
-      torch.conv2d((x - y).square(), head).mean() for (x, y), head in zip(pairs, heads, strict=True)
-    )
-  )
+  total = 0.0
+  for i, (x, y) in enumerate(zip(taps(a), taps(b), strict=True)):
+    head = torch.tensor(state[f"lin{i}.model.1.weight"])
+    weighted = torch.conv2d((x - y).square(), head)
+    total += float(weighted.mean())
+  return total
 
 
 @pytest.fixture(scope="module")
@@ -104,27 +116,32 @@ def pictures():
 
 @pytest.mark.parametrize("network", ["alex", "vgg"])
 def test_lpips_is_that_of_pytorch(network, pictures, tmp_path):
+  path = tmp_path / "lpips.safetensors"
   state = random_state(network)
-  save_file(state, tmp_path / "lpips.safetensors")
-  model = perceptual.load_lpips(tmp_path / "lpips.safetensors")
+  save_file(state, path)
+  model = perceptual.load_lpips(path)
   assert model.network == network
-  assert model(*pictures) == pytest.approx(twin(network, state, *pictures), rel=1e-4)
-  assert model(pictures[0], pictures[0]) == 0
-  near = np.clip(pictures[0] + 0.02, 0, 1)
-  assert model(near, pictures[0]) < model(pictures[1], pictures[0])
+
+  a, b = pictures
+  expected = twin(network, state, a, b)
+  assert model(a, b) == pytest.approx(expected, rel=1e-4)
+  assert model(a, a) == 0
+  near = np.clip(a + 0.02, 0, 1)
+  assert model(near, a) < model(b, a)
 
 
 def test_files_that_are_no_lpips_weights_are_refused(tmp_path):
-  state = random_state("alex")
-  save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
+  other = tmp_path / "other.safetensors"
+  save_file({"weight": np.zeros(3, np.float32)}, other)
   with pytest.raises(InputError, match="not the state dict of lpips.LPIPS"):
-    perceptual.load_lpips(tmp_path / "other.safetensors")
-  save_file(
-    {name: x for name, x in state.items() if not name.startswith("lin3")},
-    tmp_path / "cut.safetensors",
-  )
+    perceptual.load_lpips(other)
+
+  state = random_state("alex")
+  del state["lin3.model.1.weight"]
+  cut = tmp_path / "cut.safetensors"
+  save_file(state, cut)
   with pytest.raises(InputError, match="first lin3.model.1.weight"):
-    perceptual.load_lpips(tmp_path / "cut.safetensors")
+    perceptual.load_lpips(cut)
 
 
 def test_pictures_of_two_sizes_are_refused(pictures):

@@ -22,14 +22,21 @@ POINTS[:4] = np.nan
 
 
 def preprocess(image=IMAGE, mask=MASK, pointmap=POINTS, **options):
-  return preprocessing.preprocess(image, mask, pointmap, **({"streams": STREAMS} | SIZES | options))
+  options = {"streams": STREAMS} | SIZES | options
+  return preprocessing.preprocess(image, mask, pointmap, **options)
 
 
 def test_shift_and_scale_are_the_published_medians():
   moments = normalisers.ObjectCentric().scale_shift(POINTS, MASK)
-  np.testing.assert_allclose(moments.shift, np.sort(POINTS[MASK], axis=0)[(MASK.sum() - 1) // 2])
-  size = np.sort(np.abs(POINTS[4:] - moments.shift).max(-1).ravel())
-  np.testing.assert_allclose(moments.scale, size[(size.size - 1) // 2])
+  # the lower of two middle values
+  of_object = np.sort(POINTS[MASK], axis=0)
+  middle = (len(of_object) - 1) // 2
+  np.testing.assert_allclose(moments.shift, of_object[middle])
+
+  known = POINTS[4:]
+  sizes = np.sort(np.abs(known - moments.shift).max(-1).ravel())
+  middle = (len(sizes) - 1) // 2
+  np.testing.assert_allclose(moments.scale, sizes[middle])
 
 
 @pytest.mark.parametrize(
@@ -48,14 +55,17 @@ def test_shift_and_scale_are_the_published_medians():
 def test_normalisation_inverts(normaliser):
   points = np.where(POINTS > 0.1, POINTS, 0.1)  # disparities need positive depth
   moments = normaliser.scale_shift(points, MASK)
-  np.testing.assert_allclose(
-    normaliser.invert(normaliser.apply(points, moments), moments), points, atol=1e-4
-  )
+  normalised = normaliser.apply(points, moments)
+  back = normaliser.invert(normalised, moments)
+  np.testing.assert_allclose(back, points, atol=1e-4)
 
 
 def test_normalised_points_do_not_depend_on_the_unit_of_length():
   normaliser = normalisers.ObjectCentric()
-  results = [normaliser.apply(p, normaliser.scale_shift(p, MASK)) for p in (POINTS, 1000 * POINTS)]
+  results = []
+  for points in (POINTS, 1000 * POINTS):
+    moments = normaliser.scale_shift(points, MASK)
+    results.append(normaliser.apply(points, moments))
   np.testing.assert_allclose(*results, atol=1e-4)
 
 
@@ -63,29 +73,34 @@ def test_a_mask_without_known_points_falls_back_or_raises():
   blind = np.zeros_like(MASK)
   blind[:3, :10] = True
   moments = normalisers.ObjectCentric(scale_factor=2.0).scale_shift(POINTS, blind)
-  assert moments.scale.tolist() == [2, 2, 2] and moments.shift.tolist() == [0, 0, 0]
+  assert moments.scale.tolist() == [2, 2, 2]
+  assert moments.shift.tolist() == [0, 0, 0]
+  strict = normalisers.ObjectCentric(fallback=False)
   with pytest.raises(normalisers.NoValidPoints):
-    normalisers.ObjectCentric(fallback=False).scale_shift(POINTS, blind)
+    strict.scale_shift(POINTS, blind)
 
 
 def test_clipping_makes_far_points_unknown():
   normaliser = normalisers.ObjectCentric(clip_beyond=1.0)
-  out = normaliser.apply(POINTS, normaliser.scale_shift(POINTS, MASK))
-  assert np.nanmax(np.linalg.norm(out, axis=-1)) <= 1.0 and np.isnan(out[5:]).any()
-  assert np.isnan(
-    normalisers.clip_far(POINTS, MASK, 1.2)[POINTS[..., 2] > 1.3 * np.median(POINTS[MASK][:, 2])]
-  ).all()
+  moments = normaliser.scale_shift(POINTS, MASK)
+  out = normaliser.apply(POINTS, moments)
+  assert np.nanmax(np.linalg.norm(out, axis=-1)) <= 1.0
+  assert np.isnan(out[5:]).any()
+
+  clipped = normalisers.clip_far(POINTS, MASK, 1.2)
+  object_depth = np.median(POINTS[MASK][:, 2])
+  is_far = POINTS[..., 2] > 1.3 * object_depth
+  assert np.isnan(clipped[is_far]).all()
 
 
 def test_mask_box_is_square_and_scaled_about_the_centre():
   # rows 8..26, columns 30..51: 21 on the longer side, halved down
   assert preprocessing.mask_box(MASK) == (30, 7, 50, 27)
   x1, y1, x2, y2 = preprocessing.mask_box(MASK, 2.0)
-  assert (
-    (x2 - x1, y2 - y1) == (42, 42)
-    and abs((x1 + x2) / 2 - 40.5) <= 1
-    and abs((y1 + y2) / 2 - 17) <= 1
-  )
+  assert x2 - x1 == 42
+  assert y2 - y1 == 42
+  assert abs((x1 + x2) / 2 - 40.5) <= 1
+  assert abs((y1 + y2) / 2 - 17) <= 1
 
 
 def test_corners_are_truncated_towards_zero():
@@ -105,11 +120,11 @@ def test_masks_that_cannot_be_cropped_around_are_refused(mask, message):
 def test_crop_equals_padding_and_slicing():
   window = preprocessing.crop_window(MASK, box_factor=1.5, padding=0.2)
   x1, y1, x2, y2 = window.box
-  padded = np.pad(IMAGE, ((100, 100), (100, 100), (0, 0)))
+  around = 100
+  padded = np.pad(IMAGE, ((around, around), (around, around), (0, 0)))
+  box = padded[around + y1 : around + y2, around + x1 : around + x2]
   extend = int((x2 - x1) * 0.2)
-  expected = np.pad(
-    padded[100 + y1 : 100 + y2, 100 + x1 : 100 + x2], ((extend, extend), (extend, extend), (0, 0))
-  )
+  expected = np.pad(box, ((extend, extend), (extend, extend), (0, 0)))
   np.testing.assert_array_equal(preprocessing.cut(IMAGE, window), expected)
 
 
@@ -119,10 +134,12 @@ def test_a_crop_can_leave_the_image_entirely():
 
 
 def test_square_window_centres_the_image():
-  out = preprocessing.cut(IMAGE, preprocessing.square_window(40, 56))
+  window = preprocessing.square_window(40, 56)
+  out = preprocessing.cut(IMAGE, window)
   assert out.shape == (56, 56, 3)
   np.testing.assert_array_equal(out[8:48], IMAGE)
-  assert not out[:8].any() and not out[48:].any()
+  assert not out[:8].any()
+  assert not out[48:].any()
 
 
 def test_images_are_resized_with_antialiasing():
@@ -134,62 +151,93 @@ def test_images_are_resized_with_antialiasing():
 
 
 def test_uint8_images_are_within_two_levels_of_the_exact_resize():
-  exact = preprocess(IMAGE.astype(np.float32) / 255, MASK.astype(np.float32))
   fast = preprocess()
+  exact = preprocess(IMAGE.astype(np.float32) / 255, MASK.astype(np.float32))
   for name in STREAMS[:4]:
-    assert fast[name].dtype == np.uint8 and exact[name].dtype == np.float32
-  for name in ("image", "rgb_image"):  # two passes, each rounded to 8 bits
-    assert np.abs(fast[name].astype(np.float32) - 255 * exact[name]).max() <= 2, name
+    assert fast[name].dtype == np.uint8
+    assert exact[name].dtype == np.float32
+  # two passes, each rounded to 8 bits
+  for name in ("image", "rgb_image"):
+    difference = fast[name].astype(np.float32) - 255 * exact[name]
+    assert np.abs(difference).max() <= 2, name
   for name in ("mask", "rgb_image_mask"):
     np.testing.assert_array_equal(fast[name], exact[name])
 
 
 def test_masks_stay_binary_and_accept_any_integer_type():
-  for mask in (MASK.astype(np.uint8), 255 * MASK.astype(np.uint8), MASK.astype(np.int64)):
-    np.testing.assert_array_equal(preprocess(mask=mask)["mask"], preprocess()["mask"])
-  assert set(np.unique(preprocess()["mask"])) == {0, 1}
+  expected = preprocess()["mask"]
+  assert set(np.unique(expected)) == {0, 1}
+  as_bytes = MASK.astype(np.uint8)
+  for mask in (as_bytes, 255 * as_bytes, MASK.astype(np.int64)):
+    found = preprocess(mask=mask)["mask"]
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_pixels_masks_and_points_of_a_stream_stay_aligned():
-  yx = np.stack(np.meshgrid(np.arange(40), np.arange(56), indexing="ij"), -1)
-  points = np.concatenate([yx, np.ones((40, 56, 1))], -1).astype(np.float32)
+  # points that say which pixel they are of
+  y, x = np.meshgrid(np.arange(40), np.arange(56), indexing="ij")
+  points = np.stack([y, x, np.ones_like(y)], -1).astype(np.float32)
   out = preprocess(
-    mask=MASK, pointmap=points, normalise_pointmap=False, image_size=16, pointmap_fill=np.nan
+    mask=MASK,
+    pointmap=points,
+    normalise_pointmap=False,
+    image_size=16,
+    pointmap_fill=np.nan,
   )
-  for mask, pointmap in (("mask", "pointmap"), ("rgb_image_mask", "rgb_pointmap")):
-    known = np.isfinite(out[pointmap]).all(-1)
-    y, x = out[pointmap][known][:, :2].astype(int).T
-    np.testing.assert_array_equal(out[mask][known][:, 0], MASK[y, x])
-    assert not out[mask][~known].any()
+  for mask_name, pointmap_name in (("mask", "pointmap"), ("rgb_image_mask", "rgb_pointmap")):
+    mask = out[mask_name][..., 0]
+    pointmap = out[pointmap_name]
+    known = np.isfinite(pointmap).all(-1)
+    y, x, _ = pointmap[known].astype(int).T
+    np.testing.assert_array_equal(mask[known], MASK[y, x])
+    assert not mask[~known].any()
 
 
 def test_point_maps_are_zero_outside_the_photo_unless_another_fill_is_asked_for():
-  zero, unknown = preprocess(box_factor=3.0), preprocess(box_factor=3.0, pointmap_fill=np.nan)
+  zero = preprocess(box_factor=3.0)
+  unknown = preprocess(box_factor=3.0, pointmap_fill=np.nan)
   for name in ("pointmap", "rgb_pointmap"):
     outside = (zero[name] == 0).all(-1)
-    assert outside.any() and np.isnan(unknown[name][outside]).all()
+    assert outside.any()
+    assert np.isnan(unknown[name][outside]).all()
     np.testing.assert_array_equal(zero[name][~outside], unknown[name][~outside])
 
 
 def test_points_beyond_the_box_are_unknown_but_those_beside_the_photo_are_filled():
+  # The box leaves the photo on the left, the padding surrounds the box.
   corner = np.zeros_like(MASK)
-  corner[5:20, :12] = True  # the box leaves the photo on the left, the padding surrounds the box
+  corner[5:20, :12] = True
   window = preprocessing.crop_window(corner, padding=0.5)
-  whole = {"image_size": window.side, "pointmap_size": window.side}  # nothing is resized
-  out = preprocess(mask=corner, padding=0.5, **whole)["pointmap"]
   x1, y1, x2, y2 = window.box
+  assert x1 < 0
+
+  # Nothing is resized.
+  out = preprocess(
+    mask=corner,
+    padding=0.5,
+    image_size=window.side,
+    pointmap_size=window.side,
+  )["pointmap"]
   columns = np.arange(window.side) + window.x
-  assert x1 < 0 and np.isnan(out[:, columns < x1]).all() and np.isnan(out[:, columns >= x2]).all()
-  beside = out[y1 - window.y : y2 - window.y][:, (columns >= x1) & (columns < 0)]
-  assert beside.size and not beside.any()
+  beyond = (columns < x1) | (columns >= x2)
+  assert np.isnan(out[:, beyond]).all()
+  in_box = out[y1 - window.y : y2 - window.y]
+  beside = in_box[:, (columns >= x1) & (columns < 0)]
+  assert beside.size
+  assert not beside.any()
 
 
 def test_point_maps_of_another_size_are_brought_to_the_photo_and_keep_their_gaps():
-  out = preprocess(pointmap=POINTS[::2, ::2])
-  assert out["pointmap"].shape == out["rgb_pointmap"].shape == (16, 16, 3)
-  assert np.isnan(out["rgb_pointmap"]).any() and np.isfinite(out["pointmap"]).any()
-  resized = preprocessing.resize_pointmap(POINTS[::2, ::2], (40, 56))
-  assert np.isnan(resized[:4]).all() and np.isfinite(resized[4:]).all()
+  half = POINTS[::2, ::2]
+  out = preprocess(pointmap=half)
+  assert out["pointmap"].shape == (16, 16, 3)
+  assert out["rgb_pointmap"].shape == (16, 16, 3)
+  assert np.isnan(out["rgb_pointmap"]).any()
+  assert np.isfinite(out["pointmap"]).any()
+
+  resized = preprocessing.resize_pointmap(half, (40, 56))
+  assert np.isnan(resized[:4]).all()
+  assert np.isfinite(resized[4:]).all()
 
 
 def test_a_point_map_is_resized_to_the_images_size_and_from_there_to_its_own():
@@ -205,14 +253,17 @@ def test_a_point_map_is_resized_to_the_images_size_and_from_there_to_its_own():
 
 def test_half_precision_point_maps_are_computed_in_single_precision():
   half = POINTS.astype(np.float16)
-  got, expected = preprocess(pointmap=half), preprocess(pointmap=half.astype(np.float32))
-  np.testing.assert_array_equal(got["pointmap"], expected["pointmap"])
-  assert got["pointmap"].dtype == np.float32
+  found = preprocess(pointmap=half)["pointmap"]
+  expected = preprocess(pointmap=half.astype(np.float32))["pointmap"]
+  np.testing.assert_array_equal(found, expected)
+  assert found.dtype == np.float32
 
 
 def test_only_the_asked_streams_are_made_and_impossible_ones_are_refused():
-  assert set(preprocess(pointmap=None, streams=("image", "mask"))) == {"image", "mask"}
-  assert set(preprocess(streams=("mask",))) == {"mask", "pointmap_scale", "pointmap_shift"}
+  without = preprocess(pointmap=None, streams=("image", "mask"))
+  assert set(without) == {"image", "mask"}
+  mask_alone = preprocess(streams=("mask",))
+  assert set(mask_alone) == {"mask", "pointmap_scale", "pointmap_shift"}
   with pytest.raises(ValueError, match="need a point map"):
     preprocess(pointmap=None)
   with pytest.raises(ValueError, match="its mask"):
@@ -231,93 +282,108 @@ def run(cfg, seed=0, mask=MASK):
 @pytest.mark.parametrize("shape", [(40, 56), (20, 28), (33, 28), (20, 41)])
 def test_an_enlarged_point_map_read_in_part_is_that_of_the_whole(shape):
   small = POINTS[::2, ::2].copy()
-  small[5, 7], small[12:14, 20:] = np.nan, np.nan
-  whole, lazy = preprocessing.resize_pointmap(small, shape), preprocessing.Enlarged(small, shape)
-  rows, columns = np.arange(shape[0]), np.array([0, 3, 9, 10, shape[1] - 1])
+  small[5, 7] = np.nan
+  small[12:14, 20:] = np.nan
+  whole = preprocessing.resize_pointmap(small, shape)
+  lazy = preprocessing.Enlarged(small, shape)
+
+  height, width = shape
+  rows = np.arange(height)
+  columns = np.array([0, 3, 9, 10, width - 1])
   np.testing.assert_allclose(lazy.at(rows, columns), whole[:, columns], atol=2e-6)
+
   window = preprocessing.Window((-3, -2, 37, 38), -5, -4, 44)
-  got, expected = (
-    preprocessing.resize_nearest(x, window, 17, outside=7.0, beyond_box=np.nan)
-    for x in (lazy, whole)
-  )
-  np.testing.assert_allclose(got, expected, atol=2e-6)
+  fills = {"outside": 7.0, "beyond_box": np.nan}
+  found = preprocessing.resize_nearest(lazy, window, 17, **fills)
+  expected = preprocessing.resize_nearest(whole, window, 17, **fills)
+  np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
 def test_augmentation_is_a_function_of_the_generator():
-  first, again, other = run(ALL), run(ALL), run(ALL, seed=1)
+  first = run(ALL)
+  again = run(ALL)
   np.testing.assert_array_equal(first.image, again.image)
-  assert first[2:] == again[2:] and first[2:] != other[2:]
-  assert (
-    (first.image != other.image).any()
-    and first.image.dtype == np.uint8
-    and first.mask.dtype == bool
-  )
+  assert first[2:] == again[2:]
+  assert first.image.dtype == np.uint8
+  assert first.mask.dtype == bool
+
+  other = run(ALL, seed=1)
+  assert (first.image != other.image).any()
+  assert first[2:] != other[2:]
 
 
 def test_default_augmentation_changes_nothing():
   out = run(augment.AugmentConfig())
-  assert (
-    out.image is IMAGE
-    and out.mask is MASK
-    and out.box_factor == preprocessing.BOX_FACTOR
-    and out.shift == (0, 0)
-  )
+  assert out.image is IMAGE
+  assert out.mask is MASK
+  assert out.box_factor == preprocessing.BOX_FACTOR
+  assert out.shift == (0, 0)
 
 
 def test_switching_one_augmentation_off_leaves_the_other_draws_alone():
-  assert run(dataclasses.replace(ALL, blur=0.0))[2:] == run(ALL)[2:]
-  np.testing.assert_array_equal(
-    run(dataclasses.replace(ALL, blur=0.0, colour=0.0)).mask, run(ALL).mask
-  )
-  np.testing.assert_array_equal(
-    run(dataclasses.replace(ALL, erode=0.0, dilate=0.0)).image, run(ALL).image
-  )
+  everything = run(ALL)
+  no_blur = run(dataclasses.replace(ALL, blur=0.0))
+  same_colours = run(dataclasses.replace(ALL, blur=0.0, colour=0.0))
+  same_mask = run(dataclasses.replace(ALL, erode=0.0, dilate=0.0))
+  assert no_blur[2:] == everything[2:]
+  np.testing.assert_array_equal(same_colours.mask, everything.mask)
+  np.testing.assert_array_equal(same_mask.image, everything.image)
 
 
 @pytest.mark.parametrize("name", ["blur", "colour", "light"])
 def test_each_image_augmentation_changes_the_image_alone(name):
-  out = run(augment.AugmentConfig(**{name: 1.0}))
-  assert (out.image != IMAGE).any() and out.image.shape == IMAGE.shape and out.mask is MASK
+  config = augment.AugmentConfig(**{name: 1.0})
+  out = run(config)
+  assert (out.image != IMAGE).any()
+  assert out.image.shape == IMAGE.shape
+  assert out.mask is MASK
 
 
 def test_erosion_shrinks_and_dilation_grows_the_mask_by_the_kernel():
-  small, large = augment.erode(MASK, 3), augment.dilate(MASK, 3)
   expected = np.zeros_like(MASK)
   expected[9:26, 31:51] = True
-  np.testing.assert_array_equal(small, expected)
+  np.testing.assert_array_equal(augment.erode(MASK, 3), expected)
   expected[7:28, 29:53] = True
-  np.testing.assert_array_equal(large, expected)
+  np.testing.assert_array_equal(augment.dilate(MASK, 3), expected)
 
 
 def test_dilation_stops_at_the_border_and_erosion_never_empties_a_mask():
   edge = np.zeros((12, 12), np.uint8)
   edge[:4, :4] = 1
-  np.testing.assert_array_equal(augment.dilate(edge, 5)[:6, :6], 1)
+  grown = augment.dilate(edge, 5)
+  np.testing.assert_array_equal(grown[:6, :6], 1)
   np.testing.assert_array_equal(augment.erode(edge, 5), edge)
 
 
 def test_colour_factors_of_one_change_nothing_and_zero_saturation_is_grey():
-  np.testing.assert_array_equal(augment.adjust_colour(IMAGE, 1.0, 1.0, 1.0), IMAGE)
+  same = augment.adjust_colour(IMAGE, 1.0, 1.0, 1.0)
+  np.testing.assert_array_equal(same, IMAGE)
   grey = augment.adjust_colour(IMAGE, 1.0, 1.0, 0.0).astype(int)
   assert np.ptp(grey, axis=-1).max() <= 1
   expected = np.asarray(Image.fromarray(IMAGE).convert("L"), int)
-  assert np.abs(grey[..., 0] - expected).max() <= 1
+  difference = grey[..., 0] - expected
+  assert np.abs(difference).max() <= 1
 
 
 def test_light_ramp_spans_its_gain_along_its_direction():
   flat = np.full((5, 9, 3), 100, np.uint8)
-  right = augment.light_ramp(flat, 0.0, 0.3)[..., 0]
-  assert right[0, 0] == 70 and right[0, -1] == 130 and (right == right[0]).all()
+  lit = augment.light_ramp(flat, 0.0, 0.3)[..., 0]
+  first_row = lit[0]
+  assert first_row[0] == 70
+  assert first_row[-1] == 130
+  assert (lit == first_row).all()
 
 
 def test_augmentation_ranges_are_checked():
-  for settings, words in (
+  wrong = (
     ({"blur": 1.5}, "blur = 1.5"),
     ({"erode": 0.6, "dilate": 0.6}, "at most 1"),
     ({"shift": 1.0}, "shift = 1.0"),
     ({"box_factor": (1.4, 1.2)}, "box_factor"),
     ({"blur_scale": (0.5, 2.0)}, "blur_scale"),
-  ):
+  )
+  for settings, words in wrong:
     with pytest.raises(ConfigError, match=words):
       augment.AugmentConfig(**settings)
-  assert not augment.AugmentConfig().active and augment.AugmentConfig(shift=0.1).active
+  assert not augment.AugmentConfig().active
+  assert augment.AugmentConfig(shift=0.1).active

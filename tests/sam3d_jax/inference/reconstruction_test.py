@@ -49,11 +49,16 @@ def photo():
   """image, masks and point map of two objects before a wall, as arrays."""
   rng = np.random.default_rng(0)
   image = rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)
-  left, right = np.zeros((2, 40, 60), bool)
-  left[10:30, 5:25], right[12:36, 35:55] = True, True
+  left = np.zeros((40, 60), bool)
+  left[10:30, 5:25] = True
+  right = np.zeros((40, 60), bool)
+  right[12:36, 35:55] = True
+
   v, u = np.mgrid[:40, :60] + 0.5
   depth = np.where(left | right, 2.0, 3.0)
-  points = np.stack([(30 - u) * depth / 60, (20 - v) * depth / 60, depth], -1)
+  x = (30 - u) * depth / 60
+  y = (20 - v) * depth / 60
+  points = np.stack([x, y, depth], -1)
   return image, [left, right], points.astype(np.float32)
 
 
@@ -64,54 +69,72 @@ def scene(model, photo):
 
 
 def grids(scene: Scene) -> list[np.ndarray]:
-  return [o.candidate.prediction.occupancy for o in scene.objects]
+  return [found.candidate.prediction.occupancy for found in scene.objects]
 
 
 def test_a_photo_gives_a_scene_of_its_objects_in_the_camera_frame(scene):
-  assert [o.name for o in scene.objects] == ["object_1", "object_2"]
-  assert scene.frame == "camera" and scene.photo.camera.fx == pytest.approx(60, rel=1e-3)
+  assert [found.name for found in scene.objects] == ["object_1", "object_2"]
+  assert scene.frame == "camera"
+  assert scene.photo.camera.fx == pytest.approx(60, rel=1e-3)
   for found in scene.objects:
-    assert found.splats is None and found.mesh.vertices.shape[1] == 3
-    np.testing.assert_allclose(found.pose.rotation @ found.pose.rotation.T, np.eye(3), atol=1e-5)
+    assert found.splats is None
+    assert found.mesh.vertices.shape[1] == 3
+    rotation = found.pose.rotation
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-5)
   with pytest.raises(dataclasses.FrozenInstanceError):
     scene.objects = ()
 
 
 def test_a_saved_scene_is_what_launch_sample_writes(scene, model, folders, photo, tmp_path):
   image, masks, pointmap = photo
-  scene.save(tmp_path / "api")
+  api = tmp_path / "api"
+  cli = tmp_path / "cli"
+  scene.save(api)
+
+  # the same inputs as files
   Image.fromarray(image).save(tmp_path / "photo.png")
-  for name, mask in zip(("object_1", "object_2"), masks, strict=True):
-    Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / f"{name}.png")
   np.save(tmp_path / "points.npy", pointmap)
   argv = ["--checkpoint", folders[0], "--decoder", folders[1], "--steps", "1"]
-  argv += ["--batch_size", str(BUCKET), "--seed", "3", "--out", str(tmp_path / "cli")]
+  argv += ["--batch_size", str(BUCKET), "--seed", "3", "--out", str(cli)]
   argv += ["--image", str(tmp_path / "photo.png"), "--pointmap", str(tmp_path / "points.npy")]
-  argv += ["--mask", str(tmp_path / "object_1.png"), "--mask", str(tmp_path / "object_2.png")]
+  for name, mask in zip(("object_1", "object_2"), masks, strict=True):
+    file = tmp_path / f"{name}.png"
+    Image.fromarray(mask.astype(np.uint8) * 255).save(file)
+    argv += ["--mask", str(file)]
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(weights_lib, "load", lambda config: model.predictor)  # compiled already
     assert sample.main(argv) == 0
-  api, cli = (json.loads((tmp_path / n / "layout.json").read_text()) for n in ("api", "cli"))
-  assert api["objects"] == cli["objects"] and api["files"] == cli["files"]
-  for name in api["files"]:
-    assert (tmp_path / "api" / name).read_bytes() == (tmp_path / "cli" / name).read_bytes(), name
+
+  of_api = json.loads((api / "layout.json").read_text())
+  of_cli = json.loads((cli / "layout.json").read_text())
+  assert of_api["objects"] == of_cli["objects"]
+  assert of_api["files"] == of_cli["files"]
+  for name in of_api["files"]:
+    assert (api / name).read_bytes() == (cli / name).read_bytes(), name
 
 
 def test_a_list_of_photos_is_one_batch_and_nobody_depends_on_it(model, scene, photo):
   image, masks, pointmap = photo
+  mirrored = image[:, ::-1]
+  mirrored_mask = masks[0][:, ::-1]
   before = len(model.predictor.programs)
   first, second = model(
-    [image, image[:, ::-1]], [masks, masks[0][:, ::-1]], [pointmap, None], seed=3
+    [image, mirrored],
+    [masks, mirrored_mask],
+    [pointmap, None],
+    seed=3,
   )
   assert len(model.predictor.programs) == before  # the same bucket
   for one, other in zip(grids(first), grids(scene), strict=True):
     np.testing.assert_array_equal(one, other)
-  assert second.frame == "normalised" and len(second.objects) == 1
+  assert second.frame == "normalised"
+  assert len(second.objects) == 1
 
 
 def test_files_are_taken_as_arrays_are(model, scene, photo, tmp_path):
   image, masks, pointmap = photo
-  rgba = np.concatenate([image, masks[0][..., None] * np.uint8(255)], -1)
+  alpha = masks[0][..., None] * np.uint8(255)
+  rgba = np.concatenate([image, alpha], -1)
   Image.fromarray(rgba).save(tmp_path / "cup.png")
   np.save(tmp_path / "points.npy", pointmap)
   found = model(tmp_path / "cup.png", pointmap=tmp_path / "points.npy", seed=3)
@@ -134,7 +157,8 @@ def test_files_are_taken_as_arrays_are(model, scene, photo, tmp_path):
   ],
 )
 def test_unusable_inputs_are_refused_with_the_remedy(model, photo, change, message):
-  arguments = dict(zip(("image", "masks", "pointmap"), photo, strict=True)) | change
+  image, masks, pointmap = photo
+  arguments = {"image": image, "masks": masks, "pointmap": pointmap} | change
   with pytest.raises(InputError, match=message):
     model(**arguments)
 
@@ -152,35 +176,48 @@ def test_every_road_draws_the_same_bits_for_the_same_object(model, folders, poin
   image = rows.decode_image(example["image"], "image", mode="RGB")
   mask = rows.decode_image(example["mask"], "mask", mode="L") > 0
   points = example["pointmap"].astype(np.float32) if pointmap else None
+  key = key_words(example["key"])
 
   # photos, by the function that Reconstructor calls
-  key = key_words(example["key"])
-  photo = Request(conditions.condition(image, mask, points, drawer.form).streams, key)
-  expected = drawer([photo], BUCKET, 0)
+  condition = conditions.condition(image, mask, points, drawer.form)
+  photo = Request(condition.streams, key)
+  expected = drawer([photo], BUCKET, 0).occupancy[0]
 
   # a dataset
   config = split_samples.SplitConfig("", "test", WeightsConfig(), batch_size=BUCKET)
   _, dataset, _ = split_samples.sample_batch(drawer, [example], [0], [0], config)
+  np.testing.assert_array_equal(dataset[0], expected)
+
   # an evaluation set
   item = Item("thing", image, mask, None, None, pointmap_HW3=points)
   evaluated = Request(eval_set.condition(drawer, item).streams, key)
-  # the ladder, and previews
-  held = held_out.requests([held_out.object_of(example, drawer.form, drawer.resolution)])
-  graphs, params = zip(*(nnx.split(m) for m in (drawer.model, drawer.decoder)), strict=True)
+  np.testing.assert_array_equal(drawer([evaluated], BUCKET, 0).occupancy[0], expected)
+
+  # the ladder
+  found = held_out.object_of(example, drawer.form, drawer.resolution)
+  held = held_out.requests([found])
+  np.testing.assert_array_equal(drawer(held, BUCKET, 0).occupancy[0], expected)
+
+  # previews, which trace the same function over parameters
+  model_graph, model_params = nnx.split(drawer.model)
+  decoder_graph, decoder_params = nnx.split(drawer.decoder)
 
   @jax.jit
   def preview(params, cond, key_B2):
-    models = (nnx.merge(graph, p) for graph, p in zip(graphs, params, strict=True))
-    return predictor.sample_objects(*models, cond, key_B2, drawer.sampler, drawer.latent_shapes)
+    model = nnx.merge(model_graph, params[0])
+    decoder = nnx.merge(decoder_graph, params[1])
+    return predictor.sample_objects(
+      model,
+      decoder,
+      cond,
+      key_B2,
+      drawer.sampler,
+      drawer.latent_shapes,
+    )
 
-  previewed = preview(params, *predictor.batch(held, BUCKET, 0))[1]
-  for grid in (
-    dataset[0],
-    drawer([evaluated], BUCKET, 0).occupancy[0],
-    drawer(held, BUCKET, 0).occupancy[0],
-    np.asarray(previewed)[0],
-  ):
-    np.testing.assert_array_equal(grid, expected.occupancy[0])
+  cond, key_B2 = predictor.batch(held, BUCKET, 0)
+  _, previewed = preview((model_params, decoder_params), cond, key_B2)
+  np.testing.assert_array_equal(previewed[0], expected)
 
 
 def test_tokens_of_a_missing_point_map_are_dropped_not_those_of_unknown_points(model, photo):
@@ -191,12 +228,19 @@ def test_tokens_of_a_missing_point_map_are_dropped_not_those_of_unknown_points(m
   cond = jax.tree.map(lambda *x: np.stack(x), without, given)
   encoder = model.predictor.model.condition
   graph, params = nnx.split(encoder)
-  tokens = jax.jit(lambda p, c, drop: nnx.merge(graph, p)(c, drop))
-  none, all_ = (np.asarray(tokens(params, cond, np.full(2, flag))) for flag in (False, True))
-  np.testing.assert_array_equal(none[0], all_[0])  # dropped, whatever is asked for
-  assert not np.array_equal(none[1], all_[1])
+
+  @jax.jit
+  def tokens(params, cond, drop_B):
+    encoder = nnx.merge(graph, params)
+    return encoder(cond, drop_B)
+
+  kept = np.asarray(tokens(params, cond, np.full(2, False)))
+  dropped = np.asarray(tokens(params, cond, np.full(2, True)))
+  np.testing.assert_array_equal(kept[0], dropped[0])  # dropped, whatever is asked for
+  assert not np.array_equal(kept[1], dropped[1])
   count = 2 * encoder.cfg.pointmap.tokens
-  assert not none[0, -count:].any() and none[1, -count:].any()
+  assert not kept[0, -count:].any()
+  assert kept[1, -count:].any()
 
 
 def test_the_example_of_the_page_runs(folders, photo, tmp_path):
