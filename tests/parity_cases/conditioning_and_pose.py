@@ -10,6 +10,7 @@ import numpy as np
 
 from sam3d_jax.batch import Conditioning
 from sam3d_jax.geometry import cameras, pose, rotations
+from sam3d_jax.geometry import pose_targets as targets
 from sam3d_jax.geometry import remap as remap_lib
 from sam3d_jax.models import conditioning, dinov2, parameters, pointmap
 from sam3d_jax.torch_bridge import keys, names_conditioning
@@ -247,11 +248,11 @@ def pose_targets(fixture):
   runs = sorted({tuple(k.split("/")[1:3]) for k in fixture.expected})
   for name, group in runs:
     given = fixture.group(f"in/{group}")
-    poses = pose.ScenePose(
+    poses = targets.ScenePose(
       **{ours: jnp.asarray(given[theirs]) for theirs, ours in POSE_FIELDS.items()}
     )
     if name == "InvariantPoseTarget":
-      fields = pose.invariants(poses)._asdict() | {
+      fields = targets.invariants(poses)._asdict() | {
         "s_scene": poses.scene_scale,
         "t_scene_center": poses.scene_shift,
       }
@@ -263,8 +264,8 @@ def pose_targets(fixture):
       "whiten": name.endswith("_normalize"),
       "published_tiling": True,
     }
-    target = jax.jit(lambda poses, options=options: pose.encode(poses, **options))(poses)
-    back = jax.jit(lambda target, options=options: pose.decode(target, **options))(target)
+    target = jax.jit(lambda poses, options=options: targets.encode(poses, **options))(poses)
+    back = jax.jit(lambda target, options=options: targets.decode(target, **options))(target)
     target, back = published_broadcast(options["convention"], target, back)
     out |= {
       f"out/{name}/{group}/target/{theirs}": getattr(target, ours)

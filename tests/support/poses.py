@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sam3d_jax.geometry import pose, rotations
+from sam3d_jax.geometry import pose_targets, rotations
 
 RNG = np.random.default_rng(2)
 
@@ -19,4 +19,4 @@ def scene_poses(batch=3, objects=1, channels=3, unit=False):
   if not unit:
     scene_scale = np.repeat(RNG.uniform(0.5, 2, (batch, 1)), 3, -1)
   scene_shift = RNG.standard_normal((batch, 3))
-  return pose.ScenePose(scale, quaternion, translation, scene_scale, scene_shift)
+  return pose_targets.ScenePose(scale, quaternion, translation, scene_scale, scene_shift)

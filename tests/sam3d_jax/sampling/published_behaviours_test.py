@@ -16,7 +16,7 @@ from PIL import Image
 import pytest
 
 from sam3d_jax.batch import LAYOUT_LATENTS
-from sam3d_jax.geometry import normalisers, pose, preprocessing
+from sam3d_jax.geometry import normalisers, pose_targets, preprocessing
 from sam3d_jax.models import conditioning, dinov2, geometry_flow, parameters, sparse, structure_vae
 from sam3d_jax.models.layers import MLP, Dense, LayerNorm, layer_norm
 from sam3d_jax.models.sparse_layers import SparseGroupNorm, SparseResBlock
@@ -347,7 +347,7 @@ def test_14_published_tiling_pairs_objects_with_the_wrong_scenes_and_is_off_by_d
   given = poses.scene_poses(2, 2)
   scene_of = {False: lambda b, k: b, True: lambda b, k: (2 * b + k) % 2}
   for tiling, scene in scene_of.items():
-    encoded = pose.encode(
+    encoded = pose_targets.encode(
       given, "ScaleShiftInvariant", **({"published_tiling": True} if tiling else {})
     )
     for b, k in np.ndindex(2, 2):
