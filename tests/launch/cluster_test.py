@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from launch import sweep
-from launch.cluster import command, flags
+from launch.cluster import command, flags, retry
 from launch.cluster.spec import Kubernetes, Slurm, Spec, TpuVm, Xpk, load
 from launch.console import cli
 
@@ -27,9 +27,14 @@ def spec_file(request):
   return request.param
 
 
+def rendered_of(file) -> dict[str, str]:
+  """File name -> text of everything that a specification renders."""
+  return {name: text for name, (text, _) in command.render_all(load(file)).items()}
+
+
 def test_every_launcher_is_rendered_as_recorded(spec_file):
-  rendered = {name: text for name, (text, _) in command.render_all(load(spec_file)).items()}
-  recorded = {p.name: p.read_text() for p in (GOLDEN / spec_file.stem).iterdir()}
+  rendered = rendered_of(spec_file)
+  recorded = {file.name: file.read_text() for file in (GOLDEN / spec_file.stem).iterdir()}
   assert rendered == recorded, (
     f"if this is meant: python -m launch.cluster --spec tests/golden/cluster/{spec_file.name} "
     f"--out tests/golden/cluster/{spec_file.stem}"
@@ -37,7 +42,7 @@ def test_every_launcher_is_rendered_as_recorded(spec_file):
 
 
 def test_scripts_are_bash_and_jobsets_are_yaml(spec_file):
-  for name, (text, _) in command.render_all(load(spec_file)).items():
+  for name, text in rendered_of(spec_file).items():
     if name.endswith(".sh"):
       subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     else:
@@ -46,31 +51,34 @@ def test_scripts_are_bash_and_jobsets_are_yaml(spec_file):
 
 def test_every_launcher_runs_the_same_command_with_the_flags_of_the_platform(spec_file):
   spec = load(spec_file)
-  for name, (text, _) in command.render_all(spec).items():
-    flat = " ".join(
-      text.replace("'\"'\"'", "'").replace("\n              - ", " ").replace("'", "").split()
-    )
-    assert " ".join(spec.argv) in flat, name
-    variable = flags.FLAG_VARIABLES[spec.kind]
-    assert variable in text and spec.environment[variable].split()[-1] in text, name
+  variable = flags.FLAG_VARIABLES[spec.kind]
+  *_, last_flag = spec.environment[variable].split()
+  for name, text in rendered_of(spec_file).items():
+    # without the quotes of shells, and without the dashes of lists in YAML
+    unquoted = text.replace("'\"'\"'", "'").replace("\n              - ", " ").replace("'", "")
+    words = " ".join(unquoted.split())
+    assert " ".join(spec.argv) in words, name
+    assert variable in text, name
+    assert last_flag in text, name
 
 
 def test_a_jobset_fails_on_bad_input_and_starts_again_on_everything_else(spec_file):
-  (text, _) = command.render_all(load(spec_file))["jobset.yaml"]
+  text = rendered_of(spec_file)["jobset.yaml"]
   job = yaml.safe_load(text)["spec"]
-  (rule,) = job["failurePolicy"]["rules"]
-  assert (
-    rule["action"] == "FailJobSet"
-    and rule["onJobFailureReasons"] == ["PodFailurePolicy"]
-    and job["failurePolicy"]["maxRestarts"] > 0
-  )
+
+  # the set of jobs: fails with a job that was refused, else starts again
+  policy = job["failurePolicy"]
+  (rule,) = policy["rules"]
+  assert rule["action"] == "FailJobSet"
+  assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+  assert policy["maxRestarts"] > 0
+
+  # the job of a slice: refused by one pod with bad input, never started again by itself
   inner = job["replicatedJobs"][0]["template"]["spec"]
-  (pods,) = inner["podFailurePolicy"]["rules"]
-  assert (
-    pods["action"] == "FailJob"
-    and pods["onExitCodes"]["values"] == [cli.EXIT_BAD_INPUT]
-    and inner["backoffLimit"] == 0
-  )
+  (refused,) = inner["podFailurePolicy"]["rules"]
+  assert refused["action"] == "FailJob"
+  assert refused["onExitCodes"]["values"] == [cli.EXIT_BAD_INPUT]
+  assert inner["backoffLimit"] == 0
   # without it Kubernetes refuses a podFailurePolicy
   assert inner["template"]["spec"]["restartPolicy"] == "Never"
 
@@ -87,11 +95,12 @@ def write_spec(folder, **changes):
     "platform": "cpu",
     "retries": 2,
     "python": str(folder / "python"),
-  } | changes
-  (folder / "job.yaml").write_text(
-    yaml.safe_dump({k: v for k, v in values.items() if v is not None})
-  )
-  return folder / "job.yaml"
+  }
+  values |= changes
+  given = {key: value for key, value in values.items() if value is not None}
+  file = folder / "job.yaml"
+  file.write_text(yaml.safe_dump(given))
+  return file
 
 
 @pytest.mark.parametrize(
@@ -123,9 +132,12 @@ def write_spec(folder, **changes):
 def test_a_wrong_specification_is_refused_with_key_value_and_remedy(
   tmp_path, capsys, changes, words
 ):
-  file = write_spec(tmp_path, **({"slurm": {"time": "1:00:00"}} | changes))
-  assert command.main(["--spec", str(file), "--out", str(tmp_path / "out")]) == cli.EXIT_BAD_INPUT
-  assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
+  settings = {"slurm": {"time": "1:00:00"}} | changes
+  file = write_spec(tmp_path, **settings)
+  out = tmp_path / "out"
+  assert command.main(["--spec", str(file), "--out", str(out)]) == cli.EXIT_BAD_INPUT
+  assert words in capsys.readouterr().err
+  assert not out.exists()
 
 
 STAND_INS = {
@@ -147,119 +159,136 @@ def cluster(tmp_path):
   """Runs a rendered script on stand-ins of srun, scontrol, gcloud and the training process; returns
   its exit code.
   """
-  (tmp_path / "bin").mkdir()
+  programs = tmp_path / "bin"
+  programs.mkdir()
   for name, text in STAND_INS.items():
-    file = (tmp_path if name == "python" else tmp_path / "bin") / name
+    # the interpreter is named by the specification, the others are found
+    file = tmp_path / name if name == "python" else programs / name
     file.write_text(f"#!/bin/bash\n{text.format(folder=tmp_path)}\n")
     file.chmod(0o755)
 
   def start(script: str, *codes) -> int:
-    (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
+    lines = [f"{code}\n" for code in codes]
+    (tmp_path / "codes").write_text("".join(lines))
     env = os.environ | {
-      "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+      "PATH": f"{programs}:{os.environ['PATH']}",
       "SLURM_JOB_ID": "7",
       "RETRY_SECONDS": "0",
     }
-    return subprocess.run(
-      ["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, timeout=60
-    ).returncode
+    ended = subprocess.run(
+      ["bash", "-c", script],
+      cwd=tmp_path,
+      env=env,
+      capture_output=True,
+      timeout=60,
+    )
+    return ended.returncode
 
   return start
 
 
 def count(file: pathlib.Path) -> int:
+  """Lines of a file, 0 if there is none."""
   return len(file.read_text().splitlines()) if file.exists() else 0
 
 
 def test_slurm_requeues_after_75_and_failures_but_never_after_bad_input(cluster, tmp_path):
-  (script, _) = command.render_all(
-    load(write_spec(tmp_path, platform="h100", slurm={"time": "1:00:00"}))
-  )["slurm.sh"]
+  file = write_spec(tmp_path, platform="h100", slurm={"time": "1:00:00"})
+  script = rendered_of(file)["slurm.sh"]
   requeued = tmp_path / "requeued"
-  assert cluster(script, cli.EXIT_BAD_INPUT) == cli.EXIT_BAD_INPUT and count(requeued) == 0
-  assert cluster(script, cli.EXIT_RETRY) == cli.EXIT_RETRY and requeued.read_text() == "requeue 7\n"
-  assert (
-    cluster(script, 1) == cli.EXIT_RETRY
-    and cluster(script, "killed") == cli.EXIT_RETRY
-    and count(requeued) == 3
-  )
-  # the third failure in a row, with two retries
-  assert cluster(script, 1) == 1 and count(requeued) == 3
-  assert cluster(script, 0) == 0 and count(requeued) == 3
+
+  # bad input, then stopped after saving
+  assert cluster(script, cli.EXIT_BAD_INPUT) == cli.EXIT_BAD_INPUT
+  assert count(requeued) == 0
+  assert cluster(script, cli.EXIT_RETRY) == cli.EXIT_RETRY
+  assert requeued.read_text() == "requeue 7\n"
+
+  # three failures in a row, with two retries
+  assert cluster(script, 1) == cli.EXIT_RETRY
+  assert cluster(script, "killed") == cli.EXIT_RETRY
+  assert count(requeued) == 3
+  assert cluster(script, 1) == 1
+  assert count(requeued) == 3
+
+  # done
+  assert cluster(script, 0) == 0
+  assert count(requeued) == 3
   assert "0.92 -m launch.pretrain --config=" in (tmp_path / "starts").read_text()
 
 
 def test_slurm_telling_only_the_shell_stops_the_process_and_keeps_its_exit_code(cluster, tmp_path):
-  (script, _) = command.render_all(load(write_spec(tmp_path, slurm={"time": "1:00:00"})))[
-    "slurm.sh"
-  ]
-  assert cluster(script, "told") == cli.EXIT_RETRY and count(tmp_path / "requeued") == 1
-  assert [p.read_text() for p in (tmp_path / "run" / "launch" / "7_0").iterdir()] == ["75\n"]
+  file = write_spec(tmp_path, slurm={"time": "1:00:00"})
+  script = rendered_of(file)["slurm.sh"]
+  assert cluster(script, "told") == cli.EXIT_RETRY
+  assert count(tmp_path / "requeued") == 1
+  codes = tmp_path / "run" / "launch" / "7_0"
+  assert [code.read_text() for code in codes.iterdir()] == ["75\n"]
 
 
 def test_a_tpu_vm_is_started_again_after_75_and_failures_but_never_after_bad_input(
   cluster, tmp_path
 ):
   place = {"tpu": "t", "project": "p", "zone": "z", "folder": str(tmp_path)}
-  (script, _) = command.render_all(load(write_spec(tmp_path, platform="v5e", tpu_vm=place)))[
-    "tpu_vm.sh"
-  ]
+  file = write_spec(tmp_path, platform="v5e", tpu_vm=place)
+  script = rendered_of(file)["tpu_vm.sh"]
   starts = tmp_path / "starts"
-  assert cluster(script, 75, 1, 75, 0) == 0 and count(starts) == 4
-  assert cluster(script, 75, 2, 0) == cli.EXIT_BAD_INPUT and count(starts) == 6
-  assert cluster(script, 1, 1, 1, 0) == 1 and count(starts) == 9
+  assert cluster(script, 75, 1, 75, 0) == 0
+  assert count(starts) == 4
+  assert cluster(script, 75, 2, 0) == cli.EXIT_BAD_INPUT
+  assert count(starts) == 4 + 2
+  # the third failure in a row, with two retries
+  assert cluster(script, 1, 1, 1, 0) == 1
+  assert count(starts) == 4 + 2 + 3
 
 
-def test_one_process_that_refuses_its_input_refuses_the_job(cluster):
-  from launch.cluster import retry
+def test_one_process_that_refuses_its_input_refuses_the_job():
+  def outcome(*codes: int) -> str:
+    words = " ".join(map(str, codes))
+    script = f"{retry.DECIDE}\nverdict {words}"
+    ended = subprocess.run(["bash", "-c", script], text=True, capture_output=True, check=True)
+    return ended.stdout.strip()
 
-  outcome = lambda *codes: subprocess.run(
-    ["bash", "-c", f"{retry.DECIDE}\nverdict {' '.join(map(str, codes))}"],
-    text=True,
-    capture_output=True,
-    check=True,
-  ).stdout.strip()
-  assert [outcome(0, 0), outcome(0, 75), outcome(75, 137, 75), outcome(75, 1, 2)] == [
-    "done",
-    "stopped",
-    "failed",
-    "refused",
-  ]
+  assert outcome(0, 0) == "done"
+  assert outcome(0, 75) == "stopped"
+  assert outcome(75, 137, 75) == "failed"
+  assert outcome(75, 1, 2) == "refused"
 
 
 def test_the_compiler_knows_every_flag_of_the_bundles_that_it_can_check_here():
   """XLA ends the process at an unknown flag. Those of TPUs are libtpu's, which is not installed
   here.
   """
-  env = os.environ | {"XLA_FLAGS": flags.environment("h100")["XLA_FLAGS"], "JAX_PLATFORMS": "cpu"}
-  subprocess.run(
-    [sys.executable, "-c", "import jax; jax.devices()"], env=env, check=True, capture_output=True
-  )
+  bundle = flags.environment("h100")["XLA_FLAGS"]
+  env = os.environ | {"XLA_FLAGS": bundle, "JAX_PLATFORMS": "cpu"}
+  command = [sys.executable, "-c", "import jax; jax.devices()"]
+  subprocess.run(command, env=env, check=True, capture_output=True)
 
 
 def test_own_compiler_flags_come_after_the_bundles_and_other_variables_replace_it():
   env = flags.environment("h100", {"XLA_FLAGS": "--a=1", "NCCL_DEBUG": "INFO"})
-  assert (
-    env["XLA_FLAGS"].startswith("--xla_gpu")
-    and env["XLA_FLAGS"].endswith(" --a=1")
-    and env["NCCL_DEBUG"] == "INFO"
-  )
-  assert flags.recorded({"NCCL_DEBUG": "INFO", "XLA_FLAGS": "x", "HOME": "/"}) == {
-    "NCCL_DEBUG": "INFO",
-    "XLA_FLAGS": "x",
-  }
+  assert env["XLA_FLAGS"].startswith("--xla_gpu")
+  assert env["XLA_FLAGS"].endswith(" --a=1")
+  assert env["NCCL_DEBUG"] == "INFO"
+
+
+def test_only_variables_that_change_how_a_program_runs_are_recorded():
+  ours = {"NCCL_DEBUG": "INFO", "XLA_FLAGS": "x"}
+  assert flags.recorded({**ours, "HOME": "/"}) == ours
 
 
 @pytest.mark.parametrize("platform", flags.PLATFORMS)
 def test_no_bundle_names_a_flag_twice(platform):
-  names = [name for name, _ in flags.PLATFORMS[platform][1]]
+  _, bundle, _ = flags.PLATFORMS[platform]
+  names = [name for name, _ in bundle]
   assert len(names) == len(set(names))
 
 
 def test_the_command_writes_one_file_a_section_and_says_how_to_submit_it(tmp_path, capsys):
-  assert command.main(["--spec", str(GOLDEN / "tpu.yaml"), "--out", str(tmp_path)]) == 0
-  assert {p.name for p in tmp_path.iterdir()} == {"jobset.yaml", "xpk.sh", "tpu_vm.sh"}
-  assert f"kubectl create -f {tmp_path / 'jobset.yaml'}" in capsys.readouterr().out
+  spec = GOLDEN / "tpu.yaml"
+  assert command.main(["--spec", str(spec), "--out", str(tmp_path)]) == 0
+  assert {file.name for file in tmp_path.iterdir()} == {"jobset.yaml", "xpk.sh", "tpu_vm.sh"}
+  jobset = tmp_path / "jobset.yaml"
+  assert f"kubectl create -f {jobset}" in capsys.readouterr().out
 
 
 def test_a_sweep_runs_every_trial_as_a_slurm_job_of_the_specification(tmp_path, capsys):
@@ -273,28 +302,29 @@ def test_a_sweep_runs_every_trial_as_a_slurm_job_of_the_specification(tmp_path, 
     "--dry_run",
   ]
   assert sweep.main([*argv, "--cluster", str(GOLDEN / "gpu.yaml")]) == 0
-  trial = shlex.split(capsys.readouterr().out.splitlines()[1])[1:]
-  assert trial[0] == "env" and {
-    "NCCL_DEBUG=WARN",
-    "srun",
-    "--nodes=4",
-    "--ntasks-per-node=8",
-    "--partition=train",
-  } <= set(trial)
-  assert trial.index("srun") < trial.index("launch.pretrain") and not trial[
-    trial.index("launch.pretrain") - 2
-  ].startswith("-")
+  _, first_trial, *_ = capsys.readouterr().out.splitlines()
+  _, *words = shlex.split(first_trial)  # without its name
+  assert words[0] == "env"
+  wanted = {"--nodes=4", "--ntasks-per-node=8", "--partition=train"}
+  assert wanted | {"NCCL_DEBUG=WARN", "srun"} <= set(words)
+  # options of srun, then: python -m launch.pretrain
+  module = words.index("launch.pretrain")
+  assert words.index("srun") < module
+  assert not words[module - 2].startswith("-")
+
   assert sweep.main([*argv, "--cluster", str(GOLDEN / "tpu.yaml")]) == cli.EXIT_BAD_INPUT
   assert "no section slurm" in capsys.readouterr().err
 
 
 def test_the_example_of_the_documentation_is_valid_and_names_every_key(tmp_path):
-  text = (
-    (GOLDEN.parents[2] / "docs" / "operations.md").read_text().split("```yaml\n")[1].split("```")[0]
-  )
-  (tmp_path / "job.yaml").write_text(text)
-  assert set(command.render_all(load(str(tmp_path / "job.yaml")))) == {"slurm.sh", "jobset.yaml"}
-  keys = {
-    field.name for cls in (Spec, Slurm, Kubernetes, Xpk, TpuVm) for field in dataclasses.fields(cls)
-  }
-  assert [key for key in sorted(keys) if not re.search(rf"\b{key}\b", text)] == []
+  page = (GOLDEN.parents[2] / "docs" / "operations.md").read_text()
+  _, _, behind = page.partition("```yaml\n")
+  example, _, _ = behind.partition("```")
+  file = tmp_path / "job.yaml"
+  file.write_text(example)
+  assert set(rendered_of(str(file))) == {"slurm.sh", "jobset.yaml"}
+
+  keys = set()
+  for section in (Spec, Slurm, Kubernetes, Xpk, TpuVm):
+    keys |= {field.name for field in dataclasses.fields(section)}
+  assert [key for key in sorted(keys) if not re.search(rf"\b{key}\b", example)] == []
