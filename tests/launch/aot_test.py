@@ -11,7 +11,7 @@ from launch.console import cli
 from launch.performance import compiled, counting, hlo, search
 from launch.trainer import lowering, plan
 from launch.trainer.setup import prepare
-from sam3d_jax.models.layers import REMAT_POLICIES
+from sam3d_jax.models.stack import REMAT_POLICIES
 from sam3d_jax.training import hardware
 
 RECIPES = {  # TFLOP a sample: anchors of the published recipe, counted from shapes
