@@ -20,22 +20,26 @@ def arrays(workdir: str, step: int | None) -> Iterator[str]:
   meta = checkpoint.read_meta(workdir, step)
 
   # what it is
-  model = (meta["config"].get("model") or {}).get("name", "unknown")
+  section = meta["config"].get("model") or {}
+  model = section.get("name", "unknown")
   stage = meta["lineage"].get("stage", "unknown")
   digest = checkpoint.digest(meta)
   yield f"{workdir} step {step}, model {model}, stage {stage}, digest {digest}"
 
   # what lies beside it, and in it
-  others = [str(other) for other in checkpoint.steps(workdir) if other != step]
+  steps = checkpoint.steps(workdir)
+  others = [str(other) for other in steps if other != step]
   yield f"other steps: {', '.join(others) or 'none'}"
-  yield from tree_lines(checkpoint.stored_shapes(workdir, step))
+  leaves = checkpoint.stored_shapes(workdir, step)
+  yield from tree_lines(leaves)
 
 
 def digests(workdir: str, step: int | None) -> Iterator[str]:
   """`<path> <dtype> <shape> <sha256>` per array, sorted; of the array's bytes in C order."""
   step = checkpoint.resolve_step(workdir, step)
   paths = sorted(checkpoint.stored_shapes(workdir, step))
-  stored = stream.read_params(workdir, step, {path: path for path in paths})
+  sources = {path: path for path in paths}
+  stored = stream.read_params(workdir, step, sources)
   for path in stored:
     array = np.asarray(stored[path])
     shape = ",".join(str(size) for size in array.shape)
@@ -47,7 +51,8 @@ def lineage(workdir: str, step: int | None) -> Iterator[str]:
   """The chain from this checkpoint to its first ancestors."""
   step = checkpoint.resolve_step(workdir, step)
   meta = checkpoint.read_meta(workdir, step)
-  name = f"{workdir} step {step}  digest {checkpoint.digest(meta)}"
+  digest = checkpoint.digest(meta)
+  name = f"{workdir} step {step}  digest {digest}"
   yield from _ancestors(meta["lineage"], name, depth=0)
 
 
@@ -58,22 +63,26 @@ def _ancestors(recorded: Mapping[str, Any], name: str, depth: int) -> Iterator[s
   # the checkpoint itself
   yield f"{pad}{name}  stage {recorded.get('stage', 'unknown')}"
   for key in ("source", "commit", "seed"):
-    if recorded.get(key) not in (None, ""):
-      yield f"{pad}  {key} {recorded[key]}"
+    value = recorded.get(key)
+    if value not in (None, ""):
+      yield f"{pad}  {key} {value}"
 
   # what it was made from and on
   for file, digest in recorded.get("files", {}).items():
     yield f"{pad}  file {file} sha256 {digest}"
   for dataset, identity in recorded.get("datasets", {}).items():
-    yield f"{pad}  dataset {dataset} {json.dumps(identity, sort_keys=True)}"
+    said = json.dumps(identity, sort_keys=True)
+    yield f"{pad}  dataset {dataset} {said}"
   if recorded.get("latents"):
-    yield f"{pad}  latents {json.dumps(recorded['latents'], sort_keys=True)}"
+    said = json.dumps(recorded["latents"], sort_keys=True)
+    yield f"{pad}  latents {said}"
 
   # its parents, with what was not taken over from them
   for parent in recorded.get("parents", ()):
-    for key, said in (("fresh", "new leaves"), ("left_out", "leaves not taken over")):
-      if parent.get(key):
-        yield f"{pad}  {_listed(parent[key], said)}"
+    if parent.get("fresh"):
+      yield f"{pad}  {_listed(parent['fresh'], 'new leaves')}"
+    if parent.get("left_out"):
+      yield f"{pad}  {_listed(parent['left_out'], 'leaves not taken over')}"
     where = f"{parent['path']} step {parent['step']} ({parent['which']})"
     label = f"from {where}  digest {parent['digest']}"
     yield from _ancestors(parent["lineage"], label, depth + 1)
@@ -81,5 +90,7 @@ def _ancestors(recorded: Mapping[str, Any], name: str, depth: int) -> Iterator[s
 
 def _listed(paths: list[str], said: str) -> str:
   """How many leaves, and the first few."""
-  more = " ..." if len(paths) > SHOWN_PATHS else ""
-  return f"{len(paths)} {said}: {', '.join(paths[:SHOWN_PATHS])}{more}"
+  shown = ", ".join(paths[:SHOWN_PATHS])
+  if len(paths) > SHOWN_PATHS:
+    shown += " ..."
+  return f"{len(paths)} {said}: {shown}"

@@ -15,24 +15,28 @@ def contents(folder: str) -> Iterator[str]:
   kind = records.dataset_kind(builder)
   yield f"{folder}: {builder.name} {builder.version}, {kind} examples"
   for name, info in builder.info.splits.items():
-    size = info.num_bytes / 2**20
-    yield f"split {name}: {info.num_examples} records in {info.num_shards} shards, {size:.1f} MiB"
+    mebibytes = info.num_bytes / 2**20
+    held = f"{info.num_examples} records in {info.num_shards} shards"
+    yield f"split {name}: {held}, {mebibytes:.1f} MiB"
   for name, feature in builder.info.features.items():
     # a text has neither
     shape = getattr(feature, "shape", "")
     dtype = getattr(feature, "np_dtype", "")
-    yield f"  {name}  {shape} {dtype}".rstrip()
+    line = f"  {name}  {shape} {dtype}"
+    yield line.rstrip()
 
   # what was left out of it
   reasons = quarantined(pathlib.Path(folder) / records.QUARANTINE_FILE)
-  counts = [f"{count} {reason}" for reason, count in sorted(reasons.items())]
-  yield f"quarantined: {', '.join(counts) or 'none'}"
+  counts = [f"{reasons[reason]} {reason}" for reason in sorted(reasons)]
+  refused = ", ".join(counts) or "none"
+  yield f"quarantined: {refused}"
 
   # how it was built
   build_file = pathlib.Path(folder) / records.BUILD_FILE
   if build_file.is_file():
     build = json.loads(build_file.read_text())
-    yield f"build: {json.dumps(build, sort_keys=True)}"
+    said = json.dumps(build, sort_keys=True)
+    yield f"build: {said}"
 
 
 def quarantined(file: pathlib.Path) -> Counter[str]:

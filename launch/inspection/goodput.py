@@ -32,13 +32,17 @@ def _start(rows: list[dict[str, Any]]) -> str:
   last = rows[-1]
 
   # from which step to which
-  started = [row["step"] for row in rows if row["event"] == "start"]
   steps = "no step"
-  if started and started[0] is not None:
-    steps = f"steps {started[0]} to {last['step']}"
+  for row in rows:
+    if row["event"] == "start":
+      if row["step"] is not None:
+        steps = f"steps {row['step']} to {last['step']}"
+      break
 
   # how it ended, and how often it hung
   end = last.get("outcome", "no end recorded (killed, or still running)")
   stuck = sum(row["event"] == "stuck" for row in rows)
-  said = f", stuck {stuck} times" if stuck else ""
-  return f"{steps}, {last['wall']:.1f} s, {end}{said}"
+  if stuck:
+    end += f", stuck {stuck} times"
+  seconds = last["wall"]
+  return f"{steps}, {seconds:.1f} s, {end}"

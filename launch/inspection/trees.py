@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-import itertools
 import math
 
 import jax
@@ -20,22 +19,26 @@ def tree_lines(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[str]:
 
   # Each folder above its first leaf.
   shown: set[str] = set()
-  for path in sorted(leaves, key=lambda p: p.split("/")):
+  paths = sorted(leaves, key=lambda path: path.split("/"))
+  for path in paths:
     folders = _folders(path)
     for depth, folder in enumerate(folders):
       if folder in shown:
         continue
       shown.add(folder)
       pad = "  " * depth
-      yield f"{pad}{_name(folder)}/  {count_text(below[folder])}"
+      count = count_text(below[folder])
+      yield f"{pad}{_name(folder)}/  {count}"
     leaf = leaves[path]
     pad = "  " * len(folders)
-    yield f"{pad}{_name(path)}  {tuple(leaf.shape)} {leaf.dtype}"
+    shape = tuple(leaf.shape)
+    yield f"{pad}{_name(path)}  {shape} {leaf.dtype}"
 
   # The total.
+  total = sum(values.values())
   size = sum(values[path] * leaf.dtype.itemsize for path, leaf in leaves.items())
-  total = count_text(sum(values.values()))
-  yield f"{len(leaves)} arrays, {total} values, {size / 2**20:.1f} MiB"
+  mebibytes = size / 2**20
+  yield f"{len(leaves)} arrays, {count_text(total)} values, {mebibytes:.1f} MiB"
 
 
 def _name(path: str) -> str:
@@ -45,8 +48,13 @@ def _name(path: str) -> str:
 
 def _folders(path: str) -> list[str]:
   """a/b/c -> a, a/b."""
-  *names, _ = path.split("/")
-  return list(itertools.accumulate(names, "{}/{}".format))
+  folders = []
+  folder = ""
+  for name in path.split("/")[:-1]:
+    folder += name
+    folders.append(folder)
+    folder += "/"
+  return folders
 
 
 def count_text(n: int) -> str:

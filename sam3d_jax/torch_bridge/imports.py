@@ -92,6 +92,7 @@ def from_release(spec: Import, make_config: MakeConfig) -> Found:
   folder = release.read_release(spec.source)
   unsafe = spec.unsafe_pickle
 
+  # the autoencoder, from its two files
   if spec.part == "structure_vae":
     if folder.structure_vae is None:
       raise InputError(f"{spec.source} has no ss_decoder.yaml")
@@ -103,6 +104,7 @@ def from_release(spec: Import, make_config: MakeConfig) -> Found:
     encoder = pathlib.Path(spec.encoder or folder.files["ss_encoder"])
     return Found(config, params, [folder.files["ss_decoder"], encoder])
 
+  # the flow model with its condition encoder
   model = ConfigDict(folder.geometry)
   config = chosen_config(spec.config, model, folder, make_config)
   params = release.open_geometry(folder, config.model, unsafe_pickle=unsafe)
@@ -127,7 +129,8 @@ def chosen_config(
 
 def from_file(spec: Import) -> Found:
   """The configured model from a single state dict file."""
-  path, config, unsafe = spec.source, spec.config, spec.unsafe_pickle
+  path, config = spec.source, spec.config
+  unsafe = spec.unsafe_pickle
   if config is None:
     raise InputError(f"{path} is a single file: say with --config FILE which model it is")
 
@@ -135,13 +138,16 @@ def from_file(spec: Import) -> Found:
   if config.model.name == "structure_vae":
     if spec.encoder is None:
       raise InputError(f"{path} is taken as the decoder: give the encoder with --encoder FILE")
-    params = release.open_autoencoder(path, spec.encoder, config.model, unsafe_pickle=unsafe)
-    return Found(config, params, [path, pathlib.Path(spec.encoder)])
+    encoder = pathlib.Path(spec.encoder)
+    params = release.open_autoencoder(path, encoder, config.model, unsafe_pickle=unsafe)
+    return Found(config, params, [path, encoder])
 
   # an original DINOv2 checkpoint, known by its names
   file = load.open_state(path, unsafe_pickle=unsafe)
-  if "cls_token" in file.shapes and "patch_embed.proj.weight" in file.shapes:
-    return Found(config, with_dinov2(config, file), [path])
+  is_dinov2 = "cls_token" in file.shapes and "patch_embed.proj.weight" in file.shapes
+  if is_dinov2:
+    params = with_dinov2(config, file)
+    return Found(config, params, [path])
 
   # a whole model
   params = release.open_file(path, config.model, unsafe_pickle=unsafe)
@@ -162,15 +168,19 @@ def with_dinov2(config: ConfigDict, file: load.StateFile) -> LazyParams:
   for path, shape in shapes.items():
     if path.startswith(first):
       encoder_shapes[path.removeprefix(first)] = shape
-  typed = registry.typed_config(config.model)
-  rules = names_conditioning.dinov2_rules(typed.condition.dino)
+  dino = registry.typed_config(config.model).condition.dino
+  rules = names_conditioning.dinov2_rules(dino)
   encoder = load.convert(rules, file, encoder_shapes)
 
+  # Everything else as a run from scratch would have it.
   @jax.jit  # so that the encoders' random parameters, which are not returned, are never made
   def fresh():
     model = registry.build_model(config.model, rngs=nnx.Rngs(config.seed))
-    flat = parameters.flat_params(model)
-    return {path: x for path, x in flat.items() if not path.startswith(encoders)}
+    others = {}
+    for path, array in parameters.flat_params(model).items():
+      if not path.startswith(encoders):
+        others[path] = array
+    return others
 
   others = fresh()
 
@@ -188,6 +198,8 @@ def latents_beside(source: pathlib.Path, params: Mapping[str, np.ndarray]) -> di
   is_flow_model = any(path.startswith("flow/") for path in params)
   if not source.is_dir() or not is_flow_model:
     return None
+
+  # what the release says itself, and which file its decoder is
   folder = release.read_release(source)
   known = dict(folder.sidecar.get("latents") or {})
   if "ss_decoder" in folder.files:

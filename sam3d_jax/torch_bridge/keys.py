@@ -81,6 +81,7 @@ class Rule:
     """One torch entry in our layout."""
     if self.rows is not None:
       array = self._our_rows(array)
+    # our axes in order, then split over several dimensions where ours are
     if self.layout == "linear":
       array = array.T
     elif self.layout == "conv":
@@ -102,6 +103,7 @@ class Rule:
     shape = self.shape_in_torch(array.shape)
     if self.rows is not None:
       array = array[list(self.rows)]
+    # the way back: one dimension a side, then torch's order
     if self.layout == "linear":
       outputs, inputs = shape
       array = array.reshape(inputs, outputs).T
@@ -134,7 +136,9 @@ def prefixed(rules: Iterable[Rule], torch: str = "", ours: str = "") -> list[Rul
   """The rules with a prefix put before both kinds of name."""
   out = []
   for rule in rules:
-    path = None if rule.ours is None else ours + rule.ours
+    path = rule.ours
+    if path is not None:
+      path = ours + path
     out.append(dataclasses.replace(rule, torch=torch + rule.torch, ours=path))
   return out
 
@@ -180,14 +184,18 @@ def to_ours(
   check(rules, torch_shapes, our_shapes)
   out: dict[str, np.ndarray] = {}
   for name, rule, layer, _ in expand(rules, our_shapes):
+    # a buffer, which we compute
     path = rule.ours
-    if path is None:  # a buffer, which we compute
+    if path is None:
       continue
+
+    # a whole parameter
     array = np.asarray(state[name])
     shape = our_shapes[path]
     if layer is None:
       out[path] = rule.to_ours(array, shape)
       continue
+
     # one layer of a stack
     if path not in out:
       out[path] = np.empty(shape, array.dtype)
@@ -202,7 +210,10 @@ def to_torch(rules: list[Rule], params: Mapping[str, np.ndarray]) -> dict[str, n
   """
   shapes = {path: tuple(array.shape) for path, array in params.items()}
   check_paths(rules, shapes)
-  return {entry.name: entry.array(params) for entry in expand(rules, shapes)}
+  state = {}
+  for entry in expand(rules, shapes):
+    state[entry.name] = entry.array(params)
+  return state
 
 
 def check(
@@ -232,7 +243,13 @@ def check(
 
 def check_paths(rules: list[Rule], our_shapes: Mapping[str, tuple[int, ...]]) -> None:
   """Raises KeyMismatch unless every rule names a parameter, and each is named by exactly one."""
-  named = collections.Counter(rule.ours for rule in rules if rule.ours is not None)
+  # How often the rules name each path.
+  named: collections.Counter[str] = collections.Counter()
+  for rule in rules:
+    if rule.ours is not None:
+      named[rule.ours] += 1
+
+  # What only the rules have, what only the model has, and what has two rules.
   problems = []
   for path in named:
     if path not in our_shapes:

@@ -220,7 +220,11 @@ def _state_dict(torch, path: pathlib.Path, root) -> dict:
   if not isinstance(root, Mapping):
     raise InputError(f"{path} holds a {type(root).__name__}, not a state dict")
 
-  other = [str(name) for name, value in root.items() if not isinstance(value, torch.Tensor)]
+  # Everything in it is a tensor.
+  other = []
+  for name, value in root.items():
+    if not isinstance(value, torch.Tensor):
+      other.append(str(name))
   if other:
     raise InputError(f"{path} is no state dict: {', '.join(other[:8])} are no tensors")
   if not root:
@@ -252,14 +256,16 @@ def _open_safetensors(path: pathlib.Path) -> StateFile:
   shapes, dtypes = {}, {}
   for name, entry in header.items():
     shapes[name] = tuple(entry["shape"])
-    dtypes[name] = np.dtype(SAFETENSORS_DTYPES[entry["dtype"]])
+    dtype = SAFETENSORS_DTYPES[entry["dtype"]]
+    dtypes[name] = np.dtype(dtype)
 
   def read(name: str) -> np.ndarray:
     shape = shapes[name]
+    count = math.prod(shape)
     start, _ = header[name]["data_offsets"]
     with open(path, "rb") as file:
       file.seek(data_start + start)
-      values = np.fromfile(file, dtypes[name], math.prod(shape))
+      values = np.fromfile(file, dtypes[name], count)
     return values.reshape(shape)
 
   return StateFile(path=path, shapes=shapes, dtypes=dtypes, read=read)
@@ -272,11 +278,13 @@ def read_safetensors_header(path: pathlib.Path) -> tuple[dict[str, dict], int]:
   """
   size = path.stat().st_size
   with open(path, "rb") as file:
-    # eight bytes of length, the header as JSON, the data
+    # eight bytes say how long the header is
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(size - 8, MAX_SAFETENSORS_HEADER):
       raise InputError(f"{path} is not a safetensors file, or is cut off")
     data_start = 8 + length
+
+    # the header, as JSON: where each entry lies in the data behind it
     try:
       header = json.loads(file.read(length))
       entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
@@ -294,6 +302,8 @@ def _check_safetensors_entry(path: pathlib.Path, name: str, entry: dict, data_si
       f"{path}: {name} has dtype {entry['dtype']}, which is not one of "
       f"{', '.join(SAFETENSORS_DTYPES)}"
     )
+
+  # as many bytes as its shape needs, all of them in the file
   dtype = np.dtype(SAFETENSORS_DTYPES[entry["dtype"]])
   needed = math.prod(entry["shape"]) * dtype.itemsize
   start, end = entry["data_offsets"]

@@ -147,11 +147,22 @@ def self_attention_rules(
   stacked: bool = False,
 ) -> list[Rule]:
   """Self-attention projections and, with `qk_rms_norm`, the gains of queries and keys."""
-  qkv, out = f"{torch}to_qkv{stream}", f"{torch}to_out{stream}"
-  rules = affine_rules(qkv, f"{ours}qkv", out=3 * width, stacked=stacked, half=True)
+  rules = affine_rules(
+    f"{torch}to_qkv{stream}",
+    f"{ours}qkv",
+    out=3 * width,
+    stacked=stacked,
+    half=True,
+  )
   if qk_rms_norm:
     rules += _head_gains(torch, ours, stream=stream, stacked=stacked)
-  rules += affine_rules(out, f"{ours}out", dims_in=2, stacked=stacked, half=True)
+  rules += affine_rules(
+    f"{torch}to_out{stream}",
+    f"{ours}out",
+    dims_in=2,  # heads and their width
+    stacked=stacked,
+    half=True,
+  )
   return rules
 
 
@@ -160,11 +171,13 @@ def cross_attention_rules(
 ) -> list[Rule]:
   """Cross-attention projections; the flow model's have no RMS norms, but the published layer
   can."""
-  rules = affine_rules(f"{torch}to_q", f"{ours}q", out=width, stacked=stacked, half=True)
-  rules += affine_rules(f"{torch}to_kv", f"{ours}kv", out=2 * width, stacked=stacked, half=True)
+  stored = dict(stacked=stacked, half=True)
+  rules = affine_rules(f"{torch}to_q", f"{ours}q", out=width, **stored)
+  rules += affine_rules(f"{torch}to_kv", f"{ours}kv", out=2 * width, **stored)
   if qk_rms_norm:
     rules += _head_gains(torch, ours, stacked=stacked)
-  rules += affine_rules(f"{torch}to_out", f"{ours}out", dims_in=2, stacked=stacked, half=True)
+  # heads and their width are two dimensions of ours
+  rules += affine_rules(f"{torch}to_out", f"{ours}out", dims_in=2, **stored)
   return rules
 
 

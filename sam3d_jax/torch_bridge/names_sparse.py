@@ -39,9 +39,10 @@ def res_block_rules(
   """A residual block under a time embedding; its second norm has no parameters."""
   # the norm, two convolutions and the modulation between them
   rules = layer_norm_rules(f"{torch}norm1", f"{ours}norm1")
-  rules += submanifold_conv_rules(f"{torch}conv1.conv", f"{ours}conv1", half=True)
-  rules += submanifold_conv_rules(f"{torch}conv2.conv", f"{ours}conv2", half=True)
-  rules += affine_rules(f"{torch}emb_layers.1", f"{ours}mod", out=2 * out_channels, half=True)
+  for conv in ("conv1", "conv2"):
+    rules += submanifold_conv_rules(f"{torch}{conv}.conv", f"{ours}{conv}", half=True)
+  scale_and_shift = 2 * out_channels
+  rules += affine_rules(f"{torch}emb_layers.1", f"{ours}mod", out=scale_and_shift, half=True)
   # widths that differ are brought together on the way around
   if channels != out_channels:
     rules += affine_rules(f"{torch}skip_connection", f"{ours}skip", half=True)

@@ -187,6 +187,11 @@ def parts_of(model: ConfigDict) -> list[Part]:
   return entry.parts(registry.typed_config(model))
 
 
+def rules_by_part(model: ConfigDict) -> dict[str, list[keys.Rule]]:
+  """Name of a part -> its rules."""
+  return {part.name: part.rules for part in parts_of(model)}
+
+
 def rules_of(model: ConfigDict) -> list[keys.Rule]:
   """The rules of all parts, in the order of the files."""
   rules = []
@@ -207,9 +212,12 @@ def files_of(model: ConfigDict) -> dict[str, tuple[str | None, list[keys.Rule]]]
   """File name without suffix -> (root key, rules of everything in it)."""
   files: dict[str, tuple[str | None, list[keys.Rule]]] = {}
   for part in parts_of(model):
-    # parts that share a file lie under one root
-    root, rules = files.get(part.file, (part.root, []))
-    files[part.file] = (root, rules + part.rules)
+    # parts that share a file lie under one root, that of the first
+    if part.file in files:
+      root, rules = files[part.file]
+    else:
+      root, rules = part.root, []
+    files[part.file] = (root, [*rules, *part.rules])
   return files
 
 
@@ -217,7 +225,10 @@ def release_keys(
   model: ConfigDict, our_shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, dict[str, tuple[int, ...]]]:
   """Part -> published name -> shape. Takes no memory."""
-  return {part.name: keys.torch_names(part.rules, our_shapes) for part in parts_of(model)}
+  names = {}
+  for part in parts_of(model):
+    names[part.name] = keys.torch_names(part.rules, our_shapes)
+  return names
 
 
 def find_file(folder: pathlib.Path, stem: str) -> pathlib.Path | None:

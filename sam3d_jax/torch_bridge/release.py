@@ -171,7 +171,7 @@ def open_autoencoder(
 ) -> parameters.LazyParams:
   """Parameters of a structure VAE from a decoder and an encoder file."""
   shapes = parameters.flat_shapes(registry.abstract_model(model))
-  rules = {part.name: part.rules for part in parts.parts_of(model)}
+  rules = parts.rules_by_part(model)
 
   # Both halves are checked before either is refused.
   halves, problems = {}, []
@@ -199,9 +199,11 @@ def open_file(
   path: str | pathlib.Path, model: ConfigDict, *, unsafe_pickle: bool = False
 ) -> parameters.LazyParams:
   """Parameters of a model whose published parts lie in one file."""
-  shapes = parameters.flat_shapes(registry.abstract_model(model))
+  abstract = registry.abstract_model(model)
+  shapes = parameters.flat_shapes(abstract)
+  rules = parts.rules_of(model)
   state = load.open_state(path, unsafe_pickle=unsafe_pickle)
-  return load.convert(parts.rules_of(model), state, shapes)
+  return load.convert(rules, state, shapes)
 
 
 def _with_rows(
@@ -236,7 +238,7 @@ def restore_decoder(release: Release) -> nnx.Module:
     raise InputError(f"{release.folder} has no ss_decoder.yaml")
   model = ConfigDict(release.structure_vae)
   module = registry.abstract_model(model).decoder
-  rules = {part.name: part.rules for part in parts.parts_of(model)}["ss_decoder"]
+  rules = parts.rules_by_part(model)["ss_decoder"]
 
   # The rules name parameters as they stand in the whole autoencoder.
   prefix = "decoder/"

@@ -204,6 +204,7 @@ def _write_model(folder: pathlib.Path, model: Model, storage: Storage) -> dict[s
   """Writes every file that one model becomes; file without suffix -> its entry in the record."""
   section = model.config.model
   typed = registry.typed_config(section)
+  settings = _settings(model, storage)
   record = {}
 
   # weights
@@ -213,14 +214,21 @@ def _write_model(folder: pathlib.Path, model: Model, storage: Storage) -> dict[s
     for rule in rules:
       if rule.ours is not None:
         shapes[rule.ours] = model.shapes[rule.ours]
-    save.write_state(path, rules, model.params, shapes, storage=storage.dtype, root=root)
+    save.write_state(
+      path,
+      rules,
+      model.params,
+      shapes,
+      storage=storage.dtype,
+      root=root,
+    )
     digest = load.file_digest(path)
     record[name] = _entry(path, digest, origin=model.digest)
 
   # what describes them
-  settings = _settings(model, storage)
   for name, make in parts.published(section).yamls.items():
-    yaml_files.write(folder / f"{name}.yaml", make(typed, settings))
+    tree = make(typed, settings)
+    yaml_files.write(folder / f"{name}.yaml", tree)
   return record
 
 

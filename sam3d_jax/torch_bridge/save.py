@@ -29,9 +29,12 @@ def storage_dtype(rule: keys.Rule, shape: tuple[int, ...], storage: str) -> np.d
   """Dtype of a published entry under a storage type."""
   if storage not in STORAGE:
     raise InputError(f"storage {storage!r} is not one of {', '.join(STORAGE)}")
+  # what the published fp16 modules hold in half
   if storage == "fp16" and rule.half:
     return np.dtype(np.float16)
-  if storage == "bf16" and rule.ours is not None and len(shape) >= 2:
+  # every kernel, neither vectors nor fixed tables
+  is_parameter = rule.ours is not None
+  if storage == "bf16" and is_parameter and len(shape) >= 2:
     return np.dtype(ml_dtypes.bfloat16)
   return np.dtype(np.float32)
 
@@ -57,8 +60,9 @@ def published_entries(
   Raises InputError if a value exceeds the range of fp16.
   """
   for entry in keys.expand(rules, shapes):
+    array = entry.array(params)
     dtype = storage_dtype(entry.rule, entry.shape, storage)
-    yield entry.name, _cast(entry.name, entry.array(params), dtype)
+    yield entry.name, _cast(entry.name, array, dtype)
 
 
 def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -93,10 +97,14 @@ def write_state(
   path = pathlib.Path(path)
   keys.check_paths(rules, shapes)
   entries = published_entries(rules, params, shapes, storage)
+
+  # entry by entry
   if path.suffix == ".safetensors":
     names = keys.torch_names(rules, shapes)
     dtypes = published_dtypes(rules, shapes, storage)
     _write_safetensors(path, names, dtypes, entries)
+
+  # as a whole, which is how PyTorch writes
   elif path.suffix in load.TORCH_SUFFIXES:
     torch = load.require_torch(f"writing {path}")
     state = {name: _tensor(torch, array) for name, array in entries}
@@ -143,6 +151,7 @@ def _write_safetensors(
   text += b" " * (-len(text) % 8)  # the format asks for data aligned to 8 bytes
   length = len(text).to_bytes(8, "little")
 
+  # The entries in that order.
   with atomic.write(path) as temporary, open(temporary, "wb") as file:
     file.write(length + text)
     for _, array in entries:
