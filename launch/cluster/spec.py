@@ -135,6 +135,7 @@ def load(path: str) -> Spec:
     values = yaml.safe_load(file.read_text())
   except (yaml.YAMLError, UnicodeDecodeError) as error:
     raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+  # What the file says, then what the configuration that it names says.
   spec = _typed(Spec, values, path, "")
   _check(spec, path)
   cli.load_config(spec.config, spec.override_arguments)

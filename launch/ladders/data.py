@@ -88,8 +88,9 @@ def write_splits(
   """Writes what `make` makes of both splits."""
   for split in ("train", "test"):
     source = records.open_split(photos, split)
-    path = records.shard_path(out, name, split, 0, 1)
-    count = records.write_shard(path, make(source), kind=kind)
+    shard = records.shard_path(out, name, split, 0, 1)
+    examples = make(source)
+    count = records.write_shard(shard, examples, kind=kind)
     print(f"{out}: {count} of {len(source)} examples in split {split}", flush=True)
 
 
@@ -125,6 +126,7 @@ def add_floaters(voxels_N3: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   centres_XYZ3 = np.stack(np.meshgrid(along, along, along, indexing="ij"), -1)
   grid_XYZ = np.zeros((size, size, size), bool)
   grid_XYZ[tuple(voxels_N3.T)] = True
+  # a shell a little thicker than a voxel, so that it has no holes
   for _ in range(rng.integers(2, 4)):
     centre = rng.uniform(6, size - 6, 3)
     distance_XYZ = np.linalg.norm(centres_XYZ3 - centre, axis=-1)
@@ -196,7 +198,7 @@ def preference(
 
 def shape_fields(sample: Prediction, model: Predictor) -> dict[str, Any]:
   """What a record says about a sampled shape."""
-  # the latent's tokens are a cubic grid
+  # the tokens of the latent are a cubic grid
   tokens, channels = model.latent_shapes["shape"]
   side = round(tokens ** (1 / 3))
   latent = sample.latents["shape"].reshape(side, side, side, channels)
@@ -211,6 +213,7 @@ def fine_voxels(grid_XYZ: np.ndarray) -> np.ndarray:
   """Voxels of the records' grid under those of a coarser one."""
   factor = schema.VOXEL_RESOLUTION // grid_XYZ.shape[0]
   fine = grid_XYZ
+  # each cell becomes a cube of cells
   for axis in range(3):
     fine = np.repeat(fine, factor, axis)
   return np.argwhere(fine).astype(np.uint8)

@@ -65,6 +65,7 @@ def rounded(value: np.floating) -> float:
 
 def write(out: pathlib.Path, folders: Sequence[pathlib.Path], stages: Sequence[str]) -> None:
   """ladder.csv, ladder.html and ladder.png in `out`, and the table on the screen."""
+  # The table.
   seeds = [read(folder, stages) for folder in folders]
   rows = table(seeds, stages)
   with (out / "ladder.csv").open("w", newline="") as file:

@@ -74,6 +74,7 @@ def score_objects(
   """Key of each object -> its scores, None where it cannot be scored."""
   rows = {}
   with Progress(len(objects), f"scoring {name}", "objects") as bar:
+    # every batch is padded to one size, so that one program serves them all
     for start in range(0, len(objects), BATCH):
       part = objects[start : start + BATCH]
       found = model(held_out.requests(part), BATCH, seed)

@@ -34,6 +34,7 @@ def run(spec: AheadSpec) -> bool:
 
   Raises ConfigError or InputError for what cannot be compiled.
   """
+  # What to compile, and for what.
   config = without_data(spec.config)
   policies = None if spec.policies is None else search.searched(spec.policies, config)
   devices = topologies.described_devices(spec.topology, spec.slices)
@@ -42,6 +43,8 @@ def run(spec: AheadSpec) -> bool:
     "topology": spec.topology,
     "slices": spec.slices,
   }
+
+  # One program as configured, or as many as the search asks for.
   if policies is None:
     report |= measure(config, devices)
     report["xla_flops_per_step"] = xla_flops_per_sample(config) * config.batch_size
@@ -69,24 +72,33 @@ def text(report: dict[str, Any]) -> str:
 
 def what(report: dict[str, Any]) -> str:
   """What was compiled, on how much."""
-  slices = f" x {report['slices']}" if report["slices"] > 1 else ""
-  axes = [f"{axis} {n}" for axis, n in report["mesh"].items() if n > 1]
+  # the hardware
+  topology = report["topology"]
+  if report["slices"] > 1:
+    topology += f" x {report['slices']}"
+  axes = [f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1]
   mesh = " x ".join(axes) or "one device"
+
+  # the program
+  batch = f"{report['batch_size']} ({report['batch_per_chip']:g} a chip"
+  parts = f"in {report['accumulate']} parts)"
+  remat = report["remat"] or "-"
+  seconds = report["compile_seconds"]
   return (
-    f"{report['chips']} x {report['device_kind']} ({report['topology']}{slices}), mesh {mesh}, "
-    f"batch {report['batch_size']} ({report['batch_per_chip']:g} a chip, in "
-    f"{report['accumulate']} parts), remat {report['remat'] or '-'}; compiled in "
-    f"{report['compile_seconds']:.0f} s, program {report['fingerprint']}"
+    f"{report['chips']} x {report['device_kind']} ({topology}), mesh {mesh}, "
+    f"batch {batch}, {parts}, remat {remat}; "
+    f"compiled in {seconds:.0f} s, program {report['fingerprint']}"
   )
 
 
 def memory(report: dict[str, Any]) -> str:
   """How much of a chip's memory it takes."""
-  capacity = report["hbm_capacity_bytes"]
+  needed, capacity = size(report["hbm_bytes"]), report["hbm_capacity_bytes"]
   there_is = "unknown" if capacity is None else size(capacity)
   verdict = "fits" if report["fits"] else "DOES NOT FIT"
-  state = ", ".join(f"{kind} {size(n)}" for kind, n in report["state_bytes"].items())
-  return f"memory a chip {size(report['hbm_bytes'])} of {there_is}: {verdict} (state {state})"
+  # the part of it that stays from step to step
+  state = [f"{kind} {size(taken)}" for kind, taken in report["state_bytes"].items()]
+  return f"memory a chip {needed} of {there_is}: {verdict} (state {', '.join(state)})"
 
 
 def arithmetic(report: dict[str, Any]) -> str:

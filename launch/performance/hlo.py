@@ -99,6 +99,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
   computations: dict[str, list[str]] = {}
   current, entry = None, ""
   for line in text.splitlines():
+    # a computation begins, or an instruction of it follows
     header = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line)
     if header and not line.startswith("HloModule"):
       is_entry, current = header.groups()
@@ -114,6 +115,7 @@ def _runs(computations: dict[str, list[str]], entry: str) -> dict[str, int]:
   """How often each computation runs in one step."""
   runs: dict[str, int] = defaultdict(int)
 
+  # from the entry down, loops within loops multiplied
   def visit(name: str, times: int) -> None:
     runs[name] += times
     for line in computations[name]:

@@ -112,6 +112,7 @@ def rate(
   threads: int = 1,
 ) -> float:
   """Samples per CPU second that the loader delivers as batches, shape and rotation among them."""
+  # one batch ahead: what is measured is the work, not how much of it can wait
   config = loader.DataConfig(
     mixture={"measured": (str(data), 1.0)},
     streams=streams,
@@ -150,6 +151,7 @@ def measure(spec: ReadingSpec) -> None:
   """Prints samples per CPU second of one core, for each dataset and set of streams."""
   with one_core(), tempfile.TemporaryDirectory() as scratch:
     for name, folder in datasets(spec, pathlib.Path(scratch)).items():
+      # bytes of a photo, which decide what decoding it costs
       size = len(records.open_split(folder)[0]["image"])
       for title, streams in STREAMS.items():
         # the best of several, which other work disturbed least
@@ -181,6 +183,7 @@ def datasets(spec: ReadingSpec, scratch: pathlib.Path) -> dict[str, pathlib.Path
   """Name -> folder of what is read; made-up ones are written into `scratch`."""
   if spec.data is not None:
     return {spec.data.name: spec.data}
+  # photos as cameras write them, and as renderers do
   folders = {}
   for kind in ("jpeg", "png"):
     folders[kind] = scratch / kind

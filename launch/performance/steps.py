@@ -169,6 +169,7 @@ def clocks() -> tuple[float, float]:
 
 def timing(times: list[Times], samples_per_chip: float) -> dict:
   """What both kinds of sides measure alike."""
+  # medians: a step that something disturbed should not count
   whole = np.array([step.whole for step in times])
   cpu = np.array([step.cpu for step in times])
   waited = sum(step.wait for step in times)
@@ -192,6 +193,7 @@ def memory(compiled, device) -> int:
   most = counted.get("peak_bytes_in_use")
   if most:
     return most
+  # donated arguments are not counted twice
   planned = compiled.memory_analysis()
   return (
     planned.argument_size_in_bytes
@@ -232,6 +234,7 @@ def text(report: dict) -> str:
 
 def row(report: dict) -> str:
   """The report as a row of the document's table."""
+  # in the order of COLUMNS; the last cell is completed by `write`
   step = report["step_seconds"]
   median, p90 = step["median"] * 1e3, step["p90"] * 1e3
   startup = sum(report["startup_seconds"].values())

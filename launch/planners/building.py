@@ -107,7 +107,8 @@ def describe_plan(plan: shard_jobs.Plan, out: str) -> str:
   for job in plan.jobs:
     inputs_of[job.split] += job.inputs
   splits = ", ".join(f"{inputs} {split}" for split, inputs in inputs_of.items())
-  return f"{plan.name}: {plan.inputs} inputs ({splits}) in {len(plan.jobs)} shards -> {out}"
+  shards = len(plan.jobs)
+  return f"{plan.name}: {plan.inputs} inputs ({splits}) in {shards} shards -> {out}"
 
 
 def describe_result(result: shard_jobs.BuildResult, out: str) -> str:

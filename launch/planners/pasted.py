@@ -79,11 +79,14 @@ def paste_config(c: ConfigDict, rules: type) -> render_paste.PasteConfig:
 
 def check(c: ConfigDict, rules: type) -> None:
   """Raises ConfigError, naming key and value."""
+  # how often, how many
   for key in ("attempts", "photos_per_shard"):
     if c[key] < 1:
       raise ConfigError(f"{key} = {c[key]}: it must be at least 1")
   if c.partners < 0:
     raise ConfigError(f"partners = {c.partners}: it must be 0 or more")
+
+  # the rules of this builder; each is a key of the section
   for field in dataclasses.fields(rules):
     check_rule(field.name, c.rules[field.name])
   if c.photos.depth_command:

@@ -42,6 +42,7 @@ def collect(sweep: Sweep, workdir: pathlib.Path) -> list[dict[str, Any]]:
   sign = 1 if sweep.goal == "min" else -1
   rows = []
   for trial in sweep.trials:
+    # what the trial has written so far, whether it runs or has ended
     folder = workdir / trial.id
     curve = series(folder, sweep.metric)
     status = read_status(folder)
@@ -98,6 +99,7 @@ def write(sweep: Sweep, workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
   """The ranking as CSV: one column for every swept key."""
+  # what tells trials apart, then what came of them
   keys = swept_keys(rows)
   after = ("step", "status", "exit_code", "seconds", "command")
   out = io.StringIO()
@@ -193,6 +195,7 @@ def html_table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     ]
     line = "".join(f"<td>{cell}</td>" for cell in cells)
     lines.append(f"<tr>{line}</tr>")
+    # below the table, folded up
     command = html.escape(row["command"])
     commands.append(f"<details><summary>{trial}</summary><code>{command}</code></details>")
   return f"<table><tr>{head}</tr>{''.join(lines)}</table><h2>Commands</h2>{''.join(commands)}"
@@ -218,9 +221,13 @@ class Scale:
     self.first, self.last = first, last
 
   def __call__(self, value: float) -> float:
-    value = math.log10(value) if self.log else value
+    """The pixel of a value."""
+    if self.log:
+      value = math.log10(value)
+    # 0 at the least value, 1 at the greatest
     share = (value - self.low) / (self.high - self.low)
-    return self.first + share * (self.last - self.first)
+    length = self.last - self.first
+    return self.first + share * length
 
   def ticks(self) -> list[float]:
     """Five values, evenly spaced on the axis."""
@@ -275,6 +282,7 @@ def curves(
   points = [point for _, line in lines for point in line]
   if not points:
     return ""
+  # one frame for all of them
   steps, values = zip(*points, strict=True)
   x = Scale(steps, MARGIN, WIDTH - 10, log=False)
   y = Scale(values, HEIGHT - MARGIN, 10)
@@ -307,6 +315,7 @@ def scatter(metric: str, key: str, rows: list[dict[str, Any]]) -> str:
     kinds = sorted(set(texts))
     places = [kinds.index(text) for text in texts]
 
+  # the best dot is drawn last, over the others
   x = Scale(places, MARGIN + 20, WIDTH - 30, log=None if numeric else False)
   y = Scale([row["value"] for row in shown], HEIGHT - MARGIN, 10)
   dots = []

@@ -76,6 +76,8 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
+  """A sweep's file with its trials: what the module's docstring says of its keys."""
+
   command: str
   config: str
   metric: str
@@ -102,7 +104,7 @@ def load(path: str, *, base: str | None = None, extra: list[str] = ()) -> Sweep:
     trial = _trial(number, config, swept, common)
     # the same digest: the same overrides
     _, _, digest = trial.id.partition("_")
-    if digest in first_of:
+    if digest in first_of:  # it would train the same model twice
       raise ConfigError(
         f"{path}: trials {first_of[digest]} and {trial.id} are the same: {trial.swept}"
       )
@@ -124,6 +126,7 @@ def _read(path: str) -> dict[str, Any]:
   file = pathlib.Path(cli.find_file(path))
   if file.suffix != ".py" or not file.is_file():
     raise ConfigError(f"--sweep {path}: {cli.nearest_file(path)}")
+  # it is run as a module that nobody else can import
   found = importlib.util.spec_from_file_location("sweep_file", file)
   module = importlib.util.module_from_spec(found)
   found.loader.exec_module(module)
@@ -207,12 +210,14 @@ def _draws(keys: dict[str, Any], trials: int, seed: int, where: str) -> list[dic
     raise ConfigError(f"{where}.trials = {trials} is not a positive number")
   drawn: list[dict[str, Any]] = [{} for _ in range(trials)]
   for key, draw in keys.items():
+    # what is to be drawn
     if not _is_draw(draw):
       known = ", ".join(DRAWS)
       raise ConfigError(f"{where}.{key} = {draw!r} is not one of {known} with its values")
     ((kind, values),) = draw.items()
     if kind == "log_uniform" and not 0 < values[0] <= values[1]:
       raise ConfigError(f"{where}.{key}: log_uniform needs two positive ends, not {values}")
+    # from a stream that depends on nothing but the key
     rng = random.Random(f"{seed} {key}")
     for row in drawn:
       row[key] = DRAWS[kind](rng, values)
@@ -229,8 +234,11 @@ def _is_draw(draw: Any) -> bool:
 
 def _trial(number: int, config: str, swept: dict[str, Any], common: dict[str, Any]) -> Trial:
   """The trial with its name: its number, and a digest of all that decides it."""
+  # what is swept wins over what is common to all
   overrides = {**common, **swept}
-  texts = sorted((key, text_of(value)) for key, value in overrides.items())
+  texts = []
+  for key in sorted(overrides):
+    texts.append((key, text_of(overrides[key])))
   decides = json.dumps([config, texts])
   digest = hashlib.sha256(decides.encode()).hexdigest()
   return Trial(f"{number:03d}_{digest[:8]}", swept, overrides)
