@@ -58,7 +58,7 @@ def make_example(
   # what is seen, and the shape
   example = schema.empty_example(kind)
   example.update(photo_fields(item, recipe))
-  shape, mesh_key = shape_fields(candidate, recipe)
+  shape, mesh_key, shape_lineage = shape_fields(candidate, recipe)
   example.update(shape)
   if rating is not None:
     example["rating"] = np.float32(rating)
@@ -70,7 +70,7 @@ def make_example(
     "candidate": candidate.name,
     "generator": candidate.generator,
   }
-  parents |= lineage
+  parents |= shape_lineage | lineage
   if recipe.synthetic:
     parents["synthetic"] = True
   example.update(

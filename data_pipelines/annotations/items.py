@@ -163,8 +163,10 @@ def _reads_as_is(path: pathlib.Path) -> bool:
     return orientation == UPRIGHT and known_format and stored.mode == "RGB"
 
 
-def shape_fields(candidate: Candidate, recipe: Recipe) -> tuple[dict[str, Any], str]:
-  """(voxels, latents and pose of a record or loser, content key of the shape).
+def shape_fields(
+  candidate: Candidate, recipe: Recipe
+) -> tuple[dict[str, Any], str, dict[str, Any]]:
+  """(voxels, latents and pose of a record or loser, content key of the shape, its lineage).
 
   Raises Refused with the reasons of assets.load for a mesh, bad_latents for a .npz, bad_pose for a
   matrix that is no pose.
@@ -174,14 +176,16 @@ def shape_fields(candidate: Candidate, recipe: Recipe) -> tuple[dict[str, Any], 
     parts = [fields[name] for name in ("voxels", "structure_latent", "slat") if name in fields]
     key = schema.example_key("latents", *parts)
     pose = candidate.pose
+    lineage = {}
   else:
     asset = assets.load(candidate.mesh, max_coordinate=recipe.max_coordinate)
     fields = {"voxels": voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces)}
     key = asset.key
     pose = mesh_pose(candidate, asset)
+    lineage = assets.lineage(asset)
   if pose is not None:
     fields |= schema.pose_fields(pose)
-  return fields, key
+  return fields, key, lineage
 
 
 def mesh_pose(candidate: Candidate, asset: assets.Asset) -> Pose | None:

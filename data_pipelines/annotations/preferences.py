@@ -95,7 +95,7 @@ def examples(item: Item, recipe: Recipe, name: str) -> Iterator[schema.Example]:
 
     # what lost to it
     for loser in losers:
-      shape, _ = shape_fields(loser, recipe)
+      shape, _, _ = shape_fields(loser, recipe)
       beaten = schema.empty_loser() | shape | {"generator": loser.generator}
       example["losers"].append(beaten)
     made.append(example)

@@ -72,6 +72,11 @@ def load(
   return dataclasses.replace(asset, dropped=found.dropped)
 
 
+def lineage(asset: Asset) -> dict[str, Any]:
+  """What a record's lineage says of the file that a mesh was read from; nothing if it is whole."""
+  return {"dropped": list(asset.dropped)} if asset.dropped else {}
+
+
 def _read_sidecar(path: pathlib.Path) -> Mapping[str, str]:
   """What the side-cars of a mesh state: license, up. Raises Refused (unreadable)."""
   # The folder's table.

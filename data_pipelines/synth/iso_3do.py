@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines.build.shard_jobs import Plan, Quarantined
 from data_pipelines.format import schema
-from data_pipelines.synth import filters, render, sources, voxelize
+from data_pipelines.synth import assets, filters, render, sources, voxelize
 from data_pipelines.synth.assets import Asset
 from data_pipelines.synth.camera import ViewConfig, Viewpoint, random_view
 from data_pipelines.synth.lighting import LightConfig, random_lights
@@ -157,6 +157,7 @@ def _example(
     "seed": config.seed,
     "view": view,
     "background": grey,
+    **assets.lineage(asset),
     **_versions(),
   }
 

@@ -25,7 +25,7 @@ import scipy.optimize
 
 from data_pipelines.build.shard_jobs import Plan, Quarantined, Refusals, ShardJob
 from data_pipelines.format import schema
-from data_pipelines.synth import filters, iso_3do, render, scenes, sources, voxelize
+from data_pipelines.synth import assets, filters, iso_3do, render, scenes, sources, voxelize
 from data_pipelines.synth.assets import Asset
 from data_pipelines.synth.camera import Viewpoint, look_at
 from data_pipelines.synth.lighting import LightConfig
@@ -351,6 +351,7 @@ def make_example(
     "mesh": asset.source,
     "seed": config.seed,
     "view": view,
+    **assets.lineage(asset),
     **pasted.lineage,
     **versions(),
   }

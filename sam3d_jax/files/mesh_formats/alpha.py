@@ -15,7 +15,7 @@ MASK_CUTOFF = 0.5  # of glTF, where a material states none
 BLEND_CUTOFF = 0.5 / 255  # what is blended is gone only where nothing of it is left
 FINEST = 256  # parts of the longest side of the whole; faces are split no further
 BORDER = 1e-3  # of a texel, which a face may touch without covering any of it
-MAX_SPLIT = 2_000_000  # faces that splitting may make of one part
+MAX_SPLIT = 500_000  # faces that splitting may make of one part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +97,12 @@ def _longest_edge(corners_F33: np.ndarray) -> np.ndarray:
 def _split(faces_F3: np.ndarray, attributes: list[np.ndarray]):
   """Four faces for each, and per-vertex attributes with the middles of edges behind them."""
   a, b, c = faces_F3.T
-  edges = np.sort(np.concatenate([faces_F3[:, [0, 1]], faces_F3[:, [1, 2]], faces_F3[:, [2, 0]]]))
-  edges, middle = np.unique(edges, axis=0, return_inverse=True)
   count = len(attributes[0])
+  edges = np.concatenate([faces_F3[:, [0, 1]], faces_F3[:, [1, 2]], faces_F3[:, [2, 0]]])
+  low, high = edges.min(1), edges.max(1)
+  # both ends of an edge in one number: faces that share an edge share its middle
+  packed, middle = np.unique(low * count + high, return_inverse=True)
+  edges = np.stack(np.divmod(packed, count), 1)
   ab, bc, ca = (count + middle.reshape(-1)).reshape(3, -1)
   grown = []
   for values in attributes:

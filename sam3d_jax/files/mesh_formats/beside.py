@@ -37,8 +37,13 @@ def needed(folder: pathlib.Path, name: str, *, of: str) -> pathlib.Path:
   """The texture `name` that the file `of` needs. Raises Refused (missing_texture)."""
   found = find(folder, name)
   if found is None:
-    raise Refused("missing_texture", f"{of} needs {name!r}, which is not beside it")
+    raise missing(name, of=of)
   return found
+
+
+def missing(name: str, *, of: str) -> Refused:
+  """A texture that a file names and that is not there."""
+  return Refused("missing_texture", f"{of} needs {name!r}, which is not beside it")
 
 
 def _places(name: str) -> Iterator[list[str]]:

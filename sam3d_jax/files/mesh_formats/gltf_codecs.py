@@ -20,6 +20,7 @@ PACKAGES = {
   "EXT_meshopt_compression": "almeshopt",
   "KHR_texture_basisu": "alktx2",
 }
+MODES = ("ATTRIBUTES", "TRIANGLES", "INDICES")  # of meshopt
 MAX_RATIO = 2048  # decoded bytes for one encoded byte: no stream of meshopt holds more
 # the largest count of an accessor that a Draco mesh fills: its stream states none to check
 MAX_ELEMENTS = 200_000_000
@@ -92,6 +93,9 @@ def decode_meshopt(encoded: bytes, packed: Mapping[str, Any]) -> bytes:
   """
   count, stride = packed.get("count"), packed.get("byteStride")
   mode, filter = packed.get("mode"), packed.get("filter", "NONE")
+  if mode not in MODES or filter not in FILTERS:
+    detail = f"EXT_meshopt_compression: mode {mode!r} with filter {filter!r}"
+    raise Refused("unsupported", detail)
   for value in (count, stride):
     if not isinstance(value, int) or value < 0:
       raise Refused("unreadable", f"EXT_meshopt_compression: count {count!r}, stride {stride!r}")

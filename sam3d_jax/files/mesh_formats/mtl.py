@@ -37,9 +37,9 @@ COMMENT = re.compile(r"(?:^|\s)#")
 
 @dataclasses.dataclass
 class Entry:
-  """What a library says of a material, and the folder from which it names pictures."""
+  """What a library says of a material, and from where it names pictures."""
 
-  folder: pathlib.Path
+  folders: tuple[pathlib.Path, ...]  # the library's, then the mesh's
   diffuse: tuple[float, float, float] | None = None  # sRGB, 0..1
   picture: str | None = None
   opacity: str | None = None
@@ -53,7 +53,7 @@ class Placing:
   offset: tuple[float, float] = (0.0, 0.0)
 
 
-def read(path: pathlib.Path) -> dict[str, Entry]:
+def read(path: pathlib.Path, mesh_folder: pathlib.Path) -> dict[str, Entry]:
   """The materials of a library by name; of two with one name the last."""
   found: dict[str, Entry] = {}
   entry = None
@@ -65,7 +65,7 @@ def read(path: pathlib.Path) -> dict[str, Entry]:
     keyword = words[0].lower()
     rest = uncommented(words[1]) if len(words) > 1 else ""
     if keyword == "newmtl":
-      entry = Entry(path.parent)
+      entry = Entry((path.parent, mesh_folder))
       found[rest] = entry
     elif entry is None or not rest:
       continue
@@ -130,13 +130,13 @@ def material(entry: Entry, *, of: str) -> tuple[Material, Placing, np.ndarray | 
   picture, placing, rgb = None, Placing(), None
   if entry.picture is not None:
     name, placing = split_options(entry.picture)
-    picture = _decoded(entry.folder, name, of)
+    picture = _decoded(entry.folders, name, of)
     rgb = picture.rgb_HW3
   cutout = None
   if entry.opacity is not None:
     name, own_placing = split_options(entry.opacity)
     placing = placing if picture is not None else own_placing
-    opacity = _decoded(entry.folder, name, of)
+    opacity = _decoded(entry.folders, name, of)
     shown = opacity.alpha_HW
     if shown is None:
       shown = opacity.rgb_HW3.max(-1)
@@ -155,6 +155,9 @@ def _linear(entry: Entry) -> tuple[float, float, float]:
   return tuple(map(float, linear))
 
 
-def _decoded(folder: pathlib.Path, name: str, of: str) -> textures.Texture:
-  found = beside.needed(folder, name, of=of)
-  return textures.decode(found.read_bytes(), found.name)
+def _decoded(folders: tuple[pathlib.Path, ...], name: str, of: str) -> textures.Texture:
+  found = [beside.find(folder, name) for folder in folders]
+  present = next((path for path in found if path is not None), None)
+  if present is None:
+    raise beside.missing(name, of=of)
+  return textures.decode(present.read_bytes(), present.name)

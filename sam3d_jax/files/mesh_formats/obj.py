@@ -239,7 +239,7 @@ def _library(path: pathlib.Path, lines: _Lines) -> tuple[dict[str, mtl.Entry], l
       if found is None:
         missing.append(name)
       else:
-        entries |= mtl.read(found)
+        entries |= mtl.read(found, path.parent)
   return entries, missing
 
 
@@ -267,7 +267,7 @@ def _dressed(
   parts, gone = [], 0
   used = np.unique(slot)
   for number in used:
-    entry = library.get(names[number]) if names[number] is not None else None
+    entry = _entry(library, names[number])
     if not appearance and (entry is None or entry.opacity is None):
       part, lost = _part(mesh, slot == number, len(used)), 0
       parts.append(Mesh(part.vertices, part.faces))
@@ -281,6 +281,21 @@ def _dressed(
       gone += lost
     parts.append(part)
   return together(parts), gone
+
+
+def _entry(library: dict[str, mtl.Entry], name: str | None) -> mtl.Entry | None:
+  """The material that a name means: as it is spelled, else in any case, else without a comment."""
+  if name is None:
+    return None
+  spellings = (name, mtl.uncommented(name))
+  for spelling in spellings:
+    if spelling in library:
+      return library[spelling]
+  for spelling in spellings:
+    for known, entry in library.items():
+      if known.casefold() == spelling.casefold():
+        return entry
+  return None
 
 
 def _part(mesh: Mesh, faces: np.ndarray, parts: int) -> Mesh:

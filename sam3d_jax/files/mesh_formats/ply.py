@@ -88,7 +88,7 @@ def read(path: pathlib.Path, data: bytes, *, appearance: bool) -> Surfaces:
     raise Refused("unreadable", "PLY without vertices")
   vertex, columns = found["vertex"]
   vertices = np.stack([_column(columns, axis) for axis in "xyz"], 1).astype(np.float64)
-  faces, owner = _faces(found, vertices)
+  faces, owner, corner = _faces(found, vertices)
   mesh = Mesh(vertices, faces)
   if not appearance:
     return Surfaces(mesh, _dropped(found, faces, owner))
@@ -96,7 +96,7 @@ def read(path: pathlib.Path, data: bytes, *, appearance: bool) -> Surfaces:
     colours = _colours(vertex, columns)
     return Surfaces(Mesh(vertices, faces, colours), _dropped(found, faces, owner))
   named = [beside.needed(path.parent, name, of=path.name) for name in pictures]
-  dressed = _dressed(mesh, found, owner, named)
+  dressed = _dressed(mesh, found, owner, corner, named)
   return Surfaces(together([dressed]), _dropped(found, faces, owner))
 
 
@@ -275,8 +275,12 @@ def _column(columns: Columns, name: str) -> np.ndarray:
 
 def _faces(
   found: dict[str, tuple[Element, Columns]], vertices: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """(F, 3) triangles and the row (F,) of the face that each is part of; of strips -1."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+  """(F, 3) triangles, the row (F,) of the face that each is part of, and their corners' places.
+
+  Places (F, 3) count the corners of all faces in the order of the file. Of strips rows are -1, and
+  there are no places.
+  """
   if "face" in found:
     columns = found["face"][1]
     name = next((name for name in CORNERS if name in columns), None)
@@ -289,25 +293,30 @@ def _faces(
     faces = [_strips(strip) for strip in columns.get(name, ())]
     joined = np.concatenate([*faces, np.zeros((0, 3), np.int64)])
     check_faces(joined, len(vertices), "PLY")
-    return joined, np.full(len(joined), -1)
-  return np.zeros((0, 3), np.int64), np.zeros(0, np.int64)
+    return joined, np.full(len(joined), -1), None
+  return np.zeros((0, 3), np.int64), np.zeros(0, np.int64), None
 
 
-def _polygons(lists: Sequence[np.ndarray], vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _polygons(
+  lists: Sequence[np.ndarray], vertices: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   # by far the usual case: triangles alone
   runs = lists.runs if isinstance(lists, _Runs) else None
   if runs is not None and all(run.shape[1] == 3 for run in runs):
     joined = [np.zeros((0, 3), np.int64), *(run.astype(np.int64) for run in runs)]
     faces = np.concatenate(joined)
     check_faces(faces, len(vertices), "PLY")
-    return faces, np.arange(len(faces))
-  corners = [np.asarray(row, np.int64) for row in lists]
-  rows = np.array([i for i, row in enumerate(corners) if len(row) >= 3], np.int64)
-  kept = [corners[i] for i in rows]
-  if kept:
-    check_faces(np.concatenate(kept)[:, None], len(vertices), "PLY")
-  faces, owner = polygons.triangulate_with_owners(kept, vertices)
-  return faces, rows[owner]
+    return faces, np.arange(len(faces)), np.arange(faces.size).reshape(-1, 3)
+
+  # Corners of all faces in a row; polygons are cut as lists of places in it.
+  lengths = np.array([len(row) for row in lists], np.int64)
+  named = np.concatenate([np.zeros(0, np.int64), *lists]).astype(np.int64)
+  check_faces(named[:, None], len(vertices), "PLY")
+  first = np.cumsum(lengths) - lengths
+  rows = np.flatnonzero(lengths >= 3)
+  kept = [range(first[row], first[row] + lengths[row]) for row in rows]
+  corner, owner = polygons.triangulate_with_owners(kept, vertices[named])
+  return named[corner], rows[owner], corner
 
 
 def _strips(strip: np.ndarray) -> np.ndarray:
@@ -339,8 +348,8 @@ def _colours(element: Element, columns: Columns) -> np.ndarray | None:
     if not all(name in columns for name in names):
       continue
     type = element.type_of(names[0])
-    # whole numbers are fractions of their type's range
-    largest = float(np.iinfo(type).max) if type[0] in "iu" else None
+    # bytes and 16 bits are fractions of their range; wider types say nothing of it
+    largest = float(np.iinfo(type).max) if type in ("u1", "u2") else None
     values = np.stack([np.asarray(columns[name], np.float64) for name in names], 1)
     return linear_of(values, largest)
   return None
@@ -350,6 +359,7 @@ def _dressed(
   mesh: Mesh,
   found: dict[str, tuple[Element, Columns]],
   owner: np.ndarray,
+  corner: np.ndarray | None,
   pictures: Sequence[pathlib.Path],
 ) -> Mesh:
   """With colours of vertices or faces and with textures; grey where neither is stated."""
@@ -358,7 +368,7 @@ def _dressed(
   mesh = dataclasses.replace(mesh, colours=colours, uv=_vertex_uv(columns))
   if "face" in found:
     mesh = _with_face_colours(mesh, *found["face"], owner)
-    mesh = _with_corner_uv(mesh, found["face"][1], owner)
+    mesh = _with_corner_uv(mesh, found["face"][1], corner)
   plain = WHITE if mesh.colours is not None else GREY
   material = np.zeros(len(mesh.faces), np.int32)
   materials = (plain,)
@@ -387,7 +397,7 @@ def _vertex_uv(columns: Columns) -> np.ndarray | None:
   return None
 
 
-def _with_corner_uv(mesh: Mesh, columns: Columns, owner: np.ndarray) -> Mesh:
+def _with_corner_uv(mesh: Mesh, columns: Columns, corner: np.ndarray) -> Mesh:
   """Texture coordinates of faces' corners, if the file has them: vertices are split for them."""
   if "texcoord" not in columns:
     return mesh
@@ -397,14 +407,14 @@ def _with_corner_uv(mesh: Mesh, columns: Columns, owner: np.ndarray) -> Mesh:
   stated = np.array([len(row) for row in lists])
   if not stated.any():
     return mesh
-  if (stated[owner] != 6).any() or (lengths[owner] != 3).any():
-    raise Refused("unreadable", "PLY: texcoord of faces that are no triangles, or not of all")
-  uv = np.array([lists[row] for row in owner], np.float32).reshape(-1, 2)
+  if (stated != 2 * lengths).any():
+    raise Refused("unreadable", "PLY: texcoord that are not two for each corner of every face")
+  uv = np.concatenate([np.asarray(row, np.float32) for row in lists]).reshape(-1, 2)
   uv = np.clip(np.nan_to_num(uv), -MAX_UV, MAX_UV)
-  corners = mesh.faces.reshape(-1)
-  colours = None if mesh.colours is None else mesh.colours[corners]
-  faces = np.arange(len(corners)).reshape(-1, 3)
-  return Mesh(mesh.vertices[corners], faces, colours, uv)
+  used = mesh.faces.reshape(-1)
+  colours = None if mesh.colours is None else mesh.colours[used]
+  faces = np.arange(len(used)).reshape(-1, 3)
+  return Mesh(mesh.vertices[used], faces, colours, uv[corner.reshape(-1)])
 
 
 def _numbers(

@@ -9,6 +9,7 @@ from sam3d_jax.render.colour import srgb_to_linear
 from sam3d_jax.render.mesh import Material, Mesh, join
 
 GREY = Material((0.6, 0.6, 0.6))  # of surfaces that state no colour at all
+SCALES = (1.0, 255.0, 65535.0)  # what colours go up to
 MAX_UV = 1e4  # repeats of a texture; beyond it float32 no longer resolves a texel
 
 
@@ -43,12 +44,12 @@ def check_faces(faces_F3: np.ndarray, count: int, name: str) -> None:
 def linear_of(values: np.ndarray, largest: float | None = None) -> np.ndarray:
   """Linear float32 colours (V, 3) of sRGB colours that go up to `largest`.
 
-  None: 1, or 255 where one of them is above 1, as tools write either.
+  None: to the smallest of 1, 255 and 65535 that holds them all, as tools write any.
   """
   rgb = np.asarray(values)[:, :3]
   if largest is None:
-    beyond = np.nan_to_num(rgb.astype(np.float64)).max(initial=0.0) > 1
-    largest = 255.0 if beyond else 1.0
+    highest = np.nan_to_num(rgb.astype(np.float64)).max(initial=0.0)
+    largest = next((step for step in SCALES if highest <= step), SCALES[-1])
   fractions = np.clip(np.nan_to_num(rgb / largest), 0.0, 1.0)
   return srgb_to_linear(fractions)
 

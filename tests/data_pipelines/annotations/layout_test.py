@@ -137,7 +137,7 @@ def test_a_matrix_of_the_files_own_coordinates_places_the_same_points(tmp_path, 
   matrix = np.eye(4)
   matrix[:3, :3], matrix[:3, 3] = 0.3 * turn, (0.1, 0.2, 9.0)
   candidate = layout.Candidate("a", "x", mesh=tmp_path / f"a{suffix}", file_matrix_44=matrix)
-  fields, _ = items.shape_fields(candidate, items.Recipe("m", "mitl_3do"))
+  fields, _, _ = items.shape_fields(candidate, items.Recipe("m", "mitl_3do"))
   unit = assets.load(tmp_path / f"a{suffix}").mesh.vertices
   placed = pose.transform_points(unit, schema.example_pose(fields))
   expected = mesh.vertices @ matrix[:3, :3].T + matrix[:3, 3]
