@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
+  # a configuration's step: against what, how long, and where the figures go
   parser.add_argument(
     "--vs",
     metavar="FILE[:VARIANT]",
@@ -90,7 +91,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  if sum((args.config is not None, args.reading, args.mesh is not None)) != 1:
+  asked = (args.config is not None, args.reading, args.mesh is not None)
+  if sum(asked) != 1:
     raise ConfigError("give exactly one of --config FILE, --reading, --mesh FILE")
   if args.reading:
     measure_reading(args)
@@ -101,13 +103,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def measure_training(args: argparse.Namespace) -> None:
+  # What is wrong by itself is said before JAX is imported.
   if args.steps < 1:
     raise ConfigError(f"--steps {args.steps} is not a positive number")
   if args.vs_set and not args.vs:
     raise ConfigError("--vs_set needs --vs FILE")
   vs = None
   if args.vs:
-    vs = cli.load_config(args.vs, [f"--config.{pair}" for pair in args.vs_set])
+    overrides = [f"--config.{pair}" for pair in args.vs_set]
+    vs = cli.load_config(args.vs, overrides)
   for config in (args.config, vs):
     if config is not None:
       checks.check(config, (config.stage,))

@@ -60,6 +60,7 @@ STAGES = ("pretrain", "midtrain_fo", "midtrain_os", "sft", "dpo", "distill", "di
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the ladder, or one of its own steps; returns the exit code."""
+  # a first word that is no flag names one of the own steps
   argv = sys.argv[1:] if argv is None else argv
   step = OWN_STEPS.get(argv[0]) if argv else None
   if step is None:
@@ -115,10 +116,13 @@ class Ladder:
     """Photos to train on and photos to score on, of other objects; then what is made of them."""
     held_out_seed = self.seed + PHOTO_SEED
     return [
+      # to train on
       self.photos("fo", "rp_3do_fo", self.seed),
       self.photos("os", "rp_3do_osr", self.seed),
+      # to rate, to pair and, their held-out part, to score on
       self.photos("photos", "rp_3do_osr", held_out_seed),
       self.photos("occluded", "rp_3do_fo", held_out_seed),
+      # shapes with ratings, and the latents of all
       self.ladder_data("rated", "--data", self.data("photos")),
       self.encode("fo"),
       self.encode("os"),
@@ -417,7 +421,13 @@ def run_score(args: argparse.Namespace) -> None:
     steps=args.steps,
     shortcut=args.shortcut,
   )
-  config = score.ScoreConfig(weights, tuple(args.data), args.split, args.max, args.seed)
+  config = score.ScoreConfig(
+    weights=weights,
+    data=tuple(args.data),
+    split=args.split,
+    most=args.max,
+    seed=args.seed,
+  )
   score.run(config, args.out)
 
 

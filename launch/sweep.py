@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
+  # what is tried
   parser.add_argument(
     "--sweep", required=True, metavar="FILE", help="what to try, e.g. configs/sweeps/lr.py"
   )
@@ -46,6 +47,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     metavar="KEY=VALUE",
     help="override of every trial; may be repeated",
   )
+  # how it is run
   parser.add_argument(
     "--parallel", type=int, default=1, help="trials that run at a time (default: 1)"
   )
@@ -66,26 +68,27 @@ def flags(parser: argparse.ArgumentParser) -> None:
     metavar="FILE",
     help="file of launch.cluster with a section slurm: size of a trial",
   )
+  # in place of running it
   dry_run_flag(parser, "print the trials")
   parser.add_argument("--report", action="store_true", help="only renew table.csv and report.html")
 
 
 def run(args: argparse.Namespace) -> None:
   """Runs what is left of the sweep."""
-  sweep_run.run(
-    sweep_run.Spec(
-      sweep=args.sweep,
-      workdir=pathlib.Path(args.workdir).absolute(),
-      base=args.base,
-      overrides=tuple(args.set),
-      parallel=args.parallel,
-      retries=args.retries,
-      launcher=args.launcher,
-      cluster=args.cluster,
-      dry_run=args.dry_run,
-      report=args.report,
-    )
+  spec = sweep_run.Spec(
+    sweep=args.sweep,
+    # trials may be started in another folder
+    workdir=pathlib.Path(args.workdir).absolute(),
+    base=args.base,
+    overrides=tuple(args.set),
+    parallel=args.parallel,
+    retries=args.retries,
+    launcher=args.launcher,
+    cluster=args.cluster,
+    dry_run=args.dry_run,
+    report=args.report,
   )
+  sweep_run.run(spec)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> None:
   """Checks the specification and the configuration that it names, then writes every file."""
   spec = load(args.spec)
   rendered = render_all(spec)
+  # nothing is written unless all of it can be rendered
   out = pathlib.Path(args.out)
   out.mkdir(parents=True, exist_ok=True)
   for name, (text, submit) in rendered.items():

@@ -100,6 +100,7 @@ def load_config(spec: str, overrides: list[str] = ()) -> ConfigDict:
   except (absl_flags.Error, TypeError, ValueError) as error:
     *_, reason = str(error).strip().splitlines()
     raise ConfigError(f"--config {spec}: {reason}") from error
+  # Keys that do not exist, by name; then all of them at once, by type.
   for override in overrides:
     key, equals, value = override.removeprefix("--config.").partition("=")
     if not equals:

@@ -25,6 +25,7 @@ def without_data(config: ConfigDict, **changes) -> ConfigDict:
   """A copy that reads no data and evaluates nothing, with dotted keys (`model__flow__remat` or
   `"model.flow.remat"`) changed; the step is the same.
   """
+  # random batches of the same shapes; nothing that opens a folder
   copy = ConfigDict(config.to_dict(), convert_dict=True)
   copy.data.kind = "fake"
   copy.eval.every = 0
@@ -49,6 +50,7 @@ def measure(config: ConfigDict, devices: Sequence[jax.Device]) -> dict[str, Any]
   chip = hardware.chip(devices[0].device_kind)
   report = described(setup, devices, chip)
 
+  # Lower and compile. A compiler that lacks memory says how much, which is an answer.
   start = time.monotonic()
   lowered = lowering.step(setup)
   report["fingerprint"] = lowering.fingerprint(lowered)
@@ -122,6 +124,7 @@ def out_of_memory(message: str) -> int | None:
   """
   if "RESOURCE_EXHAUSTED" not in message:
     return None
+  # several may be named: all temporaries together are the most
   amounts = re.findall(r"(?:temporaries \(|[Uu]sed |requires? )([\d.]+)([KMGT])i?B?", message)
   sizes = [int(float(number) * UNITS[unit]) for number, unit in amounts]
   return max(sizes, default=0)
@@ -150,6 +153,7 @@ def bounds(
     chip: what one device can do.
     devices: all of them.
   """
+  # what a chip reads from its memory and writes to it
   samples = report["batch_per_chip"]
   traffic = (
     memory.argument_size_in_bytes + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes

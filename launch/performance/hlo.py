@@ -63,6 +63,7 @@ def collectives(text: str, slice_of: Sequence[int] = ()) -> list[Collective]:
   A collective in the body of a loop counts as often as the loop runs; the loop's known trip count
   is part of the optimised program.
   """
+  # every instruction counts as often as its computation runs
   computations, entry = _computations(text)
   runs = _runs(computations, entry)
   # equal collectives are one entry: (kind, size, group, crosses) -> runs a step

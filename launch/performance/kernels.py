@@ -70,6 +70,7 @@ def sources(program: str) -> dict[str, str]:
   """
   found = {}
   for name, shape, path in INSTRUCTION.findall(program):
+    # as the profiler shows it
     kernel = re.sub(r"[.-]", "_", name)
     without_layout = re.sub(r"{[^}]*}", "", shape)
     found[kernel] = f"{without_layout[:40]} {short(path)}"
@@ -84,6 +85,7 @@ def short(path: str) -> str:
 
 def text(kernels: Iterable[Kernel], sources: Mapping[str, str], *, steps: int) -> str:
   """Tables of milliseconds a step. sources: what each kernel computes, as far as it is known."""
+  # all of it, then by kind, then by name with what is known of where it comes from
   kernels = list(kernels)
   whole = sum(kernel.seconds for kernel in kernels)
   milliseconds = whole / steps * 1e3

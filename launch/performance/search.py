@@ -84,6 +84,7 @@ class Trials:
 
   def report(self, samples: int) -> dict[str, Any]:
     """The report of a step with so many samples on every shard of the batch."""
+    # a compilation takes minutes
     if samples in self.reports:
       return self.reports[samples]
     changes = {"batch_size": samples * self.shards, "accumulate": 1}
@@ -127,6 +128,7 @@ def largest(bytes_at: Callable[[int], float], capacity: float) -> int:
   a line meets the capacity: that through the largest n known to fit and the least known not to, as
   long as there is none of these through the two largest that fit.
   """
+  # Two ends: a size that fits, and one that does not or is not asked for.
   used = {1: bytes_at(1)}
   if used[1] > capacity:
     return 0
@@ -134,6 +136,7 @@ def largest(bytes_at: Callable[[int], float], capacity: float) -> int:
   too_many = SEARCHED_UP_TO + 1
   n = FIRST_GUESS
   while True:
+    # move the end that this size belongs to
     used[n] = bytes_at(n)
     if used[n] <= capacity:
       fits = n

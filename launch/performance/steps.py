@@ -99,6 +99,7 @@ class Side:
     """One step. Waits until it is done or, with `ahead`, until the one before it is: then a step's
     time is that from end to end.
     """
+    # dispatched: the devices may still be at the step before it
     begin = self.mark if ahead else clocks()
     self.state, metrics = self.step_fn(self.state, self.batch, np.float32(1e-6))
     # the next batch is read while the devices compute
@@ -216,6 +217,7 @@ def memory_text(report: dict) -> str:
 
 def text(report: dict) -> str:
   """The report for people."""
+  # milliseconds, and what may not be known
   step = report["step_seconds"]
   median, p90 = step["median"] * 1e3, step["p90"] * 1e3
   startup = ", ".join(f"{part} {s:.1f}" for part, s in report["startup_seconds"].items())

@@ -43,6 +43,7 @@ class TorchSide:
   def step(self, *, counted: bool, ahead: bool = False) -> None:
     """One training step, until its loss is known."""
     del ahead  # takes turns
+    # reading and computing follow each other here
     wall_begin, cpu_begin = steps.clocks()
     rows = next(self.batches)
     wait = time.monotonic() - wall_begin

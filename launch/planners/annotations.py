@@ -9,6 +9,7 @@ from data_pipelines.synth import sources
 
 def plan_annotations(c: ConfigDict) -> shard_jobs.Plan:
   """The plan of mitl_3do, art_3do or preferences."""
+  # which of people's choices become examples, and how
   recipe = items.Recipe(
     name=c.name,
     builder=c.builder,
@@ -22,6 +23,7 @@ def plan_annotations(c: ConfigDict) -> shard_jobs.Plan:
     license=c.license,
     max_coordinate=c.max_coordinate,
   )
+  # what stands in for them where the source is procedural
   made_up = synthetic.SyntheticConfig(
     seed=c.seed,
     count=c.synthetic.count,

@@ -55,6 +55,7 @@ def metric_rows(folder: pathlib.Path) -> list[dict]:
   path = folder / METRICS
   if not path.exists():
     return []
+  # a row that is whole ends with its brace
   lines = path.read_text().splitlines()
   return [json.loads(line) for line in lines if line.endswith("}")]
 
@@ -99,6 +100,7 @@ class Runner:
     """Runs everything that is not done. Raises Preempted when told to stop, after every running
     trial has saved and ended.
     """
+    # What an earlier start of this sweep has settled stays as it is.
     for trial in self.sweep.trials:
       if read_status(self.workdir / trial.id)["state"] not in ("done", "failed"):
         self.waiting.append(trial)
@@ -110,6 +112,7 @@ class Runner:
       Progress(total, "sweep", "trials", done=settled) as progress,
     ):
       while self.running or (self.waiting and not self.stop):
+        # Fill what room there is, then book what has ended.
         while self._may_start():
           self._start(self.waiting.pop(0), lock)
         ended = [one for one in self.running if one.process.poll() is not None]
@@ -136,11 +139,13 @@ class Runner:
       return False
     if not (self.workdir / CACHE).exists():
       return True
+    # the cache is there before its programs are; who has metrics has compiled them
     trained = [(self.workdir / trial.id / METRICS).exists() for trial in self.sweep.trials]
     return not any(trained)
 
   def _start(self, trial: Trial, lock: int) -> None:
     """Starts a trial. lock: descriptor of the sweep's lock, which it inherits."""
+    # it runs from here on for whoever looks into its folder
     folder = self.workdir / trial.id
     status = read_status(folder)
     write_status(folder, {**status, "state": "running"})
@@ -159,6 +164,7 @@ class Runner:
 
   def _settle(self, ended: Running) -> int:
     """Books the end of a trial; returns 1 if it is settled and 0 if it will be started again."""
+    # how it ended, and whether this start got anywhere
     folder = self.workdir / ended.trial.id
     code = ended.process.returncode
     progressed = last_step(folder) > ended.step
