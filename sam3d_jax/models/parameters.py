@@ -25,15 +25,19 @@ class LazyParams(Mapping):
 
   def __init__(self, shapes: Mapping[str, tuple[int, ...]], make: Callable[[str], np.ndarray]):
     self.shapes = dict(shapes)
-    self._make, self._last = make, (None, None)
+    self._make = make
+    # path and array
+    self._last = (None, None)
 
   def __getitem__(self, path: str) -> np.ndarray:
     if path not in self.shapes:
       raise KeyError(path)
-    if self._last[0] != path:
+    last, _ = self._last
+    if last != path:
       self._last = (None, None)  # let go of the last one before the next is made
       self._last = (path, self._make(path))
-    return self._last[1]
+    _, array = self._last
+    return array
 
   def __iter__(self) -> Iterator[str]:
     return iter(self.shapes)
@@ -45,19 +49,24 @@ class LazyParams(Mapping):
 def flat_params(module: nnx.Module) -> dict[str, jax.Array]:
   """Path -> parameter of a module: arrays or, for an abstract module, shape structs."""
   params = {}
-  for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+  state = nnx.state(module, nnx.Param)
+  for path, leaf in nnx.to_flat_state(state):
     value = leaf.get_value()
-    params[_joined(path)] = leaf[...] if isinstance(value, jax.Array) else value
+    if isinstance(value, jax.Array):
+      value = leaf[...]
+    params[_joined(path)] = value
   return params
 
 
 def flat_shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
   """Path -> shape of a module's parameters; the module may be abstract."""
-  return {path: tuple(leaf.shape) for path, leaf in flat_params(module).items()}
+  params = flat_params(module)
+  return {path: tuple(leaf.shape) for path, leaf in params.items()}
 
 
 def shapes_of(params: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
   """Path -> shape of flat parameters; lazy ones are not made for it."""
+  # lazy parameters know theirs
   if isinstance(params, LazyParams):
     return params.shapes
   return {path: tuple(array.shape) for path, array in params.items()}
@@ -67,15 +76,25 @@ def check_shapes(
   given: Mapping[str, tuple[int, ...]], needed: Mapping[str, tuple[int, ...]]
 ) -> None:
   """Raises ParameterMismatch, listing every difference, unless paths and shapes are as needed."""
-  problems = [f"missing     {path} {shape}" for path, shape in needed.items() if path not in given]
+  # missing ones first, then those that the model does not have, then misshapen ones
+  problems = []
+  for path, shape in needed.items():
+    if path not in given:
+      problems.append(f"missing     {path} {shape}")
   for path, shape in given.items():
     if path not in needed:
       problems.append(f"unexpected  {path} {tuple(shape)}")
   for path, shape in needed.items():
-    if path in given and tuple(given[path]) != tuple(shape):
-      problems.append(f"misshapen   {path}: {tuple(given[path])}, model needs {tuple(shape)}")
+    if path not in given:
+      continue
+    own = tuple(given[path])
+    shape = tuple(shape)
+    if own != shape:
+      problems.append(f"misshapen   {path}: {own}, model needs {shape}")
+
   if problems:
-    raise ParameterMismatch("parameters do not fit the model:\n  " + "\n  ".join(problems))
+    listed = "\n  ".join(problems)
+    raise ParameterMismatch(f"parameters do not fit the model:\n  {listed}")
 
 
 def load_params(module: nnx.Module, params: Mapping[str, np.ndarray]) -> None:
@@ -84,9 +103,11 @@ def load_params(module: nnx.Module, params: Mapping[str, np.ndarray]) -> None:
   Raises ParameterMismatch unless paths and shapes agree exactly.
   """
   check_shapes(shapes_of(params), flat_shapes(module))
-  for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+  state = nnx.state(module, nnx.Param)
+  for path, leaf in nnx.to_flat_state(state):
     array = params[_joined(path)]
-    leaf.set_value(jnp.asarray(array, leaf.get_value().dtype))
+    dtype = leaf.get_value().dtype
+    leaf.set_value(jnp.asarray(array, dtype))
 
 
 def params_digest(params: Mapping[str, np.ndarray]) -> str:
@@ -97,10 +118,12 @@ def params_digest(params: Mapping[str, np.ndarray]) -> str:
   digest = hashlib.sha256()
   for path in sorted(params):
     array = np.asarray(params[path])
-    digest.update(f"{path} {array.dtype} {array.shape}".encode())
+    header = f"{path} {array.dtype} {array.shape}"
+    digest.update(header.encode())
     digest.update(array.tobytes())
   return digest.hexdigest()
 
 
 def _joined(path: tuple) -> str:
-  return "/".join(map(str, path))
+  names = map(str, path)
+  return "/".join(names)

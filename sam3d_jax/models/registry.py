@@ -114,7 +114,8 @@ MODELS: dict[str, ModelKind] = {
 def lookup(name: str) -> ModelKind:
   """The entry of that name. Raises ConfigError for an unknown one."""
   if name not in MODELS:
-    raise ConfigError(f"model.name = {name!r} is not one of {', '.join(MODELS)}")
+    known = ", ".join(MODELS)
+    raise ConfigError(f"model.name = {name!r} is not one of {known}")
   return MODELS[name]
 
 
@@ -132,33 +133,45 @@ def completed(model: ConfigDict) -> ConfigDict:
   """A `model` section with the keys that it was recorded without. Raises ConfigError for an unknown
   model.
   """
+  later_keys = lookup(model.name).later_keys
   whole = model.copy_and_resolve_references()
   with whole.unlocked():
-    for path, later in lookup(model.name).later_keys.items():
+    for path, later in later_keys.items():
+      key = path[-1]
       section = section_of(whole, path)
-      if section is not None and path[-1] not in section:
-        section[path[-1]] = later.value
+      # a section that is switched off lacks nothing
+      if section is not None and key not in section:
+        section[key] = later.value
   return whole
 
 
 def typed_config(model: ConfigDict) -> Any:
   """The frozen dataclass of a `model` section. Raises ConfigError for an unknown model or key."""
-  return lookup(model.name).config(completed(model))
+  kind = lookup(model.name)
+  return kind.config(completed(model))
 
 
 def build_model(model: ConfigDict, *, rngs: nnx.Rngs) -> nnx.Module:
   """Builds the module of a `model` section with freshly initialised parameters."""
-  return lookup(model.name).module(typed_config(model), rngs=rngs)
+  kind = lookup(model.name)
+  cfg = typed_config(model)
+  return kind.module(cfg, rngs=rngs)
 
 
 def abstract_model(model: ConfigDict) -> nnx.Module:
   """The same module with shapes in place of arrays: takes no memory and touches no device."""
-  return nnx.eval_shape(lambda: build_model(model, rngs=nnx.Rngs(0)))
+
+  def build():
+    return build_model(model, rngs=nnx.Rngs(0))
+
+  return nnx.eval_shape(build)
 
 
 def forward_cost(model: ConfigDict, *, plain: bool) -> flops.Cost:
   """FLOPs of a forward pass of a `model` section; `plain`: the fixed reference count."""
-  return lookup(model.name).cost(typed_config(model), plain=plain)
+  kind = lookup(model.name)
+  cfg = typed_config(model)
+  return kind.cost(cfg, plain=plain)
 
 
 def stack_depths(model: ConfigDict) -> dict[str, int]:
@@ -170,7 +183,9 @@ def stack_depths(model: ConfigDict) -> dict[str, int]:
 def remat_policy(model: ConfigDict) -> str:
   """The configured rematerialisation policy of a `model` section; '' for a model without."""
   key = lookup(model.name).remat
-  return _at(model, key) if key else ""
+  if not key:
+    return ""
+  return _at(model, key)
 
 
 def _at(model: ConfigDict, key: str) -> Any:

@@ -38,16 +38,21 @@ class SamplerConfig:
   def __post_init__(self):
     # kept as sorted pairs, so that the configuration hashes and can be static under jit
     if isinstance(self.guidance, Mapping):
-      object.__setattr__(self, "guidance", tuple(sorted(self.guidance.items())))
+      pairs = sorted(self.guidance.items())
+      object.__setattr__(self, "guidance", tuple(pairs))
     if self.interval is not None:
       object.__setattr__(self, "interval", tuple(self.interval))
+
+    # what cannot be sampled
     solvers.method(self.method)
     if self.steps < 1:
       raise ValueError(f"steps = {self.steps}: a sampler needs at least one step")
     if self.shortcut and self.pointmap_guidance is not None:
       raise ValueError("shortcut sampling takes no guidance: set pointmap_guidance = None")
-    if self.interval is not None and not 0.0 <= self.interval[0] <= self.interval[1] <= 1.0:
-      raise ValueError(f"interval = {self.interval}: give two times in [0, 1], the smaller first")
+    if self.interval is not None:
+      low, high = self.interval
+      if not 0.0 <= low <= high <= 1.0:
+        raise ValueError(f"interval = {self.interval}: give two times in [0, 1], the smaller first")
 
   def grid(self) -> np.ndarray:
     """Times visited, (steps + 1,)."""
@@ -57,12 +62,23 @@ class SamplerConfig:
     """The d to feed: 1 / steps in shortcut mode (whatever the grid's own steps are, as published),
     else 0.
     """
-    return 1.0 / self.steps if self.shortcut else 0.0
+    if self.shortcut:
+      return 1.0 / self.steps
+    return 0.0
 
   def strengths(self, t: float, latents) -> tuple[tuple[str, float], ...] | None:
     """Guidance strengths at a static time, None where one forward pass is enough."""
-    strength = dict(self.guidance) if isinstance(self.guidance, tuple) else self.guidance
-    return None if self.shortcut else guidance.strengths_at(t, strength, self.interval, latents)
+    if self.shortcut:
+      return None
+    strength = self.guidance
+    if isinstance(strength, tuple):
+      strength = dict(strength)
+    return guidance.strengths_at(
+      t,
+      strength,
+      self.interval,
+      latents,
+    )
 
 
 def guided_velocity(
@@ -91,12 +107,24 @@ def guided_velocity(
     conditional = velocity(x, t[None], tokens_BSD, d)
     if strengths is None:
       return conditional
+
+    # away from what the model would do without a condition
     unconditional = velocity(x, t[None], unconditional_tokens_BSD, d)
     if pointmap_guidance is None:
-      return guidance.combine(conditional, unconditional, dict(strengths))
+      return guidance.combine(
+        conditional,
+        unconditional,
+        dict(strengths),
+      )
+
+    # and, with a weight of its own, from what it would do without the point map
     without_pointmap = velocity(x, t[None], tokens_without_pointmap_BSD, d)
     return guidance.combine_pointmap(
-      conditional, without_pointmap, unconditional, dict(strengths), pointmap_guidance
+      conditional,
+      without_pointmap,
+      unconditional,
+      dict(strengths),
+      pointmap_guidance,
     )
 
   return field
@@ -117,6 +145,9 @@ def integrate_noise(
   none.
   """
 
+  def strengths_of(t):
+    return cfg.strengths(t, noise)
+
   def velocity_at(strengths):
     return guided_velocity(
       velocity,
@@ -132,7 +163,7 @@ def integrate_noise(
     noise,
     cfg.grid(),
     solver=cfg.method,
-    kind=lambda t: cfg.strengths(t, noise),
+    kind=strengths_of,
     fixed=fixed,
     trajectory=trajectory,
   )
@@ -174,14 +205,21 @@ def sample_latents(
     raise ValueError(
       f"fixed latents {', '.join(unknown)} are not among {', '.join(sorted(shapes))}"
     )
+
+  # the condition, with and without its point map
   tokens_BSD = model.encode(cond)
   without_BSD = None
   if cfg.pointmap_guidance is not None:
-    without_BSD = model.encode(cond, jnp.ones(len(key_B2), bool))
+    drop_B = jnp.ones(len(key_B2), bool)
+    without_BSD = model.encode(cond, drop_B)
+
+  # from noise to data
   d = paths.step_size(model, (cfg.step_size(),))
+  keys = draws.wrap_keys(key_B2)
+  noise = draws.noise(keys, shapes)
   return integrate_noise(
     model.velocity,
-    draws.noise(draws.wrap_keys(key_B2), shapes),
+    noise,
     tokens_BSD,
     cfg,
     d=d,

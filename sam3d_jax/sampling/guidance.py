@@ -32,23 +32,37 @@ def strengths_at(
 
   An interval holds both its ends; the interval None never guides.
   """
+  strengths = []
+  guided = False
+  for name in sorted(latents):
+    limits = of_latent(interval, name)
+    s = 0.0
+    if limits is not None and limits[0] <= t <= limits[1]:
+      s = float(of_latent(strength, name))
+    strengths.append((name, s))
+    guided = guided or s > 0
+  # one forward pass is enough where nothing is guided
+  if not guided:
+    return None
+  return tuple(strengths)
 
-  def one(name):
-    limits = interval[name] if isinstance(interval, Mapping) else interval
-    s = strength[name] if isinstance(strength, Mapping) else strength
-    return float(s) if limits is not None and limits[0] <= t <= limits[1] else 0.0
 
-  strengths = tuple((name, one(name)) for name in sorted(latents))
-  return strengths if any(s > 0 for _, s in strengths) else None
+def of_latent(value, name: str):
+  """The latent's own value where there is one a latent, else the common one."""
+  if isinstance(value, Mapping):
+    return value[name]
+  return value
 
 
 def combine(
   conditional: Latents, unconditional: Latents, strengths: Mapping[str, float]
 ) -> dict[str, jax.Array]:
   """(1 + s) v_c - s v_0 with each latent's own s."""
-  return {
-    k: (1.0 + strengths[k]) * v - strengths[k] * unconditional[k] for k, v in conditional.items()
-  }
+  guided = {}
+  for k, v in conditional.items():
+    s = strengths[k]
+    guided[k] = (1.0 + s) * v - s * unconditional[k]
+  return guided
 
 
 def combine_pointmap(
@@ -59,14 +73,14 @@ def combine_pointmap(
   pointmap_strength: float,
 ) -> dict[str, jax.Array]:
   """v_c + p (v_c - v_n) + s (v_n - v_0) with each latent's own s; where s is 0, v_c stays."""
-
-  def one(k, c):
-    if strengths[k] == 0:
-      return c
-    return (
-      c
-      + pointmap_strength * (c - without_pointmap[k])
-      + strengths[k] * (without_pointmap[k] - unconditional[k])
-    )
-
-  return {k: one(k, c) for k, c in conditional.items()}
+  p = pointmap_strength
+  guided = {}
+  for k, v_c in conditional.items():
+    s = strengths[k]
+    if s == 0:
+      guided[k] = v_c
+      continue
+    v_n = without_pointmap[k]
+    of_pointmap = v_c + p * (v_c - v_n)
+    guided[k] = of_pointmap + s * (v_n - unconditional[k])
+  return guided

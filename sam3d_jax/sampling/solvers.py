@@ -36,7 +36,8 @@ METHODS = {
 def method(name: str) -> Method:
   """A method by name. Raises ValueError for an unknown name."""
   if name not in METHODS:
-    raise ValueError(f"solver {name!r} is not one of {', '.join(METHODS)}")
+    known = ", ".join(METHODS)
+    raise ValueError(f"solver {name!r} is not one of {known}")
   return METHODS[name]
 
 
@@ -44,12 +45,21 @@ def step(
   rule: Method, velocities: Sequence[Velocity], x: Latents, t: jax.Array, h: jax.Array
 ) -> dict[str, jax.Array]:
   """One step from t to t + h; `velocities` holds one velocity function a stage."""
-  slope, total = None, None
+  slope = None
+  total = None
   for c, b, velocity in zip(rule.c, rule.b, velocities, strict=True):
-    at = x if slope is None else {k: x[k] + c * h * slope[k] for k in x}
+    # where the stage lies: as far along the last stage's slope
+    at = x
+    if slope is not None:
+      at = {k: x[k] + c * h * slope[k] for k in x}
     slope = velocity(at, t + c * h)
-    if b:
-      total = {k: b * v if total is None else total[k] + b * v for k, v in slope.items()}
+    # its share of the average slope
+    if not b:
+      continue
+    if total is None:
+      total = {k: b * v for k, v in slope.items()}
+    else:
+      total = {k: total[k] + b * v for k, v in slope.items()}
   return {k: x[k] + h * total[k] for k in x}
 
 
@@ -82,26 +92,41 @@ def integrate(
   rule = method(solver)
   fixed = {} if fixed is None else dict(fixed)
   x = {**x, **fixed}
-  starts, sizes = grid[:-1], np.diff(grid)
-  kinds = [
-    tuple(kind(float(t + c * h)) for c in rule.c) for t, h in zip(starts, sizes, strict=True)
-  ]
+
+  # the labels of each step's stages
+  starts = grid[:-1]
+  sizes = np.diff(grid)
+  kinds = []
+  for t, h in zip(starts, sizes, strict=True):
+    stages = [float(t + c * h) for c in rule.c]
+    labels = tuple(kind(stage) for stage in stages)
+    kinds.append(labels)
+
+  # one scan for each run of steps with equal labels
   states = []
-  for labels, run in itertools.groupby(range(len(sizes)), key=kinds.__getitem__):
+  numbers = range(len(sizes))
+  for labels, run in itertools.groupby(numbers, key=kinds.__getitem__):
     run = list(run)
     velocities = [velocity_at(label) for label in labels]
 
     def body(x, th, velocities=velocities):
-      x = {**step(rule, velocities, x, *th), **fixed}
+      t, h = th
+      moved = step(rule, velocities, x, t, h)
+      x = {**moved, **fixed}
       return x, x if trajectory else None
 
-    x, history = jax.lax.scan(
-      body, x, (jnp.asarray(starts[run], jnp.float32), jnp.asarray(sizes[run], jnp.float32))
-    )
+    times = jnp.asarray(starts[run], jnp.float32)
+    steps = jnp.asarray(sizes[run], jnp.float32)
+    x, history = jax.lax.scan(body, x, (times, steps))
     states.append(history)
+
   if not trajectory:
     return x
-  return x, {k: jnp.concatenate([s[k] for s in states]) for k in x}
+  visited = {}
+  for k in x:
+    runs = [history[k] for history in states]
+    visited[k] = jnp.concatenate(runs)
+  return x, visited
 
 
 def constant(velocity: Velocity) -> Callable[[Hashable], Velocity]:

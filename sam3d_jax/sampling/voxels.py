@@ -11,7 +11,8 @@ MAX_VOXELS = 42_000
 
 def occupied(logits_XYZ: np.ndarray) -> np.ndarray:
   """Coordinates (V, 3) int32 of the voxels with logit > 0, in x-major order."""
-  return np.argwhere(np.asarray(logits_XYZ) > 0).astype(np.int32)
+  is_occupied = np.asarray(logits_XYZ) > 0
+  return np.argwhere(is_occupied).astype(np.int32)
 
 
 def surface(coords_V3: np.ndarray, distance: int = 1) -> np.ndarray:
@@ -23,13 +24,20 @@ def surface(coords_V3: np.ndarray, distance: int = 1) -> np.ndarray:
   coords_V3 = np.asarray(coords_V3)
   if len(coords_V3) == 0:
     return coords_V3
+
+  # a grid around the voxels, with a margin in which there are none
   low = coords_V3.min(0) - distance
   local = coords_V3 - low
-  grid = np.zeros(local.max(0) + distance + 1, bool)
+  size = local.max(0) + distance + 1
+  grid = np.zeros(size, bool)
   grid[tuple(local.T)] = True
+
+  # whose neighbourhood is full
   full = np.ones(len(local), bool)
-  for offset in itertools.product(range(-distance, distance + 1), repeat=3):
-    full &= grid[tuple((local + offset).T)]
+  offsets = range(-distance, distance + 1)
+  for offset in itertools.product(offsets, repeat=3):
+    neighbour = local + offset
+    full &= grid[tuple(neighbour.T)]
   return coords_V3[~full]
 
 
@@ -41,15 +49,21 @@ def halve(coords_V3: np.ndarray) -> np.ndarray:
   fractions are cut off. Returns sorted rows.
   """
   x = np.asarray(coords_V3, np.float32)
-  low, high = x.min(0), x.max(0)
+  low = x.min(0)
+  high = x.max(0)
   centre = (low + high) / 2
   extent = high - low + 1
   # from the first to the last voxel; an axis of one voxel stays where it is
   target = np.maximum(extent / 2 - 1, 0)
-  moved = np.round((x - centre) * target / np.maximum(extent - 1, 1) + centre)
+  source = np.maximum(extent - 1, 1)
+  scaled = (x - centre) * target / source
+  moved = np.round(scaled + centre)
+  # within the bounds of half the box
   reach = target / 2
-  bounds = np.trunc(centre - reach), np.trunc(centre + reach)
-  return np.unique(np.clip(moved, *bounds).astype(np.int32), axis=0)
+  first = np.trunc(centre - reach)
+  last = np.trunc(centre + reach)
+  clamped = np.clip(moved, first, last).astype(np.int32)
+  return np.unique(clamped, axis=0)
 
 
 def active_voxels(
@@ -61,9 +75,13 @@ def active_voxels(
     coords (V, 3) int32 and the factor (1 or 2) by which they were shrunk, so that at most
     `max_voxels` remain: a size found later has to be multiplied by it.
   """
-  return limit(surface(occupied(logits_XYZ)), max_voxels=max_voxels)
+  coords_V3 = occupied(logits_XYZ)
+  coords_V3 = surface(coords_V3)
+  return limit(coords_V3, max_voxels=max_voxels)
 
 
 def limit(coords_V3: np.ndarray, *, max_voxels: int = MAX_VOXELS) -> tuple[np.ndarray, int]:
   """(coords, 1) if there are at most `max_voxels`, else (halved coords, 2)."""
-  return (coords_V3, 1) if len(coords_V3) <= max_voxels else (halve(coords_V3), 2)
+  if len(coords_V3) <= max_voxels:
+    return coords_V3, 1
+  return halve(coords_V3), 2

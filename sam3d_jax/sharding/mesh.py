@@ -38,25 +38,30 @@ def axis_sizes(cfg: MeshConfig, device_count: int) -> dict[str, int]:
   naming the keys.
   """
   sizes = {axis: getattr(cfg, axis) for axis in AXES}
-  bad = {a: n for a, n in sizes.items() if n == 0 or n < -1}
-  if bad or sum(n == -1 for n in sizes.values()) > 1:
+  given = tuple(sizes.values())
+  keys = f"mesh.{{{','.join(AXES)}}}"
+
+  # what a size may be
+  bad = [n for n in given if n == 0 or n < -1]
+  if bad or given.count(-1) > 1:
     raise ConfigError(
       f"mesh sizes {sizes}: every axis is a positive number, at most one is -1 (takes what is left)"
     )
-  fixed = math.prod(n for n in sizes.values() if n != -1)
-  if -1 in sizes.values():
+
+  # -1 takes what is left; else all devices have to be used
+  fixed = math.prod(n for n in given if n != -1)
+  if -1 in given:
     if device_count % fixed:
-      raise ConfigError(
-        f"mesh.{{{','.join(AXES)}}} = {tuple(sizes.values())} does not divide {device_count} "
-        "devices"
-      )
-    sizes = {a: device_count // fixed if n == -1 else n for a, n in sizes.items()}
+      raise ConfigError(f"{keys} = {given} does not divide {device_count} devices")
+    open_axis = AXES[given.index(-1)]
+    sizes[open_axis] = device_count // fixed
   elif fixed != device_count:
     raise ConfigError(
-      f"mesh.{{{','.join(AXES)}}} = {tuple(sizes.values())} needs {fixed} devices, there are "
+      f"{keys} = {given} needs {fixed} devices, there are "
       f"{device_count}; "
       "set one axis to -1 to fill what is left"
     )
+
   if sizes["data"] % cfg.dcn_data:
     raise ConfigError(
       f"mesh.dcn_data = {cfg.dcn_data} does not divide the data axis of {sizes['data']}"
@@ -68,26 +73,40 @@ def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
   """The mesh over all devices (or those given). Axes are Auto: the compiler partitions, rules give
   it the parameters' layout.
   """
-  devices = jax.devices() if devices is None else devices
+  if devices is None:
+    devices = jax.devices()
   sizes = axis_sizes(cfg, len(devices))
   shape = tuple(sizes[a] for a in AXES)
+
   if cfg.dcn_data > 1:
-    within = (sizes["data"] // cfg.dcn_data, *shape[1:])
+    # copies across the slow network, the rest within a slice
+    copies = sizes["data"] // cfg.dcn_data
     array = mesh_utils.create_hybrid_device_mesh(
-      within, (cfg.dcn_data, 1, 1, 1), devices, allow_split_physical_axes=True
+      (copies, *shape[1:]),
+      (cfg.dcn_data, 1, 1, 1),
+      devices,
+      allow_split_physical_axes=True,
     )
   elif len(devices) == 1 or devices[0].platform == "cpu":
+    # no network to follow
     array = np.asarray(devices).reshape(shape)
   else:
-    array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-  return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    array = mesh_utils.create_device_mesh(
+      shape,
+      devices,
+      allow_split_physical_axes=True,
+    )
+
+  auto = (AxisType.Auto,) * len(AXES)
+  return Mesh(array, AXES, axis_types=auto)
 
 
 def batch_spec(ndim: int, token_axis: int | None) -> P:
   """Partition of one batch array: axis 0 over data and fsdp, the tokens of an example, if the array
   holds any, over context.
   """
-  axes: list = [BATCH_AXES, *(None,) * (ndim - 1)]
+  others = (None,) * (ndim - 1)
+  axes: list = [BATCH_AXES, *others]
   if token_axis is not None:
     axes[token_axis] = "context"
   return P(*axes)
@@ -103,7 +122,8 @@ def batch_shardings(mesh: Mesh, batch):
   token_axes = TOKEN_AXES.get(type(batch), {})
 
   def sharding(key_path, leaf):
-    spec = batch_spec(len(leaf.shape), token_axes.get(path_of(key_path)))
+    token_axis = token_axes.get(path_of(key_path))
+    spec = batch_spec(len(leaf.shape), token_axis)
     return NamedSharding(mesh, spec)
 
   return jax.tree_util.tree_map_with_path(sharding, batch)
@@ -116,14 +136,20 @@ def place_batch(mesh: Mesh, batch):
   shardings = batch_shardings(mesh, batch)
   if jax.process_count() == 1:
     return jax.device_put(batch, shardings)
-  return jax.tree.map(jax.make_array_from_process_local_data, shardings, batch)
+  return jax.tree.map(
+    jax.make_array_from_process_local_data,
+    shardings,
+    batch,
+  )
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
   """Raises ConfigError unless the global batch divides over the batch axes of the mesh."""
   ways = math.prod(mesh.shape[a] for a in BATCH_AXES)
   if batch_size % ways:
+    multiple = round(batch_size / ways) * ways
+    nearest = max(ways, multiple)
     raise ConfigError(
       f"batch_size = {batch_size} is global and does not divide over data x fsdp = {ways}; "
-      f"the nearest that does is {max(ways, round(batch_size / ways) * ways)}"
+      f"the nearest that does is {nearest}"
     )

@@ -51,26 +51,35 @@ REPLICATED_LIMIT = 0.02
 
 def rule_of(path: str) -> tuple[str | None, ...]:
   """The axes of a parameter's last dimensions. Raises ValueError unless one rule matches."""
-  hits = [(pattern, axes) for pattern, axes in RULES if re.fullmatch(pattern, path)]
-  if len(hits) != 1:
+  patterns = []
+  found = []
+  for pattern, axes in RULES:
+    if re.fullmatch(pattern, path):
+      patterns.append(pattern)
+      found.append(axes)
+  if len(found) != 1:
+    hits = ", ".join(patterns) or "none"
     raise ValueError(
-      f"{path}: {len(hits)} sharding rules match ({', '.join(p for p, _ in hits) or 'none'}), "
+      f"{path}: {len(found)} sharding rules match ({hits}), "
       "exactly one must; "
       "see sam3d_jax/sharding/rules.py"
     )
-  return hits[0][1]
+  return found[0]
 
 
 def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
   """Partition of one parameter. A dimension that its axis does not divide stays whole."""
-  axes = rule_of(path)
-  axes = (None,) * (len(shape) - len(axes)) + axes
-  return P(
-    *(
-      a if a is not None and n % mesh.shape[a] == 0 else None
-      for a, n in zip(axes, shape, strict=True)
-    )
-  )
+  # the rule names the last dimensions
+  last = rule_of(path)
+  leading = len(shape) - len(last)
+  axes = (None,) * leading + last
+  # an axis that does not divide its dimension is left out
+  spec = []
+  for axis, size in zip(axes, shape, strict=True):
+    if axis is not None and size % mesh.shape[axis]:
+      axis = None
+    spec.append(axis)
+  return P(*spec)
 
 
 def state_shardings(mesh: Mesh, abstract_state, param_shapes: Mapping[str, jax.ShapeDtypeStruct]):
@@ -79,24 +88,39 @@ def state_shardings(mesh: Mesh, abstract_state, param_shapes: Mapping[str, jax.S
 
   Leaves that are not a parameter's (counters) are replicated.
   """
-  specs = {p: param_spec(p, tuple(x.shape), mesh) for p, x in param_shapes.items()}
+  # of the parameters
+  specs = {}
+  for path, x in param_shapes.items():
+    specs[path] = param_spec(path, tuple(x.shape), mesh)
 
+  # of every leaf, by the parameter that it belongs to
   def sharding(key_path, leaf):
-    parts = path_of(key_path).split("/")
-    names = ("/".join(parts[i:]) for i in range(len(parts)))
-    name = next((n for n in names if n in specs), None)
-    if name is None and math.prod(leaf.shape) > 1:
-      raise ValueError(
-        f"{'/'.join(parts)} {leaf.shape} belongs to no parameter: how should it be split?"
-      )
-    return NamedSharding(mesh, specs[name] if name is not None else P())
+    whole = path_of(key_path)
+    spec = spec_within(whole, specs)
+    if spec is None:
+      if math.prod(leaf.shape) > 1:
+        raise ValueError(f"{whole} {leaf.shape} belongs to no parameter: how should it be split?")
+      spec = P()
+    return NamedSharding(mesh, spec)
 
   return jax.tree_util.tree_map_with_path(sharding, abstract_state)
 
 
+def spec_within(path: str, specs: Mapping[str, P]) -> P | None:
+  """Of the parameter that a path of the state ends in, as in opt/mu/PARAMETER; None without one."""
+  parts = path.split("/")
+  for i in range(len(parts)):
+    end = "/".join(parts[i:])
+    if end in specs:
+      return specs[end]
+  return None
+
+
 def shard_bytes(x) -> int:
   """Bytes of one device's part of an array (or shape struct) with a sharding."""
-  return math.prod(x.sharding.shard_shape(tuple(x.shape))) * x.dtype.itemsize
+  shape = tuple(x.shape)
+  part = x.sharding.shard_shape(shape)
+  return math.prod(part) * x.dtype.itemsize
 
 
 def replicated(mesh: Mesh, param_shapes: Mapping[str, jax.ShapeDtypeStruct]) -> list[str]:
@@ -105,10 +129,13 @@ def replicated(mesh: Mesh, param_shapes: Mapping[str, jax.ShapeDtypeStruct]) -> 
   """
   if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
     return []
-  total = sum(math.prod(x.shape) for x in param_shapes.values())
-  return [
-    p
-    for p, x in param_shapes.items()
-    if all(a is None for a in param_spec(p, tuple(x.shape), mesh))
-    and math.prod(x.shape) > REPLICATED_LIMIT * total
-  ]
+  sizes = {path: math.prod(x.shape) for path, x in param_shapes.items()}
+  limit = REPLICATED_LIMIT * sum(sizes.values())
+
+  found = []
+  for path, x in param_shapes.items():
+    spec = param_spec(path, tuple(x.shape), mesh)
+    whole = all(axis is None for axis in spec)
+    if whole and sizes[path] > limit:
+      found.append(path)
+  return found
