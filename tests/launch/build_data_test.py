@@ -1,9 +1,7 @@
-"""The build of a dataset: pure shards, resumable, whole or absent, honest about what it refuses."""
+"""A dataset built from meshes: a pure function of its configuration, resumable to the byte."""
 
-import errno
 import io
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -23,8 +21,7 @@ from data_pipelines.synth.camera import viewpoint
 from launch import build_data
 from launch.console import cli
 from launch.planners import builders, building
-from sam3d_jax.errors import ConfigError, InputError, JobFailed
-from sam3d_jax.files import atomic
+from sam3d_jax.errors import ConfigError
 from sam3d_jax.geometry.cameras import Camera
 from tests.support.tiny_build import CONFIG, ROOT, SMALL
 
@@ -45,11 +42,8 @@ def _plan(*overrides: str) -> shard_jobs.Plan:
 
 
 def _bytes(folder: pathlib.Path) -> dict[str, bytes]:
-  return {
-    p.relative_to(folder).as_posix(): p.read_bytes()
-    for p in sorted(folder.rglob("*"))
-    if p.is_file()
-  }
+  files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+  return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -59,38 +53,21 @@ def dataset(tmp_path_factory) -> pathlib.Path:
   return out
 
 
-# A toy builder: the executor knows nothing of meshes. Specifications are (key, action) lists.
+def _times(folder: pathlib.Path) -> dict[str, int]:
+  """When each whole shard was written."""
+  shards = [path for path in folder.glob("*.array_record-*") if path.name[0] != "."]
+  return {path.name: path.stat().st_mtime_ns for path in shards}
 
 
-def toy_shard(spec, refuse):
-  for key, action in spec:
-    if action == "refuse":
-      refuse(shard_jobs.Quarantined(path=key, reason="odd", detail=f"{key} is odd"))
-    elif action == "unwanted":
-      refuse(shard_jobs.Quarantined(path=key, reason="dull", detail=f"{key} is dull", fault=False))
-    elif action == "reject":
-      refuse.draw("hidden")
-    elif action == "full":
-      raise OSError(errno.ENOSPC, "No space left on device")
-    elif action == "interrupt":
-      raise KeyboardInterrupt
-    elif action == "die":
-      os._exit(3)
-    else:
-      yield schema.empty_example() | {"key": key, "view": np.int32(0)}
+def _examples(folder: pathlib.Path, split: str) -> list[dict]:
+  if not records.open_dataset(folder).info.splits[split].num_examples:
+    return []
+  opened = records.open_split(folder, split)
+  return [opened[index] for index in range(len(opened))]
 
 
-def _toy(*shards, identity=0) -> shard_jobs.Plan:
-  jobs = tuple(
-    shard_jobs.ShardJob("train", i, len(shards), len(s), s) for i, s in enumerate(shards)
-  )
-  return shard_jobs.Plan(
-    name="toy", jobs=jobs, make=toy_shard, identity={"number": identity}, lineage={}
-  )
-
-
-def _shard_names(folder: pathlib.Path) -> list[str]:
-  return sorted(p.name for p in folder.iterdir() if "array_record" in p.name and p.name[0] != ".")
+def _meshes(examples: list[dict]) -> set[str]:
+  return {example["mesh_key"] for example in examples}
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_workers(dataset, tmp_path):
@@ -102,203 +79,119 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(dataset, tmp_path):
 
 def test_another_seed_gives_other_images_of_other_objects(dataset, tmp_path):
   assert _run(f"out={tmp_path}", "seed=1") == 0
-  a, b = (records.open_split(folder, "train") for folder in (dataset, tmp_path))
-  assert {e["mesh_key"] for e in a}.isdisjoint(e["mesh_key"] for e in b)
-  assert a[0]["image"] != b[0]["image"]
+  one = _examples(dataset, "train")
+  other = _examples(tmp_path, "train")
+  assert _meshes(one).isdisjoint(_meshes(other))
+  assert one[0]["image"] != other[0]["image"]
 
 
 def test_a_killed_build_continues_to_the_same_bytes(dataset, tmp_path):
+  # killed with its first shard on disk
   out = tmp_path / "iso"
   command = [sys.executable, "-m", "launch.build_data", *_command(f"out={out}")]
   process = subprocess.Popen(
     command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
   )
   deadline = time.monotonic() + 120
-  while not (out.is_dir() and _shard_names(out)):
+  while not (out.is_dir() and _times(out)):
     assert process.poll() is None and time.monotonic() < deadline, "the build ended or made nothing"
     time.sleep(0.005)
   process.send_signal(signal.SIGKILL)
   process.wait()
-  finished = {name: (out / name).stat().st_mtime_ns for name in _shard_names(out)}
+
+  # continued, with what the killed process left half written
+  finished = _times(out)
   (out / ".iso_3do-train.999.part.array_record-00001-of-00002").write_bytes(b"half")
   assert _run(f"out={out}") == 0
-  assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished  # never rewritten
+  assert finished.items() <= _times(out).items()  # never rewritten
   assert _bytes(out) == _bytes(dataset)
 
 
 def test_building_a_finished_dataset_again_changes_nothing(dataset):
-  before = {p: p.stat().st_mtime_ns for p in dataset.rglob("*array_record*")}
-  content = _bytes(dataset)
+  times, content = _times(dataset), _bytes(dataset)
   assert _run(f"out={dataset}") == 0
-  assert {p: p.stat().st_mtime_ns for p in before} == before and _bytes(dataset) == content
-
-
-def test_ctrl_c_leaves_whole_shards_only(tmp_path):
-  plan = _toy([("a", ""), ("b", "")], [("c", ""), ("d", "interrupt")])
-  with pytest.raises(KeyboardInterrupt):
-    shard_jobs.build(plan, tmp_path, workers=1, quarantine_budget=0.0)
-  assert _shard_names(tmp_path) == ["toy-train.array_record-00000-of-00002"]
-  assert not list(tmp_path.rglob(atomic.LEFTOVERS))
-  with pytest.raises(records.DatasetError, match="did not finish|not a finished"):
-    records.open_split(tmp_path, "train")
-
-
-def test_refused_inputs_are_listed_and_counted(tmp_path):
-  plan = _toy([("a", ""), ("b", "refuse")], [("c", "refuse"), ("d", "refuse")], [("e", "")])
-  seen = []
-  result = shard_jobs.build(
-    plan,
-    tmp_path,
-    workers=1,
-    quarantine_budget=0.6,
-    progress=lambda n, refused: seen.append((n, dict(refused))),
-  )
-  assert result == shard_jobs.BuildResult({"train": 2}, 5, {"odd": 3})
-  lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
-  assert lines == [
-    {"path": p, "reason": "odd", "detail": f"{p} is odd", "fault": True} for p in "bcd"
-  ]
-  counts = json.loads((tmp_path / "build.json").read_text())["counts"]
-  assert counts == {
-    "inputs": 5,
-    "records": {"train": 2},
-    "refused": {"odd": 3},
-    "rejected_draws": {},
-  }
-  assert seen == [(2, {"odd": 1}), (2, {"odd": 3}), (1, {"odd": 3})]
-  assert shard_jobs.finished_inputs(plan, tmp_path) == 5
-  split = records.open_split(tmp_path, "train")
-  # the shard that lost everything is in the way of nothing
-  assert [split[i]["key"] for i in range(len(split))] == ["a", "e"]
-
-
-def test_rejected_draws_are_counted_by_reason_and_cost_no_budget(tmp_path):
-  plan = _toy([("a", ""), ("b", "reject")], [("c", "reject"), ("d", "")])
-  result = shard_jobs.build(plan, tmp_path, workers=1, quarantine_budget=0)
-  assert result == shard_jobs.BuildResult({"train": 2}, 4, {}, {"hidden": 2})
-  assert json.loads((tmp_path / "build.json").read_text())["counts"]["rejected_draws"] == {
-    "hidden": 2
-  }
-
-
-def test_more_refusals_than_the_budget_fail_the_build_with_the_counts(tmp_path):
-  plan = _toy([("a", ""), ("b", "refuse")], [("c", "refuse"), ("d", "")], [("e", "")])
-  with pytest.raises(
-    InputError, match=r"2 of 5 inputs were refused \(odd 2\), more than quarantine_budget = 0.2"
-  ):
-    shard_jobs.build(plan, tmp_path, workers=1, quarantine_budget=0.2)
-  assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 2
-  assert len(_shard_names(tmp_path)) == 2  # the third is not begun
-  assert not (tmp_path / records.INFO_FILE).exists()
-  shard_jobs.build(plan, tmp_path, workers=1, quarantine_budget=0.4)  # raising the budget continues
-  assert len(records.open_split(tmp_path, "train")) == 3
-
-
-def test_inputs_that_the_recipe_does_not_want_are_counted_but_not_against_the_budget(tmp_path):
-  plan = _toy([("a", ""), ("b", "unwanted")], [("c", "unwanted"), ("d", "unwanted")])
-  result = shard_jobs.build(plan, tmp_path / "some", workers=1, quarantine_budget=0)
-  assert result == shard_jobs.BuildResult({"train": 1}, 4, {"dull": 3})
-  with pytest.raises(InputError, match=r"none of 1 inputs became an example \(dull 1\)"):
-    shard_jobs.build(_toy([("a", "unwanted")]), tmp_path / "all", workers=1, quarantine_budget=1)
-
-
-def test_a_folder_of_another_build_is_named_with_the_difference(tmp_path):
-  shard_jobs.build(_toy([("a", "")]), tmp_path, workers=1, quarantine_budget=0)
-  with pytest.raises(InputError, match="number: 0 there, 1 here.*--config.out=DIR.*delete"):
-    shard_jobs.build(_toy([("a", "")], identity=1), tmp_path, workers=1, quarantine_budget=0)
-  (tmp_path / "build.json").unlink()
-  with pytest.raises(InputError, match="not made by this command"):
-    shard_jobs.build(_toy([("a", "")]), tmp_path, workers=1, quarantine_budget=0)
-
-
-def test_a_full_disk_and_an_unwritable_folder_say_what_to_do(tmp_path):
-  with pytest.raises(InputError, match="disk is full.*--config.out=DIR"):
-    shard_jobs.build(
-      _toy([("a", ""), ("b", "full")]), tmp_path / "full", workers=1, quarantine_budget=0
-    )
-  assert not _shard_names(tmp_path / "full") and not list(
-    (tmp_path / "full").rglob(atomic.LEFTOVERS)
-  )
-  (tmp_path / "file").write_text("")
-  with pytest.raises(InputError, match="cannot be written"):
-    shard_jobs.build(_toy([("a", "")]), tmp_path / "file" / "out", workers=1, quarantine_budget=0)
-
-
-def test_a_dead_worker_is_reported_and_finished_shards_are_kept(tmp_path):
-  plan = _toy([("a", "")], [("b", "die")], [("c", "")])
-  with pytest.raises(JobFailed, match="worker process died.*same command"):
-    shard_jobs.build(plan, tmp_path, workers=2, quarantine_budget=0)
-  assert not list(tmp_path.rglob(atomic.LEFTOVERS))
+  assert _times(dataset) == times
+  assert _bytes(dataset) == content
 
 
 def test_train_and_test_objects_are_disjoint_and_equal_files_stay_together(dataset, tmp_path):
-  train, test = (records.open_split(dataset, split) for split in ("train", "test"))
+  # objects
+  train, test = _examples(dataset, "train"), _examples(dataset, "test")
   assert (len(train), len(test)) == (8, 4)
-  assert {e["mesh_key"] for e in train}.isdisjoint(e["mesh_key"] for e in test)
+  assert _meshes(train).isdisjoint(_meshes(test))
+
+  # eight files, each twice
   for i in range(8):
     mesh = trimesh.creation.icosphere(1, radius=i + 1)
     for copy in "ab":
       mesh.export(tmp_path / f"{copy}{i}.ply")
-  splits = sources.split_inputs(
-    sources.list_inputs(sources.SourceConfig(source=str(tmp_path))), 0.25
-  )
+  inputs = sources.list_inputs(sources.SourceConfig(source=str(tmp_path)))
+  splits = sources.split_inputs(inputs, 0.25)
   assert len(splits["test"]) == 4
   for items in splits.values():
-    assert {i.name for i in items} == {copy + i.name[1:] for i in items for copy in "ab"}
+    names = {item.name for item in items}
+    assert names == {copy + name[1:] for name in names for copy in "ab"}
 
 
 def test_voxels_projected_with_the_pose_cover_the_mask(tmp_path):
-  assert (
-    _run(f"out={tmp_path}", "image_size=160", "procedural.families=('crate','bottle','house')") == 0
-  )
-  split = records.open_split(tmp_path, "train")
+  overrides = ("image_size=160", "procedural.families=('crate','bottle','house')")
+  assert _run(f"out={tmp_path}", *overrides) == 0
+  inner = np.stack(np.meshgrid(*[[0.3, 0.5, 0.7]] * 3), -1).reshape(-1, 3)
   ious = []
-  for i in range(len(split)):
-    e = split[i]
-    c = {k: float(v) for k, v in e["camera"].items()}
-    camera = Camera(c["fx"], c["fy"], c["cx"], c["cy"], int(c["width"]), int(c["height"]))
-    rotation, translation = e["rotation"].astype(float), e["translation"].astype(float)
-    scale = float(e["scale"][0])
+  for example in _examples(tmp_path, "train"):
+    # the view
+    stated = {key: float(value) for key, value in example["camera"].items()}
+    width, height = int(stated.pop("width")), int(stated.pop("height"))
+    camera = Camera(**stated, width=width, height=height)
+    rotation = example["rotation"].astype(float)
+    translation = example["translation"].astype(float)
+    scale = float(example["scale"][0])
     seen = viewpoint(camera, rotation, translation, scale)
-    inner = np.stack(np.meshgrid(*[[0.3, 0.5, 0.7]] * 3), -1).reshape(-1, 3)
-    points = ((e["voxels"][:, None] + inner) / 64 - 0.5).reshape(-1, 3)
+
+    # several points of every voxel, drawn
+    points = ((example["voxels"][:, None] + inner) / 64 - 0.5).reshape(-1, 3)
     column, row = np.floor(seen.project(points)).astype(int).T
     drawn = np.zeros((160, 160), bool)
     drawn[row, column] = True
-    mask = np.asarray(Image.open(io.BytesIO(e["mask"]))) > 0
+    mask = np.asarray(Image.open(io.BytesIO(example["mask"]))) > 0
     ious.append((drawn & mask).sum() / (drawn | mask).sum())
-    on_object = (e["pointmap"][mask].astype(float) - translation) @ rotation / scale
+
+    # points of the point map lie in the unit cube
+    on_object = (example["pointmap"][mask].astype(float) - translation) @ rotation / scale
     assert np.abs(on_object).max() < 0.51
-  assert np.mean(ious) > 0.9 and min(ious) > 0.8, ious
+  assert np.mean(ious) > 0.9, ious
+  assert min(ious) > 0.8, ious
 
 
 def test_records_carry_what_the_schema_promises(dataset):
-  split = records.open_split(dataset, "train")
-  assert len({split[i]["key"] for i in range(len(split))}) == len(split)
-  for i in range(len(split)):
-    e = split[i]
-    present = (
-      "image",
-      "mask",
-      "mask_full",
-      "pointmap",
-      "camera",
-      "voxels",
-      "rotation",
-      "translation",
-      "scale",
-      "mesh_key",
-      "license",
-    )
-    assert all(schema.is_present(e, field) for field in present)
-    assert not any(schema.is_present(e, field) for field in ("structure_latent", "slat", "rating"))
-    assert Image.open(io.BytesIO(e["image"])).size == (40, 40) and e["pointmap"].shape == (
-      40,
-      40,
-      3,
-    )
-    np.testing.assert_allclose(e["rotation"] @ e["rotation"].T, np.eye(3), atol=1e-6)
-    assert json.loads(e["lineage"])["mesh"].startswith("procedural/0/")
+  examples = _examples(dataset, "train")
+  assert len({example["key"] for example in examples}) == len(examples)
+  promised = (
+    "image",
+    "mask",
+    "mask_full",
+    "pointmap",
+    "camera",
+    "voxels",
+    "rotation",
+    "translation",
+    "scale",
+    "mesh_key",
+    "license",
+  )
+  for example in examples:
+    # what is there, and what is not
+    for field in promised:
+      assert schema.is_present(example, field)
+    for field in ("structure_latent", "slat", "rating"):
+      assert not schema.is_present(example, field)
+
+    # sizes, pose, lineage
+    assert Image.open(io.BytesIO(example["image"])).size == (40, 40)
+    assert example["pointmap"].shape == (40, 40, 3)
+    rotation = example["rotation"]
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-6)
+    assert json.loads(example["lineage"])["mesh"].startswith("procedural/0/")
 
 
 def test_a_folder_of_meshes_builds_and_its_bad_files_are_quarantined(shared_dir, tmp_path):
@@ -312,24 +205,13 @@ def test_a_folder_of_meshes_builds_and_its_bad_files_are_quarantined(shared_dir,
   assert _run(*common) == 2
   assert _run(*common, "quarantine_budget=0.3") == 0
   assert json.loads((tmp_path / "out" / "quarantine.jsonl").read_text())["reason"] == "unreadable"
-  kept = [
-    e
-    for s in ("train", "test")
-    if (tmp_path / "out").glob(f"*{s}*")
-    for e in _examples(tmp_path / "out", s)
-  ]
-  assert {(json.loads(e["lineage"])["mesh"], e["license"]) for e in kept} == {
+  kept = _examples(tmp_path / "out", "train") + _examples(tmp_path / "out", "test")
+  found = {(json.loads(example["lineage"])["mesh"], example["license"]) for example in kept}
+  assert found == {
     ("sub/spot.glb", "CC0-1.0"),
     ("sub/wing_nut.stl", "unknown"),
     ("sub/milk_truck.glb", "unknown"),
   }
-
-
-def _examples(folder: pathlib.Path, split: str) -> list[dict]:
-  if not records.open_dataset(folder).info.splits[split].num_examples:
-    return []
-  opened = records.open_split(folder, split)
-  return [opened[i] for i in range(len(opened))]
 
 
 def test_a_build_is_identified_by_what_changes_its_bytes():

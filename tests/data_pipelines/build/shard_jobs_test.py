@@ -1,0 +1,172 @@
+"""Running a plan of shards: resumable, whole or absent, honest about what is refused.
+
+The builder is a toy, since running a plan knows nothing of meshes. Its specifications are lists of
+(key, action).
+"""
+
+import errno
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from data_pipelines.build import shard_jobs
+from data_pipelines.format import records, schema
+from sam3d_jax.errors import InputError, JobFailed
+from sam3d_jax.files import atomic
+
+
+def toy_shard(spec, refuse):
+  for key, action in spec:
+    if action == "refuse":
+      refuse(shard_jobs.Quarantined(key, "odd", f"{key} is odd"))
+    elif action == "unwanted":
+      refuse(shard_jobs.Quarantined(key, "dull", f"{key} is dull", fault=False))
+    elif action == "reject":
+      refuse.draw("hidden")
+    elif action == "full":
+      raise OSError(errno.ENOSPC, "No space left on device")
+    elif action == "interrupt":
+      raise KeyboardInterrupt
+    elif action == "die":
+      os._exit(3)
+    else:
+      yield schema.empty_example() | {"key": key, "view": np.int32(0)}
+
+
+def toy_plan(*shards, identity=0) -> shard_jobs.Plan:
+  jobs = []
+  for index, spec in enumerate(shards):
+    jobs.append(shard_jobs.ShardJob("train", index, len(shards), len(spec), spec))
+  return shard_jobs.Plan(
+    name="toy",
+    jobs=tuple(jobs),
+    make=toy_shard,
+    identity={"number": identity},
+    lineage={},
+  )
+
+
+def build(plan: shard_jobs.Plan, out: pathlib.Path, budget: float = 0.0, **how):
+  settings = {"workers": 1, **how}
+  return shard_jobs.build(plan, out, quarantine_budget=budget, **settings)
+
+
+def shard_names(folder: pathlib.Path) -> list[str]:
+  names = [path.name for path in folder.iterdir()]
+  return sorted(name for name in names if "array_record" in name and name[0] != ".")
+
+
+def quarantine(folder: pathlib.Path) -> list[dict]:
+  lines = (folder / "quarantine.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def counts(folder: pathlib.Path) -> dict:
+  return json.loads((folder / "build.json").read_text())["counts"]
+
+
+def test_ctrl_c_leaves_whole_shards_only(tmp_path):
+  plan = toy_plan([("a", ""), ("b", "")], [("c", ""), ("d", "interrupt")])
+  with pytest.raises(KeyboardInterrupt):
+    build(plan, tmp_path)
+  assert shard_names(tmp_path) == ["toy-train.array_record-00000-of-00002"]
+  assert not list(tmp_path.rglob(atomic.LEFTOVERS))
+  with pytest.raises(records.DatasetError, match="did not finish|not a finished"):
+    records.open_split(tmp_path, "train")
+
+
+def test_refused_inputs_are_listed_and_counted(tmp_path):
+  plan = toy_plan([("a", ""), ("b", "refuse")], [("c", "refuse"), ("d", "refuse")], [("e", "")])
+  seen = []
+
+  def progress(inputs: int, refused: dict[str, int]) -> None:
+    seen.append((inputs, dict(refused)))
+
+  # said while it runs, and at the end
+  result = build(plan, tmp_path, budget=0.6, progress=progress)
+  assert result == shard_jobs.BuildResult({"train": 2}, 5, {"odd": 3})
+  assert seen == [(2, {"odd": 1}), (2, {"odd": 3}), (1, {"odd": 3})]
+
+  # on disk
+  expected = []
+  for key in "bcd":
+    expected.append({"path": key, "reason": "odd", "detail": f"{key} is odd", "fault": True})
+  assert quarantine(tmp_path) == expected
+  assert counts(tmp_path) == {
+    "inputs": 5,
+    "records": {"train": 2},
+    "refused": {"odd": 3},
+    "rejected_draws": {},
+  }
+
+  # the shard that lost everything is in the way of nothing
+  assert shard_jobs.finished_inputs(plan, tmp_path) == 5
+  split = records.open_split(tmp_path, "train")
+  assert [split[index]["key"] for index in range(len(split))] == ["a", "e"]
+
+
+def test_rejected_draws_are_counted_by_reason_and_cost_no_budget(tmp_path):
+  plan = toy_plan([("a", ""), ("b", "reject")], [("c", "reject"), ("d", "")])
+  result = build(plan, tmp_path)
+  assert result == shard_jobs.BuildResult({"train": 2}, 4, {}, {"hidden": 2})
+  assert counts(tmp_path)["rejected_draws"] == {"hidden": 2}
+
+
+def test_more_refusals_than_the_budget_fail_the_build_with_the_counts(tmp_path):
+  plan = toy_plan([("a", ""), ("b", "refuse")], [("c", "refuse"), ("d", "")], [("e", "")])
+  message = r"2 of 5 inputs were refused \(odd 2\), more than quarantine_budget = 0.2"
+  with pytest.raises(InputError, match=message):
+    build(plan, tmp_path, budget=0.2)
+  assert len(quarantine(tmp_path)) == 2
+  assert len(shard_names(tmp_path)) == 2  # the third is not begun
+  assert not (tmp_path / records.INFO_FILE).exists()
+
+  # raising the budget continues
+  build(plan, tmp_path, budget=0.4)
+  assert len(records.open_split(tmp_path, "train")) == 3
+
+
+def test_inputs_that_the_recipe_does_not_want_are_counted_but_not_against_the_budget(tmp_path):
+  plan = toy_plan([("a", ""), ("b", "unwanted")], [("c", "unwanted"), ("d", "unwanted")])
+  result = build(plan, tmp_path / "some")
+  assert result == shard_jobs.BuildResult({"train": 1}, 4, {"dull": 3})
+
+  # nothing is left
+  unwanted = toy_plan([("a", "unwanted")])
+  with pytest.raises(InputError, match=r"none of 1 inputs became an example \(dull 1\)"):
+    build(unwanted, tmp_path / "all", budget=1)
+
+
+def test_a_folder_of_another_build_is_named_with_the_difference(tmp_path):
+  build(toy_plan([("a", "")]), tmp_path)
+  other = toy_plan([("a", "")], identity=1)
+  with pytest.raises(InputError, match="number: 0 there, 1 here.*--config.out=DIR.*delete"):
+    build(other, tmp_path)
+  (tmp_path / "build.json").unlink()
+  with pytest.raises(InputError, match="not made by this command"):
+    build(other, tmp_path)
+
+
+def test_a_full_disk_and_an_unwritable_folder_say_what_to_do(tmp_path):
+  # full
+  plan = toy_plan([("a", ""), ("b", "full")])
+  full = tmp_path / "full"
+  with pytest.raises(InputError, match="disk is full.*--config.out=DIR"):
+    build(plan, full)
+  assert not shard_names(full)
+  assert not list(full.rglob(atomic.LEFTOVERS))
+
+  # a file where a folder should be
+  (tmp_path / "file").write_text("")
+  with pytest.raises(InputError, match="cannot be written"):
+    build(toy_plan([("a", "")]), tmp_path / "file" / "out")
+
+
+def test_a_dead_worker_is_reported_and_finished_shards_are_kept(tmp_path):
+  plan = toy_plan([("a", "")], [("b", "die")], [("c", "")])
+  with pytest.raises(JobFailed, match="worker process died.*same command"):
+    build(plan, tmp_path, workers=2)
+  assert not list(tmp_path.rglob(atomic.LEFTOVERS))
