@@ -44,6 +44,12 @@ class Asset:
   extent: float = 1.0
   dropped: tuple[str, ...] = ()  # what its file holds beside it, in words
 
+  @property
+  def radius(self) -> float:
+    """Of the sphere about the origin that holds the mesh, unit cubes."""
+    distances = np.linalg.norm(self.mesh.vertices, axis=1)
+    return float(distances.max())
+
 
 def load(
   path: pathlib.Path,

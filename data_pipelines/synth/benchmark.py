@@ -133,18 +133,22 @@ def object_asset(seed: int, index: int) -> assets.Asset:
 def make_subject(seed: int, index: int, image_size: int) -> Subject:
   """Object `index` with everything that its photos share."""
   asset = object_asset(seed, index)
-  vertices = asset.mesh.vertices
   rng = np.random.default_rng([seed, index, 1])
 
   # Camera and light.
-  radius = float(np.linalg.norm(vertices, axis=1).max())
   low, high = np.log(VIEW.scale)
   scale = float(np.exp(rng.uniform(low, high)))
-  seen, azimuth = random_view(rng, VIEW, image_size=image_size, radius=radius, scale=scale)
+  seen, azimuth = random_view(
+    rng,
+    VIEW,
+    image_size=image_size,
+    radius=asset.radius,
+    scale=scale,
+  )
   lights = random_lights(rng, LIGHT, azimuth)
 
   # The room: the object stands on its floor, the wall is behind it.
-  floor = float(vertices[:, 2].min())
+  floor = float(asset.mesh.vertices[:, 2].min())
   far = float(seen.pose.translation[2] * rng.uniform(1.6, 2.6))
   backdrop = room.backdrop(rng, seen, floor, far)
   return Subject(asset, seen, lights, tuple(backdrop), floor)

@@ -63,6 +63,21 @@ def rays(camera: Camera, u: np.ndarray, v: np.ndarray) -> np.ndarray:
   return cameras.unproject(pixels, depth, camera)
 
 
+def sample_grid(
+  rows: tuple[int, int], columns: tuple[int, int], samples: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+  """Pixel coordinates u and v of `samples` x `samples` points spread evenly in each pixel.
+
+  Both are (rows * samples, columns * samples); one sample is the pixel's centre. Rows and columns
+  are half-open ranges.
+  """
+  offset = (np.arange(samples) + 0.5) / samples
+  fine_rows = np.arange(*rows)[:, None] + offset
+  fine_columns = np.arange(*columns)[:, None] + offset
+  v, u = np.meshgrid(fine_rows.ravel(), fine_columns.ravel(), indexing="ij")
+  return u, v
+
+
 @dataclasses.dataclass(frozen=True)
 class ViewConfig:
   """Ranges from which `random_view` draws uniformly, unless stated."""

@@ -107,11 +107,9 @@ def make_shard(spec: ShardSpec, refuse: Callable[[Quarantined], None]) -> Iterat
 
 def make_examples(asset: Asset, config: IsoConfig) -> Iterator[schema.Example]:
   """One example per view of a mesh."""
-  vertices = asset.mesh.vertices
   scene = render.Scene(asset.mesh, asset.source)
-  voxels = voxelize.voxelize(vertices, asset.mesh.faces)
-  distances = np.linalg.norm(vertices, axis=1)
-  radius = float(distances.max())
+  voxels = voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces)
+  radius = asset.radius
 
   # The object has one size in all of its views.
   low, high = np.log(config.camera.scale)

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.synth import assets, composite, procedural, render
-from data_pipelines.synth.camera import Viewpoint, rays, viewpoint
+from data_pipelines.synth.camera import Viewpoint, rays, sample_grid, viewpoint
 from data_pipelines.synth.lighting import LightConfig, Lights, random_lights, turned
 from data_pipelines.synth.scene import Annotated, Scene
 from sam3d_jax.geometry import cameras
@@ -236,12 +236,10 @@ def _furnish(rng: np.random.Generator, seed: int, index: int, view: View) -> lis
 
 def _shell_depth(view: View, shell: Shell) -> np.ndarray:
   """Depth (H, W) float32 of the shell at the pixels' centres."""
-  columns = np.arange(view.camera.width) + 0.5
-  rows = np.arange(view.camera.height) + 0.5
-  u, v = np.meshgrid(columns, rows)
-  world_rays = view.rays(u, v)
-  depth, _ = shell.hit(view.position_3, world_rays)
-  return depth.reshape(u.shape).astype(np.float32)
+  size = (view.camera.height, view.camera.width)
+  u, v = sample_grid((0, size[0]), (0, size[1]))
+  depth, _ = shell.hit(view.position_3, view.rays(u, v))
+  return depth.reshape(size).astype(np.float32)
 
 
 def _shell_colour(
@@ -251,10 +249,7 @@ def _shell_colour(
   # SAMPLES x SAMPLES rays a pixel meet the shell.
   height = view.camera.height
   width = view.camera.width
-  offset = (np.arange(SAMPLES) + 0.5) / SAMPLES
-  fine_rows = (np.arange(height)[:, None] + offset).ravel()
-  fine_columns = (np.arange(width)[:, None] + offset).ravel()
-  v, u = np.meshgrid(fine_rows, fine_columns, indexing="ij")
+  u, v = sample_grid((0, height), (0, width), SAMPLES)
   world_rays = view.rays(u, v)
   along, plane = shell.hit(view.position_3, world_rays)
   points = view.position_3 + along[:, None] * world_rays

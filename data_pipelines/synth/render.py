@@ -9,12 +9,13 @@ Safe to use in spawned processes.
 
 import dataclasses
 import io
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from data_pipelines.synth import textures
-from data_pipelines.synth.camera import Viewpoint, rays
+from data_pipelines.synth.camera import Viewpoint, rays, sample_grid
 from data_pipelines.synth.lighting import Lights
 from data_pipelines.synth.normals import corner_normals, face_areas_normals
 from sam3d_jax.geometry.cameras import Camera
@@ -102,13 +103,8 @@ def render(scene: Scene, viewpoint: Viewpoint, lights: Lights, *, samples: int =
   depth = trace(scene, viewpoint)
 
   # Colour rays through a regular grid within each pixel of the window.
-  top, bottom, left, right = _window(scene, viewpoint)
-  rows = np.arange(top, bottom)
-  columns = np.arange(left, right)
-  offset = (np.arange(samples) + 0.5) / samples
-  fine_rows = (rows[:, None] + offset).ravel()
-  fine_columns = (columns[:, None] + offset).ravel()
-  v, u = np.meshgrid(fine_rows, fine_columns, indexing="ij")
+  window = _window(scene, viewpoint)
+  u, v = sample_grid(window.rows, window.columns, samples)
   lit, delit, covered = _shade(scene, viewpoint, lights, u.ravel(), v.ravel(), samples)
 
   # Their means, put where the window lies in the picture.
@@ -116,11 +112,12 @@ def render(scene: Scene, viewpoint: Viewpoint, lights: Lights, *, samples: int =
   lit_HW3 = np.zeros((*size, 3), np.float32)
   delit_HW3 = np.zeros((*size, 3), np.float32)
   alpha_HW = np.zeros(size, np.float32)
-  window = (slice(top, bottom), slice(left, right))
-  pixels = (len(rows), samples, len(columns), samples)
-  lit_HW3[window] = lit.reshape(*pixels, 3).mean((1, 3))
-  delit_HW3[window] = delit.reshape(*pixels, 3).mean((1, 3))
-  alpha_HW[window] = covered.reshape(pixels).mean((1, 3))
+  height, width = window.size
+  by_pixel = (height, samples, width, samples)
+  inside = window.slices
+  lit_HW3[inside] = lit.reshape(*by_pixel, 3).mean((1, 3))
+  delit_HW3[inside] = delit.reshape(*by_pixel, 3).mean((1, 3))
+  alpha_HW[inside] = covered.reshape(by_pixel).mean((1, 3))
   return View(
     lit_HW3=lit_HW3,
     delit_HW3=delit_HW3,
@@ -138,27 +135,43 @@ def trace(scene: Scene, viewpoint: Viewpoint) -> np.ndarray:
   """
   camera = viewpoint.camera
   depth = np.full((camera.height, camera.width), np.nan, np.float32)
-  top, bottom, left, right = _window(scene, viewpoint)
-  rows = np.arange(top, bottom) + 0.5
-  columns = np.arange(left, right) + 0.5
-  v, u = np.meshgrid(rows, columns, indexing="ij")
+  window = _window(scene, viewpoint)
+  u, v = sample_grid(window.rows, window.columns)
   shot = _cast(scene, viewpoint, u.ravel(), v.ravel())
-  seen = np.where(shot.face_N >= 0, shot.depth_N, np.nan)
-  depth[top:bottom, left:right] = seen.reshape(u.shape)
+  is_hit = shot.face_N >= 0
+  seen = np.where(is_hit, shot.depth_N, np.nan)
+  depth[window.slices] = seen.reshape(window.size)
   return depth
 
 
 def points_of(depth_HW: np.ndarray, camera: Camera) -> np.ndarray:
   """Camera-frame points (H, W, 3) float32 of depths at the pixels' centres."""
-  columns = np.arange(camera.width) + 0.5
-  rows = np.arange(camera.height) + 0.5
-  u, v = np.meshgrid(columns, rows, indexing="xy")
+  u, v = sample_grid((0, camera.height), (0, camera.width))
   directions = rays(camera, u, v).astype(np.float32)
   return directions * depth_HW[..., None]
 
 
-def _window(scene: Scene, viewpoint: Viewpoint) -> tuple[int, int, int, int]:
-  """The pixel rows and columns that the object can touch: top, bottom, left, right (half open)."""
+class Window(NamedTuple):
+  """A part of the picture: half-open ranges of pixels."""
+
+  rows: tuple[int, int]
+  columns: tuple[int, int]
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """(height, width)."""
+    top, bottom = self.rows
+    left, right = self.columns
+    return bottom - top, right - left
+
+  @property
+  def slices(self) -> tuple[slice, slice]:
+    """What cuts it out of an array (H, W, ...)."""
+    return slice(*self.rows), slice(*self.columns)
+
+
+def _window(scene: Scene, viewpoint: Viewpoint) -> Window:
+  """The pixels that the object can touch. Raises ValueError as `render` does."""
   vertices = scene.mesh.vertices
   nearest = viewpoint.points(vertices)[:, 2].min()
   if nearest <= 0:
@@ -171,7 +184,10 @@ def _window(scene: Scene, viewpoint: Viewpoint) -> tuple[int, int, int, int]:
   last = np.ceil(uv.max(0)).astype(int) + 1
   left, top = np.clip(first, 0, limits)
   right, bottom = np.clip(last, 0, limits)
-  return top, max(bottom, top), left, max(right, left)
+  return Window(
+    rows=(top, max(bottom, top)),
+    columns=(left, max(right, left)),
+  )
 
 
 # --- Rays -----------------------------------------------------------------------------------------
@@ -245,9 +261,10 @@ def _is_cut_out(scene: Scene, shot: Shot) -> np.ndarray:
 
 def _corner_weights(shot: Shot, chosen: np.ndarray) -> np.ndarray:
   """Barycentric weights (n, 3) of the chosen hits."""
-  u = shot.u_N[chosen, None]
-  v = shot.v_N[chosen, None]
-  return np.concatenate([1 - u - v, u, v], axis=1)
+  second = shot.u_N[chosen, None]
+  third = shot.v_N[chosen, None]
+  first = 1 - second - third
+  return np.concatenate([first, second, third], axis=1)
 
 
 # --- Colours --------------------------------------------------------------------------------------

@@ -218,9 +218,15 @@ class Stock:
     self.refuse = refuse
     self.partners = spec.partners
     self.photos = spec.photos
-    self.subject = functools.lru_cache(maxsize=max(1, len(spec.partners)))(self._subject)
-    self.scene = functools.lru_cache(maxsize=len(spec.photos))(self._scene)
+
+    # Loaded meshes and photos stay; so do, up to a number, photos that were made ready for pasting.
+    keep_subjects = functools.lru_cache(maxsize=max(1, len(spec.partners)))
+    keep_scenes = functools.lru_cache(maxsize=len(spec.photos))
+    self.subject = keep_subjects(self._subject)
+    self.scene = keep_scenes(self._scene)
     self.kept: OrderedDict[Any, Any] = OrderedDict()
+
+    # What could not be used, and what was said of it.
     self.bad: set[sources.Input] = set()
     self.reported: set[tuple[str, str]] = set()
 
@@ -233,8 +239,10 @@ class Stock:
     return scenes.load(self.config.photos, item, self._report)
 
   def _report(self, path: str, reason: str, detail: str) -> None:
-    if (path, reason) not in self.reported:
-      self.reported.add((path, reason))
+    """Quarantines a file, once for each reason."""
+    said = (path, reason)
+    if said not in self.reported:
+      self.reported.add(said)
       self.refuse(Quarantined(path=path, reason=reason, detail=detail))
 
   def draw_partner(self, rng: np.random.Generator, fallback: Subject) -> Subject:
@@ -292,9 +300,8 @@ class Stock:
 
 def subject_of(asset: Asset) -> Subject:
   """Prepares a mesh for rendering."""
-  distances = np.linalg.norm(asset.mesh.vertices, axis=1)
   scene = render.Scene(asset.mesh, asset.source)
-  return Subject(asset, scene, radius=float(distances.max()))
+  return Subject(asset, scene, asset.radius)
 
 
 def make_shard(spec: ShardSpec, refuse: Refusals, *, draw: Draw) -> Iterator[schema.Example]:

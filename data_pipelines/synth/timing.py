@@ -101,7 +101,7 @@ def measure(spec: TimingSpec) -> None:
   scene, preparing = timed(lambda: render.Scene(mesh, asset.source))
 
   # Its views.
-  radius = float(np.linalg.norm(mesh.vertices, axis=1).max())
+  radius = asset.radius
   rng = np.random.default_rng(0)
   rendering = []
   encoding = []
