@@ -17,7 +17,7 @@ def main(stages: tuple[str, ...], description: str, argv: list[str] | None = Non
   """Runs a training command that accepts configurations of the given stages: its exit code."""
 
   def run(args: argparse.Namespace) -> None:
-    # from here on a signal to stop is kept until there is something to save
+    # From here on a signal to stop is kept until there is something to save.
     with StopFlag() as stop:
       spec = run_spec(args)
       checks.check(spec.config, stages)

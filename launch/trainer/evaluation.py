@@ -103,6 +103,7 @@ class Evaluation:
     What takes longer is given up.
     """
     done = []
+    # One that takes too long holds up those behind it, which are given up with it.
     try:
       while self.pending:
         done.append(self.pending.popleft().result(timeout))
@@ -123,6 +124,7 @@ class Evaluation:
 
   def _read(self, step: int, losses, sampled, curve) -> Result:
     """The thread's part: everything that waits for a device or works on the host."""
+    # Losses first: they were queued first.
     scalars = self.losses.read(losses)
     if sampled is None:
       return Result(step, scalars)
@@ -149,13 +151,16 @@ class Losses:
       value, metrics = setup.objective(model, teacher, batch, jax.random.key(seed))
       return {**metrics, "loss": value}
 
+    # The same noise at every evaluation: the seed is all that the key depends on.
     self.loss = jax.jit(loss)
 
   def compile(self, state) -> None:
     """Reads the batches and compiles the loss for an abstract state."""
+    # Read once and kept, so that every evaluation is of the same examples.
     loader = self.setup.eval_loader
     self.batches = [loader.batch(index) for index in range(self.config.eval.batches)]
     batch = mesh_lib.place_batch(self.setup.mesh, self.batches[0])
+
     # Any average will do: only shapes and shardings count.
     params = state.params
     if state.ema:
@@ -172,6 +177,7 @@ class Losses:
 
   def dispatch(self, params, state) -> list:
     """Starts the losses of all batches; what it returns goes to `read`."""
+    # Batches are placed anew each time: between evaluations they take no memory of the devices.
     rows = []
     for held_out_batch in self.batches:
       batch = mesh_lib.place_batch(self.setup.mesh, held_out_batch)
@@ -309,20 +315,22 @@ class Samples:
     """Scores under `eval/`; on the first host also the picture and the meshes, in
     <workdir>/previews.
     """
+    # Every host has all samples and scores them; one draws.
     scores, occupancy = self.scores(sampled)
-    named = {f"eval/{k}": v for k, v in scores.items()}
+    named = {f"eval/{name}": score for name, score in scores.items()}
     if jax.process_index() != 0:
       return named, None
-    folder = self.workdir / "previews"
-    count = min(self.config.eval.pictures, len(self.objects))
+
+    # The first objects, beside the mean over all of them.
+    shown = self.objects[: self.config.eval.pictures]
+    viou = scores["viou"]
     picture = draw(
-      self.objects[:count],
+      shown,
       occupancy,
-      f"step {step}: voxel IoU {scores['viou']:.3f} over {len(self.objects)} objects",
+      f"step {step}: voxel IoU {viou:.3f} over {len(self.objects)} objects",
     )
-    write_previews(
-      folder, step, picture, {o.key: occupancy[i] for i, o in enumerate(self.objects[:count])}
-    )
+    shapes = {one.key: occupancy[index] for index, one in enumerate(shown)}
+    write_previews(self.workdir / "previews", step, picture, shapes)
     return named, np.asarray(picture)
 
   def curve(self, params, frozen) -> list[tuple[str, int, Any]] | None:
@@ -331,10 +339,14 @@ class Samples:
     """
     if not self.config.eval.steps_curve:
       return None
+
+    # What a distilled model is for, and what it is to be compared with.
     forms = {
       "shortcut": {"shortcut": True, "pointmap_guidance": None},
       "plain": {"shortcut": False},
     }
+
+    # Each number of steps is a program of its own, compiled here and used once.
     rows = []
     for steps in self.config.eval.steps_curve:
       for name, change in forms.items():

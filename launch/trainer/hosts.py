@@ -28,6 +28,7 @@ def explicit(spec: HostsSpec, env) -> tuple[str, int, int] | None:
   """(coordinator, processes, this one) if they were given, by flag before environment. Raises
   ConfigError if only some were.
   """
+  # A flag goes before its variable.
   values, missing = {}, []
   for name, variable in EXPLICIT.items():
     values[name] = getattr(spec, name) or env.get(variable)
@@ -70,6 +71,7 @@ def found_by_jax(spec: HostsSpec, env) -> bool:
 def connect(spec: HostsSpec, env=os.environ) -> None:
   """Joins the job's other processes, if there are any; call it before a device is touched."""
   place = explicit(spec, env)
+  # A job of one process has nobody to join.
   if place is None and not found_by_jax(spec, env):
     return
   if place is not None and place[1] == 1:
@@ -113,6 +115,7 @@ def check_same_config(config) -> None:
   """Raises ConfigError in every process, naming hosts and key, if they were not all started with
   the same configuration.
   """
+  # Each finds the same difference, so all of them stop with the same words.
   texts = exchange(json.dumps(config.to_dict(), sort_keys=True))
   first = json.loads(texts[0])
   for host, text in enumerate(texts):

@@ -58,6 +58,7 @@ def global_spec(local_spec, batch_size: int, mesh: jax.sharding.Mesh):
   def on_mesh(x, sharding):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
+  # Rows first: how a batch lies on the mesh depends on its whole shape.
   whole = jax.tree.map(of_all_hosts, local_spec)
   shardings = mesh_lib.batch_shardings(mesh, whole)
   return jax.tree.map(on_mesh, whole, shardings)

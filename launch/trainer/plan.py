@@ -38,6 +38,7 @@ def text(setup: Setup) -> str:
 
 def model(setup: Setup) -> str:
   """What is trained."""
+  # Parameters that are trained, of all that there are.
   config = setup.config
   sizes = {}
   for path, leaf in setup.param_shapes.items():
@@ -45,6 +46,7 @@ def model(setup: Setup) -> str:
   whole = sum(sizes.values())
   trained = sum(sizes[path] for path in setup.abstract_state.params)
 
+  # Encoder, flow model and whatever else the model is made of.
   parts = [f"{part} {count(n)}" for part, n in by_part(sizes).items()]
   listed = ", ".join(parts)
   return (
@@ -55,6 +57,7 @@ def model(setup: Setup) -> str:
 
 def objective(config) -> str:
   """What it learns, how long and how fast."""
+  # Averages of the parameters are named by their decay.
   decays = [f"{decay:g}" for decay in config.optim.ema]
   averages = ", ".join(decays) or "none"
   return (

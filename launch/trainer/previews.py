@@ -72,6 +72,7 @@ PREVIEWS: dict[str, PreviewKind] = {
 
 def check(config: ConfigDict) -> None:
   """Raises ConfigError if the configuration asks for samples that cannot be had."""
+  # A decoder without anything to decode is a mistake, whatever draws the previews.
   name, decoder = config.model.name, config.eval.decoder
   latents = registry.lookup(name).latents
   if decoder and not latents:

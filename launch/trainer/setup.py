@@ -153,6 +153,7 @@ def optim_config(config: ConfigDict) -> optim.OptimConfig:
   """
   settings = config.optim.to_dict()
   settings["ema"] = tuple(config.optim.ema)
+  # Adapters are told from all else by the name of their parameters.
   if config.lora.targets:
     if config.optim.trainable != ".*":
       raise ConfigError(

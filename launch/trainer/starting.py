@@ -113,6 +113,7 @@ def keep_recorded_values(config: ConfigDict, workdir: pathlib.Path) -> None:
   if not kept or not checkpoint.steps(workdir):
     return
 
+  # Those that were not there when it began.
   recorded = checkpoint.read_meta(workdir)["config"]["model"]
   for path, (later, section) in kept.items():
     then = models.section_of(recorded, path)
@@ -158,6 +159,7 @@ def check_same_run(before: dict, config: ConfigDict, workdir: pathlib.Path) -> N
   the first difference.
   """
   now = config.to_dict()
+  # Every difference has to be one that may be.
   later_keys = models.lookup(config.model.name).later_keys
   for key, old, new in differences(before, now):
     # It was not a key when the run began.

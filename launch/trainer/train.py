@@ -46,6 +46,7 @@ def run(spec: RunSpec, stop: StopFlag) -> None:
 
 def recorded(setup: Setup, ledger: Ledger, stop: StopFlag) -> None:
   """Trains under the watchdog, with the beginning and the end in the ledger."""
+  # One process writes for all.
   ledger.write = jax.process_index() == 0
   ledger.record(
     "begin",
@@ -54,6 +55,7 @@ def recorded(setup: Setup, ledger: Ledger, stop: StopFlag) -> None:
     environment=cluster_flags.recorded(os.environ),
   )
   cfg = WatchdogConfig(**setup.config.watchdog.to_dict())
+  # Whatever ends the run is recorded; a process that is killed leaves no such row.
   with Watchdog(ledger, setup.workdir, cfg, host=jax.process_index()):
     try:
       train(setup, ledger, stop)

@@ -100,6 +100,7 @@ def structure_autoencoder(
   rebuilt = reconstruction_loss(logits_BXYZ, occupancy_BXYZ).mean()
   kl = kl_divergence(mean, logvar).mean()
 
+  # The loss's own numbers, and those that people can read.
   metrics = {
     "vae/reconstruction": rebuilt,
     "vae/kl": kl,

@@ -29,6 +29,7 @@ def preference_terms(
   The implicit reward of a candidate is -scale (err_theta - err_ref); the margin is the winner's
   minus the loser's, and the loss is -log sigmoid(margin).
   """
+  # Rewards of a candidate: how much less wrong the model is about it than the reference.
   reward_win_B = -scale_B * (win - ref_win)
   reward_lose_B = -scale_B * (lose - ref_lose)
   margin_B = reward_win_B - reward_lose_B
@@ -47,6 +48,7 @@ def candidate_error(
   sigma_min: float,
 ) -> jax.Array:
   """Weighted squared velocity error of one candidate, (B,); absent latents count zero."""
+  # As in pre-training, but per sample: the loss of a pair is no mean over the batch.
   x_t, target = flow_matching.masked_inputs(noise, data, present, t_B, sigma_min)
   d = flow_matching.step_zero(model)
   prediction = model.velocity(x_t, t_B, tokens_BSD, d)

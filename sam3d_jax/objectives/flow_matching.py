@@ -79,6 +79,7 @@ def masked_mean(
     whole_PB = present_B[None]
   parts = whole_PB.shape[0]
 
+  # Selected rather than multiplied: values of absent samples may not be finite.
   total = jnp.where(present_B, values_B, 0.0).sum()
   count = jnp.maximum(whole_PB.sum(), 1)
   return total * (parts / count)
@@ -148,6 +149,7 @@ def encode(model: VelocityModel, batch, keys_B: jax.Array, *, drop_pointmap: flo
 
 def draw(keys_B: jax.Array, latents: Latents, *, time_mean: float, time_std: float) -> FlowDraw:
   """Noise and time of each example."""
+  # One time for all latents of an example, a noise for each.
   shapes = {name: x.shape[1:] for name, x in latents.items()}
   noise = draws.noise(keys_B, shapes)
   normal_B = draws.normal(keys_B, "time")

@@ -109,6 +109,7 @@ def time_grid(steps: int, rescale_t: float = 1.0, *, reverse: bool = False) -> n
   """
   if steps < 1:
     raise ValueError(f"steps = {steps}: a sampler needs at least one step")
+  # Uniform, unless it is to be denser near the noise.
   u = np.arange(steps + 1) / steps
   t = u
   if rescale_t:
@@ -166,6 +167,7 @@ def bucket_means(metrics: Mapping[str, Any], name: str) -> dict[str, float]:
   """Mean of each time bucket, `<name>/<k>`, from (averaged) metrics of `bucketed`; buckets without
   a sample are left out.
   """
+  # Sum over B by share of B is the mean of a bucket.
   means = {}
   prefix = f"{name}_sum/"
   for key, total in metrics.items():

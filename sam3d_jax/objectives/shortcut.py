@@ -49,7 +49,7 @@ def guided(
   if rows == 0:
     return conditional
 
-  # The unconditional branch, of the guided rows alone.
+  # The unconditional branch, of the guided rows alone, which is all that it costs.
   unconditional = velocity(
     {name: latent[:rows] for name, latent in x.items()},
     t_B[:rows],
@@ -155,6 +155,7 @@ def shortcut_terms(
 
   def error(rows, target):
     """(loss, its parts) of some rows."""
+    # The same rows of everything; `whole` has the parts of the batch before its rows.
     mask = {name: take(present[name], rows) for name in target}
     everywhere = None
     if whole is not None:
@@ -214,6 +215,7 @@ def take(array: jax.Array, rows: np.ndarray) -> jax.Array:
   while batch % period or not periodic(rows, batch, period):
     period += 1
 
+  # Each period gives the rows at the same places of it.
   inside = rows[rows < period]
   by_period = array.reshape(batch // period, period, *features)
   taken = by_period[:, inside]
@@ -361,6 +363,7 @@ def shortcut(
     sigma_min=sigma_min,
     whole=whole,
   )
+  # Each loss, and of which latents it is made.
   metrics = {
     "shortcut/flow": terms.flow,
     "shortcut/consistency": terms.consistency,

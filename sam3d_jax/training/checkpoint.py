@@ -46,6 +46,7 @@ def flatten(tree) -> dict[str, Any]:
 def nest(flat: Mapping[str, Any]) -> dict:
   """path -> leaf as nested dictionaries with string keys, the form on disk."""
   out: dict = {}
+  # Each leaf's parents are made as they are met.
   for path, leaf in flat.items():
     *parents, name = path.split("/")
     node = out
@@ -256,6 +257,7 @@ def verify(workdir, step: int, stop: Callable[[], bool] = lambda: False) -> None
   Into host memory; no device is used. stop: asked between reads; True ends early. Raises
   CorruptCheckpoint.
   """
+  # Group by group: a state may be larger than the host's free memory.
   meta = read_meta(workdir, step)
   for group in grouped(shapes_of(meta), READ_BACK):
     if stop():
@@ -371,6 +373,7 @@ def load_params(workdir, *, which: str = "ema", step: int | None = None) -> dict
   step = resolve_step(workdir, step)
   stored = stored_shapes(workdir, step)
   sources = param_sources(stored, which)
+  # Of the state, only what holds parameters: no moments, no other average.
   wanted = {source: stored[source] for source in sources.values()}
   arrays = read_arrays(workdir, step, wanted, partial=True)
   params = {}

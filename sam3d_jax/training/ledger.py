@@ -74,6 +74,7 @@ class Ledger:
     """Appends one row: the event, the wall time since the process began and the seconds of every
     phase so far.
     """
+    # Under the lock to the end, so that rows of two threads do not mix.
     with self._lock:
       self._account()
       self.recorded = self.mark

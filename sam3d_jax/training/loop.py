@@ -246,6 +246,7 @@ class Meter:
       return
     step, metrics, keys = self.pending
     self.pending = None
+    # One transfer for all of them.
     metrics = jax.device_get(metrics)
     values = {name: float(value) for name, value in metrics.items()}
     self._watch_skips(step, values, keys)

@@ -37,6 +37,7 @@ def check(cfg: OptimConfig) -> None:
   if cfg.schedule not in SCHEDULES:
     known = ", ".join(SCHEDULES)
     raise ConfigError(f"optim.schedule = {cfg.schedule!r} is not one of {known}")
+  # Written so that NaN does not pass.
   if not cfg.lr > 0 or not math.isfinite(cfg.lr):
     raise ConfigError(f"optim.lr = {cfg.lr} is not a positive number")
   for decay in cfg.ema:

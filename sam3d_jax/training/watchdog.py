@@ -52,6 +52,7 @@ class Watchdog:
     self.host = host
     self.poll = poll_seconds
     self.dumped_at: float | None = None  # `changed` of the ledger when stacks were last written
+    # Requests from before this process were meant for others.
     self.answered = time.time()
     self._end = threading.Event()
     self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
