@@ -32,12 +32,12 @@ class LazyParams(Mapping):
   def __getitem__(self, path: str) -> np.ndarray:
     if path not in self.shapes:
       raise KeyError(path)
-    last, _ = self._last
-    if last != path:
-      self._last = (None, None)  # let go of the last one before the next is made
-      self._last = (path, self._make(path))
-    _, array = self._last
-    return array
+    if self._last[0] != path:
+      # let go of the last one before the next is made
+      self._last = (None, None)
+      array = self._make(path)
+      self._last = (path, array)
+    return self._last[1]
 
   def __iter__(self) -> Iterator[str]:
     return iter(self.shapes)

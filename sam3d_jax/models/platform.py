@@ -9,5 +9,8 @@ def target_platform() -> str:
   Under `jax.set_mesh` the devices may be described rather than present: programs for a TPU are
   compiled on machines that have none.
   """
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return jax.default_backend() if device is None else device.platform
+  mesh = jax.sharding.get_abstract_mesh()
+  device = mesh.abstract_device
+  if device is None:
+    return jax.default_backend()
+  return device.platform

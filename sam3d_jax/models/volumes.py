@@ -192,21 +192,38 @@ def space_to_depth(x_BXYZC, factor: int):
   """
   b, *grid, c = x_BXYZC.shape
   x, y, z = (n // factor for n in grid)
-  patches = x_BXYZC.reshape(b, x, factor, y, factor, z, factor, c)
-  # the three places within a patch behind the three of the patch
-  gathered = patches.transpose(0, 1, 3, 5, 2, 4, 6, 7)
-  return gathered.reshape(b, x, y, z, factor**3 * c)
+  # every axis as patches and places within one
+  patches = x_BXYZC.reshape(
+    (b, x, factor, y, factor, z, factor, c),
+  )
+  # the places of all three axes behind the patches
+  gathered = patches.transpose(
+    (0, 1, 3, 5, 2, 4, 6, 7),
+  )
+  channels = factor**3 * c
+  return gathered.reshape(b, x, y, z, channels)
 
 
 def depth_to_space(x_BXYZC, factor: int):
   """The inverse of `space_to_depth`."""
   b, *grid, c = x_BXYZC.shape
+  x, y, z = grid
   channels = c // factor**3
-  patches = x_BXYZC.reshape(b, *grid, factor, factor, factor, channels)
-  # each place within a patch behind the patch's along the same axis
-  spread = patches.transpose(0, 1, 4, 2, 5, 3, 6, 7)
-  x, y, z = (n * factor for n in grid)
-  return spread.reshape(b, x, y, z, channels)
+  # channels as places within a patch, one number an axis
+  patches = x_BXYZC.reshape(
+    (b, x, y, z, factor, factor, factor, channels),
+  )
+  # each axis's place behind its patch
+  spread = patches.transpose(
+    (0, 1, 4, 2, 5, 3, 6, 7),
+  )
+  return spread.reshape(
+    b,
+    x * factor,
+    y * factor,
+    z * factor,
+    channels,
+  )
 
 
 def channels_fastest(x, factor: int):

@@ -35,6 +35,7 @@ def strengths_at(
   strengths = []
   guided = False
   for name in sorted(latents):
+    # its strength, if the time lies in its interval
     limits = of_latent(interval, name)
     s = 0.0
     if limits is not None and limits[0] <= t <= limits[1]:
@@ -77,6 +78,7 @@ def combine_pointmap(
   guided = {}
   for k, v_c in conditional.items():
     s = strengths[k]
+    # outside its interval a latent keeps the conditional velocity, bit for bit
     if s == 0:
       guided[k] = v_c
       continue
