@@ -15,7 +15,8 @@ def model(config: ConfigDict) -> Iterator[str]:
   """The configuration's model as a tree of parameters."""
   yield f"model {config.model.name}, stage {config.stage}"
   abstract = registry.abstract_model(config.model)
-  yield from tree_lines(parameters.flat_params(abstract))
+  leaves = parameters.flat_params(abstract)
+  yield from tree_lines(leaves)
 
 
 def release_keys(config: ConfigDict) -> Iterator[str]:

@@ -46,7 +46,11 @@ def export(spec: Export) -> dict[str, Any]:
   if spec.vae is not None:
     vae = open_model(spec.vae, kind="structure_vae")
   return release_writer.write_release(
-    spec.out, model, vae, take_from=spec.take_from, storage=spec.storage
+    spec.out,
+    model,
+    vae,
+    take_from=spec.take_from,
+    storage=spec.storage,
   )
 
 
@@ -57,6 +61,7 @@ def open_model(source: Source, *, kind: str | None = None) -> Model:
   form (a kind that is not published, a flow model or structure VAE on patches), or adapters that
   are not to be merged.
   """
+  # What the checkpoint says that it is.
   workdir = source.workdir
   step = checkpoint.resolve_step(workdir, source.step)
   meta = checkpoint.read_meta(workdir, step)
@@ -113,6 +118,7 @@ def in_file_order(model: ConfigDict, sources: Mapping[str, str]) -> dict[str, st
   model: a `model` section. sources: path -> path in the checkpoint. Raises InputError if the model
   has no published form.
   """
+  # Where each parameter stands in the files.
   rank: dict[str, int] = {}
   for rule in parts.rules_of(model):
     if rule.ours is not None:

@@ -20,15 +20,18 @@ def condition_encoder_rules(cfg: ConditionConfig) -> list[Rule]:
   rules = [Rule("idx_emb", "group_embed", rows=table_rows(cfg.streams))]
 
   # Encoders are numbered in module_list, whether their streams are in use or not.
+  dino = dinov2_rules(cfg.dino)
   for number, name in enumerate(DINO_MODULES):
-    rules += prefixed(dinov2_rules(cfg.dino), f"module_list.{number}.backbone.", f"{name}/")
+    rules += prefixed(dino, f"module_list.{number}.backbone.", f"{name}/")
   if cfg.pointmap is not None:
-    rules += prefixed(pointmap_rules(cfg.pointmap), "module_list.2.", "pointmap_encoder/")
+    pointmap = pointmap_rules(cfg.pointmap)
+    rules += prefixed(pointmap, "module_list.2.", "pointmap_encoder/")
 
   # A projection for each.
-  projections = PROJECTIONS if cfg.pointmap is not None else PROJECTIONS[:2]
-  for number, name in enumerate(projections):
-    rules += prefixed(projection_rules(), f"projection_nets.{number}.", f"{name}/")
+  names = PROJECTIONS if cfg.pointmap is not None else PROJECTIONS[:2]
+  projection = projection_rules()
+  for number, name in enumerate(names):
+    rules += prefixed(projection, f"projection_nets.{number}.", f"{name}/")
   return rules
 
 

@@ -67,6 +67,7 @@ def read_release(folder: str | pathlib.Path) -> Release:
   folder = pathlib.Path(folder)
   if not folder.is_dir():
     raise InputError(f"{folder} is not a folder")
+  # What it is made of, if it says so, and where it comes from, if it was made here.
   pipeline = read_pipeline(folder)
   sidecar = {}
   sidecar_file = folder / SIDECAR
@@ -154,12 +155,13 @@ def open_structure_vae(
 
   encoder: a file for the encoder where the release has none, as the published one.
   """
-  encoder_file = encoder if encoder is not None else release.files.get("ss_encoder")
-  if encoder_file is None:
+  # The encoder is the one given, or else the release's own.
+  if encoder is None:
+    encoder = release.files.get("ss_encoder")
+  if encoder is None:
     raise InputError(f"{release.folder} has no ss_encoder: give one with --encoder FILE")
-  return open_autoencoder(
-    release.file("ss_decoder"), encoder_file, model, unsafe_pickle=unsafe_pickle
-  )
+  decoder = release.file("ss_decoder")
+  return open_autoencoder(decoder, encoder, model, unsafe_pickle=unsafe_pickle)
 
 
 def open_autoencoder(
@@ -189,7 +191,7 @@ def open_autoencoder(
     raise keys.KeyMismatch("\n".join(problems))
 
   def make(path: str) -> np.ndarray:
-    half = path.partition("/")[0]
+    half, _, _ = path.partition("/")
     return halves[half][path]
 
   return parameters.LazyParams(shapes, make)

@@ -98,14 +98,13 @@ def write_state(
   keys.check_paths(rules, shapes)
   entries = published_entries(rules, params, shapes, storage)
 
-  # entry by entry
   if path.suffix == ".safetensors":
+    # entry by entry
     names = keys.torch_names(rules, shapes)
     dtypes = published_dtypes(rules, shapes, storage)
     _write_safetensors(path, names, dtypes, entries)
-
-  # as a whole, which is how PyTorch writes
   elif path.suffix in load.TORCH_SUFFIXES:
+    # as a whole, which is how PyTorch writes
     torch = load.require_torch(f"writing {path}")
     state = {name: _tensor(torch, array) for name, array in entries}
     if root is not None:

@@ -110,7 +110,7 @@ def read_params(workdir: str | pathlib.Path, step: int, sources: Mapping[str, st
   stored = checkpoint.stored_shapes(workdir, step)
   paths = list(sources)
   position = {path: i for i, path in enumerate(paths)}
-  held: dict[str, jax.Array] = {}
+  held: dict[str, jax.Array] = {}  # read already, and not yet asked for
 
   def read_ahead(path: str) -> None:
     """Holds this array and as many of the following ones as may be read in one go."""
@@ -133,6 +133,7 @@ def read_params(workdir: str | pathlib.Path, step: int, sources: Mapping[str, st
       held[following] = arrays[name]
 
   def read_from(path: str) -> np.ndarray:
+    """One array, which is no longer held then."""
     if path not in held:
       read_ahead(path)
     return np.asarray(held.pop(path))

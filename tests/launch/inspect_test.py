@@ -20,8 +20,14 @@ def run(tmp_path_factory):
     "b/bias": np.zeros(4, np.float32),
     "a/x/scale": np.ones((), np.float32),
   }
-  imported = {"stage": "import", "source": "release", "files": {"ss_generator.ckpt": "cafe"}}
-  first = {
+
+  # imported, pre-trained, fine-tuned
+  imported = {
+    "stage": "import",
+    "source": "release",
+    "files": {"ss_generator.ckpt": "cafe"},
+  }
+  pretrained = {
     "stage": "pretrain",
     "datasets": {"iso_3do": {"digest": "beef"}},
     "seed": 3,
@@ -29,31 +35,37 @@ def run(tmp_path_factory):
       {"path": "imported", "step": 0, "which": "raw", "digest": "00", "lineage": imported}
     ],
   }
-  lineage = {
+  tuned = {
     "stage": "sft",
-    "parents": [{"path": "before", "step": 9, "which": "ema", "digest": "11", "lineage": first}],
+    "parents": [
+      {"path": "before", "step": 9, "which": "ema", "digest": "11", "lineage": pretrained}
+    ],
   }
-  stream.write_params(
-    folder, params, {"config": {"model": {"name": "geometry"}}, "lineage": lineage}
-  )
+  meta = {"config": {"model": {"name": "geometry"}}, "lineage": tuned}
+  stream.write_params(folder, params, meta)
   return folder, params
 
 
 def lines(capsys, *argv) -> list[str]:
-  assert inspect.main([str(a) for a in argv]) == 0
-  return capsys.readouterr().out.splitlines()
+  """What the command prints."""
+  assert inspect.main([str(word) for word in argv]) == 0
+  printed = capsys.readouterr().out
+  return printed.splitlines()
 
 
 def test_digests_are_sorted_and_are_those_of_the_arrays(run, capsys):
   folder, params = run
-  shapes = {"a/x/scale": "()", "b/bias": "(4)", "b/kernel": "(3,4)"}
-  digest = lambda path: hashlib.sha256(params[path].tobytes()).hexdigest()
-  expected = [f"params/{path} float32 {shape} {digest(path)}" for path, shape in shapes.items()]
+  expected = []
+  for path, shape in {"a/x/scale": "()", "b/bias": "(4)", "b/kernel": "(3,4)"}.items():
+    content = params[path].tobytes()
+    digest = hashlib.sha256(content).hexdigest()
+    expected.append(f"params/{path} float32 {shape} {digest}")
   assert lines(capsys, "--checkpoint", folder, "--digest") == expected
 
 
 def test_the_tree_shows_every_array_and_the_total(run, capsys):
-  text = lines(capsys, "--checkpoint", run[0])
+  folder, _ = run
+  text = lines(capsys, "--checkpoint", folder)
   assert "step 0, model geometry, stage sft, digest" in text[0]
   assert text[2:] == [
     "params/  17",
@@ -68,22 +80,27 @@ def test_the_tree_shows_every_array_and_the_total(run, capsys):
 
 
 def test_the_lineage_goes_back_to_the_files_it_began_with(run, capsys):
-  text = lines(capsys, "--checkpoint", run[0], "--lineage")
-  stages = [line.rpartition("stage ")[2] for line in text if "stage " in line]
+  folder, _ = run
+  text = lines(capsys, "--checkpoint", folder, "--lineage")
+  stages = []
+  for line in text:
+    if "stage " in line:
+      stages.append(line.rpartition("stage ")[2])
   assert stages == ["sft", "pretrain", "import"]
-  assert any("ss_generator.ckpt sha256 cafe" in line for line in text) and any(
-    "beef" in line for line in text
-  )
+  whole = "\n".join(text)
+  assert "ss_generator.ckpt sha256 cafe" in whole
+  assert "beef" in whole
 
 
 def test_release_keys_are_the_published_ones(shared_dir, capsys):
-  golden = json.loads((shared_dir / "golden" / "state_dict_full_keys.json").read_text())
-  printed = json.loads(
-    "\n".join(lines(capsys, "--config", "configs/pretrain_geometry.py", "--release_keys"))
-  )
+  file = shared_dir / "golden" / "state_dict_full_keys.json"
+  golden = json.loads(file.read_text())
+  text = lines(capsys, "--config", "configs/pretrain_geometry.py", "--release_keys")
+  printed = json.loads("\n".join(text))
   assert set(printed) == {"ss_generator", "ss_condition_embedder", "ss_decoder", "ss_encoder"}
   for part, names in printed.items():
-    assert names == {e["name"]: e["shape"] for e in golden[part]["entries"]}
+    entries = golden[part]["entries"]
+    assert names == {entry["name"]: entry["shape"] for entry in entries}
 
 
 def test_a_configuration_is_shown_without_building_it(capsys):

@@ -17,11 +17,12 @@ STAGE_2 = [file.name for file in parts.FILES if file.name.startswith("slat_")]
 
 def tiny_model() -> ConfigDict:
   """A Geometry model with every kind of part, small."""
+  flow = dict(width=16, depth=2, heads=2, cond_width=16, shape_resolution=2)
+  dino = dict(width=16, depth=2, heads=2, patch=4, image_size=8, input_size=8)
+  pointmap = dict(width=16, input_size=8, patch=4)
+  condition = dict(width=16, hidden_multiplier=2.0, dino=dino, pointmap=pointmap)
   model = base.geometry_model()
-  model.flow.update(dict(width=16, depth=2, heads=2, cond_width=16, shape_resolution=2))
-  model.condition.update(dict(width=16, hidden_multiplier=2.0))
-  model.condition.dino.update(dict(width=16, depth=2, heads=2, patch=4, image_size=8, input_size=8))
-  model.condition.pointmap.update(dict(width=16, input_size=8, patch=4))
+  model.update(dict(flow=flow, condition=condition))
   return model
 
 
@@ -31,10 +32,11 @@ def tiny_config(name: str) -> ConfigDict:
   if name == "geometry":
     config.model = tiny_model()
     config.sampler = base.sampler()
-    config.sampler.steps = 7
+    config.sampler.steps = 7  # not the default, so that one can see where it comes from
   else:
+    sizes = dict(resolution=4, channels=(8, 16), res_blocks=1, middle_blocks=1)
     config.model = base.structure_vae_model()
-    config.model.update(dict(resolution=4, channels=(8, 16), res_blocks=1, middle_blocks=1))
+    config.model.update(sizes)
   return config
 
 
@@ -58,12 +60,16 @@ def random_params(config: ConfigDict, seed: int) -> dict[str, np.ndarray]:
 def normal_arrays(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
   """Normally distributed fp32 arrays of these shapes."""
   rng = np.random.default_rng(seed)
-  return {path: rng.standard_normal(shape, dtype=np.float32) for path, shape in shapes.items()}
+  arrays = {}
+  for path, shape in shapes.items():
+    arrays[path] = rng.standard_normal(shape, dtype=np.float32)
+  return arrays
 
 
 def save_run(folder: pathlib.Path, config: ConfigDict, params: dict, lineage: dict) -> None:
   """Writes a checkpoint of step 0."""
-  stream.write_params(folder, params, {"config": config.to_dict(), "lineage": lineage})
+  meta = {"config": config.to_dict(), "lineage": lineage}
+  stream.write_params(folder, params, meta)
 
 
 def in_memory(name: str, seed: int, lineage: dict | None = None, **model) -> release_writer.Model:
@@ -94,9 +100,12 @@ def export(run: pathlib.Path, out: pathlib.Path, *extra: str, **flags) -> int:
 
 def import_(source: pathlib.Path, workdir: pathlib.Path, *extra: str) -> int:
   """Runs `launch.import_torch`; its exit code."""
-  return import_torch.main(["--from", str(source), "--workdir", str(workdir), *extra])
+  argv = ["--from", str(source), "--workdir", str(workdir), *extra]
+  return import_torch.main(argv)
 
 
 def assert_same_arrays(a: pathlib.Path, b: pathlib.Path) -> None:
   """Two checkpoints hold the same arrays, bit for bit."""
-  assert checkpoint.read_meta(a)["checksums"] == checkpoint.read_meta(b)["checksums"]
+  one = checkpoint.read_meta(a)
+  other = checkpoint.read_meta(b)
+  assert one["checksums"] == other["checksums"]

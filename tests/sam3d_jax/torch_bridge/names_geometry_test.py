@@ -49,6 +49,8 @@ def test_default_configuration_has_exactly_the_published_names_and_shapes(shared
   expected = {}
   for entry in published_entries(shared_dir, part):
     expected[entry["module_name"]] = tuple(entry["shape"])
+
+  # both ways: nothing is left over on either side
   keys.check(rules(config), expected, shapes)
   assert keys.torch_names(rules(config), shapes) == expected
 
@@ -56,10 +58,13 @@ def test_default_configuration_has_exactly_the_published_names_and_shapes(shared
 @pytest.mark.parametrize("part", PARTS)
 def test_half_precision_storage_follows_the_published_column(shared_dir, part):
   model, config, rules = PARTS[part]
+  # what we store in half
   half = set()
   for entry in keys.expand(rules(config), shapes_of(model, config)):
     if entry.rule.half:
       half.add(entry.name)
+
+  # what the published modules hold in it
   expected = set()
   for entry in published_entries(shared_dir, part):
     if entry["dtype_if_use_fp16"] == "float16":
@@ -106,9 +111,13 @@ def test_only_the_shape_position_table_is_a_buffer(shared_dir):
 def test_there_and_back_again_is_the_identity(model, config, rules):
   shapes = shapes_of(model, config)
   params = normal_arrays(shapes, seed=0)
+
+  # there
   state = keys.to_torch(rules(config), params)
   for name, array in state.items():
     assert array.dtype == np.float32, name
+
+  # and back
   back = keys.to_ours(rules(config), state, shapes)
   assert set(back) == set(params)
   for path, array in params.items():
