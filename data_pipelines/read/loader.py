@@ -16,8 +16,7 @@ import dataclasses
 import functools
 import itertools
 import sys
-import threading
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import flags
 import grain
@@ -27,132 +26,19 @@ from data_pipelines.format import records, schema
 from data_pipelines.format.records import CorruptRecord
 from data_pipelines.read import fake, kinds, mixture, rows
 from data_pipelines.read.augment import AugmentConfig
+from data_pipelines.read.reader import (
+  Batch,
+  DataConfig,
+  QuarantineExceeded,
+  Reader,
+  RowCache,
+  Sample,
+  read_single,
+  read_step,
+)
 from sam3d_jax.errors import ConfigError, InputError
 
 PROBED = 8  # records of each source that are looked at before a run starts
-
-Batch = Any  # a type of sam3d_jax.batch: the one that the kind of batch delivers
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig(rows.SampleConfig):
-  """What is read, and how; see SampleConfig for what a row holds.
-
-  mixture: source name -> (dataset folder, weight).  split: of every dataset. threads: reading
-  threads.  workers: reading processes, 0 to read in this one. prefetch: batches held ready.
-  cache_mb: memory for finished rows; needs augment=None and workers=0. min_rating: examples rated
-  lower are left out; those without a rating stay. None: all stay. quarantine_budget: distinct
-  unreadable records that this host replaces before the run fails.
-  """
-
-  mixture: Mapping[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
-  split: str = "train"
-  threads: int = 8
-  workers: int = 0
-  prefetch: int = 4
-  cache_mb: int = 0
-  min_rating: float | None = None
-  quarantine_budget: int = 100
-
-  def __post_init__(self):
-    super().__post_init__()
-    if not self.mixture:
-      raise ConfigError(
-        "data.mixture is empty: name at least one dataset folder, e.g. iso_3do = {path: ..., "
-        "weight: 1}"
-      )
-    if self.cache_mb and (self.augment is not None or self.workers):
-      raise ConfigError(
-        f"data.cache_mb = {self.cache_mb} keeps finished rows, which needs augmentation off and "
-        "data.workers = 0"
-      )
-
-
-class QuarantineExceeded(InputError):
-  """More records are unreadable than the configuration allows."""
-
-
-class Sample(NamedTuple):
-  """One row and how it came about."""
-
-  row: Batch
-  source: str
-  corrupt: tuple[tuple[str, str], ...]  # (record, reason) of those passed over at this position
-
-
-class RowCache:
-  """Finished rows by (source, record), up to a number of bytes; then what is in stays, since every
-  epoch visits everything.
-  """
-
-  def __init__(self, limit: int):
-    self.limit = limit
-    self.bytes = 0
-    self._rows: dict[tuple[str, int], Batch] = {}
-    self._lock = threading.Lock()
-
-  def get(self, key: tuple[str, int]) -> Batch | None:
-    return self._rows.get(key)
-
-  def put(self, key: tuple[str, int], row: Batch) -> None:
-    size = rows.nbytes(row)
-    with self._lock:
-      fits = self.bytes + size <= self.limit
-      if fits and key not in self._rows:
-        self._rows[key] = row
-        self.bytes += size
-
-
-@dataclasses.dataclass(frozen=True)
-class Reader:
-  """Reads the sample at any position; has no state but the cache, so threads share it and processes
-  get copies.
-  """
-
-  config: DataConfig
-  kind: kinds.BatchKind
-  splits: Mapping[str, records.Split]
-  mixture: mixture.Mixture
-  batch_size: int  # global
-  seed: int
-  cache: RowCache | None
-
-  def sample(self, position: int) -> Sample:
-    """The sample at global `position`; an unreadable record is replaced by the next of its source
-    that can be read.
-    """
-    step = position // self.batch_size
-    draw = self.mixture.draw(position)
-    split = self.splits[draw.source]
-    corrupt = []
-    for _ in range(len(split)):
-      try:
-        row = self._row(draw, step)
-        return Sample(row, draw.source, tuple(corrupt))
-      except CorruptRecord as error:
-        path, record = split.locate(draw.record)
-        corrupt.append((f"{path} record {record}", str(error)))
-      draw = self.mixture.after(draw)
-    first = ": ".join(corrupt[0])
-    raise QuarantineExceeded(f"source {draw.source!r} has no readable record; {first}")
-
-  def _row(self, draw: mixture.Draw, step: int) -> Batch:
-    # one that was made before
-    key = (draw.source, draw.record)
-    if self.cache is not None:
-      kept = self.cache.get(key)
-      if kept is not None:
-        return kept
-
-    # a new one
-    example = self.splits[draw.source][draw.record]
-    rng = None
-    if self.config.augment is not None:
-      rng = rows.generator(self.seed, step, example["key"])
-    row = self.kind.row(example, self.config, rng, draw.epoch)
-    if self.cache is not None and not self.kind.by_epoch:
-      self.cache.put(key, row)
-    return row
 
 
 class Loader:
@@ -187,7 +73,7 @@ class Loader:
     """This host's rows of global batch `step`, read here and now. Raises QuarantineExceeded over
     the budget.
     """
-    samples = _read_step(self._reader, self._host_index, self.rows, step)
+    samples = read_step(self._reader, self._host_index, self.rows, step)
     return self._collect(samples)
 
   def iterate(self, start_step: int = 0) -> Iterator[Batch]:
@@ -212,13 +98,13 @@ class Loader:
   def _in_threads(self, start_step: int) -> grain.IterDataset:
     """This host's samples from a step on, one by one: threads share the work of a batch."""
     config = self.config
-    read_single = functools.partial(_read_single, self._reader, self._host_index, self.rows)
+    read = functools.partial(read_single, self._reader, self._host_index, self.rows)
     ordinals = grain.MapDataset.range(start_step * self.rows, sys.maxsize)
     options = grain.ReadOptions(
       num_threads=config.threads,
       prefetch_buffer_size=max(config.threads, config.prefetch * self.rows),
     )
-    return ordinals.map(read_single).to_iter_dataset(options)
+    return ordinals.map(read).to_iter_dataset(options)
 
   def _in_processes(self, start_step: int) -> grain.IterDataset:
     """This host's samples from a step on, a step at a time: each process reads whole steps."""
@@ -226,7 +112,7 @@ class Loader:
       # Grain's worker start-up reads absl flags, which a program without absl never parses
       flags.FLAGS.mark_as_parsed()
     config = self.config
-    read_step = functools.partial(_read_step, self._reader, self._host_index, self.rows)
+    read = functools.partial(read_step, self._reader, self._host_index, self.rows)
     steps = grain.MapDataset.range(start_step, sys.maxsize)
     steps_ahead = max(1, config.prefetch // config.workers)
     options = grain.ReadOptions(
@@ -234,7 +120,7 @@ class Loader:
       prefetch_buffer_size=steps_ahead,
     )
     workers = grain.MultiprocessingOptions(config.workers, steps_ahead)
-    return steps.map(read_step).to_iter_dataset(options).mp_prefetch(workers)
+    return steps.map(read).to_iter_dataset(options).mp_prefetch(workers)
 
   def metrics(self, step: int) -> dict[str, float]:
     """Counters before `step`: samples and epochs of each source (of the whole job), unreadable
@@ -267,19 +153,6 @@ class Loader:
 
     read = [sample.row for sample in samples]
     return self._reader.kind.collate(read, self.config)
-
-
-def _read_step(reader: Reader, host_index: int, rows: int, step: int) -> list[Sample]:
-  """A host's samples of one step."""
-  first = step * reader.batch_size + host_index * rows
-  return [reader.sample(position) for position in range(first, first + rows)]
-
-
-def _read_single(reader: Reader, host_index: int, rows: int, ordinal: int) -> Sample:
-  """The `ordinal`-th sample of a host, counted from step 0."""
-  step, row = divmod(ordinal, rows)
-  first = step * reader.batch_size + host_index * rows
-  return reader.sample(first + row)
 
 
 def make_loader(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.format import records, schema
-from data_pipelines.read import fake, kinds, loader, mixture, rows
+from data_pipelines.read import fake, kinds, mixture, reader, rows
 from sam3d_jax.batch import Conditioning
 from sam3d_jax.errors import ConfigError, InputError
 from tests.support import tiny_dataset
@@ -159,7 +159,7 @@ def test_memory_of_a_reader_does_not_depend_on_the_size_of_the_dataset(tmp_path)
       frozenset(),
     )
     mix = mixture.make_mixture({"a": len(many)}, {"a": 1.0}, seed=0)
-    reader = loader.Reader(
+    reading = reader.Reader(
       config(path),
       kind=kinds.KINDS["geometry"],
       splits={"a": many},
@@ -170,10 +170,10 @@ def test_memory_of_a_reader_does_not_depend_on_the_size_of_the_dataset(tmp_path)
     )
 
     # what is allocated once is not counted
-    reader.sample(0)
+    reading.sample(0)
     tracemalloc.start()
     for position in range(8):
-      reader.sample(position)
+      reading.sample(position)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     peaks.append(peak)
@@ -204,7 +204,7 @@ def test_cache_keeps_within_its_limit_and_changes_nothing(folder):
 
   # what is in stays, the rest does not come in
   row = np.zeros(10)
-  small = loader.RowCache(limit=rows.nbytes(row))
+  small = reader.RowCache(limit=rows.nbytes(row))
   for index in range(3):
     small.put(("a", index), row)
   assert small.get(("a", 0)) is not None
