@@ -2,6 +2,7 @@
 it refuses another one.
 """
 
+import itertools
 import json
 
 import numpy as np
@@ -31,14 +32,15 @@ def built(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos(built):
-  return list(map(ProceduralSet(*built).__getitem__, range(3)))
+  """The three photos of the object, as items of an evaluation set."""
+  chosen = ProceduralSet(*built)
+  return [chosen[i] for i in range(3)]
 
 
 def test_every_object_has_one_photo_a_level_within_its_bounds():
   chosen = benchmark.load(NAME)
-  assert [(p["object"], p["level"]) for p in chosen.photos] == [
-    (o, level) for o in chosen.objects for level in benchmark.LEVELS
-  ]
+  found = [(photo["object"], photo["level"]) for photo in chosen.photos]
+  assert found == list(itertools.product(chosen.objects, benchmark.LEVELS))
   for photo in chosen.photos:
     low, high = benchmark.LEVELS[photo["level"]]
     assert low <= photo["visible"] <= high
@@ -51,9 +53,8 @@ def test_the_truth_of_every_family_is_the_frozen_one():
   chosen = benchmark.load(NAME)
   for photo in chosen.photos[2::21]:  # a heavy one of every seventh object
     subject = benchmark.make_subject(chosen.seed, photo["object"], chosen.image_size)
-    assert (
-      benchmark.record_digest(benchmark.truth_record(subject, chosen, photo)) == photo["digest"]
-    )
+    truth = benchmark.truth_record(subject, chosen, photo)
+    assert benchmark.record_digest(truth) == photo["digest"]
 
 
 def test_levels_differ_by_the_occluder_alone(photos):
@@ -61,51 +62,55 @@ def test_levels_differ_by_the_occluder_alone(photos):
   for other in (light, heavy):
     np.testing.assert_array_equal(other.pose.translation, none.pose.translation)
     assert not (other.mask_HW & ~none.mask_HW).any()
-    both = other.mask_HW & (np.abs(other.pointmap_HW3 - none.pointmap_HW3).max(-1) < 1e-6)
-    assert (both == other.mask_HW).all()
+    # What is seen of the object lies where it did.
+    moved = np.abs(other.pointmap_HW3 - none.pointmap_HW3).max(-1)
+    assert (moved[other.mask_HW] < 1e-6).all()
   assert none.mask_HW.sum() > light.mask_HW.sum() > heavy.mask_HW.sum()
 
 
 def test_truth_placed_by_its_pose_covers_the_mask_and_meets_the_point_map(photos):
+  # The box of the object where nothing hides it.
+  down, across = np.nonzero(photos[0].mask_HW)
+  first = [across.min(), down.min()]
+  last = [across.max() + 1, down.max() + 1]
   for item in photos:
-    points = item.pose.rotation @ (item.truth.vertices * item.pose.scale).T
-    pixels, _ = cameras.project(points.T + item.pose.translation, item.camera)
-    down, across = np.nonzero(photos[0].mask_HW)
-    np.testing.assert_allclose(
-      [pixels.min(0), pixels.max(0)],
-      [[across.min(), down.min()], [across.max() + 1, down.max() + 1]],
-      atol=1.5,
-    )
-    seen = (
-      (item.pointmap_HW3[item.mask_HW] - item.pose.translation)
-      @ item.pose.rotation
-      / item.pose.scale
-    )
+    pose = item.pose
+    placed = item.truth.vertices * pose.scale @ pose.rotation.T + pose.translation
+    pixels, _ = cameras.project(placed, item.camera)
+    np.testing.assert_allclose(pixels.min(0), first, atol=1.5)
+    np.testing.assert_allclose(pixels.max(0), last, atol=1.5)
+
+    # The point map's points of the object lie in its voxels.
+    seen = on_object(item.pointmap_HW3[item.mask_HW], pose)
+    index = np.floor((seen + 0.5) * 64)
+    index = np.clip(index, 0, 63).astype(int)
     grid = rows.occupancy(item.voxels_N3, 64)
-    index = np.clip(np.floor((seen + 0.5) * 64), 0, 63).astype(int)
     assert grid[tuple(index.T)].mean() > 0.95  # float16 moves a point by up to half a voxel
+
+
+def on_object(points_P3, pose):
+  """Camera-frame points in the object frame."""
+  return (points_P3 - pose.translation) @ pose.rotation / pose.scale
 
 
 def test_the_point_map_is_complete_and_a_floor_lies_under_the_object(photos):
   item = photos[0]
   assert np.isfinite(item.pointmap_HW3).all()
-  heights = ((item.pointmap_HW3 - item.pose.translation) @ item.pose.rotation)[
-    ..., 2
-  ] / item.pose.scale[2]
-  assert heights[~item.mask_HW].min() == pytest.approx(item.truth.vertices[:, 2].min(), abs=0.02)
+  heights = on_object(item.pointmap_HW3, item.pose)[..., 2]
+  lowest = item.truth.vertices[:, 2].min()
+  assert heights[~item.mask_HW].min() == pytest.approx(lowest, abs=0.02)
 
 
-def test_another_truth_is_refused_by_name(built, tmp_path):
+def test_another_truth_is_refused_by_name(built):
   chosen, folder = built
   example = records.open_split(folder, benchmark.SPLIT)[1]
-  changed = example | {"translation": example["translation"] + np.float32(1e-3)}
+  moved = example["translation"] + np.float32(1e-3)
   with pytest.raises(InputError, match="photo 0-light is not the frozen one"):
-    benchmark.check(changed, chosen.photos[1])
-  hidden = example | {
-    "mask": render.encode(rows.decode_image(example["mask"], "mask", mode="L") > 255)
-  }
+    benchmark.check(example | {"translation": moved}, chosen.photos[1])
+  mask = rows.decode_image(example["mask"], "mask", mode="L") > 0
+  nothing = render.encode(np.zeros_like(mask))
   with pytest.raises(InputError, match="0.000 visible"):
-    benchmark.check(hidden, chosen.photos[1])
+    benchmark.check(example | {"mask": nothing}, chosen.photos[1])
 
 
 def test_a_damaged_file_and_unknown_names_are_refused(tmp_path, monkeypatch):
@@ -123,7 +128,8 @@ def test_a_damaged_file_and_unknown_names_are_refused(tmp_path, monkeypatch):
 
 
 def test_a_joined_mesh_keeps_every_face_with_its_material():
-  one, two = (benchmark.object_asset(0, i).mesh for i in (0, 2))
+  one = benchmark.object_asset(0, 0).mesh
+  two = benchmark.object_asset(0, 2).mesh
   both = join([one, two])
   assert len(both.faces) == len(one.faces) + len(two.faces)
   assert len(both.materials) == len(one.materials) + len(two.materials)
@@ -134,7 +140,12 @@ def test_a_joined_mesh_keeps_every_face_with_its_material():
 
 def test_standing_puts_the_lowest_point_on_the_floor_at_the_spot():
   mesh = benchmark.object_asset(0, 1).mesh
-  placed = room.stand(mesh, room.Spot(1.0, -2.0, 0.5, 0.7), floor=-0.3)
-  low, high = placed.vertices.min(0), placed.vertices.max(0)
-  np.testing.assert_allclose([*((low + high) / 2)[:2], low[2]], [1.0, -2.0, -0.3], atol=1e-12)
-  assert high[2] - low[2] == pytest.approx(0.5 * np.ptp(mesh.vertices[:, 2]))
+  spot = room.Spot(x=1.0, y=-2.0, size=0.5, yaw=0.7)
+  placed = room.stand(mesh, spot, floor=-0.3)
+  low = placed.vertices.min(0)
+  high = placed.vertices.max(0)
+  middle = (low + high) / 2
+  np.testing.assert_allclose(middle[:2], [1.0, -2.0], atol=1e-12)
+  assert low[2] == pytest.approx(-0.3)
+  height = np.ptp(mesh.vertices[:, 2])
+  assert high[2] - low[2] == pytest.approx(0.5 * height)
