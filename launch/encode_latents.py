@@ -106,9 +106,10 @@ def run(args: argparse.Namespace) -> None:
 def summary(counts: dict[str, int], statistics: dict) -> str:
   """Examples by split, and each channel's mean and standard deviation."""
   examples = ", ".join(f"{count} {split}" for split, count in counts.items())
-  channels = zip(statistics["mean"], statistics["std"], strict=True)
-  spread = ", ".join(f"{mean:.2f} +- {std:.2f}" for mean, std in channels)
-  return f"{examples} examples; latents {spread}"
+  channels = []
+  for mean, std in zip(statistics["mean"], statistics["std"], strict=True):
+    channels.append(f"{mean:.2f} +- {std:.2f}")
+  return f"{examples} examples; latents {', '.join(channels)}"
 
 
 if __name__ == "__main__":

@@ -108,7 +108,8 @@ def _photo(
 
   # the wall is a ramp between two colours
   top, bottom = rng.uniform(60, 200, (2, 3))
-  part = np.linspace(0, 1, height)[:, None, None]
+  part = np.linspace(0, 1, height)
+  part = part[:, None, None]
   ramp = np.round((1 - part) * top + part * bottom)
   wall = np.broadcast_to(ramp, (height, width, 3))
   image = render.over(shown.lit_HW3, shown.alpha_HW, wall)
@@ -119,7 +120,8 @@ def _photo(
   u, v = np.meshgrid(columns, rows)
   distance = FAR * viewpoint.pose.translation[2]
   behind = rays(viewpoint.camera, u, v) * distance
-  points = np.where(shown.mask_HW[..., None], shown.pointmap_HW3, behind)
+  is_object = shown.mask_HW[..., None]
+  points = np.where(is_object, shown.pointmap_HW3, behind)
   return image, shown.mask_HW, points.astype(np.float32)
 
 
@@ -182,9 +184,12 @@ def _distorted(vertices_V3: np.ndarray, strength: float, rng) -> np.ndarray:
 
 def _iou(a_N3: np.ndarray, b_N3: np.ndarray) -> float:
   """Intersection over union of two sets of voxels."""
-  grids = np.zeros((2, *(voxelize.RESOLUTION,) * 3), bool)
+  side = voxelize.RESOLUTION
+  grids = np.zeros((2, side, side, side), bool)
   for grid, voxels in zip(grids, (a_N3, b_N3), strict=True):
     grid[tuple(voxels.T)] = True
-  joint = grids[0] & grids[1]
-  either = grids[0] | grids[1]
-  return float(joint.sum() / either.sum())
+
+  a, b = grids
+  joint = (a & b).sum()
+  either = (a | b).sum()
+  return float(joint / either)

@@ -231,11 +231,12 @@ def _resized(mask_HW: np.ndarray, height: int, width: int) -> np.ndarray:
 def _hit(points_P3: np.ndarray, camera: cameras.Camera) -> tuple[np.ndarray, np.ndarray]:
   """(rows, columns) of the pixels that the points in view hit."""
   pixels, depth = cameras.project(points_P3, camera)
-  column, row = np.floor(pixels).astype(np.int64).T
-  in_width = (column >= 0) & (column < camera.width)
-  in_height = (row >= 0) & (row < camera.height)
-  seen = (depth > 0) & in_width & in_height
-  return row[seen], column[seen]
+  columns, rows = np.floor(pixels).astype(np.int64).T
+  in_front = depth > 0
+  in_width = (columns >= 0) & (columns < camera.width)
+  in_height = (rows >= 0) & (rows < camera.height)
+  seen = in_front & in_width & in_height
+  return rows[seen], columns[seen]
 
 
 def silhouette(example: schema.Example) -> tuple[np.ndarray, np.ndarray, cameras.Camera]:
@@ -249,9 +250,11 @@ def silhouette(example: schema.Example) -> tuple[np.ndarray, np.ndarray, cameras
   # the size, from that of a voxel in the image
   camera = camera_of(example)
   distance = max(float(example["translation"][2]), 1e-6)
-  voxel = camera.fx * float(example["scale"].max()) / schema.VOXEL_RESOLUTION / distance
-  enlarged = camera.width * min(MAX_ENLARGED, VOXEL_PIXELS / voxel)
-  camera = camera_of(example, max(16, round(enlarged)))
+  object_pixels = camera.fx * float(example["scale"].max())
+  voxel_pixels = object_pixels / schema.VOXEL_RESOLUTION / distance
+  factor = min(MAX_ENLARGED, VOXEL_PIXELS / voxel_pixels)
+  width = round(camera.width * factor)
+  camera = camera_of(example, max(16, width))
 
   # the voxels, with a border that closing may grow into
   drawn = np.zeros((camera.height + 2, camera.width + 2), bool)

@@ -243,10 +243,16 @@ def moments_of(examples: list[schema.Example]) -> dict[str, Any]:
 def combined(moments: list[dict[str, Any]]) -> dict[str, Any]:
   """Mean and standard deviation of every channel over all shards."""
   filled = [one for one in moments if one["cells"]]
-  count = sum(one["cells"] for one in filled)
+  cells = sum(one["cells"] for one in filled)
   total_C = np.sum([one["sum"] for one in filled], 0)
   squares_C = np.sum([one["sum_of_squares"] for one in filled], 0)
-  mean_C = total_C / count
-  variance_C = squares_C / count - mean_C**2
+
+  # rounding may leave a variance of nothing below zero
+  mean_C = total_C / cells
+  variance_C = squares_C / cells - mean_C**2
   deviation_C = np.sqrt(np.maximum(variance_C, 0))
-  return {"cells": count, "mean": mean_C.tolist(), "std": deviation_C.tolist()}
+  return {
+    "cells": cells,
+    "mean": mean_C.tolist(),
+    "std": deviation_C.tolist(),
+  }

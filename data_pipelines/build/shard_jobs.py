@@ -205,8 +205,11 @@ def build(
 def finished_inputs(plan: Plan, out: str | os.PathLike) -> int:
   """How many inputs an earlier run of the same build has dealt with."""
   folder = pathlib.Path(out)
-  finished = [job for job in plan.jobs if shard_path(plan.name, folder, job).exists()]
-  return sum(job.inputs for job in finished)
+  inputs = 0
+  for job in plan.jobs:
+    if shard_path(plan.name, folder, job).exists():
+      inputs += job.inputs
+  return inputs
 
 
 def run_job(job: ShardJob, *, make, out: pathlib.Path, name: str, kind: str) -> Report:
@@ -289,14 +292,22 @@ def _write_build_file(plan: Plan, out: pathlib.Path, counts: dict[str, Any] | No
 
 def _difference(old: dict, new: dict) -> str:
   """The first few values that differ, as dotted keys."""
-  there, here = dict(_flatten(old)), dict(_flatten(new))
-  differ = [key for key in sorted(there | here) if there.get(key) != here.get(key)]
+  there = dict(_flatten(old))
+  here = dict(_flatten(new))
+  differ = []
+  for key in sorted(there | here):
+    if there.get(key) != here.get(key):
+      differ.append(key)
+
+  # the first few of them
   shown = []
   for key in differ[:DIFFERENCES_SHOWN]:
-    was, is_now = there.get(key, "absent"), here.get(key, "absent")
-    shown.append(f"{key}: {was} there, {is_now} here")
-  if len(differ) > DIFFERENCES_SHOWN:
-    shown.append(f"and {len(differ) - DIFFERENCES_SHOWN} more")
+    was = there.get(key, "absent")
+    wanted = here.get(key, "absent")
+    shown.append(f"{key}: {was} there, {wanted} here")
+  more = len(differ) - DIFFERENCES_SHOWN
+  if more > 0:
+    shown.append(f"and {more} more")
   return "; ".join(shown)
 
 

@@ -38,10 +38,13 @@ STYLE = "\n".join(
 def colour_ramp(values: np.ndarray) -> np.ndarray:
   """Values in 0..1 -> (..., 3) uint8 colours."""
   # each value lies between two colours of the ramp
-  place = np.clip(values, 0, 1) * (len(RAMP) - 1)
-  low = np.minimum(place.astype(int), len(RAMP) - 2)
+  # each value lies between two colours of the ramp
+  last = len(RAMP) - 1
+  place = last * np.clip(values, 0, 1)
+  low = np.minimum(place.astype(int), last - 1)
   part = (place - low)[..., None]
-  colours = RAMP[low] * (1 - part) + RAMP[low + 1] * part
+  darker, brighter = RAMP[low], RAMP[low + 1]
+  colours = darker * (1 - part) + brighter * part
   return colours.astype(np.uint8)
 
 
@@ -61,12 +64,16 @@ def outline(image_HW3: np.ndarray, mask_HW: np.ndarray, colour: tuple[int, int, 
   """The image with the mask's inner edge drawn on it."""
   # pixels whose four neighbours are in the mask too
   padded = np.pad(mask_HW, 1)
-  beside = padded[1:-1, :-2] & padded[1:-1, 2:]
-  above_and_below = padded[:-2, 1:-1] & padded[2:, 1:-1]
-  core = mask_HW & above_and_below & beside
+  above = padded[:-2, 1:-1]
+  below = padded[2:, 1:-1]
+  left = padded[1:-1, :-2]
+  right = padded[1:-1, 2:]
+  core = mask_HW & above & below & left & right
 
+  # the others are the edge
   edge = mask_HW & ~core
-  return np.where(edge[..., None], np.array(colour, np.uint8), image_HW3)
+  drawn = np.array(colour, np.uint8)
+  return np.where(edge[..., None], drawn, image_HW3)
 
 
 def voxels_on_image(example: schema.Example, image_HW3: np.ndarray) -> np.ndarray:

@@ -248,17 +248,18 @@ def is_present(example: Mapping[str, Any], field: str) -> bool:
 
 
 def _camera_is_present(camera: Mapping[str, Any]) -> bool:
-  lengths_known = all(np.isfinite(camera[name]) for name in CAMERA_LENGTHS)
-  sizes_known = all(camera[name] > 0 for name in CAMERA_SIZES)
-  return lengths_known and sizes_known
+  for name in CAMERA_LENGTHS:
+    if not np.isfinite(camera[name]):
+      return False
+  return all(camera[name] > 0 for name in CAMERA_SIZES)
 
 
 def example_pose(example: Mapping[str, Any]) -> Pose:
   """The pose of an example (or loser) that has one."""
   return Pose(
-    np.asarray(example["rotation"], np.float32),
-    np.asarray(example["translation"], np.float32),
-    np.asarray(example["scale"], np.float32),
+    rotation=np.asarray(example["rotation"], np.float32),
+    translation=np.asarray(example["translation"], np.float32),
+    scale=np.asarray(example["scale"], np.float32),
   )
 
 

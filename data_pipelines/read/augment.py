@@ -76,7 +76,8 @@ class AugmentConfig:
   def active(self) -> bool:
     """Whether anything can change."""
     happens = any(getattr(self, name) != 0 for name in CHANCES)
-    moves = self.shift != 0 or tuple(self.box_factor) != (BOX_FACTOR, BOX_FACTOR)
+    crop = tuple(self.box_factor)
+    moves = crop != (BOX_FACTOR, BOX_FACTOR) or self.shift != 0
     return happens or moves
 
 
@@ -171,10 +172,14 @@ def _box(mask_HW) -> tuple[int, int, int, int] | None:
 def resample_blur(image_HW3, scale: float):
   """Shrinks a uint8 image by `scale` (bilinear, antialiased) and enlarges it to its size again."""
   height, width = image_HW3.shape[:2]
-  reduced = (max(1, int(width * scale)), max(1, int(height * scale)))
+  small_height = max(1, int(height * scale))
+  small_width = max(1, int(width * scale))
+
+  # Pillow takes width before height
+  how = Image.Resampling.BILINEAR
   image = Image.fromarray(image_HW3)
-  small = image.resize(reduced, Image.Resampling.BILINEAR)
-  blurred = small.resize((width, height), Image.Resampling.BILINEAR)
+  small = image.resize((small_width, small_height), how)
+  blurred = small.resize((width, height), how)
   return np.asarray(blurred)
 
 
@@ -183,16 +188,20 @@ def adjust_colour(image_HW3, brightness: float, contrast: float, saturation: flo
   matrix and an offset.
   """
   # the mean luma of the brightened photo, from every fourth pixel of every fourth row
-  sample_P3 = image_HW3[::4, ::4].reshape(-1, 3).astype(np.float32)
-  mean = float(sample_P3.mean(0) @ LUMA) * brightness
+  sample_HW3 = image_HW3[::4, ::4]
+  sample_P3 = sample_HW3.reshape(-1, 3).astype(np.float32)
+  mean_luma = float(sample_P3.mean(0) @ LUMA)
+  mean = mean_luma * brightness
 
-  # saturation first, then brightness and contrast; what contrast takes away comes back at the mean
+  # saturation first, then brightness and contrast
   colour_33 = np.eye(3, dtype=np.float32)
   grey_33 = np.broadcast_to(LUMA[:, None], (3, 3))
   saturate_33 = saturation * colour_33 + (1 - saturation) * grey_33
-  matrix_33 = (brightness * contrast * saturate_33).astype(np.float32)
-  offset = np.float32((1 - contrast) * mean)
+  matrix_33 = brightness * contrast * saturate_33
+  matrix_33 = matrix_33.astype(np.float32)
 
+  # what contrast takes away comes back at the mean
+  offset = np.float32((1 - contrast) * mean)
   pixels_P3 = image_HW3.reshape(-1, 3).astype(np.float32)
   changed_P3 = pixels_P3 @ matrix_33 + offset
   return _to_uint8(changed_P3).reshape(image_HW3.shape)
@@ -206,12 +215,16 @@ def light_ramp(image_HW3, angle: float, gain: float):
   height, width = image_HW3.shape[:2]
   x_W = np.linspace(-1, 1, width, dtype=np.float32)
   y_H = np.linspace(-1, 1, height, dtype=np.float32)
-  right, down = np.cos(angle), np.sin(angle)
-  along_HW = np.float32(right) * x_W[None, :] + np.float32(down) * y_H[:, None]
+  right = np.cos(angle)
+  down = np.sin(angle)
+  across_W = np.float32(right) * x_W
+  downward_H = np.float32(down) * y_H
+  along_HW = across_W[None, :] + downward_H[:, None]
 
   # the corners get the whole gain
   reach = abs(right) + abs(down)
-  ramp_HW = 1 + np.float32(gain / reach) * along_HW
+  slope = np.float32(gain / reach)
+  ramp_HW = 1 + slope * along_HW
   return _to_uint8(image_HW3 * ramp_HW[..., None])
 
 

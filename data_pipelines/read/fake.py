@@ -48,8 +48,9 @@ class FakeLoader:
     """This host's rows of global batch `step`."""
     template = self.kind.spec(self.config, 1)
     first = step * self.batch_size + self.host_index * self.rows
-    positions = range(first, first + self.rows)
-    made = [self._row(template, position) for position in positions]
+    made = []
+    for position in range(first, first + self.rows):
+      made.append(self._row(template, position))
     return self.kind.collate(made, self.config)
 
   def iterate(self, start_step: int = 0) -> Iterator[Any]:
