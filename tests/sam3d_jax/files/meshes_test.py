@@ -1,5 +1,8 @@
 """The one reader of mesh files: same checks for builders and evaluation."""
 
+import dataclasses
+import errno
+
 import numpy as np
 import pytest
 import trimesh
@@ -78,3 +81,33 @@ def test_a_file_that_is_not_there_and_an_unknown_format_are_refused_by_name(tmp_
     meshes.read(tmp_path / "a.obj")
   with pytest.raises(Refused, match=r"a\.fbx: unknown mesh format, expected one of \.glb"):
     meshes.read(tmp_path / "a.fbx")
+
+
+@pytest.mark.parametrize("suffix", sorted(meshes.SUFFIXES))
+def test_whatever_a_reader_raises_is_a_refusal_but_a_failing_disk_is_not(
+  tmp_path, monkeypatch, suffix
+):
+  path = tmp_path / f"a{suffix}"
+  path.write_bytes(b"x")
+  rules = meshes.FORMATS[suffix]
+
+  def raising(error):
+    def read(path, data, *, appearance):
+      raise error
+
+    monkeypatch.setitem(meshes.FORMATS, suffix, dataclasses.replace(rules, reader=read))
+
+  for error in (ValueError("odd"), RecursionError(), KeyError("x"), OSError("broken picture")):
+    raising(error)
+    with pytest.raises(Refused, match=rf"unreadable: a\{suffix}: {type(error).__name__}"):
+      meshes.read(path)
+  for error in (OSError(errno.EIO, "disk"), OSError(errno.ENOSPC, "full"), MemoryError()):
+    raising(error)
+    with pytest.raises(type(error)):
+      meshes.read(path)
+
+
+def test_a_folder_with_the_name_of_a_mesh_is_refused(tmp_path):
+  (tmp_path / "a.obj").mkdir()
+  with pytest.raises(Refused, match=r"a\.obj: no such file"):
+    meshes.read(tmp_path / "a.obj")
