@@ -41,9 +41,12 @@ class Fixture:
 
   def group(self, prefix: str) -> dict[str, np.ndarray]:
     """Arrays below `prefix/`, the prefix taken off: group("param"), group("in/x1")."""
-    folder = prefix + "/"
-    names = [name for name in self.arrays if name.startswith(folder)]
-    return {name.removeprefix(folder): self.arrays[name] for name in names}
+    start = prefix + "/"
+    found = {}
+    for name, array in self.arrays.items():
+      if name.startswith(start):
+        found[name.removeprefix(start)] = array
+    return found
 
   @property
   def inputs(self) -> dict[str, np.ndarray]:
@@ -106,14 +109,16 @@ def relative_error(got: np.ndarray, ref: np.ndarray) -> float:
   """max|got - ref| / max(1, max|ref|); infinite where shapes or the positions of NaN and infinity
   differ.
   """
-  got, ref = np.asarray(got), np.asarray(ref)
+  got = np.asarray(got)
+  ref = np.asarray(ref)
   if got.shape != ref.shape:
     return np.inf
   if ref.size == 0:
     return 0.0
-  got, ref = got.astype(np.float64), ref.astype(np.float64)
+  got = got.astype(np.float64)
+  ref = ref.astype(np.float64)
 
-  # NaN and infinity stand in the same places
+  # NaN and infinities have to be the same, in the same places
   finite = np.isfinite(ref)
   if not np.array_equal(finite, np.isfinite(got)):
     return np.inf
@@ -122,24 +127,26 @@ def relative_error(got: np.ndarray, ref: np.ndarray) -> float:
   if not finite.any():
     return 0.0
 
-  off = np.abs(got[finite] - ref[finite]).max()
+  # of the rest, the worst
+  difference = np.abs(got[finite] - ref[finite]).max()
   largest = np.abs(ref[finite]).max()
-  return float(off / max(1.0, largest))
+  return float(difference / max(1.0, largest))
 
 
 def compare(fixture: Fixture, got: dict[str, np.ndarray]) -> Row:
   """Compares what a case returned with what the fixture expects."""
-  expected = fixture.expected
-  missing = sorted(set(expected) - set(got))
-  unknown = sorted(set(got) - set(expected))
+  missing = sorted(set(fixture.expected) - set(got))
+  unknown = sorted(set(got) - set(fixture.expected))
+
+  # the worst array
   errors = {}
-  for name, ref in expected.items():
+  for name, ref in fixture.expected.items():
     if name in got:
       errors[name] = relative_error(got[name], ref)
   worst = max(errors, key=errors.get, default="")
   error = errors.get(worst, 0.0)
 
-  # The first thing that is wrong, if anything is.
+  # why the row fails
   problem = ""
   if missing:
     problem = f"{len(missing)} arrays not computed: {', '.join(missing[:4])}"
@@ -148,11 +155,18 @@ def compare(fixture: Fixture, got: dict[str, np.ndarray]) -> Row:
   elif not errors:
     problem = "the fixture has no expected arrays"
   elif not error <= fixture.tol:
-    shape, wanted = np.shape(got[worst]), np.shape(expected[worst])
+    got_shape = np.shape(got[worst])
+    ref_shape = np.shape(fixture.expected[worst])
     problem = f"{worst} is off"
-    if shape != wanted:
-      problem = f"{worst} has shape {shape}, expected {wanted}"
-  return Row(fixture.name, error, fixture.tol, worst, problem)
+    if got_shape != ref_shape:
+      problem = f"{worst} has shape {got_shape}, expected {ref_shape}"
+  return Row(
+    name=fixture.name,
+    error=error,
+    tol=fixture.tol,
+    worst=worst,
+    problem=problem,
+  )
 
 
 def find_case(name: str):

@@ -31,9 +31,14 @@ def build(make, rules, params):
 def torch_gradients(loss, module, rules):
   """Gradients of loss(module), under their published names."""
   graph, params = nnx.split(module)
-  grads = jax.jit(jax.grad(lambda p: loss(nnx.merge(graph, p))))(params)
+
+  def loss_of(params):
+    return loss(nnx.merge(graph, params))
+
+  grads = jax.jit(jax.grad(loss_of))(params)
   flat = parameters.flat_params(nnx.merge(graph, grads))
-  return keys.to_torch(rules, {k: np.asarray(v) for k, v in flat.items()})
+  arrays = {k: np.asarray(v) for k, v in flat.items()}
+  return keys.to_torch(rules, arrays)
 
 
 def channels_last(x):

@@ -70,8 +70,11 @@ def expected_grads(
   """The gradients that the fixture lists under grad/<group>, from gradients of our parameters and
   of named inputs.
   """
-  every = {f"grad/{group}/{k}": v for k, v in keys.to_torch(rules, params).items()}
-  every |= {f"grad/{group}/in:{k}": v for k, v in inputs.items()}
+  every = {}
+  for name, gradient in keys.to_torch(rules, params).items():
+    every[f"grad/{group}/{name}"] = gradient
+  for name, gradient in inputs.items():
+    every[f"grad/{group}/in:{name}"] = gradient
   return {k: v for k, v in every.items() if k in fixture.expected}
 
 
@@ -178,14 +181,32 @@ def dense_attention(fixture: Fixture):
 
 
 def _mot(width, heads, rms, x, params):
-  rules = [
-    r
-    for torch, s in STREAMS.items()
-    for r in names.self_attention_rules(width, rms, ours=f"{s}/", stream=f".{torch}")
-  ]
-  make = functools.partial(SelfAttention, width, heads, qk_rms_norm=rms, dtype=jnp.float32)
-  modules = loaded(lambda rngs: nnx.Dict({s: make(rngs=rngs) for s in x}), rules, params)
-  q, k, v = ({s: modules[s].project(x[s])[i] for s in x} for i in range(3))
+  # one projection a stream
+  rules = []
+  for torch, s in STREAMS.items():
+    rules += names.self_attention_rules(
+      width,
+      rms,
+      ours=f"{s}/",
+      stream=f".{torch}",
+    )
+  make = functools.partial(
+    SelfAttention,
+    width,
+    heads,
+    qk_rms_norm=rms,
+    dtype=jnp.float32,
+  )
+
+  def streams(rngs):
+    return nnx.Dict({s: make(rngs=rngs) for s in x})
+
+  modules = loaded(streams, rules, params)
+
+  # they meet in the attention
+  q, k, v = {}, {}, {}
+  for s in x:
+    q[s], k[s], v[s] = modules[s].project(x[s])
   attended = mot_attend(q, k, v, backend="auto")
   return {s: modules[s].out(attended[s]) for s in x}
 
@@ -348,25 +369,38 @@ def vae_config(k: dict, channels: list[int], resolution: int) -> vae.StructureVA
 @case("e1_ss_encoder")
 def structure_encoder(fixture: Fixture):
   occupancy = jnp.asarray(fixture.inputs["occupancy"])[:, 0]
-  cfg = vae_config(fixture.kwargs, fixture.kwargs["channels"], occupancy.shape[-1])
+  side = occupancy.shape[-1]
+  cfg = vae_config(fixture.kwargs, fixture.kwargs["channels"], side)
   encoder = loaded(
-    functools.partial(vae.StructureEncoder, cfg), names.structure_encoder_rules(cfg), fixture.params
+    functools.partial(vae.StructureEncoder, cfg),
+    names.structure_encoder_rules(cfg),
+    fixture.params,
   )
   mean, logvar = map(channels_first, run(encoder, occupancy))
-  sampled = mean + jnp.exp(0.5 * logvar) * fixture.inputs["noise"]
-  return {"out/mean": mean, "out/logvar": logvar, "out/mode_z": mean, "out/sampled_z": sampled}
+  std = jnp.exp(0.5 * logvar)
+  return {
+    "out/mean": mean,
+    "out/logvar": logvar,
+    "out/mode_z": mean,
+    "out/sampled_z": mean + std * fixture.inputs["noise"],
+  }
 
 
 @case("e2_ss_decoder")
 def structure_decoder(fixture: Fixture):
   z = channels_last(fixture.inputs["z"])
+  tokens = jnp.asarray(fixture.inputs["tokens"])
+  # ours lists the finest level first
   channels = fixture.kwargs["channels"][::-1]
-  cfg = vae_config(fixture.kwargs, channels, z.shape[1] * 2 ** (len(channels) - 1))
+  side = z.shape[1] * 2 ** (len(channels) - 1)
+  cfg = vae_config(fixture.kwargs, channels, side)
   decoder = loaded(
-    functools.partial(vae.StructureDecoder, cfg), names.structure_decoder_rules(cfg), fixture.params
+    functools.partial(vae.StructureDecoder, cfg),
+    names.structure_decoder_rules(cfg),
+    fixture.params,
   )
   logits = run(decoder, z)
-  from_tokens = run(decoder, volumes.tokens_to_grid(jnp.asarray(fixture.inputs["tokens"])))[:, None]
+  from_tokens = run(decoder, volumes.tokens_to_grid(tokens))[:, None]
   return {
     "out/logits": logits[:, None],
     "out/logits_from_tokens_pipeline": from_tokens,

@@ -1,6 +1,4 @@
-"""Parity cases of objectives (d1, d4), samplers and guidance (d2, d3, d5, d6) and voxel pruning
-(g4).
-"""
+"""Parity cases of objectives (d1, d4), samplers and guidance (d2, d3, d5, d6)."""
 
 import functools
 
@@ -12,7 +10,7 @@ import numpy as np
 from sam3d_jax.models import parameters
 from sam3d_jax.models.geometry_flow import GeometryFlow, GeometryFlowConfig
 from sam3d_jax.objectives import flow_matching, paths, shortcut
-from sam3d_jax.sampling import generate, guidance, solvers, voxels
+from sam3d_jax.sampling import generate, guidance, solvers
 from sam3d_jax.torch_bridge import keys
 from sam3d_jax.torch_bridge.names_geometry import LATENT_NAMES, backbone_rules
 from tests.parity import Fixture, case
@@ -384,23 +382,3 @@ def stage1_sampling(fixture: Fixture):
       for k, v in jax.jit(run, compiler_options=QUICK)(params).items()
     }
   return out
-
-
-@case("g4")
-def voxel_pruning(fixture: Fixture):
-  coords_N4, factor = fixture.inputs["coords"], fixture.kwargs["downsample_factor"]
-  if factor != 2:
-    raise ValueError(f"downsample_factor = {factor}: voxels are halved, nothing else")
-
-  def per_object(fn):
-    parts = [(b, fn(coords_N4[coords_N4[:, 0] == b, 1:])) for b in np.unique(coords_N4[:, 0])]
-    return np.concatenate([np.insert(c, 0, b, axis=1) for b, c in parts])
-
-  halved_factor = voxels.limit(coords_N4[:, 1:], max_voxels=len(coords_N4) - 1)[1]
-  return {
-    "out/prune_dist1": per_object(voxels.surface),
-    "out/prune_dist2": per_object(lambda c: voxels.surface(c, 2)),
-    "out/downsampled": per_object(voxels.halve),
-    "out/downsample_factor": halved_factor,
-    "out/no_downsample_factor": voxels.limit(coords_N4[:, 1:])[1],
-  }

@@ -1,5 +1,5 @@
-"""Parity of the sparse layers (f1-f3): the fixtures' joined lists are packed into padded rows, and
-unpacked again to be compared.
+"""Parity of the sparse layers (f1-f3) and of voxel pruning (g4). The fixtures' joined lists are
+packed into padded rows, and unpacked again to be compared.
 """
 
 import functools
@@ -26,6 +26,7 @@ from sam3d_jax.models.sparse_layers import (
   SubmanifoldConv,
   WindowBlock,
 )
+from sam3d_jax.sampling import voxels
 from sam3d_jax.torch_bridge import keys, names_sparse
 from sam3d_jax.torch_bridge import names_geometry as names
 from tests.parity import Fixture, case
@@ -36,20 +37,28 @@ PADDING = 3  # rows beyond the largest sample, so that padding takes part in eve
 
 def packed(fixture: Fixture) -> sparse.SparseTensor:
   """The fixture's voxels as padded rows."""
+  feats = fixture.inputs["feats"]
   coords = fixture.inputs["coords"]
   counts = np.bincount(coords[:, 0])
-  return sparse.pack(fixture.inputs["feats"], coords, len(counts), int(counts.max()) + PADDING)
+  size = int(counts.max()) + PADDING
+  return sparse.pack(feats, coords, len(counts), size)
 
 
 def listed(x: sparse.SparseTensor, feats=None) -> np.ndarray:
   """Features in the fixture's order."""
-  return sparse.unpack(x if feats is None else x.of(feats))[0]
+  if feats is not None:
+    x = x.of(feats)
+  listed_feats, _ = sparse.unpack(x)
+  return listed_feats
 
 
 def params_of(fixture: Fixture, module: str) -> dict[str, np.ndarray]:
-  return {
-    k.removeprefix(f"{module}."): v for k, v in fixture.params.items() if k.startswith(f"{module}.")
-  }
+  prefix = f"{module}."
+  found = {}
+  for name, array in fixture.params.items():
+    if name.startswith(prefix):
+      found[name.removeprefix(prefix)] = array
+  return found
 
 
 @case("f1_sparse_primitives")
@@ -225,3 +234,35 @@ def _gradients(module, rules, r, args) -> dict[str, np.ndarray]:
       for p, v in parameters.flat_params(nnx.merge(graph, gradient(params))).items()
     },
   )
+
+
+@case("g4")
+def voxel_pruning(fixture: Fixture):
+  coords_N4 = fixture.inputs["coords"]
+  factor = fixture.kwargs["downsample_factor"]
+  if factor != 2:
+    raise ValueError(f"downsample_factor = {factor}: voxels are halved, nothing else")
+  sample_N = coords_N4[:, 0]
+  xyz_N3 = coords_N4[:, 1:]
+
+  # ours takes one object, the published code all of a batch in one list
+  def per_object(prune):
+    parts = []
+    for b in np.unique(sample_N):
+      kept_V3 = prune(xyz_N3[sample_N == b])
+      parts.append(np.insert(kept_V3, 0, b, axis=1))
+    return np.concatenate(parts)
+
+  def thick_surface(coords_V3):
+    return voxels.surface(coords_V3, 2)
+
+  # the factor that is reported, with one voxel too many and without
+  _, halved_factor = voxels.limit(xyz_N3, max_voxels=len(xyz_N3) - 1)
+  _, whole_factor = voxels.limit(xyz_N3)
+  return {
+    "out/prune_dist1": per_object(voxels.surface),
+    "out/prune_dist2": per_object(thick_surface),
+    "out/downsampled": per_object(voxels.halve),
+    "out/downsample_factor": halved_factor,
+    "out/no_downsample_factor": whole_factor,
+  }
