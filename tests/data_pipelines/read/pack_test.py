@@ -10,15 +10,22 @@ LENGTHS = np.random.default_rng(0).integers(1, 101, 300).tolist()
 
 def test_every_item_is_packed_exactly_once_within_the_budget():
   rows = pack.pack(LENGTHS, 128)
-  assert sorted(i for row in rows for i in row) == list(range(300))
-  assert all(sum(LENGTHS[i] for i in row) <= 128 for row in rows)
+  packed = [index for row in rows for index in row]
+  assert sorted(packed) == list(range(300))
+  for row in rows:
+    assert sum(LENGTHS[index] for index in row) <= 128
 
 
 def test_packing_wastes_little():
+  # the bound of best-fit decreasing
   rows = pack.pack(LENGTHS, 128)
-  assert len(rows) <= 11 / 9 * -(-sum(LENGTHS) // 128) + 1
+  fewest = -(-sum(LENGTHS) // 128)
+  assert len(rows) <= 11 / 9 * fewest + 1
+
+  # what is in use, against a row for each
+  alone = [[index] for index in range(300)]
   assert pack.utilisation(rows, LENGTHS, 128) > 0.9
-  assert pack.utilisation([[i] for i in range(300)], LENGTHS, 128) < 0.5
+  assert pack.utilisation(alone, LENGTHS, 128) < 0.5
 
 
 def test_exact_fits_are_found():

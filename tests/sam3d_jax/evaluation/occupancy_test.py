@@ -13,26 +13,35 @@ def random_grids(count: int, share: float = 0.3, seed: int = 0) -> np.ndarray:
 
 
 def test_iou_counts_shared_over_joint_voxels():
-  pred, truth = np.zeros((2, 2, 2, 2), bool), np.zeros((2, 2, 2, 2), bool)
-  pred[0, 0], truth[0, :, 0] = True, True  # 4 voxels each, 2 shared
-  # the second pair is empty on both sides
-  assert occupancy.voxel_iou(pred, truth).tolist() == [1 / 3, 1.0]
+  # four voxels each, two shared; the second pair is empty on both sides
+  pred = np.zeros((2, 2, 2, 2), bool)
+  truth = np.zeros((2, 2, 2, 2), bool)
+  pred[0, 0] = True
+  truth[0, :, 0] = True
+  ious = occupancy.voxel_iou(pred, truth)
+  assert ious.tolist() == [1 / 3, 1.0]
 
 
 def test_iou_is_the_same_under_jit():
-  pred, truth = random_grids(3), random_grids(3, seed=1)
-  got = jax.jit(occupancy.voxel_iou)(jnp.asarray(pred), jnp.asarray(truth))
+  pred = random_grids(3)
+  truth = random_grids(3, seed=1)
+  compiled = jax.jit(occupancy.voxel_iou)
+  got = compiled(jnp.asarray(pred), jnp.asarray(truth))
   np.testing.assert_allclose(got, occupancy.voxel_iou(pred, truth), rtol=1e-6)
 
 
 def test_no_constant_cut_of_the_mean_beats_the_best_constant():
-  truth, mean = random_grids(7), random_grids(9, seed=2).mean(0)
+  truth = random_grids(7)
+  mean = random_grids(9, seed=2).mean(0)
   best, threshold = occupancy.best_constant(mean, truth)
-  by_hand = {
-    t: occupancy.voxel_iou(np.broadcast_to(mean >= t, truth.shape), truth).mean()
-    for t in np.unique(mean)
-  }
-  assert best == pytest.approx(max(by_hand.values())) and best == pytest.approx(by_hand[threshold])
+
+  # every cut there is
+  by_hand = {}
+  for cut in np.unique(mean):
+    constant = np.broadcast_to(mean >= cut, truth.shape)
+    by_hand[cut] = occupancy.voxel_iou(constant, truth).mean()
+  assert best == pytest.approx(max(by_hand.values()))
+  assert best == pytest.approx(by_hand[threshold])
 
 
 def test_the_constant_is_perfect_where_all_objects_are_alike():
@@ -41,14 +50,15 @@ def test_the_constant_is_perfect_where_all_objects_are_alike():
 
 
 def test_shuffled_iou_is_the_mean_over_all_mismatched_pairs():
-  pred, truth = random_grids(5), random_grids(5, seed=3)
-  pairs = [
-    occupancy.voxel_iou(pred[i : i + 1], truth[j : j + 1])[0]
-    for i in range(5)
-    for j in range(5)
-    if i != j
-  ]
-  assert occupancy.shuffled_iou(pred, truth) == pytest.approx(np.mean(pairs))
+  pred = random_grids(5)
+  truth = random_grids(5, seed=3)
+  ious = []
+  for i in range(5):
+    for j in range(5):
+      if i != j:
+        (iou,) = occupancy.voxel_iou(pred[i : i + 1], truth[j : j + 1])
+        ious.append(iou)
+  assert occupancy.shuffled_iou(pred, truth) == pytest.approx(np.mean(ious))
   with pytest.raises(ValueError, match="at least 2"):
     occupancy.shuffled_iou(pred[:1], truth[:1])
 
