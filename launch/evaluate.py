@@ -116,6 +116,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Checks the flags, then hands over to the mode."""
+  # One mode, and what belongs to it.
   modes = [mode for mode in MODES if getattr(args, mode) is not None]
   if len(modes) != 1:
     choices = ", ".join(f"--{mode}" for mode in MODES)
@@ -182,6 +183,7 @@ def run_set(args: argparse.Namespace, out: pathlib.Path) -> None:
   from launch.scoring import eval_set
   from sam3d_jax.inference.weights import WeightsConfig
 
+  # The oracle needs no weights.
   weights = WeightsConfig(
     checkpoint=args.checkpoint,
     decoder=args.decoder,

@@ -126,6 +126,7 @@ def single_job(source: PhotoSource, out: pathlib.Path, common: dict) -> Job:
   def path_of(value: str | None) -> pathlib.Path | None:
     return None if value is None else pathlib.Path(value)
 
+  # Its results go into the folder itself, not into one of its name.
   image = pathlib.Path(source.image)
   return Job(
     image.stem,
@@ -226,6 +227,7 @@ def read(job: Job) -> Photo:
 
   Raises InputError.
   """
+  # Masks from the label map, from files, or from the alpha channel.
   photo = photos.read_photo(job.image)
   if job.labels is not None:
     photo = photo.with_labels(job.labels, job.ids)
@@ -258,6 +260,7 @@ def make_pointmaps(jobs: Iterable[Job], command: str) -> list[Job]:
 
   Raises InputError: the command fails or writes nothing.
   """
+  # A point map that is given stays.
   estimator = commands.parse(command, "--pointmap_command")
   jobs = list(jobs)
   done = []

@@ -55,6 +55,7 @@ class Phases:
 
   @contextlib.contextmanager
   def __call__(self, name: str):
+    # Time counts also where the part ends with an error.
     start = time.monotonic()
     cpu_start = time.process_time()
     try:

@@ -88,6 +88,7 @@ def serve(folders: dict[str, pathlib.Path], *, host: str, port: int):
   """A running viser.ViserServer that shows the first photo; with several, a menu changes it."""
   import viser
 
+  # y is up, as in scene.glb.
   server = viser.ViserServer(host=host, port=port, label="sam3d_jax", verbose=False)
   server.scene.set_up_direction("+y")
   server.gui.configure_theme(
@@ -173,6 +174,7 @@ def show(server, folder: pathlib.Path, shown: list) -> None:
 
 def add_points(server, path: pathlib.Path, reach: float, shown: list) -> None:
   """The point map's points, with a switch."""
+  # Colours are stored linear; the page wants them as a screen does.
   cloud = meshes.read(path).mesh
   handle = server.scene.add_point_cloud(
     "/points",

@@ -168,6 +168,7 @@ def open_set(config: EvalSetConfig, out: pathlib.Path) -> EvalSet:
 
 def open_benchmark(config: EvalSetConfig, out: pathlib.Path) -> EvalSet:
   """The frozen benchmark, built first if it is not there yet."""
+  # Photos that are there already are checked when they are read.
   chosen = benchmark.load(config.benchmark)
   folder = pathlib.Path(config.benchmark_data or out / "benchmark")
   plan = benchmark.plan(chosen)
@@ -245,6 +246,7 @@ def oracle(items: list[Item]) -> list[Sample]:
   """The truth as a model would have to say it: 64^3 voxels and pose. Its scores are the ceiling of
   the set.
   """
+  # Both must be known of every item.
   out = []
   for item in items:
     if item.voxels_N3 is None or item.pose is None:
@@ -296,6 +298,7 @@ def sample_of(predictor: Predictor, drawn: Prediction, told: Condition) -> Sampl
 
 def condition(predictor: Predictor, item: Item) -> Condition:
   """The model's inputs for one item. Raises InputError for a mask that cannot be used."""
+  # Masks of data sets are as they are: one that cannot be used ends the run by name.
   try:
     return conditions.condition(
       item.image_HW3,

@@ -219,6 +219,7 @@ def score_pair(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> dict:
 
 def read(folder: pathlib.Path, stem: str) -> tuple[Mesh | None, str]:
   """The surface, None if there is none, and what is wrong with it ("" if nothing)."""
+  # Whatever is wrong with the file becomes a score, not the end of the run.
   try:
     path = surface.find_mesh(folder, stem)
     if path is None:

@@ -146,6 +146,7 @@ def sample_batch(
   predictor: Predictor, source, chosen: list[int], images: list[int], config: SplitConfig
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
   """(keys, occupancy, rotation quaternions) of some examples, each with the image of another's."""
+  # The noise is that of the example, whoever's image it is shown.
   keys = [source[i]["key"] for i in chosen]
   requests = []
   for i, key in zip(images, keys, strict=True):

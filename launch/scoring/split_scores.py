@@ -82,6 +82,7 @@ def run(config: SplitScoresConfig, out: pathlib.Path) -> None:
 
   filled = found.occupancy.any((1, 2, 3))
   score = float(iou.mean())
+  # The files, then the numbers for the terminal.
   metrics = {
     "voxel_iou": score,
     "voxel_iou_interval": [low, high],

@@ -109,6 +109,7 @@ def by_group(rows: Mapping[str, Mapping], names: Sequence[str]) -> dict[str, dic
 
 def write_csv(path: pathlib.Path, rows: Mapping[str, Mapping], columns: Sequence[str]) -> None:
   """One line an object, sorted by name; a missing value is an empty cell."""
+  # csv wants to write line ends itself.
   with atomic.write(path) as temporary, temporary.open("w", newline="") as file:
     writer = csv.writer(file)
     writer.writerow(["object", *columns])

@@ -89,7 +89,8 @@ IDENTITY = Rigid(np.eye(3), np.zeros(3))
 
 def rotation_angle_deg(rotation_33: np.ndarray) -> float:
   """Angle of a rotation in degrees, in [0, 180]."""
-  radians = Rotation.from_matrix(rotation_33).magnitude()
+  rotation = Rotation.from_matrix(rotation_33)
+  radians = rotation.magnitude()
   return float(np.degrees(radians))
 
 
@@ -152,8 +153,8 @@ def symmetric_cost(moving: Cloud, fixed: Cloud, pose: Rigid) -> float:
   returned = pose.inverse(fixed.points)
   there, _ = fixed.tree.query(moved)
   back, _ = moving.tree.query(returned)
-  total = there.mean() + back.mean()
-  return float(total) / 2
+  both = there.mean() + back.mean()
+  return float(both) / 2
 
 
 def icp(

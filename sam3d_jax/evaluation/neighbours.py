@@ -88,7 +88,8 @@ def strides(total: int, count: int) -> np.ndarray:
   """
   if total <= count:
     return np.arange(total)
-  places = np.arange(count) * (total / count)
+  step = total / count
+  places = np.arange(count) * step
   return places.astype(np.int64)
 
 

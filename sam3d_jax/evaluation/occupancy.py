@@ -72,7 +72,9 @@ def rotation_error_deg(pred_B4: np.ndarray, truth_B4: np.ndarray) -> np.ndarray:
   """Angle in degrees between unit quaternions (either component order, the same for both): (B,) in
   [0, 180].
   """
-  dot = (pred_B4 * truth_B4).sum(-1)
-  cosine = np.abs(dot).clip(0, 1)  # q and -q are one rotation
+  product = pred_B4 * truth_B4
+  dot = product.sum(-1)
+  cosine = np.abs(dot)  # q and -q are one rotation
+  cosine = cosine.clip(0, 1)
   half_angle = np.arccos(cosine)
   return np.degrees(2 * half_angle)

@@ -44,9 +44,11 @@ def wilson_interval(points: float, votes: int, level: float = 0.95) -> tuple[flo
 
   # Wilson 1927: the shares that are within z standard errors of what was seen.
   shrink = 1 + z**2 / votes
-  centre = (share + z**2 / (2 * votes)) / shrink
-  variance = share * (1 - share) / votes + z**2 / (4 * votes**2)
-  half = z / shrink * np.sqrt(variance)
+  towards_half = z**2 / (2 * votes)
+  centre = (share + towards_half) / shrink
+  of_share = share * (1 - share) / votes
+  of_size = z**2 / (4 * votes**2)
+  half = z / shrink * np.sqrt(of_share + of_size)
   low = float(centre - half)
   high = float(centre + half)
   return max(0.0, low), min(1.0, high)

@@ -164,7 +164,9 @@ def examples(rows: Mapping[str, Mapping]) -> dict[str, str]:
 
   def rank(name: str) -> tuple:
     row = rows[name]
-    return -row["f1"], row["chamfer"], name
+    f1 = row["f1"]
+    chamfer = row["chamfer"]
+    return -f1, chamfer, name
 
   # The best first; ties are broken by Chamfer, then by name.
   scored = [name for name, row in rows.items() if row["scored"]]
@@ -330,7 +332,8 @@ def together(truth: mesh.Mesh, pred: mesh.Mesh) -> np.ndarray:
 
 def in_unit_cube(shape: mesh.Mesh, colour: np.ndarray) -> mesh.Mesh:
   """A normalised shape ([-1, 1]) in the renderer's unit cube, in one colour."""
-  halved = mesh.Mesh(shape.vertices / 2, shape.faces)
+  vertices = shape.vertices / 2
+  halved = mesh.Mesh(vertices, shape.faces)
   return halved.painted(colour)
 
 
@@ -338,4 +341,5 @@ def embed(image: Image.Image) -> str:
   buffer = io.BytesIO()
   image.save(buffer, "PNG")
   encoded = base64.b64encode(buffer.getvalue())
-  return f"<img alt='renders' src='data:image/png;base64,{encoded.decode()}'>"
+  text = encoded.decode()
+  return f"<img alt='renders' src='data:image/png;base64,{text}'>"

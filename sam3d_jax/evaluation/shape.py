@@ -66,8 +66,10 @@ def chamfer(a_to_b: np.ndarray, b_to_a: np.ndarray) -> float:
 
 def f1(pred_to_truth: np.ndarray, truth_to_pred: np.ndarray, threshold: float) -> float:
   """Harmonic mean of precision and recall at a distance; 0 if both are."""
-  precision = (pred_to_truth < threshold).mean()
-  recall = (truth_to_pred < threshold).mean()
+  is_right = pred_to_truth < threshold
+  is_found = truth_to_pred < threshold
+  precision = is_right.mean()
+  recall = is_found.mean()
   both = max(precision + recall, 1e-12)
   return float(2 * precision * recall / both)
 
@@ -134,10 +136,11 @@ def emd(a_P3: np.ndarray, b_P3: np.ndarray, points: int) -> float:
   Fewer if a cloud has fewer. They are chosen at equal strides, which is evenly over the surfaces if
   the clouds are in spatial order.
   """
+  # An even subset of each, of one size.
   count = min(points, len(a_P3), len(b_P3))
-  a = a_P3[strides(len(a_P3), count)]
-  b = b_P3[strides(len(b_P3), count)]
-  distance = cdist(a, b)
+  a_chosen = strides(len(a_P3), count)
+  b_chosen = strides(len(b_P3), count)
+  distance = cdist(a_P3[a_chosen], b_P3[b_chosen])
 
   # The solver is quick where the costs are nearly reduced.
   row, column = potentials(distance)

@@ -95,7 +95,9 @@ def pixel_centres(camera: Camera) -> np.ndarray:
   """(height, width, 2) pixel coordinates of all pixel centres, fp32."""
   columns = np.arange(camera.width, dtype=np.float32)
   rows = np.arange(camera.height, dtype=np.float32)
-  u, v = np.meshgrid(columns + 0.5, rows + 0.5)
+  columns = columns + 0.5
+  rows = rows + 0.5
+  u, v = np.meshgrid(columns, rows)
   return np.stack([u, v], axis=-1)
 
 
@@ -120,6 +122,7 @@ def pointmap_from_depth(depth_HW, camera: Camera):
 
 def resized(camera: Camera, width: int, height: int) -> Camera:
   """The same camera for a picture of another size."""
+  # Focal lengths and the principal point are in pixels.
   x = width / camera.width
   y = height / camera.height
   return Camera(
@@ -171,7 +174,9 @@ def pixel_trend(pointmap_HW3: np.ndarray) -> tuple[float, float]:
 
   # Pearson's correlation of each axis; without spread there is none.
   covariance = (pixels * rays).mean(0)
-  scale = np.sqrt((pixels**2).mean(0) * (rays**2).mean(0))
+  pixel_variance = (pixels**2).mean(0)
+  ray_variance = (rays**2).mean(0)
+  scale = np.sqrt(pixel_variance * ray_variance)
   divisor = np.where(scale > 0, scale, np.inf)
   across, down = -covariance / divisor
   return float(across), float(down)

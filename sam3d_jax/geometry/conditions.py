@@ -89,6 +89,8 @@ def condition(
   side = form.pointmap_size
   unknown = np.full((side, side, 3), np.nan, np.float32)
   delivered = {name: made.get(name, unknown) for name in form.streams}
+
+  # Scale and shift are there only with a point map.
   return Condition(
     streams=Conditioning(**delivered),
     scale=made.get("pointmap_scale"),

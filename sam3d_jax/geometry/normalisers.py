@@ -105,10 +105,14 @@ class ScaleShiftInvariant:
   """
 
   def scale_shift(self, pointmap_HW3, mask_HW) -> ScaleShift:
+    # Only the depth has a middle: x and y are about the camera's axis.
     depth = pointmap_HW3[..., 2]
-    shift = np.array([0, 0, lower_median(depth.ravel())], np.float32)
+    middle = lower_median(depth.ravel())
+    shift = np.array([0, 0, middle], np.float32)
+
     size = np.abs(pointmap_HW3 - shift)
-    return same_everywhere(np.nanmean(size), shift)
+    scale = np.nanmean(size)
+    return same_everywhere(scale, shift)
 
   def apply(self, points, moments: ScaleShift):
     return affine(points, moments)
@@ -242,5 +246,6 @@ def lower_median(values):
   if not len(values):
     return np.float32(np.nan)
   middle = (len(values) - 1) // 2
+  # a partial sort puts the middle value in its place
   partly_sorted = np.partition(values, middle)
   return partly_sorted[middle]

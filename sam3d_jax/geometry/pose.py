@@ -32,8 +32,13 @@ class Pose(NamedTuple):
 
 def rotation_only(rotation) -> Pose:
   """The pose of an object of which nothing but the rotation is known."""
-  unknown = np.full(rotation.shape[:-1], np.nan)
-  return Pose(rotation, unknown, unknown)
+  shape = rotation.shape[:-1]
+  unknown = np.full(shape, np.nan)
+  return Pose(
+    rotation=rotation,
+    translation=unknown,
+    scale=unknown,
+  )
 
 
 def is_placed(pose: Pose) -> bool:
@@ -45,16 +50,18 @@ def is_placed(pose: Pose) -> bool:
 
 def transform_points(points, pose: Pose):
   """Object points (..., P, 3) -> camera points."""
-  scaled = points * pose.scale[..., None, :]
-  turned = scaled @ transpose(pose.rotation)
-  return turned + pose.translation[..., None, :]
+  scale = pose.scale[..., None, :]
+  translation = pose.translation[..., None, :]
+  rows = transpose(pose.rotation)
+  return (points * scale) @ rows + translation
 
 
 def untransform_points(points, pose: Pose):
   """Inverse of `transform_points` for a rotation matrix."""
-  centred = points - pose.translation[..., None, :]
-  turned = centred @ pose.rotation
-  return turned / pose.scale[..., None, :]
+  scale = pose.scale[..., None, :]
+  translation = pose.translation[..., None, :]
+  turned = (points - translation) @ pose.rotation
+  return turned / scale
 
 
 def transpose(rotation):

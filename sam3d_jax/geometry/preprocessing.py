@@ -177,6 +177,8 @@ def _gather(array, index, axis: int):
   """np.take, as a view where the index is a run."""
   if not len(index):
     return np.take(array, index, axis=axis)
+
+  # Ascending positions are a run if they are as many as they span.
   first = int(index[0])
   stop = int(index[-1]) + 1
   is_run = stop - first == len(index)
@@ -258,8 +260,9 @@ class Enlarged:
 
   def __init__(self, pointmap_HW3, shape: tuple[int, int]):
     unknown = np.isnan(pointmap_HW3)
+    zero = np.float32(0)
     self.unknown_HW = unknown.any(-1)
-    self.points_HW3 = np.where(unknown, np.float32(0), pointmap_HW3)
+    self.points_HW3 = np.where(unknown, zero, pointmap_HW3)
     self.shape = (*shape, 3)
 
   def at(self, rows, columns):
@@ -284,7 +287,10 @@ class Enlarged:
     # The place of every pixel centre between two centres of the map.
     size = array.shape[axis]
     ratio = size / self.shape[axis]
-    place = np.clip((index + 0.5) * ratio - 0.5, 0, size - 1)
+    place = (index + 0.5) * ratio - 0.5
+    place = np.clip(place, 0, size - 1)
+
+    # The two around it; the last one has the same neighbour as the one before.
     low = np.minimum(place.astype(np.int64), max(size - 2, 0))
     high = np.minimum(low + 1, size - 1)
     along = (-1, 1, 1) if axis == 0 else (1, -1, 1)

@@ -64,6 +64,7 @@ class Candidate:
     Metric with a point map, else in the normalised frame; the rotation alone if no more was
     learned.
     """
+    # A model of rotations alone: the place is none.
     said = self.prediction
     if not self.predictor.placed:
       rotation = said.rotation.astype(np.float64)
@@ -123,6 +124,7 @@ class Candidate:
   @functools.cached_property
   def mask_iou(self) -> float:
     """IoU of silhouette and mask, 0 for an empty sample."""
+    # Where the model puts it, before any refinement.
     if self.caster is None:
       return 0.0
     return raycast.mask_iou(

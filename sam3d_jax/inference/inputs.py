@@ -70,6 +70,7 @@ def masks_of(photo: Photo, masks: Masks) -> dict[str, np.ndarray]:
     from_alpha = photo.with_masks(())
     return dict(from_alpha.masks)
 
+  # Names are given, or follow from numbers and files.
   found: dict[str, np.ndarray] = {}
   if isinstance(masks, Mapping):
     for name, mask in masks.items():

@@ -56,6 +56,7 @@ class SceneObject:
   @property
   def mask_iou(self) -> float:
     """IoU of the placed object's silhouette and its mask, 0 for an empty sample."""
+    # Where it stands in the scene, which refinement may have changed.
     caster = self.candidate.caster
     if caster is None:
       return 0.0

@@ -326,6 +326,7 @@ def scene_of(
   candidates: Sequence[Candidate], choice: Choice, settings: Mapping[str, Any], phases: Phases
 ) -> Scene:
   """The scene of one photo's candidates."""
+  # The samples of each object, in the masks' order.
   by_name: dict[str, list[Candidate]] = {}
   for candidate in candidates:
     by_name.setdefault(candidate.name, []).append(candidate)

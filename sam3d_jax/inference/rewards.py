@@ -98,6 +98,7 @@ def load(config: RewardConfig, predictor: Predictor, seed: int) -> Reward:
 
 def load_model(folder: str, predictor: Predictor, which: str) -> nnx.Module:
   """A Geometry model with the predictor's inputs and latents. Raises InputError."""
+  # Any Geometry model can be restored ...
   model, config = checkpoint.restore_model(folder, which=which)
   if config.model.name != "geometry":
     raise InputError(
@@ -105,7 +106,7 @@ def load_model(folder: str, predictor: Predictor, which: str) -> nnx.Module:
       "needed"
     )
 
-  # It is shown the same inputs, and judges the same latents.
+  # ... but it must be shown the same inputs, and judge the same latents.
   form = weights.input_config(config.model)
   shapes = weights.latent_shapes(config.model)
   if form != predictor.form or shapes != predictor.latent_shapes:

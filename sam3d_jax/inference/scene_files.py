@@ -62,6 +62,7 @@ def write(
   phases: Phases,
 ) -> None:
   """Writes the files of a scene into a folder; see Scene for the arguments."""
+  # Nothing of an earlier result may stay beside the new one.
   out.mkdir(parents=True, exist_ok=True)
   discard(out)
   with phases("write"):
@@ -181,6 +182,7 @@ def layout(
     "note": note,
   }
 
+  # The keys are a contract with who reads the file: docs/inference.md.
   return {
     "format": FORMAT,
     "frame": frame,
@@ -203,6 +205,7 @@ def layout(
 
 def entry(found: SceneObject, frame: str) -> dict:
   """One object of layout.json."""
+  # Two poses: what the model says, and where the object stands in the scene.
   placed = None
   if found.placement is not None:
     placed = pose_fields(found.placement, True)
@@ -272,6 +275,7 @@ def draw(path: pathlib.Path, photo: Photo, objects: Sequence[SceneObject]) -> No
 
   def over(chosen: Sequence[SceneObject]) -> np.ndarray:
     """The photo with some objects over it, and the outlines of their masks."""
+    # An empty sample has nothing to draw, but a mask.
     placed = []
     for found in chosen:
       if found.candidate.caster:
@@ -341,6 +345,8 @@ def caption(found: SceneObject) -> str:
   text = f"{found.name}: {found.source}, mask IoU {found.mask_iou:.2f}"
   if found.refined is None:
     return text
+
+  # What refinement was worth, taken or not.
   verdict = "taken" if found.refined.accepted else "not taken"
   change = f"{found.refined.iou_before:.2f} -> {found.refined.iou_after:.2f}"
   return f"{text} (refinement {verdict}: {change})"

@@ -19,7 +19,9 @@ class StructureEncoder:
   """
 
   def __init__(self, vae: nnx.Module, *, batch_size: int, step: int = 0):
-    self.digest = parameters.params_digest(parameters.flat_params(vae))
+    # What a latent has to say of itself.
+    params = parameters.flat_params(vae)
+    self.digest = parameters.params_digest(params)
     self.resolution = vae.cfg.resolution
     self.latent = {
       "resolution": vae.cfg.latent_resolution,

@@ -63,6 +63,7 @@ def from_checkpoint(
 
   Arguments as in WeightsConfig. Raises InputError.
   """
+  # Both folders must hold what they are said to hold.
   meta = checkpoint.read_meta(folder)
   config = ConfigDict(meta["config"])
   if config.model.name != "geometry":
@@ -131,6 +132,7 @@ def from_release(
   shortcut: bool = False,
 ) -> Predictor:
   """A Predictor from a release folder; arguments as in WeightsConfig. Raises InputError."""
+  # A release may come without a decoder; its shapes are then of no use here.
   found = release.read_release(folder)
   if found.structure_vae is None:
     raise InputError(f"--release {folder} has no ss_decoder.yaml: its shapes cannot be decoded")
@@ -213,6 +215,7 @@ def decoder_folder(lineage: Mapping[str, Any]) -> str | None:
 
   None if the lineage does not name it, or it is no longer there.
   """
+  # The path is a hint: weights may have been moved since.
   latents = release.latents_of(lineage) or {}
   folder = latents.get("path")
   return folder if folder and checkpoint.steps(folder) else None

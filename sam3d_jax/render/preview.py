@@ -141,8 +141,10 @@ def light(normal_P3: np.ndarray) -> np.ndarray:
   """Lambertian shading under LIGHTS, (P,)."""
   total = np.full(len(normal_P3), AMBIENT)
   for direction, strength in LIGHTS:
+    # A light behind the surface gives nothing.
     unit = np.array(direction) / np.linalg.norm(direction)
-    facing = np.clip(normal_P3 @ unit, 0, None)
+    cosine = normal_P3 @ unit
+    facing = np.clip(cosine, 0, None)
     total += strength * facing
   return total
 
@@ -171,11 +173,13 @@ def overlay(
     nearest[row, column] = depth
 
     # Shaded where they are hit.
+    mesh = caster.mesh
     pixels = np.stack([column, row], -1) + 0.5
     position = cameras.unproject(pixels, depth, camera)
-    posed = transform_points(caster.mesh.vertices, where)
-    normal = shading_normals(posed, caster.mesh.faces, face, position)
-    shaded = np.asarray(colour, np.float64) * light(normal)[:, None]
+    posed = transform_points(mesh.vertices, where)
+    normal = shading_normals(posed, mesh.faces, face, position)
+    lit = light(normal)
+    shaded = np.asarray(colour, np.float64) * lit[:, None]
 
     # Mixed with the photo, not with objects behind.
     behind = image_HW3[row, column]

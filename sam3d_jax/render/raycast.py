@@ -142,7 +142,8 @@ def box_corners(points_P3: np.ndarray) -> np.ndarray:
   high = points_P3.max(0)
   ends = zip(low, high, strict=True)
   x, y, z = np.meshgrid(*ends, indexing="ij")
-  return np.stack([x, y, z], -1).reshape(8, 3)
+  corners = np.stack([x, y, z], -1)
+  return corners.reshape(8, 3)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
