@@ -5,6 +5,7 @@ and coordinates that faces use is one.
 """
 
 import dataclasses
+import itertools
 import pathlib
 import re
 
@@ -12,7 +13,14 @@ import numpy as np
 
 from sam3d_jax.errors import Refused
 from sam3d_jax.files.mesh_formats import alpha, beside, mtl, polygons
-from sam3d_jax.files.mesh_formats.surfaces import GREY, MAX_UV, Surfaces, linear_of, together
+from sam3d_jax.files.mesh_formats.surfaces import (
+  GREY,
+  MAX_UV,
+  Surfaces,
+  check_faces,
+  linear_of,
+  together,
+)
 from sam3d_jax.render.mesh import WHITE, Mesh
 
 CURVED = ("curv", "curv2", "surf")  # free forms, which are no polygons
@@ -140,8 +148,8 @@ def _table(rows: list[str]) -> list[list[float]] | np.ndarray:
   words = [row.split() for row in rows]
   width = len(words[0])
   if all(len(row) == width for row in words):
-    numbers = np.fromiter((float(word) for row in words for word in row), np.float64)
-    return numbers.reshape(len(rows), width)
+    numbers = map(float, itertools.chain.from_iterable(words))
+    return np.fromiter(numbers, np.float64, width * len(rows)).reshape(-1, width)
   return [[float(word) for word in row] for row in words]
 
 
@@ -192,8 +200,14 @@ def _corners(
 
   Raises Refused (unreadable) for indices of what does not exist.
   """
+  words = list(itertools.chain.from_iterable(faces))
+  plain = _plain_corners(words, vertex_count)
+  if plain is not None:
+    return plain
+
+  # Each spelling is parsed once, each pair of vertex and coordinates is one.
   spelled: dict[str, int] = {}
-  places = [spelled.setdefault(word, len(spelled)) for face in faces for word in face]
+  places = [spelled.setdefault(word, len(spelled)) for word in words]
   pairs: dict[tuple[int, int], int] = {}
   pair_of = []
   for word in spelled:
@@ -211,6 +225,17 @@ def _corners(
   of_word = np.array(pair_of, np.int64)
   corners = of_word[np.array(places, np.int64)] if places else np.zeros(0, np.int64)
   return distinct, corners
+
+
+def _plain_corners(words: list[str], vertex_count: int) -> tuple[np.ndarray, np.ndarray] | None:
+  """As `_corners` gives, of faces that name vertices alone; None if one names more."""
+  try:
+    corners = np.fromiter(map(int, words), np.int64, len(words)) - 1
+  except ValueError:
+    return None
+  check_faces(corners[:, None], vertex_count, "OBJ")
+  vertices = np.arange(vertex_count)
+  return np.stack([vertices, np.full_like(vertices, -1)], 1), corners
 
 
 def _triangles(

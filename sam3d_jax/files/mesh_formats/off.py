@@ -1,5 +1,6 @@
 """OFF: vertices and polygons as text, with colours and texture coordinates where stated."""
 
+import itertools
 import pathlib
 import re
 
@@ -121,18 +122,11 @@ def _counts(lines: list[str], size: int) -> tuple[int, int]:
 
 def _table(rows: list[str], columns: int) -> np.ndarray:
   """(V, columns) float64: the first numbers of every line."""
-  words = " ".join(rows).split()
-  width = len(words) // max(len(rows), 1)
-  alike = width >= columns and width * len(rows) == len(words)
-  if not alike or any(len(row.split()) != width for row in rows):
-    words = []
-    for row in rows:
-      words += row.split()[:columns]
-    width = columns
-  if len(words) != width * len(rows):
+  words = [row.split()[:columns] for row in rows]
+  if any(len(row) != columns for row in words):
     raise Refused("unreadable", f"OFF: a vertex with less than {columns} numbers")
-  values = np.fromiter(map(float, words), np.float64, len(words))
-  return values.reshape(-1, width)[:, :columns]
+  numbers = map(float, itertools.chain.from_iterable(words))
+  return np.fromiter(numbers, np.float64, columns * len(rows)).reshape(-1, columns)
 
 
 def _dressed(
