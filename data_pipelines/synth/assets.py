@@ -22,6 +22,7 @@ import trimesh
 from data_pipelines.synth import trimesh_scenes
 from sam3d_jax.errors import Refused
 from sam3d_jax.files import meshes
+from sam3d_jax.files.mesh_formats.surfaces import text_of
 from sam3d_jax.geometry.cameras import OBJECT_FROM_GLTF
 from sam3d_jax.render.mesh import Mesh
 
@@ -98,7 +99,7 @@ def _read_sidecar(path: pathlib.Path) -> Mapping[str, str]:
   # The mesh's own licence file goes before it.
   text = path.with_name(path.name + ".license")
   if text.is_file():
-    entry["license"] = _text(text).strip()
+    entry["license"] = text_of(text.read_bytes()).strip()
   return entry
 
 
@@ -108,7 +109,7 @@ def _table_entry(path: pathlib.Path) -> dict[str, Any]:
   if not table.is_file():
     return {}
   try:
-    content = json.loads(_text(table))
+    content = json.loads(text_of(table.read_bytes()))
   # nested so deeply that no tool wrote it
   except (ValueError, RecursionError) as error:
     raise Refused("unreadable", f"{table} of {path.name} is no JSON: {error}") from error
@@ -119,15 +120,6 @@ def _table_entry(path: pathlib.Path) -> dict[str, Any]:
     detail = f"{table}: {path.name} is {entry!r}, expected an object with 'license' and 'up'"
     raise Refused("unreadable", detail)
   return dict(entry)
-
-
-def _text(path: pathlib.Path) -> str:
-  """The text of a side-car: UTF-8 with or without its mark, else Latin-1."""
-  data = path.read_bytes()
-  try:
-    return data.decode("utf-8-sig")
-  except UnicodeDecodeError:
-    return data.decode("latin-1")
 
 
 def from_scene(scene: trimesh.Scene, *, source: str, up: str, license: str = "") -> Asset:

@@ -41,6 +41,13 @@ def cutout(alpha_HW: np.ndarray | None, factor: float, cutoff: float) -> np.ndar
   return gone if gone.any() else None
 
 
+def holes(cutout_HW: np.ndarray | None) -> np.ndarray | None:
+  """What of a cutout a renderer has to look for: where all is gone there is no face to hit."""
+  if cutout_HW is None or cutout_HW.all():
+    return None
+  return cutout_HW
+
+
 def apply(mesh: Mesh, cut: Cut, longest: float) -> tuple[Mesh, int]:
   """A mesh of one material without what is gone of it, and how many of its faces are wholly gone.
 
@@ -50,67 +57,74 @@ def apply(mesh: Mesh, cut: Cut, longest: float) -> tuple[Mesh, int]:
   shown = cut.shown_V
   if shown is None:
     shown = np.ones(len(mesh.vertices), np.float32)
-  texels = _Texels(cut.cutout_HW)
-  faces = np.asarray(mesh.faces, np.int64)
   attributes = [mesh.vertices, mesh.colours, mesh.uv, shown]
+  faces = np.asarray(mesh.faces, np.int64)
+  texels = _Texels(cut.cutout_HW)
+  smallest = longest / FINEST
 
   # Round by round: what is wholly visible stays, what is wholly gone goes, the rest is split.
-  settled, gone = [], None
-  smallest = longest / FINEST
+  settled = [np.zeros((0, 3), np.int64)]
+  gone = None
   while len(faces):
     vertices, _, uv, shown = attributes
     some_seen, all_seen = texels.seen(uv[faces])
-    some_seen &= (shown[faces] >= cut.cutoff).any(1)
-    all_seen &= (shown[faces] >= cut.cutoff).all(1)
+    corner_seen = shown[faces] >= cut.cutoff
+    some_seen &= corner_seen.any(1)
+    all_seen &= corner_seen.all(1)
     if gone is None:
       gone = int(np.count_nonzero(~some_seen))
-    size = _longest_edge(vertices[faces])
-    open_ended = some_seen & ~all_seen & (size > smallest)
-    settled.append(faces[some_seen & ~open_ended])
-    faces = faces[open_ended]
+
+    large = _longest_edges(vertices[faces]) > smallest
+    partly = some_seen & ~all_seen & large
+    settled.append(faces[some_seen & ~partly])
+    faces = faces[partly]
     made = sum(len(done) for done in settled) + 4 * len(faces)
     if made > MAX_SPLIT:
       settled.append(faces)
       break
     faces, attributes = _split(faces, attributes)
+  return _left_of(mesh, np.concatenate(settled), attributes), gone or 0
 
-  if not settled:
-    return mesh, 0
-  faces = np.concatenate(settled)
-  vertices, colours, uv, _ = attributes
+
+def _left_of(mesh: Mesh, faces: np.ndarray, attributes: list[np.ndarray]) -> Mesh:
+  """The faces that are left, with the vertices that they use."""
   if not len(faces):
-    # nothing is left, and nothing of it may count for the box
-    return Mesh(np.zeros((0, 3)), faces), gone
-  used, faces = np.unique(faces, return_inverse=True)
-  faces = faces.reshape(-1, 3)
+    return Mesh(np.zeros((0, 3)), faces)
+  used, corners = np.unique(faces, return_inverse=True)
+  vertices, colours, uv, _ = (values[used] for values in attributes)
   material = np.zeros(len(faces), np.int32)
-  left = Mesh(vertices[used], faces, colours[used], uv[used], material, mesh.materials)
-  return left, gone
+  return Mesh(vertices, corners.reshape(-1, 3), colours, uv, material, mesh.materials)
 
 
-def _longest_edge(corners_F33: np.ndarray) -> np.ndarray:
+def _longest_edges(corners_F33: np.ndarray) -> np.ndarray:
   with np.errstate(invalid="ignore", over="ignore"):
     edges = corners_F33 - np.roll(corners_F33, 1, axis=1)
-    return np.sqrt((edges**2).sum(-1)).max(1)
+    lengths = np.sqrt((edges**2).sum(-1))
+  return lengths.max(1)
 
 
-def _split(faces_F3: np.ndarray, attributes: list[np.ndarray]):
+def _split(
+  faces_F3: np.ndarray, attributes: list[np.ndarray]
+) -> tuple[np.ndarray, list[np.ndarray]]:
   """Four faces for each, and per-vertex attributes with the middles of edges behind them."""
   a, b, c = faces_F3.T
   count = len(attributes[0])
-  edges = np.concatenate([faces_F3[:, [0, 1]], faces_F3[:, [1, 2]], faces_F3[:, [2, 0]]])
-  low, high = edges.min(1), edges.max(1)
-  # both ends of an edge in one number: faces that share an edge share its middle
-  packed, middle = np.unique(low * count + high, return_inverse=True)
-  edges = np.stack(np.divmod(packed, count), 1)
+
+  # Both ends of an edge in one number: faces that share an edge share its middle.
+  starts = np.concatenate([a, b, c])
+  ends = np.concatenate([b, c, a])
+  packed = np.minimum(starts, ends) * count + np.maximum(starts, ends)
+  edges, middle = np.unique(packed, return_inverse=True)
+  low, high = np.divmod(edges, count)
   ab, bc, ca = (count + middle.reshape(-1)).reshape(3, -1)
+
   grown = []
   for values in attributes:
-    between = (values[edges[:, 0]] + values[edges[:, 1]]) / 2
+    between = (values[low] + values[high]) / 2
     grown.append(np.concatenate([values, between.astype(values.dtype)]))
   quarters = [(a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca)]
-  faces = np.concatenate([np.stack(quarter, 1) for quarter in quarters])
-  return faces, grown
+  faces = [np.stack(quarter, axis=1) for quarter in quarters]
+  return np.concatenate(faces), grown
 
 
 class _Texels:
@@ -118,43 +132,43 @@ class _Texels:
 
   def __init__(self, cutout_HW: np.ndarray | None):
     self._sums = None
-    if cutout_HW is not None:
-      sums = np.zeros((cutout_HW.shape[0] + 1, cutout_HW.shape[1] + 1), np.int32)
-      np.cumsum(~cutout_HW, axis=0, dtype=np.int32, out=sums[1:, 1:])
-      np.cumsum(sums[1:, 1:], axis=1, out=sums[1:, 1:])
-      self._sums = sums
+    if cutout_HW is None:
+      return
+    self._height, self._width = cutout_HW.shape
+    # visible texels above and before each corner of the grid
+    sums = np.zeros((self._height + 1, self._width + 1), np.int32)
+    np.cumsum(~cutout_HW, axis=0, dtype=np.int32, out=sums[1:, 1:])
+    np.cumsum(sums[1:, 1:], axis=1, out=sums[1:, 1:])
+    self._sums = sums
 
   def seen(self, uv_F32: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Whether some, and whether all, of the texels around each face are visible; two (F,) bool."""
-    count = len(uv_F32)
     if self._sums is None:
-      return np.ones(count, bool), np.ones(count, bool)
-    height, width = self._sums.shape[0] - 1, self._sums.shape[1] - 1
-    left, right = _span(uv_F32[..., 0].astype(np.float64) * width)
-    top, bottom = _span((1 - uv_F32[..., 1].astype(np.float64)) * height)
-    visible = (
-      self._below(bottom, right)
-      - self._below(top, right)
-      - self._below(bottom, left)
-      + self._below(top, left)
-    )
-    return visible > 0, visible == (right - left) * (bottom - top)
+      everything = np.ones(len(uv_F32), bool)
+      return everything, everything.copy()
+    u, v = np.moveaxis(uv_F32.astype(np.float64), -1, 0)
+    left, right = _span(u * self._width)
+    top, bottom = _span((1 - v) * self._height)
+    visible = self._before(bottom, right) - self._before(top, right)
+    visible -= self._before(bottom, left) - self._before(top, left)
+    area = (right - left) * (bottom - top)
+    return visible > 0, visible == area
 
-  def _below(self, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+  def _before(self, row: np.ndarray, column: np.ndarray) -> np.ndarray:
     """Visible texels of the repeated picture in rows < row and columns < column."""
-    height, width = self._sums.shape[0] - 1, self._sums.shape[1] - 1
-    rows, row = np.divmod(row, height)
-    columns, column = np.divmod(column, width)
-    sums = self._sums
-    whole = rows * columns * int(sums[-1, -1])
-    above = rows * sums[-1, column].astype(np.int64)
-    before = columns * sums[row, -1].astype(np.int64)
-    return whole + above + before + sums[row, column]
+    rows, row = np.divmod(row, self._height)
+    columns, column = np.divmod(column, self._width)
+    # whole pictures, those cut below, those cut on the right, and the one cut both ways
+    whole = rows * columns * int(self._sums[-1, -1])
+    below = rows * self._sums[-1, column].astype(np.int64)
+    right = columns * self._sums[row, -1].astype(np.int64)
+    return whole + below + right + self._sums[row, column]
 
 
 def _span(place_F3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """First texel that a face touches along one axis, and the one behind the last."""
   # a face that ends where a texel begins does not touch that texel, whatever rounding says
-  first = np.floor(place_F3.min(1) + BORDER).astype(np.int64)
-  behind = np.ceil(place_F3.max(1) - BORDER).astype(np.int64)
+  low = np.floor(place_F3.min(1) + BORDER)
+  high = np.ceil(place_F3.max(1) - BORDER)
+  first, behind = low.astype(np.int64), high.astype(np.int64)
   return first, np.maximum(behind, first + 1)

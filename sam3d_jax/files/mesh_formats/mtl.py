@@ -12,9 +12,9 @@ import re
 import numpy as np
 
 from sam3d_jax.files.mesh_formats import alpha, beside, textures
-from sam3d_jax.files.mesh_formats.surfaces import GREY
+from sam3d_jax.files.mesh_formats.surfaces import GREY, text_of
 from sam3d_jax.render.colour import srgb_to_linear
-from sam3d_jax.render.mesh import Material
+from sam3d_jax.render.mesh import WHITE, Material
 
 # Options of a picture and how many words follow each; -o, -s and -t take one to three numbers.
 OPTIONS = {
@@ -52,13 +52,17 @@ class Placing:
   scale: tuple[float, float] = (1.0, 1.0)
   offset: tuple[float, float] = (0.0, 0.0)
 
+  def applied(self, uv_V2: np.ndarray) -> np.ndarray:
+    if self == Placing():
+      return uv_V2
+    return uv_V2 * np.float32(self.scale) + np.float32(self.offset)
+
 
 def read(path: pathlib.Path, mesh_folder: pathlib.Path) -> dict[str, Entry]:
   """The materials of a library by name; of two with one name the last."""
   found: dict[str, Entry] = {}
   entry = None
-  text = path.read_bytes().decode("utf-8-sig", errors="replace")
-  for line in text.splitlines():
+  for line in text_of(path.read_bytes()).splitlines():
     words = line.split(None, 1)
     if not words:
       continue
@@ -89,35 +93,59 @@ def _diffuse(rest: str) -> tuple[float, float, float] | None:
   if not NUMBER.match(words[0]):
     return None
   values = [float(word) for word in words[:3]]
-  return tuple(values) if len(values) == 3 else (values[0],) * 3
+  if len(values) < 3:
+    return (values[0],) * 3
+  return tuple(values)
+
+
+# --- Options --------------------------------------------------------------------------------------
 
 
 def split_options(statement: str) -> tuple[str, Placing]:
   """The name of a picture without the options before it, and what these do to coordinates."""
   words = statement.split()
-  at, scale, offset = 0, (1.0, 1.0), (0.0, 0.0)
-  while at < len(words) - 1 and words[at].lower() in (*OPTIONS, *UP_TO_THREE):
+  last = len(words) - 1  # the last word is the name, whatever it looks like
+  placing = Placing()
+  at = 0
+  while at < last:
     option = words[at].lower()
     if option in OPTIONS:
       at += 1 + OPTIONS[option]
-      continue
-    numbers = []
-    at += 1
-    # the last word is the name, even if it is a number
-    while len(numbers) < 3 and at < len(words) - 1 and NUMBER.match(words[at]):
-      numbers.append(float(words[at]))
-      at += 1
-    default = 1.0 if option == "-s" else 0.0
-    pair = (*numbers, default, default)[:2]
-    if option == "-s":
-      scale = pair
-    elif option == "-o":
-      offset = pair
-  # the name as it stands, with its spaces
+    elif option in UP_TO_THREE:
+      numbers = _leading_numbers(words[at + 1 : last])
+      placing = _placed(placing, option, numbers)
+      at += 1 + len(numbers)
+    else:
+      break
+
+  # The name as it stands, with its spaces.
   rest = statement
   for word in words[:at]:
     rest = rest.lstrip()[len(word) :]
-  return rest.strip().strip('"'), Placing(scale, offset)
+  return rest.strip().strip('"'), placing
+
+
+def _leading_numbers(words: list[str]) -> list[float]:
+  """Up to three numbers that stand at the beginning."""
+  numbers = []
+  for word in words[:3]:
+    if not NUMBER.match(word):
+      break
+    numbers.append(float(word))
+  return numbers
+
+
+def _placed(placing: Placing, option: str, numbers: list[float]) -> Placing:
+  if option == "-s":
+    scale = (*numbers, 1.0, 1.0)[:2]
+    return dataclasses.replace(placing, scale=scale)
+  if option == "-o":
+    offset = (*numbers, 0.0, 0.0)[:2]
+    return dataclasses.replace(placing, offset=offset)
+  return placing  # turbulence moves nothing
+
+
+# --- Materials ------------------------------------------------------------------------------------
 
 
 def material(entry: Entry, *, of: str) -> tuple[Material, Placing, np.ndarray | None]:
@@ -125,39 +153,39 @@ def material(entry: Entry, *, of: str) -> tuple[Material, Placing, np.ndarray | 
 
   `of` is the mesh that uses it. Raises Refused (missing_texture, unreadable).
   """
-  if entry.picture is None and entry.opacity is None:
-    return Material(_linear(entry)), Placing(), None
-  picture, placing, rgb = None, Placing(), None
+  plain = without_pictures(entry)
+  colour, rgb, placing = plain.colour, None, Placing()
   if entry.picture is not None:
     name, placing = split_options(entry.picture)
-    picture = _decoded(entry.folders, name, of)
-    rgb = picture.rgb_HW3
-  cutout = None
-  if entry.opacity is not None:
-    name, own_placing = split_options(entry.opacity)
-    placing = placing if picture is not None else own_placing
-    opacity = _decoded(entry.folders, name, of)
-    shown = opacity.alpha_HW
-    if shown is None:
-      shown = opacity.rgb_HW3.max(-1)
-    cutout = alpha.cutout(shown, 1.0, alpha.BLEND_CUTOFF)
-  # a picture says it all, whatever the colour is that tools write beside it
-  colour = _linear(entry) if picture is None else (1.0, 1.0, 1.0)
-  holes = cutout if cutout is not None and not cutout.all() else None
-  return Material(colour, rgb, holes), placing, cutout
+    rgb = _decoded(entry, name, of).rgb_HW3
+    # a picture says it all, whatever the colour is that tools write beside it
+    colour = WHITE.colour
+  if entry.opacity is None:
+    return Material(colour, rgb), placing, None
+
+  # Opacity lies on the surface as the picture does; alone it has a placing of its own.
+  name, own_placing = split_options(entry.opacity)
+  if entry.picture is None:
+    placing = own_placing
+  opacity = _decoded(entry, name, of)
+  shown = opacity.alpha_HW
+  if shown is None:
+    shown = opacity.rgb_HW3.max(-1)
+  cutout = alpha.cutout(shown, 1.0, alpha.BLEND_CUTOFF)
+  return Material(colour, rgb, alpha.holes(cutout)), placing, cutout
 
 
-def _linear(entry: Entry) -> tuple[float, float, float]:
-  """The colour of a material; grey if it states none."""
+def without_pictures(entry: Entry) -> Material:
+  """The colour of a material alone; grey if it states none."""
   if entry.diffuse is None:
-    return GREY.colour
+    return GREY
   linear = srgb_to_linear(np.clip(entry.diffuse, 0, 1))
-  return tuple(map(float, linear))
+  return Material(tuple(map(float, linear)))
 
 
-def _decoded(folders: tuple[pathlib.Path, ...], name: str, of: str) -> textures.Texture:
-  found = [beside.find(folder, name) for folder in folders]
-  present = next((path for path in found if path is not None), None)
-  if present is None:
-    raise beside.missing(name, of=of)
-  return textures.decode(present.read_bytes(), present.name)
+def _decoded(entry: Entry, name: str, of: str) -> textures.Texture:
+  for folder in entry.folders:
+    found = beside.find(folder, name)
+    if found is not None:
+      return textures.decode(found.read_bytes(), found.name)
+  raise beside.missing(name, of=of)

@@ -4,6 +4,7 @@ Vertices of a shape without texture coordinates stay as the file has them; else 
 and coordinates that faces use is one.
 """
 
+from collections.abc import Iterator
 import dataclasses
 import itertools
 import pathlib
@@ -12,22 +13,16 @@ import re
 import numpy as np
 
 from sam3d_jax.errors import Refused
-from sam3d_jax.files.mesh_formats import alpha, beside, mtl, polygons
-from sam3d_jax.files.mesh_formats.surfaces import (
-  GREY,
-  MAX_UV,
-  Surfaces,
-  check_faces,
-  linear_of,
-  together,
-)
+from sam3d_jax.files.mesh_formats import alpha, beside, mtl, polygons, surfaces
+from sam3d_jax.files.mesh_formats.surfaces import GREY, Surfaces
 from sam3d_jax.render.mesh import WHITE, Mesh
 
-CURVED = ("curv", "curv2", "surf")  # free forms, which are no polygons
+USUAL = frozenset(("v", "vt", "vn", "f"))  # statements that stand alone with one blank behind them
+NO_SURFACES = ("p", "l", "curv", "curv2", "surf")  # points, lines and free forms
 
 
 @dataclasses.dataclass
-class _Lines:
+class _Statements:
   """The statements of a file, sorted."""
 
   vertices: list[str] = dataclasses.field(default_factory=list)
@@ -36,104 +31,112 @@ class _Lines:
   slots: list[int] = dataclasses.field(default_factory=list)  # of every face, into `materials`
   materials: list[str | None] = dataclasses.field(default_factory=lambda: [None])
   libraries: list[str] = dataclasses.field(default_factory=list)
-  others: int = 0  # points, lines and free forms
+  others: int = 0  # drawings that are no faces
 
 
 def read(path: pathlib.Path, data: bytes, *, appearance: bool) -> Surfaces:
   """The surfaces of an .obj file. Raises Refused (unreadable, missing_texture)."""
-  lines = _sorted(data)
-  vertices, colours = _vertices(lines.vertices)
-  pairs, corners = _corners(lines.faces, len(vertices), len(lines.coordinates))
-  owner, faces = _triangles(lines.faces, corners, pairs, vertices)
-  dropped = []
-  if lines.others:
-    dropped.append(f"{lines.others} drawings that are neither triangles nor points")
+  said = _sorted(data)
+  vertices, colours = _vertices(said.vertices)
+  pairs, corners = _corners(said.faces, len(vertices), len(said.coordinates))
+  owner, faces = _triangles(said.faces, corners, vertices[pairs[:, 0]])
+  dropped = surfaces.drawings_dropped(said.others)
 
   # Points alone make a cloud.
   if not len(faces):
-    cloud = Mesh(vertices, faces, colours if appearance else None)
-    return Surfaces(cloud, tuple(dropped))
+    shown = colours if appearance else None
+    return Surfaces(Mesh(vertices, faces, shown), tuple(dropped))
 
   # Vertices as they are used: with their coordinates, where there are any.
-  uv = None
-  if (pairs[:, 1] >= 0).any():
-    uv = _coordinates(lines.coordinates, pairs[:, 1])
+  mapped = pairs[:, 1] >= 0
+  if mapped.any():
+    uv = _coordinates(said.coordinates, pairs[:, 1])
     vertices = vertices[pairs[:, 0]]
-    colours = None if colours is None else colours[pairs[:, 0]]
+    if colours is not None:
+      colours = colours[pairs[:, 0]]
+    mesh = Mesh(vertices, faces, colours, uv)
   else:
-    faces = pairs[faces, 0]
-  mesh = Mesh(vertices, faces, colours, uv)
-  slot = np.array(lines.slots, np.int32)[owner]
-  library, missing = _library(path, lines)
+    mesh = Mesh(vertices, pairs[faces, 0], colours)
+    mapped = np.zeros(len(vertices), bool)
+
+  # Materials of each face.
+  library, missing = _library(path, said)
+  dresser = _Dresser(path.name, library, appearance)
+  slots = np.array(said.slots, np.int32)[owner]
+  mesh = dresser.dressed(mesh, mapped, slots, said.materials)
   if appearance and missing:
-    names = ", ".join(missing)
-    dropped.append(f"materials of {names}, which is not there")
-  mesh, cut = _dressed(mesh, slot, lines.materials, library, path.name, appearance)
-  if cut:
-    dropped.append(f"{cut} faces that alpha makes invisible")
-  if not appearance:
-    mesh = Mesh(mesh.vertices, mesh.faces)
+    dropped.append(f"materials of {', '.join(missing)}, which is not there")
+  dropped += dresser.dropped(bool(library))
   return Surfaces(mesh, tuple(dropped))
 
 
 # --- Statements -----------------------------------------------------------------------------------
 
 
-def _sorted(data: bytes) -> _Lines:
+def _sorted(data: bytes) -> _Statements:
   """The statements of a file. Raises Refused for an index that points before the first element."""
-  text = data.decode("utf-8-sig", errors="replace")
+  text = surfaces.text_of(data)
   if "\0" in text:
     raise Refused("unreadable", "OBJ with bytes that are no text")
   if "\\\n" in text or "\\\r\n" in text:
     # a line that ends with a backslash goes on in the next
     text = re.sub(r"\\\r?\n", " ", text)
-  found = _Lines()
+  said = _Statements()
   slot, slots = 0, {None: 0}
   for line in text.splitlines():
     keyword, _, rest = line.partition(" ")
-    if keyword not in KEYWORDS:
-      # blanks before the keyword, tabs behind it, comments right behind a number
-      words = line.split(None, 1)
-      if not words or words[0].startswith("#"):
-        continue
-      keyword, rest = words[0], words[1] if len(words) > 1 else ""
+    if keyword not in USUAL:
+      # blanks before the keyword, tabs behind it, another statement, a comment or nothing
+      keyword, rest = _split(line)
+
     if keyword == "v":
-      found.vertices.append(rest)
+      said.vertices.append(rest)
     elif keyword == "vt":
-      found.coordinates.append(rest)
+      said.coordinates.append(rest)
     elif keyword in ("f", "fo"):
-      corners = rest.partition("#")[0].split()
-      if "-" in rest:
-        corners = [_from_the_front(corner, found) for corner in corners]
-      if len(corners) < 3:
-        found.others += 1
-        continue
-      found.faces.append(corners)
-      found.slots.append(slot)
+      _add_face(said, rest, slot)
     elif keyword == "usemtl":
       name = rest.strip()
       slot = slots.setdefault(name, len(slots))
-      if slot == len(found.materials):
-        found.materials.append(name)
+      if slot == len(said.materials):
+        said.materials.append(name)
     elif keyword == "mtllib":
-      found.libraries.append(mtl.uncommented(rest))
-    elif keyword in ("p", "l", *CURVED):
-      found.others += 1
-  return found
+      said.libraries.append(mtl.uncommented(rest))
+    elif keyword in NO_SURFACES:
+      said.others += 1
+  return said
 
 
-KEYWORDS = frozenset(("v", "vt", "vn", "f"))
+def _split(line: str) -> tuple[str, str]:
+  """Keyword and rest of a line; neither of a comment or a blank line."""
+  words = line.split(None, 1)
+  if not words or words[0].startswith("#"):
+    return "", ""
+  rest = words[1] if len(words) > 1 else ""
+  return words[0], rest
 
 
-def _from_the_front(corner: str, found: _Lines) -> str:
+def _add_face(said: _Statements, rest: str, slot: int) -> None:
+  corners = rest.partition("#")[0].split()
+  if len(corners) < 3:
+    said.others += 1
+    return
+  if "-" in rest:
+    corners = [_from_the_front(corner, said) for corner in corners]
+  said.faces.append(corners)
+  said.slots.append(slot)
+
+
+def _from_the_front(corner: str, said: _Statements) -> str:
   """A corner with indices that count back from the latest element, counted from the first."""
-  counts = (len(found.vertices), len(found.coordinates), 0)
   parts = corner.split("/")
+  # of normals nothing is used
+  counts = (len(said.vertices), len(said.coordinates))
   for place, count in enumerate(counts[: len(parts)]):
     if not parts[place].startswith("-"):
       continue
     index = count + 1 + int(parts[place])
-    if index < 1 and place < 2:
+    if index < 1:
       raise Refused("unreadable", f"a face names {corner!r}, there are {count} so far")
     parts[place] = str(index)
   return "/".join(parts)
@@ -149,34 +152,41 @@ def _table(rows: list[str]) -> list[list[float]] | np.ndarray:
   width = len(words[0])
   if all(len(row) == width for row in words):
     numbers = map(float, itertools.chain.from_iterable(words))
-    return np.fromiter(numbers, np.float64, width * len(rows)).reshape(-1, width)
-  return [[float(word) for word in row] for row in words]
+    flat = np.fromiter(numbers, np.float64, width * len(rows))
+    return flat.reshape(-1, width)
+  return [list(map(float, row)) for row in words]
 
 
 def _vertices(rows: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
   """(V, 3) places and (V, 3) linear colours: x y z, x y z w, x y z r g b, x y z w r g b."""
   table = _table(rows)
   if isinstance(table, np.ndarray):
-    widths = np.full(len(table), table.shape[1])
+    shortest = table.shape[1]
+    places = table[:, :3]
   else:
-    widths = np.array([len(row) for row in table])
-  if len(widths) and widths.min() < 3:
-    raise Refused("unreadable", f"a vertex of {widths.min()} numbers")
-  if isinstance(table, np.ndarray):
-    places, colours = table[:, :3], table[:, 3:6] if table.shape[1] == 6 else table[:, 4:7]
-  else:
+    shortest = min(map(len, table))
     places = np.array([row[:3] for row in table])
-    colours = np.array([_colour(row) for row in table])
-  # some vertices with colours are too few: it is not known what the others look like
-  if not len(widths) or widths.min() < 6:
+  if shortest < 3:
+    raise Refused("unreadable", f"a vertex of {shortest} numbers")
+  # colours of some vertices alone are none: it is not known what the others look like
+  if shortest < 6:
     return places, None
-  return places, linear_of(colours)
+  if isinstance(table, np.ndarray):
+    start = _colours_start(shortest)
+    colours = table[:, start : start + 3]
+  else:
+    colours = np.array([_colour(row) for row in table])
+  return places, surfaces.linear_of(colours)
+
+
+def _colours_start(width: int) -> int:
+  """Where the colours of a vertex begin: behind its place, or behind a weight that follows that."""
+  return 3 if width == 6 else 4
 
 
 def _colour(row: list[float]) -> list[float]:
-  if len(row) < 6:
-    return [1.0, 1.0, 1.0]
-  return row[3:6] if len(row) == 6 else row[4:7]
+  start = _colours_start(len(row))
+  return row[start : start + 3]
 
 
 def _coordinates(rows: list[str], chosen: np.ndarray) -> np.ndarray:
@@ -185,9 +195,12 @@ def _coordinates(rows: list[str], chosen: np.ndarray) -> np.ndarray:
   if not isinstance(table, np.ndarray):
     table = np.array([(row + [0.0, 0.0])[:2] for row in table])
   if table.shape[1] < 2:
-    table = np.concatenate([table, np.zeros((len(table), 1))], 1)
-  uv = np.clip(np.nan_to_num(table[:, :2].astype(np.float32)), -MAX_UV, MAX_UV)
-  return np.where((chosen >= 0)[:, None], uv[chosen], np.float32(0))
+    # one coordinate: the other is 0
+    zeros = np.zeros((len(table), 1))
+    table = np.concatenate([table, zeros], axis=1)
+  uv = surfaces.clipped_uv(table[:, :2])[chosen]
+  uv[chosen < 0] = 0
+  return uv
 
 
 # --- Faces ----------------------------------------------------------------------------------------
@@ -205,26 +218,19 @@ def _corners(
   if plain is not None:
     return plain
 
-  # Each spelling is parsed once, each pair of vertex and coordinates is one.
+  # Each spelling is parsed once.
   spelled: dict[str, int] = {}
   places = [spelled.setdefault(word, len(spelled)) for word in words]
+  # Each pair of vertex and coordinates is one, whatever their normals are.
   pairs: dict[tuple[int, int], int] = {}
   pair_of = []
   for word in spelled:
-    parts = word.split("/")
-    vertex = int(parts[0]) - 1
-    coordinate = int(parts[1]) - 1 if len(parts) > 1 and parts[1] else -1
-    if not 0 <= vertex < vertex_count:
-      raise Refused("unreadable", f"a face names vertex {vertex + 1} of {vertex_count}")
-    stated = len(parts) > 1 and bool(parts[1])
-    if stated and not 0 <= coordinate < coordinate_count:
-      detail = f"a face names coordinates {coordinate + 1} of {coordinate_count}"
-      raise Refused("unreadable", detail)
-    pair_of.append(pairs.setdefault((vertex, coordinate), len(pairs)))
-  distinct = np.array(list(pairs), np.int64).reshape(-1, 2)
-  of_word = np.array(pair_of, np.int64)
-  corners = of_word[np.array(places, np.int64)] if places else np.zeros(0, np.int64)
-  return distinct, corners
+    pair = _pair(word, vertex_count, coordinate_count)
+    number = pairs.setdefault(pair, len(pairs))
+    pair_of.append(number)
+  distinct = np.array(list(pairs), np.int64)
+  corners = np.array(pair_of, np.int64)[places]
+  return distinct.reshape(-1, 2), corners
 
 
 def _plain_corners(words: list[str], vertex_count: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -233,32 +239,48 @@ def _plain_corners(words: list[str], vertex_count: int) -> tuple[np.ndarray, np.
     corners = np.fromiter(map(int, words), np.int64, len(words)) - 1
   except ValueError:
     return None
-  check_faces(corners[:, None], vertex_count, "OBJ")
+  surfaces.check_faces(corners, vertex_count, "OBJ", first=1)
   vertices = np.arange(vertex_count)
-  return np.stack([vertices, np.full_like(vertices, -1)], 1), corners
+  nothing = np.full_like(vertices, -1)
+  return np.stack([vertices, nothing], axis=1), corners
+
+
+def _pair(word: str, vertex_count: int, coordinate_count: int) -> tuple[int, int]:
+  """Vertex and coordinates (-1: none) of a corner, counted from 0."""
+  vertex, _, others = word.partition("/")
+  number = int(vertex)
+  if not 1 <= number <= vertex_count:
+    raise Refused("unreadable", f"a face names vertex {number} of {vertex_count}")
+  coordinates = others.partition("/")[0]
+  if not coordinates:
+    return number - 1, -1
+  place = int(coordinates)
+  if not 1 <= place <= coordinate_count:
+    raise Refused("unreadable", f"a face names coordinates {place} of {coordinate_count}")
+  return number - 1, place - 1
 
 
 def _triangles(
-  faces: list[list[str]], corners: np.ndarray, pairs: np.ndarray, vertices: np.ndarray
+  faces: list[list[str]], corners: np.ndarray, places_P3: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """The face (F,) that each triangle is part of, and the triangles (F, 3) of pairs."""
   lengths = np.fromiter(map(len, faces), np.int64, len(faces))
   if (lengths == 3).all():
     return np.arange(len(faces)), corners.reshape(-1, 3)
   ends = np.cumsum(lengths)
-  lists = np.split(corners, ends[:-1])
-  cut, owner = polygons.triangulate_with_owners(lists, vertices[pairs[:, 0]])
+  outlines = np.split(corners, ends[:-1])
+  cut, owner = polygons.triangulate_with_owners(outlines, places_P3)
   return owner, cut
 
 
 # --- Appearance -----------------------------------------------------------------------------------
 
 
-def _library(path: pathlib.Path, lines: _Lines) -> tuple[dict[str, mtl.Entry], list[str]]:
+def _library(path: pathlib.Path, said: _Statements) -> tuple[dict[str, mtl.Entry], list[str]]:
   """Materials of all libraries by name, and the libraries that are not there."""
   entries: dict[str, mtl.Entry] = {}
   missing = []
-  for statement in lines.libraries:
+  for statement in said.libraries:
     for name in _library_names(path.parent, statement):
       found = beside.find(path.parent, name)
       if found is None:
@@ -279,79 +301,98 @@ def _library_names(folder: pathlib.Path, statement: str) -> list[str]:
   return names or [whole]
 
 
-def _dressed(
-  mesh: Mesh,
-  slot: np.ndarray,
-  names: list[str | None],
-  library: dict[str, mtl.Entry],
-  of: str,
-  appearance: bool,
-) -> tuple[Mesh, int]:
-  """The mesh with its materials, in the order of their use, and how many faces opacity takes."""
-  longest = float(np.ptp(mesh.vertices[np.isfinite(mesh.vertices).all(1)], axis=0).max(initial=0))
-  parts, gone = [], 0
-  used = np.unique(slot)
-  for number in used:
-    entry = _entry(library, names[number])
-    if not appearance and (entry is None or entry.opacity is None):
-      part, lost = _part(mesh, slot == number, len(used)), 0
-      parts.append(Mesh(part.vertices, part.faces))
-      continue
-    part = _part(mesh, slot == number, len(used))
-    if not appearance:
-      entry = dataclasses.replace(entry, picture=None)
-    part, lost = _with_material(part, entry, of)
-    if lost is not None:
-      part, lost = alpha.apply(part, lost, longest)
-      gone += lost
-    parts.append(part)
-  return together(parts), gone
+class _Dresser:
+  """Gives faces their materials, and counts what of these comes to nothing."""
 
+  def __init__(self, of: str, library: dict[str, mtl.Entry], appearance: bool):
+    self._of = of  # the mesh's file
+    self._library = library
+    self._appearance = appearance
+    self._invisible = 0
+    self._unmapped = 0
+    self._unknown: list[str] = []
 
-def _entry(library: dict[str, mtl.Entry], name: str | None) -> mtl.Entry | None:
-  """The material that a name means: as it is spelled, else in any case, else without a comment."""
-  if name is None:
+  def dressed(
+    self, mesh: Mesh, mapped_V: np.ndarray, slots_F: np.ndarray, names: list[str | None]
+  ) -> Mesh:
+    """The mesh with its materials, in the order in which the file names them.
+
+    mapped_V: which vertices have texture coordinates. slots_F: numbers of `names`.
+    """
+    known = mesh.vertices[np.isfinite(mesh.vertices).all(1)]
+    longest = float(np.ptp(known, axis=0).max(initial=0)) if len(known) else 0.0
+    parts = []
+    for number, faces in _by_slot(mesh.faces, slots_F):
+      part, used = mesh, slice(None)
+      if len(faces) < len(mesh.faces):
+        part, used = surfaces.part_of(mesh, faces)
+      entry = self._entry(names[number])
+      part, cut = self._with_material(part, entry, bool(mapped_V[used].any()))
+      if cut is not None:
+        part, invisible = alpha.apply(part, cut, longest)
+        self._invisible += invisible
+      if not self._appearance:
+        part = Mesh(part.vertices, part.faces)
+      parts.append(part)
+    return surfaces.together(parts)
+
+  def dropped(self, has_library: bool) -> list[str]:
+    """What came to nothing, in words."""
+    found = surfaces.faces_dropped(self._invisible)
+    found += surfaces.textures_dropped(self._unmapped)
+    if has_library and self._unknown:
+      found.append(f"materials that no library has: {', '.join(self._unknown)}")
+    return found
+
+  def _entry(self, name: str | None) -> mtl.Entry | None:
+    """The material that a name means: as it is spelled, else in any case, else less a comment."""
+    if name is None:
+      return None
+    spellings = (name, mtl.uncommented(name))
+    for spelling in spellings:
+      if spelling in self._library:
+        return self._library[spelling]
+    for spelling in spellings:
+      for known, entry in self._library.items():
+        if known.casefold() == spelling.casefold():
+          return entry
+    self._unknown.append(name)
     return None
-  spellings = (name, mtl.uncommented(name))
-  for spelling in spellings:
-    if spelling in library:
-      return library[spelling]
-  for spelling in spellings:
-    for known, entry in library.items():
-      if known.casefold() == spelling.casefold():
-        return entry
-  return None
+
+  def _with_material(
+    self, part: Mesh, entry: mtl.Entry | None, mapped: bool
+  ) -> tuple[Mesh, alpha.Cut | None]:
+    """A part with its material, and what opacity cuts away of it."""
+    colours, uv, cut = part.colours, part.uv, None
+    if entry is None:
+      look = GREY if colours is None else WHITE
+    else:
+      if not self._appearance:
+        # only what cuts surface away is needed
+        entry = dataclasses.replace(entry, picture=None)
+      look, placing, cutout = mtl.material(entry, of=self._of)
+      has_pictures = look.texture is not None or cutout is not None
+      if has_pictures and not mapped:
+        # there, but nothing says where on the surface it lies
+        self._unmapped += 1
+        look, cutout = mtl.without_pictures(entry), None
+      if look.texture is not None:
+        # a picture says it all
+        colours = None
+      elif colours is not None:
+        look = dataclasses.replace(look, colour=WHITE.colour)
+      if uv is not None:
+        uv = placing.applied(uv)
+      if cutout is not None:
+        cut = alpha.Cut(cutout, None)
+    material = np.zeros(len(part.faces), np.int32)
+    dressed = Mesh(part.vertices, part.faces, colours, uv, material, (look,))
+    return dressed.with_appearance(), cut
 
 
-def _part(mesh: Mesh, faces: np.ndarray, parts: int) -> Mesh:
-  """The chosen faces, with the vertices that they use; the mesh itself if it is the only part."""
-  if parts == 1:
-    return mesh
-  used, corners = np.unique(mesh.faces[faces], return_inverse=True)
-  colours = None if mesh.colours is None else mesh.colours[used]
-  uv = None if mesh.uv is None else mesh.uv[used]
-  return Mesh(mesh.vertices[used], corners.reshape(-1, 3), colours, uv)
-
-
-def _with_material(part: Mesh, entry: mtl.Entry | None, of: str) -> tuple[Mesh, alpha.Cut | None]:
-  """A part with its material, and what opacity cuts away of it."""
-  cut = None
-  colours, uv = part.colours, part.uv
-  if entry is None and colours is None:
-    look = GREY
-  elif entry is None:
-    look = WHITE
-  else:
-    look, placing, cutout = mtl.material(entry, of=of)
-    if look.texture is not None:
-      # the picture says it all
-      colours = None
-    elif colours is not None:
-      look = dataclasses.replace(look, colour=WHITE.colour)
-    if uv is not None and placing != mtl.Placing():
-      uv = uv * np.float32(placing.scale) + np.float32(placing.offset)
-    if cutout is not None and uv is not None:
-      cut = alpha.Cut(cutout, None)
-  material = np.zeros(len(part.faces), np.int32)
-  dressed = Mesh(part.vertices, part.faces, colours, uv, material, (look,))
-  return dressed.with_appearance(), cut
+def _by_slot(faces_F3: np.ndarray, slots_F: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+  """Every slot in use, in order, with its faces in theirs."""
+  order = np.argsort(slots_F, kind="stable")
+  slots, first = np.unique(slots_F[order], return_index=True)
+  groups = np.split(faces_F3[order], first[1:])
+  yield from zip(slots.tolist(), groups, strict=True)

@@ -14,6 +14,7 @@ from sam3d_jax.files.mesh_formats.surfaces import (
   check_faces,
   corners_apart,
   linear_of,
+  text_of,
   together,
 )
 from sam3d_jax.render.mesh import WHITE, Mesh
@@ -78,7 +79,7 @@ def read(path: pathlib.Path, data: bytes, *, appearance: bool) -> Surfaces:
 
 def _lines(data: bytes) -> list[str]:
   """Lines that say something, without comments."""
-  text = data.decode("utf-8-sig", errors="replace")
+  text = text_of(data)
   if "#" in text:
     lines = [line.partition("#")[0].strip() for line in text.splitlines()]
   else:

@@ -19,6 +19,7 @@ from sam3d_jax.files.mesh_formats.surfaces import (
   check_faces,
   corners_apart,
   linear_of,
+  text_of,
   together,
 )
 from sam3d_jax.render.mesh import WHITE, Material, Mesh
@@ -112,8 +113,8 @@ def _header(data: bytes) -> tuple[str, list[Element], list[str], int]:
   # the line ends as the system that wrote it ends lines
   start += 2 if data[start : start + 2] == b"\r\n" else 1
   order, elements, pictures = None, [], []
-  lines = data[:end].decode("utf-8", errors="replace").replace("\r", "\n").split("\n")
-  for line in lines:
+  header = text_of(data[:end]).replace("\r", "\n")
+  for line in header.split("\n"):
     words = line.split()
     keyword = words[0] if words else ""
     if keyword == "format":

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from sam3d_jax.errors import Refused
-from sam3d_jax.files.mesh_formats.surfaces import GREY, Surfaces, together
+from sam3d_jax.files.mesh_formats.surfaces import GREY, Surfaces, text_of, together
 from sam3d_jax.render.mesh import Mesh
 
 HEADER, TRIANGLE = 84, 50  # bytes
@@ -15,7 +15,7 @@ ROW = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", 
 def read(path: pathlib.Path, data: bytes, *, appearance: bool) -> Surfaces:
   """The triangles of an .stl file. Raises Refused (unreadable)."""
   if _is_text(data):
-    corners = _text(data.decode("utf-8", errors="replace"))
+    corners = _text(text_of(data))
   else:
     corners = _binary(data)
   vertices = corners.reshape(-1, 3).astype(np.float64)

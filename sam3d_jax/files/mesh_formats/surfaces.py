@@ -1,4 +1,4 @@
-"""What the readers of all formats share: parts put together, colours as they are stored."""
+"""What the readers of all formats share: parts put together, colours as they are stored, words."""
 
 import dataclasses
 
@@ -21,24 +21,64 @@ class Surfaces:
   dropped: tuple[str, ...] = ()  # what it holds beside them, in words
 
 
+# What readers leave out on purpose, in words; `count` of each.
+
+
+def drawings_dropped(count: int) -> list[str]:
+  """Lines, single corners, free forms."""
+  return [f"{count} drawings that are neither triangles nor points"] if count else []
+
+
+def faces_dropped(count: int) -> list[str]:
+  """Faces whose texels are all transparent."""
+  return [f"{count} faces that alpha makes invisible"] if count else []
+
+
+def textures_dropped(count: int) -> list[str]:
+  """Textures that nothing places on the surface."""
+  return [f"{count} textures without texture coordinates"] if count else []
+
+
+def text_of(data: bytes) -> str:
+  """The text of a file: UTF-8 with or without its mark, else Latin-1."""
+  try:
+    return data.decode("utf-8-sig")
+  except UnicodeDecodeError:
+    return data.decode("latin-1")
+
+
 def together(parts: list[Mesh]) -> Mesh:
   """Parts as one mesh, each material once in the order of first use; empty without parts."""
-  mesh = join(parts or [Mesh(np.zeros((0, 3)), np.zeros((0, 3), np.int64))])
-  once = tuple({id(m): m for m in mesh.materials}.values())
-  slot = {id(m): i for i, m in enumerate(once)}
+  empty = Mesh(np.zeros((0, 3)), np.zeros((0, 3), np.int64))
+  mesh = join(parts or [empty])
+  once = {id(material): material for material in mesh.materials}
   if len(once) == len(mesh.materials):
     return mesh
-  new_slot = np.array([slot[id(m)] for m in mesh.materials], np.int32)
-  return dataclasses.replace(mesh, material=new_slot[mesh.material], materials=once)
+  slot = {known: number for number, known in enumerate(once)}
+  new_slots = [slot[id(material)] for material in mesh.materials]
+  renumbered = np.array(new_slots, np.int32)[mesh.material]
+  materials = tuple(once.values())
+  return dataclasses.replace(mesh, material=renumbered, materials=materials)
 
 
-def check_faces(faces_F3: np.ndarray, count: int, name: str) -> None:
-  """Raises Refused (unreadable) for a face of a vertex that does not exist."""
-  if not len(faces_F3):
+def check_faces(faces: np.ndarray, count: int, name: str, *, first: int = 0) -> None:
+  """Raises Refused (unreadable) for a face of a vertex that does not exist.
+
+  first: the number of the first vertex in this format, for the message.
+  """
+  if not faces.size:
     return
-  if faces_F3.min() < 0 or faces_F3.max() >= count:
-    worst = faces_F3.min() if faces_F3.min() < 0 else faces_F3.max()
-    raise Refused("unreadable", f"{name}: a face names vertex {worst} of {count}")
+  low, high = faces.min(), faces.max()
+  if low < 0:
+    raise Refused("unreadable", f"{name}: a face names vertex {low + first} of {count}")
+  if high >= count:
+    raise Refused("unreadable", f"{name}: a face names vertex {high + first} of {count}")
+
+
+def clipped_uv(stated: np.ndarray) -> np.ndarray:
+  """float32 texture coordinates; 0 where they are not a number."""
+  known = np.nan_to_num(np.asarray(stated, np.float32))
+  return np.clip(known, -MAX_UV, MAX_UV)
 
 
 def linear_of(values: np.ndarray, largest: float | None = None) -> np.ndarray:
@@ -48,20 +88,36 @@ def linear_of(values: np.ndarray, largest: float | None = None) -> np.ndarray:
   """
   rgb = np.asarray(values)[:, :3]
   if largest is None:
-    highest = np.nan_to_num(rgb.astype(np.float64)).max(initial=0.0)
-    largest = next((step for step in SCALES if highest <= step), SCALES[-1])
-  fractions = np.clip(np.nan_to_num(rgb / largest), 0.0, 1.0)
-  return srgb_to_linear(fractions)
+    known = np.nan_to_num(rgb.astype(np.float64))
+    highest = known.max(initial=0.0)
+    holding = [scale for scale in SCALES if highest <= scale]
+    largest = (*holding, SCALES[-1])[0]
+  fractions = np.nan_to_num(rgb / largest)
+  return srgb_to_linear(np.clip(fractions, 0.0, 1.0))
 
 
 def corners_apart(mesh: Mesh, colours_F3: np.ndarray) -> Mesh:
   """The mesh with a colour a face: every corner becomes a vertex of its own."""
   corners = mesh.faces.reshape(-1)
-  uv = None if mesh.uv is None else mesh.uv[corners]
+  faces = np.arange(len(corners)).reshape(-1, 3)
+  uv = None
+  if mesh.uv is not None:
+    uv = mesh.uv[corners]
   return dataclasses.replace(
     mesh,
     vertices=mesh.vertices[corners],
-    faces=np.arange(len(corners)).reshape(-1, 3),
+    faces=faces,
     colours=np.repeat(colours_F3, 3, axis=0),
     uv=uv,
   )
+
+
+def part_of(mesh: Mesh, faces_F3: np.ndarray) -> tuple[Mesh, np.ndarray]:
+  """Some faces of a mesh with the vertices that they use, and which vertices these are."""
+  used, corners = np.unique(faces_F3, return_inverse=True)
+  colours, uv = mesh.colours, mesh.uv
+  if colours is not None:
+    colours = colours[used]
+  if uv is not None:
+    uv = uv[used]
+  return Mesh(mesh.vertices[used], corners.reshape(-1, 3), colours, uv), used

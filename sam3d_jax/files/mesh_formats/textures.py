@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import warnings
 
 import numpy as np
 from PIL import Image
@@ -9,6 +10,7 @@ from PIL import Image
 from sam3d_jax.errors import Refused
 from sam3d_jax.files.images import to_eight_bit
 
+MAX_PIXELS = 100_000_000  # of a picture as it is stored
 MAX_TEXTURE = 4096  # pixels a side; larger textures are reduced on the way in
 # What is decoded, the usual first. Not all that Pillow knows: some (EPS) run other programs.
 FORMATS = (
@@ -44,19 +46,29 @@ def decode(data: bytes, name: str) -> Texture:
   Raises Refused (unreadable) with `name` in it.
   """
   try:
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
-    image.load()
-    # 16 bits become 8
-    image = to_eight_bit(image)
+    image = _loaded(data)
     alpha = None
     if _is_transparent(image):
       alpha = _reduced(image.convert("RGBA").getchannel("A"))
-    return Texture(_reduced(image.convert("RGB")), alpha)
+    rgb = _reduced(image.convert("RGB"))
   except MemoryError:
     raise
   # Pillow raises many kinds of errors on broken bytes; none of them is the disk's, which was read
   except Exception as error:
     raise Refused("unreadable", f"texture {name} cannot be decoded: {error}") from error
+  return Texture(rgb, alpha)
+
+
+def _loaded(data: bytes) -> Image.Image:
+  """A decoded image of eight bits a channel."""
+  with warnings.catch_warnings():
+    # MAX_PIXELS is the limit here
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+  if image.width * image.height > MAX_PIXELS:
+    raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are read")
+  image.load()
+  return to_eight_bit(image)
 
 
 def _is_transparent(image: Image.Image) -> bool:
@@ -66,7 +78,9 @@ def _is_transparent(image: Image.Image) -> bool:
 
 def _reduced(image: Image.Image) -> np.ndarray:
   """Pixels of an image, at most MAX_TEXTURE a side."""
-  if max(image.size) > MAX_TEXTURE:
-    ratio = MAX_TEXTURE / max(image.size)
-    image = image.resize([max(1, round(side * ratio)) for side in image.size])
+  longer = max(image.size)
+  if longer > MAX_TEXTURE:
+    ratio = MAX_TEXTURE / longer
+    sides = [max(1, round(side * ratio)) for side in image.size]
+    image = image.resize(sides)
   return np.asarray(image)

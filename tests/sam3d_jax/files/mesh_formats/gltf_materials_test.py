@@ -303,3 +303,10 @@ def test_a_texture_without_coordinates_is_dropped_with_a_word(tmp_path):
   found = read(gltf, tmp_path)
   assert found.mesh.materials[0].texture is None
   assert found.dropped == ("1 textures without texture coordinates",)
+
+
+def test_a_picture_of_countless_pixels_is_refused_before_it_is_decoded(tmp_path):
+  gltf = Gltf()
+  gltf.draw(gltf.square(material=gltf.textured(Image.new("1", (20_000, 6_000)))))
+  with pytest.raises(Refused, match="unreadable: .*20000 x 6000 pixels"):
+    read(gltf, tmp_path)

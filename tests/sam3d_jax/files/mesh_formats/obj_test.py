@@ -159,12 +159,41 @@ def test_materials_go_with_their_faces_in_the_order_of_the_file(tmp_path):
     + PLACES
     + "f 1 2 3\nusemtl Two\nf 1 3 4\nusemtl one\nf 1 2 4\nusemtl lost\nf 2 3 4\n"
   )
-  mesh = read(tmp_path, text).mesh
+  found = read(tmp_path, text)
+  mesh = found.mesh
   colours = [mesh.materials[slot].colour for slot in mesh.material]
   half = float(srgb_to_linear(0.5))
   np.testing.assert_allclose(
     colours, [GREY.colour, (0, half, 0), (1, 0, 0), GREY.colour], atol=1e-6
   )
+
+
+def test_names_that_are_no_utf8_are_found(tmp_path):
+  (tmp_path / "a.mtl").write_bytes("newmtl Häuschen\nmap_Kd Häuschen.png\n".encode("latin-1"))
+  save(tmp_path / "Häuschen.png")
+  text = "mtllib a.mtl\n" + SQUARE.replace("skin", "Häuschen")
+  (tmp_path / "a.obj").write_bytes(text.encode("latin-1"))
+  mesh = meshes.read(tmp_path / "a.obj").mesh
+  np.testing.assert_array_equal(mesh.materials[0].texture, RED)
+
+
+def test_a_picture_without_coordinates_is_not_smeared_over_the_shape(tmp_path):
+  (tmp_path / "a.mtl").write_text("newmtl skin\nKd 1 0 0\nmap_Kd skin.png\n")
+  save(tmp_path / "skin.png")
+  found = read(tmp_path, "mtllib a.mtl\n" + PLACES + "usemtl skin\nf 1 2 3\n")
+  assert found.mesh.materials[0].texture is None
+  assert found.mesh.materials[0].colour == (1.0, 0.0, 0.0)
+  assert found.dropped == ("1 textures without texture coordinates",)
+
+
+def test_a_thousand_materials_cost_no_more_than_their_faces(tmp_path):
+  count = 3000
+  (tmp_path / "a.mtl").write_text(
+    "".join(f"newmtl m{i}\nKd {i / count} 0 0\n" for i in range(count))
+  )
+  faces = "".join(f"usemtl m{i}\nf 1 2 3\n" for i in range(count))
+  mesh = read(tmp_path, "mtllib a.mtl\n" + PLACES + faces).mesh
+  assert len(mesh.materials) == len(mesh.faces) == count
 
 
 def test_a_library_that_is_not_there_is_said(tmp_path):
