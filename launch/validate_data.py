@@ -1,11 +1,11 @@
 """Checks a dataset against its schema and against physics, and draws sample sheets.
 
-    python -m launch.validate_data --data DIR [--html FILE] [--max_examples N]
+    python -m launch.validate_data --data DIR [--html FILE] [--max_examples N] [--against MESHES]
 
 Every field of every example is checked: types and shapes, image and masks, voxel order, orthonormal
 rotation, voxels projected onto the mask, point map against camera and voxels. Prints counts by
-split and source and, for what fails, reasons with an example of each. Ends with code 2 if anything
-fails.
+split and source and, for what fails, reasons with an example of each. With --against, the meshes of
+the dataset are read a second time, by Assimp, and compared. Ends with code 2 if anything fails.
 """
 
 import argparse
@@ -25,6 +25,8 @@ class ValidationSpec:
   data: pathlib.Path
   html: pathlib.Path | None = None  # None: no sheet
   max_examples: int = 0  # of every split; 0: all
+  # the folder of meshes that it was built from; None: they are not read again
+  against: pathlib.Path | None = None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,18 +48,25 @@ def flags(parser: argparse.ArgumentParser) -> None:
     metavar="N",
     help="check at most N examples a split, evenly spread; 0: all",
   )
+  parser.add_argument(
+    "--against",
+    type=pathlib.Path,
+    metavar="MESHES",
+    help="the folder of meshes it was built from: reads them with Assimp too, and compares "
+    "(pip install -r requirements-against.txt)",
+  )
 
 
 def run(args: argparse.Namespace) -> int:
   """Validates what the flags name; the exit code."""
-  spec = ValidationSpec(args.data, args.html, args.max_examples)
+  spec = ValidationSpec(args.data, args.html, args.max_examples, args.against)
   return validate(spec)
 
 
 def validate(spec: ValidationSpec) -> int:
   """Validates, prints, draws; the exit code."""
   # The wall: what reads datasets is loaded only once there is one to check.
-  from data_pipelines.build import sheet, validation
+  from data_pipelines.build import against, sheet, validation
 
   # the examples
   chosen = validation.choose(spec.data, spec.max_examples)
@@ -77,7 +86,19 @@ def validate(spec: ValidationSpec) -> int:
     page = sheet.write_sheet(spec.data.name, text, rows)
     atomic.write_text(spec.html, page)
     print(f"sheet: {spec.html}", file=sys.stderr)
-  return cli.EXIT_BAD_INPUT if tally.reasons else 0
+  failed = bool(tally.reasons)
+
+  # its meshes, as another reader sees them
+  if spec.against is not None:
+    named = against.meshes_of(chosen)
+    with Progress(len(named), "comparing", "meshes") as bar:
+      compared = []
+      for one in against.compare(spec.against, named):
+        compared.append(one)
+        bar.update(1)
+    print(against.describe(compared))
+    failed |= any(one.differences for one in compared)
+  return cli.EXIT_BAD_INPUT if failed else 0
 
 
 if __name__ == "__main__":

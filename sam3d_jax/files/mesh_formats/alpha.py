@@ -51,39 +51,46 @@ def holes(cutout_HW: np.ndarray | None) -> np.ndarray | None:
 def apply(mesh: Mesh, cut: Cut, longest: float) -> tuple[Mesh, int]:
   """A mesh of one material without what is gone of it, and how many of its faces are wholly gone.
 
-  longest: the longest side of the whole that the mesh is part of, in its unit.
+  Faces of which nothing is cut stay as they are. longest: the longest side of the whole that the
+  mesh is part of, in its unit.
   """
   mesh = mesh.with_appearance()
   shown = cut.shown_V
   if shown is None:
     shown = np.ones(len(mesh.vertices), np.float32)
   attributes = [mesh.vertices, mesh.colours, mesh.uv, shown]
-  faces = np.asarray(mesh.faces, np.int64)
   texels = _Texels(cut.cutout_HW)
   smallest = longest / FINEST
 
   # Round by round: what is wholly visible stays, what is wholly gone goes, the rest is split.
-  settled = [np.zeros((0, 3), np.int64)]
-  gone = None
+  whole = np.asarray(mesh.faces, np.int64)
+  faces, owner = whole, np.arange(len(whole))
+  kept, kept_owner = [whole[:0]], [owner[:0]]
+  has_lost = np.zeros(len(whole), bool)
   while len(faces):
     vertices, _, uv, shown = attributes
     some_seen, all_seen = texels.seen(uv[faces])
     corner_seen = shown[faces] >= cut.cutoff
     some_seen &= corner_seen.any(1)
     all_seen &= corner_seen.all(1)
-    if gone is None:
-      gone = int(np.count_nonzero(~some_seen))
+    has_lost[owner[~some_seen]] = True
 
     large = _longest_edges(vertices[faces]) > smallest
     partly = some_seen & ~all_seen & large
-    settled.append(faces[some_seen & ~partly])
-    faces = faces[partly]
-    made = sum(len(done) for done in settled) + 4 * len(faces)
+    made = sum(map(len, kept)) + 4 * np.count_nonzero(partly)
     if made > MAX_SPLIT:
-      settled.append(faces)
-      break
-    faces, attributes = _split(faces, attributes)
-  return _left_of(mesh, np.concatenate(settled), attributes), gone or 0
+      partly = np.zeros(len(faces), bool)
+    done = some_seen & ~partly
+    kept.append(faces[done])
+    kept_owner.append(owner[done])
+    faces, attributes = _split(faces[partly], attributes)
+    owner = np.tile(owner[partly], 4)
+
+  # What was split in vain is put together again.
+  left, left_owner = np.concatenate(kept), np.concatenate(kept_owner)
+  left = np.concatenate([whole[~has_lost], left[has_lost[left_owner]]])
+  gone = np.setdiff1d(np.flatnonzero(has_lost), left_owner)
+  return _left_of(mesh, left, attributes), len(gone)
 
 
 def _left_of(mesh: Mesh, faces: np.ndarray, attributes: list[np.ndarray]) -> Mesh:
