@@ -49,6 +49,6 @@ environment:
 	  sys.exit(0 if ok else 2)'
 	@echo "making $(FOLDER) from $(REQUIREMENTS) (a few minutes) ..."
 	@test -x $(FOLDER)/bin/pip || $(PYTHON) -m venv $(FOLDER)
-	@$(FOLDER)/bin/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS) || { \
+	@$(FOLDER)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r $(REQUIREMENTS) || { \
 	  echo "error: installing $(REQUIREMENTS) failed (see above); run the same command again, what was downloaded is kept"; exit 1; }
 	@touch $(FOLDER)/ready
