@@ -133,7 +133,11 @@ def sorted_slat(
     raise Refused("bad_array", f"{what}: {len(coords_N3)} coordinates but {len(feats_N8)} features")
 
   # unique rows come out in lexicographic order
-  unique, index = np.unique(coords_N3, axis=0, return_index=True)
+  unique, index = np.unique(
+    coords_N3,
+    axis=0,
+    return_index=True,
+  )
   highest = schema.VOXEL_RESOLUTION - 1
   count = len(unique)
   is_distinct = count > 0 and count == len(coords_N3)

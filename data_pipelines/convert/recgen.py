@@ -172,7 +172,14 @@ def examples(
   made = 0
   for place, view in enumerate(views):  # lists are in the order of the views that are there
     detail = _detail(details[place])
-    fields = _view(members, view, poses[place], detail, config, refuse)
+    fields = _view(
+      members,
+      view,
+      poses[place],
+      detail,
+      config,
+      refuse,
+    )
     if fields is None:
       continue
     lineage = {
@@ -238,12 +245,20 @@ def _shape(members: Mapping[str, bytes], config: RecgenConfig) -> dict[str, Any]
   fields: dict[str, Any] = {}
   if "ss_latent.npy" in members:
     shape = (8, 16, 16, 16)
-    latent = objects.load_array(members["ss_latent.npy"], "ss_latent.npy", shape=shape)
+    latent = objects.load_array(
+      members["ss_latent.npy"],
+      "ss_latent.npy",
+      shape=shape,
+    )
     fields["structure_latent"] = objects.structure_latent(latent)
     fields["structure_latent_autoencoder"] = config.autoencoder
 
   if "slat_coords.npy" in members and "slat_feats.npy" in members:
-    coords = objects.load_array(members["slat_coords.npy"], "slat_coords.npy", shape=(None, 3))
+    coords = objects.load_array(
+      members["slat_coords.npy"],
+      "slat_coords.npy",
+      shape=(None, 3),
+    )
     feats = objects.load_array(
       members["slat_feats.npy"], "slat_feats.npy", shape=(None, schema.SLAT_CHANNELS)
     )

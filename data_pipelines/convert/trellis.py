@@ -246,8 +246,16 @@ def _shape(config: TrellisConfig, sha: str) -> dict[str, Any]:
 
   # A structured latent says its voxels itself; they must be those of the object.
   if config.slat_encoder:
-    arrays = _npz(root / "latents" / config.slat_encoder / f"{sha}.npz", "coords", "feats")
-    voxels, slat = objects.sorted_slat(arrays["coords"], arrays["feats"], "latents coords")
+    arrays = _npz(
+      root / "latents" / config.slat_encoder / f"{sha}.npz",
+      "coords",
+      "feats",
+    )
+    voxels, slat = objects.sorted_slat(
+      arrays["coords"],
+      arrays["feats"],
+      "latents coords",
+    )
     if "voxels" in fields and not np.array_equal(voxels, fields["voxels"]):
       raise Refused(
         "bad_array",

@@ -44,7 +44,11 @@ class ProceduralSet:
         f"({asset.key[:12]} for {example['mesh_key'][:12]}); install the versions in "
         "requirements.txt"
       )
-    truth = surface.make_surface(asset.mesh.vertices, asset.mesh.faces, name=self.names[index])
+    truth = surface.make_surface(
+      asset.mesh.vertices,
+      asset.mesh.faces,
+      name=self.names[index],
+    )
 
     lineage = json.loads(example["lineage"])
     mesh_name = lineage["mesh"].rpartition("/")[2]

@@ -168,7 +168,11 @@ def write_metadata(
     lengths = [shard_length(path) for path in paths]
     size = sum(path.stat().st_size for path in paths)
     totals[split] = sum(lengths)
-    infos[split] = tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size)
+    infos[split] = tfds.core.SplitInfo(
+      name=split,
+      shard_lengths=lengths,
+      num_bytes=size,
+    )
 
   # TFDS writes its files elsewhere, they are put in place one by one, the marker last
   with tempfile.TemporaryDirectory() as folder:
@@ -367,7 +371,14 @@ def open_split(
   source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
   lacking = set(schema.ADDED) - set(builder.info.features)
   not_decoded = frozenset(skip) | lacking
-  return Split(directory, split, dataset_kind(builder), source, files, not_decoded)
+  return Split(
+    directory,
+    split,
+    dataset_kind(builder),
+    source,
+    files,
+    not_decoded,
+  )
 
 
 class Subset:

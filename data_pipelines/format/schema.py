@@ -70,12 +70,21 @@ def _tensor(shape: tuple[int | None, ...], dtype: type, doc: str) -> tfds.featur
   # compressed ones it can.
   encodings = {0: "none", 1: "bytes"}
   encoding = encodings.get(shape.count(None), "zlib")
-  return tfds.features.Tensor(shape=shape, dtype=dtype, encoding=encoding, doc=doc)
+  return tfds.features.Tensor(
+    shape=shape,
+    dtype=dtype,
+    encoding=encoding,
+    doc=doc,
+  )
 
 
 def _encoded(doc: str) -> tfds.features.Tensor:
   # An Image feature would decode on every read and cannot be empty.
-  return tfds.features.Tensor(shape=(), dtype=np.object_, doc=doc)
+  return tfds.features.Tensor(
+    shape=(),
+    dtype=np.object_,
+    doc=doc,
+  )
 
 
 def _scalar(dtype: type, doc: str) -> tfds.features.Scalar:

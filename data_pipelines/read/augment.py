@@ -156,7 +156,11 @@ def _morph(mask_HW, kernel: int, filter_fn):
   rows = slice(max(0, top - kernel), bottom + kernel + 1)
   columns = slice(max(0, left - kernel), right + kernel + 1)
   out = mask_HW.copy()
-  out[rows, columns] = filter_fn(mask_HW[rows, columns], size=kernel, mode="nearest")
+  out[rows, columns] = filter_fn(
+    mask_HW[rows, columns],
+    size=kernel,
+    mode="nearest",
+  )
   return out
 
 

@@ -150,9 +150,20 @@ def geometry_row(
   del epoch
   cond, scale, shift = rows.condition(example, config, rng)
   name = f"example {example['key']}"
-  values, present = rows.latents(example, config, scale, shift, name)
+  values, present = rows.latents(
+    example,
+    config,
+    scale,
+    shift,
+    name,
+  )
   key = schema.key_words(example["key"])
-  return GeometryBatch(key, rows.as_stored(cond), values, present)
+  return GeometryBatch(
+    key,
+    rows.as_stored(cond),
+    values,
+    present,
+  )
 
 
 def preference_row(
@@ -170,11 +181,29 @@ def preference_row(
 
   # one photo, two candidates; a latent is there where both have it
   cond, scale, shift = rows.condition(example, config, rng)
-  win, win_has = rows.latents(example, config, scale, shift, f"winner of {example['key']}")
-  lose, lose_has = rows.latents(loser, config, scale, shift, f"loser of {example['key']}")
+  win, win_has = rows.latents(
+    example,
+    config,
+    scale,
+    shift,
+    f"winner of {example['key']}",
+  )
+  lose, lose_has = rows.latents(
+    loser,
+    config,
+    scale,
+    shift,
+    f"loser of {example['key']}",
+  )
   present = {name: win_has[name] & lose_has[name] for name in win_has}
   key = schema.key_words(example["key"])
-  return PreferenceBatch(key, rows.as_stored(cond), win, lose, present)
+  return PreferenceBatch(
+    key,
+    rows.as_stored(cond),
+    win,
+    lose,
+    present,
+  )
 
 
 def geometry_spec(config: SampleConfig, count: int) -> GeometryBatch:

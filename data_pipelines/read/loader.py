@@ -73,7 +73,12 @@ class Loader:
     """This host's rows of global batch `step`, read here and now. Raises QuarantineExceeded over
     the budget.
     """
-    samples = read_step(self._reader, self._host_index, self.rows, step)
+    samples = read_step(
+      self._reader,
+      self._host_index,
+      self.rows,
+      step,
+    )
     return self._collect(samples)
 
   def iterate(self, start_step: int = 0) -> Iterator[Batch]:
@@ -98,7 +103,12 @@ class Loader:
   def _in_threads(self, start_step: int) -> grain.IterDataset:
     """This host's samples from a step on, one by one: threads share the work of a batch."""
     config = self.config
-    read = functools.partial(read_single, self._reader, self._host_index, self.rows)
+    read = functools.partial(
+      read_single,
+      self._reader,
+      self._host_index,
+      self.rows,
+    )
     ordinals = grain.MapDataset.range(start_step * self.rows, sys.maxsize)
     options = grain.ReadOptions(
       num_threads=config.threads,
@@ -112,7 +122,12 @@ class Loader:
       # Grain's worker start-up reads absl flags, which a program without absl never parses
       flags.FLAGS.mark_as_parsed()
     config = self.config
-    read = functools.partial(read_step, self._reader, self._host_index, self.rows)
+    read = functools.partial(
+      read_step,
+      self._reader,
+      self._host_index,
+      self.rows,
+    )
     steps = grain.MapDataset.range(start_step, sys.maxsize)
     steps_ahead = max(1, config.prefetch // config.workers)
     options = grain.ReadOptions(
@@ -203,7 +218,15 @@ def make_loader(
     raise ConfigError(f"data.mixture: {error}") from error
 
   cache = RowCache(config.cache_mb * 2**20) if config.cache_mb else None
-  reader = Reader(config, batch_kind, splits, mix, batch_size, seed, cache)
+  reader = Reader(
+    config,
+    batch_kind,
+    splits,
+    mix,
+    batch_size,
+    seed,
+    cache,
+  )
   return Loader(reader, host_index, host_count)
 
 

@@ -104,7 +104,13 @@ class Mixture:
   def draw(self, position: int) -> Draw:
     """The record at `position` >= 0."""
     cycle, slot = divmod(position, self.cycle)
-    place = permute(slot, self.cycle, self.seed, "cycle", cycle)
+    place = permute(
+      slot,
+      self.cycle,
+      self.seed,
+      "cycle",
+      cycle,
+    )
     for source, width in enumerate(self.places):
       if place < width:
         return self._record(source, cycle * width + place)
@@ -116,7 +122,14 @@ class Mixture:
     return self._at(source, epoch, place)
 
   def _at(self, source: int, epoch: int, place: int) -> Draw:
-    record = permute(place, self.sizes[source], self.seed, "source", self.names[source], epoch)
+    record = permute(
+      place,
+      self.sizes[source],
+      self.seed,
+      "source",
+      self.names[source],
+      epoch,
+    )
     return Draw(self.names[source], record, epoch, place)
 
   def after(self, draw: Draw) -> Draw:

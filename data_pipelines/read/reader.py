@@ -128,7 +128,12 @@ class Reader:
     rng = None
     if self.config.augment is not None:
       rng = rows.generator(self.seed, step, example["key"])
-    row = self.kind.row(example, self.config, rng, draw.epoch)
+    row = self.kind.row(
+      example,
+      self.config,
+      rng,
+      draw.epoch,
+    )
     if self.cache is not None and not self.kind.by_epoch:
       self.cache.put(key, row)
     return row

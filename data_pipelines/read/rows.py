@@ -128,7 +128,13 @@ def condition(
 
   # as the model reads it
   try:
-    return conditions.condition(image, mask, pointmap, config, **crop)
+    return conditions.condition(
+      image,
+      mask,
+      pointmap,
+      config,
+      **crop,
+    )
   except preprocessing.MaskError as error:
     raise CorruptRecord(str(error)) from error
 

@@ -151,7 +151,13 @@ def make_subject(seed: int, index: int, image_size: int) -> Subject:
   floor = float(asset.mesh.vertices[:, 2].min())
   far = float(seen.pose.translation[2] * rng.uniform(1.6, 2.6))
   backdrop = room.backdrop(rng, seen, floor, far)
-  return Subject(asset, seen, lights, tuple(backdrop), floor)
+  return Subject(
+    asset,
+    seen,
+    lights,
+    tuple(backdrop),
+    floor,
+  )
 
 
 def occluder(
@@ -392,13 +398,24 @@ def search(benchmark: Benchmark, subject: Subject, index: int, level: str) -> in
   alone = seen_alone(subject, probe)
   closest = 0.1 * pose.translation[2]
   for candidate in range(CANDIDATES):
-    _, standing, _ = occluder(subject, benchmark.seed, index, level, candidate)
+    _, standing, _ = occluder(
+      subject,
+      benchmark.seed,
+      index,
+      level,
+      candidate,
+    )
     depth = probe.points(standing.vertices)[:, 2]
     if depth.min() < closest:
       continue  # too near the camera
     both = join([subject.asset.mesh, standing])
     scene = render.Scene(both, subject.asset.source)
-    together = render.render(scene, probe, subject.lights, samples=1)
+    together = render.render(
+      scene,
+      probe,
+      subject.lights,
+      samples=1,
+    )
     visible = visible_part(alone, together)
     share = visible.sum() / alone.mask_HW.sum()
     if low + 0.02 < share < high - 0.02:
@@ -410,7 +427,13 @@ def search(benchmark: Benchmark, subject: Subject, index: int, level: str) -> in
 
 def freeze(name: str, *, seed: int, objects: int, image_size: int) -> None:
   """Searches the occluders of a new benchmark and writes its file."""
-  empty = Benchmark(name, seed, image_size, digest="", photos=())
+  empty = Benchmark(
+    name,
+    seed,
+    image_size,
+    digest="",
+    photos=(),
+  )
   photos = []
   for index in range(objects):
     subject = make_subject(seed, index, image_size)

@@ -45,7 +45,12 @@ class Viewpoint(NamedTuple):
   def moved(self, factor: float) -> "Viewpoint":
     """The object at `factor` of its distance and size: the picture is the same."""
     place = self.pose.translation * factor
-    return viewpoint(self.camera, self.pose.rotation, place, self.scale * factor)
+    return viewpoint(
+      self.camera,
+      self.pose.rotation,
+      place,
+      self.scale * factor,
+    )
 
 
 def viewpoint(

@@ -274,7 +274,12 @@ def lamp(rng: np.random.Generator, paint: Palette) -> list[Part]:
 
   # A standing lamp with a pull cord, or a desk lamp whose arm reaches forward.
   if rng.random() < 0.5:
-    stand = solid.cylinder(pole, height, (0, 0, height / 2), segments=12)
+    stand = solid.cylinder(
+      pole,
+      height,
+      (0, 0, height / 2),
+      segments=12,
+    )
     parts.append(Part(stand, paint.second))
     head = np.array([0.0, 0.0, height])
     x = radius * 0.6

@@ -196,7 +196,12 @@ def aeroplane(rng: np.random.Generator, paint: Palette) -> list[Part]:
       (side * span / 2, sweep),
     ]
     wing_z = rng.choice([-0.5, 0.5]) * radius
-    wing = solid.prism(wing_outline, 0.05, plane="xy", center=(0, -0.1, wing_z))
+    wing = solid.prism(
+      wing_outline,
+      0.05,
+      plane="xy",
+      center=(0, -0.1, wing_z),
+    )
     parts.append(Part(wing, paint.second))
     fin_outline = [
       (0, 0),
@@ -204,7 +209,12 @@ def aeroplane(rng: np.random.Generator, paint: Palette) -> list[Part]:
       (side * span * 0.18, 0.28),
       (side * span * 0.18, 0.18),
     ]
-    fin = solid.prism(fin_outline, 0.04, plane="xy", center=(0, tail - 0.18, 0))
+    fin = solid.prism(
+      fin_outline,
+      0.04,
+      plane="xy",
+      center=(0, tail - 0.18, 0),
+    )
     parts.append(Part(fin, paint.second))
 
   # The rudder at the back, the cockpit on top in front.

@@ -188,7 +188,12 @@ def hammer(rng: np.random.Generator, paint: Palette) -> list[Part]:
   bite = rng.uniform(0.35, 0.65)
 
   # The handle, thicker where it is held.
-  handle = solid.cylinder(grip, height, (0, 0, height / 2), segments=16)
+  handle = solid.cylinder(
+    grip,
+    height,
+    (0, 0, height / 2),
+    segments=16,
+  )
   sleeve = solid.cylinder(
     radius=grip * 1.4,
     height=height * 0.35,

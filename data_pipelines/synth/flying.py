@@ -190,7 +190,15 @@ def place(
   viewpoints = []
   for subject, at_2, radius in zip(order, (centre, other), radii, strict=True):
     scale = float(np.exp(rng.uniform(low, high)))
-    seen = random_viewpoint(rng, subject, camera, at_2, radius, scale, rules.largest_turn_deg)
+    seen = random_viewpoint(
+      rng,
+      subject,
+      camera,
+      at_2,
+      radius,
+      scale,
+      rules.largest_turn_deg,
+    )
     viewpoints.append(seen)
   hidden, front = viewpoints
   hidden_subject, front_subject = order

@@ -125,7 +125,12 @@ def make_examples(asset: Asset, config: IsoConfig) -> Iterator[schema.Example]:
     lights = random_lights(rng, config.light, azimuth)
     darkest, brightest = config.background
     grey = int(rng.integers(darkest, brightest + 1))
-    shown = render.render(scene, viewpoint, lights, samples=config.samples)
+    shown = render.render(
+      scene,
+      viewpoint,
+      lights,
+      samples=config.samples,
+    )
     yield _example(asset, config, view, viewpoint, shown, grey, voxels)
 
 

@@ -26,7 +26,11 @@ def corner_normals(
   Vertices at one place are one.
   """
   places = np.rint(vertices_V3 / SAME_POINT).astype(np.int64)
-  _, point = np.unique(places, axis=0, return_inverse=True)
+  _, point = np.unique(
+    places,
+    axis=0,
+    return_inverse=True,
+  )
   faces = point.reshape(-1)[faces_F3]
   count = len(faces)
   corner = np.arange(3 * count).reshape(-1, 3)

@@ -26,17 +26,37 @@ class Palette(NamedTuple):
   def any(self, rng: np.random.Generator) -> Colour:
     """A colour outside the palette, for contents (books, windows)."""
     hue = rng.uniform()
-    return _draw_colour(rng, hue, saturation=(0.3, 0.9), value=(0.4, 0.95))
+    return _draw_colour(
+      rng,
+      hue,
+      saturation=(0.3, 0.9),
+      value=(0.4, 0.95),
+    )
 
 
 def draw_palette(rng: np.random.Generator) -> Palette:
   """Three colours: a main hue, a duller second and a contrasting accent."""
   hue = rng.uniform()
-  main = _draw_colour(rng, hue, saturation=(0.25, 0.85), value=(0.55, 0.95))
+  main = _draw_colour(
+    rng,
+    hue,
+    saturation=(0.25, 0.85),
+    value=(0.55, 0.95),
+  )
   near = hue + rng.uniform(-0.15, 0.15)
-  second = _draw_colour(rng, near, saturation=(0.05, 0.5), value=(0.3, 0.85))
+  second = _draw_colour(
+    rng,
+    near,
+    saturation=(0.05, 0.5),
+    value=(0.3, 0.85),
+  )
   opposite = hue + rng.uniform(0.35, 0.65)
-  accent = _draw_colour(rng, opposite, saturation=(0.4, 0.95), value=(0.5, 0.95))
+  accent = _draw_colour(
+    rng,
+    opposite,
+    saturation=(0.4, 0.95),
+    value=(0.5, 0.95),
+  )
   return Palette(main, second, accent)
 
 

@@ -56,7 +56,12 @@ def lathe(
     )
 
   # A ring of vertices for every point off the axis.
-  angle = np.linspace(0.0, 2 * np.pi, segments, endpoint=False)
+  angle = np.linspace(
+    0.0,
+    2 * np.pi,
+    segments,
+    endpoint=False,
+  )
   circle_S2 = np.stack([np.cos(angle), np.sin(angle)], -1)
   inner = profile[1:-1]
   radii = inner[:, None, :1]
@@ -134,13 +139,21 @@ def tube(path_P3, radius, *, segments: int = 12) -> trimesh.Trimesh:
   path = np.asarray(path_P3, np.float64)
   radius_P = np.broadcast_to(np.asarray(radius, np.float64), len(path))
   tangent = np.gradient(path, axis=0)
-  tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
+  tangent /= np.linalg.norm(
+    tangent,
+    axis=1,
+    keepdims=True,
+  )
 
   # One reference direction least aligned with the whole path keeps neighbouring rings untwisted.
   alignment = np.abs(tangent).max(0)
   reference = np.eye(3)[np.argmin(alignment)]
   normal = np.cross(tangent, reference)
-  normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+  normal /= np.linalg.norm(
+    normal,
+    axis=1,
+    keepdims=True,
+  )
   binormal = np.cross(tangent, normal)
 
   # A ring about every point, and the two ends of the path in the middle of the flat ends.

@@ -66,7 +66,12 @@ class View:
   def of_object(self, turn_33: np.ndarray, place_3: np.ndarray, scale: float) -> Viewpoint:
     """How an object is seen that stands at `place_3` turned by `turn_33`."""
     place = self.rotation_33 @ (place_3 - self.position_3)
-    return viewpoint(self.camera, self.rotation_33 @ turn_33, place, scale)
+    return viewpoint(
+      self.camera,
+      self.rotation_33 @ turn_33,
+      place,
+      scale,
+    )
 
   def rays(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """World directions (N, 3) with camera depth 1 through pixel coordinates."""
@@ -204,7 +209,12 @@ def _furnish(rng: np.random.Generator, seed: int, index: int, view: View) -> lis
   taken = []  # (across, along, radius) of what stands already
   for slot in range(int(rng.integers(3, 6))):
     made = procedural.make_scene(seed, FIRST_OBJECT + 8 * index + slot)
-    asset = assets.from_scene(made, source=f"room-{index}/{slot}", up="z", license=LICENSE)
+    asset = assets.from_scene(
+      made,
+      source=f"room-{index}/{slot}",
+      up="z",
+      license=LICENSE,
+    )
     vertices = asset.mesh.vertices
     scale = rng.uniform(0.45, 1.1)
     yaw = rng.uniform(0, 2 * np.pi)
@@ -258,7 +268,12 @@ def _shell_colour(
   # The first light is blocked by what stands in the room; the others cast no shadow.
   shaded = np.zeros(len(points), bool)
   for one in standing:
-    shaded |= _blocked(one, view, points, lights.directions_L3[0])
+    shaded |= _blocked(
+      one,
+      view,
+      points,
+      lights.directions_L3[0],
+    )
 
   # The ambient term falls off away from the sky, as in the renderer.
   light = lights.ambient_3 * (0.75 + 0.25 * normals[:, 2:])
@@ -270,7 +285,13 @@ def _shell_colour(
   # A pixel is the mean of its samples.
   albedo = shell.albedo(points, plane)
   colour = (albedo * light).astype(np.float32)
-  samples = colour.reshape(height, SAMPLES, width, SAMPLES, 3)
+  samples = colour.reshape(
+    height,
+    SAMPLES,
+    width,
+    SAMPLES,
+    3,
+  )
   return samples.mean((1, 3))
 
 

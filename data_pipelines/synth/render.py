@@ -63,7 +63,12 @@ class Scene:
 
     # Geometry: normals of faces and, smoothed, of their corners.
     area, self.normal_F3 = face_areas_normals(mesh.vertices, mesh.faces)
-    normals = corner_normals(mesh.vertices, mesh.faces, area, self.normal_F3)
+    normals = corner_normals(
+      mesh.vertices,
+      mesh.faces,
+      area,
+      self.normal_F3,
+    )
     self.corner_normal_F33 = normals.astype(np.float32)
 
     # Appearance: textures at every size, and how finely they lie on the faces.
@@ -105,7 +110,14 @@ def render(scene: Scene, viewpoint: Viewpoint, lights: Lights, *, samples: int =
   # Colour rays through a regular grid within each pixel of the window.
   window = _window(scene, viewpoint)
   u, v = sample_grid(window.rows, window.columns, samples)
-  lit, delit, covered = _shade(scene, viewpoint, lights, u.ravel(), v.ravel(), samples)
+  lit, delit, covered = _shade(
+    scene,
+    viewpoint,
+    lights,
+    u.ravel(),
+    v.ravel(),
+    samples,
+  )
 
   # Their means, put where the window lies in the picture.
   size = (camera.height, camera.width)

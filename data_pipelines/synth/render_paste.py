@@ -265,7 +265,12 @@ class Stock:
     def failed(item: sources.Input, error: Refused) -> None:
       self._report(item.name, error.reason, error.detail)
 
-    scene = self._draw(rng, self.photos, self.scene, failed)
+    scene = self._draw(
+      rng,
+      self.photos,
+      self.scene,
+      failed,
+    )
     if scene is None:
       raise Rejected("no_usable_photo")
     return scene

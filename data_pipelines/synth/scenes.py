@@ -202,7 +202,13 @@ def read(
   masks = [_read_mask(photo, path, shown, report) for path in files.masks]
   points, camera = None, None
   try:
-    points, camera = _read_pointmap(config, item, files, photo, shown)
+    points, camera = _read_pointmap(
+      config,
+      item,
+      files,
+      photo,
+      shown,
+    )
   except Refused as error:
     report(str(files.pointmap or files.image), error.reason, error.detail)
 
@@ -234,7 +240,11 @@ def _read_mask(photo: photos.Photo, path: pathlib.Path, shown, report) -> np.nda
   height, width = shown
   try:
     mask = photo.read_mask(path)
-    share = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+    share = cv2.resize(
+      mask.astype(np.float32),
+      (width, height),
+      interpolation=cv2.INTER_AREA,
+    )
     return images.check_mask(share >= 0.5, f"mask {path}, reduced,")
   except InputError as error:
     report(str(path), "bad_mask", str(error))

@@ -152,7 +152,12 @@ def check(
     band=rules.support_band,
     tolerance=rules.support_tolerance,
   )
-  contour = composite.hidden_contour(visible_HW, depth_HW, scene_HW, margin=rules.contour_margin)
+  contour = composite.hidden_contour(
+    visible_HW,
+    depth_HW,
+    scene_HW,
+    margin=rules.contour_margin,
+  )
   supported = support > 0 and support >= rules.min_support
   if not supported and contour < rules.min_contour:
     raise Rejected("neither_supported_nor_occluded")
@@ -175,10 +180,20 @@ def insert(
 
   lights = lighting.random_lights(rng, config.light, 0.0)
   lights = flying.camera_lights(lights, seen.pose.rotation)
-  shown = render.render(subject.scene, seen, lights, samples=config.samples)
+  shown = render.render(
+    subject.scene,
+    seen,
+    lights,
+    samples=config.samples,
+  )
 
   def pasted(colour_HW3: np.ndarray) -> np.ndarray:
-    layer = composite.limited(colour_HW3, shown.alpha_HW, shown.mask_HW, visible)
+    layer = composite.limited(
+      colour_HW3,
+      shown.alpha_HW,
+      shown.mask_HW,
+      visible,
+    )
     return composite.paste(cleared.image_HW3, [layer])
 
   delit = pasted(shown.delit_HW3) if config.delit else None

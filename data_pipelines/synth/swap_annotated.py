@@ -140,22 +140,42 @@ def make_examples(found: Found, config: PasteConfig) -> Iterator[schema.Example]
   cleared = swap.clear(found.scene, photographed, config.rules)
   voxels = voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces)
   for view in range(config.views):
-    rng = iso_3do.generator(config.seed, asset.key, found.number, view)
-    inserted = swap.insert(found.subject, found.viewpoint, cleared, config, rng)
+    rng = iso_3do.generator(
+      config.seed,
+      asset.key,
+      found.number,
+      view,
+    )
+    inserted = swap.insert(
+      found.subject,
+      found.viewpoint,
+      cleared,
+      config,
+      rng,
+    )
 
     # How well the mesh lies on the pixels of what it replaces.
     both = inserted.visible_HW & photographed
     either = inserted.visible_HW | photographed
     overlap = float(both.sum() / either.sum())
     lineage = {"object": found.number, "mask_iou": round(overlap, 4)}
-    pasted = swap.record(found.viewpoint, found.scene, inserted, lineage)
+    pasted = swap.record(
+      found.viewpoint,
+      found.scene,
+      inserted,
+      lineage,
+    )
     yield render_paste.make_example(asset, pasted, config, view, voxels)
 
 
 def rooms_objects(config: PasteConfig, entry: sources.Input) -> list[Found]:
   """The objects of a synthetic room that may be swapped."""
   index = int(entry.name.rpartition("-")[2])
-  room = procedural_scenes.make_room(config.photos.seed, index, config.photos.image_size)
+  room = procedural_scenes.make_room(
+    config.photos.seed,
+    index,
+    config.photos.image_size,
+  )
   chosen = swap.usable_objects(room.scene, config.rules)
   if not chosen:
     detail = f"{entry.name}: nothing in the room is larger than min_object_share"
@@ -210,7 +230,12 @@ def item_object(config: PasteConfig, entry: sources.Input) -> Found:
       f"{entry.name}: scales {pose.scale} differ; bake the stretch into the mesh",
     )
   scale = float(pose.scale.mean())
-  seen = viewpoint(scene.camera, pose.rotation, pose.translation, scale)
+  seen = viewpoint(
+    scene.camera,
+    pose.rotation,
+    pose.translation,
+    scale,
+  )
   depth = seen.points(asset.mesh.vertices)[:, 2]
   if depth.min() <= 0:
     raise Refused("bad_pose", f"{entry.name}: part of the mesh lies behind the camera")

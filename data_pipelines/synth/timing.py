@@ -31,7 +31,11 @@ def _cut_into_four(mesh: Mesh) -> Mesh:
   count = len(mesh.faces)
   a, b, c = mesh.faces.T
   ends = np.concatenate([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]])
-  edges, index = np.unique(np.sort(ends, axis=1), axis=0, return_inverse=True)
+  edges, index = np.unique(
+    np.sort(ends, axis=1),
+    axis=0,
+    return_inverse=True,
+  )
 
   def with_middles(values: np.ndarray) -> np.ndarray:
     middles = values[edges].mean(1, dtype=values.dtype)
@@ -110,7 +114,13 @@ def measure(spec: TimingSpec) -> None:
       rng, ViewConfig(), image_size=spec.image_size, radius=radius, scale=1.0
     )
     lights = random_lights(rng, LightConfig(), azimuth)
-    draw = functools.partial(render.render, scene, camera, lights, samples=spec.samples)
+    draw = functools.partial(
+      render.render,
+      scene,
+      camera,
+      lights,
+      samples=spec.samples,
+    )
     shown, seconds = timed(draw)
     rendering.append(seconds)
     _, seconds = timed(functools.partial(encode, shown))

@@ -43,7 +43,12 @@ def voxelize(
   for level in range(int(start_F.max(initial=0)), -1, -1):
     # Triangles of this size join those whose boxes were cut.
     starting = np.flatnonzero(start_F == level)
-    fresh_triangle, fresh_box = _boxes_of(triangles, starting, level, resolution)
+    fresh_triangle, fresh_box = _boxes_of(
+      triangles,
+      starting,
+      level,
+      resolution,
+    )
     triangle = np.concatenate([pending_triangle, fresh_triangle])
     box = np.concatenate([pending_box, fresh_box])
 
@@ -82,7 +87,11 @@ class _Triangles:
     axes_FA3 = np.concatenate([normal_F13, crosses_F93], axis=1)
 
     # Unit length makes TOUCH a distance. A degenerate axis becomes zero and separates nothing.
-    length_FA1 = np.linalg.norm(axes_FA3, axis=-1, keepdims=True)
+    length_FA1 = np.linalg.norm(
+      axes_FA3,
+      axis=-1,
+      keepdims=True,
+    )
     unit_FA3 = axes_FA3 / np.maximum(length_FA1, 1e-300)
     axes_FA3 = np.where(length_FA1 > 1e-12, unit_FA3, 0.0)
     spans_FAC = np.einsum("fak,fck->fac", axes_FA3, corners_F33)
@@ -107,7 +116,12 @@ class _Triangles:
       near &= self.box_high_3F[k][triangle] >= center[k] - reach
     alive = np.flatnonzero(near)
     for axes in (range(1), range(1, 10)):
-      overlap = self._overlap(triangle[alive], center[:, alive], half, axes)
+      overlap = self._overlap(
+        triangle[alive],
+        center[:, alive],
+        half,
+        axes,
+      )
       alive = alive[overlap]
     hit = np.zeros(len(triangle), bool)
     hit[alive] = True

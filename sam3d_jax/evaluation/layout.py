@@ -166,7 +166,12 @@ def icp_rotation_deg(
 
   # The best rotation found, unless staying where it is does about as well.
   found = align.search(moving, fixed, protocol)
-  still = align.refine(moving, fixed, align.IDENTITY, protocol)
+  still = align.refine(
+    moving,
+    fixed,
+    align.IDENTITY,
+    protocol,
+  )
   preferred = align.prefer([still, found], protocol.tie)
   return preferred.angle_deg
 
@@ -193,7 +198,13 @@ def layout_metrics(
   # The rotation can always be compared, the rest needs two places.
   pred = place(pred, pred_pose)
   truth = place(truth, truth_pose)
-  angle = icp_rotation_deg(pred, truth, protocol, points=points, seed=seed)
+  angle = icp_rotation_deg(
+    pred,
+    truth,
+    protocol,
+    points=points,
+    seed=seed,
+  )
   both_placed = is_placed(pred_pose) and is_placed(truth_pose)
   if not both_placed:
     unknown = dict.fromkeys(WORST)

@@ -290,7 +290,12 @@ def picture(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> str:
     shots["both as placed"] = together(placed_truth, placed_pred)
 
   row = list(shots.values())
-  sheet = preview.grid([row], list(shots), [""], size=SIZE)
+  sheet = preview.grid(
+    [row],
+    list(shots),
+    [""],
+    size=SIZE,
+  )
   return embed(sheet)
 
 
@@ -327,7 +332,12 @@ def together(truth: mesh.Mesh, pred: mesh.Mesh) -> np.ndarray:
     centred = (side.vertices - centre) / half
     coloured.append(in_unit_cube(mesh.Mesh(centred, side.faces), colour))
   both = mesh.join(coloured)
-  return preview.render(both, np.eye(3), size=SIZE, extent=1.8)
+  return preview.render(
+    both,
+    np.eye(3),
+    size=SIZE,
+    extent=1.8,
+  )
 
 
 def in_unit_cube(shape: mesh.Mesh, colour: np.ndarray) -> mesh.Mesh:

@@ -194,7 +194,12 @@ def align_prediction(pred: Mesh, truth: Mesh, protocol: ShapeProtocol) -> Mesh:
   An exact copy is left where it is: ICP would move it by its noise.
   """
   if pred.vertices.shape == truth.vertices.shape:
-    is_copy = np.allclose(pred.vertices, truth.vertices, rtol=0, atol=1e-9)
+    is_copy = np.allclose(
+      pred.vertices,
+      truth.vertices,
+      rtol=0,
+      atol=1e-9,
+    )
     if is_copy:
       return pred
 
@@ -220,7 +225,12 @@ def align_prediction(pred: Mesh, truth: Mesh, protocol: ShapeProtocol) -> Mesh:
     turned_points = (points @ rotation.T - centre) / half
     turned_normals = None if normals is None else normals @ rotation.T
     cloud = align.make_cloud(turned_points, turned_normals)
-    pose = align.refine(cloud, fixed, align.IDENTITY, protocol.icp)
+    pose = align.refine(
+      cloud,
+      fixed,
+      align.IDENTITY,
+      protocol.icp,
+    )
 
     # The whole turn's angle decides between equal costs.
     whole_turn = pose.rotation @ rotation

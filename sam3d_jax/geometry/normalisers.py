@@ -91,7 +91,11 @@ class ObjectCentric:
     points = affine(points, moments)
     if not self.clip_beyond:
       return points
-    distance = np.linalg.norm(points, axis=-1, keepdims=True)
+    distance = np.linalg.norm(
+      points,
+      axis=-1,
+      keepdims=True,
+    )
     return without(points, distance > self.clip_beyond)
 
   def invert(self, points, moments: ScaleShift):

@@ -151,7 +151,12 @@ def encode(
     # the two that are invariant to scale and shift
     to_unit = 1 / pose.scene_scale
     to_centre = -pose.scene_shift / pose.scene_scale
-    scale, rotation, translation = _rescale(pose, to_unit, to_centre, published_tiling)
+    scale, rotation, translation = _rescale(
+      pose,
+      to_unit,
+      to_centre,
+      published_tiling,
+    )
     length = ones
     if convention == "ScaleShiftInvariantWTranslationScale":
       length = rotations.norm(translation)

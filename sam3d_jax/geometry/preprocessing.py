@@ -370,12 +370,22 @@ def preprocess(
     mask_HW = (mask_HW != 0).astype(np.uint8)
 
   # The object's crop and the whole photo, as image and as mask.
-  crop = crop_window(mask_HW, box_factor=box_factor, padding=padding, shift=shift)
+  crop = crop_window(
+    mask_HW,
+    box_factor=box_factor,
+    padding=padding,
+    shift=shift,
+  )
   photo = square_window(*mask_HW.shape)
   out = {}
   for name, window in (("image", crop), ("rgb_image", photo)):
     if name in streams:
-      out[name] = resize_image(image_HW3, window, image_size, interpolation=interpolation)
+      out[name] = resize_image(
+        image_HW3,
+        window,
+        image_size,
+        interpolation=interpolation,
+      )
   for name, window in (("mask", crop), ("rgb_image_mask", photo)):
     if name in streams:
       out[name] = resize_nearest(mask_HW[..., None], window, image_size)
@@ -404,7 +414,13 @@ def preprocess(
     else:
       # Resampled to the photo's pixels after normalisation: unknown points count as zero there.
       source = resampled(convert(pointmap_HW3), mask_HW.shape)
-    out["pointmap"] = resize_nearest(source, crop, pointmap_size, through=through, **fills)
+    out["pointmap"] = resize_nearest(
+      source,
+      crop,
+      pointmap_size,
+      through=through,
+      **fills,
+    )
 
   # The whole map.
   if "rgb_pointmap" in streams:

@@ -226,7 +226,14 @@ class Dino(nnx.Module):
     columns = width // patch
 
     # patches, row by row
-    pixels = image_BHWC.reshape(batch, rows, patch, columns, patch, 3)
+    pixels = image_BHWC.reshape(
+      batch,
+      rows,
+      patch,
+      columns,
+      patch,
+      3,
+    )
     patches = pixels.swapaxes(2, 3)
     x_BLD = self.patch_embed(patches)
     x_BLD = x_BLD.reshape(batch, rows * columns, dim)

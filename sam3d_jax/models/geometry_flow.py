@@ -127,7 +127,11 @@ class GeometryFlow(nnx.Module):
     # embedders of time and step size
     self.time = TimestepEmbedder(cfg.width, rngs=rngs)
     if cfg.shortcut:
-      self.step = TimestepEmbedder(cfg.width, rngs=rngs, zero=True)
+      self.step = TimestepEmbedder(
+        cfg.width,
+        rngs=rngs,
+        zero=True,
+      )
     else:
       self.step = None
 

@@ -317,7 +317,14 @@ def windows(x_BHWD, side: int):
   batch, height, width, dim = x_BHWD.shape
   rows = height // side
   columns = width // side
-  x = x_BHWD.reshape(batch, rows, side, columns, side, dim)
+  x = x_BHWD.reshape(
+    batch,
+    rows,
+    side,
+    columns,
+    side,
+    dim,
+  )
   x = x.swapaxes(2, 3)
   return x.reshape(-1, side * side, dim)
 

@@ -102,7 +102,11 @@ class StructureEncoder(nnx.Module):
       )
       levels.append(level)
     self.levels = nnx.List(levels)
-    self.middle = middle_blocks(cfg, dtype=self.dtype, rngs=rngs)
+    self.middle = middle_blocks(
+      cfg,
+      dtype=self.dtype,
+      rngs=rngs,
+    )
     self.norm_out = LayerNorm(top, eps=NORM_EPS)
     self.conv_out = Conv3D(top, 2 * cfg.latent_channels, rngs=rngs)
 
@@ -134,7 +138,11 @@ class StructureDecoder(nnx.Module):
     voxels = cfg.patch**3  # of a cell of the finest level
     channels = cfg.channels[::-1]
     self.conv_in = Conv3D(cfg.latent_channels, channels[0], rngs=rngs)
-    self.middle = middle_blocks(cfg, dtype=self.dtype, rngs=rngs)
+    self.middle = middle_blocks(
+      cfg,
+      dtype=self.dtype,
+      rngs=rngs,
+    )
     # coarsest level first
     levels = []
     next_channels = (*channels[1:], None)

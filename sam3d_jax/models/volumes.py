@@ -150,7 +150,12 @@ def _conv3d_by_planes(x_BXYZC, kernel):
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
   channels_out = kernel.shape[-1]
-  return out.reshape(batch, planes, *extent[:-1], channels_out)
+  return out.reshape(
+    batch,
+    planes,
+    *extent[:-1],
+    channels_out,
+  )
 
 
 def pack_kernel(kernel):
@@ -180,7 +185,13 @@ def pack_kernel(kernel):
     taps,
     kernel,
   )
-  return packed.reshape(3, 3, 3, 8 * channels, 8 * out_channels)
+  return packed.reshape(
+    3,
+    3,
+    3,
+    8 * channels,
+    8 * out_channels,
+  )
 
 
 def space_to_depth(x_BXYZC, factor: int):

@@ -49,7 +49,13 @@ def candidate_error(
 ) -> jax.Array:
   """Weighted squared velocity error of one candidate, (B,); absent latents count zero."""
   # As in pre-training, but per sample: the loss of a pair is no mean over the batch.
-  x_t, target = flow_matching.masked_inputs(noise, data, present, t_B, sigma_min)
+  x_t, target = flow_matching.masked_inputs(
+    noise,
+    data,
+    present,
+    t_B,
+    sigma_min,
+  )
   d = flow_matching.step_zero(model)
   prediction = model.velocity(x_t, t_B, tokens_BSD, d)
   _, _, error_B = flow_matching.weighted_errors(

@@ -42,7 +42,12 @@ def masked_inputs(
 
   # The model sees noise in its place.
   x_t = {}
-  on_path = paths.interpolate(noise, clean, t_B, sigma_min=sigma_min)
+  on_path = paths.interpolate(
+    noise,
+    clean,
+    t_B,
+    sigma_min=sigma_min,
+  )
   for name, x in on_path.items():
     has = per_element(present[name], x)
     x_t[name] = jnp.where(has, x, noise[name])

@@ -84,7 +84,14 @@ def consistency_target(
     fed_d_B = d_B
 
   # Two steps, the second from where the first one ends.
-  first = guided(velocity, x, t_B, tokens_BSD, fed_d_B, how)
+  first = guided(
+    velocity,
+    x,
+    t_B,
+    tokens_BSD,
+    fed_d_B,
+    how,
+  )
   half_way = paths.advance(x, first, d_B)
   second = guided(
     velocity,
@@ -150,8 +157,19 @@ def shortcut_terms(
   either kind is worth on average.
   """
   # One prediction for all rows: flow rows have d = 0, the others take a step of 2 d.
-  x_t, flow_target = flow_matching.masked_inputs(noise, data, present, t_B, sigma_min)
-  prediction = velocity(x_t, t_B, main_tokens_BSD, 2.0 * d_B)
+  x_t, flow_target = flow_matching.masked_inputs(
+    noise,
+    data,
+    present,
+    t_B,
+    sigma_min,
+  )
+  prediction = velocity(
+    x_t,
+    t_B,
+    main_tokens_BSD,
+    2.0 * d_B,
+  )
 
   def error(rows, target):
     """(loss, its parts) of some rows."""
@@ -187,7 +205,15 @@ def shortcut_terms(
       (x_t, t_B, d_B, tokens_BSD),
     )
     tokens = jax.lax.stop_gradient(tokens)
-    target = consistency_target(target_velocity, x, t, d, tokens, how, fed_d_B)
+    target = consistency_target(
+      target_velocity,
+      x,
+      t,
+      d,
+      tokens,
+      how,
+      fed_d_B,
+    )
     consistency, consistency_parts = error(consistency_rows, target)
 
   return ShortcutTerms(
@@ -339,7 +365,12 @@ def shortcut(
   how = ConsistencyTarget(strength, guided_latents, guided_rows)
 
   # Condition tokens; a draw of 1 is never dropped.
-  tokens_BSD = flow_matching.encode(model, batch, keys_B, drop_pointmap=drop_pointmap)
+  tokens_BSD = flow_matching.encode(
+    model,
+    batch,
+    keys_B,
+    drop_pointmap=drop_pointmap,
+  )
   uniform_B = draws.uniform(keys_B, "drop_condition")
   drop_B = jnp.where(consistent_B, 1.0, uniform_B)
   main_tokens_BSD = flow_matching.drop_tokens(tokens_BSD, drop_B, drop_condition)

@@ -55,13 +55,24 @@ def render(
   shaded = np.broadcast_to(BACKGROUND, (fine * fine, 3)).copy()
   if mesh is not None and len(mesh.faces):
     in_camera = mesh.vertices @ view_33.T
-    ray, face, position = cast(in_camera, mesh.faces, fine, extent)
+    ray, face, position = cast(
+      in_camera,
+      mesh.faces,
+      fine,
+      extent,
+    )
     normal = shading_normals(in_camera, mesh.faces, face, position)
     corners = mesh.faces[face]
     colour = stored_colours(mesh)[corners].mean(1)
     shaded[ray] = colour * light(normal)[:, None]
 
-  blocks = shaded.reshape(size, supersample, size, supersample, 3)
+  blocks = shaded.reshape(
+    size,
+    supersample,
+    size,
+    supersample,
+    3,
+  )
   return to_uint8(blocks.mean((1, 3)))
 
 
@@ -133,7 +144,11 @@ def shading_normals(vertices_V3, faces_F3, face_N, position_N3) -> np.ndarray:
 
 
 def _unit(vectors_N3: np.ndarray) -> np.ndarray:
-  length = np.linalg.norm(vectors_N3, axis=-1, keepdims=True)
+  length = np.linalg.norm(
+    vectors_N3,
+    axis=-1,
+    keepdims=True,
+  )
   return vectors_N3 / np.maximum(length, 1e-30)
 
 
@@ -260,7 +275,12 @@ def beside(pictures: Sequence[np.ndarray], titles: Sequence[str], *, gap: int = 
   draw = ImageDraw.Draw(sheet)
   left = gap
   for picture, title, column in zip(pictures, titles, widths, strict=True):
-    draw.text((left, 4), title, fill=INK, font=font)
+    draw.text(
+      (left, 4),
+      title,
+      fill=INK,
+      font=font,
+    )
     sheet.paste(Image.fromarray(picture), (left, top))
     left += column + gap
   return sheet
@@ -322,10 +342,20 @@ def grid(
   draw = ImageDraw.Draw(sheet)
   large = ImageFont.load_default(15)
   small = ImageFont.load_default(13)
-  draw.text((gap, 8), title, fill=INK, font=large)
+  draw.text(
+    (gap, 8),
+    title,
+    fill=INK,
+    font=large,
+  )
   for column, name in enumerate(columns):
     x = gap + column * across
-    draw.text((x, top + 2), name, fill=INK, font=small)
+    draw.text(
+      (x, top + 2),
+      name,
+      fill=INK,
+      font=small,
+    )
 
   # A row: its pictures, and the caption below them.
   captioned = zip(rows, captions, strict=True)
@@ -335,5 +365,10 @@ def grid(
       x = gap + column * across
       fitted = Image.fromarray(fit(picture, size))
       sheet.paste(fitted, (x, y))
-    draw.text((gap, y + size + 2), text, fill=(110, 112, 120), font=small)
+    draw.text(
+      (gap, y + size + 2),
+      text,
+      fill=(110, 112, 120),
+      font=small,
+    )
   return sheet

@@ -57,7 +57,12 @@ class Caster:
     """First hits of rays; directions need not be of length 1."""
     if not len(directions_N3):
       nothing = np.zeros(0, np.float32)
-      return RayHits(np.zeros(0, np.int32), nothing, nothing, nothing)
+      return RayHits(
+        np.zeros(0, np.int32),
+        nothing,
+        nothing,
+        nothing,
+      )
 
     # output=1: where on the face, not only which.
     origins = _rays(origins_N3)

@@ -109,7 +109,12 @@ def guided_velocity(
       return conditional
 
     # away from what the model would do without a condition
-    unconditional = velocity(x, t[None], unconditional_tokens_BSD, d)
+    unconditional = velocity(
+      x,
+      t[None],
+      unconditional_tokens_BSD,
+      d,
+    )
     if pointmap_guidance is None:
       return guidance.combine(
         conditional,
@@ -118,7 +123,12 @@ def guided_velocity(
       )
 
     # and, with a weight of its own, from what it would do without the point map
-    without_pointmap = velocity(x, t[None], tokens_without_pointmap_BSD, d)
+    without_pointmap = velocity(
+      x,
+      t[None],
+      tokens_without_pointmap_BSD,
+      d,
+    )
     return guidance.combine_pointmap(
       conditional,
       without_pointmap,

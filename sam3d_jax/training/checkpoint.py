@@ -168,7 +168,12 @@ def read_arrays(
   """
   meta = read_meta(workdir, step)
   stored = shapes_of(meta)
-  audit(wanted, stored, where=f"{workdir} step {step}", partial=partial)
+  audit(
+    wanted,
+    stored,
+    where=f"{workdir} step {step}",
+    partial=partial,
+  )
 
   # Arrays are read as they were written, then checked, then cast: a checksum covers the written
   # bits.
@@ -184,7 +189,13 @@ def read_arrays(
   arrays = {}
   problem = ""
   try:
-    arrays = _read(workdir, step, nest(wanted), restore_args, partial)
+    arrays = _read(
+      workdir,
+      step,
+      nest(wanted),
+      restore_args,
+      partial,
+    )
   except READ_ERRORS as error:
     problem = _unreadable(error)
 
@@ -264,7 +275,13 @@ def verify(workdir, step: int, stop: Callable[[], bool] = lambda: False) -> None
       return
     in_memory = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in group}
     try:
-      arrays = _read(workdir, step, nest(group), nest(in_memory), partial=True)
+      arrays = _read(
+        workdir,
+        step,
+        nest(group),
+        nest(in_memory),
+        partial=True,
+      )
     except READ_ERRORS as error:
       raise CorruptCheckpoint(_unreadable(error)) from error
     sums = {path: checksums.on_host(array) for path, array in arrays.items()}
@@ -429,7 +446,11 @@ def initial_params(
     spec = rules.param_spec(path, tuple(leaf.shape), mesh)
     sharding = NamedSharding(mesh, spec)
     shardings[path] = sharding
-    placed[sources[path]] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    placed[sources[path]] = jax.ShapeDtypeStruct(
+      leaf.shape,
+      leaf.dtype,
+      sharding=sharding,
+    )
   arrays = read_arrays(workdir, step, placed, partial=True)
   params = {path: arrays[sources[path]] for path in wanted}
 

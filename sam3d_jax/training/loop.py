@@ -103,7 +103,12 @@ def train(
     config=job.meta["config"],
   )
   batches = job.batches(first)
-  meter = Meter(job, writers, ledger, skipped=int(state.skipped))
+  meter = Meter(
+    job,
+    writers,
+    ledger,
+    skipped=int(state.skipped),
+  )
   pulse = Pulse(job.mesh)
   own_seconds = 0.0
   try:
@@ -141,7 +146,14 @@ def train(
           meter.push(step + 1, metrics, rows.key)
         ledger.step = step + 1
         progress.update(1, **meter.shown)
-        after_step(job, state, step + 1, checkpointer, ledger, writers)
+        after_step(
+          job,
+          state,
+          step + 1,
+          checkpointer,
+          ledger,
+          writers,
+        )
       meter.flush()
 
     # The end: the last state, known to read back, and the last results.

@@ -61,7 +61,13 @@ def make_train_step(
   def train_step(state: TrainState, batch, lr, seed):
     # The gradient, and whether it is to be trusted.
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    metrics, grads = accumulated(loss_and_grad, state, batch, key, accumulate)
+    metrics, grads = accumulated(
+      loss_and_grad,
+      state,
+      batch,
+      key,
+      accumulate,
+    )
     norm = optax.global_norm(grads)
     ok = accept(norm, metrics["loss"], state, guard)
 

@@ -55,7 +55,11 @@ class Watchdog:
     # Requests from before this process were meant for others.
     self.answered = time.time()
     self._end = threading.Event()
-    self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+    self._thread = threading.Thread(
+      target=self._watch,
+      name="watchdog",
+      daemon=True,
+    )
 
   def __enter__(self):
     self._thread.start()
