@@ -12,12 +12,14 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipelines.format import records
+from launch.trainer import setup as setup_lib
 from launch.trainer.setup import Setup
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.models import registry as models
 from sam3d_jax.objectives import registry as objectives
 from sam3d_jax.training import checkpoint
 from sam3d_jax.training.checkpointer import Checkpointer
+from sam3d_jax.training.checksums import CorruptCheckpoint
 from sam3d_jax.training.state import init_state
 
 SHOWN_LEAVES = 6
@@ -26,9 +28,12 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def starting_state(setup: Setup, checkpointer: Checkpointer):
-  """The state to start from and the lineage of what will be saved; prints which of the three it is.
+  """The state to start from, the lineage of what will be saved, and the setup to go on with; prints
+  how it starts.
 
-  A leaf of `init_from` that does not fit is an error unless `init_allow` matches its path.
+  The setup is another one where the run goes on with a value that it recorded (see
+  `keep_recorded_values`). A leaf of `init_from` that does not fit is an error unless `init_allow`
+  matches its path.
   """
   config = setup.config
 
@@ -37,9 +42,12 @@ def starting_state(setup: Setup, checkpointer: Checkpointer):
   if restored is not None:
     checkpointer.discard_bad_steps()
     state, meta = restored
+    # It may be an older step than the one that the setup was made for.
+    if keep_recorded_values(config, meta["config"], setup.workdir):
+      setup = setup_lib.prepare(config, setup.workdir)
     check_same_run(meta["config"], config, setup.workdir)
     print(f"start: resuming {setup.workdir} at step {meta['step']}")
-    return state, meta["lineage"]
+    return state, meta["lineage"], setup
 
   def start(params):
     return init_state(setup.optim, params, keep_reference=setup.keeps_reference)
@@ -51,7 +59,7 @@ def starting_state(setup: Setup, checkpointer: Checkpointer):
       "not set)"
     )
     state = run_once(lambda: start(setup.random_params()), setup.shardings)
-    return state, make_lineage(config, [])
+    return state, make_lineage(config, []), setup
 
   # Initialise, with random parameters where the parent has none.
   params, parent = checkpoint.initial_params(
@@ -74,7 +82,7 @@ def starting_state(setup: Setup, checkpointer: Checkpointer):
     return start(given)
 
   state = run_once(completed, setup.shardings, params)
-  return state, make_lineage(config, [parent])
+  return state, make_lineage(config, [parent]), setup
 
 
 def tell_leaves(what: str, leaves: list[str]) -> None:
@@ -102,28 +110,45 @@ def run_once(fn, shardings, *args):
   return compiled(*args)
 
 
-def keep_recorded_values(config: ConfigDict, workdir: pathlib.Path) -> None:
-  """Lets a run that began before a key was there go on with what it began with."""
-  # Only keys that this configuration has, and that do not have to be set by hand.
-  kept = {}
-  for path, later in models.lookup(config.model.name).later_keys.items():
-    section = models.section_of(config.model, path)
-    if later.told and section is not None:
-      kept[path] = later, section
-  if not kept or not checkpoint.steps(workdir):
-    return
-
-  # Those that were not there when it began.
-  recorded = checkpoint.read_meta(workdir)["config"]["model"]
-  for path, (later, section) in kept.items():
-    then = models.section_of(recorded, path)
-    if then is None or path[-1] in then:
+def recorded_config(workdir: pathlib.Path) -> dict | None:
+  """The configuration that the newest readable checkpoint of a work folder was written with, as
+  plain values; None without any.
+  """
+  for step in reversed(checkpoint.steps(workdir)):
+    try:
+      return checkpoint.read_meta(workdir, step)["config"]
+    # restoring names it, and takes the one before too
+    except CorruptCheckpoint:
       continue
-    section[path[-1]] = later.value
+  return None
+
+
+def keep_recorded_values(config: ConfigDict, recorded: dict, workdir: pathlib.Path) -> bool:
+  """Lets a run that began before a key was there go on with what it began with.
+
+  recorded: the configuration of the checkpoint that it goes on from. Returns whether a value of
+  `config` was changed for that.
+  """
+  changed = False
+  for path, later in models.lookup(config.model.name).later_keys.items():
+    # Only keys that this configuration has, and that do not have to be set by hand.
+    section = models.section_of(config.model, path)
+    then = models.section_of(recorded["model"], path)
+    if not later.told or section is None or then is None:
+      continue
+
+    # A run that went on so has recorded the value since.
+    key = path[-1]
+    began_with_it = then.get(key, later.value) == later.value
+    if not began_with_it or section[key] == later.value:
+      continue
+    section[key] = later.value
+    changed = True
     print(
       f"{workdir} was started with {later.told} and goes on so "
       f"(model.{'.'.join(path)} = {later.value})"
     )
+  return changed
 
 
 # What may change from one start of a run to the next: sections and keys of the configuration,

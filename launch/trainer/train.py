@@ -34,7 +34,9 @@ def run(spec: RunSpec, stop: StopFlag) -> None:
   workdir = prepare_workdir(spec.workdir)
   ledger = Ledger(workdir / "goodput.jsonl")
   hosts.connect(spec.hosts)
-  starting.keep_recorded_values(config, workdir)
+  recorded = starting.recorded_config(workdir)
+  if recorded is not None:
+    starting.keep_recorded_values(config, recorded, workdir)
   hosts.check_same_config(config)
 
   # The plan, which a dry run ends with.
@@ -71,7 +73,7 @@ def train(setup: Setup, ledger: Ledger, stop: StopFlag) -> None:
   # Where it starts.
   checkpointer = Checkpointer(setup.workdir, keep=config.checkpoint.keep)
   with ledger.phase("restore"):
-    state, lineage = starting.starting_state(setup, checkpointer)
+    state, lineage, setup = starting.starting_state(setup, checkpointer)
   first = int(state.step)
   if first >= config.steps:
     print(f"already trained: step {first} of {config.steps} is saved in {setup.workdir}")

@@ -49,8 +49,8 @@ class LaterKey:
   """A key of a `model` section that configurations recorded before it lack.
 
   value: what their models were trained with. told: how, in words, where a run that was started
-  without the key goes on with `value` whatever its configuration says by now, and tells so; '':
-  its configuration has to say `value`.
+  without the key, or with `value`, goes on with `value` whatever its configuration says by now, and
+  tells so; '': its configuration has to say `value`.
   """
 
   value: Any

@@ -10,7 +10,7 @@ import pytest
 
 from configs import base
 from launch.console import cli
-from launch.trainer import checks, setup, starting
+from launch.trainer import checks, setup
 from launch.trainer.setup import make_loader
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.inference import weights
@@ -20,7 +20,6 @@ from sam3d_jax.models.geometry_flow import GeometryFlowConfig
 from sam3d_jax.models.structure_vae import StructureVAEConfig
 from sam3d_jax.sampling.generate import SamplerConfig
 from sam3d_jax.sharding.mesh import MeshConfig
-from sam3d_jax.training import checkpoint
 from sam3d_jax.training.optim import OptimConfig
 from sam3d_jax.training.step import GuardConfig
 
@@ -69,20 +68,6 @@ def test_a_model_from_before_the_key_resizes_point_maps_once_wherever_it_is_read
   with config.unlocked():
     del config.model.condition.pointmap["resize_twice"]
   assert read() == (False, False)
-
-
-def test_a_run_from_before_the_key_goes_on_with_one_resize(tmp_path, monkeypatch):
-  config = cli.load_config("configs/midtrain_os_geometry.py:fake", [])
-  recorded = config.to_dict()
-  monkeypatch.setattr(checkpoint, "steps", lambda _: [3])
-  monkeypatch.setattr(checkpoint, "read_meta", lambda _: {"config": recorded})
-  pointmap = config.model.condition.pointmap
-  starting.keep_recorded_values(config, tmp_path)
-  assert pointmap.resize_twice
-  del recorded["model"]["condition"]["pointmap"]["resize_twice"]
-  starting.keep_recorded_values(config, tmp_path)
-  assert not pointmap.resize_twice
-  starting.check_same_run(recorded, config, tmp_path)
 
 
 def test_every_key_of_the_base_has_a_comment():
