@@ -20,7 +20,7 @@ from launch.console import cli
 from launch.console.flags import dry_run_flag, sampler_flags, weights_flags
 from launch.console.folders import prepare_workdir
 from sam3d_jax.errors import InputError
-from sam3d_jax.files import pointmaps
+from sam3d_jax.files import images, pointmaps
 
 # the lowest value of flags
 LOWEST = {
@@ -55,6 +55,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
     help="mask of one object, of the photo's size (repeatable)",
   )
   photo.add_argument("--labels", help="label map in place of masks: one object for each id but 0")
+  photo.add_argument(
+    "--mask_orientation",
+    choices=images.MASK_ORIENTATIONS,
+    help="how masks of a photo lie that EXIF turns: upright, or stored, as the pixels in its file "
+    "(default: as their sizes tell)",
+  )
   photo.add_argument("--ids", help="which ids of the label map, e.g. 1,5 (default: all)")
   photo.add_argument(
     "--pointmap",
@@ -177,6 +183,7 @@ def photos_config(args: argparse.Namespace):
       intrinsics=args.intrinsics,
       pointmap_frame=args.pointmap_frame,
       depth_unit=args.depth_unit,
+      mask_orientation=args.mask_orientation,
     ),
     weights=weights_config(args),
     reward=RewardConfig(args.reward, models, args.which),
@@ -243,7 +250,9 @@ def check_flags(args: argparse.Namespace, inputs: list[str]) -> None:
   of_photo = given("mask", "pointmap", "labels", "ids")
   if args.image is None and of_photo:
     raise InputError(f"{of_photo} go with --image")
-  of_photos = given("pointmap_command", "intrinsics", "refine", "viewer", "reward_models")
+  of_photos = given(
+    "pointmap_command", "intrinsics", "mask_orientation", "refine", "viewer", "reward_models"
+  )
   if args.data is not None and of_photos:
     raise InputError(f"{of_photos} go with --image or --images")
   if args.data is not None and args.samples != 1:

@@ -11,6 +11,10 @@ class InputError(ValueError):
   """
 
 
+class InputNote(UserWarning):
+  """An input is used, in a way that who gave it should know of. Commands print it as a note."""
+
+
 class ConfigError(InputError):
   """A configuration key or value is wrong."""
 

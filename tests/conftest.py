@@ -71,6 +71,22 @@ def shared_dir() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def field_dir(shared_dir) -> pathlib.Path:
+  """Folder with inputs made after public reports."""
+  if not (shared_dir / "field").is_dir():
+    pytest.skip(f"{shared_dir / 'field'} does not exist: it holds the inputs of public reports")
+  return shared_dir / "field"
+
+
+@pytest.fixture(scope="session")
+def hostile_dir(shared_dir) -> pathlib.Path:
+  """Folder with inputs that did harm."""
+  if not (shared_dir / "hostile").is_dir():
+    pytest.skip(f"{shared_dir / 'hostile'} does not exist: it holds inputs that did harm")
+  return shared_dir / "hostile"
+
+
+@pytest.fixture(scope="session")
 def golden_dir(shared_dir) -> pathlib.Path:
   """Folder with the numeric fixtures."""
   return shared_dir / "golden" / "dev"

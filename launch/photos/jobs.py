@@ -43,11 +43,15 @@ class Job:
   intrinsics: str | None = None
   frame: str = "pytorch3d"
   depth_unit: float = pointmaps.DEPTH_UNIT
+  mask_orientation: str | None = None
 
   def digest(self) -> str:
     """Of everything that is read."""
-    how_read = (self.ids, self.frame, self.depth_unit)
-    digest = hashlib.sha256(repr(how_read).encode())
+    how_read = [self.ids, self.frame, self.depth_unit]
+    # Later settings count where they are given, so that older results stay valid.
+    if self.mask_orientation is not None:
+      how_read.append(self.mask_orientation)
+    digest = hashlib.sha256(repr(tuple(how_read)).encode())
     for path in (self.image, *self.masks, self.labels, self.pointmap):
       if path is None:
         continue
@@ -74,11 +78,16 @@ class PhotoSource:
   intrinsics: str | None = None
   pointmap_frame: str = "pytorch3d"
   depth_unit: float = pointmaps.DEPTH_UNIT
+  mask_orientation: str | None = None
 
 
 def find(source: PhotoSource, out: pathlib.Path) -> list[Job]:
   """The jobs of a source, at least one. Raises InputError."""
-  common = {"frame": source.pointmap_frame, "depth_unit": source.depth_unit}
+  common = {
+    "frame": source.pointmap_frame,
+    "depth_unit": source.depth_unit,
+    "mask_orientation": source.mask_orientation,
+  }
   if source.image is not None:
     return [single_job(source, out, common)]
 
@@ -228,7 +237,7 @@ def read(job: Job) -> Photo:
   Raises InputError.
   """
   # Masks from the label map, from files, or from the alpha channel.
-  photo = photos.read_photo(job.image)
+  photo = photos.read_photo(job.image, mask_orientation=job.mask_orientation)
   if job.labels is not None:
     photo = photo.with_labels(job.labels, job.ids)
   else:

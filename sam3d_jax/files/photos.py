@@ -36,7 +36,9 @@ class Photo:
   the photo's aspect, camera frame, NaN unknown; None without one.  camera: of the photo; None if
   nothing tells it.  camera_source: "given", "of the point map" (in its file, or fitted to its
   points), "assumed", or "unknown".  pointmap_camera: of the point map's pixels.  alpha_HW: uint8,
-  of a photo that is not opaque everywhere.  path: for messages.
+  of a photo that is not opaque everywhere.  path: for messages.  orientation: EXIF's, of the pixels
+  in the file.  mask_orientation: "upright" or "stored" (as the pixels in the file) if it was said
+  how masks lie.
   """
 
   image_HW3: np.ndarray
@@ -47,25 +49,33 @@ class Photo:
   pointmap_camera: cameras.Camera | None = None
   alpha_HW: np.ndarray | None = None
   path: str | pathlib.Path = ""
+  orientation: int = 1
+  mask_orientation: str | None = None
 
   @property
   def size(self) -> tuple[int, int]:
     """(height, width) in pixels."""
     return self.image_HW3.shape[:2]
 
+  @property
+  def frame(self) -> images.Frame:
+    """What masks and label maps have to fit."""
+    return images.Frame(self.size, self.orientation, self.mask_orientation)
+
   def read_mask(self, path: str | pathlib.Path, what: str = "mask") -> np.ndarray:
     """(H, W) bool mask of one object. Raises InputError."""
-    return images.read_mask(path, self.size, what)
+    return images.read_mask(path, self.frame, what)
 
   def with_masks(self, paths: Sequence[str | pathlib.Path]) -> "Photo":
     """With a mask of each file, named after it; without files, the alpha channel's."""
-    masks = images.read_masks(paths, self.alpha_HW, self.size, str(self.path))
+    masks = images.read_masks(paths, self.alpha_HW, self.frame, str(self.path))
     return dataclasses.replace(self, masks=masks)
 
   def with_labels(self, path: str | pathlib.Path, ids: Iterable[int] | None = None) -> "Photo":
     """With a mask of every object of a label map, or of those in `ids`."""
     chosen = None if ids is None else list(ids)
-    return dataclasses.replace(self, masks=images.read_labels(path, self.size, chosen))
+    masks = images.read_labels(path, self.frame, chosen)
+    return dataclasses.replace(self, masks=masks)
 
   def with_camera(self, camera: Sequence[float]) -> "Photo":
     """With a camera that is given as fx, fy, cx, cy in pixels of the photo."""
@@ -122,10 +132,23 @@ class Photo:
     )
 
 
-def read_photo(path: str | pathlib.Path) -> Photo:
-  """The photo alone; its methods read the rest. Raises InputError."""
-  image, alpha = images.read_image(path)
-  return Photo(image, alpha_HW=alpha, path=path)
+def read_photo(path: str | pathlib.Path, *, mask_orientation: str | None = None) -> Photo:
+  """The photo alone; its methods read the rest. Raises InputError; OSError of the disk.
+
+  mask_orientation: how masks of a photo lie that EXIF turns: "upright", "stored" (as the pixels in
+  the file), None: as their sizes tell.
+  """
+  if mask_orientation not in (None, *images.MASK_ORIENTATIONS):
+    known = ", ".join(images.MASK_ORIENTATIONS)
+    raise InputError(f"photo {path}: mask_orientation {mask_orientation!r} is not one of {known}")
+  picture = images.read_picture(path)
+  return Photo(
+    picture.image_HW3,
+    alpha_HW=picture.alpha_HW,
+    path=path,
+    orientation=picture.orientation,
+    mask_orientation=mask_orientation,
+  )
 
 
 def same_aspect(map_size: tuple[int, int], photo_size: tuple[int, int]) -> bool:

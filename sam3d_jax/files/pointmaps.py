@@ -22,12 +22,14 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from sam3d_jax.errors import InputError
+from sam3d_jax.files import arrays, images
 from sam3d_jax.geometry import cameras
 
 FRAMES = tuple(cameras.AXES)
 DEPTH_UNIT = 0.001  # 16-bit depth maps count millimetres
 AGAINST = -0.8  # correlation with the pixels below which points run the wrong way
 MAX_FIT_ERROR = 0.02  # of the width: beyond it the points are not those of a pinhole camera
+EXR_MAGIC = b"\x76\x2f\x31\x01"
 # names of arrays in a .npz
 POINT_NAMES = ("pointmap", "points")
 DEPTH_NAMES = ("depth",)
@@ -220,32 +222,25 @@ def read_arrays(
   path: pathlib.Path, name: str
 ) -> tuple[np.ndarray, Intrinsics | None, np.ndarray | None]:
   """(points or depths as stored, intrinsics in the file, validity mask in the file)."""
+  # What the file is, is told from how it begins.
   try:
     with path.open("rb") as file:
       head = file.read(8)
   except FileNotFoundError as error:
     raise InputError(f"{name}: no such file") from error
   except OSError as error:
+    if not arrays.is_of_the_input(error):
+      raise
     raise InputError(f"{name}: {error.strerror}") from error
-  if head[:6] == b"\x93NUMPY" or head[:4] == b"PK\x03\x04":
-    return read_numpy(path, name)
-  if head[:4] == b"\x76\x2f\x31\x01":
+
+  if head.startswith(EXR_MAGIC):
     return read_exr(path, name), None, None
-  return read_depth_image(path, name), None, None
-
-
-def read_numpy(path: pathlib.Path, name: str):
-  """.npy and .npz; see `read_arrays`."""
-  try:
-    loaded = np.load(path, allow_pickle=False)
+  if head.startswith((arrays.NPY_MAGIC, arrays.ZIP_MAGIC)):
+    loaded = arrays.read_arrays(path, name)
     if isinstance(loaded, np.ndarray):
       return loaded, None, None
-    with loaded:
-      return from_npz({key: loaded[key] for key in loaded.files}, name)
-  except InputError:
-    raise
-  except Exception as error:  # zip, zlib and numpy each have their own errors for a damaged file
-    raise InputError(f"{name}: not a .npy or .npz file of plain arrays ({error})") from error
+    return from_npz(loaded, name)
+  return read_depth_image(path, name), None, None
 
 
 def from_npz(arrays: dict[str, np.ndarray], name: str):
@@ -302,13 +297,15 @@ def read_exr(path: pathlib.Path, name: str) -> np.ndarray:
 def read_depth_image(path: pathlib.Path, name: str) -> np.ndarray:
   """(H, W) uint16, int32 or float32 depths of a PNG or TIFF."""
   try:
-    with Image.open(path) as image:
+    with Image.open(path, formats=images.formats()) as image:
       image.load()
       mode, form, values = image.mode, image.format, np.asarray(image)
   except UnidentifiedImageError as error:
     raise InputError(f"{name}: not a .npy, .npz, .exr, .png or .tiff file") from error
   # Pillow reports broken files in these ways
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    if not arrays.is_of_the_input(error):
+      raise
     raise InputError(f"{name}: cannot be decoded ({error})") from error
   if not mode.startswith(("I", "F")) or form == "JPEG":
     raise InputError(
@@ -330,6 +327,8 @@ def parse_intrinsics(text: str, what: str = "--intrinsics") -> Intrinsics:
   except InputError:
     raise
   except (OSError, ValueError, KeyError, TypeError) as error:
+    if not arrays.is_of_the_input(error):
+      raise
     raise InputError(
       f"{name}: give fx,fy,cx,cy in pixels, or a .json, .npy or text file with these or a 3 x 3 "
       f"matrix ({error})"
@@ -342,7 +341,7 @@ def _stated_numbers(text: str) -> np.ndarray:
   if not path.is_file():
     return np.array([float(v) for v in text.split(",")])
   if path.suffix == ".npy":
-    return np.load(path, allow_pickle=False)
+    return arrays.read_arrays(path, f"--intrinsics {path}")
   if path.suffix != ".json":
     return np.array([float(v) for v in path.read_text().replace(",", " ").split()])
   found = json.loads(path.read_text())

@@ -24,12 +24,13 @@ def photo_of(
   *,
   intrinsics: Sequence[float] | None = None,
   pointmap_frame: str = "pytorch3d",
+  mask_orientation: str | None = None,
 ) -> Photo:
   """A photo with what belongs to it, read and checked; arguments as Reconstructor takes them.
 
   Raises InputError naming the file or argument at fault, and the remedy.
   """
-  photo = photo_from(image)
+  photo = photo_from(image, mask_orientation)
   photo = dataclasses.replace(photo, masks=masks_of(photo, masks))
 
   # A camera that is given comes before the point map's; without both one is assumed.
@@ -42,10 +43,10 @@ def photo_of(
   return photo.with_some_camera()
 
 
-def photo_from(image: Image) -> Photo:
+def photo_from(image: Image, mask_orientation: str | None = None) -> Photo:
   """The photo alone. Raises InputError for an array that is no uint8 RGB or RGBA picture."""
   if not isinstance(image, np.ndarray):
-    return photos.read_photo(image)
+    return photos.read_photo(image, mask_orientation=mask_orientation)
 
   # An array must be as it comes out of a file.
   shown = f"image has shape {image.shape} and type {image.dtype}"
@@ -103,7 +104,8 @@ def mask_of(photo: Photo, mask: Mask, name: str) -> np.ndarray:
       f"{name} has shape {mask.shape} and type {mask.dtype}: give one H x W array of booleans or "
       "numbers"
     )
-  # Of the photo's size, neither empty nor full.
+  # Upright, of the photo's size, neither empty nor full.
+  mask = images.turn_upright(mask, photo.frame, name)
   images.check_size(mask, photo.size, name)
   binary = images.binarise(mask, name)
   return images.check_mask(binary, name)

@@ -161,6 +161,7 @@ class Reconstructor:
     refine: bool = False,
     intrinsics: Sequence[float] | None = None,
     pointmap_frame: str = "pytorch3d",
+    mask_orientation: str | None = None,
   ) -> Scene | list[Scene]:
     """Reconstructs the masked objects of a photo, or of several.
 
@@ -178,6 +179,8 @@ class Reconstructor:
       refine: fit each object's place to its mask by render-and-compare.
       intrinsics: fx, fy, cx, cy in pixels of the photo. None: of the point map, else assumed.
       pointmap_frame: of the points: pytorch3d (x left, y up, z forward), opencv or gltf.
+      mask_orientation: how masks lie of a photo file that EXIF turns: "upright", "stored" (as the
+        pixels in the file), None: as their sizes tell.
 
     Returns:
       The scene of the photo, or a list of scenes for a list of photos.
@@ -197,6 +200,7 @@ class Reconstructor:
         *one,
         intrinsics=intrinsics,
         pointmap_frame=pointmap_frame,
+        mask_orientation=mask_orientation,
       )
       photos.append(photo)
 

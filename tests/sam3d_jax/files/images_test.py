@@ -2,13 +2,17 @@
 with the fix.
 """
 
+import errno
+import subprocess
+import warnings
+
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 import pytest
 
 from launch.photos import jobs
-from sam3d_jax.errors import InputError
-from sam3d_jax.files import images
+from sam3d_jax.errors import InputError, InputNote
+from sam3d_jax.files import images, photos, pointmaps
 
 SIZE = (40, 60)
 
@@ -216,3 +220,160 @@ def test_the_collected_bad_files_are_refused_or_converted(
   with pytest.raises(InputError, match=message) as error:
     jobs.read(job)
   assert image in str(error.value) or mask in str(error.value)
+
+
+ORIENTATIONS = (2, 3, 4, 5, 6, 7, 8)
+
+
+def oriented(values: np.ndarray, orientation: int | None, path) -> None:
+  """Saves pixels as they lie in the file, with an EXIF orientation."""
+  exif = Image.Exif()
+  if orientation is not None:
+    exif[images.ORIENTATION_TAG] = orientation
+  Image.fromarray(values).save(path, exif=exif)
+
+
+def corner_mask(size: tuple[int, int] = SIZE) -> np.ndarray:
+  """A mask that no turn and no mirror leaves as it is."""
+  mask = np.zeros(size, np.uint8)
+  mask[4:9, 3:30] = 255
+  mask[9:20, 3:8] = 255
+  return mask
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_pixels_are_turned_as_pillow_turns_them(tmp_path, orientation):
+  oriented(corner_mask(), orientation, tmp_path / "p.png")
+  upright = np.asarray(images.open_image(tmp_path / "p.png", "photo"))
+  np.testing.assert_array_equal(images.TURNS[orientation](corner_mask()), upright)
+
+
+@pytest.mark.parametrize("form", ["mask.png", "mask.npy", "labels.png"])
+@pytest.mark.parametrize("orientation", images.SIDEWAYS)
+def test_a_mask_as_the_sensor_saw_it_is_turned_with_its_photo(tmp_path, orientation, form):
+  oriented(colours(), orientation, tmp_path / "p.jpg")
+  photo = photos.read_photo(tmp_path / "p.jpg")
+  if form == "mask.npy":
+    np.save(tmp_path / form, corner_mask())
+  else:
+    Image.fromarray(corner_mask()).save(tmp_path / form)
+  with pytest.warns(InputNote, match=f"{form} .*orientation {orientation}"):
+    if form == "labels.png":
+      found = photo.with_labels(tmp_path / form).masks["id_255"]
+    else:
+      found = photo.read_mask(tmp_path / form)
+  expected = images.TURNS[orientation](corner_mask()) > 0
+  np.testing.assert_array_equal(found, expected)
+
+  # an upright one stays as it is, without a word
+  np.save(tmp_path / "upright.npy", expected)
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    np.testing.assert_array_equal(photo.read_mask(tmp_path / "upright.npy"), expected)
+
+
+@pytest.mark.parametrize("orientation, size", [(3, SIZE), (2, SIZE), (4, SIZE), (6, (40, 40))])
+def test_where_sizes_do_not_tell_how_a_mask_lies_the_flag_does(tmp_path, orientation, size):
+  path = tmp_path / "p.jpg"
+  oriented(colours()[: size[0], : size[1]], orientation, path)
+  mask = corner_mask(size)
+  Image.fromarray(mask).save(tmp_path / "m.png")
+  with pytest.raises(InputError, match="m.png: .*--mask_orientation upright, or stored"):
+    photos.read_photo(path).read_mask(tmp_path / "m.png")
+
+  upright = photos.read_photo(path, mask_orientation="upright")
+  np.testing.assert_array_equal(upright.read_mask(tmp_path / "m.png"), mask > 0)
+  stored = photos.read_photo(path, mask_orientation="stored")
+  turned = images.TURNS[orientation](mask) > 0
+  np.testing.assert_array_equal(stored.read_mask(tmp_path / "m.png"), turned)
+
+  # a mask that states its own orientation, or looks the same either way, needs no flag
+  oriented(mask, orientation, tmp_path / "own.png")
+  np.testing.assert_array_equal(photos.read_photo(path).read_mask(tmp_path / "own.png"), turned)
+  same = np.zeros(size, np.uint8)
+  same[10:-10, 10:-10] = 1
+  Image.fromarray(same).save(tmp_path / "same.png")
+  np.testing.assert_array_equal(photos.read_photo(path).read_mask(tmp_path / "same.png"), same > 0)
+
+
+def test_avif_is_read_as_any_photo(tmp_path):
+  if not features.check("avif"):
+    pytest.skip("this Pillow reads no AVIF")
+  Image.fromarray(np.full((*SIZE, 3), 90, np.uint8)).save(tmp_path / "p.avif", quality=100)
+  image, _ = images.read_image(tmp_path / "p.avif")
+  np.testing.assert_allclose(image, 90, atol=2)
+
+
+def test_heic_is_read_with_its_plug_in(tmp_path):
+  pillow_heif = pytest.importorskip("pillow_heif")
+  smooth = np.mgrid[: SIZE[0], : SIZE[1]][1].astype(np.uint8)
+  pillow_heif.register_heif_opener()
+  Image.fromarray(np.repeat(smooth[..., None], 3, -1)).save(tmp_path / "p.heic", quality=100)
+  image, _ = images.read_image(tmp_path / "p.heic")
+  np.testing.assert_allclose(image[..., 1], smooth, atol=4)
+
+
+HEIC = b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(200)
+
+
+@pytest.mark.parametrize(
+  "file, content, message",
+  [
+    ("p.heic", HEIC, "pip install -r requirements-heif.txt"),
+    ("renamed.jpg", HEIC, "pip install -r requirements-heif.txt"),
+    ("p.HEIF", b"cut", "pip install -r requirements-heif.txt"),
+    ("p.avif", HEIC.replace(b"heic", b"avif"), "cannot be decoded|pillow>=11.3"),
+    ("p.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n", "PostScript"),
+    ("p.nef", b"raw", "develop it"),
+    ("p.jxl", b"\xff\x0a" + bytes(30), "JPEG XL"),
+    ("p.png", b"text", "not an image in a known format"),
+  ],
+)
+def test_what_is_no_readable_picture_is_named_with_the_remedy(
+  tmp_path, monkeypatch, file, content, message
+):
+  monkeypatch.setattr(images, "register_heif", lambda: False)
+  (tmp_path / file).write_bytes(content)
+  with pytest.raises(InputError, match=f"photo .*{file}: .*({message})"):
+    images.read_image(tmp_path / file)
+
+
+def test_no_picture_starts_a_program(tmp_path, monkeypatch, hostile_dir):
+  def started(*_, **__):
+    raise AssertionError("a program was started")
+
+  monkeypatch.setattr(subprocess, "Popen", started)
+  monkeypatch.setattr(subprocess, "check_call", started)
+  for read in (images.read_image, pointmaps.read_pointmap):
+    with pytest.raises(InputError, match=r"photo\.jpg"):
+      read(hostile_dir / "eps_as_photo" / "photo.jpg")
+
+
+def test_a_failing_disk_is_no_fault_of_the_input(tmp_path, monkeypatch):
+  def failing(*_, **__):
+    raise OSError(errno.EIO, "Input/output error")
+
+  np.save(tmp_path / "m.npy", corner_mask())
+  Image.fromarray(corner_mask()).save(tmp_path / "m.png")
+  monkeypatch.setattr(Image, "open", failing)
+  with pytest.raises(OSError, match="Input/output") as error:
+    images.read_mask(tmp_path / "m.png", SIZE)
+  assert not isinstance(error.value, InputError)
+  monkeypatch.setattr(np, "load", failing)
+  with pytest.raises(OSError, match="Input/output"):
+    images.read_mask(tmp_path / "m.npy", SIZE)
+
+
+def test_a_label_map_of_many_objects_takes_one_mask_at_a_time(tmp_path):
+  ids = np.arange(1, 841, dtype=np.uint16).reshape(28, 30)
+  Image.fromarray(np.kron(ids, np.ones((4, 4), np.uint16))).save(tmp_path / "l.png")
+  masks = images.read_labels(tmp_path / "l.png", (112, 120))
+  assert len(masks) == 840 and list(masks)[0] == "id_1"
+  assert masks["id_31"].sum() == 16 and masks["id_31"] is not masks["id_31"]
+
+
+def test_the_collected_label_map_of_many_objects_is_read(hostile_dir):
+  path = hostile_dir / "labels_900_objects" / "labels.png"
+  with Image.open(path) as image:
+    width, height = image.size
+  assert len(images.read_labels(path, (height, width))) == 839
