@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 from sam3d_jax.errors import ConfigError
-from sam3d_jax.geometry.preprocessing import BOX_FACTOR
+from sam3d_jax.geometry.windows import BOX_FACTOR
 
 CHANCES = ("erode", "dilate", "blur", "colour", "light")  # probabilities of an AugmentConfig
 FRACTIONS = ("brightness", "contrast", "saturation", "light_range", "shift")

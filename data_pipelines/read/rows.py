@@ -16,7 +16,7 @@ from data_pipelines.format.records import CorruptRecord
 from data_pipelines.read.augment import AugmentConfig, augment
 from sam3d_jax.batch import LATENTS, Conditioning
 from sam3d_jax.errors import ConfigError, InputError
-from sam3d_jax.geometry import conditions, pose, preprocessing
+from sam3d_jax.geometry import conditions, pose, windows
 from sam3d_jax.geometry.conditions import POINTMAP_STREAMS, STREAMS, Condition, InputConfig
 
 LAYOUT_CHANNELS = {"rotation": 6, "translation": 3, "scale": 3, "translation_scale": 1}
@@ -135,7 +135,7 @@ def condition(
       config,
       **crop,
     )
-  except preprocessing.MaskError as error:
+  except windows.MaskError as error:
     raise CorruptRecord(str(error)) from error
 
 

@@ -26,7 +26,7 @@ from sam3d_jax.content_keys import example_key, key_words
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import layout, occupancy, shape
 from sam3d_jax.files import atomic
-from sam3d_jax.geometry import conditions, normalisers, pose, preprocessing
+from sam3d_jax.geometry import conditions, normalisers, pose, windows
 from sam3d_jax.geometry.conditions import Condition
 from sam3d_jax.geometry.pose import Pose
 from sam3d_jax.inference import weights
@@ -306,7 +306,7 @@ def condition(predictor: Predictor, item: Item) -> Condition:
       item.pointmap_HW3,
       predictor.form,
     )
-  except (preprocessing.MaskError, normalisers.NoValidPoints) as error:
+  except (windows.MaskError, normalisers.NoValidPoints) as error:
     raise InputError(f"{item.name}: {error}") from error
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sam3d_jax.batch import Conditioning
-from sam3d_jax.geometry import preprocessing
+from sam3d_jax.geometry import preprocessing, windows
 
 STREAMS = Conditioning._fields
 POINTMAP_STREAMS = ("pointmap", "rgb_pointmap")
@@ -50,7 +50,7 @@ def condition(
   pointmap_HW3: np.ndarray | None,
   form: InputConfig,
   *,
-  box_factor: float = preprocessing.BOX_FACTOR,
+  box_factor: float = windows.BOX_FACTOR,
   shift: tuple[float, float] = (0.0, 0.0),
 ) -> Condition:
   """The condition of one object of a photo.
@@ -64,10 +64,10 @@ def condition(
     pointmap_HW3: camera-frame points, NaN where unknown, of any size with the photo's aspect; None
       if there is none.
     form: what the model reads.
-    box_factor, shift: of the crop, see preprocessing.crop_window.
+    box_factor, shift: of the crop, see windows.crop_window.
 
   Raises:
-    preprocessing.MaskError: the mask is empty or too small to crop around.
+    windows.MaskError: the mask is empty or too small to crop around.
   """
   # Streams of point maps can only be made from one.
   streams = form.streams

@@ -21,7 +21,7 @@ import numpy as np
 from sam3d_jax.content_keys import example_key, key_words
 from sam3d_jax.errors import InputError
 from sam3d_jax.files.photos import Photo
-from sam3d_jax.geometry import conditions, preprocessing
+from sam3d_jax.geometry import conditions, windows
 from sam3d_jax.geometry.conditions import Condition
 from sam3d_jax.inference import inputs, objects, weights
 from sam3d_jax.inference.candidates import Candidate
@@ -283,7 +283,7 @@ class Reconstructor:
       return conditions.condition(
         photo.image_HW3, photo.masks[name], photo.pointmap_HW3, self.predictor.form
       )
-    except preprocessing.MaskError as error:
+    except windows.MaskError as error:
       raise InputError(f"{photo.path or 'image'}: {name}: {error}") from error
 
   def _draw(

@@ -13,7 +13,7 @@ import numpy as np
 
 from sam3d_jax.files import atomic
 from sam3d_jax.files.photos import Photo
-from sam3d_jax.geometry import cameras, preprocessing, rotations
+from sam3d_jax.geometry import cameras, resizing, rotations, windows
 from sam3d_jax.geometry.grids import nearest_index
 from sam3d_jax.geometry.pose import Pose
 from sam3d_jax.inference import placement
@@ -260,7 +260,7 @@ def draw(path: pathlib.Path, photo: Photo, objects: Sequence[SceneObject]) -> No
   factor = min(1.0, PREVIEW_SIDE / max(height, width))
   small_height = max(1, round(height * factor))
   small_width = max(1, round(width * factor))
-  resized = preprocessing.resize_float(photo.image_HW3, (small_height, small_width))
+  resized = resizing.resize_float(photo.image_HW3, (small_height, small_width))
   image = resized.round().clip(0, 255).astype(np.uint8)
   camera = cameras.resized(photo.camera, small_width, small_height)
 
@@ -299,8 +299,8 @@ def draw(path: pathlib.Path, photo: Photo, objects: Sequence[SceneObject]) -> No
   pictures = []
   captions = []
   for found in objects[:PREVIEW_ROWS]:
-    window = preprocessing.crop_window(photo.masks[found.name])
-    crop = preprocessing.resize_nearest(photo.image_HW3, window, min(window.side, 192))
+    window = windows.crop_window(photo.masks[found.name])
+    crop = resizing.resize_nearest(photo.image_HW3, window, min(window.side, 192))
     in_place = crop_of(over([found]), window, factor)
     shape = found.mesh and found.mesh.painted(marks[found.name])
     where = found.placement or found.candidate.pose
@@ -323,19 +323,19 @@ def draw(path: pathlib.Path, photo: Photo, objects: Sequence[SceneObject]) -> No
     sheet.save(temporary)
 
 
-def crop_of(picture: np.ndarray, window: preprocessing.Window, factor: float) -> np.ndarray:
+def crop_of(picture: np.ndarray, window: windows.Window, factor: float) -> np.ndarray:
   """The part of a picture, which is the photo times `factor`, that a window of the photo shows."""
   # The window in the picture's pixels, all of it counted as box.
   x = round(window.x * factor)
   y = round(window.y * factor)
   side = max(1, round(window.side * factor))
-  scaled = preprocessing.Window(
+  scaled = windows.Window(
     box=(x, y, x + side, y + side),
     x=x,
     y=y,
     side=side,
   )
-  return preprocessing.cut(picture, scaled)
+  return resizing.cut(picture, scaled)
 
 
 def caption(found: SceneObject) -> str:

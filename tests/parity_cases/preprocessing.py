@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from sam3d_jax.geometry import normalisers, preprocessing
+from sam3d_jax.geometry import normalisers, preprocessing, resizing, windows
 from tests.parity import case
 
 STREAMS = ("image", "mask", "rgb_image", "rgb_image_mask", "pointmap", "rgb_pointmap")
@@ -51,16 +51,14 @@ def preprocessing_parts(fixture):
   for key in fixture.expected:
     name = key.removeprefix("out/")
     if match := re.fullmatch(r"bbox_([\d.]+)", name):
-      out[key] = np.array(preprocessing.mask_box(mask, float(match[1])))
+      out[key] = np.array(windows.mask_box(mask, float(match[1])))
     elif match := re.fullmatch(r"crop_f([\d.]+)_p([\d.]+)/(\w+)", name):
       out[key] = crop_part(image, mask, points, float(match[1]), float(match[2]), match[3])
-  whole = preprocessing.square_window(*mask.shape)
-  out["out/pad_square/rgb_u8"] = as_uint8(planes(preprocessing.cut(image, whole)))
-  out["out/pad_square/mask_u8"] = planes(preprocessing.cut(mask[..., None], whole)).astype(np.uint8)
+  whole = windows.square_window(*mask.shape)
+  out["out/pad_square/rgb_u8"] = as_uint8(planes(resizing.cut(image, whole)))
+  out["out/pad_square/mask_u8"] = planes(resizing.cut(mask[..., None], whole)).astype(np.uint8)
   other = np.moveaxis(fixture.inputs["pointmap_other_res"], 0, -1)
-  out["out/resize_all/pointmap_xz"] = planes(preprocessing.resize_pointmap(other, mask.shape))[
-    [0, 2]
-  ]
+  out["out/resize_all/pointmap_xz"] = planes(resizing.resize_pointmap(other, mask.shape))[[0, 2]]
   for name, options in fixture.kwargs["normalisers"].items():
     out |= normaliser_outputs(
       make_normaliser(name, options), f"out/norm/{name}", points, mask, fixture.expected
@@ -78,13 +76,13 @@ def preprocessing_parts(fixture):
 
 def crop_part(image, mask, points, box_factor, padding, part):
   """One array of a crop fixture, before any resize."""
-  window = preprocessing.crop_window(mask, box_factor=box_factor, padding=padding)
-  rgb = planes(preprocessing.cut(image, window))
+  window = windows.crop_window(mask, box_factor=box_factor, padding=padding)
+  rgb = planes(resizing.cut(image, window))
   return {
     "shape": lambda: np.array(rgb.shape),
     "rgb_u8": lambda: as_uint8(rgb),
-    "mask": lambda: planes(preprocessing.cut(mask[..., None], window)),
-    "pointmap_z": lambda: preprocessing.cut(points, window, beyond_box=np.nan)[..., 2],
+    "mask": lambda: planes(resizing.cut(mask[..., None], window)),
+    "pointmap_z": lambda: resizing.cut(points, window, beyond_box=np.nan)[..., 2],
   }[part]()
 
 

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from sam3d_jax.geometry import cameras, normalisers, pose, preprocessing, rotations
+from sam3d_jax.geometry import cameras, normalisers, pose, rotations, windows
 
 
 def test_the_worked_example_of_the_documentation_is_right():
@@ -46,7 +46,7 @@ def test_the_worked_example_of_the_documentation_is_right():
     "latent scale": latents["scale"][0],
     "latent rotation": latents["rotation"][0],
     "latent translation_scale": latents["translation_scale"][0],
-    "crop box": np.array(preprocessing.mask_box(mask, 1.2)),
+    "crop box": np.array(windows.mask_box(mask, 1.2)),
   }
   for name, value in computed.items():
     np.testing.assert_allclose(value, stated[name], atol=6e-5, err_msg=name)

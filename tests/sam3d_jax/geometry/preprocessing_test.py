@@ -8,7 +8,7 @@ import pytest
 
 from data_pipelines.read import augment
 from sam3d_jax.errors import ConfigError
-from sam3d_jax.geometry import normalisers, preprocessing
+from sam3d_jax.geometry import normalisers, preprocessing, resizing, windows
 from sam3d_jax.geometry.grids import nearest_index
 
 RNG = np.random.default_rng(3)
@@ -95,8 +95,8 @@ def test_clipping_makes_far_points_unknown():
 
 def test_mask_box_is_square_and_scaled_about_the_centre():
   # rows 8..26, columns 30..51: 21 on the longer side, halved down
-  assert preprocessing.mask_box(MASK) == (30, 7, 50, 27)
-  x1, y1, x2, y2 = preprocessing.mask_box(MASK, 2.0)
+  assert windows.mask_box(MASK) == (30, 7, 50, 27)
+  x1, y1, x2, y2 = windows.mask_box(MASK, 2.0)
   assert x2 - x1 == 42
   assert y2 - y1 == 42
   assert abs((x1 + x2) / 2 - 40.5) <= 1
@@ -106,36 +106,36 @@ def test_mask_box_is_square_and_scaled_about_the_centre():
 def test_corners_are_truncated_towards_zero():
   corner = np.zeros((20, 20), bool)
   corner[0:4, 0:4] = True  # centre 1.5, half side 3: -1.5 becomes -1, not -2
-  assert preprocessing.mask_box(corner, 2.0) == (-1, -1, 4, 4)
+  assert windows.mask_box(corner, 2.0) == (-1, -1, 4, 4)
 
 
 @pytest.mark.parametrize(
   "mask, message", [(np.zeros((9, 9), bool), "empty"), (np.eye(9, dtype=bool)[:2], "2 x 2")]
 )
 def test_masks_that_cannot_be_cropped_around_are_refused(mask, message):
-  with pytest.raises(preprocessing.MaskError, match=message):
-    preprocessing.crop_window(mask)
+  with pytest.raises(windows.MaskError, match=message):
+    windows.crop_window(mask)
 
 
 def test_crop_equals_padding_and_slicing():
-  window = preprocessing.crop_window(MASK, box_factor=1.5, padding=0.2)
+  window = windows.crop_window(MASK, box_factor=1.5, padding=0.2)
   x1, y1, x2, y2 = window.box
   around = 100
   padded = np.pad(IMAGE, ((around, around), (around, around), (0, 0)))
   box = padded[around + y1 : around + y2, around + x1 : around + x2]
   extend = int((x2 - x1) * 0.2)
   expected = np.pad(box, ((extend, extend), (extend, extend), (0, 0)))
-  np.testing.assert_array_equal(preprocessing.cut(IMAGE, window), expected)
+  np.testing.assert_array_equal(resizing.cut(IMAGE, window), expected)
 
 
 def test_a_crop_can_leave_the_image_entirely():
-  window = preprocessing.Window((100, 100, 110, 110), 100, 100, 10)
-  assert not preprocessing.cut(IMAGE, window).any()
+  window = windows.Window((100, 100, 110, 110), 100, 100, 10)
+  assert not resizing.cut(IMAGE, window).any()
 
 
 def test_square_window_centres_the_image():
-  window = preprocessing.square_window(40, 56)
-  out = preprocessing.cut(IMAGE, window)
+  window = windows.square_window(40, 56)
+  out = resizing.cut(IMAGE, window)
   assert out.shape == (56, 56, 3)
   np.testing.assert_array_equal(out[8:48], IMAGE)
   assert not out[:8].any()
@@ -145,7 +145,7 @@ def test_square_window_centres_the_image():
 def test_images_are_resized_with_antialiasing():
   stripes = np.zeros((32, 32, 1), np.float32)
   stripes[::2] = 1.0
-  out = preprocessing.resize_float(stripes, (8, 8))
+  out = resizing.resize_float(stripes, (8, 8))
   # without antialiasing rows would be sampled, not averaged
   np.testing.assert_allclose(out[2:-2], 0.5, atol=0.03)
 
@@ -207,7 +207,7 @@ def test_points_beyond_the_box_are_unknown_but_those_beside_the_photo_are_filled
   # The box leaves the photo on the left, the padding surrounds the box.
   corner = np.zeros_like(MASK)
   corner[5:20, :12] = True
-  window = preprocessing.crop_window(corner, padding=0.5)
+  window = windows.crop_window(corner, padding=0.5)
   x1, y1, x2, y2 = window.box
   assert x1 < 0
 
@@ -235,7 +235,7 @@ def test_point_maps_of_another_size_are_brought_to_the_photo_and_keep_their_gaps
   assert np.isnan(out["rgb_pointmap"]).any()
   assert np.isfinite(out["pointmap"]).any()
 
-  resized = preprocessing.resize_pointmap(half, (40, 56))
+  resized = resizing.resize_pointmap(half, (40, 56))
   assert np.isnan(resized[:4]).all()
   assert np.isfinite(resized[4:]).all()
 
@@ -284,18 +284,18 @@ def test_an_enlarged_point_map_read_in_part_is_that_of_the_whole(shape):
   small = POINTS[::2, ::2].copy()
   small[5, 7] = np.nan
   small[12:14, 20:] = np.nan
-  whole = preprocessing.resize_pointmap(small, shape)
-  lazy = preprocessing.Enlarged(small, shape)
+  whole = resizing.resize_pointmap(small, shape)
+  lazy = resizing.Enlarged(small, shape)
 
   height, width = shape
   rows = np.arange(height)
   columns = np.array([0, 3, 9, 10, width - 1])
   np.testing.assert_allclose(lazy.at(rows, columns), whole[:, columns], atol=2e-6)
 
-  window = preprocessing.Window((-3, -2, 37, 38), -5, -4, 44)
+  window = windows.Window((-3, -2, 37, 38), -5, -4, 44)
   fills = {"outside": 7.0, "beyond_box": np.nan}
-  found = preprocessing.resize_nearest(lazy, window, 17, **fills)
-  expected = preprocessing.resize_nearest(whole, window, 17, **fills)
+  found = resizing.resize_nearest(lazy, window, 17, **fills)
+  expected = resizing.resize_nearest(whole, window, 17, **fills)
   np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
@@ -316,7 +316,7 @@ def test_default_augmentation_changes_nothing():
   out = run(augment.AugmentConfig())
   assert out.image is IMAGE
   assert out.mask is MASK
-  assert out.box_factor == preprocessing.BOX_FACTOR
+  assert out.box_factor == windows.BOX_FACTOR
   assert out.shift == (0, 0)
 
 

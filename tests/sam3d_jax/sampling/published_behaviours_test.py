@@ -16,7 +16,7 @@ from PIL import Image
 import pytest
 
 from sam3d_jax.batch import LAYOUT_LATENTS
-from sam3d_jax.geometry import normalisers, pose_targets, preprocessing
+from sam3d_jax.geometry import normalisers, pose_targets, resizing
 from sam3d_jax.models import conditioning, dinov2, geometry_flow, parameters, sparse, structure_vae
 from sam3d_jax.models.layers import MLP, Dense, LayerNorm, layer_norm
 from sam3d_jax.models.sparse_layers import SparseGroupNorm, SparseResBlock
@@ -320,7 +320,7 @@ def test_12_median_is_the_lower_one_and_resizing_is_antialiased():
   # Pillow's widens its support when shrinking
   bilinear = Image.fromarray(image[..., 0]).resize((5, 5), Image.Resampling.BILINEAR)
   np.testing.assert_allclose(
-    preprocessing.resize_float(image, (5, 5))[..., 0], np.asarray(bilinear), atol=1e-5
+    resizing.resize_float(image, (5, 5))[..., 0], np.asarray(bilinear), atol=1e-5
   )
   table = RNG.standard_normal((1 + 49, 1)).astype(np.float32)
   # a = -0.5
