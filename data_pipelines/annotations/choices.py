@@ -107,6 +107,9 @@ def _without_choices(names: Sequence[str]) -> Verdict:
 def _check(number: int, choice: Choice, names: Sequence[str]) -> None:
   """Raises ChoiceError for a choice that means nothing by itself."""
   place = f"choices[{number}]"
+  stated = (choice.left, choice.right, choice.answer, choice.kept)
+  if not all(isinstance(value, str) for value in stated):
+    raise ChoiceError(f"{place} = {stated}: left, right, answer and kept are texts")
   if choice.answer not in ANSWERS:
     raise ChoiceError(f"{place}.answer = {choice.answer!r}: write one of {', '.join(ANSWERS)}")
   for side in ("left", "right"):

@@ -23,10 +23,12 @@ import tempfile
 
 from data_pipelines.annotations import accepted, layout, preferences, synthetic
 from data_pipelines.annotations.items import Recipe, SetAside
+from data_pipelines.build import shard_jobs
 from data_pipelines.build.shard_jobs import Plan, Quarantined
 from data_pipelines.format import schema
 from data_pipelines.synth import sources
 from sam3d_jax.errors import ConfigError, Refused
+from sam3d_jax.files import blame, folders
 
 VERSION = "1"  # raise it when the same items give other bytes
 PEEK = 1 << 16  # bytes of a file's head and tail that tell it apart when items are dealt to splits
@@ -121,13 +123,17 @@ def make_shard(spec: ShardSpec, refuse: Callable[[Quarantined], None]) -> Iterat
   for entry in spec.inputs:
     with _located(config, entry) as path:
       try:
-        item = layout.read(path)
-        yield from builder.make(item, config.recipe, entry.name)
+        with shard_jobs.contained():
+          item = layout.read(path)
+          made = list(builder.make(item, config.recipe, entry.name))
       except layout.AnnotationError as error:
         refuse(_quarantined(entry, path, "bad_annotation", str(error)))
+        continue
       except Refused as error:
         fault = not isinstance(error, SetAside)
         refuse(_quarantined(entry, path, error.reason, error.detail, fault=fault))
+        continue
+    yield from made
 
 
 def _quarantined(
@@ -149,7 +155,7 @@ def _quarantined(
 def _located(config: AnnotationConfig, entry: sources.Input) -> Iterator[pathlib.Path]:
   """The item's JSON file; a synthetic item is written for the time that it is read."""
   if config.source != sources.PROCEDURAL:
-    yield pathlib.Path(config.source) / entry.name
+    yield folders.located(config.source, entry.name)
     return
   number = int(entry.name.rpartition("-")[2])
   with tempfile.TemporaryDirectory() as folder:
@@ -195,7 +201,7 @@ def list_folder(source: str) -> tuple[list[sources.Input], str]:
   # what every item is made of
   with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
     looks = list(pool.map(_look, files))
-  names = [path.relative_to(root).as_posix() for path in files]
+  names = [folders.shown(path.relative_to(root)) for path in files]
   inputs = list(map(sources.Input, names, _joined(looks)))
 
   # all of it together
@@ -213,7 +219,8 @@ def _look(path: pathlib.Path) -> list[str]:
   A broken item has its JSON only.
   """
   try:
-    files = layout.read(path).files
+    with blame.reading(path):
+      files = layout.read(path).files
   except layout.AnnotationError:
     files = [path]  # refused when its shard is built
   return [sources.file_digest(file, PEEK) for file in files]

@@ -40,7 +40,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.annotations import choices as chain
+from data_pipelines.synth import sources
 from sam3d_jax.errors import InputError
+from sam3d_jax.files import blame, texts
 from sam3d_jax.geometry import cameras, rotations
 from sam3d_jax.geometry.pose import Pose
 
@@ -138,20 +140,25 @@ class Item:
 
 def find(root: pathlib.Path) -> list[pathlib.Path]:
   """All annotation files below `root`, in order."""
-  return sorted(root.rglob(FILE))
+  return [path for path in sources.files_below(root) if path.name == FILE]
 
 
 def read(path: pathlib.Path) -> Item:
-  """Reads and checks one annotation file. Raises AnnotationError.
+  """Reads and checks one annotation file. Raises AnnotationError; OSError where the disk fails.
 
   The files that it names must exist, they are not opened.
   """
   path = pathlib.Path(path)
   try:
-    stated = json.loads(path.read_text())
-  except (OSError, ValueError) as error:
+    stated = texts.read_json(path)
+    return _Reader(path).item(stated)
+  except AnnotationError:
+    raise
+  # Whatever a broken file leads to means the same here; a broken disk does not.
+  except Exception as error:
+    if not blame.is_of_the_file(error):
+      raise
     raise AnnotationError(f"{path} cannot be read as JSON: {error}") from error
-  return _Reader(path).item(stated)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +181,7 @@ class _Reader:
         "format", stated_format, f'this code reads format {FORMAT}; write "format": {FORMAT}'
       )
     frame = stated.get("frame", "pytorch3d")
-    if frame not in cameras.AXES:
+    if not isinstance(frame, str) or frame not in cameras.AXES:
       self.fail("frame", frame, f"name one of {', '.join(cameras.AXES)}")
 
     # the shapes
@@ -223,7 +230,11 @@ class _Reader:
     if not isinstance(value, str) or not value:
       self.fail(key, value, "name a file, relative to the JSON file")
     found = self.path.parent / value
-    if not found.is_file():
+    try:
+      exists = found.is_file()
+    except OSError:  # a name that is too long for any file
+      exists = False
+    if not exists:
       self.fail(key, value, f"there is no file {found}; copy it there or correct the path")
     return found
 

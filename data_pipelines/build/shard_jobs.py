@@ -28,8 +28,8 @@ from typing import Any
 
 from data_pipelines.build import processes
 from data_pipelines.format import records, schema
-from sam3d_jax.errors import InputError, JobFailed
-from sam3d_jax.files import atomic
+from sam3d_jax.errors import InputError, JobFailed, Preempted, Refused
+from sam3d_jax.files import atomic, blame
 
 REPORTS = "reports"
 DIFFERENCES_SHOWN = 4  # of the configurations of two builds
@@ -44,6 +44,23 @@ class Quarantined:
   detail: str
   # whether it counts towards the budget; False: in order, but not what the recipe wants
   fault: bool = True
+
+
+@contextlib.contextmanager
+def contained(reason: str = "unreadable") -> Iterator[None]:
+  """One bad input ends no build: whatever reading it raises becomes a Refused with this reason.
+
+  Refused and what a command ends with (InputError, JobFailed, Preempted) stay what they are, and
+  so do a failing disk and a lack of memory or of permission: the input is not to blame.
+  """
+  try:
+    yield
+  except (Refused, InputError, JobFailed, Preempted):
+    raise
+  except Exception as error:
+    if not blame.is_of_the_file(error):
+      raise
+    raise Refused(reason, blame.said(error)) from error
 
 
 class Refusals:
@@ -406,6 +423,11 @@ def _explaining_os_errors(out: pathlib.Path):
   try:
     yield
   except OSError as error:
+    # an input, not what is written
+    if error.errno in (*blame.PERMISSION, errno.EIO) and error.filename is not None:
+      named = pathlib.Path(os.fsdecode(error.filename)).absolute()
+      if not named.is_relative_to(out.absolute()):
+        raise blame.explained(error, named) from error
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
       raise InputError(
         f"{out}: the disk is full. Free space or give another folder with --config.out=DIR; "

@@ -85,7 +85,8 @@ def make_shard(spec: ShardSpec, refuse: shard_jobs.Refusals) -> Iterator[schema.
   """
   for item in spec.inputs:
     try:
-      made = list(spec.examples(spec.config, item, refuse))
+      with shard_jobs.contained("bad_object"):
+        made = list(spec.examples(spec.config, item, refuse))
     except Refused as error:
       refuse(shard_jobs.Quarantined(item.name, error.reason, error.detail))
       continue

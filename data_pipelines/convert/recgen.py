@@ -31,6 +31,7 @@ import io
 import json
 import pathlib
 import re
+import sys
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ from data_pipelines.convert import objects, tars
 from data_pipelines.format import schema
 from data_pipelines.synth import render, sources
 from sam3d_jax.errors import ConfigError, Refused
+from sam3d_jax.files import blame, folders, texts
 from sam3d_jax.geometry import cameras, rotations
 from sam3d_jax.geometry.pose import Pose
 
@@ -94,16 +96,25 @@ def plan(config: RecgenConfig, *, test_fraction: float, objects_per_shard: int) 
     raise ConfigError(
       f"source = {config.source!r} is not a folder; give --config.source=DIR with the .tar shards"
     )
-  paths = sorted(root.rglob("*.tar"))
+  files = sources.files_below(root)
+  paths = [path for path in files if path.name.endswith(".tar")]
   if not paths:
-    packed = " (there are .tar.gz: unpack them first)" if any(root.rglob("*.tar.gz")) else ""
+    is_packed = any(path.name.endswith(".tar.gz") for path in files)
+    packed = " (there are .tar.gz: unpack them first)" if is_packed else ""
     raise ConfigError(f"source = {config.source!r} holds no .tar shards{packed}")
 
   # Indexing waits for the disk, hence threads.
   inputs = []
+  foreign = 0
   with concurrent.futures.ThreadPoolExecutor(SCANNERS) as pool:
-    for found in pool.map(functools.partial(_index, root=root), paths):
+    for found, passed_over in pool.map(functools.partial(_index, root=root), paths):
       inputs += found
+      foreign += passed_over
+  if foreign:
+    print(
+      f"{folders.shown(root)}: {foreign} members of other systems (._*, __MACOSX) passed over",
+      file=sys.stderr,
+    )
   return objects.plan(
     "recgen",
     examples,
@@ -115,21 +126,25 @@ def plan(config: RecgenConfig, *, test_fraction: float, objects_per_shard: int) 
   )
 
 
-def _index(path: pathlib.Path, root: pathlib.Path) -> list[sources.Input]:
-  """The objects of a tar as "<tar>#<offset>"; a tar that cannot be read is one input, refused when
-  its shard is made.
+def _index(path: pathlib.Path, root: pathlib.Path) -> tuple[list[sources.Input], int]:
+  """(the objects of a tar as "<tar>#<offset>", with "+<offset>" for each further run of members;
+  how many members are other systems'). A tar that cannot be read is one input, refused when its
+  shard is made.
   """
-  name = path.relative_to(root).as_posix()
+  name = folders.shown(path.relative_to(root))
+  with blame.reading(path):
+    index = tars.scan(path, "sha256.txt")
   found = []
-  try:
-    for key, offset, sha in tars.scan(path, "sha256.txt"):
-      # one object in two tars has one identity, and so one split
-      identity = sources.short_digest((sha or f"{name} {key}").encode())
-      found.append(sources.Input(f"{name}#{offset}", identity))
-  except Refused:
+  for entry in index.objects:
+    # one object in two tars has one identity, and so one split
+    own = entry.text or f"{name} {entry.key}"
+    identity = sources.short_digest(own.encode("utf-8", "surrogateescape"))
+    offsets = "+".join(map(str, entry.offsets))
+    found.append(sources.Input(f"{name}#{offsets}", identity))
+  if index.damage:
     identity = sources.short_digest(name.encode())
     found.append(sources.Input(f"{name}#-1", identity))
-  return found
+  return found, index.foreign
 
 
 def examples(
@@ -138,19 +153,20 @@ def examples(
   """The records of one object, one a view that passes; views that do not are counted by reason.
   Raises Refused.
   """
-  tar, _, offset = item.name.rpartition("#")
-  if int(offset) < 0:
+  tar, _, stated = item.name.rpartition("#")
+  offsets = [int(offset) for offset in stated.split("+")]
+  if min(offsets) < 0:
     raise Refused(
       "unreadable",
       f"{tar}: the tar ends early or is none; objects before the damage are inputs of their own",
     )
-  members = tars.read(pathlib.Path(config.source) / tar, int(offset))
-  sha = members.get("sha256.txt", b"").decode().strip()
+  members = tars.read(folders.located(config.source, tar), offsets)
+  sha = texts.decode(members.get("sha256.txt", b"")).strip()
 
   # Objects below the wanted score are left out.
   aesthetic = None
   if "aesthetic_score.json" in members:
-    aesthetic = float(_json(members, "aesthetic_score.json"))
+    aesthetic = _score(_json(members, "aesthetic_score.json"))
   least = config.min_aesthetic
   if least > 0 and (aesthetic is None or aesthetic < least):
     detail = f"{aesthetic} is below {least:g}"
@@ -162,6 +178,9 @@ def examples(
   poses = _json(members, _pose_file(config))
   details = _json(members, "view_metadata.json")
   views = _view_numbers(members)
+  for what, entries in ((_pose_file(config), poses), ("view_metadata.json", details)):
+    if not isinstance(entries, list):
+      raise Refused("bad_object", f"{what} holds {type(entries).__name__}, expected a list")
   if min(len(poses), len(details)) < len(views):
     raise Refused(
       "bad_object",
@@ -204,6 +223,16 @@ def examples(
       return
 
 
+def _score(stated: Any) -> float | None:
+  """A finite score; None where the object was not given one. Raises Refused (bad_object)."""
+  if stated is None:
+    return None
+  try:
+    return texts.number(str(stated))
+  except texts.TextError as error:
+    raise Refused("bad_object", f"aesthetic_score.json: {error}") from error
+
+
 def _view_numbers(members: Mapping[str, bytes]) -> list[int]:
   """The numbers of the views that have an image, ascending."""
   numbers = []
@@ -215,21 +244,24 @@ def _view_numbers(members: Mapping[str, bytes]) -> list[int]:
 
 
 def _detail(entry: str | Mapping | None) -> Mapping:
-  """An entry of view_metadata.json, which may be JSON in JSON."""
+  """An entry of view_metadata.json, which may be JSON in JSON. Raises Refused (bad_object)."""
   if isinstance(entry, str):
-    return json.loads(entry)
-  return entry or {}
+    entry = texts.parse_json(entry)
+  entry = entry or {}
+  if not isinstance(entry, Mapping):
+    raise Refused("bad_object", f"view_metadata.json: {entry!r} is no object of values")
+  return entry
 
 
 def _json(members: Mapping[str, bytes], name: str) -> Any:
   """A member's JSON. Raises Refused (missing_member, bad_object)."""
   try:
-    return json.loads(members[name])
+    return texts.parse_json(members[name])
   except KeyError as error:
     there = ", ".join(sorted(members)[:12])
     raise Refused("missing_member", f"no member {name}; there are {there}") from error
   except ValueError as error:
-    raise Refused("bad_object", f"{name} is no JSON: {error}") from error
+    raise Refused("bad_object", f"{name}: {error}") from error
 
 
 def _pose_file(config: RecgenConfig) -> str:

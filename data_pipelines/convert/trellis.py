@@ -15,10 +15,10 @@ are converted. There is no depth, hence no point map: such records teach shape a
 """
 
 from collections.abc import Iterator
-import csv
 import dataclasses
 import json
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from data_pipelines.convert import objects
 from data_pipelines.format import schema
 from data_pipelines.synth import render, sources
 from sam3d_jax.errors import ConfigError, Refused
-from sam3d_jax.files import meshes
+from sam3d_jax.files import blame, meshes, texts
 from sam3d_jax.geometry import cameras
 from sam3d_jax.geometry.pose import Pose
 
@@ -71,16 +71,13 @@ def plan(config: TrellisConfig, *, test_fraction: float, objects_per_shard: int)
     )
   _check_encoder("structure_encoder", config.structure_encoder, root / "ss_latents")
   _check_encoder("slat_encoder", config.slat_encoder, root / "latents")
-  with table.open(newline="") as file:
-    rows = list(csv.DictReader(file))
-  if not rows or "sha256" not in rows[0]:
-    raise ConfigError(f"{table} has no rows with a column sha256")
+  rows = _read_rows(table)
 
   # Objects of at least the wanted score, each once.
   takes_any = config.min_aesthetic <= 0
   wanted = []
-  for row in rows:
-    if takes_any or float(row.get("aesthetic_score") or 0) >= config.min_aesthetic:
+  for line, row in rows:
+    if takes_any or _score(table, line, row) >= config.min_aesthetic:
       wanted.append(row["sha256"])
   if not wanted:
     raise ConfigError(
@@ -99,6 +96,39 @@ def plan(config: TrellisConfig, *, test_fraction: float, objects_per_shard: int)
     objects_per_shard=objects_per_shard,
     description="TRELLIS toolkit renders, poses in our conventions",
   )
+
+
+def _read_rows(table: pathlib.Path) -> list[tuple[int, dict[str, str]]]:
+  """(line, column -> cell) of every object of metadata.csv. Raises ConfigError."""
+  try:
+    with blame.reading(table):
+      rows = list(texts.read_table(table))
+  except texts.TextError as error:
+    raise ConfigError(f"{table} cannot be read: {error}; save it as CSV again") from error
+  if not rows or "sha256" not in rows[0][1]:
+    raise ConfigError(f"{table} has no rows with a column sha256")
+  for line, row in rows:
+    sha = row["sha256"]
+    # it names folders and files: nothing but a name may stand there
+    if not re.fullmatch(r"\w[\w.-]*", sha):
+      raise ConfigError(
+        f"{table} line {line}: sha256 = {sha!r} is no name of an object; correct it"
+      )
+  return rows
+
+
+def _score(table: pathlib.Path, line: int, row: dict[str, str]) -> float:
+  """The aesthetic score of an object, 0 where it has none. Raises ConfigError."""
+  stated = row.get("aesthetic_score", "")
+  if not stated:
+    return 0.0
+  try:
+    return texts.number(stated)
+  except texts.TextError as error:
+    raise ConfigError(
+      f"{table} line {line}: aesthetic_score = {error}; correct it, leave the cell empty for an "
+      "object without a score, or take every object with --config.min_aesthetic=0"
+    ) from error
 
 
 def _check_encoder(key: str, name: str, folder: pathlib.Path) -> None:
@@ -122,8 +152,8 @@ def examples(
     refuse(shard_jobs.Quarantined(item.name, "not_rendered", detail, fault=False))
     return
   try:
-    frames = json.loads(transforms.read_text())["frames"]
-  except (OSError, ValueError, KeyError, TypeError) as error:
+    frames = texts.read_json(transforms)["frames"]
+  except (ValueError, KeyError, TypeError) as error:
     raise Refused(
       "bad_transforms", f"transforms.json has no readable `frames`: {error!r}"
     ) from error

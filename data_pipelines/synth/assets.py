@@ -12,7 +12,6 @@ made from the mesh.
 from collections.abc import Mapping
 import dataclasses
 import hashlib
-import json
 import pathlib
 from typing import Any
 
@@ -21,8 +20,7 @@ import trimesh
 
 from data_pipelines.synth import trimesh_scenes
 from sam3d_jax.errors import Refused
-from sam3d_jax.files import meshes
-from sam3d_jax.files.mesh_formats.surfaces import text_of
+from sam3d_jax.files import folders, meshes, texts
 from sam3d_jax.geometry.cameras import OBJECT_FROM_GLTF
 from sam3d_jax.render.mesh import Mesh
 
@@ -68,7 +66,7 @@ def load(
   path = pathlib.Path(path)
   sidecar = _read_sidecar(path)
   found = meshes.read(path)
-  source = str(path.relative_to(root)) if root else path.name
+  source = folders.shown(path.relative_to(root) if root else path.name)
   asset = normalised(
     found.mesh,
     source=source,
@@ -99,7 +97,7 @@ def _read_sidecar(path: pathlib.Path) -> Mapping[str, str]:
   # The mesh's own licence file goes before it.
   text = path.with_name(path.name + ".license")
   if text.is_file():
-    entry["license"] = text_of(text.read_bytes()).strip()
+    entry["license"] = read_license(text)
   return entry
 
 
@@ -109,10 +107,9 @@ def _table_entry(path: pathlib.Path) -> dict[str, Any]:
   if not table.is_file():
     return {}
   try:
-    content = json.loads(text_of(table.read_bytes()))
-  # nested so deeply that no tool wrote it
-  except (ValueError, RecursionError) as error:
-    raise Refused("unreadable", f"{table} of {path.name} is no JSON: {error}") from error
+    content = texts.read_json(table)
+  except texts.TextError as error:
+    raise Refused("unreadable", f"{table} of {path.name}: {error}") from error
   if not isinstance(content, dict):
     raise Refused("unreadable", f"{table} of {path.name}: expected an object of file names")
   entry = content.get(path.name, {})
@@ -120,6 +117,14 @@ def _table_entry(path: pathlib.Path) -> dict[str, Any]:
     detail = f"{table}: {path.name} is {entry!r}, expected an object with 'license' and 'up'"
     raise Refused("unreadable", detail)
   return dict(entry)
+
+
+def read_license(path: pathlib.Path) -> str:
+  """The text of a licence beside a file. Raises Refused (unreadable)."""
+  try:
+    return texts.read(path).strip()
+  except texts.TextError as error:
+    raise Refused("unreadable", f"{path.name}: {error}") from error
 
 
 def from_scene(scene: trimesh.Scene, *, source: str, up: str, license: str = "") -> Asset:

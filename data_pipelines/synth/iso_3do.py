@@ -12,7 +12,7 @@ import json
 
 import numpy as np
 
-from data_pipelines.build.shard_jobs import Plan, Quarantined
+from data_pipelines.build.shard_jobs import Plan, Quarantined, contained
 from data_pipelines.format import schema
 from data_pipelines.synth import assets, filters, render, sources, voxelize
 from data_pipelines.synth.assets import Asset
@@ -97,8 +97,9 @@ def make_shard(spec: ShardSpec, refuse: Callable[[Quarantined], None]) -> Iterat
   """Yields the examples of a shard in order; refused meshes are reported and skipped."""
   for item in spec.inputs:
     try:
-      asset = sources.load(spec.config.source, item)
-      filters.check(asset, spec.config.filters)
+      with contained():
+        asset = sources.load(spec.config.source, item)
+        filters.check(asset, spec.config.filters)
     except Refused as error:
       refuse(Quarantined(path=item.name, reason=error.reason, detail=error.detail))
       continue

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.optimize
 
-from data_pipelines.build.shard_jobs import Plan, Quarantined, Refusals, ShardJob
+from data_pipelines.build.shard_jobs import Plan, Quarantined, Refusals, ShardJob, contained
 from data_pipelines.format import schema
 from data_pipelines.synth import assets, filters, iso_3do, render, scenes, sources, voxelize
 from data_pipelines.synth.assets import Asset
@@ -231,12 +231,14 @@ class Stock:
     self.reported: set[tuple[str, str]] = set()
 
   def _subject(self, item: sources.Input) -> Subject:
-    asset = sources.load(self.config.source, item)
-    filters.check(asset, self.config.filters)
-    return subject_of(asset)
+    with contained():
+      asset = sources.load(self.config.source, item)
+      filters.check(asset, self.config.filters)
+      return subject_of(asset)
 
   def _scene(self, item: sources.Input) -> Scene:
-    return scenes.load(self.config.photos, item, self._report)
+    with contained():
+      return scenes.load(self.config.photos, item, self._report)
 
   def _report(self, path: str, reason: str, detail: str) -> None:
     """Quarantines a file, once for each reason."""

@@ -23,11 +23,11 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.format import schema
-from data_pipelines.synth import procedural_scenes, sources
+from data_pipelines.synth import assets, procedural_scenes, sources
 from data_pipelines.synth.scene import Scene
 from data_pipelines.synth.sources import PROCEDURAL, Input
 from sam3d_jax.errors import ConfigError, InputError, Refused
-from sam3d_jax.files import commands, images, photos, pointmaps
+from sam3d_jax.files import commands, folders, images, photos, pointmaps
 from sam3d_jax.geometry import cameras
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -90,14 +90,14 @@ def list_scenes(config: PhotoConfig) -> list[Input]:
 
   # In the folder of a scene only the photo counts: the other pictures are its masks and maps.
   pictures = []
-  for path in sorted(root.rglob("*")):
-    if path.suffix.lower() in SUFFIXES and path.is_file():
+  for path in sources.files_below(root):
+    if path.suffix.lower() in SUFFIXES:
       pictures.append(path)
   scene_folders = {path.parent for path in pictures if path.stem == "image"}
   items = []
   for path in pictures:
     if path.stem == "image" or path.parent not in scene_folders:
-      name = path.relative_to(root).as_posix()
+      name = folders.shown(path.relative_to(root))
       items.append(Input(name, sources.file_digest(path)))
   if not items:
     raise ConfigError(f"photos.source = {config.source!r} holds no photos ({', '.join(SUFFIXES)})")
@@ -118,7 +118,7 @@ def _list_rooms(config: PhotoConfig) -> list[Input]:
 
 def find_files(root: pathlib.Path, name: str) -> Files:
   """The files of the scene whose photo is `name`, relative to `root`."""
-  image = root / name
+  image = folders.located(root, name)
   folder = image.parent
   if image.stem != "image":
     return Files(image)
@@ -181,7 +181,8 @@ def read(
   """The scene at its working size. `report(path, reason, detail)` is told of masks and point maps
   that cannot be used and are left out (bad_mask, bad_pointmap).
 
-  Raises Refused with reason bad_image or small_image; InputError if the estimator fails.
+  Raises Refused with reason bad_image, small_image or unreadable (its licence); InputError if the
+  estimator fails.
   """
   try:
     photo = photos.read_photo(files.image)
@@ -215,7 +216,7 @@ def read(
   license_file = files.image.with_name(files.image.name + ".license")
   license = config.license
   if license_file.is_file():
-    license = license_file.read_text().strip()
+    license = assets.read_license(license_file)
   return Scene(
     name=item.name,
     image_HW3=image,

@@ -13,7 +13,7 @@ from typing import Any
 from data_pipelines.build.shard_jobs import ShardJob
 from data_pipelines.synth import assets, procedural
 from sam3d_jax.errors import ConfigError
-from sam3d_jax.files import meshes
+from sam3d_jax.files import blame, folders, meshes
 
 PROCEDURAL = "procedural"
 MAX_SHARDS = 99_999  # of a split: what the five digits of a shard's name can count
@@ -24,7 +24,7 @@ IDENTITY_BYTES = 1 << 20  # of a file's head and tail that decide its split
 class SourceConfig:
   """Which meshes."""
 
-  source: str  # a folder, searched recursively, or "procedural"
+  source: str  # a folder, searched recursively and through links, or "procedural"
   seed: int = 0
   count: int = 520  # procedural objects
   families: tuple[str, ...] = ()  # of them; empty: all
@@ -36,7 +36,8 @@ class SourceConfig:
 class Input:
   """One mesh to be."""
 
-  name: str  # path relative to the source folder, or family and number of an object
+  # path relative to the source folder (folders.shown), or family and number of an object
+  name: str
   identity: str  # decides its split
 
 
@@ -54,15 +55,24 @@ def list_inputs(config: SourceConfig) -> list[Input]:
       f"{PROCEDURAL!r}"
     )
   inputs = []
-  for path in sorted(root.rglob("*")):
-    if path.suffix.lower() in meshes.SUFFIXES and path.is_file():
-      name = path.relative_to(root).as_posix()
+  for path in files_below(root):
+    if path.suffix.lower() in meshes.SUFFIXES:
+      name = folders.shown(path.relative_to(root))
       inputs.append(Input(name, file_digest(path)))
   if not inputs:
     raise ConfigError(
       f"source = {config.source!r} holds no mesh files ({', '.join(meshes.SUFFIXES)})"
     )
   return sorted(inputs, key=lambda item: (item.identity, item.name))
+
+
+def files_below(root: pathlib.Path) -> list[pathlib.Path]:
+  """Every file of a source, as folders.files_below finds it.
+
+  Raises InputError or JobFailed for a folder that the system does not let read.
+  """
+  with blame.reading(root):
+    return folders.files_below(root)
 
 
 def _list_procedural(config: SourceConfig) -> list[Input]:
@@ -90,7 +100,7 @@ def load(config: SourceConfig, item: Input) -> assets.Asset:
     return assets.from_scene(scene, source=source, up="z", license="CC0-1.0")
   root = pathlib.Path(config.source)
   return assets.load(
-    root / item.name,
+    folders.located(root, item.name),
     root=root,
     license=config.license,
     max_coordinate=config.max_coordinate,
@@ -176,11 +186,13 @@ def short_digest(data: bytes) -> str:
 def file_digest(path: pathlib.Path, most: int = IDENTITY_BYTES) -> str:
   """Of the size and of up to `most` bytes of head and tail.
 
-  Enough to tell meshes apart without reading terabytes twice.
+  Enough to tell meshes apart without reading terabytes twice. Raises InputError or JobFailed for a
+  file that the system does not let read.
   """
-  size = path.stat().st_size
-  with path.open("rb") as file:
-    head = file.read(most)
-    file.seek(max(0, size - most))
-    tail = file.read(most)
+  with blame.reading(path):
+    size = path.stat().st_size
+    with path.open("rb") as file:
+      head = file.read(most)
+      file.seek(max(0, size - most))
+      tail = file.read(most)
   return short_digest(str(size).encode() + head + tail)

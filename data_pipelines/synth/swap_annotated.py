@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.annotations import dataset, items, layout
-from data_pipelines.build.shard_jobs import Plan, Quarantined, Refusals
+from data_pipelines.build.shard_jobs import Plan, Quarantined, Refusals, contained
 from data_pipelines.format import schema
 from data_pipelines.synth import (
   assets,
@@ -31,6 +31,7 @@ from data_pipelines.synth.camera import Viewpoint, viewpoint
 from data_pipelines.synth.render_paste import PasteConfig, Rejected, ShardSpec, Subject
 from data_pipelines.synth.scene import Scene
 from sam3d_jax.errors import ConfigError, Refused
+from sam3d_jax.files import folders
 
 # how far the three scales of a pose may differ: the renderer scales alike along all axes
 UNIFORM = 0.02
@@ -86,7 +87,7 @@ def _check_depth(config: PasteConfig, inputs: list[sources.Input]) -> None:
   if config.photos.depth_command:
     return
   folder = pathlib.Path(config.source.source)
-  if any(_has_depth(folder / item.name) for item in inputs):
+  if any(_has_depth(folders.located(folder, item.name)) for item in inputs):
     return
   raise ConfigError(
     f"{config.builder} needs depth, and none of the {len(inputs)} items in source = "
@@ -107,7 +108,8 @@ def make_shard(spec: ShardSpec, refuse: Refusals) -> Iterator[schema.Example]:
   """Yields the examples of a shard in order; items without any are reported with their reason."""
   for entry in spec.inputs:
     try:
-      found = annotated_objects(spec.config, entry)
+      with contained():
+        found = annotated_objects(spec.config, entry)
     except Refused as error:
       fault = not isinstance(error, items.SetAside)
       refuse(Quarantined(entry.name, error.reason, error.detail, fault=fault))
@@ -193,7 +195,7 @@ def item_object(config: PasteConfig, entry: sources.Input) -> Found:
 
   Raises Refused; SetAside where the item has no posed mesh, no point map or too small an object.
   """
-  path = pathlib.Path(config.source.source) / entry.name
+  path = folders.located(config.source.source, entry.name)
   try:
     item = layout.read(path)
   except layout.AnnotationError as error:

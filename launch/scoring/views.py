@@ -2,7 +2,6 @@
 (launch.evaluate --votes).
 """
 
-import csv
 import pathlib
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from launch.console.progress import Progress
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import aggregate, preference, views
-from sam3d_jax.files import atomic, images
+from sam3d_jax.files import atomic, images, texts
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_PSNR = 100.0  # dB; of equal pictures, whose PSNR is infinite
@@ -171,14 +170,13 @@ def read_votes(path: pathlib.Path) -> list[preference.Vote]:
   Raises InputError naming the line.
   """
   try:
-    with path.open(newline="") as file:
-      rows = list(csv.DictReader(file))
-  except (OSError, UnicodeDecodeError) as error:
+    rows = list(texts.read_table(path))
+  except (OSError, texts.TextError) as error:
     raise InputError(f"--votes {path} cannot be read ({error})") from error
 
   # Line 1 holds the headings.
   votes = []
-  for line, row in enumerate(rows, 2):
+  for line, row in rows:
     vote = preference.Vote(
       left=cell(row, "left"),
       right=cell(row, "right"),

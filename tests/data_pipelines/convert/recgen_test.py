@@ -133,12 +133,28 @@ def _members(index: int, cameras: list, *, occluded: bool = False) -> dict[str, 
 
 def _write_tar(path: pathlib.Path, objects: dict[str, dict[str, bytes]]) -> None:
   """Members `<key>.<name>` of one object after another."""
+  members = []
+  for key, fields in objects.items():
+    members += [(f"{key}.{name}", data) for name, data in fields.items()]
+  _write_members(path, members)
+
+
+def _write_members(path: pathlib.Path, members: list[tuple[str, bytes | None]]) -> None:
+  """Members in this order; one without bytes is a folder."""
   with tarfile.open(path, "w") as tar:
-    for key, members in objects.items():
-      for name, data in members.items():
-        info = tarfile.TarInfo(f"{key}.{name}")
+    for name, data in members:
+      info = tarfile.TarInfo(name)
+      if data is None:
+        info.type = tarfile.DIRTYPE
+        tar.addfile(info)
+      else:
         info.size = len(data)
         tar.addfile(info, io.BytesIO(data))
+
+
+def _read_members(path: pathlib.Path) -> list[tuple[str, bytes]]:
+  with tarfile.open(path) as tar:
+    return [(member.name, tar.extractfile(member).read()) for member in tar]
 
 
 @pytest.fixture(scope="module")
@@ -258,3 +274,100 @@ def test_wrong_recgen_settings_are_named(tmp_path, settings, words):
   stated = {"name": "r", "source": str(tmp_path)} | settings
   with pytest.raises(ConfigError, match=words):
     recgen.plan(recgen.RecgenConfig(**stated), test_fraction=0, objects_per_shard=1)
+
+
+def _without_key(example: schema.Example) -> dict:
+  """What a record says, but for where it comes from."""
+  lineage = json.loads(example["lineage"])
+  del lineage["tar"]
+  kept = {name: example[name] for name in ("image", "mask", "view", "mesh_key", "translation")}
+  return {name: np.asarray(value).tolist() for name, value in kept.items()} | lineage
+
+
+@pytest.mark.parametrize("packed", ["folder", "dot", "apple", "unsorted", "reversed"])
+def test_recgen_objects_are_found_however_their_tar_was_packed(tars, tmp_path, capsys, packed):
+  plain = _read_members(tars[0] / "shard-000000.tar")
+  if packed == "folder":
+    members = [("x", None), ("x/y", None), *((f"x/y/{name}", data) for name, data in plain)]
+  elif packed == "dot":
+    members = [(".", None), *((f"./{name}", data) for name, data in plain)]
+  elif packed == "apple":
+    members = [("__MACOSX/._a", b"x")]
+    for name, data in plain:
+      members += [(f"._{name}", b"\0\5\26\7"), (name, data)]
+  elif packed == "reversed":
+    members = plain[::-1]
+  else:
+    # all of one field, then all of the next
+    members = sorted(plain, key=lambda member: member[0].partition(".")[2])
+  for folder in ("plain", "in"):
+    (tmp_path / folder).mkdir()
+  _write_members(tmp_path / "plain" / "t.tar", plain)
+  _write_members(tmp_path / "in" / "t.tar", members)
+  assert convert("recgen", tmp_path / "plain", tmp_path / "plain_out") == 0
+  assert convert("recgen", tmp_path / "in", tmp_path / "out", "quarantine_budget=0.0") == 0
+  expected = [_without_key(example) for example in examples(tmp_path / "plain_out")]
+  assert [_without_key(example) for example in examples(tmp_path / "out")] == expected
+  told = f"{len(plain) + 1} members of other systems (._*, __MACOSX) passed over"
+  assert (told in capsys.readouterr().err) == (packed == "apple")
+
+
+def test_an_object_that_was_packed_twice_is_two_objects_as_before(tars, tmp_path):
+  plain = _read_members(tars[0] / "shard-000000.tar")
+  _write_members(tmp_path / "t.tar", plain + plain)
+  plan = recgen.plan(recgen.RecgenConfig("r", str(tmp_path)), test_fraction=0, objects_per_shard=9)
+  names = [item.name for job in plan.jobs for item in job.spec.inputs]
+  assert len(names) == 4 and not any("+" in name for name in names)
+
+
+@pytest.mark.parametrize(
+  "member, broken",
+  [
+    ("pose_data_median_quantile_5per.json", b'{"a": 1}'),
+    ("pose_data_median_quantile_5per.json", b'["None", "None"]'),
+    ("view_metadata.json", b'["x", 3]'),
+    ("view_metadata.json", b"[[1], [2]]"),
+    ("view_metadata.json", b'[{"visible_fraction": "None"}, {"visible_fraction": [1]}]'),
+    ("aesthetic_score.json", b'"None"'),
+    ("aesthetic_score.json", b"NaN"),
+    ("aesthetic_score.json", b"[" * 9999),
+    ("slat_coords.npy", b"\x93NUMPY"),
+    ("cond_mask_00.png", b"no picture"),
+  ],
+)
+def test_an_object_with_a_broken_member_costs_itself_only(tars, tmp_path, member, broken):
+  members = dict(_read_members(tars[0] / "shard-000000.tar"))
+  members[f"a.{member}"] = broken
+  (tmp_path / "in").mkdir()
+  _write_members(tmp_path / "in" / "t.tar", list(members.items()))
+  assert convert("recgen", tmp_path / "in", tmp_path / "out", "quarantine_budget=0.5") == 0
+  assert {example["mesh_key"] for example in examples(tmp_path / "out")} >= {_sha(members, "b")}
+  refused = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
+  rejected = json.loads((tmp_path / "out" / "build.json").read_text())["counts"]["rejected_draws"]
+  assert refused or rejected
+
+
+def _sha(members: dict[str, bytes], key: str) -> str:
+  return members[f"{key}.sha256.txt"].decode().strip()
+
+
+@pytest.mark.parametrize("case", ["tar_dir", "tar_dot", "tar_apple"])
+def test_field_tars_give_what_their_members_without_folders_give(shared_dir, tmp_path, case):
+  source = shared_dir / "field" / "tar-folders" / case
+  if not source.is_dir():
+    pytest.skip(f"{source} does not exist")
+  assert convert("recgen", source, tmp_path, "quarantine_budget=0.0") == 0
+  found = examples(tmp_path)
+  assert len(found) == 4 and len({example["mesh_key"] for example in found}) == 2
+
+
+def test_hostile_tars_are_refused_or_passed_over(shared_dir, tmp_path):
+  source = shared_dir / "hostile" / "tars"
+  if not source.is_dir():
+    pytest.skip(f"{source} does not exist")
+  config = recgen.RecgenConfig("r", str(source))
+  plan = recgen.plan(config, test_fraction=0, objects_per_shard=99)
+  (job,) = plan.jobs
+  refusals = shard_jobs.Refusals()
+  assert list(plan.make(job.spec, refusals)) == []
+  assert len(refusals.inputs) == job.inputs

@@ -120,3 +120,57 @@ def test_folders_without_what_the_configuration_names_are_configuration_errors(t
   config = trellis.TrellisConfig("t", str(tmp_path))
   with pytest.raises(ConfigError, match="there is no metadata.csv"):
     trellis.plan(config, test_fraction=0, objects_per_shard=1)
+
+
+def _names(root: pathlib.Path, **settings) -> list[str]:
+  """The objects that a plan takes up."""
+  config = trellis.TrellisConfig("t", str(root), **settings)
+  plan = trellis.plan(config, test_fraction=0, objects_per_shard=9)
+  return sorted(item.name for job in plan.jobs for item in job.spec.inputs)
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    b"sha256,aesthetic_score\nab,5.5\ncd,4.0\n",
+    b"\xef\xbb\xbfsha256,aesthetic_score\r\nab,5.5\r\ncd,4.0\r\n",
+    b"sha256;aesthetic_score\nab;5.5\ncd;4.0\n",
+    b"sha256,aesthetic_score,\nab,5.5,\ncd,,\n,,\n",
+    "sha256,aesthetic_score\nab,5.5\ncd,4.0\n".encode("utf-16"),
+  ],
+)
+def test_a_table_of_objects_reads_as_excel_saves_it(tmp_path, content):
+  (tmp_path / "metadata.csv").write_bytes(content)
+  assert _names(tmp_path) == ["ab", "cd"]
+  assert _names(tmp_path, min_aesthetic=5.0) == ["ab"]
+
+
+@pytest.mark.parametrize("score", ["None", "nan", "inf", "high"])
+def test_a_score_that_is_no_number_is_named_where_scores_count(tmp_path, score):
+  (tmp_path / "metadata.csv").write_text(f"sha256,aesthetic_score\nab,5.5\ncd,{score}\n")
+  assert _names(tmp_path) == ["ab", "cd"]
+  with pytest.raises(ConfigError, match=f"metadata.csv line 3: aesthetic_score = '{score}'"):
+    _names(tmp_path, min_aesthetic=1.0)
+
+
+@pytest.mark.parametrize("sha", ["", "../cd", "/cd", "c/d", "c d"])
+def test_what_is_no_name_of_an_object_is_named(tmp_path, sha):
+  (tmp_path / "metadata.csv").write_text(f"sha256,aesthetic_score\nab,5.5\n{sha},4\n")
+  with pytest.raises(ConfigError, match="metadata.csv line 3: sha256 = "):
+    _names(tmp_path)
+
+
+def test_field_tables_read_as_without_their_mark(shared_dir, tmp_path):
+  field = shared_dir / "field" / "tables-with-bom"
+  if not field.is_dir():
+    pytest.skip(f"{field} does not exist")
+
+  def of(name: str, **settings) -> list[str]:
+    (tmp_path / "metadata.csv").write_bytes((field / name).read_bytes())
+    return _names(tmp_path, **settings)
+
+  assert of("metadata_bom.csv") == of("metadata_plain.csv") != []
+  least = of("metadata_plain.csv", min_aesthetic=5.0)
+  assert of("metadata_bom.csv", min_aesthetic=5.0) == least
+  with pytest.raises(ConfigError, match="line 3: aesthetic_score = 'None' is not a number"):
+    of("metadata_none.csv", min_aesthetic=1.0)
