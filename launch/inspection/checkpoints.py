@@ -1,12 +1,12 @@
 """What a checkpoint holds and where it comes from, as lines of text."""
 
 from collections.abc import Iterator, Mapping
-import hashlib
 import json
 from typing import Any
 
 import numpy as np
 
+from launch.inspection.parameters import digest_line
 from launch.inspection.trees import tree_lines
 from sam3d_jax.torch_bridge import stream
 from sam3d_jax.training import checkpoint
@@ -42,9 +42,7 @@ def digests(workdir: str, step: int | None) -> Iterator[str]:
   stored = stream.read_params(workdir, step, sources)
   for path in stored:
     array = np.asarray(stored[path])
-    shape = ",".join(str(size) for size in array.shape)
-    digest = hashlib.sha256(array.tobytes()).hexdigest()
-    yield f"{path} {array.dtype} ({shape}) {digest}"
+    yield digest_line(path, array)
 
 
 def lineage(workdir: str, step: int | None) -> Iterator[str]:

@@ -8,6 +8,8 @@ import pytest
 
 from launch import inspect
 from sam3d_jax.torch_bridge import stream
+from sam3d_jax.training import checkpoint
+from tests.support import tiny_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +111,97 @@ def test_a_configuration_is_shown_without_building_it(capsys):
   assert "132.969 M values" in text[-1]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A run with averages and frozen parameters, and an import of its slowest average."""
+  folder = tmp_path_factory.mktemp("trained")
+  tiny_checkpoints.saved(folder / "run", 3)
+  params = checkpoint.load_params(folder / "run", which="ema")
+  stream.write_params(folder / "import", params, tiny_checkpoints.META)
+  return folder / "run", folder / "import"
+
+
+def test_the_digests_of_an_average_are_those_of_a_checkpoint_that_holds_nothing_else(
+  trained, capsys
+):
+  run, imported = trained
+  average = lines(capsys, "--checkpoint", run, "--digest", "--which", "ema")
+  assert average == lines(capsys, "--checkpoint", imported, "--digest")
+  assert [line.split()[0] for line in average] == [
+    "params/a/kernel",
+    "params/b/bias",
+    "params/c/x",
+  ]
+  raw = lines(capsys, "--checkpoint", run, "--digest", "--which", "raw")
+  assert raw[0] != average[0]
+  # what is frozen has no average
+  assert raw[2] == average[2]
+
+
+def test_equal_parameters_are_identical_whatever_else_a_checkpoint_holds(trained, capsys):
+  run, imported = trained
+  assert lines(capsys, "--compare", run, imported) == [
+    f"A {run} step 3 (ema)",
+    f"B {imported} step 0 (ema)",
+    "identical: 3 arrays, 43 values",
+  ]
+
+
+def test_what_differs_is_named_with_its_size_the_largest_first(trained, tmp_path, capsys):
+  run, imported = trained
+  params = checkpoint.load_params(imported)
+  kernel = params["a/kernel"].copy()
+  kernel[3, 1] += 0.5
+  params["a/kernel"] = kernel
+  params["b/bias"] = params["b/bias"] + 2
+  params["d/new"] = params.pop("c/x")
+  stream.write_params(tmp_path, params, tiny_checkpoints.META)
+
+  assert inspect.main(["--compare", str(run), str(tmp_path)]) == 1
+  said = capsys.readouterr().out.splitlines()
+  assert said[2:] == [
+    "  c/x: only in A",
+    "  d/new: only in B",
+    "  b/bias: 5 of 5 values, by 2 at most (of values up to 6)",
+    "  a/kernel: 1 of 32 values, by 0.5 at most (of values up to 186)",
+    "4 of 4 arrays differ",
+  ]
+
+  # against other parameters of the same run
+  argv = ["--compare", str(run), str(imported), "--which", "raw"]
+  assert inspect.main(argv) == 1
+  assert "2 of 3 arrays differ" in capsys.readouterr().out
+
+
+def test_adapters_are_compared_as_what_they_make_of_their_kernels(tmp_path, capsys):
+  rng = np.random.default_rng(0)
+  plain = {"q/kernel": rng.standard_normal((4, 4), dtype=np.float32)}
+  adapters = {
+    "q/lora_a": rng.standard_normal((4, 2), dtype=np.float32),
+    "q/lora_b": np.zeros((2, 4), np.float32),
+  }
+  meta = {"config": {"lora": {"targets": "q", "rank": 2, "alpha": 2.0}}, "lineage": {}}
+  stream.write_params(tmp_path / "adapted", plain | adapters, meta)
+  stream.write_params(tmp_path / "plain", plain, meta)
+  text = lines(capsys, "--compare", tmp_path / "adapted", tmp_path / "plain")
+  assert text[-1] == "identical: 1 arrays, 16 values"
+
+
+def test_a_release_folder_is_to_be_imported_before_it_is_compared(trained, tmp_path, capsys):
+  (tmp_path / "pipeline.yaml").write_text("")
+  assert inspect.main(["--compare", str(trained[0]), str(tmp_path)]) == 2
+  assert "python -m launch.import_torch --from" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
   "argv, words",
   [
     ([], "exactly one"),
+    (["--compare", "x", "y", "--data", "z"], "exactly one"),
+    (["--compare", "x", "y", "--digest"], "--checkpoint DIR"),
+    (["--checkpoint", "x", "--which", "raw"], "--digest or --compare"),
+    (["--data", "x", "--step", "1"], "--step goes with"),
+    (["--compare", "/nonexistent", "y"], "no checkpoint"),
     (["--checkpoint", "x", "--data", "y"], "exactly one"),
     (["--data", "x", "--digest"], "--checkpoint DIR"),
     (["--checkpoint", "x", "--release_keys"], "--config FILE"),

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
+from launch import inspect
 from sam3d_jax.models import parameters, registry
 from sam3d_jax.torch_bridge import names_conditioning, parts, release, save
 from sam3d_jax.training import checkpoint
@@ -26,8 +27,10 @@ def imported(runs, tmp_path_factory) -> pathlib.Path:
   return folder
 
 
-def test_importing_an_export_gives_the_same_arrays(runs, imported, tmp_path):
+def test_importing_an_export_gives_the_same_arrays(runs, imported, tmp_path, capsys):
   assert_same_arrays(imported, runs / "geometry")
+  assert inspect.main(["--compare", str(imported), str(runs / "geometry")]) == 0
+  assert "identical" in capsys.readouterr().out
 
   vae = tmp_path / "vae"
   assert import_(runs / "release", vae, "--part", "structure_vae") == 0
