@@ -26,7 +26,7 @@ from data_pipelines.annotations.items import Recipe, SetAside
 from data_pipelines.build import shard_jobs
 from data_pipelines.build.shard_jobs import Plan, Quarantined
 from data_pipelines.format import schema
-from data_pipelines.synth import sources
+from data_pipelines.synth import procedural, sources
 from sam3d_jax.errors import ConfigError, Refused
 from sam3d_jax.files import blame, folders
 
@@ -176,6 +176,10 @@ def list_synthetic(config: synthetic.SyntheticConfig) -> tuple[list[sources.Inpu
   """The same of made-up items."""
   if config.count <= 0:
     raise ConfigError(f"synthetic.count = {config.count}: it must be positive")
+  try:
+    procedural.family_of(0, config.families)
+  except ValueError as error:
+    raise ConfigError(f"synthetic.{error}") from error
   inputs = []
   for number in range(config.count):
     identity = sources.short_digest(f"{config.seed} {number}".encode())

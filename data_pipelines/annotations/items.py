@@ -60,6 +60,11 @@ class Recipe:
   def __post_init__(self):
     if self.pairs not in ("best", "all"):
       raise ConfigError(f"pairs = {self.pairs!r}: it must be best or all")
+    for family in self.families:
+      if not isinstance(family, str):
+        raise ConfigError(
+          f"families = {self.families}: {family!r} is no text; write it in quotes: ('a',)"
+        )
     for key in ("max_losers", "max_side"):
       value = getattr(self, key)
       if value < 0:

@@ -18,6 +18,7 @@ from launch.sweeps.space import COMMANDS, text_of
 from sam3d_jax.errors import ConfigError
 
 NAME = r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?"
+VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"  # of the environment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,6 +225,14 @@ def _check(spec: Spec, path: str) -> None:
       refuse(key, "must be at least 1")
   if spec.retries < 0:
     refuse("retries", "must be at least 0")
+
+  # names stand in scripts as they are
+  for name in spec.env:
+    if not re.fullmatch(VARIABLE, name):
+      raise ConfigError(
+        f"{path}: env has {name!r}, which is no name of a variable: write letters, digits and "
+        "underscores"
+      )
 
   # a platform has what it is asked for, and somewhere to run
   if spec.slices > 1 and spec.kind != "tpu":

@@ -9,8 +9,10 @@ touched.
 import argparse
 from collections.abc import Callable
 import difflib
+import math
 import os
 import pathlib
+import re
 import sys
 
 from absl import flags as absl_flags
@@ -21,6 +23,14 @@ from sam3d_jax.errors import ConfigError, InputError, JobFailed, Preempted
 EXIT_BAD_INPUT = 2
 EXIT_RETRY = 75  # EX_TEMPFAIL: whatever starts the job should start it again
 CONFIGS = "configs"  # folder of the configurations, in a checkout and where this is installed
+# what an element of a tuple is, by the type that the configuration file has there
+ELEMENTS = {
+  str: "texts",
+  int: "whole numbers",
+  float: "numbers",
+  None: "texts or numbers",
+}
+ONE_TEXT = re.compile(r"[^,;()\[\]{}'\"\s]([^,;()\[\]{}'\"]*[^,;()\[\]{}'\"\s])?")
 INSTALLED = str(pathlib.Path(__file__).parents[2])  # the folder that holds it
 
 
@@ -101,6 +111,7 @@ def load_config(spec: str, overrides: list[str] = ()) -> ConfigDict:
     *_, reason = str(error).strip().splitlines()
     raise ConfigError(f"--config {spec}: {reason}") from error
   # Keys that do not exist, by name; then all of them at once, by type.
+  given = []
   for override in overrides:
     key, equals, value = override.removeprefix("--config.").partition("=")
     if not equals:
@@ -108,11 +119,22 @@ def load_config(spec: str, overrides: list[str] = ()) -> ConfigDict:
     if not _has(config, key):
       near = nearest_key(key, config)
       raise ConfigError(f"{path} has no key '{key}' (given value {value!r}){near}")
+    # what has no value keeps having none
+    if value != "None" or _get(config, key) is not None:
+      given.append(override)
   try:
-    return _parse(spec, list(overrides))
+    parsed = _parse(spec, given)
   except (absl_flags.Error, TypeError, ValueError) as error:
-    reason = _blame(spec, overrides, config) or error
+    reason = _blame(spec, given, config) or error
     raise ConfigError(f"{path}: {reason}") from error
+
+  # What the types of the keys do not tell: numbers that are none, elements of tuples.
+  for override in given:
+    key, _, value = override.removeprefix("--config.").partition("=")
+    problem = _problem(key, _get(config, key), _get(parsed, key))
+    if problem:
+      raise ConfigError(f"{path}: {key} = {value!r}: {problem}")
+  return parsed
 
 
 def find_file(path: str) -> str:
@@ -142,9 +164,60 @@ def _blame(spec: str, overrides: list[str], config: ConfigDict) -> str | None:
       _parse(spec, [override])
     except (absl_flags.Error, TypeError, ValueError):
       key, _, value = override.removeprefix("--config.").partition("=")
-      wanted = type(_get(config, key))
+      section, _, name = key.rpartition(".")
+      # a key without a value has a type too
+      wanted = (_get(config, section) if section else config).get_type(name)
       return f"{key} = {value!r} is not of type {wanted.__name__}"
   return None
+
+
+def _problem(key: str, default, given) -> str | None:
+  """Why the value given for a key cannot be meant, with the remedy; None if it can.
+
+  default: the value of the configuration file, whose elements say what a tuple is made of.
+  """
+  if _is_nan(given):
+    return "give a number"
+  if not isinstance(given, tuple):
+    return None
+  wanted = _element_type(default)
+  for element in given:
+    if _is_element(element, wanted):
+      continue
+    if isinstance(element, str) and wanted in (str, None):
+      return (
+        f"read as the one text {element!r}; write several as --config.{key}=\"('a','b')\", none as "
+        f"--config.{key}=()"
+      )
+    said = ELEMENTS[wanted]
+    example = repr(default or (1, 2)).replace(" ", "")
+    return f'its element {element!r} is none of {said}; write it as --config.{key}="{example}"'
+  return None
+
+
+def _element_type(default: tuple) -> type | None:
+  """What the elements of a tuple are: str, int, float; None where the default does not tell."""
+  kinds = {type(element) for element in default}
+  if kinds == {str}:
+    return str
+  if kinds and kinds <= {int, float}:
+    return float if float in kinds else int
+  return None
+
+
+def _is_element(element, wanted: type | None) -> bool:
+  """Whether a value can be meant as an element of this type; whole numbers are numbers too."""
+  if isinstance(element, str):
+    return wanted in (str, None) and bool(ONE_TEXT.fullmatch(element))
+  if isinstance(element, bool) or not isinstance(element, int | float) or _is_nan(element):
+    return False
+  if wanted is int:
+    return isinstance(element, int)
+  return wanted in (float, None)
+
+
+def _is_nan(value) -> bool:
+  return isinstance(value, float) and math.isnan(value)
 
 
 def _get(config, key: str):

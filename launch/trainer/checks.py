@@ -5,6 +5,7 @@ read the file.
 """
 
 import importlib.util
+import math
 import pathlib
 
 from ml_collections import ConfigDict
@@ -38,6 +39,18 @@ def check(config: ConfigDict, stages: tuple[str, ...]) -> None:
       "parts"
     )
 
+  # Numbers of tuples that are empty by default, so that their type is told nowhere else.
+  for step in config.eval.steps_curve:
+    if not isinstance(step, int) or step < 1:
+      raise ConfigError(
+        f"eval.steps_curve = {config.eval.steps_curve}: {step!r} is not a positive whole number"
+      )
+  for threshold in config.data.thresholds:
+    if not isinstance(threshold, int | float):
+      raise ConfigError(
+        f"data.thresholds = {config.data.thresholds}: {threshold!r} is not a number"
+      )
+
   # Durations.
   for key in ("factor", "seconds", "other_seconds"):
     value = config.watchdog[key]
@@ -63,6 +76,11 @@ def check_data(config: ConfigDict) -> None:
   if not mixture:
     raise ConfigError("data.mixture names no dataset")
 
+  for name, entry in mixture.items():
+    if not 0 <= entry.weight < math.inf:
+      raise ConfigError(
+        f"data.mixture.{name}.weight = {entry.weight} is no weight: give a number, 0 or more"
+      )
   # A source of weight 0 is not read and need not be there.
   entries = {name: entry for name, entry in mixture.items() if entry.weight}
   if not entries:

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from launch.console import cli
+from launch.trainer import checks
 from sam3d_jax.errors import InputError, JobFailed, Preempted
 
 CONFIG = "configs/pretrain_geometry.py"
@@ -45,6 +46,60 @@ def test_overrides_reach_the_configuration_with_their_type():
 def test_a_wrong_override_names_key_value_and_nearest_key(capsys, argument, expected):
   assert command(lambda args: 0, "--config", CONFIG, argument) == cli.EXIT_BAD_INPUT
   assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "override, said",
+  [
+    ("optim.ema=None", "its element None is none of numbers"),
+    ("optim.ema=nan", "its element 'nan' is none of numbers"),
+    ("optim.ema=", "its element '' is none of numbers"),
+    ("optim.ema=('0.9',)", "its element '0.9' is none of numbers"),
+    ("optim.ema=(True,)", "its element True is none of numbers"),
+    ("optim.ema=((0.9,),)", "its element (0.9,) is none of numbers"),
+    ("optim.lr=nan", "give a number"),
+    ("data.mixture.iso_3do.weight=nan", "give a number"),
+    ("model.condition.streams=image,mask", "write several as"),
+    ("model.condition.streams=(image,mask)", "write several as"),
+    ("model.condition.streams=", "write several as"),
+    ("model.condition.streams=None", "its element None is none of texts"),
+    ("model.condition.streams=(1,2)", "its element 1 is none of texts"),
+    ("eval.steps_curve=None", "its element None is none of texts or numbers"),
+    ("eval.steps_curve=4;8", "write several as"),
+    ("sampler.pointmap_guidance=strong", "is not of type float"),
+    ("sampler.pointmap_guidance=nan", "give a number"),
+    ("model=geometry", "is not of type ConfigDict"),
+  ],
+)
+def test_a_value_that_cannot_be_meant_is_named_with_file_key_and_remedy(capsys, override, said):
+  key, _, value = override.partition("=")
+  assert command(lambda args: 0, f"--config={CONFIG}:tiny", f"--config.{override}") == 2
+  told = capsys.readouterr().err
+  assert f"{CONFIG}: {key} = {value!r}" in told.replace('"', "'") or repr(value) in told
+  assert said in told
+
+
+@pytest.mark.parametrize(
+  "override, expected",
+  [
+    ("optim.ema=0.9,0.99", (0.9, 0.99)),
+    ("optim.ema=[0.9]", (0.9,)),
+    ("optim.ema=()", ()),
+    ("sampler.interval=(0,1)", (0, 1)),  # whole numbers are numbers
+    ("model.condition.streams=image", ("image",)),
+    ("model.condition.streams=('image','mask')", ("image", "mask")),
+    ("eval.steps_curve=4,8", (4, 8)),
+    ("data.thresholds=(3,3.5)", (3, 3.5)),
+    ("sampler.pointmap_guidance=5", 5.0),
+    ("sampler.pointmap_guidance=None", None),
+  ],
+)
+def test_a_value_that_can_be_meant_is_taken(override, expected):
+  config = cli.load_config(f"{CONFIG}:tiny", [f"--config.{override}"])
+  key, _, _ = override.partition("=")
+  for name in key.split("."):
+    config = config[name]
+  assert config == expected
 
 
 @pytest.mark.parametrize(
@@ -110,6 +165,22 @@ def test_a_configuration_error_is_found_before_jax_is_imported():
     "assert code == 2; assert 'jax' not in sys.modules"
   )
   subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+  "override, said",
+  [
+    ("data.mixture.iso_3do.weight=inf", "data.mixture.iso_3do.weight = inf is no weight"),
+    ("data.mixture.iso_3do.weight=-1", "data.mixture.iso_3do.weight = -1.0 is no weight"),
+    ("eval.steps_curve=many", "eval.steps_curve = ('many',): 'many' is not a positive whole"),
+    ("data.thresholds=high", "data.thresholds = ('high',): 'high' is not a number"),
+  ],
+)
+def test_a_number_of_the_run_is_checked_before_anything_else(override, said):
+  config = cli.load_config(f"{CONFIG}:tiny", [f"--config.{override}"])
+  with pytest.raises(InputError) as refused:
+    checks.check(config, ("pretrain",))
+  assert said in str(refused.value)
 
 
 def test_a_training_command_rejects_a_missing_dataset_before_jax_is_imported(tmp_path):

@@ -328,3 +328,13 @@ def test_the_example_of_the_documentation_is_valid_and_names_every_key(tmp_path)
   for section in (Spec, Slurm, Kubernetes, Xpk, TpuVm):
     keys |= {field.name for field in dataclasses.fields(section)}
   assert [key for key in sorted(keys) if not re.search(rf"\b{key}\b", example)] == []
+
+
+@pytest.mark.parametrize("name", ["A=1; touch x; B", "", "1A", "A B", "A-B", "$(id)"])
+def test_what_is_no_name_of_a_variable_is_refused(tmp_path, name):
+  values = yaml.safe_load(SPECS[0].read_text())
+  values["env"] = {name: "x"}
+  file = tmp_path / "job.yaml"
+  file.write_text(yaml.safe_dump(values))
+  with pytest.raises(cli.ConfigError, match="no name of a variable"):
+    load(str(file))
