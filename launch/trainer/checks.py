@@ -13,10 +13,11 @@ from ml_collections import ConfigDict
 from sam3d_jax.errors import ConfigError
 
 
-def check(config: ConfigDict, stages: tuple[str, ...]) -> None:
+def check(config: ConfigDict, stages: tuple[str, ...], *, before_data: bool = False) -> None:
   """Raises ConfigError naming the key, its value and the fix.
 
-  What only the typed parts of a run can tell is found by `launch.trainer.setup.read`.
+  before_data: the datasets need not be there yet. What only the typed parts of a run can tell is
+  found by `launch.trainer.setup.read`.
   """
   if config.stage not in stages:
     accepted = ", ".join(stages)
@@ -63,11 +64,11 @@ def check(config: ConfigDict, stages: tuple[str, ...]) -> None:
       f"log.wandb = {config.log.wandb!r}: the package wandb is not installed (pip install wandb); "
       "or leave it empty"
     )
-  check_data(config)
+  check_data(config, before_data=before_data)
 
 
-def check_data(config: ConfigDict) -> None:
-  """Raises ConfigError unless the mixture names datasets that exist."""
+def check_data(config: ConfigDict, *, before_data: bool = False) -> None:
+  """Raises ConfigError unless the mixture names datasets that exist; `before_data`, names some."""
   kind, mixture = config.data.kind, config.data.mixture
   if kind not in ("shards", "fake"):
     raise ConfigError(f"data.kind = {kind!r} is not one of shards, fake")
@@ -85,6 +86,8 @@ def check_data(config: ConfigDict) -> None:
   entries = {name: entry for name, entry in mixture.items() if entry.weight}
   if not entries:
     raise ConfigError("data.mixture: every source has weight 0")
+  if before_data:
+    return
   for name, entry in entries.items():
     if not entry.path:
       raise ConfigError(
@@ -96,3 +99,16 @@ def check_data(config: ConfigDict) -> None:
         f"data.mixture.{name}.path = {entry.path!r} is not a folder (build it with "
         "launch.build_data)"
       )
+
+
+def missing_data(config: ConfigDict) -> tuple[str, ...]:
+  """Names of the mixture's sources that are read and whose folder is not there."""
+  if config.data.kind != "shards":
+    return ()
+  missing = []
+  for name, entry in config.data.mixture.items():
+    # an empty path would be the present folder
+    is_there = entry.path and pathlib.Path(entry.path).is_dir()
+    if entry.weight and not is_there:
+      missing.append(name)
+  return tuple(missing)

@@ -5,11 +5,13 @@ the stages they accept.
 """
 
 import argparse
+import os
 
-from launch.console import cli
+from launch.console import cli, machines
 from launch.console.flags import dry_run_flag
 from launch.trainer import checks
 from launch.trainer.specs import HostsSpec, RunSpec
+from sam3d_jax.errors import ConfigError
 from sam3d_jax.training.preemption import StopFlag
 
 
@@ -20,9 +22,17 @@ def main(stages: tuple[str, ...], description: str, argv: list[str] | None = Non
     # From here on a signal to stop is kept until there is something to save.
     with StopFlag() as stop:
       spec = run_spec(args)
-      checks.check(spec.config, stages)
+      checks.check(spec.config, stages, before_data=spec.dry_run)
+      if spec.devices:
+        # What is only described needs no device; those at hand are left to others.
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
       # The wall: what is imported here needs JAX, which takes seconds that no wrong configuration
       # and no --help should cost.
+      if spec.dry_run:
+        from launch.trainer import rehearsal
+
+        rehearsal.run(spec)
+        return
       from launch.trainer import train
 
       train.run(spec, stop)
@@ -36,8 +46,18 @@ def flags(parser: argparse.ArgumentParser) -> None:
     required=True,
     help="folder for checkpoints and metrics; an existing one is resumed",
   )
-  dry_run_flag(parser, "print the plan")
+  dry_run_flag(parser, "check all that can be found, print the plan")
+  devices_flag(parser)
   hosts_flags(parser)
+
+
+def devices_flag(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--devices",
+    default="",
+    metavar="N|8xH100|v5p-64|v5p:4x4x4",
+    help="with --dry_run: plan for these devices, none of which has to be there",
+  )
 
 
 def hosts_flags(parser: argparse.ArgumentParser) -> None:
@@ -55,10 +75,16 @@ def hosts_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run_spec(args: argparse.Namespace) -> RunSpec:
+  """The flags, typed. Raises ConfigError for devices that are not, or not to be, described."""
+  if args.devices and not args.dry_run:
+    raise ConfigError(f"--devices {args.devices} goes with --dry_run; a run takes those at hand")
+  if args.devices:
+    machines.parse(args.devices, "--devices")
   return RunSpec(
     config=args.config,
     workdir=args.workdir,
     dry_run=args.dry_run,
+    devices=args.devices,
     hosts=hosts_spec(args),
   )
 

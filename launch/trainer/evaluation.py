@@ -18,10 +18,11 @@ from flax import nnx
 import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 import numpy as np
 
 from launch.scoring import held_out
-from sam3d_jax.errors import ConfigError
+from sam3d_jax.errors import ConfigError, InputError
 from sam3d_jax.inference import predictor, weights
 from sam3d_jax.models import parameters
 from sam3d_jax.objectives import paths
@@ -219,14 +220,10 @@ class Samples:
     self.mesh = setup.mesh
 
     # The decoder, which has to be that of the latents.
+    check_decoder_sizes(config)
     vae, vae_config = checkpoint.restore_model(config.eval.decoder)
-    weights.check_latent_shape(
-      config.model,
-      vae_config.model,
-      f"eval.decoder {config.eval.decoder}",
-    )
     digest = parameters.params_digest(parameters.flat_params(vae))
-    check_autoencoder(setup, digest)
+    check_autoencoder(config, digest, setup.train_loader.config.autoencoder)
     self.decoder_graph, decoder = nnx.split(vae.decoder)
     self.replicated = NamedSharding(self.mesh, P())
     self.decoder = jax.device_put(decoder, self.replicated)
@@ -369,13 +366,39 @@ class Samples:
       steps_curve.write(self.workdir, rows)
 
 
-def check_autoencoder(setup, digest: str) -> None:
+def check_decoder(config: ConfigDict, autoencoder: str) -> None:
+  """Raises ConfigError if `eval.decoder` is not there or does not fit the model or the data.
+
+  autoencoder: digest that the latents of the data carry; '' before there are data.
+  """
+  check_decoder_sizes(config)
+  if autoencoder:
+    vae, _ = checkpoint.restore_model(config.eval.decoder)
+    digest = parameters.params_digest(parameters.flat_params(vae))
+    check_autoencoder(config, digest, autoencoder)
+
+
+def check_decoder_sizes(config: ConfigDict) -> None:
+  """Raises InputError unless `eval.decoder` is a structure VAE of the model's latents."""
+  decoder = config.eval.decoder
+  try:
+    model = ConfigDict(checkpoint.read_meta(decoder)["config"]).model
+  except InputError as error:
+    raise ConfigError(f"eval.decoder = {decoder!r}: {error}") from error
+  if model.name != "structure_vae":
+    raise ConfigError(
+      f"eval.decoder = {decoder!r} holds a model of kind {model.name!r}, a structure_vae is "
+      "needed: give the work folder of launch.train_vae"
+    )
+  weights.check_latent_shape(config.model, model, f"eval.decoder {decoder}")
+
+
+def check_autoencoder(config: ConfigDict, digest: str, trained: str) -> None:
   """Raises ConfigError if the decoder belongs to other latents than those trained on."""
-  trained = setup.train_loader.config.autoencoder
   if trained != digest:
     given, wanted = digest[:12], trained[:12]
     raise ConfigError(
-      f"eval.decoder = {setup.config.eval.decoder!r} is autoencoder {given}, the latents of the "
+      f"eval.decoder = {config.eval.decoder!r} is autoencoder {given}, the latents of the "
       f"data were made by {wanted}; give the work folder of the structure VAE that encoded them"
     )
 

@@ -1,6 +1,7 @@
 """The plan that a training command prints before it starts; `--dry_run` stops there."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 import math
 
 import jax
@@ -14,14 +15,17 @@ from sam3d_jax.training import hardware
 from sam3d_jax.training.hardware import TERA
 
 
-def text(setup: Setup) -> str:
-  """The plan of a prepared run: what is trained, on what, from which data, in how much memory."""
+def text(setup: Setup, missing: Sequence[str] = ()) -> str:
+  """The plan of a prepared run: what is trained, on what, from which data, in how much memory.
+
+  missing: sources of the mixture that are not there yet; the loader is of the others, if any.
+  """
   lines = [
     model(setup),
     objective(setup.config),
     devices(setup),
     f"arithmetic {flops(setup)}",
-    f"data {data(setup)}",
+    f"data {data(setup, missing)}",
     f"evaluation {evaluation(setup.config.eval)}",
   ]
 
@@ -125,11 +129,17 @@ def flops(setup: Setup) -> str:
   return f"{line}; peak {peak:.0f} TFLOP/s a chip: {full:.3g} samples/s a chip at 100 % MFU"
 
 
-def data(setup: Setup) -> str:
-  """What is read."""
+def data(setup: Setup, missing: Sequence[str] = ()) -> str:
+  """What is read; `missing` as in `text`."""
   settings = setup.config.data
+  samples = setup.config.steps * setup.config.batch_size
   if settings.kind == "fake":
     return "random batches"
+  if missing:
+    listed = ", ".join(missing)
+    return (
+      f"{listed} not there yet: {count(samples)} samples will be read of split {settings.split}"
+    )
   sources = []
   for name, entry in settings.mixture.items():
     if entry.weight:
@@ -138,7 +148,7 @@ def data(setup: Setup) -> str:
 
   # Of all sources together.
   records = len(setup.train_loader)
-  epochs = setup.config.steps * setup.config.batch_size / records
+  epochs = samples / records
   rated = setup.train_loader.config.min_rating
   chosen = "" if rated is None else f" (rated {rated:g} or better, or not at all)"
   return f"{mixture}: {records} records of split {settings.split}{chosen}, {epochs:.3g} epochs"

@@ -36,15 +36,21 @@ class Preview(Protocol):
     """Writes down what `curve` started."""
 
 
+def no_files(config: ConfigDict, autoencoder: str) -> None:
+  """Of previews that read no files of their own."""
+
+
 @dataclasses.dataclass(frozen=True)
 class PreviewKind:
   """make: `launch.trainer.setup.Setup` -> Preview. wanted: whether a configuration asks for it.
-  check: raises ConfigError if it cannot be had.
+  check: raises ConfigError if it cannot be had. check_files: (configuration, autoencoder of the
+  latents or '' before there are data), raises InputError if the files that it names do not fit.
   """
 
   make: Callable[[Any], Preview]
   wanted: Callable[[ConfigDict], bool]
   check: Callable[[ConfigDict], None]
+  check_files: Callable[[ConfigDict, str], None] = no_files
 
 
 def has_decoder(config: ConfigDict) -> bool:
@@ -66,7 +72,12 @@ def check_objects(config: ConfigDict) -> None:
 
 
 PREVIEWS: dict[str, PreviewKind] = {
-  "geometry": PreviewKind(make=evaluation.Samples, wanted=has_decoder, check=check_objects),
+  "geometry": PreviewKind(
+    make=evaluation.Samples,
+    wanted=has_decoder,
+    check=check_objects,
+    check_files=evaluation.check_decoder,
+  ),
 }
 
 
@@ -82,6 +93,16 @@ def check(config: ConfigDict) -> None:
   kind = PREVIEWS.get(name)
   if kind is not None and kind.wanted(config):
     kind.check(config)
+
+
+def check_files(config: ConfigDict, autoencoder: str) -> None:
+  """Raises InputError if files that the previews of a configuration read are missing or do not fit.
+
+  autoencoder: digest that the latents of the data carry; '' before there are data.
+  """
+  kind = PREVIEWS.get(config.model.name)
+  if kind is not None and kind.wanted(config):
+    kind.check_files(config, autoencoder)
 
 
 def make(setup) -> Preview | None:

@@ -22,4 +22,5 @@ class RunSpec:
   config: ConfigDict
   workdir: str
   dry_run: bool = False  # print the plan and stop
+  devices: str = ""  # of a dry run, as launch/console/machines.py reads them; '': those at hand
   hosts: HostsSpec = HostsSpec()

@@ -24,7 +24,7 @@ from sam3d_jax.training.watchdog import Watchdog, WatchdogConfig
 
 def run(spec: RunSpec, stop: StopFlag) -> None:
   """Trains as configured. Everything that can be wrong with the configuration is found before a
-  device is touched.
+  device is touched. A dry run is `launch.trainer.rehearsal`.
   """
   # What the configuration alone can get wrong.
   config = spec.config
@@ -39,11 +39,10 @@ def run(spec: RunSpec, stop: StopFlag) -> None:
     starting.keep_recorded_values(config, recorded, workdir)
   hosts.check_same_config(config)
 
-  # The plan, which a dry run ends with.
+  # The plan, and then the work.
   prepared = setup.prepare(config, workdir)
   print(plan.text(prepared), flush=True)
-  if not spec.dry_run:
-    recorded(prepared, ledger, stop)
+  recorded(prepared, ledger, stop)
 
 
 def recorded(setup: Setup, ledger: Ledger, stop: StopFlag) -> None:

@@ -9,7 +9,8 @@ sharded, so writing one costs a pass over memory and a restore on another mesh c
 `checkpointer` writes and restores the state of a run.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+import dataclasses
 import functools
 import hashlib
 import json
@@ -399,16 +400,33 @@ def load_params(workdir, *, which: str = "ema", step: int | None = None) -> dict
   return params
 
 
-def initial_params(
-  workdir, param_shapes: Mapping[str, jax.ShapeDtypeStruct], mesh, *, which: str, allow: str = ""
-):
-  """Parameters to start a stage from, laid out on `mesh`, and the parent for the lineage.
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """What a stage takes from the checkpoint that it starts from.
 
-  Every parameter must come from the checkpoint and the other way round. Those whose path `allow` (a
-  regular expression, full match) names may differ: the record lists under `fresh` what the caller
-  has to make, under `left_out` what the model has no use for. Low-rank adapters of the checkpoint
-  are folded into their kernels. Raises InputError listing every other parameter that is missing,
-  unexpected or of another shape.
+  stored: path in the checkpoint -> shape and dtype. sources: parameter -> path in the checkpoint.
+  factors: of low-rank adapters among them. fits: parameters that are taken over. fresh, left_out:
+  parameters that only the model, or only the checkpoint, has, or in another shape.
+  """
+
+  step: int
+  meta: Mapping[str, Any]
+  stored: Mapping[str, jax.ShapeDtypeStruct]
+  sources: Mapping[str, str]
+  factors: Collection[str]
+  fits: Collection[str]
+  fresh: list[str]
+  left_out: list[str]
+
+
+def origin(
+  workdir, param_shapes: Mapping[str, jax.ShapeDtypeStruct], *, which: str, allow: str = ""
+) -> Origin:
+  """What a stage would take from a checkpoint; no array is read.
+
+  Every parameter must come from the checkpoint and the other way round, but for those whose path
+  `allow` (a regular expression, full match) names. Raises InputError listing every other parameter
+  that is missing, unexpected or of another shape.
   """
   release = pathlib.Path(workdir) / "pipeline.yaml"
   if release.is_file():
@@ -437,9 +455,33 @@ def initial_params(
     {path: leaf for path, leaf in on_disk.items() if path not in loose},
     where=f"init_from {workdir} step {step}",
   )
+  return Origin(
+    step=step,
+    meta=meta,
+    stored=stored,
+    sources=sources,
+    factors=factors,
+    fits=fits,
+    fresh=sorted(loose & set(param_shapes)),
+    left_out=sorted(loose & set(on_disk)),
+  )
+
+
+def initial_params(
+  workdir, param_shapes: Mapping[str, jax.ShapeDtypeStruct], mesh, *, which: str, allow: str = ""
+):
+  """Parameters to start a stage from, laid out on `mesh`, and the parent for the lineage.
+
+  What comes from the checkpoint, and the errors, are `origin`'s: the record lists under `fresh`
+  what the caller has to make, under `left_out` what the model has no use for. Low-rank adapters of
+  the checkpoint are folded into their kernels.
+  """
+  found = origin(workdir, param_shapes, which=which, allow=allow)
+  step, meta, stored = found.step, found.meta, found.stored
+  sources, factors = found.sources, found.factors
 
   # Read onto the mesh, the factors of adapters too.
-  wanted = {path: leaf for path, leaf in param_shapes.items() if path in fits}
+  wanted = {path: leaf for path, leaf in param_shapes.items() if path in found.fits}
   wanted |= {path: stored[sources[path]] for path in factors}
   shardings, placed = {}, {}
   for path, leaf in wanted.items():
@@ -466,8 +508,8 @@ def initial_params(
     "which": which,
     "digest": digest(meta),
     "lineage": meta["lineage"],
-    "fresh": sorted(loose & set(param_shapes)),
-    "left_out": sorted(loose & set(on_disk)),
+    "fresh": found.fresh,
+    "left_out": found.left_out,
   }
   return params, parent
 

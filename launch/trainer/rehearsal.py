@@ -1,0 +1,111 @@
+"""A dry run of a training command: everything that can be found without training, and the plan.
+
+Nothing is written and no folder is made. Devices may be described rather than present, and data may
+be missing. What is there is checked: the work folder's own configuration and state, `init_from`,
+the files of previews, the datasets.
+"""
+
+import dataclasses
+import os
+import pathlib
+
+from ml_collections import ConfigDict
+
+from launch.console import machines
+from launch.trainer import checks, hosts, plan, previews, setup, starting
+from launch.trainer.setup import Setup
+from launch.trainer.specs import RunSpec
+from sam3d_jax.errors import InputError
+from sam3d_jax.training import checkpoint
+
+
+def run(spec: RunSpec) -> None:
+  """Prints the plan of a run. Raises ConfigError or InputError for what would stop it."""
+  # What the configuration alone can get wrong.
+  config = spec.config
+  setup.read(config)
+  workdir = pathlib.Path(spec.workdir).absolute()
+  check_workdir(workdir)
+
+  # The devices: described ones, or those of this job.
+  devices = None
+  if spec.devices:
+    devices = machines.parse(spec.devices, "--devices").devices()
+  else:
+    hosts.connect(spec.hosts)
+  starting.keep_recorded_values(config, workdir)
+  hosts.check_same_config(config)
+
+  # The plan, from the data that there are.
+  missing = checks.missing_data(config)
+  prepared = setup.prepare(with_data_at_hand(config, missing), devices=devices)
+  prepared = dataclasses.replace(prepared, config=config, workdir=workdir)
+  print(plan.text(prepared, missing))
+
+  # Where it would start, and what its previews would read.
+  print(start(prepared))
+  autoencoder = ""
+  if config.data.kind == "shards" and not missing:
+    autoencoder = prepared.train_loader.config.autoencoder
+  previews.check_files(config, autoencoder)
+
+
+def check_workdir(workdir: pathlib.Path) -> None:
+  """Raises InputError unless the work folder, or the nearest one above it, can be written."""
+  nearest = workdir
+  while not nearest.exists():
+    nearest = nearest.parent
+  if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+    raise InputError(
+      f"--workdir {workdir}: {nearest} is no folder that you may write to; give one on a disk with "
+      "space"
+    )
+
+
+def with_data_at_hand(config: ConfigDict, missing: tuple[str, ...]) -> ConfigDict:
+  """A copy that reads the sources that are there; random batches of the same form without any."""
+  if not missing:
+    return config
+  copy = ConfigDict(config.to_dict(), convert_dict=True)
+  for name in missing:
+    copy.data.mixture[name].weight = 0.0
+  if not any(entry.weight for entry in copy.data.mixture.values()):
+    copy.data.kind = "fake"
+    # its objects are read from shards
+    copy.eval.decoder = ""
+  return copy
+
+
+def start(prepared: Setup) -> str:
+  """Where the run would start: resume, initialise or scratch.
+
+  Raises ConfigError for a work folder of another experiment, InputError for a checkpoint that does
+  not fit.
+  """
+  config, workdir = prepared.config, prepared.workdir
+
+  # Resume: the same experiment, and every leaf of its state.
+  if checkpoint.steps(workdir):
+    meta = checkpoint.read_meta(workdir)
+    starting.check_same_run(meta["config"], config, workdir)
+    checkpoint.audit(
+      checkpoint.flatten(prepared.abstract_state),
+      checkpoint.shapes_of(meta),
+      where=f"{workdir} step {meta['step']}",
+    )
+    return f"start: would resume {workdir} at step {meta['step']} of {config.steps}"
+
+  # From scratch, or from another run's parameters.
+  if not config.init_from:
+    return f"start: would draw random parameters, seed {config.seed} (init_from is not set)"
+  found = checkpoint.origin(
+    config.init_from,
+    prepared.param_shapes,
+    which=config.init_which,
+    allow=prepared.init_allow,
+  )
+  where = f"{config.init_from} step {found.step}"
+  return (
+    f"start: would take the {config.init_which} parameters of {where}; "
+    f"{len(found.fresh)} leaves new, {len(found.left_out)} not taken over"
+  )
