@@ -13,6 +13,8 @@ import dataclasses
 import errno
 import pathlib
 
+import numpy as np
+
 from sam3d_jax.errors import Refused
 from sam3d_jax.files.mesh_formats import gltf, obj, off, ply, stl
 from sam3d_jax.files.mesh_formats.surfaces import Surfaces
@@ -91,7 +93,10 @@ def read(path: str | pathlib.Path, *, appearance: bool = True) -> MeshFile:
   try:
     if not path.is_file():
       raise Refused("unreadable", f"{path.name}: no such file")
-    found = rules.reader(path, path.read_bytes(), appearance=appearance)
+    data = path.read_bytes()
+    # NaN and infinity are let through: whoever uses the mesh says what they mean
+    with np.errstate(invalid="ignore", over="ignore"):
+      found = rules.reader(path, data, appearance=appearance)
   except Refused as error:
     if path.name in error.detail:
       raise

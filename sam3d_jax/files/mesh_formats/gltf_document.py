@@ -18,6 +18,7 @@ from sam3d_jax.errors import Refused
 from sam3d_jax.files.mesh_formats import beside, gltf_codecs
 
 MAGIC = b"glTF"
+HEADER, CHUNK_HEADER = 12, 8  # bytes
 JSON_CHUNK, BINARY_CHUNK = 0x4E4F534A, 0x004E4942
 MESHOPT = ("KHR_meshopt_compression", "EXT_meshopt_compression")
 
@@ -68,9 +69,9 @@ class Document:
 
   def __init__(self, path: pathlib.Path, data: bytes):
     self.path = path
+    self.size = len(data)  # bytes read so far, of this file and those it names
     text, self._binary = _chunks(data)
     self.json = _parse(text)
-    self._size = len(data)  # bytes read so far, of this file and those it names
     self._buffers: dict[int, bytes | None] = {}
     self._decoded: dict[int, bytes] = {}
     self._check_version()
@@ -90,9 +91,10 @@ class Document:
     found = self.items(kind)
     if not is_index(index, len(found)):
       raise wrong(f"{kind}[{index!r}]: there are {len(found)}")
-    if not isinstance(found[index], dict):
+    entry = found[index]
+    if not isinstance(entry, dict):
       raise wrong(f"{kind}[{index}] is no object")
-    return found[index]
+    return entry
 
   def uses(self, extension: str) -> bool:
     return extension in self.items("extensionsUsed")
@@ -100,50 +102,44 @@ class Document:
   def _check_version(self) -> None:
     asset = self.json.get("asset", {})
     version = str(asset.get("version", "2.0"))
+    major = version.partition(".")[0]
     # a file that cannot be read by readers of 2.0 says so
     least = str(asset.get("minVersion", "2.0"))
-    if version.partition(".")[0] != "2" or least not in ("2", "2.0"):
-      raise Refused("unsupported", f"glTF {version}, at least {least}; 2.0 is read")
+    if major != "2" or least not in ("2", "2.0"):
+      detail = f"glTF {version}, at least {least}; 2.0 is read"
+      raise Refused("unsupported", detail)
 
   def _check_extensions(self) -> None:
-    required = self.items("extensionsRequired")
-    unknown = [str(name) for name in required if name not in KNOWN_EXTENSIONS]
+    unknown = []
+    for name in self.items("extensionsRequired"):
+      if name not in KNOWN_EXTENSIONS:
+        unknown.append(str(name))
     if unknown:
       names = ", ".join(unknown)
-      raise Refused("unsupported", f"the file requires {names}, which this reader does not know")
+      detail = f"the file requires {names}, which this reader does not know"
+      raise Refused("unsupported", detail)
 
   # --- Bytes --------------------------------------------------------------------------------------
 
-  @property
-  def size(self) -> int:
-    """Bytes of the file and of the buffers that were read."""
-    return self._size
-
   def view(self, index: Any) -> tuple[bytes | memoryview, int | None]:
     """The bytes of a buffer view and its stride, if it states one; compressed ones are decoded."""
+    name = f"bufferViews[{index}]"
     entry = self.item("bufferViews", index)
     stride = entry.get("byteStride")
     if stride is not None and not is_count(stride):
-      raise wrong(f"bufferViews[{index}]: byteStride {stride!r}")
+      raise wrong(f"{name}: byteStride {stride!r}")
     packed = extension(entry, *MESHOPT)
-    buffer = self._buffer(entry.get("buffer"), optional=packed is not None)
-    if buffer is None:
-      if index not in self._decoded:
-        self._decoded[index] = self._decompressed(packed)
-      return self._decoded[index], packed.get("byteStride")
-    return self._range(buffer, entry, f"bufferViews[{index}]"), stride
+    has_packed = packed is not None
+    buffer = self._buffer(entry.get("buffer"), optional=has_packed)
+    if buffer is not None:
+      return _range(buffer, entry, name), stride
 
-  def _decompressed(self, packed: Mapping[str, Any]) -> bytes:
-    source = self._buffer(packed.get("buffer"))
-    encoded = bytes(self._range(source, packed, "a compressed view"))
-    return gltf_codecs.decode_meshopt(encoded, packed)
-
-  def _range(self, buffer: bytes, entry: Mapping[str, Any], name: str) -> memoryview:
-    start, length = entry.get("byteOffset", 0), entry.get("byteLength")
-    if not is_count(start) or not is_count(length) or start + length > len(buffer):
-      where = f"{length!r} bytes from {start!r}"
-      raise wrong(f"{name}: {where} of a buffer of {len(buffer)} bytes")
-    return memoryview(buffer)[start : start + length]
+    # Only the place of what is compressed.
+    if index not in self._decoded:
+      source = self._buffer(packed.get("buffer"))
+      encoded = _range(source, packed, name)
+      self._decoded[index] = gltf_codecs.decode_meshopt(bytes(encoded), packed)
+    return self._decoded[index], packed.get("byteStride")
 
   def _buffer(self, index: Any, *, optional: bool = False) -> bytes | None:
     """A buffer. optional: None for one that only holds the place of compressed data."""
@@ -156,18 +152,21 @@ class Document:
     return data
 
   def _read_buffer(self, index: int, entry: Mapping[str, Any]) -> bytes | None:
+    name = f"buffers[{index}]"
     length = entry.get("byteLength")
     if not is_count(length):
-      raise wrong(f"buffers[{index}]: byteLength {length!r}")
-    fallback = extension(entry, *MESHOPT)
+      raise wrong(f"{name}: byteLength {length!r}")
+    packed = extension(entry, *MESHOPT) or {}
+    is_place = packed.get("fallback", False)
     if "uri" in entry:
-      data = self.fetch(entry["uri"], f"buffers[{index}]")
-    elif index == 0 and self._binary is not None and not (fallback or {}).get("fallback"):
+      data = self.fetch(entry["uri"], name)
+    elif index == 0 and not is_place:
+      # of a .gltf there is none
       data = self._binary
     else:
-      return None
-    if len(data) < length:
-      raise wrong(f"buffers[{index}] of {len(data)} bytes, {length} are announced: cut short")
+      data = None
+    if data is not None and len(data) < length:
+      raise wrong(f"{name} of {len(data)} bytes, {length} are announced: cut short")
     return data
 
   def fetch(self, uri: Any, what: str, *, reason: str = "unreadable") -> bytes:
@@ -175,24 +174,21 @@ class Document:
     if not isinstance(uri, str):
       raise wrong(f"{what}: uri {uri!r}")
     if uri.startswith("data:"):
-      head, comma, body = uri.partition(",")
-      if not comma:
-        raise wrong(f"{what}: a data URI without data")
-      if head.endswith(";base64"):
-        return base64.b64decode(urllib.parse.unquote(body))
-      return urllib.parse.unquote_to_bytes(body)
+      return _data_of(uri, what)
     found = beside.find(self.path.parent, uri)
     if found is None:
-      detail = f"{self.path.name} needs {urllib.parse.unquote(uri)!r}, which is not beside it"
+      plain = urllib.parse.unquote(uri)
+      detail = f"{self.path.name} needs {plain!r}, which is not beside it"
       raise Refused(reason, detail)
     data = found.read_bytes()
-    self._size += len(data)
+    self.size += len(data)
     return data
 
 
 def is_count(value: Any) -> bool:
   """Whether a JSON value is a whole number from 0 on."""
-  return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+  is_number = isinstance(value, int) and not isinstance(value, bool)
+  return is_number and value >= 0
 
 
 def is_index(value: Any, length: int) -> bool:
@@ -216,36 +212,62 @@ def numbers(value: Any, length: int, what: str) -> np.ndarray:
   return found
 
 
+def _range(buffer: bytes, entry: Mapping[str, Any], name: str) -> memoryview:
+  """The part of a buffer that an object with byteOffset and byteLength names."""
+  start = entry.get("byteOffset", 0)
+  length = entry.get("byteLength")
+  are_counts = is_count(start) and is_count(length)
+  if not are_counts or start + length > len(buffer):
+    where = f"{length!r} bytes from {start!r}"
+    raise wrong(f"{name}: {where} of a buffer of {len(buffer)} bytes")
+  end = start + length
+  return memoryview(buffer)[start:end]
+
+
+def _data_of(uri: str, what: str) -> bytes:
+  """The bytes that a data URI holds."""
+  head, comma, body = uri.partition(",")
+  if not comma:
+    raise wrong(f"{what}: a data URI without data")
+  if head.endswith(";base64"):
+    encoded = urllib.parse.unquote(body)
+    return base64.b64decode(encoded)
+  return urllib.parse.unquote_to_bytes(body)
+
+
 def _chunks(data: bytes) -> tuple[bytes, bytes | None]:
   """The JSON text and the binary chunk of a .glb; of a .gltf the text alone."""
   if not data.startswith(MAGIC):
     return data, None
-  if len(data) < 20:
+  if len(data) < HEADER + CHUNK_HEADER:
     raise wrong("a GLB without chunks")
-  version, length = struct.unpack_from("<II", data, 4)
+  version, length = struct.unpack_from("<II", data, len(MAGIC))
   if version != 2:
     raise Refused("unsupported", f"GLB version {version}; 2 is read")
   if len(data) < length:
     raise wrong(f"GLB of {len(data)} bytes, its header announces {length}: cut short")
-  text, binary, at = None, None, 12
-  while at + 8 <= length:
+
+  # The first chunk of each kind; others are for tools that know them.
+  found = {}
+  at = HEADER
+  while at + CHUNK_HEADER <= length:
     size, kind = struct.unpack_from("<II", data, at)
-    chunk = data[at + 8 : at + 8 + size]
+    at += CHUNK_HEADER
+    chunk = data[at : at + size]
     if len(chunk) < size:
       raise wrong(f"a chunk of {size} bytes is cut short")
-    if kind == JSON_CHUNK and text is None:
-      text = chunk
-    elif kind == BINARY_CHUNK and binary is None:
-      binary = chunk
-    at += 8 + size
-  if text is None:
+    found.setdefault(kind, chunk)
+    at += size
+  if JSON_CHUNK not in found:
     raise wrong("a GLB without JSON")
-  return text, binary
+  return found[JSON_CHUNK], found.get(BINARY_CHUNK)
 
 
 def _parse(text: bytes) -> Mapping[str, Any]:
   try:
-    found = json.loads(text.decode("utf-8-sig").rstrip("\0"))
+    # padded with blanks, by some tools with zeros
+    plain = text.decode("utf-8-sig").rstrip("\0")
+    found = json.loads(plain)
   # nested so deeply that no tool wrote it
   except (ValueError, RecursionError) as error:
     raise wrong(f"its JSON cannot be parsed: {error}") from error

@@ -16,6 +16,8 @@ from sam3d_jax.files.mesh_formats.gltf_document import Document, extension, is_c
 POINTS, TRIANGLES, STRIP, FAN = 0, 4, 5, 6
 SURFACES = (TRIANGLES, STRIP, FAN)
 DRACO = "KHR_draco_mesh_compression"
+UV_SET = re.compile(r"TEXCOORD_(\d+)$")
+MORPHED = ("POSITION", "TEXCOORD_", "COLOR_0")  # what of a morph target counts here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,23 +36,32 @@ class Primitive:
 
   def morphed(self, weights: Sequence[float]) -> "Primitive":
     """With its morph targets added, each with its weight."""
-    positions, colours, uv_sets = self.positions_V3, self.colours_V4, dict(self.uv_sets)
+    active = []
     for weight, target in zip(weights, self.targets, strict=False):
-      if not weight:
-        continue
-      for name, change in target.items():
-        if name == "POSITION":
-          positions = positions + weight * change
-        elif name == "COLOR_0" and colours is not None:
-          colours = colours.copy()
-          colours[:, : change.shape[1]] += weight * change
-        elif name.startswith("TEXCOORD_"):
-          number = int(name.removeprefix("TEXCOORD_"))
-          if number in uv_sets:
-            uv_sets[number] = uv_sets[number] + weight * change
+      if weight:
+        active.append((weight, target))
+    if not active:
+      return self
+
+    positions, colours, uv_sets = self.positions_V3, self.colours_V4, dict(self.uv_sets)
+    for weight, target in active:
+      if "POSITION" in target:
+        positions = positions + weight * target["POSITION"]
+      if "COLOR_0" in target and colours is not None:
+        change = target["COLOR_0"]
+        colours = colours.copy()
+        colours[:, : change.shape[1]] += weight * change
+      for number, uv in uv_sets.items():
+        change = target.get(f"TEXCOORD_{number}", 0.0)
+        uv_sets[number] = uv + weight * change
     if colours is not None:
       colours = np.clip(colours, 0, 1)
-    return dataclasses.replace(self, positions_V3=positions, colours_V4=colours, uv_sets=uv_sets)
+    return dataclasses.replace(
+      self,
+      positions_V3=positions,
+      colours_V4=colours,
+      uv_sets=uv_sets,
+    )
 
 
 def mode_of(entry: Mapping[str, Any]) -> int:
@@ -63,7 +74,9 @@ def corner_count(document: Document, entry: Mapping[str, Any]) -> int:
   count = document.item("accessors", index).get("count")
   if not is_count(count):
     raise wrong(f"accessors[{index}]: count {count!r}")
-  return 3 * max(count - 2, 0) if mode_of(entry) in (STRIP, FAN) else count
+  if mode_of(entry) in (STRIP, FAN):
+    return 3 * max(count - 2, 0)
+  return count
 
 
 def read(document: Document, entry: Mapping[str, Any]) -> Primitive:
@@ -72,39 +85,32 @@ def read(document: Document, entry: Mapping[str, Any]) -> Primitive:
   Raises Refused (unreadable, unsupported).
   """
   source = _source(document, entry)
+  names = [str(name) for name in entry["attributes"]]
   positions = source.attribute("POSITION", 3)
-  count = len(positions)
-  mode = mode_of(entry)
-
-  # Which vertices each triangle joins.
-  indices = source.indices
-  if indices is None:
-    indices = np.arange(count)
-  if len(indices) and indices.max() >= count:
-    raise wrong(f"a primitive names vertex {indices.max()} of {count}")
-  drawn = TRIANGLES if source.triangles and mode != POINTS else mode
-  faces = triangles(indices, drawn)
+  faces = _faces(source, mode_of(entry), len(positions))
 
   # Attributes in the order of the vertices.
-  names = [str(name) for name in entry["attributes"]]
   uv_sets = {}
   for name in names:
-    if re.fullmatch(r"TEXCOORD_\d+", name):
-      uv_sets[int(name.removeprefix("TEXCOORD_"))] = source.attribute(name, 2)
+    match = UV_SET.match(name)
+    if match:
+      uv_sets[int(match[1])] = source.attribute(name, 2)
   colours = _colours(source) if "COLOR_0" in names else None
   joints, weights = _influences(source, names)
   targets = tuple(_target(document, target) for target in entry.get("targets", ()))
-  attributes = [positions, *uv_sets.values(), colours, joints, weights]
-  for target in targets:
-    attributes += target.values()
-  for values in attributes:
-    if values is not None and len(values) != count:
-      raise wrong(f"an attribute of {len(values)} vertices beside {count} positions")
   primitive = Primitive(
-    positions, faces, uv_sets, colours, joints, weights, entry.get("material"), targets
+    positions,
+    faces,
+    uv_sets,
+    colours,
+    joints,
+    weights,
+    entry.get("material"),
+    targets,
   )
+  _check_lengths(primitive)
   # many primitives may name parts of one long list of vertices
-  if mode != POINTS and count > faces.size:
+  if mode_of(entry) != POINTS and len(positions) > faces.size:
     return _compact(primitive)
   return primitive
 
@@ -115,28 +121,32 @@ def triangles(indices: np.ndarray, mode: int) -> np.ndarray:
   if mode == TRIANGLES:
     whole = len(indices) // 3 * 3
     return indices[:whole].reshape(-1, 3)
-  if mode == STRIP and len(indices) > 2:
-    first = np.arange(len(indices) - 2)
-    odd = first % 2
-    # every second triangle turns the other way
-    faces = indices[np.stack([first, first + 1 + odd, first + 2 - odd], 1)]
-  elif mode == FAN and len(indices) > 2:
-    hub = np.broadcast_to(indices[0], len(indices) - 2)
-    faces = np.stack([indices[1:-1], indices[2:], hub], 1)
-  else:
+  if mode not in SURFACES or len(indices) < 3:
     return np.zeros((0, 3), np.int64)
+
+  if mode == STRIP:
+    first = np.arange(len(indices) - 2)
+    # every second triangle turns the other way
+    odd = first % 2
+    places = np.stack([first, first + 1 + odd, first + 2 - odd], axis=1)
+    faces = indices[places]
+  else:
+    second, third = indices[1:-1], indices[2:]
+    hub = np.broadcast_to(indices[0], second.shape)
+    faces = np.stack([second, third, hub], axis=1)
   # strips are stitched with triangles that name a vertex twice
   a, b, c = faces.T
-  return faces[(a != b) & (b != c) & (c != a)]
+  is_stitch = (a == b) | (b == c) | (c == a)
+  return faces[~is_stitch]
 
 
-# --- Attributes -----------------------------------------------------------------------------------
+# --- Where data lies ------------------------------------------------------------------------------
 
 
 class _Accessors:
   """Attributes and indices that lie in accessors."""
 
-  triangles = False  # indices are as the mode says
+  joins_triangles = False  # indices are as the mode says
 
   def __init__(self, document: Document, entry: Mapping[str, Any]):
     self._document = document
@@ -149,15 +159,14 @@ class _Accessors:
       self.indices = stored.reshape(-1).astype(np.int64)
 
   def stored(self, name: str) -> np.ndarray:
+    """(V, components) of an attribute in its own type."""
     return gltf_accessors.stored(self._document, self._attributes[name])
-
-  def normalised(self, name: str) -> bool:
-    entry = self._document.item("accessors", self._attributes[name])
-    return _is_fraction(self._document, name, entry)
 
   def attribute(self, name: str, components: int) -> np.ndarray:
     """(V, components) float64."""
-    found = gltf_accessors.fractions(self.stored(name), self.normalised(name))
+    accessor = self._document.item("accessors", self._attributes[name])
+    are_fractions = _are_fractions(self._document, name, accessor)
+    found = gltf_accessors.fractions(self.stored(name), are_fractions)
     if found.shape[1] != components:
       raise wrong(f"{name} has {found.shape[1]} components, expected {components}")
     return found
@@ -166,13 +175,13 @@ class _Accessors:
 class _Draco(_Accessors):
   """Attributes and indices of a primitive that is compressed with Draco."""
 
-  triangles = True  # indices join triangles, whatever the mode says
+  joins_triangles = True  # whatever the mode says
 
   def __init__(self, document: Document, entry: Mapping[str, Any], packed: Mapping[str, Any]):
     super().__init__(document, {"attributes": entry["attributes"]})
-    encoded = bytes(document.view(packed.get("bufferView"))[0])
-    ids = packed.get("attributes", {})
-    self.indices, self._decoded = gltf_codecs.decode_draco(encoded, ids)
+    encoded, _ = document.view(packed.get("bufferView"))
+    unique_ids = packed.get("attributes", {})
+    self.indices, self._decoded = gltf_codecs.decode_draco(bytes(encoded), unique_ids)
 
   def stored(self, name: str) -> np.ndarray:
     if name in self._decoded:
@@ -191,7 +200,23 @@ def _source(document: Document, entry: Mapping[str, Any]) -> _Accessors:
   return _Draco(document, entry, packed)
 
 
-def _is_fraction(document: Document, name: str, accessor: Mapping[str, Any]) -> bool:
+def _faces(source: _Accessors, mode: int, count: int) -> np.ndarray:
+  """(F, 3) int64: which vertices each triangle joins."""
+  indices = source.indices
+  if indices is None:
+    indices = np.arange(count)
+  highest = indices.max(initial=0)
+  if len(indices) and highest >= count:
+    raise wrong(f"a primitive names vertex {highest} of {count}")
+  if source.joins_triangles and mode != POINTS:
+    mode = TRIANGLES
+  return triangles(indices, mode)
+
+
+# --- Attributes -----------------------------------------------------------------------------------
+
+
+def _are_fractions(document: Document, name: str, accessor: Mapping[str, Any]) -> bool:
   """Whether integers of an attribute are fractions of their range."""
   if name.startswith(("COLOR_", "WEIGHTS_")):
     return True
@@ -207,10 +232,11 @@ def _colours(source: _Accessors) -> np.ndarray:
   colours = gltf_accessors.fractions(stored, normalised=True)
   if colours.shape[1] == 3:
     opaque = np.ones((len(colours), 1))
-    colours = np.concatenate([colours, opaque], 1)
+    colours = np.concatenate([colours, opaque], axis=1)
   if colours.shape[1] != 4:
     raise wrong(f"COLOR_0 has {colours.shape[1]} components, expected 3 or 4")
-  return np.clip(np.nan_to_num(colours), 0, 1)
+  known = np.nan_to_num(colours)
+  return np.clip(known, 0, 1)
 
 
 def _influences(
@@ -219,46 +245,63 @@ def _influences(
   """(V, J) joints and weights of all sets; None where there are none."""
   joints, weights = [], []
   for number in range(len(names)):
-    if f"JOINTS_{number}" not in names or f"WEIGHTS_{number}" not in names:
+    joint_name, weight_name = f"JOINTS_{number}", f"WEIGHTS_{number}"
+    if joint_name not in names or weight_name not in names:
       break
-    joints.append(source.stored(f"JOINTS_{number}").astype(np.int64))
-    weights.append(source.attribute(f"WEIGHTS_{number}", 4))
+    stored = source.stored(joint_name)
+    joints.append(stored.astype(np.int64))
+    weights.append(source.attribute(weight_name, 4))
   if not joints:
     return None, None
-  weights_VJ = np.concatenate(weights, 1)
-  total = weights_VJ.sum(1, keepdims=True)
-  # a vertex that nothing moves goes with its first joint
-  weights_VJ[total[:, 0] <= 0, 0] = 1.0
-  total = np.where(total > 0, total, 1.0)
-  return np.concatenate(joints, 1), weights_VJ / total
+  joints_VJ = np.concatenate(joints, axis=1)
+  weights_VJ = np.concatenate(weights, axis=1)
+
+  # Weights are 1 in all; a vertex that nothing moves goes with its first joint.
+  total = weights_VJ.sum(1)
+  is_loose = total <= 0
+  weights_VJ[is_loose, 0] = 1.0
+  total[is_loose] = 1.0
+  return joints_VJ, weights_VJ / total[:, None]
 
 
 def _target(document: Document, target: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
   """What a morph target adds to shape and colour."""
   found = {}
   for name, index in target.items():
-    if name == "POSITION" or name.startswith(("TEXCOORD_", "COLOR_0")):
+    if name.startswith(MORPHED):
       found[name] = gltf_accessors.values(document, index)
   return found
+
+
+def _check_lengths(primitive: Primitive) -> None:
+  """Raises Refused (unreadable) for an attribute of more or fewer vertices than there are."""
+  count = len(primitive.positions_V3)
+  attributes = [*primitive.uv_sets.values()]
+  attributes += [primitive.colours_V4, primitive.joints_VJ, primitive.weights_VJ]
+  for target in primitive.targets:
+    attributes += target.values()
+  for values in attributes:
+    if values is not None and len(values) != count:
+      raise wrong(f"an attribute of {len(values)} vertices beside {count} positions")
 
 
 def _compact(primitive: Primitive) -> Primitive:
   """Without the vertices that no face uses."""
   used, faces = np.unique(primitive.faces_F3, return_inverse=True)
 
-  def kept(values):
+  def kept(values: np.ndarray | None) -> np.ndarray | None:
     return None if values is None else values[used]
 
-  targets = tuple(
-    {name: kept(change) for name, change in target.items()} for target in primitive.targets
-  )
-  return dataclasses.replace(
-    primitive,
+  def all_kept(named: Mapping[Any, np.ndarray]) -> dict[Any, np.ndarray]:
+    return {name: values[used] for name, values in named.items()}
+
+  return Primitive(
     positions_V3=primitive.positions_V3[used],
     faces_F3=faces.reshape(-1, 3),
-    uv_sets={number: kept(uv) for number, uv in primitive.uv_sets.items()},
+    uv_sets=all_kept(primitive.uv_sets),
     colours_V4=kept(primitive.colours_V4),
     joints_VJ=kept(primitive.joints_VJ),
     weights_VJ=kept(primitive.weights_VJ),
-    targets=targets,
+    material=primitive.material,
+    targets=tuple(map(all_kept, primitive.targets)),
   )
