@@ -30,6 +30,9 @@ class Cut:
   cutoff: float = MASK_CUTOFF
 
 
+EVERYTHING = Cut(None, None, cutoff=2.0)  # above any alpha
+
+
 def cutout(alpha_HW: np.ndarray | None, factor: float, cutoff: float) -> np.ndarray | None:
   """(H, W) bool of texels that are gone: uint8 alpha times `factor` is below `cutoff`.
 

@@ -159,10 +159,8 @@ class _Reader:
     vertices, faces = _placed(primitive, drawing)
     if not self._appearance and look.cut is None:
       return Mesh(vertices, faces), None
-    colours = _rgb(primitive)
-    material = np.zeros(len(faces), np.int32)
-    mesh = Mesh(vertices, faces, colours, look.uv, material, (look.material,))
-    return mesh.with_appearance(), look.cut
+    mesh = Mesh(vertices, faces, _rgb(primitive), look.uv)
+    return surfaces.in_one(mesh, look.material), look.cut
 
   def cloud(self, drawing: Drawing, entry: Mapping[str, Any]) -> Mesh:
     """Points where they are drawn."""

@@ -14,14 +14,15 @@ import numpy as np
 
 from sam3d_jax.files.mesh_formats import alpha, gltf_codecs, textures
 from sam3d_jax.files.mesh_formats.gltf_document import Document, extension, is_count, numbers, wrong
-from sam3d_jax.files.mesh_formats.surfaces import GREY, MAX_UV
+from sam3d_jax.files.mesh_formats.surfaces import GREY, clipped_uv
 from sam3d_jax.files.mesh_formats.textures import Texture
 from sam3d_jax.render.mesh import WHITE, Material
 
-CLAMP, MIRROR = 33071, 33648  # wrap modes of samplers; any other repeats
+REPEAT, CLAMP, MIRROR = 10497, 33071, 33648  # wrap modes of samplers
+BASIS = "KHR_texture_basisu"
 MAX_BORDER = 4  # pictures by which a clamped one is continued each way
 # Where the picture of a texture lies, the preferred first; None is the core's `source`.
-SOURCES = ("EXT_texture_webp", "EXT_texture_avif", None, "MSFT_texture_dds", "KHR_texture_basisu")
+SOURCES = ("EXT_texture_webp", "EXT_texture_avif", None, "MSFT_texture_dds", BASIS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Materials:
     self._document = document
     self._appearance = appearance
     self._pictures: dict[int, Texture] = {}
-    self._known: dict[Any, tuple[Material, np.ndarray | None]] = {}
+    self._plain: dict[int, Material] = {}
+    self._textured: dict[tuple, tuple[Material, np.ndarray | None]] = {}
     self.unmapped = 0  # textures of primitives that have no coordinates for them
 
   def look(
@@ -63,30 +65,32 @@ class Materials:
     uv_sets: number of a set -> (V, 2) as stored. colours_V4: linear vertex colours with alpha.
     """
     if index is None:
-      return Look(GREY if colours_V4 is None else WHITE, None, None)
+      plain = GREY if colours_V4 is None else WHITE
+      return Look(plain, None, None)
     entry = self._document.item("materials", index)
     factor_4, info = _base_colour(entry)
-    mode = entry.get("alphaMode", "OPAQUE")
-    cutoff = _cutoff(entry, mode)
-    reference, uv = None, None
-    if info is not None and (self._appearance or cutoff is not None):
+    cutoff = _cutoff(entry)
+
+    # Its picture, if it has one and anybody wants to see it.
+    is_wanted = self._appearance or cutoff is not None
+    placed = None
+    if info is not None and is_wanted:
       reference = _reference(info)
-      uv = self._coordinates(reference, uv_sets)
-    if uv is None:
-      plain = Material(_rgb(factor_4))
-      material, cutout = self._known.setdefault((index, None), (plain, None))
-    else:
-      uv, tiles = _wrapped(uv, self._sampler(reference))
-      key = (index, tiles)
-      if key not in self._known:
-        self._known[key] = self._textured(factor_4, reference, tiles, cutoff)
-      material, cutout = self._known[key]
-      uv = np.stack([uv[:, 0], 1 - uv[:, 1]], 1)
-      uv = np.clip(np.nan_to_num(uv.astype(np.float32)), -MAX_UV, MAX_UV)
-    cut = None
-    if cutoff is not None:
-      cut = _cut(cutout, factor_4[3], colours_V4, cutoff)
-    return Look(material, uv, cut)
+      placed = self._coordinates(reference, uv_sets)
+    if placed is None:
+      material = self._plain.setdefault(index, Material(_rgb(factor_4)))
+      return Look(material, None, _cut(None, factor_4, colours_V4, cutoff))
+
+    # Picture and coordinates with what the sampler does beyond the edge.
+    uv, tilings = _wrapped(placed, self._wrap_modes(reference))
+    key = (index, tilings)
+    if key not in self._textured:
+      self._textured[key] = self._with_picture(factor_4, reference, tilings, cutoff)
+    material, cutout = self._textured[key]
+    # glTF counts v from the top
+    upright = np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1)
+    cut = _cut(cutout, factor_4, colours_V4, cutoff)
+    return Look(material, clipped_uv(upright), cut)
 
   def _coordinates(
     self, reference: _Reference, uv_sets: Mapping[int, np.ndarray]
@@ -96,98 +100,111 @@ class Materials:
       self.unmapped += 1
       return None
     stored = uv_sets[reference.coordinates]
-    transform = reference.transform_23
-    with np.errstate(invalid="ignore", over="ignore"):
-      return stored @ transform[:, :2].T + transform[:, 2]
+    linear, offset = reference.transform_23[:, :2], reference.transform_23[:, 2]
+    return stored @ linear.T + offset
 
-  def _sampler(self, reference: _Reference) -> tuple[int, int]:
-    """Wrap modes along u and v."""
-    entry = self._document.item("textures", reference.texture)
-    if "sampler" not in entry:
-      return 0, 0
-    sampler = self._document.item("samplers", entry["sampler"])
-    return sampler.get("wrapS", 0), sampler.get("wrapT", 0)
+  def _wrap_modes(self, reference: _Reference) -> tuple[int, int]:
+    """Of the texture's sampler, along u and v."""
+    texture = self._document.item("textures", reference.texture)
+    if "sampler" not in texture:
+      return REPEAT, REPEAT
+    sampler = self._document.item("samplers", texture["sampler"])
+    return sampler.get("wrapS", REPEAT), sampler.get("wrapT", REPEAT)
 
-  def _textured(
+  def _with_picture(
     self,
     factor_4: np.ndarray,
     reference: _Reference,
-    tiles: tuple["_Tiling", "_Tiling"],
+    tilings: tuple["_Tiling", "_Tiling"],
     cutoff: float | None,
   ) -> tuple[Material, np.ndarray | None]:
     """The material with its picture, and which texels of it are gone."""
     picture = self._picture(reference.texture)
-    across, down = tiles
-    rgb = down.laid(across.laid(picture.rgb_HW3, axis=1), axis=0)
+    across, down = tilings
+
+    def laid(pixels: np.ndarray) -> np.ndarray:
+      return down.laid(across.laid(pixels, axis=1), axis=0)
+
     cutout = None
     if cutoff is not None and picture.alpha_HW is not None:
-      shown = down.laid(across.laid(picture.alpha_HW, axis=1), axis=0)
-      cutout = alpha.cutout(shown, float(factor_4[3]), cutoff)
-    # A picture that is transparent everywhere has no hole to look through: its faces go.
-    holes = cutout if cutout is not None and not cutout.all() else None
+      cutout = alpha.cutout(laid(picture.alpha_HW), float(factor_4[3]), cutoff)
     if not self._appearance:
       return WHITE, cutout
-    return Material(_rgb(factor_4), rgb, holes), cutout
+    material = Material(_rgb(factor_4), laid(picture.rgb_HW3), alpha.holes(cutout))
+    return material, cutout
 
   # --- Pictures -----------------------------------------------------------------------------------
 
   def _picture(self, texture: int) -> Texture:
-    entry = self._document.item("textures", texture)
-    choices = _sources(entry)
-    if not choices:
-      raise wrong(f"textures[{texture}] names no image")
-    packed = "KHR_texture_basisu"
-    # without a decoder for the last choice, what else there is
-    if len(choices) > 1 and not gltf_codecs.available(packed):
-      choices.pop(packed, None)
-    kind, image = next(iter(choices.items()))
-    if not is_count(image):
-      raise wrong(f"textures[{texture}]: image {image!r}")
+    image, is_basis = self._image_of(texture)
     if image not in self._pictures:
       data = self._image_bytes(image)
-      if kind == packed:
+      if is_basis:
         data = gltf_codecs.decode_basisu(data)
       self._pictures[image] = textures.decode(data, f"images[{image}]")
     return self._pictures[image]
 
+  def _image_of(self, texture: int) -> tuple[int, bool]:
+    """The image that shows a texture, and whether it is one of Basis Universal."""
+    choices = _sources(self._document.item("textures", texture))
+    if not choices:
+      raise wrong(f"textures[{texture}] names no image")
+    # without a decoder what else there is will do
+    if len(choices) > 1 and not gltf_codecs.available(BASIS):
+      choices.pop(BASIS, None)
+    kind, image = next(iter(choices.items()))
+    if not is_count(image):
+      raise wrong(f"textures[{texture}]: image {image!r}")
+    return image, kind == BASIS
+
   def _image_bytes(self, index: int) -> bytes:
+    name = f"images[{index}]"
     entry = self._document.item("images", index)
     if "bufferView" in entry:
-      return bytes(self._document.view(entry["bufferView"])[0])
+      view, _ = self._document.view(entry["bufferView"])
+      return bytes(view)
     if "uri" not in entry:
-      raise wrong(f"images[{index}] has no data")
-    return self._document.fetch(entry["uri"], f"images[{index}]", reason="missing_texture")
+      raise wrong(f"{name} has no data")
+    return self._document.fetch(entry["uri"], name, reason="missing_texture")
 
 
 def _sources(texture: Mapping[str, Any]) -> dict[str | None, Any]:
   """The images that show a texture, by extension, the preferred first."""
   found = {}
   for name in SOURCES:
-    holder = texture if name is None else extension(texture, name)
-    if holder is not None and "source" in holder:
+    holder = texture
+    if name is not None:
+      holder = extension(texture, name) or {}
+    if "source" in holder:
       found[name] = holder["source"]
   return found
+
+
+# --- Colours --------------------------------------------------------------------------------------
 
 
 def _base_colour(entry: Mapping[str, Any]) -> tuple[np.ndarray, Mapping[str, Any] | None]:
   """(4,) linear base colour with alpha, and the reference to its texture, if there is one."""
   glossy = extension(entry, "KHR_materials_pbrSpecularGlossiness")
   if glossy is not None:
-    factor, texture = glossy.get("diffuseFactor"), glossy.get("diffuseTexture")
+    factor = glossy.get("diffuseFactor")
+    texture = glossy.get("diffuseTexture")
   else:
     rough = entry.get("pbrMetallicRoughness", {})
-    factor, texture = rough.get("baseColorFactor"), rough.get("baseColorTexture")
+    factor = rough.get("baseColorFactor")
+    texture = rough.get("baseColorTexture")
   if factor is None:
-    factor = (1, 1, 1, 1)
+    return np.ones(4), texture
   return numbers(factor, 4, "a base colour"), texture
 
 
 def _rgb(factor_4: np.ndarray) -> tuple[float, float, float]:
-  return tuple(float(value) for value in factor_4[:3])
+  return tuple(map(float, factor_4[:3]))
 
 
-def _cutoff(entry: Mapping[str, Any], mode: str) -> float | None:
+def _cutoff(entry: Mapping[str, Any]) -> float | None:
   """The alpha below which a surface is gone; None for an opaque material."""
+  mode = entry.get("alphaMode", "OPAQUE")
   if mode == "MASK":
     return float(entry.get("alphaCutoff", alpha.MASK_CUTOFF))
   if mode == "BLEND":
@@ -196,34 +213,42 @@ def _cutoff(entry: Mapping[str, Any], mode: str) -> float | None:
 
 
 def _cut(
-  cutout_HW: np.ndarray | None, factor: float, colours_V4: np.ndarray | None, cutoff: float
+  cutout_HW: np.ndarray | None,
+  factor_4: np.ndarray,
+  colours_V4: np.ndarray | None,
+  cutoff: float | None,
 ) -> alpha.Cut | None:
   """What of a primitive is gone; None if nothing can be."""
+  if cutoff is None:
+    return None
+  factor = float(factor_4[3])
   shown = None
   if colours_V4 is not None:
     shown = (colours_V4[:, 3] * factor).astype(np.float32)
   elif factor < cutoff:
-    return alpha.Cut(cutout_HW, None, cutoff=2.0)  # above any alpha: all of it
+    return alpha.EVERYTHING
   # where nothing is transparent there is nothing to look for
-  if cutout_HW is None and (shown is None or shown.min(initial=1) >= cutoff):
+  vertices_seen = shown is None or shown.min(initial=1) >= cutoff
+  if cutout_HW is None and vertices_seen:
     return None
   return alpha.Cut(cutout_HW, shown, cutoff)
 
 
 def _reference(info: Mapping[str, Any]) -> _Reference:
   """A textureInfo with its KHR_texture_transform, if it has one."""
-  index, coordinates = info.get("index"), info.get("texCoord", 0)
-  transform_23 = np.eye(2, 3)
-  moved = extension(info, "KHR_texture_transform")
-  if moved is not None:
-    coordinates = moved.get("texCoord", coordinates)
-    angle = float(moved.get("rotation", 0.0))
-    scale = numbers(moved.get("scale", (1, 1)), 2, "scale of a texture")
-    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    transform_23[:, :2] = turn * scale
-    transform_23[:, 2] = numbers(moved.get("offset", (0, 0)), 2, "offset of a texture")
+  moved = extension(info, "KHR_texture_transform") or {}
+  index = info.get("index")
+  coordinates = moved.get("texCoord", info.get("texCoord", 0))
   if not is_count(index) or not is_count(coordinates):
     raise wrong(f"a texture {index!r} with coordinates {coordinates!r}")
+
+  # Scaled, turned from u towards -v (which points up), then moved.
+  angle = float(moved.get("rotation", 0.0))
+  cosine, sine = np.cos(angle), np.sin(angle)
+  turn = np.array([[cosine, sine], [-sine, cosine]])
+  scale = numbers(moved.get("scale", (1, 1)), 2, "scale of a texture")
+  offset = numbers(moved.get("offset", (0, 0)), 2, "offset of a texture")
+  transform_23 = np.concatenate([turn * scale, offset[:, None]], axis=1)
   return _Reference(index, coordinates, transform_23)
 
 
@@ -242,12 +267,14 @@ class _Tiling:
     """Coordinates in what stands for the picture."""
     if self.mirrored:
       return stored_V / 2
-    return (stored_V + self.before) / (1 + self.before + self.behind)
+    pictures = self.before + 1 + self.behind
+    return (stored_V + self.before) / pictures
 
   def laid(self, pixels: np.ndarray, axis: int) -> np.ndarray:
     """What stands for the picture."""
     if self.mirrored:
-      return np.concatenate([pixels, np.flip(pixels, axis)], axis)
+      image = np.flip(pixels, axis)
+      return np.concatenate([pixels, image], axis=axis)
     if not self.before and not self.behind:
       return pixels
     side = pixels.shape[axis]
@@ -262,12 +289,14 @@ def _wrapped(
   """Coordinates in the pictures that stand for the texture, and how these are laid out."""
   found, tilings = [], []
   for stored, mode in zip(uv_V2.T, modes, strict=True):
-    tiling = _Tiling(mirrored=mode == MIRROR)
-    if mode == CLAMP:
+    tiling = _Tiling()
+    if mode == MIRROR:
+      tiling = _Tiling(mirrored=True)
+    elif mode == CLAMP:
       stored, tiling = _clamped(stored)
     found.append(tiling.coordinates(stored))
     tilings.append(tiling)
-  return np.stack(found, 1), tuple(tilings)
+  return np.stack(found, axis=1), tuple(tilings)
 
 
 def _clamped(stored_V: np.ndarray) -> tuple[np.ndarray, _Tiling]:
@@ -276,8 +305,16 @@ def _clamped(stored_V: np.ndarray) -> tuple[np.ndarray, _Tiling]:
   Beyond MAX_BORDER pictures corners are moved to the border, which bends what lies between.
   """
   known = np.nan_to_num(stored_V)
-  slightly = 1 / textures.MAX_TEXTURE  # beyond the edge: not worth another picture
-  low, high = known.min(initial=0.0), known.max(initial=1.0)
-  before = int(np.ceil(min(max(-low - slightly, 0), MAX_BORDER)))
-  behind = int(np.ceil(min(max(high - 1 - slightly, 0), MAX_BORDER)))
+  low = known.min(initial=0.0)
+  high = known.max(initial=1.0)
+  before = _pictures_beyond(-low)
+  behind = _pictures_beyond(high - 1)
   return np.clip(known, -before, 1 + behind), _Tiling(before, behind)
+
+
+def _pictures_beyond(distance: float) -> int:
+  """Whole pictures that continue an edge as far as coordinates go beyond it."""
+  # less than a texel is not worth another picture
+  worth = distance - 1 / textures.MAX_TEXTURE
+  bounded = min(max(worth, 0.0), MAX_BORDER)
+  return int(np.ceil(bounded))

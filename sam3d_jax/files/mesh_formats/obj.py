@@ -385,9 +385,8 @@ class _Dresser:
         uv = placing.applied(uv)
       if cutout is not None:
         cut = alpha.Cut(cutout, None)
-    material = np.zeros(len(part.faces), np.int32)
-    dressed = Mesh(part.vertices, part.faces, colours, uv, material, (look,))
-    return dressed.with_appearance(), cut
+    dressed = Mesh(part.vertices, part.faces, colours, uv)
+    return surfaces.in_one(dressed, look), cut
 
 
 def _by_slot(faces_F3: np.ndarray, slots_F: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

@@ -1,5 +1,6 @@
-"""OFF: vertices and polygons as text, with colours and texture coordinates where stated."""
+"""OFF: vertices and polygons as text, with the colours of either where stated."""
 
+import dataclasses
 import itertools
 import pathlib
 import re
@@ -7,105 +8,89 @@ import re
 import numpy as np
 
 from sam3d_jax.errors import Refused
-from sam3d_jax.files.mesh_formats import polygons
-from sam3d_jax.files.mesh_formats.surfaces import (
-  GREY,
-  Surfaces,
-  check_faces,
-  corners_apart,
-  linear_of,
-  text_of,
-  together,
-)
+from sam3d_jax.files.mesh_formats import polygons, surfaces
+from sam3d_jax.files.mesh_formats.surfaces import GREY, Surfaces
 from sam3d_jax.render.mesh import WHITE, Mesh
 
 HEADER = re.compile(r"(ST)?(C)?(N)?(4)?(n)?OFF$")
 BYTES_OF_A_LINE = 2  # the least that a vertex or face takes: counts beyond it are not true
 
 
+@dataclasses.dataclass(frozen=True)
+class _Vertices:
+  """What stands on the line of a vertex, in this order."""
+
+  homogeneous: bool = False  # a fourth number, by which the place is divided
+  normal: bool = False
+  colour: bool = False
+  coordinates: bool = False  # of a texture, which the format does not name
+
+  @property
+  def colour_at(self) -> int:
+    return 3 + self.homogeneous + 3 * self.normal
+
+
 def read(path: pathlib.Path, data: bytes, *, appearance: bool) -> Surfaces:
   """The surfaces of an .off file. Raises Refused (unreadable, unsupported)."""
   lines = _lines(data)
-  has_uv, has_colour, has_normal, homogeneous = _header(lines)
+  layout = _header(lines)
   vertex_count, face_count = _counts(lines, len(data))
-  rows = lines[:vertex_count]
-  corners = lines[vertex_count : vertex_count + face_count]
-  if len(rows) < vertex_count or len(corners) < face_count:
-    found = len(rows) + len(corners)
-    raise Refused(
-      "unreadable",
-      f"OFF of {vertex_count} vertices and {face_count} faces has {found} lines: cut short",
-    )
+  end = vertex_count + face_count
+  if len(lines) < end:
+    announced = f"{vertex_count} vertices and {face_count} faces"
+    raise Refused("unreadable", f"OFF of {announced} has {len(lines)} lines: cut short")
+  vertices, colours = _vertices(lines[:vertex_count], layout)
+  faces, painted = _faces(lines[vertex_count:end])
 
-  # Vertices: place, then normal, colour and texture coordinates, as the header says.
-  sizes = [3 + homogeneous, 3 * has_normal]
-  at_colour = sum(sizes)
-  table = _table(rows, at_colour)
-  vertices = table[:, :3]
-  if homogeneous:
-    vertices = vertices / table[:, 3:4]
-  colours = None
-  if has_colour and len(rows):
-    stated = [row.split()[at_colour:] for row in rows]
-    if has_uv:
-      stated = [words[:-2] for words in stated]
-    colours = _colours(stated)
+  # Polygons, cut into triangles.
+  rows = [row for row, face in enumerate(faces) if len(face) >= 3]
+  outlines = [faces[row] for row in rows]
+  named = np.array(list(itertools.chain.from_iterable(outlines)), np.int64)
+  surfaces.check_faces(named, len(vertices), "OFF")
+  triangles, owner = polygons.triangulate_with_owners(outlines, vertices)
+  mesh = Mesh(vertices, triangles)
+  dropped = surfaces.drawings_dropped(len(faces) - len(rows))
 
-  # Faces: a count, so many corners, and perhaps a colour.
-  faces, painted = [], []
-  for line in corners:
-    words = line.split()
-    count = int(words[0])
-    if count < 1 or len(words) < 1 + count:
-      raise Refused("unreadable", f"OFF: a face of {count} corners names {len(words) - 1}")
-    faces.append([int(word) for word in words[1 : 1 + count]])
-    painted.append(words[1 + count :])
-  polygon = [i for i, face in enumerate(faces) if len(face) >= 3]
-  kept = [faces[i] for i in polygon]
-  named = [corner for face in kept for corner in face]
-  check_faces(np.array(named, np.int64)[:, None], len(vertices), "OFF")
-  cut, owner = polygons.triangulate_with_owners(kept, vertices)
-  mesh = Mesh(vertices, cut)
-  if appearance and not len(cut):
-    mesh = Mesh(vertices, cut, colours)
-  elif appearance:
-    stated = [painted[i] for i in polygon]
-    mesh = _dressed(mesh, colours, stated, owner)
-  dropped = ()
-  if len(polygon) < len(faces):
-    dropped = (f"{len(faces) - len(polygon)} drawings that are neither triangles nor points",)
-  return Surfaces(together([mesh]), dropped)
+  # Colours of vertices, else of faces, else grey.
+  if not appearance:
+    return Surfaces(mesh, tuple(dropped))
+  if not len(triangles) or colours is not None:
+    mesh = dataclasses.replace(mesh, colours=colours)
+  if len(triangles):
+    stated = [painted[row] for row in rows]
+    mesh = _dressed(mesh, stated, owner)
+  return Surfaces(mesh, tuple(dropped))
 
 
 def _lines(data: bytes) -> list[str]:
   """Lines that say something, without comments."""
-  text = text_of(data)
-  if "#" in text:
-    lines = [line.partition("#")[0].strip() for line in text.splitlines()]
-  else:
-    lines = [line.strip() for line in text.splitlines()]
-  return [line for line in lines if line]
+  lines = surfaces.text_of(data).splitlines()
+  if b"#" in data:
+    lines = [line.partition("#")[0] for line in lines]
+  stripped = map(str.strip, lines)
+  return [line for line in stripped if line]
 
 
-def _header(lines: list[str]) -> tuple[bool, bool, bool, bool]:
-  """Takes the header off; whether vertices have coordinates, colours, normals, a fourth number."""
+def _header(lines: list[str]) -> _Vertices:
+  """Takes the header off; what it says of vertices."""
   if not lines:
     raise Refused("unreadable", "OFF without a line")
   word, *rest = lines[0].split()
   match = HEADER.match(word)
   if match is None:
     # the header is optional
-    if not word.lstrip("-").isdigit():
+    is_number = word.lstrip("-").isdigit()
+    if not is_number:
       raise Refused("unreadable", f"OFF that begins with {lines[0][:20]!r}")
-    return False, False, False, False
+    return _Vertices()
   if rest[:1] == ["BINARY"]:
     raise Refused("unsupported", "binary OFF; text is read")
-  uv, colour, normal, homogeneous, dimension = match.groups()
+  coordinates, colour, normal, homogeneous, dimension = map(bool, match.groups())
   if dimension:
     raise Refused("unsupported", f"{word}; vertices of three dimensions are read")
   # the counts may follow on the same line
   lines[0:1] = [" ".join(rest)] if rest else []
-  return bool(uv), bool(colour), bool(normal), bool(homogeneous)
+  return _Vertices(homogeneous, normal, colour, coordinates)
 
 
 def _counts(lines: list[str], size: int) -> tuple[int, int]:
@@ -116,39 +101,62 @@ def _counts(lines: list[str], size: int) -> tuple[int, int]:
   if len(words) < 2:
     raise Refused("unreadable", f"OFF: counts {words}")
   vertices, faces = int(words[0]), int(words[1])
-  if vertices < 0 or faces < 0 or BYTES_OF_A_LINE * (vertices + faces) > size:
-    raise Refused("unreadable", f"OFF of {size} bytes announces {vertices} vertices, {faces} faces")
+  least = BYTES_OF_A_LINE * (vertices + faces)
+  if min(vertices, faces) < 0 or least > size:
+    announced = f"{vertices} vertices, {faces} faces"
+    raise Refused("unreadable", f"OFF of {size} bytes announces {announced}")
   return vertices, faces
 
 
-def _table(rows: list[str], columns: int) -> np.ndarray:
-  """(V, columns) float64: the first numbers of every line."""
-  words = [row.split()[:columns] for row in rows]
-  if any(len(row) != columns for row in words):
-    raise Refused("unreadable", f"OFF: a vertex with less than {columns} numbers")
-  numbers = map(float, itertools.chain.from_iterable(words))
-  return np.fromiter(numbers, np.float64, columns * len(rows)).reshape(-1, columns)
+def _vertices(lines: list[str], layout: _Vertices) -> tuple[np.ndarray, np.ndarray | None]:
+  """(V, 3) places and (V, 3) linear colours."""
+  rows = [line.split() for line in lines]
+  width = 3 + layout.homogeneous
+  for row in rows:
+    if len(row) < width:
+      raise Refused("unreadable", f"OFF: a vertex with less than {width} numbers")
+  placing = itertools.chain.from_iterable(row[:width] for row in rows)
+  numbers = np.fromiter(map(float, placing), np.float64, width * len(rows))
+  table = numbers.reshape(-1, width)
+  places = table[:, :3]
+  if layout.homogeneous:
+    places = places / table[:, 3:]
+  if not layout.colour or not rows:
+    return places, None
+  end = -2 if layout.coordinates else None
+  stated = [row[layout.colour_at : end] for row in rows]
+  return places, _colours(stated)
 
 
-def _dressed(
-  mesh: Mesh, colours: np.ndarray | None, painted: list[list[str]], owner: np.ndarray
-) -> Mesh:
-  """With colours of vertices, else of faces, else grey."""
-  # a single number is the place in a table that the file does not hold
-  coloured = bool(painted) and all(len(words) >= 3 for words in painted)
-  material = np.zeros(len(mesh.faces), np.int32)
-  if colours is not None:
-    dressed = Mesh(mesh.vertices, mesh.faces, colours, None, material, (WHITE,))
-  elif coloured:
-    mesh = corners_apart(mesh, _colours(painted)[owner])
-    dressed = Mesh(mesh.vertices, mesh.faces, mesh.colours, None, material, (WHITE,))
-  else:
-    dressed = Mesh(mesh.vertices, mesh.faces, None, None, material, (GREY,))
-  return dressed.with_appearance()
+def _faces(lines: list[str]) -> tuple[list[list[int]], list[list[str]]]:
+  """Corners of every face, and what is said of its colour."""
+  faces, painted = [], []
+  for line in lines:
+    words = line.split()
+    end = 1 + int(words[0])
+    if end < 2 or len(words) < end:
+      raise Refused("unreadable", f"OFF: a face of {end - 1} corners names {len(words) - 1}")
+    corners = list(map(int, words[1:end]))
+    faces.append(corners)
+    painted.append(words[end:])
+  return faces, painted
+
+
+def _dressed(mesh: Mesh, painted: list[list[str]], owner: np.ndarray) -> Mesh:
+  """With the colours of its vertices, else of its faces, else grey."""
+  if mesh.colours is not None:
+    return surfaces.in_one(mesh, WHITE)
+  # a single number is a place in a table that the file does not hold
+  are_coloured = all(len(words) >= 3 for words in painted)
+  if not are_coloured:
+    return surfaces.in_one(mesh, GREY)
+  colours = _colours(painted)
+  return surfaces.in_one(surfaces.corners_apart(mesh, colours[owner]), WHITE)
 
 
 def _colours(stated: list[list[str]]) -> np.ndarray:
   """Linear (N, 3) of colours as whole numbers of 255 or fractions."""
-  whole = all("." not in word for words in stated for word in words[:3])
-  rgb = np.array([[float(word) for word in words[:3]] for words in stated])
-  return linear_of(rgb, 255.0 if whole else None)
+  words = [row[:3] for row in stated]
+  are_whole = not any("." in word for word in itertools.chain.from_iterable(words))
+  rgb = np.array([list(map(float, row)) for row in words])
+  return surfaces.linear_of(rgb, 255.0 if are_whole else None)

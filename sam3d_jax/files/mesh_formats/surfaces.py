@@ -61,6 +61,13 @@ def together(parts: list[Mesh]) -> Mesh:
   return dataclasses.replace(mesh, material=renumbered, materials=materials)
 
 
+def in_one(mesh: Mesh, look: Material) -> Mesh:
+  """The mesh with one material for all of it."""
+  material = np.zeros(len(mesh.faces), np.int32)
+  dressed = dataclasses.replace(mesh, material=material, materials=(look,))
+  return dressed.with_appearance()
+
+
 def check_faces(faces: np.ndarray, count: int, name: str, *, first: int = 0) -> None:
   """Raises Refused (unreadable) for a face of a vertex that does not exist.
 
