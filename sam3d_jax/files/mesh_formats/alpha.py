@@ -100,17 +100,23 @@ def _left_of(mesh: Mesh, faces: np.ndarray, attributes: list[np.ndarray]) -> Mes
   """The faces that are left, with the vertices that they use."""
   if not len(faces):
     return Mesh(np.zeros((0, 3)), faces)
+  vertices, colours, uv, _ = attributes
   used, corners = np.unique(faces, return_inverse=True)
-  vertices, colours, uv, _ = (values[used] for values in attributes)
-  material = np.zeros(len(faces), np.int32)
-  return Mesh(vertices, corners.reshape(-1, 3), colours, uv, material, mesh.materials)
+  return Mesh(
+    vertices[used],
+    corners.reshape(-1, 3),
+    colours[used],
+    uv[used],
+    material=np.zeros(len(faces), np.int32),
+    materials=mesh.materials,
+  )
 
 
 def _longest_edges(corners_F33: np.ndarray) -> np.ndarray:
-  with np.errstate(invalid="ignore", over="ignore"):
-    edges = corners_F33 - np.roll(corners_F33, 1, axis=1)
-    lengths = np.sqrt((edges**2).sum(-1))
-  return lengths.max(1)
+  following = np.roll(corners_F33, 1, axis=1)
+  edges = corners_F33 - following
+  squared = (edges**2).sum(-1)
+  return np.sqrt(squared).max(1)
 
 
 def _split(
@@ -123,15 +129,20 @@ def _split(
   # Both ends of an edge in one number: faces that share an edge share its middle.
   starts = np.concatenate([a, b, c])
   ends = np.concatenate([b, c, a])
-  packed = np.minimum(starts, ends) * count + np.maximum(starts, ends)
-  edges, middle = np.unique(packed, return_inverse=True)
+  lower = np.minimum(starts, ends)
+  upper = np.maximum(starts, ends)
+  edges, edge_of = np.unique(lower * count + upper, return_inverse=True)
   low, high = np.divmod(edges, count)
-  ab, bc, ca = (count + middle.reshape(-1)).reshape(3, -1)
+  middles = count + edge_of.reshape(3, -1)
+  ab, bc, ca = middles
 
+  # What lies in the middle of an edge is the mean of its ends.
   grown = []
   for values in attributes:
     between = (values[low] + values[high]) / 2
-    grown.append(np.concatenate([values, between.astype(values.dtype)]))
+    between = between.astype(values.dtype)
+    grown.append(np.concatenate([values, between]))
+
   quarters = [(a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca)]
   faces = [np.stack(quarter, axis=1) for quarter in quarters]
   return np.concatenate(faces), grown
@@ -144,23 +155,29 @@ class _Texels:
     self._sums = None
     if cutout_HW is None:
       return
-    self._height, self._width = cutout_HW.shape
+    height, width = cutout_HW.shape
+    self._height, self._width = height, width
     # visible texels above and before each corner of the grid
-    sums = np.zeros((self._height + 1, self._width + 1), np.int32)
-    np.cumsum(~cutout_HW, axis=0, dtype=np.int32, out=sums[1:, 1:])
-    np.cumsum(sums[1:, 1:], axis=1, out=sums[1:, 1:])
+    sums = np.zeros((height + 1, width + 1), np.int32)
+    inner = sums[1:, 1:]
+    np.cumsum(~cutout_HW, axis=0, dtype=np.int32, out=inner)
+    np.cumsum(inner, axis=1, out=inner)
     self._sums = sums
 
   def seen(self, uv_F32: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Whether some, and whether all, of the texels around each face are visible; two (F,) bool."""
+    count = len(uv_F32)
     if self._sums is None:
-      everything = np.ones(len(uv_F32), bool)
-      return everything, everything.copy()
-    u, v = np.moveaxis(uv_F32.astype(np.float64), -1, 0)
-    left, right = _span(u * self._width)
-    top, bottom = _span((1 - v) * self._height)
-    visible = self._before(bottom, right) - self._before(top, right)
-    visible -= self._before(bottom, left) - self._before(top, left)
+      return np.ones(count, bool), np.ones(count, bool)
+    uv = uv_F32.astype(np.float64)
+    left, right = _span(uv[..., 0] * self._width)
+    top, bottom = _span((1 - uv[..., 1]) * self._height)
+
+    # The rectangle from the four that begin at the picture's corner.
+    visible = self._before(bottom, right)
+    visible -= self._before(top, right)
+    visible -= self._before(bottom, left)
+    visible += self._before(top, left)
     area = (right - left) * (bottom - top)
     return visible > 0, visible == area
 
@@ -169,16 +186,19 @@ class _Texels:
     rows, row = np.divmod(row, self._height)
     columns, column = np.divmod(column, self._width)
     # whole pictures, those cut below, those cut on the right, and the one cut both ways
-    whole = rows * columns * int(self._sums[-1, -1])
-    below = rows * self._sums[-1, column].astype(np.int64)
-    right = columns * self._sums[row, -1].astype(np.int64)
-    return whole + below + right + self._sums[row, column]
+    per_picture = int(self._sums[-1, -1])
+    whole = rows * columns * per_picture
+    cut_right = self._sums[-1, column].astype(np.int64)
+    cut_below = self._sums[row, -1].astype(np.int64)
+    cut_both = self._sums[row, column]
+    return whole + rows * cut_right + columns * cut_below + cut_both
 
 
 def _span(place_F3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """First texel that a face touches along one axis, and the one behind the last."""
   # a face that ends where a texel begins does not touch that texel, whatever rounding says
-  low = np.floor(place_F3.min(1) + BORDER)
-  high = np.ceil(place_F3.max(1) - BORDER)
-  first, behind = low.astype(np.int64), high.astype(np.int64)
+  low = place_F3.min(1) + BORDER
+  high = place_F3.max(1) - BORDER
+  first = np.floor(low).astype(np.int64)
+  behind = np.ceil(high).astype(np.int64)
   return first, np.maximum(behind, first + 1)

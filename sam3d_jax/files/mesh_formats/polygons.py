@@ -13,6 +13,8 @@ from sam3d_jax.errors import Refused
 
 FLAT = 1e-9  # of a polygon's area: a triangle that is turned by less is not turned
 NEAR = 1e-6  # of an edge: how far along it tells on which side of a corner it runs
+FULL_TURN = 2 * np.pi + 1e-6
+TINY = 1e-300  # in place of 0
 MAX_FANS = 8  # corners from which a fan is tried
 # Ears are cut in a time that grows with the square of the corners, for some outlines with the cube.
 MAX_EAR_CORNERS = 5_000
@@ -39,19 +41,22 @@ def triangulate_with_owners(
   # those of as many corners together
   for length in np.unique(lengths):
     chosen = np.flatnonzero(lengths == length)
-    corners = np.array([polygons[i] for i in chosen], np.int64)
-    cut = _cut_alike(corners.reshape(-1, length), vertices_V3)
+    corners = np.array([polygons[number] for number in chosen], np.int64)
+    corners = corners.reshape(-1, length)
+    cut = _cut_alike(corners, vertices_V3)
     faces.append(cut.reshape(-1, 3))
     owners.append(np.repeat(chosen, length - 2))
+  face = np.concatenate(faces)
   owner = np.concatenate(owners)
   order = np.argsort(owner, kind="stable")
-  return np.concatenate(faces)[order], owner[order]
+  return face[order], owner[order]
 
 
 def fan(corners_PN: np.ndarray, first: int = 0) -> np.ndarray:
   """(P, N - 2, 3): polygons of N corners cut from the corner `first`."""
   rolled = np.roll(corners_PN, -first, axis=1)
-  second, third = rolled[:, 1:-1], rolled[:, 2:]
+  second = rolled[:, 1:-1]
+  third = rolled[:, 2:]
   hub = np.broadcast_to(rolled[:, :1], second.shape)
   return np.stack([hub, second, third], axis=-1)
 
@@ -89,25 +94,26 @@ def _cut_alike(corners_PN: np.ndarray, vertices_V3: np.ndarray) -> np.ndarray:
 
 def _normals(points_PN3: np.ndarray) -> np.ndarray:
   """(P, 3): perpendicular to each polygon, twice its area long (Newell)."""
-  with np.errstate(invalid="ignore", over="ignore"):
-    # about the first corner, lest a place far from the origin drown the area
-    points = points_PN3 - points_PN3[:, :1]
-    following = np.roll(points, -1, axis=1)
-    return np.cross(points, following).sum(1)
+  # about the first corner, lest a place far from the origin drown the area
+  points = points_PN3 - points_PN3[:, :1]
+  following = np.roll(points, -1, axis=1)
+  return np.cross(points, following).sum(1)
 
 
 def _covers(faces_PT3: np.ndarray, vertices_V3: np.ndarray, normal_P3: np.ndarray) -> np.ndarray:
   """(P,) whether a fan covers its polygon: no triangle is turned over, none goes round twice."""
-  with np.errstate(invalid="ignore", over="ignore"):
-    hub, second, third = np.moveaxis(vertices_V3[faces_PT3], 2, 0)
-    one, two = second - hub, third - hub
-    across = np.einsum("ptk,pk->pt", np.cross(one, two), normal_P3)
-    along = np.einsum("ptk,ptk->pt", one, two)
-    length = np.linalg.norm(normal_P3, axis=1)[:, None]
-    turned = across < -FLAT * length**2
-    angle = np.arctan2(across / np.maximum(length, 1e-300), along)
-  once_round = angle.sum(1) < 2 * np.pi + 1e-6
-  return ~turned.any(1) & once_round
+  hub, second, third = np.moveaxis(vertices_V3[faces_PT3], 2, 0)
+  one = second - hub
+  two = third - hub
+  area_PT3 = np.cross(one, two)
+  along = np.einsum("ptk,ptk->pt", one, two)
+  # lengths along the normal, which is as long as twice the polygon's area
+  across = np.einsum("ptk,pk->pt", area_PT3, normal_P3)
+  length = np.linalg.norm(normal_P3, axis=1)[:, None]
+  turned = across < -FLAT * length**2
+  unit_across = across / np.maximum(length, TINY)
+  angle = np.arctan2(unit_across, along).sum(1)
+  return ~turned.any(1) & (angle < FULL_TURN)
 
 
 def _flattened(points_N3: np.ndarray, normal_3: np.ndarray) -> np.ndarray:
@@ -115,11 +121,10 @@ def _flattened(points_N3: np.ndarray, normal_3: np.ndarray) -> np.ndarray:
   # any direction that is not the normal's gives the first axis
   aside = np.eye(3)[np.abs(normal_3).argmin()]
   x = np.cross(aside, normal_3)
-  x = x / np.linalg.norm(x)
   y = np.cross(normal_3, x)
-  y = y / np.linalg.norm(y)
+  axes = np.stack([x / np.linalg.norm(x), y / np.linalg.norm(y)], axis=1)
   centred = points_N3 - points_N3.mean(0)
-  return np.stack([centred @ x, centred @ y], axis=1)
+  return centred @ axes
 
 
 # --- Ears -----------------------------------------------------------------------------------------
