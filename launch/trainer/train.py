@@ -34,9 +34,9 @@ def run(spec: RunSpec, stop: StopFlag) -> None:
   workdir = prepare_workdir(spec.workdir)
   ledger = Ledger(workdir / "goodput.jsonl")
   hosts.connect(spec.hosts)
-  recorded = starting.recorded_config(workdir)
-  if recorded is not None:
-    starting.keep_recorded_values(config, recorded, workdir)
+  before = starting.recorded_config(workdir)
+  if before is not None:
+    starting.keep_recorded_values(config, before, workdir)
   hosts.check_same_config(config)
 
   # The plan, and then the work.
