@@ -79,7 +79,15 @@ def flags(parser: argparse.ArgumentParser) -> None:
     help="frame of the points: pytorch3d (default; x left, y up, z forward), opencv or gltf",
   )
   photo.add_argument(
-    "--intrinsics", help="fx,fy,cx,cy in pixels (of the depth map if there is one), or a file"
+    "--pointmap_channels",
+    metavar="CHANNELS",
+    help="of OpenEXR files that hold more: the channel of depth, e.g. ViewLayer.Depth.Z, or the "
+    "three of points, e.g. P.X,P.Y,P.Z",
+  )
+  photo.add_argument(
+    "--intrinsics",
+    help="fx,fy,cx,cy in pixels (of the depth map if there is one), or a file; one that states the "
+    "size of its picture is scaled",
   )
   photo.add_argument(
     "--depth_unit",
@@ -184,6 +192,7 @@ def photos_config(args: argparse.Namespace):
       pointmap_frame=args.pointmap_frame,
       depth_unit=args.depth_unit,
       mask_orientation=args.mask_orientation,
+      pointmap_channels=args.pointmap_channels,
     ),
     weights=weights_config(args),
     reward=RewardConfig(args.reward, models, args.which),

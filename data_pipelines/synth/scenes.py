@@ -27,7 +27,7 @@ from data_pipelines.synth import assets, procedural_scenes, sources
 from data_pipelines.synth.scene import Scene
 from data_pipelines.synth.sources import PROCEDURAL, Input
 from sam3d_jax.errors import ConfigError, InputError, Refused
-from sam3d_jax.files import commands, folders, images, photos, pointmaps
+from sam3d_jax.files import camera_files, commands, folders, images, photos, pointmaps
 from sam3d_jax.geometry import cameras
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -268,7 +268,7 @@ def _read_pointmap(config: PhotoConfig, item: Input, files: Files, photo: photos
   intrinsics = None
   try:
     if files.intrinsics is not None:
-      intrinsics = pointmaps.parse_intrinsics(str(files.intrinsics), "intrinsics")
+      intrinsics = camera_files.parse_intrinsics(str(files.intrinsics), "intrinsics")
     elif files.camera is not None:
       photo = photo.with_camera(files.camera)
     photo = photo.with_pointmap(

@@ -19,7 +19,7 @@ import pathlib
 
 from launch.console.progress import Progress
 from sam3d_jax.errors import InputError
-from sam3d_jax.files import commands, photos, pointmaps
+from sam3d_jax.files import camera_files, commands, photos, pointmaps
 from sam3d_jax.files.photos import Photo
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -44,6 +44,7 @@ class Job:
   frame: str = "pytorch3d"
   depth_unit: float = pointmaps.DEPTH_UNIT
   mask_orientation: str | None = None
+  channels: tuple[str, ...] = ()
 
   def digest(self) -> str:
     """Of everything that is read."""
@@ -51,6 +52,8 @@ class Job:
     # Later settings count where they are given, so that older results stay valid.
     if self.mask_orientation is not None:
       how_read.append(self.mask_orientation)
+    if self.channels:
+      how_read.append(self.channels)
     digest = hashlib.sha256(repr(tuple(how_read)).encode())
     for path in (self.image, *self.masks, self.labels, self.pointmap):
       if path is None:
@@ -60,7 +63,7 @@ class Job:
       digest.update(path.stem.encode())
       digest.update(contents.digest())
     if self.intrinsics is not None:
-      numbers = pointmaps.parse_intrinsics(self.intrinsics)
+      numbers = camera_files.parse_intrinsics(self.intrinsics)
       digest.update(repr(numbers).encode())
     return digest.hexdigest()[:16]
 
@@ -79,6 +82,7 @@ class PhotoSource:
   pointmap_frame: str = "pytorch3d"
   depth_unit: float = pointmaps.DEPTH_UNIT
   mask_orientation: str | None = None
+  pointmap_channels: str | None = None
 
 
 def find(source: PhotoSource, out: pathlib.Path) -> list[Job]:
@@ -87,6 +91,7 @@ def find(source: PhotoSource, out: pathlib.Path) -> list[Job]:
     "frame": source.pointmap_frame,
     "depth_unit": source.depth_unit,
     "mask_orientation": source.mask_orientation,
+    "channels": parse_channels(source.pointmap_channels),
   }
   if source.image is not None:
     return [single_job(source, out, common)]
@@ -148,6 +153,19 @@ def single_job(source: PhotoSource, out: pathlib.Path, common: dict) -> Job:
     intrinsics=source.intrinsics,
     **common,
   )
+
+
+def parse_channels(text: str | None) -> tuple[str, ...]:
+  """ "P.X,P.Y,P.Z" -> ("P.X", "P.Y", "P.Z")."""
+  if text is None:
+    return ()
+  channels = tuple(word.strip() for word in text.split(","))
+  if len(channels) not in (1, 3) or not all(channels):
+    raise InputError(
+      f"--pointmap_channels {text}: give one channel of depth, or three of points with commas "
+      "between them"
+    )
+  return channels
 
 
 def parse_ids(text: str) -> tuple[int, ...]:
@@ -246,17 +264,21 @@ def read(job: Job) -> Photo:
   # A point map may bring the camera, or need it.
   intrinsics = None
   if job.intrinsics is not None:
-    intrinsics = pointmaps.parse_intrinsics(job.intrinsics)
+    intrinsics = camera_files.parse_intrinsics(job.intrinsics)
   if job.pointmap is not None:
     photo = photo.with_pointmap(
       job.pointmap,
       intrinsics=intrinsics,
+      intrinsics_name=f"--intrinsics {job.intrinsics}",
       frame=job.frame,
       depth_unit=job.depth_unit,
+      channels=job.channels,
     )
     photos.check_cover(photo, job.pointmap)
   elif intrinsics is not None:
-    photo = photo.with_camera(intrinsics)
+    name = f"--intrinsics {job.intrinsics}"
+    camera = camera_files.of_picture(intrinsics, photo.size, name)
+    photo = photo.with_camera(camera)
   return photo.with_some_camera()
 
 

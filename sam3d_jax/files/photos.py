@@ -18,7 +18,7 @@ import pathlib
 import numpy as np
 
 from sam3d_jax.errors import InputError
-from sam3d_jax.files import images, pointmaps
+from sam3d_jax.files import camera_files, images, pointmaps
 from sam3d_jax.geometry import cameras
 from sam3d_jax.geometry.normalisers import masked_points
 
@@ -95,23 +95,27 @@ class Photo:
     self,
     path: str | pathlib.Path | np.ndarray,
     *,
-    intrinsics: pointmaps.Intrinsics | None = None,
+    intrinsics: camera_files.Stated | None = None,
+    intrinsics_name: str = "",
     frame: str = "pytorch3d",
     depth_unit: float = pointmaps.DEPTH_UNIT,
+    channels: Sequence[str] = (),
   ) -> "Photo":
     """With the point map of a file or array, and its camera where the photo has none yet.
 
     Args:
       path: points or depth, see pointmaps.py; or an array of them.
-      intrinsics: in pixels of the map. Without them those of the photo's camera are taken, scaled
-        to the map, then those in the file, then those that fit the points.
-      frame, depth_unit: as pointmaps.read_pointmap takes them.
+      intrinsics: in pixels of the map, or a camera with the size of its picture. Without them those
+        of the photo's camera are taken, scaled to the map, then those in the file, then those that
+        fit the points.
+      intrinsics_name, frame, depth_unit, channels: as pointmaps.read_pointmap takes them.
 
     Raises:
       InputError: the file is no point map, or not one of this photo.
     """
     settings = {
       "intrinsics": intrinsics,
+      "intrinsics_name": intrinsics_name,
       "photo_camera": self.camera,
       "frame": frame,
       "depth_unit": depth_unit,
@@ -120,8 +124,8 @@ class Photo:
       points, found = pointmaps.from_array(path, **settings)
       path = "(an array)"
     else:
-      points, found = pointmaps.read_pointmap(path, **settings)
-    check_aspect(points.shape[:2], self.size, path, self.path)
+      points, found = pointmaps.read_pointmap(path, channels=channels, **settings)
+    check_aspect(points.shape[:2], self.size, path, self.path, self.orientation)
     read = dataclasses.replace(self, pointmap_HW3=points, pointmap_camera=found)
     if self.camera is not None or found is None:
       return read
@@ -163,13 +167,23 @@ def check_aspect(
   photo_size: tuple[int, int],
   pointmap: str | pathlib.Path,
   photo: str | pathlib.Path,
+  orientation: int = 1,
 ) -> None:
-  """Raises InputError if a point map's aspect is not the photo's; sizes are (height, width)."""
-  if not same_aspect(map_size, photo_size):
-    raise InputError(
-      f"point map {pointmap} is {map_size[1]} x {map_size[0]}, the photo {photo} {photo_size[1]} x "
-      f"{photo_size[0]}: they differ in aspect; give the point map of the whole photo"
+  """Raises InputError if a point map's aspect is not the photo's; sizes are (height, width), the
+  photo's after its EXIF orientation.
+  """
+  if same_aspect(map_size, photo_size):
+    return
+  turned = ""
+  if orientation in images.SIDEWAYS and same_aspect(map_size[::-1], photo_size):
+    turned = (
+      f", upright, as its EXIF orientation {orientation} turns it: the point map and its "
+      "intrinsics must be upright too"
     )
+  raise InputError(
+    f"point map {pointmap} is {map_size[1]} x {map_size[0]}, the photo {photo} {photo_size[1]} x "
+    f"{photo_size[0]}: they differ in aspect; give the point map of the whole photo{turned}"
+  )
 
 
 def check_cover(photo: Photo, pointmap: str | pathlib.Path) -> None:

@@ -4,7 +4,8 @@ command and the data builders.
     .npy, .npz   points (H, W, 3) or depth (H, W). In a .npz: `pointmap` or `points` or `depth` (or
                  its only array), and if it is there `intrinsics` or `K` (3 x 3, or fx fy cx cy) and
                  `mask` or `valid` (H, W; zero: unknown)
-    .exr         channels X Y Z or R G B are points; one channel, or Z, Y or R alone, is depth
+    .exr         channels X Y Z are points, Z without X and Y is depth; of a file of nothing else, R
+                 G B are points, or depth where they are equal (exr.py; `channels` chooses)
     .png, .tiff  one channel is depth: 16-bit integers (multiples of `depth_unit`, 0 unknown) or
                  32-bit floats
 
@@ -14,7 +15,7 @@ Depth is z, not distance; it needs intrinsics, in pixels of the depth map. Integ
 camera. Every refusal is an InputError that names the file and the fix.
 """
 
-import json
+from collections.abc import Sequence
 import pathlib
 from typing import NamedTuple
 
@@ -22,28 +23,21 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from sam3d_jax.errors import InputError
-from sam3d_jax.files import arrays, images
+from sam3d_jax.files import arrays, camera_files, exr, images
+from sam3d_jax.files.camera_files import Intrinsics, Stated
 from sam3d_jax.geometry import cameras
 
 FRAMES = tuple(cameras.AXES)
 DEPTH_UNIT = 0.001  # 16-bit depth maps count millimetres
 AGAINST = -0.8  # correlation with the pixels below which points run the wrong way
+ALONG = 0.9  # the same, of either sign: above it points run across the picture
+MAX_LENGTH_ERROR = 0.01  # of a direction in half precision
 MAX_FIT_ERROR = 0.02  # of the width: beyond it the points are not those of a pinhole camera
-EXR_MAGIC = b"\x76\x2f\x31\x01"
 # names of arrays in a .npz
 POINT_NAMES = ("pointmap", "points")
 DEPTH_NAMES = ("depth",)
 CAMERA_NAMES = ("intrinsics", "K")
 VALID_NAMES = ("mask", "valid")
-
-
-class Intrinsics(NamedTuple):
-  """Pixels of the map that they belong to; the centre of the top left pixel is (0.5, 0.5)."""
-
-  fx: float
-  fy: float
-  cx: float
-  cy: float
 
 
 class PointMap(NamedTuple):
@@ -57,34 +51,40 @@ class PointMap(NamedTuple):
 def read_pointmap(
   path: str | pathlib.Path,
   *,
-  intrinsics: Intrinsics | None = None,
+  intrinsics: Stated | None = None,
+  intrinsics_name: str = "",
   photo_camera: cameras.Camera | None = None,
   frame: str = "pytorch3d",
   depth_unit: float = DEPTH_UNIT,
+  channels: Sequence[str] = (),
   what: str = "point map",
 ) -> PointMap:
   """Reads a file of any of the forms above.
 
   Args:
     path: the file; what it is, is told from its content where possible.
-    intrinsics: of a depth map, in its pixels; they go before those in the file. For points they
-      replace the fitted camera.
+    intrinsics: of a depth map, in its pixels, or a camera of a picture of any size with its aspect;
+      they go before those in the file. For points they replace the fitted camera.
+    intrinsics_name: how messages name where they are from.
     photo_camera: of the whole photo that the map shows, at any size: where no intrinsics are given
       its own, scaled to the map, take their place.
     frame: camera frame of the points in the file, one of FRAMES.
     depth_unit: length of one integer step.
+    channels: of an OpenEXR file, by their whole names: one of depth, or three of points.
     what: how messages name the input.
 
   Raises:
     InputError: anything that keeps the file from being a point map.
+    OSError: the disk failed, or the file may not be read.
   """
   name = f"{what} {path}"
-  values, found, valid = read_arrays(pathlib.Path(path), name)
+  values, found, valid = read_arrays(pathlib.Path(path), name, channels)
   return from_array(
     values,
     valid,
     found=found,
     intrinsics=intrinsics,
+    intrinsics_name=intrinsics_name,
     photo_camera=photo_camera,
     frame=frame,
     depth_unit=depth_unit,
@@ -96,8 +96,9 @@ def from_array(
   values: np.ndarray,
   valid: np.ndarray | None = None,
   *,
-  found: Intrinsics | None = None,
-  intrinsics: Intrinsics | None = None,
+  found: Stated | None = None,
+  intrinsics: Stated | None = None,
+  intrinsics_name: str = "",
   photo_camera: cameras.Camera | None = None,
   frame: str = "pytorch3d",
   depth_unit: float = DEPTH_UNIT,
@@ -109,7 +110,7 @@ def from_array(
     values: of real numbers.
     valid: (H, W), non-zero where the values mean something; None: wherever they are finite.
     found: intrinsics that come with the values.
-    intrinsics, photo_camera, frame, depth_unit: as in read_pointmap.
+    intrinsics, intrinsics_name, photo_camera, frame, depth_unit: as in read_pointmap.
     name: how messages name the input.
 
   Raises:
@@ -117,10 +118,19 @@ def from_array(
   """
   if frame not in FRAMES:
     raise InputError(f"{name}: frame {frame!r} is not one of {', '.join(FRAMES)}")
-  if intrinsics is None and photo_camera is not None and values.ndim >= 2:
-    height, width = values.shape[:2]
-    intrinsics = Intrinsics(*cameras.resized(photo_camera, width, height)[:4])
-  intrinsics = intrinsics or found
+
+  # intrinsics in pixels of the map, whosever they are
+  is_map = values.ndim == 2 or (values.ndim == 3 and values.shape[-1] in (1, 3))
+  if is_map:
+    size = values.shape[:2]
+    if intrinsics is not None:
+      whose = f"{name}, {intrinsics_name}" if intrinsics_name else name
+      intrinsics = camera_files.of_picture(intrinsics, size, whose)
+    elif photo_camera is not None:
+      height, width = size
+      intrinsics = Intrinsics(*cameras.resized(photo_camera, width, height)[:4])
+    elif found is not None:
+      intrinsics = camera_files.of_picture(found, size, name)
 
   # lengths: integers count in the depth unit, floats are taken as they are
   if values.dtype.kind not in "uif":
@@ -219,8 +229,8 @@ def pinhole(points_HW3: np.ndarray) -> cameras.Camera | None:
 
 
 def read_arrays(
-  path: pathlib.Path, name: str
-) -> tuple[np.ndarray, Intrinsics | None, np.ndarray | None]:
+  path: pathlib.Path, name: str, channels: Sequence[str] = ()
+) -> tuple[np.ndarray, Stated | None, np.ndarray | None]:
   """(points or depths as stored, intrinsics in the file, validity mask in the file)."""
   # What the file is, is told from how it begins.
   try:
@@ -233,8 +243,13 @@ def read_arrays(
       raise
     raise InputError(f"{name}: {error.strerror}") from error
 
-  if head.startswith(EXR_MAGIC):
-    return read_exr(path, name), None, None
+  if head.startswith(exr.MAGIC):
+    return read_exr(path, name, channels), None, None
+  if channels:
+    raise InputError(
+      f"{name} has no named channels, which only OpenEXR has: leave --pointmap_channels "
+      f"{','.join(channels)} out"
+    )
   if head.startswith((arrays.NPY_MAGIC, arrays.ZIP_MAGIC)):
     loaded = arrays.read_arrays(path, name)
     if isinstance(loaded, np.ndarray):
@@ -243,55 +258,89 @@ def read_arrays(
   return read_depth_image(path, name), None, None
 
 
-def from_npz(arrays: dict[str, np.ndarray], name: str):
+def from_npz(
+  held: dict[str, np.ndarray], name: str
+) -> tuple[np.ndarray, Stated | None, np.ndarray | None]:
   """What `read_arrays` gives, from the arrays of a .npz."""
-  values = first_of(arrays, POINT_NAMES)
+  values = first_of(held, POINT_NAMES)
   if values is None:
-    values = first_of(arrays, DEPTH_NAMES)
+    values = first_of(held, DEPTH_NAMES)
   if values is None:
     # an array of any name will do if there is only one
-    rest = [n for n in arrays if n not in CAMERA_NAMES + VALID_NAMES]
+    rest = [n for n in held if n not in CAMERA_NAMES + VALID_NAMES]
     if len(rest) != 1:
       raise InputError(
-        f"{name} holds arrays {', '.join(arrays) or '(none)'}; name the point map `pointmap`, a "
+        f"{name} holds arrays {', '.join(held) or '(none)'}; name the point map `pointmap`, a "
         "depth map `depth`"
       )
-    values = arrays[rest[0]]
-  camera, valid = first_of(arrays, CAMERA_NAMES), first_of(arrays, VALID_NAMES)
-  intrinsics = None if camera is None else to_intrinsics(camera, name)
-  return values, intrinsics, valid
+    values = held[rest[0]]
+
+  # what it says of its camera
+  camera_files.refuse_distortion(held, name)
+  camera = first_of(held, CAMERA_NAMES)
+  intrinsics = None
+  if camera is not None:
+    intrinsics = camera_files.to_intrinsics(camera, name)
+    size = camera_files.stated_size(held, name)
+    if size is not None:
+      intrinsics = cameras.Camera(*intrinsics, *size)
+  return values, intrinsics, first_of(held, VALID_NAMES)
 
 
-def first_of(arrays: dict[str, np.ndarray], names: tuple[str, ...]) -> np.ndarray | None:
+def first_of(held: dict[str, np.ndarray], names: tuple[str, ...]) -> np.ndarray | None:
   """The array of the first of these names that is there."""
   for name in names:
-    if name in arrays:
-      return arrays[name]
+    if name in held:
+      return held[name]
   return None
 
 
-def read_exr(path: pathlib.Path, name: str) -> np.ndarray:
-  """(H, W, 3) or (H, W) from the first part of an OpenEXR file."""
-  import OpenEXR  # needed for this one format
+def read_exr(path: pathlib.Path, name: str, channels: Sequence[str]) -> np.ndarray:
+  """(H, W, 3) or (H, W) of an OpenEXR file. Raises InputError, also for three channels that are
+  colours, directions or points of the world by what they hold.
+  """
+  found = exr.read(path, name, channels)
+  if channels or found.values.ndim == 2:
+    return found.values
+  listed = ",".join(found.channels)
+  choose = f"if they are points of the camera all the same: --pointmap_channels {listed}"
+  if are_directions(found.values):
+    raise InputError(
+      f"{name}: its channels {listed} have length 1 everywhere, as normals have; {choose}"
+    )
+  if not found.is_told and not run_across(found.values):
+    raise InputError(
+      f"{name}: its channels {listed} do not run across the picture as the points of a camera do; "
+      f"are they colours, or points of the world? {choose}"
+    )
+  return found.values
 
-  pixels = {}
+
+def are_directions(values_HW3: np.ndarray) -> bool:
+  """Whether all finite vectors have length 1, as far as half precision tells."""
+  lengths = np.linalg.norm(values_HW3.astype(np.float64), axis=-1)
+  finite = lengths[np.isfinite(lengths)]
+  return len(finite) > 0 and np.abs(finite - 1).max() < MAX_LENGTH_ERROR
+
+
+def run_across(values_HW3: np.ndarray) -> bool:
+  """Whether x / z follows the columns and y / z the rows, in any frame; True with too few points to
+  tell.
+  """
+  points = values_HW3.astype(np.float32)
+  for frame in FRAMES:
+    seen = cameras.convert_frame(points, frame, "pytorch3d")
+    if pinhole(seen) is not None:
+      return True
+
+  # no pinhole camera: a strong trend will do, in front of the camera or behind it
+  in_front = np.abs(points[..., 2:])
+  seen = np.concatenate([points[..., :2], in_front], -1)
   try:
-    with OpenEXR.File(str(path), separate_channels=True) as file:
-      for key, channel in file.channels().items():
-        pixels[key.rpartition(".")[2].upper()] = np.array(channel.pixels)
-  # the library raises RuntimeError, TypeError or ValueError with its own text
-  except Exception as error:
-    raise InputError(f"{name}: cannot be decoded as OpenEXR ({error})") from error
-  for triple in ("XYZ", "RGB"):
-    if all(c in pixels for c in triple):
-      return np.stack([pixels[c] for c in triple], -1)
-  for single in ("Z", "DEPTH", "Y", "R", *pixels):
-    if single in pixels and (len(pixels) == 1 or single in ("Z", "DEPTH")):
-      return pixels[single]
-  raise InputError(
-    f"{name} has channels {', '.join(pixels)}; X Y Z or R G B for points, or Z for depth, are "
-    "needed"
-  )
+    across, down = cameras.pixel_trend(seen)
+  except ValueError:
+    return True
+  return min(abs(across), abs(down)) > ALONG
 
 
 def read_depth_image(path: pathlib.Path, name: str) -> np.ndarray:
@@ -313,57 +362,3 @@ def read_depth_image(path: pathlib.Path, name: str) -> np.ndarray:
       "or 32-bit floats"
     )
   return values
-
-
-def parse_intrinsics(text: str, what: str = "--intrinsics") -> Intrinsics:
-  """Intrinsics from "fx,fy,cx,cy", or from a file.
-
-  The file is .json (keys fx fy cx cy, or a 3 x 3 `intrinsics` or `K`), .npy, or text numbers.
-  Raises InputError.
-  """
-  name = f"{what} {text}"
-  try:
-    return to_intrinsics(_stated_numbers(text), name)
-  except InputError:
-    raise
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    if not arrays.is_of_the_input(error):
-      raise
-    raise InputError(
-      f"{name}: give fx,fy,cx,cy in pixels, or a .json, .npy or text file with these or a 3 x 3 "
-      f"matrix ({error})"
-    ) from error
-
-
-def _stated_numbers(text: str) -> np.ndarray:
-  """The numbers of "fx,fy,cx,cy" or of the file of that name."""
-  path = pathlib.Path(text)
-  if not path.is_file():
-    return np.array([float(v) for v in text.split(",")])
-  if path.suffix == ".npy":
-    return arrays.read_arrays(path, f"--intrinsics {path}")
-  if path.suffix != ".json":
-    return np.array([float(v) for v in path.read_text().replace(",", " ").split()])
-  found = json.loads(path.read_text())
-  if isinstance(found, dict) and any(name in found for name in CAMERA_NAMES):
-    found = first_of(found, CAMERA_NAMES)
-  if isinstance(found, dict):
-    found = [found[k] for k in Intrinsics._fields]
-  return np.array(found, float)
-
-
-def to_intrinsics(values: np.ndarray, name: str) -> Intrinsics:
-  """From a 3 x 3 matrix (or its nine numbers) or from fx fy cx cy. Raises InputError."""
-  if not np.issubdtype(np.asarray(values).dtype, np.number):
-    raise InputError(f"{name}: intrinsics are not numbers")
-  flat = np.asarray(values, np.float64).ravel()
-  if flat.size == 9:
-    if abs(flat[8] - 1) > 1e-6 or np.abs(flat[[1, 3, 6, 7]]).max() > 1e-6 * max(1.0, abs(flat[0])):
-      raise InputError(f"{name}: not a pinhole matrix [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]")
-    flat = flat[[0, 4, 2, 5]]
-  if flat.size != 4 or not np.isfinite(flat).all() or min(flat[:2]) <= 0:
-    raise InputError(
-      f"{name}: {flat.size} numbers {flat.tolist()}; fx, fy, cx, cy in pixels with positive fx and "
-      "fy are needed"
-    )
-  return Intrinsics(*(float(v) for v in flat))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sam3d_jax.errors import InputError
-from sam3d_jax.files import images, photos
+from sam3d_jax.files import camera_files, images, photos
 from sam3d_jax.files.photos import Photo
 
 File = str | os.PathLike
@@ -25,6 +25,7 @@ def photo_of(
   intrinsics: Sequence[float] | None = None,
   pointmap_frame: str = "pytorch3d",
   mask_orientation: str | None = None,
+  pointmap_channels: Sequence[str] = (),
 ) -> Photo:
   """A photo with what belongs to it, read and checked; arguments as Reconstructor takes them.
 
@@ -35,9 +36,11 @@ def photo_of(
 
   # A camera that is given comes before the point map's; without both one is assumed.
   if intrinsics is not None:
-    photo = photo.with_camera(intrinsics)
+    given = camera_files.to_intrinsics(np.array(intrinsics), "intrinsics")
+    camera = camera_files.of_picture(given, photo.size, "intrinsics")
+    photo = photo.with_camera(camera)
   if pointmap is not None:
-    photo = photo.with_pointmap(pointmap, frame=pointmap_frame)
+    photo = photo.with_pointmap(pointmap, frame=pointmap_frame, channels=pointmap_channels)
     shown = "(an array)" if isinstance(pointmap, np.ndarray) else pointmap
     photos.check_cover(photo, shown)
   return photo.with_some_camera()

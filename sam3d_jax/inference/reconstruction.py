@@ -162,6 +162,7 @@ class Reconstructor:
     intrinsics: Sequence[float] | None = None,
     pointmap_frame: str = "pytorch3d",
     mask_orientation: str | None = None,
+    pointmap_channels: Sequence[str] = (),
   ) -> Scene | list[Scene]:
     """Reconstructs the masked objects of a photo, or of several.
 
@@ -181,6 +182,7 @@ class Reconstructor:
       pointmap_frame: of the points: pytorch3d (x left, y up, z forward), opencv or gltf.
       mask_orientation: how masks lie of a photo file that EXIF turns: "upright", "stored" (as the
         pixels in the file), None: as their sizes tell.
+      pointmap_channels: of an OpenEXR file that holds more: one channel of depth, or three.
 
     Returns:
       The scene of the photo, or a list of scenes for a list of photos.
@@ -201,6 +203,7 @@ class Reconstructor:
         intrinsics=intrinsics,
         pointmap_frame=pointmap_frame,
         mask_orientation=mask_orientation,
+        pointmap_channels=pointmap_channels,
       )
       photos.append(photo)
 

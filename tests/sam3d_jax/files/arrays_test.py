@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sam3d_jax.errors import InputError
-from sam3d_jax.files import arrays, images, pointmaps
+from sam3d_jax.files import arrays, camera_files, images, pointmaps
 
 
 def header(shape: tuple[int, ...], dtype: str = "<f4") -> bytes:
@@ -72,7 +72,7 @@ def test_the_readers_of_masks_maps_and_intrinsics_refuse_the_collected_files(hos
     with pytest.raises(InputError, match=file):
       images.read_mask(copy, (9, 9))
     with pytest.raises(InputError, match=file):
-      pointmaps.parse_intrinsics(str(copy))
+      camera_files.parse_intrinsics(str(copy))
 
 
 def test_only_errors_of_the_path_are_the_inputs_fault():

@@ -7,11 +7,11 @@ from PIL import Image
 import pytest
 
 from sam3d_jax.errors import InputError
-from sam3d_jax.files import pointmaps
+from sam3d_jax.files import camera_files, pointmaps
 from sam3d_jax.geometry import cameras
 
 CAMERA = cameras.Camera(50.0, 52.0, 21.0, 14.0, 40, 30)
-INTRINSICS = pointmaps.Intrinsics(*CAMERA[:4])
+INTRINSICS = camera_files.Intrinsics(*CAMERA[:4])
 
 
 def depth_map() -> np.ndarray:
@@ -147,7 +147,7 @@ def test_intrinsics_are_read_from_numbers_and_files(tmp_path):
   (tmp_path / "names.json").write_text(json.dumps(INTRINSICS._asdict()))
   (tmp_path / "k.txt").write_text("50 0 21\n0 52 14\n0 0 1\n")
   for text in ("50,52,21,14", *map(str, tmp_path.iterdir())):
-    assert pointmaps.parse_intrinsics(text) == INTRINSICS
+    assert camera_files.parse_intrinsics(text) == INTRINSICS
   for text in ("50,52", "a,b,c,d", "-1,2,3,4", "no_such_file.json", "50,50,nan,3"):
     with pytest.raises(InputError, match="fx"):
-      pointmaps.parse_intrinsics(text)
+      camera_files.parse_intrinsics(text)

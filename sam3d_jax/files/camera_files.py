@@ -1,0 +1,282 @@
+"""Intrinsics in the forms in which they come: numbers, matrices, JSON, NumPy and text files.
+
+    text     fx,fy,cx,cy on the command line; four numbers, or a 3 x 3 or 4 x 4 matrix, in a file
+    .npy     the same numbers
+    .json    a list of these, or an object with fx fy cx cy (or fl_x fl_y, ppx ppy), or with a
+    .npz     matrix under `intrinsics`, `K`, `camera_matrix`, ...: nested, flat, by rows or by
+             columns, or {"data": [...]}; `width` and `height` (or w, h) say of which picture
+
+Where a file states the size of its picture, the intrinsics are scaled to the picture they are used
+for. Lens distortion is refused: all cameras here are pinhole cameras.
+"""
+
+from collections.abc import Mapping
+import json
+import pathlib
+from typing import Any, NamedTuple
+import warnings
+
+import numpy as np
+
+from sam3d_jax.errors import InputError, InputNote
+from sam3d_jax.files import arrays
+from sam3d_jax.geometry import cameras
+
+# names of a matrix
+MATRIX_NAMES = (
+  "intrinsics",
+  "K",
+  "camera_matrix",
+  "cameraMatrix",
+  "intrinsic_matrix",
+  "intrinsicMatrix",
+  "intrinsic",
+  "cam_K",
+  "mtx",
+)
+# other names of fx, fy, cx, cy
+OTHER_NAMES = {"fx": ("fl_x",), "fy": ("fl_y",), "cx": ("ppx",), "cy": ("ppy",)}
+# names of the width and the height of the picture
+SIZE_NAMES = (
+  ("width", "height"),
+  ("w", "h"),
+  ("image_width", "image_height"),
+  ("imageWidth", "imageHeight"),
+)
+# names of what a lens does, radial, tangential and thin prism
+DISTORTION_NAMES = (
+  *("k1", "k2", "k3", "k4", "k5", "k6"),
+  *("p1", "p2", "s1", "s2", "s3", "s4"),
+  "distortion_coefficients",
+  "distortion_params",
+  "distortion",
+  "distortionCoefficients",
+  "distCoeffs",
+  "dist_coeffs",
+  "dist_coefs",
+  "dist",
+  "coeffs",
+  "radial_distortion",
+  "tangential_distortion",
+  "D",
+)
+MAX_COEFFICIENTS = 14  # of a lens; an array of more numbers is something else
+MODEL_NAMES = ("camera_model", "distortion_model", "model")
+# words of models that are no pinhole, also where all coefficients are 0
+OTHER_MODELS = ("fisheye", "equirect", "equidistant", "spherical", "panorama", "omni", "kannala")
+UNDISTORT = "undistort the photo and its depth map (cv2.undistort) and give the new matrix"
+ASPECT_TOLERANCE = 0.02  # between the size that is stated and the picture's
+FAR_OFF = 0.2  # of a side: principal points farther from the centre deserve a note
+
+
+class Intrinsics(NamedTuple):
+  """Pixels of the picture that they belong to; the centre of the top left pixel is (0.5, 0.5)."""
+
+  fx: float
+  fy: float
+  cx: float
+  cy: float
+
+
+# A camera where the size of the picture is stated.
+Stated = Intrinsics | cameras.Camera
+
+
+def parse_intrinsics(text: str, what: str = "--intrinsics") -> Stated:
+  """Intrinsics from "fx,fy,cx,cy", or from a file of a form above.
+
+  Returns:
+    A camera if the file states the size of its picture, else intrinsics of an unknown size.
+  Raises:
+    InputError: no intrinsics of a pinhole camera, by file and key.
+    OSError: the disk failed, or the file may not be read.
+  """
+  name = f"{what} {text}"
+  try:
+    return _parse(text, name)
+  except InputError:
+    raise
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    if not arrays.is_of_the_input(error):
+      raise
+    raise InputError(
+      f"{name}: give fx,fy,cx,cy in pixels, or a .json, .npy or text file with these or a 3 x 3 "
+      f"matrix ({error})"
+    ) from error
+
+
+def _parse(text: str, name: str) -> Stated:
+  """As parse_intrinsics, with the errors of what it reads with."""
+  path = pathlib.Path(text)
+  if not path.is_file():
+    numbers = [float(word) for word in text.split(",")]
+    return to_intrinsics(np.array(numbers), name)
+
+  if path.suffix in (".npy", ".npz"):
+    loaded = arrays.read_arrays(path, name)
+    return from_data(loaded, name)
+  if path.suffix != ".json":
+    words = path.read_text(encoding="utf-8-sig").replace(",", " ").split()
+    return to_intrinsics(np.array([float(word) for word in words]), name)
+  return from_data(json.loads(path.read_text(encoding="utf-8-sig")), name)
+
+
+def from_data(data: Any, name: str) -> Stated:
+  """From what a .json, .npy or .npz file holds: numbers, or a mapping as above.
+
+  Raises InputError, and ValueError or TypeError for numbers that are none.
+  """
+  if not isinstance(data, Mapping):
+    return to_intrinsics(np.array(data, float), name)
+  refuse_distortion(data, name)
+  size = stated_size(data, name)
+
+  # A matrix under one of its names, or the four numbers.
+  key = next((key for key in MATRIX_NAMES if key in data), None)
+  if key is None:
+    found = to_intrinsics(np.array(four_numbers(data, name), float), name)
+  else:
+    held = data[key]
+    if isinstance(held, Mapping) and "data" in held:
+      held = held["data"]
+    found = from_data(held, f"{name}: {key}")
+
+  if size is None or isinstance(found, cameras.Camera):
+    return found
+  return cameras.Camera(*found, *size)
+
+
+def four_numbers(data: Mapping[str, Any], name: str) -> list[Any]:
+  """fx, fy, cx and cy of a mapping. Raises InputError naming those that it lacks."""
+  numbers = []
+  lacking = []
+  for field in Intrinsics._fields:
+    known = [key for key in (field, *OTHER_NAMES[field]) if key in data]
+    if known:
+      numbers.append(data[known[0]])
+    else:
+      lacking.append(field)
+  if lacking:
+    held = ", ".join(map(str, data)) or "nothing"
+    raise InputError(
+      f"{name} has no {', '.join(lacking)}, it has {held}: give fx, fy, cx and cy in pixels, or a "
+      "3 x 3 matrix as K"
+    )
+  return numbers
+
+
+def stated_size(data: Mapping[str, Any], name: str) -> tuple[int, int] | None:
+  """(width, height) of the picture that a mapping's intrinsics belong to, None if it states none.
+
+  Raises InputError for a size that is none.
+  """
+  for pair in SIZE_NAMES:
+    values = [data[key] for key in pair if key in data]
+    if not values:
+      continue
+    try:
+      width, height = (int(value) for value in values)
+    except (TypeError, ValueError):
+      width = height = 0
+    if min(width, height) < 1:
+      shown = ", ".join(f"{key} = {data.get(key)!r}" for key in pair)
+      raise InputError(f"{name}: {shown}: give width and height of the picture in pixels")
+    return width, height
+  return None
+
+
+def refuse_distortion(data: Mapping[str, Any], name: str) -> None:
+  """Raises InputError where a mapping states a lens that is no pinhole."""
+  for key in DISTORTION_NAMES:
+    held = data.get(key)
+    if isinstance(held, Mapping):
+      held = held.get("data")
+    if held is None:
+      continue
+    if np.size(held) > MAX_COEFFICIENTS:
+      continue
+    values = np.array(held, float).ravel()
+    if values.any():
+      shown = ", ".join(f"{value:g}" for value in values)
+      raise InputError(
+        f"{name}: {key} = {shown} is lens distortion, which is not read: {UNDISTORT}"
+      )
+
+  for key in MODEL_NAMES:
+    model = str(data.get(key, "")).lower()
+    if any(word in model for word in OTHER_MODELS):
+      raise InputError(f"{name}: {key} = {data[key]} is no pinhole camera: {UNDISTORT}")
+  is_fisheye = data.get("is_fisheye")
+  if isinstance(is_fisheye, bool) and is_fisheye:
+    raise InputError(f"{name}: is_fisheye = True is no pinhole camera: {UNDISTORT}")
+
+
+def to_intrinsics(values: np.ndarray, name: str) -> Intrinsics:
+  """From a 3 x 3 matrix (or its nine numbers, by rows or columns), a 4 x 4 one that has nothing
+  more, or from fx fy cx cy. Raises InputError.
+  """
+  if not np.issubdtype(np.asarray(values).dtype, np.number):
+    raise InputError(f"{name}: intrinsics are not numbers")
+  flat = np.asarray(values, np.float64).ravel()
+  if flat.size == 16:
+    matrix = flat.reshape(4, 4)
+    if np.array_equal(matrix[3], (0, 0, 0, 1)) and not matrix[:3, 3].any():
+      flat = matrix[:3, :3].ravel()
+  if flat.size == 9:
+    # Column by column the last row is where the last column would be, and that is empty.
+    is_by_columns = not flat[[2, 5]].any() and flat[[6, 7]].all()
+    if is_by_columns:
+      flat = flat.reshape(3, 3).T.ravel()
+    if abs(flat[8] - 1) > 1e-6 or np.abs(flat[[1, 3, 6, 7]]).max() > 1e-6 * max(1.0, abs(flat[0])):
+      raise InputError(f"{name}: not a pinhole matrix [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]")
+    flat = flat[[0, 4, 2, 5]]
+  if flat.size != 4 or not np.isfinite(flat).all() or min(flat[:2]) <= 0:
+    raise InputError(
+      f"{name}: {flat.size} numbers {flat.tolist()}; fx, fy, cx, cy in pixels with positive fx and "
+      "fy are needed"
+    )
+  return Intrinsics(*(float(v) for v in flat))
+
+
+def of_picture(stated: Stated, size: tuple[int, int], name: str) -> Intrinsics:
+  """Intrinsics in pixels of a picture of a size (height, width): scaled to it if the size that they
+  belong to is stated.
+
+  Raises InputError for intrinsics of another picture: another aspect is stated, or the principal
+  point lies outside. Warns (InputNote) of one that is far from the centre.
+  """
+  height, width = size
+  if isinstance(stated, cameras.Camera):
+    wanted = width * stated.height / stated.width
+    if abs(height - wanted) > max(1.0, ASPECT_TOLERANCE * wanted):
+      raise InputError(
+        f"{name}: its intrinsics are of a picture of {stated.width} x {stated.height}, it is used "
+        f"for one of {width} x {height}, which has another aspect; give those of the whole picture"
+      )
+    stated = cameras.resized(stated, width, height)
+  found = Intrinsics(*stated[:4])
+
+  # A principal point that is not in the picture is one of another picture.
+  remedy = (
+    f"give fx, fy, cx, cy in pixels of {width} x {height}, or a .json file that states the size of "
+    'their picture: {"K": ..., "width": ..., "height": ...}'
+  )
+  shown = f"the principal point cx, cy = {found.cx:g}, {found.cy:g}"
+  is_inside = 0 <= found.cx <= width and 0 <= found.cy <= height
+  if not is_inside:
+    raise InputError(f"{name}: {shown} lies outside the picture of {width} x {height}: {remedy}")
+  is_relative = max(found.cx, found.cy) <= 1 and min(width, height) > 2
+  if is_relative:
+    raise InputError(
+      f"{name}: {shown} lies in the first pixel of {width} x {height}; are these shares of the "
+      f"picture's sides? {remedy}"
+    )
+  off = max(abs(found.cx / width - 0.5), abs(found.cy / height - 0.5))
+  if off > FAR_OFF:
+    warnings.warn(
+      f"{name}: {shown} lies far from the centre of {width} x {height}; if the intrinsics are of "
+      f"another size, {remedy}",
+      InputNote,
+      stacklevel=2,
+    )
+  return found

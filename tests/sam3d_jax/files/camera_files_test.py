@@ -1,0 +1,121 @@
+"""Intrinsics in the forms in which people have them; of another picture or lens: refused."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+from sam3d_jax.errors import InputError, InputNote
+from sam3d_jax.files import camera_files, pointmaps
+from sam3d_jax.geometry import cameras
+
+INTRINSICS = camera_files.Intrinsics(50.0, 52.0, 21.0, 14.0)
+CAMERA = cameras.Camera(*INTRINSICS, 40, 30)
+MATRIX = [[50.0, 0, 21], [0, 52, 14], [0, 0, 1]]
+FLAT = [50.0, 0, 21, 0, 52, 14, 0, 0, 1]
+BY_COLUMNS = [50.0, 0, 0, 0, 52, 0, 21, 14, 1]
+NAMED = INTRINSICS._asdict()
+SIZE = {"width": 40, "height": 30}
+FORMS = {
+  "names": NAMED,
+  "nerfstudio": {"fl_x": 50, "fl_y": 52, "cx": 21, "cy": 14, "k1": 0, "frames": []},
+  "realsense": {"fx": 50, "fy": 52, "ppx": 21, "ppy": 14, "coeffs": [0, 0, 0, 0, 0]},
+  "list": list(INTRINSICS),
+  "matrix": MATRIX,
+  "flat": FLAT,
+  "columns": BY_COLUMNS,
+  "intrinsics": {"intrinsics": MATRIX},
+  "K": {"K": FLAT},
+  "names within": {"intrinsics": NAMED},
+  "open3d": {"intrinsic_matrix": BY_COLUMNS},
+  "opencv": {
+    "camera_matrix": {"rows": 3, "cols": 3, "data": FLAT},
+    "distortion_coefficients": {"data": [0, 0, 0, 0, 0]},
+  },
+  "scannet": np.block([[np.array(MATRIX), np.zeros((3, 1))], [np.zeros((1, 3)), 1]]).tolist(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_json_gives_the_same_intrinsics(tmp_path, form):
+  (tmp_path / "k.json").write_text(json.dumps(FORMS[form]))
+  assert camera_files.parse_intrinsics(str(tmp_path / "k.json")) == INTRINSICS
+
+
+@pytest.mark.parametrize("keys", camera_files.SIZE_NAMES)
+@pytest.mark.parametrize("form", ["names", "nerfstudio", "K", "names within", "opencv", "open3d"])
+def test_a_stated_size_scales_the_intrinsics_to_the_map(tmp_path, form, keys):
+  size = dict(zip(keys, (40, 30), strict=True))
+  (tmp_path / "k.json").write_text(json.dumps(FORMS[form] | size))
+  stated = camera_files.parse_intrinsics(str(tmp_path / "k.json"))
+  assert stated == CAMERA
+
+  depth = np.full((15, 20), 2.0, np.float32)
+  found = pointmaps.from_array(depth, intrinsics=stated)
+  expected = pointmaps.from_array(depth, intrinsics=camera_files.Intrinsics(25, 26, 10.5, 7))
+  np.testing.assert_array_equal(found.points_HW3, expected.points_HW3)
+  assert found.camera == expected.camera
+
+
+def test_npz_files_state_size_and_lens_too(tmp_path):
+  depth = np.full((15, 20), 2.0, np.float32)
+  np.savez(tmp_path / "d.npz", depth=depth, K=MATRIX, width=40, height=30)
+  found = pointmaps.read_pointmap(tmp_path / "d.npz")
+  np.testing.assert_allclose(found.camera, (25, 26, 10.5, 7, 20, 15))
+  np.savez(tmp_path / "lens.npz", depth=depth, K=MATRIX, dist=[[-0.2, 0.1, 0, 0, 0]])
+  with pytest.raises(InputError, match="lens.npz: dist = -0.2, 0.1"):
+    pointmaps.read_pointmap(tmp_path / "lens.npz")
+  np.savez(tmp_path / "k.npz", mtx=MATRIX, dist=np.zeros(5))
+  assert camera_files.parse_intrinsics(str(tmp_path / "k.npz")) == INTRINSICS
+
+
+@pytest.mark.parametrize(
+  "stated, size, message",
+  [
+    (INTRINSICS, (15, 20), "cx, cy = 21, 14 lies outside the picture of 20 x 15"),
+    (INTRINSICS._replace(cy=-3.0), (30, 40), "outside"),
+    (camera_files.Intrinsics(0.9, 1.2, 0.5, 0.5), (30, 40), "shares of the picture's sides"),
+    (CAMERA, (30, 30), "of a picture of 40 x 30, it is used for one of 30 x 30"),
+    (CAMERA, (40, 30), "another aspect"),
+    (CAMERA._replace(cx=50.0), (30, 40), "outside"),
+  ],
+)
+def test_intrinsics_of_another_picture_are_refused(stated, size, message):
+  with pytest.raises(InputError, match=message):
+    camera_files.of_picture(stated, size, "k.json")
+
+
+def test_a_principal_point_far_from_the_centre_is_noted():
+  with pytest.warns(InputNote, match=r"k.json: .*cx, cy = 21, 14 lies far from the centre"):
+    assert camera_files.of_picture(INTRINSICS, (60, 80), "k.json") == INTRINSICS
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    camera_files.of_picture(INTRINSICS, (30, 40), "k.json")
+
+
+@pytest.mark.parametrize(
+  "content, message",
+  [
+    (NAMED | {"k1": -0.1}, "k1 = -0.1 is lens distortion"),
+    (NAMED | {"p2": 1e-3}, "p2 = 0.001"),
+    (NAMED | {"distortion": [0.1, 0, 0]}, "distortion = 0.1, 0, 0"),
+    ({"K": MATRIX, "D": [0.2, 0, 0, 0, 0]}, "D = 0.2"),
+    ({"K": {"data": FLAT}, "distortion_coefficients": {"data": [0.3]}}, "distortion_coefficients"),
+    ({"intrinsics": NAMED | {"k3": 2}}, "intrinsics: k3 = 2"),
+    (NAMED | {"camera_model": "OPENCV_FISHEYE"}, "camera_model = OPENCV_FISHEYE"),
+    (NAMED | {"is_fisheye": True}, "is_fisheye"),
+    (NAMED | {"w": 40}, "w = 40, h = None"),
+    (NAMED | {"width": 0, "height": 30}, "width = 0"),
+    ({"camera_angle_x": 0.7}, "has no fx, fy, cx, cy, it has camera_angle_x"),
+    ({"K": [[50, 3, 21], [0, 52, 14], [0, 0, 1]]}, "not a pinhole matrix"),
+    ({"K": [1, 2, 3]}, "3 numbers"),
+    ({"K": "wide"}, "give fx,fy,cx,cy"),
+    (None, "give fx,fy,cx,cy|not numbers|1 numbers"),
+    ([], "0 numbers"),
+  ],
+)
+def test_what_is_no_pinhole_camera_is_refused_by_file_and_key(tmp_path, content, message):
+  (tmp_path / "k.json").write_text(json.dumps(content))
+  with pytest.raises(InputError, match=f"k.json.*({message})"):
+    camera_files.parse_intrinsics(str(tmp_path / "k.json"))
