@@ -18,7 +18,8 @@ def dataset(name: str) -> ConfigDict:
   c.workers = 0  # processes; 0: one a core. The data do not depend on it
   c.quarantine_budget = 0.02  # fraction of the items that may be faulty before the build fails
   c.test_fraction = 0.02  # of the photos held out in the split "test"
-  c.items_per_shard = 64  # at most; a shard is the unit of work and of resuming
+  # items of a shard, at most; 0: their number decides, 64 shards of no more than 32 each
+  c.items_per_shard = 0
   c.license = "unknown"  # of items that state none
 
   # alpha: rating from which the best candidate is accepted; 0 accepts unrated items too

@@ -19,7 +19,8 @@ def dataset(name: str) -> ConfigDict:
   c.workers = 0  # processes; 0: one a core. The data do not depend on it
   c.quarantine_budget = 0.1  # fraction of the inputs that may be refused before the build fails
   c.test_fraction = 0.02  # of the objects held out in the split "test"
-  c.objects_per_shard = 32  # at most; a shard is the unit of work and of resuming
+  # objects of a shard, at most; 0: their number decides, 64 shards of no more than 32 each
+  c.objects_per_shard = 0
   c.license = "unknown"  # of meshes that have no licence beside them
 
   c.procedural = ConfigDict()  # read if source is "procedural"

@@ -13,7 +13,8 @@ def dataset(name: str) -> ConfigDict:
   c.workers = 0  # processes; 0: one a core. The data do not depend on it
   c.quarantine_budget = 0.02  # fraction of the objects that may be faulty before the build fails
   c.test_fraction = 0.02  # of the objects held out in the split "test"
-  c.objects_per_shard = 32  # at most; a shard is the unit of work and of resuming
+  # objects of a shard, at most; 0: their number decides, 64 shards of no more than 32 each
+  c.objects_per_shard = 0
   c.license = "unknown"  # of the source; it travels into every record
   c.max_views = 0  # views of an object, the first that pass; 0: all
   # what records name as the maker of their structure latents: the digest of the model that is

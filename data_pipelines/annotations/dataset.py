@@ -24,7 +24,7 @@ import tempfile
 from data_pipelines.annotations import accepted, layout, preferences, synthetic
 from data_pipelines.annotations.items import Recipe, SetAside
 from data_pipelines.build import shard_jobs
-from data_pipelines.build.shard_jobs import Plan, Quarantined
+from data_pipelines.build.shard_jobs import Plan, Quarantined, Refusals
 from data_pipelines.format import schema
 from data_pipelines.synth import procedural, sources
 from sam3d_jax.errors import ConfigError, Refused
@@ -71,10 +71,11 @@ def plan(config: AnnotationConfig, *, test_fraction: float, items_per_shard: int
   """Lists the items, splits them and cuts them into shards. Raises ConfigError."""
   # the shards
   inputs, contents = list_items(config)
+  per_shard = sources.per_shard(items_per_shard, len(inputs))
   jobs = sources.deal_jobs(
     inputs,
     test_fraction=test_fraction,
-    per_shard=items_per_shard,
+    per_shard=per_shard,
     spec=functools.partial(ShardSpec, config),
   )
 
@@ -82,7 +83,7 @@ def plan(config: AnnotationConfig, *, test_fraction: float, items_per_shard: int
   settings = {"recipe": _as_json(config.recipe)}
   description = f"{config.recipe.builder}: annotated photos"
   if config.source == sources.PROCEDURAL:
-    settings["synthetic"] = _as_json(config.synthetic)
+    settings["synthetic"] = {"version": synthetic.VERSION} | _as_json(config.synthetic)
     description += " (synthetic)"
   identity = {
     "builder": config.recipe.builder,
@@ -90,7 +91,7 @@ def plan(config: AnnotationConfig, *, test_fraction: float, items_per_shard: int
     "annotations": VERSION,
     "config": settings,
     "test_fraction": test_fraction,
-    "items_per_shard": items_per_shard,
+    "items_per_shard": per_shard,
     "inputs": {"count": len(inputs), "digest": contents},
   }
   return Plan(
@@ -100,6 +101,10 @@ def plan(config: AnnotationConfig, *, test_fraction: float, items_per_shard: int
     identity=identity,
     lineage=_versions(),
     kind=BUILDERS[config.recipe.builder].records,
+    warnings=(
+      *sources.split_warning((job.split for job in jobs), test_fraction, "photos"),
+      *license_warning(config, inputs),
+    ),
     description=description,
   )
 
@@ -116,11 +121,11 @@ def _versions() -> dict[str, str]:
   return {"annotations": VERSION} | {name: metadata.version(name) for name in packages}
 
 
-def make_shard(spec: ShardSpec, refuse: Callable[[Quarantined], None]) -> Iterator[schema.Example]:
+def make_shard(spec: ShardSpec, refuse: Refusals) -> Iterator[schema.Example]:
   """Yields the examples of a shard in order; items that give none are reported."""
   config = spec.config
   builder = BUILDERS[config.recipe.builder]
-  for entry in spec.inputs:
+  for entry in refuse.each(spec.inputs):
     with _located(config, entry) as path:
       try:
         with shard_jobs.contained():
@@ -160,6 +165,26 @@ def _located(config: AnnotationConfig, entry: sources.Input) -> Iterator[pathlib
   number = int(entry.name.rpartition("-")[2])
   with tempfile.TemporaryDirectory() as folder:
     yield synthetic.write_item(pathlib.Path(folder), number, config.synthetic)
+
+
+def license_warning(config: AnnotationConfig, inputs: Sequence[sources.Input]) -> tuple[str, ...]:
+  """What to say of items that state no licence; nothing if all do."""
+  if config.source == sources.PROCEDURAL or config.recipe.license not in sources.UNSTATED:
+    return ()
+
+  def states_license(entry: sources.Input) -> bool:
+    try:
+      with blame.reading(config.source):
+        return bool(layout.read(folders.located(config.source, entry.name)).license)
+    except layout.AnnotationError:
+      return True  # refused when its shard is built
+
+  with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+    stated = list(pool.map(states_license, inputs))
+  names = [entry.name for entry, found in zip(inputs, stated, strict=True) if not found]
+  license = config.recipe.license
+  remedy = "with `license` in its annotation.json"
+  return sources.unlicensed("items", names, len(inputs), license, "license", remedy)
 
 
 def list_items(config: AnnotationConfig) -> tuple[list[sources.Input], str]:

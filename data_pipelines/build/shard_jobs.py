@@ -8,8 +8,10 @@ A job writes one shard and nothing else, so any executor gives the same bytes: l
     reports/*.json    one a shard: records, refused inputs, rejected draws;
                       on disk before its shard, so a shard that exists is finished
     quarantine.jsonl  every refused input: path, reason, detail
+    parts/            of shards that are not finished: the inputs dealt with so far (unfinished.py)
 
-A build that was killed continues when it is started again; finished shards are never touched.
+A build that was killed continues when it is started again, within a shard too; finished shards are
+never touched.
 """
 
 from collections import Counter
@@ -26,13 +28,16 @@ import os
 import pathlib
 from typing import Any
 
-from data_pipelines.build import processes
+from data_pipelines.build import processes, unfinished
 from data_pipelines.format import records, schema
 from sam3d_jax.errors import InputError, JobFailed, Preempted, Refused
 from sam3d_jax.files import atomic, blame
 
 REPORTS = "reports"
 DIFFERENCES_SHOWN = 4  # of the configurations of two builds
+LOOK_SECONDS = 0.5  # between looks at how far the worker processes are
+
+Report = dict[str, Any]  # of a shard, as JSON
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,16 +71,50 @@ def contained(reason: str = "unreadable") -> Iterator[None]:
 class Refusals:
   """What a shard turned down. Called with a Quarantined it notes a bad input.
 
-  notes: whatever else a builder wants in the shard's report.
+  notes: whatever else a builder wants in the shard's report. before: inputs that an earlier run
+  dealt with. through: called after each input with how many are dealt with. by_input: whether the
+  builder goes through its inputs with `each`.
   """
 
-  def __init__(self):
+  def __init__(self, through: Callable[[int], None] = lambda inputs: None):
     self.inputs: list[Quarantined] = []
     self.draws: Counter[str] = Counter()
     self.notes: dict[str, Any] = {}
+    self.before = 0
+    self.by_input = False
+    self.through = through
 
   def __call__(self, bad: Quarantined) -> None:
-    self.inputs.append(bad)
+    # one that is met again after a kill is not listed twice
+    if bad not in self.inputs:
+      self.inputs.append(bad)
+
+  def each(self, inputs: Iterable[Any]) -> Iterator[Any]:
+    """The inputs of a shard, one after the other, but those that an earlier run dealt with.
+
+    A builder that goes through its inputs with this is seen to make progress, and goes on within a
+    shard. What it makes of an input may depend on that input and the shard's specification only.
+    """
+    self.by_input = True
+    for number, item in enumerate(inputs):
+      if number < self.before:
+        continue
+      yield item
+      self.through(number + 1)
+
+  def report(self) -> Report:
+    """All of it as JSON."""
+    refused = [dataclasses.asdict(bad) for bad in self.inputs]
+    draws = dict(sorted(self.draws.items()))
+    return {"refused": refused, "draws": draws, **self.notes}
+
+  def resume(self, before: int, report: Report) -> None:
+    """Goes on behind so many inputs, of which an earlier run gave this report."""
+    notes = dict(report)
+    self.inputs = [Quarantined(**bad) for bad in notes.pop("refused")]
+    self.draws = Counter(notes.pop("draws"))
+    self.notes = notes
+    self.before = before
 
   def draw(self, reason: str) -> None:
     """Counts a random draw that broke a threshold of the builder; the input itself is sound."""
@@ -91,6 +130,11 @@ class ShardJob:
   count: int  # shards of the split
   inputs: int  # how many inputs the shard consumes, for progress and budget
   spec: Any = dataclasses.field(compare=False)  # a job is known by its place
+
+  @property
+  def place(self) -> str:
+    """As files are named after it."""
+    return f"{self.split}-{self.index:05d}-of-{self.count:05d}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +156,8 @@ class Plan:
   description: str = ""
   # inputs that no job owns and every one may draw from, such as photos; they can be refused too
   drawn_from: int = 0
+  # what whoever starts the build should know before anything is written
+  warnings: tuple[str, ...] = ()
 
   @property
   def digest(self) -> str:
@@ -141,7 +187,6 @@ class BuildResult:
 
 
 # Runs jobs of a plan into a folder and yields each with its report as it ends.
-Report = dict[str, Any]
 Executor = Callable[[Plan, pathlib.Path, list[ShardJob]], Iterator[tuple[ShardJob, Report]]]
 
 
@@ -162,7 +207,8 @@ def build(
     quarantine_budget: fraction of the inputs that may be refused.
     workers: processes; 1: in this process, 0: one a core.
     execute: what runs the jobs in place of processes of this machine.
-    progress: called after every shard with its inputs and all refused so far by reason.
+    progress: called as inputs are dealt with, with their number since the last call and all
+      refused by finished shards, by reason; after every shard where `execute` runs them.
 
   Raises:
     InputError: `out` cannot be written or belongs to another build, or too many inputs are refused.
@@ -175,19 +221,26 @@ def build(
     reports = {job: finished_report(plan, out, job) for job in plan.jobs}
     refused = _refused_by_reason(reports.values())
 
-    # the shards that are left
+    # the shards that are left, and how many of their inputs are dealt with
     left = [job for job in plan.jobs if reports[job] is None]
+    through = {job: unfinished.inputs_of(_parts_folder(out, job)) for job in left}
+
+    def tell(job: ShardJob, inputs: int) -> None:
+      fresh = max(0, inputs - through[job])
+      through[job] += fresh
+      if progress:
+        progress(fresh, dict(refused))
+
     try:
       if execute is not None:
         running = execute(plan, out, left)
       else:
-        running = _run_locally(plan, out, left, workers)
+        running = _run_locally(plan, out, left, workers, tell)
       with contextlib.closing(running):
         for job, report in running:
           reports[job] = report
           refused = _refused_by_reason(reports.values())
-          if progress:
-            progress(job.inputs, dict(refused))
+          tell(job, job.inputs)
           faults = _refused_by_reason(reports.values(), faults=True)
           if faults.total() > quarantine_budget * plan.all_inputs:
             break
@@ -226,29 +279,54 @@ def finished_inputs(plan: Plan, out: str | os.PathLike) -> int:
   for job in plan.jobs:
     if shard_path(plan.name, folder, job).exists():
       inputs += job.inputs
+    else:
+      inputs += unfinished.inputs_of(_parts_folder(folder, job))
   return inputs
 
 
-def run_job(job: ShardJob, *, make, out: pathlib.Path, name: str, kind: str) -> Report:
+def run_job(
+  job: ShardJob,
+  *,
+  make,
+  out: pathlib.Path,
+  name: str,
+  kind: str,
+  tell: Callable[[int], None] = lambda inputs: None,
+) -> Report:
   """Makes one shard and returns its report. The only function an executor has to call; equal jobs
-  write equal bytes.
+  write equal bytes, also where an earlier run was killed within the shard.
+
+  tell: called with the number of inputs that are dealt with.
   """
   report: Report = {}
-  refusals = Refusals()
+  begun = unfinished.Shard(_parts_folder(out, job))
 
-  def examples() -> Iterator[schema.Example]:
+  def through(inputs: int) -> None:
+    begun.through(inputs, refusals.report())
+    tell(inputs)
+
+  refusals = Refusals(through)
+  if begun.inputs:
+    refusals.resume(begun.inputs, begun.report)
+
+  def serialised() -> Iterator[bytes]:
     count = 0
-    for example in make(job.spec, refusals):
+    for record in begun.records():
       count += 1
-      yield example
+      yield record
+    for example in make(job.spec, refusals):
+      record = schema.serialise(example, kind)
+      if refusals.by_input:
+        begun.add(record)
+      count += 1
+      yield record
     report["records"] = count
-    report["refused"] = [dataclasses.asdict(bad) for bad in refusals.inputs]
-    report["draws"] = dict(sorted(refusals.draws.items()))
-    report.update(refusals.notes)
+    report.update(refusals.report())
     # The shard is committed when this generator ends: whoever sees a shard also finds its report.
     records.write_json(_report_path(out, job), report)
 
-  records.write_shard(shard_path(name, out, job), examples(), kind=kind)
+  records.write_bytes(shard_path(name, out, job), serialised())
+  begun.remove()
   return report
 
 
@@ -258,7 +336,11 @@ def shard_path(name: str, out: pathlib.Path, job: ShardJob) -> pathlib.Path:
 
 
 def _report_path(out: pathlib.Path, job: ShardJob) -> pathlib.Path:
-  return out / REPORTS / f"{job.split}-{job.index:05d}-of-{job.count:05d}.json"
+  return out / REPORTS / f"{job.place}.json"
+
+
+def _parts_folder(out: pathlib.Path, job: ShardJob) -> pathlib.Path:
+  return out / unfinished.PARTS / job.place
 
 
 def finished_report(plan: Plan, out: pathlib.Path, job: ShardJob) -> Report | None:
@@ -338,32 +420,44 @@ def _flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _run_locally(
-  plan: Plan, out: pathlib.Path, jobs: list[ShardJob], workers: int
+  plan: Plan,
+  out: pathlib.Path,
+  jobs: list[ShardJob],
+  workers: int,
+  tell: Callable[[ShardJob, int], None],
 ) -> Iterator[tuple[ShardJob, Report]]:
-  """Runs the jobs, yielding each with its report as it ends."""
+  """Runs the jobs, yielding each with its report as it ends.
+
+  tell: called with a job and how many of its inputs are dealt with.
+  """
   run = functools.partial(run_job, make=plan.make, out=out, name=plan.name, kind=plan.kind)
   workers = min(workers or os.cpu_count() or 1, len(jobs))
   if workers <= 1:
     for job in jobs:
-      yield job, run(job)
+      yield job, run(job, tell=functools.partial(tell, job))
     return
 
+  by_place = {job.place: job for job in jobs}
   with processes.pool(workers) as pool:
     running: dict[concurrent.futures.Future, ShardJob] = {}
     queue = iter(jobs)
     try:
       # a short queue: over budget or interrupted, little is left to cancel
       for job in itertools.islice(queue, 2 * workers):
-        running[pool.submit(run, job)] = job
+        running[pool.submit(_run_in_worker, job, run)] = job
       while running:
-        done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+        done, _ = concurrent.futures.wait(
+          running, LOOK_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
+        )
+        for place, inputs in pool.told():
+          tell(by_place[place], inputs)
         for future in done:
           job = running.pop(future)
           yield job, future.result()
           # one comes in for each that has ended
           following = next(queue, None)
           if following is not None:
-            running[pool.submit(run, following)] = following
+            running[pool.submit(_run_in_worker, following, run)] = following
     except concurrent.futures.process.BrokenProcessPool as error:
       raise JobFailed(
         f"a worker process died while building {out} (usually out of memory). Finished shards are "
@@ -371,9 +465,21 @@ def _run_locally(
       ) from error
 
 
+def _run_in_worker(job: ShardJob, run: Callable[..., Report]) -> Report:
+  """Runs a job in a worker process, which tells the building one how far it is."""
+
+  def tell(inputs: int) -> None:
+    processes.tell((job.place, inputs))
+
+  return run(job, tell=tell)
+
+
 def _remove_partial(out: pathlib.Path) -> None:
-  for folder in (out, out / REPORTS):
+  """Removes what writers that are gone have left half written, and parts of finished shards."""
+  for folder in (out, out / REPORTS, *(out / unfinished.PARTS).glob("*")):
     atomic.remove_leftovers(folder)
+  with contextlib.suppress(OSError):
+    (out / unfinished.PARTS).rmdir()  # if it is empty
 
 
 def _refused_by_reason(reports: Iterable[Report | None], *, faults: bool = False) -> Counter[str]:

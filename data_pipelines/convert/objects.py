@@ -42,10 +42,11 @@ def plan(
   """A plan of shards over objects; `config` is a dataclass with the field `source`, whose place
   changes no byte.
   """
+  per_shard = sources.per_shard(objects_per_shard, len(inputs))
   jobs = sources.deal_jobs(
     inputs,
     test_fraction=test_fraction,
-    per_shard=objects_per_shard,
+    per_shard=per_shard,
     spec=functools.partial(ShardSpec, examples, config),
   )
 
@@ -58,7 +59,7 @@ def plan(
     "converter": VERSION,
     "config": settings,
     "test_fraction": test_fraction,
-    "objects_per_shard": objects_per_shard,
+    "objects_per_shard": per_shard,
     "inputs": {"count": len(inputs), "digest": sources.digest(inputs)},
   }
   return shard_jobs.Plan(
@@ -68,7 +69,20 @@ def plan(
     identity=identity,
     lineage=versions(),
     description=description,
+    warnings=(
+      *sources.split_warning((job.split for job in jobs), test_fraction, "objects"),
+      *license_warning(config.license, inputs),
+    ),
   )
+
+
+def license_warning(license: str, inputs: Sequence[sources.Input]) -> tuple[str, ...]:
+  """What to say if nobody has said under which licence the objects are."""
+  if license not in sources.UNSTATED:
+    return ()
+  names = [item.name for item in inputs]
+  remedy = "convert it by itself"
+  return sources.unlicensed("objects", names, len(inputs), license, "license", remedy)
 
 
 @functools.cache
@@ -83,7 +97,7 @@ def make_shard(spec: ShardSpec, refuse: shard_jobs.Refusals) -> Iterator[schema.
   """Yields the records of a shard's objects in order; an object that cannot be read is reported and
   skipped.
   """
-  for item in spec.inputs:
+  for item in refuse.each(spec.inputs):
     try:
       with shard_jobs.contained("bad_object"):
         made = list(spec.examples(spec.config, item, refuse))

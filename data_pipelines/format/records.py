@@ -74,17 +74,34 @@ def write_shard(
 
   Raises SchemaError, leaving nothing behind, if an example does not fit.
   """
+  return write_bytes(path, (schema.serialise(example, kind) for example in examples))
+
+
+def write_bytes(path: str | os.PathLike, serialised: Iterable[bytes]) -> int:
+  """Writes one ArrayRecord file of records as they are, atomically; returns how many there were."""
   count = 0
   with atomic.write(path) as temporary:
     # a group is the unit of random access
     writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
     try:
-      for example in examples:
-        writer.write(schema.serialise(example, kind))
+      for record in serialised:
+        writer.write(record)
         count += 1
     finally:
       writer.close()
   return count
+
+
+def read_bytes(path: str | os.PathLike) -> list[bytes]:
+  """All records of one ArrayRecord file, as they are. Raises DatasetError if it is damaged."""
+  try:
+    reader = array_record_module.ArrayRecordReader(os.fspath(path))
+    try:
+      return list(reader.read_all())
+    finally:
+      reader.close()
+  except (RuntimeError, ValueError, OSError) as error:
+    raise DatasetError(f"{path} is not a readable ArrayRecord file ({error})") from error
 
 
 def shard_length(path: str | os.PathLike) -> int:

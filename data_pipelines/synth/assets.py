@@ -119,6 +119,17 @@ def _table_entry(path: pathlib.Path) -> dict[str, Any]:
   return dict(entry)
 
 
+def states_license(path: pathlib.Path) -> bool:
+  """Whether something beside a file says under which licence it is: its own file, or the table."""
+  if path.with_name(path.name + ".license").is_file():
+    return True
+  try:
+    return bool(_table_entry(path).get("license"))
+  # the mesh is refused when its turn comes
+  except Refused:
+    return True
+
+
 def read_license(path: pathlib.Path) -> str:
   """The text of a licence beside a file. Raises Refused (unreadable)."""
   try:

@@ -4,7 +4,7 @@
 key, view). One example per object and view; the objects of the train and test splits are disjoint.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import dataclasses
 import functools
 from importlib import metadata
@@ -12,7 +12,7 @@ import json
 
 import numpy as np
 
-from data_pipelines.build.shard_jobs import Plan, Quarantined, contained
+from data_pipelines.build.shard_jobs import Plan, Quarantined, Refusals, contained
 from data_pipelines.format import schema
 from data_pipelines.synth import assets, filters, render, sources, voxelize
 from data_pipelines.synth.assets import Asset
@@ -56,10 +56,11 @@ def plan(config: IsoConfig, *, test_fraction: float, objects_per_shard: int) -> 
   Raises ConfigError on a wrong source or fraction.
   """
   inputs = sources.list_inputs(config.source)
+  per_shard = sources.per_shard(objects_per_shard, len(inputs))
   jobs = sources.deal_jobs(
     inputs,
     test_fraction=test_fraction,
-    per_shard=objects_per_shard,
+    per_shard=per_shard,
     spec=functools.partial(ShardSpec, config),
   )
 
@@ -73,7 +74,7 @@ def plan(config: IsoConfig, *, test_fraction: float, objects_per_shard: int) -> 
     "renderer": RENDERER_VERSION,
     "config": settings,
     "test_fraction": test_fraction,
-    "objects_per_shard": objects_per_shard,
+    "objects_per_shard": per_shard,
     "inputs": {"count": len(inputs), "digest": sources.digest(inputs)},
   }
   return Plan(
@@ -82,6 +83,10 @@ def plan(config: IsoConfig, *, test_fraction: float, objects_per_shard: int) -> 
     make=make_shard,
     identity=identity,
     lineage=_versions(),
+    warnings=(
+      *sources.split_warning((job.split for job in jobs), test_fraction, "meshes"),
+      *sources.license_warning(config.source, inputs),
+    ),
     description="Iso-3DO: rendered single objects with surface voxels and pose",
   )
 
@@ -93,9 +98,9 @@ def _versions() -> dict[str, str]:
   return {"renderer": f"embreex-numpy {RENDERER_VERSION}"} | installed
 
 
-def make_shard(spec: ShardSpec, refuse: Callable[[Quarantined], None]) -> Iterator[schema.Example]:
+def make_shard(spec: ShardSpec, refuse: Refusals) -> Iterator[schema.Example]:
   """Yields the examples of a shard in order; refused meshes are reported and skipped."""
-  for item in spec.inputs:
+  for item in refuse.each(spec.inputs):
     try:
       with contained():
         asset = sources.load(spec.config.source, item)

@@ -126,9 +126,10 @@ def plan(
     by_split = {"train": (meshes, photos)}
 
   # Every shard draws its own partners and photos from those of its split.
+  per_shard = sources.per_shard(objects_per_shard, len(meshes))
   jobs = []
   for number, (split, (own, shots)) in enumerate(by_split.items()):
-    shards = sources.deal(own, objects_per_shard)
+    shards = sources.deal(own, per_shard)
     for i, dealt in enumerate(shards):
       rng = np.random.default_rng([config.seed, number, i])
       spec = ShardSpec(
@@ -141,7 +142,7 @@ def plan(
 
   identity = settings(config) | {
     "test_fraction": test_fraction,
-    "objects_per_shard": objects_per_shard,
+    "objects_per_shard": per_shard,
     "inputs": {"count": len(meshes), "digest": sources.digest(meshes)},
     "photos": {"count": len(photos), "digest": scenes.content_digest(config.photos, photos)},
   }
@@ -153,6 +154,11 @@ def plan(
     identity=identity,
     lineage=versions(),
     drawn_from=len(photos),
+    warnings=(
+      *sources.split_warning(by_split, test_fraction, "meshes and two different photos"),
+      *sources.license_warning(config.source, meshes),
+      *scenes.license_warning(config.photos, photos),
+    ),
     description=f"{config.builder}: objects rendered into photographs{kind}",
   )
 
@@ -317,7 +323,7 @@ def make_shard(spec: ShardSpec, refuse: Refusals, *, draw: Draw) -> Iterator[sch
   Refused meshes are reported, and so are those that no draw could place (no_sample).
   """
   stock = Stock(spec, refuse)
-  for item in spec.inputs:
+  for item in refuse.each(spec.inputs):
     try:
       subject = stock.subject(item)
     except Refused as error:

@@ -104,6 +104,21 @@ def list_scenes(config: PhotoConfig) -> list[Input]:
   return sorted(items, key=lambda item: (item.identity, item.name))
 
 
+def license_warning(config: PhotoConfig, items: Sequence[Input]) -> tuple[str, ...]:
+  """What to say of photos whose licence nothing states; nothing if all have one."""
+  if config.source == PROCEDURAL or config.license not in sources.UNSTATED:
+    return ()
+  unstated = []
+  for item in items:
+    image = folders.located(config.source, item.name)
+    if not image.with_name(image.name + ".license").is_file():
+      unstated.append(item.name)
+  remedy = "with FILE.license beside the photo"
+  return sources.unlicensed(
+    "photos", unstated, len(items), config.license, "photos.license", remedy
+  )
+
+
 def _list_rooms(config: PhotoConfig) -> list[Input]:
   """Procedural rooms in the order of their identity."""
   if config.count <= 0:

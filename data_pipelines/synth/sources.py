@@ -3,7 +3,7 @@
 Also how inputs of any kind are split and dealt to shards.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import hashlib
 import math
@@ -17,6 +17,12 @@ from sam3d_jax.files import blame, folders, meshes
 
 PROCEDURAL = "procedural"
 MAX_SHARDS = 99_999  # of a split: what the five digits of a shard's name can count
+# What a dataset is cut into if its configuration leaves that open: work for the cores of a large
+# machine, in shards that are not large
+SHARDS_WANTED = 64
+LARGEST_SHARD = 32
+UNSTATED = ("", "unknown")  # licences that say nothing
+SHOWN_NAMES = 3  # of inputs, in a warning
 IDENTITY_BYTES = 1 << 20  # of a file's head and tail that decide its split
 
 
@@ -133,10 +139,24 @@ def split_inputs(inputs: Sequence[Input], test_fraction: float) -> dict[str, lis
   return splits
 
 
+def per_shard(stated: int, inputs: int) -> int:
+  """Inputs of a shard, at most: what is stated, or for 0 so few that SHARDS_WANTED cores have work.
+
+  It follows from the number of inputs alone. A machine's own cores do not enter: what a shard draws
+  for its objects, such as photos, depends on the cut, and another machine may go on with a build.
+  Raises ConfigError for a negative number.
+  """
+  if stated < 0:
+    raise ConfigError(
+      f"objects_per_shard = {stated}: it must be positive, or 0 to let the number of objects decide"
+    )
+  if stated:
+    return stated
+  return min(math.ceil(inputs / SHARDS_WANTED), LARGEST_SHARD)
+
+
 def deal(items: Sequence[Input], per_shard: int) -> list[tuple[Input, ...]]:
   """Cuts a split into shards of nearly equal size, at most `per_shard` inputs each."""
-  if per_shard <= 0:
-    raise ConfigError(f"objects_per_shard = {per_shard}: it must be positive")
   count = math.ceil(len(items) / per_shard)
   if count > MAX_SHARDS:
     least = math.ceil(len(items) / MAX_SHARDS)
@@ -169,6 +189,52 @@ def deal_jobs(
     for index, part in enumerate(shards):
       jobs.append(ShardJob(split, index, len(shards), len(part), spec(part)))
   return jobs
+
+
+def split_warning(splits: Iterable[str], test_fraction: float, things: str) -> tuple[str, ...]:
+  """What to say of a dataset without a test split; nothing if there is one.
+
+  things: what it takes two different ones of.
+  """
+  if "test" in splits:
+    return ()
+  why = f"it takes two different {things}"
+  if not test_fraction:
+    why = "test_fraction = 0"
+  return (
+    f"no test split ({why}): nothing is held out to evaluate on, train with --config.eval.every=0 "
+    "or on more data",
+  )
+
+
+def license_warning(config: SourceConfig, inputs: Sequence[Input]) -> tuple[str, ...]:
+  """What to say of meshes whose licence nothing states; nothing if all have one."""
+  if config.source == PROCEDURAL or config.license not in UNSTATED:
+    return ()
+  unstated = []
+  for item in inputs:
+    if not assets.states_license(folders.located(config.source, item.name)):
+      unstated.append(item.name)
+  remedy = "with FILE.license or sources.json beside the mesh (docs/data.md)"
+  return unlicensed("meshes", unstated, len(inputs), config.license, "license", remedy)
+
+
+def unlicensed(
+  things: str, names: Sequence[str], total: int, license: str, key: str, remedy: str
+) -> tuple[str, ...]:
+  """The warning no_license of some inputs of a source; nothing without any.
+
+  license: what their records will say. key: that says otherwise for all of them; remedy: for one.
+  """
+  if not names:
+    return ()
+  shown = ", ".join(names[:SHOWN_NAMES])
+  if len(names) > SHOWN_NAMES:
+    shown += ", ..."
+  return (
+    f"no_license: {len(names)} of {total} {things} state no licence ({shown}); their records will "
+    f"say {license!r}. State it for all with --config.{key}=LICENCE, for one {remedy}",
+  )
 
 
 def digest(inputs: Sequence[Input]) -> str:

@@ -63,12 +63,11 @@ def plan(config: PasteConfig, *, test_fraction: float, items_per_shard: int) -> 
     # every mesh goes into its own photo: nothing else is drawn from
     return ShardSpec(config, items, partners=(), photos=())
 
-  jobs = sources.deal_jobs(
-    inputs, test_fraction=test_fraction, per_shard=items_per_shard, spec=spec
-  )
+  per_shard = sources.per_shard(items_per_shard, len(inputs))
+  jobs = sources.deal_jobs(inputs, test_fraction=test_fraction, per_shard=per_shard, spec=spec)
   identity = render_paste.settings(config) | {
     "test_fraction": test_fraction,
-    "items_per_shard": items_per_shard,
+    "items_per_shard": per_shard,
     "inputs": {"count": len(inputs), "digest": contents},
   }
   kind = ", synthetic ones" if procedural else ""
@@ -78,6 +77,7 @@ def plan(config: PasteConfig, *, test_fraction: float, items_per_shard: int) -> 
     make=make_shard,
     identity=identity,
     lineage=render_paste.versions(),
+    warnings=sources.split_warning((job.split for job in jobs), test_fraction, "photos"),
     description=f"{config.builder}: annotated meshes rendered into their photographs{kind}",
   )
 
@@ -106,7 +106,7 @@ def _has_depth(path: pathlib.Path) -> bool:
 
 def make_shard(spec: ShardSpec, refuse: Refusals) -> Iterator[schema.Example]:
   """Yields the examples of a shard in order; items without any are reported with their reason."""
-  for entry in spec.inputs:
+  for entry in refuse.each(spec.inputs):
     try:
       with contained():
         found = annotated_objects(spec.config, entry)

@@ -2,12 +2,15 @@
 
 from collections import Counter
 import dataclasses
+import json
+import pathlib
 import re
 import signal
 
 from ml_collections import ConfigDict
 
 from data_pipelines.build import beam_executor, shard_jobs
+from data_pipelines.format import records
 from launch.console.progress import Progress
 from launch.planners.builders import PLANNERS
 from sam3d_jax.errors import ConfigError, Preempted
@@ -66,6 +69,7 @@ def build(spec: BuildSpec) -> None:
   c = spec.config
   check(c)
   execute = make_executor(spec)
+  keep_recorded_cut(c)
   plan_dataset = PLANNERS[c.builder]
   plan = plan_dataset(c)
   print(describe_plan(plan, c.out), flush=True)
@@ -91,6 +95,17 @@ def build(spec: BuildSpec) -> None:
   print(describe_result(result, c.out))
 
 
+def keep_recorded_cut(c: ConfigDict) -> None:
+  """A build that was begun keeps the size of its shards, where the configuration leaves it open."""
+  recorded = pathlib.Path(c.out) / records.BUILD_FILE
+  if not recorded.is_file():
+    return
+  identity = json.loads(recorded.read_text()).get("identity", {})
+  for key in ("objects_per_shard", "items_per_shard"):
+    if c.get(key) == 0:
+      c[key] = identity.get("objects_per_shard", identity.get("items_per_shard", 0))
+
+
 def make_executor(spec: BuildSpec) -> shard_jobs.Executor | None:
   """What runs the shard jobs; None: processes of this machine. Raises ConfigError."""
   if spec.executor == "beam":
@@ -102,13 +117,16 @@ def make_executor(spec: BuildSpec) -> shard_jobs.Executor | None:
 
 
 def describe_plan(plan: shard_jobs.Plan, out: str) -> str:
-  """The line that says what is about to be built."""
+  """The lines that say what is about to be built, and what to know before it is."""
   inputs_of = Counter()
   for job in plan.jobs:
     inputs_of[job.split] += job.inputs
   splits = ", ".join(f"{inputs} {split}" for split, inputs in inputs_of.items())
   shards = len(plan.jobs)
-  return f"{plan.name}: {plan.inputs} inputs ({splits}) in {shards} shards -> {out}"
+  lines = [f"{plan.name}: {plan.inputs} inputs ({splits}) in {shards} shards -> {out}"]
+  for warning in plan.warnings:
+    lines.append(f"WARNING {warning}")
+  return "\n".join(lines)
 
 
 def describe_result(result: shard_jobs.BuildResult, out: str) -> str:
@@ -118,6 +136,15 @@ def describe_result(result: shard_jobs.BuildResult, out: str) -> str:
   lines = [f"{out}: {made} examples; refused inputs: {refused or 'none'}"]
   if result.draws:
     lines.append(f"rejected draws: {by_reason(result.draws)}")
+
+  # a split that was planned and came out empty
+  for split, examples in result.records.items():
+    if not examples:
+      lines.append(
+        f"WARNING split {split!r} is empty: every input that was dealt to it was refused "
+        f"({pathlib.Path(out) / records.QUARANTINE_FILE} says why). Give a larger "
+        "--config.test_fraction and another --config.out"
+      )
   return "\n".join(lines)
 
 

@@ -12,7 +12,8 @@ from sam3d_jax.training import checkpoint
 
 
 class StructureEncoder:
-  """The mean of the posterior, compiled once, for batches of one size.
+  """The mean of the posterior, compiled for batches of `batch_size` and, once a shorter one comes,
+  for a half, a quarter, ... of it.
 
   digest: name of the autoencoder, encoder and decoder, since a latent needs both. resolution: of
   the grids that it takes. latent: resolution and channels of what it gives. step: the checkpoint's.
@@ -45,13 +46,20 @@ class StructureEncoder:
     for first in range(0, len(grids), self.batch_size):
       batch = list(grids[first : first + self.batch_size])
       count = len(batch)
-      # Empty grids fill the batch up, so that there is one program.
+      # Empty grids fill the batch up to one of a few sizes, so that there are few programs.
       empty = np.zeros_like(batch[0])
-      batch += [empty] * (self.batch_size - count)
+      batch += [empty] * (self._size_for(count) - count)
       means = self._encode(self._state, np.stack(batch))
       means = np.asarray(means, np.float32)
       latents += list(means[:count])
     return latents
+
+  def _size_for(self, count: int) -> int:
+    """The smallest of the sizes that programs are compiled for which holds `count` grids."""
+    size = self.batch_size
+    while size % 2 == 0 and size // 2 >= count:
+      size //= 2
+    return size
 
 
 def from_checkpoint(workdir: str, *, which: str, batch_size: int) -> StructureEncoder:

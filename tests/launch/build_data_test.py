@@ -258,12 +258,73 @@ def test_more_shards_than_names_can_count_is_a_configuration_error(monkeypatch):
 
 
 @pytest.mark.parametrize(
+  "objects, shards, largest",
+  [(1, 1, 1), (19, 19, 1), (64, 64, 1), (65, 33, 2), (1000, 63, 16), (10_000, 313, 32)],
+)
+def test_the_number_of_objects_decides_the_size_of_shards_if_nobody_else_does(
+  objects, shards, largest
+):
+  inputs = [sources.Input(str(i), f"{i:08d}") for i in range(objects)]
+  cut = sources.deal(inputs, sources.per_shard(0, objects))
+  assert len(cut) == shards
+  assert max(map(len, cut)) == largest
+  assert sources.per_shard(7, objects) == 7
+
+
+def test_a_build_that_was_begun_keeps_the_size_of_its_shards(tmp_path):
+  small = ("procedural.count=4", "views=1", f"out={tmp_path}")
+  assert _run(*small, "objects_per_shard=3") == 0
+  content = _bytes(tmp_path)
+  assert _run(*small, "objects_per_shard=0") == 0
+  assert _bytes(tmp_path) == content
+
+
+def test_what_to_know_of_a_source_is_said_before_anything_is_written(tmp_path, capsys):
+  # licences, of all and of some
+  source = tmp_path / "meshes"
+  source.mkdir()
+  for name in "abc":
+    trimesh.creation.box((1, 2, 3)).export(source / f"{name}.ply")
+  (source / "a.ply.license").write_text("MIT")
+  (source / "sources.json").write_text(json.dumps({"b.ply": {"license": "MIT"}}))
+  out = f"out={tmp_path / 'out'}"
+  found = ("--dry_run", *_command(f"source={source}", out, "license=unknown"))
+  assert build_data.main([*found]) == 0
+  said = capsys.readouterr().out
+  assert "WARNING no_license: 1 of 3 meshes state no licence (c.ply)" in said
+  assert "--config.license=" in said
+
+  # equal files are one object: nothing can be held out
+  assert "WARNING no test split (it takes two different meshes)" in said
+  assert not (tmp_path / "out").exists()
+
+  # in order
+  (source / "c.ply.license").write_text("MIT")
+  trimesh.creation.icosphere(1).export(source / "c.ply")
+  assert build_data.main([*found]) == 0
+  assert "WARNING" not in capsys.readouterr().out
+
+  # nothing is to be held out
+  assert build_data.main(["--dry_run", *_command("test_fraction=0.0", out)]) == 0
+  assert "WARNING no test split (test_fraction = 0)" in capsys.readouterr().out
+
+
+def test_a_split_that_lost_all_of_its_inputs_is_named():
+  result = shard_jobs.BuildResult({"train": 3, "test": 0}, 4, {"unreadable": 1})
+  said = building.describe_result(result, "DATA")
+  assert "WARNING split 'test' is empty" in said
+  assert "DATA/quarantine.jsonl" in said and "--config.test_fraction" in said
+  result = shard_jobs.BuildResult({"train": 3, "test": 1}, 4, {})
+  assert "WARNING" not in building.describe_result(result, "DATA")
+
+
+@pytest.mark.parametrize(
   "override, message",
   [
     ("source=nowhere", "source = 'nowhere' is not a folder"),
     ("procedural.families=('muk',)", "unknown.*muk.*known are"),
     ("test_fraction=1.5", "test_fraction = 1.5"),
-    ("objects_per_shard=0", "objects_per_shard = 0"),
+    ("objects_per_shard=-1", "objects_per_shard = -1"),
   ],
 )
 def test_wrong_sources_are_configuration_errors(override, message):

@@ -146,7 +146,7 @@ def test_statistics_are_those_of_all_latents(encoded):
 def test_killed_job_continues_and_leaves_the_same_files(
   dataset, vae, encoded, tmp_path, monkeypatch
 ):
-  real, calls = records.write_shard, []
+  real, calls = records.write_bytes, []
 
   def killed(*args, **kwargs):
     calls.append(args)
@@ -154,7 +154,7 @@ def test_killed_job_continues_and_leaves_the_same_files(
       raise KeyboardInterrupt
     return real(*args, **kwargs)
 
-  monkeypatch.setattr(records, "write_shard", killed)
+  monkeypatch.setattr(records, "write_bytes", killed)
   assert encode(dataset, vae, tmp_path / "killed") == cli.EXIT_RETRY
   monkeypatch.setattr(records, "write_shard", real)
   first = records.shard_path(tmp_path / "killed", "ellipsoids", "train", 0, 3)
@@ -239,3 +239,22 @@ def test_a_finished_folder_of_an_earlier_release_is_left_as_it_is(
   (old / records.INFO_FILE).unlink()  # and one that was not finished is to be made again
   assert encode(dataset, vae, old) == cli.EXIT_BAD_INPUT
   assert "build again" in capsys.readouterr().err
+
+
+def test_short_batches_cost_what_they_hold_and_give_the_same_latents(vae):
+  encoder = StructureEncoder(vae, batch_size=8)
+  sizes = []
+  encode = encoder._encode
+
+  def counted(state, grids):
+    sizes.append(len(grids))
+    return encode(state, grids)
+
+  encoder._encode = counted
+  grids = list(np.random.default_rng(0).random((9, 8, 8, 8), np.float32) > 0.5)
+  together = encoder(grids)
+  alone = encoder(grids[8:])
+  encoder(grids[:3])
+  assert sizes == [8, 1, 1, 4]
+  np.testing.assert_allclose(together[8], alone[0], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(together[0], encoder(grids[:1])[0], rtol=1e-5, atol=1e-6)

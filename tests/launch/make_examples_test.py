@@ -1,10 +1,12 @@
 """Synthetic inputs written to look at."""
 
+import json
+
 import pytest
 
 from data_pipelines.annotations import layout
 from data_pipelines.synth import assets, scenes
-from launch import make_examples
+from launch import build_data, make_examples
 from launch.console import cli
 
 
@@ -29,6 +31,23 @@ def test_items_are_written_as_the_builders_of_annotations_read_them(tmp_path):
   files = layout.find(tmp_path)
   assert [file.parent.name for file in files] == ["00000", "00001"]
   assert all(layout.read(file).best is not None for file in files)
+
+
+def test_objects_of_items_stand_on_something_so_that_the_annotated_swap_keeps_them(tmp_path):
+  flags = ["items", "--out", str(tmp_path / "items"), "--count", "2"]
+  assert make_examples.main(flags) == 0
+  # the configuration as it is, but for the seconds that large pictures take
+  command = [
+    "--config=configs/data/rp_3do_osa.py",
+    f"--config.source={tmp_path / 'items'}",
+    f"--config.out={tmp_path / 'osa'}",
+    "--config.workers=1",
+    "--config.image_size=128",
+  ]
+  assert build_data.main(command) == 0
+  built = json.loads((tmp_path / "osa" / "build.json").read_text())
+  assert built["counts"]["refused"] == {}
+  assert built["counts"]["rejected_draws"] == {}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ The builder is a toy, since running a plan knows nothing of meshes. Its specific
 (key, action).
 """
 
+import dataclasses
 import errno
 import json
 import os
@@ -12,7 +13,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from data_pipelines.build import shard_jobs
+from data_pipelines.build import shard_jobs, unfinished
 from data_pipelines.format import records, schema
 from sam3d_jax.errors import InputError, JobFailed
 from sam3d_jax.files import atomic
@@ -34,6 +35,27 @@ def toy_shard(spec, refuse):
       os._exit(3)
     else:
       yield schema.empty_example() | {"key": key, "view": np.int32(0)}
+
+
+MADE: list[str] = []  # keys that careful_shard has worked on, in this process
+
+
+def careful_shard(spec, refuse):
+  """A toy that goes through its inputs one by one; two records an input."""
+  for key, action in refuse.each(spec):
+    MADE.append(key)
+    if action == "refuse":
+      refuse(shard_jobs.Quarantined(key, "odd", f"{key} is odd"))
+      refuse.draw("hidden")
+      continue
+    if action == "interrupt":
+      raise KeyboardInterrupt
+    for view in range(2):
+      yield schema.empty_example() | {"key": f"{key}{view}", "view": np.int32(view)}
+
+
+def careful_plan(*shards) -> shard_jobs.Plan:
+  return dataclasses.replace(toy_plan(*shards), make=careful_shard)
 
 
 def toy_plan(*shards, identity=0) -> shard_jobs.Plan:
@@ -170,3 +192,74 @@ def test_a_dead_worker_is_reported_and_finished_shards_are_kept(tmp_path):
   with pytest.raises(JobFailed, match="worker process died.*same command"):
     build(plan, tmp_path, workers=2)
   assert not list(tmp_path.rglob(atomic.LEFTOVERS))
+
+
+def content(folder: pathlib.Path) -> dict[str, bytes]:
+  files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+  return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_a_build_that_is_killed_within_a_shard_goes_on_within_it_to_the_same_bytes(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(unfinished, "PART_SECONDS", 0.0)
+  inputs = [("a", ""), ("b", "refuse"), ("c", ""), ("d", "")]
+  killed = [*inputs[:3], ("d", "interrupt")]
+  build(careful_plan(inputs), tmp_path / "whole", budget=1)
+
+  # the same build: what interrupts is no part of its identity
+  with pytest.raises(KeyboardInterrupt):
+    build(careful_plan(killed), tmp_path / "killed", budget=1)
+  assert shard_jobs.finished_inputs(careful_plan(inputs), tmp_path / "killed") == 3
+
+  # only what is left is made, and it shows as that much progress
+  MADE.clear()
+  seen = []
+  build(
+    careful_plan(inputs),
+    tmp_path / "killed",
+    budget=1,
+    progress=lambda fresh, refused: seen.append(fresh),
+  )
+  assert MADE == ["d"]
+  assert sum(seen) == 1
+  assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
+def test_what_was_made_behind_a_damaged_part_is_made_again(tmp_path, monkeypatch):
+  monkeypatch.setattr(unfinished, "PART_SECONDS", 0.0)
+  inputs = [("a", ""), ("b", ""), ("c", "")]
+  build(careful_plan(inputs), tmp_path / "whole")
+  with pytest.raises(KeyboardInterrupt):
+    build(careful_plan([*inputs[:2], ("c", "interrupt")]), tmp_path / "killed")
+  first, second = sorted((tmp_path / "killed" / unfinished.PARTS).rglob("*.array_record"))
+  assert second.name == "1-2.array_record"
+  second.write_bytes(second.read_bytes()[:100])
+
+  MADE.clear()
+  build(careful_plan(inputs), tmp_path / "killed")
+  assert MADE == ["b", "c"]
+  assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_progress_is_told_by_input_from_whatever_process_makes_it(tmp_path, workers):
+  seen = []
+  plan = careful_plan([("a", ""), ("b", ""), ("c", "")], [("d", ""), ("e", "refuse")])
+  build(
+    plan,
+    tmp_path,
+    budget=1,
+    workers=workers,
+    progress=lambda fresh, refused: seen.append((fresh, refused)),
+  )
+  assert sum(fresh for fresh, _ in seen) == 5
+  assert seen[-1][1] == {"odd": 1}
+  if workers == 1:
+    assert [fresh for fresh, _ in seen if fresh] == [1] * 5
+
+
+def test_short_shards_leave_no_parts(tmp_path):
+  with pytest.raises(KeyboardInterrupt):
+    build(careful_plan([("a", ""), ("b", "interrupt")]), tmp_path)
+  assert not (tmp_path / unfinished.PARTS).exists()
