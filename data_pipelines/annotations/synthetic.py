@@ -1,9 +1,10 @@
 """Synthetic annotated items: a procedural object, distorted candidates, an informed judge.
 
-The object stands on a floor before a wall, both made up. The items exercise every builder of annotations without
-a download; nobody looked at them, and their records say so. The judge compares candidates by voxel
-IoU with the object and rates the best 1 + 4 IoU. In every fourth item all candidates are bad and an
-artist's mesh is there; in every fifth the best comes from another generator.
+The object stands on a floor before a wall, both made up. The items exercise every builder of
+annotations without a download; nobody looked at them, and their records say so. The judge compares
+candidates by voxel IoU with the object and rates the best 1 + 4 IoU. In every fourth item all
+candidates are bad and an artist's mesh is there; in every fifth the best comes from another
+generator.
 
 `python -m launch.make_examples items` writes some to look at, or to copy the layout from.
 """
