@@ -9,24 +9,38 @@ A folder given with --images holds one folder a photo,
     DIR/<name>/pointmap.<npy|npz|exr>         optional; or depth.<png|tiff|exr|npy|npz>
     DIR/<name>/intrinsics.<json|txt|npy>      optional; needed with depth
 
-or, beside them, photos whose alpha channel is the mask.
+or, beside them, photos whose alpha channel is the mask. What is none of these is passed over, each
+file with the reason.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+import contextlib
 import dataclasses
 import hashlib
 import pathlib
+import sys
+from typing import NamedTuple
+import warnings
 
 from launch.console.progress import Progress
-from sam3d_jax.errors import InputError
-from sam3d_jax.files import camera_files, commands, photos, pointmaps
+from sam3d_jax.errors import InputError, InputNote
+from sam3d_jax.files import camera_files, commands, folders, images, photos, pointmaps
 from sam3d_jax.files.photos import Photo
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+COMMON_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+RARE_SUFFIXES = (
+  *(".avif", ".heic", ".heif", ".hif"),
+  *(".jpe", ".jfif", ".mpo", ".jp2", ".gif", ".tga", ".ppm", ".pgm"),
+)
+PHOTO_SUFFIXES = COMMON_SUFFIXES + RARE_SUFFIXES
 MASK_SUFFIXES = (".png", ".npy", ".bmp", ".tif", ".tiff")
+# Pictures beside a photo that may be masks or may be pictures: what they hold tells.
+MAYBE_MASK_SUFFIXES = tuple(sorted(set(PHOTO_SUFFIXES) - set(MASK_SUFFIXES)))
 SIDE_FILES = ("image", "labels", "pointmap", "depth", "intrinsics")
+HIDDEN = "hidden, or another system's"
 MADE_SUFFIX = ".npz"  # of the file that --pointmap_command is asked to write
 SHOWN_FAULTS = 20  # of photos that cannot be used
+SHOWN_SKIPPED = 100  # files that are passed over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +82,13 @@ class Job:
     return digest.hexdigest()[:16]
 
 
+class Skipped(NamedTuple):
+  """A file or folder that is passed over, and why."""
+
+  path: pathlib.Path
+  reason: str
+
+
 @dataclasses.dataclass(frozen=True)
 class PhotoSource:
   """Which photos, as launch.sample's flags of the same names say."""
@@ -85,36 +106,35 @@ class PhotoSource:
   pointmap_channels: str | None = None
 
 
-def find(source: PhotoSource, out: pathlib.Path) -> list[Job]:
-  """The jobs of a source, at least one. Raises InputError."""
+def find(source: PhotoSource, out: pathlib.Path) -> tuple[list[Job], list[Skipped]]:
+  """The jobs of a source, at least one, and what of a folder is passed over. Raises InputError."""
   common = {
+    "intrinsics": source.intrinsics,
     "frame": source.pointmap_frame,
     "depth_unit": source.depth_unit,
     "mask_orientation": source.mask_orientation,
     "channels": parse_channels(source.pointmap_channels),
   }
   if source.image is not None:
-    return [single_job(source, out, common)]
+    return [single_job(source, out, common)], []
 
   folder = pathlib.Path(source.images)
   if not folder.is_dir():
     raise InputError(f"--images {folder} is not a folder")
   jobs: dict[str, Job] = {}
+  skipped: list[Skipped] = []
   for entry in sorted(folder.iterdir()):
     # A folder may be a photo with its files, a file may be a photo with an alpha channel.
-    if entry.name.startswith("."):
+    suffix = entry.suffix.lower()
+    if is_hidden(entry):
+      skipped.append(Skipped(entry, HIDDEN))
       continue
     if entry.is_dir():
-      job = folder_job(entry, out / entry.name, common)
-    elif entry.suffix.lower() in PHOTO_SUFFIXES:
-      job = Job(
-        entry.stem,
-        entry,
-        out / entry.stem,
-        intrinsics=source.intrinsics,
-        **common,
-      )
+      job = folder_job(entry, out / entry.name, common, skipped)
+    elif suffix in PHOTO_SUFFIXES:
+      job = Job(entry.stem, entry, out / entry.stem, **common)
     else:
+      skipped.append(Skipped(entry, why_no_photo(suffix)))
       continue
     if job is None:
       continue
@@ -127,11 +147,26 @@ def find(source: PhotoSource, out: pathlib.Path) -> list[Job]:
       )
     jobs[job.name] = job
   if not jobs:
+    listed = "".join(f"\n  {path}: {reason}" for path, reason in skipped[:SHOWN_FAULTS])
     raise InputError(
       f"--images {folder} holds neither folders with a photo image.* nor photos "
-      f"({', '.join(PHOTO_SUFFIXES)})"
+      f"({', '.join(PHOTO_SUFFIXES)}){listed}"
     )
-  return list(jobs.values())
+  return list(jobs.values()), skipped
+
+
+def is_hidden(path: pathlib.Path) -> bool:
+  """Whether a file or folder is hidden, or another system's."""
+  return path.name.startswith(".") or folders.is_foreign(path.name)
+
+
+def why_no_photo(suffix: str) -> str:
+  """Why a file of this suffix is not taken for a photo."""
+  if suffix in images.RAW_SUFFIXES:
+    return "a camera's raw file is not read; develop it to JPEG or PNG"
+  if suffix == ".jxl":
+    return "JPEG XL is not read; save it as JPEG or PNG"
+  return f"no picture by its suffix ({suffix or 'none'})"
 
 
 def single_job(source: PhotoSource, out: pathlib.Path, common: dict) -> Job:
@@ -150,7 +185,6 @@ def single_job(source: PhotoSource, out: pathlib.Path, common: dict) -> Job:
     labels=path_of(source.labels),
     ids=None if source.ids is None else parse_ids(source.ids),
     pointmap=path_of(source.pointmap),
-    intrinsics=source.intrinsics,
     **common,
   )
 
@@ -180,47 +214,86 @@ def parse_ids(text: str) -> tuple[int, ...]:
   return tuple(dict.fromkeys(ids))
 
 
-def folder_job(folder: pathlib.Path, out: pathlib.Path, common: dict) -> Job | None:
-  """The job of DIR/<name>, None if it has no photo."""
+def folder_job(
+  folder: pathlib.Path, out: pathlib.Path, common: dict, skipped: list[Skipped]
+) -> Job | None:
+  """The job of DIR/<name>, None if it has no photo. Adds to `skipped` what it passes over."""
   # What the names of the files say they are.
-  images = []
+  photos_found = []
   masks = []
-  others: dict[str, pathlib.Path] = {}
+  sides: dict[str, pathlib.Path] = {}
   for file in sorted(folder.iterdir()):
-    if not file.is_file() or file.name.startswith("."):
-      continue
     suffix = file.suffix.lower()
-    if file.stem == "image" and suffix in PHOTO_SUFFIXES:
-      images.append(file)
-    if file.stem in SIDE_FILES:
-      others.setdefault(file.stem, file)
+    reason = None
+    if is_hidden(file):
+      reason = HIDDEN
+    elif file.is_dir():
+      reason = "a folder within a photo's folder"
+    elif file.stem == "image" and suffix in PHOTO_SUFFIXES:
+      photos_found.append(file)
+    elif file.stem == "image":
+      reason = why_no_photo(suffix)
+    elif file.stem in SIDE_FILES:
+      taken = sides.setdefault(file.stem, file)
+      if taken != file:
+        reason = f"{taken.name} is read in its place"
     elif suffix in MASK_SUFFIXES:
       masks.append(file)
+    elif suffix in MAYBE_MASK_SUFFIXES:
+      if may_be_mask(file):
+        masks.append(file)
+      else:
+        reason = "no mask: it has more than two values"
+    else:
+      reason = why_no_photo(suffix)
+    if reason is not None:
+      skipped.append(Skipped(file, reason))
 
-  # One photo, one kind of masks.
-  if not images:
+  # One photo; of two formats of one the common one.
+  if not photos_found:
+    skipped.append(Skipped(folder, "a folder without a photo named image.*"))
     return None
-  if len(images) > 1:
-    names = ", ".join(file.name for file in images)
+  common_ones = [file for file in photos_found if file.suffix.lower() in COMMON_SUFFIXES]
+  if len(common_ones) == 1:
+    (image,) = common_ones
+    for file in photos_found:
+      if file != image:
+        skipped.append(Skipped(file, f"{image.name} is read in its place"))
+  elif len(photos_found) == 1:
+    (image,) = photos_found
+  else:
+    names = ", ".join(file.name for file in photos_found)
     raise InputError(f"--images: {folder} has several photos {names}; keep one")
-  labels = others.get("labels")
+
+  # One kind of masks, one point map.
+  labels = sides.get("labels")
   if labels is not None and masks:
     raise InputError(
       f"--images: {folder} has both {labels.name} and masks ({masks[0].name}, ...); keep one of "
       "the two"
     )
+  pointmap = sides.get("pointmap")
+  depth = sides.get("depth")
+  if pointmap is None:
+    pointmap = depth
+  elif depth is not None:
+    skipped.append(Skipped(depth, f"{pointmap.name} is read in its place"))
 
-  intrinsics = others.get("intrinsics")
-  return Job(
-    folder.name,
-    images[0],
-    out,
-    masks=tuple(masks),
-    labels=labels,
-    pointmap=others.get("pointmap") or others.get("depth"),
-    intrinsics=None if intrinsics is None else str(intrinsics),
-    **common,
-  )
+  # Intrinsics of its own go before those of the flag.
+  files = {"masks": tuple(masks), "labels": labels, "pointmap": pointmap}
+  intrinsics = sides.get("intrinsics")
+  if intrinsics is not None:
+    files["intrinsics"] = str(intrinsics)
+  return Job(folder.name, image, out, **(common | files))
+
+
+def may_be_mask(path: pathlib.Path) -> bool:
+  """Whether a picture beside a photo has the values of a mask, or cannot be read to tell."""
+  try:
+    picture = images.open_image(path, "mask")
+  except InputError:
+    return True
+  return images.is_mask_like(picture)
 
 
 def check_all(jobs: list[Job]) -> list[dict[str, int]]:
@@ -229,7 +302,7 @@ def check_all(jobs: list[Job]) -> list[dict[str, int]]:
   """
   found = []
   faults = []
-  with Progress(len(jobs), "reading", "photos") as bar:
+  with Progress(len(jobs), "reading", "photos") as bar, noted():
     for job in jobs:
       try:
         photo = read(job)
@@ -247,6 +320,22 @@ def check_all(jobs: list[Job]) -> list[dict[str, int]]:
   if len(jobs) > 1:
     lines.append(f"({len(faults)} of {len(jobs)} photos cannot be used)")
   raise InputError("\n".join(lines))
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[None]:
+  """Prints what is warned of within as notes, when all is done; other warnings as they are."""
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always", InputNote)
+    try:
+      yield
+    finally:
+      notes = [str(found.message) for found in caught if found.category is InputNote]
+      others = [found for found in caught if found.category is not InputNote]
+  for note in dict.fromkeys(notes):
+    print(f"note: {note}", file=sys.stderr)
+  for found in others:
+    warnings.showwarning(found.message, found.category, found.filename, found.lineno)
 
 
 def read(job: Job) -> Photo:

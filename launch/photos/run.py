@@ -8,10 +8,12 @@ import json
 import pathlib
 import resource
 import time
+import warnings
 
 from launch.console.progress import Progress
 from launch.photos import jobs as photo_jobs
-from launch.photos.jobs import Job, PhotoSource
+from launch.photos.jobs import Job, PhotoSource, Skipped
+from sam3d_jax.errors import InputNote
 from sam3d_jax.files import atomic
 from sam3d_jax.files.photos import Photo
 from sam3d_jax.inference import rewards, scene_files, weights
@@ -71,7 +73,8 @@ def run(config: PhotosConfig, out: pathlib.Path) -> None:
   """Writes the files of every photo that is not done yet (see sam3d_jax.inference.scene_files)."""
   # Every photo is read and checked before a model is loaded.
   phases = Phases()
-  jobs = photo_jobs.find(config.source, out)
+  jobs, skipped = photo_jobs.find(config.source, out)
+  print_skipped(skipped)
   if config.pointmap_command and not config.dry_run:
     with phases("point maps"):
       jobs = photo_jobs.make_pointmaps(jobs, config.pointmap_command)
@@ -123,7 +126,9 @@ def run(config: PhotosConfig, out: pathlib.Path) -> None:
 def photos_of(jobs: Iterable[Job], phases: Phases) -> Iterator[Photo]:
   """The photos of jobs, read when they are asked for."""
   for job in jobs:
-    with phases("read"):
+    with phases("read"), warnings.catch_warnings():
+      # what is to be noted was noted when all photos were checked
+      warnings.simplefilter("ignore", InputNote)
       photo = photo_jobs.read(job)
     yield photo
 
@@ -135,6 +140,17 @@ def is_done(job: Job, settings: dict) -> bool:
     return False
   files = [job.out / name for name in layout["files"]]
   return all(file.exists() for file in files)
+
+
+def print_skipped(skipped: list[Skipped]) -> None:
+  """Says what of a folder is passed over, each file with its reason."""
+  if not skipped:
+    return
+  print(f"passed over: {len(skipped)} file(s) or folder(s)")
+  for path, reason in skipped[: photo_jobs.SHOWN_SKIPPED]:
+    print(f"  {path}: {reason}")
+  if len(skipped) > photo_jobs.SHOWN_SKIPPED:
+    print(f"  ... and {len(skipped) - photo_jobs.SHOWN_SKIPPED} more")
 
 
 def print_plan(

@@ -325,6 +325,15 @@ def mask_values(image: Image.Image, name: str) -> np.ndarray:
   return alpha if alpha.min() < 255 else np.asarray(image.convert("RGB")).max(-1)
 
 
+def is_mask_like(image: Image.Image) -> bool:
+  """Whether the values of a picture are those of the mask of one object."""
+  try:
+    binarise(mask_values(image, "mask"), "mask")
+  except InputError:
+    return False
+  return True
+
+
 def is_grey_ramp(image: Image.Image) -> bool:
   """Whether a palette only spells out grey values, index by index."""
   palette = np.array(image.getpalette("RGB")).reshape(-1, 3)
