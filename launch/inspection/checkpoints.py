@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.inspection.parameters import digest_line
+from launch.inspection.parameters import digest_line, whole_meta
 from launch.inspection.trees import tree_lines
 from sam3d_jax.torch_bridge import stream
 from sam3d_jax.training import checkpoint
@@ -16,8 +16,8 @@ SHOWN_PATHS = 4  # of leaves that differ between a checkpoint and its parent
 
 def arrays(workdir: str, step: int | None) -> Iterator[str]:
   """A checkpoint's arrays as a tree."""
-  step = checkpoint.resolve_step(workdir, step)
-  meta = checkpoint.read_meta(workdir, step)
+  meta = whole_meta(workdir, step)
+  step = meta["step"]
 
   # what it is
   section = meta["config"].get("model") or {}
@@ -30,16 +30,15 @@ def arrays(workdir: str, step: int | None) -> Iterator[str]:
   steps = checkpoint.steps(workdir)
   others = [str(other) for other in steps if other != step]
   yield f"other steps: {', '.join(others) or 'none'}"
-  leaves = checkpoint.stored_shapes(workdir, step)
+  leaves = checkpoint.shapes_of(meta)
   yield from tree_lines(leaves)
 
 
 def digests(workdir: str, step: int | None) -> Iterator[str]:
   """`<path> <dtype> <shape> <sha256>` per array, sorted; of the array's bytes in C order."""
-  step = checkpoint.resolve_step(workdir, step)
-  paths = sorted(checkpoint.stored_shapes(workdir, step))
-  sources = {path: path for path in paths}
-  stored = stream.read_params(workdir, step, sources)
+  meta = whole_meta(workdir, step)
+  sources = {path: path for path in sorted(meta["shapes"])}
+  stored = stream.read_params(workdir, meta["step"], sources)
   for path in stored:
     array = np.asarray(stored[path])
     yield digest_line(path, array)
@@ -47,10 +46,9 @@ def digests(workdir: str, step: int | None) -> Iterator[str]:
 
 def lineage(workdir: str, step: int | None) -> Iterator[str]:
   """The chain from this checkpoint to its first ancestors."""
-  step = checkpoint.resolve_step(workdir, step)
-  meta = checkpoint.read_meta(workdir, step)
+  meta = whole_meta(workdir, step)
   digest = checkpoint.digest(meta)
-  name = f"{workdir} step {step}  digest {digest}"
+  name = f"{workdir} step {meta['step']}  digest {digest}"
   yield from _ancestors(meta["lineage"], name, depth=0)
 
 

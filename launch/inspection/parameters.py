@@ -7,9 +7,11 @@ it: of the average that is asked for, low-rank adapters folded into their kernel
 
 from collections.abc import Iterator
 import dataclasses
+import functools
 import hashlib
 import math
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +42,14 @@ class Difference:
   size: float = math.nan
 
 
+def whole_meta(workdir: str, step: int | None) -> dict[str, Any]:
+  """What a checkpoint says of itself: of the newest step that can be read, or of the one that is
+  asked for. Raises InputError without any.
+  """
+  read = functools.partial(checkpoint.read_whole_meta, workdir)
+  return checkpoint.newest_readable(workdir, read, step)
+
+
 def open_params(workdir: str, step: int | None, which: str) -> Stored:
   """The parameters of a checkpoint, path -> array, sorted. which: raw, ema or ema:<decay>.
 
@@ -50,8 +60,8 @@ def open_params(workdir: str, step: int | None, which: str) -> Stored:
       f"{workdir} is a release folder; import it first: python -m launch.import_torch --from "
       f"{workdir} --workdir DIR"
     )
-  step = checkpoint.resolve_step(workdir, step)
-  meta = checkpoint.read_meta(workdir, step)
+  meta = whole_meta(workdir, step)
+  step = meta["step"]
   sources = checkpoint.param_sources(checkpoint.shapes_of(meta), which)
   in_order = {path: sources[path] for path in sorted(sources)}
   params = stream.read_params(workdir, step, in_order)

@@ -67,9 +67,14 @@ def from_checkpoint(workdir: str, *, which: str, batch_size: int) -> StructureEn
 
   which: parameters to use: ema, ema:<decay> or raw. Raises InputError for another kind of model.
   """
-  meta = checkpoint.read_meta(workdir)
-  name = meta["config"]["model"]["name"]
-  if name != "structure_vae":
-    raise InputError(f"--checkpoint {workdir} is a {name} model, a structure_vae is needed")
-  vae, _ = checkpoint.restore_model(workdir, which=which)
+
+  def read(step: int):
+    # What it is, before its parameters are read.
+    meta = checkpoint.read_whole_meta(workdir, step)
+    name = meta["config"]["model"]["name"]
+    if name != "structure_vae":
+      raise InputError(f"--checkpoint {workdir} is a {name} model, a structure_vae is needed")
+    return checkpoint.read_model(workdir, step, which=which)
+
+  vae, meta = checkpoint.newest_readable(workdir, read)
   return StructureEncoder(vae, batch_size=batch_size, step=meta["step"])

@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from flax import nnx
 from ml_collections import ConfigDict
 
 from sam3d_jax.batch import LATENTS
@@ -63,42 +64,19 @@ def from_checkpoint(
 
   Arguments as in WeightsConfig. Raises InputError.
   """
-  # Both folders must hold what they are said to hold.
-  meta = checkpoint.read_meta(folder)
-  config = ConfigDict(meta["config"])
-  if config.model.name != "geometry":
-    raise InputError(
-      f"--checkpoint {folder} holds a model of kind {config.model.name!r}, a geometry model is "
-      "needed"
-    )
-  lineage = meta["lineage"]
-  decoder = decoder or decoder_folder(lineage)
-  if not decoder:
-    raise InputError(
-      f"--checkpoint {folder} does not say where the structure VAE of its latents is; give it with "
-      "--decoder DIR"
-    )
-  vae_meta = checkpoint.read_meta(decoder)
-  vae_model = ConfigDict(vae_meta["config"]).model
-  if vae_model.name != "structure_vae":
-    raise InputError(
-      f"--decoder {decoder} holds a model of kind {vae_model.name!r}, a structure_vae is needed"
-    )
 
-  # The decoder must be that of the latents which the model was trained on.
-  vae, _ = checkpoint.restore_model(decoder, which=which)
-  vae_params = parameters.flat_params(vae)
-  vae_name = parameters.params_digest(vae_params)  # the name that latents carry
-  given = {
-    "autoencoder": vae_name,
-    "sha256": None,
-    "from": str(decoder),
-  }
-  release.check_latents(release.latents_of(lineage), given)
-  check_latent_shape(config.model, vae_model, decoder)
+  def read(step: int):
+    # What the step says that it is comes before its parameters.
+    meta = checkpoint.read_whole_meta(folder, step)
+    vae, vae_name, resolution = _decoder_of(folder, meta, decoder, which)
+    model, _ = checkpoint.read_model(folder, step, which=which)
+    return model, meta, vae, vae_name, resolution
+
+  model, meta, vae, vae_name, resolution = checkpoint.newest_readable(folder, read)
+  config = ConfigDict(meta["config"])
+  lineage = meta["lineage"]
 
   # An imported model has learned all latents.
-  model, _ = checkpoint.restore_model(folder, which=which)
   learned = lineage.get("learned") or LATENTS
   sampler = sampler_config(
     config.sampler.to_dict(),
@@ -114,7 +92,7 @@ def from_checkpoint(
     latent_shapes=latent_shapes(config.model),
     trained=tuple(learned),
     convention="ScaleShiftInvariant",
-    resolution=vae_model.resolution,
+    resolution=resolution,
     identity={
       "checkpoint": checkpoint.digest(meta),
       "step": meta["step"],
@@ -122,6 +100,54 @@ def from_checkpoint(
       "which": which,
     },
   )
+
+
+def _decoder_of(
+  folder: str, meta: Mapping[str, Any], decoder: str | None, which: str
+) -> tuple[nnx.Module, str, int]:
+  """(structure VAE, the name that its latents carry, resolution of its grids) for a Geometry model.
+
+  folder, meta: the model's. decoder: work folder of the VAE; None: as the model says. Raises
+  InputError.
+  """
+  # Both folders must hold what they are said to hold.
+  config = ConfigDict(meta["config"])
+  if config.model.name != "geometry":
+    raise InputError(
+      f"--checkpoint {folder} holds a model of kind {config.model.name!r}, a geometry model is "
+      "needed"
+    )
+  lineage = meta["lineage"]
+  decoder = decoder or decoder_folder(lineage)
+  if not decoder:
+    raise InputError(
+      f"--checkpoint {folder} does not say where the structure VAE of its latents is; give it with "
+      "--decoder DIR"
+    )
+
+  def read(step: int):
+    vae_meta = checkpoint.read_whole_meta(decoder, step)
+    vae_model = ConfigDict(vae_meta["config"]).model
+    if vae_model.name != "structure_vae":
+      raise InputError(
+        f"--decoder {decoder} holds a model of kind {vae_model.name!r}, a structure_vae is needed"
+      )
+    return checkpoint.read_model(decoder, step, which=which)
+
+  vae, vae_meta = checkpoint.newest_readable(decoder, read)
+  vae_model = ConfigDict(vae_meta["config"]).model
+
+  # The decoder must be that of the latents which the model was trained on.
+  vae_params = parameters.flat_params(vae)
+  vae_name = parameters.params_digest(vae_params)
+  given = {
+    "autoencoder": vae_name,
+    "sha256": None,
+    "from": str(decoder),
+  }
+  release.check_latents(release.latents_of(lineage), given)
+  check_latent_shape(config.model, vae_model, decoder)
+  return vae, vae_name, vae_model.resolution
 
 
 def from_release(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -63,8 +64,9 @@ def open_model(source: Source, *, kind: str | None = None) -> Model:
   """
   # What the checkpoint says that it is.
   workdir = source.workdir
-  step = checkpoint.resolve_step(workdir, source.step)
-  meta = checkpoint.read_meta(workdir, step)
+  read = functools.partial(checkpoint.read_whole_meta, workdir)
+  meta = checkpoint.newest_readable(workdir, read, source.step)
+  step = meta["step"]
   config = ConfigDict(meta["config"])
   if kind is not None and config.model.name != kind:
     raise InputError(f"{workdir} holds a {config.model.name} model, not a {kind} model")

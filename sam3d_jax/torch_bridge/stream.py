@@ -105,7 +105,8 @@ def read_params(workdir: str | pathlib.Path, step: int, sources: Mapping[str, st
   """Arrays of a checkpoint, checksums verified, read a few at a time as they are asked for.
 
   sources: path -> path in the checkpoint, in the order in which they will be asked for; another
-  order costs time, not memory.
+  order costs time, not memory. An array that does not read back as it was written raises InputError
+  when it is asked for.
   """
   stored = checkpoint.stored_shapes(workdir, step)
   paths = list(sources)
@@ -128,7 +129,12 @@ def read_params(workdir: str | pathlib.Path, step: int, sources: Mapping[str, st
     # read them
     names = [sources[following] for following in batch]
     wanted = {name: stored[name] for name in names}
-    arrays = checkpoint.read_arrays(workdir, step, wanted, partial=True)
+    try:
+      arrays = checkpoint.read_arrays(workdir, step, wanted, partial=True)
+    except checksums.CorruptCheckpoint as error:
+      raise InputError(
+        f"{workdir} step {step} is damaged ({error}): copy it again, or give another --step"
+      ) from error
     for following, name in zip(batch, names, strict=True):
       held[following] = arrays[name]
 

@@ -16,6 +16,7 @@ import hashlib
 import json
 import pathlib
 import re
+import sys
 from typing import Any
 
 from etils import epath
@@ -26,6 +27,7 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 
 from sam3d_jax.errors import InputError
 from sam3d_jax.models import lora, parameters, registry
@@ -34,6 +36,8 @@ from sam3d_jax.sharding.mesh import path_of
 from sam3d_jax.training import checksums
 from sam3d_jax.training.checksums import CorruptCheckpoint
 
+STEP = re.compile("0|[1-9][0-9]*")  # the name of a step's folder
+ARRAY_KEYS = ("/.zarray", "/zarr.json")  # how the key that describes an array ends
 FORMAT = 2  # of meta; raised when a reader of the older format could misread
 SHOWN_PROBLEMS = 40  # of leaves that do not fit
 
@@ -71,7 +75,7 @@ def steps(workdir: str | pathlib.Path) -> list[int]:
   if not folder.is_dir():
     return []
   names = [path.name for path in folder.iterdir()]
-  return sorted(int(name) for name in names if name.isdigit())
+  return sorted(int(name) for name in names if STEP.fullmatch(name))
 
 
 def resolve_step(workdir, step: int | None = None) -> int:
@@ -86,6 +90,56 @@ def resolve_step(workdir, step: int | None = None) -> int:
     listed = ", ".join(map(str, found))
     raise InputError(f"{workdir} has no checkpoint of step {step}; it has {listed}")
   return step
+
+
+def first_readable(
+  workdir,
+  candidates: Iterable[int],
+  read: Callable[[int], Any],
+  bad_steps: list[int] | None = None,
+) -> Any:
+  """What `read(step)` gives for the first of the candidates that can be read: the one road past
+  damaged steps, of training and of every command that reads a checkpoint.
+
+  A step whose files are not what was written (`read` raises CorruptCheckpoint) is named on standard
+  error and added to `bad_steps`. Raises CorruptCheckpoint if none is left.
+  """
+  tried = 0
+  for step in candidates:
+    tried += 1
+    try:
+      return read(step)
+    except CorruptCheckpoint as error:
+      if bad_steps is not None:
+        bad_steps.append(step)
+      print(
+        f"checkpoint: {workdir}: step {step} is damaged ({error}); trying the one before",
+        file=sys.stderr,
+      )
+  folder = pathlib.Path(workdir) / "checkpoints"
+  raise CorruptCheckpoint(
+    f"none of the {tried} checkpoints in {folder} can be read: copy the folder again, or give "
+    "another one"
+  )
+
+
+def newest_readable(workdir, read: Callable[[int], Any], step: int | None = None) -> Any:
+  """What `read(step)` gives for the newest step that can be read, or for the one that is asked for.
+
+  Raises InputError if there is no such checkpoint, or none that reads back as it was written.
+  """
+  asked = resolve_step(workdir, step)
+  try:
+    if step is not None:
+      return read(asked)
+    newest_first = reversed(steps(workdir))
+    return first_readable(workdir, newest_first, read)
+  except CorruptCheckpoint as error:
+    if step is None:
+      raise InputError(str(error)) from error
+    raise InputError(
+      f"{workdir} step {step} is damaged ({error}): copy it again, or give another --step"
+    ) from error
 
 
 def make_meta(
@@ -119,14 +173,16 @@ def seal(meta: Mapping[str, Any]) -> str:
 def read_meta(workdir, step: int | None = None) -> dict[str, Any]:
   """What was written beside the arrays: step, config, lineage, shapes, checksums.
 
-  Touches no device. Raises CorruptCheckpoint if it is not what was written, InputError if another
-  release wrote it.
+  step: None for the newest that can be read. Touches no device. Raises CorruptCheckpoint if it is
+  not what was written, InputError if another release wrote it.
   """
-  step = resolve_step(workdir, step)
+  if step is None:
+    return newest_readable(workdir, functools.partial(read_meta, workdir))
+  resolve_step(workdir, step)
   file = folder_of(workdir, step) / "meta" / "metadata"
   try:
     meta = json.loads(file.read_text())
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise CorruptCheckpoint(f"{file} cannot be read: {error}") from error
 
   changed = f"{file} differs from what was written"
@@ -143,6 +199,55 @@ def read_meta(workdir, step: int | None = None) -> dict[str, Any]:
       f"{workdir} step {step} has checkpoint format {written}, this release reads {FORMAT}"
     )
   return meta
+
+
+def read_whole_meta(workdir, step: int) -> dict[str, Any]:
+  """`read_meta` of a step whose arrays are read later, one by one: first the index of the arrays is
+  compared with the files that are there, so that a copy that was cut short is found at once.
+
+  No array is read. Raises as `read_meta` does.
+  """
+  meta = read_meta(workdir, step)
+  folder = folder_of(workdir, step) / "state"
+  try:
+    keys = _check_files(folder)
+  except READ_ERRORS as error:
+    raise CorruptCheckpoint(_unreadable(error)) from error
+  arrays = sum(key.endswith(ARRAY_KEYS) for key in keys)
+  expected = len(meta["shapes"])
+  if arrays < expected:
+    raise CorruptCheckpoint(f"its index holds {arrays} of {expected} arrays")
+  return meta
+
+
+def _check_files(folder: pathlib.Path) -> set[str]:
+  """The keys of an index of arrays (OCDBT); every part of a file that it names is there.
+
+  Raises one of READ_ERRORS where it is not.
+  """
+  store = ts.KvStore.open({"driver": "file", "path": f"{folder}/"}).result()
+  *_, latest = ts.ocdbt.dump(store).result()["versions"]
+  keys = set()
+  nodes = [latest["root"]["location"]]
+  while nodes:
+    node = ts.ocdbt.dump(store, nodes.pop()).result()
+    for entry in node["entries"]:
+      # a node below this one
+      if "location" in entry:
+        nodes.append(entry["location"])
+        continue
+      keys.add(entry["key"].decode())
+      location = entry.get("indirect_value")
+      if location is None:
+        continue
+      # "value:<folder>:<file>:<offset>:<length>"
+      _, base, name, offset, length = location.split(":")
+      file = folder / (base + name)
+      needed = int(offset) + int(length)
+      held = file.stat().st_size
+      if held < needed:
+        raise ValueError(f"{file} has {held} bytes, {needed} or more were written")
+  return keys
 
 
 def read_state(workdir, step: int, abstract_state):
@@ -386,9 +491,14 @@ def param_sources(stored: Iterable[str], which: str) -> dict[str, str]:
 def load_params(workdir, *, which: str = "ema", step: int | None = None) -> dict[str, np.ndarray]:
   """All model parameters of a checkpoint on the host: path -> array.
 
-  which: raw, ema (slowest decay) or ema:<decay>.
+  which: raw, ema (slowest decay) or ema:<decay>. step: None for the newest that can be read.
   """
-  step = resolve_step(workdir, step)
+  read = functools.partial(_read_params, workdir, which)
+  return newest_readable(workdir, read, step)
+
+
+def _read_params(workdir, which: str, step: int) -> dict[str, np.ndarray]:
+  """`load_params` of one step. Raises CorruptCheckpoint if it is damaged."""
   stored = stored_shapes(workdir, step)
   sources = param_sources(stored, which)
   # Of the state, only what holds parameters: no moments, no other average.
@@ -422,21 +532,40 @@ class Origin:
 def origin(
   workdir, param_shapes: Mapping[str, jax.ShapeDtypeStruct], *, which: str, allow: str = ""
 ) -> Origin:
-  """What a stage would take from a checkpoint; no array is read.
+  """What a stage would take from the newest checkpoint that can be read; no array is read.
 
   Every parameter must come from the checkpoint and the other way round, but for those whose path
   `allow` (a regular expression, full match) names. Raises InputError listing every other parameter
   that is missing, unexpected or of another shape.
   """
+  _refuse_release(workdir)
+
+  def read(step: int) -> Origin:
+    meta = read_whole_meta(workdir, step)
+    return _origin_of(workdir, meta, param_shapes, which, allow)
+
+  return newest_readable(workdir, read)
+
+
+def _refuse_release(workdir) -> None:
+  """Raises InputError for a release folder, which no stage starts from."""
   release = pathlib.Path(workdir) / "pipeline.yaml"
   if release.is_file():
     raise InputError(
       f"init_from {workdir} is a release folder; import it first: python -m launch.import_torch"
     )
 
+
+def _origin_of(
+  workdir,
+  meta: Mapping[str, Any],
+  param_shapes: Mapping[str, jax.ShapeDtypeStruct],
+  which: str,
+  allow: str,
+) -> Origin:
+  """`origin` of one step."""
   # What the checkpoint has, by the model's paths.
-  step = resolve_step(workdir)
-  meta = read_meta(workdir, step)
+  step = meta["step"]
   stored = shapes_of(meta)
   sources = param_sources(stored, which)
 
@@ -476,7 +605,20 @@ def initial_params(
   what the caller has to make, under `left_out` what the model has no use for. Low-rank adapters of
   the checkpoint are folded into their kernels.
   """
-  found = origin(workdir, param_shapes, which=which, allow=allow)
+  _refuse_release(workdir)
+
+  def read(step: int):
+    meta = read_meta(workdir, step)
+    found = _origin_of(workdir, meta, param_shapes, which, allow)
+    return _read_origin(workdir, found, param_shapes, mesh, which)
+
+  return newest_readable(workdir, read)
+
+
+def _read_origin(
+  workdir, found: Origin, param_shapes: Mapping[str, jax.ShapeDtypeStruct], mesh, which: str
+):
+  """`initial_params` of one step. Raises CorruptCheckpoint if it is damaged."""
   step, meta, stored = found.step, found.meta, found.stored
   sources, factors = found.sources, found.factors
 
@@ -521,12 +663,26 @@ def digest(meta: Mapping[str, Any]) -> str:
 
 
 def restore_model(workdir, *, which: str = "ema", step: int | None = None):
-  """The model of a checkpoint with its parameters, and the configuration it was trained with."""
-  config = ConfigDict(read_meta(workdir, step)["config"])
+  """The model of a checkpoint with its parameters, and the configuration it was trained with.
+
+  step: None for the newest that can be read.
+  """
+  read = functools.partial(read_model, workdir, which=which)
+  module, meta = newest_readable(workdir, read, step)
+  return module, ConfigDict(meta["config"])
+
+
+def read_model(workdir, step: int, *, which: str):
+  """The model of one step with its parameters, and the step's meta.
+
+  Raises CorruptCheckpoint if it is damaged.
+  """
+  meta = read_meta(workdir, step)
+  config = ConfigDict(meta["config"])
   module = registry.abstract_model(config.model)
-  params = load_params(workdir, which=which, step=step)
+  params = _read_params(workdir, which, step)
   # The configuration's model knows nothing of adapters.
   if lora.factor_paths(params):
     params = lora.folded(params, lora.scale_of(config))
   parameters.load_params(module, params)
-  return module, config
+  return module, meta

@@ -7,7 +7,6 @@ that fails its checksums is named and the one before it is used. `checkpoint` sa
 from collections.abc import Mapping
 import contextlib
 import pathlib
-import sys
 from typing import Any
 
 import jax
@@ -16,7 +15,6 @@ import orbax.checkpoint as ocp
 
 from sam3d_jax.errors import JobFailed
 from sam3d_jax.training import checkpoint, checksums, retention
-from sam3d_jax.training.checksums import CorruptCheckpoint
 
 
 class NonFiniteState(JobFailed):
@@ -134,26 +132,20 @@ class Checkpointer:
     fail their checksums are reported, remembered in `bad_steps`, and the one before is tried;
     CorruptCheckpoint is raised if none is left.
     """
-    for step in sorted(self.present, reverse=True):
-      try:
-        state = checkpoint.read_state(self.workdir, step, abstract_state)
-        meta = checkpoint.read_meta(self.workdir, step)
-      except CorruptCheckpoint as error:
-        self.bad_steps.append(step)
-        print(
-          f"checkpoint: step {step} is damaged ({error}); trying the one before",
-          file=sys.stderr,
-        )
-        continue
-      # It has just been read, so it stays whatever becomes of newer ones.
-      if self.keeper is not None:
-        self.keeper.good = step
-      self.restored = meta
-      return state, meta
     if not self.present:
       return None
-    folder = self.workdir / "checkpoints"
-    raise CorruptCheckpoint(f"none of the {len(self.present)} checkpoints in {folder} can be read")
+
+    def read(step: int):
+      state = checkpoint.read_state(self.workdir, step, abstract_state)
+      return state, checkpoint.read_meta(self.workdir, step)
+
+    newest_first = sorted(self.present, reverse=True)
+    state, meta = checkpoint.first_readable(self.workdir, newest_first, read, self.bad_steps)
+    # It has just been read, so it stays whatever becomes of newer ones.
+    if self.keeper is not None:
+      self.keeper.good = meta["step"]
+    self.restored = meta
+    return state, meta
 
   def discard_bad_steps(self) -> None:
     """Moves damaged steps to `<step>.damaged`, so that training can write them again."""

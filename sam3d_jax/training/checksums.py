@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sam3d_jax.errors import JobFailed
+
 # odd constants: the golden ratio, and the finaliser of MurmurHash3
 SPREAD, MIX = 0x9E3779B9, 0x85EBCA6B
 CHUNK = 1 << 22  # words that the host handles at a time
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}  # by bytes of an element
 
 
-class CorruptCheckpoint(RuntimeError):
+class CorruptCheckpoint(JobFailed):
   """A checkpoint that was written whole no longer reads back as it was written."""
 
 

@@ -81,8 +81,7 @@ def encode(dataset, vae, out, *extra):
     *extra,
   ]
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(checkpoint, "read_meta", lambda workdir: {"config": {"model": MODEL}, "step": 7})
-    patch.setattr(checkpoint, "restore_model", lambda workdir, which: (vae, None))
+    patch.setattr(checkpoint, "newest_readable", lambda workdir, read: (vae, {"step": 7}))
     return cli.run_command(
       encode_latents.run, description="d", flags=encode_latents.flags, config="none", argv=argv
     )

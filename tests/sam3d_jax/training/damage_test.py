@@ -1,11 +1,14 @@
 """Checkpoints on a bad disk: what is damaged is found, named and survived."""
 
+import functools
 import pathlib
 import shutil
 import threading
 
+import jax.numpy as jnp
 import pytest
 
+from sam3d_jax.errors import InputError
 from sam3d_jax.training import checkpoint, retention
 from sam3d_jax.training.checkpointer import Checkpointer
 from tests.support.tiny_checkpoints import (
@@ -18,6 +21,7 @@ from tests.support.tiny_checkpoints import (
   make_state,
   restored,
   saved,
+  truncate,
 )
 
 
@@ -86,7 +90,80 @@ def test_a_seal_covers_what_is_written_beside_the_arrays(two_steps, tmp_path):
   changed = text.replace('"config": {"model": {}}', '"config": {"model": 7}')
   file.write_text(changed)
   with pytest.raises(checkpoint.CorruptCheckpoint, match="differs from what was written"):
-    checkpoint.read_meta(folder)
+    checkpoint.read_meta(folder, 2)
+
+
+def half_copied(workdir: pathlib.Path, how: str) -> None:
+  """Leaves step 2 as a copy that was cut short, or hit, would."""
+  step = workdir / "checkpoints" / "2"
+  if how == "empty":
+    shutil.rmtree(step)
+    (step / "state").mkdir(parents=True)
+  elif how == "without meta":
+    shutil.rmtree(step / "meta")
+  elif how == "without state":
+    shutil.rmtree(step / "state")
+  elif how == "without data":
+    shutil.rmtree(step / "state" / "d")
+  elif how == "cut short":
+    for file in data_files(workdir, 2):
+      truncate(file)
+  elif how == "no folder":
+    shutil.rmtree(step)
+    step.write_text("")
+
+
+HALVES = ("empty", "without meta", "without state", "without data", "cut short", "no folder")
+
+
+@pytest.mark.parametrize("how", HALVES)
+def test_a_half_copied_step_is_named_and_the_one_before_is_read(two_steps, tmp_path, capfd, how):
+  folder = tmp_path / "copy"
+  shutil.copytree(two_steps, folder)
+  half_copied(folder, how)
+  kernel = make_state(1)["params"]["a/kernel"]
+
+  # Parameters, what is said of them, and what is read later, array by array.
+  params = checkpoint.load_params(folder, which="raw")
+  assert (params["a/kernel"] == kernel).all()
+  assert "step 2 is damaged" in capfd.readouterr().err
+  read = functools.partial(checkpoint.read_whole_meta, folder)
+  assert checkpoint.newest_readable(folder, read)["step"] == 1
+
+  # What a stage would start from.
+  shapes = {"a/kernel": kernel, "b/bias": kernel[0], "c/x": kernel}
+  found = checkpoint.origin(folder, shapes, which="raw", allow="b/bias|c/x")
+  assert found.step == 1
+
+  # The step itself is refused, with what to do.
+  with pytest.raises(InputError, match="step 2 is damaged .*: copy it again, or give another"):
+    checkpoint.load_params(folder, which="raw", step=2)
+
+
+@pytest.mark.parametrize("how", HALVES)
+def test_without_a_step_that_reads_the_folder_is_refused(two_steps, tmp_path, how):
+  folder = tmp_path / "copy"
+  shutil.copytree(two_steps, folder)
+  shutil.rmtree(folder / "checkpoints" / "1")
+  half_copied(folder, how)
+  with pytest.raises(InputError, match="none of the 1 checkpoints in .* can be read: copy"):
+    checkpoint.load_params(folder, which="raw")
+
+
+def test_an_index_of_arrays_is_compared_with_every_file(tmp_path):
+  state = {"a": jnp.arange(90_000.0).reshape(300, 300), "b": jnp.ones(5)}
+  checkpointer = Checkpointer(tmp_path)
+  checkpointer.save(1, state, META)
+  checkpointer.close()
+  assert checkpoint.read_whole_meta(tmp_path, 1)["step"] == 1
+  largest = max(data_files(tmp_path, 1), key=lambda file: file.stat().st_size)
+  assert largest.stat().st_size > 10_000
+  largest.write_bytes(largest.read_bytes()[:1000])
+  with pytest.raises(checkpoint.CorruptCheckpoint, match="has 1000 bytes"):
+    checkpoint.read_whole_meta(tmp_path, 1)
+  largest.unlink()
+  with pytest.raises(checkpoint.CorruptCheckpoint, match="No such file"):
+    checkpoint.read_whole_meta(tmp_path, 1)
 
 
 def test_bits_changed_under_the_storage_layer_are_found_by_the_checksums(tmp_path):
