@@ -69,6 +69,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
     metavar="DIR",
     help="dataset in BOP format (HB, LM-O, HOPE, YCB-V, ...); --split names its folder of scenes",
   )
+  sets.add_argument(
+    "--sensor",
+    help="of --bop: the one that is read of scenes of several, e.g. cam1 (scene_gt_cam1.json)",
+  )
   sets.add_argument("--sa3dao", metavar="DIR", help="SA-3DAO: images, masks, meshes and poses")
   sets.add_argument(
     "--photos",
@@ -131,6 +135,8 @@ def run(args: argparse.Namespace) -> None:
     value = getattr(args, flag)
     if value is not None and value < low:
       raise InputError(f"--{flag} {value}: give at least {low}")
+  if args.sensor is not None and args.bop is None:
+    raise InputError("--sensor goes with --bop")
   if args.lpips is not None and args.views is None:
     raise InputError("--lpips goes with --views")
 
@@ -201,6 +207,7 @@ def run_set(args: argparse.Namespace, out: pathlib.Path) -> None:
     sa3dao=args.sa3dao,
     photos=args.photos,
     split=args.split,
+    sensor=args.sensor,
     most=args.max,
     seed=args.seed,
     batch_size=args.batch_size,

@@ -1,7 +1,7 @@
 """BOP-format datasets (bop.felk.cvut.cz: LM-O, YCB-V, HOPE, HB, ...) as an evaluation set.
 
     ROOT/models_eval or models/   obj_000001.ply (millimetres), models_info.json
-    ROOT/<split>/000002/          rgb (or gray)/000003.png|jpg   depth/000003.png
+    ROOT/<split>/000002/          rgb (or gray)/000003.png|jpg|tif   depth/000003.png|tif
                                   mask_visib/000003_000001.png
                                   scene_gt.json   scene_camera.json   scene_gt_info.json (optional)
     ROOT/test_targets_bop19.json  optional: of the split "test", only the images and objects
@@ -12,6 +12,9 @@ than 10 % is visible are left out, and those that span fewer than 3 x 3 pixels. 
 OpenCV camera frame (x right, y down) becomes ours, the centre of the first pixel moves from (0, 0)
 to (0.5, 0.5), millimetres of depth and pose become metres. Meshes stay in millimetres in their own
 frame; the pose's scale is 0.001.
+
+Scenes of several sensors (IPD, XYZ-IBD, HOT3D) have a set of files for each, scene_gt_cam1.json,
+rgb_cam1, depth_cam1 and so on, of which one is read.
 """
 
 from collections.abc import Sequence
@@ -19,13 +22,14 @@ import itertools
 import json
 import pathlib
 from typing import Any
+import warnings
 
 import numpy as np
 
 from data_pipelines.eval_sets.item import Item
-from sam3d_jax.errors import InputError
+from sam3d_jax.errors import InputError, InputNote
 from sam3d_jax.evaluation import surface
-from sam3d_jax.files import photos
+from sam3d_jax.files import arrays, camera_files, photos, pointmaps
 from sam3d_jax.geometry.cameras import AXES
 from sam3d_jax.geometry.pose import Pose
 from sam3d_jax.render.mesh import Mesh
@@ -35,15 +39,26 @@ MIN_VISIBLE = 0.1  # share of an instance's pixels
 LEVELS = ((0.9, "visible 90-100 %"), (0.5, "visible 50-90 %"), (0.0, "visible 10-50 %"))
 FLIP = np.array(AXES["opencv"])  # OpenCV's camera axes seen from ours
 METRE = 0.001  # of a millimetre
+PICTURE_FOLDERS = ("rgb", "gray")
+PICTURE_SUFFIXES = (".png", ".jpg", ".tif", ".jpeg", ".tiff")
+DEPTH_SUFFIXES = (".png", ".tif", ".tiff")
+TRUTH = "scene_gt"  # name of the JSON file with the poses
 
 
 class BopSet:
   """The instances of a split. Images and meshes are read when an item is asked for."""
 
-  def __init__(self, root: str | pathlib.Path, split: str = "test"):
+  def __init__(self, root: str | pathlib.Path, split: str = "test", sensor: str | None = None):
     """Lists the instances of a split.
 
-    Raises InputError where the split or the models are not there, or no instance is to be scored.
+    Args:
+      root: folder of the dataset.
+      split: the folder of its scenes.
+      sensor: of scenes of several, the one that is read, such as cam1.
+
+    Raises:
+      InputError: the split, its truth or the models are not there, a file is not as it should be,
+        or no instance is to be scored.
     """
     self.root = pathlib.Path(root)
     folder = self.root / split
@@ -63,9 +78,9 @@ class BopSet:
     # Every instance that is to be scored, in the order of scenes and images.
     self._scenes: dict[int, Scene] = {}
     self._instances = []
-    for path in sorted(folder.glob("*/scene_gt.json")):
-      number = int(path.parent.name)
-      scene = Scene(path.parent)
+    for path in scene_folders(folder, sensor):
+      number = int(path.name)
+      scene = Scene(path, sensor)
       self._scenes[number] = scene
       for image, place, truth in scene.instances(number, targets):
         self._instances.append((number, image, place, truth))
@@ -82,19 +97,21 @@ class BopSet:
       "instances": len(self.names),
       "models": self.models.name,
     }
+    if sensor is not None:
+      self.identity["sensor"] = sensor
     self._meshes: dict[int, Mesh] = {}
 
   def __getitem__(self, index: int) -> Item:
     number, image, place, truth = self._instances[index]
     scene = self._scenes[number]
     photo = scene.photo(image)
-    mask_file = scene.folder / "mask_visib" / f"{image:06d}_{place:06d}.png"
+    mask_file = scene.part("mask_visib") / f"{image:06d}_{place:06d}.png"
     return Item(
       name=self.names[index],
       image_HW3=photo.image_HW3,
       mask_HW=photo.read_mask(mask_file, "BOP mask"),
       truth=self._mesh(truth["obj_id"]),
-      pose=pose(truth, scene.folder),
+      pose=pose(truth, scene.truth_file),
       pointmap_HW3=photo.pointmap_HW3,
       camera=photo.camera,
       subject=f"object {truth['obj_id']}",
@@ -116,7 +133,7 @@ def _no_split(folder: pathlib.Path, root: str | pathlib.Path, split: str) -> str
   """What to say where the folder of a split is missing; `root` is as it was given."""
   found = []
   if folder.is_dir():
-    found = sorted(path.parent.parent.name for path in folder.glob("*/*/scene_gt.json"))
+    found = sorted(path.parent.parent.name for path in folder.glob(f"*/*/{TRUTH}*.json"))
   said = f"--bop {root} has no folder {split}"
   if found:
     splits = ", ".join(dict.fromkeys(found))
@@ -131,6 +148,50 @@ def _first_folder(root: pathlib.Path, names: Sequence[str]) -> pathlib.Path | No
   return None
 
 
+def scene_folders(folder: pathlib.Path, sensor: str | None) -> list[pathlib.Path]:
+  """The scenes of a split that have their truth, by name.
+
+  Raises InputError, saying what is missing and what is there, if none has. Warns (InputNote) of
+  those that have not.
+  """
+  scenes = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name.isdigit()]
+  file = f"{of_sensor(TRUTH, sensor)}.json"
+  with_truth = [path for path in scenes if (path / file).is_file()]
+  without = [path for path in scenes if path not in with_truth]
+  if not scenes:
+    raise InputError(f"--bop {folder} holds no scenes, folders such as 000001 with {file}")
+  if with_truth and without:
+    listed = ", ".join(path.name for path in without)
+    warnings.warn(
+      f"--bop {folder}: passed over, for want of {file}: {listed}", InputNote, stacklevel=2
+    )
+  if with_truth:
+    return with_truth
+
+  # What is there instead: the truth of other sensors, or none.
+  held = sorted(path.name for path in scenes[0].iterdir())
+  sensors = []
+  for path in sorted(scenes[0].glob(f"{TRUTH}*.json")):
+    other = path.stem.removeprefix(TRUTH).removeprefix("_")
+    if other != "info" and not other.startswith("info_"):
+      sensors.append(other)
+  named = [f"--sensor {other}" for other in sensors if other]
+  remedy = "take a split with public truth (--split)"
+  if named:
+    remedy = f"name one of its sensors: {', '.join(named)}"
+  elif sensors:
+    remedy = "leave --sensor out"
+  raise InputError(
+    f"--bop {scenes[0]} has no {file}, the true poses; it has {', '.join(held) or 'nothing'}: "
+    f"{remedy}"
+  )
+
+
+def of_sensor(name: str, sensor: str | None) -> str:
+  """The name of a file or folder for one of several sensors."""
+  return name if sensor is None else f"{name}_{sensor}"
+
+
 def level_of(visible: float) -> str:
   """The group of an instance by its visible share, 0..1."""
   for least, name in LEVELS:
@@ -142,65 +203,125 @@ def level_of(visible: float) -> str:
 class Scene:
   """The JSON files of one scene folder."""
 
-  def __init__(self, folder: pathlib.Path):
+  def __init__(self, folder: pathlib.Path, sensor: str | None = None):
     """Reads the folder's JSON. Raises InputError naming the file that cannot be read."""
     self.folder = folder
-    self.truth = read_json(folder / "scene_gt.json")
-    self.cameras = read_json(folder / "scene_camera.json")
-    info = folder / "scene_gt_info.json"
-    self.info = read_json(info) if info.exists() else {}
+    self.sensor = sensor
+    self.truth_file = self._json(TRUTH)
+    self.truth = read_images(self.truth_file, list)
+    self.camera_file = self._json("scene_camera")
+    self.cameras = read_images(self.camera_file, dict)
+    self.info_file = self._json("scene_gt_info")
+    self.info = read_images(self.info_file, list) if self.info_file.exists() else {}
+
+  def _json(self, name: str) -> pathlib.Path:
+    return self.folder / f"{of_sensor(name, self.sensor)}.json"
+
+  def part(self, name: str) -> pathlib.Path:
+    """A folder of the scene, that of the sensor."""
+    return self.folder / of_sensor(name, self.sensor)
 
   def instances(self, scene: int, targets: set | None):
     """(image, place in the image's list, entry of scene_gt.json) of what is to be scored."""
     for name in sorted(self.truth, key=int):
       image = int(name)
       for place, entry in enumerate(self.truth[name]):
-        if targets is not None and (scene, image, entry["obj_id"]) not in targets:
+        where = f"image {image}, instance {place}"
+        number = value_of(entry, "obj_id", int, self.truth_file, where)
+        if targets is not None and (scene, image, number) not in targets:
           continue
         if self.visible(image, place) >= MIN_VISIBLE and self.is_large(image, place):
           yield image, place, entry
 
   def visible(self, image: int, place: int) -> float:
     """Visible share of an instance; 1 where the dataset does not say."""
-    entries = self.info.get(str(image))
-    if not entries:
+    entry = self._info_of(image, place)
+    if entry is None:
       return 1.0
-    return float(entries[place]["visib_fract"])
+    where = f"image {image}, instance {place}"
+    return float(value_of(entry, "visib_fract", (int, float), self.info_file, where))
 
   def is_large(self, image: int, place: int) -> bool:
     """Whether the visible part spans 3 x 3 pixels, the least that can be cropped; true where the
     dataset does not say.
     """
+    entry = self._info_of(image, place)
+    if entry is None:
+      return True
+    box = entry.get("bbox_visib", [0, 0, 3, 3])
+    return min(box[2:]) >= 3
+
+  def _info_of(self, image: int, place: int) -> dict | None:
+    """What scene_gt_info.json says of an instance; None if it says nothing of the image."""
     entries = self.info.get(str(image))
     if not entries:
-      return True
-    box = entries[place].get("bbox_visib", [0, 0, 3, 3])
-    return min(box[2:]) >= 3
+      return None
+    if place >= len(entries):
+      raise InputError(
+        f"{self.info_file}: image {image} has {len(entries)} instances, {self.truth_file.name} has "
+        f"{len(self.truth[str(image)])}"
+      )
+    return entries[place]
 
   def picture(self, image: int) -> pathlib.Path:
     """The file of an image. Raises InputError if there is none."""
-    for folder, suffix in itertools.product(("rgb", "gray"), (".png", ".jpg", ".tif")):
-      path = self.folder / folder / f"{image:06d}{suffix}"
+    # HOT3D names the folder of a sensor after it alone.
+    folders = [self.part(name) for name in PICTURE_FOLDERS]
+    if self.sensor is not None:
+      folders.append(self.folder / self.sensor)
+    for folder, suffix in itertools.product(folders, PICTURE_SUFFIXES):
+      path = folder / f"{image:06d}{suffix}"
       if path.exists():
         return path
-    raise InputError(f"{self.folder}: image {image:06d} is in neither rgb nor gray")
+    names = " nor ".join(folder.name for folder in folders)
+    raise InputError(f"{self.folder}: image {image:06d} is in neither {names}")
+
+  def depth(self, image: int) -> pathlib.Path | None:
+    """The file of an image's depth, None if the scene has none.
+
+    Raises InputError for one of another form.
+    """
+    folder = self.part("depth")
+    for suffix in DEPTH_SUFFIXES:
+      path = folder / f"{image:06d}{suffix}"
+      if path.exists():
+        return path
+    others = sorted(path.name for path in folder.glob(f"{image:06d}.*"))
+    if others:
+      raise InputError(
+        f"{folder / others[0]}: depth is read from {', '.join(DEPTH_SUFFIXES)}; convert it"
+      )
+    if folder.is_dir() and any(folder.iterdir()):
+      warnings.warn(
+        f"{folder} has no depth of image {image:06d}: it is taken without a point map",
+        InputNote,
+        stacklevel=2,
+      )
+    return None
 
   def photo(self, image: int) -> photos.Photo:
     """The picture with its camera and, where there is a depth image, its point map in metres."""
+    # BOP counts pixels from the centre of the first.
     entry = self._entry(image)
-    k = np.array(entry["cam_K"], np.float64).reshape(3, 3)
-    fx, fy = k[0, 0], k[1, 1]
-    cx, cy = k[0, 2], k[1, 2]
-    # BOP counts pixels from the centre of the first
-    intrinsics = (fx, fy, cx + 0.5, cy + 0.5)
+    where = f"image {image}"
+    k = value_of(entry, "cam_K", list, self.camera_file, where)
+    fx, fy, cx, cy = camera_files.to_intrinsics(np.array(k), f"{self.camera_file}: {where}: cam_K")
     photo = photos.read_photo(self.picture(image))
-    photo = photo.with_camera(intrinsics)
+    photo = photo.with_camera((fx, fy, cx + 0.5, cy + 0.5))
 
     # depth_scale is the millimetres that a step of the depth image stands for
-    depth = self.folder / "depth" / f"{image:06d}.png"
-    if not depth.exists():
+    depth = self.depth(image)
+    if depth is None:
       return photo
-    unit = METRE * float(entry.get("depth_scale", 1.0))
+    scale = entry.get("depth_scale", 1.0)
+    if not isinstance(scale, (int, float)) or not scale > 0:
+      raise InputError(f"{self.camera_file}: {where}: depth_scale = {scale!r}: give a number > 0")
+    unit = METRE * float(scale)
+    if depth.suffix != ".png":
+      values = pointmaps.read_depth_image(depth, f"BOP depth {depth}")
+      if values.dtype.kind == "f":
+        # floats count in the same steps
+        return photo.with_pointmap(values * np.float32(unit))
     return photo.with_pointmap(depth, depth_unit=unit)
 
   def _entry(self, image: int) -> dict[str, Any]:
@@ -208,19 +329,19 @@ class Scene:
     try:
       return self.cameras[str(image)]
     except KeyError as error:
-      raise InputError(f"{self.folder / 'scene_camera.json'} has no entry {image}") from error
+      raise InputError(f"{self.camera_file} has no entry {image}") from error
 
 
-def pose(truth: dict, folder: pathlib.Path) -> Pose:
+def pose(truth: dict, file: pathlib.Path) -> Pose:
   """The model-to-camera pose of a scene_gt.json entry in our camera frame, metres. Raises
   InputError.
   """
   try:
     rotation = np.array(truth["cam_R_m2c"], np.float64).reshape(3, 3)
     translation = np.array(truth["cam_t_m2c"], np.float64).reshape(3)
-  except (KeyError, ValueError) as error:
+  except (KeyError, ValueError, TypeError) as error:
     raise InputError(
-      f"{folder / 'scene_gt.json'}: cam_R_m2c has 9 numbers and cam_t_m2c 3, not so in {truth}"
+      f"{file}: cam_R_m2c has 9 numbers and cam_t_m2c 3, not so in {truth}"
     ) from error
   return Pose(
     rotation=FLIP[:, None] * rotation,
@@ -234,14 +355,41 @@ def read_targets(path: pathlib.Path) -> set[tuple[int, int, int]] | None:
   if not path.exists():
     return None
   targets = set()
-  for entry in read_json(path):
-    targets.add((entry["scene_id"], entry["im_id"], entry["obj_id"]))
+  for place, entry in enumerate(read_json(path)):
+    keys = ("scene_id", "im_id", "obj_id")
+    numbers = [value_of(entry, key, int, path, f"entry {place}") for key in keys]
+    targets.add(tuple(numbers))
   return targets
+
+
+def value_of(entry: Any, key: str, kind: type | tuple, file: pathlib.Path, where: str) -> Any:
+  """A value of an entry of a JSON file. Raises InputError if it is missing or of another kind."""
+  if not isinstance(entry, dict) or key not in entry:
+    raise InputError(f"{file}: {where} has no {key}")
+  value = entry[key]
+  if not isinstance(value, kind):
+    raise InputError(f"{file}: {where}: {key} = {value!r} is of another kind than BOP prescribes")
+  return value
+
+
+def read_images(path: pathlib.Path, kind: type) -> dict[str, Any]:
+  """A JSON file with an entry for each image, by its number. Raises InputError."""
+  entries = read_json(path)
+  if not isinstance(entries, dict):
+    raise InputError(f"{path} holds no entries by number of the image")
+  for number, entry in entries.items():
+    if not number.isdigit() or not isinstance(entry, kind):
+      raise InputError(
+        f"{path}: entry {number!r} is not a number of an image with a {kind.__name__}"
+      )
+  return entries
 
 
 def read_json(path: pathlib.Path) -> Any:
   """Parsed JSON. Raises InputError naming the file."""
   try:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8-sig"))
   except (OSError, ValueError) as error:
+    if not arrays.is_of_the_input(error):
+      raise
     raise InputError(f"{path} cannot be read as JSON ({error})") from error

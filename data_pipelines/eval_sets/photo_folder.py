@@ -18,7 +18,8 @@ camera tells (projected truth must cover its mask):
   published inference code writes poses for rows (x scale) R + t: such a file says "form": "rows".
 - mesh coordinates are those of the file; a GLB is y up.
 
-camera.json holds fx, fy, cx, cy in pixels of the photo; without it the camera is fitted to the
+camera.json holds fx, fy, cx, cy in pixels of the photo, or another form that
+sam3d_jax/files/camera_files.py lists; without it the camera is fitted to the
 point map, if there is one.
 """
 
@@ -32,10 +33,13 @@ from scipy.spatial.transform import Rotation
 from data_pipelines.eval_sets.item import Item
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import surface
-from sam3d_jax.files import meshes, photos
+from sam3d_jax.files import arrays, camera_files, meshes, photos
 from sam3d_jax.geometry.pose import Pose
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+# taken where there is none of the others
+RARE_SUFFIXES = (".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif")
+RARE_KINDS = ("image", "mask")
 KINDS = {
   "image": IMAGE_SUFFIXES,
   "mask": (*IMAGE_SUFFIXES, ".npy"),
@@ -86,7 +90,7 @@ class PhotoFolder:
     # The photo with what is known of its camera and depth.
     photo = photos.read_photo(files["image"])
     if "camera" in files:
-      photo = photo.with_camera(read_camera(files["camera"]))
+      photo = photo.with_camera(read_camera(files["camera"], photo.size))
     if "pointmap" in files:
       photo = photo.with_pointmap(files["pointmap"])
 
@@ -137,7 +141,7 @@ def by_kind(root: pathlib.Path) -> dict[str, dict[str, pathlib.Path]]:
   # An object's files have the name of its image.
   found = {}
   for image in sorted(folders["image"].iterdir()):
-    if image.suffix.lower() in IMAGE_SUFFIXES:
+    if image.suffix.lower() in IMAGE_SUFFIXES + RARE_SUFFIXES:
       names = dict.fromkeys(folders, (image.stem,))
       found[image.stem] = files_of(folders, names)
   return found
@@ -152,6 +156,8 @@ def files_of(
   files = {}
   for kind, folder in folders.items():
     path = one(folder, names[kind], KINDS[kind])
+    if path is None and kind in RARE_KINDS:
+      path = one(folder, names[kind], RARE_SUFFIXES)
     if path is not None:
       files[kind] = path
   return files
@@ -187,6 +193,8 @@ def read_pose(path: pathlib.Path) -> Pose:
     translation = np.asarray(data["translation"], np.float64).reshape(-1)
     scale = np.asarray(data["scale"], np.float64).reshape(-1)
   except (OSError, ValueError, TypeError, KeyError) as error:
+    if not arrays.is_of_the_input(error):
+      raise
     raise InputError(
       f"{path}: a pose has rotation, translation and scale ({type(error).__name__}: {error})"
     ) from error
@@ -229,12 +237,9 @@ def proper(matrix_33: np.ndarray, path: pathlib.Path) -> Rotation:
   return Rotation.from_matrix(matrix_33)
 
 
-def read_camera(path: pathlib.Path) -> tuple[float, ...]:
-  """fx, fy, cx, cy in pixels of the photo. Raises InputError."""
-  try:
-    data = json.loads(path.read_text())
-    return tuple(float(data[name]) for name in ("fx", "fy", "cx", "cy"))
-  except (OSError, ValueError, TypeError, KeyError) as error:
-    raise InputError(
-      f"{path}: a camera has fx, fy, cx and cy ({type(error).__name__}: {error})"
-    ) from error
+def read_camera(path: pathlib.Path, size: tuple[int, int]) -> camera_files.Intrinsics:
+  """fx, fy, cx, cy in pixels of a photo of a size (H, W), of any form of JSON that camera_files.py
+  lists. Raises InputError.
+  """
+  stated = camera_files.parse_intrinsics(str(path), "camera")
+  return camera_files.of_picture(stated, size, f"camera {path}")

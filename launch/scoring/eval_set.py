@@ -52,9 +52,9 @@ class EvalSetConfig:
   """Which evaluation set, and what is evaluated on it; exactly one of the four sets is given.
 
   benchmark: NAME[:N]. benchmark_data: folder of its photos; None: beside the results. bop, sa3dao,
-  photos: folders. split: of a BOP set. most: objects at most, evenly spaced; 0: all. weights: None
-  for the oracle, which takes the truth in place of a model. workers: processes that build the
-  benchmark and score; 0: one that builds, one a core that score.
+  photos: folders. split, sensor: of a BOP set. most: objects at most, evenly spaced; 0: all.
+  weights: None for the oracle, which takes the truth in place of a model. workers: processes that
+  build the benchmark and score; 0: one that builds, one a core that score.
   """
 
   weights: WeightsConfig | None
@@ -64,6 +64,7 @@ class EvalSetConfig:
   sa3dao: str | None = None
   photos: str | None = None
   split: str = "test"
+  sensor: str | None = None
   most: int = 0
   seed: int = 0
   batch_size: int = 32
@@ -154,7 +155,7 @@ def open_set(config: EvalSetConfig, out: pathlib.Path) -> EvalSet:
   if config.benchmark is not None:
     whole = open_benchmark(config, out)
   elif config.bop is not None:
-    whole = BopSet(config.bop, config.split)
+    whole = BopSet(config.bop, config.split, config.sensor)
   elif config.sa3dao:
     whole = PhotoFolder(config.sa3dao, "sa3dao")
   else:

@@ -3,6 +3,7 @@ must project onto its masks.
 """
 
 import json
+import shutil
 
 import numpy as np
 from PIL import Image
@@ -17,7 +18,7 @@ from data_pipelines.eval_sets.photo_folder import PhotoFolder, read_pose
 from data_pipelines.synth import benchmark, render
 from data_pipelines.synth.camera import viewpoint
 from launch import evaluate
-from sam3d_jax.errors import InputError
+from sam3d_jax.errors import InputError, InputNote
 from sam3d_jax.evaluation import layout
 from sam3d_jax.geometry.cameras import Camera
 
@@ -247,3 +248,119 @@ def test_missing_parts_are_named(bop, tmp_path):
   save(tmp_path / "cup" / "image.png", np.zeros((8, 8, 3), np.uint8))
   with pytest.raises(InputError, match="object cup has no mask and no mesh"):
     PhotoFolder(tmp_path, "sa3dao")
+
+
+def copied(bop, tmp_path):
+  """A copy of the dataset, which a test may change, and its one scene."""
+  root = tmp_path / "copy"
+  shutil.copytree(bop, root)
+  return root, root / "test" / "000002"
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".tiff"])
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_bop_depth_is_read_from_tiff_too(bop, scene, tmp_path, suffix, dtype):
+  root, folder = copied(bop, tmp_path)
+  (folder / "rgb").rename(folder / "gray")
+  for path in [*folder.glob("depth/*"), *folder.glob("gray/*")]:
+    with Image.open(path) as image:
+      values = np.asarray(image)
+    if path.parent.name == "depth":
+      values = values.astype(dtype)
+    save(path.with_suffix(suffix), values)
+    path.unlink()
+  check_items(list(eval_item.items(BopSet(root))), scene[1])
+
+
+def test_bop_depth_of_another_form_is_refused_and_missing_depth_is_noted(bop, tmp_path):
+  root, folder = copied(bop, tmp_path)
+  (folder / "depth" / "000003.png").rename(folder / "depth" / "000003.raw")
+  with pytest.raises(InputError, match=r"000003\.raw: depth is read from \.png, \.tif"):
+    BopSet(root)[0]
+  (folder / "depth" / "000003.raw").unlink()
+  with pytest.warns(InputNote, match="no depth of image 000003"):
+    assert BopSet(root)[0].pointmap_HW3 is None
+
+
+def with_sensor(folder, sensor: str) -> None:
+  """Gives the files and folders of a scene the names of one of several sensors."""
+  for path in list(folder.iterdir()):
+    path.rename(path.with_name(f"{path.stem}_{sensor}{path.suffix}"))
+
+
+def test_one_sensor_of_a_bop_scene_of_several_is_read(bop, scene, tmp_path):
+  root, folder = copied(bop, tmp_path)
+  with_sensor(folder, "cam1")
+  message = r"000002 has no scene_gt.json.* it has .*scene_gt_cam1.json.*--sensor cam1$"
+  with pytest.raises(InputError, match=message):
+    BopSet(root)
+  with pytest.raises(InputError, match=r"has no scene_gt_cam2.json.*--sensor cam1$"):
+    BopSet(root, sensor="cam2")
+  chosen = BopSet(root, sensor="cam1")
+  assert chosen.identity["sensor"] == "cam1"
+  check_items(list(eval_item.items(chosen)), scene[1])
+
+  # HOT3D names the folder of pictures after the sensor alone
+  (folder / "rgb_cam1").rename(folder / "cam1")
+  assert BopSet(root, sensor="cam1")[0].image_HW3.shape == (*SIZE, 3)
+
+
+def test_bop_scenes_without_truth_are_named(bop, tmp_path):
+  root, folder = copied(bop, tmp_path)
+  shutil.copytree(folder, folder.with_name("000003"))
+  (folder.with_name("000003") / "scene_gt.json").unlink()
+  with pytest.warns(InputNote, match="for want of scene_gt.json: 000003"):
+    assert len(BopSet(root).names) == 2
+  (folder / "scene_gt.json").unlink()
+  with pytest.raises(InputError, match=r"000002 has no scene_gt.json.*it has depth, .*\(--split\)"):
+    BopSet(root)
+  with pytest.raises(InputError, match="leave --sensor out|public truth"):
+    BopSet(bop, sensor="cam1")
+
+
+@pytest.mark.parametrize(
+  "file, change, message",
+  [
+    ("scene_gt", {"3": [{"cam_t_m2c": [0, 0, 1]}]}, "image 3, instance 0 has no obj_id"),
+    ("scene_gt", {"3": [{"obj_id": "7"}]}, "obj_id = '7'"),
+    ("scene_gt", {"third": []}, "entry 'third' is not a number"),
+    ("scene_gt", [], "no entries by number"),
+    ("scene_gt_info", {"3": [{"px": 1}], "4": []}, "instance 0 has no visib_fract"),
+    ("scene_gt_info", {"3": [{"visib_fract": 1}], "4": []}, "image 3 has 1 instances"),
+    ("scene_camera", {"3": {"depth_scale": 1}}, "image 3 has no cam_K"),
+    ("scene_camera", {"3": {"cam_K": [1, 2, 3]}}, "cam_K: 3 numbers"),
+    ("scene_camera", {"4": {}}, "has no entry 3"),
+  ],
+)
+def test_wrong_entries_of_bop_files_are_named(bop, tmp_path, file, change, message):
+  root, folder = copied(bop, tmp_path)
+  (folder / f"{file}.json").write_text(json.dumps(change))
+  with pytest.raises(InputError, match=f"{file}.json.*{message}"):
+    BopSet(root)[0]
+
+
+def test_bop_sets_of_public_reports_are_read_or_named(field_dir, tmp_path, capsys):
+  root = field_dir / "bop-itodd-and-modalities"
+  (control,) = eval_item.items(BopSet(root / "bop_plain"))
+  (itodd,) = eval_item.items(BopSet(root / "bop_tif"))
+  np.testing.assert_array_equal(itodd.pointmap_HW3, control.pointmap_HW3)
+  for case, message in (("no_gt", "has no scene_gt.json"), ("modalities", "--sensor cam1")):
+    flags = ["--bop", str(root / f"bop_{case}"), "--out", str(tmp_path), "--dry_run"]
+    assert evaluate.main(flags) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_cameras_of_photo_folders_come_in_any_form_and_lenses_are_refused(folder, scene, tmp_path):
+  root = tmp_path / "copy"
+  shutil.copytree(folder, root)
+  by_kind = (root / "images").is_dir()
+  path = root / "cameras" / "view0.json" if by_kind else root / "view0" / "camera.json"
+  path.parent.mkdir(exist_ok=True)
+  camera = scene[1][0][0].camera
+  twice = {"fl_x": 2 * camera.fx, "fl_y": 2 * camera.fy, "cx": 2 * camera.cx, "cy": 2 * camera.cy}
+  stated = twice | {"w": 2 * SIZE[1], "h": 2 * SIZE[0]}
+  path.write_text(json.dumps(stated))
+  np.testing.assert_allclose(PhotoFolder(root, "photos")[0].camera, camera)
+  path.write_text(json.dumps(stated | {"k1": 0.1}))
+  with pytest.raises(InputError, match=f"{path.name}: k1 = 0.1 is lens distortion"):
+    PhotoFolder(root, "photos")[0]
