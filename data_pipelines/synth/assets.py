@@ -21,6 +21,7 @@ import trimesh
 from data_pipelines.synth import trimesh_scenes
 from sam3d_jax.errors import Refused
 from sam3d_jax.files import folders, meshes, texts
+from sam3d_jax.files.mesh_formats import surfaces
 from sam3d_jax.geometry.cameras import OBJECT_FROM_GLTF
 from sam3d_jax.render.mesh import Mesh
 
@@ -161,8 +162,8 @@ def normalised(
   kept = _faces_with_area(vertices, mesh.faces, source, max_coordinate)
 
   # Vertices that no face uses go, and count for neither the box nor the key.
-  used, faces = np.unique(mesh.faces[kept], return_inverse=True)
-  faces = faces.reshape(-1, 3).astype(np.int32)
+  used, faces = surfaces.used_by(mesh.faces[kept], len(vertices))
+  faces = faces.astype(np.int32)
   vertices = vertices[used]
 
   # The box's centre comes to the origin, its longest side to 1.
@@ -192,12 +193,13 @@ def normalised(
 
 def _faces_with_area(vertices, faces, source: str, max_coordinate: float) -> np.ndarray:
   """Refuses what cannot be normalised; returns which faces have an area."""
-  finite = np.isfinite(vertices).all(1)
+  finite = np.isfinite(vertices)
   if not finite.all():
-    bad = int((~finite).sum())
+    bad = np.count_nonzero(~finite.all(1))
     raise Refused("non_finite", f"{source}: {bad} of {len(vertices)} vertices are NaN or infinite")
-  used = vertices[np.unique(faces)]
-  largest = np.abs(used).max()
+  used, _ = surfaces.used_by(faces, len(vertices))
+  corners = vertices[used]
+  largest = np.abs(corners).max()
   if largest > max_coordinate:
     detail = f"{source}: a coordinate of {largest:.3g} exceeds {max_coordinate:.3g}"
     raise Refused("huge_coordinates", detail)
@@ -205,7 +207,7 @@ def _faces_with_area(vertices, faces, source: str, max_coordinate: float) -> np.
   # An area that counts is one against the square of the longest side.
   a, b, c = vertices[faces].swapaxes(0, 1)
   area = np.linalg.norm(np.cross(b - a, c - a), axis=1) / 2
-  longest = np.ptp(used, axis=0).max()
+  longest = np.ptp(corners, axis=0).max()
   kept = area > MIN_AREA * longest**2
   if not kept.any():
     raise Refused("zero_area", f"{source}: none of {len(faces)} triangles has an area")

@@ -9,6 +9,7 @@ import dataclasses
 
 import numpy as np
 
+from sam3d_jax.files.mesh_formats.surfaces import used_by
 from sam3d_jax.render.mesh import Mesh
 
 MASK_CUTOFF = 0.5  # of glTF, where a material states none
@@ -101,10 +102,10 @@ def _left_of(mesh: Mesh, faces: np.ndarray, attributes: list[np.ndarray]) -> Mes
   if not len(faces):
     return Mesh(np.zeros((0, 3)), faces)
   vertices, colours, uv, _ = attributes
-  used, corners = np.unique(faces, return_inverse=True)
+  used, corners = used_by(faces, len(vertices))
   return Mesh(
     vertices[used],
-    corners.reshape(-1, 3),
+    corners,
     colours[used],
     uv[used],
     material=np.zeros(len(faces), np.int32),

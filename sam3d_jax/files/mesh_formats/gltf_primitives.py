@@ -12,6 +12,7 @@ import numpy as np
 
 from sam3d_jax.files.mesh_formats import gltf_accessors, gltf_codecs
 from sam3d_jax.files.mesh_formats.gltf_document import Document, extension, is_count, wrong
+from sam3d_jax.files.mesh_formats.surfaces import used_by
 
 POINTS, TRIANGLES, STRIP, FAN = 0, 4, 5, 6
 SURFACES = (TRIANGLES, STRIP, FAN)
@@ -287,7 +288,8 @@ def _check_lengths(primitive: Primitive) -> None:
 
 def _compact(primitive: Primitive) -> Primitive:
   """Without the vertices that no face uses."""
-  used, faces = np.unique(primitive.faces_F3, return_inverse=True)
+  count = len(primitive.positions_V3)
+  used, faces = used_by(primitive.faces_F3, count)
 
   def kept(values: np.ndarray | None) -> np.ndarray | None:
     return None if values is None else values[used]
@@ -297,7 +299,7 @@ def _compact(primitive: Primitive) -> Primitive:
 
   return Primitive(
     positions_V3=primitive.positions_V3[used],
-    faces_F3=faces.reshape(-1, 3),
+    faces_F3=faces,
     uv_sets=all_kept(primitive.uv_sets),
     colours_V4=kept(primitive.colours_V4),
     joints_VJ=kept(primitive.joints_VJ),

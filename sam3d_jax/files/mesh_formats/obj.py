@@ -17,7 +17,6 @@ from sam3d_jax.files.mesh_formats import alpha, beside, mtl, polygons, surfaces
 from sam3d_jax.files.mesh_formats.surfaces import GREY, Surfaces
 from sam3d_jax.render.mesh import WHITE, Mesh
 
-USUAL = frozenset(("v", "vt", "vn", "f"))  # statements that stand alone with one blank behind them
 NO_SURFACES = ("p", "l", "curv", "curv2", "surf")  # points, lines and free forms
 
 
@@ -84,17 +83,28 @@ def _sorted(data: bytes) -> _Statements:
   said = _Statements()
   slot, slots = 0, {None: 0}
   for line in text.splitlines():
-    keyword, _, rest = line.partition(" ")
-    if keyword not in USUAL:
-      # blanks before the keyword, tabs behind it, another statement, a comment or nothing
+    # The two statements that a file is full of, then all others in every spelling.
+    if line.startswith("v "):
+      said.vertices.append(line[2:])
+      continue
+    if line.startswith("f "):
+      keyword, rest = "f", line[2:]
+    else:
       keyword, rest = _split(line)
 
-    if keyword == "v":
+    if keyword in ("f", "fo"):
+      corners = rest.split()
+      if "-" in rest or "#" in rest:
+        corners = _plain_spelling(rest, said)
+      if len(corners) < 3:
+        said.others += 1
+      else:
+        said.faces.append(corners)
+        said.slots.append(slot)
+    elif keyword == "v":
       said.vertices.append(rest)
     elif keyword == "vt":
       said.coordinates.append(rest)
-    elif keyword in ("f", "fo"):
-      _add_face(said, rest, slot)
     elif keyword == "usemtl":
       name = rest.strip()
       slot = slots.setdefault(name, len(slots))
@@ -116,15 +126,10 @@ def _split(line: str) -> tuple[str, str]:
   return words[0], rest
 
 
-def _add_face(said: _Statements, rest: str, slot: int) -> None:
+def _plain_spelling(rest: str, said: _Statements) -> list[str]:
+  """Corners of a face without a comment behind them and with indices from the first element on."""
   corners = rest.partition("#")[0].split()
-  if len(corners) < 3:
-    said.others += 1
-    return
-  if "-" in rest:
-    corners = [_from_the_front(corner, said) for corner in corners]
-  said.faces.append(corners)
-  said.slots.append(slot)
+  return [_from_the_front(corner, said) for corner in corners]
 
 
 def _from_the_front(corner: str, said: _Statements) -> str:

@@ -45,9 +45,13 @@ def read(path: pathlib.Path, data: bytes, *, appearance: bool) -> Surfaces:
   # Polygons, cut into triangles.
   rows = [row for row, face in enumerate(faces) if len(face) >= 3]
   outlines = [faces[row] for row in rows]
-  named = np.array(list(itertools.chain.from_iterable(outlines)), np.int64)
+  named = np.fromiter(itertools.chain.from_iterable(outlines), np.int64)
   surfaces.check_faces(named, len(vertices), "OFF")
-  triangles, owner = polygons.triangulate_with_owners(outlines, vertices)
+  if named.size == 3 * len(outlines):
+    # no polygon has fewer: these are triangles alone
+    triangles, owner = named.reshape(-1, 3), np.arange(len(outlines))
+  else:
+    triangles, owner = polygons.triangulate_with_owners(outlines, vertices)
   mesh = Mesh(vertices, triangles)
   dropped = surfaces.drawings_dropped(len(faces) - len(rows))
 
@@ -115,8 +119,8 @@ def _vertices(lines: list[str], layout: _Vertices) -> tuple[np.ndarray, np.ndarr
   for row in rows:
     if len(row) < width:
       raise Refused("unreadable", f"OFF: a vertex with less than {width} numbers")
-  placing = itertools.chain.from_iterable(row[:width] for row in rows)
-  numbers = np.fromiter(map(float, placing), np.float64, width * len(rows))
+  placing = [word for row in rows for word in row[:width]]
+  numbers = np.fromiter(map(float, placing), np.float64, len(placing))
   table = numbers.reshape(-1, width)
   places = table[:, :3]
   if layout.homogeneous:
@@ -136,8 +140,7 @@ def _faces(lines: list[str]) -> tuple[list[list[int]], list[list[str]]]:
     end = 1 + int(words[0])
     if end < 2 or len(words) < end:
       raise Refused("unreadable", f"OFF: a face of {end - 1} corners names {len(words) - 1}")
-    corners = list(map(int, words[1:end]))
-    faces.append(corners)
+    faces.append(list(map(int, words[1:end])))
     painted.append(words[end:])
   return faces, painted
 

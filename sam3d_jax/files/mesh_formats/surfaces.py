@@ -119,12 +119,20 @@ def corners_apart(mesh: Mesh, colours_F3: np.ndarray) -> Mesh:
   )
 
 
+def used_by(faces_F3: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+  """Which of `count` vertices faces use, in order, and the faces of these alone."""
+  is_used = np.zeros(count, bool)
+  is_used[faces_F3] = True
+  number = np.cumsum(is_used) - 1
+  return np.flatnonzero(is_used), number[faces_F3]
+
+
 def part_of(mesh: Mesh, faces_F3: np.ndarray) -> tuple[Mesh, np.ndarray]:
   """Some faces of a mesh with the vertices that they use, and which vertices these are."""
-  used, corners = np.unique(faces_F3, return_inverse=True)
+  used, corners = used_by(faces_F3, len(mesh.vertices))
   colours, uv = mesh.colours, mesh.uv
   if colours is not None:
     colours = colours[used]
   if uv is not None:
     uv = uv[used]
-  return Mesh(mesh.vertices[used], corners.reshape(-1, 3), colours, uv), used
+  return Mesh(mesh.vertices[used], corners, colours, uv), used
