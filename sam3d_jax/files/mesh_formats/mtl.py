@@ -11,8 +11,9 @@ import re
 
 import numpy as np
 
+from sam3d_jax.files import texts
 from sam3d_jax.files.mesh_formats import alpha, beside, textures
-from sam3d_jax.files.mesh_formats.surfaces import GREY, text_of
+from sam3d_jax.files.mesh_formats.surfaces import GREY
 from sam3d_jax.render.colour import srgb_to_linear
 from sam3d_jax.render.mesh import WHITE, Material
 
@@ -62,7 +63,7 @@ def read(path: pathlib.Path, mesh_folder: pathlib.Path) -> dict[str, Entry]:
   """The materials of a library by name; of two with one name the last."""
   found: dict[str, Entry] = {}
   entry = None
-  for line in text_of(path.read_bytes()).splitlines():
+  for line in texts.decode(path.read_bytes()).splitlines():
     words = line.split(None, 1)
     if not words:
       continue

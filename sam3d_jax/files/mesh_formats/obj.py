@@ -13,6 +13,7 @@ import re
 import numpy as np
 
 from sam3d_jax.errors import Refused
+from sam3d_jax.files import texts
 from sam3d_jax.files.mesh_formats import alpha, beside, mtl, polygons, surfaces
 from sam3d_jax.files.mesh_formats.surfaces import GREY, Surfaces
 from sam3d_jax.render.mesh import WHITE, Mesh
@@ -74,7 +75,7 @@ def read(path: pathlib.Path, data: bytes, *, appearance: bool) -> Surfaces:
 
 def _sorted(data: bytes) -> _Statements:
   """The statements of a file. Raises Refused for an index that points before the first element."""
-  text = surfaces.text_of(data)
+  text = texts.decode(data)
   if "\0" in text:
     raise Refused("unreadable", "OBJ with bytes that are no text")
   if "\\\n" in text or "\\\r\n" in text:

@@ -8,6 +8,7 @@ import re
 import numpy as np
 
 from sam3d_jax.errors import Refused
+from sam3d_jax.files import texts
 from sam3d_jax.files.mesh_formats import polygons, surfaces
 from sam3d_jax.files.mesh_formats.surfaces import GREY, Surfaces
 from sam3d_jax.render.mesh import WHITE, Mesh
@@ -68,7 +69,7 @@ def read(path: pathlib.Path, data: bytes, *, appearance: bool) -> Surfaces:
 
 def _lines(data: bytes) -> list[str]:
   """Lines that say something, without comments."""
-  lines = surfaces.text_of(data).splitlines()
+  lines = texts.decode(data).splitlines()
   if b"#" in data:
     lines = [line.partition("#")[0] for line in lines]
   stripped = map(str.strip, lines)

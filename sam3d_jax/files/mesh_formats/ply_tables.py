@@ -9,6 +9,7 @@ import dataclasses
 import numpy as np
 
 from sam3d_jax.errors import Refused
+from sam3d_jax.files import texts
 from sam3d_jax.files.mesh_formats import surfaces
 
 TYPES = {
@@ -88,7 +89,7 @@ def read_header(data: bytes) -> Header:
   end += 2 if is_windows else 1
 
   order, elements, pictures = None, [], []
-  text = surfaces.text_of(data[:at]).replace("\r", "\n")
+  text = texts.decode(data[:at]).replace("\r", "\n")
   for line in text.split("\n"):
     words = line.split()
     keyword = words[0] if words else ""

@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 
 from sam3d_jax.errors import Refused
+from sam3d_jax.files import texts
 from sam3d_jax.files.mesh_formats import surfaces
 from sam3d_jax.files.mesh_formats.surfaces import GREY, Surfaces
 from sam3d_jax.render.mesh import Mesh
@@ -17,7 +18,7 @@ ROW = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", 
 def read(path: pathlib.Path, data: bytes, *, appearance: bool) -> Surfaces:
   """The triangles of an .stl file. Raises Refused (unreadable)."""
   if _is_text(data):
-    corners_F33 = _text(surfaces.text_of(data))
+    corners_F33 = _text(texts.decode(data))
   else:
     corners_F33 = _binary(data)
   vertices = corners_F33.reshape(-1, 3).astype(np.float64)

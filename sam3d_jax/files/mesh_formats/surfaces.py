@@ -39,14 +39,6 @@ def textures_dropped(count: int) -> list[str]:
   return [f"{count} textures without texture coordinates"] if count else []
 
 
-def text_of(data: bytes) -> str:
-  """The text of a file: UTF-8 with or without its mark, else Latin-1."""
-  try:
-    return data.decode("utf-8-sig")
-  except UnicodeDecodeError:
-    return data.decode("latin-1")
-
-
 def together(parts: list[Mesh]) -> Mesh:
   """Parts as one mesh, each material once in the order of first use; empty without parts."""
   empty = Mesh(np.zeros((0, 3)), np.zeros((0, 3), np.int64))
