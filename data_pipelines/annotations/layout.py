@@ -49,6 +49,7 @@ from sam3d_jax.geometry.pose import Pose
 FILE = "annotation.json"
 FORMAT = 1
 ARTIST = "artist"  # generator of artists' meshes
+SHOWN = 300  # characters of a value in a message
 ORTHONORMAL = 1e-3  # largest error of a rotation given as a matrix
 KEYS = (
   "format",
@@ -168,7 +169,10 @@ class _Reader:
   path: pathlib.Path  # for messages, and for finding the files that it names
 
   def fail(self, key: str, value: Any, remedy: str) -> None:
-    raise AnnotationError(f"{self.path}: {key} = {json.dumps(value)}: {remedy}")
+    text = json.dumps(value)
+    if len(text) > SHOWN:
+      text = f"{text[:SHOWN]}..."
+    raise AnnotationError(f"{self.path}: {key} = {text}: {remedy}")
 
   def item(self, stated: Any) -> Item:
     # the file as a whole
@@ -230,12 +234,13 @@ class _Reader:
     if not isinstance(value, str) or not value:
       self.fail(key, value, "name a file, relative to the JSON file")
     found = self.path.parent / value
+    named = str(found)[:SHOWN]
     try:
       exists = found.is_file()
     except OSError:  # a name that is too long for any file
       exists = False
     if not exists:
-      self.fail(key, value, f"there is no file {found}; copy it there or correct the path")
+      self.fail(key, value, f"there is no file {named}; copy it there or correct the path")
     return found
 
   def optional_file(self, key: str, stated: dict) -> pathlib.Path | None:

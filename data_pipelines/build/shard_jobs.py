@@ -31,7 +31,7 @@ from typing import Any
 from data_pipelines.build import processes, unfinished
 from data_pipelines.format import records, schema
 from sam3d_jax.errors import InputError, JobFailed, Preempted, Refused
-from sam3d_jax.files import atomic, blame
+from sam3d_jax.files import atomic, blame, texts
 
 REPORTS = "reports"
 DIFFERENCES_SHOWN = 4  # of the configurations of two builds
@@ -350,7 +350,15 @@ def finished_report(plan: Plan, out: pathlib.Path, job: ShardJob) -> Report | No
   path = _report_path(out, job)
   if not path.exists():
     raise InputError(f"{path} is missing beside its finished shard; delete {out} and build again")
-  return json.loads(path.read_text())
+  return _read_own(path, out)
+
+
+def _read_own(path: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
+  """What an earlier run of this build wrote. Raises InputError if it is damaged."""
+  try:
+    return texts.read_json(path)
+  except texts.TextError as error:
+    raise InputError(f"{path} is damaged ({error}); delete {out} and build again") from error
 
 
 def _claim(plan: Plan, out: pathlib.Path) -> None:
@@ -360,7 +368,7 @@ def _claim(plan: Plan, out: pathlib.Path) -> None:
 
   # a build that was begun
   if path.exists():
-    found = json.loads(path.read_text())
+    found = _read_own(path, out)
     if found["digest"] == plan.digest:
       return
     difference = _difference(found["identity"], plan.identity)

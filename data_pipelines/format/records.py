@@ -10,7 +10,7 @@ stand, `write_metadata`; `dataset_info.json` is written last and its presence me
 is whole.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 import concurrent.futures
 import hashlib
 import json
@@ -25,9 +25,14 @@ import tensorflow_datasets as tfds
 
 from data_pipelines.format import schema
 from sam3d_jax.errors import InputError
-from sam3d_jax.files import atomic
+from sam3d_jax.files import atomic, texts
 
 INFO_FILE = "dataset_info.json"  # written last
+FEATURES_FILE = "features.json"  # the fields of a record
+# what the classes of fields begin with, and the keys that name them there (the last one in files of
+# old releases of TFDS)
+FIELD_CLASSES = "tensorflow_datasets.core.features."
+CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 BUILD_FILE = "build.json"  # the builder's configuration, lineage and counts
 # mean and standard deviation of every channel of the structure latents
 STATISTICS_FILE = "latent_statistics.json"
@@ -290,6 +295,7 @@ def open_dataset(directory: str | os.PathLike) -> tfds.core.DatasetBuilder:
     )
 
   # a version that this code reads
+  _check_features_file(directory / FEATURES_FILE)
   builder = tfds.builder_from_directory(os.fspath(directory))
   version, ours = str(builder.version), schema.VERSION
   major, _, _ = version.partition(".")
@@ -312,6 +318,35 @@ def open_dataset(directory: str | os.PathLike) -> tfds.core.DatasetBuilder:
       f"{sorted(theirs - needed)} beyond it, or a field has another type"
     )
   return builder
+
+
+def _check_features_file(path: pathlib.Path) -> None:
+  """Raises DatasetError unless the file names fields of TFDS alone: TFDS imports, and so runs,
+  whatever module a field's class is said to lie in.
+  """
+  try:
+    stated = texts.read_json(path)
+  except (OSError, texts.TextError) as error:
+    raise DatasetError(f"{path} cannot be read ({error}): build the dataset again") from error
+  for name in _class_names(stated):
+    if not str(name).startswith(FIELD_CLASSES):
+      raise DatasetError(
+        f"{path} names the class {name!r}, expected one of {FIELD_CLASSES}*: a dataset of this "
+        "schema has no fields of its own; build it again, and do not open it with other programs"
+      )
+
+
+def _class_names(value) -> Iterator:
+  """What a features file says of classes, at any depth."""
+  if isinstance(value, list):
+    for inner in value:
+      yield from _class_names(inner)
+  elif isinstance(value, dict):
+    for key, inner in value.items():
+      if key in CLASS_KEYS and not isinstance(inner, dict):
+        yield inner
+      else:
+        yield from _class_names(inner)
 
 
 def dataset_identity(directory: str | os.PathLike) -> dict:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import numpy as np
 
@@ -69,6 +70,11 @@ def run(config: SplitConfig, out: pathlib.Path) -> None:
   )
   if config.dry_run:
     return
+
+  # Keys name files: whether they can is seen before anything is sampled.
+  if config.glb:
+    for position in choose(len(chosen), config.glb):
+      mesh_file(out, source[chosen[position]]["key"])
 
   # Finished batches of the same settings are kept.
   predictor = weights.load(config.weights)
@@ -237,6 +243,16 @@ def load_samples(folder: str | pathlib.Path) -> Samples:
     )
 
 
+def mesh_file(out: pathlib.Path, key: str) -> pathlib.Path:
+  """Where the mesh of an example goes. Raises InputError for a key that would lead elsewhere."""
+  if not re.fullmatch(r"\w[\w.,+@=-]*", key):
+    raise InputError(
+      f"--data has an example with the key {key!r}, which is no name of a file in {out}: build the "
+      "dataset with keys of letters, digits, dots and dashes, or sample with --glb 0"
+    )
+  return out / f"{key}.glb"
+
+
 def write_meshes(out: pathlib.Path, source, chosen: list[int], result: Samples, count: int) -> int:
   """Writes evenly spaced samples as <key>.glb and returns how many are not empty."""
   if not count:
@@ -250,6 +266,6 @@ def write_meshes(out: pathlib.Path, source, chosen: list[int], result: Samples, 
     colour = object_colour(image, mask)
     shape = mesh.from_occupancy(result.occupancy[position], colour=colour)
     if shape is not None:
-      mesh.write_glb(out / f"{result.key[position]}.glb", {"object": shape})
+      mesh.write_glb(mesh_file(out, result.key[position]), {"object": shape})
       written += 1
   return written

@@ -10,6 +10,7 @@ import trimesh
 
 from launch import evaluate, sample
 from launch.scoring import split_samples
+from sam3d_jax.errors import InputError
 from sam3d_jax.objectives import draws
 from tests.support import sampling, tiny_dataset
 
@@ -134,3 +135,13 @@ def test_noise_of_an_example_depends_on_its_key_and_the_seed_alone():
 
   np.testing.assert_array_equal(keys_of(0, content)[1:], keys_of(0, content[1:]))
   assert not np.array_equal(keys_of(0, content), keys_of(1, content))
+
+
+@pytest.mark.parametrize("key", ["../a", "/tmp/a", "a/b", "..", "", "a\n", "~", "a\x00"])
+def test_a_key_that_would_name_a_file_elsewhere_is_refused(tmp_path, key):
+  with pytest.raises(InputError, match="no name of a file"):
+    split_samples.mesh_file(tmp_path, key)
+
+
+def test_a_key_of_letters_and_digits_names_a_file(tmp_path):
+  assert split_samples.mesh_file(tmp_path, "0a-b.c_1") == tmp_path / "0a-b.c_1.glb"

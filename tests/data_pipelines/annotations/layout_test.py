@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from data_pipelines.annotations import choices, items, layout, write
+from data_pipelines.annotations import choices, dataset, items, layout, write
 from data_pipelines.build import checks
 from data_pipelines.format import schema
 from data_pipelines.read import rows
@@ -163,3 +163,47 @@ def test_poses_in_another_frame_are_converted(folder, tmp_path):
   theirs = layout.read(copy(folder, 0, tmp_path, frame="opencv", candidates=stated["candidates"]))
   np.testing.assert_allclose(theirs.best.pose.rotation, ours.best.pose.rotation, atol=1e-6)
   np.testing.assert_allclose(theirs.best.pose.translation, ours.best.pose.translation)
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    b"[" * 100_000,
+    b'{"format": 1, "image": "' + b"a" * 5000 + b'", "candidates": {"a": {"generator": "g", '
+    b'"latents": "x"}}}',
+    b'{"format": 1, "frame": []}',
+    b'{"format": 1, "frame": {}, "candidates": []}',
+    b'{"format": 1, "candidates": {"a": {"generator": "\\ud800", "mesh": "a"}}}',
+    b'{"format": 1, "candidates": {"a": {"generator": "g", "mesh": ["a"]}}}',
+    b'{"format": 1, "candidates": {"a": null}}',
+    b"null",
+    b'"text"',
+    b"\xff\xfe\x00",
+    b'{"format": NaN,}',
+  ],
+)
+def test_a_broken_item_is_one_input_that_is_refused(tmp_path, content):
+  (tmp_path / "x").mkdir()
+  (tmp_path / "x" / layout.FILE).write_bytes(content)
+  inputs, _ = dataset.list_folder(str(tmp_path))
+  assert [entry.name for entry in inputs] == [f"x/{layout.FILE}"]
+  with pytest.raises(layout.AnnotationError) as refused:
+    layout.read(tmp_path / "x" / layout.FILE)
+  assert layout.FILE in str(refused.value) and len(str(refused.value)) < 2000
+
+
+def test_a_choice_of_anything_but_texts_is_named():
+  for wrong in (None, 3, ["a"], {}):
+    with pytest.raises(choices.ChoiceError, match="are texts"):
+      choices.judge(["a", "b"], [choices.Choice("a", wrong, "left")])
+
+
+def test_hostile_items_end_no_planning(shared_dir):
+  hostile = shared_dir / "hostile" / "annotation_json"
+  if not hostile.is_dir():
+    pytest.skip(f"{hostile} does not exist")
+  inputs, _ = dataset.list_folder(str(hostile))
+  assert len(inputs) == 3
+  for entry in inputs:
+    with pytest.raises(layout.AnnotationError):
+      layout.read(hostile / entry.name)

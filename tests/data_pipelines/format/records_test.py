@@ -1,6 +1,7 @@
 """Shards and dataset folders."""
 
 import hashlib
+import json
 import pickle
 import sys
 import threading
@@ -184,3 +185,38 @@ def test_a_dataset_from_before_a_field_was_added_still_reads_and_lacks_it(tmp_pa
   assert example["image"] == bytes([3]) * 100 and schema.ADDED
   assert not any(schema.is_present(example, field) for field in schema.ADDED)
   schema.check_example(example)
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
+def test_a_dataset_that_names_classes_of_its_own_is_refused_before_they_are_imported(
+  tmp_path, monkeypatch, key
+):
+  folder = tiny_dataset.write_dataset(tmp_path / "d", 1)
+  file = folder / "features.json"
+  stated = json.loads(file.read_text())
+  field = stated["featuresDict"]["features"]["license"]
+  del field["pythonClassName"]
+  field[key] = "stranger.payload.X"
+  file.write_text(json.dumps(stated))
+  (tmp_path / "stranger").mkdir()
+  (tmp_path / "stranger" / "payload.py").write_text("raise AssertionError('it was run')")
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(records.DatasetError, match=r"names the class 'stranger\.payload\.X'"):
+    records.open_dataset(folder)
+  assert "stranger.payload" not in sys.modules
+
+
+@pytest.mark.parametrize("content", [b"", b"[" * 99_999, b"\xff\xfe"])
+def test_a_damaged_file_of_fields_is_named(tmp_path, content):
+  folder = tiny_dataset.write_dataset(tmp_path / "d", 1)
+  (folder / "features.json").write_bytes(content)
+  with pytest.raises(records.DatasetError, match=r"features\.json cannot be read"):
+    records.open_dataset(folder)
+
+
+def test_a_hostile_file_of_fields_is_refused(shared_dir):
+  folder = shared_dir / "hostile" / "features_json_code"
+  if not folder.is_dir():
+    pytest.skip(f"{folder} does not exist")
+  with pytest.raises(records.DatasetError, match="names the class"):
+    records.open_dataset(folder)
