@@ -36,6 +36,7 @@ from data_pipelines.read.reader import (
   read_single,
   read_step,
 )
+from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError, InputError
 
 PROBED = 8  # records of each source that are looked at before a run starts
@@ -192,6 +193,11 @@ def make_loader(
     raise ConfigError(f"host {host_index} is not one of {host_count}")
 
   # the sources
+  for name, (path, _) in config.mixture.items():
+    if not path:
+      raise ConfigError(
+        f"data.mixture.{name}.path is not set: add --config.data.mixture.{name}.path=DATASET_FOLDER"
+      )
   skip = kinds.unused_fields(batch_kind, config)
   splits = {}
   for name, (path, _) in config.mixture.items():
@@ -248,6 +254,37 @@ def from_config(
   the objective's business. Not `augmented`, rows come as they are stored, for evaluation. Sources
   of weight 0 are left out. Returns a Loader, or a FakeLoader if `config.data.kind` is "fake".
   """
+  settings = settings_of(
+    config,
+    model_config,
+    kind=kind,
+    latents=latents,
+    split=split,
+    augmented=augmented,
+  )
+  make = make_loader if config.data.kind == "shards" else fake.FakeLoader
+  return make(
+    settings,
+    kind=kind,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    host_index=host_index,
+    host_count=host_count,
+  )
+
+
+def settings_of(
+  config: ConfigDict,
+  model_config,
+  *,
+  kind: str,
+  latents: tuple[str, ...],
+  split: str,
+  augmented: bool = True,
+) -> DataConfig | rows.SampleConfig:
+  """What `from_config` reads and in which form, checked; nothing is opened, no folder needs to be
+  there. A SampleConfig for random batches. Raises ConfigError.
+  """
   # what is read
   settings = config.data.to_dict()
   source = settings.pop("kind")
@@ -257,39 +294,26 @@ def from_config(
 
   # in which form
   settings |= kinds.lookup(kind).form(model_config, latents)
-  augment = _typed(AugmentConfig, settings.pop("augment"), "data.augment")
+  augment = sections.typed(AugmentConfig, settings.pop("augment"), "data.augment")
   settings["augment"] = augment if augmented and augment.active else None
 
-  # by whom
-  place = {
-    "kind": kind,
-    "batch_size": config.batch_size,
-    "seed": config.seed,
-    "host_index": host_index,
-    "host_count": host_count,
-  }
+  # random batches have a form and no source
   if source == "fake":
     held = _field_names(rows.SampleConfig)
-    sample_config = rows.SampleConfig(**{key: settings[key] for key in held if key in settings})
-    return fake.FakeLoader(sample_config, **place)
+    of_sample = {key: settings[key] for key in held if key in settings}
+    return sections.typed(rows.SampleConfig, of_sample, "data")
   if source != "shards":
     raise ConfigError(f"data.kind = {source!r} is not one of shards, fake")
   settings["mixture"] = _sources(mixture_settings)
-  return make_loader(_typed(DataConfig, settings, "data"), **place)
+  return sections.typed(DataConfig, settings, "data")
 
 
 def _sources(stated: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, float]]:
-  """The mixture of a DataConfig, without sources of weight 0. Raises ConfigError for no path."""
+  """The mixture of a DataConfig, without sources of weight 0."""
   sources = {}
   for name, entry in stated.items():
-    path, weight = entry["path"], entry["weight"]
-    if weight == 0:
-      continue
-    if not path:
-      raise ConfigError(
-        f"data.mixture.{name}.path is not set: add --config.data.mixture.{name}.path=DATASET_FOLDER"
-      )
-    sources[name] = (path, weight)
+    if entry["weight"] != 0:
+      sources[name] = (entry["path"], entry["weight"])
   return sources
 
 
@@ -309,17 +333,6 @@ def threshold(thresholds: Sequence[float], iteration: int) -> float | None:
     return None
   last = len(thresholds) - 1
   return float(thresholds[min(iteration, last)])
-
-
-def _typed(cls, values: Mapping, section: str):
-  known = _field_names(cls)
-  unknown = sorted(set(values) - known)
-  if unknown:
-    raise ConfigError(
-      f"{section}.{unknown[0]} is not a key of {cls.__name__}; its keys are "
-      f"{', '.join(sorted(known))}"
-    )
-  return cls(**values)
 
 
 def _field_names(cls) -> set[str]:

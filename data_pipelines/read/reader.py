@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from data_pipelines.format import records
 from data_pipelines.format.records import CorruptRecord
 from data_pipelines.read import kinds, mixture, rows
+from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError, InputError
 
 Batch = Any  # a type of sam3d_jax.batch: the one that the kind of batch delivers
@@ -35,6 +36,8 @@ class DataConfig(rows.SampleConfig):
 
   def __post_init__(self):
     super().__post_init__()
+    sections.check_positive(self, "threads")
+    sections.check_not_negative(self, "workers", "prefetch", "cache_mb", "quarantine_budget")
     if not self.mixture:
       raise ConfigError(
         "data.mixture is empty: name at least one dataset folder, e.g. iso_3do = {path: ..., "

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from data_pipelines.format import schema
 from data_pipelines.format.records import CorruptRecord
 from data_pipelines.read.augment import AugmentConfig, augment
+from sam3d_jax import sections
 from sam3d_jax.batch import LATENTS, Conditioning
 from sam3d_jax.errors import ConfigError, InputError
 from sam3d_jax.geometry import conditions, pose, windows
@@ -41,6 +42,7 @@ class SampleConfig(InputConfig):
   augment: AugmentConfig | None = None
 
   def __post_init__(self):
+    sections.check_positive(self, "image_size", "pointmap_size", "resolution")
     if schema.VOXEL_RESOLUTION % self.resolution:
       raise ConfigError(
         f"data.resolution = {self.resolution}: choose a divisor of {schema.VOXEL_RESOLUTION}"

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from launch.performance import search, topologies
 from launch.performance.compiled import measure, without_data
 from launch.performance.counting import xla_flops_per_sample
+from launch.trainer import checks, setup
 from launch.trainer.plan import size
 
 
@@ -36,6 +37,8 @@ def run(spec: AheadSpec) -> bool:
   """
   # What to compile, and for what.
   config = without_data(spec.config)
+  checks.check(config, (config.stage,))
+  setup.read(config)
   policies = None if spec.policies is None else search.searched(spec.policies, config)
   devices = topologies.described_devices(spec.topology, spec.slices)
   report = {

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from launch.performance.compiled import measure, without_data
 from launch.trainer import plan
+from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.models import registry
 from sam3d_jax.models.stack import REMAT_POLICIES
@@ -45,7 +46,7 @@ def search(
   one were both compiled. Raises ConfigError where the memory of a chip is not known.
   """
   # Batches grow by a sample on every shard, so that none is ever uneven.
-  sizes = axis_sizes(MeshConfig(**config.mesh.to_dict()), len(devices))
+  sizes = axis_sizes(sections.typed(MeshConfig, config.mesh, "mesh"), len(devices))
   shards = sizes[BATCH_AXES[0]] * sizes[BATCH_AXES[1]]
   capacity = capacity_of(devices)
   rows = []

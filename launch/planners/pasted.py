@@ -9,6 +9,7 @@ from data_pipelines.build import shard_jobs
 from data_pipelines.synth import filters, flying, render_paste, scenes, swap, swap_annotated
 from data_pipelines.synth.lighting import LightConfig
 from launch.planners import rendered
+from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.files import commands
 
@@ -63,17 +64,22 @@ def paste_config(c: ConfigDict, rules: type) -> render_paste.PasteConfig:
   check(c, rules)
   # point maps that are made on the way are kept with the dataset, unless told where
   cache = c.photos.depth_cache or os.path.join(c.out, "pointmaps")
-  photo_keys = {**c.photos, "depth_cache": cache}
-  photos = scenes.PhotoConfig(seed=c.seed, image_size=c.image_size, **photo_keys)
+  photo_keys = {
+    **c.photos,
+    "depth_cache": cache,
+    "seed": c.seed,
+    "image_size": c.image_size,
+  }
+  photos = sections.typed(scenes.PhotoConfig, photo_keys, "photos")
 
   same = {key: c[key] for key in SAME_KEYS}
   return render_paste.PasteConfig(
     **same,
     source=rendered.mesh_source(c),
     photos=photos,
-    light=LightConfig(**c.light),
-    filters=filters.FilterConfig(**c.filters),
-    rules=rules(**c.rules),
+    light=sections.typed(LightConfig, c.light, "light"),
+    filters=sections.typed(filters.FilterConfig, c.filters, "filters"),
+    rules=sections.typed(rules, c.rules, "rules"),
   )
 
 

@@ -6,6 +6,7 @@ from data_pipelines.build import shard_jobs
 from data_pipelines.synth import filters, iso_3do, sources
 from data_pipelines.synth.camera import ViewConfig
 from data_pipelines.synth.lighting import LightConfig
+from sam3d_jax import sections
 
 
 def mesh_source(c: ConfigDict) -> sources.SourceConfig:
@@ -33,8 +34,8 @@ def plan_iso_3do(c: ConfigDict) -> shard_jobs.Plan:
     pointmap=c.pointmap,
     delit=c.delit,
     source=mesh_source(c),
-    camera=ViewConfig(**c.camera),
-    light=LightConfig(**c.light),
-    filters=filters.FilterConfig(**c.filters),
+    camera=sections.typed(ViewConfig, c.camera, "camera"),
+    light=sections.typed(LightConfig, c.light, "light"),
+    filters=sections.typed(filters.FilterConfig, c.filters, "filters"),
   )
   return iso_3do.plan(config, test_fraction=c.test_fraction, objects_per_shard=c.objects_per_shard)

@@ -7,10 +7,21 @@ read the file.
 import importlib.util
 import math
 import pathlib
+import re
 
 from ml_collections import ConfigDict
 
 from sam3d_jax.errors import ConfigError
+
+# stage -> the command (launch/<name>.py) that runs it
+COMMANDS = {
+  "train_vae": "train_vae",
+  "pretrain": "pretrain",
+  "midtrain": "pretrain",
+  "sft": "sft",
+  "dpo": "dpo",
+  "distill": "distill",
+}
 
 
 def check(config: ConfigDict, stages: tuple[str, ...], *, before_data: bool = False) -> None:
@@ -21,7 +32,9 @@ def check(config: ConfigDict, stages: tuple[str, ...], *, before_data: bool = Fa
   """
   if config.stage not in stages:
     accepted = ", ".join(stages)
-    raise ConfigError(f"stage = {config.stage!r}: this command runs {accepted}")
+    command = COMMANDS.get(config.stage)
+    remedy = f": use launch.{command}" if command else f"; stages are {', '.join(COMMANDS)}"
+    raise ConfigError(f"stage = {config.stage!r}: this command runs {accepted}{remedy}")
 
   # Counts.
   for key in ("steps", "batch_size", "accumulate"):
@@ -34,29 +47,16 @@ def check(config: ConfigDict, stages: tuple[str, ...], *, before_data: bool = Fa
     value = config[section][key]
     if value < 1:
       raise ConfigError(f"{section}.{key} = {value} is not a positive number")
-  if config.batch_size % config.accumulate:
-    raise ConfigError(
-      f"batch_size = {config.batch_size} does not divide into accumulate = {config.accumulate} "
-      "parts"
-    )
+  check_accumulate(config.batch_size, config.accumulate)
+  check_evaluation(config.eval)
+  check_init(config)
 
-  # Numbers of tuples that are empty by default, so that their type is told nowhere else.
-  for step in config.eval.steps_curve:
-    if not isinstance(step, int) or step < 1:
-      raise ConfigError(
-        f"eval.steps_curve = {config.eval.steps_curve}: {step!r} is not a positive whole number"
-      )
+  # Numbers of a tuple that is empty by default, so that their type is told nowhere else.
   for threshold in config.data.thresholds:
     if not isinstance(threshold, int | float):
       raise ConfigError(
         f"data.thresholds = {config.data.thresholds}: {threshold!r} is not a number"
       )
-
-  # Durations.
-  for key in ("factor", "seconds", "other_seconds"):
-    value = config.watchdog[key]
-    if not value > 0:
-      raise ConfigError(f"watchdog.{key} = {value} is not a positive number")
 
   # What lies outside the configuration.
   if config.log.wandb and importlib.util.find_spec("wandb") is None:
@@ -65,6 +65,56 @@ def check(config: ConfigDict, stages: tuple[str, ...], *, before_data: bool = Fa
       "or leave it empty"
     )
   check_data(config, before_data=before_data)
+
+
+def check_accumulate(batch_size: int, parts: int) -> None:
+  """Raises ConfigError unless a batch can be taken in so many parts."""
+  if batch_size % parts == 0:
+    return
+  # more parts rather than fewer: they are there to save memory
+  enough = [n for n in range(parts, batch_size) if batch_size % n == 0]
+  nearest_parts = min(enough, default=batch_size)
+  nearest_batch = max(1, round(batch_size / parts)) * parts
+  raise ConfigError(
+    f"batch_size = {batch_size} does not divide into accumulate = {parts} parts; the nearest that "
+    f"do are accumulate = {nearest_parts}, or batch_size = {nearest_batch}"
+  )
+
+
+def check_evaluation(section: ConfigDict) -> None:
+  """Raises ConfigError for an `eval` section that cannot work."""
+  for key in ("every", "objects", "pictures"):
+    if section[key] < 0:
+      raise ConfigError(f"eval.{key} = {section[key]} is negative: give 0 or more")
+  if section.every and section.batches < 1:
+    raise ConfigError(
+      f"eval.batches = {section.batches} is not a positive number; eval.every = 0 switches "
+      "evaluation off"
+    )
+  if not section.f1_threshold > 0:
+    raise ConfigError(f"eval.f1_threshold = {section.f1_threshold} is not a positive number")
+  for steps in section.steps_curve:
+    if not isinstance(steps, int) or steps < 1:
+      raise ConfigError(
+        f"eval.steps_curve = {section.steps_curve}: {steps!r} is not a positive whole number"
+      )
+
+
+def check_init(config: ConfigDict) -> None:
+  """Raises ConfigError for keys of init_from that have no meaning."""
+  kind, colon, decay = config.init_which.partition(":")
+  is_decay = kind == "ema" and re.fullmatch(r"0?\.\d+", decay)
+  plain = kind in ("raw", "ema") and not colon
+  if not plain and not is_decay:
+    raise ConfigError(
+      f"init_which = {config.init_which!r} is not one of raw, ema, ema:<decay> (ema:0.9999)"
+    )
+  try:
+    re.compile(config.init_allow)
+  except re.error as error:
+    raise ConfigError(
+      f"init_allow = {config.init_allow!r} is not a regular expression: {error}"
+    ) from error
 
 
 def check_data(config: ConfigDict, *, before_data: bool = False) -> None:

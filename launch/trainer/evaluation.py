@@ -241,7 +241,7 @@ class Samples:
     )
     self.inputs = self._place_inputs()
 
-    self.sampler = generate.SamplerConfig(**config.sampler.to_dict())
+    self.sampler = setup.sampler
     self.compiled = None
 
   def _place_inputs(self):

@@ -33,7 +33,9 @@ def run(spec: RunSpec) -> None:
     devices = machines.parse(spec.devices, "--devices").devices()
   else:
     hosts.connect(spec.hosts)
-  starting.keep_recorded_values(config, workdir)
+  before = starting.recorded_config(workdir)
+  if before is not None:
+    starting.keep_recorded_values(config, before, workdir)
   hosts.check_same_config(config)
 
   # The plan, from the data that there are.

@@ -16,16 +16,19 @@ from data_pipelines.read import loader
 from data_pipelines.read.fake import FakeLoader
 from data_pipelines.read.loader import Loader
 from launch.trainer import previews
+from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.models import lora
 from sam3d_jax.models import registry as models
 from sam3d_jax.models.parameters import flat_params
 from sam3d_jax.objectives import registry as objectives
+from sam3d_jax.sampling.generate import SamplerConfig
 from sam3d_jax.sharding import mesh as mesh_lib
 from sam3d_jax.sharding import rules
 from sam3d_jax.training import optim
 from sam3d_jax.training.state import ModelGraph, TrainState, init_state
 from sam3d_jax.training.step import GuardConfig
+from sam3d_jax.training.watchdog import WatchdogConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Settings:
   config: as it was given, for the record and for what is read one key at a time. model_config:
   typed configuration of the model. objective: `(model, frozen, batch, key) -> (loss, metrics)`.
   keeps_reference: it compares with a frozen copy of the parameters that the run starts from.
+  sampler: of evaluation and previews; None for a model that is not sampled.
   """
 
   config: ConfigDict
@@ -43,8 +47,10 @@ class Settings:
   keeps_reference: bool
   optim: optim.OptimConfig
   guard: GuardConfig
+  watchdog: WatchdogConfig
   lora: lora.LoraConfig
   mesh_config: mesh_lib.MeshConfig
+  sampler: SamplerConfig | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,15 +86,28 @@ def read(config: ConfigDict) -> Settings:
   seen to what can be known without JAX.
   """
   previews.check(config)
+  model_config = models.typed_config(config.model)
+  objective = objectives.bind(
+    config.objective.to_dict(),
+    config.model.name,
+    model_config,
+    rows=config.batch_size // config.accumulate,
+  )
+  loader.settings_of(config, model_config, **reading(config), split=config.data.split)
+  sampler = None
+  if "sampler" in config:
+    sampler = sections.typed(SamplerConfig, config.sampler, "sampler")
   return Settings(
     config=config,
-    model_config=models.typed_config(config.model),
-    objective=objectives.bind(config.objective.to_dict(), config.model.name),
+    model_config=model_config,
+    objective=objective,
     keeps_reference=objectives.lookup(config.objective.name).reference,
     optim=optim_config(config),
-    guard=GuardConfig(**config.guard.to_dict()),
-    lora=lora.LoraConfig(**config.lora.to_dict()),
-    mesh_config=mesh_lib.MeshConfig(**config.mesh.to_dict()),
+    guard=sections.typed(GuardConfig, config.guard, "guard"),
+    watchdog=sections.typed(WatchdogConfig, config.watchdog, "watchdog"),
+    lora=sections.typed(lora.LoraConfig, config.lora, "lora"),
+    mesh_config=sections.typed(mesh_lib.MeshConfig, config.mesh, "mesh"),
+    sampler=sampler,
   )
 
 
@@ -161,7 +180,7 @@ def optim_config(config: ConfigDict) -> optim.OptimConfig:
         "adapters are trained alone, leave optim.trainable as it is"
       )
     settings |= {"trainable": lora.PATTERN, "frozen": ""}
-  cfg = optim.OptimConfig(**settings)
+  cfg = sections.typed(optim.OptimConfig, settings, "optim")
   optim.check(cfg)
   return cfg
 
@@ -180,16 +199,23 @@ def compile_cache(config: ConfigDict, workdir: pathlib.Path | None) -> str:
   return str(workdir / "compile_cache") if workdir else ""
 
 
+def reading(config: ConfigDict) -> dict[str, Any]:
+  """The kind of batch that the objective is trained on, and the latents that it learns."""
+  name = config.model.name
+  return {
+    "kind": objectives.batch_kind(config.objective.name, name),
+    "latents": objectives.learned_latents(config.objective, name),
+  }
+
+
 def make_loader(
   config: ConfigDict, model_config: Any, split: str, *, augmented: bool = True
 ) -> Loader | FakeLoader:
   """The reader of one split for this configuration's model and objective."""
-  name = config.model.name
   return loader.from_config(
     config,
     model_config,
-    kind=objectives.batch_kind(config.objective.name, name),
-    latents=objectives.learned_latents(config.objective, name),
+    **reading(config),
     split=split,
     augmented=augmented,
     host_index=jax.process_index(),

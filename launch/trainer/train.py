@@ -19,7 +19,7 @@ from sam3d_jax.training import loop
 from sam3d_jax.training.checkpointer import Checkpointer
 from sam3d_jax.training.ledger import Ledger
 from sam3d_jax.training.preemption import StopFlag
-from sam3d_jax.training.watchdog import Watchdog, WatchdogConfig
+from sam3d_jax.training.watchdog import Watchdog
 
 
 def run(spec: RunSpec, stop: StopFlag) -> None:
@@ -55,9 +55,8 @@ def recorded(setup: Setup, ledger: Ledger, stop: StopFlag) -> None:
     devices=jax.device_count(),
     environment=cluster_flags.recorded(os.environ),
   )
-  cfg = WatchdogConfig(**setup.config.watchdog.to_dict())
   # Whatever ends the run is recorded; a process that is killed leaves no such row.
-  with Watchdog(ledger, setup.workdir, cfg, host=jax.process_index()):
+  with Watchdog(ledger, setup.workdir, setup.watchdog, host=jax.process_index()):
     try:
       train(setup, ledger, stop)
     finally:

@@ -8,6 +8,7 @@ from typing import Any
 from flax import nnx
 from ml_collections import ConfigDict
 
+from sam3d_jax import sections
 from sam3d_jax.batch import LATENTS
 from sam3d_jax.errors import InputError
 from sam3d_jax.geometry.conditions import InputConfig
@@ -230,10 +231,7 @@ def sampler_config(
     settings["steps"] = steps
   if guidance is not None:
     settings["guidance"] = guidance
-  try:
-    return generate.SamplerConfig(**settings)
-  except (TypeError, ValueError) as error:
-    raise InputError(f"sampler {settings}: {error}") from error
+  return sections.typed(generate.SamplerConfig, settings, "sampler")
 
 
 def decoder_folder(lineage: Mapping[str, Any]) -> str | None:

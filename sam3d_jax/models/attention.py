@@ -12,7 +12,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from sam3d_jax import sections
 from sam3d_jax.models.platform import target_platform
+from sam3d_jax.sections import FieldError
 
 BACKENDS = ("auto", "xla", "cudnn", "splash")
 SAVED_NAME = "attention_out"  # tags what `keep_attention` keeps
@@ -73,6 +75,20 @@ def attend(q_BLHK, k_BMHK, v_BMHK, *, backend: str = "auto", key_count_B=None):
   return mapped(q_BLHK, k_BMHK, v_BMHK, *counts)
 
 
+def check_backend(cfg) -> None:
+  """Raises FieldError if the fields attention, heads, width and dtype of a configuration name no
+  backend, or one that has no kernel for them.
+  """
+  sections.check_choice(cfg, "attention", BACKENDS)
+  head_dim = cfg.width // cfg.heads
+  if cfg.attention == "cudnn" and not _has_cudnn_kernel(head_dim, cfg.dtype):
+    raise FieldError(
+      f"attention = 'cudnn' needs dtype = bfloat16 or float16 and a head dimension (width / heads) "
+      f"that is a multiple of 8 up to {CUDNN_MAX_HEAD_DIM}, not {cfg.dtype} and {head_dim}: choose "
+      "dtype = bfloat16, or attention = xla"
+    )
+
+
 def choose_backend(platform: str, q_BLHK, k_BMHK) -> str:
   """The fastest backend for a platform ("cpu", "gpu", "tpu").
 
@@ -93,8 +109,12 @@ def _suits_cudnn(q_BLHK) -> bool:
 
   `_cudnn` makes any length fit.
   """
-  head_dim = q_BLHK.shape[-1]
-  half_precision = q_BLHK.dtype in (jnp.bfloat16, jnp.float16)
+  return _has_cudnn_kernel(q_BLHK.shape[-1], q_BLHK.dtype)
+
+
+def _has_cudnn_kernel(head_dim: int, dtype) -> bool:
+  """Whether there is a kernel for heads of this dimension and type."""
+  half_precision = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
   fits = head_dim % 8 == 0 and head_dim <= CUDNN_MAX_HEAD_DIM
   return half_precision and fits
 

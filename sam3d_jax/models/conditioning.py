@@ -17,10 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sam3d_jax import sections
 from sam3d_jax.batch import Conditioning
 from sam3d_jax.models import layers
 from sam3d_jax.models.dinov2 import Dino, DinoConfig
 from sam3d_jax.models.pointmap import PointmapConfig, PointmapEncoder
+from sam3d_jax.sections import FieldError
 
 IMAGE_STREAMS = ("image", "rgb_image")
 MASK_STREAMS = ("mask", "rgb_image_mask")
@@ -45,14 +47,23 @@ class ConditionConfig:
   dtype: str = "bfloat16"
 
   def __post_init__(self):
-    unknown = [s for s in self.streams if s not in STREAMS]
+    sections.check_positive(self, "width", "hidden_multiplier")
+    sections.check_dtype(self)
+
+    # what is looked at
+    unknown = [name for name in self.streams if name not in STREAMS]
     if unknown or not self.streams:
-      raise ValueError(f"ConditionConfig.streams={self.streams}: give some of {STREAMS}")
-    has_pointmaps = set(self.streams) & set(POINTMAP_STREAMS)
-    if self.pointmap is None and has_pointmaps:
-      raise ValueError(
-        f"ConditionConfig.streams={self.streams} has point maps, but ConditionConfig.pointmap is "
-        "None"
+      wrong = "names none"
+      if unknown:
+        wrong = f"{unknown[0]!r} is no stream{sections.nearest(unknown[0], STREAMS)}"
+      raise FieldError(
+        f"streams = {tuple(self.streams)}: {wrong}; give some of {STREAMS}, written as a tuple"
+      )
+    pointmaps = [name for name in self.streams if name in POINTMAP_STREAMS]
+    if self.pointmap is None and pointmaps:
+      raise FieldError(
+        f"streams = {tuple(self.streams)} has point maps, but pointmap is None: leave out "
+        f"{', '.join(pointmaps)}, or take a configuration with a section pointmap"
       )
 
   @property

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sam3d_jax import sections
 from sam3d_jax.models import attention as attention_lib
 from sam3d_jax.models import layers
-from sam3d_jax.models.stack import Stack
+from sam3d_jax.models.stack import REMAT_POLICIES, Stack
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -41,12 +42,16 @@ class DinoConfig:
   attention: str = "auto"
 
   def __post_init__(self):
-    for name in ("image_size", "input_size"):
-      size = getattr(self, name)
-      if size % self.patch:
-        raise ValueError(f"DinoConfig.{name}={size} is not a multiple of patch={self.patch}")
-    if self.width % self.heads:
-      raise ValueError(f"DinoConfig.width={self.width} is not a multiple of heads={self.heads}")
+    # sizes
+    sections.check_positive(self, "depth", "mlp_ratio")
+    sections.check_not_negative(self, "registers")
+    sections.check_divides(self, "heads", "width")
+    sections.check_divides(self, "patch", "image_size")
+    sections.check_divides(self, "patch", "input_size")
+    # how it is computed
+    sections.check_choice(self, "remat", REMAT_POLICIES)
+    sections.check_dtype(self)
+    attention_lib.check_backend(self)
 
   @property
   def tokens(self) -> int:

@@ -22,8 +22,9 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from sam3d_jax import sections
 from sam3d_jax.batch import LATENTS, LAYOUT_LATENTS
-from sam3d_jax.models.attention import BACKENDS, attend, attend_few
+from sam3d_jax.models.attention import attend, attend_few, check_backend
 from sam3d_jax.models.attention_layers import CrossAttention, SelfAttention
 from sam3d_jax.models.layers import (
   MLP,
@@ -88,16 +89,15 @@ class GeometryFlowConfig:
   dtype: str = "bfloat16"
 
   def __post_init__(self):
-    if self.width % self.heads:
-      raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
-    if self.shape_resolution % self.patch:
-      raise ValueError(
-        f"shape_resolution={self.shape_resolution} is not a multiple of patch={self.patch}"
-      )
-    if self.remat not in REMAT_POLICIES:
-      raise ValueError(f"remat={self.remat!r} is not one of {REMAT_POLICIES}")
-    if self.attention not in BACKENDS:
-      raise ValueError(f"attention={self.attention!r} is not one of {BACKENDS}")
+    # sizes
+    sections.check_positive(self, "depth", "mlp_ratio", "cond_width", "latent_channels")
+    sections.check_positive(self, "time_scale")
+    sections.check_divides(self, "heads", "width")
+    sections.check_divides(self, "patch", "shape_resolution")
+    # how it is computed
+    sections.check_choice(self, "remat", REMAT_POLICIES)
+    sections.check_dtype(self)
+    check_backend(self)
 
   @property
   def token_resolution(self) -> int:

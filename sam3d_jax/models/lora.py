@@ -19,6 +19,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError, InputError
 from sam3d_jax.models.layers import Dense
 from sam3d_jax.models.stack import Stack
@@ -60,7 +61,7 @@ class LoraConfig:
 def scale_of(config: Mapping) -> float:
   """Factor of the adapters' product in a run's configuration (as stored with its checkpoints)."""
   section = dict(config["lora"])
-  return LoraConfig(**section).scale
+  return sections.typed(LoraConfig, section, "lora").scale
 
 
 def factor_shapes(model: nnx.Module, cfg: LoraConfig) -> dict[str, jax.ShapeDtypeStruct]:

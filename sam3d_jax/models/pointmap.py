@@ -11,6 +11,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from sam3d_jax import sections
 from sam3d_jax.geometry import remap as remap_lib
 from sam3d_jax.geometry.grids import nearest_index
 from sam3d_jax.models import dinov2, layers
@@ -37,14 +38,11 @@ class PointmapConfig:
   dtype: str = "bfloat16"
 
   def __post_init__(self):
-    if self.remap not in remap_lib.REMAPS:
-      raise ValueError(f"PointmapConfig.remap={self.remap!r} is not one of {remap_lib.REMAPS}")
-    if self.input_size % self.patch:
-      raise ValueError(
-        f"PointmapConfig.input_size={self.input_size} is not a multiple of patch={self.patch}"
-      )
-    if self.width % self.heads:
-      raise ValueError(f"PointmapConfig.width={self.width} is not a multiple of heads={self.heads}")
+    sections.check_positive(self, "mlp_ratio")
+    sections.check_divides(self, "heads", "width")
+    sections.check_divides(self, "patch", "input_size")
+    sections.check_choice(self, "remap", remap_lib.REMAPS)
+    sections.check_dtype(self)
 
   @property
   def tokens(self) -> int:

@@ -19,21 +19,22 @@ from sam3d_jax.models.conditioning import ConditionConfig, DinoConfig, PointmapC
 from sam3d_jax.models.geometry import GeometryConfig, GeometryModel
 from sam3d_jax.models.geometry_flow import GeometryFlowConfig
 from sam3d_jax.models.structure_vae import StructureVAE, StructureVAEConfig
+from sam3d_jax.sections import typed
 
 
 def geometry_config(model: ConfigDict) -> GeometryConfig:
   """The typed configuration of a Geometry model."""
   # The encoders are sections of the condition's.
   condition = model.condition.to_dict()
-  condition["dino"] = _typed(DinoConfig, condition["dino"], "model.condition.dino")
+  condition["dino"] = typed(DinoConfig, condition["dino"], "model.condition.dino")
   pointmap = condition["pointmap"]
   if pointmap is not None:
-    condition["pointmap"] = _typed(PointmapConfig, pointmap, "model.condition.pointmap")
+    condition["pointmap"] = typed(PointmapConfig, pointmap, "model.condition.pointmap")
 
-  flow = _typed(GeometryFlowConfig, model.flow.to_dict(), "model.flow")
+  flow = typed(GeometryFlowConfig, model.flow.to_dict(), "model.flow")
   return GeometryConfig(
     flow=flow,
-    condition=_typed(ConditionConfig, condition, "model.condition"),
+    condition=typed(ConditionConfig, condition, "model.condition"),
   )
 
 
@@ -41,7 +42,7 @@ def structure_vae_config(model: ConfigDict) -> StructureVAEConfig:
   """The typed configuration of a structure VAE."""
   settings = model.to_dict()
   del settings["name"]
-  return _typed(StructureVAEConfig, settings, "model")
+  return typed(StructureVAEConfig, settings, "model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,13 +195,3 @@ def _at(model: ConfigDict, key: str) -> Any:
   for name in key.split("."):
     value = value[name]
   return value
-
-
-def _typed(cls, values: dict[str, Any], section: str):
-  """The dataclass of a section. Raises ConfigError for a key that it does not have."""
-  known = {field.name for field in dataclasses.fields(cls)}
-  unknown = sorted(set(values) - known)
-  if unknown:
-    keys = ", ".join(sorted(known))
-    raise ConfigError(f"{section}.{unknown[0]} is not a key of {cls.__name__}; its keys are {keys}")
-  return cls(**values)

@@ -12,6 +12,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from sam3d_jax import sections
 from sam3d_jax.models.layers import LayerNorm
 from sam3d_jax.models.volumes import (
   Conv3D,
@@ -20,6 +21,7 @@ from sam3d_jax.models.volumes import (
   depth_to_space,
   space_to_depth,
 )
+from sam3d_jax.sections import FieldError
 
 NORM_EPS = 1e-5
 
@@ -48,13 +50,21 @@ class StructureVAEConfig:
   def __post_init__(self):
     # a configuration file may hold a list
     object.__setattr__(self, "channels", tuple(self.channels))
+    sections.check_positive(self, "resolution", "latent_channels", "patch")
+    sections.check_not_negative(self, "res_blocks", "middle_blocks")
+    sections.check_dtype(self)
+    if not self.channels or min(self.channels) < 1:
+      raise FieldError(f"channels = {self.channels}: give a positive width for each level")
+
+    # every level after the first halves the grid
     if self.resolution % self.downsampling:
       of_patches = ""
       if self.patch > 1:
         of_patches = f" on patches of {self.patch}"
-      raise ValueError(
-        f"resolution={self.resolution} is not a multiple of {self.downsampling}, the factor of "
-        f"{len(self.channels)} levels{of_patches}"
+      multiple = max(1, round(self.resolution / self.downsampling)) * self.downsampling
+      raise FieldError(
+        f"resolution = {self.resolution} is not a multiple of {self.downsampling}, the factor of "
+        f"{len(self.channels)} levels{of_patches}; the nearest that is is {multiple}"
       )
 
   @property

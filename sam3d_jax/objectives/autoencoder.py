@@ -2,9 +2,12 @@
 2412.01506 §3.2, appendix).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from sam3d_jax import sections
 from sam3d_jax.batch import StructureBatch
 from sam3d_jax.objectives import draws
 
@@ -62,6 +65,13 @@ def per_sample_sum(values: jax.Array) -> jax.Array:
   """Sum over everything but the batch, (B,)."""
   flat = values.reshape(values.shape[0], -1)
   return flat.sum(-1)
+
+
+def check(settings: Any, model_config: Any, rows: int) -> None:
+  """Raises FieldError for settings of `structure_autoencoder` that cannot work."""
+  del model_config, rows
+  sections.check_choice(settings, "reconstruction", RECONSTRUCTIONS)
+  sections.check_not_negative(settings, "kl_weight")
 
 
 def structure_autoencoder(

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sam3d_jax import sections
 from sam3d_jax.batch import PreferenceBatch
 from sam3d_jax.models.flops import Cost, Passes
 from sam3d_jax.objectives import draws, flow_matching, paths
@@ -65,6 +66,14 @@ def candidate_error(
     weights,
   )
   return error_B
+
+
+def check(settings: Any, model_config: Any, rows: int) -> None:
+  """Raises FieldError for settings of `dpo` that cannot work."""
+  del model_config, rows
+  sections.check_positive(settings, "beta", "T")
+  sections.check_choice(settings, "time_weight", paths.TIME_WEIGHTS)
+  sections.check_share(settings, "sigma_min")
 
 
 def dpo(

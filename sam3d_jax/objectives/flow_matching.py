@@ -8,14 +8,16 @@ share of the data mixture is labelled with it. A latent that no sample has contr
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from sam3d_jax import sections
 from sam3d_jax.batch import GeometryBatch
 from sam3d_jax.objectives import draws, paths
 from sam3d_jax.objectives.paths import Latents, VelocityModel
+from sam3d_jax.sections import FieldError
 
 
 class FlowDraw(NamedTuple):
@@ -164,6 +166,24 @@ def draw(keys_B: jax.Array, latents: Latents, *, time_mean: float, time_std: flo
     std=time_std,
   )
   return FlowDraw(noise, t_B)
+
+
+def check(settings: Any, model_config: Any, rows: int) -> None:
+  """Raises FieldError for settings of `flow_matching` that cannot work."""
+  del model_config, rows
+  check_weights(settings)
+  sections.check_not_negative(settings, "time_std")
+  sections.check_share(settings, "drop_condition", "drop_pointmap", "sigma_min")
+
+
+def check_weights(settings: Any) -> None:
+  """Raises FieldError unless the weights of the latents are a loss."""
+  negative = [name for name, weight in settings.weights.items() if weight < 0]
+  if negative:
+    name = negative[0]
+    raise FieldError(f"weights.{name} = {settings.weights[name]} is negative: give 0 or more")
+  if not any(settings.weights.values()):
+    raise FieldError("weights names no latent with a weight above 0: there is nothing to learn")
 
 
 def flow_matching(

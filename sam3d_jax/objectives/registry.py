@@ -9,8 +9,11 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import inspect
+import types
+import typing
 from typing import Any
 
+from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.models import registry as models
 from sam3d_jax.models.flops import Cost, Passes
@@ -26,6 +29,11 @@ def one_pass(settings: Mapping[str, Any], cost: Cost, trained: set[str], plain: 
   return Passes()
 
 
+def anything_goes(settings: Any, model_config: Any, rows: int) -> None:
+  """The check of an objective that works with any values."""
+  del settings, model_config, rows
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
   """A loss and what it needs besides the model.
@@ -34,18 +42,22 @@ class Objective:
   reference: it is given, as `frozen`, a copy of the parameters that the run starts from.
   passes: `(settings, cost of the model, trained parts, plain) -> Passes`, how it runs the model,
     for counting FLOPs.
+  check: `(settings, typed configuration of the model, rows) -> None` raises FieldError for settings
+    that cannot work; they are those of the configuration with the defaults of the others as
+    attributes, rows the examples of a batch, or of a part of it.
   """
 
   function: Callable
   reference: bool = False
   passes: Callable[[Mapping[str, Any], Cost, set[str], bool], Passes] = one_pass
+  check: Callable[[Any, Any, int], None] = anything_goes
 
 
 OBJECTIVES: dict[str, Objective] = {
-  "structure_autoencoder": Objective(autoencoder.structure_autoencoder),
-  "flow_matching": Objective(flow_matching.flow_matching),
-  "dpo": Objective(dpo.dpo, reference=True, passes=dpo.passes),
-  "shortcut": Objective(shortcut.shortcut, passes=shortcut.passes),
+  "structure_autoencoder": Objective(autoencoder.structure_autoencoder, check=autoencoder.check),
+  "flow_matching": Objective(flow_matching.flow_matching, check=flow_matching.check),
+  "dpo": Objective(dpo.dpo, reference=True, passes=dpo.passes, check=dpo.check),
+  "shortcut": Objective(shortcut.shortcut, passes=shortcut.passes, check=shortcut.check),
 }
 
 
@@ -57,24 +69,40 @@ def lookup(name: str) -> Objective:
   return OBJECTIVES[name]
 
 
-def bind(settings: Mapping[str, Any], model: str) -> Callable:
+def bind(settings: Mapping[str, Any], model: str, model_config: Any, rows: int) -> Callable:
   """`(model, frozen, batch, key) -> (loss, metrics)` of an `objective` section.
 
-  Raises ConfigError for an objective that does not train this kind of model, or a setting that it
-  does not take.
+  model: kind of model; model_config: its typed configuration. rows: examples of a batch, or of a
+  part of it. Raises ConfigError for an objective that does not train this kind of model, a setting
+  that it does not take, one that it needs, and values that cannot work.
   """
   # Whether it trains such a model at all.
   settings = dict(settings)
   name = settings.pop("name")
-  function = lookup(name).function
+  objective = lookup(name)
+  function = objective.function
   batch_kind(name, model)
 
-  # What is left are its keyword arguments, and all of them are to be known.
-  takes = set(inspect.signature(function).parameters) - GIVEN
-  unknown = sorted(set(settings) - takes)
+  # What is left are its keyword arguments: all of them known, none that it needs missing.
+  takes = {}
+  for key, parameter in inspect.signature(function).parameters.items():
+    if key not in GIVEN:
+      takes[key] = parameter.default
+  unknown = sorted(set(settings) - set(takes))
   if unknown:
     known = ", ".join(sorted(takes))
     raise ConfigError(f"objective.{unknown[0]} is not taken by {name}; it takes {known}")
+  for key, default in takes.items():
+    if default is inspect.Parameter.empty and key not in settings:
+      raise ConfigError(f"objective.{key} is missing: {name} needs it")
+
+  # Their values.
+  sections.check_types(typing.get_type_hints(function), settings, "objective")
+  values = types.SimpleNamespace(**{**takes, **settings})
+  try:
+    objective.check(values, model_config, rows)
+  except sections.FieldError as error:
+    raise ConfigError(f"objective.{error}") from error
   return functools.partial(function, **settings)
 
 

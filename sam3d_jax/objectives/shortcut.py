@@ -8,16 +8,19 @@ guidance, from guided velocities.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sam3d_jax import sections
 from sam3d_jax.batch import GeometryBatch
 from sam3d_jax.models.flops import Cost, Passes
 from sam3d_jax.objectives import draws, flow_matching, paths
 from sam3d_jax.objectives.paths import Latents, VelocityModel
+from sam3d_jax.sections import FieldError
 
 # (x, t_B, tokens_BSD, d_B) -> latent name -> (B, tokens, channels)
 Velocity = Callable[..., dict[str, jax.Array]]
@@ -267,6 +270,42 @@ def spread_rows(batch: int, fraction: float) -> np.ndarray:
   return np.flatnonzero(np.diff(whole))
 
 
+LEVELS = ("flow", "all")  # of guided_levels
+
+
+def check(settings: Any, model_config: Any, rows: int) -> None:
+  """Raises FieldError for settings of `shortcut` that cannot work with a Geometry model of this
+  configuration and batches of this many rows.
+  """
+  # as in flow matching
+  flow_matching.check_weights(settings)
+  sections.check_not_negative(settings, "time_std", "guidance", "consistency_weight")
+  sections.check_share(settings, "drop_condition", "drop_pointmap", "sigma_min")
+
+  # what learns self-consistency, and how
+  sections.check_share(settings, "consistency_fraction", "guided_fraction")
+  sections.check_choice(settings, "guided_levels", LEVELS)
+  flow_alone = settings.guided_levels == "flow" and settings.guidance
+  if flow_alone and not settings.finest_is_flow:
+    raise FieldError("guided_levels = 'flow' needs finest_is_flow = True; or give 'all'")
+  for size in settings.step_sizes:
+    if not 0 < size <= 1:
+      raise FieldError(
+        f"step_sizes = {tuple(settings.step_sizes)} holds {size}: give numbers above 0 up to 1"
+      )
+  share = settings.consistency_fraction
+  if share > 0 and not len(spread_rows(rows, share)):
+    enough = math.ceil(1 / share)
+    raise FieldError(
+      f"consistency_fraction = {share} of a batch of {rows} is no row: give a batch_size of "
+      f"{enough} or more (of each of the accumulate parts), or a larger share"
+    )
+  if not model_config.flow.shortcut:
+    raise FieldError(
+      "name = 'shortcut' needs a model with a step embedder: set model.flow.shortcut = True"
+    )
+
+
 def shortcut(
   model: VelocityModel,
   frozen: VelocityModel | None,
@@ -323,7 +362,7 @@ def shortcut(
     raise ValueError(
       "shortcut distillation needs a model with a step embedder: set model.flow.shortcut = True"
     )
-  known = guided_levels in ("flow", "all")
+  known = guided_levels in LEVELS
   nothing_guided = guided_levels == "flow" and guidance and not finest_is_flow
   if not known or nothing_guided:
     raise ValueError(

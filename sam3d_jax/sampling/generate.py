@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sam3d_jax import sections
 from sam3d_jax.batch import Conditioning
 from sam3d_jax.objectives import draws, paths
 from sam3d_jax.objectives.paths import Latents, VelocityModel
 from sam3d_jax.sampling import guidance, solvers
+from sam3d_jax.sections import FieldError
 
 # (x, t_B, tokens_BSD, d_B) -> latent name -> (B, tokens, channels)
 TokenVelocity = Callable[..., dict[str, jax.Array]]
@@ -44,15 +46,19 @@ class SamplerConfig:
       object.__setattr__(self, "interval", tuple(self.interval))
 
     # what cannot be sampled
-    solvers.method(self.method)
+    sections.check_choice(self, "method", solvers.METHODS)
     if self.steps < 1:
-      raise ValueError(f"steps = {self.steps}: a sampler needs at least one step")
+      raise FieldError(f"steps = {self.steps}: a sampler needs at least one step")
+    sections.check_not_negative(self, "rescale_t")
     if self.shortcut and self.pointmap_guidance is not None:
-      raise ValueError("shortcut sampling takes no guidance: set pointmap_guidance = None")
+      raise FieldError(
+        f"pointmap_guidance = {self.pointmap_guidance}: shortcut sampling takes no guidance, leave "
+        "it at None"
+      )
     if self.interval is not None:
       low, high = self.interval
       if not 0.0 <= low <= high <= 1.0:
-        raise ValueError(f"interval = {self.interval}: give two times in [0, 1], the smaller first")
+        raise FieldError(f"interval = {self.interval}: give two times in [0, 1], the smaller first")
 
   def grid(self) -> np.ndarray:
     """Times visited, (steps + 1,)."""

@@ -8,7 +8,9 @@ import re
 import jax
 import optax
 
+from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError
+from sam3d_jax.sections import FieldError
 
 SCHEDULES = ("constant", "cosine")
 
@@ -30,6 +32,15 @@ class OptimConfig:
   trainable: str = ".*"
   frozen: str = ""  # of those, the ones that match this are frozen all the same
   ema: tuple[float, ...] = (0.9999,)  # decays of the parameter averages
+
+  def __post_init__(self):
+    sections.check_positive(self, "eps")
+    for name in ("b1", "b2"):
+      decay = getattr(self, name)
+      if not 0 <= decay < 1:
+        raise FieldError(f"{name} = {decay}: a decay of Adam is a number from 0 to below 1")
+    sections.check_not_negative(self, "warmup_steps", "final_lr_fraction")
+    sections.check_not_negative(self, "weight_decay", "clip_norm")
 
 
 def check(cfg: OptimConfig) -> None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sam3d_jax import sections
 from sam3d_jax.batch import MAY_LACK_LATENTS
 from sam3d_jax.training import optim
 from sam3d_jax.training.state import ModelGraph, TrainState
@@ -23,6 +24,10 @@ class GuardConfig:
   spike_factor: float = 0.0
   spike_warmup: int = 100  # steps before spikes are looked for
   max_in_a_row: int = 20  # refused updates in a row that stop the job
+
+  def __post_init__(self):
+    sections.check_not_negative(self, "spike_factor", "spike_warmup")
+    sections.check_positive(self, "max_in_a_row")
 
 
 def make_train_step(

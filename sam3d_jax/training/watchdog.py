@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 
+from sam3d_jax import sections
 from sam3d_jax.training.ledger import Ledger
 
 EXIT_STUCK = 1
@@ -32,6 +33,10 @@ class WatchdogConfig:
   other_seconds: float = 3600.0
   # time after the stacks were written before the process ends itself with exit code 1; 0: never
   give_up_seconds: float = 0.0
+
+  def __post_init__(self):
+    sections.check_positive(self, "factor", "seconds", "other_seconds")
+    sections.check_not_negative(self, "give_up_seconds")
 
 
 class Watchdog:

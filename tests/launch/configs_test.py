@@ -10,7 +10,7 @@ import pytest
 
 from configs import base
 from launch.console import cli
-from launch.trainer import checks, setup
+from launch.trainer import setup
 from launch.trainer.setup import make_loader
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.inference import weights
@@ -112,17 +112,3 @@ def test_an_objective_setting_that_nothing_takes_is_an_error():
     config.objective.kl_wait = 1.0
   with pytest.raises(ConfigError, match="kl_wait"):
     setup.read(config)
-
-
-@pytest.mark.parametrize(
-  "override, words",
-  [
-    ("seed=-1", "seed = -1 is not a whole number from 0 to 4294967295"),
-    ("steps=0", "steps = 0 is not a positive number"),
-    ("accumulate=3", "batch_size = 8 does not divide into accumulate = 3 parts"),
-  ],
-)
-def test_a_value_that_cannot_work_is_refused_with_its_key(override, words):
-  config = cli.load_config("configs/pretrain_geometry.py:fake", [f"--config.{override}"])
-  with pytest.raises(ConfigError, match=words):
-    checks.check(config, ("pretrain",))

@@ -89,5 +89,5 @@ def test_original_checkpoint_names_round_trip(registers):
 
 
 def test_sizes_that_do_not_fit_the_patch_are_refused():
-  with pytest.raises(ValueError, match="input_size=15 is not a multiple of patch=4"):
+  with pytest.raises(ValueError, match="patch = 4 does not divide input_size = 15"):
     dataclasses.replace(TINY, input_size=15)

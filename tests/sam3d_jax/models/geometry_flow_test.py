@@ -247,5 +247,5 @@ def test_with_patches_every_cell_has_a_velocity_and_there_are_fewer_tokens():
   assert {k: v.shape for k, v in velocity.items()} == {k: v.shape for k, v in x.items()}
   streams = jax.eval_shape(lambda params: nnx.merge(graph, params).embed(x), params)
   assert streams["shape"].shape == (flow.BATCH, 8, cfg.width)
-  with pytest.raises(ValueError, match="shape_resolution=2 is not a multiple of patch=4"):
+  with pytest.raises(ValueError, match="patch = 4 does not divide shape_resolution = 2"):
     dataclasses.replace(flow.TINY, patch=4)

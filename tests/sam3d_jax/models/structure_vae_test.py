@@ -174,7 +174,7 @@ def test_gradients_reach_every_parameter():
 
 
 def test_resolution_that_the_levels_do_not_divide_is_refused():
-  with pytest.raises(ValueError, match="resolution=10 is not a multiple of 4"):
+  with pytest.raises(ValueError, match="resolution = 10 is not a multiple of 4"):
     vae.StructureVAEConfig(resolution=10)
 
 
