@@ -32,7 +32,7 @@ WRONG = {
   (GEOMETRY, "model.flow.depth=-1"): "model.flow.depth = -1 is not a positive number",
   (GEOMETRY, "model.condition.dino.remat=x"): "model.condition.dino.remat = 'x' is not one of",
   (GEOMETRY, "model.condition.pointmap.remap=x"): "model.condition.pointmap.remap = 'x' is not one",
-  (GEOMETRY, "model.condition.streams=image,mask"): "give some of ('image', 'rgb_image'",
+  (GEOMETRY, "model.condition.streams=image,mask"): "streams = 'image,mask': read as the one text",
   (GEOMETRY, "model.condition.streams=('image','maks')"): "'maks' is no stream; the nearest is",
   (GEOMETRY, "model.condition.streams=()"): "model.condition.streams = (): names none",
   (VAE, "model.channels=()"): "model.channels = (): give a positive width",
