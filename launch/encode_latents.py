@@ -15,7 +15,7 @@ import pathlib
 
 from launch.console import cli
 from launch.console.flags import which_flag
-from launch.console.progress import Progress
+from launch.console.progress import Progress, say
 from sam3d_jax.errors import InputError
 
 
@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
     spec.checkpoint,
     which=spec.which,
     batch_size=spec.batch_size,
+    tell=say,
   )
   identity = {
     "which": spec.which,

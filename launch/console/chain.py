@@ -13,7 +13,7 @@ import sys
 import time
 
 from launch.console import cli
-from launch.console.progress import duration
+from launch.console.progress import duration, say
 from sam3d_jax.errors import JobFailed, Preempted
 from sam3d_jax.files import atomic
 
@@ -67,11 +67,6 @@ def run_all(steps: list[Step], work: pathlib.Path) -> float:
       say(f"  {step.name} took {duration(seconds)}")
     total += seconds
   return total
-
-
-def say(text: str) -> None:
-  """A line for the screen; standard output is left to what a chain makes."""
-  print(text, file=sys.stderr, flush=True)
 
 
 def command_line(step: Step) -> str:

@@ -22,6 +22,13 @@ def duration(seconds: float) -> str:
   return f"{seconds}s"
 
 
+def say(text: str) -> None:
+  """A line for the screen; standard output is left to what a command makes."""
+  # on a terminal it takes the place of a line of progress, which the next one renews
+  start = "\r\033[K" if sys.stderr.isatty() else ""
+  print(start + text, file=sys.stderr, flush=True)
+
+
 class Progress:
   """Counts `total` units of work.
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from data_pipelines.format import records, schema
 from data_pipelines.read import rows
-from launch.console.progress import Progress
+from launch.console.progress import Progress, say
 from launch.scoring import held_out
 from sam3d_jax.inference import weights
 from sam3d_jax.inference.predictor import Prediction, Predictor
@@ -53,7 +53,7 @@ def make_pairs(photos: pathlib.Path, out: pathlib.Path, config: WeightsConfig, s
   """
   if is_made(out):
     return
-  model = weights.load(config)
+  model = weights.load(config, say)
 
   def make(source: records.Split) -> Iterator[schema.Example]:
     return pairs(source, model, seed)

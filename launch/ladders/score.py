@@ -10,7 +10,7 @@ import pathlib
 
 import numpy as np
 
-from launch.console.progress import Progress
+from launch.console.progress import Progress, say
 from launch.scoring import held_out
 from sam3d_jax.evaluation import aggregate, occupancy
 from sam3d_jax.files import atomic
@@ -42,7 +42,7 @@ def run(config: ScoreConfig, out: pathlib.Path) -> None:
   Scores are `name: mean` and `name_interval: [low, high]`, beside `constant` and the number of
   `objects`.
   """
-  model = weights.load(config.weights)
+  model = weights.load(config.weights, say)
   result = {}
   for folder in config.data:
     objects = held_out.read([folder], config.split, model.form, model.resolution, config.most)

@@ -15,7 +15,7 @@ from launch.performance.hlo import Collective
 from launch.trainer import lowering, plan
 from launch.trainer.setup import Setup, prepare
 from sam3d_jax.models import registry
-from sam3d_jax.training import hardware
+from sam3d_jax.training import compilation, hardware
 from sam3d_jax.training.hardware import Chip
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -53,7 +53,7 @@ def measure(config: ConfigDict, devices: Sequence[jax.Device]) -> dict[str, Any]
   # Lower and compile. A compiler that lacks memory says how much, which is an answer.
   start = time.monotonic()
   lowered = lowering.step(setup)
-  report["fingerprint"] = lowering.fingerprint(lowered)
+  report["fingerprint"] = compilation.fingerprint(lowered)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:

@@ -10,7 +10,7 @@ import resource
 import time
 import warnings
 
-from launch.console.progress import Progress
+from launch.console.progress import Progress, say
 from launch.photos import jobs as photo_jobs
 from launch.photos.jobs import Job, PhotoSource, Skipped
 from sam3d_jax.errors import InputNote
@@ -86,7 +86,7 @@ def run(config: PhotosConfig, out: pathlib.Path) -> None:
 
   # The model, and what chooses among its samples.
   with phases("load"):
-    predictor = weights.load(config.weights)
+    predictor = weights.load(config.weights, say)
     reward = None
     if config.samples > 1:
       reward = rewards.load(config.reward, predictor, config.seed)

@@ -20,7 +20,7 @@ from data_pipelines.eval_sets.procedural import ProceduralSet
 from data_pipelines.format import schema
 from data_pipelines.read import rows
 from data_pipelines.synth import benchmark
-from launch.console.progress import Progress
+from launch.console.progress import Progress, say
 from launch.scoring import pairs, split_samples
 from sam3d_jax.content_keys import example_key, key_words
 from sam3d_jax.errors import InputError
@@ -91,7 +91,7 @@ def run(config: EvalSetConfig, out: pathlib.Path) -> None:
     size = 1
     settings = {"oracle": True}
   else:
-    predictor = weights.load(config.weights)
+    predictor = weights.load(config.weights, say)
     size = config.batch_size
     settings = {
       "weights": dict(predictor.identity),

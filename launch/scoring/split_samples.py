@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipelines.format import records
 from data_pipelines.read import rows
-from launch.console.progress import Progress
+from launch.console.progress import Progress, say
 from sam3d_jax.content_keys import key_words
 from sam3d_jax.errors import InputError
 from sam3d_jax.files import atomic
@@ -77,7 +77,7 @@ def run(config: SplitConfig, out: pathlib.Path) -> None:
       mesh_file(out, source[chosen[position]]["key"])
 
   # Finished batches of the same settings are kept.
-  predictor = weights.load(config.weights)
+  predictor = weights.load(config.weights, say)
   settings = {
     "weights": dict(predictor.identity),
     "sampler": dataclasses.asdict(predictor.sampler),

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 import numpy as np
 
+from launch.console.progress import say
 from launch.scoring import held_out
 from sam3d_jax.errors import ConfigError, InputError
 from sam3d_jax.inference import predictor, weights
@@ -31,7 +32,7 @@ from sam3d_jax.render import mesh as meshes
 from sam3d_jax.render import preview
 from sam3d_jax.sampling import generate
 from sam3d_jax.sharding import mesh as mesh_lib
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint, compilation
 
 AHEAD = 2  # evaluations under way before the loop waits for the oldest
 KEPT = 3  # evaluations whose meshes are kept
@@ -174,7 +175,7 @@ class Losses:
         batch,
         self.seed,
       )
-      self.loss = lowered.compile()
+      self.loss = compilation.compiled(lowered, "the losses on held-out examples", say)
 
   def dispatch(self, params, state) -> list:
     """Starts the losses of all batches; what it returns goes to `read`."""
@@ -287,7 +288,7 @@ class Samples:
         self.decoder,
         *self.inputs,
       )
-      self.compiled = lowered.compile()
+      self.compiled = compilation.compiled(lowered, "the sampler of held-out objects", say)
 
   def dispatch(self, params, frozen):
     """Starts sampling; (latents, occupancy), still on the devices."""

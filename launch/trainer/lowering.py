@@ -7,8 +7,6 @@ for a topology and reads off what it costs.
 
 from collections.abc import Callable
 import functools
-import hashlib
-import re
 
 import jax
 import numpy as np
@@ -62,13 +60,3 @@ def global_spec(local_spec, batch_size: int, mesh: jax.sharding.Mesh):
   whole = jax.tree.map(of_all_hosts, local_spec)
   shardings = mesh_lib.batch_shardings(mesh, whole)
   return jax.tree.map(on_mesh, whole, shardings)
-
-
-def fingerprint(lowered: jax.stages.Lowered) -> str:
-  """Sixteen hexadecimal digits that are equal for equal programs; names and source locations do not
-  count.
-  """
-  # Locations hold the folder in which the code lies.
-  names_and_locations = r"\s*loc\(.*\)|^#loc.*$|module @\S+"
-  text = re.sub(names_and_locations, "", lowered.as_text(), flags=re.MULTILINE)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]

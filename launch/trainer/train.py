@@ -10,12 +10,12 @@ import jax
 
 from launch.cluster import flags as cluster_flags
 from launch.console.folders import prepare_workdir
-from launch.console.progress import Progress
+from launch.console.progress import Progress, say
 from launch.trainer import hosts, lowering, plan, previews, setup, starting
 from launch.trainer.evaluation import Evaluation
 from launch.trainer.setup import Setup
 from launch.trainer.specs import RunSpec
-from sam3d_jax.training import loop
+from sam3d_jax.training import compilation, loop
 from sam3d_jax.training.checkpointer import Checkpointer
 from sam3d_jax.training.ledger import Ledger
 from sam3d_jax.training.preemption import StopFlag
@@ -81,11 +81,11 @@ def train(setup: Setup, ledger: Ledger, stop: StopFlag) -> None:
   # The programs.
   with ledger.phase("compile"):
     lowered = lowering.step(setup)
-    program = lowering.fingerprint(lowered)
+    program = compilation.fingerprint(lowered)
     hosts.check_same_program("the training step", program)
     # Beside each other: much of a compilation is the work of one thread.
     with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="compile") as pool:
-      compiling = pool.submit(lowered.compile)
+      compiling = pool.submit(compilation.compiled, lowered, "the training step", say)
       evaluation = make_evaluation(setup)
       compiled = compiling.result()
     checkpointer.prepare(state)
@@ -115,6 +115,7 @@ def train(setup: Setup, ledger: Ledger, stop: StopFlag) -> None:
     batches=setup.train_loader.iterate,
     evaluation=evaluation,
     progress=Progress,
+    tell=say,
     flops_per_sample=plan.model_flops(setup),
     meta=meta,
   )
@@ -122,7 +123,8 @@ def train(setup: Setup, ledger: Ledger, stop: StopFlag) -> None:
   # For the ledger, training starts here.
   ledger.step = first
   ledger.record("start", damaged=checkpointer.bad_steps)
-  print(f"ready for the first step after {ledger.text()}", file=sys.stderr, flush=True)
+  say(f"ready for the first step after {ledger.text()}")
+  say(f"curves and pictures: tensorboard --logdir {setup.workdir} (pip install tensorboard)")
   try:
     with ledger.phase("other"):
       loop.train(job, state, checkpointer, ledger, stop)

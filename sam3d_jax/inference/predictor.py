@@ -21,6 +21,7 @@ from sam3d_jax.geometry.conditions import InputConfig
 from sam3d_jax.models.volumes import tokens_to_grid
 from sam3d_jax.objectives import draws
 from sam3d_jax.sampling import generate
+from sam3d_jax.training import compilation
 
 
 class Request(NamedTuple):
@@ -69,7 +70,7 @@ class Predictor:
   model: GeometryModel. decoder: StructureDecoder. form: of the inputs that the model reads.
   latent_shapes: latent name -> (tokens, channels) that it makes. trained: latents that it has
   learned. convention: of the layout latents. resolution: voxels a side. identity: names of the
-  weights, for the record.
+  weights, for the record. tell: takes a line for the screen before and after each compilation.
   """
 
   model: nnx.Module
@@ -81,6 +82,7 @@ class Predictor:
   convention: str
   resolution: int
   identity: Mapping[str, Any]
+  tell: compilation.Tell = compilation.silent
 
   @property
   def placed(self) -> bool:
@@ -127,7 +129,9 @@ class Predictor:
     signature = tuple((tuple(x.shape), str(x.dtype)) for x in leaves)
     if signature not in self.programs:
       lowered = run.lower(params, *inputs)
-      self.programs[signature] = lowered.compile()
+      count, _ = leaves[-1].shape
+      what = f"the sampler for batches of {count} objects"
+      self.programs[signature] = compilation.compiled(lowered, what, self.tell)
     return functools.partial(self.programs[signature], params)
 
   def start(self, requests: Sequence[Request], bucket: int, seed: int) -> Started:

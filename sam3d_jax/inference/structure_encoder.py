@@ -8,7 +8,7 @@ import numpy as np
 
 from sam3d_jax.errors import InputError
 from sam3d_jax.models import parameters
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint, compilation
 
 
 class StructureEncoder:
@@ -19,7 +19,15 @@ class StructureEncoder:
   the grids that it takes. latent: resolution and channels of what it gives. step: the checkpoint's.
   """
 
-  def __init__(self, vae: nnx.Module, *, batch_size: int, step: int = 0):
+  def __init__(
+    self,
+    vae: nnx.Module,
+    *,
+    batch_size: int,
+    step: int = 0,
+    tell: compilation.Tell = compilation.silent,
+  ):
+    """step: of the checkpoint. tell: hears of the compilation."""
     # What a latent has to say of itself.
     params = parameters.flat_params(vae)
     self.digest = parameters.params_digest(params)
@@ -38,7 +46,18 @@ class StructureEncoder:
       encoder = nnx.merge(graph, state)
       return encoder(occupancy_BRRR)[0]
 
-    self._encode = jax.jit(mean)
+    self._mean = jax.jit(mean)
+    self._programs: dict[int, jax.stages.Compiled] = {}
+    self._tell = tell
+
+  def _program(self, occupancy_BRRR: np.ndarray) -> jax.stages.Compiled:
+    """(parameters, occupancy of a batch) -> means, compiled for the first batch of its size."""
+    size = len(occupancy_BRRR)
+    if size not in self._programs:
+      lowered = self._mean.lower(self._state, occupancy_BRRR)
+      what = f"the encoder for batches of {size} shapes"
+      self._programs[size] = compilation.compiled(lowered, what, self._tell)
+    return self._programs[size]
 
   def __call__(self, grids: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Latents (r, r, r, C), fp32, of occupancy grids (R, R, R); a short batch is filled up."""
@@ -49,7 +68,9 @@ class StructureEncoder:
       # Empty grids fill the batch up to one of a few sizes, so that there are few programs.
       empty = np.zeros_like(batch[0])
       batch += [empty] * (self._size_for(count) - count)
-      means = self._encode(self._state, np.stack(batch))
+      occupancy_BRRR = np.stack(batch)
+      program = self._program(occupancy_BRRR)
+      means = program(self._state, occupancy_BRRR)
       means = np.asarray(means, np.float32)
       latents += list(means[:count])
     return latents
@@ -62,10 +83,17 @@ class StructureEncoder:
     return size
 
 
-def from_checkpoint(workdir: str, *, which: str, batch_size: int) -> StructureEncoder:
+def from_checkpoint(
+  workdir: str,
+  *,
+  which: str,
+  batch_size: int,
+  tell: compilation.Tell = compilation.silent,
+) -> StructureEncoder:
   """The encoder of a structure VAE's work folder.
 
-  which: parameters to use: ema, ema:<decay> or raw. Raises InputError for another kind of model.
+  which: parameters to use: ema, ema:<decay> or raw. tell: hears of the compilation. Raises
+  InputError for another kind of model.
   """
 
   def read(step: int):
@@ -77,4 +105,9 @@ def from_checkpoint(workdir: str, *, which: str, batch_size: int) -> StructureEn
     return checkpoint.read_model(workdir, step, which=which)
 
   vae, meta = checkpoint.newest_readable(workdir, read)
-  return StructureEncoder(vae, batch_size=batch_size, step=meta["step"])
+  return StructureEncoder(
+    vae,
+    batch_size=batch_size,
+    step=meta["step"],
+    tell=tell,
+  )

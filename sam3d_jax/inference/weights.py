@@ -16,7 +16,7 @@ from sam3d_jax.inference.predictor import Predictor
 from sam3d_jax.models import parameters, registry
 from sam3d_jax.sampling import generate
 from sam3d_jax.torch_bridge import release
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint, compilation
 
 SHORTCUT_STEPS = 4  # of a distilled model, where nothing else is asked for
 
@@ -40,16 +40,18 @@ class WeightsConfig:
   shortcut: bool = False
 
 
-def load(config: WeightsConfig) -> Predictor:
-  """The Predictor of some weights. Raises InputError."""
+def load(config: WeightsConfig, tell: compilation.Tell = compilation.silent) -> Predictor:
+  """The Predictor of some weights. tell: hears of its compilations. Raises InputError."""
   sampler = {
     "steps": config.steps,
     "guidance": config.guidance,
     "shortcut": config.shortcut,
   }
   if config.release is not None:
-    return from_release(config.release, **sampler)
-  return from_checkpoint(config.checkpoint, config.decoder, which=config.which, **sampler)
+    predictor = from_release(config.release, **sampler)
+  else:
+    predictor = from_checkpoint(config.checkpoint, config.decoder, which=config.which, **sampler)
+  return dataclasses.replace(predictor, tell=tell)
 
 
 def from_checkpoint(

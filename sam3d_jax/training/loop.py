@@ -78,6 +78,7 @@ class Job:
   flops_per_sample: float  # model FLOPs (training/flops.py), the numerator of utilisation
   # progress display: (total, label, unit, done=) -> context manager with update(n, **fields)
   progress: Callable[..., Any]
+  tell: Callable[[str], None]  # takes a line for the screen, such as the result of an evaluation
 
 
 class StoppedOnBadGradients(JobFailed):
@@ -175,7 +176,7 @@ def last_results(job: Job, writers: Writers, ledger: Ledger, timeout: float | No
   """Writes what evaluations under way still find, waiting at most `timeout` seconds for each."""
   with ledger.phase("eval"):
     if job.evaluation:
-      record(writers, job.evaluation.finish(timeout))
+      record(job, writers, job.evaluation.finish(timeout))
 
 
 def after_step(
@@ -190,8 +191,8 @@ def after_step(
     if due or last:
       with ledger.phase("eval"):
         ready = job.evaluation.start(step, state, last=last)
-        record(writers, ready)
-    record(writers, job.evaluation.poll())
+        record(job, writers, ready)
+    record(job, writers, job.evaluation.poll())
 
   # The last state is saved after the loop.
   if step % job.cfg.checkpoint_every == 0 and step < job.cfg.steps:
@@ -211,15 +212,34 @@ def catch_up(job: Job, state: TrainState, step: int, ledger: Ledger, writers: Wr
   if missing:
     with ledger.phase("eval"):
       ready = job.evaluation.start(step, state, last=False)
-      record(writers, ready)
+      record(job, writers, ready)
 
 
-def record(writers: Writers, results: list[Any]) -> None:
-  """Writes the results of evaluations, under the steps that they belong to."""
+def record(job: Job, writers: Writers, results: list[Any]) -> None:
+  """Writes the results of evaluations, under the steps that they belong to, and tells them."""
   for result in results:
     writers.scalars(result.step, result.scalars)
+    if writers.enabled:
+      job.tell(evaluation_line(result))
     if result.picture is not None:
       writers.picture(result.step, "samples", result.picture)
+
+
+def evaluation_line(result: Any) -> str:
+  """'step 200: eval/loss 0.8712  viou 0.213 ...': the losses and scores of an evaluation, without
+  what is split up further (by time, for one).
+  """
+  said = []
+  for name, value in result.scalars.items():
+    group, _, short = name.partition("/")
+    if group != "eval" or "/" in short:
+      continue
+    # the loss first, by the name under which it is in metrics.jsonl
+    if short == "loss":
+      said.insert(0, f"{name} {value:.4g}")
+    else:
+      said.append(f"{short} {value:.4g}")
+  return f"step {result.step}: {'  '.join(said)}"
 
 
 def save(job: Job, state: TrainState, step: int, checkpointer, ledger: Ledger) -> None:

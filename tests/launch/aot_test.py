@@ -12,7 +12,7 @@ from launch.performance import compiled, counting, hlo, search
 from launch.trainer import lowering, plan
 from launch.trainer.setup import prepare
 from sam3d_jax.models.stack import REMAT_POLICIES
-from sam3d_jax.training import hardware
+from sam3d_jax.training import compilation, hardware
 
 RECIPES = {  # TFLOP a sample: anchors of the published recipe, counted from shapes
   "configs/pretrain_geometry.py": 20.8,
@@ -129,7 +129,7 @@ def fingerprint(path: str, *overrides: str) -> str:
   """Of the program that training runs."""
   config = cli.load_config(path, [f"--config.{override}" for override in overrides])
   lowered = lowering.step(prepare(config))
-  return lowering.fingerprint(lowered)
+  return compilation.fingerprint(lowered)
 
 
 def test_another_batch_is_another_program_another_seed_or_learning_rate_is_not():

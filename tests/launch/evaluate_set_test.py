@@ -112,7 +112,7 @@ def test_a_model_that_knows_the_truth_is_scored_as_the_truth(command, data, tmp_
   refer to.
   """
   model = KnowsTruth(data)
-  monkeypatch.setattr(weights, "load", lambda config: model)
+  monkeypatch.setattr(weights, "load", lambda config, tell: model)
   flags = ["--checkpoint", "anything", "--batch_size", "2"]
   metrics = command(tmp_path, *flags)
   row = metrics["objects"]["000-0-none"]
@@ -133,7 +133,7 @@ def test_a_model_without_places_is_scored_by_its_rotation_alone(
   command, data, tmp_path, monkeypatch
 ):
   model = KnowsTruth(data, trained=("shape", "rotation"))
-  monkeypatch.setattr(weights, "load", lambda config: model)
+  monkeypatch.setattr(weights, "load", lambda config, tell: model)
   metrics = command(tmp_path, "--checkpoint", "anything", "--batch_size", "2")
   row = metrics["objects"]["000-2-heavy"]
   assert row["icp_rot_deg"] < 1

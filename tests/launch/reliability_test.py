@@ -11,7 +11,7 @@ import pytest
 
 from launch import inspect
 from launch.console import cli
-from launch.console.progress import Progress
+from launch.console.progress import Progress, say
 from sam3d_jax.errors import JobFailed
 from sam3d_jax.training import ledger, loop, watchdog
 from sam3d_jax.training.checkpointer import Checkpointer
@@ -53,6 +53,7 @@ def test_non_finite_inputs_stop_the_run_and_leave_the_last_good_checkpoint_and_t
     meta={"config": {"model": {}}, "lineage": {}},
     flops_per_sample=1.0,
     progress=Progress,
+    tell=say,
   )
   checkpointer = Checkpointer(tmp_path, keep=3)
   with pytest.raises(JobFailed, match="3 steps in a row up to step 7"):

@@ -34,9 +34,9 @@ def tiny_model(folder: pathlib.Path) -> Iterator[list[str]]:
   def loaded() -> Predictor:
     return weights_lib.from_checkpoint(geometry, vae, steps=2)
 
-  def load_once(config: weights_lib.WeightsConfig) -> Predictor:
+  def load_once(config: weights_lib.WeightsConfig, *tell) -> Predictor:
     is_tiny = (config.checkpoint, config.decoder) == (geometry, vae)
-    return loaded() if is_tiny else load(config)
+    return loaded() if is_tiny else load(config, *tell)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(weights_lib, "load", load_once)

@@ -102,7 +102,7 @@ def test_a_saved_scene_is_what_launch_sample_writes(scene, model, folders, photo
     Image.fromarray(mask.astype(np.uint8) * 255).save(file)
     argv += ["--mask", str(file)]
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(weights_lib, "load", lambda config: model.predictor)  # compiled already
+    patch.setattr(weights_lib, "load", lambda config, tell: model.predictor)  # compiled already
     assert sample.main(argv) == 0
 
   of_api = json.loads((api / "layout.json").read_text())

@@ -28,6 +28,28 @@ def know_the_chip(monkeypatch, job) -> None:
   monkeypatch.setitem(hardware.CHIPS, kind, chip)
 
 
+def test_losses_and_scores_of_an_evaluation_are_told_the_loss_first():
+  scalars = {
+    "eval/viou": 0.25,
+    "eval/loss": 3.14159,
+    "eval/flow_time/0.1": 9.0,
+    "data/rows": 3.0,
+  }
+  result = types.SimpleNamespace(step=200, scalars=scalars, picture=None)
+  written, told = [], []
+  writers = types.SimpleNamespace(enabled=True, scalars=lambda *row: written.append(row))
+  job = types.SimpleNamespace(tell=told.append)
+
+  loop.record(job, writers, [result])
+  assert told == ["step 200: eval/loss 3.142  viou 0.25"]
+  assert written == [(200, scalars)]
+
+  # every host has the results, one of them says so
+  writers.enabled = False
+  loop.record(job, writers, [result])
+  assert len(told) == 1
+
+
 def test_speed_is_not_reported_against_a_peak_that_is_not_known(monkeypatch):
   job = make_job()
   # Tests may run on an accelerator.
