@@ -243,13 +243,13 @@ def test_a_finished_folder_of_an_earlier_release_is_left_as_it_is(
 def test_short_batches_cost_what_they_hold_and_give_the_same_latents(vae):
   encoder = StructureEncoder(vae, batch_size=8)
   sizes = []
-  encode = encoder._encode
+  program = encoder._program
 
-  def counted(state, grids):
+  def counted(grids):
     sizes.append(len(grids))
-    return encode(state, grids)
+    return program(grids)
 
-  encoder._encode = counted
+  encoder._program = counted
   grids = list(np.random.default_rng(0).random((9, 8, 8, 8), np.float32) > 0.5)
   together = encoder(grids)
   alone = encoder(grids[8:])
