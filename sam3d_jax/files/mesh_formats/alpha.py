@@ -186,13 +186,15 @@ class _Texels:
     """Visible texels of the repeated picture in rows < row and columns < column."""
     rows, row = np.divmod(row, self._height)
     columns, column = np.divmod(column, self._width)
-    # whole pictures, those cut below, those cut on the right, and the one cut both ways
-    per_picture = int(self._sums[-1, -1])
-    whole = rows * columns * per_picture
-    cut_right = self._sums[-1, column].astype(np.int64)
-    cut_below = self._sums[row, -1].astype(np.int64)
-    cut_both = self._sums[row, column]
-    return whole + rows * cut_right + columns * cut_below + cut_both
+    sums = self._sums
+    # whole pictures, then those cut on the right, those cut below, and the one cut both ways
+    visible = rows * columns * int(sums[-1, -1])
+    cut_right = sums[-1, column].astype(np.int64)
+    visible += rows * cut_right
+    cut_below = sums[row, -1].astype(np.int64)
+    visible += columns * cut_below
+    visible += sums[row, column]
+    return visible
 
 
 def _span(place_F3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

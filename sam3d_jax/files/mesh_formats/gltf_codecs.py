@@ -149,19 +149,22 @@ def _unfiltered(rows: np.ndarray) -> np.ndarray:
 
 def _octahedral(rows: np.ndarray) -> np.ndarray:
   """Unit vectors from two coordinates on an octahedron; the third component states the scale."""
-  signed = rows.view(np.int8 if rows.shape[1] == 4 else "<i2")
-  whole = np.iinfo(signed.dtype).max
+  dtype = np.int8 if rows.shape[1] == 4 else "<i2"
+  signed = rows.view(dtype)
   x, y, one = signed[:, :3].astype(np.float32).T
   z = one - np.abs(x) - np.abs(y)
   # the lower half is folded outwards
   fold = np.minimum(z, 0)
   x = x + np.where(x >= 0, fold, -fold)
   y = y + np.where(y >= 0, fold, -fold)
-  length = np.sqrt(x * x + y * y + z * z)
-  scale = whole / np.maximum(length, 1e-30)
+
+  # Unit vectors in the type's own range.
+  vectors = np.stack([x, y, z], axis=1)
+  squared = (vectors**2).sum(1, keepdims=True)
+  length = np.maximum(np.sqrt(squared), 1e-30)
+  largest = np.iinfo(signed.dtype).max
   out = signed.copy()
-  for column, value in enumerate((x, y, z)):
-    out[:, column] = np.rint(value * scale)
+  out[:, :3] = np.rint(vectors / length * largest)
   return out
 
 
@@ -169,15 +172,23 @@ def _quaternion(rows: np.ndarray) -> np.ndarray:
   """Unit quaternions from three components and the place of the largest, which is left out."""
   signed = rows.view("<i2")
   # the last value holds the scale, and in its lowest two bits which component is the largest
-  scale = (signed[:, 3] | 3).astype(np.float32)
-  largest = signed[:, 3] & 3
-  three = signed[:, :3].astype(np.float32) / np.maximum(scale, 1)[:, None] / np.sqrt(2)
-  left_out = np.sqrt(np.maximum(0, 1 - (three**2).sum(1)))
+  last = signed[:, 3]
+  largest = last & 3
+  scale = np.maximum(last | 3, 1).astype(np.float32)
+
+  # No other component is above the square root of one half.
+  three = signed[:, :3] / (scale[:, None] * np.sqrt(2))
+  squared = (three**2).sum(1)
+  left_out = np.sqrt(np.maximum(0, 1 - squared))
+
+  # Stored are the components that follow the largest, in turn.
+  unit = np.iinfo(np.int16).max
   out = np.zeros_like(signed)
   row = np.arange(len(signed))
+  out[row, largest] = np.rint(left_out * unit)
   for step in range(3):
-    out[row, (largest + 1 + step) % 4] = np.rint(three[:, step] * 32767)
-  out[row, largest] = np.rint(left_out * 32767)
+    column = (largest + 1 + step) % 4
+    out[row, column] = np.rint(three[:, step] * unit)
   return out
 
 

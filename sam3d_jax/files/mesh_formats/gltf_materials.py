@@ -120,17 +120,14 @@ class Materials:
   ) -> tuple[Material, np.ndarray | None]:
     """The material with its picture, and which texels of it are gone."""
     picture = self._picture(reference.texture)
-    across, down = tilings
-
-    def laid(pixels: np.ndarray) -> np.ndarray:
-      return down.laid(across.laid(pixels, axis=1), axis=0)
-
     cutout = None
     if cutoff is not None and picture.alpha_HW is not None:
-      cutout = alpha.cutout(laid(picture.alpha_HW), float(factor_4[3]), cutoff)
+      shown = _laid(picture.alpha_HW, tilings)
+      cutout = alpha.cutout(shown, float(factor_4[3]), cutoff)
     if not self._appearance:
       return WHITE, cutout
-    material = Material(_rgb(factor_4), laid(picture.rgb_HW3), alpha.holes(cutout))
+    rgb = _laid(picture.rgb_HW3, tilings)
+    material = Material(_rgb(factor_4), rgb, alpha.holes(cutout))
     return material, cutout
 
   # --- Pictures -----------------------------------------------------------------------------------
@@ -243,12 +240,14 @@ def _reference(info: Mapping[str, Any]) -> _Reference:
     raise wrong(f"a texture {index!r} with coordinates {coordinates!r}")
 
   # Scaled, turned from u towards -v (which points up), then moved.
+  scale = moved.get("scale", (1, 1))
   angle = float(moved.get("rotation", 0.0))
+  offset = moved.get("offset", (0, 0))
   cosine, sine = np.cos(angle), np.sin(angle)
   turn = np.array([[cosine, sine], [-sine, cosine]])
-  scale = numbers(moved.get("scale", (1, 1)), 2, "scale of a texture")
-  offset = numbers(moved.get("offset", (0, 0)), 2, "offset of a texture")
-  transform_23 = np.concatenate([turn * scale, offset[:, None]], axis=1)
+  transform_23 = np.zeros((2, 3))
+  transform_23[:, :2] = turn * numbers(scale, 2, "scale of a texture")
+  transform_23[:, 2] = numbers(offset, 2, "offset of a texture")
   return _Reference(index, coordinates, transform_23)
 
 
@@ -281,6 +280,13 @@ class _Tiling:
     widths = [(0, 0)] * pixels.ndim
     widths[axis] = (self.before * side, self.behind * side)
     return np.pad(pixels, widths, mode="edge")
+
+
+def _laid(pixels: np.ndarray, tilings: tuple[_Tiling, _Tiling]) -> np.ndarray:
+  """What stands for a picture along both axes."""
+  across, down = tilings
+  row = across.laid(pixels, axis=1)
+  return down.laid(row, axis=0)
 
 
 def _wrapped(

@@ -56,15 +56,18 @@ class Nodes:
 
   def _library(self) -> Iterator[Drawing]:
     """Every mesh of a file without nodes."""
-    for mesh in range(len(self._document.items("meshes"))):
-      yield Drawing(mesh, np.eye(4), self._weights({}, mesh))
+    meshes = self._document.items("meshes")
+    for mesh in range(len(meshes)):
+      weights = self._weights({}, mesh)
+      yield Drawing(mesh, np.eye(4), weights)
 
   def _shown_roots(self) -> list[int]:
     """The roots of the scene that is shown: the default one, else the first, else all."""
     if not self._document.items("scenes"):
       return [index for index in range(self._count) if index not in self._parent]
     shown = self._document.json.get("scene", 0)
-    roots = self._document.item("scenes", shown).get("nodes", [])
+    scene = self._document.item("scenes", shown)
+    roots = scene.get("nodes", [])
     for root in roots:
       if not is_index(root, self._count):
         raise wrong(f"a scene shows node {root!r} of {self._count}")
@@ -87,8 +90,9 @@ class Nodes:
 
   def _weights(self, node: Mapping[str, Any], mesh: Any) -> tuple[float, ...]:
     """Weights of morph targets: the node's, else the mesh's."""
-    of_mesh = self._document.item("meshes", mesh).get("weights", ())
-    stated = node.get("weights", of_mesh)
+    entry = self._document.item("meshes", mesh)
+    stated = entry.get("weights", ())
+    stated = node.get("weights", stated)
     return tuple(map(float, stated))
 
   # --- Places -------------------------------------------------------------------------------------
@@ -160,11 +164,16 @@ class Nodes:
     world = np.array(places).reshape(-1, 4, 4)
     if "inverseBindMatrices" not in entry:
       return world
-    stored = gltf_accessors.values(self._document, entry["inverseBindMatrices"])
-    if stored.shape[1] != 16 or len(stored) < len(joints):
+
+    # Before a joint moves the mesh, the mesh is brought to where it was bound to the joint.
+    accessor = entry["inverseBindMatrices"]
+    stored = gltf_accessors.values(self._document, accessor)
+    count, size = stored.shape
+    if size != 16 or count < len(joints):
       raise wrong(f"skins[{skin}]: {len(joints)} joints, matrices {stored.shape}")
+    stored = stored[: len(joints)]
     # stored column by column
-    columns = stored[: len(joints)].reshape(-1, 4, 4)
+    columns = stored.reshape(-1, 4, 4)
     return world @ columns.transpose(0, 2, 1)
 
 
@@ -190,11 +199,7 @@ def _rotation(quaternion_4: np.ndarray) -> np.ndarray:
   length = np.linalg.norm(quaternion_4)
   if not length > 0:
     return np.eye(3)
+  # v -> v + 2 w (axis x v) + 2 axis x (axis x v), with the cross product as a matrix
   x, y, z, w = quaternion_4 / length
-  return np.array(
-    [
-      [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-      [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-      [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
-  )
+  cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+  return np.eye(3) + 2 * w * cross + 2 * cross @ cross

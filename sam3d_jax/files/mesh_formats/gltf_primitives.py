@@ -161,7 +161,8 @@ class _Accessors:
 
   def stored(self, name: str) -> np.ndarray:
     """(V, components) of an attribute in its own type."""
-    return gltf_accessors.stored(self._document, self._attributes[name])
+    accessor = self._attributes[name]
+    return gltf_accessors.stored(self._document, accessor)
 
   def attribute(self, name: str, components: int) -> np.ndarray:
     """(V, components) float64."""
@@ -179,10 +180,13 @@ class _Draco(_Accessors):
   joins_triangles = True  # whatever the mode says
 
   def __init__(self, document: Document, entry: Mapping[str, Any], packed: Mapping[str, Any]):
-    super().__init__(document, {"attributes": entry["attributes"]})
+    # indices lie in the stream too
+    attributes = entry["attributes"]
+    super().__init__(document, {"attributes": attributes})
     encoded, _ = document.view(packed.get("bufferView"))
     unique_ids = packed.get("attributes", {})
-    self.indices, self._decoded = gltf_codecs.decode_draco(bytes(encoded), unique_ids)
+    decoded = gltf_codecs.decode_draco(bytes(encoded), unique_ids)
+    self.indices, self._decoded = decoded
 
   def stored(self, name: str) -> np.ndarray:
     if name in self._decoded:
@@ -292,10 +296,15 @@ def _compact(primitive: Primitive) -> Primitive:
   used, faces = used_by(primitive.faces_F3, count)
 
   def kept(values: np.ndarray | None) -> np.ndarray | None:
-    return None if values is None else values[used]
+    if values is None:
+      return None
+    return values[used]
 
   def all_kept(named: Mapping[Any, np.ndarray]) -> dict[Any, np.ndarray]:
-    return {name: values[used] for name, values in named.items()}
+    found = {}
+    for name, values in named.items():
+      found[name] = values[used]
+    return found
 
   return Primitive(
     positions_V3=primitive.positions_V3[used],

@@ -398,6 +398,8 @@ class _Dresser:
 def _by_slot(faces_F3: np.ndarray, slots_F: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
   """Every slot in use, in order, with its faces in theirs."""
   order = np.argsort(slots_F, kind="stable")
-  slots, first = np.unique(slots_F[order], return_index=True)
-  groups = np.split(faces_F3[order], first[1:])
+  ordered = slots_F[order]
+  slots, first = np.unique(ordered, return_index=True)
+  faces = faces_F3[order]
+  groups = np.split(faces, first[1:])
   yield from zip(slots.tolist(), groups, strict=True)

@@ -28,7 +28,9 @@ class _Vertices:
 
   @property
   def colour_at(self) -> int:
-    return 3 + self.homogeneous + 3 * self.normal
+    place = 4 if self.homogeneous else 3
+    normal = 3 if self.normal else 0
+    return place + normal
 
 
 def read(path: pathlib.Path, data: bytes, *, appearance: bool) -> Surfaces:
@@ -161,6 +163,8 @@ def _dressed(mesh: Mesh, painted: list[list[str]], owner: np.ndarray) -> Mesh:
 def _colours(stated: list[list[str]]) -> np.ndarray:
   """Linear (N, 3) of colours as whole numbers of 255 or fractions."""
   words = [row[:3] for row in stated]
-  are_whole = not any("." in word for word in itertools.chain.from_iterable(words))
   rgb = np.array([list(map(float, row)) for row in words])
-  return surfaces.linear_of(rgb, 255.0 if are_whole else None)
+  is_fraction = any("." in word for row in words for word in row)
+  if is_fraction:
+    return surfaces.linear_of(rgb)
+  return surfaces.linear_of(rgb, 255.0)

@@ -79,21 +79,26 @@ def _cut(tables: dict[str, Table], vertices: np.ndarray) -> Cuttings:
 def _cut_faces(rows: Sequence[np.ndarray], vertices: np.ndarray) -> Cuttings:
   # by far the usual case: triangles alone
   if isinstance(rows, ply_tables.Runs) and all(run.shape[1] == 3 for run in rows.runs):
-    runs = [run.astype(np.int64) for run in rows.runs]
-    triangles = np.concatenate([np.zeros((0, 3), np.int64), *runs])
+    none = np.zeros((0, 3), np.int64)
+    triangles = np.concatenate([none, *rows.runs]).astype(np.int64)
     surfaces.check_faces(triangles, len(vertices), "PLY")
     places = np.arange(triangles.size).reshape(-1, 3)
     return Cuttings(triangles, np.arange(len(triangles)), places)
 
-  # Corners of all faces in a row; polygons are cut as lists of places in it.
-  lengths = np.array([len(row) for row in rows], np.int64)
-  named = np.concatenate([np.zeros(0, np.int64), *rows]).astype(np.int64)
+  # Corners of all faces in a row.
+  nothing = np.zeros(0, np.int64)
+  named = np.concatenate([nothing, *rows])
+  named = named.astype(np.int64)
   surfaces.check_faces(named, len(vertices), "PLY")
+
+  # Polygons are cut as lists of places in it.
+  lengths = np.array(list(map(len, rows)), np.int64)
   ends = np.cumsum(lengths)
   starts = ends - lengths
   polygon_rows = np.flatnonzero(lengths >= 3)
   outlines = [range(starts[row], ends[row]) for row in polygon_rows]
-  places, owner = polygons.triangulate_with_owners(outlines, vertices[named])
+  corner_places = vertices[named]
+  places, owner = polygons.triangulate_with_owners(outlines, corner_places)
   return Cuttings(named[places], polygon_rows[owner], places)
 
 

@@ -128,9 +128,10 @@ def _element(words: Sequence[str], size: int) -> Element:
 
 def _property(words: Sequence[str]) -> Property:
   if words[1] != "list":
-    return Property(words[2], TYPES[words[1]])
-  length_type, item_type = TYPES[words[2]], TYPES[words[3]]
-  return Property(words[4], item_type, length_type)
+    _, type, name = words[:3]
+    return Property(name, TYPES[type])
+  _, _, length_type, item_type, name = words[:5]
+  return Property(name, TYPES[item_type], TYPES[length_type])
 
 
 def read_tables(data: bytes, header: Header) -> dict[str, "Table"]:
@@ -213,10 +214,10 @@ class _Text:
 
   def _read_plain(self, element: Element) -> Columns:
     """Rows without lists."""
-    width = len(element.properties)
-    numbers = self._take(element.count * width)
-    table = numbers.reshape(element.count, width)
-    return {p.name: table[:, i] for i, p in enumerate(element.properties)}
+    names = [p.name for p in element.properties]
+    numbers = self._take(element.count * len(names))
+    table = numbers.reshape(element.count, len(names))
+    return dict(zip(names, table.T, strict=True))
 
   def _take(self, count: int) -> np.ndarray:
     end = self._at + count
@@ -321,5 +322,7 @@ class Runs(Sequence):
   def __getitem__(self, index: int) -> np.ndarray:
     if not 0 <= index < len(self):
       raise IndexError(index)
-    run = int(np.searchsorted(self._ends, index, side="right")) - 1
-    return self.runs[run][index - self._ends[run]]
+    behind = np.searchsorted(self._ends, index, side="right")
+    run = int(behind) - 1
+    place = index - self._ends[run]
+    return self.runs[run][place]

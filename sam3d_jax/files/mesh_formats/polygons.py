@@ -95,9 +95,11 @@ def _cut_alike(corners_PN: np.ndarray, vertices_V3: np.ndarray) -> np.ndarray:
 def _normals(points_PN3: np.ndarray) -> np.ndarray:
   """(P, 3): perpendicular to each polygon, twice its area long (Newell)."""
   # about the first corner, lest a place far from the origin drown the area
-  points = points_PN3 - points_PN3[:, :1]
+  first = points_PN3[:, :1]
+  points = points_PN3 - first
   following = np.roll(points, -1, axis=1)
-  return np.cross(points, following).sum(1)
+  areas = np.cross(points, following)
+  return areas.sum(1)
 
 
 def _covers(faces_PT3: np.ndarray, vertices_V3: np.ndarray, normal_P3: np.ndarray) -> np.ndarray:
@@ -119,12 +121,14 @@ def _covers(faces_PT3: np.ndarray, vertices_V3: np.ndarray, normal_P3: np.ndarra
 def _flattened(points_N3: np.ndarray, normal_3: np.ndarray) -> np.ndarray:
   """(N, 2) in the polygon's plane, where it runs counter-clockwise."""
   # any direction that is not the normal's gives the first axis
-  aside = np.eye(3)[np.abs(normal_3).argmin()]
+  thinnest = np.abs(normal_3).argmin()
+  aside = np.eye(3)[thinnest]
   x = np.cross(aside, normal_3)
   y = np.cross(normal_3, x)
-  axes = np.stack([x / np.linalg.norm(x), y / np.linalg.norm(y)], axis=1)
+  x = x / np.linalg.norm(x)
+  y = y / np.linalg.norm(y)
   centred = points_N3 - points_N3.mean(0)
-  return centred @ axes
+  return np.stack([centred @ x, centred @ y], axis=1)
 
 
 # --- Ears -----------------------------------------------------------------------------------------
@@ -186,5 +190,7 @@ def _is_ear(points_N2: np.ndarray, ring: Sequence[int], place: int) -> bool:
 
 def _side(a: np.ndarray, b: np.ndarray, points: np.ndarray) -> np.ndarray:
   """Twice the area of (a, b, point): positive to the left of the way from a to b."""
-  edge, way = b - a, points - a
-  return edge[0] * way[..., 1] - edge[1] * way[..., 0]
+  along_x, along_y = b - a
+  way = points - a
+  x, y = way[..., 0], way[..., 1]
+  return along_x * y - along_y * x

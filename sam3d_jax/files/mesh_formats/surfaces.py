@@ -26,31 +26,41 @@ class Surfaces:
 
 def drawings_dropped(count: int) -> list[str]:
   """Lines, single corners, free forms."""
-  return [f"{count} drawings that are neither triangles nor points"] if count else []
+  return _words(count, "drawings that are neither triangles nor points")
 
 
 def faces_dropped(count: int) -> list[str]:
   """Faces whose texels are all transparent."""
-  return [f"{count} faces that alpha makes invisible"] if count else []
+  return _words(count, "faces that alpha makes invisible")
 
 
 def textures_dropped(count: int) -> list[str]:
   """Textures that nothing places on the surface."""
-  return [f"{count} textures without texture coordinates"] if count else []
+  return _words(count, "textures without texture coordinates")
+
+
+def _words(count: int, what: str) -> list[str]:
+  if not count:
+    return []
+  return [f"{count} {what}"]
 
 
 def together(parts: list[Mesh]) -> Mesh:
   """Parts as one mesh, each material once in the order of first use; empty without parts."""
   empty = Mesh(np.zeros((0, 3)), np.zeros((0, 3), np.int64))
   mesh = join(parts or [empty])
-  once = {id(material): material for material in mesh.materials}
+  # Where each material stands once it is there but once.
+  slots: dict[int, int] = {}
+  once = []
+  for material in mesh.materials:
+    if id(material) not in slots:
+      slots[id(material)] = len(once)
+      once.append(material)
   if len(once) == len(mesh.materials):
     return mesh
-  slot = {known: number for number, known in enumerate(once)}
-  new_slots = [slot[id(material)] for material in mesh.materials]
+  new_slots = [slots[id(material)] for material in mesh.materials]
   renumbered = np.array(new_slots, np.int32)[mesh.material]
-  materials = tuple(once.values())
-  return dataclasses.replace(mesh, material=renumbered, materials=materials)
+  return dataclasses.replace(mesh, material=renumbered, materials=tuple(once))
 
 
 def in_one(mesh: Mesh, look: Material) -> Mesh:

@@ -281,3 +281,12 @@ def test_the_way_from_a_file_to_a_pixel_in_the_documentation_is_right(tmp_path):
   }
   for name, value in computed.items():
     np.testing.assert_allclose(value, np.squeeze(stated[name]), atol=1e-6, err_msg=name)
+
+
+def test_what_a_file_holds_beside_its_mesh_goes_into_the_lineage_of_records(tmp_path):
+  points = trimesh.PointCloud(np.arange(12.0).reshape(4, 3))
+  trimesh.Scene([trimesh.creation.box(), points]).export(tmp_path / "both.glb")
+  trimesh.creation.box().export(tmp_path / "whole.glb")
+  both, whole = (assets.load(tmp_path / f"{name}.glb") for name in ("both", "whole"))
+  assert assets.lineage(both) == {"dropped": ["4 points beside triangles"]}
+  assert assets.lineage(whole) == {}
