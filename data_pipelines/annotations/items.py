@@ -15,7 +15,8 @@ from data_pipelines.annotations.layout import Candidate, Item
 from data_pipelines.format import schema
 from data_pipelines.synth import assets, render, voxelize
 from sam3d_jax.errors import ConfigError, InputError, Refused
-from sam3d_jax.files import photos
+from sam3d_jax.files import arrays as array_files
+from sam3d_jax.files import images, photos
 from sam3d_jax.geometry import cameras
 from sam3d_jax.geometry.pose import Pose
 
@@ -162,7 +163,7 @@ def _encoded_photo(
 
 def _reads_as_is(path: pathlib.Path) -> bool:
   """Whether a plain decoder sees in the file what we do: it applies no EXIF orientation."""
-  with Image.open(path) as stored:
+  with Image.open(path, formats=images.formats()) as stored:
     orientation = stored.getexif().get(EXIF_ORIENTATION, UPRIGHT)
     known_format = stored.format in ("JPEG", "PNG")
     return orientation == UPRIGHT and known_format and stored.mode == "RGB"
@@ -236,11 +237,10 @@ def _latent_fields(path: pathlib.Path) -> dict[str, Any]:
     raise Refused("bad_latents", f"{path}{why}")
 
   # what the file holds
-  try:
-    with np.load(path, allow_pickle=False) as stored:
-      arrays = {name: stored[name] for name in stored.files}
-  except (OSError, ValueError, EOFError) as error:
-    raise Refused("bad_latents", f"{path}: not a .npz file ({error})") from error
+  with refusing("bad_latents"):
+    arrays = array_files.read_arrays(path, str(path))
+  if not isinstance(arrays, dict):
+    refuse(": not a .npz file, but a single array")
   unknown = set(arrays) - set(LATENT_NAMES)
   has_shape = "voxels" in arrays or "structure_latent" in arrays
   if unknown or not has_shape:

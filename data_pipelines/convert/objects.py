@@ -16,6 +16,7 @@ from data_pipelines.build import shard_jobs
 from data_pipelines.format import schema
 from data_pipelines.synth import sources
 from sam3d_jax.errors import Refused
+from sam3d_jax.files import arrays
 
 VERSION = "1"  # raise it when the same objects give other bytes
 
@@ -110,7 +111,7 @@ def make_shard(spec: ShardSpec, refuse: shard_jobs.Refusals) -> Iterator[schema.
 def load_array(data: bytes, what: str, *, shape: tuple[int | None, ...]) -> np.ndarray:
   """A .npy of a given shape (None: any length). Raises Refused (bad_array)."""
   try:
-    array = np.load(io.BytesIO(data), allow_pickle=False)
+    array = arrays.load(io.BytesIO(data), len(data))
   except (OSError, ValueError, EOFError) as error:
     raise Refused("bad_array", f"{what}: not a .npy file ({error})") from error
   if not _has_shape(array, shape):

@@ -42,7 +42,7 @@ from data_pipelines.convert import objects, tars
 from data_pipelines.format import schema
 from data_pipelines.synth import render, sources
 from sam3d_jax.errors import ConfigError, Refused
-from sam3d_jax.files import blame, folders, texts
+from sam3d_jax.files import blame, folders, images, texts
 from sam3d_jax.geometry import cameras, rotations
 from sam3d_jax.geometry.pose import Pose
 
@@ -411,7 +411,7 @@ def _image(members: Mapping[str, bytes], name: str) -> np.ndarray | None:
   if name not in members:
     return None
   try:
-    with Image.open(io.BytesIO(members[name])) as image:
+    with Image.open(io.BytesIO(members[name]), formats=images.formats()) as image:
       return np.asarray(image)
   except (OSError, SyntaxError, ValueError) as error:
     raise Refused("bad_image", f"{name} cannot be decoded: {error}") from error

@@ -29,7 +29,7 @@ from data_pipelines.convert import objects
 from data_pipelines.format import schema
 from data_pipelines.synth import render, sources
 from sam3d_jax.errors import ConfigError, Refused
-from sam3d_jax.files import blame, meshes, texts
+from sam3d_jax.files import arrays, blame, images, meshes, texts
 from sam3d_jax.geometry import cameras
 from sam3d_jax.geometry.pose import Pose
 
@@ -184,7 +184,7 @@ def _picture(folder: pathlib.Path, frame: dict, config: TrellisConfig) -> dict[s
   Raises Refused (bad_image).
   """
   try:
-    with Image.open(folder / frame["file_path"]) as stored:
+    with Image.open(folder / frame["file_path"], formats=images.formats()) as stored:
       rgba = stored.convert("RGBA")
   except (OSError, SyntaxError, ValueError, KeyError, TypeError) as error:
     raise Refused("bad_image", f"{frame.get('file_path')}: {error}") from error
@@ -276,14 +276,14 @@ def _shape(config: TrellisConfig, sha: str) -> dict[str, Any]:
 
   # A structured latent says its voxels itself; they must be those of the object.
   if config.slat_encoder:
-    arrays = _npz(
+    latents = _npz(
       root / "latents" / config.slat_encoder / f"{sha}.npz",
       "coords",
       "feats",
     )
     voxels, slat = objects.sorted_slat(
-      arrays["coords"],
-      arrays["feats"],
+      latents["coords"],
+      latents["feats"],
       "latents coords",
     )
     if "voxels" in fields and not np.array_equal(voxels, fields["voxels"]):
@@ -315,12 +315,16 @@ def _voxels(path: pathlib.Path) -> np.ndarray:
 def _npz(path: pathlib.Path, *names: str) -> dict[str, np.ndarray]:
   """Named arrays of a file. Raises Refused (missing_latent, bad_array)."""
   try:
-    with np.load(path, allow_pickle=False) as stored:
+    with path.open("rb") as file:
+      stored = arrays.load(file, path.stat().st_size)
       return {name: stored[name] for name in names}
   except FileNotFoundError as error:
     encoder = path.parent
     raise Refused(
       "missing_latent", f"no {encoder.parent.name}/{encoder.name}/{path.name}"
     ) from error
-  except (OSError, ValueError, EOFError, KeyError) as error:
+  # zip, zlib and numpy each have their own errors for a damaged file
+  except Exception as error:
+    if not blame.is_of_the_file(error):
+      raise
     raise Refused("bad_array", f"{path.name}: {error}") from error

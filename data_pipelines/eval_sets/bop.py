@@ -29,7 +29,7 @@ import numpy as np
 from data_pipelines.eval_sets.item import Item
 from sam3d_jax.errors import InputError, InputNote
 from sam3d_jax.evaluation import surface
-from sam3d_jax.files import arrays, camera_files, photos, pointmaps
+from sam3d_jax.files import blame, camera_files, photos, pointmaps
 from sam3d_jax.geometry.cameras import AXES
 from sam3d_jax.geometry.pose import Pose
 from sam3d_jax.render.mesh import Mesh
@@ -390,6 +390,6 @@ def read_json(path: pathlib.Path) -> Any:
   try:
     return json.loads(path.read_text(encoding="utf-8-sig"))
   except (OSError, ValueError) as error:
-    if not arrays.is_of_the_input(error):
+    if not blame.is_of_the_file(error):
       raise
     raise InputError(f"{path} cannot be read as JSON ({error})") from error

@@ -33,7 +33,7 @@ from scipy.spatial.transform import Rotation
 from data_pipelines.eval_sets.item import Item
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import surface
-from sam3d_jax.files import arrays, camera_files, meshes, photos
+from sam3d_jax.files import blame, camera_files, meshes, photos
 from sam3d_jax.geometry.pose import Pose
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -193,7 +193,7 @@ def read_pose(path: pathlib.Path) -> Pose:
     translation = np.asarray(data["translation"], np.float64).reshape(-1)
     scale = np.asarray(data["scale"], np.float64).reshape(-1)
   except (OSError, ValueError, TypeError, KeyError) as error:
-    if not arrays.is_of_the_input(error):
+    if not blame.is_of_the_file(error):
       raise
     raise InputError(
       f"{path}: a pose has rotation, translation and scale ({type(error).__name__}: {error})"

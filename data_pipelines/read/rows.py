@@ -17,6 +17,7 @@ from data_pipelines.read.augment import AugmentConfig, augment
 from sam3d_jax import sections
 from sam3d_jax.batch import LATENTS, Conditioning
 from sam3d_jax.errors import ConfigError, InputError
+from sam3d_jax.files import images
 from sam3d_jax.geometry import conditions, pose, windows
 from sam3d_jax.geometry.conditions import POINTMAP_STREAMS, STREAMS, Condition, InputConfig
 
@@ -63,7 +64,7 @@ class SampleConfig(InputConfig):
 def decode_image(data: bytes, field: str, *, mode: str) -> np.ndarray:
   """Encoded bytes -> uint8, (H, W, 3) for mode "RGB", (H, W) for "L". Raises CorruptRecord."""
   try:
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=images.formats()) as image:
       return np.asarray(image if image.mode == mode else image.convert(mode))
   except UnidentifiedImageError as error:
     raise CorruptRecord(f"{field} ({len(data)} bytes) is no image in a known format") from error

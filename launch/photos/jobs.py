@@ -23,8 +23,8 @@ from typing import NamedTuple
 import warnings
 
 from launch.console.progress import Progress
-from sam3d_jax.errors import InputError, InputNote
-from sam3d_jax.files import camera_files, commands, folders, images, photos, pointmaps
+from sam3d_jax.errors import InputError, InputNote, JobFailed
+from sam3d_jax.files import blame, camera_files, commands, folders, images, photos, pointmaps
 from sam3d_jax.files.photos import Photo
 
 COMMON_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -341,8 +341,16 @@ def noted() -> Iterator[None]:
 def read(job: Job) -> Photo:
   """Reads and checks the files of a job; a camera that nothing tells is assumed.
 
-  Raises InputError.
+  Raises InputError; JobFailed for a disk that fails, or a file that may not be read.
   """
+  try:
+    return read_files(job)
+  except OSError as error:
+    raise JobFailed(str(blame.explained(error, job.image))) from error
+
+
+def read_files(job: Job) -> Photo:
+  """As `read`; what the system says of a file that is not to blame, as it says it."""
   # Masks from the label map, from files, or from the alpha channel.
   photo = photos.read_photo(job.image, mask_orientation=job.mask_orientation)
   if job.labels is not None:

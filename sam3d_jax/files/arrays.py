@@ -2,7 +2,6 @@
 memory is taken for it.
 """
 
-import errno
 import math
 import pathlib
 from typing import BinaryIO
@@ -11,27 +10,11 @@ import zipfile
 import numpy as np
 
 from sam3d_jax.errors import InputError
+from sam3d_jax.files import blame
 
 MAX_BYTES = 2**31  # of the arrays of one file
 NPY_MAGIC = b"\x93NUMPY"
 ZIP_MAGIC = b"PK\x03\x04"
-# What an OSError says of the path that was given. With any other number the disk or the machine is
-# at fault, not the input; without a number it is a decoder's word for a damaged file.
-OF_THE_PATH = (
-  errno.ENOENT,
-  errno.EISDIR,
-  errno.ENOTDIR,
-  errno.ENAMETOOLONG,
-  errno.EINVAL,
-  errno.ELOOP,
-)
-
-
-def is_of_the_input(error: Exception) -> bool:
-  """Whether an error of reading tells of the input rather than of the disk or the machine."""
-  if not isinstance(error, OSError):
-    return True
-  return error.errno is None or error.errno in OF_THE_PATH
 
 
 def read_arrays(path: str | pathlib.Path, name: str) -> np.ndarray | dict[str, np.ndarray]:
@@ -47,23 +30,28 @@ def read_arrays(path: str | pathlib.Path, name: str) -> np.ndarray | dict[str, n
   """
   try:
     with open(path, "rb") as file:
-      head = file.read(len(NPY_MAGIC))
-      file.seek(0)
-      if head.startswith(ZIP_MAGIC):
-        return _read_npz(file)
       size = pathlib.Path(path).stat().st_size
-      _check_header(file, size)
-      file.seek(0)
-      return np.load(file, allow_pickle=False)
+      return load(file, size)
   except FileNotFoundError as error:
     raise InputError(f"{name}: no such file") from error
-  except MemoryError:
-    raise
   # zip, zlib and numpy each have their own errors for a damaged file
   except Exception as error:
-    if not is_of_the_input(error):
+    if not blame.is_of_the_file(error):
       raise
     raise InputError(f"{name}: not a .npy or .npz file of plain arrays ({error})") from error
+
+
+def load(file: BinaryIO, size: int) -> np.ndarray | dict[str, np.ndarray]:
+  """As read_arrays, of an open file of `size` bytes. Raises what NumPy, zipfile and zlib raise of
+  damage, and ValueError for what is not read.
+  """
+  head = file.read(len(NPY_MAGIC))
+  file.seek(0)
+  if head.startswith(ZIP_MAGIC):
+    return _read_npz(file)
+  _check_header(file, size)
+  file.seek(0)
+  return np.load(file, allow_pickle=False)
 
 
 def _read_npz(file: BinaryIO) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ import warnings
 import numpy as np
 
 from sam3d_jax.errors import InputError, InputNote
-from sam3d_jax.files import arrays
+from sam3d_jax.files import arrays, blame
 from sam3d_jax.geometry import cameras
 
 # names of a matrix
@@ -97,7 +97,7 @@ def parse_intrinsics(text: str, what: str = "--intrinsics") -> Stated:
   except InputError:
     raise
   except (OSError, ValueError, KeyError, TypeError) as error:
-    if not arrays.is_of_the_input(error):
+    if not blame.is_of_the_file(error):
       raise
     raise InputError(
       f"{name}: give fx,fy,cx,cy in pixels, or a .json, .npy or text file with these or a 3 x 3 "

@@ -22,7 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 from scipy import ndimage
 
 from sam3d_jax.errors import InputError, InputNote
-from sam3d_jax.files import arrays
+from sam3d_jax.files import arrays, blame
 
 MAX_PIXELS = 200_000_000
 MIN_SIDE = 8  # pixels of a photo
@@ -121,18 +121,19 @@ def open_upright(path: str | pathlib.Path, what: str) -> tuple[Image.Image, int 
     ) from error
   # Pillow reports broken files in these ways
   except (OSError, SyntaxError, ValueError, EOFError) as error:
-    if not arrays.is_of_the_input(error):
+    if not blame.is_of_the_file(error):
       raise
     raise InputError(f"{what} {path}: cannot be decoded ({error}); save it again") from error
 
 
-def formats() -> list[str]:
+@functools.cache
+def formats() -> tuple[str, ...]:
   """The formats that Pillow may read here: all that it knows, HEIF where its plug-in is installed,
   but none that it hands to another program.
   """
   register_heif()
   Image.init()
-  return [name for name in Image.OPEN if name not in RUNS_PROGRAMS]
+  return tuple(name for name in Image.OPEN if name not in RUNS_PROGRAMS)
 
 
 @functools.cache

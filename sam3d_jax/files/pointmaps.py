@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from sam3d_jax.errors import InputError
-from sam3d_jax.files import arrays, camera_files, exr, images
+from sam3d_jax.files import arrays, blame, camera_files, exr, images
 from sam3d_jax.files.camera_files import Intrinsics, Stated
 from sam3d_jax.geometry import cameras
 
@@ -239,7 +239,7 @@ def read_arrays(
   except FileNotFoundError as error:
     raise InputError(f"{name}: no such file") from error
   except OSError as error:
-    if not arrays.is_of_the_input(error):
+    if not blame.is_of_the_file(error):
       raise
     raise InputError(f"{name}: {error.strerror}") from error
 
@@ -353,7 +353,7 @@ def read_depth_image(path: pathlib.Path, name: str) -> np.ndarray:
     raise InputError(f"{name}: not a .npy, .npz, .exr, .png or .tiff file") from error
   # Pillow reports broken files in these ways
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-    if not arrays.is_of_the_input(error):
+    if not blame.is_of_the_file(error):
       raise
     raise InputError(f"{name}: cannot be decoded ({error})") from error
   if not mode.startswith(("I", "F")) or form == "JPEG":

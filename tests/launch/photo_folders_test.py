@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import os
 import pathlib
 
 import numpy as np
@@ -157,13 +158,19 @@ def digest_before(image: pathlib.Path) -> str:
   return digest.hexdigest()[:16]
 
 
-def test_a_failing_disk_is_no_bad_input(folder, tmp_path, monkeypatch):
-  def failing(*_, **__):
-    raise OSError(errno.EIO, "Input/output error")
+@pytest.mark.parametrize(
+  "number, said", [(errno.EIO, "the disk is at fault"), (errno.EACCES, "give the right to read it")]
+)
+def test_a_failing_disk_or_a_lack_of_permission_is_no_bad_input(
+  folder, tmp_path, monkeypatch, capsys, number, said
+):
+  def failing(path, **_):
+    raise OSError(number, os.strerror(number), str(path))
 
   monkeypatch.setattr(Image, "open", failing)
-  with pytest.raises(OSError, match="Input/output"):
-    plan(folder, tmp_path)
+  assert plan(folder, tmp_path) == 1
+  error = capsys.readouterr().err
+  assert "image.png cannot be read" in error and said in error
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Records that cannot be read: named, counted, replaced, up to a budget."""
 
 import contextlib
+import subprocess
 
 import numpy as np
 import pytest
 
 from data_pipelines.format import schema
-from data_pipelines.read import loader
+from data_pipelines.format.records import CorruptRecord
+from data_pipelines.read import loader, rows
 from tests.support import tiny_dataset
 from tests.support.reading import COUNT, join, make
 
@@ -77,3 +79,13 @@ def test_source_without_a_readable_record_fails_at_once(tmp_path):
   tiny_dataset.write_dataset(tmp_path, 3, change=lambda example: example | {"image": b"x"})
   with pytest.raises(loader.QuarantineExceeded, match="no readable record"):
     make(tmp_path, batch_size=1).batch(0)
+
+
+def test_a_picture_of_a_record_starts_no_program(monkeypatch):
+  def started(*_, **__):
+    raise AssertionError("a program was started")
+
+  monkeypatch.setattr(subprocess, "Popen", started)
+  postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\n%%EOF\n"
+  with pytest.raises(CorruptRecord, match="image .* is no image in a known format"):
+    rows.decode_image(postscript, "image", mode="RGB")

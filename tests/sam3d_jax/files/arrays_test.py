@@ -1,13 +1,15 @@
 """NumPy files that others have made: headers are not believed."""
 
-import errno
 import io
 import zipfile
 
 import numpy as np
 import pytest
 
-from sam3d_jax.errors import InputError
+from data_pipelines.annotations import items
+from data_pipelines.annotations.layout import Candidate
+from data_pipelines.convert import objects
+from sam3d_jax.errors import InputError, Refused
 from sam3d_jax.files import arrays, camera_files, images, pointmaps
 
 
@@ -75,8 +77,12 @@ def test_the_readers_of_masks_maps_and_intrinsics_refuse_the_collected_files(hos
       camera_files.parse_intrinsics(str(copy))
 
 
-def test_only_errors_of_the_path_are_the_inputs_fault():
-  assert arrays.is_of_the_input(FileNotFoundError(errno.ENOENT, "no such file"))
-  assert arrays.is_of_the_input(OSError("image file is truncated"))
-  assert not arrays.is_of_the_input(OSError(errno.EIO, "Input/output error"))
-  assert not arrays.is_of_the_input(PermissionError(errno.EACCES, "Permission denied"))
+def test_arrays_of_other_peoples_datasets_are_not_believed_either(tmp_path):
+  claims = header((400_000, 400_000)) + bytes(64)
+  with pytest.raises(Refused, match="bad_array: coords: .*claims 640,000,000,000 bytes"):
+    objects.load_array(claims, "coords", shape=(None, None))
+  with zipfile.ZipFile(tmp_path / "latents.npz", "w") as archive:
+    archive.writestr("voxels.npy", claims)
+  candidate = Candidate(name="a", generator="g", latents=tmp_path / "latents.npz")
+  with pytest.raises(Refused, match="bad_latents: .*latents.npz: .*claims 640,000,000,000 bytes"):
+    items.shape_fields(candidate, items.Recipe("name", "mitl_3do"))
