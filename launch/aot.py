@@ -15,7 +15,7 @@ import argparse
 import pathlib
 
 from launch.console import cli
-from launch.console.flags import json_flag
+from launch.console.flags import dry_run_flag, json_flag
 from launch.performance import topologies
 
 
@@ -32,6 +32,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     "--slices", type=int, default=1, help="number of such slices, joined by the data-centre network"
   )
   json_flag(parser)
+  dry_run_flag(parser, "check configuration and topology, print the plan of the run")
   parser.add_argument(
     "--search",
     nargs="?",
@@ -53,6 +54,9 @@ def run(args: argparse.Namespace) -> int:
     policies=args.search,
     json=pathlib.Path(args.json) if args.json else None,
   )
+  if args.dry_run:
+    ahead.rehearse(spec)
+    return 0
   return 0 if ahead.run(spec) else 1
 
 

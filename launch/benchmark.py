@@ -27,9 +27,9 @@ import shlex
 import sys
 
 from launch.console import cli
-from launch.console.flags import json_flag
+from launch.console.flags import dry_run_flag, json_flag
 from launch.trainer import checks
-from sam3d_jax.errors import ConfigError
+from sam3d_jax.errors import ConfigError, InputError
 
 DOCUMENT = pathlib.Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
@@ -70,6 +70,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     "--write", action="store_true", help="append a row for each to docs/benchmarks.md"
   )
   json_flag(parser)
+  dry_run_flag(parser, "check what is measured, print its plan")
   reading = parser.add_argument_group("reading records, in place of --config")
   reading.add_argument(
     "--reading", action="store_true", help="samples per CPU second of the loader, on one core"
@@ -94,6 +95,13 @@ def run(args: argparse.Namespace) -> None:
   asked = (args.config is not None, args.reading, args.mesh is not None)
   if sum(asked) != 1:
     raise ConfigError("give exactly one of --config FILE, --reading, --mesh FILE")
+  for name, path in (("data", args.data), ("mesh", args.mesh)):
+    if path is not None and not path.exists():
+      raise InputError(f"--{name} {path}: no such file or folder")
+  if args.dry_run and args.config is None:
+    what = args.mesh or args.data or "made-up records"
+    print(f"would measure {what}")
+    return
   if args.reading:
     measure_reading(args)
   elif args.mesh is not None:
@@ -114,7 +122,7 @@ def measure_training(args: argparse.Namespace) -> None:
     vs = cli.load_config(args.vs, overrides)
   for config in (args.config, vs):
     if config is not None:
-      checks.check(config, (config.stage,))
+      checks.check(config, (config.stage,), before_data=args.dry_run)
   # The wall: what is imported here needs JAX.
   from launch.performance import comparison
 
@@ -128,6 +136,9 @@ def measure_training(args: argparse.Namespace) -> None:
     document=DOCUMENT if args.write else None,
     command=shlex.join(["python", "-m", "launch.benchmark", *sys.argv[1:]]),
   )
+  if args.dry_run:
+    comparison.rehearse(spec)
+    return
   comparison.measure(spec)
 
 

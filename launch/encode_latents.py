@@ -14,7 +14,7 @@ import dataclasses
 import pathlib
 
 from launch.console import cli
-from launch.console.flags import which_flag
+from launch.console.flags import dry_run_flag, which_flag
 from launch.console.progress import Progress, say
 from sam3d_jax.errors import InputError
 
@@ -30,6 +30,7 @@ class Encoding:
   batch_size: int
   task_index: int
   task_count: int
+  dry_run: bool
 
   def __post_init__(self):
     if self.out.resolve() == self.data.resolve():
@@ -59,6 +60,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     "--task_index", type=int, default=0, help="this job's number among those that share the work"
   )
   parser.add_argument("--task_count", type=int, default=1, help="how many jobs share the work")
+  dry_run_flag(parser, "check dataset and checkpoint, print the plan")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -90,6 +92,10 @@ def run(args: argparse.Namespace) -> None:
     f"{spec.data}: {plan.inputs} examples in {len(plan.jobs)} shards, autoencoder "
     f"{encoder.digest[:12]} -> {spec.out}"
   )
+
+  latents.check_claim(plan, spec.out)
+  if spec.dry_run:
+    return
 
   # this job's share of the shards
   total = sum(job.inputs for job in latents.mine(plan, share))

@@ -25,7 +25,7 @@ import pathlib
 
 from launch.console import cli
 from launch.console.flags import dry_run_flag, sampler_flags, weights_flags
-from launch.console.folders import prepare_workdir
+from launch.console.folders import output_folder
 from sam3d_jax.errors import InputError
 
 # modes in which a model is run on an evaluation set
@@ -53,6 +53,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     "--points", type=int, default=1_000_000, help="surface samples a mesh (shape metrics)"
   )
   parser.add_argument("--workers", type=int, default=0, help="processes that score; 0: one a core")
+  dry_run_flag(parser, "check inputs, poses and weights, print the plan")
   pairs = parser.add_argument_group("pairs of meshes")
   pairs.add_argument("--pairs", help="folder with one folder an object")
   sets = parser.add_argument_group("a model on an evaluation set")
@@ -88,7 +89,6 @@ def flags(parser: argparse.ArgumentParser) -> None:
   )
   sampler_flags(sets)
   sets.add_argument("--seed", type=int, default=0, help="of the noise")
-  dry_run_flag(sets, "check the inputs and their poses, print the plan")
   pictures = parser.add_argument_group("rendered views, and people's choices")
   pictures.add_argument(
     "--views", metavar="DIR", help="DIR/<object>/truth_<view>.png and pred_<view>.png: PSNR, SSIM"
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> None:
   (mode,) = modes
   if args.samples is not None and args.data is None:
     raise InputError("--samples needs --data DIR, the dataset that was sampled")
-  if mode in SETS and not args.dry_run:
+  if mode in SETS:
     check_weights(args)
   for flag, low in LOWEST.items():
     value = getattr(args, flag)
@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> None:
 
   # Threads that wait must not spin: the cores are for the other processes.
   os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-  out = prepare_workdir(args.out)
+  out = output_folder(args.out, dry_run=args.dry_run)
   MODE_RUNS[mode](args, out)
 
 
@@ -158,6 +158,7 @@ def run_samples(args: argparse.Namespace, out: pathlib.Path) -> None:
     train_data=args.train_data,
     train_split=args.train_split,
     rows=args.rows,
+    dry_run=args.dry_run,
   )
   split_scores.run(config, out)
 
@@ -166,6 +167,10 @@ def run_pairs(args: argparse.Namespace, out: pathlib.Path) -> None:
   """--pairs: scores the folder that the user gives."""
   from launch.scoring import pairs
 
+  if args.dry_run:
+    folders = pairs.find_pairs(pathlib.Path(args.pairs))
+    print(f"plan: {len(folders)} pairs of {args.pairs}, {args.points} points a mesh, into {out}")
+    return
   workers = pairs.workers_of(args.workers)
   pairs.evaluate(pathlib.Path(args.pairs), out, protocol_of(args), workers)
 
@@ -174,6 +179,10 @@ def run_views(args: argparse.Namespace, out: pathlib.Path) -> None:
   """--views: scores rendered pictures."""
   from launch.scoring import views
 
+  if args.dry_run:
+    folders = views.find_views(pathlib.Path(args.views))
+    print(f"plan: views of {len(folders)} objects of {args.views}, into {out}")
+    return
   views.run_views(pathlib.Path(args.views), args.lpips, out)
 
 
@@ -181,6 +190,10 @@ def run_votes(args: argparse.Namespace, out: pathlib.Path) -> None:
   """--votes: rates models by people's choices."""
   from launch.scoring import views
 
+  if args.dry_run:
+    votes = views.read_votes(pathlib.Path(args.votes))
+    print(f"plan: {len(votes)} votes of {args.votes}, into {out}")
+    return
   views.run_votes(pathlib.Path(args.votes), out)
 
 
@@ -189,7 +202,8 @@ def run_set(args: argparse.Namespace, out: pathlib.Path) -> None:
   from launch.scoring import eval_set
   from sam3d_jax.inference.weights import WeightsConfig
 
-  # The oracle needs no weights.
+  # The oracle needs no weights, nor does a look at the set.
+  unneeded = args.oracle or (args.checkpoint is None and args.release is None)
   weights = WeightsConfig(
     checkpoint=args.checkpoint,
     decoder=args.decoder,
@@ -200,7 +214,7 @@ def run_set(args: argparse.Namespace, out: pathlib.Path) -> None:
     shortcut=args.shortcut,
   )
   config = eval_set.EvalSetConfig(
-    weights=None if args.oracle else weights,
+    weights=None if unneeded else weights,
     benchmark=args.benchmark,
     benchmark_data=args.benchmark_data,
     bop=args.bop,
@@ -238,7 +252,9 @@ MODE_RUNS = {
 def check_weights(args: argparse.Namespace) -> None:
   """Raises InputError unless the flags name exactly one source of predictions."""
   sources = [args.checkpoint is not None, args.release is not None, args.oracle]
-  if sum(sources) != 1:
+  # the poses of a set can be looked at before there is a model
+  undecided = args.dry_run and not any(sources)
+  if sum(sources) != 1 and not undecided:
     raise InputError("an evaluation set needs one of --checkpoint DIR, --release DIR and --oracle")
   if args.decoder is not None and args.checkpoint is None:
     raise InputError("--decoder goes with --checkpoint; a release folder has its own")

@@ -13,7 +13,7 @@ import argparse
 from typing import Any
 
 from launch.console import cli
-from launch.console.flags import step_flag, which_flag
+from launch.console.flags import dry_run_flag, step_flag, which_flag
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,6 +47,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--merge_lora", action="store_true", help="fold low-rank adapters into the kernels they adapt"
   )
+  dry_run_flag(parser, "check that all of it fits")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -71,6 +72,10 @@ def run(args: argparse.Namespace) -> None:
     take_from=args.take_from,
     storage=export.Storage(args.dtype, suffix),
   )
+  if args.dry_run:
+    export.check(spec)
+    print(f"would write {args.out} ({args.dtype}, {suffix})")
+    return
   record = export.export(spec)
   print(summary(args.out, record))
 

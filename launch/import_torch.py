@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from launch.console import cli
+from launch.console.flags import dry_run_flag
 
 PARTS = ("geometry", "structure_vae")
 
@@ -45,6 +46,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     action="store_true",
     help="also read files that run code on loading: trusted ones only",
   )
+  dry_run_flag(parser, "check that every array fits")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -60,6 +62,11 @@ def run(args: argparse.Namespace) -> None:
     config=args.config,
     unsafe_pickle=args.unsafe_pickle,
   )
+  if args.dry_run:
+    params = imports.open_source(spec, make_config).params
+    millions = imports.count_values(params) / 1e6
+    print(f"would import {len(params)} arrays, {millions:.1f} M parameters, into {args.workdir}")
+    return
   params = imports.import_weights(spec, make_config)
   millions = imports.count_values(params) / 1e6
   print(f"imported {len(params)} arrays, {millions:.1f} M parameters, into {args.workdir}")

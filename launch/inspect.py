@@ -17,9 +17,10 @@ model in memory.
 
 import argparse
 from collections.abc import Iterator
+import itertools
 
 from launch.console import cli
-from launch.console.flags import step_flag
+from launch.console.flags import dry_run_flag, step_flag
 from sam3d_jax.errors import InputError
 
 
@@ -59,6 +60,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     metavar="DIR",
     help="work folder: seconds by phase, lost work, every start and how it ended",
   )
+  dry_run_flag(parser, "print the first line, which says what there is,")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,7 +68,10 @@ def run(args: argparse.Namespace) -> int:
   check(args)
   if args.compare is not None:
     return compare(args)
-  for line in view(args):
+  lines = view(args)
+  if args.dry_run:
+    lines = itertools.islice(lines, 1)
+  for line in lines:
     print(line)
   return 0
 
@@ -79,6 +84,9 @@ def compare(args: argparse.Namespace) -> int:
   first, second = args.compare
   one = parameters.open_params(first, args.step, which)
   other = parameters.open_params(second, args.step, which)
+  if args.dry_run:
+    print(f"would compare {first} with {second}")
+    return 0
   found = parameters.compare(one, other)
   for line in parameters.report(one, other, found):
     print(line)

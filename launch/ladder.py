@@ -25,7 +25,7 @@ from launch import quickstart
 from launch.console import cli
 from launch.console.chain import Step, commands, run_all
 from launch.console.flags import dry_run_flag
-from launch.console.folders import prepare_workdir
+from launch.console.folders import output_folder
 from launch.console.progress import duration
 from sam3d_jax.errors import InputError
 
@@ -310,7 +310,10 @@ class Ladder:
 
 def run(args: argparse.Namespace) -> int:
   """Runs what is not done yet and writes the table."""
-  work = prepare_workdir(args.workdir)
+  work = output_folder(args.workdir, dry_run=args.dry_run, flag="--workdir")
+  if args.summarise and args.dry_run:
+    print(f"would put {len(args.summarise)} ladders into one table in {work}")
+    return 0
   if args.summarise:
     summarise(work, [pathlib.Path(folder) for folder in args.summarise])
     return 0
@@ -323,11 +326,11 @@ def run(args: argparse.Namespace) -> int:
     start = work / "quickstart"
     before = quickstart_steps(start, args.seed)
   ladder = Ladder(work, start, args.seed, SCALES[args.scale])
+  if args.pretrained:
+    check_pretrained(args.pretrained, start)
   if args.dry_run:
     print(commands([*before, *ladder.steps()]))
     return 0
-  if args.pretrained:
-    check_pretrained(args.pretrained, start)
 
   # Each chain skips what an earlier start of it has finished.
   seconds = 0.0
@@ -372,6 +375,7 @@ def rated_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--data", required=True, type=pathlib.Path, help="dataset of photos")
   parser.add_argument("--out", required=True, type=pathlib.Path, help="folder of the new dataset")
   parser.add_argument("--seed", type=int, default=0, help="of faults and ratings, or of samples")
+  dry_run_flag(parser, "check what is read")
 
 
 def pairs_flags(parser: argparse.ArgumentParser) -> None:
@@ -390,6 +394,7 @@ def score_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--steps", type=int, help="sampling steps")
   parser.add_argument("--seed", type=int, default=0, help="of the samples' noise")
   parser.add_argument("--out", required=True, type=pathlib.Path, help="JSON file")
+  dry_run_flag(parser, "check what is read")
 
 
 def weights_flags(parser: argparse.ArgumentParser) -> None:
@@ -400,6 +405,8 @@ def weights_flags(parser: argparse.ArgumentParser) -> None:
 def run_rated(args: argparse.Namespace) -> None:
   from launch.ladders import data
 
+  if args.dry_run:
+    return rehearse(args, [args.data])
   data.make_rated(args.data, args.out, args.seed)
 
 
@@ -408,6 +415,8 @@ def run_pairs(args: argparse.Namespace) -> None:
   from sam3d_jax.inference.weights import WeightsConfig
 
   weights = WeightsConfig(checkpoint=args.checkpoint, decoder=args.decoder)
+  if args.dry_run:
+    return rehearse(args, [args.data], weights)
   data.make_pairs(args.data, args.out, weights, args.seed)
 
 
@@ -421,6 +430,8 @@ def run_score(args: argparse.Namespace) -> None:
     steps=args.steps,
     shortcut=args.shortcut,
   )
+  if args.dry_run:
+    return rehearse(args, args.data, weights)
   config = score.ScoreConfig(
     weights=weights,
     data=tuple(args.data),
@@ -429,6 +440,19 @@ def run_score(args: argparse.Namespace) -> None:
     seed=args.seed,
   )
   score.run(config, args.out)
+
+
+def rehearse(args: argparse.Namespace, folders: list, weights=None) -> None:
+  """Says what an own step would read and write. Raises InputError for what is not there."""
+  from data_pipelines.format import records
+  from sam3d_jax.inference import weights as weights_lib
+
+  for folder in folders:
+    print(f"would read {records.open_dataset(folder).name} in {folder}")
+  if weights is not None:
+    weights_lib.check(weights)
+    print(f"would sample from {weights.checkpoint}, decoded by {weights.decoder}")
+  print(f"would write {args.out}")
 
 
 @dataclasses.dataclass(frozen=True)

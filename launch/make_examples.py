@@ -16,6 +16,7 @@ import dataclasses
 import pathlib
 
 from launch.console import cli
+from launch.console.flags import dry_run_flag
 from sam3d_jax.errors import InputError
 
 
@@ -111,6 +112,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
     sub.add_argument("--count", type=int, default=kind.count, help="how many (%(default)s)")
     sub.add_argument("--seed", type=int, default=0)
+    dry_run_flag(sub, "say what would be written")
     if kind.image_size:
       sub.add_argument(
         "--image_size",
@@ -125,6 +127,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
   benchmark.add_argument("--count", type=int, default=BENCHMARK_OBJECTS, help="objects")
   benchmark.add_argument("--seed", type=int, default=BENCHMARK_SEED)
   benchmark.add_argument("--image_size", type=int, default=BENCHMARK_SIZE, help="pixels a side")
+  dry_run_flag(benchmark, "say what would be searched")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -135,7 +138,7 @@ def run(args: argparse.Namespace) -> None:
     if value < 1:
       raise InputError(f"--{name} {value}: it must be positive")
   if args.kind == "benchmark":
-    freeze_benchmark(args.name, seed=args.seed, objects=args.count, image_size=args.image_size)
+    freeze_benchmark(args)
     return
 
   kind = KINDS[args.kind]
@@ -145,17 +148,24 @@ def run(args: argparse.Namespace) -> None:
     seed=args.seed,
     image_size=getattr(args, "image_size", 0),
   )
+  if args.dry_run:
+    print(f"would write {spec.count} {args.kind} to {spec.out}")
+    return
   kind.write(spec)
   print(f"wrote {spec.count} {args.kind} to {spec.out}")
 
 
-def freeze_benchmark(name: str, *, seed: int, objects: int, image_size: int) -> None:
+def freeze_benchmark(args: argparse.Namespace) -> None:
   """Searches the occluders of a new benchmark; a name that exists is refused."""
+  name = args.name
   from data_pipelines.synth import benchmark
 
   if name in benchmark.names():
     raise InputError(f"--name {name}: this benchmark exists; frozen ones are not made anew")
-  benchmark.freeze(name, seed=seed, objects=objects, image_size=image_size)
+  if args.dry_run:
+    print(f"would search a benchmark {name} of {args.count} objects")
+    return
+  benchmark.freeze(name, seed=args.seed, objects=args.count, image_size=args.image_size)
 
 
 if __name__ == "__main__":

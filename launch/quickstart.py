@@ -14,7 +14,8 @@ import shutil
 
 from launch.console import cli
 from launch.console.chain import Step, commands, run_all
-from launch.console.folders import prepare_workdir
+from launch.console.flags import dry_run_flag
+from launch.console.folders import output_folder
 from launch.console.progress import duration
 from sam3d_jax.errors import InputError
 
@@ -34,7 +35,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--seed", type=int, default=0, help="of the whole run: the same seed gives the same figures"
   )
-  parser.add_argument("--dry_run", action="store_true", help="print the commands and stop")
+  dry_run_flag(parser, "print the commands")
 
 
 def chain(work: pathlib.Path, seed: int) -> list[Step]:
@@ -112,7 +113,7 @@ def command(name: str, says: str, *arguments) -> Step:
 
 def run(args: argparse.Namespace) -> int:
   """Runs what is not done yet and prints the figures."""
-  work = prepare_workdir(args.workdir)
+  work = output_folder(args.workdir, dry_run=args.dry_run, flag="--workdir")
   steps = chain(work, args.seed)
   if args.dry_run:
     print(commands(steps))

@@ -18,7 +18,7 @@ import pathlib
 
 from launch.console import cli
 from launch.console.flags import dry_run_flag, sampler_flags, weights_flags
-from launch.console.folders import prepare_workdir
+from launch.console.folders import output_folder
 from sam3d_jax.errors import InputError
 from sam3d_jax.files import images, pointmaps
 
@@ -141,7 +141,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--out", required=True, help="folder for the results")
   sampler_flags(parser)
   parser.add_argument("--seed", type=int, default=0)
-  dry_run_flag(parser, "check the inputs, print the plan")
+  dry_run_flag(parser, "check inputs and weights, print the plan")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> None:
     return viewer.run(page, pathlib.Path(args.out))
 
   # A dataset, or photos.
-  out = prepare_workdir(args.out)
+  out = output_folder(args.out, dry_run=args.dry_run)
   if args.data is not None:
     from launch.scoring import split_samples
 

@@ -14,6 +14,7 @@ import pathlib
 import sys
 
 from launch.console import cli
+from launch.console.flags import dry_run_flag
 from launch.console.progress import Progress
 from sam3d_jax.files import atomic
 
@@ -27,6 +28,7 @@ class ValidationSpec:
   max_examples: int = 0  # of every split; 0: all
   # the folder of meshes that it was built from; None: they are not read again
   against: pathlib.Path | None = None
+  dry_run: bool = False
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,11 +57,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
     help="the folder of meshes it was built from: reads them with Assimp too, and compares "
     "(pip install -r requirements-against.txt)",
   )
+  dry_run_flag(parser, "open the dataset, say what would be checked")
 
 
 def run(args: argparse.Namespace) -> int:
   """Validates what the flags name; the exit code."""
-  spec = ValidationSpec(args.data, args.html, args.max_examples, args.against)
+  spec = ValidationSpec(args.data, args.html, args.max_examples, args.against, args.dry_run)
   return validate(spec)
 
 
@@ -71,6 +74,9 @@ def validate(spec: ValidationSpec) -> int:
   # the examples
   chosen = validation.choose(spec.data, spec.max_examples)
   total = sum(len(choice.indices) for choice in chosen)
+  if spec.dry_run:
+    print(f"would check {total} examples of {spec.data}")
+    return 0
   with Progress(total, "checking", "examples") as bar:
 
     def show(failed: int) -> None:

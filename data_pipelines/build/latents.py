@@ -141,18 +141,26 @@ def _stands(plan: shard_jobs.Plan, out: pathlib.Path, job: shard_jobs.ShardJob) 
 
 def claim(plan: shard_jobs.Plan, out: pathlib.Path) -> None:
   """Writes what the folder is going to hold; raises InputError if it holds something else."""
+  if not check_claim(plan, out):
+    records.write_json(out / records.BUILD_FILE, plan.identity)
+
+
+def check_claim(plan: shard_jobs.Plan, out: pathlib.Path) -> bool:
+  """Whether the folder says already what it is going to hold; raises InputError if it holds
+  something else.
+  """
   file = out / records.BUILD_FILE
   if file.is_file():
     before = json.loads(file.read_text())
     if before == plan.identity:
-      return
+      return True
     different = [key for key, value in plan.identity.items() if before.get(key) != value]
     raise InputError(
       f"--out {out} is another encoding (different: {', '.join(different)}); give another folder"
     )
   if out.is_dir() and any(out.iterdir()):
     raise InputError(f"--out {out} is not empty and holds no encoding; give an empty folder")
-  records.write_json(file, plan.identity)
+  return False
 
 
 def read_statistics(out: pathlib.Path) -> dict[str, Any]:

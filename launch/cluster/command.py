@@ -16,6 +16,7 @@ import pathlib
 from launch.cluster import jobset, slurm, tpu_vm, xpk
 from launch.cluster.spec import Spec, load
 from launch.console import cli
+from launch.console.flags import dry_run_flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--spec", required=True, metavar="FILE", help="what to run, and where (YAML)")
   parser.add_argument("--out", required=True, metavar="DIR", help="folder for what is rendered")
+  dry_run_flag(parser, "check the specification, print what would be written")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -52,6 +54,10 @@ def run(args: argparse.Namespace) -> None:
   rendered = render_all(spec)
   # nothing is written unless all of it can be rendered
   out = pathlib.Path(args.out)
+  if args.dry_run:
+    for name in rendered:
+      print(f"would write {out / name}")
+    return
   out.mkdir(parents=True, exist_ok=True)
   for name, (text, submit) in rendered.items():
     file = out / name

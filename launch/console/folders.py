@@ -7,7 +7,32 @@ import platform
 from sam3d_jax.errors import InputError
 
 
-def prepare_workdir(path: str) -> pathlib.Path:
+def output_folder(path: str, *, dry_run: bool, flag: str = "--out") -> pathlib.Path:
+  """The folder of a command's results: made and tried, or for a dry run only looked at.
+
+  Raises InputError, naming the flag, if it cannot be written.
+  """
+  if dry_run:
+    return check_folder(path, flag)
+  return prepare_workdir(path, flag)
+
+
+def check_folder(path: str | os.PathLike, flag: str = "--workdir") -> pathlib.Path:
+  """The folder, absolute, which need not be there; nothing is made. Raises InputError unless it, or
+  the nearest one above it, can be written.
+  """
+  folder = pathlib.Path(path).absolute()
+  nearest = folder
+  while not nearest.exists():
+    nearest = nearest.parent
+  if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+    raise InputError(
+      f"{flag} {path}: {nearest} is no folder that you may write to; give one on a disk with space"
+    )
+  return folder
+
+
+def prepare_workdir(path: str, flag: str = "--workdir") -> pathlib.Path:
   """The work folder, made if need be. Raises InputError if it cannot be written."""
   workdir = pathlib.Path(path).absolute()
   try:
@@ -18,7 +43,6 @@ def prepare_workdir(path: str) -> pathlib.Path:
     probe.unlink()
   except OSError as error:
     raise InputError(
-      f"--workdir {path}: {error.strerror}; give a folder on a disk with space that you may write "
-      "to"
+      f"{flag} {path}: {error.strerror}; give a folder on a disk with space that you may write to"
     ) from error
   return workdir

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from launch.performance import search, topologies
 from launch.performance.compiled import measure, without_data
 from launch.performance.counting import xla_flops_per_sample
-from launch.trainer import checks, setup
+from launch.trainer import checks, plan, setup
 from launch.trainer.plan import size
 
 
@@ -59,6 +59,20 @@ def run(spec: AheadSpec) -> bool:
   if spec.json is not None:
     spec.json.write_text(json.dumps(report, indent=2) + "\n")
   return fits
+
+
+def rehearse(spec: AheadSpec) -> None:
+  """Prints what would be compiled; needs no compiler. Raises ConfigError for what could not be."""
+  config = without_data(spec.config)
+  checks.check(config, (config.stage,))
+  if spec.policies is not None:
+    search.searched(spec.policies, config)
+
+  # The devices are described here, not by their compiler.
+  machine = topologies.machine_of(spec.topology, spec.slices)
+  prepared = setup.prepare(config, devices=machine.devices())
+  print(f"would compile for {machine.name}")
+  print(plan.text(prepared))
 
 
 def text(report: dict[str, Any]) -> str:

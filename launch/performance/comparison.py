@@ -12,6 +12,9 @@ from ml_collections import ConfigDict
 
 from launch.console.progress import Progress
 from launch.performance import steps
+from launch.performance.compiled import without_data
+from launch.trainer import plan
+from launch.trainer.setup import prepare
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.models import registry
 from sam3d_jax.torch_bridge import load
@@ -74,6 +77,16 @@ def measure(spec: ComparisonSpec) -> None:
       steps.trace(first, spec.trace)
     reports = {name: side.report(spec.steps) for name, side in sides.items()}
   write(spec, reports)
+
+
+def rehearse(spec: ComparisonSpec) -> None:
+  """Prints the plan of every configuration; measures nothing. Raises ConfigError or InputError."""
+  if spec.torch:
+    check_torch(spec)
+  for config in (spec.config, spec.vs):
+    if config is not None:
+      print(plan.text(prepare(without_data(config))))
+  print(f"would measure {spec.steps} steps of each")
 
 
 def take_turns(sides: dict, counted: int) -> None:

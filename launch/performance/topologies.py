@@ -5,9 +5,11 @@ variables has to be said before JAX is imported.
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import os
 
+from launch.console import machines
 from sam3d_jax.errors import ConfigError, InputError
 
 CPU = "cpu"
@@ -63,6 +65,15 @@ def described_devices(topology: str, slices: int):
       f"--topology {topology}: {reason} (examples: v5p:4x4x4, v5e:16x16, v6e:16x16)"
     ) from error
   return described.devices
+
+
+def machine_of(topology: str, slices: int) -> machines.Machine:
+  """What a topology names, without its compiler. Raises ConfigError."""
+  platform, _, size = topology.partition(":")
+  if platform == CPU and size.isdigit():
+    return machines.parse(size, "--topology")
+  machine = machines.parse(topology, "--topology")
+  return dataclasses.replace(machine, chips=machine.chips * slices, slices=slices)
 
 
 def host_devices(count: int):

@@ -82,6 +82,7 @@ def run(config: PhotosConfig, out: pathlib.Path) -> None:
     objects = photo_jobs.check_all(jobs)
   print_plan(config, jobs, objects, out)
   if config.dry_run:
+    weights.check(config.weights)
     return
 
   # The model, and what chooses among its samples.

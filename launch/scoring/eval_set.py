@@ -75,6 +75,9 @@ class EvalSetConfig:
 
 def run(config: EvalSetConfig, out: pathlib.Path) -> None:
   """Samples what is not sampled yet into OUT/pairs and scores it as pairs."""
+  if config.dry_run and config.benchmark is not None:
+    plan_benchmark(config, out)
+    return
   chosen = open_set(config, out)
   print(
     f"plan: {len(chosen.names)} objects of {chosen.identity['set']}, batches of "
@@ -83,6 +86,8 @@ def run(config: EvalSetConfig, out: pathlib.Path) -> None:
   )
   if config.dry_run:
     check_poses(chosen)
+    if config.weights is not None:
+      weights.check(config.weights)
     return
 
   # Who predicts: the truth itself, one item at a time, or a model.
@@ -165,6 +170,19 @@ def open_set(config: EvalSetConfig, out: pathlib.Path) -> EvalSet:
   total = len(whole.names)
   few = split_samples.choose(total, config.most)
   return whole if len(few) == total else Subset(whole, tuple(few))
+
+
+def plan_benchmark(config: EvalSetConfig, out: pathlib.Path) -> None:
+  """Says which photos of a benchmark would be made and scored; makes none."""
+  chosen = benchmark.load(config.benchmark)
+  folder = pathlib.Path(config.benchmark_data or out / "benchmark")
+  photos = benchmark.plan(chosen).inputs
+  print(
+    f"plan: {photos} photos of {chosen.name}, made in {folder}, batches of {config.batch_size}, "
+    f"into {out}"
+  )
+  if config.weights is not None:
+    weights.check(config.weights)
 
 
 def open_benchmark(config: EvalSetConfig, out: pathlib.Path) -> EvalSet:

@@ -69,6 +69,7 @@ def run(config: SplitConfig, out: pathlib.Path) -> None:
     f"{size}, into {out}"
   )
   if config.dry_run:
+    weights.check(config.weights)
     return
 
   # Keys name files: whether they can is seen before anything is sampled.

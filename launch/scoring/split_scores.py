@@ -33,7 +33,8 @@ class SplitScoresConfig:
 
   samples: folder with samples.npz. data, split: that were sampled. shuffled: folder of samples of
   --shuffle_images; None: every sample meets each other object. train_data, train_split: whose mean
-  shape is the constant baseline; None: `data`. rows: objects in preview.png.
+  shape is the constant baseline; None: `data`. rows: objects in preview.png. dry_run:
+  check the inputs and stop.
   """
 
   samples: str
@@ -43,6 +44,7 @@ class SplitScoresConfig:
   train_data: str | None = None
   train_split: str = "train"
   rows: int = 8
+  dry_run: bool = False
 
 
 def run(config: SplitScoresConfig, out: pathlib.Path) -> None:
@@ -58,6 +60,10 @@ def run(config: SplitScoresConfig, out: pathlib.Path) -> None:
       f"{config.data} {config.split}, "
       f"first {missing[0]}; give the dataset and split that were sampled"
     )
+  if config.dry_run:
+    records.open_split(config.train_data or config.data, config.train_split)
+    print(f"plan: {len(found.key)} samples of {config.data} {config.split}, into {out}")
+    return
   examples = [source[index[key]] for key in found.key]
 
   # Their true voxels, and the scores.

@@ -30,15 +30,7 @@ def run_views(root: pathlib.Path, lpips_weights: str | None, out: pathlib.Path) 
     lpips = perceptual.load_lpips(lpips_weights)
     names = ("psnr", "ssim", "lpips")
 
-  # The objects: folders that hold a true view.
-  folders = []
-  if root.is_dir():
-    for folder in sorted(root.iterdir()):
-      if folder.is_dir() and pictures(folder, "truth"):
-        folders.append(folder)
-  if not folders:
-    raise InputError(f"--views {root} has no folder with truth_<view>.png and pred_<view>.png")
-
+  folders = find_views(root)
   rows = {}
   with Progress(len(folders), "scoring views", "objects") as bar:
     for folder in folders:
@@ -59,6 +51,18 @@ def run_views(root: pathlib.Path, lpips_weights: str | None, out: pathlib.Path) 
     f"{len(rows)} objects, {total['views']} views, {total['problems']} with a problem; "
     f"{out / 'metrics.json'}, metrics.csv"
   )
+
+
+def find_views(root: pathlib.Path) -> list[pathlib.Path]:
+  """The objects: folders that hold a true view, by name. Raises InputError if there is none."""
+  folders = []
+  if root.is_dir():
+    for folder in sorted(root.iterdir()):
+      if folder.is_dir() and pictures(folder, "truth"):
+        folders.append(folder)
+  if not folders:
+    raise InputError(f"--views {root} has no folder with truth_<view>.png and pred_<view>.png")
+  return folders
 
 
 def pictures(folder: pathlib.Path, stem: str) -> dict[str, pathlib.Path]:

@@ -6,16 +6,14 @@ the files of previews, the datasets.
 """
 
 import dataclasses
-import os
-import pathlib
 
 from ml_collections import ConfigDict
 
 from launch.console import machines
+from launch.console.folders import check_folder
 from launch.trainer import checks, hosts, plan, previews, setup, starting
 from launch.trainer.setup import Setup
 from launch.trainer.specs import RunSpec
-from sam3d_jax.errors import InputError
 from sam3d_jax.training import checkpoint
 
 
@@ -24,8 +22,7 @@ def run(spec: RunSpec) -> None:
   # What the configuration alone can get wrong.
   config = spec.config
   setup.read(config)
-  workdir = pathlib.Path(spec.workdir).absolute()
-  check_workdir(workdir)
+  workdir = check_folder(spec.workdir)
 
   # The devices: described ones, or those of this job.
   devices = None
@@ -50,18 +47,6 @@ def run(spec: RunSpec) -> None:
   if config.data.kind == "shards" and not missing:
     autoencoder = prepared.train_loader.config.autoencoder
   previews.check_files(config, autoencoder)
-
-
-def check_workdir(workdir: pathlib.Path) -> None:
-  """Raises InputError unless the work folder, or the nearest one above it, can be written."""
-  nearest = workdir
-  while not nearest.exists():
-    nearest = nearest.parent
-  if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-    raise InputError(
-      f"--workdir {workdir}: {nearest} is no folder that you may write to; give one on a disk with "
-      "space"
-    )
 
 
 def with_data_at_hand(config: ConfigDict, missing: tuple[str, ...]) -> ConfigDict:

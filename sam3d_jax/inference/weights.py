@@ -40,6 +40,31 @@ class WeightsConfig:
   shortcut: bool = False
 
 
+def check(config: WeightsConfig) -> None:
+  """Raises InputError for weights that are not there or do not go together.
+
+  The decoder is read, of the Geometry model only what stands beside its arrays.
+  """
+  if config.release is not None:
+    settings = open_release(config.release).sampler
+  else:
+
+    def read(step: int):
+      meta = checkpoint.read_whole_meta(config.checkpoint, step)
+      _decoder_of(config.checkpoint, meta, config.decoder, config.which)
+      return meta
+
+    meta = checkpoint.newest_readable(config.checkpoint, read)
+    checkpoint.param_sources(checkpoint.shapes_of(meta), config.which)
+    settings = meta["config"]["sampler"]
+  sampler_config(
+    settings,
+    steps=config.steps,
+    guidance=config.guidance,
+    shortcut=config.shortcut,
+  )
+
+
 def load(config: WeightsConfig, tell: compilation.Tell = compilation.silent) -> Predictor:
   """The Predictor of some weights. tell: hears of its compilations. Raises InputError."""
   sampler = {
@@ -161,13 +186,9 @@ def from_release(
   shortcut: bool = False,
 ) -> Predictor:
   """A Predictor from a release folder; arguments as in WeightsConfig. Raises InputError."""
-  # A release may come without a decoder; its shapes are then of no use here.
-  found = release.read_release(folder)
-  if found.structure_vae is None:
-    raise InputError(f"--release {folder} has no ss_decoder.yaml: its shapes cannot be decoded")
+  found = open_release(folder)
   model = ConfigDict(found.geometry)
   vae_model = ConfigDict(found.structure_vae)
-  check_latent_shape(model, vae_model, folder)
 
   # The name of each part, for the record.
   parts = {}
@@ -191,6 +212,16 @@ def from_release(
     resolution=vae_model.resolution,
     identity={"release": pathlib.Path(folder).name, "parts": parts},
   )
+
+
+def open_release(folder: str) -> release.Release:
+  """A release folder whose decoder takes its model's latents. Raises InputError."""
+  # A release may come without a decoder; its shapes are then of no use here.
+  found = release.read_release(folder)
+  if found.structure_vae is None:
+    raise InputError(f"--release {folder} has no ss_decoder.yaml: its shapes cannot be decoded")
+  check_latent_shape(ConfigDict(found.geometry), ConfigDict(found.structure_vae), folder)
+  return found
 
 
 def input_config(model: ConfigDict) -> InputConfig:

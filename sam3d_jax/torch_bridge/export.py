@@ -42,10 +42,7 @@ class Export:
 
 def export(spec: Export) -> dict[str, Any]:
   """Opens and checks, then writes; returns what release.json says."""
-  model = open_model(spec.model)
-  vae = None
-  if spec.vae is not None:
-    vae = open_model(spec.vae, kind="structure_vae")
+  model, vae = open_models(spec)
   return release_writer.write_release(
     spec.out,
     model,
@@ -53,6 +50,27 @@ def export(spec: Export) -> dict[str, Any]:
     take_from=spec.take_from,
     storage=spec.storage,
   )
+
+
+def check(spec: Export) -> None:
+  """Raises InputError for what `export` would refuse; writes nothing."""
+  model, vae = open_models(spec)
+  release_writer.check_release(
+    spec.out,
+    model,
+    vae,
+    take_from=spec.take_from,
+    storage=spec.storage,
+  )
+
+
+def open_models(spec: Export) -> tuple[Model, Model | None]:
+  """The model to release, and the structure VAE if one is given. Raises InputError."""
+  model = open_model(spec.model)
+  vae = None
+  if spec.vae is not None:
+    vae = open_model(spec.vae, kind="structure_vae")
+  return model, vae
 
 
 def open_model(source: Source, *, kind: str | None = None) -> Model:

@@ -56,14 +56,7 @@ def import_weights(spec: Import, make_config: MakeConfig) -> LazyParams:
   Arrays are converted and written one at a time. Every missing, unexpected or misshapen entry is
   reported before anything is written.
   """
-  if checkpoint.steps(spec.workdir):
-    raise InputError(f"--workdir {spec.workdir} already holds a checkpoint; give an empty folder")
-
-  # What is to be imported; entries that do not fit are reported here.
-  if spec.source.is_dir():
-    found = from_release(spec, make_config)
-  else:
-    found = from_file(spec)
+  found = open_source(spec, make_config)
 
   # Where it comes from, and which decoder it belongs to.
   lineage = {
@@ -80,6 +73,17 @@ def import_weights(spec: Import, make_config: MakeConfig) -> LazyParams:
   meta = {"config": found.config.to_dict(), "lineage": lineage}
   stream.write_params(spec.workdir, found.params, meta)
   return found.params
+
+
+def open_source(spec: Import, make_config: MakeConfig) -> Found:
+  """What is to be imported; nothing is written. Raises InputError for a work folder that is taken,
+  and for entries that do not fit, all of them.
+  """
+  if checkpoint.steps(spec.workdir):
+    raise InputError(f"--workdir {spec.workdir} already holds a checkpoint; give an empty folder")
+  if spec.source.is_dir():
+    return from_release(spec, make_config)
+  return from_file(spec)
 
 
 def count_values(params: LazyParams) -> int:

@@ -79,12 +79,35 @@ def write_release(
   decoder is not the one that belongs to the latents.
   """
   out = pathlib.Path(out)
+  source, decoder = check_release(out, model, vae, take_from=take_from, storage=storage)
+
+  # The record is written last: it has the digests of all other files.
+  with atomic.folder(out) as temporary:
+    record = _fill(temporary, model, vae, source, storage)
+    record["decoder"] = decoder
+    text = json.dumps(record, indent=2, default=list)
+    (temporary / SIDECAR).write_text(text + "\n")
+  return record
+
+
+def check_release(
+  out: str | pathlib.Path,
+  model: Model,
+  vae: Model | None = None,
+  *,
+  take_from: str | pathlib.Path | None = None,
+  storage: Storage = Storage(),
+) -> tuple[Release | None, dict[str, Any]]:
+  """Everything that `write_release` refuses, with its arguments and errors; writes nothing.
+
+  Returns the release folder that parts are taken from, and the record of the decoder.
+  """
+  out = pathlib.Path(out)
   if out.exists():
     empty_folder = out.is_dir() and not any(out.iterdir())
     if not empty_folder:
       raise InputError(f"{out} exists and is not an empty folder")
 
-  # Everything that can be refused is, before anything is written.
   source = read_release(take_from) if take_from is not None else None
   _check_fit(model, vae)
   decoder = decoder_identity(vae, source)
@@ -92,14 +115,7 @@ def write_release(
   verified = check_latents(latents, decoder)
   if storage.suffix != ".safetensors":
     load.require_torch(f"writing {storage.suffix} files (give --safetensors to do without)")
-
-  # The record is written last: it has the digests of all other files.
-  with atomic.folder(out) as temporary:
-    record = _fill(temporary, model, vae, source, storage)
-    record["decoder"] = {**decoder, "verified": verified}
-    text = json.dumps(record, indent=2, default=list)
-    (temporary / SIDECAR).write_text(text + "\n")
-  return record
+  return source, {**decoder, "verified": verified}
 
 
 def _check_fit(model: Model, vae: Model | None) -> None:

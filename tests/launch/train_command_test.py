@@ -121,6 +121,13 @@ def test_a_finished_run_is_not_trained_again(unbroken, capsys):
   assert metrics.read_text() == before
 
 
+def test_a_dry_run_in_a_work_folder_says_where_it_would_resume(unbroken, capsys):
+  before = sorted(unbroken.rglob("*"))
+  assert run(GEOMETRY, unbroken, "--dry_run") == 0
+  assert f"start: would resume {unbroken} at step 8 of 8" in capsys.readouterr().out
+  assert sorted(unbroken.rglob("*")) == before
+
+
 def test_a_work_folder_of_another_experiment_is_refused(unbroken, capsys):
   code = run(GEOMETRY, unbroken, "--config.optim.lr=0.5")
   assert code == cli.EXIT_BAD_INPUT

@@ -1,0 +1,157 @@
+"""Every command has --dry_run: it checks what it can, says what it would do, and writes nothing."""
+
+import importlib
+import os
+import pathlib
+import tomllib
+
+import pytest
+
+from launch import ladder
+from launch.console import cli
+from tests.support import sampling, tiny_dataset, tiny_release, tiny_weights
+
+ROOT = pathlib.Path(__file__).parents[2]
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+FAKE = "configs/pretrain_geometry.py:fake"
+SPEC = str(ROOT / "tests/golden/cluster/gpu.yaml")
+
+# command -> what it is called with; {name} is an input of `inputs`, {new} no folder yet
+CALLS = {
+  "aot": ["--config", FAKE, "--topology", "v5p:2x2x1"],
+  "benchmark": ["--config", FAKE],
+  "build_data": [
+    "--config",
+    "configs/data/iso_3do.py:tiny",
+    "--config.out={new}",
+    "--config.procedural.count=3",
+  ],
+  "cluster": ["--spec", "{spec}", "--out", "{new}"],
+  "distill": ["--config", "configs/distill_geometry.py", "--workdir", "{new}", "--devices", "64"],
+  "dpo": ["--config", "configs/dpo_geometry.py", "--workdir", "{new}", "--devices", "128"],
+  "encode_latents": ["--data", "{data}", "--checkpoint", "{full_vae}", "--out", "{new}"],
+  "evaluate": ["--pairs", "{pairs}", "--out", "{new}"],
+  "export_torch": ["--checkpoint", "{run}", "--out", "{new}", "--safetensors"],
+  "import_torch": ["--from", "{release}", "--workdir", "{new}"],
+  "inspect": ["--checkpoint", "{geometry}"],
+  "ladder": ["--workdir", "{new}"],
+  "make_examples": ["objects", "--out", "{new}", "--count", "2"],
+  "pretrain": ["--config", "configs/pretrain_geometry.py", "--workdir", "{new}", "--devices", "8"],
+  "quickstart": ["--workdir", "{new}"],
+  "sample": ["--checkpoint", "{geometry}", "--decoder", "{vae}", "{photo}", "--out", "{new}"],
+  "sft": ["--config", "configs/sft_geometry.py", "--workdir", "{new}", "--devices", "v5p-256"],
+  "sweep": ["--sweep", "configs/sweeps/lr.py", "--workdir", "{new}"],
+  "train_vae": ["--config", "configs/vae_structure.py", "--workdir", "{new}", "--devices", "8"],
+  "validate_data": ["--data", "{data}"],
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> dict:
+  """What the commands read, by the names in CALLS; a list stands for several words."""
+  folder = tmp_path_factory.mktemp("inputs")
+  geometry = tiny_weights.save_random(FAKE, tiny_weights.GEOMETRY, folder / "geometry")
+  full_size = ("--config.model.resolution=64", "--config.model.channels=(4,8)")
+
+  # what is exported and imported
+  config = tiny_release.tiny_config("geometry")
+  params = tiny_release.random_params(config, seed=0)
+  tiny_release.save_run(folder / "run", config, params, {"stage": "test", "parents": []})
+  assert tiny_release.export(folder / "run", folder / "release", "--safetensors") == 0
+
+  # what is read
+  tiny_dataset.write_dataset(folder / "data", 3)
+  sampling.write_cup_photo(folder)
+  (folder / "pairs" / "cup").mkdir(parents=True)
+  (folder / "pairs" / "cup" / "truth.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+  return {
+    "geometry": geometry,
+    "vae": tiny_weights.save_vae(folder / "vae"),
+    "full_vae": tiny_weights.save_random(
+      "configs/vae_structure.py:fake", full_size, folder / "full_vae"
+    ),
+    "run": str(folder / "run"),
+    "release": str(folder / "release"),
+    "data": str(folder / "data"),
+    "pairs": str(folder / "pairs"),
+    "photo": sampling.photo_flags(folder, "cup"),
+    "spec": SPEC,
+  }
+
+
+def words_of(call: list[str], inputs: dict, new: pathlib.Path) -> list[str]:
+  """The words of a call, with the inputs in their places."""
+  words = []
+  for word in call:
+    value = inputs.get(word.strip("{}"))
+    if isinstance(value, list):
+      words += value
+    else:
+      words.append(word.format(new=new, **inputs))
+  return words
+
+
+def files_below(*folders: pathlib.Path) -> set[tuple[str, int]]:
+  """(path, time of the last change) of everything below some folders."""
+  found = set()
+  for folder in folders:
+    for path in folder.rglob("*"):
+      found.add((str(path), os.stat(path).st_mtime_ns))
+  return found
+
+
+def test_the_calls_below_are_of_all_commands():
+  assert {f"sam3d-{name}" for name in CALLS} == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_a_dry_run_of_every_command_says_what_it_would_do_and_writes_nothing(
+  name, inputs, tmp_path, monkeypatch, capsys
+):
+  module, _, function = SCRIPTS[f"sam3d-{name}"].partition(":")
+  main = getattr(importlib.import_module(module), function)
+  read = pathlib.Path(inputs["run"]).parent
+  monkeypatch.chdir(tmp_path)
+  before = files_below(tmp_path, read)
+  words = words_of(CALLS[name], inputs, tmp_path / "some" / "new")
+  assert main([*words, "--dry_run"]) == 0, capsys.readouterr().err
+  assert capsys.readouterr().out
+  assert files_below(tmp_path, read) == before
+
+
+@pytest.mark.parametrize("step", sorted(ladder.OWN_STEPS))
+def test_a_dry_run_of_the_ladders_own_steps_writes_nothing(step, inputs, tmp_path, capsys):
+  words = ["--data", inputs["data"], "--out", str(tmp_path / "new"), "--dry_run"]
+  if step != "rated":
+    words += ["--checkpoint", inputs["geometry"], "--decoder", inputs["vae"]]
+  assert ladder.main([step, *words]) == 0, capsys.readouterr().err
+  assert "would write" in capsys.readouterr().out
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  "name, change, message",
+  [
+    ("sample", ["--decoder", "{geometry}"], "a structure_vae is needed"),
+    ("sample", ["--decoder", "{full_vae}"], "the decoder takes latents of"),
+    ("sample", ["--decoder", "nowhere"], "nowhere"),
+    ("sample", ["--which", "ema:0.5"], "no average of decay 0.5"),
+    ("encode_latents", ["--checkpoint", "{geometry}"], "a structure_vae is needed"),
+    ("evaluate", ["--pairs", "nowhere"], "--pairs nowhere is not a folder"),
+    ("export_torch", ["--out", "{run}"], "is not an empty folder"),
+    ("export_torch", ["--step", "7"], "has no checkpoint of step 7"),
+    ("import_torch", ["--workdir", "{run}"], "already holds a checkpoint"),
+    ("aot", ["--topology", "v9:2x2"], "'v9' is not one of"),
+    ("validate_data", ["--data", "nowhere"], "nowhere"),
+    ("inspect", ["--checkpoint", "nowhere"], "nowhere holds no checkpoint"),
+    ("quickstart", ["--workdir", "{spec}/x"], "is no folder that you may write to"),
+  ],
+)
+def test_a_dry_run_finds_what_would_stop_the_command(
+  name, change, message, inputs, tmp_path, capsys
+):
+  module, _, function = SCRIPTS[f"sam3d-{name}"].partition(":")
+  main = getattr(importlib.import_module(module), function)
+  words = words_of([*CALLS[name], *change], inputs, tmp_path / "new")
+  assert main([*words, "--dry_run"]) == cli.EXIT_BAD_INPUT
+  assert message in capsys.readouterr().err
