@@ -131,7 +131,7 @@ def test_a_dry_run_in_a_work_folder_says_where_it_would_resume(unbroken, capsys)
 def test_a_work_folder_of_another_experiment_is_refused(unbroken, capsys):
   code = run(GEOMETRY, unbroken, "--config.optim.lr=0.5")
   assert code == cli.EXIT_BAD_INPUT
-  assert "optim.lr = 0.002, now it is 0.5" in capsys.readouterr().err
+  assert "optim.lr = 0.003, now it is 0.5" in capsys.readouterr().err
 
 
 def test_speed_may_change_on_resume(stopped, tmp_path):
