@@ -16,7 +16,7 @@ from data_pipelines.build.validation import Choice
 from data_pipelines.format.records import CorruptRecord
 from data_pipelines.synth import assets
 from sam3d_jax.errors import ConfigError, Refused
-from sam3d_jax.files import meshes
+from sam3d_jax.files import folders, meshes
 from sam3d_jax.files.mesh_formats.surfaces import GREY
 from sam3d_jax.render.colour import srgb_to_linear
 from sam3d_jax.render.mesh import Mesh
@@ -78,7 +78,7 @@ def compare(source: pathlib.Path, named: dict[str, set[str]]) -> Iterator[Compar
     raise ConfigError(f"--against {source}: no such folder; give the folder that was built from")
   _assimp()
   for name, keys in sorted(named.items()):
-    path = source / name
+    path = folders.located(source, name)
     if not path.is_file():
       yield Compared(name, (f"not in {source}",))
       continue

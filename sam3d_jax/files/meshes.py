@@ -16,6 +16,7 @@ import pathlib
 import numpy as np
 
 from sam3d_jax.errors import Refused
+from sam3d_jax.files import folders
 from sam3d_jax.files.mesh_formats import gltf, obj, off, ply, stl
 from sam3d_jax.files.mesh_formats.surfaces import Surfaces
 from sam3d_jax.render.mesh import Mesh
@@ -88,24 +89,32 @@ def read(path: str | pathlib.Path, *, appearance: bool = True) -> MeshFile:
   suffix = path.suffix.lower()
   if suffix not in FORMATS:
     known = ", ".join(SUFFIXES)
-    raise Refused("unreadable", f"{path.name}: unknown mesh format, expected one of {known}")
+    raise _refused(path, "unreadable", f"unknown mesh format, expected one of {known}")
   rules = FORMATS[suffix]
   try:
     if not path.is_file():
-      raise Refused("unreadable", f"{path.name}: no such file")
+      raise Refused("unreadable", "no such file")
     data = path.read_bytes()
     # NaN and infinity are let through: whoever uses the mesh says what they mean
     with np.errstate(invalid="ignore", over="ignore"):
       found = rules.reader(path, data, appearance=appearance)
   except Refused as error:
-    if path.name in error.detail:
-      raise
-    raise Refused(error.reason, f"{path.name}: {error.detail}") from error
+    raise _refused(path, error.reason, error.detail) from error
   except MemoryError:
     raise
   # whatever a broken byte leads a reader to means the same here
   except Exception as error:
     if isinstance(error, OSError) and error.errno not in OF_THE_FILE:
       raise
-    raise Refused("unreadable", f"{path.name}: {type(error).__name__}: {error}") from error
+    detail = f"{type(error).__name__}: {error}"
+    raise _refused(path, "unreadable", detail) from error
   return MeshFile(found.mesh, rules.up, found.dropped)
+
+
+def _refused(path: pathlib.Path, reason: str, detail: str) -> Refused:
+  """A refusal that names the file, as a text that can be written anywhere."""
+  name = folders.shown(path.name)
+  detail = detail.replace(path.name, name)
+  if name not in detail:
+    detail = f"{name}: {detail}"
+  return Refused(reason, detail)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import os
 
 import numpy as np
 import pytest
@@ -111,3 +112,14 @@ def test_a_folder_with_the_name_of_a_mesh_is_refused(tmp_path):
   (tmp_path / "a.obj").mkdir()
   with pytest.raises(Refused, match=r"a\.obj: no such file"):
     meshes.read(tmp_path / "a.obj")
+
+
+def test_a_name_that_is_no_utf8_is_spelled_out_in_refusals(tmp_path):
+  path = tmp_path / os.fsdecode(b"B\xfcch.obj")
+  try:
+    path.write_text("v 0 0 0\nf 1 2 3\n")
+  except OSError:
+    pytest.skip("this disk holds no names that are not UTF-8")
+  with pytest.raises(Refused) as refused:
+    meshes.read(path)
+  assert refused.value.detail.startswith("B\\xfcch.obj: ")
