@@ -92,6 +92,11 @@ def training(stage: str) -> ConfigDict:
   c.eval.pictures = 8  # of them drawn and written as meshes
   # distance, in units of half the object cube, within which two surface points agree
   c.eval.f1_threshold = 0.05
+  # evaluations in a row without a better score after which training stops, with the best state
+  # kept and read by whoever names no step; 0: never. Devices wait for these evaluations
+  c.eval.stop_after = 0
+  # the score: loss, or with eval.decoder viou, f1, iou_3d, chamfer, rotation_deg, floaters, missing
+  c.eval.score = "loss"
   # numbers of sampling steps at which quality is measured once, at the end; empty: none
   c.eval.steps_curve = ()
 

@@ -9,7 +9,7 @@ import numpy as np
 from launch.inspection.parameters import digest_line, whole_meta
 from launch.inspection.trees import tree_lines
 from sam3d_jax.torch_bridge import stream
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import best, checkpoint
 
 SHOWN_PATHS = 4  # of leaves that differ between a checkpoint and its parent
 
@@ -30,6 +30,9 @@ def arrays(workdir: str, step: int | None) -> Iterator[str]:
   steps = checkpoint.steps(workdir)
   others = [str(other) for other in steps if other != step]
   yield f"other steps: {', '.join(others) or 'none'}"
+  chosen = best.step_of(workdir)
+  if chosen is not None:
+    yield f"best step by the run's held-out score: {chosen} (best.json)"
   leaves = checkpoint.shapes_of(meta)
   yield from tree_lines(leaves)
 

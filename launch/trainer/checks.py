@@ -58,6 +58,16 @@ def check(config: ConfigDict, stages: tuple[str, ...], *, before_data: bool = Fa
         f"data.thresholds = {config.data.thresholds}: {threshold!r} is not a number"
       )
 
+  # Early stopping.
+  patience = config.eval.stop_after
+  if patience < 0:
+    raise ConfigError(f"eval.stop_after = {patience}: it must be 0 (never) or more")
+  if patience and not config.eval.every:
+    raise ConfigError(
+      f"eval.stop_after = {patience} and eval.every = 0: a run that never evaluates knows no best "
+      "state; set eval.every to the steps between evaluations"
+    )
+
   # What lies outside the configuration.
   if config.log.wandb and importlib.util.find_spec("wandb") is None:
     raise ConfigError(

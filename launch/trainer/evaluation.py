@@ -92,6 +92,13 @@ class Evaluation:
     self.pending.append(reading)
     return done
 
+  def wait(self) -> list[Result]:
+    """Results of all that is under way, oldest first, once they are there."""
+    done = []
+    while self.pending:
+      done.append(self.pending.popleft().result())
+    return done
+
   def poll(self) -> list[Result]:
     """Evaluations that have finished, oldest first. An error in one is raised here."""
     done = []

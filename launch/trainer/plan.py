@@ -161,6 +161,8 @@ def evaluation(settings) -> str:
   losses = (
     f"every {settings.every} steps: losses of {settings.batches} batches of split {settings.split}"
   )
+  if settings.stop_after:
+    losses += f", stops after {settings.stop_after} without a better {settings.score}"
   if not settings.decoder:
     return f"{losses}; no shapes are sampled (eval.decoder is not set)"
   return (

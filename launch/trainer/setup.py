@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from data_pipelines.read import loader
 from data_pipelines.read.fake import FakeLoader
 from data_pipelines.read.loader import Loader
+from launch.scoring.held_out import HIGHER_IS_BETTER
 from launch.trainer import previews
 from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError
@@ -26,6 +27,7 @@ from sam3d_jax.sampling.generate import SamplerConfig
 from sam3d_jax.sharding import mesh as mesh_lib
 from sam3d_jax.sharding import rules
 from sam3d_jax.training import optim
+from sam3d_jax.training.best import StopRule
 from sam3d_jax.training.state import ModelGraph, TrainState, init_state
 from sam3d_jax.training.step import GuardConfig
 from sam3d_jax.training.watchdog import WatchdogConfig
@@ -39,6 +41,7 @@ class Settings:
   typed configuration of the model. objective: `(model, frozen, batch, key) -> (loss, metrics)`.
   keeps_reference: it compares with a frozen copy of the parameters that the run starts from.
   sampler: of evaluation and previews; None for a model that is not sampled.
+  stop_rule: when it ends for want of a better state; None: it trains all its steps.
   """
 
   config: ConfigDict
@@ -51,6 +54,7 @@ class Settings:
   lora: lora.LoraConfig
   mesh_config: mesh_lib.MeshConfig
   sampler: SamplerConfig | None
+  stop_rule: StopRule | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +112,7 @@ def read(config: ConfigDict) -> Settings:
     lora=sections.typed(lora.LoraConfig, config.lora, "lora"),
     mesh_config=sections.typed(mesh_lib.MeshConfig, config.mesh, "mesh"),
     sampler=sampler,
+    stop_rule=stop_rule(config),
   )
 
 
@@ -164,6 +169,26 @@ def prepare(
     train_loader=train_loader,
     eval_loader=eval_loader,
   )
+
+
+def stop_rule(config: ConfigDict) -> StopRule | None:
+  """What `eval.stop_after` and `eval.score` say, checked."""
+  settings = config.eval
+  if not settings.stop_after:
+    return None
+  # Losses are there in any case; scores are those of sampled shapes.
+  name = settings.score
+  if name == "loss":
+    return StopRule("eval/loss", higher=False, patience=settings.stop_after)
+  if name not in HIGHER_IS_BETTER:
+    known = ", ".join(["loss", *HIGHER_IS_BETTER])
+    raise ConfigError(f"eval.score = {name!r} is not one of {known}")
+  if not settings.decoder:
+    raise ConfigError(
+      f"eval.score = {name!r}: no shapes are sampled to score; name the structure VAE of the "
+      "latents with --config.eval.decoder=DIR, or use eval.score = 'loss'"
+    )
+  return StopRule(f"eval/{name}", HIGHER_IS_BETTER[name], settings.stop_after)
 
 
 def optim_config(config: ConfigDict) -> optim.OptimConfig:

@@ -16,6 +16,7 @@ from launch.trainer.evaluation import Evaluation
 from launch.trainer.setup import Setup
 from launch.trainer.specs import RunSpec
 from sam3d_jax.training import compilation, loop
+from sam3d_jax.training.best import Best
 from sam3d_jax.training.checkpointer import Checkpointer
 from sam3d_jax.training.ledger import Ledger
 from sam3d_jax.training.preemption import StopFlag
@@ -73,6 +74,11 @@ def train(setup: Setup, ledger: Ledger, stop: StopFlag) -> None:
   with ledger.phase("restore"):
     state, lineage, setup = starting.starting_state(setup, checkpointer)
   first = int(state.step)
+  best = make_best(setup, checkpointer, first)
+  if best is not None and best.over:
+    print(f"already trained: {best.text()} up to step {first}, saved in {setup.workdir}")
+    checkpointer.close()
+    return
   if first >= config.steps:
     print(f"already trained: step {first} of {config.steps} is saved in {setup.workdir}")
     checkpointer.close()
@@ -116,6 +122,7 @@ def train(setup: Setup, ledger: Ledger, stop: StopFlag) -> None:
     evaluation=evaluation,
     progress=Progress,
     tell=say,
+    best=best,
     flops_per_sample=plan.model_flops(setup),
     meta=meta,
   )
@@ -127,10 +134,22 @@ def train(setup: Setup, ledger: Ledger, stop: StopFlag) -> None:
   say(f"curves and pictures: tensorboard --logdir {setup.workdir} (pip install tensorboard)")
   try:
     with ledger.phase("other"):
-      loop.train(job, state, checkpointer, ledger, stop)
+      state = loop.train(job, state, checkpointer, ledger, stop)
   finally:
     checkpointer.close()
-  print(f"trained to step {config.steps}; checkpoints and metrics are in {setup.workdir}")
+  if best is not None:
+    print(f"{best.text()}; step {best.step} is what is read from {setup.workdir}")
+  print(f"trained to step {int(state.step)}; checkpoints and metrics are in {setup.workdir}")
+
+
+def make_best(setup: Setup, checkpointer: Checkpointer, first: int) -> Best | None:
+  """What a run that is to stop early knows of its best state at step `first`; None for others."""
+  if setup.stop_rule is None:
+    return None
+  best = Best(setup.stop_rule, setup.workdir)
+  best.resume(first)
+  checkpointer.keep_best(best.step)
+  return best
 
 
 def make_evaluation(setup: Setup) -> Evaluation | None:

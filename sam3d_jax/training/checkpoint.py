@@ -33,7 +33,7 @@ from sam3d_jax.errors import InputError
 from sam3d_jax.models import lora, parameters, registry
 from sam3d_jax.sharding import rules
 from sam3d_jax.sharding.mesh import path_of
-from sam3d_jax.training import checksums
+from sam3d_jax.training import best, checksums
 from sam3d_jax.training.checksums import CorruptCheckpoint
 
 STEP = re.compile("0|[1-9][0-9]*")  # the name of a step's folder
@@ -79,13 +79,17 @@ def steps(workdir: str | pathlib.Path) -> list[int]:
 
 
 def resolve_step(workdir, step: int | None = None) -> int:
-  """`step`, or the newest one. Raises InputError if there is no such checkpoint."""
+  """`step`; without one the best, where the run looks for it (`training.best`), else the newest.
+
+  Raises InputError if there is no such checkpoint.
+  """
   found = steps(workdir)
   if not found:
     folder = pathlib.Path(workdir) / "checkpoints"
     raise InputError(f"{workdir} holds no checkpoint (looked for {folder}/<step>)")
   if step is None:
-    return found[-1]
+    chosen = best.step_of(workdir)
+    return chosen if chosen in found else found[-1]
   if step not in found:
     listed = ", ".join(map(str, found))
     raise InputError(f"{workdir} has no checkpoint of step {step}; it has {listed}")

@@ -25,7 +25,7 @@ class Checkpointer:
   """Checkpoints of one work folder; every process of the job has one and calls it alike.
 
   present: committed steps, agreed by all processes. bad_steps: those found unreadable by `restore`.
-  restored: meta of the step that `restore` gave.
+  restored: meta of the step that `restore` gave. best: the step that `keep_best` named last.
   """
 
   def __init__(self, workdir: str | pathlib.Path, *, keep: int = 3):
@@ -34,6 +34,7 @@ class Checkpointer:
     # Agreed by all processes, unlike a later look at a network disk.
     self.present = set(checkpoint.steps(self.workdir))
     self.writing: int | None = None
+    self.best: int | None = None
     self.restored: dict[str, Any] | None = None
 
     # One process decides what stays.
@@ -95,8 +96,16 @@ class Checkpointer:
     with explained(self.workdir):
       self.manager.wait_until_finished()
     if self.writing is not None and self.keeper is not None:
+      if self.writing == self.best:
+        self.keeper.best = self.best
       self.keeper.committed(self.writing)
     self.writing = None
+
+  def keep_best(self, step: int | None) -> None:
+    """A step that stays, in place of the one named before; that one stays until `step` is there."""
+    self.best = step
+    if self.keeper is not None and step in self.present and step != self.writing:
+      self.keeper.best = step
 
   def read_back(self) -> None:
     """Waits until the newest step was read back.

@@ -14,6 +14,7 @@ import numpy as np
 from sam3d_jax.errors import JobFailed, Preempted
 from sam3d_jax.sharding import mesh as mesh_lib
 from sam3d_jax.training import hardware, optim
+from sam3d_jax.training.best import Best
 from sam3d_jax.training.checkpointer import Checkpointer
 from sam3d_jax.training.ledger import Ledger
 from sam3d_jax.training.preemption import StopFlag
@@ -49,6 +50,9 @@ class Evaluation(Protocol):
     that are ready.
     """
 
+  def wait(self) -> list[Any]:
+    """Results of all that is under way, once they are there."""
+
   def poll(self) -> list[Any]:
     """Results that have become ready; each has `step`, `scalars` and `picture` (or None). Raises
     what went wrong in one.
@@ -79,6 +83,7 @@ class Job:
   # progress display: (total, label, unit, done=) -> context manager with update(n, **fields)
   progress: Callable[..., Any]
   tell: Callable[[str], None]  # takes a line for the screen, such as the result of an evaluation
+  best: Best | None = None  # of a run that stops for want of a better state
 
 
 class StoppedOnBadGradients(JobFailed):
@@ -88,8 +93,8 @@ class StoppedOnBadGradients(JobFailed):
 def train(
   job: Job, state: TrainState, checkpointer: Checkpointer, ledger: Ledger, stop: StopFlag
 ) -> TrainState:
-  """Trains from `state.step` to `cfg.steps`, saving, evaluating and reporting on the way; returns
-  the final state.
+  """Trains from `state.step` to `cfg.steps`, or to where `job.best` ends it, saving, evaluating and
+  reporting on the way; returns the final state.
 
   Metrics of a step are read while the next one runs, so nothing waits for the host. Raises
   Preempted after saving when asked to stop, StoppedOnBadGradients when the guard gives up (nothing
@@ -155,7 +160,10 @@ def train(
           ledger,
           writers,
         )
-      meter.flush()
+        if job.best is not None and job.best.over:
+          last = step + 1
+          break
+      meter.flush(last=True)
 
     # The end: the last state, known to read back, and the last results.
     if first < last:
@@ -186,17 +194,36 @@ def after_step(
   last = step == job.cfg.steps
 
   # Before the next step may overwrite the state.
+  better = False
   if job.evaluation is not None:
     due = step % job.cfg.eval_every == 0
     if due or last:
-      with ledger.phase("eval"):
-        ready = job.evaluation.start(step, state, last=last)
-        record(job, writers, ready)
+      better = evaluate(job, state, step, ledger, writers, last=last)
     record(job, writers, job.evaluation.poll())
 
-  # The last state is saved after the loop.
-  if step % job.cfg.checkpoint_every == 0 and step < job.cfg.steps:
+  # The best state is saved whenever it comes, the last one after the loop.
+  if better:
+    checkpointer.keep_best(step)
+  due = step % job.cfg.checkpoint_every == 0
+  if (due or better) and not last:
     save(job, state, step, checkpointer, ledger)
+
+
+def evaluate(
+  job: Job, state: TrainState, step: int, ledger: Ledger, writers: Writers, *, last: bool
+) -> bool:
+  """Dispatches the evaluation of a state; whether it is the best so far, for a run that looks for
+  it: such a run waits for the result.
+  """
+  with ledger.phase("eval"):
+    ready = job.evaluation.start(step, state, last=last)
+    if job.best is not None:
+      ready += job.evaluation.wait()
+    record(job, writers, ready)
+  if job.best is None:
+    return False
+  (scores,) = [result.scalars for result in ready if result.step == step]
+  return job.best.take(step, scores)
 
 
 def catch_up(job: Job, state: TrainState, step: int, ledger: Ledger, writers: Writers) -> None:
@@ -210,9 +237,7 @@ def catch_up(job: Job, state: TrainState, step: int, ledger: Ledger, writers: Wr
   if jax.process_count() > 1:
     missing = multihost_utils.broadcast_one_to_all(missing)
   if missing:
-    with ledger.phase("eval"):
-      ready = job.evaluation.start(step, state, last=False)
-      record(job, writers, ready)
+    evaluate(job, state, step, ledger, writers, last=False)
 
 
 def record(job: Job, writers: Writers, results: list[Any]) -> None:
@@ -272,8 +297,8 @@ class Meter:
     self.flush()
     self.pending = (step, metrics, keys)
 
-  def flush(self) -> None:
-    """Reads the metrics that are still on the devices; waits for their step."""
+  def flush(self, *, last: bool = False) -> None:
+    """Reads the metrics that are still on the devices; waits for their step. last: none follow."""
     if self.pending is None:
       return
     step, metrics, keys = self.pending
@@ -285,7 +310,7 @@ class Meter:
 
     self.rows.append(values)
     due = step % self.job.cfg.log_every == 0
-    if due or step == self.job.cfg.steps:
+    if due or last:
       self._write(step)
 
   def _watch_skips(self, step: int, values: dict[str, float], keys: np.ndarray) -> None:

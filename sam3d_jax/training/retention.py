@@ -1,4 +1,5 @@
-"""Which checkpoints stay: the newest few, and always the newest one that is known to read back.
+"""Which checkpoints stay: the newest few, always the newest one that is known to read back, and
+the best one of a run that looks for it.
 
 A step counts as good once it was read back from disk and every checksum agreed. Reading back runs
 in a thread of the first process, beside training; while one is being read, nothing is removed. So
@@ -29,7 +30,8 @@ def set_aside(folder: pathlib.Path) -> None:
 class Keeper:
   """Reads committed steps back and removes old ones. Only the first process has one.
 
-  good: the newest step known to read back.  damaged: steps that did not.
+  good: the newest step known to read back.  damaged: steps that did not.  best: a step that stays
+  however old it gets.
   """
 
   def __init__(
@@ -44,6 +46,7 @@ class Keeper:
     self.keep = keep
     self.verify = verify
     self.good: int | None = None
+    self.best: int | None = None
     self.damaged: list[int] = []
     self.thread: threading.Thread | None = None
     self.closing = threading.Event()
@@ -98,7 +101,7 @@ class Keeper:
     names = [path.name for path in self.folder.iterdir()]
     present = sorted(int(name) for name in names if name.isdigit())
     for step in present[: -self.keep]:
-      if step == self.good:
+      if step in (self.good, self.best):
         continue
       # Gone at once, however long removing takes.
       folder = self.folder / str(step)

@@ -239,3 +239,58 @@ def test_sigterm_saves_exits_75_and_the_next_start_ends_where_an_unbroken_run_do
     with jobs.Job(workdir, overrides, command=command) as job:
       assert job.wait() == [0], job.output()
   assert_same_run(broken, unbroken)
+
+
+# Nothing is learned at this rate: the first evaluation stays the best.
+STANDSTILL = (
+  "--config.optim.lr=1e-30",
+  "--config.eval.every=2",
+  "--config.eval.stop_after=2",
+  "--config.checkpoint.keep=1",
+)
+
+
+def test_a_run_without_a_better_held_out_score_stops_and_its_best_state_is_what_is_read(
+  tmp_path, capsys
+):
+  long = (*STANDSTILL, "--config.steps=20", "--config.checkpoint.every=3")
+  assert run(GEOMETRY, tmp_path / "unbroken", *long) == 0
+  out = capsys.readouterr().out
+  assert "stops after 2 without a better loss" in out
+  assert "(step 2) in 2 evaluations; step 2 is what is read" in out
+  assert "trained to step 6" in out
+  assert checkpoint.steps(tmp_path / "unbroken") == [2, 6]
+  assert checkpoint.resolve_step(tmp_path / "unbroken") == 2
+  logged = [row["step"] for row in metric_rows(tmp_path / "unbroken") if "loss" in row]
+  assert logged == [2, 4, 6]
+
+  # it does not begin again
+  assert run(GEOMETRY, tmp_path / "unbroken", *long) == 0
+  assert "already trained: no eval/loss better" in capsys.readouterr().out
+
+  # a run that was interrupted on the way ends in the same states
+  assert run(GEOMETRY, tmp_path / "resumed", *STANDSTILL, "--config.steps=4") == 0
+  assert run(GEOMETRY, tmp_path / "resumed", *long) == 0
+  assert_same_run(tmp_path / "unbroken", tmp_path / "resumed", step=2)
+  assert_same_run(tmp_path / "unbroken", tmp_path / "resumed", step=6)
+  files = [(tmp_path / name / "best.json").read_text() for name in ("unbroken", "resumed")]
+  assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+  "flags, said",
+  [
+    (("--config.eval.stop_after=-1",), "eval.stop_after = -1"),
+    (("--config.eval.stop_after=2", "--config.eval.every=0"), "set eval.every"),
+    (
+      ("--config.eval.stop_after=2", "--config.eval.score=viuo"),
+      "eval.score = 'viuo' is not one of loss, viou",
+    ),
+    (("--config.eval.stop_after=2", "--config.eval.score=viou"), "--config.eval.decoder=DIR"),
+  ],
+)
+def test_a_rule_for_stopping_that_cannot_work_is_a_configuration_error(
+  tmp_path, capsys, flags, said
+):
+  assert run(GEOMETRY, tmp_path, *flags) == cli.EXIT_BAD_INPUT
+  assert said in capsys.readouterr().err
