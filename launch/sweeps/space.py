@@ -13,6 +13,7 @@ included) or {"choice": values},
 and the trials are every combination of one choice from each block.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import difflib
 import hashlib
@@ -76,7 +77,10 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-  """A sweep's file with its trials: what the module's docstring says of its keys."""
+  """A sweep's file with its trials: what the module's docstring says of its keys.
+
+  log_keys: swept keys whose values are spread by ratio, which axes show.
+  """
 
   command: str
   config: str
@@ -84,6 +88,7 @@ class Sweep:
   goal: str
   pick: str
   trials: tuple[Trial, ...]
+  log_keys: frozenset[str] = frozenset()
 
 
 def load(path: str, *, base: str | None = None, extra: list[str] = ()) -> Sweep:
@@ -118,6 +123,7 @@ def load(path: str, *, base: str | None = None, extra: list[str] = ()) -> Sweep:
     goal=spec.get("goal", "min"),
     pick=spec.get("pick", "last"),
     trials=tuple(trials),
+    log_keys=logarithmic_keys(spec["space"]),
   )
 
 
@@ -222,6 +228,32 @@ def _draws(keys: dict[str, Any], trials: int, seed: int, where: str) -> list[dic
     for row in drawn:
       row[key] = DRAWS[kind](rng, values)
   return drawn
+
+
+def logarithmic_keys(space: list[dict[str, Any]]) -> frozenset[str]:
+  """Keys that are drawn by `log_uniform`, or whose listed values are multiplied from one to the
+  next by the same factor.
+  """
+  keys = set()
+  for block in space:
+    for key, draw in block.get("random", {}).items():
+      if "log_uniform" in draw:
+        keys.add(key)
+    for kind in ("product", "zip"):
+      for key, values in block.get(kind, {}).items():
+        if is_geometric(values):
+          keys.add(key)
+  return frozenset(keys)
+
+
+def is_geometric(values: Sequence[Any]) -> bool:
+  """Whether at least three positive numbers grow by one factor, to a tenth of it: 1, 3, 10, 30."""
+  positive = all(isinstance(value, (int, float)) and value > 0 for value in values)
+  if not positive:
+    return False
+  distinct = sorted(set(values))
+  factors = [after / before for before, after in itertools.pairwise(distinct)]
+  return len(factors) >= 2 and max(factors) <= 1.15 * min(factors)
 
 
 def _is_draw(draw: Any) -> bool:
