@@ -350,15 +350,18 @@ def finished_report(plan: Plan, out: pathlib.Path, job: ShardJob) -> Report | No
   path = _report_path(out, job)
   if not path.exists():
     raise InputError(f"{path} is missing beside its finished shard; delete {out} and build again")
-  return _read_own(path, out)
+  return read_own(path, out)
 
 
-def _read_own(path: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
+def read_own(path: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
   """What an earlier run of this build wrote. Raises InputError if it is damaged."""
   try:
-    return texts.read_json(path)
+    found = texts.read_json(path)
   except texts.TextError as error:
     raise InputError(f"{path} is damaged ({error}); delete {out} and build again") from error
+  if not isinstance(found, dict):
+    raise InputError(f"{path} is damaged (no JSON object); delete {out} and build again")
+  return found
 
 
 def _claim(plan: Plan, out: pathlib.Path) -> None:
@@ -368,7 +371,7 @@ def _claim(plan: Plan, out: pathlib.Path) -> None:
 
   # a build that was begun
   if path.exists():
-    found = _read_own(path, out)
+    found = read_own(path, out)
     if found["digest"] == plan.digest:
       return
     difference = _difference(found["identity"], plan.identity)

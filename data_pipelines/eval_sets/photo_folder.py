@@ -24,7 +24,6 @@ point map, if there is one.
 """
 
 from collections.abc import Mapping
-import json
 import pathlib
 
 import numpy as np
@@ -33,7 +32,7 @@ from scipy.spatial.transform import Rotation
 from data_pipelines.eval_sets.item import Item
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import surface
-from sam3d_jax.files import blame, camera_files, meshes, photos
+from sam3d_jax.files import blame, camera_files, meshes, photos, texts
 from sam3d_jax.geometry.pose import Pose
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -188,7 +187,7 @@ def one(
 def read_pose(path: pathlib.Path) -> Pose:
   """A pose file as described above. Raises InputError."""
   try:
-    data = json.loads(path.read_text())
+    data = texts.read_json(path)
     rotation = np.asarray(data["rotation"], np.float64)
     translation = np.asarray(data["translation"], np.float64).reshape(-1)
     scale = np.asarray(data["scale"], np.float64).reshape(-1)

@@ -20,7 +20,7 @@ import trimesh
 
 from data_pipelines.synth import trimesh_scenes
 from sam3d_jax.errors import Refused
-from sam3d_jax.files import folders, meshes, texts
+from sam3d_jax.files import blame, folders, meshes, texts
 from sam3d_jax.files.mesh_formats import surfaces
 from sam3d_jax.geometry.cameras import OBJECT_FROM_GLTF
 from sam3d_jax.render.mesh import Mesh
@@ -125,7 +125,8 @@ def states_license(path: pathlib.Path) -> bool:
   if path.with_name(path.name + ".license").is_file():
     return True
   try:
-    return bool(_table_entry(path).get("license"))
+    with blame.reading(path):
+      return bool(_table_entry(path).get("license"))
   # the mesh is refused when its turn comes
   except Refused:
     return True

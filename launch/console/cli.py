@@ -19,6 +19,7 @@ from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
 from sam3d_jax.errors import ConfigError, InputError, JobFailed, Preempted
+from sam3d_jax.files import blame
 
 EXIT_BAD_INPUT = 2
 EXIT_RETRY = 75  # EX_TEMPFAIL: whatever starts the job should start it again
@@ -84,6 +85,15 @@ def run_command(
     print(f"error: {error}", file=sys.stderr)
     return EXIT_BAD_INPUT
   except JobFailed as error:
+    print(f"failed: {error}", file=sys.stderr)
+    return 1
+  except OSError as error:
+    # What a disk or its owner says needs no traceback; all else is a fault of the program.
+    if error.errno not in (*blame.PERMISSION, *blame.DISK):
+      raise
+    if error.errno in blame.PERMISSION:
+      print(f"error: {error}: give the right to it, or another path", file=sys.stderr)
+      return EXIT_BAD_INPUT
     print(f"failed: {error}", file=sys.stderr)
     return 1
   except (Preempted, KeyboardInterrupt) as stop:

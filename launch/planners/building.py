@@ -2,7 +2,6 @@
 
 from collections import Counter
 import dataclasses
-import json
 import pathlib
 import re
 import signal
@@ -100,7 +99,7 @@ def keep_recorded_cut(c: ConfigDict) -> None:
   recorded = pathlib.Path(c.out) / records.BUILD_FILE
   if not recorded.is_file():
     return
-  identity = json.loads(recorded.read_text()).get("identity", {})
+  identity = shard_jobs.read_own(recorded, pathlib.Path(c.out)).get("identity", {})
   for key in ("objects_per_shard", "items_per_shard"):
     if c.get(key) == 0:
       c[key] = identity.get("objects_per_shard", identity.get("items_per_shard", 0))

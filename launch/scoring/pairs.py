@@ -12,7 +12,7 @@ from data_pipelines.build import processes
 from launch.console.progress import Progress
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import aggregate, layout, report, shape, surface
-from sam3d_jax.files import atomic, meshes
+from sam3d_jax.files import atomic, meshes, texts
 from sam3d_jax.render.mesh import Mesh
 
 SHAPE = tuple(shape.WORST)
@@ -111,7 +111,7 @@ def notes(folder: pathlib.Path) -> dict:
   if not path.exists():
     return {}
   try:
-    found = json.loads(path.read_text())
+    found = texts.read_json(path)
     return {name: found[name] for name in NOTES if name in found}
   except (ValueError, TypeError) as error:
     raise InputError(f"{path}: not a JSON object ({error})") from error

@@ -23,6 +23,7 @@ from scipy.spatial.transform import Rotation
 
 from sam3d_jax.evaluation import align, surface
 from sam3d_jax.evaluation.neighbours import Tree
+from sam3d_jax.files import texts
 from sam3d_jax.geometry.pose import Pose, is_placed, rotation_only
 from sam3d_jax.render.mesh import Mesh
 
@@ -41,8 +42,7 @@ def load_pose(path: str | pathlib.Path) -> Pose:
   """
   path = pathlib.Path(path)
   try:
-    text = path.read_text()
-    data = json.loads(text)
+    data = texts.read_json(path)
   except (OSError, ValueError) as error:
     raise PoseError(f"{path}: cannot be read as JSON ({error})") from error
 

@@ -21,7 +21,9 @@ OF_THE_FILE = (
   errno.ENXIO,  # a socket, or a pipe that nobody writes to
 )
 # What whoever started the job can give.
-PERMISSION = (errno.EACCES, errno.EPERM)
+PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+# What a disk says of itself.
+DISK = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE)
 
 
 def is_of_the_file(error: BaseException) -> bool:

@@ -10,13 +10,12 @@ y up is assumed for OBJ, PLY and OFF and z up for STL, and whoever knows better 
 
 from collections.abc import Callable
 import dataclasses
-import errno
 import pathlib
 
 import numpy as np
 
 from sam3d_jax.errors import Refused
-from sam3d_jax.files import folders
+from sam3d_jax.files import blame, folders
 from sam3d_jax.files.mesh_formats import gltf, obj, off, ply, stl
 from sam3d_jax.files.mesh_formats.surfaces import Surfaces
 from sam3d_jax.render.mesh import Mesh
@@ -39,20 +38,6 @@ FORMATS = {
   ".off": Format("y", off.read),
 }
 SUFFIXES = tuple(FORMATS)
-
-# What an OSError says of a file itself. Any other is the disk's or the machine's: the input is not
-# to blame, and reading it again may succeed.
-OF_THE_FILE = (
-  None,  # not of the system: decoders say so of broken pictures
-  errno.ENOENT,
-  errno.EISDIR,
-  errno.ENOTDIR,
-  errno.ENAMETOOLONG,
-  errno.EINVAL,
-  errno.ELOOP,
-  errno.EACCES,
-  errno.EPERM,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +68,7 @@ def read(path: str | pathlib.Path, *, appearance: bool = True) -> MeshFile:
       do not exist, a texture that cannot be decoded), missing_texture (a named file that is not
       there) or unsupported (it needs what this reader does not know, or a decoder that is not
       installed).
-    OSError: the disk failed; the file is not to blame.
+    OSError: the disk failed, or there is no right to read; the file is not to blame.
   """
   path = pathlib.Path(path)
   suffix = path.suffix.lower()
@@ -100,11 +85,9 @@ def read(path: str | pathlib.Path, *, appearance: bool = True) -> MeshFile:
       found = rules.reader(path, data, appearance=appearance)
   except Refused as error:
     raise _refused(path, error.reason, error.detail) from error
-  except MemoryError:
-    raise
   # whatever a broken byte leads a reader to means the same here
   except Exception as error:
-    if isinstance(error, OSError) and error.errno not in OF_THE_FILE:
+    if not blame.is_of_the_file(error):
       raise
     detail = f"{type(error).__name__}: {error}"
     raise _refused(path, "unreadable", detail) from error

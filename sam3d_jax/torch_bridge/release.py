@@ -12,7 +12,6 @@
 import base64
 from collections.abc import Mapping
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -21,6 +20,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from sam3d_jax.errors import InputError
+from sam3d_jax.files import texts
 from sam3d_jax.models import parameters, registry
 from sam3d_jax.torch_bridge import (
   keys,
@@ -72,7 +72,13 @@ def read_release(folder: str | pathlib.Path) -> Release:
   sidecar = {}
   sidecar_file = folder / SIDECAR
   if sidecar_file.is_file():
-    sidecar = json.loads(sidecar_file.read_text())
+    remedy = "export the release again"
+    try:
+      sidecar = texts.read_json(sidecar_file)
+    except texts.TextError as error:
+      raise InputError(f"{sidecar_file} cannot be read ({error}): {remedy}") from error
+    if not isinstance(sidecar, dict):
+      raise InputError(f"{sidecar_file} holds no JSON object: {remedy}")
 
   # The flow model and its conditions are described by the generator.
   generator_file = folder / "ss_generator.yaml"

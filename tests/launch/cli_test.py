@@ -1,5 +1,6 @@
 """Command line: overrides, readable errors, exit codes."""
 
+import errno
 import subprocess
 import sys
 
@@ -148,7 +149,15 @@ def test_a_configuration_is_locked():
 
 @pytest.mark.parametrize(
   "error, code",
-  [(InputError("x"), 2), (Preempted("x"), 75), (KeyboardInterrupt(), 75), (JobFailed("x"), 1)],
+  [
+    (InputError("x"), 2),
+    (Preempted("x"), 75),
+    (KeyboardInterrupt(), 75),
+    (JobFailed("x"), 1),
+    (PermissionError(errno.EACCES, "Permission denied", "x"), 2),
+    (OSError(errno.EIO, "Input/output error", "x"), 1),
+    (OSError(errno.ENOSPC, "No space left on device"), 1),
+  ],
 )
 def test_outcomes_map_to_exit_codes(error, code):
   def run(args):
