@@ -188,15 +188,8 @@ def stated_size(data: Mapping[str, Any], name: str) -> tuple[int, int] | None:
 def refuse_distortion(data: Mapping[str, Any], name: str) -> None:
   """Raises InputError where a mapping states a lens that is no pinhole."""
   for key in DISTORTION_NAMES:
-    held = data.get(key)
-    if isinstance(held, Mapping):
-      held = held.get("data")
-    if held is None:
-      continue
-    if np.size(held) > MAX_COEFFICIENTS:
-      continue
-    values = np.array(held, float).ravel()
-    if values.any():
+    values = coefficients(data.get(key))
+    if len(values) <= MAX_COEFFICIENTS and any(values):
       shown = ", ".join(f"{value:g}" for value in values)
       raise InputError(
         f"{name}: {key} = {shown} is lens distortion, which is not read: {UNDISTORT}"
@@ -209,6 +202,17 @@ def refuse_distortion(data: Mapping[str, Any], name: str) -> None:
   is_fisheye = data.get("is_fisheye")
   if isinstance(is_fisheye, bool) and is_fisheye:
     raise InputError(f"{name}: is_fisheye = True is no pinhole camera: {UNDISTORT}")
+
+
+def coefficients(held: Any) -> list[float]:
+  """The numbers of a lens, however they are nested; names of models and the like are none."""
+  if isinstance(held, Mapping):
+    inner = [held["data"]] if "data" in held else list(held.values())
+    return [number for value in inner for number in coefficients(value)]
+  values = np.asarray(held)
+  if values.dtype.kind not in "uif":
+    return []
+  return values.ravel().tolist()
 
 
 def to_intrinsics(values: np.ndarray, name: str) -> Intrinsics:

@@ -90,7 +90,8 @@ def open_upright(path: str | pathlib.Path, what: str) -> tuple[Image.Image, int 
     with warnings.catch_warnings():
       # MAX_PIXELS is the limit here
       warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-      with Image.open(path, formats=formats()) as image:
+      # Of a file that it opens itself Pillow maps TIFF that lies on its side in the wrong shape.
+      with open(path, "rb") as file, Image.open(file, formats=formats()) as image:
         if image.width * image.height > MAX_PIXELS:
           raise InputError(
             f"{what} {path} has {image.width} x {image.height} pixels; make it smaller (at most "
@@ -102,8 +103,9 @@ def open_upright(path: str | pathlib.Path, what: str) -> tuple[Image.Image, int 
             f"{what} {path} is animated or has pages ({image.n_frames}); save the one picture that "
             "is meant"
           )
-        image.load()
+        # before it is decoded, because TIFF is turned and forgets it then
         orientation = image.getexif().get(ORIENTATION_TAG)
+        image.load()
         upright = ImageOps.exif_transpose(image)
         upright.format = image.format  # which the copy forgets
         return upright, orientation

@@ -30,7 +30,10 @@ from sam3d_jax.geometry import cameras
 FRAMES = tuple(cameras.AXES)
 DEPTH_UNIT = 0.001  # 16-bit depth maps count millimetres
 AGAINST = -0.8  # correlation with the pixels below which points run the wrong way
-ALONG = 0.9  # the same, of either sign: above it points run across the picture
+# the same, of either sign, above which three channels are points: without a name that says so, and
+# with one
+ALONG = 0.9
+WEAKLY_ALONG = 0.3
 MAX_LENGTH_ERROR = 0.01  # of a direction in half precision
 MAX_FIT_ERROR = 0.02  # of the width: beyond it the points are not those of a pinhole camera
 # names of arrays in a .npz
@@ -308,7 +311,8 @@ def read_exr(path: pathlib.Path, name: str, channels: Sequence[str]) -> np.ndarr
     raise InputError(
       f"{name}: its channels {listed} have length 1 everywhere, as normals have; {choose}"
     )
-  if not found.is_told and not run_across(found.values):
+  least = WEAKLY_ALONG if found.is_told else ALONG
+  if not run_across(found.values, least):
     raise InputError(
       f"{name}: its channels {listed} do not run across the picture as the points of a camera do; "
       f"are they colours, or points of the world? {choose}"
@@ -323,9 +327,9 @@ def are_directions(values_HW3: np.ndarray) -> bool:
   return len(finite) > 0 and np.abs(finite - 1).max() < MAX_LENGTH_ERROR
 
 
-def run_across(values_HW3: np.ndarray) -> bool:
-  """Whether x / z follows the columns and y / z the rows, in any frame; True with too few points to
-  tell.
+def run_across(values_HW3: np.ndarray, least: float) -> bool:
+  """Whether x / z follows the columns and y / z the rows, in any frame, as a pinhole camera's do or
+  with a correlation of `least`; True with too few points to tell.
   """
   points = values_HW3.astype(np.float32)
   for frame in FRAMES:
@@ -340,13 +344,14 @@ def run_across(values_HW3: np.ndarray) -> bool:
     across, down = cameras.pixel_trend(seen)
   except ValueError:
     return True
-  return min(abs(across), abs(down)) > ALONG
+  return min(abs(across), abs(down)) > least
 
 
 def read_depth_image(path: pathlib.Path, name: str) -> np.ndarray:
   """(H, W) uint16, int32 or float32 depths of a PNG or TIFF."""
   try:
-    with Image.open(path, formats=images.formats()) as image:
+    # an open file: see images.open_upright
+    with open(path, "rb") as file, Image.open(file, formats=images.formats()) as image:
       image.load()
       mode, form, values = image.mode, image.format, np.asarray(image)
   except UnidentifiedImageError as error:

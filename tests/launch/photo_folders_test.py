@@ -164,8 +164,8 @@ def digest_before(image: pathlib.Path) -> str:
 def test_a_failing_disk_or_a_lack_of_permission_is_no_bad_input(
   folder, tmp_path, monkeypatch, capsys, number, said
 ):
-  def failing(path, **_):
-    raise OSError(number, os.strerror(number), str(path))
+  def failing(*_, **__):
+    raise OSError(number, os.strerror(number))
 
   monkeypatch.setattr(Image, "open", failing)
   assert plan(folder, tmp_path) == 1

@@ -80,6 +80,7 @@ UNCLEAR = {
   "colours of a layer": (COMBINED, "colours"),
   "normals": (NAMED_NORMALS, "none is known"),
   "normals without a layer": (channels("", "XYZ", NORMALS), "length 1"),
+  "normals of other lengths": (channels("", "XYZ", NORMALS * 0.7), "points of the world"),
   "colours and normals": (RGBA | NAMED_NORMALS, "none is known"),
   "points of the world": (channels("Position.", "XYZ", WORLD), "points of the world"),
   "two depths": (LAYER_Z | channels("right.", "Z", DEPTH), "may be meant"),

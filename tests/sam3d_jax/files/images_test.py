@@ -248,6 +248,19 @@ def test_pixels_are_turned_as_pillow_turns_them(tmp_path, orientation):
   np.testing.assert_array_equal(images.TURNS[orientation](corner_mask()), upright)
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp"])
+def test_photos_of_every_format_state_how_their_pixels_lie(tmp_path, suffix):
+  for orientation in (None, *ORIENTATIONS):
+    oriented(corner_mask(), orientation, tmp_path / f"p.{suffix}")
+    photo = photos.read_photo(tmp_path / f"p.{suffix}")
+    assert photo.orientation == (orientation or 1)
+    is_sideways = orientation in images.SIDEWAYS
+    assert photo.size == (SIZE[::-1] if is_sideways else SIZE)
+    if suffix in ("png", "tiff"):
+      turn = images.TURNS.get(orientation, np.asarray)
+      np.testing.assert_array_equal(photo.image_HW3[..., 0], turn(corner_mask()))
+
+
 @pytest.mark.parametrize("form", ["mask.png", "mask.npy", "labels.png"])
 @pytest.mark.parametrize("orientation", images.SIDEWAYS)
 def test_a_mask_as_the_sensor_saw_it_is_turned_with_its_photo(tmp_path, orientation, form):
