@@ -16,6 +16,7 @@ import pathlib
 
 from launch.console import cli
 from launch.console.flags import dry_run_flag, json_flag
+from launch.console.folders import check_file
 from launch.performance import topologies
 
 
@@ -43,6 +44,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+  if args.json:
+    check_file(args.json, "--json")
   topologies.prepare_environment(args.topology)
   # The wall: what is imported here needs JAX, which reads that environment.
   from launch.performance import ahead

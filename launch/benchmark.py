@@ -28,6 +28,7 @@ import sys
 
 from launch.console import cli
 from launch.console.flags import dry_run_flag, json_flag
+from launch.console.folders import check_file, check_folder
 from launch.trainer import checks
 from sam3d_jax.errors import ConfigError, InputError
 
@@ -116,6 +117,10 @@ def measure_training(args: argparse.Namespace) -> None:
     raise ConfigError(f"--steps {args.steps} is not a positive number")
   if args.vs_set and not args.vs:
     raise ConfigError("--vs_set needs --vs FILE")
+  if args.json:
+    check_file(args.json, "--json")
+  if args.trace:
+    check_folder(args.trace, "--trace")
   vs = None
   if args.vs:
     overrides = [f"--config.{pair}" for pair in args.vs_set]

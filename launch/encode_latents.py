@@ -15,6 +15,7 @@ import pathlib
 
 from launch.console import cli
 from launch.console.flags import dry_run_flag, which_flag
+from launch.console.folders import check_folder
 from launch.console.progress import Progress, say
 from sam3d_jax.errors import InputError
 
@@ -66,6 +67,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   """Encodes what is not encoded yet."""
   spec = Encoding(**vars(args))
+  check_folder(spec.out, "--out")
   # The wall: what reads datasets and what knows JAX is imported only once there is work to do.
   from data_pipelines.build import latents
   from sam3d_jax.inference import structure_encoder

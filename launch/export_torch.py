@@ -14,6 +14,7 @@ from typing import Any
 
 from launch.console import cli
 from launch.console.flags import dry_run_flag, step_flag, which_flag
+from launch.console.folders import check_folder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,6 +53,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Opens and checks, then writes."""
+  check_folder(args.out, "--out")
   # The wall: what knows JAX is imported only once there is work to do.
   from sam3d_jax.torch_bridge import export
 

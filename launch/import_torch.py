@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from configs import base
 from launch.console import cli
 from launch.console.flags import dry_run_flag
+from launch.console.folders import check_folder
 
 PARTS = ("geometry", "structure_vae")
 
@@ -51,6 +52,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Opens and checks, then writes."""
+  check_folder(args.workdir)
   # The wall: what knows JAX is imported only once there is work to do.
   from sam3d_jax.torch_bridge import imports
 

@@ -17,6 +17,7 @@ import pathlib
 
 from launch.console import cli
 from launch.console.flags import dry_run_flag
+from launch.console.folders import check_folder
 from sam3d_jax.errors import InputError
 
 
@@ -141,6 +142,7 @@ def run(args: argparse.Namespace) -> None:
     freeze_benchmark(args)
     return
 
+  check_folder(args.out, "--out")
   kind = KINDS[args.kind]
   spec = ExamplesSpec(
     out=args.out,

@@ -15,6 +15,7 @@ import sys
 
 from launch.console import cli
 from launch.console.flags import dry_run_flag
+from launch.console.folders import check_file
 from launch.console.progress import Progress
 from sam3d_jax.files import atomic
 
@@ -62,6 +63,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Validates what the flags name; the exit code."""
+  if args.html is not None:
+    check_file(args.html, "--html")
   spec = ValidationSpec(args.data, args.html, args.max_examples, args.against, args.dry_run)
   return validate(spec)
 

@@ -11,12 +11,12 @@ start the job again after exit code 75, and never after exit code 2.
 import argparse
 from collections.abc import Callable
 import dataclasses
-import pathlib
 
 from launch.cluster import jobset, slurm, tpu_vm, xpk
 from launch.cluster.spec import Spec, load
 from launch.console import cli
 from launch.console.flags import dry_run_flag
+from launch.console.folders import check_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +50,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Checks the specification and the configuration that it names, then writes every file."""
+  out = check_folder(args.out, "--out")
   spec = load(args.spec)
   rendered = render_all(spec)
   # nothing is written unless all of it can be rendered
-  out = pathlib.Path(args.out)
   if args.dry_run:
     for name in rendered:
       print(f"would write {out / name}")

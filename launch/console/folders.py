@@ -22,14 +22,29 @@ def check_folder(path: str | os.PathLike, flag: str = "--workdir") -> pathlib.Pa
   the nearest one above it, can be written.
   """
   folder = pathlib.Path(path).absolute()
+  _check_writable(folder, f"{flag} {path}")
+  return folder
+
+
+def check_file(path: str | os.PathLike, flag: str) -> pathlib.Path:
+  """The file, absolute, that a command is to write; nothing is made. Raises InputError if it is a
+  folder or lies in none that can be written.
+  """
+  file = pathlib.Path(path).absolute()
+  if file.is_dir():
+    raise InputError(f"{flag} {path} is a folder; give the name of a file")
+  _check_writable(file.parent, f"{flag} {path}")
+  return file
+
+
+def _check_writable(folder: pathlib.Path, given: str) -> None:
   nearest = folder
   while not nearest.exists():
     nearest = nearest.parent
   if not nearest.is_dir() or not os.access(nearest, os.W_OK):
     raise InputError(
-      f"{flag} {path}: {nearest} is no folder that you may write to; give one on a disk with space"
+      f"{given}: {nearest} is no folder that you may write to; give one on a disk with space"
     )
-  return folder
 
 
 def prepare_workdir(path: str, flag: str = "--workdir") -> pathlib.Path:

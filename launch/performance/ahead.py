@@ -12,6 +12,7 @@ from launch.performance.compiled import measure, without_data
 from launch.performance.counting import xla_flops_per_sample
 from launch.trainer import checks, plan, setup
 from launch.trainer.plan import size
+from sam3d_jax.files import atomic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ def run(spec: AheadSpec) -> bool:
     report["search"] = search.search(config, devices, policies)
     fits = any(row["batch_per_chip"] for row in report["search"])
   if spec.json is not None:
-    spec.json.write_text(json.dumps(report, indent=2) + "\n")
+    atomic.write_text(spec.json, json.dumps(report, indent=2) + "\n")
   return fits
 
 

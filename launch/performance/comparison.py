@@ -16,6 +16,7 @@ from launch.performance.compiled import without_data
 from launch.trainer import plan
 from launch.trainer.setup import prepare
 from sam3d_jax.errors import ConfigError
+from sam3d_jax.files import atomic
 from sam3d_jax.models import registry
 from sam3d_jax.torch_bridge import load
 
@@ -116,7 +117,7 @@ def write(spec: ComparisonSpec, reports: dict[str, dict]) -> None:
     reports = {**reports, "ratio": ratio}
 
   if spec.json is not None:
-    spec.json.write_text(json.dumps(reports, indent=2) + "\n")
+    atomic.write_text(spec.json, json.dumps(reports, indent=2) + "\n")
   if spec.document is not None:
     steps.write(spec.document, rows, spec.command)
 

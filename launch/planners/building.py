@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.build import beam_executor, shard_jobs
 from data_pipelines.format import records
+from launch.console.folders import check_folder
 from launch.console.progress import Progress
 from launch.planners.builders import PLANNERS
 from sam3d_jax.errors import ConfigError, Preempted
@@ -32,6 +33,7 @@ def check(c: ConfigDict) -> None:
     raise ConfigError(f"builder = {c.builder!r} is unknown; there are {', '.join(PLANNERS)}")
   if not c.out:
     raise ConfigError("out is empty: give the folder of the dataset with --config.out=DIR")
+  check_folder(c.out, "--config.out")
   if not re.fullmatch(r"[a-z]\w*", c.name):
     raise ConfigError(
       f"name = {c.name!r}: lower-case first, then letters, digits and underscores only"

@@ -7,6 +7,7 @@ import shlex
 
 from launch.cluster import slurm
 from launch.cluster import spec as cluster_spec
+from launch.console.folders import check_folder
 from launch.sweeps import report, space
 from launch.sweeps.trials import Runner, command_of
 from sam3d_jax.errors import InputError, JobFailed
@@ -48,6 +49,7 @@ def run(spec: Spec) -> None:
   Raises JobFailed naming the logs if trials failed.
   """
   # What there is to run. Nothing is written before all of it is known to be right.
+  check_folder(spec.workdir)
   sweep = space.load(spec.sweep, base=spec.base, extra=list(spec.overrides))
   launcher = launcher_of(spec)
   print(
