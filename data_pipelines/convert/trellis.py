@@ -250,7 +250,7 @@ def _pose(frame: dict, size: int) -> dict[str, Any]:
 
 def _is_rigid(matrix: np.ndarray) -> bool:
   """Whether a matrix is 4 x 4 with a rotation, within ORTHONORMAL, or a mirrored one."""
-  if matrix.shape != (4, 4):
+  if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
     return False
   turn = matrix[:3, :3]
   error = np.abs(turn @ turn.T - np.eye(3)).max()

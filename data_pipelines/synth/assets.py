@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import pathlib
 from typing import Any
+import unicodedata
 
 import numpy as np
 import trimesh
@@ -114,6 +115,11 @@ def _table_entry(path: pathlib.Path) -> dict[str, Any]:
   if not isinstance(content, dict):
     raise Refused("unreadable", f"{table} of {path.name}: expected an object of file names")
   entry = content.get(path.name, {})
+  if path.name not in content:
+    # a Mac writes an accent as a character of its own, tables often do not
+    wanted = unicodedata.normalize("NFC", path.name)
+    alike = [name for name in content if unicodedata.normalize("NFC", name) == wanted]
+    entry = content[alike[0]] if alike else {}
   if not isinstance(entry, dict):
     detail = f"{table}: {path.name} is {entry!r}, expected an object with 'license' and 'up'"
     raise Refused("unreadable", detail)
