@@ -46,6 +46,7 @@ class _Run:
 
 def _split(name: str) -> tuple[str, str]:
   """(key, field) of a member: the key ends at the first dot of the file's name."""
+  # WebDataset's rule: folders belong to the key, their dots do not count.
   folder, slash, base = name.rpartition("/")
   key, _, field = base.partition(".")
   return folder + slash + key, field
@@ -102,6 +103,7 @@ def scan(path: pathlib.Path, field: str) -> Index:
   runs: list[_Run] = []
   foreign, damage = 0, ""
   try:
+    # Headers only: contents are skipped unless they are asked for.
     with tarfile.open(path, "r:") as tar:
       for member in _members(tar):
         if _is_passed_over(member):
