@@ -415,7 +415,7 @@ def _numbers(pose: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray, float]:
 
 def _mask(members: Mapping[str, bytes], name: str) -> np.ndarray | None:
   """(H, W) of a mask, non-zero inside; None where it is missing."""
-  # Some masks are stored as RGB, equal in all channels.
+  # Of a mask stored with several channels the first will do.
   array = _image(members, name)
   if array is not None and array.ndim == 3:
     return array[..., 0]
