@@ -153,8 +153,8 @@ def plan(
   identity = settings(config) | {
     "test_fraction": test_fraction,
     "objects_per_shard": per_shard,
-    "inputs": {"count": len(meshes), "digest": sources.digest(meshes)},
-    "photos": {"count": len(photos), "digest": scenes.content_digest(config.photos, photos)},
+    "inputs": {"count": len(meshes), "digest": mesh_digest},
+    "photos": {"count": len(photos), "digest": photo_digest},
   }
   kind = ", synthetic ones" if synthetic(config) else ""
   return Plan(
