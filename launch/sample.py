@@ -20,7 +20,7 @@ from launch.console import cli
 from launch.console.flags import dry_run_flag, sampler_flags, weights_flags
 from launch.console.folders import output_folder
 from sam3d_jax.errors import InputError
-from sam3d_jax.files import images, pointmaps
+from sam3d_jax.files import mask_files, pointmaps
 
 # the lowest value of flags
 LOWEST = {
@@ -57,7 +57,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
   photo.add_argument("--labels", help="label map in place of masks: one object for each id but 0")
   photo.add_argument(
     "--mask_orientation",
-    choices=images.MASK_ORIENTATIONS,
+    choices=mask_files.MASK_ORIENTATIONS,
     help="how masks of a photo lie that EXIF turns: upright, or stored, as the pixels in its file "
     "(default: as their sizes tell)",
   )

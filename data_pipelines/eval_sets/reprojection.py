@@ -38,38 +38,30 @@ def fit(item: Item) -> Fit | None:
   placed = layout.place(item.truth, item.pose)
   samples, _ = surface.sample_surface(placed, POINTS, 0)
   pixels, depth = cameras.project(samples, item.camera)
-  # The pixel that each sample falls into.
   column, row = np.floor(pixels).T
   in_columns = (column >= 0) & (column < width)
   in_rows = (row >= 0) & (row < height)
-  in_front = depth > 0
-  inside = in_front & in_columns & in_rows
-  row = row[inside]
-  column = column[inside]
-  row = row.astype(int)
-  column = column.astype(int)
+  inside = (depth > 0) & in_columns & in_rows
+  row = row[inside].astype(int)
+  column = column[inside].astype(int)
 
   # The nearest sample of each pixel.
   nearest = np.full((height, width), np.inf)
   np.minimum.at(nearest, (row, column), depth[inside])
 
   # The part of the mask that has a sample within reach.
-  longer = max(height, width)
-  reach = max(1, round(REACH * longer / 640))
+  reach = max(1, round(REACH * max(height, width) / 640))
   has_sample = np.isfinite(nearest)
-  has_near = ndimage.maximum_filter(has_sample, 2 * reach + 1)
-  near = mask & has_near
+  near = mask & ndimage.maximum_filter(has_sample, 2 * reach + 1)
   covered = float(near.sum() / mask.sum())
 
   # Measured depth against that of the samples.
   points = item.pointmap_HW3
   if points is None or points.shape[:2] != mask.shape:
     return Fit(covered, None)
-  measured = points[..., 2]
-  gap = (measured - nearest)[mask]
+  gap = (points[..., 2] - nearest)[mask]
   gap = gap[np.isfinite(gap)]
   if not len(gap):
     return Fit(covered, None)
-  diameter = surface.diameter(placed.vertices)
-  share = np.median(gap) / diameter
+  share = np.median(gap) / surface.diameter(placed.vertices)
   return Fit(covered, float(share))

@@ -54,20 +54,16 @@ def random_row(template: Any, rng: np.random.Generator, name: str = "") -> Any:
   if isinstance(template, dict):
     return {key: random_row(value, rng, key) for key, value in template.items()}
   if isinstance(template, tuple):
-    filled = {}
-    for key, value in template._asdict().items():
-      filled[key] = random_row(value, rng, key)
-    return type(template)(**filled)
+    fields = template._asdict()
+    return type(template)(**{key: random_row(value, rng, key) for key, value in fields.items()})
 
   # one array, without the axis of the batch
-  shape = template.shape[1:]
-  dtype = template.dtype
+  shape, dtype = template.shape[1:], template.dtype
   has_two_values = name == "occupancy" or "mask" in name
   if dtype == np.bool_:
     return np.ones(shape, dtype)
   if np.issubdtype(dtype, np.floating):
-    normal = rng.standard_normal(shape, np.float32)
-    return normal.astype(dtype)
+    return rng.standard_normal(shape, np.float32).astype(dtype)
   if has_two_values:
     return rng.integers(0, 2, shape, dtype)
   return rng.integers(0, 256, shape, dtype)
@@ -105,11 +101,9 @@ def structure_row(
 ) -> StructureBatch:
   """Row of the structure VAE's batch."""
   del rng, epoch  # nothing is augmented
-  # A record without voxels counts as unreadable.
   rows.require(example, "voxels")
   key = schema.key_words(example["key"])
-  grid = rows.occupancy(example["voxels"], config.resolution)
-  return StructureBatch(key, grid)
+  return StructureBatch(key, rows.occupancy(example["voxels"], config.resolution))
 
 
 def structure_spec(config: SampleConfig, count: int) -> StructureBatch:
@@ -154,7 +148,6 @@ def geometry_row(
 ) -> GeometryBatch:
   """Row of the Geometry model's batch."""
   del epoch
-  # the photo, and the scale and shift that the layout latents are relative to
   cond, scale, shift = rows.condition(example, config, rng)
   name = f"example {example['key']}"
   values, present = rows.latents(
@@ -227,11 +220,9 @@ def geometry_spec(config: SampleConfig, count: int) -> GeometryBatch:
     streams[name] = rows.zeros(count, (side, side, channels), dtype)
 
   # the latents, those that nobody learns too
-  latents = {}
-  present = {}
+  latents, present = {}, {}
   for name in LATENTS:
-    shape = config.latent_shape(name)
-    latents[name] = rows.zeros(count, shape, np.float32)
+    latents[name] = rows.zeros(count, config.latent_shape(name), np.float32)
     present[name] = rows.zeros(count, (), np.bool_)
   return GeometryBatch(
     key=rows.zeros(count, (2,), np.uint32),
@@ -243,7 +234,6 @@ def geometry_spec(config: SampleConfig, count: int) -> GeometryBatch:
 
 def preference_spec(config: SampleConfig, count: int) -> PreferenceBatch:
   """A batch of `count` rows in shape and type."""
-  # Two sets of latents under one condition.
   one = geometry_spec(config, count)
   return PreferenceBatch(
     key=one.key,
@@ -256,7 +246,6 @@ def preference_spec(config: SampleConfig, count: int) -> PreferenceBatch:
 
 def geometry_needs(config: SampleConfig) -> set[str]:
   """The large fields of a record that a row is made from."""
-  # every row has a photo and its object
   needed = {"image", "mask"}
   if "shape" in config.latents:
     needed.add("structure_latent")
@@ -270,7 +259,6 @@ def geometry_needs(config: SampleConfig) -> set[str]:
 
 def geometry_form(model_config: Any, latents: tuple[str, ...]) -> dict[str, Any]:
   """The form that a GeometryConfig asks for."""
-  # A model without a point-map encoder has no say in its resize.
   pointmap = model_config.condition.pointmap
   return {
     "resize_twice": pointmap is None or pointmap.resize_twice,
@@ -310,12 +298,10 @@ KINDS: dict[str, BatchKind] = {
 def lookup(name: str) -> BatchKind:
   """The entry of that name. Raises ConfigError."""
   if name not in KINDS:
-    known = ", ".join(KINDS)
-    raise ConfigError(f"data kind {name!r} is not one of {known}")
+    raise ConfigError(f"data kind {name!r} is not one of {', '.join(KINDS)}")
   return KINDS[name]
 
 
 def unused_fields(kind: BatchKind, config: SampleConfig) -> frozenset[str]:
   """Large fields that rows of this kind do not need."""
-  # Decoding is most of the cost of a row.
   return LARGE_FIELDS - kind.needs(config)

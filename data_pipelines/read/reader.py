@@ -43,9 +43,7 @@ class DataConfig(rows.SampleConfig):
         "data.mixture is empty: name at least one dataset folder, e.g. iso_3do = {path: ..., "
         "weight: 1}"
       )
-    # rows that change cannot be kept, and processes do not share memory
-    rows_change = self.augment is not None
-    if self.cache_mb and (rows_change or self.workers):
+    if self.cache_mb and (self.augment is not None or self.workers):
       raise ConfigError(
         f"data.cache_mb = {self.cache_mb} keeps finished rows, which needs augmentation off and "
         "data.workers = 0"
@@ -76,12 +74,10 @@ class RowCache:
     self._lock = threading.Lock()
 
   def get(self, key: tuple[str, int]) -> Batch | None:
-    # Reading a dictionary needs no lock in CPython.
     return self._rows.get(key)
 
   def put(self, key: tuple[str, int], row: Batch) -> None:
     size = rows.nbytes(row)
-    # two threads may have made the same row
     with self._lock:
       fits = self.bytes + size <= self.limit
       if fits and key not in self._rows:
@@ -107,7 +103,6 @@ class Reader:
     """The sample at global `position`; an unreadable record is replaced by the next of its source
     that can be read.
     """
-    # at most every record of the source once
     step = position // self.batch_size
     draw = self.mixture.draw(position)
     split = self.splits[draw.source]
@@ -118,10 +113,8 @@ class Reader:
         return Sample(row, draw.source, tuple(corrupt))
       except CorruptRecord as error:
         path, record = split.locate(draw.record)
-        where = f"{path} record {record}"
-        corrupt.append((where, str(error)))
+        corrupt.append((f"{path} record {record}", str(error)))
       draw = self.mixture.after(draw)
-    # The first reason stands for all.
     first = ": ".join(corrupt[0])
     raise QuarantineExceeded(f"source {draw.source!r} has no readable record; {first}")
 
@@ -134,7 +127,6 @@ class Reader:
         return kept
 
     # a new one
-    # Read and decoded here, in whatever thread asks.
     example = self.splits[draw.source][draw.record]
     rng = None
     if self.config.augment is not None:
@@ -152,16 +144,12 @@ class Reader:
 
 def read_step(reader: Reader, host_index: int, rows: int, step: int) -> list[Sample]:
   """A host's samples of one step."""
-  # A host has consecutive rows of the global batch.
-  own = host_index * rows
-  first = step * reader.batch_size + own
-  end = first + rows
-  return [reader.sample(position) for position in range(first, end)]
+  first = step * reader.batch_size + host_index * rows
+  return [reader.sample(position) for position in range(first, first + rows)]
 
 
 def read_single(reader: Reader, host_index: int, rows: int, ordinal: int) -> Sample:
   """The `ordinal`-th sample of a host, counted from step 0."""
   step, row = divmod(ordinal, rows)
-  own = host_index * rows
-  first = step * reader.batch_size + own
+  first = step * reader.batch_size + host_index * rows
   return reader.sample(first + row)

@@ -27,7 +27,7 @@ from data_pipelines.synth import assets, procedural_scenes, sources
 from data_pipelines.synth.scene import Scene
 from data_pipelines.synth.sources import PROCEDURAL, Input
 from sam3d_jax.errors import ConfigError, InputError, Refused
-from sam3d_jax.files import camera_files, commands, folders, images, photos, pointmaps
+from sam3d_jax.files import camera_files, commands, folders, mask_files, photos, pointmaps
 from sam3d_jax.geometry import cameras
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -86,8 +86,7 @@ def list_scenes(config: PhotoConfig) -> list[Input]:
       f"photos, or {PROCEDURAL!r} for synthetic rooms"
     )
   if config.frame not in cameras.AXES:
-    known = ", ".join(cameras.AXES)
-    raise ConfigError(f"photos.frame = {config.frame!r} is not one of {known}")
+    raise ConfigError(f"photos.frame = {config.frame!r} is not one of {', '.join(cameras.AXES)}")
 
   # In the folder of a scene only the photo counts: the other pictures are its masks and maps.
   pictures = []
@@ -101,8 +100,7 @@ def list_scenes(config: PhotoConfig) -> list[Input]:
       name = folders.shown(path.relative_to(root))
       items.append(Input(name, sources.file_digest(path)))
   if not items:
-    suffixes = ", ".join(SUFFIXES)
-    raise ConfigError(f"photos.source = {config.source!r} holds no photos ({suffixes})")
+    raise ConfigError(f"photos.source = {config.source!r} holds no photos ({', '.join(SUFFIXES)})")
   return sorted(items, key=lambda item: (item.identity, item.name))
 
 
@@ -128,8 +126,7 @@ def _list_rooms(config: PhotoConfig) -> list[Input]:
   rooms = []
   for i in range(config.count):
     name = f"room-{i}"
-    made_of = f"{config.seed} {name}"
-    identity = sources.short_digest(made_of.encode())
+    identity = sources.short_digest(f"{config.seed} {name}".encode())
     rooms.append(Input(name, identity))
   return sorted(rooms, key=lambda room: room.identity)
 
@@ -140,16 +137,13 @@ def find_files(root: pathlib.Path, name: str) -> Files:
   folder = image.parent
   if image.stem != "image":
     return Files(image)
-  # Masks are numbered; 10 comes after 9.
   numbered = []
   for path in folder.iterdir():
-    is_png = path.suffix.lower() == ".png"
-    if is_png and path.stem.isdigit():
+    if path.stem.isdigit() and path.suffix.lower() == ".png":
       numbered.append(path)
-  masks = sorted(numbered, key=lambda path: int(path.stem))
   return Files(
     image=image,
-    masks=tuple(masks),
+    masks=tuple(sorted(numbered, key=lambda path: int(path.stem))),
     pointmap=_first_file(folder, POINTMAP_NAMES),
     intrinsics=_first_file(folder, INTRINSICS_NAMES),
   )
@@ -157,9 +151,8 @@ def find_files(root: pathlib.Path, name: str) -> Files:
 
 def _first_file(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
   for name in names:
-    path = folder / name
-    if path.is_file():
-      return path
+    if (folder / name).is_file():
+      return folder / name
   return None
 
 
@@ -168,7 +161,6 @@ def content_digest(config: PhotoConfig, items: list[Input]) -> str:
   if config.source == PROCEDURAL:
     return sources.digest(items)
   root = pathlib.Path(config.source)
-  # A photo's own digest, and those of what lies beside it.
   lines = []
   for item in items:
     lines.append(f"{item.name} {item.identity}")
@@ -213,12 +205,12 @@ def read(
     raise Refused("bad_image", str(error)) from error
   height, width = photo.size
   if min(height, width) < MIN_SIDE:
-    detail = f"{files.image} is {width} x {height} pixels; {MIN_SIDE} a side are needed"
-    raise Refused("small_image", detail)
+    raise Refused(
+      "small_image", f"{files.image} is {width} x {height} pixels; {MIN_SIDE} a side are needed"
+    )
 
   # Larger photos are reduced to the working size, and what belongs to them with them.
-  longer = max(height, width)
-  by = min(1.0, config.image_size / longer)
+  by = min(1.0, config.image_size / max(height, width))
   shown_height = max(1, round(height * by))
   shown_width = max(1, round(width * by))
   shown = (shown_height, shown_width)
@@ -234,11 +226,8 @@ def read(
       shown,
     )
   except Refused as error:
-    # Without its point map the photo is still a background.
-    blamed = files.pointmap or files.image
-    report(str(blamed), error.reason, error.detail)
+    report(str(files.pointmap or files.image), error.reason, error.detail)
 
-  # A licence beside the photo goes before the configured one.
   license_file = files.image.with_name(files.image.name + ".license")
   license = config.license
   if license_file.is_file():
@@ -258,8 +247,7 @@ def _resized(image_HW3: np.ndarray, shown: tuple[int, int]) -> np.ndarray:
   if image_HW3.shape[:2] == shown:
     return image_HW3
   height, width = shown
-  photo = Image.fromarray(image_HW3)
-  resized = photo.resize((width, height), Image.Resampling.LANCZOS)
+  resized = Image.fromarray(image_HW3).resize((width, height), Image.Resampling.LANCZOS)
   return np.asarray(resized)
 
 
@@ -268,13 +256,12 @@ def _read_mask(photo: photos.Photo, path: pathlib.Path, shown, report) -> np.nda
   height, width = shown
   try:
     mask = photo.read_mask(path)
-    # How much of each pixel is object: half of it makes a pixel.
     share = cv2.resize(
       mask.astype(np.float32),
       (width, height),
       interpolation=cv2.INTER_AREA,
     )
-    return images.check_mask(share >= 0.5, f"mask {path}, reduced,")
+    return mask_files.check_mask(share >= 0.5, f"mask {path}, reduced,")
   except InputError as error:
     report(str(path), "bad_mask", str(error))
     return None
@@ -309,8 +296,9 @@ def _read_pointmap(config: PhotoConfig, item: Input, files: Files, photo: photos
     raise Refused("bad_pointmap", str(error)) from error
   found = photo.pointmap_camera
   if found is None:
-    detail = f"{path}: no pinhole camera fits its points; give intrinsics beside it"
-    raise Refused("bad_pointmap", detail)
+    raise Refused(
+      "bad_pointmap", f"{path}: no pinhole camera fits its points; give intrinsics beside it"
+    )
 
   # That camera at the working size.
   shown_height, shown_width = shown
@@ -325,17 +313,12 @@ def _read_pointmap(config: PhotoConfig, item: Input, files: Files, photo: photos
   )
 
   # Depths at the pixels' centres, back on their rays; what half precision cannot hold is unknown.
-  row_centres = np.arange(shown_height) + 0.5
-  column_centres = np.arange(shown_width) + 0.5
-  rows = row_centres * height / shown_height
-  columns = column_centres * width / shown_width
-  rows = rows.astype(int)
-  columns = columns.astype(int)
-  depth = photo.pointmap_HW3[rows[:, None], columns, 2]
-  points = cameras.pointmap_from_depth(depth, camera)
-  points = points.astype(np.float32)
-  beyond = np.abs(points) > schema.POINTMAP_MAX
-  points[beyond.any(-1)] = np.nan
+  rows = (np.arange(shown_height) + 0.5) * height / shown_height
+  columns = (np.arange(shown_width) + 0.5) * width / shown_width
+  depth = photo.pointmap_HW3[rows.astype(int)[:, None], columns.astype(int), 2]
+  points = cameras.pointmap_from_depth(depth, camera).astype(np.float32)
+  too_far = (np.abs(points) > schema.POINTMAP_MAX).any(-1)
+  points[too_far] = np.nan
   return points, camera
 
 
@@ -344,14 +327,12 @@ def _estimated(config: PhotoConfig, item: Input, photo: photos.Photo) -> pathlib
 
   Raises InputError if the command fails.
   """
-  # Kept under a name that another photo or another command does not have.
   estimator = commands.parse(config.depth_command, "photos.depth_command")
   made_of = f"{config.depth_command} {item.identity}"
-  name = sources.short_digest(made_of.encode())
   return estimator.make_once(
     photo.image_HW3,
     pathlib.Path(config.depth_cache),
-    name,
+    sources.short_digest(made_of.encode()),
     suffix=".npz",
     photo=str(photo.path),
   )

@@ -24,7 +24,16 @@ import warnings
 
 from launch.console.progress import Progress
 from sam3d_jax.errors import InputError, InputNote, JobFailed
-from sam3d_jax.files import blame, camera_files, commands, folders, images, photos, pointmaps
+from sam3d_jax.files import (
+  blame,
+  camera_files,
+  commands,
+  folders,
+  images,
+  mask_files,
+  photos,
+  pointmaps,
+)
 from sam3d_jax.files.photos import Photo
 
 COMMON_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -240,10 +249,9 @@ def folder_job(
     elif suffix in MASK_SUFFIXES:
       masks.append(file)
     elif suffix in MAYBE_MASK_SUFFIXES:
-      if may_be_mask(file):
+      reason = why_no_mask(file)
+      if reason is None:
         masks.append(file)
-      else:
-        reason = "no mask: it has more than two values"
     else:
       reason = why_no_photo(suffix)
     if reason is not None:
@@ -287,13 +295,15 @@ def folder_job(
   return Job(folder.name, image, out, **(common | files))
 
 
-def may_be_mask(path: pathlib.Path) -> bool:
-  """Whether a picture beside a photo has the values of a mask, or cannot be read to tell."""
+def why_no_mask(path: pathlib.Path) -> str | None:
+  """Why a picture beside a photo is not taken for a mask; None if it is."""
   try:
     picture = images.open_image(path, "mask")
-  except InputError:
-    return True
-  return images.is_mask_like(picture)
+  except InputError as error:
+    return f"not read as a mask ({error})"
+  if mask_files.is_mask_like(picture):
+    return None
+  return "no mask: it has more than two values"
 
 
 def check_all(jobs: list[Job]) -> list[dict[str, int]]:

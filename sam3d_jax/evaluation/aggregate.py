@@ -51,8 +51,7 @@ def bootstrap_interval(
 
   # The quantiles that leave the level between them.
   outside = (1 - level) / 2
-  inside = (1 + level) / 2
-  low, high = np.quantile(means, [outside, inside])
+  low, high = np.quantile(means, [outside, (1 + level) / 2])
   return float(low), float(high)
 
 
@@ -76,7 +75,6 @@ def summarise(rows: Mapping[str, Mapping[str, float | None]], names: Sequence[st
         raise ValueError(f"{name} of {key} is {value}: a score must be finite")
       found[key] = value
 
-    # What no object has is None: NaN is no JSON.
     out[name] = None
     out[f"{name}_interval"] = None
     out[f"{name}_count"] = len(found)

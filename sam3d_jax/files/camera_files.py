@@ -109,7 +109,10 @@ def _parse(text: str, name: str) -> Stated:
   """As parse_intrinsics, with the errors of what it reads with."""
   path = pathlib.Path(text)
   if not path.is_file():
-    numbers = [float(word) for word in text.split(",")]
+    try:
+      numbers = [float(word) for word in text.split(",")]
+    except ValueError as error:
+      raise ValueError("no such file, and no numbers with commas between them") from error
     return to_intrinsics(np.array(numbers), name)
 
   if path.suffix in (".npy", ".npz"):

@@ -3,12 +3,13 @@
 Whoever takes photos in, takes them here: `launch.sample`, the builders that paste into photos or
 read annotations, the evaluation sets. So files that fit together for one fit together for all:
 
-- masks and label maps have the photo's size exactly;
+- masks and label maps have the photo's size exactly, upright or as its pixels lie in the file;
 - a point map has any size with the photo's aspect (`check_aspect`);
 - a photo's camera is in pixels of the photo, a depth map's intrinsics are in pixels of that map.
 
-The forms of the files: images.py for photos, masks and label maps, pointmaps.py for point maps and
-depth. Every refusal is an InputError that names the file and the fix.
+The forms of the files: images.py for photos, mask_files.py for masks and label maps, pointmaps.py
+for point maps and depth, camera_files.py for intrinsics. Every refusal is an InputError that names
+the file and the fix.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ import pathlib
 import numpy as np
 
 from sam3d_jax.errors import InputError
-from sam3d_jax.files import camera_files, images, pointmaps
+from sam3d_jax.files import camera_files, images, mask_files, pointmaps
 from sam3d_jax.geometry import cameras
 from sam3d_jax.geometry.normalisers import masked_points
 
@@ -58,29 +59,30 @@ class Photo:
     return self.image_HW3.shape[:2]
 
   @property
-  def frame(self) -> images.Frame:
+  def frame(self) -> mask_files.Frame:
     """What masks and label maps have to fit."""
-    return images.Frame(self.size, self.orientation, self.mask_orientation)
+    return mask_files.Frame(self.size, self.orientation, self.mask_orientation)
 
   def read_mask(self, path: str | pathlib.Path, what: str = "mask") -> np.ndarray:
     """(H, W) bool mask of one object. Raises InputError."""
-    return images.read_mask(path, self.frame, what)
+    return mask_files.read_mask(path, self.frame, what)
 
   def with_masks(self, paths: Sequence[str | pathlib.Path]) -> "Photo":
     """With a mask of each file, named after it; without files, the alpha channel's."""
-    masks = images.read_masks(paths, self.alpha_HW, self.frame, str(self.path))
+    masks = mask_files.read_masks(paths, self.alpha_HW, self.frame, str(self.path))
     return dataclasses.replace(self, masks=masks)
 
   def with_labels(self, path: str | pathlib.Path, ids: Iterable[int] | None = None) -> "Photo":
     """With a mask of every object of a label map, or of those in `ids`."""
     chosen = None if ids is None else list(ids)
-    masks = images.read_labels(path, self.frame, chosen)
+    masks = mask_files.read_labels(path, self.frame, chosen)
     return dataclasses.replace(self, masks=masks)
 
   def with_camera(self, camera: Sequence[float]) -> "Photo":
     """With a camera that is given as fx, fy, cx, cy in pixels of the photo."""
     height, width = self.size
-    given = cameras.Camera(*camera[:4], width, height)
+    fx, fy, cx, cy = camera[:4]
+    given = cameras.Camera(fx, fy, cx, cy, width, height)
     return dataclasses.replace(self, camera=given, camera_source="given")
 
   def with_some_camera(self) -> "Photo":
@@ -125,15 +127,16 @@ class Photo:
       path = "(an array)"
     else:
       points, found = pointmaps.read_pointmap(path, channels=channels, **settings)
+
+    # It must be of this photo; its camera is the photo's, where that has none.
     check_aspect(points.shape[:2], self.size, path, self.path, self.orientation)
     read = dataclasses.replace(self, pointmap_HW3=points, pointmap_camera=found)
     if self.camera is not None or found is None:
       return read
     height, width = self.size
+    camera = cameras.resized(found, width, height)
     source = "of the point map" if intrinsics is None else "given"
-    return dataclasses.replace(
-      read, camera=cameras.resized(found, width, height), camera_source=source
-    )
+    return dataclasses.replace(read, camera=camera, camera_source=source)
 
 
 def read_photo(path: str | pathlib.Path, *, mask_orientation: str | None = None) -> Photo:
@@ -142,8 +145,8 @@ def read_photo(path: str | pathlib.Path, *, mask_orientation: str | None = None)
   mask_orientation: how masks of a photo lie that EXIF turns: "upright", "stored" (as the pixels in
   the file), None: as their sizes tell.
   """
-  if mask_orientation not in (None, *images.MASK_ORIENTATIONS):
-    known = ", ".join(images.MASK_ORIENTATIONS)
+  if mask_orientation not in (None, *mask_files.MASK_ORIENTATIONS):
+    known = ", ".join(mask_files.MASK_ORIENTATIONS)
     raise InputError(f"photo {path}: mask_orientation {mask_orientation!r} is not one of {known}")
   picture = images.read_picture(path)
   return Photo(
@@ -158,8 +161,10 @@ def read_photo(path: str | pathlib.Path, *, mask_orientation: str | None = None)
 def same_aspect(map_size: tuple[int, int], photo_size: tuple[int, int]) -> bool:
   """Whether a point map's aspect is the photo's, by the rule above; sizes are (height, width)."""
   height, width = map_size
-  wanted = width * photo_size[0] / photo_size[1]
-  return abs(height - wanted) <= max(ASPECT_PIXELS, ASPECT_TOLERANCE * wanted)
+  photo_height, photo_width = photo_size
+  wanted = width * photo_height / photo_width
+  allowed = max(ASPECT_PIXELS, ASPECT_TOLERANCE * wanted)
+  return abs(height - wanted) <= allowed
 
 
 def check_aspect(
@@ -175,7 +180,7 @@ def check_aspect(
   if same_aspect(map_size, photo_size):
     return
   turned = ""
-  if orientation in images.SIDEWAYS and same_aspect(map_size[::-1], photo_size):
+  if orientation in mask_files.SIDEWAYS and same_aspect(map_size[::-1], photo_size):
     turned = (
       f", upright, as its EXIF orientation {orientation} turns it: the point map and its "
       "intrinsics must be upright too"
@@ -189,7 +194,8 @@ def check_aspect(
 def check_cover(photo: Photo, pointmap: str | pathlib.Path) -> None:
   """Raises InputError if the photo's point map, that of a file, knows nothing of an object."""
   for name, mask in photo.masks.items():
-    if not np.isfinite(masked_points(photo.pointmap_HW3, mask)).any():
+    points = masked_points(photo.pointmap_HW3, mask)
+    if not np.isfinite(points).any():
       raise InputError(
         f"point map {pointmap} has no known point under the mask of {name}: "
         "leave that object out, or give a point map that knows it"

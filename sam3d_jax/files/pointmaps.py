@@ -322,9 +322,13 @@ def read_exr(path: pathlib.Path, name: str, channels: Sequence[str]) -> np.ndarr
 
 def are_directions(values_HW3: np.ndarray) -> bool:
   """Whether all finite vectors have length 1, as far as half precision tells."""
-  lengths = np.linalg.norm(values_HW3.astype(np.float64), axis=-1)
+  vectors = values_HW3.astype(np.float64)
+  lengths = np.linalg.norm(vectors, axis=-1)
   finite = lengths[np.isfinite(lengths)]
-  return len(finite) > 0 and np.abs(finite - 1).max() < MAX_LENGTH_ERROR
+  if not len(finite):
+    return False
+  error = np.abs(finite - 1)
+  return bool(error.max() < MAX_LENGTH_ERROR)
 
 
 def run_across(values_HW3: np.ndarray, least: float) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sam3d_jax.errors import InputError
-from sam3d_jax.files import camera_files, images, photos
+from sam3d_jax.files import camera_files, mask_files, photos
 from sam3d_jax.files.photos import Photo
 
 File = str | os.PathLike
@@ -92,7 +92,7 @@ def masks_of(photo: Photo, masks: Masks) -> dict[str, np.ndarray]:
       # a file gives its own name
       with_mask = photo.with_masks([mask])
       ((wanted, read),) = with_mask.masks.items()
-    name = images.free_name(wanted, found)
+    name = mask_files.free_name(wanted, found)
     found[name] = read
   return found
 
@@ -108,10 +108,10 @@ def mask_of(photo: Photo, mask: Mask, name: str) -> np.ndarray:
       "numbers"
     )
   # Upright, of the photo's size, neither empty nor full.
-  mask = images.turn_upright(mask, photo.frame, name)
-  images.check_size(mask, photo.size, name)
-  binary = images.binarise(mask, name)
-  return images.check_mask(binary, name)
+  mask = mask_files.turn_upright(mask, photo.frame, name)
+  mask_files.check_size(mask, photo.size, name)
+  binary = mask_files.binarise(mask, name)
+  return mask_files.check_mask(binary, name)
 
 
 def is_sequence(value: Any) -> bool:

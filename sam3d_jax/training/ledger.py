@@ -53,7 +53,6 @@ class Ledger:
     """Enters a phase; the one that was left."""
     if name not in PHASES:
       raise ValueError(f"{name!r} is not a phase of the ledger: {PHASES}")
-    # The time up to now belongs to the phase that is left.
     with self._lock:
       self._account()
       previous, self.current, self.changed = self.current, name, self.mark
@@ -90,13 +89,11 @@ class Ledger:
         "seconds": seconds,
       }
       if self.write:
-        line = json.dumps(row) + "\n"
         with self.path.open("a") as file:
-          file.write(line)
+          file.write(json.dumps(row) + "\n")
 
   def alive(self) -> None:
     """Records a row if the last one is old; to be called now and then from any thread."""
-    # Rows now and then bound what a killed process leaves unaccounted.
     if time.monotonic() - self.recorded >= ALIVE_SECONDS:
       self.record("alive")
 
@@ -113,13 +110,8 @@ class Ledger:
       self._account()
       wall = self.mark - self.start
       parts = largest_first(self.seconds)
-    # Less than a tenth of a second is no part of the picture.
-    shown = []
-    for name, value in parts:
-      if value >= 0.05:
-        shown.append(f"{name} {value:.1f}")
-    listed = ", ".join(shown)
-    return f"{wall:.1f} s: {listed}"
+    shown = [f"{name} {value:.1f}" for name, value in parts if value >= 0.05]
+    return f"{wall:.1f} s: {', '.join(shown)}"
 
 
 def largest_first(seconds: Mapping[str, float]) -> list[tuple[str, float]]:
@@ -136,7 +128,6 @@ def age_of_process() -> float:
     # in brackets and may hold blanks.
     stat = pathlib.Path("/proc/self/stat").read_text()
     fields = stat.rpartition(")")[2].split()
-    # Both clocks count from boot, suspended time included.
     created = int(fields[19]) / os.sysconf("SC_CLK_TCK")
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
     return max(0.0, now - created)
@@ -155,7 +146,6 @@ def read(path: str | pathlib.Path) -> list[list[dict[str, Any]]]:
       row = json.loads(line)
     except json.JSONDecodeError:
       continue
-    # A row before the first begin starts a process of its own.
     if row["event"] == "begin" or not processes:
       processes.append([])
     processes[-1].append(row)
@@ -178,17 +168,13 @@ def summarize(processes: Iterable[list[dict[str, Any]]]) -> dict[str, Any]:
 
     # Between two processes nothing runs.
     begin = first["unix_time"] - first["wall"]
-    gap = 0.0
-    if end is not None:
-      gap = max(0.0, begin - end)
-    seconds["down"] += gap
+    seconds["down"] += 0.0 if end is None else max(0.0, begin - end)
 
     # What a later process had to do again is lost.
     kept = kept_until(rows, processes[index + 1 :])
     for phase, total in last["seconds"].items():
-      kept_seconds = kept.get(phase, 0.0)
-      seconds[phase] += kept_seconds
-      seconds["lost"] += total - kept_seconds
+      seconds[phase] += kept.get(phase, 0.0)
+      seconds["lost"] += total - kept.get(phase, 0.0)
 
     reached += [row["step"] for row in rows if row["step"] is not None]
     end = last["unix_time"]
@@ -214,7 +200,6 @@ def kept_until(rows: list[dict[str, Any]], later: list[list[dict[str, Any]]]) ->
   resumed = starts[0] if starts else None
   if resumed is None:
     return last["seconds"]
-  # A process that ended before that step has lost nothing.
   reached = last["step"] or 0
   if reached <= resumed:
     return last["seconds"]
@@ -229,7 +214,6 @@ def kept_until(rows: list[dict[str, Any]], later: list[list[dict[str, Any]]]) ->
 
 def table(summary: dict[str, Any]) -> list[str]:
   """The summary as lines: seconds and share of every phase, largest first."""
-  # The totals first.
   starts, step = summary["starts"], summary["step"]
   wall, goodput = summary["wall"], summary["goodput"]
   lines = [

@@ -21,17 +21,11 @@ class Pulse:
     self._pending: jax.Array | None = None
 
     # Each device carries the row of its host; of each host one is read.
-    devices = mesh.devices.flat
-    owners = [device.process_index for device in devices]
+    owners = [device.process_index for device in mesh.devices.flat]
     self._devices = len(owners)
-    self._first = []
-    for host in range(self.hosts):
-      first = owners.index(host)
-      self._first.append(first)
+    self._first = [owners.index(host) for host in range(self.hosts)]
 
-    # From one row a device to all rows on every device: the compiler makes it an all-gather.
-    split = P(mesh.axis_names)
-    self._split = NamedSharding(mesh, split)
+    self._split = NamedSharding(mesh, P(mesh.axis_names))
     replicated = NamedSharding(mesh, P())
     self._gather = jax.jit(lambda x: x, out_shardings=replicated)
 
@@ -43,7 +37,6 @@ class Pulse:
     if self.hosts == 1:
       return mine
 
-    # Every process makes its own devices' rows of one global array.
     shape = (self._devices, len(row))
     of_device = functools.partial(_of_each_device, mine)
     spread = jax.make_array_from_callback(shape, self._split, of_device)
@@ -79,7 +72,6 @@ class SlowestHost:
     # A single host has nobody to be slower than.
     if not rows or len(rows[0]) == 1:
       return {}
-    # Of the steps since the last time, by host.
     mean = np.mean(rows, axis=0)
     return {
       "hosts/slowest": mean.argmax(),

@@ -13,6 +13,7 @@ from launch import sample
 from launch.photos import jobs
 from launch.photos.jobs import PhotoSource
 from sam3d_jax.files import images
+from sam3d_jax.inference import weights
 from tests.support import sampling
 
 HEIC = b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(200)
@@ -24,6 +25,12 @@ def plan(folder, tmp_path, *flags: str) -> int:
   return sample.main(
     ["--checkpoint", "unused", "--images", str(folder), "--out", out, "--dry_run", *flags]
   )
+
+
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch):
+  """What is tested here is said before the weights are looked at."""
+  monkeypatch.setattr(weights, "check", lambda config: None)
 
 
 @pytest.fixture
@@ -71,10 +78,12 @@ def test_what_is_passed_over_is_counted_and_named_with_its_reason(folder, tmp_pa
     path.write_bytes(b"anything")
   np.save(cup / "pointmap.npy", points())
   Image.fromarray(sampling.noise_image(30, 40)).save(cup / "preview.jpg")
+  (cup / "cut.jpg").write_bytes(b"\xff\xd8\xff")
   (cup / "older").mkdir()
   (folder / "empty").mkdir()
   wrong |= {
     cup / "preview.jpg": "no mask: it has more than two values",
+    cup / "cut.jpg": "not read as a mask",
     cup / "older": "a folder within",
     folder / "empty": "without a photo named image.*",
   }

@@ -15,7 +15,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-from sam3d_jax.files import images
+from sam3d_jax.files import mask_files
 from sam3d_jax.geometry import cameras
 
 HEIGHT, WALL = 1.5, 6.0  # metres
@@ -54,7 +54,7 @@ def add(scene: pathlib.Path) -> None:
   image = next(scene.glob("image.*"))
   with Image.open(image) as opened:
     size = opened.height, opened.width
-  masks = [images.read_mask(path, size) for path in sorted(scene.glob("[0-9]*.png"))]
+  masks = [mask_files.read_mask(path, size) for path in sorted(scene.glob("[0-9]*.png"))]
   points, camera = make(size, masks)
   matrix = np.array(
     [

@@ -10,7 +10,7 @@ from data_pipelines.annotations import items
 from data_pipelines.annotations.layout import Candidate
 from data_pipelines.convert import objects
 from sam3d_jax.errors import InputError, Refused
-from sam3d_jax.files import arrays, camera_files, images, pointmaps
+from sam3d_jax.files import arrays, camera_files, mask_files, pointmaps
 
 
 def header(shape: tuple[int, ...], dtype: str = "<f4") -> bytes:
@@ -72,7 +72,7 @@ def test_the_readers_of_masks_maps_and_intrinsics_refuse_the_collected_files(hos
     copy = tmp_path / f"{file}.npy"
     copy.write_bytes((folder / file).read_bytes())
     with pytest.raises(InputError, match=file):
-      images.read_mask(copy, (9, 9))
+      mask_files.read_mask(copy, (9, 9))
     with pytest.raises(InputError, match=file):
       camera_files.parse_intrinsics(str(copy))
 
