@@ -46,7 +46,10 @@ def check(config: WeightsConfig) -> None:
   The decoder is read, of the Geometry model only what stands beside its arrays.
   """
   if config.release is not None:
-    settings = open_release(config.release).sampler
+    found = open_release(config.release)
+    for name in ("ss_generator", "ss_decoder"):
+      found.verified_file(name)
+    settings = found.sampler
   else:
 
     def read(step: int):

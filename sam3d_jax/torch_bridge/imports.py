@@ -108,7 +108,9 @@ def from_release(spec: Import, make_config: MakeConfig) -> Found:
     encoder = pathlib.Path(spec.encoder or folder.files["ss_encoder"])
     return Found(config, params, [folder.files["ss_decoder"], encoder])
 
-  # the flow model with its condition encoder
+  # the flow model with its condition encoder, which belongs to the decoder beside it
+  if "ss_decoder" in folder.files:
+    folder.verified_file("ss_decoder")
   model = ConfigDict(folder.geometry)
   config = chosen_config(spec.config, model, folder, make_config)
   params = release.open_geometry(folder, config.model, unsafe_pickle=unsafe)
@@ -207,7 +209,7 @@ def latents_beside(source: pathlib.Path, params: Mapping[str, np.ndarray]) -> di
   folder = release.read_release(source)
   known = dict(folder.sidecar.get("latents") or {})
   if "ss_decoder" in folder.files:
-    known["decoder_sha256"] = load.file_digest(folder.files["ss_decoder"])
+    known["decoder_sha256"] = load.file_digest(folder.verified_file("ss_decoder"))
     recorded = folder.sidecar.get("decoder", {})
     known.setdefault("autoencoder", recorded.get("autoencoder"))
   return known or None

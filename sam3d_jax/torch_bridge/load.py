@@ -10,6 +10,7 @@ PyTorch. `convert` goes on from there to our parameters, a stack of layers at a 
 from collections.abc import Callable, Iterable, Mapping
 import ctypes
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -73,7 +74,16 @@ def open_state(path: str | pathlib.Path, *, unsafe_pickle: bool = False) -> Stat
 
 
 def file_digest(path: str | pathlib.Path) -> str:
-  """SHA-256 of a file's bytes."""
+  """SHA-256 of a file's bytes; of one that has not changed since, it is remembered."""
+  path = pathlib.Path(path).absolute()
+  stat = path.stat()
+  return _digest(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path: pathlib.Path, size: int, changed_ns: int) -> str:
+  """The digest of a file as it was at that time."""
+  del size, changed_ns
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 

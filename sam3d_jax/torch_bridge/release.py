@@ -58,6 +58,24 @@ class Release:
       raise InputError(f"{self.folder} has no {name}.ckpt or {name}.safetensors")
     return self.files[name]
 
+  def verified_file(self, name: str) -> pathlib.Path:
+    """A checkpoint file that is the one which release.json describes, if that says anything of it.
+
+    Raises InputError if it is another.
+    """
+    file = self.file(name)
+    recorded = self.sidecar.get("parts", {}).get(name)
+    if recorded is None:
+      return file
+    digest = load.file_digest(file)
+    if digest != recorded["sha256"]:
+      raise InputError(
+        f"{file} is not the file that {self.folder / SIDECAR} describes (sha256 {digest}, not "
+        f"{recorded['sha256']}): copy the release again; if the file was changed on purpose, take "
+        f"{name} out of parts in {SIDECAR}"
+      )
+    return file
+
 
 def read_release(folder: str | pathlib.Path) -> Release:
   """Reads the yamls of a release folder.
@@ -144,7 +162,7 @@ def open_geometry(
   streams = release.geometry["condition"]["streams"]
   model.condition.streams = tuple(streams)
 
-  file = release.file("ss_generator")
+  file = release.verified_file("ss_generator")
   params = open_file(file, model, unsafe_pickle=unsafe_pickle)
   unused_rows = release.sidecar.get("unused_rows", {})
   return _with_rows(params, unused_rows)
@@ -162,11 +180,11 @@ def open_structure_vae(
   encoder: a file for the encoder where the release has none, as the published one.
   """
   # The encoder is the one given, or else the release's own.
-  if encoder is None:
-    encoder = release.files.get("ss_encoder")
-  if encoder is None:
+  if encoder is None and "ss_encoder" not in release.files:
     raise InputError(f"{release.folder} has no ss_encoder: give one with --encoder FILE")
-  decoder = release.file("ss_decoder")
+  if encoder is None:
+    encoder = release.verified_file("ss_encoder")
+  decoder = release.verified_file("ss_decoder")
   return open_autoencoder(decoder, encoder, model, unsafe_pickle=unsafe_pickle)
 
 
@@ -252,7 +270,7 @@ def restore_decoder(release: Release) -> nnx.Module:
   prefix = "decoder/"
   own_shapes = parameters.flat_shapes(module)
   shapes = {prefix + path: shape for path, shape in own_shapes.items()}
-  state = load.open_state(release.file("ss_decoder"))
+  state = load.open_state(release.verified_file("ss_decoder"))
   params = load.convert(rules, state, shapes)
   own_params = {path: params[prefix + path] for path in own_shapes}
   parameters.load_params(module, own_params)

@@ -260,18 +260,10 @@ def _entry(path: pathlib.Path, digest: str, origin: str) -> dict[str, Any]:
 
 def _take_over(folder: pathlib.Path, source: Release, name: str) -> dict[str, Any]:
   """Takes a file and its yaml from another release, checked against its record if it has one."""
-  path = source.files[name]
-  yaml_path = source.folder / f"{name}.yaml"
-
   # A file that changed since the release was made is not what its record vouches for.
+  path = source.verified_file(name)
   digest = load.file_digest(path)
-  recorded = source.sidecar.get("parts", {}).get(name)
-  if recorded and recorded["sha256"] != digest:
-    raise InputError(
-      f"{path} is not the file that {source.folder / SIDECAR} describes (sha256 {digest}, not "
-      f"{recorded['sha256']})"
-    )
-
+  yaml_path = source.folder / f"{name}.yaml"
   for file in (path, yaml_path):
     if not file.is_file():
       raise InputError(f"{file} does not exist, and {path.name} cannot be used without it")
