@@ -19,7 +19,7 @@ from sam3d_jax.errors import ConfigError, Refused
 from sam3d_jax.files import folders, meshes
 from sam3d_jax.files.mesh_formats.surfaces import GREY
 from sam3d_jax.render.colour import srgb_to_linear
-from sam3d_jax.render.mesh import Mesh
+from sam3d_jax.render.mesh import Mesh, join
 
 LENGTH_STEP = 1e-4  # of the longest side: extents that differ by less are the same
 AREA_STEP = 1e-3  # of the area
@@ -102,34 +102,44 @@ def compare(source: pathlib.Path, named: dict[str, set[str]]) -> Iterator[Compar
 def differences(ours: Reading, theirs: Reading) -> list[str]:
   """In what two readings differ, in words."""
   found = []
-  longest = float(ours.extents_3.max())
-  apart = np.abs(ours.extents_3 - theirs.extents_3).max()
-  # NaN is a difference too
-  if not apart <= LENGTH_STEP * longest:
-    found.append(f"extents {_numbers(ours.extents_3)}, Assimp {_numbers(theirs.extents_3)}")
+
+  # Comparisons are written so that NaN differs too.
+  apart = np.abs(ours.extents_3 - theirs.extents_3)
+  longest = ours.extents_3.max()
+  if not apart.max() <= LENGTH_STEP * longest:
+    here, there = _numbers(ours.extents_3), _numbers(theirs.extents_3)
+    found.append(f"extents {here}, Assimp {there}")
   if ours.triangles != theirs.triangles:
     found.append(f"{ours.triangles} triangles, Assimp {theirs.triangles}")
   if not abs(ours.area - theirs.area) <= AREA_STEP * ours.area:
     found.append(f"area {ours.area:.6g}, Assimp {theirs.area:.6g}")
   if not abs(ours.textured - theirs.textured) <= AREA_STEP:
     found.append(f"{ours.textured:.1%} of it textured, Assimp {theirs.textured:.1%}")
-  if ours.colour_3 is not None and theirs.colour_3 is not None:
-    if np.abs(ours.colour_3 - theirs.colour_3).max() > COLOUR_STEP:
-      found.append(f"colour {_numbers(ours.colour_3)}, Assimp {_numbers(theirs.colour_3)}")
+
+  # A colour that a reader makes up is no statement.
+  if ours.colour_3 is None or theirs.colour_3 is None:
+    return found
+  apart = np.abs(ours.colour_3 - theirs.colour_3)
+  if not apart.max() <= COLOUR_STEP:
+    here, there = _numbers(ours.colour_3), _numbers(theirs.colour_3)
+    found.append(f"colour {here}, Assimp {there}")
   return found
 
 
 def describe(compared: list[Compared]) -> str:
   """The report, as text."""
-  different = [one for one in compared if one.differences]
-  unread = [one for one in compared if one.unread]
-  alike = len(compared) - len({one.name for one in (*different, *unread)})
-  lines = [f"against Assimp: {alike} of {len(compared)} meshes alike"]
-  for one in different:
-    lines.append(f"  differs  {one.name}: {'; '.join(one.differences)}")
-  for one in unread:
-    lines.append(f"  unread   {one.name}: {one.unread}")
-  return "\n".join(lines)
+  lines = []
+  alike = 0
+  for one in compared:
+    if one.differences:
+      words = "; ".join(one.differences)
+      lines.append(f"  differs  {one.name}: {words}")
+    if one.unread:
+      lines.append(f"  unread   {one.name}: {one.unread}")
+    if not one.differences and not one.unread:
+      alike += 1
+  heading = f"against Assimp: {alike} of {len(compared)} meshes alike"
+  return "\n".join([heading, *lines])
 
 
 def _numbers(values: np.ndarray) -> str:
@@ -141,15 +151,18 @@ def _numbers(values: np.ndarray) -> str:
 
 def read(path: pathlib.Path) -> Reading:
   """What our reader sees. Raises Refused."""
-  mesh = meshes.read(path).mesh
-  pictured = np.array([material.texture is not None for material in mesh.materials] or [False])
-  unstated = any(material is GREY for material in mesh.materials)
-  whole = mesh.with_appearance()
-  base = np.array([material.colour for material in whole.materials])
-  colour_F3 = base[whole.material] * _mean_corner(whole.colours, mesh.faces)
-  textured_F = pictured[whole.material]
-  known = not unstated and not pictured.any()
-  return _reading(mesh.vertices, mesh.faces, textured_F, colour_F3 if known else None)
+  found = meshes.read(path).mesh
+  mesh = found.with_appearance()
+
+  # Which faces have a picture, and the colours of the others.
+  pictured = [material.texture is not None for material in mesh.materials]
+  base = [material.colour for material in mesh.materials]
+  textured_F = np.array(pictured)[mesh.material]
+  colour_F3 = np.array(base)[mesh.material] * _mean_corner(mesh.colours, mesh.faces)
+  states_none = any(material is GREY for material in mesh.materials)
+  if states_none or any(pictured):
+    colour_F3 = None
+  return _reading(mesh.vertices, mesh.faces, textured_F, colour_F3)
 
 
 def read_independently(path: pathlib.Path) -> Reading:
@@ -159,27 +172,31 @@ def read_independently(path: pathlib.Path) -> Reading:
   """
   assimp = _assimp()
   scene = assimp.import_file(str(path), assimp.Process_Triangulate)
-  parts, textured, colours, known = [], [], [], True
+  are_linear = path.suffix.lower() in LINEAR_COLOURS
+
+  # Every drawing of triangles.
+  parts, textured, colours = [], [], []
   for mesh, world_44 in _drawn(scene):
     if mesh.num_indices != 3 * mesh.num_faces:
       continue  # lines or points
-    places = np.array(mesh.vertices, np.float64).reshape(-1, 3)
-    vertices = places @ world_44[:3, :3].T + world_44[:3, 3]
-    faces = np.array(mesh.indices, np.int64).reshape(-1, 3)
-    parts.append(Mesh(vertices, faces))
+    part = _placed(mesh, world_44)
     material = scene.materials[mesh.material_index]
-    pictured = bool(material.get("TEXTURE_BASE")) and bool(mesh.texcoords)
-    textured.append(np.full(len(faces), pictured))
-    colour = _colour(mesh, material, faces, path.suffix.lower() in LINEAR_COLOURS)
-    known &= colour is not None and not pictured
+    is_pictured = bool(material.get("TEXTURE_BASE")) and bool(mesh.texcoords)
+    colour = None
+    if not is_pictured:
+      colour = _colour(mesh, material, part.faces, are_linear)
+    parts.append(part)
+    textured.append(np.full(len(part.faces), is_pictured))
     colours.append(colour)
   if not parts:
     raise RuntimeError("Assimp finds no triangles")
-  first = np.cumsum([0, *(len(part.vertices) for part in parts[:-1])])
-  vertices = np.concatenate([part.vertices for part in parts])
-  faces = np.concatenate([part.faces + at for part, at in zip(parts, first, strict=True)])
-  colour_F3 = np.concatenate(colours) if known else None
-  return _reading(vertices, faces, np.concatenate(textured), colour_F3)
+
+  # All of them together.
+  whole = join(parts)
+  colour_F3 = None
+  if all(colour is not None for colour in colours):
+    colour_F3 = np.concatenate(colours)
+  return _reading(whole.vertices, whole.faces, np.concatenate(textured), colour_F3)
 
 
 def _assimp():
@@ -198,43 +215,57 @@ def _drawn(scene) -> Iterator[tuple]:
   pending = [(scene.root_node, np.eye(4))]
   while pending:
     node, above_44 = pending.pop()
-    world_44 = above_44 @ np.array(node.transformation, np.float64).reshape(4, 4)
+    rows = np.array(node.transformation, np.float64)
+    world_44 = above_44 @ rows.reshape(4, 4)
     for number in node.mesh_indices:
       yield scene.meshes[number], world_44
-    pending += [(child, world_44) for child in node.children]
+    for child in node.children:
+      pending.append((child, world_44))
 
 
-def _colour(mesh, material: dict, faces: np.ndarray, linear: bool) -> np.ndarray | None:
-  """(F, 3) linear colours of an Assimp mesh; None where its material is the one it makes up."""
-  diffuse = np.array(material.get("COLOR_DIFFUSE", (1, 1, 1))[:3], np.float64)
-  named = material.get("NAME") != "DefaultMaterial"
-  if not mesh.colors and not named:
-    return None
+def _placed(mesh, world_44: np.ndarray) -> Mesh:
+  """The triangles of an Assimp mesh in the scene."""
+  places = np.array(mesh.vertices, np.float64).reshape(-1, 3)
+  faces = np.array(mesh.indices, np.int64).reshape(-1, 3)
+  vertices = places @ world_44[:3, :3].T + world_44[:3, 3]
+  return Mesh(vertices, faces)
+
+
+def _colour(mesh, material: dict, faces: np.ndarray, are_linear: bool) -> np.ndarray | None:
+  """(F, 3) linear colours of an Assimp mesh; None where Assimp makes its material up."""
+  stated = material.get("COLOR_DIFFUSE", (1, 1, 1))
+  diffuse = np.array(stated[:3], np.float64)
   if mesh.colors:
-    stored = np.array(mesh.colors[0], np.float64).reshape(mesh.num_vertices, -1)[:, :3]
-    corner = stored if linear else srgb_to_linear(stored)
-    colour_F3 = _mean_corner(corner, faces)
+    rows = np.array(mesh.colors[0], np.float64)
+    corner = rows.reshape(mesh.num_vertices, -1)[:, :3]
+    if are_linear:
+      return _mean_corner(corner, faces) * diffuse
     # outside of glTF colours of vertices stand for the material's
-    return colour_F3 * diffuse if linear else colour_F3
-  diffuse = diffuse if linear else srgb_to_linear(diffuse)
+    return _mean_corner(srgb_to_linear(corner), faces)
+  if material.get("NAME") == "DefaultMaterial":
+    return None
+  if not are_linear:
+    diffuse = srgb_to_linear(diffuse)
   return np.broadcast_to(diffuse, (len(faces), 3))
 
 
 def _mean_corner(values_V3: np.ndarray, faces_F3: np.ndarray) -> np.ndarray:
-  return np.asarray(values_V3, np.float64)[faces_F3].mean(1)
+  corners = np.asarray(values_V3, np.float64)[faces_F3]
+  return corners.mean(1)
 
 
 def _reading(
   vertices: np.ndarray, faces: np.ndarray, textured_F: np.ndarray, colour_F3: np.ndarray | None
 ) -> Reading:
-  corner = vertices[faces]
-  cross = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+  a, b, c = vertices[faces].swapaxes(0, 1)
+  cross = np.cross(b - a, c - a)
   area_F = np.linalg.norm(cross, axis=1) / 2
   area = float(area_F.sum())
   used = vertices[np.unique(faces)]
   mean = None
   if colour_F3 is not None:
-    mean = (colour_F3 * area_F[:, None]).sum(0) / area
+    weighted = colour_F3 * area_F[:, None]
+    mean = weighted.sum(0) / area
   return Reading(
     extents_3=np.ptp(used, axis=0),
     triangles=int(np.count_nonzero(area_F)),

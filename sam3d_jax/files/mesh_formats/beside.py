@@ -8,6 +8,7 @@ folder of the file that names them; `../` is followed, absolute paths are not.
 from collections.abc import Iterator
 import pathlib
 import re
+import unicodedata
 import urllib.parse
 
 from sam3d_jax.errors import Refused
@@ -21,7 +22,8 @@ def find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
   """The file that `name` means, seen from `folder`; None if there is none.
 
   The name is taken as it is, then percent-decoded, each first in its own case and then in any. Of
-  an absolute path only the last part counts: it is a path of the machine that wrote the file.
+  an absolute path only the last part counts: it is a path of the machine that wrote the file. Empty
+  files are passed over: there is nothing in them, or they are no files but windows into the system.
   """
   if SCHEME.match(name) or "\0" in name:
     return None
@@ -62,7 +64,7 @@ def _places(name: str) -> Iterator[list[str]]:
 def _walk(folder: pathlib.Path, parts: list[str]) -> pathlib.Path | None:
   """The file at the end of a path, each part in its own case or in any; None if there is none."""
   exact = folder.joinpath(*parts)
-  if exact.is_file():
+  if _has_content(exact):
     return exact
   place = folder
   for part in parts:
@@ -70,10 +72,19 @@ def _walk(folder: pathlib.Path, parts: list[str]) -> pathlib.Path | None:
     if part != ".." and not inner.exists():
       if not place.is_dir():
         return None
-      wanted = part.casefold()
-      alike = [entry for entry in place.iterdir() if entry.name.casefold() == wanted]
+      wanted = _folded(part)
+      alike = [entry for entry in place.iterdir() if _folded(entry.name) == wanted]
       if not alike:
         return None
       inner = min(alike)  # the same one on every machine
     place = inner
-  return place if place.is_file() else None
+  return place if _has_content(place) else None
+
+
+def _folded(name: str) -> str:
+  """A name in one case, and with accents as one character: some systems store two."""
+  return unicodedata.normalize("NFC", name).casefold()
+
+
+def _has_content(path: pathlib.Path) -> bool:
+  return path.is_file() and path.stat().st_size > 0

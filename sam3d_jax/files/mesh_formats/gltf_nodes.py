@@ -42,8 +42,13 @@ class Nodes:
       yield from self._library()
       return
     pending = self._shown_roots()[::-1]
+    drawn = set()
     while pending:
       index = pending.pop()
+      if index in drawn:
+        # listed by the scene, though it is below another
+        continue
+      drawn.add(index)
       node = self._document.item("nodes", index)
       visibility = extension(node, "KHR_node_visibility") or {}
       if visibility.get("visible") is False:
@@ -71,8 +76,7 @@ class Nodes:
     for root in roots:
       if not is_index(root, self._count):
         raise wrong(f"a scene shows node {root!r} of {self._count}")
-    # a node that is listed twice is there once
-    return list(dict.fromkeys(roots))
+    return roots
 
   def _drawings_of(self, index: int, node: Mapping[str, Any]) -> Iterator[Drawing]:
     mesh = node["mesh"]

@@ -299,6 +299,16 @@ def test_only_the_scene_that_the_file_shows_is_read(tmp_path):
   assert found.dropped == ("1 scenes that are not shown",)
 
 
+def test_a_node_that_the_scene_lists_beside_its_parent_is_drawn_once(tmp_path):
+  gltf = Gltf()
+  inner = gltf.draw(gltf.primitive({"POSITION": TRIANGLE}), translation=[1, 0, 0])
+  outer = gltf.add("nodes", {"children": [inner], "translation": [0, 1, 0]})
+  for roots in ([inner, outer], [outer, inner, outer]):
+    gltf.json["scenes"] = [{"nodes": roots}]
+    mesh = read(gltf, tmp_path).mesh
+    np.testing.assert_array_equal(mesh.vertices, TRIANGLE + [1, 1, 0])
+
+
 def test_hidden_nodes_are_not_drawn(tmp_path):
   gltf = Gltf()
   hidden = {"KHR_node_visibility": {"visible": False}}
@@ -421,7 +431,22 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path, name):
     meshes.read(path)
 
 
-@pytest.mark.parametrize("uri", ["https://example.org/a.bin", "/etc/hostname", "lost.bin", "a\0b"])
+UPWARDS = "../" * 20
+
+
+@pytest.mark.parametrize(
+  "uri",
+  [
+    "https://example.org/a.bin",
+    "/etc/hostname",
+    "lost.bin",
+    "a\0b",
+    f"{UPWARDS}proc/self/environ",
+    f"{UPWARDS}dev/zero",
+    "..",
+    "",
+  ],
+)
 def test_a_buffer_that_is_not_beside_the_file_is_refused(tmp_path, uri):
   gltf = Gltf()
   gltf.draw(gltf.primitive({"POSITION": SQUARE}, SQUARE_FACES))

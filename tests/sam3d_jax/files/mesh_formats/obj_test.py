@@ -116,6 +116,7 @@ NAMED = {
   ),
   "several in a line": ("mtllib b.mtl a.mtl\n", "a.mtl", "map_Kd skin.png", "skin.png"),
   "several lines": ("mtllib b.mtl\nmtllib a.mtl\n", "a.mtl", "map_Kd skin.png", "skin.png"),
+  "accents of a Mac": ("mtllib a.mtl\n", "a.mtl", "map_Kd H\u00e4user.png", "Ha\u0308user.png"),
   "percent": ("mtllib a.mtl\n", "a.mtl", "map_Kd my%20skin.png", "my skin.png"),
 }
 
