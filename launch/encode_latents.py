@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
   spec = Encoding(**vars(args))
   check_folder(spec.out, "--out")
   # The wall: what reads datasets and what knows JAX is imported only once there is work to do.
-  from data_pipelines.build import latents
+  from data_pipelines.build import data_card, latents
   from sam3d_jax.inference import structure_encoder
 
   # the encoder, and what its latents depend on
@@ -110,6 +110,9 @@ def run(args: argparse.Namespace) -> None:
     return
   statistics = latents.read_statistics(spec.out)
   print(f"{spec.out}: {summary(counts, statistics)}")
+  card = data_card.write(spec.out)
+  if card is not None:
+    print(f"{card}: {data_card.REMARK}")
 
 
 def summary(counts: dict[str, int], statistics: dict) -> str:

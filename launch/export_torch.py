@@ -90,6 +90,8 @@ def summary(out: str, record: dict[str, Any]) -> str:
     megabytes = entry["bytes"] / 1e6
     lines.append(f"{part:18} {entry['file']:28} {megabytes:9.1f} MB  {entry['origin']}")
 
+  lines.append("MODEL_CARD.md: filled in; what only you can say is marked in it")
+
   # whether the published pipeline can use them
   pipeline = record["published_pipeline"]
   if pipeline["loads"]:

@@ -52,7 +52,8 @@ def plan(
   )
 
   # What the bytes depend on; where the objects lie changes none.
-  settings = json.loads(json.dumps(dataclasses.asdict(config)))
+  as_json = json.dumps(dataclasses.asdict(config))
+  settings = json.loads(as_json)
   settings["source"] = "folder"
   identity = {
     "builder": name,
@@ -89,6 +90,7 @@ def license_warning(license: str, inputs: Sequence[sources.Input]) -> tuple[str,
 @functools.cache
 def versions() -> dict[str, str]:
   """What a dataset's lineage says of the programs that made it."""
+  # Whose versions can change a byte.
   packages = ("numpy", "pillow")
   installed = {name: metadata.version(name) for name in packages}
   return {"converter": VERSION} | installed
@@ -110,6 +112,7 @@ def make_shard(spec: ShardSpec, refuse: shard_jobs.Refusals) -> Iterator[schema.
 
 def load_array(data: bytes, what: str, *, shape: tuple[int | None, ...]) -> np.ndarray:
   """A .npy of a given shape (None: any length). Raises Refused (bad_array)."""
+  # Pickles would run code of whoever made the file.
   try:
     array = arrays.load(io.BytesIO(data), len(data))
   except (OSError, ValueError, EOFError) as error:
@@ -126,15 +129,17 @@ def _has_shape(array: np.ndarray, shape: tuple[int | None, ...]) -> bool:
   """Whether an array has a shape of which None may be any length."""
   if array.ndim != len(shape):
     return False
-  return all(
-    wanted is None or length == wanted for length, wanted in zip(array.shape, shape, strict=True)
-  )
+  for length, wanted in zip(array.shape, shape, strict=True):
+    if wanted is not None and length != wanted:
+      return False
+  return True
 
 
 def structure_latent(latent_CXYZ: np.ndarray) -> np.ndarray:
   """TRELLIS stores channels first over a grid that it fills as grid[x, y, z]; records store (x, y,
   z, c) of the same z-up cube.
   """
+  # Channels last, as every grid here.
   latent_XYZC = np.moveaxis(latent_CXYZ, 0, -1)
   return np.ascontiguousarray(latent_XYZC, np.float32)
 
@@ -159,6 +164,7 @@ def sorted_slat(
   is_distinct = count > 0 and count == len(coords_N3)
   if not is_distinct or unique.min() < 0 or unique.max() > highest:
     raise Refused("bad_array", f"{what}: coordinates must be distinct and in 0..{highest}")
+  # features in the order of their voxels
   voxels = unique.astype(np.uint8)
-  slat = feats_N8[index].astype(np.float16)
-  return voxels, slat
+  feats = feats_N8[index]
+  return voxels, feats.astype(np.float16)

@@ -77,6 +77,7 @@ class RecgenConfig:
   license: str = "unknown"
 
   def __post_init__(self):
+    # The variants whose normalisation can be undone (module docstring).
     is_quantile = re.fullmatch(r"median_quantile_[\d.]+per", self.pose_variant)
     if self.pose_variant != "minmax" and not is_quantile:
       raise ConfigError(
@@ -91,6 +92,7 @@ def plan(config: RecgenConfig, *, test_fraction: float, objects_per_shard: int) 
   """Indexes the tars and deals their objects to shards; an object that lies in several tars stays
   in one split. Raises ConfigError.
   """
+  # Tars lie at any depth below the source.
   root = pathlib.Path(config.source)
   if not config.source or not root.is_dir():
     raise ConfigError(
@@ -169,8 +171,13 @@ def examples(
     aesthetic = _score(_json(members, "aesthetic_score.json"))
   least = config.min_aesthetic
   if least > 0 and (aesthetic is None or aesthetic < least):
-    detail = f"{aesthetic} is below {least:g}"
-    refuse(shard_jobs.Quarantined(item.name, "low_aesthetic", detail, fault=False))
+    refused = shard_jobs.Quarantined(
+      item.name,
+      "low_aesthetic",
+      f"{aesthetic} is below {least:g}",
+      fault=False,
+    )
+    refuse(refused)
     return
 
   # What its views share, and what there is of each.
@@ -201,6 +208,8 @@ def examples(
     )
     if fields is None:
       continue
+
+    # Where it comes from, and what its release says of it.
     lineage = {
       "converter": "recgen",
       "tar": tar,
@@ -258,6 +267,7 @@ def _json(members: Mapping[str, bytes], name: str) -> Any:
   try:
     return texts.parse_json(members[name])
   except KeyError as error:
+    # A few of the names, so that the message shows what kind of tar it is.
     there = ", ".join(sorted(members)[:12])
     raise Refused("missing_member", f"no member {name}; there are {there}") from error
   except ValueError as error:
@@ -266,7 +276,10 @@ def _json(members: Mapping[str, bytes], name: str) -> Any:
 
 def _pose_file(config: RecgenConfig) -> str:
   """The member with the poses of the configured depth and normalisation."""
-  variant = ("st_" if config.stereo else "") + config.pose_variant
+  # Stereo poses have a prefix; the plain minmax ones have no suffix at all.
+  variant = config.pose_variant
+  if config.stereo:
+    variant = f"st_{variant}"
   if variant == "minmax":
     return "pose_data.json"
   return f"pose_data_{variant}.json"
@@ -274,17 +287,18 @@ def _pose_file(config: RecgenConfig) -> str:
 
 def _shape(members: Mapping[str, bytes], config: RecgenConfig) -> dict[str, Any]:
   """Voxels and latents; what the object lacks is absent. Raises Refused."""
+  # Of stage 1: the structure latent.
   fields: dict[str, Any] = {}
   if "ss_latent.npy" in members:
-    shape = (8, 16, 16, 16)
     latent = objects.load_array(
       members["ss_latent.npy"],
       "ss_latent.npy",
-      shape=shape,
+      shape=(8, 16, 16, 16),
     )
     fields["structure_latent"] = objects.structure_latent(latent)
     fields["structure_latent_autoencoder"] = config.autoencoder
 
+  # Of stage 2: active voxels and a feature for each.
   if "slat_coords.npy" in members and "slat_feats.npy" in members:
     coords = objects.load_array(
       members["slat_coords.npy"],
@@ -292,7 +306,9 @@ def _shape(members: Mapping[str, bytes], config: RecgenConfig) -> dict[str, Any]
       shape=(None, 3),
     )
     feats = objects.load_array(
-      members["slat_feats.npy"], "slat_feats.npy", shape=(None, schema.SLAT_CHANNELS)
+      members["slat_feats.npy"],
+      "slat_feats.npy",
+      shape=(None, schema.SLAT_CHANNELS),
     )
     if len(coords) > MAX_VOXELS:
       raise Refused("too_many_voxels", f"{len(coords)} voxels, at most {MAX_VOXELS}")
@@ -326,15 +342,17 @@ def _view(
     return refuse.draw("small_mask")
   stereo = "st_" if config.stereo else ""
   depth = _depth(members, f"cond_depth_{stereo}{view:02d}.png")
-  if depth is None or depth.shape != mask.shape or "intrinsics" not in detail:
+  has_camera = "intrinsics" in detail
+  if depth is None or depth.shape != mask.shape or not has_camera:
     return refuse.draw("no_depth")
 
   # Their normalisation, of the points under the mask.
   k = np.array(detail["intrinsics"], np.float64)
   points = _unproject(depth, k)
   is_known = depth > 0
-  is_far_enough = np.linalg.norm(points, axis=-1) > NEAREST
-  counted = (mask > 0) & is_known & is_far_enough
+  distance = np.linalg.norm(points, axis=-1)
+  is_object = mask > 0
+  counted = is_object & is_known & (distance > NEAREST)
   normalised = normalisation(points[counted], config.pose_variant)
   if normalised is None:
     return refuse.draw("no_depth")
@@ -350,19 +368,22 @@ def _view(
     width=width,
     height=height,
   )
-  known_points = np.where(is_known[..., None], points * OPENCV, np.nan)
+  ours = points * OPENCV
+  known_points = np.where(is_known[..., None], ours, np.nan)
+  placed = metric_pose(pose, shrink, shift)
   seen = {
     "image": members[f"cond_image_{view:02d}.jpg"],
-    "mask": render.encode(mask > 0),
+    "mask": render.encode(is_object),
     "pointmap": known_points.astype(np.float16),
     "camera": schema.camera_field(camera),
-    **schema.pose_fields(metric_pose(pose, shrink, shift)),
+    **schema.pose_fields(placed),
   }
 
   # The whole object's mask holds at least what is visible.
   whole = _mask(members, f"cond_mask_full_{view:02d}.png")
   if whole is not None and whole.shape == mask.shape:
-    seen["mask_full"] = render.encode((whole > 0) | (mask > 0))
+    full = (whole > 0) | is_object
+    seen["mask_full"] = render.encode(full)
   return seen
 
 
@@ -373,6 +394,7 @@ def _pose_passes(pose: Mapping[str, float], config: RecgenConfig) -> bool:
   except KeyError:
     return False
   low, high = config.scale_range
+  # In units of the normalised camera.
   distance = np.linalg.norm(translation)
   whole = np.linalg.norm([*quaternion, *translation, scale])
   is_within = low < scale < high and distance <= config.max_translation
@@ -381,6 +403,7 @@ def _pose_passes(pose: Mapping[str, float], config: RecgenConfig) -> bool:
 
 def _numbers(pose: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray, float]:
   """Quaternion w, x, y, z, translation and scale of a pose. Raises KeyError if one is missing."""
+  # One key a number.
   quaternion = [pose[f"quat_{axis}"] for axis in "wxyz"]
   translation = [pose[f"trans_{axis}"] for axis in "xyz"]
   return (
@@ -392,6 +415,7 @@ def _numbers(pose: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray, float]:
 
 def _mask(members: Mapping[str, bytes], name: str) -> np.ndarray | None:
   """(H, W) of a mask, non-zero inside; None where it is missing."""
+  # Of a mask stored with several channels the first will do.
   array = _image(members, name)
   if array is not None and array.ndim == 3:
     return array[..., 0]
@@ -403,7 +427,8 @@ def _depth(members: Mapping[str, bytes], name: str) -> np.ndarray | None:
   array = _image(members, name)
   if array is None:
     return None
-  return array.astype(np.float64) / 1000
+  millimetres = array.astype(np.float64)
+  return millimetres / 1000
 
 
 def _image(members: Mapping[str, bytes], name: str) -> np.ndarray | None:
@@ -421,10 +446,12 @@ def _unproject(depth_HW: np.ndarray, k_33: np.ndarray) -> np.ndarray:
   """OpenCV camera points (H, W, 3) of pixels whose centres are whole numbers."""
   height, width = depth_HW.shape
   row, column = np.mgrid[:height, :width]
-  fx, fy = k_33[0, 0], k_33[1, 1]
-  cx, cy = k_33[0, 2], k_33[1, 2]
-  x = (column - cx) * depth_HW / fx
-  y = (row - cy) * depth_HW / fy
+  (fx, _, cx), (_, fy, cy), _ = k_33
+  # x / z = (column - cx) / fx, and the like for y
+  from_axis = column - cx
+  below_axis = row - cy
+  x = from_axis * depth_HW / fx
+  y = below_axis * depth_HW / fy
   return np.stack([x, y, depth_HW], -1)
 
 
@@ -439,19 +466,23 @@ def normalisation(points_P3: np.ndarray, variant: str) -> tuple[float, np.ndarra
     centre = (low + high) / 2
     spread = float((high - low).max())
   else:
+    # Quantiles keep strays from deciding the size.
     percent = variant.removeprefix("median_quantile_").removesuffix("per")
     share = float(percent) / 100
     centre = np.median(points_P3, axis=0)
-    distance = np.linalg.norm(points_P3 - centre, axis=1)
+    from_centre = points_P3 - centre
+    distance = np.linalg.norm(from_centre, axis=1)
     near, far = np.quantile(distance, [share, 1 - share])
     spread = 2 * float(far - near)
   if not spread > 0:
     return None
+  # q = p / spread + (0.5 - centre / spread).
   return 1 / spread, 0.5 - centre / spread
 
 
 def metric_pose(pose: Mapping[str, float], s: float, u_3: np.ndarray) -> Pose:
   """The pose in our camera from one in the normalised OpenCV camera."""
+  # q = s p + u solved for p; then OpenCV's axes to ours.
   quaternion, translation, scale = _numbers(pose)
   rotation = rotations.quaternion_to_matrix(quaternion)
   return Pose(

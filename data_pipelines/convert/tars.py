@@ -5,7 +5,7 @@ entries of folders between them. As WebDataset does, what is no file and names t
 (a Mac's `._` twins) are passed over. Nothing is unpacked onto the disk, and links are not followed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import pathlib
 import tarfile
@@ -46,9 +46,18 @@ class _Run:
 
 def _split(name: str) -> tuple[str, str]:
   """(key, field) of a member: the key ends at the first dot of the file's name."""
+  # WebDataset's rule: folders belong to the key, their dots do not count.
   folder, slash, base = name.rpartition("/")
   key, _, field = base.partition(".")
   return folder + slash + key, field
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+  """The members in order. Raises tarfile.ReadError where one would lead back to those before it."""
+  for member in tar:
+    if member.size < 0:
+      raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
+    yield member
 
 
 def _is_passed_over(member: tarfile.TarInfo) -> bool:
@@ -94,8 +103,9 @@ def scan(path: pathlib.Path, field: str) -> Index:
   runs: list[_Run] = []
   foreign, damage = 0, ""
   try:
+    # Headers only: contents are skipped unless they are asked for.
     with tarfile.open(path, "r:") as tar:
-      for member in tar:
+      for member in _members(tar):
         if _is_passed_over(member):
           foreign += _is_foreign(member)
           continue
@@ -162,7 +172,7 @@ def _run_at(tar: tarfile.TarFile) -> dict[str, bytes]:
   """field -> bytes of the run of members with which an opened tar begins."""
   fields: dict[str, bytes] = {}
   wanted = None
-  for member in tar:
+  for member in _members(tar):
     if _is_passed_over(member):
       continue
     key, name = _split(member.name)

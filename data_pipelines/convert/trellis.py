@@ -84,9 +84,11 @@ def plan(config: TrellisConfig, *, test_fraction: float, objects_per_shard: int)
       f"min_aesthetic = {config.min_aesthetic:g} leaves none of {len(rows)} objects"
     )
 
+  # An object's identity is its content: equal ones never fall into both splits.
   inputs = []
   for sha in dict.fromkeys(wanted):
-    inputs.append(sources.Input(sha, sources.short_digest(sha.encode())))
+    identity = sources.short_digest(sha.encode())
+    inputs.append(sources.Input(sha, identity))
   return objects.plan(
     "trellis",
     examples,
@@ -135,10 +137,9 @@ def _check_encoder(key: str, name: str, folder: pathlib.Path) -> None:
   """Raises ConfigError if the folder of latents lacks the encoder that a key names."""
   if not name or (folder / name).is_dir():
     return
-  there = sorted(path.name for path in folder.glob("*")) or ["none"]
-  raise ConfigError(
-    f"{key} = {name!r}: there is no {folder.name}/{name}; there are {', '.join(there)}"
-  )
+  encoders = sorted(path.name for path in folder.glob("*"))
+  there = ", ".join(encoders) or "none"
+  raise ConfigError(f"{key} = {name!r}: there is no {folder.name}/{name}; there are {there}")
 
 
 def examples(
@@ -148,8 +149,14 @@ def examples(
   folder = pathlib.Path(config.source) / "renders_cond" / item.name
   transforms = folder / "transforms.json"
   if not transforms.is_file():
-    detail = "no renders_cond/<sha256>/transforms.json"
-    refuse(shard_jobs.Quarantined(item.name, "not_rendered", detail, fault=False))
+    # The toolkit renders some objects only.
+    refused = shard_jobs.Quarantined(
+      item.name,
+      "not_rendered",
+      "no renders_cond/<sha256>/transforms.json",
+      fault=False,
+    )
+    refuse(refused)
     return
   try:
     frames = texts.read_json(transforms)["frames"]
@@ -160,12 +167,14 @@ def examples(
 
   # All views have the object's shape, each an image and a pose of its own.
   shape = _shape(config, item.name)
-  for view, frame in enumerate(frames[: config.views or None]):
+  wanted = frames[: config.views or None]
+  for view, frame in enumerate(wanted):
     seen = _picture(folder, frame, config)
     if seen is None:
       refuse.draw("empty_view")
       continue
     size = seen.pop("size")
+    placed = _pose(frame, size)
     lineage = {"converter": "trellis", "view": view}
     stated = {
       "key": schema.example_key(config.name, item.name, view),
@@ -175,7 +184,7 @@ def examples(
       "license": config.license,
       "lineage": json.dumps(lineage, sort_keys=True),
     }
-    yield schema.empty_example() | shape | seen | _pose(frame, size) | stated
+    yield schema.empty_example() | shape | seen | placed | stated
 
 
 def _picture(folder: pathlib.Path, frame: dict, config: TrellisConfig) -> dict[str, Any] | None:
@@ -197,7 +206,9 @@ def _picture(folder: pathlib.Path, frame: dict, config: TrellisConfig) -> dict[s
   # Before a plain background, at the wanted size.
   grey = config.background
   plain = Image.new("RGBA", rgba.size, (grey, grey, grey, 255))
-  image = Image.alpha_composite(plain, rgba).convert("RGB")
+  image = Image.alpha_composite(plain, rgba)
+  image = image.convert("RGB")
+  # Coverage, which the resize turns into fractions at the rim.
   alpha = rgba.getchannel("A")
   if config.image_size != rgba.width:
     size = (config.image_size, config.image_size)
@@ -221,6 +232,7 @@ def _pose(frame: dict, size: int) -> dict[str, Any]:
   """Camera and pose from Blender's camera-to-world matrix. Raises Refused (bad_transforms)."""
   try:
     matrix = np.array(frame["transform_matrix"], np.float64)
+    # Half the picture is seen under half the angle.
     half_fov = 0.5 * float(frame["camera_angle_x"])
     focal = 0.5 * size / np.tan(half_fov)
   except (KeyError, TypeError, ValueError) as error:
@@ -233,9 +245,12 @@ def _pose(frame: dict, size: int) -> dict[str, Any]:
     )
 
   # World to camera, then to our frame.
-  rotation = GLTF[:, None] * matrix[:3, :3].T
-  translation = -rotation @ matrix[:3, 3]
+  to_world = matrix[:3, :3]
+  position = matrix[:3, 3]
+  rotation = GLTF[:, None] * to_world.T
+  translation = -rotation @ position
   pose = Pose(rotation, translation, np.ones(3))
+  # The optical axis goes through the middle of a square picture.
   middle = size / 2
   camera = cameras.Camera(
     fx=focal,
@@ -250,10 +265,11 @@ def _pose(frame: dict, size: int) -> dict[str, Any]:
 
 def _is_rigid(matrix: np.ndarray) -> bool:
   """Whether a matrix is 4 x 4 with a rotation, within ORTHONORMAL, or a mirrored one."""
-  if matrix.shape != (4, 4):
+  if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
     return False
   turn = matrix[:3, :3]
-  error = np.abs(turn @ turn.T - np.eye(3)).max()
+  off = turn @ turn.T - np.eye(3)
+  error = np.abs(off).max()
   return not error > ORTHONORMAL
 
 
@@ -261,16 +277,18 @@ def _shape(config: TrellisConfig, sha: str) -> dict[str, Any]:
   """Voxels and latents; what the folder lacks is absent. Raises Refused."""
   root = pathlib.Path(config.source)
   fields: dict[str, Any] = {}
+  # Voxels by themselves teach a structure VAE.
   voxel_file = root / "voxels" / f"{sha}.ply"
   if voxel_file.is_file():
     fields["voxels"] = _voxels(voxel_file)
 
   if config.structure_encoder:
-    latent = _npz(root / "ss_latents" / config.structure_encoder / f"{sha}.npz", "mean")["mean"]
+    latent_file = root / "ss_latents" / config.structure_encoder / f"{sha}.npz"
+    arrays = _npz(latent_file, "mean")
+    latent = arrays["mean"]
     if latent.ndim != 4:
-      raise Refused(
-        "bad_array", f"ss_latents mean has shape {latent.shape}, expected channels, x, y, z"
-      )
+      detail = f"ss_latents mean has shape {latent.shape}, expected channels, x, y, z"
+      raise Refused("bad_array", detail)
     fields["structure_latent"] = objects.structure_latent(latent)
     fields["structure_latent_autoencoder"] = config.autoencoder or config.structure_encoder
 
@@ -286,11 +304,10 @@ def _shape(config: TrellisConfig, sha: str) -> dict[str, Any]:
       latents["feats"],
       "latents coords",
     )
-    if "voxels" in fields and not np.array_equal(voxels, fields["voxels"]):
-      raise Refused(
-        "bad_array",
-        f"latents cover {len(voxels)} voxels, voxels/{sha}.ply has {len(fields['voxels'])} others",
-      )
+    own = fields.get("voxels")
+    if own is not None and not np.array_equal(voxels, own):
+      detail = f"latents cover {len(voxels)} voxels, voxels/{sha}.ply has {len(own)} others"
+      raise Refused("bad_array", detail)
     fields["voxels"] = voxels
     fields["slat"] = slat
     fields["slat_autoencoder"] = config.slat_autoencoder or config.slat_encoder
@@ -302,14 +319,16 @@ def _shape(config: TrellisConfig, sha: str) -> dict[str, Any]:
 def _voxels(path: pathlib.Path) -> np.ndarray:
   """Voxels (N, 3) uint8 of a file of their centres, lexicographic. Raises Refused (bad_array)."""
   try:
-    centres = meshes.read(path, appearance=False).mesh.vertices
+    found = meshes.read(path, appearance=False)
   except Refused as error:
     raise Refused("bad_array", error.detail) from error
-  scaled = (centres + 0.5) * schema.VOXEL_RESOLUTION
+  # From the unit cube to the voxel that each centre lies in.
+  scaled = (found.mesh.vertices + 0.5) * schema.VOXEL_RESOLUTION
   voxels = np.floor(scaled).astype(np.int64)
   if not len(voxels) or voxels.min() < 0 or voxels.max() >= schema.VOXEL_RESOLUTION:
     raise Refused("bad_array", f"{path.name}: voxel centres must lie in [-0.5, 0.5]^3")
-  return np.unique(voxels, axis=0).astype(np.uint8)
+  distinct = np.unique(voxels, axis=0)
+  return distinct.astype(np.uint8)
 
 
 def _npz(path: pathlib.Path, *names: str) -> dict[str, np.ndarray]:

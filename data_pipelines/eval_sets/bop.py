@@ -91,7 +91,9 @@ class BopSet:
 
     self.names = []
     for number, image, place, truth in self._instances:
-      self.names.append(f"{number:06d}-{image:06d}-{place:06d}-obj_{truth['obj_id']:06d}")
+      thing = truth["obj_id"]
+      self.names.append(f"{number:06d}-{image:06d}-{place:06d}-obj_{thing:06d}")
+    # What a report says was evaluated.
     self.identity = {
       "set": f"bop {self.root.name} {split}",
       "instances": len(self.names),
@@ -123,14 +125,16 @@ class BopSet:
     if number not in self._meshes:
       path = self.models / f"obj_{number:06d}.ply"
       try:
-        self._meshes[number] = surface.load_surface(path).mesh
+        found = surface.load_surface(path)
       except surface.SurfaceError as error:
         raise InputError(f"--bop: {error}") from error
+      self._meshes[number] = found.mesh
     return self._meshes[number]
 
 
 def _no_split(folder: pathlib.Path, root: str | pathlib.Path, split: str) -> str:
   """What to say where the folder of a split is missing; `root` is as it was given."""
+  # Which splits there are, by their scenes.
   found = []
   if folder.is_dir():
     found = sorted(path.parent.parent.name for path in folder.glob(f"*/*/{TRUTH}*.json"))
@@ -143,8 +147,9 @@ def _no_split(folder: pathlib.Path, root: str | pathlib.Path, split: str) -> str
 
 def _first_folder(root: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
   for name in names:
-    if (root / name).is_dir():
-      return root / name
+    folder = root / name
+    if folder.is_dir():
+      return folder
   return None
 
 
@@ -194,6 +199,7 @@ def of_sensor(name: str, sensor: str | None) -> str:
 
 def level_of(visible: float) -> str:
   """The group of an instance by its visible share, 0..1."""
+  # From the most visible down.
   for least, name in LEVELS:
     if visible >= least:
       return name
@@ -223,6 +229,7 @@ class Scene:
 
   def instances(self, scene: int, targets: set | None):
     """(image, place in the image's list, entry of scene_gt.json) of what is to be scored."""
+    # Images are named by their numbers, and 10 comes after 9.
     for name in sorted(self.truth, key=int):
       image = int(name)
       for place, entry in enumerate(self.truth[name]):
@@ -230,7 +237,8 @@ class Scene:
         number = value_of(entry, "obj_id", int, self.truth_file, where)
         if targets is not None and (scene, image, number) not in targets:
           continue
-        if self.visible(image, place) >= MIN_VISIBLE and self.is_large(image, place):
+        is_visible = self.visible(image, place) >= MIN_VISIBLE
+        if is_visible and self.is_large(image, place):
           yield image, place, entry
 
   def visible(self, image: int, place: int) -> float:
@@ -327,6 +335,7 @@ class Scene:
   def _entry(self, image: int) -> dict[str, Any]:
     """An image's entry of scene_camera.json. Raises InputError if there is none."""
     try:
+      # JSON keys are text.
       return self.cameras[str(image)]
     except KeyError as error:
       raise InputError(f"{self.camera_file} has no entry {image}") from error
@@ -343,6 +352,7 @@ def pose(truth: dict, file: pathlib.Path) -> Pose:
     raise InputError(
       f"{file}: cam_R_m2c has 9 numbers and cam_t_m2c 3, not so in {truth}"
     ) from error
+  # Axes of the camera change sign, i.e. rows of the rotation; meshes stay in millimetres.
   return Pose(
     rotation=FLIP[:, None] * rotation,
     translation=FLIP * translation * METRE,

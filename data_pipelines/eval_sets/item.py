@@ -55,6 +55,7 @@ class Subset:
 
   @property
   def names(self) -> list[str]:
+    # The set's own names: a subset's results can be laid beside the whole's.
     return [self.whole.names[i] for i in self.indices]
 
   @property

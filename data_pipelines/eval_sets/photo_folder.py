@@ -66,6 +66,7 @@ class PhotoFolder:
     self.root = pathlib.Path(root)
     if not self.root.is_dir():
       raise InputError(f"--{name} {root} is not a folder")
+    # Both layouts are tried; folders of kinds go first.
     self._files = by_kind(self.root) or by_object(self.root)
     if not self._files:
       raise InputError(
@@ -76,7 +77,8 @@ class PhotoFolder:
     for key, files in self._files.items():
       lacking = [kind for kind in NEEDED if kind not in files]
       if lacking:
-        raise InputError(f"--{name} {root}: object {key} has no {' and no '.join(lacking)}")
+        listed = " and no ".join(lacking)
+        raise InputError(f"--{name} {root}: object {key} has no {listed}")
     self.names = list(self._files)
     self.identity = {
       "set": f"{name} {self.root.name}",
@@ -95,15 +97,17 @@ class PhotoFolder:
 
     # The truth and, if known, its pose.
     try:
-      truth = surface.load_surface(files["mesh"]).mesh
+      found = surface.load_surface(files["mesh"])
     except surface.SurfaceError as error:
       raise InputError(str(error)) from error
-    pose = read_pose(files["pose"]) if "pose" in files else None
+    pose = None
+    if "pose" in files:
+      pose = read_pose(files["pose"])
     return Item(
       name=self.names[index],
       image_HW3=photo.image_HW3,
       mask_HW=photo.read_mask(files["mask"]),
-      truth=truth,
+      truth=found.mesh,
       pose=pose,
       pointmap_HW3=photo.pointmap_HW3,
       camera=photo.camera,
@@ -119,7 +123,9 @@ def by_object(root: pathlib.Path) -> dict[str, dict[str, pathlib.Path]]:
   for folder in sorted(root.iterdir()):
     if not folder.is_dir():
       continue
-    files = files_of(dict.fromkeys(KINDS, folder), names)
+    # All kinds lie in the object's own folder.
+    same_folder = dict.fromkeys(KINDS, folder)
+    files = files_of(same_folder, names)
     if files:
       found[folder.name] = files
   return found
@@ -131,8 +137,9 @@ def by_kind(root: pathlib.Path) -> dict[str, dict[str, pathlib.Path]]:
   folders = {}
   for kind in KINDS:
     for name in stems(kind):
-      if (root / name).is_dir():
-        folders[kind] = root / name
+      folder = root / name
+      if folder.is_dir():
+        folders[kind] = folder
         break
   if "image" not in folders or "mask" not in folders:
     return {}
@@ -154,6 +161,7 @@ def files_of(
   """
   files = {}
   for kind, folder in folders.items():
+    # What may be missing is judged by the caller.
     path = one(folder, names[kind], KINDS[kind])
     if path is None and kind in RARE_KINDS:
       path = one(folder, names[kind], RARE_SUFFIXES)
@@ -173,9 +181,11 @@ def one(
   """The one file of these names and suffixes, None if there is none. Raises InputError if there are
   several.
   """
+  # Two that fit would leave open which is meant.
   found = []
   for path in sorted(folder.iterdir()):
-    is_named = path.stem in names and path.suffix.lower() in suffixes
+    has_suffix = path.suffix.lower() in suffixes
+    is_named = path.stem in names and has_suffix
     if is_named and path.is_file():
       found.append(path)
   if len(found) > 1:
@@ -189,8 +199,10 @@ def read_pose(path: pathlib.Path) -> Pose:
   try:
     data = texts.read_json(path)
     rotation = np.asarray(data["rotation"], np.float64)
-    translation = np.asarray(data["translation"], np.float64).reshape(-1)
-    scale = np.asarray(data["scale"], np.float64).reshape(-1)
+    translation = np.asarray(data["translation"], np.float64)
+    scale = np.asarray(data["scale"], np.float64)
+    translation = translation.reshape(-1)
+    scale = scale.reshape(-1)
   except (OSError, ValueError, TypeError, KeyError) as error:
     if not blame.is_of_the_file(error):
       raise
@@ -200,14 +212,18 @@ def read_pose(path: pathlib.Path) -> Pose:
   form = data.get("form", "columns")
 
   # Everything has the right size, and values that a pose can have.
-  sizes_fit = rotation.size in (4, 9) and translation.size == 3 and scale.size in (1, 3)
+  rotation_fits = rotation.size in (4, 9)
+  scale_fits = scale.size in (1, 3)
+  sizes_fit = rotation_fits and translation.size == 3 and scale_fits
   if not sizes_fit or form not in ("columns", "rows"):
     raise InputError(
       f"{path}: rotation has 4 or 9 numbers, translation 3, scale 1 or 3, and form is columns or "
       "rows"
     )
-  all_finite = all(np.isfinite(values).all() for values in (rotation, translation, scale))
-  if not all_finite or (scale <= 0).any() or not rotation.any():
+  numbers = (rotation, translation, scale)
+  all_finite = all(np.isfinite(values).all() for values in numbers)
+  has_no_size = (scale <= 0).any()
+  if not all_finite or has_no_size or not rotation.any():
     raise InputError(
       f"{path}: all numbers must be finite, the scale positive, the rotation not zero"
     )
@@ -228,8 +244,10 @@ def read_pose(path: pathlib.Path) -> Pose:
 
 def proper(matrix_33: np.ndarray, path: pathlib.Path) -> Rotation:
   """The rotation of a matrix. Raises InputError for a matrix that is none (mirrored, scaled)."""
+  # R R^T = 1 up to the digits of a text file.
   squared = matrix_33 @ matrix_33.T
-  error = np.abs(squared - np.eye(3)).max()
+  off = squared - np.eye(3)
+  error = np.abs(off).max()
   is_mirrored = np.linalg.det(matrix_33) < 0
   if error > 1e-3 or is_mirrored:
     raise InputError(f"{path}: rotation is not a rotation matrix (orthonormal, determinant +1)")

@@ -20,12 +20,15 @@ class ProceduralSet:
   def __init__(self, chosen: benchmark.Benchmark, directory: str | pathlib.Path):
     """Opens the built dataset. Raises InputError if a photo is missing or not the frozen one."""
     self.benchmark = chosen
+    # Checked now, so that no score is taken of a changed photo.
     self._source, self._order = benchmark.open_checked(chosen, directory)
     levels = list(benchmark.LEVELS)
     self.names = []
     for photo in chosen.photos:
+      # The level's number first, so that an object's photos sort from free to hidden.
       level = photo["level"]
-      self.names.append(f"{photo['object']:03d}-{levels.index(level)}-{level}")
+      number = levels.index(level)
+      self.names.append(f"{photo['object']:03d}-{number}-{level}")
     self.identity = {
       "set": chosen.name,
       "photos": len(chosen.photos),
@@ -50,15 +53,17 @@ class ProceduralSet:
       name=self.names[index],
     )
 
+    # Photos of one object are not independent.
     lineage = json.loads(example["lineage"])
-    mesh_name = lineage["mesh"].rpartition("/")[2]
+    _, _, mesh_name = lineage["mesh"].rpartition("/")
+    mask = rows.decode_image(example["mask"], "mask", mode="L")
     intrinsics = {name: example["camera"][name] for name in Camera._fields}
     return Item(
       name=self.names[index],
       group=photo["level"],
       subject=f"object {photo['object']}: {mesh_name}",
       image_HW3=rows.decode_image(example["image"], "image", mode="RGB"),
-      mask_HW=rows.decode_image(example["mask"], "mask", mode="L") > 0,
+      mask_HW=mask > 0,
       pointmap_HW3=example["pointmap"].astype("float32"),
       camera=Camera(**intrinsics),
       voxels_N3=example["voxels"],

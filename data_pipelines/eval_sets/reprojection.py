@@ -38,30 +38,38 @@ def fit(item: Item) -> Fit | None:
   placed = layout.place(item.truth, item.pose)
   samples, _ = surface.sample_surface(placed, POINTS, 0)
   pixels, depth = cameras.project(samples, item.camera)
+  # The pixel that each sample falls into.
   column, row = np.floor(pixels).T
   in_columns = (column >= 0) & (column < width)
   in_rows = (row >= 0) & (row < height)
-  inside = (depth > 0) & in_columns & in_rows
-  row = row[inside].astype(int)
-  column = column[inside].astype(int)
+  in_front = depth > 0
+  inside = in_front & in_columns & in_rows
+  row = row[inside]
+  column = column[inside]
+  row = row.astype(int)
+  column = column.astype(int)
 
   # The nearest sample of each pixel.
   nearest = np.full((height, width), np.inf)
   np.minimum.at(nearest, (row, column), depth[inside])
 
   # The part of the mask that has a sample within reach.
-  reach = max(1, round(REACH * max(height, width) / 640))
+  longer = max(height, width)
+  reach = max(1, round(REACH * longer / 640))
   has_sample = np.isfinite(nearest)
-  near = mask & ndimage.maximum_filter(has_sample, 2 * reach + 1)
+  has_near = ndimage.maximum_filter(has_sample, 2 * reach + 1)
+  near = mask & has_near
   covered = float(near.sum() / mask.sum())
 
   # Measured depth against that of the samples.
   points = item.pointmap_HW3
   if points is None or points.shape[:2] != mask.shape:
     return Fit(covered, None)
-  gap = (points[..., 2] - nearest)[mask]
+  measured = points[..., 2]
+  gap = (measured - nearest)[mask]
   gap = gap[np.isfinite(gap)]
   if not len(gap):
     return Fit(covered, None)
-  share = np.median(gap) / surface.diameter(placed.vertices)
+  diameter = surface.diameter(placed.vertices)
+  share = np.median(gap) / diameter
   return Fit(covered, float(share))

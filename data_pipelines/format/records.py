@@ -57,6 +57,7 @@ def shard_path(
   """Where shard `index` of `count` lies. TFDS allows letters, digits and underscores in `name` and
   `split`.
   """
+  # TFDS's own pattern of names.
   file = f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
   path = pathlib.Path(directory) / file
   if not _SHARD.fullmatch(path.name):
@@ -68,6 +69,7 @@ def shard_path(
 
 def write_json(path: str | os.PathLike, value) -> None:
   """Writes JSON atomically, keys sorted."""
+  # Sorted, so that equal contents are equal files.
   text = json.dumps(value, indent=2, sort_keys=True)
   atomic.write_text(path, text + "\n")
 
@@ -112,6 +114,7 @@ def read_bytes(path: str | os.PathLike) -> list[bytes]:
 def shard_length(path: str | os.PathLike) -> int:
   """Number of records of a shard. Raises DatasetError if the file is no whole ArrayRecord."""
   try:
+    # The footer tells, whatever the size.
     reader = array_record_module.ArrayRecordReader(os.fspath(path))
     try:
       return reader.num_records()
@@ -138,7 +141,8 @@ def find_shards(directory: str | os.PathLike) -> dict[tuple[str, str], list[path
     match = _SHARD.fullmatch(path.name)
     if match:
       split = (match["name"], match["split"])
-      index, count = int(match["index"]), int(match["count"])
+      index = int(match["index"])
+      count = int(match["count"])
       found.setdefault(split, {})[index] = path
       counts.setdefault(split, set()).add(count)
 
@@ -199,6 +203,7 @@ def write_metadata(
   # TFDS writes its files elsewhere, they are put in place one by one, the marker last
   with tempfile.TemporaryDirectory() as folder:
     scratch = pathlib.Path(folder)
+    # In name order, whatever the order in which shards were found.
     by_name = [infos[split] for split in sorted(infos)]
     _write_tfds_files(scratch, name, kind, description, by_name)
     files = sorted(scratch.glob("*.json"), key=lambda file: file.name == INFO_FILE)
@@ -258,7 +263,11 @@ class Split:
     """
     try:
       record = self._source[index]
-      return schema.deserialise(record, self.kind, skip=self.skip)
+      return schema.deserialise(
+        record,
+        self.kind,
+        skip=self.skip,
+      )
     except (schema.SchemaError, RuntimeError, ValueError, OSError) as error:
       if 0 <= index < len(self):
         raise CorruptRecord(str(error)) from error
@@ -267,6 +276,7 @@ class Split:
 
   def locate(self, index: int) -> tuple[str, int]:
     """(shard file, record within it) of example `index`."""
+    # shards are taken in order, each its part of the split
     for path, skip, take in self._files:
       if index < take:
         return path, skip + index
@@ -288,7 +298,8 @@ def open_dataset(directory: str | os.PathLike) -> tfds.core.DatasetBuilder:
     shards = find_shards(directory)
     state = "no shards and"
     if shards:
-      state = f"{sum(map(len, shards.values()))} shards but"
+      total = sum(len(paths) for paths in shards.values())
+      state = f"{total} shards but"
     raise DatasetError(
       f"{directory} has {state} no {INFO_FILE}: it is not a finished dataset; "
       "run its launch.build_data command again, it continues where it stopped"
@@ -297,7 +308,8 @@ def open_dataset(directory: str | os.PathLike) -> tfds.core.DatasetBuilder:
   # a version that this code reads
   _check_features_file(directory / FEATURES_FILE)
   builder = tfds.builder_from_directory(os.fspath(directory))
-  version, ours = str(builder.version), schema.VERSION
+  version = str(builder.version)
+  ours = schema.VERSION
   major, _, _ = version.partition(".")
   our_major, _, _ = ours.partition(".")
   if major != our_major:
@@ -305,7 +317,8 @@ def open_dataset(directory: str | os.PathLike) -> tfds.core.DatasetBuilder:
 
   # the fields of that version; it may lack those that were added since
   stored = builder.info.features.get_serialized_info()
-  known = schema.features(dataset_kind(builder)).get_serialized_info()
+  kind = dataset_kind(builder)
+  known = schema.features(kind).get_serialized_info()
   expected = {}
   for name, field in known.items():
     if name in stored or name not in schema.ADDED:
@@ -313,9 +326,11 @@ def open_dataset(directory: str | os.PathLike) -> tfds.core.DatasetBuilder:
   if stored != expected:
     theirs = set(stored)
     needed = set(known) - set(schema.ADDED)
+    lacks = sorted(needed - theirs)
+    beyond = sorted(theirs - needed)
     raise DatasetError(
-      f"{directory} is not a dataset of schema {ours}: it lacks {sorted(needed - theirs)} and has "
-      f"{sorted(theirs - needed)} beyond it, or a field has another type"
+      f"{directory} is not a dataset of schema {ours}: it lacks {lacks} and has "
+      f"{beyond} beyond it, or a field has another type"
     )
   return builder
 
@@ -356,20 +371,27 @@ def dataset_identity(directory: str | os.PathLike) -> dict:
   """
   directory = pathlib.Path(directory)
   builder = open_dataset(directory)
+  # datasets that others have built say nothing of how
   build_file = directory / BUILD_FILE
-  build = build_file.read_bytes() if build_file.is_file() else b""
+  build = b""
+  if build_file.is_file():
+    build = build_file.read_bytes()
 
   # what it holds, and how it was built
-  described = (directory / INFO_FILE).read_bytes() + build
+  info_file = directory / INFO_FILE
+  described = info_file.read_bytes() + build
+  counts = {name: info.num_examples for name, info in builder.info.splits.items()}
   identity = {
     "name": builder.name,
     "version": str(builder.version),
     "digest": hashlib.sha256(described).hexdigest(),
-    "records": {name: info.num_examples for name, info in builder.info.splits.items()},
+    "records": counts,
   }
 
   # its latents
-  autoencoder = json.loads(build).get("autoencoder") if build else None
+  autoencoder = None
+  if build:
+    autoencoder = json.loads(build).get("autoencoder")
   if autoencoder:
     identity["latents"] = {"autoencoder": autoencoder} | _mean_and_std(directory)
   return identity
@@ -380,12 +402,14 @@ def _mean_and_std(directory: pathlib.Path) -> dict:
   file = directory / STATISTICS_FILE
   if not file.is_file():
     return {}
+  # Of training data, for whoever normalises latents.
   stated = json.loads(file.read_text())
   return {key: stated[key] for key in ("mean", "std") if key in stated}
 
 
 def dataset_kind(builder: tfds.core.DatasetBuilder) -> str:
   """Whether the dataset holds plain or preference examples."""
+  # one kind has losers, the other has none
   has_losers = "losers" in builder.info.features
   return next(name for name, kind in schema.KINDS.items() if kind.losers == has_losers)
 
@@ -400,6 +424,7 @@ def open_split(
   """
   directory = pathlib.Path(directory)
   builder = open_dataset(directory)
+  # A slice is taken of a split that has to be there.
   name, _, _ = split.partition("[")
   if name not in builder.info.splits:
     there_are = ", ".join(sorted(builder.info.splits))
@@ -408,7 +433,10 @@ def open_split(
   # the shards of it, which may be taken in part
   files = []
   for file in builder.info.splits[split].file_instructions:
-    take = file.take if file.take >= 0 else file.examples_in_shard - file.skip
+    # a negative number takes all that are left
+    take = file.take
+    if take < 0:
+      take = file.examples_in_shard - file.skip
     files.append((str(file.filename), file.skip, take))
   if not files:
     raise DatasetError(f"{directory}: split {split!r} is empty")
@@ -420,7 +448,8 @@ def open_split(
     )
 
   # fields that the dataset lacks read as absent
-  source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+  raw = tfds.decode.DeserializeMethod.RAW_BYTES
+  source = builder.as_data_source(split, deserialize_method=raw)
   lacking = set(schema.ADDED) - set(builder.info.features)
   not_decoded = frozenset(skip) | lacking
   return Split(
@@ -475,8 +504,10 @@ def accepted(split: Split, min_rating: float) -> Subset:
     is_rated = schema.is_present(example, "rating")
     return not is_rated or float(example["rating"]) >= min_rating
 
+  # short reads wait for the disk, hence threads
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    passed = np.fromiter(pool.map(passes, range(count)), bool, count)
+    results = pool.map(passes, range(count))
+    passed = np.fromiter(results, bool, count)
   indices = np.flatnonzero(passed)
   if not len(indices):
     raise DatasetError(

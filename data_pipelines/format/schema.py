@@ -69,7 +69,8 @@ def _tensor(shape: tuple[int | None, ...], dtype: type, doc: str) -> tfds.featur
   # an empty array back from raw bytes (it cuts the stored shape to the number of bytes), from
   # compressed ones it can.
   encodings = {0: "none", 1: "bytes"}
-  encoding = encodings.get(shape.count(None), "zlib")
+  open_dimensions = shape.count(None)
+  encoding = encodings.get(open_dimensions, "zlib")
   return tfds.features.Tensor(
     shape=shape,
     dtype=dtype,
@@ -92,6 +93,7 @@ def _scalar(dtype: type, doc: str) -> tfds.features.Scalar:
 
 
 def _camera_fields() -> dict[str, tfds.features.Scalar]:
+  # Floats and integers apart: readers compare types.
   fields = {}
   for name in CAMERA_LENGTHS:
     fields[name] = _scalar(np.float32, f"{name} of the pinhole camera, pixels of `image`")
@@ -192,6 +194,7 @@ def lookup(kind: str) -> RecordKind:
 @functools.cache
 def features(kind: str = "example") -> tfds.features.FeaturesDict:
   """The fields as stored. `kind` is one of KINDS."""
+  # Cached: TFDS builds them slowly, and every record needs them.
   fields = _example_fields()
   if lookup(kind).losers:
     fields["generator"] = tfds.features.Text(doc="model that made the winner")
@@ -202,6 +205,7 @@ def features(kind: str = "example") -> tfds.features.FeaturesDict:
 def _empty_value(feature: tfds.features.FeatureConnector) -> Any:
   if isinstance(feature, tfds.features.FeaturesDict):
     return {name: _empty_value(inner) for name, inner in feature.items()}
+  # No length is the mark of absence.
   if isinstance(feature, tfds.features.Text):
     return ""
   if feature.np_dtype == np.object_:
@@ -240,7 +244,8 @@ def is_present(example: Mapping[str, Any], field: str) -> bool:
   Raises KeyError for a field that the example does not know at all.
   """
   if field not in example:
-    raise KeyError(f"no field {field!r}; known: {', '.join(sorted(example))}")
+    known = ", ".join(sorted(example))
+    raise KeyError(f"no field {field!r}; known: {known}")
   value = example[field]
   if field == "camera":
     return _camera_is_present(value)
@@ -249,7 +254,8 @@ def is_present(example: Mapping[str, Any], field: str) -> bool:
 
   # numbers: an index is not negative, what has a fixed size is not NaN, an array is not empty
   value = np.asarray(value)
-  if np.issubdtype(value.dtype, np.integer) and value.ndim == 0:
+  is_integer = np.issubdtype(value.dtype, np.integer)
+  if is_integer and value.ndim == 0:
     return bool(value >= 0)
   if field in POSE_FIELDS or field == "rating":
     return bool(np.isfinite(value).all())
@@ -257,6 +263,7 @@ def is_present(example: Mapping[str, Any], field: str) -> bool:
 
 
 def _camera_is_present(camera: Mapping[str, Any]) -> bool:
+  # A camera is there with all of its numbers or not at all.
   for name in CAMERA_LENGTHS:
     if not np.isfinite(camera[name]):
       return False
@@ -274,17 +281,25 @@ def example_pose(example: Mapping[str, Any]) -> Pose:
 
 def pose_fields(pose: Pose) -> dict[str, np.ndarray]:
   """The fields of a record that state a pose; the inverse of `example_pose`."""
+  rotation = np.asarray(pose.rotation)
+  translation = np.asarray(pose.translation)
+  scale = np.asarray(pose.scale)
+  # Poses are computed in double precision and stored in single.
   return {
-    "rotation": np.asarray(pose.rotation).astype(np.float32),
-    "translation": np.asarray(pose.translation).astype(np.float32),
-    "scale": np.asarray(pose.scale).astype(np.float32),
+    "rotation": rotation.astype(np.float32),
+    "translation": translation.astype(np.float32),
+    "scale": scale.astype(np.float32),
   }
 
 
 def camera_field(camera: Camera) -> dict[str, Any]:
   """The field `camera` of a record."""
-  lengths = {name: np.float32(getattr(camera, name)) for name in CAMERA_LENGTHS}
-  return lengths | {"width": np.int32(camera.width), "height": np.int32(camera.height)}
+  field: dict[str, Any] = {}
+  for name in CAMERA_LENGTHS:
+    field[name] = np.float32(getattr(camera, name))
+  for name in CAMERA_SIZES:
+    field[name] = np.int32(getattr(camera, name))
+  return field
 
 
 def check_example(example: Mapping[str, Any], kind: str = "example") -> None:
@@ -293,15 +308,21 @@ def check_example(example: Mapping[str, Any], kind: str = "example") -> None:
   """
   # the fields there are
   expected = features(kind)
-  problems = [f"field {name!r} is missing" for name in expected if name not in example]
-  problems += [f"field {name!r} is unknown" for name in example if name not in expected]
+  problems = []
+  for name in expected:
+    if name not in example:
+      problems.append(f"field {name!r} is missing")
+  for name in example:
+    if name not in expected:
+      problems.append(f"field {name!r} is unknown")
 
   # what they hold; losers are looked at one by one
   for name, feature in expected.items():
     if name in example and name != "losers":
       problems += _problems(name, feature, example[name])
   if lookup(kind).losers:
-    for index, loser in enumerate(example.get("losers", ())):
+    losers = example.get("losers", ())
+    for index, loser in enumerate(losers):
       problems += _loser_problems(f"losers[{index}]", loser, expected)
 
   if problems:
@@ -314,7 +335,10 @@ def _loser_problems(
   place: str, loser: Mapping[str, Any], expected: tfds.features.FeaturesDict
 ) -> list[str]:
   """What is wrong with one loser; `place` is its name in messages."""
-  problems = [f"{place}: field {name!r} is missing" for name in LOSER_FIELDS if name not in loser]
+  problems = []
+  for name in LOSER_FIELDS:
+    if name not in loser:
+      problems.append(f"{place}: field {name!r} is missing")
   for name in LOSER_FIELDS:
     if name in loser:
       problems += _problems(f"{place}.{name}", expected[name], loser[name])
@@ -335,6 +359,7 @@ def _problems(name: str, feature: tfds.features.FeatureConnector, value: Any) ->
       got = sorted(value) if is_dict else repr(value)
       return [f"field {name!r}: expected a dict of {sorted(feature)}, got {got}"]
     problems = []
+    # Names in messages lead to the field: camera.fx.
     for key, inner in feature.items():
       problems += _problems(f"{name}.{key}", inner, value[key])
     return problems
@@ -345,28 +370,32 @@ def _problems(name: str, feature: tfds.features.FeatureConnector, value: Any) ->
     wanted = str if is_text else bytes
     if isinstance(value, wanted):
       return []
-    return [f"field {name!r}: expected {wanted.__name__}, got {type(value).__name__}"]
+    got = type(value).__name__
+    return [f"field {name!r}: expected {wanted.__name__}, got {got}"]
 
   # Arrays and numbers. Python's own numbers have no type to compare; NumPy's must have the stored.
-  got = np.asarray(value)
-  typed = isinstance(value, (int, float)) or got.dtype == feature.np_dtype
-  if typed and _fits(got.shape, feature.shape):
+  array = np.asarray(value)
+  is_python_number = isinstance(value, (int, float))
+  typed = is_python_number or array.dtype == feature.np_dtype
+  if typed and _fits(array.shape, feature.shape):
     return []
   drawn = tuple("*" if length is None else length for length in feature.shape)
   dtype = np.dtype(feature.np_dtype)
-  return [f"field {name!r}: expected {dtype} {drawn}, got {got.dtype} {got.shape}"]
+  return [f"field {name!r}: expected {dtype} {drawn}, got {array.dtype} {array.shape}"]
 
 
 def _fits(shape: tuple[int, ...], prescribed: tuple[int | None, ...]) -> bool:
   """Whether an array of this shape may be stored; None is any length."""
   if len(shape) != len(prescribed):
     return False
+  # Dimension by dimension.
   pairs = zip(prescribed, shape, strict=True)
   return all(wanted is None or wanted == length for wanted, length in pairs)
 
 
 def _join_losers(losers: list[Example]) -> dict[str, Any]:
   """The columns in which losers are stored."""
+  # What a column holds where there is no loser.
   empty = _empty_value(features("preference")["losers"])
   joined = {}
   for name in LOSER_FIELDS:
@@ -374,9 +403,11 @@ def _join_losers(losers: list[Example]) -> dict[str, Any]:
     if name in LOSER_TEXTS:
       joined[name] = ",".join(values)
     elif name in LOSER_ROWS:
+      # an empty array may have no shape to be joined with
       filled = [value for value in values if len(value)]
+      counts = [len(value) for value in values]
       joined[name] = np.concatenate(filled) if filled else empty[name]
-      joined[name + "_count"] = np.array([len(value) for value in values], np.int32)
+      joined[name + "_count"] = np.array(counts, np.int32)
     else:
       joined[name] = np.stack(values) if values else empty[name]
   return joined
@@ -384,6 +415,7 @@ def _join_losers(losers: list[Example]) -> dict[str, Any]:
 
 def _split_losers(joined: Mapping[str, Any]) -> list[Example]:
   """The inverse of _join_losers."""
+  # As many as there are poses: each has one, if only NaN.
   losers: list[Example] = [{} for _ in joined["rotation"]]
   for name in LOSER_FIELDS:
     values = joined[name]
@@ -400,14 +432,16 @@ def _split_losers(joined: Mapping[str, Any]) -> list[Example]:
 
 @functools.cache
 def _serialiser(kind: str) -> example_serializer.ExampleSerializer:
-  return example_serializer.ExampleSerializer(features(kind).get_serialized_info())
+  stored_as = features(kind).get_serialized_info()
+  return example_serializer.ExampleSerializer(stored_as)
 
 
 def serialise(example: Example, kind: str = "example") -> bytes:
   """One example as bytes, equal for equal ones. Raises SchemaError if it does not fit."""
   check_example(example, kind)
   if lookup(kind).losers:
-    example = example | {"losers": _join_losers(example["losers"])}
+    columns = _join_losers(example["losers"])
+    example = example | {"losers": columns}
   encoded = features(kind).encode_example(example)
   proto = _serialiser(kind).get_tf_example(encoded)
   return proto.SerializeToString(deterministic=True)  # a proto map has no order of its own
@@ -433,7 +467,10 @@ def deserialise(
     example = _decode_text(wanted, stored)
     if "losers" in wanted:
       example["losers"] = _split_losers(example["losers"])
-    return empty_example(kind) | example if skip else example
+    if not skip:
+      return example
+    # what was not decoded reads as absent
+    return empty_example(kind) | example
   # protobuf and TFDS raise many kinds; to a reader they all mean a broken record
   except Exception as error:
     cause = f"{type(error).__name__}: {error}"
@@ -444,6 +481,7 @@ def _decode_text(feature: tfds.features.FeaturesDict, example: Mapping[str, Any]
   """The example with text as str; TFDS gives bytes."""
   decoded = {}
   for name, inner in feature.items():
+    # Nested dictionaries have text of their own.
     value = example[name]
     if isinstance(inner, tfds.features.FeaturesDict):
       value = _decode_text(inner, value)

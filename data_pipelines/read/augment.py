@@ -50,6 +50,7 @@ class AugmentConfig:
 
   def __post_init__(self):
     # probabilities
+    # Checked with the configuration, before any data is opened.
     for name in CHANCES:
       value = getattr(self, name)
       if not 0 <= value <= 1:
@@ -76,14 +77,16 @@ class AugmentConfig:
   def active(self) -> bool:
     """Whether anything can change."""
     happens = any(getattr(self, name) != 0 for name in CHANCES)
-    crop = tuple(self.box_factor)
-    moves = crop != (BOX_FACTOR, BOX_FACTOR) or self.shift != 0
-    return happens or moves
+    low, high = self.box_factor
+    resizes = (low, high) != (BOX_FACTOR, BOX_FACTOR)
+    moves = self.shift != 0
+    return happens or resizes or moves
 
 
 class Augmented(NamedTuple):
-  """An augmented photo and mask, and the crop to take from them (arguments of
-  transforms.preprocess).
+  """An augmented photo and mask, and the crop to take from them.
+
+  box_factor, shift: arguments of sam3d_jax.geometry.windows.crop_window.
   """
 
   image: np.ndarray
@@ -98,10 +101,12 @@ def augment(image_HW3, mask_HW, rng: np.random.Generator, cfg: AugmentConfig) ->
   """
   # every draw, whether or not it is used
   chance_mask, chance_blur, chance_colour, chance_light = rng.random(4)
-  kernel = int(rng.integers(cfg.kernel[0], cfg.kernel[1] + 1))
+  smallest, largest = cfg.kernel
+  kernel = int(rng.integers(smallest, largest + 1))
   blur_scale = rng.uniform(*cfg.blur_scale)
   reach_3 = (cfg.brightness, cfg.contrast, cfg.saturation)
-  brightness, contrast, saturation = 1 + rng.uniform(-1, 1, 3) * reach_3
+  deviation_3 = rng.uniform(-1, 1, 3)
+  brightness, contrast, saturation = 1 + deviation_3 * reach_3
   angle = rng.uniform(0, 2 * np.pi)
   gain = rng.uniform(0, cfg.light_range)
   box_factor = rng.uniform(*cfg.box_factor)
@@ -138,13 +143,15 @@ def erode(mask_HW, kernel: int):
   """Shrinks the mask by a kernel x kernel square; a mask that would fall below 3 x 3 pixels stays
   as it is.
   """
+  # a crop needs 3 x 3 pixels (windows.mask_box)
   out = _morph(mask_HW, kernel, ndimage.minimum_filter)
   box = _box(out)
   if box is None:
     return mask_HW
   top, bottom, left, right = box
-  vanishes = bottom - top < 2 or right - left < 2
-  return mask_HW if vanishes else out
+  is_low = bottom - top < 2
+  is_narrow = right - left < 2
+  return mask_HW if is_low or is_narrow else out
 
 
 def _morph(mask_HW, kernel: int, filter_fn):
@@ -153,8 +160,11 @@ def _morph(mask_HW, kernel: int, filter_fn):
   if box is None:
     return mask_HW
   top, bottom, left, right = box
-  rows = slice(max(0, top - kernel), bottom + kernel + 1)
-  columns = slice(max(0, left - kernel), right + kernel + 1)
+  # slices end at the picture's border by themselves, but must not begin below 0
+  first_row = max(0, top - kernel)
+  first_column = max(0, left - kernel)
+  rows = slice(first_row, bottom + kernel + 1)
+  columns = slice(first_column, right + kernel + 1)
   out = mask_HW.copy()
   out[rows, columns] = filter_fn(
     mask_HW[rows, columns],
@@ -166,8 +176,10 @@ def _morph(mask_HW, kernel: int, filter_fn):
 
 def _box(mask_HW) -> tuple[int, int, int, int] | None:
   """(top, bottom, left, right) of the pixels that are set, all inclusive; None if none is."""
-  rows = np.flatnonzero(mask_HW.any(1))
-  columns = np.flatnonzero(mask_HW.any(0))
+  in_row = mask_HW.any(1)
+  in_column = mask_HW.any(0)
+  rows = np.flatnonzero(in_row)
+  columns = np.flatnonzero(in_column)
   if not len(rows):
     return None
   return rows[0], rows[-1], columns[0], columns[-1]
@@ -176,10 +188,13 @@ def _box(mask_HW) -> tuple[int, int, int, int] | None:
 def resample_blur(image_HW3, scale: float):
   """Shrinks a uint8 image by `scale` (bilinear, antialiased) and enlarges it to its size again."""
   height, width = image_HW3.shape[:2]
-  small_height = max(1, int(height * scale))
-  small_width = max(1, int(width * scale))
+  small_height = int(height * scale)
+  small_width = int(width * scale)
+  small_height = max(1, small_height)
+  small_width = max(1, small_width)
 
   # Pillow takes width before height
+  # Pillow's bilinear widens its support when it shrinks: no aliasing.
   how = Image.Resampling.BILINEAR
   image = Image.fromarray(image_HW3)
   small = image.resize((small_width, small_height), how)
@@ -193,22 +208,28 @@ def adjust_colour(image_HW3, brightness: float, contrast: float, saturation: flo
   """
   # the mean luma of the brightened photo, from every fourth pixel of every fourth row
   sample_HW3 = image_HW3[::4, ::4]
-  sample_P3 = sample_HW3.reshape(-1, 3).astype(np.float32)
-  mean_luma = float(sample_P3.mean(0) @ LUMA)
+  sample_P3 = sample_HW3.reshape(-1, 3)
+  sample_P3 = sample_P3.astype(np.float32)
+  mean_3 = sample_P3.mean(0)
+  mean_luma = float(mean_3 @ LUMA)
   mean = mean_luma * brightness
 
-  # saturation first, then brightness and contrast
+  # saturation first, then brightness and contrast: all linear, so one matrix
   colour_33 = np.eye(3, dtype=np.float32)
   grey_33 = np.broadcast_to(LUMA[:, None], (3, 3))
-  saturate_33 = saturation * colour_33 + (1 - saturation) * grey_33
+  kept_33 = saturation * colour_33
+  faded_33 = (1 - saturation) * grey_33
+  saturate_33 = kept_33 + faded_33
   matrix_33 = brightness * contrast * saturate_33
   matrix_33 = matrix_33.astype(np.float32)
 
   # what contrast takes away comes back at the mean
   offset = np.float32((1 - contrast) * mean)
-  pixels_P3 = image_HW3.reshape(-1, 3).astype(np.float32)
+  pixels_P3 = image_HW3.reshape(-1, 3)
+  pixels_P3 = pixels_P3.astype(np.float32)
   changed_P3 = pixels_P3 @ matrix_33 + offset
-  return _to_uint8(changed_P3).reshape(image_HW3.shape)
+  rounded_P3 = _to_uint8(changed_P3)
+  return rounded_P3.reshape(image_HW3.shape)
 
 
 def light_ramp(image_HW3, angle: float, gain: float):
@@ -229,11 +250,13 @@ def light_ramp(image_HW3, angle: float, gain: float):
   reach = abs(right) + abs(down)
   slope = np.float32(gain / reach)
   ramp_HW = 1 + slope * along_HW
-  return _to_uint8(image_HW3 * ramp_HW[..., None])
+  lit_HW3 = image_HW3 * ramp_HW[..., None]
+  return _to_uint8(lit_HW3)
 
 
 def _to_uint8(image):
   """Rounds and clips in place of the float array."""
+  # In place: pictures are the largest arrays of a row.
   np.rint(image, out=image)
   np.clip(image, 0, 255, out=image)
   return image.astype(np.uint8)

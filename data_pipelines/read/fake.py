@@ -47,16 +47,21 @@ class FakeLoader:
   def batch(self, step: int) -> Any:
     """This host's rows of global batch `step`."""
     template = self.kind.spec(self.config, 1)
-    first = step * self.batch_size + self.host_index * self.rows
+    # Rows are numbered over all hosts and steps.
+    own = self.host_index * self.rows
+    first = step * self.batch_size + own
+    end = first + self.rows
     made = []
-    for position in range(first, first + self.rows):
-      made.append(self._row(template, position))
+    for position in range(first, end):
+      row = self._row(template, position)
+      made.append(row)
     return self.kind.collate(made, self.config)
 
   def iterate(self, start_step: int = 0) -> Iterator[Any]:
     """Batches start_step, start_step + 1, ... without end; the next one is made in a thread while
     the last is in use.
     """
+    # One batch ahead.
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
       ahead = pool.submit(self.batch, start_step)
       for step in itertools.count(start_step + 1):
@@ -66,9 +71,11 @@ class FakeLoader:
 
   def metrics(self, step: int) -> dict[str, float]:
     """Samples drawn before `step`."""
-    return {"data/samples/fake": float(step * self.batch_size)}
+    samples = step * self.batch_size
+    return {"data/samples/fake": float(samples)}
 
   def _row(self, template: Any, position: int) -> Any:
+    # Keyed as a record would be, so that draws in training differ from row to row.
     key = schema.example_key("fake", self.seed, position)
     words = schema.key_words(key)
     rng = np.random.default_rng(words.tolist())

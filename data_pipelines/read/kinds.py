@@ -54,16 +54,20 @@ def random_row(template: Any, rng: np.random.Generator, name: str = "") -> Any:
   if isinstance(template, dict):
     return {key: random_row(value, rng, key) for key, value in template.items()}
   if isinstance(template, tuple):
-    fields = template._asdict()
-    return type(template)(**{key: random_row(value, rng, key) for key, value in fields.items()})
+    filled = {}
+    for key, value in template._asdict().items():
+      filled[key] = random_row(value, rng, key)
+    return type(template)(**filled)
 
   # one array, without the axis of the batch
-  shape, dtype = template.shape[1:], template.dtype
+  shape = template.shape[1:]
+  dtype = template.dtype
   has_two_values = name == "occupancy" or "mask" in name
   if dtype == np.bool_:
     return np.ones(shape, dtype)
   if np.issubdtype(dtype, np.floating):
-    return rng.standard_normal(shape, np.float32).astype(dtype)
+    normal = rng.standard_normal(shape, np.float32)
+    return normal.astype(dtype)
   if has_two_values:
     return rng.integers(0, 2, shape, dtype)
   return rng.integers(0, 256, shape, dtype)
@@ -101,9 +105,11 @@ def structure_row(
 ) -> StructureBatch:
   """Row of the structure VAE's batch."""
   del rng, epoch  # nothing is augmented
+  # A record without voxels counts as unreadable.
   rows.require(example, "voxels")
   key = schema.key_words(example["key"])
-  return StructureBatch(key, rows.occupancy(example["voxels"], config.resolution))
+  grid = rows.occupancy(example["voxels"], config.resolution)
+  return StructureBatch(key, grid)
 
 
 def structure_spec(config: SampleConfig, count: int) -> StructureBatch:
@@ -148,6 +154,7 @@ def geometry_row(
 ) -> GeometryBatch:
   """Row of the Geometry model's batch."""
   del epoch
+  # the photo, and the scale and shift that the layout latents are relative to
   cond, scale, shift = rows.condition(example, config, rng)
   name = f"example {example['key']}"
   values, present = rows.latents(
@@ -220,9 +227,11 @@ def geometry_spec(config: SampleConfig, count: int) -> GeometryBatch:
     streams[name] = rows.zeros(count, (side, side, channels), dtype)
 
   # the latents, those that nobody learns too
-  latents, present = {}, {}
+  latents = {}
+  present = {}
   for name in LATENTS:
-    latents[name] = rows.zeros(count, config.latent_shape(name), np.float32)
+    shape = config.latent_shape(name)
+    latents[name] = rows.zeros(count, shape, np.float32)
     present[name] = rows.zeros(count, (), np.bool_)
   return GeometryBatch(
     key=rows.zeros(count, (2,), np.uint32),
@@ -234,6 +243,7 @@ def geometry_spec(config: SampleConfig, count: int) -> GeometryBatch:
 
 def preference_spec(config: SampleConfig, count: int) -> PreferenceBatch:
   """A batch of `count` rows in shape and type."""
+  # Two sets of latents under one condition.
   one = geometry_spec(config, count)
   return PreferenceBatch(
     key=one.key,
@@ -246,6 +256,7 @@ def preference_spec(config: SampleConfig, count: int) -> PreferenceBatch:
 
 def geometry_needs(config: SampleConfig) -> set[str]:
   """The large fields of a record that a row is made from."""
+  # every row has a photo and its object
   needed = {"image", "mask"}
   if "shape" in config.latents:
     needed.add("structure_latent")
@@ -259,6 +270,7 @@ def geometry_needs(config: SampleConfig) -> set[str]:
 
 def geometry_form(model_config: Any, latents: tuple[str, ...]) -> dict[str, Any]:
   """The form that a GeometryConfig asks for."""
+  # A model without a point-map encoder has no say in its resize.
   pointmap = model_config.condition.pointmap
   return {
     "resize_twice": pointmap is None or pointmap.resize_twice,
@@ -298,10 +310,12 @@ KINDS: dict[str, BatchKind] = {
 def lookup(name: str) -> BatchKind:
   """The entry of that name. Raises ConfigError."""
   if name not in KINDS:
-    raise ConfigError(f"data kind {name!r} is not one of {', '.join(KINDS)}")
+    known = ", ".join(KINDS)
+    raise ConfigError(f"data kind {name!r} is not one of {known}")
   return KINDS[name]
 
 
 def unused_fields(kind: BatchKind, config: SampleConfig) -> frozenset[str]:
   """Large fields that rows of this kind do not need."""
+  # Decoding is most of the cost of a row.
   return LARGE_FIELDS - kind.needs(config)

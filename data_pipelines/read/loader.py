@@ -74,6 +74,7 @@ class Loader:
     """This host's rows of global batch `step`, read here and now. Raises QuarantineExceeded over
     the budget.
     """
+    # Without threads, for evaluation and tests.
     samples = read_step(
       self._reader,
       self._host_index,
@@ -89,7 +90,10 @@ class Loader:
     worker processes.
     """
     whole_steps = self.config.workers > 0
-    samples = self._in_processes(start_step) if whole_steps else self._in_threads(start_step)
+    if whole_steps:
+      samples = self._in_processes(start_step)
+    else:
+      samples = self._in_threads(start_step)
     source = iter(samples)
     try:
       while True:
@@ -97,6 +101,7 @@ class Loader:
           read = next(source)
         else:
           read = list(itertools.islice(source, self.rows))
+        # here, in the caller's thread: the account of bad records is kept in one place
         yield self._collect(read)
     finally:
       source.close()
@@ -110,10 +115,13 @@ class Loader:
       self._host_index,
       self.rows,
     )
-    ordinals = grain.MapDataset.range(start_step * self.rows, sys.maxsize)
+    # without end: a run is as long as its steps
+    first = start_step * self.rows
+    ordinals = grain.MapDataset.range(first, sys.maxsize)
+    rows_ahead = config.prefetch * self.rows
     options = grain.ReadOptions(
       num_threads=config.threads,
-      prefetch_buffer_size=max(config.threads, config.prefetch * self.rows),
+      prefetch_buffer_size=max(config.threads, rows_ahead),
     )
     return ordinals.map(read).to_iter_dataset(options)
 
@@ -130,18 +138,22 @@ class Loader:
       self.rows,
     )
     steps = grain.MapDataset.range(start_step, sys.maxsize)
+    # threads and prefetched batches are shared among the processes
     steps_ahead = max(1, config.prefetch // config.workers)
+    threads = max(1, config.threads // config.workers)
     options = grain.ReadOptions(
-      num_threads=max(1, config.threads // config.workers),
+      num_threads=threads,
       prefetch_buffer_size=steps_ahead,
     )
     workers = grain.MultiprocessingOptions(config.workers, steps_ahead)
-    return steps.map(read).to_iter_dataset(options).mp_prefetch(workers)
+    read_steps = steps.map(read).to_iter_dataset(options)
+    return read_steps.mp_prefetch(workers)
 
   def metrics(self, step: int) -> dict[str, float]:
     """Counters before `step`: samples and epochs of each source (of the whole job), unreadable
     records (of this host).
     """
+    # Counted over all hosts: every one knows the whole order.
     position = step * self._reader.batch_size
     mix = self._reader.mixture
     found = {}
@@ -154,6 +166,7 @@ class Loader:
 
   def _collect(self, samples: list[Sample]) -> Batch:
     """The batch of these samples; keeps the account of what could not be read."""
+    # a record is counted once, its replacements each time
     for sample in samples:
       self.corrupt.update(sample.corrupt)
       self.replaced.update(record for record, _ in sample.corrupt)
@@ -186,6 +199,7 @@ def make_loader(
   multiple of host_count. Raises InputError for a missing or half-built dataset, a kind or latent
   that no source has, or latents of two autoencoders.
   """
+  # Before any file is opened.
   batch_kind = kinds.lookup(kind)
   if batch_size < 1 or batch_size % host_count:
     raise ConfigError(f"batch_size = {batch_size} does not divide among {host_count} hosts")
@@ -223,7 +237,10 @@ def make_loader(
   except ValueError as error:
     raise ConfigError(f"data.mixture: {error}") from error
 
-  cache = RowCache(config.cache_mb * 2**20) if config.cache_mb else None
+  # finished rows, where nothing changes them
+  cache = None
+  if config.cache_mb:
+    cache = RowCache(config.cache_mb * 2**20)
   reader = Reader(
     config,
     batch_kind,
@@ -290,7 +307,9 @@ def settings_of(
   source = settings.pop("kind")
   mixture_settings = settings.pop("mixture")
   settings["split"] = split
-  settings["min_rating"] = threshold(settings.pop("thresholds"), settings.pop("iteration"))
+  thresholds = settings.pop("thresholds")
+  iteration = settings.pop("iteration")
+  settings["min_rating"] = threshold(thresholds, iteration)
 
   # in which form
   settings |= kinds.lookup(kind).form(model_config, latents)
@@ -331,6 +350,7 @@ def threshold(thresholds: Sequence[float], iteration: int) -> float | None:
     )
   if not thresholds:
     return None
+  # Later iterations keep the last threshold.
   last = len(thresholds) - 1
   return float(thresholds[min(iteration, last)])
 
@@ -355,11 +375,14 @@ def _probe(
     source = sources[latent]
     holders = []
     for example in looked_at:
-      if all(schema.is_present(example, field) for field in source.fields):
+      has_all = all(schema.is_present(example, field) for field in source.fields)
+      if has_all:
         holders.append(example)
     if not holders:
       needed = " and ".join(source.fields)
-      remedy = f" ({source.remedy})" if source.remedy else ""
+      remedy = ""
+      if source.remedy:
+        remedy = f" ({source.remedy})"
       listed = ", ".join(f"{name} ({split.directory})" for name, split in splits.items())
       raise InputError(
         f"latent {latent!r} needs {needed}{remedy}; none of the first records of {listed} has that"
@@ -376,7 +399,8 @@ def _first_examples(splits: Mapping[str, records.Split]) -> Iterator[schema.Exam
   """The first records of every source, those that can be read."""
   for name in sorted(splits):
     split = splits[name]
-    for index in range(min(PROBED, len(split))):
+    few = min(PROBED, len(split))
+    for index in range(few):
       try:
         yield split[index]
       except CorruptRecord:  # met again, counted and replaced, when its turn comes

@@ -21,14 +21,17 @@ _WORD = 2**64 - 1
 
 def _hash(x: int) -> int:
   """Mixes a 64-bit word (splitmix64's finaliser)."""
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _WORD
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _WORD
+  x ^= x >> 30
+  x = x * 0xBF58476D1CE4E5B9 & _WORD
+  x ^= x >> 27
+  x = x * 0x94D049BB133111EB & _WORD
   return x ^ (x >> 31)
 
 
 @functools.lru_cache(maxsize=4096)
 def _round_keys(*seed: int | str) -> tuple[int, ...]:
   """A 64-bit word for every round."""
+  # SHA-512 has 64 bytes: a word of eight for each of eight rounds.
   text = "/".join(map(str, seed))
   digest = hashlib.sha512(text.encode()).digest()
   keys = []
@@ -46,6 +49,7 @@ def permute(index: int, size: int, *seed: int | str) -> int:
   """
   if not 0 <= index < size:
     raise ValueError(f"index {index} is outside range({size})")
+  # Two bits at least, so that both halves have one.
   bits = max(2, (size - 1).bit_length())
   keys = _round_keys(*seed)
   image = _feistel(index, bits, keys)
@@ -58,6 +62,7 @@ def _feistel(x: int, bits: int, keys: tuple[int, ...]) -> int:
   """A bijection of range(2**bits). The halves swap places each round, so they may differ in width
   (the rounds are even).
   """
+  # L, R -> R, L xor F(R): whatever F is, the round can be undone
   width_left = bits // 2
   width_right = bits - width_left
   left = x >> width_right
@@ -103,6 +108,7 @@ class Mixture:
 
   def draw(self, position: int) -> Draw:
     """The record at `position` >= 0."""
+    # which place of the cycle stands at this slot of it
     cycle, slot = divmod(position, self.cycle)
     place = permute(
       slot,
@@ -111,9 +117,11 @@ class Mixture:
       "cycle",
       cycle,
     )
+    # places are dealt to the sources in a row: whose it is, and its how-manieth
     for source, width in enumerate(self.places):
       if place < width:
-        return self._record(source, cycle * width + place)
+        count = cycle * width + place
+        return self._record(source, count)
       place -= width
     raise AssertionError("a permutation leaves its range")
 
@@ -122,6 +130,7 @@ class Mixture:
     return self._at(source, epoch, place)
 
   def _at(self, source: int, epoch: int, place: int) -> Draw:
+    # Each epoch of each source has a permutation of its own.
     record = permute(
       place,
       self.sizes[source],
@@ -137,12 +146,14 @@ class Mixture:
     cyclically.
     """
     source = self.names.index(draw.source)
-    following = (draw.place + 1) % self.sizes[source]
+    size = self.sizes[source]
+    following = (draw.place + 1) % size
     return self._at(source, draw.epoch, following)
 
   def counts(self, position: int) -> dict[str, int]:
     """How many samples of each source stand before `position`."""
     # whole cycles
+    # A whole cycle holds the places of each source, in whatever order.
     cycles, rest = divmod(position, self.cycle)
     counts = {}
     for name, places in zip(self.names, self.places, strict=True):
@@ -156,8 +167,10 @@ class Mixture:
   def epochs(self, position: int) -> dict[str, float]:
     """Epochs of each source that have passed before `position`."""
     counts = self.counts(position)
-    sizes = zip(self.names, self.sizes, strict=True)
-    return {name: counts[name] / size for name, size in sizes}
+    passed = {}
+    for name, size in zip(self.names, self.sizes, strict=True):
+      passed[name] = counts[name] / size
+    return passed
 
 
 def make_mixture(sizes: Mapping[str, int], weights: Mapping[str, float], seed: int) -> Mixture:

@@ -29,6 +29,7 @@ def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
   longest_first = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
   for index in longest_first:
     length = lengths[index]
+    # ties go to the row that was begun first
     fitting = [row for row in range(len(rows)) if free[row] >= length]
     if fitting:
       row = min(fitting, key=lambda row: (free[row], row))
@@ -50,6 +51,7 @@ def fill(
   """One packed row: (tokens (budget, ...) zero where unused, segment (budget,) int32: place in the
   row, -1 where unused).
   """
+  # end to end, and whose each token is
   parts = [arrays[index] for index in row]
   first = parts[0]
   tokens = np.zeros((budget, *first.shape[1:]), first.dtype)
@@ -67,6 +69,7 @@ def utilisation(rows: Sequence[Sequence[int]], lengths: Sequence[int], budget: i
   """Share of the rows' tokens that are in use."""
   if not rows:
     return 1.0
+  # What is not used is padding, which costs as much.
   used = 0
   for row in rows:
     used += sum(lengths[index] for index in row)

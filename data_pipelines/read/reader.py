@@ -43,7 +43,9 @@ class DataConfig(rows.SampleConfig):
         "data.mixture is empty: name at least one dataset folder, e.g. iso_3do = {path: ..., "
         "weight: 1}"
       )
-    if self.cache_mb and (self.augment is not None or self.workers):
+    # rows that change cannot be kept, and processes do not share memory
+    rows_change = self.augment is not None
+    if self.cache_mb and (rows_change or self.workers):
       raise ConfigError(
         f"data.cache_mb = {self.cache_mb} keeps finished rows, which needs augmentation off and "
         "data.workers = 0"
@@ -74,10 +76,12 @@ class RowCache:
     self._lock = threading.Lock()
 
   def get(self, key: tuple[str, int]) -> Batch | None:
+    # Reading a dictionary needs no lock in CPython.
     return self._rows.get(key)
 
   def put(self, key: tuple[str, int], row: Batch) -> None:
     size = rows.nbytes(row)
+    # two threads may have made the same row
     with self._lock:
       fits = self.bytes + size <= self.limit
       if fits and key not in self._rows:
@@ -103,6 +107,7 @@ class Reader:
     """The sample at global `position`; an unreadable record is replaced by the next of its source
     that can be read.
     """
+    # at most every record of the source once
     step = position // self.batch_size
     draw = self.mixture.draw(position)
     split = self.splits[draw.source]
@@ -113,8 +118,10 @@ class Reader:
         return Sample(row, draw.source, tuple(corrupt))
       except CorruptRecord as error:
         path, record = split.locate(draw.record)
-        corrupt.append((f"{path} record {record}", str(error)))
+        where = f"{path} record {record}"
+        corrupt.append((where, str(error)))
       draw = self.mixture.after(draw)
+    # The first reason stands for all.
     first = ": ".join(corrupt[0])
     raise QuarantineExceeded(f"source {draw.source!r} has no readable record; {first}")
 
@@ -127,6 +134,7 @@ class Reader:
         return kept
 
     # a new one
+    # Read and decoded here, in whatever thread asks.
     example = self.splits[draw.source][draw.record]
     rng = None
     if self.config.augment is not None:
@@ -144,12 +152,16 @@ class Reader:
 
 def read_step(reader: Reader, host_index: int, rows: int, step: int) -> list[Sample]:
   """A host's samples of one step."""
-  first = step * reader.batch_size + host_index * rows
-  return [reader.sample(position) for position in range(first, first + rows)]
+  # A host has consecutive rows of the global batch.
+  own = host_index * rows
+  first = step * reader.batch_size + own
+  end = first + rows
+  return [reader.sample(position) for position in range(first, end)]
 
 
 def read_single(reader: Reader, host_index: int, rows: int, ordinal: int) -> Sample:
   """The `ordinal`-th sample of a host, counted from step 0."""
   step, row = divmod(ordinal, rows)
-  first = step * reader.batch_size + host_index * rows
+  own = host_index * rows
+  first = step * reader.batch_size + own
   return reader.sample(first + row)

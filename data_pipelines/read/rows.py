@@ -52,7 +52,9 @@ class SampleConfig(InputConfig):
     for key, (names, known) in chosen.items():
       unknown = sorted(set(names) - set(known))
       if unknown:
-        raise ConfigError(f"data.{key}: {', '.join(unknown)} is not one of {', '.join(known)}")
+        named = ", ".join(unknown)
+        there_are = ", ".join(known)
+        raise ConfigError(f"data.{key}: {named} is not one of {there_are}")
 
   def latent_shape(self, name: str) -> tuple[int, int]:
     """(tokens, channels) of a latent."""
@@ -77,7 +79,8 @@ def require(example: Mapping[str, Any], *fields: str) -> None:
   """Raises CorruptRecord if the example lacks one of the fields."""
   missing = [field for field in fields if not schema.is_present(example, field)]
   if missing:
-    raise CorruptRecord(f"the record has no {', '.join(missing)}")
+    listed = ", ".join(missing)
+    raise CorruptRecord(f"the record has no {listed}")
 
 
 def occupancy(voxels_N3: np.ndarray, resolution: int) -> np.ndarray:
@@ -86,9 +89,12 @@ def occupancy(voxels_N3: np.ndarray, resolution: int) -> np.ndarray:
 
   Raises CorruptRecord for an index outside the grid.
   """
-  largest = int(voxels_N3.max()) if voxels_N3.size else 0
+  largest = 0
+  if voxels_N3.size:
+    largest = int(voxels_N3.max())
   if largest >= schema.VOXEL_RESOLUTION:
     raise CorruptRecord(f"voxel index {largest} is outside the {schema.VOXEL_RESOLUTION}^3 grid")
+  # several fine voxels may fall into one coarse one
   factor = schema.VOXEL_RESOLUTION // resolution
   coarse_N3 = voxels_N3 // factor
   grid = np.zeros((resolution,) * 3, np.uint8)
@@ -98,6 +104,7 @@ def occupancy(voxels_N3: np.ndarray, resolution: int) -> np.ndarray:
 
 def generator(seed: int, step: int, key: str) -> np.random.Generator:
   """The randomness of one example at one step, whatever the host or thread that asks."""
+  # The key's own words: no two examples share their numbers.
   words = schema.key_words(key).tolist()
   return np.random.default_rng([seed, step, *words])
 
@@ -115,9 +122,9 @@ def condition(
   mask = decode_image(example["mask"], "mask", mode="L")
   height, width = image.shape[:2]
   if mask.shape != (height, width):
-    raise CorruptRecord(
-      f"mask is {mask.shape[1]} x {mask.shape[0]} but image is {width} x {height}"
-    )
+    mask_height, mask_width = mask.shape
+    raise CorruptRecord(f"mask is {mask_width} x {mask_height} but image is {width} x {height}")
+  # In half precision on disk, in single from here on.
   pointmap = None
   if schema.is_present(example, "pointmap"):
     pointmap = example["pointmap"].astype(np.float32)
@@ -126,7 +133,8 @@ def condition(
   crop = {}
   if rng is not None:
     augmented = augment(image, mask, rng, config.augment)
-    image, mask = augmented.image, augmented.mask
+    image = augmented.image
+    mask = augmented.mask
     crop = {"box_factor": augmented.box_factor, "shift": augmented.shift}
 
   # as the model reads it
@@ -144,6 +152,7 @@ def condition(
 
 def as_stored(streams: Conditioning) -> Conditioning:
   """Point maps as precise as records store them: half the bytes of a batch on its way."""
+  # Only point maps: images are bytes already.
   halved = {}
   for name in POINTMAP_STREAMS:
     points = getattr(streams, name)
@@ -167,22 +176,27 @@ def latents(
   """
   # what the record has
   values = {}
-  if "shape" in config.latents and schema.is_present(example, "structure_latent"):
+  has_shape = schema.is_present(example, "structure_latent")
+  if has_shape and "shape" in config.latents:
     values["shape"] = _shape_tokens(example, config, name)
   has_pose = all(schema.is_present(example, field) for field in schema.POSE_FIELDS)
   if scale is not None and has_pose:
-    values |= pose.encode_latents(schema.example_pose(example), scale, shift)
+    placed = schema.example_pose(example)
+    values |= pose.encode_latents(placed, scale, shift)
   elif schema.is_present(example, "rotation"):
+    # a rotation is relative to nothing
     values["rotation"] = pose.encode_rotation(example["rotation"])
 
   # a place for each, whether it is there or not
-  tokens, present = {}, {}
+  tokens = {}
+  present = {}
   for latent in LATENTS:
     shape = config.latent_shape(latent)
     there = latent in values and latent in config.latents
     present[latent] = np.array(there)
     if there:
-      tokens[latent] = np.asarray(values[latent], np.float32).reshape(shape)
+      value = np.asarray(values[latent], np.float32)
+      tokens[latent] = value.reshape(shape)
     else:
       tokens[latent] = np.zeros(shape, np.float32)
   return tokens, present
@@ -200,6 +214,7 @@ def _shape_tokens(example: Mapping[str, Any], config: SampleConfig, name: str) -
       f"{name}: structure latent has shape {latent_XYZC.shape}, the model needs {expected}; encode "
       "the dataset with the structure VAE that the model is trained for (launch.encode_latents)"
     )
+  # Latents mean something only to the decoder of their own autoencoder.
   digest = example["structure_latent_autoencoder"]
   if config.autoencoder and digest != config.autoencoder:
     raise InputError(
@@ -212,6 +227,7 @@ def _shape_tokens(example: Mapping[str, Any], config: SampleConfig, name: str) -
 
 def zeros(count: int, shape: tuple[int, ...], dtype: type) -> np.ndarray:
   """(count, *shape) zeros that take no memory: the shape and type of an array of a batch."""
+  # A view of one number with strides of zero.
   zero = np.zeros((), dtype)
   return np.broadcast_to(zero, (count, *shape))
 
@@ -224,11 +240,13 @@ def collate(rows: Sequence[Any], config: SampleConfig) -> Any:
 
 def stack(rows: list) -> Any:
   """Rows -> batch: arrays get a leading axis; NamedTuples, dicts and None keep their form."""
+  # All rows have the form of the first.
   first = rows[0]
   if first is None:
     return None
   if isinstance(first, dict):
     return {name: stack([row[name] for row in rows]) for name in first}
+  # a NamedTuple field by field
   if isinstance(first, tuple):
     columns = zip(*rows, strict=True)
     stacked = [stack(list(column)) for column in columns]

@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import pathlib
 from typing import Any
+import unicodedata
 
 import numpy as np
 import trimesh
@@ -80,7 +81,9 @@ def load(
 
 def lineage(asset: Asset) -> dict[str, Any]:
   """What a record's lineage says of the file that a mesh was read from; nothing if it is whole."""
-  return {"dropped": list(asset.dropped)} if asset.dropped else {}
+  if not asset.dropped:
+    return {}
+  return {"dropped": list(asset.dropped)}
 
 
 def _read_sidecar(path: pathlib.Path) -> Mapping[str, str]:
@@ -114,6 +117,11 @@ def _table_entry(path: pathlib.Path) -> dict[str, Any]:
   if not isinstance(content, dict):
     raise Refused("unreadable", f"{table} of {path.name}: expected an object of file names")
   entry = content.get(path.name, {})
+  if path.name not in content:
+    # a Mac writes an accent as a character of its own, tables often do not
+    wanted = unicodedata.normalize("NFC", path.name)
+    alike = [name for name in content if unicodedata.normalize("NFC", name) == wanted]
+    entry = content[alike[0]] if alike else {}
   if not isinstance(entry, dict):
     detail = f"{table}: {path.name} is {entry!r}, expected an object with 'license' and 'up'"
     raise Refused("unreadable", detail)
@@ -172,7 +180,9 @@ def normalised(
   high = vertices.max(0)
   centre = (low + high) / 2
   extent = float((high - low).max())
-  vertices = np.clip((vertices - centre) / extent, -0.5, 0.5)
+  # Rounding must not leave a vertex outside.
+  unit = (vertices - centre) / extent
+  vertices = np.clip(unit, -0.5, 0.5)
   in_cube = Mesh(
     vertices=vertices,
     faces=faces,
@@ -221,14 +231,20 @@ def geometry_key(vertices_V3: np.ndarray, faces_F3: np.ndarray) -> str:
   Neither the order of vertices or faces nor duplicated vertices change them.
   """
   # The three integers of a corner, each below 2^21, in one.
-  steps_F33 = np.rint(vertices_V3[faces_F3] / KEY_STEP).astype(np.int64)
-  x, y, z = np.moveaxis(steps_F33 + (1 << 20), -1, 0)
+  corners_F33 = vertices_V3[faces_F3]
+  steps_F33 = np.rint(corners_F33 / KEY_STEP)
+  steps_F33 = steps_F33.astype(np.int64)
+  positive_F33 = steps_F33 + (1 << 20)
+  x, y, z = np.moveaxis(positive_F33, -1, 0)
   packed_F3 = (x << 42) | (y << 21) | z
 
   # Every face starts with its smallest corner, and faces are sorted.
-  first_F1 = packed_F3.argmin(1)[:, None]
-  order_F3 = (first_F1 + np.arange(3)) % 3
+  first_F = packed_F3.argmin(1)
+  order_F3 = (first_F[:, None] + np.arange(3)) % 3
   rolled_F3 = np.take_along_axis(packed_F3, order_F3, axis=1)
   by_corners = np.lexsort(rolled_F3.T[::-1])
-  content = rolled_F3[by_corners].astype("<i8").tobytes()
+  sorted_F3 = rolled_F3[by_corners]
+
+  # Little-endian on every machine.
+  content = sorted_F3.astype("<i8").tobytes()
   return hashlib.sha256(content).hexdigest()[:32]

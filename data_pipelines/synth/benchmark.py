@@ -88,7 +88,8 @@ def load(name: str) -> Benchmark:
   name, colon, count = name.partition(":")
   path = FOLDER / f"{name}.json"
   if not path.is_file():
-    raise InputError(f"--benchmark {name!r} does not exist; there is {', '.join(names())}")
+    known = ", ".join(names())
+    raise InputError(f"--benchmark {name!r} does not exist; there is {known}")
   data = json.loads(path.read_text())
   photos = data["photos"]
 
@@ -101,6 +102,7 @@ def load(name: str) -> Benchmark:
     )
 
   if colon:
+    # The first objects alone, for a quick look.
     known = len({photo["object"] for photo in photos})
     if not count.isdecimal() or not 1 <= int(count) <= known:
       raise InputError(f"--benchmark {name}:{count}: give a number of objects from 1 to {known}")
@@ -116,6 +118,7 @@ def load(name: str) -> Benchmark:
 
 def total_digest(photos) -> str:
   """Digest of all photos' digests, with whose they are."""
+  # The order of the photos is part of what is frozen.
   text = ""
   for photo in photos:
     text += f"{photo['object']} {photo['level']} {photo['digest']}\n"
@@ -137,7 +140,8 @@ def make_subject(seed: int, index: int, image_size: int) -> Subject:
 
   # Camera and light.
   low, high = np.log(VIEW.scale)
-  scale = float(np.exp(rng.uniform(low, high)))
+  log_scale = rng.uniform(low, high)
+  scale = float(np.exp(log_scale))
   seen, azimuth = random_view(
     rng,
     VIEW,
@@ -148,8 +152,10 @@ def make_subject(seed: int, index: int, image_size: int) -> Subject:
   lights = random_lights(rng, LIGHT, azimuth)
 
   # The room: the object stands on its floor, the wall is behind it.
-  floor = float(asset.mesh.vertices[:, 2].min())
-  far = float(seen.pose.translation[2] * rng.uniform(1.6, 2.6))
+  heights = asset.mesh.vertices[:, 2]
+  floor = float(heights.min())
+  distance = seen.pose.translation[2]
+  far = float(distance * rng.uniform(1.6, 2.6))
   backdrop = room.backdrop(rng, seen, floor, far)
   return Subject(
     asset,
@@ -169,20 +175,24 @@ def occluder(
   """
   number = list(LEVELS).index(level)
   rng = np.random.default_rng([seed, index, 2, number, candidate])
-  thing = object_asset(seed, OCCLUDERS + int(rng.integers(OCCLUDERS)))
+  drawn = int(rng.integers(OCCLUDERS))
+  thing = object_asset(seed, OCCLUDERS + drawn)
 
   # Towards the camera, seen on the floor from the object.
   pose = subject.viewpoint.pose
   eye = -pose.translation @ pose.rotation / subject.viewpoint.scale
-  reach = float(np.hypot(*eye[:2]))
-  towards = eye[:2] / reach
-  sideways = np.array([-towards[1], towards[0]])
+  on_floor = eye[:2]
+  reach = float(np.hypot(*on_floor))
+  towards = on_floor / reach
+  ahead, left = towards
+  sideways = np.array([-left, ahead])
 
   # Somewhere on that way, and off it to either side.
   size = float(rng.uniform(0.4, 1.5))
   yaw = float(rng.uniform(0, 2 * np.pi))
   clear = _spread(subject.asset) + size * _spread(thing)
-  along = rng.uniform(clear, max(clear, 0.75 * reach))
+  farthest = max(clear, 0.75 * reach)
+  along = rng.uniform(clear, farthest)
   aside = rng.uniform(-0.5, 0.5)
   x, y = along * towards + aside * sideways
   spot = room.Spot(float(x), float(y), size, yaw)
@@ -193,7 +203,8 @@ def occluder(
 def _spread(asset: assets.Asset) -> float:
   """Radius of the circle about the z axis that holds an object."""
   across = asset.mesh.vertices[:, :2]
-  return float(np.linalg.norm(across, axis=1).max())
+  from_axis = np.linalg.norm(across, axis=1)
+  return float(from_axis.max())
 
 
 def visible_part(alone: render.View, together: render.View) -> np.ndarray:
@@ -230,6 +241,7 @@ def truth_record(subject: Subject, benchmark: Benchmark, photo: dict) -> schema.
   number = photo["object"]
   level = photo["level"]
   _, occluder_stated = occluder_of(subject, benchmark, photo)
+  # How the photo came about, so that it can be made again.
   lineage = {
     "builder": "benchmark",
     "benchmark": benchmark.name,
@@ -256,6 +268,7 @@ def photograph(
 ) -> schema.Example:
   """The record of one photo; `alone` is the object without anything around it."""
   standing, _ = occluder_of(subject, benchmark, photo)
+  # One mesh, so that things hide each other and cast shadows.
   everything = join([subject.asset.mesh, *subject.backdrop, *standing])
   scene = render.Scene(everything, subject.asset.source)
   shown = render.render(scene, subject.viewpoint, subject.lights)
@@ -271,22 +284,25 @@ def photograph(
 def integers(values) -> list[int]:
   """Numbers in units of PLACES, rounded."""
   flat = np.asarray(values, np.float64).reshape(-1)
-  return np.rint(flat / PLACES).astype(np.int64).tolist()
+  steps = np.rint(flat / PLACES)
+  return steps.astype(np.int64).tolist()
 
 
 def record_digest(example: schema.Example) -> str:
   """Digest of what is scored: integers only, so that it is the same on every machine."""
   camera = example["camera"]
+  intrinsics = [camera[name] for name in ("fx", "fy", "cx", "cy", "width", "height")]
+  voxels = example["voxels"].tobytes()
   lineage = json.loads(example["lineage"])
   content = {
     "key": example["key"],
     "mesh": example["mesh_key"],
-    "voxels": hashlib.sha256(example["voxels"].tobytes()).hexdigest(),
+    "voxels": hashlib.sha256(voxels).hexdigest(),
     "occluder": lineage["occluder"],
     "rotation": integers(example["rotation"]),
     "translation": integers(example["translation"]),
     "scale": integers(example["scale"]),
-    "camera": integers([camera[name] for name in ("fx", "fy", "cx", "cy", "width", "height")]),
+    "camera": integers(intrinsics),
   }
   text = json.dumps(content, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -294,10 +310,11 @@ def record_digest(example: schema.Example) -> str:
 
 def visible_share(example: schema.Example) -> float:
   """Visible pixels of the object over all of its pixels."""
-  visible = rows.decode_image(example["mask"], "mask", mode="L") > 0
-  full = rows.decode_image(example["mask_full"], "mask_full", mode="L") > 0
-  count = int(visible.sum())
-  return count / int(full.sum())
+  mask = rows.decode_image(example["mask"], "mask", mode="L")
+  mask_full = rows.decode_image(example["mask_full"], "mask_full", mode="L")
+  visible = np.count_nonzero(mask > 0)
+  full = np.count_nonzero(mask_full > 0)
+  return visible / full
 
 
 def check(example: schema.Example, photo: dict) -> None:
@@ -305,8 +322,11 @@ def check(example: schema.Example, photo: dict) -> None:
   found = record_digest(example)
   share = visible_share(example)
   is_same = found == photo["digest"]
-  if is_same and abs(share - photo["visible"]) <= VISIBLE_TOLERANCE:
+  off = abs(share - photo["visible"])
+  if is_same and off <= VISIBLE_TOLERANCE:
     return
+
+  # What may have changed it are the packages that make pixels and meshes.
   packages = ("numpy", "trimesh", "embreex")
   versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
   raise InputError(
@@ -321,10 +341,18 @@ def plan(benchmark: Benchmark) -> shard_jobs.Plan:
   """The benchmark as a dataset to build: one shard an object."""
   jobs = []
   shards = len(benchmark.objects)
+  # One shard an object: its photos share mesh, camera and light.
   for number, index in enumerate(benchmark.objects):
     photos = tuple(photo for photo in benchmark.photos if photo["object"] == index)
     part = dataclasses.replace(benchmark, photos=photos)
-    jobs.append(shard_jobs.ShardJob(SPLIT, number, shards, len(photos), part))
+    job = shard_jobs.ShardJob(
+      SPLIT,
+      number,
+      shards,
+      len(photos),
+      part,
+    )
+    jobs.append(job)
   identity = {
     "builder": "benchmark",
     "schema": schema.VERSION,
@@ -383,6 +411,7 @@ def open_checked(benchmark: Benchmark, directory: str) -> tuple[records.Split, l
 def seen_alone(subject: Subject, viewpoint: Viewpoint) -> render.View:
   """The object without anything around it."""
   scene = render.Scene(subject.asset.mesh, subject.asset.source)
+  # One ray a pixel: masks and depths need no more.
   return render.render(scene, viewpoint, subject.lights, samples=1)
 
 
@@ -394,7 +423,8 @@ def search(benchmark: Benchmark, subject: Subject, index: int, level: str) -> in
   # Candidates are tried in small pictures.
   low, high = LEVELS[level]
   camera, pose = subject.viewpoint
-  probe = Viewpoint(cameras.resized(camera, PROBE_SIZE, PROBE_SIZE), pose)
+  small = cameras.resized(camera, PROBE_SIZE, PROBE_SIZE)
+  probe = Viewpoint(small, pose)
   alone = seen_alone(subject, probe)
   closest = 0.1 * pose.translation[2]
   for candidate in range(CANDIDATES):
@@ -408,6 +438,8 @@ def search(benchmark: Benchmark, subject: Subject, index: int, level: str) -> in
     depth = probe.points(standing.vertices)[:, 2]
     if depth.min() < closest:
       continue  # too near the camera
+
+    # Well within the level: the full picture may differ a little from the probe.
     both = join([subject.asset.mesh, standing])
     scene = render.Scene(both, subject.asset.source)
     together = render.render(
@@ -439,7 +471,9 @@ def freeze(name: str, *, seed: int, objects: int, image_size: int) -> None:
     subject = make_subject(seed, index, image_size)
     alone = seen_alone(subject, subject.viewpoint)
     for level in LEVELS:
-      candidate = -1 if level == "none" else search(empty, subject, index, level)
+      candidate = -1
+      if level != "none":
+        candidate = search(empty, subject, index, level)
       photo = {"object": index, "level": level, "candidate": candidate}
       example = photograph(subject, empty, photo, alone)
       photo["visible"] = round(visible_share(example), 4)
@@ -449,7 +483,12 @@ def freeze(name: str, *, seed: int, objects: int, image_size: int) -> None:
 
   # One photo a line, so that a change shows where it is.
   lines = ",\n".join("  " + json.dumps(photo) for photo in photos)
-  about = {"name": name, "seed": seed, "image_size": image_size, "digest": total_digest(photos)}
+  about = {
+    "name": name,
+    "seed": seed,
+    "image_size": image_size,
+    "digest": total_digest(photos),
+  }
   head = json.dumps(about)
   FOLDER.mkdir(exist_ok=True)
   (FOLDER / f"{name}.json").write_text(f'{head[:-1]}, "photos": [\n{lines}\n]}}\n')

@@ -36,11 +36,14 @@ class Viewpoint(NamedTuple):
 
   def points(self, points_P3: np.ndarray) -> np.ndarray:
     """Object points in the camera frame."""
-    return pose.transform_points(np.asarray(points_P3), self.pose)
+    points = np.asarray(points_P3)
+    return pose.transform_points(points, self.pose)
 
   def project(self, points_P3: np.ndarray) -> np.ndarray:
     """Pixel coordinates (P, 2) of object points; meaningless for points behind the camera."""
-    return cameras.project(self.points(points_P3), self.camera)[0]
+    in_camera = self.points(points_P3)
+    pixels, _ = cameras.project(in_camera, self.camera)
+    return pixels
 
   def moved(self, factor: float) -> "Viewpoint":
     """The object at `factor` of its distance and size: the picture is the same."""
@@ -76,9 +79,13 @@ def sample_grid(
   Both are (rows * samples, columns * samples); one sample is the pixel's centre. Rows and columns
   are half-open ranges.
   """
-  offset = (np.arange(samples) + 0.5) / samples
-  fine_rows = np.arange(*rows)[:, None] + offset
-  fine_columns = np.arange(*columns)[:, None] + offset
+  # Places within a pixel: the middles of equal parts.
+  parts = np.arange(samples) + 0.5
+  offset = parts / samples
+  first, end = rows
+  fine_rows = np.arange(first, end)[:, None] + offset
+  first, end = columns
+  fine_columns = np.arange(first, end)[:, None] + offset
   v, u = np.meshgrid(fine_rows.ravel(), fine_columns.ravel(), indexing="ij")
   return u, v
 
@@ -105,12 +112,14 @@ def look_at(azimuth: float, elevation: float, roll: float = 0.0) -> np.ndarray:
   flat = np.cos(elevation)
   x = flat * np.cos(azimuth)
   y = flat * np.sin(azimuth)
-  position = np.array([x, y, np.sin(elevation)])
+  z = np.sin(elevation)
+  position = np.array([x, y, z])
   forward = -position
   left = np.cross([0.0, 0.0, 1.0], forward)
   left /= np.linalg.norm(left)
   up = np.cross(forward, left)
 
+  # Roll turns left and up about the forward axis; rows of the rotation are the axes.
   c = np.cos(roll)
   s = np.sin(roll)
   rolled_left = c * left + s * up
@@ -127,21 +136,26 @@ def random_view(
   """
   # From where: uniform on the band of the sphere between the two elevations.
   azimuth = np.radians(rng.uniform(*config.azimuth_deg))
-  band = np.sin(np.radians(config.elevation_deg))
-  elevation = np.arcsin(rng.uniform(*band))
+  ends = np.radians(config.elevation_deg)
+  band = np.sin(ends)
+  height = rng.uniform(*band)
+  elevation = np.arcsin(height)
   roll = np.radians(rng.uniform(*config.roll_deg))
   rotation = look_at(azimuth, elevation, roll)
 
   # How far: the sphere takes the drawn part of the picture.
-  half_fov = np.radians(rng.uniform(*config.fov_deg)) / 2
+  fov = np.radians(rng.uniform(*config.fov_deg))
+  half_fov = fov / 2
   fill = rng.uniform(*config.fill)
   distance = scale * radius / (fill * np.sin(half_fov))
   free = (1 - fill) * distance * np.tan(half_fov)
-  across, up = rng.uniform(-0.5, 0.5, 2) * free
+  shift = rng.uniform(-0.5, 0.5, 2)
+  across, up = shift * free
   place = np.array([across, up, distance])
 
-  focal = image_size / 2 / np.tan(half_fov)
+  # A square picture, the optical axis through its middle.
   middle = image_size / 2
+  focal = middle / np.tan(half_fov)
   camera = Camera(
     fx=focal,
     fy=focal,

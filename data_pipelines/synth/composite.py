@@ -17,9 +17,12 @@ def paste(image_HW3: np.ndarray, layers: Iterable[tuple[np.ndarray, np.ndarray]]
   A layer is a linear colour over black (H, W, 3) and its coverage (H, W). Blends in linear light
   and rounds once: pixels that no layer covers keep their exact values.
   """
-  linear = srgb_to_linear(image_HW3 / np.float32(255))
+  encoded = image_HW3 / np.float32(255)
+  linear = srgb_to_linear(encoded)
   for colour_HW3, alpha_HW in layers:
-    linear = colour_HW3 + (1 - alpha_HW[..., None]) * linear
+    # Colours are over black, i.e. already multiplied by their coverage (Porter & Duff 1984, over).
+    left_of_photo = 1 - alpha_HW[..., None]
+    linear = colour_HW3 + left_of_photo * linear
   return linear_to_srgb8(linear)
 
 
@@ -30,7 +33,8 @@ def limited(
 
   Border pixels, covered in part but not at their centre, follow their neighbours.
   """
-  keep = np.where(whole_HW, visible_HW, grow(visible_HW))
+  around = grow(visible_HW)
+  keep = np.where(whole_HW, visible_HW, around)
   colour = np.where(keep[..., None], colour_HW3, 0)
   alpha = np.where(keep, alpha_HW, 0)
   return colour, alpha
@@ -54,17 +58,20 @@ def support(
     band: the lowest rows that count, as a part of the object's height.
     tolerance: the scene may be farther by this part of the depth; 0 asks for it to be nearer.
   """
-  rows = np.flatnonzero(np.isfinite(depth_HW).any(1))
+  has_object = np.isfinite(depth_HW).any(1)
+  rows = np.flatnonzero(has_object)
   if not len(rows):
     return 0.0
 
   # The lowest band of the object's rows.
   first = rows[0]
   last = rows[-1] + 1
-  count = max(1, round(band * (last - first)))
+  height = last - first
+  count = max(1, round(band * height))
   lowest = slice(last - count, last)
   depth = depth_HW[lowest]
   hit = np.isfinite(depth)
+  # Comparisons with NaN are False: an unknown scene supports nothing.
   with np.errstate(invalid="ignore"):
     nearer = scene_HW[lowest] < depth * (1 + tolerance)
   supported = nearer & hit
@@ -79,6 +86,7 @@ def hidden_contour(
   Its outside is nearer there by more than `margin` of the depth. The contour is the visible pixels
   with a neighbour (of four) inside the image that is not visible.
   """
+  # Of a padded array: above, below, left and right of every pixel.
   around = [
     (slice(0, -2), slice(1, -1)),
     (slice(2, None), slice(1, -1)),
@@ -98,12 +106,14 @@ def hidden_contour(
   outer_depth = np.where(visible_HW, np.inf, known)
   padded = np.pad(outer_depth, 1, constant_values=np.inf)
   nearest = np.min([padded[at] for at in around], axis=0)
-  clearly_nearer = nearest[contour] < depth_HW[contour] * (1 - margin)
+  limit = depth_HW[contour] * (1 - margin)
+  clearly_nearer = nearest[contour] < limit
   return float(clearly_nearer.mean())
 
 
 def grow(mask_HW: np.ndarray) -> np.ndarray:
   """The mask and its eight neighbours."""
+  # A margin of one pixel, so that every shift is a cut-out of it.
   padded = np.pad(mask_HW, 1)
   height, width = mask_HW.shape
   shifted = []

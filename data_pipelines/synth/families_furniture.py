@@ -11,6 +11,7 @@ from data_pipelines.synth.palette import Palette, Part
 
 
 def table(rng: np.random.Generator, paint: Palette) -> list[Part]:
+  # Proportions, in free units: the object is scaled to the unit cube later.
   width = rng.uniform(0.7, 1.8)
   depth = rng.uniform(0.45, 1.0)
   height = rng.uniform(0.35, 1.1)
@@ -56,6 +57,7 @@ def chair(rng: np.random.Generator, paint: Palette) -> list[Part]:
   pad = rng.uniform(0.05, 0.14)
   cushion = solid.box((width, depth, pad), (0, 0, seat))
   parts = [Part(cushion, paint.main)]
+  # Four legs under the corners.
   x = width / 2 - leg / 2
   y = depth / 2 - leg / 2
   for side, end in itertools.product((-x, x), (-y, y)):
@@ -109,6 +111,7 @@ def stool(rng: np.random.Generator, paint: Palette) -> list[Part]:
   pad = rng.uniform(0.05, 0.15)
   spread = rng.uniform(0.9, 1.4)
   leg = rng.uniform(0.025, 0.055)
+  # A round seat, as high as a bar's or a child's.
   seat = solid.cylinder(radius, pad, (0, 0, height))
   parts = [Part(seat, paint.main)]
 
@@ -151,6 +154,7 @@ def shelf(rng: np.random.Generator, paint: Palette) -> list[Part]:
       center=(side * (width - thick) / 2, 0, height / 2),
     )
     parts.append(Part(panel, paint.main))
+  # From the lowest board to the top.
   levels = np.linspace(thick / 2, height - thick / 2, boards)
   for z in levels:
     board = solid.box((width, depth, thick), (0, 0, z))
@@ -183,6 +187,7 @@ def bed(rng: np.random.Generator, paint: Palette) -> list[Part]:
   thick = rng.uniform(0.12, 0.3)
   head = rng.uniform(0.4, 1.0)
   foot = rng.uniform(0.0, 0.4)
+  # The mattress lies on the boards at either end.
   z = leg + thick / 2
   mattress = solid.box((width, depth, thick), (0, 0, z))
   parts = [Part(mattress, paint.main)]
@@ -269,6 +274,7 @@ def lamp(rng: np.random.Generator, paint: Palette) -> list[Part]:
   pole = rng.uniform(0.02, 0.05)
   radius = rng.uniform(0.2, 0.45)
   shade = rng.uniform(0.2, 0.5)
+  # A foot, as wide as a lamp of that height needs.
   plate = solid.cylinder(base, 0.07, (0, 0, 0.035))
   parts = [Part(plate, paint.second)]
 

@@ -20,6 +20,7 @@ def car(rng: np.random.Generator, paint: Palette) -> list[Part]:
   width = rng.uniform(0.6, 0.95)
   height = rng.uniform(0.25, 0.45)  # of the body
   wheel = rng.uniform(0.14, 0.28)
+  # The body hangs between the wheels.
   z = wheel + height * 0.4
   body = solid.box((width, length, height), (0, 0, z))
   parts = [Part(body, paint.main)]
@@ -80,6 +81,7 @@ def tree(rng: np.random.Generator, paint: Palette) -> list[Part]:
   green = int(rng.integers(110, 190))
   blue = int(rng.integers(30, 90))
   leaf = (red, green, blue)
+  # Thinner towards the top.
   trunk = solid.rod(
     start=(0, 0, 0),
     end=(0, 0, height),
@@ -133,6 +135,7 @@ def house(rng: np.random.Generator, paint: Palette) -> list[Part]:
   height = rng.uniform(0.4, 1.2)
   rise = rng.uniform(0.2, 0.7)  # of the roof
   eave = rng.uniform(0.0, 0.12)
+  # A cuboid under a gabled roof, which may reach over the walls.
   walls = solid.box(
     size=(width, depth, height),
     center=(0, 0, height / 2),
@@ -183,6 +186,7 @@ def aeroplane(rng: np.random.Generator, paint: Palette) -> list[Part]:
   span = rng.uniform(0.9, 2.0)
   chord = rng.uniform(0.2, 0.45)
   sweep = rng.uniform(0.0, 0.5)
+  # A spindle along y, its nose towards the viewer.
   fuselage = solid.ellipsoid((radius, length / 2, radius))
   parts = [Part(fuselage, paint.main)]
 

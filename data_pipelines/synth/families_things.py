@@ -63,6 +63,7 @@ def arrow(rng: np.random.Generator, paint: Palette) -> list[Part]:
   width = rng.uniform(0.12, 0.35)
   point = rng.uniform(0.3, 0.7)
   wing = rng.uniform(1.6, 3.2)
+  # The head is some times as wide as the shaft.
   half = width * wing / 2
   shaft = solid.box(
     size=(width, thick, length),
@@ -111,7 +112,9 @@ _LETTERS = {
 
 def letter(rng: np.random.Generator, paint: Palette) -> list[Part]:
   names = sorted(_LETTERS)
-  strokes = _LETTERS[names[int(rng.integers(len(names)))]]
+  chosen = int(rng.integers(len(names)))
+  strokes = _LETTERS[names[chosen]]
+  # Letters are wide, narrow, high or low.
   across = rng.uniform(0.12, 0.28)  # a step of the raster
   up = rng.uniform(0.12, 0.25)
   depth = rng.uniform(0.15, 0.6)
@@ -171,6 +174,7 @@ def dumbbell(rng: np.random.Generator, paint: Palette) -> list[Part]:
       plate = solid.rod(outer, inner, plate_radius, segments=24)
       parts.append(Part(plate, paint.main))
       x -= thick * 1.15
+    # A knob keeps the plates on the bar.
     end = solid.rod(
       start=(side * length / 2, 0, 0),
       end=(side * (length / 2 + 0.06), 0, 0),

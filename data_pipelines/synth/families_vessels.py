@@ -13,6 +13,7 @@ def mug(rng: np.random.Generator, paint: Palette) -> list[Part]:
   height = rng.uniform(0.5, 1.2)
   thick = rng.uniform(0.03, 0.06)
   flare = rng.uniform(0.8, 1.25)
+  # Some widen upwards, some narrow.
   top = radius * flare
 
   # The cup: up the outside, over the rim, down the inside.
@@ -64,6 +65,7 @@ def bottle(rng: np.random.Generator, paint: Palette) -> list[Part]:
   height = rng.uniform(0.7, 1.4)
   shoulder = rng.uniform(0.4, 0.75) * height
   neck = radius * rng.uniform(0.25, 0.5)
+  # The neck begins where the shoulder ends.
   mouth = 0.85 * height
 
   # The body with its neck, and a cap.
@@ -97,8 +99,10 @@ def bottle(rng: np.random.Generator, paint: Palette) -> list[Part]:
   # Some are jugs, with a handle at the back.
   if rng.random() < 0.4:
     angle = np.linspace(-np.pi / 2, np.pi / 2, 9)
-    y = 0.8 * radius + 0.5 * radius * np.cos(angle)
-    z = 0.6 * height + 0.22 * height * np.sin(angle)
+    out = 0.5 * radius * np.cos(angle)
+    up = 0.22 * height * np.sin(angle)
+    y = 0.8 * radius + out
+    z = 0.6 * height + up
     loop = np.stack([np.zeros(9), y, z], -1)
     handle = solid.tube(loop, 0.05)
     parts.append(Part(handle, paint.accent))
@@ -120,6 +124,7 @@ def bowl(rng: np.random.Generator, paint: Palette) -> list[Part]:
   profile = [(0, 0), *outer, *inner[::-1], (0, thick)]
   shell = solid.lathe(profile, segments=32)
   parts = [Part(shell, paint.main)]
+  # A low foot under the shell.
   base = solid.cylinder(foot * radius * 1.4, 0.1, (0, 0, 0.0))
   parts.append(Part(base, paint.second))
 

@@ -31,7 +31,8 @@ def hull_volume(vertices_V3: np.ndarray) -> float:
   # Along their principal axes flat points have no extent; Qhull is kept away from them.
   centred = vertices_V3 - vertices_V3.mean(0)
   _, _, axes = np.linalg.svd(centred, full_matrices=False)
-  extent = np.ptp(centred @ axes.T, axis=0)
+  along_axes = centred @ axes.T
+  extent = np.ptp(along_axes, axis=0)
   if extent.min() < FLAT:
     return 0.0
   hull = spatial.ConvexHull(vertices_V3)
@@ -45,8 +46,10 @@ def normal_share(vertices_V3: np.ndarray, faces_F3: np.ndarray) -> float:
   """
   area, normal = face_areas_normals(vertices_V3, faces_F3)
   weight = area / area.sum()
+  # The largest eigenvalue of the second moment; n and -n count alike.
   moment = np.einsum("f,fi,fj->ij", weight, normal, normal)
-  return float(np.linalg.eigvalsh(moment)[-1])
+  eigenvalues = np.linalg.eigvalsh(moment)
+  return float(eigenvalues[-1])
 
 
 def core_extent(vertices_V3: np.ndarray, faces_F3: np.ndarray, share: float = 0.99) -> float:
@@ -58,17 +61,20 @@ def core_extent(vertices_V3: np.ndarray, faces_F3: np.ndarray, share: float = 0.
   area, _ = face_areas_normals(vertices_V3, faces_F3)
   points = vertices_V3[faces_F3].reshape(-1, 3)
   weight = np.repeat(area / 3, 3)
+  total = weight.sum()
 
   # Along each axis, between the points where that much of the area lies below.
   cut = [(1 - share) / 2, (1 + share) / 2]
   sides = []
   for axis in range(3):
-    order = np.argsort(points[:, axis], kind="stable")
-    level = np.cumsum(weight[order]) / weight.sum()
+    coordinate = points[:, axis]
+    order = np.argsort(coordinate, kind="stable")
+    running = np.cumsum(weight[order])
+    level = running / total
     low, high = np.searchsorted(level, cut)
     high = min(high, len(order) - 1)
-    lowest = points[order[low], axis]
-    highest = points[order[high], axis]
+    lowest = coordinate[order[low]]
+    highest = coordinate[order[high]]
     sides.append(highest - lowest)
   whole = np.ptp(points, axis=0).max()
   return float(max(sides) / whole)
@@ -79,6 +85,7 @@ def check(asset: Asset, config: FilterConfig) -> None:
   vertices = asset.mesh.vertices
   faces = asset.mesh.faces
 
+  # Cheapest first; a mesh is counted under the first reason that it meets.
   volume = hull_volume(vertices)
   if volume < config.min_hull_volume:
     raise Refused(

@@ -56,9 +56,9 @@ def is_front(view: int, phase: float, share: float) -> bool:
   It does in exactly `share` of any run of samples, up to rounding.
   """
   # How many samples did so before this one, and with it.
-  before = int(np.floor(view * share + phase))
-  after = int(np.floor((view + 1) * share + phase))
-  return after > before
+  before = np.floor(view * share + phase)
+  after = np.floor((view + 1) * share + phase)
+  return int(after) > int(before)
 
 
 def visible_part(hidden_HW: np.ndarray, front_HW: np.ndarray) -> np.ndarray:
@@ -72,6 +72,7 @@ def check(
   """Raises Rejected: nothing_in_view, too_hidden, too_visible or too_small."""
   if not hidden_HW.any():
     raise Rejected("nothing_in_view")
+  # The bounds hold for the hidden object, whichever of the two is the target.
   visible_HW = visible_part(hidden_HW, front_HW)
   share = visible_HW.sum() / hidden_HW.sum()
   least, most = rules.visible
@@ -79,6 +80,7 @@ def check(
     raise Rejected("too_hidden")
   if share > most:
     raise Rejected("too_visible")
+  # And the target must be worth looking at.
   if target_HW.mean() < rules.min_image_share:
     raise Rejected("too_small")
 
@@ -91,6 +93,7 @@ def draw(
   rules: FlyingRules = config.rules
   scene = stock.draw_scene(rng)
   partner = stock.draw_partner(rng, subject)
+  # Meshes begin at different places of the cycle, so that first samples are not all alike.
   phase = int(subject.asset.key[:8], 16) / 2**32
   front = is_front(view, phase, rules.front_share)
   order = (partner, subject) if front else (subject, partner)  # hidden, in front
@@ -113,14 +116,21 @@ def draw(
   shown = []
   for one, at in zip(order, viewpoints, strict=True):
     seen_lights = camera_lights(lights, at.pose.rotation)
-    shown.append(render.render(one.scene, at, seen_lights, samples=config.samples))
+    seen = render.render(
+      one.scene,
+      at,
+      seen_lights,
+      samples=config.samples,
+    )
+    shown.append(seen)
   layers = [(s.lit_HW3, s.alpha_HW) for s in shown]
   image = composite.paste(scene.image_HW3, layers)
 
   # The target loses its light; what stands before or behind it keeps it.
   delit = None
   if config.delit:
-    layers[target] = (shown[target].delit_HW3, shown[target].alpha_HW)
+    bare = shown[target]
+    layers[target] = (bare.delit_HW3, bare.alpha_HW)
     delit = composite.paste(scene.image_HW3, layers)
 
   # The point map shows the nearest surface.
@@ -152,7 +162,9 @@ def scene_camera(rng: np.random.Generator, scene: Scene, rules: FlyingRules) -> 
   if scene.camera is not None:
     return scene.camera
   height, width = scene.size
-  half_width = np.tan(fov / 2) * width / max(height, width)  # at depth 1
+  # The angle is that of the longer side.
+  longer = max(height, width)
+  half_width = np.tan(fov / 2) * width / longer  # at depth 1
   fov_x = 2 * np.arctan(half_width)
   return cameras.camera_from_fov(width, height, fov_x)
 
@@ -180,16 +192,19 @@ def place(
   # The other one lies beside it so that they overlap, and within the image.
   angle = rng.uniform(0, 2 * np.pi)
   apart = rng.uniform(*rules.overlap) * radii.sum()
-  other = centre + apart * np.array([np.cos(angle), np.sin(angle)])
-  lowest = np.minimum(front_radius, extent / 2)
-  highest = np.maximum(extent - front_radius, extent / 2)
+  direction = np.array([np.cos(angle), np.sin(angle)])
+  other = centre + apart * direction
+  middle = extent / 2
+  lowest = np.minimum(front_radius, middle)
+  highest = np.maximum(extent - front_radius, middle)
   other = np.clip(other, lowest, highest)
 
   # Each at a random size in metres and turned at random.
   low, high = np.log(rules.scale)
   viewpoints = []
   for subject, at_2, radius in zip(order, (centre, other), radii, strict=True):
-    scale = float(np.exp(rng.uniform(low, high)))
+    log_scale = rng.uniform(low, high)
+    scale = float(np.exp(log_scale))
     seen = random_viewpoint(
       rng,
       subject,
@@ -202,17 +217,24 @@ def place(
     viewpoints.append(seen)
   hidden, front = viewpoints
   hidden_subject, front_subject = order
-  front = before(front, front_subject, nearest(hidden, hidden_subject))
+  free_depth = nearest(hidden, hidden_subject)
+  front = before(front, front_subject, free_depth)
   if scene.pointmap_HW3 is None:
     return hidden, front
 
   # Both before the photo, where its depth is known.
   depth = scene.pointmap_HW3[..., 2]
   depth = np.where(np.isfinite(depth), depth, np.inf)
-  behind_hidden = depth[box(hidden, hidden_subject, scene.size)].min()
-  behind_front = depth[box(front, front_subject, scene.size)].min()
+  hidden_box = box(hidden, hidden_subject, scene.size)
+  front_box = box(front, front_subject, scene.size)
+  behind_hidden = depth[hidden_box].min()
+  behind_front = depth[front_box].min()
   behind = min(float(behind_hidden), float(behind_front))
-  deepest = max(farthest(hidden, hidden_subject), farthest(front, front_subject))
+
+  # One factor for both keeps them before each other as they are.
+  hidden_depth = farthest(hidden, hidden_subject)
+  front_depth = farthest(front, front_subject)
+  deepest = max(hidden_depth, front_depth)
   factor = min(1.0, GAP * behind / deepest)
   return hidden.moved(factor), front.moved(factor)
 
@@ -230,12 +252,16 @@ def random_viewpoint(
 
   Raises Rejected: too_close or outside_image.
   """
+  # A sphere of that size appears that large at this distance.
   distance = camera.fx * scale * subject.radius / radius
-  place = rays(camera, at_2[0], at_2[1]) * distance
+  u, v = at_2
+  place = rays(camera, u, v) * distance
   rotation = random_rotation(rng, largest_turn_deg)
   found = viewpoint(camera, rotation, place, scale)
   if nearest(found, subject) <= 0.1 * distance:
     raise Rejected("too_close")
+
+  # All of it is to be in the picture.
   pixels = found.project(subject.asset.mesh.vertices)
   is_beyond = (pixels > [camera.width, camera.height]).any()
   if pixels.min() < 0 or is_beyond:
@@ -257,7 +283,9 @@ def farthest(seen: Viewpoint, subject: Subject) -> float:
 
 def before(seen: Viewpoint, subject: Subject, depth: float) -> Viewpoint:
   """The object brought closer until all of it is nearer than `depth`."""
-  factor = min(1.0, GAP * depth / farthest(seen, subject))
+  # Nearer and smaller by one factor: no pixel of it changes.
+  deepest = farthest(seen, subject)
+  factor = min(1.0, GAP * depth / deepest)
   return seen.moved(factor)
 
 
@@ -265,8 +293,10 @@ def box(seen: Viewpoint, subject: Subject, size: tuple[int, int]) -> tuple[slice
   """Rows and columns of the posed mesh's box in the image; at least one of each."""
   height, width = size
   pixels = seen.project(subject.asset.mesh.vertices)
-  first = np.floor(pixels.min(0)).astype(int)
-  last = np.ceil(pixels.max(0)).astype(int)
+  first = np.floor(pixels.min(0))
+  last = np.ceil(pixels.max(0))
+  first = first.astype(int)
+  last = last.astype(int)
   low = np.clip(first, 0, [width - 1, height - 1])
   high = np.clip(last, low + 1, [width, height])
   rows = slice(low[1], high[1])

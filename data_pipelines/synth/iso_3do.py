@@ -65,7 +65,8 @@ def plan(config: IsoConfig, *, test_fraction: float, objects_per_shard: int) -> 
   )
 
   # What the bytes depend on; where the meshes lie changes none.
-  settings = json.loads(json.dumps(dataclasses.asdict(config)))
+  as_json = json.dumps(dataclasses.asdict(config))
+  settings = json.loads(as_json)
   if config.source.source != sources.PROCEDURAL:
     settings["source"]["source"] = "folder"
   identity = {
@@ -93,6 +94,7 @@ def plan(config: IsoConfig, *, test_fraction: float, objects_per_shard: int) -> 
 
 @functools.cache
 def _versions() -> dict[str, str]:
+  # Whose versions can change a byte.
   packages = ("embreex", "numpy", "pillow", "trimesh")
   installed = {name: metadata.version(name) for name in packages}
   return {"renderer": f"embreex-numpy {RENDERER_VERSION}"} | installed
@@ -106,13 +108,19 @@ def make_shard(spec: ShardSpec, refuse: Refusals) -> Iterator[schema.Example]:
         asset = sources.load(spec.config.source, item)
         filters.check(asset, spec.config.filters)
     except Refused as error:
-      refuse(Quarantined(path=item.name, reason=error.reason, detail=error.detail))
+      refused = Quarantined(
+        path=item.name,
+        reason=error.reason,
+        detail=error.detail,
+      )
+      refuse(refused)
       continue
     yield from make_examples(asset, spec.config)
 
 
 def make_examples(asset: Asset, config: IsoConfig) -> Iterator[schema.Example]:
   """One example per view of a mesh."""
+  # Prepared once for all views of the mesh.
   scene = render.Scene(asset.mesh, asset.source)
   voxels = voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces)
   radius = asset.radius
@@ -126,7 +134,11 @@ def make_examples(asset: Asset, config: IsoConfig) -> Iterator[schema.Example]:
   for view in range(config.views):
     rng = generator(config.seed, asset.key, view)
     viewpoint, azimuth = random_view(
-      rng, config.camera, image_size=config.image_size, radius=radius, scale=scale
+      rng,
+      config.camera,
+      image_size=config.image_size,
+      radius=radius,
+      scale=scale,
     )
     lights = random_lights(rng, config.light, azimuth)
     darkest, brightest = config.background
@@ -137,7 +149,15 @@ def make_examples(asset: Asset, config: IsoConfig) -> Iterator[schema.Example]:
       lights,
       samples=config.samples,
     )
-    yield _example(asset, config, view, viewpoint, shown, grey, voxels)
+    yield _example(
+      asset,
+      config,
+      view,
+      viewpoint,
+      shown,
+      grey,
+      voxels,
+    )
 
 
 def generator(seed: int, key: str, *indices: int) -> np.random.Generator:
@@ -157,6 +177,7 @@ def _example(
   voxels: np.ndarray,
 ) -> schema.Example:
   """The record of one view before a plain grey."""
+  # Opaque: alpha is in the mask.
   background = (grey, grey, grey)
   image = render.over(shown.lit_HW3, shown.alpha_HW, background)
   mask = render.encode(shown.mask_HW)

@@ -37,12 +37,14 @@ def random_lights(rng: np.random.Generator, config: LightConfig, camera_azimuth:
   The key light stays within 100 degrees of the camera's azimuth (radians), so the seen side is lit.
   """
   # Where the lights stand, the key light first.
-  count = int(rng.integers(config.count[0], config.count[1] + 1))
+  fewest, most = config.count
+  count = int(rng.integers(fewest, most + 1))
   spread = np.radians(100.0)
   key_azimuth = camera_azimuth + rng.uniform(-spread, spread)
   other_azimuths = rng.uniform(0, 2 * np.pi, count - 1)
   azimuth = np.append(key_azimuth, other_azimuths)
-  elevation = np.radians(rng.uniform(*config.elevation_deg, count))
+  degrees = rng.uniform(*config.elevation_deg, count)
+  elevation = np.radians(degrees)
   flat = np.cos(elevation)
   x = flat * np.cos(azimuth)
   y = flat * np.sin(azimuth)
@@ -52,7 +54,8 @@ def random_lights(rng: np.random.Generator, config: LightConfig, camera_azimuth:
   key_radiance = rng.uniform(*config.key)
   fill_radiances = rng.uniform(*config.fill, count - 1)
   radiance = np.append(key_radiance, fill_radiances)
-  tint = 1 + rng.uniform(-config.tint, config.tint, (count + 1, 3))
+  deviation = rng.uniform(-config.tint, config.tint, (count + 1, 3))
+  tint = 1 + deviation
   ambient = rng.uniform(*config.ambient)
   return Lights(
     ambient_3=ambient * tint[0],

@@ -12,9 +12,13 @@ def face_areas_normals(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Areas (F,) and unit normals (F, 3); the normal of a degenerate face is zero."""
   a, b, c = vertices_V3[faces_F3].swapaxes(0, 1)
-  cross = np.cross(b - a, c - a)
+  ab = b - a
+  ac = c - a
+  # As long as the parallelogram is large, of which the triangle is half.
+  cross = np.cross(ab, ac)
   length = np.linalg.norm(cross, axis=1)
-  normal = cross / np.maximum(length, 1e-300)[:, None]
+  divisor = np.maximum(length, 1e-300)
+  normal = cross / divisor[:, None]
   return length / 2, normal
 
 
@@ -25,21 +29,25 @@ def corner_normals(
 
   Vertices at one place are one.
   """
-  places = np.rint(vertices_V3 / SAME_POINT).astype(np.int64)
+  # Vertices at one place get one number.
+  places = np.rint(vertices_V3 / SAME_POINT)
   _, point = np.unique(
-    places,
+    places.astype(np.int64),
     axis=0,
     return_inverse=True,
   )
-  faces = point.reshape(-1)[faces_F3]
+  point = point.reshape(-1)
+  faces = point[faces_F3]
   count = len(faces)
   corner = np.arange(3 * count).reshape(-1, 3)
 
   # Half-edges: the points at both ends, lower number first, and the face corners that lie there.
+  next_point = np.roll(faces, -1, axis=1)
+  next_corner = np.roll(corner, -1, axis=1)
   tail = faces.ravel()
-  head = np.roll(faces, -1, axis=1).ravel()
+  head = next_point.ravel()
   at_tail = corner.ravel()
-  at_head = np.roll(corner, -1, axis=1).ravel()
+  at_head = next_corner.ravel()
   flip = tail > head
   low = np.where(flip, head, tail)
   high = np.where(flip, tail, head)
@@ -50,9 +58,16 @@ def corner_normals(
   order = np.lexsort((high, low))
   a = order[:-1]
   b = order[1:]
-  is_same_edge = (low[a] == low[b]) & (high[a] == high[b])
-  cosine = np.einsum("ij,ij->i", normal_F3[a // 3], normal_F3[b // 3])
-  is_flat = cosine > np.cos(np.radians(crease_deg))
+  same_low = low[a] == low[b]
+  same_high = high[a] == high[b]
+  is_same_edge = same_low & same_high
+
+  # Half-edge e belongs to face e // 3.
+  normal_a = normal_F3[a // 3]
+  normal_b = normal_F3[b // 3]
+  cosine = np.einsum("ij,ij->i", normal_a, normal_b)
+  crease = np.radians(crease_deg)
+  is_flat = cosine > np.cos(crease)
   smooth = is_same_edge & is_flat
   a = a[smooth]
   b = b[smooth]
@@ -62,15 +77,18 @@ def corner_normals(
   high_links = np.stack([at_high[a], at_high[b]])
   links = np.concatenate([low_links, high_links], axis=1)
   linked = np.ones(links.shape[1], bool)
-  graph = sparse.coo_matrix((linked, links), shape=(3 * count, 3 * count))
+  corners = 3 * count
+  graph = sparse.coo_matrix((linked, links), shape=(corners, corners))
   groups, label = sparse.csgraph.connected_components(graph, directed=False)
 
   # It is the area-weighted mean of their faces'; where that cancels, each keeps its face's.
-  weighted = np.repeat(normal_F3 * area_F[:, None], 3, axis=0)
+  by_area = normal_F3 * area_F[:, None]
+  weighted = np.repeat(by_area, 3, axis=0)
   sums = [np.bincount(label, weighted[:, k], groups) for k in range(3)]
   total = np.stack(sums, -1)
   length = np.linalg.norm(total, axis=1, keepdims=True)
   unit = total / np.maximum(length, 1e-300)
   smoothed = unit[label].reshape(-1, 3, 3)
-  known = length[label].reshape(-1, 3, 1) > 1e-12
+  own_length = length[label].reshape(-1, 3, 1)
+  known = own_length > 1e-12
   return np.where(known, smoothed, normal_F3[:, None])

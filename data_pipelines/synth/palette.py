@@ -43,6 +43,7 @@ def draw_palette(rng: np.random.Generator) -> Palette:
     saturation=(0.25, 0.85),
     value=(0.55, 0.95),
   )
+  # A neighbour on the colour circle, duller.
   near = hue + rng.uniform(-0.15, 0.15)
   second = _draw_colour(
     rng,
@@ -50,6 +51,7 @@ def draw_palette(rng: np.random.Generator) -> Palette:
     saturation=(0.05, 0.5),
     value=(0.3, 0.85),
   )
+  # About half the circle away, so that it stands out.
   opposite = hue + rng.uniform(0.35, 0.65)
   accent = _draw_colour(
     rng,
@@ -71,5 +73,7 @@ def _draw_colour(
   # The saturation is drawn before the value: the order decides every colour after it.
   drawn_saturation = rng.uniform(*saturation)
   drawn_value = rng.uniform(*value)
-  rgb = colorsys.hsv_to_rgb(hue % 1.0, drawn_saturation, drawn_value)
-  return tuple(int(round(255 * channel)) for channel in rgb)
+  turns = hue % 1.0
+  rgb = colorsys.hsv_to_rgb(turns, drawn_saturation, drawn_value)
+  red, green, blue = (int(round(255 * channel)) for channel in rgb)
+  return red, green, blue

@@ -21,7 +21,8 @@ def _mesh(vertices, faces) -> trimesh.Trimesh:
 
 def box(size: Sequence[float], center: Sequence[float]) -> trimesh.Trimesh:
   """Axis-aligned box of the given edge lengths around `center`."""
-  corners = np.array(list(itertools.product((-0.5, 0.5), repeat=3)))  # z runs fastest
+  halves = itertools.product((-0.5, 0.5), repeat=3)
+  corners = np.array(list(halves))  # z runs fastest
   quads = [
     (0, 1, 3, 2),
     (4, 6, 7, 5),
@@ -30,12 +31,13 @@ def box(size: Sequence[float], center: Sequence[float]) -> trimesh.Trimesh:
     (0, 2, 6, 4),
     (1, 5, 7, 3),
   ]
+  # Each side is cut along a diagonal.
   faces = []
   for a, b, c, d in quads:
     faces.append((a, b, c))
     faces.append((a, c, d))
-  vertices = corners * np.asarray(size) + np.asarray(center)
-  return _mesh(vertices, faces)
+  scaled = corners * np.asarray(size)
+  return _mesh(scaled + np.asarray(center), faces)
 
 
 def lathe(
@@ -66,7 +68,8 @@ def lathe(
   inner = profile[1:-1]
   radii = inner[:, None, :1]
   heights = np.broadcast_to(inner[:, None, 1:], (len(inner), segments, 1))
-  rings = np.concatenate([radii * circle_S2, heights], -1)
+  circles = radii * circle_S2
+  rings = np.concatenate([circles, heights], -1)
 
   # The two points on the axis close it.
   apexes = [[0, 0, first_z], [0, 0, last_z]]
@@ -79,18 +82,24 @@ def _grid_faces(rows: int, columns: int) -> np.ndarray:
   """Faces of `rows` closed rings of `columns` vertices, then a bottom and a top apex vertex."""
   here = np.arange(columns)
   after = (here + 1) % columns
-  bottom = np.full(columns, rows * columns)
-  top = np.full(columns, rows * columns + 1)
+  ring_vertices = rows * columns
+  bottom = np.full(columns, ring_vertices)
+  top = np.full(columns, ring_vertices + 1)
+
+  def triangles(first, second, third) -> np.ndarray:
+    return np.stack([first, second, third], -1)
 
   # A fan below, two triangles a cell between the rings, a fan above.
-  faces = [np.stack([bottom, after, here], -1)]
+  faces = [triangles(bottom, after, here)]
   for row in range(rows - 1):
     a = row * columns + here
     b = row * columns + after
-    faces.append(np.stack([a, b, b + columns], -1))
-    faces.append(np.stack([a, b + columns, a + columns], -1))
+    above_a = a + columns
+    above_b = b + columns
+    faces.append(triangles(a, b, above_b))
+    faces.append(triangles(a, above_b, above_a))
   last = (rows - 1) * columns
-  faces.append(np.stack([last + here, last + after, top], -1))
+  faces.append(triangles(last + here, last + after, top))
   return np.concatenate(faces)
 
 
@@ -127,8 +136,9 @@ def ellipsoid(
   profile = np.stack([radius, height], -1)
   sphere = lathe(profile, segments=segments)
 
-  vertices = sphere.vertices * np.asarray(radii) + np.asarray(center)
-  return _mesh(vertices, sphere.faces)
+  # Stretched along the axes.
+  vertices = sphere.vertices * np.asarray(radii)
+  return _mesh(vertices + np.asarray(center), sphere.faces)
 
 
 def tube(path_P3, radius, *, segments: int = 12) -> trimesh.Trimesh:
@@ -137,7 +147,8 @@ def tube(path_P3, radius, *, segments: int = 12) -> trimesh.Trimesh:
   `radius` is a number or one per point.
   """
   path = np.asarray(path_P3, np.float64)
-  radius_P = np.broadcast_to(np.asarray(radius, np.float64), len(path))
+  radius = np.asarray(radius, np.float64)
+  radius_P = np.broadcast_to(radius, len(path))
   tangent = np.gradient(path, axis=0)
   tangent /= np.linalg.norm(
     tangent,
@@ -147,7 +158,8 @@ def tube(path_P3, radius, *, segments: int = 12) -> trimesh.Trimesh:
 
   # One reference direction least aligned with the whole path keeps neighbouring rings untwisted.
   alignment = np.abs(tangent).max(0)
-  reference = np.eye(3)[np.argmin(alignment)]
+  least = np.argmin(alignment)
+  reference = np.eye(3)[least]
   normal = np.cross(tangent, reference)
   normal /= np.linalg.norm(
     normal,
@@ -157,10 +169,19 @@ def tube(path_P3, radius, *, segments: int = 12) -> trimesh.Trimesh:
   binormal = np.cross(tangent, normal)
 
   # A ring about every point, and the two ends of the path in the middle of the flat ends.
-  angle = np.linspace(0.0, 2 * np.pi, segments, endpoint=False)[None, :, None]
-  around = np.cos(angle) * normal[:, None] + np.sin(angle) * binormal[:, None]
+  turn = np.linspace(
+    0.0,
+    2 * np.pi,
+    segments,
+    endpoint=False,
+  )
+  angle = turn[None, :, None]
+  across = np.cos(angle) * normal[:, None]
+  upwards = np.sin(angle) * binormal[:, None]
+  around = across + upwards
   rings = path[:, None] + radius_P[:, None, None] * around
-  vertices = np.concatenate([rings.reshape(-1, 3), path[[0, -1]]])
+  ends = path[[0, -1]]
+  vertices = np.concatenate([rings.reshape(-1, 3), ends])
   faces = _grid_faces(len(path), segments)
   return _mesh(vertices, faces)
 
@@ -210,7 +231,8 @@ def rotated(
   mesh: trimesh.Trimesh, degrees: float, axis: Sequence[float], point=(0.0, 0.0, 0.0)
 ) -> trimesh.Trimesh:
   """A copy turned about the line through `point` along `axis`, right-handed."""
-  turn = trimesh.transformations.rotation_matrix(np.radians(degrees), axis, point)
+  radians = np.radians(degrees)
+  turn = trimesh.transformations.rotation_matrix(radians, axis, point)
   out = mesh.copy()
   out.apply_transform(turn)
   return out

@@ -50,12 +50,15 @@ def family_of(index: int, families: Sequence[str] = ()) -> str:
   names = tuple(families) or tuple(FAMILIES)
   unknown = [name for name in names if name not in FAMILIES]
   if unknown:
-    raise ValueError(f"families: unknown {unknown}; known are {', '.join(FAMILIES)}")
+    known = ", ".join(FAMILIES)
+    raise ValueError(f"families: unknown {unknown}; known are {known}")
+  # Round-robin: every prefix of the numbers has all families alike.
   return names[index % len(names)]
 
 
 def make_parts(seed: int, index: int, families: Sequence[str] = ()) -> list[Part]:
   """The coloured solids of object `index`, z up, in free units."""
+  # Colours first, then proportions: the family decides how many are drawn.
   rng = np.random.default_rng([seed, index])
   make = FAMILIES[family_of(index, families)]
   paint = draw_palette(rng)
@@ -65,7 +68,8 @@ def make_parts(seed: int, index: int, families: Sequence[str] = ()) -> list[Part
 def make_scene(seed: int, index: int, families: Sequence[str] = ()) -> trimesh.Scene:
   """Object `index` as a trimesh scene (z up), one geometry with a PBR base colour per part."""
   scene = trimesh.Scene()
-  for i, part in enumerate(make_parts(seed, index, families)):
+  parts = make_parts(seed, index, families)
+  for i, part in enumerate(parts):
     material = trimesh.visual.material.PBRMaterial(
       baseColorFactor=_linear_factor(part.colour),
       metallicFactor=0.0,
@@ -82,9 +86,11 @@ def make_scene(seed: int, index: int, families: Sequence[str] = ()) -> trimesh.S
 
 def _linear_factor(colour) -> list[float]:
   """glTF base colour factors are linear (float64 here); palettes are sRGB."""
+  # IEC 61966-2-1, in float64: factors are stored as text with all digits.
   encoded = np.asarray(colour) / 255.0
   dark = encoded / 12.92
-  bright = ((encoded + 0.055) / 1.055) ** 2.4
+  base = (encoded + 0.055) / 1.055
+  bright = base**2.4
   linear = np.where(encoded <= 0.04045, dark, bright)
   return [*linear, 1.0]
 
@@ -94,6 +100,7 @@ def write_glbs(out: pathlib.Path, *, seed: int, count: int, families: Sequence[s
   out.mkdir(parents=True, exist_ok=True)
   for index in range(count):
     scene = make_scene(seed, index, families)
+    # glTF is y up.
     scene.apply_transform(Z_UP_TO_Y_UP)
     family = family_of(index, families)
     scene.export(out / f"{index:05d}_{family}.glb")

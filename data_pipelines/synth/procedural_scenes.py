@@ -75,7 +75,9 @@ class View:
 
   def rays(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """World directions (N, 3) with camera depth 1 through pixel coordinates."""
-    return rays(self.camera, u, v).reshape(-1, 3) @ self.rotation_33
+    in_camera = rays(self.camera, u, v)
+    # Rows times R are the columns turned back by its transpose.
+    return in_camera.reshape(-1, 3) @ self.rotation_33
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +93,11 @@ class Shell:
     """(ray parameter, index of the plane) where each ray leaves the room."""
     normals = self.planes_P4[:, :3]
     offsets = self.planes_P4[:, 3]
-    # A ray along a plane never meets it.
+    # n . (o + s r) = d, solved for s; a ray along a plane never meets it.
+    to_plane = offsets - normals @ origin_3
+    speed = rays_N3 @ normals.T
     with np.errstate(divide="ignore"):
-      along = (offsets - normals @ origin_3) / (rays_N3 @ normals.T)
+      along = to_plane / speed
     along = np.where(along > 0, along, np.inf)
     return along.min(1), along.argmin(1)
 
@@ -103,20 +107,25 @@ class Shell:
 
     # Boards run away from the camera, with a dark joint between them.
     floor = plane_N == 0
-    board = points_N3[floor, 0] / self.plank
+    across = points_N3[floor, 0]
+    board = across / self.plank
     number = np.floor(board).astype(int)
     tone = self.tones[number % len(self.tones)]
     is_joint = board % 1 < 0.04
-    colour[floor] *= np.where(is_joint, 0.5, tone)[:, None]
+    shade = np.where(is_joint, 0.5, tone)
+    colour[floor] *= shade[:, None]
 
+    # A skirting board along the walls' feet.
     is_wall = plane_N > 1
-    skirting = is_wall & (points_N3[:, 2] < 0.09)
+    height = points_N3[:, 2]
+    skirting = is_wall & (height < 0.09)
     colour[skirting] = 0.75
     return colour
 
 
 def make_room(seed: int, index: int, image_size: int) -> Room:
   """Room `index`, `image_size` pixels wide."""
+  # The order of the draws decides every room: view, shell, lights, furniture, then the sensor.
   rng = np.random.default_rng([seed, index, 11])
   view = _view(rng, image_size)
   shell = _shell(rng)
@@ -125,7 +134,13 @@ def make_room(seed: int, index: int, image_size: int) -> Room:
   shown = []
   for one in standing:
     own_lights = turned(lights, one.turn_33)
-    shown.append(render.render(one.scene, one.viewpoint, own_lights, samples=SAMPLES))
+    seen = render.render(
+      one.scene,
+      one.viewpoint,
+      own_lights,
+      samples=SAMPLES,
+    )
+    shown.append(seen)
 
   # The shell behind, then the objects, the farthest first.
   depth = _shell_depth(view, shell)
@@ -133,16 +148,19 @@ def make_room(seed: int, index: int, image_size: int) -> Room:
   distances = [one.viewpoint.pose.translation[2] for one in standing]
   far_first = sorted(range(len(standing)), key=lambda i: -distances[i])
   layers = [(shown[i].lit_HW3, shown[i].alpha_HW) for i in far_first]
-  clean = composite.paste(linear_to_srgb8(colour), layers)
+  background = linear_to_srgb8(colour)
+  clean = composite.paste(background, layers)
 
   # The sensor's noise.
   noisy = clean + rng.normal(0, NOISE, clean.shape)
-  image = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+  rounded = np.rint(noisy)
+  image = np.clip(rounded, 0, 255).astype(np.uint8)
 
   # The point map takes the nearest surface of each pixel.
   hits = [np.where(s.mask_HW, s.depth_HW, np.inf) for s in shown]
   nearest = np.min([depth, *hits], axis=0)
-  points = cameras.pointmap_from_depth(nearest, view.camera).astype(np.float32)
+  points = cameras.pointmap_from_depth(nearest, view.camera)
+  points = points.astype(np.float32)
 
   # Objects that are seen well enough have masks.
   masks = []
@@ -168,11 +186,17 @@ def _view(rng: np.random.Generator, image_size: int) -> View:
   fov_x = np.radians(rng.uniform(50, 70))
   height = round(image_size * ASPECT)
   camera = cameras.camera_from_fov(image_size, height, fov_x)
-  pitch = np.radians(rng.uniform(12, 28))  # downwards
+
+  # World (x right, y ahead, z up) to the camera (x left, y up, z ahead), pitched downwards.
+  pitch = np.radians(rng.uniform(12, 28))
   c = np.cos(pitch)
   s = np.sin(pitch)
-  rotation = np.array([[-1.0, 0, 0], [0, s, c], [0, c, -s]])
-  position = np.array([0, 0, rng.uniform(1.2, 1.7)])
+  left = [-1.0, 0, 0]
+  up = [0, s, c]
+  ahead = [0, c, -s]
+  rotation = np.array([left, up, ahead])
+  eye_height = rng.uniform(1.2, 1.7)
+  position = np.array([0, 0, eye_height])
   return View(camera, rotation, position)
 
 
@@ -191,13 +215,18 @@ def _shell(rng: np.random.Generator) -> Shell:
 
   # Side walls share a paint; the back wall's differs a little.
   paint = srgb_to_linear(rng.uniform(0.55, 0.95, 3))
-  brown = np.array([0.72, 0.55, 0.38]) * rng.uniform(0.6, 1.1)
-  wood = srgb_to_linear(brown + rng.uniform(-0.06, 0.06, 3))
+  brown = np.array([0.72, 0.55, 0.38])
+  brown = brown * rng.uniform(0.6, 1.1)
+  grain = rng.uniform(-0.06, 0.06, 3)
+  wood = srgb_to_linear(brown + grain)
   back_paint = paint * rng.uniform(0.8, 1.0, 3)
   ceiling = np.full(3, 0.85)
+
+  # One colour a plane, in the order of the planes.
+  colours = [wood, ceiling, back_paint, paint, paint]
   return Shell(
     planes_P4=np.array(planes, float),
-    colours_P3=np.stack([wood, ceiling, back_paint, paint, paint]),
+    colours_P3=np.stack(colours),
     plank=rng.uniform(0.1, 0.22),
     tones=rng.uniform(0.8, 1.15, 61),
   )
@@ -207,7 +236,10 @@ def _furnish(rng: np.random.Generator, seed: int, index: int, view: View) -> lis
   """Objects that stand on the floor in view, none inside another."""
   standing = []
   taken = []  # (across, along, radius) of what stands already
-  for slot in range(int(rng.integers(3, 6))):
+  camera = view.camera
+  count = int(rng.integers(3, 6))
+  for slot in range(count):
+    # An object of a random size, turned at random.
     made = procedural.make_scene(seed, FIRST_OBJECT + 8 * index + slot)
     asset = assets.from_scene(
       made,
@@ -218,19 +250,28 @@ def _furnish(rng: np.random.Generator, seed: int, index: int, view: View) -> lis
     vertices = asset.mesh.vertices
     scale = rng.uniform(0.45, 1.1)
     yaw = rng.uniform(0, 2 * np.pi)
-    reach = np.linalg.norm(vertices[:, :2], axis=1).max()
-    radius = scale * float(reach)
+    from_axis = np.linalg.norm(vertices[:, :2], axis=1)
+    radius = scale * float(from_axis.max())
 
     # The first free place of those tried; where there is none the object is left out.
     for _ in range(PLACES_TRIED):
       along = rng.uniform(2.0, 4.2)
-      across = rng.uniform(-0.8, 0.8) * along * view.camera.width / (2 * view.camera.fx)
+      share = rng.uniform(-0.8, 0.8)  # of half the picture's width, which grows with the depth
+      across = share * along * camera.width / (2 * camera.fx)
       if any(np.hypot(along - y, across - x) <= radius + r for x, y, r in taken):
         continue
       taken.append((across, along, radius))
+
+      # Turned about its axis, its lowest point on the floor.
       c = np.cos(yaw)
       s = np.sin(yaw)
-      turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
+      turn = np.array(
+        [
+          [c, -s, 0],
+          [s, c, 0],
+          [0, 0, 1.0],
+        ]
+      )
       lowest = vertices[:, 2].min()
       place = np.array([across, along, -scale * lowest])
       one = Standing(
@@ -246,10 +287,14 @@ def _furnish(rng: np.random.Generator, seed: int, index: int, view: View) -> lis
 
 def _shell_depth(view: View, shell: Shell) -> np.ndarray:
   """Depth (H, W) float32 of the shell at the pixels' centres."""
-  size = (view.camera.height, view.camera.width)
-  u, v = sample_grid((0, size[0]), (0, size[1]))
-  depth, _ = shell.hit(view.position_3, view.rays(u, v))
-  return depth.reshape(size).astype(np.float32)
+  height = view.camera.height
+  width = view.camera.width
+  u, v = sample_grid((0, height), (0, width))
+  world_rays = view.rays(u, v)
+  # Rays of camera depth 1: the ray parameter is the depth.
+  depth, _ = shell.hit(view.position_3, world_rays)
+  picture = depth.reshape(height, width)
+  return picture.astype(np.float32)
 
 
 def _shell_colour(
@@ -266,20 +311,24 @@ def _shell_colour(
   normals = shell.planes_P4[plane, :3]
 
   # The first light is blocked by what stands in the room; the others cast no shadow.
+  key_light = lights.directions_L3[0]
   shaded = np.zeros(len(points), bool)
   for one in standing:
     shaded |= _blocked(
       one,
       view,
       points,
-      lights.directions_L3[0],
+      key_light,
     )
 
   # The ambient term falls off away from the sky, as in the renderer.
-  light = lights.ambient_3 * (0.75 + 0.25 * normals[:, 2:])
+  sky = 0.75 + 0.25 * normals[:, 2:]
+  light = lights.ambient_3 * sky
   for number, direction in enumerate(lights.directions_L3):
+    # Lambert's cosine; a light behind a plane gives nothing.
+    facing = np.maximum(normals @ direction, 0)
     lit = ~shaded if number == 0 else 1.0
-    cosine = np.maximum(normals @ direction, 0) * lit
+    cosine = facing * lit
     light = light + cosine[:, None] * lights.colours_L3[number]
 
   # A pixel is the mean of its samples.
@@ -300,16 +349,22 @@ def _blocked(
 ) -> np.ndarray:
   """Whether the object stands between each world point and a light in the given direction."""
   # Points and direction in the object's frame.
-  place = view.position_3 + view.rotation_33.T @ one.viewpoint.pose.translation
-  local = (points_N3 - place) @ one.turn_33 / one.viewpoint.scale
+  in_camera = one.viewpoint.pose.translation
+  place = view.position_3 + view.rotation_33.T @ in_camera
+  from_object = points_N3 - place
+  local = from_object @ one.turn_33 / one.viewpoint.scale
   local = local.astype(np.float32)
-  towards = (direction_3 @ one.turn_33).astype(np.float32)
+  towards = direction_3 @ one.turn_33
+  towards = towards.astype(np.float32)
 
   # Only rays that pass the object's bounding sphere need to be cast.
   ahead = local @ towards
   aside = local - ahead[:, None] * towards
   miss = np.linalg.norm(aside, axis=1)
-  near = np.flatnonzero((miss < SPHERE) & (ahead < SPHERE))
+  passes = (miss < SPHERE) & (ahead < SPHERE)
+  near = np.flatnonzero(passes)
+
+  # Shadow rays start a little way towards the light.
   start = local[near] + render.SHADOW_OFFSET * towards
   directions = np.broadcast_to(towards, start.shape)
   blocked = np.zeros(len(local), bool)
@@ -321,22 +376,35 @@ def write_room(folder: pathlib.Path, room: Room) -> None:
   """Writes a room as a scene folder: image.png, masks, pointmap.npz, licence."""
   folder.mkdir(parents=True, exist_ok=True)
   scene = room.scene
-  Image.fromarray(scene.image_HW3).save(folder / "image.png")
+  photo = Image.fromarray(scene.image_HW3)
+  photo.save(folder / "image.png")
   (folder / "image.png.license").write_text(LICENSE + "\n")
+
+  # Masks are numbered pictures, as a photo folder has them.
   for i, mask in enumerate(scene.masks):
     grey = mask.astype(np.uint8) * 255
-    Image.fromarray(grey).save(folder / f"{i}.png")
+    picture = Image.fromarray(grey)
+    picture.save(folder / f"{i}.png")
 
   # The point map with the matrix of its camera.
   camera = scene.camera
-  matrix = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
+  matrix = np.array(
+    [
+      [camera.fx, 0, camera.cx],
+      [0, camera.fy, camera.cy],
+      [0, 0, 1],
+    ]
+  )
   np.savez_compressed(
     folder / "pointmap.npz",
     pointmap=scene.pointmap_HW3,
     intrinsics=matrix,
   )
+
+  # Nobody should take it for a photo.
   about = {
     "synthetic": True,
     "made by": "data_pipelines.synth.procedural_scenes",
   }
-  (folder / "scene.json").write_text(json.dumps(about) + "\n")
+  text = json.dumps(about) + "\n"
+  (folder / "scene.json").write_text(text)

@@ -22,10 +22,13 @@ def enlarged(mask_HW: np.ndarray, margin: float) -> np.ndarray:
 
   Masks that are cut out exactly leave a rim of the object behind.
   """
-  reach = max(1, round(margin * max(mask_HW.shape)))
+  longer = max(mask_HW.shape)
+  reach = max(1, round(margin * longer))
   width = 2 * reach + 1
+  # A disk grows alike in all directions.
   disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
-  grown = cv2.dilate(mask_HW.astype(np.uint8), disk)
+  mask = mask_HW.astype(np.uint8)
+  grown = cv2.dilate(mask, disk)
   return grown.astype(bool)
 
 
@@ -38,11 +41,13 @@ def fill_depth(depth_HW: np.ndarray, region_HW: np.ndarray) -> np.ndarray:
   region without any known rim becomes unknown.
   """
   known = np.isfinite(depth_HW) & ~region_HW
-  filled = np.where(known, depth_HW, np.nan).astype(np.float32)
+  filled = np.where(known, depth_HW, np.nan)
+  filled = filled.astype(np.float32)
 
   # The unknowns are numbered; each is the mean of its neighbours, which are unknowns or the rim.
   count = int(region_HW.sum())
-  running = np.cumsum(region_HW.ravel()).reshape(region_HW.shape)
+  running = np.cumsum(region_HW.ravel())
+  running = running.reshape(region_HW.shape)
   number = np.where(region_HW, running - 1, -1)
   degree = np.zeros(count)
   total = np.zeros(count)
@@ -51,7 +56,8 @@ def fill_depth(depth_HW: np.ndarray, region_HW: np.ndarray) -> np.ndarray:
   for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
     # Neighbours that are unknowns too are linked.
     here, there = _neighbours(number, axis, step)
-    inner = (here >= 0) & (there >= 0)
+    is_unknown = here >= 0
+    inner = is_unknown & (there >= 0)
     rows.append(here[inner])
     columns.append(there[inner])
     np.add.at(degree, here[inner], 1)
@@ -59,20 +65,27 @@ def fill_depth(depth_HW: np.ndarray, region_HW: np.ndarray) -> np.ndarray:
     # Neighbours on the rim give their disparity.
     _, known_there = _neighbours(known, axis, step)
     _, depth_there = _neighbours(depth_HW, axis, step)
-    rim = (here >= 0) & known_there
-    disparity_there = 1 / depth_there[rim].astype(np.float64)
+    rim = is_unknown & known_there
+    rim_depth = depth_there[rim].astype(np.float64)
+    disparity_there = 1 / rim_depth
     np.add.at(degree, here[rim], 1)
     np.add.at(total, here[rim], disparity_there)
-  ends = (np.concatenate(rows), np.concatenate(columns))
-  ones = np.ones(len(ends[0]))
-  links = sparse.coo_matrix((ones, ends), shape=(count, count)).tocsr()
+
+  # The discrete Laplace equation: degree x - sum of linked x = sum of the rim's disparities.
+  row = np.concatenate(rows)
+  column = np.concatenate(columns)
+  ones = np.ones(len(row))
+  linked = sparse.coo_matrix((ones, (row, column)), shape=(count, count))
+  links = linked.tocsr()
 
   # Solved for the connected parts that touch something known.
   _, part = sparse.csgraph.connected_components(links, directed=False)
-  solvable = np.bincount(part, total) > 0
+  rim_of_part = np.bincount(part, total)
+  solvable = rim_of_part > 0
   chosen = np.flatnonzero(solvable[part])
   if len(chosen):
-    system = (sparse.diags(degree) - links).tocsc()[chosen][:, chosen]
+    laplacian = (sparse.diags(degree) - links).tocsc()
+    system = laplacian[chosen][:, chosen]
     disparity = np.full(count, np.nan)
     disparity[chosen] = sparse.linalg.spsolve(system, total[chosen])
     filled[region_HW] = 1 / disparity

@@ -79,12 +79,14 @@ class Scene:
 
   def _texel_density(self, area_F: np.ndarray) -> np.ndarray:
     """Texels of the face's texture per unit of length on the surface."""
-    # Area of each face in the unit square of its texture.
-    corners_F32 = self.mesh.uv[self.mesh.faces].astype(np.float64)
+    # Area of each face in the unit square of its texture: half a determinant.
+    corners_F32 = self.mesh.uv[self.mesh.faces]
+    corners_F32 = corners_F32.astype(np.float64)
     a, b, c = corners_F32.swapaxes(0, 1)
     d = b - a
     e = c - a
-    uv_area = np.abs(d[:, 0] * e[:, 1] - d[:, 1] * e[:, 0]) / 2
+    determinant = d[:, 0] * e[:, 1] - d[:, 1] * e[:, 0]
+    uv_area = np.abs(determinant) / 2
 
     # Texels of each texture, none where a material has no texture.
     texels = np.zeros(len(self.mesh.materials), int)
@@ -92,8 +94,11 @@ class Scene:
       if material.texture is not None:
         height, width = material.texture.shape[:2]
         texels[slot] = height * width
+
+    # Texels per unit of area, and of length.
     on_face = uv_area * texels[self.mesh.material]
-    return np.sqrt(on_face / np.maximum(area_F, 1e-300))
+    area = np.maximum(area_F, 1e-300)
+    return np.sqrt(on_face / area)
 
 
 # --- Views ----------------------------------------------------------------------------------------
@@ -127,9 +132,12 @@ def render(scene: Scene, viewpoint: Viewpoint, lights: Lights, *, samples: int =
   height, width = window.size
   by_pixel = (height, samples, width, samples)
   inside = window.slices
-  lit_HW3[inside] = lit.reshape(*by_pixel, 3).mean((1, 3))
-  delit_HW3[inside] = delit.reshape(*by_pixel, 3).mean((1, 3))
-  alpha_HW[inside] = covered.reshape(by_pixel).mean((1, 3))
+  lit_samples = lit.reshape(*by_pixel, 3)
+  delit_samples = delit.reshape(*by_pixel, 3)
+  covered_samples = covered.reshape(by_pixel)
+  lit_HW3[inside] = lit_samples.mean((1, 3))
+  delit_HW3[inside] = delit_samples.mean((1, 3))
+  alpha_HW[inside] = covered_samples.mean((1, 3))
   return View(
     lit_HW3=lit_HW3,
     delit_HW3=delit_HW3,
@@ -145,11 +153,18 @@ def trace(scene: Scene, viewpoint: Viewpoint) -> np.ndarray:
 
   Raises ValueError as `render` does.
   """
+  # One ray through the centre of every pixel that the object can touch.
   camera = viewpoint.camera
-  depth = np.full((camera.height, camera.width), np.nan, np.float32)
+  size = (camera.height, camera.width)
+  depth = np.full(size, np.nan, np.float32)
   window = _window(scene, viewpoint)
   u, v = sample_grid(window.rows, window.columns)
-  shot = _cast(scene, viewpoint, u.ravel(), v.ravel())
+  shot = _cast(
+    scene,
+    viewpoint,
+    u.ravel(),
+    v.ravel(),
+  )
   is_hit = shot.face_N >= 0
   seen = np.where(is_hit, shot.depth_N, np.nan)
   depth[window.slices] = seen.reshape(window.size)
@@ -158,8 +173,12 @@ def trace(scene: Scene, viewpoint: Viewpoint) -> np.ndarray:
 
 def points_of(depth_HW: np.ndarray, camera: Camera) -> np.ndarray:
   """Camera-frame points (H, W, 3) float32 of depths at the pixels' centres."""
-  u, v = sample_grid((0, camera.height), (0, camera.width))
-  directions = rays(camera, u, v).astype(np.float32)
+  rows = (0, camera.height)
+  columns = (0, camera.width)
+  u, v = sample_grid(rows, columns)
+  # Of camera depth 1, so that the depth is all that they are multiplied with.
+  directions = rays(camera, u, v)
+  directions = directions.astype(np.float32)
   return directions * depth_HW[..., None]
 
 
@@ -185,15 +204,18 @@ class Window(NamedTuple):
 def _window(scene: Scene, viewpoint: Viewpoint) -> Window:
   """The pixels that the object can touch. Raises ValueError as `render` does."""
   vertices = scene.mesh.vertices
-  nearest = viewpoint.points(vertices)[:, 2].min()
+  posed = viewpoint.points(vertices)
+  nearest = posed[:, 2].min()
   if nearest <= 0:
     raise ValueError(f"{scene.name}: part of the object lies behind the camera (z = {nearest:.3g})")
 
   # The projected box, a pixel wider on every side, within the picture.
   uv = viewpoint.project(vertices)
   limits = [viewpoint.camera.width, viewpoint.camera.height]
-  first = np.floor(uv.min(0)).astype(int) - 1
-  last = np.ceil(uv.max(0)).astype(int) + 1
+  low = np.floor(uv.min(0))
+  high = np.ceil(uv.max(0))
+  first = low.astype(int) - 1
+  last = high.astype(int) + 1
   left, top = np.clip(first, 0, limits)
   right, bottom = np.clip(last, 0, limits)
   return Window(
@@ -210,8 +232,9 @@ def _cast(scene: Scene, viewpoint: Viewpoint, u_N: np.ndarray, v_N: np.ndarray) 
 
   Rays run in the object frame with camera depth as their parameter.
   """
-  directions = rays(viewpoint.camera, u_N, v_N) @ viewpoint.to_object
-  direction = np.ascontiguousarray(directions, np.float32)
+  in_camera = rays(viewpoint.camera, u_N, v_N)
+  in_object = in_camera @ viewpoint.to_object
+  direction = np.ascontiguousarray(in_object, np.float32)
   origin = np.empty_like(direction)
   origin[:] = viewpoint.eye
   hits = scene.caster.nearest(origin, direction)
@@ -258,16 +281,20 @@ def _is_cut_out(scene: Scene, shot: Shot) -> np.ndarray:
     if material.cutout is None:
       continue
     # Texture coordinates of the hits on this material.
-    here = np.flatnonzero(is_hit & (mesh.material[face] == slot))
+    on_material = mesh.material[face] == slot
+    here = np.flatnonzero(is_hit & on_material)
     weights = _corner_weights(shot, here)
-    corners_uv = mesh.uv[mesh.faces[face[here]]]
+    corners = mesh.faces[face[here]]
+    corners_uv = mesh.uv[corners]
     uv = np.einsum("nk,nkd->nd", weights, corners_uv)
 
     # The texel that they fall into; textures repeat, and their origin is the lower left.
     height, width = material.cutout.shape
-    column = np.floor(uv[:, 0] * width).astype(int)
-    row = np.floor((1 - uv[:, 1]) * height).astype(int)
-    cut[here] = material.cutout[row % height, column % width]
+    column = np.floor(uv[:, 0] * width)
+    row = np.floor((1 - uv[:, 1]) * height)
+    column = column.astype(int) % width
+    row = row.astype(int) % height
+    cut[here] = material.cutout[row, column]
   return cut
 
 
@@ -296,21 +323,26 @@ def _shade(scene: Scene, viewpoint: Viewpoint, lights: Lights, u_N, v_N, samples
   depth = shot.depth_N[covered]
   direction = shot.direction_N3[covered]
   weights = _corner_weights(shot, covered)
-  footprint = depth / (viewpoint.camera.fx * samples * viewpoint.scale)
+  # A sample's width on the surface, in the object's unit.
+  samples_per_unit = viewpoint.camera.fx * samples * viewpoint.scale
+  footprint = depth / samples_per_unit
   albedo = _albedo(scene, face, weights, footprint)
 
   # Faces are two-sided: the geometric normal turns towards the viewer and takes the smooth normal
   # with it.
   flat = scene.normal_F3[face].astype(np.float32)
-  away = np.einsum("ij,ij->i", flat, direction) > 0
-  turn = np.where(away, -1.0, 1.0).astype(np.float32)[:, None]
+  along_ray = np.einsum("ij,ij->i", flat, direction)
+  sign = np.where(along_ray > 0, -1.0, 1.0)
+  turn = sign.astype(np.float32)[:, None]
   flat = flat * turn
-  smooth = np.einsum("nk,nkd->nd", weights, scene.corner_normal_F33[face]) * turn
+  corner_normals = scene.corner_normal_F33[face]
+  smooth = np.einsum("nk,nkd->nd", weights, corner_normals) * turn
   length = np.linalg.norm(smooth, axis=1, keepdims=True)
   smooth /= np.maximum(length, 1e-6)
 
   # Shadow rays start a little off the surface.
-  point = shot.origin_N3[covered] + depth[:, None] * direction + SHADOW_OFFSET * flat
+  hit = shot.origin_N3[covered] + depth[:, None] * direction
+  point = hit + SHADOW_OFFSET * flat
   irradiance = _irradiance(scene, lights, point, flat, smooth)
   lit[covered] = albedo * irradiance
   delit[covered] = albedo
@@ -323,14 +355,16 @@ def _irradiance(scene: Scene, lights: Lights, point_N3, flat_N3, smooth_N3) -> n
   The ambient term falls off away from `up`; direct light is shadowed.
   """
   up = lights.up_3.astype(np.float32)
-  sky = 0.75 + 0.25 * (smooth_N3 @ up)[:, None]
+  upwards = smooth_N3 @ up
+  sky = 0.75 + 0.25 * upwards[:, None]
   total = (sky * lights.ambient_3).astype(np.float32)
   directions = lights.directions_L3.astype(np.float32)
   colours = lights.colours_L3.astype(np.float32)
   for direction, colour in zip(directions, colours, strict=True):
     # Only what faces the light by both normals can be lit.
     cosine = smooth_N3 @ direction
-    is_facing = (cosine > 0) & (flat_N3 @ direction > 0)
+    flat_cosine = flat_N3 @ direction
+    is_facing = (cosine > 0) & (flat_cosine > 0)
     facing = np.flatnonzero(is_facing)
     towards = np.broadcast_to(direction, (len(facing), 3))
     blocked = scene.caster.blocked(point_N3[facing], towards)
@@ -357,10 +391,13 @@ def _albedo(scene: Scene, face_N, weights_N3, footprint_N) -> np.ndarray:
     here = np.flatnonzero(material == slot)
     if not len(here):
       continue
-    uv = np.einsum("nk,nkd->nd", weights_N3[here], mesh.uv[corner[here]])
+    corners_uv = mesh.uv[corner[here]]
+    uv = np.einsum("nk,nkd->nd", weights_N3[here], corners_uv)
     # The level of which a texel is about as wide as a sample.
-    texels = np.maximum(scene.texels_F[face_N[here]] * footprint_N[here], 1.0)
-    nearest = np.rint(np.log2(texels)).astype(int)
+    density = scene.texels_F[face_N[here]]
+    texels = density * footprint_N[here]
+    exponent = np.log2(np.maximum(texels, 1.0))
+    nearest = np.rint(exponent).astype(int)
     level = np.clip(nearest, 0, len(pyramid) - 1)
     for number in np.unique(level):
       at = level == number
@@ -390,7 +427,10 @@ def encode(image: np.ndarray, format: str = "png", quality: int = 95) -> bytes:
     options = {"quality": quality, "subsampling": 0}
   else:
     raise ValueError(f"image_format is 'png' or 'jpeg', got {format!r}")
-  array = image.astype(np.uint8) * 255 if image.dtype == bool else image
+  array = image
+  if image.dtype == bool:
+    array = image.astype(np.uint8) * 255
   stream = io.BytesIO()
-  Image.fromarray(array).save(stream, format, **options)
+  picture = Image.fromarray(array)
+  picture.save(stream, format, **options)
   return stream.getvalue()

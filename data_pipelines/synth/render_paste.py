@@ -138,13 +138,23 @@ def plan(
         partners=_some(rng, own, config.partners),
         photos=_some(rng, shots, config.photos_per_shard),
       )
-      jobs.append(ShardJob(split, i, len(shards), len(dealt), spec))
+      job = ShardJob(
+        split,
+        i,
+        len(shards),
+        len(dealt),
+        spec,
+      )
+      jobs.append(job)
 
+  # What the bytes depend on: a build with another identity is another dataset.
+  mesh_digest = sources.digest(meshes)
+  photo_digest = scenes.content_digest(config.photos, photos)
   identity = settings(config) | {
     "test_fraction": test_fraction,
     "objects_per_shard": per_shard,
-    "inputs": {"count": len(meshes), "digest": sources.digest(meshes)},
-    "photos": {"count": len(photos), "digest": scenes.content_digest(config.photos, photos)},
+    "inputs": {"count": len(meshes), "digest": mesh_digest},
+    "photos": {"count": len(photos), "digest": photo_digest},
   }
   kind = ", synthetic ones" if synthetic(config) else ""
   return Plan(
@@ -165,17 +175,18 @@ def plan(
 
 def _some(rng: np.random.Generator, items: list, most: int) -> tuple:
   """At most `most` of the items, in random order."""
-  chosen = rng.permutation(len(items))[:most]
-  return tuple(items[i] for i in chosen)
+  order = rng.permutation(len(items))
+  return tuple(items[i] for i in order[:most])
 
 
 def with_depth(config: PasteConfig, photos: list[sources.Input]) -> list[sources.Input]:
   """The photos that have a point map. Raises ConfigError if none has."""
   kept = [item for item in photos if scenes.has_depth(config.photos, item)]
   if not kept:
+    names = ", ".join(scenes.POINTMAP_NAMES)
     raise ConfigError(
       f"{config.builder} needs depth, and none of the {len(photos)} photos in photos.source = "
-      f"{config.photos.source!r} has a point map beside it ({', '.join(scenes.POINTMAP_NAMES)}). "
+      f"{config.photos.source!r} has a point map beside it ({names}). "
       "Put one there, or name an estimator with "
       "--config.photos.depth_command='COMMAND {image} {out}'"
     )
@@ -189,8 +200,10 @@ def synthetic(config: PasteConfig) -> bool:
 
 def settings(config: PasteConfig) -> dict[str, Any]:
   """What the bytes depend on apart from the inputs, as JSON."""
-  stated = json.loads(json.dumps(dataclasses.asdict(config)))
+  as_json = json.dumps(dataclasses.asdict(config))
+  stated = json.loads(as_json)
   del stated["photos"]["depth_cache"]  # where things lie changes no byte
+  # The contents count, by their digest, not the path.
   for section in ("source", "photos"):
     if stated[section]["source"] != sources.PROCEDURAL:
       stated[section]["source"] = "folder"
@@ -209,6 +222,7 @@ def versions() -> dict[str, str]:
     "renderer": f"embreex-numpy {iso_3do.RENDERER_VERSION}",
     "render_paste": VERSION,
   }
+  # Whose versions can change a byte.
   packages = ("embreex", "numpy", "opencv-python-headless", "pillow", "scipy", "trimesh")
   return ours | {name: metadata.version(name) for name in packages}
 
@@ -265,7 +279,15 @@ class Stock:
     def another(found: Subject) -> bool:
       return found.asset.key != fallback.asset.key
 
-    return self._draw(rng, self.partners, self.subject, failed, another) or fallback
+    # A mesh does not cover itself, unless there is nothing else.
+    partner = self._draw(
+      rng,
+      self.partners,
+      self.subject,
+      failed,
+      another,
+    )
+    return partner or fallback
 
   def draw_scene(self, rng: np.random.Generator) -> Scene:
     """A random photo. Raises Rejected where none is usable."""
@@ -285,6 +307,7 @@ class Stock:
 
   def memory(self, key: Hashable, make: Callable[[], Any]) -> Any:
     """What `make` made of `key`, while it is among the last that were asked for."""
+    # The least recently used go first.
     if key not in self.kept:
       self.kept[key] = make()
     self.kept.move_to_end(key)
@@ -327,9 +350,21 @@ def make_shard(spec: ShardSpec, refuse: Refusals, *, draw: Draw) -> Iterator[sch
     try:
       subject = stock.subject(item)
     except Refused as error:
-      refuse(Quarantined(path=item.name, reason=error.reason, detail=error.detail))
+      refused = Quarantined(
+        path=item.name,
+        reason=error.reason,
+        detail=error.detail,
+      )
+      refuse(refused)
       continue
-    yield from make_examples(subject, item.name, stock, spec.config, refuse, draw)
+    yield from make_examples(
+      subject,
+      item.name,
+      stock,
+      spec.config,
+      refuse,
+      draw,
+    )
 
 
 def make_examples(
@@ -340,6 +375,7 @@ def make_examples(
   voxels = None  # made with the first example
   failures = []
   for view in range(config.views):
+    # A view's numbers depend on nothing else; draws that fail go on with the same generator.
     rng = iso_3do.generator(config.seed, subject.asset.key, view)
     for _ in range(config.attempts):
       try:
@@ -351,7 +387,13 @@ def make_examples(
         continue
       if voxels is None:
         voxels = voxelize.voxelize(mesh.vertices, mesh.faces)
-      yield make_example(subject.asset, pasted, config, view, voxels)
+      yield make_example(
+        subject.asset,
+        pasted,
+        config,
+        view,
+        voxels,
+      )
       break
 
   # A mesh without any example is set aside with the counts of what went wrong.
@@ -406,6 +448,7 @@ def random_rotation(rng: np.random.Generator, largest_turn_deg: float = 180.0) -
   At most `largest_turn_deg` away; 180 are all rotations. The angle of a uniform rotation has the
   distribution function (a - sin a) / pi on [0, pi]; a smaller range is the same law cut off.
   """
+  # A normal vector in four dimensions has no preferred direction: a uniform rotation.
   quaternion = rng.standard_normal(4)
   quaternion /= np.linalg.norm(quaternion)
   if largest_turn_deg == 180.0:
@@ -424,6 +467,7 @@ def random_rotation(rng: np.random.Generator, largest_turn_deg: float = 180.0) -
 
   # The axis stays as it was drawn.
   axis = np.sign(real) * imaginary / np.linalg.norm(imaginary)
-  half_turn = np.concatenate([[np.cos(angle / 2)], np.sin(angle / 2) * axis])
+  half = angle / 2
+  half_turn = np.concatenate([[np.cos(half)], np.sin(half) * axis])
   turn = rotations.quaternion_to_matrix(half_turn)
   return turn @ FRONT

@@ -39,9 +39,8 @@ def stand(mesh: Mesh, spot: Spot, floor: float) -> Mesh:
   # The middle of the underside of its box comes to lie at the spot.
   low = turned.min(0)
   high = turned.max(0)
-  middle_x = (low[0] + high[0]) / 2
-  middle_y = (low[1] + high[1]) / 2
-  foot = np.array([middle_x, middle_y, low[2]])
+  middle = (low + high) / 2
+  foot = np.array([middle[0], middle[1], low[2]])
   vertices = turned - foot + [spot.x, spot.y, floor]
   return dataclasses.replace(mesh, vertices=vertices)
 
@@ -54,6 +53,7 @@ def backdrop(
   The camera must look at the floor from above, at least through the lower edge of the picture.
   """
   floor_43, wall_43 = _corners(viewpoint, floor, far)
+  # One scale for both, so that they seem of one room.
   tiles = float(rng.uniform(0.6, 2.0))  # repeats of the texture over the unit cube's side
   floor_uv = floor_43[:, :2] * tiles
   once = np.array([[0, 1], [1, 1], [1, 0], [0, 0]])
@@ -74,22 +74,29 @@ def _corners(viewpoint: Viewpoint, floor: float, far: float) -> tuple[np.ndarray
   bottom = (1 + MARGIN) * camera.height
 
   def ray(u, v):
-    return rays(camera, np.float64(u), np.float64(v)) @ viewpoint.to_object
+    in_camera = rays(camera, np.float64(u), np.float64(v))
+    return in_camera @ viewpoint.to_object
 
   # The floor, on the left and on the right edge of the picture.
   near_corners = []
   far_corners = []
   drop = floor - eye[2]
   for u in (left, right):
-    steepest = ray(u, bottom)[2]
+    # How much a ray falls per unit of depth, at the lower and at the upper edge.
+    lowest_ray = ray(u, bottom)
+    steepest = lowest_ray[2]
     flattest = ray(u, top)[2]
     if steepest >= 0:
       raise ValueError("the camera does not see the floor through the lower edge of its picture")
-    near_corners.append(eye + drop / steepest * ray(u, bottom))
-    # z per unit of depth of the ray that ends the floor
+    depth = drop / steepest
+    near_corners.append(eye + depth * lowest_ray)
+
+    # The ray that ends the floor: z per unit of depth is linear in v.
     slope = min(max(drop / far, steepest), flattest)
-    v = bottom + (slope - steepest) / (flattest - steepest) * (top - bottom)
-    far_corners.append(eye + drop / slope * ray(u, v))
+    share = (slope - steepest) / (flattest - steepest)
+    v = bottom + share * (top - bottom)
+    depth = drop / slope
+    far_corners.append(eye + depth * ray(u, v))
   floor_corners = [*near_corners, *far_corners[::-1]]
 
   # The wall, through the corners of the picture.
@@ -100,12 +107,15 @@ def _corners(viewpoint: Viewpoint, floor: float, far: float) -> tuple[np.ndarray
 
 def _texture(rng: np.random.Generator) -> np.ndarray:
   """A pattern with soft stains, (TEXTURE, TEXTURE, 3) uint8."""
-  pattern = PATTERNS[int(rng.integers(len(PATTERNS)))]
+  number = int(rng.integers(len(PATTERNS)))
+  pattern = PATTERNS[number]
   base = rng.integers(90, 225, 3)
-  second = np.clip(base + rng.integers(-45, 46, 3), 20, 245)
+  change = rng.integers(-45, 46, 3)
+  second = np.clip(base + change, 20, 245)
 
   # How much of the second colour each pixel has.
-  y, x = np.indices((TEXTURE, TEXTURE))
+  size = (TEXTURE, TEXTURE)
+  y, x = np.indices(size)
   if pattern == "checks":
     side = TEXTURE // 4
     mix = (x // side + y // side) % 2
@@ -113,18 +123,21 @@ def _texture(rng: np.random.Generator) -> np.ndarray:
     width = TEXTURE // 8
     tone = rng.integers(0, 256, 8)
     is_joint = y % width < 3
-    mix = np.where(is_joint, 1.5, tone[y // width] / 255)
+    of_plank = tone[y // width] / 255
+    mix = np.where(is_joint, 1.5, of_plank)
   else:
-    mix = np.zeros((TEXTURE, TEXTURE))
+    mix = np.zeros(size)
 
   # Stains: noise of a few sizes, blurred by enlarging it.
-  stains = np.zeros((TEXTURE, TEXTURE))
+  stains = np.zeros(size)
   for side, strength in STAINS:
-    noise = Image.fromarray(rng.integers(0, 256, (side, side), np.uint8))
-    blurred = noise.resize((TEXTURE, TEXTURE), Image.Resampling.BICUBIC)
+    drawn = rng.integers(0, 256, (side, side), np.uint8)
+    noise = Image.fromarray(drawn)
+    blurred = noise.resize(size, Image.Resampling.BICUBIC)
     share = np.asarray(blurred, np.float64) / 255
     stains += (share - 0.5) * strength
-  colour = base + mix[..., None] * (second - base) + stains[..., None]
+  mixed = mix[..., None] * (second - base)
+  colour = base + mixed + stains[..., None]
   return np.clip(np.rint(colour), 0, 255).astype(np.uint8)
 
 

@@ -86,7 +86,8 @@ def list_scenes(config: PhotoConfig) -> list[Input]:
       f"photos, or {PROCEDURAL!r} for synthetic rooms"
     )
   if config.frame not in cameras.AXES:
-    raise ConfigError(f"photos.frame = {config.frame!r} is not one of {', '.join(cameras.AXES)}")
+    known = ", ".join(cameras.AXES)
+    raise ConfigError(f"photos.frame = {config.frame!r} is not one of {known}")
 
   # In the folder of a scene only the photo counts: the other pictures are its masks and maps.
   pictures = []
@@ -100,7 +101,8 @@ def list_scenes(config: PhotoConfig) -> list[Input]:
       name = folders.shown(path.relative_to(root))
       items.append(Input(name, sources.file_digest(path)))
   if not items:
-    raise ConfigError(f"photos.source = {config.source!r} holds no photos ({', '.join(SUFFIXES)})")
+    suffixes = ", ".join(SUFFIXES)
+    raise ConfigError(f"photos.source = {config.source!r} holds no photos ({suffixes})")
   return sorted(items, key=lambda item: (item.identity, item.name))
 
 
@@ -126,7 +128,8 @@ def _list_rooms(config: PhotoConfig) -> list[Input]:
   rooms = []
   for i in range(config.count):
     name = f"room-{i}"
-    identity = sources.short_digest(f"{config.seed} {name}".encode())
+    made_of = f"{config.seed} {name}"
+    identity = sources.short_digest(made_of.encode())
     rooms.append(Input(name, identity))
   return sorted(rooms, key=lambda room: room.identity)
 
@@ -137,13 +140,16 @@ def find_files(root: pathlib.Path, name: str) -> Files:
   folder = image.parent
   if image.stem != "image":
     return Files(image)
+  # Masks are numbered; 10 comes after 9.
   numbered = []
   for path in folder.iterdir():
-    if path.stem.isdigit() and path.suffix.lower() == ".png":
+    is_png = path.suffix.lower() == ".png"
+    if is_png and path.stem.isdigit():
       numbered.append(path)
+  masks = sorted(numbered, key=lambda path: int(path.stem))
   return Files(
     image=image,
-    masks=tuple(sorted(numbered, key=lambda path: int(path.stem))),
+    masks=tuple(masks),
     pointmap=_first_file(folder, POINTMAP_NAMES),
     intrinsics=_first_file(folder, INTRINSICS_NAMES),
   )
@@ -151,8 +157,9 @@ def find_files(root: pathlib.Path, name: str) -> Files:
 
 def _first_file(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
   for name in names:
-    if (folder / name).is_file():
-      return folder / name
+    path = folder / name
+    if path.is_file():
+      return path
   return None
 
 
@@ -161,6 +168,7 @@ def content_digest(config: PhotoConfig, items: list[Input]) -> str:
   if config.source == PROCEDURAL:
     return sources.digest(items)
   root = pathlib.Path(config.source)
+  # A photo's own digest, and those of what lies beside it.
   lines = []
   for item in items:
     lines.append(f"{item.name} {item.identity}")
@@ -205,12 +213,12 @@ def read(
     raise Refused("bad_image", str(error)) from error
   height, width = photo.size
   if min(height, width) < MIN_SIDE:
-    raise Refused(
-      "small_image", f"{files.image} is {width} x {height} pixels; {MIN_SIDE} a side are needed"
-    )
+    detail = f"{files.image} is {width} x {height} pixels; {MIN_SIDE} a side are needed"
+    raise Refused("small_image", detail)
 
   # Larger photos are reduced to the working size, and what belongs to them with them.
-  by = min(1.0, config.image_size / max(height, width))
+  longer = max(height, width)
+  by = min(1.0, config.image_size / longer)
   shown_height = max(1, round(height * by))
   shown_width = max(1, round(width * by))
   shown = (shown_height, shown_width)
@@ -226,8 +234,11 @@ def read(
       shown,
     )
   except Refused as error:
-    report(str(files.pointmap or files.image), error.reason, error.detail)
+    # Without its point map the photo is still a background.
+    blamed = files.pointmap or files.image
+    report(str(blamed), error.reason, error.detail)
 
+  # A licence beside the photo goes before the configured one.
   license_file = files.image.with_name(files.image.name + ".license")
   license = config.license
   if license_file.is_file():
@@ -247,7 +258,8 @@ def _resized(image_HW3: np.ndarray, shown: tuple[int, int]) -> np.ndarray:
   if image_HW3.shape[:2] == shown:
     return image_HW3
   height, width = shown
-  resized = Image.fromarray(image_HW3).resize((width, height), Image.Resampling.LANCZOS)
+  photo = Image.fromarray(image_HW3)
+  resized = photo.resize((width, height), Image.Resampling.LANCZOS)
   return np.asarray(resized)
 
 
@@ -256,6 +268,7 @@ def _read_mask(photo: photos.Photo, path: pathlib.Path, shown, report) -> np.nda
   height, width = shown
   try:
     mask = photo.read_mask(path)
+    # How much of each pixel is object: half of it makes a pixel.
     share = cv2.resize(
       mask.astype(np.float32),
       (width, height),
@@ -296,9 +309,8 @@ def _read_pointmap(config: PhotoConfig, item: Input, files: Files, photo: photos
     raise Refused("bad_pointmap", str(error)) from error
   found = photo.pointmap_camera
   if found is None:
-    raise Refused(
-      "bad_pointmap", f"{path}: no pinhole camera fits its points; give intrinsics beside it"
-    )
+    detail = f"{path}: no pinhole camera fits its points; give intrinsics beside it"
+    raise Refused("bad_pointmap", detail)
 
   # That camera at the working size.
   shown_height, shown_width = shown
@@ -313,12 +325,17 @@ def _read_pointmap(config: PhotoConfig, item: Input, files: Files, photo: photos
   )
 
   # Depths at the pixels' centres, back on their rays; what half precision cannot hold is unknown.
-  rows = (np.arange(shown_height) + 0.5) * height / shown_height
-  columns = (np.arange(shown_width) + 0.5) * width / shown_width
-  depth = photo.pointmap_HW3[rows.astype(int)[:, None], columns.astype(int), 2]
-  points = cameras.pointmap_from_depth(depth, camera).astype(np.float32)
-  too_far = (np.abs(points) > schema.POINTMAP_MAX).any(-1)
-  points[too_far] = np.nan
+  row_centres = np.arange(shown_height) + 0.5
+  column_centres = np.arange(shown_width) + 0.5
+  rows = row_centres * height / shown_height
+  columns = column_centres * width / shown_width
+  rows = rows.astype(int)
+  columns = columns.astype(int)
+  depth = photo.pointmap_HW3[rows[:, None], columns, 2]
+  points = cameras.pointmap_from_depth(depth, camera)
+  points = points.astype(np.float32)
+  beyond = np.abs(points) > schema.POINTMAP_MAX
+  points[beyond.any(-1)] = np.nan
   return points, camera
 
 
@@ -327,12 +344,14 @@ def _estimated(config: PhotoConfig, item: Input, photo: photos.Photo) -> pathlib
 
   Raises InputError if the command fails.
   """
+  # Kept under a name that another photo or another command does not have.
   estimator = commands.parse(config.depth_command, "photos.depth_command")
   made_of = f"{config.depth_command} {item.identity}"
+  name = sources.short_digest(made_of.encode())
   return estimator.make_once(
     photo.image_HW3,
     pathlib.Path(config.depth_cache),
-    sources.short_digest(made_of.encode()),
+    name,
     suffix=".npz",
     photo=str(photo.path),
   )

@@ -66,9 +66,8 @@ def list_inputs(config: SourceConfig) -> list[Input]:
       name = folders.shown(path.relative_to(root))
       inputs.append(Input(name, file_digest(path)))
   if not inputs:
-    raise ConfigError(
-      f"source = {config.source!r} holds no mesh files ({', '.join(meshes.SUFFIXES)})"
-    )
+    suffixes = ", ".join(meshes.SUFFIXES)
+    raise ConfigError(f"source = {config.source!r} holds no mesh files ({suffixes})")
   return sorted(inputs, key=lambda item: (item.identity, item.name))
 
 
@@ -92,7 +91,8 @@ def _list_procedural(config: SourceConfig) -> list[Input]:
     except ValueError as error:
       raise ConfigError(f"procedural.{error}") from error
     name = f"{family}-{i}"
-    identity = short_digest(f"{config.seed} {name}".encode())
+    made_of = f"{config.seed} {name}"
+    identity = short_digest(made_of.encode())
     inputs.append(Input(name, identity))
   return sorted(inputs, key=lambda item: item.identity)
 
@@ -126,11 +126,16 @@ def split_inputs(inputs: Sequence[Input], test_fraction: float) -> dict[str, lis
   identities = sorted({item.identity for item in inputs})
   held_out = round(test_fraction * len(identities))
   if test_fraction > 0 and len(identities) > 1:
-    held_out = min(max(held_out, 1), len(identities) - 1)
+    held_out = max(held_out, 1)
+    held_out = min(held_out, len(identities) - 1)
   test_identities = set(identities[:held_out])
 
-  train = [item for item in inputs if item.identity not in test_identities]
-  test = [item for item in inputs if item.identity in test_identities]
+  # Equal files have one identity, so they stay together.
+  train = []
+  test = []
+  for item in inputs:
+    side = test if item.identity in test_identities else train
+    side.append(item)
   splits = {}
   if train:
     splits["train"] = train
@@ -164,10 +169,12 @@ def deal(items: Sequence[Input], per_shard: int) -> list[tuple[Input, ...]]:
       f"objects_per_shard = {per_shard}: {len(items)} objects would need {count} shards, more than "
       f"{MAX_SHARDS}; use at least {least}"
     )
+  # Shard i holds the items from i / count to (i + 1) / count of them.
+  total = len(items)
   shards = []
   for i in range(count):
-    start = len(items) * i // count
-    end = len(items) * (i + 1) // count
+    start = total * i // count
+    end = total * (i + 1) // count
     shards.append(tuple(items[start:end]))
   return shards
 
@@ -187,7 +194,14 @@ def deal_jobs(
   for split, items in split_inputs(inputs, test_fraction).items():
     shards = deal(items, per_shard)
     for index, part in enumerate(shards):
-      jobs.append(ShardJob(split, index, len(shards), len(part), spec(part)))
+      job = ShardJob(
+        split,
+        index,
+        len(shards),
+        len(part),
+        spec(part),
+      )
+      jobs.append(job)
   return jobs
 
 

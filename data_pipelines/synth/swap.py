@@ -75,12 +75,14 @@ def clear(scene: Scene, mask_HW: np.ndarray, rules: SwapRules) -> Cleared:
   # Its box, without strays.
   percentiles = (rules.box_percent, 100 - rules.box_percent)
   low, high = np.percentile(points, percentiles, axis=0)
-  is_core = ((points >= low) & (points <= high)).all(1)
+  inside = (points >= low) & (points <= high)
+  is_core = inside.all(1)
   core = points[is_core] if is_core.any() else points
 
   # Colours and depth behind it.
   region = removal.enlarged(mask_HW, rules.margin)
-  depth = removal.fill_depth(scene.pointmap_HW3[..., 2], region)
+  scene_depth = scene.pointmap_HW3[..., 2]
+  depth = removal.fill_depth(scene_depth, region)
   filled = render.points_of(depth, scene.camera)
   return Cleared(
     image_HW3=removal.remove(scene.image_HW3, region),
@@ -107,7 +109,10 @@ def usable_objects(scene: Scene, rules: SwapRules) -> list[int]:
     return []
   usable = []
   for number, mask in enumerate(scene.masks):
-    if mask is not None and mask.mean() >= rules.min_object_share:
+    if mask is None:
+      continue
+    share = mask.mean()
+    if share >= rules.min_object_share:
       usable.append(number)
   return usable
 
@@ -121,11 +126,13 @@ def fit(subject: Subject, rotation: np.ndarray, cleared: Cleared, scene: Scene) 
   turned = subject.asset.mesh.vertices @ rotation.T
   low = turned.min(0)
   high = turned.max(0)
+  # As large as both sides allow, its box about the object's centroid.
   ratio = cleared.extent_3 / (high - low)
   scale = float(ratio[:2].min())
   place = cleared.centroid_3 - scale * (low + high) / 2
   seen = viewpoint(scene.camera, rotation, place, scale)
-  if flying.nearest(seen, subject) <= 0.05 * cleared.centroid_3[2]:
+  closest = 0.05 * cleared.centroid_3[2]
+  if flying.nearest(seen, subject) <= closest:
     raise Rejected("too_close")
   return seen
 
@@ -178,6 +185,7 @@ def insert(
   visible = composite.in_front(depth, behind)
   measures = check(depth, visible, behind, config.rules)
 
+  # Light from about the viewer, wherever the object is turned to.
   lights = lighting.random_lights(rng, config.light, 0.0)
   lights = flying.camera_lights(lights, seen.pose.rotation)
   shown = render.render(
@@ -197,12 +205,13 @@ def insert(
     return composite.paste(cleared.image_HW3, [layer])
 
   delit = pasted(shown.delit_HW3) if config.delit else None
+  points = np.where(visible[..., None], shown.pointmap_HW3, cleared.points_HW3)
   return Inserted(
     image_HW3=pasted(shown.lit_HW3),
     delit_HW3=delit,
     visible_HW=visible,
     whole_HW=shown.mask_HW,
-    points_HW3=np.where(visible[..., None], shown.pointmap_HW3, cleared.points_HW3),
+    points_HW3=points,
     measures=measures,
   )
 
@@ -230,7 +239,8 @@ def draw_random(
   choices = usable_objects(scene, config.rules)
   if not choices:
     raise Rejected("no_object_with_depth")
-  number = choices[int(rng.integers(len(choices)))]
+  drawn = int(rng.integers(len(choices)))
+  number = choices[drawn]
   rotation = random_rotation(rng, config.rules.largest_turn_deg)
 
   # Clearing a photo takes longest; other draws from it meet it again.

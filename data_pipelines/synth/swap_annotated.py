@@ -111,10 +111,18 @@ def make_shard(spec: ShardSpec, refuse: Refusals) -> Iterator[schema.Example]:
       with contained():
         found = annotated_objects(spec.config, entry)
     except Refused as error:
+      # What is merely not wanted is no fault of the data.
       fault = not isinstance(error, items.SetAside)
-      refuse(Quarantined(entry.name, error.reason, error.detail, fault=fault))
+      refused = Quarantined(
+        entry.name,
+        error.reason,
+        error.detail,
+        fault=fault,
+      )
+      refuse(refused)
       continue
 
+    # An item is reported if none of its objects gave an example.
     failures = []
     for one in found:
       try:
@@ -124,7 +132,8 @@ def make_shard(spec: ShardSpec, refuse: Refusals) -> Iterator[schema.Example]:
         failures.append(reason)
         refuse.draw(reason)
     if len(failures) == len(found):
-      detail = f"no object kept to the thresholds: {', '.join(failures)}"
+      listed = ", ".join(failures)
+      detail = f"no object kept to the thresholds: {listed}"
       refuse(Quarantined(entry.name, "no_sample", detail, fault=False))
 
 
@@ -139,6 +148,7 @@ def make_examples(found: Found, config: PasteConfig) -> Iterator[schema.Example]
   """One example a view, each under another light. Raises Rejected before the first."""
   asset = found.subject.asset
   photographed = found.scene.masks[found.number]
+  # Cleared once: views differ in their light alone.
   cleared = swap.clear(found.scene, photographed, config.rules)
   voxels = voxelize.voxelize(asset.mesh.vertices, asset.mesh.faces)
   for view in range(config.views):
@@ -167,7 +177,13 @@ def make_examples(found: Found, config: PasteConfig) -> Iterator[schema.Example]
       inserted,
       lineage,
     )
-    yield render_paste.make_example(asset, pasted, config, view, voxels)
+    yield render_paste.make_example(
+      asset,
+      pasted,
+      config,
+      view,
+      voxels,
+    )
 
 
 def rooms_objects(config: PasteConfig, entry: sources.Input) -> list[Found]:
@@ -186,7 +202,13 @@ def rooms_objects(config: PasteConfig, entry: sources.Input) -> list[Found]:
   for number in chosen:
     thing = room.objects[number]
     subject = render_paste.subject_of(thing.asset)
-    found.append(Found(subject, room.scene, number, thing.viewpoint))
+    one = Found(
+      subject,
+      room.scene,
+      number,
+      thing.viewpoint,
+    )
+    found.append(one)
   return found
 
 
@@ -204,13 +226,14 @@ def item_object(config: PasteConfig, entry: sources.Input) -> Found:
   # The mesh that the annotators chose or made.
   candidate = posed_mesh(item)
   if candidate is None:
-    raise items.SetAside(
-      "no_posed_mesh",
-      f"{entry.name}: neither the best candidate nor an artist's mesh is a mesh file with a pose",
+    detail = (
+      f"{entry.name}: neither the best candidate nor an artist's mesh is a mesh file with a pose"
     )
+    raise items.SetAside("no_posed_mesh", detail)
+  license = candidate.license or item.license or config.source.license
   asset = assets.load(
     candidate.mesh,
-    license=candidate.license or item.license or config.source.license,
+    license=license,
     max_coordinate=config.source.max_coordinate,
   )
   filters.check(asset, config.filters)
@@ -226,11 +249,10 @@ def item_object(config: PasteConfig, entry: sources.Input) -> Found:
 
   # The pose, of one scale along all axes and before the camera.
   pose = items.mesh_pose(candidate, asset)
-  if np.ptp(pose.scale) > UNIFORM * pose.scale.max():
-    raise items.SetAside(
-      "stretched_pose",
-      f"{entry.name}: scales {pose.scale} differ; bake the stretch into the mesh",
-    )
+  spread = np.ptp(pose.scale)
+  if spread > UNIFORM * pose.scale.max():
+    detail = f"{entry.name}: scales {pose.scale} differ; bake the stretch into the mesh"
+    raise items.SetAside("stretched_pose", detail)
   scale = float(pose.scale.mean())
   seen = viewpoint(
     scene.camera,
@@ -238,7 +260,8 @@ def item_object(config: PasteConfig, entry: sources.Input) -> Found:
     pose.translation,
     scale,
   )
-  depth = seen.points(asset.mesh.vertices)[:, 2]
+  posed = seen.points(asset.mesh.vertices)
+  depth = posed[:, 2]
   if depth.min() <= 0:
     raise Refused("bad_pose", f"{entry.name}: part of the mesh lies behind the camera")
   named = dataclasses.replace(asset, source=entry.name)
@@ -248,7 +271,9 @@ def item_object(config: PasteConfig, entry: sources.Input) -> Found:
 def posed_mesh(item: layout.Item) -> layout.Candidate | None:
   """The best candidate or the artist's, whichever first is a mesh file with a pose."""
   for candidate in (item.best, item.artist):
-    if candidate is not None and candidate.mesh is not None and candidate.has_pose:
+    if candidate is None or candidate.mesh is None:
+      continue
+    if candidate.has_pose:
       return candidate
   return None
 

@@ -30,7 +30,11 @@ def _cut_into_four(mesh: Mesh) -> Mesh:
   """Each face cut at the middles of its edges, which neighbours share."""
   count = len(mesh.faces)
   a, b, c = mesh.faces.T
-  ends = np.concatenate([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]])
+  first = mesh.faces[:, [0, 1]]
+  second = mesh.faces[:, [1, 2]]
+  third = mesh.faces[:, [2, 0]]
+  ends = np.concatenate([first, second, third])
+  # An edge is the same from either side.
   edges, index = np.unique(
     np.sort(ends, axis=1),
     axis=0,
@@ -42,7 +46,8 @@ def _cut_into_four(mesh: Mesh) -> Mesh:
     return np.concatenate([values, middles])
 
   # Three corners and the triangle in the middle.
-  ab, bc, ca = index.reshape(3, count) + len(mesh.vertices)
+  middles = index.reshape(3, count) + len(mesh.vertices)
+  ab, bc, ca = middles
   parts = [
     np.stack([a, ab, ca], -1),
     np.stack([ab, b, bc], -1),
@@ -96,7 +101,10 @@ def measure(spec: TimingSpec) -> None:
   # The mesh.
   asset, reading = timed(lambda: assets.load(spec.mesh))
   mesh = subdivided(asset.mesh, spec.triangles)
-  textures = [m.texture.shape[:2] for m in mesh.materials if m.texture is not None]
+  textures = []
+  for material in mesh.materials:
+    if material.texture is not None:
+      textures.append(material.texture.shape[:2])
   print(
     f"{spec.mesh.name}: {len(mesh.faces)} triangles, textures {textures}, "
     f"{spec.image_size} pixels, {spec.samples}^2 rays a pixel"
@@ -111,7 +119,11 @@ def measure(spec: TimingSpec) -> None:
   encoding = []
   for _ in range(spec.views):
     camera, azimuth = random_view(
-      rng, ViewConfig(), image_size=spec.image_size, radius=radius, scale=1.0
+      rng,
+      ViewConfig(),
+      image_size=spec.image_size,
+      radius=radius,
+      scale=1.0,
     )
     lights = random_lights(rng, LightConfig(), azimuth)
     draw = functools.partial(

@@ -19,47 +19,78 @@ def flatten(scene: trimesh.Scene) -> Mesh:
   for node in scene.graph.nodes_geometry:
     transform_44, name = scene.graph[node]
     geometry = scene.geometry[name]
-    if not isinstance(geometry, trimesh.Trimesh) or not len(geometry.faces):
+    # Lines and point clouds are not drawn.
+    is_surface = isinstance(geometry, trimesh.Trimesh)
+    if not is_surface or not len(geometry.faces):
       continue
     shape = _placed(name, geometry, transform_44)
+
+    # Geometries that share a material share one entry.
     visual = geometry.visual
-    slot = id(visual.material) if visual.kind == "texture" else visual.kind
+    slot = visual.kind
+    if visual.kind == "texture":
+      slot = id(visual.material)
     if slot not in materials:
       materials[slot] = _material(visual)
-    parts.append(_dressed(shape, visual, materials[slot]))
+    dressed = _dressed(shape, visual, materials[slot])
+    parts.append(dressed)
   return together(parts)
 
 
 def _placed(name: str, geometry: trimesh.Trimesh, transform_44: np.ndarray) -> Mesh:
   """Vertices where the node puts them, faces the right way out."""
+  linear_33 = transform_44[:3, :3]
+  offset_3 = transform_44[:3, 3]
+  own_V3 = np.asarray(geometry.vertices, np.float64)
+  # what is not finite is refused later, with a reason
   with np.errstate(invalid="ignore", over="ignore"):
-    turned = np.asarray(geometry.vertices, np.float64) @ transform_44[:3, :3].T
-    vertices = turned + transform_44[:3, 3]
+    turned = own_V3 @ linear_33.T
+    vertices = turned + offset_3
   faces = np.asarray(geometry.faces, np.int64)
   check_faces(faces, len(vertices), f"geometry {name!r}")
+
   # a mirrored node turns its faces inside out
-  if np.linalg.det(transform_44[:3, :3]) < 0:
+  is_mirrored = np.linalg.det(linear_33) < 0
+  if is_mirrored:
     faces = faces[:, ::-1]
   return Mesh(vertices, faces)
 
 
 def _dressed(shape: Mesh, visual, look: Material) -> Mesh:
   """The shape with its appearance; face colours are given vertices of their own."""
-  vertices, faces = shape.vertices, shape.faces
-  uv, colours = None, None
-  if visual.kind == "texture" and visual.uv is not None and len(visual.uv) == len(vertices):
-    stated = np.nan_to_num(np.asarray(visual.uv, np.float32))
+  vertices = shape.vertices
+  faces = shape.faces
+  uv = None
+  colours = None
+  kind = visual.kind
+  has_uv = kind == "texture" and visual.uv is not None
+  if has_uv and len(visual.uv) == len(vertices):
+    # texture coordinates, and the vertex colours that they are multiplied with
+    stated = np.asarray(visual.uv, np.float32)
+    stated = np.nan_to_num(stated)
     uv = np.clip(stated, -MAX_UV, MAX_UV)
     if "color" in visual.vertex_attributes:
       colours = _fractions(visual.vertex_attributes["color"])
-  elif visual.kind == "vertex":
+  elif kind == "vertex":
     colours = _fractions(visual.vertex_colors)
-  elif visual.kind == "face":
-    colours = np.repeat(_fractions(visual.face_colors), 3, axis=0)
+  elif kind == "face":
+    # a vertex for each corner, so that no two faces share a colour
+    of_face = _fractions(visual.face_colors)
+    colours = np.repeat(of_face, 3, axis=0)
     vertices = vertices[faces].reshape(-1, 3)
-    faces = np.arange(3 * len(faces)).reshape(-1, 3)
+    corner = np.arange(3 * len(faces))
+    faces = corner.reshape(-1, 3)
+
   material = np.zeros(len(faces), np.int32)
-  return Mesh(vertices, faces, colours, uv, material, (look,)).with_appearance()
+  dressed = Mesh(
+    vertices,
+    faces,
+    colours,
+    uv,
+    material,
+    (look,),
+  )
+  return dressed.with_appearance()
 
 
 def _fractions(rgba_V4: np.ndarray) -> np.ndarray:
@@ -72,20 +103,33 @@ def _material(visual) -> Material:
   """Base colour and texture; grey where neither a material nor colours are stated."""
   if visual.kind is None:
     return GREY
-  material = visual.material if visual.kind == "texture" else None
+  material = None
+  if visual.kind == "texture":
+    material = visual.material
+
+  # glTF's material: a factor times a texture
   if isinstance(material, trimesh.visual.material.PBRMaterial):
     factor = material.baseColorFactor
     colour = (1.0, 1.0, 1.0)
     if factor is not None:
-      colour = tuple(np.asarray(factor[:3], float) / 255.0)
+      stored = np.asarray(factor[:3], float)
+      colour = tuple(stored / 255.0)
     image = material.baseColorTexture
-    texture = None if image is None else np.asarray(image.convert("RGB"))
+    texture = None
+    if image is not None:
+      texture = np.asarray(image.convert("RGB"))
     return Material(colour, texture, _cutout(material))
+
+  # OBJ's: a texture, or a colour that is encoded
   if isinstance(material, trimesh.visual.material.SimpleMaterial):
     if material.image is not None:
-      return Material((1.0, 1.0, 1.0), np.asarray(material.image.convert("RGB")))
-    diffuse = srgb_to_linear(np.asarray(material.diffuse[:3]) / 255.0)
+      picture = material.image.convert("RGB")
+      return Material((1.0, 1.0, 1.0), np.asarray(picture))
+    encoded = np.asarray(material.diffuse[:3]) / 255.0
+    diffuse = srgb_to_linear(encoded)
     return Material(tuple(map(float, diffuse)))
+
+  # colours of vertices or faces: the material is white
   return WHITE
 
 
@@ -94,12 +138,19 @@ def _cutout(material: trimesh.visual.material.PBRMaterial) -> np.ndarray | None:
   image = material.baseColorTexture
   if image is None or image.mode not in ("RGBA", "LA", "PA"):
     return None
+
+  # from which opacity on a texel counts
   if material.alphaMode == "MASK":
     cutoff = material.alphaCutoff
-    cutoff = alpha.MASK_CUTOFF if cutoff is None else cutoff
+    if cutoff is None:
+      cutoff = alpha.MASK_CUTOFF
   elif material.alphaMode == "BLEND":
     cutoff = alpha.BLEND_CUTOFF
   else:
     return None
-  gone = alpha.cutout(np.asarray(image.getchannel("A")), 1.0, cutoff)
-  return None if gone is None or gone.all() else gone
+  opacity = np.asarray(image.getchannel("A"))
+  gone = alpha.cutout(opacity, 1.0, cutoff)
+  # what would vanish wholly is drawn: its alpha means something else
+  if gone is None or gone.all():
+    return None
+  return gone

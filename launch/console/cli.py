@@ -188,6 +188,8 @@ def _problem(key: str, default, given) -> str | None:
   """
   if _is_nan(given):
     return "give a number"
+  if isinstance(given, str) and given == "None":
+    return f"it is read as a text; for none write --config.{key}="
   if not isinstance(given, tuple):
     return None
   wanted = _element_type(default)

@@ -8,7 +8,7 @@ import signal
 
 from ml_collections import ConfigDict
 
-from data_pipelines.build import beam_executor, shard_jobs
+from data_pipelines.build import beam_executor, data_card, shard_jobs
 from data_pipelines.format import records
 from launch.console.folders import check_folder
 from launch.console.progress import Progress
@@ -94,6 +94,9 @@ def build(spec: BuildSpec) -> None:
       progress=show,
     )
   print(describe_result(result, c.out))
+  card = data_card.write(c.out)
+  if card is not None:
+    print(f"{card}: {data_card.REMARK}")
 
 
 def keep_recorded_cut(c: ConfigDict) -> None:

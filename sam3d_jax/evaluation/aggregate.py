@@ -51,7 +51,8 @@ def bootstrap_interval(
 
   # The quantiles that leave the level between them.
   outside = (1 - level) / 2
-  low, high = np.quantile(means, [outside, (1 + level) / 2])
+  inside = (1 + level) / 2
+  low, high = np.quantile(means, [outside, inside])
   return float(low), float(high)
 
 
@@ -75,6 +76,7 @@ def summarise(rows: Mapping[str, Mapping[str, float | None]], names: Sequence[st
         raise ValueError(f"{name} of {key} is {value}: a score must be finite")
       found[key] = value
 
+    # What no object has is None: NaN is no JSON.
     out[name] = None
     out[f"{name}_interval"] = None
     out[f"{name}_count"] = len(found)

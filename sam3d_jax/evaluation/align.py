@@ -57,6 +57,7 @@ class Cloud:
   tree: Tree
 
   def subset(self, count: int) -> "Cloud":
+    # Every n-th point of the spatial order is an even subset.
     index = neighbours.strides(len(self.points), count)
     points = self.points[index]
     normals = self.normals[index]
@@ -96,6 +97,7 @@ def rotation_angle_deg(rotation_33: np.ndarray) -> float:
 
 def make_cloud(points_P3: np.ndarray, normals_P3: np.ndarray | None = None) -> Cloud:
   """The cloud of points in any order; without normals, they are fitted to the nearest points."""
+  # In spatial order, subsets are even and queries hit the cache.
   order = neighbours.spatial_order(points_P3)
   points = points_P3[order]
   tree = Tree(points)
@@ -110,7 +112,8 @@ def fit_normals(points_P3: np.ndarray, tree: Tree, count: int = 12) -> np.ndarra
   """Unit normals: the direction of least variance of each point's `count` nearest neighbours."""
   # The neighbourhood of each point, about its centre.
   total = len(points_P3)
-  _, index = tree.query(points_P3, k=min(count, total))
+  most = min(count, total)
+  _, index = tree.query(points_P3, k=most)
   neighbourhoods = index.reshape(total, -1)
   local = points_P3[neighbourhoods]
   local = local - local.mean(1, keepdims=True)
@@ -130,25 +133,25 @@ def start_rotations(spiral: int) -> np.ndarray:
   by_angle = np.argsort(angles, kind="stable")
   cube = cube[by_angle]
 
-  # The super-Fibonacci spiral, in its publication's letters.
+  # The super-Fibonacci spiral (Alexa, CVPR 2022), in its publication's letters.
   s = np.arange(spiral) + 0.5
-  r = np.sqrt(s / spiral)
-  big_r = np.sqrt(1 - s / spiral)
+  t = s / spiral
+  r = np.sqrt(t)
+  big_r = np.sqrt(1 - t)
   alpha = 2 * np.pi * s / np.sqrt(2.0)
   beta = 2 * np.pi * s / 1.533751168755204288118041
-  components = [
-    r * np.sin(alpha),
-    r * np.cos(alpha),
-    big_r * np.sin(beta),
-    big_r * np.cos(beta),
-  ]
-  quaternions = np.stack(components, -1)
+  x = r * np.sin(alpha)
+  y = r * np.cos(alpha)
+  z = big_r * np.sin(beta)
+  w = big_r * np.cos(beta)
+  quaternions = np.stack([x, y, z, w], -1)
   turns = Rotation.from_quat(quaternions).as_matrix()
   return np.concatenate([cube, turns])
 
 
 def symmetric_cost(moving: Cloud, fixed: Cloud, pose: Rigid) -> float:
   """Mean nearest-neighbour distance, both directions, halved."""
+  # Moving the fixed cloud back costs no second search tree of the moved one.
   moved = pose(moving.points)
   returned = pose.inverse(fixed.points)
   there, _ = fixed.tree.query(moved)
@@ -174,8 +177,10 @@ def icp(
     there, at = fixed.tree.query(moved)
     back, of = moving.tree.query(returned)
     source = np.concatenate([moved, moved[of]])
-    target = np.concatenate([fixed.points[at], fixed.points])
-    normal = np.concatenate([fixed.normals[at], fixed.normals])
+    nearest = fixed.points[at]
+    target = np.concatenate([nearest, fixed.points])
+    normal_there = fixed.normals[at]
+    normal = np.concatenate([normal_there, fixed.normals])
 
     # Far pairs may have no partner at all: they have no say.
     distance = np.concatenate([there, back])
@@ -186,10 +191,12 @@ def icp(
     normal = normal[near]
 
     # One damped Gauss-Newton step on the distances along the normals.
-    residual = ((target - source) * normal).sum(-1)
+    apart = target - source
+    residual = (apart * normal).sum(-1)
     lever = np.cross(source, normal)
     jacobian = np.concatenate([lever, normal], -1)
     hessian = jacobian.T @ jacobian
+    # A share of the mean curvature (Levenberg).
     damping = 1e-4 * np.trace(hessian) / 6
     damped = hessian + damping * np.eye(6)
     gradient = jacobian.T @ residual
@@ -198,7 +205,8 @@ def icp(
     # The first three numbers turn about the origin, the others move.
     turn = Rotation.from_rotvec(update[:3]).as_matrix()
     rotation = turn @ pose.rotation
-    translation = turn @ pose.translation + update[3:]
+    turned = turn @ pose.translation
+    translation = turned + update[3:]
     pose = Rigid(rotation, translation)
     largest = np.abs(update).max()
     if largest < until:
@@ -210,9 +218,10 @@ def icp(
 def refine(moving: Cloud, fixed: Cloud, start: Rigid, protocol: IcpProtocol) -> Rigid:
   """Step 5; returns the start itself where ICP ends farther away than it began."""
   # Most of the way with few points.
+  few = protocol.medium_points
   medium = icp(
-    moving.subset(protocol.medium_points),
-    fixed.subset(protocol.medium_points),
+    moving.subset(few),
+    fixed.subset(few),
     start,
     iterations=protocol.medium_iterations,
     trim=protocol.trim,
@@ -222,7 +231,8 @@ def refine(moving: Cloud, fixed: Cloud, start: Rigid, protocol: IcpProtocol) -> 
   # The rest with many, on which start and end are compared too.
   moving = moving.subset(protocol.fine_points)
   fixed = fixed.subset(protocol.fine_points)
-  start = dataclasses.replace(start, cost=symmetric_cost(moving, fixed, start))
+  cost = symmetric_cost(moving, fixed, start)
+  start = dataclasses.replace(start, cost=cost)
   end = icp(
     moving,
     fixed,
@@ -235,6 +245,7 @@ def refine(moving: Cloud, fixed: Cloud, start: Rigid, protocol: IcpProtocol) -> 
 
 def prefer(candidates: list[Rigid], tie: float) -> Rigid:
   """The smallest rotation among those whose cost is within `tie` (relative) of the lowest."""
+  # The last term is for costs of zero, which have no relative difference.
   costs = [pose.cost for pose in candidates]
   limit = min(costs) * (1 + tie) + 1e-9
   good = [pose for pose in candidates if pose.cost <= limit]

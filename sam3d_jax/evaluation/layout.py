@@ -73,8 +73,10 @@ def _numbers(path: pathlib.Path, data: Any, name: str, sizes: tuple[int, ...]) -
     value = np.asarray(data[name], np.float64)
   except (KeyError, TypeError, ValueError) as error:
     raise PoseError(f"{path}: {name} is missing or not numeric") from error
+  # A single number and a list of one are the same.
   value = value.reshape(-1)
-  if value.size not in sizes or not np.isfinite(value).all():
+  is_finite = np.isfinite(value).all()
+  if value.size not in sizes or not is_finite:
     counts = " or ".join(map(str, sizes))
     raise PoseError(f"{path}: {name} = {data[name]!r} needs {counts} finite numbers")
   return value
@@ -82,6 +84,7 @@ def _numbers(path: pathlib.Path, data: Any, name: str, sizes: tuple[int, ...]) -
 
 def write_pose(path: str | pathlib.Path, pose: Pose) -> None:
   """Writes what `load_pose` reads; unknown translation and scale become null."""
+  # Real part first, as everywhere outside SciPy.
   turn = Rotation.from_matrix(pose.rotation)
   values = {
     "rotation": turn.as_quat(scalar_first=True),
@@ -120,8 +123,11 @@ def box_iou(a_P3: np.ndarray, b_P3: np.ndarray) -> float:
 
   Boxes without volume share none: 1 if they are equal, else 0.
   """
-  a_low, a_high = a_P3.min(0), a_P3.max(0)
-  b_low, b_high = b_P3.min(0), b_P3.max(0)
+  # Axis-aligned boxes in the scene's frame.
+  a_low = a_P3.min(0)
+  a_high = a_P3.max(0)
+  b_low = b_P3.min(0)
+  b_high = b_P3.max(0)
 
   # Boxes that are apart along an axis have a negative side there.
   low = np.maximum(a_low, b_low)
@@ -133,13 +139,15 @@ def box_iou(a_P3: np.ndarray, b_P3: np.ndarray) -> float:
   b_volume = (b_high - b_low).prod()
   union = a_volume + b_volume - shared
   if union <= 0:
-    equal = np.array_equal(a_low, b_low) and np.array_equal(a_high, b_high)
-    return float(equal)
+    same_low = np.array_equal(a_low, b_low)
+    same_high = np.array_equal(a_high, b_high)
+    return float(same_low and same_high)
   return float(shared / union)
 
 
 def add_s(pred_P3: np.ndarray, truth_P3: np.ndarray, true_diameter: float) -> float:
   """Symmetrised ADD-S over the true diameter, of points in scene coordinates."""
+  # Nearest points of the other shape: a symmetric object is not punished (ADD-S).
   there, _ = Tree(truth_P3).query(pred_P3)
   back, _ = Tree(pred_P3).query(truth_P3)
   both = there.mean() + back.mean()

@@ -31,10 +31,10 @@ class Tree:
     """
     # The tree takes a list of points, and None for no bound.
     lead = points.shape[:-1]
-    flat = np.ascontiguousarray(points, np.float64).reshape(-1, 3)
+    contiguous = np.ascontiguousarray(points, np.float64)
     bound = None if np.isinf(within) else within
     distance, index = self._tree.query(
-      flat,
+      contiguous.reshape(-1, 3),
       k=k,
       distance_upper_bound=bound,
     )
@@ -67,11 +67,14 @@ def spatial_order(points_P3: np.ndarray) -> np.ndarray:
   cells_per_unit = 2**BITS / (longest or 1.0)
 
   # The bits of the three cell coordinates, interleaved.
+  last_cell = 2**BITS - 1
   code = np.zeros(len(points_P3), np.uint32)
   for axis in range(3):
-    along = (points_P3[:, axis] - low[axis]) * cells_per_unit
-    cell = np.minimum(along, 2**BITS - 1).astype(np.uint8)
-    code |= spread_bits()[cell] << np.uint32(axis)
+    offset = points_P3[:, axis] - low[axis]
+    along = offset * cells_per_unit
+    cell = np.minimum(along, last_cell).astype(np.uint8)
+    bits = spread_bits()[cell]
+    code |= bits << np.uint32(axis)
 
   # Lower bits first: of 16 bits and fewer NumPy's stable sort is a radix sort.
   lower = code.astype(np.uint16)
@@ -117,5 +120,6 @@ def nearest_distances(a_P3: np.ndarray, b_P3: np.ndarray) -> np.ndarray:
   leaders = far[::PROBE_STEP]
   probe, _ = tree.query(a_P3[leaders])
   spoken_for = np.repeat(probe, PROBE_STEP)
-  distance[far] = np.maximum(spoken_for[: len(far)], FAR)
+  spoken_for = spoken_for[: len(far)]
+  distance[far] = np.maximum(spoken_for, FAR)
   return distance

@@ -28,20 +28,25 @@ def best_constant(mean_XYZ: np.ndarray, truth_BXYZ: np.ndarray) -> tuple[float, 
   level = mean[order]
   # Voxels of one level enter together: a grid ends where the level changes.
   changes = level[1:] != level[:-1]
-  ends = np.flatnonzero(np.append(changes, True))
+  is_end = np.append(changes, True)
+  ends = np.flatnonzero(is_end)
   sizes = ends + 1
 
   # One object at a time: B x 64^3 counts would not fit.
   count = len(truth_BXYZ)
+  truths = truth_BXYZ.reshape(count, -1).astype(bool)
   total = np.zeros(len(ends))
-  for truth in truth_BXYZ.reshape(count, -1).astype(bool):
-    shared = np.cumsum(truth[order])[ends]
+  for truth in truths:
+    # The grid of each threshold shares as many voxels as the truth has among the first.
+    hits = np.cumsum(truth[order])
+    shared = hits[ends]
     union = sizes + truth.sum() - shared
     total += shared / union
 
   best = int(total.argmax())
   threshold = level[ends[best]]
-  return float(total[best] / count), float(threshold)
+  mean_iou = total[best] / count
+  return float(mean_iou), float(threshold)
 
 
 def shuffled_iou(pred_BXYZ: np.ndarray, truth_BXYZ: np.ndarray) -> float:
@@ -58,14 +63,18 @@ def shuffled_iou(pred_BXYZ: np.ndarray, truth_BXYZ: np.ndarray) -> float:
 
   # IoU of every sample with every truth; counts below 2^24 are exact in float32.
   shared = pred @ truth.T
-  pred_sizes = pred.sum(1)[:, None]
-  truth_sizes = truth.sum(1)[None]
-  union = pred_sizes + truth_sizes - shared
-  iou = np.where(union > 0, shared / np.maximum(union, 1), 1.0)
+  pred_sizes = pred.sum(1)
+  truth_sizes = truth.sum(1)
+  sizes = pred_sizes[:, None] + truth_sizes[None]
+  union = sizes - shared
+  # Two empty grids agree.
+  share = shared / np.maximum(union, 1)
+  iou = np.where(union > 0, share, 1.0)
 
   # The diagonal holds the matched pairs.
   mismatched = iou.sum() - np.trace(iou)
-  return float(mismatched / (count * (count - 1)))
+  pairs = count * (count - 1)
+  return float(mismatched / pairs)
 
 
 def rotation_error_deg(pred_B4: np.ndarray, truth_B4: np.ndarray) -> np.ndarray:

@@ -129,6 +129,7 @@ def distance(params: Mapping[str, jax.Array], image_BHW3, truth_BHW3, *, network
   slices = zip(images, truths, strict=True)
   total = 0.0
   for i, (a_BHWC, b_BHWC) in enumerate(slices, 1):
+    # Directions are compared, not lengths: LPIPS, eq. 1.
     difference = jnp.square(unit(a_BHWC) - unit(b_BHWC))
     # a head is a weight for each channel
     weighted_BHW = jnp.einsum(
@@ -152,6 +153,7 @@ def features(params: Mapping[str, jax.Array], image_BHW3, network: str) -> list[
   out = []
   for i, convs in enumerate(NETWORKS[network], 1):
     for conv in convs:
+      # Pools stand in front of the slices, as torchvision's networks have them.
       if conv.pool:
         window, stride = conv.pool
         x = jax.lax.reduce_window(

@@ -48,7 +48,10 @@ def wilson_interval(points: float, votes: int, level: float = 0.95) -> tuple[flo
   centre = (share + towards_half) / shrink
   of_share = share * (1 - share) / votes
   of_size = z**2 / (4 * votes**2)
-  half = z / shrink * np.sqrt(of_share + of_size)
+  spread = np.sqrt(of_share + of_size)
+  half = z / shrink * spread
+
+  # Rounding may leave [0, 1] by an ulp.
   low = float(centre - half)
   high = float(centre + half)
   return max(0.0, low), min(1.0, high)
@@ -63,8 +66,11 @@ def win_rate(votes: Sequence[Vote], model: str, against: str, level: float = 0.9
     if {vote.left, vote.right} != pair:
       continue
     for_left = OUTCOMES[vote.outcome]
-    points.append(for_left if vote.left == model else 1 - for_left)
-  rate = float(np.mean(points)) if points else float("nan")
+    is_left = vote.left == model
+    points.append(for_left if is_left else 1 - for_left)
+  rate = float("nan")
+  if points:
+    rate = float(np.mean(points))
   low, high = wilson_interval(sum(points), len(points), level)
   return WinRate(rate, low, high, votes=len(points))
 
@@ -87,7 +93,8 @@ def elo(votes: Sequence[Vote], *, mean: float = 1000.0, prior: float = 0.1) -> d
   # points[i, j]: points of i against j.
   names = models(votes)
   index = {name: i for i, name in enumerate(names)}
-  points = np.zeros((len(names), len(names)))
+  count = len(names)
+  points = np.zeros((count, count))
   for vote in votes:
     left = index[vote.left]
     right = index[vote.right]
@@ -101,14 +108,18 @@ def elo(votes: Sequence[Vote], *, mean: float = 1000.0, prior: float = 0.1) -> d
     lead = rating[:, None] - rating[None]
     surprise = np.logaddexp(0, -lead)
     of_votes = points * surprise
+
+    # An imaginary tie is half a win and half a loss against a rating of 0.
     won = np.logaddexp(0, rating)
     lost = np.logaddexp(0, -rating)
-    of_ties = prior / 2 * (won + lost).sum()
+    ties = (won + lost).sum()
+    of_ties = prior / 2 * ties
     loss = of_votes.sum() + of_ties
 
     # Its derivative by each rating.
     pull = points * expit(-lead)
-    pull_of_ties = prior / 2 * (expit(rating) - expit(-rating))
+    drawn = expit(rating) - expit(-rating)
+    pull_of_ties = prior / 2 * drawn
     gradient = pull.sum(0) - pull.sum(1) + pull_of_ties
     return loss, gradient
 

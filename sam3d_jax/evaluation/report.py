@@ -92,12 +92,14 @@ def text_table(total: Mapping, groups: Mapping[str, Mapping], names: Sequence[st
     interval = total[f"{name}_interval"]
     between = ""
     if interval:
-      low, high = interval
-      between = f"[{number(low, name)}, {number(high, name)}]"
+      low, high = (number(end, name) for end in interval)
+      between = f"[{low}, {high}]"
 
+    # One column a group, means only.
     means = ""
     for group in groups.values():
-      means += f"{number(group[name], name):>10}"
+      of_group = number(group[name], name)
+      means += f"{of_group:>10}"
     lines.append(f"{label(name):24}{mean:>9}  {between:20}{means}")
   return "\n".join(lines)
 
@@ -116,9 +118,13 @@ def html(
   rows: object -> scores. pairs: the folder they were read from. run: where the predictions come
   from.
   """
-  title = f"Evaluation: {run['set']}" if run and "set" in run else "Evaluation"
+  title = "Evaluation"
+  if run and "set" in run:
+    title = f"Evaluation: {run['set']}"
   title = markup.escape(title)
-  problems = f", {total['problems']} with a problem" if total["problems"] else ""
+  problems = ""
+  if total["problems"]:
+    problems = f", {total['problems']} with a problem"
   # Without poses, nothing of layout is shown.
   names = [n for n in names if total[n] is not None] or names
 
@@ -141,7 +147,8 @@ def html(
     for metric in names:
       value = row.get(metric)
       if value is not None:
-        scores.append(f"{LABELS[metric]} {number(value, metric)}")
+        shown = number(value, metric)
+        scores.append(f"{LABELS[metric]} {shown}")
     listed = " · ".join(scores)
     renders = picture(pairs / name, protocol)
     parts.append(
@@ -174,6 +181,7 @@ def examples(rows: Mapping[str, Mapping]) -> dict[str, str]:
     return {}
   order = sorted(scored, key=rank)
   middle = order[len(order) // 2]
+  # A dictionary keeps the order and no name twice.
   chosen = dict.fromkeys([order[0], middle, order[-1]])
   places = ("best", "median", "worst")
   return dict(zip(places, chosen, strict=False))
@@ -187,7 +195,8 @@ def aggregate_table(total: Mapping, groups: Mapping[str, Mapping], names: Sequen
   head = ""
   for group, scores in columns.items():
     count = scores.get("scored", scores["objects"])
-    head += f"<th>{markup.escape(group)}<small>{count} objects</small></th>"
+    named = markup.escape(group)
+    head += f"<th>{named}<small>{count} objects</small></th>"
 
   # A line a metric; a cell has the mean and below it the interval.
   lines = ""
@@ -197,9 +206,10 @@ def aggregate_table(total: Mapping, groups: Mapping[str, Mapping], names: Sequen
       interval = scores[f"{name}_interval"]
       between = ""
       if interval is not None:
-        low, high = interval
-        between = f"<small>{number(low, name)} … {number(high, name)}</small>"
-      cells += f"<td>{number(scores[name], name)}{between}</td>"
+        low, high = (number(end, name) for end in interval)
+        between = f"<small>{low} … {high}</small>"
+      mean = number(scores[name], name)
+      cells += f"<td>{mean}{between}</td>"
     lines += f"<tr><td>{label(name)}</td>{cells}</tr>"
   return f"<table><thead><tr><th>metric</th>{head}</tr></thead><tbody>{lines}</tbody></table>"
 
@@ -289,6 +299,7 @@ def picture(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> str:
     placed_pred = layout.place(pred, pred_pose)
     shots["both as placed"] = together(placed_truth, placed_pred)
 
+  # One row, a column a picture, its name above it.
   row = list(shots.values())
   sheet = preview.grid(
     [row],
@@ -305,8 +316,10 @@ def photos(folder: pathlib.Path) -> dict[str, np.ndarray]:
   mask_file = folder / "mask.png"
   if not (image_file.is_file() and mask_file.is_file()):
     return {}
-  image = np.asarray(Image.open(image_file).convert("RGB"))
-  mask = np.asarray(Image.open(mask_file).convert("L"))
+  photo = Image.open(image_file)
+  image = np.asarray(photo.convert("RGB"))
+  grey = Image.open(mask_file)
+  mask = np.asarray(grey.convert("L"))
   if mask.shape != image.shape[:2]:
     return {}
   # All but the object becomes pale.
@@ -330,11 +343,14 @@ def together(truth: mesh.Mesh, pred: mesh.Mesh) -> np.ndarray:
   coloured = []
   for side, colour in ((truth, mesh.GREY), (pred, TINT)):
     centred = (side.vertices - centre) / half
-    coloured.append(in_unit_cube(mesh.Mesh(centred, side.faces), colour))
+    shape = mesh.Mesh(centred, side.faces)
+    coloured.append(in_unit_cube(shape, colour))
   both = mesh.join(coloured)
+  # The camera's own axes: x left, y up, z into the scene.
+  straight_ahead = np.eye(3)
   return preview.render(
     both,
-    np.eye(3),
+    straight_ahead,
     size=SIZE,
     extent=1.8,
   )
@@ -342,12 +358,14 @@ def together(truth: mesh.Mesh, pred: mesh.Mesh) -> np.ndarray:
 
 def in_unit_cube(shape: mesh.Mesh, colour: np.ndarray) -> mesh.Mesh:
   """A normalised shape ([-1, 1]) in the renderer's unit cube, in one colour."""
+  # The renderer's cube is [-0.5, 0.5]^3.
   vertices = shape.vertices / 2
   halved = mesh.Mesh(vertices, shape.faces)
   return halved.painted(colour)
 
 
 def embed(image: Image.Image) -> str:
+  # Inside the page, so that it can be sent as one file.
   buffer = io.BytesIO()
   image.save(buffer, "PNG")
   encoded = base64.b64encode(buffer.getvalue())

@@ -60,6 +60,7 @@ class ShapeProtocol:
 
 def chamfer(a_to_b: np.ndarray, b_to_a: np.ndarray) -> float:
   """Mean of the two directed mean distances (not squared)."""
+  # Both directions count alike, however many points each has.
   total = a_to_b.mean() + b_to_a.mean()
   return float(total) / 2
 
@@ -70,8 +71,10 @@ def f1(pred_to_truth: np.ndarray, truth_to_pred: np.ndarray, threshold: float) -
   is_found = truth_to_pred < threshold
   precision = is_right.mean()
   recall = is_found.mean()
+  # The floor makes 0 / 0 a score of 0.
   both = max(precision + recall, 1e-12)
-  return float(2 * precision * recall / both)
+  harmonic = 2 * precision * recall / both
+  return float(harmonic)
 
 
 def cells_of(points_P3: np.ndarray, count: int) -> np.ndarray:
@@ -79,6 +82,7 @@ def cells_of(points_P3: np.ndarray, count: int) -> np.ndarray:
 
   What is outside counts for the cell nearest to it.
   """
+  # From [-1, 1] to [0, count].
   place = (points_P3 + 1) * (count / 2)
   cell = np.floor(place)
   cell = np.clip(cell, 0, count - 1)
@@ -117,12 +121,15 @@ def mean_voxel_iou(a_P3: np.ndarray, b_P3: np.ndarray, grid: int, positions: int
   """
   # Cells of one step, which every position puts together to voxels.
   steps = 2 * positions
-  a_steps = cells_of(a_P3, grid * steps)
-  b_steps = cells_of(b_P3, grid * steps)
+  cells = grid * steps
+  a_steps = cells_of(a_P3, cells)
+  b_steps = cells_of(b_P3, cells)
 
   scores = []
   for position in range(positions):
-    offset_3 = 2 * (position * POSITION_STRIDES % positions) + 1
+    # Odd offsets: no border of a voxel lies at a multiple of 1 / positions.
+    order_3 = position * POSITION_STRIDES % positions
+    offset_3 = 2 * order_3 + 1
     offset_3 = offset_3.astype(np.int32)
     a = (a_steps + offset_3) // steps
     b = (b_steps + offset_3) // steps
@@ -138,15 +145,19 @@ def emd(a_P3: np.ndarray, b_P3: np.ndarray, points: int) -> float:
   """
   # An even subset of each, of one size.
   count = min(points, len(a_P3), len(b_P3))
-  a_chosen = strides(len(a_P3), count)
-  b_chosen = strides(len(b_P3), count)
-  distance = cdist(a_P3[a_chosen], b_P3[b_chosen])
+  of_a = strides(len(a_P3), count)
+  of_b = strides(len(b_P3), count)
+  a_chosen = a_P3[of_a]
+  b_chosen = b_P3[of_b]
+  distance = cdist(a_chosen, b_chosen)
 
   # The solver is quick where the costs are nearly reduced.
   row, column = potentials(distance)
   reduced = distance - (row + column)
   matched = linear_sum_assignment(reduced)
-  return float(distance[matched].mean())
+  # The matching is optimal for the distances too; those are what counts.
+  matched_distance = distance[matched]
+  return float(matched_distance.mean())
 
 
 def potentials(cost_AB: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +177,8 @@ def potentials(cost_AB: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scale = softness * cost_AB.mean() + 1e-12
     reduced = row[:, None] + column - cost_AB
     exponent = np.minimum(reduced / scale, 50.0)
-    kernel = np.exp(exponent.astype(np.float32)) + np.float32(1e-30)
+    exponent = exponent.astype(np.float32)
+    kernel = np.exp(exponent) + np.float32(1e-30)
 
     # Sinkhorn's scalings r and c; the first steps are long ones, and not over-relaxed.
     r = np.ones(rows, np.float32)
@@ -181,8 +193,11 @@ def potentials(cost_AB: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     row_step = scale * np.log(r, dtype=np.float64)
     column_step = scale * np.log(c, dtype=np.float64)
     steps = np.concatenate([row_step, column_step])
-    if not np.isfinite(steps).all():
+    is_sound = np.isfinite(steps).all()
+    if not is_sound:
       break
+
+    # The next, harder round starts from here.
     row = row + row_step
     column = column + column_step
   return row[:, None], column[None]
@@ -221,8 +236,10 @@ def align_prediction(pred: Mesh, truth: Mesh, protocol: ShapeProtocol) -> Mesh:
   poses = []
   moved = []
   for rotation in (np.eye(3), found.rotation):
-    turned, centre, half = surface.normalise(pred.vertices @ rotation.T)
-    turned_points = (points @ rotation.T - centre) / half
+    vertices = pred.vertices @ rotation.T
+    turned, centre, half = surface.normalise(vertices)
+    rotated = points @ rotation.T
+    turned_points = (rotated - centre) / half
     turned_normals = None if normals is None else normals @ rotation.T
     cloud = align.make_cloud(turned_points, turned_normals)
     pose = align.refine(
@@ -252,6 +269,7 @@ def shape_metrics(
   """
   if pred is None or truth is None:
     return dict(WORST)
+  # In the truth's normalised frame.
   truth = surface.normalised(truth)
   pred = surface.normalised(pred)
   pred = align_prediction(pred, truth, protocol)
@@ -272,6 +290,7 @@ def point_metrics(
   pred_P3 = pred_P3.take(pred_order, 0)
   truth_P3 = truth_P3.take(truth_order, 0)
 
+  # Both directions, once for all metrics that need them.
   pred_to_truth = nearest_distances(pred_P3, truth_P3)
   truth_to_pred = nearest_distances(truth_P3, pred_P3)
   return {

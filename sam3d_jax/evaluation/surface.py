@@ -45,15 +45,17 @@ def clean(mesh: Mesh, *, name: str) -> Surface:
   # A point cloud: its finite points, if they are not all in one place.
   if not len(faces):
     points = vertices[finite]
-    has_extent = len(points) >= 2 and np.ptp(points, axis=0).any()
+    several = len(points) >= 2
+    has_extent = several and np.ptp(points, axis=0).any()
     if not has_extent:
       raise SurfaceError(f"{name}: no faces and {len(points)} finite points of zero extent")
     dropped = int((~finite).sum())
     return Surface(Mesh(points, NO_FACES), dropped)
 
   # Faces of which all corners exist and are finite.
-  if faces.min() < 0 or faces.max() >= len(vertices):
-    raise SurfaceError(f"{name}: faces refer to vertex {faces.max()} of {len(vertices)}")
+  highest = faces.max()
+  if faces.min() < 0 or highest >= len(vertices):
+    raise SurfaceError(f"{name}: faces refer to vertex {highest} of {len(vertices)}")
   all_finite = finite[faces].all(-1)
   kept = faces[all_finite]
   non_finite = len(faces) - len(kept)
@@ -75,12 +77,13 @@ def clean(mesh: Mesh, *, name: str) -> Surface:
 
 def make_surface(vertices, faces=None, *, name: str = "surface") -> Mesh:
   """Arrays as a mesh to be scored, cleaned as `clean` does; without `faces` a point cloud."""
-  vertices = np.asarray(vertices, np.float64).reshape(-1, 3)
+  vertices = np.asarray(vertices, np.float64)
   if faces is None:
     faces = NO_FACES
   else:
-    faces = np.asarray(faces, np.int64).reshape(-1, 3)
-  mesh = Mesh(vertices, faces)
+    faces = np.asarray(faces, np.int64)
+  # Flat lists of numbers are taken as rows of three.
+  mesh = Mesh(vertices.reshape(-1, 3), faces.reshape(-1, 3))
   return clean(mesh, name=name).mesh
 
 
@@ -94,6 +97,7 @@ def load_surface(path: str | pathlib.Path) -> Surface:
   if not path.is_file():
     raise SurfaceError(f"{path}: no such file")
   try:
+    # Colours and textures are not scored.
     found = meshes.read(path, appearance=False)
   except Refused as error:
     raise SurfaceError(f"{path}: cannot be read as a mesh ({error})") from error
@@ -105,10 +109,14 @@ def find_mesh(folder: pathlib.Path, stem: str) -> pathlib.Path | None:
 
   Raises SurfaceError if there are several.
   """
+  # Any suffix, in whatever case, that a reader knows.
   candidates = sorted(folder.glob(f"{stem}.*"))
-  found = [p for p in candidates if p.suffix.lower() in meshes.SUFFIXES]
+  found = []
+  for path in candidates:
+    if path.suffix.lower() in meshes.SUFFIXES:
+      found.append(path)
   if len(found) > 1:
-    names = ", ".join(p.name for p in found)
+    names = ", ".join(path.name for path in found)
     raise SurfaceError(f"{folder}: several files for {stem}: {names}; leave one")
   return found[0] if found else None
 
@@ -138,7 +146,8 @@ def normalised(mesh: Mesh) -> Mesh:
 
 def triangle_areas(triangles_F33: np.ndarray) -> np.ndarray:
   cross = triangle_cross(triangles_F33)
-  return np.linalg.norm(cross, axis=-1) / 2
+  twice_area = np.linalg.norm(cross, axis=-1)
+  return twice_area / 2
 
 
 def triangle_cross(triangles_F33: np.ndarray) -> np.ndarray:
@@ -167,6 +176,7 @@ def sample_surface(mesh: Mesh, count: int, seed: int) -> tuple[np.ndarray, np.nd
     chosen = np.sort(drawn)
     return mesh.vertices[chosen], None
 
+  # Twice the area and direction of every face, in one product.
   triangles = mesh.vertices[mesh.faces]
   cross = triangle_cross(triangles)
   twice_area = np.linalg.norm(cross, axis=-1)
@@ -174,7 +184,8 @@ def sample_surface(mesh: Mesh, count: int, seed: int) -> tuple[np.ndarray, np.nd
 
   # Each sample falls on the face in whose share of the total area its draw lies.
   cumulative = np.cumsum(twice_area)
-  draws = np.sort(rng.random(count)) * cumulative[-1]
+  ascending = np.sort(rng.random(count))
+  draws = ascending * cumulative[-1]
   face = np.searchsorted(cumulative, draws, side="right")
   face = np.minimum(face, len(cumulative) - 1)
 
@@ -199,19 +210,21 @@ def diameter(points_P3: np.ndarray) -> float:
   Over the vertices of the convex hull, or over all points of a flat or tiny set.
   """
   try:
+    # The two farthest points are corners of the convex hull.
     hull = ConvexHull(points_P3)
     corners = points_P3[hull.vertices]
   except QhullError:
     # Flat or collinear sets have no 3-D hull: an even subset stands for them.
     order = neighbours.spatial_order(points_P3)
-    chosen = neighbours.strides(len(points_P3), HULL_CORNERS)
-    corners = points_P3[order][chosen]
+    ordered = points_P3[order]
+    chosen = neighbours.strides(len(ordered), HULL_CORNERS)
+    corners = ordered[chosen]
 
   # In blocks, so that the pairs fit into memory.
   best = 0.0
   for start in range(0, len(corners), 512):
-    block = corners[start : start + 512, None]
-    apart = block - corners[None]
+    block = corners[start : start + 512]
+    apart = block[:, None] - corners[None]
     squared = np.square(apart).sum(-1)
     best = max(best, squared.max())
   return float(np.sqrt(best))

@@ -6,10 +6,13 @@ import numpy as np
 def psnr(image_HWC: np.ndarray, truth_HWC: np.ndarray) -> float:
   """Peak signal-to-noise ratio in dB at peak 1; infinite for equal pictures."""
   image = np.asarray(image_HWC, np.float64)
-  error = np.square(image - truth_HWC).mean()
+  difference = image - truth_HWC
+  error = np.square(difference).mean()
   if error == 0:
     return float(np.inf)
-  return float(-10 * np.log10(error))
+  # 10 log10(peak^2 / error), of a peak of 1.
+  decibel = -10 * np.log10(error)
+  return float(decibel)
 
 
 def ssim(image_HWC: np.ndarray, truth_HWC: np.ndarray) -> float:
@@ -24,6 +27,7 @@ def ssim(image_HWC: np.ndarray, truth_HWC: np.ndarray) -> float:
   size = truth_HWC.shape[:2]
   if min(size) < 11:
     raise ValueError(f"SSIM needs pictures of at least 11 x 11 pixels, got {size}")
+  # The covariance is the population's, as Wang et al. define it.
   similarity = structural_similarity(
     np.asarray(image_HWC, np.float64),
     np.asarray(truth_HWC, np.float64),

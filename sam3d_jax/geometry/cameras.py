@@ -61,8 +61,11 @@ def convert_frame(points, source: str, target: str):
   for name in (source, target):
     if name not in AXES:
       raise ValueError(f"camera frame {name!r} is not one of {tuple(AXES)}")
+  # Into pytorch3d and out again: both are flips of axes.
+  into = np.array(AXES[source])
+  out_of = np.array(AXES[target])
+  signs = into * out_of
   xp = namespace(points)
-  signs = np.array(AXES[source]) * np.array(AXES[target])
   return points * xp.asarray(signs, dtype=points.dtype)
 
 
@@ -76,9 +79,12 @@ def project(points, camera: Camera):
   y = points[..., 1]
   depth = points[..., 2]
   # x points left and y up, against columns and rows
-  u = camera.cx - camera.fx * x / depth
-  v = camera.cy - camera.fy * y / depth
-  return xp.stack([u, v], axis=-1), depth
+  right = camera.fx * x / depth
+  u = camera.cx - right
+  down = camera.fy * y / depth
+  v = camera.cy - down
+  pixels = xp.stack([u, v], axis=-1)
+  return pixels, depth
 
 
 def unproject(pixels, depth, camera: Camera):
@@ -86,8 +92,11 @@ def unproject(pixels, depth, camera: Camera):
   xp = namespace(pixels, depth)
   u = pixels[..., 0]
   v = pixels[..., 1]
-  x = (camera.cx - u) * depth / camera.fx
-  y = (camera.cy - v) * depth / camera.fy
+  # `project` solved for x and y: left and up of the principal point, in pixels, to lengths.
+  left = camera.cx - u
+  x = left * depth / camera.fx
+  up = camera.cy - v
+  y = up * depth / camera.fy
   return xp.stack([x, y, depth], axis=-1)
 
 
@@ -95,6 +104,7 @@ def pixel_centres(camera: Camera) -> np.ndarray:
   """(height, width, 2) pixel coordinates of all pixel centres, fp32."""
   columns = np.arange(camera.width, dtype=np.float32)
   rows = np.arange(camera.height, dtype=np.float32)
+  # The centre of the top left pixel is at (0.5, 0.5).
   columns = columns + 0.5
   rows = rows + 0.5
   u, v = np.meshgrid(columns, rows)
@@ -145,6 +155,7 @@ def _rays(pointmap_HW3: np.ndarray, most: int = 50_000) -> tuple[np.ndarray, np.
   finite = np.isfinite(pointmap_HW3).all(-1)
   in_front = pointmap_HW3[..., 2] > 0
   known = np.flatnonzero(finite & in_front)
+  # Every stride-th point: a fit needs no more, and the choice draws nothing.
   stride = max(1, len(known) // most)
   known = known[::stride]
   if len(known) < MIN_FIT_POINTS:
@@ -157,9 +168,11 @@ def _rays(pointmap_HW3: np.ndarray, most: int = 50_000) -> tuple[np.ndarray, np.
   points = flat[known].astype(np.float64)
   columns = known % width
   rows = known // width
-  pixels = np.stack([columns, rows], -1) + 0.5
+  corners = np.stack([columns, rows], -1)
+  pixels = corners + 0.5
   depth = points[:, 2:]
-  return pixels, points[:, :2] / depth
+  rays = points[:, :2] / depth
+  return pixels, rays
 
 
 def pixel_trend(pointmap_HW3: np.ndarray) -> tuple[float, float]:
@@ -200,27 +213,36 @@ def fit_camera(pointmap_HW3: np.ndarray, *, rounds: int = 4) -> tuple[Camera, fl
   """
   height, width = pointmap_HW3.shape[:2]
   pixels, rays = _rays(pointmap_HW3)
+  # All points count in the first round.
   kept = np.ones(len(pixels), bool)
   for _ in range(rounds):
     # Each axis is a line: pixel = centre - focal * ray.
+    # Least squares over the points that are kept.
     focal = []
     centre = []
     for axis in range(2):
       ray = rays[kept, axis]
       pixel = pixels[kept, axis]
+      # Rays that do not spread leave the slope undetermined.
       if np.ptp(ray) < 1e-6:
         raise ValueError(
           "the known points lie in one row or column: they do not determine a camera"
         )
       slope, offset = np.polyfit(ray, pixel, 1)
+      # x is left and y is up, against columns and rows: hence the sign.
       focal.append(-slope)
       centre.append(offset)
 
     # The next round goes without the points that are far off.
-    found = np.array(centre) - np.array(focal) * rays
-    error = np.linalg.norm(found - pixels, axis=-1)
+    centres = np.array(centre)
+    slopes = np.array(focal)
+    found = centres - slopes * rays
+    off = found - pixels
+    error = np.linalg.norm(off, axis=-1)
+    # The floor keeps exact point maps from dropping points by rounding.
     limit = max(3 * np.median(error), 1e-3)
     kept = error <= limit
+  # A negative focal length is a frame with an axis turned round.
   if min(focal) <= 0:
     raise ValueError("the points run against the pytorch3d frame: they do not determine a camera")
 

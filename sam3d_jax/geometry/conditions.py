@@ -73,6 +73,7 @@ def condition(
   streams = form.streams
   if pointmap_HW3 is None:
     streams = tuple(name for name in streams if name not in POINTMAP_STREAMS)
+  # Only the streams that the model reads are made.
   made = preprocessing.preprocess(
     image_HW3,
     mask_HW,

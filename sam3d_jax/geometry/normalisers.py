@@ -62,16 +62,17 @@ class ObjectCentric:
       return same_everywhere(self.scale_factor, np.zeros(3, np.float32))
     # Else its centre, and the size of the scene or of itself.
     shift = medians(points)
-    scale = self._scale(pointmap_HW3, points, shift) * self.scale_factor
-    return same_everywhere(scale, shift)
+    size = self._scale(pointmap_HW3, points, shift)
+    return same_everywhere(size * self.scale_factor, shift)
 
   def _scale(self, pointmap_HW3, points, shift):
     # Of the scene: axis by axis, which needs no copy of the point map.
     if self.use_scene_scale is True:
-      size = np.abs(pointmap_HW3[..., 0] - shift[0])
+      across = pointmap_HW3[..., 0] - shift[0]
+      size = np.abs(across)
       for i in (1, 2):
-        along = np.abs(pointmap_HW3[..., i] - shift[i])
-        np.maximum(size, along, out=size)
+        across = pointmap_HW3[..., i] - shift[i]
+        np.maximum(size, np.abs(across), out=size)
       return lower_median(size.ravel())
 
     # Of the object.
@@ -91,6 +92,7 @@ class ObjectCentric:
     points = affine(points, moments)
     if not self.clip_beyond:
       return points
+    # The distance from the object's centre, in units of the scene.
     distance = np.linalg.norm(
       points,
       axis=-1,
@@ -114,6 +116,7 @@ class ScaleShiftInvariant:
     middle = lower_median(depth.ravel())
     shift = np.array([0, 0, middle], np.float32)
 
+    # The mean over points and axes alike, unknown points left out.
     size = np.abs(pointmap_HW3 - shift)
     scale = np.nanmean(size)
     return same_everywhere(scale, shift)
@@ -147,6 +150,7 @@ class ApparentSize:
     points = affine(points, moments)
     if not self.clip_beyond:
       return points
+    # In units of the median depth.
     depth = points[..., 2:]
     return without(points, depth > self.clip_beyond)
 
@@ -180,6 +184,7 @@ class Disparity:
     points = affine(disparity, moments)
     if not self.clip_beyond:
       return points
+    # Clipped on both sides: in front of the scene and far behind it.
     log_depth = np.abs(points[..., 2:])
     return without(points, log_depth > self.clip_beyond)
 
@@ -192,8 +197,10 @@ def clip_far(pointmap_HW3, mask_HW, factor: float):
   """Points whose depth exceeds `factor` times the object's median depth become unknown (before any
   normalisation).
   """
-  object_depth = masked_points(pointmap_HW3, mask_HW)[:, 2]
-  limit = factor * lower_median(object_depth)
+  # Both depths are in the point map's own unit.
+  points = masked_points(pointmap_HW3, mask_HW)
+  object_depth = lower_median(points[:, 2])
+  limit = factor * object_depth
   depth = np.abs(pointmap_HW3[..., 2:])
   return without(pointmap_HW3, depth > limit)
 
@@ -212,8 +219,8 @@ def same_everywhere(scale, shift) -> ScaleShift:
 
 def medians(points):
   """(3,) float32 lower median of each coordinate of (P, 3) points."""
-  x, y, z = points.T
-  found = [lower_median(x), lower_median(y), lower_median(z)]
+  columns = points.T
+  found = [lower_median(column) for column in columns]
   return np.array(found, np.float32)
 
 
@@ -229,15 +236,17 @@ def inverse_affine(points, moments: ScaleShift):
 
 def masked_points(pointmap_HW3, mask_HW):
   """(P, 3) points under the mask, which is resized (nearest) to the point map's size."""
-  # The mask at the point map's size.
+  # The mask at the point map's size; nearest, so that a pixel of it is never half an object.
+  height, width = mask_HW.shape
   shape = pointmap_HW3.shape[:2]
   if mask_HW.shape != shape:
-    rows = nearest_index(mask_HW.shape[0], shape[0])
-    columns = nearest_index(mask_HW.shape[1], shape[1])
+    rows = nearest_index(height, shape[0])
+    columns = nearest_index(width, shape[1])
     mask_HW = mask_HW[rows[:, None], columns]
 
   # A mask of numbers says how much of a pixel is object.
-  inside = np.flatnonzero(mask_HW > 0.5)
+  is_object = mask_HW > 0.5
+  inside = np.flatnonzero(is_object)
   flat = pointmap_HW3.reshape(-1, 3)
   return np.take(flat, inside, axis=0)
 
@@ -246,6 +255,7 @@ def lower_median(values):
   """Median of a vector without its NaNs; of an even count the lower middle value, as
   torch.nanmedian. NaN if nothing is left.
   """
+  # Unknown points are NaN in all coordinates.
   values = values[~np.isnan(values)]
   if not len(values):
     return np.float32(np.nan)

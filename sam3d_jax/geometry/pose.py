@@ -50,6 +50,7 @@ def is_placed(pose: Pose) -> bool:
 
 def transform_points(points, pose: Pose):
   """Object points (..., P, 3) -> camera points."""
+  # Objects scale along their own axes, before they are turned.
   scale = pose.scale[..., None, :]
   translation = pose.translation[..., None, :]
   rows = transpose(pose.rotation)
@@ -60,6 +61,7 @@ def untransform_points(points, pose: Pose):
   """Inverse of `transform_points` for a rotation matrix."""
   scale = pose.scale[..., None, :]
   translation = pose.translation[..., None, :]
+  # Rows times R are the columns turned back by its transpose.
   turned = (points - translation) @ pose.rotation
   return turned / scale
 
@@ -96,14 +98,17 @@ def decode_rotation(latent):
 
 def compose(scale, rotation, translation):
   """4 x 4 row-vector matrix of scale, then rotation, then translation: [p, 1] @ M."""
-  # Rows of the linear part, then the translation; the last column is 0, 0, 0, 1.
   xp = namespace(scale, rotation, translation)
+  # Points are rows, so the scale of axis i multiplies row i.
   linear = scale[..., :, None] * rotation
   zeros = xp.zeros_like(linear[..., :1])
   top = xp.concatenate([linear, zeros], axis=-1)
+
+  # The translation is the last row; the last column is 0, 0, 0, 1.
   one = xp.ones_like(translation[..., :1])
   bottom = xp.concatenate([translation, one], axis=-1)
-  return xp.concatenate([top, bottom[..., None, :]], axis=-2)
+  bottom = bottom[..., None, :]
+  return xp.concatenate([top, bottom], axis=-2)
 
 
 def decompose(matrix):
@@ -112,9 +117,12 @@ def decompose(matrix):
   The scales are the norms of the rows of the 3 x 3 part.
   """
   linear = matrix[..., :3, :3]
-  scale = rotations.norm(linear)
-  rotation = linear / scale
-  return scale[..., 0], rotation, matrix[..., 3, :3]
+  translation = matrix[..., 3, :3]
+  # Rows of a scaled rotation are as long as their scale.
+  lengths = rotations.norm(linear)
+  scale = lengths[..., 0]
+  rotation = linear / lengths
+  return scale, rotation, translation
 
 
 def encode_latents(
@@ -129,7 +137,9 @@ def encode_latents(
 
   def flat(x, *shape: int):
     """(..., *shape) -> (N, *shape) over all poses."""
-    whole = xp.broadcast_to(xp.asarray(x), (*lead, *shape))
+    # A scene's scale and shift may be shared by many poses.
+    array = xp.asarray(x)
+    whole = xp.broadcast_to(array, (*lead, *shape))
     return xp.reshape(whole, (-1, *shape))
 
   # Each pose is the one object of a scene of its own.
@@ -141,6 +151,7 @@ def encode_latents(
     scene_scale=flat(scene_scale, 3),
     scene_shift=flat(scene_shift, 3),
   )
+  # The convention that the model was trained with is the default.
   target = pose_targets.encode(scenes, convention)
 
   # Rotations as whitened 6-D vectors, lengths as logarithms.
@@ -152,7 +163,12 @@ def encode_latents(
     "scale": xp.log(target.scale),
     "translation_scale": xp.log(target.translation_scale),
   }
-  return {name: xp.reshape(x, (*lead, 1, x.shape[-1])) for name, x in out.items()}
+  # The latents' row axis: one row a pose (batch.py).
+  latents = {}
+  for name, x in out.items():
+    channels = x.shape[-1]
+    latents[name] = xp.reshape(x, (*lead, 1, channels))
+  return latents
 
 
 def decode_latents(
@@ -172,12 +188,14 @@ def decode_latents(
 
   def flat(x):
     """(..., 3) -> (N, 3) over all poses."""
-    whole = xp.broadcast_to(xp.asarray(x), (*lead, 3))
+    array = xp.asarray(x)
+    whole = xp.broadcast_to(array, (*lead, 3))
     return xp.reshape(whole, (-1, 3))
 
   # Each pose is the one object of a scene of its own.
-  six = rotations.denormalise_6d(latents["rotation"]).reshape(-1, 1, 6)
-  rows = rotations.matrix_from_6d(six)
+  six = rotations.denormalise_6d(latents["rotation"])
+  rows = rotations.matrix_from_6d(six.reshape(-1, 1, 6))
+  # The logarithms undone, and one object a scene again.
   target = PoseTarget(
     scale=xp.exp(latents["scale"]).reshape(-1, 1, 3),
     rotation=rotations.matrix_to_quaternion(rows),
@@ -188,6 +206,7 @@ def decode_latents(
   )
   scenes = pose_targets.decode(target, convention)
 
+  # Objects are scaled alike along their axes: the published decoder averages the three.
   scale = scenes.scale
   if isotropic:
     mean = scale.mean(-1, keepdims=True)

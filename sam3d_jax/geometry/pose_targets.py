@@ -128,6 +128,7 @@ def encode(
     length = ones
 
   elif convention in ("Naive", "NormalizedSceneScale"):
+    # Naive leaves the object's size in the point map's unit.
     unit = 1 if convention == "Naive" else scene
     scale = pose.scale / unit
     translation = pose.translation / scene
@@ -140,15 +141,19 @@ def encode(
     length = inv.distance
 
   elif convention == "DisparitySpace":
+    # Depth and direction of the ray, both relative to the scene's scale.
     depth = pose.translation[..., 2:] / scene[..., 2:]
     across = pose.translation[..., :2] / scene[..., :2]
+    # The shift of DisparitySpace is that of (x/z, y/z, log z).
     offset = across / depth - pose.scene_shift[:, None, :2]
     scale = pose.scale / scene / depth
-    translation = xp.concatenate([offset, xp.zeros_like(depth)], axis=-1)
+    zero = xp.zeros_like(depth)
+    translation = xp.concatenate([offset, zero], axis=-1)
     length = depth / xp.exp(pose.scene_shift[:, None, 2:])
 
   else:
     # the two that are invariant to scale and shift
+    # p -> (p - shift) / scale, as one affine map.
     to_unit = 1 / pose.scene_scale
     to_centre = -pose.scene_shift / pose.scene_scale
     scale, rotation, translation = _rescale(
@@ -159,9 +164,11 @@ def encode(
     )
     length = ones
     if convention == "ScaleShiftInvariantWTranslationScale":
+      # A unit direction and its length apart.
       length = rotations.norm(translation)
       translation = translation / xp.maximum(length, UNIT_FLOOR)
 
+  # Statistics of the published training set, for ScaleShiftInvariant alone.
   if whiten:
     scale = (scale - SCALE_MEAN) / SCALE_STD
     translation = (translation - TRANSLATION_MEAN) / TRANSLATION_STD
@@ -186,6 +193,7 @@ def decode(
   translation = target.translation
   length = target.translation_scale
   rotation = target.rotation
+  # In the order opposite to `encode`: whitening was last there.
   if whiten:
     scale = scale * SCALE_STD + SCALE_MEAN
     translation = translation * TRANSLATION_STD + TRANSLATION_MEAN
@@ -204,14 +212,18 @@ def decode(
   elif convention == "DisparitySpace":
     depth = length * xp.exp(target.scene_shift[:, None, 2:])
     across = translation[..., :2] + target.scene_shift[:, None, :2]
-    ray = xp.concatenate([across, xp.ones_like(depth)], axis=-1)
+    # A ray of depth 1, then out to its depth.
+    one = xp.ones_like(depth)
+    ray = xp.concatenate([across, one], axis=-1)
     scale = scale * depth * scene
     translation = ray * depth * scene
 
   elif convention != "Identity":
     if convention == "ScaleShiftInvariantWTranslationScale":
+      # A predicted direction need not be of unit length.
       norm = xp.maximum(rotations.norm(translation), UNIT_FLOOR)
       translation = translation / norm * length
+    # p -> p * scale + shift, the inverse of the map in `encode`.
     relative = ScenePose(
       scale=scale,
       rotation=rotation,
@@ -249,8 +261,9 @@ def _rescale(pose: ScenePose, scene_scale, scene_shift, published_tiling):
   # The scene of each object.
   batch, objects = pose.translation.shape[:2]
   if published_tiling:
-    number = np.arange(batch * objects).reshape(batch, objects)
-    index = number % batch
+    # Published: the scenes are tiled over objects where they should be repeated.
+    number = np.arange(batch * objects)
+    index = number.reshape(batch, objects) % batch
     scene_scale = scene_scale[index]
     scene_shift = scene_shift[index]
   else:
@@ -259,12 +272,14 @@ def _rescale(pose: ScenePose, scene_scale, scene_shift, published_tiling):
 
   # Scale, then rotation, then the scene's scale, as one matrix; the norms of its rows are scales.
   scale3 = xp.broadcast_to(pose.scale, pose.translation.shape)
-  rows = scale3[..., :, None] * rotations.quaternion_to_matrix(pose.rotation)
+  matrix = rotations.quaternion_to_matrix(pose.rotation)
+  rows = scale3[..., :, None] * matrix
   linear = rows * scene_scale[..., None, :]
   norms = rotations.norm(linear)
   rotation = rotations.matrix_to_quaternion(linear / norms)
 
   # as many scales as the pose came with
-  scale = norms[..., 0][..., : pose.scale.shape[-1]]
+  count = pose.scale.shape[-1]
+  scale = norms[..., 0][..., :count]
   translation = pose.translation * scene_scale + scene_shift
   return scale, rotation, translation

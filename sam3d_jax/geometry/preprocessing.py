@@ -59,11 +59,13 @@ def preprocess(
     MaskError: empty or tiny mask. ValueError: sizes of image and mask differ, or a point-map stream
     without a point map.
   """
+  # What cannot be made is refused before anything is.
   if image_HW3.shape[:2] != mask_HW.shape:
     raise ValueError(f"the image is {image_HW3.shape[:2]}, its mask {mask_HW.shape}")
   wants_pointmap = {"pointmap", "rgb_pointmap"} & set(streams)
   if pointmap_HW3 is None and wants_pointmap:
     raise ValueError(f"streams {streams} need a point map, and there is none")
+  # Masks of integers and booleans become 0/1; soft masks stay soft.
   if not np.issubdtype(mask_HW.dtype, np.floating):
     mask_HW = (mask_HW != 0).astype(np.uint8)
 
@@ -84,6 +86,7 @@ def preprocess(
         image_size,
         interpolation=interpolation,
       )
+  # Masks by nearest neighbour: they stay 0/1.
   for name, window in (("mask", crop), ("rgb_image_mask", photo)):
     if name in streams:
       out[name] = resize_nearest(mask_HW[..., None], window, image_size)

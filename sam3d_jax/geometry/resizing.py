@@ -37,14 +37,17 @@ def cut(
   """
   height, width = array.shape[:2]
   x1, y1, x2, y2 = window.box
+  # Positions within the window, turned into rows and columns of the image.
   if index is None:
     index = np.arange(window.side)
   rows = index + window.y
   columns = index + window.x
 
   # The pixels that lie in the image and in the box.
-  r0, r1 = _span(rows, max(0, y1), min(height, y2))
-  c0, c1 = _span(columns, max(0, x1), min(width, x2))
+  top, bottom = max(0, y1), min(height, y2)
+  left, right = max(0, x1), min(width, x2)
+  r0, r1 = _span(rows, top, bottom)
+  c0, c1 = _span(columns, left, right)
   seen_rows = rows[r0:r1]
   seen_columns = columns[c0:c1]
   if isinstance(array, Enlarged):
@@ -52,12 +55,14 @@ def cut(
   else:
     band = _gather(array, seen_rows, 0)
     pixels = _gather(band, seen_columns, 1)
+  # Only what is read is converted, which can cost more than reading it.
   if convert is not None:
     pixels = convert(pixels)
 
   # Fills from the outside in: beyond the box, outside the image, the image.
   size = len(index)
-  out = np.full((size, size, array.shape[2]), beyond_box, pixels.dtype)
+  shape = (size, size, array.shape[2])
+  out = np.full(shape, beyond_box, pixels.dtype)
   b0, b1 = _span(rows, y1, y2)
   d0, d1 = _span(columns, x1, x2)
   out[b0:b1, d0:d1] = outside
@@ -67,6 +72,7 @@ def cut(
 
 def _span(index, low: int, high: int) -> tuple[int, int]:
   """Range of positions of an ascending index whose values are in [low, high)."""
+  # A bisection each: the index ascends.
   start, stop = np.searchsorted(index, (low, high))
   start = int(start)
   stop = int(stop)
@@ -97,6 +103,7 @@ def resize_nearest(array, window: Window, size: int, *, through: int | None = No
   if through is None:
     index = nearest_index(window.side, size)
   else:
+    # The index map of a resize after a resize is one map.
     first = nearest_index(window.side, through)
     second = nearest_index(through, size)
     index = first[second]
@@ -107,8 +114,10 @@ def resize_image(image_HWC, window: Window, size: int, *, interpolation: str = "
   """The window resized to size x size with antialiasing. uint8 stays uint8 (rounded), float becomes
   float32 (exact).
   """
+  # The window at full size; outside is black.
   square = cut(image_HWC, window)
   shape = (size, size)
+  # Floats keep their precision, plane by plane.
   if image_HWC.dtype != np.uint8:
     return resize_float(square, shape, interpolation)
   if interpolation == "bilinear" and window.side <= size:
@@ -116,13 +125,15 @@ def resize_image(image_HWC, window: Window, size: int, *, interpolation: str = "
     # by it would alias.
     enlarged = cv2.resize(square, shape, interpolation=cv2.INTER_LINEAR)
     return enlarged.reshape(size, size, -1)
-  resized = Image.fromarray(square).resize(shape, INTERPOLATIONS[interpolation])
+  picture = Image.fromarray(square)
+  resized = picture.resize(shape, INTERPOLATIONS[interpolation])
   return np.asarray(resized)
 
 
 def resize_float(array_HWC, shape: tuple[int, int], interpolation: str = "bilinear"):
   """(H, W, C) float -> (*shape, C) float32 with antialiasing, every channel at full precision."""
   array_HWC = array_HWC.astype(np.float32)
+  # Nothing to resize: the values stay exact.
   if array_HWC.shape[:2] == tuple(shape):
     return array_HWC
 
@@ -131,7 +142,8 @@ def resize_float(array_HWC, shape: tuple[int, int], interpolation: str = "biline
   planes = []
   for c in range(array_HWC.shape[-1]):
     plane = np.ascontiguousarray(array_HWC[..., c])
-    resized = Image.fromarray(plane).resize((width, height), INTERPOLATIONS[interpolation])
+    picture = Image.fromarray(plane)
+    resized = picture.resize((width, height), INTERPOLATIONS[interpolation])
     planes.append(np.asarray(resized))
   return np.stack(planes, axis=-1)
 
@@ -143,6 +155,7 @@ def resize_pointmap(pointmap_HW3, shape: tuple[int, int]):
   height, width = pointmap_HW3.shape[:2]
   if (height, width) == tuple(shape):
     return pointmap_HW3
+  # Zeros enter the sums of neighbours, as in the published code.
   unknown = np.isnan(pointmap_HW3)
   filled = np.where(unknown, 0, pointmap_HW3)
   out = resize_float(filled, shape)
@@ -151,7 +164,8 @@ def resize_pointmap(pointmap_HW3, shape: tuple[int, int]):
   rows = nearest_index(height, shape[0])
   columns = nearest_index(width, shape[1])
   unknown_HW = unknown.any(-1)
-  out[unknown_HW[rows[:, None], columns]] = np.nan
+  unknown_there = unknown_HW[rows[:, None], columns]
+  out[unknown_there] = np.nan
   return out
 
 
@@ -160,6 +174,7 @@ class Enlarged:
 
   def __init__(self, pointmap_HW3, shape: tuple[int, int]):
     unknown = np.isnan(pointmap_HW3)
+    # The same filling as in `resize_pointmap`.
     zero = np.float32(0)
     self.unknown_HW = unknown.any(-1)
     self.points_HW3 = np.where(unknown, zero, pointmap_HW3)
@@ -169,13 +184,17 @@ class Enlarged:
     """(len(rows), len(columns), 3) points at rows and columns of the enlarged map, NaN where
     unknown.
     """
+    # Separable: rows first, then columns of what is left.
     out = self._between(self.points_HW3, rows, 0)
     out = self._between(out, columns, 1)
 
     # Unknown where the nearest point of the map is.
     height, width = self.unknown_HW.shape
-    near_rows = nearest_index(height, self.shape[0])[rows]
-    near_columns = nearest_index(width, self.shape[1])[columns]
+    tall, wide, _ = self.shape
+    nearest_rows = nearest_index(height, tall)
+    nearest_columns = nearest_index(width, wide)
+    near_rows = nearest_rows[rows]
+    near_columns = nearest_columns[columns]
     unknown = self.unknown_HW[near_rows[:, None], near_columns]
     out[unknown] = np.nan
     return out
@@ -191,10 +210,13 @@ class Enlarged:
     place = np.clip(place, 0, size - 1)
 
     # The two around it; the last one has the same neighbour as the one before.
-    low = np.minimum(place.astype(np.int64), max(size - 2, 0))
+    last_pair = max(size - 2, 0)
+    whole = place.astype(np.int64)
+    low = np.minimum(whole, last_pair)
     high = np.minimum(low + 1, size - 1)
+    part = (place - low).astype(np.float32)
     along = (-1, 1, 1) if axis == 0 else (1, -1, 1)
-    part = (place - low).astype(np.float32).reshape(along)
+    part = part.reshape(along)
 
     # first + part (second - first), in place
     first = np.take(array, low, axis)
@@ -208,6 +230,7 @@ class Enlarged:
 def resampled(pointmap_HW3, shape: tuple[int, int]):
   """A point map at an image's size, as something that `cut` reads: enlarging is done lazily."""
   height, width = pointmap_HW3.shape[:2]
+  # Shrinking is antialiased: every point takes part in it anyway.
   enlarges = height <= shape[0] and width <= shape[1]
   if enlarges:
     return Enlarged(pointmap_HW3, shape)

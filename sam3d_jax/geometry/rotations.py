@@ -20,8 +20,10 @@ NORM_FLOOR = 1e-12  # smallest norm that a vector is divided by
 
 def normalise(x):
   """x / max(|x|, 1e-12) over the last axis."""
+  # A zero vector stays zero instead of becoming NaN.
   xp = namespace(x)
-  return x / xp.maximum(norm(x), NORM_FLOOR)
+  length = norm(x)
+  return x / xp.maximum(length, NORM_FLOOR)
 
 
 def norm(x):
@@ -38,8 +40,12 @@ def quaternion_to_matrix(q):
   """(..., 4) of any non-zero length -> (..., 3, 3)."""
   xp = namespace(q)
   w, x, y, z = (q[..., i] for i in range(4))
-  s = 2.0 / (q * q).sum(-1)
-  # the nine entries, row by row
+
+  # 2 / |q|^2 stands for the length, so that q need not be a unit quaternion.
+  squared = (q * q).sum(-1)
+  s = 2.0 / squared
+
+  # The nine entries, row by row (PyTorch3D's `quaternion_to_matrix`).
   entries = [
     1 - s * (y * y + z * z),
     s * (x * y - z * w),
@@ -51,8 +57,9 @@ def quaternion_to_matrix(q):
     s * (y * z + x * w),
     1 - s * (x * x + y * y),
   ]
+  flat = xp.stack(entries, axis=-1)
   lead = q.shape[:-1]
-  return xp.stack(entries, axis=-1).reshape(*lead, 3, 3)
+  return flat.reshape(*lead, 3, 3)
 
 
 def matrix_to_quaternion(matrix):
@@ -62,6 +69,7 @@ def matrix_to_quaternion(matrix):
   every angle (Shepperd 1978).
   """
   xp = namespace(matrix)
+  # Entry (row i, column j) of every matrix.
   m = [[matrix[..., i, j] for j in range(3)] for i in range(3)]
 
   # 4 w^2, 4 x^2, 4 y^2, 4 z^2, and from them 2|w|, 2|x|, 2|y|, 2|z|
@@ -72,6 +80,7 @@ def matrix_to_quaternion(matrix):
     1 - m[0][0] - m[1][1] + m[2][2],
   ]
   squared = xp.stack(trace, axis=-1)
+  # The inner choice keeps the gradient finite where a sum is zero.
   positive = squared > 0
   safe = xp.where(squared > 0, squared, 1)
   size = xp.where(positive, xp.sqrt(safe), 0)
@@ -94,9 +103,11 @@ def matrix_to_quaternion(matrix):
   ]
   rows = [xp.stack(row, axis=-1) for row in table]
   candidates = xp.stack(rows, axis=-2)
+  # The floor is never the largest one's: of the four, one is at least 1.
   divisor = 2 * xp.maximum(size, 0.1)
   candidates = candidates / divisor[..., None]
-  best = xp.argmax(size, axis=-1)[..., None, None]
+  best = xp.argmax(size, axis=-1)
+  best = best[..., None, None]
   chosen = xp.take_along_axis(candidates, best, axis=-2)
   return standardise(chosen[..., 0, :])
 
@@ -104,28 +115,29 @@ def matrix_to_quaternion(matrix):
 def standardise(q):
   """The one of q and -q (the same rotation) with a non-negative real part."""
   xp = namespace(q)
+  # q and -q double-cover the same rotation; the cover is cut at w = 0.
   negative = q[..., :1] < 0
   return xp.where(negative, -q, q)
 
 
 def quaternion_multiply(a, b):
   """Hamilton product a b, standardised."""
-  # Components of the product, in order.
   xp = namespace(a, b)
   aw, ax, ay, az = (a[..., i] for i in range(4))
   bw, bx, by, bz = (b[..., i] for i in range(4))
-  product = [
-    aw * bw - ax * bx - ay * by - az * bz,
-    aw * bx + ax * bw + ay * bz - az * by,
-    aw * by - ax * bz + ay * bw + az * bx,
-    aw * bz + ax * by - ay * bx + az * bw,
-  ]
-  return standardise(xp.stack(product, axis=-1))
+  # Real part first, then i, j and k.
+  w = aw * bw - ax * bx - ay * by - az * bz
+  x = aw * bx + ax * bw + ay * bz - az * by
+  y = aw * by - ax * bz + ay * bw + az * bx
+  z = aw * bz + ax * by - ay * bx + az * bw
+  product = xp.stack([w, x, y, z], axis=-1)
+  return standardise(product)
 
 
 def quaternion_invert(q):
   """Inverse of a unit quaternion."""
   xp = namespace(q)
+  # Of unit length, the conjugate is the inverse.
   conjugate = xp.asarray([1, -1, -1, -1], dtype=q.dtype)
   return q * conjugate
 
@@ -143,6 +155,7 @@ def quaternion_apply(q, points):
 def matrix_to_6d(matrix):
   """(..., 3, 3) -> (..., 6): the first column, then the second (arXiv 1812.07035)."""
   xp = namespace(matrix)
+  # Columns are the turned x and y axes; the third follows from them.
   first = matrix[..., :, 0]
   second = matrix[..., :, 1]
   return xp.concatenate([first, second], axis=-1)

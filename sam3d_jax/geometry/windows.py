@@ -44,12 +44,15 @@ def mask_box(
   Raises:
     MaskError: no pixel is set, or the mask spans fewer than 3 x 3 pixels.
   """
+  # The tight box of the object: its first and last row and column.
   rows = np.flatnonzero(mask_HW.any(1))
   columns = np.flatnonzero(mask_HW.any(0))
   if not len(rows):
     raise MaskError("the mask is empty")
-  top, bottom = int(rows[0]), int(rows[-1])
-  left, right = int(columns[0]), int(columns[-1])
+  top = int(rows[0])
+  bottom = int(rows[-1])
+  left = int(columns[0])
+  right = int(columns[-1])
   width = right - left
   height = bottom - top
   if width < 2 or height < 2:
@@ -59,8 +62,9 @@ def mask_box(
 
   # A square about the box's centre, moved by the shift.
   size = int(max(width, height) * box_factor)
-  centre_x = (left + right) / 2 + shift[0] * size
-  centre_y = (top + bottom) / 2 + shift[1] * size
+  shift_x, shift_y = shift
+  centre_x = (left + right) / 2 + shift_x * size
+  centre_y = (top + bottom) / 2 + shift_y * size
   half = size // 2
   return (
     int(centre_x - half),

@@ -51,6 +51,7 @@ def attend(q_BLHK, k_BMHK, v_BMHK, *, backend: str = "auto", key_count_B=None):
   if backend == "xla":
     mask = None
     if key_count_B is not None:
+      # A count is a mask over keys, the same for all heads and queries.
       position_M = jnp.arange(k_BMHK.shape[1])
       exists_BM = position_M < key_count_B[:, None]
       mask = exists_BM[:, None, None]
@@ -94,6 +95,7 @@ def choose_backend(platform: str, q_BLHK, k_BMHK) -> str:
 
   Its kernel where lengths and dtype suit it, else "xla".
   """
+  # Kernels work on tiles: short sequences would be mostly padding.
   shortest = min(q_BLHK.shape[1], k_BMHK.shape[1])
   if shortest < KERNEL_MIN_LENGTH:
     return "xla"
@@ -125,6 +127,7 @@ def attend_xla(q_BLHK, k_BMHK, v_BMHK, *, mask=None):
   `mask`, broadcastable to (B, H, L, M), is true where a query may look; a query that may look
   nowhere gets the mean of all values, not NaN.
   """
+  # softmax(q k^T / sqrt(K)) v (Vaswani et al. 2017, eq. 1), heads as a batch dimension.
   scale = q_BLHK.shape[-1] ** -0.5
   logits_BHLM = product("blhk,bmhk->bhlm", q_BLHK, k_BMHK) * scale
   if mask is not None:
@@ -170,6 +173,7 @@ def attend_few(q_BLHK, ks, vs):
 def _attend_few(q_BLHK, ks, vs):
   B, L, H, K = q_BLHK.shape
   width = H * K
+  # One-hot rows that name each head.
   identity_HH = jnp.eye(H, dtype=q_BLHK.dtype)
   own_HH1 = identity_HH[:, :, None]
   # a row for each query and head, zero in the columns of the other heads
@@ -239,6 +243,7 @@ def _product_forward(spec, a, b):
 
 def _product_backward(spec, operands, gradient):
   dtype = jnp.result_type(*operands)
+  # The cotangent comes in fp32; operands are what the products run on.
   rounded = gradient.astype(dtype)
   plain = functools.partial(jnp.einsum, spec)
   _, backward = jax.vjp(plain, *operands)
@@ -255,6 +260,7 @@ def keep_attention(primitive, *unused, **params) -> bool:
   softmax as well as its output. They cannot be tagged from outside, and without them the forward
   kernel would run again, so that primitive's results are kept by its name.
   """
+  # The output of every backend but cuDNN's carries the tag.
   tagged = primitive.name == "name" and params["name"] == SAVED_NAME
   return tagged or primitive.name == CUDNN_FORWARD
 
@@ -283,6 +289,7 @@ def _cudnn(q_BLHK, k_BMHK, v_BMHK, key_count_B=None):
 def _even_length(x_BLHK):
   if x_BLHK.shape[1] % 2 == 0:
     return x_BLHK
+  # A row of zeros at the end, which the caller leaves out again.
   one_more = (0, 1)
   return jnp.pad(x_BLHK, ((0, 0), one_more, (0, 0), (0, 0)))
 
@@ -294,6 +301,7 @@ def _splash(q_BLHK, k_BMHK, v_BMHK, key_count_B=None):
   """
   length, heads, head_dim = q_BLHK.shape[1:]
   keys = k_BMHK.shape[1]
+  # Queries and keys are tiled, and padded, each by themselves.
   q_block, padded_length = _splash_block(length)
   k_block, padded_keys = _splash_block(keys)
   kernel = _splash_kernel(
@@ -319,6 +327,7 @@ def _splash(q_BLHK, k_BMHK, v_BMHK, key_count_B=None):
     if counts_B is None:
       counts_B = jnp.full(len(q), keys, jnp.int32)
     position_M = jnp.arange(padded_keys)
+    # Keys beyond a sample's count are padding, too.
     is_padding_BM = position_M >= counts_B[:, None]
     of_key_BM = is_padding_BM.astype(jnp.int32)
     of_query = jnp.zeros(padded_length, jnp.int32)
@@ -345,6 +354,7 @@ def _splash_block(length: int) -> tuple[int, int]:
 
 
 def _round_up(n: int, multiple: int) -> int:
+  # Ceiling division, in integers.
   return -(-n // multiple) * multiple
 
 
@@ -363,6 +373,7 @@ def _splash_kernel(heads: int, length: int, keys: int, q_block: int, k_block: in
     block_q_dq=q_block,
     block_kv_dq=k_block,
   )
+  # Every query sees every key: what may not be seen is in the segments.
   full = splash_mask.FullMask((length, keys))
   mask = splash_mask.MultiHeadMask([full] * heads)
   # The name sits inside the kernel's own derivative rule: a tag on the output alone would not spare
@@ -400,6 +411,7 @@ def _per_shard(kernel, q_BLHK, *, keys: int = 2, counted: bool = False, only: tu
   counts = ()
   if counted:
     counts = (P(batch),)
+  # Shards do not talk: each has the keys that its queries need.
   return jax.shard_map(
     kernel,
     in_specs=(queries, *keys_and_values, *counts),
@@ -415,6 +427,7 @@ def _dividing_axes(mesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:
   for axis in axes:
     if axis not in mesh.shape:
       continue
+    # An axis counts only on top of those before it.
     more_ways = ways * mesh.shape[axis]
     if size % more_ways == 0:
       chosen.append(axis)

@@ -15,6 +15,7 @@ class SelfAttention(nnx.Module):
   """
 
   def __init__(self, width: int, heads: int, *, qk_rms_norm: bool, dtype, rngs: nnx.Rngs):
+    # Heads as dimensions of their own, so that a mesh can split them.
     head_dim = width // heads
     self.qkv = Dense(
       width,
@@ -38,6 +39,7 @@ class SelfAttention(nnx.Module):
   def project(self, x_BLD):
     """Queries, keys and values, each (B, L, H, K)."""
     q, k, v = self.qkv.parts(x_BLD)
+    # Norms over the head dimension keep the logits bounded (SD3, arXiv 2403.03206).
     if self.q_norm is not None:
       q = self.q_norm(q)
       k = self.k_norm(k)
@@ -71,6 +73,7 @@ class CrossAttention(nnx.Module):
         "absorb_kv needs keys that are linear in the tokens: qk_rms_norm rules it out"
       )
     head_dim = width // heads
+    # Queries from the model, keys and values from the condition.
     self.q = Dense(
       width,
       (heads, head_dim),
@@ -122,12 +125,14 @@ class CrossAttention(nnx.Module):
     return self.out.of_sum(attended_BLHK, v_bias_HK)
 
   def _attend_absorbed(self, q_BLHK, tokens_BSD):
+    # (D, 2, H, K): keys, then values.
     kernel = self.kv.kernel[...].astype(self.dtype)
     k_kernel_DHK, v_kernel_DHK = jnp.unstack(kernel, axis=1)
     # the key projection goes to the queries, one row a query and head
     queries_BLHD = jnp.einsum("blhk,dhk->blhd", q_BLHK, k_kernel_DHK)
     batch, length, heads, width = queries_BLHD.shape
     rows_BRD = queries_BLHD.reshape(batch, length * heads, width)
+    # Tokens are keys and values as they are, shared by all heads.
     mixed_BRD = attend_rows(
       rows_BRD,
       (tokens_BSD,),

@@ -94,6 +94,7 @@ class SwiGLU(nnx.Module):
   """w2(silu(w1 x) * w3 x) without biases (Shazeer 2020)."""
 
   def __init__(self, width: int, hidden: int, width_out: int, *, rngs: nnx.Rngs, dtype):
+    # Names as in the published checkpoint: w1 gates, w3 is gated, w2 leads out.
     dense = functools.partial(
       layers.Dense,
       rngs=rngs,
@@ -216,6 +217,7 @@ class ConditionEncoder(nnx.Module):
 
   def lacks_pointmap(self, cond: Conditioning):
     """(B,) bool, true where no configured point map knows a point."""
+    # A point with one unknown coordinate is unknown.
     known = []
     for stream in POINTMAP_STREAMS:
       if stream not in self.cfg.streams:
@@ -231,6 +233,7 @@ class ConditionEncoder(nnx.Module):
 
     None if it names neither.
     """
+    # The first stream of a pair is of the crop, the second of the whole photo.
     groups = [g for g, stream in enumerate(streams) if stream in self.cfg.streams]
     if not groups:
       return None
@@ -272,6 +275,7 @@ def together(streams):
 
   Interleaved rather than end to end, so that on a mesh which shards B no example leaves its device.
   """
+  # The streams of an example lie side by side.
   each = streams[0].shape[1:]
   interleaved = jnp.stack(streams, axis=1)
   return interleaved.reshape(-1, *each)
@@ -302,5 +306,6 @@ def as_mask(mask):
   """
   if jnp.issubdtype(mask.dtype, jnp.floating):
     return mask
+  # Any label but 0 is the object.
   is_object = mask != 0
   return is_object.astype(jnp.float32)

@@ -69,10 +69,13 @@ def initial_positions(grid: int, width: int):
   Learned from there. An encoder trained from scratch knows from the first step where a patch lies;
   from small random values it has to find out.
   """
+  # Rows first, as the patches lie in the sequence.
   axis = np.arange(grid, dtype=np.int32)
   rows_columns = np.meshgrid(axis, axis, indexing="ij")
-  places_L2 = np.stack(rows_columns, axis=-1).reshape(-1, 2)
+  places = np.stack(rows_columns, axis=-1)
+  places_L2 = places.reshape(-1, 2)
   patches_LD = layers.position_sincos(places_L2, width)
+  # The CLS token has no place.
   cls_1D = jnp.zeros((1, width), jnp.float32)
   return jnp.concatenate([cls_1D, patches_LD])
 
@@ -106,6 +109,7 @@ class SelfAttention(nnx.Module):
       v,
       backend=self.backend,
     )
+    # Weights sum to 1, so the values' bias can be added after the mixing.
     v_bias_HK = self.qkv.bias[...][2]
     return self.out.of_sum(attended_BLHK, v_bias_HK)
 
@@ -213,6 +217,7 @@ class Dino(nnx.Module):
 
   def __call__(self, image_BHWC):
     """(B, H, W, 1 or 3) float in 0..1, any size -> (B, cfg.tokens, D) in the compute dtype."""
+    # Any size in; the network has one.
     image = preprocess(image_BHWC, self.cfg.input_size)
     x_BLD = self.prenorm(image)
     if self.cfg.prenorm:
@@ -268,6 +273,7 @@ class Dino(nnx.Module):
 
   def drop_registers(self, x_BLD):
     """[CLS, registers, patches] -> [CLS, patches]."""
+    # Registers only serve the layers (Darcet et al. 2023).
     first_patch = 1 + self.cfg.registers
     cls_B1D = x_BLD[:, :1]
     patches_BLD = x_BLD[:, first_patch:]
@@ -288,6 +294,7 @@ def preprocess(image_BHWC, size: int):
       "linear",
       antialias=False,
     )
+  # Masks go through the same network as pictures.
   if channels == 1:
     image_BHWC = jnp.repeat(image_BHWC, 3, axis=-1)
   centred_BHWC = image_BHWC - jnp.asarray(IMAGENET_MEAN)
@@ -300,6 +307,7 @@ def position_embedding(pos_LD, rows: int, columns: int):
   The CLS row is kept, the grid is resized in fp32. The resize is bicubic with a = -0.5 and
   antialiasing (Keys' kernel, widened when shrinking), unlike plain bicubic (a = -0.75).
   """
+  # One row is the CLS token's, the others are a square grid.
   length, width = pos_LD.shape
   grid = int((length - 1) ** 0.5)
   if (rows, columns) == (grid, grid):

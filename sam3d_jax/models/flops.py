@@ -50,8 +50,10 @@ class Part:
 
   def training(self, *, trained: bool, passes_gradient: bool) -> float:
     """FLOPs of a forward and the backward pass that it needs."""
+    # Forward, gradient of inputs, gradient of weights.
     if trained:
       return 3 * self.forward
+    # Weights need no gradient, but both operands of a mixing product do.
     if passes_gradient:
       return 2 * self.weights + 3 * self.mixing
     return self.forward
@@ -120,6 +122,7 @@ def dino(cfg: DinoConfig) -> Part:
   """One image."""
   width = cfg.width
   hidden = int(width * cfg.mlp_ratio)
+  # The patch embedding is a product over the pixels of each patch.
   patches = (cfg.input_size // cfg.patch) ** 2
   tokens = 1 + cfg.registers + patches
   pixels = 3 * cfg.patch**2  # of a patch, all channels
@@ -134,6 +137,7 @@ def pointmap(cfg: PointmapConfig, *, plain: bool) -> Part:
   window = 1 + cfg.patch**2
   hidden = int(d * cfg.mlp_ratio)
   if plain or not cfg.cls_only:
+    # Every point is projected, every window a transformer block of its own.
     points = cfg.input_size**2
     embed = Part(2 * points * 3 * d)
     block = transformer_block(window, d, hidden)
@@ -164,6 +168,7 @@ def condition(cfg: ConditionConfig, *, plain: bool) -> dict[str, Part]:
     "mask": conditioning.MASK_STREAMS,
   }
   for name, streams in images.items():
+    # An encoder runs once for each of its streams.
     inputs = count(streams)
     parts[f"condition/{name}_encoder"] = dino(cfg.dino) * inputs
     parts[f"condition/{name}_projection"] = projection(cfg.dino) * inputs
@@ -225,10 +230,12 @@ def flow(cfg: GeometryFlowConfig, cond_tokens: int, *, plain: bool) -> dict[str,
   embedders = 1
   if cfg.shortcut:
     embedders = 2
+  # Sinusoids, 256 numbers, then two linear layers.
   embedder = 2 * 256 * d + 2 * d**2
   shape_ends = Part(4 * tokens * cfg.token_channels * d + embedders * embedder)
   layout_channels = sum(LAYOUT_CHANNELS.values())
   layout_ends = Part(4 * layout_channels * d)
+  # The ends of a stream count once, its blocks `depth` times.
   return {
     "flow/shape": shape * cfg.depth + shape_ends,
     "flow/layout": pose * cfg.depth + layout_ends,
@@ -239,8 +246,12 @@ def structure_coders(cfg: StructureVAEConfig) -> dict[str, Part]:
   """Encoder and decoder; a convolution of size k costs 2 k^3 C_in C_out a voxel."""
 
   def conv(side, c_in, c_out, k=3):
-    return Part(2 * side**3 * k**3 * c_in * c_out)
+    """A convolution over side^3 voxels: k^3 taps, each a product."""
+    places = side**3
+    taps = k**3
+    return Part(2 * places * taps * c_in * c_out)
 
+  # The side of each level, finest first.
   cells = cfg.resolution // cfg.patch
   sides = [cells // 2**i for i in range(len(cfg.channels))]
   voxels = cfg.patch**3  # of a cell of the finest level
@@ -252,13 +263,16 @@ def structure_coders(cfg: StructureVAEConfig) -> dict[str, Part]:
   middle = conv(side, top, top) * (2 * cfg.middle_blocks)
   levels = Part(0.0)
   for s, c in zip(sides, cfg.channels, strict=True):
-    levels = levels + conv(s, c, c) * (2 * cfg.res_blocks)
+    level = conv(s, c, c)
+    levels = levels + level * (2 * cfg.res_blocks)
 
-  # from voxels to latent, and back
-  encoder = (
-    conv(sides[0], voxels, finest) + levels + middle + conv(side, top, 2 * cfg.latent_channels)
-  )
-  decoder = conv(side, cfg.latent_channels, top) + levels + middle + conv(sides[0], finest, voxels)
+  # from voxels to latent, mean and log variance of it, and back
+  from_voxels = conv(sides[0], voxels, finest)
+  to_moments = conv(side, top, 2 * cfg.latent_channels)
+  encoder = from_voxels + levels + middle + to_moments
+  from_latent = conv(side, cfg.latent_channels, top)
+  to_logits = conv(sides[0], finest, voxels)
+  decoder = from_latent + levels + middle + to_logits
 
   # between the levels
   widths = itertools.pairwise(cfg.channels)
@@ -272,6 +286,7 @@ def geometry(cfg: GeometryConfig, *, plain: bool) -> Cost:
   """The Geometry model: condition encoder and the two streams."""
   streams = flow(cfg.flow, cfg.condition.tokens, plain=plain)
   # without condition a stream sees one zero token in place of all
+  # In the published form the unconditional pass has all tokens, too.
   unconditional = streams
   if not plain:
     unconditional = flow(cfg.flow, 1, plain=False)

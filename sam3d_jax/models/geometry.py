@@ -26,6 +26,7 @@ class GeometryModel(nnx.Module):
 
   def __init__(self, cfg: GeometryConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg
+    # Encoder first: the draws of both come from one stream of keys.
     self.condition = ConditionEncoder(cfg.condition, rngs=rngs)
     self.flow = GeometryFlow(cfg.flow, rngs=rngs)
 
@@ -35,6 +36,7 @@ class GeometryModel(nnx.Module):
 
     Objectives and samplers then feed d = 0 where none is meant.
     """
+    # The embedder exists if and only if the flow is a shortcut model.
     return self.cfg.flow.shortcut
 
   def encode(self, cond: Conditioning, drop_pointmap_B=None):

@@ -190,6 +190,7 @@ class GeometryFlow(nnx.Module):
   def embed(self, x):
     """Latents to streams: stream name -> (B, L, D) fp32."""
     cfg = self.cfg
+    # Fixed positions of the grid's tokens; layout tokens learn theirs.
     grid_L3 = grid_positions(cfg.token_resolution)
     table_LD = position_sincos(grid_L3, cfg.width)
     # one row a latent
@@ -207,6 +208,7 @@ class GeometryFlow(nnx.Module):
 
   def readout(self, streams):
     """Streams to velocities: latent name -> (B, n, c) fp32."""
+    # A row of the layout stream belongs to one latent.
     rows = jnp.split(
       streams["layout"],
       len(LAYOUT_LATENTS),
@@ -222,6 +224,7 @@ class GeometryFlow(nnx.Module):
     return velocity
 
   def _check(self, x):
+    # Names first: a missing latent has no shape.
     expected = self.cfg.latent_shapes()
     if set(x) != set(expected):
       raise ValueError(f"latents {sorted(x)} were given, the model needs {sorted(expected)}")
@@ -238,6 +241,7 @@ def pack_cells(z_BLC, patch: int):
   """Cells (B, L, C) of a structure latent to tokens of patch^3 cells: (B, L / p^3, C p^3)."""
   if patch == 1:
     return z_BLC
+  # Through the grid, where neighbours are neighbours.
   cells = tokens_to_grid(z_BLC)
   packed = space_to_depth(cells, patch)
   return grid_to_tokens(packed)
@@ -271,6 +275,7 @@ class LatentProjection(nnx.Module):
       self.position = None
 
   def embed(self, x_BLC, table_LD=None):
+    # In fp32: a few channels only.
     projected_BLD = self.proj_in(x_BLC)
     if self.position is None:
       return projected_BLD + table_LD
@@ -285,6 +290,7 @@ class MoTBlock(nnx.Module):
   """One block: a shared modulation and two streams."""
 
   def __init__(self, cfg: GeometryFlowConfig, *, rngs: nnx.Rngs):
+    # Zero at the start: every block begins as the identity but for cross-attention.
     self.adaln = Dense(
       cfg.width,
       (6, cfg.width),
@@ -357,6 +363,7 @@ def mot_attend(q, k, v, *, backend: str):
 
 def modulations(adaln: Dense, mod_BD):
   """Shift, scale and gate of self-attention, then of the MLP: six arrays (B, 1, D) fp32."""
+  # adaLN-zero of DiT (Peebles & Xie 2023): shift, scale, gate, twice.
   active_BD = jax.nn.silu(mod_BD)
   six_B6D = adaln(active_BD)
   each = jnp.unstack(six_B6D, axis=1)
@@ -394,6 +401,7 @@ class StreamBlock(nnx.Module):
 
   def project(self, x_BLD, modulation):
     """Queries, keys and values of the self-attention, each (B, L, H, K)."""
+    # The first two of the six are the attention's.
     shift, scale, *_ = modulation
     h_BLD = modulate(x_BLD, shift, scale)
     h_BLD = operand(h_BLD, self.dtype)
@@ -418,5 +426,6 @@ class StreamBlock(nnx.Module):
 
 def modulate(x_BLD, shift_B1D, scale_B1D):
   """Parameter-free layer norm, then the modulation's scale and shift, in fp32."""
+  # With zero scale and shift, as at the start, it is the plain norm.
   normed_BLD = layer_norm(x_BLD, BLOCK_EPS)
   return normed_BLD * (1 + scale_B1D) + shift_B1D

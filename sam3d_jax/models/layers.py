@@ -17,6 +17,7 @@ from sam3d_jax.models.stack import operand
 
 def xavier_uniform(key, shape_in, shape_out):
   """Xavier-uniform kernel (*shape_in, *shape_out), fans counted over the flattened sides."""
+  # Glorot & Bengio 2010, eq. 16.
   fan_in = math.prod(shape_in)
   fan_out = math.prod(shape_out)
   bound = math.sqrt(6.0 / (fan_in + fan_out))
@@ -53,6 +54,7 @@ class Dense(nnx.Module):
     bias: bool = True,
     zero: bool = False,
   ):
+    # Several dimensions a side, so that heads need no reshape.
     d_in = as_dims(d_in)
     d_out = as_dims(d_out)
     if zero:
@@ -149,6 +151,7 @@ class LayerNorm(nnx.Module):
       self.bias = None
 
   def __call__(self, x):
+    # Gain and shift are applied in fp32, before the cast back.
     y = layer_norm(x, self.eps)
     if self.scale is not None:
       y = y * self.scale[...] + self.bias[...]
@@ -163,6 +166,7 @@ def layer_norm(x, eps: float):
 
 
 def _layer_norm_forward(x, eps):
+  # Statistics in fp32: half precision would lose the variance of large activations.
   wide = x.astype(jnp.float32)
   mean = wide.mean(-1, keepdims=True)
   squares = jnp.square(wide - mean)
@@ -206,6 +210,7 @@ class HeadRMSNorm(nnx.Module):
     self.scale = nnx.Param(jnp.ones((heads, head_dim), jnp.float32))
 
   def __call__(self, x_BLHK):
+    # Over the head dimension, each head by itself.
     x = x_BLHK.astype(jnp.float32)
     # to unit length
     squares = jnp.square(x)
@@ -240,6 +245,7 @@ class MLP(nnx.Module):
 
   def __call__(self, x_BLD):
     hidden = self.up(x_BLD)
+    # The operand of the second product is what rematerialisation keeps.
     active = gelu(hidden, exact=self.exact_gelu)
     return self.down(operand(active))
 
@@ -260,10 +266,12 @@ TANH_CUBIC = 0.044715
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gelu(x, exact):
+  # In fp32, whatever the model computes in.
   wide = x.astype(jnp.float32)
   if exact:
     odd = jax.lax.erf(wide * SQRT_HALF)
   else:
+    # 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
     cubic = TANH_CUBIC * wide * wide * wide
     odd = jnp.tanh(TANH_SLOPE * (wide + cubic))
   y = 0.5 * wide * (1 + odd)
@@ -326,6 +334,7 @@ class TimestepEmbedder(nnx.Module):
     )
 
   def __call__(self, t_N):
+    # As in DiT (Peebles & Xie 2023): sinusoid, linear, SiLU, linear.
     waves = sinusoid(t_N, self.frequencies)
     hidden = self.hidden(waves)
     active = jax.nn.silu(hidden)
@@ -369,6 +378,7 @@ def position_sincos(coords_LA, dim: int):
     [jnp.sin(angles), jnp.cos(angles)],
     axis=-1,
   )
+  # What the axes leave of the width stays zero.
   used = axes * 2 * n
   table = waves.reshape(length, used)
   return jnp.pad(table, ((0, 0), (0, dim - used)))
@@ -376,6 +386,7 @@ def position_sincos(coords_LA, dim: int):
 
 def grid_positions(resolution: int):
   """Integer coordinates (resolution^3, 3) of a cubic grid in token order: x slowest, z fastest."""
+  # On the host: the table is a constant of the program.
   axis = np.arange(resolution, dtype=np.int32)
   xyz = np.meshgrid(axis, axis, axis, indexing="ij")
   grid = np.stack(xyz, axis=-1)

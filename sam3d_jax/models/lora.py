@@ -41,6 +41,7 @@ class LoraConfig:
   alpha: float = 16.0
 
   def __post_init__(self):
+    # Without targets, rank and alpha mean nothing.
     positive = self.rank >= 1 and self.alpha > 0
     if self.targets and not positive:
       raise ConfigError(
@@ -97,6 +98,7 @@ def factor_shapes(model: nnx.Module, cfg: LoraConfig) -> dict[str, jax.ShapeDtyp
     outputs = shape[first_output:]
     a = (*layers, *inputs, cfg.rank)
     b = (*layers, cfg.rank, *outputs)
+    # fp32, as every parameter is.
     shapes[f"{path}/lora_a"] = jax.ShapeDtypeStruct(a, jnp.float32)
     shapes[f"{path}/lora_b"] = jax.ShapeDtypeStruct(b, jnp.float32)
 
@@ -118,17 +120,23 @@ def random_factors(shapes: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> dic
     if path.endswith("lora_b"):
       return jnp.zeros(shape, jnp.float32)
     # lora_a, and lora_b of the same kernel, share their layers in a stack
-    partner = shapes[f"{path[:-1]}b"].shape
-    stacked = tuple(partner)[:2] == (shape[0], shape[-1])
+    partner_path = f"{path[:-1]}b"
+    partner = tuple(shapes[partner_path].shape)
+    layers_and_rank = (shape[0], shape[-1])
+    stacked = partner[:2] == layers_and_rank
     inputs = shape[1:-1] if stacked else shape[:-1]
     fan_in = math.prod(inputs)
     # a draw depends on seed and path alone
     number = zlib.crc32(path.encode())
-    key = jax.random.fold_in(jax.random.key(seed), number)
+    seeded = jax.random.key(seed)
+    key = jax.random.fold_in(seeded, number)
     normal = jax.random.normal(key, shape, jnp.float32)
     return normal / math.sqrt(fan_in)
 
-  return {path: one(path, tuple(x.shape)) for path, x in shapes.items()}
+  factors = {}
+  for path, x in shapes.items():
+    factors[path] = one(path, tuple(x.shape))
+  return factors
 
 
 def factor_paths(paths: Iterable[str]) -> list[str]:
@@ -149,6 +157,7 @@ def adapted_kernels(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[st
   adapted = {}
   for path in factor_paths(shapes):
     module, _, _ = path.rpartition("/")
+    # All three lie side by side in the module.
     needed = [f"{module}/{name}" for name in ("kernel", *FACTORS)]
     missing = [p for p in needed if p not in shapes]
     if missing:
@@ -181,6 +190,7 @@ def adapted(kernel, a, b, scale: float):
 
 def folded(params: Mapping, scale: float) -> dict:
   """The parameters with every adapted kernel in place of the kernel and its factors."""
+  # Everything is checked before anything is computed.
   shapes = {path: x.shape for path, x in params.items()}
   kernels = adapted_kernels(shapes)
   factors = set()
@@ -204,6 +214,7 @@ def folded(params: Mapping, scale: float) -> dict:
 
 def layer_count(name: str, kernel: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> int:
   """Layers of a stack, 1 if there is no layer axis. Raises InputError unless the shapes fit."""
+
   kernel = tuple(kernel)
   rank = a[-1]
   # one layer: (inputs, r) and (r, outputs)

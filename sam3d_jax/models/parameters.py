@@ -30,6 +30,7 @@ class LazyParams(Mapping):
     self._last = (None, None)
 
   def __getitem__(self, path: str) -> np.ndarray:
+    # As a dictionary would.
     if path not in self.shapes:
       raise KeyError(path)
     if self._last[0] != path:
@@ -49,8 +50,10 @@ class LazyParams(Mapping):
 def flat_params(module: nnx.Module) -> dict[str, jax.Array]:
   """Path -> parameter of a module: arrays or, for an abstract module, shape structs."""
   params = {}
+  # Parameters only: other state is none of a model's arrays.
   state = nnx.state(module, nnx.Param)
   for path, leaf in nnx.to_flat_state(state):
+    # An abstract module has shape structs, which cannot be indexed.
     value = leaf.get_value()
     if isinstance(value, jax.Array):
       value = leaf[...]
@@ -106,6 +109,7 @@ def load_params(module: nnx.Module, params: Mapping[str, np.ndarray]) -> None:
   state = nnx.state(module, nnx.Param)
   for path, leaf in nnx.to_flat_state(state):
     array = params[_joined(path)]
+    # Published files may hold half precision; the module keeps its own.
     dtype = leaf.get_value().dtype
     leaf.set_value(jnp.asarray(array, dtype))
 
@@ -116,6 +120,7 @@ def params_digest(params: Mapping[str, np.ndarray]) -> str:
   It is what latents carry as the name of the autoencoder that made them.
   """
   digest = hashlib.sha256()
+  # Sorted: the order of a mapping is no part of its content.
   for path in sorted(params):
     array = np.asarray(params[path])
     header = f"{path} {array.dtype} {array.shape}"

@@ -47,6 +47,7 @@ class PointmapConfig:
   @property
   def tokens(self) -> int:
     """Tokens that one point map becomes."""
+    # One token a window.
     return (self.input_size // self.patch) ** 2
 
 
@@ -73,6 +74,7 @@ class WindowBlock(nnx.Module):
 
   def attend(self, x_WLD):
     """(windows, L, D) -> (windows, D): the self-attention's output in the first row."""
+    # The whole block, as published; `values_closed` is the same for less.
     normed_WLD = self.norm1(x_WLD)
     attended_WLD = self.attn(normed_WLD)
     return attended_WLD[:, 0]
@@ -178,6 +180,7 @@ class WindowBlock(nnx.Module):
 
 def centred(x_ND):
   """Rows without their mean, which a layer norm takes away."""
+  # A layer norm subtracts the mean of a sum, which is the sum of the means.
   return x_ND - x_ND.mean(-1, keepdims=True)
 
 
@@ -281,6 +284,7 @@ class PointmapEncoder(nnx.Module):
   @jax.default_matmul_precision("float32")
   def embed_points(self, points, valid):
     """(..., 3), (...) bool -> (..., D), unknown points replaced by the learned token."""
+    # In true fp32: coordinates have a large range.
     features, basis_FD = self.features(points, valid)
     embedding = features @ basis_FD
     return embedding.astype(self.cfg.dtype)
@@ -315,6 +319,7 @@ def windows(x_BHWD, side: int):
   batch, height, width, dim = x_BHWD.shape
   rows = height // side
   columns = width // side
+  # Rows and columns, each as windows and places within one.
   x = x_BHWD.reshape(
     batch,
     rows,
@@ -332,6 +337,7 @@ def resize_nearest(points_BHW3, size: int):
   height, width = points_BHW3.shape[1:3]
   if (height, width) == (size, size):
     return points_BHW3
+  # Static indices: a gather, no arithmetic on coordinates.
   rows = nearest_index(height, size)
   columns = nearest_index(width, size)
   return points_BHW3[:, rows][:, :, columns]

@@ -40,6 +40,7 @@ def geometry_config(model: ConfigDict) -> GeometryConfig:
 
 def structure_vae_config(model: ConfigDict) -> StructureVAEConfig:
   """The typed configuration of a structure VAE."""
+  # The section is the configuration, but for the model's name.
   settings = model.to_dict()
   del settings["name"]
   return typed(StructureVAEConfig, settings, "model")
@@ -122,6 +123,7 @@ def lookup(name: str) -> ModelKind:
 
 def section_of(model: Mapping[str, Any], path: tuple[str, ...]) -> Any:
   """The section, within a `model` section, of the key at `path`; None where it is switched off."""
+  # Down to the section that holds the key.
   section = model
   for name in path[:-1]:
     section = section.get(name)
@@ -134,6 +136,7 @@ def completed(model: ConfigDict) -> ConfigDict:
   """A `model` section with the keys that it was recorded without. Raises ConfigError for an unknown
   model.
   """
+  # Configurations recorded before a key existed mean the value of their time.
   later_keys = lookup(model.name).later_keys
   whole = model.copy_and_resolve_references()
   with whole.unlocked():
@@ -162,6 +165,7 @@ def build_model(model: ConfigDict, *, rngs: nnx.Rngs) -> nnx.Module:
 def abstract_model(model: ConfigDict) -> nnx.Module:
   """The same module with shapes in place of arrays: takes no memory and touches no device."""
 
+  # Drawn from any seed: only shapes come out.
   def build():
     return build_model(model, rngs=nnx.Rngs(0))
 

@@ -1,4 +1,4 @@
-"""Sparse voxel tensors with static shapes: neighbours, convolution, pooling, windows.
+"""Sparse voxel tensors with static shapes: neighbours, convolution, pooling, groups.
 
 Everything runs under `jit` and has gradients. A batch holds the active voxels of each sample in its
 own row, padded to a common V: (B, V, C) features, (B, V, 3) coordinates and a count of the valid
@@ -16,8 +16,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from sam3d_jax.models.attention import SAVED_NAME, attend_xla
 
 # base of the voxel keys: x * SIDE^2 + y * SIDE + z, with a margin of one voxel, fits int32
 SIDE = 1024
@@ -39,6 +37,7 @@ class SparseTensor(NamedTuple):
   @property
   def valid_BV(self):
     """True where a row is a voxel."""
+    # Voxels come first, padding after them.
     rows = self.coords_BV3.shape[1]
     return jnp.arange(rows) < self.count_B[:, None]
 
@@ -67,6 +66,7 @@ def pack(feats_NC, coords_N4, batch: int, size: int) -> SparseTensor:
       raise ValueError(
         f"voxel coordinates {lowest}..{highest} are not within 0..{MAX_COORDINATE}",
       )
+  # A sample number beyond the batch makes this longer than the batch.
   count_B = np.bincount(sample_N, minlength=batch).astype(np.int32)
   if len(count_B) > batch or count_B.max(initial=0) > size:
     raise ValueError(f"samples of {count_B.tolist()} voxels do not fit into {batch} rows of {size}")
@@ -91,12 +91,15 @@ def unpack(x: SparseTensor) -> tuple[np.ndarray, np.ndarray]:
   feats_BVC = np.asarray(x.feats_BVC)
   coords_BV3 = np.asarray(x.coords_BV3)
   count_B = np.asarray(x.count_B)
-  feats, coords = [], []
+  feats = []
+  coords = []
   for b, count in enumerate(count_B):
+    # The batch column of the published form.
     sample_N1 = np.full((count, 1), b, np.int32)
     xyz_N3 = coords_BV3[b, :count]
+    rows_N4 = np.concatenate([sample_N1, xyz_N3], axis=1)
     feats.append(feats_BVC[b, :count])
-    coords.append(np.concatenate([sample_N1, xyz_N3], axis=1))
+    coords.append(rows_N4)
   return np.concatenate(feats), np.concatenate(coords)
 
 
@@ -106,8 +109,10 @@ def voxel_keys(coords_BV3, valid_BV):
   A step of one along an axis adds a constant.
   """
   # with a margin, so that a step below 0 is no voxel of the row before
-  x, y, z = jnp.unstack(coords_BV3 + 1, axis=-1)
-  keys_BV = (x * SIDE + y) * SIDE + z
+  shifted = coords_BV3 + 1
+  x, y, z = jnp.unstack(shifted, axis=-1)
+  rows_BV = x * SIDE + y
+  keys_BV = rows_BV * SIDE + z
   return jnp.where(valid_BV, keys_BV, NO_VOXEL)
 
 
@@ -130,6 +135,7 @@ def neighbours(x: SparseTensor):
     is_padding_V = keys_V == NO_VOXEL
     wanted_TV = jnp.where(is_padding_V, -1, keys_V + steps_T[:, None])
     # where it would lie, and whether it does
+    # A bisection a neighbour: 27 V log V comparisons, no table of the grid.
     place_TV = jnp.searchsorted(sorted_V, wanted_TV)
     at_TV = jnp.minimum(place_TV, voxels - 1)
     found_TV = sorted_V[at_TV] == wanted_TV
@@ -143,6 +149,7 @@ def gather(x_BVC, index_BW):
   """Rows of each sample by index, zero where the index is V."""
 
   def sample(x_VC, index_W):
+    # The index V lies outside and reads as zero.
     rows = x_VC.at[index_W]
     return rows.get(mode="fill", fill_value=0)
 
@@ -172,6 +179,7 @@ def _conv(x_BVI, kernel_TIO, neighbours_TBV):
     )
     return sum_BVO + term_BVO, None
 
+  # Summed in fp32, tap after tap.
   batch, voxels = x_BVI.shape[:2]
   channels_out = kernel_TIO.shape[-1]
   zero_BVO = jnp.zeros((batch, voxels, channels_out), jnp.float32)
@@ -273,6 +281,7 @@ def downsample(
   voxels = x.coords_BV3.shape[1]
   if size is None:
     size = voxels
+  # Sorted by parent, siblings lie side by side: a sum by segments.
   groups = group_by(x.coords_BV3 // factor, x.valid_BV)
 
   def sample(feats_VC, coords_V3, order_V, rank_V, inverse_V, count):
@@ -319,6 +328,7 @@ def upsample(coarse: SparseTensor, parent_BV, like: SparseTensor) -> SparseTenso
 
   `parent_BV` is what `downsample` of `like` returned.
   """
+  # Padding has the row `size`, which reads as zero.
   feats_BVC = gather(coarse.feats_BVC, parent_BV)
   return like.of(feats_BVC)
 
@@ -326,6 +336,7 @@ def upsample(coarse: SparseTensor, parent_BV, like: SparseTensor) -> SparseTenso
 def subdivide(x: SparseTensor) -> SparseTensor:
   """Each voxel becomes its 8 halves with its features, voxel by voxel: (B, 8 V, C)."""
   batch, voxels, _ = x.feats_BVC.shape
+  # A voxel at x covers 2 x and 2 x + 1 at twice the resolution.
   doubled_BV13 = 2 * x.coords_BV3[:, :, None]
   halves_BV83 = doubled_BV13 + CHILDREN.astype(np.int32)
   coords = halves_BV83.reshape(batch, 8 * voxels, 3)
@@ -336,101 +347,13 @@ def subdivide(x: SparseTensor) -> SparseTensor:
   )
 
 
-def windows(x: SparseTensor, window: int, shift: int = 0) -> Groups:
-  """Which voxels attend to each other: those of one cell (coordinate + shift) // window.
-
-  Made once for all blocks of one shift.
-  """
-  cells_BV3 = (x.coords_BV3 + shift) // window
-  return group_by(cells_BV3, x.valid_BV)
-
-
-def attend_in_windows(q_BVHK, k_BVHK, v_BVHK, groups: Groups, window: int):
-  """Attention of each voxel to the voxels of its window, (B, V, H, K); exact, with static shapes.
-
-  Sorted by window, a voxel's partners lie fewer than window^3 positions away. So a block of that
-  many queries needs the keys of its own block and of the two beside it, masked to equal windows: 3
-  V window^3 products instead of V^2, block after block.
-  """
-  voxels = q_BVHK.shape[1]
-  reach = window**3
-  q = gather(q_BVHK, groups.order_BV)
-  k = gather(k_BVHK, groups.order_BV)
-  v = gather(v_BVHK, groups.order_BV)
-  if voxels <= 3 * reach:
-    # all pairs cost no more than blocks would
-    of_query = groups.rank_BV[:, :, None]
-    of_key = groups.rank_BV[:, None]
-    same = (of_query == of_key)[:, None]
-    out = attend_xla(q, k, v, mask=same)
-  else:
-    out = _attend_nearby(
-      q,
-      k,
-      v,
-      groups.rank_BV,
-      reach,
-    )
-  return gather(out, groups.inverse_BV)
-
-
-def _attend_nearby(q_BVHK, k_BVHK, v_BVHK, rank_BV, block: int):
-  """Attention to equal ranks, which lie in the query's own block or in one beside it."""
-  voxels = q_BVHK.shape[1]
-  blocks = -(-voxels // block)
-  tail = blocks * block - voxels
-
-  def pad(x, before, after, value=0):
-    no_margin = (0, 0)
-    others = (no_margin,) * (x.ndim - 2)
-    margins = (no_margin, (before, after), *others)
-    return jnp.pad(x, margins, constant_values=value)
-
-  # whole blocks of queries; a block of keys more on either side. Ranks of padding meet none.
-  q = pad(q_BVHK, 0, tail)
-  query_rank = pad(rank_BV, 0, tail, voxels)
-  k = pad(k_BVHK, block, block + tail)
-  v = pad(v_BVHK, block, block + tail)
-  key_rank = pad(rank_BV, block, block + tail, -1)
-
-  # a block of queries and the three blocks of keys around it; its logits are not kept
-  @jax.checkpoint
-  def one(start):
-    def near(x, length):
-      return jax.lax.dynamic_slice_in_dim(
-        x,
-        start,
-        length,
-        axis=1,
-      )
-
-    of_query = near(query_rank, block)[:, :, None]
-    of_key = near(key_rank, 3 * block)[:, None]
-    same = (of_query == of_key)[:, None]
-    return attend_xla(
-      near(q, block),
-      near(k, 3 * block),
-      near(v, 3 * block),
-      mask=same,
-    )
-
-  starts = jnp.arange(blocks) * block
-  out = jax.lax.map(one, starts)  # (blocks, B, block, H, K)
-
-  # the blocks end to end, without the tail
-  batch, _, *head = q.shape
-  blocks_second = jnp.moveaxis(out, 0, 1)
-  padded = blocks_second.reshape(batch, blocks * block, *head)
-  out_BVHK = padded[:, :voxels]
-  return jax.ad_checkpoint.checkpoint_name(out_BVHK, SAVED_NAME)
-
-
 def group_norm(x: SparseTensor, groups: int, eps: float):
   """Per sample and group of channels, over all voxels of the sample.
 
   (B, V, C) fp32 without gain, zero in the padding.
   """
   b, v, c = x.feats_BVC.shape
+  # Groups are runs of channels, as in PyTorch's GroupNorm.
   width = c // groups
   feats = x.feats_BVC.astype(jnp.float32)
   values = feats.reshape(b, v, groups, width)

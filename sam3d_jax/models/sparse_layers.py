@@ -9,7 +9,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from sam3d_jax.models import sparse
+from sam3d_jax.models import sparse, sparse_windows
 from sam3d_jax.models.attention import attend
 from sam3d_jax.models.attention_layers import SelfAttention
 from sam3d_jax.models.geometry_flow import BLOCK_EPS
@@ -37,6 +37,7 @@ class SubmanifoldConv(nnx.Module):
     zero: bool = False,
   ):
     shape = (3, 3, 3, channels, out_channels)
+    # A block whose last convolution is zero starts as the identity.
     if zero:
       kernel = jnp.zeros(shape, jnp.float32)
     else:
@@ -68,11 +69,14 @@ class SparseGroupNorm(nnx.Module):
 
   def __init__(self, groups: int, channels: int):
     self.groups = groups
-    self.scale = nnx.Param(jnp.ones(channels, jnp.float32))
-    self.bias = nnx.Param(jnp.zeros(channels, jnp.float32))
+    gain = jnp.ones(channels, jnp.float32)
+    shift = jnp.zeros(channels, jnp.float32)
+    self.scale = nnx.Param(gain)
+    self.bias = nnx.Param(shift)
 
   def __call__(self, x: SparseTensor) -> SparseTensor:
     dtype = x.feats_BVC.dtype
+    # Statistics in fp32; the result is as wide as the features were.
     normed = sparse.group_norm(x, self.groups, GROUP_EPS)
     y = normed * self.scale[...] + self.bias[...]
     return x.of(y.astype(dtype))
@@ -102,6 +106,7 @@ class SparseResBlock(nnx.Module):
       dtype=dtype,
       zero=True,
     )
+    # Two vectors a sample, scale and shift.
     self.mod = Dense(
       mod_width,
       (2, out_channels),
@@ -167,8 +172,9 @@ class SparseSelfAttention(nnx.Module):
   ):
     """Features (B, V, D) to add.
 
-    groups, window: from `sparse.windows(x, window, shift)`; None: the whole sample.
+    groups, window: from `sparse_windows.windows(x, window, shift)`; None: the whole sample.
     """
+    # Padding is kept out by count, or by belonging to no window.
     q, k, v = self.projections.project(x.feats_BVC)
     if groups is None:
       attended = attend(
@@ -179,7 +185,7 @@ class SparseSelfAttention(nnx.Module):
         key_count_B=x.count_B,
       )
     else:
-      attended = sparse.attend_in_windows(
+      attended = sparse_windows.attend_in_windows(
         q,
         k,
         v,
@@ -220,7 +226,10 @@ class WindowBlock(nnx.Module):
     self.window = window
 
   def __call__(self, x: SparseTensor, groups: sparse.Groups) -> SparseTensor:
-    """groups: `sparse.windows(x, window, shift)`, shift 0 in even blocks, window // 2 in odd."""
+    """groups: of `sparse_windows.windows(x, window, shift)`.
+
+    The shift is 0 in even blocks and window // 2 in odd ones.
+    """
     # attention
     normed = layer_norm(x.feats_BVC, BLOCK_EPS)
     attended = self.attn(

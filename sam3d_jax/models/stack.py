@@ -46,6 +46,7 @@ class Stack(nnx.Module):
     self.layer = stacked(keys)
 
   def __call__(self, carry, *shared):
+    # The structure is the same for every layer; only parameters differ.
     graph, params = nnx.split(self.layer)
     if self.unroll:
       params = jax.tree.map(stacked_gradient, params)
@@ -83,6 +84,7 @@ def stacked_gradient(x):
 
 
 def _stacked_gradient_forward(x):
+  # The gradient does not depend on the values.
   return x, None
 
 
@@ -103,6 +105,7 @@ def unrolled():
 
   XLA's cost analysis counts the body of a loop once, however often it runs.
   """
+  # A context variable, so that threads do not see each other's.
   token = _unroll.set(True)
   try:
     yield

@@ -98,6 +98,7 @@ class StructureEncoder(nnx.Module):
     self.dtype = jnp.dtype(cfg.dtype)
     voxels = cfg.patch**3  # of a cell of the finest level
     top = cfg.channels[-1]
+    # Occupancy in, one channel a voxel of a cell.
     self.conv_in = Conv3D(voxels, cfg.channels[0], rngs=rngs)
     # finest level first
     levels = []
@@ -117,8 +118,10 @@ class StructureEncoder(nnx.Module):
       dtype=self.dtype,
       rngs=rngs,
     )
+    # Mean and log variance come out side by side.
+    moments = 2 * cfg.latent_channels
     self.norm_out = LayerNorm(top, eps=NORM_EPS)
-    self.conv_out = Conv3D(top, 2 * cfg.latent_channels, rngs=rngs)
+    self.conv_out = Conv3D(top, moments, rngs=rngs)
 
   def __call__(self, occupancy_BXYZ):
     cells_BXYZC = occupancy_BXYZ.astype(jnp.float32)[..., None]
@@ -147,6 +150,7 @@ class StructureDecoder(nnx.Module):
     self.dtype = jnp.dtype(cfg.dtype)
     voxels = cfg.patch**3  # of a cell of the finest level
     channels = cfg.channels[::-1]
+    # The encoder mirrored: widest first.
     self.conv_in = Conv3D(cfg.latent_channels, channels[0], rngs=rngs)
     self.middle = middle_blocks(
       cfg,
@@ -186,6 +190,7 @@ class StructureDecoder(nnx.Module):
 
 def middle_blocks(cfg: StructureVAEConfig, *, dtype, rngs: nnx.Rngs) -> nnx.List:
   """The residual blocks at the coarsest level."""
+  # As wide as the coarsest level.
   top = cfg.channels[-1]
   return res_blocks(
     cfg.middle_blocks,
@@ -283,6 +288,7 @@ class ResBlock3D(nnx.Module):
   """
 
   def __init__(self, channels: int, out_channels: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    # Norms over channels, each voxel by itself.
     self.norm1 = LayerNorm(channels, eps=NORM_EPS)
     self.norm2 = LayerNorm(out_channels, eps=NORM_EPS)
     self.conv1 = Conv3D(

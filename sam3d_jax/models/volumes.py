@@ -28,13 +28,15 @@ class Conv3D(nnx.Module):
     zero: bool = False,
     rngs: nnx.Rngs,
   ):
+    # Channels last, as XLA's DHWIO.
     shape = (size, size, size, channels, out_channels)
     if zero:
       kernel = jnp.zeros(shape, jnp.float32)
     else:
       kernel = fan_in_uniform(rngs.params(), shape)
+    bias = jnp.zeros(out_channels, jnp.float32)
     self.kernel = nnx.Param(kernel)
-    self.bias = nnx.Param(jnp.zeros(out_channels, jnp.float32))
+    self.bias = nnx.Param(bias)
     self.dtype = dtype
 
   def __call__(self, x_BXYZC):
@@ -53,12 +55,14 @@ class Downsample3D(nnx.Module):
   def __init__(self, channels: int, out_channels: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
     shape = (2, 2, 2, channels, out_channels)
     kernel = fan_in_uniform(rngs.params(), shape)
+    bias = jnp.zeros(out_channels, jnp.float32)
     self.kernel = nnx.Param(kernel)
-    self.bias = nnx.Param(jnp.zeros(out_channels, jnp.float32))
+    self.bias = nnx.Param(bias)
     self.dtype = dtype
 
   def __call__(self, x_BXYZC):
     x_BXYZC = x_BXYZC.astype(self.dtype)
+    # A patch of 2^3 voxels is one row of a product.
     patches = space_to_depth(x_BXYZC, 2)
     kernel = self.kernel[...].astype(self.dtype)
     kernel = kernel.reshape(patches.shape[-1], -1)
@@ -74,14 +78,17 @@ class Upsample3D(nnx.Module):
   """
 
   def __init__(self, channels: int, out_channels: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
-    shape = (3, 3, 3, channels, 8 * out_channels)
+    wide = 8 * out_channels  # the 2^3 voxels that one becomes
+    shape = (3, 3, 3, channels, wide)
     kernel = fan_in_uniform(rngs.params(), shape)
+    bias = jnp.zeros(wide, jnp.float32)
     self.kernel = nnx.Param(kernel)
-    self.bias = nnx.Param(jnp.zeros(8 * out_channels, jnp.float32))
+    self.bias = nnx.Param(bias)
     self.dtype = dtype
 
   def __call__(self, x_BXYZC):
     kernel = self.kernel[...].astype(self.dtype)
+    # Published order in the parameters, ours in the arithmetic.
     kernel = channels_fastest(kernel, 2)
     bias = self.bias[...].astype(self.dtype)
     bias = channels_fastest(bias, 2)
@@ -93,6 +100,7 @@ class Upsample3D(nnx.Module):
 def fan_in_uniform(key, shape):
   """A convolution kernel (*size, C_in, C_out), uniform with variance 1 / fan-in."""
   fan_in = math.prod(shape[:-1])
+  # A uniform law on [-b, b] has variance b^2 / 3.
   bound = math.sqrt(3.0 / fan_in)
   return jax.random.uniform(
     key,
@@ -132,6 +140,7 @@ def conv3d(x_BXYZC, kernel):
 
 def _conv3d_by_planes(x_BXYZC, kernel):
   """The convolution as a sum of s 2-D convolutions over shifted planes."""
+  # Planes join the batch; each tap along x is a 2-D convolution.
   batch, planes, *extent = x_BXYZC.shape
   size = kernel.shape[0]
   none = (0, 0)
@@ -243,6 +252,7 @@ def channels_fastest(x, factor: int):
   The published order has the channel slowest. Any further axes lead.
   """
   lead = x.shape[:-1]
+  # The factor^3 places are the fastest index as published.
   published = x.reshape(*lead, -1, factor**3)
   swapped = published.swapaxes(-1, -2)
   return swapped.reshape(x.shape)
@@ -250,6 +260,7 @@ def channels_fastest(x, factor: int):
 
 def grid_to_tokens(z_BxyzC):
   """Latent grid (B, x, y, z, C) to tokens (B, L, C), x slowest, z fastest."""
+  # The order of memory is the order of tokens.
   batch, *_, channels = z_BxyzC.shape
   return z_BxyzC.reshape(batch, -1, channels)
 
@@ -260,6 +271,7 @@ def tokens_to_grid(z_BLC):
   Raises ValueError if L is not a cube.
   """
   batch, length, channels = z_BLC.shape
+  # Rounded: a cube root is not exact in floating point.
   side = round(length ** (1 / 3))
   if side**3 != length:
     raise ValueError(f"{length} tokens are not a cubic grid")

@@ -16,7 +16,8 @@ def dice_loss(logits_BXYZ: jax.Array, occupancy_BXYZ: jax.Array) -> jax.Array:
   """1 - (2 |p y| + 1) / (|p| + |y| + 1) per sample, (B,), p = sigmoid(logits) (Milletari et al.
   2016, with add-one smoothing).
   """
-  p, y = jax.nn.sigmoid(logits_BXYZ), occupancy_BXYZ
+  p = jax.nn.sigmoid(logits_BXYZ)
+  y = occupancy_BXYZ
   # The added ones make the loss of two empty grids 0 rather than undefined.
   shared_B = 2.0 * per_sample_sum(p * y) + 1.0
   total_B = per_sample_sum(p) + per_sample_sum(y) + 1.0
@@ -25,13 +26,13 @@ def dice_loss(logits_BXYZ: jax.Array, occupancy_BXYZ: jax.Array) -> jax.Array:
 
 def binary_cross_entropy(logits_BXYZ: jax.Array, occupancy_BXYZ: jax.Array) -> jax.Array:
   """Mean over voxels of -y log p - (1 - y) log(1 - p) per sample, (B,)."""
-  # In the logits, so that no logarithm of a rounded 0 is taken.
-  loss = (
-    jnp.maximum(logits_BXYZ, 0.0)
-    - logits_BXYZ * occupancy_BXYZ
-    + jnp.log1p(jnp.exp(-jnp.abs(logits_BXYZ)))
-  )
-  return loss.reshape(loss.shape[0], -1).mean(-1)
+  # max(l, 0) - l y + log(1 + exp(-|l|)), in the logits l: no logarithm of a rounded 0 is taken.
+  positive = jnp.maximum(logits_BXYZ, 0.0)
+  linear = positive - logits_BXYZ * occupancy_BXYZ
+  size = jnp.abs(logits_BXYZ)
+  loss = linear + jnp.log1p(jnp.exp(-size))
+  flat = loss.reshape(loss.shape[0], -1)
+  return flat.mean(-1)
 
 
 RECONSTRUCTIONS = {"dice": dice_loss, "bce": binary_cross_entropy}
@@ -39,22 +40,29 @@ RECONSTRUCTIONS = {"dice": dice_loss, "bce": binary_cross_entropy}
 
 def kl_divergence(mean: jax.Array, logvar: jax.Array) -> jax.Array:
   """KL(N(mean, exp(logvar)) || N(0, 1)), mean over latent elements per sample, (B,)."""
-  kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - logvar - 1.0)
-  return kl.reshape(kl.shape[0], -1).mean(-1)
+  # Kingma & Welling 2014, appendix B.
+  second_moment = jnp.square(mean) + jnp.exp(logvar)
+  kl = 0.5 * (second_moment - logvar - 1.0)
+  flat = kl.reshape(kl.shape[0], -1)
+  return flat.mean(-1)
 
 
 def occupancy_metrics(logits_BXYZ: jax.Array, occupancy_BXYZ: jax.Array) -> dict[str, jax.Array]:
   """`iou` (intersection over union of occupied voxels, 1 where both are empty) and `accuracy`,
   averaged over samples.
   """
-  guess, truth = logits_BXYZ > 0, occupancy_BXYZ > 0.5
+  # A logit of 0 is a probability of one half.
+  guess = logits_BXYZ > 0
+  truth = occupancy_BXYZ > 0.5
 
   # Two grids that are both empty agree.
   union_B = per_sample_sum(guess | truth)
   somewhere_B = union_B > 0
   shared_B = per_sample_sum(guess & truth)
-  iou_B = jnp.where(somewhere_B, shared_B / jnp.maximum(union_B, 1), 1.0)
+  share_B = shared_B / jnp.maximum(union_B, 1)
+  iou_B = jnp.where(somewhere_B, share_B, 1.0)
 
+  # Accuracy is of all voxels, empty ones included.
   return {
     "iou": iou_B.mean(),
     "accuracy": (guess == truth).mean(),
@@ -98,13 +106,16 @@ def structure_autoencoder(
   # The posterior; its statistics are fp32, whatever the encoder computes in.
   occupancy_BXYZ = jnp.asarray(batch.occupancy, jnp.float32)
   mean, logvar = model.encoder(occupancy_BXYZ)
-  mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
+  mean = mean.astype(jnp.float32)
+  logvar = logvar.astype(jnp.float32)
 
-  # One draw from it for each example, rebuilt.
+  # One draw from it for each example (the reparameterisation of Kingma & Welling 2014), rebuilt.
   keys_B = draws.example_keys(key, batch.key)
   deviation = jnp.exp(0.5 * logvar)
-  latent = mean + deviation * draws.normal(keys_B, "latent", mean.shape[1:])
-  logits_BXYZ = model.decoder(latent).astype(jnp.float32)
+  normal = draws.normal(keys_B, "latent", mean.shape[1:])
+  latent = mean + deviation * normal
+  logits_BXYZ = model.decoder(latent)
+  logits_BXYZ = logits_BXYZ.astype(jnp.float32)
 
   # The two terms.
   rebuilt = reconstruction_loss(logits_BXYZ, occupancy_BXYZ).mean()
@@ -115,6 +126,8 @@ def structure_autoencoder(
     "vae/reconstruction": rebuilt,
     "vae/kl": kl,
   }
-  for name, value in occupancy_metrics(logits_BXYZ, occupancy_BXYZ).items():
+  readable = occupancy_metrics(logits_BXYZ, occupancy_BXYZ)
+  for name, value in readable.items():
     metrics[f"vae/{name}"] = value
-  return rebuilt + kl_weight * kl, metrics
+  loss = rebuilt + kl_weight * kl
+  return loss, metrics

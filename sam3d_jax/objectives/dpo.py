@@ -33,6 +33,7 @@ def preference_terms(
   # Rewards of a candidate: how much less wrong the model is about it than the reference.
   reward_win_B = -scale_B * (win - ref_win)
   reward_lose_B = -scale_B * (lose - ref_lose)
+  # Bradley and Terry's probability that the winner wins, as a loss.
   margin_B = reward_win_B - reward_lose_B
   loss_B = -jax.nn.log_sigmoid(margin_B)
   return loss_B, reward_win_B, reward_lose_B
@@ -124,6 +125,7 @@ def dpo(
 
   def errors(of_model):
     tokens_BSD = of_model.encode(batch.cond)
+    # One encoding serves both candidates: they are of the same photo.
     both = []
     for candidate in (batch.win, batch.lose):
       error_B = candidate_error(
@@ -192,8 +194,11 @@ def passes(settings: Mapping[str, Any], cost: Cost, trained: set[str], plain: bo
   forward = sum(2 * cost.parts[name].forward for name in cost.streams)
   # The reference's encoders.
   for name, part in cost.parts.items():
+    if name in cost.streams:
+      continue
     encodes_again = name in trained or not plain
-    if name not in cost.streams and encodes_again:
+    if encodes_again:
       forward += part.forward
+  # With a gradient, the streams run once a candidate.
   both_candidates = dict.fromkeys(cost.streams, 2)
   return Passes(trained=both_candidates, forward=forward)

@@ -21,6 +21,7 @@ def example_keys(key: jax.Array, content_B2: jax.Array) -> jax.Array:
   """
 
   def key_of(content_2):
+    # 64 bits of content in two halves: fold_in takes 32.
     half_way = jax.random.fold_in(key, content_2[0])
     return jax.random.fold_in(half_way, content_2[1])
 
@@ -38,6 +39,7 @@ def raw_keys(keys_B: jax.Array) -> jax.Array:
 
 def wrap_keys(key_B2: jax.Array) -> jax.Array:
   """Typed keys (B,) from their (B, 2) uint32 form."""
+  # The implementation is named, so that a global default cannot change a draw.
   key_B2 = jnp.asarray(key_B2, jnp.uint32)
   return jax.random.wrap_key_data(key_B2, impl="threefry2x32")
 

@@ -54,6 +54,7 @@ def masked_inputs(
     has = per_element(present[name], x)
     x_t[name] = jnp.where(has, x, noise[name])
 
+  # Of the cleaned data, so that no target is NaN.
   target = paths.target_velocity(noise, clean, sigma_min=sigma_min)
   return x_t, target
 
@@ -67,7 +68,10 @@ def per_element(mask_B: jax.Array, like: jax.Array) -> jax.Array:
 
 def squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
   """Mean over everything but the batch of |prediction - target|^2, (B,), in fp32."""
-  error = prediction.astype(jnp.float32) - target.astype(jnp.float32)
+  # In fp32: the differences are small against what is subtracted.
+  prediction = prediction.astype(jnp.float32)
+  target = target.astype(jnp.float32)
+  error = prediction - target
   squared = jnp.square(error)
   flat_BN = squared.reshape(error.shape[0], -1)
   return flat_BN.mean(-1)
@@ -88,6 +92,7 @@ def masked_mean(
 
   # Selected rather than multiplied: values of absent samples may not be finite.
   total = jnp.where(present_B, values_B, 0.0).sum()
+  # Nobody present: 0 / 1, with zero gradient.
   count = jnp.maximum(whole_PB.sum(), 1)
   return total * (parts / count)
 
@@ -110,13 +115,18 @@ def weighted_errors(
   """
   missing = sorted(set(weights) - set(target))
   if missing:
-    named, held = ", ".join(missing), ", ".join(sorted(target))
+    named = ", ".join(missing)
+    held = ", ".join(sorted(target))
     raise ValueError(
       f"loss weights name {named}, the batch holds {held}: deliver the latent or drop its weight"
     )
 
+  # The error of every sample, also where it lacks the latent: that is masked below.
+  errors = {}
+  for name in weights:
+    errors[name] = squared_error(prediction[name], target[name])
+
   # Each latent by itself, averaged over the samples that have it.
-  errors = {name: squared_error(prediction[name], target[name]) for name in weights}
   parts = {}
   for name, error_B in errors.items():
     present_B = jnp.asarray(present[name], bool)
@@ -139,6 +149,7 @@ def drop_tokens(tokens_BSD: jax.Array, uniform_B: jax.Array, p: float) -> jax.Ar
   """Multiplies the condition tokens of the samples whose draw lies below `p` by zero: the
   unconditional branch of guidance.
   """
+  # Zero, not absent: shapes stay static, and a zero token is what guidance samples with.
   keep_B = (uniform_B >= p).astype(tokens_BSD.dtype)
   return tokens_BSD * keep_B[:, None, None]
 
@@ -259,6 +270,7 @@ def flow_matching(
   for name in weights:
     present_B = jnp.asarray(batch.present[name], jnp.float32)
     metrics[f"present/{name}"] = present_B.mean()
+  # The loss by time shows which end of the path is hard.
   metrics |= paths.bucketed("flow_time", loss_B, t_B)
   return loss, metrics
 

@@ -42,6 +42,7 @@ def step_size(model: VelocityModel, d) -> jax.Array | None:
   """
   if not model.step_conditioned:
     return None
+  # A model with the embedder always gets a number, also 0.
   return jnp.asarray(d, jnp.float32)
 
 
@@ -63,6 +64,7 @@ def interpolate(
   for name, x1 in data.items():
     x0 = noise[name]
     t = per_sample(t_B, x1)
+    # A straight line from noise to data; sigma_min is the noise left at its end.
     x_t[name] = (1.0 - (1.0 - sigma_min) * t) * x0 + t * x1
   return x_t
 
@@ -82,6 +84,7 @@ def advance(x: Latents, velocity: Latents, d_B: jax.Array) -> dict[str, jax.Arra
   moved = {}
   for name, start in x.items():
     d = per_sample(d_B, start)
+    # Euler's step, of any length: shortcut models jump by it.
     moved[name] = start + d * velocity[name]
   return moved
 
@@ -155,6 +158,8 @@ def bucketed(
   values_BK = values_B[:, None] * inside_BK
   sums_K = values_BK.mean(0)
   shares_K = inside_BK.mean(0)
+
+  # One scalar a bucket, as metrics are averaged over steps and written.
   metrics = {}
   for k in range(buckets):
     metrics[f"{name}_sum/{k}"] = sums_K[k]
@@ -174,6 +179,7 @@ def bucket_means(metrics: Mapping[str, Any], name: str) -> dict[str, float]:
     if not key.startswith(prefix):
       continue
     bucket = key.removeprefix(prefix)
+    # Averages over steps weigh a step by how many samples it has there.
     share = float(metrics[f"{name}_share/{bucket}"])
     if share > 0:
       means[f"{name}/{bucket}"] = float(total) / share

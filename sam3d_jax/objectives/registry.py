@@ -110,7 +110,12 @@ def batch_kind(name: str, model: str) -> str:
   """Kind of batch that an objective trains a model with. Raises ConfigError if it does not."""
   kinds = models.lookup(model).objectives
   if name not in kinds:
-    trains = ", ".join(other for other, kind in models.MODELS.items() if name in kind.objectives)
+    # Say which models it would train.
+    others = []
+    for other, kind in models.MODELS.items():
+      if name in kind.objectives:
+        others.append(other)
+    trains = ", ".join(others)
     raise ConfigError(
       f"objective.name = {name!r} does not train a model of kind {model!r}, but {trains}"
     )
@@ -119,9 +124,10 @@ def batch_kind(name: str, model: str) -> str:
 
 def learned_latents(settings: Mapping[str, Any], model: str) -> tuple[str, ...]:
   """Latents of a kind of model that an `objective` section trains, in the model's order."""
-  latents = models.lookup(model).latents
   # Objectives name them under one of two keys; one that names none trains none.
-  named = settings.get("weights") or settings.get("latents") or ()
+  latents = models.lookup(model).latents
+  weights = settings.get("weights")
+  named = weights or settings.get("latents") or ()
   unknown = sorted(set(named) - set(latents))
   if unknown:
     known = ", ".join(latents)

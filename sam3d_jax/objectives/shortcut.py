@@ -66,6 +66,7 @@ def guided(
     names = conditional
   out = dict(conditional)
   for name in names:
+    # One strength for all rows, or one each: (rows or 1, 1, 1) broadcasts over latents.
     w = jnp.reshape(how.guidance, (-1, 1, 1))
     mixed = (1.0 + w) * conditional[name][:rows] - w * unconditional[name]
     if rows < batch:
@@ -105,6 +106,7 @@ def consistency_target(
     how,
   )
 
+  # The mean velocity of both steps is that of one step of 2 d.
   target = {}
   for name in x:
     mean = (first[name] + second[name]) / 2.0
@@ -207,6 +209,7 @@ def shortcut_terms(
       lambda array: take(array, consistency_rows),
       (x_t, t_B, d_B, tokens_BSD),
     )
+    # Targets teach the flow, not the encoder.
     tokens = jax.lax.stop_gradient(tokens)
     target = consistency_target(
       target_velocity,
@@ -254,8 +257,9 @@ def take(array: jax.Array, rows: np.ndarray) -> jax.Array:
 def periodic(rows: np.ndarray, batch: int, period: int) -> bool:
   """Whether the rows are the same ones of every `period` consecutive ones."""
   inside = rows[rows < period]
-  starts = np.arange(0, batch, period)[:, None]
-  repeated = starts + inside
+  starts = np.arange(0, batch, period)
+  # The same places of every period, in order.
+  repeated = starts[:, None] + inside
   return np.array_equal(rows, repeated.reshape(-1))
 
 
@@ -267,7 +271,8 @@ def spread_rows(batch: int, fraction: float) -> np.ndarray:
   # term is for fractions that are not exact in binary.
   counts = np.arange(batch + 1) * fraction
   whole = np.floor(counts + 1e-9)
-  return np.flatnonzero(np.diff(whole))
+  reaches_next = np.diff(whole)
+  return np.flatnonzero(reaches_next)
 
 
 LEVELS = ("flow", "all")  # of guided_levels
@@ -384,6 +389,7 @@ def shortcut(
     time_std=time_std,
   )
   consistent_B = np.isin(np.arange(size), rows)
+  # Drawn for every row; only the consistency rows use it.
   sizes = jnp.asarray(step_sizes, jnp.float32)
   drawn_B = sizes[draws.choice(keys_B, "step", len(step_sizes))]
   d_B = jnp.where(consistent_B, drawn_B, 0.0)
@@ -456,6 +462,7 @@ def passes(settings: Mapping[str, Any], cost: Cost, trained: set[str], plain: bo
   # Tokens are computed once, for prediction and targets; only the streams run again.
   forward = 0.0
   for name in cost.streams:
+    # Two steps for a target; an unguided one has no second pass.
     conditional = cost.parts[name].forward
     unconditional = cost.unconditional[name].forward
     step = conditional + guided_share * unconditional

@@ -52,6 +52,7 @@ class Mesh:
   def painted(self, colour_3: np.ndarray) -> "Mesh":
     """The shape in one colour, 0..255 as vertex colours of a GLB store it."""
     colour = np.asarray(colour_3, np.float32)
+    # In float32, the dtype of vertex colours.
     colour = colour / np.float32(255)
     count = len(self.vertices)
     colours = np.broadcast_to(colour, (count, 3))
@@ -61,6 +62,7 @@ class Mesh:
     """x -> rotation (scale * x) + translation; `scale` is a number or one per axis."""
     vertices = self.vertices * scale
     if rotation is not None:
+      # Rows of points turn by the transpose.
       rotation = np.asarray(rotation)
       vertices = vertices @ rotation.T
     return dataclasses.replace(self, vertices=vertices + translation)
@@ -97,7 +99,8 @@ def join(meshes: Sequence[Mesh]) -> Mesh:
     faces.append(one.faces + first)
     first += len(one.vertices)
   joined_vertices = np.concatenate([one.vertices for one in meshes])
-  joined_faces = np.concatenate(faces).astype(meshes[0].faces.dtype)
+  dtype = meshes[0].faces.dtype
+  joined_faces = np.concatenate(faces).astype(dtype)
   if not any(has_appearance(one) for one in meshes):
     return Mesh(joined_vertices, joined_faces)
 
@@ -140,12 +143,15 @@ def from_occupancy(
   # Slow to import, and needed here only.
   from skimage import measure
 
+  # Marching cubes fails on a field without a surface.
   if not np.any(occupancy_XYZ):
     return None
   occupied = np.asarray(occupancy_XYZ, bool)
+  # The margin closes shapes that touch the grid's border.
   field = surface_field(np.pad(occupied, PADDING))
   vertices, faces, _, _ = measure.marching_cubes(field, 0.5)
-  vertices = smooth(vertices.astype(np.float64), faces, smoothing)
+  vertices = vertices.astype(np.float64)
+  vertices = smooth(vertices, faces, smoothing)
 
   # From indices of the padded grid to centres of voxels in the unit cube.
   size = np.array(occupied.shape)
@@ -201,9 +207,12 @@ def smooth(
 ) -> np.ndarray:
   """Taubin smoothing: steps towards and away from the mean of each vertex's neighbours in turn."""
   # Every edge of every face, in both directions.
-  sides = [faces_F3[:, [0, 1]], faces_F3[:, [1, 2]], faces_F3[:, [2, 0]]]
-  edges = np.concatenate(sides)
-  ends = np.concatenate([edges, edges[:, ::-1]])
+  first = faces_F3[:, [0, 1]]
+  second = faces_F3[:, [1, 2]]
+  third = faces_F3[:, [2, 0]]
+  edges = np.concatenate([first, second, third])
+  backwards = edges[:, ::-1]
+  ends = np.concatenate([edges, backwards])
 
   # The matrix that takes the mean over a vertex's neighbours; an edge of two faces counts once.
   count = len(vertices_V3)
@@ -211,8 +220,10 @@ def smooth(
   linked = sparse.csr_matrix((ones, ends.T), shape=(count, count))
   linked.data[:] = 1.0
   neighbours = np.maximum(linked.sum(1).A1, 1)
-  mean = sparse.diags(1.0 / neighbours) @ linked
+  weights = sparse.diags(1.0 / neighbours)
+  mean = weights @ linked
 
+  # Shrink, then grow a little more: what is wider than a wrinkle keeps its size.
   for _ in range(iterations):
     for step in (shrink, grow):
       towards_mean = mean @ vertices_V3 - vertices_V3
@@ -226,7 +237,9 @@ def smooth(
 def stored_colours(mesh: Mesh) -> np.ndarray:
   """(V, 3) vertex colours in 0..255 as a GLB stores them (linear), GREY where there are none."""
   if mesh.colours is None:
-    return np.broadcast_to(GREY, (len(mesh.vertices), 3))
+    count = len(mesh.vertices)
+    return np.broadcast_to(GREY, (count, 3))
+  # Stored without gamma, as glTF defines COLOR_0.
   scaled = mesh.colours * np.float32(255)
   return np.rint(scaled).astype(np.uint8)
 
@@ -248,6 +261,7 @@ def write_glb(
   scene = trimesh.Scene()
   for name, part in parts.items():
     rgb = stored_colours(part)
+    # Viewers expect RGBA.
     opaque = np.full((len(rgb), 1), 255, np.uint8)
     geometry = trimesh.Trimesh(
       part.vertices @ GLTF_FROM_OBJECT,

@@ -52,8 +52,10 @@ def render(
   """
   # More pixels than asked for, averaged in the end.
   fine = size * supersample
-  shaded = np.broadcast_to(BACKGROUND, (fine * fine, 3)).copy()
+  plain = np.broadcast_to(BACKGROUND, (fine * fine, 3))
+  shaded = plain.copy()
   if mesh is not None and len(mesh.faces):
+    # Rays are cast in the camera's frame, so light directions need no turning.
     in_camera = mesh.vertices @ view_33.T
     ray, face, position = cast(
       in_camera,
@@ -62,10 +64,14 @@ def render(
       extent,
     )
     normal = shading_normals(in_camera, mesh.faces, face, position)
+    # A face has the mean colour of its corners.
     corners = mesh.faces[face]
-    colour = stored_colours(mesh)[corners].mean(1)
-    shaded[ray] = colour * light(normal)[:, None]
+    corner_colours = stored_colours(mesh)[corners]
+    colour = corner_colours.mean(1)
+    lit = light(normal)
+    shaded[ray] = colour * lit[:, None]
 
+  # A picture of blocks of supersample x supersample pixels, averaged.
   blocks = shaded.reshape(
     size,
     supersample,
@@ -87,16 +93,23 @@ def cast(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """First hits of a grid of parallel rays along camera z: (ray index, face index, point) each."""
   # Camera x is left and y is up: columns and rows of the picture run against both.
-  places = (np.arange(size) + 0.5) / size - 0.5
+  centres = np.arange(size) + 0.5
+  places = centres / size - 0.5
   offset = places * extent
-  grid = np.broadcast_arrays(-offset[None, :], -offset[:, None], START)
+  across = -offset[None, :]
+  upwards = -offset[:, None]
+  grid = np.broadcast_arrays(across, upwards, START)
   origins = np.stack(grid, -1).reshape(-1, 3)
+
+  # All rays look along z.
   forward = np.array([0.0, 0.0, 1.0])
   directions = np.broadcast_to(forward, origins.shape)
   caster = Caster(Mesh(vertices_V3, faces_F3))
   found = caster.nearest(origins, directions)
+
   # Rays that hit something.
-  ray = np.flatnonzero(found.face_N >= 0)
+  hit = found.face_N >= 0
+  ray = np.flatnonzero(hit)
   face = found.face_N[ray]
   start = origins[ray]
 
@@ -106,7 +119,8 @@ def cast(
   plane = np.cross(b - a, c - a)
   along_ray = plane[:, 2]
   slope = np.where(along_ray == 0, 1e-12, along_ray)
-  depth = ((a - start) * plane).sum(-1) / slope
+  to_plane = (a - start) * plane
+  depth = to_plane.sum(-1) / slope
   position = start + depth[:, None] * forward
   return ray, face, position
 
@@ -120,25 +134,29 @@ def shading_normals(vertices_V3, faces_F3, face_N, position_N3) -> np.ndarray:
   cross = np.cross(ab, ac)
   smooth = np.zeros_like(vertices_V3)
   for i in range(3):
-    np.add.at(smooth, faces_F3[:, i], cross)
+    corner = faces_F3[:, i]
+    np.add.at(smooth, corner, cross)
   unit = _unit(smooth)
 
   # Barycentric weights from the areas of the triangles that the point makes with the edges.
   a, b, c = corners[face_N].swapaxes(0, 1)
   here = cross[face_N]
-  area = np.maximum(np.square(here).sum(-1), 1e-30)
+  squared = np.square(here).sum(-1)
+  area = np.maximum(squared, 1e-30)
   from_a = position_N3 - a
   part_b = np.cross(from_a, c - a)
   part_c = np.cross(b - a, from_a)
-  weight_b = (part_b * here).sum(-1) / area
-  weight_c = (part_c * here).sum(-1) / area
+  along_b = (part_b * here).sum(-1)
+  along_c = (part_c * here).sum(-1)
+  weight_b = along_b / area
+  weight_c = along_c / area
   weight_a = 1 - weight_b - weight_c
   weights = np.stack([weight_a, weight_b, weight_c], -1)
 
   # The weighted mean of the corners' normals; a face seen from behind turns its own round.
   corner_normals = unit[faces_F3[face_N]]
-  mean = (corner_normals * weights[..., None]).sum(1)
-  normal = _unit(mean)
+  weighted = corner_normals * weights[..., None]
+  normal = _unit(weighted.sum(1))
   away = normal[:, 2:] > 0
   return np.where(away, -normal, normal)
 
@@ -157,7 +175,8 @@ def light(normal_P3: np.ndarray) -> np.ndarray:
   total = np.full(len(normal_P3), AMBIENT)
   for direction, strength in LIGHTS:
     # A light behind the surface gives nothing.
-    unit = np.array(direction) / np.linalg.norm(direction)
+    length = np.linalg.norm(direction)
+    unit = np.array(direction) / length
     cosine = normal_P3 @ unit
     facing = np.clip(cosine, 0, None)
     total += strength * facing
@@ -175,30 +194,38 @@ def overlay(
 
   objects: (mesh, pose, colour in 0..255) each. Returns (H, W, 3) uint8.
   """
+  # Objects are drawn in any order: a depth buffer decides.
   out = image_HW3.astype(np.float64)
-  nearest = np.full(image_HW3.shape[:2], np.inf)
+  size = image_HW3.shape[:2]
+  nearest = np.full(size, np.inf)
   for caster, where, colour in objects:
     # Pixels in which this object is the nearest so far.
     hits = caster.cast(where, camera)
     depth_HW = np.nan_to_num(hits.depth_HW, nan=np.inf)
-    in_front = (hits.face_HW >= 0) & (depth_HW < nearest)
+    is_seen = hits.face_HW >= 0
+    in_front = is_seen & (depth_HW < nearest)
     row, column = np.nonzero(in_front)
     face = hits.face_HW[row, column]
-    depth = hits.depth_HW[row, column].astype(np.float64)
+    depth = hits.depth_HW[row, column]
+    depth = depth.astype(np.float64)
     nearest[row, column] = depth
 
-    # Shaded where they are hit.
+    # Hit points, from pixel centres and depths.
     mesh = caster.mesh
     pixels = np.stack([column, row], -1) + 0.5
     position = cameras.unproject(pixels, depth, camera)
+
+    # Shaded where they are hit.
     posed = transform_points(mesh.vertices, where)
     normal = shading_normals(posed, mesh.faces, face, position)
     lit = light(normal)
-    shaded = np.asarray(colour, np.float64) * lit[:, None]
+    full = np.asarray(colour, np.float64)
+    shaded = full * lit[:, None]
 
     # Mixed with the photo, not with objects behind.
     behind = image_HW3[row, column]
-    out[row, column] = (1 - opacity) * behind + opacity * shaded
+    shining_through = (1 - opacity) * behind
+    out[row, column] = shining_through + opacity * shaded
   return to_uint8(out)
 
 
@@ -212,6 +239,7 @@ def outline(
   """A photo with the outlines of masks drawn just inside them."""
   out = image_HW3.copy()
   for mask, colour in zip(masks, colours, strict=True):
+    # What erosion takes away is the rim.
     inner = ndimage.binary_erosion(mask, iterations=width)
     out[mask & ~inner] = colour
   return out
@@ -251,6 +279,7 @@ def orbit(azimuth: float, elevation: float) -> np.ndarray:
     np.sin(e),
   ]
   forward = -np.array(towards)
+  # Horizontal, at right angles to the view.
   left = np.array([np.sin(a), -np.cos(a), 0.0])
   up = np.cross(forward, left)
   return np.stack([left, up, forward])
@@ -261,18 +290,24 @@ def beside(pictures: Sequence[np.ndarray], titles: Sequence[str], *, gap: int = 
 
   No picture is too narrow for its title.
   """
+  # A column is as wide as its picture or its title.
   top = 24
   font = ImageFont.load_default(13)
   widths = []
   for picture, title in zip(pictures, titles, strict=True):
     title_width = math.ceil(font.getlength(title))
-    widths.append(max(picture.shape[1], title_width))
+    picture_width = picture.shape[1]
+    widths.append(max(picture_width, title_width))
 
   # A gap on both sides of every picture, and below.
-  width = sum(widths) + gap * (len(widths) + 1)
+  gaps = gap * (len(widths) + 1)
+  width = sum(widths) + gaps
   tallest = max(picture.shape[0] for picture in pictures)
-  sheet = Image.new("RGB", (width, top + tallest + gap), "white")
+  height = top + tallest + gap
+  sheet = Image.new("RGB", (width, height), "white")
   draw = ImageDraw.Draw(sheet)
+
+  # From left to right, flush at the top.
   left = gap
   for picture, title, column in zip(pictures, titles, widths, strict=True):
     draw.text(
@@ -291,6 +326,7 @@ def stack(sheets: Sequence[Image.Image]) -> Image.Image:
   width = max(sheet.width for sheet in sheets)
   height = sum(sheet.height for sheet in sheets)
   out = Image.new("RGB", (width, height), "white")
+  # Flush left; narrower ones leave white on the right.
   top = 0
   for sheet in sheets:
     out.paste(sheet, (0, top))
@@ -301,13 +337,16 @@ def stack(sheets: Sequence[Image.Image]) -> Image.Image:
 def fit(image: np.ndarray, size: int) -> np.ndarray:
   """An image, grey or RGB, of any size as (size, size, 3) uint8: fitted in, on the background."""
   if image.ndim == 2:
-    image = np.repeat(image[..., None], 3, -1)
+    grey = image[..., None]
+    image = np.repeat(grey, 3, -1)
 
-  # The longer side becomes `size`.
+  # The longer side becomes `size`; the shorter one is a pixel at least.
   picture = Image.fromarray(image)
   scale = size / max(picture.size)
-  width = max(1, round(picture.width * scale))
-  height = max(1, round(picture.height * scale))
+  width = round(picture.width * scale)
+  height = round(picture.height * scale)
+  width = max(1, width)
+  height = max(1, height)
   picture = picture.resize((width, height), Image.Resampling.LANCZOS)
 
   # In the middle of the canvas.
@@ -338,6 +377,7 @@ def grid(
   width = len(columns) * across + gap
   height = top + header + len(rows) * down + gap
 
+  # The canvas, its title and a header above each column.
   sheet = Image.new("RGB", (width, height), "white")
   draw = ImageDraw.Draw(sheet)
   large = ImageFont.load_default(15)
@@ -363,8 +403,8 @@ def grid(
     y = top + header + row * down
     for column, picture in enumerate(pictures):
       x = gap + column * across
-      fitted = Image.fromarray(fit(picture, size))
-      sheet.paste(fitted, (x, y))
+      fitted = fit(picture, size)
+      sheet.paste(Image.fromarray(fitted), (x, y))
     draw.text(
       (gap, y + size + 2),
       text,

@@ -81,11 +81,13 @@ class Caster:
       return np.zeros(0, bool)
     origins = _rays(origins_N3)
     directions = _rays(directions_N3)
+    # Embree writes 0 for a ray that meets something.
     occluded = self._scene.run(origins, directions, query="OCCLUDED")
     return occluded == 0
 
   def cast(self, where: Pose, camera: Camera) -> Hits:
     """First hits of the rays through all pixel centres."""
+    # Nothing is seen where no ray is cast.
     size = (camera.height, camera.width)
     face = np.full(size, -1, np.int32)
     depth = np.full(size, np.nan, np.float32)
@@ -97,10 +99,12 @@ class Caster:
     columns = np.arange(left, right) + 0.5
     rows = np.arange(top, bottom) + 0.5
     column, row = np.meshgrid(columns, rows)
-    pixels = np.stack([column, row], -1).reshape(-1, 2)
+    pixels = np.stack([column, row], -1)
+    pixels = pixels.reshape(-1, 2)
 
     # Rays of depth 1, turned and scaled into the mesh's frame: the ray parameter stays depth.
-    rays = cameras.unproject(pixels, np.ones(len(pixels)), camera)
+    ones = np.ones(len(pixels))
+    rays = cameras.unproject(pixels, ones, camera)
     to_object = where.rotation / where.scale
     directions = rays @ to_object
     origin = -where.translation @ to_object
@@ -108,8 +112,9 @@ class Caster:
     found = self.nearest(origins, directions)
 
     # Back into the picture.
+    hit = found.face_N >= 0
+    seen = np.where(hit, found.distance_N, np.nan)
     shape = (bottom - top, right - left)
-    seen = np.where(found.face_N >= 0, found.distance_N, np.nan)
     face[top:bottom, left:right] = found.face_N.reshape(shape)
     depth[top:bottom, left:right] = seen.reshape(shape)
     return Hits(face, depth)
@@ -118,11 +123,13 @@ class Caster:
     """Pixel rows and columns that the object can touch: top, bottom, left, right (half open)."""
     # A box that reaches behind the camera can be anywhere.
     corners = pose.transform_points(self._box_83, where)
-    if corners[:, 2].min() <= NEAR:
+    nearest = corners[:, 2].min()
+    if nearest <= NEAR:
       return 0, camera.height, 0, camera.width
 
-    # One pixel more on every side, within the picture.
+    # The box's corners bound what is inside it in the picture as well.
     pixels, _ = cameras.project(corners, camera)
+    # One pixel more on every side, within the picture.
     low = np.floor(pixels.min(0)) - 1
     high = np.ceil(pixels.max(0)) + 1
     limits = [camera.width, camera.height]
@@ -176,6 +183,7 @@ def shrink(mask_HW: np.ndarray, camera: Camera, side: int) -> tuple[np.ndarray, 
     return mask_HW, camera
   small_height = max(1, round(height * factor))
   small_width = max(1, round(width * factor))
+  # Nearest: a mask stays a mask.
   rows = nearest_index(height, small_height)
   columns = nearest_index(width, small_width)
   small_mask = mask_HW[rows[:, None], columns]

@@ -109,6 +109,7 @@ def guided_velocity(
   if unconditional_tokens_BSD is None:
     unconditional_tokens_BSD = jnp.zeros_like(tokens_BSD[:, :1])
 
+  # Two or three forward passes a stage, one where nothing is guided.
   def field(x, t):
     conditional = velocity(x, t[None], tokens_BSD, d)
     if strengths is None:
@@ -161,6 +162,7 @@ def integrate_noise(
   none.
   """
 
+  # Steps of equal strengths share a compiled loop.
   def strengths_of(t):
     return cfg.strengths(t, noise)
 
@@ -216,6 +218,7 @@ def sample_latents(
       "shortcut sampling needs a model with a step embedder: set model.flow.shortcut = True or "
       "shortcut = False"
     )
+  # What is held must be something that is sampled.
   unknown = sorted(set(fixed or ()) - set(shapes))
   if unknown:
     raise ValueError(
@@ -230,6 +233,7 @@ def sample_latents(
     without_BSD = model.encode(cond, drop_B)
 
   # from noise to data
+  # Noise depends on each example's key alone, whatever the batch around it.
   d = paths.step_size(model, (cfg.step_size(),))
   keys = draws.wrap_keys(key_B2)
   noise = draws.noise(keys, shapes)

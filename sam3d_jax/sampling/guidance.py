@@ -62,6 +62,7 @@ def combine(
   guided = {}
   for k, v in conditional.items():
     s = strengths[k]
+    # Away from the unconditional velocity by s of the difference.
     guided[k] = (1.0 + s) * v - s * unconditional[k]
   return guided
 
@@ -83,6 +84,7 @@ def combine_pointmap(
       guided[k] = v_c
       continue
     v_n = without_pointmap[k]
+    # First away from what the model does without the point map, then from no condition.
     of_pointmap = v_c + p * (v_c - v_n)
     guided[k] = of_pointmap + s * (v_n - unconditional[k])
   return guided

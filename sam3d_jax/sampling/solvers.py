@@ -53,13 +53,16 @@ def step(
     if slope is not None:
       at = {k: x[k] + c * h * slope[k] for k in x}
     slope = velocity(at, t + c * h)
-    # its share of the average slope
+
+    # its share of the average slope; midpoint's first stage has none
     if not b:
       continue
     if total is None:
       total = {k: b * v for k, v in slope.items()}
     else:
       total = {k: total[k] + b * v for k, v in slope.items()}
+
+  # one step of h along the average
   return {k: x[k] + h * total[k] for k in x}
 
 
@@ -89,6 +92,7 @@ def integrate(
   Returns:
     The final latents, or (final latents, trajectory).
   """
+  # Fixed latents hold from the start.
   rule = method(solver)
   fixed = {} if fixed is None else dict(fixed)
   x = {**x, **fixed}
@@ -110,6 +114,7 @@ def integrate(
     velocities = [velocity_at(label) for label in labels]
 
     def body(x, th, velocities=velocities):
+      # The step, then what is held is put back.
       t, h = th
       moved = step(rule, velocities, x, t, h)
       x = {**moved, **fixed}
@@ -122,6 +127,7 @@ def integrate(
 
   if not trajectory:
     return x
+  # The runs end to end, as the grid has them.
   visited = {}
   for k in x:
     runs = [history[k] for history in states]

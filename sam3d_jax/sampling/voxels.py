@@ -11,6 +11,7 @@ MAX_VOXELS = 42_000
 
 def occupied(logits_XYZ: np.ndarray) -> np.ndarray:
   """Coordinates (V, 3) int32 of the voxels with logit > 0, in x-major order."""
+  # A logit of 0 is a probability of one half.
   is_occupied = np.asarray(logits_XYZ) > 0
   return np.argwhere(is_occupied).astype(np.int32)
 
@@ -53,17 +54,22 @@ def halve(coords_V3: np.ndarray) -> np.ndarray:
   high = x.max(0)
   centre = (low + high) / 2
   extent = high - low + 1
+
   # from the first to the last voxel; an axis of one voxel stays where it is
-  target = np.maximum(extent / 2 - 1, 0)
+  half = extent / 2 - 1
+  target = np.maximum(half, 0)
   source = np.maximum(extent - 1, 1)
-  scaled = (x - centre) * target / source
+  offset = x - centre
+  scaled = offset * target / source
   moved = np.round(scaled + centre)
+
   # within the bounds of half the box
   reach = target / 2
   first = np.trunc(centre - reach)
   last = np.trunc(centre + reach)
-  clamped = np.clip(moved, first, last).astype(np.int32)
-  return np.unique(clamped, axis=0)
+  clamped = np.clip(moved, first, last)
+  merged = clamped.astype(np.int32)
+  return np.unique(merged, axis=0)
 
 
 def active_voxels(
@@ -76,6 +82,7 @@ def active_voxels(
     `max_voxels` remain: a size found later has to be multiplied by it.
   """
   coords_V3 = occupied(logits_XYZ)
+  # Nothing is seen of the inside: it needs no texture.
   coords_V3 = surface(coords_V3)
   return limit(coords_V3, max_voxels=max_voxels)
 
@@ -84,4 +91,5 @@ def limit(coords_V3: np.ndarray, *, max_voxels: int = MAX_VOXELS) -> tuple[np.nd
   """(coords, 1) if there are at most `max_voxels`, else (halved coords, 2)."""
   if len(coords_V3) <= max_voxels:
     return coords_V3, 1
+  # Halving once leaves an eighth of a solid, a quarter of a surface.
   return halve(coords_V3), 2

@@ -37,6 +37,7 @@ def axis_sizes(cfg: MeshConfig, device_count: int) -> dict[str, int]:
   """Resolves -1 and checks that the axes multiply to the number of devices. Raises ConfigError
   naming the keys.
   """
+  # In the order of AXES, as messages and the mesh have them.
   sizes = {axis: getattr(cfg, axis) for axis in AXES}
   given = tuple(sizes.values())
   keys = f"mesh.{{{','.join(AXES)}}}"
@@ -91,6 +92,7 @@ def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
     # no network to follow
     array = np.asarray(devices).reshape(shape)
   else:
+    # Neighbours in the mesh are neighbours in the torus.
     array = mesh_utils.create_device_mesh(
       shape,
       devices,
@@ -105,6 +107,7 @@ def batch_spec(ndim: int, token_axis: int | None) -> P:
   """Partition of one batch array: axis 0 over data and fsdp, the tokens of an example, if the array
   holds any, over context.
   """
+  # Everything but examples and tokens stays whole.
   others = (None,) * (ndim - 1)
   axes: list = [BATCH_AXES, *others]
   if token_axis is not None:
@@ -133,6 +136,7 @@ def place_batch(mesh: Mesh, batch):
   """This host's rows of a batch as global arrays on the mesh; returns at once, the copy runs beside
   the device.
   """
+  # The type of the batch says how each array lies.
   shardings = batch_shardings(mesh, batch)
   if jax.process_count() == 1:
     return jax.device_put(batch, shardings)
@@ -145,6 +149,7 @@ def place_batch(mesh: Mesh, batch):
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
   """Raises ConfigError unless the global batch divides over the batch axes of the mesh."""
+  # Every chip along these axes gets as many examples.
   ways = math.prod(mesh.shape[a] for a in BATCH_AXES)
   if batch_size % ways:
     multiple = round(batch_size / ways) * ways

@@ -51,6 +51,7 @@ REPLICATED_LIMIT = 0.02
 
 def rule_of(path: str) -> tuple[str | None, ...]:
   """The axes of a parameter's last dimensions. Raises ValueError unless one rule matches."""
+  # All rules are tried: two that match are a mistake in the table.
   patterns = []
   found = []
   for pattern, axes in RULES:
@@ -108,6 +109,7 @@ def state_shardings(mesh: Mesh, abstract_state, param_shapes: Mapping[str, jax.S
 
 def spec_within(path: str, specs: Mapping[str, P]) -> P | None:
   """Of the parameter that a path of the state ends in, as in opt/mu/PARAMETER; None without one."""
+  # Longest first: a parameter's path may end in another's.
   parts = path.split("/")
   for i in range(len(parts)):
     end = "/".join(parts[i:])
@@ -127,9 +129,12 @@ def replicated(mesh: Mesh, param_shapes: Mapping[str, jax.ShapeDtypeStruct]) -> 
   """Parameters above REPLICATED_LIMIT of the model that every device holds whole although the mesh
   could split them.
   """
-  if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+  ways = mesh.shape["fsdp"] * mesh.shape["tensor"]
+  if ways == 1:
     return []
-  sizes = {path: math.prod(x.shape) for path, x in param_shapes.items()}
+  sizes = {}
+  for path, x in param_shapes.items():
+    sizes[path] = math.prod(x.shape)
   limit = REPLICATED_LIMIT * sum(sizes.values())
 
   found = []

@@ -20,7 +20,7 @@ import sam3d_jax
 from sam3d_jax.errors import InputError
 from sam3d_jax.files import atomic
 from sam3d_jax.models import parameters, registry
-from sam3d_jax.torch_bridge import load, parts, save, yaml_files
+from sam3d_jax.torch_bridge import load, model_card, parts, save, yaml_files
 from sam3d_jax.torch_bridge.release import (
   SIDECAR,
   Release,
@@ -87,6 +87,9 @@ def write_release(
     record["decoder"] = decoder
     text = json.dumps(record, indent=2, default=list)
     (temporary / SIDECAR).write_text(text + "\n")
+    licences = sorted(path.name for path in temporary.glob("LICENSE*"))
+    card = model_card.text(out.name, record, model.shapes, licences)
+    (temporary / model_card.NAME).write_text(card)
   return record
 
 

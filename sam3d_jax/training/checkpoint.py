@@ -44,6 +44,7 @@ SHOWN_PROBLEMS = 40  # of leaves that do not fit
 
 def flatten(tree) -> dict[str, Any]:
   """A pytree as path -> leaf, paths '/'-separated."""
+  # Paths as in the file: what a leaf is called does not depend on its container.
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {path_of(key_path): leaf for key_path, leaf in leaves}
 
@@ -63,6 +64,7 @@ def nest(flat: Mapping[str, Any]) -> dict:
 
 def folder_of(workdir, step: int) -> pathlib.Path:
   """Folder of one step, absolute."""
+  # Absolute, as Orbax wants it.
   return pathlib.Path(workdir).absolute() / "checkpoints" / str(step)
 
 
@@ -74,6 +76,7 @@ def steps(workdir: str | pathlib.Path) -> list[int]:
   folder = pathlib.Path(workdir) / "checkpoints"
   if not folder.is_dir():
     return []
+  # A committed step is a folder named by its number, and nothing else is.
   names = [path.name for path in folder.iterdir()]
   return sorted(int(name) for name in names if STEP.fullmatch(name))
 
@@ -150,6 +153,7 @@ def make_meta(
   meta: Mapping[str, Any], step: int, arrays: Mapping[str, Any], sums: Mapping[str, str]
 ) -> dict[str, Any]:
   """What is written beside the arrays: `meta` with what a reader needs to check them, sealed."""
+  # A dtype by its name, then the sizes: JSON has neither.
   shapes = {}
   for path, x in arrays.items():
     dtype = jnp.dtype(x.dtype)
@@ -166,6 +170,7 @@ def make_meta(
 
 def seal(meta: Mapping[str, Any]) -> str:
   """SHA-256 of everything in meta but the seal."""
+  # The seal covers everything but itself.
   unsealed = dict(meta)
   unsealed.pop("seal", None)
   # As it reads back: tuples are lists.
@@ -195,6 +200,7 @@ def read_meta(workdir, step: int | None = None) -> dict[str, Any]:
   # The first format had no seal.
   if "seal" not in meta and meta.get("format") == 1:
     raise InputError(f"{workdir} step {step} has checkpoint format 1, this release reads {FORMAT}")
+  # Whatever a disk has changed, the seal no longer fits.
   if meta.get("seal") != seal(meta) or meta["step"] != step:
     raise CorruptCheckpoint(changed)
   written = meta["format"]
@@ -259,9 +265,11 @@ def read_state(workdir, step: int, abstract_state):
 
   Every array is checked against its checksum.
   """
-  leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract_state)
   # In the order of the leaves, which the dictionary keeps.
-  wanted = {path_of(key_path): leaf for key_path, leaf in leaves}
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract_state)
+  wanted = {}
+  for key_path, leaf in leaves:
+    wanted[path_of(key_path)] = leaf
   arrays = read_arrays(workdir, step, wanted)
   in_order = [arrays[path] for path in wanted]
   return jax.tree_util.tree_unflatten(treedef, in_order)
@@ -313,7 +321,8 @@ def read_arrays(
   shardings = [leaf.sharding for leaf in wanted.values() if leaf.sharding is not None]
   spread = not all(sharding.is_fully_addressable for sharding in shardings)
   if spread:
-    failed = multihost_utils.process_allgather(np.array(bool(problem)))
+    has_failed = np.array(bool(problem))
+    failed = multihost_utils.process_allgather(has_failed)
     if failed.any():
       problem = problem or "another host cannot read its part"
   if problem:
@@ -321,6 +330,7 @@ def read_arrays(
 
   compare(checksums.on_device(arrays), meta)
 
+  # Only now, when the bits are known to be right.
   for path, array in arrays.items():
     dtype = wanted[path].dtype
     if array.dtype != dtype:
@@ -361,6 +371,7 @@ def _read(workdir, step: int, item, restore_args, partial: bool) -> dict[str, An
 
 def compare(sums: Mapping[str, str], meta: Mapping[str, Any]) -> None:
   """Raises CorruptCheckpoint naming what differs from the checksums in meta."""
+  # Only what was read is compared: a reader may want a part.
   written = meta["checksums"]
   damaged = [path for path, value in sums.items() if value != written[path]]
   if damaged:
@@ -383,6 +394,7 @@ def verify(workdir, step: int, stop: Callable[[], bool] = lambda: False) -> None
   for group in grouped(shapes_of(meta), READ_BACK):
     if stop():
       return
+    # As NumPy arrays, so that no device memory is taken.
     in_memory = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in group}
     try:
       arrays = _read(
@@ -508,6 +520,7 @@ def _read_params(workdir, which: str, step: int) -> dict[str, np.ndarray]:
   # Of the state, only what holds parameters: no moments, no other average.
   wanted = {source: stored[source] for source in sources.values()}
   arrays = read_arrays(workdir, step, wanted, partial=True)
+  # On the host, under the model's own paths.
   params = {}
   for path, source in sources.items():
     params[path] = np.asarray(arrays[source])
@@ -579,7 +592,10 @@ def _origin_of(
   fits = set()
   for path, leaf in on_disk.items():
     here = param_shapes.get(path)
-    if here is not None and tuple(leaf.shape) == tuple(here.shape):
+    if here is None:
+      continue
+    same_shape = tuple(leaf.shape) == tuple(here.shape)
+    if same_shape:
       fits.add(path)
   differing = {*on_disk, *param_shapes} - fits
   loose = {path for path in differing if re.fullmatch(allow, path)}
@@ -644,9 +660,11 @@ def _read_origin(
 
   # A stage starts from the adapted model; its own adapters, if any, start anew.
   if factors:
-    fold = functools.partial(lora.folded, scale=lora.scale_of(meta["config"]))
+    scale = lora.scale_of(meta["config"])
+    fold = functools.partial(lora.folded, scale=scale)
     folded = {path: sharding for path, sharding in shardings.items() if path not in factors}
-    params = jax.jit(fold, out_shardings=folded)(params)
+    on_devices = jax.jit(fold, out_shardings=folded)
+    params = on_devices(params)
 
   parent = {
     "path": str(workdir),
@@ -662,6 +680,7 @@ def _read_origin(
 
 def digest(meta: Mapping[str, Any]) -> str:
   """A short name for the content of a checkpoint, from the checksums of its arrays."""
+  # Checksums stand for contents: equal parameters have equal names.
   text = json.dumps(meta["checksums"], sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -687,6 +706,7 @@ def read_model(workdir, step: int, *, which: str):
   params = _read_params(workdir, which, step)
   # The configuration's model knows nothing of adapters.
   if lora.factor_paths(params):
-    params = lora.folded(params, lora.scale_of(config))
+    scale = lora.scale_of(config)
+    params = lora.folded(params, scale)
   parameters.load_params(module, params)
   return module, meta

@@ -42,6 +42,7 @@ class Checkpointer:
     if jax.process_index() == 0:
       self.keeper = retention.Keeper(self.workdir, keep, verify=checkpoint.verify)
 
+    # Orbax decides nothing: what stays is the keeper's, what is read is ours.
     options = ocp.CheckpointManagerOptions(
       enable_async_checkpointing=True,
       create=True,
@@ -65,6 +66,7 @@ class Checkpointer:
     written in the background. Raises NonFiniteState naming the leaves if any is not finite: such a
     state is never written.
     """
+    # A resumed run may come by a step that was written before.
     if step in self.present:
       return False
 
@@ -77,6 +79,7 @@ class Checkpointer:
       )
     self.wait()
 
+    # Arrays and what is said of them are committed together.
     whole = checkpoint.make_meta(meta, step, flat, sums)
     args = ocp.args.Composite(
       state=ocp.args.PyTreeSave(checkpoint.nest(flat)),
@@ -95,6 +98,7 @@ class Checkpointer:
     """
     with explained(self.workdir):
       self.manager.wait_until_finished()
+    # Renaming is the commit: only then is there something to read back.
     if self.writing is not None and self.keeper is not None:
       if self.writing == self.best:
         self.keeper.best = self.best
@@ -114,6 +118,7 @@ class Checkpointer:
     """
     if self.keeper is None:
       return
+    # The newest step may still be on its way back from the disk.
     self.keeper.wait()
     latest = self.latest()
     if latest in self.keeper.damaged:
@@ -178,6 +183,7 @@ def explained(workdir: pathlib.Path):
     raise
   except (OSError, ValueError, RuntimeError) as error:
     folder = workdir / "checkpoints"
+    # The first line says what happened; the rest is the library's own stack.
     said = str(error).splitlines()[0]
     raise JobFailed(
       f"a checkpoint could not be written to {folder}: {said} "

@@ -25,12 +25,13 @@ class CorruptCheckpoint(JobFailed):
 
 def _words(x) -> jax.Array:
   """The array's bits as uint32 words (smaller types widened, one word each)."""
+  # Booleans and keys are taken as the integers that they are stored as.
   if jnp.issubdtype(x.dtype, jnp.bool_):
     x = x.astype(jnp.uint8)
   if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
     x = jax.random.key_data(x)
-  unsigned = UNSIGNED[x.dtype.itemsize]
-  words = jax.lax.bitcast_convert_type(x, unsigned)
+  size = x.dtype.itemsize
+  words = jax.lax.bitcast_convert_type(x, UNSIGNED[size])
   return words.astype(jnp.uint32)
 
 
@@ -53,12 +54,16 @@ def _inspect(x) -> jax.Array:
   # Odd weights, so that no bit is lost modulo 2**32; the second sum mixes word and place, so that
   # changes which cancel in the first do not in both.
   weight = 2 * index + 1
-  mixed = (words ^ (index * jnp.uint32(SPREAD))) * jnp.uint32(MIX)
-  mixed = (mixed ^ (mixed >> 15)) * weight
+  spread = index * jnp.uint32(SPREAD)
+  mixed = (words ^ spread) * jnp.uint32(MIX)
+  shifted = mixed >> 15
+  mixed = (mixed ^ shifted) * weight
 
+  # Integers are always finite.
   finite = True
   if jnp.issubdtype(x.dtype, jnp.inexact):
     finite = jnp.isfinite(x).all()
+
   plain_sum = jnp.sum(words * weight, dtype=jnp.uint32)
   mixed_sum = jnp.sum(mixed, dtype=jnp.uint32)
   return jnp.stack([plain_sum, mixed_sum, jnp.uint32(finite)])
@@ -104,21 +109,28 @@ def on_device(flat: Mapping[str, jax.Array]) -> dict[str, str]:
 def on_host(array: np.ndarray) -> str:
   """The checksum of an array in host memory."""
   flat = np.ascontiguousarray(array).reshape(-1)
-  flat = flat.view(UNSIGNED[flat.dtype.itemsize])
-  plain_sum = mixed_sum = 0
+  size = flat.dtype.itemsize
+  flat = flat.view(UNSIGNED[size])
+  spread = np.uint32(SPREAD)
+  mix = np.uint32(MIX)
+  plain_sum = 0
+  mixed_sum = 0
   # In pieces, since what is computed takes several times the memory of the words.
   for start in range(0, flat.size, CHUNK):
     chunk = flat[start : start + CHUNK]
     words = chunk.astype(np.uint32)
 
     # Places in the whole array, modulo 2**32 as on the devices.
-    index = np.arange(start, start + words.size, dtype=np.uint64)
+    end = start + words.size
+    index = np.arange(start, end, dtype=np.uint64)
     index = index.astype(np.uint32)
     weight = 2 * index + 1
-    mixed = (words ^ (index * np.uint32(SPREAD))) * np.uint32(MIX)
-    mixed = (mixed ^ (mixed >> np.uint32(15))) * weight
 
-    plain_part = (words * weight).sum(dtype=np.uint32)
+    # The same two sums as `_inspect`.
+    mixed = (words ^ (index * spread)) * mix
+    mixed = (mixed ^ (mixed >> np.uint32(15))) * weight
+    plain = words * weight
+    plain_part = plain.sum(dtype=np.uint32)
     mixed_part = mixed.sum(dtype=np.uint32)
     plain_sum += int(plain_part)
     mixed_sum += int(mixed_part)
@@ -126,4 +138,5 @@ def on_host(array: np.ndarray) -> str:
 
 
 def _text(plain_sum, mixed_sum) -> str:
+  # Eight hexadecimal digits each.
   return f"{int(plain_sum):08x}{int(mixed_sum):08x}"

@@ -17,6 +17,7 @@ def per_sample(
   cost: of the model. objective: the `objective` section. trainable: paths of what is trained.
   plain: as `cost` was counted: the fixed reference; False is what the configured forms compute.
   """
+  # Parts of which nothing is trained cost less: no gradient of their weights.
   trained = cost.trained(trainable)
   kind = registry.lookup(objective["name"])
   passes = kind.passes(objective, cost, trained, plain)

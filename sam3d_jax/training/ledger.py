@@ -53,6 +53,7 @@ class Ledger:
     """Enters a phase; the one that was left."""
     if name not in PHASES:
       raise ValueError(f"{name!r} is not a phase of the ledger: {PHASES}")
+    # The time up to now belongs to the phase that is left.
     with self._lock:
       self._account()
       previous, self.current, self.changed = self.current, name, self.mark
@@ -89,11 +90,13 @@ class Ledger:
         "seconds": seconds,
       }
       if self.write:
+        line = json.dumps(row) + "\n"
         with self.path.open("a") as file:
-          file.write(json.dumps(row) + "\n")
+          file.write(line)
 
   def alive(self) -> None:
     """Records a row if the last one is old; to be called now and then from any thread."""
+    # Rows now and then bound what a killed process leaves unaccounted.
     if time.monotonic() - self.recorded >= ALIVE_SECONDS:
       self.record("alive")
 
@@ -110,8 +113,13 @@ class Ledger:
       self._account()
       wall = self.mark - self.start
       parts = largest_first(self.seconds)
-    shown = [f"{name} {value:.1f}" for name, value in parts if value >= 0.05]
-    return f"{wall:.1f} s: {', '.join(shown)}"
+    # Less than a tenth of a second is no part of the picture.
+    shown = []
+    for name, value in parts:
+      if value >= 0.05:
+        shown.append(f"{name} {value:.1f}")
+    listed = ", ".join(shown)
+    return f"{wall:.1f} s: {listed}"
 
 
 def largest_first(seconds: Mapping[str, float]) -> list[tuple[str, float]]:
@@ -128,6 +136,7 @@ def age_of_process() -> float:
     # in brackets and may hold blanks.
     stat = pathlib.Path("/proc/self/stat").read_text()
     fields = stat.rpartition(")")[2].split()
+    # Both clocks count from boot, suspended time included.
     created = int(fields[19]) / os.sysconf("SC_CLK_TCK")
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
     return max(0.0, now - created)
@@ -146,6 +155,7 @@ def read(path: str | pathlib.Path) -> list[list[dict[str, Any]]]:
       row = json.loads(line)
     except json.JSONDecodeError:
       continue
+    # A row before the first begin starts a process of its own.
     if row["event"] == "begin" or not processes:
       processes.append([])
     processes[-1].append(row)
@@ -168,13 +178,17 @@ def summarize(processes: Iterable[list[dict[str, Any]]]) -> dict[str, Any]:
 
     # Between two processes nothing runs.
     begin = first["unix_time"] - first["wall"]
-    seconds["down"] += 0.0 if end is None else max(0.0, begin - end)
+    gap = 0.0
+    if end is not None:
+      gap = max(0.0, begin - end)
+    seconds["down"] += gap
 
     # What a later process had to do again is lost.
     kept = kept_until(rows, processes[index + 1 :])
     for phase, total in last["seconds"].items():
-      seconds[phase] += kept.get(phase, 0.0)
-      seconds["lost"] += total - kept.get(phase, 0.0)
+      kept_seconds = kept.get(phase, 0.0)
+      seconds[phase] += kept_seconds
+      seconds["lost"] += total - kept_seconds
 
     reached += [row["step"] for row in rows if row["step"] is not None]
     end = last["unix_time"]
@@ -200,6 +214,7 @@ def kept_until(rows: list[dict[str, Any]], later: list[list[dict[str, Any]]]) ->
   resumed = starts[0] if starts else None
   if resumed is None:
     return last["seconds"]
+  # A process that ended before that step has lost nothing.
   reached = last["step"] or 0
   if reached <= resumed:
     return last["seconds"]
@@ -214,6 +229,7 @@ def kept_until(rows: list[dict[str, Any]], later: list[list[dict[str, Any]]]) ->
 
 def table(summary: dict[str, Any]) -> list[str]:
   """The summary as lines: seconds and share of every phase, largest first."""
+  # The totals first.
   starts, step = summary["starts"], summary["step"]
   wall, goodput = summary["wall"], summary["goodput"]
   lines = [

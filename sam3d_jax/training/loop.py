@@ -230,9 +230,11 @@ def catch_up(job: Job, state: TrainState, step: int, ledger: Ledger, writers: Wr
   """Repeats the evaluation of the state that a run resumes from, if it was due and was stopped
   before its result was written.
   """
+  # A fresh run has nothing to catch up with.
   started = job.evaluation is not None and step > 0
   due = started and step % job.cfg.eval_every == 0
-  missing = np.array(due and not writers.has(step, "eval/loss"))
+  is_missing = due and not writers.has(step, "eval/loss")
+  missing = np.array(is_missing)
   # The first process has the file, and all of them evaluate or none.
   if jax.process_count() > 1:
     missing = multihost_utils.broadcast_one_to_all(missing)
@@ -269,6 +271,7 @@ def evaluation_line(result: Any) -> str:
 
 def save(job: Job, state: TrainState, step: int, checkpointer, ledger: Ledger) -> None:
   """Starts writing a checkpoint, and says so in the ledger."""
+  # Copying to the host counts; the disk works beside training.
   with ledger.phase("checkpoint"):
     checkpointer.save(step, state, job.meta)
   ledger.record("checkpoint", step=step)
@@ -306,6 +309,7 @@ class Meter:
     # One transfer for all of them.
     metrics = jax.device_get(metrics)
     values = {name: float(value) for name, value in metrics.items()}
+    # Before the row is written, so that a bad run stops at its step.
     self._watch_skips(step, values, keys)
 
     self.rows.append(values)
@@ -315,18 +319,22 @@ class Meter:
 
   def _watch_skips(self, step: int, values: dict[str, float], keys: np.ndarray) -> None:
     """Writes down which examples were in a refused step; raises StoppedOnBadGradients."""
+    # The counter of the state, which a resumed run goes on with.
     skipped = int(values["skipped"])
     if skipped > self.skipped:
       # Every host knows the keys of its own rows.
+      words = np.asarray(keys).tolist()
+      # As text: JSON has no NaN.
       row = {
         "step": step,
         "grad_norm": str(values["norm/grad"]),
         "loss": str(values["loss"]),
-        "keys": [f"{a:08x}{b:08x}" for a, b in np.asarray(keys).tolist()],
+        "keys": [f"{high:08x}{low:08x}" for high, low in words],
       }
+      line = json.dumps(row) + "\n"
       path = self.job.workdir / f"skipped_{jax.process_index()}.jsonl"
       with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(line)
     self.skipped = skipped
 
     in_a_row = values["skipped_in_a_row"]
@@ -341,8 +349,12 @@ class Meter:
   def _write(self, step: int) -> None:
     """Writes the means since the last time, and how fast it went."""
     now = time.monotonic()
-    mean = {name: finite_mean([row[name] for row in self.rows]) for name in self.rows[0]}
+    mean = {}
+    for name in self.rows[0]:
+      values = [row[name] for row in self.rows]
+      mean[name] = finite_mean(values)
 
+    # Wall time of a step, whatever it was spent on.
     seconds = (now - self.window_start) / len(self.rows)
     samples_per_second = self.job.cfg.batch_size / seconds
     speed = {
@@ -368,6 +380,7 @@ class Meter:
 
 def finite_mean(values: list[float]) -> float:
   """The mean without NaNs; NaN where no value is finite."""
+  # NumPy warns of a mean of nothing.
   if not np.isfinite(values).any():
     return float("nan")
   return float(np.nanmean(values))

@@ -54,6 +54,7 @@ def check(cfg: OptimConfig) -> None:
   for decay in cfg.ema:
     if not 0 < decay < 1:
       raise ConfigError(f"optim.ema holds {decay}, a decay lies between 0 and 1 (write 0.9999)")
+  # A pattern that cannot be compiled would only fail when parameters exist.
   for key, pattern in patterns(cfg).items():
     try:
       re.compile(pattern)
@@ -77,18 +78,23 @@ def learning_rate(cfg: OptimConfig, step: int, total_steps: int) -> float:
   Computed on the host and fed to the step as an input, so that runs that differ in it share one
   compiled program.
   """
+  # The first step already moves: its share is 1 / warmup_steps.
   warmup = 1.0
   if cfg.warmup_steps:
-    warmup = min(1.0, (step + 1) / cfg.warmup_steps)
+    done = (step + 1) / cfg.warmup_steps
+    warmup = min(1.0, done)
   if cfg.schedule == "constant":
     return cfg.lr * warmup
 
   # Half a period of the cosine over the steps after the warm-up.
   span = max(1, total_steps - cfg.warmup_steps)
   progress = (step - cfg.warmup_steps) / span
-  progress = min(1.0, max(0.0, progress))
+  progress = max(0.0, progress)
+  progress = min(1.0, progress)
   wave = 1 + math.cos(math.pi * progress)
-  fraction = cfg.final_lr_fraction + (1 - cfg.final_lr_fraction) * 0.5 * wave
+  # From 1 down to the fraction that is left at the end.
+  final = cfg.final_lr_fraction
+  fraction = final + (1 - final) * 0.5 * wave
   return cfg.lr * warmup * fraction
 
 
@@ -114,7 +120,8 @@ def split_trainable(cfg: OptimConfig, params: Mapping[str, jax.Array]) -> tuple[
   for key, pattern in patterns(cfg).items():
     matched = any(re.fullmatch(pattern, path) for path in params)
     if pattern and not matched:
-      starts = ", ".join(sorted({path.split("/")[0] for path in params}))
+      first_parts = {path.split("/")[0] for path in params}
+      starts = ", ".join(sorted(first_parts))
       raise ConfigError(
         f"optim.{key} = {pattern!r} matches no parameter; the paths start with {starts}"
       )

@@ -19,6 +19,7 @@ class StopFlag:
     self._previous: dict[int, object] = {}
 
   def __enter__(self):
+    # What was there before is put back at the end.
     for number in self.SIGNALS:
       self._previous[number] = signal.signal(number, self._handle)
     return self
@@ -28,6 +29,7 @@ class StopFlag:
       signal.signal(number, handler)
 
   def _handle(self, number, frame):
+    # Whoever presses Ctrl-C twice does not want to wait.
     if self.reason and number == signal.SIGINT:
       raise KeyboardInterrupt
     self.reason = signal.Signals(number).name

@@ -21,11 +21,17 @@ class Pulse:
     self._pending: jax.Array | None = None
 
     # Each device carries the row of its host; of each host one is read.
-    owners = [device.process_index for device in mesh.devices.flat]
+    devices = mesh.devices.flat
+    owners = [device.process_index for device in devices]
     self._devices = len(owners)
-    self._first = [owners.index(host) for host in range(self.hosts)]
+    self._first = []
+    for host in range(self.hosts):
+      first = owners.index(host)
+      self._first.append(first)
 
-    self._split = NamedSharding(mesh, P(mesh.axis_names))
+    # From one row a device to all rows on every device: the compiler makes it an all-gather.
+    split = P(mesh.axis_names)
+    self._split = NamedSharding(mesh, split)
     replicated = NamedSharding(mesh, P())
     self._gather = jax.jit(lambda x: x, out_shardings=replicated)
 
@@ -37,6 +43,7 @@ class Pulse:
     if self.hosts == 1:
       return mine
 
+    # Every process makes its own devices' rows of one global array.
     shape = (self._devices, len(row))
     of_device = functools.partial(_of_each_device, mine)
     spread = jax.make_array_from_callback(shape, self._split, of_device)
@@ -72,6 +79,7 @@ class SlowestHost:
     # A single host has nobody to be slower than.
     if not rows or len(rows[0]) == 1:
       return {}
+    # Of the steps since the last time, by host.
     mean = np.mean(rows, axis=0)
     return {
       "hosts/slowest": mean.argmax(),

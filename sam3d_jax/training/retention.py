@@ -61,6 +61,7 @@ class Keeper:
     """
     if self.thread is not None and self.thread.is_alive():
       return
+    # A daemon: a job that fails does not wait for a disk.
     self.thread = threading.Thread(
       target=self._check,
       args=(step,),
@@ -84,6 +85,7 @@ class Keeper:
     try:
       self.verify(self.workdir, step, self.closing.is_set)
     except CorruptCheckpoint as error:
+      # Kept for whoever looks into it, out of the way of a restart.
       self.damaged.append(step)
       print(
         f"checkpoint: step {step} did not read back ({error}); it is set aside as {step}.damaged",
@@ -105,5 +107,6 @@ class Keeper:
         continue
       # Gone at once, however long removing takes.
       folder = self.folder / str(step)
-      doomed = folder.rename(self.folder / f"{step}.deleted")
+      deleted = self.folder / f"{step}.deleted"
+      doomed = folder.rename(deleted)
       shutil.rmtree(doomed)

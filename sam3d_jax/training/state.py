@@ -49,7 +49,8 @@ class ModelGraph:
     others = [path for path, _ in nnx.to_flat_state(rest)]
     if others:
       raise ValueError(f"the module holds state that is not a parameter: {others}")
-    paths = tuple(path for path, _ in nnx.to_flat_state(params))
+    flat = nnx.to_flat_state(params)
+    paths = tuple(path for path, _ in flat)
     return cls(graphdef, paths, lora_scale)
 
   def merge(self, params: Mapping[str, jax.Array]) -> nnx.Module:
@@ -57,6 +58,7 @@ class ModelGraph:
     their kernels.
     """
     params = lora.folded(params, self.lora_scale)
+    # In the module's own order, by its own key paths.
     flat = []
     for path in self.paths:
       name = "/".join(map(str, path))
@@ -81,8 +83,14 @@ def init_state(
   reference = {}
   if keep_reference:
     reference = copy(trainable)
-  ema = {f"{decay:g}": copy(trainable) for decay in cfg.ema}
-  opt = optim.make_optimizer(cfg).init(trainable)
+  # Averages start at the parameters, not at zero: there is no bias to correct.
+  ema = {}
+  for decay in cfg.ema:
+    ema[f"{decay:g}"] = copy(trainable)
+  optimizer = optim.make_optimizer(cfg)
+  opt = optimizer.init(trainable)
+
+  # The guard's memory: nothing skipped, and no norm seen yet.
   return TrainState(
     step=step,
     params=trainable,

@@ -52,6 +52,7 @@ def make_train_step(
 
   def loss_and_grad(state: TrainState, batch, key, **whole):
     def loss_fn(params):
+      # Frozen parameters are constants of the loss.
       model = graph.merge({**params, **state.frozen})
       reference = None
       if state.reference:
@@ -73,6 +74,7 @@ def make_train_step(
       key,
       accumulate,
     )
+    # Before clipping, which would hide a spike.
     norm = optax.global_norm(grads)
     ok = accept(norm, metrics["loss"], state, guard)
 
@@ -127,8 +129,10 @@ def fingerprint(key_B2):
 
 def accept(norm, loss, state: TrainState, guard: GuardConfig):
   """() bool: the gradient is finite and no spike."""
+  # A loss can be infinite where its gradient is not.
   ok = jnp.isfinite(norm) & jnp.isfinite(loss)
   if guard.spike_factor:
+    # The first gradients are large, and their mean is of a few.
     warming_up = state.step < guard.spike_warmup
     no_spike = norm <= guard.spike_factor * state.grad_norm_mean
     ok &= warming_up | no_spike
@@ -164,6 +168,7 @@ def accumulated(loss_and_grad: Callable, state: TrainState, batch, key, parts: i
   shapes = jax.eval_shape(of_part, first)
   zero = jax.tree.map(zeros, shapes)
 
+  # One part's activations are alive at a time: that is what is saved.
   def add(total, part):
     share = lambda t, x: t + x.astype(jnp.float32) / parts
     return jax.tree.map(share, total, of_part(part)), None

@@ -19,6 +19,7 @@ class Tracer:
   """Entered for the time of training; told of every step."""
 
   def __init__(self, workdir: pathlib.Path):
+    # A file reaches every host that shares the folder.
     self.request = workdir / "profile"
     self.folder = workdir / "traces"
     self.asked = False  # by a signal
@@ -41,6 +42,7 @@ class Tracer:
 
   def before_step(self, step: int) -> None:
     """Starts or ends a trace if it is time."""
+    # One trace at a time; a request during one waits for its end.
     if self.until is not None:
       if step >= self.until:
         self._stop()

@@ -81,6 +81,7 @@ class Watchdog:
     durations = list(self.ledger.steps)
     if not in_step or not durations:
       return self.cfg.other_seconds
+    # The median: a slow step now and then does not stretch the limit.
     usual = statistics.median(durations)
     return max(self.cfg.seconds, self.cfg.factor * usual)
 
@@ -121,6 +122,7 @@ class Watchdog:
     # Hosts that are stuck at the same collective share one request.
     request = self._latest()
     if request is None or time.time() - request > REQUEST_SECONDS:
+      # The time is the name: hosts compare it with what they have answered.
       request = round(time.time(), 1)
       (self.folder / f"{request}.request").write_text(reason + "\n")
     self.answered = request
@@ -139,6 +141,7 @@ class Watchdog:
     request = self._latest()
     if request is None or request <= self.answered:
       return
+    # Once a request, however long it lies there.
     self.answered = request
     phase, step = self.ledger.current, self.ledger.step
     self.dump(request, f"another host asked; host {self.host} is in phase {phase} at step {step}")

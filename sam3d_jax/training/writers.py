@@ -55,7 +55,10 @@ class Writers:
     for line in self.path.read_text().splitlines():
       # The last line of a killed run may be cut off.
       whole = line.endswith("}")
-      if whole and json.loads(line)["step"] <= step:
+      if not whole:
+        continue
+      row = json.loads(line)
+      if row["step"] <= step:
         rows.append(line + "\n")
     atomic.write_text(self.path, "".join(rows))
 
@@ -63,6 +66,7 @@ class Writers:
     """Whether a value was written for a step, in this run or in those that it continues."""
     if not self.enabled:
       return False
+    # Rarely asked, so the file is read rather than remembered.
     for line in self.path.read_text().splitlines():
       row = json.loads(line)
       if row["step"] == step and name in row:
@@ -79,7 +83,8 @@ class Writers:
     row: dict[str, float | None] = {"step": step}
     for name, value in values.items():
       row[name] = value if np.isfinite(value) else None
-    self.file.write(json.dumps(row) + "\n")
+    line = json.dumps(row) + "\n"
+    self.file.write(line)
     # Others read the file while the run goes on.
     self.file.flush()
 
@@ -90,6 +95,7 @@ class Writers:
 
   def picture(self, step: int, name: str, picture_HW3: np.ndarray) -> None:
     """Shows a picture beside the metrics."""
+    # TensorBoard takes it as it is: height, width, channels.
     if self.enabled:
       self.board.add_image(name, picture_HW3, step, dataformats="HWC")
     if self.wandb_run is not None:
@@ -110,6 +116,7 @@ def start_wandb(workdir: pathlib.Path, project: str, config: dict[str, Any]):
   import wandb  # optional, and slow to import
 
   file = workdir / "wandb_id"
+  # The first start of a work folder names its run; restarts go on with it.
   if not file.exists():
     new = secrets.token_hex(8)
     atomic.write_text(file, new)

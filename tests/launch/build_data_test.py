@@ -109,6 +109,7 @@ def test_a_killed_build_continues_to_the_same_bytes(dataset, tmp_path):
 
 def test_building_a_finished_dataset_again_changes_nothing(dataset):
   times, content = _times(dataset), _bytes(dataset)
+  assert "DATA_CARD.md" in content
   assert _run(f"out={dataset}") == 0
   assert _times(dataset) == times
   assert _bytes(dataset) == content

@@ -69,6 +69,7 @@ def test_a_wrong_override_names_key_value_and_nearest_key(capsys, argument, expe
     ("eval.steps_curve=4;8", "write several as"),
     ("sampler.pointmap_guidance=strong", "is not of type float"),
     ("sampler.pointmap_guidance=nan", "give a number"),
+    ("init_from=None", "for none write --config.init_from="),
     ("model=geometry", "is not of type ConfigDict"),
   ],
 )

@@ -102,6 +102,7 @@ def digests(folder):
 
 def test_every_shape_gets_the_mean_of_the_encoder(dataset, vae, encoded):
   before, after = records.open_split(dataset), records.open_split(encoded)
+  assert "made by | launch.encode_latents" in (encoded / "DATA_CARD.md").read_text()
   assert len(after) == 7
   mean = jax.jit(lambda x: vae.encoder(x)[0])
   for i in range(7):

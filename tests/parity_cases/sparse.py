@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sam3d_jax.models import parameters, sparse
+from sam3d_jax.models import parameters, sparse, sparse_windows
 from sam3d_jax.models.attention import attend
 from sam3d_jax.models.attention_layers import CrossAttention
 from sam3d_jax.models.geometry_flow import (
@@ -120,7 +120,7 @@ def attention(fixture: Fixture):
       make = functools.partial(SparseSelfAttention, width, heads, qk_rms_norm=rms)
       module = loaded(make, names.self_attention_rules(width, rms, ours="projections/"), params)
       groups = (
-        sparse.windows(x, window, window // 2 if "shift" in name else 0)
+        sparse_windows.windows(x, window, window // 2 if "shift" in name else 0)
         if name.startswith("win")
         else None
       )
@@ -144,7 +144,7 @@ def window_table(x: sparse.SparseTensor, window: int, shift: int) -> dict[str, n
   """Window of each voxel in the fixture's order, numbered through the batch; voxels and sample of
   each window.
   """
-  groups = jax.tree.map(np.asarray, sparse.windows(x, window, shift))
+  groups = jax.tree.map(np.asarray, sparse_windows.windows(x, window, shift))
   first = np.cumsum(groups.count_B) - groups.count_B
   rank = np.take_along_axis(groups.rank_BV, groups.inverse_BV, 1) + first[:, None]
   rank = np.concatenate([rank[b, :n] for b, n in enumerate(np.asarray(x.count_B))])
@@ -201,7 +201,7 @@ def blocks(fixture: Fixture):
     params_of(fixture, "win_block"),
   )
   out["out/win_block"] = listed(
-    run(window, x, sparse.windows(x, k["window_size"], k["shift_window"]))
+    run(window, x, sparse_windows.windows(x, k["window_size"], k["shift_window"]))
   )
   res_down = loaded(make_res, res_rules, params_of(fixture, "res_down"))
   coarse, _ = sparse.downsample(x)

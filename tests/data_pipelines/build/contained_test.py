@@ -157,6 +157,12 @@ def test_a_table_of_sources_that_says_nothing_refuses_its_mesh(tmp_path, content
     assets.load(tmp_path / "a.obj")
 
 
+def test_a_table_names_a_mesh_however_its_accents_are_written(tmp_path):
+  _cube(tmp_path / "Stu\u0308hl.obj")
+  (tmp_path / "sources.json").write_text('{"St\u00fchl.obj": {"license": "CC0"}}')
+  assert assets.load(tmp_path / "Stu\u0308hl.obj").license == "CC0"
+
+
 def test_names_that_are_not_utf_8_and_linked_folders_are_built(tmp_path):
   _cube(tmp_path / "store" / "linked.obj", by=2)
   _cube(tmp_path / "in" / "plain.obj")

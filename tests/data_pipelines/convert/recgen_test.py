@@ -371,3 +371,14 @@ def test_hostile_tars_are_refused_or_passed_over(shared_dir, tmp_path):
   refusals = shard_jobs.Refusals()
   assert list(plan.make(job.spec, refusals)) == []
   assert len(refusals.inputs) == job.inputs
+
+
+def test_a_member_of_a_negative_size_ends_the_reading_of_its_tar(tars, tmp_path):
+  whole = bytearray((tars[0] / "shard-000001.tar").read_bytes())
+  # base-256, as GNU tar writes what octal digits cannot hold
+  whole[124:136] = b"\xff" * 10 + b"\xfc\x00"
+  unsigned = sum(whole[:148]) + 8 * 32 + sum(whole[156:512])
+  whole[148:156] = b"%06o\0 " % unsigned
+  (tmp_path / "t.tar").write_bytes(bytes(whole))
+  plan = recgen.plan(recgen.RecgenConfig("r", str(tmp_path)), test_fraction=0, objects_per_shard=9)
+  assert [item.name for job in plan.jobs for item in job.spec.inputs] == ["t.tar#-1"]

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sam3d_jax.models import parameters, sparse
+from sam3d_jax.models import parameters, sparse, sparse_windows
+from sam3d_jax.models.attention import attend_xla
 from sam3d_jax.models.sparse_layers import (
   SparseGroupNorm,
   SparseResBlock,
@@ -140,9 +141,9 @@ def test_attention_in_windows_equals_masked_full_attention_with_gradients(shift)
   valid = x.valid_BV[..., None, None]
   cells = (x.coords_BV3 + shift) // window
   same = (cells[:, :, None] == cells[:, None]).all(-1) & x.valid_BV[:, None]
-  windows = sparse.windows(x, window, shift)
-  ours = lambda q, k, v: sparse.attend_in_windows(q, k, v, windows, window)
-  plain = lambda q, k, v: sparse.attend_xla(q, k, v, mask=same[:, None])
+  windows = sparse_windows.windows(x, window, shift)
+  ours = lambda q, k, v: sparse_windows.attend_in_windows(q, k, v, windows, window)
+  plain = lambda q, k, v: attend_xla(q, k, v, mask=same[:, None])
   loss = lambda f: _jit(
     jax.value_and_grad(lambda *qkv: (jnp.where(valid, f(*qkv), 0) * r).sum(), argnums=(0, 1, 2))
   )
@@ -159,7 +160,7 @@ def test_attention_in_windows_equals_masked_full_attention_with_gradients(shift)
       lambda rngs: SparseResBlock(4, 6, 3, rngs=rngs),
       lambda x: (sparse.neighbours(x), jnp.ones((len(x.count_B), 3))),
     ),
-    (lambda rngs: WindowBlock(4, 2, 2, rngs=rngs), lambda x: (sparse.windows(x, 2, 1),)),
+    (lambda rngs: WindowBlock(4, 2, 2, rngs=rngs), lambda x: (sparse_windows.windows(x, 2, 1),)),
     (lambda rngs: SparseSelfAttention(4, 2, rngs=rngs), lambda x: ()),
     (lambda rngs: SparseGroupNorm(2, 4), lambda x: ()),
   ],

@@ -17,7 +17,15 @@ import pytest
 
 from sam3d_jax.batch import LAYOUT_LATENTS
 from sam3d_jax.geometry import normalisers, pose_targets, resizing
-from sam3d_jax.models import conditioning, dinov2, geometry_flow, parameters, sparse, structure_vae
+from sam3d_jax.models import (
+  conditioning,
+  dinov2,
+  geometry_flow,
+  parameters,
+  sparse,
+  sparse_windows,
+  structure_vae,
+)
 from sam3d_jax.models.layers import MLP, Dense, LayerNorm, layer_norm
 from sam3d_jax.models.sparse_layers import SparseGroupNorm, SparseResBlock
 from sam3d_jax.objectives import draws, shortcut
@@ -304,7 +312,7 @@ def test_11_windows_are_coordinate_plus_shift_over_window_within_a_sample():
 
 def _windows_of(x, window, shift, b):
   """The z coordinates of each window's voxels."""
-  groups = sparse.windows(x, window, shift)
+  groups = sparse_windows.windows(x, window, shift)
   count = int(x.count_B[b])
   rank = np.asarray(groups.rank_BV[b])[np.asarray(groups.inverse_BV[b])][:count]
   return [

@@ -28,6 +28,23 @@ from tests.support.tiny_release import (
 )
 
 
+def test_the_model_card_says_what_the_record_says(runs):
+  folder = runs / "release"
+  record = json.loads((folder / "release.json").read_text())
+  text = (folder / "MODEL_CARD.md").read_text()
+  assert "$" not in text
+  assert text.startswith("# Model card: release\n")
+  assert "as it is after stage `pretrain`" in text
+  for entry in record["parts"].values():
+    assert entry["file"] in text and entry["sha256"][:16] in text
+  assert "- dataset `iso_3do`" in text
+  assert "the one whose latents the model was trained on" in text
+  learning_rate = record["config"]["optim"]["lr"]
+  assert f"| `optim.lr` | `{learning_rate}` |" in text
+  # nobody else's terms
+  assert "No file was taken over" in text and "Licence files in this folder: none." in text
+
+
 def test_the_folder_is_what_the_published_pipeline_reads(runs):
   torch = pytest.importorskip("torch")
   folder = runs / "release"
@@ -210,7 +227,7 @@ def test_an_entry_of_the_table_is_all_that_an_export_needs(tmp_path, monkeypatch
   monkeypatch.setitem(parts.PUBLISHED, "structure_vae", entry)
   record = release_writer.write_release(out, model, storage=SAFETENSORS)
   files = sorted(path.name for path in out.iterdir())
-  assert files == ["release.json", "toy_file.safetensors", "toy_file.yaml"]
+  assert files == ["MODEL_CARD.md", "release.json", "toy_file.safetensors", "toy_file.yaml"]
   assert not record["published_pipeline"]["loads"]
   assert yaml.safe_load((out / "toy_file.yaml").read_text())["channels"] == 8
   opened = release.open_file(out / "toy_file.safetensors", model.config.model)

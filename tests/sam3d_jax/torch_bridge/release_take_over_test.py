@@ -45,6 +45,13 @@ def test_a_published_release_can_be_continued_and_given_back(runs, published_lik
   record = json.loads((out / "release.json").read_text())
   assert record["decoder"]["verified"]
 
+  # the card says whose terms hold
+  card = (out / "MODEL_CARD.md").read_text()
+  assert "imported and not trained further" in card
+  assert "descends from imported weights: their licence holds" in card
+  assert "Taken over from another release, under its licence: ss_decoder.ckpt" in card
+  assert "Licence files in this folder: `LICENSE`." in card
+
   # another decoder in its place; the file is a hard link by now, and writing into it changes both
   other = runs / "release" / "ss_encoder.ckpt"
   decoder_file = published_like / "ss_decoder.ckpt"
