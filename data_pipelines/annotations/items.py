@@ -105,6 +105,9 @@ def photo_fields(item: Item, recipe: Recipe) -> dict[str, Any]:
     too_far = (np.abs(points) > schema.POINTMAP_MAX).any(-1)
     points[too_far] = np.nan
     fields["pointmap"] = points.astype(np.float16)
+    if fields["pointmap"].nbytes > schema.MAX_FIELD:
+      detail = f"{item.pointmap} has {points.shape[1]} x {points.shape[0]} points; reduce it"
+      raise Refused("bad_pointmap", detail)
   if photo.camera is not None:
     camera = _stored_camera(photo.camera, shown)
     fields["camera"] = schema.camera_field(camera)

@@ -17,7 +17,9 @@ so `rotation` is R with its columns the object's axes seen from the camera, as i
 from collections.abc import Mapping
 import dataclasses
 import functools
+import math
 from typing import Any
+import zlib
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -30,6 +32,7 @@ from sam3d_jax.geometry.pose import Pose
 
 VERSION = "1.1.0"  # of the fields below; readers refuse datasets of another major version
 ADDED = ("image_delit",)  # fields that datasets of 1.0.0 lack; they read as absent
+MAX_FIELD = 1 << 28  # bytes of a field that is stored compressed: a point map of 44 million pixels
 VOXEL_RESOLUTION = 64
 SLAT_CHANNELS = 8
 # largest coordinate that a point map holds; points beyond it are stored as unknown
@@ -71,12 +74,36 @@ def _tensor(shape: tuple[int | None, ...], dtype: type, doc: str) -> tfds.featur
   encodings = {0: "none", 1: "bytes"}
   open_dimensions = shape.count(None)
   encoding = encodings.get(open_dimensions, "zlib")
-  return tfds.features.Tensor(
+  feature = tfds.features.Tensor(
     shape=shape,
     dtype=dtype,
     encoding=encoding,
     doc=doc,
   )
+  # TFDS itself inflates whatever it is given.
+  if encoding == "zlib":
+    feature.decode_example_np = functools.partial(_inflated, shape, np.dtype(dtype))
+  return feature
+
+
+def _inflated(
+  shape: tuple[int | None, ...], dtype: np.dtype, stored: Mapping[str, Any]
+) -> np.ndarray:
+  """The array of a compressed field, of the size that it states. Raises SchemaError for another, or
+  one beyond MAX_FIELD.
+  """
+  lengths = []
+  for known, length in zip(shape, stored["shape"], strict=True):
+    lengths.append(int(length) if known is None else known)
+  needed = math.prod(lengths) * dtype.itemsize
+  if min(lengths) < 0 or needed > MAX_FIELD:
+    raise SchemaError(f"a field of shape {lengths} takes more than {MAX_FIELD} bytes")
+
+  # One byte more than is needed tells whether there are more.
+  data = zlib.decompressobj().decompress(stored["value"], needed + 1)
+  if len(data) != needed:
+    raise SchemaError(f"a field of shape {lengths} holds {len(data)} bytes or more, not {needed}")
+  return np.frombuffer(data, dtype).reshape(lengths)
 
 
 def _encoded(doc: str) -> tfds.features.Tensor:

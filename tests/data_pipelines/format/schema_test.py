@@ -2,9 +2,12 @@
 
 import subprocess
 import sys
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
+from tensorflow_datasets.proto import tf_example_pb2 as example_pb2
 
 from data_pipelines.format import schema
 from tests.support import tiny_dataset
@@ -21,6 +24,40 @@ def test_empty_example_survives_and_has_no_field_present(kind):
   example = schema.deserialise(schema.serialise(schema.empty_example(kind), kind), kind)
   assert tiny_dataset.equal(example, schema.empty_example(kind))
   assert not any(schema.is_present(example, field) for field in example)
+
+
+def _with_pointmap(shape: list[int], content: bytes) -> bytes:
+  """A record whose point map states this shape and holds these bytes, compressed."""
+  example = example_pb2.Example.FromString(schema.serialise(tiny_dataset.make_example(0)))
+  fields = example.features.feature
+  fields["pointmap/shape"].int64_list.value[:] = shape
+  fields["pointmap/value"].bytes_list.value[:] = [zlib.compress(content)]
+  return example.SerializeToString()
+
+
+def test_a_compressed_field_holds_what_it_states():
+  whole = _with_pointmap([2, 3, 3], bytes(36))
+  assert schema.deserialise(whole)["pointmap"].shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize(
+  "shape, content",
+  [
+    ([2, 3, 3], bytes(35)),
+    ([2, 3, 3], bytes(10_000_000)),
+    ([9000, 9000, 3], bytes(100)),
+    ([-2, -3, 3], bytes(36)),
+    ([2, 3], bytes(36)),
+  ],
+)
+def test_a_compressed_field_of_another_size_is_refused_without_its_memory(shape, content):
+  record = _with_pointmap(shape, content)
+  tracemalloc.start()
+  with pytest.raises(schema.SchemaError):
+    schema.deserialise(record)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 5_000_000
 
 
 def test_every_field_of_a_complete_example_is_present():
