@@ -27,43 +27,50 @@ def files_below(root: str | os.PathLike) -> list[pathlib.Path]:
   """
   root = pathlib.Path(root)
   files: list[pathlib.Path] = []
-  passed_over = {"files of other systems (._*, __MACOSX)": 0, "links to nothing": 0}
-  foreign, dangling = passed_over
-  entered = {_identity(root)}
-  links: list[pathlib.Path] = []
+  foreign, dangling = 0, 0
 
-  # Real folders first, so that what can be reached both ways has its own name.
+  # Links wait until every real folder was entered: what is reached both ways keeps its own name.
+  entered = {_identity(root)}
   waiting = [root]
+  links: list[pathlib.Path] = []
   while waiting or links:
-    if not waiting:
-      link = links.pop(0)
-      identity = _identity(link)
-      if identity in entered or _holds(link):
+    if waiting:
+      folder = waiting.pop()
+    else:
+      folder = links.pop(0)
+      if _identity(folder) in entered or _holds(folder):
         continue
-      entered.add(identity)
-      waiting.append(link)
-    folder = waiting.pop()
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+      entered.add(_identity(folder))
+
+    # What the folder holds, by kind.
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    for entry in entries:
       path = folder / entry.name
       if is_foreign(entry.name):
-        passed_over[foreign] += _files_in(path)
+        foreign += _files_in(path)
       elif entry.is_dir(follow_symlinks=False):
         # below a link there may be what was reached before
-        identity = _identity(path)
-        if identity not in entered:
-          entered.add(identity)
+        if _identity(path) not in entered:
+          entered.add(_identity(path))
           waiting.append(path)
       elif path.is_dir():
         links.append(path)
       elif path.is_file():
         files.append(path)
       elif path.is_symlink():
-        passed_over[dangling] += 1
+        dangling += 1
 
-  for what, count in passed_over.items():
-    if count:
-      print(f"{shown(root)}: {count} {what} passed over", file=sys.stderr)
+  # What was passed over is said, not lost.
+  if foreign:
+    _tell(root, f"{foreign} files of other systems (._*, __MACOSX)")
+  if dangling:
+    _tell(root, f"{dangling} links to nothing")
   return sorted(files)
+
+
+def _tell(root: pathlib.Path, what: str) -> None:
+  """Says on standard error what was passed over below a folder."""
+  print(f"{shown(root)}: {what} passed over", file=sys.stderr)
 
 
 def _identity(folder: pathlib.Path) -> tuple[int, int]:
@@ -96,5 +103,13 @@ def located(root: str | os.PathLike, name: str) -> pathlib.Path:
   path = pathlib.Path(root) / name
   if path.exists() or "\\x" not in name:
     return path
-  raw = ESCAPED.sub(lambda match: bytes.fromhex(match[1].decode()), name.encode())
+  # the bytes that were written as text
+  written = name.encode()
+  raw = ESCAPED.sub(_byte, written)
   return pathlib.Path(root) / os.fsdecode(raw)
+
+
+def _byte(match: re.Match) -> bytes:
+  """The byte whose two digits were found."""
+  digits = match[1].decode()
+  return bytes.fromhex(digits)
