@@ -135,6 +135,24 @@ def described(hint: Any) -> str:
   return WORDS.get(hint, getattr(hint, "__name__", str(hint)))
 
 
+def differences(a, b, prefix: tuple[str, ...] = ()):
+  """(key path, value in a, value in b) of every leaf that differs between nested dictionaries."""
+  for key in sorted(set(a) | set(b)):
+    path = (*prefix, key)
+    x, y = a.get(key), b.get(key)
+    if isinstance(x, dict) and isinstance(y, dict):
+      yield from differences(x, y, path)
+    elif as_recorded(x) != as_recorded(y):
+      yield path, x, y
+
+
+def as_recorded(value):
+  """A value of a configuration as JSON gives it back: tuples are lists there."""
+  if isinstance(value, tuple):
+    return list(value)
+  return value
+
+
 def nearest(word: Any, known: Collection[str]) -> str:
   """'; the nearest is ...', or '' if none is near."""
   near = difflib.get_close_matches(str(word), known, n=1, cutoff=NEAR)

@@ -13,8 +13,8 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from launch.trainer import starting
 from launch.trainer.specs import HostsSpec
+from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError, InputError, JobFailed
 
 EXPLICIT = {
@@ -119,7 +119,7 @@ def check_same_config(config) -> None:
   texts = exchange(json.dumps(config.to_dict(), sort_keys=True))
   first = json.loads(texts[0])
   for host, text in enumerate(texts):
-    for path, mine, theirs in starting.differences(first, json.loads(text)):
+    for path, mine, theirs in sections.differences(first, json.loads(text)):
       key = ".".join(path)
       raise ConfigError(
         f"host {host} was started with {key} = {theirs!r}, host 0 with {mine!r}: start all with "

@@ -30,9 +30,7 @@ def run(spec: RunSpec) -> None:
     devices = machines.parse(spec.devices, "--devices").devices()
   else:
     hosts.connect(spec.hosts)
-  before = starting.recorded_config(workdir)
-  if before is not None:
-    starting.keep_recorded_values(config, before, workdir)
+  starting.agree_with_run(config, workdir)
   hosts.check_same_config(config)
 
   # The plan, from the data that there are.
@@ -74,7 +72,6 @@ def start(prepared: Setup) -> str:
   # Resume: the same experiment, and every leaf of its state.
   if checkpoint.steps(workdir):
     meta = checkpoint.read_meta(workdir)
-    starting.check_same_run(meta["config"], config, workdir)
     checkpoint.audit(
       checkpoint.flatten(prepared.abstract_state),
       checkpoint.shapes_of(meta),
@@ -90,6 +87,7 @@ def start(prepared: Setup) -> str:
     prepared.param_shapes,
     which=config.init_which,
     allow=prepared.init_allow,
+    model=config.model,
   )
   where = f"{config.init_from} step {found.step}"
   return (

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from data_pipelines.format import records
 from launch.trainer import setup as setup_lib
 from launch.trainer.setup import Setup
+from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.models import registry as models
 from sam3d_jax.objectives import registry as objectives
@@ -68,6 +69,7 @@ def starting_state(setup: Setup, checkpointer: Checkpointer):
     setup.mesh,
     which=config.init_which,
     allow=setup.init_allow,
+    model=config.model,
   )
   print(
     f"start: the {config.init_which} parameters of {config.init_from} step {parent['step']} "
@@ -151,6 +153,16 @@ def keep_recorded_values(config: ConfigDict, recorded: dict, workdir: pathlib.Pa
   return changed
 
 
+def agree_with_run(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Takes over what the run of a work folder began with. Raises ConfigError naming the first key
+  that makes it another experiment, before its state is read, which would list arrays.
+  """
+  recorded = recorded_config(workdir)
+  if recorded is not None:
+    keep_recorded_values(config, recorded, workdir)
+    check_same_run(recorded, config, workdir)
+
+
 # What may change from one start of a run to the next: sections and keys of the configuration,
 RESUMABLE_CHANGES = (
   "steps",
@@ -186,7 +198,7 @@ def check_same_run(before: dict, config: ConfigDict, workdir: pathlib.Path) -> N
   now = config.to_dict()
   # Every difference has to be one that may be.
   later_keys = models.lookup(config.model.name).later_keys
-  for key, old, new in differences(before, now):
+  for key, old, new in sections.differences(before, now):
     # It was not a key when the run began.
     later = later_keys.get(key[1:]) if key[0] == "model" else None
     if old is None and later is not None and new == later.value:
@@ -198,24 +210,6 @@ def check_same_run(before: dict, config: ConfigDict, workdir: pathlib.Path) -> N
       f"{workdir} was started with {name} = {old!r}, now it is {new!r}: use another --workdir, or "
       "--config.init_from to start a new stage from its parameters"
     )
-
-
-def differences(a, b, prefix: tuple[str, ...] = ()):
-  """(key path, value in a, value in b) of every leaf that differs between nested dictionaries."""
-  for key in sorted(set(a) | set(b)):
-    path = (*prefix, key)
-    x, y = a.get(key), b.get(key)
-    if isinstance(x, dict) and isinstance(y, dict):
-      yield from differences(x, y, path)
-    elif as_recorded(x) != as_recorded(y):
-      yield path, x, y
-
-
-def as_recorded(value):
-  """A value of a configuration as JSON gives it back: tuples are lists there."""
-  if isinstance(value, tuple):
-    return list(value)
-  return value
 
 
 def make_lineage(config: ConfigDict, parents: list[dict]) -> dict:

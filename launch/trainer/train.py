@@ -35,9 +35,7 @@ def run(spec: RunSpec, stop: StopFlag) -> None:
   workdir = prepare_workdir(spec.workdir)
   ledger = Ledger(workdir / "goodput.jsonl")
   hosts.connect(spec.hosts)
-  before = starting.recorded_config(workdir)
-  if before is not None:
-    starting.keep_recorded_values(config, before, workdir)
+  starting.agree_with_run(config, workdir)
   hosts.check_same_config(config)
 
   # The plan, and then the work.

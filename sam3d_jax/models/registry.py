@@ -12,6 +12,7 @@ from typing import Any
 from flax import nnx
 from ml_collections import ConfigDict
 
+from sam3d_jax import sections
 from sam3d_jax.batch import LATENTS
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.models import flops
@@ -19,22 +20,21 @@ from sam3d_jax.models.conditioning import ConditionConfig, DinoConfig, PointmapC
 from sam3d_jax.models.geometry import GeometryConfig, GeometryModel
 from sam3d_jax.models.geometry_flow import GeometryFlowConfig
 from sam3d_jax.models.structure_vae import StructureVAE, StructureVAEConfig
-from sam3d_jax.sections import typed
 
 
 def geometry_config(model: ConfigDict) -> GeometryConfig:
   """The typed configuration of a Geometry model."""
   # The encoders are sections of the condition's.
   condition = model.condition.to_dict()
-  condition["dino"] = typed(DinoConfig, condition["dino"], "model.condition.dino")
+  condition["dino"] = sections.typed(DinoConfig, condition["dino"], "model.condition.dino")
   pointmap = condition["pointmap"]
   if pointmap is not None:
-    condition["pointmap"] = typed(PointmapConfig, pointmap, "model.condition.pointmap")
+    condition["pointmap"] = sections.typed(PointmapConfig, pointmap, "model.condition.pointmap")
 
-  flow = typed(GeometryFlowConfig, model.flow.to_dict(), "model.flow")
+  flow = sections.typed(GeometryFlowConfig, model.flow.to_dict(), "model.flow")
   return GeometryConfig(
     flow=flow,
-    condition=typed(ConditionConfig, condition, "model.condition"),
+    condition=sections.typed(ConditionConfig, condition, "model.condition"),
   )
 
 
@@ -43,7 +43,7 @@ def structure_vae_config(model: ConfigDict) -> StructureVAEConfig:
   # The section is the configuration, but for the model's name.
   settings = model.to_dict()
   del settings["name"]
-  return typed(StructureVAEConfig, settings, "model")
+  return sections.typed(StructureVAEConfig, settings, "model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +147,33 @@ def completed(model: ConfigDict) -> ConfigDict:
       if section is not None and key not in section:
         section[key] = later.value
   return whole
+
+
+# keys of a `model` section, wherever in it, that say how it is computed and not what it is
+HOW_COMPUTED = frozenset(("remat", "unroll", "attention", "dtype", "absorb_layout_kv", "cls_only"))
+
+
+def differing_keys(model: ConfigDict, other: ConfigDict) -> dict[str, tuple[Any, Any]]:
+  """Dotted key -> (value in `model`, value in `other`) where two `model` sections are of other
+  models; what is only computed in another way does not count.
+  """
+  found = {}
+  one, two = completed(model).to_dict(), completed(other).to_dict()
+  for path, ours, theirs in sections.differences(one, two):
+    if path[-1] not in HOW_COMPUTED:
+      found[".".join(("model", *path))] = ours, theirs
+  return found
+
+
+def told_differences(model: ConfigDict, other: ConfigDict, have: str, lacks: str) -> str:
+  """The differing keys as text: "file has model.flow.depth = 3, the configuration 24", '' if none.
+
+  have, lacks: what the sections are those of, as "file" and "the configuration".
+  """
+  told = []
+  for key, (ours, theirs) in differing_keys(model, other).items():
+    told.append(f"{have} has {key} = {ours!r}, {lacks} {theirs!r}")
+  return "; ".join(told)
 
 
 def typed_config(model: ConfigDict) -> Any:

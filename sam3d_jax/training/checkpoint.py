@@ -40,6 +40,7 @@ STEP = re.compile("0|[1-9][0-9]*")  # the name of a step's folder
 ARRAY_KEYS = ("/.zarray", "/zarr.json")  # how the key that describes an array ends
 FORMAT = 2  # of meta; raised when a reader of the older format could misread
 SHOWN_PROBLEMS = 40  # of leaves that do not fit
+SHOWN_EXPLAINED = 5  # of those whose cause is known
 
 
 def flatten(tree) -> dict[str, Any]:
@@ -89,7 +90,10 @@ def resolve_step(workdir, step: int | None = None) -> int:
   found = steps(workdir)
   if not found:
     folder = pathlib.Path(workdir) / "checkpoints"
-    raise InputError(f"{workdir} holds no checkpoint (looked for {folder}/<step>)")
+    why = f"looked for {folder}/<step>"
+    if not pathlib.Path(workdir).exists():
+      why = "there is no such folder"
+    raise InputError(f"{workdir} holds no checkpoint ({why})")
   if step is None:
     chosen = best.step_of(workdir)
     return chosen if chosen in found else found[-1]
@@ -441,17 +445,30 @@ def stored_shapes(workdir, step: int | None = None) -> dict[str, jax.ShapeDtypeS
 
 
 def audit(
-  wanted: Mapping[str, Any], on_disk: Mapping[str, Any], *, where: str, partial: bool = False
+  wanted: Mapping[str, Any],
+  on_disk: Mapping[str, Any],
+  *,
+  where: str,
+  partial: bool = False,
+  why: str = "",
+  remedy: Callable[[list[str]], str] = lambda paths: "",
 ) -> None:
-  """Raises InputError listing every leaf that is missing, unexpected or of another shape."""
+  """Raises InputError listing every leaf that is missing, unexpected or of another shape.
+
+  why: what explains them, said before any; then few of them are listed. remedy: of the paths, said
+  after the list.
+  """
+  paths = []
   problems = []
 
   # On one side only.
   for path in wanted:
     if path not in on_disk:
+      paths.append(path)
       problems.append(f"missing on disk  {path}")
   for path in on_disk:
     if path not in wanted and not partial:
+      paths.append(path)
       problems.append(f"not in the model  {path}")
 
   # On both, of different shapes.
@@ -461,15 +478,19 @@ def audit(
     there = tuple(on_disk[path].shape)
     here = tuple(leaf.shape)
     if there != here:
+      paths.append(path)
       problems.append(f"shape differs  {path}: {there} on disk, {here} in the model")
 
   if problems:
-    shown = problems[:SHOWN_PROBLEMS]
+    shown = problems[: SHOWN_EXPLAINED if why else SHOWN_PROBLEMS]
     hidden = len(problems) - len(shown)
     if hidden:
       shown.append(f"... and {hidden} more")
     lines = "\n  ".join(shown)
-    raise InputError(f"{where} does not fit: {len(problems)} differences\n  {lines}")
+    explained = f"{why}: " if why else ""
+    raise InputError(
+      f"{where} does not fit: {explained}{len(problems)} differences\n  {lines}{remedy(paths)}"
+    )
 
 
 def param_sources(stored: Iterable[str], which: str) -> dict[str, str]:
@@ -547,21 +568,46 @@ class Origin:
 
 
 def origin(
-  workdir, param_shapes: Mapping[str, jax.ShapeDtypeStruct], *, which: str, allow: str = ""
+  workdir,
+  param_shapes: Mapping[str, jax.ShapeDtypeStruct],
+  *,
+  which: str,
+  allow: str = "",
+  model=None,
 ) -> Origin:
   """What a stage would take from the newest checkpoint that can be read; no array is read.
 
   Every parameter must come from the checkpoint and the other way round, but for those whose path
-  `allow` (a regular expression, full match) names. Raises InputError listing every other parameter
-  that is missing, unexpected or of another shape.
+  `allow` (a regular expression, full match) names. model: `model` section of the stage, against
+  which a misfit is explained. Raises InputError listing every other parameter that is missing,
+  unexpected or of another shape.
   """
   _refuse_release(workdir)
 
   def read(step: int) -> Origin:
     meta = read_whole_meta(workdir, step)
-    return _origin_of(workdir, meta, param_shapes, which, allow)
+    return _origin_of(workdir, meta, param_shapes, which, allow, model)
 
   return newest_readable(workdir, read)
+
+
+def _other_model(meta: Mapping[str, Any], model: ConfigDict | None) -> str:
+  """The keys in which a checkpoint's model differs from a configured one, '' if there are none."""
+  recorded = ConfigDict(meta["config"]).get("model")
+  if model is None or not recorded or recorded.get("name") not in registry.MODELS:
+    return ""
+  return registry.told_differences(recorded, model, "the checkpoint", "the configuration")
+
+
+def allowed(paths: list[str]) -> str:
+  """How to start all the same, without the parameters of these paths."""
+  # as few words as name no parameter beyond the modules that are concerned
+  modules = sorted({"/".join(path.split("/")[:2]) for path in paths})
+  pattern = "|".join(f"{re.escape(module)}(/.*)?" for module in modules)
+  return (
+    "\n  to draw these at random (or leave out what the model lacks): "
+    f"--config.init_allow='{pattern}'"
+  )
 
 
 def _refuse_release(workdir) -> None:
@@ -579,6 +625,7 @@ def _origin_of(
   param_shapes: Mapping[str, jax.ShapeDtypeStruct],
   which: str,
   allow: str,
+  model: ConfigDict | None,
 ) -> Origin:
   """`origin` of one step."""
   # What the checkpoint has, by the model's paths.
@@ -603,6 +650,8 @@ def _origin_of(
     {path: leaf for path, leaf in param_shapes.items() if path not in loose},
     {path: leaf for path, leaf in on_disk.items() if path not in loose},
     where=f"init_from {workdir} step {step}",
+    why=_other_model(meta, model),
+    remedy=allowed,
   )
   return Origin(
     step=step,
@@ -617,7 +666,13 @@ def _origin_of(
 
 
 def initial_params(
-  workdir, param_shapes: Mapping[str, jax.ShapeDtypeStruct], mesh, *, which: str, allow: str = ""
+  workdir,
+  param_shapes: Mapping[str, jax.ShapeDtypeStruct],
+  mesh,
+  *,
+  which: str,
+  allow: str = "",
+  model=None,
 ):
   """Parameters to start a stage from, laid out on `mesh`, and the parent for the lineage.
 
@@ -629,7 +684,7 @@ def initial_params(
 
   def read(step: int):
     meta = read_meta(workdir, step)
-    found = _origin_of(workdir, meta, param_shapes, which, allow)
+    found = _origin_of(workdir, meta, param_shapes, which, allow, model)
     return _read_origin(workdir, found, param_shapes, mesh, which)
 
   return newest_readable(workdir, read)

@@ -3,6 +3,7 @@ data, and writes nothing.
 """
 
 import pathlib
+import re
 import shutil
 
 import pytest
@@ -89,8 +90,35 @@ def test_init_from_must_fit_the_model(tmp_path, capsys, checkpoint_of, tiny_file
   parent = f"--config.init_from={checkpoint_of['geometry']}"
   assert dry(tmp_path / "run", tiny_file, parent) == 0
   assert "start: would take the ema parameters of" in capsys.readouterr().out
-  assert dry(tmp_path / "run", tiny_file, parent, "--config.model.flow.depth=3") == 2
-  assert "does not fit" in capsys.readouterr().err
+
+
+def test_a_parent_of_another_size_is_told_by_its_keys_with_a_remedy_that_works(
+  tmp_path, capsys, checkpoint_of, tiny_file
+):
+  workdir = tmp_path / "run"
+  parent = f"--config.init_from={checkpoint_of['geometry']}"
+  other = "--config.model.flow.depth=3"
+  assert dry(workdir, tiny_file, parent, other) == 2
+  first, *listed = capsys.readouterr().err.splitlines()
+  assert "does not fit: the checkpoint has model.flow.depth = 2, the configuration 3: " in first
+  *arrays, more, remedy = listed
+  assert len(arrays) == 5
+  assert "more" in more
+
+  # the expression that it offers
+  allow = re.search(r"--config\.init_allow='(.*)'", remedy)[1]
+  assert dry(workdir, tiny_file, parent, other, f"--config.init_allow={allow}") == 0
+  assert "leaves new" in capsys.readouterr().out
+
+
+def test_a_work_folder_of_another_size_is_told_by_its_key_and_not_by_its_arrays(
+  tmp_path, capsys, checkpoint_of, tiny_file
+):
+  workdir = shutil.copytree(checkpoint_of["geometry"], tmp_path / "run")
+  assert dry(workdir, tiny_file, "--config.model.flow.depth=3") == cli.EXIT_BAD_INPUT
+  said = capsys.readouterr().err
+  assert "was started with" in said
+  assert "not in the model" not in said
 
 
 def test_a_work_folder_is_asked_what_it_was_started_with(
