@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 
 from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
@@ -118,10 +119,17 @@ def load_config(spec: str, overrides: list[str] = ()) -> ConfigDict:
   try:
     config = _parse(spec, [])
   except (absl_flags.Error, TypeError, ValueError) as error:
-    *_, reason = str(error).strip().splitlines()
+    *_, reason = str(error).strip().splitlines() or [type(error).__name__]
     raise ConfigError(f"--config {spec}: {reason}") from error
+  # The file is a program of its own: whatever it raises is a mistake in it.
+  except Exception as error:
+    raise ConfigError(f"--config {spec}: {_mistake(error, path)}; correct the file") from error
+  if not isinstance(config, ConfigDict):
+    kind = type(config).__name__
+    raise ConfigError(f"--config {spec}: its get_config gives {kind}, expected a ConfigDict")
+
   # Keys that do not exist, by name; then all of them at once, by type.
-  given = []
+  taken = []
   for override in overrides:
     key, equals, value = override.removeprefix("--config.").partition("=")
     if not equals:
@@ -131,20 +139,32 @@ def load_config(spec: str, overrides: list[str] = ()) -> ConfigDict:
       raise ConfigError(f"{path} has no key '{key}' (given value {value!r}){near}")
     # what has no value keeps having none
     if value != "None" or _get(config, key) is not None:
-      given.append(override)
+      taken.append(override)
   try:
-    parsed = _parse(spec, given)
+    parsed = _parse(spec, taken)
   except (absl_flags.Error, TypeError, ValueError) as error:
-    reason = _blame(spec, given, config) or error
+    reason = _blame(spec, taken, config) or error
     raise ConfigError(f"{path}: {reason}") from error
 
   # What the types of the keys do not tell: numbers that are none, elements of tuples.
-  for override in given:
+  for override in taken:
     key, _, value = override.removeprefix("--config.").partition("=")
     problem = _problem(key, _get(config, key), _get(parsed, key))
     if problem:
       raise ConfigError(f"{path}: {key} = {value!r}: {problem}")
   return parsed
+
+
+def _mistake(error: Exception, path: str) -> str:
+  """What went wrong in a configuration file, with its line where that is known."""
+  lines = []
+  if isinstance(error, SyntaxError):
+    lines = [error.lineno]
+  else:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+  where = f"line {lines[-1]}: " if lines and lines[-1] else ""
+  return f"{where}{blame.said(error)}"
 
 
 def find_file(path: str) -> str:

@@ -142,6 +142,28 @@ def get_config(variant=""):
   assert cli.load_config(CONFIG).steps == 5
 
 
+@pytest.mark.parametrize(
+  "content, said",
+  [
+    (b"def get_config(:\n", "line 1: SyntaxError"),
+    (b"x = 1\nimport not_there\n", "line 2: ModuleNotFoundError"),
+    (b"def get_config(variant=''):\n  return {}['a']\n", "line 2: KeyError"),
+    (b"x = 1\n", "get_config"),
+    (b"def get_config(variant=''):\n  return 5\n", "gives int, expected a ConfigDict"),
+    (b"# S\xfcd\nx = 1\n", "SyntaxError"),
+    (b"", "get_config"),
+  ],
+)
+def test_a_mistake_in_a_configuration_file_is_named(tmp_path, capsys, monkeypatch, content, said):
+  # the library gives every file the same module
+  monkeypatch.delitem(sys.modules, "config_config", raising=False)
+  file = tmp_path / "own.py"
+  file.write_bytes(content)
+  assert command(lambda args: 0, "--config", str(file)) == cli.EXIT_BAD_INPUT
+  told = capsys.readouterr().err
+  assert str(file) in told and said in told
+
+
 def test_a_configuration_is_locked():
   config = cli.load_config(CONFIG)
   with pytest.raises(AttributeError):
