@@ -68,20 +68,24 @@ def apply(mesh: Mesh, cut: Cut, longest: float) -> tuple[Mesh, int]:
 
   # Round by round: what is wholly visible stays, what is wholly gone goes, the rest is split.
   whole = np.asarray(mesh.faces, np.int64)
+  has_lost = np.zeros(len(whole), bool)
   faces, owner = whole, np.arange(len(whole))
   kept, kept_owner = [whole[:0]], [owner[:0]]
-  has_lost = np.zeros(len(whole), bool)
   while len(faces):
+    # texels and corners have to be visible both
     vertices, _, uv, shown = attributes
     some_seen, all_seen = texels.seen(uv[faces])
     corner_seen = shown[faces] >= cut.cutoff
     some_seen &= corner_seen.any(1)
     all_seen &= corner_seen.all(1)
-    has_lost[owner[~some_seen]] = True
+    losers = owner[~some_seen]
+    has_lost[losers] = True
 
-    large = _longest_edges(vertices[faces]) > smallest
-    partly = some_seen & ~all_seen & large
-    made = sum(map(len, kept)) + 4 * np.count_nonzero(partly)
+    # what is split, unless that makes too many
+    is_large = _longest_edges(vertices[faces]) > smallest
+    partly = some_seen & ~all_seen & is_large
+    made = sum(map(len, kept))
+    made += 4 * np.count_nonzero(partly)
     if made > MAX_SPLIT:
       partly = np.zeros(len(faces), bool)
     done = some_seen & ~partly
@@ -91,8 +95,11 @@ def apply(mesh: Mesh, cut: Cut, longest: float) -> tuple[Mesh, int]:
     owner = np.tile(owner[partly], 4)
 
   # What was split in vain is put together again.
-  left, left_owner = np.concatenate(kept), np.concatenate(kept_owner)
-  left = np.concatenate([whole[~has_lost], left[has_lost[left_owner]]])
+  left = np.concatenate(kept)
+  left_owner = np.concatenate(kept_owner)
+  untouched = whole[~has_lost]
+  pieces = left[has_lost[left_owner]]
+  left = np.concatenate([untouched, pieces])
   gone = np.setdiff1d(np.flatnonzero(has_lost), left_owner)
   return _left_of(mesh, left, attributes), len(gone)
 
@@ -100,6 +107,7 @@ def apply(mesh: Mesh, cut: Cut, longest: float) -> tuple[Mesh, int]:
 def _left_of(mesh: Mesh, faces: np.ndarray, attributes: list[np.ndarray]) -> Mesh:
   """The faces that are left, with the vertices that they use."""
   if not len(faces):
+    # no vertex of it may count for the box
     return Mesh(np.zeros((0, 3)), faces)
   vertices, colours, uv, _ = attributes
   used, corners = used_by(faces, len(vertices))
@@ -155,6 +163,7 @@ class _Texels:
   def __init__(self, cutout_HW: np.ndarray | None):
     self._sums = None
     if cutout_HW is None:
+      # all of it is visible
       return
     height, width = cutout_HW.shape
     self._height, self._width = height, width

@@ -25,9 +25,11 @@ def find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
   an absolute path only the last part counts: it is a path of the machine that wrote the file. Empty
   files are passed over: there is nothing in them, or they are no files but windows into the system.
   """
+  # nothing is fetched from anywhere
   if SCHEME.match(name) or "\0" in name:
     return None
-  for spelling in dict.fromkeys((name, urllib.parse.unquote(name))):
+  decoded = urllib.parse.unquote(name)
+  for spelling in dict.fromkeys((name, decoded)):
     for parts in _places(spelling):
       found = _walk(folder, parts)
       if found is not None:
@@ -54,10 +56,11 @@ def _places(name: str) -> Iterator[list[str]]:
   parts = [part for part in slashed.split("/") if part not in ("", ".")]
   if not parts:
     return
-  absolute = slashed.startswith("/") or DRIVE.match(slashed)
-  if not absolute:
+  has_drive = DRIVE.match(slashed) is not None
+  is_absolute = slashed.startswith("/") or has_drive
+  if not is_absolute:
     yield parts
-  if absolute and parts[-1] != "..":
+  elif parts[-1] != "..":
     yield parts[-1:]
 
 
@@ -66,6 +69,8 @@ def _walk(folder: pathlib.Path, parts: list[str]) -> pathlib.Path | None:
   exact = folder.joinpath(*parts)
   if _has_content(exact):
     return exact
+
+  # Folder by folder, whatever case a name is in.
   place = folder
   for part in parts:
     inner = place / part

@@ -81,6 +81,8 @@ def _plan(document: Document, nodes: Nodes) -> _Plan:
     mesh = document.item("meshes", drawing.mesh)
     for entry in mesh.get("primitives", []):
       _add(plan, document, drawing, entry)
+
+    # within bounds so far
     most = max(MAX_CORNERS, document.size)
     count = plan.corners + plan.points
     if count > most:
@@ -92,11 +94,14 @@ def _plan(document: Document, nodes: Nodes) -> _Plan:
 
 
 def _add(plan: _Plan, document: Document, drawing: Drawing, entry: Mapping[str, Any]) -> None:
+  # lines, and what the specification says has nothing to draw
   mode = gltf_primitives.mode_of(entry)
   has_positions = "POSITION" in entry["attributes"]
   if not has_positions or mode not in (POINTS, *SURFACES):
     plan.others += 1
     return
+
+  # as many corners as its accessors announce
   count = gltf_primitives.corner_count(document, entry)
   if mode == POINTS:
     plan.clouds.append((drawing, entry))
@@ -113,11 +118,9 @@ def _without_cut(parts: list[tuple[Mesh, alpha.Cut | None]]) -> tuple[list[Mesh]
 
   # How finely faces are split is a matter of the whole.
   corners = np.concatenate([mesh.vertices for mesh, _ in parts])
-  finite = corners[np.isfinite(corners).all(1)]
-  longest = 0.0
-  if len(finite):
-    longest = float(np.ptp(finite, axis=0).max())
+  longest = surfaces.longest_side(corners)
 
+  # Part by part.
   left, gone = [], 0
   for mesh, cut in parts:
     if cut is not None:
@@ -200,6 +203,7 @@ def _placed(primitive: Primitive, drawing: Drawing) -> tuple[np.ndarray, np.ndar
   positions, faces = primitive.positions_V3, primitive.faces_F3
   is_skinned = drawing.joints_J44 is not None and primitive.joints_VJ is not None
   if is_skinned:
+    # a face goes with most of its corners
     vertices, mirrored_V = _skinned(primitive, drawing.joints_J44)
     turned = mirrored_V[faces].sum(1) >= 2
   else:
@@ -215,6 +219,7 @@ def _placed(primitive: Primitive, drawing: Drawing) -> tuple[np.ndarray, np.ndar
 
 def _skinned(primitive: Primitive, joints_J44: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Vertices where their joints take them, and which of them a mirrored joint moves."""
+  # Joints that count for nothing need not exist.
   weights = primitive.weights_VJ
   counts = weights > 0
   joints = np.where(counts, primitive.joints_VJ, 0)
@@ -231,6 +236,7 @@ def _skinned(primitive: Primitive, joints_J44: np.ndarray) -> tuple[np.ndarray, 
     moved = np.einsum("vij,vj->vi", place[:, :3, :3], primitive.positions_V3)
     vertices += weight_V[:, None] * (moved + place[:, :3, 3])
 
+  # A vertex is mirrored where the joint that moves it most is.
   mirrored_J = np.linalg.det(joints_J44[:, :3, :3]) < 0
   strongest = weights.argmax(1)[:, None]
   leading = np.take_along_axis(joints, strongest, axis=1)[:, 0]

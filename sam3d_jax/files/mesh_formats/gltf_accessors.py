@@ -65,11 +65,13 @@ def stored(document: Document, index: Any) -> np.ndarray:
   """(count, components) of an accessor in its own type; matrices as rows of the transpose."""
   entry = document.item("accessors", index)
   layout = _layout(entry, f"accessors[{index}]")
+  # what lies below sparse elements, and all there is without them
   if "bufferView" in entry:
     values = _in_view(document, entry, layout)
   else:
     values = _zeros(document, layout)
   if "sparse" in entry:
+    # views of the file are not written to
     values = values.copy()
     _replace(document, entry["sparse"], values, layout)
   return values

@@ -69,6 +69,8 @@ def decode_draco(
   except Exception as error:
     detail = f"KHR_draco_mesh_compression: a mesh cannot be decoded: {error}"
     raise Refused("unreadable", detail) from error
+
+  # Attributes as glTF names them.
   stored = {attribute["unique_id"]: attribute["data"] for attribute in mesh.attributes}
   found = {}
   for name, unique_id in attributes.items():
@@ -76,6 +78,8 @@ def decode_draco(
       raise Refused("unreadable", f"KHR_draco_mesh_compression: no attribute {unique_id} ({name})")
     data = np.asarray(stored[unique_id])
     found[name] = data.reshape(len(data), -1)
+
+  # Of a point cloud there are no faces.
   faces = getattr(mesh, "faces", None)
   indices = None
   if faces is not None and len(faces):
@@ -96,12 +100,16 @@ def decode_meshopt(encoded: bytes, packed: Mapping[str, Any]) -> bytes:
   if mode not in MODES or filter not in FILTERS:
     detail = f"EXT_meshopt_compression: mode {mode!r} with filter {filter!r}"
     raise Refused("unsupported", detail)
+
+  # What it claims to be.
   for value in (count, stride):
     if not isinstance(value, int) or value < 0:
       raise Refused("unreadable", f"EXT_meshopt_compression: count {count!r}, stride {stride!r}")
   if count * stride > MAX_RATIO * max(len(encoded), 1):
     claim = f"{count} elements of {stride} bytes from {len(encoded)} bytes"
     raise Refused("unreadable", f"EXT_meshopt_compression: {claim}")
+
+  # Its bytes.
   if mode == "INDICES":
     indices = _index_sequence(encoded, count)
     return indices.astype(f"<u{stride}").tobytes()
@@ -127,6 +135,7 @@ def _index_sequence(encoded: bytes, count: int) -> np.ndarray:
     raise Refused("unreadable", "EXT_meshopt_compression: no sequence of indices")
   last, at, found = [0, 0], 1, []
   for _ in range(count):
+    # seven bits a byte, the lowest first; the eighth says that more follow
     value, shift = 0, 0
     while True:
       byte = encoded[at]
@@ -135,6 +144,8 @@ def _index_sequence(encoded: bytes, count: int) -> np.ndarray:
       shift += 7
       if byte < 0x80:
         break
+
+    # the lowest bit says which baseline it counts from
     baseline, step = value & 1, value >> 1
     # zigzag: the lowest bit is the sign
     change = (step >> 1) ^ -(step & 1)

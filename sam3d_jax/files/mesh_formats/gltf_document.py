@@ -128,6 +128,8 @@ class Document:
     stride = entry.get("byteStride")
     if stride is not None and not is_count(stride):
       raise wrong(f"{name}: byteStride {stride!r}")
+
+    # Where its bytes lie as they are, also of one that is there compressed too.
     packed = extension(entry, *MESHOPT)
     has_packed = packed is not None
     buffer = self._buffer(entry.get("buffer"), optional=has_packed)
@@ -156,6 +158,8 @@ class Document:
     length = entry.get("byteLength")
     if not is_count(length):
       raise wrong(f"{name}: byteLength {length!r}")
+
+    # Beside the file, within it, or nowhere.
     packed = extension(entry, *MESHOPT) or {}
     is_place = packed.get("fallback", False)
     if "uri" in entry:
@@ -216,6 +220,7 @@ def _range(buffer: bytes, entry: Mapping[str, Any], name: str) -> memoryview:
   """The part of a buffer that an object with byteOffset and byteLength names."""
   start = entry.get("byteOffset", 0)
   length = entry.get("byteLength")
+  # all of it has to lie within the buffer
   are_counts = is_count(start) and is_count(length)
   if not are_counts or start + length > len(buffer):
     where = f"{length!r} bytes from {start!r}"
@@ -241,6 +246,8 @@ def _chunks(data: bytes) -> tuple[bytes, bytes | None]:
     return data, None
   if len(data) < HEADER + CHUNK_HEADER:
     raise wrong("a GLB without chunks")
+
+  # Whether it is whole.
   version, length = struct.unpack_from("<II", data, len(MAGIC))
   if version != 2:
     raise Refused("unsupported", f"GLB version {version}; 2 is read")

@@ -120,6 +120,7 @@ class Materials:
   ) -> tuple[Material, np.ndarray | None]:
     """The material with its picture, and which texels of it are gone."""
     picture = self._picture(reference.texture)
+    # holes first: for who looks at the shape alone they are all that counts
     cutout = None
     if cutoff is not None and picture.alpha_HW is not None:
       shown = _laid(picture.alpha_HW, tilings)
@@ -169,6 +170,7 @@ def _sources(texture: Mapping[str, Any]) -> dict[str | None, Any]:
   """The images that show a texture, by extension, the preferred first."""
   found = {}
   for name in SOURCES:
+    # the core has it in the texture itself
     holder = texture
     if name is not None:
       holder = extension(texture, name) or {}
@@ -182,6 +184,7 @@ def _sources(texture: Mapping[str, Any]) -> dict[str | None, Any]:
 
 def _base_colour(entry: Mapping[str, Any]) -> tuple[np.ndarray, Mapping[str, Any] | None]:
   """(4,) linear base colour with alpha, and the reference to its texture, if there is one."""
+  # what the core says beside a glossy material is for readers that do not know it
   glossy = extension(entry, "KHR_materials_pbrSpecularGlossiness")
   if glossy is not None:
     factor = glossy.get("diffuseFactor")
@@ -218,6 +221,7 @@ def _cut(
   """What of a primitive is gone; None if nothing can be."""
   if cutoff is None:
     return None
+  # alpha of vertices and material, which a texel's is multiplied with
   factor = float(factor_4[3])
   shown = None
   if colours_V4 is not None:
@@ -276,6 +280,7 @@ class _Tiling:
       return np.concatenate([pixels, image], axis=axis)
     if not self.before and not self.behind:
       return pixels
+    # the first and last texels go on
     side = pixels.shape[axis]
     widths = [(0, 0)] * pixels.ndim
     widths[axis] = (self.before * side, self.behind * side)

@@ -84,6 +84,7 @@ class Nodes:
     world = self._world[index]
     instanced = extension(node, INSTANCING)
     if "skin" in node:
+      # its joints alone place it
       joints = self._joints(node["skin"])
       yield Drawing(mesh, world, weights, joints)
     elif instanced is not None:
@@ -121,6 +122,7 @@ class Nodes:
 
   def _places(self) -> dict[int, np.ndarray]:
     """4 x 4 of every node to the scene. Raises Refused for a node below itself."""
+    # From the roots down.
     world: dict[int, np.ndarray] = {}
     pending = [index for index in range(self._count) if index not in self._parent]
     while pending:
@@ -140,11 +142,14 @@ class Nodes:
 
   def _instances(self, instanced: Mapping[str, Any]) -> Iterator[np.ndarray]:
     """4 x 4 of every instance to its node."""
+    # Columns of the parts of their places; what is not stated is as of any node.
     attributes = instanced.get("attributes", {})
     stated = {}
     for name in ("TRANSLATION", "ROTATION", "SCALE"):
       if name in attributes:
         stated[name.lower()] = gltf_accessors.values(self._document, attributes[name])
+
+    # One instance a row.
     lengths = {len(rows) for rows in stated.values()}
     if len(lengths) > 1:
       raise wrong(f"{INSTANCING}: attributes of {sorted(lengths)} instances")

@@ -37,6 +37,7 @@ class Primitive:
 
   def morphed(self, weights: Sequence[float]) -> "Primitive":
     """With its morph targets added, each with its weight."""
+    # Most meshes have none, most targets no weight.
     active = []
     for weight, target in zip(weights, self.targets, strict=False):
       if weight:
@@ -44,14 +45,19 @@ class Primitive:
     if not active:
       return self
 
-    positions, colours, uv_sets = self.positions_V3, self.colours_V4, dict(self.uv_sets)
+    # One after another.
+    positions = self.positions_V3
+    colours = self.colours_V4
+    uv_sets = dict(self.uv_sets)
     for weight, target in active:
       if "POSITION" in target:
         positions = positions + weight * target["POSITION"]
       if "COLOR_0" in target and colours is not None:
+        # which may leave alpha alone
         change = target["COLOR_0"]
+        width = change.shape[1]
         colours = colours.copy()
-        colours[:, : change.shape[1]] += weight * change
+        colours[:, :width] += weight * change
       for number, uv in uv_sets.items():
         change = target.get(f"TEXCOORD_{number}", 0.0)
         uv_sets[number] = uv + weight * change
@@ -207,6 +213,7 @@ def _source(document: Document, entry: Mapping[str, Any]) -> _Accessors:
 
 def _faces(source: _Accessors, mode: int, count: int) -> np.ndarray:
   """(F, 3) int64: which vertices each triangle joins."""
+  # without indices vertices are drawn in their order
   indices = source.indices
   if indices is None:
     indices = np.arange(count)
@@ -248,6 +255,7 @@ def _influences(
   source: _Accessors, names: Sequence[str]
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
   """(V, J) joints and weights of all sets; None where there are none."""
+  # Four influences a set.
   joints, weights = [], []
   for number in range(len(names)):
     joint_name, weight_name = f"JOINTS_{number}", f"WEIGHTS_{number}"

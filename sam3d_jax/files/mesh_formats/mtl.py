@@ -62,13 +62,17 @@ class Placing:
 def read(path: pathlib.Path, mesh_folder: pathlib.Path) -> dict[str, Entry]:
   """The materials of a library by name; of two with one name the last."""
   found: dict[str, Entry] = {}
-  entry = None
+  entry = None  # the material that is being told of
   for line in texts.decode(path.read_bytes()).splitlines():
     words = line.split(None, 1)
     if not words:
       continue
     keyword = words[0].lower()
-    rest = uncommented(words[1]) if len(words) > 1 else ""
+    rest = ""
+    if len(words) > 1:
+      rest = uncommented(words[1])
+
+    # what of it counts here
     if keyword == "newmtl":
       entry = Entry((path.parent, mesh_folder))
       found[rest] = entry

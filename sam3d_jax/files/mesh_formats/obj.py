@@ -154,6 +154,8 @@ def _table(rows: list[str]) -> list[list[float]] | np.ndarray:
     return np.zeros((0, 3))
   if any("#" in row for row in rows):
     rows = [row.partition("#")[0] for row in rows]
+
+  # By far the usual case: rows of one length.
   words = [row.split() for row in rows]
   width = len(words[0])
   if all(len(row) == width for row in words):
@@ -165,6 +167,7 @@ def _table(rows: list[str]) -> list[list[float]] | np.ndarray:
 
 def _vertices(rows: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
   """(V, 3) places and (V, 3) linear colours: x y z, x y z w, x y z r g b, x y z w r g b."""
+  # Places.
   table = _table(rows)
   if isinstance(table, np.ndarray):
     shortest = table.shape[1]
@@ -174,7 +177,8 @@ def _vertices(rows: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
     places = np.array([row[:3] for row in table])
   if shortest < 3:
     raise Refused("unreadable", f"a vertex of {shortest} numbers")
-  # colours of some vertices alone are none: it is not known what the others look like
+
+  # Colours of some vertices alone are none: it is not known what the others look like.
   if shortest < 6:
     return places, None
   if isinstance(table, np.ndarray):
@@ -242,9 +246,10 @@ def _corners(
 def _plain_corners(words: list[str], vertex_count: int) -> tuple[np.ndarray, np.ndarray] | None:
   """As `_corners` gives, of faces that name vertices alone; None if one names more."""
   try:
-    corners = np.fromiter(map(int, words), np.int64, len(words)) - 1
+    numbers = np.fromiter(map(int, words), np.int64, len(words))
   except ValueError:
     return None
+  corners = numbers - 1
   surfaces.check_faces(corners, vertex_count, "OBJ", first=1)
   vertices = np.arange(vertex_count)
   nothing = np.full_like(vertices, -1)
@@ -325,15 +330,18 @@ class _Dresser:
 
     mapped_V: which vertices have texture coordinates. slots_F: numbers of `names`.
     """
-    known = mesh.vertices[np.isfinite(mesh.vertices).all(1)]
-    longest = float(np.ptp(known, axis=0).max(initial=0)) if len(known) else 0.0
+    longest = surfaces.longest_side(mesh.vertices)
     parts = []
     for number, faces in _by_slot(mesh.faces, slots_F):
+      # most meshes have one part, which keeps all of their vertices
       part, used = mesh, slice(None)
       if len(faces) < len(mesh.faces):
         part, used = surfaces.part_of(mesh, faces)
+
+      # how it looks, and what is left of it
       entry = self._entry(names[number])
-      part, cut = self._with_material(part, entry, bool(mapped_V[used].any()))
+      is_mapped = bool(mapped_V[used].any())
+      part, cut = self._with_material(part, entry, is_mapped)
       if cut is not None:
         part, invisible = alpha.apply(part, cut, longest)
         self._invisible += invisible
@@ -358,6 +366,7 @@ class _Dresser:
     for spelling in spellings:
       if spelling in self._library:
         return self._library[spelling]
+    # libraries are few and short
     for spelling in spellings:
       for known, entry in self._library.items():
         if known.casefold() == spelling.casefold():

@@ -107,6 +107,7 @@ def _counts(lines: list[str], size: int) -> tuple[int, int]:
   words = lines.pop(0).split()
   if len(words) < 2:
     raise Refused("unreadable", f"OFF: counts {words}")
+  # a third number, of edges, says nothing
   vertices, faces = int(words[0]), int(words[1])
   least = BYTES_OF_A_LINE * (vertices + faces)
   if min(vertices, faces) < 0 or least > size:
@@ -122,12 +123,16 @@ def _vertices(lines: list[str], layout: _Vertices) -> tuple[np.ndarray, np.ndarr
   for row in rows:
     if len(row) < width:
       raise Refused("unreadable", f"OFF: a vertex with less than {width} numbers")
+
+  # The place is what every line begins with.
   placing = [word for row in rows for word in row[:width]]
   numbers = np.fromiter(map(float, placing), np.float64, len(placing))
   table = numbers.reshape(-1, width)
   places = table[:, :3]
   if layout.homogeneous:
     places = places / table[:, 3:]
+
+  # Colours lie behind normals and before coordinates.
   if not layout.colour or not rows:
     return places, None
   end = -2 if layout.coordinates else None

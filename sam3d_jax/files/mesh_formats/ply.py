@@ -68,6 +68,7 @@ def _cut(tables: dict[str, Table], vertices: np.ndarray) -> Cuttings:
   none = np.zeros((0, 3), np.int64)
   if "face" in tables:
     return _cut_faces(tables["face"].corners(), vertices)
+  # old scans have all of their triangles in one strip
   if "tristrips" not in tables:
     return Cuttings(none, np.zeros(0, np.int64), None)
   strips = [_strip(row) for row in tables["tristrips"].corners()]
@@ -134,8 +135,9 @@ def _dressed(
   pictures: Sequence[pathlib.Path],
 ) -> Mesh:
   """With colours of vertices or faces and with textures; grey where neither is stated."""
-  mesh = dataclasses.replace(mesh, colours=tables["vertex"].colours())
-  mesh = dataclasses.replace(mesh, uv=_vertex_uv(tables["vertex"]))
+  # Colours and coordinates, of vertices first.
+  vertex = tables["vertex"]
+  mesh = dataclasses.replace(mesh, colours=vertex.colours(), uv=_vertex_uv(vertex))
   if "face" in tables:
     mesh = _with_face_colours(mesh, tables["face"], cuttings)
     mesh = _with_corner_uv(mesh, tables["face"], cuttings)
@@ -143,6 +145,7 @@ def _dressed(
     plain = GREY if mesh.colours is None else WHITE
     return surfaces.in_one(dataclasses.replace(mesh, uv=None), plain)
 
+  # A material for each picture.
   materials = []
   for path in pictures:
     picture = textures.decode(path.read_bytes(), path.name)
@@ -172,6 +175,8 @@ def _with_corner_uv(mesh: Mesh, faces: Table, cuttings: Cuttings) -> Mesh:
   """Texture coordinates of faces' corners, if the file has them: vertices are split for them."""
   if "texcoord" not in faces.columns:
     return mesh
+
+  # Two numbers for each corner of every face, or none at all.
   lists = faces.columns["texcoord"]
   stated = np.array([len(row) for row in lists])
   expected = np.array([2 * len(row) for row in faces.corners()])
@@ -181,6 +186,7 @@ def _with_corner_uv(mesh: Mesh, faces: Table, cuttings: Cuttings) -> Mesh:
     raise Refused("unreadable", "PLY: texcoord that are not two for each corner of every face")
   uv = surfaces.clipped_uv(np.concatenate(list(lists))).reshape(-1, 2)
 
+  # Every corner becomes a vertex of its own.
   used = mesh.faces.reshape(-1)
   colours = mesh.colours
   if colours is not None:

@@ -88,6 +88,7 @@ def read_header(data: bytes) -> Header:
   is_windows = data[end : end + 2] == b"\r\n"
   end += 2 if is_windows else 1
 
+  # What it says, line by line.
   order, elements, pictures = None, [], []
   text = texts.decode(data[:at]).replace("\r", "\n")
   for line in text.split("\n"):
@@ -200,6 +201,8 @@ class _Text:
   def read(self, element: Element) -> Columns:
     if all(p.length_type is None for p in element.properties):
       return self._read_plain(element)
+
+    # Value by value: how long a list is stands before it.
     columns: Columns = {p.name: [] for p in element.properties}
     for _ in range(element.count):
       for p in element.properties:
@@ -247,6 +250,7 @@ class _Binary:
       done += len(run)
       self._at += len(run) * row.itemsize
 
+    # Single values as one array, lists as they were read.
     columns: Columns = {}
     for p in element.properties:
       parts = [run[p.name] for run in runs]

@@ -46,6 +46,8 @@ def triangulate_with_owners(
     cut = _cut_alike(corners, vertices_V3)
     faces.append(cut.reshape(-1, 3))
     owners.append(np.repeat(chosen, length - 2))
+
+  # In the order of the polygons.
   face = np.concatenate(faces)
   owner = np.concatenate(owners)
   order = np.argsort(owner, kind="stable")
@@ -104,6 +106,7 @@ def _normals(points_PN3: np.ndarray) -> np.ndarray:
 
 def _covers(faces_PT3: np.ndarray, vertices_V3: np.ndarray, normal_P3: np.ndarray) -> np.ndarray:
   """(P,) whether a fan covers its polygon: no triangle is turned over, none goes round twice."""
+  # Two edges of every triangle, and its area as a vector.
   hub, second, third = np.moveaxis(vertices_V3[faces_PT3], 2, 0)
   one = second - hub
   two = third - hub
@@ -113,6 +116,7 @@ def _covers(faces_PT3: np.ndarray, vertices_V3: np.ndarray, normal_P3: np.ndarra
   across = np.einsum("ptk,pk->pt", area_PT3, normal_P3)
   length = np.linalg.norm(normal_P3, axis=1)[:, None]
   turned = across < -FLAT * length**2
+  # the angles at the hub are those of the polygon, which is less than a full turn
   unit_across = across / np.maximum(length, TINY)
   angle = np.arctan2(unit_across, along).sum(1)
   return ~turned.any(1) & (angle < FULL_TURN)

@@ -21,6 +21,7 @@ def read(path: pathlib.Path, data: bytes, *, appearance: bool) -> Surfaces:
     corners_F33 = _text(texts.decode(data))
   else:
     corners_F33 = _binary(data)
+  # the format has no vertices that faces share
   vertices = corners_F33.reshape(-1, 3).astype(np.float64)
   faces = np.arange(len(vertices)).reshape(-1, 3)
   mesh = Mesh(vertices, faces)
@@ -48,6 +49,7 @@ def _announced(data: bytes) -> int:
 
 def _binary(data: bytes) -> np.ndarray:
   """(F, 3, 3) float32."""
+  # a header that is cut short announces nothing
   expected = HEADER
   if len(data) >= HEADER:
     expected = _announced(data)

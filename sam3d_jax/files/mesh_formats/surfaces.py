@@ -95,6 +95,7 @@ def linear_of(values: np.ndarray, largest: float | None = None) -> np.ndarray:
 
   None: to the smallest of 1, 255 and 65535 that holds them all, as tools write any.
   """
+  # alpha, where there is one, says nothing here
   rgb = np.asarray(values)[:, :3]
   if largest is None:
     known = np.nan_to_num(rgb.astype(np.float64))
@@ -103,6 +104,15 @@ def linear_of(values: np.ndarray, largest: float | None = None) -> np.ndarray:
     largest = (*holding, SCALES[-1])[0]
   fractions = np.nan_to_num(rgb / largest)
   return srgb_to_linear(np.clip(fractions, 0.0, 1.0))
+
+
+def longest_side(points_P3: np.ndarray) -> float:
+  """Of the box of the points that are finite."""
+  is_finite = np.isfinite(points_P3).all(1)
+  if not is_finite.any():
+    return 0.0
+  sides = np.ptp(points_P3[is_finite], axis=0)
+  return float(sides.max())
 
 
 def corners_apart(mesh: Mesh, colours_F3: np.ndarray) -> Mesh:
