@@ -150,7 +150,7 @@ def get_config(variant=""):
     (b"def get_config(variant=''):\n  return {}['a']\n", "line 2: KeyError"),
     (b"x = 1\n", "get_config"),
     (b"def get_config(variant=''):\n  return 5\n", "gives int, expected a ConfigDict"),
-    (b"# S\xfcd\nx = 1\n", "SyntaxError"),
+    (b"x = 'S\xfcd'\n", "SyntaxError"),
     (b"", "get_config"),
   ],
 )
