@@ -3,7 +3,7 @@ r"""Iso-3DO: meshes alone on a plain background, 24 views each at 518 pixels, fo
     python -m launch.build_data --config configs/data/iso_3do.py \
         --config.source=MESHES --config.out=DATA
 
-Cost: a view of a 20 000-triangle textured mesh takes about half a second of one core.
+What a view costs is in docs/benchmarks.md, "Data".
 
 `:tiny` needs no meshes: 2 400 procedural objects, three views at 96 pixels from within 60 degrees
 of the front, less than a minute on two cores. So many because a model sees a new object only as
