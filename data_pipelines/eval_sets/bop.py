@@ -289,11 +289,14 @@ class Scene:
 
     Raises InputError for one of another form.
     """
+    # In a form that is read.
     folder = self.part("depth")
     for suffix in DEPTH_SUFFIXES:
       path = folder / f"{image:06d}{suffix}"
       if path.exists():
         return path
+
+    # In another one, which would be left out without a word; or for other images only.
     others = sorted(path.name for path in folder.glob(f"{image:06d}.*"))
     if others:
       raise InputError(

@@ -107,6 +107,7 @@ def parse_intrinsics(text: str, what: str = "--intrinsics") -> Stated:
 
 def _parse(text: str, name: str) -> Stated:
   """As parse_intrinsics, with the errors of what it reads with."""
+  # Numbers on the command line.
   path = pathlib.Path(text)
   if not path.is_file():
     try:
@@ -115,13 +116,16 @@ def _parse(text: str, name: str) -> Stated:
       raise ValueError("no such file, and no numbers with commas between them") from error
     return to_intrinsics(np.array(numbers), name)
 
+  # A file, by its suffix; spreadsheets begin texts with a byte order mark.
   if path.suffix in (".npy", ".npz"):
     loaded = arrays.read_arrays(path, name)
     return from_data(loaded, name)
-  if path.suffix != ".json":
-    words = path.read_text(encoding="utf-8-sig").replace(",", " ").split()
-    return to_intrinsics(np.array([float(word) for word in words]), name)
-  return from_data(json.loads(path.read_text(encoding="utf-8-sig")), name)
+  text = path.read_text(encoding="utf-8-sig")
+  if path.suffix == ".json":
+    return from_data(json.loads(text), name)
+  words = text.replace(",", " ").split()
+  numbers = [float(word) for word in words]
+  return to_intrinsics(np.array(numbers), name)
 
 
 def from_data(data: Any, name: str) -> Stated:
@@ -137,13 +141,15 @@ def from_data(data: Any, name: str) -> Stated:
   # A matrix under one of its names, or the four numbers.
   key = next((key for key in MATRIX_NAMES if key in data), None)
   if key is None:
-    found = to_intrinsics(np.array(four_numbers(data, name), float), name)
+    numbers = four_numbers(data, name)
+    found = to_intrinsics(np.array(numbers, float), name)
   else:
     held = data[key]
     if isinstance(held, Mapping) and "data" in held:
       held = held["data"]
     found = from_data(held, f"{name}: {key}")
 
+  # A size that is stated nearer to the numbers goes before one farther out.
   if size is None or isinstance(found, cameras.Camera):
     return found
   return cameras.Camera(*found, *size)
@@ -190,6 +196,7 @@ def stated_size(data: Mapping[str, Any], name: str) -> tuple[int, int] | None:
 
 def refuse_distortion(data: Mapping[str, Any], name: str) -> None:
   """Raises InputError where a mapping states a lens that is no pinhole."""
+  # Coefficients other than 0.
   for key in DISTORTION_NAMES:
     values = coefficients(data.get(key))
     if len(values) <= MAX_COEFFICIENTS and any(values):
@@ -198,6 +205,7 @@ def refuse_distortion(data: Mapping[str, Any], name: str) -> None:
         f"{name}: {key} = {shown} is lens distortion, which is not read: {UNDISTORT}"
       )
 
+  # Models that are no pinhole whatever their coefficients.
   for key in MODEL_NAMES:
     model = str(data.get(key, "")).lower()
     if any(word in model for word in OTHER_MODELS):
@@ -225,24 +233,33 @@ def to_intrinsics(values: np.ndarray, name: str) -> Intrinsics:
   if not np.issubdtype(np.asarray(values).dtype, np.number):
     raise InputError(f"{name}: intrinsics are not numbers")
   flat = np.asarray(values, np.float64).ravel()
+
+  # Of a 4 x 4 matrix that only pads one of 3 x 3, that one.
   if flat.size == 16:
-    matrix = flat.reshape(4, 4)
-    if np.array_equal(matrix[3], (0, 0, 0, 1)) and not matrix[:3, 3].any():
-      flat = matrix[:3, :3].ravel()
+    padded = flat.reshape(4, 4)
+    has_last_row = np.array_equal(padded[3], (0, 0, 0, 1))
+    if has_last_row and not padded[:3, 3].any():
+      flat = padded[:3, :3].ravel()
+
+  # Of a matrix its four numbers, if it has no others.
   if flat.size == 9:
+    matrix = flat.reshape(3, 3)
     # Column by column the last row is where the last column would be, and that is empty.
-    is_by_columns = not flat[[2, 5]].any() and flat[[6, 7]].all()
+    is_by_columns = not matrix[:2, 2].any() and matrix[2, :2].all()
     if is_by_columns:
-      flat = flat.reshape(3, 3).T.ravel()
-    if abs(flat[8] - 1) > 1e-6 or np.abs(flat[[1, 3, 6, 7]]).max() > 1e-6 * max(1.0, abs(flat[0])):
+      matrix = matrix.T
+    (fx, skew, cx), (shear, fy, cy), (left, below, one) = matrix
+    rest = max(abs(skew), abs(shear), abs(left), abs(below))
+    if abs(one - 1) > 1e-6 or rest > 1e-6 * max(1.0, abs(fx)):
       raise InputError(f"{name}: not a pinhole matrix [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]")
-    flat = flat[[0, 4, 2, 5]]
+    flat = np.array([fx, fy, cx, cy])
+
   if flat.size != 4 or not np.isfinite(flat).all() or min(flat[:2]) <= 0:
     raise InputError(
       f"{name}: {flat.size} numbers {flat.tolist()}; fx, fy, cx, cy in pixels with positive fx and "
       "fy are needed"
     )
-  return Intrinsics(*(float(v) for v in flat))
+  return Intrinsics(*flat.tolist())
 
 
 def of_picture(stated: Stated, size: tuple[int, int], name: str) -> Intrinsics:
@@ -252,10 +269,12 @@ def of_picture(stated: Stated, size: tuple[int, int], name: str) -> Intrinsics:
   Raises InputError for intrinsics of another picture: another aspect is stated, or the principal
   point lies outside. Warns (InputNote) of one that is far from the centre.
   """
+  # Scaled, if both pictures show the same.
   height, width = size
   if isinstance(stated, cameras.Camera):
     wanted = width * stated.height / stated.width
-    if abs(height - wanted) > max(1.0, ASPECT_TOLERANCE * wanted):
+    allowed = max(1.0, ASPECT_TOLERANCE * wanted)
+    if abs(height - wanted) > allowed:
       raise InputError(
         f"{name}: its intrinsics are of a picture of {stated.width} x {stated.height}, it is used "
         f"for one of {width} x {height}, which has another aspect; give those of the whole picture"
@@ -278,8 +297,11 @@ def of_picture(stated: Stated, size: tuple[int, int], name: str) -> Intrinsics:
       f"{name}: {shown} lies in the first pixel of {width} x {height}; are these shares of the "
       f"picture's sides? {remedy}"
     )
-  off = max(abs(found.cx / width - 0.5), abs(found.cy / height - 0.5))
-  if off > FAR_OFF:
+
+  # One far from the centre may be right, of a crop.
+  across = abs(found.cx / width - 0.5)
+  down = abs(found.cy / height - 0.5)
+  if max(across, down) > FAR_OFF:
     warnings.warn(
       f"{name}: {shown} lies far from the centre of {width} x {height}; if the intrinsics are of "
       f"another size, {remedy}",

@@ -53,6 +53,7 @@ def read(path: pathlib.Path, name: str, channels: Sequence[str] = ()) -> Chosen:
   Raises:
     InputError: damage, or no channels, or several, that could be meant.
   """
+  # What the user says.
   pixels = load(path, name)
   if channels:
     wanted = tuple(channels)
@@ -73,10 +74,14 @@ def read(path: pathlib.Path, name: str, channels: Sequence[str] = ()) -> Chosen:
     listed = " and ".join(" ".join(candidate) for candidate in candidates)
     raise refusal(pixels, name, f"{listed} may be meant")
 
-  # Nothing but R G B, or one channel.
-  whole = [channel for channel in pixels if last_part(channel) != "A"] or list(pixels)
-  if len(whole) == 1 and not is_other(layer_of(whole[0])):
-    return Chosen(pixels[whole[0]], tuple(whole), True)
+  # Nothing but one channel, whatever its name.
+  opaque = [channel for channel in pixels if last_part(channel) != "A"]
+  whole = opaque or list(pixels)
+  first = whole[0]
+  if len(whole) == 1 and not is_other(layer_of(first)):
+    return Chosen(pixels[first], (first,), True)
+
+  # Nothing but R G B: three times the depth, or points, or colours, which their values tell.
   by_letter = {last_part(channel): channel for channel in whole}
   if len(whole) != 3 or set(by_letter) != set("RGB"):
     raise refusal(pixels, name, "none is known as depth or as points")
@@ -91,13 +96,15 @@ def load(path: pathlib.Path, name: str) -> dict[str, np.ndarray]:
   import OpenEXR  # needed for this one format
 
   try:
+    # Sizes, before memory is taken for them.
     with OpenEXR.File(str(path), header_only=True) as file:
       for part in file.parts:
         low, high = part.header["dataWindow"]
-        width, height = (int(side) + 1 for side in np.subtract(high, low))
+        width, height = (high.astype(int) - low + 1).tolist()
         if width * height > MAX_PIXELS:
           raise InputError(f"{name} has {width} x {height} pixels; at most {MAX_PIXELS:,} are read")
 
+    # Channels by layer and name; of several parts, each is a layer unless its channels say so.
     pixels = {}
     with OpenEXR.File(str(path), separate_channels=True) as file:
       for part in file.parts:
@@ -115,6 +122,7 @@ def load(path: pathlib.Path, name: str) -> dict[str, np.ndarray]:
 
 def named_candidates(pixels: Mapping[str, np.ndarray]) -> list[tuple[str, ...]]:
   """The channels that are points or depth by their names, one tuple for each choice."""
+  # layer -> last part of the name -> whole name
   layers: dict[str, dict[str, str]] = {}
   for channel in pixels:
     layer = layers.setdefault(layer_of(channel), {})

@@ -115,10 +115,13 @@ def register_heif() -> bool:
 
 def why_unknown(path: str | pathlib.Path) -> str:
   """What to say of a file in which Pillow finds no picture, with the remedy if one is known."""
+  # What the file begins with says more than its suffix.
   suffix = pathlib.Path(path).suffix.lower()
   with open(path, "rb") as file:
     head = file.read(16)
   brand = head[8:12] if head[4:8] == b"ftyp" else b""
+
+  # Pictures that a plug-in would read.
   if brand in AVIF_BRANDS:
     if features.check("avif"):
       return "an AVIF picture that cannot be decoded; save it again"
@@ -127,6 +130,8 @@ def why_unknown(path: str | pathlib.Path) -> str:
     if register_heif():
       return "a HEIC picture that cannot be decoded; save it again"
     return f"HEIC is read with a plug-in: {INSTALL_HEIF}; or save it as JPEG or PNG"
+
+  # Files that are not read, and why.
   if head.startswith(POSTSCRIPT_HEADS):
     return "PostScript (EPS) is a program, no picture, and is not run; save it as PNG"
   if suffix in RAW_SUFFIXES:
@@ -143,11 +148,15 @@ def to_eight_bit(image: Image.Image) -> Image.Image:
   if not image.mode.startswith(("I", "F")):
     return image
   values = np.nan_to_num(np.asarray(image, np.float64))
-  if image.mode.startswith("F") and values.max() <= 1:
+
+  # The largest value tells the range: floats to 1, 16 bits, or 8 bits already.
+  top = values.max()
+  if image.mode.startswith("F") and top <= 1:
     values = values * 255
-  elif values.max() > 255:
+  elif top > 255:
     values = values / 257
-  return Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+  rounded = np.clip(np.round(values), 0, 255)
+  return Image.fromarray(rounded.astype(np.uint8))
 
 
 def read_image(
@@ -179,8 +188,14 @@ def read_picture(path: str | pathlib.Path, what: str = "photo") -> Picture:
       f"{what} {path} is {image.width} x {image.height} pixels; at least {MIN_SIDE} each way are "
       "needed"
     )
+
+  # Alpha in a channel of its own, premultiplied, or as a transparent colour; opaque alpha is none.
   alpha = None
-  if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-    alpha = np.asarray(image.convert("RGBA"))[..., 3]
-    alpha = None if alpha.min() == 255 else alpha
-  return Picture(np.asarray(image.convert("RGB")), alpha, orientation or 1)
+  has_alpha = not {"A", "a"}.isdisjoint(image.getbands())
+  if has_alpha or "transparency" in image.info:
+    rgba = np.asarray(image.convert("RGBA"))
+    alpha = rgba[..., 3]
+    if alpha.min() == 255:
+      alpha = None
+  rgb = np.asarray(image.convert("RGB"))
+  return Picture(rgb, alpha, orientation or 1)

@@ -234,7 +234,7 @@ def check_size(values_HW: np.ndarray, size: tuple[int, int], name: str) -> None:
     return
   turned = ""
   if (width, height) == tuple(size):
-    turned = "; the photo was turned upright by its EXIF orientation, turn the mask too"
+    turned = "; it lies on its side, as if the photo had lost its EXIF orientation: turn it"
   raise InputError(
     f"{name} is {width} x {height} but the photo is {size[1]} x {size[0]}; give a mask of the "
     f"photo's size{turned}"

@@ -131,7 +131,8 @@ def from_array(
       intrinsics = camera_files.of_picture(intrinsics, size, whose)
     elif photo_camera is not None:
       height, width = size
-      intrinsics = Intrinsics(*cameras.resized(photo_camera, width, height)[:4])
+      scaled = cameras.resized(photo_camera, width, height)
+      intrinsics = Intrinsics(*scaled[:4])
     elif found is not None:
       intrinsics = camera_files.of_picture(found, size, name)
 
@@ -155,22 +156,25 @@ def from_array(
     raise InputError(
       f"{name} has shape {values.shape}: H x W x 3 points or H x W depths are needed{hint}"
     )
+
+  # what is known of them, and the camera that sees them
   points = forget(points, valid, frame, name)
   check_frame(points, frame, name)
+  if intrinsics is None:
+    return PointMap(points, pinhole(points))
   height, width = points.shape[:2]
-  camera = cameras.Camera(*intrinsics, width, height) if intrinsics else pinhole(points)
+  camera = cameras.Camera(*intrinsics, width, height)
   return PointMap(points, camera)
 
 
 def unproject(depth_HW: np.ndarray, intrinsics: Intrinsics | None, name: str) -> np.ndarray:
   """Points of a depth map. Raises InputError without intrinsics."""
+  height, width = depth_HW.shape
   if intrinsics is None:
     raise InputError(
-      f"{name} is a depth map ({depth_HW.shape[1]} x {depth_HW.shape[0]}): give the camera's "
-      "fx,fy,cx,cy in its pixels "
+      f"{name} is a depth map ({width} x {height}): give the camera's fx,fy,cx,cy in its pixels "
       "(--intrinsics), or a point map"
     )
-  height, width = depth_HW.shape
   camera = cameras.Camera(*intrinsics, width, height)
   return cameras.pointmap_from_depth(depth_HW, camera).astype(np.float32)
 
@@ -182,6 +186,7 @@ def forget(
 
   Raises InputError if little is left.
   """
+  # where there is a point
   finite = np.isfinite(points_HW3).all(-1)
   if valid_HW is not None:
     if valid_HW.shape != finite.shape:
@@ -189,13 +194,18 @@ def forget(
     finite &= valid_HW > 0
   if not finite.any():
     raise InputError(f"{name} holds no finite point")
+
+  # in front of the camera, as most have to be
   with np.errstate(invalid="ignore"):
-    known = finite & (points_HW3[..., 2] > 0)
-  if known.sum() * 2 < finite.sum():
+    in_front = points_HW3[..., 2] > 0
+  known = finite & in_front
+  count = finite.sum()
+  behind = count - known.sum()
+  if behind * 2 > count:
+    choices = " | ".join(FRAMES)
     raise InputError(
-      f"{name}: {finite.sum() - known.sum()} of {finite.sum()} points lie behind the camera in the "
-      f"frame {frame!r}; "
-      f"depth must be positive. Name the frame of the file (--pointmap_frame {' | '.join(FRAMES)})"
+      f"{name}: {behind} of {count} points lie behind the camera in the frame {frame!r}; depth "
+      f"must be positive. Name the frame of the file (--pointmap_frame {choices})"
     )
   return np.where(known[..., None], points_HW3, np.float32(np.nan))
 

@@ -3,7 +3,6 @@
 The inputs lie in the shared folder; laws that need none of them are tested in mesh_formats.
 """
 
-import pathlib
 import shutil
 
 import numpy as np
@@ -71,20 +70,6 @@ HOSTILE = (
   "mesh_sidecar_license_int/a.obj",
   "mesh_sidecar_list/a.obj",
 )
-
-
-@pytest.fixture(scope="session")
-def field_dir(shared_dir) -> pathlib.Path:
-  if not (shared_dir / "field").is_dir():
-    pytest.skip(f"{shared_dir / 'field'} does not exist: it holds the inputs of public reports")
-  return shared_dir / "field"
-
-
-@pytest.fixture(scope="session")
-def hostile_dir(shared_dir) -> pathlib.Path:
-  if not (shared_dir / "hostile").is_dir():
-    pytest.skip(f"{shared_dir / 'hostile'} does not exist: it holds inputs that did harm")
-  return shared_dir / "hostile"
 
 
 @pytest.mark.parametrize("case", SAME_SHAPE)
