@@ -18,8 +18,8 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from sam3d_jax.errors import ConfigError
-from sam3d_jax.files import atomic
+from sam3d_jax.errors import ConfigError, InputError
+from sam3d_jax.files import atomic, texts
 
 FILE = "best.json"
 METRICS = "metrics.jsonl"
@@ -134,8 +134,16 @@ def written(file: pathlib.Path, score: str) -> list[tuple[int, float]]:
 
 
 def step_of(workdir: str | pathlib.Path) -> int | None:
-  """The best step of a work folder; None if its run does not look for one."""
+  """The best step of a work folder; None if its run does not look for one.
+
+  Raises InputError for a file that is not what was written.
+  """
   file = pathlib.Path(workdir) / FILE
   if not file.is_file():
     return None
-  return json.loads(file.read_text())["step"]
+  try:
+    return texts.read_json(file)["step"]
+  except (texts.TextError, KeyError, TypeError) as error:
+    raise InputError(
+      f"{file} is damaged ({error}): copy it again, or delete it to read the newest step"
+    ) from error

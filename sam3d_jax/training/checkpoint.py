@@ -135,7 +135,8 @@ def first_readable(
 
 
 def newest_readable(workdir, read: Callable[[int], Any], step: int | None = None) -> Any:
-  """What `read(step)` gives for the newest step that can be read, or for the one that is asked for.
+  """What `read(step)` gives for the step that is asked for; without one, for the step that
+  `resolve_step` names, or, if that is damaged, for the newest other one that can be read.
 
   Raises InputError if there is no such checkpoint, or none that reads back as it was written.
   """
@@ -144,7 +145,8 @@ def newest_readable(workdir, read: Callable[[int], Any], step: int | None = None
     if step is not None:
       return read(asked)
     newest_first = reversed(steps(workdir))
-    return first_readable(workdir, newest_first, read)
+    others = [other for other in newest_first if other != asked]
+    return first_readable(workdir, [asked, *others], read)
   except CorruptCheckpoint as error:
     if step is None:
       raise InputError(str(error)) from error

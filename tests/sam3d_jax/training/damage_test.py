@@ -1,6 +1,7 @@
 """Checkpoints on a bad disk: what is damaged is found, named and survived."""
 
 import functools
+import json
 import pathlib
 import shutil
 import threading
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from sam3d_jax.errors import InputError
-from sam3d_jax.training import checkpoint, retention
+from sam3d_jax.training import best, checkpoint, retention
 from sam3d_jax.training.checkpointer import Checkpointer
 from tests.support.tiny_checkpoints import (
   DAMAGES,
@@ -164,6 +165,20 @@ def test_an_index_of_arrays_is_compared_with_every_file(tmp_path):
   largest.unlink()
   with pytest.raises(checkpoint.CorruptCheckpoint, match="No such file"):
     checkpoint.read_whole_meta(tmp_path, 1)
+
+
+def test_the_best_step_is_read_first_and_the_newest_where_it_is_damaged(two_steps, tmp_path):
+  folder = tmp_path / "copy"
+  shutil.copytree(two_steps, folder)
+  (folder / best.FILE).write_text(json.dumps({"step": 1}))
+  read = functools.partial(checkpoint.read_meta, folder)
+  assert checkpoint.read_meta(folder)["step"] == 1
+  assert checkpoint.newest_readable(folder, read)["step"] == 1
+  shutil.rmtree(folder / "checkpoints" / "1" / "meta")
+  assert checkpoint.newest_readable(folder, read)["step"] == 2
+  (folder / best.FILE).write_text('{"step"')
+  with pytest.raises(InputError, match="best.json is damaged .* delete it to read the newest"):
+    checkpoint.newest_readable(folder, read)
 
 
 def test_bits_changed_under_the_storage_layer_are_found_by_the_checksums(tmp_path):
