@@ -6,9 +6,10 @@ r"""Compiles a configuration's training step for hardware that is not there; fit
 The step is the one that `launch.trainer.train` runs: same code, shardings and donation.
 `--topology` is a TPU slice as `v5p:4x4x4`, `v5e:16x16` or `v6e:16x16` (needs requirements-tpu.txt,
 no TPU), several of them with `--slices N`, or `cpu:N` for N host devices. No data and no checkpoint
-is read. Exit code 1 if the step does not fit the memory of a chip. `--search attention,full` finds
-the largest batch a chip for each of these rematerialisation policies, in about five compilations
-each.
+is read. `8xh100`, `8xh200` or `8xa100` gives an estimate for GPUs, whose compiler does not run
+without one; every report has their verdict too. Exit code 1 if the step does not fit the memory of
+a chip. `--search attention,full` finds the largest batch a chip for each of these rematerialisation
+policies, in about five compilations each.
 """
 
 import argparse
@@ -27,7 +28,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
-    "--topology", required=True, help="what to compile for: v5p:4x4x4, v5e:16x16, v6e:16x16, cpu:8"
+    "--topology",
+    required=True,
+    help="what to compile for: v5p:4x4x4, v5e:16x16, v6e:16x16, cpu:8; 8xh100: estimated",
   )
   parser.add_argument(
     "--slices", type=int, default=1, help="number of such slices, joined by the data-centre network"

@@ -7,12 +7,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from launch.performance import search, topologies
+from launch.console import machines
+from launch.performance import planning, search, topologies
 from launch.performance.compiled import measure, without_data
 from launch.performance.counting import xla_flops_per_sample
+from launch.performance.estimate import MARGIN, Recipe
 from launch.trainer import checks, plan, setup
 from launch.trainer.plan import size
 from sam3d_jax.files import atomic
+from sam3d_jax.models import registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,8 @@ def run(spec: AheadSpec) -> bool:
   checks.check(config, (config.stage,))
   setup.read(config)
   policies = None if spec.policies is None else search.searched(spec.policies, config)
+  if topologies.is_gpu(spec.topology):
+    return estimated(spec)
   devices = topologies.described_devices(spec.topology, spec.slices)
   report = {
     "config": str(spec.config.stage),
@@ -52,6 +57,7 @@ def run(spec: AheadSpec) -> bool:
   if policies is None:
     report |= measure(config, devices)
     report["xla_flops_per_step"] = xla_flops_per_sample(config) * config.batch_size
+    report["gpus"] = on_gpus(config, report["mesh"])
     fits = report["fits"]
     print(text(report))
   else:
@@ -60,6 +66,82 @@ def run(spec: AheadSpec) -> bool:
   if spec.json is not None:
     atomic.write_text(spec.json, json.dumps(report, indent=2) + "\n")
   return fits
+
+
+def estimated(spec: AheadSpec) -> bool:
+  """`run` for GPUs, of which nothing is compiled: the verdict of launch/performance/estimate.py."""
+  machine = topologies.machine_of(spec.topology, spec.slices)
+  recipe = Recipe(spec.config.stage, spec.config)
+  prepared = setup.prepare(without_data(spec.config), devices=machine.devices())
+  mesh = {axis: int(size) for axis, size in prepared.mesh.shape.items()}
+  family = on_gpus(spec.config, mesh)[machine.family]
+  report = {
+    "config": str(spec.config.stage),
+    "topology": spec.topology,
+    "slices": spec.slices,
+    "estimated": True,
+    "chips": machine.chips,
+    "device_kind": machine.kind,
+    "mesh": mesh,
+    "batch_size": spec.config.batch_size,
+    "model_flops_per_sample": recipe.flops,
+    "xla_flops_per_step": None,
+    "collectives": None,
+    "compile_seconds": 0.0,
+    **family,
+  }
+  fits = family["fits"]
+  print(f"{machine.name}: {gpu_verdict(machine.family, family)}")
+
+  # The largest batch of every policy that was asked for.
+  if spec.policies is not None:
+    rows = []
+    for policy in search.searched(spec.policies, spec.config):
+      most = recipe.largest(
+        machine.platform, family["hbm_capacity_bytes"], fsdp=mesh["fsdp"], policy=policy
+      )
+      rows.append({"remat": policy, "batch_per_shard": most})
+      print(f"remat {policy or '-'}: {most} samples on a shard, estimated")
+    report["search"] = rows
+    fits = any(row["batch_per_shard"] for row in rows)
+  print("Estimated, not compiled: docs/planning.md has the error.")
+  if spec.json is not None:
+    atomic.write_text(spec.json, json.dumps(report, indent=2) + "\n")
+  return fits
+
+
+def on_gpus(config: ConfigDict, mesh: dict[str, int]) -> dict[str, dict[str, Any]]:
+  """GPU -> estimated bytes, capacity and verdict of a chip, for a run on such a mesh; {} for models
+  whose memory is not estimated.
+  """
+  if registry.lookup(config.model.name).activations is None:
+    return {}
+  recipe = Recipe(config.stage, config)
+  shards = mesh["data"] * mesh["fsdp"]
+  needed = recipe.memory(
+    "gpu",
+    fsdp=mesh["fsdp"],
+    policy=recipe.remat,
+    at_once=config.batch_size / config.accumulate / shards,
+    accumulate=config.accumulate,
+  )
+  verdicts = {}
+  for name, family in machines.FAMILIES.items():
+    if family.platform == "gpu":
+      capacity = planning.usable(machines.Machine(name, 1))
+      verdicts[name] = {
+        "fits": needed.total * MARGIN <= capacity,
+        "hbm_bytes": needed.total,
+        "hbm_capacity_bytes": capacity,
+      }
+  return verdicts
+
+
+def gpu_verdict(name: str, found: dict[str, Any]) -> str:
+  """The verdict on one kind of GPU, for people."""
+  verdict = "fits" if found["fits"] else "DOES NOT FIT"
+  needed, capacity = size(found["hbm_bytes"]), size(found["hbm_capacity_bytes"])
+  return f"{name} {verdict} ({needed} of {capacity})"
 
 
 def rehearse(spec: AheadSpec) -> None:
@@ -85,6 +167,10 @@ def text(report: dict[str, Any]) -> str:
     lines.append(f"  {kind}: {row['count']} a step, arrays {arrays}, sent by a chip {sent}")
   if "bound_seconds" in report:
     lines.append(bound(report))
+  if report["gpus"]:
+    verdicts = [gpu_verdict(name, found) for name, found in report["gpus"].items()]
+    listed = ", ".join(verdicts)
+    lines.append(f"the same mesh and batch on GPUs, estimated: {listed}")
   return "\n".join(lines)
 
 

@@ -76,6 +76,13 @@ def machine_of(topology: str, slices: int) -> machines.Machine:
   return dataclasses.replace(machine, chips=machine.chips * slices, slices=slices)
 
 
+def is_gpu(topology: str) -> bool:
+  """Whether a topology names GPUs, for which there is no compiler without one."""
+  said = topology.lower()
+  families = machines.FAMILIES.items()
+  return any(family.platform == "gpu" and name in said for name, family in families)
+
+
 def host_devices(count: int):
   """`count` devices of this host's CPU. Raises ConfigError if this process has fewer."""
   import jax

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from sam3d_jax import sections
 from sam3d_jax.batch import LATENTS
 from sam3d_jax.errors import ConfigError
-from sam3d_jax.models import flops
+from sam3d_jax.models import flops, memory
 from sam3d_jax.models.conditioning import ConditionConfig, DinoConfig, PointmapConfig
 from sam3d_jax.models.geometry import GeometryConfig, GeometryModel
 from sam3d_jax.models.geometry_flow import GeometryFlowConfig
@@ -67,16 +67,18 @@ class ModelKind:
   objectives: name of each objective (objectives/registry.py) that trains it -> kind of batch
   (data_pipelines/read/kinds.py) that it reads for that. latents: that it generates, in the order in
   which they are listed; none for a model without. cost: (typed configuration, plain=) -> FLOPs of a
-  forward pass. later_keys: path in the `model` section -> what models recorded without it had.
-  stacks: dotted sections of `model` that hold a stack of equal layers, each with `depth`,
-  `attention` and `remat`. remat: dotted key of `model` with the rematerialisation policy that
-  decides the memory of a step; '' for a model without.
+  forward pass. activations: (typed configuration, trained=, lanes=) -> bytes that a sample keeps
+  for its backward pass; None: they are not estimated. later_keys: path in the `model` section ->
+  what models recorded without it had. stacks: dotted sections of `model` that hold a stack of equal
+  layers, each with `depth`, `attention` and `remat`. remat: dotted key of `model` with the
+  rematerialisation policy that decides the memory of a step; '' for a model without.
   """
 
   config: Callable[[ConfigDict], Any]
   module: Callable[..., nnx.Module]
   objectives: Mapping[str, str]
   cost: Callable[..., flops.Cost]
+  activations: Callable[..., memory.Activations] | None = None
   latents: tuple[str, ...] = ()
   later_keys: Mapping[tuple[str, ...], LaterKey] = dataclasses.field(default_factory=dict)
   stacks: tuple[str, ...] = ()
@@ -93,6 +95,7 @@ MODELS: dict[str, ModelKind] = {
       "dpo": "preference",
     },
     cost=flops.geometry,
+    activations=memory.geometry,
     latents=LATENTS,
     later_keys={
       ("flow", "patch"): LaterKey(1),
@@ -108,6 +111,7 @@ MODELS: dict[str, ModelKind] = {
     module=StructureVAE,
     objectives={"structure_autoencoder": "structure"},
     cost=flops.structure_vae,
+    activations=memory.structure_vae,
     later_keys={("patch",): LaterKey(1)},
   ),
 }

@@ -36,6 +36,7 @@ CALLS = {
   "inspect": ["--checkpoint", "{geometry}"],
   "ladder": ["--workdir", "{new}"],
   "make_examples": ["objects", "--out", "{new}", "--count", "2"],
+  "plan": ["--on", "8xH100"],
   "pretrain": ["--config", "configs/pretrain_geometry.py", "--workdir", "{new}", "--devices", "8"],
   "quickstart": ["--workdir", "{new}"],
   "sample": ["--checkpoint", "{geometry}", "--decoder", "{vae}", "{photo}", "--out", "{new}"],
