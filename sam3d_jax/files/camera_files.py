@@ -13,6 +13,7 @@ for. Lens distortion is refused: all cameras here are pinhole cameras.
 from collections.abc import Mapping
 import json
 import pathlib
+import re
 from typing import Any, NamedTuple
 import warnings
 
@@ -43,23 +44,17 @@ SIZE_NAMES = (
   ("image_width", "image_height"),
   ("imageWidth", "imageHeight"),
 )
+# names of both in a list, in either order
+SIZE_LIST_NAMES = ("image_size", "imageSize", "resolution", "image_resolution", "imageResolution")
 # names of what a lens does, radial, tangential and thin prism
 DISTORTION_NAMES = (
   *("k1", "k2", "k3", "k4", "k5", "k6"),
   *("p1", "p2", "s1", "s2", "s3", "s4"),
-  "distortion_coefficients",
-  "distortion_params",
-  "distortion",
-  "distortionCoefficients",
-  "distCoeffs",
-  "dist_coeffs",
-  "dist_coefs",
-  "dist",
   "coeffs",
-  "radial_distortion",
-  "tangential_distortion",
   "D",
 )
+# dist_coeffs, distCoeffs, distortion_coefficients, radial_distortion, ...
+DISTORTION_WORD = re.compile(r"^dist$|dist_?coef|distortion", re.IGNORECASE)
 MAX_COEFFICIENTS = 14  # of a lens; an array of more numbers is something else
 MODEL_NAMES = ("camera_model", "distortion_model", "model")
 # words of models that are no pinhole, also where all coefficients are 0
@@ -150,7 +145,11 @@ def from_data(data: Any, name: str) -> Stated:
     found = from_data(held, f"{name}: {key}")
 
   # A size that is stated nearer to the numbers goes before one farther out.
-  if size is None or isinstance(found, cameras.Camera):
+  if isinstance(found, cameras.Camera):
+    return found
+  if size is None:
+    size = listed_size(data, found, name)
+  if size is None:
     return found
   return cameras.Camera(*found, *size)
 
@@ -194,11 +193,31 @@ def stated_size(data: Mapping[str, Any], name: str) -> tuple[int, int] | None:
   return None
 
 
+def listed_size(data: Mapping[str, Any], found: Intrinsics, name: str) -> tuple[int, int] | None:
+  """(width, height) of a mapping that has them in a list, None if it has not: in the order in which
+  the principal point is nearer to the centre.
+
+  Raises InputError for a list of anything else.
+  """
+  for key in SIZE_LIST_NAMES:
+    if key not in data:
+      continue
+    sides = coefficients(data[key])
+    if len(sides) != 2 or min(sides) < 1:
+      raise InputError(f"{name}: {key} = {data[key]!r}: give width and height in pixels")
+    first, second = (int(side) for side in sides)
+    as_listed = abs(first / 2 - found.cx) + abs(second / 2 - found.cy)
+    turned = abs(second / 2 - found.cx) + abs(first / 2 - found.cy)
+    return (first, second) if as_listed <= turned else (second, first)
+  return None
+
+
 def refuse_distortion(data: Mapping[str, Any], name: str) -> None:
   """Raises InputError where a mapping states a lens that is no pinhole."""
   # Coefficients other than 0.
-  for key in DISTORTION_NAMES:
-    values = coefficients(data.get(key))
+  for key, held in data.items():
+    is_named = key in DISTORTION_NAMES or DISTORTION_WORD.search(str(key))
+    values = coefficients(held) if is_named else []
     if len(values) <= MAX_COEFFICIENTS and any(values):
       shown = ", ".join(f"{value:g}" for value in values)
       raise InputError(
@@ -216,7 +235,7 @@ def refuse_distortion(data: Mapping[str, Any], name: str) -> None:
 
 
 def coefficients(held: Any) -> list[float]:
-  """The numbers of a lens, however they are nested; names of models and the like are none."""
+  """The numbers of a value, however they are nested; names of models and the like are none."""
   if isinstance(held, Mapping):
     inner = [held["data"]] if "data" in held else list(held.values())
     return [number for value in inner for number in coefficients(value)]

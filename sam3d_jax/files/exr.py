@@ -83,7 +83,8 @@ def read(path: pathlib.Path, name: str, channels: Sequence[str] = ()) -> Chosen:
 
   # Nothing but R G B: three times the depth, or points, or colours, which their values tell.
   by_letter = {last_part(channel): channel for channel in whole}
-  if len(whole) != 3 or set(by_letter) != set("RGB"):
+  is_rgb = len(whole) == 3 and set(by_letter) == set("RGB")
+  if not is_rgb or is_other(layer_of(first)):
     raise refusal(pixels, name, "none is known as depth or as points")
   rgb = [by_letter[letter] for letter in "RGB"]
   if are_equal(pixels, rgb):

@@ -295,6 +295,8 @@ def from_npz(
   if camera is not None:
     intrinsics = camera_files.to_intrinsics(camera, name)
     size = camera_files.stated_size(held, name)
+    if size is None:
+      size = camera_files.listed_size(held, intrinsics, name)
     if size is not None:
       intrinsics = cameras.Camera(*intrinsics, *size)
   return values, intrinsics, first_of(held, VALID_NAMES)

@@ -21,7 +21,8 @@ FORMS = {
   "names": NAMED,
   "nerfstudio": {"fl_x": 50, "fl_y": 52, "cx": 21, "cy": 14, "k1": 0, "frames": []},
   "realsense": {"fx": 50, "fy": 52, "ppx": 21, "ppy": 14, "coeffs": [0, 0, 0, 0, 0]},
-  "a lens that does nothing": NAMED | {"distortion": {"model": "none", "k": [0.0]}, "D": None},
+  "a lens that does nothing": NAMED
+  | {"distortion": {"model": "none", "k": [0.0]}, "D": None, "distance": 2.0},
   "list": list(INTRINSICS),
   "matrix": MATRIX,
   "flat": FLAT,
@@ -57,6 +58,13 @@ def test_a_stated_size_scales_the_intrinsics_to_the_map(tmp_path, form, keys):
   expected = pointmaps.from_array(depth, intrinsics=camera_files.Intrinsics(25, 26, 10.5, 7))
   np.testing.assert_array_equal(found.points_HW3, expected.points_HW3)
   assert found.camera == expected.camera
+
+
+@pytest.mark.parametrize("key", camera_files.SIZE_LIST_NAMES)
+@pytest.mark.parametrize("size", [[40, 30], [30, 40]])
+def test_a_size_in_a_list_is_taken_in_the_order_that_fits(tmp_path, key, size):
+  (tmp_path / "k.json").write_text(json.dumps({"K": FLAT, key: size}))
+  assert camera_files.parse_intrinsics(str(tmp_path / "k.json")) == CAMERA
 
 
 def test_npz_files_state_size_and_lens_too(tmp_path):
@@ -101,6 +109,9 @@ def test_a_principal_point_far_from_the_centre_is_noted():
     (NAMED | {"k1": -0.1}, "k1 = -0.1 is lens distortion"),
     (NAMED | {"p2": 1e-3}, "p2 = 0.001"),
     (NAMED | {"distortion": [0.1, 0, 0]}, "distortion = 0.1, 0, 0"),
+    (NAMED | {"distCoeffs": [[0.1]]}, "distCoeffs = 0.1"),
+    (NAMED | {"radial_distortion": [0, 0.1]}, "radial_distortion = 0, 0.1"),
+    (NAMED | {"image_size": [40]}, "image_size = "),
     ({"K": MATRIX, "D": [0.2, 0, 0, 0, 0]}, "D = 0.2"),
     ({"K": {"data": FLAT}, "distortion_coefficients": {"data": [0.3]}}, "distortion_coefficients"),
     (NAMED | {"distortion": {"radial": [0.1], "tangential": [0, 0]}}, "distortion = 0.1, 0, 0"),

@@ -77,7 +77,8 @@ def test_depth_is_found_in_any_part(tmp_path):
 UNCLEAR = {
   "colours": (channels("", "RGB", COLOURS), "colours"),
   "colours with alpha": (RGBA, "colours"),
-  "colours of a layer": (COMBINED, "colours"),
+  "colours of a layer": (COMBINED, "none is known"),
+  "grey of a layer of colours": (channels("ViewLayer.Combined.", "RGB", GREY), "none is known"),
   "normals": (NAMED_NORMALS, "none is known"),
   "normals without a layer": (channels("", "XYZ", NORMALS), "length 1"),
   "normals of other lengths": (channels("", "XYZ", NORMALS * 0.7), "points of the world"),
