@@ -81,6 +81,8 @@ def open_source(spec: Import, make_config: MakeConfig) -> Found:
   """
   if checkpoint.steps(spec.workdir):
     raise InputError(f"--workdir {spec.workdir} already holds a checkpoint; give an empty folder")
+  if not spec.source.exists():
+    raise InputError(f"--from {spec.source}: there is no such file or folder")
   if spec.source.is_dir():
     return from_release(spec, make_config)
   return from_file(spec)
@@ -129,7 +131,11 @@ def chosen_config(
     return make_config(folder, model)
   released = parameters.flat_shapes(registry.abstract_model(model))
   configured = parameters.flat_shapes(registry.abstract_model(given.model))
-  parameters.check_shapes(configured, released)
+  try:
+    parameters.check_shapes(configured, released)
+  except parameters.ParameterMismatch as error:
+    told = registry.told_differences(model, given.model, "the release", "--config")
+    raise parameters.ParameterMismatch(f"{folder.folder}: {told}: {error}") from error
   return given
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from sam3d_jax.models.parameters import ParameterMismatch
 
+SHOWN_SIZES = 3  # pairs of lengths that are named where a file does not fit
 LAYOUTS = ("plain", "linear", "conv", "sparse_conv")
 
 
@@ -237,8 +238,52 @@ def check(
     if name in torch_shapes and tuple(torch_shapes[name]) != tuple(shape):
       problems.append(f"misshapen   {name}: file has {torch_shapes[name]}, model needs {shape}")
   if problems:
+    sizes = told_sizes(rules, torch_shapes, our_shapes)
     lines = "\n  ".join(problems)
-    raise KeyMismatch(f"{len(problems)} entries do not fit the model:\n  {lines}")
+    raise KeyMismatch(f"{sizes}{len(problems)} entries do not fit the model:\n  {lines}")
+
+
+def told_sizes(
+  rules: list[Rule],
+  torch_shapes: Mapping[str, tuple[int, ...]],
+  our_shapes: Mapping[str, tuple[int, ...]],
+) -> str:
+  """The sizes in which a file and the configured model differ, as the beginning of a message; '' if
+  names alone differ.
+  """
+  # Layers of each stack, which are numbered in the published names.
+  depths = {}
+  for rule in rules:
+    if rule.stacked:
+      stack, _, _ = rule.torch.partition("{n}")
+      depths[stack] = our_shapes[rule.ours][0]
+  told = []
+  for stack, depth in depths.items():
+    layers = layers_of(stack, torch_shapes)
+    if layers and layers != depth:
+      told.append(f"file has depth {layers} in {stack.rstrip('.')}, the configuration {depth}")
+
+  # Widths: the pairs of lengths that stand in the same place.
+  pairs: collections.Counter[tuple[int, int]] = collections.Counter()
+  for name, shape in torch_names(rules, our_shapes).items():
+    there = torch_shapes.get(name, ())
+    if len(there) == len(shape):
+      pairs.update({pair for pair in zip(there, shape, strict=True) if pair[0] != pair[1]})
+  for (theirs, ours), entries in pairs.most_common(SHOWN_SIZES):
+    told.append(f"file has size {theirs} where the configuration has {ours} ({entries} entries)")
+  return "; ".join(told) + ": " if told else ""
+
+
+def layers_of(stack: str, names: Iterable[str]) -> int:
+  """How many layers the names number behind a stack's prefix; 0 if it has none."""
+  numbers = set()
+  for name in names:
+    if not name.startswith(stack):
+      continue
+    number, _, _ = name.removeprefix(stack).partition(".")
+    if number.isdigit():
+      numbers.add(int(number))
+  return max(numbers, default=-1) + 1
 
 
 def check_paths(rules: list[Rule], our_shapes: Mapping[str, tuple[int, ...]]) -> None:

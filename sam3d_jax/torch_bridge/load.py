@@ -99,7 +99,10 @@ def convert(
   """
   # Everything is checked before anything is read.
   rules = list(rules)
-  keys.check(rules, file.shapes, our_shapes)
+  try:
+    keys.check(rules, file.shapes, our_shapes)
+  except keys.KeyMismatch as error:
+    raise keys.KeyMismatch(f"{file.path}: {error}") from error
   _check_floating(file)
   for rule in rules:
     if rule.ours is None:

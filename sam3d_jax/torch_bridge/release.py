@@ -84,7 +84,8 @@ def read_release(folder: str | pathlib.Path) -> Release:
   """
   folder = pathlib.Path(folder)
   if not folder.is_dir():
-    raise InputError(f"{folder} is not a folder")
+    what = "a file" if folder.exists() else "not there"
+    raise InputError(f"{folder} is {what}: give a release folder")
   # What it is made of, if it says so, and where it comes from, if it was made here.
   pipeline = read_pipeline(folder)
   sidecar = {}
@@ -210,7 +211,7 @@ def open_autoencoder(
       state = load.open_state(file, unsafe_pickle=unsafe_pickle)
       halves[half] = load.convert(rules[f"ss_{half}"], state, own)
     except keys.KeyMismatch as error:
-      problems.append(f"{file}: {error}")
+      problems.append(str(error))
   if problems:
     raise keys.KeyMismatch("\n".join(problems))
 

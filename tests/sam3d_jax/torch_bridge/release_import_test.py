@@ -87,6 +87,37 @@ def test_an_import_that_does_not_fit_lists_everything_and_writes_nothing(runs, t
   assert f"missing     {backbone}.blocks.2.mlp.shape.mlp.0.weight" in text
   assert not workdir.exists()
 
+  # what is behind it comes first
+  first, *_ = text.splitlines()
+  assert f"{source}: file has depth 2 in {backbone}.blocks, the configuration 3: " in first
+
+
+def test_a_file_of_another_width_is_told_by_its_size(runs, tmp_path, capsys):
+  config = tiny_config("geometry")
+  config.model.flow.width = 24
+  source = runs / "release" / "ss_generator.ckpt"
+  file = config_file(tmp_path, config)
+  assert import_(source, tmp_path / "run", "--config", file) == 2
+  first, *_ = capsys.readouterr().err.splitlines()
+  assert "file has size 16 where the configuration has 24 (" in first
+
+
+def test_a_configuration_of_another_size_than_the_release_is_told_by_its_key(
+  runs, tmp_path, capsys
+):
+  config = tiny_config("geometry")
+  config.model.flow.depth = 3
+  file = config_file(tmp_path, config)
+  assert import_(runs / "release", tmp_path / "run", "--config", file) == 2
+  first, *_ = capsys.readouterr().err.splitlines()
+  assert "the release has model.flow.depth = 2, --config 3" in first
+
+
+def test_a_path_that_is_not_there_is_said_to_be_so(tmp_path, capsys):
+  missing = tmp_path / "checkpoints"
+  assert import_(missing, tmp_path / "run") == 2
+  assert f"--from {missing}: there is no such file or folder" in capsys.readouterr().err
+
 
 def test_an_original_dinov2_file_fills_both_encoders(tmp_path):
   config = tiny_config("geometry")

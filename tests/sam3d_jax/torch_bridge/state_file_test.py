@@ -160,7 +160,8 @@ def test_every_mismatch_is_reported_at_once(tmp_path, published, suffix):
     load.convert(rules, load.open_state(file), shapes)
   text = str(error.value)
   backbone = "_base_models.generator.reverse_fn.backbone.t_embedder.mlp"
-  assert text.startswith("3 entries")
+  sizes = "file has size 5 where the configuration has 16 (1 entries)"
+  assert text.startswith(f"{file}: {sizes}: 3 entries")
   assert f"missing     {backbone}.2.bias (16,)" in text
   assert "unexpected  stray.weight (3,)" in text
   assert f"misshapen   {backbone}.0.bias: file has (5,), model needs (16,)" in text
