@@ -220,16 +220,41 @@ def run(module: str, words: list[str]) -> None:
 
 
 def ours(module: str) -> list[list[str]]:
-  """The flags of every whole command of a module, in all pages."""
+  """The flags of every whole command of a module, in all pages and configurations."""
   found = []
-  for page in documented.PAGES:
+  for page in documented.PAGES + documented.CONFIGS:
     for command in documented.commands(page):
       if not command.whole:
         continue
       for words in documented.variants(command.text):
         if words[1:3] == ["-m", module]:
-          found.append(documented.completed(module, documented.filled(words[3:])))
+          whole = documented.completed(module, words[3:])
+          found.append(documented.filled(whole))
   return found
+
+
+TRAINING = ("launch.pretrain", "launch.sft", "launch.dpo", "launch.distill", "launch.train_vae")
+# Weights of full size, which nobody has here; a dry run would look for them.
+NOT_AT_HAND = ("--config.init_from", "--config.eval.decoder")
+
+
+@pytest.mark.parametrize("module", TRAINING)
+def test_the_training_commands_of_the_pages_print_a_plan(module, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  plans = {}
+  for words in ours(module):
+    words = [word for word in words if word.partition("=")[0] not in NOT_AT_HAND]
+    if "--devices" not in words:
+      words += ["--devices", "8"]
+    if "--dry_run" not in words:
+      words.append("--dry_run")
+    # the same for several places of data makes no difference to the plan
+    plans.setdefault(shlex.join(words), words)
+  assert plans
+  for words in plans.values():
+    run(module, words)
+    assert "parameters" in capsys.readouterr().out
+  assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("module", ["launch.quickstart", "launch.ladder", "launch.sweep"])
