@@ -14,7 +14,7 @@ import pytest
 
 from launch import ladder, make_examples
 from launch.console import cli
-from tests.support import documented
+from tests.support import documented, documented_inputs
 from tests.support.documented import ROOT, Command
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -248,13 +248,72 @@ def test_the_training_commands_of_the_pages_print_a_plan(module, tmp_path, monke
       words += ["--devices", "8"]
     if "--dry_run" not in words:
       words.append("--dry_run")
-    # the same for several places of data makes no difference to the plan
     plans.setdefault(shlex.join(words), words)
   assert plans
   for words in plans.values():
     run(module, words)
     assert "parameters" in capsys.readouterr().out
   assert list(tmp_path.iterdir()) == []
+
+
+# What cannot be run dry here, and why.
+ELSEWHERE = {
+  r"configs/data/(recgen|trellis).py": "data that others have rendered",
+  r"--executor beam": "an environment of its own",
+  r"--viewer": "a package that tests do not need",
+  r"--bop ": "a data set of others",
+  r"--lpips ": "weights of others",
+  r"--samples ": "samples of a whole split",
+  r"--votes ": "test_the_votes_of_the_page_are_votes",
+  r"--from \S+\.(ckpt|pth)": "weights of full size",
+  r"--torch": "PyTorch, which not every environment has",
+}
+READING = (
+  "launch.build_data",
+  "launch.validate_data",
+  "launch.encode_latents",
+  "launch.sample",
+  "launch.evaluate",
+  "launch.import_torch",
+  "launch.export_torch",
+  "launch.inspect",
+  "launch.make_examples",
+  "launch.benchmark",
+  "launch.aot",
+)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> pathlib.Path:
+  """What the commands read."""
+  folder = tmp_path_factory.mktemp("inputs")
+  documented_inputs.write(folder)
+  return folder
+
+
+@pytest.mark.parametrize("module", READING)
+def test_what_the_pages_do_with_data_and_weights_is_done_dry(
+  module, inputs, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  if module == "launch.export_torch":
+    pytest.importorskip("torch")
+  done = 0
+  for words in ours(module):
+    text = shlex.join(words) + " "
+    if any(re.search(pattern, text) for pattern in ELSEWHERE):
+      continue
+    words = documented_inputs.given(module, words, inputs, tmp_path)
+    run(module, [*words, "--dry_run"])
+    done += 1
+  assert done
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_run_here_is_still_in_the_pages():
+  texts = [shlex.join(words) + " " for module in READING for words in ours(module)]
+  for pattern in ELSEWHERE:
+    assert any(re.search(pattern, text) for text in texts), pattern
 
 
 @pytest.mark.parametrize("module", ["launch.quickstart", "launch.ladder", "launch.sweep"])

@@ -13,9 +13,13 @@ GEOMETRY = ("--config.model.flow.shape_resolution=4",)
 
 
 def save_random(
-  config: str, overrides: tuple[str, ...], folder: pathlib.Path, learned=("shape", "rotation")
+  config: str,
+  overrides: tuple[str, ...],
+  folder: pathlib.Path,
+  learned=("shape", "rotation"),
+  **lineage,
 ) -> str:
-  """A checkpoint of random parameters; the folder's name.
+  """A checkpoint of random parameters; the folder's name. lineage: what it says beside the usual.
 
   They are drawn on the host: initialising operation by operation takes long.
   """
@@ -26,7 +30,7 @@ def save_random(
   for path in sorted(shapes):
     drawn = rng.normal(0, 0.1, shapes[path])
     arrays[path] = drawn.astype(np.float32)
-  lineage = {
+  lineage |= {
     "stage": "test",
     "parents": [],
     "datasets": {},
