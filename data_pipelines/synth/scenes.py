@@ -302,6 +302,7 @@ def _read_pointmap(config: PhotoConfig, item: Input, files: Files, photo: photos
     photo = photo.with_pointmap(
       path,
       intrinsics=intrinsics,
+      intrinsics_name=f"intrinsics {files.intrinsics}",
       frame=files.frame or config.frame,
       depth_unit=config.depth_unit,
     )

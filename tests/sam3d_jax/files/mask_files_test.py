@@ -22,6 +22,17 @@ def box_mask() -> np.ndarray:
   return mask
 
 
+def grey(values: np.ndarray, dtype=np.uint8) -> Image.Image:
+  """One channel of these numbers."""
+  return Image.fromarray(values.astype(dtype))
+
+
+def stacked(*planes: np.ndarray) -> Image.Image:
+  """Channels of 8 bits: L and alpha, RGB, or RGBA."""
+  pixels = np.dstack(planes)
+  return Image.fromarray(pixels.astype(np.uint8))
+
+
 def palette_image(index: np.ndarray, colours: list[int]) -> Image.Image:
   image = Image.fromarray(index.astype(np.uint8), mode="P")
   image.putpalette(colours)
@@ -31,109 +42,125 @@ def palette_image(index: np.ndarray, colours: list[int]) -> Image.Image:
 def soft(mask: np.ndarray) -> np.ndarray:
   """The mask as 8-bit grey with a ramp just outside its edges."""
   outside = ndimage.distance_transform_edt(~mask)
-  return np.clip(255 - 60 * outside, 0, 255).astype(np.uint8)
+  ramp = np.clip(255 - 60 * outside, 0, 255)
+  return ramp.astype(np.uint8)
 
 
 def colours() -> np.ndarray:
   return np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
 
 
+MASK = box_mask()
+WHITE = MASK * 255
+DULL = np.full(SIZE, 9)
+OPAQUE = np.full(SIZE, 255)
 MASKS = {
-  "grey": lambda m: Image.fromarray(m.astype(np.uint8) * 255),
-  "zero_one": lambda m: Image.fromarray(m.astype(np.uint8)),
-  "one_bit": lambda m: Image.fromarray(m),
-  "sixteen_bit": lambda m: Image.fromarray(m.astype(np.uint16) * 65535),
-  "float": lambda m: Image.fromarray(m.astype(np.float32)),
+  "grey": grey(WHITE),
+  "zero_one": grey(MASK),
+  "one_bit": Image.fromarray(MASK),
+  "sixteen_bit": grey(MASK * 65535, np.uint16),
+  "float": grey(MASK, np.float32),
   # a dark colour is object all the same
-  "palette": lambda m: palette_image(m, [0, 0, 0, 10, 0, 0]),
-  "rgb": lambda m: Image.fromarray(np.repeat(m[..., None], 3, -1).astype(np.uint8) * 255),
-  "alpha": lambda m: Image.fromarray(
-    np.dstack([np.full((*m.shape, 3), 9), m * 255]).astype(np.uint8)
-  ),
-  "opaque_alpha": lambda m: Image.fromarray(
-    np.dstack([np.repeat(m[..., None], 3, -1) * 255, np.full(m.shape, 255)]).astype(np.uint8)
-  ),
-  "grey_alpha": lambda m: Image.fromarray(
-    np.dstack([np.full(m.shape, 9), m * 255]).astype(np.uint8)
-  ),
+  "palette": palette_image(MASK, [0, 0, 0, 10, 0, 0]),
+  "rgb": stacked(WHITE, WHITE, WHITE),
+  "alpha": stacked(DULL, DULL, DULL, WHITE),
+  "opaque_alpha": stacked(WHITE, WHITE, WHITE, OPAQUE),
+  "grey_alpha": stacked(DULL, WHITE),
 }
 
 
 @pytest.mark.parametrize("form", MASKS)
 def test_every_form_of_a_mask_is_read(tmp_path, form):
-  path = tmp_path / ("mask.tiff" if form == "float" else "mask.png")
-  MASKS[form](box_mask()).save(path)
-  np.testing.assert_array_equal(mask_files.read_mask(path, SIZE), box_mask())
+  # PNG has no floats
+  suffix = ".tiff" if form == "float" else ".png"
+  path = tmp_path / f"mask{suffix}"
+  MASKS[form].save(path)
+  found = mask_files.read_mask(path, SIZE)
+  np.testing.assert_array_equal(found, MASK)
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.float32, np.int64])
 def test_arrays_are_masks_too(tmp_path, dtype):
-  np.save(tmp_path / "m.npy", box_mask()[None].astype(dtype))
-  np.testing.assert_array_equal(mask_files.read_mask(tmp_path / "m.npy", SIZE), box_mask())
+  path = tmp_path / "m.npy"
+  np.save(path, MASK[None].astype(dtype))
+  found = mask_files.read_mask(path, SIZE)
+  np.testing.assert_array_equal(found, MASK)
 
 
 def test_soft_edges_are_cut_at_half(tmp_path):
-  Image.fromarray(soft(box_mask())).save(tmp_path / "m.png")
-  mask = mask_files.read_mask(tmp_path / "m.png", SIZE)
-  assert mask[box_mask()].all() and mask[9, 30] and not mask[6, 30]
+  path = tmp_path / "m.png"
+  grey(soft(MASK)).save(path)
+  found = mask_files.read_mask(path, SIZE)
+  assert found[MASK].all()
+  # one pixel outside is brighter than half, four are not
+  assert found[9, 30]
+  assert not found[6, 30]
 
 
-@pytest.mark.parametrize(
-  "make, message",
-  [
-    (
-      lambda: palette_image(
-        np.arange(2400).reshape(SIZE) % 4, [0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255]
-      ),
-      "--labels",
-    ),
-    (lambda: Image.fromarray((np.arange(2400).reshape(SIZE) % 4).astype(np.uint8)), "--labels"),
-    (
-      lambda: Image.fromarray(np.tile(np.linspace(0, 255, 60), (40, 1)).astype(np.uint8)),
-      "soft edges",
-    ),
-    (lambda: Image.fromarray(np.full(SIZE, -1, np.int32)), "negative"),
-    (lambda: Image.fromarray(np.full(SIZE, np.nan, np.float32)), "not finite"),
-    (lambda: Image.fromarray(np.zeros(SIZE[::-1], np.uint8)), "EXIF"),
-    (lambda: Image.fromarray(np.zeros((7, 9), np.uint8)), "9 x 7"),
-  ],
-)
-def test_what_is_not_the_mask_of_one_object_is_refused(tmp_path, make, message):
-  make().save(tmp_path / "mask.tiff")
-  with pytest.raises(InputError, match=message) as error:
+FOUR_IDS = np.arange(2400).reshape(SIZE) % 4
+RAMP = np.tile(np.linspace(0, 255, 60), (40, 1))
+NO_MASKS = {
+  "palette of several": (
+    palette_image(FOUR_IDS, [0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255]),
+    "--labels",
+  ),
+  "ids": (grey(FOUR_IDS), "--labels"),
+  "ramp": (grey(RAMP), "soft edges"),
+  "negative": (grey(np.full(SIZE, -1), np.int32), "negative"),
+  "nan": (grey(np.full(SIZE, np.nan), np.float32), "not finite"),
+  "on its side": (grey(np.zeros(SIZE[::-1])), "EXIF"),
+  "another size": (grey(np.zeros((7, 9))), "9 x 7"),
+}
+
+
+@pytest.mark.parametrize("form", NO_MASKS)
+def test_what_is_not_the_mask_of_one_object_is_refused(tmp_path, form):
+  image, message = NO_MASKS[form]
+  image.save(tmp_path / "mask.tiff")
+  with pytest.raises(InputError, match=f"mask.tiff.*{message}"):
     mask_files.read_mask(tmp_path / "mask.tiff", SIZE)
-  assert "mask.tiff" in str(error.value)
 
 
 def labels() -> np.ndarray:
+  """Two objects and a crumb."""
   ids = np.zeros(SIZE, np.int64)
-  ids[5:15, 5:20], ids[20:35, 30:50], ids[0, 0] = 300, 7, 9  # 9 is a crumb
+  ids[5:15, 5:20] = 300
+  ids[20:35, 30:50] = 7
+  ids[0, 0] = 9
   return ids
 
 
 @pytest.mark.parametrize("form", ["sixteen_bit.png", "array.npy", "colour.png"])
 def test_every_id_of_a_label_map_is_an_object(tmp_path, form):
-  ids, path = labels(), tmp_path / form
+  ids = labels()
+  path = tmp_path / form
   if form == "array.npy":
     np.save(path, ids)
   elif form == "colour.png":
-    Image.fromarray(np.dstack([ids % 256, ids // 256, ids * 0]).astype(np.uint8)).save(path)
+    stacked(ids % 256, ids // 256, 0 * ids).save(path)
   else:
-    Image.fromarray(ids.astype(np.uint16)).save(path)
+    grey(ids, np.uint16).save(path)
+
+  # all that are large enough, or those that are asked for
   found = mask_files.read_labels(path, SIZE)
-  assert list(found) == ["id_7", "id_300"] and found["id_300"].sum() == 150
-  assert list(mask_files.read_labels(path, SIZE, [300])) == ["id_300"]
-  for ids, message in (([8], "no id 8; it has 7, 9, 300"), ([9], "id_9 spans 1 x 1")):
+  assert list(found) == ["id_7", "id_300"]
+  assert found["id_300"].sum() == 150
+  chosen = mask_files.read_labels(path, SIZE, [300])
+  assert list(chosen) == ["id_300"]
+  for asked, message in ((8, "no id 8; it has 7, 9, 300"), (9, "id_9 spans 1 x 1")):
     with pytest.raises(InputError, match=message):
-      mask_files.read_labels(path, SIZE, ids)
+      mask_files.read_labels(path, SIZE, [asked])
 
 
 def test_palette_indices_are_ids_and_lossy_label_maps_are_refused(tmp_path):
-  palette_image(
-    np.where(labels() == 300, 2, labels() == 7), [0, 0, 0, 255, 255, 255, 255, 255, 255]
-  ).save(tmp_path / "l.png")
-  assert list(mask_files.read_labels(tmp_path / "l.png", SIZE)) == ["id_1", "id_2"]
-  Image.fromarray((labels() % 256).astype(np.uint8)).save(tmp_path / "l.jpg")
+  ids = labels()
+  index = np.where(ids == 300, 2, ids == 7)
+  white = [255, 255, 255]
+  palette_image(index, [0, 0, 0, *white, *white]).save(tmp_path / "l.png")
+  found = mask_files.read_labels(tmp_path / "l.png", SIZE)
+  assert list(found) == ["id_1", "id_2"]
+
+  grey(ids % 256).save(tmp_path / "l.jpg")
   with pytest.raises(InputError, match="JPEG"):
     mask_files.read_labels(tmp_path / "l.jpg", SIZE)
 
@@ -241,11 +268,15 @@ def test_a_failing_disk_is_no_fault_of_the_input(tmp_path, monkeypatch):
 
 
 def test_a_label_map_of_many_objects_takes_one_mask_at_a_time(tmp_path):
-  ids = np.arange(1, 841, dtype=np.uint16).reshape(28, 30)
-  Image.fromarray(np.kron(ids, np.ones((4, 4), np.uint16))).save(tmp_path / "l.png")
-  masks = mask_files.read_labels(tmp_path / "l.png", (112, 120))
-  assert len(masks) == 840 and list(masks)[0] == "id_1"
-  assert masks["id_31"].sum() == 16 and masks["id_31"] is not masks["id_31"]
+  # 28 x 30 objects of 4 x 4 pixels
+  numbers = np.arange(1, 841).reshape(28, 30)
+  ids = np.kron(numbers, np.ones((4, 4)))
+  grey(ids, np.uint16).save(tmp_path / "l.png")
+  masks = mask_files.read_labels(tmp_path / "l.png", ids.shape)
+  assert len(masks) == 840
+  assert masks["id_31"].sum() == 16
+  # made anew whenever it is asked for
+  assert masks["id_31"] is not masks["id_31"]
 
 
 def test_the_collected_label_map_of_many_objects_is_read(hostile_dir):

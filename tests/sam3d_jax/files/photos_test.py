@@ -21,14 +21,17 @@ CAMERA = (60.0, 62.0, 31.0, 20.0)
 
 def plane(height: int, width: int) -> np.ndarray:
   """Points of a wall two metres away, seen by CAMERA resized to this size."""
-  camera = cameras.resized(cameras.Camera(*CAMERA, SIZE[1], SIZE[0]), width, height)
-  return cameras.pointmap_from_depth(np.full((height, width), 2.0, np.float32), camera)
+  of_photo = cameras.Camera(*CAMERA, SIZE[1], SIZE[0])
+  camera = cameras.resized(of_photo, width, height)
+  depth = np.full((height, width), 2.0, np.float32)
+  return cameras.pointmap_from_depth(depth, camera)
 
 
 @pytest.fixture
 def folder(tmp_path):
   """A photo, its mask and what the various readers ask for beside them."""
-  values = np.random.default_rng(0).integers(0, 255, (*SIZE, 3)).astype(np.uint8)
+  rng = np.random.default_rng(0)
+  values = rng.integers(0, 255, (*SIZE, 3)).astype(np.uint8)
   mask = np.zeros(SIZE, np.uint8)
   mask[10:30, 20:40] = 255
   Image.fromarray(values).save(tmp_path / "image.png")
@@ -42,9 +45,11 @@ def read(folder):
 
 @pytest.mark.parametrize("size", [(42, 64), (84, 128), (21, 32), (14, 21), (28, 42), (340, 512)])
 def test_a_point_map_of_any_size_with_the_photos_aspect_is_taken(folder, size):
-  np.save(folder / "points.npy", plane(*size))
-  photo = read(folder).with_pointmap(folder / "points.npy")
-  assert photo.pointmap_HW3.shape == (*size, 3) and photo.camera_source == "of the point map"
+  path = folder / "points.npy"
+  np.save(path, plane(*size))
+  photo = read(folder).with_pointmap(path)
+  assert photo.pointmap_HW3.shape == (*size, 3)
+  assert photo.camera_source == "of the point map"
   assert photo.camera[4:] == (SIZE[1], SIZE[0])
   np.testing.assert_allclose(photo.camera[:4], CAMERA, rtol=1e-3)
 
@@ -59,15 +64,17 @@ def test_a_point_map_of_another_aspect_is_refused_with_both_sizes(folder, size):
 
 def test_every_reader_of_photos_has_the_same_aspect_rule(folder):
   """5 % off: the rule allows 2 %."""
-  np.save(folder / "pointmap.npy", plane(400, 640))
+  pointmap = folder / "pointmap.npy"
+  np.save(pointmap, plane(400, 640))
   message = "pointmap.npy is 640 x 400, .*image.png 64 x 42: they differ in aspect"
 
-  job = jobs.Job(
-    "photo", folder / "image.png", folder, (folder / "mask.png",), pointmap=folder / "pointmap.npy"
-  )
+  # launch.sample
+  masks = (folder / "mask.png",)
+  job = jobs.Job("photo", folder / "image.png", folder, masks, pointmap=pointmap)
   with pytest.raises(InputError, match=message):
     jobs.read(job)
 
+  # annotations
   stated = {
     "format": 1,
     "image": "image.png",
@@ -80,14 +87,17 @@ def test_every_reader_of_photos_has_the_same_aspect_rule(folder):
   with pytest.raises(Refused, match=message):
     items.photo_fields(item, items.Recipe("name", "mitl_3do"))
 
+  # photos to paste into
   files = scenes.find_files(folder, "image.png")
   reports = []
   config = scenes.PhotoConfig(str(folder))
   entry = sources.Input("image.png", "0")
   scene = scenes.read(config, entry, files, lambda *report: reports.append(report))
-  assert scene.pointmap_HW3 is None and reports[0][1] == "bad_pointmap"
+  assert scene.pointmap_HW3 is None
+  assert reports[0][1] == "bad_pointmap"
   assert "they differ in aspect" in reports[0][2]
 
+  # evaluation sets
   chosen = PhotoFolder.__new__(PhotoFolder)
   chosen.names = ["cup"]
   chosen._files = {
@@ -100,13 +110,16 @@ def test_every_reader_of_photos_has_the_same_aspect_rule(folder):
 def test_the_photos_camera_is_scaled_to_a_smaller_depth_map(folder):
   depth = np.full((21, 32), 2000, np.uint16)
   Image.fromarray(depth).save(folder / "depth.png")
-  photo = read(folder).with_camera(CAMERA).with_pointmap(folder / "depth.png")
+  with_camera = read(folder).with_camera(CAMERA)
+  photo = with_camera.with_pointmap(folder / "depth.png")
   np.testing.assert_allclose(photo.pointmap_HW3, plane(21, 32), rtol=1e-6)
-  assert photo.camera[:4] == CAMERA and photo.camera_source == "given"
+  assert photo.camera[:4] == CAMERA
+  assert photo.camera_source == "given"
 
 
 def test_intrinsics_are_in_pixels_of_the_map_and_make_the_photos_camera(folder):
-  Image.fromarray(np.full((21, 32), 2000, np.uint16)).save(folder / "depth.png")
+  depth = np.full((21, 32), 2000, np.uint16)
+  Image.fromarray(depth).save(folder / "depth.png")
   half = tuple(value / 2 for value in CAMERA)
   photo = read(folder).with_pointmap(folder / "depth.png", intrinsics=half)
   np.testing.assert_allclose(photo.camera[:4], CAMERA)
@@ -117,6 +130,7 @@ def test_an_object_without_a_known_point_is_named(folder):
   points = plane(*SIZE)
   points[5:35, 15:45] = np.nan
   np.save(folder / "points.npy", points)
-  photo = read(folder).with_masks([folder / "mask.png"]).with_pointmap(folder / "points.npy")
+  with_mask = read(folder).with_masks([folder / "mask.png"])
+  photo = with_mask.with_pointmap(folder / "points.npy")
   with pytest.raises(InputError, match="no known point under the mask of mask"):
     photos.check_cover(photo, folder / "points.npy")

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import OpenEXR
 from PIL import Image
 import pytest
 
@@ -19,42 +20,44 @@ def depth_map() -> np.ndarray:
   row, column = np.mgrid[:30, :40]
   depth = 2.0 + 0.01 * column + 0.02 * row + (column > 20)
   depth[:4, :5] = 0
-  return np.round(depth * 1000).astype(np.uint16)
+  millimetres = np.round(depth * 1000)
+  return millimetres.astype(np.uint16)
 
 
 def truth() -> np.ndarray:
-  return cameras.pointmap_from_depth(depth_map().astype(np.float32) / 1000, CAMERA)
+  metres = depth_map().astype(np.float32) / 1000
+  return cameras.pointmap_from_depth(metres, CAMERA)
 
 
 def write(folder, form: str):
-  depth, points = depth_map(), truth()
+  """The map as a file of a form, named after it."""
+  depth = depth_map()
+  metres = (depth / 1000).astype(np.float32)
+  points = truth()
   path = folder / form
   if form == "png.png":
     Image.fromarray(depth).save(path)
   elif form == "tiff.tiff":
-    Image.fromarray((depth / 1000).astype(np.float32)).save(path)
+    Image.fromarray(metres).save(path)
   elif form == "depth.npz":
-    np.savez(
-      path,
-      depth=np.where(depth > 0, depth / 1000, np.inf),
-      K=[[50.0, 0, 21], [0, 52, 14], [0, 0, 1]],
-    )
+    unknown_is_far = np.where(depth > 0, depth / 1000, np.inf)
+    np.savez(path, depth=unknown_is_far, K=[[50.0, 0, 21], [0, 52, 14], [0, 0, 1]])
   elif form == "points.npy":
     np.save(path, points)
   elif form == "masked.npz":
-    np.savez(path, points=np.nan_to_num(points, nan=7.0).astype(np.float16), valid=depth > 0)
+    filled = np.nan_to_num(points, nan=7.0)
+    np.savez(path, points=filled.astype(np.float16), valid=depth > 0)
+  elif form == "points.exr":
+    x, y, z = (np.ascontiguousarray(points[..., axis]) for axis in range(3))
+    write_exr(path, {"X": x, "Y": y, "Z": z})
   else:
-    import OpenEXR
-
-    channels = (
-      {c: np.ascontiguousarray(points[..., i]) for i, c in enumerate("XYZ")}
-      if form == "points.exr"
-      else {"Z": (depth / 1000).astype(np.float32)}
-    )
-    OpenEXR.File(
-      {"type": OpenEXR.scanlineimage, "compression": OpenEXR.PIZ_COMPRESSION}, channels
-    ).write(str(path))
+    write_exr(path, {"Z": metres})
   return path
+
+
+def write_exr(path, channels: dict[str, np.ndarray]) -> None:
+  header = {"type": OpenEXR.scanlineimage, "compression": OpenEXR.PIZ_COMPRESSION}
+  OpenEXR.File(header, channels).write(str(path))
 
 
 @pytest.mark.parametrize(
@@ -62,21 +65,25 @@ def write(folder, form: str):
   ["png.png", "tiff.tiff", "depth.npz", "points.npy", "masked.npz", "points.exr", "depth.exr"],
 )
 def test_every_form_gives_the_same_points(tmp_path, form):
-  needed = INTRINSICS if form in ("png.png", "tiff.tiff", "depth.exr") else None
+  is_bare_depth = form in ("png.png", "tiff.tiff", "depth.exr")
+  needed = INTRINSICS if is_bare_depth else None
   found = pointmaps.read_pointmap(write(tmp_path, form), intrinsics=needed)
-  np.testing.assert_allclose(found.points_HW3, truth(), atol=2e-3 if form == "masked.npz" else 1e-5)
-  assert found.points_HW3.dtype == np.float32 and found.camera.width == 40
+  # half precision in one of them
+  tolerance = 2e-3 if form == "masked.npz" else 1e-5
+  np.testing.assert_allclose(found.points_HW3, truth(), atol=tolerance)
+  assert found.points_HW3.dtype == np.float32
+  assert found.camera.width == 40
 
 
 @pytest.mark.parametrize("frame", pointmaps.FRAMES)
 def test_every_frame_is_converted_and_a_wrong_name_is_found_out(tmp_path, frame):
-  np.save(tmp_path / "p.npy", cameras.convert_frame(truth(), "pytorch3d", frame))
-  np.testing.assert_allclose(
-    pointmaps.read_pointmap(tmp_path / "p.npy", frame=frame).points_HW3, truth(), atol=1e-6
-  )
+  path = tmp_path / "p.npy"
+  np.save(path, cameras.convert_frame(truth(), "pytorch3d", frame))
+  found = pointmaps.read_pointmap(path, frame=frame)
+  np.testing.assert_allclose(found.points_HW3, truth(), atol=1e-6)
   for wrong in set(pointmaps.FRAMES) - {frame}:
     with pytest.raises(InputError, match="--pointmap_frame"):
-      pointmaps.read_pointmap(tmp_path / "p.npy", frame=wrong)
+      pointmaps.read_pointmap(path, frame=wrong)
 
 
 def test_the_camera_of_a_point_map_is_recovered_in_spite_of_stray_points():
@@ -88,7 +95,8 @@ def test_the_camera_of_a_point_map_is_recovered_in_spite_of_stray_points():
 
 
 def test_points_that_no_pinhole_camera_sees_have_no_camera(tmp_path):
-  np.save(tmp_path / "p.npy", np.random.default_rng(0).uniform(1, 2, (20, 20, 3)))
+  rng = np.random.default_rng(0)
+  np.save(tmp_path / "p.npy", rng.uniform(1, 2, (20, 20, 3)))
   assert pointmaps.read_pointmap(tmp_path / "p.npy").camera is None
 
 
@@ -96,7 +104,8 @@ def test_points_behind_the_camera_are_unknown(tmp_path):
   points = truth()
   points[20, 20] *= -1
   np.save(tmp_path / "p.npy", points)
-  assert np.isnan(pointmaps.read_pointmap(tmp_path / "p.npy").points_HW3[20, 20]).all()
+  found = pointmaps.read_pointmap(tmp_path / "p.npy")
+  assert np.isnan(found.points_HW3[20, 20]).all()
 
 
 @pytest.mark.parametrize(
