@@ -367,13 +367,22 @@ def read_own(path: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
 def _claim(plan: Plan, out: pathlib.Path) -> None:
   """Marks `out` as this build's. Raises InputError if it is another one's."""
   out.mkdir(parents=True, exist_ok=True)
+  if not is_claimed(plan, out):
+    _write_build_file(plan, out, None)
+
+
+def is_claimed(plan: Plan, out: str | os.PathLike) -> bool:
+  """Whether `out` is marked as this build's; writes nothing. Raises InputError if it is another
+  one's.
+  """
+  out = pathlib.Path(out)
   path = out / records.BUILD_FILE
 
   # a build that was begun
   if path.exists():
     found = read_own(path, out)
     if found["digest"] == plan.digest:
-      return
+      return True
     difference = _difference(found["identity"], plan.identity)
     raise InputError(
       f"{out} holds a build of another configuration ({difference}). Give another folder with "
@@ -386,7 +395,7 @@ def _claim(plan: Plan, out: pathlib.Path) -> None:
       f"{out} holds shards but no {records.BUILD_FILE}: it was not made by this command. Give "
       "another folder with --config.out=DIR"
     )
-  _write_build_file(plan, out, None)
+  return False
 
 
 def _write_build_file(plan: Plan, out: pathlib.Path, counts: dict[str, Any] | None) -> None:

@@ -75,6 +75,7 @@ def build(spec: BuildSpec) -> None:
   plan = plan_dataset(c)
   print(describe_plan(plan, c.out), flush=True)
   if spec.dry_run:
+    shard_jobs.is_claimed(plan, c.out)
     return
 
   # the shards that are left

@@ -14,6 +14,7 @@ from tests.support import sampling, tiny_dataset, tiny_release, tiny_weights
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 FAKE = "configs/pretrain_geometry.py:fake"
+SPLIT = ["--split", "train", "--out", "{new}"]
 SPEC = str(ROOT / "tests/golden/cluster/gpu.yaml")
 
 # command -> what it is called with; {name} is an input of `inputs`, {new} no folder yet
@@ -80,6 +81,12 @@ def inputs(tmp_path_factory) -> dict:
   }
 
 
+def main_of(name: str):
+  """The function of a command."""
+  module, _, function = SCRIPTS[f"sam3d-{name}"].partition(":")
+  return getattr(importlib.import_module(module), function)
+
+
 def words_of(call: list[str], inputs: dict, new: pathlib.Path) -> list[str]:
   """The words of a call, with the inputs in their places."""
   words = []
@@ -109,15 +116,32 @@ def test_the_calls_below_are_of_all_commands():
 def test_a_dry_run_of_every_command_says_what_it_would_do_and_writes_nothing(
   name, inputs, tmp_path, monkeypatch, capsys
 ):
-  module, _, function = SCRIPTS[f"sam3d-{name}"].partition(":")
-  main = getattr(importlib.import_module(module), function)
   read = pathlib.Path(inputs["run"]).parent
   monkeypatch.chdir(tmp_path)
   before = files_below(tmp_path, read)
   words = words_of(CALLS[name], inputs, tmp_path / "some" / "new")
-  assert main([*words, "--dry_run"]) == 0, capsys.readouterr().err
+  assert main_of(name)([*words, "--dry_run"]) == 0, capsys.readouterr().err
   assert capsys.readouterr().out
   assert files_below(tmp_path, read) == before
+
+
+@pytest.mark.parametrize(
+  "name, call",
+  [
+    ("evaluate", ["--benchmark", "procedural_1:1", "--oracle", "--out", "{new}"]),
+    ("sample", ["--checkpoint", "{geometry}", "--decoder", "{vae}", "--data", "{data}", *SPLIT]),
+    ("make_examples", ["benchmark", "--name", "new_1"]),
+    ("inspect", ["--compare", "{geometry}", "{geometry}"]),
+    ("benchmark", ["--reading"]),
+  ],
+)
+def test_other_modes_of_a_command_write_nothing_either(
+  name, call, inputs, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  assert main_of(name)([*words_of(call, inputs, tmp_path / "new"), "--dry_run"]) == 0
+  assert capsys.readouterr().out
+  assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("step", sorted(ladder.OWN_STEPS))
@@ -145,14 +169,14 @@ def test_a_dry_run_of_the_ladders_own_steps_writes_nothing(step, inputs, tmp_pat
     ("aot", ["--topology", "v9:2x2"], "'v9' is not one of"),
     ("validate_data", ["--data", "nowhere"], "nowhere"),
     ("inspect", ["--checkpoint", "nowhere"], "nowhere holds no checkpoint"),
+    ("build_data", ["--config.out={data}"], "it was not made by this command"),
+    ("build_data", ["--config.out={spec}/x"], "is no folder that you may write to"),
     ("quickstart", ["--workdir", "{spec}/x"], "is no folder that you may write to"),
   ],
 )
 def test_a_dry_run_finds_what_would_stop_the_command(
   name, change, message, inputs, tmp_path, capsys
 ):
-  module, _, function = SCRIPTS[f"sam3d-{name}"].partition(":")
-  main = getattr(importlib.import_module(module), function)
   words = words_of([*CALLS[name], *change], inputs, tmp_path / "new")
-  assert main([*words, "--dry_run"]) == cli.EXIT_BAD_INPUT
+  assert main_of(name)([*words, "--dry_run"]) == cli.EXIT_BAD_INPUT
   assert message in capsys.readouterr().err
