@@ -217,7 +217,8 @@ def _faces_with_area(vertices, faces, source: str, max_coordinate: float) -> np.
 
   # An area that counts is one against the square of the longest side.
   a, b, c = vertices[faces].swapaxes(0, 1)
-  area = np.linalg.norm(np.cross(b - a, c - a), axis=1) / 2
+  cross = np.cross(b - a, c - a)
+  area = np.linalg.norm(cross, axis=1) / 2
   longest = np.ptp(corners, axis=0).max()
   kept = area > MIN_AREA * longest**2
   if not kept.any():

@@ -117,11 +117,20 @@ def bowl(rng: np.random.Generator, paint: Palette) -> list[Part]:
 
   # A quarter of an ellipse outside, a smaller one back inside.
   phi = np.linspace(0.1, np.pi / 2, 7)
-  outer_z = depth * (1 - np.cos(phi))
-  inner_z = thick + (depth - thick) * (1 - np.cos(phi))
-  outer = np.stack([radius * np.sin(phi), outer_z], -1)
-  inner = np.stack([(radius - thick) * np.sin(phi), inner_z], -1)
-  profile = [(0, 0), *outer, *inner[::-1], (0, thick)]
+  rise = 1 - np.cos(phi)
+  reach = np.sin(phi)
+  outer_r = radius * reach
+  outer_z = depth * rise
+  inner_r = (radius - thick) * reach
+  inner_z = thick + (depth - thick) * rise
+  outer = np.stack([outer_r, outer_z], -1)
+  inner = np.stack([inner_r, inner_z], -1)
+  profile = [
+    (0, 0),
+    *outer,
+    *inner[::-1],
+    (0, thick),
+  ]
   shell = solid.lathe(profile, segments=32)
   parts = [Part(shell, paint.main)]
   # A low foot under the shell.

@@ -129,7 +129,9 @@ def ellipsoid(
 ) -> trimesh.Trimesh:
   """Ellipsoid with semi-axes `radii`."""
   # The unit sphere, from the lowest point to the highest.
-  latitude = np.linspace(-np.pi / 2, np.pi / 2, segments // 2 + 1)
+  south = -np.pi / 2
+  north = np.pi / 2
+  latitude = np.linspace(south, north, segments // 2 + 1)
   radius = np.cos(latitude)
   radius[[0, -1]] = 0.0  # the cosine is not exactly zero there
   height = np.sin(latitude)
@@ -137,8 +139,9 @@ def ellipsoid(
   sphere = lathe(profile, segments=segments)
 
   # Stretched along the axes.
-  vertices = sphere.vertices * np.asarray(radii)
-  return _mesh(vertices + np.asarray(center), sphere.faces)
+  stretched = sphere.vertices * np.asarray(radii)
+  moved = stretched + np.asarray(center)
+  return _mesh(moved, sphere.faces)
 
 
 def tube(path_P3, radius, *, segments: int = 12) -> trimesh.Trimesh:

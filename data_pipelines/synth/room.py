@@ -33,15 +33,24 @@ def stand(mesh: Mesh, spot: Spot, floor: float) -> Mesh:
   """The mesh on the floor (a height z) at a spot."""
   c = np.cos(spot.yaw)
   s = np.sin(spot.yaw)
-  turn = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])  # acts on rows
+  # acts on rows
+  turn = np.array(
+    [
+      [c, s, 0],
+      [-s, c, 0],
+      [0, 0, 1],
+    ]
+  )
   turned = mesh.vertices @ turn * spot.size
 
   # The middle of the underside of its box comes to lie at the spot.
   low = turned.min(0)
   high = turned.max(0)
-  middle = (low + high) / 2
-  foot = np.array([middle[0], middle[1], low[2]])
-  vertices = turned - foot + [spot.x, spot.y, floor]
+  middle_x, middle_y, _ = (low + high) / 2
+  underside = low[2]
+  foot = np.array([middle_x, middle_y, underside])
+  place = [spot.x, spot.y, floor]
+  vertices = turned - foot + place
   return dataclasses.replace(mesh, vertices=vertices)
 
 

@@ -159,7 +159,8 @@ class _Triangles:
       zero = None if a == 0 else (a - 1) % 3
       components = [k for k in range(3) if k != zero]
       # where the box's centre lies along the axis, and how far the box reaches from there
-      along = sum(self.axes_A3F[a, k][triangle] * center[k] for k in components)
+      axis_3F = self.axes_A3F[a]
+      along = sum(axis_3F[k][triangle] * center[k] for k in components)
       reach = half * self.reach_AF[a] + TOUCH
       lowest = self.low_AF[a] - reach
       highest = self.high_AF[a] + reach

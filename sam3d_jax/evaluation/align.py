@@ -247,8 +247,12 @@ def prefer(candidates: list[Rigid], tie: float) -> Rigid:
   """The smallest rotation among those whose cost is within `tie` (relative) of the lowest."""
   # The last term is for costs of zero, which have no relative difference.
   costs = [pose.cost for pose in candidates]
-  limit = min(costs) * (1 + tie) + 1e-9
-  good = [pose for pose in candidates if pose.cost <= limit]
+  lowest = min(costs)
+  limit = lowest * (1 + tie) + 1e-9
+  good = []
+  for pose in candidates:
+    if pose.cost <= limit:
+      good.append(pose)
   return min(good, key=lambda pose: pose.angle_deg)
 
 

@@ -272,8 +272,8 @@ def _rescale(pose: ScenePose, scene_scale, scene_shift, published_tiling):
 
   # Scale, then rotation, then the scene's scale, as one matrix; the norms of its rows are scales.
   scale3 = xp.broadcast_to(pose.scale, pose.translation.shape)
-  matrix = rotations.quaternion_to_matrix(pose.rotation)
-  rows = scale3[..., :, None] * matrix
+  of_row = scale3[..., :, None]
+  rows = of_row * rotations.quaternion_to_matrix(pose.rotation)
   linear = rows * scene_scale[..., None, :]
   norms = rotations.norm(linear)
   rotation = rotations.matrix_to_quaternion(linear / norms)

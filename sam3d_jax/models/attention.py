@@ -261,8 +261,10 @@ def keep_attention(primitive, *unused, **params) -> bool:
   kernel would run again, so that primitive's results are kept by its name.
   """
   # The output of every backend but cuDNN's carries the tag.
-  tagged = primitive.name == "name" and params["name"] == SAVED_NAME
-  return tagged or primitive.name == CUDNN_FORWARD
+  is_tag = primitive.name == "name"
+  if is_tag and params["name"] == SAVED_NAME:
+    return True
+  return primitive.name == CUDNN_FORWARD
 
 
 def _cudnn(q_BLHK, k_BMHK, v_BMHK, key_count_B=None):
@@ -360,7 +362,9 @@ def _round_up(n: int, multiple: int) -> int:
 
 def _pad_length(x_BHLK, length: int):
   padding = length - x_BHLK.shape[2]
-  return jnp.pad(x_BHLK, ((0, 0), (0, 0), (0, padding), (0, 0)))
+  none = (0, 0)
+  at_end = (0, padding)
+  return jnp.pad(x_BHLK, (none, none, at_end, none))
 
 
 def _splash_kernel(heads: int, length: int, keys: int, q_block: int, k_block: int):

@@ -160,7 +160,8 @@ def condition(cfg: ConditionConfig, *, plain: bool) -> dict[str, Part]:
   def projection(encoder):
     """SwiGLU of all tokens of one input: two maps up, one to the common width."""
     widths = 2 * encoder.width + cfg.width
-    return Part(2 * encoder.tokens * cfg.hidden * widths)
+    products = encoder.tokens * cfg.hidden * widths
+    return Part(2 * products)
 
   parts = {}
   images = {

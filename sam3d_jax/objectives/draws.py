@@ -22,8 +22,10 @@ def example_keys(key: jax.Array, content_B2: jax.Array) -> jax.Array:
 
   def key_of(content_2):
     # 64 bits of content in two halves: fold_in takes 32.
-    half_way = jax.random.fold_in(key, content_2[0])
-    return jax.random.fold_in(half_way, content_2[1])
+    first = content_2[0]
+    half_way = jax.random.fold_in(key, first)
+    second = content_2[1]
+    return jax.random.fold_in(half_way, second)
 
   # Each by itself: what one draws does not depend on the batch around it.
   content_B2 = jnp.asarray(content_B2, jnp.uint32)

@@ -739,7 +739,8 @@ def digest(meta: Mapping[str, Any]) -> str:
   """A short name for the content of a checkpoint, from the checksums of its arrays."""
   # Checksums stand for contents: equal parameters have equal names.
   text = json.dumps(meta["checksums"], sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  whole = hashlib.sha256(text.encode()).hexdigest()
+  return whole[:16]
 
 
 def restore_model(workdir, *, which: str = "ema", step: int | None = None):

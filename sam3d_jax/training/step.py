@@ -80,14 +80,21 @@ def make_train_step(
 
     # The update, accepted or not: one program serves both.
     updates, opt = tx.update(grads, state.opt, state.params)
-    params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
+
+    def moved(parameter, update):
+      return parameter - lr * update
+
+    params = jax.tree.map(moved, state.params, updates)
     ema = {}
     for decay, average in state.ema.items():
       ema[decay] = optax.incremental_update(params, average, 1 - float(decay))
 
     # A refused update leaves everything but the counters as it was.
+    def chosen(new, old):
+      return jnp.where(ok, new, old)
+
     def keep(new, old):
-      return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
+      return jax.tree.map(chosen, new, old)
 
     at_start = state.step == 0
     running = NORM_MEMORY * state.grad_norm_mean + (1 - NORM_MEMORY) * norm
@@ -148,7 +155,8 @@ def accumulated(loss_and_grad: Callable, state: TrainState, batch, key, parts: i
   # on every part.
   def split(x):
     count = x.shape[0] // parts
-    return jnp.moveaxis(x.reshape(count, parts, *x.shape[1:]), 1, 0)
+    by_part = x.reshape(count, parts, *x.shape[1:])
+    return jnp.moveaxis(by_part, 1, 0)
 
   batch = jax.tree.map(split, batch)
 
@@ -164,14 +172,20 @@ def accumulated(loss_and_grad: Callable, state: TrainState, batch, key, parts: i
   def zeros(shape):
     return jnp.zeros(shape.shape, jnp.float32)
 
-  first = jax.tree.map(lambda x: x[0], batch)
+  def first_of(x):
+    return x[0]
+
+  def with_share(total, value):
+    return total + value.astype(jnp.float32) / parts
+
+  first = jax.tree.map(first_of, batch)
   shapes = jax.eval_shape(of_part, first)
   zero = jax.tree.map(zeros, shapes)
 
   # One part's activations are alive at a time: that is what is saved.
   def add(total, part):
-    share = lambda t, x: t + x.astype(jnp.float32) / parts
-    return jax.tree.map(share, total, of_part(part)), None
+    found = of_part(part)
+    return jax.tree.map(with_share, total, found), None
 
   mean, _ = jax.lax.scan(add, zero, batch)
   return mean

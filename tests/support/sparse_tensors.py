@@ -17,16 +17,22 @@ downsample = _jit(sparse.downsample, static_argnames="size")
 def tensor(rng, counts=(9, 4), side=4, channels=2, padding=3) -> sparse.SparseTensor:
   """Distinct random voxels in random order, with random features."""
   along = np.arange(side)
-  grid = np.stack(np.meshgrid(along, along, along, indexing="ij"), axis=-1).reshape(-1, 3)
+  axes = np.meshgrid(along, along, along, indexing="ij")
+  grid = np.stack(axes, axis=-1).reshape(-1, 3)
+
   # rows of (sample, x, y, z)
   coords = []
   for sample, count in enumerate(counts):
-    chosen = rng.permutation(len(grid))[:count]
+    order = rng.permutation(len(grid))
+    places = grid[order[:count]]
     samples = np.full((count, 1), sample)
-    coords.append(np.concatenate([samples, grid[chosen]], axis=1))
-  feats = rng.standard_normal((sum(counts), channels)).astype(np.float32)
-  rows = max(counts) + padding
-  return sparse.pack(feats, np.concatenate(coords), len(counts), rows)
+    rows = np.concatenate([samples, places], axis=1)
+    coords.append(rows)
+
+  normal = rng.standard_normal((sum(counts), channels))
+  feats = normal.astype(np.float32)
+  size = max(counts) + padding
+  return sparse.pack(feats, np.concatenate(coords), len(counts), size)
 
 
 def dense_grid(x: sparse.SparseTensor, side: int):

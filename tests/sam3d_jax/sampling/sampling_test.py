@@ -16,10 +16,14 @@ from tests.support.counting_model import SHAPES, CountingModel, condition, keys,
 
 def solve(field, x0, steps, solver):
   grid = paths.time_grid(steps)
-  run = quick_jit(
-    lambda x: solvers.integrate(solvers.constant(field), {"x": x}, grid, solver=solver)["x"]
-  )
-  return np.asarray(run(jnp.asarray(x0, jnp.float32)))
+  velocity_at = solvers.constant(field)
+
+  def run(x):
+    end = solvers.integrate(velocity_at, {"x": x}, grid, solver=solver)
+    return end["x"]
+
+  start = jnp.asarray(x0, jnp.float32)
+  return np.asarray(quick_jit(run)(start))
 
 
 # ---- grids and solvers
@@ -43,18 +47,35 @@ def test_euler_on_a_linear_field_has_its_closed_form():
 
 @pytest.mark.parametrize("solver, order", [("euler", 1), ("midpoint", 2), ("rk4", 4)])
 def test_halving_the_step_divides_the_error_by_two_to_the_order(solver, order):
-  field = lambda x, t: {"x": 4.0 * x["x"] * (1.0 - x["x"])}  # logistic growth
+  def field(x, t):
+    # logistic growth
+    return {"x": 4.0 * x["x"] * (1.0 - x["x"])}
+
+  def error(steps):
+    found = solve(field, 0.1, steps, solver)
+    return abs(float(found) - exact)
+
   exact = 0.1 / (0.1 + 0.9 * np.exp(-4.0))
-  coarse, fine = (abs(float(solve(field, 0.1, n, solver)) - exact) for n in (4, 8))
-  assert 2 ** (order - 0.75) < coarse / fine < 2 ** (order + 0.75)
+  ratio = error(4) / error(8)
+  assert 2 ** (order - 0.75) < ratio < 2 ** (order + 0.75)
 
 
 def test_trajectory_ends_in_the_result_and_fixed_latents_never_move():
   fixed = {"b": jnp.full((2,), 7.0)}
   field = solvers.constant(lambda x, t: {"a": x["b"], "b": x["b"]})
-  x, history = quick_jit(
-    lambda x: solvers.integrate(field, x, paths.time_grid(4), fixed=fixed, trajectory=True)
-  )({"a": jnp.zeros(2), "b": jnp.zeros(2)})
+  grid = paths.time_grid(4)
+
+  def run(x):
+    return solvers.integrate(
+      field,
+      x,
+      grid,
+      fixed=fixed,
+      trajectory=True,
+    )
+
+  start = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
+  x, history = quick_jit(run)(start)
   np.testing.assert_array_equal(history["a"][-1], x["a"])
   np.testing.assert_array_equal(history["b"], np.full((4, 2), 7.0))
   # had b not been fixed from the start, a would have lagged
@@ -79,13 +100,15 @@ def test_strength_and_interval_may_differ_by_latent():
 
 
 def test_sampling_with_guidance_zero_equals_unguided():
-  zero, off, guided = (
-    sample(CountingModel(), SamplerConfig(steps=4, **how))
-    for how in ({"guidance": 0.0}, {"interval": None}, {"guidance": 2.0})
-  )
-  for k in SHAPES:
-    np.testing.assert_array_equal(zero[k], off[k])
-  assert np.abs(np.asarray(guided["shape"] - off["shape"])).max() > 0.1
+  model = CountingModel()
+  zero = sample(model, SamplerConfig(steps=4, guidance=0.0))
+  off = sample(model, SamplerConfig(steps=4, interval=None))
+  guided = sample(model, SamplerConfig(steps=4, guidance=2.0))
+  for name in SHAPES:
+    np.testing.assert_array_equal(zero[name], off[name])
+  # guidance does something where it is on
+  difference = np.asarray(guided["shape"] - off["shape"])
+  assert np.abs(difference).max() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -156,13 +179,20 @@ def test_shortcut_feeds_one_over_steps_and_takes_one_pass_a_step():
 
 
 def test_sample_depends_on_its_key_and_condition_alone():
-  cfg, order = SamplerConfig(steps=3), np.asarray([2, 0])
+  cfg = SamplerConfig(steps=3)
+  order = np.asarray([2, 0])
   whole = sample(CountingModel(), cfg)
-  part = sample(CountingModel(), cfg, Conditioning(image=condition().image[order]), keys()[order])
-  for k in SHAPES:
-    np.testing.assert_allclose(part[k], whole[k][order], rtol=1e-6)
+
+  # two of the three, in another order
+  some = Conditioning(image=condition().image[order])
+  part = sample(CountingModel(), cfg, some, keys()[order])
+  for name in SHAPES:
+    np.testing.assert_allclose(part[name], whole[name][order], rtol=1e-6)
+
+  # the same conditions with the keys of others
   other = sample(CountingModel(), cfg, key_B2=keys()[::-1])
-  assert np.abs(np.asarray(other["shape"] - whole["shape"])).max() > 0.1
+  difference = np.asarray(other["shape"] - whole["shape"])
+  assert np.abs(difference).max() > 0.1
 
 
 def test_fixed_latents_come_back_as_given_and_must_be_sampled_ones():
@@ -175,27 +205,38 @@ def test_fixed_latents_come_back_as_given_and_must_be_sampled_ones():
 
 
 def test_guidance_by_latent_reaches_the_sampler_and_the_config_stays_hashable():
-  cfg = SamplerConfig(steps=3, guidance={"shape": 2.0, "scale": 0.0}, interval=[0.0, 0.5])
-  mixed, plain = (
-    sample(CountingModel(), cfg),
-    sample(CountingModel(), SamplerConfig(steps=3, interval=None)),
-  )
+  strengths = {"shape": 2.0, "scale": 0.0}
+  cfg = SamplerConfig(steps=3, guidance=strengths, interval=[0.0, 0.5])
+  mixed = sample(CountingModel(), cfg)
+  plain = sample(CountingModel(), SamplerConfig(steps=3, interval=None))
   full = sample(CountingModel(), SamplerConfig(steps=3, guidance=2.0))
   np.testing.assert_allclose(mixed["scale"], plain["scale"], rtol=1e-6)
   np.testing.assert_allclose(mixed["shape"], full["shape"], rtol=1e-6)
-  assert hash(cfg) == hash(SamplerConfig(steps=3, guidance={"scale": 0.0, "shape": 2.0}))
+
+  # the order in which strengths are stated is no part of them
+  same = SamplerConfig(steps=3, guidance={"scale": 0.0, "shape": 2.0})
+  assert hash(cfg) == hash(same)
   with pytest.raises(ValueError, match="interval"):
     SamplerConfig(interval=(0.0, 500.0))
 
 
 def test_integrated_noise_matches_sampling_from_the_same_noise():
-  model, cfg = CountingModel(), SamplerConfig(steps=3)
-  noise = draws.noise(draws.wrap_keys(keys()), SHAPES)
-  x = quick_jit(
-    lambda n: generate.integrate_noise(
-      model.velocity, n, model.encode(condition()), cfg, d=jnp.zeros(1)
+  model = CountingModel()
+  cfg = SamplerConfig(steps=3)
+  own_keys = draws.wrap_keys(keys())
+  noise = draws.noise(own_keys, SHAPES)
+
+  def run(noise):
+    tokens = model.encode(condition())
+    return generate.integrate_noise(
+      model.velocity,
+      noise,
+      tokens,
+      cfg,
+      d=jnp.zeros(1),
     )
-  )(noise)
+
+  x = quick_jit(run)(noise)
   np.testing.assert_allclose(x["shape"], sample(model, cfg)["shape"], rtol=1e-6)
 
 
