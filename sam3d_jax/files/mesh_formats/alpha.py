@@ -69,8 +69,10 @@ def apply(mesh: Mesh, cut: Cut, longest: float) -> tuple[Mesh, int]:
   # Round by round: what is wholly visible stays, what is wholly gone goes, the rest is split.
   whole = np.asarray(mesh.faces, np.int64)
   has_lost = np.zeros(len(whole), bool)
-  faces, owner = whole, np.arange(len(whole))
-  kept, kept_owner = [whole[:0]], [owner[:0]]
+  faces = whole
+  owner = np.arange(len(whole))
+  kept = [whole[:0]]
+  kept_owner = [owner[:0]]
   while len(faces):
     # texels and corners have to be visible both
     vertices, _, uv, shown = attributes

@@ -169,14 +169,17 @@ class _Reader:
     """Points where they are drawn."""
     primitive = self._primitive(entry, drawing)
     vertices, _ = _placed(primitive, drawing)
-    colours = _rgb(primitive) if self._appearance else None
-    return Mesh(vertices, np.zeros((0, 3), np.int64), colours)
+    no_faces = np.zeros((0, 3), np.int64)
+    if not self._appearance:
+      return Mesh(vertices, no_faces)
+    return Mesh(vertices, no_faces, _rgb(primitive))
 
   def _primitive(self, entry: Mapping[str, Any], drawing: Drawing) -> Primitive:
     key = id(entry)
     if key not in self._read:
       self._read[key] = gltf_primitives.read(self._document, entry)
-    return self._read[key].morphed(drawing.weights)
+    primitive = self._read[key]
+    return primitive.morphed(drawing.weights)
 
   def _look(self, entry: Mapping[str, Any], primitive: Primitive, drawing: Drawing) -> Look:
     # morph targets may change coordinates and colours
@@ -200,14 +203,16 @@ def _rgb(primitive: Primitive) -> np.ndarray | None:
 
 def _placed(primitive: Primitive, drawing: Drawing) -> tuple[np.ndarray, np.ndarray]:
   """Vertices in the scene and faces the right way out."""
-  positions, faces = primitive.positions_V3, primitive.faces_F3
+  positions = primitive.positions_V3
+  faces = primitive.faces_F3
   is_skinned = drawing.joints_J44 is not None and primitive.joints_VJ is not None
   if is_skinned:
     # a face goes with most of its corners
     vertices, mirrored_V = _skinned(primitive, drawing.joints_J44)
     turned = mirrored_V[faces].sum(1) >= 2
   else:
-    linear, offset = drawing.world_44[:3, :3], drawing.world_44[:3, 3]
+    linear = drawing.world_44[:3, :3]
+    offset = drawing.world_44[:3, 3]
     vertices = positions @ linear.T + offset
     is_mirrored = np.linalg.det(linear) < 0
     turned = np.full(len(faces), is_mirrored)

@@ -58,7 +58,8 @@ class _Layout:
   def element_bytes(self) -> int:
     """From the first to the last byte of an element."""
     last_column = self.rows * self.dtype.itemsize
-    return (self.columns - 1) * self.column_bytes + last_column
+    others = self.columns - 1
+    return others * self.column_bytes + last_column
 
 
 def stored(document: Document, index: Any) -> np.ndarray:
@@ -145,10 +146,11 @@ def _in_view(document: Document, entry: Mapping[str, Any], layout: _Layout) -> n
 
 def _zeros(document: Document, layout: _Layout) -> np.ndarray:
   """What an accessor without a view holds."""
-  claimed = layout.count * layout.components * layout.dtype.itemsize
-  believed = max(BELIEVED_BYTES, BELIEVED_RATIO * document.size)
+  element = layout.components * layout.dtype.itemsize
+  claimed = layout.count * element
+  size = document.size
+  believed = max(BELIEVED_BYTES, BELIEVED_RATIO * size)
   if claimed > believed:
-    size = document.size
     raise wrong(f"{layout.name}: {claimed} bytes of zeros in a file of {size} bytes")
   return np.zeros((layout.count, layout.components), layout.dtype)
 
@@ -164,9 +166,10 @@ def _replace(
   # Which elements.
   places = sparse["indices"]
   component = places.get("componentType")
-  if component not in COMPONENTS or COMPONENTS[component].kind != "u":
+  dtype = COMPONENTS.get(component)
+  if dtype is None or dtype.kind != "u":
     raise wrong(f"{layout.name}: sparse indices of type {component!r}")
-  index_layout = _Layout(layout.name, count, COMPONENTS[component])
+  index_layout = _Layout(layout.name, count, dtype)
   index = _in_view(document, places, index_layout)[:, 0]
   highest = index.max(initial=0)
   if count and highest >= layout.count:

@@ -95,8 +95,10 @@ def decode_meshopt(encoded: bytes, packed: Mapping[str, Any]) -> bytes:
 
   Raises Refused (unsupported, unreadable).
   """
-  count, stride = packed.get("count"), packed.get("byteStride")
-  mode, filter = packed.get("mode"), packed.get("filter", "NONE")
+  count = packed.get("count")
+  stride = packed.get("byteStride")
+  mode = packed.get("mode")
+  filter = packed.get("filter", "NONE")
   if mode not in MODES or filter not in FILTERS:
     detail = f"EXT_meshopt_compression: mode {mode!r} with filter {filter!r}"
     raise Refused("unsupported", detail)
@@ -133,7 +135,9 @@ def _index_sequence(encoded: bytes, count: int) -> np.ndarray:
   """Indices of a list that is no list of triangles: differences to one of two baselines."""
   if not encoded or encoded[0] & 0xF0 != 0xD0:
     raise Refused("unreadable", "EXT_meshopt_compression: no sequence of indices")
-  last, at, found = [0, 0], 1, []
+  last = [0, 0]
+  at = 1
+  found = []
   for _ in range(count):
     # seven bits a byte, the lowest first; the eighth says that more follow
     value, shift = 0, 0
@@ -146,7 +150,8 @@ def _index_sequence(encoded: bytes, count: int) -> np.ndarray:
         break
 
     # the lowest bit says which baseline it counts from
-    baseline, step = value & 1, value >> 1
+    baseline = value & 1
+    step = value >> 1
     # zigzag: the lowest bit is the sign
     change = (step >> 1) ^ -(step & 1)
     last[baseline] = (last[baseline] + change) & 0xFFFFFFFF

@@ -100,7 +100,8 @@ class Materials:
       self.unmapped += 1
       return None
     stored = uv_sets[reference.coordinates]
-    linear, offset = reference.transform_23[:, :2], reference.transform_23[:, 2]
+    linear = reference.transform_23[:, :2]
+    offset = reference.transform_23[:, 2]
     return stored @ linear.T + offset
 
   def _wrap_modes(self, reference: _Reference) -> tuple[int, int]:
@@ -109,7 +110,9 @@ class Materials:
     if "sampler" not in texture:
       return REPEAT, REPEAT
     sampler = self._document.item("samplers", texture["sampler"])
-    return sampler.get("wrapS", REPEAT), sampler.get("wrapT", REPEAT)
+    across = sampler.get("wrapS", REPEAT)
+    down = sampler.get("wrapT", REPEAT)
+    return across, down
 
   def _with_picture(
     self,
@@ -199,7 +202,8 @@ def _base_colour(entry: Mapping[str, Any]) -> tuple[np.ndarray, Mapping[str, Any
 
 
 def _rgb(factor_4: np.ndarray) -> tuple[float, float, float]:
-  return tuple(map(float, factor_4[:3]))
+  red, green, blue, _ = map(float, factor_4)
+  return red, green, blue
 
 
 def _cutoff(entry: Mapping[str, Any]) -> float | None:
@@ -247,7 +251,8 @@ def _reference(info: Mapping[str, Any]) -> _Reference:
   scale = moved.get("scale", (1, 1))
   angle = float(moved.get("rotation", 0.0))
   offset = moved.get("offset", (0, 0))
-  cosine, sine = np.cos(angle), np.sin(angle)
+  cosine = np.cos(angle)
+  sine = np.sin(angle)
   turn = np.array([[cosine, sine], [-sine, cosine]])
   transform_23 = np.zeros((2, 3))
   transform_23[:, :2] = turn * numbers(scale, 2, "scale of a texture")

@@ -138,7 +138,8 @@ def triangles(indices: np.ndarray, mode: int) -> np.ndarray:
     places = np.stack([first, first + 1 + odd, first + 2 - odd], axis=1)
     faces = indices[places]
   else:
-    second, third = indices[1:-1], indices[2:]
+    second = indices[1:-1]
+    third = indices[2:]
     hub = np.broadcast_to(indices[0], second.shape)
     faces = np.stack([second, third, hub], axis=1)
   # strips are stitched with triangles that name a vertex twice
@@ -174,10 +175,11 @@ class _Accessors:
     """(V, components) float64."""
     accessor = self._document.item("accessors", self._attributes[name])
     are_fractions = _are_fractions(self._document, name, accessor)
-    found = gltf_accessors.fractions(self.stored(name), are_fractions)
-    if found.shape[1] != components:
-      raise wrong(f"{name} has {found.shape[1]} components, expected {components}")
-    return found
+    stored = self.stored(name)
+    count = stored.shape[1]
+    if count != components:
+      raise wrong(f"{name} has {count} components, expected {components}")
+    return gltf_accessors.fractions(stored, are_fractions)
 
 
 class _Draco(_Accessors):
@@ -241,12 +243,11 @@ def _are_fractions(document: Document, name: str, accessor: Mapping[str, Any]) -
 def _colours(source: _Accessors) -> np.ndarray:
   """(V, 4) float64 of COLOR_0."""
   stored = source.stored("COLOR_0")
-  colours = gltf_accessors.fractions(stored, normalised=True)
-  if colours.shape[1] == 3:
-    opaque = np.ones((len(colours), 1))
-    colours = np.concatenate([colours, opaque], axis=1)
-  if colours.shape[1] != 4:
-    raise wrong(f"COLOR_0 has {colours.shape[1]} components, expected 3 or 4")
+  count, components = stored.shape
+  if components not in (3, 4):
+    raise wrong(f"COLOR_0 has {components} components, expected 3 or 4")
+  colours = np.ones((count, 4))
+  colours[:, :components] = gltf_accessors.fractions(stored, normalised=True)
   known = np.nan_to_num(colours)
   return np.clip(known, 0, 1)
 
@@ -258,7 +259,8 @@ def _influences(
   # Four influences a set.
   joints, weights = [], []
   for number in range(len(names)):
-    joint_name, weight_name = f"JOINTS_{number}", f"WEIGHTS_{number}"
+    joint_name = f"JOINTS_{number}"
+    weight_name = f"WEIGHTS_{number}"
     if joint_name not in names or weight_name not in names:
       break
     stored = source.stored(joint_name)

@@ -159,7 +159,9 @@ def material(entry: Entry, *, of: str) -> tuple[Material, Placing, np.ndarray | 
   `of` is the mesh that uses it. Raises Refused (missing_texture, unreadable).
   """
   plain = without_pictures(entry)
-  colour, rgb, placing = plain.colour, None, Placing()
+  colour = plain.colour
+  rgb = None
+  placing = Placing()
   if entry.picture is not None:
     name, placing = split_options(entry.picture)
     rgb = _decoded(entry, name, of).rgb_HW3

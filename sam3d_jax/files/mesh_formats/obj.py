@@ -82,14 +82,16 @@ def _sorted(data: bytes) -> _Statements:
     # a line that ends with a backslash goes on in the next
     text = re.sub(r"\\\r?\n", " ", text)
   said = _Statements()
-  slot, slots = 0, {None: 0}
+  slot = 0
+  slots = {None: 0}
   for line in text.splitlines():
     # The two statements that a file is full of, then all others in every spelling.
     if line.startswith("v "):
       said.vertices.append(line[2:])
       continue
     if line.startswith("f "):
-      keyword, rest = "f", line[2:]
+      keyword = "f"
+      rest = line[2:]
     else:
       keyword, rest = _split(line)
 
@@ -159,7 +161,8 @@ def _table(rows: list[str]) -> list[list[float]] | np.ndarray:
   words = [row.split() for row in rows]
   width = len(words[0])
   if all(len(row) == width for row in words):
-    numbers = map(float, itertools.chain.from_iterable(words))
+    in_a_row = itertools.chain.from_iterable(words)
+    numbers = map(float, in_a_row)
     flat = np.fromiter(numbers, np.float64, width * len(rows))
     return flat.reshape(-1, width)
   return [list(map(float, row)) for row in words]
@@ -208,7 +211,8 @@ def _coordinates(rows: list[str], chosen: np.ndarray) -> np.ndarray:
     # one coordinate: the other is 0
     zeros = np.zeros((len(table), 1))
     table = np.concatenate([table, zeros], axis=1)
-  uv = surfaces.clipped_uv(table[:, :2])[chosen]
+  stated = surfaces.clipped_uv(table[:, :2])
+  uv = stated[chosen]
   uv[chosen < 0] = 0
   return uv
 
@@ -275,9 +279,11 @@ def _triangles(
   faces: list[list[str]], corners: np.ndarray, places_P3: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """The face (F,) that each triangle is part of, and the triangles (F, 3) of pairs."""
-  lengths = np.fromiter(map(len, faces), np.int64, len(faces))
+  count = len(faces)
+  lengths = np.fromiter(map(len, faces), np.int64, count)
   if (lengths == 3).all():
-    return np.arange(len(faces)), corners.reshape(-1, 3)
+    triangles = corners.reshape(-1, 3)
+    return np.arange(count), triangles
   ends = np.cumsum(lengths)
   outlines = np.split(corners, ends[:-1])
   cut, owner = polygons.triangulate_with_owners(outlines, places_P3)
@@ -334,7 +340,8 @@ class _Dresser:
     parts = []
     for number, faces in _by_slot(mesh.faces, slots_F):
       # most meshes have one part, which keeps all of their vertices
-      part, used = mesh, slice(None)
+      part = mesh
+      used = slice(None)
       if len(faces) < len(mesh.faces):
         part, used = surfaces.part_of(mesh, faces)
 
@@ -378,7 +385,9 @@ class _Dresser:
     self, part: Mesh, entry: mtl.Entry | None, mapped: bool
   ) -> tuple[Mesh, alpha.Cut | None]:
     """A part with its material, and what opacity cuts away of it."""
-    colours, uv, cut = part.colours, part.uv, None
+    colours = part.colours
+    uv = part.uv
+    cut = None
     if entry is None:
       look = GREY if colours is None else WHITE
     else:
@@ -390,7 +399,8 @@ class _Dresser:
       if has_pictures and not mapped:
         # there, but nothing says where on the surface it lies
         self._unmapped += 1
-        look, cutout = mtl.without_pictures(entry), None
+        look = mtl.without_pictures(entry)
+        cutout = None
       if look.texture is not None:
         # a picture says it all
         colours = None

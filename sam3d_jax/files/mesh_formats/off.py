@@ -52,7 +52,8 @@ def read(path: pathlib.Path, data: bytes, *, appearance: bool) -> Surfaces:
   surfaces.check_faces(named, len(vertices), "OFF")
   if named.size == 3 * len(outlines):
     # no polygon has fewer: these are triangles alone
-    triangles, owner = named.reshape(-1, 3), np.arange(len(outlines))
+    triangles = named.reshape(-1, 3)
+    owner = np.arange(len(outlines))
   else:
     triangles, owner = polygons.triangulate_with_owners(outlines, vertices)
   mesh = Mesh(vertices, triangles)
@@ -108,7 +109,8 @@ def _counts(lines: list[str], size: int) -> tuple[int, int]:
   if len(words) < 2:
     raise Refused("unreadable", f"OFF: counts {words}")
   # a third number, of edges, says nothing
-  vertices, faces = int(words[0]), int(words[1])
+  vertices = int(words[0])
+  faces = int(words[1])
   least = BYTES_OF_A_LINE * (vertices + faces)
   if min(vertices, faces) < 0 or least > size:
     announced = f"{vertices} vertices, {faces} faces"

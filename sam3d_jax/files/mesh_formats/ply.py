@@ -167,8 +167,9 @@ def _vertex_uv(vertices: Table) -> np.ndarray | None:
   names = vertices.first_of(COORDINATES)
   if names is None:
     return None
-  stated = [vertices.column(name) for name in names]
-  return surfaces.clipped_uv(np.stack(stated, axis=1))
+  columns = [vertices.column(name) for name in names]
+  stated = np.stack(columns, axis=1)
+  return surfaces.clipped_uv(stated)
 
 
 def _with_corner_uv(mesh: Mesh, faces: Table, cuttings: Cuttings) -> Mesh:

@@ -120,7 +120,8 @@ def _picture(line: str) -> list[str]:
 
 
 def _element(words: Sequence[str], size: int) -> Element:
-  name, count = words[1], int(words[2])
+  name = words[1]
+  count = int(words[2])
   # a row takes a byte at least
   if not 0 <= count <= size:
     raise Refused("unreadable", f"PLY of {size} bytes announces {count} of {name!r}")
@@ -195,7 +196,8 @@ class _Text:
 
   def __init__(self, body: bytes):
     words = body.split()
-    self._numbers = np.fromiter(map(float, words), np.float64, len(words))
+    values = map(float, words)
+    self._numbers = np.fromiter(values, np.float64, len(words))
     self._at = 0
 
   def read(self, element: Element) -> Columns:
@@ -218,9 +220,11 @@ class _Text:
   def _read_plain(self, element: Element) -> Columns:
     """Rows without lists."""
     names = [p.name for p in element.properties]
-    numbers = self._take(element.count * len(names))
-    table = numbers.reshape(element.count, len(names))
-    return dict(zip(names, table.T, strict=True))
+    width = len(names)
+    numbers = self._take(element.count * width)
+    table = numbers.reshape(element.count, width)
+    columns = zip(names, table.T, strict=True)
+    return dict(columns)
 
   def _take(self, count: int) -> np.ndarray:
     end = self._at + count
@@ -262,7 +266,8 @@ class _Binary:
 
   def _row_type(self, element: Element) -> np.dtype:
     """The type of the row that comes next, with its lists' lengths."""
-    fields, at = [], self._at
+    fields = []
+    at = self._at
     for number, p in enumerate(element.properties):
       item = np.dtype(self._order + p.type)
       if p.length_type is None:
@@ -317,7 +322,7 @@ class Runs(Sequence):
 
   def __init__(self, runs: Sequence[np.ndarray]):
     self.runs = runs
-    lengths = [len(run) for run in runs]
+    lengths = list(map(len, runs))
     self._ends = np.cumsum([0, *lengths])
 
   def __len__(self) -> int:

@@ -59,7 +59,8 @@ def fan(corners_PN: np.ndarray, first: int = 0) -> np.ndarray:
   rolled = np.roll(corners_PN, -first, axis=1)
   second = rolled[:, 1:-1]
   third = rolled[:, 2:]
-  hub = np.broadcast_to(rolled[:, :1], second.shape)
+  first_corner = rolled[:, :1]
+  hub = np.broadcast_to(first_corner, second.shape)
   return np.stack([hub, second, third], axis=-1)
 
 
@@ -196,5 +197,6 @@ def _side(a: np.ndarray, b: np.ndarray, points: np.ndarray) -> np.ndarray:
   """Twice the area of (a, b, point): positive to the left of the way from a to b."""
   along_x, along_y = b - a
   way = points - a
-  x, y = way[..., 0], way[..., 1]
+  x = way[..., 0]
+  y = way[..., 1]
   return along_x * y - along_y * x

@@ -43,7 +43,8 @@ def _is_text(data: bytes) -> bool:
 
 def _announced(data: bytes) -> int:
   """Bytes that the header of a binary file announces."""
-  count = int.from_bytes(data[COUNT_AT:HEADER], "little")
+  stored = data[COUNT_AT:HEADER]
+  count = int.from_bytes(stored, "little")
   return HEADER + TRIANGLE * count
 
 

@@ -77,7 +77,8 @@ def check_faces(faces: np.ndarray, count: int, name: str, *, first: int = 0) -> 
   """
   if not faces.size:
     return
-  low, high = faces.min(), faces.max()
+  low = faces.min()
+  high = faces.max()
   if low < 0:
     raise Refused("unreadable", f"{name}: a face names vertex {low + first} of {count}")
   if high >= count:
@@ -86,7 +87,8 @@ def check_faces(faces: np.ndarray, count: int, name: str, *, first: int = 0) -> 
 
 def clipped_uv(stated: np.ndarray) -> np.ndarray:
   """float32 texture coordinates; 0 where they are not a number."""
-  known = np.nan_to_num(np.asarray(stated, np.float32))
+  values = np.asarray(stated, np.float32)
+  known = np.nan_to_num(values)
   return np.clip(known, -MAX_UV, MAX_UV)
 
 
@@ -98,12 +100,14 @@ def linear_of(values: np.ndarray, largest: float | None = None) -> np.ndarray:
   # alpha, where there is one, says nothing here
   rgb = np.asarray(values)[:, :3]
   if largest is None:
-    known = np.nan_to_num(rgb.astype(np.float64))
+    values = rgb.astype(np.float64)
+    known = np.nan_to_num(values)
     highest = known.max(initial=0.0)
     holding = [scale for scale in SCALES if highest <= scale]
     largest = (*holding, SCALES[-1])[0]
   fractions = np.nan_to_num(rgb / largest)
-  return srgb_to_linear(np.clip(fractions, 0.0, 1.0))
+  inside = np.clip(fractions, 0.0, 1.0)
+  return srgb_to_linear(inside)
 
 
 def longest_side(points_P3: np.ndarray) -> float:
@@ -142,7 +146,8 @@ def used_by(faces_F3: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 def part_of(mesh: Mesh, faces_F3: np.ndarray) -> tuple[Mesh, np.ndarray]:
   """Some faces of a mesh with the vertices that they use, and which vertices these are."""
   used, corners = used_by(faces_F3, len(mesh.vertices))
-  colours, uv = mesh.colours, mesh.uv
+  colours = mesh.colours
+  uv = mesh.uv
   if colours is not None:
     colours = colours[used]
   if uv is not None:

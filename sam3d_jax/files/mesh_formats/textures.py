@@ -72,7 +72,8 @@ def _loaded(data: bytes) -> Image.Image:
 
 
 def _is_transparent(image: Image.Image) -> bool:
-  has_channel = any(band in ("A", "a") for band in image.getbands())
+  bands = image.getbands()
+  has_channel = "A" in bands or "a" in bands
   return has_channel or "transparency" in image.info
 
 
