@@ -52,6 +52,10 @@ def run(args: argparse.Namespace) -> None:
   """Checks the specification and the configuration that it names, then writes every file."""
   out = check_folder(args.out, "--out")
   spec = load(args.spec)
+  # The wall: it needs JAX, which takes seconds that no help and no misspelt key should cost.
+  from launch.cluster import fit
+
+  fit.check(spec, args.spec)
   rendered = render_all(spec)
   # nothing is written unless all of it can be rendered
   if args.dry_run:

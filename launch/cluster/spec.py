@@ -127,7 +127,7 @@ SECTIONS = ("slurm", "kubernetes", "xpk", "tpu_vm")
 
 def load(path: str) -> Spec:
   """Reads and checks a specification and loads the configuration that it names. Raises ConfigError
-  with key, value and fix.
+  with key, value and fix. Whether its parts go together is for `launch.cluster.fit`.
   """
   file = pathlib.Path(path)
   if not file.is_file():

@@ -98,6 +98,10 @@ def launcher_of(spec: Spec) -> list[str]:
     raise InputError(
       f"--cluster {spec.cluster} has no section slurm, the only kind of cluster that sweeps run on"
     )
+  # The wall: it needs JAX, which takes seconds that a sweep without a cluster does not need.
+  from launch.cluster import fit
+
+  fit.check(job, spec.cluster)
   return slurm.launcher(job)
 
 

@@ -140,6 +140,80 @@ def test_a_wrong_specification_is_refused_with_key_value_and_remedy(
   assert not out.exists()
 
 
+def xpk(device_type: str) -> dict:
+  """A section xpk for these devices."""
+  return {"cluster": "c", "project": "p", "zone": "z", "device_type": device_type, "image": "i"}
+
+
+def kubernetes(**selector: str) -> dict:
+  """A section kubernetes with these node selectors of GKE."""
+  keys = {
+    f"cloud.google.com/gke-{name.replace('_', '-')}": value for name, value in selector.items()
+  }
+  return {"image": "i", "claim": "c", "mount": "/", "node_selector": keys}
+
+
+V6E = {"platform": "v6e", "hosts": 4, "chips": 4, "slurm": None}
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    # the names of slices
+    (
+      V6E | {"xpk": xpk("v6e-32")},
+      "32 chips, hosts = 4, chips = 4 are 16: give hosts: 8",
+    ),
+    (V6E | {"xpk": xpk("v5p-32")}, "'v5p-32' is no v6e, which platform says"),
+    (V6E | {"platform": "v5p", "xpk": xpk("v5p-16")}, "'v5p-16' has 8 chips"),
+    (V6E | {"hosts": 2, "chips": 8, "xpk": xpk("v6e-16")}, "give chips: 4 and hosts: 4"),
+    # the nodes of GKE
+    (V6E | {"kubernetes": kubernetes(tpu_topology="4x8")}, "'4x8' has 32 chips"),
+    (V6E | {"kubernetes": kubernetes(tpu_topology="16")}, None),
+    (V6E | {"kubernetes": kubernetes(tpu_topology="4 by 4")}, "is not of the form 4x4 or 4x4x4"),
+    (V6E | {"kubernetes": kubernetes(tpu_accelerator="tpu-v5p-slice")}, "is no v6e"),
+    ({"platform": "h100", "kubernetes": kubernetes(accelerator="nvidia-h200-141gb")}, "is no h100"),
+    # mesh, batch and slices
+    (
+      {"hosts": 3},
+      "batch_size = 8 is global and does not divide over data x fsdp = 3",
+    ),
+    ({"hosts": 2, "overrides": {"mesh.fsdp": 3}}, "does not divide 2 devices"),
+    (V6E | {"slices": 2, "xpk": xpk("v6e-16")}, "give overrides: {mesh.dcn_data: 2}"),
+    ({"platform": "h100", "chips": 16, "overrides": {"mesh.tensor": 2}}, "16 processes"),
+    # the configuration
+    ({"command": "sft"}, "this command runs sft: use launch.pretrain"),
+    (
+      {"overrides": {"model.flow.dtype": "bf16"}},
+      "model.flow.dtype = 'bf16' is not one of",
+    ),
+    ({"overrides": {"accumulate": 3}}, "the nearest that do are accumulate = 4"),
+  ],
+)
+def test_what_does_not_go_together_is_refused_with_key_value_and_remedy(
+  tmp_path, capsys, changes, words
+):
+  settings = {"slurm": {"time": "1:00:00"}, "overrides": {}} | changes
+  settings["overrides"] = {"batch_size": 8} | settings["overrides"]
+  if settings.get("platform") == "v6e" and words is None:
+    settings["overrides"]["batch_size"] = 16
+  file = write_spec(tmp_path, **settings)
+  out = tmp_path / "out"
+  code = command.main(["--spec", str(file), "--out", str(out)])
+  said = capsys.readouterr().err
+  if words is None:
+    assert code == 0, said
+    return
+  assert code == cli.EXIT_BAD_INPUT
+  assert f"{file}: " in said
+  assert words in said
+  assert not out.exists()
+
+
+def test_every_recorded_specification_goes_together(spec_file, tmp_path):
+  assert command.main(["--spec", str(spec_file), "--out", str(tmp_path / "out")]) == 0
+
+
 STAND_INS = {
   # The training process: ends with the next of the codes.
   "python": """code=$(head -n 1 {folder}/codes); sed -i 1d {folder}/codes
