@@ -6,6 +6,8 @@ import json
 import pathlib
 
 from data_pipelines.format import records
+from sam3d_jax.errors import InputError
+from sam3d_jax.files import texts
 
 
 def contents(folder: str) -> Iterator[str]:
@@ -34,18 +36,31 @@ def contents(folder: str) -> Iterator[str]:
   # how it was built
   build_file = pathlib.Path(folder) / records.BUILD_FILE
   if build_file.is_file():
-    build = json.loads(build_file.read_text())
+    try:
+      build = texts.read_json(build_file)
+    except texts.TextError as error:
+      raise InputError(f"{build_file} is damaged ({error}); build the dataset again") from error
     said = json.dumps(build, sort_keys=True)
     yield f"build: {said}"
 
 
 def quarantined(file: pathlib.Path) -> Counter[str]:
-  """Reason -> how many inputs were refused for it."""
+  """Reason -> how many inputs were refused for it. Raises InputError for a line without one."""
   reasons: Counter[str] = Counter()
   if not file.is_file():
     return reasons
-  for line in file.read_text().splitlines():
-    if line.strip():
-      refused = json.loads(line)
+  try:
+    lines = texts.read(file).splitlines()
+  except texts.TextError as error:
+    raise InputError(f"{file} is damaged ({error}); build the dataset again") from error
+  for number, line in enumerate(lines, 1):
+    if not line.strip():
+      continue
+    try:
+      refused = texts.parse_json(line)
       reasons[refused["reason"]] += 1
+    except (texts.TextError, KeyError, TypeError) as error:
+      raise InputError(
+        f"{file} line {number} is no JSON object with a reason ({error}); build the dataset again"
+      ) from error
   return reasons

@@ -9,7 +9,7 @@ import pytest
 from launch import inspect
 from sam3d_jax.torch_bridge import stream
 from sam3d_jax.training import checkpoint
-from tests.support import tiny_checkpoints
+from tests.support import tiny_checkpoints, tiny_dataset
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +211,12 @@ def test_a_release_folder_is_to_be_imported_before_it_is_compared(trained, tmp_p
 def test_what_cannot_be_shown_is_an_input_error(argv, words, capsys):
   assert inspect.main(argv) == 2
   assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["quarantine.jsonl", "build.json"])
+@pytest.mark.parametrize("content", [b'{"reason"', b"\xff\xfe\x00"])
+def test_a_damaged_file_of_a_dataset_is_named(tmp_path, capsys, name, content):
+  folder = tiny_dataset.write_dataset(tmp_path / "d", 1)
+  (folder / name).write_bytes(content)
+  assert inspect.main(["--data", str(folder)]) == 2
+  assert name in capsys.readouterr().err
