@@ -106,9 +106,8 @@ def read_config(spec: Spec, path: str) -> setup.Settings:
   config = cli.load_config(spec.config, spec.override_arguments)
   # what is installed here says nothing of the machines
   config.log.wandb = ""
-  stages = tuple(stage for stage, name in checks.COMMANDS.items() if name == spec.command)
   try:
-    checks.check(config, stages, before_data=True)
+    checks.check(config, checks.stages_of(spec.command), before_data=True)
     return setup.read(config)
   except ConfigError as error:
     raise ConfigError(f"{path}: {spec.config}: {error}") from error

@@ -7,10 +7,12 @@ import shlex
 
 from launch.cluster import slurm
 from launch.cluster import spec as cluster_spec
+from launch.console import cli
 from launch.console.folders import check_folder
 from launch.sweeps import report, space
 from launch.sweeps.trials import Runner, command_of
-from sam3d_jax.errors import InputError, JobFailed
+from launch.trainer import checks
+from sam3d_jax.errors import ConfigError, InputError, JobFailed
 from sam3d_jax.files import atomic
 
 RECORD = "sweep.json"
@@ -51,6 +53,7 @@ def run(spec: Spec) -> None:
   # What there is to run. Nothing is written before all of it is known to be right.
   check_folder(spec.workdir)
   sweep = space.load(spec.sweep, base=spec.base, extra=list(spec.overrides))
+  check_values(sweep)
   launcher = launcher_of(spec)
   print(
     f"{len(sweep.trials)} trials of launch.{sweep.command} {sweep.config}, ranked by "
@@ -82,6 +85,20 @@ def run(spec: Spec) -> None:
   if failed and not spec.report:
     logs = ", ".join(str(spec.workdir / name / "log.txt") for name in failed)
     raise JobFailed(f"{len(failed)} of {len(rows)} trials failed: {logs}")
+
+
+def check_values(sweep: space.Sweep) -> None:
+  """Raises ConfigError, naming the trial, for values that cannot work. Data need not be here."""
+  # The wall: it needs JAX, which takes seconds that no wrong key should cost.
+  from launch.trainer import setup
+
+  for trial in sweep.trials:
+    config = cli.load_config(sweep.config, space.arguments(trial))
+    try:
+      checks.check(config, checks.stages_of(sweep.command), before_data=True)
+      setup.read(config)
+    except ConfigError as error:
+      raise ConfigError(f"trial {trial.id} {trial.swept}: {error}") from error
 
 
 def launcher_of(spec: Spec) -> list[str]:

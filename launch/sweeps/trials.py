@@ -12,13 +12,15 @@ import sys
 import time
 
 from launch.console import cli
-from launch.console.progress import Progress
+from launch.console.progress import Progress, say
 from launch.sweeps.space import Sweep, Trial, arguments
-from sam3d_jax.errors import InputError, Preempted
+from sam3d_jax import sections
+from sam3d_jax.errors import ConfigError, InputError, Preempted
 from sam3d_jax.files import atomic
 
 METRICS = "metrics.jsonl"
 CACHE = "compile_cache"  # of the sweep: trials whose programs agree compile once
+EVALUATED = "eval/"  # how the names of metrics begin that evaluation writes
 POLL_SECONDS = 0.2
 STATES = ("waiting", "running", "stopped", "done", "failed")
 
@@ -66,6 +68,38 @@ def last_step(folder: pathlib.Path) -> int:
   return rows[-1]["step"] if rows else 0
 
 
+def first_cause(log: str) -> str:
+  """Why a command ended badly, in a line: what it says itself, else the last line of its log."""
+  lines = [line.strip() for line in log.splitlines() if line.strip()]
+  for line in lines:
+    if line.startswith(("error: ", "failed: ")):
+      return line
+  return lines[-1] if lines else "it said nothing"
+
+
+def missing_metric(rows: list[dict], metric: str, *, done: bool) -> str:
+  """What is wrong if a trial writes other metrics than the one that its sweep ranks by, '' if it
+  may still come.
+
+  done: the trial has ended well.
+  """
+  if any(metric in row for row in rows):
+    return ""
+  # What belongs to an evaluation is written by the next one at the latest, what belongs to steps
+  # likewise.
+  evaluated = metric.startswith(EVALUATED)
+  names, steps = set(), set()
+  for row in rows:
+    of_kind = {name for name in row if name.startswith(EVALUATED) == evaluated} - {"step"}
+    names |= set(row) - {"step"}
+    if of_kind:
+      steps.add(row["step"])
+  if not names or (not done and len(steps) < 2):
+    return ""
+  near = sections.nearest(metric, names)
+  return f"metric = {metric!r} is written by no trial{near}; there are {', '.join(sorted(names))}"
+
+
 @dataclasses.dataclass
 class Running:
   """A trial that was started."""
@@ -74,6 +108,7 @@ class Running:
   process: subprocess.Popen
   start: float
   step: int  # last step recorded when it started
+  said: int  # length of its log then
 
 
 class Runner:
@@ -95,10 +130,12 @@ class Runner:
     self.running: list[Running] = []
     self.waiting: list[Trial] = []
     self.stop = ""  # name of the signal that said so
+    self.wrong = ""  # what is wrong with the sweep, seen while it runs
+    self.metric_seen = False
 
   def run(self, report: Callable[[], object]) -> None:
-    """Runs everything that is not done. Raises Preempted when told to stop, after every running
-    trial has saved and ended.
+    """Runs everything that is not done. Raises Preempted when told to stop, and ConfigError if the
+    trials do not write the metric; both after every running trial has saved and ended.
     """
     # What an earlier start of this sweep has settled stays as it is.
     for trial in self.sweep.trials:
@@ -119,12 +156,36 @@ class Runner:
         for one in ended:
           self.running.remove(one)
           progress.update(self._settle(one))
+        self._check_metric()
         if ended:
           report()
         else:
           time.sleep(POLL_SECONDS)
+    if self.wrong:
+      raise ConfigError(self.wrong)
     if self.stop:
       raise Preempted(f"{self.stop}, {len(self.waiting)} trials are left in {self.workdir}")
+
+  def _check_metric(self) -> None:
+    """Stops the sweep if its trials do not write the metric that it ranks by."""
+    if self.metric_seen or self.stop:
+      return
+    for trial in self.sweep.trials:
+      folder = self.workdir / trial.id
+      rows = metric_rows(folder)
+      done = read_status(folder)["state"] == "done"
+      self.metric_seen |= any(self.sweep.metric in row for row in rows)
+      self.wrong = self.wrong or missing_metric(rows, self.sweep.metric, done=done)
+    if self.metric_seen:
+      self.wrong = ""
+    if self.wrong:
+      self._end_all("the metric is not there")
+
+  def _end_all(self, why: str) -> None:
+    """Lets no further trial start, and those that run save and end."""
+    self.stop = why
+    for one in self.running:
+      one.process.send_signal(signal.SIGTERM)
 
   def _may_start(self) -> bool:
     """Whether there is a trial to start, and room for it."""
@@ -151,6 +212,7 @@ class Runner:
     write_status(folder, {**status, "state": "running"})
     step = last_step(folder)
     with (folder / "log.txt").open("a") as log:
+      said = log.tell()
       process = subprocess.Popen(
         [*self.launcher, *command_of(self.sweep, trial, self.workdir)],
         stdin=subprocess.DEVNULL,
@@ -160,7 +222,7 @@ class Runner:
         # what interrupts the sweep reaches a trial only through `_signals`
         start_new_session=True,
       )
-    self.running.append(Running(trial, process, time.monotonic(), step))
+    self.running.append(Running(trial, process, time.monotonic(), step, said))
 
   def _settle(self, ended: Running) -> int:
     """Books the end of a trial; returns 1 if it is settled and 0 if it will be started again."""
@@ -182,11 +244,22 @@ class Runner:
       hopeless = code == cli.EXIT_BAD_INPUT or status["failures"] > self.retries
       status["state"] = "failed" if hopeless else "stopped"
     write_status(folder, status)
+    if code not in (0, cli.EXIT_RETRY):
+      self._tell_cause(ended, again=status["state"] == "stopped")
 
     if status["state"] == "stopped":
       self.waiting.append(ended.trial)
       return 0
     return 1
+
+  def _tell_cause(self, ended: Running, *, again: bool) -> None:
+    """Says why a trial ended badly, as soon as it has."""
+    log = self.workdir / ended.trial.id / "log.txt"
+    with log.open("rb") as file:
+      file.seek(ended.said)
+      cause = first_cause(file.read().decode(errors="replace"))
+    next_thing = "it is started again" if again else f"all of it is in {log}"
+    say(f"{ended.trial.id} ended with code {ended.process.returncode}: {cause} ({next_thing})")
 
   @contextlib.contextmanager
   def _lock(self):
@@ -208,9 +281,7 @@ class Runner:
     """SIGTERM and SIGINT are passed on to the trials, which save and end."""
 
     def handle(number, frame):
-      self.stop = signal.Signals(number).name
-      for one in self.running:
-        one.process.send_signal(signal.SIGTERM)
+      self._end_all(signal.Signals(number).name)
 
     previous = {}
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -24,6 +24,11 @@ COMMANDS = {
 }
 
 
+def stages_of(command: str) -> tuple[str, ...]:
+  """The stages that a command runs."""
+  return tuple(stage for stage, name in COMMANDS.items() if name == command)
+
+
 def check(config: ConfigDict, stages: tuple[str, ...], *, before_data: bool = False) -> None:
   """Raises ConfigError naming the key, its value and the fix.
 

@@ -32,6 +32,8 @@ tries = len((folder / "tries.txt").read_text()) if (folder / "tries.txt").exists
 (folder / "tries.txt").write_text("x" * (tries + 1))
 print("start", lr, file=events, flush=True)
 code = script[min(tries, len(script) - 1)]
+if code == 2:
+  print("error: lr is wrong")
 if code == "wait":
   signal.signal(signal.SIGTERM, lambda *a: sys.exit(75))
   time.sleep(60)
@@ -141,6 +143,11 @@ def test_random_draws_stay_in_range_and_do_not_depend_on_the_other_keys_or_the_n
     ({"metrik": "loss"}, "the nearest is 'metric'"),
     ({"goal": "low"}, "goal = 'low' is not one of min, max"),
     ({"command": "train"}, "command = 'train' is not one of pretrain"),
+    ({"command": "sft"}, "this command runs sft: use launch.pretrain"),
+    (
+      {"space": [{"product": {"model.flow.heads": (2, 7)}}]},
+      "{'model.flow.heads': 7}: model.flow.heads = 7 does not divide width = 16",
+    ),
   ],
 )
 def test_a_wrong_sweep_is_refused_before_anything_starts(tmp_path, capsys, changes, words):
@@ -214,6 +221,45 @@ def test_the_dead_are_tried_again_the_misconfigured_are_not_and_the_preempted_go
     marks = (tmp_path / "out" / row["id"] / "tries.txt").read_text()
     tries[lr] = len(marks)
   assert tries == {"0.1": 2, "0.2": 2, "0.3": 1, "0.4": 4}
+
+
+def test_the_first_cause_of_a_trial_that_fails_is_on_the_console(tmp_path, capsys):
+  argv = arguments(tmp_path, {"0.2": [2]}, space=over_lr(0.1, 0.2))
+  assert sweep.main(argv) == 1
+  (failed,) = [row["id"] for row in table(tmp_path) if row["status"] == "failed"]
+  log = tmp_path / "out" / failed / "log.txt"
+  said = capsys.readouterr().err
+  assert f"{failed} ended with code 2: error: lr is wrong (all of it is in {log})" in said
+
+
+def test_the_cause_is_what_a_command_says_else_the_end_of_its_traceback():
+  told = "plan\nerror: optim.lr = 0.0 is not a positive number\nclosed\n"
+  assert trials.first_cause(told) == "error: optim.lr = 0.0 is not a positive number"
+  traceback = "Traceback (most recent call last):\n  File x\nValueError: odd\n\n"
+  assert trials.first_cause(traceback) == "ValueError: odd"
+  assert trials.first_cause("") == "it said nothing"
+
+
+def test_a_misspelt_metric_ends_the_sweep_with_those_that_there_are(tmp_path, capsys):
+  argv = arguments(tmp_path, metric="eval/los")
+  assert sweep.main(argv) == cli.EXIT_BAD_INPUT
+  said = capsys.readouterr().err
+  assert "metric = 'eval/los' is written by no trial; the nearest is 'eval/loss'" in said
+  assert "there are eval/loss, loss" in said
+  # the others were not tried, and go on once it is mended
+  assert [event for event in events(tmp_path) if event.startswith("start")] == ["start 0.1"]
+  assert sweep.main(arguments(tmp_path)) == 0
+  assert {row["status"] for row in table(tmp_path)} == {"done"}
+
+
+def test_a_metric_may_come_later_than_others():
+  steps = [{"step": 5, "loss": 1.0}, {"step": 10, "loss": 1.0}]
+  assert trials.missing_metric(steps, "eval/f1", done=False) == ""
+  evaluated = [*steps, {"step": 10, "eval/loss": 1.0}]
+  assert trials.missing_metric(evaluated, "eval/f1", done=False) == ""
+  twice = [*evaluated, {"step": 20, "eval/loss": 1.0}]
+  assert "there are eval/loss, loss" in trials.missing_metric(twice, "eval/f1", done=False)
+  assert trials.missing_metric([*twice, {"step": 10, "eval/f1": 0.5}], "eval/f1", done=False) == ""
 
 
 def test_finished_trials_are_not_run_again_and_more_of_them_may_be_added_but_not_others(
