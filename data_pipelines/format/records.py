@@ -47,6 +47,10 @@ class DatasetError(InputError):
   """A dataset folder is missing, half built, or of another schema; the message says what to do."""
 
 
+class EmptySplit(DatasetError):
+  """A dataset has no such split, or nothing in it that can be read here."""
+
+
 class CorruptRecord(ValueError):
   """One record cannot be used; the message is the reason."""
 
@@ -428,7 +432,7 @@ def open_split(
   name, _, _ = split.partition("[")
   if name not in builder.info.splits:
     there_are = ", ".join(sorted(builder.info.splits))
-    raise DatasetError(f"{directory} has no split {split!r}; it has {there_are}")
+    raise EmptySplit(f"{directory} has no split {split!r}; it has {there_are}")
 
   # the shards of it, which may be taken in part
   files = []
@@ -439,7 +443,7 @@ def open_split(
       take = file.examples_in_shard - file.skip
     files.append((str(file.filename), file.skip, take))
   if not files:
-    raise DatasetError(f"{directory}: split {split!r} is empty")
+    raise EmptySplit(f"{directory}: split {split!r} is empty")
   missing = [path for path, _, _ in files if not os.path.isfile(path)]
   if missing:
     raise DatasetError(

@@ -12,6 +12,7 @@ from flax import nnx
 import jax
 from ml_collections import ConfigDict
 
+from data_pipelines.format import records
 from data_pipelines.read import loader
 from data_pipelines.read.fake import FakeLoader
 from data_pipelines.read.loader import Loader
@@ -155,7 +156,7 @@ def prepare(
   train_loader = make_loader(config, settings.model_config, config.data.split)
   eval_loader = None
   if config.eval.every:
-    eval_loader = make_loader(config, settings.model_config, config.eval.split, augmented=False)
+    eval_loader = held_out_loader(settings)
   return Setup(
     **vars(settings),
     workdir=workdir,
@@ -222,6 +223,22 @@ def compile_cache(config: ConfigDict, workdir: pathlib.Path | None) -> str:
   if "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return os.environ["JAX_COMPILATION_CACHE_DIR"]
   return str(workdir / "compile_cache") if workdir else ""
+
+
+def held_out_loader(settings: Settings) -> Loader | FakeLoader:
+  """The reader of what is evaluated on. Raises ConfigError, with the ways out, if there is nothing
+  to read.
+  """
+  config = settings.config
+  split = config.eval.split
+  try:
+    return make_loader(config, settings.model_config, split, augmented=False)
+  except records.EmptySplit as error:
+    raise ConfigError(
+      f"eval.split = {split!r}: {error}. Build the dataset with a larger test_fraction or more "
+      "objects, evaluate on what is trained on with --config.eval.split=train, or on nothing with "
+      "--config.eval.every=0"
+    ) from error
 
 
 def reading(config: ConfigDict) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from launch import aot
 from launch.console import cli
 from launch.trainer import command, hosts, setup
 from sam3d_jax.errors import ConfigError
+from tests.support import tiny_dataset
 
 GEOMETRY = "configs/sft_geometry.py:fake"
 SHORTCUT = "configs/distill_geometry.py:fake"
@@ -102,3 +103,21 @@ def test_reading_is_checked_before_any_data_exist():
   config = cli.load_config("configs/sft_geometry.py", ["--config.data.threads=0"])
   with pytest.raises(ConfigError, match="data.threads = 0 is not a positive number"):
     setup.read(config)
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry_run",)], ids=["run", "dry run"])
+def test_a_dataset_without_the_split_that_is_evaluated_on_tells_the_ways_out(
+  flags, tmp_path, capsys
+):
+  data = tiny_dataset.write_dataset(tmp_path / "data", 3, split="train")
+  argv = [
+    "--config=configs/vae_structure.py:tiny",
+    f"--workdir={tmp_path / 'run'}",
+    f"--config.data.mixture.iso_3do.path={data}",
+    *flags,
+  ]
+  assert command.main(("train_vae",), "x", argv) == cli.EXIT_BAD_INPUT
+  said = capsys.readouterr().err
+  assert f"eval.split = 'test': {data} has no split 'test'; it has train" in said
+  assert "--config.eval.split=train" in said
+  assert "--config.eval.every=0" in said
