@@ -22,6 +22,8 @@ import sys
 from typing import NamedTuple
 import warnings
 
+import numpy as np
+
 from launch.console.progress import Progress
 from sam3d_jax.errors import InputError, InputNote, JobFailed
 from sam3d_jax.files import (
@@ -316,7 +318,7 @@ def check_all(jobs: list[Job]) -> list[dict[str, int]]:
     for job in jobs:
       try:
         photo = read(job)
-        found.append({name: int(mask.sum()) for name, mask in photo.masks.items()})
+        found.append({name: np.count_nonzero(mask) for name, mask in photo.masks.items()})
       except InputError as error:
         faults.append(str(error))
       bar.update()
