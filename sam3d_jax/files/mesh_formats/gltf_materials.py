@@ -21,6 +21,8 @@ from sam3d_jax.render.mesh import WHITE, Material
 REPEAT, CLAMP, MIRROR = 10497, 33071, 33648  # wrap modes of samplers
 BASIS = "KHR_texture_basisu"
 MAX_BORDER = 4  # pictures by which a clamped one is continued each way
+# Pixels a side of a picture with its continuations: 200 MB of colours. A larger one is thinned.
+MAX_CONTINUED = 8192
 # Where the picture of a texture lies, the preferred first; None is the core's `source`.
 SOURCES = ("EXT_texture_webp", "EXT_texture_avif", None, "MSFT_texture_dds", BASIS)
 
@@ -285,6 +287,11 @@ class _Tiling:
       return np.concatenate([pixels, image], axis=axis)
     if not self.before and not self.behind:
       return pixels
+    # every n-th texel, so that a few coordinates far out cannot ask for gigabytes
+    pictures = self.before + 1 + self.behind
+    step = -(-pixels.shape[axis] * pictures // MAX_CONTINUED)
+    kept = np.arange(step // 2, pixels.shape[axis], step)
+    pixels = pixels.take(kept, axis)
     # the first and last texels go on
     side = pixels.shape[axis]
     widths = [(0, 0)] * pixels.ndim

@@ -6,7 +6,7 @@ import pytest
 
 from sam3d_jax.errors import Refused
 from sam3d_jax.files import meshes
-from sam3d_jax.files.mesh_formats import gltf_codecs
+from sam3d_jax.files.mesh_formats import gltf_codecs, gltf_materials
 from sam3d_jax.files.mesh_formats.surfaces import GREY
 from tests.support.tiny_gltf import SQUARE, SQUARE_FACES, SQUARE_UV, Gltf
 
@@ -82,6 +82,21 @@ def test_what_a_sampler_does_beyond_the_edge_is_in_the_picture(tmp_path):
     # u = 0.2 and 0.8 in the picture, 1.2 beyond it
     seen = [painted(gltf, tmp_path, u / 2, 0.8) for u in (0.2, 0.8, 1.2)]
     assert seen == [RED, GREEN, beyond], mode
+
+
+def test_coordinates_far_outside_a_clamped_picture_take_a_bounded_picture(tmp_path, monkeypatch):
+  monkeypatch.setattr(gltf_materials, "MAX_CONTINUED", 16)
+  gltf = Gltf()
+  quarters = QUARTERS.repeat(4, axis=0).repeat(4, axis=1)
+  material = gltf.textured(quarters)
+  clamped = {"wrapS": 33071, "wrapT": 33071}
+  gltf.json["textures"][0]["sampler"] = gltf.add("samplers", clamped)
+  attributes = {"POSITION": SQUARE, "TEXCOORD_0": SQUARE_UV * np.float32(3)}
+  gltf.draw(gltf.primitive(attributes, SQUARE_FACES, material=material))
+  (kept,) = read(gltf, tmp_path).mesh.materials
+  assert max(kept.texture.shape[:2]) <= 16
+  seen = [painted(gltf, tmp_path, u / 3, 0.9) for u in (0.2, 0.8, 2.5)]
+  assert seen == [RED, GREEN, GREEN]
 
 
 def test_vertex_colours_of_every_type_are_the_same_linear_colour(tmp_path):
