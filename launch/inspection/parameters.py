@@ -55,6 +55,7 @@ def open_params(workdir: str, step: int | None, which: str) -> Stored:
 
   Raises InputError if the folder holds no checkpoint, or not that average.
   """
+  # A release has other names and types of storage.
   if (pathlib.Path(workdir) / "pipeline.yaml").is_file():
     raise InputError(
       f"{workdir} is a release folder; import it first: python -m launch.import_torch --from "
@@ -65,6 +66,8 @@ def open_params(workdir: str, step: int | None, which: str) -> Stored:
   sources = checkpoint.param_sources(checkpoint.shapes_of(meta), which)
   in_order = {path: sources[path] for path in sorted(sources)}
   params = stream.read_params(workdir, step, in_order)
+
+  # Adapters count as what they make of their kernels.
   if adapters.factor_paths(in_order):
     scale = adapters.scale_of(meta["config"])
     params = lora.merge(params, params.shapes, scale)
@@ -80,7 +83,8 @@ def digests(workdir: str, step: int | None, which: str) -> Iterator[str]:
 
 def digest_line(path: str, array: np.ndarray) -> str:
   """`<path> <dtype> <shape> <sha256>`, of the array's bytes in C order."""
-  shape = ",".join(str(size) for size in array.shape)
+  sizes = map(str, array.shape)
+  shape = ",".join(sizes)
   digest = hashlib.sha256(array.tobytes()).hexdigest()
   return f"{path} {array.dtype} ({shape}) {digest}"
 
@@ -110,12 +114,15 @@ def compare(one: Stored, other: Stored) -> list[Difference]:
 
 def _difference(path: str, a: np.ndarray, b: np.ndarray) -> Difference | None:
   """How two arrays differ, None if they are the same bits."""
+  # Of another form.
   if a.shape != b.shape:
     return Difference(path, f"shape {a.shape} and {b.shape}")
   if a.dtype != b.dtype:
     return Difference(path, f"type {a.dtype} and {b.dtype}")
   if a.tobytes() == b.tobytes():
     return None
+
+  # Of other values: how many, and by how much beside their size.
   apart = np.abs(a.astype(np.float64) - b.astype(np.float64))
   most = float(apart.max())
   changed = np.count_nonzero(apart)

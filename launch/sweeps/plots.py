@@ -173,6 +173,7 @@ def curves(caption: str, lines: list[Line]) -> str:
   y = Scale(values, HEIGHT - BOTTOM, TOP)
   paths = [[(x(step), y(value)) for step, value in line.points] for line in lines]
 
+  # The first of them is drawn last.
   drawn = []
   stripes = striped(paths)
   for line, path, stripe in reversed(list(zip(lines, paths, stripes, strict=True))):
@@ -204,7 +205,8 @@ def upon(path: list[Point], other: list[Point]) -> bool:
   """Whether two paths of the same steps are never more than SAME pixels apart."""
   if len(path) != len(other):
     return False
-  return all(math.dist(a, b) <= SAME for a, b in zip(path, other, strict=True))
+  pairs = zip(path, other, strict=True)
+  return all(math.dist(point, same) <= SAME for point, same in pairs)
 
 
 def polyline(line: Line, path: list[Point], stripe: tuple[int, int]) -> str:
@@ -241,6 +243,7 @@ def numbers(lines: list[Line], paths: list[list[Point]]) -> list[str]:
     heights[place] = min(heights[place], limit)
     limit = heights[place] - apart
 
+  # Each in the colour of its curve.
   drawn = []
   for index, height in zip(by_height, heights, strict=True):
     mark = lines[index].mark
@@ -254,6 +257,7 @@ def dots(caption: str, key: str, lines: list[Line], *, log: bool, names: list[st
 
   log: the key's space is logarithmic. names: of the values 0, 1, 2, ... of a key without numbers.
   """
+  # Both axes leave room for a whole dot at their ends.
   points = [line.points[0] for line in lines]
   values, metrics = zip(*points, strict=True)
   log_x = log or None
@@ -262,6 +266,7 @@ def dots(caption: str, key: str, lines: list[Line], *, log: bool, names: list[st
   x = Scale(values, LEFT + 20, WIDTH - RIGHT - 20, log=log_x)
   y = Scale(metrics, HEIGHT - BOTTOM - DOT, TOP + DOT)
 
+  # The best is drawn last, over the others.
   drawn = []
   taken: list[Point] = []
   for line, (value, metric) in reversed(list(zip(lines, points, strict=True))):

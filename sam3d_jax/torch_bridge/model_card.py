@@ -34,6 +34,7 @@ def text(
   name: of the folder. record: what release.json says. shapes: of the model's parameters. licences:
   names of licence files in the folder.
   """
+  # The configuration of the last stage, and every ancestor's lineage.
   config = record["config"]
   chain = list(ancestors(record["lineage"]))
   count = sum(math.prod(shape) for shape in shapes.values())

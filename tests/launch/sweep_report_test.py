@@ -116,7 +116,8 @@ def test_a_single_point_is_drawn(tmp_path):
 
 
 def test_numbers_at_the_ends_of_curves_do_not_cover_each_other():
-  ends = [200.0, 201.0, 202.0, plots.HEIGHT - plots.BOTTOM, 10.0]
+  bottom = float(plots.HEIGHT - plots.BOTTOM)
+  ends = [200.0, 201.0, 202.0, bottom, bottom - 1, bottom, 10.0]
   lines = [line(index % 4 + 1, (0, 0)) for index in range(len(ends))]
   drawn = plots.numbers(lines, [[(0, end)] for end in ends])
   heights = sorted(float(re.search(r' y="(.*?)"', text)[1]) for text in drawn)
