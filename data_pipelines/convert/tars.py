@@ -178,6 +178,7 @@ def _run_at(tar: tarfile.TarFile) -> dict[str, bytes]:
     key, name = _split(member.name)
     if wanted is None:
       wanted = key
+    # The next run begins.
     if key != wanted:
       break
     fields[name] = _content(tar, member)

@@ -257,6 +257,7 @@ class Scene:
     if entry is None:
       return True
     box = entry.get("bbox_visib", [0, 0, 3, 3])
+    # x, y, width, height
     return min(box[2:]) >= 3
 
   def _info_of(self, image: int, place: int) -> dict | None:
@@ -264,6 +265,7 @@ class Scene:
     entries = self.info.get(str(image))
     if not entries:
       return None
+    # Both files list the instances of an image in the same order.
     if place >= len(entries):
       raise InputError(
         f"{self.info_file}: image {image} has {len(entries)} instances, {self.truth_file.name} has "
@@ -328,6 +330,7 @@ class Scene:
     if not isinstance(scale, (int, float)) or not scale > 0:
       raise InputError(f"{self.camera_file}: {where}: depth_scale = {scale!r}: give a number > 0")
     unit = METRE * float(scale)
+    # PNG is scaled where it is read; other forms may hold floats.
     if depth.suffix != ".png":
       values = pointmaps.read_depth_image(depth, f"BOP depth {depth}")
       if values.dtype.kind == "f":
@@ -369,6 +372,7 @@ def read_targets(path: pathlib.Path) -> set[tuple[int, int, int]] | None:
     return None
   targets = set()
   for place, entry in enumerate(read_json(path)):
+    # BOP's names of what Scene.instances asks for.
     keys = ("scene_id", "im_id", "obj_id")
     numbers = [value_of(entry, key, int, path, f"entry {place}") for key in keys]
     targets.add(tuple(numbers))

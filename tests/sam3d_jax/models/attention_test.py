@@ -18,22 +18,34 @@ from tests.support.programs import equations
 
 def _qkv(lengths=(5, 7), batch=2, heads=2, head_dim=8, dtype=jnp.float32):
   rng = np.random.default_rng(0)
-  draw = lambda n: jnp.asarray(rng.normal(size=(batch, n, heads, head_dim)), dtype)
-  return draw(lengths[0]), draw(lengths[1]), draw(lengths[1])
+
+  def draw(length: int):
+    normal = rng.normal(size=(batch, length, heads, head_dim))
+    return jnp.asarray(normal, dtype)
+
+  queries, keys = lengths
+  return draw(queries), draw(keys), draw(keys)
 
 
 @functools.partial(jax.jit, static_argnames="backend")
 def _value_and_grads(q, k, v, backend):
-  weight = jnp.cos(jnp.arange(q.size, dtype=jnp.float32)).reshape(q.shape)
-  loss = lambda q, k, v: (attend(q, k, v, backend=backend) * weight).sum()
-  return attend(q, k, v, backend=backend), jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+  # Weighted, so that every element has a gradient of its own.
+  numbers = jnp.arange(q.size, dtype=jnp.float32)
+  weight = jnp.cos(numbers).reshape(q.shape)
+
+  def loss(q, k, v):
+    return (attend(q, k, v, backend=backend) * weight).sum()
+
+  gradients = jax.grad(loss, argnums=(0, 1, 2))
+  return attend(q, k, v, backend=backend), gradients(q, k, v)
 
 
 def _assert_close(a, b, tol):
-  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-    np.testing.assert_allclose(
-      np.asarray(x, np.float32), np.asarray(y, np.float32), atol=tol, rtol=tol
-    )
+  pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  for x, y in pairs:
+    found = np.asarray(x, np.float32)
+    expected = np.asarray(y, np.float32)
+    np.testing.assert_allclose(found, expected, atol=tol, rtol=tol)
 
 
 @pytest.fixture
@@ -48,28 +60,50 @@ def splash_on_cpu(monkeypatch):
 def test_attention_is_the_softmax_of_scaled_products():
   q, k, v = _qkv()
   logits = np.einsum("blhk,bmhk->bhlm", q, k) / np.sqrt(8)
-  weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-  _assert_close(jax.jit(attend)(q, k, v), np.einsum("bhlm,bmhk->blhk", weights, v), 1e-5)
+  powers = np.exp(logits)
+  weights = powers / powers.sum(-1, keepdims=True)
+  expected = np.einsum("bhlm,bmhk->blhk", weights, v)
+  _assert_close(jax.jit(attend)(q, k, v), expected, 1e-5)
+
+
+def _few(q, k, v):
+  """Attention of few queries, keys and values in two parts."""
+  keys = (k[:, :4], k[:, 4:])
+  values = (v[:, :4], v[:, 4:])
+  return attend_few(q, keys, values)
+
+
+def _sine_gradients(attention, q, k, v):
+  """Of a sum that is not linear in what comes out."""
+
+  def loss(q, k, v):
+    return jnp.sin(attention(q, k, v)).sum()
+
+  return jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
 
 
 def test_few_queries_see_keys_in_parts_as_if_they_were_one_piece():
   q, k, v = _qkv((3, 9))
-  few = lambda q, k, v: attend_few(q, (k[:, :4], k[:, 4:]), (v[:, :4], v[:, 4:]))
-  _assert_close(jax.jit(few)(q, k, v), jax.jit(attend)(q, k, v), 1e-6)
-  loss = lambda f: jax.jit(jax.grad(lambda *qkv: jnp.sin(f(*qkv)).sum(), argnums=(0, 1, 2)))
-  for ours, plain in zip(loss(few)(q, k, v), loss(attend)(q, k, v), strict=True):
-    _assert_close(ours, plain, 1e-5)
+  _assert_close(jax.jit(_few)(q, k, v), jax.jit(attend)(q, k, v), 1e-6)
+
+  gradients = jax.jit(_sine_gradients, static_argnums=0)
+  _assert_close(gradients(_few, q, k, v), gradients(attend, q, k, v), 1e-5)
 
 
 def test_rows_share_their_keys_as_heads_with_equal_keys_do():
   q, k, v = _qkv((3, 9))
-  rows = jax.jit(
-    lambda q, k, v: attend_rows(
-      q.reshape(2, 6, 8), (k[:, :, 0],), (v[:, :, 0],), scale=8**-0.5
-    ).reshape(q.shape)
-  )(q, k, v)
-  repeat = lambda x: jnp.repeat(x[:, :, :1], 2, axis=2)
-  _assert_close(rows, jax.jit(attend)(q, repeat(k), repeat(v)), 1e-6)
+
+  @jax.jit
+  def as_rows(q, k, v):
+    rows = q.reshape(2, 6, 8)
+    out = attend_rows(rows, (k[:, :, 0],), (v[:, :, 0],), scale=8**-0.5)
+    return out.reshape(q.shape)
+
+  def repeat(x):
+    return jnp.repeat(x[:, :, :1], 2, axis=2)
+
+  expected = jax.jit(attend)(q, repeat(k), repeat(v))
+  _assert_close(as_rows(q, k, v), expected, 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -79,13 +113,17 @@ def test_rows_share_their_keys_as_heads_with_equal_keys_do():
 def test_half_precision_products_are_not_widened_by_their_gradients(attention):
   """fp32 comes out of bf16 products, bf16 goes back in: no product has an fp32 operand."""
   q, k, v = _qkv((3, 9), dtype=jnp.bfloat16)
-  jaxpr = jax.make_jaxpr(
-    jax.grad(lambda *qkv: attention(*qkv).astype(jnp.float32).sum(), argnums=(0, 1, 2))
-  )(q, k, v)
-  products = [e for e in equations(jaxpr.jaxpr) if e.primitive.name == "dot_general"]
-  assert len(products) >= 6 and all(
-    x.aval.dtype == jnp.bfloat16 for e in products for x in e.invars
-  )
+
+  def loss(q, k, v):
+    return attention(q, k, v).astype(jnp.float32).sum()
+
+  gradients = jax.grad(loss, argnums=(0, 1, 2))
+  program = jax.make_jaxpr(gradients)(q, k, v)
+  products = [e for e in equations(program.jaxpr) if e.primitive.name == "dot_general"]
+  assert len(products) >= 6
+  for product in products:
+    for operand in product.invars:
+      assert operand.aval.dtype == jnp.bfloat16
 
 
 def test_softmax_of_half_precision_queries_is_taken_in_fp32():
@@ -117,17 +155,18 @@ def test_kernels_cut_over_a_mesh_compute_the_same(splash_on_cpu):
 @pytest.mark.multidevice
 def test_few_queries_move_nothing_between_shards_of_the_heads():
   q, k, v = _qkv((4, 16), heads=4)
-  few = lambda q, k, v: attend_few(q, (k[:, :4], k[:, 4:]), (v[:, :4], v[:, 4:]))
-  both = lambda q, k, v: (
-    few(q, k, v),
-    jax.grad(lambda *qkv: jnp.sin(few(*qkv)).sum(), argnums=(0, 1, 2))(q, k, v),
-  )
+
+  def both(q, k, v):
+    return _few(q, k, v), _sine_gradients(_few, q, k, v)
+
   whole = jax.jit(both)(q, k, v)
   mesh = make_mesh(MeshConfig(data=2, tensor=4), jax.devices()[:8])
   with jax.set_mesh(mesh):
     by_head = jax.NamedSharding(mesh, jax.P("data", None, "tensor"))
-    compiled = jax.jit(both, in_shardings=by_head, out_shardings=by_head).lower(q, k, v).compile()
-    _assert_close(compiled(*jax.device_put((q, k, v), by_head)), whole, 1e-5)
+    cut = jax.jit(both, in_shardings=by_head, out_shardings=by_head)
+    compiled = cut.lower(q, k, v).compile()
+    placed = jax.device_put((q, k, v), by_head)
+    _assert_close(compiled(*placed), whole, 1e-5)
   assert not hlo.collectives(compiled.as_text())
 
 
@@ -170,22 +209,28 @@ def test_splash_compiles_for_a_tpu_without_one(monkeypatch, tensor):
 def test_keys_beyond_the_count_are_as_good_as_absent(splash_on_cpu, backend):
   q, k, v = _qkv((3, 140), head_dim=64)
   counts = [5, 130]
-  counted = jax.jit(lambda q, k, v, n: attend(q, k, v, backend=backend, key_count_B=n))(
-    q, k, v, jnp.asarray(counts)
-  )
+
+  @jax.jit
+  def counted(q, k, v, count_B):
+    return attend(q, k, v, backend=backend, key_count_B=count_B)
+
+  found = counted(q, k, v, jnp.asarray(counts))
   for b, n in enumerate(counts):
-    _assert_close(
-      counted[b : b + 1],
-      attend(q[b : b + 1], k[b : b + 1, :n], v[b : b + 1, :n], backend="xla"),
-      2e-5,
-    )
+    # the sample by itself, with the keys that it has
+    one = slice(b, b + 1)
+    expected = attend(q[one], k[one, :n], v[one, :n], backend="xla")
+    _assert_close(found[one], expected, 2e-5)
 
 
 def test_a_sample_without_keys_gives_finite_numbers():
   q, k, v = _qkv((3, 4))
-  assert np.isfinite(
-    jax.jit(lambda q, k, v: attend(q, k, v, key_count_B=jnp.zeros(2, jnp.int32)))(q, k, v)
-  ).all()
+  none = jnp.zeros(2, jnp.int32)
+
+  @jax.jit
+  def counted(q, k, v):
+    return attend(q, k, v, key_count_B=none)
+
+  assert np.isfinite(counted(q, k, v)).all()
 
 
 @pytest.mark.parametrize(
@@ -198,27 +243,25 @@ def test_cudnn_lowers_for_a_gpu_without_one(monkeypatch, lengths, counted):
   """
   fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
   monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)  # asks the installed library
-  shape = lambda n: jax.ShapeDtypeStruct((2, n, 16, 64), jnp.bfloat16)
-  counts = (jax.ShapeDtypeStruct((2,), jnp.int32),) if counted else ()
 
-  def loss(q, k, v, *counts):
-    return (
-      attend(q, k, v, backend="cudnn", **({"key_count_B": counts[0]} if counts else {}))
-      .astype(jnp.float32)
-      .sum()
-    )
+  def described(length: int):
+    return jax.ShapeDtypeStruct((2, length, 16, 64), jnp.bfloat16)
 
-  arguments = (shape(lengths[0]), shape(lengths[1]), shape(lengths[1]), *counts)
-  text = (
-    jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
-    .trace(*arguments)
-    .lower(lowering_platforms=("cuda",))
-    .as_text()
-  )
-  assert (
-    text.count("@__cudnn$fmhaSoftmax(") == text.count("@__cudnn$fmhaSoftmaxBackward(") == 1
-    and "dot_general" not in text
-  )
+  def loss(q, k, v, key_count_B=None):
+    out = attend(q, k, v, backend="cudnn", key_count_B=key_count_B)
+    return out.astype(jnp.float32).sum()
+
+  queries, keys = lengths
+  arguments = [described(queries), described(keys), described(keys)]
+  if counted:
+    arguments.append(jax.ShapeDtypeStruct((2,), jnp.int32))
+  both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+  lowered = both.trace(*arguments).lower(lowering_platforms=("cuda",))
+
+  text = lowered.as_text()
+  assert text.count("@__cudnn$fmhaSoftmax(") == 1
+  assert text.count("@__cudnn$fmhaSoftmaxBackward(") == 1
+  assert "dot_general" not in text
 
 
 @pytest.mark.parametrize(
@@ -232,33 +275,33 @@ def test_cudnn_runs_its_forward_kernel_again_only_where_everything_is_recomputed
 
   def layer(x_BLD, kernel_D3HK):
     q, k, v = (jnp.einsum("bld,dhk->blhk", x_BLD, kernel_D3HK[:, i]) for i in range(3))
-    return x_BLD + attend(q, k, v, backend="cudnn").reshape(x_BLD.shape), None
+    out = attend(q, k, v, backend="cudnn")
+    return x_BLD + out.reshape(x_BLD.shape), None
 
-  loss = lambda x, kernels: (
-    jax.lax.scan(stack.rematerialise(layer, policy), x, kernels)[0].astype(jnp.float32).sum()
-  )
-  shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.bfloat16)
-  traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(
-    shape(2, 256, 128), shape(3, 128, 3, 2, 64)
-  )
-  text = traced.lower(lowering_platforms=("cuda",)).as_text()
-  assert (
-    text.count("@__cudnn$fmhaSoftmax(") == forward_kernels
-    and text.count("@__cudnn$fmhaSoftmaxBackward(") == 1
-  )
+  def loss(x, kernels):
+    body = stack.rematerialise(layer, policy)
+    x, _ = jax.lax.scan(body, x, kernels)
+    return x.astype(jnp.float32).sum()
+
+  # three layers, two heads
+  x = jax.ShapeDtypeStruct((2, 256, 128), jnp.bfloat16)
+  kernels = jax.ShapeDtypeStruct((3, 128, 3, 2, 64), jnp.bfloat16)
+  gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))
+  lowered = gradients.trace(x, kernels).lower(lowering_platforms=("cuda",))
+
+  text = lowered.as_text()
+  assert text.count("@__cudnn$fmhaSoftmax(") == forward_kernels
+  assert text.count("@__cudnn$fmhaSoftmaxBackward(") == 1
 
 
 @pytest.mark.parametrize(
   "dtype, head_dim", [(jnp.float32, 64), (jnp.bfloat16, 12), (jnp.bfloat16, 256)]
 )
 def test_cudnn_is_refused_with_the_fix_where_it_has_no_kernel(dtype, head_dim):
+  queries = jax.ShapeDtypeStruct((1, 512, 2, head_dim), dtype)
+  assert attention.choose_backend("gpu", queries, queries) == "xla"
+
   q, k, v = _qkv((4, 4), head_dim=head_dim, dtype=dtype)
-  assert (
-    attention.choose_backend(
-      "gpu", jax.ShapeDtypeStruct((1, 512, 2, head_dim), dtype), jnp.zeros((1, 512, 2, head_dim))
-    )
-    == "xla"
-  )
   with pytest.raises(ValueError, match="choose dtype=bfloat16, or attention=xla"):
     attend(q, k, v, backend="cudnn")
 

@@ -30,10 +30,11 @@ def test_packing_and_unpacking_keep_order_and_values():
   again = sparse.pack(feats, coords, 3, 8)
   for a, b in zip(x, again, strict=True):
     np.testing.assert_array_equal(a, b)
-  assert (
-    np.asarray(x.valid_BV).sum(1).tolist() == [5, 0, 3]
-    and not np.asarray(x.feats_BVC)[~np.asarray(x.valid_BV)].any()
-  )
+  # the counts, and zeros in the padding
+  valid = np.asarray(x.valid_BV)
+  padding = np.asarray(x.feats_BVC)[~valid]
+  assert valid.sum(1).tolist() == [5, 0, 3]
+  assert not padding.any()
 
 
 @pytest.mark.parametrize(
@@ -70,13 +71,11 @@ def test_convolution_and_its_gradients_equal_those_of_the_dense_one_at_the_voxel
     rows = y[jnp.arange(3)[:, None], *jnp.moveaxis(x.coords_BV3, -1, 0)]
     return (x.of(rows).feats_BVC * weight_BVO).sum()
 
-  for a, b in zip(
-    *(
-      jax.tree.leaves(_jit(jax.value_and_grad(f, argnums=(0, 1)))(x.feats_BVC, kernel))
-      for f in (ours, dense)
-    ),
-    strict=True,
-  ):
+  def leaves(f):
+    both = _jit(jax.value_and_grad(f, argnums=(0, 1)))
+    return jax.tree.leaves(both(x.feats_BVC, kernel))
+
+  for a, b in zip(leaves(ours), leaves(dense), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-4)
 
 
@@ -84,35 +83,56 @@ def test_convolution_gathers_in_both_directions():
   """A scatter of voxel rows, which accelerators serialise, appears in neither pass."""
   x = tensor(RNG)
   near = sparse.neighbours(x)
-  grad = jax.grad(
-    lambda feats, kernel: sparse.submanifold_conv(feats, kernel, near).sum(), argnums=(0, 1)
-  )
-  text = jax.jit(grad).lower(x.feats_BVC, jnp.ones((27, 2, 3))).as_text()
-  assert "stablehlo.gather" in text and "stablehlo.scatter" not in text
+
+  def total(feats, kernel):
+    return sparse.submanifold_conv(feats, kernel, near).sum()
+
+  grad = jax.grad(total, argnums=(0, 1))
+  kernel = jnp.ones((27, 2, 3))
+  text = jax.jit(grad).lower(x.feats_BVC, kernel).as_text()
+  assert "stablehlo.gather" in text
+  assert "stablehlo.scatter" not in text
 
 
 def test_neighbours_are_found_at_the_far_corner_and_never_across_a_face():
   top = sparse.MAX_COORDINATE
-  coords = np.asarray([[0, top, top, top], [0, top, top, top - 1], [0, 0, 0, 0], [0, top, 0, 0]])
+  coords = np.asarray(
+    [
+      [0, top, top, top],
+      [0, top, top, top - 1],
+      [0, 0, 0, 0],
+      [0, top, 0, 0],
+    ]
+  )
   x = sparse.pack(np.ones((4, 1)), coords, 1, 4)
-  near = np.asarray(sparse.neighbours(x))[:, 0]  # (27, V)
-  found = {
-    (v, tuple(sparse.TAPS[t])): int(near[t, v])
-    for t in range(27)
-    for v in range(4)
-    if near[t, v] < 4
-  }
-  assert found == {**{(v, (0, 0, 0)): v for v in range(4)}, (0, (0, 0, -1)): 1, (1, (0, 0, 1)): 0}
+  near_TV = np.asarray(sparse.neighbours(x))[:, 0]
+
+  # (voxel, offset) -> the neighbour there
+  found = {}
+  for t, v in np.argwhere(near_TV < 4):
+    offset = tuple(sparse.TAPS[t])
+    found[int(v), offset] = int(near_TV[t, v])
+
+  # each voxel itself, and the one pair that lies side by side
+  expected = {(v, (0, 0, 0)): v for v in range(4)}
+  expected[0, (0, 0, -1)] = 1
+  expected[1, (0, 0, 1)] = 0
+  assert found == expected
 
 
 def test_downsampling_into_too_few_rows_is_nan_rather_than_a_loss():
   x = tensor(RNG, counts=(20, 1), side=8)
   roomy, _ = downsample(x)
   tight, _ = downsample(x, size=int(roomy.count_B[1]))
-  assert np.isnan(tight.feats_BVC[0]).all() and np.isfinite(tight.feats_BVC[1]).all()
-  exact, parent = downsample(x, size=int(roomy.count_B.max()))
+  assert np.isnan(tight.feats_BVC[0]).all()
+  assert np.isfinite(tight.feats_BVC[1]).all()
+
+  # as many rows as are needed
+  size = int(roomy.count_B.max())
+  exact, parent = downsample(x, size=size)
+  assert np.isfinite(exact.feats_BVC).all()
   # padding has no parent
-  assert np.isfinite(exact.feats_BVC).all() and int(parent.max()) == exact.feats_BVC.shape[1]
+  assert int(parent.max()) == size
 
 
 def test_gradients_of_pooling_are_its_transpose():
@@ -120,9 +140,12 @@ def test_gradients_of_pooling_are_its_transpose():
   x = tensor(RNG, counts=(20, 6), side=4)
   coarse, parent = downsample(x)
   r = jnp.asarray(RNG.standard_normal(coarse.feats_BVC.shape), jnp.float32)
-  got = _jit(
-    jax.grad(lambda feats: (sparse.downsample(x._replace(feats_BVC=feats))[0].feats_BVC * r).sum())
-  )(x.feats_BVC)
+
+  def weighted(feats):
+    pooled, _ = sparse.downsample(x._replace(feats_BVC=feats))
+    return (pooled.feats_BVC * r).sum()
+
+  got = _jit(jax.grad(weighted))(x.feats_BVC)
   ones = jnp.ones_like(x.feats_BVC)
   share = downsample(x.of(ones))[0].feats_BVC  # count / (count + 1)
   np.testing.assert_allclose(got, sparse.gather(r * (1 - share), parent), atol=1e-6)
@@ -142,14 +165,23 @@ def test_attention_in_windows_equals_masked_full_attention_with_gradients(shift)
   cells = (x.coords_BV3 + shift) // window
   same = (cells[:, :, None] == cells[:, None]).all(-1) & x.valid_BV[:, None]
   windows = sparse_windows.windows(x, window, shift)
-  ours = lambda q, k, v: sparse_windows.attend_in_windows(q, k, v, windows, window)
-  plain = lambda q, k, v: attend_xla(q, k, v, mask=same[:, None])
-  loss = lambda f: _jit(
-    jax.value_and_grad(lambda *qkv: (jnp.where(valid, f(*qkv), 0) * r).sum(), argnums=(0, 1, 2))
-  )
-  for a, b in zip(
-    jax.tree.leaves(loss(ours)(q, k, v)), jax.tree.leaves(loss(plain)(q, k, v)), strict=True
-  ):
+
+  def ours(q, k, v):
+    return sparse_windows.attend_in_windows(q, k, v, windows, window)
+
+  def plain(q, k, v):
+    return attend_xla(q, k, v, mask=same[:, None])
+
+  def leaves(attention):
+    # what comes out in the padding is nobody's
+    def weighted(q, k, v):
+      seen = jnp.where(valid, attention(q, k, v), 0)
+      return (seen * r).sum()
+
+    both = _jit(jax.value_and_grad(weighted, argnums=(0, 1, 2)))
+    return jax.tree.leaves(both(q, k, v))
+
+  for a, b in zip(leaves(ours), leaves(plain), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-5)
 
 
@@ -171,31 +203,43 @@ def test_padding_and_the_other_samples_change_nothing(make, extra):
   sample.
   """
   module = random_module(make)
-  call = nnx.jit(lambda module, x: module(x, *extra(x)))
-  feats_of = lambda y: y.feats_BVC if isinstance(y, sparse.SparseTensor) else y
+
+  @nnx.jit
+  def call(module, x):
+    y = module(x, *extra(x))
+    return y.feats_BVC if isinstance(y, sparse.SparseTensor) else y
+
   x = tensor(np.random.default_rng(1), counts=(0, 6, 11), side=3, channels=4)
-  together = np.asarray(feats_of(call(module, x)))
+  together = np.asarray(call(module, x))
   n = int(x.count_B[1])
-  alone = sparse.SparseTensor(x.feats_BVC[1:2, :n], x.coords_BV3[1:2, :n], x.count_B[1:2])
-  np.testing.assert_allclose(together[1, :n], feats_of(call(module, alone))[0], atol=1e-5)
+  alone = sparse.SparseTensor(
+    feats_BVC=x.feats_BVC[1:2, :n],
+    coords_BV3=x.coords_BV3[1:2, :n],
+    count_B=x.count_B[1:2],
+  )
+  by_itself = call(module, alone)
+  np.testing.assert_allclose(together[1, :n], by_itself[0], atol=1e-5)
   assert np.isfinite(together).all()
 
 
 def test_bf16_convolution_accumulates_in_fp32_and_stays_within_two_percent():
   x = tensor(RNG, counts=(60,), side=4, channels=8)
+
+  @nnx.jit
+  def call(conv, x):
+    return conv(x, sparse.neighbours(x)).feats_BVC
+
+  def make(rngs, dtype):
+    return SubmanifoldConv(8, 8, rngs=rngs, dtype=dtype)
+
   outs = []
   for dtype in (jnp.float32, jnp.bfloat16):
-    conv = random_module(
-      functools.partial(
-        lambda rngs, dtype: SubmanifoldConv(8, 8, rngs=rngs, dtype=dtype), dtype=dtype
-      )
-    )
-    outs.append(
-      np.asarray(nnx.jit(lambda conv, x: conv(x, sparse.neighbours(x)).feats_BVC)(conv, x))
-    )
-  assert outs[1].dtype == np.float32 and 0 < np.linalg.norm(
-    outs[1] - outs[0]
-  ) < 0.02 * np.linalg.norm(outs[0])
+    conv = random_module(functools.partial(make, dtype=dtype))
+    outs.append(np.asarray(call(conv, x)))
+  exact, rounded = outs
+  error = np.linalg.norm(rounded - exact)
+  assert rounded.dtype == np.float32
+  assert 0 < error < 0.02 * np.linalg.norm(exact)
 
 
 @pytest.mark.parametrize(
@@ -206,9 +250,13 @@ def test_bf16_convolution_accumulates_in_fp32_and_stays_within_two_percent():
   ],
 )
 def test_every_parameter_has_one_published_name_there_and_back(rules, make):
-  params = {
-    p: RNG.standard_normal(s).astype(np.float32)
-    for p, s in parameters.flat_shapes(nnx.eval_shape(make)).items()
-  }
-  back = keys.to_ours(rules, keys.to_torch(rules, params), {p: x.shape for p, x in params.items()})
-  assert set(back) == set(params) and all(np.array_equal(back[p], params[p]) for p in params)
+  shapes = parameters.flat_shapes(nnx.eval_shape(make))
+  params = {}
+  for path, shape in shapes.items():
+    params[path] = RNG.standard_normal(shape).astype(np.float32)
+
+  published = keys.to_torch(rules, params)
+  back = keys.to_ours(rules, published, shapes)
+  assert set(back) == set(params)
+  for path, x in params.items():
+    np.testing.assert_array_equal(back[path], x, err_msg=path)
