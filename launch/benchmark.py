@@ -124,7 +124,7 @@ def measure_training(args: argparse.Namespace) -> None:
   vs = None
   if args.vs:
     overrides = [f"--config.{pair}" for pair in args.vs_set]
-    vs = cli.load_config(args.vs, overrides)
+    vs = cli.load_config(args.vs, overrides, flag="--vs")
   for config in (args.config, vs):
     if config is not None:
       checks.check(config, (config.stage,), before_data=args.dry_run)

@@ -125,13 +125,14 @@ class Spec:
 SECTIONS = ("slurm", "kubernetes", "xpk", "tpu_vm")
 
 
-def load(path: str) -> Spec:
+def load(path: str, flag: str = "--spec") -> Spec:
   """Reads and checks a specification and loads the configuration that it names. Raises ConfigError
-  with key, value and fix. Whether its parts go together is for `launch.cluster.fit`.
+  with key, value and fix. Whether its parts go together is for `launch.cluster.fit`. flag: under
+  which it was given, for errors.
   """
   file = pathlib.Path(path)
   if not file.is_file():
-    raise ConfigError(f"--spec {path}: no such file")
+    raise ConfigError(f"{flag} {path}: no such file")
   try:
     values = yaml.safe_load(file.read_text())
   except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -139,7 +140,7 @@ def load(path: str) -> Spec:
   # What the file says, then what the configuration that it names says.
   spec = _typed(Spec, values, path, "")
   _check(spec, path)
-  cli.load_config(spec.config, spec.override_arguments)
+  cli.load_config(spec.config, spec.override_arguments, flag=f"{path}: config")
   return spec
 
 

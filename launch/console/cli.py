@@ -103,16 +103,17 @@ def run_command(
     return EXIT_RETRY
 
 
-def load_config(spec: str, overrides: list[str] = ()) -> ConfigDict:
+def load_config(spec: str, overrides: list[str] = (), *, flag: str = "--config") -> ConfigDict:
   """The locked configuration of `file.py[:variant]` with `--config.key=value` overrides applied.
 
-  Raises ConfigError naming the file, the key, the value and the nearest key.
+  flag: under which the file was given, for errors. Raises ConfigError naming the file, the key, the
+  value and the nearest key.
   """
   # the file, here or where this is installed, and its variant
   given, _, _ = spec.partition(":")
   path = find_file(given)
   if not path.endswith(".py") or not os.path.isfile(path):
-    raise ConfigError(f"--config {spec}: {nearest_file(path)}")
+    raise ConfigError(f"{flag} {spec}: {nearest_file(path)}")
   spec = path + spec.removeprefix(given)
 
   # First without overrides, so that what is wrong is blamed on the file or on one of them.
@@ -120,13 +121,13 @@ def load_config(spec: str, overrides: list[str] = ()) -> ConfigDict:
     config = _parse(spec, [])
   except (absl_flags.Error, TypeError, ValueError) as error:
     *_, reason = str(error).strip().splitlines() or [type(error).__name__]
-    raise ConfigError(f"--config {spec}: {reason}") from error
+    raise ConfigError(f"{flag} {spec}: {reason}") from error
   # The file is a program of its own: whatever it raises is a mistake in it.
   except Exception as error:
-    raise ConfigError(f"--config {spec}: {_mistake(error, path)}; correct the file") from error
+    raise ConfigError(f"{flag} {spec}: {_mistake(error, path)}; correct the file") from error
   if not isinstance(config, ConfigDict):
     kind = type(config).__name__
-    raise ConfigError(f"--config {spec}: its get_config gives {kind}, expected a ConfigDict")
+    raise ConfigError(f"{flag} {spec}: its get_config gives {kind}, expected a ConfigDict")
 
   # Keys that do not exist, by name; then all of them at once, by type.
   taken = []

@@ -110,7 +110,7 @@ def launcher_of(spec: Spec) -> list[str]:
       f"--cluster {spec.cluster} and --launcher {spec.launcher!r} both say how trials are "
       "submitted: give one"
     )
-  job = cluster_spec.load(spec.cluster)
+  job = cluster_spec.load(spec.cluster, flag="--cluster")
   if job.slurm is None:
     raise InputError(
       f"--cluster {spec.cluster} has no section slurm, the only kind of cluster that sweeps run on"

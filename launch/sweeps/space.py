@@ -115,7 +115,7 @@ def load(path: str, *, base: str | None = None, extra: list[str] = ()) -> Sweep:
       )
     first_of[digest] = trial.id
     trials.append(trial)
-    cli.load_config(config, arguments(trial))
+    cli.load_config(config, arguments(trial), flag="--base" if base else f"{path}: config")
   return Sweep(
     command=spec["command"],
     config=config,

@@ -584,7 +584,7 @@ def origin(
   which a misfit is explained. Raises InputError listing every other parameter that is missing,
   unexpected or of another shape.
   """
-  _refuse_release(workdir)
+  _check_parent(workdir)
 
   def read(step: int) -> Origin:
     meta = read_whole_meta(workdir, step)
@@ -612,13 +612,17 @@ def allowed(paths: list[str]) -> str:
   )
 
 
-def _refuse_release(workdir) -> None:
-  """Raises InputError for a release folder, which no stage starts from."""
+def _check_parent(workdir) -> None:
+  """Raises InputError for a folder that no stage starts from: a release, or one without steps."""
   release = pathlib.Path(workdir) / "pipeline.yaml"
   if release.is_file():
     raise InputError(
       f"init_from {workdir} is a release folder; import it first: python -m launch.import_torch"
     )
+  try:
+    resolve_step(workdir)
+  except InputError as error:
+    raise InputError(f"init_from {error}") from error
 
 
 def _origin_of(
@@ -682,7 +686,7 @@ def initial_params(
   what the caller has to make, under `left_out` what the model has no use for. Low-rank adapters of
   the checkpoint are folded into their kernels.
   """
-  _refuse_release(workdir)
+  _check_parent(workdir)
 
   def read(step: int):
     meta = read_meta(workdir, step)

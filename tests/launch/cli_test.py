@@ -8,7 +8,7 @@ import pytest
 
 from launch.console import cli
 from launch.trainer import checks
-from sam3d_jax.errors import InputError, JobFailed, Preempted
+from sam3d_jax.errors import ConfigError, InputError, JobFailed, Preempted
 
 CONFIG = "configs/pretrain_geometry.py"
 
@@ -122,6 +122,11 @@ def test_a_configuration_of_the_package_is_found_from_another_folder(tmp_path, m
   assert cli.load_config(f"{CONFIG}:tiny", ["--config.steps=7"]) == here
   with pytest.raises(cli.ConfigError, match="the nearest is configs/pretrain_geometry.py"):
     cli.load_config("configs/pretrain_geometri.py")
+
+
+def test_a_file_that_is_not_there_is_named_with_the_flag_that_gave_it():
+  with pytest.raises(ConfigError, match="--vs none.py: no such configuration file"):
+    cli.load_config("none.py", flag="--vs")
 
 
 def test_a_configuration_of_the_working_folder_comes_before_that_of_the_package(
