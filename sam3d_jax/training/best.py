@@ -88,7 +88,11 @@ class Best:
   def text(self) -> str:
     """What it knows, in words."""
     name = self.rule.score
-    return f"no {name} better than {self.value:.6g} (step {self.step}) in {self.since} evaluations"
+    if self.over:
+      return (
+        f"no {name} better than {self.value:.6g} (step {self.step}) in {self.since} evaluations"
+      )
+    return f"best {name} {self.value:.6g} at step {self.step}"
 
   def _count(self, step: int, value: float) -> None:
     gain = value - self.value if self.rule.higher else self.value - value
@@ -103,8 +107,11 @@ class Best:
       return
     mine = np.array([-1 if self.step is None else self.step, self.since])
     step, since = multihost_utils.broadcast_one_to_all(mine)
-    self.step = None if step < 0 else int(step)
-    self.since = int(since)
+    value = multihost_utils.broadcast_one_to_all(np.float32(self.value))
+    if jax.process_index() != 0:
+      self.step = None if step < 0 else int(step)
+      self.since = int(since)
+      self.value = float(value)
 
   def _write(self) -> None:
     if self.step is None or jax.process_index() != 0:

@@ -64,6 +64,12 @@ def test_what_is_known_at_a_step_is_the_same_after_a_restart(tmp_path, evaluatio
     assert resumed.step is None and not resumed.over
 
 
+def test_what_it_says_depends_on_whether_the_run_is_over(tmp_path):
+  assert counted(LOSS, tmp_path, [3.0, 2.0]).text() == "best eval/loss 2 at step 20"
+  over = counted(LOSS, tmp_path, [3.0, 2.0, 2.5, 2.5]).text()
+  assert over == "no eval/loss better than 2 (step 20) in 2 evaluations"
+
+
 def test_a_score_that_no_evaluation_gives_is_a_configuration_error(tmp_path):
   kept = Best(StopRule("eval/iou_3d", higher=True, patience=2), tmp_path)
   scores = {"eval/loss": 1.0, "eval/iou_3d": float("nan")}
