@@ -199,6 +199,14 @@ def check_share(cfg: Any, *names: str) -> None:
       raise FieldError(f"{name} = {value} is not a share: give a number from 0 to 1")
 
 
+def check_range(cfg: Any, name: str, lowest: float, highest: float = math.inf) -> None:
+  """Raises FieldError unless the field is a range (low, high) within these bounds."""
+  low, high = getattr(cfg, name)
+  if not lowest <= low <= high <= highest:
+    within = f"{lowest:g} to {highest:g}" if highest < math.inf else f"{lowest:g} upwards"
+    raise FieldError(f"{name} = {(low, high)} is no range (low, high) within {within}")
+
+
 def check_divides(cfg: Any, part: str, whole: str) -> None:
   """Raises FieldError unless the field `part` divides the field `whole`, both positive."""
   check_positive(cfg, part, whole)

@@ -19,6 +19,7 @@ import trimesh
 from data_pipelines.annotations import choices, write
 from data_pipelines.synth import assets, lighting, procedural, render, voxelize
 from data_pipelines.synth.camera import ViewConfig, Viewpoint, random_view, rays
+from sam3d_jax import sections
 from sam3d_jax.geometry.pose import Pose
 
 OWN, OTHER = "sam3d/synthetic", "retrieval/synthetic"
@@ -37,6 +38,9 @@ class SyntheticConfig:
   families: tuple[str, ...] = ()  # of procedural objects; empty: all
   image_size: int = 160  # pixels a side
   candidates: int = 4  # of each item
+
+  def __post_init__(self):
+    sections.check_positive(self, "image_size", "candidates")
 
 
 def write_item(folder: pathlib.Path, index: int, config: SyntheticConfig) -> pathlib.Path:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sam3d_jax import sections
 from sam3d_jax.geometry import cameras, pose
 from sam3d_jax.geometry.cameras import Camera
 from sam3d_jax.geometry.pose import Pose
@@ -101,6 +102,12 @@ class ViewConfig:
   roll_deg: tuple[float, float] = (-5.0, 5.0)
   fill: tuple[float, float] = (0.65, 0.9)  # bounding sphere over the image
   scale: tuple[float, float] = (0.2, 2.0)  # metres along the unit cube's edge, drawn log-uniformly
+
+  def __post_init__(self):
+    sections.check_range(self, "fov_deg", 1, 170)
+    sections.check_range(self, "elevation_deg", -90, 90)
+    sections.check_range(self, "fill", 0.01, 1)
+    sections.check_range(self, "scale", 0.001)
 
 
 def look_at(azimuth: float, elevation: float, roll: float = 0.0) -> np.ndarray:

@@ -10,6 +10,7 @@ from scipy import spatial
 
 from data_pipelines.synth.assets import Asset
 from data_pipelines.synth.normals import face_areas_normals
+from sam3d_jax import sections
 from sam3d_jax.errors import Refused
 
 FLAT = 1e-9  # extent below which points lie in a plane
@@ -24,6 +25,10 @@ class FilterConfig:
   # largest eigenvalue of the area-weighted mean of n n^T; 1 for a flat sheet, 1/3 for a sphere
   max_normal_share: float = 0.985
   min_core_extent: float = 0.35  # extent of the central 99 % of the surface over the whole extent
+
+  def __post_init__(self):
+    sections.check_not_negative(self, "min_hull_volume")
+    sections.check_share(self, "max_normal_share", "min_core_extent")
 
 
 def hull_volume(vertices_V3: np.ndarray) -> float:

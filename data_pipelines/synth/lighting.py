@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from sam3d_jax import sections
+
 
 @dataclasses.dataclass(frozen=True)
 class LightConfig:
@@ -18,6 +20,12 @@ class LightConfig:
   fill: tuple[float, float] = (0.1, 0.35)  # of each further one
   elevation_deg: tuple[float, float] = (10.0, 75.0)  # above the object's ground plane
   tint: float = 0.08  # largest deviation of a colour channel from white
+
+  def __post_init__(self):
+    for name in ("count", "ambient", "key", "fill"):
+      sections.check_range(self, name, 0)
+    sections.check_range(self, "elevation_deg", -90, 90)
+    sections.check_share(self, "tint")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,7 @@ from data_pipelines.format import schema
 from data_pipelines.synth import assets, procedural_scenes, sources
 from data_pipelines.synth.scene import Scene
 from data_pipelines.synth.sources import PROCEDURAL, Input
+from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError, InputError, Refused
 from sam3d_jax.files import camera_files, commands, folders, mask_files, photos, pointmaps
 from sam3d_jax.geometry import cameras
@@ -60,6 +61,10 @@ class PhotoConfig:
   depth_command: str = ""
   depth_cache: str = ""
   license: str = "unknown"  # of photos without a licence beside them
+
+  def __post_init__(self):
+    sections.check_choice(self, "frame", cameras.AXES)
+    sections.check_positive(self, "depth_unit", "image_size")
 
 
 @dataclasses.dataclass(frozen=True)

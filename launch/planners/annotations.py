@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from data_pipelines.annotations import dataset, items, synthetic
 from data_pipelines.build import shard_jobs
 from data_pipelines.synth import sources
+from sam3d_jax import sections
 
 
 def plan_annotations(c: ConfigDict) -> shard_jobs.Plan:
@@ -24,12 +25,7 @@ def plan_annotations(c: ConfigDict) -> shard_jobs.Plan:
     max_coordinate=c.max_coordinate,
   )
   # what stands in for them where the source is procedural
-  made_up = synthetic.SyntheticConfig(
-    seed=c.seed,
-    count=c.synthetic.count,
-    families=tuple(c.synthetic.families),
-    image_size=c.synthetic.image_size,
-    candidates=c.synthetic.candidates,
-  )
+  settings = {**c.synthetic, "seed": c.seed}
+  made_up = sections.typed(synthetic.SyntheticConfig, settings, "synthetic")
   config = dataset.AnnotationConfig(c.source, recipe, made_up)
   return dataset.plan(config, test_fraction=c.test_fraction, items_per_shard=c.items_per_shard)

@@ -45,14 +45,28 @@ def check(c: ConfigDict) -> None:
       raise ConfigError(f"{key} = {c[key]}: it must be at least 1")
   if "image_format" in c and c.image_format not in ("png", "jpeg"):
     raise ConfigError(f"image_format = {c.image_format!r}: it must be png or jpeg")
+  if "background" in c and isinstance(c.background, tuple):
+    check_background(c.background)
   for section in ("camera", "light"):
     check_ranges(section, c.get(section, {}))
 
   # how it is built
+  seed = c.get("seed", 0)
+  if not 0 <= seed < 2**32:
+    raise ConfigError(f"seed = {seed} is not a whole number from 0 to 4294967295")
+  for key in ("objects_per_shard", "items_per_shard"):
+    if key in c and c[key] < 0:
+      raise ConfigError(f"{key} = {c[key]} is negative: give 0 (by count and cores) or more")
   if not 0 <= c.quarantine_budget <= 1:
     raise ConfigError(f"quarantine_budget = {c.quarantine_budget}: it is a fraction in [0, 1]")
   if c.workers < 0:
     raise ConfigError(f"workers = {c.workers}: it must be 0 (one a core) or more")
+
+
+def check_background(grey: tuple[int, ...]) -> None:
+  """Grey levels are a range within those of a picture. Raises ConfigError."""
+  if len(grey) != 2 or not 0 <= grey[0] <= grey[1] <= 255:
+    raise ConfigError(f"background = {grey}: it must be a range (low, high) within 0 to 255")
 
 
 def check_ranges(section: str, values: ConfigDict) -> None:

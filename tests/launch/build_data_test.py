@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -320,6 +321,26 @@ def test_a_split_that_lost_all_of_its_inputs_is_named():
 
 
 @pytest.mark.parametrize(
+  "kind, override, message",
+  [
+    ("iso_3do", "light.tint=-1", "light.tint = -1.0 is not a share"),
+    ("iso_3do", "camera.scale=(0,1)", r"camera.scale = \(0, 1\) is no range"),
+    ("iso_3do", "filters.min_core_extent=2", "filters.min_core_extent = 2.0 is not a share"),
+    ("rp_3do_fo", "photos.frame=blender", "photos.frame = 'blender' is not one of pytorch3d"),
+    ("rp_3do_fo", "photos.depth_unit=0", "photos.depth_unit = 0.0 is not a positive number"),
+    ("mitl_3do", "synthetic.candidates=0", "synthetic.candidates = 0 is not a positive number"),
+  ],
+)
+def test_a_section_that_cannot_work_ends_with_code_2_and_its_key(
+  tmp_path, capsys, kind, override, message
+):
+  argv = [f"--config=configs/data/{kind}.py:tiny", f"--config.out={tmp_path / 'out'}"]
+  assert build_data.main([*argv, f"--config.{override}"]) == cli.EXIT_BAD_INPUT
+  assert re.search(message, capsys.readouterr().err)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
   "override, message",
   [
     ("source=nowhere", "source = 'nowhere' is not a folder"),
@@ -344,6 +365,8 @@ def test_wrong_sources_are_configuration_errors(override, message):
     ("out=", "out is empty"),
     ("quarantine_budget=2.0", "quarantine_budget = 2.0"),
     ("name=iso-3do", "name = 'iso-3do'"),
+    ("seed=-1", "seed = -1 is not a whole number"),
+    ("background=(5,)", r"background = \(5,\): it must be a range"),
   ],
 )
 def test_values_no_builder_can_use_end_with_code_2(tmp_path, capsys, override, message):
