@@ -8,7 +8,7 @@ configuration, or for every recipe in configs/ as one table. `--on` takes 8xH100
 v5p-64 (32 chips: the number counts TensorCores), v6e-64 (64 chips) or a topology, v5p:4x4x4, and
 may be given several times. Rates are measured ones where there are any (docs/benchmarks.md), else
 `--mfu` of the chip's peak. `--minimum` prints the fewest chips of each kind that every recipe fits.
-Memory is an estimate, within 10 % of compiled programs (docs/planning.md); launch.aot compiles.
+Memory is an estimate (docs/planning.md says how far off it is); launch.aot compiles.
 """
 
 import argparse

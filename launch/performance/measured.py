@@ -28,21 +28,29 @@ ROWS = (
 LIKE = {"NVIDIA H100 80GB HBM3": "NVIDIA H200"}
 
 
+def rows_of(kind: str) -> list[Row]:
+  """Measurements of a kind of device, or of the one that it is like."""
+  measured_kind = LIKE.get(kind, kind)
+  return [row for row in ROWS if row.kind == measured_kind]
+
+
 def fastest(kind: str) -> Row | None:
-  """The fastest measurement of a kind of device, or of one like it; None without any."""
-  rows = [row for row in ROWS if row.kind == LIKE.get(kind, kind)]
-  return max(rows, key=lambda row: row.mfu, default=None)
+  """The fastest measurement of a kind of device; None without any."""
+  return max(rows_of(kind), key=mfu_of, default=None)
 
 
 def utilisation(kind: str, remat: str) -> tuple[float, str] | None:
   """MFU of a kind of device with a policy, the lowest that was measured if not with that one, and
   where it comes from; None for a kind that was not measured.
   """
-  measured_kind = LIKE.get(kind, kind)
-  rows = [row for row in ROWS if row.kind == measured_kind]
+  rows = rows_of(kind)
   if not rows:
     return None
   same = [row for row in rows if row.remat == remat]
-  lowest = min(same or rows, key=lambda row: row.mfu)
-  source = "measured" if kind == measured_kind else f"as {measured_kind}"
+  lowest = min(same or rows, key=mfu_of)
+  source = "measured" if kind == lowest.kind else f"as {lowest.kind}"
   return lowest.mfu, source
+
+
+def mfu_of(row: Row) -> float:
+  return row.mfu

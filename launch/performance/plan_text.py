@@ -59,9 +59,11 @@ def remedy(plan: Plan, fewest: Plan | None) -> str:
 
 def largest(plan: Plan) -> str:
   """The largest batch of every policy."""
-  if list(plan.largest) == [""]:
-    return str(plan.largest[""])
-  return ", ".join(f"{policy} {most}" for policy, most in plan.largest.items())
+  shown = []
+  for policy, most in plan.largest.items():
+    # a model without policies has one that has no name
+    shown.append(f"{policy} {most}".strip())
+  return ", ".join(shown)
 
 
 def table(plans: Sequence[Plan]) -> str:
@@ -76,11 +78,13 @@ def table(plans: Sequence[Plan]) -> str:
     lines.append(row(cells))
 
   # all of them after each other
-  sums = ["all"] + [""] * (len(COLUMNS) - 3)
-  sums.append(f"{sum(plan.days for plan in plans):.3g}")
-  sums.append(hours(sum(plan.chip_hours for plan in plans)))
+  days = sum(plan.days for plan in plans)
+  chip_hours = sum(plan.chip_hours for plan in plans)
+  cost = sum(plan.cost for plan in plans)
+  empty = len(COLUMNS) - 3
+  sums = ["all", *[""] * empty, f"{days:.3g}", hours(chip_hours)]
   if priced:
-    sums.append(f"{sum(plan.cost for plan in plans):,.0f}")
+    sums.append(f"{cost:,.0f}")
   lines.append(row(sums))
   return "\n".join(lines)
 
@@ -111,10 +115,15 @@ def cells_of(plan: Plan) -> list[str]:
 
 def smallest(rows: dict[str, dict[str, Plan | None]]) -> str:
   """recipe -> family -> the plan on the fewest chips, as a table; Markdown."""
-  families = list(next(iter(rows.values())))
-  lines = [row(["recipe", *families]), row(["---"] * (1 + len(families)))]
+  # the families are those of any row
+  first, *_ = rows.values()
+  columns = ["recipe", *first]
+  lines = [row(columns), row(["---"] * len(columns))]
   for recipe, plans in rows.items():
-    lines.append(row([recipe, *map(fewest, plans.values())]))
+    cells = [recipe]
+    for plan in plans.values():
+      cells.append(fewest(plan))
+    lines.append(row(cells))
   return "\n".join(lines)
 
 
@@ -122,10 +131,15 @@ def fewest(plan: Plan | None) -> str:
   """The fewest chips, with what makes it fit."""
   if plan is None:
     return "–"
-  remat = f", {plan.remat}" if plan.remat else ""
-  split = f", fsdp {plan.fsdp}" if plan.fsdp > 1 else ""
+  # how they hold it
   total = plan.memory.total / GIB
-  return f"{plan.machine.chips} ({total:.0f} GiB{split}{remat}): {hours(plan.chip_hours)} h"
+  how = [f"{total:.0f} GiB"]
+  if plan.fsdp > 1:
+    how.append(f"fsdp {plan.fsdp}")
+  if plan.remat:
+    how.append(plan.remat)
+  held = ", ".join(how)
+  return f"{plan.machine.chips} ({held}): {hours(plan.chip_hours)} h"
 
 
 def row(cells: Sequence[str]) -> str:

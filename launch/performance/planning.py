@@ -139,7 +139,7 @@ def make(recipe: Recipe, machine: Machine, assumed: Assumed) -> Plan:
     rate_bound=hardware.full_rate(machine.kind, recipe.flops),
     hours=hours,
     cost=hours * machine.chips * assumed.price,
-    overrides=overrides(recipe, found, steps),
+    overrides=overrides(recipe, machine, found, steps),
     notes=notes(recipe, machine, found),
   )
 
@@ -167,30 +167,33 @@ def first_fitting(recipe: Recipe, machine: Machine, capacity: float) -> Split | 
 
   None if there is none.
   """
-  policies = dict.fromkeys((recipe.remat, FULL if recipe.remat else ""))
-  for policy in policies:
+  smallest_policy = FULL if recipe.remat else ""
+  for policy in dict.fromkeys((recipe.remat, smallest_policy)):
     for fsdp in ways_to_split(machine, recipe.shared):
-      for accumulates in (False, True):
+      # in one part, else in several, whose sum takes memory too
+      for at_least in (1, 2):
         most = recipe.largest(
           machine.platform,
           capacity,
           fsdp=fsdp,
           policy=policy,
-          accumulate=2 if accumulates else 1,
+          accumulate=at_least,
         )
         batch, accumulate = parts(recipe, machine, most)
-        if accumulate and accumulates == (accumulate > 1):
+        found = accumulate == 1 if at_least == 1 else accumulate > 1
+        if found:
           at_once = at_once_of(recipe, machine, batch, accumulate)
           return Split(fsdp, policy, batch, accumulate, at_once)
   return None
 
 
 def smallest(recipe: Recipe, machine: Machine) -> Split:
-  """The way that takes the least memory, fitting or not."""
+  """The way that takes the least memory, fitting or not: one sample at once, all chips split."""
   *_, fsdp = ways_to_split(machine, recipe.shared)
   policy = FULL if recipe.remat else ""
   batch, accumulate = parts(recipe, machine, 1)
-  return Split(fsdp, policy, batch, accumulate, at_once_of(recipe, machine, batch, accumulate))
+  at_once = at_once_of(recipe, machine, batch, accumulate)
+  return Split(fsdp, policy, batch, accumulate, at_once)
 
 
 def at_once_of(recipe: Recipe, machine: Machine, batch: int, accumulate: int) -> float:
@@ -205,18 +208,25 @@ def parts(recipe: Recipe, machine: Machine, most: int) -> tuple[int, int]:
   The batch is the recipe's, or the nearest that gives every shard as many, and, in distillation,
   whole numbers of rows that learn self-consistency.
   """
+  # samples that stay together, where they fit
   shards = machine.chips // recipe.shared
   unit = rows_together(recipe, shards)
   if unit > most:
     unit = 1
-  each = max(unit, round(recipe.config.batch_size / shards / unit) * unit)
-  if most < 1:
-    return each * shards, 0
+
+  # the batch
+  wanted = recipe.config.batch_size / shards
+  units = max(1, round(wanted / unit))
+  each = units * unit
+  batch = each * shards
+
+  # as few parts as fit
   for accumulate in range(1, each + 1):
     samples, left = divmod(each, accumulate)
-    if not left and samples <= most and samples % unit == 0:
-      return each * shards, accumulate
-  return each * shards, 0
+    even = left == 0 and samples % unit == 0
+    if even and samples <= most:
+      return batch, accumulate
+  return batch, 0
 
 
 def rows_together(recipe: Recipe, shards: int) -> int:
@@ -247,10 +257,12 @@ def rate_of(recipe: Recipe, machine: Machine, remat: str, assumed: Assumed) -> t
   return bound * share, f"{share:.1%} of peak {source}"
 
 
-def overrides(recipe: Recipe, found: Split, steps: int) -> tuple[str, ...]:
+def overrides(recipe: Recipe, machine: Machine, found: Split, steps: int) -> tuple[str, ...]:
   """What of the configuration has to be set for the plan."""
   wanted = {
     "mesh.fsdp": (found.fsdp, recipe.config.mesh.fsdp),
+    # only copies of the model lie in different slices
+    "mesh.dcn_data": (machine.slices, recipe.config.mesh.dcn_data),
     "batch_size": (found.batch, recipe.config.batch_size),
     "steps": (steps, recipe.config.steps),
     "accumulate": (found.accumulate, recipe.config.accumulate),

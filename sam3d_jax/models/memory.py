@@ -23,21 +23,19 @@ class Activations:
   """Of one sample.
 
   layers: of the stack that a policy is about. kept: policy -> bytes of a layer that stay until its
-  backward pass. whole: bytes of a layer while it is computed again and differentiated. rest: bytes
-  outside the stack.
+  backward pass. again: bytes of the one layer that is being computed again and differentiated.
+  rest: bytes outside the stack.
   """
 
   layers: int
   kept: Mapping[str, float]
-  whole: float
+  again: float
   rest: float
 
   def of(self, policy: str) -> float:
     """Bytes with a rematerialisation policy; '' for a model without."""
     kept = self.kept[policy]
-    # one layer at a time is whole again
-    again = max(0.0, self.whole - kept)
-    return self.layers * kept + again + self.rest
+    return self.layers * kept + self.again + self.rest
 
 
 def padded(channels: int, lanes: int) -> float:
@@ -54,25 +52,26 @@ def block(
   tokens: of the stream. hidden: width of the feed-forward. seen: condition tokens that it attends
   to; 0: it has no cross-attention. itemsize: of the products' results.
   """
-  # one array of each kind
+  # one array of each kind; only what leaves an attention kernel is padded
   narrow = tokens * width * itemsize
   wide = tokens * width * FP32  # the residual stream, norms
   headed = narrow * padded(width // heads, lanes)
   inner = tokens * hidden * itemsize
-  keys_and_values = 2 * seen * width * itemsize * padded(width // heads, lanes)
+  keys_and_values = 2 * seen * width * itemsize
   attentions = 2 if seen else 1
 
   # what enters the block; what attention gives
   full = wide
   attention = full + attentions * headed
   if lanes > 1:
-    # the kernel's own result and the one that is tagged, which is not padded
-    attention += attentions * narrow
+    # the kernel's own result beside the one that is tagged
+    attention += attentions * headed
   # queries, keys, values; what leaves attention and the feed-forward
-  products = (2 + attentions) * headed + keys_and_values + (1 + attentions) * narrow + inner
+  arrays = (2 + attentions) + (1 + attentions)
+  products = arrays * narrow + keys_and_values + inner
   dots = attention + products
   # what products read: normed inputs and queries, sums of the residual stream, GELU
-  operands = dots + 2 * headed + (1 + attentions) * narrow + attentions * wide + inner
+  operands = dots + (3 + attentions) * narrow + attentions * wide + inner
   # every step of norms, modulation, gates and GELU in fp32
   steps = (7 + 2 * attentions) * wide + 2 * inner * FP32 / itemsize
   return {
@@ -91,10 +90,12 @@ def geometry(cfg: GeometryConfig, *, trained: Collection[str], lanes: int) -> Ac
   of an array is filled up to: 128 on TPUs, 1 elsewhere.
   """
   flow = cfg.flow
+  tokens = flow.token_resolution**3
+  hidden = int(flow.width * flow.mlp_ratio)
   kept = block(
-    tokens=flow.token_resolution**3,
+    tokens=tokens,
     width=flow.width,
-    hidden=int(flow.width * flow.mlp_ratio),
+    hidden=hidden,
     seen=cfg.condition.tokens,
     heads=flow.heads,
     itemsize=jnp.dtype(flow.dtype).itemsize,
@@ -103,7 +104,8 @@ def geometry(cfg: GeometryConfig, *, trained: Collection[str], lanes: int) -> Ac
   return Activations(
     layers=flow.depth,
     kept=kept,
-    whole=kept["none"],
+    # the feed-forward and its gradient in fp32, the most that lives at a time
+    again=2 * tokens * hidden * FP32,
     rest=condition(cfg.condition, trained, lanes),
   )
 
@@ -149,4 +151,4 @@ def structure_vae(cfg: StructureVAEConfig, *, trained: Collection[str], lanes: i
     coarsest = side**3 * channels * itemsize
     side //= 2
   total += 2 * of_block * cfg.middle_blocks * coarsest
-  return Activations(layers=0, kept={"": 0.0}, whole=0.0, rest=total)
+  return Activations(layers=0, kept={"": 0.0}, again=0.0, rest=total)
