@@ -3,9 +3,9 @@
     python -m launch.build_data --config configs/data/iso_3do.py --config.source=MESHES \\
         --config.out=DATA
 
-Stopped or killed, the same command continues; finished shards are not made again. Refused inputs
-are listed in DATA/quarantine.jsonl with reasons; more than `quarantine_budget` of them fail the
-build.
+Stopped or killed, the same command continues, within a shard too; finished objects are not made
+again. What to know beforehand, such as meshes without a licence, is said first. Refused inputs are
+listed in DATA/quarantine.jsonl with reasons; more than `quarantine_budget` of them fail the build.
 """
 
 import argparse

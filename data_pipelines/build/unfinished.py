@@ -42,6 +42,7 @@ class Shard:
   """
 
   def __init__(self, folder: pathlib.Path):
+    # what is there, as far as it can be read
     self.folder = folder
     self.inputs = 0
     self.report: dict[str, Any] = {}
@@ -71,11 +72,14 @@ class Shard:
 
   def through(self, inputs: int, report: dict[str, Any]) -> None:
     """So many inputs are dealt with; writes a part if enough work went into them."""
-    if time.monotonic() - self._since < PART_SECONDS:
+    seconds = time.monotonic() - self._since
+    if seconds < PART_SECONDS:
       return
-    header = json.dumps(report).encode()
+    text = json.dumps(report)
     path = self.folder / f"{self._kept}-{inputs}.array_record"
-    records.write_bytes(path, [header, *self._pending])
+    records.write_bytes(path, [text.encode(), *self._pending])
+
+    # the next part begins here
     self._kept = inputs
     self._pending = []
     self._since = time.monotonic()
@@ -87,6 +91,7 @@ class Shard:
 
 def chain(folder: str | os.PathLike) -> list[Part]:
   """The parts that follow each other from the first input on."""
+  # by where they begin
   folder = pathlib.Path(folder)
   by_first: dict[int, Part] = {}
   if folder.is_dir():
@@ -96,6 +101,7 @@ def chain(folder: str | os.PathLike) -> list[Part]:
         part = Part(path, int(match["first"]), int(match["stop"]))
         by_first[part.first] = part
 
+  # each goes on where the one before it stops
   found = []
   stop = 0
   while stop in by_first:

@@ -57,6 +57,7 @@ class Best:
 
   def resume(self, until: int) -> None:
     """Knows again what a run knew at step `until`, from the metrics that it wrote."""
+    # Rows beyond that step are those of a process that was killed: it did not save what they are of.
     file = self.workdir / METRICS
     if jax.process_index() == 0 and file.is_file():
       for step, value in written(file, self.rule.score):
@@ -70,6 +71,7 @@ class Best:
 
     Raises ConfigError if the evaluation does not have the score.
     """
+    # A score that cannot be taken here, such as a pose without poses, never will be.
     value = scores.get(self.rule.score, math.nan)
     if not math.isfinite(value):
       name = self.rule.score.removeprefix("eval/")
@@ -95,9 +97,15 @@ class Best:
     return f"best {name} {self.value:.6g} at step {self.step}"
 
   def _count(self, step: int, value: float) -> None:
-    gain = value - self.value if self.rule.higher else self.value - value
-    if self.step is None or gain > 0:
-      self.step, self.value, self.since = step, value, 0
+    # As good as before is not better.
+    if self.rule.higher:
+      better = value > self.value
+    else:
+      better = value < self.value
+    if self.step is None or better:
+      self.step = step
+      self.value = value
+      self.since = 0
     else:
       self.since += 1
 
@@ -105,7 +113,9 @@ class Best:
     """All processes know what the first one knows."""
     if jax.process_count() == 1:
       return
-    mine = np.array([-1 if self.step is None else self.step, self.since])
+    # No step is -1 on the way.
+    known = -1 if self.step is None else self.step
+    mine = np.array([known, self.since])
     step, since = multihost_utils.broadcast_one_to_all(mine)
     value = multihost_utils.broadcast_one_to_all(np.float32(self.value))
     if jax.process_index() != 0:
