@@ -57,7 +57,7 @@ class Best:
 
   def resume(self, until: int) -> None:
     """Knows again what a run knew at step `until`, from the metrics that it wrote."""
-    # Rows beyond that step are those of a process that was killed: it did not save what they are of.
+    # Rows beyond that step are of a process that was killed before it saved what they tell of.
     file = self.workdir / METRICS
     if jax.process_index() == 0 and file.is_file():
       for step, value in written(file, self.rule.score):
