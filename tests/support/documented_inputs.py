@@ -78,6 +78,7 @@ def write(folder: pathlib.Path) -> None:
 
   # a dataset, models of its latents, and a release
   tiny_dataset.write_dataset(folder / "data", 2, latent=False)
+  tiny_dataset.write_dataset(folder / "data", 2, split="test", first=2, latent=False)
   vae = tiny_weights.save_vae(folder / "vae")
   tiny_weights.save_random(
     "configs/pretrain_geometry.py:fake",
