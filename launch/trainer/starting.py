@@ -12,13 +12,14 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipelines.format import records
+from launch.console.progress import say
 from launch.trainer import setup as setup_lib
 from launch.trainer.setup import Setup
 from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.models import registry as models
 from sam3d_jax.objectives import registry as objectives
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint, compilation
 from sam3d_jax.training.checkpointer import Checkpointer
 from sam3d_jax.training.checksums import CorruptCheckpoint
 from sam3d_jax.training.state import init_state
@@ -108,8 +109,8 @@ def run_once(fn, shardings, *args):
       "xla_backend_optimization_level": 0,
     }
   lowered = jax.jit(fn, out_shardings=shardings).lower(*args)
-  compiled = lowered.compile(compiler_options=options)
-  return compiled(*args)
+  program = compilation.compiled(lowered, "the state to start from", say, options)
+  return program(*args)
 
 
 def recorded_config(workdir: pathlib.Path) -> dict | None:

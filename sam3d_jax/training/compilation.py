@@ -28,11 +28,16 @@ def silent(line: str) -> None:
   """Tells nobody."""
 
 
-def compiled(lowered: jax.stages.Lowered, what: str, tell: Tell = silent) -> jax.stages.Compiled:
+def compiled(
+  lowered: jax.stages.Lowered,
+  what: str,
+  tell: Tell = silent,
+  options: dict[str, Any] | None = None,
+) -> jax.stages.Compiled:
   """Compiles a program, or finds it in JAX's cache.
 
   what: the program in words, for the lines that `tell` gets: one before, one after, in the first
-  process of a job only.
+  process of a job only. options: of XLA.
   """
   if jax.process_index() != 0:
     tell = silent
@@ -42,7 +47,7 @@ def compiled(lowered: jax.stages.Lowered, what: str, tell: Tell = silent) -> jax
     tell(f"compiling {what} ({before})")
 
     begin = time.monotonic()
-    program = lowered.compile()
+    program = lowered.compile(compiler_options=options)
     seconds = time.monotonic() - begin
 
     tell(f"compiled {what} in {seconds:.1f} s")

@@ -24,7 +24,7 @@ class Program:
   def as_text(self) -> str:
     return self.text
 
-  def compile(self) -> str:
+  def compile(self, compiler_options=None) -> str:
     self.body()
     return f"compiled {self.text}"
 
