@@ -12,8 +12,23 @@ import jax
 import numpy as np
 
 from launch.trainer.setup import Setup
+from sam3d_jax.errors import ConfigError
+from sam3d_jax.models import registry as models
+from sam3d_jax.models.attention import NEEDED_PLATFORM
 from sam3d_jax.sharding import mesh as mesh_lib
 from sam3d_jax.training.step import make_train_step
+
+
+def check_backends(setup: Setup) -> None:
+  """Raises ConfigError for an attention backend that the mesh's devices do not have."""
+  platform = setup.mesh.devices.flat[0].platform
+  for key, backend in models.attention_backends(setup.config.model).items():
+    needed = NEEDED_PLATFORM.get(backend, platform)
+    if needed != platform:
+      raise ConfigError(
+        f"model.{key} = {backend!r} needs a {needed.upper()}, the devices are {platform.upper()}s: "
+        "give auto, which chooses by the devices, or xla, which runs on all"
+      )
 
 
 def step(setup: Setup) -> jax.stages.Lowered:
@@ -23,6 +38,7 @@ def step(setup: Setup) -> jax.stages.Lowered:
   mapped over its shards, and chosen for the platform of its devices rather than for that of this
   process.
   """
+  check_backends(setup)
   config = setup.config
   fn = make_train_step(
     setup.graph,

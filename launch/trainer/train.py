@@ -40,6 +40,7 @@ def run(spec: RunSpec, stop: StopFlag) -> None:
 
   # The plan, and then the work.
   prepared = setup.prepare(config, workdir)
+  lowering.check_backends(prepared)
   print(plan.text(prepared), flush=True)
   recorded(prepared, ledger, stop)
 

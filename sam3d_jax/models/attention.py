@@ -17,6 +17,7 @@ from sam3d_jax.models.platform import target_platform
 from sam3d_jax.sections import FieldError
 
 BACKENDS = ("auto", "xla", "cudnn", "splash")
+NEEDED_PLATFORM = {"cudnn": "gpu", "splash": "tpu"}  # of the backends that run on one only
 SAVED_NAME = "attention_out"  # tags what `keep_attention` keeps
 CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"  # primitive of cuDNN's forward kernel
 KERNEL_MIN_LENGTH = 128  # below it a tiled kernel works on padding

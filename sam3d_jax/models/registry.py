@@ -216,6 +216,12 @@ def stack_depths(model: ConfigDict) -> dict[str, int]:
   return {stack: _at(model, stack).depth for stack in stacks}
 
 
+def attention_backends(model: ConfigDict) -> dict[str, str]:
+  """Attention backend of each stack of a `model` section: dotted key -> configured backend."""
+  stacks = lookup(model.name).stacks
+  return {f"{stack}.attention": _at(model, stack).attention for stack in stacks}
+
+
 def remat_policy(model: ConfigDict) -> str:
   """The configured rematerialisation policy of a `model` section; '' for a model without."""
   key = lookup(model.name).remat

@@ -121,3 +121,20 @@ def test_a_dataset_without_the_split_that_is_evaluated_on_tells_the_ways_out(
   assert f"eval.split = 'test': {data} has no split 'test'; it has train" in said
   assert "--config.eval.split=train" in said
   assert "--config.eval.every=0" in said
+
+
+@pytest.mark.parametrize("backend, needed", [("splash", "TPU"), ("cudnn", "GPU")])
+def test_an_attention_backend_that_the_devices_do_not_have_is_refused(
+  backend, needed, tmp_path, capsys
+):
+  argv = [
+    "--config",
+    GEOMETRY,
+    "--workdir",
+    str(tmp_path),
+    f"--config.model.flow.attention={backend}",
+    "--config.model.flow.dtype=bfloat16",
+  ]
+  assert command.main(("sft",), "x", argv) == cli.EXIT_BAD_INPUT
+  said = capsys.readouterr().err
+  assert f"model.flow.attention = '{backend}' needs a {needed}, the devices are CPUs" in said
