@@ -77,7 +77,8 @@ def write(folder: pathlib.Path) -> None:
   write_object(folder / "set" / "box")
 
   # a dataset, models of its latents, and a release
-  tiny_dataset.write_dataset(folder / "data", 2, latent=False)
+  for split, first in (("train", 0), ("test", 2)):
+    tiny_dataset.write_dataset(folder / "data", 2, split=split, first=first, latent=False)
   tiny_dataset.write_dataset(folder / "data", 2, split="test", first=2, latent=False)
   vae = tiny_weights.save_vae(folder / "vae")
   tiny_weights.save_random(
