@@ -113,6 +113,11 @@ def test_the_report_is_of_the_program_that_training_runs(tmp_path, path):
   assert code == 0
   assert report["fits"]
   assert report["fingerprint"] == fingerprint(path)
+  assert {name for name, found in report["gpus"].items() if found["fits"]} == {
+    "a100",
+    "h100",
+    "h200",
+  }
   assert set(report) >= {
     "hbm_bytes",
     "hbm_capacity_bytes",

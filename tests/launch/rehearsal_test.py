@@ -11,7 +11,7 @@ import pytest
 from launch import dpo, pretrain, sft, train_vae
 from launch.console import cli, machines
 from sam3d_jax.errors import ConfigError
-from tests.support import tiny_release
+from tests.support import tiny_dataset, tiny_release
 
 FULL = "configs/pretrain_geometry.py"
 FAKE = "configs/pretrain_geometry.py:fake"
@@ -63,6 +63,23 @@ def test_a_full_recipe_is_planned_for_any_mesh_before_there_are_data_and_no_fold
   assert said in out
   assert "iso_3do not there yet: 541 M samples" in out
   assert list(tmp_path.iterdir()) == []
+
+
+def test_sources_that_are_there_are_opened_and_those_that_are_not_are_named(tmp_path, capsys):
+  there = tiny_dataset.write_dataset(tmp_path / "data", 4)
+  sources = (
+    f"--config.data.mixture.rp_3do_osr.path={there}",
+    "--config.data.mixture.procthor.weight=1.0",
+    "--config.data.split=train",
+    "--config.eval.every=0",
+  )
+  config = "configs/midtrain_os_geometry.py"
+  assert dry(tmp_path / "run", config, "--devices", "256", *sources) == 0
+  assert "procthor not there yet" in capsys.readouterr().out
+  # what is there has no such split
+  split = "--config.data.split=other"
+  assert dry(tmp_path / "run", config, "--devices", "256", *sources, split) == cli.EXIT_BAD_INPUT
+  assert "other" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
