@@ -7,8 +7,8 @@
 A release is a folder, of which the Geometry model is imported or another part; a file is a .ckpt,
 .pt, .pth or .safetensors of the configured model. An original DINOv2 checkpoint goes into the image
 and the mask encoder of the configured model; the other parameters are initialised at random. Arrays
-are converted and written one at a time. Every missing, unexpected or misshapen entry is reported
-before anything is written.
+are converted and written one at a time. A file that is not the one which release.json describes,
+and every missing, unexpected or misshapen entry, is reported before anything is written.
 """
 
 import argparse

@@ -7,7 +7,7 @@ A dataclass states what it takes: the types of its fields are held against the v
 one place where a section becomes a dataclass, puts the rest of the key before it.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 import dataclasses
 import difflib
 import math
@@ -84,32 +84,45 @@ def fits(value: Any, hint: Any) -> bool:
   """
   parts = typing.get_args(hint)
   origin = typing.get_origin(hint)
+
+  # one of several types
   if origin in (typing.Union, types.UnionType):
     return any(fits(value, part) for part in parts)
+
+  # what holds others
+  is_listed = isinstance(value, (tuple, list))
   if origin is tuple:
-    return isinstance(value, (tuple, list)) and _fits_tuple(value, parts)
+    return is_listed and _fits_tuple(value, parts)
   if origin is Sequence:
-    return isinstance(value, (tuple, list)) and all(fits(item, parts[0]) for item in value)
+    return is_listed and all_fit(value, parts[0])
   if origin is Mapping:
-    return isinstance(value, Mapping) and all(fits(item, parts[1]) for item in value.values())
-  if hint in (int, float):
-    kind = numbers.Integral if hint is int else numbers.Real
-    return isinstance(value, kind) and not isinstance(value, bool)
+    return isinstance(value, Mapping) and all_fit(value.values(), parts[1])
+
+  # to Python, true is a number
+  if hint in NUMBERS:
+    return isinstance(value, NUMBERS[hint]) and not isinstance(value, bool)
   # what has no plain type is left to the constructor
   if not isinstance(hint, type):
     return True
   return isinstance(value, hint)
 
 
-def _fits_tuple(value: tuple | list, parts: tuple) -> bool:
+def all_fit(values: Iterable[Any], hint: Any) -> bool:
+  """Whether every one of the values is of the type."""
+  return all(fits(value, hint) for value in values)
+
+
+def _fits_tuple(values: tuple | list, parts: tuple) -> bool:
   """Whether each element is of its type: `(X, ...)` is any number of one."""
-  if len(parts) == 2 and parts[1] is Ellipsis:
-    return all(fits(item, parts[0]) for item in value)
-  if len(value) != len(parts):
+  if parts[1:] == (Ellipsis,):
+    return all_fit(values, parts[0])
+  if len(values) != len(parts):
     return False
-  return all(fits(item, part) for item, part in zip(value, parts, strict=True))
+  pairs = zip(values, parts, strict=True)
+  return all(fits(value, part) for value, part in pairs)
 
 
+NUMBERS = {int: numbers.Integral, float: numbers.Real}
 WORDS = {
   bool: "True or False",
   int: "a whole number",
@@ -123,16 +136,25 @@ def described(hint: Any) -> str:
   """A type in words."""
   parts = typing.get_args(hint)
   origin = typing.get_origin(hint)
+  words = [described(part) for part in parts if part is not Ellipsis]
+
+  # one of several types
   if origin in (typing.Union, types.UnionType):
-    return " or ".join(described(part) for part in parts)
-  if origin is Sequence or (origin is tuple and parts[1:] == (Ellipsis,)):
-    return f"a tuple, each element {described(parts[0])}"
+    return " or ".join(words)
+
+  # what holds others
+  any_number = origin is Sequence or parts[1:] == (Ellipsis,)
+  if any_number:
+    return f"a tuple, each element {words[0]}"
   if origin is tuple:
-    listed = ", ".join(described(part) for part in parts)
+    listed = ", ".join(words)
     return f"a tuple of {len(parts)} ({listed})"
   if origin is Mapping:
-    return f"a mapping, each value {described(parts[1])}"
-  return WORDS.get(hint, getattr(hint, "__name__", str(hint)))
+    return f"a mapping, each value {words[1]}"
+
+  # a plain one
+  name = getattr(hint, "__name__", str(hint))
+  return WORDS.get(hint, name)
 
 
 def differences(a, b, prefix: tuple[str, ...] = ()):
@@ -155,7 +177,12 @@ def as_recorded(value):
 
 def nearest(word: Any, known: Collection[str]) -> str:
   """'; the nearest is ...', or '' if none is near."""
-  near = difflib.get_close_matches(str(word), known, n=1, cutoff=NEAR)
+  near = difflib.get_close_matches(
+    str(word),
+    known,
+    n=1,
+    cutoff=NEAR,
+  )
   return f"; the nearest is {near[0]!r}" if near else ""
 
 
@@ -166,7 +193,9 @@ def check_choice(cfg: Any, name: str, known: Collection[str]) -> None:
   """Raises FieldError unless the field is one of some words."""
   value = getattr(cfg, name)
   if value not in known:
-    raise FieldError(f"{name} = {value!r} is not one of {', '.join(known)}{nearest(value, known)}")
+    listed = ", ".join(known)
+    near = nearest(value, known)
+    raise FieldError(f"{name} = {value!r} is not one of {listed}{near}")
 
 
 def check_dtype(cfg: Any, name: str = "dtype") -> None:
@@ -202,9 +231,13 @@ def check_share(cfg: Any, *names: str) -> None:
 def check_range(cfg: Any, name: str, lowest: float, highest: float = math.inf) -> None:
   """Raises FieldError unless the field is a range (low, high) within these bounds."""
   low, high = getattr(cfg, name)
-  if not lowest <= low <= high <= highest:
-    within = f"{lowest:g} to {highest:g}" if highest < math.inf else f"{lowest:g} upwards"
-    raise FieldError(f"{name} = {(low, high)} is no range (low, high) within {within}")
+  inside = lowest <= low and high <= highest
+  if low <= high and inside:
+    return
+  within = f"{lowest:g} upwards"
+  if highest < math.inf:
+    within = f"{lowest:g} to {highest:g}"
+  raise FieldError(f"{name} = {(low, high)} is no range (low, high) within {within}")
 
 
 def check_divides(cfg: Any, part: str, whole: str) -> None:

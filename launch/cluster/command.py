@@ -4,8 +4,9 @@
 
 Every section of the specification (slurm, kubernetes, xpk, tpu_vm) becomes one file in the output
 folder: `slurm.sh`, `jobset.yaml`, `xpk.sh`, `tpu_vm.sh`; docs/operations.md has an example with
-every key. The configuration of the run is checked here, before anything is submitted. All of them
-start the job again after exit code 75, and never after exit code 2.
+every key. Before anything is written, hosts and chips are compared with device type, topology, mesh
+and batch, and every value of the configuration is checked. All of them start the job again after
+exit code 75, and never after exit code 2.
 """
 
 import argparse
