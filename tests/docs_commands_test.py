@@ -280,7 +280,9 @@ READING = (
   "launch.make_examples",
   "launch.benchmark",
   "launch.aot",
+  "launch.plan",
 )
+CHAINS = ("launch.quickstart", "launch.ladder", "launch.sweep")
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +318,7 @@ def test_what_is_not_run_here_is_still_in_the_pages():
     assert any(re.search(pattern, text) for text in texts), pattern
 
 
-@pytest.mark.parametrize("module", ["launch.quickstart", "launch.ladder", "launch.sweep"])
+@pytest.mark.parametrize("module", CHAINS)
 def test_chains_and_sweeps_of_the_pages_print_their_commands(module, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   # what the quickstart leaves
@@ -353,6 +355,14 @@ def test_the_votes_of_the_page_are_votes(tmp_path, monkeypatch):
   (words,) = [words for words in ours("launch.evaluate") if "--votes" in words]
   run("launch.evaluate", words)
   assert (tmp_path / documented.PLACEHOLDERS["DIR"] / "votes.json").is_file()
+
+
+def test_every_command_that_a_page_shows_is_run_by_one_of_these_tests():
+  shown = set()
+  for page in documented.PAGES + documented.CONFIGS:
+    for command in documented.commands(page):
+      shown |= set(re.findall(r"python -m (launch\.\w+)", command.text))
+  assert shown == {*TRAINING, *READING, *CHAINS, "launch.cluster"}
 
 
 def test_every_command_takes_dry_run_as_the_pages_say():
