@@ -10,7 +10,7 @@ from launch.cluster import spec as cluster_spec
 from launch.console import cli
 from launch.console.folders import check_folder
 from launch.sweeps import report, space
-from launch.sweeps.trials import Runner, command_of
+from launch.sweeps.trials import Runner, command_of, wrong_metric
 from launch.trainer import checks
 from sam3d_jax.errors import ConfigError, InputError, JobFailed
 from sam3d_jax.files import atomic
@@ -81,6 +81,9 @@ def run(spec: Spec) -> None:
   rows = report.write(sweep, spec.workdir)
   print(report.text(sweep, rows))
   print(f"wrote {spec.workdir / 'table.csv'} and {spec.workdir / 'report.html'}")
+  _, wrong = wrong_metric(sweep, spec.workdir)
+  if wrong:
+    raise ConfigError(wrong)
   failed = [row["id"] for row in rows if row["status"] == "failed"]
   if failed and not spec.report:
     logs = ", ".join(str(spec.workdir / name / "log.txt") for name in failed)

@@ -100,6 +100,21 @@ def missing_metric(rows: list[dict], metric: str, *, done: bool) -> str:
   return f"metric = {metric!r} is written by no trial{near}; there are {', '.join(sorted(names))}"
 
 
+def wrong_metric(sweep: Sweep, workdir: pathlib.Path) -> tuple[bool, str]:
+  """Whether any trial has written the metric, and if none has what is wrong with it, '' if it may
+  still come.
+  """
+  wrong = ""
+  for trial in sweep.trials:
+    folder = workdir / trial.id
+    rows = metric_rows(folder)
+    if any(sweep.metric in row for row in rows):
+      return True, ""
+    done = read_status(folder)["state"] == "done"
+    wrong = wrong or missing_metric(rows, sweep.metric, done=done)
+  return False, wrong
+
+
 @dataclasses.dataclass
 class Running:
   """A trial that was started."""
@@ -170,14 +185,7 @@ class Runner:
     """Stops the sweep if its trials do not write the metric that it ranks by."""
     if self.metric_seen or self.stop:
       return
-    for trial in self.sweep.trials:
-      folder = self.workdir / trial.id
-      rows = metric_rows(folder)
-      done = read_status(folder)["state"] == "done"
-      self.metric_seen |= any(self.sweep.metric in row for row in rows)
-      self.wrong = self.wrong or missing_metric(rows, self.sweep.metric, done=done)
-    if self.metric_seen:
-      self.wrong = ""
+    self.metric_seen, self.wrong = wrong_metric(self.sweep, self.workdir)
     if self.wrong:
       self._end_all("the metric is not there")
 

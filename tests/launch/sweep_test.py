@@ -250,6 +250,10 @@ def test_a_misspelt_metric_ends_the_sweep_with_those_that_there_are(tmp_path, ca
   assert [event for event in events(tmp_path) if event.startswith("start")] == ["start 0.1"]
   assert sweep.main(arguments(tmp_path)) == 0
   assert {row["status"] for row in table(tmp_path)} == {"done"}
+  # nor is a report of nothing made of those that are done
+  argv = arguments(tmp_path, metric="eval/los")
+  assert sweep.main([*argv, "--report"]) == cli.EXIT_BAD_INPUT
+  assert "there are eval/loss, loss" in capsys.readouterr().err
 
 
 def test_a_metric_may_come_later_than_others():
