@@ -28,10 +28,23 @@ from data_pipelines.synth.scene import Scene
 from data_pipelines.synth.sources import PROCEDURAL, Input
 from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError, InputError, Refused
-from sam3d_jax.files import camera_files, commands, folders, mask_files, photos, pointmaps
+from sam3d_jax.files import (
+  camera_files,
+  commands,
+  folders,
+  images,
+  mask_files,
+  photos,
+  pointmaps,
+)
 from sam3d_jax.geometry import cameras
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SUFFIXES = (
+  *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"),
+  *(".avif", *images.HEIF_SUFFIXES),
+)
+# photos that no reader here knows
+UNREAD = (*images.RAW_SUFFIXES, ".jxl", ".gif", ".psd", ".mp4", ".mov")
 POINTMAP_NAMES = (
   "pointmap.npz",
   "pointmap.npy",
@@ -96,7 +109,8 @@ def list_scenes(config: PhotoConfig) -> list[Input]:
 
   # In the folder of a scene only the photo counts: the other pictures are its masks and maps.
   pictures = []
-  for path in sources.files_below(root):
+  files = sources.files_below(root)
+  for path in files:
     if path.suffix.lower() in SUFFIXES:
       pictures.append(path)
   scene_folders = {path.parent for path in pictures if path.stem == "image"}
@@ -105,6 +119,7 @@ def list_scenes(config: PhotoConfig) -> list[Input]:
     if path.stem == "image" or path.parent not in scene_folders:
       name = folders.shown(path.relative_to(root))
       items.append(Input(name, sources.file_digest(path)))
+  folders.tell_unread(root, files, UNREAD)
   if not items:
     suffixes = ", ".join(SUFFIXES)
     raise ConfigError(f"photos.source = {config.source!r} holds no photos ({suffixes})")

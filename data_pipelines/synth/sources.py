@@ -23,6 +23,12 @@ SHARDS_WANTED = 64
 LARGEST_SHARD = 32
 UNSTATED = ("", "unknown")  # licences that say nothing
 SHOWN_NAMES = 3  # of inputs, in a warning
+# 3D files and archives that no reader here knows
+UNREAD = (
+  *(".fbx", ".blend", ".dae", ".usd", ".usda", ".usdc", ".usdz", ".3ds", ".3mf", ".step", ".stp"),
+  *(".x3d", ".wrl", ".abc", ".max", ".c4d", ".ma", ".mb", ".lwo", ".vrm", ".zip", ".7z", ".rar"),
+  *(".tar", ".gz", ".xz", ".zst"),
+)
 IDENTITY_BYTES = 1 << 20  # of a file's head and tail that decide its split
 
 
@@ -61,10 +67,12 @@ def list_inputs(config: SourceConfig) -> list[Input]:
       f"{PROCEDURAL!r}"
     )
   inputs = []
-  for path in files_below(root):
+  files = files_below(root)
+  for path in files:
     if path.suffix.lower() in meshes.SUFFIXES:
       name = folders.shown(path.relative_to(root))
       inputs.append(Input(name, file_digest(path)))
+  folders.tell_unread(root, files, UNREAD)
   if not inputs:
     suffixes = ", ".join(meshes.SUFFIXES)
     raise ConfigError(f"source = {config.source!r} holds no mesh files ({suffixes})")

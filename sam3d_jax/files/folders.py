@@ -1,5 +1,7 @@
 """Folders as people leave them: with links, files of other systems, names of other encodings."""
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 import os
 import pathlib
 import re
@@ -62,13 +64,21 @@ def files_below(root: str | os.PathLike) -> list[pathlib.Path]:
 
   # What was passed over is said, not lost.
   if foreign:
-    _tell(root, f"{foreign} files of other systems (._*, __MACOSX)")
+    tell(root, f"{foreign} files of other systems (._*, __MACOSX)")
   if dangling:
-    _tell(root, f"{dangling} links to nothing")
+    tell(root, f"{dangling} links to nothing")
   return sorted(files)
 
 
-def _tell(root: pathlib.Path, what: str) -> None:
+def tell_unread(root: pathlib.Path, files: Iterable[pathlib.Path], suffixes: Sequence[str]) -> None:
+  """Says which files of formats that nothing here reads were passed over, and how many."""
+  unread = Counter(path.suffix.lower() for path in files if path.suffix.lower() in suffixes)
+  if unread:
+    counted = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unread.items()))
+    tell(root, f"{unread.total()} files of formats that are not read ({counted})")
+
+
+def tell(root: pathlib.Path, what: str) -> None:
   """Says on standard error what was passed over below a folder."""
   print(f"{shown(root)}: {what} passed over", file=sys.stderr)
 

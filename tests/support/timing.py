@@ -1,4 +1,4 @@
-"""`--times FILE`: what the tests cost, as a table of files, the costliest first.
+"""`--times=FILE`: what the tests cost, as a table of files, the costliest first.
 
 Seconds of the processor are those of the test's process and of the processes it waited for; they
 hardly depend on what else the machine does. Wall seconds are those of a worker.
