@@ -13,6 +13,7 @@ import math
 import os
 import pathlib
 import re
+import select
 import sys
 import traceback
 
@@ -81,12 +82,19 @@ def run_command(
       raise ConfigError(f"{overrides[0]} needs --config FILE")
     if takes_config and args.config is not None:
       args.config = load_config(args.config, overrides)
-    return run(args) or 0
+    code = run(args) or 0
+    sys.stdout.flush()
+    return code
   except InputError as error:
     print(f"error: {error}", file=sys.stderr)
     return EXIT_BAD_INPUT
   except JobFailed as error:
     print(f"failed: {error}", file=sys.stderr)
+    return 1
+  except BrokenPipeError:
+    # Whoever read the output has gone, as `| head` does. Of any other pipe this is a fault.
+    if not is_output_closed():
+      raise
     return 1
   except OSError as error:
     # What a disk or its owner says needs no traceback; all else is a fault of the program.
@@ -101,6 +109,19 @@ def run_command(
     reason = "interrupted" if isinstance(stop, KeyboardInterrupt) else stop
     print(f"stopped: {reason}. Run the same command again to continue.", file=sys.stderr)
     return EXIT_RETRY
+
+
+def is_output_closed() -> bool:
+  """Whether nobody reads standard output any more; what is left to say then goes nowhere."""
+  output = sys.stdout.fileno()
+  poll = select.poll()
+  poll.register(output, 0)  # errors are reported whatever is asked for
+  if not poll.poll(0):
+    return False
+  # else the interpreter would try once more, and complain, on its way out
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, output)
+  return True
 
 
 def load_config(spec: str, overrides: list[str] = (), *, flag: str = "--config") -> ConfigDict:

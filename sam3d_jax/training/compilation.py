@@ -10,6 +10,7 @@ waits for it and then finds it in the cache: the trials of a sweep, for one.
 
 from collections.abc import Callable, Iterator
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -20,7 +21,11 @@ from typing import IO, Any
 
 import jax
 
+from sam3d_jax.files import blame
+
 FOLDER = "programs"  # in the folder of compiled programs
+# what a disk that has no locks says when it is asked for one
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 Tell = Callable[[str], None]  # takes a line for the screen
 
 
@@ -70,7 +75,10 @@ def shared_file(lowered: jax.stages.Lowered, what: str, tell: Tell) -> Iterator[
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+")
-  except OSError:  # a cache that others filled and that this process may only read
+  except OSError as error:
+    # a cache that others filled and that this process may only read
+    if error.errno not in blame.PERMISSION:
+      raise
     yield None
     return
   with file:
@@ -85,8 +93,10 @@ def lock(file: IO, what: str, tell: Tell) -> None:
   except BlockingIOError:
     tell(f"another process is compiling {what}: waiting for it")
     fcntl.flock(file, fcntl.LOCK_EX)
-  except OSError:  # a disk without locks: whoever comes second compiles too
-    pass
+  except OSError as error:
+    # on a disk without locks whoever comes second compiles too
+    if error.errno not in WITHOUT_LOCKS:
+      raise
 
 
 def last_seconds(file: IO | None) -> float | None:

@@ -229,3 +229,14 @@ def test_a_training_command_rejects_a_missing_dataset_before_jax_is_imported(tmp
     "assert 'jax' not in sys.modules"
   )
   subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_output_that_nobody_reads_any_more_ends_without_a_traceback():
+  command = (*"-m launch.inspect --config configs/pretrain_geometry.py --release_keys".split(),)
+  job = subprocess.Popen(
+    [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
+  job.stdout.close()  # as `| head` does
+  said = job.stderr.read()
+  assert job.wait() == 1
+  assert "Traceback" not in said and "Exception ignored" not in said

@@ -2,6 +2,7 @@
 took. The programs here are stand-ins that compile in no time.
 """
 
+import errno
 import json
 import re
 import threading
@@ -98,6 +99,14 @@ def test_without_a_cache_nothing_is_kept_and_nobody_waits(cache):
   assert list(cache.iterdir()) == []
 
 
-def test_a_cache_that_may_not_be_written_is_no_error(cache):
-  (cache / compilation.FOLDER).write_text("a file where the folder would be")
-  assert compilation.compiled(Program("a"), "it") == "compiled a"
+@pytest.mark.parametrize("number, is_refused", [(errno.EROFS, False), (errno.EIO, True)])
+def test_a_cache_that_may_not_be_written_is_no_error(cache, monkeypatch, number, is_refused):
+  def fail(path, *args, **kwargs):
+    raise OSError(number, "as the system says it", str(path))
+
+  monkeypatch.setattr(compilation.pathlib.Path, "open", fail)
+  if is_refused:
+    with pytest.raises(OSError, match="as the system says it"):
+      compilation.compiled(Program("a"), "it")
+  else:
+    assert compilation.compiled(Program("a"), "it") == "compiled a"
