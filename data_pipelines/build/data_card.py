@@ -85,6 +85,7 @@ def examine(folder: pathlib.Path, builder) -> tuple[Counter[str], int, int]:
       try:
         example = split[index]
       except records.CorruptRecord:
+        licences["not readable"] += 1
         continue
       licence = example["license"] or "not stated"
       licences[licence] += 1

@@ -56,6 +56,14 @@ def test_the_card_of_a_dataset_with_latents_names_parent_and_autoencoder(tmp_pat
   assert "| latents | 4³ × 8, autoencoder `cafe` |" in text
 
 
+def test_examples_that_cannot_be_read_are_counted(tmp_path, monkeypatch):
+  def fail(split, index):
+    raise records.CorruptRecord("bytes are missing")
+
+  monkeypatch.setattr(records.Split, "__getitem__", fail)
+  assert "| not readable | 5 |" in card_of(tmp_path, PLAIN).splitlines()
+
+
 def test_a_card_that_is_there_is_left_alone(tmp_path):
   card_of(tmp_path, PLAIN)
   (tmp_path / "DATA_CARD.md").write_text("mine")
