@@ -354,10 +354,10 @@ def summarise(out: pathlib.Path, folders: list[pathlib.Path]) -> None:
 
 def check_pretrained(given: str, start: pathlib.Path) -> None:
   """Raises InputError unless the quickstart in `start` has trained both of its models."""
-  from sam3d_jax.training import checkpoint
+  from sam3d_jax.training import checkpoint_steps
 
   for part in ("vae", "geometry"):
-    if not checkpoint.steps(start / part):
+    if not checkpoint_steps.steps(start / part):
       raise InputError(
         f"--pretrained {given}: no checkpoint in {start / part}; give the work folder of "
         "a finished quickstart"

@@ -9,7 +9,7 @@ import numpy as np
 from launch.inspection.parameters import digest_line, whole_meta
 from launch.inspection.trees import tree_lines
 from sam3d_jax.torch_bridge import stream
-from sam3d_jax.training import best, checkpoint
+from sam3d_jax.training import best, checkpoint_steps
 
 SHOWN_PATHS = 4  # of leaves that differ between a checkpoint and its parent
 
@@ -23,17 +23,17 @@ def arrays(workdir: str, step: int | None) -> Iterator[str]:
   section = meta["config"].get("model") or {}
   model = section.get("name", "unknown")
   stage = meta["lineage"].get("stage", "unknown")
-  digest = checkpoint.digest(meta)
+  digest = checkpoint_steps.digest(meta)
   yield f"{workdir} step {step}, model {model}, stage {stage}, digest {digest}"
 
   # what lies beside it, and in it
-  steps = checkpoint.steps(workdir)
+  steps = checkpoint_steps.steps(workdir)
   others = [str(other) for other in steps if other != step]
   yield f"other steps: {', '.join(others) or 'none'}"
   chosen = best.step_of(workdir)
   if chosen is not None:
     yield f"best step by the run's held-out score: {chosen} (best.json)"
-  leaves = checkpoint.shapes_of(meta)
+  leaves = checkpoint_steps.shapes_of(meta)
   yield from tree_lines(leaves)
 
 
@@ -50,7 +50,7 @@ def digests(workdir: str, step: int | None) -> Iterator[str]:
 def lineage(workdir: str, step: int | None) -> Iterator[str]:
   """The chain from this checkpoint to its first ancestors."""
   meta = whole_meta(workdir, step)
-  digest = checkpoint.digest(meta)
+  digest = checkpoint_steps.digest(meta)
   name = f"{workdir} step {meta['step']}  digest {digest}"
   yield from _ancestors(meta["lineage"], name, depth=0)
 

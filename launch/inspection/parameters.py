@@ -20,7 +20,7 @@ from sam3d_jax.errors import InputError
 from sam3d_jax.models import lora as adapters
 from sam3d_jax.models.parameters import LazyParams
 from sam3d_jax.torch_bridge import lora, stream
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint_params, checkpoint_steps
 
 SHOWN = 20  # arrays that differ
 
@@ -46,8 +46,8 @@ def whole_meta(workdir: str, step: int | None) -> dict[str, Any]:
   """What a checkpoint says of itself: of the newest step that can be read, or of the one that is
   asked for. Raises InputError without any.
   """
-  read = functools.partial(checkpoint.read_whole_meta, workdir)
-  return checkpoint.newest_readable(workdir, read, step)
+  read = functools.partial(checkpoint_steps.read_whole_meta, workdir)
+  return checkpoint_steps.newest_readable(workdir, read, step)
 
 
 def open_params(workdir: str, step: int | None, which: str) -> Stored:
@@ -63,7 +63,7 @@ def open_params(workdir: str, step: int | None, which: str) -> Stored:
     )
   meta = whole_meta(workdir, step)
   step = meta["step"]
-  sources = checkpoint.param_sources(checkpoint.shapes_of(meta), which)
+  sources = checkpoint_params.param_sources(checkpoint_steps.shapes_of(meta), which)
   in_order = {path: sources[path] for path in sorted(sources)}
   params = stream.read_params(workdir, step, in_order)
 

@@ -32,7 +32,7 @@ from sam3d_jax.render import mesh as meshes
 from sam3d_jax.render import preview
 from sam3d_jax.sampling import generate
 from sam3d_jax.sharding import mesh as mesh_lib
-from sam3d_jax.training import checkpoint, compilation
+from sam3d_jax.training import checkpoint_params, checkpoint_steps, compilation
 
 AHEAD = 2  # evaluations under way before the loop waits for the oldest
 KEPT = 3  # evaluations whose meshes are kept
@@ -229,7 +229,7 @@ class Samples:
 
     # The decoder, which has to be that of the latents.
     check_decoder_sizes(config)
-    vae, vae_config = checkpoint.restore_model(config.eval.decoder)
+    vae, vae_config = checkpoint_params.restore_model(config.eval.decoder)
     digest = parameters.params_digest(parameters.flat_params(vae))
     check_autoencoder(config, digest, setup.train_loader.config.autoencoder)
     self.decoder_graph, decoder = nnx.split(vae.decoder)
@@ -384,7 +384,7 @@ def check_decoder(config: ConfigDict, autoencoder: str) -> None:
   """
   check_decoder_sizes(config)
   if autoencoder:
-    vae, _ = checkpoint.restore_model(config.eval.decoder)
+    vae, _ = checkpoint_params.restore_model(config.eval.decoder)
     digest = parameters.params_digest(parameters.flat_params(vae))
     check_autoencoder(config, digest, autoencoder)
 
@@ -393,7 +393,7 @@ def check_decoder_sizes(config: ConfigDict) -> None:
   """Raises InputError unless `eval.decoder` is a structure VAE of the model's latents."""
   decoder = config.eval.decoder
   try:
-    model = ConfigDict(checkpoint.read_meta(decoder)["config"]).model
+    model = ConfigDict(checkpoint_steps.read_meta(decoder)["config"]).model
   except InputError as error:
     raise ConfigError(f"eval.decoder = {decoder!r}: {error}") from error
   if model.name != "structure_vae":

@@ -14,7 +14,7 @@ from launch.console.folders import check_folder
 from launch.trainer import checks, hosts, plan, previews, setup, starting
 from launch.trainer.setup import Setup
 from launch.trainer.specs import RunSpec
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint_arrays, checkpoint_params, checkpoint_steps
 
 
 def run(spec: RunSpec) -> None:
@@ -70,11 +70,11 @@ def start(prepared: Setup) -> str:
   config, workdir = prepared.config, prepared.workdir
 
   # Resume: the same experiment, and every leaf of its state.
-  if checkpoint.steps(workdir):
-    meta = checkpoint.read_meta(workdir)
-    checkpoint.audit(
-      checkpoint.flatten(prepared.abstract_state),
-      checkpoint.shapes_of(meta),
+  if checkpoint_steps.steps(workdir):
+    meta = checkpoint_steps.read_meta(workdir)
+    checkpoint_arrays.audit(
+      checkpoint_arrays.flatten(prepared.abstract_state),
+      checkpoint_steps.shapes_of(meta),
       where=f"{workdir} step {meta['step']}",
     )
     return f"start: would resume {workdir} at step {meta['step']} of {config.steps}"
@@ -82,7 +82,7 @@ def start(prepared: Setup) -> str:
   # From scratch, or from another run's parameters.
   if not config.init_from:
     return f"start: would draw random parameters, seed {config.seed} (init_from is not set)"
-  found = checkpoint.origin(
+  found = checkpoint_params.origin(
     config.init_from,
     prepared.param_shapes,
     which=config.init_which,

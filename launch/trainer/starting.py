@@ -19,7 +19,7 @@ from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.models import registry as models
 from sam3d_jax.objectives import registry as objectives
-from sam3d_jax.training import checkpoint, compilation
+from sam3d_jax.training import checkpoint_params, checkpoint_steps, compilation
 from sam3d_jax.training.checkpointer import Checkpointer
 from sam3d_jax.training.checksums import CorruptCheckpoint
 from sam3d_jax.training.state import init_state
@@ -64,7 +64,7 @@ def starting_state(setup: Setup, checkpointer: Checkpointer):
     return state, make_lineage(config, []), setup
 
   # Initialise, with random parameters where the parent has none.
-  params, parent = checkpoint.initial_params(
+  params, parent = checkpoint_params.initial_params(
     config.init_from,
     setup.param_shapes,
     setup.mesh,
@@ -117,9 +117,9 @@ def recorded_config(workdir: pathlib.Path) -> dict | None:
   """The configuration that the newest readable checkpoint of a work folder was written with, as
   plain values; None without any.
   """
-  for step in reversed(checkpoint.steps(workdir)):
+  for step in reversed(checkpoint_steps.steps(workdir)):
     try:
-      return checkpoint.read_meta(workdir, step)["config"]
+      return checkpoint_steps.read_meta(workdir, step)["config"]
     # restoring names it, and takes the one before too
     except CorruptCheckpoint:
       continue

@@ -27,7 +27,7 @@ from sam3d_jax.inference import weights
 from sam3d_jax.inference.candidates import Candidate
 from sam3d_jax.inference.predictor import Predictor
 from sam3d_jax.objectives import dpo, draws
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint_params
 
 # (time, noise) pairs that the implicit reward averages over, the same for all candidates
 IMPLICIT_DRAWS = 8
@@ -99,7 +99,7 @@ def load(config: RewardConfig, predictor: Predictor, seed: int) -> Reward:
 def load_model(folder: str, predictor: Predictor, which: str) -> nnx.Module:
   """A Geometry model with the predictor's inputs and latents. Raises InputError."""
   # Any Geometry model can be restored ...
-  model, config = checkpoint.restore_model(folder, which=which)
+  model, config = checkpoint_params.restore_model(folder, which=which)
   if config.model.name != "geometry":
     raise InputError(
       f"--reward_models {folder} holds a model of kind {config.model.name!r}, a geometry model is "

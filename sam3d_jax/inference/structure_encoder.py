@@ -8,7 +8,7 @@ import numpy as np
 
 from sam3d_jax.errors import InputError
 from sam3d_jax.models import parameters
-from sam3d_jax.training import checkpoint, compilation
+from sam3d_jax.training import checkpoint_params, checkpoint_steps, compilation
 
 
 class StructureEncoder:
@@ -98,13 +98,13 @@ def from_checkpoint(
 
   def read(step: int):
     # What it is, before its parameters are read.
-    meta = checkpoint.read_whole_meta(workdir, step)
+    meta = checkpoint_steps.read_whole_meta(workdir, step)
     name = meta["config"]["model"]["name"]
     if name != "structure_vae":
       raise InputError(f"--checkpoint {workdir} is a {name} model, a structure_vae is needed")
-    return checkpoint.read_model(workdir, step, which=which)
+    return checkpoint_params.read_model(workdir, step, which=which)
 
-  vae, meta = checkpoint.newest_readable(workdir, read)
+  vae, meta = checkpoint_steps.newest_readable(workdir, read)
   return StructureEncoder(
     vae,
     batch_size=batch_size,

@@ -16,7 +16,7 @@ from sam3d_jax.inference.predictor import Predictor
 from sam3d_jax.models import parameters, registry
 from sam3d_jax.sampling import generate
 from sam3d_jax.torch_bridge import release
-from sam3d_jax.training import checkpoint, compilation
+from sam3d_jax.training import checkpoint_params, checkpoint_steps, compilation
 
 SHORTCUT_STEPS = 4  # of a distilled model, where nothing else is asked for
 
@@ -53,12 +53,12 @@ def check(config: WeightsConfig) -> None:
   else:
 
     def read(step: int):
-      meta = checkpoint.read_whole_meta(config.checkpoint, step)
+      meta = checkpoint_steps.read_whole_meta(config.checkpoint, step)
       _decoder_of(config.checkpoint, meta, config.decoder, config.which)
       return meta
 
-    meta = checkpoint.newest_readable(config.checkpoint, read)
-    checkpoint.param_sources(checkpoint.shapes_of(meta), config.which)
+    meta = checkpoint_steps.newest_readable(config.checkpoint, read)
+    checkpoint_params.param_sources(checkpoint_steps.shapes_of(meta), config.which)
     settings = meta["config"]["sampler"]
   sampler_config(
     settings,
@@ -98,12 +98,12 @@ def from_checkpoint(
 
   def read(step: int):
     # What the step says that it is comes before its parameters.
-    meta = checkpoint.read_whole_meta(folder, step)
+    meta = checkpoint_steps.read_whole_meta(folder, step)
     vae, vae_name, resolution = _decoder_of(folder, meta, decoder, which)
-    model, _ = checkpoint.read_model(folder, step, which=which)
+    model, _ = checkpoint_params.read_model(folder, step, which=which)
     return model, meta, vae, vae_name, resolution
 
-  model, meta, vae, vae_name, resolution = checkpoint.newest_readable(folder, read)
+  model, meta, vae, vae_name, resolution = checkpoint_steps.newest_readable(folder, read)
   config = ConfigDict(meta["config"])
   lineage = meta["lineage"]
 
@@ -125,7 +125,7 @@ def from_checkpoint(
     convention="ScaleShiftInvariant",
     resolution=resolution,
     identity={
-      "checkpoint": checkpoint.digest(meta),
+      "checkpoint": checkpoint_steps.digest(meta),
       "step": meta["step"],
       "decoder": vae_name,
       "which": which,
@@ -157,15 +157,15 @@ def _decoder_of(
     )
 
   def read(step: int):
-    vae_meta = checkpoint.read_whole_meta(decoder, step)
+    vae_meta = checkpoint_steps.read_whole_meta(decoder, step)
     vae_model = ConfigDict(vae_meta["config"]).model
     if vae_model.name != "structure_vae":
       raise InputError(
         f"--decoder {decoder} holds a model of kind {vae_model.name!r}, a structure_vae is needed"
       )
-    return checkpoint.read_model(decoder, step, which=which)
+    return checkpoint_params.read_model(decoder, step, which=which)
 
-  vae, vae_meta = checkpoint.newest_readable(decoder, read)
+  vae, vae_meta = checkpoint_steps.newest_readable(decoder, read)
   vae_model = ConfigDict(vae_meta["config"]).model
 
   # The decoder must be that of the latents which the model was trained on.
@@ -278,7 +278,7 @@ def decoder_folder(lineage: Mapping[str, Any]) -> str | None:
   # The path is a hint: weights may have been moved since.
   latents = release.latents_of(lineage) or {}
   folder = latents.get("path")
-  return folder if folder and checkpoint.steps(folder) else None
+  return folder if folder and checkpoint_steps.steps(folder) else None
 
 
 def check_latent_shape(geometry: ConfigDict, vae: ConfigDict, where: str) -> None:

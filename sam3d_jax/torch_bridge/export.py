@@ -12,7 +12,7 @@ from sam3d_jax.models import lora as adapters
 from sam3d_jax.models import parameters
 from sam3d_jax.torch_bridge import lora, parts, release_writer, stream
 from sam3d_jax.torch_bridge.release_writer import Model, Storage
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint_params, checkpoint_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,16 +82,16 @@ def open_model(source: Source, *, kind: str | None = None) -> Model:
   """
   # What the checkpoint says that it is.
   workdir = source.workdir
-  read = functools.partial(checkpoint.read_whole_meta, workdir)
-  meta = checkpoint.newest_readable(workdir, read, source.step)
+  read = functools.partial(checkpoint_steps.read_whole_meta, workdir)
+  meta = checkpoint_steps.newest_readable(workdir, read, source.step)
   step = meta["step"]
   config = ConfigDict(meta["config"])
   if kind is not None and config.model.name != kind:
     raise InputError(f"{workdir} holds a {config.model.name} model, not a {kind} model")
 
   # Parameters in the order of the published files; a model without published form is refused here.
-  stored = checkpoint.stored_shapes(workdir, step)
-  sources = checkpoint.param_sources(stored, source.which)
+  stored = checkpoint_steps.stored_shapes(workdir, step)
+  sources = checkpoint_params.param_sources(stored, source.which)
   try:
     ordered = in_file_order(config.model, sources)
   except InputError as error:
@@ -111,7 +111,7 @@ def open_model(source: Source, *, kind: str | None = None) -> Model:
     params = lora.merge(params, params.shapes, adapters.scale_of(config))
 
   # Where it comes from; a structure VAE also has the name that its latents carry.
-  digest = checkpoint.digest(meta)
+  digest = checkpoint_steps.digest(meta)
   parent = {
     "path": str(workdir),
     "step": step,

@@ -16,7 +16,7 @@ from sam3d_jax.models import parameters, registry
 from sam3d_jax.models.parameters import LazyParams
 from sam3d_jax.torch_bridge import load, names_conditioning, release, stream
 from sam3d_jax.torch_bridge.release import Release
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ def open_source(spec: Import, make_config: MakeConfig) -> Found:
   """What is to be imported; nothing is written. Raises InputError for a work folder that is taken,
   and for entries that do not fit, all of them.
   """
-  if checkpoint.steps(spec.workdir):
+  if checkpoint_steps.steps(spec.workdir):
     raise InputError(f"--workdir {spec.workdir} already holds a checkpoint; give an empty folder")
   if not spec.source.exists():
     raise InputError(f"--from {spec.source}: there is no such file or folder")

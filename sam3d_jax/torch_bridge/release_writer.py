@@ -37,7 +37,7 @@ FORMAT = 1  # of release.json
 class Model:
   """A model to be released: configuration, parameters, and what the checkpoint says about itself.
 
-  digest: short name of the checkpoint's content (training.checkpoint.digest). autoencoder: of a
+  digest: short name of the checkpoint's content (checkpoint_steps.digest). autoencoder: of a
   structure VAE, the digest that its latents carry (parameters.params_digest).
   """
 

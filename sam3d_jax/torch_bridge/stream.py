@@ -15,7 +15,7 @@ from orbax.checkpoint import type_handlers
 
 from sam3d_jax.errors import InputError
 from sam3d_jax.models.parameters import LazyParams
-from sam3d_jax.training import checkpoint, checksums
+from sam3d_jax.training import checkpoint_arrays, checkpoint_steps, checksums
 
 READ_AHEAD = 256 * 2**20  # bytes of small arrays read in one go; an array beyond that is read alone
 
@@ -63,7 +63,7 @@ def write_params(
   array twice, once for its checksum and once to write it. Raises InputError if the folder has
   checkpoints or an array is not finite; then nothing is written.
   """
-  existing = checkpoint.steps(workdir)
+  existing = checkpoint_steps.steps(workdir)
   if existing:
     raise InputError(
       f"{workdir} already holds checkpoints of steps {existing}; give an empty folder"
@@ -80,7 +80,7 @@ def write_params(
     sums |= checksum
     leaves[name] = Deferred(array.shape, array.dtype, lambda path=path: np.asarray(params[path]))
     del array  # so that it is gone before the next is made
-  meta = checkpoint.make_meta(meta, 0, leaves, sums)
+  meta = checkpoint_steps.make_meta(meta, 0, leaves, sums)
 
   # Second pass: a checkpoint like any other, each array made when it is written.
   registry = type_handlers.create_type_handler_registry(
@@ -92,7 +92,7 @@ def write_params(
     "meta": ocp.JsonCheckpointHandler(),
   }
   items = ocp.args.Composite(
-    state=ocp.args.PyTreeSave(checkpoint.nest(leaves)),
+    state=ocp.args.PyTreeSave(checkpoint_arrays.nest(leaves)),
     meta=ocp.args.JsonSave(meta),
   )
   options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
@@ -108,7 +108,7 @@ def read_params(workdir: str | pathlib.Path, step: int, sources: Mapping[str, st
   order costs time, not memory. An array that does not read back as it was written raises InputError
   when it is asked for.
   """
-  stored = checkpoint.stored_shapes(workdir, step)
+  stored = checkpoint_steps.stored_shapes(workdir, step)
   paths = list(sources)
   position = {path: i for i, path in enumerate(paths)}
   held: dict[str, jax.Array] = {}  # read already, and not yet asked for
@@ -130,7 +130,7 @@ def read_params(workdir: str | pathlib.Path, step: int, sources: Mapping[str, st
     names = [sources[following] for following in batch]
     wanted = {name: stored[name] for name in names}
     try:
-      arrays = checkpoint.read_arrays(workdir, step, wanted, partial=True)
+      arrays = checkpoint_arrays.read_arrays(workdir, step, wanted, partial=True)
     except checksums.CorruptCheckpoint as error:
       raise InputError(
         f"{workdir} step {step} is damaged ({error}): copy it again, or give another --step"

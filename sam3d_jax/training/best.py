@@ -6,7 +6,8 @@ that goes on from a checkpoint stops where an unbroken one does. Beside the chec
 
     <workdir>/best.json   score, step and value of the best state, evaluations since
 
-and whoever reads the folder without naming a step gets that state (`checkpoint.resolve_step`).
+and whoever reads the folder without naming a step gets that state
+(`checkpoint_steps.resolve_step`).
 """
 
 import dataclasses

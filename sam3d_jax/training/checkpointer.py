@@ -1,7 +1,8 @@
 """Writing and restoring the training state of a run: whole or not at all, beside training.
 
 Arrays are copied to the host, then written in the background; what was written is read back. A step
-that fails its checksums is named and the one before it is used. `checkpoint` says what lies where.
+that fails its checksums is named and the one before it is used. `checkpoint_steps` says what lies
+where.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 
 from sam3d_jax.errors import JobFailed
-from sam3d_jax.training import checkpoint, checksums, retention
+from sam3d_jax.training import checkpoint_arrays, checkpoint_steps, checksums, retention
 
 
 class NonFiniteState(JobFailed):
@@ -32,7 +33,7 @@ class Checkpointer:
     self.workdir = pathlib.Path(workdir).absolute()
     self.bad_steps: list[int] = []
     # Agreed by all processes, unlike a later look at a network disk.
-    self.present = set(checkpoint.steps(self.workdir))
+    self.present = set(checkpoint_steps.steps(self.workdir))
     self.writing: int | None = None
     self.best: int | None = None
     self.restored: dict[str, Any] | None = None
@@ -40,7 +41,7 @@ class Checkpointer:
     # One process decides what stays.
     self.keeper: retention.Keeper | None = None
     if jax.process_index() == 0:
-      self.keeper = retention.Keeper(self.workdir, keep, verify=checkpoint.verify)
+      self.keeper = retention.Keeper(self.workdir, keep, verify=checkpoint_arrays.verify)
 
     # Orbax decides nothing: what stays is the keeper's, what is read is ours.
     options = ocp.CheckpointManagerOptions(
@@ -57,7 +58,7 @@ class Checkpointer:
     After a restore it is compiled already.
     """
     if self.restored is None:
-      checksums.inspect(checkpoint.flatten(state))
+      checksums.inspect(checkpoint_arrays.flatten(state))
 
   def save(self, step: int, state, meta: Mapping[str, Any]) -> bool:
     """Starts writing `state` as of `step` and returns; False if that step is there already.
@@ -71,7 +72,7 @@ class Checkpointer:
       return False
 
     # On the devices, while the save before is still being written.
-    flat = checkpoint.flatten(state)
+    flat = checkpoint_arrays.flatten(state)
     sums, bad = checksums.inspect(flat)
     if bad:
       raise NonFiniteState(
@@ -80,9 +81,9 @@ class Checkpointer:
     self.wait()
 
     # Arrays and what is said of them are committed together.
-    whole = checkpoint.make_meta(meta, step, flat, sums)
+    whole = checkpoint_steps.make_meta(meta, step, flat, sums)
     args = ocp.args.Composite(
-      state=ocp.args.PyTreeSave(checkpoint.nest(flat)),
+      state=ocp.args.PyTreeSave(checkpoint_arrays.nest(flat)),
       meta=ocp.args.JsonSave(whole),
     )
     with explained(self.workdir):
@@ -150,11 +151,11 @@ class Checkpointer:
       return None
 
     def read(step: int):
-      state = checkpoint.read_state(self.workdir, step, abstract_state)
-      return state, checkpoint.read_meta(self.workdir, step)
+      state = checkpoint_arrays.read_state(self.workdir, step, abstract_state)
+      return state, checkpoint_steps.read_meta(self.workdir, step)
 
     newest_first = sorted(self.present, reverse=True)
-    state, meta = checkpoint.first_readable(self.workdir, newest_first, read, self.bad_steps)
+    state, meta = checkpoint_steps.first_readable(self.workdir, newest_first, read, self.bad_steps)
     # It has just been read, so it stays whatever becomes of newer ones.
     if self.keeper is not None:
       self.keeper.good = meta["step"]
@@ -165,7 +166,7 @@ class Checkpointer:
     """Moves damaged steps to `<step>.damaged`, so that training can write them again."""
     for step in self.bad_steps:
       if jax.process_index() == 0:
-        folder = checkpoint.folder_of(self.workdir, step)
+        folder = checkpoint_steps.folder_of(self.workdir, step)
         retention.set_aside(folder)
       self.present.discard(step)
     # No process looks at the folder before the first has renamed them.

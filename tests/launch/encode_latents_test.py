@@ -15,7 +15,7 @@ from launch import encode_latents
 from launch.console import cli
 from sam3d_jax.inference.structure_encoder import StructureEncoder
 from sam3d_jax.models import parameters, registry
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint_steps
 from tests.support import tiny_dataset
 
 MODEL = {
@@ -81,7 +81,7 @@ def encode(dataset, vae, out, *extra):
     *extra,
   ]
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(checkpoint, "newest_readable", lambda workdir, read: (vae, {"step": 7}))
+    patch.setattr(checkpoint_steps, "newest_readable", lambda workdir, read: (vae, {"step": 7}))
     return cli.run_command(
       encode_latents.run, description="d", flags=encode_latents.flags, config="none", argv=argv
     )

@@ -2,6 +2,7 @@
 takes the one before, or says what to do.
 """
 
+import json
 import pathlib
 import shutil
 
@@ -11,7 +12,7 @@ from launch import export_torch, inspect
 from sam3d_jax.errors import InputError
 from sam3d_jax.inference import structure_encoder, weights
 from sam3d_jax.torch_bridge import export
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint_steps
 from tests.support import tiny_weights
 
 NAMED = "step 9999 is damaged"
@@ -22,11 +23,11 @@ def _half_copied(folder: str, meta: bool) -> pathlib.Path:
   step = pathlib.Path(folder) / "checkpoints" / "9999"
   (step / "state").mkdir(parents=True)
   if meta:
-    whole = checkpoint.read_meta(folder, 0)
+    whole = checkpoint_steps.read_meta(folder, 0)
     del whole["seal"], whole["format"]
-    shapes, sums = checkpoint.shapes_of(whole), whole["checksums"]
+    shapes, sums = checkpoint_steps.shapes_of(whole), whole["checksums"]
     (step / "meta").mkdir()
-    text = checkpoint.json.dumps(checkpoint.make_meta(whole, 9999, shapes, sums))
+    text = json.dumps(checkpoint_steps.make_meta(whole, 9999, shapes, sums))
     (step / "meta" / "metadata").write_text(text)
   return pathlib.Path(folder)
 

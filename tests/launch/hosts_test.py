@@ -14,7 +14,7 @@ from launch.trainer import command, hosts
 from launch.trainer.setup import make_loader
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.models import registry
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint_steps
 from sam3d_jax.training.step import fingerprint
 from tests import chaos
 from tests.support import jobs
@@ -74,7 +74,7 @@ def test_all_hosts_stop_when_one_is_told_to_and_half_of_them_go_on_with_the_same
     assert job.until(lambda: jobs.trained_to(workdir) >= 2), job.output()
     job.signal(signal.SIGTERM, host=HOSTS - 1)
     assert job.wait() == [cli.EXIT_RETRY] * HOSTS, job.output()
-    (saved,) = checkpoint.steps(workdir)
+    (saved,) = checkpoint_steps.steps(workdir)
     *others, told = [log.read_text() for log in job.logs]
   for log in others:
     assert f"another host was told to stop, saved at step {saved} of" in log

@@ -8,7 +8,7 @@ import pytest
 
 from launch import inspect
 from sam3d_jax.torch_bridge import stream
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint_params
 from tests.support import tiny_checkpoints, tiny_dataset
 
 
@@ -116,7 +116,7 @@ def trained(tmp_path_factory):
   """A run with averages and frozen parameters, and an import of its slowest average."""
   folder = tmp_path_factory.mktemp("trained")
   tiny_checkpoints.saved(folder / "run", 3)
-  params = checkpoint.load_params(folder / "run", which="ema")
+  params = checkpoint_params.load_params(folder / "run", which="ema")
   stream.write_params(folder / "import", params, tiny_checkpoints.META)
   return folder / "run", folder / "import"
 
@@ -149,7 +149,7 @@ def test_equal_parameters_are_identical_whatever_else_a_checkpoint_holds(trained
 
 def test_what_differs_is_named_with_its_size_the_largest_first(trained, tmp_path, capsys):
   run, imported = trained
-  params = checkpoint.load_params(imported)
+  params = checkpoint_params.load_params(imported)
   kernel = params["a/kernel"].copy()
   kernel[3, 1] += 0.5
   params["a/kernel"] = kernel

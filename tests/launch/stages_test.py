@@ -19,7 +19,7 @@ from launch.console import cli
 from launch.trainer import command, train
 from sam3d_jax.models import parameters, registry
 from sam3d_jax.torch_bridge import release, stream
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint_arrays, checkpoint_params, checkpoint_steps
 from tests.support import jobs, tiny_dataset
 
 
@@ -117,7 +117,7 @@ class Work:
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(train, "Progress", Killer)
       assert self.run(stage, folder, *overrides, parent=parent) == cli.EXIT_RETRY
-    assert checkpoint.steps(folder) == [KILLED_AT]
+    assert checkpoint_steps.steps(folder) == [KILLED_AT]
 
 
 class Killer(train.Progress):
@@ -187,7 +187,7 @@ def rows_with(name: str, folder) -> list[dict]:
 
 def parent_of(folder) -> dict:
   """What a checkpoint says of the one that it started from."""
-  (parent,) = checkpoint.read_meta(folder)["lineage"]["parents"]
+  (parent,) = checkpoint_steps.read_meta(folder)["lineage"]["parents"]
   return parent
 
 
@@ -200,11 +200,11 @@ def work(tmp_path_factory):
 def test_a_stage_starts_from_the_one_before_and_evaluates_killed_and_resumed_or_not(work, stage):
   folder = work.trained(stage)
   processes = 2 if stage in KILLED else 1
-  assert checkpoint.steps(folder)[-1] == STEPS
+  assert checkpoint_steps.steps(folder)[-1] == STEPS
   assert len(jobs.ledger_rows(folder)) == processes
 
-  before = checkpoint.read_meta(work.trained(STAGES[stage].before))
-  assert parent_of(folder)["digest"] == checkpoint.digest(before)
+  before = checkpoint_steps.read_meta(work.trained(STAGES[stage].before))
+  assert parent_of(folder)["digest"] == checkpoint_steps.digest(before)
 
   if stage != "midtrain_os":
     (evaluated,) = rows_with("eval/loss", folder)
@@ -227,9 +227,9 @@ def test_a_killed_stage_ends_bit_for_bit_where_an_unbroken_one_does(work, stage,
 def test_every_stage_exports_what_it_trained(work, stage, tmp_path):
   folder = work.trained(stage)
   export(work, folder, tmp_path / "r")
-  _, config = checkpoint.restore_model(folder)
+  _, config = checkpoint_params.restore_model(folder)
   opened = release.open_geometry(release.read_release(tmp_path / "r"), config.model)
-  trained = checkpoint.load_params(folder)
+  trained = checkpoint_params.load_params(folder)
   for path in (
     "flow/blocks/layer/shape/mlp/up/kernel",
     "flow/step/out/kernel",
@@ -269,10 +269,10 @@ def test_alignment_logs_margins_accuracy_and_rewards_and_keeps_its_reference(wor
     assert names <= set(row)
 
   # The reference is the parent, still.
-  stored = checkpoint.stored_shapes(folder)
+  stored = checkpoint_steps.stored_shapes(folder)
   wanted = {path: leaf for path, leaf in stored.items() if path.startswith("reference/")}
-  reference = checkpoint.read_arrays(folder, STEPS, wanted, partial=True)
-  parent = checkpoint.load_params(work.trained("sft"))
+  reference = checkpoint_arrays.read_arrays(folder, STEPS, wanted, partial=True)
+  parent = checkpoint_params.load_params(work.trained("sft"))
   assert len(reference) == len(parent)
   for path, array in reference.items():
     expected = parent[path.removeprefix("reference/")]
@@ -291,8 +291,8 @@ def test_training_the_layout_alone_leaves_every_shape_parameter_as_it_was(work, 
   )
   assert code == 0
 
-  before = checkpoint.load_params(start)
-  after = checkpoint.load_params(tmp_path, which="raw")
+  before = checkpoint_params.load_params(start)
+  after = checkpoint_params.load_params(tmp_path, which="raw")
   moved = [path for path in before if not np.array_equal(before[path], after[path])]
   assert moved
   for path in moved:
@@ -318,7 +318,7 @@ def test_adapters_train_alone_and_are_merged_into_the_release(work, tmp_path):
   assert code == 0
 
   # Trained alone, ...
-  stored = checkpoint.stored_shapes(run)
+  stored = checkpoint_steps.stored_shapes(run)
   trained = [path for path in stored if path.startswith("params/")]
   assert len(trained) == 20
   for path in trained:
@@ -326,10 +326,10 @@ def test_adapters_train_alone_and_are_merged_into_the_release(work, tmp_path):
 
   # ... and merged.
   export(work, run, tmp_path / "r", "--merge_lora")
-  module, config = checkpoint.restore_model(run)
+  module, config = checkpoint_params.restore_model(run)
   merged = parameters.flat_params(module)
   opened = release.open_geometry(release.read_release(tmp_path / "r"), config.model)
-  before = checkpoint.load_params(start)
+  before = checkpoint_params.load_params(start)
   for path in (
     "flow/blocks/layer/layout/cross_attn/kv/kernel",
     "flow/blocks/layer/shape/self_attn/qkv/kernel",
@@ -368,4 +368,4 @@ def test_a_decoder_of_other_latents_is_refused_before_training(work, tmp_path, c
   code = work.run("sft", tmp_path / "run", f"--config.eval.decoder={other}", parent=parent)
   assert code == cli.EXIT_BAD_INPUT
   assert "the latents of the data were made by" in capsys.readouterr().err
-  assert checkpoint.steps(tmp_path / "run") == []
+  assert checkpoint_steps.steps(tmp_path / "run") == []

@@ -12,7 +12,7 @@ import pytest
 from launch import export_torch, pretrain
 from sam3d_jax.models import parameters
 from sam3d_jax.torch_bridge import load, release
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint_params, checkpoint_steps
 from tests.support import jobs, tiny_dataset, toy_model
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -106,7 +106,7 @@ def test_no_file_outside_its_own_names_the_toy_model():
 def test_it_trains_and_draws_its_preview_while_it_trains(unbroken):
   rows = jobs.metric_rows(unbroken)
   assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
-  assert checkpoint.steps(unbroken) == [2, 4]
+  assert checkpoint_steps.steps(unbroken) == [2, 4]
 
   # The picture of each evaluation is of the numbers that were logged with it.
   files = sorted((unbroken / "previews").iterdir())
@@ -135,11 +135,11 @@ def test_it_reads_records_of_a_dataset(toy, tmp_path):
     f"--config.data.mixture={{'a': {{'path': '{data}', 'weight': 1.0}}}}",
   )
   assert code == 0
-  assert checkpoint.steps(run) == [1]
+  assert checkpoint_steps.steps(run) == [1]
 
 
 def test_it_is_published_and_read_back(unbroken, tmp_path):
-  module, config = checkpoint.restore_model(unbroken)
+  module, config = checkpoint_params.restore_model(unbroken)
   params = parameters.flat_params(module)
   out = tmp_path / "release"
   argv = ["--checkpoint", str(unbroken), "--out", str(out), "--safetensors"]

@@ -10,7 +10,7 @@ import pytest
 
 from launch.console import cli
 from launch.trainer import command
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint_arrays, checkpoint_params, checkpoint_steps
 from tests.support import jobs
 
 GEOMETRY = "configs/pretrain_geometry.py"
@@ -31,9 +31,9 @@ def run(config, workdir, *flags) -> int:
 
 def arrays_of(workdir, step: int | None):
   """The step, by default the newest, and every array of it."""
-  step = checkpoint.resolve_step(workdir, step)
-  stored = checkpoint.stored_shapes(workdir, step)
-  return step, checkpoint.read_arrays(workdir, step, stored)
+  step = checkpoint_steps.resolve_step(workdir, step)
+  stored = checkpoint_steps.stored_shapes(workdir, step)
+  return step, checkpoint_arrays.read_arrays(workdir, step, stored)
 
 
 def assert_same_run(a, b, step: int | None = None) -> None:
@@ -75,7 +75,7 @@ def copy(folder, to):
 
 
 def test_a_run_leaves_checkpoints_metrics_and_a_ledger(unbroken):
-  assert checkpoint.steps(unbroken) == [4, 8]
+  assert checkpoint_steps.steps(unbroken) == [4, 8]
   rows = metric_rows(unbroken)
   logged = [row["step"] for row in rows if "loss" in row]
   evaluated = [row["step"] for row in rows if "eval/loss" in row]
@@ -84,7 +84,7 @@ def test_a_run_leaves_checkpoints_metrics_and_a_ledger(unbroken):
   assert np.all(np.isfinite(losses(unbroken)))
   assert list((unbroken / "tensorboard").iterdir())
 
-  meta = checkpoint.read_meta(unbroken)
+  meta = checkpoint_steps.read_meta(unbroken)
   assert meta["config"]["stage"] == "pretrain"
   assert meta["lineage"]["versions"]["jax"]
 
@@ -138,7 +138,7 @@ def test_speed_may_change_on_resume(stopped, tmp_path):
   resumed = copy(stopped, tmp_path)
   faster = ("--config.data.prefetch=2", "--config.model.flow.remat=full")
   assert run(GEOMETRY, resumed, *faster) == 0
-  assert checkpoint.steps(resumed)[-1] == 8
+  assert checkpoint_steps.steps(resumed)[-1] == 8
 
 
 def test_the_same_seed_gives_the_same_run(unbroken, stopped):
@@ -160,7 +160,7 @@ def test_dry_run_prints_the_plan_and_writes_no_checkpoint(tmp_path, capsys):
   assert "parameters" in out
   assert "fsdp 2" in out
   assert "optimiser" in out
-  assert checkpoint.steps(tmp_path) == []
+  assert checkpoint_steps.steps(tmp_path) == []
 
 
 def test_a_stage_starts_from_another_runs_averages_and_says_where_it_comes_from(unbroken, tmp_path):
@@ -173,14 +173,14 @@ def test_a_stage_starts_from_another_runs_averages_and_says_where_it_comes_from(
     "--config.eval.every=0",
   )
   assert code == 0
-  parent = checkpoint.load_params(unbroken, which="ema")
-  child = checkpoint.load_params(tmp_path, which="raw")
+  parent = checkpoint_params.load_params(unbroken, which="ema")
+  child = checkpoint_params.load_params(tmp_path, which="raw")
   for path, array in parent.items():
     np.testing.assert_array_equal(array, child[path], err_msg=path)
 
-  (record,) = checkpoint.read_meta(tmp_path)["lineage"]["parents"]
+  (record,) = checkpoint_steps.read_meta(tmp_path)["lineage"]["parents"]
   assert record["step"] == 8
-  assert record["digest"] == checkpoint.digest(checkpoint.read_meta(unbroken))
+  assert record["digest"] == checkpoint_steps.digest(checkpoint_steps.read_meta(unbroken))
 
 
 def test_init_from_another_architecture_lists_what_differs(unbroken, tmp_path, capsys):
@@ -231,7 +231,7 @@ def test_sigterm_saves_exits_75_and_the_next_start_ends_where_an_unbroken_run_do
     assert job.until(lambda: len(jobs.metric_rows(broken)) >= 2), job.output()
     job.signal(signal.SIGTERM)
     assert job.wait() == [cli.EXIT_RETRY], job.output()
-  (saved,) = checkpoint.steps(broken)
+  (saved,) = checkpoint_steps.steps(broken)
   assert 0 < saved < 100
 
   # Gone on with, and beside it never stopped.
@@ -259,8 +259,8 @@ def test_a_run_without_a_better_held_out_score_stops_and_its_best_state_is_what_
   assert "stops after 2 without a better loss" in out
   assert "(step 2) in 2 evaluations; step 2 is what is read" in out
   assert "trained to step 6" in out
-  assert checkpoint.steps(tmp_path / "unbroken") == [2, 6]
-  assert checkpoint.resolve_step(tmp_path / "unbroken") == 2
+  assert checkpoint_steps.steps(tmp_path / "unbroken") == [2, 6]
+  assert checkpoint_steps.resolve_step(tmp_path / "unbroken") == 2
   logged = [row["step"] for row in metric_rows(tmp_path / "unbroken") if "loss" in row]
   assert logged == [2, 4, 6]
 

@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from sam3d_jax.training import checkpoint, ledger
+from sam3d_jax.training import checkpoint_arrays, checkpoint_steps, ledger
 
 ROOT = pathlib.Path(__file__).parents[2]
 STAGES = {
@@ -178,9 +178,9 @@ def ledger_rows(workdir: pathlib.Path) -> list[list[dict]]:
 
 def final_arrays(workdir: pathlib.Path) -> tuple[int, dict[str, np.ndarray]]:
   """The newest step and every array of it: parameters, averages, optimiser, counters."""
-  step = checkpoint.resolve_step(workdir)
-  stored = checkpoint.stored_shapes(workdir, step)
-  arrays = checkpoint.read_arrays(workdir, step, stored)
+  step = checkpoint_steps.resolve_step(workdir)
+  stored = checkpoint_steps.stored_shapes(workdir, step)
+  arrays = checkpoint_arrays.read_arrays(workdir, step, stored)
   return step, {path: np.asarray(x) for path, x in arrays.items()}
 
 

@@ -9,7 +9,7 @@ from configs import base
 from launch import export_torch, import_torch
 from sam3d_jax.models import parameters, registry
 from sam3d_jax.torch_bridge import parts, release_writer, stream
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint_steps
 
 SAFETENSORS = release_writer.Storage(suffix=".safetensors")
 STAGE_2 = [file.name for file in parts.FILES if file.name.startswith("slat_")]
@@ -106,6 +106,6 @@ def import_(source: pathlib.Path, workdir: pathlib.Path, *extra: str) -> int:
 
 def assert_same_arrays(a: pathlib.Path, b: pathlib.Path) -> None:
   """Two checkpoints hold the same arrays, bit for bit."""
-  one = checkpoint.read_meta(a)
-  other = checkpoint.read_meta(b)
+  one = checkpoint_steps.read_meta(a)
+  other = checkpoint_steps.read_meta(b)
   assert one["checksums"] == other["checksums"]

@@ -13,7 +13,7 @@ from sam3d_jax.errors import InputError
 from sam3d_jax.models import registry
 from sam3d_jax.torch_bridge import export as exporting
 from sam3d_jax.torch_bridge import load, parts, release, release_writer, yaml_pipeline
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint_steps
 from sam3d_jax.training.checkpointer import Checkpointer
 from tests.support.tiny_release import (
   SAFETENSORS,
@@ -75,9 +75,9 @@ def test_the_sidecar_says_where_everything_comes_from(runs):
 
   # the checkpoint
   parent = record["lineage"]["parents"][0]
-  trained = checkpoint.read_meta(runs / "geometry")
+  trained = checkpoint_steps.read_meta(runs / "geometry")
   assert parent["lineage"]["stage"] == "pretrain"
-  assert parent["digest"] == checkpoint.digest(trained)
+  assert parent["digest"] == checkpoint_steps.digest(trained)
   assert record["config"]["model"]["flow"]["width"] == 16
 
   # the latents and their decoder

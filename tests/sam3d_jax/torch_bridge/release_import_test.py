@@ -9,7 +9,7 @@ import pytest
 from launch import inspect
 from sam3d_jax.models import parameters, registry
 from sam3d_jax.torch_bridge import names_conditioning, parts, release, save
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint_params, checkpoint_steps
 from tests.support.tiny_release import (
   assert_same_arrays,
   config_file,
@@ -40,13 +40,13 @@ def test_importing_an_export_gives_the_same_arrays(runs, imported, tmp_path, cap
 def test_importing_an_export_gives_the_same_configuration(runs, imported):
   typed = []
   for run in (imported, runs / "geometry"):
-    model = ConfigDict(checkpoint.read_meta(run)["config"]["model"])
+    model = ConfigDict(checkpoint_steps.read_meta(run)["config"]["model"])
     # their order in a configuration means nothing
     model.condition.streams = tuple(sorted(model.condition.streams))
     typed.append(registry.typed_config(model))
   assert typed[0] == typed[1]
 
-  sampler = checkpoint.read_meta(imported)["config"]["sampler"]
+  sampler = checkpoint_steps.read_meta(imported)["config"]["sampler"]
   assert sampler["steps"] == 7
   assert sampler["guidance"] == 7.0
   assert list(sampler["interval"]) == [0.0, 0.5]
@@ -58,13 +58,13 @@ def test_models_of_a_release_come_back_in_memory(runs):
   # the decoder alone
   decoder = release.restore_decoder(folder)
   got = parameters.flat_params(decoder)
-  trained = checkpoint.load_params(runs / "vae", which="raw")
+  trained = checkpoint_params.load_params(runs / "vae", which="raw")
   np.testing.assert_array_equal(got["conv_in/kernel"], trained["decoder/conv_in/kernel"])
 
   # the flow model with its condition encoder
   geometry = release.restore_geometry(folder, ConfigDict(folder.geometry))
   got = parameters.flat_params(geometry)
-  trained = checkpoint.load_params(runs / "geometry", which="raw")
+  trained = checkpoint_params.load_params(runs / "geometry", which="raw")
   np.testing.assert_array_equal(got["flow/time/out/bias"], trained["flow/time/out/bias"])
 
   # of the second stage there is nothing
@@ -136,7 +136,7 @@ def test_an_original_dinov2_file_fills_both_encoders(tmp_path):
 
   workdir = tmp_path / "run"
   assert import_(file, workdir, "--config", config_file(tmp_path, config)) == 0
-  got = checkpoint.load_params(workdir, which="raw")
+  got = checkpoint_params.load_params(workdir, which="raw")
   assert set(got) == set(params)
 
   # both encoders are the file's; the rest is initialised, not taken from anywhere

@@ -8,7 +8,7 @@ import yaml
 
 from sam3d_jax.errors import InputError
 from sam3d_jax.torch_bridge import load, release, release_writer
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint_steps
 from tests.support.tiny_release import STAGE_2, export, import_, in_memory
 
 
@@ -37,7 +37,7 @@ def test_parts_not_trained_here_are_taken_over(published_like, tmp_path):
 def test_a_published_release_can_be_continued_and_given_back(runs, published_like, tmp_path):
   start, out = tmp_path / "start", tmp_path / "out"
   assert import_(published_like, start) == 0
-  lineage = checkpoint.read_meta(start)["lineage"]
+  lineage = checkpoint_steps.read_meta(start)["lineage"]
   assert list(lineage["files"]) == [str(published_like / "ss_generator.ckpt")]
 
   # it is the very decoder that lay beside the imported model

@@ -8,7 +8,7 @@ import pytest
 from sam3d_jax.errors import InputError
 from sam3d_jax.models import parameters
 from sam3d_jax.torch_bridge import stream
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint_params
 from tests.support.tiny_release import normal_arrays
 
 META = {"config": {}, "lineage": {}}
@@ -38,7 +38,7 @@ def test_streaming_holds_one_array_at_a_time_and_reads_back_exactly(tmp_path):
   assert len(made) == 2 * len(values)
 
   # read as any checkpoint is
-  back = checkpoint.load_params(tmp_path, which="raw")
+  back = checkpoint_params.load_params(tmp_path, which="raw")
   assert set(back) == set(values)
   for path, array in values.items():
     np.testing.assert_array_equal(back[path], array)

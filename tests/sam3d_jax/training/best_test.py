@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sam3d_jax.errors import ConfigError
-from sam3d_jax.training import best, checkpoint, retention
+from sam3d_jax.training import best, checkpoint_steps, retention
 from sam3d_jax.training.best import Best, StopRule
 
 LOSS = StopRule("eval/loss", higher=False, patience=2)
@@ -80,12 +80,12 @@ def test_a_score_that_no_evaluation_gives_is_a_configuration_error(tmp_path):
 def test_whoever_names_no_step_reads_the_best_one_and_the_newest_where_it_is_not_there(tmp_path):
   for step in (10, 20, 30):
     (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
-  assert checkpoint.resolve_step(tmp_path) == 30
+  assert checkpoint_steps.resolve_step(tmp_path) == 30
   counted(LOSS, tmp_path, [3.0, 2.0, 2.5])
-  assert checkpoint.resolve_step(tmp_path) == 20
-  assert checkpoint.resolve_step(tmp_path, 10) == 10
+  assert checkpoint_steps.resolve_step(tmp_path) == 20
+  assert checkpoint_steps.resolve_step(tmp_path, 10) == 10
   (tmp_path / "checkpoints" / "20").rmdir()
-  assert checkpoint.resolve_step(tmp_path) == 30
+  assert checkpoint_steps.resolve_step(tmp_path) == 30
 
 
 def test_the_best_step_stays_however_old_it_gets(tmp_path):
@@ -95,4 +95,4 @@ def test_the_best_step_stays_however_old_it_gets(tmp_path):
   keeper.best = 2
   keeper.committed(6)
   keeper.wait()
-  assert checkpoint.steps(tmp_path) == [2, 5, 6]
+  assert checkpoint_steps.steps(tmp_path) == [2, 5, 6]

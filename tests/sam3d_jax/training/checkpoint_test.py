@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from sam3d_jax.errors import InputError, JobFailed
-from sam3d_jax.training import checkpoint
+from sam3d_jax.training import checkpoint_arrays, checkpoint_params, checkpoint_steps
 from sam3d_jax.training.checkpointer import Checkpointer, NonFiniteState, explained
 from tests.support.tiny_checkpoints import (
   META,
@@ -46,10 +46,10 @@ def test_a_save_returns_before_it_is_committed_and_what_is_written_is_the_state_
 
   # As donation does.
   jax.tree.map(lambda x: x.delete(), state)
-  assert checkpoint.steps(tmp_path) == []
+  assert checkpoint_steps.steps(tmp_path) == []
   gate.set()
   checkpointer.wait()
-  written = checkpoint.read_state(tmp_path, 5, abstract(make_state()))
+  written = checkpoint_arrays.read_state(tmp_path, 5, abstract(make_state()))
   assert equal(written, make_state(5))
 
 
@@ -70,7 +70,7 @@ def test_a_non_finite_state_is_never_written(tmp_path):
   average["b/bias"] = average["b/bias"].at[0].set(jnp.inf)
   with pytest.raises(NonFiniteState, match="ema/0.9/b/bias"):
     checkpointer.save(2, state, META)
-  assert checkpoint.steps(tmp_path) == [1]
+  assert checkpoint_steps.steps(tmp_path) == [1]
 
 
 def test_every_leaf_is_accounted_for(tmp_path):
@@ -98,25 +98,25 @@ def test_every_leaf_is_accounted_for(tmp_path):
 def test_model_parameters_are_found_by_kind(tmp_path, which, source):
   saved(tmp_path, 1).close()
   state = make_state(1)
-  params = checkpoint.load_params(tmp_path, which=which)
+  params = checkpoint_params.load_params(tmp_path, which=which)
   assert equal(params, {**source(state), **state["frozen"]})
 
 
 def test_an_average_that_is_not_there_is_an_error_with_those_that_are(tmp_path):
   saved(tmp_path, 1).close()
   with pytest.raises(InputError, match="no average of decay 0.5; it has 0.9, 0.999"):
-    checkpoint.load_params(tmp_path, which="ema:0.5")
+    checkpoint_params.load_params(tmp_path, which="ema:0.5")
 
 
 def test_a_folder_without_checkpoints_says_where_it_looked(tmp_path):
   with pytest.raises(InputError, match="holds no checkpoint"):
-    checkpoint.load_params(tmp_path)
+    checkpoint_params.load_params(tmp_path)
 
 
 def test_a_step_that_is_not_there_is_an_error_with_those_that_are(tmp_path):
   saved(tmp_path, 4).close()
   with pytest.raises(InputError, match="no checkpoint of step 3; it has 4"):
-    checkpoint.read_meta(tmp_path, 3)
+    checkpoint_steps.read_meta(tmp_path, 3)
 
 
 def make_mesh(*shape: int):

@@ -10,8 +10,15 @@ import jax.numpy as jnp
 import pytest
 
 from sam3d_jax.errors import InputError
-from sam3d_jax.training import best, checkpoint, retention
+from sam3d_jax.training import (
+  best,
+  checkpoint_arrays,
+  checkpoint_params,
+  checkpoint_steps,
+  retention,
+)
 from sam3d_jax.training.checkpointer import Checkpointer
+from sam3d_jax.training.checksums import CorruptCheckpoint
 from tests.support.tiny_checkpoints import (
   DAMAGES,
   META,
@@ -90,8 +97,8 @@ def test_a_seal_covers_what_is_written_beside_the_arrays(two_steps, tmp_path):
   assert '"config": {"model": {}}' in text
   changed = text.replace('"config": {"model": {}}', '"config": {"model": 7}')
   file.write_text(changed)
-  with pytest.raises(checkpoint.CorruptCheckpoint, match="differs from what was written"):
-    checkpoint.read_meta(folder, 2)
+  with pytest.raises(CorruptCheckpoint, match="differs from what was written"):
+    checkpoint_steps.read_meta(folder, 2)
 
 
 def half_copied(workdir: pathlib.Path, how: str) -> None:
@@ -125,20 +132,20 @@ def test_a_half_copied_step_is_named_and_the_one_before_is_read(two_steps, tmp_p
   kernel = make_state(1)["params"]["a/kernel"]
 
   # Parameters, what is said of them, and what is read later, array by array.
-  params = checkpoint.load_params(folder, which="raw")
+  params = checkpoint_params.load_params(folder, which="raw")
   assert (params["a/kernel"] == kernel).all()
   assert "step 2 is damaged" in capfd.readouterr().err
-  read = functools.partial(checkpoint.read_whole_meta, folder)
-  assert checkpoint.newest_readable(folder, read)["step"] == 1
+  read = functools.partial(checkpoint_steps.read_whole_meta, folder)
+  assert checkpoint_steps.newest_readable(folder, read)["step"] == 1
 
   # What a stage would start from.
   shapes = {"a/kernel": kernel, "b/bias": kernel[0], "c/x": kernel}
-  found = checkpoint.origin(folder, shapes, which="raw", allow="b/bias|c/x")
+  found = checkpoint_params.origin(folder, shapes, which="raw", allow="b/bias|c/x")
   assert found.step == 1
 
   # The step itself is refused, with what to do.
   with pytest.raises(InputError, match="step 2 is damaged .*: copy it again, or give another"):
-    checkpoint.load_params(folder, which="raw", step=2)
+    checkpoint_params.load_params(folder, which="raw", step=2)
 
 
 @pytest.mark.parametrize("how", HALVES)
@@ -148,7 +155,7 @@ def test_without_a_step_that_reads_the_folder_is_refused(two_steps, tmp_path, ho
   shutil.rmtree(folder / "checkpoints" / "1")
   half_copied(folder, how)
   with pytest.raises(InputError, match="none of the 1 checkpoints in .* can be read: copy"):
-    checkpoint.load_params(folder, which="raw")
+    checkpoint_params.load_params(folder, which="raw")
 
 
 def test_an_index_of_arrays_is_compared_with_every_file(tmp_path):
@@ -156,29 +163,29 @@ def test_an_index_of_arrays_is_compared_with_every_file(tmp_path):
   checkpointer = Checkpointer(tmp_path)
   checkpointer.save(1, state, META)
   checkpointer.close()
-  assert checkpoint.read_whole_meta(tmp_path, 1)["step"] == 1
+  assert checkpoint_steps.read_whole_meta(tmp_path, 1)["step"] == 1
   largest = max(data_files(tmp_path, 1), key=lambda file: file.stat().st_size)
   assert largest.stat().st_size > 10_000
   largest.write_bytes(largest.read_bytes()[:1000])
-  with pytest.raises(checkpoint.CorruptCheckpoint, match="has 1000 bytes"):
-    checkpoint.read_whole_meta(tmp_path, 1)
+  with pytest.raises(CorruptCheckpoint, match="has 1000 bytes"):
+    checkpoint_steps.read_whole_meta(tmp_path, 1)
   largest.unlink()
-  with pytest.raises(checkpoint.CorruptCheckpoint, match="No such file"):
-    checkpoint.read_whole_meta(tmp_path, 1)
+  with pytest.raises(CorruptCheckpoint, match="No such file"):
+    checkpoint_steps.read_whole_meta(tmp_path, 1)
 
 
 def test_the_best_step_is_read_first_and_the_newest_where_it_is_damaged(two_steps, tmp_path):
   folder = tmp_path / "copy"
   shutil.copytree(two_steps, folder)
   (folder / best.FILE).write_text(json.dumps({"step": 1}))
-  read = functools.partial(checkpoint.read_meta, folder)
-  assert checkpoint.read_meta(folder)["step"] == 1
-  assert checkpoint.newest_readable(folder, read)["step"] == 1
+  read = functools.partial(checkpoint_steps.read_meta, folder)
+  assert checkpoint_steps.read_meta(folder)["step"] == 1
+  assert checkpoint_steps.newest_readable(folder, read)["step"] == 1
   shutil.rmtree(folder / "checkpoints" / "1" / "meta")
-  assert checkpoint.newest_readable(folder, read)["step"] == 2
+  assert checkpoint_steps.newest_readable(folder, read)["step"] == 2
   (folder / best.FILE).write_text('{"step"')
   with pytest.raises(InputError, match="best.json is damaged .* delete it to read the newest"):
-    checkpoint.newest_readable(folder, read)
+    checkpoint_steps.newest_readable(folder, read)
 
 
 def test_bits_changed_under_the_storage_layer_are_found_by_the_checksums(tmp_path):
@@ -195,8 +202,8 @@ def test_bits_changed_under_the_storage_layer_are_found_by_the_checksums(tmp_pat
   state = tmp_path / "here" / "checkpoints" / "1" / "state"
   shutil.rmtree(state)
   shutil.move(tmp_path / "there" / "checkpoints" / "1" / "state", state)
-  with pytest.raises(checkpoint.CorruptCheckpoint, match="a/kernel"):
-    checkpoint.read_state(tmp_path / "here", 1, abstract(make_state()))
+  with pytest.raises(CorruptCheckpoint, match="a/kernel"):
+    checkpoint_arrays.read_state(tmp_path / "here", 1, abstract(make_state()))
 
 
 def test_old_steps_go_but_the_last_one_that_reads_back_stays_however_many_newer_ones_are_bad(
@@ -211,7 +218,7 @@ def test_old_steps_go_but_the_last_one_that_reads_back_stays_however_many_newer_
       damage_data(tmp_path, step)
     checkpointer.wait()
     checkpointer.keeper.wait()
-    assert len(checkpoint.steps(tmp_path)) <= 2
+    assert len(checkpoint_steps.steps(tmp_path)) <= 2
   checkpointer.close()
   assert checkpointer.keeper.damaged == [5, 6, 7, 8, 9]
   assert "step 9 did not read back" in capfd.readouterr().err
@@ -238,7 +245,7 @@ def test_the_last_good_step_outlives_keep_newer_ones_that_were_damaged_after_the
   damage_data(tmp_path, 2)
   checkpointer.wait()
   checkpointer.keeper.wait()
-  assert checkpoint.steps(tmp_path) == [1]
+  assert checkpoint_steps.steps(tmp_path) == [1]
 
 
 def test_a_step_that_was_slow_to_read_back_stays_until_a_newer_one_was(tmp_path):
@@ -255,4 +262,4 @@ def test_a_step_that_was_slow_to_read_back_stays_until_a_newer_one_was(tmp_path)
     keeper.committed(step)
   gate.set()
   keeper.wait()
-  assert checkpoint.steps(tmp_path) == [3, 5, 6]
+  assert checkpoint_steps.steps(tmp_path) == [3, 5, 6]
