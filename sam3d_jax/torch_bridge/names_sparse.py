@@ -49,10 +49,19 @@ def res_block_rules(
   return rules
 
 
-def window_block_rules(width: int, torch: str = "", ours: str = "") -> list[Rule]:
+def window_block_rules(
+  width: int, torch: str = "", ours: str = "", *, stacked: bool = False
+) -> list[Rule]:
   """A block of the latent autoencoders; its norms have no parameters."""
+  stored = dict(stacked=stacked, half=True)
   return [
-    *self_attention_rules(width, False, f"{torch}attn.", f"{ours}attn/projections/"),
-    *affine_rules(f"{torch}mlp.mlp.0", f"{ours}mlp/up", half=True),
-    *affine_rules(f"{torch}mlp.mlp.2", f"{ours}mlp/down", half=True),
+    *self_attention_rules(
+      width,
+      False,
+      f"{torch}attn.",
+      f"{ours}attn/projections/",
+      stacked=stacked,
+    ),
+    *affine_rules(f"{torch}mlp.mlp.0", f"{ours}mlp/up", **stored),
+    *affine_rules(f"{torch}mlp.mlp.2", f"{ours}mlp/down", **stored),
   ]
