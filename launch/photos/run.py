@@ -75,6 +75,8 @@ def run(config: PhotosConfig, out: pathlib.Path) -> None:
   phases = Phases()
   jobs, skipped = photo_jobs.find(config.source, out)
   print_skipped(skipped)
+  for job in jobs:
+    scene_files.check_own(job.out)
   if config.pointmap_command and not config.dry_run:
     with phases("point maps"):
       jobs = photo_jobs.make_pointmaps(jobs, config.pointmap_command)
@@ -139,8 +141,9 @@ def is_done(job: Job, settings: dict) -> bool:
   layout = scene_files.read_layout(job.out)
   if layout is None or layout["settings"] != settings:
     return False
-  files = [job.out / name for name in layout["files"]]
-  return all(file.exists() for file in files)
+  listed = scene_files.files_of(layout)
+  is_whole = len(listed) == len(layout["files"])
+  return is_whole and all((job.out / name).is_file() for name in listed)
 
 
 def print_skipped(skipped: list[Skipped]) -> None:

@@ -25,7 +25,7 @@ from launch.scoring import pairs, split_samples
 from sam3d_jax.content_keys import example_key, key_words
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import layout, occupancy, shape
-from sam3d_jax.files import atomic
+from sam3d_jax.files import atomic, folders
 from sam3d_jax.geometry import conditions, normalisers, pose, windows
 from sam3d_jax.geometry.conditions import Condition
 from sam3d_jax.geometry.pose import Pose
@@ -246,17 +246,25 @@ def check_poses(chosen: EvalSet) -> None:
 
 
 def prepare_pairs(out: pathlib.Path, identity: dict) -> pathlib.Path:
-  """The folder of sampled items; samples of other settings are dropped."""
+  """The folder of sampled items; samples of other settings are dropped.
+
+  Raises InputError for a folder of that name that this command has not made.
+  """
   folder = out / "pairs"
   record = folder / "run.json"
   text = json.dumps(identity, sort_keys=True, indent=1)
-  if record.exists() and record.read_text() == text:
+  if record.is_file() and record.read_bytes() == text.encode():
     return folder
+  folders.check_own(folder, record, "set", "--out")
 
-  # Other settings: nothing that is there can be kept.
-  if folder.exists():
-    shutil.rmtree(folder)
-  folder.mkdir()
+  # Other settings: nothing that is there can be kept. The record goes last: a folder of which a
+  # part is left is still this command's.
+  folder.mkdir(exist_ok=True)
+  for stale in folder.iterdir():
+    if stale.is_dir() and not stale.is_symlink():
+      shutil.rmtree(stale)
+    elif stale != record:
+      stale.unlink()
   atomic.write_text(record, text)
   return folder
 

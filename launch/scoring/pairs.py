@@ -154,10 +154,19 @@ def result_file(out: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
 
 
 def is_scored(path: pathlib.Path, identity: str) -> bool:
+  """Whether the scores of this identity are there. Raises InputError for a file of that name that
+  this command has not written.
+  """
   if not path.exists():
     return False
-  result = json.loads(path.read_text())
-  return result["identity"] == identity
+  try:
+    result = texts.read_json(path)
+    return result["identity"] == identity
+  except (texts.TextError, TypeError, KeyError) as error:
+    raise InputError(
+      f"{path} was not written by this command and is not touched: give another folder with --out, "
+      "or move it away"
+    ) from error
 
 
 def score_all(

@@ -12,7 +12,7 @@ from data_pipelines.read import rows
 from launch.console.progress import Progress, say
 from sam3d_jax.content_keys import key_words
 from sam3d_jax.errors import InputError
-from sam3d_jax.files import atomic
+from sam3d_jax.files import atomic, folders, names
 from sam3d_jax.geometry import pose
 from sam3d_jax.inference import weights
 from sam3d_jax.inference.candidates import object_colour
@@ -21,6 +21,7 @@ from sam3d_jax.inference.weights import WeightsConfig
 from sam3d_jax.render import mesh
 
 SAMPLES_FILE = "samples.npz"
+PART = re.compile(r"\d{7,}\.npz")  # a finished batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +72,6 @@ def run(config: SplitConfig, out: pathlib.Path) -> None:
   if config.dry_run:
     weights.check(config.weights)
     return
-
-  # Keys name files: whether they can is seen before anything is sampled.
-  if config.glb:
-    for position in choose(len(chosen), config.glb):
-      mesh_file(out, source[chosen[position]]["key"])
 
   # Finished batches of the same settings are kept.
   predictor = weights.load(config.weights, say)
@@ -165,17 +161,22 @@ def sample_batch(
 
 
 def prepare_parts(out: pathlib.Path, settings: dict) -> pathlib.Path:
-  """The folder of finished batches; those of other settings are dropped."""
+  """The folder of finished batches; those of other settings are dropped.
+
+  Raises InputError for a folder of that name that this command has not made.
+  """
   parts = out / "parts"
-  parts.mkdir(exist_ok=True)
   record = parts / "settings.json"
   text = json.dumps(settings, sort_keys=True, indent=1)
-  if record.exists() and record.read_text() == text:
+  if record.is_file() and record.read_bytes() == text.encode():
     return parts
+  folders.check_own(parts, record, "seed", "--out")
 
   # Other settings: their batches do not fit these.
+  parts.mkdir(exist_ok=True)
   for stale in parts.glob("*.npz"):
-    stale.unlink()
+    if PART.fullmatch(stale.name):
+      stale.unlink()
   atomic.write_text(record, text)
   return parts
 
@@ -245,13 +246,8 @@ def load_samples(folder: str | pathlib.Path) -> Samples:
 
 
 def mesh_file(out: pathlib.Path, key: str) -> pathlib.Path:
-  """Where the mesh of an example goes. Raises InputError for a key that would lead elsewhere."""
-  if not re.fullmatch(r"\w[\w.,+@=-]*", key):
-    raise InputError(
-      f"--data has an example with the key {key!r}, which is no name of a file in {out}: build the "
-      "dataset with keys of letters, digits, dots and dashes, or sample with --glb 0"
-    )
-  return out / f"{key}.glb"
+  """Where the mesh of an example goes, in `out` whatever its key is."""
+  return out / f"{names.file_name(key)}.glb"
 
 
 def write_meshes(out: pathlib.Path, source, chosen: list[int], result: Samples, count: int) -> int:

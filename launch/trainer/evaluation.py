@@ -11,6 +11,7 @@ import concurrent.futures
 import dataclasses
 import math
 import pathlib
+import re
 import shutil
 from typing import Any
 
@@ -24,6 +25,7 @@ import numpy as np
 from launch.console.progress import say
 from launch.scoring import held_out
 from sam3d_jax.errors import ConfigError, InputError
+from sam3d_jax.files import names
 from sam3d_jax.inference import predictor, weights
 from sam3d_jax.models import parameters
 from sam3d_jax.objectives import paths
@@ -36,6 +38,7 @@ from sam3d_jax.training import checkpoint_params, checkpoint_steps, compilation
 
 AHEAD = 2  # evaluations under way before the loop waits for the oldest
 KEPT = 3  # evaluations whose meshes are kept
+EVALUATION = re.compile(r"\d{8,}")  # name of the folder of their meshes: the step
 COLUMNS = ("input", "mask", "truth", "truth, turned 120°", "sample", "sample, turned 120°")
 
 
@@ -445,9 +448,14 @@ def write_previews(folder: pathlib.Path, step: int, picture, shapes: dict[str, n
   for key, grid in shapes.items():
     shape = meshes.from_occupancy(grid)
     if shape is not None:
-      meshes.write_glb(glbs / f"{key}.glb", {"object": shape})
+      meshes.write_glb(glbs / f"{names.file_name(key)}.glb", {"object": shape})
 
   # Pictures are small and stay.
-  evaluations = sorted(path for path in folder.iterdir() if path.is_dir())
+  evaluations = sorted(path for path in folder.iterdir() if is_evaluation(path))
   for old in evaluations[:-KEPT]:
     shutil.rmtree(old)
+
+
+def is_evaluation(path: pathlib.Path) -> bool:
+  """Whether this is a folder of meshes of an evaluation, by its name."""
+  return path.is_dir() and not path.is_symlink() and bool(EVALUATION.fullmatch(path.name))

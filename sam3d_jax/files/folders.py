@@ -7,6 +7,9 @@ import pathlib
 import re
 import sys
 
+from sam3d_jax.errors import InputError
+from sam3d_jax.files import texts
+
 # What archives from a Mac hold beside the files: twins with their attributes, never content.
 APPLE_TWIN = "._"
 # folders of systems, not of people: a Mac's twins once more, and what a disk check found
@@ -81,6 +84,31 @@ def tell_unread(root: pathlib.Path, files: Iterable[pathlib.Path], suffixes: Seq
 def tell(root: pathlib.Path, what: str) -> None:
   """Says on standard error what was passed over below a folder."""
   print(f"{shown(root)}: {what} passed over", file=sys.stderr)
+
+
+def check_own(folder: pathlib.Path, record: pathlib.Path, key: str, flag: str) -> None:
+  """Raises InputError for a folder that a command would empty and has not made itself.
+
+  Its own one is a folder, no link to one, with a record of JSON that has the key; an empty one is
+  as good, and so is none.
+  """
+  if not folder.exists() and not folder.is_symlink():
+    return
+  is_folder = folder.is_dir() and not folder.is_symlink()
+  if is_folder and not any(folder.iterdir()):
+    return
+  stated = None
+  if is_folder and record.is_file() and not record.is_symlink():
+    try:
+      stated = texts.read_json(record)
+    except texts.TextError:
+      stated = None
+  if isinstance(stated, dict) and key in stated:
+    return
+  raise InputError(
+    f"{shown(folder)} was not made by this command (it has no {record.name} of it) and is not "
+    f"touched: give another folder with {flag}, or move it away"
+  )
 
 
 def _identity(folder: pathlib.Path) -> tuple[int, int]:

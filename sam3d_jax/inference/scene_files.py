@@ -4,14 +4,14 @@ layout.json is written last: a folder that has it is complete.
 """
 
 from collections.abc import Mapping, Sequence
-import json
 import math
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from sam3d_jax.files import atomic
+from sam3d_jax.errors import InputError
+from sam3d_jax.files import atomic, names, texts
 from sam3d_jax.files.photos import Photo
 from sam3d_jax.geometry import cameras, resizing, rotations, windows
 from sam3d_jax.geometry.grids import nearest_index
@@ -20,7 +20,11 @@ from sam3d_jax.inference import placement
 from sam3d_jax.inference.objects import Phases, SceneObject
 from sam3d_jax.render import mesh, preview
 
+LAYOUT = "layout.json"
 FORMAT = 1  # of layout.json
+# what layout.json has at least, and of what kind
+KEYS = {"files": list, "objects": dict, "settings": dict, "camera": dict, "scene": dict}
+OWN_FILES = ("points.ply", "preview.png")  # beside the meshes
 FRAMES = {
   "camera": "x left, y up, z forward",
   "object": "unit cube [-0.5, 0.5]^3, z up; `rotation` (w, x, y, z) and `matrix` take it to the "
@@ -44,13 +48,46 @@ PREVIEW_ROWS = 24  # objects that get a row of their own
 
 
 def read_layout(folder: pathlib.Path) -> dict | None:
-  """layout.json of a folder of this format, None if there is none."""
-  path = folder / "layout.json"
-  if not path.exists():
+  """layout.json of a folder of results, None if there is none, or one of another format or program.
+
+  It may have been changed, or come from others: what it says of files is in `files_of`.
+  """
+  path = folder / LAYOUT
+  if not path.is_file():
     return None
-  text = path.read_text()
-  layout = json.loads(text)
-  return layout if layout.get("format") == FORMAT else None
+  try:
+    layout = texts.read_json(path)
+  except texts.TextError:
+    return None
+  if not isinstance(layout, dict) or layout.get("format") != FORMAT:
+    return None
+  well_formed = all(isinstance(layout.get(key), kind) for key, kind in KEYS.items())
+  return layout if well_formed else None
+
+
+def files_of(layout: Mapping[str, Any]) -> list[str]:
+  """Names of the files that a layout.json lists, those of the kinds that `write` makes.
+
+  A name is a file right beside it: what leads elsewhere is no file of a scene.
+  """
+  found = []
+  for name in layout["files"]:
+    if not isinstance(name, str) or pathlib.PurePath(name).name != name:
+      continue
+    if name in OWN_FILES or name.endswith(".glb"):
+      found.append(name)
+  return found
+
+
+def check_own(folder: pathlib.Path) -> None:
+  """Raises InputError if a folder holds a layout.json that is not of a scene: it stays as it is."""
+  path = folder / LAYOUT
+  is_there = path.exists() or path.is_symlink()
+  if is_there and (path.is_symlink() or read_layout(folder) is None):
+    raise InputError(
+      f"{path} was not made by this program, or by another version of it, and is not touched: give "
+      "another folder, or move it away"
+    )
 
 
 def write(
@@ -77,18 +114,24 @@ def write(
 
   # Last, because it says that all the others are there.
   contents = layout(photo, objects, frame, settings, files)
-  atomic.write_json(out / "layout.json", contents)
+  atomic.write_json(out / LAYOUT, contents)
 
 
 def discard(folder: pathlib.Path) -> None:
-  """Removes the files of an earlier result, which may have had other objects."""
+  """Removes the files of an earlier result, which may have had other objects, and no others.
+
+  Raises InputError for a layout.json that is not of a scene.
+  """
+  check_own(folder)
   earlier = read_layout(folder)
   if earlier is None:
     return
   # First what says that the folder is complete.
-  (folder / "layout.json").unlink()
-  for name in earlier["files"]:
-    (folder / name).unlink(missing_ok=True)
+  (folder / LAYOUT).unlink()
+  for name in files_of(earlier):
+    path = folder / name
+    if path.is_file() and not path.is_symlink():
+      path.unlink()
 
 
 def write_meshes(out: pathlib.Path, objects: Sequence[SceneObject]) -> list[str]:
@@ -108,11 +151,17 @@ def write_meshes(out: pathlib.Path, objects: Sequence[SceneObject]) -> list[str]
   # Each alone, in the unit cube, then all in place.
   files = []
   for name, shape in shapes.items():
-    mesh.write_glb(out / f"{name}.glb", {name: shape})
-    files.append(f"{name}.glb")
+    file = mesh_name(name)
+    mesh.write_glb(out / file, {name: shape})
+    files.append(file)
   mesh.write_glb(out / "scene.glb", shapes, places)
   files.append("scene.glb")
   return files
+
+
+def mesh_name(name: str) -> str:
+  """The name of an object's file: whatever the object is called, it lies in the scene's folder."""
+  return f"{names.file_name(name)}.glb"
 
 
 def scene_matrix(where: Pose) -> np.ndarray:
@@ -213,7 +262,7 @@ def entry(found: SceneObject, frame: str) -> dict:
 
   where = found.pose
   out = {
-    "file": None if found.mesh is None else f"{found.name}.glb",
+    "file": None if found.mesh is None else mesh_name(found.name),
     **pose_fields(where, frame != "rotation only"),
     "matrix": where.rotation.tolist(),
     "placement": placed,

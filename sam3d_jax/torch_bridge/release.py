@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from sam3d_jax.errors import InputError
-from sam3d_jax.files import texts
+from sam3d_jax.files import names, texts
 from sam3d_jax.models import parameters, registry
 from sam3d_jax.torch_bridge import (
   keys,
@@ -33,6 +33,7 @@ from sam3d_jax.torch_bridge import (
 )
 
 SIDECAR = "release.json"
+SNAPSHOTS, BLOBS = "snapshots", "blobs"  # folders of the Hub's cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,16 +140,42 @@ def read_pipeline(folder: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _checkpoint_files(folder: pathlib.Path, pipeline: Mapping[str, Any]) -> dict[str, pathlib.Path]:
-  """The files that are there: where pipeline.yaml says, else by their usual name."""
+  """The files that are there: where pipeline.yaml says, else by their usual name.
+
+  Raises InputError for one that lies outside of the folder.
+  """
   files = {}
   for published in parts.FILES:
     name = published.name
-    file = folder / pipeline.get(f"{name}_ckpt_path", "")
-    if not file.is_file():
-      file = parts.find_file(folder, name)
-    if file is not None:
-      files[name] = file
+    key = f"{name}_ckpt_path"
+    stated = pipeline.get(key)
+    if stated:
+      file = own_file(folder, stated, f"{folder / 'pipeline.yaml'}: {key}")
+      if file.is_file():
+        files[name] = file
+        continue
+    usual = parts.find_file(folder, name)
+    if usual is not None:
+      files[name] = own_file(folder, usual.name, f"{folder}")
   return files
+
+
+def own_file(folder: pathlib.Path, name: str, what: str) -> pathlib.Path:
+  """The place of a release's file, below its folder. Raises InputError, beginning with `what`, for
+  a name or a link that leads elsewhere.
+
+  The Hub's cache is as good: it links every file of a snapshot into `blobs` beside all of them.
+  """
+  also = []
+  for above in folder.absolute().parents:
+    if above.name == SNAPSHOTS:
+      also.append(above.parent / BLOBS)
+  try:
+    return names.below(folder, name, also=also)
+  except names.Outside as error:
+    raise InputError(
+      f"{what}: {error}; the files of a release lie in its folder: copy it there"
+    ) from error
 
 
 def open_geometry(

@@ -5,7 +5,7 @@ The folder (see `release`) appears whole or not at all. What a model becomes sta
 """
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import os
@@ -26,6 +26,7 @@ from sam3d_jax.torch_bridge.release import (
   Release,
   check_latents,
   latents_of,
+  own_file,
   read_pipeline,
   read_release,
 )
@@ -113,6 +114,8 @@ def check_release(
 
   source = read_release(take_from) if take_from is not None else None
   _check_fit(model, vae)
+  if source is not None:
+    _check_taken(source, taken_from(source, model, vae))
   decoder = decoder_identity(vae, source)
   latents = latents_of(model.lineage)
   verified = check_latents(latents, decoder)
@@ -176,11 +179,12 @@ def _fill(
 
   # What another release has beyond that, and the terms it comes under.
   if source is not None:
-    for name in source.files:
-      if name not in record:
-        record[name] = _take_over(folder, source, name)
+    for name in taken_from(source, model, vae):
+      record[name] = _take_over(folder, source, name)
     for path in source.folder.glob("LICENSE*"):
-      shutil.copyfile(path, folder / path.name)
+      licence = own_file(source.folder, path.name, f"{source.folder}")
+      if licence.is_file():
+        shutil.copyfile(licence, folder / path.name)
 
   # How the published pipeline puts it together.
   published = parts.published(model.config.model)
@@ -259,6 +263,28 @@ def _entry(path: pathlib.Path, digest: str, origin: str) -> dict[str, Any]:
     "sha256": digest,
     "origin": origin,
   }
+
+
+def taken_from(source: Release, model: Model, vae: Model | None) -> list[str]:
+  """Which parts come from another release: those that nothing here makes."""
+  made = set(parts.files_of(model.config.model))
+  if vae is not None:
+    made |= set(parts.files_of(vae.config.model))
+  return [name for name in source.files if name not in made]
+
+
+def _check_taken(source: Release, names: Sequence[str]) -> None:
+  """Raises InputError unless what is taken over is what an import would take: state dicts of plain
+  tensors, and yamls that name nothing but the published pipeline's classes.
+  """
+  pipeline = read_pipeline(source.folder)
+  if pipeline is not None:
+    yaml_files.check_targets(pipeline, source.folder / "pipeline.yaml")
+  for name in names:
+    load.open_state(source.verified_file(name))
+    file = own_file(source.folder, f"{name}.yaml", f"{source.folder}")
+    if file.is_file():
+      yaml_files.check_targets(yaml_files.read(file), file)
 
 
 def _take_over(folder: pathlib.Path, source: Release, name: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sam3d_jax.models.geometry import GeometryConfig
-from sam3d_jax.torch_bridge.yaml_files import DATASET, TARGETS, Settings, at
+from sam3d_jax.torch_bridge.yaml_files import DATASET, TARGET, TARGETS, Settings, at, only_called
 from sam3d_jax.torch_bridge.yaml_geometry import CUSTOM_DINO, dino_hub_name, interval_yaml
 
 
@@ -39,7 +39,11 @@ def pipeline_yaml(
       },
     },
   }
-  out |= base or {}
+  # Settings of another class than the pipeline's mean nothing to it.
+  kept = base or {}
+  if kept.get(TARGET, TARGETS["pipeline"]) != TARGETS["pipeline"]:
+    kept = {}
+  out |= only_called(kept)
 
   # The files are those of this folder, not of the one that settings come from.
   for key in list(out):

@@ -8,6 +8,7 @@ from PIL import Image
 import pytest
 import trimesh
 
+from data_pipelines.format import records
 from launch import evaluate, sample
 from launch.scoring import split_samples
 from sam3d_jax.errors import InputError
@@ -138,9 +139,34 @@ def test_noise_of_an_example_depends_on_its_key_and_the_seed_alone():
 
 
 @pytest.mark.parametrize("key", ["../a", "/tmp/a", "a/b", "..", "", "a\n", "~", "a\x00"])
-def test_a_key_that_would_name_a_file_elsewhere_is_refused(tmp_path, key):
-  with pytest.raises(InputError, match="no name of a file"):
-    split_samples.mesh_file(tmp_path, key)
+def test_the_mesh_of_any_key_lies_in_the_folder_of_results(tmp_path, key):
+  assert split_samples.mesh_file(tmp_path, key).parent == tmp_path
+  assert split_samples.mesh_file(tmp_path, key).name != f"{key}.glb"
+
+
+def test_samples_of_the_collected_dataset_stay_in_their_folder(hostile_dir, tmp_path):
+  source = records.open_split(hostile_dir / "key_escapes_out" / "ds", "test")
+  grid = np.zeros((len(source), 4, 4, 4), bool)
+  grid[:, 1:3, 1:3, 1:3] = True
+  keys = np.array([source[i]["key"] for i in range(len(source))])
+  result = split_samples.Samples(keys, grid, np.zeros((len(source), 4), np.float32), {})
+  out = tmp_path / "a" / "b" / "out"
+  out.mkdir(parents=True)
+  chosen = list(range(len(source)))
+  assert split_samples.write_meshes(out, source, chosen, result, len(source)) == len(source)
+  assert len(list(out.glob("*.glb"))) == len(source)
+  assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_batches_that_this_command_has_not_made_are_not_touched(tmp_path):
+  (tmp_path / "parts").mkdir()
+  (tmp_path / "parts" / "0000000.npz").write_bytes(b"mine")
+  with pytest.raises(InputError, match="not made by this command"):
+    split_samples.prepare_parts(tmp_path, {"seed": 0})
+  (tmp_path / "parts" / "settings.json").write_text('{"theme": "dark"}')
+  with pytest.raises(InputError, match="not made by this command"):
+    split_samples.prepare_parts(tmp_path, {"seed": 0})
+  assert (tmp_path / "parts" / "0000000.npz").read_bytes() == b"mine"
 
 
 def test_a_key_of_letters_and_digits_names_a_file(tmp_path):

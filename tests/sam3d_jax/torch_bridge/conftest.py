@@ -3,6 +3,7 @@
 import pathlib
 
 import pytest
+import torch
 import yaml
 
 from sam3d_jax.models import parameters
@@ -54,11 +55,11 @@ def published_like(runs, tmp_path) -> pathlib.Path:
     if path.name not in lacking:
       (folder / path.name).write_bytes(path.read_bytes())
 
-  # the second stage, whose files nothing here looks into
+  # the second stage, of which nothing here knows more than that its files hold tensors
   pipeline = yaml.safe_load((folder / "pipeline.yaml").read_text())
   for part in STAGE_2:
-    (folder / f"{part}.ckpt").write_bytes(part.encode())
-    (folder / f"{part}.yaml").write_text("_target_: x\n")
+    torch.save({part: torch.zeros(2)}, folder / f"{part}.ckpt")
+    (folder / f"{part}.yaml").write_text("_target_: sam3d_objects.model.backbone.Part\n")
     pipeline[f"{part}_ckpt_path"] = f"{part}.ckpt"
     pipeline[f"{part}_config_path"] = f"{part}.yaml"
   pipeline["slat_mean"] = [0.5] * 8
