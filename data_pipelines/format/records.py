@@ -10,9 +10,11 @@ stand, `write_metadata`; `dataset_info.json` is written last and its presence me
 is whole.
 """
 
-from collections.abc import Iterable, Iterator
+import bisect
+from collections.abc import Iterable, Iterator, Sequence
 import concurrent.futures
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -23,8 +25,9 @@ from array_record.python import array_record_module
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_pipelines.format import schema
-from sam3d_jax.errors import InputError
+from data_pipelines.format import schema, shard_reading
+from data_pipelines.format.shard_reading import CorruptRecord
+from sam3d_jax.errors import InputError, JobFailed
 from sam3d_jax.files import atomic, texts
 
 INFO_FILE = "dataset_info.json"  # written last
@@ -49,10 +52,6 @@ class DatasetError(InputError):
 
 class EmptySplit(DatasetError):
   """A dataset has no such split, or nothing in it that can be read here."""
-
-
-class CorruptRecord(ValueError):
-  """One record cannot be used; the message is the reason."""
 
 
 def shard_path(
@@ -104,27 +103,27 @@ def write_bytes(path: str | os.PathLike, serialised: Iterable[bytes]) -> int:
 
 
 def read_bytes(path: str | os.PathLike) -> list[bytes]:
-  """All records of one ArrayRecord file, as they are. Raises DatasetError if it is damaged."""
+  """All records of one ArrayRecord file, as they are. Raises DatasetError if it is damaged,
+  JobFailed if its disk fails.
+  """
   try:
-    reader = array_record_module.ArrayRecordReader(os.fspath(path))
-    try:
-      return list(reader.read_all())
-    finally:
-      reader.close()
-  except (RuntimeError, ValueError, OSError) as error:
+    return shard_reading.read_all(path)
+  except JobFailed:
+    raise
+  except shard_reading.ERRORS as error:
     raise DatasetError(f"{path} is not a readable ArrayRecord file ({error})") from error
 
 
 def shard_length(path: str | os.PathLike) -> int:
-  """Number of records of a shard. Raises DatasetError if the file is no whole ArrayRecord."""
+  """Number of records of a shard. Raises DatasetError if the file is no whole ArrayRecord,
+  JobFailed if its disk fails.
+  """
+  # The footer tells, whatever the size.
   try:
-    # The footer tells, whatever the size.
-    reader = array_record_module.ArrayRecordReader(os.fspath(path))
-    try:
-      return reader.num_records()
-    finally:
-      reader.close()
-  except (RuntimeError, ValueError, OSError) as error:
+    return shard_reading.length(path)
+  except JobFailed:
+    raise
+  except shard_reading.ERRORS as error:
     raise DatasetError(
       f"{path} is not a readable ArrayRecord file ({error}); delete it and run the build again"
     ) from error
@@ -239,7 +238,8 @@ class Split:
   other processes.
 
   Memory is bounded by the shards' indices (8 bytes a record for the shards touched), not by their
-  contents. Fields in `skip` are not decoded and read as absent.
+  contents, and so are open files (shard_reading). Fields in `skip` are not decoded and read as
+  absent. files: (path, records skipped, records taken) of every shard, in order.
   """
 
   def __init__(
@@ -247,45 +247,46 @@ class Split:
     directory: pathlib.Path,
     split: str,
     kind: str,
-    source,
-    files: list[tuple[str, int, int]],
+    files: Sequence[tuple[str, int, int]],
     skip: frozenset[str],
   ):
     self.directory = directory
     self.split = split
     self.kind = kind
     self.skip = skip
-    self._source = source  # TFDS data source of raw bytes
-    self._files = files  # (path, records skipped, records taken), in order
+    self._files = files
+    # Where each shard's part of the split ends.
+    self._ends = list(itertools.accumulate(take for _, _, take in files))
 
   def __len__(self) -> int:
-    return len(self._source)
+    return self._ends[-1] if self._ends else 0
 
   def __getitem__(self, index: int) -> schema.Example:
-    """Example `index`. Raises CorruptRecord with the reason if it cannot be read; `locate` says
-    where it lies.
+    """Example `index`; `locate` says where it lies.
+
+    Raises CorruptRecord with the reason if two reads agree that it cannot be used, JobFailed if its
+    disk fails for too long.
     """
-    try:
-      record = self._source[index]
-      return schema.deserialise(
-        record,
-        self.kind,
-        skip=self.skip,
-      )
-    except (schema.SchemaError, RuntimeError, ValueError, OSError) as error:
-      if 0 <= index < len(self):
-        raise CorruptRecord(str(error)) from error
-      where = f"{self.directory} {self.split}"
-      raise IndexError(f"record {index} of {len(self)} in {where}") from error
+    path, position = self.locate(index)
+    return shard_reading.read(path, position, self._decode)
+
+  def _decode(self, record: bytes) -> schema.Example:
+    return schema.deserialise(
+      record,
+      self.kind,
+      skip=self.skip,
+    )
 
   def locate(self, index: int) -> tuple[str, int]:
-    """(shard file, record within it) of example `index`."""
+    """(shard file, record within it) of example `index`. Raises IndexError."""
+    if not 0 <= index < len(self):
+      where = f"{self.directory} {self.split}"
+      raise IndexError(f"record {index} of {len(self)} in {where}")
     # shards are taken in order, each its part of the split
-    for path, skip, take in self._files:
-      if index < take:
-        return path, skip + index
-      index -= take
-    raise IndexError(f"split {self.split!r} of {self.directory} has {len(self)} records")
+    number = bisect.bisect_right(self._ends, index)
+    path, skip, take = self._files[number]
+    first = self._ends[number] - take
+    return path, skip + index - first
 
 
 def open_dataset(directory: str | os.PathLike) -> tfds.core.DatasetBuilder:
@@ -452,15 +453,12 @@ def open_split(
     )
 
   # fields that the dataset lacks read as absent
-  raw = tfds.decode.DeserializeMethod.RAW_BYTES
-  source = builder.as_data_source(split, deserialize_method=raw)
   lacking = set(schema.ADDED) - set(builder.info.features)
   not_decoded = frozenset(skip) | lacking
   return Split(
     directory,
     split,
     dataset_kind(builder),
-    source,
     files,
     not_decoded,
   )

@@ -74,6 +74,10 @@ class FakeLoader:
     samples = step * self.batch_size
     return {"data/samples/fake": float(samples)}
 
+  def counters(self) -> dict[str, float]:
+    """Nothing that is not read can be unreadable."""
+    return {}
+
   def _row(self, template: Any, position: int) -> Any:
     # Keyed as a record would be, so that draws in training differ from row to row.
     key = schema.example_key("fake", self.seed, position)

@@ -45,8 +45,9 @@ PROBED = 8  # records of each source that are looked at before a run starts
 class Loader:
   """This host's rows of the global batches.
 
-  corrupt: unreadable record -> reason, of those met so far.  replaced: unreadable record -> how
-  often another stood in for it.
+  corrupt: unreadable record -> reason, of those met so far; each is said on standard error when it
+  is first met.  replaced: unreadable record -> how often another stood in for it.  retries: reads
+  that a disk first failed.
   """
 
   def __init__(self, reader: Reader, host_index: int, host_count: int):
@@ -55,6 +56,7 @@ class Loader:
     self.rows = reader.batch_size // host_count
     self.corrupt: dict[str, str] = {}
     self.replaced: Counter[str] = Counter()
+    self.retries = 0
 
   @property
   def config(self) -> DataConfig:
@@ -151,7 +153,7 @@ class Loader:
 
   def metrics(self, step: int) -> dict[str, float]:
     """Counters before `step`: samples and epochs of each source (of the whole job), unreadable
-    records (of this host).
+    records and reads that were tried again (of this host).
     """
     # Counted over all hosts: every one knows the whole order.
     position = step * self._reader.batch_size
@@ -161,18 +163,28 @@ class Loader:
       found[f"data/samples/{name}"] = float(count)
     for name, epochs in mix.epochs(position).items():
       found[f"data/epochs/{name}"] = epochs
-    found["data/corrupt_records"] = float(len(self.corrupt))
-    return found
+    return found | self.counters()
+
+  def counters(self) -> dict[str, float]:
+    """What this host has met since it was started: unreadable records, reads tried again."""
+    return {
+      "data/corrupt_records": float(len(self.corrupt)),
+      "data/read_retries": float(self.retries),
+    }
 
   def _collect(self, samples: list[Sample]) -> Batch:
     """The batch of these samples; keeps the account of what could not be read."""
-    # a record is counted once, its replacements each time
+    # a record is counted and told once, its replacements are counted each time
+    budget = self.config.quarantine_budget
     for sample in samples:
-      self.corrupt.update(sample.corrupt)
-      self.replaced.update(record for record, _ in sample.corrupt)
+      self.retries += sample.retries
+      for record, reason in sample.corrupt:
+        self.replaced[record] += 1
+        if record not in self.corrupt:
+          self.corrupt[record] = reason
+          self._tell(record, reason)
 
     # too many
-    budget = self.config.quarantine_budget
     if len(self.corrupt) > budget:
       first_ten = itertools.islice(self.corrupt.items(), 10)
       listed = "\n  ".join(f"{record}: {reason}" for record, reason in first_ten)
@@ -182,6 +194,17 @@ class Loader:
 
     read = [sample.row for sample in samples]
     return self._reader.kind.collate(read, self.config)
+
+  def _tell(self, record: str, reason: str) -> None:
+    """Says at once, in the log of this host, that a record cannot be used."""
+    met = len(self.corrupt)
+    budget = self.config.quarantine_budget
+    print(
+      f"data: {record} is unreadable ({reason}): another stands in for it ({met} of "
+      f"quarantine_budget = {budget})",
+      file=sys.stderr,
+      flush=True,
+    )
 
 
 def make_loader(

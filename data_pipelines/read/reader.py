@@ -10,6 +10,7 @@ from data_pipelines.format.records import CorruptRecord
 from data_pipelines.read import kinds, mixture, rows
 from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError, InputError
+from sam3d_jax.files import retries
 
 Batch = Any  # a type of sam3d_jax.batch: the one that the kind of batch delivers
 
@@ -62,6 +63,7 @@ class Sample(NamedTuple):
   row: Batch
   source: str
   corrupt: tuple[tuple[str, str], ...]  # (record, reason) of those passed over at this position
+  retries: int = 0  # reads that had to be tried again
 
 
 class RowCache:
@@ -105,8 +107,14 @@ class Reader:
 
   def sample(self, position: int) -> Sample:
     """The sample at global `position`; an unreadable record is replaced by the next of its source
-    that can be read.
+    that can be read. Raises JobFailed if a disk fails for too long: what it holds is not known, so
+    nothing is replaced.
     """
+    with retries.counting() as tally:
+      sample = self._first_readable(position)
+    return sample._replace(retries=tally.count)
+
+  def _first_readable(self, position: int) -> Sample:
     # at most every record of the source once
     step = position // self.batch_size
     draw = self.mixture.draw(position)

@@ -21,7 +21,7 @@ from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
 from sam3d_jax.errors import ConfigError, InputError, JobFailed, Preempted
-from sam3d_jax.files import blame
+from sam3d_jax.files import blame, handles
 
 EXIT_BAD_INPUT = 2
 EXIT_RETRY = 75  # EX_TEMPFAIL: whatever starts the job should start it again
@@ -82,6 +82,7 @@ def run_command(
       raise ConfigError(f"{overrides[0]} needs --config FILE")
     if takes_config and args.config is not None:
       args.config = load_config(args.config, overrides)
+    handles.raise_limit()
     code = run(args) or 0
     sys.stdout.flush()
     return code

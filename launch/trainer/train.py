@@ -118,6 +118,7 @@ def train(setup: Setup, ledger: Ledger, stop: StopFlag) -> None:
     mesh=setup.mesh,
     step_fn=lowering.bind(compiled, config),
     batches=setup.train_loader.iterate,
+    counters=setup.train_loader.counters,
     evaluation=evaluation,
     progress=Progress,
     tell=say,

@@ -22,8 +22,37 @@ OF_THE_FILE = (
 )
 # What whoever started the job can give.
 PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
-# What a disk says of itself.
-DISK = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE)
+# What a full disk says: only somebody who makes room helps.
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# What a process says that has too many files open.
+HANDLES = (errno.EMFILE, errno.ENFILE)
+# What a disk, or the network before it, says of itself: the same read may succeed later.
+DISK = (
+  *FULL,
+  *HANDLES,
+  errno.EIO,
+  errno.ESTALE,
+  errno.EAGAIN,
+  errno.EBUSY,
+  errno.ENODEV,
+  errno.ENOLCK,
+  errno.EREMOTEIO,
+  errno.ETIMEDOUT,
+  errno.ENOTCONN,
+  errno.ECONNRESET,
+  errno.ECONNABORTED,
+  errno.EHOSTDOWN,
+  errno.EHOSTUNREACH,
+  errno.ENETDOWN,
+  errno.ENETUNREACH,
+)
+# How libraries that read files by themselves (ArrayRecord, TensorStore) name such a state.
+UNAVAILABLE = (
+  "UNAVAILABLE",
+  "DEADLINE_EXCEEDED",
+  "RESOURCE_EXHAUSTED",
+  "ABORTED",
+)
 
 
 def is_of_the_file(error: BaseException) -> bool:
@@ -31,6 +60,29 @@ def is_of_the_file(error: BaseException) -> bool:
   if isinstance(error, OSError):
     return error.errno in OF_THE_FILE
   return isinstance(error, Exception) and not isinstance(error, MemoryError)
+
+
+def system_errno(error: BaseException) -> int | None:
+  """What the system said, as a number of `errno`; None if an error is not the system's.
+
+  Libraries that read files by themselves raise errors of their own that quote the system's words.
+  """
+  if isinstance(error, OSError):
+    return error.errno
+  text = str(error)
+  for number in (*DISK, *PERMISSION, *OF_THE_FILE):
+    if number is not None and os.strerror(number) in text:
+      return number
+  return None
+
+
+def is_of_the_disk(error: BaseException) -> bool:
+  """Whether an error that a reader raised is the disk's, or the network's: reading again may
+  succeed, and nothing is known of the file.
+  """
+  if system_errno(error) in DISK:
+    return True
+  return not isinstance(error, OSError) and str(error).startswith(UNAVAILABLE)
 
 
 def said(error: BaseException) -> str:
@@ -48,6 +100,10 @@ def explained(error: OSError, path: str | os.PathLike) -> InputError | JobFailed
   if error.errno in PERMISSION:
     return InputError(
       f"{name} cannot be read ({why}): give the right to read it, or take it out of the folder"
+    )
+  if error.errno in HANDLES:
+    return JobFailed(
+      f"{name} cannot be opened ({why}): raise the limit (ulimit -n) and run the same command again"
     )
   return JobFailed(
     f"{name} cannot be read ({why}): the disk is at fault, mend it and run the same command again"

@@ -77,6 +77,9 @@ class Job:
   step_fn: Callable  # compiled (state, batch, lr) -> (state, metrics)
   # first step -> this host's rows of every batch from there on
   batches: Callable[[int], Iterator[Any]]
+  # what this host has met while reading them (unreadable records, ...), by the metric's name; the
+  # metrics hold the sums over all hosts
+  counters: Callable[[], dict[str, float]]
   evaluation: Evaluation | None
   meta: dict[str, Any]  # config and lineage, stored with every checkpoint
   flops_per_sample: float  # model FLOPs (training/flops.py), the numerator of utilisation
@@ -124,10 +127,12 @@ def train(
     ):
       catch_up(job, state, first, ledger, writers)
       for step in range(first, last):
-        # Whether any host was told to stop: all learn it at the same step.
-        told = pulse.exchange((bool(stop.reason), own_seconds))
-        stopping, seconds = told[:, 0], told[:, 1]
+        # Whether any host was told to stop, and what each has met: all learn it at the same step.
+        counters = job.counters()
+        told = pulse.exchange((bool(stop.reason), own_seconds, *counters.values()))
+        stopping, seconds, counted = told[:, 0], told[:, 1], told[:, 2:]
         meter.hosts.add(seconds)
+        meter.counters = dict(zip(counters, counted.sum(axis=0), strict=True))
         if stopping.any():
           meter.flush()
           save(job, state, step, checkpointer, ledger)
@@ -291,6 +296,7 @@ class Meter:
     self.window_start = time.monotonic()
     self.shown: dict[str, float] = {}  # on the console
     self.skipped = skipped  # steps so far
+    self.counters: dict[str, float] = {}  # of all hosts together
     self.hosts = SlowestHost()
 
   def push(self, step: int, metrics, keys: np.ndarray) -> None:
@@ -363,12 +369,15 @@ class Meter:
       "time/input_wait_share": self.ledger.share("input_wait"),
     }
     hosts = self.hosts.read()
-    self.writers.scalars(step, {**mean, **speed, **hosts})
+    self.writers.scalars(step, {**mean, **speed, **hosts, **self.counters})
 
     # Of all that, what the console shows.
     self.shown = {"loss": mean["loss"]}
     if "time/mfu" in speed:
       self.shown["MFU"] = speed["time/mfu"]
+    unreadable = self.counters.get("data/corrupt_records")
+    if unreadable:
+      self.shown["unreadable"] = int(unreadable)
     if hosts:
       slow = SLOW_FACTOR * hosts["hosts/median_seconds"]
       if hosts["hosts/slowest_seconds"] > slow:

@@ -1,5 +1,5 @@
-"""What the hosts tell each other at every step: whether one was asked to stop, and how long each
-has worked on its own.
+"""What the hosts tell each other at every step: whether one was asked to stop, how long each has
+worked on its own, and what it has met while reading.
 
 The numbers travel in one tiny collective, dispatched behind the step and read one step later, when
 it is long done: every host learns the same thing at the same step, and none waits for it.

@@ -49,6 +49,7 @@ def test_non_finite_inputs_stop_the_run_and_leave_the_last_good_checkpoint_and_t
     mesh=mesh,
     step_fn=step_fn,
     batches=batches_that_go_bad,
+    counters=lambda: {"data/corrupt_records": 2.0, "data/read_retries": 1.0},
     evaluation=None,
     meta={"config": {"model": {}}, "lineage": {}},
     flops_per_sample=1.0,
@@ -67,6 +68,9 @@ def test_non_finite_inputs_stop_the_run_and_leave_the_last_good_checkpoint_and_t
     (restored.opt, good.opt),
   ):
     jax.tree.map(np.testing.assert_array_equal, kept, expected)
+  rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  for row in rows:
+    assert row["data/corrupt_records"] == 2 and row["data/read_retries"] == 1
   skipped = [json.loads(line) for line in (tmp_path / "skipped_0.jsonl").read_text().splitlines()]
   keys = lambda step: [f"{a:08x}{b:08x}" for a, b in make_batch(step).key.tolist()]
   assert [(row["step"], row["keys"]) for row in skipped] == [

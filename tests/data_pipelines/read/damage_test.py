@@ -1,14 +1,17 @@
 """Records that cannot be read: named, counted, replaced, up to a budget."""
 
 import contextlib
+import shutil
 import subprocess
 
 import numpy as np
 import pytest
 
-from data_pipelines.format import schema
+from data_pipelines.format import schema, shard_reading
 from data_pipelines.format.records import CorruptRecord
 from data_pipelines.read import loader, rows
+from sam3d_jax.errors import JobFailed
+from sam3d_jax.files import retries
 from tests.support import tiny_dataset
 from tests.support.reading import COUNT, join, make
 
@@ -56,6 +59,30 @@ def test_corrupt_records_are_named_counted_and_replaced_alike_on_all_hosts(damag
   for index in DAMAGED:
     assert sum(name.endswith(f" record {index}") for name in one.corrupt) == 1
   assert one.metrics(3)["data/corrupt_records"] == 3
+
+
+def test_a_corrupt_record_is_told_at_once_and_once(damaged_folder, capsys):
+  reading = make(damaged_folder)
+  for step in range(9):
+    reading.batch(step)
+  told = capsys.readouterr().err
+  for index in DAMAGED:
+    assert told.count(f"record {index} is unreadable") == 1
+  assert "(3 of quarantine_budget = 100)" in told
+
+
+def test_a_failing_disk_ends_the_run_from_whatever_thread_reads(
+  damaged_folder, tmp_path, monkeypatch
+):
+  folder = shutil.copytree(damaged_folder, tmp_path / "gone")
+  monkeypatch.setattr(retries, "PATIENCE_SECONDS", 0.0)
+  reading = make(folder)
+  for shard in folder.glob("*.array_record*"):
+    shard.unlink()
+  monkeypatch.setattr(shard_reading, "READERS", shard_reading.Readers())
+  with pytest.raises(JobFailed, match="No such file"):
+    with contextlib.closing(reading.iterate()) as batches:
+      next(batches)
 
 
 def test_same_corrupt_record_met_again_counts_once_towards_the_budget(damaged_folder):

@@ -128,19 +128,6 @@ def test_any_host_count_continues_where_another_stopped(folder):
     assert_same_arrays(batch, dict(leaves(whole.batch(step))))
 
 
-class Repeated:
-  """A data source many times over."""
-
-  def __init__(self, source, copies: int):
-    self.source, self.copies = source, copies
-
-  def __len__(self) -> int:
-    return self.copies * len(self.source)
-
-  def __getitem__(self, index: int):
-    return self.source[index % len(self.source)]
-
-
 def test_memory_of_a_reader_does_not_depend_on_the_size_of_the_dataset(tmp_path):
   """Opening and drawing allocate as little for a hundred times the records; the shards' own index
   (8 bytes a record) is not Python's.
@@ -154,7 +141,6 @@ def test_memory_of_a_reader_does_not_depend_on_the_size_of_the_dataset(tmp_path)
       one.directory,
       "train",
       one.kind,
-      Repeated(one._source, copies),
       one._files * copies,
       frozenset(),
     )
