@@ -1,14 +1,19 @@
-"""Sparse voxel tensors with static shapes: neighbours, convolution, pooling, groups.
+"""Operations over the voxels of packed objects: convolution, pooling, norms, values per object.
 
-Everything runs under `jit` and has gradients. A batch holds the active voxels of each sample in its
-own row, padded to a common V: (B, V, C) features, (B, V, 3) coordinates and a count of the valid
-ones, which come first. The published code joins all samples into one list with a batch column
-instead. With rows, a batch is cut over a mesh like any other, no search or gather leaves its
-sample, and the blocks of the dense models serve unchanged.
+A batch holds several objects a row (`geometry/packing.py`): features (R, V, C), and a level that
+says whose each slot is, which slots are padding and where the neighbours lie. The published code
+joins all objects into one list with a batch column instead; with rows, a batch is cut over a mesh
+like any other and no gather leaves its row.
 
-Rows beyond the count hold zeros; every operation that adds something (a bias, a shift) clears them
-again through `SparseTensor.of`. Voxels of a sample are distinct, in any order, with coordinates in
-0..MAX_COORDINATE.
+Padding holds zeros; every operation that adds something (a bias, a shift) clears it again through
+`SparseTensor.of`. Nothing of an object reaches another one, and sums over an object run over whole
+blocks of its own slots, in one order wherever it lies: its result is the same in every bit.
+
+Everything runs under `jit` and has gradients that gather; none scatters voxel rows, which
+accelerators serialise.
+
+Dimension letters: R rows, V slots of a row, T slots at half the resolution, K objects of a row, N
+blocks of a row, C channels.
 """
 
 from typing import NamedTuple
@@ -17,357 +22,260 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# base of the voxel keys: x * SIDE^2 + y * SIDE + z, with a margin of one voxel, fits int32
-SIDE = 1024
-MAX_COORDINATE = SIDE - 3
-NO_VOXEL = np.iinfo(np.int32).max  # key of padding: sorts last
-# (27, 3) offsets, x slowest
-TAPS = np.stack(np.meshgrid(*[np.arange(-1, 2)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-# (8, 3) of a voxel halved, x slowest
-CHILDREN = np.stack(np.meshgrid(*[np.arange(2)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+from sam3d_jax.geometry.packing import BLOCK, Pooling, VoxelLevel
+from sam3d_jax.geometry.voxel_tables import CHILDREN
 
 
 class SparseTensor(NamedTuple):
-  """Active voxels of a batch: features, integer (x, y, z), and how many rows are no padding."""
+  """Features of the voxels of a packed batch at one resolution, and where they are."""
 
-  feats_BVC: jax.Array
-  coords_BV3: jax.Array
-  count_B: jax.Array
+  feats_RVC: jax.Array
+  level: VoxelLevel
 
-  @property
-  def valid_BV(self):
-    """True where a row is a voxel."""
-    # Voxels come first, padding after them.
-    rows = self.coords_BV3.shape[1]
-    return jnp.arange(rows) < self.count_B[:, None]
-
-  def of(self, feats_BVC) -> "SparseTensor":
+  def of(self, feats_RVC) -> "SparseTensor":
     """The same voxels with other features, zero in the padding."""
-    valid_BV1 = self.valid_BV[..., None]
-    cleared_BVC = jnp.where(valid_BV1, feats_BVC, 0)
-    return self._replace(feats_BVC=cleared_BVC)
+    valid_RV1 = self.level.valid_RV[..., None]
+    return self._replace(feats_RVC=jnp.where(valid_RV1, feats_RVC, 0))
 
 
-def pack(feats_NC, coords_N4, batch: int, size: int) -> SparseTensor:
-  """From the published form, one list with coordinates (sample, x, y, z), to rows of `size`.
+def gather(x_RVC, index_RW):
+  """Slots of each row by index, zero where the index is V."""
 
-  The order within a sample is kept. Host side (NumPy). Raises ValueError for a sample with more
-  than `size` voxels or coordinates outside 0..MAX_COORDINATE.
-  """
-  feats_NC = np.asarray(feats_NC)
-  coords_N4 = np.asarray(coords_N4)
-  sample_N = coords_N4[:, 0]
-  xyz_N3 = coords_N4[:, 1:]
-
-  # what does not fit
-  if len(xyz_N3):
-    lowest, highest = xyz_N3.min(), xyz_N3.max()
-    if not (lowest >= 0 and highest <= MAX_COORDINATE):
-      raise ValueError(
-        f"voxel coordinates {lowest}..{highest} are not within 0..{MAX_COORDINATE}",
-      )
-  # A sample number beyond the batch makes this longer than the batch.
-  count_B = np.bincount(sample_N, minlength=batch).astype(np.int32)
-  if len(count_B) > batch or count_B.max(initial=0) > size:
-    raise ValueError(f"samples of {count_B.tolist()} voxels do not fit into {batch} rows of {size}")
-
-  # a row for each sample, its voxels first
-  channels = feats_NC.shape[1]
-  feats_BVC = np.zeros((batch, size, channels), feats_NC.dtype)
-  coords_BV3 = np.zeros((batch, size, 3), np.int32)
-  for b, count in enumerate(count_B):
-    of_sample_N = sample_N == b
-    feats_BVC[b, :count] = feats_NC[of_sample_N]
-    coords_BV3[b, :count] = xyz_N3[of_sample_N]
-  return SparseTensor(
-    feats_BVC=jnp.asarray(feats_BVC),
-    coords_BV3=jnp.asarray(coords_BV3),
-    count_B=jnp.asarray(count_B),
-  )
-
-
-def unpack(x: SparseTensor) -> tuple[np.ndarray, np.ndarray]:
-  """The published form: features (N, C) and coordinates (N, 4), sample by sample. Host side."""
-  feats_BVC = np.asarray(x.feats_BVC)
-  coords_BV3 = np.asarray(x.coords_BV3)
-  count_B = np.asarray(x.count_B)
-  feats = []
-  coords = []
-  for b, count in enumerate(count_B):
-    # The batch column of the published form.
-    sample_N1 = np.full((count, 1), b, np.int32)
-    xyz_N3 = coords_BV3[b, :count]
-    rows_N4 = np.concatenate([sample_N1, xyz_N3], axis=1)
-    feats.append(feats_BVC[b, :count])
-    coords.append(rows_N4)
-  return np.concatenate(feats), np.concatenate(coords)
-
-
-def voxel_keys(coords_BV3, valid_BV):
-  """One integer a voxel, ordered as (x, y, z); NO_VOXEL in the padding.
-
-  A step of one along an axis adds a constant.
-  """
-  # with a margin, so that a step below 0 is no voxel of the row before
-  shifted = coords_BV3 + 1
-  x, y, z = jnp.unstack(shifted, axis=-1)
-  rows_BV = x * SIDE + y
-  keys_BV = rows_BV * SIDE + z
-  return jnp.where(valid_BV, keys_BV, NO_VOXEL)
-
-
-def neighbours(x: SparseTensor):
-  """Where the 27 neighbours of each voxel are, in the order of TAPS.
-
-  (27, B, V) rows of its own sample, V where there is none. Made once for a set of coordinates and
-  used by all its convolutions. Memory does not depend on the resolution: the keys are sorted and
-  searched, no dense grid is made.
-  """
-  # what a step to each neighbour adds to a key
-  strides = np.array([SIDE * SIDE, SIDE, 1])
-  steps_T = (TAPS @ strides).astype(np.int32)
-
-  def sample(keys_V):
-    voxels = len(keys_V)
-    order_V = jnp.argsort(keys_V).astype(jnp.int32)
-    sorted_V = keys_V[order_V]
-    # the key that a neighbour would have; padding has none
-    is_padding_V = keys_V == NO_VOXEL
-    wanted_TV = jnp.where(is_padding_V, -1, keys_V + steps_T[:, None])
-    # where it would lie, and whether it does
-    # A bisection a neighbour: 27 V log V comparisons, no table of the grid.
-    place_TV = jnp.searchsorted(sorted_V, wanted_TV)
-    at_TV = jnp.minimum(place_TV, voxels - 1)
-    found_TV = sorted_V[at_TV] == wanted_TV
-    return jnp.where(found_TV, order_V[at_TV], voxels)
-
-  keys_BV = voxel_keys(x.coords_BV3, x.valid_BV)
-  return jax.vmap(sample, out_axes=1)(keys_BV)
-
-
-def gather(x_BVC, index_BW):
-  """Rows of each sample by index, zero where the index is V."""
-
-  def sample(x_VC, index_W):
+  def row(x_VC, index_W):
     # The index V lies outside and reads as zero.
-    rows = x_VC.at[index_W]
-    return rows.get(mode="fill", fill_value=0)
+    return x_VC.at[index_W].get(mode="fill", fill_value=0)
 
-  return jax.vmap(sample)(x_BVC, index_BW)
+  return jax.vmap(row)(x_RVC, index_RW)
+
+
+# --------------------------------------------------------------------------------------------------
+# Convolution
+# --------------------------------------------------------------------------------------------------
 
 
 @jax.custom_vjp
-def submanifold_conv(x_BVI, kernel_TIO, neighbours_TBV):
+def submanifold_conv(x_RVI, kernel_TIO, neighbours_R27V):
   """3x3x3 cross-correlation at the active voxels only, fp32 out.
 
   y[p] = sum over offsets d of x[p + d] @ kernel[d]. One tap at a time, so that the 27 gathered
   copies of x never exist together. The gradient gathers too, where automatic differentiation would
   scatter: q is p's neighbour at d exactly if p is q's at -d, and -d is tap 26 - d.
   """
-  return _conv(x_BVI, kernel_TIO, neighbours_TBV)
+  return _conv(x_RVI, kernel_TIO, neighbours_R27V)
 
 
-def _conv(x_BVI, kernel_TIO, neighbours_TBV):
-  def tap(sum_BVO, one):
-    index_BV, kernel_IO = one
-    seen_BVI = gather(x_BVI, index_BV)
-    term_BVO = jnp.einsum(
-      "bvi,io->bvo",
-      seen_BVI,
+def _conv(x_RVI, kernel_TIO, neighbours_R27V):
+  def tap(sum_RVO, one):
+    index_RV, kernel_IO = one
+    seen_RVI = gather(x_RVI, index_RV)
+    term_RVO = jnp.einsum(
+      "rvi,io->rvo",
+      seen_RVI,
       kernel_IO,
       preferred_element_type=jnp.float32,
     )
-    return sum_BVO + term_BVO, None
+    return sum_RVO + term_RVO, None
 
   # Summed in fp32, tap after tap.
-  batch, voxels = x_BVI.shape[:2]
+  rows, slots = x_RVI.shape[:2]
   channels_out = kernel_TIO.shape[-1]
-  zero_BVO = jnp.zeros((batch, voxels, channels_out), jnp.float32)
-  taps = (neighbours_TBV, kernel_TIO)
-  sum_BVO, _ = jax.lax.scan(tap, zero_BVO, taps)
-  return sum_BVO
+  zero_RVO = jnp.zeros((rows, slots, channels_out), jnp.float32)
+  taps = (neighbours_R27V.swapaxes(0, 1), kernel_TIO)
+  sum_RVO, _ = jax.lax.scan(tap, zero_RVO, taps)
+  return sum_RVO
 
 
-def _conv_forward(x_BVI, kernel_TIO, neighbours_TBV):
-  out_BVO = _conv(x_BVI, kernel_TIO, neighbours_TBV)
-  return out_BVO, (x_BVI, kernel_TIO, neighbours_TBV)
+def _conv_forward(x_RVI, kernel_TIO, neighbours_R27V):
+  out_RVO = _conv(x_RVI, kernel_TIO, neighbours_R27V)
+  return out_RVO, (x_RVI, kernel_TIO, neighbours_R27V)
 
 
-def _conv_backward(residuals, grad_BVO):
-  x_BVI, kernel_TIO, neighbours_TBV = residuals
-  grad_BVO = grad_BVO.astype(x_BVI.dtype)
+def _conv_backward(residuals, grad_RVO):
+  x_RVI, kernel_TIO, neighbours_R27V = residuals
+  grad_RVO = grad_RVO.astype(x_RVI.dtype)
 
   # of the features: the same convolution with every offset reversed
   reversed_TOI = kernel_TIO[::-1].swapaxes(1, 2)
-  x_bar = _conv(grad_BVO, reversed_TOI, neighbours_TBV)
+  x_bar = _conv(grad_RVO, reversed_TOI, neighbours_R27V)
 
   # of the kernel: what each tap saw, times what came of it
-  def kernel_tap(_, index_BV):
-    seen_BVI = gather(x_BVI, index_BV)
+  def kernel_tap(_, index_RV):
+    seen_RVI = gather(x_RVI, index_RV)
     bar_IO = jnp.einsum(
-      "bvi,bvo->io",
-      seen_BVI,
-      grad_BVO,
+      "rvi,rvo->io",
+      seen_RVI,
+      grad_RVO,
       preferred_element_type=jnp.float32,
     )
     return None, bar_IO
 
-  _, kernel_bar = jax.lax.scan(kernel_tap, None, neighbours_TBV)
-
-  # rows are integers and have none
-  no_gradient = np.zeros(neighbours_TBV.shape, jax.dtypes.float0)
+  _, kernel_bar = jax.lax.scan(kernel_tap, None, neighbours_R27V.swapaxes(0, 1))
   return (
-    x_bar.astype(x_BVI.dtype),
+    x_bar.astype(x_RVI.dtype),
     kernel_bar.astype(kernel_TIO.dtype),
-    no_gradient,
+    _no_gradient(neighbours_R27V),
   )
 
 
 submanifold_conv.defvjp(_conv_forward, _conv_backward)
 
 
-class Groups(NamedTuple):
-  """Voxels of each sample sorted so that those of one group lie together.
-
-  A group is a coarse voxel or a window; groups are in (x, y, z) order.
-  """
-
-  order_BV: jax.Array  # row of the sorted position
-  inverse_BV: jax.Array  # sorted position of the row
-  rank_BV: jax.Array  # group number of the sorted position, V in the padding
-  count_B: jax.Array  # number of groups
+def _no_gradient(index):
+  """The cotangent of an array of integers."""
+  return np.zeros(index.shape, jax.dtypes.float0)
 
 
-def group_by(cells_BV3, valid_BV) -> Groups:
-  """Sorts voxels by the cell they lie in; within a cell their order is kept."""
-
-  def sample(keys_V):
-    voxels = len(keys_V)
-    # equal keys side by side, padding last
-    order_V = jnp.argsort(keys_V, stable=True).astype(jnp.int32)
-    sorted_V = keys_V[order_V]
-    valid_V = sorted_V != NO_VOXEL
-    # a group begins where the key changes
-    head_1 = jnp.ones(1, bool)
-    changes = sorted_V[1:] != sorted_V[:-1]
-    first_V = jnp.concatenate([head_1, changes]) & valid_V
-    number_V = jnp.cumsum(first_V) - 1
-    rank_V = jnp.where(valid_V, number_V, voxels).astype(jnp.int32)
-    # the way back
-    place_V = jnp.arange(voxels, dtype=jnp.int32)
-    at_order_V = jnp.zeros_like(order_V).at[order_V]
-    inverse_V = at_order_V.set(place_V, unique_indices=True)
-    return Groups(
-      order_BV=order_V,
-      inverse_BV=inverse_V,
-      rank_BV=rank_V,
-      count_B=first_V.sum(dtype=jnp.int32),
-    )
-
-  keys_BV = voxel_keys(cells_BV3, valid_BV)
-  return jax.vmap(sample)(keys_BV)
+# --------------------------------------------------------------------------------------------------
+# Resolutions
+# --------------------------------------------------------------------------------------------------
 
 
-def downsample(
-  x: SparseTensor, factor: int = 2, *, size: int | None = None
-) -> tuple[SparseTensor, jax.Array]:
-  """Coarser voxels (coordinates // factor) with SUM / (COUNT + 1) of the features, in (x, y, z)
-  order, and each voxel's parent row.
+@jax.custom_vjp
+def pooled(x_RVC, pooling: Pooling):
+  """SUM / (COUNT + 1) of the children of each coarse voxel: (R, T, C).
 
   The published pooling starts its mean from a zero that it counts as one more member; weights are
-  trained for that. size: rows of the result, by default V. With more coarse voxels than that all
-  its features become NaN, rather than some being lost.
+  trained for that.
   """
-  voxels = x.coords_BV3.shape[1]
-  if size is None:
-    size = voxels
-  # Sorted by parent, siblings lie side by side: a sum by segments.
-  groups = group_by(x.coords_BV3 // factor, x.valid_BV)
-
-  def sample(feats_VC, coords_V3, order_V, rank_V, inverse_V, count):
-    exists_V = rank_V < voxels
-    ids_V = jnp.where(exists_V, rank_V, size)  # out of range: dropped
-
-    def add(x):
-      return jax.ops.segment_sum(
-        x,
-        ids_V,
-        size,
-        indices_are_sorted=True,
-      )
-
-    # sums and members of each coarse voxel
-    sorted_VC = feats_VC[order_V].astype(jnp.float32)
-    sums_SC = add(sorted_VC)
-    members_S = add(jnp.ones(voxels, jnp.float32))
-    # where it lies
-    coarse_V3 = coords_V3[order_V] // factor
-    at_S3 = jnp.zeros((size, 3), jnp.int32).at[ids_V]
-    coords_S3 = at_S3.set(coarse_V3, mode="drop")
-    # its features, unless some did not fit
-    fits = count <= size
-    divisor_S1 = members_S[:, None] + 1
-    feats_SC = jnp.where(fits, sums_SC / divisor_S1, jnp.nan)
-    return feats_SC.astype(feats_VC.dtype), coords_S3, rank_V[inverse_V]
-
-  feats, coords, parent_BV = jax.vmap(sample)(
-    x.feats_BVC,
-    x.coords_BV3,
-    groups.order_BV,
-    groups.rank_BV,
-    groups.inverse_BV,
-    groups.count_B,
-  )
-  count_B = jnp.minimum(groups.count_B, size)
-  coarse = SparseTensor(feats, coords, count_B)
-  return coarse, jnp.where(x.valid_BV, parent_BV, size)
+  rows, _, channels = x_RVC.shape
+  slots = pooling.children_RT8.shape[1]
+  children_RW = pooling.children_RT8.reshape(rows, slots * 8)
+  children_RTC8 = gather(x_RVC, children_RW).reshape(rows, slots, 8, channels)
+  sums_RTC = children_RTC8.astype(jnp.float32).sum(2)
+  mean_RTC = sums_RTC / _divisor(x_RVC.shape[1], pooling)
+  return mean_RTC.astype(x_RVC.dtype)
 
 
-def upsample(coarse: SparseTensor, parent_BV, like: SparseTensor) -> SparseTensor:
-  """Every voxel of `like` gets its parent's features.
-
-  `parent_BV` is what `downsample` of `like` returned.
-  """
-  # Padding has the row `size`, which reads as zero.
-  feats_BVC = gather(coarse.feats_BVC, parent_BV)
-  return like.of(feats_BVC)
+def _divisor(slots: int, pooling: Pooling):
+  """Children of each coarse voxel, and one: (R, T, 1) fp32."""
+  exists_RT8 = pooling.children_RT8 != slots
+  return 1 + exists_RT8.sum(-1, keepdims=True).astype(jnp.float32)
 
 
-def subdivide(x: SparseTensor) -> SparseTensor:
-  """Each voxel becomes its 8 halves with its features, voxel by voxel: (B, 8 V, C)."""
-  batch, voxels, _ = x.feats_BVC.shape
+def _pooled_forward(x_RVC, pooling):
+  return pooled(x_RVC, pooling), pooling
+
+
+def _pooled_backward(pooling, grad_RTC):
+  slots = pooling.parent_RV.shape[1]
+  share_RTC = grad_RTC.astype(jnp.float32) / _divisor(slots, pooling)
+  x_bar = gather(share_RTC, pooling.parent_RV)
+  return x_bar.astype(grad_RTC.dtype), jax.tree.map(_no_gradient, pooling)
+
+
+pooled.defvjp(_pooled_forward, _pooled_backward)
+
+
+@jax.custom_vjp
+def spread(coarse_RTC, pooling: Pooling):
+  """Every voxel gets its parent's features: (R, V, C)."""
+  return gather(coarse_RTC, pooling.parent_RV)
+
+
+def _spread_forward(coarse_RTC, pooling):
+  return spread(coarse_RTC, pooling), pooling
+
+
+def _spread_backward(pooling, grad_RVC):
+  rows, slots, _ = pooling.children_RT8.shape
+  children_RW = pooling.children_RT8.reshape(rows, slots * 8)
+  gathered = gather(grad_RVC, children_RW)
+  children_RT8C = gathered.reshape(rows, slots, 8, grad_RVC.shape[-1])
+  sums_RTC = children_RT8C.astype(jnp.float32).sum(2)
+  return sums_RTC.astype(grad_RVC.dtype), jax.tree.map(_no_gradient, pooling)
+
+
+spread.defvjp(_spread_forward, _spread_backward)
+
+
+def subdivided_level(level: VoxelLevel) -> VoxelLevel:
+  """The level in which each voxel is its 8 halves, one after the other: 8 V slots, no tables."""
+  rows, slots = level.object_RV.shape
   # A voxel at x covers 2 x and 2 x + 1 at twice the resolution.
-  doubled_BV13 = 2 * x.coords_BV3[:, :, None]
-  halves_BV83 = doubled_BV13 + CHILDREN.astype(np.int32)
-  coords = halves_BV83.reshape(batch, 8 * voxels, 3)
-  return SparseTensor(
-    feats_BVC=jnp.repeat(x.feats_BVC, 8, axis=1),
-    coords_BV3=coords,
-    count_B=8 * x.count_B,
+  doubled_RV13 = 2 * level.coords_RV3[:, :, None]
+  halves_RV83 = doubled_RV13 + CHILDREN.astype(np.int32)
+  return VoxelLevel(
+    coords_RV3=halves_RV83.reshape(rows, 8 * slots, 3),
+    object_RV=jnp.repeat(level.object_RV, 8, axis=1),
+    valid_RV=jnp.repeat(level.valid_RV, 8, axis=1),
+    start_RK=8 * level.start_RK,
+    count_RK=8 * level.count_RK,
   )
+
+
+# --------------------------------------------------------------------------------------------------
+# Objects
+# --------------------------------------------------------------------------------------------------
+
+
+def per_slot(values_RKC, level: VoxelLevel):
+  """A value of each object at each of its slots: (R, V, C).
+
+  Objects are whole blocks, so one lookup a block is enough; as a product with zeros and ones its
+  gradient is a product as well.
+  """
+  rows, slots = level.object_RV.shape
+  objects, channels = values_RKC.shape[1:]
+  # Objects begin with blocks.
+  of_block_RN = level.object_RV[:, ::BLOCK]
+  of_object_RNK = jax.nn.one_hot(of_block_RN, objects, dtype=values_RKC.dtype)
+  per_block_RNC = jnp.einsum(
+    "rnk,rkc->rnc",
+    of_object_RNK,
+    values_RKC,
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  shape = (rows, slots // BLOCK, BLOCK, channels)
+  repeated = jnp.broadcast_to(per_block_RNC[:, :, None], shape)
+  return repeated.reshape(rows, slots, channels)
+
+
+def object_sums(x_RVC, level: VoxelLevel):
+  """Sum over the voxels of each object: (R, K, C) fp32.
+
+  Block by block, then over the blocks of an object counted from its own first one: the order of the
+  terms is that of an object alone.
+  """
+  rows, slots, channels = x_RVC.shape
+  count = slots // BLOCK
+  valid_RV1 = level.valid_RV[..., None]
+  existing = jnp.where(valid_RV1, x_RVC.astype(jnp.float32), 0)
+  blocks_RN = existing.reshape(rows, count, BLOCK, channels)
+  sums_RNC = blocks_RN.sum(2)
+
+  # the same position for the same block of an object, zero beyond its last
+  first_RK = level.start_RK // BLOCK
+  own_RK = -(-level.count_RK // BLOCK)
+  step_N = jnp.arange(count)
+  is_own_RKN = step_N < own_RK[..., None]
+  index_RKN = jnp.where(is_own_RKN, first_RK[..., None] + step_N, count)
+  lined_up_RWC = gather(sums_RNC, index_RKN.reshape(rows, -1))
+  lined_up_RKNC = lined_up_RWC.reshape(*index_RKN.shape, channels)
+  return lined_up_RKNC.sum(2)
+
+
+def object_means(x_RVC, level: VoxelLevel):
+  """Mean over the voxels of each object: (R, K, C) fp32, 0 where there is no object."""
+  members_RK = jnp.maximum(level.count_RK, 1)
+  return object_sums(x_RVC, level) / members_RK[..., None]
 
 
 def group_norm(x: SparseTensor, groups: int, eps: float):
-  """Per sample and group of channels, over all voxels of the sample.
+  """Per object and group of channels, over all voxels of the object.
 
-  (B, V, C) fp32 without gain, zero in the padding.
+  (R, V, C) fp32 without gain.
   """
-  b, v, c = x.feats_BVC.shape
   # Groups are runs of channels, as in PyTorch's GroupNorm.
-  width = c // groups
-  feats = x.feats_BVC.astype(jnp.float32)
-  values = feats.reshape(b, v, groups, width)
-  valid = x.valid_BV[:, :, None, None]
-  # numbers that a mean is of; one where a sample has no voxel
-  members_B = jnp.maximum(x.count_B * width, 1)
-  members = members_B.astype(jnp.float32)[:, None, None, None]
+  width = x.feats_RVC.shape[-1] // groups
+  feats = x.feats_RVC.astype(jnp.float32)
 
-  # padding counts for nothing
-  existing = jnp.where(valid, values, 0)
-  mean = existing.sum((1, 3), keepdims=True) / members
-  centred = jnp.where(valid, values - mean, 0)
-  squares = jnp.square(centred)
-  variance = squares.sum((1, 3), keepdims=True) / members
-  inverse_std = jax.lax.rsqrt(variance + eps)
-  normed = centred * inverse_std
-  return normed.reshape(b, v, c)
+  def mean(values_RVC):
+    """Over an object's voxels and a group's channels, at each of its slots and channels."""
+    means_RKC = object_means(values_RVC, x.level)
+    grouped = means_RKC.reshape(*means_RKC.shape[:2], groups, width)
+    repeated_RKC = jnp.repeat(grouped.mean(-1), width, axis=-1)
+    return per_slot(repeated_RKC, x.level)
+
+  centred = feats - mean(feats)
+  variance = mean(jnp.square(centred))
+  return centred * jax.lax.rsqrt(variance + eps)

@@ -1,19 +1,21 @@
 """Layers over sparse voxel tensors, as the Texture & Refinement models are built of them.
 
-Layers that treat each voxel alone (Dense, LayerNorm, MLP) and the flow model's blocks are those of
-the dense models: features are (B, V, C). Here is what looks at other voxels. Parameters are fp32;
-products run in `dtype`, norms and statistics in fp32.
+Layers that treat each voxel alone (Dense, LayerNorm, MLP) are those of the dense models: features
+are (R, V, C), rows of packed objects (models/sparse.py). Here is what looks at other voxels or
+differs from object to object. Parameters are fp32; products run in `dtype`, norms and statistics in
+fp32.
 """
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from sam3d_jax.models import sparse, sparse_windows
-from sam3d_jax.models.attention import attend
+from sam3d_jax.geometry.packing import WindowOrder
+from sam3d_jax.models import sparse
 from sam3d_jax.models.attention_layers import SelfAttention
 from sam3d_jax.models.geometry_flow import BLOCK_EPS
 from sam3d_jax.models.layers import MLP, Dense, LayerNorm, layer_norm
+from sam3d_jax.models.packed_attention import Segments, attend_packed, attend_packed_windows
 from sam3d_jax.models.sparse import SparseTensor
 from sam3d_jax.models.volumes import fan_in_uniform
 
@@ -49,23 +51,27 @@ class SubmanifoldConv(nnx.Module):
       self.bias = None
     self.dtype = dtype
 
-  def __call__(self, x: SparseTensor, neighbours_TBV) -> SparseTensor:
+  def __call__(self, x: SparseTensor) -> SparseTensor:
+    """Raises ValueError for a level without a table of neighbours."""
+    neighbours_R27V = x.level.neighbours_R27V
+    if neighbours_R27V is None:
+      raise ValueError("a convolution needs the neighbours: pack with Tables(neighbours=True)")
     # 27 taps, in the order of the neighbours
     kernel = self.kernel[...].astype(self.dtype)
     taps_TIO = kernel.reshape(27, *kernel.shape[3:])
-    feats_BVI = x.feats_BVC.astype(self.dtype)
-    y_BVO = sparse.submanifold_conv(
-      feats_BVI,
+    feats_RVI = x.feats_RVC.astype(self.dtype)
+    y_RVO = sparse.submanifold_conv(
+      feats_RVI,
       taps_TIO,
-      neighbours_TBV,
+      neighbours_R27V,
     )
     if self.bias is not None:
-      y_BVO = y_BVO + self.bias[...]
-    return x.of(y_BVO)
+      y_RVO = y_RVO + self.bias[...]
+    return x.of(y_RVO)
 
 
 class SparseGroupNorm(nnx.Module):
-  """Group norm over the voxels of each sample, with gain and shift per channel."""
+  """Group norm over the voxels of each object, with gain and shift per channel."""
 
   def __init__(self, groups: int, channels: int):
     self.groups = groups
@@ -75,7 +81,7 @@ class SparseGroupNorm(nnx.Module):
     self.bias = nnx.Param(shift)
 
   def __call__(self, x: SparseTensor) -> SparseTensor:
-    dtype = x.feats_BVC.dtype
+    dtype = x.feats_RVC.dtype
     # Statistics in fp32; the result is as wide as the features were.
     normed = sparse.group_norm(x, self.groups, GROUP_EPS)
     y = normed * self.scale[...] + self.bias[...]
@@ -85,8 +91,8 @@ class SparseGroupNorm(nnx.Module):
 class SparseResBlock(nnx.Module):
   """Residual block, the time embedding as scale and shift (in that order) of its second norm.
 
-  The last convolution starts at zero. It works on voxels that are already down- or upsampled, whose
-  neighbours it is given; `skip` changes the width.
+  The last convolution starts at zero. It works on voxels that are already down- or upsampled;
+  `skip` changes the width.
   """
 
   def __init__(
@@ -106,7 +112,7 @@ class SparseResBlock(nnx.Module):
       dtype=dtype,
       zero=True,
     )
-    # Two vectors a sample, scale and shift.
+    # Two vectors an object, scale and shift.
     self.mod = Dense(
       mod_width,
       (2, out_channels),
@@ -122,31 +128,33 @@ class SparseResBlock(nnx.Module):
         dtype=dtype,
       )
 
-  def __call__(self, x: SparseTensor, neighbours_TBV, mod_BD) -> SparseTensor:
-    # of the time
-    active_BD = jax.nn.silu(mod_BD)
-    scale_BC, shift_BC = jnp.unstack(self.mod(active_BD), axis=1)
+  def __call__(self, x: SparseTensor, mod_RKD) -> SparseTensor:
+    """mod_RKD: what modulates each object."""
+    # of the time of each object, at its slots
+    active_RKD = jax.nn.silu(mod_RKD)
+    scale_RKC, shift_RKC = jnp.unstack(self.mod(active_RKD), axis=2)
+    scale_RVC = sparse.per_slot(scale_RKC, x.level)
+    shift_RVC = sparse.per_slot(shift_RKC, x.level)
 
     # first convolution
-    normed = self.norm1(x.feats_BVC)
+    normed = self.norm1(x.feats_RVC)
     active = x.of(jax.nn.silu(normed))
-    h = self.conv1(active, neighbours_TBV)
+    h = self.conv1(active)
 
     # second convolution, modulated
-    normed = layer_norm(h.feats_BVC, BLOCK_EPS)
-    modulated = normed * (1 + scale_BC[:, None])
-    modulated = modulated + shift_BC[:, None]
+    normed = layer_norm(h.feats_RVC, BLOCK_EPS)
+    modulated = normed * (1 + scale_RVC) + shift_RVC
     active = h.of(jax.nn.silu(modulated))
-    h = self.conv2(active, neighbours_TBV)
+    h = self.conv2(active)
 
-    shortcut = x.feats_BVC
+    shortcut = x.feats_RVC
     if self.skip is not None:
       shortcut = self.skip(shortcut)
-    return x.of(h.feats_BVC + shortcut)
+    return x.of(h.feats_RVC + shortcut)
 
 
 class SparseSelfAttention(nnx.Module):
-  """Self-attention within a sample, or within the windows of `groups`."""
+  """Self-attention within an object, or within windows of it."""
 
   def __init__(
     self,
@@ -167,30 +175,26 @@ class SparseSelfAttention(nnx.Module):
     )
     self.attention = attention
 
-  def __call__(
-    self, x: SparseTensor, groups: sparse.Groups | None = None, window: int | None = None
-  ):
-    """Features (B, V, D) to add.
-
-    groups, window: from `sparse_windows.windows(x, window, shift)`; None: the whole sample.
-    """
-    # Padding is kept out by count, or by belonging to no window.
-    q, k, v = self.projections.project(x.feats_BVC)
-    if groups is None:
-      attended = attend(
+  def __call__(self, x: SparseTensor, order: WindowOrder | None = None):
+    """Features (R, V, D) to add. order: one of the level's `windows`; None: the whole object."""
+    q, k, v = self.projections.project(x.feats_RVC)
+    if order is None:
+      own = Segments(x.level.object_RV, x.level.valid_RV)
+      attended = attend_packed(
         q,
         k,
         v,
+        own,
+        own,
         backend=self.attention,
-        key_count_B=x.count_B,
       )
     else:
-      attended = sparse_windows.attend_in_windows(
+      attended = attend_packed_windows(
         q,
         k,
         v,
-        groups,
-        window,
+        order,
+        backend=self.attention,
       )
     return self.projections.out(attended)
 
@@ -205,17 +209,18 @@ class WindowBlock(nnx.Module):
     self,
     width: int,
     heads: int,
-    window: int,
     *,
     rngs: nnx.Rngs,
     mlp_ratio: float = 4.0,
     dtype=jnp.float32,
+    attention: str = "auto",
   ):
     self.attn = SparseSelfAttention(
       width,
       heads,
       rngs=rngs,
       dtype=dtype,
+      attention=attention,
     )
     self.mlp = MLP(
       width,
@@ -223,21 +228,13 @@ class WindowBlock(nnx.Module):
       rngs=rngs,
       dtype=dtype,
     )
-    self.window = window
 
-  def __call__(self, x: SparseTensor, groups: sparse.Groups) -> SparseTensor:
-    """groups: of `sparse_windows.windows(x, window, shift)`.
-
-    The shift is 0 in even blocks and window // 2 in odd ones.
-    """
+  def __call__(self, x: SparseTensor, order: WindowOrder) -> SparseTensor:
+    """order: the level's first window order in even blocks, its second, shifted, in odd ones."""
     # attention
-    normed = layer_norm(x.feats_BVC, BLOCK_EPS)
-    attended = self.attn(
-      x.of(normed),
-      groups,
-      self.window,
-    )
-    x = x.of(x.feats_BVC + attended)
+    normed = layer_norm(x.feats_RVC, BLOCK_EPS)
+    attended = self.attn(x.of(normed), order)
+    x = x.of(x.feats_RVC + attended)
     # feed-forward
-    normed = layer_norm(x.feats_BVC, BLOCK_EPS)
-    return x.of(x.feats_BVC + self.mlp(normed))
+    normed = layer_norm(x.feats_RVC, BLOCK_EPS)
+    return x.of(x.feats_RVC + self.mlp(normed))

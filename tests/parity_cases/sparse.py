@@ -1,5 +1,5 @@
 """Parity of the sparse layers (f1-f3) and of voxel pruning (g4). The fixtures' joined lists are
-packed into padded rows, and unpacked again to be compared.
+packed into rows, and unpacked again to be compared.
 """
 
 import functools
@@ -10,16 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sam3d_jax.models import parameters, sparse, sparse_windows
-from sam3d_jax.models.attention import attend
-from sam3d_jax.models.attention_layers import CrossAttention
-from sam3d_jax.models.geometry_flow import (
-  GeometryFlowConfig,
-  StreamBlock,
-  modulations,
-)
-from sam3d_jax.models.layers import Dense
+from sam3d_jax.geometry import packing
+from sam3d_jax.models import parameters, sparse
+from sam3d_jax.models.layers import MLP, Dense, LayerNorm, layer_norm
+from sam3d_jax.models.packed_attention import Segments, attend_packed_cross
+from sam3d_jax.models.sparse import SparseTensor
 from sam3d_jax.models.sparse_layers import (
+  BLOCK_EPS,
   SparseGroupNorm,
   SparseResBlock,
   SparseSelfAttention,
@@ -32,24 +29,56 @@ from sam3d_jax.torch_bridge import names_geometry as names
 from tests.parity import Fixture, case
 from tests.parity_cases.flow_and_vae import loaded, run
 
-PADDING = 3  # rows beyond the largest sample, so that padding takes part in every case
+
+def packed(fixture: Fixture, **tables) -> packing.Packed:
+  """The fixture's objects in rows: the first two in one row, so that neighbours take part."""
+  coords_N4 = fixture.inputs["coords"]
+  resolution = 2 * -(-int(coords_N4[:, 1:].max() + 1) // 2)
+  needed = packing.Tables(resolution, **tables)
+  objects = []
+  for coords_V3 in by_object(fixture, coords_N4[:, 1:]):
+    objects.append(packing.object_tables(coords_V3, needed))
+  return packing.pack(objects)
 
 
-def packed(fixture: Fixture) -> sparse.SparseTensor:
-  """The fixture's voxels as padded rows."""
-  feats = fixture.inputs["feats"]
-  coords = fixture.inputs["coords"]
-  counts = np.bincount(coords[:, 0])
-  size = int(counts.max()) + PADDING
-  return sparse.pack(feats, coords, len(counts), size)
+def by_object(fixture: Fixture, rows_NC) -> list[np.ndarray]:
+  """The rows of the fixture's joined list, object by object."""
+  number_N = fixture.inputs["coords"][:, 0]
+  return [np.asarray(rows_NC)[number_N == b] for b in range(number_N.max() + 1)]
 
 
-def listed(x: sparse.SparseTensor, feats=None) -> np.ndarray:
-  """Features in the fixture's order."""
-  if feats is not None:
-    x = x.of(feats)
-  listed_feats, _ = sparse.unpack(x)
-  return listed_feats
+def tensor(fixture: Fixture, found: packing.Packed, name: str = "feats") -> SparseTensor:
+  """An array of the fixture at the packed voxels."""
+  filled = found.fill(by_object(fixture, fixture.inputs[name]))
+  return SparseTensor(jnp.asarray(filled), jax.tree.map(jnp.asarray, found.voxels.fine))
+
+
+def coarse_tensor(x: SparseTensor, found: packing.Packed) -> SparseTensor:
+  """The voxels at half the resolution."""
+  feats_RTC = sparse.pooled(x.feats_RVC, found.voxels.pooling)
+  return SparseTensor(feats_RTC, jax.tree.map(jnp.asarray, found.voxels.coarse))
+
+
+def listed(found: packing.Packed, x) -> np.ndarray:
+  """Features (R, V, C), or a sparse tensor's, in the fixture's order."""
+  feats = x.feats_RVC if isinstance(x, SparseTensor) else x
+  return np.concatenate(found.split(feats))
+
+
+def listed_coarse(found: packing.Packed, x: SparseTensor) -> tuple[np.ndarray, np.ndarray]:
+  """Features and (object, x, y, z) of the voxels at half the resolution."""
+  feats_RTC, coords_RT3 = np.asarray(x.feats_RVC), np.asarray(x.level.coords_RV3)
+  feats, coords = [], []
+  for n, place in enumerate(found.places):
+    slots = slice(place.coarse_start, place.coarse_start + place.coarse_count)
+    feats.append(feats_RTC[place.row, slots])
+    coords.append(np.insert(coords_RT3[place.row, slots], 0, n, axis=1))
+  return np.concatenate(feats), np.concatenate(coords)
+
+
+def per_object(values_BC) -> jnp.ndarray:
+  """A value of each object, as the one row that `packed` makes has them."""
+  return jnp.asarray(values_BC)[None]
 
 
 def params_of(fixture: Fixture, module: str) -> dict[str, np.ndarray]:
@@ -63,177 +92,208 @@ def params_of(fixture: Fixture, module: str) -> dict[str, np.ndarray]:
 
 @case("f1_sparse_primitives")
 def primitives(fixture: Fixture):
-  k, x = fixture.kwargs, packed(fixture)
-  channels, out_channels, factor = k["in_channels"], k["out_channels"], k["factor"]
+  k = fixture.kwargs
+  found = packed(fixture, neighbours=True, pooled=True)
+  x = tensor(fixture, found)
+  channels, out_channels = k["in_channels"], k["out_channels"]
+  if k["factor"] != 2:
+    raise ValueError(f"factor = {k['factor']}: voxels are halved, nothing else")
   groups = int(re.match(r"(\d+) groups", k["group_norm"])[1])
-  make = lambda rngs: nnx.Dict(
-    {
-      "linear": Dense(channels, out_channels, rngs=rngs),
-      "conv1": Dense(channels, out_channels, rngs=rngs),
-      "conv3": SubmanifoldConv(channels, out_channels, rngs=rngs),
-      "conv3_nobias": SubmanifoldConv(channels, out_channels, rngs=rngs, bias=False),
-      "gn": SparseGroupNorm(groups, channels),
-    }
-  )
+
+  def make(rngs):
+    return nnx.Dict(
+      {
+        "linear": Dense(channels, out_channels, rngs=rngs),
+        "conv1": Dense(channels, out_channels, rngs=rngs),
+        "conv3": SubmanifoldConv(channels, out_channels, rngs=rngs),
+        "conv3_nobias": SubmanifoldConv(channels, out_channels, rngs=rngs, bias=False),
+        "gn": SparseGroupNorm(groups, channels),
+      }
+    )
+
   rules = names.affine_rules("linear", "linear") + names.layer_norm_rules("gn", "gn")
   rules += names_sparse.pointwise_conv_rules("conv1.conv", "conv1", channels, out_channels)
   rules += names_sparse.submanifold_conv_rules("conv3.conv", "conv3")
   rules += names_sparse.submanifold_conv_rules("conv3_nobias.conv", "conv3_nobias", bias=False)
   modules = loaded(make, rules, fixture.params)
-  near = jax.jit(sparse.neighbours)(x)
-  out = {f"out/{name}": listed(x, modules[name](x.feats_BVC)) for name in ("linear", "conv1")}
-  out |= {f"out/{name}": listed(modules[name](x, near)) for name in ("conv3", "conv3_nobias")}
-  out["out/gn"] = listed(modules["gn"](x))
-  coarse, parent = jax.jit(sparse.downsample, static_argnames="factor")(x, factor=factor)
-  out["out/down/feats"], out["out/down/coords"] = sparse.unpack(coarse)
-  doubled = coarse.of(2 * coarse.feats_BVC + 1)
-  out["out/down_then_2x+1_then_up/feats"] = listed(sparse.upsample(doubled, parent, x))
-  out["out/subdivide/feats"], out["out/subdivide/coords"] = sparse.unpack(sparse.subdivide(x))
-  g_B1C = (
-    jnp.arange(x.feats_BVC.shape[0] * channels, dtype=jnp.float32).reshape(-1, 1, channels) / 8
-  )
-  out["out/batch_broadcast_mul_add"] = listed(x, x.feats_BVC * (1 + g_B1C) + g_B1C)
+
+  # voxel by voxel, by neighbours, by object
+  out = {}
+  for name in ("linear", "conv1"):
+    out[f"out/{name}"] = listed(found, modules[name](x.feats_RVC))
+  for name in ("conv3", "conv3_nobias", "gn"):
+    out[f"out/{name}"] = listed(found, run(modules[name], x))
+  g_BC = jnp.arange(len(found.places) * channels, dtype=jnp.float32).reshape(-1, channels) / 8
+  g_RVC = sparse.per_slot(per_object(g_BC), x.level)
+  out["out/batch_broadcast_mul_add"] = listed(found, x.feats_RVC * (1 + g_RVC) + g_RVC)
+
+  # resolutions
+  coarse = coarse_tensor(x, found)
+  out["out/down/feats"], out["out/down/coords"] = listed_coarse(found, coarse)
+  doubled_RTC = 2 * coarse.feats_RVC + 1
+  up_RVC = sparse.spread(doubled_RTC, found.voxels.pooling)
+  out["out/down_then_2x+1_then_up/feats"] = listed(found, up_RVC)
+  halves = sparse.subdivided_level(x.level)
+  out["out/subdivide/feats"] = np.repeat(fixture.inputs["feats"], 8, axis=0)
+  coords = []
+  for n, place in enumerate(found.places):
+    slots = slice(8 * place.start, 8 * (place.start + place.count))
+    coords.append(np.insert(np.asarray(halves.coords_RV3)[place.row, slots], 0, n, axis=1))
+  out["out/subdivide/coords"] = np.concatenate(coords)
   return out
 
 
 @case("f2_sparse_attention")
 def attention(fixture: Fixture):
-  k, x = fixture.kwargs, packed(fixture)
+  k = fixture.kwargs
   width, heads, window = k["channels"], k["num_heads"], k["window_size"]
+  found = packed(fixture, window=window)
+  x = tensor(fixture, found)
+  straight, shifted = x.level.windows
   out = {}
   for name in k["modules"]:
     params, rms = params_of(fixture, name), name.endswith("_rms")
     if name.startswith("cross"):
-      make = functools.partial(
-        CrossAttention,
-        width,
-        k["ctx_channels"],
-        heads,
-        absorb_kv=False,
-        qk_rms_norm=rms,
-        dtype=jnp.float32,
-        attention="auto",
-      )
+      make = functools.partial(_Cross, width, k["ctx_channels"], heads)
       module = loaded(make, names.cross_attention_rules(width, qk_rms_norm=rms), params)
-      feats = run(module, x.feats_BVC, jnp.asarray(fixture.inputs["ctx"]))
-    else:
-      make = functools.partial(SparseSelfAttention, width, heads, qk_rms_norm=rms)
-      module = loaded(make, names.self_attention_rules(width, rms, ours="projections/"), params)
-      groups = (
-        sparse_windows.windows(x, window, window // 2 if "shift" in name else 0)
-        if name.startswith("win")
-        else None
-      )
-      feats = _attended(module, x, groups, window)
-    out[f"out/{name}"] = listed(x, feats)
-  for key in fixture.expected:
-    if key.startswith("out/window_rank_shift"):
-      shift = int(key.removeprefix("out/window_rank_shift"))
-      out |= {f"out/window_{n}_shift{shift}": v for n, v in window_table(x, window, shift).items()}
+      out[f"out/{name}"] = listed(found, run(module, x, per_object(fixture.inputs["ctx"])))
+      continue
+    make = functools.partial(SparseSelfAttention, width, heads, qk_rms_norm=rms)
+    module = loaded(make, names.self_attention_rules(width, rms, ours="projections/"), params)
+    order = None
+    if name.startswith("win"):
+      order = shifted if "shift" in name else straight
+    out[f"out/{name}"] = listed(found, run(module, x, order))
+
+  # windows, as the published code lists them
+  for order, shift in ((straight, 0), (shifted, window // 2)):
+    if f"out/window_rank_shift{shift}" in fixture.expected:
+      for what, values in window_table(found, order).items():
+        out[f"out/window_{what}_shift{shift}"] = values
   return out
 
 
-def _attended(module, x, groups, window):
-  graph, params = nnx.split(module)
-  return jax.jit(lambda params, x, groups: nnx.merge(graph, params)(x, groups, window))(
-    params, x, groups
-  )
-
-
-def window_table(x: sparse.SparseTensor, window: int, shift: int) -> dict[str, np.ndarray]:
-  """Window of each voxel in the fixture's order, numbered through the batch; voxels and sample of
+def window_table(found: packing.Packed, order: packing.WindowOrder) -> dict[str, np.ndarray]:
+  """Window of each voxel in the fixture's order, numbered through the batch; voxels and object of
   each window.
   """
-  groups = jax.tree.map(np.asarray, sparse_windows.windows(x, window, shift))
-  first = np.cumsum(groups.count_B) - groups.count_B
-  rank = np.take_along_axis(groups.rank_BV, groups.inverse_BV, 1) + first[:, None]
-  rank = np.concatenate([rank[b, :n] for b, n in enumerate(np.asarray(x.count_B))])
-  return {
-    "rank": rank,
-    "sizes": np.bincount(rank),
-    "batch": np.repeat(np.arange(len(first)), groups.count_B),
-  }
+  window_RV, inverse_RV = np.asarray(order.window_RV), np.asarray(order.inverse_RV)
+  of_slot_RV1 = np.take_along_axis(window_RV, inverse_RV, 1)[..., None]
+  rank = listed(found, of_slot_RV1)[:, 0]
+  number = np.repeat(np.arange(len(found.places)), [place.count for place in found.places])
+  _, first = np.unique(rank, return_index=True)
+  return {"rank": rank, "sizes": np.bincount(rank), "batch": number[first]}
+
+
+class _Cross(nnx.Module):
+  """Attention of voxels to the tokens of their own object."""
+
+  def __init__(self, width: int, cond_width: int, heads: int, *, rngs: nnx.Rngs):
+    head_dim = width // heads
+    self.q = Dense(width, (heads, head_dim), rngs=rngs)
+    self.kv = Dense(cond_width, (2, heads, head_dim), rngs=rngs)
+    self.out = Dense((heads, head_dim), width, rngs=rngs)
+
+  def __call__(self, x: SparseTensor, tokens_RKSD):
+    k, v = self.kv.parts(tokens_RKSD)
+    own = Segments(x.level.object_RV, x.level.valid_RV)
+    return self.out(attend_packed_cross(self.q(x.feats_RVC), k, v, own))
 
 
 class _CrossBlock(nnx.Module):
-  """A block of the Texture & Refinement flow model: one stream of the Geometry model's, over
-  voxels.
-  """
+  """A block of the Texture & Refinement flow model, over voxels."""
 
-  def __init__(self, cfg: GeometryFlowConfig, *, rngs: nnx.Rngs):
-    self.adaln = Dense(cfg.width, (6, cfg.width), rngs=rngs)
-    self.stream = StreamBlock(cfg, absorb_kv=False, rngs=rngs)
+  def __init__(self, width: int, cond_width: int, heads: int, qk_rms_norm: bool, *, rngs: nnx.Rngs):
+    self.adaln = Dense(width, (6, width), rngs=rngs)
+    self.attn = SparseSelfAttention(width, heads, qk_rms_norm=qk_rms_norm, rngs=rngs)
+    self.cross_norm = LayerNorm(width, eps=BLOCK_EPS)
+    self.cross = _Cross(width, cond_width, heads, rngs=rngs)
+    self.mlp = MLP(width, 4 * width, rngs=rngs)
 
-  def __call__(self, x: sparse.SparseTensor, mod_BD, tokens_BSD) -> sparse.SparseTensor:
-    modulation = modulations(self.adaln, mod_BD)
-    attended = attend(*self.stream.project(x.feats_BVC, modulation), key_count_B=x.count_B)
-    return x.of(self.stream.finish(x.feats_BVC, attended, tokens_BSD, modulation))
+  def __call__(self, x: SparseTensor, mod_RKD, tokens_RKSD) -> SparseTensor:
+    of_slot = []
+    for part in jnp.unstack(self.adaln(jax.nn.silu(mod_RKD)), axis=2):
+      of_slot.append(sparse.per_slot(part, x.level))
+    attn_shift, attn_scale, attn_gate, mlp_shift, mlp_scale, mlp_gate = of_slot
+    h = x.of(layer_norm(x.feats_RVC, BLOCK_EPS) * (1 + attn_scale) + attn_shift)
+    x = x.of(x.feats_RVC + attn_gate * self.attn(h))
+    h = x.of(self.cross_norm(x.feats_RVC))
+    x = x.of(x.feats_RVC + self.cross(h, tokens_RKSD))
+    h = layer_norm(x.feats_RVC, BLOCK_EPS) * (1 + mlp_scale) + mlp_shift
+    return x.of(x.feats_RVC + mlp_gate * self.mlp(h))
 
 
 @case("f3_sparse_blocks")
 def blocks(fixture: Fixture):
-  k, x = fixture.kwargs, packed(fixture)
+  k = fixture.kwargs
   width, out_width = k["channels"], k["res_out_channels"]
-  mod, context = jnp.asarray(fixture.inputs["mod"]), jnp.asarray(fixture.inputs["ctx"])
-  r = sparse.pack(fixture.inputs["r"], fixture.inputs["coords"], *x.feats_BVC.shape[:2]).feats_BVC
-  near = sparse.neighbours(x)
-  cfg = GeometryFlowConfig(
-    width=width,
-    heads=k["num_heads"],
-    cond_width=k["ctx_channels"],
-    dtype="float32",
-    qk_rms_norm="mod_cross.self_attn.q_rms_norm.gamma" in fixture.params,
-  )
-  cross_rules = names.adaln_rules(width) + names.stream_rules(
-    width, cfg.qk_rms_norm, ours="stream/"
-  )
+  # the shifted order is all that is used, whatever the shift: windows that are `2 shift` wide
+  if k["shift_window"] * 2 != k["window_size"]:
+    raise ValueError(f"shift_window = {k['shift_window']} is not half of the window")
+  found = packed(fixture, neighbours=True, pooled=True, window=k["window_size"])
+  x = tensor(fixture, found)
+  r = tensor(fixture, found, "r").feats_RVC
+  mod, context = per_object(fixture.inputs["mod"]), per_object(fixture.inputs["ctx"])
+
+  # the modules with the fixture's parameters
+  rms = "mod_cross.self_attn.q_rms_norm.gamma" in fixture.params
+  cross_rules = _cross_block_rules(width, rms)
   res_rules = names_sparse.res_block_rules(width, out_width)
+  make_cross = functools.partial(_CrossBlock, width, k["ctx_channels"], k["num_heads"], rms)
   make_res = functools.partial(SparseResBlock, width, out_width, mod.shape[-1])
-  cross = loaded(functools.partial(_CrossBlock, cfg), cross_rules, params_of(fixture, "mod_cross"))
+  make_window = functools.partial(WindowBlock, width, k["num_heads"])
+  cross = loaded(make_cross, cross_rules, params_of(fixture, "mod_cross"))
   res = loaded(make_res, res_rules, params_of(fixture, "res_block"))
-  out = {
-    "out/mod_cross": listed(run(cross, x, mod, context)),
-    "out/res_block": listed(run(res, x, near, mod)),
-  }
-  window = loaded(
-    functools.partial(WindowBlock, width, k["num_heads"], k["window_size"]),
-    names_sparse.window_block_rules(width),
-    params_of(fixture, "win_block"),
-  )
-  out["out/win_block"] = listed(
-    run(window, x, sparse_windows.windows(x, k["window_size"], k["shift_window"]))
-  )
   res_down = loaded(make_res, res_rules, params_of(fixture, "res_down"))
-  coarse, _ = sparse.downsample(x)
-  out["out/res_down/feats"], out["out/res_down/coords"] = sparse.unpack(
-    run(res_down, coarse, sparse.neighbours(coarse), mod)
-  )
+  window_rules = names_sparse.window_block_rules(width)
+  window = loaded(make_window, window_rules, params_of(fixture, "win_block"))
+
+  # what they give
+  out = {
+    "out/mod_cross": listed(found, run(cross, x, mod, context)),
+    "out/res_block": listed(found, run(res, x, mod)),
+    "out/win_block": listed(found, run(window, x, x.level.windows[1])),
+  }
+  down = run(res_down, coarse_tensor(x, found), mod)
+  out["out/res_down/feats"], out["out/res_down/coords"] = listed_coarse(found, down)
+
+  # and their gradients
   for name, module, rules, args in (
     ("mod_cross", cross, cross_rules, (x, mod, context)),
-    ("res_block", res, res_rules, (x, near, mod)),
+    ("res_block", res, res_rules, (x, mod)),
   ):
-    grads = {f"grad/{name}.{p}": v for p, v in _gradients(module, rules, r, args).items()}
-    out |= {key: v for key, v in grads.items() if key in fixture.expected}
+    for param, gradient in _gradients(module, rules, r, args).items():
+      key = f"grad/{name}.{param}"
+      if key in fixture.expected:
+        out[key] = gradient
   return out
 
 
-def _gradients(module, rules, r, args) -> dict[str, np.ndarray]:
+def _cross_block_rules(width: int, qk_rms_norm: bool) -> list[keys.Rule]:
+  """Published names of `_CrossBlock`."""
+  return [
+    *names.adaln_rules(width),
+    *names.layer_norm_rules("norm2", "cross_norm"),
+    *names.self_attention_rules(width, qk_rms_norm, "self_attn.", "attn/projections/"),
+    *names.cross_attention_rules(width, torch="cross_attn.", ours="cross/"),
+    *names.affine_rules("mlp.mlp.0", "mlp/up"),
+    *names.affine_rules("mlp.mlp.2", "mlp/down"),
+  ]
+
+
+def _gradients(module, rules, r_RVC, args) -> dict[str, np.ndarray]:
   """Gradients of sum(module(*args) * r), r cut to its width, under their published names."""
   graph, params = nnx.split(module)
 
   @jax.jit
   @jax.grad
   def gradient(params):
-    y = nnx.merge(graph, params)(*args).feats_BVC
-    return (y * r[..., : y.shape[-1]]).sum()
+    y = nnx.merge(graph, params)(*args).feats_RVC
+    return (y * r_RVC[..., : y.shape[-1]]).sum()
 
-  return keys.to_torch(
-    rules,
-    {
-      p: np.asarray(v)
-      for p, v in parameters.flat_params(nnx.merge(graph, gradient(params))).items()
-    },
-  )
+  merged = nnx.merge(graph, gradient(params))
+  ours = {path: np.asarray(value) for path, value in parameters.flat_params(merged).items()}
+  return keys.to_torch(rules, ours)
 
 
 @case("g4")

@@ -1,4 +1,4 @@
-"""Random sparse tensors, and their convolution written out."""
+"""Random objects of voxels, packed, and their convolution written out."""
 
 import functools
 
@@ -6,54 +6,66 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sam3d_jax.models import sparse
+from sam3d_jax.geometry import packing, voxel_tables
+from sam3d_jax.models.sparse import SparseTensor
 
 # compiling is all that takes time here
-_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-downsample = _jit(sparse.downsample, static_argnames="size")
-
-
-def tensor(rng, counts=(9, 4), side=4, channels=2, padding=3) -> sparse.SparseTensor:
-  """Distinct random voxels in random order, with random features."""
-  along = np.arange(side)
-  axes = np.meshgrid(along, along, along, indexing="ij")
-  grid = np.stack(axes, axis=-1).reshape(-1, 3)
-
-  # rows of (sample, x, y, z)
-  coords = []
-  for sample, count in enumerate(counts):
-    order = rng.permutation(len(grid))
-    places = grid[order[:count]]
-    samples = np.full((count, 1), sample)
-    rows = np.concatenate([samples, places], axis=1)
-    coords.append(rows)
-
-  normal = rng.standard_normal((sum(counts), channels))
-  feats = normal.astype(np.float32)
-  size = max(counts) + padding
-  return sparse.pack(feats, np.concatenate(coords), len(counts), size)
+SIDE = 8
+ALL_TABLES = packing.Tables(resolution=SIDE, neighbours=True, pooled=True, window=4)
 
 
-def dense_grid(x: sparse.SparseTensor, side: int):
-  """(B, side, side, side, C), zero where there is no voxel."""
-  batch, channels = len(x.count_B), x.feats_BVC.shape[-1]
-  grid = jnp.zeros((batch, side, side, side, channels))
-  sample = jnp.arange(batch)[:, None]
-  place = jnp.moveaxis(x.coords_BV3, -1, 0)
+def voxels(rng, count: int, side: int = SIDE) -> np.ndarray:
+  """Distinct random voxels of a grid, in random order."""
+  cell_V = rng.permutation(side**3)[:count]
+  places = np.unravel_index(cell_V, (side,) * 3)
+  return np.stack(places, axis=-1).astype(np.int32)
+
+
+def packed(
+  rng, counts=(9, 4), tables: packing.Tables = ALL_TABLES, shape=None, rows=None
+) -> packing.Packed:
+  """Random objects of so many voxels, in rows."""
+  objects = []
+  for count in counts:
+    coords = voxels(rng, count, tables.resolution)
+    objects.append(packing.object_tables(coords, tables))
+  return packing.pack(objects, shape, rows)
+
+
+def tensor(rng, found: packing.Packed, channels: int = 2) -> SparseTensor:
+  """Random features at the voxels, zero in the padding."""
+  feats = []
+  for place in found.places:
+    feats.append(rng.standard_normal((place.count, channels)).astype(np.float32))
+  return SparseTensor(jnp.asarray(found.fill(feats)), jax.tree.map(jnp.asarray, found.voxels.fine))
+
+
+def dense_grids(x: SparseTensor, side: int = SIDE):
+  """(R, K, side, side, side, C), a grid for each object; zero where there is no voxel."""
+  rows, objects = x.level.count_RK.shape
+  channels = x.feats_RVC.shape[-1]
+  grid = jnp.zeros((rows, objects, side, side, side, channels))
   # padding adds nothing
-  feats_BVC = jnp.where(x.valid_BV[..., None], x.feats_BVC, 0)
-  return grid.at[sample, *place].add(feats_BVC)
+  return grid.at[grid_index(x)].add(x.of(x.feats_RVC).feats_RVC)
 
 
-def brute_force_conv(tensor: sparse.SparseTensor, weight) -> np.ndarray:
+def grid_index(x: SparseTensor) -> tuple:
+  """Where each slot lies in `dense_grids`."""
+  row = jnp.arange(len(x.feats_RVC))[:, None]
+  place = jnp.moveaxis(x.level.coords_RV3, -1, 0)
+  return row, x.level.object_RV, *place
+
+
+def brute_force_conv(feats_VI: np.ndarray, coords_V3: np.ndarray, weight) -> np.ndarray:
   """y[p] = sum over d of weight[:, d + 1] @ x[p + d], voxel by voxel; weight (out, 3, 3, 3, in)."""
-  feats, coords = sparse.unpack(tensor)
-  row_of = {tuple(place): row for row, place in enumerate(coords.tolist())}
-  out = np.zeros((len(feats), weight.shape[0]))
-  for (sample, x, y, z), row in row_of.items():
-    for dx, dy, dz in np.ndindex(3, 3, 3):
-      neighbour = row_of.get((sample, x + dx - 1, y + dy - 1, z + dz - 1))
+  voxel_at = {tuple(place): v for v, place in enumerate(coords_V3.tolist())}
+  out_VO = np.zeros((len(feats_VI), weight.shape[0]))
+  for (x, y, z), v in voxel_at.items():
+    for tap, (dx, dy, dz) in enumerate(voxel_tables.TAPS.tolist()):
+      neighbour = voxel_at.get((x + dx, y + dy, z + dz))
       if neighbour is not None:
-        out[row] += weight[:, dx, dy, dz] @ feats[neighbour]
-  return out
+        kernel_OI = weight.reshape(len(weight), 27, -1)[:, tap]
+        out_VO[v] += kernel_OI @ feats_VI[neighbour]
+  return out_VO

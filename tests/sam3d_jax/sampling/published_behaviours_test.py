@@ -16,14 +16,13 @@ from PIL import Image
 import pytest
 
 from sam3d_jax.batch import LAYOUT_LATENTS
-from sam3d_jax.geometry import normalisers, pose_targets, resizing
+from sam3d_jax.geometry import normalisers, packing, pose_targets, resizing, voxel_tables
 from sam3d_jax.models import (
   conditioning,
   dinov2,
   geometry_flow,
   parameters,
   sparse,
-  sparse_windows,
   structure_vae,
 )
 from sam3d_jax.models.layers import MLP, Dense, LayerNorm, layer_norm
@@ -41,20 +40,19 @@ from tests.support import (
   tiny_objectives,
 )
 from tests.support.random_module import random_module
-from tests.support.sparse_tensors import brute_force_conv, downsample, tensor
+from tests.support.sparse_tensors import SIDE, brute_force_conv, packed, tensor, voxels
 
 RNG = np.random.default_rng(3)
 FAINT = 1e-3 * np.asarray([[1.0, -1.0, 1.0, -1.0]], np.float32)  # mean 0, variance 1e-6
 
 
 def test_01_sparse_downsampling_divides_by_the_count_plus_one():
-  x = sparse.pack(
-    np.asarray([[4.0], [8.0], [5.0]]), np.asarray([[0, 0, 0, 0], [0, 1, 1, 1], [0, 2, 0, 0]]), 1, 4
-  )
-  coarse, _ = downsample(x)
-  feats, coords = sparse.unpack(coarse)
-  np.testing.assert_allclose(feats[:, 0], [12 / 3, 5 / 2])
-  assert coords[:, 1:].tolist() == [[0, 0, 0], [1, 0, 0]]
+  coords = np.asarray([[0, 0, 0], [1, 1, 1], [2, 0, 0]])
+  found = packing.pack([packing.object_tables(coords, packing.Tables(SIDE, pooled=True))])
+  feats = found.fill([np.asarray([[4.0], [8.0], [5.0]], np.float32)])
+  coarse = sparse.pooled(jnp.asarray(feats), found.voxels.pooling)
+  np.testing.assert_allclose(coarse[0, :2, 0], [12 / 3, 5 / 2])
+  assert found.voxels.coarse.coords_RV3[0, :2].tolist() == [[0, 0, 0], [1, 0, 0]]
 
 
 def test_02_kernel_one_convolution_reads_its_buffer_as_in_by_out():
@@ -73,16 +71,16 @@ def test_02_kernel_one_convolution_reads_its_buffer_as_in_by_out():
 
 
 def test_03_sparse_convolution_weights_are_out_x_y_z_in_and_correlate():
-  x, weight = (
-    tensor(RNG, counts=(20, 5), side=4, channels=2),
-    RNG.standard_normal((3, 3, 3, 3, 2)).astype(np.float32),
-  )
+  found = packed(RNG, (60,), packing.Tables(SIDE, neighbours=True))
+  x = tensor(RNG, found)
+  weight = RNG.standard_normal((3, 3, 3, 3, 2)).astype(np.float32)
   (rule,) = names_sparse.submanifold_conv_rules("conv", "conv", bias=False)
   kernel = rule.to_ours(weight, (3, 3, 3, 2, 3)).reshape(27, 2, 3)
-  y = jax.jit(
-    lambda x: sparse.submanifold_conv(x.feats_BVC, jnp.asarray(kernel), sparse.neighbours(x))
-  )(x)
-  np.testing.assert_allclose(sparse.unpack(x.of(y))[0], brute_force_conv(x, weight), atol=1e-5)
+  near_R27V = x.level.neighbours_R27V
+  y = jax.jit(sparse.submanifold_conv)(x.feats_RVC, jnp.asarray(kernel), near_R27V)
+  coords_V3 = np.asarray(x.level.coords_RV3)[0, :60]
+  (feats_VI,), (y_VO,) = found.split(x.feats_RVC), found.split(y)
+  np.testing.assert_allclose(y_VO, brute_force_conv(feats_VI, coords_V3, weight), atol=1e-5)
 
 
 def test_04_shape_attends_to_itself_and_layout_sends_it_no_gradient():
@@ -225,7 +223,10 @@ def _readout(x):
 
 
 def _group_norm(x):
-  return SparseGroupNorm(1, 4)(sparse.pack(x, np.zeros((1, 4), int), 1, 2)).feats_BVC[0, :1]
+  one = packing.object_tables(np.zeros((1, 3), int), packing.Tables(SIDE))
+  found = packing.pack([one])
+  packed_x = sparse.SparseTensor(jnp.asarray(found.fill([x])), found.voxels.fine)
+  return SparseGroupNorm(1, 4)(packed_x).feats_RVC[0, :1]
 
 
 def test_09_layer_norm_eps_differs_by_layer():
@@ -294,31 +295,29 @@ def _check_res_block_order():
     np.eye(2) * (np.arange(27) == 13).reshape(3, 3, 3, 1, 1),
     jnp.zeros(2),
   )
-  x = tensor(RNG, counts=(3,), side=3, channels=2)
-  added = nnx.jit(
-    lambda block, x: block(x, sparse.neighbours(x), jnp.ones((1, 2))).feats_BVC - x.feats_BVC
-  )(block, x)[0, :3]
+  x = tensor(RNG, packed(RNG, (3,), packing.Tables(SIDE, neighbours=True)))
+  y = nnx.jit(lambda block, x: block(x, jnp.ones((1, 1, 2))).feats_RVC)(block, x)
+  added = (y - x.feats_RVC)[0, :3]
   np.testing.assert_allclose(added, jax.nn.silu(3.0), rtol=1e-5)
 
 
-def test_11_windows_are_coordinate_plus_shift_over_window_within_a_sample():
-  line = np.asarray([[b, 0, 0, z] for b in range(2) for z in range(6)])
-  x = sparse.pack(np.ones((12, 1), np.float32), line, 2, 7)
-  members = lambda window, shift: [_windows_of(x, window, shift, b) for b in range(2)]
-  assert members(4, 0) == [[[0, 1, 2, 3], [4, 5]]] * 2
-  assert members(4, 2) == [[[0, 1], [2, 3, 4, 5]]] * 2
-  assert members(3, 1) == [[[0, 1], [2, 3, 4], [5]]] * 2  # the shift is added: (z + 1) // 3
+def test_11_windows_are_coordinate_plus_shift_over_window_within_an_object():
+  line = np.asarray([[0, 0, z] for z in range(6)])
 
+  def members(window, shift):
+    """The z coordinates of each window's voxels."""
+    found = voxel_tables.windows(line, SIDE, window, shift)
+    z_V = line[found.order_V, 2]
+    return [z_V[found.window_V == w].tolist() for w in range(found.window_V[-1] + 1)]
 
-def _windows_of(x, window, shift, b):
-  """The z coordinates of each window's voxels."""
-  groups = sparse_windows.windows(x, window, shift)
-  count = int(x.count_B[b])
-  rank = np.asarray(groups.rank_BV[b])[np.asarray(groups.inverse_BV[b])][:count]
-  return [
-    np.asarray(x.coords_BV3[b, :count, 2])[rank == r].tolist()
-    for r in range(int(groups.count_B[b]))
-  ]
+  assert members(4, 0) == [[0, 1, 2, 3], [4, 5]]
+  assert members(4, 2) == [[0, 1], [2, 3, 4, 5]]
+  assert members(3, 1) == [[0, 1], [2, 3, 4], [5]]  # the shift is added: (z + 1) // 3
+  # two objects at the same places share no window
+  one = packing.object_tables(line, packing.Tables(SIDE, window=4))
+  (order, _) = packing.pack([one, one]).voxels.fine.windows
+  numbers = [set(order.window_RV[0, start : start + 6]) for start in (0, packing.BLOCK)]
+  assert numbers == [{0, 1}, {2, 3}]
 
 
 def test_12_median_is_the_lower_one_and_resizing_is_antialiased():
@@ -368,16 +367,11 @@ def test_15_two_levels_of_downsampling_each_keep_their_own_parents():
   """Where the published code cannot: its two levels share one cache entry, so that it runs with one
   level only.
   """
-  x = tensor(RNG, counts=(30, 12), side=8, channels=3)
-  middle, to_middle = downsample(x)
-  coarse, to_coarse = downsample(middle)
-  numbered = coarse.of(
-    jnp.arange(coarse.feats_BVC.shape[1])[None, :, None] * jnp.ones_like(coarse.feats_BVC)
-  )
-  back = sparse.upsample(sparse.upsample(numbered, to_coarse, middle), to_middle, x)
-  feats, coords = sparse.unpack(back)
-  coarse_coords = np.asarray(coarse.coords_BV3)[coords[:, 0], feats[:, 0].astype(int)]
-  np.testing.assert_array_equal(coarse_coords, coords[:, 1:] // 4)
+  coords = voxels(RNG, 60)
+  middle = voxel_tables.halved(coords, SIDE)
+  coarse = voxel_tables.halved(middle.coords_T3, SIDE // 2)
+  ancestor_V = coarse.parent_V[middle.parent_V]
+  np.testing.assert_array_equal(coarse.coords_T3[ancestor_V], coords // 4)
 
 
 def test_16_unknown_points_do_not_poison_gradients_under_a_logarithmic_remap():
