@@ -27,7 +27,6 @@ from collections.abc import Iterator, Mapping
 import concurrent.futures
 import dataclasses
 import functools
-import io
 import json
 import pathlib
 import re
@@ -35,7 +34,6 @@ import sys
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from data_pipelines.build import shard_jobs
 from data_pipelines.convert import objects, tars
@@ -46,6 +44,7 @@ from sam3d_jax.files import blame, folders, images, texts
 from sam3d_jax.geometry import cameras, rotations
 from sam3d_jax.geometry.pose import Pose
 
+MAX_PIXELS = 1 << 26  # of a view
 PIXEL_CENTRE = 0.5  # ours minus theirs
 NEAREST = 0.05  # metres: closer points do not count in their normalisation
 MAX_VOXELS = 32_768  # of a structured latent
@@ -436,8 +435,7 @@ def _image(members: Mapping[str, bytes], name: str) -> np.ndarray | None:
   if name not in members:
     return None
   try:
-    with Image.open(io.BytesIO(members[name]), formats=images.formats()) as image:
-      return np.asarray(image)
+    return np.asarray(images.open_bytes(members[name], MAX_PIXELS))
   except (OSError, SyntaxError, ValueError) as error:
     raise Refused("bad_image", f"{name} cannot be decoded: {error}") from error
 

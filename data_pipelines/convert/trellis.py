@@ -29,11 +29,12 @@ from data_pipelines.convert import objects
 from data_pipelines.format import schema
 from data_pipelines.synth import render, sources
 from sam3d_jax.errors import ConfigError, Refused
-from sam3d_jax.files import arrays, blame, images, meshes, texts
+from sam3d_jax.files import arrays, blame, images, meshes, names, texts
 from sam3d_jax.geometry import cameras
 from sam3d_jax.geometry.pose import Pose
 
 GLTF = np.array(cameras.AXES["gltf"])
+MAX_PIXELS = 1 << 26  # of a view
 ORTHONORMAL = 1e-3  # largest error of a camera's rotation
 
 
@@ -193,9 +194,12 @@ def _picture(folder: pathlib.Path, frame: dict, config: TrellisConfig) -> dict[s
   Raises Refused (bad_image).
   """
   try:
-    with Image.open(folder / frame["file_path"], formats=images.formats()) as stored:
-      rgba = stored.convert("RGBA")
+    path = names.below(folder, frame["file_path"], also=[config.source])
+    stored = images.open_bytes(path.read_bytes(), MAX_PIXELS)
+    rgba = stored.convert("RGBA")
   except (OSError, SyntaxError, ValueError, KeyError, TypeError) as error:
+    if not blame.is_of_the_file(error):
+      raise
     raise Refused("bad_image", f"{frame.get('file_path')}: {error}") from error
   if rgba.width != rgba.height:
     raise Refused(

@@ -13,6 +13,7 @@ is whole.
 import bisect
 from collections.abc import Iterable, Iterator, Sequence
 import concurrent.futures
+import functools
 import hashlib
 import itertools
 import json
@@ -20,6 +21,7 @@ import os
 import pathlib
 import re
 import tempfile
+from typing import Any
 
 from array_record.python import array_record_module
 import numpy as np
@@ -32,10 +34,12 @@ from sam3d_jax.files import atomic, texts
 
 INFO_FILE = "dataset_info.json"  # written last
 FEATURES_FILE = "features.json"  # the fields of a record
-# what the classes of fields begin with, and the keys that name them there (the last one in files of
-# old releases of TFDS)
-FIELD_CLASSES = "tensorflow_datasets.core.features."
+# the classes of fields, and the keys that name them there (the last one in files of old releases of
+# TFDS)
+FIELD_PACKAGE = "tensorflow_datasets.core.features."
 CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+# keys under which TFDS reads fields once more, from a text
+HIDING_KEYS = ("jsonFeature", "json_feature", "proto_cls")
 BUILD_FILE = "build.json"  # the builder's configuration, lineage and counts
 # mean and standard deviation of every channel of the structure latents
 STATISTICS_FILE = "latent_statistics.json"
@@ -348,25 +352,40 @@ def _check_features_file(path: pathlib.Path) -> None:
     stated = texts.read_json(path)
   except (OSError, texts.TextError) as error:
     raise DatasetError(f"{path} cannot be read ({error}): build the dataset again") from error
-  for name in _class_names(stated):
-    if not str(name).startswith(FIELD_CLASSES):
+  for key, name in _class_names(stated):
+    if key in HIDING_KEYS or name not in _field_classes():
       raise DatasetError(
-        f"{path} names the class {name!r}, expected one of {FIELD_CLASSES}*: a dataset of this "
-        "schema has no fields of its own; build it again, and do not open it with other programs"
+        f"{path} names the class {name!r} ({key}), expected one of {FIELD_PACKAGE}*: a dataset of "
+        "this schema has no fields of its own; build it again, and do not open it with other "
+        "programs"
       )
 
 
-def _class_names(value) -> Iterator:
-  """What a features file says of classes, at any depth."""
-  if isinstance(value, list):
-    for inner in value:
-      yield from _class_names(inner)
-  elif isinstance(value, dict):
-    for key, inner in value.items():
-      if key in CLASS_KEYS and not isinstance(inner, dict):
-        yield inner
-      else:
-        yield from _class_names(inner)
+def _class_names(value) -> Iterator[tuple[str, Any]]:
+  """(key, value) of what a features file says of classes, at any depth."""
+  waiting = [value]
+  while waiting:
+    found = waiting.pop()
+    if isinstance(found, list):
+      waiting += found
+    elif isinstance(found, dict):
+      for key, inner in found.items():
+        # a field may be called `type`: it is described by an object
+        is_name = key in CLASS_KEYS and not isinstance(inner, dict)
+        if is_name or key in HIDING_KEYS:
+          yield key, inner
+        else:
+          waiting.append(inner)
+
+
+@functools.cache
+def _field_classes() -> frozenset[str]:
+  """Full names of TFDS's own classes of fields."""
+  names = set()
+  for found in vars(tfds.features).values():
+    if isinstance(found, type) and found.__module__.startswith(FIELD_PACKAGE):
+      names.add(f"{found.__module__}.{found.__name__}")
+  return frozenset(names)
 
 
 def dataset_identity(directory: str | os.PathLike) -> dict:
@@ -445,6 +464,10 @@ def open_split(
     files.append((str(file.filename), file.skip, take))
   if not files:
     raise EmptySplit(f"{directory}: split {split!r} is empty")
+  # the names of shards follow a template that the folder states
+  for path, _, _ in files:
+    if os.path.dirname(os.path.abspath(path)) != os.path.abspath(directory):
+      raise DatasetError(f"{directory}: its {INFO_FILE} names the shard {path}, outside of it")
   missing = [path for path, _, _ in files if not os.path.isfile(path)]
   if missing:
     raise DatasetError(

@@ -5,7 +5,6 @@ A row is the NamedTuple of `sam3d_jax.batch` without its leading axis; kinds.py 
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import io
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from sam3d_jax.files import images
 from sam3d_jax.geometry import conditions, pose, windows
 from sam3d_jax.geometry.conditions import POINTMAP_STREAMS, STREAMS, Condition, InputConfig
 
+MAX_PIXELS = 1 << 26  # of a picture in a record
 LAYOUT_CHANNELS = {"rotation": 6, "translation": 3, "scale": 3, "translation_scale": 1}
 
 
@@ -66,8 +66,8 @@ class SampleConfig(InputConfig):
 def decode_image(data: bytes, field: str, *, mode: str) -> np.ndarray:
   """Encoded bytes -> uint8, (H, W, 3) for mode "RGB", (H, W) for "L". Raises CorruptRecord."""
   try:
-    with Image.open(io.BytesIO(data), formats=images.formats()) as image:
-      return np.asarray(image if image.mode == mode else image.convert(mode))
+    image = images.open_bytes(data, MAX_PIXELS)
+    return np.asarray(image if image.mode == mode else image.convert(mode))
   except UnidentifiedImageError as error:
     raise CorruptRecord(f"{field} ({len(data)} bytes) is no image in a known format") from error
   # Pillow reports broken files in these ways

@@ -12,12 +12,15 @@ exit code 75, and never after exit code 2.
 import argparse
 from collections.abc import Callable
 import dataclasses
+import os
+import pathlib
 
 from launch.cluster import jobset, slurm, tpu_vm, xpk
 from launch.cluster.spec import Spec, load
 from launch.console import cli
 from launch.console.flags import dry_run_flag
 from launch.console.folders import check_folder
+from sam3d_jax.files import atomic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +69,16 @@ def run(args: argparse.Namespace) -> None:
   out.mkdir(parents=True, exist_ok=True)
   for name, (text, submit) in rendered.items():
     file = out / name
-    file.write_text(text)
+    write_private(file, text)
     print(f"wrote {file}; start it with: {submit.format(file)}")
+
+
+def write_private(file: pathlib.Path, text: str) -> None:
+  """Writes a file that its owner alone may read: the environment of a job holds keys."""
+  with atomic.write(file) as temporary:
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as opened:
+      opened.write(text)
 
 
 def render_all(spec: Spec) -> dict[str, tuple[str, str]]:

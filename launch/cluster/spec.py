@@ -1,6 +1,6 @@
 """The specification of a job: one YAML file, checked key by key before anything is rendered."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
 import difflib
 import pathlib
@@ -18,6 +18,7 @@ from launch.sweeps.space import COMMANDS, text_of
 from sam3d_jax.errors import ConfigError
 
 NAME = r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?"
+BREAK = re.compile(r"[\n\r\v\f\x00\x85\u2028\u2029]")  # of a line, or of a command
 VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"  # of the environment
 
 
@@ -204,6 +205,18 @@ def _value(hint, value: Any, path: str, key: str):
   return value
 
 
+def _texts(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+  """(dotted key, text) of every text of a specification."""
+  if isinstance(tree, str):
+    yield prefix.rstrip("."), tree
+  elif isinstance(tree, Mapping):
+    for key, value in tree.items():
+      yield from _texts(value, f"{prefix}{key}.")
+  elif isinstance(tree, list | tuple):
+    for value in tree:
+      yield from _texts(value, prefix)
+
+
 def _check(spec: Spec, path: str) -> None:
   """What one key demands of another."""
 
@@ -226,6 +239,11 @@ def _check(spec: Spec, path: str) -> None:
       refuse(key, "must be at least 1")
   if spec.retries < 0:
     refuse("retries", "must be at least 0")
+
+  # every text stands in a line of its own, but for lines of the shell
+  for key, text in _texts(dataclasses.asdict(spec)):
+    if key != "slurm.setup" and not key.startswith("env.") and BREAK.search(text):
+      raise ConfigError(f"{path}: {key} = {text!r} has a line break in it: write it in one line")
 
   # names stand in scripts as they are
   for name in spec.env:

@@ -11,6 +11,7 @@ import numpy as np
 from launch.scoring.held_out import HIGHER_IS_BETTER
 from launch.scoring.steps_curve import chart
 from sam3d_jax.errors import InputError
+from sam3d_jax.files import texts
 
 STYLE = (
   "body{font:15px system-ui;margin:2em;color:#222}"
@@ -71,7 +72,8 @@ def write(out: pathlib.Path, folders: Sequence[pathlib.Path], stages: Sequence[s
   with (out / "ladder.csv").open("w", newline="") as file:
     writer = csv.DictWriter(file, list(rows[0]))
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+      writer.writerow({name: texts.cell(value) for name, value in row.items()})
 
   # One curve for each set of photos.
   series: dict[str, list[tuple[str, float]]] = {}

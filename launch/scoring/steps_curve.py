@@ -9,6 +9,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from sam3d_jax.files import texts
+
 INK, GRID = (40, 42, 48), (225, 227, 232)
 COLOURS = ((196, 78, 60), (62, 110, 180), (80, 150, 90), (150, 100, 170))
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 720, 420, 70, 46, 30, 60
@@ -25,7 +27,8 @@ def write(folder: pathlib.Path, rows: Sequence[Mapping]) -> None:
   with (folder / "steps_quality.csv").open("w", newline="") as file:
     table = csv.DictWriter(file, list(columns))
     table.writeheader()
-    table.writerows(rows)
+    for row in rows:
+      table.writerow({name: texts.cell(value) for name, value in row.items()})
 
   # The picture: a line for each sampler that was used.
   series: dict[str, list] = {}

@@ -11,7 +11,7 @@ from launch.sweeps import plots
 from launch.sweeps.plots import Line, Mark, Point
 from launch.sweeps.space import Sweep, text_of
 from launch.sweeps.trials import command_of, metric_rows, read_status
-from sam3d_jax.files import atomic
+from sam3d_jax.files import atomic, texts
 
 STYLE = (
   "body{font:14px sans-serif;margin:1.5em;color:#222}"
@@ -106,11 +106,13 @@ def table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
   after = ("step", "status", "exit_code", "seconds", "command")
   out = io.StringIO()
   writer = csv.writer(out, lineterminator="\n")
-  writer.writerow(["rank", "id", *keys, sweep.metric, *after])
+  headings = ["rank", "id", *keys, sweep.metric, *after]
+  writer.writerow(map(texts.cell, headings))
   for row in rows:
     swept = [text_of(row["swept"][key]) for key in keys]
     rest = [row[name] for name in after]
-    writer.writerow([row["rank"], row["id"], *swept, row["value"], *rest])
+    cells = [row["rank"], row["id"], *swept, row["value"], *rest]
+    writer.writerow(map(texts.cell, cells))
   return out.getvalue()
 
 

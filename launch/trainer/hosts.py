@@ -17,6 +17,8 @@ from launch.trainer.specs import HostsSpec
 from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError, InputError, JobFailed
 
+# where the coordinator is reached by another address than its machine knows, behind a translation
+BIND_VARIABLE = "JAX_COORDINATOR_BIND_ADDRESS"
 EXPLICIT = {
   "coordinator": "JAX_COORDINATOR_ADDRESS",
   "num_processes": "JAX_NUM_PROCESSES",
@@ -87,10 +89,23 @@ def connect(spec: HostsSpec, env=os.environ) -> None:
     coordinator, count, index = place
     where = f" at {coordinator} (this is {index} of {count})"
   try:
-    jax.distributed.initialize(coordinator, count, index)
+    jax.distributed.initialize(
+      coordinator,
+      count,
+      index,
+      coordinator_bind_address=bind_address(coordinator, env),
+    )
   except (RuntimeError, ValueError) as error:
     said = str(error).splitlines()[0]
     raise JobFailed(f"the processes of this job did not find each other{where}: {said}") from error
+
+
+def bind_address(coordinator: str | None, env=os.environ) -> str | None:
+  """Where the coordinator listens: at the address that was given for it, not at all that its
+  machine has, unless JAX_COORDINATOR_BIND_ADDRESS says otherwise. None leaves it to JAX, which then
+  found the address itself.
+  """
+  return env.get(BIND_VARIABLE) or coordinator
 
 
 def exchange(text: str) -> list[str]:

@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 
-from sam3d_jax.files import atomic
+from sam3d_jax.files import atomic, texts
 
 
 def bootstrap_interval(
@@ -116,8 +116,8 @@ def write_csv(path: pathlib.Path, rows: Mapping[str, Mapping], columns: Sequence
     writer = csv.writer(file)
     writer.writerow(["object", *columns])
     for name in sorted(rows):
-      cells = [name]
+      cells = [texts.cell(name)]
       for column in columns:
         value = rows[name].get(column)
-        cells.append("" if value is None else value)
+        cells.append("" if value is None else texts.cell(value))
       writer.writerow(cells)

@@ -13,7 +13,9 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import layout, shape, surface
+from sam3d_jax.files import images
 from sam3d_jax.geometry.cameras import OBJECT_FROM_GLTF
 from sam3d_jax.geometry.pose import Pose, is_placed
 from sam3d_jax.render import mesh, preview
@@ -316,10 +318,13 @@ def photos(folder: pathlib.Path) -> dict[str, np.ndarray]:
   mask_file = folder / "mask.png"
   if not (image_file.is_file() and mask_file.is_file()):
     return {}
-  photo = Image.open(image_file)
-  image = np.asarray(photo.convert("RGB"))
-  grey = Image.open(mask_file)
-  mask = np.asarray(grey.convert("L"))
+  try:
+    image, _ = images.read_image(image_file)
+    grey = images.open_image(mask_file, "mask")
+    mask = np.asarray(grey.convert("L"))
+  # a picture that cannot be shown costs no scores
+  except InputError:
+    return {}
   if mask.shape != image.shape[:2]:
     return {}
   # All but the object becomes pale.

@@ -10,6 +10,7 @@ the mask if no other is given.
 """
 
 import functools
+import io
 import pathlib
 from typing import NamedTuple
 import warnings
@@ -25,8 +26,13 @@ MIN_SIDE = 8  # pixels of a photo
 ORIENTATION_TAG = 0x0112  # of EXIF
 # formats whose further pictures belong to the first: a phone's photo with what was taken beside it
 FIRST_OF_SEVERAL = ("MPO", "HEIF")
-# formats that Pillow hands to Ghostscript, or to Windows
-RUNS_PROGRAMS = ("EPS", "WMF")
+# What Pillow may decode of files and records of others. Not all that it knows: EPS and WMF are
+# handed to other programs, and what nobody takes photos in need not be parsed.
+FORMATS = (
+  *("JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "DIB", "GIF", "JPEG2000", "TGA"),
+  *("PPM", "PSD", "SGI", "PCX", "ICO", "ICNS", "DDS"),
+)
+BAND = 1 << 20  # numbers that are brought to eight bits at once
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 INSTALL_HEIF = "pip install -r requirements-heif.txt"
@@ -94,12 +100,30 @@ def open_upright(path: str | pathlib.Path, what: str) -> tuple[Image.Image, int 
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-  """The formats that Pillow may read here: all that it knows, HEIF where its plug-in is installed,
-  but none that it hands to another program.
-  """
+  """The formats of FORMATS that can be read here: HEIF where its plug-in is installed."""
   register_heif()
   Image.init()
-  return tuple(name for name in Image.OPEN if name not in RUNS_PROGRAMS)
+  return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def open_bytes(data: bytes, most: int = MAX_PIXELS) -> Image.Image:
+  """A picture in memory, decoded: of a format of `formats` and of `most` pixels.
+
+  Raises what Pillow raises of what it cannot read, and ValueError for more pixels.
+  """
+  with warnings.catch_warnings():
+    # `most` is the limit here
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    image = Image.open(io.BytesIO(data), formats=formats())
+  check_pixels(image, most)
+  image.load()
+  return image
+
+
+def check_pixels(image: Image.Image, most: int = MAX_PIXELS) -> None:
+  """Raises ValueError for a picture of more pixels, before they are decoded."""
+  if image.width * image.height > most:
+    raise ValueError(f"{image.width} x {image.height} pixels, at most {most:,} are read")
 
 
 @functools.cache
@@ -147,16 +171,26 @@ def to_eight_bit(image: Image.Image) -> Image.Image:
   """
   if not image.mode.startswith(("I", "F")):
     return image
-  values = np.nan_to_num(np.asarray(image, np.float64))
+
+  # In bands of rows: in double precision a picture takes eight times the memory.
+  stored = np.asarray(image)
+  rows = max(1, BAND // max(1, image.width))
+  bands = [slice(start, start + rows) for start in range(0, image.height, rows)]
+
+  def numbers(band: slice) -> np.ndarray:
+    return np.nan_to_num(stored[band].astype(np.float64))
 
   # The largest value tells the range: floats to 1, 16 bits, or 8 bits already.
-  top = values.max()
-  if image.mode.startswith("F") and top <= 1:
-    values = values * 255
-  elif top > 255:
-    values = values / 257
-  rounded = np.clip(np.round(values), 0, 255)
-  return Image.fromarray(rounded.astype(np.uint8))
+  top = max(numbers(band).max() for band in bands)
+  eight_bit = np.empty(stored.shape, np.uint8)
+  for band in bands:
+    values = numbers(band)
+    if image.mode.startswith("F") and top <= 1:
+      values = values * 255
+    elif top > 255:
+      values = values / 257
+    eight_bit[band] = np.clip(np.round(values), 0, 255).astype(np.uint8)
+  return Image.fromarray(eight_bit)
 
 
 def read_image(

@@ -23,6 +23,9 @@ MARKS = (
 )
 SEPARATORS = (",", ";", "\t")  # of tables; the second where the comma is the decimal point
 
+# What a cell begins with that a spreadsheet takes for a formula.
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
 
 class TextError(ValueError):
   """A text that is not what its reader wants; the message says why, but not of which file."""
@@ -119,6 +122,20 @@ def read_table(path: pathlib.Path) -> Iterator[tuple[int, dict[str, str]]]:
       yield reader.line_num, row
   except csv.Error as error:
     raise TextError(f"line {reader.line_num} is no CSV: {error}") from error
+
+
+def cell(value: Any) -> Any:
+  """A value as it may stand in a table: a text that spreadsheets would compute is marked as text.
+
+  Numbers, also those that are written as texts, stay as they are.
+  """
+  if not isinstance(value, str) or not value.startswith(FORMULAS):
+    return value
+  try:
+    float(value)
+    return value
+  except ValueError:
+    return f"'{value}"
 
 
 def number(text: str) -> float:

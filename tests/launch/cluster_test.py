@@ -412,3 +412,26 @@ def test_what_is_no_name_of_a_variable_is_refused(tmp_path, name):
   file.write_text(yaml.safe_dump(values))
   with pytest.raises(cli.ConfigError, match="no name of a variable"):
     load(str(file))
+
+
+def test_what_is_rendered_is_for_its_owner_alone(tmp_path):
+  assert command.main(["--spec", str(SPECS[0]), "--out", str(tmp_path / "job")]) == 0
+  for path in (tmp_path / "job").iterdir():
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_the_collected_job_file_is_refused(hostile_dir, capsys, tmp_path):
+  file = hostile_dir / "job_yaml_env_name" / "job.yaml"
+  assert command.main(["--spec", str(file), "--out", str(tmp_path / "job")]) == 2
+  assert "no name of a variable" in capsys.readouterr().err
+  assert not (tmp_path / "job").exists()
+
+
+@pytest.mark.parametrize("key", ["time", "partition", "account", "options"])
+def test_a_text_does_not_begin_a_line_of_the_script(tmp_path, key):
+  slurm = {"time": "1:00:00", key: "x\ntouch OUT"}
+  if key == "options":
+    slurm[key] = ["--qos=x\rtouch OUT"]
+  file = write_spec(tmp_path, slurm=slurm)
+  with pytest.raises(cli.ConfigError, match=f"slurm.{key} = .*line break"):
+    load(str(file))

@@ -166,3 +166,9 @@ def test_a_process_finds_its_place_by_flag_before_environment():
 def test_half_a_place_or_a_wrong_one_is_refused_by_name(argv, words):
   with pytest.raises(ConfigError, match=words):
     place(argv, {})
+
+
+def test_the_coordinator_listens_at_the_address_that_was_given_for_it():
+  assert hosts.bind_address("10.0.0.1:8476", {}) == "10.0.0.1:8476"
+  assert hosts.bind_address("a:1", {"JAX_COORDINATOR_BIND_ADDRESS": "[::]:1"}) == "[::]:1"
+  assert hosts.bind_address(None, {}) is None

@@ -1,35 +1,15 @@
 """Pictures on meshes: decoded, at most MAX_TEXTURE a side, colours and alpha apart."""
 
 import dataclasses
-import io
-import warnings
 
 import numpy as np
 from PIL import Image
 
 from sam3d_jax.errors import Refused
-from sam3d_jax.files.images import to_eight_bit
+from sam3d_jax.files import images
 
 MAX_PIXELS = 100_000_000  # of a picture as it is stored
 MAX_TEXTURE = 4096  # pixels a side; larger textures are reduced on the way in
-# What is decoded, the usual first. Not all that Pillow knows: some (EPS) run other programs.
-FORMATS = (
-  "PNG",
-  "JPEG",
-  "BMP",
-  "GIF",
-  "PPM",
-  "WEBP",
-  "AVIF",
-  "DDS",
-  "JPEG2000",
-  "MPO",
-  "PCX",
-  "PSD",
-  "SGI",
-  "TGA",
-  "TIFF",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +41,7 @@ def decode(data: bytes, name: str) -> Texture:
 
 def _loaded(data: bytes) -> Image.Image:
   """A decoded image of eight bits a channel."""
-  with warnings.catch_warnings():
-    # MAX_PIXELS is the limit here
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
-  if image.width * image.height > MAX_PIXELS:
-    raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are read")
-  image.load()
-  return to_eight_bit(image)
+  return images.to_eight_bit(images.open_bytes(data, MAX_PIXELS))
 
 
 def _is_transparent(image: Image.Image) -> bool:

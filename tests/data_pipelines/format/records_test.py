@@ -220,3 +220,41 @@ def test_a_hostile_file_of_fields_is_refused(shared_dir):
     pytest.skip(f"{folder} does not exist")
   with pytest.raises(records.DatasetError, match="names the class"):
     records.open_dataset(folder)
+
+
+def test_a_class_that_is_hidden_in_a_text_is_refused(tmp_path):
+  folder = tiny_dataset.write_dataset(tmp_path / "d", 1)
+  file = folder / "features.json"
+  stated = json.loads(file.read_text())
+  hidden = json.dumps({"feature": {"type": "stranger.payload.X", "content": {}}})
+  stated["featuresDict"]["features"]["license"] = {
+    "pythonClassName": "tensorflow_datasets.core.features.sequence_feature.Sequence",
+    "jsonFeature": {"json": hidden},
+  }
+  file.write_text(json.dumps(stated))
+  with pytest.raises(records.DatasetError, match="jsonFeature"):
+    records.open_dataset(folder)
+
+
+@pytest.mark.parametrize(
+  "name", ["tensorflow_datasets.core.features.os.system", "tensorflow_datasets.testing.X", "", 3]
+)
+def test_what_is_no_class_of_a_field_is_refused(tmp_path, name):
+  folder = tiny_dataset.write_dataset(tmp_path / "d", 1)
+  file = folder / "features.json"
+  stated = json.loads(file.read_text())
+  stated["featuresDict"]["features"]["license"]["pythonClassName"] = name
+  file.write_text(json.dumps(stated))
+  with pytest.raises(records.DatasetError, match="names the class"):
+    records.open_dataset(folder)
+
+
+def test_shards_lie_in_the_folder_that_names_them(tmp_path):
+  folder = tiny_dataset.write_dataset(tmp_path / "d", 1)
+  tiny_dataset.write_dataset(tmp_path / "other", 1)
+  file = folder / "dataset_info.json"
+  stated = json.loads(file.read_text())
+  stated["splits"][0]["filepathTemplate"] = "../other/{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+  file.write_text(json.dumps(stated))
+  with pytest.raises(ValueError):
+    records.open_split(folder, stated["splits"][0]["name"])

@@ -1,5 +1,7 @@
 """Photos as users bring them: converted as documented, or refused by name with the fix."""
 
+import io
+import pathlib
 import subprocess
 
 import numpy as np
@@ -158,3 +160,33 @@ def test_no_picture_starts_a_program(tmp_path, monkeypatch, hostile_dir):
   for read in (images.read_image, pointmaps.read_pointmap):
     with pytest.raises(InputError, match=r"photo\.jpg"):
       read(hostile_dir / "eps_as_photo" / "photo.jpg")
+
+
+@pytest.mark.parametrize("form", ["EPS", "WMF", "FITS", "BUFR", "HDF5", "MPEG"])
+def test_only_formats_of_pictures_are_decoded(form):
+  assert form not in images.formats()
+
+
+def test_every_reader_of_pictures_states_its_formats():
+  root = pathlib.Path(images.__file__).parents[2]
+  folders = [root / name for name in ("sam3d_jax", "data_pipelines", "launch")]
+  for path in (file for folder in folders for file in folder.rglob("*.py")):
+    for line in path.read_text().splitlines():
+      if "Image.open(" in line:
+        assert "formats=formats()" in line or "formats=images.formats()" in line, (path, line)
+
+
+def test_a_picture_in_memory_is_measured_before_it_is_decoded():
+  buffer = io.BytesIO()
+  Image.new("1", (4000, 4000)).save(buffer, "PNG")
+  with pytest.raises(ValueError, match="4000 x 4000 pixels"):
+    images.open_bytes(buffer.getvalue(), most=1_000_000)
+  assert images.open_bytes(buffer.getvalue()).size == (4000, 4000)
+
+
+@pytest.mark.parametrize("top", [200, 60_000])
+def test_bands_of_a_large_grey_photo_make_the_whole(monkeypatch, top):
+  values = np.random.default_rng(0).integers(0, top, (37, 41)).astype(np.int32)
+  whole = np.asarray(images.to_eight_bit(Image.fromarray(values)))
+  monkeypatch.setattr(images, "BAND", 100)
+  np.testing.assert_array_equal(images.to_eight_bit(Image.fromarray(values)), whole)

@@ -66,3 +66,15 @@ def test_a_cell_beyond_the_headings_is_named_by_its_line(tmp_path):
 def test_what_is_no_finite_number_is_named(text):
   with pytest.raises(texts.TextError, match="is not a"):
     texts.number(text)
+
+
+@pytest.mark.parametrize(
+  "text", ["=1+1", "+cmd|' /C calc'!A0", "-a", "@SUM(A1)", "\t=1", "\uff1d1"]
+)
+def test_a_cell_that_a_spreadsheet_would_compute_is_marked_as_text(text):
+  assert texts.cell(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("value", ["-1.5", "+2", "1e-3", "cup", "", 3, -0.5, None, "a=b"])
+def test_numbers_and_plain_texts_stay_in_their_cells(value):
+  assert texts.cell(value) == value
