@@ -232,7 +232,7 @@ class Samples:
 
     # The decoder, which has to be that of the latents.
     check_decoder_sizes(config)
-    vae, vae_config = checkpoint_params.restore_model(config.eval.decoder)
+    vae, vae_config = checkpoint_params.restore_model(config.eval.decoder, together=True)
     digest = parameters.params_digest(parameters.flat_params(vae))
     check_autoencoder(config, digest, setup.train_loader.config.autoencoder)
     self.decoder_graph, decoder = nnx.split(vae.decoder)

@@ -10,12 +10,11 @@ import json
 import os
 
 import jax
-from jax.experimental import multihost_utils
-import numpy as np
 
 from launch.trainer.specs import HostsSpec
 from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError, InputError, JobFailed
+from sam3d_jax.training import agreement
 
 # where the coordinator is reached by another address than its machine knows, behind a translation
 BIND_VARIABLE = "JAX_COORDINATOR_BIND_ADDRESS"
@@ -108,30 +107,12 @@ def bind_address(coordinator: str | None, env=os.environ) -> str | None:
   return env.get(BIND_VARIABLE) or coordinator
 
 
-def exchange(text: str) -> list[str]:
-  """One text from every process, by process index. Every process must call it."""
-  if jax.process_count() == 1:
-    return [text]
-  data = np.frombuffer(text.encode(), np.uint8)
-
-  # Arrays of one length travel: the lengths first, then the texts, padded to the longest.
-  sizes = multihost_utils.process_allgather(np.array(data.size)).reshape(-1)
-  longest = int(sizes.max())
-  padded = np.pad(data, (0, longest - data.size))
-  rows = multihost_utils.process_allgather(padded)
-
-  texts = []
-  for row, size in zip(rows, sizes, strict=True):
-    texts.append(bytes(row[:size]).decode())
-  return texts
-
-
 def check_same_config(config) -> None:
   """Raises ConfigError in every process, naming hosts and key, if they were not all started with
   the same configuration.
   """
   # Each finds the same difference, so all of them stop with the same words.
-  texts = exchange(json.dumps(config.to_dict(), sort_keys=True))
+  texts = agreement.exchange(json.dumps(config.to_dict(), sort_keys=True))
   first = json.loads(texts[0])
   for host, text in enumerate(texts):
     for path, mine, theirs in sections.differences(first, json.loads(text)):
@@ -155,7 +136,7 @@ def check_same_program(name: str, fingerprint: str) -> None:
   # The hosts by the program that they have, with the versions of the first of each group.
   hosts_of: dict[str, list[str]] = {}
   versions_of: dict[str, str] = {}
-  answers = exchange(json.dumps([fingerprint, versions]))
+  answers = agreement.exchange(json.dumps([fingerprint, versions]))
   for host, answer in enumerate(answers):
     program, installed = json.loads(answer)
     hosts_of.setdefault(program, []).append(str(host))

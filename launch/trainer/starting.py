@@ -16,10 +16,10 @@ from launch.console.progress import say
 from launch.trainer import setup as setup_lib
 from launch.trainer.setup import Setup
 from sam3d_jax import sections
-from sam3d_jax.errors import ConfigError
+from sam3d_jax.errors import ConfigError, InputError, JobFailed
 from sam3d_jax.models import registry as models
 from sam3d_jax.objectives import registry as objectives
-from sam3d_jax.training import checkpoint_params, checkpoint_steps, compilation
+from sam3d_jax.training import agreement, checkpoint_params, checkpoint_steps, compilation
 from sam3d_jax.training.checkpointer import Checkpointer
 from sam3d_jax.training.checksums import CorruptCheckpoint
 from sam3d_jax.training.state import init_state
@@ -115,8 +115,19 @@ def run_once(fn, shardings, *args):
 
 def recorded_config(workdir: pathlib.Path) -> dict | None:
   """The configuration that the newest readable checkpoint of a work folder was written with, as
-  plain values; None without any.
+  plain values; None without any. The first process of a job reads it for all.
   """
+  error, found = None, None
+  if jax.process_index() == 0:
+    try:
+      found = _recorded_config(workdir)
+    except (InputError, JobFailed) as raised:
+      error = raised
+  agreement.settle(error)
+  return agreement.of_first(found)
+
+
+def _recorded_config(workdir: pathlib.Path) -> dict | None:
   for step in reversed(checkpoint_steps.steps(workdir)):
     try:
       return checkpoint_steps.read_meta(workdir, step)["config"]

@@ -6,17 +6,17 @@ sharded, so writing one costs a pass over memory and a restore on another mesh c
 """
 
 from collections.abc import Callable, Mapping
+import functools
 from typing import Any
 
 from etils import epath
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
 from sam3d_jax.errors import InputError
 from sam3d_jax.sharding.mesh import path_of
-from sam3d_jax.training import checkpoint_steps, checksums
+from sam3d_jax.training import agreement, checkpoint_steps, checksums, damage
 from sam3d_jax.training.checksums import CorruptCheckpoint
 
 SHOWN_PROBLEMS = 40  # of leaves that do not fit
@@ -44,18 +44,19 @@ def nest(flat: Mapping[str, Any]) -> dict:
 
 
 def read_state(workdir, step: int, abstract_state):
-  """Reads one step into the structure, dtypes and shardings of `abstract_state`.
+  """Reads one step into the structure, dtypes and shardings of `abstract_state`: the state, and the
+  step's meta.
 
-  Every array is checked against its checksum.
+  Every array is checked against its checksum. Raises as `read_arrays`.
   """
   # In the order of the leaves, which the dictionary keeps.
   leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract_state)
   wanted = {}
   for key_path, leaf in leaves:
     wanted[path_of(key_path)] = leaf
-  arrays = read_arrays(workdir, step, wanted)
+  arrays, meta = _read_with_meta(workdir, step, wanted, partial=False)
   in_order = [arrays[path] for path in wanted]
-  return jax.tree_util.tree_unflatten(treedef, in_order)
+  return jax.tree_util.tree_unflatten(treedef, in_order), meta
 
 
 def read_arrays(
@@ -64,9 +65,55 @@ def read_arrays(
   """Reads some arrays of one step, checksums verified.
 
   wanted: path -> shape struct, sharding optional. partial: the step may hold more than is wanted.
-  Raises InputError for leaves that are missing, extra or misshapen, CorruptCheckpoint (in every
-  process, if the arrays span several) if the bytes cannot be read or differ from what was written.
+  Raises InputError for leaves that are missing, extra or misshapen, CorruptCheckpoint if two reads
+  agree that the bytes cannot be read or differ from what was written, JobFailed if the disk fails;
+  if the arrays span several processes, in each of them.
   """
+  arrays, _ = _read_with_meta(workdir, step, wanted, partial=partial)
+  return arrays
+
+
+def _read_with_meta(
+  workdir, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct], *, partial: bool
+) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+  """`read_arrays`, and the step's meta."""
+  shardings = [leaf.sharding for leaf in wanted.values() if leaf.sharding is not None]
+  spread = not all(sharding.is_fully_addressable for sharding in shardings)
+  reads = damage.Reads(checkpoint_steps.folder_of(workdir, step))
+
+  while True:
+    # Up to here each host is on its own; the checksums are computed by all of them together.
+    once = functools.partial(_read_as_written, workdir, step, wanted, partial)
+    if spread:
+      arrays, meta = agreement.together(once, _content)
+    else:
+      arrays, meta = once()
+    try:
+      compare(checksums.on_device(arrays), meta)
+      break
+    except CorruptCheckpoint as error:
+      # The next read needs the memory. All hosts have computed the same sums, so all read again.
+      arrays = None
+      reads.failed(error)
+
+  # Only now, when the bits are known to be right.
+  for path, array in arrays.items():
+    dtype = wanted[path].dtype
+    if array.dtype != dtype:
+      arrays[path] = array.astype(dtype)
+  return arrays, meta
+
+
+def _content(read: tuple[dict[str, jax.Array], dict[str, Any]]) -> str:
+  """What hosts compare of what they have read."""
+  _, meta = read
+  return f"step {meta['step']} (digest {checkpoint_steps.digest(meta)})"
+
+
+def _read_as_written(
+  workdir, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct], partial: bool
+) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+  """The arrays in the dtypes that they were written in, unchecked, and the step's meta."""
   meta = checkpoint_steps.read_meta(workdir, step)
   stored = checkpoint_steps.shapes_of(meta)
   audit(
@@ -87,38 +134,16 @@ def read_arrays(
       sharding=leaf.sharding or here,
     )
   restore_args = ocp.checkpoint_utils.construct_restore_args(nest(as_written))
-  arrays = {}
-  problem = ""
-  try:
-    arrays = _read(
-      workdir,
-      step,
-      nest(wanted),
-      restore_args,
-      partial,
-    )
-  except checkpoint_steps.READ_ERRORS as error:
-    problem = checkpoint_steps.unreadable(error)
-
-  # What one host cannot read, all give up: the next step is tried together.
-  shardings = [leaf.sharding for leaf in wanted.values() if leaf.sharding is not None]
-  spread = not all(sharding.is_fully_addressable for sharding in shardings)
-  if spread:
-    has_failed = np.array(bool(problem))
-    failed = multihost_utils.process_allgather(has_failed)
-    if failed.any():
-      problem = problem or "another host cannot read its part"
-  if problem:
-    raise CorruptCheckpoint(problem)
-
-  compare(checksums.on_device(arrays), meta)
-
-  # Only now, when the bits are known to be right.
-  for path, array in arrays.items():
-    dtype = wanted[path].dtype
-    if array.dtype != dtype:
-      arrays[path] = array.astype(dtype)
-  return arrays
+  read = functools.partial(
+    _read,
+    workdir,
+    step,
+    nest(wanted),
+    restore_args,
+    partial,
+  )
+  arrays = damage.agreed(read, checkpoint_steps.folder_of(workdir, step))
+  return arrays, meta
 
 
 def _read(workdir, step: int, item, restore_args, partial: bool) -> dict[str, Any]:
@@ -139,9 +164,12 @@ def compare(sums: Mapping[str, str], meta: Mapping[str, Any]) -> None:
   written = meta["checksums"]
   damaged = [path for path, value in sums.items() if value != written[path]]
   if damaged:
-    raise CorruptCheckpoint(
+    error = CorruptCheckpoint(
       f"{len(damaged)} arrays differ from what was written, first {damaged[0]}"
     )
+    # Two reads agree if they found the same numbers.
+    error.evidence = " ".join(sums[path] for path in damaged)
+    raise error
 
 
 READ_BACK = 256 * 2**20  # bytes of arrays that `verify` holds at a time
@@ -151,27 +179,30 @@ def verify(workdir, step: int, stop: Callable[[], bool] = lambda: False) -> None
   """Reads a whole step back, a few arrays at a time, and compares every checksum.
 
   Into host memory; no device is used. stop: asked between reads; True ends early. Raises
-  CorruptCheckpoint.
+  CorruptCheckpoint if two reads agree on it, JobFailed if the disk fails.
   """
   # Group by group: a state may be larger than the host's free memory.
   meta = checkpoint_steps.read_meta(workdir, step)
+  folder = checkpoint_steps.folder_of(workdir, step)
   for group in grouped(checkpoint_steps.shapes_of(meta), READ_BACK):
     if stop():
       return
-    # As NumPy arrays, so that no device memory is taken.
-    in_memory = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in group}
-    try:
-      arrays = _read(
-        workdir,
-        step,
-        nest(group),
-        nest(in_memory),
-        partial=True,
-      )
-    except checkpoint_steps.READ_ERRORS as error:
-      raise CorruptCheckpoint(checkpoint_steps.unreadable(error)) from error
-    sums = {path: checksums.on_host(array) for path, array in arrays.items()}
-    compare(sums, meta)
+    check = functools.partial(_check_group, workdir, step, group, meta)
+    damage.agreed(check, folder)
+
+
+def _check_group(workdir, step: int, group: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+  """Reads some arrays as NumPy arrays, so that no device memory is taken, and compares them."""
+  in_memory = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in group}
+  arrays = _read(
+    workdir,
+    step,
+    nest(group),
+    nest(in_memory),
+    partial=True,
+  )
+  sums = {path: checksums.on_host(array) for path, array in arrays.items()}
+  compare(sums, meta)
 
 
 def grouped(arrays: Mapping[str, jax.ShapeDtypeStruct], limit: int):

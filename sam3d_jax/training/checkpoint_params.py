@@ -210,7 +210,7 @@ def initial_params(
 
   What comes from the checkpoint, and the errors, are `origin`'s: the record lists under `fresh`
   what the caller has to make, under `left_out` what the model has no use for. Low-rank adapters of
-  the checkpoint are folded into their kernels.
+  the checkpoint are folded into their kernels. Every process of the job calls it.
   """
   _check_parent(workdir)
 
@@ -219,7 +219,7 @@ def initial_params(
     found = _origin_of(workdir, meta, param_shapes, which, allow, model)
     return _read_origin(workdir, found, param_shapes, mesh, which)
 
-  return checkpoint_steps.newest_readable(workdir, read)
+  return checkpoint_steps.newest_readable(workdir, read, together=True)
 
 
 def _read_origin(
@@ -265,13 +265,14 @@ def _read_origin(
   return params, parent
 
 
-def restore_model(workdir, *, which: str = "ema", step: int | None = None):
+def restore_model(workdir, *, which: str = "ema", step: int | None = None, together: bool = False):
   """The model of a checkpoint with its parameters, and the configuration it was trained with.
 
-  step: None for the newest that can be read.
+  step: None for the newest that can be read. together: every process of the job calls it, and all
+  read the same step.
   """
   read = functools.partial(read_model, workdir, which=which)
-  module, meta = checkpoint_steps.newest_readable(workdir, read, step)
+  module, meta = checkpoint_steps.newest_readable(workdir, read, step, together=together)
   return module, ConfigDict(meta["config"])
 
 

@@ -22,22 +22,13 @@ import jax.numpy as jnp
 import tensorstore as ts
 
 from sam3d_jax.errors import InputError
-from sam3d_jax.training import best
+from sam3d_jax.files import blame
+from sam3d_jax.training import agreement, best, damage
 from sam3d_jax.training.checksums import CorruptCheckpoint
 
 STEP = re.compile("0|[1-9][0-9]*")  # the name of a step's folder
 ARRAY_KEYS = ("/.zarray", "/zarr.json")  # how the key that describes an array ends
 FORMAT = 2  # of meta; raised when a reader of the older format could misread
-# What the storage layer has been seen to raise over damaged files.
-READ_ERRORS = (
-  OSError,
-  ValueError,
-  KeyError,
-  RuntimeError,
-  TypeError,
-  AttributeError,
-  AssertionError,
-)
 
 
 def folder_of(workdir, step: int) -> pathlib.Path:
@@ -85,18 +76,23 @@ def first_readable(
   candidates: Iterable[int],
   read: Callable[[int], Any],
   bad_steps: list[int] | None = None,
+  *,
+  together: bool = False,
 ) -> Any:
   """What `read(step)` gives for the first of the candidates that can be read: the one road past
   damaged steps, of training and of every command that reads a checkpoint.
 
   A step whose files are not what was written (`read` raises CorruptCheckpoint) is named on standard
-  error and added to `bad_steps`. Raises CorruptCheckpoint if none is left.
+  error and added to `bad_steps`. together: every process of the job calls it with the same
+  candidates; what one of them cannot read, none reads. Raises CorruptCheckpoint if none is left.
   """
   tried = 0
   for step in candidates:
     tried += 1
     try:
-      return read(step)
+      if not together:
+        return read(step)
+      return agreement.together(functools.partial(read, step))
     except CorruptCheckpoint as error:
       if bad_steps is not None:
         bad_steps.append(step)
@@ -111,19 +107,29 @@ def first_readable(
   )
 
 
-def newest_readable(workdir, read: Callable[[int], Any], step: int | None = None) -> Any:
+def newest_readable(
+  workdir,
+  read: Callable[[int], Any],
+  step: int | None = None,
+  *,
+  together: bool = False,
+) -> Any:
   """What `read(step)` gives for the step that is asked for; without one, for the step that
   `resolve_step` names, or, if that is damaged, for the newest other one that can be read.
 
-  Raises InputError if there is no such checkpoint, or none that reads back as it was written.
+  together: every process of the job calls it, and all read the same step. Raises InputError if
+  there is no such checkpoint, or none that reads back as it was written; JobFailed if a disk fails.
   """
-  asked = resolve_step(workdir, step)
-  try:
-    if step is not None:
-      return read(asked)
+  candidates = [resolve_step(workdir, step)]
+  if step is None:
     newest_first = reversed(steps(workdir))
-    others = [other for other in newest_first if other != asked]
-    return first_readable(workdir, [asked, *others], read)
+    candidates += [other for other in newest_first if other not in candidates]
+  if together:
+    candidates = agreement.of_first(candidates)
+  try:
+    if step is not None and not together:
+      return read(step)
+    return first_readable(workdir, candidates, read, together=together)
   except CorruptCheckpoint as error:
     if step is None:
       raise InputError(str(error)) from error
@@ -166,15 +172,25 @@ def read_meta(workdir, step: int | None = None) -> dict[str, Any]:
   """What was written beside the arrays: step, config, lineage, shapes, checksums.
 
   step: None for the newest that can be read. Touches no device. Raises CorruptCheckpoint if it is
-  not what was written, InputError if another release wrote it.
+  not what was written, InputError if another release wrote it, JobFailed if its disk fails.
   """
   if step is None:
     return newest_readable(workdir, functools.partial(read_meta, workdir))
   resolve_step(workdir, step)
+  read = functools.partial(_read_meta, workdir, step)
+  return damage.agreed(read, folder_of(workdir, step))
+
+
+def _read_meta(workdir, step: int) -> dict[str, Any]:
+  """One look at what was written beside the arrays. Raises OSError too."""
   file = folder_of(workdir, step) / "meta" / "metadata"
   try:
     meta = json.loads(file.read_text())
-  except (OSError, ValueError, RecursionError) as error:
+  except (ValueError, RecursionError) as error:
+    raise CorruptCheckpoint(f"{file} cannot be read: {error}") from error
+  except OSError as error:
+    if not blame.is_of_the_file(error):
+      raise
     raise CorruptCheckpoint(f"{file} cannot be read: {error}") from error
 
   changed = f"{file} differs from what was written"
@@ -201,11 +217,8 @@ def read_whole_meta(workdir, step: int) -> dict[str, Any]:
   No array is read. Raises as `read_meta` does.
   """
   meta = read_meta(workdir, step)
-  folder = folder_of(workdir, step) / "state"
-  try:
-    keys = _check_files(folder)
-  except READ_ERRORS as error:
-    raise CorruptCheckpoint(unreadable(error)) from error
+  folder = folder_of(workdir, step)
+  keys = damage.agreed(functools.partial(_check_files, folder / "state"), folder)
   arrays = sum(key.endswith(ARRAY_KEYS) for key in keys)
   expected = len(meta["shapes"])
   if arrays < expected:
@@ -216,7 +229,7 @@ def read_whole_meta(workdir, step: int) -> dict[str, Any]:
 def _check_files(folder: pathlib.Path) -> set[str]:
   """The keys of an index of arrays (OCDBT); every part of a file that it names is there.
 
-  Raises one of READ_ERRORS where it is not.
+  Raises one of damage.READ_ERRORS where it is not.
   """
   store = ts.KvStore.open({"driver": "file", "path": f"{folder}/"}).result()
   *_, latest = ts.ocdbt.dump(store).result()["versions"]
@@ -241,13 +254,6 @@ def _check_files(folder: pathlib.Path) -> set[str]:
       if held < needed:
         raise ValueError(f"{file} has {held} bytes, {needed} or more were written")
   return keys
-
-
-def unreadable(error: Exception) -> str:
-  """What the storage layer says, in a line."""
-  lines = str(error).splitlines()
-  said = lines[0] if lines else type(error).__name__
-  return f"its arrays cannot be read: {said}"
 
 
 def shapes_of(meta: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:

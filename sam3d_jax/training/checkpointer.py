@@ -8,6 +8,7 @@ where.
 from collections.abc import Mapping
 import contextlib
 import pathlib
+import time
 from typing import Any
 
 import jax
@@ -15,7 +16,16 @@ from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 
 from sam3d_jax.errors import JobFailed
-from sam3d_jax.training import checkpoint_arrays, checkpoint_steps, checksums, retention
+from sam3d_jax.training import (
+  agreement,
+  checkpoint_arrays,
+  checkpoint_steps,
+  checksums,
+  retention,
+)
+
+# that a host waits for a step which the first one sees
+SEEN_SECONDS = 60.0
 
 
 class NonFiniteState(JobFailed):
@@ -32,8 +42,8 @@ class Checkpointer:
   def __init__(self, workdir: str | pathlib.Path, *, keep: int = 3):
     self.workdir = pathlib.Path(workdir).absolute()
     self.bad_steps: list[int] = []
-    # Agreed by all processes, unlike a later look at a network disk.
-    self.present = set(checkpoint_steps.steps(self.workdir))
+    # Agreed by all processes: one that looks at a network disk may see an older folder.
+    self.present = set(agreement.of_first(checkpoint_steps.steps(self.workdir)))
     self.writing: int | None = None
     self.best: int | None = None
     self.restored: dict[str, Any] | None = None
@@ -49,7 +59,8 @@ class Checkpointer:
       create=True,
       cleanup_tmp_directories=True,
     )
-    self.manager = ocp.CheckpointManager(self.workdir / "checkpoints", options=options)
+    with explained(self.workdir):
+      self.manager = ocp.CheckpointManager(self.workdir / "checkpoints", options=options)
 
   def prepare(self, state) -> None:
     """Compiles what a save computes on the devices, so that the first one does not hold training
@@ -122,10 +133,15 @@ class Checkpointer:
     # The newest step may still be on its way back from the disk.
     self.keeper.wait()
     latest = self.latest()
+    folder = self.workdir / "checkpoints"
     if latest in self.keeper.damaged:
-      folder = self.workdir / "checkpoints"
       raise JobFailed(
         f"step {latest} did not read back as it was written; {folder} is on a bad disk"
+      )
+    if latest in self.keeper.unread:
+      raise JobFailed(
+        f"step {latest} could not be read back, and stays; {folder} is on a disk that fails: mend "
+        "it and run the same command again"
       )
 
   def close(self) -> None:
@@ -144,23 +160,37 @@ class Checkpointer:
 
     abstract_state: the state as shape structs with shardings; every one of its leaves must come
     from disk and every leaf on disk must be in it, or InputError lists the differences. Steps that
-    fail their checksums are reported, remembered in `bad_steps`, and the one before is tried;
-    CorruptCheckpoint is raised if none is left.
+    fail their checksums are reported, remembered in `bad_steps`, and the one before is tried, by
+    all processes together; CorruptCheckpoint is raised if none is left, JobFailed if a disk fails.
     """
     if not self.present:
       return None
 
     def read(step: int):
-      state = checkpoint_arrays.read_state(self.workdir, step, abstract_state)
-      return state, checkpoint_steps.read_meta(self.workdir, step)
+      self._wait_until_seen(step)
+      return checkpoint_arrays.read_state(self.workdir, step, abstract_state)
 
     newest_first = sorted(self.present, reverse=True)
-    state, meta = checkpoint_steps.first_readable(self.workdir, newest_first, read, self.bad_steps)
+    state, meta = checkpoint_steps.first_readable(
+      self.workdir,
+      newest_first,
+      read,
+      self.bad_steps,
+      together=True,
+    )
     # It has just been read, so it stays whatever becomes of newer ones.
     if self.keeper is not None:
       self.keeper.good = meta["step"]
     self.restored = meta
     return state, meta
+
+  def _wait_until_seen(self, step: int) -> None:
+    """A step that another host sees appears here too once the network disk is asked anew."""
+    deadline = time.monotonic() + SEEN_SECONDS
+    while step not in checkpoint_steps.steps(self.workdir):
+      if jax.process_count() == 1 or time.monotonic() > deadline:
+        return
+      time.sleep(1.0)
 
   def discard_bad_steps(self) -> None:
     """Moves damaged steps to `<step>.damaged`, so that training can write them again."""
@@ -185,7 +215,8 @@ def explained(workdir: pathlib.Path):
   except (OSError, ValueError, RuntimeError) as error:
     folder = workdir / "checkpoints"
     # The first line says what happened; the rest is the library's own stack.
-    said = str(error).splitlines()[0]
+    lines = str(error).splitlines()
+    said = lines[0] if lines else type(error).__name__
     raise JobFailed(
       f"a checkpoint could not be written to {folder}: {said} "
       "(is the disk full or gone? the checkpoints before it are untouched)"

@@ -12,6 +12,8 @@ import shutil
 import sys
 import threading
 
+from sam3d_jax.errors import InputError, JobFailed
+from sam3d_jax.files import blame
 from sam3d_jax.training.checksums import CorruptCheckpoint
 
 
@@ -30,7 +32,8 @@ def set_aside(folder: pathlib.Path) -> None:
 class Keeper:
   """Reads committed steps back and removes old ones. Only the first process has one.
 
-  good: the newest step known to read back.  damaged: steps that did not.  best: a step that stays
+  good: the newest step known to read back.  damaged: steps that did not.  unread: steps that a
+  failing disk did not give back; nothing is known of them, so they stay.  best: a step that stays
   however old it gets.
   """
 
@@ -48,11 +51,12 @@ class Keeper:
     self.good: int | None = None
     self.best: int | None = None
     self.damaged: list[int] = []
+    self.unread: list[int] = []
     self.thread: threading.Thread | None = None
     self.closing = threading.Event()
     # Of a process that was killed while it removed them.
     for leftover in self.folder.glob("*.deleted"):
-      shutil.rmtree(leftover)
+      shutil.rmtree(leftover, ignore_errors=True)
 
   def committed(self, step: int) -> None:
     """Starts reading `step` back, unless an earlier one is still being read.
@@ -82,6 +86,18 @@ class Keeper:
       self.thread.join()
 
   def _check(self, step: int) -> None:
+    """Reads a step back, and then removes old ones. Runs in the thread, so it raises nothing."""
+    try:
+      self._check_and_remove(step)
+    except (OSError, JobFailed, InputError) as error:
+      self.unread.append(step)
+      print(
+        f"checkpoint: step {step} could not be read back ({blame.said(error)}): all steps stay",
+        file=sys.stderr,
+        flush=True,
+      )
+
+  def _check_and_remove(self, step: int) -> None:
     try:
       self.verify(self.workdir, step, self.closing.is_set)
     except CorruptCheckpoint as error:

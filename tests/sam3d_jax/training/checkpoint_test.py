@@ -49,7 +49,7 @@ def test_a_save_returns_before_it_is_committed_and_what_is_written_is_the_state_
   assert checkpoint_steps.steps(tmp_path) == []
   gate.set()
   checkpointer.wait()
-  written = checkpoint_arrays.read_state(tmp_path, 5, abstract(make_state()))
+  written, _ = checkpoint_arrays.read_state(tmp_path, 5, abstract(make_state()))
   assert equal(written, make_state(5))
 
 
