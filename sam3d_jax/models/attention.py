@@ -408,9 +408,9 @@ def _per_shard(kernel, q_BLHK, *, keys: int = 2, counted: bool = False, only: tu
 
   # which mesh axes split which dimension
   batch_size, length, head_count = q_BLHK.shape[:3]
-  batch = _dividing_axes(mesh, BATCH_AXES, batch_size)
-  heads = _dividing_axes(mesh, HEAD_AXES, head_count)
-  context = _dividing_axes(mesh, QUERY_AXES, length)
+  batch = dividing_axes(mesh, BATCH_AXES, batch_size)
+  heads = dividing_axes(mesh, HEAD_AXES, head_count)
+  context = dividing_axes(mesh, QUERY_AXES, length)
   queries = P(batch, context, heads)
   keys_and_values = [P(batch, None, heads)] * keys
   counts = ()
@@ -425,7 +425,7 @@ def _per_shard(kernel, q_BLHK, *, keys: int = 2, counted: bool = False, only: tu
   )
 
 
-def _dividing_axes(mesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:
+def dividing_axes(mesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:
   """The leading ones of `axes` that the mesh has and whose product divides `size`."""
   chosen = []
   ways = 1
