@@ -5,8 +5,9 @@ and attention within the windows of an object. Each runs on the backends of `att
 plain XLA that skip what is not theirs (`block_attention`), cuDNN's packed layout, and TPU splash
 attention with a grid that skips (`packed_kernels`).
 
-Segments are runs: ids do not decrease along a row. Objects begin at multiples of ALIGN, so that on
-"xla" an object's result does not depend, to the bit, on its place, its neighbours or the padding.
+Segments are runs: ids do not decrease along a row. Objects begin at multiples of ALIGN slots, so
+that on "xla" an object's result does not depend, to the bit, on its place, its neighbours or the
+padding.
 """
 
 import functools
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
+from sam3d_jax.geometry.packing import BLOCK as ALIGN
 from sam3d_jax.geometry.packing import WindowOrder
 from sam3d_jax.models.attention import (
   BACKENDS,
@@ -28,7 +30,6 @@ from sam3d_jax.models.attention import (
 from sam3d_jax.models.block_attention import Segments, attend_blocks
 from sam3d_jax.models.platform import target_platform
 
-ALIGN = 128  # slots at whose multiples objects begin
 WINDOW_BLOCK = 64  # of plain XLA: windows hold some eighty voxels
 LARGEST_WINDOW = 512  # voxels of a full window of 8^3
 
