@@ -204,6 +204,50 @@ def geometry_model() -> ConfigDict:
   return m
 
 
+def texture_model() -> ConfigDict:
+  """The published Texture & Refinement model (arXiv 2511.16624).
+
+  600 M flow parameters, 626 M condition parameters.
+  """
+  m = ConfigDict()
+  m.name = "texture"
+  # mean and spread that latents are normalised by, those of the autoencoder that made them:
+  # release, trellis, or a section {mean, std}
+  m.latent_statistics = "release"
+  m.row = ConfigDict()
+  m.row.voxels = 65_536  # slots of a row for voxels, multiples of 128
+  m.row.coarse = 20_480  # slots at half the resolution
+  m.row.objects = 6  # most objects of a row
+  m.flow = ConfigDict()
+  m.flow.width = 1024  # of the residual stream
+  m.flow.depth = 24  # blocks
+  m.flow.heads = 16  # of 64
+  m.flow.mlp_ratio = 4.0  # feed-forward width over width
+  m.flow.cond_width = 1024  # of the condition tokens
+  m.flow.resolution = 64  # side of the grid of voxels
+  m.flow.latent_channels = 8  # of a voxel
+  m.flow.io_width = 128  # of the residual blocks at the voxels' resolution
+  m.flow.io_blocks = 2  # residual blocks on the way down, and on the way up
+  m.flow.qk_rms_norm = True  # RMS-norm queries and keys of self-attention
+  m.flow.shortcut = False  # has an embedder for the step size, which distillation needs
+  m.flow.time_scale = 1000.0  # times enter the sinusoid multiplied by it
+  # what is kept for the backward pass, from everything to inputs only: none, operands, dots,
+  # attention, full
+  m.flow.remat = "none"
+  # no loop over blocks: longer compilation, a step without the copies that a loop needs on GPUs
+  m.flow.unroll = False
+  m.flow.attention = "auto"  # attention backend: auto, xla, cudnn, splash
+  m.flow.dtype = "bfloat16"  # of matrix products
+  m.condition = geometry_model().condition  # but for what follows
+  # tokens before the final norm, with registers: 4 x 1374
+  m.condition.dino.prenorm = True
+  # no point maps
+  m.condition.streams = ("image", "mask", "rgb_image", "rgb_image_mask")
+  with m.ignore_type():
+    m.condition.pointmap = None  # and no encoder of them
+  return m
+
+
 def structure_vae_model() -> ConfigDict:
   """The published sparse-structure VAE: 64^3 occupancy <-> 16^3 x 8 latents."""
   m = ConfigDict()

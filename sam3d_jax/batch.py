@@ -18,9 +18,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sam3d_jax.geometry.packing import PackedVoxels
+
 # token order of the layout stream
 LAYOUT_LATENTS = ("rotation", "translation", "scale", "translation_scale")
 LATENTS = ("shape", *LAYOUT_LATENTS)
+# of the Texture & Refinement model: one, on the voxels of an object
+TEXTURE_LATENTS = ("slat",)
 
 
 class Conditioning(NamedTuple):
@@ -68,6 +72,24 @@ class PreferenceBatch(NamedTuple):
   present: dict[str, np.ndarray]
 
 
+class TextureBatch(NamedTuple):
+  """One training batch of the Texture & Refinement model: objects packed into R rows.
+
+  K places of a row for objects, V slots for their voxels (geometry/packing.py). A place that no
+  object takes has no voxels and nothing present; what else it holds is not read.
+  """
+
+  # (R, K, 2) uint32, content key of each object; all its randomness is derived from it
+  key: np.ndarray
+  cond: Conditioning  # streams are (R, K, I, I, channels)
+  voxels: PackedVoxels  # with neighbours, the level of half the resolution, and pooling
+  # latent name -> (R, V, channels) float32, normalised (models/latent_statistics.py), zero in the
+  # padding; the data end (time 1) of the path
+  latents: dict[str, np.ndarray]
+  # latent name -> (R, K) bool; an object whose latent is not present is never trained on
+  present: dict[str, np.ndarray]
+
+
 # Batch type -> path of each array that holds the tokens of an example -> axis along which they lie.
 # That axis may be split over devices besides the batch (`mesh.context`); a batch type without such
 # arrays needs no entry.
@@ -77,4 +99,7 @@ TOKEN_AXES: dict[type, dict[str, int]] = {
 }
 
 # Batch types whose examples may lack some of the latents; `present` says who has which.
-MAY_LACK_LATENTS: frozenset[type] = frozenset((GeometryBatch, PreferenceBatch))
+MAY_LACK_LATENTS: frozenset[type] = frozenset((GeometryBatch, PreferenceBatch, TextureBatch))
+
+# Batch types whose rows hold several examples, on the slots of their `voxels`.
+PACKED: frozenset[type] = frozenset((TextureBatch,))

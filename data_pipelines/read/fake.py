@@ -84,4 +84,12 @@ class FakeLoader:
     words = schema.key_words(key)
     rng = np.random.default_rng(words.tolist())
     row = self.kind.random(template, rng)
-    return row._replace(key=words)
+    if template.key.ndim == 2:
+      return row._replace(key=words)
+
+    # several objects a row, each with a key of its own
+    of_objects = []
+    for place in range(template.key.shape[1]):
+      key = schema.example_key("fake", self.seed, position, place)
+      of_objects.append(schema.key_words(key))
+    return row._replace(key=np.stack(of_objects))

@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipelines.format import schema
 from data_pipelines.format.records import CorruptRecord
-from data_pipelines.read import rows
+from data_pipelines.read import rows, texture_rows
 from data_pipelines.read.rows import SampleConfig
 from sam3d_jax.batch import LATENTS, Conditioning, GeometryBatch, PreferenceBatch, StructureBatch
 from sam3d_jax.errors import ConfigError
@@ -281,6 +281,17 @@ def geometry_form(model_config: Any, latents: tuple[str, ...]) -> dict[str, Any]
   }
 
 
+# texture: the photo of an object, and the latents on its voxels; rows in texture_rows.py
+
+TEXTURE_SOURCES = {
+  "slat": LatentSource(
+    ("slat", "voxels"),
+    autoencoder="slat_autoencoder",
+    remedy="a SLAT autoencoder makes it from renderings",
+  ),
+}
+
+
 KINDS: dict[str, BatchKind] = {
   "geometry": BatchKind(
     row=geometry_row,
@@ -303,6 +314,14 @@ KINDS: dict[str, BatchKind] = {
     records="preference",
     by_epoch=True,
     latents=GEOMETRY_LATENTS,
+  ),
+  "texture": BatchKind(
+    row=texture_rows.row,
+    spec=texture_rows.spec,
+    needs=texture_rows.needs,
+    form=texture_rows.form,
+    latents=TEXTURE_SOURCES,
+    random=texture_rows.random_row,
   ),
 }
 

@@ -14,14 +14,38 @@ from data_pipelines.format import schema
 from data_pipelines.format.records import CorruptRecord
 from data_pipelines.read.augment import AugmentConfig, augment
 from sam3d_jax import sections
-from sam3d_jax.batch import LATENTS, Conditioning
+from sam3d_jax.batch import LATENTS, TEXTURE_LATENTS, Conditioning
 from sam3d_jax.errors import ConfigError, InputError
 from sam3d_jax.files import images
-from sam3d_jax.geometry import conditions, pose, windows
+from sam3d_jax.geometry import conditions, packing, pose, windows
 from sam3d_jax.geometry.conditions import POINTMAP_STREAMS, STREAMS, Condition, InputConfig
+from sam3d_jax.geometry.packing import RowShape
+from sam3d_jax.models.latent_statistics import LatentStatistics
 
 MAX_PIXELS = 1 << 26  # of a picture in a record
 LAYOUT_CHANNELS = {"rotation": 6, "translation": 3, "scale": 3, "translation_scale": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class RowForm:
+  """What a row of packed objects holds.
+
+  shape: slots and places. resolution: of the grid that voxels lie in. statistics: that latents are
+  normalised by, one number a channel.
+  """
+
+  shape: RowShape
+  resolution: int
+  statistics: LatentStatistics
+
+  @property
+  def tables(self) -> packing.Tables:
+    """The tables that the flow model needs."""
+    return packing.Tables(
+      resolution=self.resolution,
+      neighbours=True,
+      pooled=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +54,11 @@ class SampleConfig(InputConfig):
 
   resolution: voxels a side of the occupancy grid, a divisor of 64. latents: of
   `sam3d_jax.batch.LATENTS`, those to learn; the others are delivered as absent, because the model
-  has a place for each. shape_resolution, latent_channels: of the structure latents in the records.
+  has a place for each; or of TEXTURE_LATENTS. shape_resolution, latent_channels: of the structure
+  latents in the records.
   autoencoder: digest that every structure latent must carry; empty: whatever the caller found in
-  the data. augment: settings of the read-time augmentations, or None.
+  the data. augment: settings of the read-time augmentations, or None. packed: what a row of packed
+  objects holds (RowForm), None for models with one example a row.
   """
 
   resolution: int = 64
@@ -41,6 +67,7 @@ class SampleConfig(InputConfig):
   latent_channels: int = 8
   autoencoder: str = ""
   augment: AugmentConfig | None = None
+  packed: RowForm | None = None
 
   def __post_init__(self):
     sections.check_positive(self, "image_size", "pointmap_size", "resolution")
@@ -48,7 +75,10 @@ class SampleConfig(InputConfig):
       raise ConfigError(
         f"data.resolution = {self.resolution}: choose a divisor of {schema.VOXEL_RESOLUTION}"
       )
-    chosen = {"streams": (self.streams, STREAMS), "latents": (self.latents, LATENTS)}
+    chosen = {
+      "streams": (self.streams, STREAMS),
+      "latents": (self.latents, LATENTS + TEXTURE_LATENTS),
+    }
     for key, (names, known) in chosen.items():
       unknown = sorted(set(names) - set(known))
       if unknown:

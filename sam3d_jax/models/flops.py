@@ -23,6 +23,7 @@ from sam3d_jax.models.geometry import GeometryConfig
 from sam3d_jax.models.geometry_flow import LAYOUT_CHANNELS, GeometryFlowConfig
 from sam3d_jax.models.pointmap import PointmapConfig
 from sam3d_jax.models.structure_vae import StructureVAEConfig
+from sam3d_jax.models.texture import TextureConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,3 +314,72 @@ def structure_vae(cfg: StructureVAEConfig, *, plain: bool) -> Cost:
   """The structure VAE, which has one form only."""
   del plain
   return Cost(parts=structure_coders(cfg), before={"decoder": "encoder"})
+
+
+def sparse_conv(voxels: int, c_in: int, c_out: int) -> Part:
+  """A 3x3x3 convolution at the active voxels; a neighbour that is missing is multiplied too."""
+  taps = 27
+  return Part(2 * voxels * taps * c_in * c_out)
+
+
+def sparse_res_block(voxels: int, c_in: int, c_out: int, *, mod_width: int, objects: int) -> Part:
+  """Two convolutions, the modulation of each object, and the way around where widths differ."""
+  convolutions = sparse_conv(voxels, c_in, c_out) + sparse_conv(voxels, c_out, c_out)
+  block = convolutions + Part(2 * objects * mod_width * 2 * c_out)
+  if c_in != c_out:
+    block += Part(2 * voxels * c_in * c_out)
+  return block
+
+
+def texture_flow(cfg: TextureConfig, cond_tokens: int) -> Part:
+  """The flow over a row that equal objects fill."""
+  flow, row = cfg.flow, cfg.row
+  d = flow.width
+  hidden = int(d * flow.mlp_ratio)
+  V, T, K = row.voxels, row.coarse, row.objects
+
+  # a block of the transformer: q, k, v, out, cross q, cross out; feed-forward
+  linears = 12 * T * d**2 + 4 * T * d * hidden
+  cross_kv = 4 * K * cond_tokens * flow.cond_width * d
+  modulation = 12 * K * d**2
+  # a voxel meets those of its own object, and the tokens of that
+  block = Part(
+    weights=linears + cross_kv + modulation,
+    mixing=4 * T * (T / K + cond_tokens) * d,
+  )
+
+  # the residual blocks: the last one down is at half the resolution
+  ends = Part(4 * V * flow.latent_channels * flow.io_width)
+  *level, last = flow.down_widths
+  for c_in, c_out in (*level, *flow.up_widths):
+    ends += sparse_res_block(V, c_in, c_out, mod_width=d, objects=K)
+  ends += sparse_res_block(T, *last, mod_width=d, objects=K)
+
+  # embedders of time and step size: sinusoids, 256 numbers, then two linear layers
+  embedders = 2 if flow.shortcut else 1
+  ends += Part(embedders * K * (2 * 256 * d + 2 * d**2))
+  return block * flow.depth + ends
+
+
+def texture(cfg: TextureConfig, *, plain: bool) -> Cost:
+  """The Texture & Refinement model; a sample is a row, which `cfg.row.objects` equal objects
+  fill.
+  """
+  encoders = {}
+  for name, part in condition(cfg.condition, plain=plain).items():
+    encoders[name] = part * cfg.row.objects
+  flow_part = texture_flow(cfg, cfg.condition.tokens)
+  # without condition it sees one zero token in place of all; in the published form all of them
+  unconditional = flow_part
+  if not plain:
+    unconditional = texture_flow(cfg, 1)
+  return Cost(
+    parts=encoders | {"flow": flow_part},
+    streams=("flow",),
+    unconditional={"flow": unconditional},
+    before={
+      "flow": r"condition/.*",
+      "condition/image_projection": "condition/image_encoder",
+      "condition/mask_projection": "condition/mask_encoder",
+    },
+  )

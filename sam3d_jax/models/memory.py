@@ -14,6 +14,7 @@ from sam3d_jax.models.conditioning import IMAGE_STREAMS, MASK_STREAMS, Condition
 from sam3d_jax.models.dinov2 import DinoConfig
 from sam3d_jax.models.geometry import GeometryConfig
 from sam3d_jax.models.structure_vae import StructureVAEConfig
+from sam3d_jax.models.texture import TextureConfig
 
 FP32 = 4
 
@@ -134,6 +135,47 @@ def encoder(cfg: DinoConfig, lanes: int) -> float:
     lanes=lanes,
   )
   return cfg.depth * kept[cfg.remat]
+
+
+def texture(cfg: TextureConfig, *, trained: Collection[str], lanes: int) -> Activations:
+  """Of a row of the Texture & Refinement model; arguments as in `geometry`."""
+  flow, row = cfg.flow, cfg.row
+  itemsize = jnp.dtype(flow.dtype).itemsize
+  hidden = int(flow.width * flow.mlp_ratio)
+  kept = block(
+    tokens=row.coarse,
+    width=flow.width,
+    hidden=hidden,
+    seen=row.objects * cfg.condition.tokens,
+    heads=flow.heads,
+    itemsize=itemsize,
+    lanes=lanes,
+  )
+
+  # residual blocks: their input, and what is between it and the result
+  *level, last = flow.down_widths
+  blocks = [(row.voxels, *widths) for widths in (*level, *flow.up_widths)]
+  blocks.append((row.coarse, *last))
+  inputs = 0.0
+  between = 0.0
+  largest = 0.0
+  for slots, c_in, c_out in blocks:
+    inputs += slots * c_in * FP32
+    # norm and activation of the input; result, norm, modulation and activation between the two
+    # convolutions, result of the second
+    arrays = slots * (c_in * (FP32 + itemsize) + c_out * (4 * FP32 + itemsize))
+    between += arrays
+    largest = max(largest, arrays)
+
+  # any policy but "none" computes what is between again, block by block
+  kept["none"] += between / flow.depth
+  feed_forward = 2 * row.coarse * hidden * FP32
+  return Activations(
+    layers=flow.depth,
+    kept=kept,
+    again=max(feed_forward, largest),
+    rest=inputs + row.objects * condition(cfg.condition, trained, lanes),
+  )
 
 
 def structure_vae(cfg: StructureVAEConfig, *, trained: Collection[str], lanes: int) -> Activations:

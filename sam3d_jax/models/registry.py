@@ -13,29 +13,60 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from sam3d_jax import sections
-from sam3d_jax.batch import LATENTS
+from sam3d_jax.batch import LATENTS, TEXTURE_LATENTS
 from sam3d_jax.errors import ConfigError
-from sam3d_jax.models import flops, memory
+from sam3d_jax.models import flops, latent_statistics, memory
 from sam3d_jax.models.conditioning import ConditionConfig, DinoConfig, PointmapConfig
 from sam3d_jax.models.geometry import GeometryConfig, GeometryModel
 from sam3d_jax.models.geometry_flow import GeometryFlowConfig
+from sam3d_jax.models.latent_statistics import LatentStatistics
 from sam3d_jax.models.structure_vae import StructureVAE, StructureVAEConfig
+from sam3d_jax.models.texture import RowConfig, TextureConfig, TextureModel
+from sam3d_jax.models.texture_flow import TextureFlowConfig
 
 
 def geometry_config(model: ConfigDict) -> GeometryConfig:
   """The typed configuration of a Geometry model."""
-  # The encoders are sections of the condition's.
-  condition = model.condition.to_dict()
-  condition["dino"] = sections.typed(DinoConfig, condition["dino"], "model.condition.dino")
-  pointmap = condition["pointmap"]
-  if pointmap is not None:
-    condition["pointmap"] = sections.typed(PointmapConfig, pointmap, "model.condition.pointmap")
-
+  # condition before flow: the first wrong key is the one that is named
+  condition = condition_config(model.condition)
   flow = sections.typed(GeometryFlowConfig, model.flow.to_dict(), "model.flow")
   return GeometryConfig(
     flow=flow,
-    condition=sections.typed(ConditionConfig, condition, "model.condition"),
+    condition=condition,
   )
+
+
+def condition_config(condition: ConfigDict) -> ConditionConfig:
+  """The typed configuration of a condition encoder."""
+  # The encoders are sections of the condition's.
+  settings = condition.to_dict()
+  settings["dino"] = sections.typed(DinoConfig, settings["dino"], "model.condition.dino")
+  pointmap = settings["pointmap"]
+  if pointmap is not None:
+    settings["pointmap"] = sections.typed(PointmapConfig, pointmap, "model.condition.pointmap")
+  return sections.typed(ConditionConfig, settings, "model.condition")
+
+
+def texture_config(model: ConfigDict) -> TextureConfig:
+  """The typed configuration of a Texture & Refinement model."""
+  flow = sections.typed(TextureFlowConfig, model.flow.to_dict(), "model.flow")
+  values = {
+    "flow": flow,
+    "condition": condition_config(model.condition),
+    "row": sections.typed(RowConfig, model.row.to_dict(), "model.row"),
+    "statistics": statistics(model.latent_statistics),
+  }
+  return sections.typed(TextureConfig, values, "model")
+
+
+def statistics(stated: str | ConfigDict) -> LatentStatistics:
+  """Latent statistics by name, or as a section with mean and std."""
+  if not isinstance(stated, str):
+    return sections.typed(LatentStatistics, stated, "model.latent_statistics")
+  try:
+    return latent_statistics.named(stated)
+  except sections.FieldError as error:
+    raise ConfigError(f"model.{error}") from error
 
 
 def structure_vae_config(model: ConfigDict) -> StructureVAEConfig:
@@ -106,6 +137,16 @@ MODELS: dict[str, ModelKind] = {
     stacks=("flow", "condition.dino"),
     remat="flow.remat",
   ),
+  "texture": ModelKind(
+    config=texture_config,
+    module=TextureModel,
+    objectives={"flow_matching": "texture"},
+    cost=flops.texture,
+    activations=memory.texture,
+    latents=TEXTURE_LATENTS,
+    stacks=("flow", "condition.dino"),
+    remat="flow.remat",
+  ),
   "structure_vae": ModelKind(
     config=structure_vae_config,
     module=StructureVAE,
@@ -154,7 +195,20 @@ def completed(model: ConfigDict) -> ConfigDict:
 
 
 # keys of a `model` section, wherever in it, that say how it is computed and not what it is
-HOW_COMPUTED = frozenset(("remat", "unroll", "attention", "dtype", "absorb_layout_kv", "cls_only"))
+HOW_COMPUTED = frozenset(
+  (
+    "remat",
+    "unroll",
+    "attention",
+    "dtype",
+    "absorb_layout_kv",
+    "cls_only",
+    # rows of packed objects
+    "voxels",
+    "coarse",
+    "objects",
+  )
+)
 
 
 def differing_keys(model: ConfigDict, other: ConfigDict) -> dict[str, tuple[Any, Any]]:

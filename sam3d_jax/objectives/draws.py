@@ -94,3 +94,41 @@ def noise(keys_B: jax.Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
     # Each latent's name enters its key, so a further latent leaves the others as they were.
     latents[name] = normal(keys_B, f"noise/{name}", tuple(shape))
   return latents
+
+
+VOXEL_BASE = 1024  # coordinates are digits of a voxel's number to this base: 3 digits fit 32 bits
+
+
+def voxel_normal(
+  keys_RK: jax.Array, name: str, coords_RV3: jax.Array, object_RV: jax.Array, channels: int
+) -> jax.Array:
+  """Standard normals (R, V, channels) for the voxels of packed objects, fp32.
+
+  A number depends on its object's key and the voxel's coordinates: not on the row, the slot or the
+  order of the voxels, nor on which other voxels the object has.
+
+  Args:
+    keys_RK: one typed key an object.
+    coords_RV3, object_RV: coordinates of each slot, and the number of its object in the row.
+  """
+  rows, objects = keys_RK.shape
+  keys_N = named(keys_RK.reshape(-1), name)
+  words_RK2 = jax.random.key_data(keys_N).reshape(rows, objects, -1)
+
+  # the key of its object at each slot
+  index_RV1 = object_RV[..., None]
+  words_RV2 = jnp.take_along_axis(words_RK2, index_RV1, axis=1)
+  slots = words_RV2.shape[1]
+  keys_W = wrap_keys(words_RV2.reshape(rows * slots, -1))
+
+  # and a number of its own within the object
+  strides = jnp.array([VOXEL_BASE**2, VOXEL_BASE, 1], jnp.int32)
+  number_RV = (coords_RV3 * strides).sum(-1)
+  number_W = number_RV.reshape(-1).astype(jnp.uint32)
+
+  def sample(key, number):
+    own = jax.random.fold_in(key, number)
+    return jax.random.normal(own, (channels,), jnp.float32)
+
+  normals_WC = jax.vmap(sample)(keys_W, number_W)
+  return normals_WC.reshape(rows, slots, channels)

@@ -7,15 +7,17 @@ which it is PRESENT in the global batch, not over B: a latent's weight then mean
 share of the data mixture is labelled with it. A latent that no sample has contributes zero.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from sam3d_jax import sections
-from sam3d_jax.batch import GeometryBatch
+from sam3d_jax.batch import GeometryBatch, TextureBatch
 from sam3d_jax.objectives import draws, paths
+from sam3d_jax.objectives import examples as examples_lib
+from sam3d_jax.objectives.examples import squared_error
 from sam3d_jax.objectives.paths import Latents, VelocityModel
 from sam3d_jax.sections import FieldError
 
@@ -60,21 +62,10 @@ def masked_inputs(
 
 
 def per_element(mask_B: jax.Array, like: jax.Array) -> jax.Array:
-  """A (B,) mask with trailing axes added."""
+  """A mask, (B,) or that of each slot (R, V), with trailing axes added."""
   mask_B = jnp.asarray(mask_B, bool)
-  trailing = (1,) * (like.ndim - 1)
-  return mask_B.reshape(-1, *trailing)
-
-
-def squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
-  """Mean over everything but the batch of |prediction - target|^2, (B,), in fp32."""
-  # In fp32: the differences are small against what is subtracted.
-  prediction = prediction.astype(jnp.float32)
-  target = target.astype(jnp.float32)
-  error = prediction - target
-  squared = jnp.square(error)
-  flat_BN = squared.reshape(error.shape[0], -1)
-  return flat_BN.mean(-1)
+  trailing = (1,) * (like.ndim - mask_B.ndim)
+  return mask_B.reshape(*mask_B.shape, *trailing)
 
 
 def masked_mean(
@@ -103,8 +94,10 @@ def weighted_errors(
   present: Latents,
   weights: Mapping[str, float],
   whole: Latents | None = None,
+  errors_of: Callable[[jax.Array, jax.Array], jax.Array] = squared_error,
 ) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
-  """The loss, its parts and its samples. whole: see masked_mean.
+  """The loss, its parts and its samples. whole: see masked_mean. errors_of: (prediction, target) ->
+  error of each sample.
 
   Returns:
     loss: scalar, the weighted sum of the parts.
@@ -124,7 +117,7 @@ def weighted_errors(
   # The error of every sample, also where it lacks the latent: that is masked below.
   errors = {}
   for name in weights:
-    errors[name] = squared_error(prediction[name], target[name])
+    errors[name] = errors_of(prediction[name], target[name])
 
   # Each latent by itself, averaged over the samples that have it.
   parts = {}
@@ -148,10 +141,12 @@ def weighted_errors(
 def drop_tokens(tokens_BSD: jax.Array, uniform_B: jax.Array, p: float) -> jax.Array:
   """Multiplies the condition tokens of the samples whose draw lies below `p` by zero: the
   unconditional branch of guidance.
+
+  Of packed objects: tokens (R, K, S, D) and draws (R, K).
   """
   # Zero, not absent: shapes stay static, and a zero token is what guidance samples with.
   keep_B = (uniform_B >= p).astype(tokens_BSD.dtype)
-  return tokens_BSD * keep_B[:, None, None]
+  return tokens_BSD * keep_B[..., None, None]
 
 
 def encode(model: VelocityModel, batch, keys_B: jax.Array, *, drop_pointmap: float) -> jax.Array:
@@ -166,17 +161,22 @@ def encode(model: VelocityModel, batch, keys_B: jax.Array, *, drop_pointmap: flo
 
 
 def draw(keys_B: jax.Array, latents: Latents, *, time_mean: float, time_std: float) -> FlowDraw:
-  """Noise and time of each example."""
+  """Noise and time of each example of a batch with one a row."""
   # One time for all latents of an example, a noise for each.
   shapes = {name: x.shape[1:] for name, x in latents.items()}
   noise = draws.noise(keys_B, shapes)
-  normal_B = draws.normal(keys_B, "time")
-  t_B = paths.lognormal_time(
-    normal_B,
-    mean=time_mean,
-    std=time_std,
-  )
+  t_B = draw_time(keys_B, time_mean, time_std)
   return FlowDraw(noise, t_B)
+
+
+def draw_time(keys_B: jax.Array, mean: float, std: float) -> jax.Array:
+  """Time of each example, t = sigmoid(N(mean, std))."""
+  normal_B = draws.normal(keys_B, "time")
+  return paths.lognormal_time(
+    normal_B,
+    mean=mean,
+    std=std,
+  )
 
 
 def check(settings: Any, model_config: Any, rows: int) -> None:
@@ -200,7 +200,7 @@ def check_weights(settings: Any) -> None:
 def flow_matching(
   model: VelocityModel,
   frozen,
-  batch: GeometryBatch,
+  batch: GeometryBatch | TextureBatch,
   key: jax.Array,
   *,
   weights: Mapping[str, float],
@@ -216,7 +216,8 @@ def flow_matching(
   Args:
     model: the velocity model; one with a step embedder is fed d = 0, as the sampler does.
     frozen: not used; there is no teacher.
-    batch: latents at the data end of the path; those not present are never trained on.
+    batch: latents at the data end of the path; those not present are never trained on. Its examples
+      may be packed (objectives/examples.py); a mean is over examples, of each its own mean.
     key: depends on the seed and the step; combined with each example's content key.
     weights: latent name -> weight in the loss; a latent without a weight is fed to the model but
     not trained.
@@ -234,44 +235,51 @@ def flow_matching(
   del frozen
 
   # A point on the path of each example, and where the path leads from there.
-  keys_B = draws.example_keys(key, batch.key)
-  noise, t_B = draw(
-    keys_B,
-    batch.latents,
-    time_mean=time_mean,
-    time_std=time_std,
-  )
+  examples = examples_lib.of(batch)
+  keys_N = draws.example_keys(key, examples.content_N2)
+  noise = examples.noise(keys_N, batch.latents)
+  t_N = draw_time(keys_N, time_mean, time_std)
+  present = {name: examples.flat(has) for name, has in batch.present.items()}
   x_t, target = masked_inputs(
     noise,
     batch.latents,
-    batch.present,
-    t_B,
+    {name: examples.spread(has_N) for name, has_N in present.items()},
+    examples.spread(t_N),
     sigma_min,
   )
 
   # The condition, which some examples go without: the model learns both branches of guidance.
-  tokens_BSD = encode(model, batch, keys_B, drop_pointmap=drop_pointmap)
-  uniform_B = draws.uniform(keys_B, "drop_condition")
-  tokens_BSD = drop_tokens(tokens_BSD, uniform_B, drop_condition)
+  tokens = encode(model, batch, keys_N, drop_pointmap=drop_pointmap)
+  uniform_N = draws.uniform(keys_N, "drop_condition")
+  tokens = drop_tokens(tokens, examples.arranged(uniform_N), drop_condition)
 
   # What the model says, against the path's own velocity.
+  velocity = examples.velocity(model)
   d = step_zero(model)
-  prediction = model.velocity(x_t, t_B, tokens_BSD, d)
-  loss, parts, loss_B = weighted_errors(
+  prediction = velocity(x_t, examples.arranged(t_N), tokens, d)
+  if whole is not None:
+    whole = {name: examples.flat_parts(has) for name, has in whole.items()}
+  loss, parts, loss_N = weighted_errors(
     prediction,
     target,
-    batch.present,
+    present,
     weights,
     whole,
+    errors_of=examples.errors,
   )
 
   # A part's mean alone does not say over how many samples it is.
   metrics = {f"flow/{name}": value for name, value in parts.items()}
   for name in weights:
-    present_B = jnp.asarray(batch.present[name], jnp.float32)
-    metrics[f"present/{name}"] = present_B.mean()
+    present_N = jnp.asarray(present[name], jnp.float32)
+    metrics[f"present/{name}"] = present_N.mean()
   # The loss by time shows which end of the path is hard.
-  metrics |= paths.bucketed("flow_time", loss_B, t_B)
+  metrics |= paths.bucketed(
+    "flow_time",
+    loss_N,
+    t_N,
+    counted_B=examples.exists(present),
+  )
   return loss, metrics
 
 

@@ -2,8 +2,9 @@
 points from noise to data.
 
 Nothing outside this module writes `1 - t`. Latents are dictionaries of arrays (B, tokens,
-channels); a time `t_B` holds one value a sample, shared by all its latents. Everything here
-computes in fp32.
+channels); a time `t_B` holds one value a sample, shared by all its latents. Where several objects
+share a row, latents are (R, V, channels) and times are given for each slot, (R, V)
+(objectives/examples.py). Everything here computes in fp32.
 """
 
 from collections.abc import Mapping
@@ -47,10 +48,13 @@ def step_size(model: VelocityModel, d) -> jax.Array | None:
 
 
 def per_sample(values_B: jax.Array, like: jax.Array) -> jax.Array:
-  """(B,) or (1,) values with trailing axes added so that they broadcast against `like` (B, ...)."""
+  """(B,) or (1,) values with trailing axes added so that they broadcast against `like` (B, ...).
+
+  Values of more axes, as those of each slot (R, V), are aligned with the first ones of `like`.
+  """
   values_B = jnp.asarray(values_B, jnp.float32)
-  trailing = (1,) * (like.ndim - 1)
-  return values_B.reshape(-1, *trailing)
+  trailing = (1,) * (like.ndim - values_B.ndim)
+  return values_B.reshape(*values_B.shape, *trailing)
 
 
 def interpolate(
@@ -140,19 +144,27 @@ def time_weight(name: str, t_B: jax.Array) -> jax.Array:
 
 
 def bucketed(
-  name: str, values_B: jax.Array, t_B: jax.Array, *, buckets: int = 5
+  name: str,
+  values_B: jax.Array,
+  t_B: jax.Array,
+  *,
+  buckets: int = 5,
+  counted_B: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
   """Splits the batch mean of `values_B` over equal buckets of time, on the device, as scalars that
   survive averaging over steps.
 
   `<name>_sum/<k>` is the sum of the values in bucket k over B (the sums add up to the mean),
   `<name>_share/<k>` the share of samples there. `bucket_means` turns their averages into the mean
-  of each bucket; a mean on the device would be undefined for an empty one.
+  of each bucket; a mean on the device would be undefined for an empty one. `counted_B`: (B,) bool,
+  samples that are in no bucket where it is false; None: all are in one.
   """
   # Who is where; t = 1 belongs to the last bucket.
   index_B = (t_B * buckets).astype(jnp.int32)
   index_B = jnp.clip(index_B, 0, buckets - 1)
   inside_BK = jax.nn.one_hot(index_B, buckets, dtype=jnp.float32)
+  if counted_B is not None:
+    inside_BK = inside_BK * counted_B[:, None]
 
   # Means over the whole batch: those of a bucket alone would divide by zero where it is empty.
   values_BK = values_B[:, None] * inside_BK

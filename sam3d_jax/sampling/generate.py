@@ -107,7 +107,7 @@ def guided_velocity(
   tokens. `unconditional_tokens_BSD` replaces it.
   """
   if unconditional_tokens_BSD is None:
-    unconditional_tokens_BSD = jnp.zeros_like(tokens_BSD[:, :1])
+    unconditional_tokens_BSD = jnp.zeros_like(tokens_BSD[..., :1, :])
 
   # Two or three forward passes a stage, one where nothing is guided.
   def field(x, t):

@@ -329,7 +329,7 @@ class Meter:
     skipped = int(values["skipped"])
     if skipped > self.skipped:
       # Every host knows the keys of its own rows.
-      words = np.asarray(keys).tolist()
+      words = np.asarray(keys).reshape(-1, 2).tolist()
       # As text: JSON has no NaN.
       row = {
         "step": step,
