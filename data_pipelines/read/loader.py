@@ -387,10 +387,11 @@ def _probe(
   splits: Mapping[str, records.Split],
   sources: Mapping[str, kinds.LatentSource],
 ) -> DataConfig:
-  """Looks at the first records: every latent must occur, and the autoencoder's digest is fixed from
-  them if not configured.
+  """Looks at the first records: every latent must occur, structure latents must have the model's
+  size, and the autoencoder's digest is fixed from them if not configured.
 
-  Without this a run whose data lacks a latent would train on nothing of it without a word.
+  Without this a run whose data lacks a latent would train on nothing of it without a word, and one
+  with latents of another size would compile first.
   """
   looked_at = list(_first_examples(splits))
   for latent in config.latents:
@@ -411,7 +412,12 @@ def _probe(
         f"latent {latent!r} needs {needed}{remedy}; none of the first records of {listed} has that"
       )
 
-    # who made it
+    # of which size, and who made it
+    if latent == "shape":
+      for example in holders:
+        rows.check_structure_latent(
+          example["structure_latent"], config, f"example {example['key']}"
+        )
     if source.autoencoder and not config.autoencoder:
       digest = holders[0][source.autoencoder]
       config = dataclasses.replace(config, autoencoder=digest)

@@ -237,13 +237,7 @@ def _shape_tokens(example: Mapping[str, Any], config: SampleConfig, name: str) -
   learn from.
   """
   latent_XYZC = example["structure_latent"]
-  side = config.shape_resolution
-  expected = (side, side, side, config.latent_channels)
-  if latent_XYZC.shape != expected:
-    raise InputError(
-      f"{name}: structure latent has shape {latent_XYZC.shape}, the model needs {expected}; encode "
-      "the dataset with the structure VAE that the model is trained for (launch.encode_latents)"
-    )
+  check_structure_latent(latent_XYZC, config, name)
   # Latents mean something only to the decoder of their own autoencoder.
   digest = example["structure_latent_autoencoder"]
   if config.autoencoder and digest != config.autoencoder:
@@ -253,6 +247,17 @@ def _shape_tokens(example: Mapping[str, Any], config: SampleConfig, name: str) -
       "again (launch.encode_latents)"
     )
   return latent_XYZC.reshape(-1, config.latent_channels)
+
+
+def check_structure_latent(latent_XYZC: np.ndarray, config: SampleConfig, name: str) -> None:
+  """Raises InputError unless the latent has the cells and channels that the model learns."""
+  side = config.shape_resolution
+  expected = (side, side, side, config.latent_channels)
+  if latent_XYZC.shape != expected:
+    raise InputError(
+      f"{name}: structure latent has shape {latent_XYZC.shape}, the model needs {expected}; encode "
+      "the dataset with the structure VAE that the model is trained for (launch.encode_latents)"
+    )
 
 
 def zeros(count: int, shape: tuple[int, ...], dtype: type) -> np.ndarray:

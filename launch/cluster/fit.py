@@ -34,10 +34,15 @@ def check(spec: Spec, path: str) -> None:
 
   path: of the specification. Data and work folder of the run need not be here.
   """
-  check_slice(spec, path)
-  check_kubernetes(spec, path)
+  check_machines(spec, path)
   settings = read_config(spec, path)
   check_mesh(spec, path, settings)
+
+
+def check_machines(spec: Spec, path: str) -> None:
+  """The machines are what the clusters' names for them say, whatever runs on them."""
+  check_slice(spec, path)
+  check_kubernetes(spec, path)
 
 
 def asked(spec: Spec) -> str:

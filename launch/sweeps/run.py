@@ -1,9 +1,11 @@
 """One sweep in one folder: check, run what is left, rank."""
 
+from collections.abc import Mapping
 import dataclasses
 import json
 import pathlib
 import shlex
+from typing import Any
 
 from launch.cluster import slurm
 from launch.cluster import spec as cluster_spec
@@ -53,8 +55,13 @@ def run(spec: Spec) -> None:
   # What there is to run. Nothing is written before all of it is known to be right.
   check_folder(spec.workdir)
   sweep = space.load(spec.sweep, base=spec.base, extra=list(spec.overrides))
-  check_values(sweep)
-  launcher = launcher_of(spec)
+  settings = check_values(sweep)
+  job = cluster_of(spec)
+  if job is None:
+    launcher = shlex.split(spec.launcher)
+  else:
+    check_machines(job, spec.cluster, settings)
+    launcher = slurm.launcher(job)
   print(
     f"{len(sweep.trials)} trials of launch.{sweep.command} {sweep.config}, ranked by "
     f"{sweep.metric} ({sweep.goal}, {sweep.pick})"
@@ -90,24 +97,32 @@ def run(spec: Spec) -> None:
     raise JobFailed(f"{len(failed)} of {len(rows)} trials failed: {logs}")
 
 
-def check_values(sweep: space.Sweep) -> None:
-  """Raises ConfigError, naming the trial, for values that cannot work. Data need not be here."""
+def check_values(sweep: space.Sweep) -> dict[str, Any]:
+  """The settings of every trial, by what it is called in messages. Data need not be here.
+
+  Raises ConfigError, naming the trial, for values that cannot work.
+  """
   # The wall: it needs JAX, which takes seconds that no wrong key should cost.
   from launch.trainer import setup
 
+  settings = {}
   for trial in sweep.trials:
+    name = f"trial {trial.id} {trial.swept}"
     config = cli.load_config(sweep.config, space.arguments(trial))
     try:
       checks.check(config, checks.stages_of(sweep.command), before_data=True)
-      setup.read(config)
+      settings[name] = setup.read(config)
     except ConfigError as error:
-      raise ConfigError(f"trial {trial.id} {trial.swept}: {error}") from error
+      raise ConfigError(f"{name}: {error}") from error
+  return settings
 
 
-def launcher_of(spec: Spec) -> list[str]:
-  """What stands before the command line of every trial."""
+def cluster_of(spec: Spec) -> cluster_spec.Spec | None:
+  """The machines of a trial, None without a cluster. Raises InputError for what sweeps cannot run
+  on.
+  """
   if not spec.cluster:
-    return shlex.split(spec.launcher)
+    return None
   if spec.launcher:
     raise InputError(
       f"--cluster {spec.cluster} and --launcher {spec.launcher!r} both say how trials are "
@@ -118,11 +133,24 @@ def launcher_of(spec: Spec) -> list[str]:
     raise InputError(
       f"--cluster {spec.cluster} has no section slurm, the only kind of cluster that sweeps run on"
     )
+  return job
+
+
+def check_machines(job: cluster_spec.Spec, path: str, settings: Mapping[str, Any]) -> None:
+  """The machines are what they are called, and mesh and batch of every trial divide over them.
+
+  path: of the file that describes the job, whose own configuration no trial runs. settings: of
+  every trial, by its name. Raises ConfigError naming file, key, value and remedy.
+  """
   # The wall: it needs JAX, which takes seconds that a sweep without a cluster does not need.
   from launch.cluster import fit
 
-  fit.check(job, spec.cluster)
-  return slurm.launcher(job)
+  fit.check_machines(job, path)
+  for name, one in settings.items():
+    try:
+      fit.check_mesh(job, path, one)
+    except ConfigError as error:
+      raise ConfigError(f"{name}: {error}") from error
 
 
 def claim(workdir: pathlib.Path, sweep: space.Sweep) -> None:

@@ -213,16 +213,18 @@ def optim_config(config: ConfigDict) -> optim.OptimConfig:
 
 def compile_cache(config: ConfigDict, workdir: pathlib.Path | None) -> str:
   """Folder of compiled programs: what the configuration says, else JAX's own variable, else one in
-  the work folder; '' without any.
+  the work folder; '' without any. A path is absolute.
 
   Which programs are worth storing is JAX's choice (JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS, by
   default those that took a second).
   """
-  if config.compile_cache:
-    return config.compile_cache
-  if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-    return os.environ["JAX_COMPILATION_CACHE_DIR"]
-  return str(workdir / "compile_cache") if workdir else ""
+  folder = config.compile_cache or os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
+  if not folder:
+    return str(workdir / "compile_cache") if workdir else ""
+  if "://" in folder:
+    return folder
+  # JAX takes its spelling into the key of a program: a relative path to the same folder finds none.
+  return os.path.abspath(folder)
 
 
 def held_out_loader(settings: Settings) -> Loader | FakeLoader:

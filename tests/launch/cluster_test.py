@@ -373,6 +373,8 @@ def test_a_sweep_runs_every_trial_as_a_slurm_job_of_the_specification(tmp_path, 
     str(tmp_path),
     "--base",
     "configs/pretrain_geometry.py:fake",
+    "--set",
+    "batch_size=32",
     "--dry_run",
   ]
   assert sweep.main([*argv, "--cluster", str(GOLDEN / "gpu.yaml")]) == 0
@@ -388,6 +390,29 @@ def test_a_sweep_runs_every_trial_as_a_slurm_job_of_the_specification(tmp_path, 
 
   assert sweep.main([*argv, "--cluster", str(GOLDEN / "tpu.yaml")]) == cli.EXIT_BAD_INPUT
   assert "no section slurm" in capsys.readouterr().err
+
+
+def test_a_sweep_whose_trials_do_not_divide_over_the_machines_is_refused_before_a_file_is_written(
+  tmp_path, capsys
+):
+  # 4 x 8 devices; the second trial's batch does not divide over them
+  file = tmp_path / "sizes.py"
+  spec = {
+    "command": "pretrain",
+    "config": "configs/pretrain_geometry.py:fake",
+    "space": [{"product": {"batch_size": (32, 48)}}],
+    "metric": "eval/loss",
+  }
+  file.write_text(f"def get_sweep():\n  return {spec!r}\n")
+  out = tmp_path / "out"
+  cluster = str(GOLDEN / "gpu.yaml")
+  argv = ["--sweep", str(file), "--workdir", str(out), "--cluster", cluster]
+  assert sweep.main(argv) == cli.EXIT_BAD_INPUT
+  said = capsys.readouterr().err
+  assert "{'batch_size': 48}" in said
+  assert f"{cluster}: hosts = 4, chips = 8" in said
+  assert "batch_size = 48 is global and does not divide over data x fsdp = 32" in said
+  assert not out.exists()
 
 
 def test_the_example_of_the_documentation_is_valid_and_names_every_key(tmp_path):

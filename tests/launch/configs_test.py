@@ -112,3 +112,19 @@ def test_an_objective_setting_that_nothing_takes_is_an_error():
     config.objective.kl_wait = 1.0
   with pytest.raises(ConfigError, match="kl_wait"):
     setup.read(config)
+
+
+def test_a_folder_of_compiled_programs_is_the_same_however_it_is_spelt(monkeypatch, tmp_path):
+  # the path is part of JAX's key of a program
+  monkeypatch.chdir(tmp_path)
+  config = base.training("x")
+  config.compile_cache = "programs"
+  assert setup.compile_cache(config, None) == str(tmp_path / "programs")
+  config.compile_cache = "gs://bucket/programs"
+  assert setup.compile_cache(config, None) == "gs://bucket/programs"
+
+  config.compile_cache = ""
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "of_all")
+  assert setup.compile_cache(config, tmp_path / "run") == str(tmp_path / "of_all")
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+  assert setup.compile_cache(config, tmp_path / "run") == str(tmp_path / "run" / "compile_cache")

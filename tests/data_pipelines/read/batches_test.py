@@ -180,9 +180,9 @@ def test_latents_of_another_autoencoder_are_refused(folder, tmp_path):
     make(folder, mixture=sources).batch(0)
 
 
-def test_latents_of_another_size_are_refused(folder):
+def test_latents_of_another_size_are_refused_when_the_dataset_is_opened(folder):
   with pytest.raises(InputError, match=r"shape \(4, 4, 4, 8\), the model needs \(8, 8, 8, 8\)"):
-    make(folder, shape_resolution=8).batch(0)
+    make(folder, shape_resolution=8)
 
 
 def test_preference_batch_shows_each_loser_in_turn(tmp_path):
