@@ -128,6 +128,13 @@ def flags(parser: argparse.ArgumentParser) -> None:
     help="address the viewer listens on (default: this machine only)",
   )
   photo.add_argument("--viewer_port", type=int, default=8080)
+  photo.add_argument(
+    "--viewer_photos",
+    action="append",
+    default=[],
+    metavar="DIR",
+    help="folder whose photos the viewer may show beside those of this run (repeatable)",
+  )
   data = parser.add_argument_group("a dataset")
   data.add_argument("--data", help="dataset folder")
   data.add_argument("--split", default="test")
@@ -155,7 +162,16 @@ def run(args: argparse.Namespace) -> None:
   if args.viewer:
     from launch.photos import viewer
 
-    page = viewer.ViewerConfig(host=args.viewer_host, port=args.viewer_port)
+    shown = [*args.viewer_photos]
+    if args.images is not None:
+      shown.append(args.images)
+    elif args.image is not None:
+      shown.append(args.image)
+    page = viewer.ViewerConfig(
+      host=args.viewer_host,
+      port=args.viewer_port,
+      photos=tuple(shown),
+    )
     viewer.check(page)
   if only_look:
     return viewer.run(page, pathlib.Path(args.out))

@@ -21,6 +21,9 @@ def dataset(name: str) -> ConfigDict:
   # items of a shard, at most; 0: their number decides, 64 shards of no more than 32 each
   c.items_per_shard = 0
   c.license = "unknown"  # of items that state none
+  # whether annotations may name files from outside of the source folder; links count as where they
+  # lead
+  c.files_outside = False
 
   # alpha: rating from which the best candidate is accepted; 0 accepts unrated items too
   c.min_rating = 0.0

@@ -17,6 +17,7 @@ def get_config(variant: str = ""):
   c.delit = True  # the pair of lit and de-lit image is what textures are learned from
   # annotated objects stand on what carries them instead of sinking into it
   c.rules.support_tolerance = 0.03
+  c.files_outside = False  # whether annotations may name files from outside of the source folder
   if variant == "tiny":
     c = base.tiny_pasting(c)
     c.views = 1

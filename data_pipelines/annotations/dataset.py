@@ -57,6 +57,7 @@ class AnnotationConfig:
   source: str  # a folder with annotation.json files at any depth, or "procedural": made up
   recipe: Recipe
   synthetic: synthetic.SyntheticConfig  # of made-up ones
+  files_outside: bool = False  # whether items may name files from outside of the folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +130,7 @@ def make_shard(spec: ShardSpec, refuse: Refusals) -> Iterator[schema.Example]:
     with _located(config, entry) as path:
       try:
         with shard_jobs.contained():
-          item = layout.read(path)
+          item = read_item(path, config)
           made = list(builder.make(item, config.recipe, entry.name))
       except layout.AnnotationError as error:
         refuse(_quarantined(entry, path, "bad_annotation", str(error)))
@@ -175,7 +176,8 @@ def license_warning(config: AnnotationConfig, inputs: Sequence[sources.Input]) -
   def states_license(entry: sources.Input) -> bool:
     try:
       with blame.reading(config.source):
-        return bool(layout.read(folders.located(config.source, entry.name)).license)
+        path = folders.located(config.source, entry.name)
+        return bool(read_item(path, config).license)
     except layout.AnnotationError:
       return True  # refused when its shard is built
 
@@ -194,7 +196,7 @@ def list_items(config: AnnotationConfig) -> tuple[list[sources.Input], str]:
   """
   if config.source == sources.PROCEDURAL:
     return list_synthetic(config.synthetic)
-  return list_folder(config.source)
+  return list_folder(config.source, files_outside=config.files_outside)
 
 
 def list_synthetic(config: synthetic.SyntheticConfig) -> tuple[list[sources.Input], str]:
@@ -213,7 +215,13 @@ def list_synthetic(config: synthetic.SyntheticConfig) -> tuple[list[sources.Inpu
   return by_identity, sources.digest(inputs)
 
 
-def list_folder(source: str) -> tuple[list[sources.Input], str]:
+def read_item(path: pathlib.Path, config: AnnotationConfig) -> layout.Item:
+  """An item of the folder, or one that was made up. Raises AnnotationError."""
+  root = None if config.source == sources.PROCEDURAL else config.source
+  return layout.read(path, root=root, files_outside=config.files_outside)
+
+
+def list_folder(source: str, *, files_outside: bool = False) -> tuple[list[sources.Input], str]:
   """The same of a folder."""
   root = pathlib.Path(source)
   if not source or not root.is_dir():
@@ -228,28 +236,29 @@ def list_folder(source: str) -> tuple[list[sources.Input], str]:
     )
 
   # what every item is made of
+  look = functools.partial(_look, root=root, files_outside=files_outside)
   with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-    looks = list(pool.map(_look, files))
+    looks = list(pool.map(look, files))
   names = [folders.shown(path.relative_to(root)) for path in files]
   inputs = list(map(sources.Input, names, _joined(looks)))
 
   # all of it together
   lines = []
-  for name, look in zip(names, looks, strict=True):
-    lines.append(f"{name}\n{' '.join(look)}\n")
+  for name, digests in zip(names, looks, strict=True):
+    lines.append(f"{name}\n{' '.join(digests)}\n")
   contents = sources.short_digest("".join(lines).encode())
   in_order = sorted(inputs, key=lambda entry: (entry.identity, entry.name))
   return in_order, contents
 
 
-def _look(path: pathlib.Path) -> list[str]:
+def _look(path: pathlib.Path, root: pathlib.Path, files_outside: bool) -> list[str]:
   """Digests of the item's files: the JSON, then those that tie items together, photo and shapes.
 
   A broken item has its JSON only.
   """
   try:
     with blame.reading(path):
-      files = layout.read(path).files
+      files = layout.read(path, root=root, files_outside=files_outside).files
   except layout.AnnotationError:
     files = [path]  # refused when its shard is built
   return [sources.file_digest(file, PEEK) for file in files]

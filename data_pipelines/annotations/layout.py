@@ -21,7 +21,8 @@
                                      optional: what an artist made where no candidate was good
     }
 
-Paths are relative to the JSON file. `generator` is "family" or "family/version". A shape is a mesh
+Paths are relative to the JSON file and stay in the folder that is read, unless files_outside says
+otherwise. `generator` is "family" or "family/version". A shape is a mesh
 file, or a .npz with `voxels` (N x 3 in 64^3) and/or `structure_latent` (x, y, z, c) with
 `structure_latent_autoencoder`, and optionally `slat` (N x 8) with `slat_autoencoder`. A pose takes
 the shape in the unit cube (z up) to the camera, p = R (scale * x) + translation, with R as (w, x,
@@ -42,13 +43,14 @@ import numpy as np
 from data_pipelines.annotations import choices as chain
 from data_pipelines.synth import sources
 from sam3d_jax.errors import InputError
-from sam3d_jax.files import blame, texts
+from sam3d_jax.files import blame, names, texts
 from sam3d_jax.geometry import cameras, rotations
 from sam3d_jax.geometry.pose import Pose
 
 FILE = "annotation.json"
 FORMAT = 1
 ARTIST = "artist"  # generator of artists' meshes
+MAX_BYTES = 1 << 26  # of an annotation file
 SHOWN = 300  # characters of a value in a message
 ORTHONORMAL = 1e-3  # largest error of a rotation given as a matrix
 KEYS = (
@@ -144,15 +146,27 @@ def find(root: pathlib.Path) -> list[pathlib.Path]:
   return [path for path in sources.files_below(root) if path.name == FILE]
 
 
-def read(path: pathlib.Path) -> Item:
-  """Reads and checks one annotation file. Raises AnnotationError; OSError where the disk fails.
+def read(
+  path: pathlib.Path, *, root: str | pathlib.Path | None = None, files_outside: bool = False
+) -> Item:
+  """Reads and checks one annotation file.
 
-  The files that it names must exist, they are not opened.
+  Args:
+    path: the file. The files that it names must exist, they are not opened.
+    root: the folder in which all of them lie, links followed; None: that of the file.
+    files_outside: whether they may lie anywhere.
+
+  Raises:
+    AnnotationError: it cannot be read, or something in it is wrong.
+    OSError: the disk failed.
   """
   path = pathlib.Path(path)
+  root = path.parent if root is None else pathlib.Path(root)
   try:
+    if path.stat().st_size > MAX_BYTES:
+      raise AnnotationError(f"{path} has more than {MAX_BYTES} bytes, which no annotation needs")
     stated = texts.read_json(path)
-    return _Reader(path).item(stated)
+    return _Reader(path, root, files_outside).item(stated)
   except AnnotationError:
     raise
   # Whatever a broken file leads to means the same here; a broken disk does not.
@@ -167,6 +181,8 @@ class _Reader:
   """Checks the values of one file."""
 
   path: pathlib.Path  # for messages, and for finding the files that it names
+  root: pathlib.Path  # in which they have to lie
+  files_outside: bool  # unless they may lie anywhere
 
   def fail(self, key: str, value: Any, remedy: str) -> None:
     text = json.dumps(value)
@@ -234,10 +250,17 @@ class _Reader:
     if not isinstance(value, str) or not value:
       self.fail(key, value, "name a file, relative to the JSON file")
     found = self.path.parent / value
+    if not self.files_outside:
+      try:
+        names.below(self.path.parent, value, also=[self.root])
+      except names.Outside as error:
+        self.fail(
+          key, value, f"{error}; copy the file there, or allow it with --config.files_outside=True"
+        )
     named = str(found)[:SHOWN]
     try:
       exists = found.is_file()
-    except OSError:  # a name that is too long for any file
+    except (OSError, ValueError):  # a name that is too long for any file, or none
       exists = False
     if not exists:
       self.fail(key, value, f"there is no file {named}; copy it there or correct the path")

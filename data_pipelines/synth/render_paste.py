@@ -62,6 +62,7 @@ class PasteConfig:
   light: LightConfig
   filters: filters.FilterConfig
   rules: Any  # the variant's own thresholds
+  files_outside: bool = False  # of annotated photos, as in AnnotationConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +203,9 @@ def settings(config: PasteConfig) -> dict[str, Any]:
   """What the bytes depend on apart from the inputs, as JSON."""
   as_json = json.dumps(dataclasses.asdict(config))
   stated = json.loads(as_json)
-  del stated["photos"]["depth_cache"]  # where things lie changes no byte
+  # where things lie changes no byte
+  del stated["photos"]["depth_cache"]
+  del stated["files_outside"]
   # The contents count, by their digest, not the path.
   for section in ("source", "photos"):
     if stated[section]["source"] != sources.PROCEDURAL:

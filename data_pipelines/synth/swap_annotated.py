@@ -56,7 +56,7 @@ def plan(config: PasteConfig, *, test_fraction: float, items_per_shard: int) -> 
     inputs = scenes.list_scenes(config.photos)
     contents = sources.digest(inputs)
   else:
-    inputs, contents = dataset.list_folder(config.source.source)
+    inputs, contents = dataset.list_folder(config.source.source, files_outside=config.files_outside)
     _check_depth(config, inputs)
 
   def spec(items: tuple[sources.Input, ...]) -> ShardSpec:
@@ -87,8 +87,9 @@ def _check_depth(config: PasteConfig, inputs: list[sources.Input]) -> None:
   if config.photos.depth_command:
     return
   folder = pathlib.Path(config.source.source)
-  if any(_has_depth(folders.located(folder, item.name)) for item in inputs):
-    return
+  for item in inputs:
+    if _has_depth(folders.located(folder, item.name), config):
+      return
   raise ConfigError(
     f"{config.builder} needs depth, and none of the {len(inputs)} items in source = "
     f"{config.source.source!r} names a `pointmap`. Add one to their annotation.json, or name an "
@@ -96,12 +97,17 @@ def _check_depth(config: PasteConfig, inputs: list[sources.Input]) -> None:
   )
 
 
-def _has_depth(path: pathlib.Path) -> bool:
+def _has_depth(path: pathlib.Path, config: PasteConfig) -> bool:
   """Whether an item names a point map."""
   try:
-    return layout.read(path).pointmap is not None
+    return _read_item(path, config).pointmap is not None
   except layout.AnnotationError:
     return False  # refused when its shard is built
+
+
+def _read_item(path: pathlib.Path, config: PasteConfig) -> layout.Item:
+  """An item of the source. Raises AnnotationError."""
+  return layout.read(path, root=config.source.source, files_outside=config.files_outside)
 
 
 def make_shard(spec: ShardSpec, refuse: Refusals) -> Iterator[schema.Example]:
@@ -219,7 +225,7 @@ def item_object(config: PasteConfig, entry: sources.Input) -> Found:
   """
   path = folders.located(config.source.source, entry.name)
   try:
-    item = layout.read(path)
+    item = _read_item(path, config)
   except layout.AnnotationError as error:
     raise Refused("bad_annotation", str(error)) from error
 

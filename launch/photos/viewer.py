@@ -1,37 +1,53 @@
 """The results of launch.sample in the browser: photo, point cloud and objects in place. Needs
 requirements-viewer.txt.
 
-The page is served by viser on this machine only, unless --viewer_host says otherwise. Its scene is
-that of scene.glb: the photo's camera at the origin, x right, y up, looking along -z.
+The page is served by viser on this machine only, unless --viewer_host says otherwise, and to who
+has its token only (launch/console/gate.py). Results may come from others: what they say is shown as
+text, never as markup, and no file from outside of their folder is shown but photos of this run and
+of the folders of --viewer_photos. The scene is that of scene.glb: the photo's camera at the origin,
+x right, y up, looking along -z.
 """
 
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import os
 import pathlib
 import sys
+from typing import Any
 import webbrowser
 
 import numpy as np
 
-from sam3d_jax.errors import InputError
-from sam3d_jax.files import images, meshes
+from launch.console.gate import HEADERS, Gate
+from sam3d_jax.errors import InputError, JobFailed, Refused
+from sam3d_jax.files import blame, images, meshes, names
+from sam3d_jax.files.mesh_formats import gltf_document
 from sam3d_jax.geometry import rotations
 from sam3d_jax.inference.scene_files import read_layout
 from sam3d_jax.render.colour import linear_to_srgb8
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # (w, x, y, z), half a turn about y: (x, y, z) -> (-x, y, -z)
 CAMERA_TO_SCENE = np.array([0.0, 0.0, 1.0, 0.0])
 OPENCV_TO_SCENE = (0.0, 1.0, 0.0, 0.0)  # half a turn about x
 PHOTO_SIDE = 1024  # pixels of the photo on the page
 
 
+# What results of others may raise that are not as they should be.
+FAULTS = (InputError, Refused, KeyError, TypeError, ValueError, AttributeError, IndexError)
+
+
 @dataclasses.dataclass(frozen=True)
 class ViewerConfig:
-  """Where the page is served. host: address that the viewer listens on."""
+  """Where the page is served, and what it may show.
+
+  host: address that the viewer listens on. photos: folders whose photos are shown beside those that
+  lie in the results.
+  """
 
   host: str = "127.0.0.1"
   port: int = 8080
+  photos: tuple[str, ...] = ()
 
 
 def check(config: ViewerConfig) -> None:
@@ -49,16 +65,14 @@ def check(config: ViewerConfig) -> None:
 def run(config: ViewerConfig, out: pathlib.Path) -> None:
   """Serves the results in a folder until interrupted."""
   check(config)
-  server = serve(find(out), host=config.host, port=config.port)
+  gate = Gate(config.host)
+  server = serve(find(out), gate=gate, port=config.port, photos=config.photos)
 
   # The address, with a warning where others can reach it.
-  private = config.host in LOOPBACK
-  host = "localhost" if private else config.host
-  url = f"http://{host}:{server.get_port()}"
-  note = "" if private else "; whoever reaches this address sees the photos"
-  print(f"viewer: {url} (Ctrl-C stops it{note})", flush=True)
+  note = "" if gate.is_private else "; whoever has this address sees the photos"
+  print(f"viewer: {gate.url()} (Ctrl-C stops it{note})", flush=True)
   if has_desktop():
-    webbrowser.open(url)
+    webbrowser.open(gate.url())
   try:
     server.sleep_forever()
   except KeyboardInterrupt:
@@ -84,12 +98,60 @@ def find(out: pathlib.Path) -> dict[str, pathlib.Path]:
   return {folder.name: folder for folder in folders}
 
 
-def serve(folders: dict[str, pathlib.Path], *, host: str, port: int):
-  """A running viser.ViserServer that shows the first photo; with several, a menu changes it."""
+@contextlib.contextmanager
+def asked_first(gate: Gate) -> Iterator[list]:
+  """Servers of the library `websockets` that start within ask the gate about every request.
+
+  Gives a list with an entry for each of them. viser has no place for such a question of its own.
+  """
+  from websockets.asyncio import server as library
+
+  started: list = []
+  plain = library.serve
+
+  def serve(handler, *args, process_request=None, **options):
+    started.append(handler)
+
+    def ask(connection, request):
+      refusal = gate.judge(request.path, request.headers)
+      if refusal is not None:
+        answer = connection.respond(refusal.status, refusal.text)
+        for name, value in (HEADERS | dict(refusal.headers)).items():
+          answer.headers[name] = value
+        return answer
+      answer = process_request(connection, request) if process_request is not None else None
+      if answer is not None:
+        for name, value in HEADERS.items():
+          answer.headers[name] = value
+      return answer
+
+    return plain(handler, *args, process_request=ask, **options)
+
+  library.serve = serve
+  try:
+    yield started
+  finally:
+    library.serve = plain
+
+
+def serve(folders: dict[str, pathlib.Path], *, gate: Gate, port: int, photos: tuple[str, ...] = ()):
+  """A running viser.ViserServer that shows the first photo; with several, a menu changes it.
+
+  photos: as in ViewerConfig. Raises JobFailed if the server cannot be made to ask the gate.
+  """
   import viser
 
+  with asked_first(gate) as started:
+    server = viser.ViserServer(host=gate.host, port=port, label="sam3d_jax", verbose=False)
+  if not started:
+    server.stop()
+    raise JobFailed(
+      "this version of viser serves without asking who may see the page: pip install -r "
+      "requirements-viewer.txt"
+    )
+  gate.port = server.get_port()
+
   # y is up, as in scene.glb.
-  server = viser.ViserServer(host=host, port=port, label="sam3d_jax", verbose=False)
   server.scene.set_up_direction("+y")
   server.gui.configure_theme(
     control_layout="fixed",
@@ -99,18 +161,26 @@ def serve(folders: dict[str, pathlib.Path], *, host: str, port: int):
 
   # A menu only if there is a choice.
   shown: list = []
-  names = list(folders)
-  if len(names) > 1:
-    menu = server.gui.add_dropdown("Photo", names)
-    menu.on_update(lambda _: show(server, folders[menu.value], shown))
-  show(server, folders[names[0]], shown)
+  choices = list(folders)
+  if len(choices) > 1:
+    menu = server.gui.add_dropdown("Photo", choices)
+    menu.on_update(lambda _: show(server, folders[menu.value], shown, photos))
+  show(server, folders[choices[0]], shown, photos)
   return server
 
 
-def show(server, folder: pathlib.Path, shown: list) -> None:
+def show(server, folder: pathlib.Path, shown: list, photos: tuple[str, ...] = ()) -> None:
   """Puts one photo's results on the page in place of what `shown` lists, and lists them there."""
   while shown:
     shown.pop().remove()
+  try:
+    show_results(server, folder, shown, photos)
+  except FAULTS as error:
+    add_text(server, "Cannot be shown", blame.said(error), shown)
+
+
+def show_results(server, folder: pathlib.Path, shown: list, photos: tuple[str, ...]) -> None:
+  """As `show`, on an empty page. Raises what results raise that are not as they should be."""
   layout = read_layout(folder)
   objects = {name: o for name, o in layout["objects"].items() if o["file"] is not None}
 
@@ -123,13 +193,14 @@ def show(server, folder: pathlib.Path, shown: list) -> None:
   # What the page says.
   camera = layout["camera"]
   units = layout["scene"]["units"] or "arbitrary"
-  heading = server.gui.add_markdown(
-    f"**{folder.name}** · frame {layout['frame']} · units {units} · camera {camera['source']}"
-  )
-  shown.append(heading)
+  add_text(server, "Results", folder.name, shown)
+  said = f"frame {layout['frame']} · units {units} · camera {camera['source']}"
+  add_text(server, "Camera", said, shown)
 
   # The photo, beside the scene and in it.
-  picture = read_picture(layout["image"])
+  picture = read_picture(layout["image"], (folder, *photos))
+  if picture is None:
+    add_text(server, "Photo", "not in the results: name its folder with --viewer_photos", shown)
   if picture is not None:
     shown.append(server.gui.add_image(picture, label="Photo"))
   fov = 2 * np.arctan(layout["height"] / 2 / camera["fy"])
@@ -148,13 +219,14 @@ def show(server, folder: pathlib.Path, shown: list) -> None:
   points = folder / "points.ply"
   if points.exists():
     add_points(server, points, reach, shown)
-  for name, o in objects.items():
+  for number, (name, o) in enumerate(objects.items()):
     place = o["placement"]
     x, y, z = place["scale"]
     to_camera = np.array(place["rotation_glb"])
+    # a name would be a path of its own in the page's tree
     handle = server.scene.add_glb(
-      f"/objects/{name}",
-      (folder / o["file"]).read_bytes(),
+      f"/objects/{number}",
+      read_glb(folder, o["file"]),
       scale=(x, z, y),
       wxyz=rotations.quaternion_multiply(CAMERA_TO_SCENE, to_camera),
       position=np.array(place["translation"]) * (-1.0, 1.0, -1.0),
@@ -194,11 +266,52 @@ def toggle(server, label: str, handle, shown: list) -> None:
   shown.append(box)
 
 
-def read_picture(path: str | None) -> np.ndarray | None:
-  """The photo, shrunk; None if it is no longer where it was."""
-  if path is None or not pathlib.Path(path).exists():
+def add_text(server, label: str, text: str, shown: list) -> None:
+  """A line of text, in a field that shows characters as they are."""
+  shown.append(server.gui.add_text(label, text, disabled=True))
+
+
+def read_glb(folder: pathlib.Path, name: str) -> bytes:
+  """An object's file, which lies in the folder of results and holds all that it needs.
+
+  Raises InputError, Refused for one that names files or addresses for the browser to fetch.
+  """
+  path = names.below(folder, name)
+  data = path.read_bytes()
+  document = gltf_document.Document(path, data)
+  if refers_elsewhere(document.json):
+    raise InputError(f"{name} refers to other files, which are not shown")
+  return data
+
+
+def refers_elsewhere(tree: Any) -> bool:
+  """Whether a glTF's JSON names an address that is no data within it."""
+  waiting = [tree]
+  while waiting:
+    node = waiting.pop()
+    if isinstance(node, Mapping):
+      uri = node.get("uri")
+      if uri is not None and not str(uri).startswith("data:"):
+        return True
+      waiting += node.values()
+    elif isinstance(node, list):
+      waiting += node
+  return False
+
+
+def read_picture(path: str | None, roots: tuple[str | os.PathLike, ...]) -> np.ndarray | None:
+  """The photo, shrunk; None if it is no longer where it was, or lies in none of the folders."""
+  if path is None:
     return None
-  image = images.open_image(path, "photo")
+  first, *others = roots
+  try:
+    # written relative to where the command was started
+    found = names.below(first, str(pathlib.Path(path).absolute()), also=others)
+  except names.Outside:
+    return None
+  if not found.is_file():
+    return None
+  image = images.open_image(found, "photo")
   image = images.to_eight_bit(image).convert("RGB")
   image.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
   return np.asarray(image)

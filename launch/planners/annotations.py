@@ -27,5 +27,5 @@ def plan_annotations(c: ConfigDict) -> shard_jobs.Plan:
   # what stands in for them where the source is procedural
   settings = {**c.synthetic, "seed": c.seed}
   made_up = sections.typed(synthetic.SyntheticConfig, settings, "synthetic")
-  config = dataset.AnnotationConfig(c.source, recipe, made_up)
+  config = dataset.AnnotationConfig(c.source, recipe, made_up, c.files_outside)
   return dataset.plan(config, test_fraction=c.test_fraction, items_per_shard=c.items_per_shard)

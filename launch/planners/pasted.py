@@ -80,6 +80,7 @@ def paste_config(c: ConfigDict, rules: type) -> render_paste.PasteConfig:
     light=sections.typed(LightConfig, c.light, "light"),
     filters=sections.typed(filters.FilterConfig, c.filters, "filters"),
     rules=sections.typed(rules, c.rules, "rules"),
+    files_outside=c.get("files_outside", False),
   )
 
 

@@ -5,12 +5,15 @@ and Chromium; else skipped.
 import argparse
 import dataclasses
 import socket
+import urllib.error
+import urllib.request
 
 import numpy as np
 from PIL import Image
 import pytest
 
 from launch import sample
+from launch.console.gate import Gate
 from launch.photos import viewer
 from sam3d_jax.render import mesh, raycast
 from tests.support import browser
@@ -44,9 +47,25 @@ def results_folder(tmp_path_factory):
 
 @pytest.fixture
 def server(results_folder):
-  server = viewer.serve(viewer.find(results_folder), host="127.0.0.1", port=8950)
+  gate = Gate("127.0.0.1")
+  server = viewer.serve(viewer.find(results_folder), gate=gate, port=8950)
+  server.url = gate.url()
   yield server
   server.stop()
+
+
+VALUES = "[...document.querySelectorAll('input')].map(field => field.value).join(' ')"
+
+
+def test_the_page_is_for_who_has_its_token(server):
+  plain = server.url.partition("?")[0]
+  with pytest.raises(urllib.error.HTTPError, match="403"):
+    urllib.request.urlopen(plain)
+  with pytest.raises(urllib.error.HTTPError, match="403"):
+    urllib.request.urlopen(urllib.request.Request(server.url, headers={"Origin": "http://x"}))
+  jar = urllib.request.HTTPCookieProcessor()
+  with urllib.request.build_opener(jar).open(server.url) as answer:
+    assert answer.status == 200 and answer.url == plain
 
 
 def test_the_page_is_served_to_this_machine_only(server):
@@ -74,9 +93,9 @@ def test_the_page_shows_the_photo_the_points_and_the_objects(server, tmp_path):
   program = browser.find()
   if program is None:
     pytest.skip(f"no browser: none of {', '.join(browser.NAMES)} is installed")
-  with browser.Page(program, f"http://127.0.0.1:{server.get_port()}", tmp_path) as page:
+  with browser.Page(program, server.url, tmp_path) as page:
     page.wait(lambda: "thing (mask IoU" in page.text())
-    assert "frame camera" in page.text() and "point map" in page.text()
+    assert "frame camera" in page.evaluate(VALUES) and "point map" in page.text()
 
     def red() -> int:
       """Red pixels of the scene, which is left of the panel."""

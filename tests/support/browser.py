@@ -73,7 +73,8 @@ class Page:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as answer:
       pages = json.load(answer)
     for page in pages:
-      if page["type"] == "page" and page["url"].startswith(self.url):
+      # a token in the address is taken out of it by the page
+      if page["type"] == "page" and page["url"].startswith(self.url.partition("?")[0]):
         return page["webSocketDebuggerUrl"]
     return None
 

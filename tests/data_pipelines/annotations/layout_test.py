@@ -207,3 +207,38 @@ def test_hostile_items_end_no_planning(shared_dir):
   for entry in inputs:
     with pytest.raises(layout.AnnotationError):
       layout.read(hostile / entry.name)
+
+
+@pytest.mark.parametrize("key", ["image", "mask", "pointmap", "mesh"])
+@pytest.mark.parametrize("way", ["dots", "absolute", "link"])
+def test_files_lie_below_the_source_unless_it_is_said_otherwise(folder, tmp_path, key, way):
+  private = tmp_path / "private.png"
+  private.write_bytes(b"secret")
+  source = tmp_path / "source"
+  path = copy(folder, 0, source / "item")
+  link = path.parent / "link.png"
+  link.symlink_to(private)
+  value = {"dots": "../../private.png", "absolute": str(private), "link": "link.png"}[way]
+  stated = json.loads(path.read_text())
+  if key == "mesh":
+    first = next(iter(stated["candidates"].values()))
+    first.pop("latents", None)
+    first["mesh"] = value
+  else:
+    stated[key] = value
+  path.write_text(json.dumps(stated))
+
+  with pytest.raises(layout.AnnotationError, match="leads out of .*files_outside"):
+    layout.read(path, root=source)
+  files = layout.read(path, root=source, files_outside=True).files
+  assert private.resolve() in [file.resolve() for file in files]
+  if way == "dots":
+    layout.read(path, root=tmp_path)  # from elsewhere below the source
+
+
+def test_no_annotation_needs_so_many_bytes(tmp_path):
+  path = tmp_path / layout.FILE
+  with path.open("wb") as file:
+    file.truncate(layout.MAX_BYTES + 1)
+  with pytest.raises(layout.AnnotationError, match="more than"):
+    layout.read(path)
