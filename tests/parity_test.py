@@ -1,4 +1,4 @@
-"""The parity runner, and every published fixture of the Geometry model."""
+"""The parity runner, and every published fixture that has a case."""
 
 import json
 import os
@@ -13,7 +13,7 @@ GOLDEN = SHARED / "golden" / "dev"
 
 
 def fixture_names() -> list[str]:
-  """The fixtures of the Geometry model; one entry that skips where the folder is absent."""
+  """The fixtures that have a case; one entry that skips where the folder is absent."""
   if not (GOLDEN / "manifest.json").is_file():
     return ["absent"]
   manifest = json.loads((GOLDEN / "manifest.json").read_text())

@@ -1,4 +1,6 @@
-"""From noise to latents: the samplers of the flow models."""
+"""From noise to latents: the samplers of the flow models. What is particular to packed objects
+stands in texture.py.
+"""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -187,6 +189,15 @@ def integrate_noise(
   )
 
 
+def check_step_embedder(model: VelocityModel, cfg: SamplerConfig) -> None:
+  """Raises ValueError for shortcut sampling with a model that has no step embedder."""
+  if cfg.shortcut and not model.step_conditioned:
+    raise ValueError(
+      "shortcut sampling needs a model with a step embedder: set model.flow.shortcut = True or "
+      "shortcut = False"
+    )
+
+
 def sample_latents(
   model: VelocityModel,
   cond: Conditioning,
@@ -213,11 +224,7 @@ def sample_latents(
     ValueError: shortcut mode with a model that has no step embedder, or a fixed latent that is not
     sampled.
   """
-  if cfg.shortcut and not model.step_conditioned:
-    raise ValueError(
-      "shortcut sampling needs a model with a step embedder: set model.flow.shortcut = True or "
-      "shortcut = False"
-    )
+  check_step_embedder(model, cfg)
   # What is held must be something that is sampled.
   unknown = sorted(set(fixed or ()) - set(shapes))
   if unknown:

@@ -9,8 +9,10 @@ import jax
 import numpy as np
 
 from sam3d_jax.geometry import packing
-from sam3d_jax.models import parameters
-from sam3d_jax.models.texture_flow import TextureFlow, TextureFlowConfig
+from sam3d_jax.models import latent_statistics, parameters
+from sam3d_jax.models.latent_statistics import LatentStatistics
+from sam3d_jax.models.texture_flow import LATENT, TextureFlow, TextureFlowConfig
+from sam3d_jax.sampling import generate
 from sam3d_jax.torch_bridge import keys, names_texture
 from tests.parity import Fixture, case
 from tests.parity_cases.flow_and_vae import loaded
@@ -136,3 +138,51 @@ def flow(fixture: Fixture):
     out[f"grad/{name}"] = array
   wanted = {name: array for name, array in out.items() if name in fixture.expected}
   return wanted
+
+
+@case("f10_stage2_sampling")
+def sampling(fixture: Fixture):
+  k, given = fixture.kwargs, fixture.inputs
+  cfg = flow_config(k["backbone"], shortcut=False, time_scale=1000.0)
+  module, _ = flow_of(fixture, cfg)
+  graph, params = nnx.split(module)
+  low, high = k["interval"]
+  sampler = generate.SamplerConfig(
+    steps=k["inference_steps"],
+    rescale_t=k["rescale_t"],
+    guidance=k["strength"],
+    interval=(low / 1000, high / 1000),
+  )
+
+  # one object in a row
+  coords_N3 = given["coords"][:, -3:]
+  row = packed(np.insert(coords_N3, 0, 0, axis=1), cfg.resolution)
+  noise = {LATENT: row.fill([given["x0"][0]])}
+  tokens_RKSD = given["cond"][None]
+
+  @jax.jit
+  def sample(params, noise):
+    flow = nnx.merge(graph, params)
+
+    def velocity(x, t, tokens_RKSD, d):
+      return {LATENT: flow(x[LATENT], t, tokens_RKSD, row.voxels, d)}
+
+    return generate.integrate_noise(
+      velocity,
+      noise,
+      tokens_RKSD,
+      sampler,
+      d=None,
+      trajectory=True,
+    )
+
+  final, visited = sample(params, noise)
+  steps = [listed(row, x_RVC)[None] for x_RVC in np.asarray(visited[LATENT])]
+  statistics = LatentStatistics(given["slat_mean"].tolist(), given["slat_std"].tolist())
+  latents_RVC = latent_statistics.denormalise(final[LATENT], statistics)
+  return {
+    # both forms of the unconditional branch multiply the tokens by zero
+    "out/zeros/traj": np.stack(steps),
+    "out/add_flag/traj": np.stack(steps),
+    "out/zeros/denormalised": listed(row, latents_RVC),
+  }

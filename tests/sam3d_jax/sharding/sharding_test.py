@@ -20,7 +20,10 @@ from sam3d_jax.training.step import make_train_step
 pytestmark = pytest.mark.multidevice
 
 
-@pytest.mark.parametrize("path", ["configs/pretrain_geometry.py", "configs/vae_structure.py"])
+FULL = ["configs/pretrain_geometry.py", "configs/vae_structure.py", "configs/pretrain_texture.py"]
+
+
+@pytest.mark.parametrize("path", FULL)
 def test_every_parameter_of_the_full_models_matches_exactly_one_rule(path):
   shapes = flat_params(registry.abstract_model(cli.load_config(path).model))
   assert len(shapes) > 100
@@ -34,10 +37,9 @@ def test_a_parameter_that_no_rule_or_two_rules_match_is_an_error():
       rules.rule_of(name)
 
 
-def test_full_size_parameters_are_split_not_replicated():
-  shapes = flat_params(
-    registry.abstract_model(cli.load_config("configs/pretrain_geometry.py").model)
-  )
+@pytest.mark.parametrize("path", ["configs/pretrain_geometry.py", "configs/pretrain_texture.py"])
+def test_full_size_parameters_are_split_not_replicated(path):
+  shapes = flat_params(registry.abstract_model(cli.load_config(path).model))
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=1, fsdp=8), jax.devices())
   assert rules.replicated(mesh, shapes) == []
   total = sum(x.size for x in shapes.values())
@@ -73,9 +75,12 @@ def test_an_impossible_mesh_is_a_configuration_error(sizes, message):
     mesh_lib.make_mesh(mesh_lib.MeshConfig(**sizes))
 
 
-def three_steps(mesh_config: mesh_lib.MeshConfig, devices: int):
-  """Losses and final parameters of three steps of the Geometry model on a mesh."""
-  config = cli.load_config("configs/pretrain_geometry.py:fake")
+GEOMETRY = "configs/pretrain_geometry.py:fake"
+
+
+def three_steps(mesh_config: mesh_lib.MeshConfig, devices: int, path: str = GEOMETRY):
+  """Losses and final parameters of three steps of a model on a mesh."""
+  config = cli.load_config(path)
   mesh = mesh_lib.make_mesh(mesh_config, jax.devices()[:devices])
   model_config = registry.typed_config(config.model)
   graph = ModelGraph.of(registry.abstract_model(config.model))
@@ -124,6 +129,16 @@ def test_losses_gradients_and_parameters_equal_the_one_device_run(on_one_device,
   np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-5)
   for path, value in params.items():
     np.testing.assert_allclose(value, on_one_device[1][path], rtol=1e-4, atol=2e-5, err_msg=path)
+
+
+@pytest.mark.slow
+def test_packed_objects_train_alike_on_eight_devices():
+  path = "configs/pretrain_texture.py:fake"
+  alone_losses, alone_params = three_steps(mesh_lib.MeshConfig(), 1, path)
+  losses, params = three_steps(mesh_lib.MeshConfig(data=2, fsdp=2, tensor=2), 8, path)
+  np.testing.assert_allclose(losses, alone_losses, rtol=1e-5)
+  for name, value in params.items():
+    np.testing.assert_allclose(value, alone_params[name], rtol=1e-4, atol=2e-5, err_msg=name)
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest_that_does():
