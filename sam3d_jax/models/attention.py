@@ -59,14 +59,8 @@ def attend(q_BLHK, k_BMHK, v_BMHK, *, backend: str = "auto", key_count_B=None):
     return attend_xla(q_BLHK, k_BMHK, v_BMHK, mask=mask)
 
   # a fused kernel, shard by shard
-  if backend == "cudnn" and not _suits_cudnn(q_BLHK):
-    raise ValueError(
-      "attention backend 'cudnn' needs bfloat16 or float16 and a head dimension that is a "
-      "multiple of 8 up to "
-      f"{CUDNN_MAX_HEAD_DIM}, not {q_BLHK.dtype} and {q_BLHK.shape[-1]}: choose dtype=bfloat16, or "
-      "attention=xla"
-    )
   if backend == "cudnn":
+    check_cudnn(q_BLHK)
     kernel = _cudnn
   else:
     kernel = _splash
@@ -105,6 +99,17 @@ def choose_backend(platform: str, q_BLHK, k_BMHK) -> str:
   if platform == "gpu" and _suits_cudnn(q_BLHK):
     return "cudnn"
   return "xla"
+
+
+def check_cudnn(q_BLHK) -> None:
+  """Raises ValueError for queries that cuDNN has no kernel for."""
+  if not _suits_cudnn(q_BLHK):
+    raise ValueError(
+      "attention backend 'cudnn' needs bfloat16 or float16 and a head dimension that is a "
+      "multiple of 8 up to "
+      f"{CUDNN_MAX_HEAD_DIM}, not {q_BLHK.dtype} and {q_BLHK.shape[-1]}: choose dtype=bfloat16, or "
+      "attention=xla"
+    )
 
 
 def _suits_cudnn(q_BLHK) -> bool:

@@ -19,19 +19,24 @@ import numpy as np
 
 from sam3d_jax.geometry.packing import BLOCK as ALIGN
 from sam3d_jax.geometry.packing import WindowOrder
+from sam3d_jax.models import packed_kernels
 from sam3d_jax.models.attention import (
   BACKENDS,
   BATCH_AXES,
   HEAD_AXES,
   QUERY_AXES,
+  check_cudnn,
   choose_backend,
   dividing_axes,
 )
 from sam3d_jax.models.block_attention import Segments, attend_blocks
 from sam3d_jax.models.platform import target_platform
 
-WINDOW_BLOCK = 64  # of plain XLA: windows hold some eighty voxels
-LARGEST_WINDOW = 512  # voxels of a full window of 8^3
+XLA_WINDOW_BLOCK = 64  # windows hold some eighty voxels
+SPLASH_BLOCK = 512
+SPLASH_CROSS_BLOCK = 256  # of queries
+SPLASH_TOKENS = 1408  # of an object's condition in one block at most
+WINDOW_BLOCK = 256  # of the kernels
 
 
 def attend_packed(
@@ -42,17 +47,44 @@ def attend_packed(
   keys: Segments,
   *,
   backend: str = "auto",
+  objects: int | None = None,
 ):
   """Softmax attention with scale 1/sqrt(K) of queries to the valid keys of their own id.
 
   q_RLHK, k_RMHK, v_RMHK: packed rows of queries, keys and values; returns (R, L, H, K) in the
   queries' dtype. Zeros come out where a query is padding, or where its id has no valid key; pass
-  the same `Segments` twice for self-attention. backend: as in `attention.attend`. Under a mesh,
-  rows are cut over `data` and `fsdp`, heads over `tensor`, queries over `context`.
+  the same `Segments` twice for self-attention. backend: as in `attention.attend`; "cudnn" needs a
+  GPU of the Hopper generation or later. objects: ids are below it, which spares cuDNN memory; None:
+  as many objects as can begin at multiples of ALIGN. Under a mesh, rows are cut over `data` and
+  `fsdp`, heads over `tensor`, queries over `context`.
 
-  Raises ValueError for an unknown backend.
+  Raises ValueError for an unknown backend and for queries that cuDNN has no kernel for.
   """
-  return _attend(q_RLHK, k_RMHK, v_RMHK, queries, keys, backend=backend, block=ALIGN)
+  backend = _chosen(backend, q_RLHK, k_RMHK)
+  if objects is None:
+    longest = max(q_RLHK.shape[1], k_RMHK.shape[1])
+    objects = -(-longest // ALIGN)
+
+  kernels = {
+    "xla": functools.partial(attend_blocks, block=ALIGN),
+    "cudnn": functools.partial(packed_kernels.cudnn_packed, objects=objects),
+    "splash": functools.partial(
+      packed_kernels.splash_packed,
+      q_block=SPLASH_BLOCK,
+      k_block=SPLASH_BLOCK,
+    ),
+  }
+  unit = ALIGN
+  if backend == "splash":
+    unit = SPLASH_BLOCK
+  run = _on_whole_blocks(kernels[backend], q_RLHK, unit, unit)
+  out_RLHK = run(q_RLHK, k_RMHK, v_RMHK, queries, keys)
+  if backend == "xla":
+    return out_RLHK
+  seen_RL = queries.valid_RL
+  if queries is not keys:
+    seen_RL = seen_RL & _has_key(queries, keys)
+  return _cleared(out_RLHK, seen_RL)
 
 
 def attend_packed_cross(q_RLHK, k_RKSHK, v_RKSHK, queries: Segments, *, backend: str = "auto"):
@@ -62,8 +94,16 @@ def attend_packed_cross(q_RLHK, k_RKSHK, v_RKSHK, queries: Segments, *, backend:
   (R, L, H, K), zeros where a query is padding. `backend` and ValueError: as `attend_packed`.
   """
   rows, objects, tokens, heads, head_dim = k_RKSHK.shape
+  keys_RM = jax.ShapeDtypeStruct((rows, objects * tokens, heads, head_dim), k_RKSHK.dtype)
+  backend = _chosen(backend, q_RLHK, keys_RM)
+
   # whole blocks of tokens an object, so that no block holds two
-  padded = -(-tokens // ALIGN) * ALIGN
+  q_unit = k_unit = ALIGN
+  if backend == "splash":
+    q_unit = SPLASH_CROSS_BLOCK
+    parts = -(-tokens // SPLASH_TOKENS)
+    k_unit = _round_up(-(-tokens // parts), ALIGN)
+  padded = _round_up(tokens, k_unit)
   margin = ((0, 0), (0, 0), (0, padded - tokens), (0, 0), (0, 0))
   whole = (rows, objects * padded, heads, head_dim)
   k_RMHK = jnp.pad(k_RKSHK, margin).reshape(whole)
@@ -75,31 +115,89 @@ def attend_packed_cross(q_RLHK, k_RKSHK, v_RKSHK, queries: Segments, *, backend:
     jnp.broadcast_to(of_object_M, (rows, objects * padded)),
     jnp.broadcast_to(is_token_M, (rows, objects * padded)),
   )
-  return _attend(q_RLHK, k_RMHK, v_RMHK, queries, keys, backend=backend, block=ALIGN)
+
+  kernels = {
+    "xla": functools.partial(attend_blocks, block=ALIGN),
+    "cudnn": functools.partial(packed_kernels.cudnn_packed, objects=objects),
+    "splash": functools.partial(
+      packed_kernels.splash_packed,
+      q_block=q_unit,
+      k_block=k_unit,
+    ),
+  }
+  run = _on_whole_blocks(kernels[backend], q_RLHK, q_unit, k_unit)
+  out_RLHK = run(q_RLHK, k_RMHK, v_RMHK, queries, keys)
+  return _cleared(out_RLHK, queries.valid_RL)
 
 
-def attend_packed_windows(q_RVHK, k_RVHK, v_RVHK, order: WindowOrder, *, backend: str = "auto"):
-  """Attention of each voxel to the voxels of its window, exact for any occupancy.
+def attend_packed_windows(
+  q_RVHK,
+  k_RVHK,
+  v_RVHK,
+  order: WindowOrder,
+  *,
+  backend: str = "auto",
+  largest: int = 512,
+):
+  """Attention of each voxel to the voxels of its window.
 
-  q_RVHK, k_RVHK, v_RVHK: (R, V, H, K) in the order of the slots. order: a `packing.WindowOrder`,
-  which sorts them by object and window. Returns (R, V, H, K), zeros in padding. `backend` and
-  ValueError: as `attend_packed`.
+  q_RVHK, k_RVHK, v_RVHK: (R, V, H, K) in the order of the slots. order: sorts them by object and
+  window. Returns (R, V, H, K), zeros in padding. largest: most voxels that a window can have, 512
+  of 8^3; the kernels look no further, and give NaN everywhere rather than lose a voxel of a larger
+  one. `backend` and ValueError: as `attend_packed`.
   """
+  backend = _chosen(backend, q_RVHK, k_RVHK)
   windows = Segments(order.window_RV, order.valid_RV)
+  # A window that begins in a block of queries, or ends in one, reaches that many blocks beyond it.
+  reach = 1 + 2 * -(-(largest - 1) // WINDOW_BLOCK)
+
+  kernels = {
+    "xla": functools.partial(attend_blocks, block=XLA_WINDOW_BLOCK),
+    "cudnn": functools.partial(
+      packed_kernels.cudnn_nearby,
+      block=WINDOW_BLOCK,
+      reach=reach,
+    ),
+    "splash": functools.partial(
+      packed_kernels.splash_packed,
+      q_block=WINDOW_BLOCK,
+      k_block=WINDOW_BLOCK,
+      reach=reach,
+    ),
+  }
+  unit = ALIGN
+  if backend != "xla":
+    unit = WINDOW_BLOCK
+  # cuDNN's blocks of queries and of keys lie side by side, and stay so
+  cut_queries = backend != "cudnn"
+  run = _on_whole_blocks(kernels[backend], q_RVHK, unit, unit, cut_queries)
 
   def by_window(x_RVHK):
     return permute(x_RVHK, order.order_RV, order.inverse_RV)
 
-  sorted_RVHK = _attend(
+  sorted_RVHK = run(
     by_window(q_RVHK),
     by_window(k_RVHK),
     by_window(v_RVHK),
     windows,
     windows,
-    backend=backend,
-    block=WINDOW_BLOCK,
   )
+  if backend != "xla":
+    sorted_RVHK = _cleared(sorted_RVHK, windows.valid_RL)
+    fits = _largest_run(windows) <= largest
+    sorted_RVHK = jnp.where(fits, sorted_RVHK, jnp.nan)
   return permute(sorted_RVHK, order.inverse_RV, order.order_RV)
+
+
+def _largest_run(windows: Segments):
+  """Valid tokens of the id that has most of them."""
+  # A run longer than n has the same id n tokens apart; counted by where each token's run began.
+  id_RL, valid_RL = windows
+  position_L = jnp.arange(id_RL.shape[1])
+  changes_RL = jnp.diff(id_RL, axis=1, prepend=-1) != 0
+  began_RL = jax.lax.cummax(jnp.where(changes_RL, position_L, 0), axis=1)
+  so_far_RL = position_L - began_RL + 1
+  return jnp.where(valid_RL, so_far_RL, 0).max()
 
 
 @jax.custom_vjp
@@ -128,45 +226,69 @@ def _permute_backward(orders, bar_RV):
 permute.defvjp(_permute_forward, _permute_backward)
 
 
-def _attend(q_RLHK, k_RMHK, v_RMHK, queries: Segments, keys: Segments, *, backend: str, block: int):
+def _chosen(backend: str, q_RLHK, k_RMHK) -> str:
+  """The backend by its name. Raises ValueError for one that is not, or has no kernel for this."""
   if backend not in BACKENDS:
     raise ValueError(f"attention backend {backend!r} is not one of {BACKENDS}")
   if backend == "auto":
-    backend = choose_backend(target_platform(), q_RLHK, k_RMHK)
-  # until its kernels have segments
-  backend = "xla"
-  kernel = functools.partial(_xla, block=block)
-  return _mapped(kernel, q_RLHK)(q_RLHK, k_RMHK, v_RMHK, queries, keys)
+    return choose_backend(target_platform(), q_RLHK, k_RMHK)
+  if backend == "cudnn":
+    check_cudnn(q_RLHK)
+  return backend
 
 
-def _xla(q_RLHK, k_RMHK, v_RMHK, queries: Segments, keys: Segments, *, block: int):
-  """`attend_blocks` on rows padded to whole blocks of ALIGN."""
-  length = q_RLHK.shape[1]
-  out_RLHK = attend_blocks(
-    _whole_blocks(q_RLHK),
-    _whole_blocks(k_RMHK),
-    _whole_blocks(v_RMHK),
-    Segments(*map(_whole_blocks, queries)),
-    Segments(*map(_whole_blocks, keys)),
-    block=block,
-  )
-  return out_RLHK[:, :length]
+def _round_up(n: int, multiple: int) -> int:
+  return -(-n // multiple) * multiple
 
 
-def _whole_blocks(x_RL):
-  """Rows (R, L, ...) continued to a multiple of ALIGN with zeros, which are padding as ids go."""
-  missing = -x_RL.shape[1] % ALIGN
+def _has_key(queries: Segments, keys: Segments):
+  """(R, L), whether a query's id has a valid key. Compares all pairs, and keeps none."""
+  same_RLM = queries.id_RL[:, :, None] == keys.id_RL[:, None]
+  return (same_RLM & keys.valid_RL[:, None]).any(2)
+
+
+def _cleared(x_RLHK, seen_RL):
+  """Zero where nothing was to be seen; nothing flows back from there either."""
+  return jnp.where(seen_RL[:, :, None, None], x_RLHK, 0)
+
+
+def _on_whole_blocks(kernel, q_RLHK, q_unit: int, k_unit: int, cut_queries: bool = True):
+  """`kernel` on each shard of the ambient mesh, on rows padded to whole blocks of the units."""
+
+  def padded(q_RLHK, k_RMHK, v_RMHK, queries, keys):
+    length = q_RLHK.shape[1]
+    out_RLHK = kernel(
+      _whole_blocks(q_RLHK, q_unit),
+      _whole_blocks(k_RMHK, k_unit),
+      _whole_blocks(v_RMHK, k_unit),
+      Segments(*(_whole_blocks(x, q_unit) for x in queries)),
+      Segments(*(_whole_blocks(x, k_unit) for x in keys)),
+    )
+    return out_RLHK[:, :length]
+
+  return _mapped(padded, q_RLHK, cut_queries)
+
+
+def _whole_blocks(x_RL, unit: int):
+  """Rows (R, L, ...) continued with zeros, padding by their mask, to whole blocks.
+
+  Of ALIGN where a row is shorter than `unit`.
+  """
+  length = x_RL.shape[1]
+  whole = min(unit, _round_up(length, ALIGN))
+  missing = -length % whole
   if missing == 0:
     return x_RL
   others = ((0, 0),) * (x_RL.ndim - 2)
   return jnp.pad(x_RL, ((0, 0), (0, missing), *others))
 
 
-def _mapped(kernel, q_RLHK):
+def _mapped(kernel, q_RLHK, cut_queries: bool):
   """`kernel` mapped over the shards of the ambient mesh; unchanged without a mesh.
 
   The compiler cannot cut a loop over blocks by itself. Every shard holds the keys of its rows and
-  heads whole. An axis that does not divide its dimension is left out.
+  heads whole. An axis that does not divide its dimension is left out, and the queries stay whole
+  unless `cut_queries`.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
@@ -174,7 +296,9 @@ def _mapped(kernel, q_RLHK):
   rows, length, head_count = q_RLHK.shape[:3]
   batch = dividing_axes(mesh, BATCH_AXES, rows)
   heads = dividing_axes(mesh, HEAD_AXES, head_count)
-  context = dividing_axes(mesh, QUERY_AXES, length)
+  context = ()
+  if cut_queries:
+    context = dividing_axes(mesh, QUERY_AXES, length)
   queries = P(batch, context, heads)
   keys = P(batch, None, heads)
   of_queries = Segments(P(batch, context), P(batch, context))

@@ -1,13 +1,16 @@
 """Attention of packed objects equals attention of each by itself."""
 
 import functools
+import importlib.util
 from typing import NamedTuple
 
 import jax
+from jax.experimental import topologies
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sam3d_jax.models import packed_attention, packed_kernels
 from sam3d_jax.models.block_attention import Segments, block_ranges
 from sam3d_jax.models.packed_attention import (
   ALIGN,
@@ -18,6 +21,42 @@ from sam3d_jax.models.packed_attention import (
 from sam3d_jax.sharding.mesh import MeshConfig, make_mesh
 
 HEADS, HEAD_DIM = 2, 8
+BACKENDS = ("xla", "splash", "cudnn")
+
+
+@pytest.fixture
+def kernels_on_cpu(monkeypatch):
+  """TPU kernels in Pallas' interpreter, on small blocks; in cuDNN's place what it documents."""
+  monkeypatch.setattr(packed_kernels, "INTERPRET", True)
+  monkeypatch.setattr(packed_attention, "SPLASH_BLOCK", 256)
+  monkeypatch.setattr(packed_attention, "check_cudnn", lambda q_RLHK: None)
+  fused = packed_kernels.cudnn_attention
+  monkeypatch.setattr(fused, "dot_product_attention", _as_cudnn_documents)
+  stock = jax.nn.dot_product_attention
+
+  def in_xla(*arrays, implementation, **options):
+    return stock(*arrays, implementation="xla", **options)
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", in_xla)
+  yield
+  jax.clear_caches()
+
+
+def _as_cudnn_documents(q, k, v, *, q_seqlen, kv_seqlen, q_offsets, kv_offsets, scale):
+  """Packed segments by offsets and lengths, -1 for none; outside of them is what happens to be."""
+
+  def segment(offsets, seqlen, length):
+    begin = offsets[:, : seqlen.shape[1], None]
+    position = np.arange(length)
+    return (position >= begin) & (position < begin + seqlen[..., None]) & (seqlen[..., None] > 0)
+
+  of_query = segment(q_offsets, q_seqlen, q.shape[1])
+  of_key = segment(kv_offsets, kv_seqlen, k.shape[1])
+  seen = jnp.einsum("rol,rom->rlm", of_query.astype(int), of_key.astype(int)) > 0
+  logits = jnp.einsum("rlhk,rmhk->rhlm", q, k) * scale
+  weights = jax.nn.softmax(jnp.where(seen[:, None], logits, -1e30), axis=-1)
+  out = jnp.einsum("rhlm,rmhk->rlhk", weights, v)
+  return jnp.where(of_query.any(1)[..., None, None], out, jnp.nan)
 
 
 class Order(NamedTuple):
@@ -79,7 +118,13 @@ def _value_and_grads(function, q, k, v, weight):
 
 @functools.partial(jax.jit, static_argnames="backend")
 def _packed(q, k, v, weight, queries, keys, backend="xla"):
-  function = functools.partial(attend_packed, queries=queries, keys=keys, backend=backend)
+  function = functools.partial(
+    attend_packed,
+    queries=queries,
+    keys=keys,
+    backend=backend,
+    objects=3,
+  )
   return _value_and_grads(function, q, k, v, weight)
 
 
@@ -99,22 +144,26 @@ ROWS = [[700, 1, 200], []]
 LENGTH = 1280
 
 
-def test_packed_attention_is_that_of_each_object_forward_and_backward():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_packed_attention_is_that_of_each_object_forward_and_backward(kernels_on_cpu, backend):
   segments = _segments(ROWS, LENGTH)
   arrays = _qkvw(segments, segments)
-  found = _packed(*arrays, segments, segments)
+  found = _packed(*arrays, segments, segments, backend)
   _assert_close(found, _reference(*arrays, segments, segments))
   # padding gives nothing, and takes nothing
   for array in found:
     assert (np.asarray(array)[~segments.valid_RL] == 0).all()
 
 
-def test_objects_need_not_be_aligned_nor_rows_whole_blocks_nor_queries_as_many_as_keys():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_objects_need_not_be_aligned_nor_rows_whole_blocks_nor_queries_as_many_as_keys(
+  kernels_on_cpu, backend
+):
   queries = _segments([[5, 170, 30]], 210, align=1)
   keys = _segments([[200, 0, 3]], 333, align=1)
   # object 1 has no key
   arrays = _qkvw(queries, keys)
-  found = _packed(*arrays, queries, keys)
+  found = _packed(*arrays, queries, keys, backend)
   _assert_close(found, _reference(*arrays, queries, keys))
   assert (np.asarray(found[0])[0, 5:175] == 0).all()
 
@@ -143,7 +192,8 @@ def test_an_object_has_the_same_bits_wherever_it_lies_and_whatever_lies_beside_i
     assert np.isfinite(np.asarray(x)[0, here]).all()
 
 
-def test_cross_attention_shows_each_object_all_tokens_of_its_own_condition():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_cross_attention_shows_each_object_all_tokens_of_its_own_condition(kernels_on_cpu, backend):
   queries = _segments([[300, 20], [1]], 512)
   q, _, _, weight = _qkvw(queries, queries)
   k = _draw(5, 2, 3, 137, HEADS, HEAD_DIM)
@@ -155,7 +205,7 @@ def test_cross_attention_shows_each_object_all_tokens_of_its_own_condition():
 
   @jax.jit
   def both(q, k, v, weight):
-    cross = functools.partial(attend_packed_cross, queries=queries, backend="xla")
+    cross = functools.partial(attend_packed_cross, queries=queries, backend=backend)
 
     def dense(q, k, v):
       return _dense(q, flat(k), flat(v), queries, keys)
@@ -177,7 +227,8 @@ def _window_order(cells_RV, valid_RV) -> Order:
   return Order(order, inverse, by_window(cells_RV), by_window(valid_RV))
 
 
-def test_windows_of_any_size_are_exact_in_the_order_of_the_slots():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_windows_of_any_size_are_exact_in_the_order_of_the_slots(kernels_on_cpu, backend):
   rng = np.random.default_rng(3)
   # one window of 300 voxels, many small ones, padding with a window of its own
   cells = np.concatenate([np.full(300, 4), rng.integers(0, 40, 190), np.full(22, 41)])
@@ -189,7 +240,7 @@ def test_windows_of_any_size_are_exact_in_the_order_of_the_slots():
 
   @jax.jit
   def both(q, k, v, weight):
-    windowed = functools.partial(attend_packed_windows, order=order, backend="xla")
+    windowed = functools.partial(attend_packed_windows, order=order, backend=backend)
     dense = functools.partial(_dense, queries=slots, keys=slots)
     found = _value_and_grads(windowed, q, k, v, weight)
     return found, _value_and_grads(dense, q, k, v, weight)
@@ -233,14 +284,116 @@ def test_every_pair_of_an_object_lies_in_a_block_that_is_visited():
   assert (key // 64 < end[row, query // 64]).all()
 
 
+@pytest.mark.parametrize("backend", ["xla", "splash"])
+def test_a_window_beyond_what_kernels_look_at_is_loud_and_none_to_plain_xla(
+  kernels_on_cpu, backend
+):
+  cells = np.repeat([[0, 1]], [600, 40], axis=1).astype(np.int32)
+  order = _window_order(cells, np.ones_like(cells, bool))
+  q, k, v, _ = _qkvw(Segments(cells, cells == cells), Segments(cells, cells == cells))
+  found = attend_packed_windows(q, k, v, order, backend=backend)
+  assert np.isnan(found).all() == (backend == "splash")
+  assert np.isfinite(found).all() == (backend == "xla")
+
+
+def _half(*shape: int):
+  return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+
+
+def _described(rows: int, length: int) -> Segments:
+  return Segments(
+    jax.ShapeDtypeStruct((rows, length), jnp.int32),
+    jax.ShapeDtypeStruct((rows, length), bool),
+  )
+
+
+def _forms(backend: str):
+  """Each form of attention with arguments of two rows of 1024 slots."""
+
+  def of_itself(q, k, v, segments):
+    return attend_packed(q, k, v, segments, segments, backend=backend)
+
+  def cross(q, k, v, segments):
+    return attend_packed_cross(q, k, v, segments, backend=backend)
+
+  def windows(q, k, v, segments):
+    order = Order(segments.id_RL, segments.id_RL, *segments)
+    return attend_packed_windows(q, k, v, order, backend=backend)
+
+  row = _half(2, 1024, 2, 64)
+  condition = _half(2, 3, 137, 2, 64)
+  segments = _described(2, 1024)
+  yield "self", of_itself, (row, row, row, segments)
+  yield "cross", cross, (row, condition, condition, segments)
+  yield "windows", windows, (row, row, row, segments)
+
+
+def _gradients(function):
+  """Of all that comes out, by queries, keys and values."""
+
+  def loss(q, k, v, segments):
+    return function(q, k, v, segments).astype(jnp.float32).sum()
+
+  return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+
+
+def test_cudnn_lowers_for_a_gpu_without_one(monkeypatch):
+  """cuDNN's own checks of shapes and types pass; both passes become its fused kernels."""
+  fused = packed_kernels.cudnn_attention
+  monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
+  monkeypatch.setattr(fused, "check_compute_capability", lambda capability: True)
+  for form, function, arguments in _forms("cudnn"):
+    lowered = _gradients(function).trace(*arguments).lower(lowering_platforms=("cuda",))
+    text = lowered.as_text()
+    kind = "ScaleBiasSoftmax" if form == "windows" else "Softmax"
+    assert text.count(f"@__cudnn$fmha{kind}(") == 1, form
+    assert text.count(f"@__cudnn$fmha{kind}Backward(") == 1, form
+    assert "dot_general" not in text, form
+
+
+def test_cudnn_equals_xla_forward_and_backward():
+  if jax.default_backend() != "gpu":
+    pytest.skip("the cudnn backend needs an NVIDIA GPU")
+  segments = _segments(ROWS, LENGTH)
+  arrays = [x.astype(jnp.bfloat16) for x in _qkvw(segments, segments)]
+  found = _packed(*arrays, segments, segments, "cudnn")
+  expected = _packed(*arrays, segments, segments, "xla")
+  _assert_close([x.astype(jnp.float32) for x in found], expected, 2e-2)
+
+
+def test_splash_compiles_for_a_tpu_without_one(monkeypatch):
+  if importlib.util.find_spec("libtpu") is None:
+    pytest.skip(
+      "libtpu is not installed: `pip install -r requirements-tpu.txt` lets this test compile for a "
+      "TPU"
+    )
+  for name, value in {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5p-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+  }.items():
+    monkeypatch.setenv(name, value)
+  devices = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices[:1]
+  mesh = make_mesh(MeshConfig(), devices)
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  # the TPU compiler refuses fp32 products of bf16
+  with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
+    for form, function, arguments in _forms("splash"):
+      placed = jax.tree.map(lambda x: x.update(sharding=whole), arguments)
+      compiled = _gradients(function).lower(*placed).compile()
+      # forward, dq, dk and dv
+      assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3, form
+
+
 @pytest.mark.multidevice
-def test_packed_attention_cut_over_a_mesh_computes_the_same():
+@pytest.mark.parametrize("backend", ["xla", "splash"])
+def test_packed_attention_cut_over_a_mesh_computes_the_same(kernels_on_cpu, backend):
   segments = _segments([[700, 1, 200], [128, 5]], LENGTH)
   arrays = _qkvw(segments, segments)
   whole = _packed(*arrays, segments, segments)
   with jax.set_mesh(make_mesh(MeshConfig(data=2, tensor=2, context=2), jax.devices()[:8])):
-    cut = _packed(*arrays, segments, segments)
-  _assert_close(cut, whole, 1e-6)
+    cut = _packed(*arrays, segments, segments, backend)
+  _assert_close(cut, whole)
 
 
 def test_an_unknown_backend_is_refused():
