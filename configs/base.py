@@ -262,6 +262,68 @@ def structure_vae_model() -> ConfigDict:
   return m
 
 
+def slat_trunk() -> ConfigDict:
+  """The published trunk of encoder and decoders of SLAT latents."""
+  t = ConfigDict()
+  t.width = 768  # of the residual stream
+  t.depth = 12  # blocks
+  t.heads = 12  # of 64
+  t.mlp_ratio = 4.0  # feed-forward width over width
+  t.window = 8  # voxels along a side of an attention window
+  # what is kept for the backward pass, from everything to inputs only: none, operands, dots,
+  # attention, full
+  t.remat = "none"
+  # no loop over blocks: longer compilation, a step without the copies that a loop needs on GPUs
+  t.unroll = False
+  t.attention = "auto"  # attention backend: auto, xla, cudnn, splash
+  t.dtype = "bfloat16"  # of matrix products
+  return t
+
+
+def slat_encoder() -> ConfigDict:
+  """The published encoder of SLAT latents: image features of voxels -> latents of 8 channels."""
+  e = ConfigDict()
+  e.features = 1024  # channels of a voxel's image features
+  e.latent_channels = 8  # of a voxel's latent
+  e.resolution = 64  # voxels along a side of the grid
+  e.trunk = slat_trunk()  # its transformer
+  return e
+
+
+def slat_gaussian(count: int) -> ConfigDict:
+  """The published decoder of SLAT latents to `count` Gaussians a voxel."""
+  g = ConfigDict()
+  g.gaussians = count  # of a voxel: 32, and 4 in the small one
+  g.latent_channels = 8  # of a voxel's latent
+  g.resolution = 64  # voxels along a side of the grid
+  g.trunk = slat_trunk()  # its transformer
+  g.activations = ConfigDict()
+  g.activations.reach = 1.5  # side of the cube of a voxel's Gaussians, in voxels
+  g.activations.rotation_rate = 0.1  # by which raw rotations are multiplied
+  g.activations.scale_bias = 4e-3  # scale of a raw zero
+  g.activations.opacity_bias = 0.1  # opacity of a raw zero
+  g.activations.smallest_scale = 9e-4  # joined to every scale
+  g.activations.screen_kernel = 0.1  # square pixels that rendering adds to every splat
+  return g
+
+
+def slat_vae_model() -> ConfigDict:
+  """The published SLAT autoencoder: encoder and decoder to 32 Gaussians a voxel."""
+  m = ConfigDict()
+  m.name = "slat_vae"
+  m.encoder = slat_encoder()  # features to latents
+  m.gaussian = slat_gaussian(32)  # latents to Gaussians
+  return m
+
+
+def slat_gaussian_model() -> ConfigDict:
+  """The published small decoder, of 4 Gaussians a voxel, on latents that are there."""
+  m = ConfigDict()
+  m.name = "slat_gaussian"
+  m.gaussian = slat_gaussian(4)  # latents to Gaussians
+  return m
+
+
 def flow_matching(**weights: float) -> ConfigDict:
   """Conditional flow matching with these weights of the latents."""
   o = ConfigDict()

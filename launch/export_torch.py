@@ -1,12 +1,12 @@
 """Exports a trained model as a folder that the published PyTorch pipeline loads.
 
     python -m launch.export_torch --checkpoint RUN --vae VAE_RUN --out FOLDER
-        [--which ema:0.9999] [--dtype fp16]
+        [--second TEXTURE_RUN SLAT_VAE_RUN MESH_RUN] [--which ema:0.9999] [--dtype fp16]
     python -m launch.export_torch --checkpoint RUN --take_from PUBLISHED_FOLDER --out FOLDER
 
-The structure decoder comes from a checkpoint (--vae) or, like the second stage, from another
-release folder (--take_from). What the folder holds, and what the licence of published weights means
-for it, is in docs/release.md.
+The structure decoder comes from a checkpoint (--vae), the second stage from others (--second), or
+from another release folder (--take_from). What the folder holds, and what the licence of published
+weights means for it, is in docs/release.md.
 """
 
 import argparse
@@ -32,7 +32,15 @@ def flags(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument("--vae_which", default="ema", help="as --which, of the structure VAE")
   parser.add_argument(
-    "--take_from", help="release folder whose decoder and second stage are taken over"
+    "--second",
+    nargs="+",
+    default=[],
+    metavar="RUN",
+    help="work folders of the second stage: texture model, SLAT autoencoder, decoders",
+  )
+  parser.add_argument("--second_which", default="ema", help="as --which, of the second stage")
+  parser.add_argument(
+    "--take_from", help="release folder that parts are taken over from, where none is given"
   )
   parser.add_argument(
     "--dtype",
@@ -66,11 +74,20 @@ def run(args: argparse.Namespace) -> None:
   vae = None
   if args.vae:
     vae = export.Source(workdir=args.vae, which=args.vae_which)
+  second = []
+  for workdir in args.second:
+    source = export.Source(
+      workdir=workdir,
+      which=args.second_which,
+      merge_lora=args.merge_lora,
+    )
+    second.append(source)
   suffix = ".safetensors" if args.safetensors else ".ckpt"
   spec = export.Export(
     model=model,
     out=args.out,
     vae=vae,
+    second=tuple(second),
     take_from=args.take_from,
     storage=export.Storage(args.dtype, suffix),
   )
@@ -105,6 +122,11 @@ def summary(out: str, record: dict[str, Any]) -> str:
     lines.append(
       "not checked: whether the decoder belongs to the latents trained on (one of them does not "
       "say its autoencoder)"
+    )
+  if record["slat"]["verified"] is False:
+    lines.append(
+      "not checked: whether the second stage's decoders belong to its latents (one of them does "
+      "not say its autoencoder)"
     )
   return "\n".join(lines)
 

@@ -107,8 +107,12 @@ def configurations(given: Any) -> dict[str, Any]:
   folder = pathlib.Path(cli.INSTALLED, cli.CONFIGS)
   found = {}
   for path in sorted(folder.glob("*.py")):
-    if path.name not in NO_RECIPE:
-      found[path.stem] = cli.load_config(str(path))
+    if path.name in NO_RECIPE:
+      continue
+    config = cli.load_config(str(path))
+    # a model alone is no recipe
+    if "objective" in config:
+      found[path.stem] = config
   return dict(sorted(found.items(), key=place))
 
 

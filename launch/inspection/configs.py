@@ -10,6 +10,12 @@ from launch.inspection.trees import tree_lines
 from sam3d_jax.models import parameters, registry
 from sam3d_jax.torch_bridge import parts
 
+# kind of latents -> the published models that make and read them
+AUTOENCODERS = {
+  parts.STRUCTURE: (base.structure_vae_model,),
+  parts.SLAT: (base.slat_vae_model, base.slat_gaussian_model),
+}
+
 
 def model(config: ConfigDict) -> Iterator[str]:
   """The configuration's model as a tree of parameters."""
@@ -20,13 +26,16 @@ def model(config: ConfigDict) -> Iterator[str]:
 
 
 def release_keys(config: ConfigDict) -> Iterator[str]:
-  """JSON {part: {published name: shape}} of the model and of the structure VAE it comes with."""
-  # A release of a flow model has the autoencoder of its latents too.
+  """JSON {part: {published name: shape}} of the model and of the autoencoders it comes with."""
+  # A release of a flow model has the encoders and decoders of its latents too.
   sections = [config.model]
-  vae = base.structure_vae_model()
-  if config.model.name != vae.name:
-    if parts.latents_of(config.model) == parts.latents_of(vae):
-      sections.append(vae)
+  for kind, autoencoders in AUTOENCODERS.items():
+    latents = parts.latents_of(config.model, kind)
+    others = [make() for make in autoencoders]
+    is_flow_model = config.model.name not in [other.name for other in others]
+    if latents is None or not is_flow_model:
+      continue
+    sections += [other for other in others if parts.latents_of(other, kind) == latents]
 
   keys = {}
   for section in sections:

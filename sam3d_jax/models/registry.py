@@ -15,11 +15,16 @@ from ml_collections import ConfigDict
 from sam3d_jax import sections
 from sam3d_jax.batch import LATENTS, TEXTURE_LATENTS
 from sam3d_jax.errors import ConfigError
-from sam3d_jax.models import flops, latent_statistics, memory
+from sam3d_jax.models import flops, latent_statistics, memory, slat_flops
 from sam3d_jax.models.conditioning import ConditionConfig, DinoConfig, PointmapConfig
+from sam3d_jax.models.gaussians import Activations
 from sam3d_jax.models.geometry import GeometryConfig, GeometryModel
 from sam3d_jax.models.geometry_flow import GeometryFlowConfig
 from sam3d_jax.models.latent_statistics import LatentStatistics
+from sam3d_jax.models.slat_encoder import SlatEncoderConfig
+from sam3d_jax.models.slat_gaussian import SlatGaussianConfig
+from sam3d_jax.models.slat_trunk import TrunkConfig
+from sam3d_jax.models.slat_vae import SlatGaussianModel, SlatVAE, SlatVAEConfig
 from sam3d_jax.models.structure_vae import StructureVAE, StructureVAEConfig
 from sam3d_jax.models.texture import RowConfig, TextureConfig, TextureModel
 from sam3d_jax.models.texture_flow import TextureFlowConfig
@@ -75,6 +80,39 @@ def structure_vae_config(model: ConfigDict) -> StructureVAEConfig:
   settings = model.to_dict()
   del settings["name"]
   return sections.typed(StructureVAEConfig, settings, "model")
+
+
+def slat_vae_config(model: ConfigDict) -> SlatVAEConfig:
+  """The typed configuration of a SLAT autoencoder."""
+  encoder = model.encoder.to_dict()
+  encoder["trunk"] = trunk_config(encoder, "model.encoder")
+  values = {
+    "encoder": sections.typed(SlatEncoderConfig, encoder, "model.encoder"),
+    "gaussian": gaussian_config(model.gaussian, "model.gaussian"),
+  }
+  return sections.typed(SlatVAEConfig, values, "model")
+
+
+def slat_gaussian_config(model: ConfigDict) -> SlatGaussianConfig:
+  """The typed configuration of a Gaussian decoder alone."""
+  return gaussian_config(model.gaussian, "model.gaussian")
+
+
+def gaussian_config(gaussian: ConfigDict, section: str) -> SlatGaussianConfig:
+  """The typed configuration of a Gaussian decoder. section: its dotted key."""
+  settings = gaussian.to_dict()
+  settings["trunk"] = trunk_config(settings, section)
+  settings["activations"] = sections.typed(
+    Activations,
+    settings["activations"],
+    f"{section}.activations",
+  )
+  return sections.typed(SlatGaussianConfig, settings, section)
+
+
+def trunk_config(settings: Mapping[str, Any], section: str) -> TrunkConfig:
+  """The typed configuration of the trunk in a section."""
+  return sections.typed(TrunkConfig, settings["trunk"], f"{section}.trunk")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +192,22 @@ MODELS: dict[str, ModelKind] = {
     cost=flops.structure_vae,
     activations=memory.structure_vae,
     later_keys={("patch",): LaterKey(1)},
+  ),
+  "slat_vae": ModelKind(
+    config=slat_vae_config,
+    module=SlatVAE,
+    objectives={},
+    cost=slat_flops.slat_vae,
+    stacks=("encoder.trunk", "gaussian.trunk"),
+    remat="gaussian.trunk.remat",
+  ),
+  "slat_gaussian": ModelKind(
+    config=slat_gaussian_config,
+    module=SlatGaussianModel,
+    objectives={},
+    cost=slat_flops.slat_gaussian,
+    stacks=("gaussian.trunk",),
+    remat="gaussian.trunk.remat",
   ),
 }
 

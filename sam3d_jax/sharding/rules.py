@@ -21,7 +21,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r".*/(qkv|kv)/bias", (None, "tensor", None)),
   (r".*_attn/q/kernel", ("fsdp", "tensor", None)),
   (r".*_attn/q/bias", ("tensor", None)),
-  (r".*attn/out/kernel", ("tensor", None, "fsdp")),
+  (r".*attn/(projections/)?out/kernel", ("tensor", None, "fsdp")),
   (r".*_attn/[qk]_norm/scale", ("tensor", None)),
   # feed-forward; kernels are (D, F) and (F, D)
   (r".*/mlp/(up|fc1|w1|w3)/kernel", ("fsdp", "tensor")),
@@ -31,7 +31,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r".*/adaln/kernel", ("fsdp", None, None)),
   (r".*/(time|step)/(hidden|out)/kernel", ("fsdp", None)),
   # 3-D convolutions (x, y, z, I, O)
-  (r"(encoder|decoder)/.*/kernel", ("fsdp",)),
+  (r"(encoder|decoder)/(conv_in|conv_out|(levels|middle)/.*)/kernel", ("fsdp",)),
   # sparse residual blocks: convolutions (x, y, z, I, O), modulation (D, 2, C), way around (I, O)
   (r"flow/(in|out)_blocks/\d+/conv\d/kernel", ("fsdp", None)),
   (r"flow/(in|out)_blocks/\d+/mod/kernel", ("fsdp", None, None)),

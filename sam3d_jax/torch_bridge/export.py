@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 
 from sam3d_jax.errors import InputError
 from sam3d_jax.models import lora as adapters
-from sam3d_jax.models import parameters
 from sam3d_jax.torch_bridge import lora, parts, release_writer, stream
 from sam3d_jax.torch_bridge.release_writer import Model, Storage
 from sam3d_jax.training import checkpoint_params, checkpoint_steps
@@ -31,22 +30,24 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-  """A release to write. vae, take_from: as in `release_writer.write_release`."""
+  """A release to write. vae, second, take_from: as in `release_writer.write_release`."""
 
   model: Source
   out: str
   vae: Source | None = None
+  second: tuple[Source, ...] = ()
   take_from: str | None = None
   storage: Storage = Storage()
 
 
 def export(spec: Export) -> dict[str, Any]:
   """Opens and checks, then writes; returns what release.json says."""
-  model, vae = open_models(spec)
+  model, vae, second = open_models(spec)
   return release_writer.write_release(
     spec.out,
     model,
     vae,
+    second,
     take_from=spec.take_from,
     storage=spec.storage,
   )
@@ -54,23 +55,40 @@ def export(spec: Export) -> dict[str, Any]:
 
 def check(spec: Export) -> None:
   """Raises InputError for what `export` would refuse; writes nothing."""
-  model, vae = open_models(spec)
+  model, vae, second = open_models(spec)
   release_writer.check_release(
     spec.out,
     model,
     vae,
+    second,
     take_from=spec.take_from,
     storage=spec.storage,
   )
 
 
-def open_models(spec: Export) -> tuple[Model, Model | None]:
-  """The model to release, and the structure VAE if one is given. Raises InputError."""
+def open_models(spec: Export) -> tuple[Model, Model | None, list[Model]]:
+  """The model to release, the structure VAE if one is given, the models of the second stage.
+
+  Raises InputError.
+  """
   model = open_model(spec.model)
   vae = None
   if spec.vae is not None:
     vae = open_model(spec.vae, kind="structure_vae")
-  return model, vae
+  second = []
+  for source in spec.second:
+    one = open_model(source)
+    if parts.latents_of(one.config.model, parts.SLAT) is None:
+      raise InputError(
+        f"{source.workdir} holds a {one.config.model.name} model, which is none of the second stage"
+      )
+    second.append(one)
+
+  # adapters that are to be merged are in one of them
+  merged = [one for one in (model, *second) if one.lineage["merged_lora"]]
+  if spec.model.merge_lora and not merged:
+    raise InputError(f"--merge_lora: {spec.model.workdir} holds no low-rank factors")
+  return model, vae, second
 
 
 def open_model(source: Source, *, kind: str | None = None) -> Model:
@@ -105,12 +123,10 @@ def open_model(source: Source, *, kind: str | None = None) -> Model:
       f"{workdir} holds {len(factors)} low-rank factors, which a release cannot hold: give "
       "--merge_lora"
     )
-  if source.merge_lora and not factors:
-    raise InputError(f"--merge_lora: {workdir} holds no low-rank factors")
   if factors:
     params = lora.merge(params, params.shapes, adapters.scale_of(config))
 
-  # Where it comes from; a structure VAE also has the name that its latents carry.
+  # Where it comes from; an autoencoder also has the name that its latents carry.
   digest = checkpoint_steps.digest(meta)
   parent = {
     "path": str(workdir),
@@ -119,16 +135,13 @@ def open_model(source: Source, *, kind: str | None = None) -> Model:
     "digest": digest,
     "lineage": meta["lineage"],
   }
-  autoencoder = None
-  if config.model.name == "structure_vae":
-    autoencoder = parameters.params_digest(params)
   return Model(
     config=config,
     params=params,
     shapes=params.shapes,
     lineage={"stage": "export", "parents": [parent], "merged_lora": bool(factors)},
     digest=digest,
-    autoencoder=autoencoder,
+    autoencoder=parts.latents_name(config.model, params),
   )
 
 

@@ -14,7 +14,16 @@ import numpy as np
 from sam3d_jax.errors import InputError
 from sam3d_jax.models import parameters, registry
 from sam3d_jax.models.parameters import LazyParams
-from sam3d_jax.torch_bridge import load, names_conditioning, release, stream
+from sam3d_jax.torch_bridge import (
+  load,
+  names_conditioning,
+  parts,
+  recognise,
+  release,
+  second_stage,
+  slat_identity,
+  stream,
+)
 from sam3d_jax.torch_bridge.release import Release
 from sam3d_jax.training import checkpoint_steps
 
@@ -23,10 +32,9 @@ from sam3d_jax.training import checkpoint_steps
 class Import:
   """What to import.
 
-  source: release folder or state dict file. part: which model of a folder, geometry or
-  structure_vae. encoder: file of the structure encoder, which the published release lacks. config:
-  the run's configuration; a folder can do without. unsafe_pickle: also reads files that run code on
-  loading.
+  source: release folder or state dict file. part: which model of a folder, one of PARTS. encoder:
+  file of the encoder of an autoencoder, which the published release lacks. config: the run's
+  configuration; a folder can do without. unsafe_pickle: also reads files that run code on loading.
   """
 
   source: pathlib.Path
@@ -39,19 +47,27 @@ class Import:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """What the source holds: the run's configuration, parameters read lazily, and the files."""
+  """What the source holds: the run's configuration, parameters read lazily, and the files.
+
+  notes: what whoever imports it should know.
+  """
 
   config: ConfigDict
   params: LazyParams
   files: list[pathlib.Path]
+  notes: tuple[str, ...] = ()
 
 
-# Makes the run's configuration from a release folder and the `model` section that its yamls say.
-MakeConfig = Callable[[Release, ConfigDict], ConfigDict]
+# Makes the run's configuration from a release folder, the `model` section that its yamls say, and
+# how that model is sampled, if it is.
+MakeConfig = Callable[[Release, ConfigDict, Mapping[str, Any] | None], ConfigDict]
+# models of a folder; the first one unless another is asked for
+PARTS = ("geometry", "structure_vae", *second_stage.MODELS)
 
 
-def import_weights(spec: Import, make_config: MakeConfig) -> LazyParams:
-  """Opens and checks, then writes the checkpoint; returns the parameters, read again if asked for.
+def import_weights(spec: Import, make_config: MakeConfig) -> Found:
+  """Opens and checks, then writes the checkpoint; returns what was found, its parameters read again
+  if asked for.
 
   Arrays are converted and written one at a time. Every missing, unexpected or misshapen entry is
   reported before anything is written.
@@ -66,13 +82,11 @@ def import_weights(spec: Import, make_config: MakeConfig) -> LazyParams:
     "source": str(spec.source),
     "files": {str(path): load.file_digest(path) for path in found.files},
   }
-  latents = latents_beside(spec.source, found.params)
-  if latents:
-    lineage["latents"] = latents
+  lineage |= latents_beside(spec)
 
   meta = {"config": found.config.to_dict(), "lineage": lineage}
   stream.write_params(spec.workdir, found.params, meta)
-  return found.params
+  return found
 
 
 def open_source(spec: Import, make_config: MakeConfig) -> Found:
@@ -110,17 +124,41 @@ def from_release(spec: Import, make_config: MakeConfig) -> Found:
     encoder = pathlib.Path(spec.encoder or folder.files["ss_encoder"])
     return Found(config, params, [folder.files["ss_decoder"], encoder])
 
+  # a model of the second stage
+  if spec.part in second_stage.MODELS:
+    return from_second_stage(spec, folder, make_config)
+
   # the flow model with its condition encoder, which belongs to the decoder beside it
   if "ss_decoder" in folder.files:
     folder.verified_file("ss_decoder")
-  model = ConfigDict(folder.geometry)
-  config = chosen_config(spec.config, model, folder, make_config)
+  model = ConfigDict(release.geometry_of(folder))
+  config = chosen_config(spec.config, model, folder, make_config, folder.sampler)
   params = release.open_geometry(folder, config.model, unsafe_pickle=unsafe)
   return Found(config, params, [folder.files["ss_generator"]])
 
 
+def from_second_stage(spec: Import, folder: Release, make_config: MakeConfig) -> Found:
+  """One model of the second stage. Raises InputError if the folder does not have it."""
+  unsafe = spec.unsafe_pickle
+  stage = second_stage.read(folder, spec.part, encoder=spec.encoder, unsafe_pickle=unsafe)
+  model = ConfigDict(stage.model)
+  config = chosen_config(spec.config, model, folder, make_config, stage.sampler)
+  params = second_stage.open_params(folder, stage, config.model, unsafe_pickle=unsafe)
+
+  # a flow model makes latents of the mean and spread that it was trained with
+  notes = list(stage.notes)
+  if spec.part == second_stage.TEXTURE:
+    notes += second_stage.statistics_notes(folder, stage.model, config.model)
+  files = list(stage.files.values())
+  return Found(config, params, files, tuple(notes))
+
+
 def chosen_config(
-  given: ConfigDict | None, model: ConfigDict, folder: Release, make_config: MakeConfig
+  given: ConfigDict | None,
+  model: ConfigDict,
+  folder: Release,
+  make_config: MakeConfig,
+  sampler: Mapping[str, Any] | None = None,
 ) -> ConfigDict:
   """The configuration to store.
 
@@ -128,7 +166,7 @@ def chosen_config(
   ParameterMismatch, listing every difference, if the sizes differ.
   """
   if given is None:
-    return make_config(folder, model)
+    return make_config(folder, model, sampler)
   released = parameters.flat_shapes(registry.abstract_model(model))
   configured = parameters.flat_shapes(registry.abstract_model(given.model))
   try:
@@ -144,15 +182,21 @@ def from_file(spec: Import) -> Found:
   path, config = spec.source, spec.config
   unsafe = spec.unsafe_pickle
   if config is None:
-    raise InputError(f"{path} is a single file: say with --config FILE which model it is")
+    raise InputError(
+      f"{path} is a single file: say with --config FILE which model it is{_told(path, unsafe)}"
+    )
 
-  # a structure VAE, whose other half is in a file of its own
-  if config.model.name == "structure_vae":
+  # an autoencoder, whose other half is in a file of its own
+  names = list(parts.files_of(config.model))
+  if len(names) > 1:
     if spec.encoder is None:
       raise InputError(f"{path} is taken as the decoder: give the encoder with --encoder FILE")
-    encoder = pathlib.Path(spec.encoder)
-    params = release.open_autoencoder(path, encoder, config.model, unsafe_pickle=unsafe)
-    return Found(config, params, [path, encoder])
+    files = {}
+    for name in names:
+      is_encoder = name.endswith("_encoder")
+      files[name] = pathlib.Path(spec.encoder) if is_encoder else path
+    params = release.open_files(config.model, files, unsafe_pickle=unsafe)
+    return Found(config, params, [path, pathlib.Path(spec.encoder)])
 
   # an original DINOv2 checkpoint, known by its names
   file = load.open_state(path, unsafe_pickle=unsafe)
@@ -205,17 +249,36 @@ def with_dinov2(config: ConfigDict, file: load.StateFile) -> LazyParams:
   return LazyParams(shapes, make)
 
 
-def latents_beside(source: pathlib.Path, params: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
-  """Which decoder an imported flow model belongs to: the one that lies beside it, if any."""
-  is_flow_model = any(path.startswith("flow/") for path in params)
-  if not source.is_dir() or not is_flow_model:
-    return None
+def _told(path: pathlib.Path, unsafe_pickle: bool) -> str:
+  """What a file holds, as the end of a sentence; '' for what is no published part."""
+  held = recognise.holdings(load.open_state(path, unsafe_pickle=unsafe_pickle).shapes)
+  return f"; it holds {recognise.told(held)}" if held else ""
 
-  # what the release says itself, and which file its decoder is
-  folder = release.read_release(source)
+
+def latents_beside(spec: Import) -> dict[str, Any]:
+  """What the lineage says of whose latents an imported model makes or reads, by what lies beside
+  it in a folder: `latents` of structure, `slat` of the second stage.
+  """
+  if not spec.source.is_dir():
+    return {}
+  folder = release.read_release(spec.source)
+
+  # the second stage: one encoder for all of it
+  if spec.part in second_stage.MODELS:
+    identity = slat_identity.of_release(folder)
+    name = identity.autoencoder
+    if name is None and spec.encoder is None:
+      name = second_stage.encoded_name(folder, unsafe_pickle=spec.unsafe_pickle)
+    recorded = folder.sidecar.get(slat_identity.LINEAGE_KEY) or {}
+    known = {**recorded, "autoencoder": name, "files": dict(identity.files)}
+    return {slat_identity.LINEAGE_KEY: known}
+  if spec.part != PARTS[0]:
+    return {}
+
+  # the first stage: what the release says itself, and which file its decoder is
   known = dict(folder.sidecar.get("latents") or {})
   if "ss_decoder" in folder.files:
     known["decoder_sha256"] = load.file_digest(folder.verified_file("ss_decoder"))
     recorded = folder.sidecar.get("decoder", {})
     known.setdefault("autoencoder", recorded.get("autoencoder"))
-  return known or None
+  return {"latents": known} if known else {}

@@ -2,7 +2,7 @@
 
     pipeline.yaml        what the pipeline is made of and how it samples
     <part>.yaml .ckpt    ss_generator (flow model and condition encoder), ss_decoder, ss_encoder
-                         (optional), slat_* (second stage)
+                         (optional), slat_* (second stage, which `second_stage` reads)
     release.json         configuration, lineage, statistics of the latents, digest of every file;
                          the pipeline ignores it
 
@@ -26,6 +26,7 @@ from sam3d_jax.torch_bridge import (
   keys,
   load,
   parts,
+  recognise,
   yaml_files,
   yaml_geometry,
   yaml_pipeline,
@@ -40,18 +41,20 @@ SNAPSHOTS, BLOBS = "snapshots", "blobs"  # folders of the Hub's cache
 class Release:
   """What a release folder says it is; nothing large has been read yet.
 
-  geometry, structure_vae: `model` sections of our configuration (structure_vae None without a
-  decoder). sampler: settings for sampling.generate.SamplerConfig. files: part -> checkpoint file.
-  sidecar: contents of release.json, empty without one.
+  geometry, structure_vae: `model` sections of our configuration (None without a first stage, and
+  without a decoder). sampler: settings for sampling.generate.SamplerConfig. files: part ->
+  checkpoint file. sidecar: contents of release.json, empty without one. pipeline: the tree of
+  pipeline.yaml, None without one.
   """
 
   folder: pathlib.Path
-  geometry: dict[str, Any]
+  geometry: dict[str, Any] | None
   structure_vae: dict[str, Any] | None
   sampler: dict[str, Any]
   pose_convention: str
   files: dict[str, pathlib.Path]
   sidecar: dict[str, Any]
+  pipeline: dict[str, Any] | None = None
 
   def file(self, name: str) -> pathlib.Path:
     """A checkpoint file. Raises InputError if the folder has none of that name."""
@@ -100,36 +103,42 @@ def read_release(folder: str | pathlib.Path) -> Release:
     if not isinstance(sidecar, dict):
       raise InputError(f"{sidecar_file} holds no JSON object: {remedy}")
 
+  said = pipeline or {}
+  files = _checkpoint_files(folder, said)
+
   # The flow model and its conditions are described by the generator.
   generator_file = folder / "ss_generator.yaml"
-  if not generator_file.is_file():
+  geometry, sampler = None, {}
+  if generator_file.is_file():
+    generator = yaml_files.read(generator_file)
+    geometry = yaml_geometry.geometry_section(generator, str(generator_file))
+    pointmap = geometry["condition"]["pointmap"]
+    if pointmap is not None:
+      pointmap["resize_twice"] = yaml_pipeline.resizes_twice(pipeline, geometry)
+    sampler = yaml_pipeline.sampler_section(generator, pipeline, str(generator_file))
+  # a second stage alone is a release, too
+  elif not any(name.startswith("slat_") for name in files):
     raise InputError(f"{folder} is no release folder: it has no ss_generator.yaml")
-  generator = yaml_files.read(generator_file)
-  geometry = yaml_geometry.geometry_section(generator, str(generator_file))
-  pointmap = geometry["condition"]["pointmap"]
-  if pointmap is not None:
-    pointmap["resize_twice"] = yaml_pipeline.resizes_twice(pipeline, geometry)
-  sampler = yaml_pipeline.sampler_section(generator, pipeline, str(generator_file))
 
   # The autoencoder is described by the decoder.
   structure_vae = None
   decoder_file = folder / "ss_decoder.yaml"
-  if decoder_file.is_file():
+  if decoder_file.is_file() and geometry is not None:
     structure_vae = yaml_structure.structure_vae_section(
       yaml_files.read(decoder_file),
       str(decoder_file),
       latent_resolution=geometry["flow"]["shape_resolution"],
     )
 
-  said = pipeline or {}
   return Release(
     folder=folder,
     geometry=geometry,
     structure_vae=structure_vae,
     sampler=sampler,
     pose_convention=said.get("pose_decoder_name", "ScaleShiftInvariant"),
-    files=_checkpoint_files(folder, said),
+    files=files,
     sidecar=sidecar,
+    pipeline=pipeline,
   )
 
 
@@ -183,17 +192,23 @@ def open_geometry(
 ) -> parameters.LazyParams:
   """Parameters of the release's Geometry model, read as they are asked for.
 
-  model: a `model` section of the release's sizes.
+  model: a `model` section of the release's sizes. Raises InputError if it has no first stage.
   """
   # The release's streams decide the order of rows in the file.
   model = ConfigDict(model.to_dict())
-  streams = release.geometry["condition"]["streams"]
+  streams = geometry_of(release)["condition"]["streams"]
   model.condition.streams = tuple(streams)
 
   file = release.verified_file("ss_generator")
   params = open_file(file, model, unsafe_pickle=unsafe_pickle)
-  unused_rows = release.sidecar.get("unused_rows", {})
-  return _with_rows(params, unused_rows)
+  return with_rows(params, release.sidecar.get("unused_rows", {}))
+
+
+def geometry_of(release: Release) -> dict[str, Any]:
+  """The `model` section of the first stage. Raises InputError if the folder has none."""
+  if release.geometry is None:
+    raise InputError(f"{release.folder} has no ss_generator.yaml: it holds a second stage alone")
+  return release.geometry
 
 
 def open_structure_vae(
@@ -212,55 +227,66 @@ def open_structure_vae(
     raise InputError(f"{release.folder} has no ss_encoder: give one with --encoder FILE")
   if encoder is None:
     encoder = release.verified_file("ss_encoder")
-  decoder = release.verified_file("ss_decoder")
-  return open_autoencoder(decoder, encoder, model, unsafe_pickle=unsafe_pickle)
+  files = {"ss_decoder": release.verified_file("ss_decoder"), "ss_encoder": encoder}
+  return open_files(model, files, unsafe_pickle=unsafe_pickle)
 
 
-def open_autoencoder(
-  decoder: str | pathlib.Path,
-  encoder: str | pathlib.Path,
+def open_files(
   model: ConfigDict,
+  files: Mapping[str, str | pathlib.Path],
   *,
   unsafe_pickle: bool = False,
 ) -> parameters.LazyParams:
-  """Parameters of a structure VAE from a decoder and an encoder file."""
-  shapes = parameters.flat_shapes(registry.abstract_model(model))
-  rules = parts.rules_by_part(model)
+  """Parameters of a model from its published files (file without suffix -> where it is).
 
-  # Both halves are checked before either is refused.
-  halves, problems = {}, []
-  for half, file in (("decoder", decoder), ("encoder", encoder)):
+  Raises InputError for a file that holds another part, and KeyMismatch for entries that do not fit,
+  of all files at once.
+  """
+  shapes = parameters.flat_shapes(registry.abstract_model(model))
+
+  # All files are checked before any is refused.
+  opened, problems = {}, []
+  for name, (_, rules) in parts.files_of(model).items():
     own = {}
-    for path, shape in shapes.items():
-      if path.startswith(f"{half}/"):
-        own[path] = shape
+    for rule in rules:
+      if rule.ours is not None:
+        own[rule.ours] = shapes[rule.ours]
     try:
-      state = load.open_state(file, unsafe_pickle=unsafe_pickle)
-      halves[half] = load.convert(rules[f"ss_{half}"], state, own)
+      state = load.open_state(files[name], unsafe_pickle=unsafe_pickle)
+      _check_holds(state, parts.parts_in(model, name))
+      converted = load.convert(rules, state, own)
     except keys.KeyMismatch as error:
       problems.append(str(error))
+      continue
+    for path in own:
+      opened[path] = converted
   if problems:
     raise keys.KeyMismatch("\n".join(problems))
+  return parameters.LazyParams(shapes, lambda path: opened[path][path])
 
-  def make(path: str) -> np.ndarray:
-    half, _, _ = path.partition("/")
-    return halves[half][path]
 
-  return parameters.LazyParams(shapes, make)
+def _check_holds(state: load.StateFile, wanted: list[str]) -> None:
+  """Raises KeyMismatch for a file that is another published part than those wanted."""
+  held = recognise.holdings(state.shapes)
+  found = {one.part for one in held}
+  if found and found.isdisjoint(wanted):
+    raise keys.KeyMismatch(
+      f"{state.path} holds {recognise.told(held)}, not {' and '.join(wanted)}: give the right file"
+    )
 
 
 def open_file(
   path: str | pathlib.Path, model: ConfigDict, *, unsafe_pickle: bool = False
 ) -> parameters.LazyParams:
   """Parameters of a model whose published parts lie in one file."""
-  abstract = registry.abstract_model(model)
-  shapes = parameters.flat_shapes(abstract)
-  rules = parts.rules_of(model)
-  state = load.open_state(path, unsafe_pickle=unsafe_pickle)
-  return load.convert(rules, state, shapes)
+  files = parts.files_of(model)
+  if len(files) > 1:
+    raise InputError(f"{path} is one file, the model lies in {len(files)}: {', '.join(files)}")
+  (name,) = files
+  return open_files(model, {name: path}, unsafe_pickle=unsafe_pickle)
 
 
-def _with_rows(
+def with_rows(
   params: parameters.LazyParams, rows: Mapping[str, Mapping[str, str]]
 ) -> parameters.LazyParams:
   """The parameters with the rows that release.json kept."""
@@ -305,8 +331,8 @@ def restore_decoder(release: Release) -> nnx.Module:
   return module
 
 
-def latents_of(lineage: Mapping[str, Any]) -> dict[str, Any] | None:
-  """What the training data's structure latents were made with.
+def latents_of(lineage: Mapping[str, Any], key: str = "latents") -> dict[str, Any] | None:
+  """What the training data's latents were made with: those of structure, or of SLAT by their key.
 
   The digest of the autoencoder, mean and std where recorded; None if nothing is recorded, as for
   random weights. Raises InputError if datasets of one run name different autoencoders.
@@ -314,8 +340,8 @@ def latents_of(lineage: Mapping[str, Any]) -> dict[str, Any] | None:
   # what the datasets of the run say
   found = []
   for entry in lineage.get("datasets", {}).values():
-    if entry and entry.get("latents"):
-      found.append(entry["latents"])
+    if entry and entry.get(key):
+      found.append(entry[key])
   for other in found[1:]:
     if other["autoencoder"] != found[0]["autoencoder"]:
       raise InputError(
@@ -327,10 +353,10 @@ def latents_of(lineage: Mapping[str, Any]) -> dict[str, Any] | None:
 
   # what it was trained from, down to an import, which notes the decoder that lay beside
   for parent in lineage.get("parents", ()):
-    inherited = latents_of(parent.get("lineage", {}))
+    inherited = latents_of(parent.get("lineage", {}), key)
     if inherited is not None:
       return inherited
-  return lineage.get("latents")
+  return lineage.get(key)
 
 
 def check_latents(latents: Mapping[str, Any] | None, decoder: Mapping[str, Any]) -> bool:

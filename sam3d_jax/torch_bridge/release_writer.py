@@ -8,10 +8,11 @@ import base64
 from collections.abc import Mapping, Sequence
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import shutil
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -20,7 +21,15 @@ import sam3d_jax
 from sam3d_jax.errors import InputError
 from sam3d_jax.files import atomic
 from sam3d_jax.models import parameters, registry
-from sam3d_jax.torch_bridge import load, model_card, parts, save, yaml_files
+from sam3d_jax.torch_bridge import (
+  load,
+  model_card,
+  parts,
+  save,
+  slat_identity,
+  yaml_files,
+  yaml_pipeline,
+)
 from sam3d_jax.torch_bridge.release import (
   SIDECAR,
   Release,
@@ -38,8 +47,8 @@ FORMAT = 1  # of release.json
 class Model:
   """A model to be released: configuration, parameters, and what the checkpoint says about itself.
 
-  digest: short name of the checkpoint's content (checkpoint_steps.digest). autoencoder: of a
-  structure VAE, the digest that its latents carry (parameters.params_digest).
+  digest: short name of the checkpoint's content (checkpoint_steps.digest). autoencoder: of an
+  autoencoder, the name that its latents carry (parts.latents_name).
   """
 
   config: ConfigDict
@@ -67,6 +76,7 @@ def write_release(
   out: str | pathlib.Path,
   model: Model,
   vae: Model | None = None,
+  second: Sequence[Model] = (),
   *,
   take_from: str | pathlib.Path | None = None,
   storage: Storage = Storage(),
@@ -75,17 +85,16 @@ def write_release(
 
   model: of any kind that has a published form; a Geometry model makes a folder that the published
   pipeline loads. vae: the autoencoder of its structure latents, for ss_decoder and ss_encoder.
-  take_from: a release folder whose parts are taken over where none is given here: the second stage,
-  and the decoder without `vae`. Raises InputError if the folder exists, keys do not fit, or the
-  decoder is not the one that belongs to the latents.
+  second: models of the second stage. take_from: a release folder whose parts are taken over where
+  none is given here. Raises InputError if the folder exists, keys do not fit, or a decoder is not
+  one that belongs to the latents.
   """
   out = pathlib.Path(out)
-  source, decoder = check_release(out, model, vae, take_from=take_from, storage=storage)
+  checked = check_release(out, model, vae, second, take_from=take_from, storage=storage)
 
   # The record is written last: it has the digests of all other files.
   with atomic.folder(out) as temporary:
-    record = _fill(temporary, model, vae, source, storage)
-    record["decoder"] = decoder
+    record = _fill(temporary, model, vae, second, checked, storage)
     text = json.dumps(record, indent=2, default=list)
     (temporary / SIDECAR).write_text(text + "\n")
     licences = sorted(path.name for path in temporary.glob("LICENSE*"))
@@ -94,44 +103,90 @@ def write_release(
   return record
 
 
+class Checked(NamedTuple):
+  """What is known before anything is written: the folder that parts are taken from, and the records
+  of the structure decoder and of the SLAT decoders.
+  """
+
+  source: Release | None
+  decoder: dict[str, Any]
+  slat: dict[str, Any]
+
+
 def check_release(
   out: str | pathlib.Path,
   model: Model,
   vae: Model | None = None,
+  second: Sequence[Model] = (),
   *,
   take_from: str | pathlib.Path | None = None,
   storage: Storage = Storage(),
-) -> tuple[Release | None, dict[str, Any]]:
-  """Everything that `write_release` refuses, with its arguments and errors; writes nothing.
-
-  Returns the release folder that parts are taken from, and the record of the decoder.
-  """
+) -> Checked:
+  """Everything that `write_release` refuses, with its arguments and errors; writes nothing."""
   out = pathlib.Path(out)
   if out.exists():
     empty_folder = out.is_dir() and not any(out.iterdir())
     if not empty_folder:
       raise InputError(f"{out} exists and is not an empty folder")
 
+  # what is made here, and what is taken over beyond that
+  made = _models(model, vae, second)
   source = read_release(take_from) if take_from is not None else None
-  _check_fit(model, vae)
+  _check_fit(model, vae, made)
   if source is not None:
-    _check_taken(source, taken_from(source, model, vae))
+    _check_taken(source, taken_from(source, made))
+
+  # decoders of either stage belong to the latents that its flow model makes
   decoder = decoder_identity(vae, source)
-  latents = latents_of(model.lineage)
-  verified = check_latents(latents, decoder)
+  verified = check_latents(latents_of(model.lineage), decoder)
+  slat = slat_record(made, source)
   if storage.suffix != ".safetensors":
     load.require_torch(f"writing {storage.suffix} files (give --safetensors to do without)")
-  return source, {**decoder, "verified": verified}
+  return Checked(source, {**decoder, "verified": verified}, slat)
 
 
-def _check_fit(model: Model, vae: Model | None) -> None:
+def _models(model: Model, vae: Model | None, second: Sequence[Model]) -> list[Model]:
+  """All models that a release is made of here."""
+  first = [model] if vae is None else [model, vae]
+  return [*first, *second]
+
+
+def _check_fit(model: Model, vae: Model | None, made: Sequence[Model]) -> None:
   """Everything that can be wrong with names and sizes, all models together, before any writing."""
-  problems = _misfits(model)
+  problems = []
+  for one in made:
+    problems += _misfits(one)
   if vae is not None:
-    problems += _misfits(vae)
     problems += _latent_misfits(model, vae)
+  if not problems:
+    problems += _collisions(made) + _slat_misfits(made)
   if problems:
     raise InputError("\n".join(problems))
+
+
+def _collisions(made: Sequence[Model]) -> list[str]:
+  """Files that two models would become."""
+  problems, owner = [], {}
+  for one in made:
+    kind = one.config.model.name
+    for name in parts.files_of(one.config.model):
+      if name in owner:
+        problems.append(f"a {owner[name]} and a {kind} model both become {name}: give one of them")
+      owner[name] = kind
+  return problems
+
+
+def _slat_misfits(made: Sequence[Model]) -> list[str]:
+  """Models of the second stage whose latents differ in size."""
+  sizes = {}
+  for one in made:
+    size = parts.latents_of(one.config.model, parts.SLAT)
+    if size is not None:
+      sizes[one.config.model.name] = size
+  if len(set(sizes.values())) <= 1:
+    return []
+  told = [f"{kind} {size[0]}^3 x {size[1]}" for kind, size in sizes.items()]
+  return [f"the models' SLAT latents differ in size: {', '.join(told)}"]
 
 
 def _misfits(model: Model) -> list[str]:
@@ -169,38 +224,32 @@ def _latent_misfits(model: Model, vae: Model) -> list[str]:
 
 
 def _fill(
-  folder: pathlib.Path, model: Model, vae: Model | None, source: Release | None, storage: Storage
+  folder: pathlib.Path,
+  model: Model,
+  vae: Model | None,
+  second: Sequence[Model],
+  checked: Checked,
+  storage: Storage,
 ) -> dict[str, Any]:
-  """Writes everything but release.json into the folder and returns the record so far."""
+  """Writes everything but release.json into the folder and returns what that will say."""
   # What is made here.
-  record = _write_model(folder, model, storage)
-  if vae is not None:
-    record |= _write_model(folder, vae, storage)
+  made = _models(model, vae, second)
+  record = {}
+  for one in made:
+    record |= _write_model(folder, one, storage)
 
   # What another release has beyond that, and the terms it comes under.
+  source = checked.source
   if source is not None:
-    for name in taken_from(source, model, vae):
+    for name in taken_from(source, made):
       record[name] = _take_over(folder, source, name)
     for path in source.folder.glob("LICENSE*"):
       licence = own_file(source.folder, path.name, f"{source.folder}")
       if licence.is_file():
         shutil.copyfile(licence, folder / path.name)
 
-  # How the published pipeline puts it together.
-  published = parts.published(model.config.model)
-  typed = registry.typed_config(model.config.model)
-  if published.pipeline is not None:
-    base = read_pipeline(source.folder) if source is not None else None
-    files = {name: entry["file"] for name, entry in record.items()}
-    pipeline = published.pipeline(typed, files, _settings(model, storage), base)
-    yaml_files.write(folder / "pipeline.yaml", pipeline)
-
-  # Why it could not load the folder: the model's sizes, or files that it does not start without.
-  obstacles = published.obstacles(typed) if published.obstacles is not None else []
-  for file in parts.FILES:
-    if file.required and file.name not in record:
-      obstacles.append(f"{file.name} is missing: take it over from a release that has it")
-
+  _write_pipeline(folder, made, source, record, storage)
+  obstacles = _obstacles(made, record)
   return {
     "format": FORMAT,
     "made_by": f"sam3d_jax {sam3d_jax.__version__}",
@@ -213,6 +262,65 @@ def _fill(
     "parts": record,
     "unused_rows": unused_rows(model),
     "published_pipeline": {"loads": not obstacles, "obstacles": obstacles},
+    "decoder": checked.decoder,
+    "slat": checked.slat,
+    "second_stage": [_second_record(one) for one in second],
+  }
+
+
+def _write_pipeline(
+  folder: pathlib.Path,
+  made: Sequence[Model],
+  source: Release | None,
+  record: Mapping[str, Any],
+  storage: Storage,
+) -> None:
+  """How the published pipeline puts it together; nothing where no model has settings in it."""
+  stated = {}
+  for one in made:
+    say = parts.published(one.config.model).settings
+    if say is not None:
+      stated |= say(registry.typed_config(one.config.model), _settings(one, storage))
+  if not stated:
+    return
+
+  # it refuses keys that it does not know
+  files = {}
+  for file in parts.FILES:
+    if file.named and file.name in record:
+      files[file.name] = record[file.name]["file"]
+  base = source.pipeline if source is not None else None
+  tree = yaml_pipeline.frame(files, _settings(made[0], storage), base)
+  yaml_files.write(folder / "pipeline.yaml", tree | stated)
+
+
+def _obstacles(made: Sequence[Model], record: Mapping[str, Any]) -> list[str]:
+  """Why the published pipeline could not load the folder: a model's sizes, or files that it does
+  not start without.
+  """
+  found = []
+  for one in made:
+    tell = parts.published(one.config.model).obstacles
+    if tell is not None:
+      found += tell(registry.typed_config(one.config.model))
+  for file in parts.FILES:
+    if file.required and file.name not in record:
+      found.append(
+        f"{file.name} is missing: give a checkpoint of it, or take it over from a release that "
+        "has it"
+      )
+  return found
+
+
+def _second_record(model: Model) -> dict[str, Any]:
+  """What the record says of a model of the second stage."""
+  return {
+    "config": model.config.to_dict(),
+    "lineage": dict(model.lineage),
+    "checkpoint": model.digest,
+    "parts": list(parts.files_of(model.config.model)),
+    "parameters": sum(math.prod(shape) for shape in model.shapes.values()),
+    "unused_rows": unused_rows(model),
   }
 
 
@@ -250,6 +358,8 @@ def _write_model(folder: pathlib.Path, model: Model, storage: Storage) -> dict[s
 
   # what describes them
   for name, make in parts.published(section).yamls.items():
+    if name not in record:
+      continue
     tree = make(typed, settings)
     yaml_files.write(folder / f"{name}.yaml", tree)
   return record
@@ -265,12 +375,12 @@ def _entry(path: pathlib.Path, digest: str, origin: str) -> dict[str, Any]:
   }
 
 
-def taken_from(source: Release, model: Model, vae: Model | None) -> list[str]:
+def taken_from(source: Release, made: Sequence[Model]) -> list[str]:
   """Which parts come from another release: those that nothing here makes."""
-  made = set(parts.files_of(model.config.model))
-  if vae is not None:
-    made |= set(parts.files_of(vae.config.model))
-  return [name for name in source.files if name not in made]
+  own = set()
+  for one in made:
+    own |= set(parts.files_of(one.config.model))
+  return [name for name in source.files if name not in own]
 
 
 def _check_taken(source: Release, names: Sequence[str]) -> None:
@@ -306,6 +416,43 @@ def _link(source: pathlib.Path, target: pathlib.Path) -> None:
     os.link(source, target)
   except OSError:  # another file system, or one without hard links
     shutil.copyfile(source, target)
+
+
+def slat_record(made: Sequence[Model], source: Release | None) -> dict[str, Any]:
+  """Whose SLAT latents the release's second stage is of: {autoencoder, mean, std, files, verified}.
+
+  files: decoder -> digest of one taken over. verified: all that is in the release is known to be of
+  one encoder's latents; None without a second stage. Raises InputError if it is known not to be.
+  """
+  # what is made here
+  identities, latents = [], {}
+  for one in made:
+    kind = one.config.model
+    if parts.latents_of(kind, parts.SLAT) is None:
+      continue
+    what = f"the {kind.name} model {one.digest}"
+    identities.append(slat_identity.of_lineage(one.lineage, what, one.autoencoder))
+    latents |= latents_of(one.lineage, slat_identity.LINEAGE_KEY) or {}
+
+  # what is taken over is of one release
+  taken = {}
+  if source is not None:
+    names = [name for name in taken_from(source, made) if name.startswith("slat_")]
+    if names:
+      identity = slat_identity.of_release(source)
+      identities.append(identity)
+      taken = {name: digest for name, digest in identity.files.items() if name in names}
+
+  if not identities:
+    return {"verified": None}
+  names = [one.autoencoder for one in identities if one.autoencoder is not None]
+  return {
+    "autoencoder": names[0] if names else None,
+    "mean": latents.get("mean"),
+    "std": latents.get("std"),
+    "files": taken,
+    "verified": slat_identity.check(identities),
+  }
 
 
 def unused_rows(model: Model) -> dict[str, dict[str, str]]:

@@ -27,6 +27,7 @@ TARGETS = {
   "shortcut": GENERATOR + "shortcut.model.ShortCut",
   "flow_matching": GENERATOR + "flow_matching.model.FlowMatching",
   "guidance": GENERATOR + GUIDANCE,
+  "plain_guidance": GENERATOR + "classifier_free_guidance.ClassifierFreeGuidance",
   "flow": TDFY + "mot_sparse_structure_flow.SparseStructureFlowTdfyWrapper",
   "latent": TDFY + "mm_latent.Latent",
   "learnt_position": TDFY + "mm_latent.LearntPositionEmbedder",
@@ -36,6 +37,10 @@ TARGETS = {
   "pointmap": EMBEDDER + "pointmap.PointPatchEmbed",
   "decoder": TDFY + "sparse_structure_vae.SparseStructureDecoderTdfyWrapper",
   "encoder": TDFY + "sparse_structure_vae.SparseStructureEncoderTdfyWrapper",
+  "texture_flow": TDFY + "structured_latent_flow.SLatFlowModelTdfyWrapper",
+  "slat_encoder": TDFY + "structured_latent_vae.encoder.SLatEncoderTdfyWrapper",
+  "slat_gaussian": TDFY + "structured_latent_vae.decoder_gs.SLatGaussianDecoderTdfyWrapper",
+  "slat_mesh": TDFY + "structured_latent_vae.decoder_mesh.SLatMeshDecoderTdfyWrapper",
   "pipeline": "sam3d_objects.pipeline.inference_pipeline_pointmap.InferencePipelinePointMap",
 }
 

@@ -43,7 +43,7 @@ def generator_yaml(cfg: GeometryConfig, settings: Settings) -> dict:
     "reverse_fn": guided,
   }
   module = {
-    "condition_embedder": {"backbone": _fuser(cfg.condition)},
+    "condition_embedder": {"backbone": fuser_yaml(cfg.condition)},
     "generator": {"backbone": generator},
   }
   return {"module": module}
@@ -110,7 +110,7 @@ def _latent(name: str, flow: GeometryFlowConfig) -> dict:
   }
 
 
-def _fuser(cfg: ConditionConfig) -> dict:
+def fuser_yaml(cfg: ConditionConfig) -> dict:
   """The condition encoder: encoders with their streams, and how they are joined."""
   embedders = [
     [_dino(cfg.dino), _streams(cfg, "image", "rgb_image")],
@@ -236,11 +236,11 @@ def geometry_section(tree: Mapping[str, Any], file: str) -> dict[str, Any]:
     "time_scale": float(generator.get("time_scale", 1000.0)),
   }
   fuser = at(tree, "module.condition_embedder.backbone", file)
-  condition = _condition_section(fuser, file)
+  condition = condition_section(fuser, file)
   return {"name": "geometry", "flow": flow, "condition": condition}
 
 
-def _condition_section(fuser: Mapping[str, Any], file: str) -> dict[str, Any]:
+def condition_section(fuser: Mapping[str, Any], file: str) -> dict[str, Any]:
   """The `condition` section that a fuser describes."""
   implemented = {
     "_target_": TARGETS["fuser"],

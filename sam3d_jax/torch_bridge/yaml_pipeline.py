@@ -3,9 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sam3d_jax.models.conditioning import ConditionConfig
 from sam3d_jax.models.geometry import GeometryConfig
 from sam3d_jax.torch_bridge.yaml_files import DATASET, TARGET, TARGETS, Settings, at, only_called
 from sam3d_jax.torch_bridge.yaml_geometry import CUSTOM_DINO, dino_hub_name, interval_yaml
+
+PAD = {"_partial_": True, "_target_": DATASET + "img_processing.pad_to_square_centered"}
+# What the published pipeline does where pipeline.yaml does not say, in both stages.
+PIPELINE_SAMPLER = {
+  "ss": {"inference_steps": 25, "rescale_t": 3, "cfg_strength": 7, "cfg_interval": [0, 500]},
+  "slat": {"inference_steps": 25, "rescale_t": 3, "cfg_strength": 5, "cfg_interval": [0, 500]},
+}
 
 
 def pipeline_yaml(
@@ -14,21 +22,25 @@ def pipeline_yaml(
   settings: Settings,
   base: Mapping[str, Any] | None,
 ) -> dict:
-  """pipeline.yaml.
+  """pipeline.yaml of a first stage; arguments as in `frame`, and its model."""
+  return frame(files, settings, base) | geometry_settings(cfg, settings)
 
-  files: part -> checkpoint file name, of every part in the folder. base: the pipeline.yaml of the
-  folder that parts were taken over from, whose settings for the second stage, depth model and
-  preprocessing are kept.
+
+def frame(
+  files: Mapping[str, str], settings: Settings, base: Mapping[str, Any] | None
+) -> dict[str, Any]:
+  """What pipeline.yaml says of no single model.
+
+  files: part -> checkpoint file name, of every part in the folder that the pipeline knows. base:
+  the pipeline.yaml of the folder that parts were taken over from, whose settings for what is not
+  made here, the depth model and preprocessing are kept.
   """
-  prepared = preprocessor(cfg.condition.dino.input_size, pointmap_side(cfg))
-
   # What a published pipeline has, or the one that parts were taken over from.
   out = {
     "_target_": TARGETS["pipeline"],
     "dtype": "float16" if settings.half else "bfloat16",
     "version": "sam3d_jax",
     "ss_condition_input_mapping": [],
-    "ss_preprocessor": prepared,
     "pose_decoder_name": "ScaleShiftInvariant",
     "downsample_ss_dist": 1,
     "depth_model": {
@@ -52,11 +64,14 @@ def pipeline_yaml(
   for part, file in files.items():
     out[f"{part}_config_path"] = f"{part}.yaml"
     out[f"{part}_ckpt_path"] = file
+  return out
 
-  # So is everything about the first stage.
+
+def geometry_settings(cfg: GeometryConfig, settings: Settings) -> dict[str, Any]:
+  """What pipeline.yaml says of the first stage."""
   sampler = settings.sampler
-  return out | {
-    "ss_preprocessor": prepared,
+  return {
+    "ss_preprocessor": preprocessor(cfg.condition.dino.input_size, pointmap_side(cfg)),
     "ss_inference_steps": sampler["steps"],
     "ss_rescale_t": sampler["rescale_t"],
     "ss_cfg_strength": sampler["guidance"],
@@ -90,37 +105,41 @@ def resizes_twice(pipeline: Mapping[str, Any] | None, geometry: Mapping[str, Any
   return side is None or side == images
 
 
-def preprocessor(size: int, pointmap_side: int) -> dict:
-  """How the published pipeline prepares photo, mask and point map.
+def compose(size: int, **options) -> dict:
+  """To a square, then to a side of `size`."""
+  resize = {"_target_": "torchvision.transforms.Resize", "size": size, **options}
+  return {"_target_": "torchvision.transforms.Compose", "transforms": [PAD, resize]}
 
-  Crop around the mask with margin, pad to a square, resize to `size`, point maps to
-  `pointmap_side`.
-  """
-  # photo, mask and point map together: one size, then the crop
+
+def photo_transforms(size: int) -> tuple[dict, dict, dict]:
+  """Crop around the mask with margin; photo and mask, each on its own, to a square of `size`."""
   crop = {
     "_partial_": True,
     "_target_": DATASET + "img_and_mask_transforms.crop_around_mask_with_padding",
     "box_size_factor": 1.2,
     "padding_factor": 0.0,
   }
+  return crop, compose(size), compose(size, interpolation=0)
+
+
+def preprocessor(size: int, pointmap_side: int) -> dict:
+  """How the published pipeline prepares photo, mask and point map.
+
+  Crop around the mask with margin, pad to a square, resize to `size`, point maps to
+  `pointmap_side`.
+  """
+  # photo, mask and point map together come to one size before the crop
   same = {
     "_partial_": True,
     "_target_": DATASET + "img_and_mask_transforms.resize_all_to_same_size",
   }
-
-  # each on its own: a square, then its side
-  pad = {"_partial_": True, "_target_": DATASET + "img_processing.pad_to_square_centered"}
-
-  def compose(size: int, **options) -> dict:
-    resize = {"_target_": "torchvision.transforms.Resize", "size": size, **options}
-    return {"_target_": "torchvision.transforms.Compose", "transforms": [pad, resize]}
-
+  crop, image, mask = photo_transforms(size)
   return {
     "_target_": DATASET + "preprocessor.PreProcessor",
     "img_mask_joint_transform": [],
     "img_mask_pointmap_joint_transform": [same, crop],
-    "img_transform": compose(size),
-    "mask_transform": compose(size, interpolation=0),
+    "img_transform": image,
+    "mask_transform": mask,
     "pointmap_transform": compose(pointmap_side, interpolation=0),
     "normalize_pointmap": True,
     "pointmap_normalizer": {
@@ -133,11 +152,22 @@ def preprocessor(size: int, pointmap_side: int) -> dict:
 
 def obstacles(cfg: GeometryConfig) -> list[str]:
   """Why the published classes could not build and strictly load such a model; empty if they can."""
-  condition, flow = cfg.condition, cfg.flow
+  found = condition_obstacles(cfg.condition)
+  flow = cfg.flow
+
+  # the latents, which the published decoder and second stage read
+  if (flow.shape_resolution, flow.latent_channels) != (16, 8):
+    found.append(
+      "the published pipeline has 16^3 structure latents with 8 channels, the model "
+      f"{flow.shape_resolution}^3 with {flow.latent_channels}"
+    )
+  return found
+
+
+def condition_obstacles(condition: ConditionConfig) -> list[str]:
+  """What of a condition encoder the published classes do not have."""
   dino, pointmap = condition.dino, condition.pointmap
   found = []
-
-  # the condition encoder
   if len(condition.streams) == 1:
     found.append(
       f"{condition.streams[0]} is the only stream: the published fuser then has 2 rows of group "
@@ -157,30 +187,30 @@ def obstacles(cfg: GeometryConfig) -> list[str]:
     found.append(
       f"the published fuser's width is that of its widest encoder, the model's is {condition.width}"
     )
-
-  # the latents, which the published decoder and second stage read
-  if (flow.shape_resolution, flow.latent_channels) != (16, 8):
-    found.append(
-      "the published pipeline has 16^3 structure latents with 8 channels, the model "
-      f"{flow.shape_resolution}^3 with {flow.latent_channels}"
-    )
   return found
 
 
 def sampler_section(
-  generator_tree: Mapping[str, Any], pipeline: Mapping[str, Any] | None, file: str
+  generator_tree: Mapping[str, Any],
+  pipeline: Mapping[str, Any] | None,
+  file: str,
+  *,
+  stage: str = "ss",
 ) -> dict[str, Any]:
-  """Sampling settings of stage 1.
+  """Sampling settings of a stage, "ss" or "slat".
 
   Those of pipeline.yaml over the pipeline's own defaults; without one, the generator's.
   """
   generator = at(generator_tree, "module.generator.backbone", file)
   if pipeline is not None:
+    said = {}
+    for key, default in PIPELINE_SAMPLER[stage].items():
+      said[key] = pipeline.get(f"{stage}_{key}", default)
     read = {
-      "steps": pipeline.get("ss_inference_steps", 25),
-      "rescale_t": pipeline.get("ss_rescale_t", 3),
-      "guidance": pipeline.get("ss_cfg_strength", 7),
-      "interval": pipeline.get("ss_cfg_interval", [0, 500]),
+      "steps": said["inference_steps"],
+      "rescale_t": said["rescale_t"],
+      "guidance": said["cfg_strength"],
+      "interval": said["cfg_interval"],
     }
   else:
     guidance = at(generator, "reverse_fn", file)

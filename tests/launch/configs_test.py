@@ -16,17 +16,23 @@ from sam3d_jax.errors import ConfigError
 from sam3d_jax.inference import weights
 from sam3d_jax.models import registry
 from sam3d_jax.models.conditioning import ConditionConfig, DinoConfig, PointmapConfig
+from sam3d_jax.models.gaussians import Activations
 from sam3d_jax.models.geometry_flow import GeometryFlowConfig
+from sam3d_jax.models.slat_encoder import SlatEncoderConfig
+from sam3d_jax.models.slat_gaussian import SlatGaussianConfig
+from sam3d_jax.models.slat_trunk import TrunkConfig
 from sam3d_jax.models.structure_vae import StructureVAEConfig
 from sam3d_jax.sampling.generate import SamplerConfig
 from sam3d_jax.sharding.mesh import MeshConfig
 from sam3d_jax.training.optim import OptimConfig
 from sam3d_jax.training.step import GuardConfig
 
+# a model alone, for what is exchanged with others and not trained
+MODELS_ALONE = ("configs/vae_slat.py", "configs/vae_slat_gaussian.py")
 EXPERIMENTS = sorted(
   p.as_posix()
   for p in pathlib.Path("configs").glob("*.py")
-  if p.name not in ("__init__.py", "base.py")
+  if p.name not in ("__init__.py", "base.py") and p.as_posix() not in MODELS_ALONE
 )
 
 
@@ -45,6 +51,10 @@ def section_keys(section) -> set[str]:
     (base.geometry_model().condition.dino, DinoConfig),
     (base.geometry_model().condition.pointmap, PointmapConfig),
     (base.structure_vae_model(), StructureVAEConfig),
+    (base.slat_trunk(), TrunkConfig),
+    (base.slat_encoder(), SlatEncoderConfig),
+    (base.slat_gaussian(32), SlatGaussianConfig),
+    (base.slat_gaussian(32).activations, Activations),
     (base.sampler(), SamplerConfig),
   ],
   ids=lambda x: getattr(x, "__name__", ""),
@@ -52,7 +62,7 @@ def section_keys(section) -> set[str]:
 def test_section_and_dataclass_have_the_same_keys_and_defaults(section, cls):
   fields = {f.name: f.default for f in dataclasses.fields(cls)}
   assert section_keys(section) == set(fields)
-  nested = {"dino", "pointmap"}
+  nested = {"trunk", "activations", "dino", "pointmap"}
   assert {k: v for k, v in section.items() if k not in nested | {"name", "streams"}} == {
     k: v for k, v in fields.items() if k not in nested | {"streams"}
   }
@@ -104,6 +114,13 @@ def test_every_experiment_loads_and_its_model_and_objective_take_its_keys(path, 
   config = cli.load_config(path + variant)
   registry.typed_config(config.model)
   setup.read(config)
+
+
+@pytest.mark.parametrize("path", MODELS_ALONE)
+def test_a_model_alone_loads_and_takes_its_keys(path):
+  config = cli.load_config(path)
+  registry.typed_config(config.model)
+  assert "objective" not in config
 
 
 def test_an_objective_setting_that_nothing_takes_is_an_error():

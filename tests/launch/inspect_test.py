@@ -94,12 +94,31 @@ def test_the_lineage_goes_back_to_the_files_it_began_with(run, capsys):
   assert "beef" in whole
 
 
-def test_release_keys_are_the_published_ones(shared_dir, capsys):
+FIRST_STAGE = {"ss_generator", "ss_condition_embedder", "ss_decoder", "ss_encoder"}
+SECOND_STAGE = {
+  "slat_generator",
+  "slat_condition_embedder",
+  "slat_encoder",
+  "slat_decoder_gs",
+  "slat_decoder_gs_4",
+}
+
+
+@pytest.mark.parametrize(
+  "config, parts",
+  [
+    ("pretrain_geometry", FIRST_STAGE),
+    ("pretrain_texture", SECOND_STAGE),
+    ("vae_slat", {"slat_encoder", "slat_decoder_gs"}),
+    ("vae_slat_gaussian", {"slat_decoder_gs_4"}),
+  ],
+)
+def test_release_keys_are_the_published_ones(shared_dir, config, parts, capsys):
   file = shared_dir / "golden" / "state_dict_full_keys.json"
   golden = json.loads(file.read_text())
-  text = lines(capsys, "--config", "configs/pretrain_geometry.py", "--release_keys")
+  text = lines(capsys, "--config", f"configs/{config}.py", "--release_keys")
   printed = json.loads("\n".join(text))
-  assert set(printed) == {"ss_generator", "ss_condition_embedder", "ss_decoder", "ss_encoder"}
+  assert set(printed) == parts
   for part, names in printed.items():
     entries = golden[part]["entries"]
     assert names == {entry["name"]: entry["shape"] for entry in entries}
