@@ -9,7 +9,7 @@ masks, 256 A100, 4 objects each, 245 epochs over meshes, averages of decay 0.999
 packed: a row of 65 536 voxels holds 3.6 objects on average of a size distribution with median
 18 000 voxels, so 284 rows are the published 1 024 objects. The image encoders are frozen.
 Compiled for v5p: see docs/benchmarks.md.
-Cost at 420 TFLOP a row.
+Cost at 141 TFLOP a row of six objects: 30.7 M rows, 6 550 v5p or 3 040 H200 chip-hours at 40 % MFU.
 
 `:tiny` is a model for two CPU cores.
 """

@@ -331,7 +331,7 @@ def sparse_res_block(voxels: int, c_in: int, c_out: int, *, mod_width: int, obje
   return block
 
 
-def texture_flow(cfg: TextureConfig, cond_tokens: int) -> Part:
+def texture_flow(cfg: TextureConfig, cond_tokens: int, *, plain: bool) -> Part:
   """The flow over a row that equal objects fill."""
   flow, row = cfg.flow, cfg.row
   d = flow.width
@@ -354,6 +354,10 @@ def texture_flow(cfg: TextureConfig, cond_tokens: int) -> Part:
   for c_in, c_out in (*level, *flow.up_widths):
     ends += sparse_res_block(V, c_in, c_out, mod_width=d, objects=K)
   ends += sparse_res_block(T, *last, mod_width=d, objects=K)
+  if not plain:
+    # the first one up multiplies coarse voxels and gathers what comes out (sparse_up.py)
+    c_in, c_out = flow.up_widths[0]
+    ends += (sparse_conv(1, c_in, c_out) + Part(2 * c_in * c_out)) * (T - V)
 
   # embedders of time and step size: sinusoids, 256 numbers, then two linear layers
   embedders = 2 if flow.shortcut else 1
@@ -368,11 +372,11 @@ def texture(cfg: TextureConfig, *, plain: bool) -> Cost:
   encoders = {}
   for name, part in condition(cfg.condition, plain=plain).items():
     encoders[name] = part * cfg.row.objects
-  flow_part = texture_flow(cfg, cfg.condition.tokens)
+  flow_part = texture_flow(cfg, cfg.condition.tokens, plain=plain)
   # without condition it sees one zero token in place of all; in the published form all of them
   unconditional = flow_part
   if not plain:
-    unconditional = texture_flow(cfg, 1)
+    unconditional = texture_flow(cfg, 1, plain=False)
   return Cost(
     parts=encoders | {"flow": flow_part},
     streams=("flow",),

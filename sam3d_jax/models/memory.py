@@ -153,9 +153,12 @@ def texture(cfg: TextureConfig, *, trained: Collection[str], lanes: int) -> Acti
   )
 
   # residual blocks: their input, and what is between it and the result
-  *level, last = flow.down_widths
-  blocks = [(row.voxels, *widths) for widths in (*level, *flow.up_widths)]
-  blocks.append((row.coarse, *last))
+  *level_down, last = flow.down_widths
+  first, *level_up = flow.up_widths
+  blocks = [(row.voxels, *widths) for widths in (*level_down, *level_up)]
+  # of the first one up only what comes of its first convolution is as long as the voxels
+  out = first[-1]
+  blocks += [(row.coarse, *last), (row.coarse, *first), (row.voxels - row.coarse, 0, out)]
   inputs = 0.0
   between = 0.0
   largest = 0.0

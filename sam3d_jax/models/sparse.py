@@ -24,6 +24,7 @@ import numpy as np
 
 from sam3d_jax.geometry.packing import BLOCK, Pooling, VoxelLevel
 from sam3d_jax.geometry.voxel_tables import CHILDREN
+from sam3d_jax.models.stack import unrolling
 
 
 class SparseTensor(NamedTuple):
@@ -81,7 +82,7 @@ def _conv(x_RVI, kernel_TIO, neighbours_R27V):
   channels_out = kernel_TIO.shape[-1]
   zero_RVO = jnp.zeros((rows, slots, channels_out), jnp.float32)
   taps = (neighbours_R27V.swapaxes(0, 1), kernel_TIO)
-  sum_RVO, _ = jax.lax.scan(tap, zero_RVO, taps)
+  sum_RVO, _ = jax.lax.scan(tap, zero_RVO, taps, unroll=unrolling())
   return sum_RVO
 
 
@@ -109,18 +110,19 @@ def _conv_backward(residuals, grad_RVO):
     )
     return None, bar_IO
 
-  _, kernel_bar = jax.lax.scan(kernel_tap, None, neighbours_R27V.swapaxes(0, 1))
+  taps = neighbours_R27V.swapaxes(0, 1)
+  _, kernel_bar = jax.lax.scan(kernel_tap, None, taps, unroll=unrolling())
   return (
     x_bar.astype(x_RVI.dtype),
     kernel_bar.astype(kernel_TIO.dtype),
-    _no_gradient(neighbours_R27V),
+    no_gradient(neighbours_R27V),
   )
 
 
 submanifold_conv.defvjp(_conv_forward, _conv_backward)
 
 
-def _no_gradient(index):
+def no_gradient(index):
   """The cotangent of an array of integers."""
   return np.zeros(index.shape, jax.dtypes.float0)
 
@@ -160,7 +162,7 @@ def _pooled_backward(pooling, grad_RTC):
   slots = pooling.parent_RV.shape[1]
   share_RTC = grad_RTC.astype(jnp.float32) / _divisor(slots, pooling)
   x_bar = gather(share_RTC, pooling.parent_RV)
-  return x_bar.astype(grad_RTC.dtype), jax.tree.map(_no_gradient, pooling)
+  return x_bar.astype(grad_RTC.dtype), jax.tree.map(no_gradient, pooling)
 
 
 pooled.defvjp(_pooled_forward, _pooled_backward)
@@ -182,7 +184,7 @@ def _spread_backward(pooling, grad_RVC):
   gathered = gather(grad_RVC, children_RW)
   children_RT8C = gathered.reshape(rows, slots, 8, grad_RVC.shape[-1])
   sums_RTC = children_RT8C.astype(jnp.float32).sum(2)
-  return sums_RTC.astype(grad_RVC.dtype), jax.tree.map(_no_gradient, pooling)
+  return sums_RTC.astype(grad_RVC.dtype), jax.tree.map(no_gradient, pooling)
 
 
 spread.defvjp(_spread_forward, _spread_backward)

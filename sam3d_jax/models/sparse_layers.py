@@ -130,27 +130,30 @@ class SparseResBlock(nnx.Module):
 
   def __call__(self, x: SparseTensor, mod_RKD) -> SparseTensor:
     """mod_RKD: what modulates each object."""
-    # of the time of each object, at its slots
-    active_RKD = jax.nn.silu(mod_RKD)
-    scale_RKC, shift_RKC = jnp.unstack(self.mod(active_RKD), axis=2)
-    scale_RVC = sparse.per_slot(scale_RKC, x.level)
-    shift_RVC = sparse.per_slot(shift_RKC, x.level)
-
     # first convolution
     normed = self.norm1(x.feats_RVC)
     active = x.of(jax.nn.silu(normed))
     h = self.conv1(active)
 
+    shortcut = x.feats_RVC
+    if self.skip is not None:
+      shortcut = self.skip(shortcut)
+    return self.modulated(h, shortcut, mod_RKD)
+
+  def modulated(self, h: SparseTensor, shortcut_RVC, mod_RKD) -> SparseTensor:
+    """The second half: from the result of the first convolution and the way around."""
+    # of the time of each object, at its slots
+    active_RKD = jax.nn.silu(mod_RKD)
+    scale_RKC, shift_RKC = jnp.unstack(self.mod(active_RKD), axis=2)
+    scale_RVC = sparse.per_slot(scale_RKC, h.level)
+    shift_RVC = sparse.per_slot(shift_RKC, h.level)
+
     # second convolution, modulated
     normed = layer_norm(h.feats_RVC, BLOCK_EPS)
     modulated = normed * (1 + scale_RVC) + shift_RVC
     active = h.of(jax.nn.silu(modulated))
-    h = self.conv2(active)
-
-    shortcut = x.feats_RVC
-    if self.skip is not None:
-      shortcut = self.skip(shortcut)
-    return x.of(h.feats_RVC + shortcut)
+    second = self.conv2(active)
+    return h.of(second.feats_RVC + shortcut_RVC)
 
 
 class SparseSelfAttention(nnx.Module):

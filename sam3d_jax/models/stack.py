@@ -113,6 +113,11 @@ def unrolled():
     _unroll.reset(token)
 
 
+def unrolling() -> bool:
+  """Whether this is traced within `unrolled`: loops of known length should then be written out."""
+  return _unroll.get()
+
+
 def operand(x, dtype=None):
   """x, in `dtype` if one is given, tagged as something that the backward pass reads.
 

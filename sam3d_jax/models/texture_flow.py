@@ -36,6 +36,7 @@ from sam3d_jax.models.layers import (
 from sam3d_jax.models.packed_attention import Segments, attend_packed, attend_packed_cross
 from sam3d_jax.models.sparse import SparseTensor
 from sam3d_jax.models.sparse_layers import SparseResBlock
+from sam3d_jax.models.sparse_up import UpResBlock
 from sam3d_jax.models.stack import REMAT_POLICIES, Stack, operand, rematerialise
 
 LATENT = "slat"  # name of the one latent
@@ -152,10 +153,11 @@ class TextureFlow(nnx.Module):
       unroll=cfg.unroll,
     )
 
-    # and up again; the last projection starts at zero
+    # and up again, the first block from half the resolution; the last projection starts at zero
     self.out_blocks = nnx.List()
-    for channels, out_channels in cfg.up_widths:
-      block = SparseResBlock(
+    for number, (channels, out_channels) in enumerate(cfg.up_widths):
+      make = SparseResBlock if number else UpResBlock
+      block = make(
         channels,
         out_channels,
         cfg.width,
@@ -234,31 +236,29 @@ class TextureFlow(nnx.Module):
     *level_skips, coarse_skip = skips
     first, *level_blocks = self.out_blocks
 
-    # the first one works on voxels that have what their coarse one has
+    # the first one leads to the voxels' resolution
     h_RTC = jnp.concatenate([h.feats_RVC, coarse_skip.feats_RVC], axis=-1)
-    spread_RVC = sparse.spread(h_RTC, voxels.pooling)
-    h = SparseTensor(spread_RVC, voxels.fine)
-    h = self.residual(first, h, mod_RKD)
+    h = self.residual(first, h.of(h_RTC), voxels, mod_RKD)
 
     for block, skip in zip(level_blocks, reversed(level_skips), strict=True):
       both_RVC = jnp.concatenate([h.feats_RVC, skip.feats_RVC], axis=-1)
       h = self.residual(block, h.of(both_RVC), mod_RKD)
     return h
 
-  def residual(self, block: SparseResBlock, x: SparseTensor, mod_RKD) -> SparseTensor:
-    """One residual block."""
+  def residual(self, block: SparseResBlock, x: SparseTensor, *given) -> SparseTensor:
+    """One residual block, called as `block(x, *given)`."""
     graph, params = nnx.split(block)
 
-    def of_features(params, feats_RVC, mod_RKD):
+    def of_features(params, feats_RVC, given):
       module = nnx.merge(graph, params)
-      return module(x.of(feats_RVC), mod_RKD).feats_RVC
+      return module(x.of(feats_RVC), *given)
 
     # Where memory counts only its input is kept: its arrays are as long as the voxels are many.
     policy = "none"
     if self.cfg.remat != "none":
       policy = "full"
     compute = rematerialise(of_features, policy, looped=False)
-    return x.of(compute(params, x.feats_RVC, mod_RKD))
+    return compute(params, x.feats_RVC, given)
 
 
 def embed_times(embedder: TimestepEmbedder, t, objects: tuple[int, int]):
@@ -346,6 +346,7 @@ class VoxelStream(nnx.Module):
       segments,
       segments,
       backend=self.attention,
+      objects=level.count_RK.shape[1],
     )
     seen_RTD = self.self_attn.out(attended_RTHK)
     x_RTD = operand(x_RTD + attn_gate * seen_RTD)

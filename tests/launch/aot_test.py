@@ -18,6 +18,7 @@ RECIPES = {  # TFLOP a sample: anchors of the published recipe, counted from sha
   "configs/pretrain_geometry.py": 20.8,
   "configs/midtrain_fo_geometry.py": 27.9,
   "configs/midtrain_os_geometry.py": 33.4,
+  "configs/pretrain_texture.py": 141.1,
 }
 
 VAE = "configs/vae_structure.py:fake"  # the smallest step
@@ -69,6 +70,22 @@ def test_closed_form_agrees_with_xlas_count_of_the_full_size_step_within_five_pe
   setup = prepare(compiled.without_data(config, batch_size=1))
   closed = plan.model_flops(setup, plain=False)
   assert counted == pytest.approx(closed, rel=0.05)
+
+
+def test_so_does_that_of_the_full_size_texture_step_where_a_row_holds_one_object():
+  # XLA counts all pairs of a row; the closed form those within an object.
+  config = compiled.without_data(
+    cli.load_config("configs/pretrain_texture.py"),
+    model__row__objects=1,
+    model__row__voxels=16_384,
+    model__row__coarse=4096,
+  )
+  counted = counting.xla_flops_per_sample(config)
+  setup = prepare(compiled.without_data(config, batch_size=1))
+  closed = plan.model_flops(setup, plain=False)
+  assert counted == pytest.approx(closed, rel=0.05)
+  # the step up in resolution is multiplied at half of it
+  assert closed < plan.model_flops(setup)
 
 
 def test_collectives_in_a_loop_count_as_often_as_it_runs_and_lone_groups_not_at_all():
