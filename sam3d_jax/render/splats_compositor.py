@@ -219,7 +219,7 @@ def _block(table_NK, pairs: Pairs, where: lanes.Lanes, walk: Walk):
 def _light(rows_WBK, inside_WB, tile_W, grid: Grid) -> Light:
   """What the splats of a block cover of every pixel."""
   u, v, xx, xy, yy, opacity = (rows_WBK[..., i, None] for i in range(SHAPE))
-  pixel_u, pixel_v = _centres(tile_W, grid)
+  pixel_u, pixel_v = grid.centres(tile_W)
   across = pixel_u[:, None] - u
   down = pixel_v[:, None] - v
   power = -0.5 * (xx * across * across + yy * down * down) - xy * across * down
@@ -265,41 +265,17 @@ def _beyond(block: int) -> jax.Array:
 # --- Pixels ---------------------------------------------------------------------------------------
 
 
-def _offsets(grid: Grid) -> tuple[jax.Array, jax.Array]:
-  """Pixel centres of a tile from its upper left corner, (P,) each."""
-  pixel = jnp.arange(grid.pixels, dtype=jnp.int32)
-  across = (pixel % grid.side).astype(jnp.float32)
-  down = (pixel // grid.side).astype(jnp.float32)
-  return across + 0.5, down + 0.5
-
-
-def _corners(tile_W, grid: Grid) -> tuple[jax.Array, jax.Array]:
-  """Upper left corners of tiles in pixels, (W,) each."""
-  column = tile_W % grid.columns
-  row = tile_W // grid.columns
-  left = (column * grid.side).astype(jnp.float32)
-  top = (row * grid.side).astype(jnp.float32)
-  return left, top
-
-
-def _centres(tile_W, grid: Grid) -> tuple[jax.Array, jax.Array]:
-  """Pixel centres of tiles, (W, P) each."""
-  left, top = _corners(tile_W, grid)
-  across, down = _offsets(grid)
-  return left[:, None] + across, top[:, None] + down
-
-
 def _log_at_start(grid: Grid) -> jax.Array:
   """(T + 1, P) log transmittance before the first splat."""
   tile = jnp.arange(grid.tiles + 1, dtype=jnp.int32)
-  u, v = _centres(tile, grid)
+  u, v = grid.centres(tile)
   inside = (u < grid.width) & (v < grid.height)
   return jnp.where(inside, 0.0, OUTSIDE)
 
 
 def _basis(grid: Grid) -> jax.Array:
   """(6, P): 1, x, y, xx, xy, yy of pixel centres from the middle of their tile."""
-  across, down = _offsets(grid)
+  across, down = grid.offsets()
   x = across - grid.side / 2
   y = down - grid.side / 2
   return jnp.stack([jnp.ones_like(x), x, y, x * x, x * y, y * y])
@@ -312,7 +288,7 @@ def _shape_slopes(moments_WMB, rows_WBK, tile_W, grid: Grid) -> jax.Array:
   """
   m, mx, my, mxx, mxy, myy = (moments_WMB[:, i] for i in range(6))
   u, v, xx, xy, yy, opacity = (rows_WBK[..., i] for i in range(SHAPE))
-  left, top = _corners(tile_W, grid)
+  left, top = grid.corners(tile_W)
   x = u - left[:, None] - grid.side / 2
   y = v - top[:, None] - grid.side / 2
 

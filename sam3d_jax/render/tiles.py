@@ -42,6 +42,27 @@ class Grid:
     """Of one tile."""
     return self.side * self.side
 
+  def offsets(self) -> tuple[jax.Array, jax.Array]:
+    """Pixel centres of a tile from its upper left corner, (P,) each: to the right and down."""
+    pixel = jnp.arange(self.pixels, dtype=jnp.int32)
+    right = (pixel % self.side).astype(jnp.float32)
+    down = (pixel // self.side).astype(jnp.float32)
+    return right + 0.5, down + 0.5
+
+  def corners(self, tile_W: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Upper left corners of tiles in pixels, (W,) each."""
+    column = tile_W % self.columns
+    row = tile_W // self.columns
+    left = (column * self.side).astype(jnp.float32)
+    top = (row * self.side).astype(jnp.float32)
+    return left, top
+
+  def centres(self, tile_W: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Pixel centres of tiles, (W, P) each."""
+    left, top = self.corners(tile_W)
+    right, down = self.offsets()
+    return left[:, None] + right, top[:, None] + down
+
   def picture(self, tiles_TCP: jax.Array) -> jax.Array:
     """(T, C, pixels of a tile) as a picture (H, W, C)."""
     channels = tiles_TCP.shape[1]
