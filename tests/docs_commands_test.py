@@ -12,7 +12,7 @@ import tomllib
 
 import pytest
 
-from launch import ladder, make_examples
+from launch import engine, ladder, make_examples
 from launch.console import cli
 from tests.support import documented, documented_inputs
 from tests.support.documented import ROOT, Command
@@ -281,6 +281,8 @@ READING = (
   "launch.benchmark",
   "launch.aot",
   "launch.plan",
+  "launch.engine",
+  "launch.annotate",
 )
 CHAINS = ("launch.quickstart", "launch.ladder", "launch.sweep")
 
@@ -370,6 +372,7 @@ def test_every_command_takes_dry_run_as_the_pages_say():
   kinds = {
     "launch.make_examples": [*make_examples.KINDS, "benchmark"],
     "launch.ladder": ["", *ladder.OWN_STEPS],
+    "launch.engine": [*engine.ACTIONS],
   }
   without = []
   for entry in PROJECT["scripts"].values():

@@ -88,7 +88,7 @@ def from_example(
     pointmap = example["pointmap"]
   if schema.is_present(example, "camera"):
     camera = {key: float(example["camera"][key]) for key in schema.CAMERA_LENGTHS}
-  return _write(
+  return item(
     folder,
     files,
     pointmap,
@@ -136,7 +136,7 @@ def from_arrays(
   if camera is not None:
     lengths = map(float, camera)
     stated = dict(zip(schema.CAMERA_LENGTHS, lengths, strict=True))
-  return _write(
+  return item(
     folder,
     files,
     pointmap_HW3,
@@ -155,7 +155,7 @@ def _mask_picture(mask_HW: np.ndarray) -> np.ndarray:
   return mask_HW.astype(np.uint8) * 255
 
 
-def _write(
+def item(
   folder: pathlib.Path,
   files: Mapping[str, tuple[str, Any]],
   pointmap: np.ndarray | None,
@@ -168,7 +168,10 @@ def _write(
   note: str,
   license: str,
 ) -> pathlib.Path:
-  """Writes an item's files, its JSON last. files: key -> (name, encoded bytes or an image)."""
+  """Writes an item's files, its JSON last; returns the JSON file.
+
+  files: key -> (name, encoded bytes or an image). camera: fx, fy, cx, cy by name.
+  """
   # the photo
   folder.mkdir(parents=True, exist_ok=True)
   stated: dict[str, Any] = {"format": layout.FORMAT}

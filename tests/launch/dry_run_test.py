@@ -7,6 +7,7 @@ import tomllib
 
 import pytest
 
+from data_pipelines.engine import project
 from launch import ladder
 from launch.console import cli
 from tests.support import sampling, tiny_dataset, tiny_release, tiny_weights
@@ -19,6 +20,7 @@ SPEC = str(ROOT / "tests/golden/cluster/gpu.yaml")
 
 # command -> what it is called with; {name} is an input of `inputs`, {new} no folder yet
 CALLS = {
+  "annotate": ["--project", "{engine}", "--port", "8765"],
   "aot": ["--config", FAKE, "--topology", "v5p:2x2x1"],
   "benchmark": ["--config", FAKE],
   "build_data": [
@@ -31,6 +33,7 @@ CALLS = {
   "distill": ["--config", "configs/distill_geometry.py", "--workdir", "{new}", "--devices", "64"],
   "dpo": ["--config", "configs/dpo_geometry.py", "--workdir", "{new}", "--devices", "128"],
   "encode_latents": ["--data", "{data}", "--checkpoint", "{full_vae}", "--out", "{new}"],
+  "engine": ["create", "--project", "{new}"],
   "evaluate": ["--pairs", "{pairs}", "--out", "{new}"],
   "export_torch": ["--checkpoint", "{run}", "--out", "{new}", "--safetensors"],
   "import_torch": ["--from", "{release}", "--workdir", "{new}"],
@@ -66,7 +69,10 @@ def inputs(tmp_path_factory) -> dict:
   sampling.write_cup_photo(folder)
   (folder / "pairs" / "cup").mkdir(parents=True)
   (folder / "pairs" / "cup" / "truth.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+  engine = folder / "engine"
+  project.create(engine, project.Settings()).close()
   return {
+    "engine": str(engine),
     "geometry": geometry,
     "vae": tiny_weights.save_vae(folder / "vae"),
     "full_vae": tiny_weights.save_random(

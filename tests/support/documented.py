@@ -37,6 +37,7 @@ PLACEHOLDERS = {
   "OSA": "osa",
   "MITL": "mitl",
   "ART": "art",
+  "ENGINE": "engine",
   "RECGEN": "recgen",
   "TRELLIS": "trellis",
   "REPLICA": "replica",

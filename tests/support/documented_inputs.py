@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 import trimesh
 
+from data_pipelines.engine import project
 from launch import make_examples
 from sam3d_jax.torch_bridge import release_writer
 from tests.support import sampling, tiny_dataset, tiny_release, tiny_weights
@@ -33,6 +34,7 @@ INPUTS = {
   "--pairs": "pairs",
   "--photos": "set",
   "--mesh": "meshes/box_0.glb",
+  "--project": "engine",
   "--encoder": "release/ss_encoder.safetensors",
 }
 # ... where a command or a configuration means something else.
@@ -56,6 +58,9 @@ def write(folder: pathlib.Path) -> None:
   for kind in ("rooms", "items"):
     make = ["--out", str(folder / kind), "--count", "2", "--image_size", "64"]
     assert make_examples.main([kind, *make]) == 0
+
+  # a project of the data engine
+  project.create(folder / "engine", project.Settings()).close()
 
   # photos of objects
   (folder / "photo").mkdir()
@@ -112,6 +117,8 @@ def given(module: str, words: list[str], inputs: pathlib.Path, out: pathlib.Path
   config = ""
   changed = []
   flag = ""
+  # of a new project, a new folder
+  makes_project = "create" in words
   for word in words:
     name, equals, value = word.partition("=")
     if word.startswith("--"):
@@ -125,7 +132,10 @@ def given(module: str, words: list[str], inputs: pathlib.Path, out: pathlib.Path
       continue
     if flag == "--config":
       config = pathlib.Path(word).stem
-    changed.append(_value(module, config, flag, word, inputs, out))
+    if makes_project and flag == "--project":
+      changed.append(str(out / word))
+    else:
+      changed.append(_value(module, config, flag, word, inputs, out))
   return changed
 
 
@@ -135,6 +145,9 @@ def _value(
   """What stands behind a flag."""
   if flag in OUTPUTS:
     return str(out / pathlib.Path(value).name)
+  if flag == "--generator":
+    # NAME=KIND:PATH
+    return value.rpartition(":")[0] + f":{inputs / 'meshes'}"
   asset = INPUTS.get(flag)
   for about in (module, config):
     asset = OTHERWISE.get((about, flag), asset)

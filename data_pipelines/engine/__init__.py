@@ -1,0 +1,1 @@
+"""The data engine: a model in the loop, people choosing, training data out."""

@@ -1,0 +1,200 @@
+"""From decisions to the annotation folders that `launch.build_data` reads.
+
+    OUT/export.json                  what was exported, and from which decisions
+    OUT/items/PHOTO-OBJECT-ITERATION/annotation.json and the files that it names
+
+Every object whose chain ended is an item, with all candidates, the choices and the rating: what was
+accepted, what was not, and who made it. The builders choose: `mitl_3do` takes the winners rated at
+least α, `art_3do` what artists made, `preferences` the pairs. The same database gives the same
+bytes.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import json
+import pathlib
+import tempfile
+from typing import Any
+
+import numpy as np
+import sqlalchemy
+from sqlalchemy import orm
+
+from data_pipelines.annotations import choices, write
+from data_pipelines.engine.adding import JPEG_START
+from data_pipelines.engine.project import Project
+from data_pipelines.engine.stages import Work
+from data_pipelines.engine.tables import Candidate, Decision, Object, Photo, Task
+from sam3d_jax.errors import InputError
+from sam3d_jax.files import atomic, names
+from sam3d_jax.geometry import rotations
+from sam3d_jax.geometry.pose import Pose
+
+ITEMS = "items"
+SUMMARY = "export.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+  """One object whose chain ended, and what was decided about it."""
+
+  name: str
+  iteration: int
+  photo: Photo
+  target: Object
+  candidates: tuple[Candidate, ...]
+  chain: tuple[dict[str, Any], ...]
+  rating: dict[str, Any]
+  made: dict[str, Any] | None  # by an artist
+  pose: dict[str, Any] | None
+
+
+def export(project: Project, out: pathlib.Path, *, iteration: int, alpha: float) -> dict[str, Any]:
+  """Writes the items of all iterations up to `iteration`; returns the summary.
+
+  alpha: least rating that counts as accepted. Raises InputError for a folder that is not empty.
+  """
+  if out.exists() and any(out.iterdir()):
+    raise InputError(f"--out {out} is not empty: name a folder that is, or a new one")
+  counts = {"items": 0, "accepted": 0, "below_alpha": 0, "by_artists": 0, "posed": 0}
+  generators: dict[str, int] = {}
+  with atomic.folder(out) as folder:
+    for item in items(project, iteration):
+      _write(project, folder / ITEMS / item.name, item)
+      counts["items"] += 1
+      counts["posed"] += item.pose is not None
+      counts["by_artists"] += item.made is not None
+      accepted = item.rating["value"] >= alpha
+      counts["accepted" if accepted else "below_alpha"] += 1
+      for one in item.candidates:
+        generators[one.generator] = generators.get(one.generator, 0) + 1
+    summary = {
+      "family": project.settings.family,
+      "iteration": iteration,
+      "alpha": alpha,
+      **counts,
+      "candidates_by_generator": dict(sorted(generators.items())),
+    }
+    (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+  return summary
+
+
+def items(project: Project, iteration: int) -> Iterator[Item]:
+  """The items, by photo, object and iteration."""
+  with project.database.transaction() as session:
+    rated = sqlalchemy.select(Decision.task_id).where(Decision.kind == "rating")
+    rows = session.execute(
+      sqlalchemy.select(Task, Object, Photo)
+      .join(Object, Object.id == Task.object_id)
+      .join(Photo, Photo.id == Task.photo_id)
+      .where(Task.stage == "shape", Task.iteration <= iteration, Task.id.in_(rated))
+      .order_by(Photo.name, Object.number, Task.iteration)
+    ).all()
+    found = [_item(session, project, *row) for row in rows]
+  yield from found
+
+
+def _item(session: orm.Session, project: Project, task: Task, target: Object, photo: Photo) -> Item:
+  work = Work(session, project, task)
+  (rating,) = work.decisions("rating")
+  name = f"{names.file_name(photo.name)}-{target.number}-{task.iteration}"
+  return Item(
+    name=name,
+    iteration=task.iteration,
+    photo=photo,
+    target=target,
+    candidates=tuple(work.candidates("shape")),
+    chain=tuple(work.decisions("choice")),
+    rating=rating,
+    made=_later(session, task, "artist", "upload"),
+    pose=_later(session, task, "pose", "pose"),
+  )
+
+
+def _later(session: orm.Session, task: Task, stage: str, kind: str) -> dict[str, Any] | None:
+  """The decision of a later stage about the same object."""
+  return session.scalar(
+    sqlalchemy.select(Decision.payload)
+    .join(Task, Task.id == Decision.task_id)
+    .where(
+      Task.stage == stage,
+      Task.object_id == task.object_id,
+      Task.iteration == task.iteration,
+      Decision.kind == kind,
+    )
+    .order_by(Decision.step.desc())
+    .limit(1)
+  )
+
+
+def _write(project: Project, folder: pathlib.Path, item: Item) -> None:
+  """One annotation folder."""
+  blobs = project.blobs
+  image = blobs.read(item.photo.image)
+  suffix = "jpg" if image.startswith(JPEG_START) else "png"
+  files = {
+    "image": (f"image.{suffix}", image),
+    "mask": ("mask.png", blobs.read(item.target.mask)),
+  }
+  points = None
+  if item.photo.pointmap is not None:
+    points = _points(blobs.read(item.photo.pointmap))
+  # the pose is that of the mesh that was accepted
+  pose = None if item.pose is None else _pose(item.pose)
+  winner = item.rating["winner"]
+  named = {one.id: one.name for one in item.candidates}
+
+  with tempfile.TemporaryDirectory() as scratch:
+    proposals = {}
+    for one in item.candidates:
+      mesh = pathlib.Path(scratch) / f"{one.name}{one.suffix}"
+      mesh.write_bytes(blobs.read(one.mesh))
+      is_posed = one.id == winner and item.made is None
+      proposals[one.name] = write.Proposal(
+        one.generator,
+        mesh=mesh,
+        pose=pose if is_posed else None,
+        license=one.license,
+      )
+    artist = None
+    if item.made is not None:
+      mesh = pathlib.Path(scratch) / f"artist{item.made['suffix']}"
+      mesh.write_bytes(blobs.read(item.made["mesh"]))
+      artist = write.Proposal("artist", mesh=mesh, pose=pose)
+
+    write.item(
+      folder,
+      files,
+      points,
+      item.photo.camera,
+      proposals,
+      [_choice(choice, named) for choice in item.chain],
+      rating=item.rating["value"],
+      artist=artist,
+      note=f"iteration {item.iteration}",
+      license=item.photo.license,
+    )
+
+
+def _choice(stored: dict[str, Any], named: dict[int, str]) -> choices.Choice:
+  kept = stored.get("kept")
+  return choices.Choice(
+    named[stored["left"]],
+    named[stored["right"]],
+    stored["answer"],
+    kept="" if kept is None else named[kept],
+  )
+
+
+def _points(content: bytes) -> np.ndarray:
+  """The point map of an .npz of ours."""
+  with tempfile.TemporaryFile() as file:
+    file.write(content)
+    file.seek(0)
+    with np.load(file) as held:
+      return held["pointmap"]
+
+
+def _pose(stored: dict[str, Any]) -> Pose:
+  rotation = rotations.quaternion_to_matrix(np.asarray(stored["rotation"]))
+  return Pose(rotation, np.asarray(stored["translation"]), np.asarray(stored["scale"]))

@@ -1,0 +1,1 @@
+"""Versions of the engine's tables, one module a change."""

@@ -1,0 +1,117 @@
+"""Candidates for the objects of a project, and the tasks that they open."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import sqlalchemy
+
+from data_pipelines.engine import stages
+from data_pipelines.engine.project import Project
+from data_pipelines.engine.tables import Candidate, Object, Photo, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanting:
+  """An object that waits for candidates."""
+
+  id: int
+  photo: str  # name of its photo
+  number: int
+  image: str
+  mask: str
+  pointmap: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposed:
+  """A candidate: the bytes of its mesh and, of a model's, of its latents."""
+
+  generator: str  # "family" or "family/version"
+  mesh: bytes
+  suffix: str = ".glb"
+  latents: bytes | None = None
+  pose: Mapping[str, Any] | None = None
+  license: str = ""
+  kind: str = "shape"
+
+
+def wanting(project: Project, iteration: int) -> list[Wanting]:
+  """Objects without candidates of an iteration, by number."""
+  with project.database.transaction() as session:
+    has_candidate = sqlalchemy.exists().where(
+      Candidate.object_id == Object.id, Candidate.iteration == iteration
+    )
+    rows = session.execute(
+      sqlalchemy.select(Object, Photo)
+      .join(Photo, Photo.id == Object.photo_id)
+      .where(~has_candidate)
+      .order_by(Object.id)
+    )
+    found = []
+    for one, photo in rows:
+      found.append(Wanting(one.id, photo.name, one.number, photo.image, one.mask, photo.pointmap))
+  return found
+
+
+def propose(
+  project: Project, target: int, iteration: int, candidates: Sequence[Proposed]
+) -> Task | None:
+  """Adds the candidates of an object and opens its task, in one transaction.
+
+  None without candidates: the object goes on waiting.
+  """
+  if not candidates:
+    return None
+  # files first: a row never names one that is not kept
+  kept = []
+  for one in candidates:
+    latents = None if one.latents is None else project.blobs.add(one.latents)
+    kept.append((one, project.blobs.add(one.mesh), latents))
+
+  with project.database.transaction() as session:
+    owner = session.get_one(Object, target)
+    for number, (one, mesh, latents) in enumerate(kept):
+      session.add(
+        Candidate(
+          object_id=target,
+          iteration=iteration,
+          name=f"{one.kind}-{number}",
+          generator=one.generator,
+          kind=one.kind,
+          mesh=mesh,
+          suffix=one.suffix,
+          latents=latents,
+          pose=None if one.pose is None else dict(one.pose),
+          license=one.license,
+        )
+      )
+    session.flush()
+    stage = kept[0][0].kind
+    task = stages.new_task(
+      session, stage, owner.photo_id, target, project.settings.seed, iteration=iteration
+    )
+    if task.state == "waiting":
+      task.state = "open"
+  return task
+
+
+def sources(project: Project) -> Iterator[tuple[str, int, int]]:
+  """(generator, candidates that were shown, candidates that won) of each generator."""
+  with project.database.transaction() as session:
+    winners = {}
+    payloads = session.scalars(
+      sqlalchemy.select(stages.Decision.payload).where(stages.Decision.kind == "rating")
+    )
+    for payload in payloads:
+      winners[payload["winner"]] = payload["value"]
+    rows = session.execute(
+      sqlalchemy.select(Candidate.generator, Candidate.id)
+      .join(Task, (Task.object_id == Candidate.object_id) & (Task.stage == Candidate.kind))
+      .where(Task.state.in_(("done", "rejected")), Task.iteration == Candidate.iteration)
+    )
+    shown: dict[str, list[int]] = {}
+    for generator, number in rows:
+      shown.setdefault(generator, []).append(number)
+  for generator, numbers in sorted(shown.items()):
+    yield generator, len(numbers), sum(number in winners for number in numbers)

@@ -1,0 +1,1 @@
+"""The annotation app: an HTTP API and the page that uses it."""

@@ -1,0 +1,1 @@
+"""Rooms of launch.engine: photos in, candidates of generators."""
