@@ -97,6 +97,7 @@ def fake(c: ConfigDict) -> None:
   flow.heads = 2
   flow.cond_width = 16
   flow.io_width = 8
+  flow.io_blocks = 1
 
   c.model.condition.width = 16
   dino = c.model.condition.dino

@@ -72,6 +72,7 @@ def test_closed_form_agrees_with_xlas_count_of_the_full_size_step_within_five_pe
   assert counted == pytest.approx(closed, rel=0.05)
 
 
+@pytest.mark.slow
 def test_so_does_that_of_the_full_size_texture_step_where_a_row_holds_one_object():
   # XLA counts all pairs of a row; the closed form those within an object.
   config = compiled.without_data(
