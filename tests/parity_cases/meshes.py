@@ -1,15 +1,25 @@
-"""Parity of the mesh extraction (f9). Vertices come in another order than in the published code, so
-each is matched with the fixture's nearest, one to one, and faces are compared as sets of corners.
+"""Parity of the mesh decoder (f8) and of mesh extraction (f9). Vertices come in another order than
+in the published code, so each is matched with the fixture's nearest, one to one, and faces are
+compared as sets of corners.
 """
 
+import functools
+
+from flax import nnx
 import jax
 import numpy as np
 from scipy import spatial
 
 from sam3d_jax.geometry import bricks as brick_grid
+from sam3d_jax.geometry import packing
 from sam3d_jax.geometry.bricks import CELLS, SIDE
-from sam3d_jax.models import flexicubes
+from sam3d_jax.models import flexicubes, slat_mesh
+from sam3d_jax.models.slat_mesh import SlatMeshConfig, SlatMeshDecoder
+from sam3d_jax.models.sparse import SparseTensor
+from sam3d_jax.torch_bridge import names_slat
 from tests.parity import Fixture, case
+from tests.parity_cases.flow_and_vae import loaded
+from tests.parity_cases.slat import trunk_config
 
 
 def bricks_of(coords_N3, feats_NC, resolution: int):
@@ -131,3 +141,89 @@ def corners(feats, bricks, resolution: int) -> dict[str, np.ndarray]:
   values_N10 = np.moveaxis(means, 3, -1)[count > 0]
   order = np.lexsort(position_N3.T[::-1])
   return {"vert_pos": position_N3[order], "vert_attrs": values_N10[order]}
+
+
+@case("f8_slat_mesh_decoder")
+def decoder(fixture: Fixture):
+  k = fixture.kwargs
+  width = k["model_channels"]
+  cfg = SlatMeshConfig(
+    trunk=trunk_config(fixture),
+    up_channels=(width // 4, width // 8),
+    latent_channels=k["latent_channels"],
+    resolution=k["resolution"],
+  )
+  rules = names_slat.mesh_decoder_rules(width, cfg.up_channels)
+  module = loaded(functools.partial(SlatMeshDecoder, cfg), rules, fixture.params)
+
+  # both objects in one row that is longer than they need
+  row = packed(fixture, cfg)
+  latents = row.fill(by_object(fixture, fixture.inputs["feats"]))
+  x = SparseTensor(latents, row.voxels.fine)
+  graph, params = nnx.split(module)
+
+  @jax.jit
+  def forward(params, x):
+    decoder = nnx.merge(graph, params)
+    h = decoder.trunk(x)
+    bricks = h.feats_RVC[:, :, None, None, None]
+    after = decoder.up_blocks[0](bricks, x.level)
+    return h.feats_RVC, after, decoder(x)
+
+  trunk_RVD, first_RVxyzC, feats_RVxyzC = forward(params, x)
+  children_RVNC = np.asarray(first_RVxyzC).reshape(*trunk_RVD.shape[:2], 8, -1)
+  cubes_RVNC = slat_mesh.in_published_order(feats_RVxyzC)
+  out = {
+    "out/after_transformer": np.concatenate(row.split(trunk_RVD)),
+    "out/after_upsample0_first256rows": joined(row, children_RVNC)[:256],
+    "out/feats": joined(row, cubes_RVNC),
+    "out/coords": fine_coords(fixture),
+  }
+
+  # the meshes of both
+  (meshes,) = slat_mesh.meshes(feats_RVxyzC, row.voxels.fine, cfg.resolution)
+  for number, mesh in enumerate(meshes):
+    ref = fixture.group(f"out/item{number}")
+    vertices, faces, attributes = in_their_order(
+      ref["vertices"], mesh.vertices_M3, mesh.faces_F3, mesh.attributes_M6
+    )
+    faces_in_order(ref, faces, "faces")
+    out[f"out/item{number}/vertices"] = vertices
+    out[f"out/item{number}/faces"] = ref["faces"]
+    out[f"out/item{number}/vertex_attrs"] = attributes
+  return out
+
+
+def by_object(fixture: Fixture, rows_NC) -> list[np.ndarray]:
+  """The rows of the fixture's joined list, object by object."""
+  number_N = fixture.inputs["coords"][:, 0]
+  return [np.asarray(rows_NC)[number_N == n] for n in range(number_N.max() + 1)]
+
+
+def packed(fixture: Fixture, cfg: SlatMeshConfig) -> packing.Packed:
+  """The fixture's objects in one row with a block of padding at its end."""
+  tables = packing.Tables(cfg.resolution, neighbours=True, window=cfg.trunk.window)
+  objects = []
+  for coords_V3 in by_object(fixture, fixture.inputs["coords"][:, 1:]):
+    objects.append(packing.object_tables(coords_V3, tables))
+  needed = packing.smallest_shape(objects)
+  shape = packing.RowShape(needed.voxels + packing.BLOCK, 0, needed.objects)
+  return packing.pack(objects, shape)
+
+
+def joined(row: packing.Packed, cubes_RVNC) -> np.ndarray:
+  """Cubes (R, V, N, C) of all voxels in one list."""
+  rows, slots, cubes, channels = cubes_RVNC.shape
+  flat = np.asarray(cubes_RVNC).reshape(rows, slots, cubes * channels)
+  return np.concatenate(row.split(flat)).reshape(-1, channels)
+
+
+def fine_coords(fixture: Fixture) -> np.ndarray:
+  """(object, x, y, z) of all cubes, voxel by voxel, as the fixture lists them."""
+  coords_N4 = fixture.inputs["coords"]
+  axis = np.arange(SIDE)
+  cells = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1)
+  cells_643 = slat_mesh.in_published_order(cells[None, None])[0, 0]
+  cubes = coords_N4[:, None].repeat(CELLS, axis=1)
+  cubes[..., 1:] = cubes[..., 1:] * SIDE + cells_643
+  return cubes.reshape(-1, 4)
