@@ -9,11 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import pathlib
 import tarfile
+from typing import BinaryIO
 
 from sam3d_jax.errors import Refused
 from sam3d_jax.files import blame, folders, texts
 
-LARGEST_MEMBER = 1 << 30  # bytes of one member; those of an object are held in memory together
+LARGEST_MEMBER = 1 << 30  # bytes of one member
+LARGEST_OBJECT = 1 << 31  # bytes of an object's members, which are held in memory together
+LARGEST_TEXT = 1 << 16  # bytes of a member that is read when a tar is indexed
+LARGEST_READ = 1 << 24  # bytes that are read at once: no header of a member is longer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +90,30 @@ def _obstacle(member: tarfile.TarInfo) -> str | None:
   return None
 
 
+class _Bounded:
+  """A file that is read in pieces: what a header says of its length is not believed."""
+
+  def __init__(self, file: BinaryIO):
+    self._file = file
+    self.seek = file.seek
+    self.tell = file.tell
+
+  def read(self, size: int = -1) -> bytes:
+    if not 0 <= size <= LARGEST_READ:
+      raise tarfile.ReadError(f"a header of {size} bytes")
+    return self._file.read(size)
+
+
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
   """The bytes of a member. Raises Refused (unreadable) for what is no plain file that fits."""
   why = _obstacle(member)
   if why is not None:
     raise Refused("unreadable", why)
-  return tar.extractfile(member).read()
+  pieces = []
+  with tar.extractfile(member) as stream:
+    while piece := stream.read(LARGEST_READ):
+      pieces.append(piece)
+  return b"".join(pieces)
 
 
 def scan(path: pathlib.Path, field: str) -> Index:
@@ -104,7 +126,7 @@ def scan(path: pathlib.Path, field: str) -> Index:
   foreign, damage = 0, ""
   try:
     # Headers only: contents are skipped unless they are asked for.
-    with tarfile.open(path, "r:") as tar:
+    with path.open("rb") as file, tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:
       for member in _members(tar):
         if _is_passed_over(member):
           foreign += _is_foreign(member)
@@ -114,7 +136,8 @@ def scan(path: pathlib.Path, field: str) -> Index:
         if not runs or key != runs[-1].key:
           runs.append(_Run(key, member.offset))
         runs[-1].texts[name] = ""
-        if name == field and _obstacle(member) is None:
+        is_short = member.size <= LARGEST_TEXT
+        if name == field and is_short and _obstacle(member) is None:
           content = _content(tar, member)
           runs[-1].texts[name] = texts.decode(content).strip()
   except Exception as error:
@@ -157,8 +180,12 @@ def read(path: pathlib.Path, offsets: Sequence[int]) -> Mapping[str, bytes]:
     try:
       with path.open("rb") as file:
         file.seek(offset)
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:
           fields |= _run_at(tar)
+        total = sum(map(len, fields.values()))
+        if total > LARGEST_OBJECT:
+          detail = f"an object of {total} bytes, at most {LARGEST_OBJECT} are read"
+          raise Refused("unreadable", detail)
     except Refused as error:
       raise Refused(error.reason, f"{path.name} at byte {offset}: {error.detail}") from error
     except Exception as error:

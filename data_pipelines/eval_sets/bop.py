@@ -19,7 +19,6 @@ rgb_cam1, depth_cam1 and so on, of which one is read.
 
 from collections.abc import Sequence
 import itertools
-import json
 import pathlib
 from typing import Any
 import warnings
@@ -29,7 +28,7 @@ import numpy as np
 from data_pipelines.eval_sets.item import Item
 from sam3d_jax.errors import InputError, InputNote
 from sam3d_jax.evaluation import surface
-from sam3d_jax.files import blame, camera_files, photos, pointmaps
+from sam3d_jax.files import blame, camera_files, photos, pointmaps, texts
 from sam3d_jax.geometry.cameras import AXES
 from sam3d_jax.geometry.pose import Pose
 from sam3d_jax.render.mesh import Mesh
@@ -38,6 +37,7 @@ MIN_VISIBLE = 0.1  # share of an instance's pixels
 # groups, by the least visible share
 LEVELS = ((0.9, "visible 90-100 %"), (0.5, "visible 50-90 %"), (0.0, "visible 10-50 %"))
 FLIP = np.array(AXES["opencv"])  # OpenCV's camera axes seen from ours
+MAX_DIGITS = 9  # of the number of an image
 METRE = 0.001  # of a millimetre
 PICTURE_FOLDERS = ("rgb", "gray")
 PICTURE_SUFFIXES = (".png", ".jpg", ".tif", ".jpeg", ".tiff")
@@ -395,7 +395,8 @@ def read_images(path: pathlib.Path, kind: type) -> dict[str, Any]:
   if not isinstance(entries, dict):
     raise InputError(f"{path} holds no entries by number of the image")
   for number, entry in entries.items():
-    if not number.isdigit() or not isinstance(entry, kind):
+    is_number = number.isdecimal() and len(number) <= MAX_DIGITS
+    if not is_number or not isinstance(entry, kind):
       raise InputError(
         f"{path}: entry {number!r} is not a number of an image with a {kind.__name__}"
       )
@@ -405,7 +406,7 @@ def read_images(path: pathlib.Path, kind: type) -> dict[str, Any]:
 def read_json(path: pathlib.Path) -> Any:
   """Parsed JSON. Raises InputError naming the file."""
   try:
-    return json.loads(path.read_text(encoding="utf-8-sig"))
+    return texts.read_json(path)
   except (OSError, ValueError) as error:
     if not blame.is_of_the_file(error):
       raise

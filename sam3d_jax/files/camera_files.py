@@ -11,7 +11,6 @@ for. Lens distortion is refused: all cameras here are pinhole cameras.
 """
 
 from collections.abc import Mapping
-import json
 import pathlib
 import re
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ import warnings
 import numpy as np
 
 from sam3d_jax.errors import InputError, InputNote
-from sam3d_jax.files import arrays, blame
+from sam3d_jax.files import arrays, blame, texts
 from sam3d_jax.geometry import cameras
 
 # names of a matrix
@@ -55,6 +54,7 @@ DISTORTION_NAMES = (
 )
 # dist_coeffs, distCoeffs, distortion_coefficients, radial_distortion, ...
 DISTORTION_WORD = re.compile(r"^dist$|dist_?coef|distortion", re.IGNORECASE)
+MAX_BYTES = 1 << 24  # of a file of text or JSON
 MAX_COEFFICIENTS = 14  # of a lens; an array of more numbers is something else
 MODEL_NAMES = ("camera_model", "distortion_model", "model")
 # words of models that are no pinhole, also where all coefficients are 0
@@ -91,7 +91,10 @@ def parse_intrinsics(text: str, what: str = "--intrinsics") -> Stated:
     return _parse(text, name)
   except InputError:
     raise
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  # one object in another, without end
+  except RecursionError as error:
+    raise InputError(f"{name}: its matrix is nested too deeply") from error
+  except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
     if not blame.is_of_the_file(error):
       raise
     raise InputError(
@@ -115,9 +118,11 @@ def _parse(text: str, name: str) -> Stated:
   if path.suffix in (".npy", ".npz"):
     loaded = arrays.read_arrays(path, name)
     return from_data(loaded, name)
-  text = path.read_text(encoding="utf-8-sig")
+  if path.stat().st_size > MAX_BYTES:
+    raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+  text = texts.read(path)
   if path.suffix == ".json":
-    return from_data(json.loads(text), name)
+    return from_data(texts.parse_json(text), name)
   words = text.replace(",", " ").split()
   numbers = [float(word) for word in words]
   return to_intrinsics(np.array(numbers), name)

@@ -22,6 +22,7 @@ from sam3d_jax.errors import InputError
 
 MAGIC = b"\x76\x2f\x31\x01"
 MAX_PIXELS = 200_000_000
+MAX_VALUES = 800_000_000  # of all channels of all parts
 DEPTH_NAMES = (["depth"], ["z"], ["zdepth"])  # last words of the names of layers of depth
 # words in the names of layers whose X Y Z or Z are neither points nor depth
 OTHER_WORDS = frozenset(
@@ -98,12 +99,16 @@ def load(path: pathlib.Path, name: str) -> dict[str, np.ndarray]:
 
   try:
     # Sizes, before memory is taken for them.
+    total = 0
     with OpenEXR.File(str(path), header_only=True) as file:
       for part in file.parts:
         low, high = part.header["dataWindow"]
         width, height = (high.astype(int) - low + 1).tolist()
         if width * height > MAX_PIXELS:
           raise InputError(f"{name} has {width} x {height} pixels; at most {MAX_PIXELS:,} are read")
+        total += max(0, width) * max(0, height) * len(part.header.get("channels", ()))
+        if total > MAX_VALUES:
+          raise InputError(f"{name} has more than {MAX_VALUES:,} numbers in its channels")
 
     # Channels by layer and name; of several parts, each is a layer unless its channels say so.
     pixels = {}

@@ -368,6 +368,7 @@ def read_depth_image(path: pathlib.Path, name: str) -> np.ndarray:
   try:
     # an open file: see images.open_upright
     with open(path, "rb") as file, Image.open(file, formats=images.formats()) as image:
+      images.check_pixels(image)
       image.load()
       mode, form, values = image.mode, image.format, np.asarray(image)
   except UnidentifiedImageError as error:

@@ -21,6 +21,7 @@ MARKS = (
   (codecs.BOM_UTF16_LE, "utf-16"),
   (codecs.BOM_UTF16_BE, "utf-16"),
 )
+MAX_JSON = 1 << 28  # bytes of a file
 SEPARATORS = (",", ";", "\t")  # of tables; the second where the comma is the decimal point
 
 # What a cell begins with that a spreadsheet takes for a formula.
@@ -78,7 +79,10 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """The JSON value of a file. Raises TextError, OSError."""
+  """The JSON value of a file. Raises TextError, also for a very large file; OSError."""
+  size = path.stat().st_size
+  if size > MAX_JSON:
+    raise TextError(f"it has {size:,} bytes, at most {MAX_JSON:,} are read as JSON")
   return parse_json(path.read_bytes())
 
 

@@ -6,6 +6,8 @@ are either or are too small to matter. Nothing that is visible is ever cut.
 """
 
 import dataclasses
+import functools
+import weakref
 
 import numpy as np
 
@@ -63,7 +65,7 @@ def apply(mesh: Mesh, cut: Cut, longest: float) -> tuple[Mesh, int]:
   if shown is None:
     shown = np.ones(len(mesh.vertices), np.float32)
   attributes = [mesh.vertices, mesh.colours, mesh.uv, shown]
-  texels = _Texels(cut.cutout_HW)
+  texels = _texels_of(cut.cutout_HW)
   smallest = longest / FINEST
 
   # Round by round: what is wholly visible stays, what is wholly gone goes, the rest is split.
@@ -206,6 +208,32 @@ class _Texels:
     visible += columns * cut_below
     visible += sums[row, column]
     return visible
+
+
+# Counts of pictures that are in use: a mesh may have thousands of parts with one picture.
+_counts: dict[int, tuple[weakref.ref, _Texels]] = {}
+
+
+def _texels_of(cutout_HW: np.ndarray | None) -> _Texels:
+  """The counts of a picture, made once while it is in use."""
+  if cutout_HW is None:
+    return _Texels(None)
+  key = id(cutout_HW)
+  if key in _counts:
+    picture, texels = _counts[key]
+    if picture() is cutout_HW:
+      return texels
+  texels = _Texels(cutout_HW)
+  gone = functools.partial(_forget, key)
+  _counts[key] = (weakref.ref(cutout_HW, gone), texels)
+  return texels
+
+
+def _forget(key: int, picture: weakref.ref) -> None:
+  """A picture is no longer in use; its number may be another one's by now."""
+  held = _counts.get(key)
+  if held is not None and held[0] is picture:
+    del _counts[key]
 
 
 def _span(place_F3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ as the other.
 import dataclasses
 import pathlib
 import re
+from typing import NamedTuple
 
 import numpy as np
 
@@ -153,7 +154,41 @@ def _placed(placing: Placing, option: str, numbers: list[float]) -> Placing:
 # --- Materials ------------------------------------------------------------------------------------
 
 
-def material(entry: Entry, *, of: str) -> tuple[Material, Placing, np.ndarray | None]:
+class Pictures:
+  """Pictures of one mesh, each read once however many materials name it."""
+
+  def __init__(self):
+    self._read: dict[pathlib.Path, textures.Texture] = {}
+    self._cut: dict[pathlib.Path, Cutting] = {}
+
+  def at(self, path: pathlib.Path) -> textures.Texture:
+    """The picture of a file. Raises Refused (unreadable)."""
+    if path not in self._read:
+      self._read[path] = textures.decode(path.read_bytes(), path.name)
+    return self._read[path]
+
+  def cutting(self, path: pathlib.Path) -> "Cutting":
+    """What a picture of opacity takes away. Raises Refused (unreadable)."""
+    if path not in self._cut:
+      opacity = self.at(path)
+      shown = opacity.alpha_HW
+      if shown is None:
+        shown = opacity.rgb_HW3.max(-1)
+      cutout = alpha.cutout(shown, 1.0, alpha.BLEND_CUTOFF)
+      self._cut[path] = Cutting(cutout, alpha.holes(cutout))
+    return self._cut[path]
+
+
+class Cutting(NamedTuple):
+  """Which texels opacity takes away, as `alpha` and as a material have it; None: none of them."""
+
+  cutout: np.ndarray | None
+  holes: np.ndarray | None
+
+
+def material(
+  entry: Entry, pictures: Pictures, *, of: str
+) -> tuple[Material, Placing, np.ndarray | None]:
   """A material, where its picture lies on coordinates, and which texels opacity takes away.
 
   `of` is the mesh that uses it. Raises Refused (missing_texture, unreadable).
@@ -164,7 +199,7 @@ def material(entry: Entry, *, of: str) -> tuple[Material, Placing, np.ndarray | 
   placing = Placing()
   if entry.picture is not None:
     name, placing = split_options(entry.picture)
-    rgb = _decoded(entry, name, of).rgb_HW3
+    rgb = pictures.at(_found(entry, name, of)).rgb_HW3
     # a picture says it all, whatever the colour is that tools write beside it
     colour = WHITE.colour
   if entry.opacity is None:
@@ -174,12 +209,8 @@ def material(entry: Entry, *, of: str) -> tuple[Material, Placing, np.ndarray | 
   name, own_placing = split_options(entry.opacity)
   if entry.picture is None:
     placing = own_placing
-  opacity = _decoded(entry, name, of)
-  shown = opacity.alpha_HW
-  if shown is None:
-    shown = opacity.rgb_HW3.max(-1)
-  cutout = alpha.cutout(shown, 1.0, alpha.BLEND_CUTOFF)
-  return Material(colour, rgb, alpha.holes(cutout)), placing, cutout
+  cutting = pictures.cutting(_found(entry, name, of))
+  return Material(colour, rgb, cutting.holes), placing, cutting.cutout
 
 
 def without_pictures(entry: Entry) -> Material:
@@ -190,9 +221,10 @@ def without_pictures(entry: Entry) -> Material:
   return Material(tuple(map(float, linear)))
 
 
-def _decoded(entry: Entry, name: str, of: str) -> textures.Texture:
+def _found(entry: Entry, name: str, of: str) -> pathlib.Path:
+  """The file of a picture. Raises Refused (missing_texture)."""
   for folder in entry.folders:
     found = beside.find(folder, name)
     if found is not None:
-      return textures.decode(found.read_bytes(), found.name)
+      return found
   raise beside.missing(name, of=of)

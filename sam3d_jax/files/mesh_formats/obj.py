@@ -18,6 +18,7 @@ from sam3d_jax.files.mesh_formats import alpha, beside, mtl, polygons, surfaces
 from sam3d_jax.files.mesh_formats.surfaces import GREY, Surfaces
 from sam3d_jax.render.mesh import WHITE, Mesh
 
+SHOWN_NAMES = 20  # of materials that are not there
 NO_SURFACES = ("p", "l", "curv", "curv2", "surf")  # points, lines and free forms
 
 
@@ -325,6 +326,11 @@ class _Dresser:
     self._of = of  # the mesh's file
     self._library = library
     self._appearance = appearance
+    self._pictures = mtl.Pictures()
+    # of materials that differ in case alone the first counts
+    self._folded: dict[str, mtl.Entry] = {}
+    for name, entry in library.items():
+      self._folded.setdefault(name.casefold(), entry)
     self._invisible = 0
     self._unmapped = 0
     self._unknown: list[str] = []
@@ -362,7 +368,10 @@ class _Dresser:
     found = surfaces.faces_dropped(self._invisible)
     found += surfaces.textures_dropped(self._unmapped)
     if has_library and self._unknown:
-      found.append(f"materials that no library has: {', '.join(self._unknown)}")
+      named = ", ".join(self._unknown[:SHOWN_NAMES])
+      more = len(self._unknown) - SHOWN_NAMES
+      rest = f" and {more} more" if more > 0 else ""
+      found.append(f"materials that no library has: {named}{rest}")
     return found
 
   def _entry(self, name: str | None) -> mtl.Entry | None:
@@ -373,11 +382,9 @@ class _Dresser:
     for spelling in spellings:
       if spelling in self._library:
         return self._library[spelling]
-    # libraries are few and short
     for spelling in spellings:
-      for known, entry in self._library.items():
-        if known.casefold() == spelling.casefold():
-          return entry
+      if spelling.casefold() in self._folded:
+        return self._folded[spelling.casefold()]
     self._unknown.append(name)
     return None
 
@@ -394,7 +401,7 @@ class _Dresser:
       if not self._appearance:
         # only what cuts surface away is needed
         entry = dataclasses.replace(entry, picture=None)
-      look, placing, cutout = mtl.material(entry, of=self._of)
+      look, placing, cutout = mtl.material(entry, self._pictures, of=self._of)
       has_pictures = look.texture is not None or cutout is not None
       if has_pictures and not mapped:
         # there, but nothing says where on the surface it lies

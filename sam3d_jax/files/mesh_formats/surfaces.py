@@ -10,6 +10,7 @@ from sam3d_jax.render.mesh import Material, Mesh, join
 
 GREY = Material((0.6, 0.6, 0.6))  # of surfaces that state no colour at all
 SCALES = (1.0, 255.0, 65535.0)  # what colours go up to
+FEW = 16  # times the corners of some faces that a mesh's vertices may be
 MAX_UV = 1e4  # repeats of a texture; beyond it float32 no longer resolves a texel
 
 
@@ -137,6 +138,10 @@ def corners_apart(mesh: Mesh, colours_F3: np.ndarray) -> Mesh:
 
 def used_by(faces_F3: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
   """Which of `count` vertices faces use, in order, and the faces of these alone."""
+  # of few faces of many, what is used is soon sorted
+  if FEW * faces_F3.size < count:
+    used, numbers = np.unique(faces_F3, return_inverse=True)
+    return used, numbers.reshape(faces_F3.shape)
   is_used = np.zeros(count, bool)
   is_used[faces_F3] = True
   number = np.cumsum(is_used) - 1
