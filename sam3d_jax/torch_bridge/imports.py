@@ -226,7 +226,8 @@ def with_dinov2(config: ConfigDict, file: load.StateFile) -> LazyParams:
       encoder_shapes[path.removeprefix(first)] = shape
   dino = registry.typed_config(config.model).condition.dino
   rules = names_conditioning.dinov2_rules(dino)
-  encoder = load.convert(rules, file, encoder_shapes)
+  sizes = names_conditioning.dinov2_sizes(dino)
+  encoder = load.convert(rules, file, encoder_shapes, sizes)
 
   # Everything else as a run from scratch would have it.
   @jax.jit  # so that the encoders' random parameters, which are not returned, are never made

@@ -7,10 +7,10 @@ ours must be hit exactly once, both ways; anything else is reported, all at once
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,32 @@ LAYOUTS = ("plain", "linear", "conv", "sparse_conv")
 class KeyMismatch(ParameterMismatch):
   """State dict and model do not fit; the message lists every missing, unexpected, misshapen
   entry."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """A key of the configuration that shapes in a file tell.
+
+  key: dotted. configured: its value. torch: published name of the entry whose length `axis` is the
+  file's value; without an axis, what stands before the numbers of layers, which are counted.
+  of_length: the value from that length, where it is not the length itself.
+  """
+
+  key: str
+  configured: Any
+  torch: str
+  axis: int | None = None
+  of_length: Callable[[int], Any] | None = None
+
+  def in_file(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    """The value of a file with these entries; None if it has none that tells."""
+    if self.axis is None:
+      return layers_of(self.torch, shapes) or None
+    shape = shapes.get(self.torch, ())
+    if not -len(shape) <= self.axis < len(shape):
+      return None
+    length = shape[self.axis]
+    return length if self.of_length is None else self.of_length(length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,8 +247,9 @@ def check(
   rules: list[Rule],
   torch_shapes: Mapping[str, tuple[int, ...]],
   our_shapes: Mapping[str, tuple[int, ...]],
+  sizes: Sequence[Size] = (),
 ) -> None:
-  """Raises KeyMismatch unless the two sides fit exactly."""
+  """Raises KeyMismatch unless the two sides fit exactly. sizes: what the message begins with."""
   check_paths(rules, our_shapes)
   expected = torch_names(rules, our_shapes)
 
@@ -238,9 +265,23 @@ def check(
     if name in torch_shapes and tuple(torch_shapes[name]) != tuple(shape):
       problems.append(f"misshapen   {name}: file has {torch_shapes[name]}, model needs {shape}")
   if problems:
-    sizes = told_sizes(rules, torch_shapes, our_shapes)
+    told = told_keys(sizes, torch_shapes)
+    if not told:
+      told = told_sizes(rules, torch_shapes, our_shapes)
     lines = "\n  ".join(problems)
-    raise KeyMismatch(f"{sizes}{len(problems)} entries do not fit the model:\n  {lines}")
+    raise KeyMismatch(f"{told}{len(problems)} entries do not fit the model:\n  {lines}")
+
+
+def told_keys(sizes: Sequence[Size], torch_shapes: Mapping[str, tuple[int, ...]]) -> str:
+  """The keys of the configuration in which a file is of another model, as the beginning of a
+  message; '' if its shapes tell of none.
+  """
+  told = []
+  for size in sizes:
+    theirs = size.in_file(torch_shapes)
+    if theirs is not None and theirs != size.configured:
+      told.append(f"file has {size.key} = {theirs}, the configuration {size.configured}")
+  return "; ".join(told) + ": " if told else ""
 
 
 def told_sizes(

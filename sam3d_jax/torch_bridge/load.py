@@ -7,7 +7,7 @@ PyTorch. `convert` goes on from there to our parameters, a stack of layers at a 
 `stream.write_params` writes each before the next is made.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import ctypes
 import dataclasses
 import functools
@@ -89,18 +89,22 @@ def _digest(path: pathlib.Path, size: int, changed_ns: int) -> str:
 
 
 def convert(
-  rules: Iterable[keys.Rule], file: StateFile, our_shapes: Mapping[str, tuple[int, ...]]
+  rules: Iterable[keys.Rule],
+  file: StateFile,
+  our_shapes: Mapping[str, tuple[int, ...]],
+  sizes: Sequence[keys.Size] = (),
 ) -> parameters.LazyParams:
   """Our parameters of an opened state dict, read and converted one at a time.
 
-  Raises at once KeyMismatch, listing every missing, unexpected and misshapen entry, and InputError
+  sizes: keys of the configuration that are named where a file of another size does not fit. Raises
+  at once KeyMismatch, listing every missing, unexpected and misshapen entry, and InputError
   for an entry that is not of a floating type or a fixed table that differs from the one this model
   computes.
   """
   # Everything is checked before anything is read.
   rules = list(rules)
   try:
-    keys.check(rules, file.shapes, our_shapes)
+    keys.check(rules, file.shapes, our_shapes, sizes)
   except keys.KeyMismatch as error:
     raise keys.KeyMismatch(f"{file.path}: {error}") from error
   _check_floating(file)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sam3d_jax.models.conditioning import GROUPS, STREAMS, ConditionConfig
 from sam3d_jax.models.dinov2 import DinoConfig
 from sam3d_jax.models.pointmap import PointmapConfig
-from sam3d_jax.torch_bridge.keys import Rule, prefixed
+from sam3d_jax.torch_bridge.keys import Rule, Size, prefixed
 from sam3d_jax.torch_bridge.names_geometry import affine_rules, layer_norm_rules
 
 DINO_MODULES = ("image_encoder", "mask_encoder")  # module_list.0 and module_list.1
@@ -33,6 +33,18 @@ def condition_encoder_rules(cfg: ConditionConfig) -> list[Rule]:
   for number, name in enumerate(names):
     rules += prefixed(projection, f"projection_nets.{number}.", f"{name}/")
   return rules
+
+
+def condition_encoder_sizes(cfg: ConditionConfig, prefix: str = "") -> list[Size]:
+  """The keys that shapes of `ss_condition_embedder` tell. prefix: of the checkpoint."""
+  sizes = [
+    Size("model.condition.width", cfg.width, f"{prefix}idx_emb", axis=1),
+    *dinov2_sizes(cfg.dino, f"{prefix}module_list.0.backbone."),
+  ]
+  if cfg.pointmap is not None:
+    token = f"{prefix}module_list.2.cls_token"
+    sizes.append(Size("model.condition.pointmap.width", cfg.pointmap.width, token, axis=2))
+  return sizes
 
 
 def stream_groups(streams: Sequence[str]) -> dict[str, str]:
@@ -99,6 +111,17 @@ def dinov2_rules(cfg: DinoConfig, prefix: str = "") -> list[Rule]:
   block.append(Rule("{n}.ls2.gamma", "ls2", stacked=True))
   rules += prefixed(block, "blocks.", "blocks/layer/")
   return prefixed(rules, prefix)
+
+
+def dinov2_sizes(cfg: DinoConfig, prefix: str = "") -> list[Size]:
+  """The keys that shapes of a DINOv2 checkpoint tell. Its heads are in no shape."""
+  key = "model.condition.dino"
+  return [
+    Size(f"{key}.width", cfg.width, f"{prefix}cls_token", axis=2),
+    Size(f"{key}.depth", cfg.depth, f"{prefix}blocks."),
+    Size(f"{key}.patch", cfg.patch, f"{prefix}patch_embed.proj.weight", axis=2),
+    Size(f"{key}.registers", cfg.registers, f"{prefix}register_tokens", axis=1),
+  ]
 
 
 def pointmap_rules(cfg: PointmapConfig) -> list[Rule]:

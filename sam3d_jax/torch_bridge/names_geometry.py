@@ -9,7 +9,7 @@ import numpy as np
 from sam3d_jax.models.geometry_flow import STREAMS, GeometryFlowConfig
 from sam3d_jax.models.layers import grid_positions, position_sincos
 from sam3d_jax.models.structure_vae import StructureVAEConfig
-from sam3d_jax.torch_bridge.keys import Rule, prefixed
+from sam3d_jax.torch_bridge.keys import Rule, Size, prefixed
 
 # the layout stream is stored under one of its latents
 STREAM_NAMES = {"shape": "shape", "layout": "6drotation_normalized"}
@@ -27,6 +27,27 @@ def geometry_flow_rules(cfg: GeometryFlowConfig) -> list[Rule]:
   holds the flow model.
   """
   return prefixed(backbone_rules(cfg), torch="reverse_fn.backbone.")
+
+
+def geometry_flow_sizes(cfg: GeometryFlowConfig, prefix: str = "") -> list[Size]:
+  """The keys that shapes of `ss_generator` tell. prefix: of the checkpoint."""
+  backbone = f"{prefix}reverse_fn.backbone."
+  shape = f"{backbone}latent_mapping.shape."
+  block = f"{backbone}blocks.0."
+  return [
+    Size("model.flow.depth", cfg.depth, f"{backbone}blocks."),
+    Size("model.flow.width", cfg.width, f"{shape}input_layer.weight", axis=0),
+    Size("model.flow.heads", cfg.heads, f"{block}self_attn.q_rms_norm.shape.gamma", axis=0),
+    Size("model.flow.cond_width", cfg.cond_width, f"{block}cross_attn.shape.to_kv.weight", axis=1),
+    Size("model.flow.latent_channels", cfg.latent_channels, f"{shape}input_layer.weight", axis=1),
+    Size(
+      "model.flow.shape_resolution",
+      cfg.shape_resolution,
+      f"{shape}pos_emb",
+      axis=0,
+      of_length=lambda cells: round(cells ** (1 / 3)),
+    ),
+  ]
 
 
 def backbone_rules(cfg: GeometryFlowConfig) -> list[Rule]:
@@ -204,6 +225,32 @@ def structure_decoder_rules(cfg: StructureVAEConfig) -> list[Rule]:
     *_level_rules(cfg, "upsample"),
     *layer_norm_rules("out_layer.0", "norm_out"),
     *conv_rules("out_layer.2", "conv_out"),
+  ]
+
+
+def structure_decoder_sizes(cfg: StructureVAEConfig) -> list[Size]:
+  """The keys that shapes of `ss_decoder` tell: it begins with the latents and the coarsest level."""
+  return [
+    Size("model.latent_channels", cfg.latent_channels, "input_layer.weight", axis=1),
+    Size("model.channels[-1]", cfg.channels[-1], "input_layer.weight", axis=0),
+    Size("model.channels[0]", cfg.channels[0], "out_layer.0.weight", axis=0),
+    Size("model.middle_blocks", cfg.middle_blocks, "middle_block."),
+  ]
+
+
+def structure_encoder_sizes(cfg: StructureVAEConfig) -> list[Size]:
+  """The keys that shapes of `ss_encoder` tell: it ends with mean and variance of the latents."""
+  return [
+    Size("model.channels[0]", cfg.channels[0], "input_layer.weight", axis=0),
+    Size("model.channels[-1]", cfg.channels[-1], "out_layer.0.weight", axis=0),
+    Size("model.middle_blocks", cfg.middle_blocks, "middle_block."),
+    Size(
+      "model.latent_channels",
+      cfg.latent_channels,
+      "out_layer.2.weight",
+      axis=0,
+      of_length=lambda channels: channels // 2,
+    ),
   ]
 
 

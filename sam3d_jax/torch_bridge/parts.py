@@ -5,7 +5,7 @@ published of a further model is one more entry of `PUBLISHED`; what the publishe
 of, trained here or taken over, is `FILES`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import pathlib
 import re
@@ -47,13 +47,15 @@ class Part:
   """One published module.
 
   file: without suffix, the checkpoint file that holds it. root: key of the file's outer dict that
-  it lies under, None for a bare state dict. rules: with all prefixes.
+  it lies under, None for a bare state dict. rules: with all prefixes. sizes: keys of the
+  configuration that its shapes tell.
   """
 
   name: str
   file: str
   root: str | None
   rules: list[keys.Rule]
+  sizes: Sequence[keys.Size] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +117,8 @@ def geometry_parts(cfg: GeometryConfig) -> list[Part]:
       "train one with model.flow.patch = 1 to exchange it"
     )
   flow = names_geometry.geometry_flow_rules(cfg.flow)
-  return generator_parts("ss", flow, cfg.condition)
+  sizes = names_geometry.geometry_flow_sizes(cfg.flow, GENERATOR_PREFIX)
+  return generator_parts("ss", flow, cfg.condition, sizes)
 
 
 def texture_parts(cfg: TextureConfig) -> list[Part]:
@@ -131,9 +134,11 @@ def texture_parts(cfg: TextureConfig) -> list[Part]:
   return generator_parts("slat", generator, cfg.condition)
 
 
-def generator_parts(stage: str, flow: list[keys.Rule], cfg: ConditionConfig) -> list[Part]:
+def generator_parts(
+  stage: str, flow: list[keys.Rule], cfg: ConditionConfig, sizes: Sequence[keys.Size] = ()
+) -> list[Part]:
   """Flow model and condition encoder of a stage, "ss" or "slat": both of one run, so in one file,
-  as the published trainer saved them.
+  as the published trainer saved them. sizes: keys that shapes of the flow model tell.
   """
   file = f"{stage}_generator"
   condition = names_conditioning.condition_encoder_rules(cfg)
@@ -143,12 +148,14 @@ def generator_parts(stage: str, flow: list[keys.Rule], cfg: ConditionConfig) -> 
       file=file,
       root=STATE_DICT,
       rules=keys.prefixed(flow, torch=GENERATOR_PREFIX, ours="flow/"),
+      sizes=sizes,
     ),
     Part(
       name=f"{stage}_condition_embedder",
       file=file,
       root=STATE_DICT,
       rules=keys.prefixed(condition, torch=CONDITION_PREFIX, ours="condition/"),
+      sizes=names_conditioning.condition_encoder_sizes(cfg, CONDITION_PREFIX),
     ),
   ]
 
@@ -166,14 +173,19 @@ def structure_vae_parts(cfg: StructureVAEConfig) -> list[Part]:
   decoder = names_geometry.structure_decoder_rules(cfg)
   encoder = names_geometry.structure_encoder_rules(cfg)
   return [
-    bare_part("ss_decoder", decoder, "decoder/"),
-    bare_part("ss_encoder", encoder, "encoder/"),
+    bare_part("ss_decoder", decoder, "decoder/", names_geometry.structure_decoder_sizes(cfg)),
+    bare_part("ss_encoder", encoder, "encoder/", names_geometry.structure_encoder_sizes(cfg)),
   ]
 
 
-def bare_part(name: str, rules: list[keys.Rule], ours: str) -> Part:
-  """A module that is a bare state dict in a file of its name. ours: prefix of its paths."""
-  return Part(name=name, file=name, root=None, rules=keys.prefixed(rules, ours=ours))
+def bare_part(
+  name: str, rules: list[keys.Rule], ours: str, sizes: Sequence[keys.Size] = ()
+) -> Part:
+  """A module that is a bare state dict in a file of its name. ours: prefix of its paths. sizes:
+  keys that its shapes tell.
+  """
+  own = keys.prefixed(rules, ours=ours)
+  return Part(name=name, file=name, root=None, rules=own, sizes=sizes)
 
 
 def slat_vae_parts(cfg: SlatVAEConfig) -> list[Part]:
@@ -297,6 +309,15 @@ def rules_of(model: ConfigDict) -> list[keys.Rule]:
   for part in parts_of(model):
     rules += part.rules
   return rules
+
+
+def sizes_in(model: ConfigDict, file: str) -> list[keys.Size]:
+  """The keys of a `model` section that shapes in one of its files tell. file: without suffix."""
+  sizes = []
+  for part in parts_of(model):
+    if part.file == file:
+      sizes += part.sizes
+  return sizes
 
 
 def latents_of(model: ConfigDict, kind: str = STRUCTURE) -> tuple[int, int] | None:

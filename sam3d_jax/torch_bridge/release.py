@@ -254,7 +254,8 @@ def open_files(
     try:
       state = load.open_state(files[name], unsafe_pickle=unsafe_pickle)
       _check_holds(state, parts.parts_in(model, name))
-      converted = load.convert(rules, state, own)
+      sizes = parts.sizes_in(model, name)
+      converted = load.convert(rules, state, own, sizes)
     except keys.KeyMismatch as error:
       problems.append(str(error))
       continue

@@ -96,7 +96,7 @@ def write_params(
     meta=ocp.args.JsonSave(meta),
   )
   options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
-  folder = pathlib.Path(workdir).absolute() / "checkpoints"
+  folder = checkpoint_steps.steps_folder(workdir)
   with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
     manager.save(0, args=items)
 

@@ -31,10 +31,14 @@ ARRAY_KEYS = ("/.zarray", "/zarr.json")  # how the key that describes an array e
 FORMAT = 2  # of meta; raised when a reader of the older format could misread
 
 
+def steps_folder(workdir) -> pathlib.Path:
+  """Folder of a work folder's steps, as the storage of arrays wants it: absolute, without '..'."""
+  return pathlib.Path(workdir).resolve() / "checkpoints"
+
+
 def folder_of(workdir, step: int) -> pathlib.Path:
   """Folder of one step, absolute."""
-  # Absolute, as Orbax wants it.
-  return pathlib.Path(workdir).absolute() / "checkpoints" / str(step)
+  return steps_folder(workdir) / str(step)
 
 
 def steps(workdir: str | pathlib.Path) -> list[int]:

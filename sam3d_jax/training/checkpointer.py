@@ -60,7 +60,8 @@ class Checkpointer:
       cleanup_tmp_directories=True,
     )
     with explained(self.workdir):
-      self.manager = ocp.CheckpointManager(self.workdir / "checkpoints", options=options)
+      folder = checkpoint_steps.steps_folder(self.workdir)
+      self.manager = ocp.CheckpointManager(folder, options=options)
 
   def prepare(self, state) -> None:
     """Compiles what a save computes on the devices, so that the first one does not hold training

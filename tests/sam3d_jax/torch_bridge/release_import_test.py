@@ -89,17 +89,21 @@ def test_an_import_that_does_not_fit_lists_everything_and_writes_nothing(runs, t
 
   # what is behind it comes first
   first, *_ = text.splitlines()
-  assert f"{source}: file has depth 2 in {backbone}.blocks, the configuration 3: " in first
+  assert f"{source}: file has model.flow.depth = 2, the configuration 3: " in first
 
 
-def test_a_file_of_another_width_is_told_by_its_size(runs, tmp_path, capsys):
+def test_a_file_of_another_size_is_told_by_the_keys_of_the_configuration(runs, tmp_path, capsys):
   config = tiny_config("geometry")
   config.model.flow.width = 24
+  config.model.flow.heads = 3
+  config.model.condition.dino.depth = 1
   source = runs / "release" / "ss_generator.ckpt"
   file = config_file(tmp_path, config)
   assert import_(source, tmp_path / "run", "--config", file) == 2
   first, *_ = capsys.readouterr().err.splitlines()
-  assert "file has size 16 where the configuration has 24 (" in first
+  assert "file has model.flow.width = 16, the configuration 24" in first
+  assert "file has model.flow.heads = 2, the configuration 3" in first
+  assert "file has model.condition.dino.depth = 2, the configuration 1" in first
 
 
 def test_a_configuration_of_another_size_than_the_release_is_told_by_its_key(

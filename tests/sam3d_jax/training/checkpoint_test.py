@@ -29,6 +29,17 @@ def test_what_is_restored_is_what_was_saved(tmp_path):
   assert meta["config"] == META["config"]
 
 
+def test_a_folder_may_be_named_from_the_one_above(tmp_path, monkeypatch):
+  here = tmp_path / "here"
+  here.mkdir()
+  monkeypatch.chdir(here)
+  checkpointer = saved("../run", 1)
+  state, _ = checkpointer.restore(abstract(make_state()))
+  assert equal(state, make_state(1))
+  assert checkpointer.bad_steps == []
+  assert checkpoint_steps.read_whole_meta("../run", 1)["step"] == 1
+
+
 def test_a_save_returns_before_it_is_committed_and_what_is_written_is_the_state_at_the_call(
   tmp_path, monkeypatch
 ):
