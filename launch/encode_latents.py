@@ -14,6 +14,7 @@ import dataclasses
 import pathlib
 
 from launch.console import cli
+from launch.console.findings import Findings
 from launch.console.flags import dry_run_flag, which_flag
 from launch.console.folders import check_folder
 from launch.console.progress import Progress, say
@@ -70,16 +71,24 @@ def run(args: argparse.Namespace) -> None:
   check_folder(spec.out, "--out")
   # The wall: what reads datasets and what knows JAX is imported only once there is work to do.
   from data_pipelines.build import data_card, latents
+  from data_pipelines.format import records
   from sam3d_jax.inference import structure_encoder
 
-  # the encoder, and what its latents depend on
+  # the dataset, and the encoder
   share = latents.Share(spec.task_index, spec.task_count)
-  model = structure_encoder.from_checkpoint(
-    spec.checkpoint,
-    which=spec.which,
-    batch_size=spec.batch_size,
-    tell=say,
-  )
+  found = Findings()
+  with found.looking("--data"):
+    records.open_dataset(spec.data)
+  with found.looking("--checkpoint"):
+    model = structure_encoder.from_checkpoint(
+      spec.checkpoint,
+      which=spec.which,
+      batch_size=spec.batch_size,
+      tell=say,
+    )
+  found.tell()
+
+  # what its latents depend on
   identity = {
     "which": spec.which,
     "step": model.step,

@@ -26,6 +26,7 @@ import pathlib
 from launch.console import cli
 from launch.console.flags import dry_run_flag, sampler_flags, weights_flags
 from launch.console.folders import output_folder
+from launch.console.notes import noted
 from sam3d_jax.errors import InputError
 
 # modes in which a model is run on an evaluation set
@@ -143,7 +144,8 @@ def run(args: argparse.Namespace) -> None:
   # Threads that wait must not spin: the cores are for the other processes.
   os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
   out = output_folder(args.out, dry_run=args.dry_run)
-  MODE_RUNS[mode](args, out)
+  with noted():
+    MODE_RUNS[mode](args, out)
 
 
 def run_samples(args: argparse.Namespace, out: pathlib.Path) -> None:

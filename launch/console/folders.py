@@ -6,6 +6,8 @@ import platform
 
 from sam3d_jax.errors import InputError
 
+PSEUDO = ("/proc", "/sys")
+
 
 def output_folder(path: str, *, dry_run: bool, flag: str = "--out") -> pathlib.Path:
   """The folder of a command's results: made and tried, or for a dry run only looked at.
@@ -41,15 +43,24 @@ def _check_writable(folder: pathlib.Path, given: str) -> None:
   nearest = folder
   while not nearest.exists():
     nearest = nearest.parent
-  if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+  may_write = os.access(nearest, os.W_OK) and not is_pseudo(nearest)
+  if not nearest.is_dir() or not may_write:
     raise InputError(
       f"{given}: {nearest} is no folder that you may write to; give one on a disk with space"
     )
 
 
+def is_pseudo(folder: pathlib.Path) -> bool:
+  """Whether a folder is a view of the kernel, which keeps no files whatever its rights say."""
+  whole = folder.resolve()
+  return any(whole.is_relative_to(view) for view in PSEUDO)
+
+
 def prepare_workdir(path: str, flag: str = "--workdir") -> pathlib.Path:
   """The work folder, made if need be. Raises InputError if it cannot be written."""
   workdir = pathlib.Path(path).absolute()
+  if is_pseudo(workdir):
+    _check_writable(workdir, f"{flag} {path}")
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     # several hosts may probe at once

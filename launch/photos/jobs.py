@@ -13,19 +13,17 @@ or, beside them, photos whose alpha channel is the mask. What is none of these i
 file with the reason.
 """
 
-from collections.abc import Iterable, Iterator
-import contextlib
+from collections.abc import Iterable
 import dataclasses
 import hashlib
 import pathlib
-import sys
 from typing import NamedTuple
-import warnings
 
 import numpy as np
 
+from launch.console.notes import noted
 from launch.console.progress import Progress
-from sam3d_jax.errors import InputError, InputNote, JobFailed
+from sam3d_jax.errors import InputError, JobFailed
 from sam3d_jax.files import (
   blame,
   camera_files,
@@ -332,22 +330,6 @@ def check_all(jobs: list[Job]) -> list[dict[str, int]]:
   if len(jobs) > 1:
     lines.append(f"({len(faults)} of {len(jobs)} photos cannot be used)")
   raise InputError("\n".join(lines))
-
-
-@contextlib.contextmanager
-def noted() -> Iterator[None]:
-  """Prints what is warned of within as notes, when all is done; other warnings as they are."""
-  with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always", InputNote)
-    try:
-      yield
-    finally:
-      notes = [str(found.message) for found in caught if found.category is InputNote]
-      others = [found for found in caught if found.category is not InputNote]
-  for note in dict.fromkeys(notes):
-    print(f"note: {note}", file=sys.stderr)
-  for found in others:
-    warnings.showwarning(found.message, found.category, found.filename, found.lineno)
 
 
 def read(job: Job) -> Photo:

@@ -10,6 +10,7 @@ import resource
 import time
 import warnings
 
+from launch.console.findings import Findings
 from launch.console.progress import Progress, say
 from launch.photos import jobs as photo_jobs
 from launch.photos.jobs import Job, PhotoSource, Skipped
@@ -71,21 +72,22 @@ class Phases:
 
 def run(config: PhotosConfig, out: pathlib.Path) -> None:
   """Writes the files of every photo that is not done yet (see sam3d_jax.inference.scene_files)."""
+  if config.dry_run:
+    rehearse(config, out)
+    return
+
   # Every photo is read and checked before a model is loaded.
   phases = Phases()
   jobs, skipped = photo_jobs.find(config.source, out)
   print_skipped(skipped)
   for job in jobs:
     scene_files.check_own(job.out)
-  if config.pointmap_command and not config.dry_run:
+  if config.pointmap_command:
     with phases("point maps"):
       jobs = photo_jobs.make_pointmaps(jobs, config.pointmap_command)
   with phases("read"):
     objects = photo_jobs.check_all(jobs)
   print_plan(config, jobs, objects, out)
-  if config.dry_run:
-    weights.check(config.weights)
-    return
 
   # The model, and what chooses among its samples.
   with phases("load"):
@@ -124,6 +126,21 @@ def run(config: PhotosConfig, out: pathlib.Path) -> None:
         scene.save(job.out, phases=phases)
         bar.update(count)
   report(len(jobs), len(todo), left // config.samples, predictor, phases, out)
+
+
+def rehearse(config: PhotosConfig, out: pathlib.Path) -> None:
+  """Prints the plan. Raises InputError with what is missing or wrong of photos and weights."""
+  found = Findings()
+  with found.looking():
+    jobs, skipped = photo_jobs.find(config.source, out)
+    print_skipped(skipped)
+    for job in jobs:
+      scene_files.check_own(job.out)
+    objects = photo_jobs.check_all(jobs)
+    print_plan(config, jobs, objects, out)
+  with found.looking():
+    weights.check(config.weights)
+  found.tell()
 
 
 def photos_of(jobs: Iterable[Job], phases: Phases) -> Iterator[Photo]:

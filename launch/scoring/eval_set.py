@@ -20,6 +20,7 @@ from data_pipelines.eval_sets.procedural import ProceduralSet
 from data_pipelines.format import schema
 from data_pipelines.read import rows
 from data_pipelines.synth import benchmark
+from launch.console.findings import Findings
 from launch.console.progress import Progress, say
 from launch.scoring import pairs, split_samples
 from sam3d_jax.content_keys import example_key, key_words
@@ -78,16 +79,22 @@ def run(config: EvalSetConfig, out: pathlib.Path) -> None:
   if config.dry_run and config.benchmark is not None:
     plan_benchmark(config, out)
     return
-  chosen = open_set(config, out)
+  # Without the set the weights can be looked at all the same.
+  found = Findings()
+  with found.looking():
+    chosen = open_set(config, out)
+  if found.wrong:
+    with found.looking():
+      check_weights(config)
+    found.tell()
   print(
     f"plan: {len(chosen.names)} objects of {chosen.identity['set']}, batches of "
     f"{config.batch_size}, into {out}",
     flush=True,
   )
   if config.dry_run:
+    check_weights(config)
     check_poses(chosen)
-    if config.weights is not None:
-      weights.check(config.weights)
     return
 
   # Who predicts: the truth itself, one item at a time, or a model.
@@ -115,6 +122,12 @@ def run(config: EvalSetConfig, out: pathlib.Path) -> None:
     pairs.workers_of(config.workers),
     run=identity,
   )
+
+
+def check_weights(config: EvalSetConfig) -> None:
+  """Raises InputError for weights that are not there or do not go together; the oracle has none."""
+  if config.weights is not None:
+    weights.check(config.weights)
 
 
 def sample_set(
@@ -181,8 +194,7 @@ def plan_benchmark(config: EvalSetConfig, out: pathlib.Path) -> None:
     f"plan: {photos} photos of {chosen.name}, made in {folder}, batches of {config.batch_size}, "
     f"into {out}"
   )
-  if config.weights is not None:
-    weights.check(config.weights)
+  check_weights(config)
 
 
 def open_benchmark(config: EvalSetConfig, out: pathlib.Path) -> EvalSet:

@@ -9,6 +9,7 @@ import numpy as np
 
 from data_pipelines.format import records
 from data_pipelines.read import rows
+from launch.console.findings import Findings
 from launch.console.progress import Progress, say
 from sam3d_jax.content_keys import key_words
 from sam3d_jax.errors import InputError
@@ -60,7 +61,16 @@ class Samples:
 
 def run(config: SplitConfig, out: pathlib.Path) -> None:
   """Samples what is not sampled yet, then writes samples.npz and the meshes."""
-  source = records.open_split(config.data, config.split)
+  # Without the dataset the weights can be looked at all the same.
+  found = Findings()
+  with found.looking("--data"):
+    source = records.open_split(config.data, config.split)
+  if found.wrong:
+    with found.looking():
+      weights.check(config.weights)
+    found.tell()
+
+  # Which examples of it.
   chosen = choose(len(source), config.most)
   if config.shuffle_images and len(chosen) < 2:
     raise InputError("--shuffle_images needs at least 2 examples")

@@ -8,6 +8,7 @@ import numpy as np
 
 from data_pipelines.format import records, schema
 from data_pipelines.read import rows
+from launch.console.findings import Findings
 from launch.console.progress import Progress
 from launch.scoring.split_samples import Samples, choose, load_samples
 from sam3d_jax.errors import InputError
@@ -49,9 +50,18 @@ class SplitScoresConfig:
 
 def run(config: SplitScoresConfig, out: pathlib.Path) -> None:
   """Writes metrics.json and preview.png."""
+  # The samples, the dataset that they are of, and the one that baselines come from.
+  inputs = Findings()
+  with inputs.looking("--samples"):
+    found = load_samples(config.samples)
+  with inputs.looking("--data"):
+    source = records.open_split(config.data, config.split)
+  if config.train_data is not None:
+    with inputs.looking("--train_data"):
+      records.open_split(config.train_data, config.train_split)
+  inputs.tell()
+
   # The examples that were sampled.
-  found = load_samples(config.samples)
-  source = records.open_split(config.data, config.split)
   index = index_of(source)
   missing = [key for key in found.key if key not in index]
   if missing:

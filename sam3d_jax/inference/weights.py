@@ -51,6 +51,7 @@ def check(config: WeightsConfig) -> None:
       found.verified_file(name)
     settings = found.sampler
   else:
+    check_folders(config)
 
     def read(step: int):
       meta = checkpoint_steps.read_whole_meta(config.checkpoint, step)
@@ -66,6 +67,20 @@ def check(config: WeightsConfig) -> None:
     guidance=config.guidance,
     shortcut=config.shortcut,
   )
+
+
+def check_folders(config: WeightsConfig) -> None:
+  """Raises InputError, naming the flags of all of them, for work folders without a checkpoint."""
+  wrong = []
+  for flag, folder in (("--checkpoint", config.checkpoint), ("--decoder", config.decoder)):
+    if folder is None:
+      continue
+    try:
+      checkpoint_steps.resolve_step(folder)
+    except InputError as error:
+      wrong.append(f"{flag} {error}")
+  if wrong:
+    raise InputError("; ".join(wrong))
 
 
 def load(config: WeightsConfig, tell: compilation.Tell = compilation.silent) -> Predictor:

@@ -229,7 +229,7 @@ def structure_decoder_rules(cfg: StructureVAEConfig) -> list[Rule]:
 
 
 def structure_decoder_sizes(cfg: StructureVAEConfig) -> list[Size]:
-  """The keys that shapes of `ss_decoder` tell: it begins with the latents and the coarsest level."""
+  """The keys that shapes of `ss_decoder` tell: it begins with latents and the coarsest level."""
   return [
     Size("model.latent_channels", cfg.latent_channels, "input_layer.weight", axis=1),
     Size("model.channels[-1]", cfg.channels[-1], "input_layer.weight", axis=0),

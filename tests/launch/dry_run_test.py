@@ -178,6 +178,9 @@ def test_a_dry_run_of_the_ladders_own_steps_writes_nothing(step, inputs, tmp_pat
     ("build_data", ["--config.out={data}"], "it was not made by this command"),
     ("build_data", ["--config.out={spec}/x"], "is no folder that you may write to"),
     ("quickstart", ["--workdir", "{spec}/x"], "is no folder that you may write to"),
+    # the kernel's views, which a superuser has the right to write to
+    ("sample", ["--out", "/proc/samples"], "/proc is no folder that you may write to"),
+    ("build_data", ["--config.out=/sys/kernel/data"], "is no folder that you may write to"),
   ],
 )
 def test_a_dry_run_finds_what_would_stop_the_command(
@@ -186,3 +189,56 @@ def test_a_dry_run_finds_what_would_stop_the_command(
   words = words_of([*CALLS[name], *change], inputs, tmp_path / "new")
   assert main_of(name)([*words, "--dry_run"]) == cli.EXIT_BAD_INPUT
   assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "name, call, messages",
+  [
+    (
+      "encode_latents",
+      ["--data", "no_data", "--checkpoint", "no_vae"],
+      ["--data no_data does not exist", "--checkpoint no_vae holds no checkpoint"],
+    ),
+    # what is there is looked at although something else is missing
+    (
+      "encode_latents",
+      ["--data", "no_data", "--checkpoint", "{geometry}"],
+      ["--data no_data does not exist", "a structure_vae is needed"],
+    ),
+    (
+      "sample",
+      ["--checkpoint", "no_run", "--decoder", "no_vae", "--data", "no_data"],
+      ["--data no_data", "--checkpoint no_run holds no", "--decoder no_vae holds no"],
+    ),
+    (
+      "sample",
+      ["--release", "no_release", "--image", "no.png", "--mask", "no_mask.png"],
+      ["no_release is not there", "photo no.png: no such file"],
+    ),
+    (
+      "sample",
+      ["--checkpoint", "{geometry}", "--decoder", "{full_vae}", "--data", "no_data"],
+      ["--data no_data", "the decoder takes latents of"],
+    ),
+    (
+      "evaluate",
+      ["--samples", "no_samples", "--data", "no_data", "--train_data", "no_train"],
+      ["no_samples/samples.npz", "--data no_data", "--train_data no_train"],
+    ),
+    (
+      "evaluate",
+      ["--photos", "no_photos", "--checkpoint", "no_run"],
+      ["--photos no_photos", "--checkpoint no_run holds no"],
+    ),
+  ],
+)
+def test_a_dry_run_names_everything_that_is_missing(
+  name, call, messages, inputs, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  words = words_of(call, inputs, tmp_path / "new")
+  assert main_of(name)([*words, "--out", "new", "--dry_run"]) == cli.EXIT_BAD_INPUT
+  said = capsys.readouterr().err
+  missing = [message for message in messages if message not in said]
+  assert not missing, said
+  assert list(tmp_path.iterdir()) == []
