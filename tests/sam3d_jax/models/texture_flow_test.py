@@ -104,3 +104,21 @@ def test_latents_are_normalised_there_and_back(name):
 def test_wrong_statistics_are_refused(make, words):
   with pytest.raises(FieldError, match=words):
     make()
+
+
+@pytest.mark.parametrize(
+  "dtype, tolerance",
+  [("float16", 0.01), pytest.param("bfloat16", 0.05, marks=pytest.mark.slow)],
+)
+def test_half_precision_stays_near_and_finite_where_latents_are_large(dtype, tolerance):
+  row = Row(A, C)
+  half = forward(dataclasses.replace(TINY, dtype=dtype))
+  expected = forward()(*row.inputs)
+  found = half(*row.inputs)
+  assert found.dtype == jnp.float32
+  scale = float(jnp.abs(expected).max())
+  np.testing.assert_allclose(found, expected, atol=tolerance * scale)
+
+  # norms, modulation, softmax and the residual stream are fp32
+  x_RVC, *others = row.inputs
+  assert np.isfinite(half(1e4 * x_RVC, *others)).all()
