@@ -24,7 +24,10 @@ import numpy as np
 
 from sam3d_jax.geometry.packing import BLOCK, Pooling, VoxelLevel
 from sam3d_jax.geometry.voxel_tables import CHILDREN
+from sam3d_jax.models.platform import target_platform
 from sam3d_jax.models.stack import unrolling
+
+CPU_CHANNELS = 256  # up to which a convolution goes by blocks on a CPU
 
 
 class SparseTensor(NamedTuple):
@@ -58,14 +61,18 @@ def gather(x_RVC, index_RW):
 def submanifold_conv(x_RVI, kernel_TIO, neighbours_R27V):
   """3x3x3 cross-correlation at the active voxels only, fp32 out.
 
-  y[p] = sum over offsets d of x[p + d] @ kernel[d]. One tap at a time, so that the 27 gathered
-  copies of x never exist together. The gradient gathers too, where automatic differentiation would
-  scatter: q is p's neighbour at d exactly if p is q's at -d, and -d is tap 26 - d.
+  y[p] = sum over offsets d of x[p + d] @ kernel[d]. The gradient gathers too, where automatic
+  differentiation would scatter: q is p's neighbour at d exactly if p is q's at -d, and -d is tap
+  26 - d.
   """
   return _conv(x_RVI, kernel_TIO, neighbours_R27V)
 
 
 def _conv(x_RVI, kernel_TIO, neighbours_R27V):
+  if _goes_by_blocks(x_RVI.shape[-1]):
+    return _conv_by_blocks(x_RVI, kernel_TIO, neighbours_R27V)
+
+  # One tap at a time, summed in fp32: the 27 gathered copies of x never exist together.
   def tap(sum_RVO, one):
     index_RV, kernel_IO = one
     seen_RVI = gather(x_RVI, index_RV)
@@ -77,13 +84,54 @@ def _conv(x_RVI, kernel_TIO, neighbours_R27V):
     )
     return sum_RVO + term_RVO, None
 
-  # Summed in fp32, tap after tap.
   rows, slots = x_RVI.shape[:2]
   channels_out = kernel_TIO.shape[-1]
   zero_RVO = jnp.zeros((rows, slots, channels_out), jnp.float32)
   taps = (neighbours_R27V.swapaxes(0, 1), kernel_TIO)
   sum_RVO, _ = jax.lax.scan(tap, zero_RVO, taps, unroll=unrolling())
   return sum_RVO
+
+
+def _goes_by_blocks(channels: int) -> bool:
+  """On a CPU, whose caches hold a block of slots and a kernel of few channels.
+
+  Not where loops are written out to be counted: there are more blocks than taps.
+  """
+  return target_platform() == "cpu" and channels <= CPU_CHANNELS and not unrolling()
+
+
+def _conv_by_blocks(x_RVI, kernel_TIO, neighbours_R27V):
+  """What all taps of a block of slots see side by side, in one product."""
+  rows, slots, channels = x_RVI.shape
+  channels_out = kernel_TIO.shape[-1]
+  kernel_WO = kernel_TIO.reshape(27 * channels, channels_out)
+
+  def block(_, index_RB27):
+    out_RBO = jnp.einsum(
+      "rbw,wo->rbo",
+      _seen(x_RVI, index_RB27),
+      kernel_WO,
+      preferred_element_type=jnp.float32,
+    )
+    return None, out_RBO
+
+  index_NRB27 = _blocks(neighbours_R27V.swapaxes(1, 2))
+  _, out_NRBO = jax.lax.scan(block, None, index_NRB27)
+  return out_NRBO.swapaxes(0, 1).reshape(rows, slots, channels_out)
+
+
+def _seen(x_RVI, index_RB27):
+  """What the taps of some slots see, side by side: (R, B, 27 I)."""
+  rows, some, taps = index_RB27.shape
+  seen = gather(x_RVI, index_RB27.reshape(rows, some * taps))
+  return seen.reshape(rows, some, taps * x_RVI.shape[-1])
+
+
+def _blocks(x_RV):
+  """Rows (R, V, ...) by blocks, (N, R, BLOCK, ...)."""
+  rows, slots = x_RV.shape[:2]
+  blocks = x_RV.reshape(rows, slots // BLOCK, BLOCK, *x_RV.shape[2:])
+  return blocks.swapaxes(0, 1)
 
 
 def _conv_forward(x_RVI, kernel_TIO, neighbours_R27V):
@@ -100,7 +148,21 @@ def _conv_backward(residuals, grad_RVO):
   x_bar = _conv(grad_RVO, reversed_TOI, neighbours_R27V)
 
   # of the kernel: what each tap saw, times what came of it
-  def kernel_tap(_, index_RV):
+  if _goes_by_blocks(x_RVI.shape[-1]):
+    kernel_bar = _kernel_bar_by_blocks(x_RVI, grad_RVO, neighbours_R27V)
+  else:
+    kernel_bar = _kernel_bar(x_RVI, grad_RVO, neighbours_R27V)
+  return (
+    x_bar.astype(x_RVI.dtype),
+    kernel_bar.reshape(kernel_TIO.shape).astype(kernel_TIO.dtype),
+    no_gradient(neighbours_R27V),
+  )
+
+
+def _kernel_bar(x_RVI, grad_RVO, neighbours_R27V):
+  """(27, I, O), one tap at a time."""
+
+  def tap(_, index_RV):
     seen_RVI = gather(x_RVI, index_RV)
     bar_IO = jnp.einsum(
       "rvi,rvo->io",
@@ -111,12 +173,28 @@ def _conv_backward(residuals, grad_RVO):
     return None, bar_IO
 
   taps = neighbours_R27V.swapaxes(0, 1)
-  _, kernel_bar = jax.lax.scan(kernel_tap, None, taps, unroll=unrolling())
-  return (
-    x_bar.astype(x_RVI.dtype),
-    kernel_bar.astype(kernel_TIO.dtype),
-    no_gradient(neighbours_R27V),
-  )
+  _, kernel_bar = jax.lax.scan(tap, None, taps, unroll=unrolling())
+  return kernel_bar
+
+
+def _kernel_bar_by_blocks(x_RVI, grad_RVO, neighbours_R27V):
+  """(27 I, O), one block of slots at a time."""
+  channels, channels_out = x_RVI.shape[-1], grad_RVO.shape[-1]
+
+  def block(sum_WO, one):
+    index_RB27, grad_RBO = one
+    term_WO = jnp.einsum(
+      "rbw,rbo->wo",
+      _seen(x_RVI, index_RB27),
+      grad_RBO,
+      preferred_element_type=jnp.float32,
+    )
+    return sum_WO + term_WO, None
+
+  blocks = (_blocks(neighbours_R27V.swapaxes(1, 2)), _blocks(grad_RVO))
+  zero_WO = jnp.zeros((27 * channels, channels_out), jnp.float32)
+  sum_WO, _ = jax.lax.scan(block, zero_WO, blocks)
+  return sum_WO
 
 
 submanifold_conv.defvjp(_conv_forward, _conv_backward)
