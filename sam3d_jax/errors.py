@@ -41,4 +41,4 @@ class Refused(Exception):
 
   # exceptions with two arguments do not survive pickling between processes otherwise
   def __reduce__(self):
-    return Refused, (self.reason, self.detail)
+    return type(self), (self.reason, self.detail)

@@ -5,6 +5,8 @@ docs/data.md describes the folder that they read.
 
 from ml_collections import ConfigDict
 
+from configs.data import base
+
 
 def dataset(name: str) -> ConfigDict:
   """Keys of mitl_3do, art_3do and preferences."""
@@ -34,6 +36,7 @@ def dataset(name: str) -> ConfigDict:
   c.image_format = "jpeg"  # png or jpeg, of photos that have to be encoded anew
   c.max_coordinate = 1e6  # meshes with larger coordinates are refused
 
+  base.limits(c)
   c.synthetic = ConfigDict()  # read if source is "procedural"
   c.synthetic.count = 24  # items
   c.synthetic.families = ()  # names of procedural families; empty: all

@@ -27,6 +27,7 @@ def dataset(name: str) -> ConfigDict:
   c.procedural.count = 520  # objects
   c.procedural.families = ()  # names of families; empty: all
 
+  limits(c)
   c.mesh = ConfigDict()
   c.mesh.max_coordinate = 1e6  # meshes with larger coordinates are refused
   c.filters = ConfigDict()  # geometry filters, on the mesh in the unit cube
@@ -34,6 +35,15 @@ def dataset(name: str) -> ConfigDict:
   c.filters.max_normal_share = 0.985  # share of the surface that faces one axis; 1 is a flat sheet
   # extent of 99 % of the surface over the whole: below it stray parts dwarf the object
   c.filters.min_core_extent = 0.35
+  return c
+
+
+def limits(c: ConfigDict) -> ConfigDict:
+  """Adds what reading one input may take. An input that takes more is refused, others go on."""
+  c.limits = ConfigDict()  # of a mesh, photo, item or object of others; they change no byte
+  # gigabytes of memory beyond what the reading process has; 0: any
+  c.limits.memory_gb = 4.0
+  c.limits.seconds = 300.0  # 0: any; with neither inputs are read in the build's own processes
   return c
 
 

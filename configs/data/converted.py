@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from configs.data import base
+
 
 def dataset(name: str) -> ConfigDict:
   """Keys that every converter has."""
@@ -21,5 +23,6 @@ def dataset(name: str) -> ConfigDict:
   # trained on them
   c.autoencoder = ""
   c.slat_autoencoder = ""  # the same of structured latents
+  base.limits(c)
   c.min_aesthetic = 0.0  # objects with a lower score are left out; 4.5 is in use for texture
   return c

@@ -23,7 +23,6 @@ import tempfile
 
 from data_pipelines.annotations import accepted, layout, preferences, synthetic
 from data_pipelines.annotations.items import Recipe, SetAside
-from data_pipelines.build import shard_jobs
 from data_pipelines.build.shard_jobs import Plan, Quarantined, Refusals
 from data_pipelines.format import schema
 from data_pipelines.synth import procedural, sources
@@ -125,13 +124,11 @@ def _versions() -> dict[str, str]:
 def make_shard(spec: ShardSpec, refuse: Refusals) -> Iterator[schema.Example]:
   """Yields the examples of a shard in order; items that give none are reported."""
   config = spec.config
-  builder = BUILDERS[config.recipe.builder]
   for entry in refuse.each(spec.inputs):
     with _located(config, entry) as path:
       try:
-        with shard_jobs.contained():
-          item = read_item(path, config)
-          made = list(builder.make(item, config.recipe, entry.name))
+        is_foreign = config.source != sources.PROCEDURAL
+        made = refuse.read(item_examples, path, config, entry.name, foreign=is_foreign)
       except layout.AnnotationError as error:
         refuse(_quarantined(entry, path, "bad_annotation", str(error)))
         continue
@@ -213,6 +210,13 @@ def list_synthetic(config: synthetic.SyntheticConfig) -> tuple[list[sources.Inpu
     inputs.append(sources.Input(f"synthetic-{number}", identity))
   by_identity = sorted(inputs, key=lambda entry: entry.identity)
   return by_identity, sources.digest(inputs)
+
+
+def item_examples(path: pathlib.Path, config: AnnotationConfig, name: str) -> list[schema.Example]:
+  """The examples of an item. Raises AnnotationError, Refused."""
+  item = read_item(path, config)
+  builder = BUILDERS[config.recipe.builder]
+  return list(builder.make(item, config.recipe, name))
 
 
 def read_item(path: pathlib.Path, config: AnnotationConfig) -> layout.Item:

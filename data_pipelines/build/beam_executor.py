@@ -17,7 +17,7 @@ import shlex
 import threading
 from typing import Any
 
-from data_pipelines.build import shard_jobs
+from data_pipelines.build import limited, shard_jobs
 from sam3d_jax.errors import ConfigError, JobFailed
 
 POLL_SECONDS = 1.0  # between looks at the folder for finished shards
@@ -51,10 +51,18 @@ def make_executor(options: Sequence[str]) -> shard_jobs.Executor:
   return functools.partial(_execute, parsed)
 
 
-def make_shard(job: shard_jobs.ShardJob, *, make, out: pathlib.Path, name: str, kind: str) -> str:
+def make_shard(
+  job: shard_jobs.ShardJob,
+  *,
+  make,
+  out: pathlib.Path,
+  name: str,
+  kind: str,
+  limits: limited.Limits = limited.NONE,
+) -> str:
   """Makes a shard unless it stands; runs on Beam's workers."""
   if not shard_jobs.shard_path(name, out, job).exists():
-    shard_jobs.run_job(job, make=make, out=out, name=name, kind=kind)
+    shard_jobs.run_job(job, make=make, out=out, name=name, kind=kind, limits=limits)
   return f"{job.split} {job.index}"
 
 
@@ -86,7 +94,14 @@ def _execute(
   if not jobs:
     return
   out = out.resolve()
-  make = functools.partial(make_shard, make=plan.make, out=out, name=plan.name, kind=plan.kind)
+  make = functools.partial(
+    make_shard,
+    make=plan.make,
+    out=out,
+    name=plan.name,
+    kind=plan.kind,
+    limits=plan.limits,
+  )
   pipeline = beam.Pipeline(options=options)
   # Without the reshuffle a runner may fuse all jobs into one bundle, that is, onto one worker.
   _ = (

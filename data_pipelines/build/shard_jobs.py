@@ -28,7 +28,7 @@ import os
 import pathlib
 from typing import Any
 
-from data_pipelines.build import processes, unfinished
+from data_pipelines.build import limited, processes, unfinished
 from data_pipelines.format import records, schema
 from sam3d_jax.errors import InputError, JobFailed, Preempted, Refused
 from sam3d_jax.files import atomic, blame, texts
@@ -55,13 +55,16 @@ class Quarantined:
 def contained(reason: str = "unreadable") -> Iterator[None]:
   """One bad input ends no build: whatever reading it raises becomes a Refused with this reason.
 
-  Refused and what a command ends with (InputError, JobFailed, Preempted) stay what they are, and
-  so do a failing disk and a lack of memory or of permission: the input is not to blame.
+  Memory that is not there, and what nests too deeply, are refusals too. Refused and what a command
+  ends with (InputError, JobFailed, Preempted) stay what they are, and so do a failing disk and a
+  lack of permission: the input is not to blame.
   """
   try:
     yield
   except (Refused, InputError, JobFailed, Preempted):
     raise
+  except MemoryError as error:
+    raise Refused(limited.TOO_LARGE, f"there is not enough memory for it ({error})") from error
   except Exception as error:
     if not blame.is_of_the_file(error):
       raise
@@ -73,16 +76,43 @@ class Refusals:
 
   notes: whatever else a builder wants in the shard's report. before: inputs that an earlier run
   dealt with. through: called after each input with how many are dealt with. by_input: whether the
-  builder goes through its inputs with `each`.
+  builder goes through its inputs with `each`. limits: of what `read` reads.
   """
 
-  def __init__(self, through: Callable[[int], None] = lambda inputs: None):
+  def __init__(
+    self,
+    through: Callable[[int], None] = lambda inputs: None,
+    limits: limited.Limits = limited.NONE,
+  ):
     self.inputs: list[Quarantined] = []
     self.draws: Counter[str] = Counter()
     self.notes: dict[str, Any] = {}
     self.before = 0
     self.by_input = False
     self.through = through
+    self.limits = limits
+
+  def read(self, function: Callable, *args: Any, foreign: bool = True, what: str = "unreadable"):
+    """What `function(*args)` makes of an input, in a worker with limits of memory and time.
+
+    Args:
+      function: of a module, found there by its name; what it takes and returns is pickled.
+      args: of the function.
+      foreign: False: what was made here, such as procedural objects, is read in this process.
+      what: the reason of the refusal if the function raises anything else than one.
+
+    Raises:
+      Refused: whatever goes wrong, see `contained`.
+    """
+    limits = self.limits if foreign else limited.NONE
+    with contained(what):
+      return limited.call(limits, function, *args)
+
+  def absorb(self, report: Report) -> None:
+    """Adds what another one has noted, which reports it as JSON."""
+    for bad in report["refused"]:
+      self(Quarantined(**bad))
+    self.draws.update(report["draws"])
 
   def __call__(self, bad: Quarantined) -> None:
     # one that is met again after a kill is not listed twice
@@ -158,6 +188,9 @@ class Plan:
   drawn_from: int = 0
   # what whoever starts the build should know before anything is written
   warnings: tuple[str, ...] = ()
+  # what reading one input may take; no part of the identity, as it changes no byte of an input that
+  # can be read
+  limits: limited.Limits = limited.NONE
 
   @property
   def digest(self) -> str:
@@ -292,11 +325,12 @@ def run_job(
   name: str,
   kind: str,
   tell: Callable[[int], None] = lambda inputs: None,
+  limits: limited.Limits = limited.NONE,
 ) -> Report:
   """Makes one shard and returns its report. The only function an executor has to call; equal jobs
   write equal bytes, also where an earlier run was killed within the shard.
 
-  tell: called with the number of inputs that are dealt with.
+  tell: called with the number of inputs that are dealt with. limits: of reading one input.
   """
   report: Report = {}
   begun = unfinished.Shard(_parts_folder(out, job))
@@ -305,7 +339,7 @@ def run_job(
     begun.through(inputs, refusals.report())
     tell(inputs)
 
-  refusals = Refusals(through)
+  refusals = Refusals(through, limits)
   if begun.inputs:
     refusals.resume(begun.inputs, begun.report)
 
@@ -450,7 +484,14 @@ def _run_locally(
 
   tell: called with a job and how many of its inputs are dealt with.
   """
-  run = functools.partial(run_job, make=plan.make, out=out, name=plan.name, kind=plan.kind)
+  run = functools.partial(
+    run_job,
+    make=plan.make,
+    out=out,
+    name=plan.name,
+    kind=plan.kind,
+    limits=plan.limits,
+  )
   workers = min(workers or os.cpu_count() or 1, len(jobs))
   if workers <= 1:
     for job in jobs:

@@ -102,12 +102,31 @@ def make_shard(spec: ShardSpec, refuse: shard_jobs.Refusals) -> Iterator[schema.
   """
   for item in refuse.each(spec.inputs):
     try:
-      with shard_jobs.contained("bad_object"):
-        made = list(spec.examples(spec.config, item, refuse))
+      made, report, error = refuse.read(
+        object_examples,
+        spec.examples,
+        spec.config,
+        item,
+        what="bad_object",
+      )
+      refuse.absorb(report)
+      if error is not None:
+        raise error
     except Refused as error:
       refuse(shard_jobs.Quarantined(item.name, error.reason, error.detail))
       continue
     yield from made
+
+
+def object_examples(
+  examples, config: Any, item: sources.Input
+) -> tuple[list[schema.Example], shard_jobs.Report, Refused | None]:
+  """The records of an object, what was refused or left out on the way, and why it has none."""
+  own = shard_jobs.Refusals()
+  try:
+    return list(examples(config, item, own)), own.report(), None
+  except Refused as error:
+    return [], own.report(), error
 
 
 def load_array(data: bytes, what: str, *, shape: tuple[int | None, ...]) -> np.ndarray:

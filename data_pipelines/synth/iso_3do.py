@@ -104,9 +104,10 @@ def make_shard(spec: ShardSpec, refuse: Refusals) -> Iterator[schema.Example]:
   """Yields the examples of a shard in order; refused meshes are reported and skipped."""
   for item in refuse.each(spec.inputs):
     try:
+      asset = sources.read(refuse, spec.config.source, spec.config.filters, item)
+      # a mesh gives all of its views, or none
       with contained():
-        asset = sources.load(spec.config.source, item)
-        filters.check(asset, spec.config.filters)
+        made = list(make_examples(asset, spec.config))
     except Refused as error:
       refused = Quarantined(
         path=item.name,
@@ -115,7 +116,7 @@ def make_shard(spec: ShardSpec, refuse: Refusals) -> Iterator[schema.Example]:
       )
       refuse(refused)
       continue
-    yield from make_examples(asset, spec.config)
+    yield from made
 
 
 def make_examples(asset: Asset, config: IsoConfig) -> Iterator[schema.Example]:

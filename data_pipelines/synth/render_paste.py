@@ -254,14 +254,18 @@ class Stock:
     self.reported: set[tuple[str, str]] = set()
 
   def _subject(self, item: sources.Input) -> Subject:
+    asset = sources.read(self.refuse, self.config.source, self.config.filters, item)
     with contained():
-      asset = sources.load(self.config.source, item)
-      filters.check(asset, self.config.filters)
       return subject_of(asset)
 
   def _scene(self, item: sources.Input) -> Scene:
-    with contained():
-      return scenes.load(self.config.photos, item, self._report)
+    # What a user's own command makes has its own needs of time and memory.
+    photos = self.config.photos
+    is_foreign = photos.source != sources.PROCEDURAL and not photos.depth_command
+    found, reports = self.refuse.read(scenes.load_reporting, photos, item, foreign=is_foreign)
+    for report in reports:
+      self._report(*report)
+    return found
 
   def _report(self, path: str, reason: str, detail: str) -> None:
     """Quarantines a file, once for each reason."""
@@ -352,6 +356,17 @@ def make_shard(spec: ShardSpec, refuse: Refusals, *, draw: Draw) -> Iterator[sch
   for item in refuse.each(spec.inputs):
     try:
       subject = stock.subject(item)
+      # a mesh gives all of its views, or none
+      with contained():
+        examples = make_examples(
+          subject,
+          item.name,
+          stock,
+          spec.config,
+          refuse,
+          draw,
+        )
+        made = list(examples)
     except Refused as error:
       refused = Quarantined(
         path=item.name,
@@ -360,14 +375,7 @@ def make_shard(spec: ShardSpec, refuse: Refusals, *, draw: Draw) -> Iterator[sch
       )
       refuse(refused)
       continue
-    yield from make_examples(
-      subject,
-      item.name,
-      stock,
-      spec.config,
-      refuse,
-      draw,
-    )
+    yield from made
 
 
 def make_examples(

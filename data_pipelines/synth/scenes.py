@@ -218,6 +218,18 @@ def load(config: PhotoConfig, item: Input, report: Callable[[str, str, str], Non
   return read(config, item, files, report)
 
 
+def load_reporting(
+  config: PhotoConfig, item: Input
+) -> tuple[Scene, tuple[tuple[str, str, str], ...]]:
+  """As `load`, with what it reports."""
+  reports: list[tuple[str, str, str]] = []
+
+  def report(path: str, reason: str, detail: str) -> None:
+    reports.append((path, reason, detail))
+
+  return load(config, item, report), tuple(reports)
+
+
 def read(
   config: PhotoConfig, item: Input, files: Files, report: Callable[[str, str, str], None]
 ) -> Scene:

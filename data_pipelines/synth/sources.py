@@ -10,8 +10,8 @@ import math
 import pathlib
 from typing import Any
 
-from data_pipelines.build.shard_jobs import ShardJob
-from data_pipelines.synth import assets, procedural
+from data_pipelines.build.shard_jobs import Refusals, ShardJob
+from data_pipelines.synth import assets, filters, procedural
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.files import blame, folders, meshes
 
@@ -119,6 +119,25 @@ def load(config: SourceConfig, item: Input) -> assets.Asset:
     license=config.license,
     max_coordinate=config.max_coordinate,
   )
+
+
+def load_checked(
+  config: SourceConfig, thresholds: filters.FilterConfig, item: Input
+) -> assets.Asset:
+  """The mesh of an input that passes the filters. Raises Refused."""
+  asset = load(config, item)
+  filters.check(asset, thresholds)
+  return asset
+
+
+def read(
+  refuse: Refusals, config: SourceConfig, thresholds: filters.FilterConfig, item: Input
+) -> assets.Asset:
+  """As `load_checked`; files are read within the limits of the build. Raises Refused, whatever goes
+  wrong.
+  """
+  is_foreign = config.source != PROCEDURAL
+  return refuse.read(load_checked, config, thresholds, item, foreign=is_foreign)
 
 
 def split_inputs(inputs: Sequence[Input], test_fraction: float) -> dict[str, list[Input]]:

@@ -114,8 +114,7 @@ def make_shard(spec: ShardSpec, refuse: Refusals) -> Iterator[schema.Example]:
   """Yields the examples of a shard in order; items without any are reported with their reason."""
   for entry in refuse.each(spec.inputs):
     try:
-      with contained():
-        found = annotated_objects(spec.config, entry)
+      found = annotated_objects(spec.config, entry, refuse)
     except Refused as error:
       # What is merely not wanted is no fault of the data.
       fault = not isinstance(error, items.SetAside)
@@ -131,23 +130,40 @@ def make_shard(spec: ShardSpec, refuse: Refusals) -> Iterator[schema.Example]:
     # An item is reported if none of its objects gave an example.
     failures = []
     for one in found:
+      made = []
       try:
-        yield from make_examples(one, spec.config)
-      except Rejected as rejected:
-        reason = str(rejected)
-        failures.append(reason)
-        refuse.draw(reason)
+        with contained():
+          made, reason = examples_of(one, spec.config)
+        if reason:
+          failures.append(reason)
+          refuse.draw(reason)
+      except Refused as error:
+        refuse(Quarantined(entry.name, error.reason, error.detail))
+      yield from made
     if len(failures) == len(found):
       listed = ", ".join(failures)
       detail = f"no object kept to the thresholds: {listed}"
       refuse(Quarantined(entry.name, "no_sample", detail, fault=False))
 
 
-def annotated_objects(config: PasteConfig, entry: sources.Input) -> list[Found]:
+def examples_of(found: Found, config: PasteConfig) -> tuple[list[schema.Example], str]:
+  """The examples of an object, or none and why it was rejected."""
+  try:
+    return list(make_examples(found, config)), ""
+  except Rejected as rejected:
+    return [], str(rejected)
+
+
+def annotated_objects(config: PasteConfig, entry: sources.Input, refuse: Refusals) -> list[Found]:
   """The objects of an input. Raises Refused."""
   if config.source.source == sources.PROCEDURAL:
-    return rooms_objects(config, entry)
-  return [item_object(config, entry)]
+    with contained():
+      return rooms_objects(config, entry)
+  # What a user's own command makes has its own needs of time and memory.
+  is_foreign = not config.photos.depth_command
+  asset, scene, seen = refuse.read(item_object, config, entry, foreign=is_foreign)
+  with contained():
+    return [Found(render_paste.subject_of(asset), scene, 0, seen)]
 
 
 def make_examples(found: Found, config: PasteConfig) -> Iterator[schema.Example]:
@@ -218,8 +234,8 @@ def rooms_objects(config: PasteConfig, entry: sources.Input) -> list[Found]:
   return found
 
 
-def item_object(config: PasteConfig, entry: sources.Input) -> Found:
-  """The object of an annotated item.
+def item_object(config: PasteConfig, entry: sources.Input) -> tuple[assets.Asset, Scene, Viewpoint]:
+  """The object of an annotated item: its mesh, its photo, and the camera with the mesh's pose.
 
   Raises Refused; SetAside where the item has no posed mesh, no point map or too small an object.
   """
@@ -271,7 +287,7 @@ def item_object(config: PasteConfig, entry: sources.Input) -> Found:
   if depth.min() <= 0:
     raise Refused("bad_pose", f"{entry.name}: part of the mesh lies behind the camera")
   named = dataclasses.replace(asset, source=entry.name)
-  return Found(render_paste.subject_of(named), scene, 0, seen)
+  return named, scene, seen
 
 
 def posed_mesh(item: layout.Item) -> layout.Candidate | None:

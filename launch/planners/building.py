@@ -8,11 +8,12 @@ import signal
 
 from ml_collections import ConfigDict
 
-from data_pipelines.build import beam_executor, data_card, shard_jobs
+from data_pipelines.build import beam_executor, data_card, limited, shard_jobs
 from data_pipelines.format import records
 from launch.console.folders import check_folder
 from launch.console.progress import Progress
 from launch.planners.builders import PLANNERS
+from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError, Preempted
 
 
@@ -85,8 +86,9 @@ def build(spec: BuildSpec) -> None:
   check(c)
   execute = make_executor(spec)
   keep_recorded_cut(c)
+  limits = sections.typed(limited.Limits, c.limits, "limits")
   plan_dataset = PLANNERS[c.builder]
-  plan = plan_dataset(c)
+  plan = dataclasses.replace(plan_dataset(c), limits=limits)
   print(describe_plan(plan, c.out), flush=True)
   if spec.dry_run:
     shard_jobs.is_claimed(plan, c.out)

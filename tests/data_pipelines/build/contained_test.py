@@ -4,8 +4,10 @@ import errno
 import json
 import os
 import pathlib
+import re
 import shutil
 
+from PIL import Image
 import pytest
 
 from data_pipelines.build import shard_jobs
@@ -16,6 +18,8 @@ from launch.console import cli
 from sam3d_jax.errors import InputError, JobFailed, Refused
 from tests.support.tiny_build import CONFIG
 
+# what a test puts in place of a reader is in this process alone
+HERE = ("limits.memory_gb=0", "limits.seconds=0")
 SMALL = ("views=1", "image_size=32", "image_format=png", "samples=1", "workers=1")
 
 
@@ -51,6 +55,8 @@ def _refused(out: pathlib.Path) -> list[dict]:
   [KeyError("x"), RecursionError(), IndexError("y"), UnicodeDecodeError("utf-8", b"", 0, 1, "z")],
 )
 def test_whatever_a_reader_raises_is_a_refusal(error):
+  with pytest.raises(Refused, match="too_large"), shard_jobs.contained():
+    raise MemoryError
   with pytest.raises(Refused, match=type(error).__name__), shard_jobs.contained():
     raise error
 
@@ -61,7 +67,6 @@ def test_whatever_a_reader_raises_is_a_refusal(error):
     OSError(errno.EIO, "Input/output error"),
     OSError(errno.ENOSPC, "No space left on device"),
     PermissionError(errno.EACCES, "Permission denied"),
-    MemoryError(),
     InputError("estimator"),
     JobFailed("gone"),
     KeyboardInterrupt(),
@@ -83,7 +88,7 @@ def test_a_reader_that_fails_costs_its_own_mesh(tmp_path, monkeypatch):
     return read(path, **how)
 
   monkeypatch.setattr(assets.meshes, "read", fails)
-  assert _build(tmp_path / "in", tmp_path / "out", "quarantine_budget=1.0") == 0
+  assert _build(tmp_path / "in", tmp_path / "out", "quarantine_budget=1.0", *HERE) == 0
   assert len(_records(tmp_path / "out")) == 1
   (bad,) = _refused(tmp_path / "out")
   assert bad["path"] == "0.obj" and "list index out of range" in bad["detail"]
@@ -114,7 +119,7 @@ def test_a_disk_that_fails_while_shards_are_made_is_no_bad_input(tmp_path, monke
     raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
   monkeypatch.setattr(assets.meshes, "read", fails)
-  assert _build(tmp_path / "in", tmp_path / "out", "quarantine_budget=1.0") == 1
+  assert _build(tmp_path / "in", tmp_path / "out", "quarantine_budget=1.0", *HERE) == 1
   assert "a.obj cannot be read" in capsys.readouterr().err
   assert _refused(tmp_path / "out") == []
 
@@ -225,3 +230,33 @@ def test_hostile_side_files_cost_their_own_mesh(shared_dir, tmp_path):
   _cube(tmp_path / "in" / "good.obj")
   assert _build(tmp_path / "in", tmp_path / "out", "quarantine_budget=1.0") == 0
   assert len(_records(tmp_path / "out")) >= 1
+
+
+def test_every_collected_mesh_costs_itself_alone_and_is_named(hostile_dir, tmp_path):
+  cases = sorted(hostile_dir.glob("mesh_*"))
+  for case in cases:
+    shutil.copytree(case, tmp_path / "in" / case.name)
+  _cube(tmp_path / "in" / "good.obj")
+  assert _build(tmp_path / "in", tmp_path / "out", "quarantine_budget=1.0") == 0
+  made = {json.loads(record["lineage"])["mesh"] for record in _records(tmp_path / "out")}
+  named = {bad["path"] for bad in _refused(tmp_path / "out")}
+  meshes = {f"{case.name}/{next(case.glob('a.*f')).name}" for case in cases if any(case.glob("*f"))}
+  assert "good.obj" in made
+  assert len(made) + len(named) == len(cases) + 1
+  assert {name for name in meshes if "gltf" in name} <= named
+
+
+def test_a_mesh_that_takes_more_than_it_may_is_refused_with_the_limit(tmp_path):
+  _cube(tmp_path / "in" / "good.obj")
+  side = 9000
+  Image.new("RGBA", (side, side)).save(tmp_path / "in" / "large.png")
+  (tmp_path / "in" / "large.mtl").write_text("newmtl a\nmap_Kd large.png\n")
+  text = (tmp_path / "in" / "good.obj").read_text()
+  mapped = "mtllib large.mtl\nusemtl a\nvt 0 0\nvt 1 0\nvt 1 1\n" + text.replace("v 1", "v 2")
+  mapped = re.sub(r"f (\d+) (\d+) (\d+) (\d+)", r"f \1/1 \2/2 \3/3 \4/1", mapped)
+  (tmp_path / "in" / "large.obj").write_text(mapped)
+  limits = ("limits.memory_gb=0.3", "quarantine_budget=1.0")
+  assert _build(tmp_path / "in", tmp_path / "out", *limits) == 0
+  (bad,) = _refused(tmp_path / "out")
+  assert bad["path"] == "large.obj" and bad["reason"] == "too_large"
+  assert "0.3 GB (limits.memory_gb)" in bad["detail"]
