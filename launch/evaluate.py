@@ -25,7 +25,7 @@ import pathlib
 
 from launch.console import cli
 from launch.console.flags import dry_run_flag, sampler_flags, weights_flags
-from launch.console.folders import output_folder
+from launch.console.folders import output_lock
 from launch.console.notes import noted
 from sam3d_jax.errors import InputError
 
@@ -143,8 +143,7 @@ def run(args: argparse.Namespace) -> None:
 
   # Threads that wait must not spin: the cores are for the other processes.
   os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-  out = output_folder(args.out, dry_run=args.dry_run)
-  with noted():
+  with noted(), output_lock(args.out, "launch.evaluate", dry_run=args.dry_run) as out:
     MODE_RUNS[mode](args, out)
 
 

@@ -18,7 +18,7 @@ import pathlib
 
 from launch.console import cli
 from launch.console.flags import dry_run_flag, sampler_flags, weights_flags
-from launch.console.folders import output_folder
+from launch.console.folders import output_lock
 from sam3d_jax.errors import InputError
 from sam3d_jax.files import mask_files, pointmaps
 
@@ -177,14 +177,14 @@ def run(args: argparse.Namespace) -> None:
     return viewer.run(page, pathlib.Path(args.out))
 
   # A dataset, or photos.
-  out = output_folder(args.out, dry_run=args.dry_run)
-  if args.data is not None:
-    from launch.scoring import split_samples
+  with output_lock(args.out, "launch.sample", dry_run=args.dry_run) as out:
+    if args.data is not None:
+      from launch.scoring import split_samples
 
-    return split_samples.run(split_config(args), out)
-  from launch.photos import run as photos
+      return split_samples.run(split_config(args), out)
+    from launch.photos import run as photos
 
-  photos.run(photos_config(args), out)
+    photos.run(photos_config(args), out)
   if args.viewer and not args.dry_run:
     viewer.run(page, out)
 

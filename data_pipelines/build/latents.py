@@ -25,7 +25,7 @@ from data_pipelines.format import records, schema
 from data_pipelines.format.records import CorruptRecord
 from data_pipelines.read import rows
 from sam3d_jax.errors import InputError
-from sam3d_jax.files import atomic
+from sam3d_jax.files import atomic, locks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +100,20 @@ def encode(
 
   Returns examples per split, or None while shards are left to other processes. `progress(examples)`
   is called after every shard. Raises InputError if `out` holds something else or the source cannot
-  be read.
+  be read, InUse if another process works on this share or writes something else there.
   """
+  with locks.hold(
+    out,
+    f"launch.encode_latents, task {share.index} of {share.count}",
+    slot=f"task-{share.index}",
+    group=f"encoding in {share.count} tasks",
+  ):
+    return _encode(plan, out, share, progress)
+
+
+def _encode(
+  plan: shard_jobs.Plan, out: pathlib.Path, share: Share, progress: Callable[[int], None]
+) -> dict[str, int] | None:
   claim(plan, out)
   if (out / records.INFO_FILE).is_file():
     return records.dataset_identity(out)["records"]
@@ -116,7 +128,12 @@ def encode(
   reports = [shard_jobs.finished_report(plan, out, job) for job in plan.jobs]
   if None in reports:
     return None
-  return finish(plan, out, reports)
+  try:
+    with locks.hold(out / shard_jobs.REPORTS, "the last task of launch.encode_latents"):
+      return finish(plan, out, reports)
+  # two that come last at once: one of them does it
+  except locks.InUse:
+    return None
 
 
 def mine(plan: shard_jobs.Plan, share: Share) -> tuple[shard_jobs.ShardJob, ...]:
@@ -158,7 +175,8 @@ def check_claim(plan: shard_jobs.Plan, out: pathlib.Path) -> bool:
     raise InputError(
       f"--out {out} is another encoding (different: {', '.join(different)}); give another folder"
     )
-  if out.is_dir() and any(out.iterdir()):
+  names = [path.name for path in out.iterdir()] if out.is_dir() else []
+  if set(names) - {locks.FOLDER}:
     raise InputError(f"--out {out} is not empty and holds no encoding; give an empty folder")
   return False
 

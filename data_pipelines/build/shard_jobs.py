@@ -31,7 +31,7 @@ from typing import Any
 from data_pipelines.build import limited, processes, unfinished
 from data_pipelines.format import records, schema
 from sam3d_jax.errors import InputError, JobFailed, Preempted, Refused
-from sam3d_jax.files import atomic, blame, texts
+from sam3d_jax.files import atomic, blame, locks, texts
 
 REPORTS = "reports"
 DIFFERENCES_SHOWN = 4  # of the configurations of two builds
@@ -245,10 +245,10 @@ def build(
 
   Raises:
     InputError: `out` cannot be written or belongs to another build, or too many inputs are refused.
-    JobFailed: a worker died.
+    JobFailed: a worker died, or another process builds there.
   """
   out = pathlib.Path(out)
-  with _explaining_os_errors(out):
+  with _explaining_os_errors(out), locks.hold(out, f"a build of {plan.name}"):
     _claim(plan, out)
     _remove_partial(out)
     reports = {job: finished_report(plan, out, job) for job in plan.jobs}
@@ -271,15 +271,20 @@ def build(
         running = _run_locally(plan, out, left, workers, tell)
       with contextlib.closing(running):
         for job, report in running:
+          locks.check(out)
           reports[job] = report
           refused = _refused_by_reason(reports.values())
           tell(job, job.inputs)
           faults = _refused_by_reason(reports.values(), faults=True)
           if faults.total() > quarantine_budget * plan.all_inputs:
             break
-    finally:
-      _write_quarantine(out, reports)
-      _remove_partial(out)
+    except locks.Lost:
+      # What is half written there is somebody else's.
+      raise
+    except BaseException:
+      _tidy(out, reports)
+      raise
+    _tidy(out, reports)
     faults = _refused_by_reason(reports.values(), faults=True)
     _check_budget(plan, out, faults, quarantine_budget)
 
@@ -533,6 +538,13 @@ def _run_in_worker(job: ShardJob, run: Callable[..., Report]) -> Report:
     processes.tell((job.place, inputs))
 
   return run(job, tell=tell)
+
+
+def _tidy(out: pathlib.Path, reports: dict[ShardJob, Report | None]) -> None:
+  """Leaves the folder as the next start, or a reader, wants to find it."""
+  locks.check(out)
+  _write_quarantine(out, reports)
+  _remove_partial(out)
 
 
 def _remove_partial(out: pathlib.Path) -> None:

@@ -15,7 +15,7 @@ import time
 from launch.console import cli
 from launch.console.progress import duration, say
 from sam3d_jax.errors import JobFailed, Preempted
-from sam3d_jax.files import atomic
+from sam3d_jax.files import atomic, locks
 
 SHOWN_LOG_LINES = 15
 # XLA on CPU takes and frees its buffers every step. With these settings of glibc they stay in the
@@ -52,6 +52,12 @@ def run_all(steps: list[Step], work: pathlib.Path) -> float:
   """
   logs = work / "logs"
   logs.mkdir(exist_ok=True)
+  # The commands hold the folders that they write to; the chain holds its records.
+  with locks.hold(logs, "a chain of commands"):
+    return _run_all(steps, work, logs)
+
+
+def _run_all(steps: list[Step], work: pathlib.Path, logs: pathlib.Path) -> float:
   stale, total = False, 0.0
   for number, step in enumerate(steps, start=1):
     record = logs / f"{step.name}.json"

@@ -1,10 +1,13 @@
 """Work folders: made if need be, and known to be writable before anything is computed."""
 
+from collections.abc import Iterator
+import contextlib
 import os
 import pathlib
 import platform
 
 from sam3d_jax.errors import InputError
+from sam3d_jax.files import locks
 
 PSEUDO = ("/proc", "/sys")
 
@@ -17,6 +20,22 @@ def output_folder(path: str, *, dry_run: bool, flag: str = "--out") -> pathlib.P
   if dry_run:
     return check_folder(path, flag)
   return prepare_workdir(path, flag)
+
+
+@contextlib.contextmanager
+def output_lock(
+  path: str, what: str, *, dry_run: bool, flag: str = "--out"
+) -> Iterator[pathlib.Path]:
+  """`output_folder`, held for this command alone while the block runs. what: its name.
+
+  Raises InputError, and InUse if another process writes there.
+  """
+  folder = output_folder(path, dry_run=dry_run, flag=flag)
+  if dry_run:
+    yield folder
+    return
+  with locks.hold(folder, what):
+    yield folder
 
 
 def check_folder(path: str | os.PathLike, flag: str = "--workdir") -> pathlib.Path:

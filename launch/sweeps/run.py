@@ -15,7 +15,7 @@ from launch.sweeps import report, space
 from launch.sweeps.trials import Runner, command_of, wrong_metric
 from launch.trainer import checks
 from sam3d_jax.errors import ConfigError, InputError, JobFailed
-from sam3d_jax.files import atomic
+from sam3d_jax.files import atomic, locks
 
 RECORD = "sweep.json"
 
@@ -72,7 +72,21 @@ def run(spec: Spec) -> None:
       print(f"{trial.id}  {shlex.join(words)}")
     return
 
+  # A report may be renewed beside a sweep that runs.
+  if spec.report:
+    run_rest(spec, sweep, launcher)
+    return
   # Trials that are not done yet; table and report are renewed whenever one ends.
+  try:
+    with locks.hold(spec.workdir, "launch.sweep"):
+      run_rest(spec, sweep, launcher)
+  # a sweep is started by hand: nothing starts it again
+  except locks.InUse as error:
+    raise InputError(str(error)) from error
+
+
+def run_rest(spec: Spec, sweep: space.Sweep, launcher: list[str]) -> None:
+  """Runs the trials that are not done yet, and ranks all of them."""
   claim(spec.workdir, sweep)
   if not spec.report:
     runner = Runner(

@@ -5,15 +5,20 @@ JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; --multihost, a SL
 tasks, or a TPU slice of several hosts, where JAX finds the rest itself; otherwise one process.
 """
 
+from collections.abc import Iterator
+import contextlib
 import importlib.metadata
 import json
 import os
+import pathlib
 
 import jax
 
+from launch.console.progress import say
 from launch.trainer.specs import HostsSpec
 from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError, InputError, JobFailed
+from sam3d_jax.files import locks
 from sam3d_jax.training import agreement
 
 # where the coordinator is reached by another address than its machine knows, behind a translation
@@ -105,6 +110,26 @@ def bind_address(coordinator: str | None, env=os.environ) -> str | None:
   found the address itself.
   """
   return env.get(BIND_VARIABLE) or coordinator
+
+
+@contextlib.contextmanager
+def only_job(workdir: pathlib.Path) -> Iterator[None]:
+  """Holds the work folder for this job, while the block runs: its first process does, for all.
+
+  Raises InUse in the first process, JobFailed in the others, if another run writes to it.
+  """
+  error, lock = None, None
+  if jax.process_index() == 0:
+    try:
+      lock = locks.take(workdir, "a training run", tell=say)
+    except (JobFailed, OSError) as raised:
+      error = raised
+  agreement.settle(error)
+  try:
+    yield
+  finally:
+    if lock is not None:
+      lock.release()
 
 
 def check_same_config(config) -> None:

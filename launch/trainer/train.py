@@ -35,14 +35,15 @@ def run(spec: RunSpec, stop: StopFlag) -> None:
   workdir = prepare_workdir(spec.workdir)
   ledger = Ledger(workdir / "goodput.jsonl")
   hosts.connect(spec.hosts)
-  starting.agree_with_run(config, workdir)
-  hosts.check_same_config(config)
+  with hosts.only_job(workdir):
+    starting.agree_with_run(config, workdir)
+    hosts.check_same_config(config)
 
-  # The plan, and then the work.
-  prepared = setup.prepare(config, workdir)
-  lowering.check_backends(prepared)
-  print(plan.text(prepared), flush=True)
-  recorded(prepared, ledger, stop)
+    # The plan, and then the work.
+    prepared = setup.prepare(config, workdir)
+    lowering.check_backends(prepared)
+    print(plan.text(prepared), flush=True)
+    recorded(prepared, ledger, stop)
 
 
 def recorded(setup: Setup, ledger: Ledger, stop: StopFlag) -> None:

@@ -3,7 +3,8 @@
 What is written goes to a temporary file beside its place, is synced to the disk, and only then
 takes the name; then the folder is synced too. A process that fails or is killed in the middle
 leaves the file that was there before. Temporary names are unique, so writers of one file do not
-meet: the last one wins.
+meet: the last one wins. A process that has lost the lock of a folder (`locks`) writes nothing
+there.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ import pathlib
 import shutil
 from typing import Any
 import uuid
+
+from sam3d_jax.files import locks
 
 LEFTOVERS = ".*.part*"  # what a killed writer leaves in a folder
 
@@ -30,6 +33,7 @@ def write(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   try:
     yield temporary
     _sync(temporary)
+    locks.check(path)
     os.replace(temporary, path)
     _sync(path.parent)
   finally:
@@ -67,6 +71,7 @@ def folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     yield temporary
     for inside in (*temporary.rglob("*"), temporary):
       _sync(inside)
+    locks.check(path)
     if path.exists():
       path.rmdir()
     os.replace(temporary, path)

@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 
 from sam3d_jax.errors import JobFailed
+from sam3d_jax.files import locks
 from sam3d_jax.training import (
   agreement,
   checkpoint_arrays,
@@ -82,6 +83,9 @@ class Checkpointer:
     # A resumed run may come by a step that was written before.
     if step in self.present:
       return False
+
+    # What another run has taken over is left to it.
+    locks.check(self.workdir)
 
     # On the devices, while the save before is still being written.
     flat = checkpoint_arrays.flatten(state)

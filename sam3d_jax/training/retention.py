@@ -13,12 +13,13 @@ import sys
 import threading
 
 from sam3d_jax.errors import InputError, JobFailed
-from sam3d_jax.files import blame
+from sam3d_jax.files import blame, locks
 from sam3d_jax.training.checksums import CorruptCheckpoint
 
 
 def set_aside(folder: pathlib.Path) -> None:
   """Renames a damaged step to `<step>.damaged` (or `.damaged.2`, ...), to be looked into."""
+  locks.check(folder)
   target = folder.with_name(f"{folder.name}.damaged")
   number = 1
   # The same step may have been damaged before.
@@ -116,6 +117,7 @@ class Keeper:
       self._remove_old()
 
   def _remove_old(self) -> None:
+    locks.check(self.folder)
     names = [path.name for path in self.folder.iterdir()]
     present = sorted(int(name) for name in names if name.isdigit())
     for step in present[: -self.keep]:
