@@ -131,6 +131,8 @@ def data() -> ConfigDict:
   # host memory for decoded samples, for small datasets without augmentation; 0: none
   d.cache_mb = 0
   d.quarantine_budget = 100  # unreadable records replaced before the run fails
+  # go on with a run though its datasets hold other records than those that it began with
+  d.accept_changes = False
   return d
 
 

@@ -19,6 +19,12 @@ class ConfigError(InputError):
   """A configuration key or value is wrong."""
 
 
+class AwayError(InputError):
+  """Data that are named are not there: a wrong name or, for a run that has read them before, a disk
+  that is not mounted.
+  """
+
+
 class Preempted(Exception):
   """The job was told to stop, has saved, and should be started again (exit code 75)."""
 

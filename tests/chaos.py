@@ -169,7 +169,7 @@ def one_run(workdir: pathlib.Path, strikes: list[Strike], settings, unbroken: pa
       assert_gone(readers)
 
     # Told to stop, it has saved.
-    steps = jobs.checkpoint.steps(workdir)
+    steps = jobs.checkpoint_steps.steps(workdir)
     if code == EXIT_RETRY and strike.phase != "import":
       assert steps and f"saved at step {steps[-1]} of" in job.output(), job.output()
     record.append(

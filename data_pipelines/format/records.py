@@ -29,7 +29,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines.format import schema, shard_reading
 from data_pipelines.format.shard_reading import CorruptRecord
-from sam3d_jax.errors import InputError, JobFailed
+from sam3d_jax.errors import AwayError, InputError, JobFailed
 from sam3d_jax.files import atomic, texts
 
 INFO_FILE = "dataset_info.json"  # written last
@@ -52,6 +52,10 @@ _SHARD = re.compile(
 
 class DatasetError(InputError):
   """A dataset folder is missing, half built, or of another schema; the message says what to do."""
+
+
+class AwayDataset(AwayError, DatasetError):
+  """A dataset folder, or shards of it, are not there."""
 
 
 class EmptySplit(DatasetError):
@@ -300,7 +304,7 @@ def open_dataset(directory: str | os.PathLike) -> tfds.core.DatasetBuilder:
   # a folder that is whole
   directory = pathlib.Path(directory)
   if not directory.is_dir():
-    raise DatasetError(
+    raise AwayDataset(
       f"{directory} does not exist; build it with launch.build_data or correct the path"
     )
   if not (directory / INFO_FILE).is_file():
@@ -309,7 +313,7 @@ def open_dataset(directory: str | os.PathLike) -> tfds.core.DatasetBuilder:
     if shards:
       total = sum(len(paths) for paths in shards.values())
       state = f"{total} shards but"
-    raise DatasetError(
+    raise AwayDataset(
       f"{directory} has {state} no {INFO_FILE}: it is not a finished dataset; "
       "run its launch.build_data command again, it continues where it stopped"
     )
@@ -421,6 +425,35 @@ def dataset_identity(directory: str | os.PathLike) -> dict:
   return identity
 
 
+def dataset_contents(directory: str | os.PathLike) -> dict:
+  """What tells the records of a dataset from others: how many each split has, and a digest of the
+  shards' lengths and sizes and of what they were built from. It stays when the folder moves.
+
+  Raises DatasetError.
+  """
+  directory = pathlib.Path(directory)
+  builder = open_dataset(directory)
+  shards, counts = {}, {}
+  for name, info in builder.info.splits.items():
+    counts[name] = info.num_examples
+    shards[name] = [list(info.shard_lengths), info.num_bytes]
+  described = {"name": builder.name, "shards": shards, "build": _build_digest(directory)}
+  text = json.dumps(described, sort_keys=True)
+  return {"records": counts, "digest": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _build_digest(directory: pathlib.Path) -> str:
+  """Name of what a dataset was built from; '' where nothing says it."""
+  try:
+    build = texts.read_json(directory / BUILD_FILE)
+  except (FileNotFoundError, texts.TextError):
+    return ""
+  if isinstance(build, dict) and "digest" in build:
+    return str(build["digest"])
+  # of latents: the whole record
+  return hashlib.sha256(json.dumps(build, sort_keys=True).encode()).hexdigest()
+
+
 def _mean_and_std(directory: pathlib.Path) -> dict:
   """Of each channel of the latents, as far as they are stated."""
   file = directory / STATISTICS_FILE
@@ -470,7 +503,7 @@ def open_split(
       raise DatasetError(f"{directory}: its {INFO_FILE} names the shard {path}, outside of it")
   missing = [path for path, _, _ in files if not os.path.isfile(path)]
   if missing:
-    raise DatasetError(
+    raise AwayDataset(
       f"{directory}: {len(missing)} of {len(files)} shards of split {split!r} are missing, "
       f"first {missing[0]}; copy them or build the dataset again"
     )

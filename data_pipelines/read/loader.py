@@ -330,6 +330,8 @@ def settings_of(
   source = settings.pop("kind")
   mixture_settings = settings.pop("mixture")
   settings["split"] = split
+  # of resuming, not of reading
+  settings.pop("accept_changes", None)
   thresholds = settings.pop("thresholds")
   iteration = settings.pop("iteration")
   settings["min_rating"] = threshold(thresholds, iteration)

@@ -1,13 +1,15 @@
 """Work folders: made if need be, and known to be writable before anything is computed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import os
 import pathlib
 import platform
 
-from sam3d_jax.errors import InputError
-from sam3d_jax.files import locks
+from sam3d_jax.errors import InputError, JobFailed
+from sam3d_jax.files import blame, locks
+
+RESTARTS = "SLURM_RESTART_COUNT"  # SLURM's variable for how often it has queued a job again
 
 PSEUDO = ("/proc", "/sys")
 
@@ -75,11 +77,34 @@ def is_pseudo(folder: pathlib.Path) -> bool:
   return any(whole.is_relative_to(view) for view in PSEUDO)
 
 
+def is_begun(workdir: str | os.PathLike) -> bool:
+  """Whether a run lies in a work folder: what is wrong with its disks is then no mistake of whoever
+  started it, and the next start may end otherwise.
+  """
+  folder = pathlib.Path(workdir)
+  return any((folder / name).exists() for name in ("checkpoints", "goodput.jsonl"))
+
+
+def restarts(env: Mapping[str, str] = os.environ) -> int:
+  """How often a scheduler has started this job again, as far as it says."""
+  said = env.get(RESTARTS, "0")
+  return int(said) if said.isdigit() else 0
+
+
 def prepare_workdir(path: str, flag: str = "--workdir") -> pathlib.Path:
-  """The work folder, made if need be. Raises InputError if it cannot be written."""
+  """The work folder, made if need be.
+
+  Raises InputError if it cannot be written; JobFailed if a disk is full, failing or not mounted.
+  """
   workdir = pathlib.Path(path).absolute()
   if is_pseudo(workdir):
     _check_writable(workdir, f"{flag} {path}")
+  # The first start made it; one that was begun elsewhere must not begin anew beside its mount.
+  if restarts() and not workdir.exists():
+    raise JobFailed(
+      f"{flag} {path} is not there, and this job was started {restarts()} times before: mount its "
+      "disk (or make the folder, if no start came so far)"
+    )
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     # several hosts may probe at once
@@ -87,7 +112,10 @@ def prepare_workdir(path: str, flag: str = "--workdir") -> pathlib.Path:
     probe.write_text("x")
     probe.unlink()
   except OSError as error:
-    raise InputError(
+    words = (
       f"{flag} {path}: {error.strerror}; give a folder on a disk with space that you may write to"
-    ) from error
+    )
+    if error.errno in blame.DISK or restarts() or is_begun(workdir):
+      raise JobFailed(words) from error
+    raise InputError(words) from error
   return workdir

@@ -11,7 +11,7 @@ import re
 
 from ml_collections import ConfigDict
 
-from sam3d_jax.errors import ConfigError
+from sam3d_jax.errors import AwayError, ConfigError
 
 # stage -> the command (launch/<name>.py) that runs it
 COMMANDS = {
@@ -160,7 +160,7 @@ def check_data(config: ConfigDict, *, before_data: bool = False) -> None:
         f"--config.data.mixture.{name}.path=DIR"
       )
     if not pathlib.Path(entry.path).is_dir():
-      raise ConfigError(
+      raise AwayError(
         f"data.mixture.{name}.path = {entry.path!r} is not a folder (build it with "
         "launch.build_data)"
       )

@@ -5,13 +5,16 @@ the stages they accept.
 """
 
 import argparse
+from collections.abc import Iterator
+import contextlib
 import os
 
-from launch.console import cli, machines
+from launch.console import cli, folders, machines
 from launch.console.flags import dry_run_flag
 from launch.trainer import checks
 from launch.trainer.specs import HostsSpec, RunSpec
-from sam3d_jax.errors import ConfigError
+from sam3d_jax.errors import AwayError, ConfigError, JobFailed
+from sam3d_jax.files import blame
 from sam3d_jax.training.preemption import StopFlag
 
 
@@ -22,22 +25,56 @@ def main(stages: tuple[str, ...], description: str, argv: list[str] | None = Non
     # From here on a signal to stop is kept until there is something to save.
     with StopFlag() as stop:
       spec = run_spec(args)
-      checks.check(spec.config, stages, before_data=spec.dry_run)
-      if spec.devices:
-        # What is only described needs no device; those at hand are left to others.
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
-      # The wall: what is imported here needs JAX, which takes seconds that no wrong configuration
-      # and no --help should cost.
-      if spec.dry_run:
-        from launch.trainer import rehearsal
-
-        rehearsal.run(spec)
-        return
-      from launch.trainer import train
-
-      train.run(spec, stop)
+      with failing_as_run(spec.workdir):
+        start(spec, stages, stop)
 
   return cli.run_command(run, description=description, flags=flags, argv=argv)
+
+
+def start(spec: RunSpec, stages: tuple[str, ...], stop: StopFlag) -> None:
+  """Checks the configuration; then plans, or trains."""
+  checks.check(spec.config, stages, before_data=spec.dry_run)
+  if spec.devices:
+    # What is only described needs no device; those at hand are left to others.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  # The wall: what is imported here needs JAX, which takes seconds that no wrong configuration
+  # and no --help should cost.
+  if spec.dry_run:
+    from launch.trainer import rehearsal
+
+    rehearsal.run(spec)
+    return
+  from launch.trainer import train
+
+  train.run(spec, stop)
+
+
+@contextlib.contextmanager
+def failing_as_run(workdir: str) -> Iterator[None]:
+  """For a run that was begun, disks and data that are gone are a failure that the next start may
+  not meet (exit code 1), never a mistake that ends it for good, and never a traceback.
+  """
+  begun = folders.is_begun(workdir)
+  try:
+    yield
+  except AwayError as error:
+    if not begun:
+      raise
+    raise JobFailed(
+      f"{error}. The run in {workdir} has read it before: is its disk mounted?"
+    ) from error
+  except OSError as error:
+    # What nobody reads any more is the command line's affair.
+    is_known = blame.system_errno(error) in (*blame.DISK, *blame.PERMISSION)
+    if isinstance(error, BrokenPipeError) or not (begun or is_known):
+      raise
+    # a run that is new may be told to go elsewhere
+    if not begun and error.errno in blame.PERMISSION:
+      raise
+    raise JobFailed(
+      f"{error}: a disk of this run is full, failing or not mounted; the checkpoints in {workdir} "
+      "are untouched, the same command goes on from them"
+    ) from error
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ import pathlib
 import jax
 
 from launch.console.progress import say
+from launch.trainer import meeting
 from launch.trainer.specs import HostsSpec
 from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError, InputError, JobFailed
@@ -23,6 +24,7 @@ from sam3d_jax.training import agreement
 
 # where the coordinator is reached by another address than its machine knows, behind a translation
 BIND_VARIABLE = "JAX_COORDINATOR_BIND_ADDRESS"
+JAX_SECONDS = 300  # that JAX may take to find out who its processes are
 EXPLICIT = {
   "coordinator": "JAX_COORDINATOR_ADDRESS",
   "num_processes": "JAX_NUM_PROCESSES",
@@ -92,16 +94,44 @@ def connect(spec: HostsSpec, env=os.environ) -> None:
   if place is not None:
     coordinator, count, index = place
     where = f" at {coordinator} (this is {index} of {count})"
+  bind = bind_address(coordinator, env)
+  found = place or place_by_jax()
+  if found is not None:
+    meeting.meet(*found, bind=bind or _any_address(found[0]), tell=say)
   try:
     jax.distributed.initialize(
       coordinator,
       count,
       index,
-      coordinator_bind_address=bind_address(coordinator, env),
+      coordinator_bind_address=bind,
     )
   except (RuntimeError, ValueError) as error:
     said = str(error).splitlines()[0]
     raise JobFailed(f"the processes of this job did not find each other{where}: {said}") from error
+
+
+def place_by_jax() -> tuple[str, int, int] | None:
+  """(coordinator, processes, this one) as JAX finds them under SLURM and on TPUs; None where it
+  does not say before it joins them.
+  """
+  try:
+    # JAX's own, which another version may have elsewhere
+    from jax._src import clusters
+
+    detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
+    coordinator, count, index, _ = detect(None, None, None, None, None, JAX_SECONDS)
+  # what is wrong then, its joining tells
+  except Exception:
+    return None
+  if coordinator is None or count is None or index is None or count == 1:
+    return None
+  return coordinator, count, index
+
+
+def _any_address(coordinator: str) -> str:
+  """Where JAX listens if it is not told where."""
+  port = coordinator.rpartition(":")[2]
+  return f"[::]:{port}"
 
 
 def bind_address(coordinator: str | None, env=os.environ) -> str | None:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.format import records
 from launch.console.progress import say
+from launch.trainer import identity
 from launch.trainer import setup as setup_lib
 from launch.trainer.setup import Setup
 from sam3d_jax import sections
@@ -29,13 +30,13 @@ SHOWN_LEAVES = 6
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def starting_state(setup: Setup, checkpointer: Checkpointer):
+def starting_state(setup: Setup, checkpointer: Checkpointer, reads: identity.Identity):
   """The state to start from, the lineage of what will be saved, and the setup to go on with; prints
   how it starts.
 
-  The setup is another one where the run goes on with a value that it recorded (see
-  `keep_recorded_values`). A leaf of `init_from` that does not fit is an error unless `init_allow`
-  matches its path.
+  reads: what its batches depend on, compared with what the run began with. The setup is another one
+  where the run goes on with a value that it recorded (see `keep_recorded_values`). A leaf of
+  `init_from` that does not fit is an error unless `init_allow` matches its path.
   """
   config = setup.config
 
@@ -48,8 +49,10 @@ def starting_state(setup: Setup, checkpointer: Checkpointer):
     if keep_recorded_values(config, meta["config"], setup.workdir):
       setup = setup_lib.prepare(config, setup.workdir)
     check_same_run(meta["config"], config, setup.workdir)
-    print(f"start: resuming {setup.workdir} at step {meta['step']}")
-    return state, meta["lineage"], setup
+    step = meta["step"]
+    lineage = identity.carried_on(meta["lineage"], step, reads, config, setup.workdir)
+    print(f"start: resuming {setup.workdir} at step {step}")
+    return state, lineage, setup
 
   def start(params):
     return init_state(setup.optim, params, keep_reference=setup.keeps_reference)
@@ -61,7 +64,7 @@ def starting_state(setup: Setup, checkpointer: Checkpointer):
       "not set)"
     )
     state = run_once(lambda: start(setup.random_params()), setup.shardings)
-    return state, make_lineage(config, []), setup
+    return state, make_lineage(config, [], reads), setup
 
   # Initialise, with random parameters where the parent has none.
   params, parent = checkpoint_params.initial_params(
@@ -85,7 +88,7 @@ def starting_state(setup: Setup, checkpointer: Checkpointer):
     return start(given)
 
   state = run_once(completed, setup.shardings, params)
-  return state, make_lineage(config, [parent]), setup
+  return state, make_lineage(config, [parent], reads), setup
 
 
 def tell_leaves(what: str, leaves: list[str]) -> None:
@@ -113,24 +116,25 @@ def run_once(fn, shardings, *args):
   return program(*args)
 
 
-def recorded_config(workdir: pathlib.Path) -> dict | None:
-  """The configuration that the newest readable checkpoint of a work folder was written with, as
-  plain values; None without any. The first process of a job reads it for all.
+def recorded_meta(workdir: pathlib.Path) -> dict | None:
+  """Step, configuration and lineage that the newest readable checkpoint of a work folder was
+  written with, as plain values; None without any. The first process of a job reads it for all.
   """
   error, found = None, None
   if jax.process_index() == 0:
     try:
-      found = _recorded_config(workdir)
+      found = _recorded_meta(workdir)
     except (InputError, JobFailed) as raised:
       error = raised
   agreement.settle(error)
   return agreement.of_first(found)
 
 
-def _recorded_config(workdir: pathlib.Path) -> dict | None:
+def _recorded_meta(workdir: pathlib.Path) -> dict | None:
   for step in reversed(checkpoint_steps.steps(workdir)):
     try:
-      return checkpoint_steps.read_meta(workdir, step)["config"]
+      meta = checkpoint_steps.read_meta(workdir, step)
+      return {key: meta[key] for key in ("step", "config", "lineage")}
     # restoring names it, and takes the one before too
     except CorruptCheckpoint:
       continue
@@ -165,14 +169,17 @@ def keep_recorded_values(config: ConfigDict, recorded: dict, workdir: pathlib.Pa
   return changed
 
 
-def agree_with_run(config: ConfigDict, workdir: pathlib.Path) -> None:
-  """Takes over what the run of a work folder began with. Raises ConfigError naming the first key
-  that makes it another experiment, before its state is read, which would list arrays.
+def agree_with_run(config: ConfigDict, workdir: pathlib.Path) -> dict | None:
+  """Takes over what the run of a work folder began with; what that was, see `recorded_meta`.
+
+  Raises ConfigError naming the first key that makes it another experiment, before its state is
+  read, which would list arrays.
   """
-  recorded = recorded_config(workdir)
+  recorded = recorded_meta(workdir)
   if recorded is not None:
-    keep_recorded_values(config, recorded, workdir)
-    check_same_run(recorded, config, workdir)
+    keep_recorded_values(config, recorded["config"], workdir)
+    check_same_run(recorded["config"], config, workdir)
+  return recorded
 
 
 # What may change from one start of a run to the next: sections and keys of the configuration,
@@ -193,6 +200,7 @@ READING_SPEED = (
   ("data", "prefetch"),
   ("data", "cache_mb"),
   ("data", "workers"),
+  ("data", "accept_changes"),
 )
 # and, in whatever section, how the model is computed and where its data lie.
 RESUMABLE_NAMES = (
@@ -224,7 +232,7 @@ def check_same_run(before: dict, config: ConfigDict, workdir: pathlib.Path) -> N
     )
 
 
-def make_lineage(config: ConfigDict, parents: list[dict]) -> dict:
+def make_lineage(config: ConfigDict, parents: list[dict], reads: identity.Identity) -> dict:
   """Where a checkpoint comes from: stage, parents, datasets, versions."""
   # Sources of weight 0 are not read.
   datasets = {}
@@ -238,6 +246,7 @@ def make_lineage(config: ConfigDict, parents: list[dict]) -> dict:
     "stage": config.stage,
     "parents": parents,
     "datasets": datasets,
+    "reads": reads,
     "versions": versions,
     "commit": git_commit(),
     "seed": config.seed,

@@ -3,6 +3,7 @@ initialise, compile, train.
 """
 
 import concurrent.futures
+import functools
 import os
 import sys
 
@@ -11,11 +12,11 @@ import jax
 from launch.cluster import flags as cluster_flags
 from launch.console.folders import prepare_workdir
 from launch.console.progress import Progress, say
-from launch.trainer import hosts, lowering, plan, previews, setup, starting
+from launch.trainer import hosts, identity, lowering, plan, previews, setup, starting
 from launch.trainer.evaluation import Evaluation
 from launch.trainer.setup import Setup
 from launch.trainer.specs import RunSpec
-from sam3d_jax.training import compilation, loop
+from sam3d_jax.training import agreement, compilation, loop
 from sam3d_jax.training.best import Best
 from sam3d_jax.training.checkpointer import Checkpointer
 from sam3d_jax.training.ledger import Ledger
@@ -36,17 +37,24 @@ def run(spec: RunSpec, stop: StopFlag) -> None:
   ledger = Ledger(workdir / "goodput.jsonl")
   hosts.connect(spec.hosts)
   with hosts.only_job(workdir):
-    starting.agree_with_run(config, workdir)
+    before = starting.agree_with_run(config, workdir)
     hosts.check_same_config(config)
 
+    # With the same data and the same code for them, everywhere and as before.
+    reads = agreement.together(functools.partial(identity.of, config))
+    identity.check_same_everywhere(reads)
+    if before is not None:
+      identity.check_same_data(before["lineage"], before["step"], reads, config, workdir)
+
     # The plan, and then the work.
-    prepared = setup.prepare(config, workdir)
+    prepare = functools.partial(setup.prepare, config, workdir)
+    prepared = agreement.together(prepare)
     lowering.check_backends(prepared)
     print(plan.text(prepared), flush=True)
-    recorded(prepared, ledger, stop)
+    recorded(prepared, reads, ledger, stop)
 
 
-def recorded(setup: Setup, ledger: Ledger, stop: StopFlag) -> None:
+def recorded(setup: Setup, reads: identity.Identity, ledger: Ledger, stop: StopFlag) -> None:
   """Trains under the watchdog, with the beginning and the end in the ledger."""
   # One process writes for all.
   ledger.write = jax.process_index() == 0
@@ -59,20 +67,20 @@ def recorded(setup: Setup, ledger: Ledger, stop: StopFlag) -> None:
   # Whatever ends the run is recorded; a process that is killed leaves no such row.
   with Watchdog(ledger, setup.workdir, setup.watchdog, host=jax.process_index()):
     try:
-      train(setup, ledger, stop)
+      train(setup, reads, ledger, stop)
     finally:
       error_type = sys.exc_info()[0]
       ledger.record("end", outcome=getattr(error_type, "__name__", "done"))
 
 
-def train(setup: Setup, ledger: Ledger, stop: StopFlag) -> None:
+def train(setup: Setup, reads: identity.Identity, ledger: Ledger, stop: StopFlag) -> None:
   """Restores or initialises, compiles and runs the loop."""
   config = setup.config
 
   # Where it starts.
   checkpointer = Checkpointer(setup.workdir, keep=config.checkpoint.keep)
   with ledger.phase("restore"):
-    state, lineage, setup = starting.starting_state(setup, checkpointer)
+    state, lineage, setup = starting.starting_state(setup, checkpointer, reads)
   first = int(state.step)
   best = make_best(setup, checkpointer, first)
   if best is not None and best.over:

@@ -6,8 +6,8 @@ import types
 import pytest
 
 from launch.console import cli
+from launch.trainer import identity, starting
 from launch.trainer import setup as setup_lib
-from launch.trainer import starting
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.training.checkpointer import Checkpointer
 from tests.support import tiny_checkpoints
@@ -54,15 +54,15 @@ def save(workdir, step: int, recorded: dict) -> None:
 def start(workdir):
   """One start of the command: the step it goes on from and its configuration."""
   config = cli.load_config(WITH_POINTMAPS)
-  recorded = starting.recorded_config(workdir)
-  starting.keep_recorded_values(config, recorded, workdir)
+  recorded = starting.recorded_meta(workdir)
+  starting.keep_recorded_values(config, recorded["config"], workdir)
   setup = types.SimpleNamespace(
     config=config,
     workdir=workdir,
     abstract_state=tiny_checkpoints.abstract(tiny_checkpoints.make_state()),
   )
   checkpointer = Checkpointer(workdir)
-  _, _, setup = starting.starting_state(setup, checkpointer)
+  _, _, setup = starting.starting_state(setup, checkpointer, identity.of(config))
   checkpointer.close()
   return checkpointer.restored["step"], setup.config
 
