@@ -326,6 +326,18 @@ def slat_gaussian_model() -> ConfigDict:
   return m
 
 
+def slat_mesh_model() -> ConfigDict:
+  """The published mesh decoder: SLAT latents -> cubes of a grid of 256^3."""
+  m = ConfigDict()
+  m.name = "slat_mesh"
+  m.mesh = ConfigDict()
+  m.mesh.up_channels = (192, 96)  # width after each of the two subdivisions
+  m.mesh.latent_channels = 8  # of a voxel's latent
+  m.mesh.resolution = 64  # voxels along a side of the grid
+  m.mesh.trunk = slat_trunk()  # its transformer
+  return m
+
+
 def flow_matching(**weights: float) -> ConfigDict:
   """Conditional flow matching with these weights of the latents."""
   o = ConfigDict()

@@ -33,6 +33,7 @@ PARTS = (
   "slat_vae",
   "slat_decoder_gs",
   "slat_decoder_gs_4",
+  "slat_decoder_mesh",
 )
 
 

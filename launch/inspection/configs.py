@@ -13,7 +13,7 @@ from sam3d_jax.torch_bridge import parts
 # kind of latents -> the published models that make and read them
 AUTOENCODERS = {
   parts.STRUCTURE: (base.structure_vae_model,),
-  parts.SLAT: (base.slat_vae_model, base.slat_gaussian_model),
+  parts.SLAT: (base.slat_vae_model, base.slat_gaussian_model, base.slat_mesh_model),
 }
 
 
@@ -39,6 +39,6 @@ def release_keys(config: ConfigDict) -> Iterator[str]:
 
   keys = {}
   for section in sections:
-    shapes = parameters.flat_shapes(registry.abstract_model(section))
+    shapes = registry.parameter_shapes(section)
     keys |= parts.release_keys(section, shapes)
   yield json.dumps(keys, indent=1)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from sam3d_jax import sections
 from sam3d_jax.batch import LATENTS, TEXTURE_LATENTS
 from sam3d_jax.errors import ConfigError
-from sam3d_jax.models import flops, latent_statistics, memory, slat_flops
+from sam3d_jax.models import flops, latent_statistics, memory, parameters, slat_flops
 from sam3d_jax.models.conditioning import ConditionConfig, DinoConfig, PointmapConfig
 from sam3d_jax.models.gaussians import Activations
 from sam3d_jax.models.geometry import GeometryConfig, GeometryModel
@@ -23,8 +23,9 @@ from sam3d_jax.models.geometry_flow import GeometryFlowConfig
 from sam3d_jax.models.latent_statistics import LatentStatistics
 from sam3d_jax.models.slat_encoder import SlatEncoderConfig
 from sam3d_jax.models.slat_gaussian import SlatGaussianConfig
+from sam3d_jax.models.slat_mesh import SlatMeshConfig
 from sam3d_jax.models.slat_trunk import TrunkConfig
-from sam3d_jax.models.slat_vae import SlatGaussianModel, SlatVAE, SlatVAEConfig
+from sam3d_jax.models.slat_vae import SlatGaussianModel, SlatMeshModel, SlatVAE, SlatVAEConfig
 from sam3d_jax.models.structure_vae import StructureVAE, StructureVAEConfig
 from sam3d_jax.models.texture import RowConfig, TextureConfig, TextureModel
 from sam3d_jax.models.texture_flow import TextureFlowConfig
@@ -96,6 +97,13 @@ def slat_vae_config(model: ConfigDict) -> SlatVAEConfig:
 def slat_gaussian_config(model: ConfigDict) -> SlatGaussianConfig:
   """The typed configuration of a Gaussian decoder alone."""
   return gaussian_config(model.gaussian, "model.gaussian")
+
+
+def slat_mesh_config(model: ConfigDict) -> SlatMeshConfig:
+  """The typed configuration of a mesh decoder alone."""
+  settings = model.mesh.to_dict()
+  settings["trunk"] = trunk_config(settings, "model.mesh")
+  return sections.typed(SlatMeshConfig, settings, "model.mesh")
 
 
 def gaussian_config(gaussian: ConfigDict, section: str) -> SlatGaussianConfig:
@@ -209,6 +217,14 @@ MODELS: dict[str, ModelKind] = {
     stacks=("gaussian.trunk",),
     remat="gaussian.trunk.remat",
   ),
+  "slat_mesh": ModelKind(
+    config=slat_mesh_config,
+    module=SlatMeshModel,
+    objectives={},
+    cost=slat_flops.slat_mesh,
+    stacks=("mesh.trunk",),
+    remat="mesh.trunk.remat",
+  ),
 }
 
 
@@ -309,6 +325,21 @@ def abstract_model(model: ConfigDict) -> nnx.Module:
     return build_model(model, rngs=nnx.Rngs(0))
 
   return nnx.eval_shape(build)
+
+
+def parameter_shapes(model: ConfigDict) -> dict[str, tuple[int, ...]]:
+  """Path -> shape of the parameters of a `model` section: takes no memory and touches no device.
+
+  Remembered: tracing a large model takes seconds, and files are checked against it several times.
+  """
+  traced = lookup(model.name).module, repr(typed_config(model))
+  if traced not in _TRACED:
+    _TRACED[traced] = parameters.flat_shapes(abstract_model(model))
+  return dict(_TRACED[traced])
+
+
+# (class, configuration in full) -> path -> shape
+_TRACED: dict[tuple[type, str], dict[str, tuple[int, ...]]] = {}
 
 
 def forward_cost(model: ConfigDict, *, plain: bool) -> flops.Cost:

@@ -3,10 +3,12 @@
 A sample is an object of SAMPLE_VOXELS voxels; products with weights are linear in them.
 """
 
+from sam3d_jax.models import flexicubes
 from sam3d_jax.models.flops import Cost, Part
 from sam3d_jax.models.gaussians import CHANNELS
 from sam3d_jax.models.slat_encoder import SlatEncoderConfig
 from sam3d_jax.models.slat_gaussian import SlatGaussianConfig
+from sam3d_jax.models.slat_mesh import SlatMeshConfig
 from sam3d_jax.models.slat_trunk import TrunkConfig
 from sam3d_jax.models.slat_vae import SlatVAEConfig
 
@@ -55,3 +57,27 @@ def slat_gaussian(cfg: SlatGaussianConfig, *, plain: bool) -> Cost:
   """A Gaussian decoder alone."""
   del plain
   return Cost(parts={"gaussian": gaussian(cfg)})
+
+
+def mesh(cfg: SlatMeshConfig, *, plain: bool) -> Part:
+  """From latents to cubes.
+
+  plain: the first convolution of a block has 27 taps at each child; executed it has 8, since the
+  children of a voxel are equal there.
+  """
+  total = trunk(cfg.latent_channels, cfg.trunk)
+  channels, cells = cfg.trunk.width, SAMPLE_VOXELS
+  for out in cfg.up_channels:
+    children = 8 * cells
+    first_taps = 27 if plain else 8
+    first = 2 * children * first_taps * channels * out
+    second = 2 * children * 27 * out**2
+    around = 2 * cells * channels * out
+    total = total + Part(first + second + around)
+    channels, cells = out, children
+  return total + Part(2 * cells * channels * flexicubes.CHANNELS)
+
+
+def slat_mesh(cfg: SlatMeshConfig, *, plain: bool) -> Cost:
+  """A mesh decoder alone."""
+  return Cost(parts={"mesh": mesh(cfg, plain=plain)})

@@ -1,5 +1,5 @@
 """The SLAT autoencoder as it is trained: encoder with Gaussian decoder, or one decoder on latents
-that are there.
+that are there. Every part has the same parameter paths wherever it is.
 """
 
 import dataclasses
@@ -8,6 +8,7 @@ from flax import nnx
 
 from sam3d_jax.models.slat_encoder import SlatEncoder, SlatEncoderConfig
 from sam3d_jax.models.slat_gaussian import SlatGaussianConfig, SlatGaussianDecoder
+from sam3d_jax.models.slat_mesh import SlatMeshConfig, SlatMeshDecoder
 from sam3d_jax.sections import FieldError
 
 
@@ -36,8 +37,16 @@ class SlatVAE(nnx.Module):
 
 
 class SlatGaussianModel(nnx.Module):
-  """A Gaussian decoder alone, its parameters named as within the autoencoder."""
+  """A Gaussian decoder alone."""
 
   def __init__(self, cfg: SlatGaussianConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg
     self.gaussian = SlatGaussianDecoder(cfg, rngs=rngs)
+
+
+class SlatMeshModel(nnx.Module):
+  """A mesh decoder alone."""
+
+  def __init__(self, cfg: SlatMeshConfig, *, rngs: nnx.Rngs):
+    self.cfg = cfg
+    self.mesh = SlatMeshDecoder(cfg, rngs=rngs)

@@ -36,11 +36,15 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r"flow/(in|out)_blocks/\d+/conv\d/kernel", ("fsdp", None)),
   (r"flow/(in|out)_blocks/\d+/mod/kernel", ("fsdp", None, None)),
   (r"flow/(in|out)_blocks/\d+/skip/kernel", ("fsdp", None)),
+  # blocks of the mesh decoder that subdivide
+  (r"mesh/up_blocks/\d+/conv\d/kernel", ("fsdp", None)),
+  (r"mesh/up_blocks/\d+/skip/kernel", ("fsdp", None)),
   # small: replicated
   (r".*/lora_[ab]", ()),
   (r".*/(adaln|hidden|out|fc2|down|patch_embed|proj_in|proj_out|point_proj)/bias", ()),
   (r"(encoder|decoder)/.*(conv\d?|conv_in|conv_out|skip|upsample|downsample)/bias", ()),
   (r"flow/(in|out)_blocks/\d+/(conv\d|mod|skip)/bias", ()),
+  (r"mesh/up_blocks/\d+/(conv\d|skip)/bias", ()),
   (r".*(?<!attn/q_)(?<!attn/k_)norm(\d|_out)?/(scale|bias)", ()),
   (
     r".*/(ls1|ls2|cls_token|mask_token|register_tokens|invalid_token|dropped_token|pos_embed|pos_embed_window|position)",

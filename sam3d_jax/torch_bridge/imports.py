@@ -167,8 +167,8 @@ def chosen_config(
   """
   if given is None:
     return make_config(folder, model, sampler)
-  released = parameters.flat_shapes(registry.abstract_model(model))
-  configured = parameters.flat_shapes(registry.abstract_model(given.model))
+  released = registry.parameter_shapes(model)
+  configured = registry.parameter_shapes(given.model)
   try:
     parameters.check_shapes(configured, released)
   except parameters.ParameterMismatch as error:
@@ -215,7 +215,7 @@ def with_dinov2(config: ConfigDict, file: load.StateFile) -> LazyParams:
 
   Everything else is freshly initialised. Raises KeyMismatch if the file's encoder has other sizes.
   """
-  shapes = parameters.flat_shapes(registry.abstract_model(config.model))
+  shapes = registry.parameter_shapes(config.model)
   encoders = tuple(f"condition/{name}/" for name in names_conditioning.DINO_MODULES)
 
   # The two encoders are alike, so one set of converted parameters serves both.

@@ -37,6 +37,9 @@ def text(
   # The configuration of the last stage, and every ancestor's lineage.
   config = record["config"]
   chain = list(ancestors(record["lineage"]))
+  descent = list(chain)
+  for one in record["second_stage"]:
+    descent += ancestors(one["lineage"])
   count = sum(math.prod(shape) for shape in shapes.values())
   template = string.Template(TEMPLATE.read_text())
   return template.substitute(
@@ -51,10 +54,11 @@ def text(
     storage=record["storage"],
     pipeline=pipeline(record["published_pipeline"]),
     files=files(record["parts"]),
+    second=second(record),
     lineage="\n".join(lineage_lines(record["lineage"])),
     decoder=decoder(record["decoder"]),
     training=training(config, chain),
-    licence=licence(record["parts"], chain, licences),
+    licence=licence(record["parts"], descent, licences),
   )
 
 
@@ -83,11 +87,21 @@ def streams(model: Mapping[str, Any]) -> str:
   return ", ".join(f"`{name}`" for name in names) or "shapes"
 
 
+MAKES = {
+  "structure_vae": "structure latents and voxels",
+  "slat_vae": "latents on voxels, and Gaussians of them",
+  "slat_gaussian": "Gaussians",
+  "slat_mesh": "meshes",
+}
+
+
 def latents(model: Mapping[str, Any]) -> str:
   """What the model makes."""
   flow = model.get("flow")
   if not flow:
-    return "structure latents and voxels"
+    return MAKES.get(model["name"], "not stated")
+  if "resolution" in flow:
+    return f"latents of {flow['latent_channels']} channels on voxels in {flow['resolution']}³"
   side, channels = flow.get("shape_resolution"), flow.get("latent_channels")
   return f"structure latents {side}³ × {channels}, rotation, translation, scale"
 
@@ -112,6 +126,35 @@ def files(parts: Mapping[str, Any]) -> str:
     megabytes = entry["bytes"] / 1e6
     digest = entry["sha256"][:16]
     lines.append(f"| `{entry['file']}` | {megabytes:.1f} | `{digest}…` | {entry['origin']} |")
+  return "\n".join(lines)
+
+
+def second(record: Mapping[str, Any]) -> str:
+  """The models of the second stage, with what they descend from, and whether their latents are of
+  one encoder.
+  """
+  models = record["second_stage"]
+  taken = [name for name in record["parts"] if name.startswith("slat_")]
+  if not models:
+    return "Taken over, see above." if taken else "None: voxels without colour."
+  lines = ["| model | files | parameters | is |", "|---|---|---|---|"]
+  for one in models:
+    names = ", ".join(f"`{name}`" for name in one["parts"])
+    stage = stage_of(list(ancestors(one["lineage"])))
+    kind = one["config"]["model"]["name"]
+    lines.append(f"| {kind} | {names} | {one['parameters'] / 1e6:.1f} M | {stage} |")
+
+  # whose latents
+  slat = record["slat"]
+  name = slat.get("autoencoder") or "not stated"
+  checked = "which all of them are known to share"
+  if not slat["verified"]:
+    checked = "that all of them share it was **not checked**, since one does not say"
+  lines += ["", f"Latents of autoencoder `{name}`, {checked}."]
+
+  # what each was made from
+  for one in models:
+    lines += ["", f"{one['config']['model']['name']}:", *lineage_lines(one["lineage"])]
   return "\n".join(lines)
 
 

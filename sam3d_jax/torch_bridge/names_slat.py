@@ -58,13 +58,16 @@ def up_block_rules(channels: int, out_channels: int, torch: str, ours: str) -> l
   """A block that halves the voxels: a norm before, two convolutions with a norm between them after,
   and the way around.
   """
-  skip = pointwise_conv_rules(
-    f"{torch}skip_connection.conv",
-    f"{ours}skip",
-    channels,
-    out_channels,
-    half=True,
-  )
+  # widths that differ are brought together on the way around
+  skip = []
+  if channels != out_channels:
+    skip = pointwise_conv_rules(
+      f"{torch}skip_connection.conv",
+      f"{ours}skip",
+      channels,
+      out_channels,
+      half=True,
+    )
   return [
     *layer_norm_rules(f"{torch}act_layers.0", f"{ours}norm1"),
     *submanifold_conv_rules(f"{torch}out_layers.0.conv", f"{ours}conv1", half=True),

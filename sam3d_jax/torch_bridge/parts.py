@@ -20,6 +20,7 @@ from sam3d_jax.models.conditioning import ConditionConfig
 from sam3d_jax.models.geometry import GeometryConfig
 from sam3d_jax.models.slat_encoder import SlatEncoderConfig
 from sam3d_jax.models.slat_gaussian import SlatGaussianConfig
+from sam3d_jax.models.slat_mesh import SlatMeshConfig
 from sam3d_jax.models.slat_vae import SlatVAEConfig
 from sam3d_jax.models.structure_vae import StructureVAEConfig
 from sam3d_jax.models.texture import TextureConfig
@@ -200,6 +201,12 @@ def slat_gaussian_parts(cfg: SlatGaussianConfig) -> list[Part]:
   return [bare_part(gaussian_part(cfg.gaussians), rules, "gaussian/")]
 
 
+def slat_mesh_parts(cfg: SlatMeshConfig) -> list[Part]:
+  """A mesh decoder."""
+  rules = names_slat.mesh_decoder_rules(cfg.trunk.width, cfg.up_channels)
+  return [bare_part("slat_decoder_mesh", rules, "mesh/")]
+
+
 def geometry_latents(cfg: GeometryConfig) -> tuple[int, int]:
   """Resolution and channels of the latents that the flow model makes."""
   return cfg.flow.shape_resolution, cfg.flow.latent_channels
@@ -215,7 +222,9 @@ def texture_latents(cfg: TextureConfig) -> tuple[int, int]:
   return cfg.flow.resolution, cfg.flow.latent_channels
 
 
-def voxel_latents(cfg: SlatEncoderConfig | SlatGaussianConfig) -> tuple[int, int]:
+def voxel_latents(
+  cfg: SlatEncoderConfig | SlatGaussianConfig | SlatMeshConfig,
+) -> tuple[int, int]:
   """Resolution of the voxels and channels of their latents, of a part of the SLAT autoencoder."""
   return cfg.resolution, cfg.latent_channels
 
@@ -276,6 +285,12 @@ PUBLISHED: dict[str, Published] = {
       "slat_decoder_gs_4": yaml_slat.gaussian_yaml,
     },
     latents={SLAT: voxel_latents},
+  ),
+  "slat_mesh": Published(
+    parts=slat_mesh_parts,
+    yamls={"slat_decoder_mesh": yaml_slat.mesh_yaml},
+    latents={SLAT: voxel_latents},
+    obstacles=yaml_slat.mesh_obstacles,
   ),
 }
 

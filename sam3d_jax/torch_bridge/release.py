@@ -242,7 +242,7 @@ def open_files(
   Raises InputError for a file that holds another part, and KeyMismatch for entries that do not fit,
   of all files at once.
   """
-  shapes = parameters.flat_shapes(registry.abstract_model(model))
+  shapes = registry.parameter_shapes(model)
 
   # All files are checked before any is refused.
   opened, problems = {}, []

@@ -201,7 +201,7 @@ def _misfits(model: Model) -> list[str]:
     problems.append(str(error))
 
   # Parameters other than those that the configuration says.
-  needed = parameters.flat_shapes(registry.abstract_model(section))
+  needed = registry.parameter_shapes(section)
   try:
     parameters.check_shapes(model.shapes, needed)
   except parameters.ParameterMismatch as error:

@@ -32,7 +32,7 @@ from sam3d_jax.torch_bridge.yaml_slat import HEAD_DIM
 TEXTURE, SLAT_VAE = "texture", "slat_vae"
 # models of the second stage that a folder can hold, as a user names them; a decoder alone has the
 # name of its file
-MODELS = (TEXTURE, SLAT_VAE, "slat_decoder_gs", "slat_decoder_gs_4")
+MODELS = (TEXTURE, SLAT_VAE, *slat_identity.DECODERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +64,11 @@ def read(
     model = texture_model(folder)
     sampler = texture_sampler(folder)
     return SecondStage(model, finder.files, tuple(finder.notes), sampler)
+
+  if name == "slat_decoder_mesh":
+    finder.find(name)
+    model = {"name": "slat_mesh", "mesh": _section(folder, name, yaml_slat.mesh_section)}
+    return SecondStage(model, finder.files, tuple(finder.notes))
 
   # a Gaussian decoder, alone or with its encoder
   part = name

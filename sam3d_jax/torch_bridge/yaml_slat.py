@@ -8,6 +8,7 @@ from typing import Any
 from sam3d_jax.models.gaussians import Activations
 from sam3d_jax.models.slat_encoder import SlatEncoderConfig
 from sam3d_jax.models.slat_gaussian import SlatGaussianConfig
+from sam3d_jax.models.slat_mesh import SlatMeshConfig
 from sam3d_jax.models.slat_trunk import TrunkConfig
 from sam3d_jax.torch_bridge.yaml_files import TARGETS, Settings, at, require
 
@@ -55,6 +56,33 @@ def gaussian_yaml(cfg: SlatGaussianConfig, settings: Settings) -> dict:
     "resolution": cfg.resolution,
     **_trunk(cfg.trunk, settings),
   }
+
+
+def mesh_yaml(cfg: SlatMeshConfig, settings: Settings) -> dict:
+  """slat_decoder_mesh.yaml."""
+  return {
+    "_target_": TARGETS["slat_mesh"],
+    "latent_channels": cfg.latent_channels,
+    "representation_config": {"use_color": True},
+    "resolution": cfg.resolution,
+    **_trunk(cfg.trunk, settings),
+  }
+
+
+def mesh_obstacles(cfg: SlatMeshConfig) -> list[str]:
+  """What of a mesh decoder the published class does not have."""
+  published = published_up_channels(cfg.trunk.width)
+  if cfg.up_channels == published:
+    return []
+  return [
+    f"the published mesh decoder of width {cfg.trunk.width} subdivides to {published}, the model "
+    f"to {cfg.up_channels}"
+  ]
+
+
+def published_up_channels(width: int) -> tuple[int, int]:
+  """Widths after the two subdivisions of the published mesh decoder."""
+  return width // 4, width // 8
 
 
 def _trunk(cfg: TrunkConfig, settings: Settings) -> dict:
@@ -115,4 +143,19 @@ def gaussian_section(tree: Mapping[str, Any], file: str) -> dict[str, Any]:
     "resolution": at(tree, "resolution", file),
     "activations": activations,
     "trunk": trunk_section(tree, file),
+  }
+
+
+def mesh_section(tree: Mapping[str, Any], file: str) -> dict[str, Any]:
+  """The `mesh` section that a slat_decoder_mesh.yaml describes."""
+  require(tree, {"_target_": TARGETS["slat_mesh"]}, file)
+  # without colours there are 53 channels a cube, not 101
+  representation = at(tree, "representation_config", file)
+  require({"use_color": False, **representation}, {"use_color": True}, file)
+  trunk = trunk_section(tree, file)
+  return {
+    "up_channels": published_up_channels(trunk["width"]),
+    "latent_channels": at(tree, "latent_channels", file),
+    "resolution": at(tree, "resolution", file),
+    "trunk": trunk,
   }

@@ -20,6 +20,7 @@ from sam3d_jax.models.gaussians import Activations
 from sam3d_jax.models.geometry_flow import GeometryFlowConfig
 from sam3d_jax.models.slat_encoder import SlatEncoderConfig
 from sam3d_jax.models.slat_gaussian import SlatGaussianConfig
+from sam3d_jax.models.slat_mesh import SlatMeshConfig
 from sam3d_jax.models.slat_trunk import TrunkConfig
 from sam3d_jax.models.structure_vae import StructureVAEConfig
 from sam3d_jax.sampling.generate import SamplerConfig
@@ -28,7 +29,11 @@ from sam3d_jax.training.optim import OptimConfig
 from sam3d_jax.training.step import GuardConfig
 
 # a model alone, for what is exchanged with others and not trained
-MODELS_ALONE = ("configs/vae_slat.py", "configs/vae_slat_gaussian.py")
+MODELS_ALONE = (
+  "configs/vae_slat.py",
+  "configs/vae_slat_gaussian.py",
+  "configs/vae_slat_mesh.py",
+)
 EXPERIMENTS = sorted(
   p.as_posix()
   for p in pathlib.Path("configs").glob("*.py")
@@ -55,6 +60,7 @@ def section_keys(section) -> set[str]:
     (base.slat_encoder(), SlatEncoderConfig),
     (base.slat_gaussian(32), SlatGaussianConfig),
     (base.slat_gaussian(32).activations, Activations),
+    (base.slat_mesh_model().mesh, SlatMeshConfig),
     (base.sampler(), SamplerConfig),
   ],
   ids=lambda x: getattr(x, "__name__", ""),

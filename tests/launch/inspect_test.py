@@ -101,6 +101,7 @@ SECOND_STAGE = {
   "slat_encoder",
   "slat_decoder_gs",
   "slat_decoder_gs_4",
+  "slat_decoder_mesh",
 }
 
 
@@ -111,6 +112,7 @@ SECOND_STAGE = {
     ("pretrain_texture", SECOND_STAGE),
     ("vae_slat", {"slat_encoder", "slat_decoder_gs"}),
     ("vae_slat_gaussian", {"slat_decoder_gs_4"}),
+    ("vae_slat_mesh", {"slat_decoder_mesh"}),
   ],
 )
 def test_release_keys_are_the_published_ones(shared_dir, config, parts, capsys):

@@ -27,17 +27,78 @@ def tiny_model() -> ConfigDict:
 
 
 def tiny_config(name: str) -> ConfigDict:
-  """A run's configuration with a tiny model of this name, geometry or structure_vae."""
+  """A run's configuration with a tiny model of this name."""
   config = base.training("test")
-  if name == "geometry":
-    config.model = tiny_model()
+  config.model = TINY[name]()
+  if name in ("geometry", "texture"):
     config.sampler = base.sampler()
     config.sampler.steps = 7  # not the default, so that one can see where it comes from
-  else:
-    sizes = dict(resolution=4, channels=(8, 16), res_blocks=1, middle_blocks=1)
-    config.model = base.structure_vae_model()
-    config.model.update(sizes)
   return config
+
+
+def tiny_structure_vae() -> ConfigDict:
+  """A structure VAE of the Geometry model's latents."""
+  model = base.structure_vae_model()
+  model.update(dict(resolution=4, channels=(8, 16), res_blocks=1, middle_blocks=1))
+  return model
+
+
+def tiny_texture() -> ConfigDict:
+  """A texture model of voxels in 8^3."""
+  model = base.texture_model()
+  condition = tiny_model().condition.to_dict()
+  model.update(
+    dict(
+      flow=dict(width=16, depth=2, heads=2, cond_width=16, io_width=8, resolution=8),
+      condition=dict(
+        width=16,
+        hidden_multiplier=2.0,
+        dino={**condition["dino"], "prenorm": True},
+      ),
+    )
+  )
+  return model
+
+
+TINY_TRUNK = dict(width=16, depth=2, heads=2, window=4)
+
+
+def tiny_gaussian(count: int) -> dict:
+  """A Gaussian decoder of voxels in 8^3."""
+  return dict(trunk=TINY_TRUNK, resolution=8, gaussians=count)
+
+
+def tiny_slat_vae() -> ConfigDict:
+  """A SLAT autoencoder of the texture model's latents."""
+  model = base.slat_vae_model()
+  encoder = dict(trunk=TINY_TRUNK, resolution=8, features=12)
+  model.update(dict(encoder=encoder, gaussian=tiny_gaussian(32)))
+  return model
+
+
+def tiny_slat_gaussian() -> ConfigDict:
+  """The small Gaussian decoder of the same latents."""
+  model = base.slat_gaussian_model()
+  model.update(dict(gaussian=tiny_gaussian(4)))
+  return model
+
+
+def tiny_slat_mesh() -> ConfigDict:
+  """A mesh decoder of the same latents: the narrowest that its norms allow."""
+  model = base.slat_mesh_model()
+  trunk = dict(width=256, depth=1, heads=4, mlp_ratio=0.25, window=4)
+  model.update(dict(mesh=dict(trunk=trunk, up_channels=(64, 32), resolution=8)))
+  return model
+
+
+TINY = {
+  "geometry": tiny_model,
+  "structure_vae": tiny_structure_vae,
+  "texture": tiny_texture,
+  "slat_vae": tiny_slat_vae,
+  "slat_gaussian": tiny_slat_gaussian,
+  "slat_mesh": tiny_slat_mesh,
+}
 
 
 def config_file(folder: pathlib.Path, config: ConfigDict) -> str:
@@ -53,7 +114,7 @@ def config_file(folder: pathlib.Path, config: ConfigDict) -> str:
 
 def random_params(config: ConfigDict, seed: int) -> dict[str, np.ndarray]:
   """Random parameters of the configured model, path -> fp32 array."""
-  shapes = parameters.flat_shapes(registry.abstract_model(config.model))
+  shapes = registry.parameter_shapes(config.model)
   return normal_arrays(shapes, seed)
 
 
@@ -77,16 +138,13 @@ def in_memory(name: str, seed: int, lineage: dict | None = None, **model) -> rel
   config = tiny_config(name)
   config.model.update(model)
   params = random_params(config, seed)
-  autoencoder = None
-  if name == "structure_vae":
-    autoencoder = parameters.params_digest(params)
   return release_writer.Model(
     config=config,
     params=params,
     shapes=parameters.shapes_of(params),
     lineage=lineage or {},
     digest=f"{name} {seed}",
-    autoencoder=autoencoder,
+    autoencoder=parts.latents_name(config.model, params),
   )
 
 
@@ -94,7 +152,8 @@ def export(run: pathlib.Path, out: pathlib.Path, *extra: str, **flags) -> int:
   """Runs `launch.export_torch`; its exit code."""
   argv = ["--checkpoint", str(run), "--out", str(out), *extra]
   for name, value in flags.items():
-    argv += [f"--{name}", str(value)]
+    values = value if isinstance(value, (list, tuple)) else [value]
+    argv += [f"--{name}", *[str(one) for one in values]]
   return export_torch.main(argv)
 
 

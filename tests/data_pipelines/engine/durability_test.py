@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import socket
 import threading
 import time
 
@@ -11,7 +12,12 @@ import pytest
 from data_pipelines.engine import export, project, reports, simulate
 from launch import build_data, engine, validate_data
 from tests.support import engine_projects
-from tests.support.jobs import free_port
+
+
+def free_port() -> int:
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    return probe.getsockname()[1]
 
 
 def compared(folder: pathlib.Path, log: pathlib.Path) -> tuple[list, list]:

@@ -26,6 +26,7 @@ FULL = [
   "configs/pretrain_texture.py",
   "configs/vae_slat.py",
   "configs/vae_slat_gaussian.py",
+  "configs/vae_slat_mesh.py",
 ]
 
 

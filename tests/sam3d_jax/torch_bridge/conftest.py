@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from sam3d_jax.models import parameters
+from sam3d_jax.torch_bridge import parts
 from tests.support.tiny_release import STAGE_2, export, random_params, save_run, tiny_config
 
 
@@ -38,6 +39,46 @@ def runs(tmp_path_factory) -> pathlib.Path:
   save_run(folder / "geometry", geometry, random_params(geometry, 1), lineage)
 
   assert export(folder / "geometry", folder / "release", vae=folder / "vae") == 0
+  return folder
+
+
+# models of the second stage, in the order in which they are given
+SECOND = ("texture", "slat_vae", "slat_gaussian", "slat_mesh")
+
+
+@pytest.fixture(scope="session")
+def second_stage(runs, tmp_path_factory) -> pathlib.Path:
+  """Folder with a run of every model of the second stage, and releases of both stages: fp32 and
+  fp16.
+
+  Tests only read it.
+  """
+  folder = tmp_path_factory.mktemp("second_stage")
+  vae = tiny_config("slat_vae")
+  vae_params = random_params(vae, 2)
+  name = parts.latents_name(vae.model, vae_params)
+
+  # a flow model and further decoders, trained on the autoencoder's latents
+  latents = {"autoencoder": name, "mean": [0.5] * 8, "std": [2.0] * 8}
+  lineage = {"stage": "pretrain", "parents": [], "datasets": {"views": {"slat": latents}}}
+  texture = tiny_config("texture")
+  with texture.ignore_type():
+    texture.model.latent_statistics = {"mean": [0.5] * 8, "std": [2.0] * 8}
+  save_run(folder / "texture", texture, random_params(texture, 3), lineage)
+  save_run(folder / "slat_vae", vae, vae_params, {"stage": "train_vae"})
+  for seed, kind in enumerate(("slat_gaussian", "slat_mesh")):
+    decoder = tiny_config(kind)
+    save_run(folder / kind, decoder, random_params(decoder, 4 + seed), lineage)
+
+  for dtype in ("fp32", "fp16"):
+    code = export(
+      runs / "geometry",
+      folder / dtype,
+      vae=runs / "vae",
+      second=[folder / one for one in SECOND],
+      dtype=dtype,
+    )
+    assert code == 0
   return folder
 
 
