@@ -10,20 +10,26 @@ is read. `8xh100`, `8xh200` or `8xa100` gives an estimate for GPUs, whose compil
 without one; every report has their verdict too. Exit code 1 if the step does not fit the memory of
 a chip. `--search attention,full` finds the largest batch a chip for each of these rematerialisation
 policies, in about five compilations each.
+
+Pictures of splats, forward and backward, are compiled for one chip of the topology in place of a
+configuration:
+
+    python -m launch.aot --topology v5p:2x2x1 --splats 1000000 --side 512
 """
 
 import argparse
 import pathlib
 
 from launch.console import cli
-from launch.console.flags import dry_run_flag, json_flag
+from launch.console.flags import dry_run_flag, json_flag, rendering_flags
 from launch.console.folders import check_file
 from launch.performance import topologies
+from sam3d_jax.errors import ConfigError
 
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command and returns its exit code."""
-  return cli.run_command(run, description=__doc__, flags=flags, argv=argv)
+  return cli.run_command(run, description=__doc__, flags=flags, config="optional", argv=argv)
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -44,12 +50,18 @@ def flags(parser: argparse.ArgumentParser) -> None:
     metavar="POLICY,...",
     help="find the largest batch per chip for each rematerialisation policy, or for those named",
   )
+  pictures = parser.add_argument_group("pictures of splats, in place of --config")
+  rendering_flags(pictures, splats=None, side=512)
 
 
 def run(args: argparse.Namespace) -> int:
   if args.json:
     check_file(args.json, "--json")
+  if (args.config is None) == (args.splats is None):
+    raise ConfigError("give exactly one of --config FILE, --splats N")
   topologies.prepare_environment(args.topology)
+  if args.splats is not None:
+    return compile_pictures(args)
   # The wall: what is imported here needs JAX, which reads that environment.
   from launch.performance import ahead
 
@@ -64,6 +76,29 @@ def run(args: argparse.Namespace) -> int:
     ahead.rehearse(spec)
     return 0
   return 0 if ahead.run(spec) else 1
+
+
+def compile_pictures(args: argparse.Namespace) -> int:
+  if args.search is not None or args.slices != 1:
+    raise ConfigError("--splats compiles for one chip: --search and --slices need --config FILE")
+  topologies.machine_of(args.topology, 1)
+  if topologies.is_gpu(args.topology):
+    raise ConfigError(f"--topology {args.topology}: nothing is compiled for GPUs; name a TPU slice")
+  # The wall, as above.
+  from launch.performance import rendering
+
+  spec = rendering.RenderingSpec(
+    splats=args.splats,
+    side=args.side,
+    tile=args.tile,
+    block=args.block,
+    slots=args.slots,
+    json=pathlib.Path(args.json) if args.json else None,
+  )
+  if args.dry_run:
+    print(f"would compile pictures of {spec.splats} splats for one chip of {args.topology}")
+    return 0
+  return 0 if rendering.compile_for(spec, args.topology) else 1
 
 
 if __name__ == "__main__":

@@ -15,10 +15,12 @@ next batch meanwhile; where two take turns, every step is waited for.
 Perfetto) and prints where the time of an NVIDIA GPU goes, kernel by kernel.
 
 `--reading` measures instead, on one core, how fast records are read, made-up ones or those of
-`--data DIR`; `--mesh FILE` how long a builder works on one mesh:
+`--data DIR`; `--mesh FILE` how long a builder works on one mesh; `--render` how long pictures of
+splats and of a mesh take, forward and backward, on the device at hand:
 
     python -m launch.benchmark --reading [--data DIR]
     python -m launch.benchmark --mesh FILE [--triangles 20000] [--views 8]
+    python -m launch.benchmark --render [--splats 20000] [--side 128] [--tile 16]
 """
 
 import argparse
@@ -27,7 +29,7 @@ import shlex
 import sys
 
 from launch.console import cli
-from launch.console.flags import dry_run_flag, json_flag
+from launch.console.flags import dry_run_flag, json_flag, rendering_flags
 from launch.console.folders import check_file, check_folder
 from launch.trainer import checks
 from sam3d_jax.errors import ConfigError, InputError
@@ -85,6 +87,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
   mesh.add_argument("--mesh", type=pathlib.Path, help="CPU seconds of every part of the work on it")
   mesh.add_argument("--triangles", type=int, default=0, help="subdivide it until it has so many")
   mesh.add_argument("--views", type=int, default=8, help="views of it that are rendered")
+  pictures = parser.add_argument_group("pictures of splats and of a mesh, in place of --config")
+  pictures.add_argument("--render", action="store_true", help="seconds of a picture")
+  rendering_flags(pictures, splats=20_000, side=128)
   both = parser.add_argument_group("reading records, building from a mesh")
   both.add_argument("--image_size", type=int, default=518, help="pixels of what is made")
   both.add_argument(
@@ -93,12 +98,15 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  asked = (args.config is not None, args.reading, args.mesh is not None)
+  asked = (args.config is not None, args.reading, args.mesh is not None, args.render)
   if sum(asked) != 1:
-    raise ConfigError("give exactly one of --config FILE, --reading, --mesh FILE")
+    raise ConfigError("give exactly one of --config FILE, --reading, --mesh FILE, --render")
   for name, path in (("data", args.data), ("mesh", args.mesh)):
     if path is not None and not path.exists():
       raise InputError(f"--{name} {path}: no such file or folder")
+  if args.render:
+    measure_rendering(args)
+    return
   if args.dry_run and args.config is None:
     what = args.mesh or args.data or "made-up records"
     print(f"would measure {what}")
@@ -173,6 +181,27 @@ def measure_mesh(args: argparse.Namespace) -> None:
     views=args.views,
   )
   timing.measure(spec)
+
+
+def measure_rendering(args: argparse.Namespace) -> None:
+  if args.json:
+    check_file(args.json, "--json")
+  # The wall: what is imported here needs JAX.
+  from launch.performance import rendering
+
+  spec = rendering.RenderingSpec(
+    splats=args.splats,
+    side=args.side,
+    tile=args.tile,
+    block=args.block,
+    slots=args.slots,
+    repeat=args.repeat,
+    json=pathlib.Path(args.json) if args.json else None,
+  )
+  if args.dry_run:
+    print(f"would measure pictures of {spec.splats} splats, {spec.side} x {spec.side} pixels")
+    return
+  rendering.measure(spec)
 
 
 if __name__ == "__main__":

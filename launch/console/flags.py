@@ -54,3 +54,12 @@ def dry_run_flag(parser: Parser, does: str) -> None:
 def json_flag(parser: Parser) -> None:
   """Where the figures of a command go, beside the screen."""
   parser.add_argument("--json", metavar="FILE", help="write the figures here")
+
+
+def rendering_flags(parser: Parser, *, splats: int | None, side: int) -> None:
+  """Pictures of made-up splats whose cost is measured; the arguments are defaults."""
+  parser.add_argument("--splats", type=int, default=splats, metavar="N", help="number of them")
+  parser.add_argument("--side", type=int, default=side, help="of the picture, pixels")
+  parser.add_argument("--tile", type=int, default=16, help="side of a tile, pixels")
+  parser.add_argument("--block", type=int, default=32, help="splats that a tile takes at once")
+  parser.add_argument("--slots", type=int, help="room for (tile, splat) pairs (default: 8 a splat)")
