@@ -25,6 +25,7 @@ from sam3d_jax.geometry.voxel_tables import CHILDREN
 from sam3d_jax.models import sparse
 from sam3d_jax.models.platform import target_platform
 from sam3d_jax.models.sparse_layers import GROUP_EPS
+from sam3d_jax.models.stack import unrolling
 
 CHUNK = 2048  # parents whose halos exist at once
 NDHWC = ("NDHWC", "DHWIO", "NDHWC")
@@ -61,7 +62,7 @@ def halo(x_VxyzC, index_27M):
 
 def valid_conv(x_MxyzC, kernel):
   """Dense convolution without padding, fp32 out; kernel (k, k, k, C, O)."""
-  if target_platform() != "cpu":
+  if target_platform() != "cpu" or unrolling():
     return jax.lax.conv_general_dilated(
       x_MxyzC,
       kernel,
@@ -74,28 +75,24 @@ def valid_conv(x_MxyzC, kernel):
   size = kernel.shape[0]
   side = x_MxyzC.shape[1] - size + 1
 
-  def tap(total, one):
-    offset, kernel_CO = one
+  def tap(offset, kernel_CO):
     seen = _window(x_MxyzC, offset, side)
-    term = jnp.einsum("mxyzc,co->mxyzo", seen, kernel_CO, preferred_element_type=jnp.float32)
-    return total + term, None
+    return jnp.einsum("mxyzc,co->mxyzo", seen, kernel_CO, preferred_element_type=jnp.float32)
 
   out_shape = (len(x_MxyzC), side, side, side, kernel.shape[-1])
   taps = (_offsets(size), kernel.reshape(size**3, *kernel.shape[3:]))
-  total, _ = jax.lax.scan(tap, jnp.zeros(out_shape, jnp.float32), taps)
-  return total
+  return _summed(tap, out_shape, taps)
 
 
 def valid_conv_kernel_gradient(x_MxyzC, grad_MxyzO, size: int):
   """Of the kernel of `valid_conv`: (k, k, k, C, O) fp32."""
   side = grad_MxyzO.shape[1]
 
-  def tap(_, offset):
+  def tap(offset):
     seen = _window(x_MxyzC, offset, side)
-    bar_CO = jnp.einsum("mxyzc,mxyzo->co", seen, grad_MxyzO, preferred_element_type=jnp.float32)
-    return None, bar_CO
+    return jnp.einsum("mxyzc,mxyzo->co", seen, grad_MxyzO, preferred_element_type=jnp.float32)
 
-  _, bars = jax.lax.scan(tap, None, _offsets(size))
+  bars = _mapped(tap, _offsets(size))
   return bars.reshape(size, size, size, *bars.shape[1:])
 
 
@@ -109,6 +106,26 @@ def _window(x_MxyzC, offset, side: int):
   begin = (0, *offset, 0)
   extent = (len(x_MxyzC), side, side, side, x_MxyzC.shape[-1])
   return jax.lax.dynamic_slice(x_MxyzC, begin, extent)
+
+
+def _mapped(fn, *arrays):
+  """`fn` of each entry of arrays, one after the other, stacked."""
+
+  def step(_, entries):
+    return None, fn(*entries)
+
+  _, results = jax.lax.scan(step, None, arrays, unroll=unrolling())
+  return results
+
+
+def _summed(fn, shape, arrays):
+  """The sum of `fn` of each entry of arrays, fp32."""
+
+  def step(total, entries):
+    return total + fn(*entries), None
+
+  total, _ = jax.lax.scan(step, jnp.zeros(shape, jnp.float32), arrays, unroll=unrolling())
+  return total
 
 
 def _chunked(neighbours_27V):
@@ -144,7 +161,7 @@ def _conv(x_VxyzC, kernel, neighbours_27V):
   def chunk(index_27M):
     return valid_conv(halo(x_VxyzC, index_27M), kernel)
 
-  out = jax.lax.map(chunk, _chunked(neighbours_27V))
+  out = _mapped(chunk, _chunked(neighbours_27V))
   return out.reshape(len(x_VxyzC), *out.shape[2:])
 
 
@@ -152,14 +169,11 @@ def _conv_kernel_gradient(x_VxyzC, _, neighbours_27V, grad_VxyzO):
   table = _chunked(neighbours_27V)
   grads = grad_VxyzO.reshape(*table.shape[::2], *grad_VxyzO.shape[1:])
 
-  def chunk(total, one):
-    index_27M, grad_MxyzO = one
-    bar = valid_conv_kernel_gradient(halo(x_VxyzC, index_27M), grad_MxyzO, 3)
-    return total + bar, None
+  def chunk(index_27M, grad_MxyzO):
+    return valid_conv_kernel_gradient(halo(x_VxyzC, index_27M), grad_MxyzO, 3)
 
   shape = (3, 3, 3, x_VxyzC.shape[-1], grad_VxyzO.shape[-1])
-  total, _ = jax.lax.scan(chunk, jnp.zeros(shape, jnp.float32), (table, grads))
-  return total
+  return _summed(chunk, shape, (table, grads))
 
 
 def _conv_forward(x_RVxyzC, kernel, neighbours_R27V):
@@ -227,14 +241,13 @@ def _subdividing(x_VxyzC, kernels_P222CO, neighbours_27V):
   def chunk(index_27M):
     around = halo(x_VxyzC, index_27M)
 
-    def parity(one):
-      offset, kernel = one
+    def parity(offset, kernel):
       # an odd child sees one cell further
       return valid_conv(_window(around, offset, side + 1), kernel)
 
-    return jax.lax.map(parity, (CHILDREN.astype(np.int32), kernels_P222CO))
+    return _mapped(parity, CHILDREN.astype(np.int32), kernels_P222CO)
 
-  out = jax.lax.map(chunk, _chunked(neighbours_27V))
+  out = _mapped(chunk, _chunked(neighbours_27V))
   # (chunks, 8, M, s, s, s, O)
   out = jnp.moveaxis(out, 1, -2)
   return out.reshape(len(x_VxyzC), *out.shape[2:])
@@ -251,16 +264,14 @@ def _subdividing_gradient(grad_VxyzPO, kernels_P222CO, neighbours_27V):
     around = around.reshape(*around.shape[:-1], parities, channels)
     of_parity = jnp.moveaxis(around, -2, 0)
 
-    def parity(total, one):
-      offset, kernel, seen = one
-      return total + valid_conv(_window(seen, 1 - offset, side + 1), kernel), None
+    def parity(offset, kernel, seen):
+      return valid_conv(_window(seen, 1 - offset, side + 1), kernel)
 
     shape = (len(around), side, side, side, kernels_P222CO.shape[4])
     each = (CHILDREN.astype(np.int32), reversed_kernels, of_parity)
-    total, _ = jax.lax.scan(parity, jnp.zeros(shape, jnp.float32), each)
-    return total
+    return _summed(parity, shape, each)
 
-  out = jax.lax.map(chunk, _chunked(neighbours_27V))
+  out = _mapped(chunk, _chunked(neighbours_27V))
   return out.reshape(slots, *out.shape[2:])
 
 
@@ -269,20 +280,17 @@ def _subdividing_kernel_gradient(x_VxyzC, _, neighbours_27V, grad_VxyzPO):
   table = _chunked(neighbours_27V)
   grads = grad_VxyzPO.reshape(*table.shape[::2], *grad_VxyzPO.shape[1:])
 
-  def chunk(total, one):
-    index_27M, grad_MxyzPO = one
+  def chunk(index_27M, grad_MxyzPO):
     around = halo(x_VxyzC, index_27M)
 
-    def parity(each):
-      offset, grad_MxyzO = each
+    def parity(offset, grad_MxyzO):
       return valid_conv_kernel_gradient(_window(around, offset, side + 1), grad_MxyzO, 2)
 
     of_parity = jnp.moveaxis(grad_MxyzPO, -2, 0)
-    return total + jax.lax.map(parity, (CHILDREN.astype(np.int32), of_parity)), None
+    return _mapped(parity, CHILDREN.astype(np.int32), of_parity)
 
   shape = (8, 2, 2, 2, x_VxyzC.shape[-1], grad_VxyzPO.shape[-1])
-  total, _ = jax.lax.scan(chunk, jnp.zeros(shape, jnp.float32), (table, grads))
-  return total
+  return _summed(chunk, shape, (table, grads))
 
 
 def _subdividing_forward(x_RVxyzC, kernels_P222CO, neighbours_R27V):
