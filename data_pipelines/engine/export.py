@@ -16,19 +16,17 @@ import pathlib
 import tempfile
 from typing import Any
 
-import numpy as np
 import sqlalchemy
 from sqlalchemy import orm
 
 from data_pipelines.annotations import choices, write
+from data_pipelines.engine import poses
 from data_pipelines.engine.adding import JPEG_START
 from data_pipelines.engine.project import Project
 from data_pipelines.engine.stages import Work
 from data_pipelines.engine.tables import Candidate, Decision, Object, Photo, Task
 from sam3d_jax.errors import InputError
 from sam3d_jax.files import atomic, names
-from sam3d_jax.geometry import rotations
-from sam3d_jax.geometry.pose import Pose
 
 ITEMS = "items"
 SUMMARY = "export.json"
@@ -138,9 +136,9 @@ def _write(project: Project, folder: pathlib.Path, item: Item) -> None:
   }
   points = None
   if item.photo.pointmap is not None:
-    points = _points(blobs.read(item.photo.pointmap))
+    points = poses.points_of(blobs, item.photo.pointmap)
   # the pose is that of the mesh that was accepted
-  pose = None if item.pose is None else _pose(item.pose)
+  pose = None if item.pose is None else poses.from_json(item.pose)
   winner = item.rating["winner"]
   named = {one.id: one.name for one in item.candidates}
 
@@ -184,17 +182,3 @@ def _choice(stored: dict[str, Any], named: dict[int, str]) -> choices.Choice:
     stored["answer"],
     kept="" if kept is None else named[kept],
   )
-
-
-def _points(content: bytes) -> np.ndarray:
-  """The point map of an .npz of ours."""
-  with tempfile.TemporaryFile() as file:
-    file.write(content)
-    file.seek(0)
-    with np.load(file) as held:
-      return held["pointmap"]
-
-
-def _pose(stored: dict[str, Any]) -> Pose:
-  rotation = rotations.quaternion_to_matrix(np.asarray(stored["rotation"]))
-  return Pose(rotation, np.asarray(stored["translation"]), np.asarray(stored["scale"]))

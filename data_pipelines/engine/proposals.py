@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import pathlib
+import tempfile
 from typing import Any
 
 import sqlalchemy
@@ -9,6 +11,11 @@ import sqlalchemy
 from data_pipelines.engine import stages
 from data_pipelines.engine.project import Project
 from data_pipelines.engine.tables import Candidate, Object, Photo, Task
+from data_pipelines.synth import assets
+from sam3d_jax.render.mesh import write_glb
+
+SPLATS = b"f_dc_0"  # property that a .ply of splats has, in its head
+HEAD = 4096  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +74,12 @@ def propose(
   kept = []
   for one in candidates:
     latents = None if one.latents is None else project.blobs.add(one.latents)
-    kept.append((one, project.blobs.add(one.mesh), latents))
+    content, suffix = shown(one)
+    kept.append((one, project.blobs.add(one.mesh), project.blobs.add(content), suffix, latents))
 
   with project.database.transaction() as session:
     owner = session.get_one(Object, target)
-    for number, (one, mesh, latents) in enumerate(kept):
+    for number, (one, mesh, digest, suffix, latents) in enumerate(kept):
       session.add(
         Candidate(
           object_id=target,
@@ -81,6 +89,8 @@ def propose(
           kind=one.kind,
           mesh=mesh,
           suffix=one.suffix,
+          shown=digest,
+          shown_suffix=suffix,
           latents=latents,
           pose=None if one.pose is None else dict(one.pose),
           license=one.license,
@@ -94,6 +104,20 @@ def propose(
     if task.state == "waiting":
       task.state = "open"
   return task
+
+
+def shown(one: Proposed) -> tuple[bytes, str]:
+  """(bytes, suffix) of what a browser shows of a candidate. Raises Refused for no mesh."""
+  is_splats = one.suffix == ".ply" and SPLATS in one.mesh[:HEAD]
+  if one.suffix == ".glb" or is_splats:
+    return one.mesh, one.suffix
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / f"candidate{one.suffix}"
+    path.write_bytes(one.mesh)
+    asset = assets.load(path)
+    made = path.with_suffix(".shown.glb")
+    write_glb(made, {"candidate": asset.mesh})
+    return made.read_bytes(), ".glb"
 
 
 def sources(project: Project) -> Iterator[tuple[str, int, int]]:

@@ -8,7 +8,7 @@ A decision has a key that its sender chose. It is acknowledged after it is on di
 the same key it is acknowledged again and changes nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -140,8 +140,11 @@ def decide(
   kind: str,
   payload: Mapping[str, Any],
   milliseconds: int | None = None,
+  found: Mapping[str, Any] | None = None,
 ) -> Acknowledged:
   """Takes a decision; it is on disk when this returns.
+
+  found: what the server knows of it, stored with the payload and before what was sent.
 
   Raises Rejected: `unknown_task`, `key_reused` for a key that stands for something else,
   `lease_lost` where somebody else has taken over, `closed` for a task that is decided, and
@@ -191,7 +194,7 @@ def decide(
         step=step,
         annotator_id=annotator.id,
         epoch=epoch,
-        payload=outcome.payload,
+        payload={**outcome.payload, **(found or {})},
         milliseconds=milliseconds,
         at=now,
       )
@@ -218,6 +221,17 @@ def _stored(
       "key_reused", f"key {key!r} stands for another decision: draw a new key for each"
     )
   return Acknowledged(key, task_id, kind, found.step, again=True)
+
+
+def holding(
+  project: Project, annotator: Annotator, task_id: int, look: Callable[[Work], Any]
+) -> Any:
+  """What `look` finds in a task that the person holds. Raises Rejected."""
+  with project.database.transaction() as session:
+    task = session.get(Task, task_id)
+    if task is None or task.lease_owner != annotator.id or task.state != "open":
+      raise Rejected("lease_lost", f"task {task_id} is not yours: ask for the next one")
+    return look(Work(session, project, task))
 
 
 def release(project: Project, annotator: Annotator, task_id: int, *, skip: bool) -> None:

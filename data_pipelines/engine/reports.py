@@ -1,6 +1,7 @@
 """What a project holds, in numbers, and every decision as it is stored."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+import statistics
 from typing import Any
 
 import sqlalchemy
@@ -11,6 +12,11 @@ from data_pipelines.engine.tables import Annotator, Candidate, Decision, Object,
 
 HOUR = 3600.0
 PAGE = 1000  # decisions that are read at once
+# What is remarkable about a person's decisions; sides are random, so half of them are left.
+ENOUGH = 20  # decisions before anything is said of them
+HASTY_SECONDS = 1.0
+ONE_SIDED = 0.25
+MOSTLY = 0.8
 
 
 def status(project: Project) -> dict[str, Any]:
@@ -63,6 +69,59 @@ def status(project: Project) -> dict[str, Any]:
     sources[generator] = {"shown": shown, "won": won}
   found["sources"] = sources
   return found
+
+
+def people(project: Project) -> list[dict[str, Any]]:
+  """What each person decided, and what a lead may want to look at."""
+  told = []
+  with project.database.transaction() as session:
+    for person in session.scalars(sqlalchemy.select(Annotator).order_by(Annotator.name)):
+      rows = session.execute(
+        sqlalchemy.select(Decision.kind, Decision.payload, Decision.milliseconds).where(
+          Decision.annotator_id == person.id
+        )
+      ).all()
+      told.append({"name": person.name, "role": person.role, **_habits(rows)})
+  return told
+
+
+def _habits(rows: Sequence[tuple[str, dict[str, Any], int | None]]) -> dict[str, Any]:
+  """Numbers of one person's decisions: how quick, which sides, which ratings."""
+  answers = [payload["answer"] for kind, payload, _ in rows if kind in ("choice", "vote")]
+  ratings = [payload["value"] for kind, payload, _ in rows if kind == "rating"]
+  seconds = [taken / 1000 for _, _, taken in rows if taken is not None]
+  found: dict[str, Any] = {"decisions": len(rows), "remarks": []}
+  if seconds:
+    found["median_seconds"] = round(statistics.median(seconds), 1)
+    if len(seconds) >= ENOUGH and found["median_seconds"] < HASTY_SECONDS:
+      found["remarks"].append("very quick")
+  if ratings:
+    found["mean_rating"] = round(statistics.fmean(ratings), 2)
+    if len(ratings) >= ENOUGH and len(set(ratings)) == 1:
+      found["remarks"].append("one rating for all")
+  if answers:
+    sided = [answer for answer in answers if answer != "equal"]
+    found["equal"] = round(1 - len(sided) / len(answers), 2)
+    if sided:
+      found["left"] = round(sided.count("left") / len(sided), 2)
+      if len(sided) >= ENOUGH and abs(found["left"] - 0.5) > ONE_SIDED:
+        found["remarks"].append("one side")
+    if len(answers) >= ENOUGH and found["equal"] > MOSTLY:
+      found["remarks"].append("mostly equal")
+  return found
+
+
+def skipped(project: Project) -> list[dict[str, Any]]:
+  """Tasks that somebody could not decide."""
+  with project.database.transaction() as session:
+    rows = session.execute(
+      sqlalchemy.select(Task.id, Task.stage, Photo.name)
+      .join(Photo, Photo.id == Task.photo_id)
+      .where(Task.state == "skipped")
+      .order_by(Task.id)
+      .limit(PAGE)
+    )
+    return [{"task": number, "stage": stage, "photo": name} for number, stage, name in rows]
 
 
 def decisions(project: Project) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ import sqlalchemy
 from sqlalchemy import orm
 
 from data_pipelines.annotations import choices
-from data_pipelines.engine import chain, tables
+from data_pipelines.engine import chain, poses, tables
 from data_pipelines.engine.project import Project, Settings
 from data_pipelines.engine.tables import Candidate, Decision, Object, Photo, Task
 
@@ -40,6 +40,10 @@ class Work:
   @property
   def settings(self) -> Settings:
     return self.project.settings
+
+  @property
+  def photo(self) -> Photo:
+    return self.session.get_one(Photo, self.task.photo_id)
 
   def decisions(self, kind: str) -> list[dict[str, Any]]:
     """Payloads of the task's decisions of a kind, in order."""
@@ -191,7 +195,7 @@ def view_chain(work: Work) -> dict[str, Any]:
 
 def _candidate(one: Candidate) -> dict[str, Any]:
   """What a person may know of a candidate: not who made it."""
-  return {"id": one.id, "mesh": one.mesh, "suffix": one.suffix}
+  return {"id": one.id, "mesh": one.shown, "suffix": one.shown_suffix}
 
 
 def decide_chain(work: Work, kind: str, payload: Mapping[str, Any]) -> Outcome:
@@ -278,21 +282,38 @@ def decide_artist(work: Work, kind: str, payload: Mapping[str, Any]) -> Outcome:
 # --------------------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True)
+class Accepted:
+  """The mesh that an object goes on with: its file, and what a browser shows of it."""
+
+  mesh: str
+  suffix: str
+  shown: str
+  pose: dict | None  # that was proposed with it
+
+
 def view_pose(work: Work) -> dict[str, Any]:
-  """The accepted mesh, the points and the camera."""
-  mesh, suffix, pose = accepted_mesh(work.session, work.task)
-  photo = work.session.get_one(Photo, work.task.photo_id)
+  """The accepted mesh, where to start, the photo's camera."""
+  accepted = accepted_mesh(work.session, work.task)
+  photo, mask = _seen(work)
+  start = accepted.pose or poses.start(work.project.blobs, photo, mask)
+  camera = poses.camera_of(photo)
   return {
-    "mesh": mesh,
-    "suffix": suffix,
-    "pose": pose,
-    "pointmap": photo.pointmap,
-    "camera": photo.camera,
+    "mesh": accepted.shown,
+    "pose": start,
+    "camera": {key: getattr(camera, key) for key in ("fx", "fy", "cx", "cy")},
+    "has_points": photo.pointmap is not None,
   }
 
 
-def accepted_mesh(session: orm.Session, task: Task) -> tuple[str, str, dict | None]:
-  """(digest, suffix, pose that was proposed) of the mesh that an object goes on with."""
+def _seen(work: Work) -> tuple[Photo, str]:
+  """The photo, and the digest of the object's mask."""
+  photo = work.session.get_one(Photo, work.task.photo_id)
+  return photo, work.session.get_one(Object, work.task.object_id).mask
+
+
+def accepted_mesh(session: orm.Session, task: Task) -> Accepted:
+  """The mesh that an artist made, else the winner of the chain."""
 
   def last(stage: str, kind: str) -> dict[str, Any] | None:
     return session.scalar(
@@ -310,14 +331,41 @@ def accepted_mesh(session: orm.Session, task: Task) -> tuple[str, str, dict | No
 
   made = last("artist", "upload")
   if made is not None:
-    return made["mesh"], made["suffix"], None
+    return Accepted(made["mesh"], made["suffix"], made["mesh"], None)
   rated = last("shape", "rating")
   winner = session.get_one(Candidate, rated["winner"])
-  return winner.mesh, winner.suffix, winner.pose
+  return Accepted(winner.mesh, winner.suffix, winner.shown, winner.pose)
 
 
 def decide_pose(work: Work, kind: str, payload: Mapping[str, Any]) -> Outcome:
   """payload: {"rotation": w x y z, "translation": 3, "scale": positive}."""
+  del work, kind
+  return Outcome(checked_pose(payload), "done")
+
+
+@dataclasses.dataclass(frozen=True)
+class Posing:
+  """What the fit of a pose is measured with; rows that outlive their transaction."""
+
+  accepted: Accepted
+  photo: Photo
+  mask: str
+
+
+def posing(work: Work) -> Posing:
+  """Of a task of posing."""
+  return Posing(accepted_mesh(work.session, work.task), *_seen(work))
+
+
+def fit(project: Project, of: Posing, payload: Mapping[str, Any]) -> float:
+  """Mask IoU of a pose. It takes a while: not within a transaction. Raises ValueError."""
+  pose = checked_pose(payload)
+  mesh, suffix = of.accepted.mesh, of.accepted.suffix
+  return poses.mask_iou(project.blobs, mesh, suffix, of.photo, of.mask, pose)
+
+
+def checked_pose(payload: Mapping[str, Any]) -> dict[str, Any]:
+  """The numbers of a pose, its quaternion of length 1. Raises ValueError."""
   stored = {}
   for key, length in (("rotation", 4), ("translation", 3)):
     stored[key] = _numbers(key, payload.get(key), length)
@@ -328,7 +376,7 @@ def decide_pose(work: Work, kind: str, payload: Mapping[str, Any]) -> Outcome:
   if norm < 1e-6:
     raise ValueError("rotation is no rotation: its length is 0")
   stored["rotation"] = [part / norm for part in stored["rotation"]]
-  return Outcome({**stored, "scale": scale}, "done")
+  return {**stored, "scale": scale}
 
 
 def _numbers(key: str, values: Any, length: int) -> list[float]:

@@ -76,6 +76,9 @@ class Candidate(Base):
   kind: Mapped[str] = mapped_column(String(20))  # shape, texture
   mesh: Mapped[str] = mapped_column(DIGEST)
   suffix: Mapped[str] = mapped_column(String(10))  # of the mesh's file, as ".glb"
+  # what a browser shows: the mesh itself if it is a .glb, else one that was made of it
+  shown: Mapped[str] = mapped_column(DIGEST)
+  shown_suffix: Mapped[str] = mapped_column(String(10))  # .glb, or .ply of splats
   latents: Mapped[str | None] = mapped_column(DIGEST)
   pose: Mapped[dict | None] = mapped_column(JSON)
   license: Mapped[str] = mapped_column(String(100), default="")

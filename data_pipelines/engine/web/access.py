@@ -14,7 +14,7 @@ use that: requests must name this host, and those that change something come fro
 import dataclasses
 import hmac
 import ipaddress
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from fastapi import HTTPException, Request
 from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
@@ -121,7 +121,8 @@ def caller(request: Request, access: Access, session: orm.Session) -> Annotator:
 
   # whoever is at the machine
   if access.local:
-    return _named(session, request.headers.get("x-annotator") or LOCAL_NAME)
+    # a page sends any letter, which headers carry escaped
+    return _named(session, unquote(request.headers.get("x-annotator", "")) or LOCAL_NAME)
   raise HTTPException(401, "say who you are: a join link, a bearer token or the proxy's header")
 
 

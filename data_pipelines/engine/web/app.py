@@ -1,5 +1,7 @@
 """The HTTP API of the engine (OpenAPI at /openapi.json) and the page that uses it."""
 
+from collections.abc import Mapping
+import contextlib
 import pathlib
 import secrets
 from typing import Annotated, Any
@@ -11,7 +13,7 @@ from fastapi.staticfiles import StaticFiles
 import pydantic
 from sqlalchemy import exc
 
-from data_pipelines.engine import people, queue, reports
+from data_pipelines.engine import people, poses, queue, reports, stages
 from data_pipelines.engine.project import Project
 from data_pipelines.engine.tables import Annotator, Event
 from data_pipelines.engine.web import access as ways_in
@@ -51,6 +53,16 @@ class DecisionIn(pydantic.BaseModel):
   kind: str
   payload: dict[str, Any]
   milliseconds: int | None = pydantic.Field(default=None, ge=0, lt=2**31)
+
+
+class PoseIn(pydantic.BaseModel):
+  """A pose of the unit cube in the photo's camera."""
+
+  model_config = pydantic.ConfigDict(extra="forbid")
+
+  rotation: list[float]
+  translation: list[float]
+  scale: float
 
 
 class PersonIn(pydantic.BaseModel):
@@ -103,6 +115,14 @@ def create_app(project: Project, access: Access) -> FastAPI:
 
   Lead = Annotated[Annotator, Depends(lead)]
 
+  def pose_fit(person: Annotator, task: int, payload: Mapping[str, Any]) -> float:
+    """Mask IoU of a pose of a task that the person holds."""
+    posing = queue.holding(project, person, task, stages.posing)
+    try:
+      return stages.fit(project, posing, payload)
+    except ValueError as error:
+      raise HTTPException(422, str(error)) from error
+
   @app.get("/api/me")
   def me(person: Caller) -> dict[str, Any]:
     """Who the caller is."""
@@ -118,6 +138,12 @@ def create_app(project: Project, access: Access) -> FastAPI:
   @app.post("/api/tasks/{task}/decisions")
   def decide(task: int, body: DecisionIn, person: Caller) -> dict[str, Any]:
     """Takes a decision. The answer comes after it is on disk and brings the task that follows."""
+    # measured here and before the transaction, which others wait for
+    found = {}
+    if body.kind == "pose":
+      # A task that is no longer theirs has no fit: what it is, again or refused, is decided below.
+      with contextlib.suppress(queue.Rejected):
+        found["iou"] = pose_fit(person, task, body.payload)
     taken = queue.decide(
       project,
       person,
@@ -127,6 +153,7 @@ def create_app(project: Project, access: Access) -> FastAPI:
       kind=body.kind,
       payload=body.payload,
       milliseconds=body.milliseconds,
+      found=found,
     )
     return {
       "key": taken.key,
@@ -135,6 +162,17 @@ def create_app(project: Project, access: Access) -> FastAPI:
       "step": taken.step,
       "again": taken.again,
     }
+
+  @app.get("/api/tasks/{task}/points")
+  def points(task: int, person: Caller) -> Response:
+    """Points of the photo of a pose task: count (uint32), x y z (float32), r g b (uint8)."""
+    photo = queue.holding(project, person, task, lambda work: work.photo)
+    return Response(poses.packed_points(project.blobs, photo), media_type=uploads.BYTES)
+
+  @app.post("/api/tasks/{task}/iou")
+  def iou(task: int, body: PoseIn, person: Caller) -> dict[str, float]:
+    """Mask IoU of a pose, as it would be stored."""
+    return {"iou": pose_fit(person, task, body.model_dump())}
 
   @app.post("/api/tasks/{task}/release")
   def release(task: int, person: Caller, skip: bool = False) -> dict[str, Any]:
@@ -168,6 +206,18 @@ def create_app(project: Project, access: Access) -> FastAPI:
     """Progress in numbers."""
     del person
     return reports.status(project)
+
+  @app.get("/api/people")
+  def people_of(person: Lead) -> list[dict[str, Any]]:
+    """What each person decided, and what is remarkable about it."""
+    del person
+    return reports.people(project)
+
+  @app.get("/api/skipped")
+  def skipped(person: Lead) -> list[dict[str, Any]]:
+    """Tasks that somebody could not decide."""
+    del person
+    return reports.skipped(project)
 
   @app.post("/api/people")
   def invite(body: PersonIn, person: Lead) -> dict[str, Any]:

@@ -25,6 +25,7 @@ LARGEST = {"mask": 16 * MIB, "mesh": 128 * MIB}  # bytes of an upload
 MAX_PIXELS = 64 * MIB
 PNG_START = b"\x89PNG\r\n\x1a\n"
 SIZE_AT = (16, 20)  # bytes of a PNG at which its width and height stand
+BYTES = "application/octet-stream"
 TYPES = (
   (PNG_START, "image/png"),
   (b"\xff\xd8", "image/jpeg"),
@@ -95,7 +96,7 @@ def served(project: Project, digest: str) -> Response:
   if not DIGEST.fullmatch(digest) or not project.blobs.has(digest):
     raise HTTPException(404, "there is no such file")
   content = project.blobs.read(digest)
-  media = "application/octet-stream"
+  media = BYTES
   for start, known in TYPES:
     if content.startswith(start):
       media = known

@@ -3,7 +3,6 @@
 import json
 import pathlib
 import random
-import socket
 import threading
 import time
 
@@ -12,12 +11,7 @@ import pytest
 from data_pipelines.engine import export, project, reports, simulate
 from launch import build_data, engine, validate_data
 from tests.support import engine_projects
-
-
-def free_port() -> int:
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    return probe.getsockname()[1]
+from tests.support.jobs import free_port
 
 
 def compared(folder: pathlib.Path, log: pathlib.Path) -> tuple[list, list]:

@@ -59,6 +59,8 @@ def upgrade() -> None:
     sa.Column("kind", sa.String(length=20), nullable=False),
     sa.Column("mesh", sa.String(length=64), nullable=False),
     sa.Column("suffix", sa.String(length=10), nullable=False),
+    sa.Column("shown", sa.String(length=64), nullable=False),
+    sa.Column("shown_suffix", sa.String(length=10), nullable=False),
     sa.Column("latents", sa.String(length=64), nullable=True),
     sa.Column("pose", sa.JSON(), nullable=True),
     sa.Column("license", sa.String(length=100), nullable=False),
