@@ -16,11 +16,13 @@ Perfetto) and prints where the time of an NVIDIA GPU goes, kernel by kernel.
 
 `--reading` measures instead, on one core, how fast records are read, made-up ones or those of
 `--data DIR`; `--mesh FILE` how long a builder works on one mesh; `--render` how long pictures of
-splats and of a mesh take, forward and backward, on the device at hand:
+splats and of a mesh take, forward and backward, on the device at hand; `--extract` how long a mesh
+of decoded cubes takes:
 
     python -m launch.benchmark --reading [--data DIR]
     python -m launch.benchmark --mesh FILE [--triangles 20000] [--views 8]
     python -m launch.benchmark --render [--splats 20000] [--side 128] [--tile 16]
+    python -m launch.benchmark --extract [--voxels 32768]
 """
 
 import argparse
@@ -90,6 +92,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
   pictures = parser.add_argument_group("pictures of splats and of a mesh, in place of --config")
   pictures.add_argument("--render", action="store_true", help="seconds of a picture")
   rendering_flags(pictures, splats=20_000, side=128)
+  cubes = parser.add_argument_group("meshes of decoded cubes, in place of --config")
+  cubes.add_argument("--extract", action="store_true", help="seconds of a mesh of 256^3 cubes")
+  cubes.add_argument("--voxels", type=int, default=32_768, help="of the made-up object, in 64^3")
   both = parser.add_argument_group("reading records, building from a mesh")
   both.add_argument("--image_size", type=int, default=518, help="pixels of what is made")
   both.add_argument(
@@ -98,14 +103,25 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  asked = (args.config is not None, args.reading, args.mesh is not None, args.render)
+  asked = (
+    args.config is not None,
+    args.reading,
+    args.mesh is not None,
+    args.render,
+    args.extract,
+  )
   if sum(asked) != 1:
-    raise ConfigError("give exactly one of --config FILE, --reading, --mesh FILE, --render")
+    raise ConfigError(
+      "give exactly one of --config FILE, --reading, --mesh FILE, --render, --extract"
+    )
   for name, path in (("data", args.data), ("mesh", args.mesh)):
     if path is not None and not path.exists():
       raise InputError(f"--{name} {path}: no such file or folder")
   if args.render:
     measure_rendering(args)
+    return
+  if args.extract:
+    measure_extraction(args)
     return
   if args.dry_run and args.config is None:
     what = args.mesh or args.data or "made-up records"
@@ -202,6 +218,23 @@ def measure_rendering(args: argparse.Namespace) -> None:
     print(f"would measure pictures of {spec.splats} splats, {spec.side} x {spec.side} pixels")
     return
   rendering.measure(spec)
+
+
+def measure_extraction(args: argparse.Namespace) -> None:
+  if args.json:
+    check_file(args.json, "--json")
+  # The wall: what is imported here needs JAX.
+  from launch.performance import extraction
+
+  spec = extraction.ExtractionSpec(
+    voxels=args.voxels,
+    repeat=args.repeat,
+    json=pathlib.Path(args.json) if args.json else None,
+  )
+  if args.dry_run:
+    print(f"would measure meshes of an object of {spec.voxels} voxels")
+    return
+  extraction.measure(spec)
 
 
 if __name__ == "__main__":
