@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> ConfigDict:
 def tiny(c: ConfigDict) -> None:
   row = c.model.row
   row.voxels = 8192
-  row.coarse = 2560
+  row.coarse = 3072
   row.objects = 1
 
   flow = c.model.flow
