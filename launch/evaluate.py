@@ -24,7 +24,13 @@ import os
 import pathlib
 
 from launch.console import cli
-from launch.console.flags import dry_run_flag, sampler_flags, weights_flags
+from launch.console.flags import (
+  dry_run_flag,
+  input_flags,
+  limits_of,
+  sampler_flags,
+  weights_flags,
+)
 from launch.console.folders import output_lock
 from launch.console.notes import noted
 from sam3d_jax.errors import InputError
@@ -89,6 +95,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     help="take the true voxels and poses in place of a model: the set's ceiling",
   )
   sampler_flags(sets)
+  input_flags(parser, "objects of a set")
   sets.add_argument("--seed", type=int, default=0, help="of the noise")
   pictures = parser.add_argument_group("rendered views, and people's choices")
   pictures.add_argument(
@@ -173,7 +180,13 @@ def run_pairs(args: argparse.Namespace, out: pathlib.Path) -> None:
     print(f"plan: {len(folders)} pairs of {args.pairs}, {args.points} points a mesh, into {out}")
     return
   workers = pairs.workers_of(args.workers)
-  pairs.evaluate(pathlib.Path(args.pairs), out, protocol_of(args), workers)
+  pairs.evaluate(
+    pathlib.Path(args.pairs),
+    out,
+    protocol_of(args),
+    workers,
+    limits=limits_of(args),
+  )
 
 
 def run_views(args: argparse.Namespace, out: pathlib.Path) -> None:
@@ -229,6 +242,8 @@ def run_set(args: argparse.Namespace, out: pathlib.Path) -> None:
     dry_run=args.dry_run,
     workers=args.workers,
     protocol=protocol_of(args),
+    limits=limits_of(args),
+    quarantine_budget=args.quarantine_budget,
   )
   eval_set.run(config, out)
 

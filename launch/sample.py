@@ -17,7 +17,13 @@ import argparse
 import pathlib
 
 from launch.console import cli
-from launch.console.flags import dry_run_flag, sampler_flags, weights_flags
+from launch.console.flags import (
+  dry_run_flag,
+  input_flags,
+  limits_of,
+  sampler_flags,
+  weights_flags,
+)
 from launch.console.folders import output_lock
 from sam3d_jax.errors import InputError
 from sam3d_jax.files import mask_files, pointmaps
@@ -135,6 +141,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     metavar="DIR",
     help="folder whose photos the viewer may show beside those of this run (repeatable)",
   )
+  input_flags(photo, "photos")
   data = parser.add_argument_group("a dataset")
   data.add_argument("--data", help="dataset folder")
   data.add_argument("--split", default="test")
@@ -218,6 +225,8 @@ def photos_config(args: argparse.Namespace):
     seed=args.seed,
     batch_size=args.batch_size,
     dry_run=args.dry_run,
+    limits=limits_of(args),
+    quarantine_budget=args.quarantine_budget,
   )
 
 

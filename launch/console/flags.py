@@ -2,6 +2,8 @@
 
 import argparse
 
+from sam3d_jax.errors import InputError
+
 Parser = argparse._ActionsContainer  # a parser, or a group of its flags
 
 
@@ -44,6 +46,41 @@ def sampler_flags(parser: Parser) -> None:
     help="few-step sampling of a distilled model (4 steps unless --steps)",
   )
   parser.add_argument("--batch_size", type=int, default=32, help="objects sampled at once")
+
+
+def input_flags(parser: Parser, what: str) -> None:
+  """What reading one input may take, and how many may be refused. what: they are, in the plural."""
+  parser.add_argument(
+    "--limit_memory_gb",
+    type=float,
+    default=4.0,
+    help="memory that reading one input may take, or it is refused; 0: any (default: 4)",
+  )
+  parser.add_argument(
+    "--limit_seconds",
+    type=float,
+    default=300.0,
+    help="seconds that reading one input may take; 0: any (default: 300)",
+  )
+  parser.add_argument(
+    "--quarantine_budget",
+    type=float,
+    default=0.0,
+    help=f"share of the {what} that may be refused (OUT/quarantine.jsonl); with more the command "
+    "ends with code 2, after the others are done (default: 0)",
+  )
+
+
+def limits_of(args: argparse.Namespace):
+  """The limits that these flags state. Raises InputError."""
+  from data_pipelines.build.limited import Limits
+
+  if not 0 <= args.quarantine_budget <= 1:
+    raise InputError(f"--quarantine_budget {args.quarantine_budget}: give a share from 0 to 1")
+  for flag in ("limit_memory_gb", "limit_seconds"):
+    if not getattr(args, flag) >= 0:
+      raise InputError(f"--{flag} {getattr(args, flag)}: give 0 (no limit) or more")
+  return Limits(args.limit_memory_gb, args.limit_seconds)
 
 
 def dry_run_flag(parser: Parser, does: str) -> None:

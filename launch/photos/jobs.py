@@ -21,8 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.build import limited
 from launch.console.notes import noted
 from launch.console.progress import Progress
+from launch.console.refusals import Refusals
 from sam3d_jax.errors import InputError, JobFailed
 from sam3d_jax.files import (
   blame,
@@ -306,30 +308,24 @@ def why_no_mask(path: pathlib.Path) -> str | None:
   return "no mask: it has more than two values"
 
 
-def check_all(jobs: list[Job]) -> list[dict[str, int]]:
-  """Reads every job once; object -> pixels of its mask, for each. Raises one InputError for all
-  faults.
-  """
+def check_all(
+  jobs: list[Job], limits: limited.Limits, refusals: Refusals
+) -> list[tuple[Job, dict[str, int]]]:
+  """Reads every job once: those that can be used, each with object -> pixels of its mask."""
   found = []
-  faults = []
   with Progress(len(jobs), "reading", "photos") as bar, noted():
     for job in jobs:
-      try:
-        photo = read(job)
-        found.append({name: np.count_nonzero(mask) for name, mask in photo.masks.items()})
-      except InputError as error:
-        faults.append(str(error))
+      with refusals.input(job.image):
+        pixels = limited.call(limits, pixels_of, job)
+        found.append((job, pixels))
       bar.update()
-  if not faults:
-    return found
+  return found
 
-  # All faults at once, but not more than can be read.
-  lines = faults[:SHOWN_FAULTS]
-  if len(faults) > SHOWN_FAULTS:
-    lines.append(f"... and {len(faults) - SHOWN_FAULTS} more")
-  if len(jobs) > 1:
-    lines.append(f"({len(faults)} of {len(jobs)} photos cannot be used)")
-  raise InputError("\n".join(lines))
+
+def pixels_of(job: Job) -> dict[str, int]:
+  """Object -> pixels of its mask. Raises as `read`."""
+  photo = read(job)
+  return {name: int(np.count_nonzero(mask)) for name, mask in photo.masks.items()}
 
 
 def read(job: Job) -> Photo:
@@ -373,14 +369,17 @@ def read_files(job: Job) -> Photo:
   return photo.with_some_camera()
 
 
-def make_pointmaps(jobs: Iterable[Job], command: str) -> list[Job]:
-  """Runs the user's command for every photo without a point map; the jobs with what it made.
+def make_pointmaps(
+  jobs: Iterable[Job], command: str, limits: limited.Limits, refusals: Refusals
+) -> list[Job]:
+  """Runs the user's command for every photo without a point map; the jobs with what it made, but
+  those for which it made nothing.
 
   In the command {image} is the photo, upright, as an RGB PNG, and {out} the file to write: any form
   that read_pointmap knows; a suffix that the command adds to the name is fine. Results are kept
   beside the others and made once.
 
-  Raises InputError: the command fails or writes nothing.
+  Raises ConfigError: the command is none.
   """
   # A point map that is given stays.
   estimator = commands.parse(command, "--pointmap_command")
@@ -388,17 +387,28 @@ def make_pointmaps(jobs: Iterable[Job], command: str) -> list[Job]:
   done = []
   with Progress(len(jobs), "point maps", "photos") as bar:
     for job in jobs:
-      if job.pointmap is None:
-        made = make_pointmap(job, estimator)
-        job = dataclasses.replace(job, pointmap=made)
-      done.append(job)
+      with refusals.input(job.image):
+        if job.pointmap is None:
+          made = make_pointmap(job, estimator, limits)
+          job = dataclasses.replace(job, pointmap=made)
+        done.append(job)
       bar.update()
   return done
 
 
-def make_pointmap(job: Job, estimator: commands.PhotoCommand) -> pathlib.Path:
-  """Runs the command for one photo; the file it made, now or earlier."""
-  image = photos.read_photo(job.image).image_HW3
+def picture_of(path: pathlib.Path) -> np.ndarray:
+  """(H, W, 3) uint8 of a photo. Raises InputError."""
+  return photos.read_photo(path).image_HW3
+
+
+def make_pointmap(
+  job: Job, estimator: commands.PhotoCommand, limits: limited.Limits
+) -> pathlib.Path:
+  """Runs the command for one photo; the file it made, now or earlier.
+
+  Raises InputError, Refused.
+  """
+  image = limited.call(limits, picture_of, job.image)
   # Named by picture and command: one that is there was made of these.
   identity = repr((image.shape, list(estimator.words)))
   digest = hashlib.sha256(image.tobytes() + identity.encode())

@@ -11,7 +11,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from data_pipelines.build import shard_jobs
+from data_pipelines.build import limited, shard_jobs
 from data_pipelines.eval_sets import reprojection
 from data_pipelines.eval_sets.bop import BopSet
 from data_pipelines.eval_sets.item import EvalSet, Item, Subset
@@ -22,11 +22,12 @@ from data_pipelines.read import rows
 from data_pipelines.synth import benchmark
 from launch.console.findings import Findings
 from launch.console.progress import Progress, say
+from launch.console.refusals import Refusals
 from launch.scoring import pairs, split_samples
 from sam3d_jax.content_keys import example_key, key_words
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import layout, occupancy, shape
-from sam3d_jax.files import atomic, folders
+from sam3d_jax.files import atomic, blame, folders
 from sam3d_jax.geometry import conditions, normalisers, pose, windows
 from sam3d_jax.geometry.conditions import Condition
 from sam3d_jax.geometry.pose import Pose
@@ -55,7 +56,8 @@ class EvalSetConfig:
   benchmark: NAME[:N]. benchmark_data: folder of its photos; None: beside the results. bop, sa3dao,
   photos: folders. split, sensor: of a BOP set. most: objects at most, evenly spaced; 0: all.
   weights: None for the oracle, which takes the truth in place of a model. workers: processes that
-  build the benchmark and score; 0: one that builds, one a core that score.
+  build the benchmark and score; 0: one that builds, one a core that score. limits: of reading an
+  item. quarantine_budget: share of the items that may be refused.
   """
 
   weights: WeightsConfig | None
@@ -72,6 +74,8 @@ class EvalSetConfig:
   dry_run: bool = False
   workers: int = 0
   protocol: shape.ShapeProtocol = shape.ShapeProtocol()
+  limits: limited.Limits = limited.NONE
+  quarantine_budget: float = 0.0
 
 
 def run(config: EvalSetConfig, out: pathlib.Path) -> None:
@@ -94,7 +98,7 @@ def run(config: EvalSetConfig, out: pathlib.Path) -> None:
   )
   if config.dry_run:
     check_weights(config)
-    check_poses(chosen)
+    check_poses(chosen, config)
     return
 
   # Who predicts: the truth itself, one item at a time, or a model.
@@ -114,14 +118,22 @@ def run(config: EvalSetConfig, out: pathlib.Path) -> None:
   identity = chosen.identity | settings
   identity = json.loads(json.dumps(identity))  # as it will be read back
   folder = prepare_pairs(out, identity)
-  sample_set(chosen, folder, predictor, config, size)
+  refusals = Refusals("objects")
+  sample_set(chosen, folder, predictor, config, size, refusals)
+  refusals.write(out)
+  total = len(chosen.names)
+  if len(refusals.found) == total:
+    raise InputError(refusals.said(total))
   pairs.evaluate(
     folder,
     out,
     config.protocol,
     pairs.workers_of(config.workers),
     run=identity,
+    refused=[dataclasses.asdict(one) for one in refusals.found],
+    limits=config.limits,
   )
+  refusals.check(total, config.quarantine_budget)
 
 
 def check_weights(config: EvalSetConfig) -> None:
@@ -136,8 +148,9 @@ def sample_set(
   predictor: Predictor | None,
   config: EvalSetConfig,
   size: int,
+  refusals: Refusals,
 ) -> None:
-  """Writes a pair for every item that has none yet, `size` items at a time.
+  """Writes a pair for every item that has none yet and can be used, `size` items at a time.
 
   No predictor: oracle.
   """
@@ -152,19 +165,38 @@ def sample_set(
   with Progress(total, "sampling", "objects", done=total - len(todo)) as bar:
     for start in range(0, len(todo), size):
       batch = todo[start : start + size]
-      items = [chosen[i] for i in batch]
+      items = []
+      for i in batch:
+        with refusals.input(chosen.names[i]):
+          items.append(read_item(chosen, i, config))
 
       # Items of a batch share its time.
       began = time.monotonic()
       if predictor is None:
-        drawn = oracle(items)
+        drawn = oracle(items, refusals)
       else:
-        drawn = predict(predictor, chosen, items, config)
-      seconds = (time.monotonic() - began) / len(items)
+        drawn = predict(predictor, chosen, items, config, refusals)
+      seconds = (time.monotonic() - began) / len(batch)
 
-      for item, found in zip(items, drawn, strict=True):
-        write_pair(folder / item.name, item, found, seconds)
-      bar.update(len(items))
+      for item, found in drawn:
+        with refusals.input(item.name):
+          write_pair(folder / item.name, item, found, seconds)
+        # half a pair would be scored as one
+        if not (folder / item.name / RECORD).exists():
+          shutil.rmtree(folder / item.name, ignore_errors=True)
+      bar.update(len(batch))
+
+
+def read_item(chosen: EvalSet, index: int, config: EvalSetConfig) -> Item:
+  """An item of a set: of files of others within the limits. Raises InputError, Refused."""
+  # the benchmark is made here
+  if config.benchmark is not None:
+    return chosen[index]
+  return limited.call(config.limits, item_of, index, kept=chosen)
+
+
+def item_of(chosen: EvalSet, index: int) -> Item:
+  return chosen[index]
 
 
 def open_set(config: EvalSetConfig, out: pathlib.Path) -> EvalSet:
@@ -172,17 +204,33 @@ def open_set(config: EvalSetConfig, out: pathlib.Path) -> EvalSet:
   # The flags name exactly one set.
   if config.benchmark is not None:
     whole = open_benchmark(config, out)
-  elif config.bop is not None:
-    whole = BopSet(config.bop, config.split, config.sensor)
-  elif config.sa3dao:
-    whole = PhotoFolder(config.sa3dao, "sa3dao")
   else:
-    whole = PhotoFolder(config.photos, "photos")
+    whole = open_folder(config)
 
   # All of it, or evenly spaced items.
   total = len(whole.names)
   few = split_samples.choose(total, config.most)
   return whole if len(few) == total else Subset(whole, tuple(few))
+
+
+def open_folder(config: EvalSetConfig) -> EvalSet:
+  """A set that others have made. Raises InputError, whatever is wrong with its tables."""
+  try:
+    if config.bop is not None:
+      return BopSet(config.bop, config.split, config.sensor)
+    if config.sa3dao:
+      return PhotoFolder(config.sa3dao, "sa3dao")
+    return PhotoFolder(config.photos, "photos")
+  except InputError:
+    raise
+  except Exception as error:
+    if not blame.is_of_the_file(error):
+      raise
+    folder = config.bop or config.sa3dao or config.photos
+    raise InputError(
+      f"{folder}: a table of this set is not as docs/evaluation.md describes it "
+      f"({blame.said(error)})"
+    ) from error
 
 
 def plan_benchmark(config: EvalSetConfig, out: pathlib.Path) -> None:
@@ -220,15 +268,22 @@ def open_benchmark(config: EvalSetConfig, out: pathlib.Path) -> EvalSet:
   return ProceduralSet(chosen, folder)
 
 
-def check_poses(chosen: EvalSet) -> None:
-  """Prints whether the poses of some items put the truth where the photo shows it."""
+def check_poses(chosen: EvalSet, config: EvalSetConfig) -> None:
+  """Prints whether the poses of some items put the truth where the photo shows it.
+
+  Raises InputError for items that cannot be used, more than the budget allows.
+  """
   # The items whose pose can be compared with their photo.
   fits = {}
-  for i in split_samples.choose(len(chosen.names), CHECKED):
-    item = chosen[i]
-    found = reprojection.fit(item)
-    if found is not None:
-      fits[item.name] = found
+  refusals = Refusals("objects")
+  looked_at = split_samples.choose(len(chosen.names), CHECKED)
+  for i in looked_at:
+    with refusals.input(chosen.names[i]):
+      item = read_item(chosen, i, config)
+      found = reprojection.fit(item)
+      if found is not None:
+        fits[item.name] = found
+  refusals.check(len(looked_at), config.quarantine_budget)
   if not fits:
     print(
       "poses: no item has both a pose and a camera or point map, so they cannot be checked against "
@@ -281,41 +336,50 @@ def prepare_pairs(out: pathlib.Path, identity: dict) -> pathlib.Path:
   return folder
 
 
-def oracle(items: list[Item]) -> list[Sample]:
+def oracle(items: list[Item], refusals: Refusals) -> list[tuple[Item, Sample]]:
   """The truth as a model would have to say it: 64^3 voxels and pose. Its scores are the ceiling of
   the set.
   """
   # Both must be known of every item.
   out = []
   for item in items:
-    if item.voxels_N3 is None or item.pose is None:
-      raise InputError(
-        f"{item.name}: this set does not know the voxels of its objects, so there is no --oracle "
-        "for it"
-      )
-    grid = rows.occupancy(item.voxels_N3, schema.VOXEL_RESOLUTION)
-    out.append(Sample(grid.astype(bool), item.pose))
+    with refusals.input(item.name):
+      if item.voxels_N3 is None or item.pose is None:
+        raise InputError(
+          f"{item.name}: this set does not know the voxels of its objects, so there is no --oracle "
+          "for it"
+        )
+      grid = rows.occupancy(item.voxels_N3, schema.VOXEL_RESOLUTION)
+      out.append((item, Sample(grid.astype(bool), item.pose)))
   return out
 
 
 def predict(
-  predictor: Predictor, chosen: EvalSet, items: list[Item], config: EvalSetConfig
-) -> list[Sample]:
+  predictor: Predictor,
+  chosen: EvalSet,
+  items: list[Item],
+  config: EvalSetConfig,
+  refusals: Refusals,
+) -> list[tuple[Item, Sample]]:
   """Samples a batch of items; the noise depends on the seed and the item alone."""
   # What the model is told of each item, and the key of its noise.
   set_name = chosen.identity["set"]
   told = []
   requests = []
   for item in items:
-    one = condition(predictor, item)
-    content = key_words(example_key(set_name, item.name))
-    told.append(one)
-    requests.append(Request(one.streams, content))
+    with refusals.input(item.name):
+      one = condition(predictor, item)
+      content = key_words(example_key(set_name, item.name))
+      told.append((item, one))
+      requests.append(Request(one.streams, content))
+  if not requests:
+    return []
 
   drawn = predictor(requests, config.batch_size, config.seed)
   samples = []
-  for i, one in enumerate(told):
-    samples.append(sample_of(predictor, drawn.one(i), one))
+  for i, (item, one) in enumerate(told):
+    with refusals.input(item.name):
+      samples.append((item, sample_of(predictor, drawn.one(i), one)))
   return samples
 
 

@@ -1,5 +1,6 @@
 """Shape and layout scores of pairs of meshes: launch.evaluate --pairs."""
 
+from collections.abc import Sequence
 from concurrent import futures
 import dataclasses
 import hashlib
@@ -8,11 +9,11 @@ import os
 import pathlib
 import time
 
-from data_pipelines.build import processes
+from data_pipelines.build import limited, processes
 from launch.console.progress import Progress
-from sam3d_jax.errors import InputError
+from sam3d_jax.errors import InputError, Refused
 from sam3d_jax.evaluation import aggregate, layout, report, shape, surface
-from sam3d_jax.files import atomic, meshes, texts
+from sam3d_jax.files import atomic, blame, meshes, texts
 from sam3d_jax.render.mesh import Mesh
 
 SHAPE = tuple(shape.WORST)
@@ -36,10 +37,13 @@ def evaluate(
   workers: int,
   *,
   run: dict | None = None,
+  refused: Sequence[dict] = (),
+  limits: limited.Limits = limited.NONE,
 ) -> None:
   """Scores every pair that is not scored yet and writes metrics.json, metrics.csv and report.html.
 
-  run: where the predictions come from, for the record.
+  run: where the predictions come from, for the record. refused: objects of the run that could not
+  be used and have no pair. limits: of reading a mesh.
   """
   # Score what has no score of these files and this protocol.
   folders = find_pairs(pairs)
@@ -49,7 +53,7 @@ def evaluate(
     identity = pair_identity(folder, protocol)
     if not is_scored(result_file(out, folder), identity):
       todo[folder] = identity
-  score_all(out, todo, protocol, workers, len(folders))
+  score_all(out, todo, protocol, workers, len(folders), limits)
 
   # Read all scores, with what the folders say beside them.
   rows = {}
@@ -87,6 +91,9 @@ def evaluate(
     "run": run,
     "seconds_per_object": {phase: round(mean, 3) for phase, mean in timing.items()},
   }
+  if refused:
+    total["refused"] = len(refused)
+    contents["refused"] = list(refused)
   atomic.write_json(out / "metrics.json", contents)
   columns = (*names, "group", "subject", "scored", "problem")
   aggregate.write_csv(out / "metrics.csv", rows, columns)
@@ -170,7 +177,12 @@ def is_scored(path: pathlib.Path, identity: str) -> bool:
 
 
 def score_all(
-  out: pathlib.Path, todo: dict, protocol: shape.ShapeProtocol, workers: int, total: int
+  out: pathlib.Path,
+  todo: dict,
+  protocol: shape.ShapeProtocol,
+  workers: int,
+  total: int,
+  limits: limited.Limits,
 ) -> None:
   """Scores pairs in parallel processes; each result is on disk as soon as it is known."""
   with Progress(total, "scoring", "pairs", done=total - len(todo)) as bar:
@@ -183,27 +195,51 @@ def score_all(
 
     if workers == 1:
       for folder in todo:
-        keep(folder, score_pair(folder, protocol))
+        keep(folder, score_pair(folder, protocol, limits))
       return
 
     # Results are kept as they come, whoever is first.
     with processes.pool(workers) as pool:
       jobs = {}
       for folder in todo:
-        job = pool.submit(score_pair, folder, protocol)
+        job = pool.submit(score_pair, folder, protocol, limits)
         jobs[job] = folder
       for job in futures.as_completed(jobs):
         keep(jobs[job], job.result())
 
 
-def score_pair(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> dict:
+def score_pair(
+  folder: pathlib.Path, protocol: shape.ShapeProtocol, limits: limited.Limits = limited.NONE
+) -> dict:
   """`scores`: all metrics of one pair, `scored` (false if the truth cannot be used) and `problem`
-  (empty if there is none). `seconds`: wall time of each of PHASES.
+  (empty if there is none). `seconds`: wall time of each of PHASES. limits: of reading a mesh.
   """
+  try:
+    return score_surfaces(folder, protocol, limits)
+  # Two surfaces that can be read and not compared cost this pair: nothing is said of either.
+  except Exception as error:
+    if not (blame.is_of_the_file(error) or isinstance(error, MemoryError)):
+      raise
+    nothing = shape.shape_metrics(None, None, protocol)
+    return {
+      "scores": {
+        **nothing,
+        **dict.fromkeys(LAYOUT),
+        "scored": False,
+        "problem": f"{folder.name}: cannot be scored ({blame.said(error)})",
+      },
+      "seconds": dict.fromkeys(PHASES, 0.0),
+    }
+
+
+def score_surfaces(
+  folder: pathlib.Path, protocol: shape.ShapeProtocol, limits: limited.Limits
+) -> dict:
+  """As `score_pair`. Raises what scoring raises."""
   # The parts, timed.
   clock = [time.monotonic()]
-  truth, truth_problem = read(folder, "truth")
-  pred, pred_problem = read(folder, "pred")
+  truth, truth_problem = read(folder, "truth", limits)
+  pred, pred_problem = read(folder, "pred", limits)
   clock.append(time.monotonic())
   scores = shape.shape_metrics(pred, truth, protocol)
   clock.append(time.monotonic())
@@ -226,20 +262,26 @@ def score_pair(folder: pathlib.Path, protocol: shape.ShapeProtocol) -> dict:
   }
 
 
-def read(folder: pathlib.Path, stem: str) -> tuple[Mesh | None, str]:
+def read(
+  folder: pathlib.Path, stem: str, limits: limited.Limits = limited.NONE
+) -> tuple[Mesh | None, str]:
   """The surface, None if there is none, and what is wrong with it ("" if nothing)."""
   # Whatever is wrong with the file becomes a score, not the end of the run.
   try:
     path = surface.find_mesh(folder, stem)
     if path is None:
       return None, f"{folder / stem}.* is missing"
-    found = surface.load_surface(path)
+    found = limited.call(limits, surface.load_surface, path)
     problem = ""
     if found.non_finite:
       problem = f"{path}: {found.non_finite} faces or points are not finite and were left out"
     return found.mesh, problem
   except surface.SurfaceError as error:
     return None, str(error)
+  except Refused as error:
+    return None, f"{folder / stem}.*: {error.detail}"
+  except RecursionError as error:
+    return None, f"{folder / stem}.*: cannot be read ({blame.said(error)})"
 
 
 def layout_scores(

@@ -139,7 +139,7 @@ def test_a_second_run_scores_only_what_changed(pairs, results, monkeypatch):
   out, before = results
   scored = []
 
-  def score_pair(folder, protocol):
+  def score_pair(folder, protocol, limits):
     scored.append(folder.name)
     return {
       "scores": before["objects"]["poor"] | {"f1": 0.25},

@@ -1,5 +1,6 @@
 """launch.evaluate --benchmark: from a model to scores, with models whose answers are known."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from data_pipelines.eval_sets.procedural import ProceduralSet
 from data_pipelines.read import rows
 from data_pipelines.synth import benchmark
 from launch import evaluate
+from launch.scoring import eval_set
 from sam3d_jax.geometry import conditions, pose
 from sam3d_jax.geometry.conditions import InputConfig
 from sam3d_jax.inference import predictor, weights
@@ -157,3 +159,38 @@ def test_a_model_without_places_is_scored_by_its_rotation_alone(
 def test_wrong_flags_exit_with_2_and_say_why(tmp_path, capsys, flags, message):
   assert evaluate.main([*flags, "--out", str(tmp_path / "out")]) == 2
   assert message in capsys.readouterr().err
+
+
+class Failing(ProceduralSet):
+  """A set of which one item cannot be read, and one not be drawn."""
+
+  def __getitem__(self, index):
+    if index == 0:
+      raise MemoryError
+    item = super().__getitem__(index)
+    return dataclasses.replace(item, voxels_N3=None) if index == 1 else item
+
+
+def test_items_that_cannot_be_used_cost_themselves_alone(command, data, tmp_path, monkeypatch):
+  monkeypatch.setattr(eval_set, "ProceduralSet", Failing)
+  argv = ["--benchmark", "procedural_1:1", "--benchmark_data", str(data), "--workers", "1"]
+  argv += ["--oracle", "--out", str(tmp_path)]
+  assert evaluate.main(argv) == 2
+  metrics = json.loads((tmp_path / "metrics.json").read_text())
+  assert set(metrics["objects"]) == {"000-2-heavy"} and metrics["aggregate"]["refused"] == 2
+  reasons = {one["path"]: one["reason"] for one in metrics["refused"]}
+  assert reasons == {"000-0-none": "too_large", "000-1-light": "unusable"}
+  assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 2
+  assert evaluate.main([*argv, "--quarantine_budget", "0.9"]) == 0
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"1": [3]}', '{"\u00b2": []}', "[" * 50_000])
+def test_tables_of_a_set_that_are_none_are_named(tmp_path, capsys, text):
+  scene = tmp_path / "bop" / "test" / "000001"
+  scene.mkdir(parents=True)
+  (tmp_path / "bop" / "models").mkdir()
+  (scene / "scene_gt.json").write_text(text)
+  (scene / "scene_camera.json").write_text("{}")
+  argv = ["--bop", str(tmp_path / "bop"), "--oracle", "--out", str(tmp_path / "out")]
+  assert evaluate.main(argv) == 2
+  assert "bop" in capsys.readouterr().err

@@ -1,6 +1,9 @@
 """launch.sample --image and --images with a tiny random model: files, resuming, choosing."""
 
+import json
+import pathlib
 import shlex
+import shutil
 import sys
 
 from flax import nnx
@@ -13,7 +16,7 @@ import trimesh
 from launch import export_torch, sample
 from sam3d_jax.files.photos import Photo
 from sam3d_jax.geometry import conditions
-from sam3d_jax.inference import predictor, rewards
+from sam3d_jax.inference import predictor, reconstruction, rewards
 from sam3d_jax.inference.candidates import Candidate
 from tests.support import sampling
 from tests.support.sampling import layout_of, photo_flags
@@ -206,3 +209,64 @@ def test_the_implicit_reward_of_a_model_over_itself_is_zero(weights):
   scores = rewards.implicit(run, 0, drawn)
   assert len(set(scores)) == 2
   assert np.isfinite(scores).all()
+
+
+def refused(out) -> dict[str, str]:
+  """Name of each refused photo's folder or file -> reason."""
+  lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+  return {pathlib.Path(line["path"]).parent.name: line["reason"] for line in lines}
+
+
+def test_photos_that_cannot_be_used_cost_themselves_alone(
+  weights, photo_folder, hostile_dir, capsys
+):
+  photos, out = photo_folder / "photos", photo_folder / "out"
+  shutil.copytree(photos / "tall", photos / "eps")
+  (photos / "eps" / "image.png").unlink()
+  shutil.copy(hostile_dir / "eps_as_photo" / "photo.jpg", photos / "eps" / "image.jpg")
+  for name, file in (("claims", "huge.npy"), ("broken", "bad.npz")):
+    shutil.copytree(photos / "small", photos / name)
+    kind = "0.npy" if file.endswith("npy") else "pointmap.npz"
+    shutil.copy(hostile_dir / "npz_and_npy" / file, photos / name / kind)
+
+  args = [*weights, "--images", str(photos), "--out", str(out)]
+  assert sample.main(args) == 2
+  said = capsys.readouterr().err
+  assert "3 of 6 photos cannot be used" in said and "eps/image.jpg" in said
+  assert set(refused(out)) == {"eps", "claims", "broken"}
+  for name in ("wide", "tall", "small"):
+    assert layout_of(out / name)
+  assert sample.main([*args, "--quarantine_budget", "0.5"]) == 0
+
+  for name in ("eps", "claims", "broken"):
+    shutil.rmtree(photos / name)
+  assert sample.main(args) == 0
+  assert refused(out) == {}
+
+
+def test_a_photo_that_fails_while_it_is_sampled_costs_itself_alone(
+  weights, photo_folder, monkeypatch, capsys
+):
+  photos, out = photo_folder / "photos", photo_folder / "out"
+  condition = reconstruction.Reconstructor._condition
+
+  def fails(self, photo, name):
+    if "tall" in str(photo.path):
+      raise RecursionError("too deep")
+    return condition(self, photo, name)
+
+  monkeypatch.setattr(reconstruction.Reconstructor, "_condition", fails)
+  assert sample.main([*weights, "--images", str(photos), "--out", str(out)]) == 2
+  assert "tall" in capsys.readouterr().err and refused(out) == {"tall": "unreadable"}
+  assert layout_of(out / "wide") and layout_of(out / "small")
+  assert not (out / "tall" / "layout.json").exists()
+
+
+def test_a_device_that_fails_is_no_fault_of_the_photos(weights, photo_folder, monkeypatch):
+  def fails(*_):
+    raise RuntimeError("RESOURCE_EXHAUSTED")
+
+  monkeypatch.setattr(predictor.Predictor, "start", fails)
+  out = photo_folder / "out"
+  with pytest.raises(RuntimeError, match="RESOURCE"):
+    sample.main([*weights, "--images", str(photo_folder / "photos"), "--out", str(out)])
