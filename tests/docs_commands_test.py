@@ -273,6 +273,7 @@ READING = (
   "launch.validate_data",
   "launch.encode_latents",
   "launch.sample",
+  "launch.render",
   "launch.evaluate",
   "launch.import_torch",
   "launch.export_torch",

@@ -9,6 +9,8 @@ import trimesh
 
 from data_pipelines.engine import project
 from launch import make_examples
+from launch.performance import rendering
+from sam3d_jax.files import splat_files
 from sam3d_jax.torch_bridge import release_writer
 from tests.support import sampling, tiny_dataset, tiny_release, tiny_weights
 
@@ -35,6 +37,8 @@ INPUTS = {
   "--photos": "set",
   "--mesh": "meshes/box_0.glb",
   "--project": "engine",
+  "--input": "object.ply",
+  "--camera": "camera.json",
   "--encoder": "release/ss_encoder.safetensors",
 }
 # ... where a command or a configuration means something else.
@@ -45,7 +49,7 @@ OTHERWISE = {
   ("art_3do", "--config.source"): "items",
   ("preferences", "--config.source"): "items",
 }
-OUTPUTS = ("--out", "--workdir", "--config.out", "--html", "--json")
+OUTPUTS = ("--out", "--workdir", "--config.out", "--html", "--json", "--depth")
 
 
 def write(folder: pathlib.Path) -> None:
@@ -72,6 +76,14 @@ def write(folder: pathlib.Path) -> None:
   points = np.random.default_rng(0).uniform(1, 2, (40, 60, 3))
   np.savez(folder / "photo" / "points.npz", points=points.astype(np.float32))
   sampling.write_photo(folder / "photos" / "one", 40, 60, objects=2)
+
+  # splats, and a camera that looks at them
+  splat_files.write(folder / "object.ply", rendering.made_up(8))
+  matrix = np.eye(4)
+  matrix[2, 3] = 2
+  size = {"width": 16, "height": 12, "fx": 20, "fy": 20, "cx": 8, "cy": 6}
+  view = json.dumps(size | {"world_to_camera": matrix.tolist()})
+  (folder / "camera.json").write_text(view)
 
   # pairs of meshes
   (folder / "pairs" / "box").mkdir(parents=True)
