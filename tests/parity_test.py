@@ -13,11 +13,11 @@ GOLDEN = SHARED / "golden" / "dev"
 
 
 def fixture_names() -> list[str]:
-  """The fixtures that have a case; one entry that skips where the folder is absent."""
+  """All fixtures; one entry that skips where the folder is absent."""
   if not (GOLDEN / "manifest.json").is_file():
     return ["absent"]
   manifest = json.loads((GOLDEN / "manifest.json").read_text())
-  return [name for name in sorted(manifest) if not name.startswith(parity.UNSUPPORTED_PREFIXES)]
+  return sorted(manifest)
 
 
 @pytest.mark.parametrize("name", fixture_names())

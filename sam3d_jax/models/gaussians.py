@@ -1,4 +1,4 @@
-"""Gaussians as the decoders of SLAT latents state them: raw numbers, what they mean, file columns.
+"""Gaussians as the decoders of SLAT latents state them: raw numbers, and what they mean.
 
 A decoder gives every voxel several Gaussians. Its numbers are raw: a scale goes through a softplus,
 an opacity through a sigmoid, a rotation is normalised. Weights were trained through exactly these
@@ -14,20 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from sam3d_jax import sections
+from sam3d_jax.render.splats import Splats, colours_of_sh0
 from sam3d_jax.sections import FieldError
 
-SH_DEGREE_0 = 0.28209479177387814  # 1 / (2 sqrt(pi)), the constant spherical harmonic
 IDENTITY = (1.0, 0.0, 0.0, 0.0)  # w, x, y, z; raw rotations are added to it
 CHANNELS = 14  # raw numbers of a Gaussian
-# columns of a splat file, as viewers name them
-COLUMNS = (
-  *("x", "y", "z"),
-  *("nx", "ny", "nz"),
-  *("f_dc_0", "f_dc_1", "f_dc_2"),
-  "opacity",
-  *("scale_0", "scale_1", "scale_2"),
-  *("rot_0", "rot_1", "rot_2", "rot_3"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +78,6 @@ class Gaussians(NamedTuple):
   scale: jax.Array  # (..., 3), standard deviations along its axes
   rotation: jax.Array  # (..., 4) unit quaternion, w, x, y, z
   opacity: jax.Array  # (..., 1)
-
-  @property
-  def colour(self):
-    """(..., 3) rgb, from 0 on."""
-    rgb = 0.5 + SH_DEGREE_0 * self.harmonic
-    return jnp.maximum(rgb, 0)
 
 
 def radical_inverse(base: int, number: int) -> float:
@@ -154,7 +139,7 @@ def split(raw_V, coords_V3, first_G3, resolution: int, activations: Activations)
 
 
 def unnormalised(raw_rotation):
-  """The quaternion of a raw rotation before it is normalised, as splat files hold it."""
+  """The quaternion of a raw rotation before it is normalised."""
   return raw_rotation + jnp.asarray(IDENTITY, jnp.float32)
 
 
@@ -173,18 +158,15 @@ def activate(raw: RawGaussians, activations: Activations) -> Gaussians:
   )
 
 
-def columns(raw: RawGaussians, activations: Activations):
-  """(..., 17) columns of a splat file, COLUMNS: viewers take the exponential of scales, the sigmoid
-  of opacities, and normalise rotations.
+def splats(gaussians: Gaussians, valid) -> Splats:
+  """Gaussians (..., V, G, .) as one list for renderers and files; those of voxels (..., V) that are
+  not `valid`, padding, have opacity 0.
   """
-  gaussians = activate(raw, activations)
-  opacity = gaussians.opacity
-  parts = (
-    gaussians.centre,
-    jnp.zeros_like(gaussians.centre),
-    gaussians.harmonic,
-    jnp.log(opacity) - jnp.log1p(-opacity),
-    jnp.log(gaussians.scale),
-    unnormalised(raw.rotation),
+  opacity = jnp.where(valid[..., None], gaussians.opacity[..., 0], 0)
+  return Splats(
+    centres_N3=gaussians.centre.reshape(-1, 3),
+    scales_N3=gaussians.scale.reshape(-1, 3),
+    rotations_N4=gaussians.rotation.reshape(-1, 4),
+    opacities_N=opacity.reshape(-1),
+    colours_N3=colours_of_sh0(gaussians.harmonic.reshape(-1, 3)),
   )
-  return jnp.concatenate(parts, axis=-1)

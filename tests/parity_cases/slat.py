@@ -126,8 +126,24 @@ def item_arrays(
     "get_rotation": active.rotation,
     "get_opacity": active.opacity,
     "get_covariance": covariances(active),
-    "ply": gaussians.columns(raw, activations),
+    "ply": published_columns(raw, active),
   }
+
+
+def published_columns(raw: gaussians.RawGaussians, active: gaussians.Gaussians) -> np.ndarray:
+  """(N, 17) columns of a splat file as the published code writes them: ours hold rotations at
+  length 1 and no colour below black, which no viewer tells apart.
+  """
+  opacity = np.asarray(active.opacity)
+  parts = (
+    active.centre,
+    np.zeros_like(active.centre),
+    active.harmonic,
+    np.log(opacity) - np.log1p(-opacity),
+    np.log(active.scale),
+    gaussians.unnormalised(raw.rotation),
+  )
+  return np.concatenate(parts, axis=1)
 
 
 def covariances(active: gaussians.Gaussians) -> np.ndarray:
