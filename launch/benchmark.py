@@ -17,12 +17,14 @@ Perfetto) and prints where the time of an NVIDIA GPU goes, kernel by kernel.
 `--reading` measures instead, on one core, how fast records are read, made-up ones or those of
 `--data DIR`; `--mesh FILE` how long a builder works on one mesh; `--render` how long pictures of
 splats and of a mesh take, forward and backward, on the device at hand; `--extract` how long a mesh
-of decoded cubes takes:
+of decoded cubes takes; `--sparse` how long the operations over sparse voxels take, with `--torch`
+in turns with eager PyTorch on the CPU:
 
     python -m launch.benchmark --reading [--data DIR]
     python -m launch.benchmark --mesh FILE [--triangles 20000] [--views 8]
     python -m launch.benchmark --render [--splats 20000] [--side 128] [--tile 16]
     python -m launch.benchmark --extract [--voxels 32768]
+    python -m launch.benchmark --sparse [--torch] [--counts 4096,32768]
 """
 
 import argparse
@@ -61,7 +63,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--torch",
     action="store_true",
-    help="measured in turns with the same training step in eager PyTorch, fp32, on CPU",
+    help="measured in turns with the same step or operations in eager PyTorch, fp32, on CPU",
   )
   parser.add_argument(
     "--steps", type=int, default=20, help="measured steps of each, after two that are not counted"
@@ -95,6 +97,16 @@ def flags(parser: argparse.ArgumentParser) -> None:
   cubes = parser.add_argument_group("meshes of decoded cubes, in place of --config")
   cubes.add_argument("--extract", action="store_true", help="seconds of a mesh of 256^3 cubes")
   cubes.add_argument("--voxels", type=int, default=32_768, help="of the made-up object, in 64^3")
+  operations = parser.add_argument_group("operations over sparse voxels, in place of --config")
+  operations.add_argument(
+    "--sparse", action="store_true", help="seconds of a convolution and of attention"
+  )
+  operations.add_argument(
+    "--counts",
+    default="4096,8192,16384,32768",
+    metavar="N,...",
+    help="numbers of voxels of the made-up objects",
+  )
   both = parser.add_argument_group("reading records, building from a mesh")
   both.add_argument("--image_size", type=int, default=518, help="pixels of what is made")
   both.add_argument(
@@ -109,10 +121,11 @@ def run(args: argparse.Namespace) -> None:
     args.mesh is not None,
     args.render,
     args.extract,
+    args.sparse,
   )
   if sum(asked) != 1:
     raise ConfigError(
-      "give exactly one of --config FILE, --reading, --mesh FILE, --render, --extract"
+      "give exactly one of --config FILE, --reading, --mesh FILE, --render, --extract, --sparse"
     )
   for name, path in (("data", args.data), ("mesh", args.mesh)):
     if path is not None and not path.exists():
@@ -122,6 +135,9 @@ def run(args: argparse.Namespace) -> None:
     return
   if args.extract:
     measure_extraction(args)
+    return
+  if args.sparse:
+    measure_sparse(args)
     return
   if args.dry_run and args.config is None:
     what = args.mesh or args.data or "made-up records"
@@ -235,6 +251,28 @@ def measure_extraction(args: argparse.Namespace) -> None:
     print(f"would measure meshes of an object of {spec.voxels} voxels")
     return
   extraction.measure(spec)
+
+
+def measure_sparse(args: argparse.Namespace) -> None:
+  if args.json:
+    check_file(args.json, "--json")
+  try:
+    voxels = tuple(int(count) for count in args.counts.split(","))
+  except ValueError:
+    raise ConfigError(f"--counts {args.counts}: whole numbers, separated by commas") from None
+  # The wall: what is imported here needs JAX.
+  from launch.performance import sparse_ops
+
+  spec = sparse_ops.SparseSpec(
+    voxels=voxels,
+    torch=args.torch,
+    repeat=args.repeat,
+    json=pathlib.Path(args.json) if args.json else None,
+  )
+  if args.dry_run:
+    print(f"would measure operations over {args.counts} voxels, {spec.repeat} times each")
+    return
+  sparse_ops.measure(spec)
 
 
 if __name__ == "__main__":
