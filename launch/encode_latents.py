@@ -11,6 +11,7 @@ the work with --task_index and --task_count, the last of them declares the datas
 
 import argparse
 import dataclasses
+import importlib.metadata
 import pathlib
 
 from launch.console import cli
@@ -19,6 +20,9 @@ from launch.console.flags import dry_run_flag, which_flag
 from launch.console.folders import check_folder
 from launch.console.progress import Progress, say
 from sam3d_jax.errors import InputError
+
+# whose versions can change a bit of a latent
+PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +98,7 @@ def run(args: argparse.Namespace) -> None:
     "step": model.step,
     "batch_size": spec.batch_size,
     "latent": model.latent,
+    "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
   }
   encoder = latents.Encoder(model, model.resolution, model.digest, identity)
 

@@ -18,6 +18,7 @@ from launch.console.flags import dry_run_flag
 from launch.console.folders import output_folder
 from launch.console.progress import duration
 from sam3d_jax.errors import InputError
+from sam3d_jax.files import atomic
 
 FREE_BYTES_NEEDED = 1 << 30
 CHECKED_EXAMPLES = 200  # of each split; the builder itself refuses what is wrong with a mesh
@@ -133,7 +134,7 @@ def report(work: pathlib.Path, seconds: float) -> None:
   """Adds the time to metrics.json and prints what there is to see and to do next."""
   path = work / "metrics.json"
   metrics = {**json.loads(path.read_text()), "seconds": round(seconds, 1)}
-  path.write_text(json.dumps(metrics, indent=2) + "\n")
+  atomic.write_json(path, metrics)
   score = metrics["voxel_iou"]
   constant = metrics["voxel_iou_constant"]
   shuffled = metrics["voxel_iou_shuffled"]

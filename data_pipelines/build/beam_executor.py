@@ -61,7 +61,7 @@ def make_shard(
   limits: limited.Limits = limited.NONE,
 ) -> str:
   """Makes a shard unless it stands; runs on Beam's workers."""
-  if not shard_jobs.shard_path(name, out, job).exists():
+  if shard_jobs.standing_report(name, out, job) is None:
     shard_jobs.run_job(job, make=make, out=out, name=name, kind=kind, limits=limits)
   return f"{job.split} {job.index}"
 

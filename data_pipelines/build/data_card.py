@@ -5,13 +5,12 @@ The template, `data_card.md` beside this file, says what it holds and what only 
 
 from collections import Counter
 from collections.abc import Iterator
-import json
 import pathlib
 import string
 from typing import Any
 
 from data_pipelines.format import records, schema
-from sam3d_jax.files import atomic
+from sam3d_jax.files import atomic, texts
 
 NAME = "DATA_CARD.md"
 REMARK = "filled in; what only you can say is marked in it"
@@ -33,10 +32,7 @@ def text(folder: str | pathlib.Path) -> str:
   """The card, filled in. Raises DatasetError if the folder is no whole dataset."""
   folder = pathlib.Path(folder)
   builder = records.open_dataset(folder)
-  build: dict[str, Any] = {}
-  build_file = folder / records.BUILD_FILE
-  if build_file.is_file():
-    build = json.loads(build_file.read_text())
+  build: dict[str, Any] = texts.read_own(folder / records.BUILD_FILE) or {}
 
   # A description often begins with the name; it ends without a full stop.
   description = builder.info.description.strip().rstrip(".")

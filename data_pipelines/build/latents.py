@@ -25,7 +25,7 @@ from data_pipelines.format import records, schema
 from data_pipelines.format.records import CorruptRecord
 from data_pipelines.read import rows
 from sam3d_jax.errors import InputError
-from sam3d_jax.files import atomic, locks
+from sam3d_jax.files import atomic, locks, texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,16 +167,20 @@ def check_claim(plan: shard_jobs.Plan, out: pathlib.Path) -> bool:
   something else.
   """
   file = out / records.BUILD_FILE
-  if file.is_file():
-    before = json.loads(file.read_text())
-    if before == plan.identity:
+  before = texts.read_own(file, "source", "autoencoder")
+  if before is not None:
+    # those from before the packages counted say nothing of them
+    now = dict(plan.identity)
+    if "versions" not in before:
+      now.pop("versions", None)
+    if before == now:
       return True
-    different = [key for key, value in plan.identity.items() if before.get(key) != value]
+    different = [key for key, value in now.items() if before.get(key) != value]
     raise InputError(
       f"--out {out} is another encoding (different: {', '.join(different)}); give another folder"
     )
   names = [path.name for path in out.iterdir()] if out.is_dir() else []
-  if set(names) - {locks.FOLDER}:
+  if set(names) - {locks.FOLDER, records.BUILD_FILE}:
     raise InputError(f"--out {out} is not empty and holds no encoding; give an empty folder")
   return False
 

@@ -26,6 +26,7 @@ import itertools
 import json
 import os
 import pathlib
+import sys
 from typing import Any
 
 from data_pipelines.build import limited, processes, unfinished
@@ -173,8 +174,8 @@ class Plan:
   `refuse(Quarantined)` for bad inputs and `refuse.draw(reason)` for random draws that break a
   threshold.
 
-  `identity` is everything that the bytes of the shards depend on, as JSON: configuration, inputs,
-  versions.
+  `identity` is everything that the bytes of the shards depend on, as JSON: configuration, inputs.
+  `lineage` is what made them: versions of our code and of packages.
   """
 
   name: str
@@ -193,9 +194,16 @@ class Plan:
   limits: limited.Limits = limited.NONE
 
   @property
+  def whole_identity(self) -> dict[str, Any]:
+    """What the bytes depend on, the packages that make them among it."""
+    if not self.lineage:
+      return self.identity
+    return {"versions": self.lineage, **self.identity}
+
+  @property
   def digest(self) -> str:
     """Name of the bytes that the plan makes."""
-    text = json.dumps(self.identity, sort_keys=True)
+    text = json.dumps(self.whole_identity, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
   @property
@@ -245,7 +253,8 @@ def build(
 
   Raises:
     InputError: `out` cannot be written or belongs to another build, or too many inputs are refused.
-    JobFailed: a worker died, or another process builds there.
+    JobFailed: a worker died, another process builds there, or the disk of a build that was begun is
+      full or gone.
   """
   out = pathlib.Path(out)
   with _explaining_os_errors(out), locks.hold(out, f"a build of {plan.name}"):
@@ -384,12 +393,23 @@ def _parts_folder(out: pathlib.Path, job: ShardJob) -> pathlib.Path:
 
 def finished_report(plan: Plan, out: pathlib.Path, job: ShardJob) -> Report | None:
   """The report of a shard that stands; None if it does not."""
-  if not shard_path(plan.name, out, job).exists():
+  return standing_report(plan.name, out, job)
+
+
+def standing_report(name: str, out: pathlib.Path, job: ShardJob) -> Report | None:
+  """The report of a shard that stands; None if it does not, or if its report is gone or cut off:
+  then the shard is made again, to the same bytes. Raises InputError where there are no reports.
+  """
+  if not shard_path(name, out, job).exists():
     return None
   path = _report_path(out, job)
-  if not path.exists():
+  # Shards without any report are of another release, or of nobody known.
+  if not path.parent.exists():
     raise InputError(f"{path} is missing beside its finished shard; delete {out} and build again")
-  return read_own(path, out)
+  report = texts.read_own(path, "records", "refused", "draws")
+  if report is None:
+    print(f"{path} is not whole beside its shard, which is made again", file=sys.stderr)
+  return report
 
 
 def read_own(path: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
@@ -417,19 +437,27 @@ def is_claimed(plan: Plan, out: str | os.PathLike) -> bool:
   out = pathlib.Path(out)
   path = out / records.BUILD_FILE
 
-  # a build that was begun
-  if path.exists():
-    found = read_own(path, out)
-    if found["digest"] == plan.digest:
+  # a build that was begun; what a crash has cut off before there was a shard counts as absent
+  has_shards = any(out.glob("*.array_record-*"))
+  found = texts.read_own(path, "digest", "identity")
+  if found is None and has_shards and path.exists():
+    read_own(path, out)
+    raise InputError(f"{path} is damaged (it lacks keys); delete {out} and build again")
+  if found is not None:
+    # those from before the packages counted have them beside the rest
+    there = found["identity"]
+    if found.get("lineage"):
+      there = {"versions": found["lineage"], **there}
+    if found["digest"] == plan.digest or there == plan.whole_identity:
       return True
-    difference = _difference(found["identity"], plan.identity)
+    difference = _difference(there, plan.whole_identity)
     raise InputError(
       f"{out} holds a build of another configuration ({difference}). Give another folder with "
       f"--config.out=DIR, go back to that configuration, or delete {out} to build anew"
     )
 
   # a new one
-  if any(out.glob("*.array_record-*")):
+  if has_shards:
     raise InputError(
       f"{out} holds shards but no {records.BUILD_FILE}: it was not made by this command. Give "
       "another folder with --config.out=DIR"
@@ -441,7 +469,7 @@ def _write_build_file(plan: Plan, out: pathlib.Path, counts: dict[str, Any] | No
   described = {
     "name": plan.name,
     "digest": plan.digest,
-    "identity": plan.identity,
+    "identity": plan.whole_identity,
     "lineage": plan.lineage,
     "counts": counts,
   }
@@ -607,13 +635,21 @@ def _explaining_os_errors(out: pathlib.Path):
       named = pathlib.Path(os.fsdecode(error.filename)).absolute()
       if not named.is_relative_to(out.absolute()):
         raise blame.explained(error, named) from error
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-      raise InputError(
+    # A build that was begun is no mistake of whoever started it: the next start may go on.
+    begun = (out / records.BUILD_FILE).exists()
+    failed = JobFailed if begun else InputError
+    if error.errno in blame.FULL:
+      raise failed(
         f"{out}: the disk is full. Free space or give another folder with --config.out=DIR; "
         "finished shards are kept and the same command continues"
       ) from error
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-      raise InputError(
+    if error.errno in (*blame.PERMISSION, errno.ENOTDIR, errno.EEXIST):
+      raise failed(
         f"{out} cannot be written ({error.strerror}). Give another folder with --config.out=DIR"
+      ) from error
+    if error.errno in blame.DISK or (begun and error.errno == errno.ENOENT):
+      raise JobFailed(
+        f"{out}: {error}: its disk is failing or not mounted; finished shards are kept and the "
+        "same command continues"
       ) from error
     raise

@@ -30,7 +30,7 @@ import tensorflow_datasets as tfds
 from data_pipelines.format import schema, shard_reading
 from data_pipelines.format.shard_reading import CorruptRecord
 from sam3d_jax.errors import AwayError, InputError, JobFailed
-from sam3d_jax.files import atomic, texts
+from sam3d_jax.files import atomic, blame, texts
 
 INFO_FILE = "dataset_info.json"  # written last
 FEATURES_FILE = "features.json"  # the fields of a record
@@ -96,7 +96,10 @@ def write_shard(
 
 
 def write_bytes(path: str | os.PathLike, serialised: Iterable[bytes]) -> int:
-  """Writes one ArrayRecord file of records as they are, atomically; returns how many there were."""
+  """Writes one ArrayRecord file of records as they are, atomically; returns how many there were.
+
+  Raises OSError for a disk that takes no more.
+  """
   count = 0
   with atomic.write(path) as temporary:
     # a group is the unit of random access
@@ -106,8 +109,21 @@ def write_bytes(path: str | os.PathLike, serialised: Iterable[bytes]) -> int:
         writer.write(record)
         count += 1
     finally:
-      writer.close()
+      _close(writer, path)
   return count
+
+
+def _close(writer, path: str | os.PathLike) -> None:
+  """Closes a writer; what the system says of the disk, which ArrayRecord words as an error of its
+  own, becomes an OSError again.
+  """
+  try:
+    writer.close()
+  except RuntimeError as error:
+    number = blame.system_errno(error)
+    if number is None:
+      raise
+    raise OSError(number, os.strerror(number), os.fspath(path)) from error
 
 
 def read_bytes(path: str | os.PathLike) -> list[bytes]:
@@ -417,9 +433,8 @@ def dataset_identity(directory: str | os.PathLike) -> dict:
   }
 
   # its latents
-  autoencoder = None
-  if build:
-    autoencoder = json.loads(build).get("autoencoder")
+  recorded = texts.read_own(build_file) or {}
+  autoencoder = recorded.get("autoencoder")
   if autoencoder:
     identity["latents"] = {"autoencoder": autoencoder} | _mean_and_std(directory)
   return identity
@@ -444,11 +459,10 @@ def dataset_contents(directory: str | os.PathLike) -> dict:
 
 def _build_digest(directory: pathlib.Path) -> str:
   """Name of what a dataset was built from; '' where nothing says it."""
-  try:
-    build = texts.read_json(directory / BUILD_FILE)
-  except (FileNotFoundError, texts.TextError):
+  build = texts.read_own(directory / BUILD_FILE)
+  if build is None:
     return ""
-  if isinstance(build, dict) and "digest" in build:
+  if "digest" in build:
     return str(build["digest"])
   # of latents: the whole record
   return hashlib.sha256(json.dumps(build, sort_keys=True).encode()).hexdigest()
@@ -456,11 +470,8 @@ def _build_digest(directory: pathlib.Path) -> str:
 
 def _mean_and_std(directory: pathlib.Path) -> dict:
   """Of each channel of the latents, as far as they are stated."""
-  file = directory / STATISTICS_FILE
-  if not file.is_file():
-    return {}
   # Of training data, for whoever normalises latents.
-  stated = json.loads(file.read_text())
+  stated = texts.read_own(directory / STATISTICS_FILE) or {}
   return {key: stated[key] for key in ("mean", "std") if key in stated}
 
 

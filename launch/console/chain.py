@@ -15,7 +15,7 @@ import time
 from launch.console import cli
 from launch.console.progress import duration, say
 from sam3d_jax.errors import JobFailed, Preempted
-from sam3d_jax.files import atomic, locks
+from sam3d_jax.files import atomic, locks, texts
 
 SHOWN_LOG_LINES = 15
 # XLA on CPU takes and frees its buffers every step. With these settings of glibc they stay in the
@@ -87,14 +87,15 @@ def commands(steps: list[Step]) -> str:
 
 def recorded_seconds(record: pathlib.Path) -> float:
   """Seconds that a step took, over all its attempts."""
-  return json.loads(record.read_text())["seconds"]
+  known = texts.read_own(record, "seconds")
+  return known["seconds"] if known else 0.0
 
 
 def finished(record: pathlib.Path, step: Step) -> bool:
   """Whether the step has run to its end with this very command."""
-  if not record.exists():
+  saved = texts.read_own(record, "done", "command", "seconds")
+  if saved is None:
     return False
-  saved = json.loads(record.read_text())
   return saved["done"] and saved["command"] == list(step.command)
 
 
@@ -113,7 +114,7 @@ def execute(step: Step, log: pathlib.Path, record: pathlib.Path, env: dict[str, 
   """Runs one command; its standard output goes to the log, its progress to the screen. Ctrl-C
   reaches it and is waited for.
   """
-  saved = json.loads(record.read_text()) if record.exists() else {}
+  saved = texts.read_own(record, "seconds") or {}
   before = saved["seconds"] if saved.get("command") == list(step.command) else 0.0
   start = time.monotonic()
   with log.open("w") as out:

@@ -15,6 +15,7 @@ from launch.console.progress import Progress
 from launch.planners.builders import PLANNERS
 from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError, Preempted
+from sam3d_jax.files import texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,10 +119,8 @@ def build(spec: BuildSpec) -> None:
 
 def keep_recorded_cut(c: ConfigDict) -> None:
   """A build that was begun keeps the size of its shards, where the configuration leaves it open."""
-  recorded = pathlib.Path(c.out) / records.BUILD_FILE
-  if not recorded.is_file():
-    return
-  identity = shard_jobs.read_own(recorded, pathlib.Path(c.out)).get("identity", {})
+  recorded = texts.read_own(pathlib.Path(c.out) / records.BUILD_FILE) or {}
+  identity = recorded.get("identity", {})
   for key in ("objects_per_shard", "items_per_shard"):
     if c.get(key) == 0:
       c[key] = identity.get("objects_per_shard", identity.get("items_per_shard", 0))

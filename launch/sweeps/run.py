@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 import dataclasses
-import json
 import pathlib
 import shlex
 from typing import Any
@@ -15,7 +14,7 @@ from launch.sweeps import report, space
 from launch.sweeps.trials import Runner, command_of, wrong_metric
 from launch.trainer import checks
 from sam3d_jax.errors import ConfigError, InputError, JobFailed
-from sam3d_jax.files import atomic, locks
+from sam3d_jax.files import atomic, locks, texts
 
 RECORD = "sweep.json"
 
@@ -178,8 +177,8 @@ def claim(workdir: pathlib.Path, sweep: space.Sweep) -> None:
     "trials": {trial.id: trial.swept for trial in sweep.trials},
   }
   path = workdir / RECORD
-  if path.exists():
-    before = json.loads(path.read_text())
+  before = texts.read_own(path, *now)
+  if before is not None:
     # trials may be added, none may go
     gone = [name for name in before["trials"] if name not in now["trials"]]
     same_command = all(before[key] == now[key] for key in ("command", "config"))

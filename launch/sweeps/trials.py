@@ -16,7 +16,7 @@ from launch.console.progress import Progress, say
 from launch.sweeps.space import Sweep, Trial, arguments
 from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError, InputError, Preempted
-from sam3d_jax.files import atomic
+from sam3d_jax.files import atomic, texts
 
 METRICS = "metrics.jsonl"
 CACHE = "compile_cache"  # of the sweep: trials whose programs agree compile once
@@ -42,10 +42,8 @@ def read_status(folder: pathlib.Path) -> dict:
   """What is known of a trial: state, failures (deaths so far), exit code, seconds over all its
   starts.
   """
-  path = folder / "status.json"
-  if not path.exists():
-    return {"state": "waiting", "failures": 0, "exit_code": None, "seconds": 0.0}
-  return json.loads(path.read_text())
+  known = {"state": "waiting", "failures": 0, "exit_code": None, "seconds": 0.0}
+  return texts.read_own(folder / "status.json", *known) or known
 
 
 def write_status(folder: pathlib.Path, status: dict) -> None:
@@ -54,12 +52,7 @@ def write_status(folder: pathlib.Path, status: dict) -> None:
 
 def metric_rows(folder: pathlib.Path) -> list[dict]:
   """The rows of a trial's metrics.jsonl; a last line that is still being written is left out."""
-  path = folder / METRICS
-  if not path.exists():
-    return []
-  # a row that is whole ends with its brace
-  lines = path.read_text().splitlines()
-  return [json.loads(line) for line in lines if line.endswith("}")]
+  return texts.read_rows(folder / METRICS, "step")
 
 
 def last_step(folder: pathlib.Path) -> int:

@@ -86,6 +86,38 @@ def read_json(path: pathlib.Path) -> Any:
   return parse_json(path.read_bytes())
 
 
+def read_own(path: pathlib.Path, *keys: str) -> dict[str, Any] | None:
+  """The JSON object that a program of ours wrote; None if there is none, or a crash has left less
+  than one with these keys: what is cut off counts as absent. Raises OSError of a failing disk.
+  """
+  try:
+    value = read_json(path)
+  except (FileNotFoundError, TextError):
+    return None
+  if not isinstance(value, dict) or not all(key in value for key in keys):
+    return None
+  return value
+
+
+def read_rows(path: pathlib.Path, *keys: str) -> list[dict[str, Any]]:
+  """The JSON objects with these keys in a file of one a line, such as a program appends; none if
+  there is no file. Lines that a crash has cut off, or filled with zeros, are left out.
+  """
+  try:
+    lines = path.read_bytes().split(b"\n")
+  except FileNotFoundError:
+    return []
+  rows = []
+  for line in lines:
+    try:
+      row = json.loads(line)
+    except (ValueError, RecursionError):
+      continue
+    if isinstance(row, dict) and all(key in row for key in keys):
+      rows.append(row)
+  return rows
+
+
 def read_table(path: pathlib.Path) -> Iterator[tuple[int, dict[str, str]]]:
   """(line, column -> cell) of every row below the headings of a CSV file.
 

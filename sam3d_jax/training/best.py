@@ -11,15 +11,15 @@ and whoever reads the folder without naming a step gets that state
 """
 
 import dataclasses
-import json
 import math
 import pathlib
+import sys
 
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from sam3d_jax.errors import ConfigError, InputError
+from sam3d_jax.errors import ConfigError
 from sam3d_jax.files import atomic, texts
 
 FILE = "best.json"
@@ -141,27 +141,20 @@ class Best:
 def written(file: pathlib.Path, score: str) -> list[tuple[int, float]]:
   """(step, value) of a score wherever a run wrote it, in order of steps."""
   found = {}
-  for line in file.read_text().splitlines():
-    # The last line of a killed run may be cut off.
-    if not line.endswith("}"):
-      continue
-    row = json.loads(line)
+  for row in texts.read_rows(file, "step"):
     if row.get(score) is not None:
       found[row["step"]] = row[score]
   return sorted(found.items())
 
 
 def step_of(workdir: str | pathlib.Path) -> int | None:
-  """The best step of a work folder; None if its run does not look for one.
-
-  Raises InputError for a file that is not what was written.
+  """The best step of a work folder; None if its run does not look for one, or if the file is cut
+  off: a run that goes on writes it anew.
   """
   file = pathlib.Path(workdir) / FILE
-  if not file.is_file():
-    return None
-  try:
-    return texts.read_json(file)["step"]
-  except (texts.TextError, KeyError, TypeError) as error:
-    raise InputError(
-      f"{file} is damaged ({error}): copy it again, or delete it to read the newest step"
-    ) from error
+  known = texts.read_own(file, "step")
+  if known is not None:
+    return known["step"]
+  if file.is_file():
+    print(f"{file} is damaged and counts as absent: the newest step is read", file=sys.stderr)
+  return None

@@ -13,9 +13,12 @@ import contextlib
 import json
 import os
 import pathlib
+import sys
 import threading
 import time
 from typing import Any
+
+from sam3d_jax.files import texts
 
 PHASES = ("init", "restore", "compile", "input_wait", "step", "eval", "checkpoint", "other")
 ALIVE_SECONDS = 30.0  # between rows that only say that the process is alive
@@ -42,6 +45,7 @@ class Ledger:
     self.start = self.mark = now - age_of_process()
     self.changed = self.recorded = now
     self._lock = threading.Lock()  # the watchdog's thread records too
+    self._failed = False  # the last row could not be written
 
   def _account(self) -> None:
     """Gives the time since the last call to the present phase; to be called under the lock."""
@@ -90,9 +94,23 @@ class Ledger:
         "seconds": seconds,
       }
       if self.write:
-        line = json.dumps(row) + "\n"
-        with self.path.open("a") as file:
-          file.write(line)
+        self._append(json.dumps(row) + "\n")
+
+  def _append(self, line: str) -> None:
+    """Training does not end for want of a row: a disk that takes none is told of once."""
+    try:
+      with self.path.open("ab+") as file:
+        # A process that was killed may have left half a row: this one begins a line of its own.
+        if file.tell():
+          file.seek(-1, os.SEEK_END)
+          if file.read(1) != b"\n":
+            line = "\n" + line
+        file.write(line.encode())
+      self._failed = False
+    except OSError as error:
+      if not self._failed:
+        print(f"ledger: {self.path} cannot be written ({error})", file=sys.stderr, flush=True)
+      self._failed = True
 
   def alive(self) -> None:
     """Records a row if the last one is old; to be called now and then from any thread."""
@@ -150,11 +168,7 @@ def read(path: str | pathlib.Path) -> list[list[dict[str, Any]]]:
   """
   processes: list[list[dict[str, Any]]] = []
   # Processes append to one file, one after the other.
-  for line in pathlib.Path(path).read_text().splitlines():
-    try:
-      row = json.loads(line)
-    except json.JSONDecodeError:
-      continue
+  for row in texts.read_rows(pathlib.Path(path), "event", "unix_time", "wall", "step", "seconds"):
     # A row before the first begin starts a process of its own.
     if row["event"] == "begin" or not processes:
       processes.append([])
@@ -164,7 +178,8 @@ def read(path: str | pathlib.Path) -> list[list[dict[str, Any]]]:
 
 def summarize(processes: Iterable[list[dict[str, Any]]]) -> dict[str, Any]:
   """Seconds by phase over all processes of a run, with `lost` and `down`; they sum to `wall`, from
-  the first begin to the last row.
+  the first begin to the last row. Within a process time is that of a clock which nobody sets;
+  between two of them it is the day's, and one that was set back counts as no time at all.
 
   Also `starts`, `step` (the last one reached) and `goodput` (the share of the wall time that went
   into steps that were kept).
@@ -172,6 +187,7 @@ def summarize(processes: Iterable[list[dict[str, Any]]]) -> dict[str, Any]:
   processes = list(processes)
   seconds: dict[str, float] = defaultdict(float)
   reached = []
+  wall = 0.0
   end = None
   for index, rows in enumerate(processes):
     first, last = rows[0], rows[-1]
@@ -182,6 +198,7 @@ def summarize(processes: Iterable[list[dict[str, Any]]]) -> dict[str, Any]:
     if end is not None:
       gap = max(0.0, begin - end)
     seconds["down"] += gap
+    wall += gap + last["wall"]
 
     # What a later process had to do again is lost.
     kept = kept_until(rows, processes[index + 1 :])
@@ -191,10 +208,8 @@ def summarize(processes: Iterable[list[dict[str, Any]]]) -> dict[str, Any]:
       seconds["lost"] += total - kept_seconds
 
     reached += [row["step"] for row in rows if row["step"] is not None]
-    end = last["unix_time"]
+    end = begin + last["wall"]
 
-  first = processes[0][0]
-  wall = end - (first["unix_time"] - first["wall"])
   goodput = seconds["step"] / wall if wall else 0.0
   return {
     "wall": wall,
@@ -237,6 +252,6 @@ def table(summary: dict[str, Any]) -> list[str]:
     f"goodput {goodput:.1%}"
   ]
   for phase, value in largest_first(summary["seconds"]):
-    share = value / wall
+    share = value / wall if wall else 0.0
     lines.append(f"{phase:12s} {value:12.1f} s {share:7.1%}")
   return lines

@@ -8,6 +8,7 @@ folder, follow.
 
 import dataclasses
 import faulthandler
+import math
 import os
 import pathlib
 import statistics
@@ -20,6 +21,8 @@ from sam3d_jax.training.ledger import Ledger
 
 EXIT_STUCK = 1
 REQUEST_SECONDS = 60.0  # requests closer together than this are one
+REQUEST = ".request"  # how the name of a request ends
+MOST_ANSWERS = 3  # at a time, however many somebody leaves there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +60,10 @@ class Watchdog:
     self.host = host
     self.poll = poll_seconds
     self.dumped_at: float | None = None  # `changed` of the ledger when stacks were last written
-    # Requests from before this process were meant for others.
-    self.answered = time.time()
+    # request -> when this process first saw it, by a clock that nobody sets; those from before it
+    # were meant for others
+    self._seen = dict.fromkeys(self._listed(), -math.inf)
+    self._said: set[str] = set()  # errors that were told
     self._end = threading.Event()
     self._thread = threading.Thread(
       target=self._watch,
@@ -87,27 +92,35 @@ class Watchdog:
 
   def _watch(self) -> None:
     while not self._end.wait(self.poll):
-      self.ledger.alive()
-      changed = self.ledger.changed
-      phase = self.ledger.current
-      waited = time.monotonic() - changed
-      limit = self.limit()
-      # Once for each phase that takes too long.
-      if waited > limit and self.dumped_at != changed:
-        self.dumped_at = changed
-        self._stuck(
-          f"host {self.host} has been in phase {phase} at step {self.ledger.step} "
-          f"for {waited:.1f} s (allowed: {limit:.1f} s)"
-        )
-      elif waited > limit + self.cfg.give_up_seconds > limit:
-        print(
-          "watchdog: giving up, so that the job can be started again",
-          file=sys.stderr,
-          flush=True,
-        )
-        # The main thread cannot be asked.
-        os._exit(EXIT_STUCK)
-      self._answer()
+      # Whatever goes wrong while it looks, it looks again.
+      try:
+        self._look()
+      except Exception as error:
+        self._tell_once(f"{type(error).__name__}: {error}")
+
+  def _look(self) -> None:
+    """Finds out whether this host is stuck, or asked for its stacks."""
+    self.ledger.alive()
+    changed = self.ledger.changed
+    phase = self.ledger.current
+    waited = time.monotonic() - changed
+    limit = self.limit()
+    # Once for each phase that takes too long.
+    if waited > limit and self.dumped_at != changed:
+      self.dumped_at = changed
+      self._stuck(
+        f"host {self.host} has been in phase {phase} at step {self.ledger.step} "
+        f"for {waited:.1f} s (allowed: {limit:.1f} s)"
+      )
+    elif waited > limit + self.cfg.give_up_seconds > limit:
+      print(
+        "watchdog: giving up, so that the job can be started again",
+        file=sys.stderr,
+        flush=True,
+      )
+      # The main thread cannot be asked.
+      os._exit(EXIT_STUCK)
+    self._answer()
 
   def _stuck(self, reason: str) -> None:
     """Writes this host's stacks and asks the other hosts for theirs."""
@@ -117,41 +130,65 @@ class Watchdog:
       flush=True,
     )
     self.ledger.record("stuck", host=self.host)
-    self.folder.mkdir(parents=True, exist_ok=True)
 
     # Hosts that are stuck at the same collective share one request.
-    request = self._latest()
-    if request is None or time.time() - request > REQUEST_SECONDS:
-      # The time is the name: hosts compare it with what they have answered.
-      request = round(time.time(), 1)
-      (self.folder / f"{request}.request").write_text(reason + "\n")
-    self.answered = request
-    self.dump(request, reason)
+    now = time.monotonic()
+    fresh = self._fresh(now)
+    recent = [name for name, seen in self._seen.items() if now - seen < REQUEST_SECONDS]
+    if recent:
+      request = recent[-1]
+    else:
+      request = f"{time.time():.1f}"
+      self._ask(request, reason)
+    self._seen[request] = now
+    for name in {request, *fresh}:
+      self.dump(name, reason)
 
-  def _latest(self) -> float | None:
-    """Time of the newest request."""
-    if not self.folder.is_dir():
-      return None
-    names = [path.name for path in self.folder.glob("*.request")]
-    times = [float(name.removesuffix(".request")) for name in names]
-    return max(times, default=None)
+  def _ask(self, request: str, reason: str) -> None:
+    """Leaves a request where the others look."""
+    try:
+      self.folder.mkdir(parents=True, exist_ok=True)
+      (self.folder / f"{request}{REQUEST}").write_text(reason + "\n")
+    except OSError as error:
+      self._tell_once(f"the other hosts cannot be asked for their stacks ({error})")
+
+  def _listed(self) -> list[str]:
+    """The requests that lie there, by name. What the names say is not read: clocks differ."""
+    try:
+      names = sorted(path.name for path in self.folder.glob(f"*{REQUEST}"))
+    except OSError:
+      return []
+    return [name.removesuffix(REQUEST) for name in names]
+
+  def _fresh(self, now: float) -> list[str]:
+    """The requests that this process has not seen before; from now on it has."""
+    fresh = [name for name in self._listed() if name not in self._seen]
+    self._seen.update(dict.fromkeys(fresh, now))
+    return fresh
 
   def _answer(self) -> None:
-    """Writes this host's stacks if another host has asked for them."""
-    request = self._latest()
-    if request is None or request <= self.answered:
-      return
-    # Once a request, however long it lies there.
-    self.answered = request
+    """Writes this host's stacks if another host has asked for them, once a request."""
     phase, step = self.ledger.current, self.ledger.step
-    self.dump(request, f"another host asked; host {self.host} is in phase {phase} at step {step}")
+    for request in self._fresh(time.monotonic())[:MOST_ANSWERS]:
+      self.dump(request, f"another host asked; host {self.host} is in phase {phase} at step {step}")
 
-  def dump(self, request: float, reason: str) -> None:
-    """Writes the stacks of all threads of this process to `<request>_host<number>.txt`."""
+  def dump(self, request: str, reason: str) -> None:
+    """Writes the stacks of all threads of this process to `<request>_host<number>.txt`; to standard
+    error where that cannot be written.
+    """
     path = self.folder / f"{request}_host{self.host}.txt"
     now = time.strftime("%Y-%m-%d %H:%M:%S")
-    with path.open("a") as file:
-      file.write(f"{now} {reason}\n\n")
-      # faulthandler writes past Python's buffer.
-      file.flush()
-      faulthandler.dump_traceback(file, all_threads=True)
+    try:
+      with path.open("a") as file:
+        file.write(f"{now} {reason}\n\n")
+        # faulthandler writes past Python's buffer.
+        file.flush()
+        faulthandler.dump_traceback(file, all_threads=True)
+    except OSError as error:
+      print(f"watchdog: {path} cannot be written ({error})", file=sys.stderr, flush=True)
+      faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+
+  def _tell_once(self, what: str) -> None:
+    if what not in self._said:
+      self._said.add(what)
+      print(f"watchdog: {what}; it goes on watching", file=sys.stderr, flush=True)

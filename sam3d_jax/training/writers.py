@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sam3d_jax.files import atomic
+from sam3d_jax.files import atomic, texts
 
 
 class Writers:
@@ -51,27 +51,20 @@ class Writers:
   def _drop_rows_after(self, step: int) -> None:
     if not self.path.exists():
       return
-    rows = []
-    for line in self.path.read_text().splitlines():
-      # The last line of a killed run may be cut off.
-      whole = line.endswith("}")
-      if not whole:
-        continue
-      row = json.loads(line)
+    # The last line of a killed run may be cut off.
+    kept = []
+    for row in texts.read_rows(self.path, "step"):
       if row["step"] <= step:
-        rows.append(line + "\n")
-    atomic.write_text(self.path, "".join(rows))
+        kept.append(json.dumps(row) + "\n")
+    atomic.write_text(self.path, "".join(kept))
 
   def has(self, step: int, name: str) -> bool:
     """Whether a value was written for a step, in this run or in those that it continues."""
     if not self.enabled:
       return False
     # Rarely asked, so the file is read rather than remembered.
-    for line in self.path.read_text().splitlines():
-      row = json.loads(line)
-      if row["step"] == step and name in row:
-        return True
-    return False
+    rows = texts.read_rows(self.path, "step", name)
+    return any(row["step"] == step for row in rows)
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
     """Writes numbers everywhere; one that is not finite is null in the file, JSON has no NaN."""
@@ -117,7 +110,7 @@ def start_wandb(workdir: pathlib.Path, project: str, config: dict[str, Any]):
 
   file = workdir / "wandb_id"
   # The first start of a work folder names its run; restarts go on with it.
-  if not file.exists():
+  if not file.exists() or not file.read_text().strip():
     new = secrets.token_hex(8)
     atomic.write_text(file, new)
   run = wandb.init(

@@ -176,7 +176,7 @@ def test_a_full_disk_and_an_unwritable_folder_say_what_to_do(tmp_path):
   # full
   plan = toy_plan([("a", ""), ("b", "full")])
   full = tmp_path / "full"
-  with pytest.raises(InputError, match="disk is full.*--config.out=DIR"):
+  with pytest.raises(JobFailed, match="disk is full.*--config.out=DIR"):
     build(plan, full)
   assert not shard_names(full)
   assert not list(full.rglob(atomic.LEFTOVERS))
@@ -185,6 +185,69 @@ def test_a_full_disk_and_an_unwritable_folder_say_what_to_do(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(InputError, match="cannot be written"):
     build(toy_plan([("a", "")]), tmp_path / "file" / "out")
+
+
+class FullDisk:
+  """A writer at whose end the disk is full, as ArrayRecord words it."""
+
+  def __init__(self, path: str, options: str):
+    pathlib.Path(path).write_bytes(b"half a shard")
+
+  def write(self, record: bytes) -> None:
+    pass
+
+  def close(self) -> None:
+    raise RuntimeError("write() failed: No space left on device; writing x; at byte 65536")
+
+
+def test_a_disk_that_fills_up_under_a_shard_leaves_nothing_and_the_same_command_continues(
+  tmp_path, monkeypatch
+):
+  plan = toy_plan([("a", "")], [("b", "")])
+  with monkeypatch.context() as full:
+    full.setattr(records.array_record_module, "ArrayRecordWriter", FullDisk)
+    with pytest.raises(JobFailed, match="disk is full"):
+      build(plan, tmp_path)
+  assert not shard_names(tmp_path)
+  assert not list(tmp_path.rglob(atomic.LEFTOVERS))
+  assert build(plan, tmp_path).records == {"train": 2}
+
+
+def test_a_shard_whose_report_is_cut_off_or_gone_is_made_again_to_the_same_bytes(tmp_path, capfd):
+  plan = toy_plan([("a", "")], [("b", "")], [("c", "")])
+  build(plan, tmp_path)
+  before = content(tmp_path)
+  cut, gone, _ = sorted((tmp_path / "reports").iterdir())
+  cut.write_text('{"records": 1, "refus')
+  gone.unlink()
+  build(plan, tmp_path)
+  assert content(tmp_path) == before
+  assert capfd.readouterr().err.count("is made again") == 2
+
+
+def test_versions_of_packages_are_part_of_a_build(tmp_path):
+  plan = dataclasses.replace(toy_plan([("a", "")]), lineage={"numpy": "1.0"})
+  build(plan, tmp_path)
+  other = dataclasses.replace(plan, lineage={"numpy": "2.0"})
+  assert other.digest != plan.digest
+  with pytest.raises(InputError, match="versions.numpy: 1.0 there, 2.0 here"):
+    build(other, tmp_path)
+
+
+def test_a_build_from_before_versions_counted_continues_with_the_same_ones(tmp_path):
+  plan = dataclasses.replace(toy_plan([("a", "")]), lineage={"numpy": "1.0"})
+  build(plan, tmp_path)
+  old = {"name": "toy", "digest": "of then", "identity": plan.identity, "lineage": plan.lineage}
+  records.write_json(tmp_path / "build.json", old)
+  build(plan, tmp_path)
+  records.write_json(tmp_path / "build.json", old)
+  with pytest.raises(InputError, match="versions.numpy"):
+    build(dataclasses.replace(plan, lineage={"numpy": "2.0"}), tmp_path)
+
+
+def test_a_record_that_was_cut_off_before_the_first_shard_counts_as_absent(tmp_path):
+  (tmp_path / "build.json").write_text('{"name": "t')
+  assert build(toy_plan([("a", "")]), tmp_path).records == {"train": 1}
 
 
 def test_a_dead_worker_is_reported_and_finished_shards_are_kept(tmp_path):
