@@ -2,6 +2,7 @@
 what costs nothing is run as it is written.
 """
 
+from collections.abc import Sequence
 import contextlib
 import importlib
 import io
@@ -219,10 +220,16 @@ def run(module: str, words: list[str]) -> None:
   assert code == 0, shlex.join(["python", "-m", module, *words])
 
 
-def ours(module: str) -> list[list[str]]:
-  """The flags of every whole command of a module, in all pages and configurations."""
+def code_of(page: str, language: str) -> list[str]:
+  """The blocks of a page in a language."""
+  text = (ROOT / "docs" / page).read_text()
+  return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def ours(module: str, pages: Sequence[pathlib.Path] = ()) -> list[list[str]]:
+  """The flags of every whole command of a module, in all pages and configurations or in some."""
   found = []
-  for page in documented.PAGES + documented.CONFIGS:
+  for page in pages or documented.PAGES + documented.CONFIGS:
     for command in documented.commands(page):
       if not command.whole:
         continue
@@ -245,7 +252,9 @@ def test_the_training_commands_of_the_pages_print_a_plan(module, tmp_path, monke
   for words in ours(module):
     words = [word for word in words if word.partition("=")[0] not in NOT_AT_HAND]
     if "--devices" not in words:
-      words += ["--devices", "8"]
+      # what is small is meant for one
+      small = any(word.endswith((":tiny", ":fake")) for word in words)
+      words += ["--devices", "1" if small else "8"]
     if "--dry_run" not in words:
       words.append("--dry_run")
     plans.setdefault(shlex.join(words), words)
@@ -264,6 +273,7 @@ ELSEWHERE = {
   r"--bop ": "a data set of others",
   r"--lpips ": "weights of others",
   r"--samples ": "samples of a whole split",
+  r"--merge_lora ": "a run with adapters, which tests of the export have",
   r"--votes ": "test_the_votes_of_the_page_are_votes",
   r"--from \S+\.(ckpt|pth)": "weights of full size",
   r"--torch": "PyTorch, which not every environment has",
@@ -327,6 +337,9 @@ def test_chains_and_sweeps_of_the_pages_print_their_commands(module, tmp_path, m
   # what the quickstart leaves
   for model in ("vae", "geometry"):
     (tmp_path / "quickstart_run" / model / "checkpoints" / "1").mkdir(parents=True)
+  # what a page has its reader write
+  (sweep,) = code_of("tutorial_sweep.md", "python")
+  (tmp_path / "my_sweep.py").write_text(sweep)
   commands = ours(module)
   assert commands
   for words in commands:
@@ -337,12 +350,12 @@ def test_chains_and_sweeps_of_the_pages_print_their_commands(module, tmp_path, m
     assert printed
 
 
-def test_the_job_file_of_the_page_is_rendered_by_the_command_above_it(tmp_path, monkeypatch):
-  text = (ROOT / "docs" / "operations.md").read_text()
-  (job,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+@pytest.mark.parametrize("page", ["operations.md", "tutorial_pods.md"])
+def test_the_job_file_of_a_page_is_rendered_by_its_command(page, tmp_path, monkeypatch):
+  (job,) = code_of(page, "yaml")
   (tmp_path / "job.yaml").write_text(job)
   monkeypatch.chdir(tmp_path)
-  for words in ours("launch.cluster"):
+  for words in ours("launch.cluster", [ROOT / "docs" / page]):
     run("launch.cluster", words)
   written = {path.name for path in (tmp_path / "job").iterdir()}
   assert {"slurm.sh", "jobset.yaml"} <= written

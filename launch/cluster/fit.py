@@ -132,7 +132,7 @@ def check_mesh(spec: Spec, path: str, settings: setup.Settings) -> None:
   devices = machines.Machine(family, spec.hosts * spec.chips * spec.slices, spec.slices).devices()
   try:
     mesh = mesh_lib.make_mesh(settings.mesh_config, devices)
-    mesh_lib.check_batch_size(config.batch_size // config.accumulate, mesh)
+    mesh_lib.check_batch_size(config.batch_size, mesh, config.accumulate)
   except ConfigError as error:
     raise ConfigError(f"{path}: {asked(spec)}, slices = {spec.slices}: {error}") from error
 

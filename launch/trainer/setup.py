@@ -140,7 +140,7 @@ def prepare(
   if cache:
     jax.config.update("jax_compilation_cache_dir", cache)
   mesh = mesh_lib.make_mesh(settings.mesh_config, devices)
-  mesh_lib.check_batch_size(config.batch_size // config.accumulate, mesh)
+  mesh_lib.check_batch_size(config.batch_size, mesh, config.accumulate)
 
   # How the state lies on them.
   def fresh_state(params):

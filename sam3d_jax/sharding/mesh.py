@@ -147,14 +147,18 @@ def place_batch(mesh: Mesh, batch):
   )
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-  """Raises ConfigError unless the global batch divides over the batch axes of the mesh."""
-  # Every chip along these axes gets as many examples.
+def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+  """Raises ConfigError unless every part of the global batch divides over the batch axes of the
+  mesh. accumulate: parts, which divide the batch.
+  """
+  # Every chip along these axes gets as many examples of a part.
   ways = math.prod(mesh.shape[a] for a in BATCH_AXES)
-  if batch_size % ways:
-    multiple = round(batch_size / ways) * ways
-    nearest = max(ways, multiple)
-    raise ConfigError(
-      f"batch_size = {batch_size} is global and does not divide over data x fsdp = {ways}; "
-      f"the nearest that does is {nearest}"
-    )
+  if (batch_size // accumulate) % ways == 0:
+    return
+  unit = ways * accumulate
+  nearest = max(unit, round(batch_size / unit) * unit)
+  in_parts = f" in accumulate = {accumulate} parts" if accumulate > 1 else ""
+  raise ConfigError(
+    f"batch_size = {batch_size} is global and does not divide{in_parts} over data x fsdp = {ways}; "
+    f"the nearest that does is {nearest}"
+  )

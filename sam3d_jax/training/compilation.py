@@ -64,10 +64,11 @@ def compiled(
 def shared_file(lowered: jax.stages.Lowered, what: str, tell: Tell) -> Iterator[IO | None]:
   """The program's file, locked; None where there is nothing to share or nowhere to keep it.
 
-  Processes of one job compile together: if one held a lock, none of them would end.
+  Processes of one job compile together: if one held a lock, none of them would end. The first of
+  them keeps the file, without a lock.
   """
   folder = jax.config.jax_compilation_cache_dir
-  if not folder or "://" in folder or jax.process_count() > 1:
+  if not folder or "://" in folder or jax.process_index() != 0:
     yield None
     return
 
@@ -82,7 +83,8 @@ def shared_file(lowered: jax.stages.Lowered, what: str, tell: Tell) -> Iterator[
     yield None
     return
   with file:
-    lock(file, what, tell)
+    if jax.process_count() == 1:
+      lock(file, what, tell)
     yield file
 
 

@@ -152,3 +152,5 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_does():
   mesh = mesh_lib.make_mesh(mesh_lib.MeshConfig(data=4, fsdp=2))
   with pytest.raises(ConfigError, match="batch_size = 12 .* nearest that does is 16"):
     mesh_lib.check_batch_size(12, mesh)
+  with pytest.raises(ConfigError, match="batch_size = 40 .* 4 parts .* nearest that does is 32"):
+    mesh_lib.check_batch_size(40, mesh, accumulate=4)

@@ -87,6 +87,22 @@ def test_a_program_that_is_being_compiled_is_waited_for_and_another_one_is_not(c
   assert order == ["another", "first", "second"]
 
 
+def test_of_the_processes_of_a_job_the_first_remembers_and_none_waits(cache, monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  told = []
+  inner = Program("a")
+  # inside itself: with a lock it would wait for ever
+  outer = Program("a", lambda: compilation.compiled(inner, "it", told.append))
+  compilation.compiled(outer, "it", told.append)
+  compilation.compiled(Program("a"), "it", told.append)
+  assert re.fullmatch(r"compiling it \(\d+\.\d s last time\)", told[-2])
+
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  count = len(told)
+  assert compilation.compiled(Program("a"), "it", told.append) == "compiled a"
+  assert len(told) == count
+
+
 def test_without_a_cache_nothing_is_kept_and_nobody_waits(cache):
   jax.config.update("jax_compilation_cache_dir", None)
 
