@@ -18,12 +18,11 @@ from collections.abc import Callable
 import dataclasses
 import json
 import pathlib
-import sys
 
 from launch.console import cli, progress
 from launch.console.flags import dry_run_flag
 from launch.console.folders import check_folder
-from sam3d_jax.errors import InputError, Refused
+from sam3d_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +111,18 @@ def propose_flags(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument("--samples", type=int, default=8, help="candidates an object (%(default)s)")
   parser.add_argument("--iteration", type=int, default=0, help="round (%(default)s)")
+  models = parser.add_argument_group("generators that are models")
+  models.add_argument("--decoder", metavar="DIR", help="work folder of the structure VAE")
+  models.add_argument("--which", default="ema", help="raw, ema or ema:DECAY (%(default)s)")
+  models.add_argument("--steps", type=int, help="of the sampler")
+  models.add_argument("--seed", type=int, default=0, help="of the noise")
+  models.add_argument(
+    "--draws", type=int, default=0, help="samples an object that meet in a tournament, as 50"
+  )
+  models.add_argument("--reward", default="mask_iou", help="of the tournament, as launch.sample's")
+  models.add_argument(
+    "--reward_models", nargs=2, metavar="DIR", help="aligned and reference model of `implicit`"
+  )
   dry_run_flag(parser, "check the generators and the project")
 
 
@@ -122,21 +133,30 @@ def propose(args: argparse.Namespace) -> None:
 
   if args.samples < 1:
     raise InputError(f"--samples {args.samples}: it must be positive")
-  chosen = [generators.parse(text) for text in args.generator]
+  if args.reward == "implicit" and not args.reward_models:
+    raise InputError("--reward implicit needs --reward_models ALIGNED REFERENCE")
+  drawing = generators.Draws(
+    draws=args.draws,
+    reward=args.reward,
+    models=tuple(args.reward_models) if args.reward_models else None,
+    decoder=args.decoder,
+    which=args.which,
+    steps=args.steps,
+    seed=args.seed,
+  )
+  chosen = [generators.parse(text, drawing) for text in args.generator]
   if looked_at(args):
     return
   engine = opened(args)
   targets = proposals.wanting(engine, args.iteration)
   print(f"{len(targets)} objects wait for candidates of iteration {args.iteration}")
+  sources = []
+  for generator, share in zip(chosen, generators.shares(chosen, args.samples), strict=True):
+    sources.append(generator.propose(engine, targets, share))
   opened_tasks = without = 0
   with progress.Progress(len(targets), "objects") as bar:
-    for target in targets:
-      candidates = []
-      for generator, share in zip(chosen, generators.shares(chosen, args.samples), strict=True):
-        try:
-          candidates += generator.propose(target, share)
-        except Refused as error:
-          print(f"{target.photo} object {target.number}: {error}", file=sys.stderr)
+    for target, *proposed in zip(targets, *sources, strict=True):
+      candidates = [one for of_generator in proposed for one in of_generator]
       task = proposals.propose(engine, target.id, args.iteration, candidates)
       opened_tasks += task is not None
       without += task is None

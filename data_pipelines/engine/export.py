@@ -11,11 +11,13 @@ bytes.
 
 from collections.abc import Iterator
 import dataclasses
+import io
 import json
 import pathlib
 import tempfile
 from typing import Any
 
+import numpy as np
 import sqlalchemy
 from sqlalchemy import orm
 
@@ -145,15 +147,20 @@ def _write(project: Project, folder: pathlib.Path, item: Item) -> None:
   with tempfile.TemporaryDirectory() as scratch:
     proposals = {}
     for one in item.candidates:
+      is_posed = one.id == winner and item.made is None
+      said = {"pose": pose if is_posed else None, "license": one.license}
+      # what a model sampled is trained on as it was sampled
+      if one.latents is not None:
+        arrays = _arrays(blobs.read(one.latents))
+        fields = {key: arrays[key] for key in write.LATENT_FIELDS if key in arrays}
+        autoencoder = fields.get("structure_latent_autoencoder")
+        if autoencoder is not None:
+          fields["structure_latent_autoencoder"] = str(autoencoder)
+        proposals[one.name] = write.Proposal(one.generator, **fields, **said)
+        continue
       mesh = pathlib.Path(scratch) / f"{one.name}{one.suffix}"
       mesh.write_bytes(blobs.read(one.mesh))
-      is_posed = one.id == winner and item.made is None
-      proposals[one.name] = write.Proposal(
-        one.generator,
-        mesh=mesh,
-        pose=pose if is_posed else None,
-        license=one.license,
-      )
+      proposals[one.name] = write.Proposal(one.generator, mesh=mesh, **said)
     artist = None
     if item.made is not None:
       mesh = pathlib.Path(scratch) / f"artist{item.made['suffix']}"
@@ -182,3 +189,9 @@ def _choice(stored: dict[str, Any], named: dict[int, str]) -> choices.Choice:
     stored["answer"],
     kept="" if kept is None else named[kept],
   )
+
+
+def _arrays(content: bytes) -> dict[str, np.ndarray]:
+  """The arrays of an .npz of ours."""
+  with np.load(io.BytesIO(content), allow_pickle=False) as held:
+    return dict(held)

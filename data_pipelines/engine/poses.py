@@ -44,6 +44,15 @@ def from_json(stored: Mapping[str, Any]) -> Pose:
   return Pose(rotation, np.asarray(stored["translation"]), scale_3)
 
 
+def to_json(where: Pose) -> dict[str, Any]:
+  """The inverse of `from_json`; three scales become their mean."""
+  return {
+    "rotation": rotations.matrix_to_quaternion(np.asarray(where.rotation)).tolist(),
+    "translation": np.asarray(where.translation, np.float64).tolist(),
+    "scale": float(np.mean(where.scale)),
+  }
+
+
 def points_of(blobs: Blobs, digest: str) -> np.ndarray:
   """The point map (H, W, 3) of a kept .npz."""
   with np.load(io.BytesIO(blobs.read(digest)), allow_pickle=False) as held:

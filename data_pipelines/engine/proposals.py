@@ -28,6 +28,7 @@ class Wanting:
   image: str
   mask: str
   pointmap: str | None
+  camera: Mapping[str, float] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,17 @@ def wanting(project: Project, iteration: int) -> list[Wanting]:
     )
     found = []
     for one, photo in rows:
-      found.append(Wanting(one.id, photo.name, one.number, photo.image, one.mask, photo.pointmap))
+      found.append(
+        Wanting(
+          id=one.id,
+          photo=photo.name,
+          number=one.number,
+          image=photo.image,
+          mask=one.mask,
+          pointmap=photo.pointmap,
+          camera=photo.camera,
+        )
+      )
   return found
 
 

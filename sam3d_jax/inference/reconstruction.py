@@ -257,6 +257,26 @@ class Reconstructor:
       candidates = [candidate for _, candidate in group]
       yield scene_of(candidates, choice, settings, phases)
 
+  def candidates(
+    self, photos: Iterable[Photo], *, samples: int, seed: int, count: int
+  ) -> Iterator[list[Candidate]]:
+    """All samples of the objects of photos, photo by photo, none chosen.
+
+    Args:
+      photos: read and with a camera; taken one by one, so they may be read when asked for.
+      samples: drawn of each object.
+      seed: of the noise.
+      count: samples of all photos together, which decides the batch size.
+    """
+    if not count:
+      return
+    next_power_of_two = 1 << (count - 1).bit_length()
+    bucket = min(self.batch_size, next_power_of_two)
+    rows = self._rows(photos, Choice(seed=seed, samples=samples), contextlib.nullcontext)
+    drawn = self._draw(rows, bucket, seed, contextlib.nullcontext)
+    for _, group in itertools.groupby(drawn, key=position_of):
+      yield [candidate for _, candidate in group]
+
   def settings(self, choice: Choice) -> dict[str, Any]:
     """What decides the samples, for the record."""
     return {

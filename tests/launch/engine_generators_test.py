@@ -1,0 +1,96 @@
+"""Where the data engine's candidates come from."""
+
+import numpy as np
+import pytest
+import trimesh
+
+from data_pipelines.engine import export, poses, proposals, queue
+from launch import engine
+from launch.engines import generators
+from sam3d_jax.errors import InputError
+from tests.support import engine_projects, tiny_weights
+
+
+@pytest.fixture
+def made(tmp_path):
+  """A project whose two objects wait for candidates."""
+  with_tasks = engine_projects.make(tmp_path, objects=2, candidates=0)
+  yield with_tasks
+  with_tasks.close()
+
+
+@pytest.mark.parametrize("text", ["mine", "mine=meshes", "=meshes:x", "mine=shapes:x"])
+def test_a_generator_is_name_kind_and_path(text):
+  with pytest.raises(InputError, match="write NAME=KIND:PATH|kind 'shapes' is not one of"):
+    generators.parse(text)
+
+
+def test_candidates_are_shared_out():
+  one = generators.Generator("a", "meshes", None)
+  assert generators.shares([one] * 3, 8) == [3, 3, 2]
+  assert generators.shares([one], 8) == [8]
+
+
+def test_a_tournament_keeps_the_best_of_each_group_and_thus_variety():
+  kept = generators.tournament(list(range(50)), 8, lambda group: [-abs(n - 20) for n in group])
+  groups = [{n for n in range(50) if n % 8 == number} for number in range(8)]
+  assert [next(g for g, group in enumerate(groups) if n in group) for n in kept] == list(range(8))
+  assert kept[4] == 20
+  assert generators.tournament([1, 2], 8, None) == [1, 2]
+
+
+def test_retrieval_prefers_what_looks_like_the_mask(tmp_path, made):
+  """The masks are upright 5 x 8 pixels: of a plate, a pole and such a block it is the block."""
+  folder = tmp_path / "shelf"
+  folder.mkdir()
+  for name, extents in {
+    "plate": (1, 0.05, 1),
+    "pole": (0.1, 1, 0.1),
+    "block": (0.5, 1, 0.5),
+  }.items():
+    trimesh.creation.box(extents).export(folder / f"{name}.glb")
+  generator = generators.parse(f"shelf=dataset:{folder}")
+  targets = proposals.wanting(made, 0)
+  for found in generator.propose(made, targets, 1):
+    (one,) = found
+    assert one.mesh == (folder / "block.glb").read_bytes()
+  empty = tmp_path / "empty"
+  empty.mkdir()
+  with pytest.raises(InputError, match="holds no mesh"):
+    list(generators.parse(f"none=dataset:{empty}").propose(made, targets, 1))
+
+
+def test_a_model_proposes_what_it_samples_with_its_latents(tmp_path, made, capsys):
+  """From a checkpoint to annotation folders that keep the sampled latents."""
+  geometry = tiny_weights.save_with_pointmap(tmp_path / "geometry")
+  decoder = tiny_weights.save_vae(tmp_path / "vae")
+  words = ["propose", "--project", str(made.folder), "--samples", "2", "--draws", "4"]
+  words += ["--generator", f"sam3d/1=checkpoint:{geometry}", "--decoder", decoder, "--steps", "1"]
+  assert engine.main(words) == 0, capsys.readouterr().err
+  ann = engine_projects.person(made, "ann")
+  handed = queue.next_task(made, ann, ["shape"])
+  left = handed.view["left"]
+  assert left["suffix"] == ".glb"
+  payload = {"left": left["id"], "right": handed.view["right"]["id"], "answer": "right"}
+  queue.decide(made, ann, handed.task, key="c", epoch=handed.epoch, kind="choice", payload=payload)
+  winner = queue.next_task(made, ann, ["shape"]).view["winner"]
+  payload = {"winner": winner["id"], "value": 5}
+  queue.decide(made, ann, handed.task, key="r", epoch=handed.epoch, kind="rating", payload=payload)
+  # where the model puts it is where posing starts
+  start = queue.next_task(made, ann, ["pose"]).view["pose"]
+  assert np.isfinite(start["translation"]).all()
+
+  export.export(made, tmp_path / "out", iteration=0, alpha=3)
+  (item,) = (tmp_path / "out" / export.ITEMS).iterdir()
+  with np.load(item / "shape-0.npz") as held:
+    assert {"voxels", "structure_latent", "structure_latent_autoencoder"} <= set(held)
+    assert held["structure_latent"].dtype == np.float32
+
+
+def test_photos_come_back_as_they_were_taken_in(tmp_path, made):
+  (first, _) = proposals.wanting(made, 0)
+  photo = generators.photo_of(made, first)
+  given = engine_projects.photo(tmp_path, "cup", 2)
+  np.testing.assert_array_equal(photo.image_HW3, given.image_HW3)
+  np.testing.assert_array_equal(photo.masks["object"], given.masks["0"])
+  assert poses.UPRIGHT[0] > 0
