@@ -23,7 +23,7 @@ OF_THE_FILE = (
 # What whoever started the job can give.
 PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 # What a full disk says: only somebody who makes room helps.
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What a process says that has too many files open.
 HANDLES = (errno.EMFILE, errno.ENFILE)
 # What a disk, or the network before it, says of itself: the same read may succeed later.

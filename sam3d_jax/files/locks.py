@@ -77,7 +77,12 @@ class Owner:
   @property
   def is_running(self) -> bool:
     """Whether a process of this machine still runs."""
-    start = _start_of(self.record["pid"])
+    pid = self.record["pid"]
+    # a lock of this very process that it could not take away, its disk being gone
+    if pid == os.getpid():
+      tokens = [lock.token for lock in _held.values()]
+      return self.record.get("token") in tokens
+    start = _start_of(pid)
     return start is not None and start == self.record["start"]
 
   @property
@@ -102,7 +107,7 @@ class Lock:
     self.folder = folder
     self.path = path
     self.holders = 1  # in this process
-    self._token = token
+    self.token = token
     self._end = threading.Event()
     self._thread = threading.Thread(target=self._beat, name="folder-lock", daemon=True)
     self._thread.start()
@@ -120,11 +125,16 @@ class Lock:
     with contextlib.suppress(OSError):
       os.utime(self.path)
     owner = _read(self.path)
-    is_own = owner is not None and owner.record.get("token") == self._token
+    is_own = owner is not None and owner.record.get("token") == self.token
     slot = self.path.name.split(".")[0]
     following = self.path.with_name(f"{slot}.{self.fence + 1}.json")
     if is_own and not following.exists():
       return
+    if not self.path.parent.exists():
+      raise Lost(
+        f"{self.folder}: the lock of this process is gone with all that lay beside it, and nothing "
+        "more is written. Is the disk still mounted? Run the same command again then"
+      )
     raise Lost(
       f"{self.folder}: this process gave no sign of life for too long, or its lock {self.path} was "
       "removed, and another one may write there now: nothing more is written. Run the same command "

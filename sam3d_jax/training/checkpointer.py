@@ -7,6 +7,7 @@ where.
 
 from collections.abc import Mapping
 import contextlib
+import logging
 import pathlib
 import time
 from typing import Any
@@ -27,6 +28,12 @@ from sam3d_jax.training import (
 
 # that a host waits for a step which the first one sees
 SEEN_SECONDS = 60.0
+
+
+def _without_stack(record: logging.LogRecord) -> bool:
+  """What Orbax logs of a write that failed, in a line: the error itself is raised and explained."""
+  record.exc_info = record.exc_text = None
+  return True
 
 
 class NonFiniteState(JobFailed):
@@ -53,6 +60,8 @@ class Checkpointer:
     self.keeper: retention.Keeper | None = None
     if jax.process_index() == 0:
       self.keeper = retention.Keeper(self.workdir, keep, verify=checkpoint_arrays.verify)
+
+    logging.getLogger("absl").addFilter(_without_stack)
 
     # Orbax decides nothing: what stays is the keeper's, what is read is ours.
     options = ocp.CheckpointManagerOptions(
@@ -113,14 +122,18 @@ class Checkpointer:
 
     What was committed is then read back in the background.
     """
-    with explained(self.workdir):
-      self.manager.wait_until_finished()
+    written, self.writing = self.writing, None
+    try:
+      with explained(self.workdir):
+        self.manager.wait_until_finished()
+    except JobFailed:
+      self.present.discard(written)
+      raise
     # Renaming is the commit: only then is there something to read back.
-    if self.writing is not None and self.keeper is not None:
-      if self.writing == self.best:
+    if written is not None and self.keeper is not None:
+      if written == self.best:
         self.keeper.best = self.best
-      self.keeper.committed(self.writing)
-    self.writing = None
+      self.keeper.committed(written)
 
   def keep_best(self, step: int | None) -> None:
     """A step that stays, in place of the one named before; that one stays until `step` is there."""
