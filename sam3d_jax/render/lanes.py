@@ -21,12 +21,13 @@ class Lanes(NamedTuple):
 
 def queue(length_T: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Tiles with work, the longest first, and how many they are."""
-  order = jnp.argsort(-length_T).astype(jnp.int32)
-  return order, (length_T > 0).sum().astype(jnp.int32)
+  order = jnp.argsort(-length_T)
+  filled = (length_T > 0).sum()
+  return order.astype(jnp.int32), filled.astype(jnp.int32)
 
 
 def begin(order_T: jax.Array, filled: jax.Array, lanes: int) -> Lanes:
-  """Every lane with a tile of its own."""
+  """Every lane with a tile of its own, as far as there are any."""
   nothing = Lanes(
     tile_W=jnp.zeros(lanes, jnp.int32),
     step_W=jnp.zeros(lanes, jnp.int32),
@@ -36,20 +37,25 @@ def begin(order_T: jax.Array, filled: jax.Array, lanes: int) -> Lanes:
   return advance(nothing, everyone, order_T, filled)
 
 
-def advance(lanes: Lanes, finished_W: jax.Array, order_T: jax.Array, filled: jax.Array) -> Lanes:
-  """One block further; lanes that are finished take the next tiles of the queue."""
+def advance(lanes: Lanes, is_done_W: jax.Array, order_T: jax.Array, filled: jax.Array) -> Lanes:
+  """One block further; lanes whose tile is done take the next tiles of the queue."""
+  # Of the lanes that are done the first takes the next tile, the second the one behind it.
+  done = is_done_W.astype(jnp.int32)
+  place = lanes.taken + jnp.cumsum(done) - 1
   tiles = order_T.shape[0]
-  place = lanes.taken + jnp.cumsum(finished_W.astype(jnp.int32)) - 1
-  following = order_T[jnp.minimum(place, tiles - 1)]
-  following = jnp.where(place < filled, following, tiles)
-  taken = lanes.taken + finished_W.sum().astype(jnp.int32)
+  in_queue = jnp.minimum(place, tiles - 1)
+  following = jnp.where(place < filled, order_T[in_queue], tiles)
+
+  # The others go on where they are.
+  taken = lanes.taken + done.sum()
   return Lanes(
-    tile_W=jnp.where(finished_W, following, lanes.tile_W),
-    step_W=jnp.where(finished_W, 0, lanes.step_W + 1),
+    tile_W=jnp.where(is_done_W, following, lanes.tile_W),
+    step_W=jnp.where(is_done_W, 0, lanes.step_W + 1),
     taken=jnp.minimum(taken, filled),
   )
 
 
 def is_working(lanes: Lanes, tiles: int) -> jax.Array:
   """Whether any lane has a tile, a boolean scalar."""
-  return (lanes.tile_W < tiles).any()
+  has_tile = lanes.tile_W < tiles
+  return has_tile.any()

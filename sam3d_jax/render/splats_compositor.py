@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from sam3d_jax.render import lanes, tiles
+from sam3d_jax.render.lanes import Lanes
 from sam3d_jax.render.splats_projection import ALPHA_MAX, ALPHA_MIN
 from sam3d_jax.render.tiles import Grid, Pairs
 
@@ -40,12 +41,52 @@ class Walk:
   lanes: int  # tiles at once
 
 
+class Block(NamedTuple):
+  """The next B splats of W tiles."""
+
+  rows_WBK: jax.Array  # of the table
+  is_inside_WB: jax.Array  # bool: of the tile's own range
+  is_last_W: jax.Array  # bool: no more follow
+
+
 class Light(NamedTuple):
   """What a block does to the pixels of W tiles; B splats, P pixels."""
 
   alpha_WBP: jax.Array
   log_WBP: jax.Array  # log(1 - alpha)
   is_capped_WBP: jax.Array  # bool: alpha is ALPHA_MAX, whatever the splat
+
+
+class Kept(NamedTuple):
+  """What the forward pass leaves for the derivative; tile T stands for none."""
+
+  table_NK: jax.Array
+  pairs: Pairs
+  log_TP: jax.Array  # log transmittance behind the last block that was walked
+  blocks_T: jax.Array  # int32: blocks that were walked
+
+
+class ForwardState(NamedTuple):
+  """Lanes on their way from front to back, and the tiles that are done."""
+
+  where: Lanes
+  log_WP: jax.Array  # log transmittance before the next block
+  gathered_WCP: jax.Array  # features so far
+  picture_TCP: jax.Array
+  log_TP: jax.Array
+  blocks_T: jax.Array
+
+
+class BackwardState(NamedTuple):
+  """Lanes on their way from back to front, and the slopes of all pairs."""
+
+  where: Lanes
+  log_WP: jax.Array  # log transmittance behind the next block
+  behind_WP: jax.Array  # what the pixel's slope makes of all that lies behind it
+  slopes: jax.Array  # (blocks, K, B)
+
+
+# --- The function and its derivative --------------------------------------------------------------
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -64,168 +105,209 @@ def composite(table_NK: jax.Array, pairs: Pairs, grid: Grid, walk: Walk) -> jax.
   return picture
 
 
-def _forward(table_NK, pairs: Pairs, grid: Grid, walk: Walk):
+def _forward(table_NK, pairs: Pairs, grid: Grid, walk: Walk) -> tuple[jax.Array, Kept]:
   """The picture, and what the derivative needs."""
   order, filled = lanes.queue(pairs.count_T)
-  channels = table_NK.shape[1] - SHAPE + 1
   at_start = _log_at_start(grid)
+  everything_before = _upto(walk.block)
 
-  # One tile more, for lanes without work.
-  light = jnp.zeros((grid.tiles + 1, channels, grid.pixels), jnp.float32)
+  # Every lane with its first tile; one tile more, for lanes without work.
+  channels = table_NK.shape[1] - SHAPE + 1
+  tile_count = grid.tiles + 1
   first = lanes.begin(order, filled, walk.lanes)
-  state = (
-    first,
-    at_start[first.tile_W],
-    jnp.zeros((walk.lanes, channels, grid.pixels), jnp.float32),
-    light,
-    at_start,
-    jnp.zeros(grid.tiles + 1, jnp.int32),
+  state = ForwardState(
+    where=first,
+    log_WP=at_start[first.tile_W],
+    gathered_WCP=jnp.zeros((walk.lanes, channels, grid.pixels), jnp.float32),
+    picture_TCP=jnp.zeros((tile_count, channels, grid.pixels), jnp.float32),
+    log_TP=at_start,
+    blocks_T=jnp.zeros(tile_count, jnp.int32),
   )
 
-  def is_working(state):
-    return lanes.is_working(state[0], grid.tiles)
+  def is_working(state: ForwardState) -> jax.Array:
+    return lanes.is_working(state.where, grid.tiles)
 
-  def step(state):
-    where, log_WP, gathered_WCP, light_TCP, log_TP, steps_T = state
-    # What the next splats of every lane's tile do.
-    rows, inside, is_last = _block(table_NK, pairs, where, walk)
-    seen = _light(rows, inside, where.tile_W, grid)
-    behind = log_WP[:, None] + _summed(seen.log_WBP, _upto(walk.block))
-    weight = _weights(seen, behind)
-    features = _with_one(rows)
-    gathered = gathered_WCP + jnp.einsum("wbp,wbc->wcp", weight, features, precision=EXACT)
+  def step(state: ForwardState) -> ForwardState:
+    # What the next splats of every lane's tile cover, and the light behind each.
+    where = state.where
+    block = _block(table_NK, pairs, where, walk)
+    light = _light(block, where.tile_W, grid)
+    within = _summed(light.log_WBP, everything_before)
+    behind = state.log_WP[:, None] + within
 
-    # A tile is done when it is dark, or has no more splats: its lane takes the next one.
+    # A pixel ends before the splat that would make it dark.
+    reaching = jnp.exp(behind - light.log_WBP)
+    is_kept = behind >= LOG_STOP
+    weight = jnp.where(is_kept, light.alpha_WBP * reaching, 0.0)
+    features = _with_one(block.rows_WBK)
+    added = jnp.einsum("wbp,wbc->wcp", weight, features, precision=EXACT)
+    gathered = state.gathered_WCP + added
+
+    # A tile is done when it is dark, or has no more splats; others write nowhere.
     log = behind[:, -1]
     is_dark = (log < LOG_STOP).all(-1)
-    finished = is_last | is_dark
-    target = jnp.where(finished, where.tile_W, grid.tiles + 1)
-    light_TCP = light_TCP.at[target].set(gathered, mode="drop")
-    log_TP = log_TP.at[target].set(log, mode="drop")
-    steps_T = steps_T.at[target].set(where.step_W + 1, mode="drop")
+    is_done = block.is_last_W | is_dark
+    target = jnp.where(is_done, where.tile_W, tile_count)
+    picture = state.picture_TCP.at[target].set(gathered, mode="drop")
+    log_TP = state.log_TP.at[target].set(log, mode="drop")
+    blocks_T = state.blocks_T.at[target].set(where.step_W + 1, mode="drop")
 
-    following = lanes.advance(where, finished, order, filled)
-    restart = finished[:, None]
-    log = jnp.where(restart, at_start[following.tile_W], log)
-    gathered = jnp.where(restart[..., None], 0.0, gathered)
-    return following, log, gathered, light_TCP, log_TP, steps_T
+    # Its lane takes the next one and begins anew.
+    following = lanes.advance(where, is_done, order, filled)
+    begins = is_done[:, None]
+    fresh = at_start[following.tile_W]
+    return ForwardState(
+      where=following,
+      log_WP=jnp.where(begins, fresh, log),
+      gathered_WCP=jnp.where(begins[..., None], 0.0, gathered),
+      picture_TCP=picture,
+      log_TP=log_TP,
+      blocks_T=blocks_T,
+    )
 
   state = jax.lax.while_loop(is_working, step, state)
-  _, _, _, light, log, steps = state
-  picture = grid.picture(light[: grid.tiles])
-  return picture, (table_NK, pairs, log, steps)
+  picture = grid.picture(state.picture_TCP[: grid.tiles])
+  kept = Kept(
+    table_NK=table_NK,
+    pairs=pairs,
+    log_TP=state.log_TP,
+    blocks_T=state.blocks_T,
+  )
+  return picture, kept
 
 
-def _backward(grid: Grid, walk: Walk, kept, slope_HWC):
+def _backward(grid: Grid, walk: Walk, kept: Kept, slope_HWC) -> tuple[jax.Array, None]:
   """The derivative in the table; pairs are fixed."""
-  table_NK, pairs, log_TP, steps_T = kept
-  slope = grid.cut(slope_HWC)
-  # One tile more, for lanes without work.
-  slope = jnp.pad(slope, ((0, 1), (0, 0), (0, 0)))
-  order, filled = lanes.queue(steps_T[: grid.tiles])
+  pairs = kept.pairs
+  order, filled = lanes.queue(kept.blocks_T[: grid.tiles])
   basis = _basis(grid)
+  all_behind = _beyond(walk.block)
 
-  # A row of slopes for every place in every block: blocks of a tile follow each other.
-  columns = table_NK.shape[1]
-  blocks_T = -(-pairs.count_T // walk.block)
-  last_T = jnp.cumsum(blocks_T)
-  block_T = jnp.append(last_T - blocks_T, 0)
+  # Slopes of the picture by tile; one tile more, for lanes without work.
+  by_tile = grid.cut(slope_HWC)
+  by_tile = jnp.pad(by_tile, ((0, 1), (0, 0), (0, 0)))
+
+  # A place for the slopes of every block: the blocks of a tile follow each other.
+  columns = kept.table_NK.shape[1]
+  first_block_T = _first_blocks(pairs, walk)
   blocks = walk.slots // walk.block + grid.tiles
-  slopes = jnp.zeros((blocks, columns, walk.block), jnp.float32)
 
+  # Every lane with its first tile, behind the last splat that was walked.
   first = lanes.begin(order, filled, walk.lanes)
-  behind = jnp.zeros((walk.lanes, grid.pixels), jnp.float32)
-  state = (first, log_TP[first.tile_W], behind, slopes)
+  state = BackwardState(
+    where=first,
+    log_WP=kept.log_TP[first.tile_W],
+    behind_WP=jnp.zeros((walk.lanes, grid.pixels), jnp.float32),
+    slopes=jnp.zeros((blocks, columns, walk.block), jnp.float32),
+  )
 
-  def is_working(state):
-    return lanes.is_working(state[0], grid.tiles)
+  def is_working(state: BackwardState) -> jax.Array:
+    return lanes.is_working(state.where, grid.tiles)
 
-  def step(state):
-    where, log_WP, behind_WP, slopes = state
+  def step(state: BackwardState) -> BackwardState:
     # The blocks of a tile from its last to its first.
-    number = steps_T[where.tile_W] - 1 - where.step_W
+    where = state.where
+    walked = kept.blocks_T[where.tile_W]
+    number = walked - 1 - where.step_W
     at = where._replace(step_W=jnp.maximum(number, 0))
-    rows, inside, _ = _block(table_NK, pairs, at, walk)
-    seen = _light(rows, inside, where.tile_W, grid)
-    after = log_WP[:, None] - _summed(seen.log_WBP, _beyond(walk.block))
-    is_kept = after >= LOG_STOP
-    reaching = jnp.where(is_kept, jnp.exp(after - seen.log_WBP), 0.0)
-    weight = seen.alpha_WBP * reaching
+    block = _block(kept.table_NK, pairs, at, walk)
+    light = _light(block, where.tile_W, grid)
 
-    # What a little more of a splat adds, and what it hides.
-    wanted = slope[where.tile_W]
-    features = _with_one(rows)
+    # The light that reaches each splat, from what is left behind the block.
+    beyond = _summed(light.log_WBP, all_behind)
+    behind = state.log_WP[:, None] - beyond
+    is_kept = behind >= LOG_STOP
+    reaching = jnp.exp(behind - light.log_WBP)
+    reaching = jnp.where(is_kept, reaching, 0.0)
+    weight = light.alpha_WBP * reaching
+
+    # What a little more of a splat adds to the scalar, and what it hides of it.
+    wanted = by_tile[where.tile_W]
+    features = _with_one(block.rows_WBK)
     value = jnp.einsum("wcp,wbc->wbp", wanted, features, precision=EXACT)
     shown = weight * value
-    hidden = behind_WP[:, None] + _summed(shown, _beyond(walk.block))
-    of_alpha = reaching * value - jnp.where(is_kept, hidden / (1.0 - seen.alpha_WBP), 0.0)
-    is_free = (seen.alpha_WBP > 0) & ~seen.is_capped_WBP
-    of_power = jnp.where(is_free, of_alpha * seen.alpha_WBP, 0.0)
+    hidden = state.behind_WP[:, None] + _summed(shown, all_behind)
+    lost = hidden / (1.0 - light.alpha_WBP)
+    of_alpha = reaching * value - jnp.where(is_kept, lost, 0.0)
 
-    # Sums over the pixels of a tile.
+    # Of the exponent, where alpha follows it.
+    is_free = (light.alpha_WBP > 0) & ~light.is_capped_WBP
+    of_power = jnp.where(is_free, of_alpha * light.alpha_WBP, 0.0)
+
+    # Sums over the pixels of a tile; the last feature is the constant of alpha.
     of_features = jnp.einsum("wbp,wcp->wcb", weight, wanted, precision=EXACT)
     moments = jnp.einsum("wbp,mp->wmb", of_power, basis, precision=EXACT)
-    of_shape = _shape_slopes(moments, rows, where.tile_W, grid)
-    # The last feature is the constant of alpha.
+    of_shape = _shape_slopes(moments, block.rows_WBK, where.tile_W, grid)
     found = jnp.concatenate([of_shape, of_features[:, :-1]], axis=1)
 
     # To the block's own place; lanes without work write nowhere.
     has_work = where.tile_W < grid.tiles
-    target = jnp.where(has_work, block_T[where.tile_W] + number, blocks)
-    slopes = slopes.at[target].set(found, mode="drop", unique_indices=False)
+    place = first_block_T[where.tile_W] + number
+    target = jnp.where(has_work, place, blocks)
+    slopes = state.slopes.at[target].set(found, mode="drop")
 
     # On to the block before it, or to the next tile.
-    log = log_WP - seen.log_WBP.sum(1)
-    behind = behind_WP + shown.sum(1)
-    finished = number <= 0
-    following = lanes.advance(where, finished, order, filled)
-    restart = finished[:, None]
-    log = jnp.where(restart, log_TP[following.tile_W], log)
-    behind = jnp.where(restart, 0.0, behind)
-    return following, log, behind, slopes
+    is_done = number <= 0
+    following = lanes.advance(where, is_done, order, filled)
+    begins = is_done[:, None]
+    log = state.log_WP - light.log_WBP.sum(1)
+    behind = state.behind_WP + shown.sum(1)
+    fresh = kept.log_TP[following.tile_W]
+    return BackwardState(
+      where=following,
+      log_WP=jnp.where(begins, fresh, log),
+      behind_WP=jnp.where(begins, 0.0, behind),
+      slopes=slopes,
+    )
 
-  _, _, _, slopes = jax.lax.while_loop(is_working, step, state)
-
-  # From the order by tile to the order by splat, and summed.
-  flat = slopes.transpose(1, 0, 2).reshape(columns, -1)
-  by_splat = tiles.inverse(pairs.place_P)
-  shift = block_T[: grid.tiles] * walk.block - pairs.start_T
-  tile = _tile_of_slots(pairs, walk.slots)
-  place = jnp.arange(walk.slots, dtype=jnp.int32) + shift[tile]
-  ordered = flat[:, place[by_splat]]
-  of_table = tiles.sums_by_thing(ordered, pairs, most=grid.tiles)
+  state = jax.lax.while_loop(is_working, step, state)
+  by_splat = _by_splat(state.slopes, first_block_T, pairs, walk)
+  of_table = tiles.sums_by_thing(by_splat, pairs, most=grid.tiles)
   return of_table.T, None
 
 
 composite.defvjp(_forward, _backward)
 
 
-# --- A block --------------------------------------------------------------------------------------
+# --- Blocks ---------------------------------------------------------------------------------------
 
 
-def _block(table_NK, pairs: Pairs, where: lanes.Lanes, walk: Walk):
-  """Rows (W, B, K) of the next splats, which are of the tile (W, B), and whether no more follow."""
+def _block(table_NK, pairs: Pairs, where: Lanes, walk: Walk) -> Block:
+  """The splats that come next in every lane's tile."""
   # The tile T, of lanes without work, has none.
-  start = jnp.append(pairs.start_T, 0)[where.tile_W]
-  count = jnp.append(pairs.count_T, 0)[where.tile_W]
+  start_T = jnp.append(pairs.start_T, 0)
+  count_T = jnp.append(pairs.count_T, 0)
+  start = start_T[where.tile_W]
+  count = count_T[where.tile_W]
+
+  # Their slots in the tile's range.
   first = where.step_W * walk.block
-  within = first[:, None] + jnp.arange(walk.block, dtype=jnp.int32)
-  inside = within < count[:, None]
-  slot = jnp.minimum(start[:, None] + within, walk.slots - 1)
-  rows = table_NK[pairs.thing_P[slot]]
-  return rows, inside, first + walk.block >= count
+  places = jnp.arange(walk.block, dtype=jnp.int32)
+  within = first[:, None] + places
+  slot = start[:, None] + within
+  slot = jnp.minimum(slot, walk.slots - 1)
+  thing = pairs.thing_P[slot]
+  return Block(
+    rows_WBK=table_NK[thing],
+    is_inside_WB=within < count[:, None],
+    is_last_W=first + walk.block >= count,
+  )
 
 
-def _light(rows_WBK, inside_WB, tile_W, grid: Grid) -> Light:
+def _light(block: Block, tile_W, grid: Grid) -> Light:
   """What the splats of a block cover of every pixel."""
-  u, v, xx, xy, yy, opacity = (rows_WBK[..., i, None] for i in range(SHAPE))
+  u, v, xx, xy, yy, opacity = _columns(block.rows_WBK[..., None])
+  # Pixels from the splats' centres, and how much of each is covered there.
   pixel_u, pixel_v = grid.centres(tile_W)
-  across = pixel_u[:, None] - u
-  down = pixel_v[:, None] - v
-  power = -0.5 * (xx * across * across + yy * down * down) - xy * across * down
+  x = pixel_u[:, None] - u
+  y = pixel_v[:, None] - v
+  squares = xx * x * x + yy * y * y
+  power = -0.5 * squares - xy * x * y
   full = opacity * jnp.exp(jnp.minimum(power, 0.0))
+
+  # Capped, and left out where it is next to nothing.
   alpha = jnp.minimum(full, ALPHA_MAX)
-  counts = (alpha >= ALPHA_MIN) & inside_WB[..., None]
+  counts = (alpha >= ALPHA_MIN) & block.is_inside_WB[..., None]
   alpha = jnp.where(counts, alpha, 0.0)
   return Light(
     alpha_WBP=alpha,
@@ -234,17 +316,17 @@ def _light(rows_WBK, inside_WB, tile_W, grid: Grid) -> Light:
   )
 
 
-def _weights(seen: Light, behind_WBP) -> jax.Array:
-  """alpha T of the splats up to the one that would end the pixel."""
-  reaching = jnp.exp(behind_WBP - seen.log_WBP)
-  return jnp.where(behind_WBP >= LOG_STOP, seen.alpha_WBP * reaching, 0.0)
+def _columns(rows) -> list[jax.Array]:
+  """The shape of splats, number by number, of rows (W, B, K, ...)."""
+  return [rows[:, :, column] for column in range(SHAPE)]
 
 
 def _with_one(rows_WBK) -> jax.Array:
   """Features, and the constant of which alpha is the composite."""
   features = rows_WBK[..., SHAPE:]
   one = jnp.ones_like(features[..., :1])
-  return jnp.concatenate([features, one], axis=-1)
+  both = [features, one]
+  return jnp.concatenate(both, axis=-1)
 
 
 def _summed(values_WBP, which_BB) -> jax.Array:
@@ -254,12 +336,14 @@ def _summed(values_WBP, which_BB) -> jax.Array:
 
 def _upto(block: int) -> jax.Array:
   """Splats up to and with each."""
-  return jnp.tril(jnp.ones((block, block), jnp.float32))
+  ones = jnp.ones((block, block), jnp.float32)
+  return jnp.tril(ones)
 
 
 def _beyond(block: int) -> jax.Array:
   """Splats behind each."""
-  return jnp.triu(jnp.ones((block, block), jnp.float32), 1)
+  ones = jnp.ones((block, block), jnp.float32)
+  return jnp.triu(ones, 1)
 
 
 # --- Pixels ---------------------------------------------------------------------------------------
@@ -269,16 +353,18 @@ def _log_at_start(grid: Grid) -> jax.Array:
   """(T + 1, P) log transmittance before the first splat."""
   tile = jnp.arange(grid.tiles + 1, dtype=jnp.int32)
   u, v = grid.centres(tile)
-  inside = (u < grid.width) & (v < grid.height)
-  return jnp.where(inside, 0.0, OUTSIDE)
+  is_inside = (u < grid.width) & (v < grid.height)
+  return jnp.where(is_inside, 0.0, OUTSIDE)
 
 
 def _basis(grid: Grid) -> jax.Array:
   """(6, P): 1, x, y, xx, xy, yy of pixel centres from the middle of their tile."""
-  across, down = grid.offsets()
-  x = across - grid.side / 2
-  y = down - grid.side / 2
-  return jnp.stack([jnp.ones_like(x), x, y, x * x, x * y, y * y])
+  right, down = grid.offsets()
+  middle = grid.side / 2
+  x = right - middle
+  y = down - middle
+  one = jnp.ones_like(x)
+  return jnp.stack([one, x, y, x * x, x * y, y * y])
 
 
 def _shape_slopes(moments_WMB, rows_WBK, tile_W, grid: Grid) -> jax.Array:
@@ -287,10 +373,11 @@ def _shape_slopes(moments_WMB, rows_WBK, tile_W, grid: Grid) -> jax.Array:
   Moments are about the middle of a tile; here they are moved to the splat's centre.
   """
   m, mx, my, mxx, mxy, myy = (moments_WMB[:, i] for i in range(6))
-  u, v, xx, xy, yy, opacity = (rows_WBK[..., i] for i in range(SHAPE))
+  u, v, xx, xy, yy, opacity = _columns(rows_WBK)
   left, top = grid.corners(tile_W)
-  x = u - left[:, None] - grid.side / 2
-  y = v - top[:, None] - grid.side / 2
+  middle = grid.side / 2
+  x = u - left[:, None] - middle
+  y = v - top[:, None] - middle
 
   # Sums of slope times offset, and times products of offsets.
   by_x = mx - x * m
@@ -299,6 +386,7 @@ def _shape_slopes(moments_WMB, rows_WBK, tile_W, grid: Grid) -> jax.Array:
   by_xy = mxy - x * my - y * mx + x * y * m
   by_yy = myy - 2 * y * my + y * y * m
 
+  # The exponent is -(xx x^2 + 2 xy x y + yy y^2) / 2 of offsets from the centre.
   slopes = [
     xx * by_x + xy * by_y,
     xy * by_x + yy * by_y,
@@ -310,8 +398,29 @@ def _shape_slopes(moments_WMB, rows_WBK, tile_W, grid: Grid) -> jax.Array:
   return jnp.stack(slopes, axis=1)
 
 
-def _tile_of_slots(pairs: Pairs, slots: int) -> jax.Array:
-  """The tile whose range holds each slot; the last one behind all ranges."""
+# --- Slopes of pairs ------------------------------------------------------------------------------
+
+
+def _first_blocks(pairs: Pairs, walk: Walk) -> jax.Array:
+  """(T + 1,) int32: where the blocks of each tile begin among those of all tiles."""
+  blocks_T = -(-pairs.count_T // walk.block)
+  end_T = jnp.cumsum(blocks_T)
+  return jnp.append(end_T - blocks_T, 0)
+
+
+def _by_splat(slopes, first_block_T, pairs: Pairs, walk: Walk) -> jax.Array:
+  """(K, slots): the slopes of blocks (blocks, K, B) in the order of the pairs sorted by splat."""
+  # Every sorted pair's place in its tile's blocks: as far from the first as in the tile's range.
   end = pairs.start_T + pairs.count_T
-  ended = jnp.zeros(slots, jnp.int32).at[end].add(1, mode="drop", indices_are_sorted=True)
-  return jnp.minimum(jnp.cumsum(ended), pairs.start_T.shape[0] - 1)
+  ended = jnp.zeros(walk.slots, jnp.int32)
+  ended = ended.at[end].add(1, mode="drop", indices_are_sorted=True)
+  last_tile = pairs.start_T.shape[0] - 1
+  tile = jnp.minimum(jnp.cumsum(ended), last_tile)
+  shift_T = first_block_T[:-1] * walk.block - pairs.start_T
+  place = jnp.arange(walk.slots, dtype=jnp.int32) + shift_T[tile]
+
+  # From the order by tile to that by splat.
+  columns = slopes.shape[1]
+  flat = slopes.transpose(1, 0, 2).reshape(columns, -1)
+  back = tiles.inverse(pairs.place_P)
+  return flat[:, place[back]]
