@@ -57,7 +57,8 @@ class Settings:
     if slots is None:
       slots = max(FEWEST_SLOTS, SLOTS_PER_FACE * count)
     # More than every triangle in every tile are never used.
-    return min(slots, max(1, count) * self.grid.tiles)
+    most = max(1, count) * self.grid.tiles
+    return min(slots, most)
 
 
 class Picture(NamedTuple):
@@ -164,11 +165,14 @@ def _on_surface(corners: Corners, vertices_HW3, is_seen_HW) -> tuple[jax.Array, 
   """Weights (H, W, 3) of the corners at the pixel's centre on the surface, and its z."""
   # The corners from the pixel's centre.
   height, width = is_seen_HW.shape
-  centre_u = jnp.arange(width, dtype=jnp.float32) + 0.5
-  centre_v = jnp.arange(height, dtype=jnp.float32) + 0.5
-  right = corners.u_V[vertices_HW3] - centre_u[None, :, None]
-  below = corners.v_V[vertices_HW3] - centre_v[:, None, None]
+  column = jnp.arange(width, dtype=jnp.float32)
+  row = jnp.arange(height, dtype=jnp.float32)
+  centre_u = column[None, :, None] + 0.5
+  centre_v = row[:, None, None] + 0.5
+  right = corners.u_V[vertices_HW3] - centre_u
+  below = corners.v_V[vertices_HW3] - centre_v
   z_HW3 = corners.z_V[vertices_HW3]
+  z_HW3 = jnp.where(is_seen_HW[..., None], z_HW3, 1.0)
   x = [right[..., i] for i in range(3)]
   y = [below[..., i] for i in range(3)]
 
@@ -179,8 +183,7 @@ def _on_surface(corners: Corners, vertices_HW3, is_seen_HW) -> tuple[jax.Array, 
     j = (i + 1) % 3
     k = (i + 2) % 3
     area = x[j] * y[k] - x[k] * y[j]
-    z = jnp.where(is_seen_HW, z_HW3[..., i], 1.0)
-    shares.append(area / z)
+    shares.append(area / z_HW3[..., i])
     whole = whole + area
 
   # Shares of 1 / z, which runs straight across the picture.
@@ -193,9 +196,9 @@ def _on_surface(corners: Corners, vertices_HW3, is_seen_HW) -> tuple[jax.Array, 
 def _normals(points_HW33, is_seen_HW) -> jax.Array:
   """Unit normals of the triangles, towards the camera; 0 where nothing is seen."""
   a, b, c = (points_HW33[:, :, i] for i in range(3))
-  normal = jnp.cross(b - a, c - a)
-  normal = rotations.normalise(normal)
+  across = jnp.cross(b - a, c - a)
+  normal = rotations.normalise(across)
   # The camera is at the origin: what looks away from it is turned round.
-  looks_away = (normal * a).sum(-1, keepdims=True) > 0
-  turned = jnp.where(looks_away, -normal, normal)
+  away = (normal * a).sum(-1, keepdims=True)
+  turned = jnp.where(away > 0, -normal, normal)
   return jnp.where(is_seen_HW[..., None], turned, 0.0)

@@ -78,10 +78,8 @@ def quaternion_product(first, second):
   w, x, y, z = (first[..., i] for i in range(4))
   p, q, r, s = (second[..., i] for i in range(4))
   # Hamilton's product, component by component.
-  product = [
-    w * p - x * q - y * r - z * s,
-    w * q + x * p + y * s - z * r,
-    w * r - x * s + y * p + z * q,
-    w * s + x * r - y * q + z * p,
-  ]
-  return xp.stack(product, axis=-1)
+  real = w * p - x * q - y * r - z * s
+  i = w * q + x * p + y * s - z * r
+  j = w * r - x * s + y * p + z * q
+  k = w * s + x * r - y * q + z * p
+  return xp.stack([real, i, j, k], axis=-1)

@@ -411,16 +411,15 @@ def _first_blocks(pairs: Pairs, walk: Walk) -> jax.Array:
 def _by_splat(slopes, first_block_T, pairs: Pairs, walk: Walk) -> jax.Array:
   """(K, slots): the slopes of blocks (blocks, K, B) in the order of the pairs sorted by splat."""
   # Every sorted pair's place in its tile's blocks: as far from the first as in the tile's range.
-  end = pairs.start_T + pairs.count_T
-  ended = jnp.zeros(walk.slots, jnp.int32)
-  ended = ended.at[end].add(1, mode="drop", indices_are_sorted=True)
-  last_tile = pairs.start_T.shape[0] - 1
-  tile = jnp.minimum(jnp.cumsum(ended), last_tile)
-  shift_T = first_block_T[:-1] * walk.block - pairs.start_T
-  place = jnp.arange(walk.slots, dtype=jnp.int32) + shift_T[tile]
+  tile = tiles.owners(pairs.start_T + pairs.count_T, walk.slots)
+  begin_T = first_block_T[:-1] * walk.block
+  shift_T = begin_T - pairs.start_T
+  slot = jnp.arange(walk.slots, dtype=jnp.int32)
+  place = slot + shift_T[tile]
 
   # From the order by tile to that by splat.
   columns = slopes.shape[1]
-  flat = slopes.transpose(1, 0, 2).reshape(columns, -1)
+  by_column = slopes.transpose(1, 0, 2)
+  flat = by_column.reshape(columns, -1)
   back = tiles.inverse(pairs.place_P)
   return flat[:, place[back]]

@@ -60,8 +60,13 @@ class Settings:
     if slots is None:
       slots = max(FEWEST_SLOTS, SLOTS_PER_SPLAT * count)
     # More than every splat in every tile are never used.
-    slots = min(slots, max(1, count) * self.grid.tiles)
-    return Walk(slots=slots, block=self.block, lanes=min(self.lanes, self.grid.tiles))
+    most = max(1, count) * self.grid.tiles
+    lanes = min(self.lanes, self.grid.tiles)
+    return Walk(
+      slots=min(slots, most),
+      block=self.block,
+      lanes=lanes,
+    )
 
 
 class Picture(NamedTuple):
@@ -134,8 +139,10 @@ def render(
 
 def _by_depth(ellipses: Ellipses) -> tuple[jax.Array, jax.Array]:
   """The splats from near to far, those that are not seen last, and each one's place in it."""
-  depth = jnp.where(ellipses.visible_N, ellipses.depth_N, jnp.inf)
-  order = jnp.argsort(jax.lax.stop_gradient(depth)).astype(jnp.int32)
+  depth = jax.lax.stop_gradient(ellipses.depth_N)
+  depth = jnp.where(ellipses.visible_N, depth, jnp.inf)
+  order = jnp.argsort(depth)
+  order = order.astype(jnp.int32)
   return order, tiles.inverse(order)
 
 

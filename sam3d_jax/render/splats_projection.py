@@ -93,15 +93,19 @@ def project(splats: Splats, camera: Camera, where: Pose, kernel: Kernel, near: f
   # What would overflow is taken out before it does, and with it its gradient.
   per_x = camera.fx / depth
   per_y = camera.fy / depth
-  longest = jnp.abs(splats.scales_N3).max(-1) * jnp.linalg.norm(linear)
-  is_narrow = longest * jnp.maximum(per_x, per_y) < WIDEST
+  longest = jnp.abs(splats.scales_N3).max(-1)
+  in_camera = longest * jnp.linalg.norm(linear)
+  in_picture = in_camera * jnp.maximum(per_x, per_y)
+  is_narrow = in_picture < WIDEST
   scales = jnp.where(is_narrow[:, None], splats.scales_N3, 1.0)
   splats = splats._replace(scales_N3=scales)
   valid = valid & is_narrow
 
   # The slope of the projection there, held back far outside the picture, where it is no plane.
-  limit_x = JACOBIAN_LIMIT * 0.5 * camera.width / camera.fx
-  limit_y = JACOBIAN_LIMIT * 0.5 * camera.height / camera.fy
+  half_field_x = 0.5 * camera.width / camera.fx
+  half_field_y = 0.5 * camera.height / camera.fy
+  limit_x = JACOBIAN_LIMIT * half_field_x
+  limit_y = JACOBIAN_LIMIT * half_field_y
   held_x = jnp.clip(slope_x, -limit_x, limit_x)
   held_y = jnp.clip(slope_y, -limit_y, limit_y)
 
@@ -110,8 +114,10 @@ def project(splats: Splats, camera: Camera, where: Pose, kernel: Kernel, near: f
   down = []
   for axis in _axes(splats):
     ax, ay, az = _transformed(linear, axis)
-    across.append(per_x * (held_x * az - ax))
-    down.append(per_y * (held_y * az - ay))
+    to_right = held_x * az - ax
+    to_below = held_y * az - ay
+    across.append(per_x * to_right)
+    down.append(per_y * to_below)
 
   # Variances of the ellipse. The determinant is that of the cross product, which does not cancel.
   uu = _dot(across, across)
@@ -132,12 +138,12 @@ def project(splats: Splats, camera: Camera, where: Pose, kernel: Kernel, near: f
     opacity = opacity * _compensation(sharp, blurred)
 
   # As far as it covers at least ALPHA_MIN: opacity exp(-r^2 / 2) = ALPHA_MIN.
-  fixed = jax.lax.stop_gradient((uu, vv, opacity))
-  fixed_uu, fixed_vv, fixed_opacity = fixed
+  fixed = jax.lax.stop_gradient((uu + blur, vv + blur, opacity))
+  variance_u, variance_v, fixed_opacity = fixed
   ratio = jnp.maximum(fixed_opacity / ALPHA_MIN, 1.0)
   squared = 2.0 * jnp.log(ratio)
-  reach_u = jnp.sqrt(squared * (fixed_uu + blur))
-  reach_v = jnp.sqrt(squared * (fixed_vv + blur))
+  reach_u = jnp.sqrt(squared * variance_u)
+  reach_v = jnp.sqrt(squared * variance_v)
 
   visible = valid & in_front & (fixed_opacity >= ALPHA_MIN)
   return Ellipses(
@@ -190,16 +196,22 @@ def _axes(splats: Splats) -> list[list[jax.Array]]:
   """The three axes of every Gaussian, each as three vectors of N numbers."""
   w, x, y, z = (splats.rotations_N4[:, i] for i in range(4))
   # 2 / |q|^2 stands for the length, so that q need not be a unit quaternion.
-  s = 2.0 / (w * w + x * x + y * y + z * z)
+  squared = w * w + x * x + y * y + z * z
+  s = 2.0 / squared
+  xx, yy, zz = s * x * x, s * y * y, s * z * z
+  xy, xz, yz = s * x * y, s * x * z, s * y * z
+  wx, wy, wz = s * w * x, s * w * y, s * w * z
   # Columns of the rotation matrix.
-  first = [1 - s * (y * y + z * z), s * (x * y + z * w), s * (x * z - y * w)]
-  second = [s * (x * y - z * w), 1 - s * (x * x + z * z), s * (y * z + x * w)]
-  third = [s * (x * z + y * w), s * (y * z - x * w), 1 - s * (x * x + y * y)]
+  first = [1 - yy - zz, xy + wz, xz - wy]
+  second = [xy - wz, 1 - xx - zz, yz + wx]
+  third = [xz + wy, yz - wx, 1 - xx - yy]
 
+  # Each as long as the Gaussian is wide along it.
   axes = []
   for number, column in enumerate((first, second, third)):
     length = splats.scales_N3[:, number]
-    axes.append([length * component for component in column])
+    axis = [length * component for component in column]
+    axes.append(axis)
   return axes
 
 
@@ -214,14 +226,18 @@ def _transformed(linear_33: jax.Array, vector: list[jax.Array]) -> list[jax.Arra
 
 
 def _dot(a: list[jax.Array], b: list[jax.Array]) -> jax.Array:
-  return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+  ax, ay, az = a
+  bx, by, bz = b
+  return ax * bx + ay * by + az * bz
 
 
 def _cross(a: list[jax.Array], b: list[jax.Array]) -> list[jax.Array]:
+  ax, ay, az = a
+  bx, by, bz = b
   return [
-    a[1] * b[2] - a[2] * b[1],
-    a[2] * b[0] - a[0] * b[2],
-    a[0] * b[1] - a[1] * b[0],
+    ay * bz - az * by,
+    az * bx - ax * bz,
+    ax * by - ay * bx,
   ]
 
 
@@ -229,7 +245,9 @@ def _compensation(sharp_N: jax.Array, blurred_N: jax.Array) -> jax.Array:
   """How much of the opacity is left once the ellipse is blurred (Mip-Splatting's formula)."""
   before = jnp.maximum(sharp_N, DETERMINANT_MIN)
   after = jnp.maximum(blurred_N, DETERMINANT_MIN)
-  factor = jnp.sqrt(before / (after + DETERMINANT_MIN) + DETERMINANT_MIN)
+  ratio = before / (after + DETERMINANT_MIN)
+  factor = jnp.sqrt(ratio + DETERMINANT_MIN)
   # Thinner than that in the picture, a splat is left out.
-  solid = (before > DETERMINANT_MIN) & (after > DETERMINANT_MIN)
-  return jnp.where(solid, factor, 0.0)
+  was_solid = before > DETERMINANT_MIN
+  is_solid = after > DETERMINANT_MIN
+  return jnp.where(was_solid & is_solid, factor, 0.0)

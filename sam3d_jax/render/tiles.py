@@ -45,9 +45,11 @@ class Grid:
   def offsets(self) -> tuple[jax.Array, jax.Array]:
     """Pixel centres of a tile from its upper left corner, (P,) each: to the right and down."""
     pixel = jnp.arange(self.pixels, dtype=jnp.int32)
-    right = (pixel % self.side).astype(jnp.float32)
-    down = (pixel // self.side).astype(jnp.float32)
-    return right + 0.5, down + 0.5
+    column = pixel % self.side
+    row = pixel // self.side
+    right = column.astype(jnp.float32) + 0.5
+    down = row.astype(jnp.float32) + 0.5
+    return right, down
 
   def corners(self, tile_W: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Upper left corners of tiles in pixels, (W,) each."""
@@ -61,14 +63,24 @@ class Grid:
     """Pixel centres of tiles, (W, P) each."""
     left, top = self.corners(tile_W)
     right, down = self.offsets()
-    return left[:, None] + right, top[:, None] + down
+    u = left[:, None] + right
+    v = top[:, None] + down
+    return u, v
 
   def picture(self, tiles_TCP: jax.Array) -> jax.Array:
     """(T, C, pixels of a tile) as a picture (H, W, C)."""
     channels = tiles_TCP.shape[1]
-    apart = tiles_TCP.reshape(self.rows, self.columns, channels, self.side, self.side)
+    apart = tiles_TCP.reshape(
+      self.rows,
+      self.columns,
+      channels,
+      self.side,
+      self.side,
+    )
     ordered = apart.transpose(0, 3, 1, 4, 2)
-    whole = ordered.reshape(self.rows * self.side, self.columns * self.side, channels)
+    high = self.rows * self.side
+    wide = self.columns * self.side
+    whole = ordered.reshape(high, wide, channels)
     return whole[: self.height, : self.width]
 
   def cut(self, picture_HWC: jax.Array) -> jax.Array:
@@ -76,8 +88,15 @@ class Grid:
     channels = picture_HWC.shape[-1]
     below = self.rows * self.side - self.height
     right = self.columns * self.side - self.width
-    whole = jnp.pad(picture_HWC, ((0, below), (0, right), (0, 0)))
-    apart = whole.reshape(self.rows, self.side, self.columns, self.side, channels)
+    beyond = ((0, below), (0, right), (0, 0))
+    whole = jnp.pad(picture_HWC, beyond)
+    apart = whole.reshape(
+      self.rows,
+      self.side,
+      self.columns,
+      self.side,
+      channels,
+    )
     ordered = apart.transpose(0, 2, 4, 1, 3)
     return ordered.reshape(self.tiles, channels, self.pixels)
 
@@ -128,8 +147,10 @@ def boxes(
 def _tiles_between(low_N, high_N, size: int, side: int) -> tuple[jax.Array, jax.Array]:
   """Half-open range of tiles along one axis."""
   # Centres lie at halves; within the picture first, as floats may be beyond what integers hold.
-  first = jnp.clip(jnp.ceil(low_N - 0.5), 0, size)
-  last = jnp.clip(jnp.floor(high_N - 0.5), -1, size - 1)
+  first = jnp.ceil(low_N - 0.5)
+  last = jnp.floor(high_N - 0.5)
+  first = jnp.clip(first, 0, size)
+  last = jnp.clip(last, -1, size - 1)
   first = first.astype(jnp.int32)
   last = last.astype(jnp.int32)
   begin = first // side
@@ -146,16 +167,16 @@ def pair(grid: Grid, touched: Boxes, slots: int) -> Pairs:
   # Slots of the things, one behind the other.
   across = touched.right_N - touched.left_N
   down = touched.bottom_N - touched.top_N
-  many = (across * down).astype(jnp.uint32)
+  many = across * down
+  many = many.astype(jnp.uint32)
   end = jnp.cumsum(many, dtype=jnp.uint32)
   needed = end[-1]
   first = end - many
   there = jnp.minimum(needed, slots)
 
-  # Whose slot is it: the number of things that end before it.
+  # Whose slot is it.
   slot = jnp.arange(slots, dtype=jnp.uint32)
-  ended = jnp.zeros(slots, jnp.int32).at[end].add(1, mode="drop", indices_are_sorted=True)
-  thing = jnp.minimum(jnp.cumsum(ended), things - 1)
+  thing = owners(end, slots)
 
   # The tile, row by row in the thing's box.
   within = (slot - first[thing]).astype(jnp.int32)
@@ -165,27 +186,36 @@ def pair(grid: Grid, touched: Boxes, slots: int) -> Pairs:
   tile = row * grid.columns + column
 
   # One number says both, so that one sort of numbers does it.
-  key = (tile.astype(jnp.uint32) << bits) | thing.astype(jnp.uint32)
-  key = jnp.where(slot < there, key, jnp.uint32(NONE))
+  high_bits = tile.astype(jnp.uint32) << bits
+  key = high_bits | thing.astype(jnp.uint32)
+  is_used = slot < there
+  key = jnp.where(is_used, key, jnp.uint32(NONE))
   key = jax.lax.sort(key, is_stable=False)
 
   # The range of every tile.
   tiles = jnp.arange(grid.tiles, dtype=jnp.uint32)
-  start = jnp.searchsorted(key, tiles << bits).astype(jnp.int32)
-  start = jnp.minimum(start, there.astype(jnp.int32))
-  stop = jnp.append(start[1:], there.astype(jnp.int32))
+  behind_all = there.astype(jnp.int32)
+  start = jnp.searchsorted(key, tiles << bits)
+  start = jnp.minimum(start.astype(jnp.int32), behind_all)
+  stop = jnp.append(start[1:], behind_all)
 
   # Back from the sorted pair to its slot.
-  mask = jnp.uint32((1 << bits) - 1)
-  thing = jnp.minimum(key & mask, things - 1).astype(jnp.int32)
+  low_bits = jnp.uint32((1 << bits) - 1)
+  thing = jnp.minimum(key & low_bits, things - 1)
+  thing = thing.astype(jnp.int32)
   tile = (key >> bits).astype(jnp.int32)
   row = tile // grid.columns - touched.top_N[thing]
   column = tile % grid.columns - touched.left_N[thing]
-  place = first[thing].astype(jnp.int32) + row * across[thing] + column
-  kept = jnp.clip(there - jnp.minimum(first, there), 0, many)
+  within = row * across[thing] + column
+  place = first[thing].astype(jnp.int32) + within
+  place = jnp.where(is_used, place, slot.astype(jnp.int32))
+
+  # How many slots each thing really got.
+  begins = jnp.minimum(first, there)
+  kept = jnp.clip(there - begins, 0, many)
   return Pairs(
     thing_P=thing,
-    place_P=jnp.where(slot < there, place, slot.astype(jnp.int32)),
+    place_P=place,
     start_T=start,
     count_T=stop - start,
     first_N=jnp.minimum(first, slots).astype(jnp.int32),
@@ -193,6 +223,17 @@ def pair(grid: Grid, touched: Boxes, slots: int) -> Pairs:
     needed=needed,
     lost=needed - there,
   )
+
+
+def owners(end_N: jax.Array, slots: int) -> jax.Array:
+  """(slots,) int32: whose range holds each slot, of N ranges one behind the other that end there.
+
+  It is the number of ranges that end before it; slots behind all of them go to the last.
+  """
+  ended = jnp.zeros(slots, jnp.int32)
+  ended = ended.at[end_N].add(1, mode="drop", indices_are_sorted=True)
+  before = jnp.cumsum(ended)
+  return jnp.minimum(before, end_N.shape[0] - 1)
 
 
 def inverse(permutation_P: jax.Array) -> jax.Array:
@@ -208,7 +249,8 @@ def inverse(permutation_P: jax.Array) -> jax.Array:
 def inverse_by_sort(permutation_P: jax.Array) -> jax.Array:
   """`inverse`."""
   numbers = jnp.arange(permutation_P.shape[0], dtype=jnp.int32)
-  _, inverted = jax.lax.sort((permutation_P, numbers), num_keys=1, is_stable=False)
+  both = (permutation_P, numbers)
+  _, inverted = jax.lax.sort(both, num_keys=1, is_stable=False)
   return inverted
 
 
@@ -262,7 +304,8 @@ def sums_by_doubling(values_KP: jax.Array, pairs: Pairs, most: int) -> jax.Array
     step, sums = state
     padded = jnp.pad(sums, ((0, 0), (0, padding)))
     following = jax.lax.dynamic_slice_in_dim(padded, step, slots, axis=1)
-    return 2 * step, sums + jnp.where(left > step, following, 0.0)
+    own = jnp.where(left > step, following, 0.0)
+    return 2 * step, sums + own
 
   start = (jnp.int32(1), jnp.asarray(values_KP))
   _, sums = jax.lax.while_loop(is_needed, double, start)
@@ -276,8 +319,7 @@ def _things_of_slots(pairs: Pairs, slots: int) -> tuple[jax.Array, jax.Array]:
   Slots behind the last pair go to the last thing, and nothing is left of it.
   """
   end = pairs.first_N + pairs.many_N
-  ended = jnp.zeros(slots, jnp.int32).at[end].add(1, mode="drop", indices_are_sorted=True)
-  things = pairs.first_N.shape[0]
-  thing = jnp.minimum(jnp.cumsum(ended), things - 1)
+  thing = owners(end, slots)
   slot = jnp.arange(slots, dtype=jnp.int32)
-  return thing, end[thing] - slot
+  left = end[thing] - slot
+  return thing, left
