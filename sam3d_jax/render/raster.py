@@ -73,10 +73,17 @@ def nearest(
   closest = jnp.where(visible, z_F3.min(-1), jnp.inf)
   order = jnp.argsort(closest).astype(jnp.int32)
   safe_z = jnp.where(visible[:, None], z_F3, 1.0)
-  rows = jnp.concatenate([u_F3, v_F3, 1.0 / safe_z], axis=1)[order]
+  parts = [u_F3, v_F3, 1.0 / safe_z]
+  rows = jnp.concatenate(parts, axis=1)[order]
 
   # The boxes of the triangles.
-  touched = tiles.boxes(grid, u_F3.min(-1), u_F3.max(-1), v_F3.min(-1), v_F3.max(-1))
+  touched = tiles.boxes(
+    grid,
+    u_F3.min(-1),
+    u_F3.max(-1),
+    v_F3.min(-1),
+    v_F3.max(-1),
+  )
   right = jnp.where(visible, touched.right_N, touched.left_N)
   touched = touched._replace(right_N=right)
   ordered = tiles.Boxes(*(field[order] for field in touched))
@@ -99,6 +106,11 @@ def _walk(rows_FK, pairs: Pairs, grid: Grid, slots: int, block: int, count: int)
   order, filled = lanes.queue(pairs.count_T)
   # One tile more, for lanes without work.
   kept = jnp.full((grid.tiles + 1, grid.pixels), -1, jnp.int32)
+  start_T = jnp.append(pairs.start_T, 0)
+  count_T = jnp.append(pairs.count_T, 0)
+  places = jnp.arange(block, dtype=jnp.int32)
+
+  # Lanes that have seen nothing yet.
   nothing = jnp.full((count, grid.pixels), -1, jnp.int32)
   nowhere = jnp.zeros((count, grid.pixels), jnp.float32)
   state = (lanes.begin(order, filled, count), nowhere, nothing, kept)
@@ -109,17 +121,18 @@ def _walk(rows_FK, pairs: Pairs, grid: Grid, slots: int, block: int, count: int)
   def step(state):
     where, closeness_WP, place_WP, kept_TP = state
     # The next triangles of every lane's tile.
-    start = jnp.append(pairs.start_T, 0)[where.tile_W]
-    many = jnp.append(pairs.count_T, 0)[where.tile_W]
+    start = start_T[where.tile_W]
+    many = count_T[where.tile_W]
     first = where.step_W * block
-    within = first[:, None] + jnp.arange(block, dtype=jnp.int32)
+    within = first[:, None] + places
     slot = jnp.minimum(start[:, None] + within, slots - 1)
     place = pairs.thing_P[slot]
     rows = rows_FK[place]
     inside = (within < many[:, None])[..., None]
 
     # The nearest of them, if it is nearer than what there was.
-    closeness = jnp.where(inside, _closeness(rows, where.tile_W, grid), 0.0)
+    closeness = _closeness(rows, where.tile_W, grid)
+    closeness = jnp.where(inside, closeness, 0.0)
     best = closeness.argmax(1)
     best_closeness = closeness.max(1)
     best_place = jnp.take_along_axis(place, best, axis=1)
@@ -129,8 +142,8 @@ def _walk(rows_FK, pairs: Pairs, grid: Grid, slots: int, block: int, count: int)
 
     # A tile is done with its last triangle, or when all that follow lie behind every pixel.
     is_last = first + block >= many
-    following = rows[:, -1, 6:9].max(-1)
-    is_covered = closeness_WP.min(-1) >= following
+    nearest_to_come = rows[:, -1, 6:9].max(-1)
+    is_covered = closeness_WP.min(-1) >= nearest_to_come
     finished = is_last | is_covered
     target = jnp.where(finished, where.tile_W, grid.tiles + 1)
     kept_TP = kept_TP.at[target].set(place_WP, mode="drop")
@@ -146,9 +159,12 @@ def _walk(rows_FK, pairs: Pairs, grid: Grid, slots: int, block: int, count: int)
 
 def _closeness(rows_WBK, tile_W, grid: Grid) -> jax.Array:
   """(W, B, P): 1 / z of triangles at the pixels of a tile, 0 beside them."""
+  # Corners from the pixels' centres.
   pixel_u, pixel_v = grid.centres(tile_W)
-  x = [rows_WBK[..., i, None] - pixel_u[:, None] for i in range(3)]
-  y = [rows_WBK[..., 3 + i, None] - pixel_v[:, None] for i in range(3)]
+  columns = [rows_WBK[..., number, None] for number in range(9)]
+  u, v, closeness = columns[:3], columns[3:6], columns[6:]
+  x = [corner - pixel_u[:, None] for corner in u]
+  y = [corner - pixel_v[:, None] for corner in v]
 
   # Twice the areas that the pixel makes with the edges, and how far rounding takes them off.
   areas = []
@@ -159,7 +175,8 @@ def _closeness(rows_WBK, tile_W, grid: Grid) -> jax.Array:
     one = x[j] * y[k]
     other = x[k] * y[j]
     areas.append(one - other)
-    slack.append(ON_EDGE * (jnp.abs(one) + jnp.abs(other)))
+    size = jnp.abs(one) + jnp.abs(other)
+    slack.append(ON_EDGE * size)
   whole = areas[0] + areas[1] + areas[2]
 
   # Inside of it all three have the sign of the whole: of one winding or the other.
@@ -169,6 +186,8 @@ def _closeness(rows_WBK, tile_W, grid: Grid) -> jax.Array:
     is_inside = is_inside & (sign * area >= -allowed)
 
   # 1 / z runs straight across the picture.
-  weighted = sum(areas[i] * rows_WBK[..., 6 + i, None] for i in range(3))
+  weighted = 0.0
+  for area, corner in zip(areas, closeness, strict=True):
+    weighted = weighted + area * corner
   safe = jnp.where(is_inside, whole, 1.0)
   return jnp.where(is_inside, weighted / safe, 0.0)

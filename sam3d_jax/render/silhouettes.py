@@ -18,6 +18,9 @@ import jax
 import jax.numpy as jnp
 
 SMALL = 1e-6  # px^2
+# Padding of the pairs of neighbours of each row, to one for each pixel.
+AT_END = ((0, 0), (0, 1))
+AT_START = ((0, 0), (1, 0))
 MOST_STEPS = 16  # triangles on the way from one pixel's centre to the next
 
 
@@ -60,21 +63,33 @@ def partners(faces_F3: jax.Array) -> jax.Array:
   than two triangles at an edge two are taken for neighbours.
   """
   # Every edge, by its ends.
-  count = faces_F3.shape[0]
-  ends = jnp.stack([_following(faces_F3, 1), _following(faces_F3, 2)], axis=-1)
-  low = ends.min(-1).reshape(-1)
-  high = ends.max(-1).reshape(-1)
-  number = jnp.arange(3 * count, dtype=jnp.int32)
-  low, high, number = jax.lax.sort((low, high, number), num_keys=2)
+  count = 3 * faces_F3.shape[0]
+  start = _following(faces_F3, 1)
+  end = _following(faces_F3, 2)
+  low = jnp.minimum(start, end).reshape(-1)
+  high = jnp.maximum(start, end).reshape(-1)
+  number = jnp.arange(count, dtype=jnp.int32)
+  edges = (low, high, number)
+  low, high, number = jax.lax.sort(edges, num_keys=2)
 
-  # Equal ones lie beside each other: the partner is the one behind, else the one before.
-  is_same = (low[1:] == low[:-1]) & (high[1:] == high[:-1]) & (low[1:] >= 0)
+  # Equal ones lie beside each other.
+  low_is_same = low[1:] == low[:-1]
+  high_is_same = high[1:] == high[:-1]
+  is_edge = low[1:] >= 0
+  is_same = low_is_same & high_is_same & is_edge
   same_as_next = jnp.append(is_same, False)
   same_as_last = jnp.append(jnp.zeros(1, bool), is_same)
-  found = jnp.where(same_as_last, jnp.roll(number, 1), -1)
-  found = jnp.where(same_as_next, jnp.roll(number, -1), found)
-  flat = jnp.zeros(3 * count, jnp.int32).at[number].set(found, unique_indices=True)
-  return flat.reshape(count, 3)
+
+  # The partner is the one behind, else the one before.
+  before = jnp.roll(number, 1)
+  behind = jnp.roll(number, -1)
+  found = jnp.where(same_as_last, before, -1)
+  found = jnp.where(same_as_next, behind, found)
+
+  # Back to the order of the faces.
+  flat = jnp.zeros(count, jnp.int32)
+  flat = flat.at[number].set(found, unique_indices=True)
+  return flat.reshape(faces_F3.shape)
 
 
 def antialiased(values_HWC: jax.Array, seen: Seen) -> jax.Array:
@@ -97,7 +112,8 @@ def antialiased(values_HWC: jax.Array, seen: Seen) -> jax.Array:
 
   # What pixels take on from their neighbours.
   taken_across = _mixed(values_HWC, across, share_across)
-  taken_down = _mixed(values_HWC.swapaxes(0, 1), down, share_down)
+  on_side = values_HWC.swapaxes(0, 1)
+  taken_down = _mixed(on_side, down, share_down)
   return values_HWC + taken_across + taken_down.swapaxes(0, 1)
 
 
@@ -112,17 +128,20 @@ class _Crossings(NamedTuple):
 def _distances(crossings: _Crossings) -> tuple[jax.Array, jax.Array]:
   """From the left and from the right centre of every pair to the edge, infinite without one."""
   reach = jax.lax.stop_gradient(crossings.reach)
-  from_left = jnp.where(crossings.left_is_nearer, reach, 1.0 - reach)
+  rest = 1.0 - reach
+  from_left = jnp.where(crossings.left_is_nearer, reach, rest)
+  from_right = jnp.where(crossings.left_is_nearer, rest, reach)
   left = jnp.where(crossings.is_there, from_left, jnp.inf)
-  right = jnp.where(crossings.is_there, 1.0 - from_left, jnp.inf)
+  right = jnp.where(crossings.is_there, from_right, jnp.inf)
   return left, right
 
 
 def _nearest(crossings: _Crossings) -> jax.Array:
   """(H, W): from every pixel's centre along its row to the nearest edge, infinite without one."""
   left, right = _distances(crossings)
-  behind = jnp.pad(left, ((0, 0), (0, 1)), constant_values=jnp.inf)
-  before = jnp.pad(right, ((0, 0), (1, 0)), constant_values=jnp.inf)
+  # A pixel is the left one of the pair behind it, and the right one of the pair before it.
+  behind = jnp.pad(left, AT_END, constant_values=jnp.inf)
+  before = jnp.pad(right, AT_START, constant_values=jnp.inf)
   return jnp.minimum(behind, before)
 
 
@@ -133,15 +152,23 @@ def _share(crossings: _Crossings, other_HW) -> jax.Array:
   axes has its normal along (1 / a, 1 / b).
   """
   left, right = _distances(crossings)
-  shares = []
-  for own, other in ((left, other_HW[:, :-1]), (right, other_HW[:, 1:])):
-    squared = jnp.square(jnp.where(crossings.is_there, own, 0.0))
-    is_slanting = jnp.isfinite(other)
-    other_squared = jnp.square(jnp.where(is_slanting, other, 0.0))
-    # Through the centre itself both are 0: half of each.
-    part = (other_squared + SMALL) / (squared + other_squared + 2 * SMALL)
-    shares.append(jnp.where(is_slanting, part, 1.0))
-  return 0.5 * (shares[0] + shares[1])
+  of_left = _part(left, other_HW[:, :-1])
+  of_right = _part(right, other_HW[:, 1:])
+  # Both centres have a say.
+  return 0.5 * (of_left + of_right)
+
+
+def _part(own, other) -> jax.Array:
+  """The square of the normal along the first axis of a line that cuts these off from both."""
+  is_there = jnp.isfinite(own)
+  is_slanting = jnp.isfinite(other)
+  own = jnp.where(is_there, own, 0.0)
+  other = jnp.where(is_slanting, other, 0.0)
+  # Through the centre itself both are 0: half of each.
+  along = jnp.square(other) + SMALL
+  across = jnp.square(own) + SMALL
+  part = along / (along + across)
+  return jnp.where(is_slanting, part, 1.0)
 
 
 def _mixed(values_HWC, crossings: _Crossings, share) -> jax.Array:
@@ -151,16 +178,19 @@ def _mixed(values_HWC, crossings: _Crossings, share) -> jax.Array:
   left_is_nearer = crossings.left_is_nearer[..., None]
 
   # Beyond the middle the nearer covers some of the farther pixel, else it lacks some of its own.
-  beyond = jnp.where(crossings.is_there, crossings.reach - 0.5, 0.0)
-  beyond = (share * beyond)[..., None]
+  past_middle = crossings.reach - 0.5
+  beyond = jnp.where(crossings.is_there, share * past_middle, 0.0)
+  beyond = beyond[..., None]
   step = jnp.where(left_is_nearer, left - right, right - left)
   of_farther = jnp.maximum(beyond, 0.0) * step
   of_nearer = jnp.minimum(beyond, 0.0) * step
   to_left = jnp.where(left_is_nearer, of_nearer, of_farther)
   to_right = jnp.where(left_is_nearer, of_farther, of_nearer)
-  not_last = ((0, 0), (0, 1), (0, 0))
-  not_first = ((0, 0), (1, 0), (0, 0))
-  return jnp.pad(to_left, not_last) + jnp.pad(to_right, not_first)
+  # The last pixel of a row is no left one, the first no right one.
+  all_channels = (0, 0)
+  from_behind = jnp.pad(to_left, (*AT_END, all_channels))
+  from_before = jnp.pad(to_right, (*AT_START, all_channels))
+  return from_behind + from_before
 
 
 def _crossings(line: _Line, seen: Seen) -> _Crossings:
@@ -184,14 +214,15 @@ def _crossings(line: _Line, seen: Seen) -> _Crossings:
   # Where it crosses the way, with one.
   ending = seen.faces_F3[walk.half // 3]
   corner = walk.half % 3
-  start = _corner(ending, (corner + 1) % 3)
-  end = _corner(ending, (corner + 2) % 3)
+  start = _corner(ending, _after(corner, 1))
+  end = _corner(ending, _after(corner, 2))
   start_along = sign * (line.along_V[start] - centre_along)
   end_along = sign * (line.along_V[end] - centre_along)
   start_beside = line.beside_V[start] - centre_beside
   end_beside = line.beside_V[end] - centre_beside
+  run = end_along - start_along
   rise = jnp.where(walk.is_found, end_beside - start_beside, 1.0)
-  reach = start_along - start_beside * (end_along - start_along) / rise
+  reach = start_along - start_beside * run / rise
   return _Crossings(
     reach=jnp.clip(reach, 0.0, 1.0),
     is_there=walk.is_found,
@@ -222,8 +253,9 @@ def _followed(face, is_open, way, place_V, seen: Seen) -> _Walk:
     end_along, end_beside = _following(along, 2), _following(beside, 2)
     crosses = (start_beside > 0) != (end_beside > 0)
     crosses = crosses & (jnp.arange(3) != walk.entry[..., None])
+    run = end_along - start_along
     rise = jnp.where(crosses, end_beside - start_beside, 1.0)
-    place = start_along - start_beside * (end_along - start_along) / rise
+    place = start_along - start_beside * run / rise
     place = jnp.where(crosses, place, -jnp.inf)
     exit = place.argmax(-1).astype(jnp.int32)
     leaves_at = place.max(-1)
@@ -234,19 +266,26 @@ def _followed(face, is_open, way, place_V, seen: Seen) -> _Walk:
     beyond = jnp.maximum(partner, 0)
     next_face = beyond // 3
     next_corner = beyond % 3
-    own = _side(along, beside, exit)
     other_along = _corner(along_F3[next_face], next_corner)
     other_beside = _corner(beside_F3[next_face], next_corner)
     other_along = sign * (other_along - centre_along)
     other_beside = other_beside - centre_beside
-    other = _side(along, beside, exit, (other_along, other_beside))
-    is_folded = own * other > 0
-    ends = (partner < 0) | ~seen.is_drawn_F[next_face] | is_folded
+
+    # The surface ends at a border, at what is not drawn, and where it is folded back.
+    own_along = _corner(along, exit)
+    own_beside = _corner(beside, exit)
+    own_side = _side(along, beside, exit, own_along, own_beside)
+    other_side = _side(along, beside, exit, other_along, other_beside)
+    is_folded = own_side * other_side > 0
+    is_border = partner < 0
+    is_drawn = seen.is_drawn_F[next_face]
+    ends = is_border | ~is_drawn | is_folded
 
     # The way ends here, leads on, or passes the other pixel's centre.
-    is_before = (leaves_at >= 0) & (leaves_at <= 1)
-    is_found = walk.is_open & is_before & ends
-    goes_on = walk.is_open & (leaves_at <= 1) & (leaves_at > -jnp.inf) & ~ends
+    leaves = leaves_at > -jnp.inf
+    is_before = leaves & (leaves_at <= 1)
+    is_found = walk.is_open & is_before & (leaves_at >= 0) & ends
+    goes_on = walk.is_open & is_before & ~ends
     return _Walk(
       face=jnp.where(goes_on, next_face, walk.face),
       entry=jnp.where(goes_on, next_corner, walk.entry),
@@ -268,17 +307,22 @@ def _followed(face, is_open, way, place_V, seen: Seen) -> _Walk:
   return jax.lax.while_loop(is_going, step, walk)
 
 
-def _side(along, beside, corner, point=None) -> jax.Array:
-  """On which side of the edge that faces a corner that corner lies, or a point: by the sign."""
-  start_along, start_beside = (_corner(field, (corner + 1) % 3) for field in (along, beside))
-  end_along, end_beside = (_corner(field, (corner + 2) % 3) for field in (along, beside))
-  if point is None:
-    point = (_corner(along, corner), _corner(beside, corner))
-  from_along = point[0] - start_along
-  from_beside = point[1] - start_beside
-  edge_along = end_along - start_along
-  edge_beside = end_beside - start_beside
+def _side(along_N3, beside_N3, corner_N, point_along, point_beside) -> jax.Array:
+  """On which side of the edge that faces a corner a point lies: by the sign."""
+  start = _after(corner_N, 1)
+  end = _after(corner_N, 2)
+  start_along = _corner(along_N3, start)
+  start_beside = _corner(beside_N3, start)
+  edge_along = _corner(along_N3, end) - start_along
+  edge_beside = _corner(beside_N3, end) - start_beside
+  from_along = point_along - start_along
+  from_beside = point_beside - start_beside
   return edge_along * from_beside - edge_beside * from_along
+
+
+def _after(corner_N, steps: int) -> jax.Array:
+  """The number of the corner so many steps on."""
+  return (corner_N + steps) % 3
 
 
 def _corner(corners_N3, number_N) -> jax.Array:
