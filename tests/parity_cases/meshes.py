@@ -14,6 +14,7 @@ from sam3d_jax.geometry import bricks as brick_grid
 from sam3d_jax.geometry import packing
 from sam3d_jax.geometry.bricks import CELLS, SIDE
 from sam3d_jax.models import flexicubes, slat_mesh
+from sam3d_jax.models.flexicubes_surface import Sizes
 from sam3d_jax.models.slat_mesh import SlatMeshConfig, SlatMeshDecoder
 from sam3d_jax.models.sparse import SparseTensor
 from sam3d_jax.torch_bridge import names_slat
@@ -103,7 +104,7 @@ def faces_in_order(ref, faces, name) -> None:
 
 def training(ref, feats, bricks, resolution: int) -> dict[str, np.ndarray]:
   """The arrays of the mesh with gradients, under the fixture's names."""
-  sizes = flexicubes.Sizes(cubes=1000, corners=1500, vertices=1000, quads=1000)
+  sizes = Sizes(cubes=1000, corners=1500, vertices=1000, quads=1000)
   compute = jax.jit(flexicubes.training_mesh, static_argnums=(2, 3))
   mesh = compute(feats, bricks, resolution, sizes)
   valid_F = np.asarray(mesh.valid_F)
@@ -131,9 +132,9 @@ def corners(feats, bricks, resolution: int) -> dict[str, np.ndarray]:
   """Positions and averaged values of all corners, in (x, y, z) order."""
   parts = flexicubes.parts(feats)
   values = np.concatenate([parts[name] for name in ("sdf", "deform", "colour")], axis=-1)
-  field = flexicubes.corner_fields(flexicubes.by_corner(values), bricks)
-  count = np.asarray(field.count_xyzK)
-  means = np.array(field.means_xyzCK)
+  corners = flexicubes.corner_means(flexicubes.by_corner(values), bricks)
+  count = np.asarray(corners.count_xyzK)
+  means = np.array(corners.means_xyzCK)
   means[..., 0, :] = flexicubes.signed_distance(means[..., 0, :], count, resolution)
   cell, brick = np.nonzero(count.reshape(CELLS, -1))
   local = np.stack(np.unravel_index(cell, (SIDE, SIDE, SIDE)))

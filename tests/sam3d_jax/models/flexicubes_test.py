@@ -8,7 +8,8 @@ import trimesh
 
 from sam3d_jax.geometry import bricks as brick_grid
 from sam3d_jax.geometry.bricks import SIDE
-from sam3d_jax.models import flexicubes, flexicubes_tables
+from sam3d_jax.models import flexicubes, flexicubes_surface, flexicubes_tables
+from sam3d_jax.models.flexicubes_surface import Sizes
 from sam3d_jax.models.flexicubes_tables import CORNERS, EDGES, NO_SLOT
 
 RESOLUTION = 32
@@ -174,7 +175,7 @@ def small():
   # one outside between two inside, all far from zero: a small step changes no sign
   means_V = np.array([-0.6, 1.6, -0.6])
   feats[..., :8] = means_V[:, None, None, None, None] + rng.normal(size=shape[:-1] + (8,)) * 0.1
-  sizes = flexicubes.Sizes(cubes=400, corners=800, vertices=500, quads=500)
+  sizes = Sizes(cubes=400, corners=800, vertices=500, quads=500)
 
   @jax.jit
   def loss(feats):
@@ -206,9 +207,9 @@ def test_too_little_room_is_told_and_what_fits_is_found():
     brick_grid.around(np.array([[1, 1, 1]]), 4, capacity=10)
   bricks = brick_grid.around(np.array([[0, 0, 0], [0, 1, 0], [2, 1, 1]]), 4)
   inside = np.random.default_rng(0).random((4, 4, 4, len(bricks.object_K))) < 0.5
-  whole = flexicubes.find(np, inside, bricks, 16, None, inverse=True)
-  room = flexicubes.Sizes(cubes=50, corners=4000, vertices=4000, quads=4000)
-  found = flexicubes.find(np, inside, bricks, 16, room, inverse=True)
+  whole = flexicubes_surface.find(np, inside, bricks, 16, None, inverse=True)
+  room = Sizes(cubes=50, corners=4000, vertices=4000, quads=4000)
+  found = flexicubes_surface.find(np, inside, bricks, 16, room, inverse=True)
   assert found.counts[0] == whole.counts[0] > 50
   np.testing.assert_array_equal(found.index_Q, whole.index_Q[:50])
   # nothing points beyond the lists
