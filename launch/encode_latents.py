@@ -1,7 +1,7 @@
 """Encodes the shapes of a dataset with a structure VAE: shards in, the same shards with latents
 out.
 
-    python -m launch.encode_latents --data DIR --checkpoint VAE_WORKDIR --out DIR
+    python -m launch.encode_latents --data DIR --checkpoint VAE --out DIR
 
 Every example keeps its fields and gets `structure_latent` (the posterior's mean) and the digest of
 the autoencoder. Beside the shards stands `latent_statistics.json`, the mean and standard deviation

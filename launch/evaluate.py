@@ -4,7 +4,7 @@
 
     python -m launch.evaluate --benchmark procedural_1 --checkpoint RUN --decoder VAE --out DIR
 
-    python -m launch.evaluate --bop DIR | --sa3dao DIR | --photos DIR --release DIR --out DIR
+    python -m launch.evaluate [--bop DIR | --sa3dao DIR | --photos DIR] --release DIR --out DIR
 
     python -m launch.evaluate --views DIR [--lpips FILE] --out DIR
 

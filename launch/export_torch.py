@@ -1,8 +1,8 @@
-"""Exports a trained model as a folder that the published PyTorch pipeline loads.
+r"""Exports a trained model as a folder that the published PyTorch pipeline loads.
 
-    python -m launch.export_torch --checkpoint RUN --vae VAE_RUN --out FOLDER
+    python -m launch.export_torch --checkpoint RUN --vae VAE --out OUT \
         [--second TEXTURE_RUN SLAT_VAE_RUN MESH_RUN] [--which ema:0.9999] [--dtype fp16]
-    python -m launch.export_torch --checkpoint RUN --take_from PUBLISHED_FOLDER --out FOLDER
+    python -m launch.export_torch --checkpoint RUN --take_from RELEASE --out OUT
 
 The structure decoder comes from a checkpoint (--vae), the second stage from others (--second), or
 from another release folder (--take_from). What the folder holds, and what the licence of published

@@ -1,8 +1,8 @@
-"""Imports published weights as a checkpoint from which any stage can start.
+r"""Imports published weights as a checkpoint from which any stage can start.
 
-    python -m launch.import_torch --from RELEASE --workdir DIR
+    python -m launch.import_torch --from RELEASE --workdir DIR \
         [--part texture] [--encoder FILE]
-    python -m launch.import_torch --from FILE --workdir DIR --config configs/x.py
+    python -m launch.import_torch --from FILE --workdir DIR --config CONFIG
 
 A release is a folder, of which the Geometry model is imported or another part: the structure VAE,
 the texture model, the SLAT autoencoder or one of its decoders. Which file is which is decided by

@@ -1,6 +1,7 @@
 """Shows what a checkpoint, a dataset, a configuration or the ledger of a run holds.
 
-    python -m launch.inspect --checkpoint DIR [--step N] [--digest [--which ema] | --lineage]
+    python -m launch.inspect --checkpoint DIR [--step N] [--digest | --lineage]
+    python -m launch.inspect --checkpoint DIR --digest --which ema
     python -m launch.inspect --compare A B [--which ema] [--step N]
     python -m launch.inspect --data DIR
     python -m launch.inspect --config configs/pretrain_geometry.py [--release_keys]

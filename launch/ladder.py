@@ -1,6 +1,6 @@
 r"""The whole ladder at small scale, each stage scored on the same photos.
 
-    python -m launch.ladder --workdir DIR [--seed N] [--scale full|small] \
+    python -m launch.ladder --workdir DIR [--seed N] [--scale small] \
         [--pretrained QUICKSTART_WORKDIR]
 
 The stages are pre-training, two mid-trainings, fine-tuning, alignment and distillation.
@@ -12,7 +12,7 @@ in DIR; several DIRs of other seeds are put into one table with `--workdir DIR -
 
     python -m launch.ladder rated --data PHOTOS --out DIR [--seed N]
     python -m launch.ladder pairs --data PHOTOS --checkpoint RUN --decoder VAE --out DIR [--seed N]
-    python -m launch.ladder score --checkpoint RUN --decoder VAE --data DIR ... --out FILE.json
+    python -m launch.ladder score --checkpoint RUN --decoder VAE --data DIR --out FILE.json
 """
 
 import argparse

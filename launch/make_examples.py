@@ -1,9 +1,9 @@
 """Writes synthetic inputs to look at, or to copy a layout from.
 
-    python -m launch.make_examples objects --out MESHES --count 40     procedural objects, GLB files
-    python -m launch.make_examples rooms --out PHOTOS --count 8        rooms, a folder of photos
-    python -m launch.make_examples items --out ITEMS --count 12        annotated photos
-    python -m launch.make_examples benchmark --name procedural_2       searches a new benchmark
+    python -m launch.make_examples objects --out MESHES --count 40  # procedural objects, GLB files
+    python -m launch.make_examples rooms --out PHOTOS --count 8  # rooms, a folder of photos
+    python -m launch.make_examples items --out ITEMS --count 12  # annotated photos
+    python -m launch.make_examples benchmark --name procedural_2  # searches a new benchmark
 
 Nothing is downloaded, and what is written is a pure function of kind, seed and number. Folders can
 be built as they are (`launch.build_data`). A benchmark is frozen beside those that ship with the

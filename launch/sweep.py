@@ -1,6 +1,6 @@
-"""Runs the trials of a sweep, several at a time, and ranks them.
+r"""Runs the trials of a sweep, several at a time, and ranks them.
 
-    python -m launch.sweep --sweep configs/sweeps/lr.py --workdir sweeps/lr
+    python -m launch.sweep --sweep configs/sweeps/lr.py --workdir sweeps/lr \
         [--parallel 2] [--set KEY=VALUE ...] [--dry_run]
 
 Every trial is an ordinary command with a folder of its own, `WORKDIR/<id>`; `--dry_run` prints them

@@ -41,7 +41,7 @@ def parse_only(monkeypatch):
   monkeypatch.setattr(cli, "run_command", parsed)
 
 
-@pytest.mark.parametrize("page", pages(documented.PAGES + documented.CONFIGS))
+@pytest.mark.parametrize("page", pages(documented.PAGES + documented.CONFIGS + documented.LAUNCH))
 def test_every_command_of_a_page_can_be_typed(page, parse_only):
   problems = []
   for command in documented.commands(page):

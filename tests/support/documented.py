@@ -11,6 +11,8 @@ import shlex
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md"))
 CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
+# the commands, whose docstrings say how they are called
+LAUNCH = [*sorted((ROOT / "launch").glob("*.py")), ROOT / "launch" / "cluster" / "command.py"]
 
 # What words in capitals stand for. A word that is not here is a misprint, or belongs here.
 PLACEHOLDERS = {
@@ -56,6 +58,16 @@ PLACEHOLDERS = {
   "B": "another",
   "G": "geometry",
   "V": "vae",
+  "CHECKPOINT": "run",
+  "TEXTURE_RUN": "texture",
+  "SLAT_VAE_RUN": "slat_vae",
+  "MESH_RUN": "mesh_decoder",
+  "QUICKSTART_WORKDIR": "quickstart_run",
+  # photos and numbers
+  "PHOTO": "photo.jpg",
+  "MASK": "mask.png",
+  "N": "3",
+  "VALUE": "1",
   # results
   "OUT": "out",
   "ROOT": "root",
@@ -95,10 +107,11 @@ class Command:
 
 
 def commands(path: pathlib.Path) -> list[Command]:
-  """Every command of a page, or of the docstring of a configuration."""
+  """Every command of a page, or of the docstring of a configuration or a command."""
   text = path.read_text()
   if path.suffix == ".py":
-    text = ast.get_docstring(ast.parse(text), clean=True) or ""
+    # as it stands: a whole text that is indented would lose its indentation
+    text = ast.get_docstring(ast.parse(text), clean=False) or ""
   page = path.relative_to(ROOT).as_posix()
   found = []
   for line, block in blocks(text):
@@ -176,7 +189,8 @@ def variants(text: str) -> list[list[str]]:
   choices = []
   for index, part in enumerate(parts):
     in_brackets = index % 2 == 1
-    options = re.split(r"\s*\\?\|\s*", part) if in_brackets else [part]
+    # "[--mask MASK ...]" may be given several times
+    options = re.split(r"\s*\\?\|\s*", part.removesuffix(" ...")) if in_brackets else [part]
     choices.append(options)
   commands = []
   for chosen in itertools.product(*choices):
