@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from typing import NamedTuple
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,11 @@ import numpy as np
 from data_pipelines.synth import lighting, render
 from data_pipelines.synth.camera import Viewpoint
 from data_pipelines.synth.lighting import Lights
-from sam3d_jax.errors import InputError, Refused
+from sam3d_jax.errors import InputError, InputNote, Refused
 from sam3d_jax.files import meshes, splat_files
 from sam3d_jax.geometry.cameras import OBJECT_FROM_GLTF, Camera
 from sam3d_jax.geometry.pose import Pose
-from sam3d_jax.render import splats_picture
+from sam3d_jax.render import splats_picture, tiles
 from sam3d_jax.render.splats import Splats
 from sam3d_jax.render.splats_picture import Settings
 
@@ -65,39 +66,56 @@ class SplatSubject:
     self.up = SPLATS_UP
     self.kind = f"{len(self.splats.opacities_N)} splats, kernel {look.kernel}"
     self._room: int | None = None
+    self._has_told = False
 
   def box(self) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper corner of the solid splats' centres, in the file's coordinates."""
     finite = np.isfinite(self.splats.centres_N3).all(1)
-    solid = finite & (self.splats.opacities_N >= SOLID)
+    is_solid = self.splats.opacities_N >= SOLID
+    chosen = finite & is_solid
     # Of a cloud that is nowhere solid all count.
-    chosen = solid if solid.any() else finite
+    if not chosen.any():
+      chosen = finite
     if not chosen.any():
       raise InputError(f"--input {self.name}: all centres are NaN or infinite: nothing to look at")
     centres = self.splats.centres_N3[chosen]
     return centres.min(0), centres.max(0)
 
   def draw(self, camera: Camera, where: Pose) -> Drawn:
-    settings = self._settings(camera)
-    picture = _splat_picture(self.splats, camera[:4], where, self.look.background_3, settings)
+    """Raises InputError for more splats than can be numbered."""
+    picture = self._picture(camera, where)
     if int(picture.lost):
       # Once more with room for all.
       self._room = int(picture.needed)
-      settings = self._settings(camera)
-      picture = _splat_picture(self.splats, camera[:4], where, self.look.background_3, settings)
-    colours = np.clip(np.asarray(picture.colour_HW3), 0, 1)
-    rgb = np.rint(colours * 255).astype(np.uint8)
-    return Drawn(rgb, np.asarray(picture.depth_HW))
+      picture = self._picture(camera, where)
+
+    # Said once, not for every frame.
+    invalid = int(picture.invalid)
+    if invalid and not self._has_told:
+      warnings.warn(
+        f"--input {self.name}: {invalid} splats hold NaN or infinity, or are too far or wide for "
+        "float32; they are left out",
+        InputNote,
+        stacklevel=2,
+      )
+      self._has_told = True
+    colours = np.clip(picture.colour_HW3, 0, 1)
+    rgb = np.rint(255 * colours)
+    return Drawn(rgb.astype(np.uint8), np.asarray(picture.depth_HW))
+
+  def _picture(self, camera: Camera, where: Pose) -> splats_picture.Picture:
+    background = self.look.background_3
+    settings = self._settings(camera)
+    try:
+      return _splat_picture(self.splats, camera[:4], where, background, settings)
+    except ValueError as error:
+      raise InputError(f"--input {self.name}: {error}") from error
 
   def _settings(self, camera: Camera) -> Settings:
     """With the smallest tiles in which all splats can be numbered."""
     count = len(self.splats.opacities_N)
     tile = 16
-    while tile < MOST_TILE:
-      settings = self._tiled(camera, tile)
-      bits = (count - 1).bit_length()
-      if settings.grid.tiles << bits <= 1 << 32:
-        break
+    while tile < MOST_TILE and not tiles.fits(count, self._tiled(camera, tile).grid):
       tile *= 2
     return self._tiled(camera, tile)
 

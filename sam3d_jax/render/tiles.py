@@ -124,15 +124,23 @@ class Pairs(NamedTuple):
   lost: jax.Array  # uint32: pairs without a slot
 
 
-def check(things: int, grid: Grid) -> int:
-  """Bits of a key that number the things. Raises ValueError if keys do not fit 32 bits."""
-  bits = max(1, (things - 1).bit_length())
-  if grid.tiles << bits > 1 << KEY_BITS:
+def fits(things: int, grid: Grid) -> bool:
+  """Whether 32 bits say which of so many things and which tile."""
+  return grid.tiles << bits_of(things) <= 1 << KEY_BITS
+
+
+def bits_of(things: int) -> int:
+  """Bits of a key that number the things."""
+  return max(1, (things - 1).bit_length())
+
+
+def check(things: int, grid: Grid) -> None:
+  """Raises ValueError if keys do not fit 32 bits."""
+  if not fits(things, grid):
     raise ValueError(
       f"{things} splats or triangles in {grid.tiles} tiles of {grid.side} pixels: tile and number "
       f"need more than {KEY_BITS} bits; take larger tiles (tile={2 * grid.side}) or fewer of them"
     )
-  return bits
 
 
 def boxes(
@@ -162,7 +170,8 @@ def _tiles_between(low_N, high_N, size: int, side: int) -> tuple[jax.Array, jax.
 def pair(grid: Grid, touched: Boxes, slots: int) -> Pairs:
   """All pairs of things and the tiles they touch. Raises ValueError as `check` does."""
   things = touched.left_N.shape[0]
-  bits = check(things, grid)
+  check(things, grid)
+  bits = bits_of(things)
 
   # Slots of the things, one behind the other.
   across = touched.right_N - touched.left_N

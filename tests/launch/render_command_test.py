@@ -9,6 +9,7 @@ import trimesh
 
 from launch import render
 from launch.performance import rendering
+from sam3d_jax.errors import InputNote
 from sam3d_jax.files import splat_files
 from sam3d_jax.render.splats import Splats
 
@@ -116,6 +117,20 @@ def test_pairs_without_room_are_drawn_in_a_second_go(tmp_path):
   assert render.main([*words, "--out", str(tmp_path / "a.png"), "--background", "1,1,1"]) == 0
   light = picture(tmp_path / "a.png")[16, 20].mean() / 255
   assert light == pytest.approx(0.99**100, abs=0.02)
+
+
+def test_broken_splats_are_left_out_and_told_of(tmp_path):
+  splats = rendering.made_up(100)
+  splat_files.write(tmp_path / "some.ply", splats)
+  data = bytearray((tmp_path / "some.ply").read_bytes())
+  # The x of the last splat, of 17 numbers.
+  data[-68:-64] = np.float32(np.nan).tobytes()
+  (tmp_path / "some.ply").write_bytes(data)
+  camera = write_camera(tmp_path / "camera.json", size=(128, 128), distance=3.0)
+  words = ["--input", str(tmp_path / "some.ply"), "--camera", str(camera)]
+  words += ["--out", str(tmp_path / "a.png"), "--background", "1,1,1"]
+  with pytest.warns(InputNote, match="1 splats hold NaN or infinity"):
+    assert render.main(words) == 0
 
 
 def test_a_dry_run_says_what_would_be_drawn(folder, tmp_path, capsys):
