@@ -15,6 +15,11 @@ Pictures of splats, forward and backward, are compiled for one chip of the topol
 configuration:
 
     python -m launch.aot --topology v5p:2x2x1 --splats 1000000 --side 512
+
+A decoder of the second stage, which has no training step of its own, is compiled for a row of
+voxels on one chip, forward and with its backward pass:
+
+    python -m launch.aot --config configs/vae_slat_mesh.py --topology v5p:2x2x1 --voxels 32768
 """
 
 import argparse
@@ -50,6 +55,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
     metavar="POLICY,...",
     help="find the largest batch per chip for each rematerialisation policy, or for those named",
   )
+  parser.add_argument(
+    "--voxels", type=int, metavar="N", help="compile a decoder for a row of so many, not a step"
+  )
   pictures = parser.add_argument_group("pictures of splats, in place of --config")
   rendering_flags(pictures, splats=None, side=512)
 
@@ -59,9 +67,13 @@ def run(args: argparse.Namespace) -> int:
     check_file(args.json, "--json")
   if (args.config is None) == (args.splats is None):
     raise ConfigError("give exactly one of --config FILE, --splats N")
+  if args.voxels is not None and args.config is None:
+    raise ConfigError("--voxels needs --config FILE, whose decoder is compiled")
   topologies.prepare_environment(args.topology)
   if args.splats is not None:
     return compile_pictures(args)
+  if args.voxels is not None:
+    return compile_decoder(args)
   # The wall: what is imported here needs JAX, which reads that environment.
   from launch.performance import ahead
 
@@ -78,12 +90,36 @@ def run(args: argparse.Namespace) -> int:
   return 0 if ahead.run(spec) else 1
 
 
+def compile_decoder(args: argparse.Namespace) -> int:
+  if args.search is not None or args.slices != 1:
+    raise ConfigError("--voxels compiles for one chip: it goes without --search and --slices")
+  check_one_chip(args.topology)
+  # The wall, as above.
+  from launch.performance import decoding
+
+  spec = decoding.DecodingSpec(
+    config=args.config,
+    voxels=args.voxels,
+    json=pathlib.Path(args.json) if args.json else None,
+  )
+  if args.dry_run:
+    name = args.config.model.name
+    print(f"would compile {name} at {spec.voxels} voxels for one chip of {args.topology}")
+    return 0
+  return 0 if decoding.compile_for(spec, args.topology) else 1
+
+
+def check_one_chip(topology: str) -> None:
+  """Raises ConfigError for a topology that does not exist or has no compiler here."""
+  topologies.machine_of(topology, 1)
+  if topologies.is_gpu(topology):
+    raise ConfigError(f"--topology {topology}: nothing is compiled for GPUs; name a TPU slice")
+
+
 def compile_pictures(args: argparse.Namespace) -> int:
   if args.search is not None or args.slices != 1:
     raise ConfigError("--splats compiles for one chip: --search and --slices need --config FILE")
-  topologies.machine_of(args.topology, 1)
-  if topologies.is_gpu(args.topology):
-    raise ConfigError(f"--topology {args.topology}: nothing is compiled for GPUs; name a TPU slice")
+  check_one_chip(args.topology)
   # The wall, as above.
   from launch.performance import rendering
 
