@@ -5,6 +5,9 @@
 #   docker build --build-arg HARDWARE=cuda --tag REGISTRY/sam3d:1-cuda .
 #   docker build --build-arg HARDWARE=tpu  --tag REGISTRY/sam3d:1-tpu .
 #
+# NOT BUILT YET: there was no network where it was written. tests/docker_test.py reads it; build it
+# once by hand before you rely on it.
+#
 # JAX's own wheels bring CUDA and cuDNN, or libtpu: the machine has the driver, nothing else.
 FROM python:3.11-slim-bookworm
 

@@ -1,5 +1,7 @@
 """The installed package: its commands, its files, its extras, and the locked versions."""
 
+import importlib.metadata
+import os
 import pathlib
 import re
 import subprocess
@@ -91,13 +93,31 @@ def normalised(name: str) -> str:
   return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_the_lock_file_names_a_version_within_the_range_of_every_requirement():
+def locked_versions() -> dict[str, str]:
+  """Name of a package -> its version in the lock file."""
   locked = {}
   for line in requirements("requirements-lock.txt"):
     assert re.fullmatch(r"[\w.-]+==[\w.]+", line), f"{line}: neither address nor local version"
     name, _, version = line.partition("==")
     locked[normalised(name)] = version
+  return locked
+
+
+def test_the_lock_file_names_a_version_within_the_range_of_every_requirement():
+  locked = locked_versions()
   for line in requirements("requirements.txt") + own_requirements("requirements-dev.txt"):
     wanted = Requirement(line)
     version = locked[normalised(wanted.name)]
     assert wanted.specifier.contains(version), f"{line}, locked at {version}"
+
+
+def test_an_environment_that_is_made_from_the_lock_file_has_its_versions():
+  if not os.environ.get("PIP_CONSTRAINT", "").endswith("requirements-lock.txt"):
+    pytest.skip("this environment takes what the ranges allow (PIP_CONSTRAINT is not set)")
+  others = []
+  for name, version in locked_versions().items():
+    # builds for one kind of device add a local version
+    installed, _, _ = importlib.metadata.version(name).partition("+")
+    if installed != version:
+      others.append(f"{name} {installed}, locked at {version}")
+  assert others == []

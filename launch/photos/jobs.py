@@ -47,6 +47,7 @@ PHOTO_SUFFIXES = COMMON_SUFFIXES + RARE_SUFFIXES
 MASK_SUFFIXES = (".png", ".npy", ".bmp", ".tif", ".tiff")
 # Pictures beside a photo that may be masks or may be pictures: what they hold tells.
 MAYBE_MASK_SUFFIXES = tuple(sorted(set(PHOTO_SUFFIXES) - set(MASK_SUFFIXES)))
+COLMAP_CAMERAS = "cameras.txt"
 SIDE_FILES = ("image", "labels", "pointmap", "depth", "intrinsics")
 HIDDEN = "hidden, or another system's"
 MADE_SUFFIX = ".npz"  # of the file that --pointmap_command is asked to write
@@ -145,7 +146,7 @@ def find(source: PhotoSource, out: pathlib.Path) -> tuple[list[Job], list[Skippe
     elif suffix in PHOTO_SUFFIXES:
       job = Job(entry.stem, entry, out / entry.stem, **common)
     else:
-      skipped.append(Skipped(entry, why_no_photo(suffix)))
+      skipped.append(Skipped(entry, why_no_photo(entry)))
       continue
     if job is None:
       continue
@@ -171,8 +172,11 @@ def is_hidden(path: pathlib.Path) -> bool:
   return path.name.startswith(".") or folders.is_foreign(path.name)
 
 
-def why_no_photo(suffix: str) -> str:
-  """Why a file of this suffix is not taken for a photo."""
+def why_no_photo(file: pathlib.Path) -> str:
+  """Why a file is not taken for a photo, by its name."""
+  if file.name == COLMAP_CAMERAS:
+    return "COLMAP's cameras: put that of a photo beside it as DIR/<name>/intrinsics.txt"
+  suffix = file.suffix.lower()
   if suffix in images.RAW_SUFFIXES:
     return "a camera's raw file is not read; develop it to JPEG or PNG"
   if suffix == ".jxl":
@@ -243,7 +247,7 @@ def folder_job(
     elif file.stem == "image" and suffix in PHOTO_SUFFIXES:
       photos_found.append(file)
     elif file.stem == "image":
-      reason = why_no_photo(suffix)
+      reason = why_no_photo(file)
     elif file.stem in SIDE_FILES:
       taken = sides.setdefault(file.stem, file)
       if taken != file:
@@ -255,7 +259,7 @@ def folder_job(
       if reason is None:
         masks.append(file)
     else:
-      reason = why_no_photo(suffix)
+      reason = why_no_photo(file)
     if reason is not None:
       skipped.append(Skipped(file, reason))
 

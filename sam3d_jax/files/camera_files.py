@@ -1,6 +1,7 @@
 """Intrinsics in the forms in which they come: numbers, matrices, JSON, NumPy and text files.
 
-    text     fx,fy,cx,cy on the command line; four numbers, or a 3 x 3 or 4 x 4 matrix, in a file
+    text     fx,fy,cx,cy on the command line; four numbers, or a 3 x 3 or 4 x 4 matrix, in a file;
+             or cameras.txt of COLMAP with one camera
     .npy     the same numbers
     .json    a list of these, or an object with fx fy cx cy (or fl_x fl_y, ppx ppy), or with a
     .npz     matrix under `intrinsics`, `K`, `camera_matrix`, ...: nested, flat, by rows or by
@@ -59,6 +60,17 @@ MAX_COEFFICIENTS = 14  # of a lens; an array of more numbers is something else
 MODEL_NAMES = ("camera_model", "distortion_model", "model")
 # words of models that are no pinhole, also where all coefficients are 0
 OTHER_MODELS = ("fisheye", "equirect", "equidistant", "spherical", "panorama", "omni", "kannala")
+# COLMAP's models that have, or may have, no distortion -> how many numbers are focal lengths and
+# how many follow the centre as coefficients
+COLMAP_MODELS = {
+  "SIMPLE_PINHOLE": (1, 0),
+  "PINHOLE": (2, 0),
+  "SIMPLE_RADIAL": (1, 1),
+  "RADIAL": (1, 2),
+  "OPENCV": (2, 4),
+}
+# a line of cameras.txt: number, model, width, height, parameters
+COLMAP_LINE = re.compile(r"\d+\s+[A-Z][A-Z_0-9]*\s+\d+\s+\d+\s")
 UNDISTORT = "undistort the photo and its depth map (cv2.undistort) and give the new matrix"
 ASPECT_TOLERANCE = 0.02  # between the size that is stated and the picture's
 FAR_OFF = 0.2  # of a side: principal points farther from the centre deserve a note
@@ -123,9 +135,41 @@ def _parse(text: str, name: str) -> Stated:
   text = texts.read(path)
   if path.suffix == ".json":
     return from_data(texts.parse_json(text), name)
+  lines = [line.strip() for line in text.splitlines()]
+  lines = [line for line in lines if line and not line.startswith("#")]
+  if any(COLMAP_LINE.match(line) for line in lines):
+    return from_colmap(lines, name)
   words = text.replace(",", " ").split()
   numbers = [float(word) for word in words]
   return to_intrinsics(np.array(numbers), name)
+
+
+def from_colmap(lines: list[str], name: str) -> cameras.Camera:
+  """The camera of a cameras.txt, comments left out.
+
+  Raises InputError for several cameras and for models of other lenses, ValueError for numbers that
+  are none.
+  """
+  if len(lines) != 1:
+    raise InputError(
+      f"{name} is a cameras.txt of COLMAP with {len(lines)} cameras: keep the line of this photo's"
+    )
+  _, model, width, height, *numbers = lines[0].split()
+  if model not in COLMAP_MODELS:
+    raise InputError(f"{name}: {model} is no pinhole camera: {UNDISTORT}")
+  focals, coefficients = COLMAP_MODELS[model]
+  expected = focals + 2 + coefficients
+  if len(numbers) != expected:
+    raise InputError(f"{name}: {model} has {expected} numbers, here are {len(numbers)}")
+  values = [float(number) for number in numbers]
+  if any(values[focals + 2 :]):
+    raise InputError(f"{name}: {model} has lens distortion that is not 0: {UNDISTORT}")
+
+  # one focal length stands for both
+  fx, fy = values[0], values[focals - 1]
+  cx, cy = values[focals : focals + 2]
+  found = to_intrinsics(np.array([fx, fy, cx, cy]), name)
+  return cameras.Camera(*found, int(width), int(height))
 
 
 def from_data(data: Any, name: str) -> Stated:

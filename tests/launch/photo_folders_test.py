@@ -69,6 +69,7 @@ def test_what_is_passed_over_is_counted_and_named_with_its_reason(folder, tmp_pa
     folder / ".DS_Store": "hidden",
     folder / "movie.mov": "no picture by its suffix (.mov)",
     folder / "raw.DNG": "develop it",
+    folder / "cameras.txt": "COLMAP's cameras",
     cup / "._image.png": "hidden",
     cup / "notes": "no picture by its suffix (none)",
     cup / "image.txt": "no picture by its suffix (.txt)",

@@ -132,3 +132,44 @@ def test_what_is_no_pinhole_camera_is_refused_by_file_and_key(tmp_path, content,
   (tmp_path / "k.json").write_text(json.dumps(content))
   with pytest.raises(InputError, match=f"k.json.*({message})"):
     camera_files.parse_intrinsics(str(tmp_path / "k.json"))
+
+
+COLMAP_HEADER = (
+  "# Camera list with one line of data per camera:\n#   CAMERA_ID, MODEL, WIDTH, ...\n"
+)
+
+
+@pytest.mark.parametrize(
+  "line",
+  [
+    "1 PINHOLE 40 30 50 52 21 14",
+    "3 OPENCV 40 30 50 52 21 14 0 0 0 0",
+  ],
+)
+def test_a_camera_of_colmap_is_read_with_its_size(tmp_path, line):
+  file = tmp_path / "cameras.txt"
+  file.write_text(f"{COLMAP_HEADER}{line}\n")
+  assert camera_files.parse_intrinsics(str(file)) == CAMERA
+
+
+def test_one_focal_length_of_colmap_stands_for_both(tmp_path):
+  file = tmp_path / "intrinsics.txt"
+  file.write_text("1 SIMPLE_PINHOLE 40 30 50 21 14\n")
+  found = camera_files.parse_intrinsics(str(file))
+  assert (found.fx, found.fy, found.cx, found.cy) == (50, 50, 21, 14)
+
+
+@pytest.mark.parametrize(
+  "lines, words",
+  [
+    (["1 PINHOLE 40 30 50 52 21 14"] * 2, "with 2 cameras: keep the line of this photo's"),
+    (["1 SIMPLE_RADIAL 40 30 50 21 14 0.1"], "has lens distortion that is not 0: undistort"),
+    (["1 OPENCV_FISHEYE 40 30 50 52 21 14 0 0 0 0"], "OPENCV_FISHEYE is no pinhole camera"),
+    (["1 PINHOLE 40 30 50 21 14"], "PINHOLE has 4 numbers, here are 3"),
+  ],
+)
+def test_cameras_of_colmap_that_are_no_pinhole_of_one_photo_are_refused(tmp_path, lines, words):
+  file = tmp_path / "cameras.txt"
+  file.write_text(COLMAP_HEADER + "\n".join(lines))
+  with pytest.raises(InputError, match=f"{file}.*{words}"):
+    camera_files.parse_intrinsics(str(file))
