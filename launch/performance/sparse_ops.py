@@ -180,42 +180,54 @@ def figures(operation: Operation, spec: SparseSpec) -> dict[str, Any]:
 
   row: dict[str, Any] = {"operation": operation.name}
   for pass_number, name in enumerate(("forward", "gradients")):
-    seconds = in_turns([both[pass_number] for both in sides.values()], spec.repeat)
-    for side, found_seconds in zip(sides, seconds, strict=True):
-      row[f"{side}_{name}"] = found_seconds
+    functions = [both[pass_number] for both in sides.values()]
+    times = in_turns(functions, spec.repeat)
+    for side, (wall, cpu) in zip(sides, times, strict=True):
+      row[f"{side}_{name}"] = wall
+      row[f"{side}_{name}_cpu"] = cpu
   return row
 
 
-def in_turns(functions: Sequence[Callable], repeat: int) -> list[float]:
-  """Median seconds of each function, called one after the other so that all see one machine."""
+def in_turns(functions: Sequence[Callable], repeat: int) -> list[tuple[float, float]]:
+  """Median wall and CPU seconds of each function, one after the other, so that all see one
+  machine.
+  """
   # once without counting: programs are compiled, memory is asked for
   for function in functions:
     function()
-  seconds: list[list[float]] = [[] for _ in functions]
+  walls: list[list[float]] = [[] for _ in functions]
+  cpus: list[list[float]] = [[] for _ in functions]
   for _ in range(repeat):
-    for times, function in zip(seconds, functions, strict=True):
-      begin = time.perf_counter()
+    for wall, cpu, function in zip(walls, cpus, functions, strict=True):
+      wall_begin, cpu_begin = time.perf_counter(), time.process_time()
       function()
-      times.append(time.perf_counter() - begin)
-  return [statistics.median(times) for times in seconds]
+      wall.append(time.perf_counter() - wall_begin)
+      cpu.append(time.process_time() - cpu_begin)
+  medians = []
+  for wall, cpu in zip(walls, cpus, strict=True):
+    medians.append((statistics.median(wall), statistics.median(cpu)))
+  return medians
 
 
 def header(torch: bool) -> str:
-  columns = ["voxels", "operation", "forward, s", "with gradients, s"]
+  """Columns are seconds, forward and with gradients; with PyTorch also its own, and ratios."""
+  columns = ["voxels", "operation", "forward, wall / CPU s", "with gradients"]
   if torch:
-    columns += ["PyTorch forward, s", "with gradients, s", "ratio forward", "with gradients"]
+    columns += ["PyTorch forward", "with gradients", "ratio forward", "with gradients"]
   return f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
 
 
 def text(row: dict[str, Any]) -> str:
   """A row of the table."""
   cells = [str(row["voxels"]), row["operation"]]
-  for side in ("ours", "torch"):
+  sides = [side for side in ("ours", "torch") if f"{side}_forward" in row]
+  for side in sides:
     for name in ("forward", "gradients"):
-      if f"{side}_{name}" in row:
-        cells.append(f"{row[f'{side}_{name}']:.3f}")
-  if "torch_forward" in row:
+      wall, cpu = row[f"{side}_{name}"], row[f"{side}_{name}_cpu"]
+      cells.append(f"{wall:.3f} / {cpu:.3f}")
+  if "torch" in sides:
     for name in ("forward", "gradients"):
-      ratio = row[f"ours_{name}"] / row[f"torch_{name}"]
-      cells.append(f"{ratio:.2f}")
+      wall = row[f"ours_{name}"] / row[f"torch_{name}"]
+      cpu = row[f"ours_{name}_cpu"] / row[f"torch_{name}_cpu"]
+      cells.append(f"{wall:.2f} / {cpu:.2f}")
   return f"| {' | '.join(cells)} |"

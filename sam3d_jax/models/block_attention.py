@@ -18,8 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 import numpy as np
 
-from sam3d_jax.models.attention import SAVED_NAME, attend_xla
-from sam3d_jax.models.stack import unrolling
+from sam3d_jax.models.attention import SAVED_NAME
 
 # Ids of padding, chosen so that no query meets a key by them.
 NO_QUERY = -1
@@ -77,12 +76,6 @@ def attend_blocks(q_RLHK, k_RMHK, v_RMHK, queries: Segments, keys: Segments, *, 
   Zero where a query is padding or its id has no key. Lengths are multiples of `block`. Products run
   in the operands' dtype with fp32 sums, the softmax in fp32.
   """
-  # A program that is only counted: XLA's analysis sees no loop whose length depends on data.
-  if unrolling():
-    same_RLM = queries.id_RL[:, :, None] == keys.id_RL[:, None]
-    mask_RLM = same_RLM & keys.valid_RL[:, None]
-    return attend_xla(q_RLHK, k_RMHK, v_RMHK, mask=mask_RLM[:, None])
-
   rows, length, heads, head_dim = q_RLHK.shape
   key_blocks = k_RMHK.shape[1] // block
 

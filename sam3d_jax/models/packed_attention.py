@@ -25,18 +25,21 @@ from sam3d_jax.models.attention import (
   BATCH_AXES,
   HEAD_AXES,
   QUERY_AXES,
+  attend_xla,
   check_cudnn,
   choose_backend,
   dividing_axes,
 )
 from sam3d_jax.models.block_attention import Segments, attend_blocks
 from sam3d_jax.models.platform import target_platform
+from sam3d_jax.models.stack import unrolling
 
 XLA_WINDOW_BLOCK = 64  # windows hold some eighty voxels
 SPLASH_BLOCK = 512
 SPLASH_CROSS_BLOCK = 256  # of queries
 SPLASH_TOKENS = 1408  # of an object's condition in one block at most
 WINDOW_BLOCK = 256  # of the kernels
+COUNTED_WINDOW = 121  # voxels that a voxel of a surface meets, where work is counted
 
 
 def attend_packed(
@@ -64,6 +67,9 @@ def attend_packed(
   if objects is None:
     longest = max(q_RLHK.shape[1], k_RMHK.shape[1])
     objects = -(-longest // ALIGN)
+
+  if unrolling():
+    return _counted(q_RLHK, k_RMHK, v_RMHK, objects)
 
   kernels = {
     "xla": functools.partial(attend_blocks, block=ALIGN),
@@ -96,6 +102,10 @@ def attend_packed_cross(q_RLHK, k_RKSHK, v_RKSHK, queries: Segments, *, backend:
   rows, objects, tokens, heads, head_dim = k_RKSHK.shape
   keys_RM = jax.ShapeDtypeStruct((rows, objects * tokens, heads, head_dim), k_RKSHK.dtype)
   backend = _chosen(backend, q_RLHK, keys_RM)
+
+  if unrolling():
+    k_RMHK, v_RMHK = (x.reshape(keys_RM.shape) for x in (k_RKSHK, v_RKSHK))
+    return _counted(q_RLHK, k_RMHK, v_RMHK, objects)
 
   # whole blocks of tokens an object, so that no block holds two
   q_unit = k_unit = ALIGN
@@ -148,6 +158,9 @@ def attend_packed_windows(
   """
   backend = _chosen(backend, q_RVHK, k_RVHK)
   windows = Segments(order.window_RV, order.valid_RV)
+  if unrolling():
+    return _counted(q_RVHK, k_RVHK, v_RVHK, -(-q_RVHK.shape[1] // COUNTED_WINDOW))
+
   # A window that begins in a block of queries, or ends in one, reaches that many blocks beyond it.
   reach = 1 + 2 * -(-(largest - 1) // WINDOW_BLOCK)
 
@@ -224,6 +237,22 @@ def _permute_backward(orders, bar_RV):
 
 
 permute.defvjp(_permute_forward, _permute_backward)
+
+
+def _counted(q_RLHK, k_RMHK, v_RMHK, parts: int):
+  """The work of `parts` equal objects that fill a row: for programs that are only counted.
+
+  XLA's analysis sees no loop whose length depends on data, and would count all pairs of a row.
+  """
+  rows, length = q_RLHK.shape[:2]
+
+  def cut(x_RLHK):
+    missing = -x_RLHK.shape[1] % parts
+    padded = jnp.pad(x_RLHK, ((0, 0), (0, missing), (0, 0), (0, 0)))
+    return padded.reshape(rows * parts, -1, *x_RLHK.shape[2:])
+
+  out = attend_xla(cut(q_RLHK), cut(k_RMHK), cut(v_RMHK))
+  return out.reshape(rows, -1, *q_RLHK.shape[2:])[:, :length]
 
 
 def _chosen(backend: str, q_RLHK, k_RMHK) -> str:
