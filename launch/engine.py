@@ -18,6 +18,8 @@ from collections.abc import Callable
 import dataclasses
 import json
 import pathlib
+import statistics
+import time
 
 from launch.console import cli, progress
 from launch.console.flags import dry_run_flag
@@ -246,6 +248,8 @@ def simulate_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--noise", type=float, default=0.1, help="of a score, 0 to 1 (%(default)s)")
   parser.add_argument("--scores", metavar="F.json", help="known truth: mesh digest -> 0..1")
   parser.add_argument("--token", default="", help="bearer token, where the app asks for one")
+  parser.add_argument("--think", type=float, default=0.0, help="mean seconds before a decision")
+  parser.add_argument("--looks", action="store_true", help="load the meshes, as the page does")
   parser.add_argument("--log", type=pathlib.Path, metavar="F.jsonl", help="a line a decision")
   dry_run_flag(parser, "check the words and the scores")
 
@@ -268,12 +272,18 @@ def simulate(args: argparse.Namespace) -> None:
     noise=args.noise,
     scores=scores,
     token=args.token,
+    think=args.think,
+    looks=args.looks,
   )
   if args.dry_run:
     print(f"would make {script.decisions} decisions at {script.url}")
     return
+  begun = time.monotonic()
   made = scripted.run(script, args.log)
-  print(f"{made} decisions acknowledged")
+  print(f"{made.acknowledged} decisions acknowledged in {time.monotonic() - begun:.1f} s")
+  if len(made.seconds) > 1:
+    cuts = statistics.quantiles(made.seconds, n=20, method="inclusive")
+    print(f"a decision: median {1000 * cuts[9]:.0f} ms, p95 {1000 * cuts[18]:.0f} ms")
 
 
 def token_flags(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ import pathlib
 import random
 import threading
 import time
-from typing import Any
+from typing import Any, NamedTuple
 import uuid
 
 import httpx2
@@ -34,7 +34,9 @@ LOST = (404, 409, 422)
 @dataclasses.dataclass(frozen=True)
 class Script:
   """noise: standard deviation of a score as an annotator sees it. scores: mesh digest -> 0..1.
-  patience: seconds that an annotator waits for a server that does not answer.
+  patience: seconds that an annotator waits for a server that does not answer. think: mean seconds
+  between two decisions of an annotator, drawn from an exponential. looks: whether annotators load
+  the meshes that they see, each once, as the page does.
   """
 
   url: str
@@ -45,10 +47,19 @@ class Script:
   scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
   token: str = ""
   patience: float = 120.0
+  think: float = 0.0
+  looks: bool = False
 
   def __post_init__(self):
     if self.annotators < 1 or self.decisions < 1:
       raise InputError("--annotators and --decisions must be positive")
+
+
+class Outcome(NamedTuple):
+  """What a run came to. seconds: of each decision, from sending it to its acknowledgement."""
+
+  acknowledged: int
+  seconds: list[float]
 
 
 class Log:
@@ -58,7 +69,11 @@ class Log:
     self._file = None if path is None else path.open("a")
     self._lock = threading.Lock()
     self._left = wanted
-    self.acknowledged = 0
+    self.seconds: list[float] = []
+
+  @property
+  def acknowledged(self) -> int:
+    return len(self.seconds)
 
   def take(self) -> bool:
     """Reserves one decision; False if all are taken."""
@@ -73,9 +88,9 @@ class Log:
     with self._lock:
       self._left += 1
 
-  def add(self, line: Mapping[str, Any]) -> None:
+  def add(self, line: Mapping[str, Any], seconds: float) -> None:
     with self._lock:
-      self.acknowledged += 1
+      self.seconds.append(seconds)
       if self._file is not None:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -87,11 +102,10 @@ class Log:
 
 def run(
   script: Script, path: pathlib.Path | None, told: Callable[[int], None] = lambda done: None
-) -> int:
+) -> Outcome:
   """Runs the annotators until enough decisions are acknowledged, or nothing is left to decide.
 
-  told: called with the decisions so far. Returns how many were acknowledged. Raises JobFailed where
-  the server does not answer.
+  told: called with the decisions so far. Raises JobFailed where the server does not answer.
   """
   log = Log(path, script.decisions)
   failures: list[BaseException] = []
@@ -114,7 +128,7 @@ def run(
   log.close()
   if failures:
     raise failures[0]
-  return log.acknowledged
+  return Outcome(log.acknowledged, log.seconds)
 
 
 class Simulated:
@@ -122,6 +136,7 @@ class Simulated:
 
   def __init__(self, script: Script, number: int, log: Log):
     self.script, self.log = script, log
+    self.seen_files: set[str] = set()
     self.rng = random.Random(f"{script.seed} {number}")
     headers = {"x-annotator": f"simulated-{script.seed}-{number}"}
     if script.token:
@@ -135,15 +150,28 @@ class Simulated:
       if task is None or task["task"] is None:
         self.log.give_back()
         return
+      if self.script.looks:
+        self._look(task["view"])
+      if self.script.think:
+        time.sleep(self.rng.expovariate(1 / self.script.think))
       kind, payload = self.decision(task)
       key = str(uuid.uuid4())
       body = {"key": key, "epoch": task["epoch"], "kind": kind, "payload": payload}
+      sent = time.monotonic()
       taken = self._send("POST", f"/api/tasks/{task['task']}/decisions", json=body)
       if taken is None:
         self.log.give_back()
         continue
       line = {"key": key, "task": task["task"], "kind": kind, "annotator": self.name}
-      self.log.add(line)
+      self.log.add(line, time.monotonic() - sent)
+
+  def _look(self, view: Mapping[str, Any]) -> None:
+    """Loads the meshes that are shown and were not seen before."""
+    for side in ("left", "right", "winner"):
+      digest = view.get(side, {}).get("mesh")
+      if digest and digest not in self.seen_files:
+        self.seen_files.add(digest)
+        self.client.get(f"/api/files/{digest}").raise_for_status()
 
   @property
   def name(self) -> str:

@@ -45,7 +45,7 @@ def kill_at_random(folder: pathlib.Path, log: pathlib.Path, kills: int, decision
   thread = threading.Thread(target=killer)
   thread.start()
   try:
-    acknowledged = simulate.run(script, log)
+    acknowledged = simulate.run(script, log).acknowledged
   finally:
     done.set()
     thread.join()

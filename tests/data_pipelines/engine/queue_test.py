@@ -219,6 +219,27 @@ def test_eight_at_once_never_hold_one_task_and_lose_no_decision(tmp_path, databa
   made.close()
 
 
+def test_the_next_task_is_the_first_row_of_an_index(tmp_path):
+  """However many tasks are queued: no sort, and no walk over those that come later."""
+  made = engine_projects.make(tmp_path)
+  statements = []
+  sqlalchemy.event.listen(
+    made.database.engine,
+    "before_cursor_execute",
+    lambda _c, _cursor, statement, *_: statements.append(statement),
+  )
+  queue.next_task(made, engine_projects.person(made, "ann"), ["shape"])
+  (search,) = [text for text in statements if "lease_until <=" in text]
+  with made.database.engine.connect() as connection:
+    plan = connection.exec_driver_sql(
+      f"EXPLAIN QUERY PLAN {search}", ("open", "shape", 1e12, 1, 0)
+    ).all()
+  told = " ".join(row[-1] for row in plan)
+  assert "USING INDEX task_queue (state=? AND stage=?)" in told
+  assert "TEMP B-TREE" not in told
+  made.close()
+
+
 def test_skipped_tasks_wait_for_a_lead_and_come_first_when_they_are_back(tmp_path):
   made = engine_projects.make(tmp_path)
   ann, lead = engine_projects.person(made, "ann"), engine_projects.person(made, "lea", "lead")
