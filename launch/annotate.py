@@ -46,6 +46,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
     metavar="FILE",
     help="what the proxy sends as X-Proxy-Secret",
   )
+  parser.add_argument(
+    "--segmenter",
+    default="",
+    metavar="CMD",
+    help="'CMD {image} {points} {out}': makes a mask of clicks on a photo",
+  )
   dry_run_flag(parser, "check the project and the address")
 
 
@@ -53,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
   """Serves until it is stopped."""
   # The app loads FastAPI, which --help does without.
   from data_pipelines.engine import project
-  from data_pipelines.engine.web import access, app
+  from data_pipelines.engine.web import access, app, segment
 
   # a look at the tables leaves files beside them, which a dry run does not
   look = project.unchecked if args.dry_run else project.read
@@ -65,6 +71,7 @@ def run(args: argparse.Namespace) -> None:
     proxy_header=args.proxy_header.lower(),
     proxy_secret=read_proxy_secret(args),
   )
+  segmenter = segment.parse(args.segmenter)
   check_free(args.host, args.port)
   if args.dry_run:
     print(f"would serve {args.project} at http://{args.host}:{args.port}")
@@ -75,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
   print(f"project {args.project}: http://{args.host}:{args.port}  (Ctrl-C ends it)", flush=True)
   # One process: SQLite takes one writer; more servers share a PostgreSQL.
   uvicorn.run(
-    app.create_app(engine, way_in),
+    app.create_app(engine, way_in, segmenter),
     host=args.host,
     port=args.port,
     log_level="warning",

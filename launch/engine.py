@@ -3,6 +3,9 @@
     python -m launch.engine create    --project ENGINE
     python -m launch.engine add       --project ENGINE --images PHOTOS
     python -m launch.engine propose   --project ENGINE --generator mine=meshes:MESHES --samples 8
+    python -m launch.engine compare   --project ENGINE --generator ours=meshes:OURS \\
+                                      --generator theirs=meshes:THEIRS
+    python -m launch.engine votes     --project ENGINE --out votes.csv
     python -m launch.engine status    --project ENGINE --json
     python -m launch.engine decisions --project ENGINE
     python -m launch.engine export    --project ENGINE --out ITEMS --iteration 0 --alpha 3
@@ -23,7 +26,7 @@ import time
 
 from launch.console import cli, progress
 from launch.console.flags import dry_run_flag
-from launch.console.folders import check_folder
+from launch.console.folders import check_file, check_folder
 from sam3d_jax.errors import InputError
 
 
@@ -102,8 +105,7 @@ def add(args: argparse.Namespace) -> None:
   engine.close()
 
 
-def propose_flags(parser: argparse.ArgumentParser) -> None:
-  project_flags(parser)
+def generator_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--generator",
     required=True,
@@ -111,7 +113,6 @@ def propose_flags(parser: argparse.ArgumentParser) -> None:
     metavar="NAME=KIND:PATH",
     help="where candidates come from; several share the candidates",
   )
-  parser.add_argument("--samples", type=int, default=8, help="candidates an object (%(default)s)")
   parser.add_argument("--iteration", type=int, default=0, help="round (%(default)s)")
   models = parser.add_argument_group("generators that are models")
   models.add_argument("--decoder", metavar="DIR", help="work folder of the structure VAE")
@@ -125,16 +126,41 @@ def propose_flags(parser: argparse.ArgumentParser) -> None:
   models.add_argument(
     "--reward_models", nargs=2, metavar="DIR", help="aligned and reference model of `implicit`"
   )
+
+
+def propose_flags(parser: argparse.ArgumentParser) -> None:
+  project_flags(parser)
+  generator_flags(parser)
+  parser.add_argument("--samples", type=int, default=8, help="candidates an object (%(default)s)")
   dry_run_flag(parser, "check the generators and the project")
 
 
 def propose(args: argparse.Namespace) -> None:
   """Gives objects without candidates some, and opens their tasks."""
-  from data_pipelines.engine import proposals
-  from launch.engines import generators
-
   if args.samples < 1:
     raise InputError(f"--samples {args.samples}: it must be positive")
+  chosen = chosen_generators(args)
+  open_tasks(args, chosen, args.samples, "shape")
+
+
+def compare_flags(parser: argparse.ArgumentParser) -> None:
+  project_flags(parser)
+  generator_flags(parser)
+  dry_run_flag(parser, "check the generators and the project")
+
+
+def compare(args: argparse.Namespace) -> None:
+  """Opens blind comparisons of two generators, one candidate each, of every object."""
+  chosen = chosen_generators(args)
+  if len(chosen) != 2 or chosen[0].name == chosen[1].name:
+    raise InputError("compare takes two --generator of different names")
+  open_tasks(args, chosen, 2, "comparison")
+
+
+def chosen_generators(args: argparse.Namespace) -> list:
+  """The generators of the flags. Raises InputError."""
+  from launch.engines import generators
+
   if args.reward == "implicit" and not args.reward_models:
     raise InputError("--reward implicit needs --reward_models ALIGNED REFERENCE")
   drawing = generators.Draws(
@@ -146,25 +172,58 @@ def propose(args: argparse.Namespace) -> None:
     steps=args.steps,
     seed=args.seed,
   )
-  chosen = [generators.parse(text, drawing) for text in args.generator]
+  return [generators.parse(text, drawing) for text in args.generator]
+
+
+def open_tasks(args: argparse.Namespace, chosen: list, samples: int, kind: str) -> None:
+  """Candidates of a kind for the objects that have none, and their tasks."""
+  from data_pipelines.engine import proposals
+  from launch.engines import generators
+
   if looked_at(args):
     return
   engine = opened(args)
-  targets = proposals.wanting(engine, args.iteration)
+  targets = proposals.wanting(engine, args.iteration, kind)
   print(f"{len(targets)} objects wait for candidates of iteration {args.iteration}")
   sources = []
-  for generator, share in zip(chosen, generators.shares(chosen, args.samples), strict=True):
+  for generator, share in zip(chosen, generators.shares(chosen, samples), strict=True):
     sources.append(generator.propose(engine, targets, share))
-  opened_tasks = without = 0
+  opened_tasks = 0
   with progress.Progress(len(targets), "objects") as bar:
     for target, *proposed in zip(targets, *sources, strict=True):
       candidates = [one for of_generator in proposed for one in of_generator]
-      task = proposals.propose(engine, target.id, args.iteration, candidates)
+      # of a comparison there are two or none
+      if kind == "comparison" and len(candidates) < samples:
+        candidates = []
+      task = proposals.propose(engine, target.id, args.iteration, candidates, kind)
       opened_tasks += task is not None
-      without += task is None
       bar.update()
+  without = len(targets) - opened_tasks
   print(f"{opened_tasks} tasks opened, {without} objects still without candidates")
   engine.close()
+
+
+def votes_flags(parser: argparse.ArgumentParser) -> None:
+  project_flags(parser)
+  parser.add_argument("--out", required=True, type=pathlib.Path, metavar="FILE.csv")
+  dry_run_flag(parser, "check the project and the file")
+
+
+def votes(args: argparse.Namespace) -> None:
+  """Writes the votes of blind comparisons, as launch.evaluate --votes reads them."""
+  from data_pipelines.engine import reports
+  from sam3d_jax.files import atomic
+
+  check_file(args.out, "--out")
+  if looked_at(args):
+    return
+  engine = opened(args)
+  lines = ["left,right,outcome"]
+  for left, right, outcome in reports.votes(engine):
+    lines.append(f"{left},{right},{outcome}")
+  engine.close()
+  atomic.write_text(args.out, "\n".join(lines) + "\n")
+  print(f"{len(lines) - 1} votes in {args.out}; next: python -m launch.evaluate --votes {args.out}")
 
 
 def status_flags(parser: argparse.ArgumentParser) -> None:
@@ -344,6 +403,8 @@ ACTIONS = {
   "create": Action("make a project", create_flags, create),
   "add": Action("take photos in", add_flags, add),
   "propose": Action("candidates for objects", propose_flags, propose),
+  "compare": Action("blind comparisons of two generators", compare_flags, compare),
+  "votes": Action("their votes, for launch.evaluate", votes_flags, votes),
   "status": Action("what the project holds", status_flags, status),
   "decisions": Action("every decision as JSON lines", decisions_flags, decisions),
   "export": Action("annotation folders", export_flags, export),

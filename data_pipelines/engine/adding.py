@@ -78,6 +78,12 @@ def png_bytes(values: np.ndarray) -> bytes:
   return buffer.getvalue()
 
 
+def as_png(content: bytes) -> bytes:
+  """A kept photo as PNG."""
+  image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
+  return png_bytes(np.asarray(image.convert("RGB")))
+
+
 def _npz_bytes(points_HW3: np.ndarray) -> bytes:
   buffer = io.BytesIO()
   np.savez_compressed(buffer, pointmap=points_HW3.astype(np.float32))

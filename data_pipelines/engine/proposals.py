@@ -41,14 +41,15 @@ class Proposed:
   latents: bytes | None = None
   pose: Mapping[str, Any] | None = None
   license: str = ""
-  kind: str = "shape"
 
 
-def wanting(project: Project, iteration: int) -> list[Wanting]:
-  """Objects without candidates of an iteration, by number."""
+def wanting(project: Project, iteration: int, kind: str = "shape") -> list[Wanting]:
+  """Objects without candidates of a kind and an iteration, by number."""
   with project.database.transaction() as session:
     has_candidate = sqlalchemy.exists().where(
-      Candidate.object_id == Object.id, Candidate.iteration == iteration
+      Candidate.object_id == Object.id,
+      Candidate.iteration == iteration,
+      Candidate.kind == kind,
     )
     rows = session.execute(
       sqlalchemy.select(Object, Photo)
@@ -73,9 +74,15 @@ def wanting(project: Project, iteration: int) -> list[Wanting]:
 
 
 def propose(
-  project: Project, target: int, iteration: int, candidates: Sequence[Proposed]
+  project: Project,
+  target: int,
+  iteration: int,
+  candidates: Sequence[Proposed],
+  kind: str = "shape",
 ) -> Task | None:
   """Adds the candidates of an object and opens its task, in one transaction.
+
+  kind: shape, texture or comparison, which is the task's stage as well.
 
   None without candidates: the object goes on waiting.
   """
@@ -95,9 +102,9 @@ def propose(
         Candidate(
           object_id=target,
           iteration=iteration,
-          name=f"{one.kind}-{number}",
+          name=f"{kind}-{number}",
           generator=one.generator,
-          kind=one.kind,
+          kind=kind,
           mesh=mesh,
           suffix=one.suffix,
           shown=digest,
@@ -108,9 +115,8 @@ def propose(
         )
       )
     session.flush()
-    stage = kept[0][0].kind
     task = stages.new_task(
-      session, stage, owner.photo_id, target, project.settings.seed, iteration=iteration
+      session, kind, owner.photo_id, target, project.settings.seed, iteration=iteration
     )
     if task.state == "waiting":
       task.state = "open"

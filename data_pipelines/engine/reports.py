@@ -111,6 +111,22 @@ def _habits(rows: Sequence[tuple[str, dict[str, Any], int | None]]) -> dict[str,
   return found
 
 
+def votes(project: Project) -> Iterator[tuple[str, str, str]]:
+  """(generator on the left, generator on the right, outcome) of each blind comparison."""
+  with project.database.transaction() as session:
+    payloads = list(
+      session.scalars(
+        sqlalchemy.select(Decision.payload).where(Decision.kind == "vote").order_by(Decision.id)
+      )
+    )
+    rows = session.execute(
+      sqlalchemy.select(Candidate.id, Candidate.generator).where(Candidate.kind == "comparison")
+    )
+    generators = dict(rows.all())
+  for payload in payloads:
+    yield generators[payload["left"]], generators[payload["right"]], payload["answer"]
+
+
 def skipped(project: Project) -> list[dict[str, Any]]:
   """Tasks that somebody could not decide."""
   with project.database.transaction() as session:

@@ -5,7 +5,7 @@ import pytest
 import trimesh
 
 from data_pipelines.engine import export, poses, proposals, queue
-from launch import engine
+from launch import engine, evaluate
 from launch.engines import generators
 from sam3d_jax.errors import InputError
 from tests.support import engine_projects, tiny_weights
@@ -94,3 +94,28 @@ def test_photos_come_back_as_they_were_taken_in(tmp_path, made):
   np.testing.assert_array_equal(photo.image_HW3, given.image_HW3)
   np.testing.assert_array_equal(photo.masks["object"], given.masks["0"])
   assert poses.UPRIGHT[0] > 0
+
+
+def test_blind_comparisons_end_in_the_votes_that_evaluate_reads(tmp_path, made, capsys):
+  words = ["compare", "--project", str(made.folder)]
+  for name, size in (("ours", 1), ("theirs", 5)):
+    for number in range(2):
+      folder = tmp_path / name / "cup" / str(number)
+      folder.mkdir(parents=True)
+      (folder / "a.glb").write_bytes(engine_projects.mesh_bytes(size))
+    words += ["--generator", f"{name}=meshes:{tmp_path / name}"]
+  assert engine.main(words[:-2]) == 2
+  assert engine.main(words) == 0
+  ann = engine_projects.person(made, "ann")
+  for number in range(2):
+    handed = queue.next_task(made, ann, ["comparison"])
+    sides = [handed.view[side] for side in ("left", "right")]
+    payload = {"left": sides[0]["id"], "right": sides[1]["id"], "answer": "left"}
+    said = {"key": f"v{number}", "epoch": handed.epoch, "kind": "vote"}
+    queue.decide(made, ann, handed.task, payload=payload, **said)
+  votes = tmp_path / "votes.csv"
+  assert engine.main(["votes", "--project", str(made.folder), "--out", str(votes)]) == 0
+  head, *lines = votes.read_text().splitlines()
+  assert head == "left,right,outcome"
+  assert {frozenset(line.split(",")[:2]) for line in lines} == {frozenset(("ours", "theirs"))}
+  assert evaluate.main(["--votes", str(votes), "--out", str(tmp_path / "scores")]) == 0

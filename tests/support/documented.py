@@ -73,6 +73,8 @@ PLACEHOLDERS = {
   "ROOT": "root",
   "NAME": "name",
   "SCORES": "scores",
+  "OURS": "ours",
+  "THEIRS": "theirs",
   # of other machines
   "HOST": "host",
   "P": "project",

@@ -13,11 +13,11 @@ from fastapi.staticfiles import StaticFiles
 import pydantic
 from sqlalchemy import exc
 
-from data_pipelines.engine import people, poses, queue, reports, stages
+from data_pipelines.engine import adding, people, poses, queue, reports, stages
 from data_pipelines.engine.project import Project
 from data_pipelines.engine.tables import Annotator, Event
 from data_pipelines.engine.web import access as ways_in
-from data_pipelines.engine.web import uploads
+from data_pipelines.engine.web import segment, uploads
 from data_pipelines.engine.web.access import Access
 from sam3d_jax.errors import InputError
 
@@ -65,6 +65,16 @@ class PoseIn(pydantic.BaseModel):
   scale: float
 
 
+class PointsIn(pydantic.BaseModel):
+  """Points of a photo for a segmenter: x, y in pixels, and 1 where the object is, 0 where not."""
+
+  model_config = pydantic.ConfigDict(extra="forbid")
+
+  points: list[tuple[float, float, int]] = pydantic.Field(
+    min_length=1, max_length=segment.MAX_POINTS
+  )
+
+
 class PersonIn(pydantic.BaseModel):
   """Somebody to invite."""
 
@@ -74,7 +84,9 @@ class PersonIn(pydantic.BaseModel):
   role: str = "annotator"
 
 
-def create_app(project: Project, access: Access) -> FastAPI:
+def create_app(
+  project: Project, access: Access, segmenter: segment.Segmenter | None = None
+) -> FastAPI:
   """The app of a project."""
   app = FastAPI(title="sam3d_jax data engine", docs_url=None, redoc_url=None)
 
@@ -126,7 +138,20 @@ def create_app(project: Project, access: Access) -> FastAPI:
   @app.get("/api/me")
   def me(person: Caller) -> dict[str, Any]:
     """Who the caller is."""
-    return {"name": person.name, "role": person.role}
+    return {"name": person.name, "role": person.role, "segmenter": segmenter is not None}
+
+  @app.post("/api/tasks/{task}/segment")
+  def segment_at(task: int, body: PointsIn, person: Caller) -> dict[str, str]:
+    """A mask of the segmenter for points of the photo, kept: {"digest"}."""
+    if segmenter is None:
+      raise HTTPException(404, "no segmenter was given: launch.annotate --segmenter")
+    photo = queue.holding(project, person, task, lambda work: work.photo)
+    picture = adding.as_png(project.blobs.read(photo.image))
+    try:
+      found = uploads.checked("mask", segmenter.mask(picture, body.points))
+    except segment.SegmenterFailed as error:
+      raise HTTPException(502, str(error)) from error
+    return {"digest": project.blobs.add(found)}
 
   @app.get("/api/next")
   def next_task(person: Caller, stages: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import io
 import json
 import sqlite3
+import sys
 import zlib
 
 import numpy as np
@@ -11,17 +12,18 @@ import pytest
 from sqlalchemy import exc
 from starlette.testclient import TestClient
 
-from data_pipelines.engine import people, queue, reports
-from data_pipelines.engine.web import access, app, uploads
+from data_pipelines.engine import adding, people, queue, reports
+from data_pipelines.engine.web import access, app, segment, uploads
+from sam3d_jax.errors import ConfigError
 from tests.support import engine_projects
 
 HOST = "127.0.0.1:8008"
 
 
-def client(made, **settings) -> TestClient:
+def client(made, segmenter=None, **settings) -> TestClient:
   """A client of the project's app, on its loopback address."""
   way_in = access.Access(**({"secret": "s", "hosts": (HOST,), "local": True} | settings))
-  return TestClient(app.create_app(made, way_in), base_url=f"http://{HOST}")
+  return TestClient(app.create_app(made, way_in, segmenter), base_url=f"http://{HOST}")
 
 
 @pytest.fixture
@@ -89,7 +91,7 @@ def test_beyond_the_machine_everybody_says_who_they_are(made):
     lead = people.named(session, "lea", "lead")
     token = people.give_token(session, lead)
   bearer = {"authorization": f"Bearer {token}"}
-  assert calls.get("/api/me", headers=bearer).json() == {"name": "lea", "role": "lead"}
+  assert calls.get("/api/me", headers=bearer).json()["role"] == "lead"
   assert calls.get("/api/me", headers={"authorization": "Bearer x"}).status_code == 401
 
   # a join link, once
@@ -98,7 +100,7 @@ def test_beyond_the_machine_everybody_says_who_they_are(made):
   joined = calls.get(link, follow_redirects=False)
   cookie = joined.headers["set-cookie"]
   assert "HttpOnly" in cookie and "SameSite=lax" in cookie
-  assert calls.get("/api/me").json() == {"name": "ben", "role": "annotator"}
+  assert calls.get("/api/me").json()["name"] == "ben"
   assert calls.get("/api/status").status_code == 403
   calls.cookies.clear()
   assert calls.get(link, follow_redirects=False).status_code == 403
@@ -194,3 +196,39 @@ def test_an_answer_that_cannot_be_stored_is_no_acknowledgement(made, monkeypatch
 def test_the_server_is_reached_under_its_own_names_only():
   assert access.is_loopback("127.0.0.1") and access.is_loopback("localhost")
   assert not access.is_loopback("0.0.0.0") and not access.is_loopback("host.example")
+
+
+SEGMENTER = """
+import json, sys
+from PIL import Image
+image, points, out = sys.argv[1:]
+(x, y, inside), = json.load(open(points))
+mask = Image.new("L", Image.open(image).size, 0)
+mask.putpixel((round(x), round(y)), 255 * inside)
+mask.save(out)
+"""
+
+
+def test_a_segmenter_makes_masks_of_clicks(tmp_path):
+  with_photo = engine_projects.make(tmp_path, objects=1)
+  adding.add_photo(with_photo, "bare", engine_projects.photo(tmp_path, "bare", 0))
+  program = tmp_path / "segmenter.py"
+  program.write_text(SEGMENTER)
+  words = f"{sys.executable} {program} {{image}} {{points}} {{out}}"
+  calls = client(with_photo, segmenter=segment.parse(words))
+  task = calls.get("/api/next?stages=mask").json()
+  path = f"/api/tasks/{task['task']}/segment"
+  digest = calls.post(path, json={"points": [[7, 5, 1]]}).json()["digest"]
+  mask = np.asarray(Image.open(io.BytesIO(with_photo.blobs.read(digest))))
+  assert np.argwhere(mask).tolist() == [[5, 7]]
+  # a program that fails is told of, and nothing else breaks
+  program.write_text("raise SystemExit('out of memory')")
+  failed = calls.post(path, json={"points": [[7, 5, 1]]})
+  assert failed.status_code == 502
+  assert "out of memory" in failed.json()["detail"]
+  assert calls.post(path, json={"points": []}).status_code == 422
+  without = client(with_photo)
+  assert without.post(path, json={"points": [[7, 5, 1]]}).status_code == 404
+  with_photo.close()
+  with pytest.raises(ConfigError, match="must contain {image}, {points}, {out}"):
+    segment.parse("sam {image}")

@@ -1,7 +1,7 @@
-// Stage 1: the objects of a photo and their masks, by brush or polygon.
+// Stage 1: the objects of a photo and their masks, by brush, polygon or clicks for a segmenter.
 
-import { picture, upload } from "../api.js";
-import { element, keys, maskPixels } from "../parts.js";
+import { get, picture, post, upload } from "../api.js";
+import { element, keys, maskPixels, say } from "../parts.js";
 
 const COLOURS = [[255, 190, 40], [80, 200, 255], [255, 100, 160], [120, 230, 120], [200, 140, 255]];
 
@@ -18,6 +18,8 @@ export async function mask(main, task, decided) {
   let tool = "brush";
   let size = Math.max(4, Math.round(width / 40));
   let polygon = [];
+  let clicks = [];
+  const { segmenter } = await get("/api/me");
   const undone = [];
 
   const list = element("div", { className: "row", id: "objects" });
@@ -39,12 +41,15 @@ export async function mask(main, task, decided) {
   );
   main.replaceChildren(side, element("div", { className: "paint" }, canvas));
 
-  for (const [name, key] of [["brush", "b"], ["erase", "e"], ["polygon", "p"]]) {
+  const offered = [["brush", "b"], ["erase", "e"], ["polygon", "p"]];
+  if (segmenter) offered.push(["click", "c"]);
+  for (const [name, key] of offered) {
     tools.append(element("button", { id: name, onclick: () => choose(name) }, `${name} `, element("kbd", {}, key)));
   }
   function choose(name) {
     tool = name;
     polygon = [];
+    clicks = [];
     show();
   }
   function show() {
@@ -83,7 +88,26 @@ export async function mask(main, task, decided) {
   }
   let painting = false;
   let previous = null;
+  // clicks say where the object is, with the right button where it is not
+  canvas.addEventListener("contextmenu", (event) => event.preventDefault());
+  async function segment(event) {
+    const [x, y] = at(event);
+    clicks.push([x, y, event.button === 2 ? 0 : 1]);
+    try {
+      const { digest } = await post(`/api/tasks/${task.task}/segment`, { points: clicks });
+      keep();
+      objects[current].replace(await maskPixels(digest, width, height));
+      say("");
+    } catch (error) {
+      say(error.message);
+    }
+    show();
+  }
   canvas.addEventListener("pointerdown", (event) => {
+    if (tool === "click") {
+      segment(event);
+      return;
+    }
     canvas.setPointerCapture(event.pointerId);
     if (tool === "polygon") {
       polygon.push(at(event));
@@ -123,6 +147,7 @@ export async function mask(main, task, decided) {
     b: () => choose("brush"),
     e: () => choose("erase"),
     p: () => choose("polygon"),
+    ...(segmenter ? { c: () => choose("click") } : {}),
     z: undo,
     Enter: save,
   });
@@ -135,12 +160,14 @@ export async function mask(main, task, decided) {
 function layer(width, height, pixels) {
   const canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d", { willReadFrequently: true });
-  if (pixels) {
-    for (let at = 0; at < pixels.data.length; at += 4) pixels.data[at + 3] = pixels.data[at] > 127 ? 255 : 0;
-    context.putImageData(pixels, 0, 0);
-  }
+  const replace = (grey) => {
+    for (let at = 0; at < grey.data.length; at += 4) grey.data[at + 3] = grey.data[at] > 127 ? 255 : 0;
+    context.putImageData(grey, 0, 0);
+  };
+  if (pixels) replace(pixels);
   const read = () => context.getImageData(0, 0, width, height);
   return {
+    replace,
     copy: read,
     restore: (kept) => context.putImageData(kept, 0, 0),
     empty: () => !read().data.some((value, at) => at % 4 === 3 && value > 127),
