@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from sam3d_jax.geometry import packing, voxel_tables
-from sam3d_jax.models import brick_layers, slat_mesh, sparse
+from sam3d_jax.models import brick_layers, slat_flops, slat_mesh, sparse
 from sam3d_jax.models.slat_mesh import SlatMeshConfig, SlatMeshDecoder
 from sam3d_jax.models.slat_trunk import TrunkConfig
 from sam3d_jax.models.sparse import SparseTensor
 from sam3d_jax.models.sparse_layers import SparseGroupNorm
+from sam3d_jax.models.stack import unrolled
 from sam3d_jax.sections import FieldError
 
 RESOLUTION = 8
@@ -164,6 +165,21 @@ def test_half_precision_of_large_activations_gives_the_mesh_of_float32(dtype):
   assert np.abs(feats - reference).max() < 0.05 * np.abs(reference).max()
 
 
+def test_attention_whose_logits_overflow_float16_gives_a_mesh():
+  params, forward = decoder("float16")
+
+  def sharpened(path, leaf):
+    return 100 * leaf if "qkv" in jax.tree_util.keystr(path) else leaf
+
+  params = jax.tree.map_with_path(sharpened, params)
+  row = packed(coords_of(0, 60), shape=packing.RowShape(voxels=2 * VOXELS, coarse=0, objects=2))
+  x = SparseTensor(row.fill([latents_of(0, 60)]), row.voxels.fine)
+  feats = np.array(forward(params, x))
+  assert np.isfinite(feats).all()
+  ((mesh,),) = slat_mesh.meshes(feats, row.voxels.fine, RESOLUTION)
+  assert len(mesh.faces_F3) > 1000
+
+
 def test_gradients_reach_every_parameter_and_are_finite():
   params, _ = decoder("float32")
   graph = nnx.graphdef(SlatMeshDecoder(tiny("float32"), rngs=nnx.Rngs(0)))
@@ -180,6 +196,33 @@ def test_gradients_reach_every_parameter_and_are_finite():
   for path, leaf in jax.tree.leaves_with_path(gradient(params)):
     assert np.isfinite(leaf).all(), path
     assert np.abs(leaf).max() > 0, path
+
+
+def test_flops_of_the_subdivisions_in_closed_form_are_those_that_xla_counts():
+  cfg = SlatMeshConfig(trunk=TrunkConfig(width=64, heads=2), up_channels=(64, 32))
+  abstract = nnx.eval_shape(lambda: SlatMeshDecoder(cfg, rngs=nnx.Rngs(0)))
+  graph, params = nnx.split(abstract)
+  level = packed(coords_of(0, 60)).voxels.fine
+
+  def subdivided(params, feats):
+    decoder = nnx.merge(graph, params)
+    for block in decoder.up_blocks:
+      feats = block(feats, level)
+    return decoder.proj_out(feats)
+
+  def loss(params, feats):
+    return jnp.square(subdivided(params, feats)).mean()
+
+  feats = jax.ShapeDtypeStruct((1, VOXELS, 1, 1, 1, 64), jnp.float32)
+  of_trunk = slat_flops.trunk(cfg.latent_channels, cfg.trunk).weights
+  of_all = slat_flops.mesh(cfg, plain=False).weights
+  expected = (of_all - of_trunk) * VOXELS / slat_flops.SAMPLE_VOXELS
+  # backward: as much again for the features and for the kernels
+  for program, times in ((subdivided, 1), (jax.grad(loss, argnums=(0, 1)), 3)):
+    with unrolled():
+      lowered = jax.jit(program).lower(params, feats)
+    counted = lowered.cost_analysis()["flops"]
+    assert counted == pytest.approx(times * expected, rel=0.05)
 
 
 def test_what_is_missing_or_does_not_fit_is_an_error():
