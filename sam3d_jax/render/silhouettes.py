@@ -45,6 +45,14 @@ class _Line(NamedTuple):
   beside_V: jax.Array  # pixels across
 
 
+class _Crossings(NamedTuple):
+  """Where surfaces end between the H x (W - 1) pairs of neighbours of a row."""
+
+  reach: jax.Array  # from the nearer pixel's centre to the farther's, 0 to 1
+  is_there: jax.Array  # bool: a surface ends between them
+  left_is_nearer: jax.Array  # bool
+
+
 class _Walk(NamedTuple):
   """Surfaces that are followed, one for each pair of neighbours."""
 
@@ -111,18 +119,15 @@ def antialiased(values_HWC: jax.Array, seen: Seen) -> jax.Array:
   share_down = _share(down, to_side.T)
 
   # What pixels take on from their neighbours.
-  taken_across = _mixed(values_HWC, across, share_across)
+  change_across, part_across = _taken(values_HWC, across, share_across)
   on_side = values_HWC.swapaxes(0, 1)
-  taken_down = _mixed(on_side, down, share_down)
-  return values_HWC + taken_across + taken_down.swapaxes(0, 1)
+  change_down, part_down = _taken(on_side, down, share_down)
+  change = change_across + change_down.swapaxes(0, 1)
 
-
-class _Crossings(NamedTuple):
-  """Where surfaces end between the H x (W - 1) pairs of neighbours of a row."""
-
-  reach: jax.Array  # from the nearer pixel's centre to the farther's, 0 to 1
-  is_there: jax.Array  # bool: a surface ends between them
-  left_is_nearer: jax.Array  # bool
+  # All of itself is the most that a pixel gives up: things thinner than it end on all sides.
+  part = jax.lax.stop_gradient(part_across + part_down.T)
+  held = change / jnp.maximum(part, 1.0)[..., None]
+  return values_HWC + held
 
 
 def _distances(crossings: _Crossings) -> tuple[jax.Array, jax.Array]:
@@ -171,26 +176,29 @@ def _part(own, other) -> jax.Array:
   return jnp.where(is_slanting, part, 1.0)
 
 
-def _mixed(values_HWC, crossings: _Crossings, share) -> jax.Array:
-  """What pixels take on from their neighbours before and behind in their row."""
-  left = values_HWC[:, :-1]
-  right = values_HWC[:, 1:]
-  left_is_nearer = crossings.left_is_nearer[..., None]
-
+def _taken(values_HWC, crossings: _Crossings, share) -> tuple[jax.Array, jax.Array]:
+  """What pixels take on from their neighbours in their row: the change (H, W, C), and how much of
+  themselves they give up for it (H, W).
+  """
   # Beyond the middle the nearer covers some of the farther pixel, else it lacks some of its own.
   past_middle = crossings.reach - 0.5
   beyond = jnp.where(crossings.is_there, share * past_middle, 0.0)
-  beyond = beyond[..., None]
-  step = jnp.where(left_is_nearer, left - right, right - left)
-  of_farther = jnp.maximum(beyond, 0.0) * step
-  of_nearer = jnp.minimum(beyond, 0.0) * step
-  to_left = jnp.where(left_is_nearer, of_nearer, of_farther)
-  to_right = jnp.where(left_is_nearer, of_farther, of_nearer)
+  of_farther = jnp.maximum(beyond, 0.0)
+  of_nearer = jnp.maximum(-beyond, 0.0)
+  of_left = jnp.where(crossings.left_is_nearer, of_nearer, of_farther)
+  of_right = jnp.where(crossings.left_is_nearer, of_farther, of_nearer)
+
+  # Both change towards the other.
+  step = values_HWC[:, 1:] - values_HWC[:, :-1]
+  to_left = of_left[..., None] * step
+  to_right = of_right[..., None] * -step
+
   # The last pixel of a row is no left one, the first no right one.
   all_channels = (0, 0)
   from_behind = jnp.pad(to_left, (*AT_END, all_channels))
   from_before = jnp.pad(to_right, (*AT_START, all_channels))
-  return from_behind + from_before
+  part = jnp.pad(of_left, AT_END) + jnp.pad(of_right, AT_START)
+  return from_behind + from_before, part
 
 
 def _crossings(line: _Line, seen: Seen) -> _Crossings:

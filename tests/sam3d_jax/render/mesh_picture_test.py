@@ -272,3 +272,20 @@ def test_half_edges_find_their_partners():
     return np.sort(np.stack(both, -1), -1)
 
   np.testing.assert_array_equal(ends(half), ends(partner))
+
+
+def test_what_is_thinner_than_a_pixel_stays_within_zero_and_one():
+  draw = np.random.default_rng(2)
+  # slivers in all directions
+  start = draw.uniform(-0.5, 0.5, (100, 3))
+  along = draw.uniform(-0.3, 0.3, (100, 3))
+  across = draw.uniform(-0.02, 0.02, (100, 3))
+  vertices = np.concatenate([start, start + along, start + across])
+  faces = np.arange(300).reshape(3, 100).T
+  picture, _, _ = look(shape_of(vertices, faces), viewpoint())
+  mask = np.asarray(picture.mask_HW)
+  assert mask.min() >= -1e-6
+  assert mask.max() <= 1 + 1e-6
+  assert ((mask > 0.05) & (mask < 0.95)).sum() > 100
+  hits = Caster(Mesh(vertices, faces)).cast(viewpoint(), CAMERA)
+  assert (np.asarray(picture.face_HW) == hits.face_HW).all()
