@@ -5,8 +5,10 @@ sharded, so writing one costs a pass over memory and a restore on another mesh c
 `checkpoint_steps` says what lies where.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
 import functools
+import gc
 from typing import Any
 
 from etils import epath
@@ -154,8 +156,26 @@ def _read(workdir, step: int, item, restore_args, partial: bool) -> dict[str, An
     restore_args=restore_args,
     partial_restore=partial,
   )
-  tree = ocp.PyTreeCheckpointHandler().restore(folder, args=args)
+  try:
+    tree = ocp.PyTreeCheckpointHandler().restore(folder, args=args)
+  except Exception:
+    collect_unfinished()
+    raise
   return flatten(tree)
+
+
+def collect_unfinished() -> None:
+  """Takes the exceptions of reads that nobody can wait for any more.
+
+  Arrays are read beside each other. The first that fails ends the loop that the others run in, and
+  what they say is left in it: Python would complain of each when it is thrown away.
+  """
+  for thing in gc.get_objects():
+    if not issubclass(type(thing), asyncio.Future):
+      continue
+    is_over = thing.done() and not thing.cancelled()
+    if is_over and thing.get_loop().is_closed():
+      thing.exception()
 
 
 def compare(sums: Mapping[str, str], meta: Mapping[str, Any]) -> None:

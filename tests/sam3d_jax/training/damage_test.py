@@ -1,6 +1,8 @@
 """Checkpoints on a bad disk: what is damaged is found, named and survived."""
 
+import asyncio
 import functools
+import gc
 import json
 import pathlib
 import shutil
@@ -263,3 +265,24 @@ def test_a_step_that_was_slow_to_read_back_stays_until_a_newer_one_was(tmp_path)
   gate.set()
   keeper.wait()
   assert checkpoint_steps.steps(tmp_path) == [3, 5, 6]
+
+
+def test_reads_beside_the_one_that_failed_leave_no_complaint_behind(caplog):
+  async def read(number: int):
+    # each a turn of the loop later than the one before
+    for _ in range(number):
+      await asyncio.sleep(0)
+    raise ValueError(f"array {number}")
+
+  async def read_beside_each_other():
+    await asyncio.gather(*(read(number) for number in range(5)))
+
+  # as the storage layer does: a loop of its own, closed when the first fails
+  loop = asyncio.new_event_loop()
+  with pytest.raises(ValueError, match="array 0"):
+    loop.run_until_complete(read_beside_each_other())
+  loop.close()
+
+  checkpoint_arrays.collect_unfinished()
+  gc.collect()
+  assert [record.message for record in caplog.records if record.name == "asyncio"] == []
