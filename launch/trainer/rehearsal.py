@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from launch.console import machines
 from launch.console.folders import check_folder
-from launch.trainer import checks, hosts, plan, previews, setup, starting
+from launch.trainer import checks, hosts, identity, plan, previews, setup, starting
 from launch.trainer.setup import Setup
 from launch.trainer.specs import RunSpec
 from sam3d_jax.training import checkpoint_arrays, checkpoint_params, checkpoint_steps
@@ -30,11 +30,14 @@ def run(spec: RunSpec) -> None:
     devices = machines.parse(spec.devices, "--devices").devices()
   else:
     hosts.connect(spec.hosts)
-  starting.agree_with_run(config, workdir)
+  before = starting.agree_with_run(config, workdir)
   hosts.check_same_config(config)
 
   # The plan, from the data that there are.
   missing = checks.missing_data(config)
+  if before is not None and not missing:
+    reads = identity.of(config)
+    identity.check_same_data(before["lineage"], before["step"], reads, config, workdir)
   prepared = setup.prepare(with_data_at_hand(config, missing), devices=devices)
   prepared = dataclasses.replace(prepared, config=config, workdir=workdir)
   print(plan.text(prepared, missing))

@@ -12,8 +12,7 @@ import json
 from typing import Any, TypeVar
 
 import jax
-from jax.experimental import multihost_utils
-import numpy as np
+from jax._src import distributed
 
 from sam3d_jax.errors import InputError, JobFailed
 from sam3d_jax.files import blame
@@ -22,25 +21,47 @@ from sam3d_jax.training.checksums import CorruptCheckpoint
 # how a host has fared, the gravest last: damage is worked around only where nothing else is wrong
 FINE, DAMAGED, REFUSED, FAILED = "fine", "damaged", "refused", "failed"
 
+PATIENCE_SECONDS = 1800.0  # that processes wait for each other's texts
+
 Value = TypeVar("Value")
+
+_rounds = 0  # of exchanges so far, the same in every process
 
 
 def exchange(text: str) -> list[str]:
-  """One text from every process, by process index. Every process must call it."""
-  if jax.process_count() == 1:
+  """One text from every process, by process index. Every process must call it.
+
+  They travel through the job's coordinator, not through devices: a host may be minutes behind the
+  others (it waits for a lock, or for its disk), which no collective would wait for. Raises
+  JobFailed if one does not answer within PATIENCE_SECONDS.
+  """
+  count, index = jax.process_count(), jax.process_index()
+  if count == 1:
     return [text]
-  data = np.frombuffer(text.encode(), np.uint8)
+  global _rounds
+  _rounds += 1
+  client = distributed.global_state.client
+  patience = int(PATIENCE_SECONDS * 1000)
+  place = f"sam3d_jax/exchange/{_rounds}"
 
-  # Arrays of one length travel: the lengths first, then the texts, padded to the longest.
-  sizes = multihost_utils.process_allgather(np.array(data.size)).reshape(-1)
-  longest = int(sizes.max())
-  padded = np.pad(data, (0, longest - data.size))
-  rows = multihost_utils.process_allgather(padded)
-
-  texts = []
-  for row, size in zip(rows, sizes, strict=True):
-    texts.append(bytes(row[:size]).decode())
-  return texts
+  # The first process collects what the others say and tells it to all; equal texts go once.
+  try:
+    if index != 0:
+      client.key_value_set(f"{place}/{index}", text)
+      told = client.blocking_key_value_get(f"{place}/all", patience)
+    else:
+      said = [text]
+      for host in range(1, count):
+        said.append(client.blocking_key_value_get(f"{place}/{host}", patience))
+      different = list(dict.fromkeys(said))
+      told = json.dumps({"texts": different, "of": [different.index(one) for one in said]})
+      client.key_value_set(f"{place}/all", told)
+  except RuntimeError as error:
+    raise JobFailed(
+      f"a process of this job did not answer, or has ended; its log says why ({blame.said(error)})"
+    ) from error
+  answer = json.loads(told)
+  return [answer["texts"][number] for number in answer["of"]]
 
 
 def of_first(value: Any) -> Any:
