@@ -128,6 +128,7 @@ def compile_pictures(args: argparse.Namespace) -> int:
     side=args.side,
     tile=args.tile,
     block=args.block,
+    lanes=args.lanes,
     slots=args.slots,
     json=pathlib.Path(args.json) if args.json else None,
   )

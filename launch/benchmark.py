@@ -226,6 +226,7 @@ def measure_rendering(args: argparse.Namespace) -> None:
     side=args.side,
     tile=args.tile,
     block=args.block,
+    lanes=args.lanes,
     slots=args.slots,
     repeat=args.repeat,
     json=pathlib.Path(args.json) if args.json else None,

@@ -99,4 +99,5 @@ def rendering_flags(parser: Parser, *, splats: int | None, side: int) -> None:
   parser.add_argument("--side", type=int, default=side, help="of the picture, pixels")
   parser.add_argument("--tile", type=int, default=16, help="side of a tile, pixels")
   parser.add_argument("--block", type=int, default=32, help="splats that a tile takes at once")
+  parser.add_argument("--lanes", type=int, default=16, help="tiles at once")
   parser.add_argument("--slots", type=int, help="room for (tile, splat) pairs (default: 8 a splat)")

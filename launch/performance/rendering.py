@@ -38,20 +38,21 @@ CUTS = 5  # subdivisions of the icosahedron: 20 480 triangles
 
 @dataclasses.dataclass(frozen=True)
 class RenderingSpec:
-  """What is rendered. tile: pixels along a tile's side. slots: room for pairs, None: as always.
-  repeat: the best of so many counts. json: file for the figures.
+  """What is rendered. tile, block, lanes, slots: as in the settings of pictures. repeat: the best
+  of so many counts. json: file for the figures.
   """
 
   splats: int = 20_000
   side: int = 128
   tile: int = 16
   block: int = 32
+  lanes: int = 16
   slots: int | None = None
   repeat: int = 5
   json: pathlib.Path | None = None
 
   def __post_init__(self):
-    for name in ("splats", "side", "tile", "block", "repeat"):
+    for name in ("splats", "side", "tile", "block", "lanes", "repeat"):
       value = getattr(self, name)
       if value < 1:
         raise ConfigError(f"--{name} {value} is not a positive number")
@@ -63,6 +64,7 @@ class RenderingSpec:
       self.side,
       tile=self.tile,
       block=self.block,
+      lanes=self.lanes,
       slots=self.slots,
     )
 
@@ -97,8 +99,10 @@ def splat_loss(splats: Splats, camera, where: Pose, settings) -> tuple[jax.Array
   """A scalar of colour, alpha and depth, and what was counted."""
   picture = splats_picture.render(splats, camera, where, settings=settings)
   colour = jnp.square(picture.colour_HW3).sum()
+  alpha = picture.alpha_HW.sum()
   depth = jnp.nansum(picture.depth_HW)
-  return colour + picture.alpha_HW.sum() + depth, (picture.needed, picture.lost)
+  counted = (picture.needed, picture.lost)
+  return colour + alpha + depth, counted
 
 
 def mesh_loss(vertices_V3, faces_F3, camera, where: Pose, settings) -> tuple[jax.Array, Any]:
@@ -106,10 +110,11 @@ def mesh_loss(vertices_V3, faces_F3, camera, where: Pose, settings) -> tuple[jax
   shape = Shape(vertices_V3, faces_F3, vertices_V3)
   picture = mesh_picture.render(shape, camera, where, settings=settings)
   colour = jnp.square(picture.colour_HW3).sum()
+  mask = picture.mask_HW.sum()
   normal = picture.normal_HW3[..., 2].sum()
   depth = jnp.nansum(picture.depth_HW)
-  total = colour + picture.mask_HW.sum() + normal + depth
-  return total, (picture.needed, picture.lost)
+  counted = (picture.needed, picture.lost)
+  return colour + mask + normal + depth, counted
 
 
 # --- Here -----------------------------------------------------------------------------------------
@@ -120,7 +125,13 @@ def measure(spec: RenderingSpec) -> list[dict[str, Any]]:
   camera = cameras.camera_from_fov(spec.side, spec.side, np.radians(FOV_DEG))
   where = viewpoint()
   ball = trimesh.creation.icosphere(CUTS, radius=RADIUS)
-  mesh_settings = mesh_picture.Settings(spec.side, spec.side, tile=spec.tile, block=spec.block)
+  mesh_settings = mesh_picture.Settings(
+    spec.side,
+    spec.side,
+    tile=spec.tile,
+    block=spec.block,
+    lanes=spec.lanes,
+  )
   vertices = jnp.asarray(ball.vertices, jnp.float32)
   faces = jnp.asarray(ball.faces, jnp.int32)
 
@@ -186,12 +197,18 @@ def _timed(program: Callable, arguments: tuple, repeat: int) -> tuple[float, flo
 
 def row_text(row: dict[str, Any]) -> str:
   """A row for people."""
-  forward = f"forward {row['forward_s']:.3f} s ({row['forward_cpu_s']:.3f} CPU s)"
-  both = f"forward and backward {row['both_s']:.3f} s ({row['both_cpu_s']:.3f} CPU s)"
+  count, what, side = row["count"], row["what"], row["side"]
+  forward = seconds_text("forward", row["forward_s"], row["forward_cpu_s"])
+  both = seconds_text("forward and backward", row["both_s"], row["both_cpu_s"])
   pairs = f"{row['pairs']} pairs with tiles of {row['tile']}, {row['lost']} lost"
-  what = f"{row['count']} {row['what']} at {row['side']} x {row['side']}"
-  ratio = row["both_s"] / row["forward_s"]
+  what = f"{count} {what} at {side} x {side}"
+  ratio = row["both_cpu_s"] / row["forward_cpu_s"]
   return f"{what}: {forward}, {both}, {ratio:.1f} x; {pairs}"
+
+
+def seconds_text(what: str, wall: float, cpu: float) -> str:
+  """Both clocks of a piece of work."""
+  return f"{what} {wall:.3f} s ({cpu:.3f} CPU s)"
 
 
 # --- On a described chip --------------------------------------------------------------------------
