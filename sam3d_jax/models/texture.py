@@ -40,6 +40,12 @@ class RowConfig:
         raise FieldError(
           f"{name} = {slots} is not a multiple of {BLOCK}; the nearest that is is {nearest}"
         )
+      # an object takes a block at least
+      if slots < self.objects * BLOCK:
+        raise FieldError(
+          f"{name} = {slots} slots do not hold objects = {self.objects} of {BLOCK} or more: give "
+          f"{self.objects * BLOCK} or more, or fewer objects"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

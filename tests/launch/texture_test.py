@@ -27,6 +27,7 @@ def test_its_plan_names_its_parts_and_what_a_row_costs(tmp_path, capsys):
   "override, words",
   [
     ("--config.model.row.voxels=1000", "model.row.voxels = 1000 is not a multiple of 128"),
+    ("--config.model.row.objects=9", "voxels = 384 slots do not hold objects = 9"),
     ("--config.model.latent_statistics=trelis", "the nearest is 'trellis'"),
     ("--config.model.flow.latent_channels=4", "8 channels and flow.latent_channels = 4"),
     ("--config.model.condition.streams=('image','pointmap')", "leave out pointmap"),
