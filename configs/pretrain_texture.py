@@ -8,7 +8,7 @@ views under random light and latents of ambient light, conditioned on crop and p
 masks, 256 A100, 4 objects each, 245 epochs over meshes, averages of decay 0.9999. Here objects are
 packed: a row of 65 536 voxels holds 3.6 objects on average of a size distribution with median
 18 000 voxels, so 284 rows are the published 1 024 objects. The image encoders are frozen.
-Compiled for v5p: see docs/benchmarks.md.
+Compiled for v5p:4x4x4 (64 chips, a row each): 24.1 of 95.7 GiB a chip.
 Cost at 141 TFLOP a row of six objects: 30.7 M rows, 6 550 v5p or 3 040 H200 chip-hours at 40 % MFU.
 
 `:tiny` is a model for two CPU cores.

@@ -170,13 +170,13 @@ def texture(cfg: TextureConfig, *, trained: Collection[str], lanes: int) -> Acti
     between += arrays
     largest = max(largest, arrays)
 
-  # any policy but "none" computes what is between again, block by block
+  # any policy but "none" computes all of a block again, one block after the other
+  again = max(kept["none"], largest)
   kept["none"] += between / flow.depth
-  feed_forward = 2 * row.coarse * hidden * FP32
   return Activations(
     layers=flow.depth,
     kept=kept,
-    again=max(feed_forward, largest),
+    again=again,
     rest=inputs + row.objects * condition(cfg.condition, trained, lanes),
   )
 
