@@ -87,7 +87,12 @@ def items(project: Project, iteration: int) -> Iterator[Item]:
       sqlalchemy.select(Task, Object, Photo)
       .join(Object, Object.id == Task.object_id)
       .join(Photo, Photo.id == Task.photo_id)
-      .where(Task.stage == "shape", Task.iteration <= iteration, Task.id.in_(rated))
+      .where(
+        Task.stage == "shape",
+        Task.copy == 0,
+        Task.iteration <= iteration,
+        Task.id.in_(rated),
+      )
       .order_by(Photo.name, Object.number, Task.iteration)
     ).all()
     found = [_item(session, project, *row) for row in rows]
@@ -120,6 +125,7 @@ def _later(session: orm.Session, task: Task, stage: str, kind: str) -> dict[str,
       Task.stage == stage,
       Task.object_id == task.object_id,
       Task.iteration == task.iteration,
+      Task.copy == 0,
       Decision.kind == kind,
     )
     .order_by(Decision.step.desc())

@@ -27,6 +27,8 @@ class Settings:
   rating_max: the best rating; the worst is 0.
   artist_below: winners rated lower go to an artist.
   lease_minutes: how long a task waits for a person who went away.
+  overlap: share of the rated objects that are asked of a second person, to see who agrees.
+  gold: how many people are asked what a lead has decided.
   seed: of orders and sides.
   """
 
@@ -37,10 +39,16 @@ class Settings:
   rating_max: float = 5.0
   artist_below: float = 1.5
   lease_minutes: float = 30.0
+  overlap: float = 0.05
+  gold: int = 3
   seed: int = 0
 
   def __post_init__(self):
     sections.check_positive(self, "candidates", "rating_max", "lease_minutes")
+    if not 0 <= self.overlap <= 1 or self.gold < 0:
+      raise sections.FieldError(
+        f"overlap = {self.overlap}, gold = {self.gold}: a share of 0 to 1, and 0 or more people"
+      )
 
 
 @dataclasses.dataclass

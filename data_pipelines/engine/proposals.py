@@ -142,14 +142,20 @@ def sources(project: Project) -> Iterator[tuple[str, int, int]]:
   with project.database.transaction() as session:
     winners = {}
     payloads = session.scalars(
-      sqlalchemy.select(stages.Decision.payload).where(stages.Decision.kind == "rating")
+      sqlalchemy.select(stages.Decision.payload)
+      .join(Task, Task.id == stages.Decision.task_id)
+      .where(stages.Decision.kind == "rating", Task.copy == 0)
     )
     for payload in payloads:
       winners[payload["winner"]] = payload["value"]
     rows = session.execute(
       sqlalchemy.select(Candidate.generator, Candidate.id)
       .join(Task, (Task.object_id == Candidate.object_id) & (Task.stage == Candidate.kind))
-      .where(Task.state.in_(("done", "rejected")), Task.iteration == Candidate.iteration)
+      .where(
+        Task.state.in_(("done", "rejected")),
+        Task.copy == 0,
+        Task.iteration == Candidate.iteration,
+      )
     )
     shown: dict[str, list[int]] = {}
     for generator, number in rows:

@@ -58,19 +58,23 @@ class Acknowledged:
 
 
 def next_task(
-  project: Project, annotator: Annotator, wanted: Sequence[str] | None = None
+  project: Project,
+  annotator: Annotator,
+  wanted: Sequence[str] | None = None,
+  *,
+  any_stage: bool = False,
 ) -> Handed | None:
   """The task to work on: the one that the person holds, else the first that is free.
 
-  wanted: stages to choose from; None: all that the person's role may take. None where nothing is
-  left. Two pages of one person get the same task under the same epoch.
+  wanted: stages to choose from; None: all that the person may take. any_stage: whatever their role.
+  None where nothing is left. Two pages of one person get the same task under the same epoch.
   """
-  may = [name for name, stage in STAGES.items() if annotator.role in stage.roles]
+  may = [name for name, stage in STAGES.items() if any_stage or annotator.role in stage.roles]
   names = [name for name in may if wanted is None or name in wanted]
   with project.database.transaction() as session:
     now = project.database.now(session)
     held = _held(session, annotator, names, now)
-    task = held or _free(session, names, now)
+    task = held or _free(session, annotator, names, now)
     if task is None:
       return None
 
@@ -97,9 +101,13 @@ def _held(
   return session.scalar(query.order_by(Task.id).limit(1).with_for_update())
 
 
-def _free(session: orm.Session, names: Sequence[str], now: float) -> Task | None:
-  """The first task that nobody holds, by priority; a row that another person is about to take is
-  passed over.
+def _free(
+  session: orm.Session, annotator: Annotator, names: Sequence[str], now: float
+) -> Task | None:
+  """The first task that nobody holds, by priority.
+
+  A row that another person is about to take is passed over, and so are copies of what the person
+  has decided already.
   """
   best = None
   # One look at the index a stage: it is ordered within a stage.
@@ -108,12 +116,25 @@ def _free(session: orm.Session, names: Sequence[str], now: float) -> Task | None
       Task.state == "open",
       Task.stage == name,
       Task.lease_until <= now,
+      (Task.copy == 0) | ~_known_to(annotator),
     )
     ordered = query.order_by(Task.priority, Task.id).limit(1)
     found = session.scalar(ordered.with_for_update(skip_locked=True))
     if found is not None and (best is None or found.priority < best.priority):
       best = found
   return best
+
+
+def _known_to(annotator: Annotator) -> sqlalchemy.Exists:
+  """Whether the person has decided the task of which a task is a copy, or another copy of it."""
+  other = orm.aliased(Task)
+  return sqlalchemy.exists().where(
+    other.object_id == Task.object_id,
+    other.stage == Task.stage,
+    other.iteration == Task.iteration,
+    Decision.task_id == other.id,
+    Decision.annotator_id == annotator.id,
+  )
 
 
 def _handed(session: orm.Session, project: Project, task: Task) -> Handed:
@@ -177,7 +198,7 @@ def decide(
     if kind not in stage.kinds:
       expected = " or ".join(stage.kinds)
       raise Rejected("bad_decision", f"kind = {kind!r}: a task of {task.stage} takes {expected}")
-    work = Work(session, project, task)
+    work = Work(session, project, task, annotator)
     step = len(work.decisions(kind))
     try:
       outcome = stage.decide(work, kind, payload)

@@ -5,6 +5,7 @@ import statistics
 from typing import Any
 
 import sqlalchemy
+from sqlalchemy import orm
 
 from data_pipelines.engine import proposals
 from data_pipelines.engine.project import Project
@@ -17,6 +18,8 @@ ENOUGH = 20  # decisions before anything is said of them
 HASTY_SECONDS = 1.0
 ONE_SIDED = 0.25
 MOSTLY = 0.8
+ENOUGH_COPIES = 5
+AGREES = 0.5  # share of the copies that a person decides as the first one, or a lead, did
 
 
 def status(project: Project) -> dict[str, Any]:
@@ -75,14 +78,39 @@ def people(project: Project) -> list[dict[str, Any]]:
   """What each person decided, and what a lead may want to look at."""
   told = []
   with project.database.transaction() as session:
+    agreed = agreement(session)
     for person in session.scalars(sqlalchemy.select(Annotator).order_by(Annotator.name)):
       rows = session.execute(
         sqlalchemy.select(Decision.kind, Decision.payload, Decision.milliseconds).where(
           Decision.annotator_id == person.id
         )
       ).all()
-      told.append({"name": person.name, "role": person.role, **_habits(rows)})
+      one = {"name": person.name, "role": person.role, **_habits(rows)}
+      same = agreed.get(person.id, [])
+      if same:
+        one["compared"], one["agreement"] = len(same), round(statistics.fmean(same), 2)
+        if len(same) >= ENOUGH_COPIES and one["agreement"] < AGREES:
+          one["remarks"].append("often alone")
+      told.append(one)
   return told
+
+
+def agreement(session: orm.Session) -> dict[int, list[bool]]:
+  """Person -> for each copy of an object that they rated, whether its winner is the original's."""
+  rows = session.execute(
+    sqlalchemy.select(
+      Task.stage, Task.object_id, Task.iteration, Task.copy, Decision.annotator_id, Decision.payload
+    )
+    .join(Decision, Decision.task_id == Task.id)
+    .where(Decision.kind == "rating")
+  ).all()
+  originals = {row[:3]: row.payload["winner"] for row in rows if row.copy == 0}
+  found: dict[int, list[bool]] = {}
+  for row in rows:
+    if row.copy:
+      same = row.payload["winner"] == originals[row[:3]]
+      found.setdefault(row.annotator_id, []).append(same)
+  return found
 
 
 def _habits(rows: Sequence[tuple[str, dict[str, Any], int | None]]) -> dict[str, Any]:

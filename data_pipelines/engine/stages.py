@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import hashlib
 import math
+import random
 from typing import Any
 
 import sqlalchemy
@@ -17,7 +18,7 @@ from sqlalchemy import orm
 from data_pipelines.annotations import choices
 from data_pipelines.engine import chain, poses, tables
 from data_pipelines.engine.project import Project, Settings
-from data_pipelines.engine.tables import Candidate, Decision, Object, Photo, Task
+from data_pipelines.engine.tables import Annotator, Candidate, Decision, Object, Photo, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +32,12 @@ class Outcome:
 
 @dataclasses.dataclass
 class Work:
-  """A task under a decision, in a transaction."""
+  """A task under a decision, in a transaction. annotator: who decides; None for a look."""
 
   session: orm.Session
   project: Project
   task: Task
+  annotator: Annotator | None = None
 
   @property
   def settings(self) -> Settings:
@@ -86,23 +88,25 @@ def new_task(
   seed: int,
   *,
   iteration: int = 0,
+  copy: int = 0,
   state: str = "open",
 ) -> Task:
   """Adds a task; the one that there is already, if any, stays as it is.
 
   Its seed depends on the project's and on what the task is about, so that the same project asks the
-  same questions wherever its database lies.
+  same questions wherever its database lies. A copy asks with other sides and another order.
   """
   same = sqlalchemy.select(Task).where(
     Task.stage == stage,
     Task.photo_id == photo,
     Task.object_id.is_(None) if target is None else Task.object_id == target,
     Task.iteration == iteration,
+    Task.copy == copy,
   )
   found = session.scalar(same)
   if found is not None:
     return found
-  about = f"{seed} {stage} {photo} {target} {iteration}"
+  about = f"{seed} {stage} {photo} {target} {iteration} {copy}"
   mixed = int(hashlib.sha256(about.encode()).hexdigest()[:7], 16)
   task = Task(
     stage=stage,
@@ -110,6 +114,7 @@ def new_task(
     photo_id=photo,
     object_id=target,
     iteration=iteration,
+    copy=copy,
     seed=mixed,
   )
   session.add(task)
@@ -224,25 +229,53 @@ def _rated(work: Work, winner: int, payload: Mapping[str, Any]) -> Outcome:
   stored = {"winner": winner, "value": float(value)}
   task, settings = work.task, work.settings
 
+  # a copy is asked for its answer alone
+  if task.copy:
+    return Outcome(stored, "done")
+
   def follows(stage: str) -> Callable[[], None]:
     def then() -> None:
-      new_task(
-        work.session,
-        stage,
-        task.photo_id,
-        task.object_id,
-        settings.seed,
-        iteration=task.iteration,
-      )
+      if stage:
+        new_task(
+          work.session,
+          stage,
+          task.photo_id,
+          task.object_id,
+          settings.seed,
+          iteration=task.iteration,
+        )
+      ask_others(work)
 
     return then
 
   # a texture that is chosen is the end of it
   if task.stage == "texture":
-    return Outcome(stored, "done")
+    return Outcome(stored, "done", follows(""))
   if value < settings.artist_below:
     return Outcome(stored, "rejected", follows("artist"))
   return Outcome(stored, "done", follows("pose"))
+
+
+def ask_others(work: Work) -> None:
+  """Opens copies of a task that was decided: of a lead's for everybody to be compared with, of some
+  of the others' for a second opinion.
+  """
+  task, settings = work.task, work.settings
+  copies = 0
+  if work.annotator is not None and work.annotator.role == "lead":
+    copies = settings.gold
+  elif random.Random(f"{task.seed} overlap").random() < settings.overlap:
+    copies = 1
+  for number in range(copies):
+    new_task(
+      work.session,
+      task.stage,
+      task.photo_id,
+      task.object_id,
+      settings.seed,
+      iteration=task.iteration,
+      copy=number + 1,
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -323,6 +356,7 @@ def accepted_mesh(session: orm.Session, task: Task) -> Accepted:
         Task.stage == stage,
         Task.object_id == task.object_id,
         Task.iteration == task.iteration,
+        Task.copy == 0,
         Decision.kind == kind,
       )
       .order_by(Decision.step.desc())

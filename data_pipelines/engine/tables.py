@@ -95,7 +95,7 @@ class Task(Base):
   __table_args__ = (
     CheckConstraint(f"stage in {STAGES}", name="stage"),
     CheckConstraint(f"state in {STATES}", name="state"),
-    UniqueConstraint("stage", "photo_id", "object_id", "iteration"),
+    UniqueConstraint("stage", "photo_id", "object_id", "iteration", "copy"),
     # the next task is the first row of this index
     Index("task_queue", "state", "stage", "priority", "id"),
     Index("task_lease", "lease_owner", "state"),
@@ -108,6 +108,8 @@ class Task(Base):
   photo_id: Mapped[int] = mapped_column(ForeignKey("photo.id"))
   object_id: Mapped[int | None] = mapped_column(ForeignKey("object.id"), index=True)
   iteration: Mapped[int] = mapped_column(default=0)
+  # 0: what it decides counts. Others ask the same of somebody else, to see who agrees.
+  copy: Mapped[int] = mapped_column(default=0)
   seed: Mapped[int]
   lease_owner: Mapped[int | None] = mapped_column(ForeignKey("annotator.id"))
   lease_until: Mapped[float] = mapped_column(Float, default=0.0)

