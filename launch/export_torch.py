@@ -118,7 +118,7 @@ def summary(out: str, record: dict[str, Any]) -> str:
     lines += [f"  {why}" for why in pipeline["obstacles"]]
 
   # what nobody has vouched for
-  if not record["decoder"]["verified"]:
+  if not record["decoder"]["verified"] and record["decoder"]["from"] is not None:
     lines.append(
       "not checked: whether the decoder belongs to the latents trained on (one of them does not "
       "say its autoencoder)"

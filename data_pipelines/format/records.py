@@ -440,6 +440,20 @@ def dataset_identity(directory: str | os.PathLike) -> dict:
   return identity
 
 
+def dataset_lineage(directory: str | os.PathLike) -> dict:
+  """The identity of a dataset with the name of the autoencoder of its structured latents (`slat`),
+  as whoever encoded or converted it stated it. Apart from `dataset_identity`, which names builds
+  that began before this was known.
+  """
+  identity = dataset_identity(directory)
+  build = texts.read_own(pathlib.Path(directory) / BUILD_FILE) or {}
+  settings = (build.get("identity") or {}).get("config") or {}
+  slat_autoencoder = build.get("slat_autoencoder") or settings.get("slat_autoencoder")
+  if slat_autoencoder:
+    identity["slat"] = {"autoencoder": slat_autoencoder}
+  return identity
+
+
 def dataset_contents(directory: str | os.PathLike) -> dict:
   """What tells the records of a dataset from others: how many each split has, and a digest of the
   shards' lengths and sizes and of what they were built from. It stays when the folder moves.

@@ -239,7 +239,7 @@ def make_lineage(config: ConfigDict, parents: list[dict], reads: identity.Identi
   if config.data.kind == "shards":
     for name, entry in config.data.mixture.items():
       if entry.weight:
-        datasets[name] = records.dataset_identity(entry.path)
+        datasets[name] = records.dataset_lineage(entry.path)
   versions = {package: importlib.metadata.version(package) for package in PACKAGES}
   versions["python"] = platform.python_version()
   return {

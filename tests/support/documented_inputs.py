@@ -49,6 +49,13 @@ OTHERWISE = {
   ("art_3do", "--config.source"): "items",
   ("preferences", "--config.source"): "items",
 }
+# Models of the second stage: what pages call them, and which kind they are.
+SECOND = {
+  "texture": "texture",
+  "slat_vae": "slat_vae",
+  "slat_small": "slat_gaussian",
+  "slat_mesh": "slat_mesh",
+}
 OUTPUTS = ("--out", "--workdir", "--config.out", "--html", "--json", "--depth")
 
 
@@ -106,10 +113,14 @@ def write(folder: pathlib.Path) -> None:
   )
   row = {"event": "begin", "unix_time": 1.0, "wall": 1.0, "step": None, "seconds": {"init": 1.0}}
   (folder / "run" / "goodput.jsonl").write_text(json.dumps(row) + "\n")
+  second = {name: tiny_release.in_memory(kind, 2) for name, kind in SECOND.items()}
+  for name, model in second.items():
+    tiny_release.save_run(folder / name, model.config, model.params, {})
   release_writer.write_release(
     folder / "release",
     tiny_release.in_memory("geometry", 0),
     tiny_release.in_memory("structure_vae", 1),
+    list(second.values()),
     storage=tiny_release.SAFETENSORS,
   )
 
@@ -155,6 +166,9 @@ def _value(
   module: str, config: str, flag: str, value: str, inputs: pathlib.Path, out: pathlib.Path
 ) -> str:
   """What stands behind a flag."""
+  # several models, each by its name
+  if flag == "--second":
+    return str(inputs / pathlib.Path(value).name)
   if flag in OUTPUTS:
     return str(out / pathlib.Path(value).name)
   if flag == "--generator":

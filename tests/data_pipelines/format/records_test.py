@@ -164,6 +164,19 @@ def test_identity_tells_two_builds_apart(tmp_path):
   )
 
 
+@pytest.mark.parametrize(
+  "build",
+  [{"slat_autoencoder": "abc"}, {"identity": {"config": {"slat_autoencoder": "abc"}}}],
+  ids=["encoded", "converted"],
+)
+def test_a_lineage_names_the_autoencoder_of_structured_latents(tmp_path, build):
+  tiny_dataset.write_dataset(tmp_path, 2)
+  records.write_json(tmp_path / records.BUILD_FILE, build)
+  identity = records.dataset_lineage(tmp_path)
+  assert identity["slat"] == {"autoencoder": "abc"}
+  assert "latents" not in identity
+
+
 def test_a_dataset_from_before_a_field_was_added_still_reads_and_lacks_it(tmp_path, monkeypatch):
   def forget():
     for cached in (schema.features, schema._serialiser, schema._partial_features):
