@@ -135,7 +135,9 @@ def bits_of(things: int) -> int:
 
 
 def check(things: int, grid: Grid) -> None:
-  """Raises ValueError if keys do not fit 32 bits."""
+  """Raises ValueError if there is nothing, or if keys do not fit 32 bits."""
+  if things < 1:
+    raise ValueError("no splats or triangles: give at least one, of opacity 0 or of -1 if need be")
   if not fits(things, grid):
     raise ValueError(
       f"{things} splats or triangles in {grid.tiles} tiles of {grid.side} pixels: tile and number "

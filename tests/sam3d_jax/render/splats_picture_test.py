@@ -248,6 +248,8 @@ def test_wrong_settings_are_named():
     Settings(8, 8, tile=0)
   with pytest.raises(ValueError, match=r"take larger tiles \(tile=32\)"):
     tiles.check(4_000_000, tiles.Grid(1024, 1024, 16))
+  with pytest.raises(ValueError, match="no splats or triangles"):
+    tiles.check(0, tiles.Grid(16, 16, 16))
 
 
 # The other three agree as well; three programs are enough to compile here.
