@@ -220,6 +220,11 @@ def _blame(spec: str, overrides: list[str], config: ConfigDict) -> str | None:
       section, _, name = key.rpartition(".")
       # a key without a value has a type too
       wanted = (_get(config, section) if section else config).get_type(name)
+      if wanted is type(None):
+        return (
+          f"{key} = {value!r}: it is switched off and takes no value from the command line; set it "
+          "in a configuration file"
+        )
       return f"{key} = {value!r} is not of type {wanted.__name__}"
   return None
 

@@ -105,6 +105,8 @@ def estimated(spec: AheadSpec) -> bool:
     report["search"] = rows
     fits = any(row["batch_per_shard"] for row in rows)
   print("Estimated, not compiled: docs/planning.md has the error.")
+  if not fits:
+    print(f"What does fit: python -m launch.plan --on {spec.topology}")
   if spec.json is not None:
     atomic.write_text(spec.json, json.dumps(report, indent=2) + "\n")
   return fits

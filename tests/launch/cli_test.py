@@ -71,6 +71,7 @@ def test_a_wrong_override_names_key_value_and_nearest_key(capsys, argument, expe
     ("sampler.pointmap_guidance=nan", "give a number"),
     ("init_from=None", "for none write --config.init_from="),
     ("model=geometry", "is not of type ConfigDict"),
+    ("model.condition.pointmap=yes", "set it in a configuration file"),
   ],
 )
 def test_a_value_that_cannot_be_meant_is_named_with_file_key_and_remedy(capsys, override, said):
