@@ -167,7 +167,7 @@ def up_block(channels: int, out_channels: int) -> nn.Module:
 
 
 # --------------------------------------------------------------------------------------------------
-# The flow model of the second stage and its condition encoder
+# The flow model of the second stage, and condition encoders
 # --------------------------------------------------------------------------------------------------
 
 
@@ -270,6 +270,10 @@ class ClassifierFreeGuidance(nn.Module):
     self.backbone = backbone
 
 
+class ClassifierFreeGuidanceWithExternalUnconditionalProbability(ClassifierFreeGuidance):
+  pass
+
+
 class Dino(nn.Module):
   def __init__(
     self,
@@ -302,21 +306,23 @@ class Scale(nn.Module):
     self.gamma = nn.Parameter(torch.empty(width))
 
 
+def vision_block(width: int, hidden: int) -> dict[str, nn.Module]:
+  return {
+    "norm1": nn.LayerNorm(width),
+    "norm2": nn.LayerNorm(width),
+    "attn": named(qkv=nn.Linear(width, 3 * width), proj=nn.Linear(width, width)),
+    "mlp": named(fc1=nn.Linear(width, hidden), fc2=nn.Linear(hidden, width)),
+  }
+
+
 def vision_transformer(
   width: int, depth: int, registers: int, patch: int, ratio: float, side: int
 ) -> nn.Module:
   blocks = []
   hidden = int(width * ratio)
   for _ in range(depth):
-    block = named(
-      norm1=nn.LayerNorm(width),
-      norm2=nn.LayerNorm(width),
-      attn=named(qkv=nn.Linear(width, 3 * width), proj=nn.Linear(width, width)),
-      mlp=named(fc1=nn.Linear(width, hidden), fc2=nn.Linear(hidden, width)),
-      ls1=Scale(width),
-      ls2=Scale(width),
-    )
-    blocks.append(block)
+    scales = {"ls1": Scale(width), "ls2": Scale(width)}
+    blocks.append(named(**vision_block(width, hidden), **scales))
   model = named(
     patch_embed=named(proj=nn.Conv2d(3, width, patch, patch)),
     blocks=nn.ModuleList(blocks),
@@ -334,16 +340,34 @@ def vision_transformer(
   return model
 
 
-class EmbedderFuser(nn.Module):
-  """Without point maps, as in the second stage."""
+class PointPatchEmbed(nn.Module):
+  """Without a token for point maps that are dropped."""
 
+  def __init__(self, *, embed_dim: int, input_size: int, patch_size: int, remap_output: str):
+    super().__init__()
+    assert remap_output in ("linear", "sinh", "exp", "sinh_exp", "exp_disparity")
+    self.width = embed_dim
+    side = input_size // patch_size
+    tokens = {
+      "invalid_xyz_token": (embed_dim,),
+      "pos_embed": (1, embed_dim, side, side),
+      "pos_embed_window": (1, 1 + patch_size**2, embed_dim),
+      "cls_token": (1, 1, embed_dim),
+    }
+    for name, shape in tokens.items():
+      self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+    self.point_proj = nn.Linear(3, embed_dim)
+    self.blocks = nn.ModuleList([named(**vision_block(embed_dim, 2 * embed_dim))])
+
+
+class EmbedderFuser(nn.Module):
   def __init__(
     self,
     *,
     embedder_list: list,
     use_pos_embedding: str,
     projection_net_hidden_dim_multiplier: float,
-    drop_modalities_weight: None = None,
+    drop_modalities_weight: list | None = None,
     dropout_prob: float = 0.0,
     force_drop_modalities: None = None,
     freeze: bool = False,
@@ -368,3 +392,177 @@ class EmbedderFuser(nn.Module):
     self.module_list = nn.ModuleList(modules)
     self.projection_nets = nn.ModuleList(nets)
     self.idx_emb = nn.Parameter(torch.empty(len(groups) + 1, width))
+
+
+# --------------------------------------------------------------------------------------------------
+# The first stage
+# --------------------------------------------------------------------------------------------------
+
+
+class LearntPositionEmbedder:
+  def __init__(self, *, model_channels: int, token_len: int):
+    self.shape, self.learnt = (token_len, model_channels), True
+
+
+class ShapePositionEmbedder:
+  def __init__(self, *, model_channels: int, resolution: int, patch_size: int):
+    self.shape, self.learnt = ((resolution // patch_size) ** 3, model_channels), False
+
+
+class Latent(nn.Module):
+  def __init__(self, *, in_channels: int, model_channels: int, pos_embedder):
+    super().__init__()
+    self.input_layer = nn.Linear(in_channels, model_channels)
+    self.out_layer = nn.Linear(model_channels, in_channels)
+    table = torch.empty(pos_embedder.shape)
+    if pos_embedder.learnt:
+      self.pos_emb = nn.Parameter(table)
+    else:
+      self.register_buffer("pos_emb", table)
+
+
+class SparseStructureFlowTdfyWrapper(nn.Module):
+  """Mixture of transformers: a module a stream where the streams do not share it."""
+
+  def __init__(
+    self,
+    *,
+    resolution: int,
+    in_channels: int,
+    model_channels: int,
+    cond_channels: int,
+    out_channels: int,
+    num_blocks: int,
+    num_heads: int,
+    mlp_ratio: float,
+    patch_size: int,
+    pe_mode: str,
+    use_fp16: bool,
+    use_checkpoint: bool,
+    qk_rms_norm: bool,
+    is_shortcut_model: bool,
+    latent_mapping: dict,
+    latent_share_transformer: dict,
+    condition_embedder: None,
+    force_zeros_cond: bool,
+  ):
+    super().__init__()
+    width = model_channels
+    (shared,) = latent_share_transformer.items()
+    stream, members = shared
+    streams = [name for name in latent_mapping if name not in members] + [stream]
+
+    def each(make):
+      return nn.ModuleDict({name: make() for name in streams})
+
+    def attention():
+      found = {
+        "to_qkv": each(lambda: nn.Linear(width, 3 * width)),
+        "to_out": each(lambda: nn.Linear(width, width)),
+      }
+      if qk_rms_norm:
+        for gain in ("q_rms_norm", "k_rms_norm"):
+          found[gain] = each(lambda: Gain(num_heads, width // num_heads))
+      return named(**found)
+
+    def cross():
+      return named(
+        to_q=nn.Linear(width, width),
+        to_kv=nn.Linear(cond_channels, 2 * width),
+        to_out=nn.Linear(width, width),
+      )
+
+    self.t_embedder = timestep_embedder(width)
+    if is_shortcut_model:
+      self.d_embedder = timestep_embedder(width)
+    blocks = []
+    for _ in range(num_blocks):
+      block = named(
+        norm2=each(lambda: nn.LayerNorm(width)),
+        self_attn=attention(),
+        cross_attn=each(cross),
+        mlp=each(lambda: feed_forward(width, mlp_ratio)),
+        adaLN_modulation=layers(None, nn.Linear(width, 6 * width)),
+      )
+      blocks.append(block)
+    self.blocks = nn.ModuleList(blocks)
+    self.latent_mapping = nn.ModuleDict(latent_mapping)
+    if use_fp16:
+      halved(self.blocks)
+
+
+def dense_residual(channels: int) -> nn.Module:
+  return named(
+    norm1=nn.LayerNorm(channels),
+    norm2=nn.LayerNorm(channels),
+    conv1=nn.Conv3d(channels, channels, 3),
+    conv2=nn.Conv3d(channels, channels, 3),
+  )
+
+
+class StructureCoder(nn.Module):
+  """Encoder or decoder: they differ in what lies between two levels. `resample` makes that."""
+
+  def __init__(
+    self, first: int, last: int, channels: list[int], blocks: int, middle: int, half: bool, resample
+  ):
+    super().__init__()
+    self.input_layer = nn.Conv3d(first, channels[0], 3)
+    stages = []
+    for level, width in enumerate(channels):
+      stages += [dense_residual(width) for _ in range(blocks)]
+      if level + 1 < len(channels):
+        stages.append(named(conv=resample(width, channels[level + 1])))
+    coarsest = max(channels)
+    self.blocks = nn.ModuleList(stages)
+    self.middle_block = layers(*[dense_residual(coarsest) for _ in range(middle)])
+    end = channels[-1]
+    self.out_layer = layers(nn.LayerNorm(end), None, nn.Conv3d(end, last, 3))
+    if half:
+      halved(self.blocks, self.middle_block)
+
+
+class SparseStructureEncoderTdfyWrapper(StructureCoder):
+  def __init__(
+    self,
+    *,
+    in_channels: int,
+    latent_channels: int,
+    num_res_blocks: int,
+    num_res_blocks_middle: int,
+    channels: list[int],
+    sample_posterior: bool,
+    use_fp16: bool,
+  ):
+    super().__init__(
+      in_channels,
+      2 * latent_channels,
+      channels,
+      num_res_blocks,
+      num_res_blocks_middle,
+      use_fp16,
+      lambda width, following: nn.Conv3d(width, following, 2, 2),
+    )
+
+
+class SparseStructureDecoderTdfyWrapper(StructureCoder):
+  def __init__(
+    self,
+    *,
+    out_channels: int,
+    latent_channels: int,
+    num_res_blocks: int,
+    num_res_blocks_middle: int,
+    channels: list[int],
+    reshape_input_to_cube: bool,
+    use_fp16: bool,
+  ):
+    super().__init__(
+      latent_channels,
+      out_channels,
+      channels,
+      num_res_blocks,
+      num_res_blocks_middle,
+      use_fp16,
+      lambda width, following: nn.Conv3d(width, 8 * following, 3),
+    )

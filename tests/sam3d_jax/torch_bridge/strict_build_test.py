@@ -16,6 +16,14 @@ from sam3d_jax.torch_bridge import parts, yaml_files
 from tests.support import published_classes
 
 FULL = {
+  "ss_generator": (base.geometry_model, "ss_generator", "module.generator.backbone"),
+  "ss_condition_embedder": (
+    base.geometry_model,
+    "ss_generator",
+    "module.condition_embedder.backbone",
+  ),
+  "ss_decoder": (base.structure_vae_model, "ss_decoder", ""),
+  "ss_encoder": (base.structure_vae_model, "ss_encoder", ""),
   "slat_generator": (base.texture_model, "slat_generator", "module.generator.backbone"),
   "slat_condition_embedder": (
     base.texture_model,
@@ -64,9 +72,7 @@ def test_an_argument_that_a_class_does_not_take_is_refused():
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_every_file_of_the_second_stage_loads_strictly_into_what_its_yaml_builds(
-  second_stage, dtype
-):
+def test_every_file_loads_strictly_into_what_its_yaml_builds(second_stage, dtype):
   folder = second_stage / dtype
   loaded = set()
   for part, (_, file, path) in FULL.items():
