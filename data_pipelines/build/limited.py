@@ -28,7 +28,7 @@ from typing import Any
 import warnings
 
 from data_pipelines.build.processes import THREAD_VARIABLES
-from sam3d_jax.errors import ConfigError, InputNote, Refused
+from sam3d_jax.errors import ConfigError, InputNote, JobFailed, Refused
 
 GIGABYTE = 1 << 30
 SHARED_BYTES = 1 << 20  # arrays of more come back in memory that both processes see
@@ -226,7 +226,14 @@ def serve(handle: int) -> None:
       task = channel.recv_bytes()
     except (EOFError, OSError):
       return
-    limits, function, args, place, sent = pickle.loads(task)
+    try:
+      limits, function, args, place, sent = pickle.loads(task)
+    # no input is to blame for a program that is not there
+    except Exception as error:
+      failure = JobFailed(f"a worker that reads inputs cannot be used: {error!r}")
+      channel.send_bytes(b"begun")
+      channel.send_bytes(pickle.dumps((pickle.dumps(("raised", failure, [])), [])))
+      continue
     if sent is not None:
       kept[place] = sent
     if place is not None:

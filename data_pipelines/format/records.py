@@ -13,6 +13,7 @@ is whole.
 import bisect
 from collections.abc import Iterable, Iterator, Sequence
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -336,8 +337,11 @@ def open_dataset(directory: str | os.PathLike) -> tfds.core.DatasetBuilder:
 
   # a version that this code reads
   _check_features_file(directory / FEATURES_FILE)
-  builder = tfds.builder_from_directory(os.fspath(directory))
-  version = str(builder.version)
+  with _described(directory):
+    builder = tfds.builder_from_directory(os.fspath(directory))
+    version = str(builder.version)
+    stored = builder.info.features.get_serialized_info()
+    kind = dataset_kind(builder)
   ours = schema.VERSION
   major, _, _ = version.partition(".")
   our_major, _, _ = ours.partition(".")
@@ -345,8 +349,6 @@ def open_dataset(directory: str | os.PathLike) -> tfds.core.DatasetBuilder:
     raise DatasetError(f"{directory} has schema {version}, this code reads {ours}: build it again")
 
   # the fields of that version; it may lack those that were added since
-  stored = builder.info.features.get_serialized_info()
-  kind = dataset_kind(builder)
   known = schema.features(kind).get_serialized_info()
   expected = {}
   for name, field in known.items():
@@ -362,6 +364,22 @@ def open_dataset(directory: str | os.PathLike) -> tfds.core.DatasetBuilder:
       f"{beyond} beyond it, or a field has another type"
     )
   return builder
+
+
+@contextlib.contextmanager
+def _described(what: str | os.PathLike) -> Iterator[None]:
+  """Whatever TFDS raises of the files that describe a dataset becomes a DatasetError."""
+  try:
+    yield
+  except DatasetError:
+    raise
+  except Exception as error:
+    if not blame.is_of_the_file(error):
+      raise
+    raise DatasetError(
+      f"{what}: {INFO_FILE} or {FEATURES_FILE} is not as TFDS writes it ({blame.said(error)}); "
+      "copy the dataset again, or build it"
+    ) from error
 
 
 def _check_features_file(path: pathlib.Path) -> None:
@@ -514,12 +532,13 @@ def open_split(
 
   # the shards of it, which may be taken in part
   files = []
-  for file in builder.info.splits[split].file_instructions:
-    # a negative number takes all that are left
-    take = file.take
-    if take < 0:
-      take = file.examples_in_shard - file.skip
-    files.append((str(file.filename), file.skip, take))
+  with _described(f"{directory} split {split!r}"):
+    for file in builder.info.splits[split].file_instructions:
+      # a negative number takes all that are left
+      take = file.take
+      if take < 0:
+        take = file.examples_in_shard - file.skip
+      files.append((str(file.filename), file.skip, take))
   if not files:
     raise EmptySplit(f"{directory}: split {split!r} is empty")
   # the names of shards follow a template that the folder states

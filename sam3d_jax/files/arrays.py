@@ -79,7 +79,11 @@ def _check_header(stream: BinaryIO, size: int) -> None:
   read = np.lib.format.read_array_header_2_0
   if version == (1, 0):
     read = np.lib.format.read_array_header_1_0
-  shape, _, dtype = read(stream)
+  try:
+    shape, _, dtype = read(stream)
+  # Python's parser says so of brackets in brackets
+  except (MemoryError, RecursionError) as error:
+    raise ValueError("its header is nested too deeply") from error
   if dtype.hasobject:
     raise ValueError("it holds Python objects")
   claimed = math.prod(shape) * dtype.itemsize

@@ -56,6 +56,8 @@ def read(path: pathlib.Path, name: str, channels: Sequence[str] = ()) -> Chosen:
   """
   # What the user says.
   pixels = load(path, name)
+  if not pixels:
+    raise InputError(f"{name}: cannot be decoded as OpenEXR (no channel of it is whole)")
   if channels:
     wanted = tuple(channels)
     unknown = [channel for channel in wanted if channel not in pixels]
