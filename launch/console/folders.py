@@ -37,7 +37,16 @@ def output_lock(
     yield folder
     return
   with locks.hold(folder, what):
-    yield folder
+    try:
+      yield folder
+    # It could be written a moment ago: a disk that is mounted to be read only after a fault.
+    except OSError as error:
+      inside = pathlib.Path(os.fsdecode(error.filename or "")).is_relative_to(folder)
+      if error.errno not in blame.PERMISSION or not inside:
+        raise
+      raise JobFailed(
+        f"{error}: the disk takes nothing any more; what is done stays, the same command goes on"
+      ) from error
 
 
 def check_folder(path: str | os.PathLike, flag: str = "--workdir") -> pathlib.Path:

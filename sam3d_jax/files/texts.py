@@ -86,6 +86,13 @@ def read_json(path: pathlib.Path) -> Any:
   return parse_json(path.read_bytes())
 
 
+def is_blank(path: pathlib.Path) -> bool:
+  """Whether a file holds nothing, or nothing but the zeros that a crash leaves of what was not yet
+  on the disk. Raises OSError.
+  """
+  return not path.read_bytes().strip(b"\0 \r\n\t")
+
+
 def read_own(path: pathlib.Path, *keys: str) -> dict[str, Any] | None:
   """The JSON object that a program of ours wrote; None if there is none, or a crash has left less
   than one with these keys: what is cut off counts as absent. Raises OSError of a failing disk.

@@ -83,6 +83,9 @@ def check_own(folder: pathlib.Path) -> None:
   """Raises InputError if a folder holds a layout.json that is not of a scene: it stays as it is."""
   path = folder / LAYOUT
   is_there = path.exists() or path.is_symlink()
+  # What a crash has left without a byte of content is nobody's.
+  if path.is_file() and not path.is_symlink() and texts.is_blank(path):
+    return
   if is_there and (path.is_symlink() or read_layout(folder) is None):
     raise InputError(
       f"{path} was not made by this program, or by another version of it, and is not touched: give "

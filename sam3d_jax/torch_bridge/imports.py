@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from sam3d_jax.errors import InputError
+from sam3d_jax.files import locks
 from sam3d_jax.models import parameters, registry
 from sam3d_jax.models.parameters import LazyParams
 from sam3d_jax.torch_bridge import (
@@ -85,7 +86,8 @@ def import_weights(spec: Import, make_config: MakeConfig) -> Found:
   lineage |= latents_beside(spec)
 
   meta = {"config": found.config.to_dict(), "lineage": lineage}
-  stream.write_params(spec.workdir, found.params, meta)
+  with locks.hold(spec.workdir, "launch.import_torch"):
+    stream.write_params(spec.workdir, found.params, meta)
   return found
 
 

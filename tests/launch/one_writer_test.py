@@ -1,5 +1,6 @@
 """Launchers start things twice: a folder has one writer, and the second one touches nothing."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -9,8 +10,9 @@ import pytest
 from data_pipelines.build import latents
 from data_pipelines.format import records
 from launch import build_data, evaluate, sample, sweep
-from launch.console import cli
+from launch.console import cli, folders
 from launch.trainer import command
+from sam3d_jax.errors import JobFailed
 from sam3d_jax.files import locks
 from tests.support import another_writer
 
@@ -76,3 +78,11 @@ def test_two_builds_started_at_once_make_one_whole_dataset(tmp_path):
     assert any("is in use by a build of" in text for text in said)
   assert len(records.open_split(tmp_path)) > 0
   assert not (tmp_path / locks.FOLDER).exists()
+
+
+@pytest.mark.parametrize("where, raised", [("inside", JobFailed), ("elsewhere", OSError)])
+def test_a_disk_that_turns_read_only_under_a_command_is_a_failure(tmp_path, where, raised):
+  files = {"inside": tmp_path / "out" / "x.json", "elsewhere": tmp_path / "x.json"}
+  with pytest.raises(raised):
+    with folders.output_lock(tmp_path / "out", "launch.sample", dry_run=False):
+      raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(files[where]))

@@ -78,3 +78,29 @@ def test_a_cell_that_a_spreadsheet_would_compute_is_marked_as_text(text):
 @pytest.mark.parametrize("value", ["-1.5", "+2", "1e-3", "cup", "", 3, -0.5, None, "a=b"])
 def test_numbers_and_plain_texts_stay_in_their_cells(value):
   assert texts.cell(value) == value
+
+
+@pytest.mark.parametrize(
+  "left", [b"", b"\0" * 64, b'{"a": 1', b"[1]", b"7", b'{"b": 1}', b"\xff\xfe{"]
+)
+def test_what_a_crash_left_of_an_own_file_counts_as_absent(tmp_path, left):
+  path = tmp_path / "own.json"
+  assert texts.read_own(path, "a") is None
+  path.write_bytes(left)
+  assert texts.read_own(path, "a") is None
+  path.write_bytes(b'{"a": 1}')
+  assert texts.read_own(path, "a") == {"a": 1}
+
+
+def test_rows_that_are_not_whole_are_left_out(tmp_path):
+  path = tmp_path / "rows.jsonl"
+  assert texts.read_rows(path) == []
+  path.write_bytes(b'{"a": 1}\n{"a"\n\0\0\0\n[]\n\xff\n{"b": 2}\n{"a": 3}')
+  assert texts.read_rows(path, "a") == [{"a": 1}, {"a": 3}]
+
+
+def test_a_file_of_zeros_is_blank(tmp_path):
+  path = tmp_path / "file"
+  for content, blank in ((b"", True), (b"\0\0\n", True), (b"\0x", False)):
+    path.write_bytes(content)
+    assert texts.is_blank(path) == blank
