@@ -409,8 +409,10 @@ def _placed(feats_VxyzC, sdf_A, bricks, surface: Surface, needed: Needed, resolu
   def features(row_N, first: int, count: int):
     """Channels of cubes, (count, N)."""
     channel_C1 = np.arange(first, first + count)[:, None]
-    found = rows.at[row_N[None], channel_C1].get(mode="fill", fill_value=0)
-    return found.astype(jnp.float32)
+    # clipped and cleared: half the time of a gather that fills, on a CPU
+    found_CN = rows.at[row_N[None], channel_C1].get(mode="clip")
+    cleared_CN = jnp.where(row_N < len(rows), found_CN, 0)
+    return cleared_CN.astype(jnp.float32)
 
   # means over the cubes that predict a corner
   sums_CP = 0.0
@@ -422,6 +424,8 @@ def _placed(feats_VxyzC, sdf_A, bricks, surface: Surface, needed: Needed, resolu
   means_CP = sums_CP / jnp.maximum(predicts_8P.sum(0), 1)
   sdf_1P = take(sdf_A, surface.index_P)[None]
   corner_CP = corner_values(sdf_1P, means_CP, surface.index_P, bricks, resolution)
+  # not fused into the gather, which would compute each corner once for every cube that has it
+  corner_CP = jax.lax.optimization_barrier(corner_CP)
 
   # of each vertex, its cube's corners and weights
   corner_8U = take(surface.corners_8Q, surface.cube_U)
