@@ -41,6 +41,12 @@ def check(config: ConfigDict, stages: tuple[str, ...], *, before_data: bool = Fa
     remedy = f": use launch.{command}" if command else f"; stages are {', '.join(COMMANDS)}"
     raise ConfigError(f"stage = {config.stage!r}: this command runs {accepted}{remedy}")
 
+  if "objective" not in config:
+    raise ConfigError(
+      f"objective is missing: a configuration of a {config.model.name} model alone, for exchange "
+      "with others; take one that says how to train it"
+    )
+
   # Counts.
   for key in ("steps", "batch_size", "accumulate"):
     value = config[key]

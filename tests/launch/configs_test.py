@@ -10,7 +10,7 @@ import pytest
 
 from configs import base
 from launch.console import cli
-from launch.trainer import setup
+from launch.trainer import checks, setup
 from launch.trainer.setup import make_loader
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.inference import weights
@@ -126,7 +126,8 @@ def test_every_experiment_loads_and_its_model_and_objective_take_its_keys(path, 
 def test_a_model_alone_loads_and_takes_its_keys(path):
   config = cli.load_config(path)
   registry.typed_config(config.model)
-  assert "objective" not in config
+  with pytest.raises(ConfigError, match="objective is missing"):
+    checks.check(config, (config.stage,))
 
 
 def test_an_objective_setting_that_nothing_takes_is_an_error():
