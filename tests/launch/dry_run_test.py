@@ -43,6 +43,7 @@ CALLS = {
   "plan": ["--on", "8xH100"],
   "pretrain": ["--config", "configs/pretrain_geometry.py", "--workdir", "{new}", "--devices", "8"],
   "quickstart": ["--workdir", "{new}"],
+  "render": ["--input", "{mesh}", "--out", "{new}.png"],
   "sample": ["--checkpoint", "{geometry}", "--decoder", "{vae}", "{photo}", "--out", "{new}"],
   "sft": ["--config", "configs/sft_geometry.py", "--workdir", "{new}", "--devices", "v5p-256"],
   "sweep": ["--sweep", "configs/sweeps/lr.py", "--workdir", "{new}"],
@@ -82,6 +83,7 @@ def inputs(tmp_path_factory) -> dict:
     "release": str(folder / "release"),
     "data": str(folder / "data"),
     "pairs": str(folder / "pairs"),
+    "mesh": str(folder / "pairs" / "cup" / "truth.obj"),
     "photo": sampling.photo_flags(folder, "cup"),
     "spec": SPEC,
   }
