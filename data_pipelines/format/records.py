@@ -479,12 +479,17 @@ def dataset_contents(directory: str | os.PathLike) -> dict:
   Raises DatasetError.
   """
   directory = pathlib.Path(directory)
-  builder = open_dataset(directory)
+  # The file is read, not the dataset opened: that takes seconds where there are very many shards.
+  info = texts.read_own(directory / INFO_FILE, "name", "splits")
+  if info is None:
+    open_dataset(directory)
+    raise DatasetError(f"{directory / INFO_FILE} is damaged: build the dataset again")
   shards, counts = {}, {}
-  for name, info in builder.info.splits.items():
-    counts[name] = info.num_examples
-    shards[name] = [list(info.shard_lengths), info.num_bytes]
-  described = {"name": builder.name, "shards": shards, "build": _build_digest(directory)}
+  for split in info["splits"]:
+    lengths = [int(length) for length in split.get("shardLengths", ())]
+    counts[split["name"]] = sum(lengths)
+    shards[split["name"]] = [lengths, int(split.get("numBytes", 0))]
+  described = {"name": info["name"], "shards": shards, "build": _build_digest(directory)}
   text = json.dumps(described, sort_keys=True)
   return {"records": counts, "digest": hashlib.sha256(text.encode()).hexdigest()}
 
