@@ -67,7 +67,7 @@ def load(
   """
   path = pathlib.Path(path)
   sidecar = _read_sidecar(path)
-  found = meshes.read(path)
+  found = meshes.read(path, root=root)
   source = folders.shown(path.relative_to(root) if root else path.name)
   asset = normalised(
     found.mesh,

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 from sam3d_jax.errors import InputError
 from sam3d_jax.files import blame
 
-MAX_PIXELS = 200_000_000
+MAX_PIXELS = 178_000_000  # of a photo; Pillow decodes no more than 178 956 970
 MIN_SIDE = 8  # pixels of a photo
 ORIENTATION_TAG = 0x0112  # of EXIF
 # formats whose further pictures belong to the first: a phone's photo with what was taken beside it

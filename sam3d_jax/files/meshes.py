@@ -16,7 +16,7 @@ import numpy as np
 
 from sam3d_jax.errors import Refused
 from sam3d_jax.files import blame, folders
-from sam3d_jax.files.mesh_formats import gltf, obj, off, ply, stl
+from sam3d_jax.files.mesh_formats import beside, gltf, obj, off, ply, stl
 from sam3d_jax.files.mesh_formats.surfaces import Surfaces
 from sam3d_jax.render.mesh import Mesh
 
@@ -52,7 +52,9 @@ class MeshFile:
   dropped: tuple[str, ...] = ()  # what the file holds beside the mesh, in words
 
 
-def read(path: str | pathlib.Path, *, appearance: bool = True) -> MeshFile:
+def read(
+  path: str | pathlib.Path, *, appearance: bool = True, root: str | pathlib.Path | None = None
+) -> MeshFile:
   """Reads a mesh file of `SUFFIXES`.
 
   Vertices come as they are stored, NaN and infinity included. Surface that alpha makes invisible is
@@ -60,6 +62,8 @@ def read(path: str | pathlib.Path, *, appearance: bool = True) -> MeshFile:
 
   Args:
     path: the file; what it refers to lies beside it.
+    root: the folder in which all files lie that it refers to, links followed; those right beside it
+      may. None: the one above its own.
     appearance: False reads the shape alone: textures are neither needed nor decoded, but for those
       whose alpha cuts surface away.
 
@@ -81,7 +85,9 @@ def read(path: str | pathlib.Path, *, appearance: bool = True) -> MeshFile:
       raise Refused("unreadable", "no such file")
     data = path.read_bytes()
     # NaN and infinity are let through: whoever uses the mesh says what they mean
-    with np.errstate(invalid="ignore", over="ignore"):
+    widest = path.absolute().parent.parent if root is None else pathlib.Path(root)
+    allowed = beside.within(widest, path.parent, path.resolve().parent)
+    with np.errstate(invalid="ignore", over="ignore"), allowed:
       found = rules.reader(path, data, appearance=appearance)
   except Refused as error:
     raise _refused(path, error.reason, error.detail) from error

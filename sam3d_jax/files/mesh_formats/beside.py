@@ -2,10 +2,13 @@
 
 Names are written by many tools on many systems: percent-encoded, with backslashes, with a drive
 letter of somebody else's machine, in other case than the file has. They are looked for from the
-folder of the file that names them; `../` is followed, absolute paths are not.
+folder of the file that names them; `../` is followed within the folders that `within` states,
+absolute paths are not.
 """
 
 from collections.abc import Iterator
+import contextlib
+import contextvars
 import pathlib
 import re
 import unicodedata
@@ -16,6 +19,20 @@ from sam3d_jax.errors import Refused
 # "https:", "file:", and other schemes; one letter is a drive of Windows
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 DRIVE = re.compile(r"[A-Za-z]:")
+# where files may lie that a mesh names, while it is read; None: anywhere
+_allowed: contextvars.ContextVar[tuple[pathlib.Path, ...] | None] = contextvars.ContextVar(
+  "allowed", default=None
+)
+
+
+@contextlib.contextmanager
+def within(*folders: pathlib.Path) -> Iterator[None]:
+  """Files that are found inside lie below one of these folders, links followed."""
+  token = _allowed.set(tuple(folder.resolve() for folder in folders))
+  try:
+    yield
+  finally:
+    _allowed.reset(token)
 
 
 def find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
@@ -32,9 +49,18 @@ def find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
   for spelling in dict.fromkeys((name, decoded)):
     for parts in _places(spelling):
       found = _walk(folder, parts)
-      if found is not None:
+      if found is not None and _is_allowed(found):
         return found
   return None
+
+
+def _is_allowed(found: pathlib.Path) -> bool:
+  """Whether a file lies where those of the mesh may lie."""
+  allowed = _allowed.get()
+  if allowed is None:
+    return True
+  real = found.resolve()
+  return any(real.is_relative_to(folder) for folder in allowed)
 
 
 def needed(folder: pathlib.Path, name: str, *, of: str) -> pathlib.Path:

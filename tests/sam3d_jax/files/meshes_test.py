@@ -5,6 +5,7 @@ import errno
 import os
 
 import numpy as np
+from PIL import Image
 import pytest
 import trimesh
 
@@ -123,3 +124,39 @@ def test_a_name_that_is_no_utf8_is_spelled_out_in_refusals(tmp_path):
   with pytest.raises(Refused) as refused:
     meshes.read(path)
   assert refused.value.detail.startswith("B\\xfcch.obj: ")
+
+
+MAPPED = "mtllib a.mtl\nusemtl m\nv 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nf 1/1 2/1 3/1\n"
+
+
+def test_what_a_mesh_names_lies_below_the_folder_that_is_read(tmp_path):
+  folder = tmp_path / "home" / "source" / "models"
+  folder.mkdir(parents=True)
+  (folder / "a.obj").write_text(MAPPED)
+
+  def read(picture: str, root=None):
+    (folder / "a.mtl").write_text(f"newmtl m\nmap_Kd {picture}\n")
+    return meshes.read(folder / "a.obj", root=root).mesh.materials[0].texture
+
+  for place in (folder, folder.parent, folder.parent.parent):
+    Image.new("RGB", (2, 2)).save(place / "t.png")
+  (folder / "link.png").symlink_to(folder.parent.parent / "t.png")
+  (folder / "near.png").symlink_to(folder.parent / "t.png")
+  assert read("t.png") is not None and read("../t.png") is not None and read("near.png") is not None
+  assert read("../t.png", folder.parent) is not None
+  for picture, root in (("../../t.png", None), ("link.png", None), ("../t.png", folder)):
+    with pytest.raises(Refused, match="missing_texture"):
+      read(picture, root)
+  assert read("../../t.png", tmp_path) is not None
+
+
+def test_a_linked_folder_of_meshes_has_its_textures_beside_them(tmp_path):
+  store = tmp_path / "store"
+  store.mkdir()
+  Image.new("RGB", (2, 2)).save(store / "t.png")
+  (store / "a.obj").write_text(MAPPED)
+  (store / "a.mtl").write_text("newmtl m\nmap_Kd t.png\n")
+  (tmp_path / "source").mkdir()
+  (tmp_path / "source" / "linked").symlink_to(store)
+  path = tmp_path / "source" / "linked" / "a.obj"
+  assert meshes.read(path, root=tmp_path / "source").mesh.materials[0].texture is not None
