@@ -124,7 +124,38 @@ def around(
     valid_K=valid_K,
     low_3K=low_3K,
     high_3K=high_3K,
-    active_xyzV=np.asarray(active_xyzV),
+    active_xyzV=np.asarray(active_xyzV) & valid_V,
+  )
+
+
+def rounded(count: int) -> int:
+  """The next of eight sizes an octave, at least 256: lists of such lengths need few programs."""
+  if count <= 256:
+    return 256
+  unit = 1 << (count.bit_length() - 4)
+  return -(-count // unit) * unit
+
+
+def with_room(bricks: Bricks, capacity: int) -> Bricks:
+  """The same bricks with padding up to `capacity`."""
+  count = len(bricks.object_K)
+  missing = capacity - count
+
+  def padded(x, value=0):
+    margins = [(0, 0)] * (x.ndim - 1) + [(0, missing)]
+    return np.pad(x, margins, constant_values=value)
+
+  def moved(table_3K):
+    """Neighbours; one that is missing has the number of bricks as its index."""
+    return padded(np.where(table_3K == count, capacity, table_3K), capacity)
+
+  return Bricks(
+    coords_3K=padded(bricks.coords_3K),
+    object_K=padded(bricks.object_K),
+    valid_K=padded(bricks.valid_K),
+    low_3K=moved(bricks.low_3K),
+    high_3K=moved(bricks.high_3K),
+    active_xyzV=bricks.active_xyzV,
   )
 
 

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sam3d_jax.geometry.bricks import CELLS, SIDE, Bricks
+from sam3d_jax.geometry.bricks import CELLS, SIDE, Bricks, rounded, with_room
 from sam3d_jax.models.flexicubes_surface import Cells, Sizes, Surface, find, take
 from sam3d_jax.models.flexicubes_tables import EDGES
 
@@ -339,6 +339,8 @@ def extract(feats_VxyzC, bricks: Bricks, resolution: int) -> Mesh:
   Raises ValueError for another number of channels or features that are not finite.
   """
   check_features(feats_VxyzC, bricks)
+  # lengths that meshes of about this size share, and with them programs
+  bricks = with_room(bricks, rounded(len(bricks.object_K)))
   sdf_A, inside_A, finite = _distances(feats_VxyzC, bricks, resolution)
   if not finite:
     raise ValueError(NOT_FINITE)

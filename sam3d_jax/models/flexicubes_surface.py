@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sam3d_jax.geometry.bricks import CELLS, SIDE, Bricks
+from sam3d_jax.geometry.bricks import CELLS, SIDE, Bricks, rounded
 from sam3d_jax.models import flexicubes_tables
 from sam3d_jax.models.flexicubes_tables import CORNERS, EDGES, SLOTS
 
@@ -207,14 +207,6 @@ def listed(xp, flags_N, size: int | None) -> Listed:
   nothing = xp.full(1, size, xp.int32)
   number = xp.concatenate([inverse_N.astype(xp.int32), nothing])
   return Listed(index, number, count)
-
-
-def rounded(count: int) -> int:
-  """The next of eight sizes an octave, at least 256: a few programs serve all meshes."""
-  if count <= 256:
-    return 256
-  unit = 1 << (count.bit_length() - 4)
-  return -(-count // unit) * unit
 
 
 # --------------------------------------------------------------------------------------------------

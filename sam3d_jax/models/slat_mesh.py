@@ -159,16 +159,33 @@ def meshes(feats_RVxyzC, level: VoxelLevel, resolution: int) -> list[list[flexic
     in_row = []
     for start, count in zip(level.start_RK[row], level.count_RK[row], strict=True):
       if count:
-        voxels = slice(int(start), int(start + count))
-        bricks = brick_grid.around(np.asarray(level.coords_RV3[row, voxels]), resolution)
-        mesh = flexicubes.extract(
-          feats_VxyzC[voxels],
-          bricks,
-          resolution * brick_grid.SIDE,
-        )
+        mesh = _mesh(feats_VxyzC, level.coords_RV3[row], int(start), int(count), resolution)
         in_row.append(mesh)
     found.append(in_row)
   return found
+
+
+def _mesh(feats_VxyzC, coords_V3, start: int, count: int, resolution: int) -> flexicubes.Mesh:
+  """The mesh of the `count` voxels of a row from `start` on.
+
+  With them come some of those after or before, as padding, so that objects of about this size share
+  a program.
+  """
+  slots = len(coords_V3)
+  taken = min(brick_grid.rounded(count), slots)
+  begin = min(start, slots - taken)
+  number = begin + np.arange(taken)
+  own = (number >= start) & (number < start + count)
+  bricks = brick_grid.around(
+    np.asarray(coords_V3)[begin : begin + taken],
+    resolution,
+    valid_V=own,
+  )
+  return flexicubes.extract(
+    feats_VxyzC[begin : begin + taken],
+    bricks,
+    resolution * brick_grid.SIDE,
+  )
 
 
 def in_published_order(feats_RVxyzC):

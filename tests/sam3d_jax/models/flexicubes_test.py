@@ -202,6 +202,21 @@ def test_gradients_are_those_of_finite_differences(small):
   assert (above - below) / (2 * step) == pytest.approx(float(expected), rel=0.01)
 
 
+def test_room_in_the_lists_changes_no_mesh_and_few_lengths_serve_all():
+  coords_V3 = near(sphere, 0.02)
+  bricks = brick_grid.around(coords_V3, BRICKS)
+  roomy = brick_grid.with_room(bricks, len(bricks.object_K) + 500)
+  feats = features(coords_V3, sphere, 0)
+  one = flexicubes.extract(feats, bricks, RESOLUTION)
+  other = flexicubes.extract(feats, roomy, RESOLUTION)
+  for name in ("faces_F3", "object_F"):
+    np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+  np.testing.assert_allclose(one.vertices_M3, other.vertices_M3, atol=1e-6)
+  lengths = {brick_grid.rounded(count) for count in range(4000, 8000)}
+  assert len(lengths) == 9
+  assert all(count <= brick_grid.rounded(count) < 1.13 * count for count in range(4000, 8000))
+
+
 def test_too_little_room_is_told_and_what_fits_is_found():
   with pytest.raises(ValueError, match="do not fit into 10"):
     brick_grid.around(np.array([[1, 1, 1]]), 4, capacity=10)
