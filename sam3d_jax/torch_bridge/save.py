@@ -9,10 +9,14 @@ norms, embeddings, input and output layers in fp32.
     bf16   entries with two or more dimensions bfloat16, vectors and fixed tables float32
 """
 
+import collections
 from collections.abc import Iterable, Iterator, Mapping
+import io
 import json
 import math
 import pathlib
+import pickle
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -99,32 +103,92 @@ def write_state(
   entries = published_entries(rules, params, shapes, storage)
 
   if path.suffix == ".safetensors":
-    # entry by entry
     names = keys.torch_names(rules, shapes)
     dtypes = published_dtypes(rules, shapes, storage)
     _write_safetensors(path, names, dtypes, entries)
   elif path.suffix in load.TORCH_SUFFIXES:
-    # as a whole, which is how PyTorch writes
+    names = keys.torch_names(rules, shapes)
+    dtypes = published_dtypes(rules, shapes, storage)
     torch = load.require_torch(f"writing {path}")
-    state = {name: _tensor(torch, array) for name, array in entries}
-    if root is not None:
-      state = {root: state}
-    with atomic.write(path) as temporary:
-      torch.save(state, temporary)
+    _write_archive(torch, path, names, dtypes, entries, root)
   else:
     raise InputError(
       f"{path}: a state dict is written to a file ending in {', '.join(load.SUFFIXES)}"
     )
 
 
-def _tensor(torch, array: np.ndarray):
-  """The array as a tensor, in the same memory where torch may write to it."""
-  if array.dtype == ml_dtypes.bfloat16:
-    bits = array.view(np.uint16)
-    return torch.from_numpy(bits).view(torch.bfloat16)
-  if not array.flags.writeable:
-    array = array.copy()
-  return torch.from_numpy(array)
+class _Storage:
+  """Stands for the numbers of an entry, which lie in a record of the archive."""
+
+  def __init__(self, record: int, storage_type: type, size: int):
+    self.record, self.storage_type, self.size = record, storage_type, size
+
+
+class _Tensor:
+  """Is pickled as a tensor of these numbers would be."""
+
+  def __init__(self, torch, storage: _Storage, shape: tuple[int, ...]):
+    self.rebuild = torch._utils._rebuild_tensor_v2
+    self.storage, self.shape = storage, shape
+
+  def __reduce__(self):
+    # contiguous: as many numbers from one index to the next as the axes behind it hold
+    strides = [math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
+    hooks = collections.OrderedDict()
+    return self.rebuild, (self.storage, 0, self.shape, tuple(strides), False, hooks)
+
+
+class _Pickler(pickle.Pickler):
+  """Writes references to records in place of storages, as `torch.save` does."""
+
+  def persistent_id(self, obj):
+    if not isinstance(obj, _Storage):
+      return None
+    return "storage", obj.storage_type, str(obj.record), "cpu", obj.size
+
+
+def _write_archive(
+  torch,
+  path: pathlib.Path,
+  shapes: Mapping[str, tuple[int, ...]],
+  dtypes: Mapping[str, np.dtype],
+  entries: Iterable[tuple[str, np.ndarray]],
+  root: str | None,
+) -> None:
+  """What `torch.save` of the state dict would write, entry by entry: one of them in memory at a
+  time. `torch.save` itself takes all tensors at once.
+  """
+  # The tensors without their numbers.
+  storage_types = {
+    np.dtype(np.float32): torch.FloatStorage,
+    np.dtype(np.float16): torch.HalfStorage,
+    np.dtype(ml_dtypes.bfloat16): torch.BFloat16Storage,
+  }
+  state = {}
+  for record, (name, shape) in enumerate(shapes.items()):
+    storage = _Storage(record, storage_types[dtypes[name]], math.prod(shape))
+    state[name] = _Tensor(torch, storage, shape)
+  if root is not None:
+    state = {root: state}
+  described = io.BytesIO()
+  _Pickler(described, protocol=torch.serialization.DEFAULT_PROTOCOL).dump(state)
+
+  # The records in torch's order; tensors know no bfloat16 of NumPy, their bytes are the same.
+  with atomic.write(path) as temporary:
+    with torch.serialization._open_zipfile_writer(str(temporary)) as archive:
+      _write_record(archive, "data.pkl", described.getvalue())
+      _write_record(archive, "byteorder", sys.byteorder.encode())
+      for record, (_, array) in enumerate(entries):
+        flat = array.reshape(-1)
+        if not flat.flags.writeable:  # torch warns of memory that it may not write to
+          flat = flat.copy()
+        numbers = torch.from_numpy(flat.view(np.uint8)).untyped_storage()
+        archive.write_record(f"data/{record}", numbers, numbers.nbytes())
+
+
+def _write_record(archive, name: str, data: bytes) -> None:
+  """Writes a small record of an archive."""
+  archive.write_record(name, data, len(data))
 
 
 def _write_safetensors(

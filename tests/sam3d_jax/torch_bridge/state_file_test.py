@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import sys
+import weakref
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -17,6 +19,10 @@ from sam3d_jax.torch_bridge import keys, load, parts, save
 from tests.support.tiny_release import normal_arrays, tiny_model
 
 NEEDS_TORCH = r"pip install -r requirements-torch\.txt.*safetensors"
+
+
+class Watched(np.ndarray):
+  """An array that can be referred to weakly."""
 
 
 @pytest.fixture(scope="module")
@@ -269,3 +275,55 @@ def test_safetensors_files_open_with_the_safetensors_library(tmp_path, published
   back = load.convert(rules, file, shapes)
   kernel = "flow/blocks/layer/adaln/kernel"
   np.testing.assert_array_equal(back[kernel], params[kernel])
+
+
+@pytest.mark.parametrize("storage", save.STORAGE)
+def test_a_pytorch_file_is_what_torch_would_have_written(tmp_path, storage):
+  torch = pytest.importorskip("torch")
+  rules = [
+    keys.Rule("a.weight", "a/kernel", layout="linear", half=True),
+    keys.Rule("a.table", None, buffer=lambda: np.ones((2, 3), np.float32)),
+    keys.Rule("a.bias", "a/bias"),
+  ]
+  params = normal_arrays({"a/kernel": (3, 5), "a/bias": (5,)}, seed=0)
+  ours, theirs = tmp_path / "ours.ckpt", tmp_path / "theirs.ckpt"
+  shapes = parameters.shapes_of(params)
+  save.write_state(ours, rules, params, shapes, storage=storage, root="state_dict")
+  loaded = torch.load(ours, weights_only=True, mmap=True)
+  torch.save(loaded, theirs)
+
+  # what describes the tensors, and their numbers, are the same bytes
+  written = []
+  for file in (ours, theirs):
+    with zipfile.ZipFile(file) as archive:
+      found = {}
+      for name in archive.namelist():
+        _, _, record = name.partition("/")
+        if record == "data.pkl" or record.startswith("data/"):
+          found[record] = archive.read(name)
+      written.append(found)
+  assert written[0] == written[1]
+  assert len(written[0]) == 4
+
+
+def test_a_pytorch_file_is_written_one_array_at_a_time(tmp_path):
+  pytest.importorskip("torch")
+  rules = [keys.Rule(f"{n}.weight", f"{n}/kernel", layout="linear") for n in range(12)]
+  shapes = {f"{n}/kernel": (40, 30 + n) for n in range(12)}
+  values = normal_arrays(shapes, seed=0)
+  made, most = [], 0
+
+  def make(path):
+    """A fresh array, counting those made before that are still held."""
+    nonlocal most
+    array = values[path].copy().view(Watched)
+    made.append(weakref.ref(array))
+    most = max(most, sum(reference() is not None for reference in made))
+    return array
+
+  lazy = parameters.LazyParams(shapes, make)
+  save.write_state(tmp_path / "x.ckpt", rules, lazy, shapes)
+  # the one that is being written, and the one being made
+  assert most <= 2 and len(made) == 12
+  state = load.open_state(tmp_path / "x.ckpt")
+  np.testing.assert_array_equal(state.read("7.weight"), values["7/kernel"].T)
