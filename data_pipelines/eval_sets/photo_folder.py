@@ -203,7 +203,7 @@ def read_pose(path: pathlib.Path) -> Pose:
     scale = np.asarray(data["scale"], np.float64)
     translation = translation.reshape(-1)
     scale = scale.reshape(-1)
-  except (OSError, ValueError, TypeError, KeyError) as error:
+  except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
     if not blame.is_of_the_file(error):
       raise
     raise InputError(

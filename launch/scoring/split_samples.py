@@ -1,5 +1,7 @@
 """Samples the examples of a dataset split: launch.sample --data."""
 
+from collections.abc import Iterator
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -160,14 +162,30 @@ def sample_batch(
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
   """(keys, occupancy, rotation quaternions) of some examples, each with the image of another's."""
   # The noise is that of the example, whoever's image it is shown.
-  keys = [source[i]["key"] for i in chosen]
+  keys = []
+  for i in chosen:
+    with naming(source, i):
+      keys.append(source[i]["key"])
   requests = []
   for i, key in zip(images, keys, strict=True):
-    condition = rows.condition(source[i], predictor.form, None)
+    with naming(source, i):
+      condition = rows.condition(source[i], predictor.form, None)
     requests.append(Request(condition.streams, key_words(key)))
   found = predictor(requests, config.batch_size, config.seed)
   rotation = pose.release_quaternion(found.rotation)
   return keys, found.occupancy, np.asarray(rotation, np.float32)
+
+
+@contextlib.contextmanager
+def naming(source, index: int) -> Iterator[None]:
+  """Says which record it is that cannot be used. Raises InputError."""
+  try:
+    yield
+  except records.CorruptRecord as error:
+    file, place = source.locate(index)
+    raise InputError(
+      f"--data: record {place} of {file} cannot be sampled: {error}; build the dataset again"
+    ) from error
 
 
 def prepare_parts(out: pathlib.Path, settings: dict) -> pathlib.Path:

@@ -9,7 +9,7 @@ import numpy as np
 from launch.console.progress import Progress
 from sam3d_jax.errors import InputError
 from sam3d_jax.evaluation import aggregate, preference, views
-from sam3d_jax.files import atomic, images, texts
+from sam3d_jax.files import atomic, blame, images, texts
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_PSNR = 100.0  # dB; of equal pictures, whose PSNR is infinite
@@ -96,6 +96,9 @@ def score_views(folder: pathlib.Path, names: tuple[str, ...], lpips) -> dict:
       # missing, unreadable, too small or of another size
       scores.append(WORST)
       problems.append(str(error))
+    except (MemoryError, RecursionError) as error:
+      scores.append(WORST)
+      problems.append(f"{folder}: view {view} cannot be scored ({blame.said(error)})")
 
   row = {}
   for name in names:

@@ -49,8 +49,8 @@ def load_pose(path: str | pathlib.Path) -> Pose:
   # A quaternion of any length stands for the rotation of its direction.
   quaternion = _numbers(path, data, "rotation", (4,))
   norm = np.linalg.norm(quaternion)
-  if norm < 1e-6:
-    raise PoseError(f"{path}: rotation = {data['rotation']!r} is not a quaternion (norm 0)")
+  if not 1e-6 <= norm < np.inf:
+    raise PoseError(f"{path}: rotation = {data['rotation']!r} is not a quaternion (norm {norm:g})")
   turn = Rotation.from_quat(quaternion / norm, scalar_first=True)
   rotation = turn.as_matrix()
 
@@ -71,7 +71,7 @@ def _numbers(path: pathlib.Path, data: Any, name: str, sizes: tuple[int, ...]) -
   """The numbers of a key, of which there must be one of `sizes`. Raises PoseError."""
   try:
     value = np.asarray(data[name], np.float64)
-  except (KeyError, TypeError, ValueError) as error:
+  except (KeyError, TypeError, ValueError, OverflowError) as error:
     raise PoseError(f"{path}: {name} is missing or not numeric") from error
   # A single number and a list of one are the same.
   value = value.reshape(-1)

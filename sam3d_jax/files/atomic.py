@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 from typing import Any
 import uuid
@@ -19,6 +20,7 @@ import uuid
 from sam3d_jax.files import locks
 
 LEFTOVERS = ".*.part*"  # what a killed writer leaves in a folder
+OWN = re.compile(r"\..*\.[0-9a-f]{12}\.part(\..*)?", re.DOTALL)  # and nobody else
 
 
 @contextlib.contextmanager
@@ -83,7 +85,8 @@ def folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 def remove_leftovers(folder: str | os.PathLike) -> None:
   """Removes what killed writers left in a folder in which nobody is writing now."""
   for path in pathlib.Path(folder).glob(LEFTOVERS):
-    path.unlink(missing_ok=True)
+    if OWN.fullmatch(path.name):
+      path.unlink(missing_ok=True)
 
 
 def _temporary(path: pathlib.Path) -> pathlib.Path:

@@ -91,6 +91,8 @@ def open_upright(path: str | pathlib.Path, what: str) -> tuple[Image.Image, int 
     raise InputError(
       f"{what} {path} has too many pixels; make it smaller (at most {MAX_PIXELS:,} pixels)"
     ) from error
+  except MemoryError as error:
+    raise InputError(f"{what} {path}: there is not enough memory for its pixels") from error
   # Pillow reports broken files in these ways
   except (OSError, SyntaxError, ValueError, EOFError) as error:
     if not blame.is_of_the_file(error):

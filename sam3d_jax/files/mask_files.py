@@ -83,7 +83,9 @@ def read_mask(
     orientation = None
   else:
     image, orientation = images.open_upright(path, what)
-    values = mask_values(image, name)
+    values = unlike(image, frame)
+    if values is None:
+      values = mask_values(image, name)
 
   # Upright, of the photo's size, of two values.
   frame = frame_of(frame)
@@ -91,6 +93,16 @@ def read_mask(
   check_size(values, frame.size, name)
   mask = binarise(values, name)
   return check_mask(mask, name)
+
+
+def unlike(image: Image.Image, frame: Frame | tuple[int, int]) -> np.ndarray | None:
+  """Of a picture that has more pixels than the photo, zeros of its shape, which take no memory: it
+  is refused by its size, and need not be converted. None for any other.
+  """
+  height, width = frame_of(frame).size
+  if image.width * image.height <= height * width:
+    return None
+  return np.broadcast_to(np.uint8(0), (image.height, image.width))
 
 
 def frame_of(frame: Frame | tuple[int, int]) -> Frame:
@@ -341,7 +353,9 @@ def read_labels(
     orientation = None
   else:
     image, orientation = images.open_upright(path, "label map")
-    values = label_values(image, name)
+    values = unlike(image, frame)
+    if values is None:
+      values = label_values(image, name)
   if values.dtype.kind not in "ui":
     raise InputError(f"{name} holds {values.dtype} values; ids are integers")
   frame = frame_of(frame)

@@ -34,6 +34,13 @@ def test_an_exception_in_the_middle_leaves_the_old_file_and_nothing_else(tmp_pat
   assert file.read_text() == "old" and names(tmp_path) == ["a.json"]
 
 
+def test_hidden_files_of_others_are_no_leftovers(tmp_path):
+  for name in (".movie.part1.rar", ".a.part", ".a.0123456789ab.partial"):
+    (tmp_path / name).write_text("x")
+  atomic.remove_leftovers(tmp_path)
+  assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_a_kill_in_the_middle_leaves_the_old_file_and_a_leftover_that_can_be_told(tmp_path):
   file = tmp_path / "data.array_record-00000-of-00002"
   atomic.write_bytes(file, b"old")
