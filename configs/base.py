@@ -136,6 +136,14 @@ def data() -> ConfigDict:
   return d
 
 
+def packing(objects: int) -> ConfigDict:
+  """How records fill the rows of a packed batch."""
+  p = ConfigDict()
+  p.objects = objects  # records of a step, packed into its batch_size rows; 0: one a row
+  p.window = 16  # steps whose records are packed together
+  return p
+
+
 def dataset(path: str, weight: float = 1.0) -> ConfigDict:
   """One entry of a mixture."""
   return ConfigDict({"path": path, "weight": weight})

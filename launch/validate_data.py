@@ -1,11 +1,14 @@
 """Checks a dataset against its schema and against physics, and draws sample sheets.
 
-    python -m launch.validate_data --data DIR [--html FILE] [--max_examples N] [--against MESHES]
+    python -m launch.validate_data --data DIR [--html FILE] [--max_examples N] [--against MESHES] \
+        [--voxel_counts]
 
 Every field of every example is checked: types and shapes, image and masks, voxel order, orthonormal
 rotation, voxels projected onto the mask, point map against camera and voxels. Prints counts by
 split and source and, for what fails, reasons with an example of each. With --against, the meshes of
-the dataset are read a second time, by Assimp, and compared. Ends with code 2 if anything fails.
+the dataset are read a second time, by Assimp, and compared. With --voxel_counts, the table of
+sizes by which objects are packed into rows is written into the dataset. Ends with code 2 if
+anything fails.
 """
 
 import argparse
@@ -29,6 +32,7 @@ class ValidationSpec:
   max_examples: int = 0  # of every split; 0: all
   # the folder of meshes that it was built from; None: they are not read again
   against: pathlib.Path | None = None
+  voxel_counts: bool = False  # write the table of sizes
   dry_run: bool = False
 
 
@@ -58,6 +62,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
     help="the folder of meshes it was built from: reads them with Assimp too, and compares "
     "(pip install -r requirements-against.txt)",
   )
+  parser.add_argument(
+    "--voxel_counts",
+    action="store_true",
+    help="write DIR/voxel_counts.npz, by which objects are packed into rows: without it each "
+    "training run reads all records once at its start",
+  )
   dry_run_flag(parser, "open the dataset, say what would be checked")
 
 
@@ -65,7 +75,14 @@ def run(args: argparse.Namespace) -> int:
   """Validates what the flags name; the exit code."""
   if args.html is not None:
     check_file(args.html, "--html")
-  spec = ValidationSpec(args.data, args.html, args.max_examples, args.against, args.dry_run)
+  spec = ValidationSpec(
+    data=args.data,
+    html=args.html,
+    max_examples=args.max_examples,
+    against=args.against,
+    voxel_counts=args.voxel_counts,
+    dry_run=args.dry_run,
+  )
   return validate(spec)
 
 
@@ -73,6 +90,7 @@ def validate(spec: ValidationSpec) -> int:
   """Validates, prints, draws; the exit code."""
   # The wall: what reads datasets is loaded only once there is one to check.
   from data_pipelines.build import against, sheet, validation
+  from data_pipelines.format import voxel_counts
 
   # the examples
   chosen = validation.choose(spec.data, spec.max_examples)
@@ -96,6 +114,12 @@ def validate(spec: ValidationSpec) -> int:
     atomic.write_text(spec.html, page)
     print(f"sheet: {spec.html}", file=sys.stderr)
   failed = bool(tally.reasons)
+
+  # the sizes that packing needs
+  if spec.voxel_counts:
+    totals = voxel_counts.write(spec.data)
+    written = ", ".join(f"{count} records of {split}" for split, count in totals.items())
+    print(f"voxel counts: {spec.data / voxel_counts.FILE}, {written}", file=sys.stderr)
 
   # its meshes, as another reader sees them
   if spec.against is not None:

@@ -74,6 +74,18 @@ def random_row(template: Any, rng: np.random.Generator, name: str = "") -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
+class PackedKind:
+  """How rows of several records are made.
+
+  part: (example, config, rng or None, epoch) -> what a row is made of. join: (parts, config) ->
+  one row.
+  """
+
+  part: Callable[[schema.Example, SampleConfig, np.random.Generator | None, int], Any]
+  join: Callable[[Sequence[Any], SampleConfig], Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class BatchKind:
   """One kind of batch.
 
@@ -83,7 +95,8 @@ class BatchKind:
   records: kind of record that it is made from, "example" (which every dataset has) or another.
   by_epoch: rows change with the epoch, so that none is kept. latents: those that a model may be
   asked to learn from it, and where records hold them. collate: (a host's rows, config) -> batch.
-  random: (batch of one row in shape and type, rng) -> a made-up row.
+  random: (batch of one row in shape and type, rng) -> a made-up row. packed: how several records
+  share a row; None: one record a row.
   """
 
   row: Callable[[schema.Example, SampleConfig, np.random.Generator | None, int], Any]
@@ -95,6 +108,7 @@ class BatchKind:
   latents: Mapping[str, LatentSource] = dataclasses.field(default_factory=dict)
   collate: Callable[[Sequence[Any], SampleConfig], Any] = rows.collate
   random: Callable[[Any, np.random.Generator], Any] = random_row
+  packed: PackedKind | None = None
 
 
 # structure: occupancy grids
@@ -322,6 +336,7 @@ KINDS: dict[str, BatchKind] = {
     form=texture_rows.form,
     latents=TEXTURE_SOURCES,
     random=texture_rows.random_row,
+    packed=PackedKind(texture_rows.part, texture_rows.join),
   ),
 }
 

@@ -21,23 +21,28 @@ from typing import Any
 from absl import flags
 import grain
 from ml_collections import ConfigDict
+import numpy as np
 
-from data_pipelines.format import records, schema
+from data_pipelines.format import records, schema, voxel_counts
 from data_pipelines.format.records import CorruptRecord
 from data_pipelines.read import fake, kinds, mixture, rows
 from data_pipelines.read.augment import AugmentConfig
+from data_pipelines.read.packed_order import PackingConfig
 from data_pipelines.read.reader import (
   Batch,
   DataConfig,
+  PackedReader,
   QuarantineExceeded,
   Reader,
   RowCache,
   Sample,
+  packed_order_of,
   read_single,
   read_step,
 )
 from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError, InputError
+from sam3d_jax.geometry import packing
 
 PROBED = 8  # records of each source that are looked at before a run starts
 
@@ -47,7 +52,7 @@ class Loader:
 
   corrupt: unreadable record -> reason, of those met so far; each is said on standard error when it
   is first met.  replaced: unreadable record -> how often another stood in for it.  retries: reads
-  that a disk first failed.
+  that a disk first failed.  left_out: records that found no room in the rows of their steps.
   """
 
   def __init__(self, reader: Reader, host_index: int, host_count: int):
@@ -57,6 +62,7 @@ class Loader:
     self.corrupt: dict[str, str] = {}
     self.replaced: Counter[str] = Counter()
     self.retries = 0
+    self.left_out = 0
 
   @property
   def config(self) -> DataConfig:
@@ -67,6 +73,11 @@ class Loader:
   def spec(self) -> Batch:
     """A batch in shape and type, read from nowhere."""
     return self._reader.kind.spec(self._reader.config, self.rows)
+
+  @property
+  def records_a_step(self) -> int:
+    """Records that a global batch is made of: its rows, or the objects packed into them."""
+    return self._reader.records_a_step
 
   def __len__(self) -> int:
     """Records of all sources together."""
@@ -156,7 +167,7 @@ class Loader:
     records and reads that were tried again (of this host).
     """
     # Counted over all hosts: every one knows the whole order.
-    position = step * self._reader.batch_size
+    position = step * self.records_a_step
     mix = self._reader.mixture
     found = {}
     for name, count in mix.counts(position).items():
@@ -167,10 +178,13 @@ class Loader:
 
   def counters(self) -> dict[str, float]:
     """What this host has met since it was started: unreadable records, reads tried again."""
-    return {
+    counted = {
       "data/corrupt_records": float(len(self.corrupt)),
       "data/read_retries": float(self.retries),
     }
+    if isinstance(self._reader, PackedReader):
+      counted["data/left_out"] = float(self.left_out)
+    return counted
 
   def _collect(self, samples: list[Sample]) -> Batch:
     """The batch of these samples; keeps the account of what could not be read."""
@@ -178,6 +192,7 @@ class Loader:
     budget = self.config.quarantine_budget
     for sample in samples:
       self.retries += sample.retries
+      self.left_out += sample.left_out
       for record, reason in sample.corrupt:
         self.replaced[record] += 1
         if record not in self.corrupt:
@@ -252,6 +267,17 @@ def make_loader(
   if batch_kind.latents:
     config = _probe(config, splits, batch_kind.latents)
 
+  # which of them fit into rows that several share
+  counts = {}
+  packs = config.packing.objects > 0
+  if packs and batch_kind.packed is None:
+    raise ConfigError(
+      f"data.packing.objects = {config.packing.objects}: rows of a {kind} batch hold one record "
+      "each; leave it at 0"
+    )
+  if packs:
+    splits, counts = _fitting(config, splits)
+
   # in which order
   sizes = {name: len(split) for name, split in splits.items()}
   weights = {name: weight for name, (_, weight) in config.mixture.items()}
@@ -264,7 +290,7 @@ def make_loader(
   cache = None
   if config.cache_mb:
     cache = RowCache(config.cache_mb * 2**20)
-  reader = Reader(
+  common = (
     config,
     batch_kind,
     splits,
@@ -273,6 +299,11 @@ def make_loader(
     seed,
     cache,
   )
+  if packs:
+    order = packed_order_of(config, mix, counts, batch_size)
+    reader = PackedReader(*common, order, counts)
+  else:
+    reader = Reader(*common)
   return Loader(reader, host_index, host_count)
 
 
@@ -340,6 +371,8 @@ def settings_of(
   settings |= kinds.lookup(kind).form(model_config, latents)
   augment = sections.typed(AugmentConfig, settings.pop("augment"), "data.augment")
   settings["augment"] = augment if augmented and augment.active else None
+  if "packing" in settings:
+    settings["packing"] = sections.typed(PackingConfig, settings["packing"], "data.packing")
 
   # random batches have a form and no source
   if source == "fake":
@@ -424,6 +457,49 @@ def _probe(
       digest = holders[0][source.autoencoder]
       config = dataclasses.replace(config, autoencoder=digest)
   return config
+
+
+def _fitting(
+  config: DataConfig, splits: Mapping[str, records.Split]
+) -> tuple[dict[str, records.Subset], dict[str, np.ndarray]]:
+  """The records of each source that a row can hold, and their voxels (format/voxel_counts.py); says
+  how many cannot be, and why.
+  """
+  shape = config.packed.shape
+  kept, counts = {}, {}
+  unreadable = 0
+  for name, split in splits.items():
+    counts_N2 = voxel_counts.of(split)
+    damaged_N = counts_N2[:, 0] < 0
+    has_none_N = counts_N2[:, 0] == 0
+    slots_N2 = -(-counts_N2 // packing.BLOCK) * packing.BLOCK
+    too_large_N = (slots_N2[:, 0] > shape.voxels) | (slots_N2[:, 1] > shape.coarse)
+    indices = np.flatnonzero(~(damaged_N | has_none_N | too_large_N))
+
+    # each reason is told apart
+    unreadable += int(damaged_N.sum())
+    if len(indices) < len(split):
+      print(
+        f"data: of {len(split)} records of {name}, {len(split) - len(indices)} are left out: "
+        f"{int(too_large_N.sum())} have more voxels than a row (model.row.voxels = "
+        f"{shape.voxels}, coarse = {shape.coarse}), {int(has_none_N.sum())} have no structured "
+        f"latent, {int(damaged_N.sum())} cannot be read",
+        file=sys.stderr,
+        flush=True,
+      )
+    if not len(indices):
+      raise InputError(
+        f"source {name!r} ({split.directory}) has no record that fits into a row of "
+        f"model.row.voxels = {shape.voxels} slots: allow longer rows"
+      )
+    kept[name] = records.Subset(split, indices)
+    counts[name] = counts_N2[indices]
+
+  if unreadable > config.quarantine_budget:
+    raise QuarantineExceeded(
+      f"{unreadable} unreadable records, data.quarantine_budget = {config.quarantine_budget}"
+    )
+  return kept, counts
 
 
 def _first_examples(splits: Mapping[str, records.Split]) -> Iterator[schema.Example]:

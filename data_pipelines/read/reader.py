@@ -1,16 +1,20 @@
 """The sample at any position of a run: what the threads and processes of a loader share."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import threading
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from data_pipelines.format import records
 from data_pipelines.format.records import CorruptRecord
-from data_pipelines.read import kinds, mixture, rows
+from data_pipelines.read import kinds, mixture, packed_order, rows
+from data_pipelines.read.packed_order import PackedOrder, PackingConfig
 from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError, InputError
 from sam3d_jax.files import retries
+from sam3d_jax.geometry import packing
 
 Batch = Any  # a type of sam3d_jax.batch: the one that the kind of batch delivers
 
@@ -23,7 +27,8 @@ class DataConfig(rows.SampleConfig):
   threads.  workers: reading processes, 0 to read in this one. prefetch: batches held ready.
   cache_mb: memory for finished rows; needs augment=None and workers=0. min_rating: examples rated
   lower are left out; those without a rating stay. None: all stay. quarantine_budget: distinct
-  unreadable records that this host replaces before the run fails.
+  unreadable records that this host replaces before the run fails. packing: how records share rows,
+  for kinds of batches whose rows hold several.
   """
 
   mixture: Mapping[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
@@ -34,6 +39,7 @@ class DataConfig(rows.SampleConfig):
   cache_mb: int = 0
   min_rating: float | None = None
   quarantine_budget: int = 100
+  packing: PackingConfig = PackingConfig()
 
   def __post_init__(self):
     super().__post_init__()
@@ -64,6 +70,7 @@ class Sample(NamedTuple):
   source: str
   corrupt: tuple[tuple[str, str], ...]  # (record, reason) of those passed over at this position
   retries: int = 0  # reads that had to be tried again
+  left_out: int = 0  # records that the rows of their step had no room for
 
 
 class RowCache:
@@ -111,29 +118,48 @@ class Reader:
     nothing is replaced.
     """
     with retries.counting() as tally:
-      sample = self._first_readable(position)
+      sample = self._at(position)
     return sample._replace(retries=tally.count)
 
-  def _first_readable(self, position: int) -> Sample:
-    # at most every record of the source once
+  @property
+  def records_a_step(self) -> int:
+    """Records that a global batch is made of."""
+    return self.batch_size
+
+  def _at(self, position: int) -> Sample:
     step = position // self.batch_size
     draw = self.mixture.draw(position)
+    return self._first_readable(draw, step, self.kind.row)
+
+  def _first_readable(
+    self,
+    draw: mixture.Draw,
+    step: int,
+    make: Callable,
+    stands_in: Callable[[mixture.Draw], bool] | None = None,
+  ) -> Sample:
+    """What `make` makes of the record at `draw`, or of the next one that can be read and that
+    `stands_in` for it.
+    """
+    # at most every record of the source once
     split = self.splits[draw.source]
     corrupt = []
-    for _ in range(len(split)):
-      try:
-        row = self._row(draw, step)
-        return Sample(row, draw.source, tuple(corrupt))
-      except CorruptRecord as error:
-        path, record = split.locate(draw.record)
-        where = f"{path} record {record}"
-        corrupt.append((where, str(error)))
+    for attempt in range(len(split)):
+      passed_over = attempt > 0 and stands_in is not None and not stands_in(draw)
+      if not passed_over:
+        try:
+          row = self._row(draw, step, make)
+          return Sample(row, draw.source, tuple(corrupt))
+        except CorruptRecord as error:
+          path, record = split.locate(draw.record)
+          where = f"{path} record {record}"
+          corrupt.append((where, str(error)))
       draw = self.mixture.after(draw)
     # The first reason stands for all.
     first = ": ".join(corrupt[0])
     raise QuarantineExceeded(f"source {draw.source!r} has no readable record; {first}")
 
-  def _row(self, draw: mixture.Draw, step: int) -> Batch:
+  def _row(self, draw: mixture.Draw, step: int, make: Callable) -> Batch:
     # one that was made before
     key = (draw.source, draw.record)
     if self.cache is not None:
@@ -147,7 +173,7 @@ class Reader:
     rng = None
     if self.config.augment is not None:
       rng = rows.generator(self.seed, step, example["key"])
-    row = self.kind.row(
+    row = make(
       example,
       self.config,
       rng,
@@ -156,6 +182,78 @@ class Reader:
     if self.cache is not None and not self.kind.by_epoch:
       self.cache.put(key, row)
     return row
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedReader(Reader):
+  """Reads rows of several records each.
+
+  order: positions of the records in every row. counts: source -> (records, 2) int32, voxels of
+  each record and voxels at half the resolution.
+  """
+
+  order: PackedOrder
+  counts: Mapping[str, np.ndarray]
+
+  @property
+  def records_a_step(self) -> int:
+    return self.order.settings.objects
+
+  def _at(self, position: int) -> Sample:
+    # the records of the row, each from its own place in the order of the mixture
+    step, row = divmod(position, self.batch_size)
+    parts, corrupt = [], []
+    source = ""
+    for place in self.order.row(step, row):
+      draw = self.mixture.draw(place)
+      slots = self._slots(draw)
+
+      def fits(other: mixture.Draw, slots=slots) -> bool:
+        return bool((self._slots(other) <= slots).all())
+
+      read = self._first_readable(draw, step, self._part, fits)
+      parts.append(read.row)
+      corrupt += read.corrupt
+      source = read.source
+
+    # side by side; whoever has the first row tells what found no room
+    joined = self.kind.packed.join(parts, self.config)
+    left_out = len(self.order.left_out(step)) if row == 0 else 0
+    return Sample(joined, source, tuple(corrupt), left_out=left_out)
+
+  def _slots(self, draw: mixture.Draw) -> np.ndarray:
+    """Slots that the table of sizes gives a record, at both resolutions."""
+    count_2 = self.counts[draw.source][draw.record]
+    return -(-count_2 // packing.BLOCK)
+
+  def _part(self, example, config, rng, epoch):
+    return self.kind.packed.part(example, config, rng, epoch)
+
+
+def packed_order_of(
+  config: DataConfig, mix: mixture.Mixture, counts: Mapping[str, np.ndarray], batch_size: int
+) -> PackedOrder:
+  """The order of rows of `batch_size` a step. Raises ConfigError if they have no room."""
+  order = packed_order.PackedOrder(
+    config.packing,
+    config.packed.shape,
+    batch_size,
+    _CountAt(mix, counts),
+  )
+  order.check()
+  return order
+
+
+@dataclasses.dataclass(frozen=True)
+class _CountAt:
+  """Sizes of the record at a position; a class, so that processes can get it."""
+
+  mixture: mixture.Mixture
+  counts: Mapping[str, np.ndarray]
+
+  def __call__(self, position: int) -> np.ndarray:
+    draw = self.mixture.draw(position)
+    return self.counts[draw.source][draw.record]
 
 
 def read_step(reader: Reader, host_index: int, rows: int, step: int) -> list[Sample]:

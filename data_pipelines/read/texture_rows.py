@@ -1,10 +1,11 @@
 """Rows of the Texture & Refinement model's batch: objects packed into the slots of a row.
 
-A row of records holds one object; the tables of its voxels are made here, in the data workers.
+The tables of an object's voxels are made here, in the data workers. Which objects share a row is
+the business of packed_order.py.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -79,6 +80,15 @@ def _level_spec(count: int, slots: int, objects: int) -> VoxelLevel:
   )
 
 
+class TextureObject(NamedTuple):
+  """An object before it has a place in a row."""
+
+  tables: ObjectTables
+  key: np.ndarray  # (2,) uint32
+  cond: Conditioning
+  latent_NC: np.ndarray  # normalised
+
+
 def row(
   example: schema.Example,
   config: rows.SampleConfig,
@@ -86,6 +96,20 @@ def row(
   epoch: int,
 ) -> TextureBatch:
   """Row of one object. Raises CorruptRecord for voxels that do not fit into it."""
+  one = part(example, config, rng, epoch)
+  try:
+    return join([one], config)
+  except InputError as error:
+    raise CorruptRecord(str(error)) from error
+
+
+def part(
+  example: schema.Example,
+  config: rows.SampleConfig,
+  rng: np.random.Generator | None,
+  epoch: int,
+) -> TextureObject:
+  """The object of a record. Raises CorruptRecord, InputError for a latent of another model."""
   del epoch
   rows.require(example, "voxels", "slat")
   form = config.packed
@@ -97,13 +121,27 @@ def row(
   cond, _, _ = rows.condition(example, config, rng)
   try:
     tables = packing.object_tables(voxels_N3, form.tables, "the record")
-    packed = packing.pack([tables], form.shape)
   except InputError as error:
     raise CorruptRecord(str(error)) from error
 
   key = schema.key_words(example["key"])
   latent_NC = latent_statistics.normalise(slat_NC, form.statistics)
-  return of_objects(packed, [key], [rows.as_stored(cond)], [latent_NC])
+  return TextureObject(tables, key, rows.as_stored(cond), latent_NC)
+
+
+def join(objects: Sequence[TextureObject], config: rows.SampleConfig) -> TextureBatch:
+  """The row of these objects, in this order. Raises InputError if they do not fit."""
+  # one alone is fitted, which tells best why it is too large
+  order = None
+  if len(objects) > 1:
+    order = [list(range(len(objects)))]
+  packed = packing.pack([one.tables for one in objects], config.packed.shape, order)
+  return of_objects(
+    packed,
+    [one.key for one in objects],
+    [one.cond for one in objects],
+    [one.latent_NC for one in objects],
+  )
 
 
 def check_latent(example: Mapping[str, Any], config: rows.SampleConfig) -> None:

@@ -129,10 +129,16 @@ def flops(setup: Setup) -> str:
   return f"{line}; peak {peak:.0f} TFLOP/s a chip: {full:.3g} samples/s a chip at 100 % MFU"
 
 
+def objects_a_step(config) -> int:
+  """Records of a step: its rows, or the objects packed into them."""
+  packs = "packing" in config.data and config.data.packing.objects
+  return config.data.packing.objects if packs else config.batch_size
+
+
 def data(setup: Setup, missing: Sequence[str] = ()) -> str:
   """What is read; `missing` as in `text`."""
   settings = setup.config.data
-  samples = setup.config.steps * setup.config.batch_size
+  samples = setup.config.steps * objects_a_step(setup.config)
   if settings.kind == "fake":
     return "random batches"
   if missing:
