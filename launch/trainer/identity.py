@@ -67,9 +67,12 @@ def code() -> dict[str, str]:
 
 def check_same_everywhere(identity: Identity) -> None:
   """Raises InputError in every process, naming a host and what it has, unless all have the same."""
-  answers = [json.loads(text) for text in agreement.exchange(json.dumps(identity, sort_keys=True))]
+  # Each finds the same difference, so all of them stop with the same words.
+  texts = agreement.exchange(json.dumps(identity, sort_keys=True))
+  answers = [json.loads(text) for text in texts]
   first = answers[0]
   for host, other in enumerate(answers):
+    # The datasets: a path may lead elsewhere on another machine.
     for name in sorted(first["contents"]):
       here, there = first["contents"][name], other["contents"].get(name)
       if here != there:
@@ -78,6 +81,7 @@ def check_same_everywhere(identity: Identity) -> None:
           f"{described(here)} on host 0. Give all of them one folder on a disk that they share, or "
           "copies of one build"
         )
+    # What makes batches of them.
     files = changed(first["code"], other["code"])
     if files:
       raise InputError(
@@ -140,11 +144,13 @@ def carried_on(
 
   Other code is said. Raises as `check_same_data`.
   """
+  # What has changed.
   others = check_same_data(lineage, step, now, config, workdir)
   before = recorded(lineage)
   files = []
   if before["code"]:
     files = changed(before["code"], now["code"])
+  # Said: whoever pulled new code into the checkout may not have meant this run.
   if files:
     commit = lineage.get("commit") or "of then"
     say(
@@ -155,6 +161,7 @@ def carried_on(
   if others:
     say(f"note: from step {step} on other data are read than before: {', '.join(others)}")
 
+  # And kept with every checkpoint from here on.
   carried = {**lineage, "reads": now}
   if others or files:
     change = {"step": step, "datasets": others, "code": files, "before": before}

@@ -22,6 +22,7 @@ MEET_SECONDS = 300.0  # that processes wait for each other
 TELL_SECONDS = 15.0  # of waiting before it is said for whom
 PAUSE_SECONDS = 0.5  # between tries to reach process 0, or to listen
 LONGEST_LINE = 4096  # bytes; what sends more is no process of ours
+SHOWN = 8  # missing processes that are named
 ANSWER_SECONDS = 10.0  # beyond the patience: process 0 may have begun to wait later
 
 Tell = Callable[[str], None]
@@ -43,6 +44,7 @@ def meet(
 
 def _receive(bind: str, count: int, tell: Tell) -> None:
   """Process 0 waits for the others and answers all of them."""
+  # One thread for all of them: of thousands most only wait, and a stranger must not hold them up.
   begin = time.monotonic()
   deadline = begin + MEET_SECONDS
   there: dict[int, socket.socket] = {}
@@ -64,6 +66,7 @@ def _receive(bind: str, count: int, tell: Tell) -> None:
 
     while len(there) < count - 1 and time.monotonic() < deadline:
       for key, _ in selector.select(PAUSE_SECONDS):
+        # Somebody new.
         connection = key.fileobj
         if connection is server:
           connection, _ = server.accept()
@@ -79,6 +82,7 @@ def _receive(bind: str, count: int, tell: Tell) -> None:
         if not data or len(line) > LONGEST_LINE:
           drop(connection)
           continue
+        # A line may come in pieces.
         lines[connection] = line
         if not line.endswith(b"\n"):
           continue
@@ -87,11 +91,13 @@ def _receive(bind: str, count: int, tell: Tell) -> None:
           _answer(connection, {"refused": refusal})
           drop(connection)
 
+      # Whoever looks at the log of a job that does not begin learns why.
       missing = [other for other in range(1, count) if other not in there]
       if missing and not told and time.monotonic() - begin > TELL_SECONDS:
         told = True
         tell(f"waiting for {_named(missing)} of {count} at {bind}")
 
+    # All go on, or all end with the same words.
     missing = [other for other in range(1, count) if other not in there]
     for connection in there.values():
       _answer(connection, {"missing": missing})
@@ -120,6 +126,7 @@ def _let_in(
 
 def _come(coordinator: str, count: int, index: int, tell: Tell) -> None:
   """Any other process tells process 0 that it is there, and waits for the answer."""
+  # Tried again until process 0 listens: processes come in any order.
   begin = time.monotonic()
   deadline = begin + MEET_SECONDS
   told = False
@@ -136,6 +143,7 @@ def _come(coordinator: str, count: int, index: int, tell: Tell) -> None:
         tell(f"waiting for process 0 of {count} at {coordinator} ({said})")
       time.sleep(PAUSE_SECONDS)
       continue
+    # It has answered, once and for all.
     if "refused" in answer:
       raise JobFailed(f"process {index} is not let in at {coordinator}: {answer['refused']}")
     if answer["missing"]:
@@ -213,6 +221,10 @@ def _failure(where: str, index: int, count: int, missing: list[int]) -> str:
 
 
 def _named(indices: list[int]) -> str:
-  shown = ", ".join(map(str, indices[:8]))
-  more = f" and {len(indices) - 8} more" if len(indices) > 8 else ""
-  return f"process {shown}{more}" if len(indices) == 1 else f"processes {shown}{more}"
+  """'process 3', 'processes 1, 2 and 9 more'."""
+  shown = ", ".join(map(str, indices[:SHOWN]))
+  more = len(indices) - SHOWN
+  if more > 0:
+    shown += f" and {more} more"
+  word = "process" if len(indices) == 1 else "processes"
+  return f"{word} {shown}"

@@ -16,6 +16,7 @@ def raise_limit() -> int:
 
   Raises JobFailed if the system allows fewer than LEAST.
   """
+  # As far as the hard limit, which only the system's owner moves.
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   most = WANTED
   if hard != resource.RLIM_INFINITY:

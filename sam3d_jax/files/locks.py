@@ -71,8 +71,11 @@ class Owner:
   def is_here(self) -> bool:
     """Whether its process can be asked for: it is, or was, one of this machine's."""
     here = _this_process()
-    known = [here[key] and self.record.get(key) == here[key] for key in ("boot", "processes")]
-    return all(known)
+    for key in ("boot", "processes"):
+      # a system that does not say has no machine in common with any
+      if not here[key] or self.record.get(key) != here[key]:
+        return False
+    return True
 
   @property
   def is_running(self) -> bool:

@@ -71,6 +71,7 @@ class Reads:
       self._patience.again(error)
       return
 
+    # What this read found, in a form that two reads of the same bytes share.
     if is_damage:
       said = str(error)
       evidence = said + error.evidence
@@ -79,6 +80,7 @@ class Reads:
       evidence = kind_of(error)
     if evidence in self.seen:
       raise error if is_damage else CorruptCheckpoint(said) from error
+    # The first read that found it: the next one has to come from the disk.
     self.seen.append(evidence)
     if len(self.seen) == UNLIKE_READS:
       raise JobFailed(
