@@ -49,24 +49,32 @@ def field(points):
   return np.linalg.norm(points, axis=-1) - RADIUS - BUMPS * waves.prod(-1)
 
 
+def cells(side: int) -> np.ndarray:
+  """Coordinates (side, side, side, 3) of a grid."""
+  axis = np.arange(side)
+  along = np.meshgrid(axis, axis, axis, indexing="ij")
+  return np.stack(along, axis=-1)
+
+
 def made_up(voxels: int) -> tuple[np.ndarray, np.ndarray]:
   """Coordinates (V, 3) of voxels and the features (V, 4, 4, 4, 101) of their cubes."""
   # the voxels nearest to the surface
-  cells = np.stack(np.meshgrid(*[np.arange(RESOLUTION)] * 3, indexing="ij"), axis=-1)
-  grid_N3 = cells.reshape(-1, 3)
-  distance_N = np.abs(field((grid_N3 + 0.5) / RESOLUTION - 0.5))
-  nearest = np.argsort(distance_N, kind="stable")[:voxels]
-  coords_V3 = grid_N3[np.sort(nearest)]
+  grid_N3 = cells(RESOLUTION).reshape(-1, 3)
+  centre_N3 = (grid_N3 + 0.5) / RESOLUTION - 0.5
+  distance_N = np.abs(field(centre_N3))
+  by_distance_N = np.argsort(distance_N, kind="stable")
+  nearest_V = np.sort(by_distance_N[:voxels])
+  coords_V3 = grid_N3[nearest_V]
 
   # signed distances at the corners of their cubes, noise in all else
   draw = np.random.default_rng(0)
   shape = (voxels, SIDE, SIDE, SIDE, flexicubes.CHANNELS)
   feats = draw.standard_normal(shape, np.float32) * np.float32(0.3)
-  within = np.stack(np.meshgrid(*[np.arange(SIDE)] * 3, indexing="ij"), axis=-1)
-  cubes = coords_V3[:, None, None, None] * SIDE + within
+  first = coords_V3[:, None, None, None] * SIDE
+  cubes = first + cells(SIDE)
   for i, corner in enumerate(CORNERS):
-    points = (cubes + corner) / (RESOLUTION * SIDE) - 0.5
-    feats[..., i] = field(points)
+    points = (cubes + corner) / (RESOLUTION * SIDE)
+    feats[..., i] = field(points - 0.5)
   return coords_V3, feats
 
 

@@ -49,6 +49,7 @@ def around(
 
   Raises ValueError for bricks outside the grid, given twice, or more than `capacity`.
   """
+  # what was not said
   coords_V3 = np.asarray(coords_V3, np.int64).reshape(-1, 3)
   slots = len(coords_V3)
   if valid_V is None:
@@ -59,37 +60,20 @@ def around(
     active_xyzV = np.ones((SIDE, SIDE, SIDE, slots), bool)
   valid_V = np.asarray(valid_V)
   object_V = np.asarray(object_V)
-  own_N3 = coords_V3[valid_V]
-  check_range(own_N3, resolution)
+  check_range(coords_V3[valid_V], resolution)
 
-  # one number a brick, with a margin of one below and two above: steps from the ring stay inside
-  side = resolution + 3
-  strides_3 = np.array((side * side, side, 1))
-  objects = int(object_V.max(initial=0)) + 1
-  key_N = (own_N3 + 1) @ strides_3 + object_V[valid_V].astype(np.int64) * side**3
-  index = np.full(objects * side**3, -1, np.int32)
-  index[key_N] = np.flatnonzero(valid_V)
-  if np.count_nonzero(index >= 0) < len(key_N):
-    raise ValueError(_repeated(own_N3, key_N))
+  # a grid of brick numbers for each object, with a margin: steps from the ring stay inside
+  grids = _Grids(resolution, objects=int(object_V.max(initial=0)) + 1)
+  place_V = grids.place(coords_V3.T, object_V)
+  own_N = place_V[valid_V]
+  number = np.full(grids.size, -1, np.int32)
+  number[own_N] = np.flatnonzero(valid_V)
+  occupied = number >= 0
+  if np.count_nonzero(occupied) < len(own_N):
+    raise ValueError(_repeated(coords_V3[valid_V], own_N))
 
-  # the ring, by dilation along each axis in turn
-  met = index >= 0
-  grid = met.reshape(objects, side, side, side)
-  for axis in (1, 2, 3):
-    lower = np.zeros_like(grid)
-    upper = np.zeros_like(grid)
-    inner = [slice(None)] * 4
-    inner[axis] = slice(1, None)
-    outer = [slice(None)] * 4
-    outer[axis] = slice(None, -1)
-    upper[tuple(inner)] = grid[tuple(outer)]
-    lower[tuple(outer)] = grid[tuple(inner)]
-    grid = grid | lower | upper
-  # no cube and no corner lies below the grid
-  grid[:, 0] = False
-  grid[:, :, 0] = False
-  grid[:, :, :, 0] = False
-  ring_R = np.flatnonzero(grid.reshape(-1) & ~met)
+  # the ring
+  ring_R = np.flatnonzero(grids.dilated(occupied) & ~occupied)
   size = slots + len(ring_R)
   if capacity is None:
     capacity = size
@@ -97,35 +81,75 @@ def around(
     raise ValueError(
       f"{slots} bricks and a ring of {len(ring_R)} do not fit into {capacity}: raise the capacity"
     )
-  index[ring_R] = np.arange(slots, size)
+  number[ring_R] = np.arange(slots, size)
+  ring_3R, ring_object_R = grids.coords(ring_R)
 
-  # where everything is; padding is nowhere
-  object_K = np.zeros(capacity, np.int32)
-  object_K[:slots] = object_V
-  object_K[slots:size] = ring_R // side**3
-  coords_3K = np.zeros((3, capacity), np.int32)
-  coords_3K[:, :slots] = np.where(valid_V, coords_V3.T, 0)
-  ring_coords = np.unravel_index(ring_R % side**3, (side, side, side))
-  coords_3K[:, slots:size] = np.stack(ring_coords) - 1
+  # all bricks, and their neighbours
   valid_K = np.zeros(capacity, bool)
   valid_K[:slots] = valid_V
   valid_K[slots:size] = True
+  object_K = np.zeros(capacity, np.int32)
+  object_K[:slots] = object_V
+  object_K[slots:size] = ring_object_R
+  coords_3K = np.zeros((3, capacity), np.int32)
+  coords_3K[:, :slots] = np.where(valid_V, coords_V3.T, 0)
+  coords_3K[:, slots:size] = ring_3R
+  place_K = grids.place(coords_3K, object_K)
 
-  # the neighbours along the axes
-  places_K = (coords_3K.T.astype(np.int64) + 1) @ strides_3 + object_K.astype(np.int64) * side**3
-  low_3K, high_3K = np.full((2, 3, capacity), capacity, np.int32)
-  for axis, stride in enumerate(strides_3):
-    for table, step in ((low_3K, -stride), (high_3K, stride)):
-      found_K = index[np.where(valid_K, places_K + step, 0)]
-      table[axis] = np.where(found_K >= 0, found_K, capacity)
+  def neighbours(sign: int):
+    tables = []
+    for stride in grids.strides:
+      # padding looks at a corner of the margin, where there is nothing
+      step_K = np.where(valid_K, place_K + sign * stride, 0)
+      found_K = number[step_K]
+      tables.append(np.where(found_K >= 0, found_K, capacity))
+    return np.stack(tables).astype(np.int32)
+
   return Bricks(
     coords_3K=coords_3K,
     object_K=object_K,
     valid_K=valid_K,
-    low_3K=low_3K,
-    high_3K=high_3K,
+    low_3K=neighbours(-1),
+    high_3K=neighbours(1),
     active_xyzV=np.asarray(active_xyzV) & valid_V,
   )
+
+
+class _Grids:
+  """Dense grids of bricks, one an object, with a margin of one below and two above."""
+
+  def __init__(self, resolution: int, objects: int):
+    self.side = resolution + 3
+    self.objects = objects
+    self.strides = (self.side**2, self.side, 1)
+    self.size = objects * self.side**3
+
+  def place(self, coords_3N, object_N):
+    """Where a brick is."""
+    place_N = object_N.astype(np.int64) * self.side**3
+    for axis, stride in enumerate(self.strides):
+      place_N = place_N + (coords_3N[axis] + 1) * stride
+    return place_N
+
+  def coords(self, place_N):
+    """The inverse of `place`."""
+    shape = (self.objects, self.side, self.side, self.side)
+    object_N, *along = np.unravel_index(place_N, shape)
+    return np.stack(along) - 1, object_N
+
+  def dilated(self, occupied):
+    """Bricks that are occupied or touch one that is, but none below the grid."""
+    grid = occupied.reshape(self.objects, self.side, self.side, self.side)
+    for axis in (1, 2, 3):
+      # nothing is lost: the margin at the ends is empty
+      lower = np.roll(grid, -1, axis)
+      upper = np.roll(grid, 1, axis)
+      grid = grid | lower | upper
+    grid = grid.copy()
+    grid[:, 0] = False
+    grid[:, :, 0] = False
+    grid[:, :, :, 0] = False
+    return grid.reshape(-1)
 
 
 def rounded(count: int) -> int:
