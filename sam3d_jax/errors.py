@@ -19,6 +19,10 @@ class ConfigError(InputError):
   """A configuration key or value is wrong."""
 
 
+class DeniedError(InputError):
+  """A file or folder may not be read by whoever started the job."""
+
+
 class AwayError(InputError):
   """Data that are named are not there: a wrong name or, for a run that has read them before, a disk
   that is not mounted.

@@ -388,7 +388,8 @@ def _check_features_file(path: pathlib.Path) -> None:
   """
   try:
     stated = texts.read_json(path)
-  except (OSError, texts.TextError) as error:
+  # a disk that fails is no damaged dataset
+  except (FileNotFoundError, texts.TextError) as error:
     raise DatasetError(f"{path} cannot be read ({error}): build the dataset again") from error
   for key, name in _class_names(stated):
     if key in HIDING_KEYS or name not in _field_classes():

@@ -13,7 +13,7 @@ from launch.console import cli, folders, machines
 from launch.console.flags import dry_run_flag
 from launch.trainer import checks
 from launch.trainer.specs import HostsSpec, RunSpec
-from sam3d_jax.errors import AwayError, ConfigError, JobFailed
+from sam3d_jax.errors import AwayError, ConfigError, DeniedError, JobFailed
 from sam3d_jax.files import blame
 from sam3d_jax.training.preemption import StopFlag
 
@@ -57,7 +57,7 @@ def failing_as_run(workdir: str) -> Iterator[None]:
   begun = folders.is_begun(workdir)
   try:
     yield
-  except AwayError as error:
+  except (AwayError, DeniedError) as error:
     if not begun:
       raise
     raise JobFailed(

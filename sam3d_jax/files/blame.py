@@ -5,7 +5,7 @@ import contextlib
 import errno
 import os
 
-from sam3d_jax.errors import InputError, JobFailed
+from sam3d_jax.errors import DeniedError, InputError, JobFailed
 from sam3d_jax.files import folders
 
 # What the system says of a file itself. Anything else (a bad disk, a full one, no permission) is
@@ -98,7 +98,7 @@ def explained(error: OSError, path: str | os.PathLike) -> InputError | JobFailed
   name = folders.shown(error.filename or path)
   why = error.strerror or str(error)
   if error.errno in PERMISSION:
-    return InputError(
+    return DeniedError(
       f"{name} cannot be read ({why}): give the right to read it, or take it out of the folder"
     )
   if error.errno in HANDLES:

@@ -1,6 +1,8 @@
 """A run goes on with the data that it began with, and all hosts read the same."""
 
+import errno
 import json
+import os
 import pathlib
 import shutil
 
@@ -9,7 +11,7 @@ import pytest
 from data_pipelines.format import records
 from launch.console import cli
 from launch.trainer import command, identity
-from sam3d_jax.errors import ConfigError, InputError
+from sam3d_jax.errors import AwayError, ConfigError, DeniedError, InputError
 from sam3d_jax.training import agreement
 from tests.support import tiny_dataset
 
@@ -139,3 +141,35 @@ def test_data_that_are_gone_end_a_new_run_for_good_and_fail_one_that_was_begun(
   said = capsys.readouterr().err
   assert "is not a folder" in said
   assert ("is its disk mounted?" in said) == begun
+
+
+@pytest.mark.parametrize(
+  "error, code",
+  [
+    (DeniedError("no right to it"), 1),
+    (AwayError("not there"), 1),
+    (OSError(errno.EROFS, os.strerror(errno.EROFS)), 1),
+    (OSError(errno.ENOENT, os.strerror(errno.ENOENT)), 1),
+    (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 1),
+    (ConfigError("wrong"), cli.EXIT_BAD_INPUT),
+  ],
+)
+def test_no_disk_ends_a_run_that_was_begun_for_good(tmp_path, monkeypatch, capsys, error, code):
+  def start(*unused):
+    raise error
+
+  (tmp_path / "checkpoints").mkdir()
+  monkeypatch.setattr(command, "start", start)
+  argv = ["--config=configs/vae_structure.py:fake", f"--workdir={tmp_path}"]
+  assert command.main(("train_vae",), "x", argv) == code
+  assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_start_that_is_repeated_does_not_begin_beside_a_missing_mount(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+  argv = ["--config=configs/vae_structure.py:fake", f"--workdir={tmp_path / 'unmounted'}"]
+  assert command.main(("train_vae",), "x", argv) == 1
+  assert "was started 2 times before: mount its disk" in capsys.readouterr().err
+  assert not (tmp_path / "unmounted").exists()
