@@ -172,24 +172,33 @@ def _ask(coordinator: str, message: dict, patience: float) -> dict:
 def _listen(bind: str, deadline: float) -> socket.socket:
   """A socket that listens at HOST:PORT. Raises JobFailed if that cannot be had in time."""
   host, port = _address(bind)
+  # Everywhere: also on machines without the newer protocol.
+  hosts = ("::", "0.0.0.0") if host == "::" else (host,)
   while True:
-    try:
-      family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-      everywhere = host == "::"
-      return socket.create_server(
-        (host, port),
-        family=family,
-        backlog=1024,
-        dualstack_ipv6=everywhere and socket.has_dualstack_ipv6(),
-      )
+    for candidate in hosts:
+      try:
+        return _server(candidate, port)
+      except OSError as error:
+        said = error
     # The process 0 of the start before may still be ending, a name may not be known yet.
-    except OSError as error:
-      if time.monotonic() > deadline:
-        raise JobFailed(
-          f"process 0 cannot listen at {bind} ({error.strerror or error}): give an address of this "
-          "machine and a free port with --coordinator, or JAX_COORDINATOR_BIND_ADDRESS"
-        ) from error
-      time.sleep(PAUSE_SECONDS)
+    if time.monotonic() > deadline:
+      raise JobFailed(
+        f"process 0 cannot listen at {bind} ({said.strerror or said}): give an address of this "
+        "machine and a free port with --coordinator, or JAX_COORDINATOR_BIND_ADDRESS"
+      ) from said
+    time.sleep(PAUSE_SECONDS)
+
+
+def _server(host: str, port: int) -> socket.socket:
+  """A socket that listens. Raises OSError."""
+  family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+  both = host == "::" and socket.has_dualstack_ipv6()
+  return socket.create_server(
+    (host, port),
+    family=family,
+    backlog=1024,
+    dualstack_ipv6=both,
+  )
 
 
 def _address(text: str) -> tuple[str, int]:

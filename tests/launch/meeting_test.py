@@ -109,6 +109,26 @@ def test_one_that_dies_while_it_waits_is_missing_and_its_next_start_is_let_in(co
     again.join()
 
 
+def test_a_machine_without_the_newer_protocol_listens_with_the_older_one(monkeypatch):
+  real = meeting._server
+
+  def server(host, port):
+    if host == "::":
+      raise OSError(97, "Address family not supported by protocol")
+    return real(host, port)
+
+  monkeypatch.setattr(meeting, "_server", server)
+  with meeting._listen(f"[::]:{jobs.free_port()}", time.monotonic()) as listening:
+    assert listening.family == socket.AF_INET
+
+
+def test_an_address_that_is_taken_is_named(monkeypatch):
+  with socket.create_server(("localhost", 0)) as taken:
+    port = taken.getsockname()[1]
+    with pytest.raises(JobFailed, match=f"cannot listen at localhost:{port} .Address already in"):
+      meeting._listen(f"localhost:{port}", time.monotonic())
+
+
 def test_slurm_says_where_the_processes_meet(monkeypatch):
   monkeypatch.setenv("SLURM_JOB_ID", "1234")
   monkeypatch.setenv("SLURM_STEP_NODELIST", "node[3-5]")
