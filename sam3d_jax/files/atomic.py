@@ -20,7 +20,8 @@ import uuid
 from sam3d_jax.files import locks
 
 LEFTOVERS = ".*.part*"  # what a killed writer leaves in a folder
-OWN = re.compile(r"\..*\.[0-9a-f]{12}\.part(\..*)?", re.DOTALL)  # and nobody else
+# and nobody else: with what is unique in it, once the number of a process
+OWN = re.compile(r"\..*\.([0-9a-f]{12}|\d+)\.part(\..*)?", re.DOTALL)
 
 
 @contextlib.contextmanager

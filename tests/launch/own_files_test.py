@@ -91,7 +91,7 @@ def test_a_layout_names_files_right_beside_it_only(tmp_path, name):
   assert left == {"victim.glb", "out/notes.txt", "out/deep/victim.glb", "out/link.glb"}
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 2}', '{"format": 1, "files": "a"}', ""])
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 2}', '{"format": 1, "files": "a"}'])
 def test_a_layout_of_another_program_stays(tmp_path, text):
   (tmp_path / "layout.json").write_text(text)
   assert scene_files.read_layout(tmp_path) is None
