@@ -180,18 +180,20 @@ def test_attention_whose_logits_overflow_float16_gives_a_mesh():
   assert len(mesh.faces_F3) > 1000
 
 
-def test_gradients_reach_every_parameter_and_are_finite():
-  params, _ = decoder("float32")
-  graph = nnx.graphdef(SlatMeshDecoder(tiny("float32"), rngs=nnx.Rngs(0)))
-  row = packed(coords_of(0, 60))
-  x = SparseTensor(row.fill([latents_of(0, 60)]), row.voxels.fine)
+def test_gradients_reach_every_parameter_of_a_subdivision_and_are_finite():
+  level = packed(coords_of(0, 60)).voxels.fine
+  block = slat_mesh.SubdivideBlock(64, 32, dtype=jnp.float32, rngs=nnx.Rngs(0))
+  graph, params = nnx.split(block)
+  # the last convolution starts at zero
+  params = jax.tree.map(lambda leaf: leaf + 0.01, params)
+  feats = np.random.default_rng(0).normal(size=(1, VOXELS, 1, 1, 1, 64)).astype(np.float32)
 
   @jax.jit
   @jax.grad
   def gradient(params):
-    feats = nnx.merge(graph, params)(x)
-    valid = x.level.valid_RV[..., None, None, None, None]
-    return jnp.where(valid, jnp.square(feats), 0).mean()
+    out = nnx.merge(graph, params)(feats, level)
+    valid = level.valid_RV[..., None, None, None, None]
+    return jnp.where(valid, jnp.square(out), 0).mean()
 
   for path, leaf in jax.tree.leaves_with_path(gradient(params)):
     assert np.isfinite(leaf).all(), path
