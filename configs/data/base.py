@@ -70,6 +70,19 @@ def rendering(c: ConfigDict) -> ConfigDict:
   return light(c)
 
 
+def views(c: ConfigDict) -> ConfigDict:
+  """Adds the keys of the builder that shows objects from all sides."""
+  c.views = 150  # per object
+  c.image_size = 512  # pixels a side
+  c.samples = 2  # colour rays a pixel along each axis
+  c.image_format = "jpeg"  # png or jpeg; masks and alpha are always PNG
+  c.lit = False  # `image` under random light, one set an object; False: ambient light alone
+  c.sphere = ConfigDict()  # where the cameras are
+  c.sphere.radius = 2.0  # from the middle of the unit cube, in its edges
+  c.sphere.fov_deg = 40.0  # field of view
+  return light(c)
+
+
 def light(c: ConfigDict) -> ConfigDict:
   """Adds the light that objects are rendered under."""
   c.light = ConfigDict()  # ranges, drawn uniformly

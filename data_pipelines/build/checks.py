@@ -122,6 +122,16 @@ def check_images(example: schema.Example) -> None:
     delit = _decode(example, "image_delit", "RGB")
     if delit.shape[:2] != (height, width):
       fail("delit_size", "image_delit has another size than image")
+  if schema.is_present(example, "alpha"):
+    alpha = _decode(example, "alpha", "L")
+    if alpha.shape != (height, width):
+      fail("alpha_size", "alpha has another size than image")
+  if schema.is_present(example, "depth"):
+    depth = example["depth"]
+    if depth.shape != (height, width):
+      fail("depth_size", "depth has another size than image")
+    if (depth[np.isfinite(depth)] <= 0).any():
+      fail("depth_behind", "depth is not positive everywhere that it is known")
 
   # masks
   masks = {}

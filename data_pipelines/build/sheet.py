@@ -133,11 +133,16 @@ def pictures(example: schema.Example) -> list[tuple[str, np.ndarray]]:
   if has("image_delit"):
     delit = rows.decode_image(example["image_delit"], "image_delit", mode="RGB")
     shown.append(("de-lit", delit))
+  if has("alpha"):
+    alpha = rows.decode_image(example["alpha"], "alpha", mode="L")
+    shown.append(("alpha", np.repeat(alpha[..., None], 3, axis=-1)))
 
   # its geometry
   if has("pointmap"):
     depth = example["pointmap"][..., 2].astype(np.float32)
     shown.append(("point map, depth", by_depth(depth)))
+  if has("depth"):
+    shown.append(("depth", by_depth(example["depth"].astype(np.float32))))
   if has("image", "voxels", "camera", *schema.POSE_FIELDS):
     shown.append(("voxels on the image", voxels_on_image(example, image)))
   if has("voxels"):

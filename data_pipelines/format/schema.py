@@ -30,8 +30,9 @@ from sam3d_jax.errors import InputError
 from sam3d_jax.geometry.cameras import Camera
 from sam3d_jax.geometry.pose import Pose
 
-VERSION = "1.1.0"  # of the fields below; readers refuse datasets of another major version
-ADDED = ("image_delit",)  # fields that datasets of 1.0.0 lack; they read as absent
+VERSION = "1.2.0"  # of the fields below; readers refuse datasets of another major version
+# fields that older datasets lack (the first came with 1.1.0); they read as absent
+ADDED = ("image_delit", "alpha", "depth")
 MAX_FIELD = 1 << 28  # bytes of a field that is stored compressed: a point map of 44 million pixels
 VOXEL_RESOLUTION = 64
 SLAT_CHANNELS = 8
@@ -138,6 +139,12 @@ def _example_fields() -> dict[str, Any]:
     "image": _encoded("encoded sRGB image (PNG or JPEG)"),
     "image_delit": _encoded(
       "as `image`, the object in its base colour: ambient light only, no shading, no shadow"
+    ),
+    "alpha": _encoded("PNG, coverage of each pixel by the object, 0..255, size of `image`"),
+    "depth": _tensor(
+      (None, None),
+      np.float16,
+      "H x W depth along the camera's axis at the pixels of `image`, NaN where nothing is",
     ),
     "mask": _encoded("PNG, visible part of the object, non-zero inside, size of `image`"),
     "mask_full": _encoded("PNG, the object as if nothing stood before it"),

@@ -22,6 +22,8 @@ LARGE_FIELDS = frozenset(
   (
     "image",
     "image_delit",
+    "alpha",
+    "depth",
     "mask",
     "mask_full",
     "pointmap",

@@ -15,6 +15,7 @@ from launch.planners import annotations, converted, pasted, rendered
 PLANNERS: dict[str, Callable[[ConfigDict], Plan]] = {
   # renders of meshes
   "iso_3do": rendered.plan_iso_3do,
+  "views": rendered.plan_views,
   # renders pasted into photos
   "rp_3do_fo": pasted.plan_flying,
   "rp_3do_osr": pasted.plan_random_swap,

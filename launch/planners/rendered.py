@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from data_pipelines.build import shard_jobs
-from data_pipelines.synth import filters, iso_3do, sources
+from data_pipelines.synth import filters, iso_3do, sources, views
 from data_pipelines.synth.camera import ViewConfig
 from data_pipelines.synth.lighting import LightConfig
 from sam3d_jax import sections
@@ -39,3 +39,21 @@ def plan_iso_3do(c: ConfigDict) -> shard_jobs.Plan:
     filters=sections.typed(filters.FilterConfig, c.filters, "filters"),
   )
   return iso_3do.plan(config, test_fraction=c.test_fraction, objects_per_shard=c.objects_per_shard)
+
+
+def plan_views(c: ConfigDict) -> shard_jobs.Plan:
+  """The plan of a build of views."""
+  config = views.ViewsConfig(
+    name=c.name,
+    seed=c.seed,
+    views=c.views,
+    image_size=c.image_size,
+    samples=c.samples,
+    image_format=c.image_format,
+    lit=c.lit,
+    source=mesh_source(c),
+    sphere=sections.typed(views.SphereConfig, c.sphere, "sphere"),
+    light=sections.typed(LightConfig, c.light, "light"),
+    filters=sections.typed(filters.FilterConfig, c.filters, "filters"),
+  )
+  return views.plan(config, test_fraction=c.test_fraction, objects_per_shard=c.objects_per_shard)

@@ -136,7 +136,7 @@ def test_leftovers_of_a_build_with_another_shard_count_are_refused(tmp_path):
 def test_dataset_of_another_schema_is_refused(tmp_path, monkeypatch):
   tiny_dataset.write_dataset(tmp_path, 1)
   monkeypatch.setattr(schema, "VERSION", "2.0.0")
-  with pytest.raises(records.DatasetError, match=r"schema 1\.1\.0, this code reads 2\.0\.0"):
+  with pytest.raises(records.DatasetError, match=r"schema 1\.2\.0, this code reads 2\.0\.0"):
     records.open_split(tmp_path)
 
 
