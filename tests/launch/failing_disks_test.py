@@ -9,7 +9,7 @@ import time
 import pytest
 
 from launch.trainer import command
-from sam3d_jax.training import checkpoint_steps
+from sam3d_jax.training import checkpoint_arrays, checkpoint_steps
 from tests.support import jobs
 
 LONG = ("--config.steps=100000", "--config.checkpoint.every=2", "--config.eval.every=0")
@@ -76,4 +76,4 @@ def test_a_disk_that_goes_away_fails_the_run_and_no_checkpoint_is_made_in_its_pl
   gone.rename(workdir)
   last = checkpoint_steps.resolve_step(workdir)
   assert last >= 2
-  assert run(workdir, f"--config.steps={last + 1}", "--config.eval.every=0") == 0
+  checkpoint_arrays.verify(workdir, last)
