@@ -18,13 +18,13 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 import numpy as np
 
+from sam3d_jax.geometry.packing import BLOCK
 from sam3d_jax.models.attention import SAVED_NAME
 
 # Ids of padding, chosen so that no query meets a key by them.
 NO_QUERY = -1
 NO_KEY = -2
 LOWEST = -1e30  # the maximum of no logits; finite, so that differences of it are
-WIDE = 4  # blocks of keys that a step takes while there are so many
 
 
 class Segments(NamedTuple):
@@ -36,6 +36,33 @@ class Segments(NamedTuple):
 
   id_RL: jax.Array
   valid_RL: jax.Array
+
+
+class Form(NamedTuple):
+  """How blocks are walked over.
+
+  block: tokens of a block. wide: blocks of keys that a step takes while there are so many.
+  heads_first: keys are laid out anew, head by head, which pays where a block of keys is read by
+  many; else they stay as they lie.
+  """
+
+  block: int
+  wide: int
+  heads_first: bool
+
+  @property
+  def query(self) -> str:
+    """Axes of a block of queries: block, heads, head dimension."""
+    return "hbk" if self.heads_first else "bhk"
+
+  @property
+  def key(self) -> str:
+    """Axes of some keys or values: some, heads, head dimension."""
+    return "hsk" if self.heads_first else "shk"
+
+
+WHOLE = Form(block=BLOCK, wide=4, heads_first=True)  # all of an object, or its condition
+WINDOWS = Form(block=BLOCK // 2, wide=1, heads_first=False)  # some eighty voxels a window
 
 
 def block_ranges(queries: Segments, keys: Segments, q_block: int, k_block: int):
@@ -70,13 +97,14 @@ def _extremes(segments: Segments, block: int):
   return lowest, highest
 
 
-def attend_blocks(q_RLHK, k_RMHK, v_RMHK, queries: Segments, keys: Segments, *, block: int):
+def attend_blocks(q_RLHK, k_RMHK, v_RMHK, queries: Segments, keys: Segments, *, form: Form):
   """Attention of queries to the valid keys of their own id, (R, L, H, K) in the queries' dtype.
 
-  Zero where a query is padding or its id has no key. Lengths are multiples of `block`. Products run
-  in the operands' dtype with fp32 sums, the softmax in fp32.
+  Zero where a query is padding or its id has no key. Lengths are multiples of the form's block.
+  Products run in the operands' dtype with fp32 sums, the softmax in fp32.
   """
   rows, length, heads, head_dim = q_RLHK.shape
+  block = form.block
   key_blocks = k_RMHK.shape[1] // block
 
   # all rows end to end: a row's blocks of keys are counted from the first row's
@@ -86,27 +114,23 @@ def attend_blocks(q_RLHK, k_RMHK, v_RMHK, queries: Segments, keys: Segments, *, 
   end_Q = jnp.where(end_RQ > 0, end_RQ + offset_R1, first_RQ + offset_R1).reshape(-1)
   of_query = jnp.where(queries.valid_RL, queries.id_RL, NO_QUERY)
   of_key = jnp.where(keys.valid_RL, keys.id_RL, NO_KEY)
-
-  # blocks of queries by themselves, keys and values as one long row a head
-  q_QHBK = _to_blocks(q_RLHK, block)
-  k_HMK = k_RMHK.reshape(-1, heads, head_dim).swapaxes(0, 1)
-  v_HMK = v_RMHK.reshape(-1, heads, head_dim).swapaxes(0, 1)
   plan = _Plan(
     first_Q,
     end_Q,
     of_query.reshape(-1, block),
     of_key.reshape(-1),
   )
-  out_QHBK = _attend(q_QHBK, k_HMK, v_HMK, plan)
-  out_RLHK = out_QHBK.swapaxes(1, 2).reshape(rows, length, heads, head_dim)
-  return out_RLHK
 
-
-def _to_blocks(x_RLHK, block: int):
-  """(blocks of all rows, H, block, K)."""
-  heads, head_dim = x_RLHK.shape[2:]
-  blocks = x_RLHK.reshape(-1, block, heads, head_dim)
-  return blocks.swapaxes(1, 2)
+  # blocks of queries by themselves, keys and values as one long row
+  q = q_RLHK.reshape(-1, block, heads, head_dim)
+  k = k_RMHK.reshape(-1, heads, head_dim)
+  v = v_RMHK.reshape(-1, heads, head_dim)
+  if form.heads_first:
+    q, k, v = q.swapaxes(1, 2), k.swapaxes(0, 1), v.swapaxes(0, 1)
+  out = _attend(form, q, k, v, plan)
+  if form.heads_first:
+    out = out.swapaxes(1, 2)
+  return out.reshape(rows, length, heads, head_dim)
 
 
 class _Plan(NamedTuple):
@@ -118,26 +142,30 @@ class _Plan(NamedTuple):
   of_key_M: jax.Array  # object of each key
 
 
-@jax.custom_vjp
-def _attend(q_QHBK, k_HMK, v_HMK, plan: _Plan):
-  out_QHBK, _ = _forward(q_QHBK, k_HMK, v_HMK, plan)
-  return out_QHBK
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(form: Form, q, k, v, plan: _Plan):
+  """q: blocks of queries; k, v: all keys and values; axes within as `form` has them."""
+  out, _ = _forward(form, q, k, v, plan)
+  return out
 
 
-def _forward(q_QHBK, k_HMK, v_HMK, plan: _Plan):
-  """What comes out, and the logarithm of each query's sum of powers, (Q, H, B)."""
-  heads, block, head_dim = q_QHBK.shape[1:]
-  keys = k_HMK.shape[1]
+def _forward(form: Form, q, k, v, plan: _Plan):
+  """What comes out, axes as the queries', and the logarithm of each one's sum of powers, (Q, H, B).
+
+  fp32 between the products; what is summed up over keys has heads first.
+  """
+  head_dim = q.shape[-1]
+  heads = q.shape[1 + form.query.index("h")]
   scale = head_dim**-0.5
 
   def one(operands):
-    q_HBK, first, end, of_query_B = operands
+    q_block, first, end, of_query_B = operands
 
     def absorb(state, at, size):
       # logits of the next keys, lowest of all where a key is of another object
       top_HB, sum_HB, out_HBK = state
-      k_HSK, v_HSK, of_key_S = _keys_at(k_HMK, v_HMK, plan.of_key_M, at, size)
-      logits_HBS = _dot("hbk,hsk->hbs", q_HBK, k_HSK) * scale
+      k_some, v_some, of_key_S = _keys_at(form, k, v, plan, at, size)
+      logits_HBS = _dot(f"{form.query},{form.key}->hbs", q_block, k_some) * scale
       same_BS = of_query_B[:, None] == of_key_S
       logits_HBS = jnp.where(same_BS, logits_HBS, -jnp.inf)
       # the sums so far, relative to the new maximum
@@ -145,85 +173,86 @@ def _forward(q_QHBK, k_HMK, v_HMK, plan: _Plan):
       powers_HBS = jnp.exp(logits_HBS - new_top_HB[..., None])
       fade_HB = jnp.exp(top_HB - new_top_HB)
       sum_HB = sum_HB * fade_HB + powers_HBS.sum(2)
-      weighed_HBK = _dot("hbs,hsk->hbk", powers_HBS.astype(v_HSK.dtype), v_HSK)
+      weighed_HBK = _dot(f"hbs,{form.key}->hbk", powers_HBS.astype(v.dtype), v_some)
       out_HBK = out_HBK * fade_HB[..., None] + weighed_HBK
       return new_top_HB, sum_HB, out_HBK
 
     nothing = (
-      jnp.full((heads, block), LOWEST, jnp.float32),
-      jnp.zeros((heads, block), jnp.float32),
-      jnp.zeros((heads, block, head_dim), jnp.float32),
+      jnp.full((heads, form.block), LOWEST, jnp.float32),
+      jnp.zeros((heads, form.block), jnp.float32),
+      jnp.zeros((heads, form.block, head_dim), jnp.float32),
     )
-    top_HB, sum_HB, out_HBK = _walk(absorb, nothing, first, end, block, keys)
+    top_HB, sum_HB, out_HBK = _walk(form, absorb, nothing, first, end, plan)
     # a query without keys gets zeros
     found_HB = sum_HB > 0
     divisor_HB = jnp.where(found_HB, sum_HB, 1)
     out_HBK = out_HBK / divisor_HB[..., None]
     logsum_HB = jnp.where(found_HB, top_HB + jnp.log(divisor_HB), 0)
-    return out_HBK.astype(q_HBK.dtype), logsum_HB
+    out_block = jnp.einsum(f"hbk->{form.query}", out_HBK)
+    return out_block.astype(q.dtype), logsum_HB
 
-  blocks = (q_QHBK, plan.first_Q, plan.end_Q, plan.of_query_QB)
+  blocks = (q, plan.first_Q, plan.end_Q, plan.of_query_QB)
   return jax.lax.map(one, blocks)
 
 
-def _forward_rule(q_QHBK, k_HMK, v_HMK, plan):
-  out_QHBK, logsum_QHB = _forward(q_QHBK, k_HMK, v_HMK, plan)
+def _forward_rule(form: Form, q, k, v, plan):
+  out, logsum_QHB = _forward(form, q, k, v, plan)
   # Tagged within the rule: a policy that keeps them spares a second forward pass.
-  out_QHBK = checkpoint_name(out_QHBK, SAVED_NAME)
+  out = checkpoint_name(out, SAVED_NAME)
   logsum_QHB = checkpoint_name(logsum_QHB, SAVED_NAME)
-  residuals = (q_QHBK, k_HMK, v_HMK, plan, out_QHBK, logsum_QHB)
-  return out_QHBK, residuals
+  return out, (q, k, v, plan, out, logsum_QHB)
 
 
-def _backward_rule(residuals, bar_QHBK):
-  q_QHBK, k_HMK, v_HMK, plan, out_QHBK, logsum_QHB = residuals
-  block, head_dim = q_QHBK.shape[2:]
-  keys = k_HMK.shape[1]
-  scale = head_dim**-0.5
+def _backward_rule(form: Form, residuals, bar):
+  q, k, v, plan, out, logsum_QHB = residuals
+  scale = q.shape[-1] ** -0.5
   # of each query, how its gradient and its result agree
-  agree_QHB = jnp.einsum("qhbk,qhbk->qhb", bar_QHBK.astype(jnp.float32), out_QHBK)
+  axes = f"q{form.query}"
+  agree_QHB = jnp.einsum(f"{axes},{axes}->qhb", bar.astype(jnp.float32), out)
 
   # block after block of queries; sums of keys and values are added up in place
   def one(sums, operands):
-    q_HBK, bar_HBK, logsum_HB, agree_HB, first, end, of_query_B = operands
+    q_block, bar_block, logsum_HB, agree_HB, first, end, of_query_B = operands
 
     def absorb(state, at, size):
-      q_bar_HBK, k_bar_HMK, v_bar_HMK = state
-      k_HSK, v_HSK, of_key_S = _keys_at(k_HMK, v_HMK, plan.of_key_M, at, size)
+      q_bar, k_bar, v_bar = state
+      k_some, v_some, of_key_S = _keys_at(form, k, v, plan, at, size)
       # the weights of the softmax again
-      logits_HBS = _dot("hbk,hsk->hbs", q_HBK, k_HSK) * scale
+      logits_HBS = _dot(f"{form.query},{form.key}->hbs", q_block, k_some) * scale
       same_BS = of_query_B[:, None] == of_key_S
       logits_HBS = jnp.where(same_BS, logits_HBS, -jnp.inf)
       weights_HBS = jnp.exp(logits_HBS - logsum_HB[..., None])
       # through the product with the values, and through the softmax
-      weights_bar_HBS = _dot("hbk,hsk->hbs", bar_HBK, v_HSK)
+      weights_bar_HBS = _dot(f"{form.query},{form.key}->hbs", bar_block, v_some)
       logits_bar_HBS = weights_HBS * (weights_bar_HBS - agree_HB[..., None]) * scale
-      logits_bar_HBS = logits_bar_HBS.astype(q_HBK.dtype)
-      weights_HBS = weights_HBS.astype(q_HBK.dtype)
-      q_bar_HBK = q_bar_HBK + _dot("hbs,hsk->hbk", logits_bar_HBS, k_HSK)
-      k_bar_HMK = _add_at(k_bar_HMK, _dot("hbs,hbk->hsk", logits_bar_HBS, q_HBK), at)
-      v_bar_HMK = _add_at(v_bar_HMK, _dot("hbs,hbk->hsk", weights_HBS, bar_HBK), at)
-      return q_bar_HBK, k_bar_HMK, v_bar_HMK
+      logits_bar_HBS = logits_bar_HBS.astype(q.dtype)
+      weights_HBS = weights_HBS.astype(q.dtype)
+      # into what they were made of
+      to_keys = f"hbs,{form.query}->{form.key}"
+      q_bar = q_bar + _dot(f"hbs,{form.key}->{form.query}", logits_bar_HBS, k_some)
+      k_bar = _add_at(form, k_bar, _dot(to_keys, logits_bar_HBS, q_block), at)
+      v_bar = _add_at(form, v_bar, _dot(to_keys, weights_HBS, bar_block), at)
+      return q_bar, k_bar, v_bar
 
-    zero_HBK = jnp.zeros(q_HBK.shape, jnp.float32)
-    q_bar_HBK, *sums = _walk(absorb, (zero_HBK, *sums), first, end, block, keys)
-    return tuple(sums), q_bar_HBK.astype(q_HBK.dtype)
+    zero = jnp.zeros(q_block.shape, jnp.float32)
+    q_bar, *sums = _walk(form, absorb, (zero, *sums), first, end, plan)
+    return tuple(sums), q_bar.astype(q.dtype)
 
-  zeros = (jnp.zeros(k_HMK.shape, jnp.float32), jnp.zeros(v_HMK.shape, jnp.float32))
+  zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
   blocks = (
-    q_QHBK,
-    bar_QHBK.astype(q_QHBK.dtype),
+    q,
+    bar.astype(q.dtype),
     logsum_QHB,
     agree_QHB,
     plan.first_Q,
     plan.end_Q,
     plan.of_query_QB,
   )
-  (k_bar_HMK, v_bar_HMK), q_bar_QHBK = jax.lax.scan(one, zeros, blocks)
+  (k_bar, v_bar), q_bar = jax.lax.scan(one, zeros, blocks)
   return (
-    q_bar_QHBK,
-    k_bar_HMK.astype(k_HMK.dtype),
-    v_bar_HMK.astype(v_HMK.dtype),
+    q_bar,
+    k_bar.astype(k.dtype),
+    v_bar.astype(v.dtype),
     _no_gradient(plan),
   )
 
@@ -231,23 +260,24 @@ def _backward_rule(residuals, bar_QHBK):
 _attend.defvjp(_forward_rule, _backward_rule)
 
 
-def _walk(absorb, state, first, end, block: int, keys: int):
-  """`absorb` over the keys of blocks first..end, WIDE blocks at a time and then one by one.
+def _walk(form: Form, absorb, state, first, end, plan: _Plan):
+  """`absorb` over the keys of blocks first..end, some blocks at a time and then one by one.
 
-  The steps depend on the number of blocks alone, and read no key beyond them. keys: how many there
-  are of all objects.
+  The steps depend on the number of blocks alone, and read no key beyond them.
   """
+  block = form.block
+  wide_block = form.wide * block
   next_block = first
-  wide_block = WIDE * block
-  if keys >= wide_block:
-    steps = (end - first) // WIDE
+  keys = len(plan.of_key_M)
+  if form.wide > 1 and keys >= wide_block:
+    steps = (end - first) // form.wide
     begin = first * block
 
     def wide(step, state):
       return absorb(state, begin + step * wide_block, wide_block)
 
     state = jax.lax.fori_loop(0, steps, wide, state)
-    next_block = first + steps * WIDE
+    next_block = first + steps * form.wide
 
   def narrow(at_block, state):
     return absorb(state, at_block * block, block)
@@ -255,18 +285,20 @@ def _walk(absorb, state, first, end, block: int, keys: int):
   return jax.lax.fori_loop(next_block, end, narrow, state)
 
 
-def _keys_at(k_HMK, v_HMK, of_key_M, at, size: int):
+def _keys_at(form: Form, k, v, plan: _Plan, at, size: int):
   """Keys, values and objects of `size` keys from the slot `at`."""
-  k_HSK = jax.lax.dynamic_slice_in_dim(k_HMK, at, size, axis=1)
-  v_HSK = jax.lax.dynamic_slice_in_dim(v_HMK, at, size, axis=1)
-  of_key_S = jax.lax.dynamic_slice_in_dim(of_key_M, at, size)
-  return k_HSK, v_HSK, of_key_S
+  axis = form.key.index("s")
+  k_some = jax.lax.dynamic_slice_in_dim(k, at, size, axis)
+  v_some = jax.lax.dynamic_slice_in_dim(v, at, size, axis)
+  of_key_S = jax.lax.dynamic_slice_in_dim(plan.of_key_M, at, size)
+  return k_some, v_some, of_key_S
 
 
-def _add_at(sum_HMK, term_HSK, at):
-  size = term_HSK.shape[1]
-  before_HSK = jax.lax.dynamic_slice_in_dim(sum_HMK, at, size, axis=1)
-  return jax.lax.dynamic_update_slice_in_dim(sum_HMK, before_HSK + term_HSK, at, axis=1)
+def _add_at(form: Form, total, term, at):
+  """`total` over all keys, with `term` added from the slot `at`."""
+  axis = form.key.index("s")
+  before = jax.lax.dynamic_slice_in_dim(total, at, term.shape[axis], axis)
+  return jax.lax.dynamic_update_slice_in_dim(total, before + term, at, axis)
 
 
 _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

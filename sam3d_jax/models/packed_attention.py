@@ -30,11 +30,10 @@ from sam3d_jax.models.attention import (
   choose_backend,
   dividing_axes,
 )
-from sam3d_jax.models.block_attention import Segments, attend_blocks
+from sam3d_jax.models.block_attention import WHOLE, WINDOWS, Segments, attend_blocks
 from sam3d_jax.models.platform import target_platform
 from sam3d_jax.models.stack import unrolling
 
-XLA_WINDOW_BLOCK = 64  # windows hold some eighty voxels
 SPLASH_BLOCK = 512
 SPLASH_CROSS_BLOCK = 256  # of queries
 SPLASH_TOKENS = 1408  # of an object's condition in one block at most
@@ -72,7 +71,7 @@ def attend_packed(
     return _counted(q_RLHK, k_RMHK, v_RMHK, objects)
 
   kernels = {
-    "xla": functools.partial(attend_blocks, block=ALIGN),
+    "xla": functools.partial(attend_blocks, form=WHOLE),
     "cudnn": functools.partial(packed_kernels.cudnn_packed, objects=objects),
     "splash": functools.partial(
       packed_kernels.splash_packed,
@@ -127,7 +126,7 @@ def attend_packed_cross(q_RLHK, k_RKSHK, v_RKSHK, queries: Segments, *, backend:
   )
 
   kernels = {
-    "xla": functools.partial(attend_blocks, block=ALIGN),
+    "xla": functools.partial(attend_blocks, form=WHOLE),
     "cudnn": functools.partial(packed_kernels.cudnn_packed, objects=objects),
     "splash": functools.partial(
       packed_kernels.splash_packed,
@@ -165,7 +164,7 @@ def attend_packed_windows(
   reach = 1 + 2 * -(-(largest - 1) // WINDOW_BLOCK)
 
   kernels = {
-    "xla": functools.partial(attend_blocks, block=XLA_WINDOW_BLOCK),
+    "xla": functools.partial(attend_blocks, form=WINDOWS),
     "cudnn": functools.partial(
       packed_kernels.cudnn_nearby,
       block=WINDOW_BLOCK,
