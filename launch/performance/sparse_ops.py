@@ -14,12 +14,13 @@ import importlib.util
 import pathlib
 import statistics
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from launch.performance.sparse_operation import Operation
 from sam3d_jax.errors import ConfigError
 from sam3d_jax.files import atomic
 from sam3d_jax.geometry import packing
@@ -56,21 +57,6 @@ class SparseSpec:
       raise ConfigError(f"--repeat {self.repeat} is not a positive number")
     if self.torch and importlib.util.find_spec("torch") is None:
       raise ConfigError("--torch needs PyTorch: pip install -r requirements-torch.txt")
-
-
-class Operation(NamedTuple):
-  """One operation with its operands.
-
-  function: of the operands and the tables, traceable. cotangent: of what comes out, zero in
-  padding. valid_RV: which slots are voxels. tables: integers that say who sees whom.
-  """
-
-  name: str
-  function: Callable
-  operands: tuple[np.ndarray, ...]
-  cotangent: np.ndarray
-  valid_RV: np.ndarray
-  tables: Any
 
 
 def measure(spec: SparseSpec) -> list[dict[str, Any]]:

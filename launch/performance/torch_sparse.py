@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from launch.performance.sparse_ops import Operation
+from launch.performance.sparse_operation import Operation
 
 
 def prepared(operation: Operation) -> tuple[Callable, Callable]:

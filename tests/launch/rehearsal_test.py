@@ -72,6 +72,8 @@ def test_sources_that_are_there_are_opened_and_those_that_are_not_are_named(tmp_
     "--config.data.mixture.procthor.weight=1.0",
     "--config.data.split=train",
     "--config.eval.every=0",
+    # that of the shards
+    "--config.model.flow.shape_resolution=4",
   )
   config = "configs/midtrain_os_geometry.py"
   assert dry(tmp_path / "run", config, "--devices", "256", *sources) == 0
