@@ -37,6 +37,7 @@ PLACEHOLDERS = {
   "FO": "fo",
   "OSR": "osr",
   "OSA": "osa",
+  "VIEWS": "views",
   "MITL": "mitl",
   "ART": "art",
   "ENGINE": "engine",

@@ -165,6 +165,12 @@ def test_every_record_comes_once_an_epoch_on_any_number_of_hosts_and_after_resum
   joined = jax.tree.map(lambda *parts: np.concatenate(parts), *parts)
   jax.tree.map(np.testing.assert_array_equal, joined, batches[7])
 
+  # in another process
+  elsewhere = pickle.loads(pickle.dumps(whole._reader)).sample(7 * ROWS)
+  jax.tree.map(
+    lambda row, rows: np.testing.assert_array_equal(row, rows[0]), elsewhere.row, batches[7]
+  )
+
   # from the middle, in threads
   resumed = reading(dataset).iterate(7)
   jax.tree.map(np.testing.assert_array_equal, next(resumed), batches[7])
