@@ -136,10 +136,11 @@ def data() -> ConfigDict:
   return d
 
 
-def packing(objects: int) -> ConfigDict:
+def packing(per_row: float) -> ConfigDict:
   """How records fill the rows of a packed batch."""
   p = ConfigDict()
-  p.objects = objects  # records of a step, packed into its batch_size rows; 0: one a row
+  # records of a row on average: a step has so many times batch_size; 0: one a row
+  p.per_row = per_row
   p.window = 16  # steps whose records are packed together
   return p
 

@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
   c.model = base.texture_model()
   c.model.flow.remat = "full"  # a row has 20 480 tokens: what a block makes of them is large
   c.batch_size = 256  # rows, one on each of 256 accelerators
-  c.data.packing = base.packing(objects=768)  # three a row
+  c.data.packing = base.packing(per_row=3.0)  # 768 objects a step
   c.steps = 160_000  # 245 epochs over 500 K objects
   c.optim.lr = 1e-4
   c.optim.frozen = r"condition/(image|mask)_encoder/.*"
@@ -41,7 +41,7 @@ def tiny(c: ConfigDict) -> None:
   row.voxels = 8192
   row.coarse = 3072
   row.objects = 1
-  c.data.packing.objects = 0  # one a row
+  c.data.packing.per_row = 0.0  # one a row
 
   flow = c.model.flow
   flow.width = 96

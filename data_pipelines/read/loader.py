@@ -269,10 +269,10 @@ def make_loader(
 
   # which of them fit into rows that several share
   counts = {}
-  packs = config.packing.objects > 0
+  packs = config.packing.per_row > 0
   if packs and batch_kind.packed is None:
     raise ConfigError(
-      f"data.packing.objects = {config.packing.objects}: rows of a {kind} batch hold one record "
+      f"data.packing.per_row = {config.packing.per_row:g}: rows of a {kind} batch hold one record "
       "each; leave it at 0"
     )
   if packs:

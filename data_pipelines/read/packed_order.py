@@ -1,9 +1,9 @@
 """Which objects lie in which row of which batch: a pure function of (seed, step) and of the sizes
 of the objects, the same on every host.
 
-Records come in the order of the mixture, `objects` of them a step. Those of `window` steps together
-are dealt to the rows of these steps. So the step remains the only cursor, and whoever knows the
-sizes (format/voxel_counts.py) knows the rows of any step.
+Records come in the order of the mixture, as many a step as its rows hold on average. Those of
+`window` steps together are dealt to the rows of these steps. So the step remains the only cursor,
+and whoever knows the sizes (format/voxel_counts.py) knows the rows of any step.
 
 All rows have the same number of slots, so that layers cost the same in each; attention costs what
 an object's size squared does. Rows are filled to equal work: the largest object first, each into
@@ -37,16 +37,20 @@ MOST_LEFT_OUT = 0.01  # share of their objects
 class PackingConfig:
   """How records fill rows.
 
-  objects: records of a step, of all hosts together; 0: one a row. window: steps whose records are
-  dealt together; a longer one fills rows more evenly.
+  per_row: records of a row on average; 0: one record a row, whatever its size. window: steps whose
+  records are dealt together; a longer one fills rows more evenly.
   """
 
-  objects: int = 0
+  per_row: float = 0.0
   window: int = 16
 
   def __post_init__(self):
-    sections.check_not_negative(self, "objects")
+    sections.check_not_negative(self, "per_row")
     sections.check_positive(self, "window")
+
+  def objects(self, rows: int) -> int:
+    """Records of a step of so many rows."""
+    return round(self.per_row * rows)
 
 
 class Dealt(NamedTuple):
@@ -116,7 +120,7 @@ class PackedOrder:
   """Positions of the records in every row of a run; safe to share between threads and to pickle.
 
   counts: (position) -> (voxels, voxels at half the resolution) of the record that stands there.
-  rows: of a step.
+  rows: of a step, of all hosts together. objects: records of a step. Raises ConfigError for none.
   """
 
   def __init__(
@@ -129,6 +133,12 @@ class PackedOrder:
     self.settings = settings
     self.shape = shape
     self.rows = rows
+    self.objects = settings.objects(rows)
+    if not self.objects:
+      raise ConfigError(
+        f"data.packing.per_row = {settings.per_row:g} of batch_size = {rows} rows is no record: "
+        "give more of either"
+      )
     self._counts = counts
     self._own: OrderedDict[int, tuple[np.ndarray, Dealt]] = OrderedDict()
     self._windows: OrderedDict[int, Window] = OrderedDict()
@@ -168,7 +178,7 @@ class PackedOrder:
   def _dealt(self, number: int) -> Window:
     """Objects of a window, and those that the one before had no room for."""
     own_N2, own = self._alone(number)
-    per_window = self.settings.objects * self.settings.window
+    per_window = self.objects * self.settings.window
     first = number * per_window
     if number == 0:
       return Window(_shifted(own.rows, first), [])
@@ -188,7 +198,7 @@ class PackedOrder:
   def _alone(self, number: int) -> tuple[np.ndarray, Dealt]:
     """Sizes of the objects of a window, and these objects in its rows."""
     if number not in self._own:
-      per_window = self.settings.objects * self.settings.window
+      per_window = self.objects * self.settings.window
       first = number * per_window
       sizes = [self._counts(position) for position in range(first, first + per_window)]
       own_N2 = np.array(sizes)
@@ -207,12 +217,11 @@ class PackedOrder:
     drawn = LOOKED_AT * len(own_N2)
     if lost <= MOST_LEFT_OUT * drawn:
       return
-    fitting = int(0.98 * (drawn - lost) / drawn * self.settings.objects)
+    fitting = 0.98 * (drawn - lost) / drawn * self.settings.per_row
     raise ConfigError(
-      f"data.packing.objects = {self.settings.objects}: {lost} of the first {drawn} objects find "
+      f"data.packing.per_row = {self.settings.per_row:g}: {lost} of the first {drawn} objects find "
       f"no room in {self.rows} rows of model.row.voxels = {self.shape.voxels} slots and "
-      f"model.row.objects = {self.shape.objects} places: give about {fitting}, or more rows "
-      "(batch_size)"
+      f"model.row.objects = {self.shape.objects} places: give about {fitting:.3g}"
     )
 
 

@@ -197,7 +197,7 @@ class PackedReader(Reader):
 
   @property
   def records_a_step(self) -> int:
-    return self.order.settings.objects
+    return self.order.objects
 
   def _at(self, position: int) -> Sample:
     # the records of the row, each from its own place in the order of the mixture

@@ -131,8 +131,10 @@ def flops(setup: Setup) -> str:
 
 def objects_a_step(config) -> int:
   """Records of a step: its rows, or the objects packed into them."""
-  packs = "packing" in config.data and config.data.packing.objects
-  return config.data.packing.objects if packs else config.batch_size
+  packs = "packing" in config.data and config.data.packing.per_row
+  if not packs:
+    return config.batch_size
+  return round(config.data.packing.per_row * config.batch_size)
 
 
 def data(setup: Setup, missing: Sequence[str] = ()) -> str:

@@ -36,7 +36,7 @@ def count_at(position: int) -> np.ndarray:
 
 
 def order(count_of=None, *, objects=5, window=4, rows=2) -> PackedOrder:
-  return PackedOrder(PackingConfig(objects, window), SHAPE, rows, count_of or count_at)
+  return PackedOrder(PackingConfig(objects / rows, window), SHAPE, rows, count_of or count_at)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -100,7 +100,7 @@ def test_what_finds_no_room_comes_with_the_next_window_or_is_counted():
 
 
 def test_more_objects_than_rows_have_room_for_are_refused_with_a_number_that_fits():
-  with pytest.raises(ConfigError, match=r"data\.packing\.objects = 12: .* give about \d+"):
+  with pytest.raises(ConfigError, match=r"data\.packing\.per_row = 6: .* give about \d"):
     order(objects=12, rows=2).check()
 
 
@@ -128,7 +128,7 @@ def reading(folder, host_index=0, host_count=1, threads=2, voxels=40_960, **pack
     mixture={"a": (str(folder), 1.0)},
     threads=threads,
     prefetch=1,
-    packing=PackingConfig(**{"objects": OBJECTS, "window": 2} | packing),
+    packing=PackingConfig(**{"per_row": OBJECTS / ROWS, "window": 2} | packing),
   )
   return loader.make_loader(
     config,
