@@ -139,6 +139,16 @@ def attend_packed_cross(q_RLHK, k_RKSHK, v_RKSHK, queries: Segments, *, backend:
   return _cleared(out_RLHK, queries.valid_RL)
 
 
+def by_window(x_RV, order: WindowOrder):
+  """Rows (R, V, ...) from the order of the slots to that of the windows."""
+  return permute(x_RV, order.order_RV, order.inverse_RV)
+
+
+def by_slot(x_RV, order: WindowOrder):
+  """The way back."""
+  return permute(x_RV, order.inverse_RV, order.order_RV)
+
+
 def attend_packed_windows(
   q_RVHK,
   k_RVHK,
@@ -151,7 +161,32 @@ def attend_packed_windows(
   """Attention of each voxel to the voxels of its window.
 
   q_RVHK, k_RVHK, v_RVHK: (R, V, H, K) in the order of the slots. order: sorts them by object and
-  window. Returns (R, V, H, K), zeros in padding. largest: most voxels that a window can have, 512
+  window. Returns (R, V, H, K), zeros in padding. `backend`, `largest` and ValueError: as
+  `attend_sorted_windows`.
+  """
+  sorted_RVHK = attend_sorted_windows(
+    by_window(q_RVHK, order),
+    by_window(k_RVHK, order),
+    by_window(v_RVHK, order),
+    order,
+    backend=backend,
+    largest=largest,
+  )
+  return by_slot(sorted_RVHK, order)
+
+
+def attend_sorted_windows(
+  q_RVHK,
+  k_RVHK,
+  v_RVHK,
+  order: WindowOrder,
+  *,
+  backend: str = "auto",
+  largest: int = 512,
+):
+  """Attention of each voxel to the voxels of its window, all in the order of the windows.
+
+  Returns (R, V, H, K), zeros in padding. largest: most voxels that a window can have, 512
   of 8^3; the kernels look no further, and give NaN everywhere rather than lose a voxel of a larger
   one. `backend` and ValueError: as `attend_packed`.
   """
@@ -184,21 +219,12 @@ def attend_packed_windows(
   cut_queries = backend != "cudnn"
   run = _on_whole_blocks(kernels[backend], q_RVHK, unit, unit, cut_queries)
 
-  def by_window(x_RVHK):
-    return permute(x_RVHK, order.order_RV, order.inverse_RV)
-
-  sorted_RVHK = run(
-    by_window(q_RVHK),
-    by_window(k_RVHK),
-    by_window(v_RVHK),
-    windows,
-    windows,
-  )
+  sorted_RVHK = run(q_RVHK, k_RVHK, v_RVHK, windows, windows)
   if backend != "xla":
     sorted_RVHK = _cleared(sorted_RVHK, windows.valid_RL)
     fits = _largest_run(windows) <= largest
     sorted_RVHK = jnp.where(fits, sorted_RVHK, jnp.nan)
-  return permute(sorted_RVHK, order.inverse_RV, order.order_RV)
+  return sorted_RVHK
 
 
 def _largest_run(windows: Segments):

@@ -15,7 +15,13 @@ from sam3d_jax.models import sparse
 from sam3d_jax.models.attention_layers import SelfAttention
 from sam3d_jax.models.geometry_flow import BLOCK_EPS
 from sam3d_jax.models.layers import MLP, Dense, LayerNorm, layer_norm
-from sam3d_jax.models.packed_attention import Segments, attend_packed, attend_packed_windows
+from sam3d_jax.models.packed_attention import (
+  Segments,
+  attend_packed,
+  attend_sorted_windows,
+  by_slot,
+  by_window,
+)
 from sam3d_jax.models.sparse import SparseTensor
 from sam3d_jax.models.volumes import fan_in_uniform
 
@@ -180,8 +186,8 @@ class SparseSelfAttention(nnx.Module):
 
   def __call__(self, x: SparseTensor, order: WindowOrder | None = None):
     """Features (R, V, D) to add. order: one of the level's `windows`; None: the whole object."""
-    q, k, v = self.projections.project(x.feats_RVC)
     if order is None:
+      q, k, v = self.projections.project(x.feats_RVC)
       own = Segments(x.level.object_RV, x.level.valid_RV)
       attended = attend_packed(
         q,
@@ -190,16 +196,21 @@ class SparseSelfAttention(nnx.Module):
         own,
         own,
         backend=self.attention,
+        objects=x.level.count_RK.shape[1],
       )
-    else:
-      attended = attend_packed_windows(
-        q,
-        k,
-        v,
-        order,
-        backend=self.attention,
-      )
-    return self.projections.out(attended)
+      return self.projections.out(attended)
+
+    # sorted once, before there are queries, keys and values of it
+    sorted_RVC = by_window(x.feats_RVC, order)
+    q, k, v = self.projections.project(sorted_RVC)
+    attended = attend_sorted_windows(
+      q,
+      k,
+      v,
+      order,
+      backend=self.attention,
+    )
+    return by_slot(self.projections.out(attended), order)
 
 
 class WindowBlock(nnx.Module):
