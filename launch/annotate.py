@@ -3,12 +3,14 @@
     python -m launch.annotate --project ENGINE --port 8008
     python -m launch.annotate --project ENGINE --port 8008 --db postgresql://user@host/name
 
-It listens on the loopback address, where whoever is at the machine may work. Behind a proxy or for
-other machines give --host and one of the ways in: join links (made by a lead's token), bearer
-tokens, or the user header of a proxy with its secret. The API is described at /openapi.json.
+It listens on the loopback address and prints an address with a token, with which whoever works at
+the machine gets in. Behind a proxy, or for other machines, give --host and one of the ways in: join
+links (made by a lead's token), bearer tokens, or the user header of a proxy with its secret. The
+API is described at /openapi.json.
 """
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import secrets
@@ -58,7 +60,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   """Serves until it is stopped."""
   # The app loads FastAPI, which --help does without.
-  from data_pipelines.engine import project
+  from data_pipelines.engine import project, tokens
   from data_pipelines.engine.web import access, app, segment
 
   # a look at the tables leaves files beside them, which a dry run does not
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
   way_in = access.Access(
     secret=read_secret(args.project, dry_run=args.dry_run),
     hosts=host_names(args),
-    local=access.is_loopback(args.host) and not args.proxy_header,
+    local="",
     proxy_header=args.proxy_header.lower(),
     proxy_secret=read_proxy_secret(args),
   )
@@ -79,7 +81,11 @@ def run(args: argparse.Namespace) -> None:
 
   import uvicorn
 
-  print(f"project {args.project}: http://{args.host}:{args.port}  (Ctrl-C ends it)", flush=True)
+  address = f"http://{args.host}:{args.port}"
+  if access.is_loopback(args.host) and not args.proxy_header:
+    way_in = dataclasses.replace(way_in, local=tokens.make(args.port))
+    address += f"/enter?token={way_in.local}"
+  print(f"project {args.project}: {address}  (Ctrl-C ends it)", flush=True)
   # One process: SQLite takes one writer; more servers share a PostgreSQL.
   uvicorn.run(
     app.create_app(engine, way_in, segmenter),

@@ -21,6 +21,7 @@ import uuid
 
 import httpx2
 
+from data_pipelines.engine import tokens
 from sam3d_jax.errors import InputError, JobFailed
 
 STAGES = ("shape", "texture", "pose", "comparison")  # what a script can decide
@@ -141,6 +142,9 @@ class Simulated:
     headers = {"x-annotator": f"simulated-{script.seed}-{number}"}
     if script.token:
       headers = {"authorization": f"Bearer {script.token}"}
+    else:
+      # a server of this user on this machine
+      headers[tokens.HEADER] = tokens.found(httpx2.URL(script.url).port)
     self.client = httpx2.Client(base_url=script.url, headers=headers, timeout=TIMEOUT)
 
   def work(self) -> None:
@@ -226,6 +230,12 @@ class Simulated:
       time.sleep(pause)
       pause = min(2 * pause, longest)
 
+    if response.status_code == 401:
+      # a server that was started again has another token
+      token = tokens.found(httpx2.URL(self.script.url).port)
+      if token and token != self.client.headers.get(tokens.HEADER):
+        self.client.headers[tokens.HEADER] = token
+        return self._send(method, path, **request)
     if response.status_code in LOST:
       return None
     if response.status_code >= 400:

@@ -88,7 +88,7 @@ def start(folder: pathlib.Path, port: int) -> subprocess.Popen:
   )
   while server.poll() is None:
     try:
-      urllib.request.urlopen(f"http://127.0.0.1:{port}/api/me", timeout=5)
+      urllib.request.urlopen(f"http://127.0.0.1:{port}/openapi.json", timeout=5)
       return server
     except (urllib.error.URLError, ConnectionError, TimeoutError):
       time.sleep(0.05)

@@ -6,9 +6,10 @@ Three ways in, the first that applies counts:
 - a cookie, which a join link gave to a browser;
 - a user header that a proxy sets, together with a secret that only the proxy knows.
 
-On the loopback address, and only there, a project may be open to whoever is at the machine: the
-header `X-Annotator`, or the page's own name field, says who it is. A page of another site cannot
-use that: requests must name this host, and those that change something come from this origin.
+On the loopback address, and only there, one token stands for everybody who works at the machine
+(tokens.py): the header `X-Engine-Token`, or a cookie that the printed address gave. The header
+`X-Annotator`, or the page's own name field, says who it is. Everywhere requests must name this
+host, and those that change something come from this origin.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from fastapi import HTTPException, Request
 from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
 from sqlalchemy import orm
 
-from data_pipelines.engine import people
+from data_pipelines.engine import people, tokens
 from data_pipelines.engine.tables import Annotator
 from sam3d_jax.errors import InputError
 
@@ -28,6 +29,7 @@ COOKIE = "sam3d_engine"
 COOKIE_SECONDS = 30 * 24 * 3600
 JOIN_SECONDS = 7 * 24 * 3600
 LOCAL_NAME = "local"
+LOCAL_COOKIE = "sam3d_engine_local"
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
@@ -36,14 +38,14 @@ class Access:
   """How people come in.
 
   secret: signs join links and cookies. hosts: names under which the app may be called, with their
-  ports. local: whether whoever is at the machine may work without a token, at every stage, and see
-  the lead's page. proxy_header,
+  ports. local: the token of this machine, with which one works at every stage and sees the lead's
+  page; empty: there is none. proxy_header,
   proxy_secret: of a proxy that says who it is; empty: there is none.
   """
 
   secret: str
   hosts: tuple[str, ...]
-  local: bool
+  local: str = ""
   proxy_header: str = ""
   proxy_secret: str = ""
 
@@ -121,10 +123,19 @@ def caller(request: Request, access: Access, session: orm.Session) -> Annotator:
       return _named(session, name)
 
   # whoever is at the machine
-  if access.local:
+  given = request.headers.get(tokens.HEADER) or request.cookies.get(LOCAL_COOKIE, "")
+  if is_local(access, given):
     # a page sends any letter, which headers carry escaped
     return _named(session, unquote(request.headers.get("x-annotator", "")) or LOCAL_NAME)
-  raise HTTPException(401, "say who you are: a join link, a bearer token or the proxy's header")
+  ways = "a join link, a bearer token or the proxy's header"
+  if access.local:
+    ways = "open the address that launch.annotate printed, or send X-Engine-Token"
+  raise HTTPException(401, f"say who you are: {ways}")
+
+
+def is_local(access: Access, given: str) -> bool:
+  """Whether a token is that of this machine."""
+  return bool(access.local) and hmac.compare_digest(given.encode(), access.local.encode())
 
 
 def _named(session: orm.Session, name: str) -> Annotator:

@@ -141,7 +141,7 @@ def create_app(
     return {
       "name": person.name,
       "role": person.role,
-      "leads": person.role == "lead" or access.local,
+      "leads": person.role == "lead" or bool(access.local),
       "segmenter": segmenter is not None,
     }
 
@@ -162,7 +162,7 @@ def create_app(
   def next_task(person: Caller, stages: str = "") -> dict[str, Any]:
     """The next task of the caller; {"task": null} where nothing is left. stages: names, commas."""
     wanted = [name for name in stages.split(",") if name] or None
-    handed = queue.next_task(project, person, wanted, any_stage=access.local)
+    handed = queue.next_task(project, person, wanted, any_stage=bool(access.local))
     return _task_json(handed)
 
   @app.post("/api/tasks/{task}/decisions")
@@ -258,6 +258,15 @@ def create_app(
       except InputError as error:
         raise HTTPException(422, str(error)) from error
     return {"link": access.join_link(body.name, body.role, secrets.token_urlsafe(12))}
+
+  @app.get("/enter")
+  def enter(token: str) -> Response:
+    """Turns the token of this machine into a cookie."""
+    if not ways_in.is_local(access, token):
+      raise HTTPException(403, "this is not the token of this server: take the address it printed")
+    response = RedirectResponse("/", 303)
+    response.set_cookie(ways_in.LOCAL_COOKIE, token, httponly=True, samesite="lax")
+    return response
 
   @app.get("/join")
   def join(token: str, request: Request) -> Response:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from data_pipelines.engine import adding, project, proposals, reports
+from data_pipelines.engine import adding, project, proposals, reports, tokens
 from tests.support import engine_projects
 from tests.support.jobs import free_port
 
@@ -38,11 +38,12 @@ def browser():
 
 
 @pytest.fixture
-def served(tmp_path):
+def served(tmp_path, monkeypatch):
   """(address, project folder) of a server with one object, and of a photo without masks."""
   made = engine_projects.make(tmp_path, objects=1, candidates=3)
   adding.add_photo(made, "bare", engine_projects.photo(tmp_path, "bare", 0))
   made.close()
+  monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
   port = free_port()
   with engine_projects.served(tmp_path / "project", port):
     yield f"http://127.0.0.1:{port}", tmp_path / "project"
@@ -56,6 +57,8 @@ def opened(browser, address: str, stages: str):
   page.on("pageerror", lambda error: page.complaints.append(str(error)))
   page.on("console", lambda said: said.type == "error" and page.complaints.append(said.text))
   page.add_init_script("localStorage.setItem('sam3d-annotator', 'Zoë')")
+  token = tokens.found(int(address.rpartition(":")[2]))
+  page.goto(f"{address}/enter?token={token}")
   page.goto(f"{address}/?still&stages={stages}")
   return page
 

@@ -14,6 +14,12 @@ from tests.support import engine_projects
 from tests.support.jobs import free_port
 
 
+@pytest.fixture(autouse=True)
+def own_tokens(tmp_path, monkeypatch):
+  """Servers and annotators of a test share their tokens, with nobody else."""
+  monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+
+
 def compared(folder: pathlib.Path, log: pathlib.Path) -> tuple[list, list]:
   """Keys that were acknowledged and are missing; keys that are stored twice."""
   made = project.read(folder)
@@ -29,14 +35,15 @@ def compared(folder: pathlib.Path, log: pathlib.Path) -> tuple[list, list]:
 def kill_at_random(folder: pathlib.Path, log: pathlib.Path, kills: int, decisions: int) -> int:
   """Simulated annotators against a server that is killed again and again."""
   port = free_port()
-  script = simulate.Script(f"http://127.0.0.1:{port}", 4, decisions, seed=3)
+  # slow enough that the server is killed in the middle
+  script = simulate.Script(f"http://127.0.0.1:{port}", 4, decisions, seed=3, think=0.15)
   servers = [engine_projects.start(folder, port)]
   done = threading.Event()
   rng = random.Random(0)
 
   def killer():
     for _ in range(kills):
-      if done.wait(rng.uniform(0.2, 0.6)):
+      if done.wait(rng.uniform(0.1, 0.4)):
         return
       servers[-1].kill()
       servers[-1].wait()

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import exc
 from starlette.testclient import TestClient
 
-from data_pipelines.engine import adding, people, queue, reports
+from data_pipelines.engine import adding, people, queue, reports, tokens
 from data_pipelines.engine.web import access, app, segment, uploads
 from sam3d_jax.errors import ConfigError
 from tests.support import engine_projects
@@ -22,8 +22,10 @@ HOST = "127.0.0.1:8008"
 
 def client(made, segmenter=None, **settings) -> TestClient:
   """A client of the project's app, on its loopback address."""
-  way_in = access.Access(**({"secret": "s", "hosts": (HOST,), "local": True} | settings))
-  return TestClient(app.create_app(made, way_in, segmenter), base_url=f"http://{HOST}")
+  way_in = access.Access(**({"secret": "s", "hosts": (HOST,), "local": "t"} | settings))
+  calls = TestClient(app.create_app(made, way_in, segmenter), base_url=f"http://{HOST}")
+  calls.headers[tokens.HEADER] = "t"
+  return calls
 
 
 @pytest.fixture
@@ -76,7 +78,7 @@ def test_other_sites_change_nothing(made, request_headers, status):
 
 def test_beyond_the_machine_everybody_says_who_they_are(made):
   proxied = {"proxy_header": "x-user", "proxy_secret": "p"}
-  calls = client(made, local=False, **proxied)
+  calls = client(made, local="", **proxied)
   assert calls.get("/api/me").status_code == 401
   assert calls.get("/api/me", headers={"x-annotator": "ann"}).status_code == 401
   # a proxy, with its secret only
@@ -106,6 +108,31 @@ def test_beyond_the_machine_everybody_says_who_they_are(made):
   assert calls.get(link, follow_redirects=False).status_code == 403
   tampered = link[:-2] + ("AA" if not link.endswith("AA") else "BB")
   assert calls.get(tampered, follow_redirects=False).status_code == 403
+
+
+def test_at_the_machine_a_token_is_needed_too(made):
+  calls = client(made)
+  assert calls.get("/api/me").json()["leads"] is True
+  calls.headers[tokens.HEADER] = "u"
+  assert calls.get("/api/me").status_code == 401
+  del calls.headers[tokens.HEADER]
+  refused = calls.get("/api/next")
+  assert refused.status_code == 401
+  assert "the address that launch.annotate printed" in refused.json()["detail"]
+  # the printed address gives a browser a cookie
+  assert calls.get("/enter?token=u", follow_redirects=False).status_code == 403
+  entered = calls.get("/enter?token=t", follow_redirects=False)
+  assert "HttpOnly" in entered.headers["set-cookie"]
+  assert calls.get("/api/me").status_code == 200
+
+
+def test_the_token_is_for_its_user_alone(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+  assert tokens.found(8008) == ""
+  first = tokens.make(8008)
+  assert tokens.found(8008) == first
+  assert tokens.make(8008) != first
+  assert tokens.file_of(8008).stat().st_mode & 0o077 == 0
 
 
 def mask_png(size=(32, 24), mode="L") -> bytes:
