@@ -39,7 +39,7 @@ clean:
 .venv/ready: requirements.txt
 	@$(MAKE) --no-print-directory environment FOLDER=.venv REQUIREMENTS=requirements.txt
 
-.venv-test/ready: requirements.txt requirements-torch.txt requirements-against.txt requirements-heif.txt requirements-dev.txt
+.venv-test/ready: requirements.txt requirements-torch.txt requirements-against.txt requirements-heif.txt requirements-engine.txt requirements-dev.txt
 	@$(MAKE) --no-print-directory environment FOLDER=.venv-test REQUIREMENTS=requirements-dev.txt
 
 .PHONY: environment
