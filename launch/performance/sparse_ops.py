@@ -36,6 +36,7 @@ CHANNELS = 128
 WINDOW_HEADS = 12
 FULL_HEADS = 16
 HEAD_DIM = 64
+WARM_UP = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,9 +195,10 @@ def in_turns(functions: Sequence[Callable], repeat: int) -> list[tuple[float, fl
   """Median wall and CPU seconds of each function, one after the other, so that all see one
   machine.
   """
-  # once without counting: programs are compiled, memory is asked for
-  for function in functions:
-    function()
+  # some without counting: programs are compiled, memory is asked for until there is enough
+  for _ in range(WARM_UP):
+    for function in functions:
+      function()
   walls: list[list[float]] = [[] for _ in functions]
   cpus: list[list[float]] = [[] for _ in functions]
   for _ in range(repeat):

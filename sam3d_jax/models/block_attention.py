@@ -62,7 +62,7 @@ class Form(NamedTuple):
 
 
 WHOLE = Form(block=BLOCK, wide=4, heads_first=True)  # all of an object, or its condition
-WINDOWS = Form(block=BLOCK // 2, wide=1, heads_first=False)  # some eighty voxels a window
+WINDOWS = Form(block=BLOCK // 4, wide=2, heads_first=False)  # some eighty voxels a window
 
 
 def block_ranges(queries: Segments, keys: Segments, q_block: int, k_block: int):
