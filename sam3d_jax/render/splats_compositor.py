@@ -83,7 +83,7 @@ class BackwardState(NamedTuple):
   where: Lanes
   log_WP: jax.Array  # log transmittance behind the next block
   behind_WP: jax.Array  # what the pixel's slope makes of all that lies behind it
-  slopes: jax.Array  # (blocks, K, B)
+  slopes: jax.Array  # (blocks, K B): in one row, as TPUs pad the last axis to 128
 
 
 # --- The function and its derivative --------------------------------------------------------------
@@ -198,7 +198,7 @@ def _backward(grid: Grid, walk: Walk, kept: Kept, slope_HWC) -> tuple[jax.Array,
     where=first,
     log_WP=kept.log_TP[first.tile_W],
     behind_WP=jnp.zeros((walk.lanes, grid.pixels), jnp.float32),
-    slopes=jnp.zeros((blocks, columns, walk.block), jnp.float32),
+    slopes=jnp.zeros((blocks, columns * walk.block), jnp.float32),
   )
 
   def is_working(state: BackwardState) -> jax.Array:
@@ -239,6 +239,7 @@ def _backward(grid: Grid, walk: Walk, kept: Kept, slope_HWC) -> tuple[jax.Array,
     moments = jnp.einsum("wbp,mp->wmb", of_power, basis, precision=EXACT)
     of_shape = _shape_slopes(moments, block.rows_WBK, where.tile_W, grid)
     found = jnp.concatenate([of_shape, of_features[:, :-1]], axis=1)
+    found = found.reshape(walk.lanes, -1)
 
     # To the block's own place; lanes without work write nowhere.
     has_work = where.tile_W < grid.tiles
@@ -409,7 +410,7 @@ def _first_blocks(pairs: Pairs, walk: Walk) -> jax.Array:
 
 
 def _by_splat(slopes, first_block_T, pairs: Pairs, walk: Walk) -> jax.Array:
-  """(K, slots): the slopes of blocks (blocks, K, B) in the order of the pairs sorted by splat."""
+  """(K, slots): the slopes of blocks (blocks, K B) in the order of the pairs sorted by splat."""
   # Every sorted pair's place in its tile's blocks: as far from the first as in the tile's range.
   tile = tiles.owners(pairs.start_T + pairs.count_T, walk.slots)
   begin_T = first_block_T[:-1] * walk.block
@@ -417,9 +418,11 @@ def _by_splat(slopes, first_block_T, pairs: Pairs, walk: Walk) -> jax.Array:
   slot = jnp.arange(walk.slots, dtype=jnp.int32)
   place = slot + shift_T[tile]
 
-  # From the order by tile to that by splat.
-  columns = slopes.shape[1]
-  by_column = slopes.transpose(1, 0, 2)
-  flat = by_column.reshape(columns, -1)
+  # From the order by tile to that by splat, column by column.
   back = tiles.inverse(pairs.place_P)
-  return flat[:, place[back]]
+  index = place[back]
+  found = []
+  for first in range(0, slopes.shape[1], walk.block):
+    column = slopes[:, first : first + walk.block].reshape(-1)
+    found.append(column[index])
+  return jnp.stack(found)
