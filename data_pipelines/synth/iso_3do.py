@@ -1,26 +1,21 @@
 """Iso-3DO: one object alone on a plain background, seen from random viewpoints under random light.
 
-`make_shard` is a pure function of its specification; every random number is drawn from (seed, mesh
-key, view). One example per object and view; the objects of the train and test splits are disjoint.
+One example per object and view; every random number is drawn from (seed, mesh key, view).
 """
 
 from collections.abc import Iterator
 import dataclasses
-import functools
-from importlib import metadata
 import json
 
 import numpy as np
 
-from data_pipelines.build.shard_jobs import Plan, Quarantined, Refusals, contained
+from data_pipelines.build.shard_jobs import Plan
 from data_pipelines.format import schema
-from data_pipelines.synth import assets, filters, render, sources, voxelize
+from data_pipelines.synth import assets, filters, mesh_builds, render, sources, voxelize
 from data_pipelines.synth.assets import Asset
 from data_pipelines.synth.camera import ViewConfig, Viewpoint, random_view
 from data_pipelines.synth.lighting import LightConfig, random_lights
-from sam3d_jax.errors import Refused
-
-RENDERER_VERSION = "1"  # raise it when the same seed gives other pixels
+from data_pipelines.synth.mesh_builds import MeshBuild
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,81 +37,22 @@ class IsoConfig:
   filters: filters.FilterConfig
 
 
-@dataclasses.dataclass(frozen=True)
-class ShardSpec:
-  """What one shard is made of."""
-
-  config: IsoConfig
-  inputs: tuple[sources.Input, ...]
-
-
 def plan(config: IsoConfig, *, test_fraction: float, objects_per_shard: int) -> Plan:
   """Lists the source, splits it and cuts it into shards.
 
   Raises ConfigError on a wrong source or fraction.
   """
-  inputs = sources.list_inputs(config.source)
-  per_shard = sources.per_shard(objects_per_shard, len(inputs))
-  jobs = sources.deal_jobs(
-    inputs,
-    test_fraction=test_fraction,
-    per_shard=per_shard,
-    spec=functools.partial(ShardSpec, config),
-  )
-
-  # What the bytes depend on; where the meshes lie changes none.
-  as_json = json.dumps(dataclasses.asdict(config))
-  settings = json.loads(as_json)
-  if config.source.source != sources.PROCEDURAL:
-    settings["source"]["source"] = "folder"
-  identity = {
-    "builder": "iso_3do",
-    "schema": schema.VERSION,
-    "renderer": RENDERER_VERSION,
-    "config": settings,
-    "test_fraction": test_fraction,
-    "objects_per_shard": per_shard,
-    "inputs": {"count": len(inputs), "digest": sources.digest(inputs)},
-  }
-  return Plan(
-    name=config.name,
-    jobs=tuple(jobs),
-    make=make_shard,
-    identity=identity,
-    lineage=_versions(),
-    warnings=(
-      *sources.split_warning((job.split for job in jobs), test_fraction, "meshes"),
-      *sources.license_warning(config.source, inputs),
-    ),
+  build = MeshBuild(
+    builder="iso_3do",
     description="Iso-3DO: rendered single objects with surface voxels and pose",
+    make=make_examples,
   )
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-  # Whose versions can change a byte.
-  packages = ("embreex", "numpy", "pillow", "trimesh")
-  installed = {name: metadata.version(name) for name in packages}
-  return {"renderer": f"embreex-numpy {RENDERER_VERSION}"} | installed
-
-
-def make_shard(spec: ShardSpec, refuse: Refusals) -> Iterator[schema.Example]:
-  """Yields the examples of a shard in order; refused meshes are reported and skipped."""
-  for item in refuse.each(spec.inputs):
-    try:
-      asset = sources.read(refuse, spec.config.source, spec.config.filters, item)
-      # a mesh gives all of its views, or none
-      with contained():
-        made = list(make_examples(asset, spec.config))
-    except Refused as error:
-      refused = Quarantined(
-        path=item.name,
-        reason=error.reason,
-        detail=error.detail,
-      )
-      refuse(refused)
-      continue
-    yield from made
+  return mesh_builds.plan(
+    build,
+    config,
+    test_fraction=test_fraction,
+    objects_per_shard=objects_per_shard,
+  )
 
 
 def make_examples(asset: Asset, config: IsoConfig) -> Iterator[schema.Example]:
@@ -189,7 +125,7 @@ def _example(
     "view": view,
     "background": grey,
     **assets.lineage(asset),
-    **_versions(),
+    **mesh_builds.versions(),
   }
 
   example = schema.empty_example()

@@ -23,6 +23,7 @@ from sam3d_jax.render.colour import linear_to_srgb8, srgb_to_linear
 from sam3d_jax.render.mesh import Mesh
 from sam3d_jax.render.raycast import Caster
 
+VERSION = "1"  # raise it when the same scene gives other pixels
 # unit cubes, along the normal: above the float32 error of a hit, below visible detail
 SHADOW_OFFSET = 2e-4
 MAX_CUTOUTS = 16  # transparent layers that a ray passes before it counts as a miss

@@ -222,7 +222,7 @@ def settings(config: PasteConfig) -> dict[str, Any]:
 def versions() -> dict[str, str]:
   """What a record's lineage says of the programs that made it."""
   ours = {
-    "renderer": f"embreex-numpy {iso_3do.RENDERER_VERSION}",
+    "renderer": f"embreex-numpy {render.VERSION}",
     "render_paste": VERSION,
   }
   # Whose versions can change a byte.

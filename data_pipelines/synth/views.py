@@ -8,18 +8,26 @@ offset of the object turns, and look at its middle. A unit of length is the unit
 
 from collections.abc import Iterator
 import dataclasses
-import functools
-from importlib import metadata
 import json
 
 import numpy as np
 
-from data_pipelines.build.shard_jobs import Plan, Quarantined, Refusals, contained
+from data_pipelines.build.shard_jobs import Plan
 from data_pipelines.format import schema
-from data_pipelines.synth import assets, camera, filters, iso_3do, render, sources, voxelize
+from data_pipelines.synth import (
+  assets,
+  camera,
+  filters,
+  iso_3do,
+  mesh_builds,
+  render,
+  sources,
+  voxelize,
+)
 from data_pipelines.synth.assets import Asset
 from data_pipelines.synth.camera import Viewpoint
 from data_pipelines.synth.lighting import LightConfig, random_lights
+from data_pipelines.synth.mesh_builds import MeshBuild
 from sam3d_jax import sections
 from sam3d_jax.errors import ConfigError, Refused
 from sam3d_jax.geometry import cameras
@@ -64,83 +72,23 @@ class ViewsConfig:
   filters: filters.FilterConfig
 
 
-@dataclasses.dataclass(frozen=True)
-class ShardSpec:
-  """What one shard is made of."""
-
-  config: ViewsConfig
-  inputs: tuple[sources.Input, ...]
-
-
 def plan(config: ViewsConfig, *, test_fraction: float, objects_per_shard: int) -> Plan:
   """Lists the source, splits it and cuts it into shards.
 
   Raises ConfigError on a wrong source or fraction.
   """
-  inputs = sources.list_inputs(config.source)
-  per_shard = sources.per_shard(objects_per_shard, len(inputs))
-  jobs = sources.deal_jobs(
-    inputs,
-    test_fraction=test_fraction,
-    per_shard=per_shard,
-    spec=functools.partial(ShardSpec, config),
-  )
-
-  # What the bytes depend on; where the meshes lie changes none.
-  as_json = json.dumps(dataclasses.asdict(config))
-  settings = json.loads(as_json)
-  if config.source.source != sources.PROCEDURAL:
-    settings["source"]["source"] = "folder"
-  identity = {
-    "builder": "views",
-    "schema": schema.VERSION,
-    "renderer": iso_3do.RENDERER_VERSION,
-    "views": VERSION,
-    "config": settings,
-    "test_fraction": test_fraction,
-    "objects_per_shard": per_shard,
-    "inputs": {"count": len(inputs), "digest": sources.digest(inputs)},
-  }
-  return Plan(
-    name=config.name,
-    jobs=tuple(jobs),
-    make=make_shard,
-    identity=identity,
-    lineage=_versions(),
-    warnings=(
-      *sources.split_warning((job.split for job in jobs), test_fraction, "meshes"),
-      *sources.license_warning(config.source, inputs),
-    ),
+  build = MeshBuild(
+    builder="views",
     description="Views: objects from all sides, with alpha, depth and surface voxels",
+    make=make_examples,
+    versions={"views": VERSION},
   )
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-  # Whose versions can change a byte.
-  packages = ("embreex", "numpy", "pillow", "trimesh")
-  installed = {name: metadata.version(name) for name in packages}
-  renderer = f"embreex-numpy {iso_3do.RENDERER_VERSION}"
-  return {"renderer": renderer, "views": VERSION} | installed
-
-
-def make_shard(spec: ShardSpec, refuse: Refusals) -> Iterator[schema.Example]:
-  """Yields the examples of a shard in order; refused meshes are reported and skipped."""
-  for item in refuse.each(spec.inputs):
-    try:
-      asset = sources.read(refuse, spec.config.source, spec.config.filters, item)
-      # a mesh gives all of its views, or none
-      with contained():
-        made = list(make_examples(asset, spec.config))
-    except Refused as error:
-      refused = Quarantined(
-        path=item.name,
-        reason=error.reason,
-        detail=error.detail,
-      )
-      refuse(refused)
-      continue
-    yield from made
+  return mesh_builds.plan(
+    build,
+    config,
+    test_fraction=test_fraction,
+    objects_per_shard=objects_per_shard,
+  )
 
 
 def make_examples(asset: Asset, config: ViewsConfig) -> Iterator[schema.Example]:
@@ -227,7 +175,8 @@ def _example(
     "views": config.views,
     "lit": config.lit,
     **assets.lineage(asset),
-    **_versions(),
+    "views_version": VERSION,
+    **mesh_builds.versions(),
   }
 
   example = schema.empty_example()

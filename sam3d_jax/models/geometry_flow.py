@@ -371,9 +371,19 @@ def modulations(adaln: Dense, mod_BD):
 
 
 class StreamBlock(nnx.Module):
-  """One stream in one block: all but the modulation and the attention between streams."""
+  """One stream in one block: all but the modulation and the attention between its tokens.
 
-  def __init__(self, cfg: GeometryFlowConfig, *, absorb_kv: bool, rngs: nnx.Rngs):
+  cfg: of a flow model with blocks like these. cross: the kind of its cross-attention.
+  """
+
+  def __init__(
+    self,
+    cfg,
+    *,
+    absorb_kv: bool,
+    cross: type[CrossAttention] = CrossAttention,
+    rngs: nnx.Rngs,
+  ):
     self.dtype = jnp.dtype(cfg.dtype)
     self.self_attn = SelfAttention(
       cfg.width,
@@ -383,7 +393,7 @@ class StreamBlock(nnx.Module):
       rngs=rngs,
     )
     self.cross_norm = LayerNorm(cfg.width, eps=BLOCK_EPS)
-    self.cross_attn = CrossAttention(
+    self.cross_attn = cross(
       cfg.width,
       cfg.cond_width,
       cfg.heads,
@@ -407,8 +417,11 @@ class StreamBlock(nnx.Module):
     h_BLD = operand(h_BLD, self.dtype)
     return self.self_attn.project(h_BLD)
 
-  def finish(self, x_BLD, attended_BLHK, tokens_BSD, modulation):
-    """The rest of the block, given the attended values of its self-attention."""
+  def finish(self, x_BLD, attended_BLHK, tokens_BSD, modulation, *whose):
+    """The rest of the block, given the attended values of its self-attention.
+
+    whose: what the cross-attention takes after the tokens, where it has to tell objects apart.
+    """
     _, _, attn_gate, mlp_shift, mlp_scale, mlp_gate = modulation
     # what the other tokens say
     seen_BLD = self.self_attn.out(attended_BLHK)
@@ -416,7 +429,7 @@ class StreamBlock(nnx.Module):
     # what the photo says
     queries_BLD = self.cross_norm(x_BLD)
     queries_BLD = operand(queries_BLD, self.dtype)
-    told_BLD = self.cross_attn(queries_BLD, tokens_BSD)
+    told_BLD = self.cross_attn(queries_BLD, tokens_BSD, *whose)
     x_BLD = operand(x_BLD + told_BLD)
     # feed-forward
     h_BLD = modulate(x_BLD, mlp_shift, mlp_scale)

@@ -23,12 +23,10 @@ from sam3d_jax import sections
 from sam3d_jax.geometry.packing import PackedVoxels, VoxelLevel
 from sam3d_jax.models import sparse
 from sam3d_jax.models.attention import check_backend
-from sam3d_jax.models.attention_layers import CrossAttention, SelfAttention
-from sam3d_jax.models.geometry_flow import BLOCK_EPS, OUTPUT_EPS, modulate
+from sam3d_jax.models.attention_layers import CrossAttention
+from sam3d_jax.models.geometry_flow import OUTPUT_EPS, StreamBlock
 from sam3d_jax.models.layers import (
-  MLP,
   Dense,
-  LayerNorm,
   TimestepEmbedder,
   layer_norm,
   position_sincos,
@@ -289,7 +287,13 @@ class TextureBlock(nnx.Module):
       rngs=rngs,
       zero=True,
     )
-    self.stream = VoxelStream(cfg, rngs=rngs)
+    self.stream = StreamBlock(
+      cfg,
+      absorb_kv=False,
+      cross=PackedCrossAttention,
+      rngs=rngs,
+    )
+    self.attention = cfg.attention
 
   def __call__(self, x_RTD, mod_RKD, tokens_RKSD, level: VoxelLevel):
     """(R, T, D) fp32, in and out."""
@@ -298,47 +302,10 @@ class TextureBlock(nnx.Module):
     six_RK6D = self.adaln(active_RKD)
     each_RKD = jnp.unstack(six_RK6D, axis=2)
     modulation = [sparse.per_slot(m_RKD, level) for m_RKD in each_RKD]
-    return self.stream(x_RTD, modulation, tokens_RKSD, level)
 
-
-class VoxelStream(nnx.Module):
-  """All of a block but its modulation."""
-
-  def __init__(self, cfg: TextureFlowConfig, *, rngs: nnx.Rngs):
-    self.dtype = jnp.dtype(cfg.dtype)
-    self.attention = cfg.attention
-    self.self_attn = SelfAttention(
-      cfg.width,
-      cfg.heads,
-      qk_rms_norm=cfg.qk_rms_norm,
-      dtype=self.dtype,
-      rngs=rngs,
-    )
-    self.cross_norm = LayerNorm(cfg.width, eps=BLOCK_EPS)
-    self.cross_attn = PackedCrossAttention(
-      cfg.width,
-      cfg.cond_width,
-      cfg.heads,
-      absorb_kv=False,
-      dtype=self.dtype,
-      attention=cfg.attention,
-      rngs=rngs,
-    )
-    self.mlp = MLP(
-      cfg.width,
-      int(cfg.width * cfg.mlp_ratio),
-      dtype=self.dtype,
-      rngs=rngs,
-    )
-
-  def __call__(self, x_RTD, modulation, tokens_RKSD, level: VoxelLevel):
-    attn_shift, attn_scale, attn_gate, mlp_shift, mlp_scale, mlp_gate = modulation
+    # the voxels of an object look at each other and at its own tokens
     segments = Segments(level.object_RV, level.valid_RV)
-
-    # what the object's other voxels say
-    h_RTD = modulate(x_RTD, attn_shift, attn_scale)
-    h_RTD = operand(h_RTD, self.dtype)
-    q, k, v = self.self_attn.project(h_RTD)
+    q, k, v = self.stream.project(x_RTD, modulation)
     attended_RTHK = attend_packed(
       q,
       k,
@@ -348,19 +315,13 @@ class VoxelStream(nnx.Module):
       backend=self.attention,
       objects=level.count_RK.shape[1],
     )
-    seen_RTD = self.self_attn.out(attended_RTHK)
-    x_RTD = operand(x_RTD + attn_gate * seen_RTD)
-
-    # what its photo says
-    queries_RTD = self.cross_norm(x_RTD)
-    queries_RTD = operand(queries_RTD, self.dtype)
-    told_RTD = self.cross_attn(queries_RTD, tokens_RKSD, segments)
-    x_RTD = operand(x_RTD + told_RTD)
-
-    # feed-forward
-    h_RTD = modulate(x_RTD, mlp_shift, mlp_scale)
-    h_RTD = operand(h_RTD, self.dtype)
-    return x_RTD + mlp_gate * self.mlp(h_RTD)
+    return self.stream.finish(
+      x_RTD,
+      attended_RTHK,
+      tokens_RKSD,
+      modulation,
+      segments,
+    )
 
 
 class PackedCrossAttention(CrossAttention):

@@ -55,7 +55,13 @@ def no_features(voxels: int, channels: int) -> FeatureSums:
 
 
 def add_views(
-  dino: Dino, sums: FeatureSums, coords_V3, views: Views, *, resolution: int, tolerance: float
+  dino: Dino,
+  sums: FeatureSums,
+  coords_V3,
+  views: Views,
+  *,
+  resolution: int,
+  tolerance: float = TOLERANCE,
 ) -> FeatureSums:
   """Sums with a batch of views more.
 

@@ -33,13 +33,21 @@ def generator_yaml(cfg: GeometryConfig, settings: Settings) -> dict:
     "strength": sampler["guidance"],
     "unconditional_handling": "add_flag",
   }
-  kind = "shortcut" if flow.shortcut else "flow_matching"
+  return flow_module(cfg, sampler, guided)
+
+
+def flow_module(cfg, sampler: Mapping[str, Any], guided: Mapping[str, Any]) -> dict:
+  """What builds a flow model of either stage: its generator, and the embedder of its condition.
+
+  cfg: of the model, with `flow` and `condition`. guided: the flow model inside guidance.
+  """
+  kind = "shortcut" if cfg.flow.shortcut else "flow_matching"
   generator = {
     "_target_": TARGETS[kind],
     "inference_steps": sampler["steps"],
     "rescale_t": sampler["rescale_t"],
     "sigma_min": 0.0,
-    "time_scale": flow.time_scale,
+    "time_scale": cfg.flow.time_scale,
     "reverse_fn": guided,
   }
   module = {

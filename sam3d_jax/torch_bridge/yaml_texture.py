@@ -12,7 +12,7 @@ from sam3d_jax.models import latent_statistics
 from sam3d_jax.models.texture import TextureConfig
 from sam3d_jax.models.texture_flow import COARSENING, TextureFlowConfig
 from sam3d_jax.torch_bridge.yaml_files import DATASET, TARGETS, Settings, at, require
-from sam3d_jax.torch_bridge.yaml_geometry import condition_section, fuser_yaml, interval_yaml
+from sam3d_jax.torch_bridge.yaml_geometry import condition_section, flow_module, interval_yaml
 from sam3d_jax.torch_bridge.yaml_pipeline import condition_obstacles, photo_transforms
 
 # Statistics written in one file with five digits and in another with eight are the same.
@@ -36,20 +36,7 @@ def generator_yaml(cfg: TextureConfig, settings: Settings) -> dict:
   interval = interval_yaml(sampler, flow)
   if interval is not None:
     guided["interval"] = interval
-  kind = "shortcut" if flow.shortcut else "flow_matching"
-  generator = {
-    "_target_": TARGETS[kind],
-    "inference_steps": sampler["steps"],
-    "rescale_t": sampler["rescale_t"],
-    "sigma_min": 0.0,
-    "time_scale": flow.time_scale,
-    "reverse_fn": guided,
-  }
-  module = {
-    "condition_embedder": {"backbone": fuser_yaml(cfg.condition)},
-    "generator": {"backbone": generator},
-  }
-  return {"module": module}
+  return flow_module(cfg, sampler, guided)
 
 
 def _backbone(flow: TextureFlowConfig, half: bool) -> dict:
