@@ -11,9 +11,7 @@ API is described at /openapi.json.
 
 import argparse
 import dataclasses
-import os
 import pathlib
-import secrets
 import socket
 
 from launch.console import cli
@@ -67,7 +65,8 @@ def run(args: argparse.Namespace) -> None:
   look = project.unchecked if args.dry_run else project.read
   engine = look(args.project, args.db)
   way_in = access.Access(
-    secret=read_secret(args.project, dry_run=args.dry_run),
+    # a dry run makes no files
+    secret="" if args.dry_run else tokens.kept_secret(args.project / SECRET),
     hosts=host_names(args),
     local="",
     proxy_header=args.proxy_header.lower(),
@@ -104,20 +103,6 @@ def host_names(args: argparse.Namespace) -> tuple[str, ...]:
   if args.host in ("127.0.0.1", "localhost", "::1"):
     own = ["127.0.0.1", "localhost", "[::1]"]
   return (*(f"{name}:{args.port}" for name in own), *args.allow_host)
-
-
-def read_secret(folder: pathlib.Path, *, dry_run: bool) -> str:
-  """The project's secret, made on first use, for its owner's eyes only."""
-  path = folder / SECRET
-  if not path.exists() and dry_run:
-    return secrets.token_urlsafe(32)
-  try:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w") as file:
-      file.write(secrets.token_urlsafe(32))
-  except FileExistsError:
-    pass
-  return path.read_text()
 
 
 def read_proxy_secret(args: argparse.Namespace) -> str:

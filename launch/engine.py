@@ -22,9 +22,10 @@ import dataclasses
 import json
 import pathlib
 import statistics
+import sys
 import time
 
-from launch.console import cli, progress
+from launch.console import cli, progress, refusals
 from launch.console.flags import dry_run_flag
 from launch.console.folders import check_file, check_folder
 from sam3d_jax.errors import InputError
@@ -81,6 +82,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     "--images", required=True, metavar="DIR", help="photos, as launch.sample --images takes them"
   )
   parser.add_argument("--license", default="", help="of the photos")
+  budget_flag(parser, "photos")
   dry_run_flag(parser, "check the photos")
 
 
@@ -91,18 +93,43 @@ def add(args: argparse.Namespace) -> None:
 
   found, skipped = jobs.find(jobs.PhotoSource(images=args.images), args.project)
   print(f"{len(found)} photos in {args.images}, {len(skipped)} files passed over")
+  refused = refusals.Refusals("photos")
   if args.dry_run:
     for job in found:
-      jobs.read(job)
+      with refused.input(job.image):
+        jobs.read(job)
+    refused.check(len(found), args.quarantine_budget)
     return
+
+  # a photo that cannot be used costs itself
   engine = opened(args)
   new = 0
   with progress.Progress(len(found), "photos") as bar:
     for job in found:
-      new += adding.add_photo(engine, job.name, jobs.read(job), args.license)
+      with refused.input(job.image):
+        new += adding.add_photo(engine, job.name, jobs.read(job), args.license)
       bar.update()
-  print(f"{new} photos added, {len(found) - new} were there")
   engine.close()
+  print(f"{new} photos added, {len(found) - new - len(refused.found)} were there")
+  finish(args, refused, len(found))
+
+
+def budget_flag(parser: argparse.ArgumentParser, what: str) -> None:
+  parser.add_argument(
+    "--quarantine_budget",
+    type=float,
+    default=0.0,
+    metavar="SHARE",
+    help=f"share of the {what} that may be refused without ending in code 2 (%(default)s)",
+  )
+
+
+def finish(args: argparse.Namespace, refused, total: int) -> None:
+  """What was refused stands in the project. Raises InputError where it is more than allowed."""
+  refused.write(args.project)
+  refused.check(total, args.quarantine_budget)
+  if refused.found:
+    print(refused.said(total), file=sys.stderr)
 
 
 def generator_flags(parser: argparse.ArgumentParser) -> None:
@@ -126,21 +153,25 @@ def generator_flags(parser: argparse.ArgumentParser) -> None:
   models.add_argument(
     "--reward_models", nargs=2, metavar="DIR", help="aligned and reference model of `implicit`"
   )
+  budget_flag(parser, "candidates")
 
 
 def propose_flags(parser: argparse.ArgumentParser) -> None:
   project_flags(parser)
   generator_flags(parser)
-  parser.add_argument("--samples", type=int, default=8, help="candidates an object (%(default)s)")
+  parser.add_argument("--samples", type=int, help="candidates an object; default: the project's")
+  parser.add_argument(
+    "--kind", default="shape", choices=("shape", "texture"), help="what people choose (%(default)s)"
+  )
   dry_run_flag(parser, "check the generators and the project")
 
 
 def propose(args: argparse.Namespace) -> None:
   """Gives objects without candidates some, and opens their tasks."""
-  if args.samples < 1:
+  if args.samples is not None and args.samples < 1:
     raise InputError(f"--samples {args.samples}: it must be positive")
   chosen = chosen_generators(args)
-  open_tasks(args, chosen, args.samples, "shape")
+  open_tasks(args, chosen, args.samples, args.kind)
 
 
 def compare_flags(parser: argparse.ArgumentParser) -> None:
@@ -175,23 +206,29 @@ def chosen_generators(args: argparse.Namespace) -> list:
   return [generators.parse(text, drawing) for text in args.generator]
 
 
-def open_tasks(args: argparse.Namespace, chosen: list, samples: int, kind: str) -> None:
-  """Candidates of a kind for the objects that have none, and their tasks."""
+def open_tasks(args: argparse.Namespace, chosen: list, samples: int | None, kind: str) -> None:
+  """Candidates of a kind for the objects that have none, and their tasks.
+
+  samples: an object; None: as many as the project says.
+  """
   from data_pipelines.engine import proposals
   from launch.engines import generators
 
   if looked_at(args):
     return
   engine = opened(args)
+  samples = samples or engine.settings.candidates
   targets = proposals.wanting(engine, args.iteration, kind)
   print(f"{len(targets)} objects wait for candidates of iteration {args.iteration}")
+  refused = refusals.Refusals("candidates")
   sources = []
   for generator, share in zip(chosen, generators.shares(chosen, samples), strict=True):
-    sources.append(generator.propose(engine, targets, share))
-  opened_tasks = 0
+    sources.append(generator.propose(engine, targets, share, refused))
+  opened_tasks = found = 0
   with progress.Progress(len(targets), "objects") as bar:
     for target, *proposed in zip(targets, *sources, strict=True):
       candidates = [one for of_generator in proposed for one in of_generator]
+      found += len(candidates)
       # of a comparison there are two or none
       if kind == "comparison" and len(candidates) < samples:
         candidates = []
@@ -201,6 +238,7 @@ def open_tasks(args: argparse.Namespace, chosen: list, samples: int, kind: str) 
   without = len(targets) - opened_tasks
   print(f"{opened_tasks} tasks opened, {without} objects still without candidates")
   engine.close()
+  finish(args, refused, found + len(refused.found))
 
 
 def votes_flags(parser: argparse.ArgumentParser) -> None:
@@ -349,18 +387,24 @@ def token_flags(parser: argparse.ArgumentParser) -> None:
   project_flags(parser)
   parser.add_argument("--name", required=True, help="of the person or program")
   parser.add_argument("--role", default="annotator", help="annotator, artist or lead")
+  parser.add_argument("--revoke", action="store_true", help="send the person away instead")
   dry_run_flag(parser, "check the project")
 
 
 def token(args: argparse.Namespace) -> None:
-  """Prints a new bearer token, which replaces the one before."""
+  """Prints a new bearer token, which replaces the one before; or lets a person in no more."""
   from data_pipelines.engine import people
 
   if looked_at(args):
     return
   engine = opened(args)
   with engine.database.transaction() as session:
-    print(people.give_token(session, people.named(session, args.name, args.role)))
+    person = people.named(session, args.name, args.role, readmit=True)
+    if args.revoke:
+      people.send_away(session, person)
+      print(f"{args.name} is let in no more; what they decided stays")
+    else:
+      print(people.give_token(session, person))
   engine.close()
 
 

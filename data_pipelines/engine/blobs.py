@@ -16,6 +16,11 @@ from sam3d_jax.files import atomic
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
+def is_digest(text: object) -> bool:
+  """Whether something can be the name of a kept file."""
+  return isinstance(text, str) and DIGEST.fullmatch(text) is not None
+
+
 class Blobs:
   """A store in a folder, or at an fsspec URL such as `s3://bucket/prefix`."""
 
@@ -62,6 +67,6 @@ class Blobs:
 
   def _relative(self, digest: str) -> str:
     # No other text than a digest ever becomes a path.
-    if not DIGEST.fullmatch(digest):
+    if not is_digest(digest):
       raise ValueError(f"{digest!r} is no SHA-256 digest")
     return f"{digest[:2]}/{digest}"

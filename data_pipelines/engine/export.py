@@ -25,7 +25,7 @@ from data_pipelines.annotations import choices, write
 from data_pipelines.engine import poses
 from data_pipelines.engine.adding import JPEG_START
 from data_pipelines.engine.project import Project
-from data_pipelines.engine.stages import Work
+from data_pipelines.engine.stages import Work, last_decision
 from data_pipelines.engine.tables import Candidate, Decision, Object, Photo, Task
 from sam3d_jax.errors import InputError
 from sam3d_jax.files import atomic, names
@@ -111,25 +111,8 @@ def _item(session: orm.Session, project: Project, task: Task, target: Object, ph
     candidates=tuple(work.candidates("shape")),
     chain=tuple(work.decisions("choice")),
     rating=rating,
-    made=_later(session, task, "artist", "upload"),
-    pose=_later(session, task, "pose", "pose"),
-  )
-
-
-def _later(session: orm.Session, task: Task, stage: str, kind: str) -> dict[str, Any] | None:
-  """The decision of a later stage about the same object."""
-  return session.scalar(
-    sqlalchemy.select(Decision.payload)
-    .join(Task, Task.id == Decision.task_id)
-    .where(
-      Task.stage == stage,
-      Task.object_id == task.object_id,
-      Task.iteration == task.iteration,
-      Task.copy == 0,
-      Decision.kind == kind,
-    )
-    .order_by(Decision.step.desc())
-    .limit(1)
+    made=last_decision(session, task, "artist", "upload"),
+    pose=last_decision(session, task, "pose", "pose"),
   )
 
 

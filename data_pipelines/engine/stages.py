@@ -17,6 +17,7 @@ from sqlalchemy import orm
 
 from data_pipelines.annotations import choices
 from data_pipelines.engine import chain, poses, tables
+from data_pipelines.engine.blobs import is_digest
 from data_pipelines.engine.project import Project, Settings
 from data_pipelines.engine.tables import Annotator, Candidate, Decision, Object, Photo, Task
 
@@ -150,11 +151,6 @@ def decide_mask(work: Work, kind: str, payload: Mapping[str, Any]) -> Outcome:
       add_object(work.session, work.settings, work.task.photo_id, number, digest)
 
   return Outcome({"masks": list(masks)}, "done", then)
-
-
-def is_digest(text: str) -> bool:
-  """Whether a text can be the name of a kept file."""
-  return len(text) == 64 and all(letter in "0123456789abcdef" for letter in text)
 
 
 def add_object(
@@ -292,8 +288,7 @@ def view_artist(work: Work) -> dict[str, Any]:
 def decide_artist(work: Work, kind: str, payload: Mapping[str, Any]) -> Outcome:
   """payload: {"mesh": digest of the uploaded file}."""
   digest = payload.get("mesh")
-  looks_right = isinstance(digest, str) and is_digest(digest)
-  if not looks_right or not work.project.blobs.has(digest):
+  if not is_digest(digest) or not work.project.blobs.has(digest):
     raise ValueError(f"mesh = {digest!r} was not uploaded: upload the .glb first")
   task = work.task
 
@@ -347,28 +342,29 @@ def _seen(work: Work) -> tuple[Photo, str]:
 
 def accepted_mesh(session: orm.Session, task: Task) -> Accepted:
   """The mesh that an artist made, else the winner of the chain."""
-
-  def last(stage: str, kind: str) -> dict[str, Any] | None:
-    return session.scalar(
-      sqlalchemy.select(Decision.payload)
-      .join(Task, Task.id == Decision.task_id)
-      .where(
-        Task.stage == stage,
-        Task.object_id == task.object_id,
-        Task.iteration == task.iteration,
-        Task.copy == 0,
-        Decision.kind == kind,
-      )
-      .order_by(Decision.step.desc())
-      .limit(1)
-    )
-
-  made = last("artist", "upload")
+  made = last_decision(session, task, "artist", "upload")
   if made is not None:
     return Accepted(made["mesh"], made["suffix"], made["mesh"], None)
-  rated = last("shape", "rating")
+  rated = last_decision(session, task, "shape", "rating")
   winner = session.get_one(Candidate, rated["winner"])
   return Accepted(winner.mesh, winner.suffix, winner.shown, winner.pose)
+
+
+def last_decision(session: orm.Session, task: Task, stage: str, kind: str) -> dict[str, Any] | None:
+  """What was decided last about a task's object at another stage, None for nothing."""
+  return session.scalar(
+    sqlalchemy.select(Decision.payload)
+    .join(Task, Task.id == Decision.task_id)
+    .where(
+      Task.stage == stage,
+      Task.object_id == task.object_id,
+      Task.iteration == task.iteration,
+      Task.copy == 0,
+      Decision.kind == kind,
+    )
+    .order_by(Decision.step.desc())
+    .limit(1)
+  )
 
 
 def decide_pose(work: Work, kind: str, payload: Mapping[str, Any]) -> Outcome:

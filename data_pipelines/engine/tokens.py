@@ -4,9 +4,11 @@ Whoever may read the file may work: the browser gets the token with the address 
 prints, programs of the same user find it here.
 """
 
+import contextlib
 import os
 import pathlib
 import secrets
+import uuid
 
 HEADER = "x-engine-token"
 
@@ -23,11 +25,31 @@ def make(port: int) -> str:
   path = file_of(port)
   path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
   token = secrets.token_urlsafe(24)
-  path.unlink(missing_ok=True)
-  handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-  with os.fdopen(handle, "w") as file:
-    file.write(token)
+  os.replace(_private(path, token), path)
   return token
+
+
+def kept_secret(path: pathlib.Path) -> str:
+  """The secret in a file that only its user reads, made where there is none yet.
+
+  Of several that make it at once one does; all get the same.
+  """
+  if not path.exists():
+    made = _private(path, secrets.token_urlsafe(32))
+    # Another one may have been first: its secret counts.
+    with contextlib.suppress(FileExistsError):
+      os.link(made, path)
+    made.unlink()
+  return path.read_text()
+
+
+def _private(path: pathlib.Path, text: str) -> pathlib.Path:
+  """A whole file beside `path`, for its user's eyes only, to take its name."""
+  made = path.with_name(f".{path.name}.part{uuid.uuid4().hex}")
+  handle = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+  with os.fdopen(handle, "w") as file:
+    file.write(text)
+  return made
 
 
 def found(port: int | None) -> str:

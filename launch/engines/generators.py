@@ -9,7 +9,7 @@ A kind is one entry of KINDS. A model's candidates carry their latents, so that 
 trains without encoding it again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import io
 import pathlib
@@ -22,15 +22,21 @@ from data_pipelines.engine import poses
 from data_pipelines.engine.project import Project
 from data_pipelines.engine.proposals import Proposed, Wanting
 from data_pipelines.synth import assets
+from launch.console.refusals import Refusals
 from sam3d_jax.errors import InputError
 from sam3d_jax.files import meshes, names, photos
 from sam3d_jax.geometry import cameras
+from sam3d_jax.geometry.pose import Pose
+from sam3d_jax.render import raycast
 from sam3d_jax.render.mesh import write_glb
 from sam3d_jax.render.preview import orbit
-from sam3d_jax.render.raycast import Caster
 
 SILHOUETTE = 48  # pixels a side of silhouettes that are compared
-AZIMUTHS = (0, 45, 90, 135)  # degrees from which a mesh of a dataset is looked at
+# from where a mesh of a dataset is looked at, in degrees, and in lengths of its unit cube
+AZIMUTHS = (0, 45, 90, 135)
+ELEVATION = 10
+FOV_DEG = 40
+DISTANCE = 2.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +70,12 @@ class Generator:
   drawing: Draws = Draws()
 
   def propose(
-    self, project: Project, targets: Sequence[Wanting], samples: int
+    self, project: Project, targets: Sequence[Wanting], samples: int, refused: Refusals
   ) -> Iterator[list[Proposed]]:
-    """Up to `samples` candidates of each object, in order."""
+    """Up to `samples` candidates of each object, in order; files that are none are refused."""
     if not samples:
       return iter([[]] * len(targets))
-    return KINDS[self.kind](self, project, targets, samples)
+    return KINDS[self.kind](self, project, targets, samples, refused)
 
 
 def parse(text: str, drawing: Draws = Draws()) -> Generator:
@@ -98,13 +104,17 @@ def shares(generators: Sequence[Generator], samples: int) -> list[int]:
 
 
 def from_meshes(
-  generator: Generator, project: Project, targets: Sequence[Wanting], samples: int
+  generator: Generator,
+  project: Project,
+  targets: Sequence[Wanting],
+  samples: int,
+  refused: Refusals,
 ) -> Iterator[list[Proposed]]:
   """Files of each object's own folder, by name."""
   del project
   for target in targets:
     folder = generator.path / names.file_name(target.photo) / str(target.number)
-    yield [of_file(generator, path) for path in mesh_files(folder)[:samples]]
+    yield of_files(generator, mesh_files(folder), samples, refused)
 
 
 def mesh_files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -114,12 +124,20 @@ def mesh_files(folder: pathlib.Path) -> list[pathlib.Path]:
   return sorted(path for path in folder.iterdir() if path.suffix.lower() in meshes.SUFFIXES)
 
 
-def of_file(generator: Generator, path: pathlib.Path) -> Proposed:
-  """A file as a candidate. Raises Refused for one that cannot be read."""
-  # What cannot be read is told now, not when a person has to look at it.
-  asset = assets.load(path)
-  suffix = path.suffix.lower()
-  return Proposed(generator.name, path.read_bytes(), suffix, license=asset.license)
+def of_files(
+  generator: Generator, paths: Iterable[pathlib.Path], samples: int, refused: Refusals
+) -> list[Proposed]:
+  """The first `samples` files that can be read, as candidates."""
+  found = []
+  for path in paths:
+    if len(found) == samples:
+      break
+    # What cannot be read is told now, not when a person has to look at it.
+    with refused.input(path):
+      asset = assets.load(path)
+      suffix = path.suffix.lower()
+      found.append(Proposed(generator.name, path.read_bytes(), suffix, license=asset.license))
+  return found
 
 
 # --------------------------------------------------------------------------------------------------
@@ -128,49 +146,64 @@ def of_file(generator: Generator, path: pathlib.Path) -> Proposed:
 
 
 def from_dataset(
-  generator: Generator, project: Project, targets: Sequence[Wanting], samples: int
+  generator: Generator,
+  project: Project,
+  targets: Sequence[Wanting],
+  samples: int,
+  refused: Refusals,
 ) -> Iterator[list[Proposed]]:
   """The meshes of a folder whose silhouettes are most like the mask, the likest first."""
-  files = mesh_files(generator.path)
-  if not files:
+  silhouettes: dict[pathlib.Path, list[np.ndarray]] = {}
+  for path in mesh_files(generator.path):
+    with refused.input(path):
+      silhouettes[path] = silhouettes_of(path)
+  if not silhouettes:
     raise InputError(f"--generator {generator.name}=dataset:{generator.path} holds no mesh")
-  silhouettes = [_silhouettes(path) for path in files]
+
   for target in targets:
-    wanted = _square(poses.mask_of(project.blobs, target.mask))
-    likeness = [max(_iou(wanted, seen) for seen in views) for views in silhouettes]
-    order = np.argsort(likeness, kind="stable")[::-1]
-    yield [of_file(generator, files[number]) for number in order[:samples]]
+    wanted = in_square(poses.mask_of(project.blobs, target.mask))
+
+    def likeness(path: pathlib.Path, wanted=wanted) -> float:
+      return max(raycast.iou(wanted, seen) for seen in silhouettes[path])
+
+    likest = sorted(silhouettes, key=likeness, reverse=True)
+    yield of_files(generator, likest, samples, refused)
 
 
-def _silhouettes(path: pathlib.Path) -> list[np.ndarray]:
-  """Silhouettes of a mesh from around, filled into squares."""
-  caster = Caster(assets.load(path).mesh)
-  camera = cameras.camera_from_fov(SILHOUETTE * 2, SILHOUETTE * 2, np.radians(40))
+def silhouettes_of(path: pathlib.Path) -> list[np.ndarray]:
+  """Silhouettes of a mesh from around, filled into squares. Raises Refused."""
+  caster = raycast.Caster(assets.load(path).mesh)
+  side = 2 * SILHOUETTE
+  camera = cameras.camera_from_fov(side, side, np.radians(FOV_DEG))
+  away = np.asarray([0.0, 0.0, DISTANCE])
   found = []
   for azimuth in AZIMUTHS:
-    turned = orbit(azimuth, 10)
-    where = poses.Pose(turned, np.asarray([0.0, 0.0, 2.2]), np.ones(3))
-    found.append(_square(caster.silhouette(where, camera)))
+    where = Pose(orbit(azimuth, ELEVATION), away, np.ones(3))
+    found.append(in_square(caster.silhouette(where, camera)))
   return found
 
 
-def _square(mask_HW: np.ndarray) -> np.ndarray:
+def in_square(mask_HW: np.ndarray) -> np.ndarray:
   """What is inside the mask's box, scaled into a square whose longer side it fills."""
-  rows, columns = np.nonzero(mask_HW.any(1))[0], np.nonzero(mask_HW.any(0))[0]
-  if not len(rows):
+  if not mask_HW.any():
     return np.zeros((SILHOUETTE, SILHOUETTE), bool)
+  # the box
+  rows = np.flatnonzero(mask_HW.any(1))
+  columns = np.flatnonzero(mask_HW.any(0))
   inside = mask_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-  side = max(inside.shape)
+
+  # in the middle of a square
+  height, width = inside.shape
+  side = max(height, width)
+  top = (side - height) // 2
+  left = (side - width) // 2
   square = np.zeros((side, side), np.uint8)
-  top, left = (side - inside.shape[0]) // 2, (side - inside.shape[1]) // 2
-  square[top : top + inside.shape[0], left : left + inside.shape[1]] = inside * np.uint8(255)
-  small = Image.fromarray(square).resize((SILHOUETTE, SILHOUETTE), Image.Resampling.BOX)
+  square[top : top + height, left : left + width] = 255 * inside
+
+  # of the size that is compared
+  picture = Image.fromarray(square)
+  small = picture.resize((SILHOUETTE, SILHOUETTE), Image.Resampling.BOX)
   return np.asarray(small) > 127
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-  union = np.count_nonzero(a | b)
-  return np.count_nonzero(a & b) / union if union else 0.0
 
 
 # --------------------------------------------------------------------------------------------------
@@ -179,9 +212,14 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def from_model(
-  generator: Generator, project: Project, targets: Sequence[Wanting], samples: int
+  generator: Generator,
+  project: Project,
+  targets: Sequence[Wanting],
+  samples: int,
+  refused: Refusals,
 ) -> Iterator[list[Proposed]]:
-  """Samples of a model, drawn in batches over objects."""
+  """Samples of a model, drawn in batches over objects; what it draws is never refused."""
+  del refused
   # JAX, which files and retrieval do without.
   from sam3d_jax.inference import rewards
   from sam3d_jax.inference.reconstruction import Reconstructor

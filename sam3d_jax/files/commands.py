@@ -5,6 +5,7 @@ write; a suffix that the program adds to it is fine. No shell is involved: the w
 shell would split them and handed to the program. A result is kept and made once.
 """
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
 import shlex
@@ -50,7 +51,8 @@ class PhotoCommand:
       picture = pathlib.Path(scratch) / "photo.png"
       target = pathlib.Path(scratch) / f"out{suffix}"
       Image.fromarray(image_HW3).save(picture, compress_level=1)
-      self._run(picture, target, photo)
+      files = {"{image}": picture, "{out}": target}
+      run(self.words, files, option=self.option, about=photo)
       made = sorted(pathlib.Path(scratch).glob("out*"))
       if len(made) != 1:
         raise InputError(
@@ -61,36 +63,67 @@ class PhotoCommand:
       atomic.write_bytes(kept, made[0].read_bytes())
     return kept
 
-  def _run(self, picture: pathlib.Path, target: pathlib.Path, photo: str) -> None:
-    """Runs the program; raises InputError with what it said if it fails."""
-    filled = []
-    for word in self.words:
-      filled.append(word.replace("{image}", str(picture)).replace("{out}", str(target)))
-    try:
-      result = subprocess.run(filled, capture_output=True, text=True, errors="replace")
-    except OSError as error:
-      raise InputError(
-        f"{self.option}: {filled[0]} cannot be started ({error.strerror})"
-      ) from error
-    if result.returncode:
-      said = (result.stderr or result.stdout).strip().splitlines()
-      tail = "\n".join(said[-SHOWN_LINES:])
-      raise InputError(
-        f"{self.option} failed with code {result.returncode} for {photo}: {shlex.join(filled)}:\n"
-        f"{tail}"
-      )
+
+def run(
+  words: Sequence[str],
+  files: Mapping[str, pathlib.Path],
+  *,
+  option: str,
+  about: str,
+  seconds: float | None = None,
+) -> None:
+  """Runs a program with its placeholders filled.
+
+  Args:
+    words: of the command.
+    files: placeholder -> file.
+    option: names the flag or key that the command was given by, in messages.
+    about: what it was run for, in messages.
+    seconds: that it may take; None: as long as it wants.
+
+  Raises:
+    InputError: it cannot be started, takes too long or fails; with what it said.
+  """
+  filled = []
+  for word in words:
+    for placeholder, path in files.items():
+      word = word.replace(placeholder, str(path))
+    filled.append(word)
+  try:
+    result = subprocess.run(
+      filled,
+      capture_output=True,
+      text=True,
+      errors="replace",
+      timeout=seconds,
+    )
+  except OSError as error:
+    raise InputError(f"{option}: {filled[0]} cannot be started ({error.strerror})") from error
+  except subprocess.TimeoutExpired as error:
+    raise InputError(f"{option} took more than {seconds:g} s for {about}") from error
+  if result.returncode:
+    said = (result.stderr or result.stdout).strip().splitlines()
+    tail = "\n".join(said[-SHOWN_LINES:])
+    raise InputError(
+      f"{option} failed with code {result.returncode} for {about}: {shlex.join(filled)}:\n{tail}"
+    )
 
 
 def parse(template: str, option: str) -> PhotoCommand:
   """The command of a template. Raises ConfigError if a placeholder is missing."""
+  return PhotoCommand(option, words_of(template, option, PLACEHOLDERS))
+
+
+def words_of(template: str, option: str, placeholders: Sequence[str]) -> tuple[str, ...]:
+  """The words of a command that has all of the placeholders. Raises ConfigError."""
   try:
     words = tuple(shlex.split(template))
   except ValueError as error:
     raise ConfigError(f"{option} = {template!r}: cannot be split into words ({error})") from error
-  for placeholder in PLACEHOLDERS:
+  for placeholder in placeholders:
     if not any(placeholder in word for word in words):
       raise ConfigError(
-        f"{option} = {template!r} must contain {' and '.join(PLACEHOLDERS)}, which are replaced by "
+        f"{option} = {template!r} must contain {' and '.join(placeholders)}, which are replaced by "
         "file names"
       )
-  return PhotoCommand(option, words)
+  return words

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import trimesh
 
-from data_pipelines.engine import export, poses, proposals, queue
+from data_pipelines.engine import adding, export, people, poses, proposals, queue, reports
 from launch import engine, evaluate
+from launch.console.refusals import Refusals
 from launch.engines import generators
 from sam3d_jax.errors import InputError
 from tests.support import engine_projects, tiny_weights
@@ -51,13 +52,83 @@ def test_retrieval_prefers_what_looks_like_the_mask(tmp_path, made):
     trimesh.creation.box(extents).export(folder / f"{name}.glb")
   generator = generators.parse(f"shelf=dataset:{folder}")
   targets = proposals.wanting(made, 0)
-  for found in generator.propose(made, targets, 1):
+  refused = Refusals("candidates")
+  for found in generator.propose(made, targets, 1, refused):
     (one,) = found
     assert one.mesh == (folder / "block.glb").read_bytes()
   empty = tmp_path / "empty"
   empty.mkdir()
   with pytest.raises(InputError, match="holds no mesh"):
-    list(generators.parse(f"none=dataset:{empty}").propose(made, targets, 1))
+    list(generators.parse(f"none=dataset:{empty}").propose(made, targets, 1, refused))
+  assert refused.found == []
+
+
+def test_a_file_that_is_no_mesh_costs_itself_alone(tmp_path, made, capsys):
+  for number in range(2):
+    folder = tmp_path / "meshes" / "cup" / str(number)
+    folder.mkdir(parents=True)
+    (folder / "a.glb").write_bytes(b"glTF and no more")
+    (folder / "b.glb").write_bytes(engine_projects.mesh_bytes(2))
+  words = ["propose", "--project", str(made.folder)]
+  words += ["--generator", f"mine=meshes:{tmp_path / 'meshes'}"]
+  # the others are proposed, and who is to blame is named
+  assert engine.main(words) == 2
+  said = capsys.readouterr()
+  assert "2 tasks opened" in said.out
+  assert "a.glb" in said.err and "2 of 4 candidates cannot be used" in said.err
+  assert "a.glb" in (made.folder / "quarantine.jsonl").read_text()
+
+
+def test_a_photo_that_cannot_be_read_costs_itself_alone(tmp_path, made, capsys):
+  photos = tmp_path / "photos"
+  photos.mkdir()
+  cutout = np.full((20, 20, 4), 255, np.uint8)
+  cutout[:5, :, 3] = 0
+  (photos / "good.png").write_bytes(adding.png_bytes(cutout))
+  (photos / "bad.png").write_bytes(b"\x89PNG and no more")
+  words = ["add", "--project", str(made.folder), "--images", str(photos)]
+  assert engine.main(words) == 2
+  assert "bad.png" in capsys.readouterr().err
+  assert engine.main([*words, "--quarantine_budget", "0.5"]) == 0
+
+
+def test_textures_are_chosen_like_shapes_and_end_there(tmp_path, made):
+  for number in range(2):
+    folder = tmp_path / "textures" / "cup" / str(number)
+    folder.mkdir(parents=True)
+    for name, size in (("a", 1), ("b", 2)):
+      (folder / f"{name}.glb").write_bytes(engine_projects.mesh_bytes(size + number))
+  words = ["propose", "--project", str(made.folder), "--kind", "texture"]
+  assert engine.main([*words, "--generator", f"mine=meshes:{tmp_path / 'textures'}"]) == 0
+  ann = engine_projects.person(made, "ann")
+  first = queue.next_task(made, ann)
+  assert first.stage == "texture"
+  sides = {side: first.view[side]["id"] for side in ("left", "right")}
+  said = {"epoch": first.epoch, "kind": "choice"}
+  queue.decide(made, ann, first.task, key="c", payload={**sides, "answer": "left"}, **said)
+  said["kind"] = "rating"
+  rating = {"winner": sides["left"], "value": 0.0}
+  queue.decide(made, ann, first.task, key="r", payload=rating, **said)
+  assert reports.status(made)["tasks"]["texture"] == {"done": 1, "open": 1}
+  assert "pose" not in reports.status(made)["tasks"]
+
+
+def test_who_is_sent_away_comes_in_no_more_until_a_new_token(made, capsys):
+  words = ["token", "--project", str(made.folder), "--name", "bot"]
+  assert engine.main(words) == 0
+  token = capsys.readouterr().out.strip()
+
+  def is_known() -> bool:
+    with made.database.transaction() as session:
+      return people.of_token(session, token) is not None
+
+  assert is_known()
+  assert engine.main([*words, "--revoke"]) == 0
+  assert not is_known()
+  with pytest.raises(InputError, match="was sent away"):
+    engine_projects.person(made, "bot")
+  assert engine.main(words) == 0
+  assert engine_projects.person(made, "bot").active
 
 
 def test_a_model_proposes_what_it_samples_with_its_latents(tmp_path, made, capsys):

@@ -25,7 +25,7 @@ from data_pipelines.engine import people, tokens
 from data_pipelines.engine.tables import Annotator
 from sam3d_jax.errors import InputError
 
-COOKIE = "sam3d_engine"
+COOKIE = "sam3d_engine"  # with the port: browsers keep one set of cookies for all ports of a host
 COOKIE_SECONDS = 30 * 24 * 3600
 JOIN_SECONDS = 7 * 24 * 3600
 LOCAL_NAME = "local"
@@ -104,7 +104,7 @@ def caller(request: Request, access: Access, session: orm.Session) -> Annotator:
     return person
 
   # a browser that has joined
-  cookie = request.cookies.get(COOKIE)
+  cookie = request.cookies.get(cookie_name(COOKIE, request))
   if cookie:
     try:
       number = access.signer.loads(cookie, max_age=COOKIE_SECONDS)["id"]
@@ -123,7 +123,9 @@ def caller(request: Request, access: Access, session: orm.Session) -> Annotator:
       return _named(session, name)
 
   # whoever is at the machine
-  given = request.headers.get(tokens.HEADER) or request.cookies.get(LOCAL_COOKIE, "")
+  given = request.headers.get(tokens.HEADER) or request.cookies.get(
+    cookie_name(LOCAL_COOKIE, request), ""
+  )
   if is_local(access, given):
     # a page sends any letter, which headers carry escaped
     return _named(session, unquote(request.headers.get("x-annotator", "")) or LOCAL_NAME)
@@ -131,6 +133,11 @@ def caller(request: Request, access: Access, session: orm.Session) -> Annotator:
   if access.local:
     ways = "open the address that launch.annotate printed, or send X-Engine-Token"
   raise HTTPException(401, f"say who you are: {ways}")
+
+
+def cookie_name(name: str, request: Request) -> str:
+  """The name of a cookie of this server, which is not that of another port."""
+  return f"{name}_{request.url.port or 0}"
 
 
 def is_local(access: Access, given: str) -> bool:

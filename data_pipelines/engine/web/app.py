@@ -153,10 +153,10 @@ def create_app(
     photo = queue.holding(project, person, task, lambda work: work.photo)
     picture = adding.as_png(project.blobs.read(photo.image))
     try:
-      found = uploads.checked("mask", segmenter.mask(picture, body.points))
-    except segment.SegmenterFailed as error:
+      made = segmenter.mask(picture, body.points, photo.name)
+    except InputError as error:
       raise HTTPException(502, str(error)) from error
-    return {"digest": project.blobs.add(found)}
+    return {"digest": project.blobs.add(uploads.checked("mask", made))}
 
   @app.get("/api/next")
   def next_task(person: Caller, stages: str = "") -> dict[str, Any]:
@@ -260,12 +260,13 @@ def create_app(
     return {"link": access.join_link(body.name, body.role, secrets.token_urlsafe(12))}
 
   @app.get("/enter")
-  def enter(token: str) -> Response:
+  def enter(token: str, request: Request) -> Response:
     """Turns the token of this machine into a cookie."""
     if not ways_in.is_local(access, token):
       raise HTTPException(403, "this is not the token of this server: take the address it printed")
     response = RedirectResponse("/", 303)
-    response.set_cookie(ways_in.LOCAL_COOKIE, token, httponly=True, samesite="lax")
+    name = ways_in.cookie_name(ways_in.LOCAL_COOKIE, request)
+    response.set_cookie(name, token, httponly=True, samesite="lax")
     return response
 
   @app.get("/join")
@@ -276,10 +277,13 @@ def create_app(
       used = _used_once(session, project, said)
       if not used:
         raise HTTPException(403, "this link was used already: ask for a new one")
-      person = people.named(session, said["name"], said["role"])
+      try:
+        person = people.named(session, said["name"], said["role"])
+      except InputError as error:
+        raise HTTPException(403, str(error)) from error
     response = RedirectResponse("/", 303)
     response.set_cookie(
-      ways_in.COOKIE,
+      ways_in.cookie_name(ways_in.COOKIE, request),
       access.signer.dumps({"id": person.id}),
       max_age=ways_in.COOKIE_SECONDS,
       httponly=True,

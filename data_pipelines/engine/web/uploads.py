@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.engine import adding
-from data_pipelines.engine.blobs import DIGEST
+from data_pipelines.engine.blobs import is_digest
 from data_pipelines.engine.project import Project
 from sam3d_jax.errors import Refused
 from sam3d_jax.files import meshes
@@ -93,7 +93,7 @@ def _mesh(content: bytes) -> bytes:
 
 def served(project: Project, digest: str) -> Response:
   """A kept file. Raises HTTPException."""
-  if not DIGEST.fullmatch(digest) or not project.blobs.has(digest):
+  if not is_digest(digest) or not project.blobs.has(digest):
     raise HTTPException(404, "there is no such file")
   content = project.blobs.read(digest)
   media = BYTES

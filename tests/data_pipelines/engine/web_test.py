@@ -257,5 +257,5 @@ def test_a_segmenter_makes_masks_of_clicks(tmp_path):
   without = client(with_photo)
   assert without.post(path, json={"points": [[7, 5, 1]]}).status_code == 404
   with_photo.close()
-  with pytest.raises(ConfigError, match="must contain {image}, {points}, {out}"):
+  with pytest.raises(ConfigError, match="must contain {image} and {points} and {out}"):
     segment.parse("sam {image}")
