@@ -6,6 +6,7 @@ fails the job if it lasts; a step is never set aside for it.
 """
 
 from collections.abc import Callable
+import contextlib
 import os
 import pathlib
 from typing import TypeVar
@@ -113,13 +114,6 @@ def drop_cache(folder: pathlib.Path) -> None:
   from the disk. What cannot be dropped stays.
   """
   for path in folder.rglob("*"):
-    try:
-      descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-      continue
-    try:
-      os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    except OSError:
-      pass
-    finally:
-      os.close(descriptor)
+    # It is asked before a second read, which tells what is wrong with a file that cannot be opened.
+    with contextlib.suppress(OSError), path.open("rb") as file:
+      os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -59,25 +59,29 @@ def render(splats, camera, where, *, blur, compensated, near=0.2, background=(0.
 
 def covariance(linear, position, scales, quaternion, camera):
   """(2, 2) of a splat in the picture, px^2."""
-  w, x, y, z = quaternion / np.linalg.norm(quaternion)
-  turn = np.array(
-    [
-      [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-      [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-      [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-  )
-  in_object = turn @ np.diag(scales**2) @ turn.T
+  # in the object's frame, then in the camera's
+  turn = rotation(quaternion)
+  variances = np.diag(scales**2)
+  in_object = turn @ variances @ turn.T
   in_camera = linear @ in_object @ linear.T
+
+  # where the projection is linearised: not far outside of the picture
   tx, ty, tz = position
   limit_x = 1.3 * camera.width / (2 * camera.fx)
   limit_y = 1.3 * camera.height / (2 * camera.fy)
   tx = np.clip(tx / tz, -limit_x, limit_x) * tz
   ty = np.clip(ty / tz, -limit_y, limit_y) * tz
-  jacobian = np.array(
-    [
-      [camera.fx / tz, 0.0, -camera.fx * tx / tz**2],
-      [0.0, camera.fy / tz, -camera.fy * ty / tz**2],
-    ]
-  )
+  of_x = [camera.fx / tz, 0.0, -camera.fx * tx / tz**2]
+  of_y = [0.0, camera.fy / tz, -camera.fy * ty / tz**2]
+  jacobian = np.array([of_x, of_y])
   return jacobian @ in_camera @ jacobian.T
+
+
+def rotation(quaternion):
+  """(3, 3) of w x y z: the columns are where the axes go, u + w t + q x t with t = 2 q x u."""
+  w, *vector = quaternion / np.linalg.norm(quaternion)
+  columns = []
+  for axis in np.eye(3):
+    twice = 2 * np.cross(vector, axis)
+    columns.append(axis + w * twice + np.cross(vector, twice))
+  return np.stack(columns, axis=-1)

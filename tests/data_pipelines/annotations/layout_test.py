@@ -128,24 +128,35 @@ def test_an_item_written_from_a_record_gives_back_the_record(tmp_path):
 @pytest.mark.parametrize("suffix", [".glb", ".stl"])
 def test_a_matrix_of_the_files_own_coordinates_places_the_same_points(tmp_path, suffix):
   """A mesh in free units, far from the origin, y up (GLB) or z up (STL)."""
+  path = tmp_path / f"a{suffix}"
   mesh = trimesh.creation.box((2, 3, 5))
   mesh.apply_translation((7, -4, 11))
-  mesh.export(tmp_path / f"a{suffix}")
-  turn = rotations.quaternion_to_matrix(
-    np.array([0.5, 0.1, -0.7, 0.5]) / np.linalg.norm([0.5, 0.1, -0.7, 0.5])
-  )
+  mesh.export(path)
+
+  # where the file's own coordinates go
+  quaternion = np.array([0.5, 0.1, -0.7, 0.5])
+  quaternion /= np.linalg.norm(quaternion)
   matrix = np.eye(4)
-  matrix[:3, :3], matrix[:3, 3] = 0.3 * turn, (0.1, 0.2, 9.0)
-  candidate = layout.Candidate("a", "x", mesh=tmp_path / f"a{suffix}", file_matrix_44=matrix)
-  fields, _, _ = items.shape_fields(candidate, items.Recipe("m", "mitl_3do"))
-  unit = assets.load(tmp_path / f"a{suffix}").mesh.vertices
-  placed = pose.transform_points(unit, schema.example_pose(fields))
+  matrix[:3, :3] = 0.3 * rotations.quaternion_to_matrix(quaternion)
+  matrix[:3, 3] = 0.1, 0.2, 9.0
   expected = mesh.vertices @ matrix[:3, :3].T + matrix[:3, 3]
-  nearest = np.linalg.norm(placed[:, None] - expected[None], axis=-1).min(1)
-  assert nearest.max() < 1e-5 and len(np.unique(np.round(placed, 4), axis=0)) == 8
-  candidate = dataclasses.replace(candidate, file_matrix_44=matrix * [[1], [2], [1], [1]])
+
+  # the pose of the unit cube takes its mesh there
+  recipe = items.Recipe("m", "mitl_3do")
+  candidate = layout.Candidate("a", "x", mesh=path, file_matrix_44=matrix)
+  fields, _, _ = items.shape_fields(candidate, recipe)
+  unit = assets.load(path).mesh.vertices
+  placed = pose.transform_points(unit, schema.example_pose(fields))
+  distances = np.linalg.norm(placed[:, None] - expected[None], axis=-1)
+  assert distances.min(1).max() < 1e-5
+  corners = np.unique(np.round(placed, 4), axis=0)
+  assert len(corners) == 8
+
+  # a matrix that shears is no pose
+  sheared = matrix * [[1], [2], [1], [1]]
+  candidate = dataclasses.replace(candidate, file_matrix_44=sheared)
   with pytest.raises(Refused, match="bad_pose"):
-    items.shape_fields(candidate, items.Recipe("m", "mitl_3do"))
+    items.shape_fields(candidate, recipe)
 
 
 def test_poses_in_another_frame_are_converted(folder, tmp_path):

@@ -44,14 +44,25 @@ def two_ellipsoids():
 
 def square(left, top, right, bottom, depth, cuts=1):
   """Facing a camera of OpenCV's axes, its sides at these pixels; 2 cuts^2 triangles."""
-  u, v = np.meshgrid(np.linspace(left, right, cuts + 1), np.linspace(top, bottom, cuts + 1))
+  # a grid of corners, where these pixels' rays have that depth
+  columns = np.linspace(left, right, cuts + 1)
+  rows = np.linspace(top, bottom, cuts + 1)
+  u, v = np.meshgrid(columns, rows)
   x = (u - CAMERA.cx) / CAMERA.fx * depth
   y = (v - CAMERA.cy) / CAMERA.fy * depth
-  vertices = np.stack([x, y, np.full_like(x, depth)], -1).reshape(-1, 3)
-  corner = np.arange((cuts + 1) ** 2).reshape(cuts + 1, cuts + 1)
-  a, b, c, d = corner[:-1, :-1], corner[:-1, 1:], corner[1:, 1:], corner[1:, :-1]
-  faces = [np.stack(three, -1).reshape(-1, 3) for three in ((a, b, c), (a, c, d))]
-  return vertices, np.concatenate(faces)
+  z = np.full_like(x, depth)
+  vertices = np.stack([x, y, z], axis=-1)
+
+  # two triangles a cell, both of which begin at its first corner
+  number = np.arange(u.size).reshape(u.shape)
+  first = number[:-1, :-1]
+  beside = number[:-1, 1:]
+  across = number[1:, 1:]
+  below = number[1:, :-1]
+  upper = np.stack([first, beside, across], axis=-1)
+  lower = np.stack([first, across, below], axis=-1)
+  faces = np.concatenate([upper.reshape(-1, 3), lower.reshape(-1, 3)])
+  return vertices.reshape(-1, 3), faces
 
 
 def shape_of(vertices, faces, colours=None):
@@ -215,21 +226,29 @@ def test_sides_of_a_square_cover_their_share_of_pixels_however_finely_it_is_cut(
 
 
 def test_what_is_in_front_is_mixed_with_what_is_behind():
+  # a red square before a green one
   front, faces = square(10.0, 10.0, 20.3, 30.0, 2.0)
   behind, _ = square(2.0, 2.0, 40.0, 40.0, 3.0)
   vertices = np.concatenate([front, behind])
+  both = np.concatenate([faces, faces + len(front)])
   colours = np.repeat([[1.0, 0, 0], [0, 1.0, 0]], 4, axis=0)
-  shape = shape_of(vertices, np.concatenate([faces, faces + 4]), colours)
+  shape = shape_of(vertices, both, colours)
+
+  # at the right side of the first one, inside the second, and beside both
   weights = np.zeros((42, 50, 8), np.float32)
   weights[15:25, 20, 1] = 1
-  picture, slopes, _ = look(shape, background=np.ones(3, np.float32), weights=weights)
+  white = np.ones(3, np.float32)
+  picture, slopes, _ = look(shape, background=white, weights=weights)
   np.testing.assert_allclose(picture.colour_HW3[20, 20], [0.3, 0.7, 0], atol=1e-4)
-  np.testing.assert_allclose(picture.colour_HW3[20, 45], [1, 1, 1])
+  np.testing.assert_allclose(picture.colour_HW3[20, 45], white)
   np.testing.assert_allclose(picture.mask_HW[20, 10:30], 1.0)
-  # Red spreads by ten pixels a pixel that the right side moves.
+
+  # Ten rows have weight: red takes ten pixels from green for each that the right side moves.
+  of_front = np.asarray(slopes)[: len(front)]
   right = np.isclose(front[:, 0], front[:, 0].max())
-  moved = np.asarray(slopes)[:4][right, 0].sum() * 2.0 / CAMERA.fx
-  np.testing.assert_allclose(moved, 10, rtol=1e-3)
+  per_length = of_front[right, 0].sum()
+  pixels_per_length = CAMERA.fx / 2.0
+  np.testing.assert_allclose(per_length / pixels_per_length, 10, rtol=1e-3)
 
 
 def test_triangles_behind_the_camera_and_broken_ones_are_left_out_and_counted():
